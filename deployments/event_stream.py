@@ -32,11 +32,14 @@ async def merge_streams(
 ) -> AsyncGenerator[tuple[str, ValueT] | None, None]:
     """Yield the values of several endless streams as they come, each with the name of its stream.
 
-    Yields None after ``heartbeat`` seconds without a value. Closes all streams when the caller
-    closes this generator, or when a stream fails.
+    Yields None after ``heartbeat`` seconds without a value, even if there are no streams. Closes
+    all streams when the caller closes this generator, or when a stream fails.
     """
     pending = {_read_next(stream): name for name, stream in streams.items()}
     try:
+        while not pending:
+            await asyncio.sleep(heartbeat)
+            yield None
         while True:
             done, _ = await asyncio.wait(
                 pending, timeout=heartbeat, return_when=asyncio.FIRST_COMPLETED

@@ -18,6 +18,7 @@ const en = {
   tryAgain: "Try again",
   more: "Load more",
   reconnecting: "The connection was lost; connecting again…",
+  refused: (reason: string) => `This page is not updated; trying again now and then. ${reason}`,
   documentation: "API documentation",
 };
 export type Strings = typeof en;
@@ -43,6 +44,7 @@ export const strings: Catalogue<Strings> = {
     tryAgain: "再試行",
     more: "さらに読み込む",
     reconnecting: "接続が切れました。再接続しています…",
+    refused: (reason) => `このページは更新されていません。ときどき再試行します。${reason}`,
     documentation: "API ドキュメント",
   },
 };

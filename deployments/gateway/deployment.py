@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -11,11 +12,16 @@ from typing import Any, Protocol, TypeVar
 from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.cluster.bodies import ClusterBody
 from deployments.gateway.cluster.config_changes import ConfigRecorder
-from deployments.gateway.cluster.feeds import ClusterFeeds
+from deployments.gateway.cluster.feeds import ClusterFeeds, FeedSources, Viewer
 from deployments.gateway.cluster.problems import ProblemFinder
-from deployments.gateway.cluster.routes_view import build_links
+from deployments.gateway.cluster.routes_view import build_links, build_routes
 from deployments.gateway.cluster.snapshot import build_cluster
-from deployments.gateway.cluster.sources import ClusterSources, read_backends, read_usage
+from deployments.gateway.cluster.sources import (
+    ClusterSources,
+    read_backends,
+    read_models,
+    read_usage,
+)
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.pools import PoolValidator, ServePoolClient
@@ -38,6 +44,7 @@ from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
 from moyin.jobs.grpc.health import HealthMonitor
+from moyin.jobs.newest_jobs import NewestJobs
 from moyin.jobs.previews import PreviewFeed
 from moyin.jobs.queue_places import QueuePlaces
 from moyin.jobs.service import JobService
@@ -151,15 +158,28 @@ class Gateway(MoyinCalls):
             checks={**checks, "artifacts": blobs.ping}, data=settings.data,
             is_config_rejected=lambda: self._config.is_rejected,
         )  # fmt: skip
-        problems = ProblemFinder()
+        problems, templates = ProblemFinder(), create_catalog(settings)
 
         async def read_cluster() -> ClusterBody:
             reading = await sources.read()
+            files = await templates.snapshot()
+            reading = replace(reading, template_problems=files.problems)
             cluster = build_cluster(pools, reading)
             found_problems = problems.find(cluster, reading, proxy.pools)
             return cluster.model_copy(update={"problems": found_problems})
 
-        cluster = close_at_shutdown(ClusterFeeds(read_cluster, read_backends, read_usage))
+        async def read_models_of(viewer: Viewer) -> str | None:
+            return await read_models(viewer.owner, viewer.is_operator)
+
+        def read_routes(cluster: ClusterBody) -> str:
+            body = build_routes(proxy.pools, self._config, cluster.applications or {})
+            return body.model_dump_json(ensure_ascii=True)
+
+        feed_sources = FeedSources(
+            cluster=read_cluster, backends=read_backends, usage=read_usage,
+            models=read_models_of, jobs=NewestJobs(jobs, places).read, routes=read_routes,
+        )  # fmt: skip
+        cluster = close_at_shutdown(ClusterFeeds(feed_sources))
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
@@ -176,7 +196,7 @@ class Gateway(MoyinCalls):
             files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
             sessions=SessionStore(database), admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(settings)),
-            templates=create_catalog(settings), proxy=proxy, config=self._config, cluster=cluster,
+            templates=templates, proxy=proxy, config=self._config, cluster=cluster,
             config_history=self._history.store, links=build_links(settings),
             authenticator=create_authenticator(database, signing_key), meter=meter,
             observer=RequestObserver(settings.log_level),

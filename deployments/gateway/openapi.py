@@ -26,11 +26,11 @@ from moyin.jobs.protocol.filters import BulkRequest
 _SCHEMA_REFERENCE = "#/components/schemas/{model}"
 _DEFINITIONS = "#/$defs/"
 # The models app describes the bodies.
-_INCLUDED_EVENT = {
+_EVENT_OF_MODELS_APP = {
     "type": "object",
     "required": ["event", "data"],
     "properties": {
-        "event": {"enum": [name.value for name in Included]},
+        "event": {"enum": [Included.BACKENDS, Included.MODELS, Included.USAGE]},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
@@ -66,8 +66,17 @@ def build_document(
         schemas |= {"JobRequest": request, "BulkRequest": bulk}
         schemas |= {"JobEvent": event, "StreamError": error}
         schemas["ServerSentEvent"] = {"oneOf": list(_list_server_sent_events())}
+        newest = wire.NewestJobs.model_json_schema(
+            ref_template=_SCHEMA_REFERENCE, mode="serialization"
+        )
+        schemas |= {**newest.pop("$defs"), **schemas, "NewestJobs": newest}
         schemas["ClusterEvent"] = {
-            "oneOf": [_describe_event("cluster", "ClusterBody"), _INCLUDED_EVENT]
+            "oneOf": [
+                _describe_event("cluster", "ClusterBody"),
+                _describe_event(Included.JOBS, "NewestJobs"),
+                _describe_event(Included.ROUTES, "RoutesBody"),
+                _EVENT_OF_MODELS_APP,
+            ]
         }
         document_problems(document, _has_comfyui_errors)
         document_security(document, is_public, get_query_schemes)

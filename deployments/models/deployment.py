@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -14,6 +15,7 @@ from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
 from deployments.models.routes.backends import describe_backends
+from deployments.models.routes.models import list_models
 from deployments.models.routes.usage import report_month
 from deployments.models.routing_config import BatchesConfig, ImagesConfig
 from deployments.models.telemetry import (
@@ -197,6 +199,10 @@ class Models(MoyinCalls):
         """
         fleet, recent = self._text_router.fleet, self._services.recent_calls
         return describe_backends(fleet, recent, tenant).model_dump_json(ensure_ascii=True)
+
+    async def read_models(self, owner: str, prices: bool) -> str:
+        """Return the JSON of ``GET /v1/models`` for a tenant, with prices for operators."""
+        return json.dumps(list_models(self._text_router.fleet, owner, prices=prices))
 
     async def read_usage(self, tenant: str | None) -> str:
         """Return a tenant's usage of this month by day as JSON; None means all tenants together."""

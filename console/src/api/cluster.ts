@@ -3,10 +3,10 @@
 import type { components } from "#api/gateway";
 import type { components as modelsComponents } from "#api/models";
 import { type QueryKey, useQuery, useQueryClient } from "@tanstack/react-query";
-import { useCallback, useEffect, useLayoutEffect, useState } from "react";
+import { useCallback, useLayoutEffect, useRef, useState } from "react";
 
 import { body, gateway, models } from "./client";
-import { renewSession } from "./session";
+import { CONNECTED, LiveSource, type LiveState } from "./live-source";
 
 type Schemas = components["schemas"];
 type ModelsSchemas = modelsComponents["schemas"];
@@ -21,22 +21,81 @@ export type BreakerState = Schemas["BreakerState"];
 
 type Month = Omit<ModelsSchemas["UsageReport"], "budgets">;
 
-const KEY = ["cluster"] as const;
-const BACKENDS_KEY = ["overview", "backends"] as const;
-const USAGE_KEY = ["overview", "usage"] as const;
-const REOPEN_MILLISECONDS = 3_000;
+/** The data of the events by their names; `null` while a source does not respond. */
+interface Parts {
+  cluster: Cluster;
+  backends: ModelsSchemas["BackendsBody"];
+  usage: Month;
+  models: { data: unknown[] };
+  jobs: Schemas["NewestJobs"];
+  routes: Schemas["RoutesBody"];
+}
+type Listeners = { [Name in keyof Parts]?: (data: Parts[Name] | null) => void };
 
-/** Return the newest state of the cluster, which follows the server's events while the page is open. */
-export function useCluster(enabled = true) {
-  const [isReconnecting, setReconnecting] = useState(false);
-  const show = useShow<Cluster>(KEY);
-  const query = useQuery({ queryKey: KEY, enabled, queryFn: () => body(gateway.GET("/cluster")) });
-  useEffect(() => {
+const KEY = ["cluster"] as const;
+const ROUTES_KEY = ["cluster-routes"] as const;
+const BACKENDS_KEY = ["backends"] as const;
+const USAGE_KEY = ["overview", "usage"] as const;
+
+/** Follow the events that have listeners by one stream, whose readings all viewers with the same rights share. */
+export function useClusterEvents(listeners: Listeners, enabled: boolean): LiveState {
+  const [state, setState] = useState(CONNECTED);
+  const current = useRef(listeners);
+  useLayoutEffect(() => {
+    current.current = listeners;
+  });
+  const names = Object.keys(listeners).join(" ");
+  // Before the first paint, which needs none of it.
+  useLayoutEffect(() => {
     if (!enabled) return undefined;
-    const stream = new ClusterStream({ cluster: show }, setReconnecting);
-    return () => stream.close();
-  }, [show, enabled]);
-  return { ...query, isReconnecting };
+    const listened = names.split(" ");
+    const query = new URLSearchParams(listened.filter((name) => name !== "cluster").map((name) => ["include", name]));
+    if (!listened.includes("cluster")) query.set("cluster", "false");
+    const source = new LiveSource({
+      getAddress: () => `/cluster/events?${query}`,
+      listeners: Object.fromEntries(listened.map((name) => [name, (message) => {
+        const listen = current.current[name as keyof Parts] as ((data: unknown) => void) | undefined;
+        listen?.(JSON.parse(message.data));
+      }])),
+      onState: setState,
+    });
+    return () => {
+      source.close();
+      setState(CONNECTED);
+    };
+  }, [names, enabled]);
+  return state;
+}
+
+/** Return a function that keeps an event's data; for `null` the server is asked for its words. */
+export function useShow<T>(key: QueryKey, refetch?: () => unknown) {
+  const queries = useQueryClient();
+  return useCallback((data: T | null) => {
+    if (data === null) {
+      refetch?.();
+      return;
+    }
+    // An answer that is still on its way is older.
+    void queries.cancelQueries({ queryKey: key });
+    queries.setQueryData(key, data);
+  }, [queries, key, refetch]);
+}
+
+/** Return what operators see of the cluster; without `follows` it is not followed, and has no pools. */
+export function useOperations(follows: boolean) {
+  const cluster = useQuery({ queryKey: KEY, enabled: follows, queryFn: () => body(gateway.GET("/cluster")) });
+  const routes = useQuery({ queryKey: ROUTES_KEY, queryFn: () => body(gateway.GET("/cluster/routes")) });
+  const live = useClusterEvents(
+    { cluster: useShow<Cluster>(KEY), routes: useShow<Parts["routes"]>(ROUTES_KEY, routes.refetch) }, follows,
+  );
+  return { cluster, routes, live };
+}
+
+/** Return the back ends for text, followed if `follows`. */
+export function useBackends(follows: boolean) {
+  const backends = useQuery({ queryKey: BACKENDS_KEY, queryFn: () => body(models.GET("/backends")) });
+  const live = useClusterEvents({ backends: useShow<Parts["backends"]>(BACKENDS_KEY, backends.refetch) }, follows);
+  return { ...backends, live };
 }
 
 /**
@@ -44,7 +103,6 @@ export function useCluster(enabled = true) {
  * queries for the back ends and the usage run only to get the server's words while it cannot read them.
  */
 export function useOverview(isOperator: boolean) {
-  const [isReconnecting, setReconnecting] = useState(false);
   const cluster = useQuery({ queryKey: KEY, queryFn: () => body(gateway.GET("/cluster")) });
   const backends = useQuery({
     queryKey: BACKENDS_KEY, enabled: false, queryFn: () => body(models.GET("/backends")),
@@ -58,77 +116,15 @@ export function useOverview(isOperator: boolean) {
       },
     })),
   });
-  const showCluster = useShow<Cluster>(KEY);
-  const showBackends = useShow<ModelsSchemas["BackendsBody"]>(BACKENDS_KEY, backends.refetch);
-  const showUsage = useShow<Month>(USAGE_KEY, usage.refetch);
-  // Before the first paint, which needs none of it.
-  useLayoutEffect(() => {
-    const stream = new ClusterStream(
-      { cluster: showCluster, backends: showBackends, usage: showUsage }, setReconnecting,
-    );
-    return () => stream.close();
-  }, [showCluster, showBackends, showUsage]);
-  return { cluster, backends, usage, isReconnecting };
+  const live = useClusterEvents({
+    cluster: useShow<Cluster>(KEY),
+    backends: useShow<Parts["backends"]>(BACKENDS_KEY, backends.refetch),
+    usage: useShow<Month>(USAGE_KEY, usage.refetch),
+  }, true);
+  return { cluster, backends, usage, live };
 }
 
 /** Return the day in UTC, by which usage is summed. */
 export function getToday(): string {
   return new Date().toISOString().slice(0, 10);
-}
-
-/** Return a function that keeps an event's data; for `null` the server is asked for its words. */
-function useShow<T>(key: QueryKey, refetch?: () => unknown) {
-  const queries = useQueryClient();
-  return useCallback((data: T | null) => {
-    if (data === null) {
-      refetch?.();
-      return;
-    }
-    // An answer that is still on its way is older.
-    void queries.cancelQueries({ queryKey: key });
-    queries.setQueryData(key, data);
-  }, [queries, key, refetch]);
-}
-
-class ClusterStream {
-  private source: EventSource | undefined;
-  private timer: ReturnType<typeof setTimeout> | undefined;
-  private isClosed = false;
-
-  constructor(
-    private readonly shows: Record<string, (data: any) => void>,
-    private readonly setReconnecting: (value: boolean) => void,
-  ) {
-    this.open();
-  }
-
-  close() {
-    this.isClosed = true;
-    clearTimeout(this.timer);
-    this.source?.close();
-  }
-
-  private open() {
-    const names = Object.keys(this.shows);
-    const query = new URLSearchParams(names.filter((name) => name !== "cluster").map((name) => ["include", name]));
-    const source = new EventSource(`/cluster/events?${query}`);
-    this.source = source;
-    for (const [name, show] of Object.entries(this.shows)) {
-      source.addEventListener(name, (message: MessageEvent<string>) => {
-        this.setReconnecting(false);
-        show(JSON.parse(message.data));
-      });
-    }
-    source.onopen = () => this.setReconnecting(false);
-    source.onerror = () => {
-      if (this.isClosed) return;
-      this.setReconnecting(true);
-      // A browser does not connect again after a refusal, such as of a session that is too old.
-      if (source.readyState === EventSource.CLOSED) {
-        this.timer = setTimeout(() => void renewSession().then(() => {
-          if (!this.isClosed) this.open();
-        }), REOPEN_MILLISECONDS);
-      }
-    };
-  }
 }

@@ -3,6 +3,7 @@
 import { useQuery } from "@tanstack/react-query";
 
 import { body, call, models } from "./client";
+import { useClusterEvents, useShow } from "./cluster";
 
 export const ABILITIES = ["tools", "vision", "schema", "thinking", "embeddings"] as const;
 export type Ability = (typeof ABILITIES)[number];
@@ -29,15 +30,24 @@ export interface TextModel extends Record<Ability, boolean> {
   backends?: ModelBackend[];
 }
 
+const KEY = ["text-models"] as const;
+
 export function useTextModels() {
   return useQuery({
-    queryKey: ["text-models"],
-    refetchInterval: 30_000,
+    queryKey: KEY,
     queryFn: async () => {
       const list = (await body(models.GET("/models"))) as { data: TextModel[] };
       return list.data;
     },
   });
+}
+
+/** Return the models, followed by the cluster's events if `follows`. */
+export function useLiveTextModels(follows: boolean) {
+  const list = useTextModels();
+  const show = useShow<TextModel[]>(KEY, list.refetch);
+  const live = useClusterEvents({ models: (body) => show(body && (body.data as TextModel[])) }, follows);
+  return { ...list, live };
 }
 
 /** Return whether a chat can name the model; of those without a key only the name is known. */

@@ -13,6 +13,9 @@ export function downloadJson(name: string, value: unknown): void {
   download(`${name}.json`, "application/json", JSON.stringify(value, null, 2));
 }
 
+/** How many files an archive may name. */
+export const MAX_ARCHIVE_FILES = 200;
+
 /** Save files as one archive, which the browser writes as it comes; rejects with `ApiError`. */
 export async function downloadArchive(files: { artifacts: string[] } | { job: string }): Promise<void> {
   const archive = await body(gateway.POST("/artifacts/archive", { body: files }));

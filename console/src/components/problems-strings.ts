@@ -20,6 +20,7 @@ const en = {
     backend_down: "Back end down",
     backend_breaker_open: "Back end fails its calls",
     route_without_upstream: "Route without a healthy upstream",
+    template_invalid: "Template file not valid",
   } as Record<string, string>,
   /** What is wrong, where the server's words are in another language. */
   messages: {} as Record<string, (problem: Problem, format: Format) => string>,
@@ -50,6 +51,7 @@ export const strings: Catalogue<typeof en> = {
       backend_down: "バックエンド停止",
       backend_breaker_open: "バックエンドの呼び出しが失敗しています",
       route_without_upstream: "正常なアップストリームがないルート",
+      template_invalid: "テンプレートファイルの誤り",
     },
     messages: {
       service_down: ({ subject }) => `サービス ${subject} が応答しません。`,
@@ -68,6 +70,7 @@ export const strings: Catalogue<typeof en> = {
       backend_down: ({ subject }) => `バックエンド ${subject} がヘルスチェックに合格していません。`,
       backend_breaker_open: ({ subject }) => `バックエンド ${subject} の呼び出しが繰り返し失敗したため、試行のみ送っています。`,
       route_without_upstream: ({ subject }) => `プロキシのルート ${subject} に正常なアップストリームがありません。`,
+      template_invalid: ({ subject, parameters }) => `テンプレートファイル ${subject} を読み込めません${failure(parameters.error)}。`,
     },
     advice: {
       service_down: "サービスを起動し直し、接続先の設定（データベース、Temporal、Valkey、ファイル保存先）を確認してください。",
@@ -83,6 +86,7 @@ export const strings: Catalogue<typeof en> = {
       backend_down: "バックエンドのサーバー、アドレス、API キーを確認してください。",
       backend_breaker_open: "プロバイダーの状況とキーを確認してください。しばらくすると自動的に再試行されます。",
       route_without_upstream: "ルートのアップストリームのサービスを起動するか、アドレスを修正してください。",
+      template_invalid: "ファイルを修正してください。数秒後に読み直されます。それまでは、以前の正しい版があればそれが使われます。",
     },
   },
 };

@@ -1,11 +1,13 @@
-"""Reads the cluster, the back ends and the usage, and shares each reading among all clients."""
+"""Reads the cluster, jobs, models, usage and routes once for all clients that follow them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Generic, TypeVar
 
 from deployments.event_stream import merge_streams
 from deployments.gateway.cluster.bodies import ClusterBody
@@ -13,14 +15,21 @@ from deployments.gateway.cluster.shared_reading import SharedReading
 from deployments.gateway.cluster.snapshot import restrict_cluster
 from moyin.system.bounded import BoundedDict
 
+# The seconds between two readings of each part.
+READING_SECONDS: Mapping[str, float] = {
+    "cluster": 2.0, "backends": 5.0, "usage": 60.0, "models": 10.0, "jobs": 2.0, "routes": 5.0
+}  # fmt: skip
 # With this pause, a replica spends at most a hundredth of its time on the sums of a tenant.
 _USAGE_PAUSE_FACTOR = 100.0
+# Counting a hundred thousand open jobs takes tens of milliseconds.
+_JOBS_PAUSE_FACTOR = 20.0
 # The models app computes one sum after the other, and refuses further ones while eight wait.
 _MAX_SUMS = 2
 _MAX_TENANTS = 1_000
 _MAX_VIEWS = 128
 # Returns JSON for one tenant, or for all if it is None; the result is None if the source does not respond.
 ReadForTenant = Callable[[str | None], Awaitable[str | None]]
+KeyT = TypeVar("KeyT")
 
 
 class Included(StrEnum):
@@ -28,14 +37,51 @@ class Included(StrEnum):
 
     BACKENDS = "backends"
     USAGE = "usage"
+    MODELS = "models"
+    JOBS = "jobs"
+    ROUTES = "routes"
 
 
-class _TenantReadings:
-    """Reads a source once for each tenant, and shares the result among the tenant's clients."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Viewer:
+    """A client of the stream: clients that are equal see the same, and so share readings."""
+
+    owner: str
+    is_operator: bool
+
+    @property
+    def tenant(self) -> str | None:
+        """The tenant whose back ends and usage the client sees; None means all tenants."""
+        return None if self.is_operator else self.owner
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeedSources:
+    """Reads the parts of the stream as JSON; None stands for a source that does not respond.
+
+    Attributes:
+        cluster: returns the body of ``GET /cluster`` for operators.
+        backends: returns the body of ``GET /v1/backends``.
+        usage: returns the body of ``GET /v1/usage`` for this month by day.
+        models: returns the body of ``GET /v1/models`` for a viewer.
+        jobs: returns the newest jobs of a tenant.
+        routes: returns the body of ``GET /cluster/routes``, which contains parts of the cluster's.
+    """
+
+    cluster: Callable[[], Awaitable[ClusterBody]]
+    backends: ReadForTenant
+    usage: ReadForTenant
+    models: Callable[[Viewer], Awaitable[str | None]]
+    jobs: Callable[[str], Awaitable[str | None]]
+    routes: Callable[[ClusterBody], str]
+
+
+class _Readings(Generic[KeyT]):
+    """Reads a source once per key, such as a tenant, and shares the result among its clients."""
 
     def __init__(
         self,
-        read: ReadForTenant,
+        read: Callable[[KeyT], Awaitable[str | None]],
         interval: float,
         clock: Callable[[], float],
         *,
@@ -47,24 +93,20 @@ class _TenantReadings:
         self._clock = clock
         self._pause_factor = pause_factor
         self._shows_old = shows_old
-        self._readings: BoundedDict[str | None, SharedReading[str | None]]
-        self._readings = BoundedDict(_MAX_TENANTS)
+        self._readings: BoundedDict[KeyT, SharedReading[str | None]] = BoundedDict(_MAX_TENANTS)
 
-    def follow(self, tenant: str | None) -> AsyncGenerator[str | None, None]:
-        """Yield a tenant's data as JSON now, and again whenever the JSON has changed.
-
-        If ``tenant`` is None, the data cover all tenants.
-        """
-        reading = self._readings.get(tenant)
+    def follow(self, key: KeyT) -> AsyncGenerator[str | None, None]:
+        """Yield the JSON for a key now, and again whenever it has changed."""
+        reading = self._readings.get(key)
         if reading is None:
             reading = SharedReading(
-                lambda: self._read(tenant),
+                lambda: self._read(key),
                 interval=self._interval,
                 pause_factor=self._pause_factor,
                 shows_old=self._shows_old,
                 clock=self._clock,
             )
-        self._readings[tenant] = reading  # makes it the newest
+        self._readings[key] = reading  # makes it the newest
         return reading.follow()
 
     async def close(self) -> None:
@@ -74,62 +116,73 @@ class _TenantReadings:
 
 
 class ClusterFeeds:
-    """Shares readings of the cluster, the back ends and the usage among all clients of a replica.
+    """Shares readings of the sources among all clients of a replica with the same rights.
 
     Args:
-        read_cluster: returns the body of ``GET /cluster`` for operators.
-        read_backends: returns the body of ``GET /v1/backends``.
-        read_usage: returns the body of ``GET /v1/usage`` for this month by day.
-        cluster_seconds, backends_seconds, usage_seconds: the seconds between two readings.
+        seconds: the seconds between two readings of each part, by its name.
         clock: returns the present monotonic time in seconds.
     """
 
     def __init__(
         self,
-        read_cluster: Callable[[], Awaitable[ClusterBody]],
-        read_backends: ReadForTenant,
-        read_usage: ReadForTenant,
+        sources: FeedSources,
         *,
-        cluster_seconds: float = 2.0,
-        backends_seconds: float = 5.0,
-        usage_seconds: float = 60.0,
+        seconds: Mapping[str, float] = READING_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         sums = asyncio.Semaphore(_MAX_SUMS)
 
         async def read_usage_in_turn(tenant: str | None) -> str | None:
             async with sums:
-                return await read_usage(tenant)
+                return await sources.usage(tenant)
 
-        self.cluster = SharedReading(read_cluster, interval=cluster_seconds, clock=clock)
-        self._tenants = {
-            Included.BACKENDS: _TenantReadings(read_backends, backends_seconds, clock),
-            # A sum takes tenths of a second, in which an overview would have an empty part.
-            Included.USAGE: _TenantReadings(
-                read_usage_in_turn,
-                usage_seconds,
-                clock,
-                pause_factor=_USAGE_PAUSE_FACTOR,
-                shows_old=True,
-            ),
-        }
+        async def read_routes(_: None) -> str | None:
+            return sources.routes(await self.cluster.get())
+
+        self.cluster = SharedReading(sources.cluster, interval=seconds["cluster"], clock=clock)
+        self._backends = _Readings(sources.backends, seconds["backends"], clock)
+        # A sum takes tenths of a second, in which an overview would have an empty part.
+        self._usage = _Readings(
+            read_usage_in_turn,
+            seconds["usage"],
+            clock,
+            pause_factor=_USAGE_PAUSE_FACTOR,
+            shows_old=True,
+        )
+        self._models = _Readings(sources.models, seconds["models"], clock)
+        self._jobs = _Readings(
+            sources.jobs, seconds["jobs"], clock, pause_factor=_JOBS_PAUSE_FACTOR
+        )
+        self._routes = _Readings(read_routes, seconds["routes"], clock)
         self._formatted_cluster: ClusterBody | None = None
         self._views: BoundedDict[tuple[str, ...] | None, str] = BoundedDict(_MAX_VIEWS)
 
     def follow(
-        self, tenant: str | None, included: Iterable[Included]
+        self, viewer: Viewer, included: Iterable[Included], *, with_cluster: bool = True
     ) -> AsyncGenerator[tuple[str, ClusterBody | str | None] | None, None]:
         """Yield the cluster and the included parts now, and each of them again when it has changed.
 
         Each value comes with its name: ``cluster``, or the name of the part. After 15 seconds
         without a change, None is yielded.
-
-        Args:
-            tenant: the tenant whose back ends and usage are yielded; None means all tenants.
         """
         streams: dict[str, AsyncGenerator[ClusterBody | str | None, None]]
-        streams = {name: self._tenants[name].follow(tenant) for name in included}
-        return merge_streams({"cluster": self.cluster.follow(), **streams})
+        streams = {name: self._follow_part(name, viewer) for name in included}
+        if with_cluster:
+            streams["cluster"] = self.cluster.follow()
+        return merge_streams(streams)
+
+    def _follow_part(self, part: Included, viewer: Viewer) -> AsyncGenerator[str | None, None]:
+        match part:
+            case Included.BACKENDS:
+                return self._backends.follow(viewer.tenant)
+            case Included.USAGE:
+                return self._usage.follow(viewer.tenant)
+            case Included.MODELS:
+                return self._models.follow(viewer)
+            case Included.JOBS:
+                return self._jobs.follow(viewer.owner)
+            case Included.ROUTES:
+                return self._routes.follow(None)
 
     def format_cluster(self, cluster: ClusterBody, pools: Sequence[str] | None) -> str:
         """Return the JSON of ``cluster`` for tenants that may use ``pools``; None means operators.
@@ -149,5 +202,5 @@ class ClusterFeeds:
     async def close(self) -> None:
         """Cancel the readings in progress of the cluster's state, the back ends and the usage."""
         await self.cluster.close()
-        for readings in self._tenants.values():
+        for readings in (self._backends, self._usage, self._models, self._jobs, self._routes):
             await readings.close()

@@ -17,6 +17,8 @@ _START_PATIENCE = timedelta(minutes=3)
 _MANY_LOSSES = 3
 _MIN_FREE_BYTES = 2 * 1024**3
 _GIB = 1024**3
+_MAX_TEMPLATES = 20
+_MAX_ERROR_CHARACTERS = 500
 _HEALTHY_APPS = ("RUNNING", "DEPLOYING", "NOT_STARTED", "DELETING")
 _CHECK_ADVICE = {
     "database": "Start the database, or check MOYIN_DATABASE_URL; jobs cannot be accepted meanwhile.",
@@ -59,6 +61,7 @@ class ProblemFinder:
             *_check_pools(cluster, reading, now),
             *_check_backends(reading.backends),
             *_check_routes(routes),
+            *_check_templates(reading.template_problems),
         ]
         first_seen, self._first_seen = self._first_seen, {}
         problems = []
@@ -242,3 +245,20 @@ def _check_routes(routes: Sequence[UpstreamPool]) -> Iterator[_Finding]:
                 message=f"The proxy's route {pool.route.name} has no healthy upstream.",
                 advice="Start the service, or correct `upstreams` of the route.",
             )
+
+
+def _check_templates(problems: Sequence[str]) -> Iterator[_Finding]:
+    """Yield the first problem of each file; files beyond the first twenty follow once these are valid."""
+    errors: dict[str, str] = {}
+    for problem in problems:
+        file, _, error = problem.partition(": ")
+        errors.setdefault(file, error[:_MAX_ERROR_CHARACTERS])
+    for file, error in list(errors.items())[:_MAX_TEMPLATES]:
+        yield _Finding(
+            code="template_invalid",
+            subject=file,
+            message=f"The template file {file} is not valid: {error}",
+            advice="Correct the file, which is read again within seconds; its last valid version stays in "
+            "use meanwhile, if there was one.",
+            parameters={"error": error},
+        )

@@ -58,6 +58,7 @@ class ClusterReading:
         applications: the status of each app of Ray Serve.
         disk_free: the free bytes of the disk of the data folder.
         rejected_configs: the apps that rejected their newest configuration.
+        template_problems: problems in the files of templates, each as a line ``<file>: <problem>``.
     """
 
     nodes: Sequence[Mapping[str, Any]] | None = None
@@ -69,6 +70,7 @@ class ClusterReading:
     applications: Mapping[str, str] = field(default_factory=dict)
     disk_free: int | None = None
     rejected_configs: Sequence[str] = ()
+    template_problems: Sequence[str] = ()
 
 
 class ClusterSources:
@@ -169,6 +171,15 @@ async def read_backends(tenant: str | None) -> str | None:
     """
     backends: str | None = await _read(_call_models("read_backends", tenant))
     return backends
+
+
+async def read_models(owner: str, prices: bool) -> str | None:
+    """Return the body of ``GET /v1/models`` for a tenant, with the back ends' prices for operators.
+
+    The result is None if the models app does not respond.
+    """
+    models: str | None = await _read(_call_models("read_models", owner, prices))
+    return models
 
 
 async def read_usage(tenant: str | None) -> str | None:

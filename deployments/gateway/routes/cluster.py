@@ -18,14 +18,14 @@ from deployments.gateway.cluster.bodies import (
     RoutesBody,
 )
 from deployments.gateway.cluster.config_changes import CHANGES, build_changes
-from deployments.gateway.cluster.feeds import ClusterFeeds, Included
+from deployments.gateway.cluster.feeds import ClusterFeeds, Included, Viewer
 from deployments.gateway.cluster.routes_view import build_routes
 from deployments.gateway.cluster.snapshot import restrict_cluster
 from deployments.gateway.config import GatewayConfig
 from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.admission import GraphAdmission
-from moyin.domain.identity import OPERATOR, ORG_ADMIN, TEXT, Identity
+from moyin.domain.identity import JOBS_READ, OPERATOR, ORG_ADMIN, TEXT, Identity
 from moyin.proxy.engine import Proxy
 from moyin.store.config_history import ConfigHistory
 
@@ -41,11 +41,17 @@ _Include = Annotated[
     list[Included],
     Query(
         max_length=len(Included),
-        description="Also send `backends`, whose data is the body of `GET /v1/backends`, or `usage`, "
-        "whose data is that of `GET /v1/usage` for this month by day, without `budgets`: for operators "
-        "of all tenants, for others of their own. Repeat the parameter for both. What your scopes do "
-        "not allow is left out. The data is null while the models app does not respond.",
+        description="Also send `jobs`, whose data is the body of `GET /jobs` with the numbers of all "
+        "queued and running jobs of your tenant; `models`, `backends` or `routes`, whose data is the body "
+        "of `GET /v1/models`, `GET /v1/backends` or `GET /cluster/routes`; or `usage`, whose data is that "
+        "of `GET /v1/usage` for this month by day, without `budgets`: for operators of all tenants, for "
+        "others of their own. Repeat the parameter for several. What your scopes do not allow is left "
+        "out. The data is null while its source does not respond.",
     ),
+]
+
+_WithCluster = Annotated[
+    bool, Query(alias="cluster", description="Whether to send `cluster` events.")
 ]
 
 
@@ -111,16 +117,22 @@ def cluster_routes(
         response_class=StreamingResponse,
         responses=_EVENT_RESPONSES,
     )
-    async def follow(request: Request, include: _Include = []) -> Response:  # noqa: B006
+    async def follow(
+        request: Request,
+        include: _Include = [],  # noqa: B006
+        with_cluster: _WithCluster = True,
+    ) -> Response:
         """Send the body of `GET /cluster` now and whenever it has changed, every two seconds at most."""
         caller = context(request.scope).caller
         is_operator = caller.has_scope(OPERATOR)
         included = _select_allowed(request, include)
-        tenant = None if is_operator else caller.owner
+        viewer = Viewer(owner=caller.owner, is_operator=is_operator)
 
         async def format_events() -> AsyncGenerator[str, None]:
             prefix, previous_value = _RETRY, None
-            async with aclosing(feeds.follow(tenant, included)) as changes:
+            async with aclosing(
+                feeds.follow(viewer, included, with_cluster=with_cluster)
+            ) as changes:
                 async for change in changes:
                     if change is None:
                         yield ": still here\n\n"
@@ -157,5 +169,8 @@ def _select_allowed(request: Request, include: Sequence[Included]) -> list[Inclu
         Included.BACKENDS: caller.has_scope(TEXT)
         and (caller.has_scope(OPERATOR) or caller.has_scope(ORG_ADMIN)),
         Included.USAGE: caller.has_scope(TEXT),
+        Included.MODELS: caller.has_scope(TEXT),
+        Included.JOBS: caller.has_scope(JOBS_READ),
+        Included.ROUTES: caller.has_scope(OPERATOR),
     }
     return [name for name in Included if name in include and allowed[name]]

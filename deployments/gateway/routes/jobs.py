@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -15,9 +14,9 @@ from pydantic import BaseModel
 
 from deployments.gateway.openapi import describe_body
 from moyin.access.gatekeeper import context
-from moyin.domain.job import Job
 from moyin.errors import InvalidRequest
 from moyin.jobs.history import JobHistory
+from moyin.jobs.newest_jobs import view_queue
 from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.filters import (
     JobFilterBody,
@@ -58,12 +57,6 @@ def job_routes(
         aliases = {} if body.template is None else (await templates.snapshot()).aliases
         return body.to_domain(aliases)
 
-    async def view_queue(listed_jobs: Sequence[Job]) -> QueueView:
-        """Return the current time, and the queue places if any of the jobs is an open render."""
-        has_open = any(job.render_steps and not job.status.is_final for job in listed_jobs)
-        known_places = await places.read() if has_open else {}
-        return QueueView(now=datetime.now(UTC), places=known_places)
-
     @router.post("/jobs", status_code=202, openapi_extra=_JOB_BODY)
     async def submit(
         request: Request,
@@ -96,7 +89,7 @@ def job_routes(
             limit=query.limit,
             cursor=query.cursor,
         )
-        queue = await view_queue(page_jobs)
+        queue = await view_queue(places, page_jobs)
         return wire.JobPage(
             jobs=[render_job(job, queue) for job in page_jobs], next_cursor=next_cursor
         )
@@ -142,7 +135,7 @@ def job_routes(
         # Only the spec has the inputs of the children of a batch.
         load_spec = service.load_small_spec if job.children is None else service.load_spec
         spec, outputs = await asyncio.gather(load_spec(job), service.load_outputs(job))
-        return render_job_detail(job, outputs, spec, await view_queue([job]))
+        return render_job_detail(job, outputs, spec, await view_queue(places, [job]))
 
     @router.get("/jobs/{job_id}/graph", name="graph", summary="Return the graph of a render")
     async def get_graph(

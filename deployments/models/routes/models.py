@@ -39,7 +39,7 @@ def new_model_routes(text_router: Router) -> APIRouter:
     )
     async def list_models(request: Request) -> Response | dict[str, Any]:
         try:
-            return _list_models(text_router.fleet, request)
+            return _list_page(text_router.fleet, request)
         except MoyinError as error:
             return _new_error_response(error, request)
 
@@ -66,13 +66,22 @@ def _is_operator(request: Request) -> bool:
     return identity is not None and identity.has_scope(OPERATOR)
 
 
-def _list_models(fleet: Fleet, request: Request) -> dict[str, Any]:
-    owner = context(request.scope).owner
-    names: Sequence[str] = fleet.list_names(owner)
-    has_more = False
-    if is_anthropic_client(request.scope):
-        names, has_more = _select_page(names, request.query_params)
-    prices = _is_operator(request)
+def _list_page(fleet: Fleet, request: Request) -> dict[str, Any]:
+    owner, prices = context(request.scope).owner, _is_operator(request)
+    if not is_anthropic_client(request.scope):
+        return list_models(fleet, owner, prices=prices)
+    names, has_more = _select_page(fleet.list_names(owner), request.query_params)
+    return _describe_page(fleet, owner, names, has_more=has_more, prices=prices)
+
+
+def list_models(fleet: Fleet, owner: str, *, prices: bool) -> dict[str, Any]:
+    """Return all models and aliases that a tenant may use, with prices for operators."""
+    return _describe_page(fleet, owner, fleet.list_names(owner), has_more=False, prices=prices)
+
+
+def _describe_page(
+    fleet: Fleet, owner: str, names: Sequence[str], *, has_more: bool, prices: bool
+) -> dict[str, Any]:
     return {
         "object": "list",
         "data": [_describe_model(fleet, owner, name, prices=prices) for name in names],

@@ -114,7 +114,8 @@ class ApiKeyService:
         Args:
             scopes: the key's scopes. If None, the key gets those of `DEFAULT_SCOPES` that its user
                 has.
-            user_id: the service account that owns the key, or None if the caller owns it.
+            user_id: the service account that owns the key, or None if the caller owns it. Operators
+                may name one of any organisation, to which the key then belongs.
 
         Raises:
             InsufficientScope: the caller lacks one of the scopes.
@@ -125,15 +126,18 @@ class ApiKeyService:
         require_scope(identity, KEYS)
         if expires_at is not None and expires_at <= now():
             raise InvalidRequest("expires_at must be a time in the future", field="expires_at")
-        user_scopes = identity.scopes
+        owner, user_scopes = identity.owner, identity.scopes
         if user_id is not None and user_id != identity.user:
-            require_scope(identity, ORG_ADMIN)
-            user = await self._users.get_member(identity.owner, user_id)
+            if identity.has_scope(OPERATOR):
+                user = await self._users.get(user_id)
+            else:
+                require_scope(identity, ORG_ADMIN)
+                user = await self._users.get_member(identity.owner, user_id)
             if user.kind is not UserKind.SERVICE or user.role is None:
                 raise InvalidRequest(
                     "user must be the id of a service account of your organisation", field="user"
                 )
-            user_scopes = ROLE_SCOPES[user.role]
+            owner, user_scopes = user.owner, ROLE_SCOPES[user.role]
         key_scopes = _select_default_scopes(user_scopes) if scopes is None else frozenset(scopes)
         require_grantable(identity, key_scopes)
         async with self._transactions.begin(identity) as transaction:
@@ -145,7 +149,7 @@ class ApiKeyService:
                     )
                 expires_at = expires_at or end
             key_id, text = await self._keys.create(
-                identity.owner,
+                owner,
                 name,
                 scopes=key_scopes,
                 user=user_id or identity.user,
@@ -153,7 +157,7 @@ class ApiKeyService:
                 within=transaction,
             )
             details = {"name": name, "scopes": sorted(key_scopes)}
-            event = caller.create_audit_event("key.create", identity.owner, key_id, details)
+            event = caller.create_audit_event("key.create", owner, key_id, details)
             await self._audit.write(event, within=transaction)
         return await self._keys.get(key_id), text
 

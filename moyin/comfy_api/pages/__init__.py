@@ -25,6 +25,7 @@ _FORM = """{alert}<p>The farm's ComfyUI needs an API key of yours, or an access 
 _SIGNED_IN = """<p>You are signed in as <code>{name}</code>.</p>
 <p><a href="/comfy/">Open ComfyUI</a></p>
 <p><a href="/console/">Open the console</a></p>
+<p role="alert" hidden>The session could not be ended just now. Try again in a moment.</p>
 <form method="post" action="/comfy/session/end"><button>Sign out</button></form>"""
 _START = """<p>Clients of ComfyUI's API can use this address with an API key.</p>
 <p><a href="/comfy/">Open ComfyUI</a></p>
@@ -47,12 +48,17 @@ if (key) {
 """
 _RELOAD_SCRIPT = "setTimeout(() => location.reload(), 3000);"
 # Ends the session at the accounts app, which gets the cookie that renews it: the cookie of the access
-# token expires in minutes, and without it the gateway would not know which session to end.
+# token expires in minutes, and without it the gateway would not know which session to end. While the
+# accounts app does not respond, the cookies stay, so that the session can still be ended afterwards.
 _SIGN_OUT_SCRIPT = """
 const form = document.querySelector("form");
-form.addEventListener("submit", (event) => {
+const alert = document.querySelector("[role=alert]");
+form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  fetch("/accounts/session/end", {method: "POST"}).finally(() => form.submit());
+  alert.hidden = true;
+  const answer = await fetch("/accounts/session/end", {method: "POST"}).catch(() => null);
+  if (answer !== null && answer.status < 500) form.submit();
+  else alert.hidden = false;
 });
 """
 # This script in ComfyUI's page renews the session of a signed-in person, because access tokens
@@ -87,6 +93,9 @@ class HtmlPage:
         self.html = _TEMPLATE.substitute(title=escape(title), body=body, script=script)
         self.headers = {
             "cache-control": "no-store",
+            # Without referrers, forms would have the origin `null`, which the gateway cannot tell from
+            # that of another site where browsers send no Sec-Fetch-Site: at addresses without TLS.
+            "referrer-policy": "same-origin",
             "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
             f"img-src data:; connect-src 'self'; script-src 'sha256-{digest}'; "
             "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",

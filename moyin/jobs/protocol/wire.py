@@ -327,6 +327,13 @@ class JobPage(BaseModel):
     next_cursor: str | None
 
 
+class NewestJobs(JobPage):
+    """The first page of the tenant's jobs, with the numbers of all that are open."""
+
+    queued: int
+    running: int
+
+
 class ArtifactDetail(ArtifactBody):
     """A stored file, with the time of storing and the job, if any, that produced it."""
 

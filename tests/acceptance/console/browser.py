@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -19,8 +19,7 @@ SCREENSHOTS = ROOT / "docs" / "assets" / "console"
 _AXE = ROOT / "console" / "node_modules" / "axe-core" / "axe.min.js"
 _FLAGS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--disable-component-update", "--disable-sync", "--disable-features=HttpsUpgrades",
 )  # fmt: skip
 _ANIMATIONS_END = """
 () => Promise.allSettled(
@@ -30,6 +29,7 @@ _ANIMATIONS_END = """
 )
 """
 _SERIOUS = ("serious", "critical")
+_LANGUAGE_MENUS = {"ja": "言語"}
 
 
 class ConsoleBrowser:
@@ -107,9 +107,27 @@ class ConsoleBrowser:
         ]
         assert serious == [], json.dumps(serious, indent=1)
 
-    def screenshot(self, name: str) -> Path:
-        """Save a screenshot of the window for the documentation."""
-        path = self._folder / f"{name}.png"
+    def screenshot(self, name: str, *, also: str | None = None) -> Path:
+        """Save a screenshot of the window for the documentation.
+
+        If ``also`` is a language and the documentation's pictures are written, it gets one, too.
+        """
+        if also is not None and self._folder == SCREENSHOTS:
+            self._switch_language("Language", also)
+            self._save_screenshot(SCREENSHOTS / also / f"{name}.png")
+            self._switch_language(_LANGUAGE_MENUS[also], "en")
+        return self._save_screenshot(self._folder / f"{name}.png")
+
+    def _switch_language(self, menu: str, language: str) -> None:
+        """Choose another language by the menu, which keeps what the page shows."""
+        self.page.get_by_role("button", name=menu, exact=True).click()
+        self.page.locator(f"[role=menuitem][lang={language}]").click()
+        self.page.locator(f"html[lang={language}]").wait_for()
+        self.page.get_by_role("menu").wait_for(state="detached")
+        self.page.evaluate("document.activeElement.blur()")
+        self.page.evaluate(_ANIMATIONS_END)
+
+    def _save_screenshot(self, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=path)
         return path
@@ -144,13 +162,16 @@ def open_browser(
     width: int = 1280,
     height: int = 800,
     writes_screenshots: bool = False,
+    hosts: Sequence[str] = (),
 ) -> Iterator[ConsoleBrowser]:
-    """Start Chromium with an empty profile in ``folder``."""
+    """Start Chromium with an empty profile in ``folder``; ``hosts`` are names of this machine."""
+    names = "".join(f"MAP {host} 127.0.0.1, " for host in hosts)
+    rules = f"--host-resolver-rules={names}MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            folder / "browser", executable_path=chromium, args=[*_FLAGS], timeout=120_000,
+            folder / "browser", executable_path=chromium, args=[*_FLAGS, rules], timeout=120_000,
             viewport={"width": width, "height": height}, locale="en-US", reduced_motion="reduce",
         )  # fmt: skip
         try:

@@ -15,17 +15,19 @@ def test_a_member_accepts_an_invitation(console: ConsoleBrowser, gateway: Runnin
     api = AccountsApi(gateway.url, gateway.api_key)
     organisation, _ = api.new_organisation()
     email, token = api.invite(organisation, "member", "Mika")
-    page = console.open(f"/reset#token={token}").page
-    page.get_by_role("heading", name="Choose your password").wait_for()
+    page = console.open(f"/reset#token={token}&invited=1").page
+    page.get_by_role("heading", name="Welcome to Moyin").wait_for()
     assert token not in page.url
     console.check_accessibility()
     page.get_by_label("New password").fill(PASSWORD)
     page.get_by_role("button", name="Set the password").click()
-    page.get_by_text("The password is set.").wait_for()
+    page.get_by_text("Sign in with your email and this password.").wait_for()
+    page.get_by_role("link", name="Go to sign-in").wait_for()
     console.sign_in(email, PASSWORD).open("/account")
     page.get_by_text(email).wait_for()
     # The link works once.
     console.open(f"/reset?token={token}")
+    page.get_by_role("heading", name="Choose your password").wait_for()
     page.get_by_label("New password").fill(NEXT)
     page.get_by_role("button", name="Set the password").click()
     page.get_by_role("alert").get_by_text("invalid_token").wait_for()

@@ -105,7 +105,7 @@ def test_two_models_answer_one_prompt_side_by_side(
         request_id = _read_request_id(pane.get_by_role("article").last)
         assert _get_call(gateway, request_id)["requested_model"] == model
     console.check_accessibility()
-    console.screenshot("chat-compare")
+    console.screenshot("chat-compare", also="ja")
     page.get_by_role("button", name="Remove this model").first.click()
     assert page.get_by_role("region", name="Conversation with").count() == 1
     console.choose_language("ja")

@@ -7,6 +7,7 @@ from zipfile import ZipFile
 import httpx
 from playwright.sync_api import Page, expect
 
+from moyin.jobs.protocol.wire import MAX_ARCHIVE_IDS
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.acceptance.console.calls import Api
 from tests.stack import RunningStack
@@ -43,7 +44,7 @@ def test_pictures_are_found_looked_at_and_compared(
     page = open_gallery(console, gateway, api, 3)
     page.wait_for_load_state("networkidle")
     console.check_accessibility()
-    console.screenshot("gallery-grid")
+    console.screenshot("gallery-grid", also="ja")
     page.get_by_role("button", name="Open").first.click()
     viewer = page.get_by_role("dialog")
     viewer.get_by_role("cell", name="gallery").wait_for()
@@ -83,13 +84,41 @@ def test_a_link_works_without_an_account(console: ConsoleBrowser, gateway: Runni
     page = open_gallery(console, gateway, api, 1)
     page.get_by_role("button", name="Open").click()
     page.get_by_role("button", name="Share").click()
-    page.get_by_role("button", name="Make the link").click()
+    expect(page.get_by_role("button", name="Make the link")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Copy")).to_be_focused()
     url = page.get_by_label("Link", exact=True).input_value()
     page.get_by_text("Works until").wait_for()
     console.check_accessibility()
     console.screenshot("gallery-share")
     response = httpx.get(url, timeout=60)
     assert (response.status_code, response.content[:4]) == (200, b"\x89PNG")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Share")).to_be_focused()
+
+
+def test_no_more_files_are_chosen_than_an_archive_takes(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    api = Api(gateway)
+    make_pictures(api, 1)
+    [file] = api.list_files()
+    # So many renders would take minutes.
+    files = [{**file, "id": f"file-{number}"} for number in range(MAX_ARCHIVE_IDS + 1)]
+    page = console.sign_in_with_key(gateway.api_key).page
+    page.route(
+        "**/artifacts?**",
+        lambda route: route.fulfill(json={"artifacts": files, "next_cursor": None}),
+    )
+    console.open("/gallery")
+    boxes = page.get_by_role("list", name="Pictures").get_by_role("checkbox")
+    expect(boxes).to_have_count(len(files))
+    boxes.evaluate_all("(all) => all.forEach((box) => box.click())")
+    page.get_by_text("At most 200 files can be downloaded at once").wait_for()
+    expect(page.get_by_role("button", name="Download")).to_be_disabled()
+    console.check_accessibility()
+    boxes.first.uncheck()
+    expect(page.get_by_role("button", name="Download")).to_be_enabled()
 
 
 def test_many_are_downloaded_and_deleted(console: ConsoleBrowser, gateway: RunningStack) -> None:

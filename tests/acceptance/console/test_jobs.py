@@ -41,7 +41,7 @@ def test_a_running_render_is_followed_cancelled_retried_and_deleted(
     # Node 1 is at work, and its box is marked.
     expect(page.locator("[data-active-node='1']")).to_be_visible()
     console.check_accessibility()
-    console.screenshot("job-running")
+    console.screenshot("job-running", also="ja")
 
     page.get_by_role("button", name="Cancel job").click()
     dialog = page.get_by_role("dialog", name="Cancel this job?")

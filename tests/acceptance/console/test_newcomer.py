@@ -131,7 +131,7 @@ def accept(page: Page, invitation: str, email: str) -> None:
     page.get_by_label("New password").first.fill(PASSWORD)
     page.get_by_role("button", name="Set the password").click()
     page.get_by_text("The password is set.").wait_for()
-    page.get_by_role("link", name="Back to sign-in").click()
+    page.get_by_role("link", name="Go to sign-in").click()
     page.get_by_label("Email").fill(email)
     page.get_by_label("Password").first.fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()

@@ -69,7 +69,7 @@ def _sign_in_and_out(url: str, provider: str, folder: Path) -> None:
         page.get_by_placeholder("sub").fill("ada")
         page.get_by_role("button", name="Authorize").click()
         page.get_by_role("heading", name="My account").wait_for()
-        assert page.url == f"{url}/console/account?from=bookmark"
+        assert page.url == f"{url}/console/account?from=bookmark#sessions"
         page.get_by_text("ada@example.com").wait_for()
         page.get_by_text("This browser").wait_for()
         assert {"moyin_session", "moyin_refresh"} == {
@@ -128,7 +128,7 @@ def _meet_no_provider(url: str, folder: Path) -> None:
 
 def _begin(console: ConsoleBrowser, provider: str) -> Page:
     """Go from the sign-in page to the provider's page."""
-    page = console.open("/account?from=bookmark").page
+    page = console.open("/account?from=bookmark#sessions").page
     page.get_by_role("button", name="Sign in with studio").click()
     page.wait_for_url(f"{provider}/**")
     return page

@@ -6,7 +6,7 @@ import json
 import secrets
 from pathlib import Path
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.acceptance.console.access_api import PASSWORD, AccountsApi
 from tests.acceptance.console.browser import ConsoleBrowser
@@ -32,6 +32,8 @@ def test_an_operator_makes_an_organisation(console: ConsoleBrowser, gateway: Run
     page.get_by_role("button", name="Invite").click()
     page.get_by_role("dialog").get_by_role("textbox", name="Email").fill(email)
     page.get_by_role("textbox", name="Name", exact=True).fill("Mika")
+    # Somebody is to administer the organisation.
+    expect(page.get_by_role("radio", name="Admin")).to_be_checked()
     console.check_accessibility()
     page.get_by_role("dialog").get_by_role("button", name="Invite").click()
     link = page.get_by_test_id("secret").inner_text()
@@ -50,9 +52,21 @@ def test_an_operator_makes_an_organisation(console: ConsoleBrowser, gateway: Run
     members = {
         m["name"]: m for m in api.call("GET", f"/organisations/{organisation}/members")["members"]
     }
-    assert (members["Mika"]["email"], members["Mika"]["role"]) == (email, "member")
+    assert (members["Mika"]["email"], members["Mika"]["role"]) == (email, "admin")
     assert members["bot"]["kind"] == "service"
     mika = members["Mika"]["id"]
+    page.get_by_role("button", name="Invite").click()
+    expect(page.get_by_role("radio", name="Member")).to_be_checked()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Enabled", exact=True).first).to_have_css("text-transform", "none")
+
+    # The operator's own tenant is another one.
+    choose(page, "bot", "New key")
+    page.get_by_label("Name of the key").fill("pipeline")
+    page.get_by_role("button", name="Create", exact=True).click()
+    secret = page.get_by_test_id("secret").inner_text()
+    page.get_by_role("button", name="Done").click()
+    assert api.call("GET", "/whoami", key=secret)["owner"] == organisation
 
     choose(page, "Mika", "Change role")
     page.get_by_role("radio", name="Viewer").check()

@@ -81,7 +81,7 @@ def test_a_sweep_is_rendered_to_a_contact_sheet(
     wait_for_pictures(page, 4)
     page.get_by_text("4 of 4 done").wait_for()
     console.check_accessibility()
-    console.screenshot("render-results")
+    console.screenshot("render-results", also="ja")
     [job] = api.list_jobs()
     children = api.get(f"/jobs/{job['id']}")["children"]
     assert [child["inputs"] for child in children] == [

@@ -91,6 +91,28 @@ def test_signing_out_of_comfyui_ends_the_session_after_its_cookie_has_expired(
     console.check_clean("status of 401")
 
 
+def test_signing_out_of_comfyui_is_tried_again_while_the_accounts_app_is_down(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    api, email = new_member(gateway)
+    other = api.call("POST", "/login", {"email": email, "password": PASSWORD})["access_token"]
+    page = console.sign_in(email, PASSWORD).page
+    end = "**/accounts/session/end"
+    page.route(end, lambda route: route.fulfill(status=503, json={"code": "unavailable"}))
+    page.goto(f"{console.url}/comfy/session")
+    assert page.get_by_role("alert").count() == 0
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_role("alert").get_by_text("could not be ended just now").wait_for()
+    # The cookies stay, without which the session could not be ended afterwards.
+    assert cookie_names(page) == {"moyin_session", "moyin_refresh"}
+    page.unroute(end)
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("API key").wait_for()
+    assert cookie_names(page) == set()
+    assert len(api.call("GET", "/sessions", key=other)["sessions"]) == 1
+    console.check_clean("status of 401", "status of 503")
+
+
 def refresh_until_signed_out(page: Page) -> None:
     """Click "Refresh" until the page shows that the session has ended.
 

@@ -22,13 +22,15 @@ from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.cluster.bodies import ClusterBody, LinksBody
-from deployments.gateway.cluster.feeds import ClusterFeeds
+from deployments.gateway.cluster.feeds import READING_SECONDS, ClusterFeeds, FeedSources, Viewer
+from deployments.gateway.cluster.routes_view import build_routes
 from deployments.gateway.cluster.snapshot import build_cluster
 from deployments.gateway.cluster.sources import ClusterReading
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
 from deployments.models.recent_calls import RecentCalls
 from deployments.models.routes.backends import describe_backends
+from deployments.models.routes.models import list_models
 from deployments.models.routes.usage import report_month
 from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper.identity import create_authenticator, create_service_token_factory
@@ -49,6 +51,7 @@ from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.budgets import RenderBudgets
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
+from moyin.jobs.newest_jobs import NewestJobs
 from moyin.jobs.previews import PreviewFeed
 from moyin.jobs.queue_places import QueuePlaces
 from moyin.jobs.service import JobService
@@ -366,11 +369,20 @@ class Farm:
         async def read_usage(tenant: str | None) -> str:
             return await report_month(reports, _NO_MODELS, tenant)
 
-        cluster = ClusterFeeds(
-            self.scripted_pools.read_cluster, read_backends, read_usage, cluster_seconds=0.1,
-            backends_seconds=0.1, usage_seconds=0.1, clock=lambda: self.clock(),
-        )  # fmt: skip
+        async def read_models(viewer: Viewer) -> str:
+            body = list_models(_NO_MODELS, viewer.owner, prices=viewer.is_operator)
+            return json.dumps(body)
+
+        table = ReloadableConfig(GatewayConfig, lambda _: None)
         places = QueuePlaces(self.scripted_pools.list_places, self.scripted_pools.pools)
+        cluster = ClusterFeeds(
+            FeedSources(
+                cluster=self.scripted_pools.read_cluster, backends=read_backends,
+                usage=read_usage, models=read_models, jobs=NewestJobs(self.jobs, places).read,
+                routes=lambda _: build_routes(proxy.pools, table, {}).model_dump_json(),
+            ),
+            seconds=dict.fromkeys(READING_SECONDS, 0.1), clock=lambda: self.clock(),
+        )  # fmt: skip
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet_seconds=0.5)
         farm_events = PromptNotifiers(
             prompts=prompts,
@@ -416,7 +428,7 @@ class Farm:
             cluster=cluster,
             config_history=ConfigHistory(self.database),
             links=LinksBody(temporal=None, ray=None),
-            config=ReloadableConfig(GatewayConfig, lambda _: None),
+            config=table,
             authenticator=create_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),
             checks={

@@ -14,16 +14,20 @@ import aiohttp
 import pytest
 import sqlalchemy as sa
 
+from deployments.gateway.cluster.feeds import Included
 from moyin.access.gatekeeper.identity import create_authenticator
-from moyin.domain.identity import JOBS_READ, OPERATOR, ORG_ADMIN, TEXT, Identity
+from moyin.domain.identity import JOBS_READ, JOBS_WRITE, OPERATOR, ORG_ADMIN, TEXT, Identity
 from moyin.store.keys import KeyStore
 from moyin.store.schema import api_keys, usage
 from moyin.store.sql import now
 from tests.integration.gateway.fixtures import SIGNING_KEY, Farm
 from tests.integration.gateway.test_cluster import POOL
+from tests.integration.gateway.test_jobs import CHAT
 
-STREAM = "/cluster/events?include=backends&include=usage"
-ALL = ("cluster", "backends", "usage")
+STREAM = "/cluster/events?" + "&".join(f"include={part}" for part in Included)
+ALL = ("cluster", *Included)
+FOR_MEMBERS = ("cluster", "usage", "models", "jobs")
+FOR_ADMINS = (*FOR_MEMBERS, "backends")
 # More than the time between two readings of the farm.
 LONGER = 1.0
 
@@ -111,7 +115,7 @@ async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
         keys = [await new_key(farm, "ann", JOBS_READ, TEXT, ORG_ADMIN) for _ in range(viewers)]
         async with AsyncExitStack() as stack:
             open_viewers = [await stack.enter_async_context(open_viewer(farm, key)) for key in keys]
-            await asyncio.gather(*(viewer.read_all(*ALL) for viewer in open_viewers))
+            await asyncio.gather(*(viewer.read_all(*FOR_ADMINS) for viewer in open_viewers))
             with count_statements() as statements:
                 for cost_usd in (1, 2, 3):
                     await record_call(farm, "ann", cost_usd)
@@ -147,8 +151,8 @@ async def test_each_sees_the_sums_of_its_own_tenant(farm: Farm) -> None:
     bob = await new_key(farm, "bob", JOBS_READ, TEXT, ORG_ADMIN)
     operator = await new_key(farm, "studio", JOBS_READ, TEXT, OPERATOR)
     for key, costs, names in (
-        (ann, 3, ("cluster", "usage")),
-        (bob, 4, ALL),
+        (ann, 3, FOR_MEMBERS),
+        (bob, 4, FOR_ADMINS),
         (operator, 7, ALL),
     ):
         async with open_viewer(farm, key) as viewer:
@@ -163,9 +167,10 @@ async def test_each_sees_the_sums_of_its_own_tenant(farm: Farm) -> None:
 @pytest.mark.parametrize(
     ("scopes", "names"),
     [
-        ((JOBS_READ,), {"cluster"}),
-        ((JOBS_READ, ORG_ADMIN), {"cluster"}),
-        ((JOBS_READ, TEXT), {"cluster", "usage"}),
+        ((JOBS_READ,), {"cluster", "jobs"}),
+        ((JOBS_READ, ORG_ADMIN), {"cluster", "jobs"}),
+        ((JOBS_READ, TEXT), set(FOR_MEMBERS)),
+        ((JOBS_READ, OPERATOR), {"cluster", "jobs", "routes"}),
     ],
 )
 async def test_data_beyond_the_callers_scopes_is_omitted(
@@ -178,7 +183,7 @@ async def test_data_beyond_the_callers_scopes_is_omitted(
         # Seen only after another reading, before which everything else has come.
         farm.scripted_pools.summaries = {"fast": POOL}
         name, data = await viewer.read()
-        while name != "cluster" or not data["pools"][1]["is_responding"]:
+        while name != "cluster" or not any(pool["is_responding"] for pool in data["pools"]):
             seen_names.add(name)
             name, data = await viewer.read()
     assert seen_names == names
@@ -200,3 +205,65 @@ async def test_unknown_parts_are_refused(farm: Farm) -> None:
     async with farm.client.get("/cluster/events?include=secrets") as response:
         body = await response.json()
     assert (response.status, body["code"], body["field"]) == (400, "invalid_request", "include.0")
+
+
+async def submit(farm: Farm, key: str) -> str:
+    async with farm.session(key) as session, session.post("/jobs", json=CHAT) as response:
+        assert response.status == 202, await response.text()
+        return str((await response.json())["id"])
+
+
+async def test_viewers_of_a_tenant_share_each_reading_of_its_jobs(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = farm.clock = Clock()
+    readings = Counter[str]()
+    list_page = farm.jobs.list_page
+
+    async def count_and_list(owner: str, **options: Any) -> Any:
+        readings[owner] += 1
+        return await list_page(owner, **options)
+
+    monkeypatch.setattr(farm.jobs, "list_page", count_and_list)
+
+    async def count_queries(viewers: int) -> int:
+        """Return the readings that three new jobs cause for ``viewers`` connected clients."""
+        keys = [await new_key(farm, "ann", JOBS_READ, JOBS_WRITE, TEXT) for _ in range(viewers)]
+        async with AsyncExitStack() as stack:
+            opened = [await stack.enter_async_context(open_viewer(farm, key)) for key in keys]
+            await asyncio.gather(*(viewer.read_all("jobs") for viewer in opened))
+            before = readings["ann"]
+            for _ in range(3):
+                job = await submit(farm, keys[0])
+                clock.now += LONGER
+                for seen in await asyncio.gather(*(viewer.read_all("jobs") for viewer in opened)):
+                    assert seen["jobs"]["jobs"][0]["id"] == job
+            return readings["ann"] - before
+
+    assert await count_queries(1) == await count_queries(20) == 3
+
+
+async def test_each_sees_the_jobs_of_its_own_tenant(farm: Farm) -> None:
+    ann = await new_key(farm, "ann", JOBS_READ, JOBS_WRITE, TEXT)
+    operator = await new_key(farm, "studio", JOBS_READ, OPERATOR)
+    job = await submit(farm, ann)
+    async with open_viewer(farm, ann) as viewer:
+        seen = (await viewer.read_all("jobs"))["jobs"]
+    async with farm.session(ann) as session, session.get("/jobs") as response:
+        listed = await response.json()
+    assert [one["id"] for one in seen["jobs"]] == [one["id"] for one in listed["jobs"]] == [job]
+    assert seen["jobs"][0].keys() == listed["jobs"][0].keys()
+    assert (seen["queued"] + seen["running"], seen["next_cursor"]) == (1, None)
+    async with open_viewer(farm, operator) as viewer:
+        other = (await viewer.read_all("jobs"))["jobs"]
+    assert (other["jobs"], other["queued"], other["running"]) == ([], 0, 0)
+
+
+async def test_operators_follow_the_routes(farm: Farm) -> None:
+    key = await new_key(farm, "studio", JOBS_READ, OPERATOR)
+    async with open_viewer(farm, key) as viewer:
+        seen = (await viewer.read_all("routes"))["routes"]
+    async with farm.session(key) as session, session.get("/cluster/routes") as response:
+        shown = await response.json()
+    assert seen.keys() == shown.keys()
+    assert (seen["routes"], seen["config"]) == (shown["routes"], shown["config"])

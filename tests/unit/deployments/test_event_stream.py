@@ -66,3 +66,9 @@ async def test_an_error_of_one_stream_ends_all() -> None:
     with pytest.raises(ValueError, match="broken"):
         await anext(merged_stream)
     assert first_source.is_closed and second_source.is_closed
+
+
+async def test_no_streams_count_as_silence() -> None:
+    streams: dict[str, AsyncGenerator[int, None]] = {}
+    async with aclosing(merge_streams(streams, heartbeat=0.01)) as merged_stream:
+        assert [await anext(merged_stream), await anext(merged_stream)] == [None, None]

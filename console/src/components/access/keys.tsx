@@ -141,7 +141,7 @@ function KeyRow({ value, holder, onRotate, onRevoke, onLimits }: RowProps) {
       </Table.Td>
       {holder !== null && <Table.Td><Text size="sm" truncate maw={180} title={holder}>{holder}</Text></Table.Td>}
       <Table.Td><Group gap={4} maw={280}>{value.scopes.map((scope) => <Code key={scope}>{scope}</Code>)}</Group></Table.Td>
-      <Table.Td><Badge variant="dot" color={state === "valid" ? "teal" : "gray"}>{t[state]}</Badge></Table.Td>
+      <Table.Td><Badge variant="dot" tt="none" color={state === "valid" ? "teal" : "gray"}>{t[state]}</Badge></Table.Td>
       <Table.Td><Text size="sm">{value.expires_at === null ? t.never : format.ago(value.expires_at)}</Text></Table.Td>
       <Table.Td><Text size="sm">{value.last_used_at === null ? t.unused : format.ago(value.last_used_at)}</Text></Table.Td>
       <Table.Td ta="right">

@@ -43,7 +43,7 @@ const en = {
   limits: "Limits and budget",
   noKeys: "There are no keys here",
   noKeysHint: "Create one for each program that calls Moyin, with the fewest scopes that it needs.",
-  noKeysHintOthers: "Members create their own keys under “My account”. Admins of the organisation create those of service accounts, in the menu of the account’s row under “Members”.",
+  noKeysHintOthers: "Members create their own keys under “My account”. Admins of the organisation and operators create those of service accounts, in the menu of the account’s row under “Members”.",
   newKeyTitle: "A new key",
   newKeyExplanation: "Send it as a Bearer token, or as MOYIN_API_KEY or OPENAI_API_KEY of a program.",
   unnamed: "(no name)",
@@ -73,7 +73,7 @@ const en = {
   reserved: (amount: string) => `${amount} reserved`,
   left: (amount: string) => `${amount} left`,
   resets: (time: string) => `Resets ${time}`,
-  of: { key: "of this key", user: "of the person", owner: "of the organisation" } as Record<string, string>,
+  of: { key: "this key", user: "you", owner: "everybody of your tenant" } as Record<string, string>,
 };
 
 export const strings: Catalogue<typeof en> = {
@@ -121,7 +121,7 @@ export const strings: Catalogue<typeof en> = {
     limits: "制限と予算",
     noKeys: "キーはありません",
     noKeysHint: "Moyin を呼び出すプログラムごとに、必要最小限のスコープでキーを作成してください。",
-    noKeysHintOthers: "メンバーは自分のキーを「マイアカウント」で作成します。サービスアカウントのキーは、組織の管理者が「メンバー」の行メニューから作成します。",
+    noKeysHintOthers: "メンバーは自分のキーを「マイアカウント」で作成します。サービスアカウントのキーは、組織の管理者またはオペレーターが「メンバー」の行メニューから作成します。",
     newKeyTitle: "新しいキー",
     newKeyExplanation: "Bearer トークンとして送信するか、プログラムの MOYIN_API_KEY または OPENAI_API_KEY に設定します。",
     unnamed: "（名前なし）",
@@ -151,6 +151,6 @@ export const strings: Catalogue<typeof en> = {
     reserved: (amount) => `予約済み ${amount}`,
     left: (amount) => `残り ${amount}`,
     resets: (time) => `${time}にリセット`,
-    of: { key: "このキー", user: "ユーザー", owner: "組織" },
+    of: { key: "このキー", user: "自分", owner: "テナント全体" },
   },
 };

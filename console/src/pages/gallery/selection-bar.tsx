@@ -3,6 +3,7 @@ import { IconColumns2, IconDownload, IconTrash } from "@tabler/icons-react";
 import { useMutation } from "@tanstack/react-query";
 import { useState } from "react";
 
+import { MAX_ARCHIVE_FILES } from "#/components/download";
 import { ErrorAlert } from "#/components/error-alert";
 import { useFormat, useStrings } from "#/language";
 
@@ -24,6 +25,7 @@ export function SelectionBar({ files, mayWrite, onCompare, onNone }: Props) {
   const format = useFormat();
   const save = useMutation({ mutationFn: () => downloadFiles(files) });
   const [asks, setAsks] = useState(false);
+  const isTooMany = files.length > MAX_ARCHIVE_FILES;
   return (
     <Paper withBorder p="xs" mb="sm" pos="sticky" top={60} shadow="xs" style={{ zIndex: 5 }}>
       <Group gap="xs">
@@ -36,7 +38,7 @@ export function SelectionBar({ files, mayWrite, onCompare, onNone }: Props) {
           >
             {t.compare}
           </Button>
-          <Button variant="default" size="xs" loading={save.isPending} onClick={() => save.mutate()} leftSection={<IconDownload size={15} aria-hidden />}>
+          <Button variant="default" size="xs" loading={save.isPending} disabled={isTooMany} onClick={() => save.mutate()} leftSection={<IconDownload size={15} aria-hidden />}>
             {t.download}
           </Button>
           {mayWrite && (
@@ -46,6 +48,7 @@ export function SelectionBar({ files, mayWrite, onCompare, onNone }: Props) {
           )}
         </Group>
       </Group>
+      {isTooMany && <Text size="sm" role="status" mt="xs">{t.tooMany(format.number(MAX_ARCHIVE_FILES))}</Text>}
       {save.error && <ErrorAlert error={save.error} />}
       {asks && <DeleteFiles files={files} onClose={() => setAsks(false)} onDeleted={onNone} />}
     </Paper>

@@ -3,7 +3,7 @@
 import { Button, CopyButton, Group, Modal, Select, Stack, Text, TextInput } from "@mantine/core";
 import { IconCheck, IconCopy } from "@tabler/icons-react";
 import { useMutation } from "@tanstack/react-query";
-import { useState } from "react";
+import { useEffect, useRef, useState } from "react";
 
 import { body, gateway } from "#/api/client";
 import { ErrorAlert } from "#/components/error-alert";
@@ -21,6 +21,11 @@ export function Share({ file, onClose }: { file: PictureFile; onClose: () => voi
       params: { path: { artifact_id: file.id } }, body: { expires_in: Number(seconds) },
     })),
   });
+  const copyButton = useRef<HTMLButtonElement>(null);
+  useEffect(() => {
+    // What comes next for the keyboard: the link is there to be copied.
+    if (link.isSuccess) copyButton.current?.focus();
+  }, [link.isSuccess]);
   const address = link.data && new URL(link.data.url, location.origin).href;
   return (
     <Modal opened onClose={onClose} title={t.shareTitle} centered closeButtonProps={{ "aria-label": t.close }}>
@@ -35,7 +40,7 @@ export function Share({ file, onClose }: { file: PictureFile; onClose: () => voi
               link.reset();
             }}
           />
-          <Button onClick={() => link.mutate()} loading={link.isPending}>{t.makeLink}</Button>
+          <Button data-autofocus onClick={() => link.mutate()} loading={link.isPending}>{t.makeLink}</Button>
         </Group>
         {link.error && <ErrorAlert error={link.error} />}
         {link.data && address && (
@@ -44,7 +49,7 @@ export function Share({ file, onClose }: { file: PictureFile; onClose: () => voi
               <TextInput label={t.link} value={address} readOnly flex={1} onFocus={(event) => event.currentTarget.select()} />
               <CopyButton value={address}>
                 {({ copied, copy }) => (
-                  <Button variant="default" onClick={copy} leftSection={copied ? <IconCheck size={16} /> : <IconCopy size={16} />}>
+                  <Button ref={copyButton} variant="default" onClick={copy} leftSection={copied ? <IconCheck size={16} /> : <IconCopy size={16} />}>
                     {copied ? t.copied : t.copy}
                   </Button>
                 )}

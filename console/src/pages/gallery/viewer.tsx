@@ -29,6 +29,12 @@ export function Viewer({ files, file, onShow, onClose }: Props) {
   const format = useFormat();
   const { data: caller } = useCaller();
   const [asked, setAsked] = useState<"share" | "delete" | null>(null);
+  // The dialog that was asked for last gives the focus back to its button.
+  const [last, setLast] = useState(asked);
+  const ask = (dialog: "share" | "delete") => {
+    setAsked(dialog);
+    setLast(dialog);
+  };
   const mayWrite = caller != null && hasScope(caller, "jobs:write");
   const place = files.findIndex(({ id }) => id === file.id);
   const [previous, next] = [files[place - 1], files[place + 1]];
@@ -73,12 +79,15 @@ export function Viewer({ files, file, onShow, onClose }: Props) {
                 </Button>
                 {mayWrite && (
                   <>
-                    <Button variant="default" size="xs" leftSection={<IconShare size={15} aria-hidden />} onClick={() => setAsked("share")}>
+                    <Button
+                      variant="default" size="xs" leftSection={<IconShare size={15} aria-hidden />}
+                      data-autofocus={last === "share" || undefined} onClick={() => ask("share")}
+                    >
                       {t.share}
                     </Button>
                     <Button
                       variant="default" size="xs" leftSection={<IconTrash size={15} aria-hidden />}
-                      onClick={() => setAsked("delete")}
+                      data-autofocus={last === "delete" || undefined} onClick={() => ask("delete")}
                     >
                       {t.delete}
                     </Button>

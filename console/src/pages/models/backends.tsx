@@ -1,10 +1,11 @@
 import { Badge, Center, Group, Loader, Paper, Stack, Table, Text, Title } from "@mantine/core";
 import type { components } from "#api/models";
-import { useQuery } from "@tanstack/react-query";
 
-import { body, models as modelsApi } from "#/api/client";
+import { useBackends } from "#/api/cluster";
+import { hasScope, useCaller } from "#/api/session";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
+import { Reconnecting } from "#/components/reconnecting";
 import { useFormat, useStrings } from "#/language";
 
 import { StatusBadge } from "./status-badge";
@@ -14,25 +15,22 @@ type Backend = components["schemas"]["BackendBody"];
 type BackendModel = components["schemas"]["BackendModelBody"];
 
 const NO_WRAP = { whiteSpace: "nowrap" } as const;
-const REFRESH_MILLISECONDS = 10_000;
 const BREAKER_COLORS = { closed: "teal", half_open: "yellow", open: "red" } as const;
 
 /** Shows the servers behind the models: health, load, speed and prices. */
 export function Backends() {
   const t = useStrings(strings);
-  const { data, error, refetch } = useQuery({
-    queryKey: ["models", "backends"],
-    refetchInterval: REFRESH_MILLISECONDS,
-    queryFn: async () => (await body(modelsApi.GET("/backends"))).backends,
-  });
+  const { data: caller } = useCaller();
+  const { data, error, refetch, live } = useBackends(caller != null && hasScope(caller, "jobs:read"));
   if (data === undefined) {
     return error ? <ErrorAlert error={error} onRetry={() => void refetch()} /> : <Center h={200}><Loader /></Center>;
   }
-  if (data.length === 0) return <EmptyState title={t.noBackends}>{t.noModelsText}</EmptyState>;
+  if (data.backends.length === 0) return <EmptyState title={t.noBackends}>{t.noModelsText}</EmptyState>;
   return (
     <Stack>
+      <Reconnecting live={live} />
       <Text size="sm" c="dimmed">{t.perReplica}</Text>
-      {data.map((backend) => <BackendCard key={backend.name} backend={backend} />)}
+      {data.backends.map((backend) => <BackendCard key={backend.name} backend={backend} />)}
     </Stack>
   );
 }

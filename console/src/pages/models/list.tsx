@@ -2,9 +2,11 @@ import { Anchor, Badge, Center, Group, Loader, Stack, Table, Text, TextInput } f
 import { useState } from "react";
 import { Link } from "wouter";
 
-import { ABILITIES, answersChats, type ModelBackend, type TextModel, useTextModels } from "#/api/text-models";
+import { ABILITIES, answersChats, type ModelBackend, type TextModel, useLiveTextModels } from "#/api/text-models";
+import { hasScope, useCaller } from "#/api/session";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
+import { Reconnecting } from "#/components/reconnecting";
 import { useFormat, useStrings } from "#/language";
 
 import { StatusBadge } from "./status-badge";
@@ -17,7 +19,8 @@ const MAX_ROWS = 200;
 export function ModelList() {
   const t = useStrings(strings);
   const { number } = useFormat();
-  const { data, error, refetch } = useTextModels();
+  const { data: caller } = useCaller();
+  const { data, error, refetch, live } = useLiveTextModels(caller != null && hasScope(caller, "jobs:read"));
   const [filter, setFilter] = useState("");
   if (data === undefined) {
     return error ? <ErrorAlert error={error} onRetry={() => void refetch()} /> : <Center h={200}><Loader /></Center>;
@@ -27,6 +30,7 @@ export function ModelList() {
   const hasBackends = data.some(({ backends }) => backends !== undefined);
   return (
     <Stack>
+      <Reconnecting live={live} />
       <TextInput
         aria-label={t.filter} placeholder={t.filter} maw={320} value={filter}
         onChange={(event) => setFilter(event.currentTarget.value)}

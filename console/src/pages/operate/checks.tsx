@@ -27,6 +27,7 @@ const CHECKS: Record<Check, readonly string[]> = {
   waits: ["long_wait"],
   backends: ["backend_down", "backend_breaker_open"],
   routes: ["route_without_upstream"],
+  templates: ["template_invalid"],
 };
 
 export function Checks({ problems }: { problems: readonly Problem[] }) {

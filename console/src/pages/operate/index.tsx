@@ -1,10 +1,8 @@
 /** Shows operators what the gateway checks, its routes, the apps, versions and configuration. */
 
 import { SimpleGrid, Skeleton, Stack } from "@mantine/core";
-import { useQuery } from "@tanstack/react-query";
 
-import { body, gateway } from "#/api/client";
-import { useCluster } from "#/api/cluster";
+import { useOperations } from "#/api/cluster";
 import { hasScope, useCaller } from "#/api/session";
 import { ErrorAlert } from "#/components/error-alert";
 import { PageHeader } from "#/components/page-header";
@@ -19,20 +17,13 @@ import { Links } from "./links";
 import { Routes } from "./routes";
 import { strings } from "./strings";
 
-const REFRESH_MILLISECONDS = 5_000;
-
 export default function OperatePage() {
   const t = useStrings(strings);
   const { data: caller } = useCaller();
-  const cluster = useCluster(caller != null && hasScope(caller, "jobs:read"));
-  const routes = useQuery({
-    queryKey: ["cluster-routes"],
-    refetchInterval: REFRESH_MILLISECONDS,
-    queryFn: () => body(gateway.GET("/cluster/routes")),
-  });
+  const { cluster, routes, live } = useOperations(caller != null && hasScope(caller, "jobs:read"));
   return (
     <>
-      <PageHeader title={t.title}>{cluster.isReconnecting && <Reconnecting />}</PageHeader>
+      <PageHeader title={t.title}><Reconnecting live={live} /></PageHeader>
       <Stack>
         {cluster.isError && <ErrorAlert error={cluster.error} onRetry={() => void cluster.refetch()} />}
         {cluster.data?.problems && <Checks problems={cluster.data.problems} />}

@@ -20,6 +20,7 @@ const en = {
       waits: "Waiting renders",
       backends: "Text back ends",
       routes: "Routes of the proxy",
+      templates: "Template files",
     },
   },
   routes: {
@@ -94,6 +95,7 @@ export const strings: Catalogue<Strings> = {
         waits: "待機中のレンダー",
         backends: "テキストのバックエンド",
         routes: "プロキシのルート",
+        templates: "テンプレートファイル",
       },
     },
     routes: {

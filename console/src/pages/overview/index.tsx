@@ -24,11 +24,11 @@ export default function OverviewPage() {
 function Overview({ caller }: { caller: Caller }) {
   const t = useStrings(strings);
   const isOperator = hasScope(caller, "operator");
-  const { cluster: { data: cluster, error, refetch }, backends, usage, isReconnecting } = useOverview(isOperator);
+  const { cluster: { data: cluster, error, refetch }, backends, usage, live } = useOverview(isOperator);
   const seesBackends = hasScope(caller, "text") && (isOperator || hasScope(caller, "org:admin"));
   return (
     <>
-      <PageHeader title={t.title}>{isReconnecting && <Reconnecting />}</PageHeader>
+      <PageHeader title={t.title}><Reconnecting live={live} /></PageHeader>
       <Stack>
         {error !== null && <ErrorAlert error={error} onRetry={() => void refetch()} />}
         {cluster?.problems && <Problems problems={cluster.problems} />}

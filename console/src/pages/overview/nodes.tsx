@@ -63,14 +63,17 @@ function GpuBar({ gpu }: { gpu: Gpu }) {
     t.free(percent(gpu.free)),
   ].filter((word) => word !== null);
   const shares = gpu.shares.map((share) => t.barShare(percent(share.fraction), share.actor));
+  // Ray counts what it was told to, also where there is no card; renderers measure real ones.
+  const hasCard = gpu.name != null;
+  const name = hasCard ? t.gpu(gpu.index) : t.slot(gpu.index);
   return (
     <div>
       <Group justify="space-between" gap="xs" mb={4}>
-        <Text size="sm" fw={600}>{t.gpu(gpu.index)}{gpu.name && ` · ${gpu.name}`}</Text>
+        <Text size="sm" fw={600}>{name} · {hasCard ? gpu.name : t.noCard}</Text>
         <Text size="xs" c="dimmed">{measures.join(" · ")}</Text>
       </Group>
       <Progress.Root
-        size={26} role="img" aria-label={t.bar(gpu.index, [...shares, t.free(percent(gpu.free))].join(", "))}
+        size={26} role="img" aria-label={t.bar(name, [...shares, t.free(percent(gpu.free))].join(", "))}
       >
         {gpu.shares.map((share, index) => (
           <Progress.Section

@@ -31,8 +31,14 @@ function RoleChoice({ value = "member" }: { value?: Role }) {
 
 const readRole = (form: FormData) => `${form.get("role")}` as Role;
 
-/** `onInvited` gets the invitation's token, or `null` if it was mailed. */
-export function Invite({ opened, onClose, organisation, onInvited }: Props & { onInvited: (token: string | null) => void }) {
+interface InviteProps extends Props {
+  /** The organisation has no member yet: somebody is to administer it. */
+  isFirst: boolean;
+  /** Gets the invitation's token, or `null` if it was mailed. */
+  onInvited: (token: string | null) => void;
+}
+
+export function Invite({ opened, onClose, organisation, isFirst, onInvited }: InviteProps) {
   const t = useStrings(strings);
   const invite = async (form: FormData) => {
     const invited = await body(accounts.POST("/organisations/{organisation}/members", {
@@ -45,7 +51,8 @@ export function Invite({ opened, onClose, organisation, onInvited }: Props & { o
     <FormDialog opened={opened} onClose={onClose} title={t.inviteTitle} action={t.invite} onSubmit={invite}>
       <TextInput name="email" type="email" label={t.email} required maxLength={254} autoComplete="off" data-autofocus />
       <TextInput name="name" label={t.name} maxLength={128} autoComplete="off" />
-      <RoleChoice />
+      <RoleChoice value={isFirst ? "admin" : "member"} />
+      {isFirst && <Text size="sm" c="dimmed">{t.firstMember}</Text>}
     </FormDialog>
   );
 }

@@ -57,7 +57,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
       notifications.show({ message: t.invited, color: "teal" });
       return;
     }
-    const value = `${location.origin}/console/reset#token=${token}`;
+    const value = `${location.origin}/console/reset#token=${token}&invited=1`;
     setSecret({ title: t.invitationTitle, explanation: t.invitationExplanation, value });
   };
   const setDisabled = async (member: Member, disabled: boolean) => {
@@ -128,7 +128,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
         <RowMenu button={menu.button} onClose={() => setMenu(null)}>
           <Menu.Item onClick={() => setAct({ act: "role", member: menu.member })}>{t.changeRole}</Menu.Item>
           <Menu.Item onClick={() => setAct({ act: "limits", member: menu.member })}>{t.showLimits}</Menu.Item>
-          {menu.member.kind === "service" && tenant.id === caller.owner && hasScope(caller, "keys") && (
+          {menu.member.kind === "service" && hasScope(caller, "keys") && (
             <Menu.Item onClick={() => setAct({ act: "key", member: menu.member })}>{t.newKey}</Menu.Item>
           )}
           {menu.member.kind === "member" && !menu.member.disabled && (
@@ -140,7 +140,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
         </RowMenu>
       )}
       <MoreButton list={list} />
-      <Invite opened={adding === "member"} onClose={() => setAdding(null)} organisation={tenant.id} onInvited={showInvitation} />
+      <Invite opened={adding === "member"} onClose={() => setAdding(null)} organisation={tenant.id} onInvited={showInvitation} isFirst={list.isSuccess && members.length === 0 && text === ""} />
       <AddService opened={adding === "service"} onClose={() => setAdding(null)} organisation={tenant.id} onAdded={refresh} />
       <ChangeRole member={opened("role")} onClose={close} organisation={tenant.id} onChanged={refresh} />
       <LimitsDialog

@@ -12,6 +12,7 @@ import { hasScope, useCaller } from "#/api/session";
 import { Confirm } from "#/components/confirm";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
+import { Reconnecting } from "#/components/reconnecting";
 import { useFormat, useStrings } from "#/language";
 import { type PictureFile, Thumbnail } from "#/pages/gallery/thumbnail";
 
@@ -35,14 +36,14 @@ interface Cell {
 
 export function ContactSheet({ id, onOpen }: { id: string; onOpen: (file: PictureFile) => void }) {
   const t = useStrings(strings);
-  const { job, error, previews, isReconnecting } = useLiveJob(id);
+  const { job, error, previews, live } = useLiveJob(id);
   if (isNotFound(error)) return <Paper withBorder><EmptyState title={t.noSuchJob}>{t.noSuchJobHint}</EmptyState></Paper>;
   if (error) return <ErrorAlert error={error} />;
   if (!job) return <Skeleton h={220} />;
   return (
     <Stack gap="sm">
       <SheetHeader job={job} />
-      {isReconnecting && <Alert color="yellow" p="xs" role="status">{t.reconnecting}</Alert>}
+      <Reconnecting live={live} />
       {job.error && job.children === null && (
         <Alert color="red" role="alert"><Text size="sm">{job.error.message}</Text></Alert>
       )}

@@ -4,6 +4,8 @@ import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { useEffect, useState } from "react";
 
 import { body, gateway } from "#/api/client";
+import { CONNECTED, LiveSource, type LiveState } from "#/api/live-source";
+import { useQueuePlace } from "#/api/newest-jobs";
 
 const ENDS = ["succeeded", "failed", "cancelled"];
 const CHANGES = ["queued", "running", "progress", "step"];
@@ -15,7 +17,7 @@ export interface LiveJob {
   error: Error | null;
   /** The paths of the newest previews, by the step or child that is rendered. */
   previews: Record<number, string>;
-  isReconnecting: boolean;
+  live: LiveState;
 }
 
 function readJob(id: string) {
@@ -27,11 +29,10 @@ export function useLiveJob(id: string): LiveJob {
   const { data: job, error } = useQuery({
     queryKey: ["job", id],
     queryFn: () => readJob(id),
-    // A stream that was refused does not come back, and places have no events.
-    refetchInterval: ({ state }) => (state.data && !ENDS.includes(state.data.status) ? 5_000 : false),
   });
+  useQueuePlace(job);
   const [previews, setPreviews] = useState<Record<number, string>>({});
-  const [isReconnecting, setIsReconnecting] = useState(false);
+  const [live, setLive] = useState(CONNECTED);
   const isKnown = job !== undefined;
   const hasEnded = isKnown && ENDS.includes(job.status);
   useEffect(() => {
@@ -43,24 +44,29 @@ export function useLiveJob(id: string): LiveJob {
         void queries.invalidateQueries({ queryKey: ["job", id] });
       }, PAUSE_MILLISECONDS);
     };
-    const events = new EventSource(`/jobs/${encodeURIComponent(id)}/events?previews=true`);
-    events.onopen = () => setIsReconnecting(false);
-    events.onerror = () => {
-      // The browser connects again by itself unless it was refused, as a stream without more events is.
-      setIsReconnecting(events.readyState === EventSource.CONNECTING);
-      read();
-    };
-    for (const type of [...CHANGES, ...ENDS]) events.addEventListener(type, read);
-    for (const type of ENDS) events.addEventListener(type, () => events.close());
-    events.addEventListener("preview", (event: MessageEvent<string>) => {
+    const showPreview = (event: MessageEvent<string>) => {
       const { step = 0, url } = JSON.parse(event.data) as { step?: number; url: string };
       // The address is the same for every preview, so that the browser would show the first one.
       setPreviews((known) => ({ ...known, [step]: `${url}${url.includes("?") ? "&" : "?"}at=${Date.now()}` }));
+    };
+    const end = () => {
+      events.close();
+      read();
+    };
+    const events = new LiveSource({
+      getAddress: () => `/jobs/${encodeURIComponent(id)}/events?previews=true`,
+      listeners: {
+        ...Object.fromEntries(CHANGES.map((type) => [type, read])),
+        ...Object.fromEntries(ENDS.map((type) => [type, end])),
+        preview: showPreview,
+      },
+      onState: setLive,
+      onEnd: read,
     });
     return () => {
       clearTimeout(timer);
       events.close();
     };
   }, [id, isKnown, hasEnded, queries]);
-  return { job, error, previews, isReconnecting: isReconnecting && !hasEnded };
+  return { job, error, previews, live: hasEnded ? CONNECTED : live };
 }

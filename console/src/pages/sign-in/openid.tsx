@@ -21,7 +21,7 @@ export async function beginOpenId(provider: string): Promise<void> {
   const begun = await body(accounts.POST("/oidc/begin", { body: { provider, redirect_uri: REDIRECT_URI } }));
   // Shows on return that this browser began, so that nobody is signed in to the account of another.
   sessionStorage.setItem(STATE, begun.state);
-  sessionStorage.setItem(PAGE, location.pathname + location.search);
+  sessionStorage.setItem(PAGE, location.pathname + location.search + location.hash);
   location.assign(begun.authorization_url);
 }
 

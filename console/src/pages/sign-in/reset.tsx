@@ -1,4 +1,4 @@
-/** Sets a password with the token of a mailed link or of an invitation. */
+/** Sets a password with the token of a mailed link or of an invitation, which greets a new member. */
 
 import { Anchor, PasswordInput, Stack, Text } from "@mantine/core";
 import { useEffect, useState } from "react";
@@ -10,15 +10,16 @@ import { useStrings } from "#/language";
 import { Form, Frame } from "#/pages/sign-in/frame";
 import { strings } from "#/pages/sign-in/strings";
 
-function readToken(): string {
+function readLink() {
   // After `#` it is sent to no server; links of earlier settings have it after `?`.
-  return new URLSearchParams(location.hash.slice(1)).get("token")
-    ?? new URLSearchParams(location.search).get("token") ?? "";
+  const link = new URLSearchParams(location.hash.slice(1));
+  const token = link.get("token") ?? new URLSearchParams(location.search).get("token") ?? "";
+  return { token, isInvitation: link.has("invited") };
 }
 
 export function ResetPassword() {
   const t = useStrings(strings);
-  const [token] = useState(readToken);
+  const [{ token, isInvitation }] = useState(readLink);
   const [done, setDone] = useState(false);
   useEffect(() => {
     // The token is not to stay in the browser's history.
@@ -28,22 +29,21 @@ export function ResetPassword() {
     await accounts.POST("/password/reset", { body: { token, password: `${form.get("password")}` } });
     setDone(true);
   };
-  const back = <Anchor component={Link} href="/" size="sm">{t.back}</Anchor>;
   return (
-    <Frame title={t.resetTitle}>
+    <Frame title={isInvitation ? t.invitedTitle : t.resetTitle}>
       <Stack>
-        {done && <Text size="sm" role="status">{t.done}</Text>}
+        {done && <Text size="sm" role="status">{isInvitation ? t.invitedDone : t.done}</Text>}
         {!done && token === "" && <EmptyState title={t.noToken}>{t.noTokenHint}</EmptyState>}
         {!done && token !== "" && (
           <Form action={t.set} onSubmit={set}>
-            <Text size="sm">{t.resetHint}</Text>
+            <Text size="sm">{isInvitation ? t.invitedHint : t.resetHint}</Text>
             <PasswordInput
               name="password" label={t.newPassword} description={t.passwordHint} required minLength={10} maxLength={256}
               autoComplete="new-password"
             />
           </Form>
         )}
-        {back}
+        <Anchor component={Link} href="/" size="sm">{done ? t.onward : t.back}</Anchor>
       </Stack>
     </Frame>
   );

@@ -8,6 +8,7 @@ import type { components } from "#api/models";
 import { body, models } from "#/api/client";
 import { hasScope, useCaller } from "#/api/session";
 import { Budgets } from "#/components/access/budgets";
+import { OrganisationSelect } from "#/components/access/organisation-select";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
 import { PageHeader } from "#/components/page-header";
@@ -21,9 +22,9 @@ type Report = components["schemas"]["UsageReport"];
 const RANGES = ["7", "30", "90"];
 export const MEASURES = ["cost", "calls", "tokens"] as const;
 
-/** Return a date in UTC, in which the ledger counts days. */
 const MAX_DAYS = 400;
 
+/** Return a date in UTC, in which the ledger counts days. */
 function date(daysFromToday: number): string {
   return new Date(Date.now() + daysFromToday * 86_400_000).toISOString().slice(0, 10);
 }
@@ -34,9 +35,11 @@ export default function UsagePage() {
   const [from, setFrom] = useState(date(-29));
   // Included, unlike the parameter of the API.
   const [last, setLast] = useState(date(0));
-  const [owner, setOwner] = useState("");
+  // Of operators: an organisation, `*` for all tenants, or nothing for their own.
+  const [tenant, setTenant] = useState<{ value: string; label: string } | null>(null);
+  const owner = tenant?.value ?? "";
   const [group, setGroup] = useState<GroupBy>("model");
-  const [measure, setMeasure] = useState<(typeof MEASURES)[number]>("cost");
+  const [measured, setMeasure] = useState<(typeof MEASURES)[number] | null>(null);
   const to = new Date(Date.parse(`${last}T00:00:00Z`) + 86_400_000);
   // While a year is typed, the field has the years 2, 20 and 202; the API takes 400 days.
   const days = (to.getTime() - Date.parse(`${from}T00:00:00Z`)) / 86_400_000;
@@ -56,6 +59,9 @@ export default function UsagePage() {
   const chosen = RANGES.find((days) => last === date(0) && from === date(1 - Number(days))) ?? "";
   const isOperator = hasScope(caller, "operator");
   const report = daily.data;
+  const ownTenant = { value: "", label: t.ownTenant };
+  // Where everything is free, the days would all be empty.
+  const measure = measured ?? (report && Number(report.total.cost_usd) === 0 ? "calls" : "cost");
   const names = Object.keys(t.groups) as GroupBy[];
   return (
     <Stack>
@@ -71,9 +77,11 @@ export default function UsagePage() {
         <TextInput type="date" label={t.from} value={from} max={last} onChange={(event) => setFrom(event.currentTarget.value)} />
         <TextInput type="date" label={t.to} value={last} min={from} onChange={(event) => setLast(event.currentTarget.value)} />
         {isOperator && (
-          <Select
-            label={t.tenant} value={owner} onChange={(value) => setOwner(value ?? "")} allowDeselect={false} w={160}
-            data={[{ value: "", label: t.ownTenant }, { value: "*", label: t.allTenants }]}
+          <OrganisationSelect
+            label={t.tenant} w={200} fixed={[ownTenant, { value: "*", label: t.allTenants }]}
+            // The labels follow the language.
+            chosen={owner === "" ? ownTenant : owner === "*" ? { value: "*", label: t.allTenants } : tenant!}
+            onChoose={setTenant}
           />
         )}
       </Group>

@@ -28,7 +28,7 @@ interface Props {
 export function UsageTable({ report, group, caller, owner, name }: Props) {
   const t = useStrings(strings);
   const format = useFormat();
-  const tenant = owner === "" ? caller.owner : null;
+  const tenant = owner === "" ? caller.owner : owner === "*" ? null : owner;
   const users = useNames(group === "user" && hasScope(caller, "org:read") ? tenant : null);
   const keys = useKeyNames(group === "key" && hasScope(caller, "keys") ? tenant : null);
   const describe = (row: Row): string => {

@@ -21,6 +21,7 @@ from moyin.errors import (
     NotFound,
     TooManyAttempts,
 )
+from moyin.store.audit import AuditFilter, AuditLog
 from moyin.store.sql import Transaction, now
 from tests.unit.access.accounts.studio import PASSWORD, Studio, make_caller
 
@@ -290,3 +291,33 @@ async def test_a_key_without_named_scopes_gets_the_default_ones(
     with pytest.raises(InvalidRequest, match="scopes must be set") as exc_info:
         await _key_of(studio, narrow_caller)
     assert exc_info.value.field == "scopes"
+
+
+async def test_an_operator_creates_keys_for_service_accounts_of_any_organisation(
+    studio: Studio,
+) -> None:
+    organisations, api_keys = studio.parts.organisations, studio.parts.api_keys
+    rival = await organisations.create_organisation(make_caller(studio.operator), "rival")
+    bot = await organisations.add_service_account(
+        make_caller(studio.operator), rival.id, "bot", Role.MEMBER
+    )
+
+    async def create(identity: Identity, user_id: str) -> Identity:
+        _, text = await api_keys.create_key(
+            make_caller(identity), name="n", scopes=None, expires_at=None, user_id=user_id
+        )
+        return await studio.parts.authenticator.authenticate(text)
+
+    made = await create(studio.operator, bot.id)
+    assert (made.owner, made.user) == (rival.id, bot.id)
+    assert made.scopes <= ROLE_SCOPES[Role.MEMBER]
+    [entry] = await AuditLog(studio.database).list_entries(
+        AuditFilter(owner=rival.id, action="key.create"), limit=5
+    )
+    assert entry.event.target == made.key_id
+    # An admin sees nothing of another organisation, and nobody makes keys for a person.
+    person, admin = await studio.member()
+    with pytest.raises(NotFound):
+        await create(admin, bot.id)
+    with pytest.raises(InvalidRequest, match="service account"):
+        await create(studio.operator, person.user.id)

@@ -3,7 +3,7 @@
 import { type QueryClient, useQueryClient } from "@tanstack/react-query";
 import { useEffect, useState } from "react";
 
-import { renewSession } from "#/api/session";
+import { CONNECTED, LiveSource, type LiveState } from "#/api/live-source";
 
 import {
   isOpen, type JobDetail, type PreviewEvent, type ProgressEvent, STATUSES, type StatusEvent, type StepEvent,
@@ -12,7 +12,6 @@ import {
 // Ten a second can come, and a thousand when a stream begins: paint fewer.
 const PAINT_MILLISECONDS = 100;
 const REFRESH_MILLISECONDS = 500;
-const REOPEN_MILLISECONDS = 3_000;
 
 /** One attempt of a job: what its events say of it. */
 export interface Attempt {
@@ -27,12 +26,12 @@ export interface JobEvents {
   attempts: Attempt[];
   progress: ProgressEvent | null;
   preview: PreviewEvent | null;
-  isReconnecting: boolean;
+  live: LiveState;
   /** The stream has ended with the job. */
   isComplete: boolean;
 }
 
-const NOTHING: JobEvents = { attempts: [], progress: null, preview: null, isReconnecting: false, isComplete: false };
+const NOTHING: JobEvents = { attempts: [], progress: null, preview: null, live: CONNECTED, isComplete: false };
 
 /** Return what the events of a job say; a new attempt opens the stream again. */
 export function useJobEvents(job: JobDetail | undefined): JobEvents {
@@ -50,7 +49,7 @@ export function useJobEvents(job: JobDetail | undefined): JobEvents {
 
 class JobStream {
   private state = NOTHING;
-  private source: EventSource | undefined;
+  private readonly source: LiveSource;
   private lastId = "";
   private isClosed = false;
   private readonly timers = new Map<string, ReturnType<typeof setTimeout>>();
@@ -61,52 +60,43 @@ class JobStream {
     private readonly queries: QueryClient,
     private readonly paint: (state: JobEvents) => void,
   ) {
-    this.open();
+    this.source = new LiveSource({
+      getAddress: () => {
+        const after = this.lastId ? `&last_event_id=${encodeURIComponent(this.lastId)}` : "";
+        return `/jobs/${encodeURIComponent(this.id)}/events?previews=true${after}`;
+      },
+      listeners: {
+        ...Object.fromEntries(STATUSES.map((status) => [status, this.listen<StatusEvent>((event) => this.addStatus(event))])),
+        step: this.listen<StepEvent>((event) => this.addStep(event)),
+        progress: this.listen<ProgressEvent>((progress) => this.update({ progress })),
+        preview: this.listen<PreviewEvent>((preview) => this.update({ preview })),
+      },
+      onState: (live) => this.update({ live }),
+      onEnd: () => this.end(),
+      isOver: () => {
+        const known = this.queries.getQueryData<JobDetail>(["job", this.id]);
+        return known !== undefined && !isOpen(known);
+      },
+    });
   }
 
   close() {
     this.isClosed = true;
-    this.source?.close();
+    this.source.close();
     for (const timer of this.timers.values()) clearTimeout(timer);
   }
 
-  private open() {
-    const after = this.lastId ? `&last_event_id=${encodeURIComponent(this.lastId)}` : "";
-    const source = new EventSource(`/jobs/${encodeURIComponent(this.id)}/events?previews=true${after}`);
-    this.source = source;
-    source.onopen = () => this.update({ isReconnecting: false });
-    for (const status of STATUSES) this.listen<StatusEvent>(status, (event) => this.addStatus(event));
-    this.listen<StepEvent>("step", (event) => this.addStep(event));
-    this.listen<ProgressEvent>("progress", (progress) => this.update({ progress }));
-    this.listen<PreviewEvent>("preview", (preview) => this.update({ preview }));
-    // An event `error` of the server and a broken connection both arrive here.
-    source.onerror = () => this.fail(source);
-  }
-
-  private listen<E>(type: string, use: (event: E) => void) {
-    this.source?.addEventListener(type, (message: MessageEvent<string>) => {
+  private listen<E>(use: (event: E) => void) {
+    return (message: MessageEvent<string>) => {
       if (message.lastEventId) this.lastId = message.lastEventId;
       use(JSON.parse(message.data) as E);
-    });
+    };
   }
 
-  private fail(source: EventSource) {
-    const last = this.state.attempts.at(-1);
-    if (this.isClosed || (last?.number === this.attempt && last.last !== null && !isOpen(last.last))) return;
-    const known = this.queries.getQueryData<JobDetail>(["job", this.id]);
-    // Status 204: nothing is kept of a job that has ended.
-    if (known && !isOpen(known) && source.readyState === EventSource.CLOSED) {
-      this.update({ isReconnecting: false, isComplete: true });
-      return;
-    }
-    this.update({ isReconnecting: true });
-    if (source.readyState !== EventSource.CLOSED) return;
-    // A browser does not connect again after a refusal, such as of a session that is too old.
-    this.later("reopen", REOPEN_MILLISECONDS, () => {
-      void renewSession().then(() => {
-        if (!this.isClosed) this.open();
-      });
-    });
+  /** Nothing is kept of a job that has ended; one that was just open here has ended since. */
+  private end() {
+    this.update({ isComplete: true });
+    this.refresh(this.attempt);
   }
 
   private addStatus(event: StatusEvent) {
@@ -116,7 +106,7 @@ class JobStream {
     if (!isOpen(event)) {
       this.update({ progress: null, preview: null });
       // Without this the browser would connect once more, only to learn that nothing follows.
-      if (event.attempt >= this.attempt) this.source?.close();
+      if (event.attempt >= this.attempt) this.source.close();
     }
     this.refresh(event.attempt);
   }

@@ -7,8 +7,10 @@ import { Link } from "wouter";
 
 import { body, gateway } from "#/api/client";
 import { isNotFound } from "#/api/errors";
+import { useQueuePlace } from "#/api/newest-jobs";
 import { ErrorAlert } from "#/components/error-alert";
 import { NotFound } from "#/components/not-found";
+import { Reconnecting } from "#/components/reconnecting";
 import { useStrings } from "#/language";
 
 import { StatusBadge } from "../status-badge";
@@ -24,16 +26,13 @@ import { Results } from "./results";
 import { Summary } from "./summary";
 import { JobTimeline } from "./timeline";
 
-// Places and estimates have no events.
-const POLL_MILLISECONDS = 5_000;
-
 export function JobPage({ id }: { id: string }) {
   const t = useStrings(strings);
   const job = useQuery({
     queryKey: ["job", id],
     queryFn: ({ signal }) => body(gateway.GET("/jobs/{job_id}", { params: { path: { job_id: id } }, signal })),
-    refetchInterval: ({ state }) => (state.data && isOpen(state.data) ? POLL_MILLISECONDS : false),
   });
+  useQueuePlace(job.data);
   return (
     <>
       <Anchor component={Link} href={LIST} size="sm" mb="xs" display="inline-block">
@@ -63,7 +62,7 @@ function JobView({ job }: { job: JobDetail }) {
         </Group>
         <JobActs job={job} />
       </Group>
-      {events.isReconnecting && <Alert role="status" color="gray" py="xs">{t.reconnecting}</Alert>}
+      <Reconnecting live={events.live} />
       {job.error && (
         <Alert color="red" title={t.errorTitle}>
           <Text size="sm">{job.error.message}</Text>

@@ -10,6 +10,7 @@ import { hasScope, useCaller } from "#/api/session";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
 import { PageHeader } from "#/components/page-header";
+import { Reconnecting } from "#/components/reconnecting";
 import { useStrings } from "#/language";
 
 import { strings } from "../strings";
@@ -30,7 +31,7 @@ export function JobList() {
   const [, navigate] = useLocation();
   const [selected, setSelected] = useState<ReadonlySet<string>>(new Set());
   const depth = useHistoryState<HistoryState>()?.depth ?? 0;
-  const page = useJobPage(toQuery(address));
+  const { page, live } = useJobPage(toQuery(address));
   const jobs = page.data?.jobs ?? [];
   const next = page.data?.next_cursor ?? null;
   const filter = toFilter(address);
@@ -57,6 +58,7 @@ export function JobList() {
   return (
     <>
       <PageHeader title={t.title}>
+        <Reconnecting live={live} />
         {mayChange && <MatchingActs filter={filter} />}
         <ActionIcon
           variant="default" size="input-sm" aria-label={t.refresh}

@@ -3,24 +3,24 @@
 import { keepPreviousData, useQuery } from "@tanstack/react-query";
 
 import { body, gateway } from "#/api/client";
+import { useNewestJobs } from "#/api/newest-jobs";
 
-import { isOpen, type Job, type JobPage } from "../types";
+import type { Job, JobPage } from "../types";
 
 const PAGE = 50;
 // A page for a rare filter may be empty although older jobs match: read on, but not without end.
 const MAX_READS = 5;
-const POLL_MILLISECONDS = 3_000;
 
-/** Return a page of jobs for the parameters of `GET /jobs`. */
+/** Return a page of jobs for the parameters of `GET /jobs`, which is followed while it is shown. */
 export function useJobPage(query: Record<string, string>) {
-  return useQuery({
-    queryKey: ["jobs", query],
+  const queryKey = ["jobs", query];
+  const live = useNewestJobs(queryKey, Object.keys(query).length === 0);
+  const page = useQuery({
+    queryKey,
     queryFn: ({ signal }) => readPage(query, signal),
     placeholderData: keepPreviousData,
-    // One request for all rows, and only while one of them may still change: following fifty jobs
-    // by their events would hold fifty connections.
-    refetchInterval: ({ state }) => (state.data?.jobs.some(isOpen) ? POLL_MILLISECONDS : false),
   });
+  return { page, live };
 }
 
 async function readPage(query: Record<string, string>, signal: AbortSignal): Promise<JobPage> {

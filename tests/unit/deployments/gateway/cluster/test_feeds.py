@@ -7,7 +7,7 @@ from collections import Counter
 from contextlib import aclosing
 
 from deployments.gateway.cluster.bodies import ClusterBody, PoolBody
-from deployments.gateway.cluster.feeds import ClusterFeeds, Included
+from deployments.gateway.cluster.feeds import ClusterFeeds, FeedSources, Included, Viewer
 
 _CLUSTER = ClusterBody(
     pools=[PoolBody(name=name, is_responding=True, renderers=[]) for name in ("a", "b")], nodes=[]
@@ -37,12 +37,38 @@ class Sources:
         self.sums_at_once -= 1
         return None if tenant == "broken" else f'"usage of {tenant}"'
 
+    async def read_models(self, viewer: Viewer) -> str:
+        self.readings[f"models {viewer}"] += 1
+        return f'"models of {viewer}"'
+
+    async def read_jobs(self, owner: str) -> str:
+        self.readings[f"jobs {owner}"] += 1
+        return f'"jobs of {owner}"'
+
+    def read_routes(self, cluster: ClusterBody) -> str:
+        assert cluster is _CLUSTER
+        self.readings["routes"] += 1
+        return '"routes"'
+
     def build_feeds(self) -> ClusterFeeds:
-        return ClusterFeeds(self.read_cluster, self.read_backends, self.read_usage)
+        return ClusterFeeds(
+            FeedSources(
+                cluster=self.read_cluster,
+                backends=self.read_backends,
+                usage=self.read_usage,
+                models=self.read_models,
+                jobs=self.read_jobs,
+                routes=self.read_routes,
+            )
+        )
+
+
+def member(owner: str) -> Viewer:
+    return Viewer(owner=owner, is_operator=False)
 
 
 async def view(
-    feeds: ClusterFeeds, tenant: str | None, *included: Included
+    feeds: ClusterFeeds, viewer: Viewer, *included: Included
 ) -> dict[str, ClusterBody | str | None]:
     """Return the first value of each stream by its name.
 
@@ -50,7 +76,7 @@ async def view(
         included: the streams to follow in addition to the cluster's.
     """
     first_values: dict[str, ClusterBody | str | None] = {}
-    async with aclosing(feeds.follow(tenant, included)) as changes:
+    async with aclosing(feeds.follow(viewer, included)) as changes:
         while len(first_values) < 1 + len(included):
             change = await anext(changes)
             assert change is not None
@@ -61,17 +87,27 @@ async def view(
 async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
     sources = Sources()
     feeds = sources.build_feeds()
-    tenants = [None, "ann", "bob"] * 20
-    views = await asyncio.gather(*(view(feeds, tenant, *Included) for tenant in tenants))
-    for tenant, view_of_tenant in zip(tenants, views, strict=True):
-        assert view_of_tenant == {
+    ann, bob = member("ann"), member("bob")
+    # An operator belongs to a tenant, but sees the back ends of all.
+    operator = Viewer(owner="ann", is_operator=True)
+    viewers = [operator, ann, bob] * 20
+    views = await asyncio.gather(*(view(feeds, viewer, *Included) for viewer in viewers))
+    for viewer, values in zip(viewers, views, strict=True):
+        assert values == {
             "cluster": _CLUSTER,
-            "backends": f'"backends of {tenant}"',
-            "usage": f'"usage of {tenant}"',
+            "backends": f'"backends of {viewer.tenant}"',
+            "usage": f'"usage of {viewer.tenant}"',
+            "models": f'"models of {viewer}"',
+            "jobs": f'"jobs of {viewer.owner}"',
+            "routes": '"routes"',
         }
     assert sources.readings.keys() == {
         "cluster",
-        *(f"{kind} {tenant}" for kind in Included for tenant in (None, "ann", "bob")),
+        "routes",
+        *(f"{kind} {tenant}" for kind in ("backends", "usage") for tenant in (None, "ann", "bob")),
+        *(f"models {viewer}" for viewer in (operator, ann, bob)),
+        "jobs ann",
+        "jobs bob",
     }
     assert set(sources.readings.values()) == {1}
     await feeds.close()
@@ -85,7 +121,9 @@ async def test_at_most_two_sums_are_read_concurrently() -> None:
     sources = Sources()
     feeds = sources.build_feeds()
     tenants = [f"tenant{number}" for number in range(20)]
-    views = await asyncio.gather(*(view(feeds, tenant, Included.USAGE) for tenant in tenants))
+    views = await asyncio.gather(
+        *(view(feeds, member(tenant), Included.USAGE) for tenant in tenants)
+    )
     assert [values["usage"] for values in views] == [f'"usage of {tenant}"' for tenant in tenants]
     assert sources.most_sums_at_once == 2
     await feeds.close()
@@ -94,9 +132,12 @@ async def test_at_most_two_sums_are_read_concurrently() -> None:
 async def test_excluded_sections_are_not_read() -> None:
     sources = Sources()
     feeds = sources.build_feeds()
-    assert await view(feeds, "ann") == {"cluster": _CLUSTER}
+    assert await view(feeds, member("ann")) == {"cluster": _CLUSTER}
     assert sources.readings == {"cluster": 1}
-    assert await view(feeds, "broken", Included.USAGE) == {"cluster": _CLUSTER, "usage": None}
+    assert await view(feeds, member("broken"), Included.USAGE) == {
+        "cluster": _CLUSTER,
+        "usage": None,
+    }
     await feeds.close()
 
 

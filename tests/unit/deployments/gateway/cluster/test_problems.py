@@ -72,6 +72,11 @@ def test_nothing_is_wrong_with_a_healthy_cluster() -> None:
         ),
         (make_reading(replace(RENDERER, losses=3)), "renderer_restarts", "comfyui-p-0"),
         (make_reading(oldest_wait=700.0, waiting=4), "long_wait", "p"),
+        (
+            replace(HEALTHY, template_problems=["/t/a.yaml: title: is missing", "/t/a.yaml: x"]),
+            "template_invalid",
+            "/t/a.yaml",
+        ),
     ],
 )
 def test_each_problem_has_words_and_advice(
@@ -102,6 +107,10 @@ def test_values_in_messages_are_parameters_too() -> None:
         (make_reading(failed_renderer), {"error": "no memory", "is_placing": False}),
         (make_reading(replace(RENDERER, losses=3)), {"losses": 3}),
         (replace(HEALTHY, nodes=None), {}),
+        (
+            replace(HEALTHY, template_problems=["/t/a.yaml: title: is missing"]),
+            {"error": "title: is missing"},
+        ),
     ):
         [problem] = find(reading)
         assert problem.parameters == parameters
@@ -156,3 +165,10 @@ def test_route_without_a_healthy_upstream() -> None:
     members[0].is_up = False
     [problem] = ProblemFinder().find(cluster, HEALTHY, [pool])
     assert (problem.code, problem.subject) == ("route_without_upstream", "assets")
+
+
+def test_many_template_files_with_long_errors_make_a_bounded_list() -> None:
+    problems = [f"/t/{number}.yaml: {'x' * 9_000}" for number in range(10_000)]
+    found = find(replace(HEALTHY, template_problems=problems))
+    assert len(found) == 20
+    assert max(len(problem.message) for problem in found) < 600

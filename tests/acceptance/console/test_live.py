@@ -1,0 +1,146 @@
+"""Tests that pages follow the server's events instead of asking again and again."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from playwright.sync_api import Page, Request, Route, expect
+
+from tests.acceptance.console.browser import ConsoleBrowser
+from tests.acceptance.console.calls import Api
+from tests.stack import RunningStack
+from tests.waiting import eventually_blocking
+
+EVENTS = "**/cluster/events?**"
+# A pause of the page between two tries to connect, in seconds, and the ones that follow it.
+PAUSES = (3, 6, 12, 24, 48, 60, 60)
+
+
+def count_requests(page: Page, path: str) -> list[str]:
+    """Return a list to which the page's requests of a path are added."""
+    seen: list[str] = []
+
+    def note(request: Request) -> None:
+        if urlsplit(request.url).path == path:
+            seen.append(request.url)
+
+    page.on("request", note)
+    return seen
+
+
+def send_events(page: Page, **data: Any) -> None:
+    """Answer the page's streams with these events, by their names."""
+    frames = "".join(f"event: {name}\ndata: {json.dumps(body)}\n\n" for name, body in data.items())
+    page.route(EVENTS, lambda route: route.fulfill(content_type="text/event-stream", body=frames))
+
+
+def test_the_list_shows_jobs_as_they_come_and_end(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    api = Api(gateway)
+    page = console.sign_in_with_key(gateway.api_key).page
+    # Not what the first page still asks for.
+    page.goto("about:blank")
+    read = count_requests(page, "/jobs")
+    followed = count_requests(page, "/cluster/events")
+    console.open("/jobs")
+    page.get_by_role("heading", name="Jobs").wait_for()
+    eventually_blocking(lambda: followed and read)
+    job = api.render(template="swatch", inputs={"prompt": "live", "width": 64, "height": 64})
+    row = page.get_by_role("row").filter(has_text=job["id"][:8])
+    row.get_by_text("Succeeded", exact=True).wait_for()
+    assert len(read) == 1, "the events bring the newest page"
+    # Of another page the rows are followed, and it is read again when a job has come or gone.
+    console.open(f"/jobs?metadata.project={api.project}")
+    page.get_by_role("row").filter(has_text=job["id"][:8]).wait_for()
+    second = api.render(template="swatch", inputs={"prompt": "live", "width": 72, "height": 64})
+    page.get_by_role("row").filter(has_text=second["id"][:8]).wait_for()
+    assert {url.split("?")[1] for url in followed} == {"include=jobs&cluster=false"}
+
+
+def test_models_and_back_ends_change_by_events(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    headers = {"Authorization": f"Bearer {gateway.api_key}"}
+    models = httpx.get(f"{gateway.url}/v1/models", headers=headers, timeout=60).json()
+    backends = httpx.get(f"{gateway.url}/v1/backends", headers=headers, timeout=60).json()
+    new = {**models["data"][0], "id": "brand-new", "backends": []}
+    [local] = [one for one in backends["backends"] if one["name"] == "local"]
+    page = console.sign_in_with_key(gateway.api_key).page
+    send_events(
+        page,
+        models={**models, "data": [new]},
+        backends={"backends": [{**local, "breaker": "open"}]},
+    )
+    console.open("/models")
+    page.get_by_role("row").filter(has_text="brand-new").wait_for()
+    page.get_by_role("tab", name="Back ends").click()
+    page.get_by_role("region", name="local").get_by_text("Breaker: open").wait_for()
+    page.get_by_text("connecting again").wait_for()
+    console.check_accessibility()
+
+
+def test_routes_change_by_events(console: ConsoleBrowser, gateway: RunningStack) -> None:
+    headers = {"Authorization": f"Bearer {gateway.api_key}"}
+    body = httpx.get(f"{gateway.url}/cluster/routes", headers=headers, timeout=60).json()
+    cluster = httpx.get(f"{gateway.url}/cluster", headers=headers, timeout=60).json()
+    problem = {
+        "code": "template_invalid", "subject": "/studio/banner.yaml", "since": "2026-11-28T09:00:00Z",
+        "parameters": {"error": "title: is missing"},
+        "message": "The template file /studio/banner.yaml is not valid: title: is missing",
+        "advice": "Correct the file.",
+    }  # fmt: skip
+    page = console.sign_in_with_key(gateway.api_key).page
+    send_events(
+        page,
+        cluster={**cluster, "problems": [problem]},
+        routes={**body, "applications": {"brand-new": "RUNNING"}},
+    )
+    asked = count_requests(page, "/cluster/routes")
+    console.open("/operate")
+    page.get_by_role("region", name="Apps").get_by_text("brand-new").wait_for()
+    checks = page.get_by_role("region", name="Checks", exact=True)
+    checks.get_by_text("The template file /studio/banner.yaml is not valid").wait_for()
+    assert len(asked) == 1
+    console.check_accessibility()
+
+
+def test_a_lasting_refusal_is_said_and_asked_about_ever_more_rarely(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    page = console.sign_in_with_key(gateway.api_key).page
+    tries: list[str] = []
+
+    def refuse(route: Route) -> None:
+        tries.append(route.request.url)
+        body = {
+            "code": "overloaded", "detail": f"The {len(tries)}th stream is one too many.",
+            "request_id": "req-of-the-stream",
+        }  # fmt: skip
+        route.fulfill(status=503, content_type="application/problem+json", body=json.dumps(body))
+
+    page.route(EVENTS, refuse)
+    # Time stands still from here on, but for `run_for`.
+    start = datetime.now()
+    page.clock.install(time=start)
+    page.clock.pause_at(start + timedelta(seconds=1))
+    console.open("/overview")
+    notice = page.get_by_role("status").filter(has_text="connecting again")
+    notice.wait_for()
+    for number, pause in enumerate(PAUSES, start=1):
+        page.clock.run_for(pause * 1000 - 500)
+        assert len(tries) == number, f"before {pause} s"
+        page.clock.run_for(500)
+        page.get_by_text(f"The {number + 1}th stream is one too many.").wait_for()
+    status = page.get_by_role("status").filter(has_text="is not updated")
+    expect(status).to_contain_text("overloaded")
+    expect(status).to_contain_text("req-of-the-stream")
+    page.unroute(EVENTS)
+    page.clock.run_for(60_000)
+    status.wait_for(state="detached")
+    page.get_by_role("region", name="Render pools", exact=True).wait_for()
+    console.check_clean("status of 503")
