@@ -79,8 +79,8 @@ def test_usage_by_day_person_and_model(
     page = console.sign_in(email, PASSWORD).open("/usage").page
     page.get_by_role("heading", name="Usage").wait_for()
     chart = page.get_by_role("img", name="Cost by day")
-    chart.locator(".recharts-bar-rectangle path").first.wait_for()
-    assert chart.locator(".recharts-bar-rectangle path").count() > _DAYS / 2
+    chart.locator(".usage-day:has(.usage-bar)").first.wait_for()
+    assert chart.locator(".usage-day:has(.usage-bar)").count() > _DAYS / 2
     page.get_by_role("cell", name="claude-opus-5-5").first.wait_for()
     console.check_accessibility()
     console.screenshot("usage", also="ja")
