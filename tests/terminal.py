@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -20,7 +21,12 @@ _LEAKING = (
     "TMUX", "STY", "KITTY_WINDOW_ID", "TERM_PROGRAM", "LC_TERMINAL", "NO_COLOR", "FORCE_COLOR",
     "COLUMNS", "LINES",
 )  # fmt: skip
-_SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+_SEQUENCE = re.compile(
+    r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[_P^].*?\x1b\\)", re.DOTALL
+)
+# Commands to the terminal's program, such as kitty's for pictures: terminals show nothing of them,
+# but pyte does.
+_COMMAND = re.compile(rb"\x1b[_P^].*?\x1b\\", re.DOTALL)
 # Asks for the attributes of the terminal; every real one replies.
 _QUERY_END = b"\x1b[c"
 # Lines that have left the screen at its top.
@@ -48,7 +54,7 @@ class Screen:
         if not self.columns:
             return self.output.decode().splitlines()
         screen = pyte.HistoryScreen(self.columns, self.rows, history=_HISTORY)
-        pyte.ByteStream(screen).feed(self.output)
+        pyte.ByteStream(screen).feed(_COMMAND.sub(b"", self.output))
         above = ["".join(row[x].data for x in range(self.columns)) for row in screen.history.top]
         lines = [line.rstrip() for line in (*above, *screen.display)]
         while lines and not lines[-1]:
@@ -89,7 +95,7 @@ def run_in_terminal(
     """Run Python in a terminal until it ends.
 
     Args:
-        reply: what the terminal replies to queries.
+        reply: what the terminal replies to each query.
         typed: the input to type when a text appears on the screen, once for each text.
         variables: added to the environment.
     """
@@ -106,14 +112,18 @@ def run_in_terminal(
         preexec_fn=_take_terminal,
     )
     os.close(terminal)
-    waiting = {_QUERY_END: reply, **(typed or {})}
+    waiting = dict(typed or {})
     output = b""
+    replies = 0
     while True:
         try:
             piece = os.read(controller, 65536)
         except OSError:  # Linux reports so that the program has ended.
             break
         output += piece
+        for _ in range(output.count(_QUERY_END) - replies):
+            os.write(controller, reply)
+            replies += 1
         for text in [text for text in waiting if text in output]:
             os.write(controller, waiting.pop(text))
     os.close(controller)
@@ -122,4 +132,6 @@ def run_in_terminal(
 
 def _take_terminal() -> None:
     """Make the pseudo-terminal the controlling terminal of the process, as a shell does."""
+    # Tests that run in the background of a shell inherit that Ctrl+C is ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.close(os.open(os.ttyname(0), os.O_RDWR))

@@ -56,7 +56,7 @@ KNOWN = {
 
 
 _PICTURE = {"id": "art_1", "name": "a.png", "media_type": "image/png", "size": 2000}
-_OUTPUT = {"text": None, "body": None, "artifacts": [], "cached": False}
+_OUTPUT: dict[str, Any] = {"text": None, "body": None, "artifacts": [], "cached": False}
 JOB = {
     "id": "5d9a476c-a862-45d3-8973-93373728c21a", "kind": "pipeline", "status": "running",
     "steps": 5, "progress": {"value": 1, "max": 2, "step": 1}, "error": None, "position": 2,
