@@ -39,6 +39,7 @@ def cli_page() -> str:
     lines += [
         "Piped output is plain: tab-separated columns, no colours, no pictures; `--json` prints what",
         "the API returned. `moyin --profile NAME COMMAND` calls another gateway (`moyin profiles add`).",
+        "How some commands look in a terminal: [screens](screens.md).",
         "",
         "| exit status | meaning |",
         "|---|---|",

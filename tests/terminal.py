@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -20,7 +21,12 @@ _LEAKING = (
     "TMUX", "STY", "KITTY_WINDOW_ID", "TERM_PROGRAM", "LC_TERMINAL", "NO_COLOR", "FORCE_COLOR",
     "COLUMNS", "LINES",
 )  # fmt: skip
-_SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+_SEQUENCE = re.compile(
+    r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[_P^].*?\x1b\\)", re.DOTALL
+)
+# Commands to the terminal's program, such as kitty's for pictures: terminals show nothing of them,
+# but pyte does.
+_COMMAND = re.compile(rb"\x1b[_P^].*?\x1b\\", re.DOTALL)
 # Asks for the attributes of the terminal; every real one replies.
 _QUERY_END = b"\x1b[c"
 # Lines that have left the screen at its top.
@@ -48,7 +54,7 @@ class Screen:
         if not self.columns:
             return self.output.decode().splitlines()
         screen = pyte.HistoryScreen(self.columns, self.rows, history=_HISTORY)
-        pyte.ByteStream(screen).feed(self.output)
+        pyte.ByteStream(screen).feed(_COMMAND.sub(b"", self.output))
         scrolled_lines = [
             "".join(row[x].data for x in range(self.columns)) for row in screen.history.top
         ]
@@ -91,7 +97,7 @@ def run_in_terminal(
     """Run Python in a terminal until it ends.
 
     Args:
-        reply: what the terminal answers to control sequences that ask for its properties.
+        reply: what the terminal answers to each control sequence that asks for its properties.
         typed: maps a text to the input that is typed once when the text appears on the screen.
         variables: further environment variables.
     """
@@ -110,20 +116,26 @@ def run_in_terminal(
         preexec_fn=_take_terminal,
     )
     os.close(terminal)
-    pending_replies = {_QUERY_END: reply, **(typed or {})}
+    pending_inputs = dict(typed or {})
     output = b""
+    reply_count = 0
     while True:
         try:
             piece = os.read(controller, 65536)
         except OSError:  # Linux reports so that the program has ended.
             break
         output += piece
-        for text in [text for text in pending_replies if text in output]:
-            os.write(controller, pending_replies.pop(text))
+        for _ in range(output.count(_QUERY_END) - reply_count):
+            os.write(controller, reply)
+            reply_count += 1
+        for text in [text for text in pending_inputs if text in output]:
+            os.write(controller, pending_inputs.pop(text))
     os.close(controller)
     return Screen(output=output, columns=columns, rows=rows, status=process.wait())
 
 
 def _take_terminal() -> None:
     """Make the pseudo-terminal the controlling terminal of the process, as a shell does."""
+    # Tests that run in the background of a shell inherit that Ctrl+C is ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.close(os.open(os.ttyname(0), os.O_RDWR))

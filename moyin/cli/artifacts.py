@@ -10,11 +10,13 @@ from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
 import typer
+from rich.filesize import decimal
 
 from moyin.cli.following import choose_target, create_folder
 from moyin.cli.pictures import PictureProtocol, detect_protocol, show_picture
 from moyin.cli.screen import AsJson, out, print_json, print_records
 from moyin.cli.session import build_path, send, with_gateway
+from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient
 
 app = typer.Typer(help="Stored files: list, get, archive, put, link, delete.", no_args_is_help=True)
@@ -55,11 +57,12 @@ def list_artifacts(
     if as_json:
         print_json(artifacts)
         return
-    names = ("id", "name", "media_type", "size", "job", "created_at")
     print_records(
         ("id", "name", "type", "size", "job", "created (UTC)"),
-        ([artifact[name] for name in names] for artifact in artifacts),
+        map(_build_row, artifacts),
         right=("size",),
+        spare=("job", "created (UTC)"),
+        empty="no files: renders make some, and `moyin artifacts put FILE` stores one",
     )
 
 
@@ -78,10 +81,7 @@ def get(
         target = output
         if output.is_dir():
             await asyncio.to_thread(create_folder, output)
-            async with gateway.open("HEAD", path) as response:
-                disposition = response.content_disposition
-            name = disposition.filename if disposition is not None else None
-            target = choose_target(output, name or artifact_id)
+            target = choose_target(output, await _read_name(gateway, path) or artifact_id)
         await gateway.download(path, target)
         return target
 
@@ -182,6 +182,29 @@ def print_files(paths: list[Path], *, show: bool, indent: str = "") -> None:
         if protocol is not None:
             show_picture(path, protocol)
         out.print(f"{indent}{path}", markup=False, style="bold" if out.is_terminal else None)
+
+
+async def _read_name(gateway: GatewayClient, path: str) -> str | None:
+    """Return the name of a file, or None if the gateway refuses it or does not say."""
+    try:
+        async with gateway.open("HEAD", path) as response:
+            disposition = response.content_disposition
+    except RequestRefused:
+        # The response to HEAD has no body with the reason; that to the download has one.
+        return None
+    return disposition.filename if disposition is not None else None
+
+
+def _build_row(artifact: dict[str, Any]) -> tuple[object, ...]:
+    size = artifact["size"]
+    return (
+        artifact["id"],
+        artifact["name"],
+        artifact["media_type"],
+        decimal(size) if out.is_terminal else size,
+        artifact["job"],
+        artifact["created_at"],
+    )
 
 
 async def _read_artifacts(

@@ -72,7 +72,9 @@ def list_entries(
     if as_json:
         print_json({"entries": entries})
         return
-    print_records(_SHOWN, ([entry[name] for name in _SHOWN] for entry in entries))
+    print_records(
+        _SHOWN, ([entry[name] for name in _SHOWN] for entry in entries), empty="no entries match"
+    )
 
 
 @app.command()

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.screen import AlwaysJson, AsJson, errors, out, print_json, print_table
+from moyin.cli.job_view import print_batch
+from moyin.cli.screen import AsJson, errors, out, print_json, print_table
 from moyin.cli.session import JOB_DID_NOT_SUCCEED, with_gateway
 from moyin.client.gateway import GatewayClient
 
@@ -42,6 +43,8 @@ def list_batches(
         ("id", "status", "lines", "answered", "failed", "created (UTC)"),
         map(_build_row, page["data"]),
         right=("lines", "answered", "failed"),
+        spare=("created (UTC)",),
+        empty="no batches: `moyin batches submit FILE` makes one",
     )
 
 
@@ -80,9 +83,13 @@ def submit(
 
 
 @app.command()
-def show(batch_id: BatchId, _: AlwaysJson = True) -> None:
-    """Print a batch as JSON."""
-    print_json(with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}/{batch_id}")))
+def show(batch_id: BatchId, as_json: AsJson = False) -> None:
+    """Show a batch; piped output is JSON."""
+    batch = with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}/{batch_id}"))
+    if as_json or not out.is_terminal:
+        print_json(batch)
+    else:
+        print_batch(batch)
 
 
 @app.command()

@@ -14,7 +14,7 @@ import typer
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moyin.cli.screen import errors, out
+from moyin.cli.screen import count, errors, out
 from moyin.settings import Settings
 
 
@@ -28,10 +28,12 @@ def migrate(
     ] = False,
 ) -> None:
     """Migrate the shared database in MOYIN_DATABASE_URL; `moyin up` migrates only its own."""
+    from moyin.store.sql import get_newest_revision
     from moyin.store.sql import migrate as run_migrations
 
     run_migrations(Settings().sql_url, revision, down=down)
-    out.print(f"the database is at {revision}")
+    reached = get_newest_revision() if revision == "head" else revision
+    out.print(f"the database is at revision {reached}")
 
 
 def prune(
@@ -62,7 +64,10 @@ async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
         pruner = Pruner(database, BlobStore(settings.blobs_url))
         job_count = await pruner.count_prunable(before)
         batches = await pruner.count_prunable_batches(before)
-        summary = f"{job_count:,} jobs and {batches:,} batches ended at least {days} days ago"
+        summary = (
+            f"{count(job_count, 'job')} and {count(batches, 'batch', 'batches')} ended at least "
+            f"{count(days, 'day')} ago"
+        )
         if dry_run:
             out.print(summary)
             return
@@ -84,8 +89,9 @@ async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
                 progress.advance(task, batch.jobs)
         size = decimal(deleted_total.size)
         out.print(
-            f"deleted {deleted_total.jobs:,} jobs, {deleted_total.batches:,} batches and {deleted_total.files:,} files, "
-            f"{size}"
+            f"deleted {count(deleted_total.jobs, 'job')}, "
+            f"{count(deleted_total.batches, 'batch', 'batches')} and "
+            f"{count(deleted_total.files, 'file')}, {size}"
         )
     finally:
         await database.close()

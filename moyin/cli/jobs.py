@@ -21,7 +21,8 @@ from moyin.cli.job_filters import (
     change_jobs,
     read_jobs,
 )
-from moyin.cli.screen import AlwaysJson, AsJson, errors, out, print_json, print_table
+from moyin.cli.job_view import describe_status, measure_progress, print_job
+from moyin.cli.screen import AsJson, count, errors, out, print_json, print_table
 from moyin.cli.session import exit_unless_succeeded, send, with_gateway
 from moyin.client.gateway import GatewayClient
 
@@ -64,17 +65,30 @@ def list_jobs(
     jobs = with_gateway(lambda gateway: read_jobs(gateway, where, limit))
     if as_json:
         print_json(jobs)
-        return
-    print_table(
-        ("id", "kind", "status", "progress", "created (UTC)"),
-        ((j["id"], j["kind"], j["status"], _format_percent(j), j["created_at"]) for j in jobs),
-    )
+    elif out.is_terminal:
+        print_table(
+            ("id", "kind", "status", "created (UTC)"),
+            ((j["id"], j["kind"], describe_status(j), j["created_at"]) for j in jobs),
+            empty="no jobs match" if where else "no jobs: `moyin render GRAPH` makes one",
+        )
+    else:
+        print_table(
+            (),
+            (
+                (j["id"], j["kind"], j["status"], f"{measure_progress(j):.0%}", j["created_at"])
+                for j in jobs
+            ),
+        )
 
 
 @app.command()
-def show(job_id: JobId, _: AlwaysJson = True) -> None:
-    """Print a job as JSON, with the outputs of its finished steps."""
-    print_json(with_gateway(lambda gateway: gateway.call("GET", _build_path(job_id))))
+def show(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show a job with the outputs of its finished steps; piped output is JSON."""
+    job = with_gateway(lambda gateway: gateway.call("GET", _build_path(job_id)))
+    if as_json or not out.is_terminal:
+        print_json(job)
+    else:
+        print_job(job)
 
 
 @app.command()
@@ -193,7 +207,7 @@ def _change(
 
     if not dry_run and not is_confirmed:
         matched_count = with_gateway(lambda gateway: work(gateway, counts_only=True))["matched"]
-        question = f"{matched_count:,} jobs match. {action.capitalize()} them?"
+        question = f"{_describe_matches(matched_count)}. {action.capitalize()} them?"
         typer.confirm(question, abort=True, err=True)
     return with_gateway(lambda gateway: work(gateway, counts_only=dry_run))
 
@@ -202,10 +216,10 @@ def _print_counts(counts: dict[str, Any], as_json: bool, done: str, skipped: str
     if as_json:
         print_json(counts)
     elif counts["dry_run"]:
-        out.print(f"{counts['matched']:,} jobs match")
+        out.print(_describe_matches(counts["matched"]))
     else:
         skipped_note = f"; {counts['skipped']:,} {skipped}" if counts["skipped"] else ""
-        out.print(f"{done} {counts['done']:,} of {counts['matched']:,} jobs{skipped_note}")
+        out.print(f"{done} {counts['done']:,} of {count(counts['matched'], 'job')}{skipped_note}")
     if counts["skipped"]:
         raise typer.Exit(SOME_SKIPPED)
 
@@ -214,9 +228,5 @@ def _build_path(job_id: str | None) -> str:
     return f"/jobs/{quote(job_id or '', safe='')}"
 
 
-def _format_percent(job: dict[str, Any]) -> str:
-    progress = job["progress"]
-    if job["status"] == "succeeded":
-        return "100%"
-    step_share = progress["value"] / (progress["max"] or 1)
-    return f"{(progress['step'] + step_share) / max(1, job['steps']):.0%}"
+def _describe_matches(number: int) -> str:
+    return f"{count(number, 'job')} {'matches' if number == 1 else 'match'}"

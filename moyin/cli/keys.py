@@ -112,12 +112,14 @@ def list_keys(as_json: AsJson = False) -> None:
                 key["id"],
                 key["owner"],
                 key["name"],
-                key["created_at"],
+                # A terminal has room for the day only, beside the names.
+                key["created_at"][: 10 if out.is_terminal else None],
                 " ".join(key["scopes"]),
                 _describe_state(key),
             )
             for key in keys
         ),
+        empty="no keys: `moyin keys create` makes one",
     )
 
 

@@ -27,7 +27,7 @@ def list_limits(as_json: AsJson = False) -> None:
     if as_json:
         print_json(page)
     else:
-        _print_limits(page["limits"])
+        _print_limits(page["limits"], empty="no limits apply to you")
 
 
 @app.command()
@@ -94,7 +94,7 @@ def _parse_limit(text: str) -> tuple[str, Any]:
     return name, int(value) if _COUNT.fullmatch(value) else value
 
 
-def _print_limits(limits: Iterable[Mapping[str, Any]]) -> None:
+def _print_limits(limits: Iterable[Mapping[str, Any]], empty: str = "no limits") -> None:
     print_records(
         ("subject", "limit", "value"),
         (
@@ -103,6 +103,7 @@ def _print_limits(limits: Iterable[Mapping[str, Any]]) -> None:
             for name, value in limit.items()
             if name != "subject" and value is not None
         ),
+        empty=empty,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -32,9 +33,7 @@ def list_members(organisation: OrganisationOption = None, as_json: AsJson = Fals
     if as_json:
         print_json(page)
         return
-    print_records(
-        ("id", "email", "name", "kind", "role", "state"), map(_build_row, page["members"])
-    )
+    _print_members(page["members"])
 
 
 @app.command()
@@ -119,7 +118,7 @@ def _change(user: str, body: dict[str, Any], organisation: str | None, as_json: 
     if as_json:
         print_json(changed_member)
     else:
-        print_records((), [_build_row(changed_member)])
+        _print_members([changed_member])
 
 
 async def _find_member(gateway: GatewayClient, organisation: str | None, user: str) -> str:
@@ -143,7 +142,7 @@ def _print_invitation(member: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(member)
         return
-    print_records((), [_build_row(member)])
+    _print_members([member])
     if member["invitation"] is None:
         errors.print("the invitation was mailed")
     else:
@@ -151,6 +150,15 @@ def _print_invitation(member: dict[str, Any], as_json: bool) -> None:
             "no mail is sent: give the member this token for `POST /accounts/password/reset`"
         )
         out.print(member["invitation"], markup=False)
+
+
+def _print_members(members: Iterable[dict[str, Any]]) -> None:
+    print_records(
+        ("id", "email", "name", "kind", "role", "state"),
+        map(_build_row, members),
+        spare=("kind",),
+        empty="no members: `moyin members invite EMAIL` adds one",
+    )
 
 
 def _build_row(user: dict[str, Any]) -> tuple[object, ...]:

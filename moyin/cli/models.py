@@ -43,6 +43,7 @@ def list_models(as_json: AsJson = False) -> None:
             for model in page["data"]
         ),
         right=("context",),
+        empty="there are no models that you may use",
     )
 
 
@@ -66,6 +67,9 @@ def show(
             ("abilities", ", ".join(_list_abilities(model))),
         ]
         print_pairs(pairs, indent=0)
+        out.print()
+    if not backends:
+        return
     print_records(
         ("back end", "model", "status", "context", "quality", "abilities", "price"),
         (

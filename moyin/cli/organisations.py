@@ -28,7 +28,11 @@ def list_organisations(as_json: AsJson = False) -> None:
     if as_json:
         print_json(page)
     else:
-        print_records(_COLUMNS, map(_build_row, page["organisations"]))
+        print_records(
+            _COLUMNS,
+            map(_build_row, page["organisations"]),
+            empty="no organisations: an operator makes one with `moyin organisations create NAME`",
+        )
 
 
 @app.command()
@@ -67,9 +71,15 @@ async def resolve_path(gateway: GatewayClient, organisation: str | None) -> str:
         return get_path(organisation)
     page = await gateway.call("GET", _PATH)
     ids = [str(body["id"]) for body in page["organisations"]]
-    if len(ids) != 1:
-        problem = "there are several organisations" if ids else "there is no organisation"
-        raise StackError(f"{problem}: name one with --organisation (`moyin organisations list`)")
+    if not ids:
+        raise StackError(
+            "there is no organisation: an operator makes one with `moyin organisations create NAME`"
+        )
+    if len(ids) > 1:
+        raise StackError(
+            "there are several organisations: name one with --organisation "
+            "(`moyin organisations list`)"
+        )
     return get_path(ids[0])
 
 

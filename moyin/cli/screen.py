@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -69,70 +69,107 @@ AlwaysJson = Annotated[bool, typer.Option("--json", help="The output is always J
 
 
 def print_table(
-    columns: Sequence[str], lines: Iterable[Sequence[str]], *, right: Collection[str] = ()
+    columns: Sequence[str],
+    lines: Iterable[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    spare: Sequence[str] = (),
+    empty: str = "",
 ) -> None:
     """Print a table with a heading to a terminal, or tab-separated lines into a pipe.
 
     A terminal shows times without fractions of a second and without their zone, which is UTC. If
-    the terminal is too narrow for the table, each cell gets a line of its own. ``right`` names the
-    columns that are aligned to the right, such as numbers.
+    the terminal is too narrow, columns are left out: those without values, then those in ``spare``.
+    If even that does not suffice, the cells of each line stand below each other.
+
+    Args:
+        right: the columns that are aligned to the right, such as numbers.
+        spare: the columns to leave out, the first one first; a pipe gets them all.
+        empty: what a terminal shows if there are no lines.
     """
     if not out.is_terminal:
         for line in lines:
             sys.stdout.write("\t".join(line) + "\n")
         return
     rows = [[Text.from_markup(_TIME.sub(r"\1 \2", cell)) for cell in line] for line in lines]
-    widths = _fit_columns(columns, rows)
-    if widths is None:
+    if not rows and empty:
+        out.print(empty, style="dim", markup=False)
+        return
+    widths = _fit_columns(columns, rows, spare)
+    if not widths:
         for number, row in enumerate(rows):
             if number:
                 out.print()
-            print_pairs(
-                ((name, cell.plain) for name, cell in zip(columns, row, strict=True)), indent=0
-            )
+            pairs = ((name, cell.plain) for name, cell in zip(columns, row, strict=True))
+            print_pairs(((name, value) for name, value in pairs if value), indent=0)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(columns))
-    for name, width in zip(columns or [""] * len(widths), widths, strict=True):
-        justify: Literal["left", "right"] = "right" if name in right else "left"
-        table.add_column(name, overflow="fold", width=width, justify=justify)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, width in widths.items():
+        justify: Literal["left", "right"] = "right" if columns[number] in right else "left"
+        table.add_column(columns[number], overflow="fold", width=width, justify=justify)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[number] for number in widths))
     out.print(table)
 
 
-def _fit_columns(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[int] | None:
-    """Return column widths that break no word, or None if the terminal is too narrow for them.
+def _fit_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], spare: Sequence[str]
+) -> dict[int, int]:
+    """Return the widths of the shown columns by number, empty if the terminal is too narrow."""
+    cells = dict(enumerate(zip(columns, *rows, strict=True)))
+    if rows and _measure_spare_width(_measure_columns(cells)) < 0:
+        cells = {n: column for n, column in cells.items() if n == 0 or any(map(str, column[1:]))}
+    for name in (None, *spare):
+        cells = {n: column for n, column in cells.items() if column[0] != name}
+        if widths := _share_width(cells):
+            return widths
+    return {}
+
+
+def _measure_columns(cells: Mapping[int, Sequence[object]]) -> dict[int, int]:
+    return {
+        number: max(Text(str(cell)).cell_len for cell in column) for number, column in cells.items()
+    }
+
+
+def _measure_spare_width(widths: Mapping[int, int]) -> int:
+    return out.width - sum(widths.values()) - 2 * (len(widths) - 1)
+
+
+def _share_width(cells: Mapping[int, Sequence[object]]) -> dict[int, int]:
+    """Return column widths that break no word, or nothing if the terminal is too narrow.
 
     The first column is not broken even between words, since users copy its ids.
     """
-    cells = list(zip(columns or [""] * len(rows[0] if rows else ()), *rows, strict=True))
-    full_widths = [max(Text(str(cell)).cell_len for cell in column) for column in cells]
-    minimum_widths = [
-        max((cell_len(word) for cell in column for word in str(cell).split()), default=0)
-        for column in cells
-    ]
-    widths = [*full_widths[:1], *minimum_widths[1:]]
-    spare_width = out.width - sum(widths) - 2 * (len(widths) - 1)
+    full_widths = _measure_columns(cells)
+    widths = {
+        number: max((cell_len(word) for cell in column for word in str(cell).split()), default=0)
+        for number, column in cells.items()
+    }
+    widths[0] = full_widths[0]
+    spare_width = _measure_spare_width(widths)
     if spare_width < 0:
-        return None
+        return {}
     # Columns that lack little come first, so that most cells stay on one line.
-    for number in sorted(range(len(widths)), key=lambda n: full_widths[n] - widths[n]):
+    for number in sorted(widths, key=lambda n: full_widths[n] - widths[n]):
         added_width = min(full_widths[number] - widths[number], spare_width)
         widths[number] += added_width
         spare_width -= added_width
     return widths
 
 
-def print_records(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[str] = ()
-) -> None:
+def print_records(columns: Sequence[str], rows: Iterable[Sequence[object]], **options: Any) -> None:
     """Print a table of values from the gateway, whose texts are not trusted.
 
     Control characters are replaced, because they could control the terminal or add lines. None is
-    printed as an empty cell, and a list as its items with commas.
+    printed as an empty cell, a list as its items with commas, and an object as JSON in a pipe, or
+    as its members on a terminal. The options are those of `print_table`.
     """
-    quote = escape if out.is_terminal else str
-    print_table(columns, ([quote(clean_text(v)) for v in row] for row in rows), right=right)
+
+    def format_cell(value: object) -> str:
+        return escape(describe_value(value)) if out.is_terminal else clean_text(value)
+
+    print_table(columns, (list(map(format_cell, row)) for row in rows), **options)
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -151,6 +188,18 @@ def clean_text(value: object) -> str:
         return ", ".join(map(clean_text, value))
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def describe_value(value: object) -> str:
+    """Return a value as text for people: an object is ``name=value`` for each member."""
+    if isinstance(value, dict):
+        return ", ".join(f"{clean_text(n)}={describe_value(v)}" for n, v in value.items())
+    return json.dumps(value) if isinstance(value, bool) else clean_text(value)
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, such as ``1 job`` or ``2 jobs``."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def _escape_formula(value: object) -> object:

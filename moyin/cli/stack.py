@@ -201,7 +201,7 @@ def _print_memory(options: Options) -> None:
     out.print("[dim]memory[/]")
     rows = [
         *sorted(memory_by_service.items(), key=lambda item: -item[1]),
-        ("together", sum(memory_by_service.values())),
+        ("total", sum(memory_by_service.values())),
     ]
     print_pairs(((name, f"{size / 2**20:6.0f} MiB") for name, size in rows), indent=4)
 

@@ -17,7 +17,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from moyin.cli.screen import errors, out, print_pairs, wrap_text
+from moyin.cli.screen import count, errors, out, print_pairs
 from moyin.stack.doctor.result import CheckResult, CheckVerdict
 from moyin.stack.options import Options
 from moyin.stack.profile import read_profile
@@ -144,25 +144,22 @@ def print_checks(checks: Sequence[CheckResult]) -> None:
         )
         text_width = max(out.width - len(label), _MIN_TEXT_WIDTH)
         found_text = f"{check.found} (mended)" if check.fixed else check.found
-        lines = list(wrap_text(Text(found_text), text_width))
+        # Long paths are folded beside their label; `--json` prints them whole.
+        lines = list(Text(found_text).wrap(out, text_width))
         if check.verdict is not CheckVerdict.OK:
-            lines += wrap_text(Text(f"→ {check.advice}", style="bold"), text_width)
+            lines += Text(f"→ {check.advice}", style="bold").wrap(out, text_width)
         for line in lines:
             out.print(label + line)
             label = Text(" " * len(label))
     counts = Counter(check.verdict for check in checks)
     out.print(
-        f"\n{_count(counts[CheckVerdict.FAIL], 'problem')}, "
-        f"{_count(counts[CheckVerdict.WARN], 'warning')}"
+        f"\n{count(counts[CheckVerdict.FAIL], 'problem')}, "
+        f"{count(counts[CheckVerdict.WARN], 'warning')}"
     )
     if mendable_checks := [f"{check.name} ({check.fix})" for check in checks if check.fix]:
         out.print("`moyin doctor --fix` mends:")
         for text in mendable_checks:
             out.print(f"  {text}", markup=False)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _list_notes(options: Options, state: StackState) -> list[tuple[str, str]]:

