@@ -111,32 +111,32 @@ def test_brackets_in_a_value_are_not_markup(terminal_output: io.StringIO) -> Non
     assert "[bold]b[/]" in terminal_output.getvalue()
 
 
-def test_empty_table_says_what_to_do(shown: io.StringIO) -> None:
+def test_empty_table_says_what_to_do(terminal_output: io.StringIO) -> None:
     print_table(("id", "name"), [], empty="no jobs: make one")
-    assert _plain(shown.getvalue()) == "no jobs: make one\n"
+    assert _plain(terminal_output.getvalue()) == "no jobs: make one\n"
 
 
-def test_narrow_terminal_leaves_out_empty_and_spare_columns(shown: io.StringIO) -> None:
+def test_narrow_terminal_leaves_out_empty_and_spare_columns(terminal_output: io.StringIO) -> None:
     columns = ("id", "alias", "time", "job", "name")
     row = ("i" * 40, "", "t" * 30, "j" * 40, "n" * 20)
     print_table(columns, [row], spare=("job", "time"))
-    heading, line = _plain(shown.getvalue()).splitlines()
+    heading, line = _plain(terminal_output.getvalue()).splitlines()
     assert heading.split() == ["id", "time", "name"]
     assert line.split() == [row[0], row[2], row[4]]
 
 
-def test_terminal_too_narrow_for_a_table_shows_pairs_with_values(shown: io.StringIO) -> None:
+def test_terminal_too_narrow_for_a_table_shows_pairs_with_values(terminal_output: io.StringIO) -> None:
     print_table(("id", "alias", "name"), [("i" * 60, "", "n" * 60)], spare=("alias",))
-    lines = _plain(shown.getvalue()).splitlines()
+    lines = _plain(terminal_output.getvalue()).splitlines()
     assert [line.split() for line in lines] == [["id", "i" * 60], ["name", "n" * 60]]
 
 
 def test_members_of_objects_are_readable_on_a_terminal(
-    shown: io.StringIO, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    terminal_output: io.StringIO, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     details = {"disabled": False, "pools": ["a", "b"], "name": "[red]\x1b"}
     print_records(("details",), [(details,)])
-    line = _plain(shown.getvalue()).splitlines()[1]
+    line = _plain(terminal_output.getvalue()).splitlines()[1]
     assert line == "disabled=false, pools=a, b, name=[red]\N{REPLACEMENT CHARACTER}"
     monkeypatch.setattr(screen, "out", Console(file=io.StringIO()))
     print_records(("details",), [({"disabled": False},)])
@@ -151,11 +151,11 @@ def test_numbers_have_their_noun(number: int, shown_count: str) -> None:
 
 
 def test_job_of_several_attempts_is_readable(
-    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_view, "out", screen.out)
     print_job(JOB)
-    text = " ".join(_plain(shown.getvalue()).split())
+    text = " ".join(_plain(terminal_output.getvalue()).split())
     assert "status running 30% " in text
     assert "place in queue 2 " in text
     assert "starts in 4 s probably, 9 s at most (9 of 10)" in text
@@ -166,13 +166,13 @@ def test_job_of_several_attempts_is_readable(
 
 
 def test_children_of_a_batch_are_listed_with_their_errors(
-    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_view, "out", screen.out)
     child = {"index": 0, "status": "failed", "inputs": {"seed": 7}, "artifacts": [],
              "error": {"code": "node_failed", "message": "no"}}  # fmt: skip
     print_job({**JOB, "children": [child]})
-    assert "0 failed: node_failed seed=7" in " ".join(_plain(shown.getvalue()).split())
+    assert "0 failed: node_failed seed=7" in " ".join(_plain(terminal_output.getvalue()).split())
 
 
 def _plain(text: str) -> str:
