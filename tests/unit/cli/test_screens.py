@@ -125,14 +125,18 @@ def test_narrow_terminal_leaves_out_empty_and_spare_columns(terminal_output: io.
     assert line.split() == [row[0], row[2], row[4]]
 
 
-def test_terminal_too_narrow_for_a_table_shows_pairs_with_values(terminal_output: io.StringIO) -> None:
+def test_terminal_too_narrow_for_a_table_shows_pairs_with_values(
+    terminal_output: io.StringIO,
+) -> None:
     print_table(("id", "alias", "name"), [("i" * 60, "", "n" * 60)], spare=("alias",))
     lines = _plain(terminal_output.getvalue()).splitlines()
     assert [line.split() for line in lines] == [["id", "i" * 60], ["name", "n" * 60]]
 
 
 def test_members_of_objects_are_readable_on_a_terminal(
-    terminal_output: io.StringIO, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    terminal_output: io.StringIO,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     details = {"disabled": False, "pools": ["a", "b"], "name": "[red]\x1b"}
     print_records(("details",), [(details,)])
