@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from textwrap import shorten
 from typing import Any
 
 from rich.filesize import decimal
@@ -74,12 +73,15 @@ def describe_status(job: Mapping[str, Any]) -> str:
 
 
 def measure_progress(job: Mapping[str, Any]) -> float:
-    """Return the completed share of all steps of a job, from 0 to 1."""
+    """Return the completed share of a job, from 0 to 1."""
     progress = job["progress"]
     if job["status"] == "succeeded":
         return 1.0
-    step_share = progress["value"] / (progress["max"] or 1)
-    return float((progress["step"] + step_share) / max(1, job["steps"]))
+    share = progress["value"] / (progress["max"] or 1)
+    if job["kind"] != "pipeline":
+        # The share of a batch already counts all children, and its `step` is one of them.
+        return float(share)
+    return float((progress["step"] + share) / max(1, job["steps"]))
 
 
 def _describe_job(job: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
@@ -126,7 +128,9 @@ def _describe_output(output: Mapping[str, Any]) -> str:
     text = output["text"]
     if text is None:
         text = "" if output["body"] is None else describe_value(output["body"])
-    return shorten(text, _MAX_TEXT, placeholder=" …")
+    # Not cut between words, because Chinese and Japanese have no spaces.
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
 
 
 def _build_child_row(child: Mapping[str, Any]) -> tuple[object, ...]:

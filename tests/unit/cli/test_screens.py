@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from moyin.cli import job_view, quality, route, screen
-from moyin.cli.job_view import print_job
+from moyin.cli.job_view import describe_status, print_job
 from moyin.cli.screen import count, print_pairs, print_records, print_table
 
 _QUALITY = {"p_good": 0.9, "p_good_low": 0.86, "signals": 0, "basis": "table"}
@@ -177,6 +177,23 @@ def test_children_of_a_batch_are_listed_with_their_errors(
              "error": {"code": "node_failed", "message": "no"}}  # fmt: skip
     print_job({**JOB, "children": [child]})
     assert "0 failed: node_failed seed=7" in " ".join(_plain(terminal_output.getvalue()).split())
+
+
+@pytest.mark.parametrize("last_child", [0, 9])
+def test_progress_of_a_batch_counts_its_children(last_child: int) -> None:
+    progress = {"value": 5, "max": 10, "step": last_child}
+    batch = {"kind": "render", "status": "running", "steps": 10, "progress": progress}
+    assert describe_status(batch) == "running 50%"
+
+
+def test_long_text_without_spaces_is_cut(
+    terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_view, "out", screen.out)
+    output = {**JOB["outputs"][1], "text": "答案\n" + "雨" * 400}
+    print_job({**JOB, "outputs": [output]})
+    text = "".join(_plain(terminal_output.getvalue()).split())
+    assert f"答案{'雨' * 297}…" in text
 
 
 def _plain(text: str) -> str:
