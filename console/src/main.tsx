@@ -30,8 +30,10 @@ const queries = new QueryClient({
   },
 });
 
-prefetchCaller(queries);
-preloadAddress(location.pathname.replace(/^\/console/, ""));
+const path = location.pathname.replace(/^\/console/, "");
+// On these pages a sign-in or a new password changes who it is; an answer from before would be shown afterwards.
+if (!["/oidc", "/reset"].includes(path)) prefetchCaller(queries);
+preloadAddress(path);
 
 createRoot(document.getElementById("root")!).render(
   <StrictMode>

@@ -91,15 +91,17 @@ export class LiveSource {
 
   /** Ask for the events as any request does, which renews the session and gets the reason of a refusal. */
   private async retry() {
-    const { signal } = this.request;
+    const { source, request: { signal } } = this;
+    // A page that is hidden and shown again meanwhile has another stream.
+    const isObsolete = () => signal.aborted || source !== this.source;
     try {
       const response = await call(this.options.getAddress(), { headers: { accept: "text/event-stream" }, signal });
       await response.body?.cancel();
-      if (signal.aborted) return;
+      if (isObsolete()) return;
       if (response.status === 204) this.end();
       else this.restart();
     } catch (error) {
-      if (signal.aborted || document.hidden) return;
+      if (isObsolete() || document.hidden) return;
       this.retryLater(error instanceof ApiError && error.status > 0 ? error : null);
     }
   }

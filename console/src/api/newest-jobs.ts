@@ -45,22 +45,24 @@ export function useNewestJobs(key: QueryKey, isNewestPage: boolean): LiveState {
   }, true);
 }
 
-/** Keep the place and the estimate of a render that waits up to date: its own events have neither. */
+/** Keep the place and the estimates of a render up to date while it waits or runs: its own events have neither. */
 export function useQueuePlace(job: Schemas["JobDetail"] | undefined): void {
   const queries = useQueryClient();
   const hasChanged = useHasChanged();
-  const isWaiting = job !== undefined && job.status === "queued" && ["render", "pipeline"].includes(job.kind);
+  const isWaiting = job?.status === "queued" && ["render", "pipeline"].includes(job.kind);
+  // The end of a batch or of a pipeline is not estimated.
+  const isRunning = job?.status === "running" && job.kind === "render" && job.steps === 1;
   useClusterEvents({
     jobs: (newest) => {
       if (newest === null || job === undefined) return;
       const key = ["job", job.id];
       const mustRead = hasChanged(newest);
       const found = newest.jobs.find(({ id }) => id === job.id);
-      // Whether it still waits is told by its own events, which come at once.
+      // Its status is told by its own events, which come at once.
       if (found?.status === job.status) {
         const { position, eta, queued_for } = found;
         queries.setQueryData<Schemas["JobDetail"]>(key, (known) => known && { ...known, position, eta, queued_for });
       } else if (found === undefined && mustRead) void queries.invalidateQueries({ queryKey: key }, { cancelRefetch: false });
     },
-  }, isWaiting);
+  }, isWaiting || isRunning);
 }

@@ -16,6 +16,7 @@ from deployments.gateway.routes.console import console_routes
 from moyin.console import ConsoleFiles
 from moyin.settings import Settings
 from tests.acceptance.console.browser import ConsoleBrowser, open_browser
+from tests.acceptance.console.test_live import count_requests
 from tests.integration.access.fixtures import SECRET, AccountsApp, accounts_serving
 from tests.integration.access.providers import configure, provider
 from tests.integration.servers import ValkeyServer
@@ -67,8 +68,10 @@ def _sign_in_and_out(url: str, provider: str, folder: Path) -> None:
         # The sign-in goes back to the page that the person wanted to see.
         page = _begin(console, provider)
         page.get_by_placeholder("sub").fill("ada")
+        renewals = count_requests(page, "/accounts/session/renew")
         page.get_by_role("button", name="Authorize").click()
         page.get_by_role("heading", name="My account").wait_for()
+        assert not renewals, "who was signed in before is not asked beside the sign-in"
         assert page.url == f"{url}/console/account?from=bookmark#sessions"
         page.get_by_text("ada@example.com").wait_for()
         page.get_by_text("This browser").wait_for()

@@ -52,6 +52,8 @@ class JobStream {
   private readonly source: LiveSource;
   private lastId = "";
   private isClosed = false;
+  /** The steps, or the children of a batch, that have reported progress. */
+  private readonly begun = new Set<number>();
   private readonly timers = new Map<string, ReturnType<typeof setTimeout>>();
 
   constructor(
@@ -68,7 +70,7 @@ class JobStream {
       listeners: {
         ...Object.fromEntries(STATUSES.map((status) => [status, this.listen<StatusEvent>((event) => this.addStatus(event))])),
         step: this.listen<StepEvent>((event) => this.addStep(event)),
-        progress: this.listen<ProgressEvent>((progress) => this.update({ progress })),
+        progress: this.listen<ProgressEvent>((event) => this.addProgress(event)),
         preview: this.listen<PreviewEvent>((preview) => this.update({ preview })),
       },
       onState: (live) => this.update({ live }),
@@ -114,6 +116,14 @@ class JobStream {
   private addStep(event: StepEvent) {
     this.change(event.attempt, (attempt) => ({ ...attempt, steps: [...attempt.steps, event] }));
     this.refresh(event.attempt);
+  }
+
+  /** Without a step or a status, only the first progress of a child tells that it runs. */
+  private addProgress(progress: ProgressEvent) {
+    this.update({ progress });
+    if (this.begun.has(progress.step)) return;
+    this.begun.add(progress.step);
+    this.refresh(this.attempt);
   }
 
   private change(number: number, update: (attempt: Attempt) => Attempt) {

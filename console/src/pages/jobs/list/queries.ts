@@ -17,6 +17,8 @@ export function useJobPage(query: Record<string, string>) {
   const live = useNewestJobs(queryKey, Object.keys(query).length === 0);
   const page = useQuery({
     queryKey,
+    // Only the page that is shown is followed: one that is shown again may have missed events.
+    staleTime: 0,
     queryFn: ({ signal }) => readPage(query, signal),
     placeholderData: keepPreviousData,
   });
