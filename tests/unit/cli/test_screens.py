@@ -57,7 +57,7 @@ KNOWN = {
 
 _PICTURE = {"id": "art_1", "name": "a.png", "media_type": "image/png", "size": 2000}
 _OUTPUT: dict[str, Any] = {"text": None, "body": None, "artifacts": [], "cached": False}
-JOB = {
+JOB: dict[str, Any] = {
     "id": "5d9a476c-a862-45d3-8973-93373728c21a", "kind": "pipeline", "status": "running",
     "steps": 5, "progress": {"value": 1, "max": 2, "step": 1}, "error": None, "position": 2,
     "eta": {"starts_in": {"p50": 4.2, "p90": 9.0}, "ends_in": None}, "cancelled_by": None,
