@@ -423,7 +423,8 @@ async def test_every_administrative_act_is_in_the_audit_log(accounts: AccountsAp
     session = await accounts.member(organisation, "admin")
     admin, user = session["access_token"], session["user"]["id"]
     key = await accounts.ok("POST", "/keys", admin, {"scopes": ["text"]})
-    await accounts.ok("PUT", f"/limits/key:{key['id']}", admin, {"open_jobs": 1})
+    limits = {"open_jobs": 1, "usd_per_day": "2.5", "pools": ["default"]}
+    await accounts.ok("PUT", f"/limits/key:{key['id']}", admin, limits)
     await accounts.ok("POST", f"/keys/{key['id']}/rotate", admin)
     await accounts.ok("DELETE", f"/keys/{key['id']}", admin)
     entries: list[Any] = []
@@ -439,6 +440,8 @@ async def test_every_administrative_act_is_in_the_audit_log(accounts: AccountsAp
         "key.revoke",
     ]  # fmt: skip
     assert {actor for action, actor in recorded_acts if action.startswith("key")} == {user}
+    details = [entry["details"] for entry in entries if entry["action"] == "limit.set"]
+    assert details == [limits]
     assert key["key"] not in str(entries)
 
 
