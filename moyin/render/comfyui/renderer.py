@@ -127,8 +127,9 @@ class ComfyRenderer:
         """Render a prompt and yield its events.
 
         If the prompt is running or has recently succeeded, its events are yielded without
-        another run.
+        another run. If it was cancelled, it is run again as soon as the cancelled run has ended.
         """
+        await self._wait_until_cancelled(request.prompt_id)
         result = self._finished_results.get(request.prompt_id)
         if result is not None:
             yield ExecutionFinished()
@@ -208,6 +209,15 @@ class ComfyRenderer:
 
     async def settle(self, run_ids: Sequence[str]) -> None:
         self._journal.settle(run_ids)
+
+    async def _wait_until_cancelled(self, prompt_id: str) -> None:
+        """Wait until a prompt that was cancelled has ended, because a retry must not share its end."""
+        while prompt_id in self._active_prompts:
+            prompt, task = self._active_prompts[prompt_id]
+            if not prompt.is_cancelled:
+                return
+            await asyncio.wait([task])
+            self._remove_active(prompt)
 
     def _get_or_start_prompt(self, request: RenderRequest) -> RunningPrompt:
         if request.prompt_id not in self._active_prompts:

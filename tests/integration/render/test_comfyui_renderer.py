@@ -302,6 +302,22 @@ async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRende
     assert len((await first_task).files) == 1
 
 
+async def test_a_retry_does_not_share_the_end_of_a_cancelled_run(renderer: ComfyRenderer) -> None:
+    cancelled_request = request(sleepy(30))
+    prompt_id = cancelled_request.prompt_id
+    cancelled_task = asyncio.create_task(
+        render_successfully(renderer, dict(cancelled_request.graph), prompt_id)
+    )
+    await eventually(lambda: _is_running(renderer, prompt_id))
+    cancellation = asyncio.create_task(renderer.cancel(prompt_id))
+    # The cancellation has begun, and ComfyUI still executes the prompt.
+    await asyncio.sleep(0)
+    assert len((await render_successfully(renderer, picture(), prompt_id)).files) == 1
+    await cancellation
+    with pytest.raises(RenderFailed):
+        await cancelled_task
+
+
 async def test_a_failed_prompt_may_be_tried_again(renderer: ComfyRenderer) -> None:
     prompt_id = str(uuid.uuid4())
     with pytest.raises(RenderFailed):
