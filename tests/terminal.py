@@ -103,15 +103,17 @@ def run_in_terminal(
     """
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    inherited_variables = {
-        name: value for name, value in os.environ.items() if name not in _LEAKING
-    }
+    environment = {name: value for name, value in os.environ.items() if name not in _LEAKING}
+    environment |= {"TERM": "xterm-256color", **(variables or {})}
+    # Callers may pass on all variables of another process. These would override the terminal's size.
+    for name in ("COLUMNS", "LINES"):
+        environment.pop(name, None)
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
-        env={**inherited_variables, "TERM": "xterm-256color", **(variables or {})},
+        env=environment,
         start_new_session=True,
         preexec_fn=_take_terminal,
     )
