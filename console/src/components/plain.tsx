@@ -43,9 +43,9 @@ export function IconButton({ children, ...rest }: { "aria-label": string } & Com
 }
 
 /** A badge with a dot in a colour of the theme. */
-export function DotBadge({ color, isUpper, children }: { color: string; isUpper?: boolean; children: ReactNode }) {
+export function DotBadge({ color, children }: { color: string; children: ReactNode }) {
   const style = {
-    "--badge-dot-color": `var(--mantine-color-${color}-filled)`, textTransform: isUpper ? undefined : "none", flexShrink: 0,
+    "--badge-dot-color": `var(--mantine-color-${color}-filled)`, textTransform: "none", flexShrink: 0,
   } as CSSProperties;
   return (
     <div className={`${Badge.classes["root--dot"]} ${Badge.classes.root}`} data-variant="dot" style={style}>

@@ -184,7 +184,7 @@ function Row({ member, isSelf, hasMenu, onActs }: RowProps) {
       </td>
       <td className={CELL}>{member.role && t.roles[member.role]}</td>
       <td className={CELL}>
-        <DotBadge color={member.disabled ? "gray" : "teal"} isUpper>{member.disabled ? t.disabled : t.active}</DotBadge>
+        <DotBadge color={member.disabled ? "gray" : "teal"}>{member.disabled ? t.disabled : t.active}</DotBadge>
       </td>
       <td className={CELL}>{format.ago(member.created_at)}</td>
       <td className={`${CELL} end`}>
