@@ -23,7 +23,9 @@ remaining: list[int] = []
 queue.add_queue_remaining_callback(remaining.append)
 color = json.loads((folder / "graphs.json").read_text())["picture"]["1"]["inputs"]["color"]
 with Workflow(wait=True) as workflow:
-    image = EmptyImage(40, 24, 1, color)  # noqa: F405
+    # The client notes a prompt only after the response to it, in another thread than that of the
+    # WebSocket, and waits forever for one that has ended before.
+    image = TestSleep(EmptyImage(40, 24, 1, color), 1)  # noqa: F405
     saved = SaveImage(image, "script")  # noqa: F405
 [picture] = saved.wait()
 picture.save(folder / "picture.png")

@@ -153,7 +153,7 @@ function KeyRow({ value, holder, onRotate, onRevoke, onLimits }: RowProps) {
             <Menu.Dropdown>
               {onLimits && <Menu.Item onClick={onLimits}>{t.limits}</Menu.Item>}
               <Menu.Item onClick={onRotate}>{t.rotate}</Menu.Item>
-              <Menu.Item color="red" onClick={onRevoke}>{t.revoke}</Menu.Item>
+              <Menu.Item onClick={onRevoke}>{t.revoke}</Menu.Item>
             </Menu.Dropdown>
           </Menu>
         )}

@@ -136,7 +136,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
           )}
           {menu.member.disabled
             ? <Menu.Item onClick={() => attempt(setDisabled(menu.member, false))}>{t.enable}</Menu.Item>
-            : <Menu.Item color="red" onClick={() => setAct({ act: "disable", member: menu.member })}>{t.disable}</Menu.Item>}
+            : <Menu.Item onClick={() => setAct({ act: "disable", member: menu.member })}>{t.disable}</Menu.Item>}
         </RowMenu>
       )}
       <MoreButton list={list} />

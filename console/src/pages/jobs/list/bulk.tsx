@@ -94,7 +94,7 @@ export function MatchingActs({ filter }: { filter: JobFilter }) {
         <Menu.Dropdown>
           {isEmpty && <Menu.Label>{t.setFilter}</Menu.Label>}
           <Menu.Item disabled={isEmpty} onClick={() => setAct("cancel")}>{t.cancelMatching}</Menu.Item>
-          <Menu.Item disabled={isEmpty} color="red" onClick={() => setAct("delete")}>{t.deleteMatching}</Menu.Item>
+          <Menu.Item disabled={isEmpty} onClick={() => setAct("delete")}>{t.deleteMatching}</Menu.Item>
         </Menu.Dropdown>
       </Menu>
       {act && <ConfirmMatching act={act} filter={filter} onClose={() => setAct(null)} />}
