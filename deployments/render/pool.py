@@ -54,6 +54,7 @@ class _PromptState:
 
     Attributes:
         attempts: number of calls of `Pool.render` for this prompt that are in progress.
+        newest_job_attempt: number of the newest attempt of the job that has called `Pool.render`.
         request: latest request, or None if no attempt is in progress.
         latest_renderer: name of the renderer that last received the prompt, also after the prompt's end.
         followed_renderer: name of the renderer whose events an attempt is reading, if any.
@@ -66,6 +67,7 @@ class _PromptState:
     """
 
     attempts: int = 0
+    newest_job_attempt: int = 0
     request: RenderRequest | None = None
     latest_renderer: str | None = None
     followed_renderer: str | None = None
@@ -235,6 +237,7 @@ class Pool:
         on_record: Callable[[PromptRecord], None] = lambda _: None,
         on_run: Callable[[RenderRun], None] = lambda _: None,
         on_start: Callable[[], None] = lambda: None,
+        job_attempt: int = 1,
         is_retry: bool = False,
     ) -> tuple[str, RenderSucceeded]:
         """Render a prompt on the renderer that already has it, or on the next free renderer.
@@ -245,6 +248,7 @@ class Pool:
             on_run: called with each run of the prompt when it ends, also when the render fails.
             on_start: called when ComfyUI has received the prompt, but not for a prompt that has
                 already ended.
+            job_attempt: the number of the job's attempt, whose retries have higher ones.
             is_retry: True if a renderer may have the prompt from an earlier attempt.
 
         Returns:
@@ -256,6 +260,7 @@ class Pool:
         """
         prompt_id = request.prompt_id
         with self._track_attempt(request) as state:
+            state.newest_job_attempt = max(state.newest_job_attempt, job_attempt)
             record_duration = partial(self._record_duration, state, pending.shape)
             callbacks = _AttemptCallbacks(
                 on_progress, on_record, on_run, on_start, lambda: None, record_duration
@@ -291,8 +296,12 @@ class Pool:
                 )
                 return lease.name, await self._follow_prompt(lease.name, request, leased_callbacks)
 
-    async def cancel(self, prompt_id: str) -> PromptRecord | None:
+    async def cancel(self, prompt_id: str, job_attempt: int) -> PromptRecord | None:
         """Interrupt the prompt on its renderer; do nothing if the prompt does not run.
+
+        Args:
+            job_attempt: the number of the cancelled attempt of the job. If a later attempt has asked
+                for the prompt meanwhile, the prompt goes on for that attempt.
 
         Returns:
             ComfyUI's history entry of the interrupted prompt; None if there is none.
@@ -302,6 +311,8 @@ class Pool:
         """
         state = self._find_state(prompt_id)
         if state is None or state.latest_renderer is None:
+            return None
+        if state.newest_job_attempt > job_attempt:
             return None
         state.abandoned_renderer = None
         renderer = self._renderers.get(state.latest_renderer)

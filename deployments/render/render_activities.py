@@ -128,6 +128,7 @@ class RenderActivities:
                     on_record=records.append,
                     on_run=runs.append,
                     on_start=reporter.start,
+                    job_attempt=step.attempt,
                     is_retry=activity.info().attempt > 1,
                 )
                 # A prompt that had already ended reports no start.
@@ -196,7 +197,7 @@ class RenderActivities:
         if await self._is_last_attempt(step):
             record = None
             with contextlib.suppress(MoyinError):
-                record = await self._pool.cancel(prompt_id)
+                record = await self._pool.cancel(prompt_id, step.attempt)
                 if self._price is not None:
                     # No attempt follows the prompt, so its run would otherwise be recorded only at
                     # the next status poll.

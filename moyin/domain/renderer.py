@@ -121,7 +121,8 @@ class RendererStatus:
         ready: True if the renderer accepts prompts.
         pid: the id of the ComfyUI process.
         running: ids of unfinished prompts.
-        known: ids of unfinished prompts, and of finished prompts with a remembered result.
+        known: ids of unfinished prompts that were not cancelled, and of finished prompts with a
+            remembered result.
         error: the reason why the renderer is not ready, for an operator.
         models: the model files in memory, the largest first.
         memory: the bytes of the graphics card that ComfyUI may use; None without a card.

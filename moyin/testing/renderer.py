@@ -135,7 +135,7 @@ class FakeRenderer:
             ready=self.ready,
             error=self.error,
             running=tuple(self._running),
-            known=(*self._running, *self._finished),
+            known=(*self._running.difference(self.cancelled), *self._finished),
             models=self.models,
             memory=self.memory,
             runs=tuple(self.runs),

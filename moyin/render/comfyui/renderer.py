@@ -200,7 +200,14 @@ class ComfyRenderer:
             ready=session is not None,
             pid=None if session is None else session.pid,
             running=tuple(self._active_prompts),
-            known=(*self._active_prompts, *self._finished_results),
+            known=(
+                *(
+                    id_
+                    for id_, (prompt, _) in self._active_prompts.items()
+                    if not prompt.is_cancelled
+                ),
+                *self._finished_results,
+            ),
             error=self._supervisor.error,
             models=self._models,
             memory=None if session is None else session.memory,

@@ -312,6 +312,7 @@ async def test_a_retry_does_not_share_the_end_of_a_cancelled_run(renderer: Comfy
     cancellation = asyncio.create_task(renderer.cancel(prompt_id))
     # The cancellation has begun, and ComfyUI still executes the prompt.
     await asyncio.sleep(0)
+    assert prompt_id not in (await renderer.status()).known
     assert len((await render_successfully(renderer, picture(), prompt_id)).files) == 1
     await cancellation
     with pytest.raises(RenderFailed):

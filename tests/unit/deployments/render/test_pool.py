@@ -50,15 +50,21 @@ def render(
     render_request: RenderRequest,
     progress: list[RenderProgress] | None = None,
     *,
+    job_attempt: int = 1,
+    job_id: str = "",
     is_retry: bool = False,
 ) -> asyncio.Task[tuple[str, RenderSucceeded]]:
     pending = PendingRender(
-        id=render_request.prompt_id, priority=3, arrived=0, models=render_request.models
-    )
+        id=render_request.prompt_id, job_id=job_id, priority=3, arrived=0,
+        models=render_request.models,
+    )  # fmt: skip
     received_progress = [] if progress is None else progress
     return asyncio.create_task(
-        pool.render(render_request, pending, received_progress.append, is_retry=is_retry)
-    )
+        pool.render(
+            render_request, pending, received_progress.append,
+            job_attempt=job_attempt, is_retry=is_retry,
+        )
+    )  # fmt: skip
 
 
 def status(*running: str, models: tuple[str, ...] = ()) -> RendererStatus:
@@ -276,12 +282,52 @@ async def test_cancellation_goes_to_the_renderer_of_the_prompt(pool: Pool) -> No
     task = render(pool, render_request)
     await settle()
     pool.add_renderer("b", second_renderer, status())
-    await pool.cancel(render_request.prompt_id)
-    await pool.cancel("unknown")
+    await pool.cancel(render_request.prompt_id, 1)
+    await pool.cancel("unknown", 1)
     first_renderer.held.set()
     with pytest.raises(RenderFailed):
         await task
     assert (first_renderer.cancelled, second_renderer.cancelled) == ([render_request.prompt_id], [])
+
+
+async def test_late_cancellation_spares_the_render_that_a_retry_follows(pool: Pool) -> None:
+    """A job counts as cancelled, and may be retried, before its activity cancels the prompt."""
+    renderer, render_request = FakeRenderer(), request()
+    renderer.held.clear()
+    pool.add_renderer("a", renderer, status())
+    cancelled_attempt = render(pool, render_request)
+    await settle()
+    cancelled_attempt.cancel()
+    await asyncio.gather(cancelled_attempt, return_exceptions=True)
+    retry = render(pool, render_request, job_attempt=2)
+    await settle()
+    await pool.cancel(render_request.prompt_id, 1)
+    assert renderer.cancelled == []
+    renderer.held.set()
+    assert (await retry)[0] == "a"
+    assert renderer.started == [render_request.prompt_id]
+
+
+async def test_retry_after_the_cancellation_waits_for_its_turn(pool: Pool) -> None:
+    """It gets no place before others by following the cancelled run, which still ends."""
+    renderer, render_request = FakeRenderer(), request()
+    renderer.held.clear()
+    pool.add_renderer("a", renderer, status())
+    cancelled_attempt = render(pool, render_request)
+    await settle()
+    cancelled_attempt.cancel()
+    await asyncio.gather(cancelled_attempt, return_exceptions=True)
+    # As the actor reports it while ComfyUI still ends the prompt.
+    pool.add_renderer("a", renderer, status(render_request.prompt_id))
+    waiting_render = render(pool, request(), job_id="waiting")
+    await pool.cancel(render_request.prompt_id, 1)
+    retry = render(pool, render_request, job_attempt=2, job_id="retried")
+    await settle()
+    places = pool.list_places()
+    assert sorted(places[job_id].position or 0 for job_id in ("waiting", "retried")) == [1, 2]
+    for task in (waiting_render, retry):
+        task.cancel()
+    await asyncio.gather(waiting_render, retry, return_exceptions=True)
 
 
 async def test_failed_render_frees_its_renderer(pool: Pool) -> None:
