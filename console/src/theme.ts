@@ -10,6 +10,10 @@ export const theme = createTheme({
   defaultRadius: "md",
   fontFamily: 'system-ui, -apple-system, "Segoe UI", "Hiragino Sans", "Noto Sans CJK JP", sans-serif',
   cursorType: "pointer",
-  // Notices go by themselves; their button would have no name for screen readers.
-  components: { Notification: { defaultProps: { withCloseButton: false } } },
+  components: {
+    // Notices go by themselves; their button would have no name for screen readers.
+    Notification: { defaultProps: { withCloseButton: false } },
+    // A list of menu items may contain nothing else; the first item gets the focus instead.
+    Menu: { defaultProps: { withInitialFocusPlaceholder: false } },
+  },
 });

@@ -47,11 +47,11 @@ export function LanguageMenu() {
         <ActionIcon variant="subtle" aria-label={t.language}><IconLanguage size={18} /></ActionIcon>
       </Menu.Target>
       <Menu.Dropdown>
-        {Object.entries(LANGUAGES).map(([key, name]) => (
-          <Menu.Item key={key} lang={key} disabled={key === language} onClick={() => choose(key as Language)}>
-            {name}
-          </Menu.Item>
-        ))}
+        <Menu.RadioGroup value={language} onChange={(key) => choose(key as Language)}>
+          {Object.entries(LANGUAGES).map(([key, name]) => (
+            <Menu.RadioItem key={key} value={key} lang={key} closeMenuOnClick>{name}</Menu.RadioItem>
+          ))}
+        </Menu.RadioGroup>
       </Menu.Dropdown>
     </Menu>
   );

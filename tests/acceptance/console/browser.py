@@ -121,7 +121,7 @@ class ConsoleBrowser:
     def _switch_language(self, menu: str, language: str) -> None:
         """Choose another language by the menu, which keeps what the page shows."""
         self.page.get_by_role("button", name=menu, exact=True).click()
-        self.page.locator(f"[role=menuitem][lang={language}]").click()
+        self.page.locator(f"[role=menuitemradio][lang={language}]").click()
         self.page.locator(f"html[lang={language}]").wait_for()
         self.page.get_by_role("menu").wait_for(state="detached")
         self.page.evaluate("document.activeElement.blur()")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from playwright.sync_api import Locator, Page
@@ -91,13 +92,15 @@ class Keyboard:
     def choose_item(self, name: str) -> None:
         """Open the menu of the focused button, and choose an item with the arrow keys."""
         self.press("Enter")
-        item = self._page.get_by_role("menuitem", name=name, exact=True)
-        item.wait_for()
+        menu = self._page.get_by_role("menu")
+        item = menu.locator("[role^=menuitem]").filter(has_text=re.compile(f"^{re.escape(name)}$"))
+        # The first item has the focus.
+        menu.locator("[role^=menuitem]:focus").wait_for()
         for _ in range(_MOST_STOPS):
-            self.press("ArrowDown")
             if item.evaluate("(element) => element === document.activeElement"):
                 self.press("Enter")
                 return
+            self.press("ArrowDown")
         raise AssertionError(f"the arrow keys do not reach the item {name}")
 
     def check_whole_page(self) -> None:

@@ -93,12 +93,21 @@ export function MatchingActs({ filter }: { filter: JobFilter }) {
         </Menu.Target>
         <Menu.Dropdown>
           {isEmpty && <Menu.Label>{t.setFilter}</Menu.Label>}
-          <Menu.Item disabled={isEmpty} onClick={() => setAct("cancel")}>{t.cancelMatching}</Menu.Item>
-          <Menu.Item disabled={isEmpty} onClick={() => setAct("delete")}>{t.deleteMatching}</Menu.Item>
+          <ActItem enabled={!isEmpty} onClick={() => setAct("cancel")}>{t.cancelMatching}</ActItem>
+          <ActItem enabled={!isEmpty} onClick={() => setAct("delete")}>{t.deleteMatching}</ActItem>
         </Menu.Dropdown>
       </Menu>
       {act && <ConfirmMatching act={act} filter={filter} onClose={() => setAct(null)} />}
     </>
+  );
+}
+
+/** A menu item that can have the focus while it is disabled, so that the arrow keys and Escape work in the menu. */
+function ActItem({ enabled, onClick, children }: { enabled: boolean; onClick: () => void; children: string }) {
+  return (
+    <Menu.Item data-disabled={!enabled || undefined} aria-disabled={!enabled} onClick={() => enabled && onClick()}>
+      {children}
+    </Menu.Item>
   );
 }
 
