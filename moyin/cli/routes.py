@@ -36,8 +36,8 @@ def secret(
 def _warn_if_unknown(name: str) -> None:
     """Warn if the deployed configuration has no route with this name.
 
-    With the secret of a mistyped name, a service would reject every request. This is not an error,
-    because a service may be set up before its route is deployed.
+    A service with the secret of a mistyped name rejects every request. An unknown name is not an
+    error, because a service may be set up before its route is deployed.
     """
     options = Options.read()
     path = read_last_deployed_path(options)

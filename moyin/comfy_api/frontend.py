@@ -84,7 +84,10 @@ def find_frontend(settings: Settings) -> FrontendFolders:
             "ComfyUI's environment has no comfyui-frontend-package: run `moyin comfyui install`"
         )
     if not (root / "index.html").is_file():
-        raise StackError(f"the folder of ComfyUI's frontend, {root}, has no index.html")
+        raise StackError(
+            f"the folder of ComfyUI's frontend, {root}, has no index.html: set "
+            f"MOYIN_COMFYUI_FRONTEND to another folder, or run `moyin comfyui install`"
+        )
     return FrontendFolders(
         root=root,
         templates=tuple(sorted(path for folder in packages for path in folder.glob(_TEMPLATES))),
