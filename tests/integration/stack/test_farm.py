@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -38,11 +38,15 @@ def test_commands_of_the_quickstarts_work(gateway: RunningStack, tmp_path: Path,
     variables = {**gateway.env, "PATH": f"{programs}{os.pathsep}{gateway.env['PATH']}"}
     # `make demo`, the page's first command, waits for the model.
     eventually_blocking(lambda: httpx.get(f"{gateway.url}/v1/readyz").is_success)
-    run = partial(run_shell_example, page, url=gateway.url, folder=tmp_path, **variables)
+
+    def run(name: str, replaced: Mapping[str, str] | None = None) -> str:
+        return run_shell_example(
+            page, name, url=gateway.url, folder=tmp_path, replaced=replaced, **variables
+        )
 
     def ask() -> str:
         try:
-            return run("command-ask", replaced={"moyin chat": "moyin chat --max-tokens 16"})
+            return run("command-ask", {"moyin chat": "moyin chat --max-tokens 16"})
         except AssertionError as error:
             # Other tests may have stopped the shared model for a moment.
             if "service_unavailable" not in str(error):
@@ -51,13 +55,11 @@ def test_commands_of_the_quickstarts_work(gateway: RunningStack, tmp_path: Path,
 
     assert eventually_blocking(ask).strip()
     newest_job = "$(moyin jobs list | awk 'NR == 1 {print $1}')"
-    output = run("command-render", replaced={"show ID": f'show "{newest_job}"'})
+    output = run("command-render", {"show ID": f'show "{newest_job}"'})
     assert '"status": "succeeded"' in output
     assert list((tmp_path / "pictures").glob("*.png"))
     # What `doctor` finds on the machine of the tests is not part of the example.
-    assert "gateway" in run(
-        "command-look", replaced={"moyin doctor": "moyin doctor || test $? = 1"}
-    )
+    assert "gateway" in run("command-look", {"moyin doctor": "moyin doctor || test $? = 1"})
 
 
 def test_an_answer_goes_to_standard_output_and_its_cost_to_standard_error(
