@@ -6,10 +6,10 @@ import asyncio
 import json
 import os
 import shlex
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +49,7 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="App configuration to deploy (default: serve_config.yaml)."),
 ]
+_LOG_POLL_SECONDS = 0.3
 
 
 def register(app: typer.Typer) -> None:
@@ -72,7 +73,7 @@ def up(
     With --json the state is printed as by `moyin status --json`, without the API key.
     """
     if foreground and as_json:
-        raise typer.BadParameter("--json cannot be combined with --foreground, which never returns")
+        raise typer.BadParameter("--json cannot be combined with --foreground, which prints a log")
     options = Options.read(port_base=port_base, serve_config=config)
     if foreground:
         run_supervisor(options)
@@ -220,7 +221,7 @@ def logs(
                 f"there is no log {name!r}; available: {', '.join(sorted(known_names)) or 'none yet'}"
             )
         path = paths[-1]
-    print_line = _print_as_object if as_json else print
+    print_line = _print_as_object if as_json else partial(print, flush=True)
     for line in read_last_lines(path, lines):
         print_line(line)
     if follow:
@@ -265,5 +266,4 @@ def _follow_log(path: Path) -> Iterator[str]:
         while True:
             *lines, unfinished = (unfinished + file.read()).split("\n")
             yield from lines
-            sys.stdout.flush()
-            time.sleep(0.3)
+            time.sleep(_LOG_POLL_SECONDS)

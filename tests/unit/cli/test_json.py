@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,22 +165,17 @@ def test_lines_of_logs_are_objects(tmp_path: Path, capsys: pytest.CaptureFixture
     assert read_lines("logs ray", capsys) == expected
 
 
-def test_followed_log_has_whole_lines(tmp_path: Path) -> None:
+def test_followed_log_has_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ray.log"
     path.write_text("before\n")
-    lines = stack._follow_log(path)
-    first_line: list[str] = []
-    reader = threading.Thread(target=lambda: first_line.append(next(lines)), daemon=True)
-    reader.start()
-    with path.open("a") as log:
-        # Written until the reader is past its start at the end of the file.
-        while reader.is_alive():
-            log.write("half ")
-            log.flush()
-            log.write("line\n")
-            log.flush()
-            reader.join(0.1)
-    assert first_line == ["half line"]
+    pieces = iter(["half ", "line\nnext"])
+
+    def append_piece(_: float) -> None:
+        with path.open("a") as log:
+            log.write(next(pieces))
+
+    monkeypatch.setattr("moyin.cli.stack.time.sleep", append_piece)
+    assert next(stack._follow_log(path)) == "half line"
 
 
 def test_a_running_stack_is_a_document(
