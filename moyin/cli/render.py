@@ -43,7 +43,8 @@ def render(
 ) -> None:
     """Render a graph or a template: print the Task ID at once, then the path of each picture.
 
-    Exit 3 if the job does not succeed. With --json only the ended job is printed.
+    Exit 3 if the job does not succeed. With --json only the ended job is printed, with the paths of
+    its pictures in `paths`.
     """
     body: dict[str, Any] = {"kind": "render", **_build_job_source(graph, template)}
     if priority is not None:
@@ -56,12 +57,12 @@ def render(
         body["pool"] = pool
 
     async def work(gateway: GatewayClient) -> tuple[dict[str, Any], list[Path]]:
-        job = await submit_and_follow(gateway, body, prints_id=not as_json)
+        job = await submit_and_follow(gateway, body, is_quiet=as_json)
         return job, await save_artifacts(gateway, job, output)
 
     job, paths = with_gateway(work)
     if as_json:
-        print_json(job)
+        print_json({**job, "paths": list(map(str, paths))})
     else:
         print_files(paths, show=show, indent="  " if out.is_terminal else "")
     exit_unless_succeeded(job)
@@ -111,18 +112,18 @@ def load_graph(path: Path) -> dict[str, Any]:
 
 
 async def submit_and_follow(
-    gateway: GatewayClient, body: dict[str, Any], *, prints_id: bool = True
+    gateway: GatewayClient, body: dict[str, Any], *, is_quiet: bool = False
 ) -> dict[str, Any]:
     """Submit a job, wait until it ends, print its error if any, and return the ended job.
 
     Args:
         body: the body of ``POST /jobs``.
-        prints_id: True to print the job's id when it is accepted.
+        is_quiet: True to print neither the job's id nor its progress.
     """
     job = await gateway.call("POST", "/jobs", body)
-    if prints_id:
+    if not is_quiet:
         out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
-    ended_job = await follow(gateway, job["id"])
+    ended_job = await follow(gateway, job["id"], shows_bar=not is_quiet)
     if ended_job["error"]:
         errors.print(
             f"[red]{ended_job['error']['code']}: {ended_job['error']['message']}[/]", markup=True
