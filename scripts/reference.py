@@ -101,6 +101,7 @@ def _port_rows() -> Iterator[str]:
     yield "## Ports of `moyin up`"
     yield ""
     yield "`MOYIN_PORT_BASE` (or `--port-base`) moves them all: the gateway takes it, the others follow."
+    yield "Where no variable sets a port, `ports.toml` in the data folder counts, which `moyin doctor --fix` writes."
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"

@@ -212,6 +212,23 @@ async def read_revision(url: str) -> str | None:
         await database.close()
 
 
+async def has_tables(url: str) -> bool:
+    """Return whether the database has tables, of whatever program.
+
+    If the database cannot be read, the driver's error is raised.
+    """
+    file = _get_file(url)
+    if file is not None and not file.exists():
+        return False
+    database = Database(url)
+    try:
+        return await database.read(
+            lambda connection: bool(sa.inspect(connection).get_table_names())
+        )
+    finally:
+        await database.close()
+
+
 def _is_migrated(url: str) -> bool:
     file = _get_file(url)
     if file is None or not file.exists():

@@ -1,11 +1,11 @@
-"""Tests that `moyin doctor` finds and fixes the most likely problems of a machine.
+"""Tests that `moyin doctor` finds the most likely problems of a machine.
 
-Problems that need a server or a sandbox are in tests/integration/stack/test_doctor.py.
+Those that `--fix` mends are in test_fixes.py; problems that need a server or a sandbox are in
+tests/integration/stack.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import sqlite3
@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterator
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
@@ -21,53 +20,12 @@ from pathlib import Path
 import pytest
 
 from moyin.cli.main import run
-from moyin.stack.doctor import configuration, data, machine, services, software
-from moyin.stack.doctor.checkup import mend
-from moyin.stack.doctor.result import CheckResult, CheckVerdict
-from moyin.stack.first_key import create_first_key
-from moyin.stack.layout import Layout
+from moyin.stack.doctor import configuration, databases, folder, machine, services, software
+from moyin.stack.doctor.result import CheckVerdict
 from moyin.stack.options import Options
-from moyin.stack.profile import read_profile
 from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
-from moyin.store.keys import KeyStore
-from moyin.store.sql import Database
 from tests.stack import ROOT, free_port_base
-
-CONFIG = """
-applications:
-  - name: models
-    import_path: deployments.models.builder:build
-    deployments:
-      - name: Models
-        user_config:
-          backends:
-            - {{name: local, type: llamacpp, server: {{gguf: {gguf}}}}}
-            - {{name: claude, type: anthropic}}
-            - {{name: other, type: openai, api_key_env: OTHER_KEY}}
-"""
-
-
-@pytest.fixture(autouse=True)
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    path = tmp_path / "serve_config.yaml"
-    path.write_text(CONFIG.format(gguf=tmp_path / "model.gguf"))
-    monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("MOYIN_SERVE_CONFIG", str(path))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for name in (
-        "MOYIN_API_KEY", "MOYIN_DATABASE_URL", "MOYIN_COMFYUI_HOME", "MOYIN_ANTHROPIC_API_KEY",
-        "MOYIN_REDIS_URL", "MOYIN_TEMPORAL_ADDRESS", "MOYIN_URL",
-    ):  # fmt: skip
-        monkeypatch.delenv(name, raising=False)
-    yield path
-    Layout(tmp_path / "data").remove_runtime_files()
-
-
-def expect_problem(
-    check: CheckResult, verdict: CheckVerdict = CheckVerdict.FAIL
-) -> tuple[str, str]:
-    assert check.verdict == verdict
-    return check.found, check.advice
+from tests.unit.stack.doctor.results import expect_problem
 
 
 def test_taken_port() -> None:
@@ -91,7 +49,7 @@ def test_data_folder_in_the_place_of_a_file(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "file"))
-    _, advice = expect_problem(machine.check_folder(Options.read()))
+    _, advice = expect_problem(folder.check_folder(Options.read()))
     assert "set MOYIN_DATA" in advice
 
 
@@ -142,12 +100,12 @@ def test_clock_that_went_back() -> None:
 def test_database_of_a_newer_version() -> None:
     options = Options.read()
     options.layout.prepare()
-    assert data.check_database(options).found == "`moyin up` migrates it"
+    assert databases.check_database(options).found == "`moyin up` migrates it"
     with closing(sqlite3.connect(options.layout.data / "moyin.db")) as connection:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
         connection.execute("INSERT INTO alembic_version VALUES ('9999')")
         connection.commit()
-    finding, advice = expect_problem(data.check_database(options))
+    finding, advice = expect_problem(databases.check_database(options))
     assert finding.startswith("revision 9999 is newer")
     assert "update Moyin" in advice
 
@@ -158,13 +116,15 @@ def test_shared_database_that_is_not_migrated(
     sqlite3.connect(tmp_path / "shared.db").close()
     (tmp_path / "shared.db").touch()
     monkeypatch.setenv("MOYIN_DATABASE_URL", f"sqlite:///{tmp_path / 'shared.db'}")
-    assert expect_problem(data.check_database(Options.read()))[1] == "run `moyin migrate`"
+    assert expect_problem(databases.check_database(Options.read()))[1] == (
+        "stop older Moyins that use it, then run `moyin migrate`"
+    )
 
 
 def test_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"postgresql+asyncpg://moyin@127.0.0.1:{free_port_base()}/moyin"
     monkeypatch.setenv("MOYIN_DATABASE_URL", url)
-    finding, advice = expect_problem(data.check_database(Options.read()))
+    finding, advice = expect_problem(databases.check_database(Options.read()))
     assert finding.startswith("cannot be read")
     assert "MOYIN_DATABASE_URL" in advice
 
@@ -272,102 +232,6 @@ def test_shares_that_do_not_fit_on_a_card(
     assert "lower `gpus`" in advice
 
 
-def test_files_with_secrets_are_closed(tmp_path: Path) -> None:
-    options = Options.read()
-    options.layout.prepare()
-    options.layout.ray_token.write_text("token")
-    options.layout.ray_token.chmod(0o644)
-    options.layout.profile.touch(0o600)
-    finding, advice = expect_problem(data.check_secret_files(options), CheckVerdict.WARN)
-    assert finding == f"{options.layout.ray_token} is open to other users"
-    assert advice == f"run `chmod 600 {options.layout.ray_token}`"
-    result = mend_one(options, "secret files")
-    assert (result.verdict, result.fixed) == (CheckVerdict.OK, True)
-    assert options.layout.ray_token.stat().st_mode & 0o777 == 0o600
-
-
-def test_revoked_key_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options.read()
-    options.layout.prepare()
-    assert data.check_api_key(options).found == "`moyin up` makes the first one"
-    asyncio.run(create_first_key(options.settings))
-    assert data.check_api_key(options).found == "valid"
-    profile_before = read_profile(options.layout.profile, {})
-    asyncio.run(revoke(options, profile_before.api_key))
-    finding, advice = expect_problem(data.check_api_key(options))
-    assert finding == f"that in {options.layout.profile} is unknown, expired or revoked"
-    assert "moyin keys create admin" in advice
-    result = mend_one(options, "api key")
-    assert (result.found, result.fixed) == ("valid", True)
-    profile_after = read_profile(options.layout.profile, {})
-    assert (profile_after.url, profile_after.api_key != profile_before.api_key) == (
-        profile_before.url,
-        True,
-    )
-    assert options.layout.profile.stat().st_mode & 0o777 == 0o600
-
-    asyncio.run(revoke(options, profile_after.api_key))
-    text = options.layout.profile.read_text().replace(profile_after.url, "https://farm.example")
-    options.layout.profile.write_text(text)
-    result = mend_one(options, "api key")
-    assert (result.verdict, result.fixed) == (CheckVerdict.FAIL, False)
-    assert "the key of another gateway" in result.advice
-    assert options.layout.profile.read_text() == text
-
-    monkeypatch.setenv("MOYIN_API_KEY", profile_before.api_key)
-    result = data.check_api_key(options)
-    assert expect_problem(result)[0] == "MOYIN_API_KEY is not a valid key of this stack"
-    assert not result.fix, "a variable of the shell cannot be mended"
-
-
-async def revoke(options: Options, key: str) -> None:
-    database = Database(options.settings.sql_url)
-    try:
-        await KeyStore(database).revoke(key.split("_")[1])
-    finally:
-        await database.close()
-
-
-def test_processes_of_a_killed_supervisor_are_ended() -> None:
-    options = Options.read()
-    options.layout.prepare()
-    assert services.check_processes(options).found == "none runs"
-    leftover_process = subprocess.Popen(
-        ["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id}
-    )
-    try:
-        finding, advice = expect_problem(services.check_processes(options), CheckVerdict.WARN)
-        assert (
-            finding == f"left over by a supervisor that was killed: sleep ({leftover_process.pid})"
-        )
-        assert "moyin down" in advice
-        result = mend_one(options, "processes")
-        assert (result.found, result.fixed) == ("none runs", True)
-    finally:
-        leftover_process.kill()
-        leftover_process.wait()
-
-
-def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
-    """The processes of a supervisor that holds its lock are not ended as left over.
-
-    It has no state file while it starts, and on a full disk.
-    """
-    options = Options.read()
-    options.layout.prepare()
-    lock = SupervisorLock(options.layout.lock)
-    lock.acquire()
-    child = subprocess.Popen(["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id})
-    try:
-        assert services.check_processes(options).found == "the supervisor owns them"
-        services.end_processes_left_over(options)
-        assert child.poll() is None
-    finally:
-        child.kill()
-        child.wait()
-        lock.release()
-
-
 def test_part_of_a_running_stack_that_is_down() -> None:
     options = Options.read()
     options.layout.prepare()
@@ -426,14 +290,6 @@ def test_command_prints_the_advice_and_fails(capsys: pytest.CaptureFixture[str])
     assert "put the file there" in rows["model files"][3]
     assert rows["secret files"][0] == "warn"
     assert layout.ray_token.stat().st_mode & 0o777 == 0o644, "only --fix changes anything"
-
-
-def mend_one(options: Options, name: str) -> CheckResult:
-    """Run all checks and fixes up to the check ``name``, and return the result of this check."""
-    steps: list[str] = []
-    result = next(result for result in mend(options, steps.append) if result.name == name)
-    assert steps[-1].startswith(f"{name}: ")
-    return result
 
 
 def write_program(path: Path, script: str) -> None:
