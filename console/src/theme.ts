@@ -10,6 +10,10 @@ export const theme = createTheme({
   defaultRadius: "md",
   fontFamily: 'system-ui, -apple-system, "Segoe UI", "Hiragino Sans", "Noto Sans CJK JP", sans-serif',
   cursorType: "pointer",
-  // Notices go by themselves; their button would have no name for screen readers.
-  components: { Notification: { defaultProps: { withCloseButton: false } } },
+  components: {
+    // Notices go by themselves; their button would have no name for screen readers.
+    Notification: { defaultProps: { withCloseButton: false } },
+    // Else the options of all selects are drawn when a page opens: each of hundreds of members.
+    Combobox: { defaultProps: { keepMounted: false } },
+  },
 });
