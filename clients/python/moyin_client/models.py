@@ -299,7 +299,7 @@ class UsageReport:
     """The usage in a period, by groups; ``budgets`` is None while they cannot be read.
 
     ``dearest_cost_usd`` is what the calls would have cost with the most expensive models, which
-    ``dearest`` names.
+    ``dearest`` names. ``days`` is None unless the query is ``daily``.
     """
 
     since: datetime
@@ -309,6 +309,7 @@ class UsageReport:
     groups: tuple[UsageGroup, ...]
     dearest: Mapping[str, Any]
     budgets: tuple[Budget, ...] | None = None
+    days: tuple[UsageGroup, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -128,6 +128,7 @@ class UsageQuery(TypedDict, total=False):
     """Selects and groups the calls that `usage` sums, from ``since`` to before ``until``."""
 
     group_by: Grouping | Sequence[Grouping]
+    daily: bool
     since: datetime
     until: datetime
     key: str
@@ -184,6 +185,8 @@ def build_usage_query(query: UsageQuery) -> dict[str, str | list[str]]:
             built[names[name]] = format_time(value)
         elif isinstance(value, str):
             built[name] = value
+        elif isinstance(value, bool):
+            built[name] = str(value).lower()
         elif isinstance(value, Sequence):
             built[name] = list(value)
         elif value is not None:

@@ -12,6 +12,8 @@ import { useStrings } from "#/language";
 import { type GalleryFilter, isFiltered } from "./data";
 import { strings } from "./strings";
 
+type Account = NonNullable<Caller["account"]>;
+
 interface Props {
   filter: GalleryFilter;
   caller: Caller;
@@ -21,11 +23,6 @@ interface Props {
 
 export function Filters({ filter, caller, onChange, onClear }: Props) {
   const t = useStrings(strings);
-  const templates = useQuery({
-    queryKey: ["templates"], queryFn: async () => (await body(gateway.GET("/templates"))).templates,
-  });
-  const people = usePeople(caller, t.me);
-  const names = templates.data?.map(({ name, title }) => ({ value: name, label: title })) ?? [];
   return (
     <Group gap="sm" align="flex-end" mb="md" role="search" aria-label={t.filters}>
       <Select
@@ -34,15 +31,9 @@ export function Filters({ filter, caller, onChange, onClear }: Props) {
         onChange={(kind) => onChange({ kind: kind === "image" ? "" : kind ?? "" })}
       />
       <ProjectInput key={filter.project} value={filter.project} onChange={(project) => onChange({ project })} />
-      <Select
-        label={t.template} placeholder={t.anyTemplate} w={190} clearable searchable data={names}
-        value={filter.template || null} onChange={(template) => onChange({ template: template ?? "" })}
-      />
-      {people.length > 0 && (
-        <Select
-          label={t.person} placeholder={t.anyone} w={170} clearable searchable data={people}
-          value={filter.user || null} onChange={(user) => onChange({ user: user ?? "" })}
-        />
+      <TemplateSelect value={filter.template} onChange={(template) => onChange({ template })} />
+      {caller.account !== null && (
+        <PersonSelect caller={caller} account={caller.account} value={filter.user} onChange={(user) => onChange({ user })} />
       )}
       <TextInput
         label={t.after} type="date" w={150} value={filter.after}
@@ -77,19 +68,47 @@ function ProjectInput({ value, onChange }: { value: string; onChange: (value: st
   );
 }
 
-/** The people whose work can be looked for: the members, for those who may list them; else only oneself. */
-function usePeople(caller: Caller, me: string) {
-  const organisation = caller.account?.organisation ?? null;
-  const mayList = organisation !== null && hasScope(caller, "org:read");
+interface SelectProps {
+  value: string;
+  onChange: (value: string) => void;
+}
+
+/** Asks for the templates when somebody comes to it, or one is chosen, and not before the pictures. */
+function TemplateSelect({ value, onChange }: SelectProps) {
+  const t = useStrings(strings);
+  const [isReached, setReached] = useState(false);
+  const { data } = useQuery({
+    queryKey: ["templates"],
+    enabled: isReached || value !== "",
+    queryFn: async () => (await body(gateway.GET("/templates"))).templates,
+  });
+  return (
+    <Select
+      label={t.template} placeholder={t.anyTemplate} w={190} clearable searchable onFocus={() => setReached(true)}
+      data={data?.map(({ name, title }) => ({ value: name, label: title })) ?? []}
+      value={value || null} onChange={(template) => onChange(template ?? "")}
+    />
+  );
+}
+
+/** Offers the members, to those who may list them, when somebody comes to it; else only oneself. */
+function PersonSelect({ caller, account, value, onChange }: SelectProps & { caller: Caller; account: Account }) {
+  const t = useStrings(strings);
+  const { id: own, organisation } = account;
+  const [isReached, setReached] = useState(false);
   const { data } = useQuery({
     queryKey: ["gallery", "members", organisation],
-    enabled: mayList,
+    enabled: (isReached || value !== "") && organisation !== null && hasScope(caller, "org:read"),
     queryFn: async () => body(accounts.GET("/organisations/{organisation}/members", {
       params: { path: { organisation: organisation! } },
     })),
   });
-  if (caller.account === null) return [];
-  const own = caller.account.id;
   const others = (data?.members ?? []).filter(({ id }) => id !== own);
-  return [{ value: own, label: me }, ...others.map(({ id, name, email }) => ({ value: id, label: name || email || id }))];
+  return (
+    <Select
+      label={t.person} placeholder={t.anyone} w={170} clearable searchable onFocus={() => setReached(true)}
+      data={[{ value: own, label: t.me }, ...others.map(({ id, name, email }) => ({ value: id, label: name || email || id }))]}
+      value={value || null} onChange={(user) => onChange(user ?? "")}
+    />
+  );
 }

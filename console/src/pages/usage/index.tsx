@@ -1,7 +1,7 @@
 /** Shows what text and renders cost, by day, person, key, model and template. */
 
 import { Group, Paper, SegmentedControl, Select, SimpleGrid, Skeleton, Stack, Text, TextInput, Title } from "@mantine/core";
-import { keepPreviousData, useQuery } from "@tanstack/react-query";
+import { keepPreviousData, type QueryClient, queryOptions, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
 import type { components } from "#api/models";
@@ -23,10 +23,33 @@ const RANGES = ["7", "30", "90"];
 export const MEASURES = ["cost", "calls", "tokens"] as const;
 
 const MAX_DAYS = 400;
+// What the table shows first; its report has the days of the chart, too.
+const FIRST_GROUP = "model";
 
 /** Return a date in UTC, in which the ledger counts days. */
 function date(daysFromToday: number): string {
   return new Date(Date.now() + daysFromToday * 86_400_000).toISOString().slice(0, 10);
+}
+
+function buildReportQuery(from: string, last: string, owner: string, by: GroupBy) {
+  const to = nextDay(last).toISOString().slice(0, 10);
+  return queryOptions({
+    queryKey: ["usage", from, last, owner, by],
+    staleTime: 30_000,
+    queryFn: ({ signal }) => body(models.GET("/usage", {
+      params: { query: { group_by: [by], from, to, ...(by === FIRST_GROUP && { daily: true }), ...(owner && { owner }) } },
+      signal,
+    })),
+  });
+}
+
+function nextDay(day: string): Date {
+  return new Date(Date.parse(`${day}T00:00:00Z`) + 86_400_000);
+}
+
+/** Begin to read what the page shows first. */
+export function prefetch(queries: QueryClient): void {
+  void queries.prefetchQuery(buildReportQuery(date(-29), date(0), "", FIRST_GROUP));
 }
 
 export default function UsagePage() {
@@ -40,25 +63,18 @@ export default function UsagePage() {
   const owner = tenant?.value ?? "";
   const [group, setGroup] = useState<GroupBy>("model");
   const [measured, setMeasure] = useState<(typeof MEASURES)[number] | null>(null);
-  const to = new Date(Date.parse(`${last}T00:00:00Z`) + 86_400_000);
   // While a year is typed, the field has the years 2, 20 and 202; the API takes 400 days.
-  const days = (to.getTime() - Date.parse(`${from}T00:00:00Z`)) / 86_400_000;
+  const days = (nextDay(last).getTime() - Date.parse(`${from}T00:00:00Z`)) / 86_400_000;
   const isRange = days >= 1 && days <= MAX_DAYS;
-  const useReport = (by: GroupBy) => useQuery({
-    queryKey: ["usage", from, last, owner, by],
-    enabled: isRange && caller !== undefined,
-    staleTime: 30_000,
-    placeholderData: keepPreviousData,
-    queryFn: ({ signal }) => body(models.GET("/usage", {
-      params: { query: { group_by: [by], from, to: to.toISOString().slice(0, 10), ...(owner && { owner }) } }, signal,
-    })),
+  const first = useQuery({ ...buildReportQuery(from, last, owner, FIRST_GROUP), enabled: isRange, placeholderData: keepPreviousData });
+  const grouped = useQuery({
+    ...buildReportQuery(from, last, owner, group), enabled: isRange && group !== "day", placeholderData: keepPreviousData,
   });
-  const daily = useReport("day");
-  const grouped = useReport(group);
   if (!caller) return null;
   const chosen = RANGES.find((days) => last === date(0) && from === date(1 - Number(days))) ?? "";
   const isOperator = hasScope(caller, "operator");
-  const report = daily.data;
+  const report = first.data;
+  const table = group === "day" ? report && { ...report, groups: report.days ?? [] } : grouped.data;
   const ownTenant = { value: "", label: t.ownTenant };
   // Where everything is free, the days would all be empty.
   const measure = measured ?? (report && Number(report.total.cost_usd) === 0 ? "calls" : "cost");
@@ -85,8 +101,8 @@ export default function UsagePage() {
           />
         )}
       </Group>
-      {daily.error && <ErrorAlert error={daily.error} onRetry={() => void daily.refetch()} />}
-      {daily.isPending && !daily.error && <Skeleton height={360} />}
+      {first.error && <ErrorAlert error={first.error} onRetry={() => void first.refetch()} />}
+      {first.isPending && !first.error && <Skeleton height={360} />}
       {report && isRange && (
         <>
           <Totals report={report} />
@@ -106,7 +122,7 @@ export default function UsagePage() {
                     data={MEASURES.map((value) => ({ value, label: t[value] }))}
                   />
                 </Group>
-                <UsageChart groups={report.groups} measure={measure} from={from} last={last} />
+                <UsageChart groups={report.days ?? []} measure={measure} from={from} last={last} />
               </Paper>
               <Paper withBorder p="md">
                 <Group justify="space-between" mb="sm" align="end">
@@ -117,10 +133,10 @@ export default function UsagePage() {
                     data={names.filter((name) => name !== "owner" || isOperator).map((value) => ({ value, label: t.groups[value] }))}
                   />
                 </Group>
-                {grouped.error && <ErrorAlert error={grouped.error} onRetry={() => void grouped.refetch()} />}
-                {grouped.isPending && !grouped.error && <Skeleton height={160} />}
-                {grouped.data && grouped.data.group_by[0] === group && (
-                  <UsageTable report={grouped.data} group={group} caller={caller} owner={owner} name={`${from}_${last}`} />
+                {grouped.error && grouped.error !== first.error && <ErrorAlert error={grouped.error} onRetry={() => void grouped.refetch()} />}
+                {!table && !grouped.error && <Skeleton height={160} />}
+                {table && (group === "day" || table.group_by[0] === group) && (
+                  <UsageTable report={table} group={group} caller={caller} owner={owner} name={`${from}_${last}`} />
                 )}
               </Paper>
             </>
