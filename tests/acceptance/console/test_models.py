@@ -130,7 +130,7 @@ def test_back_ends_with_traffic_and_a_long_list(
     page.get_by_role("button", name="Explain").click()
     candidates = page.get_by_role("table", name="Candidates").get_by_role("row")
     expect(candidates).to_have_count(4)
-    for place, (name, behind, reason) in enumerate(LOSERS, start=2):
+    for place, (name, behind, reason, _) in enumerate(LOSERS, start=2):
         cells = candidates.nth(place).get_by_role("cell")
         expect(cells.nth(0)).to_contain_text(name)
         expect(cells.nth(2)).to_have_text(f"+${behind}")
@@ -139,7 +139,11 @@ def test_back_ends_with_traffic_and_a_long_list(
     console.screenshot("models-candidates")
 
 
-LOSERS = (("paris", "0.25", "costs $0.25 more"), ("tokyo", "1.50", "takes 3 s longer"))
+# The back end, how far it is behind in US dollars, and why.
+LOSERS = (
+    ("paris", "0.25", "costs $0.25 more", {"code": "costs_more", "usd": 0.25}),
+    ("tokyo", "1.50", "takes 3 s longer", {"code": "takes_longer", "seconds": 3.0}),
+)
 
 
 def add_losers(page: Any) -> None:
@@ -148,11 +152,11 @@ def add_losers(page: Any) -> None:
     def explain(route: Route) -> None:
         answer = route.fetch().json()
         [best] = answer["candidates"]
-        for name, behind, reason in LOSERS:
+        for name, behind, reason, code in LOSERS:
             answer["candidates"].append(
                 {
                     **best, "backend": name, "score_usd": best["score_usd"] + float(behind),
-                    "loses_by_usd": float(behind), "reason": reason, "reasons": [],
+                    "loses_by_usd": float(behind), "reason": reason, "reasons": [code],
                 }
             )  # fmt: skip
         route.fulfill(json=answer)

@@ -159,6 +159,7 @@ def test_an_operator_sees_upstreams_changes_and_intake_sources(
     for secret in (gateway.valkey_password, gateway.env["STUDIO_RABBITMQ_URL"].split("@")[0]):
         assert secret not in page.content()
     console.check_accessibility()
+    stream.scroll_into_view_if_needed()
     console.screenshot("operate-intake")
     page.set_viewport_size({"width": 390, "height": 844})
     console.wait_until_it_fits(390)

@@ -29,7 +29,6 @@ export default function OperatePage() {
       <Stack>
         {cluster.isError && <ErrorAlert error={cluster.error} onRetry={() => void cluster.refetch()} />}
         {cluster.data?.problems && <Checks problems={cluster.data.problems} />}
-        <Doctor />
         {routes.isError && <ErrorAlert error={routes.error} onRetry={() => void routes.refetch()} />}
         {routes.isPending && <Skeleton h={240} />}
         {routes.data && (
@@ -45,6 +44,7 @@ export default function OperatePage() {
                 <Links />
               </Stack>
             </SimpleGrid>
+            <Doctor />
             <Configuration config={routes.data.config} />
             <Changes appliedAt={routes.data.config.applied_at} />
           </>
