@@ -78,6 +78,7 @@ function FileList({ folder, pool }: { folder: string; pool: string | undefined }
   if (names.length === 0 && !typed) return <EmptyState title={t.noFiles}>{t.noFilesText}</EmptyState>;
   return (
     <Stack gap="xs">
+      {list.error && <ErrorAlert error={list.error} onRetry={() => void list.refetch()} />}
       <TextInput
         aria-label={t.searchFiles} placeholder={t.searchFiles} value={typed} maxLength={200}
         onChange={(event) => setTyped(event.currentTarget.value)}

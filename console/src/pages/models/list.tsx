@@ -31,6 +31,7 @@ export function ModelList() {
   return (
     <Stack>
       <Reconnecting live={live} />
+      {error && <ErrorAlert error={error} onRetry={() => void refetch()} />}
       <TextInput
         aria-label={t.filter} placeholder={t.filter} maw={320} value={filter} maxLength={200}
         onChange={(event) => setFilter(event.currentTarget.value)}
