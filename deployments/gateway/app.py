@@ -71,7 +71,7 @@ _PUBLIC = frozenset(
     {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS_PATHS)}
 )
 _OPERATOR_PATHS = frozenset(
-    f"/cluster/{name}" for name in ("config-changes", "links", "problems", "routes")
+    f"/cluster/{name}" for name in ("config-changes", "doctor", "links", "problems", "routes")
 )
 # All other public paths begin with one of these, so most requests need only one comparison.
 _PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"), CONSOLE_PATH.rstrip("/"))

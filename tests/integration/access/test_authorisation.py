@@ -106,6 +106,7 @@ GATEWAY = {
     "GET /cluster/routes": "-xxxx++",
     "GET /cluster/links": "-xxxx++",
     "GET /cluster/config-changes": "-xxxx++",
+    "GET /cluster/doctor": "-xxxx++",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts": "-xx+x++",
     "POST /artifacts/archive": "-xx+x++",  # names no file
