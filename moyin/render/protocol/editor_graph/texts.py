@@ -54,7 +54,7 @@ def _format_part(part: str, now: datetime) -> str:
 
 def _remove_comments(text: str) -> str:
     """Remove ``// …`` and ``/* … */``."""
-    parts = []
+    parts: list[str] = []
     at = 0
     while (slash := text.find("/", at)) >= 0:
         kind = text[slash : slash + 2]
