@@ -148,8 +148,12 @@ def make_detours() -> dict[str, Any]:
     )  # fmt: skip
 
 
-def make_nested(proxies: bool = False) -> dict[str, Any]:
-    """Return a graph that uses one subgraph twice, which uses another; widgets are promoted."""
+def make_nested(shown: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
+    """Return a graph that uses one subgraph twice, which uses another; widgets are promoted.
+
+    Args:
+        shown: the node and the widget of the values of the outer subgraph.
+    """
     inner = subgraph(
         "Scale",
         [
@@ -178,15 +182,15 @@ def make_nested(proxies: bool = False) -> dict[str, Any]:
     )  # fmt: skip
 
     def use_outer(id: int, link: int, first: float) -> dict[str, Any]:
-        shown = [["7", "blend_factor"], ["-1", "first"]] if proxies else []
+        values = [first] if ["-1", "first"] not in shown else [None, first]
         return node(
-            id, make_id("Twice"), [None, first] if proxies else [first],
+            id, make_id("Twice"), values,
             inputs=[
                 {"name": "picture", "type": "IMAGE", "link": link},
                 {"name": "first", "type": "FLOAT", "widget": {"name": "first"}, "link": None},
             ],
             outputs=[{"name": "blended", "type": "IMAGE", "links": []}],
-            properties={"proxyWidgets": shown} if proxies else {},
+            properties={"proxyWidgets": list(shown)} if shown else {},
         )  # fmt: skip
 
     return graph(
@@ -213,5 +217,6 @@ MADE: Mapping[str, dict[str, Any]] = {
     "version 1": to_version_1(make_simple(4711)),
     "detours": make_detours(),
     "nested": make_nested(),
-    "promoted by a list": make_nested(proxies=True),
+    "listed widgets": make_nested([["7", "blend_factor"], ["-1", "first"]]),
+    "other listed widgets": make_nested([["7", "blend_factor"]]),
 }

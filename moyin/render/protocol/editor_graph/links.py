@@ -217,22 +217,28 @@ class LinkResolver:
         values = node.values
         if isinstance(values, Mapping):
             return Constant(values[name]) if name in values else None
-        names = self._list_promoted(node)
-        at = names.index(name) if name in names else len(values)
-        return Constant(values[at]) if at < len(values) and values[at] is not None else None
+        for names in (
+            self._list_shown(node),
+            [slot.name for slot in node.inputs if slot.has_widget],
+        ):
+            at = names.index(name) if name in names else len(values)
+            if at < len(values) and values[at] is not None:
+                return Constant(values[at])
+        return None
 
-    def _list_promoted(self, node: EditorNode) -> Sequence[str | None]:
-        """Return the subgraph's input of each of the node's values; None for inner widgets."""
+    def _list_shown(self, node: EditorNode) -> Sequence[str | None]:
+        """Return the subgraph's input of each value of the node; None for other inner widgets.
+
+        Older versions of the editor saved no such list, or one that has only other inner widgets.
+        """
         shown = node.properties.get("proxyWidgets")
-        if isinstance(shown, list) and shown:
-            self._count(len(shown))
-            return [
-                str(item[1])
-                if isinstance(item, list) and len(item) == 2 and item[0] == "-1"
-                else None
-                for item in shown
-            ]
-        return [slot.name for slot in node.inputs if slot.has_widget]
+        if not isinstance(shown, list):
+            return ()
+        self._count(len(shown))
+        return [
+            str(item[1]) if isinstance(item, list) and len(item) == 2 and item[0] == "-1" else None
+            for item in shown
+        ]
 
     def _find_passed_input(self, node: EditorNode, slot: int, wanted: str) -> int | None:
         """Return the input that a bypassed node passes on as its output, or None."""

@@ -13,6 +13,7 @@ import pytest
 from moyin.render.protocol.editor_graph.conversion import Conversion, Reason, convert
 from tests.editor_graphs import (
     BYPASSED,
+    MADE,
     graph,
     make_detours,
     make_id,
@@ -130,9 +131,9 @@ def test_links_pass_reroutes_primitives_and_bypassed_nodes() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("proxies", [False, True])
-def test_subgraphs_are_inlined_with_the_values_of_their_nodes(proxies: bool) -> None:
-    conversion = run(make_nested(proxies))
+@pytest.mark.parametrize("name", ["nested", "listed widgets", "other listed widgets"])
+def test_subgraphs_are_inlined_with_the_values_of_their_nodes(name: str) -> None:
+    conversion = run(MADE[name])
     factors = {
         name: converted["inputs"]["scale_by"]
         for name, converted in conversion.graph.items()
