@@ -31,7 +31,11 @@ from moyin.render.protocol.editor_graph.links import (
     Origin,
     inline_subgraphs,
 )
-from moyin.render.protocol.editor_graph.texts import choose_alternatives, replace_patterns
+from moyin.render.protocol.editor_graph.texts import (
+    MAX_DEPTH,
+    choose_alternatives,
+    replace_patterns,
+)
 from moyin.render.protocol.editor_graph.widgets import NodeClass, derive_class, read_values
 
 # A subgraph's texts are repeated each time that it is used.
@@ -197,7 +201,7 @@ class _Converter:
             elif isinstance(source, Origin):
                 inputs[slot.name] = source
         title = self._get_title(node)
-        self._size += len(title) + len(node.type)
+        self._charge(len(title) + len(node.type))
         return {
             "class_type": node.type,
             "inputs": {name: self._encode(name, value) for name, value in inputs.items()},
@@ -208,7 +212,8 @@ class _Converter:
         if not isinstance(value, str):
             return value
         if node_class.widgets[name].is_dynamic:
-            self._size += len(value)
+            # Each level of braces is read once more.
+            self._charge(len(value) * (1 + min(value.count("{"), MAX_DEPTH)))
             return choose_alternatives(value, self._choose)
         if name == _PREFIX and node.type in _SAVING_CLASSES and "%" in value:
             return replace_patterns(value, self._now, self._find_widget_text)
@@ -242,10 +247,13 @@ class _Converter:
         """Return a value as the API format has it, in which a list would be a link."""
         if isinstance(value, Origin):
             return list(value)
-        self._size += len(name) + (len(value) if isinstance(value, str) else len(to_json(value)))
+        self._charge(len(name) + (len(value) if isinstance(value, str) else len(to_json(value))))
+        return {"__value__": value} if isinstance(value, list) else value
+
+    def _charge(self, characters: int) -> None:
+        self._size += characters
         if self._size > _MAX_CHARACTERS:
             raise InvalidRequest(
                 f"the graph has more than {_MAX_CHARACTERS} characters with its subgraphs inlined",
                 field=self._field,
             )
-        return {"__value__": value} if isinstance(value, list) else value

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+# Braces within more braces stay as they are.
+MAX_DEPTH = 20
 _MAX_REPLACED = 1_000
-_MAX_DEPTH = 20
 _PATTERN = re.compile(r"%([^%]+)%")
 _DATE = re.compile(r"d{1,2}|M{1,2}|h{1,2}|m{1,2}|s{1,2}|yyyy|yy")
 _FORBIDDEN_IN_NAMES = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
@@ -82,7 +83,7 @@ def _choose(text: str, choose: Callable[[Sequence[str]], str], depth: int) -> st
         if char == "\\":
             parts.append(text[at : at + 2])
             at += 2
-        elif char == "{" and depth < _MAX_DEPTH:
+        elif char == "{" and depth < MAX_DEPTH:
             alternatives, at = _read_alternatives(text, at + 1)
             parts.append(_choose(choose(alternatives), choose, depth + 1))
         else:

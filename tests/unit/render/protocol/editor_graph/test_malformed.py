@@ -127,8 +127,10 @@ def test_subgraphs_that_contain_themselves_or_multiply_are_refused() -> None:
 def test_repeated_texts_of_subgraphs_are_bounded() -> None:
     text = subgraph("Text", [node(1, "SaveImage", ["x" * 100_000])], [], {}, {})
     nodes = [node(at, make_id("Text")) for at in range(1_000)]
-    with pytest.raises(InvalidRequest, match="characters with its subgraphs inlined"):
-        run(graph(nodes, [], definitions={"subgraphs": [text]}))
+    nested = {"nodes": [node(1, "Sampler", [1, "fixed", "{" * 20 + "a" * 10**6])]}
+    for saved in (graph(nodes, [], definitions={"subgraphs": [text]}), nested):
+        with pytest.raises(InvalidRequest, match="characters with its subgraphs inlined"):
+            run(saved)
 
 
 def test_long_chains_that_many_inputs_follow_are_refused() -> None:
