@@ -12,6 +12,7 @@ from playwright.sync_api import Page
 
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.acceptance.console.calls import Api
+from tests.editor_graphs import graph, make_simple, node
 from tests.stack import RunningStack
 
 GRAPH = {
@@ -37,8 +38,12 @@ def wait_for_pictures(page: Page, count: int) -> None:
     assert pictures.count() == count
 
 
-def png_with_graph(graph: dict[str, Any]) -> bytes:
-    """Return a PNG that contains its graph in ComfyUI's metadata."""
+def png_with_graph(graph: dict[str, Any], keyword: bytes = b"prompt") -> bytes:
+    """Return a PNG that contains its graph in ComfyUI's metadata.
+
+    Args:
+        keyword: ``prompt``, or ``workflow`` for the format of the editor.
+    """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -49,7 +54,7 @@ def png_with_graph(graph: dict[str, Any]) -> bytes:
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
         + chunk(b"tEXt", b"Software\0test")
-        + chunk(b"tEXt", b"prompt\0" + json.dumps(graph).encode())
+        + chunk(b"tEXt", keyword + b"\0" + json.dumps(graph).encode())
         + chunk(b"IDAT", zlib.compress(b"\0\0"))
         + chunk(b"IEND", b"")
     )
@@ -148,22 +153,61 @@ def test_graphs_come_from_files_and_pictures(
     page.get_by_text("The file is JSON, but no graph of ComfyUI.").wait_for()
     drop("plain.png", b"\x89PNG\r\n\x1a\n", "image/png")
     page.get_by_text("This PNG carries no graph.").wait_for()
-    editor = {"nodes": [{"type": "SaveImage"}, {"type": "NoSuchNode"}], "links": []}
-    drop("editor.json", json.dumps(editor).encode())
-    page.get_by_text("This is the format that ComfyUI").wait_for()
-    page.get_by_role("listitem").filter(has_text="NoSuchNode").wait_for()
+    drop("half.json", json.dumps({"nodes": [{"id": 1}]}).encode())
+    page.get_by_role("alert").filter(has_text="graph.nodes.0.type").wait_for()
     assert page.get_by_role("button", name="Render 1 picture").count() == 0
+    missing = graph(
+        [
+            node(1, "NoSuchNode"),
+            node(2, "UpscaleModelLoader", ["no-such-model.safetensors"]),
+            node(3, "LoadImage", ["not-mine.png", "image"]),
+        ],
+        [],
+    )
+    drop("missing.json", json.dumps(missing).encode())
+    page.get_by_text("missing.json: 3 nodes").wait_for()
+    for text in ("NoSuchNode", "no-such-model.safetensors", "not-mine.png"):
+        page.get_by_role("listitem").filter(has_text=text).wait_for()
     console.check_accessibility()
     console.screenshot("render-missing")
-    broken = {**GRAPH, "3": {"class_type": "NoSuchNode", "inputs": {}}}
-    drop("broken.json", json.dumps(broken).encode())
-    page.get_by_text("broken.json: 3 nodes").wait_for()
-    page.get_by_text("Kinds of nodes that no pool has, or that you may not use:").wait_for()
     drop("picture.png", png_with_graph(GRAPH), "image/png")
     page.get_by_text("picture.png: 2 nodes").wait_for()
-    page.get_by_text("The farm has every node and file of this graph.").wait_for()
+    page.get_by_text("has every node and file of this graph.").wait_for()
     page.get_by_label("Project").fill(api.project)
     page.get_by_role("button", name="Render 1 picture").click()
     wait_for_pictures(page, 1)
     [job] = api.list_jobs()
     assert api.get(f"/jobs/{job['id']}/graph")["1"] == GRAPH["1"]
+
+
+def test_graphs_that_the_editor_saved_are_rendered(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    api = Api(gateway)
+    page = console.sign_in_with_key(gateway.api_key).open("/render").page
+    page.get_by_text("Graph", exact=True).click()
+    file = page.locator("input[type=file]")
+    # A seed that JavaScript would round.
+    saved = make_simple(0x6F2DA8)
+    saved["nodes"].append(node(5, "PrimitiveInt", [2**60 + 1, "fixed"]))
+    content = png_with_graph(saved, b"workflow")
+    file.set_input_files([{"name": "saved.png", "mimeType": "image/png", "buffer": content}])
+    page.get_by_text("saved.png: 3 nodes").wait_for()
+    page.get_by_text("has every node and file of this graph.").wait_for()
+    page.get_by_role("listitem").filter(has_text="Muted: Look (3)").wait_for()
+    page.get_by_role("listitem").filter(has_text="Notes: 1").wait_for()
+    console.check_accessibility()
+    console.screenshot("render-editor-graph", also="ja")
+    page.get_by_label("Project").fill(api.project)
+    page.get_by_role("button", name="Render 1 picture").click()
+    wait_for_pictures(page, 1)
+    [job] = api.list_jobs()
+    rendered = api.get(f"/jobs/{job['id']}/graph")
+    assert rendered["1"]["inputs"] == {
+        "width": 48,
+        "height": 32,
+        "batch_size": 1,
+        "color": 0x6F2DA8,
+    }
+    assert rendered["5"]["inputs"] == {"value": 2**60 + 1}
+    assert rendered.keys() == {"1", "2", "5"}

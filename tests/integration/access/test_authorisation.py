@@ -195,6 +195,7 @@ GATEWAY = {
     "GET /artifacts/signed/archive/{token}/{name}": "+++++++",
     "GET /templates": "-xx+x++",
     "GET /templates/{name}": "-xx+x++",
+    "POST /graphs/convert": "-xx+x++",  # converts no graph
     "GET /comfy/session": "-------",  # of a browser's cookie alone
     "POST /comfy/session": "+++++++",
     "POST /comfy/session/end": "+++++++",
