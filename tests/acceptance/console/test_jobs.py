@@ -308,11 +308,13 @@ def test_filters_are_those_of_the_api(
     page.get_by_role("option", name="HTTP call").click()
     check_filter(call)
     for field, value, kept in (
-        ("Pool", "default", render), ("Template", "swatch", render),
-        ("Created from", time, render), ("Created before", time, call),
-    ):  # fmt: skip
-        page.get_by_label(field, exact=True).fill(value)
-        page.get_by_label(field, exact=True).blur()
+        (page.get_by_role("textbox", name="Pool"), "default", render),
+        (page.get_by_role("combobox", name="Template"), "swatch", render),
+        (page.get_by_label("Created from"), time, render),
+        (page.get_by_label("Created before"), time, call),
+    ):
+        field.fill(value)
+        field.blur()
         check_filter(kept)
     console.check_accessibility()
     page.get_by_role("combobox", name="Status").click()

@@ -79,7 +79,7 @@ function describe({ attempt, event }: LogLine, texts: Texts): string {
     const { step, node, value, max } = event.data;
     if (isBatch) parts.push(t.child(step + 1));
     else if (hasSteps) parts.push(t.step(step + 1));
-    parts.push(node ? `${t.node} ${node}` : null, t.progressOf(format.number(value), format.number(max)));
+    parts.push(node ? `${t.node} ${node}` : t.progress, t.progressOf(format.number(value), format.number(max)));
   } else {
     const { step, artifacts } = event.data;
     parts.push(isBatch ? t.childDone(step + 1) : t.stepDone(step + 1));
