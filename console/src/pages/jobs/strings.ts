@@ -131,6 +131,11 @@ const en = {
   files: (count: number) => (count === 1 ? "1 file" : `${count} files`),
   eventsGone: "The events of this job are no longer kept.",
   earlierSteps: (count: number) => `${count} earlier events`,
+  // Log
+  log: "Log",
+  logLines: "Lines of the log",
+  logCut: "Earlier lines are no longer kept.",
+  copyLog: "Copy the log",
   // Results
   results: "Results",
   noResults: "No results yet.",
@@ -290,6 +295,10 @@ export const strings: Catalogue<Strings> = {
     files: (count) => `ファイル ${count} 件`,
     eventsGone: "このジョブのイベントは保存期間を過ぎています。",
     earlierSteps: (count) => `以前のイベント ${count} 件`,
+    log: "ログ",
+    logLines: "ログの行",
+    logCut: "これより前の行は保存されていません。",
+    copyLog: "ログをコピー",
     results: "結果",
     noResults: "結果はまだありません。",
     step: (number) => `ステップ ${number}`,
