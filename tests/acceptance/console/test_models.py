@@ -12,7 +12,7 @@ def test_models_back_ends_and_quality(console: ConsoleBrowser, gateway: RunningS
     row = page.get_by_role("row").filter(has_text="smollm2-135m").filter(has_text="4,096 tokens")
     row.first.get_by_text("up", exact=True).wait_for()
     console.check_accessibility()
-    console.screenshot("models")
+    console.screenshot("models", also="ja")
     page.get_by_label("Filter by name").fill("nothing is called so")
     page.get_by_text("Nothing matches the filter").wait_for()
     page.get_by_label("Filter by name").fill("smollm2")

@@ -97,7 +97,7 @@ def test_an_operator_makes_an_organisation(console: ConsoleBrowser, gateway: Run
     assert api.call("GET", f"/users/{mika}")["disabled"] is True
     choose(page, "Mika", "Enable")
     page.get_by_role("cell", name="Disabled").first.wait_for(state="detached")
-    console.screenshot("people")
+    console.screenshot("people", also="ja")
 
     page.get_by_label("Search by name or email").fill("nobody is called so")
     page.get_by_text("No member matches").wait_for()

@@ -1,0 +1,126 @@
+"""Tests that lists without anything in them say so, and what to do first."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.acceptance.console.access_api import PASSWORD, AccountsApi
+from tests.acceptance.console.browser import ConsoleBrowser
+from tests.acceptance.console.test_live import send_events
+from tests.stack import RunningStack
+
+# Pages of an admin whose organisation is new: path, title, what to do, and what leads there.
+NEW = (
+    ("/jobs", "No jobs yet", "Render a picture on the page “Render”", None),
+    ("/gallery", "No pictures yet", "What you render, upload or make by the API", "/console/render"),
+    ("/render", "Results appear here", "Submit the form", None),
+    ("/chat", "Ask a model", "The conversation is kept in the memory of this page only", None),
+    ("/usage", "Nothing was used in this time", "Try a model on the page “Chat”", None),
+    ("/people/keys", "There are no keys here", "Create one for each program", None),
+    ("/people/limits", "No limits are set.", "", None),
+    ("/account", "There are no keys here", "Create one for each program", None),
+    ("/models?tab=comfyui", "This folder has no files", "Put model files into the folder", None),
+)  # fmt: skip
+# What a stack has once it is up, so that only a forged answer of the documented shape is empty: the
+# page, the answers by path, the title and what to do.
+FORGED: tuple[tuple[str, dict[str, Any], str, str], ...] = (
+    ("/render", {"/templates": {"templates": []}}, "There are no templates yet", "render a graph of your own"),
+    ("/chat", {"/v1/models": {"object": "list", "data": []}}, "There is no model to chat with", "adds back ends and models"),
+    ("/models?tab=quality", {"/v1/quality": {"frozen": False, "models": [], "calibration": []}}, "There are no models yet", "adds back ends and models"),
+    ("/models?tab=comfyui", {"/models": []}, "No pool has reported its models", "when its ComfyUI is up"),
+    ("/operate", {"/cluster/config-changes": {"changes": []}}, "No change yet", "the first that this database has seen"),
+)  # fmt: skip
+
+
+def expect_empty(page: Page, title: str, hint: str) -> None:
+    main = page.locator("main")
+    main.get_by_text(title, exact=True).first.wait_for()
+    expect(main).to_contain_text(hint)
+    assert page.get_by_role("alert").count() == 0
+
+
+def test_all_pages_of_a_new_organisation(console: ConsoleBrowser, gateway: RunningStack) -> None:
+    api = AccountsApi(gateway.url, gateway.api_key)
+    organisation, _ = api.new_organisation()
+    console.sign_in(api.new_member(organisation, "admin", "Aki"), PASSWORD)
+    for path, title, hint, onward in NEW:
+        page = console.open(path).page
+        if "comfyui" in path:
+            page.get_by_role("button", name="loras").click()
+        expect_empty(page, title, hint)
+        if onward is not None:
+            assert page.locator("main").locator(f"a[href='{onward}']").count() == 1
+        console.check_accessibility()
+        console.check_clean()
+
+
+def test_an_operators_own_tenant_has_no_members(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    page = console.sign_in_with_key(gateway.api_key).open("/people").page
+    expect_empty(page, "This tenant has no members", "Create an organisation to invite people.")
+    page.get_by_role("button", name="New organisation").wait_for()
+    console.check_accessibility()
+
+
+@pytest.mark.parametrize(("path", "answers", "title", "hint"), FORGED)
+def test_a_stack_without(
+    console: ConsoleBrowser,
+    gateway: RunningStack,
+    path: str,
+    answers: dict[str, Any],
+    title: str,
+    hint: str,
+) -> None:
+    page = console.sign_in_with_key(gateway.api_key).page
+    for address, body in answers.items():
+        page.route(
+            re.compile(rf"^{re.escape(console.url + address)}(\?.*)?$"),
+            lambda route, body=body: route.fulfill(json=body),
+        )
+    expect_empty(console.open(path).page, title, hint)
+    console.check_accessibility()
+
+
+def test_a_cluster_without_anything(console: ConsoleBrowser, gateway: RunningStack) -> None:
+    headers = {"Authorization": f"Bearer {gateway.api_key}"}
+    routes = httpx.get(f"{gateway.url}/cluster/routes", headers=headers, timeout=60).json()
+    page = console.sign_in_with_key(gateway.api_key).page
+    send_events(
+        page,
+        cluster={"pools": [], "nodes": [], "problems": []},
+        backends={"backends": []},
+        models={"object": "list", "data": []},
+        routes={**routes, "routes": []},
+    )
+    console.open("/overview")
+    for title, hint in (
+        ("No render pools", "Operators add pools as apps"),
+        ("No nodes", "Start Ray with"),
+        ("No back ends", "Add one under"),
+    ):
+        expect_empty(page, title, hint)
+    console.check_accessibility()
+    expect_empty(
+        console.open("/models").page, "There are no models yet", "adds back ends and models"
+    )
+    console.check_accessibility()
+    page.get_by_role("tab", name="Back ends").click()
+    expect_empty(page, "There are no back ends", "adds back ends and models")
+    console.check_accessibility()
+    expect_empty(
+        console.open("/operate").page, "No routes", "Put another service behind the gateway"
+    )
+    console.check_accessibility()
+
+
+def test_a_link_without_its_token(console: ConsoleBrowser) -> None:
+    page = console.open("/reset").page
+    expect_empty(page, "This link is not complete", "Open the link of the mail")
+    page.get_by_role("link", name="Back to sign-in").wait_for()
+    console.check_accessibility()
