@@ -44,9 +44,11 @@ class Inbox:
 
     def take_link(self, email: str) -> str:
         """Wait for a mail to this address, remove it, and return the link in it."""
-        mail = eventually_blocking(lambda: next((m for m in self._mails if m[0] == [email]), None))
+        mail: tuple[list[str], str] = eventually_blocking(
+            lambda: next((mail for mail in self._mails if mail[0] == [email]), None)
+        )
         self._mails.remove(mail)
-        return mail[1].split("\n\n")[1].strip()
+        return next(line for line in mail[1].splitlines() if line.startswith("http"))
 
 
 @pytest.fixture(scope="module")

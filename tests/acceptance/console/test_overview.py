@@ -37,7 +37,8 @@ def test_events_update_the_page(console: ConsoleBrowser, gateway: RunningStack) 
     # A real fault would break the farm that other tests share.
     problem = (
         '{"code":"long_wait","subject":"default","since":"2026-11-28T09:00:00Z",'
-        '"parameters":{},"message":"A render has waited.","advice":"Add `actors`."}'
+        '"parameters":{"waiting_since":"2026-11-28T08:55:00Z","queued":3},'
+        '"message":"A render has waited.","advice":"Add `actors`."}'
     )
     event = f'event: cluster\ndata: {{"pools":[],"nodes":[],"problems":[{problem}]}}\n\n'
     page = console.sign_in_with_key(gateway.api_key).page
