@@ -62,7 +62,7 @@ class ConsoleBrowser:
         self.open()
         self.page.get_by_role("tab", name="API key").click()
         self.page.get_by_placeholder("moyin_").fill(api_key)
-        self.page.get_by_role("button", name="Sign in").click()
+        self.page.get_by_role("button", name="Sign in", exact=True).click()
         self.page.get_by_role("navigation").wait_for()
         return self
 
@@ -71,7 +71,7 @@ class ConsoleBrowser:
         self.open()
         self.page.get_by_label("Email").fill(email)
         self.page.get_by_label("Password").first.fill(password)
-        self.page.get_by_role("button", name="Sign in").click()
+        self.page.get_by_role("button", name="Sign in", exact=True).click()
         self.page.get_by_role("navigation").wait_for()
         return self
 
@@ -87,7 +87,8 @@ class ConsoleBrowser:
         The layout is checked in both languages, at the widths of a desktop and of a phone; the page
         keeps its state, such as open dialogs.
         """
-        # Colours have no contrast yet while a dialog fades in.
+        # Colours have no contrast yet while a dialog fades in, and less in a table that is read anew.
+        self.page.wait_for_function("!document.querySelector('table[aria-busy=true]')")
         self.page.evaluate(_ANIMATIONS_END)
         # Evaluated by the browser's debugger, which the page's policy does not bind.
         self.page.evaluate(_AXE.read_text())
