@@ -120,7 +120,6 @@ def test_a_finished_render_shows_its_files_graph_and_request(
     expect(page.get_by_role("heading", name="グラフ")).to_be_visible()
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 390, "height": 844})
-    console.wait_until_it_fits(390)
     console.check_accessibility()
     console.screenshot("job-ja-narrow")
 
@@ -239,7 +238,7 @@ def test_jobs_are_filtered_paged_and_changed_in_bulk(
     expect(rows).to_have_count(50)
     expect(rows.first.get_by_text("Render")).to_be_visible()
     console.check_accessibility()
-    console.screenshot("jobs")
+    console.screenshot("jobs", also="ja")
     _turn_pages(page)
 
     # Of the selection, only what an act can change is changed.

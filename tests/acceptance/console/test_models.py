@@ -29,7 +29,7 @@ def test_models_back_ends_and_quality(console: ConsoleBrowser, gateway: RunningS
     row = page.get_by_role("row").filter(has=page.get_by_text("claude-opus-5-5", exact=True))
     row.get_by_text(dollars).wait_for()
     console.check_accessibility()
-    console.screenshot("models")
+    console.screenshot("models", also="ja")
     page.get_by_label("Filter by name").fill("nothing is called so")
     page.get_by_text("Nothing matches the filter").wait_for()
     page.get_by_label("Filter by name").fill("smollm2")

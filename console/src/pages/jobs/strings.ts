@@ -222,7 +222,7 @@ export const strings: Catalogue<Strings> = {
     newest: "最新",
     pagesOfJobs: "ジョブのページ送り",
     empty: "ジョブはまだありません",
-    emptyHint: "「レンダリング」ページで画像を作成するか、POST /jobs でジョブを送信してください。",
+    emptyHint: "「レンダー」ページで画像を作成するか、POST /jobs でジョブを送信してください。",
     noMatch: "条件に合うジョブはありません",
     noMatchHint: "条件を変更またはクリアしてください。",
     noMatchYet: "新しいジョブの中に該当はありません",
