@@ -213,7 +213,6 @@ def test_the_log_says_why_a_job_failed(
     expect(page.get_by_role("button", name="ログをコピー")).to_be_visible()
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 390, "height": 844})
-    console.wait_until_it_fits(390)
     page.get_by_role("region", name="ログ", exact=True).scroll_into_view_if_needed()
     console.check_accessibility()
     console.screenshot("job-failed-ja-narrow")

@@ -162,8 +162,6 @@ def test_an_operator_sees_upstreams_changes_and_intake_sources(
     stream.scroll_into_view_if_needed()
     console.screenshot("operate-intake")
     page.set_viewport_size({"width": 390, "height": 844})
-    console.wait_until_it_fits(390)
     console.choose_language("ja").page.get_by_role("heading", name="メッセージキュー").wait_for()
     page.get_by_role("heading", name="ゲートウェイのマシン").wait_for()
-    console.wait_until_it_fits(390)
     console.check_accessibility()
