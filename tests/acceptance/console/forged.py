@@ -61,9 +61,12 @@ def build_cluster(**members: Any) -> dict[str, Any]:
         ],
         "problems": [
             {
-                "code": "long_wait", "subject": "studio", "since": now, "parameters": {},
-                "message": "A render has waited for 12 minutes.",
-                "advice": "Raise `max_actors` of the pool.",
+                "code": "long_wait", "subject": "studio", "since": now,
+                "parameters": {
+                    "waiting_since": (now - timedelta(minutes=12)).isoformat(), "queued": 7,
+                },
+                "message": "A render has waited in the pool studio for 12 minutes; 7 wait.",
+                "advice": "Add `renderers` to the pool, or send renders to another one.",
             }
         ],
         "applications": {},

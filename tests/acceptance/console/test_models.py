@@ -142,7 +142,7 @@ def test_back_ends_with_traffic_and_a_long_list(
 # The back end, how far it is behind in US dollars, and why.
 LOSERS = (
     ("paris", "0.25", "costs $0.25 more", {"code": "costs_more", "usd": 0.25}),
-    ("tokyo", "1.50", "takes 3 s longer", {"code": "takes_longer", "seconds": 3.0}),
+    ("tokyo", "1.25", "takes 3 s longer", {"code": "takes_longer", "seconds": 3.0}),
 )
 
 
