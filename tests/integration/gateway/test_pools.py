@@ -150,7 +150,7 @@ async def test_a_graph_of_the_editor_is_converted_for_the_pools_of_its_tenant(fa
     form.add_field("image", b"picture", filename="own.png")
     async with farm.other.post("/upload/image", data=form) as response:
         assert response.status == 200
-    upload = (await response.json())["name"]
+        upload = (await response.json())["name"]
     nodes = [
         node(1, "Secret"),
         node(2, "Model", ["sea.safetensors"]),
