@@ -33,7 +33,7 @@ _FLAGS = (
 _PATIENCE = 120
 _colors = itertools.count(0x5C0000)
 # Real workflows that the frontend converts in this test.
-_MAX_TEMPLATES = 30
+_MAX_TEMPLATES = 20
 _OWN, _NEWER = "1.32.9", "1.58.1"
 _VERSION = "window.__COMFYUI_FRONTEND_VERSION__"
 _READY = "window.app?.graph && window.app.extensionManager && window.app.canvas"

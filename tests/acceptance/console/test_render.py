@@ -17,6 +17,7 @@ from playwright.sync_api import Page, Request, expect
 
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.acceptance.console.calls import Api
+from tests.chaos.graphs import picture
 from tests.editor_graphs import graph, make_simple, node
 from tests.stack import RunningStack
 
@@ -327,6 +328,8 @@ def test_a_picture_is_uploaded_for_an_input(console: ConsoleBrowser, gateway: Ru
 def test_graphs_come_from_files_and_pictures(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
+    # Graphs are converted once the pool has reported its nodes.
+    Api(gateway).render(workflow=picture(0x6F2D00))
     api = Api(gateway)
     page = console.sign_in_with_key(gateway.api_key).open("/render").page
     page.get_by_text("Graph", exact=True).click()
@@ -337,6 +340,7 @@ def test_graphs_come_from_files_and_pictures(
     page.get_by_text("This PNG carries no graph.").wait_for()
     drop(page, "half.json", json.dumps({"nodes": [{"id": 1}]}).encode())
     page.get_by_role("alert").filter(has_text="graph.nodes.0.type").wait_for()
+    console.check_clean("status of 400")
     assert page.get_by_role("button", name="Render 1 picture").count() == 0
     missing = graph(
         [
@@ -409,6 +413,8 @@ def test_a_graph_names_missing_files_and_is_varied(
 def test_graphs_that_the_editor_saved_are_rendered(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
+    # Graphs are converted once the pool has reported its nodes.
+    Api(gateway).render(workflow=picture(0x6F2D00))
     api = Api(gateway)
     page = console.sign_in_with_key(gateway.api_key).open("/render").page
     page.get_by_text("Graph", exact=True).click()
@@ -423,7 +429,7 @@ def test_graphs_that_the_editor_saved_are_rendered(
     page.get_by_role("listitem").filter(has_text="Muted: Look (3)").wait_for()
     page.get_by_role("listitem").filter(has_text="Notes: 1").wait_for()
     console.check_accessibility()
-    console.screenshot("render-editor-graph", also="ja")
+    console.screenshot("render-editor-graph")
     page.get_by_label("Project").fill(api.project)
     page.get_by_role("button", name="Render 1 picture").click()
     wait_for_pictures(page, 1)

@@ -146,9 +146,11 @@ async def test_a_limit_of_pools_and_nodes_is_kept(farm: Farm) -> None:
 
 async def test_a_graph_of_the_editor_is_converted_for_the_pools_of_its_tenant(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:bob", denied_nodes=("Sec*",)))
-    async with farm.other.post("/upload/image", data={"image": b"picture"}) as response:
+    form = aiohttp.FormData()
+    form.add_field("image", b"picture", filename="own.png")
+    async with farm.other.post("/upload/image", data=form) as response:
         assert response.status == 200
-    upload = (await response.json())["name"]
+        upload = (await response.json())["name"]
     nodes = [
         node(1, "Secret"),
         node(2, "Model", ["sea.safetensors"]),

@@ -240,8 +240,11 @@ class _Converter:
         return named
 
     def _get_title(self, node: EditorNode) -> str:
-        node_class = self._classes.get(node.type)
-        return node.title or (node.type if node_class is None else node_class.title)
+        if node.title:
+            return node.title
+        node_class, subgraph = self._classes.get(node.type), self._document.subgraphs.get(node.type)
+        name = subgraph.name if subgraph is not None else node_class.title if node_class else ""
+        return name or node.type
 
     def _encode(self, name: str, value: Any) -> Any:
         """Return a value as the API format has it, in which a list would be a link."""

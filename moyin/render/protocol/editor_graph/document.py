@@ -76,6 +76,7 @@ class EditorGraph:
 
     Attributes:
         output_links: the link into each output of a subgraph.
+        name: the name of a subgraph.
     """
 
     nodes: Mapping[str, EditorNode]
@@ -83,6 +84,7 @@ class EditorGraph:
     output_links: Mapping[int, Link]
     inputs: Sequence[Slot] = ()
     outputs: Sequence[Slot] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +144,7 @@ def _parse_graph(graph: Mapping[str, Any], field: str) -> EditorGraph:
         output_links=output_links,
         inputs=_parse_slots(graph, "inputs", field),
         outputs=_parse_slots(graph, "outputs", field),
+        name=_get_text(graph, "name"),
     )
 
 

@@ -143,8 +143,12 @@ def test_subgraphs_are_inlined_with_the_values_of_their_nodes(name: str) -> None
     assert conversion.graph["3:7"]["inputs"]["image1"] == ["3:5:2", 0]
     assert conversion.graph["3:5:1"]["inputs"]["image"] == ["2:7", 0]
     assert conversion.graph["4"]["inputs"]["images"] == ["3:7", 0]
-    inlined = [part.node for part in conversion.left_out if part.reason is Reason.INLINED]
-    assert inlined == ["2", "3", "3:5", "3:6", "2:5", "2:6"]
+    inlined = {
+        part.node: part.title for part in conversion.left_out if part.reason is Reason.INLINED
+    }
+    assert inlined == {
+        "2": "Twice", "3": "Twice", "2:5": "Scale", "2:6": "Scale", "3:5": "Scale", "3:6": "Scale",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("mode", "images"), [(BYPASSED, ["1", 0]), (2, None)])
