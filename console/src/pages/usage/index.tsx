@@ -1,7 +1,7 @@
 /** Shows what text and renders cost, by day, person, key, model and template. */
 
 import { Group, Paper, SegmentedControl, Select, SimpleGrid, Skeleton, Stack, Text, TextInput, Title } from "@mantine/core";
-import { keepPreviousData, useQuery } from "@tanstack/react-query";
+import { keepPreviousData, useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
 import type { components } from "#api/models";
@@ -11,6 +11,7 @@ import { Budgets } from "#/components/access/budgets";
 import { OrganisationSelect } from "#/components/access/organisation-select";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
+import { MoreButton } from "#/components/more-button";
 import { PageHeader } from "#/components/page-header";
 import { useFormat, useStrings } from "#/language";
 import { strings } from "#/pages/usage/strings";
@@ -23,6 +24,8 @@ const RANGES = ["7", "30", "90"];
 export const MEASURES = ["cost", "calls", "tokens"] as const;
 
 const MAX_DAYS = 400;
+// Rows of the table that are shown at once.
+const PAGE = 100;
 
 /** Return a date in UTC, in which the ledger counts days. */
 function date(daysFromToday: number): string {
@@ -44,17 +47,23 @@ export default function UsagePage() {
   // While a year is typed, the field has the years 2, 20 and 202; the API takes 400 days.
   const days = (to.getTime() - Date.parse(`${from}T00:00:00Z`)) / 86_400_000;
   const isRange = days >= 1 && days <= MAX_DAYS;
-  const useReport = (by: GroupBy) => useQuery({
-    queryKey: ["usage", from, last, owner, by],
-    enabled: isRange && caller !== undefined,
-    staleTime: 30_000,
-    placeholderData: keepPreviousData,
-    queryFn: ({ signal }) => body(models.GET("/usage", {
-      params: { query: { group_by: [by], from, to: to.toISOString().slice(0, 10), ...(owner && { owner }) } }, signal,
-    })),
+  const read = (by: GroupBy, page: { limit?: number; cursor?: string | undefined }, signal?: AbortSignal) => body(models.GET("/usage", {
+    params: { query: { group_by: [by], from, to: to.toISOString().slice(0, 10), ...(owner && { owner }), ...page } },
+    ...(signal && { signal }),
+  }));
+  const options = { enabled: isRange && caller !== undefined, staleTime: 30_000, placeholderData: keepPreviousData } as const;
+  const daily = useQuery({
+    ...options, queryKey: ["usage", from, last, owner], queryFn: ({ signal }) => read("day", {}, signal),
   });
-  const daily = useReport("day");
-  const grouped = useReport(group);
+  const grouped = useInfiniteQuery({
+    ...options,
+    queryKey: ["usage", from, last, owner, group],
+    initialPageParam: undefined as string | undefined,
+    queryFn: ({ pageParam, signal }) => read(group, { limit: PAGE, cursor: pageParam }, signal),
+    getNextPageParam: (page) => page.next_cursor ?? undefined,
+    // Each page is summed anew.
+    refetchOnWindowFocus: false,
+  });
   if (!caller) return null;
   const chosen = RANGES.find((days) => last === date(0) && from === date(1 - Number(days))) ?? "";
   const isOperator = hasScope(caller, "operator");
@@ -119,8 +128,14 @@ export default function UsagePage() {
                 </Group>
                 {grouped.error && <ErrorAlert error={grouped.error} onRetry={() => void grouped.refetch()} />}
                 {grouped.isPending && !grouped.error && <Skeleton height={160} />}
-                {grouped.data && grouped.data.group_by[0] === group && (
-                  <UsageTable report={grouped.data} group={group} caller={caller} owner={owner} name={`${from}_${last}`} />
+                {grouped.data?.pages[0]?.group_by[0] === group && (
+                  <>
+                    <UsageTable
+                      pages={grouped.data.pages} group={group} caller={caller} owner={owner} name={`${from}_${last}`}
+                      readAll={() => read(group, {})}
+                    />
+                    <MoreButton list={grouped} />
+                  </>
                 )}
               </Paper>
             </>
