@@ -5,11 +5,12 @@ import { useDebouncedCallback } from "@mantine/hooks";
 import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
-import { accounts, body, gateway } from "#/api/client";
-import { type Caller, hasScope } from "#/api/session";
+import { body, gateway } from "#/api/client";
+import type { Caller } from "#/api/session";
 import { useStrings } from "#/language";
 
 import { type GalleryFilter, isFiltered } from "./data";
+import { PersonSelect } from "./person-select";
 import { strings } from "./strings";
 
 interface Props {
@@ -24,7 +25,6 @@ export function Filters({ filter, caller, onChange, onClear }: Props) {
   const templates = useQuery({
     queryKey: ["templates"], queryFn: async () => (await body(gateway.GET("/templates"))).templates,
   });
-  const people = usePeople(caller, t.me);
   const names = templates.data?.map(({ name, title }) => ({ value: name, label: title })) ?? [];
   return (
     <Group gap="sm" align="flex-end" mb="md" role="search" aria-label={t.filters}>
@@ -38,12 +38,7 @@ export function Filters({ filter, caller, onChange, onClear }: Props) {
         label={t.template} placeholder={t.anyTemplate} w={190} clearable searchable data={names}
         value={filter.template || null} onChange={(template) => onChange({ template: template ?? "" })}
       />
-      {people.length > 0 && (
-        <Select
-          label={t.person} placeholder={t.anyone} w={170} clearable searchable data={people}
-          value={filter.user || null} onChange={(user) => onChange({ user: user ?? "" })}
-        />
-      )}
+      <PersonSelect caller={caller} value={filter.user} onChange={(user) => onChange({ user })} />
       <TextInput
         label={t.after} type="date" w={150} value={filter.after}
         onChange={(event) => onChange({ after: event.currentTarget.value })}
@@ -75,21 +70,4 @@ function ProjectInput({ value, onChange }: { value: string; onChange: (value: st
       }}
     />
   );
-}
-
-/** The people whose work can be looked for: the members, for those who may list them; else only oneself. */
-function usePeople(caller: Caller, me: string) {
-  const organisation = caller.account?.organisation ?? null;
-  const mayList = organisation !== null && hasScope(caller, "org:read");
-  const { data } = useQuery({
-    queryKey: ["gallery", "members", organisation],
-    enabled: mayList,
-    queryFn: async () => body(accounts.GET("/organisations/{organisation}/members", {
-      params: { path: { organisation: organisation! } },
-    })),
-  });
-  if (caller.account === null) return [];
-  const own = caller.account.id;
-  const others = (data?.members ?? []).filter(({ id }) => id !== own);
-  return [{ value: own, label: me }, ...others.map(({ id, name, email }) => ({ value: id, label: name || email || id }))];
 }
