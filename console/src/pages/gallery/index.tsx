@@ -36,7 +36,9 @@ export default function GalleryPage() {
   }, []);
   if (!caller) return null;
   const files = gallery.data?.pages.flatMap((page) => page.artifacts) ?? [];
-  const chosen = Object.values(selected);
+  // Without those that have been deleted since, in the large view.
+  const present = new Set(files.map(({ id }) => id));
+  const chosen = Object.values(selected).filter(({ id }) => present.has(id));
   const change = (values: Record<string, string>) => {
     setSelected({});
     setSearch((old) => {

@@ -37,7 +37,7 @@ export function PersonSelect({ caller, value, onChange }: Props) {
   // The field holds the chosen one's name until somebody types, which searches for nothing.
   const [text] = useDebouncedValue(search === chosenName ? "" : search, 250);
   const members = useQuery({
-    queryKey: ["gallery", "members", caller.owner, text],
+    queryKey: ["members", caller.owner, "found", text],
     enabled: mayList,
     queryFn: ({ signal }) => body(accounts.GET("/organisations/{organisation}/members", {
       params: { path: { organisation: caller.owner }, query: { limit: FOUND, search: text } }, signal,
