@@ -1,7 +1,7 @@
 # `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit coverage pythons servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients ollama grpc site-environment
+.PHONY: help demo test check unit coverage pythons newcomer servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients ollama grpc site-environment
 
 PYTHON ?= python3
 VENV := .venv
@@ -54,6 +54,9 @@ coverage: $(DEV_STAMP) comfyui rabbitmq chromium ollama site-environment  ## sha
 		tests/integration tests/acceptance
 	@for part in unit servers; do COVERAGE_FILE=build/coverage/$$part $(BIN)/coverage combine --quiet; done
 	@$(BIN)/python scripts/coverage_table.py
+
+newcomer:  ## clone this tree, run `make demo` there, and follow docs/studio.md in a browser
+	@scripts/newcomer.sh
 
 pythons:  ## unit tests under each Python 3.11 to 3.13 that is installed
 	@scripts/pythons.sh

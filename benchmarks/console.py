@@ -2,7 +2,7 @@
 
 The benchmark starts a stack, and creates an organisation with 100,000 jobs, 50,000 pictures and 500
 members. It times the overview and the lists in Chromium, and the lists' pages over HTTP. Then it
-simulates 50 open overviews and measures the processor time of the stack's processes.
+simulates 50 open consoles and measures the processor time of the stack's processes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ _NO_SERVER = "http://127.0.0.1:9"
 _OVERVIEW_SECONDS, _LIST_SECONDS, _PERCENT = 1.0, 0.3, 5.0
 _HTTP_PAGES = 20
 _IDLE_SECONDS, _SETTLING_SECONDS = 30.0, 8.0
-_EVENTS = ("cluster", "backends", "usage")
-_STREAM = "/cluster/events?include=backends&include=usage"
+# The streams of the overview, of Jobs and of Models, and the events with which each begins.
+_STREAMS = (
+    ("/cluster/events?include=backends&include=usage", ("cluster", "backends", "usage")),
+    ("/cluster/events?include=jobs&cluster=false", ("jobs",)),
+    ("/cluster/events?include=models&cluster=false", ("models",)),
+)
 # As the console does it while it is open.
 _RENEW_SECONDS = 240.0
 # The lists' pages as the console asks for them, and the members that have the rows and the cursor.
@@ -127,14 +131,15 @@ async def _time_lists(farm: Farm, studio: BenchmarkOrganisation) -> None:
 
 
 async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
-    """Measure and print how much more processor time the stack needs while overviews are open.
+    """Measure and print how much more processor time the stack needs while consoles are open.
 
     Args:
-        viewers: the number of open overviews, which is compared with one.
+        viewers: the number of open consoles: overviews, lists of jobs and of models in turn. They
+            are compared with one of each.
         seconds: how long they are measured.
     """
     idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
-    for count, duration in ((1, _IDLE_SECONDS), (viewers, seconds)):
+    for count, duration in ((len(_STREAMS), _IDLE_SECONDS), (viewers, seconds)):
         async with AsyncExitStack() as stack:
             sessions = [
                 await stack.enter_async_context(_open_console_session(farm, n))
@@ -142,11 +147,16 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
             ]
             events = Counter[str]()
             viewer_tasks = [
-                asyncio.create_task(_follow_events(session, events)) for session in sessions
+                asyncio.create_task(_follow_events(session, _STREAMS[n % len(_STREAMS)][0], events))
+                for n, session in enumerate(sessions)
             ]
             try:
                 await asyncio.sleep(_SETTLING_SECONDS)
-                assert all(events[name] >= count for name in _EVENTS), f"too few events: {events}"
+                for n, (_, names) in enumerate(_STREAMS):
+                    expected = len(sessions[n :: len(_STREAMS)])
+                    assert all(events[name] >= expected for name in names), (
+                        f"too few events: {events}"
+                    )
                 events.clear()
                 cpu_seconds = await measure_processes(farm.data, asyncio.sleep(duration))
                 for task in viewer_tasks:
@@ -161,16 +171,17 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
         }
         parts = ", ".join(f"{part} {share:.2f}" for part, share in sorted(shares.items()))
         print(
-            f"{count} open overviews take {sum(shares.values()):.2f} % of a core beyond none "
+            f"{count} open consoles take {sum(shares.values()):.2f} % of a core beyond none "
             f"(goal for {viewers}: {_PERCENT:g}): {parts}; {dict(events)} events in {duration:g} s",
             flush=True,
         )
 
 
-async def _follow_events(session: aiohttp.ClientSession, events: Counter[str]) -> None:
-    """Read the overview's event streams like a browser until cancelled.
+async def _follow_events(session: aiohttp.ClientSession, stream: str, events: Counter[str]) -> None:
+    """Read a page's event stream like a browser until cancelled.
 
     Args:
+        stream: the path of the stream.
         events: counts the received events by type.
     """
 
@@ -185,7 +196,7 @@ async def _follow_events(session: aiohttp.ClientSession, events: Counter[str]) -
         group.create_task(renew())
         async with session.get("/cluster") as response:
             response.raise_for_status()
-        async with session.get(_STREAM, timeout=aiohttp.ClientTimeout(total=None)) as response:
+        async with session.get(stream, timeout=aiohttp.ClientTimeout(total=None)) as response:
             response.raise_for_status()
             async for line in response.content:
                 if line.startswith(b"event: "):

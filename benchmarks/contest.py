@@ -190,8 +190,8 @@ def _ratio(rates: Sequence[float], other_rates: Sequence[float]) -> float:
 def _increasing_streams(
     gateway: Gateway, counts: Sequence[int], measures_all: bool
 ) -> Iterator[HeldStreams]:
-    for streams in counts:
-        result = held(gateway, streams)
+    for stream_count in counts:
+        result = held(gateway, stream_count)
         yield result
         if not result.ok and not measures_all:
             return

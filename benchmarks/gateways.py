@@ -95,13 +95,13 @@ def tensorzero(mock_url: str) -> Iterator[Gateway]:
     for name in ("mock", paced.MODEL):
         lines += [f"[models.{name}]", 'routing = ["mock"]', f"[models.{name}.providers.mock]"]
         lines += [f'{key} = "{value}"' for key, value in {**provider, "model_name": name}.items()]
-    config, address = home / "config.toml", home / "address"
+    config, url_file = home / "config.toml", home / "url"
     config.write_text("\n".join(lines) + "\n")
-    address.unlink(missing_ok=True)
-    command = [str(home / "bin" / "python"), "-c", _TENSORZERO_PROGRAM, str(config), str(address)]
+    url_file.unlink(missing_ok=True)
+    command = [str(home / "bin" / "python"), "-c", _TENSORZERO_PROGRAM, str(config), str(url_file)]
     with running_program(command, _NO_PYTHONPATH, quiet=True) as pid:
         deadline = time.monotonic() + 60
-        while not (address.exists() and (url := address.read_text())):
+        while not (url_file.exists() and (url := url_file.read_text())):
             if time.monotonic() > deadline:
                 raise SystemExit("TensorZero did not start within 60 seconds")
             time.sleep(0.05)

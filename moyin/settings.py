@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from moyin.errors import StackError
+
 
 class Settings(BaseSettings):
     """The addresses, folders and limits of a Moyin process, which never change while it runs."""
@@ -181,14 +183,26 @@ class Settings(BaseSettings):
         return self.artifacts_url or f"file://{self.data / 'artifacts'}"
 
     def signing_key(self) -> bytes:
-        """Return the key that signs internal tokens and webhooks; create its file on first use."""
+        """Return the key that signs internal tokens and webhooks; create its file on first use.
+
+        Raises:
+            StackError: the file is empty; anyone could forge what an empty key signs.
+        """
         if self.secret:
             return self.secret.encode()
         path = self.data / "secret"
         try:
-            return path.read_bytes()
+            key = path.read_bytes()
         except FileNotFoundError:
             return _create_secret(path)
+        if is_blank(key):
+            raise StackError(f"{path} is empty: `moyin doctor --fix` makes a new key")
+        return key
+
+
+def is_blank(secret: bytes) -> bool:
+    """Return True for a secret without content, which a power failure or full disk can leave."""
+    return not secret.strip(b"\0 \t\r\n")
 
 
 def _create_secret(path: Path) -> bytes:

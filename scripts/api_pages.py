@@ -84,7 +84,8 @@ def events_page(written: str) -> str:
         "",
         "A job that is retried goes on with `queued` after a last event, in the same stream. The event `error`",
         "with `{code, message, request_id}` says that the stream ends and not the job: connect again, if the code's row in",
-        "[errors](errors.md) says so. An event without `id` was made from the job's row, because the store of",
+        "[errors](errors.md) says so. An `id` is the Unix milliseconds when the event was published, a hyphen and a",
+        "number, such as `1700000000000-0`. An event without `id` was made from the job's row, because the store of",
         "events was away; it is the last of its stream.",
     ]
     for model in dict.fromkeys(event_bodies.EVENT_BODIES.values()):

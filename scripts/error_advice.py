@@ -25,7 +25,7 @@ ADVICE: Mapping[str, tuple[str, str]] = {
     ),
     "editor_format": (
         "The graph is in the format that ComfyUI's editor saves.",
-        "Export it with `Export (API)`.",
+        "Convert it with `POST /graphs/convert`, or export it with `Export (API)`.",
     ),
     "invalid_graph": (
         "ComfyUI's validation refuses the graph.",

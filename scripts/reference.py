@@ -24,6 +24,11 @@ from scripts.asyncapi import asyncapi_document
 # Typer holds click inside itself, under a private name.
 Command: TypeAlias = Any
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
+# The commands that have no --json, and why.
+WITHOUT_JSON = {
+    "completion": "prints a script for a shell",
+    "demo": "shows people around; `moyin chat` and `moyin render` do the same for programs",
+}
 _WRITTEN = "<!-- Written by `make docs`; edit the code instead. -->\n"
 
 
@@ -37,9 +42,17 @@ def cli_page() -> str:
     """Return the text of the page that lists all commands with their arguments and options."""
     lines = ["# Command line", "", _WRITTEN]
     lines += [
-        "Piped output is plain: tab-separated columns, no colours, no pictures; `--json` prints what",
-        "the API returned. `moyin --profile NAME COMMAND` calls another gateway (`moyin profiles add`).",
+        "Piped output is plain: tab-separated columns, no colours, no pictures.",
+        "`moyin --profile NAME COMMAND` calls another gateway (`moyin profiles add`).",
         "How some commands look in a terminal: [screens](screens.md).",
+        "",
+        "`--json` prints one JSON document to standard output, and nothing else there: what the API",
+        "returned, or what the command did. `chat`, `logs`, `jobs watch`, `batches submit`, `watch`",
+        "and `results`, and `audit export` print a JSON object per line instead, as each arrives.",
+        "Notes, progress, questions and errors are text on standard error, and the exit status is the",
+        "same as without `--json`. Every command has it, except:",
+        "",
+        *(f"- `moyin {name}`, which {reason}." for name, reason in WITHOUT_JSON.items()),
         "",
         "| exit status | meaning |",
         "|---|---|",
@@ -88,6 +101,7 @@ def _port_rows() -> Iterator[str]:
     yield "## Ports of `moyin up`"
     yield ""
     yield "`MOYIN_PORT_BASE` (or `--port-base`) moves them all: the gateway takes it, the others follow."
+    yield "Where no variable sets a port, `ports.toml` in the data folder counts, which `moyin doctor --fix` writes."
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"

@@ -91,15 +91,23 @@ sys.exit(run(sys.argv[1:]))
 
 
 def run_in_pipe(
-    commands: Sequence[Sequence[str]], variables: Mapping[str, str] | None = None
+    commands: Sequence[Sequence[str]],
+    variables: Mapping[str, str] | None = None,
+    *,
+    with_errors: bool = True,
 ) -> list[Screen]:
-    """Run commands with a pipe as standard output and error; `Screen.output` contains both."""
+    """Run commands with a pipe as standard output.
+
+    Args:
+        with_errors: True if `Screen.output` contains standard error, too; otherwise that is the
+            test's own.
+    """
     process = subprocess.run(
         [sys.executable, "-c", _PROGRAM, json.dumps(commands)],
         env={**os.environ, **(variables or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.STDOUT if with_errors else None,
         timeout=_SECONDS,
         check=False,
     )

@@ -111,7 +111,13 @@ def comfyui() -> ComfyUI:
 def gateway(
     comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[RunningStack]:
-    """Run a whole farm that all tests share; each test must leave it unchanged."""
+    """Run a whole farm that all tests share; each test must leave it unchanged.
+
+    If MOYIN_TESTED_DATA names the data folder of a running stack, that stack is used instead.
+    """
+    if data := os.environ.get("MOYIN_TESTED_DATA"):
+        yield RunningStack.attach(Path(data))
+        return
     folder = tmp_path_factory.mktemp("stack")
     # Short, so that a render can outlast it.
     with RunningStack(folder, farm_env(comfyui, folder, drain_timeout=2)).running() as stack:

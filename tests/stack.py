@@ -57,6 +57,15 @@ class RunningStack:
             **(env or {}),
         }
 
+    @classmethod
+    def attach(cls, data: Path) -> Self:
+        """Return the running stack with the data folder ``data`` and the shipped configuration."""
+        stack = cls(data.parent, {"MOYIN_SERVE_CONFIG": str(ROOT / "serve_config.yaml")})
+        stack.data, stack.layout = data, Layout(data)
+        stack.env["MOYIN_DATA"] = str(data)
+        del stack.env["MOYIN_PORT_BASE"]
+        return stack
+
     @contextmanager
     def running(self) -> Iterator[Self]:
         """Run the stack during the block, and remove all of it afterwards."""

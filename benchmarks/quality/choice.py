@@ -87,7 +87,7 @@ def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
 
 
 def _limit_to_folds(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
-    """Return the splits that score ``folds``, with only rows of these folds to learn from."""
+    """Return the splits whose scored rows are in ``folds``; their rows to learn from are, too."""
     known_rows = {number for fold in folds for number in splits[fold][1]}
     return [([n for n in splits[fold][0] if n in known_rows], splits[fold][1]) for fold in folds]
 

@@ -210,7 +210,10 @@ async def _close_server(server: asyncio.Server) -> None:
 
 
 def print_costs(results: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> None:
-    """Print for each kind the medians, how much more the estimates cost, and the fastest rounds."""
+    """Print the costs without and with estimates, one row for each tree and kind of answer.
+
+    A row has the medians, the relative increase by the estimates, and the lowest costs.
+    """
     print("| | without, µs | with, µs | more | fastest rounds |\n|---|---|---|---|---|")
     for (tree, kind), costs in results.items():
         cost_off, cost_on = costs["off"], costs["on"]

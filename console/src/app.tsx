@@ -3,7 +3,7 @@
 import { AppShell, Burger, Center, Group, Loader, NavLink, ScrollArea, Title } from "@mantine/core";
 import { useDisclosure } from "@mantine/hooks";
 import { useQueryClient } from "@tanstack/react-query";
-import { Component, type ReactNode, useEffect } from "react";
+import { Component, memo, type ReactNode, useEffect } from "react";
 import { Link, Redirect, Route, Switch, useLocation } from "wouter";
 
 import { type Caller, hasScope, keepSession, useCaller, watchSession } from "#/api/session";
@@ -13,7 +13,7 @@ import { useFocusKeeper, useFocusOnNavigation } from "#/components/focus";
 import { LoadedPage } from "#/components/loaded-page";
 import { NotFound } from "#/components/not-found";
 import { useLanguage, useStrings } from "#/language";
-import { PAGES, preloadInRest, preloadPage } from "#/pages";
+import { type Page, PAGES, prefetchPage, preloadInRest, preloadPage } from "#/pages";
 import { SignIn } from "#/pages/sign-in";
 import { OpenIdReturn } from "#/pages/sign-in/openid";
 import { ResetPassword } from "#/pages/sign-in/reset";
@@ -79,12 +79,7 @@ function Frame({ caller }: { caller: Caller }) {
       <AppShell.Navbar p="xs" aria-label={t.pages}>
         <ScrollArea>
           {pages.map((page) => (
-            <NavLink
-              key={page.path} component={Link} href={page.path} label={page.title[language]}
-              leftSection={<page.icon size={18} stroke={1.6} aria-hidden />}
-              onPointerEnter={() => preloadPage(page)} onFocus={() => preloadPage(page)}
-              active={page === current} aria-current={page === current ? "page" : undefined}
-            />
+            <PageLink key={page.path} page={page} isCurrent={page === current} />
           ))}
           {hasScope(caller, "jobs:read") && (
             <NavLink component="a" href="/comfy/" label={t.comfyui} target="_blank" rel="noopener" />
@@ -106,6 +101,22 @@ function Frame({ caller }: { caller: Caller }) {
     </AppShell>
   );
 }
+
+/** Drawn again only when its page is opened or left, and not with every other page. */
+const PageLink = memo(function PageLink({ page, isCurrent }: { page: Page; isCurrent: boolean }) {
+  const { language } = useLanguage();
+  const queries = useQueryClient();
+  const preload = () => preloadPage(page);
+  const prefetch = () => prefetchPage(page, queries);
+  return (
+    <NavLink
+      component={Link} href={page.path} label={page.title[language]}
+      leftSection={<page.icon size={18} stroke={1.6} aria-hidden />}
+      onPointerEnter={preload} onFocus={preload} onPointerDown={prefetch} onClick={prefetch}
+      active={isCurrent} aria-current={isCurrent ? "page" : undefined}
+    />
+  );
+});
 
 /** Shows a defect of a page in its place until another is opened, so that the rest stays usable. */
 class Boundary extends Component<{ location: string; children: ReactNode }, { error: Error | null }> {

@@ -26,6 +26,14 @@ export function LanguageProvider({ children }: { children: ReactNode }) {
   useEffect(() => {
     document.documentElement.lang = language;
   }, [language]);
+  useEffect(() => {
+    // A person who chooses another language in one tab has chosen it for all.
+    const follow = (event: StorageEvent) => {
+      if (event.key === STORED) setLanguage(findLanguage());
+    };
+    window.addEventListener("storage", follow);
+    return () => window.removeEventListener("storage", follow);
+  }, []);
   const value = useMemo(() => ({
     language,
     choose: (chosen: Language) => {

@@ -4,9 +4,16 @@ import {
   type Icon, IconBrain, IconBrush, IconLayoutDashboard, IconListDetails, IconMessages, IconPhoto, IconReportMoney,
   IconServerCog, IconUserCircle, IconUsers,
 } from "@tabler/icons-react";
+import type { QueryClient } from "@tanstack/react-query";
 import type { ComponentType } from "react";
 
 import type { Catalogue } from "#/language";
+
+interface PageModule {
+  default: ComponentType;
+  /** Begins to ask for what the page shows first. */
+  prefetch?: (queries: QueryClient) => void;
+}
 
 export interface Page {
   path: string;
@@ -18,7 +25,7 @@ export interface Page {
   scopes: readonly string[];
   /** Needed besides. */
   reads?: string;
-  load: () => Promise<{ default: ComponentType }>;
+  load: () => Promise<PageModule>;
 }
 
 export const PAGES: readonly Page[] = [
@@ -67,25 +74,30 @@ export const PAGES: readonly Page[] = [
   },
 ];
 
-const components = new Map<Page, ComponentType>();
+const modules = new Map<Page, PageModule>();
 // Pages that may be opened next are loaded once the first one has its data.
 const REST_MILLISECONDS = 1_000;
 
 /** Return a page's component if it is loaded. */
 export function findComponent(page: Page): ComponentType | undefined {
-  return components.get(page);
+  return modules.get(page)?.default;
 }
 
 export async function loadComponent(page: Page): Promise<ComponentType> {
-  const { default: component } = await page.load();
-  components.set(page, component);
-  return component;
+  const module = await page.load();
+  modules.set(page, module);
+  return module.default;
 }
 
 /** Begin to load a page that is likely to be shown. */
 export function preloadPage(page: Page): void {
   // A failure is shown where the page is rendered, which loads it again.
-  if (!components.has(page)) loadComponent(page).catch(() => undefined);
+  if (!modules.has(page)) loadComponent(page).catch(() => undefined);
+}
+
+/** Ask for the data of a page that is about to be shown, while the browser has not drawn it yet. */
+export function prefetchPage(page: Page, queries: QueryClient): void {
+  modules.get(page)?.prefetch?.(queries);
 }
 
 /** Begin to load the page of an address, while it is not known yet who is signed in. */

@@ -15,5 +15,7 @@ export const theme = createTheme({
     Notification: { defaultProps: { withCloseButton: false } },
     // A list of menu items may contain nothing else; the first item gets the focus instead.
     Menu: { defaultProps: { withInitialFocusPlaceholder: false } },
+    // Else the options of all selects are drawn when a page opens: each of hundreds of members.
+    Combobox: { defaultProps: { keepMounted: false } },
   },
 });

@@ -17,7 +17,15 @@ from deployments.gateway.cluster.feeds import ClusterFeeds
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.openapi import build_document
-from deployments.gateway.routes import archives, artifacts, cluster, console, job_events, jobs
+from deployments.gateway.routes import (
+    archives,
+    artifacts,
+    cluster,
+    console,
+    graphs,
+    job_events,
+    jobs,
+)
 from deployments.gateway.routes.comfy_api import (
     assets_v2,
     files,
@@ -44,6 +52,7 @@ from moyin.access.gatekeeper.observation import Observer
 from moyin.access.gatekeeper.tokens import SIGNED_FILES_PREFIX
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import ComfyFiles
+from moyin.comfy_api.graph_conversion import GraphConverter
 from moyin.comfy_api.jobs_v2 import ComfyJobs
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.notifier import PromptNotifiers
@@ -71,7 +80,7 @@ _PUBLIC = frozenset(
     {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS_PATHS)}
 )
 _OPERATOR_PATHS = frozenset(
-    f"/cluster/{name}" for name in ("config-changes", "links", "problems", "routes")
+    f"/cluster/{name}" for name in ("config-changes", "doctor", "links", "problems", "routes")
 )
 # All other public paths begin with one of these, so most requests need only one comparison.
 _PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"), CONSOLE_PATH.rstrip("/"))
@@ -281,6 +290,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
         app.include_router(router, prefix="/api", include_in_schema=False)
     app.include_router(prompts.job_list_routes(services.prompts))
     app.include_router(jobs.template_routes(services.templates))
+    app.include_router(graphs.graph_routes(GraphConverter(services.admission, services.files)))
     app.include_router(console.console_routes(services.console))
     app.include_router(frontend.session_routes(sessions))
     app.include_router(frontend.frontend_routes(sessions, services.frontend, node_info))
@@ -291,8 +301,8 @@ def _required_scope(scope: Scope) -> str:
     method, path = scope.get("method", "GET"), scope["path"]
     if path in _OPERATOR_PATHS:
         return OPERATOR
-    # An archive changes nothing: its link reads what the caller may read.
-    if path == "/artifacts/archive":
+    # These change nothing: an archive's link reads what the caller may read.
+    if path in ("/artifacts/archive", "/graphs/convert"):
         return JOBS_READ
     # With the webhook secret, a caller can sign webhooks as the studio.
     if path == "/jobs/webhook-secret" or method not in _READING_METHODS:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.cluster.bodies import ClusterBody
 from deployments.gateway.cluster.config_changes import ConfigRecorder
+from deployments.gateway.cluster.doctor import check_machine
 from deployments.gateway.cluster.feeds import ClusterFeeds, FeedSources, Viewer
 from deployments.gateway.cluster.problems import ProblemFinder
 from deployments.gateway.cluster.routes_view import build_links, build_routes
@@ -178,6 +179,7 @@ class Gateway(MoyinCalls):
         feed_sources = FeedSources(
             cluster=read_cluster, backends=read_backends, usage=read_usage,
             models=read_models_of, jobs=NewestJobs(jobs, places).read, routes=read_routes,
+            doctor=check_machine,
         )  # fmt: skip
         cluster = close_at_shutdown(ClusterFeeds(feed_sources))
 

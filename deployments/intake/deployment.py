@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from deployments.gateway.pools import PoolValidator, ServePoolClient
 from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
@@ -16,6 +17,7 @@ from moyin.access.gatekeeper.limits import create_meter
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.node_info import NodeInfoCache
+from moyin.domain.cluster import IntakeSourceSummary
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.http.public_addresses import AllowedNetworks
@@ -42,7 +44,7 @@ class Intake:
         settings = Settings()
         configure_logs(settings.log_level)
         self._resources = AsyncExitStack()
-        config = IntakeArgs.model_validate(args)
+        config = self._config = IntakeArgs.model_validate(args)
         self._workers = await self._resources.enter_async_context(
             open_workers(
                 config, settings, os.environ, PoolValidator(), ServePoolClient(config.pools)
@@ -58,6 +60,13 @@ class Intake:
         for worker, task in zip(self._workers, self._running, strict=True):
             if task.done() or worker.error is not None:
                 raise RuntimeError("an intake worker has crashed; see the cause") from worker.error
+
+    async def read_sources(self) -> list[IntakeSourceSummary]:
+        """Return the state of each configured source, without secrets."""
+        return [
+            summarize_source(source, worker, os.environ)
+            for source, worker in zip(self._config.sources, self._workers, strict=True)
+        ]
 
     async def __del__(self) -> None:
         for task in self._running:
@@ -137,6 +146,42 @@ async def open_workers(
             )
             for source, broker in zip(args.sources, brokers, strict=True)
         ]
+
+
+def summarize_source(
+    source: RabbitConfig | StreamConfig, worker: IntakeWorker, environment: Mapping[str, str]
+) -> IntakeSourceSummary:
+    """Return the state of a source and of its worker."""
+    counts = worker.counts
+    return IntakeSourceSummary(
+        name=source.source_name,
+        owner=source.owner,
+        kind=source.type,
+        address=find_address(environment.get(source.url_env, "")),
+        queue=source.stream if isinstance(source, StreamConfig) else source.queue,
+        is_connected=worker.is_connected,
+        started=counts.started,
+        last_message=counts.last_message,
+        accepted=counts.accepted,
+        refused=counts.refused,
+        open=counts.open,
+    )
+
+
+def find_address(url: str) -> str | None:
+    """Return the host and port in the URL of a broker, or None if they are not certain.
+
+    In a URL that is not valid, a part of the password could look like the host.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.hostname is None or parts.netloc.count("@") != url.count("@"):
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return host if port is None else f"{host}:{port}"
 
 
 def _new_broker(source: RabbitConfig | StreamConfig, environment: Mapping[str, str]) -> Broker:

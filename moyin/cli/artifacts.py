@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from moyin.cli.following import choose_target, create_folder
 from moyin.cli.pictures import PictureProtocol, detect_protocol, show_picture
-from moyin.cli.screen import AsJson, out, print_json, print_records
+from moyin.cli.screen import AsJson, AsLocalJson, out, print_json, print_outcome, print_records
 from moyin.cli.session import build_path, send, with_gateway
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient
@@ -73,6 +73,7 @@ def get(
         Path, typer.Option("--output", "-o", help="A folder, or the path of the new file.")
     ] = Path(),
     show: ShowPictures = True,
+    as_json: AsLocalJson = False,
 ) -> None:
     """Download a file and print its path; in a folder, no existing file is replaced."""
 
@@ -85,7 +86,11 @@ def get(
         await gateway.download(path, target)
         return target
 
-    print_files([with_gateway(work)], show=show)
+    saved_path = with_gateway(work)
+    if as_json:
+        print_json({"id": artifact_id, "path": str(saved_path)})
+    else:
+        print_files([saved_path], show=show)
 
 
 @app.command()
@@ -150,6 +155,7 @@ def archive(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A folder, or the path of the new file.")
     ] = Path(),
+    as_json: AsLocalJson = False,
 ) -> None:
     """Download several files as one ZIP archive, and print its path."""
     body: dict[str, Any] = {"artifacts": artifact_ids or []}
@@ -165,14 +171,19 @@ def archive(
         await gateway.download(created["url"], target)
         return target
 
-    print_files([with_gateway(work)], show=False)
+    saved_path = with_gateway(work)
+    if as_json:
+        print_json({"path": str(saved_path)})
+    else:
+        print_files([saved_path], show=False)
 
 
 @app.command()
-def delete(artifact_id: ArtifactId) -> None:
+def delete(artifact_id: ArtifactId, as_json: AsLocalJson = False) -> None:
     """Delete an upload. To delete a file that a job made, delete the job: `moyin jobs delete`."""
     send("DELETE", _build_path(artifact_id))
-    out.print(f"{artifact_id} deleted", markup=False)
+    outcome = {"id": artifact_id, "deleted": True}
+    print_outcome(outcome, f"{artifact_id} deleted", as_json=as_json)
 
 
 def print_files(paths: list[Path], *, show: bool, indent: str = "") -> None:

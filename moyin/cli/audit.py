@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.screen import AsJson, print_csv, print_json, print_records
+from moyin.cli.screen import AsJson, print_csv, print_json, print_json_line, print_records
 from moyin.cli.session import build_path, with_gateway
 from moyin.client.gateway import GatewayClient
 
@@ -85,8 +84,12 @@ def export(
     form: Annotated[
         ExportFormat, typer.Option("--format", help="csv, or jsonl: a JSON object per line.")
     ] = ExportFormat.CSV,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as `--format jsonl`.")] = False,
 ) -> None:
     """Write the entries with all of their members to standard output, newest first."""
+
+    if as_json:
+        form = ExportFormat.JSONL
 
     async def work(gateway: GatewayClient) -> None:
         if form is ExportFormat.CSV:
@@ -102,7 +105,7 @@ def _write_entry(entry: dict[str, Any], form: ExportFormat) -> None:
     if form is ExportFormat.CSV:
         print_csv((), [[entry[name] for name in _COLUMNS]])
     else:
-        sys.stdout.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        print_json_line(entry)
 
 
 async def _read_entries(

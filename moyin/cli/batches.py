@@ -12,7 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.job_view import print_batch
-from moyin.cli.screen import AsJson, errors, out, print_json, print_table
+from moyin.cli.screen import (
+    AlwaysJson,
+    AsJson,
+    AsJsonLines,
+    errors,
+    out,
+    print_json,
+    print_json_line,
+    print_table,
+)
 from moyin.cli.session import JOB_DID_NOT_SUCCEED, with_gateway
 from moyin.client.gateway import GatewayClient
 
@@ -66,8 +75,12 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow the batch; exit 3 unless it is completed.")
     ] = False,
+    as_json: AsJsonLines = False,
 ) -> None:
-    """Upload a file of requests and run it as a batch; print the batch's id."""
+    """Upload a file of requests and run it as a batch; print the batch's id.
+
+    With --json the new batch is a line, and with --wait also the batch after each change.
+    """
     metadata = dict(_split_label(text) for text in label or ())
     path = endpoint or _read_endpoint(file)
 
@@ -75,9 +88,12 @@ def submit(
         uploaded_file = await gateway.post_form(_FILES, file, {"purpose": "batch"})
         body = {"input_file_id": uploaded_file["id"], "endpoint": path, "completion_window": "24h"}
         batch = await gateway.call("POST", _BATCHES, {**body, "metadata": metadata})
-        out.print(batch["id"])
+        if as_json:
+            print_json_line(batch)
+        else:
+            out.print(batch["id"])
         if wait:
-            await _follow(gateway, batch["id"])
+            await _follow(gateway, batch["id"], as_json)
 
     with_gateway(work)
 
@@ -93,9 +109,12 @@ def show(batch_id: BatchId, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def watch(batch_id: BatchId) -> None:
-    """Follow a batch until it ends; exit 3 unless it is completed."""
-    with_gateway(lambda gateway: _follow(gateway, batch_id))
+def watch(batch_id: BatchId, as_json: AsJsonLines = False) -> None:
+    """Follow a batch until it ends; exit 3 unless it is completed.
+
+    With --json the batch is a line at first and after each change.
+    """
+    with_gateway(lambda gateway: _follow(gateway, batch_id, as_json))
 
 
 @app.command()
@@ -118,6 +137,7 @@ def results(
     to: Annotated[
         Path | None, typer.Option("--to", dir_okay=False, help="Write to this file.")
     ] = None,
+    _: AlwaysJson = True,
 ) -> None:
     """Print the results of an ended batch, one JSON object per line, in the order of the input."""
 
@@ -142,8 +162,8 @@ def results(
     with_gateway(work)
 
 
-async def _follow(gateway: GatewayClient, batch_id: str) -> None:
-    """Print the progress of a batch until it ends."""
+async def _follow(gateway: GatewayClient, batch_id: str, as_json: bool) -> None:
+    """Print the progress of a batch until it ends, or the batch itself as JSON lines."""
     last_line = ""
     while True:
         batch = await gateway.call("GET", f"{_BATCHES}/{batch_id}")
@@ -151,7 +171,10 @@ async def _follow(gateway: GatewayClient, batch_id: str) -> None:
         done_count = counts["completed"] + counts["failed"]
         line = f"{batch['status']} {done_count}/{counts['total']}, {counts['failed']} failed"
         if line != last_line:
-            errors.print(line)
+            if as_json:
+                print_json_line(batch)
+            else:
+                errors.print(line)
             last_line = line
         if batch["status"] in _ENDED:
             break

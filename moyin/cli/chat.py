@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.screen import errors
+from moyin.cli.screen import AsJsonLines, errors, print_json_line
 from moyin.cli.session import with_gateway
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient, read_events
@@ -54,14 +54,22 @@ def chat(
     ] = "auto",
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    as_json: AsJsonLines = False,
 ) -> None:
-    """Ask a model: stream the answer to standard output, and its model's name to standard error."""
+    """Ask a model: stream the answer to standard output, and its model's name to standard error.
+
+    With --json each chunk of the gateway's stream is a line. The last line, whose `object` is
+    `moyin.answer`, has the whole text, back end, model, cost, route and request id.
+    """
     question = sys.stdin.read() if prompt == "-" else prompt
     answer = with_gateway(
         lambda gateway: stream_answer(
-            gateway, question, model=model, system=system, limit=max_tokens
+            gateway, question, model=model, system=system, limit=max_tokens, as_json=as_json
         )
     )
+    if as_json:
+        print_json_line({"object": "moyin.answer", **asdict(answer)})
+        return
     sys.stdout.write("\n")
     sys.stdout.flush()
     errors.print(answer.summary(), style="dim", markup=False)
@@ -76,12 +84,14 @@ async def stream_answer(
     model: str,
     system: str | None = None,
     limit: int | None = None,
+    as_json: bool = False,
 ) -> Answer:
     """Send a prompt, print the answer as it arrives, and return it with its cost and route.
 
     Args:
         system: the system prompt, if any.
         limit: the maximum length of the answer in tokens; None for the model's own limit.
+        as_json: True to print the chunks of the stream as JSON lines instead of their texts.
     """
     messages = [{"role": "system", "content": system}] if system else []
     body: dict[str, Any] = {
@@ -102,10 +112,14 @@ async def stream_answer(
                 continue
             if "error" in chunk:
                 raise RequestRefused(200, headers, (event.text or "").encode())
-            for choice in chunk.get("choices", []):
-                text = choice.get("delta", {}).get("content") or ""
-                texts.append(text)
-                sys.stdout.write(text)
+            new_text = "".join(
+                choice.get("delta", {}).get("content") or "" for choice in chunk.get("choices", [])
+            )
+            texts.append(new_text)
+            if as_json:
+                print_json_line(chunk)
+            else:
+                sys.stdout.write(new_text)
                 sys.stdout.flush()
     return Answer(
         text="".join(texts),

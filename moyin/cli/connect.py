@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moyin.cli.screen import out
+from moyin.cli.screen import AsLocalJson, out, print_json_line
 from moyin.cli.session import load_profile, open_gateway
 from moyin.errors import StackError
 from moyin.stack.profile import Profile
@@ -33,6 +33,7 @@ def connect_ollama(
         str | None,
         typer.Option(help="Ollama host that an operator's pull, push, create, cp and rm act on."),
     ] = None,
+    as_json: AsLocalJson = False,
 ) -> None:
     """Serve the gateway's models as a local Ollama server that needs no key, until interrupted.
 
@@ -40,17 +41,17 @@ def connect_ollama(
     to the port are sent with your key. Every person and program on this machine can use the port;
     web pages of other sites can't.
     """
-    asyncio.run(_connect_ollama(load_profile(), port, backend))
+    asyncio.run(_connect_ollama(load_profile(), port, backend, as_json))
 
 
-async def _connect_ollama(profile: Profile, port: int, backend: str | None) -> None:
+async def _connect_ollama(profile: Profile, port: int, backend: str | None, as_json: bool) -> None:
     # Imported here, because aiohttp's server takes as long to import as all other commands.
     from moyin.cli.ollama_connector import OllamaConnector
 
     await check_access(profile, "/v1/ollama/api/tags")
-    await serve_until_interrupted(
-        OllamaConnector(profile, backend), port, f"The gateway {profile.url} is an Ollama"
-    )
+    connector = OllamaConnector(profile, backend)
+    description = f"The gateway {profile.url} is an Ollama"
+    await serve_until_interrupted(connector, port, description, as_json=as_json)
 
 
 async def check_access(profile: Profile, path: str) -> None:
@@ -66,11 +67,16 @@ async def check_access(profile: Profile, path: str) -> None:
         await gateway.call("GET", path)
 
 
-async def serve_until_interrupted(connector: Connector, port: int, description: str) -> None:
+async def serve_until_interrupted(
+    connector: Connector, port: int, description: str, *, as_json: bool
+) -> None:
     """Serve a connector on a local port and print its URL, until a signal ends the command."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with connector.serve(port) as url:
-        out.print(f"{description} at {url} (Ctrl+C stops it)")
+        if as_json:
+            print_json_line({"url": url})
+        else:
+            out.print(f"{description} at {url} (Ctrl+C stops it)")
         await stop.wait()

@@ -7,6 +7,7 @@ commands run.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated
 
@@ -14,26 +15,38 @@ import typer
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moyin.cli.screen import count, errors, out
+from moyin.cli.screen import AsLocalJson, count, errors, print_outcome
 from moyin.settings import Settings
+
+# Lets a revision such as `-1` be an argument, although it looks like an option.
+MIGRATE_CONTEXT = {"ignore_unknown_options": True}
 
 
 def migrate(
     revision: Annotated[
         str,
-        typer.Argument(metavar="REVISION", help="Revision to migrate to; `head` is the newest."),
+        typer.Argument(
+            metavar="REVISION",
+            help="Revision to migrate to; `head` is the newest, `-1` is one step `--down`.",
+        ),
     ] = "head",
     down: Annotated[
         bool, typer.Option("--down", help="Migrate down to an older revision.")
     ] = False,
+    as_json: AsLocalJson = False,
 ) -> None:
     """Migrate the shared database in MOYIN_DATABASE_URL; `moyin up` migrates only its own."""
-    from moyin.store.sql import get_newest_revision
     from moyin.store.sql import migrate as run_migrations
+    from moyin.store.sql import read_revision
 
-    run_migrations(Settings().sql_url, revision, down=down)
-    reached = get_newest_revision() if revision == "head" else revision
-    out.print(f"the database is at revision {reached}")
+    # `-1` is a revision, not an option (see `MIGRATE_CONTEXT`), but other such words are mistakes.
+    if revision.startswith("-") and not revision[1:].isdecimal():
+        raise typer.BadParameter(f"No such option: {revision}")
+    url = Settings().sql_url
+    run_migrations(url, revision, down=down)
+    reached = asyncio.run(read_revision(url))
+    text = "has no tables" if reached is None else f"is at revision {reached}"
+    print_outcome({"revision": reached}, f"the database {text}", as_json=as_json)
 
 
 def prune(
@@ -47,12 +60,13 @@ def prune(
         bool, typer.Option("--dry-run", help="Print the number of jobs and delete nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    as_json: AsLocalJson = False,
 ) -> None:
     """Delete old jobs and batches with their files, as MOYIN_KEEP_JOBS_DAYS does every hour."""
-    asyncio.run(_prune(days, dry_run=dry_run, is_confirmed=yes))
+    asyncio.run(_prune(days, dry_run=dry_run, is_confirmed=yes, as_json=as_json))
 
 
-async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
+async def _prune(days: int, *, dry_run: bool, is_confirmed: bool, as_json: bool) -> None:
     from moyin.store.blobs import BlobStore
     from moyin.store.pruning import Pruner, PruneResult
     from moyin.store.sql import Database, now
@@ -69,7 +83,8 @@ async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
             f"{count(days, 'day')} ago"
         )
         if dry_run:
-            out.print(summary)
+            matching = {"dry_run": True, "jobs": job_count, "batches": batches}
+            print_outcome(matching, summary, as_json=as_json)
             return
         if not is_confirmed and (job_count or batches):
             typer.confirm(f"{summary}. Delete them with their files?", abort=True, err=True)
@@ -87,11 +102,12 @@ async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
             async for batch in pruner.run(before):
                 deleted_total += batch
                 progress.advance(task, batch.jobs)
-        size = decimal(deleted_total.size)
-        out.print(
+        print_outcome(
+            {"dry_run": False, **asdict(deleted_total)},
             f"deleted {count(deleted_total.jobs, 'job')}, "
             f"{count(deleted_total.batches, 'batch', 'batches')} and "
-            f"{count(deleted_total.files, 'file')}, {size}"
+            f"{count(deleted_total.files, 'file')}, {decimal(deleted_total.size)}",
+            as_json=as_json,
         )
     finally:
         await database.close()

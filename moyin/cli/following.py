@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from moyin.cli.screen import out
 from moyin.client.errors import GatewayUnreachable, RequestRefused
-from moyin.client.gateway import GatewayClient
+from moyin.client.gateway import GatewayClient, ServerSentEvent
 from moyin.domain.job import EventType
 from moyin.errors import StackError
 
@@ -20,8 +21,18 @@ _MAX_RECONNECTS = 60
 _UNSAFE = re.compile(r"[^\w.() -]")
 
 
-async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
-    """Show a progress bar until the job has ended, and return the job.
+async def follow(
+    gateway: GatewayClient,
+    job_id: str,
+    *,
+    shows_bar: bool = True,
+    on_event: Callable[[ServerSentEvent], None] | None = None,
+) -> dict[str, Any]:
+    """Wait until the job has ended, and return the job.
+
+    Args:
+        shows_bar: True to show a progress bar if standard output is a terminal.
+        on_event: a function that is called with each event of the job.
 
     Raises:
         StackError: the connection to the gateway failed too often.
@@ -32,13 +43,15 @@ async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         console=out,
-        disable=not out.is_terminal,
+        disable=not (shows_bar and out.is_terminal),
     )
     with progress:
         task = progress.add_task("queued", total=1.0)
         try:
             async for event in gateway.follow_job(job_id, max_reconnects=_MAX_RECONNECTS):
                 data = event.data
+                if on_event is not None:
+                    on_event(event)
                 progress.update(task, **_get_bar_fields(event.type, data))
         except (GatewayUnreachable, RequestRefused) as error:
             raise StackError(

@@ -22,9 +22,18 @@ from moyin.cli.job_filters import (
     read_jobs,
 )
 from moyin.cli.job_view import describe_status, measure_progress, print_job
-from moyin.cli.screen import AsJson, count, errors, out, print_json, print_table
+from moyin.cli.screen import (
+    AsJson,
+    AsJsonLines,
+    count,
+    errors,
+    out,
+    print_json,
+    print_json_line,
+    print_table,
+)
 from moyin.cli.session import exit_unless_succeeded, send, with_gateway
-from moyin.client.gateway import GatewayClient
+from moyin.client.gateway import GatewayClient, ServerSentEvent
 
 app = typer.Typer(help="Jobs: list, show, cancel, delete, retry, watch.", no_args_is_help=True)
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id (Task ID).")]
@@ -170,20 +179,27 @@ def retry(job_id: JobId, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def watch(job_id: JobId, as_json: AsJson = False) -> None:
-    """Follow a job until it ends; exit 3 if it does not succeed."""
+def watch(job_id: JobId, as_json: AsJsonLines = False) -> None:
+    """Follow a job until it ends; exit 3 if it does not succeed.
+
+    With --json each event of the job is a line with its type, id and data; the data of the last
+    event are the job.
+    """
 
     async def work(gateway: GatewayClient) -> None:
-        job = await follow(gateway, job_id)
-        if as_json:
-            print_json(job)
-        else:
+        on_event = _print_event if as_json else None
+        job = await follow(gateway, job_id, shows_bar=not as_json, on_event=on_event)
+        if not as_json:
             out.print(job["status"])
         if job["error"]:
             errors.print(f"{job['error']['code']}: {job['error']['message']}")
         exit_unless_succeeded(job)
 
     with_gateway(work)
+
+
+def _print_event(event: ServerSentEvent) -> None:
+    print_json_line({"type": event.type, "id": event.id, "data": event.data})
 
 
 def _is_single_job(job_id: str | None, where: dict[str, Any], dry_run: bool) -> bool:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from moyin.cli import remote_keys
-from moyin.cli.screen import AsJson, errors, out, print_json, print_records
+from moyin.cli.screen import (
+    AsJson,
+    AsLocalJson,
+    errors,
+    out,
+    print_json,
+    print_outcome,
+    print_records,
+)
 from moyin.cli.session import is_remote
 from moyin.domain.account import ROLE_SCOPES
 from moyin.domain.identity import ALL, DEFAULT_SCOPES, OPERATOR, PLAYER
@@ -124,7 +132,10 @@ def list_keys(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")]) -> None:
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")],
+    as_json: AsLocalJson = False,
+) -> None:
     """Revoke a key. Replicas that have cached the key may accept it for a few more seconds."""
 
     async def revoke_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, None]:
@@ -136,7 +147,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's i
         remote_keys.revoke_key(key_id)
     else:
         _run_audited(revoke_key)
-    out.print(f"{key_id} revoked", markup=False)
+    print_outcome({"id": key_id, "revoked": True}, f"{key_id} revoked", as_json=as_json)
 
 
 def _create_key_in_database(

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import typer
 
-from moyin.cli.screen import AsJson, out, print_json, print_records
+from moyin.cli.screen import AsJson, AsLocalJson, print_json, print_outcome, print_records
 from moyin.cli.session import send, with_gateway
 from moyin.client.gateway import GatewayClient
 
@@ -74,10 +74,11 @@ def set_limits(
 
 
 @app.command()
-def clear(subject: Subject) -> None:
+def clear(subject: Subject, as_json: AsLocalJson = False) -> None:
     """Remove all limits of a key, a user or a tenant."""
     send("DELETE", _build_path(subject))
-    out.print(f"{subject} has no limits", markup=False)
+    outcome = {"subject": subject, "cleared": True}
+    print_outcome(outcome, f"{subject} has no limits", as_json=as_json)
 
 
 def _parse_limit(text: str) -> tuple[str, Any]:

@@ -89,7 +89,7 @@ app.add_typer(profiles.app, name="profiles")
 app.add_typer(routes.app, name="routes")
 app.add_typer(comfyui.app, name="comfyui")
 app.add_typer(connect.app, name="connect")
-app.command("migrate")(database.migrate)
+app.command("migrate", context_settings=database.MIGRATE_CONTEXT)(database.migrate)
 app.command("prune")(database.prune)
 app.command("completion")(completion.completion)
 

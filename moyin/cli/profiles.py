@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from moyin.cli.screen import errors, out, print_json, print_table
+from moyin.cli.screen import AsLocalJson, errors, print_json, print_outcome, print_table
 from moyin.cli.session import find_profile_name, run_with
 from moyin.errors import StackError
 from moyin.stack.named_profiles import (
@@ -38,6 +38,7 @@ def add(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Ask the gateway whether the key is valid.")
     ] = True,
+    as_json: AsLocalJson = False,
 ) -> None:
     """Store the URL and the API key of a gateway, and replace a profile with the same name.
 
@@ -53,14 +54,16 @@ def add(
         run_with(profile, lambda gateway: gateway.call("GET", "/accounts/whoami"))
     profiles = {**named_profiles.profiles, require_profile_name(name): profile}
     write_named_profiles(path, replace(named_profiles, profiles=profiles))
-    out.print(f"{name} is stored; use it with `moyin --profile {name}`, or always: "
-              f"`moyin profiles use {name}`")  # fmt: skip
+    print_outcome(
+        {"name": name, "url": profile.url},
+        f"{name} is stored; use it with `moyin --profile {name}`, or always: "
+        f"`moyin profiles use {name}`",
+        as_json=as_json,
+    )
 
 
 @app.command("list")
-def list_profiles(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def list_profiles(as_json: AsLocalJson = False) -> None:
     """List the profiles without their keys; `*` marks the profile in use."""
     named_profiles = read_named_profiles(find_profiles_file(os.environ))
     used_name = find_profile_name()
@@ -81,7 +84,7 @@ def list_profiles(
 
 
 @app.command()
-def use(name: Name) -> None:
+def use(name: Name, as_json: AsLocalJson = False) -> None:
     """Make a profile the default; --profile and MOYIN_PROFILE override it. `local`: this machine."""
 
     def choose_profile(named_profiles: NamedProfiles) -> NamedProfiles:
@@ -90,11 +93,12 @@ def use(name: Name) -> None:
         return replace(named_profiles, default=name)
 
     _change(choose_profile)
-    out.print(f"{name} is used from now on")
+    outcome = {"name": name, "default": True}
+    print_outcome(outcome, f"{name} is used from now on", as_json=as_json)
 
 
 @app.command()
-def remove(name: Name) -> None:
+def remove(name: Name, as_json: AsLocalJson = False) -> None:
     """Remove a profile with its key. The key stays valid until `moyin keys revoke`."""
 
     def drop_profile(named_profiles: NamedProfiles) -> NamedProfiles:
@@ -105,7 +109,7 @@ def remove(name: Name) -> None:
         )
 
     _change(drop_profile)
-    out.print(f"{name} removed")
+    print_outcome({"name": name, "removed": True}, f"{name} removed", as_json=as_json)
 
 
 def _change(change: Callable[[NamedProfiles], NamedProfiles]) -> None:

@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.screen import AlwaysJson, AsJson, out, print_json, print_pairs, print_table
+from moyin.cli.screen import (
+    AlwaysJson,
+    AsJson,
+    AsLocalJson,
+    out,
+    print_json,
+    print_outcome,
+    print_pairs,
+    print_table,
+)
 from moyin.cli.session import send, with_gateway
 
 app = typer.Typer(
@@ -33,10 +42,7 @@ def show(as_json: AsJson = False) -> None:
         if (judge := report.get("judge")) is not None:
             pairs.append(("judge", _describe_judge(judge)))
         print_pairs(pairs, indent=0)
-    print_table(
-        ("model", "ability", "from", "signals", "other tenants"),
-        map(_build_model_row, report["models"]),
-    )
+    _print_models(report["models"])
     if report["calibration"]:
         _print_caption(
             "rated answers by expected quality: # is the share found good, | the expected share"
@@ -58,24 +64,24 @@ def export(_: AlwaysJson = True) -> None:
 
 
 @app.command()
-def reset() -> None:
+def reset(as_json: AsLocalJson = False) -> None:
     """Delete all signals of your tenant."""
     send("POST", "/v1/quality/reset")
-    out.print("signals deleted")
+    print_outcome({"deleted": True}, "signals deleted", as_json=as_json)
 
 
 @app.command()
-def freeze() -> None:
+def freeze(as_json: AsLocalJson = False) -> None:
     """Stop learning for your tenant; the router still uses what it learned before."""
     send("POST", "/v1/quality/freeze", {"frozen": True})
-    out.print("frozen")
+    print_outcome({"frozen": True}, "frozen", as_json=as_json)
 
 
 @app.command()
-def thaw() -> None:
+def thaw(as_json: AsLocalJson = False) -> None:
     """Resume learning for your tenant."""
     send("POST", "/v1/quality/freeze", {"frozen": False})
-    out.print("learning")
+    print_outcome({"frozen": False}, "learning", as_json=as_json)
 
 
 def feedback(
@@ -121,22 +127,69 @@ def _describe_judge(judge: dict[str, Any]) -> str:
     return f"{text}, {spent_text} of ${judge['usd_per_month']:g} spent"
 
 
-def _build_model_row(model: dict[str, Any]) -> tuple[str, ...]:
-    ability = ""
-    if model["ability"] is not None:
-        kinds = "".join(
-            f", {kind} {estimate['ability']:+.1f}"
-            for kind, estimate in sorted(model["kinds"].items())
+def _print_models(models: list[dict[str, Any]]) -> None:
+    """Print the models: in a pipe with all values per line, on a terminal those by kind below.
+
+    In columns of a terminal, the many values by kind would be a column of single words.
+    """
+    if not out.is_terminal:
+        print_table(
+            (),
+            (
+                (
+                    model["model"],
+                    ", ".join(filter(None, (_describe_ability(model), _list_abilities(model)))),
+                    _describe_source(model),
+                    _list_signals(model),
+                    _list_shared(model),
+                )
+                for model in models
+            ),
         )
-        ability = f"{model['ability']:+.1f} ± {model['spread']:.1f}{kinds}"
-    counts = sorted(model["signals"].items(), key=lambda item: -item[1])
-    return (
-        model["model"],
-        ability,
-        model["source"].removeprefix(f"{model['model']}, "),
-        ", ".join(f"{kind} {count:g}" for kind, count in counts),
-        ", ".join(f"{kind} {level:+.1f}" for kind, level in sorted(model["shared"].items())),
+        return
+    print_table(
+        ("model", "ability", "signals", "from"),
+        (
+            (
+                model["model"],
+                _describe_ability(model),
+                f"{sum(model['signals'].values()):g}",
+                _describe_source(model),
+            )
+            for model in models
+        ),
+        right=("signals",),
     )
+    for caption, list_values in (
+        ("ability by kind of request", _list_abilities),
+        ("signals by kind", _list_signals),
+        ("learned from other tenants", _list_shared),
+    ):
+        if pairs := [(model["model"], text) for model in models if (text := list_values(model))]:
+            _print_caption(caption)
+            print_pairs(pairs, indent=0)
+
+
+def _describe_ability(model: dict[str, Any]) -> str:
+    return "" if model["ability"] is None else f"{model['ability']:+.1f} ± {model['spread']:.1f}"
+
+
+def _describe_source(model: dict[str, Any]) -> str:
+    return str(model["source"]).removeprefix(f"{model['model']}, ")
+
+
+def _list_abilities(model: dict[str, Any]) -> str:
+    estimates = sorted(model["kinds"].items()) if model["ability"] is not None else ()
+    return ", ".join(f"{kind} {estimate['ability']:+.1f}" for kind, estimate in estimates)
+
+
+def _list_signals(model: dict[str, Any]) -> str:
+    counts = sorted(model["signals"].items(), key=lambda item: -item[1])
+    return ", ".join(f"{kind} {count:g}" for kind, count in counts)
+
+
+def _list_shared(model: dict[str, Any]) -> str:
+    return ", ".join(f"{kind} {level:+.1f}" for kind, level in sorted(model["shared"].items()))
 
 
 def _build_price_row(price: dict[str, Any]) -> tuple[str, ...]:

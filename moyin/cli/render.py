@@ -14,11 +14,15 @@ from moyin.cli.screen import AsJson, errors, out, print_json
 from moyin.cli.session import exit_unless_succeeded, with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
+from moyin.render.protocol.editor_graph.document import is_editor_format
 
 
 def render(
     graph: Annotated[
-        Path | None, typer.Argument(metavar="GRAPH", help="A graph in ComfyUI's API format.")
+        Path | None,
+        typer.Argument(
+            metavar="GRAPH", help="A graph as ComfyUI's editor saves it, or in the API format."
+        ),
     ] = None,
     template: Annotated[
         str | None, typer.Option("--template", "-t", help="A template instead of a graph.")
@@ -43,7 +47,8 @@ def render(
 ) -> None:
     """Render a graph or a template: print the Task ID at once, then the path of each picture.
 
-    Exit 3 if the job does not succeed. With --json only the ended job is printed.
+    Exit 3 if the job does not succeed. With --json only the ended job is printed, with the paths of
+    its pictures in `paths`.
     """
     body: dict[str, Any] = {"kind": "render", **_build_job_source(graph, template)}
     if priority is not None:
@@ -56,12 +61,14 @@ def render(
         body["pool"] = pool
 
     async def work(gateway: GatewayClient) -> tuple[dict[str, Any], list[Path]]:
-        job = await submit_and_follow(gateway, body, prints_id=not as_json)
+        if is_editor_format(body.get("workflow", {})):
+            body["workflow"] = await _convert_graph(gateway, body["workflow"], pool)
+        job = await submit_and_follow(gateway, body, is_quiet=as_json)
         return job, await save_artifacts(gateway, job, output)
 
     job, paths = with_gateway(work)
     if as_json:
-        print_json(job)
+        print_json({**job, "paths": list(map(str, paths))})
     else:
         print_files(paths, show=show, indent="  " if out.is_terminal else "")
     exit_unless_succeeded(job)
@@ -94,35 +101,48 @@ def _parse_input(text: str) -> tuple[str, Any]:
 
 
 def load_graph(path: Path) -> dict[str, Any]:
-    """Load a graph in ComfyUI's API format from a JSON file; raise StackError if it is invalid."""
+    """Load a graph in either format from a JSON file; raise StackError if it is invalid."""
     try:
         graph = json.loads(path.read_text())
     except FileNotFoundError:
         raise StackError(f"the graph file {path} does not exist") from None
     except (OSError, ValueError) as error:
         raise StackError(f"{path} cannot be read as JSON: {error}") from error
-    if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
-        raise StackError(
-            f"{path} is in the format of ComfyUI's editor: export it with `Export (API)`"
-        )
     if not isinstance(graph, dict):
         raise StackError(f"{path} is not a graph: the file must be a JSON object of nodes")
     return graph
 
 
+async def _convert_graph(
+    gateway: GatewayClient, graph: dict[str, Any], pool: str | None
+) -> dict[str, Any]:
+    """Return a graph of the editor's format in the API format; print what the pool lacks for it."""
+    request = {"graph": graph} if pool is None else {"graph": graph, "pool": pool}
+    converted: dict[str, Any] = await gateway.call("POST", "/graphs/convert", request)
+    missing = converted["missing"]
+    names = [node["class_type"] for node in missing["nodes"]]
+    names += [part["value"] for kind in ("choices", "files") for part in missing[kind]]
+    if names:
+        errors.print(
+            f"pool {converted['pool']} lacks: {', '.join(names)}", style="yellow", markup=False
+        )
+    result: dict[str, Any] = converted["graph"]
+    return result
+
+
 async def submit_and_follow(
-    gateway: GatewayClient, body: dict[str, Any], *, prints_id: bool = True
+    gateway: GatewayClient, body: dict[str, Any], *, is_quiet: bool = False
 ) -> dict[str, Any]:
     """Submit a job, wait until it ends, print its error if any, and return the ended job.
 
     Args:
         body: the body of ``POST /jobs``.
-        prints_id: True to print the job's id when it is accepted.
+        is_quiet: True to print neither the job's id nor its progress.
     """
     job = await gateway.call("POST", "/jobs", body)
-    if prints_id:
+    if not is_quiet:
         out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
-    ended_job = await follow(gateway, job["id"])
+    ended_job = await follow(gateway, job["id"], shows_bar=not is_quiet)
     if ended_job["error"]:
         errors.print(
             f"[red]{ended_job['error']['code']}: {ended_job['error']['message']}[/]", markup=True

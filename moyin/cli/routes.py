@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moyin.cli.screen import errors, out
+from moyin.cli.screen import AsLocalJson, errors, print_outcome
 from moyin.errors import StackError
 from moyin.settings import Settings
 from moyin.stack.apps import load_serve_config, read_last_deployed_path
@@ -25,19 +25,21 @@ def secret(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="The route's name in serve_config.yaml.")
     ],
+    as_json: AsLocalJson = False,
 ) -> None:
     """Print the secret that a service needs to verify `x-moyin-identity` (a JWT, HS256)."""
     from moyin.proxy.identity import derive_route_secret
 
     _warn_if_unknown(name)
-    out.print(derive_route_secret(Settings().signing_key(), name))
+    route_secret = derive_route_secret(Settings().signing_key(), name)
+    print_outcome({"route": name, "secret": route_secret}, route_secret, as_json=as_json)
 
 
 def _warn_if_unknown(name: str) -> None:
     """Warn if the deployed configuration has no route with this name.
 
-    With the secret of a mistyped name, a service would reject every request. This is not an error,
-    because a service may be set up before its route is deployed.
+    A service with the secret of a mistyped name rejects every request. An unknown name is not an
+    error, because a service may be set up before its route is deployed.
     """
     options = Options.read()
     path = read_last_deployed_path(options)

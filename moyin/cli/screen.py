@@ -65,6 +65,8 @@ out = Screen()
 errors = Screen(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's JSON.")]
+AsLocalJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJsonLines = Annotated[bool, typer.Option("--json", help="Print a JSON object per line.")]
 AlwaysJson = Annotated[bool, typer.Option("--json", help="The output is always JSON.")]
 
 
@@ -231,3 +233,17 @@ def print_json(value: Any) -> None:
         out.print_json(text)
     else:
         sys.stdout.write(text + "\n")
+
+
+def print_json_line(value: Any) -> None:
+    """Print a value as JSON on one line, at once, because a program may be waiting for it."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_outcome(value: Any, text: str, *, as_json: bool) -> None:
+    """Print what a command did: as JSON, or as one line for people."""
+    if as_json:
+        print_json(value)
+    else:
+        out.print(text, markup=False)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
-import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moyin.cli.screen import errors, out, print_json, print_pairs, print_table
+from moyin.cli.screen import (
+    AsJsonLines,
+    AsLocalJson,
+    errors,
+    out,
+    print_json,
+    print_json_line,
+    print_outcome,
+    print_pairs,
+    print_table,
+)
 from moyin.cli.stack_view import StartProgress, print_checks, print_ready, print_state
 from moyin.domain.serialization import to_plain
 from moyin.errors import StackError
@@ -37,6 +49,7 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="App configuration to deploy (default: serve_config.yaml)."),
 ]
+_LOG_POLL_SECONDS = 0.3
 
 
 def register(app: typer.Typer) -> None:
@@ -53,29 +66,43 @@ def up(
         bool,
         typer.Option("--foreground", help="Stay in the foreground, for systemd and containers."),
     ] = False,
+    as_json: AsLocalJson = False,
 ) -> None:
-    """Start all services and wait until they are ready; do nothing if they are already running."""
+    """Start all services and wait until they are ready; do nothing if they are already running.
+
+    With --json the state is printed as by `moyin status --json`, without the API key.
+    """
+    if foreground and as_json:
+        raise typer.BadParameter("--json cannot be combined with --foreground, which prints a log")
     options = Options.read(port_base=port_base, serve_config=config)
     if foreground:
         run_supervisor(options)
         return
     state = launch.read_running_state(options)
     if state is not None and state.phase in (Phase.READY, Phase.DEGRADED):
-        out.print(f"Moyin is up already: {state.addresses['gateway']} (see `moyin status`)")
+        text = f"Moyin is up already: {state.addresses['gateway']} (see `moyin status`)"
+        print_outcome(to_plain(state), text, as_json=as_json)
         return
     with StartProgress() as progress:
         state = launch.start_stack(options, progress.update)
-    print_ready(options, state)
+    if as_json:
+        print_json(to_plain(state))
+    else:
+        print_ready(options, state)
 
 
-def down() -> None:
+def down(as_json: AsLocalJson = False) -> None:
     """Stop all services and wait until every process has ended."""
     options = Options.read()
     started_at = time.monotonic()
     with errors.status("stopping …") if errors.is_terminal else nullcontext():
         was_running = launch.stop_stack(options)
     seconds = time.monotonic() - started_at
-    out.print(f"Moyin is down after {seconds:.1f} s" if was_running else "Moyin was not running")
+    print_outcome(
+        {"phase": Phase.STOPPED, "was_running": was_running, "seconds": round(seconds, 1)},
+        f"Moyin is down after {seconds:.1f} s" if was_running else "Moyin was not running",
+        as_json=as_json,
+    )
 
 
 def deploy(
@@ -85,6 +112,7 @@ def deploy(
             "--config", help="App configuration to deploy (default: the one deployed last)."
         ),
     ] = None,
+    as_json: AsLocalJson = False,
 ) -> None:
     """Deploy the app configuration; hot-reloadable settings apply without downtime."""
     running_options = Options.read()
@@ -107,14 +135,18 @@ def deploy(
                 errors.print(text, markup=False)
 
         asyncio.run(apps.deploy_apps(options, on_progress))
-    out.print(f"{options.serve_config.name} is deployed")
+    print_outcome(
+        {"deployed": str(options.serve_config)},
+        f"{options.serve_config.name} is deployed",
+        as_json=as_json,
+    )
 
 
 def status(
     memory: Annotated[
         bool, typer.Option("--memory", help="Show the memory of each service too.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsLocalJson = False,
 ) -> None:
     """Show the state of all services; exit 1 unless they are ready."""
     options = Options.read()
@@ -139,7 +171,7 @@ def doctor(
     fix: Annotated[
         bool, typer.Option("--fix", help="Mend what can be mended without loss, then check again.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsLocalJson = False,
 ) -> None:
     """Check this machine for problems; exit 1 if any are found.
 
@@ -169,8 +201,13 @@ def logs(
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Keep printing new lines.")
     ] = False,
+    as_json: AsJsonLines = False,
 ) -> None:
-    """Print the last lines of a log."""
+    """Print the last lines of a log.
+
+    With --json, lines that are JSON objects stay as they are, such as those of apps, and others
+    become the member `message` of an object.
+    """
     layout = Options.read().layout
     path = layout.get_log_path(name)
     if not path.is_file():
@@ -184,15 +221,21 @@ def logs(
                 f"there is no log {name!r}; available: {', '.join(sorted(known_names)) or 'none yet'}"
             )
         path = paths[-1]
+    print_line = _print_as_object if as_json else partial(print, flush=True)
     for line in read_last_lines(path, lines):
-        sys.stdout.write(line + "\n")
+        print_line(line)
     if follow:
-        _follow_log(path)
+        for line in _follow_log(path):
+            print_line(line)
 
 
-def ray_env() -> None:
+def ray_env(as_json: AsLocalJson = False) -> None:
     """Print the environment variables that a Ray node needs, for `eval` before `ray start`."""
-    for name, value in ray.build_ray_environ().items():
+    variables = ray.build_ray_environ()
+    if as_json:
+        print_json(variables)
+        return
+    for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
 
 
@@ -206,10 +249,21 @@ def _print_memory(options: Options) -> None:
     print_pairs(((name, f"{size / 2**20:6.0f} MiB") for name, size in rows), indent=4)
 
 
-def _follow_log(path: Path) -> None:
+def _print_as_object(line: str) -> None:
+    """Print a line of a log as a JSON object, which it may be already."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    print_json_line(value if isinstance(value, dict) else {"message": line})
+
+
+def _follow_log(path: Path) -> Iterator[str]:
+    """Yield the lines that are added to a log from now on."""
     with path.open(errors="replace") as file:
         file.seek(0, os.SEEK_END)
+        unfinished = ""
         while True:
-            sys.stdout.write(file.read())
-            sys.stdout.flush()
-            time.sleep(0.3)
+            *lines, unfinished = (unfinished + file.read()).split("\n")
+            yield from lines
+            time.sleep(_LOG_POLL_SECONDS)

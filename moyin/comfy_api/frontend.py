@@ -48,6 +48,25 @@ _START_VIEW_SCRIPT = """<script>
     router.replace("/" + location.search + location.hash);
 })();
 </script>"""
+# Adds the way back to the page's menu, in the console's language, by the interface that the frontend
+# has for extensions. The frontend asks before it leaves a graph that is not saved.
+_CONSOLE_LINK_SCRIPT = """<script>
+(function link() {
+  const app = window.app;
+  if (!app?.extensionManager) return void setTimeout(link, 50);
+  const language = localStorage.getItem("moyin.language") ?? navigator.language;
+  app.registerExtension({
+    name: "moyin.console",
+    commands: [{
+      id: "moyin.console.open",
+      icon: "pi pi-home",
+      label: language.startsWith("ja") ? "コンソールを開く" : "Open the console",
+      function: () => location.assign("/console/"),
+    }],
+    menuCommands: [{path: ["Moyin"], commands: ["moyin.console.open"]}],
+  });
+})();
+</script>"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +103,10 @@ def find_frontend(settings: Settings) -> FrontendFolders:
             "ComfyUI's environment has no comfyui-frontend-package: run `moyin comfyui install`"
         )
     if not (root / "index.html").is_file():
-        raise StackError(f"the folder of ComfyUI's frontend, {root}, has no index.html")
+        raise StackError(
+            f"the folder of ComfyUI's frontend, {root}, has no index.html: set "
+            f"MOYIN_COMFYUI_FRONTEND to another folder, or run `moyin comfyui install`"
+        )
     return FrontendFolders(
         root=root,
         templates=tuple(sorted(path for folder in packages for path in folder.glob(_TEMPLATES))),
@@ -93,9 +115,10 @@ def find_frontend(settings: Settings) -> FrontendFolders:
 
 
 def set_base_path(index: str, path: str) -> str:
-    """Return the page ``index`` with ``path`` as the base of its relative URLs."""
+    """Return the page ``index`` with ``path`` as the base of its relative URLs, and our scripts."""
     head, tag, rest = index.partition("<head>")
-    return f'{head}{tag}<base href="{path}">{_START_VIEW_SCRIPT}{rest}'
+    scripts = f"{_START_VIEW_SCRIPT}{_CONSOLE_LINK_SCRIPT}"
+    return f'{head}{tag}<base href="{path}">{scripts}{rest}'
 
 
 def add_renewal(page: str) -> str:

@@ -112,6 +112,37 @@ class PoolSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class IntakeSourceSummary:
+    """The state of a message queue with jobs, as one replica of the intake sees it.
+
+    Attributes:
+        name: the name of the source, unique for its owner.
+        owner: the tenant of its jobs.
+        kind: the kind of the broker: ``rabbitmq``, or ``redis`` for a stream.
+        address: host and port of the broker; None if they cannot be read from its URL.
+        queue: the name of the queue or stream.
+        is_connected: True while the replica has a connection to the broker.
+        started: when the replica began to count, in seconds since the epoch, as all times.
+        last_message: when the last message arrived; None before the first.
+        accepted: the number of messages that became jobs.
+        refused: the number of messages that became dead letters.
+        open: the number of messages that are being processed.
+    """
+
+    name: str
+    owner: str
+    kind: str
+    address: str | None
+    queue: str
+    is_connected: bool
+    started: float
+    last_message: float | None
+    accepted: int
+    refused: int
+    open: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BackendSummary:
     """The availability of a back end for text, as one replica of the models app sees it.
 

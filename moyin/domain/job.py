@@ -287,7 +287,10 @@ class JobEvent:
 def make_batch_patch(
     base: Mapping[str, Any], graph: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Return the patch that turns ``base`` into ``graph``, which has the same nodes and inputs."""
+    """Return the patch that turns ``base`` into ``graph``.
+
+    Both have the same node ids and names of inputs; only values differ.
+    """
     patch: dict[str, dict[str, Any]] = {}
     for node_id, node in graph.items():
         before = base[node_id].get("inputs", {})

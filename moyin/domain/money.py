@@ -151,7 +151,9 @@ class Tariff:
     def __post_init__(self) -> None:
         days = [price.since for price in self.prices]
         if not days or days != sorted(set(days)):
-            raise ValueError("a tariff needs prices, at least one, in ascending order of `since`")
+            raise ValueError(
+                "a tariff must have a price, and each price a later `since` than the one before"
+            )
 
     def get_price_on(self, day: date) -> Price:
         """Return the price on ``day``; days before the first price have the first price."""

@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 from moyin.domain.identity import ALL_SCOPES
 from moyin.errors import StackError
-from moyin.settings import Settings
+from moyin.settings import Settings, is_blank
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, read_profile, write_profile
 from moyin.store.audit import AuditEvent, AuditLog, get_local_actor
 from moyin.store.keys import KeyStore
+from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
 
 FIRST_OWNER = "admin"
@@ -50,12 +51,42 @@ async def replace_first_key(settings: Settings) -> None:
         raise StackError(f"{path} has the key of another gateway, {url}: correct it by hand")
     database = Database(settings.sql_url)
     try:
+        await database.ensure_schema()
         key = await _create_operator_key(
             database, program="moyin doctor", name="made by `moyin doctor --fix`"
         )
     finally:
         await database.close()
     write_profile(path, Profile(url=url, api_key=key))
+
+
+async def replace_signing_key(settings: Settings) -> None:
+    """Replace a blank file of the secret, and the key pair of access tokens that needs another one.
+
+    Access tokens of the older pair stay valid, since only its private key cannot be read.
+    """
+    path = settings.data / "secret"
+    if not settings.secret and path.is_file() and is_blank(path.read_bytes()):
+        path.unlink()
+    database = Database(settings.sql_url)
+    try:
+        await database.ensure_schema()
+        store = SigningKeyStore(database, settings.signing_key())
+        if not await store.has_unreadable_key():
+            return
+        async with database.writing() as transaction:
+            pair = await store.add(within=transaction)
+            event = AuditEvent(
+                owner=FIRST_OWNER,
+                actor=get_local_actor("moyin doctor"),
+                action="signing_key.create",
+                target=pair.kid,
+                request_id="",
+                details={},
+            )
+            await AuditLog(database).write(event, within=transaction)
+    finally:
+        await database.close()
 
 
 async def _create_operator_key(database: Database, *, program: str, name: str) -> str:

@@ -41,6 +41,8 @@ class Layout:
         self.valkey = self.data / "valkey"
         self.temporal_db = self.data / "temporal" / "temporal.db"
         self.profile = self.data / "profile.toml"
+        # Contains the ports that `moyin doctor --fix` has chosen instead of those in use.
+        self.ports = self.data / "ports.toml"
         self.ray_token = self.data / "ray-token"
         self.valkey_password = self.data / "valkey-password"
         # Contains Valkey's password, because every user of the machine could read a command line.
@@ -143,6 +145,16 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def find_aside_path(path: Path) -> Path:
+    """Return an unused path beside ``path``, to which a damaged file can be moved or copied."""
+    aside = path.with_name(f"{path.name}.broken")
+    number = 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}.broken-{number}")
+    return aside
 
 
 def load_or_create_secret(path: Path) -> str:

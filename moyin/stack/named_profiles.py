@@ -97,8 +97,13 @@ def require_profile_name(name: str) -> str:
 
 
 def _parse_profile(path: Path, name: str, table: object) -> Profile:
-    if not isinstance(table, dict) or not _NAME.fullmatch(name):
-        raise StackError(f"{path}: profiles.{name} is not valid: correct or delete it")
+    if not _NAME.fullmatch(name):
+        raise StackError(
+            f"{path}: profiles.{name}: a name may have lower-case letters, digits, - and _ only: "
+            f"rename or delete the profile"
+        )
+    if not isinstance(table, dict):
+        raise StackError(f"{path}: profiles.{name} must be a table with url and api_key")
     url, key = table.get("url"), table.get("api_key", "")
     if not isinstance(url, str) or not isinstance(key, str):
         raise StackError(f"{path}: profiles.{name}: url and api_key must be text")

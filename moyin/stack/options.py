@@ -14,7 +14,7 @@ from pathlib import Path
 from moyin.errors import StackError
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
-from moyin.stack.ports import Ports
+from moyin.stack.ports import Ports, are_set_by, read_stored_ports
 
 # The environment variables that are not in `Settings` or `Ports`, for the reference.
 VARIABLE_DESCRIPTIONS = {
@@ -38,6 +38,8 @@ class Options:
         source_environ: environment from which the supervisor reads the same options.
         environ: environment that the stack's processes inherit.
         serve_config: path of the app configuration to deploy, which may not exist.
+        ports_are_set: True if the environment or an argument sets a port; the ports that
+            `moyin doctor --fix` has stored count only where neither does.
         runs_valkey: True if the stack runs its own Valkey, because no setting names another server.
         runs_temporal: True if the stack runs its own Temporal server, for the same reason.
     """
@@ -48,6 +50,7 @@ class Options:
     source_environ: Mapping[str, str] = field(repr=False)
     environ: Mapping[str, str] = field(repr=False)
     serve_config: Path
+    ports_are_set: bool
     runs_valkey: bool
     runs_temporal: bool
 
@@ -78,8 +81,10 @@ class Options:
         serve_config: Path | None = None,
     ) -> Options:
         """Read the options from the environment and the arguments, or raise `StackError`."""
-        ports = Ports.read(environ, base=port_base)
         layout = Layout(Settings().data)
+        ports_are_set = port_base is not None or are_set_by(environ)
+        stored_ports = {} if ports_are_set else read_stored_ports(layout.ports)
+        ports = Ports.read({**environ, **stored_ports}, base=port_base)
         local = {
             "MOYIN_DATA": str(layout.data),
             "MOYIN_DOOR": f"http://127.0.0.1:{ports.door}",
@@ -115,6 +120,7 @@ class Options:
             },
             environ=exported,
             serve_config=config,
+            ports_are_set=ports_are_set,
             runs_valkey=runs_valkey,
             runs_temporal=runs_temporal,
         )

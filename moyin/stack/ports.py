@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import socket
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import psutil
 
 from moyin.errors import StackError
+from moyin.stack.layout import explain_os_errors, replace_file
 
 # The number of ports for replicas of ingress deployments, half for HTTP and half for gRPC.
 REPLICA_PORTS = 200
@@ -107,6 +110,38 @@ class Ports:
             names_by_port[port] = name
 
 
+def are_set_by(environ: Mapping[str, str]) -> bool:
+    """Return True if a variable of the environment sets a port."""
+    names = ("BASE", *(item.name.upper() for item in fields(Ports)))
+    return any(environ.get(f"{_PREFIX}{name}") for name in names)
+
+
+def read_stored_ports(path: Path) -> dict[str, str]:
+    """Return the ports that `store_ports` has written, as the environment variables that set them.
+
+    Raises:
+        StackError: the file is not valid.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return {}  # `moyin doctor` reports a data folder that cannot be read.
+    except (OSError, ValueError) as error:
+        raise StackError(f"{path} cannot be read: {error}: correct or delete it") from None
+    known_names = {item.name for item in fields(Ports)}
+    for name, port in values.items():
+        if name not in known_names or type(port) is not int:
+            raise StackError(f"{path}: {name} = {port!r} sets no port: correct or delete the line")
+    return {f"{_PREFIX}{name.upper()}": str(port) for name, port in values.items()}
+
+
+def store_ports(path: Path, ports: Mapping[str, int]) -> None:
+    """Write ports by name, for stacks whose environment sets none, or raise `StackError`."""
+    text = "".join(f"{name} = {port}\n" for name, port in sorted(ports.items()))
+    with explain_os_errors(path):
+        replace_file(path, f"# Written by `moyin doctor --fix`.\n{text}".encode())
+
+
 def require_free(ports: Ports, *, ignored_ports: frozenset[str] = frozenset()) -> None:
     """Raise `StackError` if a port of the stack, except those in ``ignored_ports``, is in use."""
     for name, port in ports.items():
@@ -115,6 +150,23 @@ def require_free(ports: Ports, *, ignored_ports: frozenset[str] = frozenset()) -
                 f"port {port} ({name}) is in use by {_describe_owner(port)}: "
                 f"stop that process, set {_PREFIX}{name.upper()}, or move all ports with {_PREFIX}BASE"
             )
+
+
+def choose_free_ports(
+    ports: Ports, *, ignored_ports: frozenset[str] = frozenset()
+) -> dict[str, int]:
+    """Return a free port for each of the stack's ports that is in use, by name.
+
+    Returns an empty dictionary if there are not enough free ports.
+    """
+    base = find_free_base()
+    if base is None:
+        return {}
+    return {
+        item.name: base + item.metadata["offset"]
+        for item in fields(ports)
+        if item.name not in ignored_ports and not _is_free(getattr(ports, item.name))
+    }
 
 
 def find_free_base() -> int | None:

@@ -65,6 +65,6 @@ def _read_file(path: Path) -> dict[str, str]:
         return {}
     except PermissionError:
         raise StackError(f"{path} cannot be read: you need the permission to read it") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not TOML, or not UTF-8
         raise StackError(f"{path} is not valid TOML: {error}: correct or delete the file") from None
     return {key: str(value) for key, value in values.items()}

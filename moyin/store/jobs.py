@@ -321,10 +321,10 @@ class JobStore:
         return None if row is None else parse_job(row)
 
     async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> str | None:
-        """Record who is about to cancel an attempt, and return the id of the record.
+        """Record the canceller of an attempt before it is cancelled; return the record's id.
 
         The first recorded canceller counts as the job's canceller. If the attempt has ended or
-        already has many records, nothing is written and the result is None.
+        has the largest number of records, nothing is written and the result is None.
         """
         return await self._database.write(lambda c: add_canceller(c, job_id, attempt, canceller))
 

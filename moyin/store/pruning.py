@@ -117,6 +117,28 @@ class Pruner:
         """Delete the files of jobs and artifacts that their owners deleted before ``before``."""
         return await self._deletions.run(before)
 
+    async def run_due(self, days: int, *, with_files: bool) -> PruneResult | None:
+        """Delete jobs that ended ``days`` ago, and what users deleted or let expire a day ago.
+
+        Args:
+            days: age of the jobs; 0 keeps all.
+            with_files: whether to delete the files too, which may read the blobs of all jobs.
+
+        Returns:
+            None if another process is pruning the database.
+        """
+        result = PruneResult()
+        async with self._database.advisory_lock("pruning") as acquired:
+            if not acquired:
+                return None
+            if days:
+                async for part in self.run(now() - timedelta(days=days)):
+                    result += part
+            if with_files:
+                result += await self.run_files(now() - _FILES_KEPT)
+                result += await self.run_deleted(now() - _FILES_KEPT)
+        return result
+
     async def keep_pruning(self, days: int) -> None:
         """Delete jobs that ended ``days`` ago, once an hour until cancelled; 0 keeps all jobs.
 
@@ -127,14 +149,9 @@ class Pruner:
         files_due = now()
         while True:
             try:
-                async with self._database.advisory_lock("pruning") as acquired:
-                    if acquired and days:
-                        async for _ in self.run(now() - timedelta(days=days)):
-                            pass
-                    if acquired and now() >= files_due:
-                        await self.run_files(now() - _FILES_KEPT)
-                        await self.run_deleted(now() - _FILES_KEPT)
-                        files_due = now() + _FILES_KEPT
+                with_files = now() >= files_due
+                if await self.run_due(days, with_files=with_files) is not None and with_files:
+                    files_due = now() + _FILES_KEPT
             except Exception:
                 _log.exception("pruning failed; retrying in an hour")
             await asyncio.sleep(_PAUSE_SECONDS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 import sqlalchemy as sa
-from cryptography.fernet import Fernet
+from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -68,6 +68,17 @@ class SigningKeyStore:
             return await self.add()
         private_key = self._required_cipher.decrypt(row.private.encode())
         return SigningKey(kid=row.kid, key=Ed25519PrivateKey.from_private_bytes(private_key))
+
+    async def has_unreadable_key(self) -> bool:
+        """Return True if the newest private key was encrypted with another secret."""
+        try:
+            query = sa.select(signing_keys.c.private).order_by(signing_keys.c.created_at.desc())
+            private = await self._database.fetch_value(query.limit(1))
+            if private is not None:
+                self._required_cipher.decrypt(private.encode())
+        except InvalidToken:
+            return True
+        return False
 
     async def add(self, *, within: Transaction | None = None) -> SigningKey:
         """Create a key pair, which signs all new tokens; older pairs still verify tokens."""

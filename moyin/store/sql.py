@@ -26,6 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from moyin.errors import StackError
 from moyin.store.sqlite import BUSY_SECONDS, SqliteDatabase, dump_json, enable_wal
 
 T = TypeVar("T")
@@ -161,19 +162,26 @@ class Database:
 def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
     """Upgrade, or with ``down`` downgrade, the database to ``revision``; this blocks.
 
-    Processes that start at the same time migrate one after the other. A schema revision that this
-    version does not know raises `StackError`.
+    Processes that start at the same time migrate one after the other.
+
+    Raises:
+        StackError: this version does not know the present revision or ``revision``.
     """
     # Imported here, since every process uses the database and few migrate it.
     import alembic.command
     import alembic.config
+    import alembic.util
 
     with _migration_lock(_get_file(url)):
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.attributes["url"] = url
         run = alembic.command.downgrade if down else alembic.command.upgrade
-        run(config, revision)
+        try:
+            run(config, revision)
+        except alembic.util.CommandError as error:
+            direction = "down" if down else "up"
+            raise StackError(f"cannot migrate {direction} to {revision!r}: {error}") from error
         if (file := _get_file(url)) is not None:
             enable_wal(file)
 
@@ -200,6 +208,23 @@ async def read_revision(url: str) -> str | None:
     database = Database(url)
     try:
         return await database.read(read)
+    finally:
+        await database.close()
+
+
+async def has_tables(url: str) -> bool:
+    """Return whether the database has tables, of whatever program.
+
+    If the database cannot be read, the driver's error is raised.
+    """
+    file = _get_file(url)
+    if file is not None and not file.exists():
+        return False
+    database = Database(url)
+    try:
+        return await database.read(
+            lambda connection: bool(sa.inspect(connection).get_table_names())
+        )
     finally:
         await database.close()
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,6 +27,14 @@ _MAX_SUMS = 20_000
 _MAX_WAITING = 8
 # A tenant's reports must not keep others from theirs.
 _MAX_WAITING_PER_OWNER = 2
+_SUMMED = (
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "quantity",
+    "load_milliseconds",
+    "cost_nano_usd",
+)
 
 
 class GroupBy(StrEnum):
@@ -146,7 +155,16 @@ class UsageReports:
     async def sum_calls(
         self, calls: CallFilter, group_by: Sequence[GroupBy], classes: PriceClasses
     ) -> list[UsageSum]:
-        """Return the usage of calls by groups and price classes.
+        """Return the usage of calls by groups and price classes; raise as `sum_by_each` does."""
+        [sums] = await self.sum_by_each(calls, [group_by], classes)
+        return sums
+
+    async def sum_by_each(
+        self, calls: CallFilter, groupings: Sequence[Sequence[GroupBy]], classes: PriceClasses
+    ) -> list[list[UsageSum]]:
+        """Return the usage of calls by the groups of each grouping, and by price classes.
+
+        The calls are read once, which takes most of the time.
 
         Raises:
             InvalidRequest: there are too many groups for one report.
@@ -158,12 +176,12 @@ class UsageReports:
         self._waiting[owner] += 1
         try:
             async with self._summing:
-                sums = await self._database.read(_build_summing(calls, group_by, classes))
+                sums = await self._database.read(_build_summing(calls, groupings, classes))
         finally:
             self._waiting[owner] -= 1
             if not self._waiting[owner]:
                 del self._waiting[owner]
-        if len(sums) > _MAX_SUMS:
+        if sum(map(len, sums)) > _MAX_SUMS:
             raise InvalidRequest(
                 "group_by: there are too many groups; choose a shorter period, or add a filter",
                 field="group_by",
@@ -172,35 +190,68 @@ class UsageReports:
 
 
 def _build_summing(
-    calls: CallFilter, group_by: Sequence[GroupBy], classes: PriceClasses
-) -> Callable[[sa.Connection], list[UsageSum]]:
-    def sum_calls(connection: sa.Connection) -> list[UsageSum]:
-        groups = [_build_group(name, connection.dialect.name) for name in group_by]
-        band, is_embedding = _build_band(classes.prompt_bounds), _build_is_embedding(classes)
-        properties = [*groups, band, is_embedding, usage.c.complete, usage.c.unit]
-        query = (
-            sa.select(
-                *properties,
-                sa.func.count(),
-                sa.func.sum(usage.c.input_tokens),
-                sa.func.sum(usage.c.cached_tokens),
-                sa.func.sum(usage.c.output_tokens),
-                sa.func.coalesce(sa.func.sum(usage.c.quantity), 0),
-                sa.func.coalesce(sa.func.sum(usage.c.load_milliseconds), 0),
-                sa.func.sum(usage.c.cost_nano_usd),
-            )
-            .where(*_build_conditions(calls))
-            # By position, since PostgreSQL takes equal expressions with parameters for different ones.
-            .group_by(*(sa.literal_column(str(n + 1)) for n in range(len(properties))))
-            .limit(_MAX_SUMS + 1)
+    calls: CallFilter, groupings: Sequence[Sequence[GroupBy]], classes: PriceClasses
+) -> Callable[[sa.Connection], list[list[UsageSum]]]:
+    width = max(map(len, groupings))
+
+    def sum_calls(connection: sa.Connection) -> list[list[UsageSum]]:
+        finest_sums = _build_finest_sums(
+            calls, dict.fromkeys(chain(*groupings)), classes, connection.dialect.name
         )
-        return [_parse_sum(row, len(groups)) for row in connection.execute(query)]
+        folded_sums = [
+            _fold(finest_sums, number, grouping, width) for number, grouping in enumerate(groupings)
+        ]
+        sums: list[list[UsageSum]] = [[] for _ in groupings]
+        for number, *row in connection.execute(sa.union_all(*folded_sums).limit(_MAX_SUMS + 1)):
+            sums[number].append(_parse_sum(row, len(groupings[number]), width))
+        return sums
 
     return sum_calls
 
 
-def _parse_sum(row: Sequence[Any], groups: int) -> UsageSum:
-    band, is_embedding, is_complete, unit, *sums = row[groups:]
+def _build_finest_sums(
+    calls: CallFilter, group_by: Iterable[GroupBy], classes: PriceClasses, dialect: str
+) -> sa.CTE:
+    """Return the sums of calls by all properties of ``group_by`` and by price classes."""
+    properties = [
+        *(_build_group(name, dialect).label(name.value) for name in group_by),
+        _build_band(classes.prompt_bounds).label("band"),
+        _build_is_embedding(classes).label("is_embedding"),
+        usage.c.complete,
+        usage.c.unit,
+    ]
+    sums = [sa.func.coalesce(sa.func.sum(usage.c[name]), 0).label(name) for name in _SUMMED]
+    return (
+        sa.select(*properties, sa.func.count().label("calls"), *sums)
+        .where(*_build_conditions(calls))
+        # By position, since PostgreSQL takes equal expressions with parameters for different ones.
+        .group_by(*(sa.literal_column(str(n + 1)) for n in range(len(properties))))
+        .cte("finest_sums")
+    )
+
+
+def _fold(
+    finest_sums: sa.CTE, number: int, grouping: Sequence[GroupBy], width: int
+) -> sa.Select[Any]:
+    """Return the sums by the properties of one grouping, after its number.
+
+    Args:
+        width: the number of columns for groups; those that ``grouping`` does not need are null.
+    """
+    columns = finest_sums.c
+    groups = [columns[name.value] for name in grouping]
+    classes = [columns[name] for name in ("band", "is_embedding", "complete", "unit")]
+    return sa.select(
+        sa.literal_column(str(number)),
+        *groups,
+        *[sa.null()] * (width - len(groups)),
+        *classes,
+        *(sa.func.sum(columns[name]) for name in ("calls", *_SUMMED)),
+    ).group_by(*groups, *classes)
+
+
+def _parse_sum(row: Sequence[Any], groups: int, width: int) -> UsageSum:
+    band, is_embedding, is_complete, unit, *sums = row[width:]
     calls, input_tokens, cached_tokens, output_tokens, quantity, load_milliseconds, cost_nano = map(
         int, sums
     )

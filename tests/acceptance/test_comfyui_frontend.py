@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, WebSocket, sync_playwright
 
+from moyin.render.comfyui.install import ComfyUI
 from moyin.stack.profile import read_profile
 from tests.acceptance.comfyui_clients import install_clients
 from tests.acceptance.other_frontend import other_frontend
 from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture, sleepy
+from tests.editor_graphs import MADE
 from tests.stack import RunningStack
 
 # Chromium asks its maker's servers for nothing; tests may run as root.
@@ -30,9 +32,17 @@ _FLAGS = (
 )  # fmt: skip
 _PATIENCE = 120
 _colors = itertools.count(0x5C0000)
+# Real workflows that the frontend converts in this test.
+_MAX_TEMPLATES = 30
 _OWN, _NEWER = "1.32.9", "1.58.1"
 _VERSION = "window.__COMFYUI_FRONTEND_VERSION__"
 _READY = "window.app?.graph && window.app.extensionManager && window.app.canvas"
+# Loads a workflow as if it were dropped, and converts it as the button "Run" does.
+_CONVERT = """async saved => {
+  const quiet = {showMissingNodesDialog: false, showMissingModelsDialog: false};
+  await window.app.loadGraphData(saved, true, false, null, quiet);
+  return (await window.app.graphToPrompt()).output;
+}"""
 _SHOWN = "() => Object.values(window.app.nodeOutputs).flatMap(output => output.images ?? [])"
 _PIXEL = """async ([image]) => {
   const answer = await fetch("/comfy/api/view?" + new URLSearchParams(image));
@@ -157,3 +167,58 @@ def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningS
     ]
     stack_client = StackClient(gateway.url, gateway.api_key)
     stack_client.wait(prompt_id, {"cancelled"}, _PATIENCE)
+
+
+def find_templates(comfyui: ComfyUI) -> dict[str, dict[str, Any]]:
+    """Return ComfyUI's own example workflows that have subgraphs or nodes that are left out."""
+    workflows = {}
+    templates = "lib/python*/site-packages/comfyui_workflow_templates_media_*/templates/*.json"
+    for path in sorted(comfyui.python.parent.parent.glob(templates)):
+        workflow = json.loads(path.read_text())
+        if not isinstance(workflow, dict) or "nodes" not in workflow:
+            continue
+        subgraphs = (workflow.get("definitions") or {}).get("subgraphs", [])
+        nodes = [node for part in (workflow, *subgraphs) for node in part["nodes"]]
+        if subgraphs or any(
+            node["type"] in ("PrimitiveNode", "Reroute") or node.get("mode") for node in nodes
+        ):
+            workflows[path.stem] = workflow
+    return workflows
+
+
+@pytest.mark.parametrize("frontend", [_OWN], indirect=True)
+def test_graphs_of_the_editor_are_converted_as_the_frontend_does(
+    frontend: FrontendPage, gateway: RunningStack, comfyui: ComfyUI
+) -> None:
+    """Titles are not compared, because the frontend translates the names of classes."""
+    api = frontend.page.context.request
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    classes = api.get(f"{gateway.url}/object_info", headers=headers).json()
+    templates = find_templates(comfyui)
+    # Those with subgraphs first.
+    chosen = sorted(templates, key=lambda name: "definitions" not in templates[name])
+    workflows = {**{name: templates[name] for name in chosen[:_MAX_TEMPLATES]}, **MADE}
+    assert len(workflows) == _MAX_TEMPLATES + len(MADE)
+    for name, workflow in workflows.items():
+        expected = frontend.page.evaluate(_CONVERT, workflow)
+        response = api.post(
+            f"{gateway.url}/graphs/convert", data={"graph": workflow}, headers=headers
+        )
+        assert response.ok, (name, response.text())
+        body = response.json()
+        assert body["graph"].keys() == expected.keys(), name
+        for node_id, node in body["graph"].items():
+            kind = node["class_type"]
+            inputs = expected[node_id]["inputs"]
+            # Players of audio are inputs only in the page.
+            known = {
+                key
+                for key, value in inputs.items()
+                if isinstance(value, list) or key in list_inputs(classes.get(kind, {}))
+            }
+            assert node["inputs"] == {key: inputs[key] for key in known}, (name, node_id)
+
+
+def list_inputs(node_class: dict[str, Any]) -> set[str]:
+    inputs = node_class.get("input", {})
+    return {*inputs.get("required", {}), *inputs.get("optional", {})}

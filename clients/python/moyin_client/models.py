@@ -301,7 +301,7 @@ class UsageReport:
     If ``limit`` was given, ``next_cursor`` gets the next page of groups; None: this is the last.
 
     ``dearest_cost_usd`` is what the calls would have cost with the most expensive models, which
-    ``dearest`` names.
+    ``dearest`` names. ``days`` is None unless the query is ``daily``.
     """
 
     since: datetime
@@ -312,6 +312,7 @@ class UsageReport:
     dearest: Mapping[str, Any]
     next_cursor: str | None = None
     budgets: tuple[Budget, ...] | None = None
+    days: tuple[UsageGroup, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -128,6 +128,7 @@ class UsageQuery(TypedDict, total=False):
     """Selects and groups the calls that `usage` sums, from ``since`` to before ``until``."""
 
     group_by: Grouping | Sequence[Grouping]
+    daily: bool
     since: datetime
     until: datetime
     key: str
@@ -184,6 +185,8 @@ def build_usage_query(query: UsageQuery) -> dict[str, str | list[str]]:
     for name, value in query.items():
         if isinstance(value, datetime):
             built[names[name]] = format_time(value)
+        elif isinstance(value, bool):
+            built[name] = str(value).lower()
         elif isinstance(value, str | int):
             built[name] = str(value)
         elif isinstance(value, Sequence):

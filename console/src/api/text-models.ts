@@ -1,9 +1,9 @@
 /** Reads the list of models and aliases, and the router's explanations. */
 
-import { useQuery } from "@tanstack/react-query";
+import { keepPreviousData, useInfiniteQuery, useQuery, useQueryClient } from "@tanstack/react-query";
 
 import { body, call, models } from "./client";
-import { useClusterEvents, useShow } from "./cluster";
+import { useClusterEvents } from "./cluster";
 
 export const ABILITIES = ["tools", "vision", "schema", "thinking", "embeddings"] as const;
 export type Ability = (typeof ABILITIES)[number];
@@ -31,6 +31,9 @@ export interface TextModel extends Record<Ability, boolean> {
 }
 
 const KEY = ["text-models"] as const;
+const PAGES_KEY = ["text-model-pages"] as const;
+// Back ends such as Ollama hosts may have hundreds of models.
+const PAGE = 100;
 
 export function useTextModels() {
   return useQuery({
@@ -42,11 +45,26 @@ export function useTextModels() {
   });
 }
 
-/** Return the models, followed by the cluster's events if `follows`. */
-export function useLiveTextModels(follows: boolean) {
-  const list = useTextModels();
-  const show = useShow<TextModel[]>(KEY, list.refetch);
-  const live = useClusterEvents({ models: (body) => show(body && (body.data as TextModel[])) }, follows);
+interface ModelPage {
+  data: TextModel[];
+  has_more: boolean;
+  last_id: string | null;
+}
+
+/** Return the pages of models whose names have the text, read anew after the cluster's events if `follows`. */
+export function useTextModelPages(search: string, follows: boolean) {
+  const queries = useQueryClient();
+  const list = useInfiniteQuery({
+    queryKey: [...PAGES_KEY, search],
+    initialPageParam: undefined as string | undefined,
+    placeholderData: keepPreviousData,
+    queryFn: async ({ pageParam, signal }) => {
+      const query = { search, limit: PAGE, after_id: pageParam };
+      return (await body(models.GET("/models", { params: { query }, signal }))) as unknown as ModelPage;
+    },
+    getNextPageParam: (page) => (page.has_more ? page.last_id : undefined),
+  });
+  const live = useClusterEvents({ models: () => void queries.invalidateQueries({ queryKey: PAGES_KEY }) }, follows);
   return { ...list, live };
 }
 

@@ -2,6 +2,7 @@ import { ActionIcon, Button, Group, Menu, useMantineColorScheme } from "@mantine
 import { notifications } from "@mantine/notifications";
 import { IconLanguage, IconSunMoon } from "@tabler/icons-react";
 import { useQueryClient } from "@tanstack/react-query";
+import { memo } from "react";
 
 import { type Caller, forgetCaller, signOut } from "#/api/session";
 import { type Language, LANGUAGES, useLanguage, useStrings } from "#/language";
@@ -10,7 +11,7 @@ import { strings } from "#/strings";
 const NEXT = { auto: "light", light: "dark", dark: "auto" } as const;
 
 /** Shows who is signed in; chooses language and colours; signs out. */
-export function AccountMenu({ caller }: { caller: Caller }) {
+export const AccountMenu = memo(function AccountMenu({ caller }: { caller: Caller }) {
   const t = useStrings(strings);
   const queries = useQueryClient();
   const end = async () => {
@@ -36,7 +37,7 @@ export function AccountMenu({ caller }: { caller: Caller }) {
       </Menu>
     </Group>
   );
-}
+});
 
 export function LanguageMenu() {
   const t = useStrings(strings);

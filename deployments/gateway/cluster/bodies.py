@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moyin.domain.cluster import RendererState
 from moyin.http.breaker import BreakerState
+from moyin.stack.doctor.result import CheckVerdict
 
 
 class _Body(BaseModel):
@@ -104,8 +105,26 @@ class ProblemsBody(_Body):
     problems: list[ProblemBody]
 
 
+class IntakeSourceBody(_Body):
+    """A message queue whose messages become jobs, as one replica of the app `intake` sees it."""
+
+    name: str
+    owner: str = Field(description="The tenant of its jobs.")
+    kind: str = Field(description="`rabbitmq`, or `redis` for a stream of Redis or Valkey.")
+    address: str | None = Field(
+        description="Host and port of the broker; null if its URL is not valid."
+    )
+    queue: str = Field(description="The name of the queue or stream.")
+    is_connected: bool
+    counted_since: datetime = Field(description="When the replica began to count.")
+    last_message_at: datetime | None = Field(description="When the last message arrived.")
+    accepted: int = Field(description="Messages that became jobs.")
+    refused: int = Field(description="Messages that became dead letters.")
+    open: int = Field(description="Messages that are being processed.")
+
+
 class ClusterBody(_Body):
-    """The body of ``GET /cluster``: render pools, nodes and apps."""
+    """The body of ``GET /cluster``: render pools, nodes, apps and intake sources."""
 
     pools: list[PoolBody]
     nodes: list[NodeBody] | None = Field(
@@ -114,6 +133,11 @@ class ClusterBody(_Body):
     problems: list[ProblemBody] | None = Field(None, description="For operators only.")
     applications: dict[str, str] | None = Field(
         None, description="The status of each app of Ray Serve. For operators only."
+    )
+    intake: list[IntakeSourceBody] | None = Field(
+        None,
+        description="The message queues with jobs. For operators only; null without the app "
+        "`intake`, or while it does not respond.",
     )
 
 
@@ -145,6 +169,23 @@ class ConfigBody(_Body):
     values: dict[str, Any]
     applied_at: datetime | None = Field(description="When this replica applied it.")
     is_newest_rejected: bool = Field(description="Whether a newer one is invalid and ignored.")
+
+
+class CheckBody(_Body):
+    """The result of one check of the machine."""
+
+    name: str
+    verdict: CheckVerdict = Field(description="With `fail`, Moyin will not work.")
+    found: str = Field(description="The result in words.")
+    advice: str = Field(description="What to do; empty if the verdict is `ok`.")
+    fix: str = Field(description="What `moyin doctor --fix` does about it; empty for nothing.")
+
+
+class DoctorBody(_Body):
+    """The results of `moyin doctor` on the machine of the responding gateway replica."""
+
+    checked_at: datetime
+    checks: list[CheckBody]
 
 
 class RoutesBody(_Body):

@@ -10,14 +10,15 @@ from enum import StrEnum
 from typing import Generic, TypeVar
 
 from deployments.event_stream import merge_streams
-from deployments.gateway.cluster.bodies import ClusterBody
+from deployments.gateway.cluster.bodies import ClusterBody, DoctorBody
 from deployments.gateway.cluster.shared_reading import SharedReading
 from deployments.gateway.cluster.snapshot import restrict_cluster
 from moyin.system.bounded import BoundedDict
 
 # The seconds between two readings of each part.
 READING_SECONDS: Mapping[str, float] = {
-    "cluster": 2.0, "backends": 5.0, "usage": 60.0, "models": 10.0, "jobs": 2.0, "routes": 5.0
+    "cluster": 2.0, "backends": 5.0, "usage": 60.0, "models": 10.0, "jobs": 2.0, "routes": 5.0,
+    "doctor": 60.0,
 }  # fmt: skip
 # With this pause, a replica spends at most a hundredth of its time on the sums of a tenant.
 _USAGE_PAUSE_FACTOR = 100.0
@@ -66,6 +67,7 @@ class FeedSources:
         models: returns the body of ``GET /v1/models`` for a viewer.
         jobs: returns the newest jobs of a tenant.
         routes: returns the body of ``GET /cluster/routes``, which contains parts of the cluster's.
+        doctor: returns the body of ``GET /cluster/doctor``.
     """
 
     cluster: Callable[[], Awaitable[ClusterBody]]
@@ -74,6 +76,7 @@ class FeedSources:
     models: Callable[[Viewer], Awaitable[str | None]]
     jobs: Callable[[str], Awaitable[str | None]]
     routes: Callable[[ClusterBody], str]
+    doctor: Callable[[], Awaitable[DoctorBody]]
 
 
 class _Readings(Generic[KeyT]):
@@ -140,6 +143,7 @@ class ClusterFeeds:
             return sources.routes(await self.cluster.get())
 
         self.cluster = SharedReading(sources.cluster, interval=seconds["cluster"], clock=clock)
+        self.doctor = SharedReading(sources.doctor, interval=seconds["doctor"], clock=clock)
         self._backends = _Readings(sources.backends, seconds["backends"], clock)
         # A sum takes tenths of a second, in which an overview would have an empty part.
         self._usage = _Readings(
@@ -200,7 +204,8 @@ class ClusterFeeds:
         return view
 
     async def close(self) -> None:
-        """Cancel the readings in progress of the cluster's state, the back ends and the usage."""
+        """Cancel all readings in progress."""
         await self.cluster.close()
+        await self.doctor.close()
         for readings in (self._backends, self._usage, self._models, self._jobs, self._routes):
             await readings.close()

@@ -11,13 +11,20 @@ from typing import Any
 from deployments.gateway.cluster.bodies import (
     ClusterBody,
     GpuBody,
+    IntakeSourceBody,
     NodeBody,
     PoolBody,
     RendererBody,
     ShareBody,
 )
 from deployments.gateway.cluster.sources import ClusterReading
-from moyin.domain.cluster import GpuReading, PoolSummary, RendererState, RendererSummary
+from moyin.domain.cluster import (
+    GpuReading,
+    IntakeSourceSummary,
+    PoolSummary,
+    RendererState,
+    RendererSummary,
+)
 from moyin.domain.queue_place import Backlog
 
 _READY = (RendererState.READY, RendererState.BUSY)
@@ -32,7 +39,12 @@ def build_cluster(names: Sequence[str], reading: ClusterReading) -> ClusterBody:
         for name in names
     ]
     return ClusterBody(
-        pools=pools, nodes=_build_nodes(reading), applications=dict(reading.applications)
+        pools=pools,
+        nodes=_build_nodes(reading),
+        applications=dict(reading.applications),
+        intake=None
+        if reading.intake is None
+        else [_build_intake_source(source) for source in reading.intake],
     )
 
 
@@ -87,6 +99,22 @@ def _build_renderer(renderer: RendererSummary) -> RendererBody:
         error=renderer.error,
         started_at=None if renderer.started is None else _to_time(renderer.started),
         losses=renderer.losses,
+    )
+
+
+def _build_intake_source(source: IntakeSourceSummary) -> IntakeSourceBody:
+    return IntakeSourceBody(
+        name=source.name,
+        owner=source.owner,
+        kind=source.kind,
+        address=source.address,
+        queue=source.queue,
+        is_connected=source.is_connected,
+        counted_since=_to_time(source.started),
+        last_message_at=None if source.last_message is None else _to_time(source.last_message),
+        accepted=source.accepted,
+        refused=source.refused,
+        open=source.open,
     )
 
 

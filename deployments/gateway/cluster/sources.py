@@ -23,7 +23,13 @@ from actors.llama import NAME_PREFIX
 from actors.placement import NAMESPACE
 from deployments.gateway.cluster.shared_reading import SharedReading
 from deployments.health import ServiceCheck, run_checks
-from moyin.domain.cluster import BackendSummary, ModelServerSummary, ModelsSummary, PoolSummary
+from moyin.domain.cluster import (
+    BackendSummary,
+    IntakeSourceSummary,
+    ModelServerSummary,
+    ModelsSummary,
+    PoolSummary,
+)
 from moyin.domain.queue_place import Backlog
 from moyin.errors import ServiceUnavailable
 
@@ -40,6 +46,8 @@ _USAGE_SECONDS = 30.0
 _SOURCE_ERRORS = (
     RayError, RayServeException, KeyError, RuntimeError, ServiceUnavailable, TimeoutError, OSError
 )  # fmt: skip
+# The app that takes jobs from message queues; it need not be deployed.
+_INTAKE = "intake"
 # Maximum number of model servers that a reading includes, because each one is called.
 _MAX_SERVERS = 256
 
@@ -58,6 +66,8 @@ class ClusterReading:
         applications: the status of each app of Ray Serve.
         disk_free: the free bytes of the disk of the data folder.
         rejected_configs: the apps that rejected their newest configuration.
+        intake: the message queues with jobs; None without the app ``intake``, or if it does not
+            respond.
         template_problems: problems in the files of templates, each as a line ``<file>: <problem>``.
     """
 
@@ -70,6 +80,7 @@ class ClusterReading:
     applications: Mapping[str, str] = field(default_factory=dict)
     disk_free: int | None = None
     rejected_configs: Sequence[str] = ()
+    intake: Sequence[IntakeSourceSummary] | None = None
     template_problems: Sequence[str] = ()
 
 
@@ -105,16 +116,17 @@ class ClusterSources:
 
     async def read(self) -> ClusterReading:
         """Read all sources concurrently, each for at most three seconds."""
-        nodes, servers, pools, backlogs, checks, applications, models, disk = await asyncio.gather(
+        nodes, servers, pools, backlogs, checks, apps, models, disk = await asyncio.gather(
             self._read_nodes(),
             self._read_servers(),
             asyncio.gather(*(_read(self._read_pool(name)) for name in self._pools)),
             asyncio.gather(*(_read(self._read_backlog(name)) for name in self._pools)),
             run_checks(self._checks),
-            _read(_run(_read_applications)),
+            self._read_apps(),
             _read(_read_models()),
             _read(_run(partial(shutil.disk_usage, self._data))),
         )
+        applications, intake = apps
         rejected_apps = ["gateway"] if self._is_config_rejected() else []
         if models is not None and models.is_config_rejected:
             rejected_apps.append("models")
@@ -123,7 +135,8 @@ class ClusterSources:
             servers=servers,
             backends=None if models is None else models.backends,
             checks=checks,
-            applications=applications or {},
+            applications=applications,
+            intake=intake,
             disk_free=None if disk is None else disk.free,
             rejected_configs=rejected_apps,
             pools={summary.name: summary for summary in pools if summary is not None},
@@ -137,6 +150,15 @@ class ClusterSources:
     async def _read_nodes(self) -> Sequence[Mapping[str, Any]] | None:
         nodes: Sequence[Mapping[str, Any]] | None = await _read(_run(ray.nodes))
         return nodes
+
+    async def _read_apps(
+        self,
+    ) -> tuple[Mapping[str, str], Sequence[IntakeSourceSummary] | None]:
+        """Return the status of each app, and the sources of the intake if this app is deployed."""
+        applications: Mapping[str, str] = await _read(_run(_read_applications)) or {}
+        if _INTAKE not in applications:
+            return applications, None
+        return applications, await _read(_read_intake())
 
     async def _read_servers(self) -> Sequence[ModelServerSummary]:
         handles = await _read(_run(_find_servers)) or ()
@@ -202,10 +224,20 @@ _MODELS = SharedReading[Any](
     lambda: _run(partial(serve.get_deployment_handle, "Models", app_name="models")), interval=60.0
 )
 
+_INTAKE_HANDLE = SharedReading[Any](
+    lambda: _run(partial(serve.get_deployment_handle, "Intake", app_name=_INTAKE)), interval=60.0
+)
+
 
 async def _call_models(method: str, *arguments: Any) -> Any:
     handle = await _MODELS.get()
     return await getattr(handle, method).remote(*arguments)
+
+
+async def _read_intake() -> Sequence[IntakeSourceSummary]:
+    handle = await _INTAKE_HANDLE.get()
+    sources: Sequence[IntakeSourceSummary] = await handle.read_sources.remote()
+    return sources
 
 
 def _find_servers() -> list[Any]:

@@ -13,6 +13,7 @@ from deployments.event_stream import EventStreamResponse
 from deployments.gateway.cluster.bodies import (
     ClusterBody,
     ConfigChangesBody,
+    DoctorBody,
     LinksBody,
     ProblemsBody,
     RoutesBody,
@@ -101,6 +102,14 @@ def cluster_routes(
         """
         return links
 
+    @router.get("/cluster/doctor", name="doctor", summary="Check the gateway's machine")
+    async def show_doctor() -> DoctorBody:
+        """Return what `moyin doctor` finds on the machine of the responding replica, for operators.
+
+        Nothing is changed. The checks run at most once a minute for all callers.
+        """
+        return await feeds.doctor.get()
+
     @router.get(
         "/cluster/config-changes",
         name="config_changes",
@@ -109,6 +118,14 @@ def cluster_routes(
     async def show_config_changes() -> ConfigChangesBody:
         """Return what changed in each of the last twenty configurations of the gateway."""
         return build_changes(await history.list_newest(CHANGES + 1))
+
+    router.include_router(_event_routes(feeds, admission))
+    return router
+
+
+def _event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRouter:
+    """Return the route of the event stream."""
+    router = APIRouter()
 
     @router.get(
         "/cluster/events",

@@ -23,6 +23,24 @@ _CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 _ABILITIES = ("tools", "vision", "schema", "thinking", "embeddings")
 # Anthropic's largest page size, and the default here.
 _MAX_PAGE = 1_000
+_MAX_SEARCH = 200
+_PARAMETERS = [
+    {"name": name, "in": "query", "description": description, "schema": schema}
+    for name, description, schema in (
+        (
+            "search",
+            "Only names that contain this text, in any case.",
+            {"type": "string", "maxLength": _MAX_SEARCH},
+        ),
+        (
+            "limit",
+            "Return so many at most.",
+            {"type": "integer", "minimum": 1, "maximum": _MAX_PAGE},
+        ),
+        ("after_id", "Only those after this name, the `last_id` of a page.", {"type": "string"}),
+        ("before_id", "Only those before this name, the `first_id` of a page.", {"type": "string"}),
+    )
+]
 
 
 def new_model_routes(text_router: Router) -> APIRouter:
@@ -32,10 +50,11 @@ def new_model_routes(text_router: Router) -> APIRouter:
     @router.get(
         "/models",
         summary="List the models and aliases that the caller may use, with their status",
-        description="Anthropic's clients (header `anthropic-version`) may page with `limit` (1 to "
-        "1000), `after_id` and `before_id`. Callers with the scope `operator` also see the back "
-        "ends and their prices.",
+        description="Anthropic's clients (header `anthropic-version`) get pages of 1000, others all "
+        "unless they set `limit`. Callers with the scope `operator` also see the back ends and their "
+        "prices.",
         response_model=None,
+        openapi_extra={"parameters": _PARAMETERS},
     )
     async def list_models(request: Request) -> Response | dict[str, Any]:
         try:
@@ -68,9 +87,10 @@ def _is_operator(request: Request) -> bool:
 
 def _list_page(fleet: Fleet, request: Request) -> dict[str, Any]:
     owner, prices = context(request.scope).owner, _is_operator(request)
-    if not is_anthropic_client(request.scope):
-        return list_models(fleet, owner, prices=prices)
-    names, has_more = _select_page(fleet.list_names(owner), request.query_params)
+    default_limit = _MAX_PAGE if is_anthropic_client(request.scope) else None
+    names, has_more = _select_page(
+        fleet.list_names(owner), request.query_params, default_limit=default_limit
+    )
     return _describe_page(fleet, owner, names, has_more=has_more, prices=prices)
 
 
@@ -91,13 +111,19 @@ def _describe_page(
     }
 
 
-def _select_page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequence[str], bool]:
+def _select_page(
+    names: Sequence[str], query: Mapping[str, str], *, default_limit: int | None
+) -> tuple[Sequence[str], bool]:
     """Return the names on the page that the parameters ``query`` request.
+
+    Args:
+        default_limit: the number of names on a page without ``limit``; None for all.
 
     Returns:
         The names, and True if more names follow in the direction of the request.
     """
-    limit = _parse_limit(query.get("limit"))
+    names = _search(names, query.get("search", ""))
+    limit = _parse_limit(query.get("limit"), default_limit or len(names))
     after, before = query.get("after_id"), query.get("before_id")
     if after is not None and before is not None:
         raise InvalidRequest(
@@ -111,9 +137,16 @@ def _select_page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequen
     return names[start : start + limit], start + limit < len(names)
 
 
-def _parse_limit(value: str | None) -> int:
+def _search(names: Sequence[str], text: str) -> Sequence[str]:
+    if len(text) > _MAX_SEARCH:
+        raise InvalidRequest(f"search: must have at most {_MAX_SEARCH} characters", field="search")
+    wanted = text.strip().casefold()
+    return [name for name in names if wanted in name.casefold()]
+
+
+def _parse_limit(value: str | None, default: int) -> int:
     if value is None:
-        return _MAX_PAGE
+        return default
     # ASCII digits only: int() also accepts underscores, signs and digits of other scripts.
     limit = int(value) if value.isascii() and value.isdigit() and len(value) <= 4 else 0
     if not 1 <= limit <= _MAX_PAGE:

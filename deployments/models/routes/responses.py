@@ -152,11 +152,11 @@ class ResponsesRoute(CallRoute):
     ) -> None:
         assert isinstance(call, ParsedResponseRequest)
         if call.body.background:
-            queued = await self._background.submit(call, scope)
+            stored_response = await self._background.submit(call, scope)
             response: Response = (
-                EventStreamResponse(self._background.follow(scope, queued))
+                EventStreamResponse(self._background.follow(scope, stored_response))
                 if call.is_streamed
-                else JSONResponse(queued.response)
+                else JSONResponse(stored_response.response)
             )
             await response(scope, receive, send)
             return

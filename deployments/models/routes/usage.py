@@ -139,7 +139,8 @@ async def report_usage(
         since=since,
         until=until,
     )
-    sums = await reports.sum_calls(calls, query.group_by, comparison.price_classes)
+    groupings = [query.group_by, [GroupBy.DAY]] if query.daily else [query.group_by]
+    sums = await reports.sum_by_each(calls, groupings, comparison.price_classes)
     # Thousands of groups take milliseconds, too long for the event loop.
     return await asyncio.to_thread(_build_report, query, (since, until), sums, comparison)
 
@@ -177,21 +178,27 @@ async def _list_budgets(meter: RequestMeter | None, caller: Identity) -> list[Bu
 def _build_report(
     query: UsageQuery,
     period: tuple[datetime, datetime],
-    sums: Sequence[UsageSum],
+    sums: Sequence[Sequence[UsageSum]],
     comparison: UsageComparison,
 ) -> UsageReport:
+    """Return the report of a period.
+
+    Args:
+        sums: by the groups of the query, and by day if it asks for that.
+    """
     since, until = period
-    models = comparison.choose_models(sums)
-    groups = _build_groups(query, sums, comparison, models)
+    group_sums, *day_sums = sums
+    models = comparison.choose_models(group_sums)
+    groups = _build_groups(query.group_by, group_sums, comparison, models)
     next_cursor = None
     if query.limit is not None or query.cursor is not None:
         limit = query.limit or MAX_GROUP_PAGE
         groups, next_cursor = cut_page(groups, query.group_by, limit, query.cursor)
-    return UsageReport(
+    report = UsageReport(
         since=since,
         until=until,
         group_by=query.group_by,
-        total=UsageBody.model_validate(_sum_usage(sums, comparison, models)),
+        total=UsageBody.model_validate(_sum_usage(group_sums, comparison, models)),
         groups=groups,
         next_cursor=next_cursor,
         dearest=DearestBody(
@@ -200,10 +207,13 @@ def _build_report(
         ),
         budgets=[],
     )
+    for days in day_sums:
+        report.days = _build_groups([GroupBy.DAY], days, comparison, models)
+    return report
 
 
 def _build_groups(
-    query: UsageQuery,
+    group_by: Sequence[GroupBy],
     sums: Sequence[UsageSum],
     comparison: UsageComparison,
     models: Mapping[bool, PricedModel],
@@ -217,14 +227,14 @@ def _build_groups(
             f"`to`, or filter",
             field="group_by",
         )
-    names = [name.value for name in query.group_by]
+    names = [name.value for name in group_by]
     groups = [
         GroupBody.model_validate(
             {**dict(zip(names, values, strict=True)), **_sum_usage(items, comparison, models)}
         )
         for values, items in members.items()
     ]
-    return sort_groups(groups, query.group_by)
+    return sort_groups(groups, group_by)
 
 
 def _sum_usage(

@@ -135,9 +135,7 @@ class ApiKeyService:
                 require_scope(identity, ORG_ADMIN)
                 user = await self._users.get_member(identity.owner, user_id)
             if user.kind is not UserKind.SERVICE or user.role is None:
-                raise InvalidRequest(
-                    "user must be the id of a service account of your organisation", field="user"
-                )
+                raise InvalidRequest("user must be the id of a service account", field="user")
             owner, user_scopes = user.owner, ROLE_SCOPES[user.role]
         key_scopes = _select_default_scopes(user_scopes) if scopes is None else frozenset(scopes)
         require_grantable(identity, key_scopes)

@@ -121,7 +121,7 @@ class _BodyDecoder:
 
     def _start_next_member(self) -> None:
         if self._window_bits == zlib.MAX_WBITS:
-            raise _new_invalid_error("has bytes after its end")
+            raise _new_invalid_error("continues after the end of the compressed data")
         if self._members == self._max_members:
             raise _new_invalid_error(f"has more than {self._max_members} gzip members")
         self._members += 1

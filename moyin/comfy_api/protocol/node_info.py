@@ -74,8 +74,8 @@ def remove_folder_paths(folders: Iterable[Mapping[str, Any]]) -> list[dict[str, 
 
 def _remove_input_folder_choices(node: Mapping[str, Any]) -> Mapping[str, Any]:
     changed_node = None
-    for kind, name, spec in _iterate_inputs(node):
-        choices = _get_choices(spec)
+    for kind, name, spec in iterate_inputs(node):
+        choices = get_choices(spec)
         if choices is not None and any(map(_is_in_input_folder, choices)):
             changed_node = copy.deepcopy(dict(node)) if changed_node is None else changed_node
             other_choices = [choice for choice in choices if not _is_in_input_folder(choice)]
@@ -88,7 +88,7 @@ def _is_in_input_folder(choice: Any) -> bool:
 
 
 def _set_upload_choices(node: Mapping[str, Any], files: Sequence[str]) -> Mapping[str, Any]:
-    uploads = [(kind, name) for kind, name, spec in _iterate_inputs(node) if _is_upload_input(spec)]
+    uploads = [(kind, name) for kind, name, spec in iterate_inputs(node) if is_upload_input(spec)]
     if not uploads:
         return node
     changed_node = copy.deepcopy(dict(node))
@@ -98,14 +98,14 @@ def _set_upload_choices(node: Mapping[str, Any], files: Sequence[str]) -> Mappin
 
 
 def _add_choices(node: Mapping[str, Any], other_node: Mapping[str, Any]) -> None:
-    other_specs = {(kind, name): spec for kind, name, spec in _iterate_inputs(other_node)}
-    for kind, name, spec in _iterate_inputs(node):
-        choices, other_choices = _get_choices(spec), _get_choices(other_specs.get((kind, name)))
+    other_specs = {(kind, name): spec for kind, name, spec in iterate_inputs(other_node)}
+    for kind, name, spec in iterate_inputs(node):
+        choices, other_choices = get_choices(spec), get_choices(other_specs.get((kind, name)))
         if choices is not None and other_choices:
             _set_choices(spec, merge_lists((choices, other_choices)))
 
 
-def _iterate_inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
+def iterate_inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
     """Yield the kind (such as ``required``), the name and the specification of every input."""
     for kind, inputs in (node.get("input") or {}).items():
         if isinstance(inputs, Mapping):
@@ -114,7 +114,7 @@ def _iterate_inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[An
                     yield kind, name, spec
 
 
-def _get_choices(spec: list[Any] | None) -> list[Any] | None:
+def get_choices(spec: list[Any] | None) -> list[Any] | None:
     """Return the choices in ``[[…], {…}]`` or ``["COMBO", {"options": […]}]``, or None."""
     if not spec:
         return None
@@ -133,7 +133,7 @@ def _set_choices(spec: list[Any], choices: list[Any]) -> None:
         spec[1] = {**spec[1], "options": choices}
 
 
-def _is_upload_input(spec: list[Any]) -> bool:
+def is_upload_input(spec: list[Any]) -> bool:
     """Return True if the input offers uploaded files, and not choices from a ``remote`` server."""
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
     return any(options.get(name) for name in _UPLOAD_OPTIONS) and "remote" not in options
@@ -144,8 +144,8 @@ def build_inventory(nodes: Mapping[str, Any]) -> PoolInventory:
     return {
         name: {
             key: frozenset(item for item in choices if isinstance(item, str))
-            for _, key, spec in _iterate_inputs(node)
-            if not _is_upload_input(spec) and (choices := _get_choices(spec)) is not None
+            for _, key, spec in iterate_inputs(node)
+            if not is_upload_input(spec) and (choices := get_choices(spec)) is not None
         }
         for name, node in nodes.items()
     }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -35,6 +36,25 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _OUTAGES = (RedisError, SQLAlchemyError, OSError, TimeoutError)
 
 
+@dataclass(kw_only=True, slots=True)
+class IntakeCounts:
+    """Counts the messages of a worker since its start.
+
+    Attributes:
+        started: when the worker was created, in seconds since the epoch.
+        last_message: when the last message arrived, in seconds since the epoch.
+        accepted: the number of messages that became jobs; one that is delivered again counts once.
+        refused: the number of messages that became dead letters.
+        open: the number of messages that are being processed.
+    """
+
+    started: float
+    last_message: float | None = None
+    accepted: int = 0
+    refused: int = 0
+    open: int = 0
+
+
 class IntakeWorker:
     """Processes the messages of one broker queue; several workers may share a queue.
 
@@ -48,6 +68,11 @@ class IntakeWorker:
         limits: the store of the submitter's limits.
         max_deliveries: the number of deliveries after which a message becomes a dead letter.
         max_body_bytes: the largest message in bytes; larger messages become dead letters.
+
+    Attributes:
+        error: the bug that ended the last session; None while a session lasts.
+        is_connected: True while the worker has a connection to the broker.
+        counts: the numbers of messages.
     """
 
     def __init__(
@@ -75,6 +100,8 @@ class IntakeWorker:
         self._max_deliveries = max_deliveries
         self._max_body_bytes = max_body_bytes
         self.error: Exception | None = None
+        self.is_connected = False
+        self.counts = IntakeCounts(started=time.time())
 
     async def run(self) -> None:
         """Process messages until cancelled, and connect again after an outage of the broker."""
@@ -82,13 +109,15 @@ class IntakeWorker:
         while True:
             try:
                 async with self._broker.session() as session:
-                    self.error, pause = None, _FIRST_PAUSE
+                    self.error, pause, self.is_connected = None, _FIRST_PAUSE, True
                     await self._process_deliveries(session)
             except* BrokerLost as lost:
                 _log.warning("intake %s connects again: %s", self._name, lost.exceptions[0])
             except* Exception as error:
                 self.error = error
                 _log.exception("intake %s failed with a bug and starts again", self._name)
+            finally:
+                self.is_connected = False
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -98,9 +127,17 @@ class IntakeWorker:
             asyncio.TaskGroup() as group,
         ):
             async for delivery in deliveries:
+                self.counts.last_message = time.time()
                 group.create_task(self._handle_delivery(session, delivery))
 
     async def _handle_delivery(self, session: Session, delivery: Delivery) -> None:
+        self.counts.open += 1
+        try:
+            await self._settle_delivery(session, delivery)
+        finally:
+            self.counts.open -= 1
+
+    async def _settle_delivery(self, session: Session, delivery: Delivery) -> None:
         try:
             accepted_job = await self._accept_delivery(delivery)
             ended_job = await _retry_until_done(lambda: self._wait_for_end(accepted_job))
@@ -113,6 +150,7 @@ class IntakeWorker:
                 error,
             )
             await session.dead_letter(delivery, error.code, error.message)
+            self.counts.refused += 1
         else:
             await session.complete(delivery, f"{ended_job.id}-{ended_job.attempts}", result)
 
@@ -133,7 +171,9 @@ class IntakeWorker:
         if len(delivery.body) > self._max_body_bytes:
             raise BodyTooLarge(f"the message must have at most {self._max_body_bytes} bytes")
         templates = await self._templates.snapshot()
-        return await _retry_until_done(lambda: self._submit_job(delivery, templates, key))
+        job, is_new = await _retry_until_done(lambda: self._submit_job(delivery, templates, key))
+        self.counts.accepted += is_new
+        return job
 
     def _build_idempotency_key(self, delivery: Delivery) -> str:
         """Return the idempotency key of a message; raise InvalidRequest if its id is invalid."""
@@ -154,7 +194,10 @@ class IntakeWorker:
             )
         return key
 
-    async def _submit_job(self, delivery: Delivery, templates: TemplateSnapshot, key: str) -> Job:
+    async def _submit_job(
+        self, delivery: Delivery, templates: TemplateSnapshot, key: str
+    ) -> tuple[Job, bool]:
+        """Submit the job of a message; return it, and True if it is new."""
         limits = (
             *self._submitter.limits,
             *await self._limits.list_for(list_limit_subjects(self._submitter)),
@@ -162,7 +205,7 @@ class IntakeWorker:
         # No limit of open jobs applies to messages, because the queue's concurrency limits these
         # jobs.
         limits = tuple(replace(limit, open_jobs=None) for limit in limits)
-        job, _ = await self._service.submit_request(
+        return await self._service.submit_request(
             replace(self._submitter, limits=limits),
             delivery.body,
             templates.find,
@@ -170,7 +213,6 @@ class IntakeWorker:
             now=_LONG_AGO,
             idempotency_key=key,
         )
-        return job
 
     async def _wait_for_end(self, job: Job) -> Job:
         """Follow the job's events until its row has a final status, and return the job."""

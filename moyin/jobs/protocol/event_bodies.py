@@ -76,8 +76,8 @@ EVENT_BODIES: Mapping[EventType, type[EventBody]] = {
 
 class _Message(BaseModel):
     id: str | None = Field(
-        description="The cursor that resumes after this event; null or absent if the event was made "
-        "from the job's row."
+        description="The cursor that resumes after this event: the Unix milliseconds when the event was "
+        "published, a hyphen and a number. Null or absent if the event was made from the job's row."
     )
 
 

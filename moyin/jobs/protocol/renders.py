@@ -118,7 +118,7 @@ def check_graph_format(graph: Mapping[str, Any], field: str) -> None:
         raise InvalidRequest(f"{field} must be a graph with at least one node", field=field)
     if isinstance(graph.get("nodes"), list):
         raise EditorGraphFormat(
-            f"{field} is in the format of ComfyUI's editor: export it with `Export (API)`",
+            f"{field} is in the format of ComfyUI's editor: convert it with `POST /graphs/convert`",
             field=field,
         )
     for node_id, node in graph.items():

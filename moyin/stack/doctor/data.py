@@ -1,23 +1,30 @@
-"""Checks the stored data: files with secrets, the database, and the command line's API key."""
+"""Checks the files with secrets, the signing key, and the command line's API key."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import stat
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any
 
 from moyin.errors import MoyinError, StackError
-from moyin.stack.doctor.result import CheckResult, fail, ok, warn
+from moyin.settings import is_blank
+from moyin.stack.doctor.databases import read_in_time
+from moyin.stack.doctor.result import CheckResult, OnStep, fail, ok, warn
+from moyin.stack.layout import find_aside_path
 from moyin.stack.named_profiles import find_profiles_file
 from moyin.stack.options import Options
-from moyin.stack.profile import read_profile
+from moyin.stack.profile import Profile, read_profile, write_profile
+from moyin.stack.state import find_lock_holder
+
+if TYPE_CHECKING:
+    # The SQL libraries take as long to import as most commands to run.
+    from moyin.store.sql import Database
 
 _OPEN_TO_OTHERS = 0o077
-_DATABASE_SECONDS = 10
-T = TypeVar("T")
 
 
 def check_secret_files(options: Options) -> CheckResult:
@@ -47,51 +54,75 @@ def close_secret_files(options: Options) -> None:
         path.chmod(0o600)
 
 
-def check_database(options: Options) -> CheckResult:
-    """Check that the database can be read, and that its schema fits this version of Moyin."""
-    # Imported here, because the SQL libraries take as long to import as most commands to run.
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from moyin.store.sql import get_newest_revision, read_revision
-
+def check_signing_key(options: Options) -> CheckResult:
+    """Check the key that signs tokens and webhooks, and that it opens those in the database."""
+    path = options.layout.data / "secret"
+    key, place = options.settings.secret.encode(), "MOYIN_SECRET"
+    if not key:
+        try:
+            key, place = path.read_bytes(), str(path)
+        except FileNotFoundError:
+            place = f"{path}, which is missing"
+        except OSError:
+            return ok("signing key", "not known: the file cannot be read")
+        if place == str(path) and is_blank(key):
+            return _fail_signing_key(
+                options,
+                f"{path} is empty, as after a power failure or on a full disk",
+                "restore a backup of the file, or let `--fix` make a new one: links end, and webhooks "
+                "and proxied services need their new secrets",
+                "make a new one; links end, and webhooks and proxied services need their new secrets",
+            )
     try:
-        revision = asyncio.run(_read_in_time(read_revision(options.settings.sql_url)))
-    except (OSError, SQLAlchemyError, StackError) as error:
-        return fail(
-            "database",
-            f"cannot be read ({type(error).__name__})",
-            "start the server that MOYIN_DATABASE_URL names, or correct its address and password"
-            if options.settings.database_url
-            else "restore a backup of moyin.db in the data folder, or move it away to begin anew",
+        is_unreadable = asyncio.run(read_in_time(_has_unreadable_key(options, key)))
+    except (OSError, MoyinError):
+        return ok("signing key", "not compared: the database cannot be read")
+    if is_unreadable:
+        return _fail_signing_key(
+            options,
+            f"people cannot sign in: the database was used with another key than that in {place}",
+            "restore the key with which the database was used, or let `--fix` make a new key pair",
+            "make a new key pair for sign-ins",
         )
-    newest = get_newest_revision()
-    if revision is not None and revision > newest:
-        return fail(
-            "database",
-            f"revision {revision} is newer than this Moyin ({newest})",
-            "update Moyin, or restore a backup of the database",
-        )
-    if revision != newest and options.settings.database_url:
-        found = f"at revision {revision}" if revision is not None else "has no tables yet"
-        return fail(
-            "database", f"{found}; this Moyin needs revision {newest}", "run `moyin migrate`"
-        )
-    return ok("database", f"revision {newest}" if revision == newest else "`moyin up` migrates it")
+    return ok("signing key", f"in {place}" if key else "`moyin up` makes it")
+
+
+def _fail_signing_key(options: Options, found: str, advice: str, fix: str) -> CheckResult:
+    if find_lock_holder(options.layout.lock) is None:
+        return fail("signing key", found, advice, fix=fix)
+    # The running apps would go on with the old one.
+    return fail("signing key", found, f"run `moyin down`, then: {advice}")
+
+
+def replace_signing_key(options: Options) -> None:
+    from moyin.stack.first_key import replace_signing_key as replace_key
+
+    _run_database_fix(replace_key(options.settings), "the key pair")
 
 
 def check_api_key(options: Options) -> CheckResult:
     """Check that the key that the command line sends to this machine's gateway is valid."""
+    path = options.layout.profile
     try:
-        key = read_profile(options.layout.profile, {"MOYIN_URL": options.settings.door}).api_key
+        key = read_profile(path, {"MOYIN_URL": options.settings.door}).api_key
     except StackError as error:
-        return fail("api key", "the profile cannot be read", error.message)
+        aside = find_aside_path(path)
+        return fail(
+            "api key",
+            f"{path} cannot be read",
+            error.message,
+            # Otherwise the permission is missing.
+            fix=f"keep it as {aside.name}, and make a new key with all scopes"
+            if os.access(path, os.R_OK)
+            else "",
+        )
     variable = os.environ.get("MOYIN_API_KEY")
     # With a URL, the variable is the key of that gateway, perhaps not of this one.
     presented = variable if variable and not os.environ.get("MOYIN_URL") else key
     if not presented:
         return ok("api key", "`moyin up` makes the first one")
     try:
-        is_valid = asyncio.run(_read_in_time(_is_valid(options, presented)))
+        is_valid = asyncio.run(read_in_time(_is_valid(options, presented)))
     except (OSError, MoyinError):
         return ok("api key", "not known: the database cannot be read")
     if is_valid:
@@ -104,36 +135,64 @@ def check_api_key(options: Options) -> CheckResult:
         )
     return fail(
         "api key",
-        f"that in {options.layout.profile} is unknown, expired or revoked",
+        f"that in {path} is unknown, expired or revoked",
         "run `moyin keys create admin --scope '*'`, and put the key into the file",
         fix="make a new key with all scopes, and store it there",
     )
 
 
-def replace_api_key(options: Options) -> None:
-    from sqlalchemy.exc import SQLAlchemyError
-
+def replace_api_key(options: Options, on_step: OnStep) -> None:
     from moyin.stack.first_key import replace_first_key
 
+    path = options.layout.profile
     try:
-        asyncio.run(replace_first_key(options.settings))
+        read_profile(path, {"MOYIN_URL": options.settings.door})
+    except StackError:
+        aside = find_aside_path(path)
+        path.rename(aside)
+        on_step(f"api key: moved {path} to {aside}")
+        write_profile(path, Profile(url=options.settings.door, api_key=""))
+    _run_database_fix(replace_first_key(options.settings), "the key")
+
+
+def _run_database_fix(fix: Coroutine[Any, Any, None], name: str) -> None:
+    """Run a fix that stores ``name`` in the database, or raise `StackError`."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        asyncio.run(fix)
     except SQLAlchemyError as error:
         # The error's own text has the statement with its values.
         cause = getattr(error, "orig", None) or type(error).__name__
-        raise StackError(f"the key cannot be stored in the database: {cause}") from error
+        raise StackError(f"{name} cannot be stored in the database: {cause}") from error
+
+
+async def _has_unreadable_key(options: Options, secret: bytes) -> bool:
+    from moyin.store.signing_keys import SigningKeyStore
+
+    async with _open_database(options) as database:
+        return await SigningKeyStore(database, secret).has_unreadable_key()
 
 
 async def _is_valid(options: Options, key: str) -> bool:
+    from moyin.store.keys import KeyStore
+
+    async with _open_database(options) as database:
+        return bool(await KeyStore(database).verify_all([key]))
+
+
+@asynccontextmanager
+async def _open_database(options: Options) -> AsyncIterator[Database]:
+    """Open the database; errors of it and another schema than this version's are `StackError`."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from moyin.store.keys import KeyStore
     from moyin.store.sql import Database, get_newest_revision, read_revision
 
     database = Database(options.settings.sql_url)
     try:
         if await read_revision(options.settings.sql_url) != get_newest_revision():
             raise StackError("the database has the schema of another version")
-        return bool(await KeyStore(database).verify_all([key]))
+        yield database
     except SQLAlchemyError as error:
         raise StackError(str(error)) from error
     finally:
@@ -157,8 +216,3 @@ def _list_secret_files(options: Options) -> Iterator[Path]:
 
 def _read_mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-async def _read_in_time(reading: Awaitable[T]) -> T:
-    async with asyncio.timeout(_DATABASE_SECONDS):
-        return await reading

@@ -1,4 +1,4 @@
-"""Checks the machine: Python, clock, processors, memory, disk and graphics cards."""
+"""Checks the machine: Python, clock, processors, memory and graphics cards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from moyin.stack.doctor.result import CheckResult, check_call, fail, ok, warn, warn_if
+from moyin.stack.doctor.result import CheckResult, fail, ok, warn, warn_if
 from moyin.stack.options import Options
 
 _GIB = 1024**3
@@ -55,25 +55,6 @@ def check_memory() -> CheckResult:
     # The stack without ComfyUI takes about 2 GiB; each ComfyUI takes half a GiB and its models.
     advice = "less than 4 GiB: stop other programs, or render elsewhere"
     return warn_if(memory.available < 4 * _GIB, "memory", found, advice)
-
-
-def check_folder(options: Options) -> CheckResult:
-    """Create the data folder, and check that it can be written to and that its disk is not full."""
-    return check_call(
-        "data folder", options.layout.prepare, found=f"{options.layout.data} is writable"
-    )
-
-
-def check_disk(options: Options) -> CheckResult:
-    folder = options.layout.data
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    advice = (
-        "free some space (`moyin prune --days 30` deletes old jobs and their files): ComfyUI takes "
-        "2 GiB, pictures and models more"
-    )
-    return warn_if(free < 5 * _GIB, "disk", f"{free / _GIB:.1f} GiB free", advice)
 
 
 def check_gpu(options: Options) -> CheckResult:

@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from moyin.errors import StackError
 
+# Is called with a line of text before or after each step of a fix.
+OnStep = Callable[[str], None]
+
 
 class CheckVerdict(StrEnum):
     """The verdict of a check; with ``fail`` the stack will not work."""

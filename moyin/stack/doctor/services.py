@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 
 from moyin.errors import ServiceUnavailable, StackError
 from moyin.stack.doctor.result import CheckResult, fail, ok, warn
 from moyin.stack.launch import read_running_state
 from moyin.stack.options import Options
-from moyin.stack.ports import find_free_base, require_free
+from moyin.stack.ports import (
+    Ports,
+    choose_free_ports,
+    find_free_base,
+    read_stored_ports,
+    require_free,
+    store_ports,
+)
 from moyin.stack.state import PartStatus, Phase, find_lock_holder
 from moyin.system.processes import end_processes, find_processes
 
@@ -50,8 +58,42 @@ def check_ports(options: Options) -> CheckResult:
         base = find_free_base()
         if base is not None:
             advice += f" (`moyin up --port-base {base}`: all free)"
-        return fail("ports", problem, advice)
+        choice = _choose_ports(options)
+        names = ", ".join(f"{port} for {name}" for name, port in choice.items())
+        fix = (
+            f"take free ports instead: {names}; {options.layout.ports} notes them" if choice else ""
+        )
+        return fail("ports", problem, advice, fix=fix)
     return ok("ports", f"all free (gateway: {options.ports.door})")
+
+
+def _choose_ports(options: Options) -> dict[str, int]:
+    if options.ports_are_set:
+        return {}  # The next `moyin up` would use what the environment sets again.
+    try:
+        return choose_free_ports(options.ports, ignored_ports=options.unused_ports)
+    except StackError:
+        return {}  # A port below 1024, which the person who wrote it into the file must change.
+
+
+def move_ports(options: Options) -> None:
+    """Store a free port for each that is in use; a stack whose environment sets none uses them."""
+    choice = choose_free_ports(options.ports, ignored_ports=options.unused_ports)
+    if not choice:
+        raise StackError("no free ports were found")
+    # All of them, since those that are stored already must stay.
+    ports = {**dict(options.ports.items()), **choice}
+    defaults = dict(Ports().items())
+    store_ports(
+        options.layout.ports,
+        {name: port for name, port in ports.items() if port != defaults[name]},
+    )
+
+
+def check_moved_ports(options: Options) -> CheckResult:
+    """Check the ports as the next `moyin up` will read them."""
+    stored_ports = read_stored_ports(options.layout.ports)
+    return check_ports(replace(options, ports=Ports.read(stored_ports)))
 
 
 def check_running_parts(options: Options) -> Iterator[CheckResult]:

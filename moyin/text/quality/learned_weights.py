@@ -191,7 +191,8 @@ class LearnedWeights:
         Args:
             features: the features of the question that the signal is about.
             error: the observed score minus the expected score.
-            slope: the precision that a signal of weight 1 adds at this expected score.
+            slope: the derivative of the expected score by its logit, which is also the precision
+                that a signal of weight 1 adds.
             weight: the weight of the signal, from 0 to 1.
             bounds: the lowest (negative) and highest logits by which the estimate may move.
 

@@ -82,13 +82,13 @@ class OperationRouter:
         route = fleet.get_route(
             request.model, context.owner, preferences.residency, ApiFormat.OPENAI, current_day()
         )
-        capable_targets = [t for t in route.targets if request.operation in t.model.operations]
-        if not capable_targets:
+        capable_exclusions = [t for t in route.targets if request.operation in t.model.operations]
+        if not capable_exclusions:
             raise _build_unable_error(route, request)
         max_usage = request.max_usage
-        candidates = _rank_candidates(capable_targets, request.operation, max_usage)
+        candidates = _rank_candidates(capable_exclusions, request.operation, max_usage)
         if not candidates:
-            retry_seconds = [target.runtime.health.retry_after for target in capable_targets]
+            retry_seconds = [target.runtime.health.retry_after for target in capable_exclusions]
             raise ServiceUnavailable(
                 "every back end that can answer this request is unavailable; retry later",
                 retry_after=max(1.0, min(retry_seconds)),
@@ -96,7 +96,7 @@ class OperationRouter:
         seconds = min(route.timeout, preferences.timeout or route.timeout)
         if context.budget is not None:
             await _reserve_budget(
-                context.budget, capable_targets, request.operation, max_usage, seconds
+                context.budget, capable_exclusions, request.operation, max_usage, seconds
             )
         deadline = asyncio.get_running_loop().time() + seconds
         failure: MoyinError | None = None
@@ -185,24 +185,24 @@ def _require_operation(fleet: Fleet, operation: Operation) -> None:
 
 
 def _build_unable_error(route: CompiledRoute, request: OperationRequest) -> MoyinError:
-    capable_targets = [
+    capable_exclusions = [
         exclusion
         for exclusion in route.exclusions
         if request.operation in exclusion.deployment.model.operations
     ]
-    if not capable_targets:
+    if not capable_exclusions:
         return UnsupportedFeature(
             f"no model under the name {request.model!r} has the ability {request.operation.value!r}; "
             f"GET /v1/models shows the abilities",
             field="model",
         )
-    if not any(exclusion.is_allowed for exclusion in capable_targets):
+    if not any(exclusion.is_allowed for exclusion in capable_exclusions):
         return ModelNotAllowed(
             "data-residency rules exclude every back end for this model", field="model"
         )
     missing = sorted(
         f"{d.family or d.backend} lacks its key ({d.key_env})"
-        for d in (exclusion.deployment for exclusion in capable_targets if exclusion.is_allowed)
+        for d in (exclusion.deployment for exclusion in capable_exclusions if exclusion.is_allowed)
     )
     return ServiceUnavailable(
         f"no back end for this model is configured: {', '.join(dict.fromkeys(missing))}"

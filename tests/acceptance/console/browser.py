@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,11 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
 
+from tests.acceptance.console.documented import is_documented
+from tests.acceptance.console.layout import check_layout, choose_language
+
 ROOT = Path(__file__).parents[3]
-# Pictures of the documents; a run with `--screenshots` writes them anew.
+# Pictures of the documents; a run with MOYIN_SCREENSHOTS=1 writes them anew.
 SCREENSHOTS = ROOT / "docs" / "assets" / "console"
 _AXE = ROOT / "console" / "node_modules" / "axe-core" / "axe.min.js"
 _FLAGS = (
@@ -29,7 +31,6 @@ _ANIMATIONS_END = """
 )
 """
 _SERIOUS = ("serious", "critical")
-_LANGUAGE_MENUS = {"ja": "言語"}
 
 
 class ConsoleBrowser:
@@ -37,14 +38,16 @@ class ConsoleBrowser:
 
     Attributes:
         page: Playwright's page.
-        mistakes: errors in the browser's log, and requests to other hosts.
+        mistakes: errors in the browser's log, and requests to other hosts or to routes that no
+            OpenAPI document of the stack has.
     """
 
     def __init__(self, page: Page, url: str, folder: Path, *, writes_screenshots: bool) -> None:
         self.page = page
         self.url = url
         self.mistakes: list[str] = []
-        self._folder = SCREENSHOTS if writes_screenshots else folder
+        self._folder = folder
+        self._writes_screenshots = writes_screenshots
         page.on("console", self._note_message)
         page.on("pageerror", lambda error: self.mistakes.append(f"error: {error}"))
         page.on("request", self._note_request)
@@ -59,7 +62,7 @@ class ConsoleBrowser:
         self.open()
         self.page.get_by_role("tab", name="API key").click()
         self.page.get_by_placeholder("moyin_").fill(api_key)
-        self.page.get_by_role("button", name="Sign in").click()
+        self.page.get_by_role("button", name="Sign in", exact=True).click()
         self.page.get_by_role("navigation").wait_for()
         return self
 
@@ -68,7 +71,7 @@ class ConsoleBrowser:
         self.open()
         self.page.get_by_label("Email").fill(email)
         self.page.get_by_label("Password").first.fill(password)
-        self.page.get_by_role("button", name="Sign in").click()
+        self.page.get_by_role("button", name="Sign in", exact=True).click()
         self.page.get_by_role("navigation").wait_for()
         return self
 
@@ -78,24 +81,14 @@ class ConsoleBrowser:
         self.page.reload()
         return self
 
-    def wait_until_it_fits(self, width: int, place: str = "", clipped: str = "() => []") -> None:
-        """Wait until nothing is wider than the window, and no label is cut off.
-
-        When a window gets narrow, the menu takes a moment to move away. ``clipped`` is a function of
-        JavaScript that returns the texts of labels that are cut off.
-        """
-        deadline = time.monotonic() + 60
-        while True:
-            needed = self.page.evaluate("document.documentElement.scrollWidth")
-            labels = self.page.evaluate(clipped)
-            if needed <= width and not labels:
-                return
-            assert time.monotonic() < deadline, f"{place} needs {needed} pixels, cuts off {labels}"
-            self.page.wait_for_timeout(50)
-
     def check_accessibility(self) -> None:
-        """Assert that axe finds no serious problem on the current page."""
-        # Colours have no contrast yet while a dialog fades in.
+        """Assert that axe finds no serious problem in what is shown, and that it fits everywhere.
+
+        The layout is checked in both languages, at the widths of a desktop and of a phone; the page
+        keeps its state, such as open dialogs.
+        """
+        # Colours have no contrast yet while a dialog fades in, and less in a table that is read anew.
+        self.page.wait_for_function("!document.querySelector('table[aria-busy=true]')")
         self.page.evaluate(_ANIMATIONS_END)
         # Evaluated by the browser's debugger, which the page's policy does not bind.
         self.page.evaluate(_AXE.read_text())
@@ -106,36 +99,31 @@ class ConsoleBrowser:
             if item["impact"] in _SERIOUS
         ]
         assert serious == [], json.dumps(serious, indent=1)
+        check_layout(self.page)
 
     def screenshot(self, name: str, *, also: str | None = None) -> Path:
-        """Save a screenshot of the window for the documentation.
+        """Save a screenshot of the window in the test's folder.
 
-        If ``also`` is a language and the documentation's pictures are written, it gets one, too.
+        If ``also`` is a language and the documentation's pictures are written, it is one of them, and
+        gets a twin in that language.
         """
-        if also is not None and self._folder == SCREENSHOTS:
-            self._switch_language("Language", also)
-            self._save_screenshot(SCREENSHOTS / also / f"{name}.png")
-            self._switch_language(_LANGUAGE_MENUS[also], "en")
-        return self._save_screenshot(self._folder / f"{name}.png")
-
-    def _switch_language(self, menu: str, language: str) -> None:
-        """Choose another language by the menu, which keeps what the page shows."""
-        self.page.get_by_role("button", name=menu, exact=True).click()
-        self.page.locator(f"[role=menuitemradio][lang={language}]").click()
-        self.page.locator(f"html[lang={language}]").wait_for()
-        self.page.get_by_role("menu").wait_for(state="detached")
-        self.page.evaluate("document.activeElement.blur()")
-        self.page.evaluate(_ANIMATIONS_END)
+        if also is None or not self._writes_screenshots:
+            return self._save_screenshot(self._folder / f"{name}.png")
+        choose_language(self.page, also)
+        self._save_screenshot(SCREENSHOTS / also / f"{name}.png")
+        choose_language(self.page, "en")
+        return self._save_screenshot(SCREENSHOTS / f"{name}.png")
 
     def _save_screenshot(self, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.evaluate(_ANIMATIONS_END)
         self.page.screenshot(path=path)
         return path
 
     def check_clean(self, *expected: str) -> None:
         """Assert that `mistakes` is empty, except for those that contain an ``expected`` text."""
         left = [text for text in self.mistakes if not any(known in text for known in expected)]
-        assert left == []
+        assert left == [], left
         self.mistakes.clear()
 
     def _note_message(self, message: ConsoleMessage) -> None:
@@ -152,6 +140,8 @@ class ConsoleBrowser:
             return
         if f"{parts.scheme}://{parts.netloc}" != self.url:
             self.mistakes.append(f"request to another host: {request.url}")
+        elif not is_documented(f"http://127.0.0.1:{parts.port}", request.method, parts.path):
+            self.mistakes.append(f"request to an undocumented route: {request.method} {parts.path}")
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def test_a_member_looks_after_the_account(console: ConsoleBrowser, gateway: Runn
     page.get_by_text("$0.00 of $5.00").wait_for()
     page.get_by_text("This browser").wait_for()
     console.check_accessibility()
-    console.screenshot("account")
+    console.screenshot("account", also="ja")
 
     page.get_by_role("textbox", name="Name", exact=True).fill("Mika S.")
     page.get_by_role("button", name="Save").click()

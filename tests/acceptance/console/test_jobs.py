@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 from zipfile import ZipFile
 
@@ -17,6 +19,8 @@ from tests.waiting import eventually_blocking
 
 # More than a page of the list.
 _MANY = 52
+# More than are shown of a batch at first.
+_CHILDREN = 25
 _SLOW = {"suite": "console-jobs"}
 
 
@@ -32,14 +36,30 @@ def api(gateway: RunningStack) -> Iterator[httpx.Client]:
 def test_a_running_render_is_followed_cancelled_retried_and_deleted(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
-    job = _submit(api, {"kind": "render", "workflow": _slow(), "metadata": _SLOW})
+    # The pool estimates by an earlier render of the same shape.
+    known = _submit(api, {"kind": "render", "workflow": _slow(1), "metadata": _SLOW})
+    assert _wait_for_end(api, known) == "succeeded"
+    slow = {"kind": "render", "workflow": _slow(), "metadata": _SLOW}
+    job = _submit(api, slow)
+    eventually_blocking(lambda: api.get(f"/jobs/{job}").json()["status"] == "running")
+    waiting = _submit(api, slow)
     page = console.sign_in_with_key(gateway.api_key).open("/jobs?metadata.suite=console-jobs").page
+    expect(page.get_by_role("row").filter(has_text=waiting[:8])).to_contain_text("Place 1")
+    page.get_by_role("link", name=waiting[:8]).click()
+    expect(page.get_by_role("region", name="Summary")).to_contain_text(
+        re.compile("Place in the queue1.*Starts inabout .*Ends inabout ")
+    )
+    console.check_accessibility()
+    page.get_by_role("link", name="All jobs").click()
     page.get_by_role("link", name=job[:8]).click()
     preview = page.get_by_alt_text("The newest preview of the render")
     expect(preview).to_be_visible()
     expect(preview).to_have_js_property("naturalWidth", 64)
     # Node 1 is at work, and its box is marked.
     expect(page.locator("[data-active-node='1']")).to_be_visible()
+    log = page.get_by_role("region", name="Log", exact=True)
+    expect(log.get_by_role("listitem").first).to_contain_text("Accepted")
+    expect(log.get_by_role("listitem").last).to_contain_text(re.compile(r"Node 1 · \S+ of "))
     console.check_accessibility()
     console.screenshot("job-running", also="ja")
 
@@ -49,12 +69,14 @@ def test_a_running_render_is_followed_cancelled_retried_and_deleted(
     dialog.get_by_role("button", name="Cancel job").click()
     expect(page.get_by_role("button", name="Retry")).to_be_visible()
     assert api.get(f"/jobs/{job}").json()["status"] == "cancelled"
-    expect(page.get_by_text("Cancelled by")).to_be_visible()
+    expect(page.get_by_role("region", name="Summary")).to_contain_text("Cancelled by")
+    expect(log.get_by_role("listitem").last).to_contain_text("Cancelled by: an API key")
 
     page.get_by_role("button", name="Retry").click()
     timeline = page.get_by_role("region", name="Timeline")
     expect(timeline.get_by_text("Attempt 2")).to_be_visible()
     expect(timeline.get_by_text("Retry began")).to_be_visible()
+    expect(log).to_contain_text("Attempt 2 · Retry began")
     assert api.get(f"/jobs/{job}").json()["attempts"] == 2
     if api.post(f"/jobs/{job}/cancel").status_code != 202:
         # The only reason to refuse it: the second attempt has ended meanwhile.
@@ -82,10 +104,12 @@ def test_a_finished_render_shows_its_files_graph_and_request(
     expect(page.get_by_role("region", name="Cost").get_by_text("GPU time")).to_be_visible()
     temporal = page.get_by_role("link", name="Open in Temporal").get_attribute("href")
     assert temporal == f"{api.get('/cluster/links').json()['temporal']}/{job}"
-    again = page.get_by_role("link", name="Run again with changes")
-    assert again.get_attribute("href") == f"/console/render?job={job}"
     console.check_accessibility()
     console.screenshot("job")
+    with page.expect_popup() as popup:
+        page.get_by_role("link", name="Open in Temporal").click()
+    popup.value.get_by_text(job).first.wait_for()
+    popup.value.close()
     with page.expect_download() as download:
         page.get_by_role("link", name="Download console").click()
     assert download.value.path().read_bytes().startswith(b"\x89PNG")
@@ -96,36 +120,103 @@ def test_a_finished_render_shows_its_files_graph_and_request(
     expect(page.get_by_role("heading", name="グラフ")).to_be_visible()
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 390, "height": 844})
-    console.wait_until_it_fits(390)
     console.check_accessibility()
     console.screenshot("job-ja-narrow")
 
 
-def test_events_show_how_a_batch_and_a_failed_job_ended(
+def test_a_batch_and_a_pipeline_show_each_render(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
-    sweep = {"workflow.1.inputs.color": [1, 2, 3]}
+    sweep = {"workflow.1.inputs.color": [*range(_CHILDREN)]}
     batch = {"kind": "render", "workflow": _picture(), "batch": {"sweep": sweep}}
-    jobs = [_submit(api, batch), _submit(api, {"kind": "http", "request": {"path": "/nowhere"}})]
+    graphs = [_picture(), _picture()]
+    steps = [{"kind": "render", "workflow": graph} for graph in graphs]
+    jobs = [_submit(api, batch), _submit(api, {"kind": "pipeline", "steps": steps})]
     for job in jobs:
-        _wait_for_end(api, job)
+        assert _wait_for_end(api, job) == "succeeded"
     page = console.sign_in_with_key(gateway.api_key).open(f"/jobs/{jobs[0]}").page
-    renders = page.get_by_role("region", name="Renders of the batch").get_by_role("article")
-    expect(renders).to_have_count(3)
+    results = page.get_by_role("region", name="Renders of the batch")
+    renders = results.get_by_role("article")
+    expect(renders).to_have_count(24)
+    results.get_by_role("button", name="Show more").click()
+    expect(renders).to_have_count(_CHILDREN)
+    expect(results.get_by_role("button", name="Show more")).to_have_count(0)
     expect(renders.last.get_by_role("link", name="Download")).to_be_visible()
+    log = page.get_by_role("region", name="Log", exact=True)
+    expect(log.get_by_text("finished")).to_have_count(_CHILDREN)
     with page.expect_download() as download:
         page.get_by_role("button", name="Download all").click()
     assert download.value.suggested_filename == f"{jobs[0]}.zip"
     with ZipFile(download.value.path()) as archive:
         assert archive.testzip() is None
-        assert len(archive.namelist()) == 3
+        assert len(archive.namelist()) == _CHILDREN
+    graph = page.get_by_role("region", name="Graph").first
+    graph.get_by_text("JSON", exact=True).click()
+    expect(graph).to_contain_text('"color": 0')
+    graph.get_by_role("textbox", name="Render of the batch").fill("3")
+    expect(graph).to_contain_text('"color": 2')
     console.check_accessibility()
+
     console.open(f"/jobs/{jobs[1]}")
-    error = api.get(f"/jobs/{jobs[1]}").json()["error"]
-    alert = page.get_by_role("alert")
-    expect(alert.get_by_text(error["message"])).to_be_visible()
-    expect(alert.get_by_text(error["code"])).to_be_visible()
+    graph.get_by_text("JSON", exact=True).click()
+    for number, shown in enumerate(graphs, start=1):
+        if number > 1:
+            graph.get_by_role("combobox", name="Step 1").click()
+            page.get_by_role("option", name=f"Step {number}").click()
+        expect(graph).to_contain_text(f'"color": {shown["1"]["inputs"]["color"]}')
+    expect(log.get_by_text("Step 2 finished")).to_be_visible()
     console.check_accessibility()
+
+
+def test_the_log_says_why_a_job_failed(
+    console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
+) -> None:
+    broken = _picture()
+    broken["3"] = {
+        "class_type": "Busy", "inputs": {"image": ["1", 0], "seconds": 0.5, "fails": True},
+    }  # fmt: skip
+    broken["2"]["inputs"]["images"] = ["3", 0]
+    jobs = [
+        _submit(api, {"kind": "http", "request": {"path": "/nowhere"}}),
+        _submit(api, {"kind": "render", "workflow": broken}),
+    ]
+    page = console.sign_in_with_key(gateway.api_key).page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    log = page.get_by_role("region", name="Log", exact=True)
+    for job in jobs:
+        assert _wait_for_end(api, job) == "failed"
+        error = api.get(f"/jobs/{job}").json()["error"]
+        console.open(f"/jobs/{job}")
+        alert = page.get_by_role("alert")
+        expect(alert.get_by_text(error["message"])).to_be_visible()
+        expect(alert.get_by_text(error["code"])).to_be_visible()
+        expect(log.get_by_role("listitem").last).to_contain_text(
+            f"Failed: {error['message']} · {error['code']}"
+        )
+    # What ComfyUI said of the node.
+    assert "it had to fail" in error["message"]
+    expect(log.get_by_role("listitem").last).to_contain_text("node_type: Busy")
+    expect(log.get_by_role("listitem").last).to_contain_text("ValueError")
+    times = log.locator("time").evaluate_all("(all) => all.map((time) => time.dateTime)")
+    assert times == sorted(times)
+    started = api.get(f"/jobs/{jobs[1]}").json()["created_at"]
+    begun = datetime.fromisoformat(times[0]) - datetime.fromisoformat(started)
+    assert abs(begun) < timedelta(minutes=1)
+    log.get_by_role("button", name="Copy the log").click()
+    expect(log.get_by_role("button", name="Copied")).to_be_visible()
+    lines = page.evaluate("navigator.clipboard.readText()").splitlines()
+    texts = log.locator("li span").all_text_contents()
+    assert lines == [f"{time} {text}" for time, text in zip(times, texts, strict=True)]
+    console.check_accessibility()
+    console.screenshot("job-failed")
+    console.choose_language("ja")
+    expect(page.get_by_role("button", name="ログをコピー")).to_be_visible()
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 390, "height": 844})
+    console.wait_until_it_fits(390)
+    page.get_by_role("region", name="ログ", exact=True).scroll_into_view_if_needed()
+    console.check_accessibility()
+    console.screenshot("job-failed-ja-narrow")
 
 
 def test_jobs_are_filtered_paged_and_changed_in_bulk(
@@ -135,7 +226,7 @@ def test_jobs_are_filtered_paged_and_changed_in_bulk(
     call = {"kind": "http", "request": {"path": "/healthz"}, "metadata": {"project": project}}
     jobs = [_submit(api, call) for _ in range(_MANY)]
     slow = {"kind": "render", "workflow": _slow(), "metadata": {"project": project, **_SLOW}}
-    renders = [_submit(api, slow) for _ in range(2)]
+    *renders, chosen = [_submit(api, slow) for _ in range(3)]
     for job in jobs:
         _wait_for_end(api, job)
     page = console.sign_in_with_key(gateway.api_key).open("/jobs").page
@@ -147,7 +238,7 @@ def test_jobs_are_filtered_paged_and_changed_in_bulk(
     expect(rows).to_have_count(50)
     expect(rows.first.get_by_text("Render")).to_be_visible()
     console.check_accessibility()
-    console.screenshot("jobs")
+    console.screenshot("jobs", also="ja")
     _turn_pages(page)
 
     # Of the selection, only what an act can change is changed.
@@ -160,6 +251,17 @@ def test_jobs_are_filtered_paged_and_changed_in_bulk(
     console.check_accessibility()
     dialog.get_by_role("button", name="Delete jobs").click()
     expect(page.get_by_text("Jobs deleted: 1. Skipped: 1.")).to_be_visible()
+    page.get_by_label(f"Select job {chosen[:8]}").check()
+    page.get_by_label(f"Select job {jobs[-2][:8]}").check()
+    page.get_by_role("button", name="Cancel selected").click()
+    dialog = page.get_by_role("dialog", name="Cancel jobs?")
+    expect(dialog.get_by_text("1 open job will be cancelled.")).to_be_visible()
+    expect(dialog.get_by_text("1 job has ended and stays as it is.")).to_be_visible()
+    console.check_accessibility()
+    dialog.get_by_role("button", name="Cancel jobs").click()
+    expect(page.get_by_text("Jobs being cancelled: 1. Skipped: 1.")).to_be_visible()
+    assert _wait_for_end(api, chosen) == "cancelled"
+    assert api.get(f"/jobs/{jobs[-2]}").json()["status"] == "succeeded"
     assert api.get(f"/jobs/{jobs[-1]}").status_code == 404
     assert api.get(f"/jobs/{renders[1]}").status_code == 200
 
@@ -167,8 +269,8 @@ def test_jobs_are_filtered_paged_and_changed_in_bulk(
     for job in renders:
         assert _wait_for_end(api, job) == "cancelled"
     # The list polls while something on it is open.
-    expect(rows.get_by_text("Cancelled", exact=True)).to_have_count(2)
-    _change_matching(page, "Delete", _MANY + 1)
+    expect(rows.get_by_text("Cancelled", exact=True)).to_have_count(3)
+    _change_matching(page, "Delete", _MANY + 2)
     expect(page.get_by_text("No job matches the filters")).to_be_visible()
     assert api.get("/jobs", params={"metadata.project": project}).json()["jobs"] == []
 
@@ -177,15 +279,43 @@ def test_filters_are_those_of_the_api(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
     word = f"w{uuid.uuid4().hex[:10]}"
-    job = _submit(
-        api, {"kind": "http", "request": {"path": "/healthz"}, "metadata": {"note": word}}
-    )
-    _wait_for_end(api, job)
+    bodies: list[dict[str, Any]] = [
+        {"kind": "http", "request": {"path": "/healthz"}},
+        {"kind": "render", "template": "swatch", "inputs": {"prompt": word}, "pool": "default"},
+    ]
+    call, render = [_submit(api, {**body, "metadata": {"note": word}}) for body in bodies]
+    for job in (call, render):
+        _wait_for_end(api, job)
+    created = [_read_time(api, job) for job in (call, render)]
+    between = (created[0] + (created[1] - created[0]) / 2).replace(tzinfo=None)
+    time = between.isoformat(timespec="milliseconds")
     page = console.sign_in_with_key(gateway.api_key).open("/jobs").page
     page.get_by_role("textbox", name="Search").fill(word)
     page.keyboard.press("Enter")
     rows = page.locator("tbody tr")
-    expect(rows).to_have_count(1)
+    expect(rows).to_have_count(2)
+    page.get_by_role("button", name="More filters").click()
+
+    def check_filter(kept: str) -> None:
+        """Check that the filter in the address keeps one of two rows, and take it back."""
+        expect(rows).to_have_count(1)
+        expect(rows.get_by_role("link", name=kept[:8])).to_be_visible()
+        page.go_back()
+        expect(rows).to_have_count(2)
+
+    page.get_by_role("combobox", name="Kind").click()
+    page.get_by_role("option", name="HTTP call").click()
+    check_filter(call)
+    for field, value, kept in (
+        (page.get_by_role("textbox", name="Pool"), "default", render),
+        (page.get_by_role("combobox", name="Template"), "swatch", render),
+        (page.get_by_label("Created from"), time, render),
+        (page.get_by_label("Created before"), time, call),
+    ):
+        field.fill(value)
+        field.blur()
+        check_filter(kept)
+    console.check_accessibility()
     page.get_by_role("combobox", name="Status").click()
     page.get_by_role("option", name="Failed").click()
     expect(page.get_by_text("No job matches the filters")).to_be_visible()
@@ -230,7 +360,7 @@ def test_readers_get_no_actions_and_foreign_jobs_are_not_found(
 def _turn_pages(page: Page) -> None:
     rows = page.locator("tbody tr")
     page.get_by_role("button", name="Next").click()
-    expect(rows).to_have_count(_MANY + 2 - 50)
+    expect(rows).to_have_count(_MANY + 3 - 50)
     expect(page.get_by_role("button", name="Next")).to_be_disabled()
     page.get_by_role("button", name="Previous").click()
     expect(rows).to_have_count(50)
@@ -263,6 +393,12 @@ def _submit(api: httpx.Client, body: dict[str, Any]) -> str:
     return job
 
 
+def _read_time(api: httpx.Client, job: str) -> datetime:
+    """Return when a job was created, in the time zone of this machine and its browser."""
+    created: str = api.get(f"/jobs/{job}").raise_for_status().json()["created_at"]
+    return datetime.fromisoformat(created).astimezone()
+
+
 def _wait_for_end(api: httpx.Client, job: str) -> str:
     def find_end() -> str | None:
         status: str = api.get(f"/jobs/{job}").raise_for_status().json()["status"]
@@ -283,6 +419,6 @@ def _picture() -> dict[str, Any]:
     }
 
 
-def _slow() -> dict[str, Any]:
-    """Return a graph that runs for longer than any of these tests, and sends previews."""
-    return {"1": {"class_type": "Previews", "inputs": {"count": 600}}}
+def _slow(count: int = 600) -> dict[str, Any]:
+    """Return a graph that sends previews, by default for longer than any of these tests."""
+    return {"1": {"class_type": "Previews", "inputs": {"count": count}}}

@@ -70,15 +70,19 @@ def test_models_and_back_ends_change_by_events(
     headers = {"Authorization": f"Bearer {gateway.api_key}"}
     models = httpx.get(f"{gateway.url}/v1/models", headers=headers, timeout=60).json()
     backends = httpx.get(f"{gateway.url}/v1/backends", headers=headers, timeout=60).json()
-    new = {**models["data"][0], "id": "brand-new", "backends": []}
+    new = {**models, "data": [{**models["data"][0], "id": "brand-new", "backends": []}]}
     [local] = [one for one in backends["backends"] if one["name"] == "local"]
     page = console.sign_in_with_key(gateway.api_key).page
     send_events(
         page,
-        models={**models, "data": [new]},
+        models=new,
         backends={"backends": [{**local, "breaker": "open"}]},
     )
+    page.route("**/v1/models?**", lambda route: route.fulfill(json=models))
     console.open("/models")
+    page.get_by_role("row").filter(has_text=models["data"][0]["id"]).first.wait_for()
+    # The event says that something has changed, and the pages are read anew.
+    page.route("**/v1/models?**", lambda route: route.fulfill(json=new))
     page.get_by_role("row").filter(has_text="brand-new").wait_for()
     page.get_by_role("tab", name="Back ends").click()
     page.get_by_role("region", name="local").get_by_text("Breaker: open").wait_for()

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from playwright.sync_api import Route, expect
+
 from tests.acceptance.console.browser import ConsoleBrowser
+from tests.acceptance.console.calls import Api
+from tests.acceptance.console.forged import build_backends, build_cluster
+from tests.acceptance.console.test_live import send_events
 from tests.stack import RunningStack
 
 
@@ -11,8 +20,16 @@ def test_models_back_ends_and_quality(console: ConsoleBrowser, gateway: RunningS
     page.get_by_role("link", name="Models").click()
     row = page.get_by_role("row").filter(has_text="smollm2-135m").filter(has_text="4,096 tokens")
     row.first.get_by_text("up", exact=True).wait_for()
+    row.first.get_by_text("free").wait_for()
+    [opus] = [
+        one for one in Api(gateway).get("/v1/models")["data"] if one["id"] == "claude-opus-5-5"
+    ]
+    price = opus["backends"][0]["usd_per_million_tokens"]
+    dollars = f"${float(price['input']):.2f} / ${float(price['output']):.2f}"
+    row = page.get_by_role("row").filter(has=page.get_by_text("claude-opus-5-5", exact=True))
+    row.get_by_text(dollars).wait_for()
     console.check_accessibility()
-    console.screenshot("models")
+    console.screenshot("models", also="ja")
     page.get_by_label("Filter by name").fill("nothing is called so")
     page.get_by_text("Nothing matches the filter").wait_for()
     page.get_by_label("Filter by name").fill("smollm2")
@@ -24,6 +41,13 @@ def test_models_back_ends_and_quality(console: ConsoleBrowser, gateway: RunningS
     local = page.get_by_role("region", name="local")
     local.get_by_text("Breaker: closed").wait_for()
     local.get_by_role("cell", name="smollm2-135m", exact=True).wait_for()
+    for backend in Api(gateway).get("/v1/backends")["backends"]:
+        card = page.get_by_role("region", name=backend["name"], exact=True)
+        card.get_by_text(f"Data location: {backend['residency']}").wait_for()
+        for model in backend["models"]:
+            cells = card.get_by_role("row").filter(has_text=model["name"]).first.get_by_role("cell")
+            price = model["usd_per_million_tokens"]
+            expect(cells.nth(4)).to_have_text(f"{price['input']} / {price['output']}")
     console.check_accessibility()
     console.screenshot("models-backends")
 
@@ -49,13 +73,155 @@ def test_a_dry_run_explains_every_candidate(console: ConsoleBrowser, gateway: Ru
     console.check_accessibility()
 
 
+def test_back_ends_with_traffic_and_a_long_list(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    # The farm has no traffic that trips a breaker, and fewer models than a page has.
+    page = console.sign_in_with_key(gateway.api_key).page
+    send_events(page, backends=build_backends())
+    real = Api(gateway).get("/v1/models")
+    names = [f"host-{number:03}" for number in range(150)]
+
+    def list_models(route: Route) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        found = [name for name in names if query.get("search", [""])[0] in name]
+        after = query.get("after_id", [""])[0]
+        shown = [name for name in found if name > after][: int(query["limit"][0])]
+        models = [{**real["data"][0], "id": name, "backends": []} for name in shown]
+        more = bool(shown) and shown[-1] != found[-1]
+        last = shown[-1] if shown else None
+        route.fulfill(json={**real, "data": models, "has_more": more, "last_id": last})
+
+    page.route("**/v1/models?**", list_models)
+    console.open("/models")
+    rows = page.get_by_role("table", name="Text models").get_by_role("row")
+    expect(rows).to_have_count(101)
+    page.get_by_role("button", name="Load more").click()
+    expect(rows).to_have_count(151)
+    page.get_by_role("button", name="Load more").wait_for(state="detached")
+    page.get_by_label("Filter by name").fill("host-14")
+    expect(rows).to_have_count(11)
+
+    page.get_by_role("tab", name="Back ends").click()
+    berlin = page.get_by_role("region", name="berlin", exact=True)
+    for words in (
+        "vllm · Data location: eu", "Breaker: closed", "Now: 3 of 8 running, 5 waiting",
+        "calls: 120, errors: 4 · 42.5 tokens/s · half within 1.2 s, nine of ten within 6 s",
+    ):  # fmt: skip
+        expect(berlin).to_contain_text(words)
+    expect(berlin.get_by_role("cell")).to_have_text(
+        [
+            "gemma-3",
+            "loaded",
+            "0.4 s",
+            "87 tokens/s",
+            "0.15 / 0.60",
+            re.compile("^tier 3 · Ability 1.5"),
+        ]
+    )
+    oslo = page.get_by_role("region", name="oslo", exact=True)
+    expect(oslo).to_contain_text("Breaker: open, tries again in 30 s")
+    expect(oslo.get_by_role("cell").nth(1)).to_have_text("not loaded")
+    console.check_accessibility()
+
+    add_losers(page)
+    page.get_by_role("tab", name="Dry run").click()
+    page.get_by_label("Prompt").fill("Hello there")
+    page.get_by_role("button", name="Explain").click()
+    candidates = page.get_by_role("table", name="Candidates").get_by_role("row")
+    expect(candidates).to_have_count(4)
+    for place, (name, behind, reason, _) in enumerate(LOSERS, start=2):
+        cells = candidates.nth(place).get_by_role("cell")
+        expect(cells.nth(0)).to_contain_text(name)
+        expect(cells.nth(2)).to_have_text(f"+${behind}")
+        expect(cells.nth(6)).to_have_text(reason)
+    console.check_accessibility()
+    console.screenshot("models-candidates")
+
+
+# The back end, how far it is behind in US dollars, and why.
+LOSERS = (
+    ("paris", "0.25", "costs $0.25 more", {"code": "costs_more", "usd": 0.25}),
+    ("tokyo", "1.50", "takes 3 s longer", {"code": "takes_longer", "seconds": 3.0}),
+)
+
+
+def add_losers(page: Any) -> None:
+    """Add two worse candidates to the router's real answers."""
+
+    def explain(route: Route) -> None:
+        answer = route.fetch().json()
+        [best] = answer["candidates"]
+        for name, behind, reason, code in LOSERS:
+            answer["candidates"].append(
+                {
+                    **best, "backend": name, "score_usd": best["score_usd"] + float(behind),
+                    "loses_by_usd": float(behind), "reason": reason, "reasons": [code],
+                }
+            )  # fmt: skip
+        route.fulfill(json=answer)
+
+    page.route("**/v1/route", explain)
+
+
+def test_pools_have_their_own_nodes_and_files(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    # The farm has one pool, and no model files.
+    page = console.sign_in_with_key(gateway.api_key).page
+    cluster = build_cluster()
+    page.route("**/cluster", lambda route: route.fulfill(json=cluster))
+    asked: list[dict[str, list[str]]] = []
+    files = [f"style-{number:03}.safetensors" for number in range(120)]
+
+    def list_files(route: Route) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        asked.append(query)
+        found = [name for name in files if query.get("search", [""])[0] in name]
+        after = query.get("after", [""])[0]
+        page_of_files = [name for name in found if name > after][: int(query["limit"][0])]
+        route.fulfill(json=page_of_files, headers={"x-total-count": str(len(found))})
+
+    def answer(json: Any, count: int) -> Any:
+        return lambda route: route.fulfill(json=json, headers={"x-total-count": str(count)})
+
+    film_node = {
+        "FilmGrain": {"name": "FilmGrain", "display_name": "Film Grain", "category": "film"}
+    }
+    page.route("**/models?pool=film", lambda route: route.fulfill(json=["loras"]))
+    page.route("**/models/loras?**pool=film**", list_files)
+    page.route("**/object_info?**pool=film**", answer(film_node, 1))
+    console.open("/models?tab=comfyui")
+    page.get_by_role("table", name="Nodes").wait_for()
+    page.get_by_role("combobox", name="Render pool").click()
+    page.get_by_role("option", name="film").click()
+    page.get_by_role("button", name="Details of Film Grain").wait_for()
+    page.get_by_text("1 of 1 nodes").wait_for()
+    table = page.get_by_role("table", name="Model files: loras")
+    expect(table.get_by_role("row")).to_have_count(51)
+    page.get_by_text("50 of 120 files").wait_for()
+    page.get_by_role("button", name="Load more").click()
+    expect(table.get_by_role("row")).to_have_count(101)
+    page.get_by_label("Search files").fill("style-11")
+    expect(table.get_by_role("row")).to_have_count(11)
+    assert all(query["pool"] == ["film"] for query in asked)
+    console.check_accessibility()
+    console.screenshot("models-pools")
+
+
 def test_nodes_and_model_files_are_searched(console: ConsoleBrowser, gateway: RunningStack) -> None:
     page = console.sign_in_with_key(gateway.api_key).open("/models?tab=comfyui").page
     page.get_by_role("button", name="loras").click()
     page.get_by_text("This folder has no files").wait_for()
     nodes = page.get_by_role("table", name="Nodes")
     nodes.wait_for()
-    assert page.get_by_role("row").count() < 100
+    rows = nodes.get_by_role("row")
+    expect(rows).to_have_count(51)
+    status = page.get_by_role("status").filter(has_text="nodes")
+    count = len(Api(gateway).get("/object_info"))
+    expect(status).to_have_text(f"50 of {count:,} nodes")
+    page.get_by_role("button", name="Load more").click()
+    expect(rows).to_have_count(101)
     page.get_by_label("Search nodes").fill("ksampler advanced")
     nodes.get_by_role("button", name="Details of KSampler (Advanced)").click()
     dialog = page.get_by_role("dialog")

@@ -4,16 +4,50 @@ from __future__ import annotations
 
 import json
 import struct
+import uuid
 import zlib
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from playwright.sync_api import Page
+import pytest
+from playwright.sync_api import Page, Request, expect
 
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.acceptance.console.calls import Api
+from tests.editor_graphs import graph, make_simple, node
 from tests.stack import RunningStack
 
+# Has an input of every type. Its node `Busy` is one of tests/nodes.py.
+_TEMPLATE: dict[str, Any] = {
+    "inputs": {
+        "name": {"type": "string", "title": "Name", "minLength": 1},
+        "seconds": {"type": "number", "title": "Seconds", "minimum": 0},
+        "size": {"type": "integer", "title": "Size", "minimum": 16, "maximum": 64},
+        "fails": {"type": "boolean", "title": "Fails", "default": True},
+        "folder": {"type": "string", "title": "Folder", "enum": ["day", "night"]},
+    },
+    "graph": {
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": "${inputs.size}", "height": 64, "batch_size": 1, "color": 255},
+        },
+        "2": {
+            "class_type": "Busy",
+            "inputs": {
+                "image": ["1", 0], "seconds": "${inputs.seconds}", "fails": "${inputs.fails}",
+            },
+        },
+        "3": {
+            "class_type": "SaveImage",
+            "inputs": {
+                "images": ["2", 0], "filename_prefix": "${inputs.folder}/${inputs.name}",
+            },
+        },
+    },
+}  # fmt: skip
 GRAPH = {
     "1": {
         "class_type": "EmptyImage",
@@ -21,6 +55,24 @@ GRAPH = {
     },
     "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "dropped"}},
 }
+
+
+@pytest.fixture
+def template(gateway: RunningStack) -> Iterator[str]:
+    """Store a template with an input of every type, and return its name."""
+    name = f"types-{uuid.uuid4().hex[:8]}"
+    file = gateway.data / "templates" / f"{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"name": name, "title": name, **_TEMPLATE}))
+    yield name
+    file.unlink()
+
+
+def get_inputs(api: Api, job: str) -> dict[str, Any]:
+    """Return the inputs that a job was submitted with."""
+    [step] = api.get(f"/jobs/{job}")["submitted"]["steps"]
+    inputs: dict[str, Any] = step["inputs"]
+    return inputs
 
 
 def open_form(console: ConsoleBrowser, gateway: RunningStack, project: str) -> Page:
@@ -37,8 +89,47 @@ def wait_for_pictures(page: Page, count: int) -> None:
     assert pictures.count() == count
 
 
-def png_with_graph(graph: dict[str, Any]) -> bytes:
-    """Return a PNG that contains its graph in ComfyUI's metadata."""
+def render(page: Page, button: str, pictures: int) -> str:
+    """Press a button of the form, wait for the new job's pictures, and return the job's id."""
+    job, _ = submit(page, button)
+    wait_for_pictures(page, pictures)
+    return job
+
+
+def submit(page: Page, button: str) -> tuple[str, dict[str, Any]]:
+    """Press a button of the form, and return the new job's id and the body of the request."""
+
+    def is_submission(request: Request) -> bool:
+        return (str(request.method), urlsplit(request.url).path) == ("POST", "/jobs")
+
+    with page.expect_request(is_submission) as request:
+        page.get_by_role("button", name=button).click()
+    response = request.value.response()
+    assert response is not None
+    job: str = response.json()["id"]
+    page.wait_for_url(f"**result={job}*")
+    return job, request.value.post_data_json
+
+
+def drop(page: Page, name: str, content: bytes, kind: str = "application/json") -> None:
+    """Drag a file over the form, and drop it there."""
+    make = """([name, bytes, type]) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
+        return transfer;
+    }"""
+    transfer = page.evaluate_handle(make, [name, list(content), kind])
+    zone = page.get_by_text("Drop a graph or a picture")
+    for event in ("dragenter", "dragover", "drop"):
+        zone.dispatch_event(event, {"dataTransfer": transfer})
+
+
+def png_with_graph(graph: dict[str, Any], keyword: bytes = b"prompt") -> bytes:
+    """Return a PNG that contains its graph in ComfyUI's metadata.
+
+    Args:
+        keyword: ``prompt``, or ``workflow`` for the format of the editor.
+    """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -49,7 +140,7 @@ def png_with_graph(graph: dict[str, Any]) -> bytes:
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
         + chunk(b"tEXt", b"Software\0test")
-        + chunk(b"tEXt", b"prompt\0" + json.dumps(graph).encode())
+        + chunk(b"tEXt", keyword + b"\0" + json.dumps(graph).encode())
         + chunk(b"IDAT", zlib.compress(b"\0\0"))
         + chunk(b"IEND", b"")
     )
@@ -107,14 +198,109 @@ def test_seeds_count_up(console: ConsoleBrowser, gateway: RunningStack) -> None:
     ]
 
 
-def test_an_earlier_job_fills_the_form(console: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_an_earlier_job_is_run_again_with_changes(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
     api = Api(gateway)
     job = api.render(template="swatch", inputs={"prompt": "again", "seed": 7, "width": 64})
-    page = console.sign_in_with_key(gateway.api_key).open(f"/render?job={job['id']}").page
+    page = console.sign_in_with_key(gateway.api_key).open(f"/jobs/{job['id']}").page
+    # The farm's renders have no price.
+    priced = {"jobs": [{**job, "cost_usd": 0.25}], "next_cursor": None}
+    page.route("**/jobs?template=*", lambda route: route.fulfill(json=priced))
+    request = page.get_by_role("region", name="Request")
+    expect(request).to_contain_text("promptagainseed7width64")
+    page.get_by_role("link", name="Run again with changes").click()
     page.get_by_text("Filled in from an earlier job.").wait_for()
     assert page.get_by_label("Caption").input_value() == "again"
     assert page.get_by_role("textbox", name="Seed").input_value() == "7"
     assert page.get_by_label("Project").input_value() == api.project
+    page.get_by_text("about $0.25 in all · by this template").wait_for()
+    page.unroute("**/jobs?template=*")
+    page.get_by_label("width").fill("72")
+    console.check_accessibility()
+    again = render(page, "Render 1 picture", 1)
+    inputs = {"prompt": "again", "seed": 7, "width": 72, "height": 512}
+    assert get_inputs(api, again) == inputs
+    assert api.get(f"/jobs/{again}/graph")["colour"]["inputs"]["width"] == 72
+
+    console.open(f"/gallery?project={api.project}")
+    page.get_by_role("button", name="Open").first.click()
+    page.get_by_role("link", name="Render again with changes").click()
+    page.get_by_text("Filled in from an earlier job.").wait_for()
+    page.get_by_role("textbox", name="Seed").fill("8")
+    third = render(page, "Render 1 picture", 1)
+    assert get_inputs(api, third) == {**inputs, "seed": 8}
+    assert [found["id"] for found in api.list_jobs()] == [third, again, job["id"]]
+
+
+def test_a_form_has_controls_for_all_types_and_options(
+    console: ConsoleBrowser, gateway: RunningStack, template: str
+) -> None:
+    api = Api(gateway)
+    page = console.sign_in_with_key(gateway.api_key).open("/render").page
+    page.get_by_role("combobox", name="Template").click()
+    page.get_by_role("option", name=template).click()
+    page.get_by_role("textbox", name="Name").fill("all types")
+    page.get_by_role("textbox", name="Seconds").fill("0.5")
+    page.get_by_role("textbox", name="Size").fill("48")
+    page.get_by_role("switch", name="Fails").uncheck()
+    page.get_by_role("combobox", name="Folder").click()
+    page.get_by_role("option", name="night").click()
+    page.get_by_label("Project").fill(api.project)
+    pool = page.get_by_role("textbox", name="Pool")
+    pool.fill("Not a pool")
+    page.get_by_text("Lower-case letters, digits and hyphens.").wait_for()
+    expect(page.get_by_role("button", name="Render 1 picture")).to_be_disabled()
+    pool.fill("default")
+    page.get_by_role("combobox", name="Priority").click()
+    page.get_by_role("option", name="last").click()
+    deadline = page.get_by_label("Deadline")
+    deadline.fill("2001-01-01T00:00")
+    page.get_by_text("The deadline has passed.").wait_for()
+    console.check_accessibility()
+    tomorrow = (datetime.now() + timedelta(days=1)).replace(second=0, microsecond=0)
+    deadline.fill(tomorrow.isoformat(timespec="minutes"))
+    page.get_by_role("switch", name="result from the cache").uncheck()
+    console.check_accessibility()
+    first, body = submit(page, "Render 1 picture")
+    wait_for_pictures(page, 1)
+    inputs = {"name": "all types", "seconds": 0.5, "size": 48, "fails": False, "folder": "night"}
+    assert datetime.fromisoformat(body.pop("deadline")) == tomorrow.astimezone()
+    options = {"priority": 5, "pool": "default", "cache": False}
+    assert body == {
+        "kind": "render", "template": template, "inputs": inputs, **options,
+        "metadata": {"project": api.project},
+    }  # fmt: skip
+    job = api.get(f"/jobs/{first}")
+    assert datetime.fromisoformat(job["submitted"]["deadline"]) == tomorrow.astimezone()
+    assert (job["priority"], job["status"]) == (5, "succeeded")
+
+    page.get_by_text("Sweep", exact=True).click()
+    page.get_by_role("combobox", name="Input", exact=True).click()
+    page.get_by_role("option", name="Fails").click()
+    values = page.get_by_role("combobox", name="Values")
+    for value in ("false", "true"):
+        values.fill(value)
+        values.press("Enter")
+    page.get_by_role("button", name="Vary another input").click()
+    page.get_by_role("combobox", name="Input", exact=True).last.click()
+    page.get_by_role("option", name="Folder").click()
+    for value in ("day", "night"):
+        values.last.fill(value)
+        values.last.press("Enter")
+    page.get_by_role("button", name="Render 4 variants").wait_for()
+    console.check_accessibility()
+    page.get_by_role("button", name="Do not vary Folder").click()
+    page.get_by_role("textbox", name="Seconds").fill("100")
+    second, body = submit(page, "Render 2 variants")
+    assert body["batch"] == {"sweep": {"inputs.fails": [False, True]}}
+    page.get_by_role("button", name="Cancel the job").click()
+    dialog = page.get_by_role("dialog", name="Cancel the job")
+    console.check_accessibility()
+    dialog.get_by_role("button", name="Cancel the job").click()
+    page.get_by_text("cancelled", exact=True).first.wait_for()
+    expect(page.get_by_role("button", name="Cancel the job")).to_have_count(0)
+    assert api.get(f"/jobs/{second}")["status"] == "cancelled"
 
 
 def test_a_picture_is_uploaded_for_an_input(console: ConsoleBrowser, gateway: RunningStack) -> None:
@@ -130,7 +316,12 @@ def test_a_picture_is_uploaded_for_an_input(console: ConsoleBrowser, gateway: Ru
     page.get_by_label("Project").fill(api.project)
     page.get_by_role("button", name="Render 1 picture").click()
     wait_for_pictures(page, 1)
+    uploaded = page.get_by_role("img", name="The chosen picture").get_attribute("src")
+    assert uploaded is not None
     assert len(api.list_files()) == 1
+    page.get_by_role("link", name="Open the job").click()
+    request = page.get_by_role("region", name="Request")
+    expect(request.get_by_role("link")).to_have_attribute("href", uploaded.partition("?")[0])
 
 
 def test_graphs_come_from_files_and_pictures(
@@ -139,31 +330,110 @@ def test_graphs_come_from_files_and_pictures(
     api = Api(gateway)
     page = console.sign_in_with_key(gateway.api_key).open("/render").page
     page.get_by_text("Graph", exact=True).click()
-    file = page.locator("input[type=file]")
-
-    def drop(name: str, content: bytes, kind: str = "application/json") -> None:
-        file.set_input_files([{"name": name, "mimeType": kind, "buffer": content}])
-
-    drop("text.json", b"[]")
+    chosen = {"name": "text.json", "mimeType": "application/json", "buffer": b"[]"}
+    page.locator("input[type=file]").set_input_files([chosen])
     page.get_by_text("The file is JSON, but no graph of ComfyUI.").wait_for()
-    drop("plain.png", b"\x89PNG\r\n\x1a\n", "image/png")
+    drop(page, "plain.png", b"\x89PNG\r\n\x1a\n", "image/png")
     page.get_by_text("This PNG carries no graph.").wait_for()
-    editor = {"nodes": [{"type": "SaveImage"}, {"type": "NoSuchNode"}], "links": []}
-    drop("editor.json", json.dumps(editor).encode())
-    page.get_by_text("This is the format that ComfyUI").wait_for()
-    page.get_by_role("listitem").filter(has_text="NoSuchNode").wait_for()
+    drop(page, "half.json", json.dumps({"nodes": [{"id": 1}]}).encode())
+    page.get_by_role("alert").filter(has_text="graph.nodes.0.type").wait_for()
     assert page.get_by_role("button", name="Render 1 picture").count() == 0
+    missing = graph(
+        [
+            node(1, "NoSuchNode"),
+            node(2, "UpscaleModelLoader", ["no-such-model.safetensors"]),
+            node(3, "LoadImage", ["not-mine.png", "image"]),
+        ],
+        [],
+    )
+    drop(page, "missing.json", json.dumps(missing).encode())
+    page.get_by_text("missing.json: 3 nodes").wait_for()
+    for text in ("NoSuchNode", "no-such-model.safetensors", "not-mine.png"):
+        page.get_by_role("listitem").filter(has_text=text).wait_for()
     console.check_accessibility()
     console.screenshot("render-missing")
     broken = {**GRAPH, "3": {"class_type": "NoSuchNode", "inputs": {}}}
-    drop("broken.json", json.dumps(broken).encode())
+    drop(page, "broken.json", json.dumps(broken).encode())
     page.get_by_text("broken.json: 3 nodes").wait_for()
-    page.get_by_text("Kinds of nodes that no pool has, or that you may not use:").wait_for()
-    drop("picture.png", png_with_graph(GRAPH), "image/png")
+    page.get_by_text("Kinds of nodes that it does not have, or that you may not use:").wait_for()
+    drop(page, "picture.png", png_with_graph(GRAPH), "image/png")
     page.get_by_text("picture.png: 2 nodes").wait_for()
-    page.get_by_text("The farm has every node and file of this graph.").wait_for()
+    page.get_by_text("has every node and file of this graph.").wait_for()
+    page.get_by_text("time and cost are unknown until it has been rendered").wait_for()
+    page.get_by_label("Project").fill(api.project)
+    job = render(page, "Render 1 picture", 1)
+    assert api.get(f"/jobs/{job}/graph")["1"] == GRAPH["1"]
+
+
+def test_a_graph_names_missing_files_and_is_varied(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    api = Api(gateway)
+    page = console.sign_in_with_key(gateway.api_key).open("/render").page
+    page.get_by_text("Graph", exact=True).click()
+    loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "none.safetensors"}}
+    shows = {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}}
+    drop(page, "model.json", json.dumps({"3": loader, "4": shows}).encode())
+    page.get_by_text("Model files and choices that it does not have:").wait_for()
+    missing = page.get_by_role("listitem").filter(has_text="none.safetensors")
+    expect(missing).to_have_text("CheckpointLoaderSimple (3) · ckpt_name: none.safetensors")
+    # What the server says of the node.
+    page.get_by_role("button", name="Render 1 picture").click()
+    refused = page.get_by_role("listitem").filter(has_text="Value not in list")
+    expect(refused).to_contain_text("CheckpointLoaderSimple (3)")
+    console.check_accessibility()
+    console.check_clean("400")
+
+    noise = {"class_type": "RandomNoise", "inputs": {"noise_seed": 7}}
+    drop(page, "seeds.json", json.dumps({**GRAPH, "3": noise, "4": shows}).encode())
+    page.get_by_text("has every node and file of this graph.").wait_for()
+    page.get_by_label("Project").fill(api.project)
+    page.get_by_text("Seeds", exact=True).click()
+    page.get_by_label("Number of seeds").fill("2")
+    job = render(page, "Render 2 variants", 2)
+    graphs = [api.get(f"/jobs/{job}/graph", step=step) for step in range(2)]
+    assert [graph["3"]["inputs"]["noise_seed"] for graph in graphs] == [7, 8]
+    page.get_by_text("Sweep", exact=True).click()
+    page.get_by_role("combobox", name="Input", exact=True).click()
+    page.get_by_role("option", name="EmptyImage (1) · color: 2003199").click()
+    values = page.get_by_role("combobox", name="Values")
+    values.press_sequentially("255,65280,")
+    console.check_accessibility()
+    job = render(page, "Render 2 variants", 2)
+    children = api.get(f"/jobs/{job}")["children"]
+    assert [child["inputs"] for child in children] == [
+        {"workflow.1.inputs.color": 255}, {"workflow.1.inputs.color": 65280},
+    ]  # fmt: skip
+
+
+def test_graphs_that_the_editor_saved_are_rendered(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    api = Api(gateway)
+    page = console.sign_in_with_key(gateway.api_key).open("/render").page
+    page.get_by_text("Graph", exact=True).click()
+    file = page.locator("input[type=file]")
+    # A seed that JavaScript would round.
+    saved = make_simple(0x6F2DA8)
+    saved["nodes"].append(node(5, "PrimitiveInt", [2**60 + 1, "fixed"]))
+    content = png_with_graph(saved, b"workflow")
+    file.set_input_files([{"name": "saved.png", "mimeType": "image/png", "buffer": content}])
+    page.get_by_text("saved.png: 3 nodes").wait_for()
+    page.get_by_text("has every node and file of this graph.").wait_for()
+    page.get_by_role("listitem").filter(has_text="Muted: Look (3)").wait_for()
+    page.get_by_role("listitem").filter(has_text="Notes: 1").wait_for()
+    console.check_accessibility()
+    console.screenshot("render-editor-graph", also="ja")
     page.get_by_label("Project").fill(api.project)
     page.get_by_role("button", name="Render 1 picture").click()
     wait_for_pictures(page, 1)
     [job] = api.list_jobs()
-    assert api.get(f"/jobs/{job['id']}/graph")["1"] == GRAPH["1"]
+    rendered = api.get(f"/jobs/{job['id']}/graph")
+    assert rendered["1"]["inputs"] == {
+        "width": 48,
+        "height": 32,
+        "batch_size": 1,
+        "color": 0x6F2DA8,
+    }
+    assert rendered["5"]["inputs"] == {"value": 2**60 + 1}
+    assert rendered.keys() == {"1", "2", "5"}

@@ -44,7 +44,7 @@ class Control:
     """A control of a page, the roles that see it, and the API calls that it makes.
 
     Attributes:
-        within: the page that shows it; ``open picture`` is the gallery's large view.
+        within: the page that shows it, or a name in `VIEWS`.
         others: True if roles that do not see the control are still allowed to make its API calls.
     """
 
@@ -57,6 +57,13 @@ class Control:
     others: bool = False
 
 
+# What is opened on a page: the page, the role and name of what opens it, and who can.
+VIEWS: dict[str, tuple[str, Any, str, tuple[Role, ...]]] = {
+    "open picture": ("/gallery", "button", "Open", READERS),
+    "menu of a member": ("/people", "button", "Actions for Boss", ADMINS),
+    "menu of a service account": ("/people", "button", "Actions for robot", ADMINS),
+    "menu of a key": ("/people/keys", "button", "Actions for", WRITERS),
+}
 LIMITS = ("PUT /accounts/limits/user:{user}", "DELETE /accounts/limits/user:{user}")
 MEMBER = "/accounts/organisations/{organisation}/members/{user}"
 CONTROLS = (
@@ -86,6 +93,16 @@ CONTROLS = (
     Control(
         within="/gallery", role="button", name="as a favourite", roles=WRITERS,
         calls=("PUT {file}/favourite", "DELETE {file}/favourite"),
+    ),
+    Control(
+        within="/render", role="button", name="Render 1 picture", roles=WRITERS,
+        calls=("POST /jobs", "POST /artifacts"), body={"kind": "render", "template": "swatch"},
+    ),
+    Control(within="/render", role="combobox", name="Template", roles=WRITERS),
+    Control(
+        within="/chat", role="button", name="Send", roles=WRITERS,
+        calls=("POST /v1/chat/completions", "POST /v1/feedback"),
+        body={"model": "auto", "messages": [{"role": "user", "content": "x"}]},
     ),
     Control(within="/gallery", role="checkbox", name="Select", roles=READERS),
     Control(within="open picture", role="link", name="Download", roles=READERS),
@@ -138,6 +155,38 @@ CONTROLS = (
     Control(
         within="/people", role="button", name="Actions for", roles=ADMINS,
         calls=(f"PATCH {MEMBER}", f"POST {MEMBER}/invitation", *LIMITS), body={},
+    ),
+    Control(
+        within="menu of a member", role="menuitem", name="Change role", roles=ADMINS,
+        calls=(f"PATCH {MEMBER}",), body={"role": "viewer"},
+    ),
+    Control(
+        within="menu of a member", role="menuitem", name="Limits and budget", roles=ADMINS,
+        calls=LIMITS, body={},
+    ),
+    Control(
+        within="menu of a member", role="menuitem", name="Disable", roles=ADMINS,
+        calls=(f"PATCH {MEMBER}",), body={"disabled": True},
+    ),
+    Control(
+        within="menu of a service account", role="menuitem", name="New key", roles=ADMINS,
+        calls=("POST /accounts/keys",), body={"user": "{robot}", "scopes": ["jobs:read"]},
+    ),
+    Control(
+        within="menu of a key", role="menuitem", name="Limits and budget", roles=ADMINS,
+        calls=("PUT /accounts/limits/key:{key}",), body={},
+    ),
+    Control(
+        within="menu of a key", role="menuitem", name="Replace secret", roles=WRITERS,
+        calls=("POST /accounts/keys/{key}/rotate",), body={},
+    ),
+    Control(
+        within="menu of a key", role="menuitem", name="Revoke", roles=WRITERS,
+        calls=("DELETE /accounts/keys/{key}",),
+    ),
+    Control(
+        within="/operate", role="button", name="Show the configuration", roles=OPERATOR,
+        calls=("GET /cluster/routes", "GET /cluster/config-changes", "GET /cluster/links"),
     ),
     Control(
         within="/people", role="button", name="New organisation", roles=OPERATOR,
@@ -199,12 +248,15 @@ class Studio:
         token = session["access_token"]
         everybody = {"name": "everybody", "scopes": ["text", "jobs:read", "jobs:write"]}
         key = self._accounts.call("POST", "/keys", everybody, key=token)
+        robots = f"/organisations/{self.organisation}/service-accounts"
+        robot = self._accounts.call("POST", robots, {"name": "robot"})
         self.job = _Member(stack, key["key"]).render(
             template="swatch", inputs={"prompt": "role", "seed": 7, "width": 64}
         )
         self.values = {
             "organisation": self.organisation,
             "user": session["user"]["id"],
+            "robot": robot["id"],
             "job": self.job["id"],
             "file": self.job["artifacts"][0]["url"],
             "key": self._accounts.call("GET", "/whoami", key=key["key"])["key_id"],
@@ -218,7 +270,20 @@ class Studio:
             console.sign_in(self._register(), PASSWORD)
         else:
             email = self._accounts.new_member(self.organisation, role, role.title())
+            if role in WRITERS:
+                login = {"email": email, "password": PASSWORD}
+                token = self._accounts.call("POST", "/login", login)["access_token"]
+                self._accounts.call("POST", "/keys", {"name": "own"}, key=token)
             console.sign_in(email, PASSWORD)
+
+    def fill(self, body: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Return a control's body with `values` in place of variables."""
+        if body is None:
+            return None
+        return {
+            name: value.format(**self.values) if isinstance(value, str) else value
+            for name, value in body.items()
+        }
 
     def _register(self) -> str:
         email = f"{secrets.token_hex(6)}@example.com"
@@ -274,7 +339,7 @@ def test_a_role_sees_the_controls_that_it_may_use(
     for control in CONTROLS:
         if role not in control.roles and not control.others:
             for call in control.calls:
-                status = call_api(page, call.format(**studio.values), control.body)
+                status = call_api(page, call.format(**studio.values), studio.fill(control.body))
                 if status not in (403, 404):
                     wrong.append(f"{control.name}: {call} is answered with {status}")
     assert wrong == []
@@ -283,9 +348,12 @@ def test_a_role_sees_the_controls_that_it_may_use(
 
 def open_view(console: ConsoleBrowser, studio: Studio, role: Role, within: str) -> bool:
     """Open the page that shows a control; return False if the role has no such page."""
-    path = "/gallery" if within == "open picture" else within.format(**studio.values)
+    path, opener, name, openers = VIEWS.get(within, (within, "", "", READERS))
+    path = path.format(**studio.values)
     parent = f"/{path.split('/')[1]}"
     if role not in next(roles for _, page, roles, _ in PAGES if page == parent):
+        return False
+    if name and role not in openers:
         return False
     if role == "operator" and parent in ("/jobs", "/gallery"):
         # The operator's own tenant has other jobs.
@@ -298,13 +366,15 @@ def open_view(console: ConsoleBrowser, studio: Studio, role: Role, within: str) 
     page.locator("main h2").first.wait_for()
     expect(page.locator("main .mantine-Skeleton-root[data-visible]")).to_have_count(0)
     if parent == "/gallery":
-        picture = page.get_by_role("list", name="Pictures").get_by_role("button", name="Open").first
-        picture.wait_for()
-        if within == "open picture":
-            picture.click()
-            page.get_by_role("dialog").wait_for()
-    if within == "/people":
+        page.get_by_role("list", name="Pictures").get_by_role(
+            "button", name="Open"
+        ).first.wait_for()
+    if path.startswith("/people?") or path == "/people":
         page.get_by_role("cell", name="Boss").first.wait_for()
+    if name:
+        page.locator("main").get_by_role(opener, name=name).first.click()
+        page.locator("[role=dialog], [role=menu]").first.wait_for()
+        console.check_accessibility()
     return True
 
 

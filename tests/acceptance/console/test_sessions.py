@@ -1,4 +1,4 @@
-"""Tests sessions that end while pages are open, and signing out of ComfyUI's pages."""
+"""Tests sessions that end while pages are open, and those of ComfyUI's pages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from playwright.sync_api import Page, expect
 
 from tests.acceptance.console.access_api import PASSWORD, AccountsApi
 from tests.acceptance.console.browser import ConsoleBrowser
+from tests.acceptance.console.calls import Api
 from tests.stack import RunningStack
 from tests.waiting import eventually_blocking
 
+_SKIP_TUTORIAL = """
+fetch("/settings/Comfy.TutorialCompleted", {
+  method: "POST", headers: {"content-type": "application/json"}, body: "true",
+}).then((answer) => answer.status)
+"""
+_COMFYUI_READY = "window.app?.graph && window.app.extensionManager && window.app.canvas"
 ENDED = "Your session has ended. Sign in to go on where you were."
 
 
@@ -111,6 +118,31 @@ def test_signing_out_of_comfyui_is_tried_again_while_the_accounts_app_is_down(
     assert cookie_names(page) == set()
     assert len(api.call("GET", "/sessions", key=other)["sessions"]) == 1
     console.check_clean("status of 401", "status of 503")
+
+
+def test_comfyui_opens_with_the_same_session_and_leads_back(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    # ComfyUI's page is served once some ComfyUI has said which nodes there are.
+    Api(gateway).render(template="swatch", inputs={"prompt": "comfyui", "seed": 7, "width": 64})
+    _, email = new_member(gateway)
+    page = console.sign_in(email, PASSWORD).page
+    # Else a newcomer is shown ComfyUI's templates first.
+    assert page.evaluate(_SKIP_TUTORIAL) == 200
+    console.choose_language("ja")
+    with page.expect_popup() as popup:
+        page.get_by_role("navigation").get_by_role("link", name="ComfyUI").click()
+    comfyui = popup.value
+    comfyui.wait_for_function(_COMFYUI_READY)
+    assert comfyui.get_by_label("API key").count() == 0
+    assert (
+        comfyui.evaluate("fetch('/accounts/me').then((answer) => answer.json())")["email"] == email
+    )
+    comfyui.locator(".comfy-menu-button-wrapper").click()
+    comfyui.get_by_role("menuitem", name="Moyin").hover()
+    comfyui.get_by_role("menuitem", name="コンソールを開く").click()
+    comfyui.get_by_role("banner").get_by_role("button", name="Mika").wait_for()
+    assert comfyui.url.startswith(f"{console.url}/console/")
 
 
 def refresh_until_signed_out(page: Page) -> None:

@@ -22,7 +22,12 @@ def test_a_wrong_key_is_reported_with_the_servers_message(console: ConsoleBrowse
     page = console.open().page
     page.get_by_role("tab", name="API key").click()
     page.get_by_placeholder("moyin_").fill("moyin_wrong")
-    page.get_by_role("button", name="Sign in").click()
+    with page.expect_response("**/accounts/session") as response:
+        page.get_by_role("button", name="Sign in").click()
+    body = response.value.json()
     alert = page.get_by_role("alert")
-    alert.get_by_text("invalid_api_key").wait_for()
+    assert body["code"] == "invalid_api_key"
+    for text in (body["detail"], f"Code: {body['code']}", f"Request: {body['request_id']}"):
+        alert.get_by_text(text, exact=True).wait_for()
+    console.check_accessibility()
     console.check_clean("401")

@@ -106,6 +106,7 @@ GATEWAY = {
     "GET /cluster/routes": "-xxxx++",
     "GET /cluster/links": "-xxxx++",
     "GET /cluster/config-changes": "-xxxx++",
+    "GET /cluster/doctor": "-xxxx++",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts": "-xx+x++",
     "POST /artifacts/archive": "-xx+x++",  # names no file
@@ -194,6 +195,7 @@ GATEWAY = {
     "GET /artifacts/signed/archive/{token}/{name}": "+++++++",
     "GET /templates": "-xx+x++",
     "GET /templates/{name}": "-xx+x++",
+    "POST /graphs/convert": "-xx+x++",  # converts no graph
     "GET /comfy/session": "-------",  # of a browser's cookie alone
     "POST /comfy/session": "+++++++",
     "POST /comfy/session/end": "+++++++",

@@ -1,4 +1,4 @@
-"""Tests pages and filters of the accounts app's lists, and who may see which budgets."""
+"""Tests pages and filters of the accounts app's lists, and the permissions to see budgets."""
 
 from __future__ import annotations
 

@@ -131,6 +131,15 @@ async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
     special_models = await comfy.get("/models/diffusion_models?pool=special")
     assert special_models == [_MODELS["special"]]
     assert "Where" not in await comfy.get("/object_info?pool=default")
+    async with comfy.session.get("/models/diffusion_models?search=SAFE&limit=1") as response:
+        assert await response.json() == sorted(_MODELS.values())[:1]
+        assert response.headers["x-total-count"] == "2"
+    path = "/object_info?pool=default&search=empty+image&limit=1&summary=true"
+    async with comfy.session.get(path) as response:
+        [(name, node)] = (await response.json()).items()
+        assert name <= "EmptyImage"
+        assert node.keys() == {"name", "display_name", "category", "description"}
+        assert int(response.headers["x-total-count"]) >= 1
     async with comfy.session.get("/models?pool=none") as response:
         assert (response.status, (await response.json())["error"]["type"]) == (
             400,

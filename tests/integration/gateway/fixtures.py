@@ -21,7 +21,8 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayServices, new_app
-from deployments.gateway.cluster.bodies import ClusterBody, LinksBody
+from deployments.gateway.cluster.bodies import ClusterBody, DoctorBody, LinksBody
+from deployments.gateway.cluster.doctor import describe_checks
 from deployments.gateway.cluster.feeds import READING_SECONDS, ClusterFeeds, FeedSources, Viewer
 from deployments.gateway.cluster.routes_view import build_routes
 from deployments.gateway.cluster.snapshot import build_cluster
@@ -68,6 +69,7 @@ from moyin.render.comfyui.pool_client import PoolResponse
 from moyin.render.imaging import PictureConverter, PictureProcesses
 from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog
 from moyin.settings import Settings
+from moyin.stack.doctor.machine import check_python
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.comfy_file_names import UploadStore
@@ -161,6 +163,9 @@ class ScriptedPools:
     async def read_cluster(self) -> ClusterBody:
         reading = ClusterReading(pools=dict(self.summaries), nodes=self.nodes)
         return build_cluster(self.pools, reading)
+
+    async def check_machine(self) -> DoctorBody:
+        return describe_checks([check_python()])
 
     async def executed(self, prompt_ids: Sequence[str]) -> set[str]:
         return set()
@@ -380,6 +385,7 @@ class Farm:
                 cluster=self.scripted_pools.read_cluster, backends=read_backends,
                 usage=read_usage, models=read_models, jobs=NewestJobs(self.jobs, places).read,
                 routes=lambda _: build_routes(proxy.pools, table, {}).model_dump_json(),
+                doctor=self.scripted_pools.check_machine,
             ),
             seconds=dict.fromkeys(READING_SECONDS, 0.1), clock=lambda: self.clock(),
         )  # fmt: skip

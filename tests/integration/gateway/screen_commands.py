@@ -90,7 +90,7 @@ COMMANDS: Sequence[tuple[str, int]] = (
     ("profiles use newcomer", 0),
     ("profiles use local", 0),
     ("profiles use none", 1),
-    ("profiles remove spare", 0),
+    ("profiles remove spare-{run}", 0),
     ("quality show", 0),
     ("quality export", 0),
     ("quality freeze", 0),
@@ -108,6 +108,11 @@ COMMANDS: Sequence[tuple[str, int]] = (
 ELSEWHERE = {"down", "deploy", "profiles add", "comfyui connect", "connect ollama"}
 # Their only screen is an error: a batch that could be cancelled may have ended meanwhile.
 FAILING = {"batches cancel"}
+# Their JSON is an object per line.
+LINES = {
+    "logs", "chat", "jobs watch", "batches submit", "batches watch", "batches results",
+    "audit export",
+}  # fmt: skip
 # What a tenant that has nothing yet sees.
 EMPTY = {
     "--profile newcomer jobs list": "no jobs: `moyin render GRAPH` makes one",

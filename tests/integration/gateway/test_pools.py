@@ -14,6 +14,7 @@ from moyin.domain.limits import Limit, PoolRules
 from moyin.domain.serialization import encode
 from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 from moyin.store.limits import LimitStore
+from tests.editor_graphs import graph, node
 from tests.integration.gateway.fixtures import Farm, ScriptedPools, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
 
@@ -21,6 +22,7 @@ NODES_PATH = {
     name: {"input": {}, "output": [], "output_node": True}
     for name in ("EmptyImage", "Secret", "SaveLoRA")
 }
+MODEL = {"input": {"required": {"ckpt_name": [["sea.safetensors"], {}]}}, "output": ["MODEL"]}
 LOAD = {"input": {"required": {"image": [[], {"image_upload": True}]}}, "output": ["IMAGE"]}
 GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
 
@@ -37,7 +39,7 @@ class Pools(ScriptedPools):
         if path == RULES_PATH:
             content = encode(self.rules.get(pool, PoolRules()))
         elif path == "/object_info":
-            content = json.dumps({**NODES_PATH, "Load": LOAD}).encode()
+            content = json.dumps({**NODES_PATH, "Load": LOAD, "Model": MODEL}).encode()
         return PoolResponse(version="1", state="up", content=content)
 
 
@@ -113,10 +115,10 @@ async def test_a_tenant_without_any_pool_renders_nothing(farm: Farm) -> None:
 
 
 async def test_a_node_that_is_denied_is_not_shown_and_not_taken(farm: Farm) -> None:
-    assert await list_nodes(farm.client) == {"EmptyImage", "Secret", "Load"}
+    assert await list_nodes(farm.client) == {"EmptyImage", "Secret", "Load", "Model"}
     limit = Limit(subject="owner:bob", denied_nodes=("Sec*",))
     await LimitStore(farm.database).set(limit)
-    assert await list_nodes(farm.other) == {"EmptyImage", "Load"}
+    assert await list_nodes(farm.other) == {"EmptyImage", "Load", "Model"}
     async with farm.other.get("/object_info/Secret") as response:
         assert await response.json() == {}
     for session, kind in ((farm.client, "SaveLoRA"), (farm.other, "Secret")):
@@ -140,3 +142,48 @@ async def test_a_limit_of_pools_and_nodes_is_kept(farm: Farm) -> None:
     assert await store.list_for(["owner:x"]) == (limit,)
     await store.set(Limit(subject="owner:x", open_jobs=1))
     assert await store.list_for(["owner:x"]) == (Limit(subject="owner:x", open_jobs=1),)
+
+
+async def test_a_graph_of_the_editor_is_converted_for_the_pools_of_its_tenant(farm: Farm) -> None:
+    await LimitStore(farm.database).set(Limit(subject="owner:bob", denied_nodes=("Sec*",)))
+    async with farm.other.post("/upload/image", data={"image": b"picture"}) as response:
+        assert response.status == 200
+    upload = (await response.json())["name"]
+    nodes = [
+        node(1, "Secret"),
+        node(2, "Model", ["sea.safetensors"]),
+        node(3, "Model", ["lake.safetensors"]),
+        node(4, "Load", ["mine.png", "image"]),
+        node(5, "Load", [upload, "image"]),
+        node(6, "Note", ["Hello"]),
+    ]
+    saved = graph(nodes, [])
+    status, body = await post_json(farm.other, "/graphs/convert", {"graph": saved})
+    assert (status, body["format"], body["pool"]) == (200, "editor", "default")
+    assert body["graph"].keys() == {"1", "2", "3", "4", "5"}
+    assert body["missing"] == {
+        "nodes": [{"class_type": "Secret", "nodes": ["1"]}],
+        "choices": [
+            {"node": "3", "class_type": "Model", "input": "ckpt_name", "value": "lake.safetensors"}
+        ],
+        "files": [{"node": "4", "class_type": "Load", "input": "image", "value": "mine.png"}],
+    }
+    assert [(part["reason"], part["node"]) for part in body["left_out"]] == [("note", "6")]
+    # The API format, and the body of a prompt, are taken as they are.
+    status, again = await post_json(
+        farm.other, "/graphs/convert", {"graph": {"prompt": body["graph"]}}
+    )
+    assert (status, again["format"], again["left_out"]) == (200, "api", [])
+    assert (again["graph"], again["missing"]) == (body["graph"], body["missing"])
+    for request, field in (
+        ({}, "graph"),
+        ({"graph": saved, "pool": "fast"}, "pool"),
+        ({"graph": {"nodes": [{"id": 1}]}}, "graph.nodes.0.type"),
+        ({"graph": {"1": {"inputs": {}}}}, "graph.1.class_type"),
+        ({"graph": {}}, "graph"),
+    ):
+        status, problem = await post_json(farm.other, "/graphs/convert", request)
+        assert (status, problem["code"], problem["field"]) == (400, "invalid_request", field)
+    big = {"1": {"class_type": "EmptyImage", "inputs": {"seed": 2**64 - 1}}}
+    status, body = await post_json(farm.client, "/graphs/convert", {"graph": big, "pool": "fast"})
+    assert (status, body["graph"], body["pool"]) == (200, big, "fast")

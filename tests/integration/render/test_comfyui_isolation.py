@@ -631,7 +631,7 @@ def _own_addresses() -> list[Any]:
 
 
 async def _list_visible_files(renderer: ComfyRenderer) -> list[str]:
-    """Return the files that the next prompt finds in its folders, for a later comparison."""
+    """Run a prompt that lists every file it can see, and return their paths."""
     await render_graph(renderer, picture())
     result: list[str] = await run_attempt(renderer, _SEEN, [str(renderer._folder.base)])
     assert result, "the bridge at least"

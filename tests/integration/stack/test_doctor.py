@@ -4,68 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 
 from moyin.render.comfyui.bubblewrap import find_bubblewraps
-from moyin.stack.layout import Layout
 from tests.integration.servers import TemporalServer, ValkeyServer
-from tests.stack import ROOT, free_port_base
+from tests.integration.stack.doctor_command import examine
 
 pytestmark = pytest.mark.timeout(240)
 _NOBODY = 65534
-
-
-@pytest.fixture
-def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Return environment variables with a new data folder and free ports."""
-    inherited_environ = {
-        n: v for n, v in os.environ.items() if not n.startswith(("MOYIN_", "RAY_"))
-    }
-    yield {
-        **inherited_environ,
-        "PYTHONPATH": str(ROOT),
-        "MOYIN_DATA": str(tmp_path / "data"),
-        "MOYIN_PORT_BASE": str(free_port_base()),
-        "XDG_CONFIG_HOME": str(tmp_path / "config"),
-    }
-    Layout(tmp_path / "data").remove_runtime_files()
-
-
-def examine(
-    environ: Mapping[str, str], *options: str, sandbox_command: Sequence[str] = ()
-) -> tuple[int, dict[str, Any]]:
-    """Run `moyin doctor --json`, and return its exit status and its checks by name.
-
-    Args:
-        sandbox_command: the command line of a sandbox to run it in.
-    """
-    command = [
-        *sandbox_command,
-        sys.executable,
-        "-m",
-        "moyin.cli.main",
-        "doctor",
-        "--json",
-        *options,
-    ]
-    process = subprocess.run(
-        command,
-        env=dict(environ),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert process.stdout.startswith("["), process.stdout + process.stderr
-    return process.returncode, {check["name"]: check for check in json.loads(process.stdout)}
 
 
 def test_sandbox_with_a_full_disk_little_memory_and_no_rights(

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
+from tests.examples import run_shell_example
 from tests.stack import ROOT, RecordMeasurement, RunningStack
+from tests.waiting import eventually_blocking
 
 pytestmark = pytest.mark.timeout(300)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -23,6 +29,37 @@ def test_the_demo_ends_well_without_a_terminal(gateway: RunningStack, tmp_path: 
     assert gateway.api_key in output
     assert "moyin down" in output
     assert "\x1b" not in output
+
+
+@pytest.mark.parametrize("page", ["docs/quickstart.md", "docs/ja/quickstart.md"])
+def test_commands_of_the_quickstarts_work(gateway: RunningStack, tmp_path: Path, page: str) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    programs = Path(sys.executable).parent
+    variables = {**gateway.env, "PATH": f"{programs}{os.pathsep}{gateway.env['PATH']}"}
+    # `make demo`, the page's first command, waits for the model.
+    eventually_blocking(lambda: httpx.get(f"{gateway.url}/v1/readyz").is_success)
+
+    def run(name: str, replaced: Mapping[str, str] | None = None) -> str:
+        return run_shell_example(
+            page, name, url=gateway.url, folder=tmp_path, replaced=replaced, **variables
+        )
+
+    def ask() -> str:
+        try:
+            return run("command-ask", {"moyin chat": "moyin chat --max-tokens 16"})
+        except AssertionError as error:
+            # Other tests may have stopped the shared model for a moment.
+            if "service_unavailable" not in str(error):
+                raise
+            return ""
+
+    assert eventually_blocking(ask).strip()
+    newest_job = "$(moyin jobs list | awk 'NR == 1 {print $1}')"
+    output = run("command-render", {"show ID": f'show "{newest_job}"'})
+    assert '"status": "succeeded"' in output
+    assert list((tmp_path / "pictures").glob("*.png"))
+    # What `doctor` finds on the machine of the tests is not part of the example.
+    assert "gateway" in run("command-look", {"moyin doctor": "moyin doctor || test $? = 1"})
 
 
 def test_an_answer_goes_to_standard_output_and_its_cost_to_standard_error(

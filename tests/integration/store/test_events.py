@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -78,8 +79,12 @@ async def test_a_late_watcher_rewinds_without_repeating_to_the_others(
 
 
 async def test_resume_after_an_id(store: EventStore, hub: EventHub) -> None:
+    before = time.time()
     await publish(store, "a", range(5))
     stored_events = await store.replay("a", None)
+    # An id begins with the milliseconds when the event was published.
+    published = [int(e.id.partition("-")[0]) for e in stored_events]
+    assert int(before * 1000) <= published[0] <= published[-1] <= time.time() * 1000
     assert [e.data["n"] for e in stored_events] == [0, 1, 2, 3, 4]
     assert [e.data["n"] for e in await store.replay("a", stored_events[2].id)] == [3, 4]
     async with hub.subscribe("a", stored_events[2].id) as events:

@@ -22,7 +22,7 @@ from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.keys import KeyStore
 from moyin.store.schema import is_in_metadata, metadata, usage
-from moyin.store.sql import Database, migrate, now
+from moyin.store.sql import Database, get_newest_revision, migrate, now, read_revision
 from moyin.store.tokens import compute_digest
 from tests.integration.access.fixtures import Postgres
 
@@ -46,6 +46,17 @@ def test_migrating_up_makes_the_schema_and_down_removes_it(empty_url: str) -> No
         assert (identity.owner, identity.scopes, identity.user) == ("studio", ALL_SCOPES, None)
         migrate(empty_url, "base", down=True)
         assert asyncio.run(_with_database(empty_url, _list_tables)) == {"alembic_version"}
+
+
+def test_one_step_down_and_unknown_revisions(empty_url: str) -> None:
+    migrate(empty_url)
+    newest = get_newest_revision()
+    migrate(empty_url, "-1", down=True)
+    assert asyncio.run(read_revision(empty_url)) == f"{int(newest) - 1:04}"
+    with pytest.raises(StackError, match="cannot migrate up to 'nothing': "):
+        migrate(empty_url, "nothing")
+    migrate(empty_url, "+1")
+    assert asyncio.run(read_revision(empty_url)) == newest
 
 
 async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Postgres) -> None:

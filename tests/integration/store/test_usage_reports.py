@@ -157,6 +157,18 @@ async def test_sums_by_groups_and_price_classes(
     )
     assert merged_group.cost_usd == Decimal("0.000000002")
     assert {item.group[1] for item in usage_sums} == {"k1"}
+    by_model, by_day_and_key = await recorded.reports.sum_by_each(
+        CallFilter(owner="ada"), [[GroupBy.MODEL], [GroupBy.DAY, GroupBy.KEY]], classes
+    )
+    assert sorted(by_day_and_key, key=repr) == sorted(usage_sums, key=repr)
+    assert sorted(by_model, key=repr) == sorted(
+        await recorded.reports.sum_calls(CallFilter(owner="ada"), [GroupBy.MODEL], classes),
+        key=repr,
+    )
+    assert {(item.group, item.is_embedding) for item in by_model} == {
+        (("haiku",), False),
+        (("vectors",), True),
+    }
     [total_sum] = await recorded.reports.sum_calls(
         CallFilter(owner="ada", until=NOON + timedelta(hours=1), model="haiku"), [], PriceClasses()
     )

@@ -85,9 +85,24 @@ async def test_errors_of_a_page_have_anthropics_shape(models_app: ModelsApp, que
     status, body = await get(models_app, f"models?{query}", models_app.api_key, **version)
     assert (status, body["type"], body["error"]["type"]) == (400, "error", "invalid_request_error")
     assert body["error"]["field"] in query
-    # Others know no pages.
     status, body = await get(models_app, f"models?{query}", models_app.api_key)
-    assert (status, [model["id"] for model in body["data"]]) == (200, ALL)
+    assert (status, body["error"]["type"]) == (400, "invalid_request_error")
+    assert body["error"]["param"] in query
+
+
+async def test_other_clients_get_all_unless_they_want_a_page(models_app: ModelsApp) -> None:
+    for query, names, has_more in (
+        ("", ALL, False),
+        ("?limit=2", ALL[:2], True),
+        (f"?limit=2&after_id={ALL[1]}", ALL[2:4], True),
+        ("?search=%20LOU&limit=9", ["cloud"], False),
+        ("?search=none", [], False),
+    ):
+        status, body = await get(models_app, f"models{query}", models_app.api_key)
+        assert (status, [model["id"] for model in body["data"]]) == (200, names), query
+        assert body["has_more"] is has_more, query
+    status, _ = await get(models_app, f"models?search={'x' * 201}", models_app.api_key)
+    assert status == 400
 
 
 async def test_errors_have_the_format_of_each_protocol(models_app: ModelsApp) -> None:

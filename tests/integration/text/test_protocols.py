@@ -57,7 +57,7 @@ async def models_app(wire_server: WireServer, tmp_path: Path) -> AsyncIterator[M
 
 
 @pytest.fixture
-async def protocol_clients(models_app: ModelsApp) -> AsyncIterator[ollama.AsyncClient]:
+async def ollama_client(models_app: ModelsApp) -> AsyncIterator[ollama.AsyncClient]:
     headers = {"authorization": f"Bearer {models_app.api_key}"}
     client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
     yield client
@@ -73,7 +73,7 @@ async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.mark.parametrize("model", ["gpt-vectors", "llama-vectors"])
 async def test_embeddings_are_answered_to_openai_and_ollama_clients(
-    models_app: ModelsApp, protocol_clients: ollama.AsyncClient, wire_server: WireServer, model: str
+    models_app: ModelsApp, ollama_client: ollama.AsyncClient, wire_server: WireServer, model: str
 ) -> None:
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
@@ -85,7 +85,7 @@ async def test_embeddings_are_answered_to_openai_and_ollama_clients(
     assert [row.embedding for row in single_answer.data] == [[4.5, 4.5, 4.5]]
     assert [row.embedding for row in batch_answer.data] == [[1.5, 1.5], [2.5, 2.5]]
     assert single_answer.usage.total_tokens == PROMPT
-    ollama_answer = await protocol_clients.embed(model=model, input=["a", "bc"], dimensions=1)
+    ollama_answer = await ollama_client.embed(model=model, input=["a", "bc"], dimensions=1)
     assert [list(row) for row in ollama_answer.embeddings] == [[1.5], [2.5]]
     assert ollama_answer.prompt_eval_count == PROMPT
     if model == "llama-vectors":
@@ -122,42 +122,40 @@ async def test_tokens_are_counted_by_the_backend_or_estimated(
             await client.messages.count_tokens(model="nobody", **request)
 
 
-async def test_model_routes_of_ollamas_client(protocol_clients: ollama.AsyncClient) -> None:
-    model_list = await protocol_clients.list()
+async def test_model_routes_of_ollamas_client(ollama_client: ollama.AsyncClient) -> None:
+    model_list = await ollama_client.list()
     names = {f"{name}:latest" for name in ("auto", "gpt", "llama", "claude")}
     assert names <= {model.model for model in model_list.models}
-    shown_model = await protocol_clients.show("llama")
+    shown_model = await ollama_client.show("llama")
     assert shown_model.capabilities == ["completion", "tools", "vision"]
     assert (shown_model.modelinfo or {})["moyin.context_length"] == 9000
-    assert (await protocol_clients.show("gpt-vectors")).capabilities == ["embedding"]
+    assert (await ollama_client.show("gpt-vectors")).capabilities == ["embedding"]
     with pytest.raises(ollama.ResponseError) as exc_info:
-        await protocol_clients.show("nobody")
+        await ollama_client.show("nobody")
     assert exc_info.value.status_code == 404
-    assert {model.model for model in (await protocol_clients.ps()).models} >= names - {
-        "auto:latest"
-    }
+    assert {model.model for model in (await ollama_client.ps()).models} >= names - {"auto:latest"}
 
 
 @pytest.mark.parametrize("model", ["gpt", "claude", "llama"])
 async def test_generate_whole_streamed_and_with_a_picture(
-    protocol_clients: ollama.AsyncClient, model: str
+    ollama_client: ollama.AsyncClient, model: str
 ) -> None:
     request: dict[str, Any] = {"model": model, "prompt": "hi", "system": "Brief."}
-    whole_answer = await protocol_clients.generate(**request)
+    whole_answer = await ollama_client.generate(**request)
     assert whole_answer.response == "Brief. After 1 turns STOP: hello"
-    pieces = [piece async for piece in await protocol_clients.generate(**request, stream=True)]
+    pieces = [piece async for piece in await ollama_client.generate(**request, stream=True)]
     assert "".join(piece.response or "" for piece in pieces) == whole_answer.response
     assert (pieces[-1].done, pieces[-1].prompt_eval_count) == (True, PROMPT)
-    picture_answer = await protocol_clients.generate(model=model, prompt="look", images=[PICTURE])
+    picture_answer = await ollama_client.generate(model=model, prompt="look", images=[PICTURE])
     assert picture_answer.response == SEEN
 
 
 async def test_a_request_that_only_loads_is_answered_at_once(
-    protocol_clients: ollama.AsyncClient, wire_server: WireServer
+    ollama_client: ollama.AsyncClient, wire_server: WireServer
 ) -> None:
     for load_answer in (
-        await protocol_clients.generate(model="gpt"),
-        await protocol_clients.chat(model="gpt"),
+        await ollama_client.generate(model="gpt"),
+        await ollama_client.chat(model="gpt"),
     ):
         assert (load_answer.done, load_answer.done_reason) == (True, "load")
     assert wire_server.requests == []

@@ -128,6 +128,12 @@ async def test_usage_is_summed_and_compared_with_the_dearest_model(
     assert "owner" not in groups["dear"]
     dearest_cost = sum(Decimal(group["dearest_cost_usd"]) for group in groups.values())
     assert dearest_cost == DEAREST
+    assert "days" not in report
+    _, daily_report = await get(models_app, "usage?group_by=model&daily=true", eve_key)
+    assert daily_report["total"] == total
+    assert {group["model"] for group in daily_report["groups"]} == groups.keys()
+    [day] = daily_report["days"]
+    assert day == {"day": groups["dear"]["day"], **total}
     _, past_usage = await get(models_app, "usage?from=2026-01-01&to=2026-02-01", eve_key)
     assert (past_usage["total"]["calls"], past_usage["groups"]) == (0, [])
     assert (past_usage["from"], past_usage["to"]) == (
@@ -176,6 +182,7 @@ async def test_only_operators_see_other_tenants(models_app: ModelsApp, eve_key: 
         ("usage?limit=501", "limit"),
         ("usage?cursor=x", "cursor"),
         ("usage?cursor=W10", "cursor"),
+        ("usage?daily=always", "daily"),
         ("usage?group_by=hour", "group_by.0"),
         ("usage?group_by=day&group_by=day", "group_by"),
         ("usage?group_by=day&group_by=key&group_by=model", "group_by"),

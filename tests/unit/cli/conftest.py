@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from aiohttp.test_utils import TestServer
 
 from moyin.client.gateway import GatewayClient
 from moyin.stack.layout import Layout
+from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
 from tests.unit.cli.scripted_gateway import ScriptedGateway
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -50,3 +52,21 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedGateway]:
         monkeypatch.setenv("MOYIN_URL", scripted_gateway.url)
         monkeypatch.setenv("MOYIN_API_KEY", "key")
         yield scripted_gateway
+
+
+@pytest.fixture
+def running_stack(tmp_path: Path) -> StackState:
+    """Return the state of a stack that appears to run, because this process holds its lock."""
+    layout = Layout(tmp_path / "data")
+    layout.prepare()
+    lock = SupervisorLock(layout.lock)
+    lock.acquire()
+    state = StackState(
+        pid=os.getpid(),
+        phase=Phase.READY,
+        ready_after=12.3,
+        parts={"ray": Part(status=PartStatus.UP, pid=99)},
+        addresses={"gateway": "http://127.0.0.1:8000"},
+    )
+    write_state(layout.state, state)
+    return state

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,25 +12,7 @@ from moyin.cli.main import run
 from moyin.errors import StackError
 from moyin.stack import apps
 from moyin.stack.layout import Layout
-from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
-
-
-@pytest.fixture
-def running_stack(tmp_path: Path) -> StackState:
-    """Return the state of a stack that appears to run, because this process holds its lock."""
-    layout = Layout(tmp_path / "data")
-    layout.prepare()
-    lock = SupervisorLock(layout.lock)
-    lock.acquire()
-    state = StackState(
-        pid=os.getpid(),
-        phase=Phase.READY,
-        ready_after=12.3,
-        parts={"ray": Part(status=PartStatus.UP, pid=99)},
-        addresses={"gateway": "http://127.0.0.1:8000"},
-    )
-    write_state(layout.state, state)
-    return state
+from moyin.stack.state import StackState
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +141,6 @@ def test_keys_are_created_listed_rotated_and_revoked(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"nodes": [], "links": []}', "is in the format of ComfyUI's editor"),
         ("[]", "is not a graph"),
         ("{", "cannot be read as JSON"),
     ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import os
 import signal
 import socket
@@ -349,19 +350,19 @@ def test_connect_reports_missing_profile_key_and_gateway(
     assert "no response from the gateway at http://127.0.0.1:9" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, ["--json"])])
 async def test_the_command_ends_in_peace(
-    gateway_and_url: Fake, tmp_path: Path, number: signal.Signals
+    gateway_and_url: Fake, tmp_path: Path, number: signal.Signals, options: list[str]
 ) -> None:
     write_profile(tmp_path / "profile.toml", Profile(url=gateway_and_url[1], api_key=KEY))
     environment: dict[str, Any] = {**os.environ, "MOYIN_DATA": str(tmp_path)}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0",
+        sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0", *options,
         cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
     line = (await process.stdout.readline()).decode()
-    url = line.split(" at ")[1].split()[0]
+    url = json.loads(line)["url"] if options else line.split(" at ")[1].split()[0]
     async with aiohttp.ClientSession(url) as session:
         socket = await session.ws_connect("/ws?clientId=a")
         process.send_signal(number)

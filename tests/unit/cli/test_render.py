@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from moyin.cli.main import run
 from moyin.cli.render import _build_job_source, _parse_input
 from moyin.errors import StackError
+from tests.editor_graphs import make_simple
+from tests.unit.cli.scripted_gateway import ScriptedGateway
 
 
 def test_inputs_are_parsed_as_json_if_possible() -> None:
@@ -36,3 +39,24 @@ def test_invalid_output_folder_is_rejected_before_submission(
     assert output.out == ""
     assert "the output folder" in output.err
     assert "unexpected" not in output.err
+
+
+def test_a_graph_of_the_editor_is_converted_before_it_is_submitted(
+    gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved, converted = make_simple(2**60), {"1": {"class_type": "A", "inputs": {}}}
+    part = {"node": "1", "class_type": "A", "input": "ckpt_name", "value": "sea.safetensors"}
+    gateway.routes["POST /graphs/convert"] = {
+        "format": "editor", "graph": converted, "pool": "big", "left_out": [],
+        "missing": {
+            "nodes": [{"class_type": "A", "nodes": ["1"]}], "choices": [part], "files": [],
+        },
+    }  # fmt: skip
+    file = tmp_path / "editor.json"
+    file.write_text(json.dumps(saved))
+    # The gateway has no route for the job itself.
+    assert run(["render", str(file), "--pool", "big", "-o", str(tmp_path)]) == 1
+    assert "pool big lacks: A, sea.safetensors" in capsys.readouterr().err
+    (_, path, body, _), (_, jobs, job, _) = gateway.requests
+    assert (path, body) == ("/graphs/convert", {"graph": saved, "pool": "big"})
+    assert (jobs, job["workflow"]) == ("/jobs", converted)

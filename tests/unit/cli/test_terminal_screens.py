@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tests.command_screens import capture, find_flaws
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.command_screens import capture, find_flaws, run_in_pipe
 from tests.unit.cli.scripted_gateway import ScriptedGateway
 from tests.unit.cli.test_management import (
     ANN,
@@ -53,3 +57,48 @@ def test_screens_of_management(gateway: ScriptedGateway) -> None:
         assert screen.status == (1 if command == "models show none" else 0), screen.text
         assert find_flaws(screen) == [], command
     assert screens["models show none"][0].startswith("error: not_found: ")
+
+
+def test_quality_of_many_kinds_fits_a_narrow_terminal(gateway: ScriptedGateway) -> None:
+    kinds = ("code", "extraction", "mathematics", "reasoning", "summary", "translation")
+    names = [f"claude-model-{number}" for number in range(4)]
+    models = [
+        {
+            "model": name, "ability": 4.6, "spread": 0.7,
+            "kinds": {kind: {"ability": 5.1} for kind in kinds},
+            "source": f"{name}, the vendor's line-up on 2026-11-27",
+            "signals": dict.fromkeys(kinds, 2.0), "shared": {"code": 0.4},
+        }
+        for name in names
+    ]  # fmt: skip
+    gateway.routes["GET /v1/quality"] = {
+        "owner": "studio", "frozen": False, "table_date": "2026-11-27", "models": models,
+        "calibration": [], "prices": [],
+    }  # fmt: skip
+    [screen] = capture([["quality", "show"]], columns=80)
+    assert find_flaws(screen) == []
+    rows = [line for line in screen.lines if line.startswith(names[0])]
+    assert rows[0].split(maxsplit=5) == [
+        names[0], "+4.6", "±", "0.7", "12", "the vendor's line-up on 2026-11-27",
+    ]  # fmt: skip
+    assert len(rows) == 4, "by kind of request each model has one entry per list"
+    # Two lines of heading, a table, and three lists with at most two lines per entry.
+    assert len(screen.lines) <= 33
+    [piped] = run_in_pipe([["quality", "show"]])
+    ability = "+4.6 ± 0.7, " + ", ".join(f"{kind} +5.1" for kind in kinds)
+    assert piped.lines[0].split("\t") == [
+        names[0], ability, "the vendor's line-up on 2026-11-27",
+        ", ".join(f"{kind} 2" for kind in kinds), "code +0.4",
+    ]  # fmt: skip
+
+
+def test_json_of_a_render_has_no_bar_on_a_terminal(
+    gateway: ScriptedGateway, tmp_path: Path
+) -> None:
+    job: dict[str, Any] = {"id": "j1", "status": "succeeded", "artifacts": [], "error": None}
+    events = f"event: queued\ndata: {{}}\n\nevent: succeeded\ndata: {json.dumps(job)}\n\n"
+    gateway.routes = {"POST /jobs": {"id": "j1"}, "GET /jobs/j1/events": events.encode()}
+    command = ["render", "-t", "swatch", "-o", str(tmp_path)]
+    with_bar, as_json = capture([command, [*command, "--json"]])
+    assert "queued" in with_bar.output.decode()
+    assert json.loads(as_json.text) == {**job, "paths": []}

@@ -75,11 +75,12 @@ def test_the_policy_allows_only_the_pages_own_scripts() -> None:
     assert "'unsafe-inline'" not in policy.partition("script-src")[2].partition(";")[0]
 
 
-def test_the_base_path_and_its_script_are_inserted_and_allowed() -> None:
+def test_the_base_path_and_our_scripts_are_inserted_and_allowed() -> None:
     page = set_base_path("<html><head><title>x</title></head></html>", "/comfy/")
     assert page.startswith('<html><head><base href="/comfy/"><script>')
     assert page.endswith("<title>x</title></head></html>")
-    assert build_security_policy(page).count("sha256-") == 1
+    assert '"/console/"' in page
+    assert page.count("<script>") == build_security_policy(page).count("sha256-") == 2
 
 
 def test_picture_urls_are_rebased_below_the_page(tmp_path: Path) -> None:

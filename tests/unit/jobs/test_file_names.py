@@ -100,7 +100,7 @@ async def test_names_in_pipelines() -> None:
     assert spec.steps[2].payload["load"]["inputs"]["image"] == DOG
 
 
-async def test_names_in_batches_of_a_graph() -> None:
+async def test_file_names_in_batches_of_a_graph_are_replaced() -> None:
     job = {"kind": "render", "workflow": load_image_step("cat.png", seed=5)}
     spec = await replace_file_names({**job, "batch": {"seeds": 2}})
     assert images(spec) == [CAT, CAT]

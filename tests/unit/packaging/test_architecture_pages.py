@@ -1,4 +1,4 @@
-"""Tests that every source file that the architecture pages name exists."""
+"""Tests that all source files named on the architecture pages exist."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ export const strings: Catalogue<typeof en> = {
     limits: "制限と予算",
     noKeys: "キーはありません",
     noKeysHint: "Moyin を呼び出すプログラムごとに、必要最小限のスコープでキーを作成してください。",
-    noKeysHintOthers: "メンバーは自分のキーを「マイアカウント」で作成します。サービスアカウントのキーは、組織の管理者またはオペレーターが「メンバー」の行メニューから作成します。",
+    noKeysHintOthers: "メンバーは自分のキーを「アカウント」で作成します。サービスアカウントのキーは、組織の管理者またはオペレーターが「メンバー」の行メニューから作成します。",
     newKeyTitle: "新しいキー",
     newKeyExplanation: "Bearer トークンとして送信するか、プログラムの MOYIN_API_KEY または OPENAI_API_KEY に設定します。",
     unnamed: "（名前なし）",

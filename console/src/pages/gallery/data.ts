@@ -1,6 +1,8 @@
 /** Reads the pages of the gallery, and does what a person asks of its files. */
 
-import { type InfiniteData, useInfiniteQuery, useMutation, useQueryClient } from "@tanstack/react-query";
+import {
+  type InfiniteData, infiniteQueryOptions, type QueryClient, useInfiniteQuery, useMutation, useQueryClient,
+} from "@tanstack/react-query";
 
 import type { components } from "#api/gateway";
 import { body, gateway } from "#/api/client";
@@ -76,8 +78,8 @@ async function readPage(filter: GalleryFilter, cursor: string | null): Promise<P
   return page;
 }
 
-export function useGallery(filter: GalleryFilter) {
-  return useInfiniteQuery({
+function buildGalleryQuery(filter: GalleryFilter) {
+  return infiniteQueryOptions({
     queryKey: ["gallery", filter],
     initialPageParam: null as string | null,
     queryFn: ({ pageParam }) => readPage(filter, pageParam),
@@ -85,6 +87,15 @@ export function useGallery(filter: GalleryFilter) {
     // Reading all pages again whenever the window is looked at would grow with every page.
     refetchOnWindowFocus: false,
   });
+}
+
+export function useGallery(filter: GalleryFilter) {
+  return useInfiniteQuery(buildGalleryQuery(filter));
+}
+
+/** Begin to read what the gallery shows without filters. */
+export function prefetchGallery(queries: QueryClient): void {
+  void queries.prefetchInfiniteQuery(buildGalleryQuery(readFilter(new URLSearchParams())));
 }
 
 /** Return a mutation that marks a file as a favourite or removes the mark, shown at once. */

@@ -22,10 +22,6 @@ interface Props {
 
 export function Filters({ filter, caller, onChange, onClear }: Props) {
   const t = useStrings(strings);
-  const templates = useQuery({
-    queryKey: ["templates"], queryFn: async () => (await body(gateway.GET("/templates"))).templates,
-  });
-  const names = templates.data?.map(({ name, title }) => ({ value: name, label: title })) ?? [];
   return (
     <Group gap="sm" align="flex-end" mb="md" role="search" aria-label={t.filters}>
       <Select
@@ -34,10 +30,7 @@ export function Filters({ filter, caller, onChange, onClear }: Props) {
         onChange={(kind) => onChange({ kind: kind === "image" ? "" : kind ?? "" })}
       />
       <ProjectInput key={filter.project} value={filter.project} onChange={(project) => onChange({ project })} />
-      <Select
-        label={t.template} placeholder={t.anyTemplate} w={190} clearable searchable data={names}
-        value={filter.template || null} onChange={(template) => onChange({ template: template ?? "" })}
-      />
+      <TemplateSelect value={filter.template} onChange={(template) => onChange({ template })} />
       <PersonSelect caller={caller} value={filter.user} onChange={(user) => onChange({ user })} />
       <TextInput
         label={t.after} type="date" w={150} value={filter.after}
@@ -68,6 +61,24 @@ function ProjectInput({ value, onChange }: { value: string; onChange: (value: st
         setText(event.currentTarget.value);
         change(event.currentTarget.value);
       }}
+    />
+  );
+}
+
+/** Asks for the templates when somebody comes to it, or one is chosen, and not before the pictures. */
+function TemplateSelect({ value, onChange }: { value: string; onChange: (value: string) => void }) {
+  const t = useStrings(strings);
+  const [isReached, setReached] = useState(false);
+  const { data } = useQuery({
+    queryKey: ["templates"],
+    enabled: isReached || value !== "",
+    queryFn: async () => (await body(gateway.GET("/templates"))).templates,
+  });
+  return (
+    <Select
+      label={t.template} placeholder={t.anyTemplate} w={190} clearable searchable onFocus={() => setReached(true)}
+      data={data?.map(({ name, title }) => ({ value: name, label: title })) ?? []}
+      value={value || null} onChange={(template) => onChange(template ?? "")}
     />
   );
 }

@@ -1,10 +1,10 @@
 /** Shows the files of the tenant, and what can be done with them. */
 
-import { Alert, Button, Card, Group, Paper, SimpleGrid, Skeleton } from "@mantine/core";
+import { Alert, Button, Card, Group, Paper, Skeleton } from "@mantine/core";
 import { memo, useCallback, useState } from "react";
 import { Link, useSearchParams } from "wouter";
 
-import { hasScope, useCaller } from "#/api/session";
+import { type Caller, hasScope, useCaller } from "#/api/session";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
 import { PageHeader } from "#/components/page-header";
@@ -12,7 +12,7 @@ import { Check } from "#/components/plain";
 import { useFormat, useStrings } from "#/language";
 
 import { Compare } from "./compare";
-import { isFiltered, readFilter, useGallery } from "./data";
+import { type GalleryFilter, isFiltered, prefetchGallery, readFilter, useGallery } from "./data";
 import { FavouriteButton } from "./favourite-button";
 import { Filters } from "./filters";
 import { SelectionBar } from "./selection-bar";
@@ -20,27 +20,17 @@ import { strings } from "./strings";
 import { type PictureFile, Thumbnail } from "./thumbnail";
 import { Viewer } from "./viewer";
 
+export { prefetchGallery as prefetch };
+
 const CARD = `${Card.classes.root} ${Paper.classes.root} picture`;
 
 export default function GalleryPage() {
   const t = useStrings(strings);
   const [search, setSearch] = useSearchParams();
   const { data: caller } = useCaller();
-  const filter = readFilter(search);
-  const gallery = useGallery(filter);
-  const [opened, setOpened] = useState<PictureFile | null>(null);
-  const [selected, setSelected] = useState<Record<string, PictureFile>>({});
-  const [compares, setCompares] = useState(false);
-  const toggle = useCallback((file: PictureFile) => {
-    setSelected(({ [file.id]: known, ...rest }) => (known ? rest : { ...rest, [file.id]: file }));
-  }, []);
   if (!caller) return null;
-  const files = gallery.data?.pages.flatMap((page) => page.artifacts) ?? [];
-  // Without those that have been deleted since, in the large view.
-  const present = new Set(files.map(({ id }) => id));
-  const chosen = Object.values(selected).filter(({ id }) => present.has(id));
+  const filter = readFilter(search);
   const change = (values: Record<string, string>) => {
-    setSelected({});
     setSearch((old) => {
       for (const [name, value] of Object.entries(values)) {
         if (value) old.set(name, value);
@@ -52,13 +42,28 @@ export default function GalleryPage() {
   return (
     <>
       <PageHeader title={t.title} />
-      <Filters
-        filter={filter} caller={caller} onChange={change}
-        onClear={() => {
-          setSelected({});
-          setSearch({}, { replace: true });
-        }}
-      />
+      <Filters filter={filter} caller={caller} onChange={change} onClear={() => setSearch({}, { replace: true })} />
+      <Files key={JSON.stringify(filter)} filter={filter} caller={caller} />
+    </>
+  );
+}
+
+/** The files of a filter: another one begins without a selection. */
+function Files({ filter, caller }: { filter: GalleryFilter; caller: Caller }) {
+  const t = useStrings(strings);
+  const gallery = useGallery(filter);
+  const [opened, setOpened] = useState<PictureFile | null>(null);
+  const [selected, setSelected] = useState<Record<string, PictureFile>>({});
+  const [compares, setCompares] = useState(false);
+  const toggle = useCallback((file: PictureFile) => {
+    setSelected(({ [file.id]: known, ...rest }) => (known ? rest : { ...rest, [file.id]: file }));
+  }, []);
+  const files = gallery.data?.pages.flatMap((page) => page.artifacts) ?? [];
+  // Without those that have been deleted since, in the large view.
+  const present = new Set(files.map(({ id }) => id));
+  const chosen = Object.values(selected).filter(({ id }) => present.has(id));
+  return (
+    <>
       {chosen.length > 0 && (
         <SelectionBar
           files={chosen} mayWrite={hasScope(caller, "jobs:write")} onCompare={() => setCompares(true)}
@@ -66,18 +71,20 @@ export default function GalleryPage() {
         />
       )}
       {gallery.error && <ErrorAlert error={gallery.error} onRetry={() => void gallery.refetch()} />}
-      {gallery.isPending && <SimpleGrid cols={{ base: 2, xs: 3, md: 4, lg: 6 }}>{Array.from({ length: 12 }, (_, index) => <Skeleton key={index} h={170} />)}</SimpleGrid>}
+      {gallery.isPending && (
+        <div className="pictures">{Array.from({ length: 12 }, (_, index) => <Skeleton key={index} h={170} />)}</div>
+      )}
       {gallery.isSuccess && files.length === 0 && (
         <Paper withBorder><Nothing filtered={isFiltered(filter)} hasMore={gallery.hasNextPage} mayWrite={hasScope(caller, "jobs:write")} /></Paper>
       )}
-      <SimpleGrid cols={{ base: 2, xs: 3, md: 4, lg: 6 }} spacing="sm" role="list" aria-label={t.list}>
+      <div className="pictures" role="list" aria-label={t.list}>
         {files.map((file) => (
           <PictureCard
             key={file.id} file={file} isSelected={file.id in selected} mayWrite={hasScope(caller, "jobs:write")}
             onSelect={toggle} onOpen={setOpened}
           />
         ))}
-      </SimpleGrid>
+      </div>
       {gallery.hasNextPage && (
         <Group justify="center" mt="md">
           <Button variant="default" loading={gallery.isFetchingNextPage} onClick={() => void gallery.fetchNextPage()}>{t.more}</Button>

@@ -26,6 +26,8 @@ export function PersonSelect({ caller, value, onChange }: Props) {
   const own = caller.account?.id;
   const mayList = caller.owner.startsWith("org_") && hasScope(caller, "org:read");
   const [search, setSearch] = useState("");
+  // Not before the pictures.
+  const [isReached, setReached] = useState(false);
   const chosen = useQuery({
     queryKey: ["user", value],
     enabled: mayList && value !== "" && value !== own,
@@ -38,7 +40,7 @@ export function PersonSelect({ caller, value, onChange }: Props) {
   const [text] = useDebouncedValue(search === chosenName ? "" : search, 250);
   const members = useQuery({
     queryKey: ["members", caller.owner, "found", text],
-    enabled: mayList,
+    enabled: mayList && isReached,
     queryFn: ({ signal }) => body(accounts.GET("/organisations/{organisation}/members", {
       params: { path: { organisation: caller.owner }, query: { limit: FOUND, search: text } }, signal,
     })),
@@ -53,7 +55,8 @@ export function PersonSelect({ caller, value, onChange }: Props) {
   return (
     <Select
       label={t.person} placeholder={t.anyone} w={170} clearable searchable data={options} value={value || null}
-      onSearchChange={setSearch} onChange={(user) => onChange(user ?? "")} nothingFoundMessage={t.nobody}
+      onFocus={() => setReached(true)} onSearchChange={setSearch} onChange={(user) => onChange(user ?? "")}
+      nothingFoundMessage={t.nobody}
       // The server has searched.
       filter={({ options: all }) => all}
     />

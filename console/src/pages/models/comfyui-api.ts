@@ -1,6 +1,6 @@
 /** Reads ComfyUI's models and nodes, of one render pool or of all. */
 
-import { useQuery } from "@tanstack/react-query";
+import { keepPreviousData, useInfiniteQuery, useQuery } from "@tanstack/react-query";
 
 import { body, gateway } from "#/api/client";
 
@@ -10,8 +10,6 @@ export interface NodeSummary {
   title: string;
   category: string;
   description: string;
-  /** In lower case, for the search. */
-  words: string;
 }
 
 export interface NodeDetails {
@@ -25,6 +23,7 @@ export interface NodeDetails {
 }
 
 const MINUTES = 60_000;
+const PAGE = 50;
 
 /** Return the names of the pools that the caller may use. */
 export function usePools() {
@@ -43,29 +42,52 @@ export function useFolders(pool: string | undefined) {
   });
 }
 
-export function useFiles(folder: string | null, pool: string | undefined) {
-  return useQuery({
-    queryKey: ["models", "model-files", folder, pool],
+interface Page<T> {
+  items: T[];
+  /** How many match, on all pages. */
+  count: number;
+  next: string | undefined;
+}
+
+/** Return the pages of the files whose names have the words. */
+export function useFiles(folder: string, pool: string | undefined, search: string) {
+  return useInfiniteQuery({
+    queryKey: ["models", "model-files", folder, pool, search],
     staleTime: MINUTES,
-    enabled: folder !== null,
-    queryFn: async () => {
-      const params = { path: { folder: folder ?? "" }, query: { pool } };
-      return [...(await body(gateway.GET("/models/{folder}", { params })))].sort();
+    initialPageParam: undefined as string | undefined,
+    placeholderData: keepPreviousData,
+    queryFn: async ({ pageParam, signal }) => {
+      const query = { pool, search, limit: PAGE, after: pageParam };
+      const { data, response } = await gateway.GET("/models/{folder}", { params: { path: { folder }, query }, signal });
+      return toPage(data ?? [], (name) => name, response);
     },
+    getNextPageParam: (page) => page.next,
   });
 }
 
-export function useNodes(pool: string | undefined) {
-  return useQuery({
-    queryKey: ["models", "nodes", pool],
+/** Return the pages of the nodes whose names or descriptions have the words, without their inputs. */
+export function useNodes(pool: string | undefined, search: string) {
+  return useInfiniteQuery({
+    queryKey: ["models", "nodes", pool, search],
     staleTime: 5 * MINUTES,
-    queryFn: async () => {
-      const nodes = await body(gateway.GET("/object_info", { params: { query: { pool } } }));
-      // Megabytes with all choices of all inputs, of which only this is kept.
-      return Object.entries(nodes as Record<string, NodeDetails>).map(summarize)
-        .sort((a, b) => a.title.localeCompare(b.title));
+    initialPageParam: undefined as string | undefined,
+    placeholderData: keepPreviousData,
+    queryFn: async ({ pageParam, signal }) => {
+      const query = { pool, search, limit: PAGE, after: pageParam, summary: true };
+      const { data, response } = await gateway.GET("/object_info", { params: { query }, signal });
+      const nodes = Object.entries((data ?? {}) as Record<string, NodeDetails>).map(summarize);
+      return toPage(nodes, (node) => node.name, response);
     },
+    getNextPageParam: (page) => page.next,
   });
+}
+
+function toPage<T>(items: T[], nameOf: (item: T) => string, response: Response): Page<T> {
+  return {
+    items,
+    count: Number(response.headers.get("x-total-count") ?? items.length),
+    next: items.length < PAGE ? undefined : nameOf(items[items.length - 1]!),
+  };
 }
 
 export function useNode(name: string) {
@@ -80,7 +102,6 @@ export function useNode(name: string) {
 }
 
 function summarize([name, node]: [string, NodeDetails]): NodeSummary {
-  const title = node.display_name || name;
-  const { category = "", description = "" } = node;
-  return { name, title, category, description, words: `${name} ${title} ${category} ${description}`.toLowerCase() };
+  const { display_name: title, category = "", description = "" } = node;
+  return { name, title: title || name, category, description };
 }

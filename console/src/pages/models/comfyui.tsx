@@ -1,15 +1,15 @@
-import { Center, Loader, NavLink, ScrollArea, Select, SimpleGrid, Stack, Table, Text, Title } from "@mantine/core";
+import { Center, Loader, NavLink, ScrollArea, Select, SimpleGrid, Stack, Table, Text, TextInput, Title } from "@mantine/core";
+import { useDebouncedValue } from "@mantine/hooks";
 import { useState } from "react";
 
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
+import { MoreButton } from "#/components/more-button";
 import { useFormat, useStrings } from "#/language";
 
 import { useFiles, useFolders, usePools } from "./comfyui-api";
 import { Nodes } from "./nodes";
 import { strings } from "./strings";
-
-const MAX_ROWS = 300;
 
 /** Shows the model files and nodes that graphs may use. */
 export function ComfyUI() {
@@ -57,7 +57,7 @@ function Files({ pool }: { pool: string | undefined }) {
                 />
               ))}
             </ScrollArea.Autosize>
-            <FileList folder={folder} pool={pool} />
+            <FileList key={folder} folder={folder} pool={pool} />
           </SimpleGrid>
         </>
       )}
@@ -68,21 +68,37 @@ function Files({ pool }: { pool: string | undefined }) {
 function FileList({ folder, pool }: { folder: string; pool: string | undefined }) {
   const t = useStrings(strings);
   const { number } = useFormat();
-  const { data, error, refetch } = useFiles(folder, pool);
-  if (error) return <ErrorAlert error={error} onRetry={() => void refetch()} />;
-  if (data === undefined) return <Center h={100}><Loader /></Center>;
-  if (data.length === 0) return <EmptyState title={t.noFiles}>{t.noFilesText}</EmptyState>;
+  const [typed, setTyped] = useState("");
+  const [search] = useDebouncedValue(typed.trim(), 250);
+  const list = useFiles(folder, pool, search);
+  if (list.data === undefined) {
+    return list.error ? <ErrorAlert error={list.error} onRetry={() => void list.refetch()} /> : <Center h={100}><Loader /></Center>;
+  }
+  const names = list.data.pages.flatMap((page) => page.items);
+  if (names.length === 0 && !typed) return <EmptyState title={t.noFiles}>{t.noFilesText}</EmptyState>;
   return (
-    <Table.ScrollContainer minWidth={0} mah={300} type="native" tabIndex={0}>
-      <Table aria-label={`${t.files}: ${folder}`} fz="sm">
-        <Table.Thead><Table.Tr><Table.Th>{folder}</Table.Th></Table.Tr></Table.Thead>
-        <Table.Tbody>
-          {data.slice(0, MAX_ROWS).map((name) => (
-            <Table.Tr key={name}><Table.Td style={{ overflowWrap: "anywhere" }}>{name}</Table.Td></Table.Tr>
-          ))}
-        </Table.Tbody>
-      </Table>
-      {data.length > MAX_ROWS && <Text size="sm" c="dimmed">{t.more(number(data.length - MAX_ROWS))}</Text>}
-    </Table.ScrollContainer>
+    <Stack gap="xs">
+      {list.error && <ErrorAlert error={list.error} onRetry={() => void list.refetch()} />}
+      <TextInput
+        aria-label={t.searchFiles} placeholder={t.searchFiles} value={typed} maxLength={200}
+        onChange={(event) => setTyped(event.currentTarget.value)}
+      />
+      <Text size="xs" c="dimmed" role="status">
+        {t.filesCount(number(names.length), number(list.data.pages[0]?.count ?? 0))}
+      </Text>
+      {names.length === 0 ? <EmptyState title={t.noMatch} /> : (
+        <Table.ScrollContainer minWidth={0} mah={300} type="native" tabIndex={0}>
+          <Table aria-label={`${t.files}: ${folder}`} fz="sm">
+            <Table.Thead><Table.Tr><Table.Th>{folder}</Table.Th></Table.Tr></Table.Thead>
+            <Table.Tbody>
+              {names.map((name) => (
+                <Table.Tr key={name}><Table.Td style={{ overflowWrap: "anywhere" }}>{name}</Table.Td></Table.Tr>
+              ))}
+            </Table.Tbody>
+          </Table>
+          <MoreButton list={list} />
+        </Table.ScrollContainer>
+      )}
+    </Stack>
   );
 }

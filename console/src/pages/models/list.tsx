@@ -1,41 +1,42 @@
 import { Anchor, Badge, Center, Group, Loader, Stack, Table, Text, TextInput } from "@mantine/core";
+import { useDebouncedValue } from "@mantine/hooks";
 import { useState } from "react";
 import { Link } from "wouter";
 
-import { ABILITIES, answersChats, type ModelBackend, type TextModel, useLiveTextModels } from "#/api/text-models";
+import { ABILITIES, answersChats, type ModelBackend, type TextModel, useTextModelPages } from "#/api/text-models";
 import { hasScope, useCaller } from "#/api/session";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
+import { MoreButton } from "#/components/more-button";
 import { Reconnecting } from "#/components/reconnecting";
 import { useFormat, useStrings } from "#/language";
 
 import { StatusBadge } from "./status-badge";
 import { strings } from "./strings";
 
-// Back ends such as Ollama hosts may have hundreds of models.
-const MAX_ROWS = 200;
-
 /** Lists the models and aliases that the caller may use. */
 export function ModelList() {
   const t = useStrings(strings);
-  const { number } = useFormat();
   const { data: caller } = useCaller();
-  const { data, error, refetch, live } = useLiveTextModels(caller != null && hasScope(caller, "jobs:read"));
   const [filter, setFilter] = useState("");
-  if (data === undefined) {
+  const [search] = useDebouncedValue(filter.trim(), 250);
+  const list = useTextModelPages(search, caller != null && hasScope(caller, "jobs:read"));
+  const { error, refetch, live } = list;
+  if (list.data === undefined) {
     return error ? <ErrorAlert error={error} onRetry={() => void refetch()} /> : <Center h={200}><Loader /></Center>;
   }
-  if (data.length === 0) return <EmptyState title={t.noModels}>{t.noModelsText}</EmptyState>;
-  const matching = data.filter(({ id }) => id.toLowerCase().includes(filter.trim().toLowerCase()));
-  const hasBackends = data.some(({ backends }) => backends !== undefined);
+  const models = list.data.pages.flatMap((page) => page.data);
+  if (models.length === 0 && !filter) return <EmptyState title={t.noModels}>{t.noModelsText}</EmptyState>;
+  const hasBackends = models.some(({ backends }) => backends !== undefined);
   return (
     <Stack>
       <Reconnecting live={live} />
+      {error && <ErrorAlert error={error} onRetry={() => void refetch()} />}
       <TextInput
-        aria-label={t.filter} placeholder={t.filter} maw={320} value={filter}
+        aria-label={t.filter} placeholder={t.filter} maw={320} value={filter} maxLength={200}
         onChange={(event) => setFilter(event.currentTarget.value)}
       />
-      {matching.length === 0 ? <EmptyState title={t.noMatch} /> : (
+      {models.length === 0 ? <EmptyState title={t.noMatch} /> : (
         <Table.ScrollContainer minWidth={hasBackends ? 860 : 560} type="native" tabIndex={0}>
           <Table verticalSpacing="sm" aria-label={t.tabs.list}>
             <Table.Thead>
@@ -49,14 +50,12 @@ export function ModelList() {
               </Table.Tr>
             </Table.Thead>
             <Table.Tbody>
-              {matching.slice(0, MAX_ROWS).map((model) => (
-                <ModelRow key={model.id} model={model} hasBackends={hasBackends} />
-              ))}
+              {models.map((model) => <ModelRow key={model.id} model={model} hasBackends={hasBackends} />)}
             </Table.Tbody>
           </Table>
         </Table.ScrollContainer>
       )}
-      {matching.length > MAX_ROWS && <Text size="sm" c="dimmed">{t.more(number(matching.length - MAX_ROWS))}</Text>}
+      <MoreButton list={list} />
     </Stack>
   );
 }

@@ -1,25 +1,27 @@
 import { Center, Code, Drawer, Loader, Stack, Table, Text, TextInput, Title, UnstyledButton } from "@mantine/core";
-import { useDeferredValue, useState } from "react";
+import { useDebouncedValue } from "@mantine/hooks";
+import { useState } from "react";
 
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
+import { MoreButton } from "#/components/more-button";
 import { useFormat, useStrings } from "#/language";
 
 import { type NodeDetails, type NodeSummary, useNode, useNodes } from "./comfyui-api";
 import { strings } from "./strings";
 
-const MAX_ROWS = 50;
 const MAX_CHOICES = 12;
 
-/** Searches the nodes; a pool may have thousands, of which the first that match are shown. */
+/** Searches the nodes, of which a pool may have thousands. */
 export function Nodes({ pool }: { pool: string | undefined }) {
   const t = useStrings(strings);
   const { number } = useFormat();
-  const { data, error, refetch } = useNodes(pool);
   const [typed, setTyped] = useState("");
+  const [search] = useDebouncedValue(typed.trim(), 250);
+  const list = useNodes(pool, search);
+  const { data, error, refetch } = list;
   const [opened, setOpened] = useState<NodeSummary | null>(null);
-  const words = useDeferredValue(typed).toLowerCase().split(/\s+/).filter(Boolean);
-  const matching = (data ?? []).filter((node) => words.every((word) => node.words.includes(word)));
+  const nodes = data?.pages.flatMap((page) => page.items) ?? [];
   return (
     <section>
       <Title order={3} size="h4" mb="xs">{t.nodes}</Title>
@@ -28,20 +30,20 @@ export function Nodes({ pool }: { pool: string | undefined }) {
       {data !== undefined && (
         <Stack gap="xs">
           <TextInput
-            aria-label={t.searchNodes} placeholder={t.searchNodes} maw={480} value={typed}
+            aria-label={t.searchNodes} placeholder={t.searchNodes} maw={480} value={typed} maxLength={200}
             onChange={(event) => setTyped(event.currentTarget.value)}
           />
           <Text size="xs" c="dimmed" role="status">
-            {t.nodesCount(number(Math.min(matching.length, MAX_ROWS)), number(data.length))}
+            {t.nodesCount(number(nodes.length), number(data.pages[0]?.count ?? 0))}
           </Text>
-          {matching.length === 0 ? <EmptyState title={t.noMatch} /> : (
+          {nodes.length === 0 ? <EmptyState title={t.noMatch} /> : (
             <Table.ScrollContainer minWidth={480} type="native" tabIndex={0}>
               <Table aria-label={t.nodes} fz="sm">
                 <Table.Thead>
                   <Table.Tr><Table.Th>{t.name}</Table.Th><Table.Th>{t.category}</Table.Th></Table.Tr>
                 </Table.Thead>
                 <Table.Tbody>
-                  {matching.slice(0, MAX_ROWS).map((node) => (
+                  {nodes.map((node) => (
                     <Table.Tr key={node.name}>
                       <Table.Td>
                         <UnstyledButton
@@ -62,6 +64,7 @@ export function Nodes({ pool }: { pool: string | undefined }) {
               </Table>
             </Table.ScrollContainer>
           )}
+          <MoreButton list={list} />
         </Stack>
       )}
       <Drawer

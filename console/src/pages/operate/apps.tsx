@@ -4,7 +4,6 @@ import { Badge, Group, Stack, Text } from "@mantine/core";
 
 import type { Pool } from "#/api/cluster";
 import { type Fact, Facts, Panel } from "#/components/panel";
-import { Words } from "#/components/words";
 import { useStrings } from "#/language";
 
 import { strings } from "./strings";
@@ -34,7 +33,6 @@ export function Apps({ applications }: { applications: Readonly<Record<string, s
           </Group>
         ))}
       </Stack>
-      {!names.includes("intake") && <Text size="sm" c="dimmed" mt="sm"><Words>{t.noIntake}</Words></Text>}
     </Panel>
   );
 }

@@ -6,7 +6,6 @@ import { IconCheck, IconX } from "@tabler/icons-react";
 import type { Problem } from "#/api/cluster";
 import { Panel } from "#/components/panel";
 import { ProblemWords } from "#/components/problems";
-import { Words } from "#/components/words";
 import { useStrings } from "#/language";
 
 import { strings, type Strings } from "./strings";
@@ -51,7 +50,6 @@ export function Checks({ problems }: { problems: readonly Problem[] }) {
           />
         ))}
       </Box>
-      <Text size="sm" c="dimmed" mt="md"><Words>{t.more}</Words></Text>
     </Panel>
   );
 }

@@ -1,4 +1,4 @@
-/** Shows operators what the gateway checks, its routes, the apps, versions and configuration. */
+/** Shows operators what the gateway checks, its routes, intake, apps, versions and configuration. */
 
 import { SimpleGrid, Skeleton, Stack } from "@mantine/core";
 
@@ -13,6 +13,8 @@ import { Apps, Versions } from "./apps";
 import { Changes } from "./changes";
 import { Checks } from "./checks";
 import { Configuration } from "./configuration";
+import { Doctor } from "./doctor";
+import { Intake } from "./intake";
 import { Links } from "./links";
 import { Routes } from "./routes";
 import { strings } from "./strings";
@@ -32,6 +34,9 @@ export default function OperatePage() {
         {routes.data && (
           <>
             <Routes routes={routes.data.routes} />
+            {cluster.data && (
+              <Intake sources={cluster.data.intake ?? null} isDeployed={"intake" in (cluster.data.applications ?? {})} />
+            )}
             <SimpleGrid cols={{ base: 1, md: 2 }}>
               <Apps applications={routes.data.applications} />
               <Stack>
@@ -39,6 +44,7 @@ export default function OperatePage() {
                 <Links />
               </Stack>
             </SimpleGrid>
+            <Doctor />
             <Configuration config={routes.data.config} />
             <Changes appliedAt={routes.data.config.applied_at} />
           </>

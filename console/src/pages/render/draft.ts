@@ -4,7 +4,7 @@ import { call } from "#/api/client";
 import { isNotFound } from "#/api/errors";
 
 import { parseExact } from "./exact-json";
-import { type GraphFile, toGraphFile } from "./graph";
+import { convertGraph, type GraphFile } from "./graph";
 import type { Options } from "./request";
 
 export type Draft = { options: Partial<Options> } & (
@@ -37,8 +37,8 @@ export async function readDraft(id: string): Promise<Draft> {
     priority: job.priority, project: job.metadata.project ?? "", pool: step.pool ?? "", cache: step.cache !== false,
   };
   if (step.template && step.inputs) return { kind: "template", template: step.template, inputs: step.inputs, options };
-  const file = toGraphFile(id, await readExact(step.graph ?? `/jobs/${encodeURIComponent(id)}/graph?step=${index}`));
-  return typeof file === "string" ? { kind: "none", options } : { kind: "graph", file, options };
+  const graph = await call(step.graph ?? `/jobs/${encodeURIComponent(id)}/graph?step=${index}`);
+  return { kind: "graph", file: await convertGraph(id, await graph.text()), options };
 }
 
 /** Read a body whose integers may be beyond 2^53. */

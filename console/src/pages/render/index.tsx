@@ -119,7 +119,7 @@ function RenderForm({ templates, draft, onSubmitted }: FormProps) {
 
   let work: Work | null = null;
   if (source === "template" && template) work = { kind: "template", template, values };
-  if (source === "graph" && file?.format === "api") work = { kind: "graph", graph: file.graph };
+  if (source === "graph" && file) work = { kind: "graph", graph: file.graph };
   const count = countRenders(variants);
   const reset = () => {
     setVariants(NO_VARIANTS);

@@ -1,7 +1,7 @@
 /** Shows what text and renders cost, by day, person, key, model and template. */
 
 import { Group, Paper, SegmentedControl, Select, SimpleGrid, Skeleton, Stack, Text, TextInput, Title } from "@mantine/core";
-import { keepPreviousData, useInfiniteQuery, useQuery } from "@tanstack/react-query";
+import { infiniteQueryOptions, keepPreviousData, type QueryClient, useInfiniteQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
 import type { components } from "#api/models";
@@ -26,10 +26,45 @@ export const MEASURES = ["cost", "calls", "tokens"] as const;
 const MAX_DAYS = 400;
 // Rows of the table that are shown at once.
 const PAGE = 100;
+// What the table shows first; its report has the days of the chart, too.
+const FIRST_GROUP = "model";
 
 /** Return a date in UTC, in which the ledger counts days. */
 function date(daysFromToday: number): string {
   return new Date(Date.now() + daysFromToday * 86_400_000).toISOString().slice(0, 10);
+}
+
+function readReport(from: string, last: string, owner: string, by: GroupBy, options: {
+  daily?: boolean; limit?: number; cursor?: string | undefined; signal?: AbortSignal;
+}): Promise<Report> {
+  const { signal, ...page } = options;
+  const to = nextDay(last).toISOString().slice(0, 10);
+  return body(models.GET("/usage", {
+    params: { query: { group_by: [by], from, to, ...(owner && { owner }), ...page } }, ...(signal && { signal }),
+  }));
+}
+
+function buildReportQuery(from: string, last: string, owner: string, by: GroupBy) {
+  return infiniteQueryOptions({
+    queryKey: ["usage", from, last, owner, by],
+    staleTime: 30_000,
+    // Each page is summed anew.
+    refetchOnWindowFocus: (query) => query.state.data?.pages.length === 1,
+    initialPageParam: undefined as string | undefined,
+    queryFn: ({ pageParam, signal }) => readReport(from, last, owner, by, {
+      limit: PAGE, cursor: pageParam, signal, ...(by === FIRST_GROUP && pageParam === undefined && { daily: true }),
+    }),
+    getNextPageParam: (page) => page.next_cursor ?? undefined,
+  });
+}
+
+function nextDay(day: string): Date {
+  return new Date(Date.parse(`${day}T00:00:00Z`) + 86_400_000);
+}
+
+/** Begin to read what the page shows first. */
+export function prefetch(queries: QueryClient): void {
+  void queries.prefetchInfiniteQuery(buildReportQuery(date(-29), date(0), "", FIRST_GROUP));
 }
 
 export default function UsagePage() {
@@ -43,31 +78,18 @@ export default function UsagePage() {
   const owner = tenant?.value ?? "";
   const [group, setGroup] = useState<GroupBy>("model");
   const [measured, setMeasure] = useState<(typeof MEASURES)[number] | null>(null);
-  const to = new Date(Date.parse(`${last}T00:00:00Z`) + 86_400_000);
   // While a year is typed, the field has the years 2, 20 and 202; the API takes 400 days.
-  const days = (to.getTime() - Date.parse(`${from}T00:00:00Z`)) / 86_400_000;
+  const days = (nextDay(last).getTime() - Date.parse(`${from}T00:00:00Z`)) / 86_400_000;
   const isRange = days >= 1 && days <= MAX_DAYS;
-  const read = (by: GroupBy, page: { limit?: number; cursor?: string | undefined }, signal?: AbortSignal) => body(models.GET("/usage", {
-    params: { query: { group_by: [by], from, to: to.toISOString().slice(0, 10), ...(owner && { owner }), ...page } },
-    ...(signal && { signal }),
-  }));
-  const options = { enabled: isRange && caller !== undefined, staleTime: 30_000, placeholderData: keepPreviousData } as const;
-  const daily = useQuery({
-    ...options, queryKey: ["usage", from, last, owner], queryFn: ({ signal }) => read("day", {}, signal),
-  });
+  const first = useInfiniteQuery({ ...buildReportQuery(from, last, owner, FIRST_GROUP), enabled: isRange, placeholderData: keepPreviousData });
   const grouped = useInfiniteQuery({
-    ...options,
-    queryKey: ["usage", from, last, owner, group],
-    initialPageParam: undefined as string | undefined,
-    queryFn: ({ pageParam, signal }) => read(group, { limit: PAGE, cursor: pageParam }, signal),
-    getNextPageParam: (page) => page.next_cursor ?? undefined,
-    // Each page is summed anew.
-    refetchOnWindowFocus: false,
+    ...buildReportQuery(from, last, owner, group), enabled: isRange && group !== "day", placeholderData: keepPreviousData,
   });
   if (!caller) return null;
   const chosen = RANGES.find((days) => last === date(0) && from === date(1 - Number(days))) ?? "";
   const isOperator = hasScope(caller, "operator");
-  const report = daily.data;
+  const report = first.data?.pages[0];
+  const pages = group === "day" ? report && [{ ...report, groups: report.days ?? [] }] : grouped.data?.pages;
   const ownTenant = { value: "", label: t.ownTenant };
   // Where everything is free, the days would all be empty.
   const measure = measured ?? (report && Number(report.total.cost_usd) === 0 ? "calls" : "cost");
@@ -94,8 +116,8 @@ export default function UsagePage() {
           />
         )}
       </Group>
-      {daily.error && <ErrorAlert error={daily.error} onRetry={() => void daily.refetch()} />}
-      {daily.isPending && !daily.error && <Skeleton height={360} />}
+      {first.error && <ErrorAlert error={first.error} onRetry={() => void first.refetch()} />}
+      {first.isPending && !first.error && <Skeleton height={360} />}
       {report && isRange && (
         <>
           <Totals report={report} />
@@ -115,7 +137,7 @@ export default function UsagePage() {
                     data={MEASURES.map((value) => ({ value, label: t[value] }))}
                   />
                 </Group>
-                <UsageChart groups={report.groups} measure={measure} from={from} last={last} />
+                <UsageChart groups={report.days ?? []} measure={measure} from={from} last={last} />
               </Paper>
               <Paper withBorder p="md">
                 <Group justify="space-between" mb="sm" align="end">
@@ -126,15 +148,15 @@ export default function UsagePage() {
                     data={names.filter((name) => name !== "owner" || isOperator).map((value) => ({ value, label: t.groups[value] }))}
                   />
                 </Group>
-                {grouped.error && <ErrorAlert error={grouped.error} onRetry={() => void grouped.refetch()} />}
-                {grouped.isPending && !grouped.error && <Skeleton height={160} />}
-                {grouped.data?.pages[0]?.group_by[0] === group && (
+                {grouped.error && grouped.error !== first.error && <ErrorAlert error={grouped.error} onRetry={() => void grouped.refetch()} />}
+                {!pages && !grouped.error && <Skeleton height={160} />}
+                {pages && (group === "day" || pages[0]?.group_by[0] === group) && (
                   <>
                     <UsageTable
-                      pages={grouped.data.pages} group={group} caller={caller} owner={owner} name={`${from}_${last}`}
-                      readAll={() => read(group, {})}
+                      pages={pages} group={group} caller={caller} owner={owner} name={`${from}_${last}`}
+                      readAll={() => readReport(from, last, owner, group, {})}
                     />
-                    <MoreButton list={grouped} />
+                    {group !== "day" && <MoreButton list={grouped} />}
                   </>
                 )}
               </Paper>

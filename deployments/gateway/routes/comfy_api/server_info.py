@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic_core import to_json
 
 from deployments.openapi import FILE_CONTENT, FILE_RESPONSES
@@ -26,6 +26,12 @@ from moyin.comfy_api.protocol.node_info import (
     remove_folder_paths,
     set_upload_choices,
 )
+from moyin.comfy_api.protocol.paging import (
+    PageQuery,
+    select_names,
+    select_nodes,
+    summarize_nodes,
+)
 from moyin.errors import InvalidRequest, NotFound, ServiceUnavailable
 
 T = TypeVar("T")
@@ -33,6 +39,38 @@ _Name = Annotated[str, Query(max_length=512)]
 _Pool = Annotated[
     str | None, Query(max_length=128, description="Only this render pool; by default all.")
 ]
+_COUNT_HEADER = "x-total-count"
+_PAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            _COUNT_HEADER: {
+                "description": "How many match, on all pages; only with `search`, `after` or `limit`.",
+                "schema": {"type": "integer"},
+            }
+        }
+    }
+}
+
+
+def _read_page_query(
+    search: Annotated[
+        str | None, Query(max_length=200, description="Only those that contain all of these words.")
+    ] = None,
+    after: Annotated[
+        str | None,
+        Query(max_length=512, description="Only those after this name, the last of a page."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        Query(
+            ge=1, le=1_000, description="Return so many at most, sorted by name; by default all."
+        ),
+    ] = None,
+) -> PageQuery:
+    return PageQuery(search=search, after=after, limit=limit)
+
+
+_Page = Annotated[PageQuery, Depends(_read_page_query)]
 
 
 def server_info_routes(
@@ -41,23 +79,7 @@ def server_info_routes(
     """Return the routes of the farm's nodes, devices, feature flags, logs and uploads."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/object_info", name="object_info")
-    async def list_nodes(request: Request, pool: _Pool = None) -> Response:
-        """Return all node classes that your graphs may use, with your uploads as file choices."""
-        caller = context(request.scope)
-        uploads = await files.list_uploads(caller.owner)
-        nodes = set_upload_choices(await admission.list_nodes(caller.caller, pool), uploads)
-        return Response(to_json(nodes), media_type="application/json")
-
-    @router.get("/object_info/{node}", name="one_object_info")
-    async def get_node(request: Request, node: str) -> dict[str, Any]:
-        """Return a node class, or an empty object if no class has this name."""
-        caller = context(request.scope)
-        nodes = await admission.list_nodes(caller.caller)
-        if node not in nodes:
-            return {}
-        uploads = await files.list_uploads(caller.owner)
-        return set_upload_choices({node: nodes[node]}, uploads)
+    router.include_router(_node_routes(admission, files))
 
     @router.get("/system_stats", name="system_stats")
     async def get_system_stats() -> dict[str, Any]:
@@ -109,6 +131,48 @@ def server_info_routes(
         """Return the names of the model folders. The names also replace the folders' real paths."""
         folders: list[str] = await _fetch_merged(node_info, "/models", merge_lists, [])
         return {folder: [folder] for folder in folders}
+
+    return router
+
+
+def _node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
+    """Return the routes of the nodes."""
+    router = APIRouter()
+
+    @router.get("/object_info", name="object_info", responses=_PAGE_RESPONSES)
+    async def list_nodes(
+        request: Request,
+        page: _Page,
+        pool: _Pool = None,
+        summary: Annotated[
+            bool, Query(description="Return only the names, categories and descriptions.")
+        ] = False,
+    ) -> Response:
+        """Return the node classes that your graphs may use, with your uploads as file choices.
+
+        `search` finds words in names, titles, categories and descriptions.
+        """
+        caller = context(request.scope)
+        nodes = await admission.list_nodes(caller.caller, pool)
+        headers = {}
+        if page.is_given:
+            nodes, count = await asyncio.to_thread(select_nodes, nodes, page)
+            headers[_COUNT_HEADER] = str(count)
+        if summary:
+            nodes = summarize_nodes(nodes)
+        else:
+            nodes = set_upload_choices(nodes, await files.list_uploads(caller.owner))
+        return Response(to_json(nodes), media_type="application/json", headers=headers)
+
+    @router.get("/object_info/{node}", name="one_object_info")
+    async def get_node(request: Request, node: str) -> dict[str, Any]:
+        """Return a node class, or an empty object if no class has this name."""
+        caller = context(request.scope)
+        nodes = await admission.list_nodes(caller.caller)
+        if node not in nodes:
+            return {}
+        uploads = await files.list_uploads(caller.owner)
+        return set_upload_choices({node: nodes[node]}, uploads)
 
     return router
 
@@ -189,11 +253,18 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
         pools = await select_pools(request, pool)
         return await _fetch_merged(node_info, "/models", merge_lists, [], pools)
 
-    @router.get("/models/{folder}", name="model_files")
-    async def list_model_files(request: Request, folder: str, pool: _Pool = None) -> list[str]:
+    @router.get("/models/{folder}", name="model_files", responses=_PAGE_RESPONSES)
+    async def list_model_files(
+        request: Request, response: Response, folder: str, page: _Page, pool: _Pool = None
+    ) -> Sequence[str]:
         """List the model files that any pool has in a folder."""
         pools = await select_pools(request, pool)
-        return await node_info.fetch_merged(f"/models/{quote(folder, safe='')}", merge_lists, pools)
+        path = f"/models/{quote(folder, safe='')}"
+        names: Sequence[str] = await node_info.fetch_merged(path, merge_lists, pools)
+        if page.is_given:
+            names, count = await asyncio.to_thread(select_names, names, page)
+            response.headers[_COUNT_HEADER] = str(count)
+        return names
 
     @router.get("/embeddings", name="embeddings")
     async def list_embeddings() -> list[str]:

@@ -1,9 +1,10 @@
-"""Separates tenants in ComfyUI's cache of results that reveal another prompt's graph.
+"""Prevents tenants from getting each other's cached results where these reveal a graph.
 
-ComfyUI uses the cached result of a node with equal visible inputs. But the picture of a cached
-``SaveImage`` contains the whole graph of its prompt, which is a hidden input, and the results of
-output nodes contain ids of nodes in that graph. The cached results of such nodes are therefore used
-only for the same tenant. All tenants share cached models, latents and intermediate pictures.
+ComfyUI reuses the cached result of a node if the visible inputs are equal. But a node such as
+``SaveImage`` also gets the prompt's whole graph as a hidden input and writes it into its picture,
+and the results of output nodes contain ids of nodes in that graph. The cached results of such nodes
+are therefore used only for the same tenant. All tenants share cached models, latents and
+intermediate pictures.
 """
 
 from __future__ import annotations

@@ -143,7 +143,8 @@ def _encode_content_part(part: chat.Part) -> dict[str, Any]:
         file = {"filename": part.name or "document.pdf", "file_data": encode_data_url(part)}
         return {"type": "file", "file": file}
     raise UnsupportedFeature(
-        f"messages: a user's message can't contain a part of type {type(part).__name__}",
+        f"messages: a user's message may only contain text, pictures and documents, "
+        f"not {type(part).__name__}",
         field="messages",
     )
 

@@ -319,5 +319,5 @@ async def test_an_operator_creates_keys_for_service_accounts_of_any_organisation
     person, admin = await studio.member()
     with pytest.raises(NotFound):
         await create(admin, bot.id)
-    with pytest.raises(InvalidRequest, match="service account"):
+    with pytest.raises(InvalidRequest, match=r"^user must be the id of a service account$"):
         await create(studio.operator, person.user.id)

@@ -328,18 +328,22 @@ async def test_usage_is_parsed(client: AnyClient, gateway: ScriptedGateway) -> N
         "from": "2026-11-01T00:00:00Z", "to": "2026-11-28T00:00:00Z", "group_by": ["day", "model"],
         "total": total, "groups": [total | {"day": "2026-11-02", "model": "m"}],
         "dearest": {"chat": None, "embeddings": None}, "budgets": None,
+        "days": [total | {"day": "2026-11-02"}],
     }  # fmt: skip
     gateway.script("GET", "/v1/usage", answer(report))
     start = datetime(2026, 11, 1, tzinfo=UTC)
-    usage = await client.call("usage", group_by=["day", "model"], since=start, backend="b")
+    usage = await client.call(
+        "usage", group_by=["day", "model"], daily=True, since=start, backend="b"
+    )
     assert (usage.since, usage.total.cost_usd, usage.budgets) == (start, "0.10", None)
     assert (usage.groups[0].day, usage.groups[0].model, usage.groups[0].key) == (
         "2026-11-02", "m", None,
     )  # fmt: skip
+    assert [day.day for day in usage.days] == ["2026-11-02"]
     [request] = gateway.requests
     # The scripted gateway keeps the last of repeated parameters.
     assert request.query == {
-        "group_by": "model", "from": "2026-11-01T00:00:00+00:00", "backend": "b",
+        "group_by": "model", "daily": "true", "from": "2026-11-01T00:00:00+00:00", "backend": "b",
     }  # fmt: skip
 
 

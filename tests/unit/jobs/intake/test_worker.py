@@ -20,6 +20,7 @@ from moyin.jobs.intake import BrokerLost, Delivery, IntakeWorker
 from moyin.jobs.protocol.renders import Templates
 from moyin.jobs.protocol.request_to_domain import parse_job
 from moyin.render.templates.catalog import TemplateCatalog
+from tests.waiting import eventually
 
 JOB = Job(
     id="j1", owner="ann", kind="http", status=JobStatus.QUEUED, spec="", steps=1,
@@ -40,6 +41,7 @@ class Broker:
         self.completed_deliveries: list[tuple[str | None, str, Any]] = []
         self.dead_letters: list[tuple[str | None, str]] = []
         self.losses = 0
+        self.worker: IntakeWorker
         self.is_settled = asyncio.Event()
 
     @asynccontextmanager
@@ -134,11 +136,15 @@ async def run_worker(
         max_deliveries=5,
         max_body_bytes=500,
     )
+    broker.worker = worker
     worker_task = asyncio.create_task(worker.run())
     async with asyncio.timeout(5):
         await broker.is_settled.wait()
+        await eventually(lambda: not worker.counts.open)
+    assert worker.is_connected
     worker_task.cancel()
     await asyncio.gather(worker_task, return_exceptions=True)
+    assert not worker.is_connected
     return broker
 
 
@@ -149,6 +155,10 @@ async def test_a_message_becomes_a_job_and_its_result_is_published() -> None:
     assert (message_id, result_id) == ("m1", "j1-1")
     assert (result["message_id"], result["job"]["status"]) == ("m1", "succeeded")
     assert service.keys == ["list:m1"]
+    counts = broker.worker.counts
+    assert (counts.accepted, counts.refused, counts.open) == (1, 0, 0)
+    assert counts.last_message is not None
+    assert counts.last_message >= counts.started
 
 
 @pytest.mark.parametrize(
@@ -166,6 +176,7 @@ async def test_an_invalid_message_becomes_a_dead_letter(invalid: Delivery, code:
     broker = await run_worker(Broker(invalid), Service())
     assert broker.dead_letters == [(invalid.message_id, code)]
     assert broker.completed_deliveries == []
+    assert (broker.worker.counts.accepted, broker.worker.counts.refused) == (0, 1)
 
 
 async def test_a_message_that_the_service_refuses_becomes_a_dead_letter() -> None:
@@ -182,6 +193,7 @@ async def test_an_accepted_job_continues_if_its_message_would_be_refused_now() -
     )
     assert broker.dead_letters == []
     assert [result_id for _, result_id, _ in broker.completed_deliveries] == ["j1-1"]
+    assert broker.worker.counts.accepted == 0, "it was counted before"
 
 
 async def test_a_redelivered_message_without_a_job_is_submitted() -> None:

@@ -56,7 +56,7 @@ async def ask_twice(gateway: StreamGateway, **changes: Any) -> tuple[bytes, byte
 
 
 async def test_fully_held_stream_is_cached_as_it_was_sent() -> None:
-    gateway = StreamGateway(first=GOOD, hold_streams=True, aliases=CACHED)
+    gateway = StreamGateway(first_answer=GOOD, hold_streams=True, aliases=CACHED)
     with_cache(gateway)
     first_body, cached_body = await ask_twice(gateway, response_format=FORMAT)
     assert b"[DONE]" in first_body
@@ -79,7 +79,10 @@ async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
 
 async def test_cached_answer_is_no_follow_up() -> None:
     """A repeated request that is answered from the cache is no complaint about the first answer."""
-    gateway, noticed_conversations = StreamGateway(first=GOOD, aliases=CACHED), list[Conversation]()
+    gateway, noticed_conversations = (
+        StreamGateway(first_answer=GOOD, aliases=CACHED),
+        list[Conversation](),
+    )
 
     class FollowUps:
         def may_match(self, _: CompiledRoute) -> bool:
@@ -168,7 +171,7 @@ async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path
     await database.ensure_schema()
     store, estimator = QualityStore(database), Estimator()
     learning = QualityLearner(estimator, store)
-    gateway = StreamGateway(first="Sure!", second="Here it is.")
+    gateway = StreamGateway(first_answer="Sure!", second_answer="Here it is.")
     fleet = gateway.router.fleet
     gateway.router = Router(fleet, gateway.ledger, estimator=estimator, learning=learning)
     _, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)

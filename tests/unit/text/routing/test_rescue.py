@@ -47,10 +47,10 @@ class Budget:
 class Gateway:
     """A gateway whose small model answers first; Claude, the better model, replaces bad answers."""
 
-    def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
+    def __init__(self, first_answer: str = BAD, second_answer: str = GOOD, **rules: Any) -> None:
         # Formats that no client here speaks, so that every answer is translated.
-        self.small = FakeBackend(make_text_response(first), api_format=ApiFormat.OLLAMA)
-        self.claude = FakeBackend(make_text_response(second), api_format=ApiFormat.OLLAMA)
+        self.small = FakeBackend(make_text_response(first_answer), api_format=ApiFormat.OLLAMA)
+        self.claude = FakeBackend(make_text_response(second_answer), api_format=ApiFormat.OLLAMA)
         self.ledger = RecordedLedger()
         runtimes = {"local": runtime("local", self.small), "claude": runtime("claude", self.claude)}
         for value in runtimes.values():
@@ -94,7 +94,7 @@ async def test_answer_violating_its_schema_is_rescued_and_both_calls_are_recorde
 
 
 async def test_good_answer_is_not_replaced() -> None:
-    gateway = Gateway(first=GOOD)
+    gateway = Gateway(first_answer=GOOD)
     model, route, _ = await gateway.ask(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("smollm2-135m", "free")
     assert gateway.claude.requests == []
@@ -114,7 +114,7 @@ async def test_rescue_policy_decides_which_faults_are_rescued(
     policy: RescuePolicy, format: bool, first_answer: str, is_rescued: bool
 ) -> None:
     gateway = Gateway(
-        first=first_answer, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)}
+        first_answer=first_answer, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)}
     )
     members: dict[str, Any] = {"response_format": FORMAT} if format else {}
     model, _, _ = await gateway.ask(model="own", **members)

@@ -64,8 +64,8 @@ class RecordingLearning:
 class StreamGateway(Gateway):
     """A `Gateway` with streams and recorded signals."""
 
-    def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
-        super().__init__(first, second, **rules)
+    def __init__(self, first_answer: str = BAD, second_answer: str = GOOD, **rules: Any) -> None:
+        super().__init__(first_answer, second_answer, **rules)
         self.learning = RecordingLearning()
         fleet = self.router.fleet
         self.router = Router(
@@ -221,7 +221,7 @@ async def test_good_beginning_passes_unchanged() -> None:
 
 
 async def test_empty_stream_is_rescued_and_recorded_as_complete() -> None:
-    gateway = StreamGateway(first="")
+    gateway = StreamGateway(first_answer="")
     model, route, _ = await gateway.stream()
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after empty")
     assert [item.complete for item in gateway.ledger] == [True, True]
@@ -242,7 +242,7 @@ async def test_rescue_policy_decides_which_faults_are_rescued(
     policy: RescuePolicy, changes: dict[str, Any], first_answer: str, is_rescued: bool
 ) -> None:
     gateway = StreamGateway(
-        first=first_answer, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)}
+        first_answer=first_answer, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)}
     )
     model, _, _ = await gateway.stream(**{"model": "own", **changes})
     assert (model == "claude-haiku-5-5") is is_rescued
@@ -357,15 +357,15 @@ async def test_disconnect_while_the_stream_is_held_ends_the_call() -> None:
 
 async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
     late_fault = '{"ok": "not a boolean"}'
-    assert (await StreamGateway(first=late_fault).stream(response_format=FORMAT))[
+    assert (await StreamGateway(first_answer=late_fault).stream(response_format=FORMAT))[
         0
     ] == "smollm2-135m"
-    holding_gateway = StreamGateway(first=late_fault, hold_streams=True)
+    holding_gateway = StreamGateway(first_answer=late_fault, hold_streams=True)
     model, route, body = await holding_gateway.stream(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after schema")
     assert "not" not in body
     # Text of no form is never held so long.
-    plain_text_gateway = StreamGateway(first="one two three", hold_streams=True)
+    plain_text_gateway = StreamGateway(first_answer="one two three", hold_streams=True)
     _, _, answer = await plain_text_gateway.ask(stream=True)
     assert answer.stream is not None
     assert answer.stream.final_usage is None
@@ -373,7 +373,7 @@ async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
 
 
 async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
-    holding_gateway = StreamGateway(first=GOOD, hold_streams=True)
+    holding_gateway = StreamGateway(first_answer=GOOD, hold_streams=True)
     model, _, body = await holding_gateway.stream(response_format=FORMAT)
     assert model == "smollm2-135m"
     assert body.endswith("data: [DONE]\n\n: x-moyin-cost-usd=0\n\n")
@@ -407,7 +407,7 @@ LOOP = "I will do that for you now. " * 40
 async def test_faults_of_a_stream_become_signals_when_it_has_ended(
     first_answer: str, changes: dict[str, Any], comment: str | None
 ) -> None:
-    gateway = StreamGateway(first=first_answer, rescue=RescuePolicy.OFF)
+    gateway = StreamGateway(first_answer=first_answer, rescue=RescuePolicy.OFF)
     model, _, _ = await gateway.stream(**changes)
     assert model == "smollm2-135m"
     expected_signals = [] if comment is None else [("smollm2-135m", "checked", comment, 0.0)]

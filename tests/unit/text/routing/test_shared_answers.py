@@ -45,8 +45,8 @@ class FakeValkey(dict[bytes, bytes]):
     async def close(self) -> None: ...
 
 
-class Gateway(Replica):
-    """One of several replicas."""
+class SharingReplica(Replica):
+    """A replica of the router with shared answers and follow-ups."""
 
     def __init__(self, database: Database, valkey: Any, secret: bytes = b"s") -> None:
         super().__init__(database)
@@ -112,27 +112,30 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
     await database.close()
 
 
-async def advance_clocks(*replicas: Gateway) -> None:
+async def advance_clocks(*replicas: SharingReplica) -> None:
     for replica in replicas:
         replica.now += 20
 
 
 async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None:
     valkey = FakeValkey()
-    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
-    assert await first_gateway.ask("r1", ASK) == []
-    await advance_clocks(first_gateway, second_gateway)
-    assert await second_gateway.ask("r2", ASK) == [("r1", "regenerated")]
-    await advance_clocks(first_gateway, second_gateway)
+    first_replica, second_replica = (
+        SharingReplica(database, valkey),
+        SharingReplica(database, valkey),
+    )
+    assert await first_replica.ask("r1", ASK) == []
+    await advance_clocks(first_replica, second_replica)
+    assert await second_replica.ask("r2", ASK) == [("r1", "regenerated")]
+    await advance_clocks(first_replica, second_replica)
     # The first replica still knows of r1; what counts is what all know.
-    assert await first_gateway.ask("r3", ASK, "func", "That's wrong") == [("r2", "corrected")]
-    await advance_clocks(first_gateway, second_gateway)
-    assert await second_gateway.ask("r4", ASK, "func", "Add table tests") == [("r3", "edited")]
-    await advance_clocks(first_gateway, second_gateway)
-    assert await first_gateway.ask(
+    assert await first_replica.ask("r3", ASK, "func", "That's wrong") == [("r2", "corrected")]
+    await advance_clocks(first_replica, second_replica)
+    assert await second_replica.ask("r4", ASK, "func", "Add table tests") == [("r3", "edited")]
+    await advance_clocks(first_replica, second_replica)
+    assert await first_replica.ask(
         "r5", ASK, "func", "Add table tests", "done", "Thanks a lot"
     ) == [("r4", "continued")]
-    (signal, *_) = second_gateway.learning._signals
+    (signal, *_) = second_replica.learning._signals
     assert (signal.model, signal.key_id, signal.source) == ("smollm2-135m", "k", "regenerated")
     assert signal.question is not None
     assert 0 < (signal.p_good or 0) < 1
@@ -140,72 +143,87 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 
 async def test_pending_answers_are_shared_on_close(database: Database) -> None:
     valkey = FakeValkey()
-    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
-    with patch.object(first_gateway.shared_answers, "process_batch", AsyncMock()):
-        await first_gateway.ask("r1", ASK)
+    first_replica, second_replica = (
+        SharingReplica(database, valkey),
+        SharingReplica(database, valkey),
+    )
+    with patch.object(first_replica.shared_answers, "process_batch", AsyncMock()):
+        await first_replica.ask("r1", ASK)
         assert valkey == {}
-    await first_gateway.follow_ups.close()
-    await advance_clocks(second_gateway)
-    assert await second_gateway.ask("r2", ASK) == [("r1", "regenerated")]
+    await first_replica.follow_ups.close()
+    await advance_clocks(second_replica)
+    assert await second_replica.ask("r2", ASK) == [("r1", "regenerated")]
 
 
 async def test_switch_to_a_better_model_is_detected_across_replicas(
     database: Database,
 ) -> None:
     valkey = FakeValkey()
-    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
-    await first_gateway.ask("r1", ASK)
-    await advance_clocks(first_gateway, second_gateway)
-    assert await second_gateway.ask("r2", ASK, model="claude-haiku-5-5") == [("r1", "switched")]
+    first_replica, second_replica = (
+        SharingReplica(database, valkey),
+        SharingReplica(database, valkey),
+    )
+    await first_replica.ask("r1", ASK)
+    await advance_clocks(first_replica, second_replica)
+    assert await second_replica.ask("r2", ASK, model="claude-haiku-5-5") == [("r1", "switched")]
 
 
 async def test_follow_up_needs_the_same_tenant_and_the_time_window(
     database: Database,
 ) -> None:
     valkey = FakeValkey()
-    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
-    await first_gateway.ask("r1", ASK)
-    second_gateway.now += 1
-    assert await second_gateway.ask("r2", ASK, model="claude-haiku-5-5") == []
-    second_gateway.now += 20
-    assert await second_gateway.ask("r3", ASK, key="other") == []
-    second_gateway.now += 300
-    assert await second_gateway.ask("r4", ASK) == []
+    first_replica, second_replica = (
+        SharingReplica(database, valkey),
+        SharingReplica(database, valkey),
+    )
+    await first_replica.ask("r1", ASK)
+    second_replica.now += 1
+    assert await second_replica.ask("r2", ASK, model="claude-haiku-5-5") == []
+    second_replica.now += 20
+    assert await second_replica.ask("r3", ASK, key="other") == []
+    second_replica.now += 300
+    assert await second_replica.ask("r4", ASK) == []
 
 
 async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> None:
     valkey = FakeValkey()
-    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
+    first_replica, second_replica = (
+        SharingReplica(database, valkey),
+        SharingReplica(database, valkey),
+    )
 
     class Same(FakeValkey):
         async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
             return await valkey.pop(names)
 
-    third_gateway = Gateway(database, Same())
-    await first_gateway.ask("r1", ASK)
-    await advance_clocks(first_gateway, second_gateway, third_gateway)
+    third_replica = SharingReplica(database, Same())
+    await first_replica.ask("r1", ASK)
+    await advance_clocks(first_replica, second_replica, third_replica)
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
     call = OpenAICodec().parse(body.encode())
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
-    for replica in (second_gateway, third_gateway):
+    for replica in (second_replica, third_replica):
         names = route(replica.fleet, "claude-haiku-5-5")
         replica.follow_ups.detect(Conversation(context, call), names, replica.now)
     # Both read before either takes.
     earlier_values = FakeValkey(valkey)
-    third_gateway.valkey.get = earlier_values.get
-    await second_gateway.shared_answers.process_batch()
-    await third_gateway.shared_answers.process_batch()
-    assert len(second_gateway.learning._signals) + len(third_gateway.learning._signals) == 1
+    third_replica.valkey.get = earlier_values.get
+    await second_replica.shared_answers.process_batch()
+    await third_replica.shared_answers.process_batch()
+    assert len(second_replica.learning._signals) + len(third_replica.learning._signals) == 1
 
 
 async def test_replica_matches_its_own_answers_without_valkey(database: Database) -> None:
     valkey = FakeValkey()
-    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
-    await first_gateway.ask("r1", ASK)
-    await advance_clocks(first_gateway, second_gateway)
+    first_replica, second_replica = (
+        SharingReplica(database, valkey),
+        SharingReplica(database, valkey),
+    )
+    await first_replica.ask("r1", ASK)
+    await advance_clocks(first_replica, second_replica)
     valkey.is_unavailable = True
-    assert await second_gateway.ask("r2", ASK) == []
-    assert await first_gateway.ask("r3", ASK) == [("r1", "regenerated")]
+    assert await second_replica.ask("r2", ASK) == []
+    assert await first_replica.ask("r3", ASK) == [("r1", "regenerated")]
 
 
 async def test_outage_between_read_and_take_falls_back_to_own_answers(database: Database) -> None:
@@ -213,20 +231,20 @@ async def test_outage_between_read_and_take_falls_back_to_own_answers(database: 
         async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
             return None
 
-    gateway = Gateway(database, Failing())
-    await gateway.ask("r1", ASK)
-    await advance_clocks(gateway)
-    assert await gateway.ask("r2", ASK) == [("r1", "regenerated")]
+    replica = SharingReplica(database, Failing())
+    await replica.ask("r1", ASK)
+    await advance_clocks(replica)
+    assert await replica.ask("r2", ASK) == [("r1", "regenerated")]
 
 
 async def test_pending_work_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "_MAX_QUERIES", 2)
-    gateway = Gateway(database, FakeValkey())
-    was_queued = [gateway.shared_answers.queue_query(lookup(), lambda: None) for _ in range(3)]
+    replica = SharingReplica(database, FakeValkey())
+    was_queued = [replica.shared_answers.queue_query(lookup(), lambda: None) for _ in range(3)]
     assert was_queued == [True, True, False]
     for number in range(9):
-        gateway.shared_answers.queue_answer(bytes([number]), None, "r", 0.0, gateway.now)
-    assert len(gateway.shared_answers._answers) == 4
+        replica.shared_answers.queue_answer(bytes([number]), None, "r", 0.0, replica.now)
+    assert len(replica.shared_answers._answers) == 4
 
 
 def lookup() -> Any:
@@ -237,13 +255,13 @@ def lookup() -> Any:
 
 async def test_fingerprints_differ_without_the_secret(database: Database) -> None:
     valkey = FakeValkey()
-    first_gateway, foreign_gateway = (
-        Gateway(database, valkey),
-        Gateway(database, valkey, secret=b"another"),
+    first_replica, foreign_replica = (
+        SharingReplica(database, valkey),
+        SharingReplica(database, valkey, secret=b"another"),
     )
-    await first_gateway.ask("r1", ASK)
+    await first_replica.ask("r1", ASK)
     names = set(valkey)
-    await foreign_gateway.ask("r2", ASK)
+    await foreign_replica.ask("r2", ASK)
     assert len(set(valkey) - names) == 1
     assert all(ASK.encode() not in name + value for name, value in valkey.items())
 
@@ -251,72 +269,78 @@ async def test_fingerprints_differ_without_the_secret(database: Database) -> Non
 @pytest.mark.parametrize("value", [b"", b"[]", b'["r", 1, 2, "zz"]', b"{}", b'["r", "x", 1, ""]'])
 async def test_stored_value_of_another_version_is_ignored(database: Database, value: bytes) -> None:
     valkey = FakeValkey()
-    gateway = Gateway(database, valkey)
-    await gateway.ask("r1", ASK)
+    replica = SharingReplica(database, valkey)
+    await replica.ask("r1", ASK)
     valkey.update(dict.fromkeys(valkey, value))
-    await advance_clocks(gateway)
-    assert await gateway.ask("r2", ASK) == []
+    await advance_clocks(replica)
+    assert await replica.ask("r2", ASK) == []
 
 
 async def test_time_window_uses_the_arrival_of_the_request(
     database: Database,
 ) -> None:
     valkey = FakeValkey()
-    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
-    await first_gateway.ask("r1", ASK)
-    arrival_time = second_gateway.now + 1.9
+    first_replica, second_replica = (
+        SharingReplica(database, valkey),
+        SharingReplica(database, valkey),
+    )
+    await first_replica.ask("r1", ASK)
+    arrival_time = second_replica.now + 1.9
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
     call = OpenAICodec().parse(body.encode())
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
-    second_gateway.now += 60
-    names = route(second_gateway.fleet, "claude-haiku-5-5")
-    second_gateway.follow_ups.detect(Conversation(context, call), names, arrival_time)
-    await second_gateway.shared_answers.process_batch()
-    assert not second_gateway.learning._signals
+    second_replica.now += 60
+    names = route(second_replica.fleet, "claude-haiku-5-5")
+    second_replica.follow_ups.detect(Conversation(context, call), names, arrival_time)
+    await second_replica.shared_answers.process_batch()
+    assert not second_replica.learning._signals
 
 
 async def test_unshared_answer_is_matched_by_its_own_replica(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gateway = Gateway(database, FakeValkey())
+    replica = SharingReplica(database, FakeValkey())
     monkeypatch.setattr(exchanges, "_MAX_QUERIES", 0)
-    await gateway.ask("r1", ASK)
+    await replica.ask("r1", ASK)
     monkeypatch.undo()
-    await advance_clocks(gateway)
-    assert await gateway.ask("r2", ASK) == [("r1", "regenerated")]
+    await advance_clocks(replica)
+    assert await replica.ask("r2", ASK) == [("r1", "regenerated")]
 
 
 async def test_answers_are_shared_during_a_database_outage(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     valkey = FakeValkey()
-    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
-    await first_gateway.ask("r1", ASK)
-    await advance_clocks(first_gateway, second_gateway)
+    first_replica, second_replica = (
+        SharingReplica(database, valkey),
+        SharingReplica(database, valkey),
+    )
+    await first_replica.ask("r1", ASK)
+    await advance_clocks(first_replica, second_replica)
 
     async def fail(owner: str, request_id: str) -> None:
         raise OSError("away")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="away"):
-        patch.setattr(second_gateway.learning, "find_decision", fail)
-        await second_gateway.ask("r2", ASK)
-    row = second_gateway.learning._decisions.popleft()
-    await second_gateway.store.write([row.to_row()], ())  # type: ignore[union-attr]
-    await advance_clocks(first_gateway, second_gateway)
-    assert await first_gateway.ask("r3", ASK) == [("r2", "regenerated")]
+        patch.setattr(second_replica.learning, "find_decision", fail)
+        await second_replica.ask("r2", ASK)
+    row = second_replica.learning._decisions.popleft()
+    await second_replica.store.write([row.to_row()], ())  # type: ignore[union-attr]
+    await advance_clocks(first_replica, second_replica)
+    assert await first_replica.ask("r3", ASK) == [("r2", "regenerated")]
 
 
 async def test_no_lookup_where_quality_is_not_weighed(database: Database) -> None:
-    gateway = Gateway(database, FakeValkey())
-    gateway.fleet = router(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
+    replica = SharingReplica(database, FakeValkey())
+    replica.fleet = router(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
     call = OpenAICodec().parse(
         json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()
     )
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
-    names = route(gateway.fleet)
-    assert not gateway.follow_ups.may_match(names)
+    names = route(replica.fleet)
+    assert not replica.follow_ups.may_match(names)
     # A request may have named a price of its own.
-    await gateway.ask("r1", ASK)
-    assert gateway.follow_ups.may_match(names)
-    gateway.follow_ups.detect(Conversation(context, call), names, gateway.now)
-    assert len(gateway.shared_answers._queries) == 1
+    await replica.ask("r1", ASK)
+    assert replica.follow_ups.may_match(names)
+    replica.follow_ups.detect(Conversation(context, call), names, replica.now)
+    assert len(replica.shared_answers._queries) == 1

@@ -145,6 +145,6 @@ async def test_the_prompt_is_estimated_at_the_start_and_settled_at_the_end() -> 
     assert (await read_stated_usage(started_with_usage, *TEXTS, finished_with_usage))[0] == (8, 0)
 
 
-async def test_client_gets_the_recorded_estimate() -> None:
+async def test_client_gets_an_estimate_if_the_back_end_reports_no_usage() -> None:
     finished_without_usage = Finished(stop=StopReason.END, usage=Usage())
     assert await read_stated_usage(STARTED, *TEXTS, finished_without_usage) == [(10, 0), (10, 2)]

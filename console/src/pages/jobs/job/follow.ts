@@ -8,6 +8,7 @@ import { CONNECTED, LiveSource, type LiveState } from "#/api/live-source";
 import {
   isOpen, type JobDetail, type PreviewEvent, type ProgressEvent, STATUSES, type StatusEvent, type StepEvent,
 } from "../types";
+import { addToLog, EMPTY_LOG, type Log, type LogEvent } from "./log";
 
 // Ten a second can come, and a thousand when a stream begins: paint fewer.
 const PAINT_MILLISECONDS = 100;
@@ -26,12 +27,15 @@ export interface JobEvents {
   attempts: Attempt[];
   progress: ProgressEvent | null;
   preview: PreviewEvent | null;
+  log: Log;
   live: LiveState;
   /** The stream has ended with the job. */
   isComplete: boolean;
 }
 
-const NOTHING: JobEvents = { attempts: [], progress: null, preview: null, live: CONNECTED, isComplete: false };
+const NOTHING: JobEvents = {
+  attempts: [], progress: null, preview: null, log: EMPTY_LOG, live: CONNECTED, isComplete: false,
+};
 
 /** Return what the events of a job say; a new attempt opens the stream again. */
 export function useJobEvents(job: JobDetail | undefined): JobEvents {
@@ -68,9 +72,18 @@ class JobStream {
         return `/jobs/${encodeURIComponent(this.id)}/events?previews=true${after}`;
       },
       listeners: {
-        ...Object.fromEntries(STATUSES.map((status) => [status, this.listen<StatusEvent>((event) => this.addStatus(event))])),
-        step: this.listen<StepEvent>((event) => this.addStep(event)),
-        progress: this.listen<ProgressEvent>((event) => this.addProgress(event)),
+        ...Object.fromEntries(STATUSES.map((status) => [status, this.listen<StatusEvent>((data, id) => {
+          this.log({ type: "status", data }, id);
+          this.addStatus(data);
+        })])),
+        step: this.listen<StepEvent>((data, id) => {
+          this.log({ type: "step", data }, id);
+          this.addStep(data);
+        }),
+        progress: this.listen<ProgressEvent>((data, id) => {
+          this.log({ type: "progress", data }, id);
+          this.addProgress(data);
+        }),
         preview: this.listen<PreviewEvent>((preview) => this.update({ preview })),
       },
       onState: (live) => this.update({ live }),
@@ -88,11 +101,17 @@ class JobStream {
     for (const timer of this.timers.values()) clearTimeout(timer);
   }
 
-  private listen<E>(use: (event: E) => void) {
-    return (message: MessageEvent<string>) => {
-      if (message.lastEventId) this.lastId = message.lastEventId;
-      use(JSON.parse(message.data) as E);
+  private listen<E>(use: (event: E, id: string | null) => void) {
+    return ({ data, lastEventId }: MessageEvent<string>) => {
+      // An event without an id has that of the event before, if there was one in this stream.
+      const id = lastEventId === "" || lastEventId === this.lastId ? null : lastEventId;
+      if (id !== null) this.lastId = id;
+      use(JSON.parse(data) as E, id);
     };
+  }
+
+  private log(event: LogEvent, id: string | null) {
+    this.update({ log: addToLog(this.state.log, event, id) });
   }
 
   /** Nothing is kept of a job that has ended; one that was just open here has ended since. */

@@ -21,6 +21,7 @@ import { Costs } from "./costs";
 import { useJobEvents } from "./follow";
 import { GraphPanel } from "./graph";
 import { Live } from "./live";
+import { LogPanel } from "./log-panel";
 import { RequestPanel } from "./request";
 import { Results } from "./results";
 import { Summary } from "./summary";
@@ -76,6 +77,7 @@ function JobView({ job }: { job: JobDetail }) {
             <Results job={job} />
             <GraphPanel job={job} activeNode={isOpen(job) ? (events.progress?.node ?? null) : null} />
             <RequestPanel job={job} />
+            <LogPanel job={job} events={events} />
           </Stack>
         </Grid.Col>
         <Grid.Col span={{ base: 12, lg: 4 }}>

@@ -9,7 +9,8 @@ import type { JobDetail, Kind, SubmittedStep } from "../types";
 import { JsonBlock } from "./json-block";
 import { type Fact, Facts, Panel } from "#/components/panel";
 
-const ARTIFACT = /^artifact:([A-Za-z0-9_-]+)$/;
+// An input of a template has the id alone.
+const ARTIFACT = /^(?:artifact:)?(art_[0-9a-f]{32})$/;
 
 export function RequestPanel({ job }: { job: JobDetail }) {
   const t = useStrings(strings);

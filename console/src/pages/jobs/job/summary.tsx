@@ -5,12 +5,16 @@ import { useState } from "react";
 import { useOperatorLinks } from "#/components/operator-links";
 import { useFormat, useStrings } from "#/language";
 
-import { strings } from "../strings";
+import { strings, type Strings } from "../strings";
 import { isOpen, type JobDetail, runSeconds } from "../types";
 import { type Fact, Facts, Panel } from "#/components/panel";
 
 type Canceller = NonNullable<JobDetail["cancelled_by"]>;
 type Seconds = NonNullable<NonNullable<JobDetail["eta"]>["starts_in"]>;
+
+export function describeCanceller({ kind, id }: Canceller, t: Strings): string {
+  return (t.canceller[kind] ?? kind) + (id ? ` ${id}` : "");
+}
 
 /** The job's times, its place in the queue, and what else it was submitted with. */
 export function Summary({ job }: { job: JobDetail }) {
@@ -21,7 +25,7 @@ export function Summary({ job }: { job: JobDetail }) {
   const time = (value: string | null | undefined) => (value ? format.time(value) : null);
   const estimate = (seconds: Seconds | null | undefined) =>
     seconds ? t.about(format.seconds(seconds.p50), format.seconds(seconds.p90)) : null;
-  const canceller = (by: Canceller | null) => by && (t.canceller[by.kind] ?? by.kind) + (by.id ? ` ${by.id}` : "");
+  const canceller = (by: Canceller | null) => by && describeCanceller(by, t);
   const ran = runSeconds(job);
   const temporal = useOperatorLinks()?.temporal;
   const facts: Fact[] = [

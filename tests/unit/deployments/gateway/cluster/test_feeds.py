@@ -6,8 +6,10 @@ import asyncio
 from collections import Counter
 from contextlib import aclosing
 
-from deployments.gateway.cluster.bodies import ClusterBody, PoolBody
+from deployments.gateway.cluster.bodies import ClusterBody, DoctorBody, PoolBody
+from deployments.gateway.cluster.doctor import describe_checks
 from deployments.gateway.cluster.feeds import ClusterFeeds, FeedSources, Included, Viewer
+from moyin.stack.doctor.machine import check_python
 
 _CLUSTER = ClusterBody(
     pools=[PoolBody(name=name, is_responding=True, renderers=[]) for name in ("a", "b")], nodes=[]
@@ -50,6 +52,10 @@ class Sources:
         self.readings["routes"] += 1
         return '"routes"'
 
+    async def check_machine(self) -> DoctorBody:
+        self.readings["doctor"] += 1
+        return describe_checks([check_python()])
+
     def build_feeds(self) -> ClusterFeeds:
         return ClusterFeeds(
             FeedSources(
@@ -59,6 +65,7 @@ class Sources:
                 models=self.read_models,
                 jobs=self.read_jobs,
                 routes=self.read_routes,
+                doctor=self.check_machine,
             )
         )
 
@@ -110,6 +117,16 @@ async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
         "jobs bob",
     }
     assert set(sources.readings.values()) == {1}
+    await feeds.close()
+
+
+async def test_all_callers_share_a_checkup() -> None:
+    sources = Sources()
+    feeds = sources.build_feeds()
+    first, second = await asyncio.gather(feeds.doctor.get(), feeds.doctor.get())
+    assert first is second is await feeds.doctor.get()
+    assert [check.name for check in first.checks] == ["python"]
+    assert sources.readings["doctor"] == 1
     await feeds.close()
 
 

@@ -10,6 +10,7 @@ from deployments.gateway.cluster.snapshot import build_cluster, restrict_cluster
 from deployments.gateway.cluster.sources import ClusterReading
 from moyin.domain.cluster import (
     GpuReading,
+    IntakeSourceSummary,
     ModelServerSummary,
     PoolSummary,
     RendererState,
@@ -68,6 +69,23 @@ def test_actors_of_pools_and_model_servers_share_a_gpu() -> None:
     assert (first_gpu.memory_total_bytes, first_gpu.temperature_celsius) == (80, 41)
     assert (second_gpu.free, second_gpu.shares, second_gpu.temperature_celsius) == (1, [], None)
     assert cluster.nodes[1].gpus == []
+
+
+def test_only_operators_see_the_sources_of_the_intake() -> None:
+    source = IntakeSourceSummary(
+        name="redis-jobs", owner="studio", kind="redis", address="broker:6379", queue="jobs",
+        is_connected=True, started=10.2, last_message=None, accepted=3, refused=1, open=2,
+    )  # fmt: skip
+    cluster = build_cluster([], ClusterReading(intake=[source]))
+    assert cluster.intake is not None
+    [shown] = cluster.intake
+    assert shown.model_dump(mode="json") == {
+        "name": "redis-jobs", "owner": "studio", "kind": "redis", "address": "broker:6379",
+        "queue": "jobs", "is_connected": True, "counted_since": "1970-01-01T00:00:10Z",
+        "last_message_at": None, "accepted": 3, "refused": 1, "open": 2,
+    }  # fmt: skip
+    assert restrict_cluster(cluster, []).intake is None
+    assert build_cluster([], ClusterReading()).intake is None
 
 
 def test_queue_includes_renders_that_wait_in_temporal() -> None:

@@ -1,0 +1,89 @@
+"""Converts graphs to ComfyUI's API format, and finds what a render pool lacks for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from moyin.comfy_api.admission import GraphAdmission
+from moyin.comfy_api.files import ComfyFiles
+from moyin.comfy_api.protocol.graph_conversion import (
+    MAX_REPORTED,
+    ConvertedGraph,
+    LeftOutBody,
+    find_missing,
+)
+from moyin.domain.identity import Identity
+from moyin.errors import InvalidRequest
+from moyin.jobs.protocol.renders import check_graph_format
+from moyin.render.protocol.editor_graph.conversion import convert
+from moyin.render.protocol.editor_graph.document import MAX_NODES, is_editor_format
+
+_FIELD = "graph"
+
+
+class GraphConverter:
+    """Converts the graphs of clients for the pools that run their jobs."""
+
+    def __init__(self, admission: GraphAdmission, files: ComfyFiles) -> None:
+        self._admission = admission
+        self._files = files
+
+    async def convert(
+        self, caller: Identity, graph: Mapping[str, Any], pool: str | None
+    ) -> ConvertedGraph:
+        """Return the graph in the API format, with what the pool lacks and what was left out.
+
+        Args:
+            graph: a graph in either format, or an object with a graph as its ``prompt`` or
+                ``workflow``, such as the body of ``POST /prompt``.
+            pool: the pool that is to render it; None chooses the pool that a job would get.
+
+        Raises:
+            InvalidRequest: the graph is malformed or too large, or there is no such pool.
+            ServiceUnavailable: no pool has reported its nodes yet.
+        """
+        if pool is not None:
+            await self._admission.require_pool(caller, pool)
+        graph = _unwrap(graph)
+        is_editor = is_editor_format(graph)
+        left_out: list[LeftOutBody] = []
+        if is_editor:
+            nodes = await self._admission.list_nodes(caller)
+            # The clock of the farm, as the editor uses that of the browser.
+            result = await asyncio.to_thread(
+                convert, graph, nodes, now=datetime.now(UTC), field=_FIELD
+            )
+            graph = result.graph
+            left_out = [LeftOutBody.model_validate(item) for item in result.left_out]
+        else:
+            check_graph_format(graph, _FIELD)
+            if len(graph) > MAX_NODES:
+                raise InvalidRequest(
+                    f"the graph has too many nodes: at most {MAX_NODES} are allowed", field=_FIELD
+                )
+        if pool is None:
+            pool = await self._admission.choose_pool(caller, graph)
+        nodes = await self._admission.list_nodes(caller, pool)
+        missing, uploads = await asyncio.to_thread(find_missing, graph, nodes)
+        names = {upload.value for upload in uploads}
+        found = await self._files.find_in_texts(caller.owner, names) if names else {}
+        missing.files = [upload for upload in uploads if upload.value not in found][:MAX_REPORTED]
+        return ConvertedGraph(
+            format="editor" if is_editor else "api",
+            graph=dict(graph),
+            pool=pool,
+            missing=missing,
+            left_out=left_out,
+        )
+
+
+def _unwrap(graph: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the graph in a body of ``POST /prompt`` or ``POST /jobs``, or the graph itself."""
+    for member in ("prompt", "workflow"):
+        inner = graph.get(member)
+        if isinstance(inner, Mapping) and "class_type" not in inner:
+            return inner
+    return graph

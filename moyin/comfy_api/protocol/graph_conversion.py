@@ -1,0 +1,143 @@
+"""Defines the bodies of ``POST /graphs/convert``, and finds what a pool lacks for a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from moyin.comfy_api.protocol.node_info import get_choices, is_upload_input, iterate_inputs
+from moyin.render.protocol.editor_graph.conversion import Reason
+from moyin.render.protocol.graph import find_artifact_ids, is_input_name
+
+# The most entries of a list in the response. A client needs only some.
+MAX_REPORTED = 1_000
+_OTHER_FOLDERS = (" [output]", " [temp]")
+
+
+class ConversionRequest(BaseModel):
+    """The body of ``POST /graphs/convert``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    graph: dict[str, Any] = Field(
+        description="A graph in the format of ComfyUI's editor or in the API format, or an object "
+        "with one as its `prompt` or `workflow`."
+    )
+    pool: Annotated[str, Field(max_length=128)] | None = Field(
+        None, description="The render pool; by default the one that a job would get."
+    )
+
+
+class MissingNode(BaseModel):
+    """A node class that the pool does not have or the caller may not use, and its nodes' ids."""
+
+    class_type: str
+    nodes: list[str]
+
+
+class MissingInput(BaseModel):
+    """A node's input whose value, such as the name of a model file, is not there."""
+
+    node: str
+    class_type: str
+    input: str
+    value: str
+
+
+class MissingParts(BaseModel):
+    """What is missing for the graph; each list has at most 1,000 entries."""
+
+    nodes: list[MissingNode] = Field(description="Node classes.")
+    choices: list[MissingInput] = Field(
+        description="Model files and other choices that the pool does not have."
+    )
+    files: list[MissingInput] = Field([], description="Files that you have not uploaded.")
+
+
+class LeftOutBody(BaseModel):
+    """A node, group, or input of a node that is not in the graph.
+
+    `reason`: `muted`, `bypassed`, `note`, `reroute`, `primitive`, `group`, `inlined` (the nodes of
+    a subgraph are in the graph instead), or `page_made` (only the editor's page can make the value
+    of `input`, such as a picture of a camera).
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+
+    reason: Reason
+    title: str
+    node: str | None = Field(description="The node's id; those of subgraphs have `:` between them.")
+    class_type: str | None
+    input: str | None
+
+
+class ConvertedGraph(BaseModel):
+    """A graph in the API format, which `POST /jobs` takes as `workflow`."""
+
+    format: Literal["editor", "api"] = Field(description="The format in which the graph was sent.")
+    graph: dict[str, Any]
+    pool: str = Field(description="The render pool that `missing` is about.")
+    missing: MissingParts
+    left_out: list[LeftOutBody]
+
+
+def find_missing(
+    graph: Mapping[str, Any], nodes: Mapping[str, Any]
+) -> tuple[MissingParts, list[MissingInput]]:
+    """Return what a pool lacks for a graph, and the inputs that name uploaded files.
+
+    Args:
+        graph: in the API format.
+        nodes: the ``/object_info`` of the pool.
+    """
+    classes: dict[str, list[str]] = {}
+    choices: list[MissingInput] = []
+    uploads: list[MissingInput] = []
+    known_choices: dict[str, Mapping[str, frozenset[str] | None]] = {}
+    for node_id, node in graph.items():
+        name = node["class_type"]
+        if name not in nodes:
+            classes.setdefault(name, []).append(node_id)
+            continue
+        if name not in known_choices:
+            known_choices[name] = _list_choices(nodes[name])
+        for key, value in node.get("inputs", {}).items():
+            if key not in known_choices[name] or not isinstance(value, str):
+                continue
+            allowed = known_choices[name][key]
+            entry = MissingInput(node=node_id, class_type=name, input=key, value=value)
+            if allowed is None:
+                if _names_upload(value):
+                    uploads.append(entry)
+            elif value not in allowed:
+                choices.append(entry)
+    missing = MissingParts(
+        nodes=[
+            MissingNode(class_type=name, nodes=ids[:MAX_REPORTED])
+            for name, ids in islice(classes.items(), MAX_REPORTED)
+        ],
+        choices=choices[:MAX_REPORTED],
+    )
+    return missing, uploads
+
+
+def _list_choices(node: Mapping[str, Any]) -> Mapping[str, frozenset[str] | None]:
+    """Return the choices of a node class by input; None for names of uploaded files."""
+    result: dict[str, frozenset[str] | None] = {}
+    for _, name, spec in iterate_inputs(node):
+        if is_upload_input(spec):
+            result[name] = None
+        elif (choices := get_choices(spec)) is not None:
+            result[name] = frozenset(choice for choice in choices if isinstance(choice, str))
+    return result
+
+
+def _names_upload(value: str) -> bool:
+    """Return True if the value names a file in the input folder, and is no reference to a file."""
+    reference = {"": {"inputs": {"": value}}}
+    return not (
+        value.endswith(_OTHER_FOLDERS) or is_input_name(value) or find_artifact_ids(reference)
+    )

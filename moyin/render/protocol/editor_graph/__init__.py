@@ -1,0 +1,1 @@
+"""Converts graphs from the format that ComfyUI's editor saves to ComfyUI's API format."""

@@ -1,0 +1,252 @@
+"""Parses and bounds graphs in the format that ComfyUI's editor saves, versions 0.4 and 1.
+
+Nodes have lists of widget values, and links are lists or objects. Subgraphs are definitions that
+nodes name by id. Ids are numbers or texts, and are texts here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moyin.errors import InvalidRequest
+
+MAX_NODES = 10_000
+MAX_LINKS = 50_000
+MAX_SLOTS = 1_000
+MAX_SUBGRAPHS = 1_000
+# The ids of the nodes that stand for the inputs and the outputs of a subgraph.
+INPUT_NODE, OUTPUT_NODE = "-10", "-20"
+# The mode of nodes that are not executed, and of those that pass their inputs through.
+MUTED, BYPASSED = 2, 4
+_MAX_NAME = 512
+# Node classes that ComfyUI has renamed.
+_NEW_NAMES = {
+    "T2IAdapterLoader": "ControlNetLoader",
+    "ConditioningAverage ": "ConditioningAverage",
+    "SDV_img2vid_Conditioning": "SVD_img2vid_Conditioning",
+    "Load3DAnimation": "Load3D",
+    "Preview3DAnimation": "Preview3D",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """An input or output of a node or subgraph.
+
+    Attributes:
+        link: the id of the link into the input, if there is one.
+        has_widget: True if the input belongs to a widget.
+    """
+
+    name: str
+    type: str
+    link: str | None = None
+    has_widget: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditorNode:
+    """A node as the editor saved it; ``values`` are its widgets' values by place or by name."""
+
+    id: str
+    type: str
+    title: str
+    mode: int
+    inputs: Sequence[Slot]
+    outputs: Sequence[Slot]
+    values: Sequence[Any] | Mapping[str, Any]
+    properties: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Link:
+    """A link from a node's output to a node's input."""
+
+    origin: str
+    origin_slot: int
+    target: str
+    target_slot: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditorGraph:
+    """A graph or the definition of a subgraph, which also has inputs and outputs.
+
+    Attributes:
+        output_links: the link into each output of a subgraph.
+    """
+
+    nodes: Mapping[str, EditorNode]
+    links: Mapping[str, Link]
+    output_links: Mapping[int, Link]
+    inputs: Sequence[Slot] = ()
+    outputs: Sequence[Slot] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditorDocument:
+    """A saved graph with the definitions of its subgraphs by id, and the titles of its groups."""
+
+    root: EditorGraph
+    subgraphs: Mapping[str, EditorGraph]
+    groups: Sequence[str]
+
+
+def is_editor_format(graph: Mapping[str, Any]) -> bool:
+    """Return True if the graph is in the editor's format rather than in the API format."""
+    return isinstance(graph.get("nodes"), list)
+
+
+def parse_document(graph: Mapping[str, Any], field: str) -> EditorDocument:
+    """Parse a graph in the editor's format.
+
+    Args:
+        field: the path of the graph in the request, for errors.
+
+    Raises:
+        InvalidRequest: a part is malformed, or there are too many; the error names the field.
+    """
+    definitions = graph.get("definitions")
+    subgraphs = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
+    path = f"{field}.definitions.subgraphs"
+    parsed: dict[str, EditorGraph] = {}
+    for at, subgraph in _iterate_objects(subgraphs, path, MAX_SUBGRAPHS):
+        parsed[_parse_id(subgraph, "id", at)] = _parse_graph(subgraph, at)
+    root = _parse_graph(graph, field)
+    if sum(len(part.nodes) for part in (root, *parsed.values())) > MAX_NODES:
+        raise _too_many("nodes", MAX_NODES, f"{field}.nodes")
+    groups = [
+        _get_text(group, "title")
+        for _, group in _iterate_objects(graph.get("groups"), f"{field}.groups", MAX_NODES)
+    ]
+    return EditorDocument(root=root, subgraphs=parsed, groups=groups)
+
+
+def _parse_graph(graph: Mapping[str, Any], field: str) -> EditorGraph:
+    nodes: dict[str, EditorNode] = {}
+    for at, item in _iterate_objects(graph.get("nodes"), f"{field}.nodes", MAX_NODES):
+        node = _parse_node(item, at)
+        if node.id in nodes:
+            raise InvalidRequest(f"{at}.id: another node has this id", field=f"{at}.id")
+        nodes[node.id] = node
+    links = dict(_parse_links(graph.get("links"), f"{field}.links"))
+    output_links: dict[int, Link] = {}
+    for link in links.values():
+        if link.target == OUTPUT_NODE:
+            output_links.setdefault(link.target_slot, link)
+    return EditorGraph(
+        nodes=nodes,
+        links=links,
+        output_links=output_links,
+        inputs=_parse_slots(graph, "inputs", field),
+        outputs=_parse_slots(graph, "outputs", field),
+    )
+
+
+def _parse_node(node: Mapping[str, Any], field: str) -> EditorNode:
+    kind = node.get("type")
+    if not isinstance(kind, str) or not 0 < len(kind) <= _MAX_NAME:
+        raise InvalidRequest(
+            f"{field}.type must be a text of 1 to {_MAX_NAME} characters", field=f"{field}.type"
+        )
+    values = node.get("widgets_values")
+    properties = node.get("properties")
+    mode = node.get("mode")
+    return EditorNode(
+        id=_parse_id(node, "id", field),
+        type=_NEW_NAMES.get(kind, kind),
+        title=_get_text(node, "title"),
+        mode=mode if isinstance(mode, int) else 0,
+        inputs=_parse_slots(node, "inputs", field),
+        outputs=_parse_slots(node, "outputs", field),
+        values=values if isinstance(values, list | Mapping) else (),
+        properties=properties if isinstance(properties, Mapping) else {},
+    )
+
+
+def _parse_slots(owner: Mapping[str, Any], member: str, field: str) -> Sequence[Slot]:
+    slots = []
+    for at, slot in _iterate_objects(owner.get(member), f"{field}.{member}", MAX_SLOTS):
+        kind = slot.get("type")
+        slots.append(
+            Slot(
+                name=_get_text(slot, "name"),
+                # Lists of choices were types in old versions; 0 and -1 are special types.
+                type=kind[:_MAX_NAME] if isinstance(kind, str) else "COMBO",
+                link=None if slot.get("link") is None else _parse_id(slot, "link", at),
+                has_widget=isinstance(slot.get("widget"), Mapping),
+            )
+        )
+    return slots
+
+
+def _parse_links(links: Any, field: str) -> Iterator[tuple[str, Link]]:
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
+    for at, link in _iterate(links, field, MAX_LINKS):
+        if isinstance(link, list) and len(link) >= len(names):
+            link = dict(zip(names, link, strict=False))
+        if not isinstance(link, Mapping):
+            raise InvalidRequest(f"{at} must be an object or a list of 6 values", field=at)
+        yield (
+            _parse_id(link, "id", at),
+            Link(
+                origin=_parse_id(link, "origin_id", at),
+                origin_slot=_parse_number(link, "origin_slot", at),
+                target=_parse_id(link, "target_id", at),
+                target_slot=_parse_number(link, "target_slot", at),
+            ),
+        )
+
+
+def _iterate_objects(value: Any, field: str, most: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for at, item in _iterate(value, field, most):
+        if not isinstance(item, Mapping):
+            raise InvalidRequest(f"{at} must be an object", field=at)
+        yield at, item
+
+
+def _iterate(value: Any, field: str, most: int) -> Iterator[tuple[str, Any]]:
+    """Yield the path and the value of each item of an optional list; the editor skips nulls."""
+    if value is None:
+        return
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{field} must be a list", field=field)
+    if len(value) > most:
+        raise _too_many(field.rpartition(".")[2], most, field)
+    for number, item in enumerate(value):
+        if item is not None:
+            yield f"{field}.{number}", item
+
+
+def _parse_id(owner: Mapping[str, Any], name: str, field: str) -> str:
+    value = owner.get(name)
+    is_id = isinstance(value, int | str) and not isinstance(value, bool)
+    if not is_id or not 0 < len(text := str(value)[: _MAX_NAME + 1]) <= _MAX_NAME:
+        raise InvalidRequest(
+            f"{field}.{name} must be a whole number or a short text", field=f"{field}.{name}"
+        )
+    return text
+
+
+def _parse_number(owner: Mapping[str, Any], name: str, field: str) -> int:
+    value = owner.get(name)
+    if isinstance(value, str) and value.isdecimal() and len(value) <= 6:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 10**6:
+        raise InvalidRequest(
+            f"{field}.{name} must be the number of a slot", field=f"{field}.{name}"
+        )
+    return value
+
+
+def _get_text(owner: Mapping[str, Any], name: str) -> str:
+    value = owner.get(name)
+    return value[:_MAX_NAME] if isinstance(value, str) else ""
+
+
+def _too_many(things: str, most: int, field: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"the graph has too many {things}: at most {most} are allowed", field=field
+    )
