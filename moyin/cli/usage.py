@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from moyin.cli.screen import AsJson, out, print_csv, print_json, print_table
+from moyin.cli.screen import AsJson, clean_text, out, print_csv, print_json, print_table
 from moyin.cli.session import build_path, with_gateway
+from moyin.cli.usage_names import read_names
 from moyin.client.gateway import GatewayClient
 
 _MAX_PAGE = 200
@@ -22,7 +23,9 @@ _WIDE = 100
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 _HEADINGS = {"backend": "back end", "owner": "tenant"}
 # Labels of groups whose property is null.
-_UNNAMED = {"operation": "chat, embeddings"}
+_UNNAMED = {
+    "operation": "chat, embeddings", "user": "keys of the tenant", "template": "no template",
+}  # fmt: skip
 _NUMBERS = ("calls", "not complete", "input", "cached", "output", "cost", "dearest", "in", "out")
 _AMOUNTS = ("limit", "spent", "reserved", "left")
 _CSV_NUMBERS = (
@@ -51,7 +54,8 @@ def show_usage(
     by: Annotated[
         list[str] | None,
         typer.Option(
-            help="day, model, backend, owner, key or operation; repeat for a second. Default: day."
+            help="day, model, backend, owner, key, user, template or operation; repeat for a "
+            "second. Default: day."
         ),
     ] = None,
     since: Annotated[
@@ -87,13 +91,20 @@ def show_usage(
             "requested_model": requested_model,
         },
     )
-    report = with_gateway(lambda gateway: gateway.call("GET", path))
+
+    async def work(gateway: GatewayClient) -> tuple[dict[str, Any], dict[str, str]]:
+        report = await gateway.call("GET", path)
+        # Programs get the ids.
+        is_read = out.is_terminal and not (as_json or as_csv)
+        return report, await read_names(gateway, report["group_by"], owner) if is_read else {}
+
+    report, names = with_gateway(work)
     if as_json:
         print_json(report)
     elif as_csv:
         _print_csv(report)
     else:
-        _print_report(report)
+        _print_report(report, names)
 
 
 def list_requests(
@@ -160,7 +171,8 @@ async def _read_calls(
             return calls
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any], labels: Mapping[str, str]) -> None:
+    """Print a usage report; ``labels`` are the names of users and keys by id."""
     names = report["group_by"]
     groups = _add_empty_days(report["groups"]) if names == ["day"] else report["groups"]
     measure = _choose_measure(report["total"])
@@ -183,7 +195,7 @@ def _print_report(report: dict[str, Any]) -> None:
         captions = {"cost_usd": "bar: cost", "output_tokens": "bar: output", "calls": "bar: calls"}
         rows = [
             (
-                *_build_row(names, group, shows_units=shows_units),
+                *_build_row(names, group, labels, shows_units=shows_units),
                 draw_bar(Decimal(str(group[measure])), highest),
             )
             for group in groups
@@ -235,10 +247,12 @@ def _build_plain_row(names: Sequence[str], group: dict[str, Any]) -> list[str]:
     return ["" if value is None else str(value) for value in values]
 
 
-def _build_row(names: Sequence[str], group: dict[str, Any], *, shows_units: bool) -> list[str]:
+def _build_row(
+    names: Sequence[str], group: dict[str, Any], labels: Mapping[str, str], *, shows_units: bool
+) -> list[str]:
     dearest_cost = group["dearest_cost_usd"]
     return [
-        *(escape(group[name] or _UNNAMED.get(name, "unknown")) for name in names),
+        *(escape(_describe_group(name, group[name], labels)) for name in names),
         f"{group['calls']:,}",
         f"{group['incomplete_calls']:,}",
         *(shorten_number(group[f"{kind}_tokens"]) for kind in ("input", "cached", "output")),
@@ -246,6 +260,13 @@ def _build_row(names: Sequence[str], group: dict[str, Any], *, shows_units: bool
         format_cost(group["cost_usd"]),
         "" if dearest_cost is None else format_cost(dearest_cost),
     ]
+
+
+def _describe_group(name: str, value: str | None, labels: Mapping[str, str]) -> str:
+    if not value:
+        return _UNNAMED.get(name, "unknown")
+    # Names come from other people.
+    return clean_text(labels.get(value, value)) if name in ("user", "key") else value
 
 
 def _describe_units(units: dict[str, int]) -> str:

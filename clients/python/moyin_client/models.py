@@ -298,6 +298,8 @@ class Budget:
 class UsageReport:
     """The usage in a period, by groups; ``budgets`` is None while they cannot be read.
 
+    If ``limit`` was given, ``next_cursor`` gets the next page of groups; None: this is the last.
+
     ``dearest_cost_usd`` is what the calls would have cost with the most expensive models, which
     ``dearest`` names. ``days`` is None unless the query is ``daily``.
     """
@@ -308,6 +310,7 @@ class UsageReport:
     total: Usage
     groups: tuple[UsageGroup, ...]
     dearest: Mapping[str, Any]
+    next_cursor: str | None = None
     budgets: tuple[Budget, ...] | None = None
     days: tuple[UsageGroup, ...] | None = None
 

@@ -136,6 +136,8 @@ class UsageQuery(TypedDict, total=False):
     backend: str
     requested_model: str
     owner: str
+    limit: int
+    cursor: str
 
 
 def build_job(work: Work, options: JobOptions) -> dict[str, Any]:
@@ -183,10 +185,10 @@ def build_usage_query(query: UsageQuery) -> dict[str, str | list[str]]:
     for name, value in query.items():
         if isinstance(value, datetime):
             built[names[name]] = format_time(value)
-        elif isinstance(value, str):
-            built[name] = value
         elif isinstance(value, bool):
             built[name] = str(value).lower()
+        elif isinstance(value, str | int):
+            built[name] = str(value)
         elif isinstance(value, Sequence):
             built[name] = list(value)
         elif value is not None:

@@ -23,6 +23,7 @@ from moyin.store.usage_reports import CallFilter, GroupBy, UsageReports, UsageSu
 from moyin.text.protocol.usage import (
     ALL_OWNERS,
     MAX_DAYS,
+    MAX_GROUP_PAGE,
     BudgetBody,
     CallBody,
     CallPage,
@@ -35,6 +36,7 @@ from moyin.text.protocol.usage import (
     UsageReport,
     build_call,
 )
+from moyin.text.protocol.usage_pages import cut_page, sort_groups
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.usage_comparison import PricedModel, UsageComparison
 
@@ -93,7 +95,8 @@ def new_usage_routes(
         "operation, or by two of these. `dearest_cost_usd` is what the complete calls would have cost on the dearest "
         "model that the tenant may use, at today's prices; the saving of routing is the difference "
         f"to `cost_usd`. `budgets` shows what is spent, reserved and left for your key, user and "
-        f"tenant. At most {MAX_DAYS} days and {_MAX_GROUPS:,} groups.",
+        f"tenant. At most {MAX_DAYS} days and {_MAX_GROUPS:,} groups. With `limit`, groups come in "
+        "pages, each of which has the sum of all groups as `total`: `next_cursor` continues.",
         response_model_exclude_unset=True,
     )
     async def show_usage(request: Request, query: Annotated[UsageQuery, Query()]) -> UsageReport:
@@ -186,12 +189,18 @@ def _build_report(
     since, until = period
     group_sums, *day_sums = sums
     models = comparison.choose_models(group_sums)
+    groups = _build_groups(query.group_by, group_sums, comparison, models)
+    next_cursor = None
+    if query.limit is not None or query.cursor is not None:
+        limit = query.limit or MAX_GROUP_PAGE
+        groups, next_cursor = cut_page(groups, query.group_by, limit, query.cursor)
     report = UsageReport(
         since=since,
         until=until,
         group_by=query.group_by,
         total=UsageBody.model_validate(_sum_usage(group_sums, comparison, models)),
-        groups=_build_groups(query.group_by, group_sums, comparison, models),
+        groups=groups,
+        next_cursor=next_cursor,
         dearest=DearestBody(
             chat=_describe_model(models.get(False)),
             embeddings=_describe_model(models.get(True)),
@@ -225,7 +234,7 @@ def _build_groups(
         )
         for values, items in members.items()
     ]
-    return sorted(groups, key=lambda group: (group.day or "", -float(group.cost_usd), -group.calls))
+    return sort_groups(groups, group_by)
 
 
 def _sum_usage(

@@ -17,6 +17,7 @@ from moyin.store.usage_reports import GroupBy
 # Value of the parameter `owner` that means all tenants.
 ALL_OWNERS = "*"
 MAX_PAGE = 200
+MAX_GROUP_PAGE = 500
 MAX_DAYS = 400
 _DEFAULT_DAYS = 30
 _FIRST_TIME = datetime(1970, 1, 2, tzinfo=UTC)
@@ -96,6 +97,15 @@ class UsageQuery(_FilterQuery):
         description=f"The time, or date in UTC, before which the calls ended; by default now. At "
         f"most {MAX_DAYS} days after `from`.",
         examples=["2026-12-01"],
+    )
+    limit: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_GROUP_PAGE,
+        description=f"The most groups on a page; left out: all, with `cursor` {MAX_GROUP_PAGE}.",
+    )
+    cursor: str | None = Field(
+        None, max_length=4096, description="The `next_cursor` of the previous page."
     )
 
     @field_validator("group_by")
@@ -269,6 +279,10 @@ class UsageReport(BaseModel):
     group_by: list[GroupBy]
     total: UsageBody
     groups: list[GroupBody] = Field(description="By day, then by cost, the highest first.")
+    next_cursor: str | None = Field(
+        None,
+        description="Continues after the last group; null on the last page, and without `limit`.",
+    )
     days: list[GroupBody] | None = Field(None, description="With `daily`: the usage by day.")
     dearest: DearestBody
     budgets: list[BudgetBody] | None = Field(

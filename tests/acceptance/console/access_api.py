@@ -47,3 +47,9 @@ class AccountsApi:
         email, token = self.invite(organisation, role, name)
         self.call("POST", "/password/reset", {"token": token, "password": PASSWORD})
         return email
+
+    def new_key(self, email: str, **body: Any) -> tuple[str, str]:
+        """Create a key of a member with ``PASSWORD``; return the member's id and the key's text."""
+        session = self.call("POST", "/login", {"email": email, "password": PASSWORD})
+        created = self.call("POST", "/keys", body, key=session["access_token"])
+        return session["user"]["id"], created["key"]

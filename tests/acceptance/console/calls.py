@@ -12,26 +12,37 @@ from tests.waiting import eventually_blocking
 
 
 class Api:
-    """The API of a stack, called with a key.
+    """The API of a stack, called with a key, which is the operator's if none is given.
 
     Attributes:
         project: a value of the metadata that only this test uses.
     """
 
-    def __init__(self, stack: RunningStack) -> None:
+    def __init__(self, stack: RunningStack, key: str | None = None) -> None:
         self.project = f"console-{uuid.uuid4().hex[:8]}"
         self._url = stack.url
-        self._headers = {"authorization": f"Bearer {stack.api_key}"}
+        self._headers = {"authorization": f"Bearer {key or stack.api_key}"}
 
-    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return httpx.request(
-            method, f"{self._url}{path}", headers=self._headers, timeout=60, **options
-        )
+    def send(
+        self, method: str, path: str, *, content_type: str | None = None, **options: Any
+    ) -> httpx.Response:
+        headers = self._headers
+        if content_type is not None:
+            headers = {**headers, "content-type": content_type}
+        return httpx.request(method, f"{self._url}{path}", headers=headers, timeout=60, **options)
 
     def get(self, path: str, **query: Any) -> Any:
         response = self.send("GET", path, params=query)
         response.raise_for_status()
         return response.json()
+
+    def upload(self, name: str, content: bytes, media_type: str) -> str:
+        """Store a file, and return its id."""
+        response = self.send(
+            "POST", f"/artifacts?name={name}", content=content, content_type=media_type
+        )
+        response.raise_for_status()
+        return str(response.json()["id"])
 
     def list_files(self) -> list[dict[str, Any]]:
         """Return the files of this test's project."""

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import urllib.request
 from typing import Any
 
-from playwright.sync_api import FilePayload, Locator, Page, Route
+from playwright.sync_api import FilePayload, Locator, Page, Route, expect
 
 from tests.acceptance.console.browser import ConsoleBrowser
-from tests.acceptance.text_gateway import LLAMA, PNG, SCRIPTED, TextGateway
+from tests.acceptance.text_gateway import CLAUDE, LLAMA, PNG, SCRIPTED, TextGateway
 from tests.stack import RunningStack
 from tests.waiting import eventually_blocking
 
 _LOCAL = "smollm2-135m"
+_COPY_PICTURE = """
+async (base64) => {
+  const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+  const picture = new Blob([bytes], {type: "image/png"});
+  await navigator.clipboard.write([new ClipboardItem({"image/png": picture})]);
+}
+"""
 
 
 def test_an_answer_is_streamed_explained_rated_and_regenerated(
@@ -30,8 +38,22 @@ def test_an_answer_is_streamed_explained_rated_and_regenerated(
     page.get_by_label("Temperature").fill("0")
     console.check_accessibility()
     page.get_by_role("button", name="Settings").click()
+    bodies: list[dict[str, Any]] = []
+
+    def note(route: Route) -> None:
+        bodies.append(route.request.post_data_json)
+        route.continue_()
+
+    page.route("**/v1/chat/completions", note)
     _send(page, "Name a colour of the sea.")
     answer = _wait_for_answer(page)
+    page.unroute("**/v1/chat/completions", note)
+    assert [body["messages"] for body in bodies] == [
+        [
+            {"role": "system", "content": "You answer in few words."},
+            {"role": "user", "content": "Name a colour of the sea."},
+        ]
+    ]
     answer.get_by_text("Why: free").wait_for()
     call = _get_call(gateway, _read_request_id(answer))
     assert (call["model"], call["backend"]) == (_LOCAL, "local")
@@ -41,13 +63,26 @@ def test_an_answer_is_streamed_explained_rated_and_regenerated(
     console.check_accessibility()
     console.screenshot("chat")
 
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    assert _copy(page, "Copy the prompt") == "Name a colour of the sea."
+    copied = " ".join(_copy(page, "Copy").split())
+    assert copied != ""
+    assert copied in " ".join(answer.inner_text().split())
+
     answer.get_by_role("button", name="Good answer").click()
     page.get_by_text("the router takes it into account").wait_for()
-    signals = _request(gateway, "/v1/quality/export")["signals"]
-    assert call["request_id"] in [signal["request_id"] for signal in signals]
+    expect(answer.get_by_role("button", name="Bad answer")).to_be_disabled()
+    assert _read_scores(gateway)[call["request_id"]] == 1
 
     page.get_by_role("button", name="Ask again").click()
     eventually_blocking(lambda: _read_request_id(_wait_for_answer(page)) != call["request_id"])
+    answer = _wait_for_answer(page)
+    answer.get_by_role("button", name="Bad answer").click()
+    expect(answer.get_by_role("button", name="Good answer")).to_be_disabled()
+    console.check_accessibility()
+    bad = _read_request_id(answer)
+    assert eventually_blocking(lambda: bad in _read_scores(gateway))
+    assert _read_scores(gateway)[bad] == 0
     page.get_by_role("button", name="Edit and send again").click()
     page.get_by_label("Prompt", exact=True).first.fill("Name a colour of grass.")
     page.get_by_role("button", name="Send again", exact=True).click()
@@ -106,6 +141,17 @@ def test_two_models_answer_one_prompt_side_by_side(
         assert _get_call(gateway, request_id)["requested_model"] == model
     console.check_accessibility()
     console.screenshot("chat-compare", also="ja")
+
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Most tokens of an answer").fill("")
+    page.get_by_role("button", name="Settings").click()
+    _send(page, "Tell a very long story about a dragon, with many chapters.")
+    regions = page.get_by_role("region", name="Conversation with")
+    page.get_by_role("button", name="Stop").click()
+    for number in range(2):
+        regions.nth(number).get_by_text("Stopped", exact=True).wait_for()
+    page.get_by_role("button", name="Send", exact=True).wait_for()
+    console.check_accessibility()
     page.get_by_role("button", name="Remove this model").first.click()
     assert page.get_by_role("region", name="Conversation with").count() == 1
     console.choose_language("ja")
@@ -138,7 +184,13 @@ def test_tools_schemas_and_pictures(
     page.get_by_role("button", name="Settings").click()
     picture = FilePayload(name="dot.png", mimeType="image/png", buffer=PNG)
     page.locator("input[type=file]").set_input_files(picture)
-    page.get_by_role("button", name="Remove the picture").wait_for()
+    page.get_by_role("button", name="Remove the picture").click()
+    page.get_by_role("img", name="Picture of the prompt").wait_for(state="detached")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(_COPY_PICTURE, base64.b64encode(PNG).decode())
+    page.get_by_label("Prompt", exact=True).press("Control+V")
+    page.get_by_role("img", name="Picture of the prompt").wait_for()
+    console.check_accessibility()
     _send(page, "How is the weather in this picture?")
     page.get_by_label("Result of get_weather").fill('{"sky": "clear"}')
     console.check_accessibility()
@@ -146,6 +198,7 @@ def test_tools_schemas_and_pictures(
     page.get_by_role("button", name="Send the results").click()
     page.get_by_text("It is sunny").wait_for()
     [question, *_] = bodies[0]["messages"]
+    assert len(question["content"]) == 2
     assert question["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
     call, result = bodies[1]["messages"][-2:]
     assert call["tool_calls"][0]["function"]["name"] == "get_weather"
@@ -161,6 +214,27 @@ def test_tools_schemas_and_pictures(
     answer = _wait_for_answer(page)
     assert bodies[-1]["response_format"]["json_schema"]["schema"]["required"] == ["title", "tags"]
     assert '"title"' in answer.inner_text()
+
+    # A model that has a price.
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("textbox", name="Schema of the answer (JSON)").fill("")
+    page.get_by_label("Most tokens of an answer").fill("16")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("dialog").get_by_role("button", name="Clear").click()
+    _choose(page, "Model", CLAUDE)
+    _send(page, "Name a colour of the sea.")
+    answer = _wait_for_answer(page)
+    cost = float(_get_call(text_gateway, _read_request_id(answer))["cost_usd"])
+    assert cost > 0
+    shown = page.evaluate(
+        """(cost) => new Intl.NumberFormat("en", {
+          style: "currency", currency: "USD", maximumSignificantDigits: 3, minimumSignificantDigits: 1,
+        }).format(cost)""",
+        cost,
+    )
+    assert f"{shown} · " in answer.inner_text()
+    console.check_accessibility()
     page.unroute_all(behavior="ignoreErrors")
 
 
@@ -186,7 +260,23 @@ def _read_request_id(answer: Locator) -> str:
     return str(answer.get_by_text("Request:").locator("code").inner_text())
 
 
-def _get_call(gateway: RunningStack, request_id: str) -> dict[str, Any]:
+def _copy(page: Page, button: str) -> str:
+    """Click on a button that copies a text, and return what the clipboard has then."""
+    page.get_by_role("button", name=button, exact=True).click()
+    copied = page.get_by_role("button", name="Copied", exact=True)
+    copied.wait_for()
+    text = str(page.evaluate("navigator.clipboard.readText()"))
+    copied.wait_for(state="detached")
+    return text
+
+
+def _read_scores(gateway: RunningStack) -> dict[str, float]:
+    """Return the ratings of answers by the ids of their requests."""
+    signals = _request(gateway, "/v1/quality/export")["signals"]
+    return {signal["request_id"]: signal["score"] for signal in signals}
+
+
+def _get_call(gateway: RunningStack | TextGateway, request_id: str) -> dict[str, Any]:
     """Return the call's ledger entry, which is written within a second after the call."""
 
     def find() -> dict[str, Any] | None:
@@ -197,7 +287,7 @@ def _get_call(gateway: RunningStack, request_id: str) -> dict[str, Any]:
     return results
 
 
-def _request(gateway: RunningStack, path: str) -> Any:
+def _request(gateway: RunningStack | TextGateway, path: str) -> Any:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     with urllib.request.urlopen(
         urllib.request.Request(gateway.url + path, headers=headers)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from zipfile import ZipFile
 
 import httpx
-from playwright.sync_api import Page, expect
+import pytest
+from playwright.sync_api import Locator, Page, Route, expect
 
+from moyin.domain.identity import JOBS_READ, JOBS_WRITE, ORG_READ
 from moyin.jobs.protocol.wire import MAX_ARCHIVE_IDS
+from moyin.store.keys import KeyStore
+from moyin.store.schema import artifacts
+from moyin.store.sql import Database, now
+from tests.acceptance.console.access_api import PASSWORD, AccountsApi
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.acceptance.console.calls import Api
+from tests.acceptance.text_gateway import PNG
 from tests.stack import RunningStack
+from tests.videos import make_sound, make_video
+from tests.waiting import eventually_blocking
 
 # The template's seeds are the colours of its pictures.
 _COLOURS = (0x1E90FF, 0x2E8B57, 0xE38A24)
@@ -22,6 +35,161 @@ def make_pictures(api: Api, count: int) -> None:
         template="swatch", inputs={"prompt": "gallery", "width": 96, "height": 64},
         batch={"seeds": [2003199 + 60000 * number for number in range(count)]},
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Studio:
+    """An organisation with three pictures of two people, a video and a sound.
+
+    Attributes:
+        email: of Mika, who made the oldest picture, three days ago. Sora made the second, and with
+            the template `resize` the third.
+        key: belongs to the organisation and not to a person.
+    """
+
+    email: str
+    key: str
+
+
+@pytest.fixture
+def studio(gateway: RunningStack) -> Studio:
+    """Provide a studio. Tests name it before the browser, in whose event loop no other can run."""
+    accounts = AccountsApi(gateway.url, gateway.api_key)
+    organisation, _ = accounts.new_organisation()
+    email = accounts.new_member(organisation, "member", "Mika")
+    _, mika_key = accounts.new_key(email)
+    _, sora_key = accounts.new_key(accounts.new_member(organisation, "member", "Sora"))
+    mika, sora = Api(gateway, mika_key), Api(gateway, sora_key)
+    swatch = {"prompt": "filter", "width": 64}
+    pictures = [
+        api.render(template="swatch", inputs={**swatch, "seed": seed})["artifacts"][0]["id"]
+        for seed, api in enumerate((mika, sora))
+    ]
+    small = {"image": pictures[1], "width": 32, "height": 32}
+    sora.render(template="resize", inputs=small)
+    mika.upload("clip.webm", make_video("webm", "libvpx-vp9"), "video/webm")
+    mika.upload("song.m4a", make_sound(), "audio/mp4")
+
+    async def prepare() -> str:
+        database = Database(gateway.settings.sql_url)
+        try:
+            await database.execute(
+                artifacts.update()
+                .where(artifacts.c.id == pictures[0])
+                .values(created_at=now() - timedelta(days=3))
+            )
+            scopes = (JOBS_READ, JOBS_WRITE, ORG_READ)
+            return (await KeyStore(database).create(organisation, "all's", scopes=scopes))[1]
+        finally:
+            await database.close()
+
+    return Studio(email=email, key=asyncio.run(prepare()))
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    page.get_by_role("combobox", name=label).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def expect_files(page: Page, count: int) -> None:
+    expect(page.get_by_role("list", name="Pictures").get_by_role("listitem")).to_have_count(count)
+
+
+def test_each_filter_finds_its_files(
+    studio: Studio, console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    page = console.sign_in(studio.email, PASSWORD).open("/gallery").page
+    expect_files(page, 3)
+    clear = page.get_by_role("button", name="Clear the filters")
+    expect(clear).to_have_count(0)
+    choose(page, "Template", "Resize a picture")
+    expect_files(page, 1)
+    clear.click()
+    expect_files(page, 3)
+
+    person = page.get_by_role("combobox", name="Person")
+    person.fill("sor")
+    page.get_by_role("option", name="Sora", exact=True).click()
+    expect_files(page, 2)
+    # The address has the id alone.
+    page.reload()
+    expect(person).to_have_value("Sora")
+    expect_files(page, 2)
+    choose(page, "Template", "Colour swatch")
+    expect_files(page, 1)
+    console.check_accessibility()
+    clear.click()
+    expect_files(page, 3)
+    expect(person).to_have_value("")
+    choose(page, "Person", "Me")
+    expect_files(page, 1)
+    person.fill("nobody is called so")
+    page.get_by_role("listbox").get_by_role("option", name="Sora").wait_for(state="detached")
+    clear.click()
+
+    # Days are those of the person who looks.
+    days = page.evaluate(
+        "[0, 1, 2, 3, 4].map((ago) => new Date(Date.now() - ago * 864e5).toLocaleDateString('sv'))"
+    )
+    first_day = page.get_by_label("From", exact=True)
+    last_day = page.get_by_label("To", exact=True)
+    first_day.fill(days[1])
+    expect_files(page, 2)
+    first_day.fill(days[3])
+    expect_files(page, 3)
+    last_day.fill(days[2])
+    expect_files(page, 1)
+    last_day.fill(days[4])
+    page.get_by_text("No picture matches").wait_for()
+    clear.click()
+    expect_files(page, 3)
+
+    choose(page, "Kind", "Videos")
+    expect_plays(page, "video")
+    choose(page, "Kind", "Audio")
+    console.check_accessibility()
+    expect_plays(page, "audio")
+    choose(page, "Kind", "All files")
+    expect_files(page, 5)
+
+    # A key that is no person's.
+    page.context.clear_cookies()
+    page = console.sign_in_with_key(studio.key).open("/gallery").page
+    page.get_by_role("combobox", name="Person").click()
+    page.get_by_role("option", name="Sora", exact=True).wait_for()
+    assert page.get_by_role("option", name="Me", exact=True).count() == 0
+    page.get_by_role("combobox", name="Person").fill("nobody is called so")
+    page.get_by_text("Nobody is called so").wait_for()
+    page.get_by_role("combobox", name="Person").fill("mik")
+    page.get_by_role("option", name="Mika", exact=True).click()
+    expect_files(page, 1)
+    console.check_accessibility()
+
+    api = Api(gateway, studio.key)
+    for number in range(57):
+        api.upload(f"{number}.png", PNG, "image/png")
+    console.open("/gallery")
+    expect_files(page, 48)
+    page.get_by_role("button", name="Load more").click()
+    expect_files(page, 60)
+    expect(page.get_by_role("button", name="Load more")).to_have_count(0)
+
+
+def page_source(viewer: Locator) -> str:
+    """Return the address of the picture in the large view."""
+    return str(viewer.locator("img").get_attribute("src"))
+
+
+def expect_plays(page: Page, element: str) -> None:
+    """Assert that the only file is one that the browser plays in the large view."""
+    expect_files(page, 1)
+    page.get_by_role("button", name="Open").click()
+    media = page.get_by_role("dialog").locator(element)
+    expect(media).to_have_js_property("readyState", 4)
+    assert media.evaluate("(media) => media.duration") > 0
+    page.get_by_text("Uploaded, not made by a job").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("dialog").wait_for(state="detached")
 
 
 def open_gallery(console: ConsoleBrowser, gateway: RunningStack, api: Api, count: int) -> Page:
@@ -55,6 +223,14 @@ def test_pictures_are_found_looked_at_and_compared(
     viewer.get_by_text("SaveImage").wait_for()
     console.check_accessibility()
     console.screenshot("gallery-viewer")
+    [shown] = [file for file in api.list_files() if f"/{file['id']}" in page_source(viewer)]
+    graph = api.get(f"/jobs/{shown['job']}/graph")
+    with page.expect_download() as download:
+        viewer.get_by_role("link", name="Download the graph").click()
+    assert json.loads(download.value.path().read_text()) == graph
+    viewer.get_by_role("button", name="as a favourite").click()
+    viewer.get_by_role("button", name="from the favourites").wait_for()
+    assert [file["id"] for file in api.list_files() if file["favourite"]] == [shown["id"]]
     page.keyboard.press("Escape")
     viewer.wait_for(state="detached")
     for number in range(2):
@@ -63,6 +239,19 @@ def test_pictures_are_found_looked_at_and_compared(
     expect(page.get_by_role("dialog", name="Compare").locator("img")).to_have_count(2)
     console.check_accessibility()
     console.screenshot("gallery-compare")
+    page.keyboard.press("Escape")
+    page.get_by_role("dialog").wait_for(state="detached")
+    page.get_by_role("button", name="Open").first.click()
+    [shown] = [file for file in api.list_files() if f"/{file['id']}" in page_source(viewer)]
+    viewer.get_by_role("button", name="Delete").click()
+    console.check_accessibility()
+    confirmation = page.get_by_role("dialog", name="Delete for good?")
+    confirmation.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").wait_for(state="detached")
+    expect_files(page, 2)
+    # It was one of those that are selected.
+    page.get_by_text("1 selected").wait_for()
+    assert shown["job"] not in [job["id"] for job in api.list_jobs()]
 
 
 def test_favourites_are_kept_for_the_tenant(console: ConsoleBrowser, gateway: RunningStack) -> None:
@@ -93,6 +282,46 @@ def test_a_link_works_without_an_account(console: ConsoleBrowser, gateway: Runni
     console.screenshot("gallery-share")
     response = httpx.get(url, timeout=60)
     assert (response.status_code, response.content[:4]) == (200, b"\x89PNG")
+
+    # The choice of another duration takes the link away.
+    choose(page, "Expires after", "10 minutes")
+    page.get_by_text("Works until").wait_for(state="detached")
+    duration = timedelta(minutes=10)
+    bodies: list[dict[str, int]] = []
+
+    def note(route: Route) -> None:
+        bodies.append(route.request.post_data_json)
+        route.continue_()
+
+    page.route("**/link", note)
+    earliest = now().replace(microsecond=0) + duration
+    with page.expect_response("**/link") as link:
+        page.get_by_role("button", name="Make the link").click()
+    latest = now() + duration
+    assert bodies == [{"expires_in": duration.seconds}]
+    page.unroute("**/link", note)
+    expires_at = datetime.fromisoformat(link.value.json()["expires_at"])
+    assert earliest <= expires_at <= latest
+    shown = page.evaluate(
+        "([time, style]) => new Intl.DateTimeFormat('en', style).format(new Date(time))",
+        [expires_at.isoformat(), {"dateStyle": "medium", "timeStyle": "medium"}],
+    )
+    page.get_by_text(f"Works until {shown}.").wait_for()
+
+    def shorten(route: Route) -> None:
+        route.continue_(post_data=json.dumps({"expires_in": 1}))
+
+    # One of the console's own would outlast the test.
+    page.route("**/link", shorten)
+    choose(page, "Expires after", "1 day")
+    page.get_by_role("button", name="Make the link").click()
+    page.get_by_text("Works until").wait_for()
+    url = page.get_by_label("Link", exact=True).input_value()
+    page.unroute("**/link", shorten)
+    expired = eventually_blocking(
+        lambda: answer if (answer := httpx.get(url, timeout=60)).is_error else None
+    )
+    assert (expired.status_code, expired.json()["code"]) == (401, "invalid_token")
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Share")).to_be_focused()
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import secrets
+from datetime import datetime
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
+from moyin.domain.account import ROLE_SCOPES, Role
 from tests.acceptance.console.access_api import PASSWORD, AccountsApi
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.stack import RunningStack
@@ -92,6 +96,19 @@ def test_an_operator_makes_an_organisation(console: ConsoleBrowser, gateway: Run
     page.get_by_role("dialog").first.wait_for(state="detached")
     assert api.call("GET", f"/limits/user:{mika}")["usd_per_day"] is None
 
+    choose(page, "Mika", "Send another invitation")
+    again = page.get_by_test_id("secret").inner_text()
+    console.check_accessibility()
+    page.get_by_role("button", name="Done").click()
+    first, second = (
+        re.search(r"#token=([^&]+)", text).group(1)  # type: ignore[union-attr]
+        for text in (link, again)
+    )
+    body = {"password": PASSWORD}
+    assert api.answer("POST", "/password/reset", {"token": first, **body}).status_code == 401
+    api.call("POST", "/password/reset", {"token": second, **body})
+    assert api.call("POST", "/login", {"email": email, **body})["user"]["id"] == mika
+
     choose(page, "Mika", "Disable")
     page.get_by_role("dialog").get_by_role("button", name="Disable").click()
     page.get_by_role("cell", name="Disabled").first.wait_for()
@@ -116,6 +133,9 @@ def test_the_audit_log_is_filtered_and_saved(
     organisation, _ = api.new_organisation()
     email = api.new_member(organisation, "admin", "Aki")
     api.new_member(organisation, "member", "Sora")
+    aki, key = api.new_key(email, scopes=sorted(ROLE_SCOPES[Role.ADMIN]))
+    path = f"/organisations/{organisation}/service-accounts"
+    api.call("POST", path, {"name": "farm"}, key=key)
     page = console.sign_in(email, PASSWORD).open("/people/audit").page
     page.get_by_text("member.create").first.wait_for()
     page.get_by_text("organisation.create").wait_for()
@@ -130,6 +150,29 @@ def test_the_audit_log_is_filtered_and_saved(
     entries = json.loads((tmp_path / "audit.json").read_text())
     assert {entry["action"] for entry in entries} == {"member.create"}
     assert {entry["owner"] for entry in entries} == {organisation}
+    page.get_by_role("combobox", name="Kind").click()
+    page.get_by_role("option", name="Everything").click()
+    page.get_by_text("organisation.create").wait_for()
+    page.get_by_label("Who").fill(aki)
+    page.get_by_text("organisation.create").wait_for(state="detached")
+    page.get_by_text("service_account.create").wait_for()
+    console.check_accessibility()
+    days = page.evaluate(
+        "[-1, 0, 1].map((day) => new Date(Date.now() + day * 864e5).toLocaleDateString('sv'))"
+    )
+    for label, day in (("From", days[2]), ("To", days[0])):
+        page.get_by_label(label, exact=True).fill(day)
+        page.get_by_text("Nothing was recorded").wait_for()
+        page.get_by_label(label, exact=True).fill(days[1])
+        page.get_by_text("service_account.create").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    download.value.save_as(tmp_path / "audit.csv")
+    with (tmp_path / "audit.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    entries = api.call("GET", f"/audit?owner={organisation}&actor={aki}")["entries"]
+    assert [row["id"] for row in rows] == [entry["id"] for entry in entries]
+    assert [json.loads(row["details"]) for row in rows] == [entry["details"] for entry in entries]
     page.get_by_label("Changed").fill("nothing")
     page.get_by_text("Nothing was recorded").wait_for()
 
@@ -145,6 +188,10 @@ def test_keys_of_a_service_account(console: ConsoleBrowser, gateway: RunningStac
     page.get_by_role("combobox", name="Scopes").press("ArrowDown")
     page.get_by_role("option", name="jobs:read").click()
     page.get_by_label("Name of the key").click()
+    expiry = page.get_by_label("Expires")
+    last_day = page.evaluate("new Date(Date.now() + 30 * 864e5).toLocaleDateString('sv')")
+    expiry.fill(last_day)
+    console.check_accessibility()
     page.get_by_role("button", name="Create", exact=True).click()
     secret = page.get_by_test_id("secret").inner_text()
     page.get_by_role("button", name="Done").click()
@@ -156,6 +203,51 @@ def test_keys_of_a_service_account(console: ConsoleBrowser, gateway: RunningStac
     page.get_by_role("cell", name="farm").first.wait_for()
     console.check_accessibility()
     console.screenshot("people-keys")
+    [key] = api.call("GET", f"/keys?owner={organisation}")["keys"]
+    # The end of that day, where the person is.
+    assert (
+        datetime.fromisoformat(key["expires_at"]).astimezone()
+        == datetime.fromisoformat(f"{last_day}T23:59:59").astimezone()
+    )
+    # Rounded.
+    days = re.compile("in 3[01] days")
+    page.get_by_role("row", name="nightly").get_by_role("cell", name=days).wait_for()
+
+    choose(page, "nightly", "Limits and budget")
+    dialog = page.get_by_role("dialog", name="Limits of nightly")
+    for label, value in (
+        ("US dollars per day", "0.5"), ("US dollars per month", "9"), ("Requests per minute", "6"),
+        ("Tokens per minute", "7000"), ("Requests at the same time", "2"), ("Open jobs", "3"),
+    ):  # fmt: skip
+        dialog.get_by_label(label).fill(value)
+    dialog.get_by_role("combobox", name="Best priority of jobs").click()
+    page.get_by_role("option", name="4", exact=True).click()
+    for label, names in (
+        ("Render pools", ("large", "small")), ("Allowed node classes", ("Save*", "Load*")),
+        ("Refused node classes", ("LoadVideo",)),
+    ):  # fmt: skip
+        for name in names:
+            dialog.get_by_role("textbox", name=label).fill(name)
+            dialog.get_by_role("textbox", name=label).press("Enter")
+    console.check_accessibility()
+    dialog.get_by_role("button", name="Save").click()
+    dialog.wait_for(state="detached")
+    limits = {
+        "usd_per_day": "0.5", "usd_per_month": "9", "requests_per_minute": 6,
+        "tokens_per_minute": 7000, "concurrent_requests": 2, "open_jobs": 3, "best_priority": 4,
+        "pools": ["large", "small"], "allowed_nodes": ["Save*", "Load*"],
+        "denied_nodes": ["LoadVideo"],
+    }  # fmt: skip
+    subject = f"key:{key['id']}"
+    assert api.call("GET", f"/limits/{subject}") == {"subject": subject, **limits}
+    choose(page, "nightly", "Limits and budget")
+    # One that is emptied is gone, and the others stay.
+    dialog.get_by_label("Open jobs").fill("")
+    dialog.get_by_role("button", name="Save").click()
+    dialog.wait_for(state="detached")
+    limits["open_jobs"] = None
+    assert api.call("GET", f"/limits/{subject}") == {"subject": subject, **limits}
+
     choose(page, "nightly", "Replace secret")
     page.get_by_role("combobox", name="The old secret stays valid for").click()
     page.get_by_role("option", name="0 minutes").click()
@@ -169,6 +261,47 @@ def test_keys_of_a_service_account(console: ConsoleBrowser, gateway: RunningStac
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     page.get_by_text("There are no keys here").wait_for()
     assert api.answer("GET", "/whoami", key=replaced).status_code == 401
+    page.get_by_text("Valid keys only").click()
+    page.get_by_role("row", name="nightly").get_by_text("Revoked").wait_for()
+    search = page.get_by_label("Search keys by name")
+    search.fill("daily")
+    page.get_by_text("There are no keys here").wait_for()
+    search.fill("night")
+    page.get_by_role("row", name="nightly").wait_for()
+    console.check_accessibility()
+
+
+def test_long_lists_come_in_pages(console: ConsoleBrowser, gateway: RunningStack) -> None:
+    api = AccountsApi(gateway.url, gateway.api_key)
+    organisation, _ = api.new_organisation()
+    email = api.new_member(organisation, "admin", "Aki")
+    count = 59
+    for number in range(count):
+        path = f"/organisations/{organisation}/service-accounts"
+        user = api.call("POST", path, {"name": f"bot {number}"})["id"]
+        api.call("POST", "/keys", {"name": f"key {number}", "user": user})
+    page = console.sign_in(email, PASSWORD).open("/people").page
+    rows = page.locator("tbody").get_by_role("row")
+    more = page.get_by_role("button", name="Load more")
+    for tab, text, total in (("Members", "bot 58", count + 1), ("Keys", "key 58", count)):
+        page.get_by_role("tab", name=tab).click()
+        page.get_by_role("cell", name=text).first.wait_for()
+        expect(rows).to_have_count(50)
+        more.click()
+        expect(rows).to_have_count(total)
+        expect(more).to_have_count(0)
+        console.check_accessibility()
+    page.get_by_role("tab", name="Audit log").click()
+    page.get_by_text("key.create").first.wait_for()
+    entries = api.call("GET", f"/audit?limit=200&owner={organisation}")["entries"]
+    assert len(entries) > 2 * count
+    for total in (50, 100, len(entries)):
+        expect(rows).to_have_count(total)
+        if total < len(entries):
+            more.click()
+    expect(more).to_have_count(0)
+    # The oldest one.
+    page.get_by_text("organisation.create").wait_for()
 
 
 def test_a_viewer_has_no_controls(console: ConsoleBrowser, gateway: RunningStack) -> None:

@@ -6,24 +6,36 @@ import asyncio
 import csv
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
+from decimal import Decimal
 from typing import Any
 
+import httpx
 import pytest
+from playwright.sync_api import Page, expect
 
 from moyin.domain.operation import RENDER, Unit
-from moyin.store.schema import usage
+from moyin.store.schema import jobs, usage
 from moyin.store.sql import Database, now
 from tests.acceptance.console.access_api import PASSWORD, AccountsApi
 from tests.acceptance.console.browser import ConsoleBrowser
 from tests.stack import RunningStack
 
 _DAYS = 30
+# Before the month that the page shows first.
+_EARLY_DAY = 60
+_KEYS = 205
 
 
-def make_rows(owner: str) -> list[dict[str, Any]]:
-    """Return a month of chats and renders in the ledger, with quiet weekends."""
+def make_rows(owner: str, key: str, job: str) -> list[dict[str, Any]]:
+    """Return a month of chats and renders in the ledger, with quiet weekends.
+
+    Args:
+        key: made all calls but those of the first day, which as many other keys made as three
+            pages show.
+        job: all renders are its.
+    """
     rows = []
     for day in range(_DAYS):
         at = now() - timedelta(days=day)
@@ -36,8 +48,8 @@ def make_rows(owner: str) -> list[dict[str, Any]]:
             renders = model == "comfyui"
             rows += [
                 {
-                    "id": secrets.token_hex(16), "request_id": secrets.token_hex(8),
-                    "owner": owner, "backend": "render-default" if renders else "local",
+                    "id": secrets.token_hex(16), "key_id": key,
+                    "request_id": job if renders else secrets.token_hex(8), "owner": owner, "backend": "render-default" if renders else "local",
                     "model": model, "input_tokens": tokens, "cached_tokens": 0,
                     "output_tokens": tokens // 3, "cost_nano_usd": nano_usd * work,
                     "complete": True, "created_at": at,
@@ -46,17 +58,48 @@ def make_rows(owner: str) -> list[dict[str, Any]]:
                     "quantity": 60_000 * work if renders else None,
                 }
             ] * bool(work)  # fmt: skip
-    return rows
+    early = {
+        "owner": owner, "backend": "local", "model": "smollm2-135m", "input_tokens": 1,
+        "cached_tokens": 0, "output_tokens": 1, "cost_nano_usd": 0, "complete": True,
+        "created_at": now() - timedelta(days=_EARLY_DAY),
+    }  # fmt: skip
+    return rows + [
+        {
+            **early, "id": secrets.token_hex(16), "request_id": secrets.token_hex(8),
+            "key_id": f"{number:016x}",
+        }
+        for number in range(_KEYS)
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Used:
+    """An organisation with usage in the ledger, most of it by the key `nightly` of Aki."""
+
+    organisation: str
+    name: str
+    email: str
+    user: str
+    key: str
 
 
 @pytest.fixture
-def used(gateway: RunningStack) -> Iterator[tuple[str, str]]:
-    """Provide the id and the name of an organisation with a month of usage in the ledger.
+def used(gateway: RunningStack) -> Iterator[Used]:
+    """Provide an organisation with usage.
 
     Tests name it before the browser, in whose event loop no other can run.
     """
     api = AccountsApi(gateway.url, gateway.api_key)
     organisation, name = api.new_organisation()
+    email = api.new_member(organisation, "admin", "Aki")
+    user, text = api.new_key(email, name="nightly")
+    key = api.call("GET", "/whoami", key=text)["key_id"]
+    job = {
+        "id": secrets.token_hex(16), "owner": organisation, "kind": "render",
+        "status": "succeeded", "spec": "", "heads": [], "results": [], "progress": {},
+        "attempts": 1, "priority": 3, "metadata": {}, "dispatched": True, "created_at": now(),
+        "templates": ["poster"],
+    }  # fmt: skip
 
     async def write(*statements: Any) -> None:
         database = Database(gateway.settings.sql_url)
@@ -66,55 +109,128 @@ def used(gateway: RunningStack) -> Iterator[tuple[str, str]]:
         finally:
             await database.close()
 
-    asyncio.run(write(*(usage.insert().values(row) for row in make_rows(organisation))))
-    yield organisation, name
-    asyncio.run(write(usage.delete().where(usage.c.owner == organisation)))
+    rows = make_rows(organisation, key, job["id"])
+    asyncio.run(write(jobs.insert().values(job), *(usage.insert().values(row) for row in rows)))
+    yield Used(organisation=organisation, name=name, email=email, user=user, key=key)
+    asyncio.run(
+        write(
+            usage.delete().where(usage.c.owner == organisation),
+            jobs.delete().where(jobs.c.owner == organisation),
+        )
+    )
+
+
+def read_csv(page: Page) -> list[dict[str, str]]:
+    """Save the table as CSV, and return its rows."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    with download.value.path().open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def group_by(page: Page, group: str) -> None:
+    page.get_by_role("combobox", name="By").click()
+    page.get_by_role("option", name=group, exact=True).click()
+    page.get_by_role("columnheader", name=group, exact=True).wait_for()
 
 
 def test_usage_by_day_person_and_model(
-    used: tuple[str, str], console: ConsoleBrowser, gateway: RunningStack, tmp_path: Path
+    used: Used, console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
-    organisation, _ = used
-    email = AccountsApi(gateway.url, gateway.api_key).new_member(organisation, "admin", "Aki")
-    page = console.sign_in(email, PASSWORD).open("/usage").page
+    page = console.sign_in(used.email, PASSWORD).open("/usage").page
     page.get_by_role("heading", name="Usage").wait_for()
     chart = page.get_by_role("img", name="Cost by day")
     chart.locator(".usage-day:has(.usage-bar)").first.wait_for()
-    assert chart.locator(".usage-day:has(.usage-bar)").count() > _DAYS / 2
+    days = chart.locator(".usage-day:has(.usage-bar)").count()
+    assert days > _DAYS / 2
     page.get_by_role("cell", name="claude-opus-5-5").first.wait_for()
     console.check_accessibility()
     console.screenshot("usage", also="ja")
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Save as CSV").click()
-    download.value.save_as(tmp_path / "usage.csv")
-    with (tmp_path / "usage.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(page)
     assert {row["model"] for row in rows} == {"claude-opus-5-5", "smollm2-135m", "comfyui"}
-    for group in ("Day", "Person", "Key", "Template"):
-        page.get_by_role("combobox", name="By").click()
-        page.get_by_role("option", name=group, exact=True).click()
-        page.get_by_role("columnheader", name=group, exact=True).wait_for()
-    page.get_by_text("Tokens", exact=True).click()
-    page.get_by_role("img", name="Tokens by day").wait_for()
-    page.get_by_text("7 days", exact=True).click()
+    cost = sum(Decimal(row["cost_usd"]) for row in rows)
+    calls = sum(int(row["calls"]) for row in rows)
+    assert calls == 3 * days
+
+    group_by(page, "Day")
+    rows = read_csv(page)
+    assert [row["day"] for row in rows] == sorted(row["day"] for row in rows)
+    assert (len(rows), sum(Decimal(row["cost_usd"]) for row in rows)) == (days, cost)
+    group_by(page, "Person")
+    page.get_by_role("cell", name="Aki").first.wait_for()
+    [row] = read_csv(page)
+    assert (row["user"], row["name"], row["calls"]) == (used.user, "Aki", str(calls))
+    group_by(page, "Template")
+    page.get_by_role("cell", name="poster").first.wait_for()
+    rows = read_csv(page)
+    assert {row["template"]: int(row["calls"]) for row in rows} == {"poster": days, "": 2 * days}
+    assert {row["template"]: Decimal(row["render_cost_usd"]) > 0 for row in rows} == {
+        "poster": True, "": False,
+    }  # fmt: skip
+    group_by(page, "Key")
+    page.get_by_role("cell", name="nightly").first.wait_for()
+    [row] = read_csv(page)
+    assert (row["key"], row["name"], Decimal(row["cost_usd"])) == (used.key, "nightly", cost)
+
+    for measure in ("Calls", "Tokens"):
+        page.get_by_role("radiogroup", name="Measure").get_by_text(measure, exact=True).click()
+        page.get_by_role("img", name=f"{measure} by day").wait_for()
     console.check_accessibility()
+    # What many keys did two months ago is read page by page.
+    total = page.locator("tfoot th").nth(1)
+    page.get_by_text("90 days", exact=True).click()
+    expect(total).to_have_text(str(calls + _KEYS))
+    table = page.locator("tbody").get_by_role("row")
+    for count in (100, 200):
+        expect(table).to_have_count(count)
+        page.get_by_role("button", name="Load more").click()
+    expect(table).to_have_count(1 + _KEYS)
+    expect(page.get_by_role("button", name="Load more")).to_have_count(0)
+    console.check_accessibility()
+    page.reload()
+    page.get_by_text("90 days", exact=True).click()
+    group_by(page, "Key")
+    expect(table).to_have_count(100)
+    assert len(read_csv(page)) == 1 + _KEYS
+
+    # Both days are included, in UTC.
+    first = (now() - timedelta(days=_EARLY_DAY + 1)).date()
+    page.get_by_label("From", exact=True).fill(first.isoformat())
+    page.get_by_label("To", exact=True).fill((first + timedelta(days=1)).isoformat())
+    expect(total).to_have_text(str(_KEYS))
+    page.get_by_label("To", exact=True).fill(first.isoformat())
+    page.get_by_text("Nothing was used in this time").wait_for()
+    console.check_accessibility()
+    for days_shown in ("7 days", "30 days"):
+        with page.expect_response("**/v1/usage?*group_by=key*") as answer:
+            page.get_by_text(days_shown, exact=True).click()
+        expect(total).to_have_text(str(answer.value.json()["total"]["calls"]))
+    assert answer.value.json()["total"]["calls"] == calls
 
 
 def test_an_operator_chooses_an_organisation(
-    used: tuple[str, str], console: ConsoleBrowser, gateway: RunningStack
+    used: Used, console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
-    _, name = used
     page = console.sign_in_with_key(gateway.api_key).open("/usage").page
     tenant = page.get_by_role("combobox", name="Tenant")
-    tenant.fill(name)
-    page.get_by_role("option", name=name).click()
+    tenant.fill(used.name)
+    page.get_by_role("option", name=used.name).click()
     page.get_by_role("cell", name="claude-opus-5-5").first.wait_for()
-    page.get_by_role("combobox", name="By").click()
-    page.get_by_role("option", name="Tenant", exact=True).click()
-    page.get_by_role("columnheader", name="Tenant", exact=True).wait_for()
+    group_by(page, "Tenant")
     assert page.locator("tbody").get_by_role("row").count() == 1
     console.check_accessibility()
     tenant.click()
-    page.get_by_role("option", name="All", exact=True).wait_for()
+    page.get_by_role("option", name="All", exact=True).click()
+    # Of all tenants, this one has spent by far the most.
+    page.get_by_role("cell", name=used.organisation).first.wait_for()
+    report = httpx.get(
+        f"{gateway.url}/v1/usage?owner=*&group_by=owner", timeout=60,
+        headers={"authorization": f"Bearer {gateway.api_key}"},
+    ).json()  # fmt: skip
+    assert [row["owner"] for row in read_csv(page)] == [row["owner"] for row in report["groups"]]
+    group_by(page, "Model")
+    page.get_by_role("cell", name="claude-opus-5-5").first.wait_for()
+    console.check_accessibility()
+    tenant.click()
     page.get_by_role("option", name="Your own", exact=True).click()
     page.get_by_role("cell", name="claude-opus-5-5").first.wait_for(state="detached")

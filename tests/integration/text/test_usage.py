@@ -142,6 +142,20 @@ async def test_usage_is_summed_and_compared_with_the_dearest_model(
     )
 
 
+async def test_groups_come_in_pages(models_app: ModelsApp, eve_key: str) -> None:
+    path = "usage?group_by=model&group_by=key"
+    _, whole = await get(models_app, path, eve_key)
+    assert whole["next_cursor"] is None
+    groups, cursor = [], ""
+    while cursor is not None:
+        _, page = await get(models_app, f"{path}&limit=1{cursor and f'&cursor={cursor}'}", eve_key)
+        assert page["total"] == whole["total"]
+        groups += page["groups"]
+        cursor = page["next_cursor"]
+    assert groups == whole["groups"]
+    assert len(groups) == 3
+
+
 async def test_only_operators_see_other_tenants(models_app: ModelsApp, eve_key: str) -> None:
     for path in ("requests?owner=bob", "requests?owner=*", "usage?owner=bob", "usage?owner=*"):
         status, error = await get(models_app, path, eve_key)
@@ -165,6 +179,9 @@ async def test_only_operators_see_other_tenants(models_app: ModelsApp, eve_key: 
         ("requests?after=yesterday", "after"),
         ("requests?cursor=x", "cursor"),
         ("usage?days=3", "days"),
+        ("usage?limit=501", "limit"),
+        ("usage?cursor=x", "cursor"),
+        ("usage?cursor=W10", "cursor"),
         ("usage?daily=always", "daily"),
         ("usage?group_by=hour", "group_by.0"),
         ("usage?group_by=day&group_by=day", "group_by"),

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from moyin.cli import screen, usage
 from moyin.cli.usage import draw_bar, format_cost, shorten_number
+from moyin.cli.usage_names import read_names
 from moyin.client.gateway import GatewayClient
 from tests.unit.cli.conftest import Handler
 
@@ -18,6 +19,7 @@ TOTAL = {
     "calls": 3, "incomplete_calls": 1, "input_tokens": 12_345, "cached_tokens": 0,
     "output_tokens": 812, "cost_usd": "1.5", "dearest_cost_usd": "6",
 }  # fmt: skip
+ANN = {"id": "u2", "name": "Ann\x1b[2J", "email": None}
 REPORT: dict[str, Any] = {
     "from": "2026-11-01T00:00:00Z",
     "to": "2026-11-04T00:00:00Z",
@@ -37,7 +39,9 @@ REPORT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def print_report(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any]) -> list[str]:
+def print_report(
+    monkeypatch: pytest.MonkeyPatch, report: dict[str, Any], names: dict[str, str] | None = None
+) -> list[str]:
     """Return the lines of the report on a terminal, without colours and repeated blanks."""
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     terminal = Console(
@@ -45,7 +49,7 @@ def print_report(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any]) -> lis
     )
     for module in (screen, usage):
         monkeypatch.setattr(module, "out", terminal)
-    usage._print_report(report)
+    usage._print_report(report, names or {})
     output.seek(0)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", output.read()).splitlines()
     assert max(map(len, lines)) <= 100
@@ -90,6 +94,44 @@ def test_free_usage_is_charted_by_its_output(monkeypatch: pytest.MonkeyPatch) ->
     assert lines[1].endswith("bar: output")
     assert lines[2].startswith("unknown 3 1")
     assert lines[3:] == ["3 calls, $0.00", "budgets cannot be read at the moment"]
+
+
+async def test_users_and_keys_have_their_names_where_these_may_be_read(
+    stub_gateway: tuple[GatewayClient, dict[str, Handler]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, handlers = stub_gateway
+    members = {"": ([{"id": "u1", "name": "", "email": "mi@x"}], "2"), "2": ([ANN], None)}
+
+    async def list_members(request: web.Request) -> web.Response:
+        assert request.query["limit"] == "200"
+        users, cursor = members[request.query.get("cursor", "")]
+        return web.json_response({"members": users, "next_cursor": cursor})
+
+    async def refuse(request: web.Request) -> web.Response:
+        assert request.query["owner"] == "org_1"
+        return web.json_response({"code": "insufficient_scope", "detail": "no"}, status=403)
+
+    async def show_caller(_: web.Request) -> web.Response:
+        return web.json_response({"owner": "org_1"})
+
+    handlers["/accounts/whoami"] = show_caller
+    handlers["/accounts/organisations/org_1/members"] = list_members
+    handlers["/accounts/keys"] = refuse
+    names = await read_names(gateway, ["user", "key"], None)
+    assert names == {"u1": "mi@x", "u2": "Ann\x1b[2J"}
+    assert (
+        await read_names(gateway, ["user"], "*") == await read_names(gateway, ["day"], None) == {}
+    )
+    groups = [{"user": user, "key": "k", **TOTAL} for user in ("u2", "u1", "u3", None)]
+    report = {**REPORT, "group_by": ["user", "key"], "groups": groups}
+    lines = print_report(monkeypatch, report, {**names, "k": "farm"})
+    shown = [line.split(" 3 ")[0] for line in lines[2:6]]
+    assert shown == [
+        "Ann\N{REPLACEMENT CHARACTER}[2J farm",
+        "mi@x farm",
+        "u3 farm",
+        "keys of the tenant farm",
+    ]
 
 
 async def test_pages_are_read_until_the_limit(

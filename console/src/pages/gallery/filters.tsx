@@ -5,14 +5,13 @@ import { useDebouncedCallback } from "@mantine/hooks";
 import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
-import { accounts, body, gateway } from "#/api/client";
-import { type Caller, hasScope } from "#/api/session";
+import { body, gateway } from "#/api/client";
+import type { Caller } from "#/api/session";
 import { useStrings } from "#/language";
 
 import { type GalleryFilter, isFiltered } from "./data";
+import { PersonSelect } from "./person-select";
 import { strings } from "./strings";
-
-type Account = NonNullable<Caller["account"]>;
 
 interface Props {
   filter: GalleryFilter;
@@ -32,9 +31,7 @@ export function Filters({ filter, caller, onChange, onClear }: Props) {
       />
       <ProjectInput key={filter.project} value={filter.project} onChange={(project) => onChange({ project })} />
       <TemplateSelect value={filter.template} onChange={(template) => onChange({ template })} />
-      {caller.account !== null && (
-        <PersonSelect caller={caller} account={caller.account} value={filter.user} onChange={(user) => onChange({ user })} />
-      )}
+      <PersonSelect caller={caller} value={filter.user} onChange={(user) => onChange({ user })} />
       <TextInput
         label={t.after} type="date" w={150} value={filter.after}
         onChange={(event) => onChange({ after: event.currentTarget.value })}
@@ -68,13 +65,8 @@ function ProjectInput({ value, onChange }: { value: string; onChange: (value: st
   );
 }
 
-interface SelectProps {
-  value: string;
-  onChange: (value: string) => void;
-}
-
 /** Asks for the templates when somebody comes to it, or one is chosen, and not before the pictures. */
-function TemplateSelect({ value, onChange }: SelectProps) {
+function TemplateSelect({ value, onChange }: { value: string; onChange: (value: string) => void }) {
   const t = useStrings(strings);
   const [isReached, setReached] = useState(false);
   const { data } = useQuery({
@@ -87,28 +79,6 @@ function TemplateSelect({ value, onChange }: SelectProps) {
       label={t.template} placeholder={t.anyTemplate} w={190} clearable searchable onFocus={() => setReached(true)}
       data={data?.map(({ name, title }) => ({ value: name, label: title })) ?? []}
       value={value || null} onChange={(template) => onChange(template ?? "")}
-    />
-  );
-}
-
-/** Offers the members, to those who may list them, when somebody comes to it; else only oneself. */
-function PersonSelect({ caller, account, value, onChange }: SelectProps & { caller: Caller; account: Account }) {
-  const t = useStrings(strings);
-  const { id: own, organisation } = account;
-  const [isReached, setReached] = useState(false);
-  const { data } = useQuery({
-    queryKey: ["gallery", "members", organisation],
-    enabled: (isReached || value !== "") && organisation !== null && hasScope(caller, "org:read"),
-    queryFn: async () => body(accounts.GET("/organisations/{organisation}/members", {
-      params: { path: { organisation: organisation! } },
-    })),
-  });
-  const others = (data?.members ?? []).filter(({ id }) => id !== own);
-  return (
-    <Select
-      label={t.person} placeholder={t.anyone} w={170} clearable searchable onFocus={() => setReached(true)}
-      data={[{ value: own, label: t.me }, ...others.map(({ id, name, email }) => ({ value: id, label: name || email || id }))]}
-      value={value || null} onChange={(user) => onChange(user ?? "")}
     />
   );
 }

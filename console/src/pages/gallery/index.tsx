@@ -59,7 +59,9 @@ function Files({ filter, caller }: { filter: GalleryFilter; caller: Caller }) {
     setSelected(({ [file.id]: known, ...rest }) => (known ? rest : { ...rest, [file.id]: file }));
   }, []);
   const files = gallery.data?.pages.flatMap((page) => page.artifacts) ?? [];
-  const chosen = Object.values(selected);
+  // Without those that have been deleted since, in the large view.
+  const present = new Set(files.map(({ id }) => id));
+  const chosen = Object.values(selected).filter(({ id }) => present.has(id));
   return (
     <>
       {chosen.length > 0 && (

@@ -90,7 +90,7 @@ function GraphView({ job, step }: { job: string; step: number }) {
   const [isShown, setIsShown] = useState(false);
   const path = `/jobs/${encodeURIComponent(job)}/graph?step=${step}`;
   const graph = useQuery({
-    queryKey: ["gallery", "graph", job, step],
+    queryKey: ["job", job, "graph", step],
     enabled: isShown,
     queryFn: async () => JSON.stringify(JSON.parse(await (await call(path)).text()), null, 2),
   });

@@ -33,7 +33,11 @@ export function Thumbnail({ file, onOpen }: { file: PictureFile; onOpen: () => v
   const [hasFailed, setHasFailed] = useState(false);
   const hasPicture = (isPicture(file) || isVideo(file)) && !hasFailed;
   return (
-    <PlainButton onClick={onOpen} aria-label={t.open(file.name)} className="thumbnail">
+    <PlainButton
+      onClick={onOpen} className="thumbnail"
+      // Names also what is written in it.
+      aria-label={hasPicture ? t.open(file.name) : `${t.open(file.name)}, ${file.media_type}`}
+    >
       {hasPicture ? (
         <img src={`${file.url}?w=384`} alt="" loading="lazy" decoding="async" onError={() => setHasFailed(true)} />
       ) : (

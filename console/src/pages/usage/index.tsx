@@ -1,7 +1,7 @@
 /** Shows what text and renders cost, by day, person, key, model and template. */
 
 import { Group, Paper, SegmentedControl, Select, SimpleGrid, Skeleton, Stack, Text, TextInput, Title } from "@mantine/core";
-import { keepPreviousData, type QueryClient, queryOptions, useQuery } from "@tanstack/react-query";
+import { infiniteQueryOptions, keepPreviousData, type QueryClient, useInfiniteQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
 import type { components } from "#api/models";
@@ -11,6 +11,7 @@ import { Budgets } from "#/components/access/budgets";
 import { OrganisationSelect } from "#/components/access/organisation-select";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
+import { MoreButton } from "#/components/more-button";
 import { PageHeader } from "#/components/page-header";
 import { useFormat, useStrings } from "#/language";
 import { strings } from "#/pages/usage/strings";
@@ -23,6 +24,8 @@ const RANGES = ["7", "30", "90"];
 export const MEASURES = ["cost", "calls", "tokens"] as const;
 
 const MAX_DAYS = 400;
+// Rows of the table that are shown at once.
+const PAGE = 100;
 // What the table shows first; its report has the days of the chart, too.
 const FIRST_GROUP = "model";
 
@@ -31,15 +34,27 @@ function date(daysFromToday: number): string {
   return new Date(Date.now() + daysFromToday * 86_400_000).toISOString().slice(0, 10);
 }
 
-function buildReportQuery(from: string, last: string, owner: string, by: GroupBy) {
+function readReport(from: string, last: string, owner: string, by: GroupBy, options: {
+  daily?: boolean; limit?: number; cursor?: string | undefined; signal?: AbortSignal;
+}): Promise<Report> {
+  const { signal, ...page } = options;
   const to = nextDay(last).toISOString().slice(0, 10);
-  return queryOptions({
+  return body(models.GET("/usage", {
+    params: { query: { group_by: [by], from, to, ...(owner && { owner }), ...page } }, ...(signal && { signal }),
+  }));
+}
+
+function buildReportQuery(from: string, last: string, owner: string, by: GroupBy) {
+  return infiniteQueryOptions({
     queryKey: ["usage", from, last, owner, by],
     staleTime: 30_000,
-    queryFn: ({ signal }) => body(models.GET("/usage", {
-      params: { query: { group_by: [by], from, to, ...(by === FIRST_GROUP && { daily: true }), ...(owner && { owner }) } },
-      signal,
-    })),
+    // Each page is summed anew.
+    refetchOnWindowFocus: (query) => query.state.data?.pages.length === 1,
+    initialPageParam: undefined as string | undefined,
+    queryFn: ({ pageParam, signal }) => readReport(from, last, owner, by, {
+      limit: PAGE, cursor: pageParam, signal, ...(by === FIRST_GROUP && pageParam === undefined && { daily: true }),
+    }),
+    getNextPageParam: (page) => page.next_cursor ?? undefined,
   });
 }
 
@@ -49,7 +64,7 @@ function nextDay(day: string): Date {
 
 /** Begin to read what the page shows first. */
 export function prefetch(queries: QueryClient): void {
-  void queries.prefetchQuery(buildReportQuery(date(-29), date(0), "", FIRST_GROUP));
+  void queries.prefetchInfiniteQuery(buildReportQuery(date(-29), date(0), "", FIRST_GROUP));
 }
 
 export default function UsagePage() {
@@ -66,15 +81,15 @@ export default function UsagePage() {
   // While a year is typed, the field has the years 2, 20 and 202; the API takes 400 days.
   const days = (nextDay(last).getTime() - Date.parse(`${from}T00:00:00Z`)) / 86_400_000;
   const isRange = days >= 1 && days <= MAX_DAYS;
-  const first = useQuery({ ...buildReportQuery(from, last, owner, FIRST_GROUP), enabled: isRange, placeholderData: keepPreviousData });
-  const grouped = useQuery({
+  const first = useInfiniteQuery({ ...buildReportQuery(from, last, owner, FIRST_GROUP), enabled: isRange, placeholderData: keepPreviousData });
+  const grouped = useInfiniteQuery({
     ...buildReportQuery(from, last, owner, group), enabled: isRange && group !== "day", placeholderData: keepPreviousData,
   });
   if (!caller) return null;
   const chosen = RANGES.find((days) => last === date(0) && from === date(1 - Number(days))) ?? "";
   const isOperator = hasScope(caller, "operator");
-  const report = first.data;
-  const table = group === "day" ? report && { ...report, groups: report.days ?? [] } : grouped.data;
+  const report = first.data?.pages[0];
+  const pages = group === "day" ? report && [{ ...report, groups: report.days ?? [] }] : grouped.data?.pages;
   const ownTenant = { value: "", label: t.ownTenant };
   // Where everything is free, the days would all be empty.
   const measure = measured ?? (report && Number(report.total.cost_usd) === 0 ? "calls" : "cost");
@@ -134,9 +149,15 @@ export default function UsagePage() {
                   />
                 </Group>
                 {grouped.error && grouped.error !== first.error && <ErrorAlert error={grouped.error} onRetry={() => void grouped.refetch()} />}
-                {!table && !grouped.error && <Skeleton height={160} />}
-                {table && (group === "day" || table.group_by[0] === group) && (
-                  <UsageTable report={table} group={group} caller={caller} owner={owner} name={`${from}_${last}`} />
+                {!pages && !grouped.error && <Skeleton height={160} />}
+                {pages && (group === "day" || pages[0]?.group_by[0] === group) && (
+                  <>
+                    <UsageTable
+                      pages={pages} group={group} caller={caller} owner={owner} name={`${from}_${last}`}
+                      readAll={() => readReport(from, last, owner, group, {})}
+                    />
+                    {group !== "day" && <MoreButton list={grouped} />}
+                  </>
                 )}
               </Paper>
             </>

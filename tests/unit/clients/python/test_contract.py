@@ -162,7 +162,7 @@ def test_the_gateway_takes_requests_for_many_jobs() -> None:
 def test_the_gateway_takes_queries_of_usage() -> None:
     query = UsageQuery(
         group_by=["day", "key"], since=NOON, until=NOON, key="k", model="m", backend="b",
-        requested_model="auto", owner="*", daily=True,
+        requested_model="auto", owner="*", daily=True, limit=5, cursor="c1",
     )  # fmt: skip
     assert query.keys() == UsageQuery.__annotations__.keys()
     parsed_query = usage.UsageQuery.model_validate(build_usage_query(query))
@@ -171,6 +171,7 @@ def test_the_gateway_takes_queries_of_usage() -> None:
         NOON,
         NOON,
     )
+    assert (parsed_query.limit, parsed_query.cursor) == (5, "c1")
 
 
 def test_the_client_imports_only_declared_dependencies() -> None:

@@ -1,0 +1,82 @@
+"""Cuts the groups of a usage report into pages.
+
+A cursor holds the place of the last group in the order of groups. Groups only grow while calls are
+added, and so move to earlier pages: no group is on two pages.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from moyin.errors import InvalidRequest
+from moyin.store.usage_reports import GroupBy
+from moyin.text.protocol.usage import GroupBody
+
+_NANO = 10**9
+
+
+class _Place(BaseModel):
+    """Where a group stands: by day, then the highest cost, then the most calls."""
+
+    day: str
+    cost: int
+    calls: int
+    names: Annotated[list[str], Field(max_length=2)]
+
+    @property
+    def key(self) -> tuple[str, int, int, list[str]]:
+        return self.day, -self.cost, -self.calls, self.names
+
+
+def sort_groups(groups: Sequence[GroupBody], group_by: Sequence[GroupBy]) -> list[GroupBody]:
+    """Return the groups by day, then by cost, the highest first."""
+    return sorted(groups, key=lambda group: _find_place(group, group_by).key)
+
+
+def cut_page(
+    groups: Sequence[GroupBody], group_by: Sequence[GroupBy], limit: int, cursor: str | None
+) -> tuple[list[GroupBody], str | None]:
+    """Return a page of sorted groups, and the cursor of the next page, None on the last.
+
+    Raises:
+        InvalidRequest: ``cursor`` is not one that this function returned.
+    """
+    if cursor is not None:
+        last_key = _decode(cursor).key
+        groups = [group for group in groups if _find_place(group, group_by).key > last_key]
+    page = list(groups[:limit])
+    if len(groups) <= limit:
+        return page, None
+    return page, _encode(_find_place(page[-1], group_by))
+
+
+def _find_place(group: GroupBody, group_by: Sequence[GroupBy]) -> _Place:
+    return _Place(
+        day=group.day or "",
+        cost=int(Decimal(group.cost_usd) * _NANO),
+        calls=group.calls,
+        # A group without a name stands before one with an empty name.
+        names=[
+            "" if (value := getattr(group, name.value)) is None else f"_{value}"
+            for name in group_by
+        ],
+    )
+
+
+def _encode(place: _Place) -> str:
+    return base64.urlsafe_b64encode(place.model_dump_json().encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str) -> _Place:
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        return _Place.model_validate_json(text, strict=True)
+    except ValueError:
+        raise InvalidRequest(
+            "cursor: must be the next_cursor of the previous page", field="cursor"
+        ) from None
