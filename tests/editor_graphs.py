@@ -42,7 +42,7 @@ def node(
     """
     sockets, output = _SLOTS.get(type, ({}, "IMAGE"))
     links = links or {}
-    inputs = [
+    inputs: list[dict[str, Any]] = [
         {"name": name, "type": kind, "link": links.get(name)} for name, kind in sockets.items()
     ]
     inputs += [
