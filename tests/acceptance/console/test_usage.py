@@ -94,7 +94,7 @@ def used(gateway: RunningStack) -> Iterator[Used]:
     email = api.new_member(organisation, "admin", "Aki")
     user, text = api.new_key(email, name="nightly")
     key = api.call("GET", "/whoami", key=text)["key_id"]
-    job = {
+    job: dict[str, Any] = {
         "id": secrets.token_hex(16), "owner": organisation, "kind": "render",
         "status": "succeeded", "spec": "", "heads": [], "results": [], "progress": {},
         "attempts": 1, "priority": 3, "metadata": {}, "dispatched": True, "created_at": now(),

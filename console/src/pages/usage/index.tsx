@@ -49,7 +49,7 @@ function buildReportQuery(from: string, last: string, owner: string, by: GroupBy
     queryKey: ["usage", from, last, owner, by],
     staleTime: 30_000,
     // Each page is summed anew.
-    refetchOnWindowFocus: (query) => query.state.data?.pages.length === 1,
+    refetchOnWindowFocus: false,
     initialPageParam: undefined as string | undefined,
     queryFn: ({ pageParam, signal }) => readReport(from, last, owner, by, {
       limit: PAGE, cursor: pageParam, signal, ...(by === FIRST_GROUP && pageParam === undefined && { daily: true }),
