@@ -88,7 +88,7 @@ class ConsoleBrowser:
         keeps its state, such as open dialogs.
         """
         # Colours have no contrast yet while a dialog fades in, and less in a table that is read anew.
-        self.page.wait_for_function("!document.querySelector('table[aria-busy=true]')")
+        self.page.locator("table[aria-busy=true]").first.wait_for(state="detached")
         self.page.evaluate(_ANIMATIONS_END)
         # Evaluated by the browser's debugger, which the page's policy does not bind.
         self.page.evaluate(_AXE.read_text())

@@ -63,7 +63,7 @@ def check_layout(page: Page) -> None:
 def choose_language(page: Page, language: str | None) -> None:
     """Switch the page to a language, or to the browser's own, and keep what is open in the page."""
     page.evaluate(_CHOOSE_LANGUAGE, language)
-    page.wait_for_function("(name) => document.documentElement.lang === name", arg=language or "en")
+    page.locator(f"html[lang={language or 'en'}]").wait_for(state="attached")
 
 
 def find_misfits(page: Page) -> list[str]:

@@ -237,7 +237,7 @@ def test_jobs_are_filtered_paged_and_changed_in_bulk(
     expect(rows).to_have_count(50)
     expect(rows.first.get_by_text("Render")).to_be_visible()
     console.check_accessibility()
-    console.screenshot("jobs", also="ja")
+    console.screenshot("jobs")
     _turn_pages(page)
 
     # Of the selection, only what an act can change is changed.
