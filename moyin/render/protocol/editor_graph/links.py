@@ -28,6 +28,8 @@ MAX_DEPTH = 50
 _MAX_PREFIX = 1_000
 # One step follows one link, or looks at one slot of a node or one value of a subgraph's node.
 _MAX_STEPS = 500_000
+# Types are compared for each slot, and may be long lists of types.
+_STEP_CHARACTERS = 32
 
 
 class Origin(NamedTuple):
@@ -260,6 +262,8 @@ class LinkResolver:
             outputs[: len(node_class.outputs)] = node_class.outputs
         if not 0 <= slot < len(outputs):
             return None
+        types = len(wanted) + len(outputs[slot])
+        self._count(sum(types + len(item.type) for item in inputs) // _STEP_CHARACTERS)
         if wanted in ("*", ""):
             return slot if len(inputs) > slot else (0 if inputs else None)
 

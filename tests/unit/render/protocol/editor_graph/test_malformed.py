@@ -203,6 +203,22 @@ def test_slots_in_which_promoted_widgets_are_searched_are_bounded() -> None:
         run(saved)
 
 
+def test_long_types_of_bypassed_nodes_are_bounded() -> None:
+    first, other, wanted = (",".join(f"{name}{at}" for at in range(120)) for name in "abc")
+    inputs = [{"name": f"a{at}", "type": f"z,{first}"} for at in range(1_000)]
+    bypassed = {
+        "id": 1, "type": "A", "mode": BYPASSED, "inputs": inputs,
+        "outputs": [{"name": "o", "type": f"z,{other}"}],
+    }  # fmt: skip
+    ends = [{"name": f"b{at}", "type": wanted, "link": 1} for at in range(50)]
+    saved = {
+        "nodes": [bypassed, {"id": 2, "type": "B", "inputs": ends}],
+        "links": [[1, 1, 0, 2, 0, "*"]],
+    }
+    with pytest.raises(InvalidRequest, match="too complicated"):
+        run(saved)
+
+
 class Unprintable(list[int]):
     """A list like one of millions of values, which must not be made into text."""
 
