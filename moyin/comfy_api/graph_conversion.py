@@ -52,12 +52,7 @@ class GraphConverter:
         left_out: list[LeftOutBody] = []
         if is_editor:
             nodes = await self._admission.list_nodes(caller)
-            # The clock of the farm, as the editor uses that of the browser.
-            result = await asyncio.to_thread(
-                convert, graph, nodes, now=datetime.now(UTC), field=_FIELD
-            )
-            graph = result.graph
-            left_out = [LeftOutBody.model_validate(item) for item in result.left_out]
+            graph, left_out = await asyncio.to_thread(_convert, graph, nodes)
         else:
             check_graph_format(graph, _FIELD)
             if len(graph) > MAX_NODES:
@@ -78,6 +73,14 @@ class GraphConverter:
             missing=missing,
             left_out=left_out,
         )
+
+
+def _convert(
+    graph: Mapping[str, Any], nodes: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], list[LeftOutBody]]:
+    # The clock of the farm, as the editor uses that of the browser.
+    result = convert(graph, nodes, now=datetime.now(UTC), field=_FIELD)
+    return result.graph, [LeftOutBody.model_validate(item) for item in result.left_out]
 
 
 def _unwrap(graph: Mapping[str, Any]) -> Mapping[str, Any]:

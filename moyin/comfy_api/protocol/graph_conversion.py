@@ -14,7 +14,8 @@ from moyin.render.protocol.graph import find_artifact_ids, is_input_name
 
 # The most entries of a list in the response. A client needs only some.
 MAX_REPORTED = 1_000
-_OTHER_FOLDERS = (" [output]", " [temp]")
+# ComfyUI reads them without a space before them, too.
+_OTHER_FOLDERS = ("[output]", "[temp]")
 
 
 class ConversionRequest(BaseModel):

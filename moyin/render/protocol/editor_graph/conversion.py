@@ -134,12 +134,15 @@ class _Converter:
         }
         self._resolver = LinkResolver(document, self._classes, field)
         self._size = 0
+        # Of the nodes that patterns name, since a graph can name one a million times.
+        self._named_values: dict[str, Mapping[str, Any]] = {}
 
     def convert(self) -> Conversion:
         placed = list(inline_subgraphs(self._document, self._field))
         left_out: list[LeftOut] = []
         nodes: dict[str, Any] = {}
         for instance, node in placed:
+            self._charge(len(instance.prefix) + len(node.id))
             reason = self._find_reason(node)
             if reason is not None:
                 left_out.append(self._leave_out(instance, node, reason))
@@ -221,12 +224,17 @@ class _Converter:
 
     def _find_widget_text(self, name: str, widget: str) -> str | None:
         """Return the value of the widget of a node, which is named by its alias or its title."""
-        node = self._named_nodes.get(name)
-        node_class = None if node is None else self._classes.get(node.type)
-        if node is None or node_class is None:
-            return None
-        value = read_values(node_class, node).get(widget)
-        return value if isinstance(value, str) else None if value is None else str(value)
+        if name not in self._named_values:
+            node = self._named_nodes.get(name)
+            node_class = None if node is None else self._classes.get(node.type)
+            if node is None or node_class is None:
+                return None
+            self._named_values[name] = read_values(node_class, node)
+        value = self._named_values[name].get(widget)
+        if isinstance(value, str):
+            return value
+        # A list or an object has no text for the name of a file, and could be as long as the graph.
+        return str(value) if isinstance(value, int | float) else None
 
     @cached_property
     def _named_nodes(self) -> Mapping[str, EditorNode]:
@@ -249,6 +257,7 @@ class _Converter:
     def _encode(self, name: str, value: Any) -> Any:
         """Return a value as the API format has it, in which a list would be a link."""
         if isinstance(value, Origin):
+            self._charge(len(name) + len(value.node))
             return list(value)
         self._charge(len(name) + (len(value) if isinstance(value, str) else len(to_json(value))))
         return {"__value__": value} if isinstance(value, list) else value

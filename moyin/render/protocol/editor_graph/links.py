@@ -24,8 +24,12 @@ PRIMITIVE, REROUTE = "PrimitiveNode", "Reroute"
 # Nodes that exist only in the editor.
 VIRTUAL = frozenset({"Note", "MarkdownNote", PRIMITIVE, REROUTE})
 MAX_DEPTH = 50
-# One step follows one link or looks at one input of a bypassed node.
+# The ids of all nodes within a use of a subgraph begin with its prefix.
+_MAX_PREFIX = 1_000
+# One step follows one link, or looks at one slot of a node or one value of a subgraph's node.
 _MAX_STEPS = 500_000
+# Types are compared for each slot, and may be long lists of types.
+_STEP_CHARACTERS = 32
 
 
 class Origin(NamedTuple):
@@ -90,13 +94,14 @@ def inline_subgraphs(document: EditorDocument, path: str) -> Iterator[tuple[Inst
                 )
             definition = document.subgraphs.get(node.type)
             if definition is not None and node.mode not in (MUTED, BYPASSED):
-                if node.type in used or len(used) >= MAX_DEPTH:
+                prefix = f"{instance.prefix}{node.id}:"
+                if node.type in used or len(used) >= MAX_DEPTH or len(prefix) > _MAX_PREFIX:
                     problem = "contains itself" if node.type in used else "is nested too deeply"
                     raise InvalidRequest(
                         f"subgraph {node.type[:64]!r} {problem}",
                         field=f"{path}.definitions.subgraphs",
                     )
-                child = Instance(definition, f"{instance.prefix}{node.id}:", (instance, node))
+                child = Instance(definition, prefix, (instance, node))
                 instance.children[node.id] = child
                 waiting.append((child, (*used, node.type)))
             yield instance, node
@@ -126,6 +131,7 @@ class LinkResolver:
         known = self._slots.get(id(node))
         if known is None:
             known = self._slots[id(node)] = list(self._merge_inputs(node))
+            self._count(len(known))
         return known
 
     def resolve(self, instance: Instance, node: EditorNode, slot: int) -> Any:
@@ -211,12 +217,13 @@ class LinkResolver:
     def _find_promoted(self, node: EditorNode, slot: int) -> Constant | None:
         """Return the value that a node gives to a subgraph's input, which shows an inner widget."""
         subgraph = self._subgraphs.get(node.type)
-        if subgraph is None or slot >= len(subgraph.inputs):
+        if subgraph is None or not 0 <= slot < len(subgraph.inputs):
             return None
         name = subgraph.inputs[slot].name
         values = node.values
         if isinstance(values, Mapping):
             return Constant(values[name]) if name in values else None
+        self._count(len(node.inputs))
         for names in (
             self._list_shown(node),
             [slot.name for slot in node.inputs if slot.has_widget],
@@ -236,7 +243,12 @@ class LinkResolver:
             return ()
         self._count(len(shown))
         return [
-            str(item[1]) if isinstance(item, list) and len(item) == 2 and item[0] == "-1" else None
+            item[1]
+            if isinstance(item, list)
+            and len(item) == 2
+            and item[0] == "-1"
+            and isinstance(item[1], str)
+            else None
             for item in shown
         ]
 
@@ -248,8 +260,10 @@ class LinkResolver:
         outputs = [output.type for output in node.outputs]
         if node_class is not None:
             outputs[: len(node_class.outputs)] = node_class.outputs
-        if slot >= len(outputs):
+        if not 0 <= slot < len(outputs):
             return None
+        types = len(wanted) + len(outputs[slot])
+        self._count(sum(types + len(item.type) for item in inputs) // _STEP_CHARACTERS)
         if wanted in ("*", ""):
             return slot if len(inputs) > slot else (0 if inputs else None)
 

@@ -142,3 +142,95 @@ def test_long_chains_that_many_inputs_follow_are_refused() -> None:
     links += [(10**5 + at, count - 1, 0, count + at, 0, "IMAGE") for at in range(count)]
     with pytest.raises(InvalidRequest, match="too complicated"):
         run({"nodes": chain + ends, "links": [list(link) for link in links]})
+
+
+def use_input(slot: int, *, uses: int = 1, inputs: int = 0, **user: Any) -> dict[str, Any]:
+    """Return a graph whose subgraph leads its input ``slot`` to a node inside."""
+    inner = {
+        "id": "S",
+        "inputs": [{"name": f"p{at}", "type": "INT"} for at in range(inputs)],
+        "nodes": [{"id": 1, "type": "Other", "inputs": [{"name": "a", "type": "INT", "link": 1}]}],
+        "links": [[1, -10, slot, 1, 0, "INT"]],
+    }
+    nodes = [{"id": at, "type": "S", **user} for at in range(uses)]
+    return {"nodes": nodes, "definitions": {"subgraphs": [inner]}}
+
+
+@pytest.mark.parametrize("kind", ["INT", "STRING", "*"])
+def test_links_from_slots_before_the_first_lead_nowhere(kind: str) -> None:
+    bypassed = {
+        "nodes": [
+            {"id": 1, "type": "A", "mode": BYPASSED, "inputs": [{"name": "a", "type": kind}]},
+            {"id": 2, "type": "B", "inputs": [{"name": "b", "type": "INT", "link": 1}]},
+        ],
+        "links": [[1, 1, -1, 2, 0, "INT"]],
+    }
+    for saved in (bypassed, use_input(-1)):
+        assert [converted["inputs"] for converted in run(saved).values()] == [{}]
+
+
+def test_ids_of_nested_subgraphs_are_bounded() -> None:
+    long = "x" * 500
+    levels = [
+        {"id": f"L{level}", "nodes": [{"id": long, "type": f"L{level + 1}"}]} for level in range(9)
+    ]
+    saved = {"nodes": [{"id": long, "type": "L0"}], "definitions": {"subgraphs": levels}}
+    with pytest.raises(InvalidRequest, match="nested too deeply"):
+        run(saved)
+
+
+def test_ids_that_nodes_and_links_repeat_are_bounded() -> None:
+    long = "x" * 500
+    inputs = [{"name": f"a{at}", "type": "INT", "link": 1} for at in range(1_000)]
+    ends = [{"id": at, "type": "Other", "inputs": inputs} for at in range(40)]
+    saved = {"nodes": [{"id": long, "type": "A"}, *ends], "links": [[1, long, 0, 1, 0, "INT"]]}
+    with pytest.raises(InvalidRequest, match="characters with its subgraphs inlined"):
+        run(saved)
+
+
+def test_slots_of_subgraphs_that_are_used_often_are_bounded() -> None:
+    with pytest.raises(InvalidRequest, match="too complicated"):
+        run(use_input(999, uses=1_000, inputs=1_000))
+
+
+def test_slots_in_which_promoted_widgets_are_searched_are_bounded() -> None:
+    slots = [{"name": f"q{at}", "type": "INT"} for at in range(1_000)]
+    saved = use_input(0, inputs=1, widgets_values=[1])
+    saved["nodes"][0]["inputs"] = slots
+    inputs = [{"name": f"a{at}", "type": "INT", "link": 1} for at in range(600)]
+    saved["definitions"]["subgraphs"][0]["nodes"][0]["inputs"] = inputs
+    with pytest.raises(InvalidRequest, match="too complicated"):
+        run(saved)
+
+
+def test_long_types_of_bypassed_nodes_are_bounded() -> None:
+    first, other, wanted = (",".join(f"{name}{at}" for at in range(120)) for name in "abc")
+    inputs = [{"name": f"a{at}", "type": f"z,{first}"} for at in range(1_000)]
+    bypassed = {
+        "id": 1, "type": "A", "mode": BYPASSED, "inputs": inputs,
+        "outputs": [{"name": "o", "type": f"z,{other}"}],
+    }  # fmt: skip
+    ends = [{"name": f"b{at}", "type": wanted, "link": 1} for at in range(50)]
+    saved = {
+        "nodes": [bypassed, {"id": 2, "type": "B", "inputs": ends}],
+        "links": [[1, 1, 0, 2, 0, "*"]],
+    }
+    with pytest.raises(InvalidRequest, match="too complicated"):
+        run(saved)
+
+
+class Unprintable(list[int]):
+    """A list like one of millions of values, which must not be made into text."""
+
+    def __repr__(self) -> str:
+        raise AssertionError("the text of this list was made")
+
+    __str__ = __repr__
+
+
+def test_lists_are_not_made_into_texts() -> None:
+    shown = use_input(0, inputs=1, properties={"proxyWidgets": [["-1", Unprintable()]]})
+    assert [converted["inputs"] for converted in run(shown).values()] == [{}]
+    named = node(1, "EmptyImage", [1, 1, 1, Unprintable([1])], title="A")
+    saved = graph([named, node(2, "SaveImage", ["%A.color% %A.width%"])], [])
+    assert run(saved)["2"]["inputs"]["filename_prefix"] == "%A.color% 1"
