@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
+import uuid
 import zlib
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from playwright.sync_api import Page, Request, expect
 
 from tests.acceptance.console.browser import ConsoleBrowser
@@ -17,6 +21,34 @@ from tests.chaos.graphs import picture
 from tests.editor_graphs import graph, make_simple, node
 from tests.stack import RunningStack
 
+# Has an input of every type. Its node `Busy` is one of tests/nodes.py.
+_TEMPLATE: dict[str, Any] = {
+    "inputs": {
+        "name": {"type": "string", "title": "Name", "minLength": 1},
+        "seconds": {"type": "number", "title": "Seconds", "minimum": 0},
+        "size": {"type": "integer", "title": "Size", "minimum": 16, "maximum": 64},
+        "fails": {"type": "boolean", "title": "Fails", "default": True},
+        "folder": {"type": "string", "title": "Folder", "enum": ["day", "night"]},
+    },
+    "graph": {
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": "${inputs.size}", "height": 64, "batch_size": 1, "color": 255},
+        },
+        "2": {
+            "class_type": "Busy",
+            "inputs": {
+                "image": ["1", 0], "seconds": "${inputs.seconds}", "fails": "${inputs.fails}",
+            },
+        },
+        "3": {
+            "class_type": "SaveImage",
+            "inputs": {
+                "images": ["2", 0], "filename_prefix": "${inputs.folder}/${inputs.name}",
+            },
+        },
+    },
+}  # fmt: skip
 GRAPH = {
     "1": {
         "class_type": "EmptyImage",
@@ -24,6 +56,17 @@ GRAPH = {
     },
     "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "dropped"}},
 }
+
+
+@pytest.fixture
+def template(gateway: RunningStack) -> Iterator[str]:
+    """Store a template with an input of every type, and return its name."""
+    name = f"types-{uuid.uuid4().hex[:8]}"
+    file = gateway.data / "templates" / f"{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"name": name, "title": name, **_TEMPLATE}))
+    yield name
+    file.unlink()
 
 
 def get_inputs(api: Api, job: str) -> dict[str, Any]:
@@ -187,6 +230,73 @@ def test_an_earlier_job_is_run_again_with_changes(
     third = render(page, "Render 1 picture", 1)
     assert get_inputs(api, third) == {**inputs, "seed": 8}
     assert [found["id"] for found in api.list_jobs()] == [third, again, job["id"]]
+
+
+def test_a_form_has_controls_for_all_types_and_options(
+    console: ConsoleBrowser, gateway: RunningStack, template: str
+) -> None:
+    api = Api(gateway)
+    page = console.sign_in_with_key(gateway.api_key).open("/render").page
+    page.get_by_role("combobox", name="Template").click()
+    page.get_by_role("option", name=template).click()
+    page.get_by_role("textbox", name="Name").fill("all types")
+    page.get_by_role("textbox", name="Seconds").fill("0.5")
+    page.get_by_role("textbox", name="Size").fill("48")
+    page.get_by_role("switch", name="Fails").uncheck()
+    page.get_by_role("combobox", name="Folder").click()
+    page.get_by_role("option", name="night").click()
+    page.get_by_label("Project").fill(api.project)
+    pool = page.get_by_role("textbox", name="Pool")
+    pool.fill("Not a pool")
+    page.get_by_text("Lower-case letters, digits and hyphens.").wait_for()
+    expect(page.get_by_role("button", name="Render 1 picture")).to_be_disabled()
+    pool.fill("default")
+    page.get_by_role("combobox", name="Priority").click()
+    page.get_by_role("option", name="last").click()
+    deadline = page.get_by_label("Deadline")
+    deadline.fill("2001-01-01T00:00")
+    page.get_by_text("The deadline has passed.").wait_for()
+    console.check_accessibility()
+    tomorrow = (datetime.now() + timedelta(days=1)).replace(second=0, microsecond=0)
+    deadline.fill(tomorrow.isoformat(timespec="minutes"))
+    page.get_by_role("switch", name="result from the cache").uncheck()
+    console.check_accessibility()
+    job = api.get(f"/jobs/{render(page, 'Render 1 picture', 1)}")
+    [step] = job["submitted"]["steps"]
+    assert step["inputs"] == {
+        "name": "all types", "seconds": 0.5, "size": 48, "fails": False, "folder": "night",
+    }  # fmt: skip
+    assert (step["template"], step["pool"], step["cache"]) == (template, "default", False)
+    assert datetime.fromisoformat(job["submitted"]["deadline"]) == tomorrow.astimezone()
+    assert (job["priority"], job["metadata"]) == (5, {"project": api.project})
+
+    page.get_by_text("Sweep", exact=True).click()
+    page.get_by_role("combobox", name="Input", exact=True).click()
+    page.get_by_role("option", name="Fails").click()
+    values = page.get_by_role("combobox", name="Values")
+    for value in ("false", "true"):
+        values.fill(value)
+        values.press("Enter")
+    page.get_by_role("button", name="Vary another input").click()
+    page.get_by_role("combobox", name="Input", exact=True).last.click()
+    page.get_by_role("option", name="Folder").click()
+    for value in ("day", "night"):
+        values.last.fill(value)
+        values.last.press("Enter")
+    page.get_by_role("button", name="Render 4 variants").wait_for()
+    console.check_accessibility()
+    page.get_by_role("button", name="Do not vary Folder").click()
+    page.get_by_role("textbox", name="Seconds").fill("100")
+    batch = submit(page, "Render 2 variants")
+    page.get_by_role("button", name="Cancel the job").click()
+    dialog = page.get_by_role("dialog", name="Cancel the job")
+    console.check_accessibility()
+    dialog.get_by_role("button", name="Cancel the job").click()
+    page.get_by_text("cancelled", exact=True).first.wait_for()
+    expect(page.get_by_role("button", name="Cancel the job")).to_have_count(0)
+    job = api.get(f"/jobs/{batch}")
+    assert job["status"] == "cancelled"
+    assert [child["inputs"] for child in job["children"]] == [{"fails": False}, {"fails": True}]
 
 
 def test_a_picture_is_uploaded_for_an_input(console: ConsoleBrowser, gateway: RunningStack) -> None:
