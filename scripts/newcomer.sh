@@ -12,8 +12,10 @@ end() {
 trap end EXIT
 
 unset PYTHONPATH
-# Beside a stack that may be running.
-export MOYIN_PORT_BASE=${MOYIN_PORT_BASE:-21000}
+# Beside a stack that may be running, whose data folder, database and settings a newcomer does not have.
+port=${MOYIN_PORT_BASE:-21000}
+while read -r name; do unset "$name"; done < <(compgen -e MOYIN_)
+export MOYIN_PORT_BASE=$port
 git clone --quiet "$(dirname "$0")/.." "$tree"
 cd "$tree"
 make demo

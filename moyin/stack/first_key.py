@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from moyin.domain.identity import ALL_SCOPES
 from moyin.errors import StackError
 from moyin.settings import Settings, is_blank
-from moyin.stack.layout import Layout
+from moyin.stack.layout import Layout, find_aside_path, replace_file
 from moyin.stack.profile import Profile, read_profile, write_profile
 from moyin.store.audit import AuditEvent, AuditLog, get_local_actor
 from moyin.store.keys import KeyStore
@@ -42,11 +42,14 @@ async def create_first_key(settings: Settings) -> None:
 async def replace_first_key(settings: Settings) -> None:
     """Create an API key of the operator and write it into the profile, whose key is not valid.
 
+    A copy of the profile with the previous key stays beside it.
+
     Raises:
         StackError: the profile is for the gateway of another machine, where its key may be valid.
     """
     path = Layout(settings.data).profile
-    url = read_profile(path, {}).url
+    content, profile = path.read_bytes(), read_profile(path, {})
+    url = profile.url
     if urlsplit(url).hostname not in ("127.0.0.1", "localhost", urlsplit(settings.door).hostname):
         raise StackError(f"{path} has the key of another gateway, {url}: correct it by hand")
     database = Database(settings.sql_url)
@@ -57,6 +60,9 @@ async def replace_first_key(settings: Settings) -> None:
         )
     finally:
         await database.close()
+    if profile.api_key:
+        # It may be valid in a database that only the environment of a service names.
+        replace_file(find_aside_path(path), content, mode=0o600)
     write_profile(path, Profile(url=url, api_key=key))
 
 

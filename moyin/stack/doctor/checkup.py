@@ -18,7 +18,7 @@ from moyin.stack.doctor import (
     services,
     software,
 )
-from moyin.stack.doctor.result import CheckResult, OnStep
+from moyin.stack.doctor.result import CheckResult, CheckVerdict, OnStep
 from moyin.stack.options import Options
 
 
@@ -133,4 +133,4 @@ def _mend(options: Options, result: CheckResult, on_step: OnStep) -> CheckResult
         message = error.message if isinstance(error, MoyinError) else str(error)
         return replace(result, advice=f"{result.advice} (--fix failed: {message})")
     after = fix.check(options)
-    return replace(after, fixed=not after.fix)
+    return replace(after, fixed=after.verdict is CheckVerdict.OK)

@@ -88,6 +88,15 @@ def check_signing_key(options: Options) -> CheckResult:
 
 
 def _fail_signing_key(options: Options, found: str, advice: str, fix: str) -> CheckResult:
+    if options.settings.database_url:
+        # Other machines may use the database with the right key, and could not read a new pair.
+        return fail(
+            "signing key",
+            found,
+            "put the key of the other machines, or of a backup, into the file, or set MOYIN_SECRET; "
+            "only if there is none, delete the file, and after `moyin up` call "
+            "`POST /accounts/signing-keys`",
+        )
     if find_lock_holder(options.layout.lock) is None:
         return fail("signing key", found, advice, fix=fix)
     # The running apps would go on with the old one.
@@ -137,7 +146,7 @@ def check_api_key(options: Options) -> CheckResult:
         "api key",
         f"that in {path} is unknown, expired or revoked",
         "run `moyin keys create admin --scope '*'`, and put the key into the file",
-        fix="make a new key with all scopes, and store it there",
+        fix=f"keep it in {find_aside_path(path).name}, and store a new key with all scopes there",
     )
 
 

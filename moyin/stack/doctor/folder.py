@@ -59,9 +59,13 @@ def check_folder(options: Options) -> CheckResult:
 
 
 def has_closed_folders(options: Options) -> bool:
-    """Return whether a folder of the stack is closed to this user, so that others fail to read it."""
+    """Return whether a folder of the stack, or its lock, is closed to this user.
+
+    Other checks fail to read them.
+    """
     paths = _find_locked_paths(options.layout)
-    return any(path.is_dir() for path in (*paths.own, *paths.foreign))
+    lock = options.layout.lock
+    return any(path.is_dir() or path == lock for path in (*paths.own, *paths.foreign))
 
 
 def unlock_folder(options: Options) -> None:

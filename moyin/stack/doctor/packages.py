@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 from packaging.requirements import Requirement
 
 from moyin.errors import StackError
@@ -17,6 +18,7 @@ from moyin.stack.doctor.result import CheckResult, ok, warn
 from moyin.stack.options import Options
 from moyin.stack.state import find_lock_holder
 from moyin.system.packages import install_command, uv_environ
+from moyin.system.processes import STACK_VARIABLE
 
 _SHOWN_PACKAGES = 3
 _ERROR_LINES = 5
@@ -53,7 +55,8 @@ def can_install(options: Options) -> bool:
     return (
         _find_lock() is not None
         and sys.prefix != sys.base_prefix
-        and find_lock_holder(options.layout.lock) is None
+        and not _may_run(options)
+        and not _is_used_by_another(options.stack_id)
     )
 
 
@@ -88,6 +91,26 @@ def install_packages(*, again: str = "") -> None:
         raise StackError(f"the installation failed: {lines}")
     # The packages that were looked for before are remembered as missing.
     importlib.invalidate_caches()
+
+
+def _may_run(options: Options) -> bool:
+    try:
+        return find_lock_holder(options.layout.lock) is not None
+    except PermissionError:
+        return True  # The check of the data folder reports it.
+
+
+def _is_used_by_another(stack: str) -> bool:
+    """Return whether a stack with another data folder runs from this Python's environment."""
+    folder = f"{sys.prefix}{os.sep}"
+    for process in psutil.process_iter():
+        try:
+            other = process.environ().get(STACK_VARIABLE, stack)
+            if other != stack and "".join(process.cmdline()[:1]).startswith(folder):
+                return True
+        except psutil.Error:
+            continue  # It has ended, or belongs to another user.
+    return False
 
 
 def _find_lock() -> Path | None:

@@ -106,7 +106,9 @@ def _find_python_problem(python: Path) -> str | None:
             timeout=_PYTHON_SECONDS,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:
+        return None  # The machine is busy; another installation would not help.
+    except OSError as error:
         return f"cannot be run ({type(error).__name__})"
     return None if process.returncode == 0 else "has no PyTorch"
 

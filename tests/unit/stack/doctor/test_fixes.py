@@ -13,12 +13,13 @@ import sqlite3
 import subprocess
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from moyin.errors import StackError
-from moyin.stack.doctor import data, databases, services
+from moyin.stack.doctor import checkup, data, databases, services
 from moyin.stack.doctor.result import CheckResult, CheckVerdict
 from moyin.stack.first_key import create_first_key
 from moyin.stack.options import Options
@@ -283,3 +284,69 @@ def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
         child.kill()
         child.wait()
         lock.release()
+
+
+def test_replaced_key_is_kept_for_a_database_that_this_shell_does_not_name() -> None:
+    """As where a service's environment names PostgreSQL, and the data folder has an old SQLite."""
+    options = Options.read()
+    options.layout.prepare()
+    asyncio.run(create_first_key(options.settings))
+    profile = options.layout.profile
+    key = read_profile(profile, {}).api_key
+    other = profile.read_bytes().replace(key.encode(), b"moyin_valid_elsewhere")
+    profile.write_bytes(other)
+    result = mend_one(options, "api key")
+    assert (result.found, result.fixed) == ("valid", True)
+    copy = profile.with_name("profile.toml.broken")
+    assert copy.read_bytes() == other
+    assert copy.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("content", [None, b"\0" * 64])
+async def test_signing_key_of_a_shared_database_is_left_to_its_people(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pair of this machine's key would end sign-ins on those that have the right one."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    migrate(url)
+    database = Database(url)
+    farm = SigningKeyStore(database, b"the key of the farm")
+    pair = await farm.get_newest()
+    monkeypatch.setenv("MOYIN_DATABASE_URL", url)
+    options = Options.read()
+    options.layout.prepare()
+    if content is not None:
+        path = options.layout.data / "secret"
+        path.write_bytes(content)
+        path.chmod(0o600)
+    result = await asyncio.to_thread(mend_until, options, "signing key")
+    newest = await farm.get_newest()
+    await database.close()
+    assert newest.kid == pair.kid
+    _, advice = expect_problem(result)
+    assert "set MOYIN_SECRET" in advice
+    assert (result.fix, result.fixed) == ("", False)
+
+
+def mend_until(options: Options, name: str) -> CheckResult:
+    """Run the checks and fixes up to the check ``name``; those after it install programs."""
+    return next(result for result in checkup.mend(options, lambda _: None) if result.name == name)
+
+
+def test_mended_problem_that_leaves_another_is_not_called_fixed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = Options.read()
+    options.layout.prepare()
+    options.layout.ray_token.write_text("token")
+    options.layout.ray_token.chmod(0o644)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    unreadable = data.check_secret_files(options)
+    monkeypatch.undo()
+    monkeypatch.setenv("MOYIN_DATA", str(options.layout.data))
+    results = iter([data.check_secret_files(options), unreadable])
+    monkeypatch.setattr(checkup, "run_checks", lambda _: [next(results)])
+    fix = replace(checkup._FIXES["secret files"], check=lambda _: next(results))
+    monkeypatch.setattr(checkup, "_FIXES", {"secret files": fix})
+    [result] = checkup.mend(options, lambda _: None)
+    assert (result.verdict, result.fixed) == (CheckVerdict.FAIL, False)

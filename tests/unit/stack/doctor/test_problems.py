@@ -7,6 +7,7 @@ tests/integration/stack.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -20,7 +21,17 @@ from pathlib import Path
 import pytest
 
 from moyin.cli.main import run
-from moyin.stack.doctor import configuration, databases, folder, machine, services, software
+from moyin.errors import StackError
+from moyin.render.comfyui.install import ComfyUI
+from moyin.stack.doctor import (
+    configuration,
+    databases,
+    folder,
+    machine,
+    packages,
+    services,
+    software,
+)
 from moyin.stack.doctor.result import CheckVerdict
 from moyin.stack.options import Options
 from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
@@ -296,3 +307,80 @@ def write_program(path: Path, script: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
+
+
+@pytest.mark.parametrize("error", [StackError("not installed"), PermissionError("not executable")])
+def test_valkey_data_is_not_checked_without_the_program(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other checks are printed, of which that of the program has the advice."""
+    options = Options.read()
+    options.layout.prepare()
+    logs = options.layout.valkey / "appendonlydir"
+    logs.mkdir()
+    logs.joinpath("appendonly.aof.manifest").write_text("file a.aof seq 1 type i\n")
+    logs.joinpath("a.aof").write_bytes(b"*1\r\n$4\r\nPING\r\n")
+    assert databases.check_valkey_data(options).found == "can be loaded"
+
+    def find_server() -> str:
+        raise error
+
+    monkeypatch.setattr("moyin.stack.valkey.find_server", find_server)
+    result = databases.check_valkey_data(options)
+    assert (result.verdict, result.fix) == (CheckVerdict.OK, "")
+    assert result.found.startswith("not checked")
+
+
+def test_closed_lock_of_the_supervisor_is_a_problem_of_the_data_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tests without the rights of root that root has: the lock cannot be read."""
+    options = Options.read()
+    options.layout.prepare()
+    lock = options.layout.lock
+    lock.touch()
+    lock.chmod(0)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != lock and access(path, mode))
+    finding, _ = expect_problem(folder.check_folder(options))
+    assert finding.startswith(str(lock))
+    assert folder.has_closed_folders(options)
+
+
+def test_packages_are_not_installed_where_a_stack_may_run_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text("not-installed==1.0\n")
+    environment = tmp_path / "venv"
+    program = environment / "bin" / "sleep"
+    program.parent.mkdir(parents=True)
+    shutil.copy(str(shutil.which("sleep")), program)
+    monkeypatch.setattr(packages, "_find_lock", lambda: lock)
+    monkeypatch.setattr(sys, "prefix", str(environment))
+    options = Options.read()
+    options.layout.prepare()
+    assert packages.check_packages(options).fix
+    other = subprocess.Popen([program, "600"], env={"MOYIN_STACK": "/another/data/folder"})
+    try:
+        assert not packages.check_packages(options).fix
+    finally:
+        other.kill()
+        other.wait()
+    assert packages.check_packages(options).fix
+
+    def find_lock_holder(_: Path) -> int | None:
+        raise PermissionError
+
+    monkeypatch.setattr(packages, "find_lock_holder", find_lock_holder)
+    assert not packages.check_packages(options).fix
+
+
+def test_busy_machine_is_no_reason_to_install_comfyui_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    write_program(python, "exec sleep 600")
+    monkeypatch.setattr(software, "_PYTHON_SECONDS", 0.1)
+    monkeypatch.setattr(software, "find_comfyui", lambda _: ComfyUI(home=tmp_path, python=python))
+    assert software.check_comfyui(Options.read()).verdict == CheckVerdict.OK
