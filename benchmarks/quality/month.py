@@ -121,14 +121,14 @@ class Request:
 
 @dataclass(slots=True)
 class SimulatedMonth:
-    """Totals by policy in USD, and the router's cumulative regret by day.
+    """The results of a month: totals by policy, and the router's regret by day.
 
     Attributes:
         totals: total cost in USD by policy.
         bad: number of bad answers by policy.
-        regret: how much more the router has cost than the best fixed policy, cumulated by day;
+        regret: by day, how much more the router has cost so far than the best fixed policy;
             negative if it has cost less.
-        policy: the best model for each kind of request.
+        policy: the best fixed policy: the model that costs least for each kind of request.
     """
 
     totals: dict[str, float] = field(default_factory=dict)

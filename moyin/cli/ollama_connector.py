@@ -58,7 +58,9 @@ class OllamaConnector(Connector):
         )
 
     async def _relay_socket(self, request: web.Request, target: URL) -> web.StreamResponse:
-        raise CrossSiteRequest("Ollama's clients use no WebSockets, so this port has none")
+        raise CrossSiteRequest(
+            "this port does not accept WebSockets, because Ollama's API has none"
+        )
 
     def _build_target_url(self, request: web.Request) -> URL:
         target = super()._build_target_url(request)

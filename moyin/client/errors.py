@@ -93,7 +93,7 @@ def _parse_members(body: bytes) -> dict[str, Any] | None:
 
 
 def _describe_node_errors(members: Mapping[str, Any]) -> list[str]:
-    """Return one line for each error in the body that ComfyUI reports for a single node."""
+    """Return one line for each error in ``node_errors``, which has ComfyUI's errors by node."""
     # The body may have any shape, because any service behind the gateway may have sent it.
     nodes = members.get("node_errors")
     lines = []

@@ -81,11 +81,11 @@ class ComfyFiles:
     async def find_file(
         self, caller: Identity, name: ComfyFileName, client_id: str | None = None
     ) -> Artifact:
-        """Return an upload of the tenant, or an output of the tenant's ended or running renders.
+        """Return the tenant's upload with this name, or else an output of the tenant's renders.
 
-        A name without a subfolder means the newest output of this name from a succeeded job.
-        Prompts of the ComfyUI client ``client_id`` come first; without a client id, prompts of the
-        caller.
+        With a subfolder, the output may be that of an ended or running render. Without one, it is
+        the newest output of this name from a succeeded job; outputs of the ComfyUI client
+        ``client_id`` are preferred, or without a client id those of the caller.
 
         Raises:
             ArtifactNotFound: the tenant has no file with this name.

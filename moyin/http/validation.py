@@ -212,7 +212,7 @@ def count_text_bytes(value: Any) -> int:
 def require_text(value: Any) -> str:
     """Return a value from another server's response; raise TypeError if it is not a string."""
     if not isinstance(value, str):
-        raise TypeError(f"the server sent a {type(value).__name__} instead of a string")
+        raise TypeError(f"the server must send a string, not {type(value).__name__}")
     return value
 
 

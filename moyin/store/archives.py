@@ -41,12 +41,13 @@ class Archive:
     def __init__(self, files: Sequence[StoredArtifact]) -> None:
         if len(files) > MAX_FILES:
             raise ArchiveTooLarge(
-                f"an archive has at most {MAX_FILES} files: choose fewer",
+                f"an archive may have at most {MAX_FILES} files: choose fewer files",
                 details={"max_files": MAX_FILES},
             )
         if sum(file.artifact.size for file in files) > MAX_BYTES:
             raise ArchiveTooLarge(
-                f"the files of an archive have at most {MAX_BYTES} bytes: choose fewer",
+                f"the chosen files have more than the {MAX_BYTES} bytes that an archive may have "
+                f"together: choose fewer files",
                 details={"max_bytes": MAX_BYTES},
             )
         self._files = list(zip(choose_names(files), files, strict=True))

@@ -65,8 +65,8 @@ class FakeOllamaHost:
         for path in ("/api/chat", "/api/generate"):
             app.router.add_post(path, self._answer)
         app.router.add_post("/api/pull", self._pull)
-        app.router.add_post("/api/copy", self._change)
-        app.router.add_delete("/api/delete", self._change)
+        app.router.add_post("/api/copy", self._copy_or_delete)
+        app.router.add_delete("/api/delete", self._copy_or_delete)
         app.router.add_post("/api/blobs/{digest}", self._blob)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
@@ -178,7 +178,7 @@ class FakeOllamaHost:
         self.models[body["model"]] = ["completion", "tools"]
         return stream
 
-    async def _change(self, request: web.Request) -> web.Response:
+    async def _copy_or_delete(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.received.append((request.method, request.path, body))
         name = body.get("model", body.get("source"))

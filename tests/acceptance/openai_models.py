@@ -142,7 +142,7 @@ def check_error(body: bytes | str) -> Any:
     return check(ERROR, to_json(data["error"]))
 
 
-def stream_data(body: bytes) -> list[bytes]:
+def read_event_data(body: bytes) -> list[bytes]:
     """Return the data of all events of a chat stream, without the final ``[DONE]``."""
     data = [frame.data for frame in FrameSplitter().feed(body) if frame.data is not None]
     assert data, body

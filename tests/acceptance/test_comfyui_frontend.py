@@ -68,7 +68,7 @@ class FrontendPage:
         self.messages: list[dict[str, Any]] = []
         page.on("websocket", self._listen_to_socket)
 
-    def read_profile(self, graph: dict[str, Any]) -> None:
+    def load_graph(self, graph: dict[str, Any]) -> None:
         self.page.evaluate("graph => window.app.loadApiJson(graph, 'test')", graph)
 
     def run(self) -> None:
@@ -140,7 +140,7 @@ def frontend(
 def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendPage) -> None:
     assert frontend.page.evaluate("window.saidByANodePackage") == "hello"
     color = next(_colors)
-    frontend.read_profile(picture(color))
+    frontend.load_graph(picture(color))
     frontend.run()
     frontend.wait_for_message("execution_success")
     kinds = [message["type"] for message in frontend.messages]
@@ -157,7 +157,7 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendPage
 
 
 def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningStack) -> None:
-    frontend.read_profile(sleepy(60, next(_colors)))
+    frontend.load_graph(sleepy(60, next(_colors)))
     frontend.run()
     frontend.wait_for_message("executing")
     frontend.page.get_by_role("button", name="Cancel current run").first.click()

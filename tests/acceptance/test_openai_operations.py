@@ -1,4 +1,4 @@
-"""Tests OpenAI's SDK with strict validation in calls other than chats, and rerankings."""
+"""Tests rerankings, and with OpenAI's SDK all calls but chats; responses are validated strictly."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from tests.acceptance.openai_models import (
     RESPONSE,
     check,
     check_error,
-    stream_data,
+    read_event_data,
 )
 from tests.acceptance.text_gateway import ALL, TextGateway
 from tests.integration.text.fixtures import ModelsApp, serving
@@ -58,18 +58,18 @@ class Caller:
     async def chat(self, **body: Any) -> None:
         check(CHAT, await self.post("chat/completions", body))
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        events = stream_data(await self.post("chat/completions", body | options))
+        events = read_event_data(await self.post("chat/completions", body | options))
         assert len([check(CHUNK, data) for data in events]) > 1
 
     async def complete(self, **body: Any) -> None:
         check(COMPLETION, await self.post("completions", body))
-        for data in stream_data(await self.post("completions", body | {"stream": True})):
+        for data in read_event_data(await self.post("completions", body | {"stream": True})):
             # OpenAI, too, sends null until the end, which its package's type does not allow.
             check(COMPLETION, data.replace(b'"finish_reason":null', b'"finish_reason":"stop"'))
 
     async def respond(self, **body: Any) -> None:
         whole_response = check(RESPONSE, await self.post("responses", body))
-        events = stream_data(await self.post("responses", body | {"stream": True}))
+        events = read_event_data(await self.post("responses", body | {"stream": True}))
         last_event = [check(EVENT, data) for data in events][-1]
         assert last_event.type in ("response.completed", "response.incomplete")
         for response_id in (whole_response.id, last_event.response.id):
@@ -207,14 +207,14 @@ async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
         response = await client.post(
             "chat/completions", json={"model": model, **HI, "stream": True}
         )
-        *chunks, last_chunk = stream_data(response.content)
+        *chunks, last_chunk = read_event_data(response.content)
         assert chunks
         if kind != "openai":
             # Of OpenAI's wire the bytes pass, and these are not OpenAI's own.
             assert [check(CHUNK, data) for data in chunks]
         check_error(last_chunk)
         body = {"model": model, "input": "hi", "stream": True}
-        events = stream_data((await client.post("responses", json=body)).content)
+        events = read_event_data((await client.post("responses", json=body)).content)
         assert [check(EVENT, data).type for data in events][-1] == "error"
         upstream.answer = FINE.replace('"choices"', '"options"').replace('"Hi"', "17")
         for path, members in (

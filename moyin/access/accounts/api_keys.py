@@ -259,7 +259,9 @@ class ApiKeyService:
             raise NotFound(f"signing key {kid!r} does not exist")
         if kid == kids[0]:
             raise InvalidRequest(
-                f"kid {kid!r} is the key that signs new tokens; create a new one first", field="kid"
+                f"signing key {kid!r} cannot be deleted, because it signs new tokens; create another "
+                f"signing key first",
+                field="kid",
             )
         async with self._transactions.begin(caller.identity) as transaction:
             await self._signing_keys.delete(kid, within=transaction)

@@ -142,7 +142,8 @@ class KeyAuthenticator:
             raise _new_verification_error() from error
         if token not in valid_tokens:
             raise InvalidKey(
-                "the API key or session that created this event token has ended, or the key was rotated"
+                "the API key or session that created this event token has ended, was rotated, or may not "
+                "read jobs any more; request a new event token"
             )
         return valid_tokens[token]
 

@@ -126,7 +126,10 @@ def find_missing(
 
 
 def _list_choices(node: Mapping[str, Any]) -> Mapping[str, frozenset[str] | None]:
-    """Return the choices of a node class by input; None for names of uploaded files."""
+    """Return the choices of each input of a node class.
+
+    The value is None for an input that takes the name of an uploaded file.
+    """
     result: dict[str, frozenset[str] | None] = {}
     for _, name, spec in iterate_inputs(node):
         if is_upload_input(spec):

@@ -6,8 +6,8 @@ well with probability ``logistic(a - d)``. An average exam question has difficul
 The abilities of open models come from the MMLU scores of their model cards, because MMLU is the
 only public test with scores for nearly all of them. It has four choices, so a quarter of the
 questions can be guessed: ``known = (score - 0.25) / 0.75``. The ability is ``1.6 * logit(known) +
-1.0``. The scale was fitted on RouteLLM's public tables of two models. With it, one difficulty per
-test explains the scores of both models on GSM8K and on MMLU (docs/quality.md).
+1.0``. The scale was fitted on RouteLLM's public tables, so that a single difficulty for each test
+fits the scores of two models on GSM8K and on MMLU (docs/quality.md).
 
 MMLU does not distinguish models above about 85 %, and there are no scores of current Claude models.
 Their abilities follow the vendor's ranking, and have a larger standard deviation.
@@ -17,9 +17,9 @@ A model with public scores in a kind of request has a separate ability for that 
 last Claude with such scores. Later Claude models get its abilities plus their distance from it in
 the ranking. Otherwise a local model with scores would seem better than a Claude without scores.
 
-The abilities for three kinds are means of two numbers. One is the general ability. The other is,
-for reasoning, the ability for mathematics, because a question after a story is often arithmetic;
-for extraction and summary, it is the score in a test with given texts.
+For three kinds, the ability is the mean of the general ability and of a second one. For reasoning,
+the second is the ability for mathematics, because questions of reasoning tests are often
+arithmetic. For extraction and summary, it comes from a test of reading given texts.
 """
 
 from __future__ import annotations

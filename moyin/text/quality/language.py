@@ -57,11 +57,11 @@ def detect_language(text: str, words: Set[str]) -> str:
 
 
 def _detect_script(sample: str) -> str:
-    script_letters = [letter for letter in sample if letter > "\u036f" and letter.isalpha()]
-    if len(script_letters) < _MIN_SCRIPT_SHARE * len(sample):
+    non_latin_letters = [letter for letter in sample if letter > "\u036f" and letter.isalpha()]
+    if len(non_latin_letters) < _MIN_SCRIPT_SHARE * len(sample):
         return ""
     counts = dict.fromkeys(_SCRIPT_LANGUAGES, 0)
-    for letter in script_letters:
+    for letter in non_latin_letters:
         name, _, last_letter = _SCRIPTS_BY_START[bisect_right(_SCRIPT_STARTS, letter) - 1]
         if letter <= last_letter:
             counts[name] += 1

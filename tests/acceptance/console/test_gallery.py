@@ -181,7 +181,11 @@ def page_source(viewer: Locator) -> str:
 
 
 def expect_plays(page: Page, element: str) -> None:
-    """Assert that the only file is one that the browser plays in the large view."""
+    """Assert that the gallery shows one file, and that the browser plays it in the large view.
+
+    Args:
+        element: the HTML element that plays the file, such as ``video``.
+    """
     expect_files(page, 1)
     page.get_by_role("button", name="Open").click()
     media = page.get_by_role("dialog").locator(element)

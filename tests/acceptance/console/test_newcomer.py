@@ -35,14 +35,14 @@ def set_prices(config: dict[str, Any], prices: dict[str, Any]) -> None:
 @pytest.fixture
 def priced(gateway: RunningStack, tmp_path: Path) -> Iterator[None]:
     """Deploy the prices of docs/studio.md, and restore the configuration afterwards."""
-    before = Path(gateway.env["MOYIN_SERVE_CONFIG"])
-    config = yaml.safe_load(before.read_text())
+    original_config_path = Path(gateway.env["MOYIN_SERVE_CONFIG"])
+    config = yaml.safe_load(original_config_path.read_text())
     set_prices(config, yaml.safe_load(read_example(PAGE, "prices", "yaml")))
-    changed = tmp_path / "serve_config.yaml"
-    changed.write_text(yaml.safe_dump(config))
-    gateway.run("deploy", "--config", str(changed))
+    changed_config_path = tmp_path / "serve_config.yaml"
+    changed_config_path.write_text(yaml.safe_dump(config))
+    gateway.run("deploy", "--config", str(changed_config_path))
     yield
-    gateway.run("deploy", "--config", str(before))
+    gateway.run("deploy", "--config", str(original_config_path))
 
 
 @pytest.fixture

@@ -54,8 +54,8 @@ class Deployed:
 @pytest.fixture
 def deployed(gateway: RunningStack, tmp_path: Path) -> Iterator[Deployed]:
     """Deploy two routes and an intake with two sources, and restore the configuration afterwards."""
-    before = Path(gateway.env["MOYIN_SERVE_CONFIG"])
-    config = yaml.safe_load(before.read_text())
+    original_config_path = Path(gateway.env["MOYIN_SERVE_CONFIG"])
+    config = yaml.safe_load(original_config_path.read_text())
     with ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         names = Deployed(
@@ -65,11 +65,11 @@ def deployed(gateway: RunningStack, tmp_path: Path) -> Iterator[Deployed]:
             stream=f"console-{secrets.token_hex(4)}",
         )
         add_apps(config, names)
-        changed = tmp_path / "serve_config.yaml"
-        changed.write_text(yaml.safe_dump(config))
-        gateway.run("deploy", "--config", str(changed))
+        changed_config_path = tmp_path / "serve_config.yaml"
+        changed_config_path.write_text(yaml.safe_dump(config))
+        gateway.run("deploy", "--config", str(changed_config_path))
         yield names
-        gateway.run("deploy", "--config", str(before))
+        gateway.run("deploy", "--config", str(original_config_path))
         server.shutdown()
     with connect_valkey(gateway) as valkey:
         valkey.delete(names.stream, f"{names.stream}-results", f"{names.stream}-dead")

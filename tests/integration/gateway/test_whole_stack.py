@@ -261,10 +261,10 @@ async def _pool_is_up(session: aiohttp.ClientSession) -> None:
     wrong_graph = picture(next(_colors))
     wrong_graph["1"]["class_type"] = "NoSuchNode"
 
-    async def is_validated() -> bool:
+    async def is_wrong_graph_rejected() -> bool:
         return (await _post(session, {"kind": "render", "workflow": wrong_graph}))[0] == 400
 
-    await eventually(is_validated, 180)
+    await eventually(is_wrong_graph_rejected, 180)
 
 
 async def _post(session: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:

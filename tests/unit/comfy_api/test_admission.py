@@ -59,38 +59,38 @@ def graph(kind: str, **inputs: Any) -> dict[str, Any]:
 
 
 async def test_a_pool_serves_only_its_tenants() -> None:
-    guard = admission(a=PoolRules(tenants=("ann",)), b=PoolRules())
-    assert await guard.list_pools(caller("ann")) == ["a", "b"]
-    assert await guard.list_pools(caller("bob")) == ["b"]
-    assert await guard.list_pools(caller("ann", pools=("a",))) == ["a"]
-    assert await guard.choose_pool(caller("bob"), graph("Load")) == "b"
+    graph_admission = admission(a=PoolRules(tenants=("ann",)), b=PoolRules())
+    assert await graph_admission.list_pools(caller("ann")) == ["a", "b"]
+    assert await graph_admission.list_pools(caller("bob")) == ["b"]
+    assert await graph_admission.list_pools(caller("ann", pools=("a",))) == ["a"]
+    assert await graph_admission.choose_pool(caller("bob"), graph("Load")) == "b"
 
 
 async def test_a_tenant_without_a_pool_gets_an_error() -> None:
-    guard = admission(a=PoolRules(tenants=("ann",)), b=PoolRules(tenants=("ann",)))
+    graph_admission = admission(a=PoolRules(tenants=("ann",)), b=PoolRules(tenants=("ann",)))
     with pytest.raises(InvalidRequest, match="no render pool runs your jobs"):
-        await guard.choose_pool(caller("bob"), graph("Load"))
-    assert await guard.list_nodes(caller("bob")) == {}
+        await graph_admission.choose_pool(caller("bob"), graph("Load"))
+    assert await graph_admission.list_nodes(caller("bob")) == {}
 
 
 async def test_a_graph_goes_to_a_pool_that_allows_its_nodes() -> None:
-    guard = admission(a=PoolRules(deny=("Load",)), b=PoolRules())
-    assert await guard.choose_pool(caller(), graph("Load")) == "b"
-    assert await guard.choose_pool(caller(), graph("Folder")) == "a"
+    graph_admission = admission(a=PoolRules(deny=("Load",)), b=PoolRules())
+    assert await graph_admission.choose_pool(caller(), graph("Load")) == "b"
+    assert await graph_admission.choose_pool(caller(), graph("Folder")) == "a"
 
 
 async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
-    guard = admission(a=PoolRules())
-    assert (await guard.list_nodes(caller())).keys() == {"Load", "Folder"}
+    graph_admission = admission(a=PoolRules())
+    assert (await graph_admission.list_nodes(caller())).keys() == {"Load", "Folder"}
     limited_caller = caller(denied_nodes=("Fold*",))
-    assert (await guard.list_nodes(limited_caller)).keys() == {"Load"}
-    assert (await guard.list_nodes(caller(allowed_nodes=()))) == {}
+    assert (await graph_admission.list_nodes(limited_caller)).keys() == {"Load"}
+    assert (await graph_admission.list_nodes(caller(allowed_nodes=()))) == {}
     for identity, kind, reason in (
         (caller(), "SaveLoRA", "this render pool does not allow nodes of class SaveLoRA"),
         (limited_caller, "Folder", "your limits do not allow nodes of class Folder"),
     ):
         with pytest.raises(NodeNotAllowed, match=reason) as exc_info:
-            await guard.check_graph(identity, "a", graph(kind), ())
+            await graph_admission.check_graph(identity, "a", graph(kind), ())
         assert exc_info.value.field == "1.class_type"
         assert exc_info.value.details["node_errors"]["1"]["class_type"] == kind
     admission_without_denials = admission(a=PoolRules(deny=()))
@@ -99,12 +99,12 @@ async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
 
 
 async def test_the_nodes_of_one_pool_are_listed_for_its_tenants_only() -> None:
-    guard = admission(a=PoolRules(tenants=("ann",), deny=("Load",)), b=PoolRules())
-    assert "Load" not in await guard.list_nodes(caller("ann"), "a")
-    assert "Load" in await guard.list_nodes(caller("ann"), "b")
+    graph_admission = admission(a=PoolRules(tenants=("ann",), deny=("Load",)), b=PoolRules())
+    assert "Load" not in await graph_admission.list_nodes(caller("ann"), "a")
+    assert "Load" in await graph_admission.list_nodes(caller("ann"), "b")
     for pool in ("a", "other"):
         with pytest.raises(InvalidRequest, match=f"no render pool '{pool}'.* pools: b") as exc_info:
-            await guard.list_nodes(caller("bob"), pool)
+            await graph_admission.list_nodes(caller("bob"), pool)
         assert exc_info.value.field == "pool"
 
 
@@ -114,12 +114,12 @@ async def test_the_input_folder_is_not_listed_as_a_choice() -> None:
 
 
 async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input() -> None:
-    guard = admission(a=PoolRules())
-    assert await guard.check_graph(caller(), "a", graph("Load", image=OWN), {OWN})
+    graph_admission = admission(a=PoolRules())
+    assert await graph_admission.check_graph(caller(), "a", graph("Load", image=OWN), {OWN})
     answers = []
     for name in ("/etc/passwd", "/etc/nope", OWN):
         with pytest.raises(InputNotFound, match="you have no file") as exc_info:
-            await guard.check_graph(caller(), "a", graph("Load", image=name), ())
+            await graph_admission.check_graph(caller(), "a", graph("Load", image=name), ())
         answers.append((exc_info.value.message, exc_info.value.field, exc_info.value.details))
     assert answers[0] == answers[1] == answers[2]
     assert answers[0][1] == "1.inputs.image"
@@ -128,9 +128,11 @@ async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input
 
 
 async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:
-    guard = admission()
-    assert await guard.check_graph(caller(), "a", graph("Load", image="x.png"), ()) is False
+    graph_admission = admission()
+    assert (
+        await graph_admission.check_graph(caller(), "a", graph("Load", image="x.png"), ()) is False
+    )
     with pytest.raises(InputNotFound):
-        await guard.check_graph(caller(), "a", graph("Load", image="../x.png"), ())
+        await graph_admission.check_graph(caller(), "a", graph("Load", image="../x.png"), ())
     with pytest.raises(NodeNotAllowed):
-        await guard.check_graph(caller(), "a", graph("SaveLoRA"), ())
+        await graph_admission.check_graph(caller(), "a", graph("SaveLoRA"), ())

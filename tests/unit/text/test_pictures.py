@@ -67,7 +67,7 @@ async def test_a_pictures_type_is_detected_by_its_content(
         ("round", "redirects more than 3 times"),
     ],
 )
-async def test_a_file_that_is_no_picture_is_reported(
+async def test_urls_without_a_usable_picture_are_rejected(
     host: str, pictures: PictureFetcher, file_name: str, reason: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=reason) as exc_info:

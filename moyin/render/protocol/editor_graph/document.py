@@ -228,7 +228,8 @@ def _parse_id(owner: Mapping[str, Any], name: str, field: str) -> str:
     is_id = isinstance(value, int | str) and not isinstance(value, bool)
     if not is_id or not 0 < len(text := str(value)[: _MAX_NAME + 1]) <= _MAX_NAME:
         raise InvalidRequest(
-            f"{field}.{name} must be a whole number or a short text", field=f"{field}.{name}"
+            f"{field}.{name} must be a whole number or a text of 1 to {_MAX_NAME} characters",
+            field=f"{field}.{name}",
         )
     return text
 

@@ -120,7 +120,7 @@ class OpenAIBatchFormat:
         if not 0 < len(custom_id) <= MAX_CUSTOM_ID or "\0" in custom_id:
             raise InvalidLine(
                 "invalid_custom_id",
-                f"custom_id must have 1 to {MAX_CUSTOM_ID} characters",
+                f"custom_id must have 1 to {MAX_CUSTOM_ID} characters, without NUL",
                 "custom_id",
             )
         if _get_text(data, "method") != "POST":

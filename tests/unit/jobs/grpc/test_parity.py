@@ -66,8 +66,9 @@ def test_a_message_has_the_members_of_its_model(model: type[BaseModel]) -> None:
     members = list_members(MESSAGES[model].DESCRIPTOR)
     assert members.keys() == model.model_fields.keys()
     for name, field in model.model_fields.items():
-        for part in find_models(field.annotation):
-            assert members[name] == ("json" if part is wire.OutputBody else NAMES[part]), name
+        for nested_model in find_models(field.annotation):
+            expected = "json" if nested_model is wire.OutputBody else NAMES[nested_model]
+            assert members[name] == expected, name
 
 
 def test_every_status_is_listed() -> None:

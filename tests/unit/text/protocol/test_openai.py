@@ -178,16 +178,16 @@ def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
     assert parsed.choices[0].message.content == (answer.text or None)
 
 
-@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("piece_size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
+def test_stream_round_trip(answer: ChatResponse, piece_size: int) -> None:
     writer = StreamWriter(created=1, include_usage=True)
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     reader = StreamReader()
     read_deltas = [
         delta
-        for start in range(0, len(stream), size)
-        for delta in reader.feed(stream[start : start + size])
+        for start in range(0, len(stream), piece_size)
+        for delta in reader.feed(stream[start : start + piece_size])
     ]
     assert reader.is_finished
     assert read_deltas == split_into_deltas(answer)

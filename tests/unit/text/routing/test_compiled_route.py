@@ -20,19 +20,22 @@ TOKENS = st.integers(0, 400_000)
 
 @pytest.mark.parametrize("model", sorted(CLAUDE_TARIFFS))
 @given(
-    kinds=st.tuples(TOKENS, TOKENS, TOKENS, TOKENS),
+    prompt_token_counts=st.tuples(TOKENS, TOKENS, TOKENS, TOKENS),
     output_tokens=TOKENS,
     spare_tokens=st.integers(0, 9_999),
 )
 def test_maximum_cost_covers_every_allowed_usage(
-    model: str, kinds: tuple[int, int, int, int], output_tokens: int, spare_tokens: int
+    model: str,
+    prompt_token_counts: tuple[int, int, int, int],
+    output_tokens: int,
+    spare_tokens: int,
 ) -> None:
     price = CLAUDE_TARIFFS[model].get_price_on(date(2026, 11, 1))
     usage = Usage(
-        input_tokens=kinds[0],
-        cached_tokens=kinds[1],
-        cache_write_tokens=kinds[2],
-        cache_write_1h_tokens=kinds[3],
+        input_tokens=prompt_token_counts[0],
+        cached_tokens=prompt_token_counts[1],
+        cache_write_tokens=prompt_token_counts[2],
+        cache_write_1h_tokens=prompt_token_counts[3],
         output_tokens=output_tokens,
     )
     assert price.compute_pico_cost(usage) <= price.compute_max_pico_cost(

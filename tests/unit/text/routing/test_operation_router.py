@@ -1,4 +1,7 @@
-"""Tests operations with fake back ends: choice, failures, streams, units and budgets."""
+"""Tests the router of operations, which are all calls but chats, with fake back ends.
+
+Tested are the choice of the back end, failures, streams, billed units and budgets.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tests.waiting import eventually
 
 
 class Source:
-    """A fake source that counts how often its cluster, with one pool, is read."""
+    """A fake source of a cluster with one pool; it counts how often it is read."""
 
     def __init__(self) -> None:
         self.readings = 0
