@@ -17,13 +17,13 @@ from moyin.system.bounded import BoundedDict
 
 # The seconds between two readings of each part.
 READING_SECONDS: Mapping[str, float] = {
-    "cluster": 2.0, "backends": 5.0, "usage": 60.0, "models": 10.0, "jobs": 2.0, "routes": 5.0,
+    "cluster": 3.0, "backends": 5.0, "usage": 60.0, "models": 10.0, "jobs": 2.0, "routes": 5.0,
     "doctor": 60.0,
 }  # fmt: skip
 # With this pause, a replica spends at most a hundredth of its time on the sums of a tenant.
 _USAGE_PAUSE_FACTOR = 100.0
-# Counting a hundred thousand open jobs takes tens of milliseconds.
-_JOBS_PAUSE_FACTOR = 20.0
+# Counting a hundred thousand open jobs takes tens of milliseconds: at most a fiftieth of a core.
+_JOBS_PAUSE_FACTOR = 50.0
 # The models app computes one sum after the other, and refuses further ones while eight wait.
 _MAX_SUMS = 2
 _MAX_TENANTS = 1_000
