@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -20,16 +21,35 @@ from moyin.errors import InvalidRequest
 from moyin.jobs.protocol.renders import check_graph_format
 from moyin.render.protocol.editor_graph.conversion import convert
 from moyin.render.protocol.editor_graph.document import MAX_NODES, is_editor_format
+from moyin.system.slots import Slots
 
 _FIELD = "graph"
+# The largest graphs take seconds of a processor, which the event loop of the replica needs, too.
+_MAX_CONVERSIONS = 2
+_MAX_WAITING = 32
+_PATIENCE_SECONDS = 30.0
+_MEAN_SECONDS = 0.1
 
 
 class GraphConverter:
-    """Converts the graphs of clients for the pools that run their jobs."""
+    """Converts the graphs of clients for the pools that run their jobs, one per tenant at a time.
 
-    def __init__(self, admission: GraphAdmission, files: ComfyFiles) -> None:
+    Args:
+        slots: limits the concurrent conversions.
+    """
+
+    def __init__(
+        self, admission: GraphAdmission, files: ComfyFiles, slots: Slots | None = None
+    ) -> None:
         self._admission = admission
         self._files = files
+        # One slot is always left to other tenants.
+        self._slots = slots or Slots(
+            _MAX_CONVERSIONS,
+            queue=_MAX_WAITING,
+            patience=_PATIENCE_SECONDS,
+            reserve_seconds=math.inf,
+        )
 
     async def convert(
         self, caller: Identity, graph: Mapping[str, Any], pool: str | None
@@ -44,7 +64,18 @@ class GraphConverter:
         Raises:
             InvalidRequest: the graph is malformed or too large, or there is no such pool.
             ServiceUnavailable: no pool has reported its nodes yet.
+            Overloaded: too many conversions are waiting, or the wait took too long.
         """
+        if not self._slots.try_acquire(caller.owner):
+            await self._slots.wait(caller.owner, _PATIENCE_SECONDS, _MEAN_SECONDS)
+        try:
+            return await self._convert(caller, graph, pool)
+        finally:
+            self._slots.release(caller.owner)
+
+    async def _convert(
+        self, caller: Identity, graph: Mapping[str, Any], pool: str | None
+    ) -> ConvertedGraph:
         if pool is not None:
             await self._admission.require_pool(caller, pool)
         graph = _unwrap(graph)
@@ -52,7 +83,7 @@ class GraphConverter:
         left_out: list[LeftOutBody] = []
         if is_editor:
             nodes = await self._admission.list_nodes(caller)
-            graph, left_out = await asyncio.to_thread(_convert, graph, nodes)
+            graph, left_out = await asyncio.to_thread(_convert_editor_graph, graph, nodes)
         else:
             check_graph_format(graph, _FIELD)
             if len(graph) > MAX_NODES:
@@ -75,7 +106,7 @@ class GraphConverter:
         )
 
 
-def _convert(
+def _convert_editor_graph(
     graph: Mapping[str, Any], nodes: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], list[LeftOutBody]]:
     # The clock of the farm, as the editor uses that of the browser.

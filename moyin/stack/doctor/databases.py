@@ -70,14 +70,13 @@ def check_database(options: Options) -> CheckResult:
 
 
 def migrate_database(options: Options) -> None:
-    from alembic.util import CommandError
     from sqlalchemy.exc import SQLAlchemyError
 
     from moyin.store.sql import migrate
 
     try:
         migrate(options.settings.sql_url)
-    except (SQLAlchemyError, CommandError) as error:
+    except SQLAlchemyError as error:
         # The error's own text has the statement with its values.
         cause = getattr(error, "orig", None) or type(error).__name__
         raise StackError(f"the migration failed: {cause}") from error

@@ -82,13 +82,13 @@ class OperationRouter:
         route = fleet.get_route(
             request.model, context.owner, preferences.residency, ApiFormat.OPENAI, current_day()
         )
-        capable_exclusions = [t for t in route.targets if request.operation in t.model.operations]
-        if not capable_exclusions:
+        capable_targets = [t for t in route.targets if request.operation in t.model.operations]
+        if not capable_targets:
             raise _build_unable_error(route, request)
         max_usage = request.max_usage
-        candidates = _rank_candidates(capable_exclusions, request.operation, max_usage)
+        candidates = _rank_candidates(capable_targets, request.operation, max_usage)
         if not candidates:
-            retry_seconds = [target.runtime.health.retry_after for target in capable_exclusions]
+            retry_seconds = [target.runtime.health.retry_after for target in capable_targets]
             raise ServiceUnavailable(
                 "every back end that can answer this request is unavailable; retry later",
                 retry_after=max(1.0, min(retry_seconds)),
@@ -96,7 +96,7 @@ class OperationRouter:
         seconds = min(route.timeout, preferences.timeout or route.timeout)
         if context.budget is not None:
             await _reserve_budget(
-                context.budget, capable_exclusions, request.operation, max_usage, seconds
+                context.budget, capable_targets, request.operation, max_usage, seconds
             )
         deadline = asyncio.get_running_loop().time() + seconds
         failure: MoyinError | None = None

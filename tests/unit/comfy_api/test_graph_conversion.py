@@ -1,0 +1,25 @@
+"""Tests that the conversions of one tenant leave room for those of others."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any, cast
+
+from moyin.comfy_api.graph_conversion import GraphConverter
+from moyin.domain.limits import PoolRules
+from moyin.system.slots import Slots
+from tests.unit.comfy_api.test_admission import admission, caller, graph
+
+
+async def test_a_tenant_converts_one_graph_at_a_time() -> None:
+    slots = Slots(2, queue=2, patience=60, reserve_seconds=math.inf)
+    converter = GraphConverter(admission(a=PoolRules()), cast(Any, None), slots)
+    assert slots.try_acquire("ann")
+    waiting_conversion = asyncio.create_task(converter.convert(caller("ann"), graph("Load"), "a"))
+    converted = await converter.convert(caller("bob"), graph("Load"), "a")
+    assert converted.graph == graph("Load")
+    assert not waiting_conversion.done()
+    slots.release("ann")
+    assert (await waiting_conversion).graph == graph("Load")
+    assert (slots.taken, slots.waiting) == (0, 0)
