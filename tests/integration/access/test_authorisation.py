@@ -107,6 +107,8 @@ GATEWAY = {
     "GET /cluster/links": "-xxxx++",
     "GET /cluster/config-changes": "-xxxx++",
     "GET /cluster/doctor": "-xxxx++",
+    "GET /cluster/metrics": "-xxxx++",
+    "GET /cluster/metrics/targets": "-xxxx++",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts": "-xx+x++",
     "POST /artifacts/archive": "-xx+x++",  # names no file
