@@ -20,7 +20,9 @@ from moyin.http.headers import build_file_headers
         ("text/html", b"\x89PNG\r\n\x1a\n", "text/html"),
     ],
 )
-def test_media_types(declared_type: str | None, head: bytes, expected_type: str) -> None:
+def test_media_type_is_declared_or_detected(
+    declared_type: str | None, head: bytes, expected_type: str
+) -> None:
     assert detect_media_type(declared_type, head) == expected_type
 
 
