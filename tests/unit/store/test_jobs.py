@@ -49,7 +49,7 @@ def new_job(**changes: object) -> NewJob:
     return replace(job, **changes)  # type: ignore[arg-type]
 
 
-def step(job_id: str, index: int) -> StepResult:
+def make_step_result(job_id: str, index: int) -> StepResult:
     artifact = Artifact(
         id=derive_step_artifact_id(job_id, index, 0),
         name="a.png",
@@ -86,22 +86,22 @@ async def test_a_cancelled_job_names_its_first_canceller(store: JobStore) -> Non
     assert (reopened_job.cancelled_by, reopened_job.cancel_requested_by) == (None, None)
     await store.record_canceller(job.id, 1, ADA)  # an earlier attempt
     await store.record_canceller(job.id, 2, BOB)
-    ended_again = await store.finish(job.id, 2, JobStatus.CANCELLED, None)
-    assert ended_again is not None and ended_again.cancelled_by == BOB
+    cancelled_retry = await store.finish(job.id, 2, JobStatus.CANCELLED, None)
+    assert cancelled_retry is not None and cancelled_retry.cancelled_by == BOB
 
 
 async def test_cancellers_are_bounded_and_end_with_their_attempt(store: JobStore) -> None:
     job, _ = await store.create(new_job())
-    records = [await store.record_canceller(job.id, 1, ADA) for _ in range(9)]
-    assert records.pop() is None and None not in records
-    assert len(set(records)) == 8
-    for record in records:
-        await store.clear_canceller(job.id, 1, str(record))
+    record_ids = [await store.record_canceller(job.id, 1, ADA) for _ in range(9)]
+    assert record_ids.pop() is None and None not in record_ids
+    assert len(set(record_ids)) == 8
+    for record_id in record_ids:
+        await store.clear_canceller(job.id, 1, str(record_id))
     assert (await store.find(job.id)).cancel_requested_by is None
-    record = await store.record_canceller(job.id, 1, BOB)
-    await store.clear_canceller(job.id, 2, str(record))
+    record_id = await store.record_canceller(job.id, 1, BOB)
+    await store.clear_canceller(job.id, 2, str(record_id))
     await store.finish(job.id, 1, JobStatus.CANCELLED, None)
-    await store.clear_canceller(job.id, 1, str(record))
+    await store.clear_canceller(job.id, 1, str(record_id))
     assert (await store.find(job.id)).cancelled_by == BOB
 
 
@@ -180,9 +180,9 @@ async def test_a_step_is_recorded_once_with_its_artifacts(
     job, _ = await store.create(new_job())
     assert await store.start(job.id, 1)
     for _ in range(2):
-        assert await store.record_step(job.id, 1, step(job.id, 1))
+        assert await store.record_step(job.id, 1, make_step_result(job.id, 1))
     stored_job = await store.get("ada", job.id)
-    assert stored_job.results == (step(job.id, 1),)
+    assert stored_job.results == (make_step_result(job.id, 1),)
     assert stored_job.cost_usd == Decimal("0.125")
     artifacts = ArtifactStore(database)
     assert (await artifacts.get("ada", stored_job.artifacts[0].id)).name == "a.png"
@@ -195,7 +195,7 @@ async def test_only_the_first_final_status_counts(store: JobStore) -> None:
     assert await store.finish(job.id, 1, JobStatus.SUCCEEDED, None)
     assert not await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
     assert not await store.start(job.id, 1)
-    assert not await store.record_step(job.id, 1, step(job.id, 0))
+    assert not await store.record_step(job.id, 1, make_step_result(job.id, 0))
     stored_job = await store.get("ada", job.id)
     assert (stored_job.status, stored_job.error) == (JobStatus.SUCCEEDED, None)
     assert stored_job.finished_at is not None
@@ -205,7 +205,7 @@ async def test_a_retry_keeps_finished_steps_and_ignores_the_old_attempt(store: J
     job, _ = await store.create(new_job())
     with pytest.raises(JobNotFinished):
         await store.reopen("ada", job.id)
-    await store.record_step(job.id, 1, step(job.id, 0))
+    await store.record_step(job.id, 1, make_step_result(job.id, 0))
     await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
     with pytest.raises(JobNotFound):
         await store.reopen("bob", job.id)
@@ -217,7 +217,7 @@ async def test_a_retry_keeps_finished_steps_and_ignores_the_old_attempt(store: J
         None,
     )
     launch = await store.get_launch(job.id)
-    assert (launch.attempt, launch.done) == (2, (step(job.id, 0),))
+    assert (launch.attempt, launch.done) == (2, (make_step_result(job.id, 0),))
     assert not await store.finish(job.id, 1, JobStatus.CANCELLED, None)
     assert await store.finish(job.id, 2, JobStatus.SUCCEEDED, None)
     with pytest.raises(JobFinished):
@@ -243,7 +243,7 @@ async def test_the_sweeper_finds_ended_jobs_without_webhook(store: JobStore) -> 
 
 
 async def test_pages_contain_all_jobs_newest_first(store: JobStore) -> None:
-    jobs = [(await store.create(new_job()))[0].id for _ in range(5)]
+    job_ids = [(await store.create(new_job()))[0].id for _ in range(5)]
     await store.create(new_job(owner="bob"))
     seen_ids: list[str] = []
     cursor = None
@@ -252,18 +252,18 @@ async def test_pages_contain_all_jobs_newest_first(store: JobStore) -> None:
         seen_ids += [job.id for job in page]
         if cursor is None:
             break
-    assert seen_ids == jobs[::-1]
+    assert seen_ids == job_ids[::-1]
 
 
 @pytest.mark.parametrize(
-    "plain_cursor",
+    "raw_cursor",
     [b"nonsense", b"2026-01-01T00:00:00+00:00_\0", b"0001-01-01T00:00:00+23:59_x", b"\xff_x"],
 )
-async def test_an_invalid_cursor_is_refused(store: JobStore, plain_cursor: bytes) -> None:
+async def test_an_invalid_cursor_is_refused(store: JobStore, raw_cursor: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        await store.list_page("ada", cursor=base64.urlsafe_b64encode(plain_cursor).decode())
+        await store.list_page("ada", cursor=base64.urlsafe_b64encode(raw_cursor).decode())
     with pytest.raises(InvalidRequest):
-        await store.list_page("ada", cursor=plain_cursor.decode("latin-1"))
+        await store.list_page("ada", cursor=raw_cursor.decode("latin-1"))
 
 
 async def test_pages_can_be_filtered(store: JobStore) -> None:
@@ -290,14 +290,14 @@ async def test_a_batch_has_the_progress_of_all_children(store: JobStore) -> None
     assert (job.children, job.progress) == (4, Progress(max=4))
     await store.record_progress(job.id, 1, Progress(value=5, max=10, step=1))
     await store.record_progress(job.id, 1, Progress(value=1, max=4, step=2))
-    overall_progress = await store.record_step(job.id, 1, step(job.id, 1))
+    overall_progress = await store.record_step(job.id, 1, make_step_result(job.id, 1))
     assert overall_progress == Progress(value=1.25, max=4, step=1, parts={"2": 0.25})
     # Late progress changes nothing.
     await store.record_progress(job.id, 1, Progress(value=9, max=10, step=1))
     assert (await store.find(job.id)).progress == overall_progress
     assert await store.finish(job.id, 1, JobStatus.CANCELLED, None)
     assert await store.record_progress(job.id, 1, Progress(value=1, max=4, step=3)) is None
-    assert await store.record_step(job.id, 1, step(job.id, 3)) is None
+    assert await store.record_step(job.id, 1, make_step_result(job.id, 3)) is None
     reopened_job = await store.reopen("ada", job.id)
     assert reopened_job.progress == Progress(value=1, max=4)
     launch = await store.get_launch(job.id)
@@ -346,7 +346,7 @@ async def test_a_retried_render_waits_again(store: JobStore, database: Database)
 
 async def test_a_job_without_a_recorded_start_runs_after_its_first_step(store: JobStore) -> None:
     job, _ = await store.create(new_job())
-    await store.record_step(job.id, 1, step(job.id, 0))
+    await store.record_step(job.id, 1, make_step_result(job.id, 0))
     stored_job = await store.find(job.id)
     assert (stored_job.status, stored_job.started_at is None) == (JobStatus.RUNNING, False)
 
@@ -368,12 +368,12 @@ async def test_a_job_keeps_its_first_start(store: JobStore) -> None:
     started_job = await store.start(job.id, 1)
     assert started_job is not None and started_job.started_at is not None
     assert await store.start(job.id, 1) is None
-    await store.record_step(job.id, 1, step(job.id, 0))
+    await store.record_step(job.id, 1, make_step_result(job.id, 0))
     ended_job = await store.finish(job.id, 1, JobStatus.SUCCEEDED, None)
     assert ended_job is not None and ended_job.started_at == started_job.started_at
 
 
-async def test_a_retried_job_is_an_open_one(store: JobStore) -> None:
+async def test_a_retried_job_counts_as_open(store: JobStore) -> None:
     limits = (Limit(subject="owner:ada", open_jobs=1),)
     job, _ = await store.create(new_job(limits=limits))
     await store.finish(job.id, 1, JobStatus.CANCELLED, None)
@@ -387,5 +387,7 @@ async def test_a_retried_job_is_an_open_one(store: JobStore) -> None:
 
 async def test_many_writers_wait_for_each_other(store: JobStore) -> None:
     job, _ = await store.create(new_job(heads=((StepKind.CHAT, "default"),) * 20))
-    await asyncio.gather(*(store.record_step(job.id, 1, step(job.id, i)) for i in range(20)))
+    await asyncio.gather(
+        *(store.record_step(job.id, 1, make_step_result(job.id, i)) for i in range(20))
+    )
     assert [r.index for r in (await store.find(job.id)).results] == list(range(20))

@@ -65,11 +65,11 @@ def test_alembic_is_not_imported_if_the_schema_is_current(tmp_path: Path) -> Non
         "import asyncio, sys; from moyin.store.sql import Database; "
         f"asyncio.run(Database({url!r}).ensure_schema()); print('alembic' in sys.modules)"
     )
-    statements = [
+    processes = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         for _ in range(2)
     ]
-    assert [process.stdout.strip() for process in statements] == ["True", "False"]
+    assert [process.stdout.strip() for process in processes] == ["True", "False"]
 
 
 def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Pat
     )
 
     async def try_locks(*names: str) -> list[bool]:
-        async with AsyncExitStack() as blocks:
+        async with AsyncExitStack() as exit_stack:
             return [
-                await blocks.enter_async_context(Database(url).advisory_lock(name))
+                await exit_stack.enter_async_context(Database(url).advisory_lock(name))
                 for name in names
             ]
 
@@ -103,7 +103,7 @@ def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> No
     file = tmp_path / "x.db"
     url = f"sqlite:///{file}"
     migrate(url, "0015")
-    server_options: dict[str, Any] = {
+    common_values: dict[str, Any] = {
         "owner": "ann", "spec": "s", "heads": "[]", "results": "[]", "progress": "{}",
         "attempts": 1, "priority": 3, "metadata": "{}", "dispatched": 1,
         "created_at": "2026-01-01 00:00:00.000000", "started_at": "2026-01-01 00:00:01.000000",
@@ -117,18 +117,19 @@ def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> No
     }
     with closing(sqlite3.connect(file)) as connection:
         for job_id, row in rows.items():
-            values = {**server_options, **row, "id": job_id}
-            marks = ", ".join("?" * len(values))
+            values = {**common_values, **row, "id": job_id}
+            placeholders = ", ".join("?" * len(values))
             connection.execute(
-                f"INSERT INTO jobs ({', '.join(values)}) VALUES ({marks})", tuple(values.values())
+                f"INSERT INTO jobs ({', '.join(values)}) VALUES ({placeholders})",
+                tuple(values.values()),
             )
         connection.commit()
     migrate(url, "0016")
     with closing(sqlite3.connect(file)) as connection:
         query = "SELECT id, status, started_at, queued_at FROM jobs ORDER BY id"
         assert connection.execute(query).fetchall() == [
-            ("ended", "succeeded", server_options["started_at"], None),
-            ("pipeline", "running", server_options["started_at"], None),
+            ("ended", "succeeded", common_values["started_at"], None),
+            ("pipeline", "running", common_values["started_at"], None),
             ("rendering", "running", began_at, None),
             ("waiting", "queued", None, None),
         ]
