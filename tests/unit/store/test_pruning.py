@@ -224,8 +224,8 @@ async def test_an_input_of_a_waiting_job_stays_for_that_job_only(past_jobs: Past
     assert (await past_jobs.prune()).jobs == 1
     with pytest.raises(ArtifactNotFound):
         await past_jobs.artifacts.get("ada", picture_id)
-    result = await past_jobs.artifacts.get_even_if_deleted("ada", picture_id)
-    assert await past_jobs.blobs.get(result.sha256) == b"of the old one"
+    stored_picture = await past_jobs.artifacts.get_even_if_deleted("ada", picture_id)
+    assert await past_jobs.blobs.get(stored_picture.sha256) == b"of the old one"
 
 
 async def test_a_job_retried_during_pruning_keeps_its_files(
@@ -269,9 +269,9 @@ async def test_concurrent_pruners_leave_no_files(
     monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", prune_meanwhile)
     results += [await anext(second_run), await anext(second_run)]
     for run in (first_run, second_run):
-        results += [part async for part in run]
-    assert [part.jobs for part in results] == [1, 0, 1, 0, 1, 1, 0, 0]
-    assert sum(part.files for part in results) == 6
+        results += [prune_result async for prune_result in run]
+    assert [prune_result.jobs for prune_result in results] == [1, 0, 1, 0, 1, 1, 0, 0]
+    assert sum(prune_result.files for prune_result in results) == 6
     assert (await past_jobs.list_job_ids(), past_jobs.list_files()) == (set(), set())
 
 
