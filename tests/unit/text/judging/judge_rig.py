@@ -23,7 +23,7 @@ from moyin.text.routing.catalog import UNRESTRICTED, Alias, Catalog
 from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.factories import make_runtime
 from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import rated_deployment
 
@@ -144,7 +144,7 @@ class JudgeRig:
             rated_deployment(OPUS, "opus", tariff=CLAUDE_TARIFFS[OPUS]),
         )
         runtimes = {
-            backend: runtime(backend, self.backends[model])
+            backend: make_runtime(backend, self.backends[model])
             for backend, model in (("local", SMALL), ("haiku", HAIKU), ("opus", OPUS))
         }
         for backend_runtime in runtimes.values():

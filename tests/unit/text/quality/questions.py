@@ -10,8 +10,8 @@ from moyin.text.quality.question import Question, build_question
 Embed = Callable[[str], tuple[int, ...]]
 
 
-def ask(
-    *texts: str, tokens: int | None = None, embed: Embed | None = None, **traits: bool
+def make_question(
+    *texts: str, prompt_tokens: int | None = None, embed: Embed | None = None, **traits: bool
 ) -> Question:
     """Return the question of a chat whose user wrote ``texts``, one per turn.
 
@@ -21,11 +21,11 @@ def ask(
     """
     turns = [("user", text) for text in texts]
     flags = {"tools": False, "schema": False, "pictures": False, "thinking": False, **traits}
-    size = sum(map(len, texts)) // 4 if tokens is None else tokens
-    return build_question(turns, prompt_tokens=size, embed=embed, **flags)
+    token_count = sum(map(len, texts)) // 4 if prompt_tokens is None else prompt_tokens
+    return build_question(turns, prompt_tokens=token_count, embed=embed, **flags)
 
 
-def signal(question: Question, score: float, **changes: object) -> Signal:
+def make_signal(question: Question, score: float, **changes: object) -> Signal:
     """Return a rating of an answer of llama3.1:8b to the question.
 
     Args:

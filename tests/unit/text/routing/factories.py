@@ -30,7 +30,7 @@ class Clock:
         return self.now
 
 
-def deployment(
+def make_deployment(
     backend: str,
     tariff: Tariff = FREE_TARIFF,
     *,
@@ -67,7 +67,7 @@ def deployment(
     )
 
 
-def runtime(
+def make_runtime(
     name: str, backend: FakeBackend | None = None, *, limit: int | None = None
 ) -> BackendRuntime:
     clock = Clock()
@@ -83,20 +83,20 @@ def runtime(
     )
 
 
-def fleet(
-    deployments: Sequence[ModelDeployment], *, limit: int | None = None, **parts: object
+def make_fleet(
+    deployments: Sequence[ModelDeployment], *, limit: int | None = None, **fleet_settings: object
 ) -> Fleet:
     runtimes = {
-        deployment.backend: runtime(deployment.backend, limit=limit)
+        deployment.backend: make_runtime(deployment.backend, limit=limit)
         for deployment in deployments
         if deployment.configured
     }
-    aliases: dict[str, Alias] = parts.pop("aliases", {})  # type: ignore[assignment]
+    aliases: dict[str, Alias] = fleet_settings.pop("aliases", {})  # type: ignore[assignment]
     catalog = Catalog(deployments=tuple(deployments), aliases=aliases)
-    return Fleet(catalog=catalog, runtimes=runtimes, **parts)  # type: ignore[arg-type]
+    return Fleet(catalog=catalog, runtimes=runtimes, **fleet_settings)  # type: ignore[arg-type]
 
 
-def route(
-    models: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
+def make_route(
+    fleet: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
 ) -> CompiledRoute:
-    return models.get_route(name, owner, residency, ApiFormat.OPENAI, DAY)
+    return fleet.get_route(name, owner, residency, ApiFormat.OPENAI, DAY)

@@ -89,7 +89,7 @@ class Rig:
             cache,
         )
 
-    def body(self, **changes: object) -> bytes:
+    def make_body(self, **changes: object) -> bytes:
         """Return the body of a request for a chat, with ``changes`` of its members."""
         messages = [{"role": "user", "content": "hello"}]
         return json.dumps(
@@ -105,9 +105,9 @@ class Rig:
         **changes: object,
     ) -> Answer:
         codec = codec or OpenAICodec()
-        call = codec.parse(self.body(**changes))
+        parsed_request = codec.parse(self.make_body(**changes))
         context = RoutingContext(request_id="r1", owner=owner, headers=headers)
-        return await self.router.answer(codec, call, context)
+        return await self.router.answer(codec, parsed_request, context)
 
 
 async def read_stream(answer: Answer) -> bytes:

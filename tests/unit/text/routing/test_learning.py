@@ -33,7 +33,7 @@ from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import RequestQuality, question_from_json
 from moyin.text.routing.router import Router
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.factories import route
+from tests.unit.text.routing.factories import make_route
 from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 
@@ -69,7 +69,7 @@ class Replica:
             self.estimator, owner, call, needs, usd_per_bad_answer=0.003, floor=0.0
         )
         fleet = router(SMALL, HAIKU).fleet
-        result = rank_candidates(route(fleet), needs, UsageHistory(), quality=quality)
+        result = rank_candidates(make_route(fleet), needs, UsageHistory(), quality=quality)
         (chosen_candidate,) = (item for item in result if item.deployment is by)
         self.learning.record_decision(
             owner, request_id, quality, result, chosen_candidate, self.now

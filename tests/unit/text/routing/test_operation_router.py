@@ -41,7 +41,7 @@ from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Alias, ModelDeployment, TenantPolicy
 from moyin.text.routing.operation_router import OperationRouter
 from moyin.text.routing.routed_call import CallAccounting
-from tests.unit.text.routing.factories import deployment, fleet
+from tests.unit.text.routing.factories import make_deployment, make_fleet
 from tests.unit.text.routing.router_rig import RecordedLedger
 
 MODERATED = {"id": "m", "model": "x", "results": [{"flagged": False}]}
@@ -108,7 +108,7 @@ class Budget:
 
 class Rig:
     def __init__(self, *deployments: ModelDeployment, retries: int = 0, **parts: Any) -> None:
-        self.fleet = fleet(deployments, **parts)
+        self.fleet = make_fleet(deployments, **parts)
         self.ledger, self.telemetry = RecordedLedger(), RecordingTelemetry()
         for runtime in self.fleet.runtimes.values():
             runtime.retries = retries
@@ -140,13 +140,13 @@ class Rig:
 def moderation_model(name: str, price: int = 0, **parts: Any) -> ModelDeployment:
     tariff = create_flat_tariff(Decimal(price), Decimal(price)) if price else FREE_TARIFF
     parts = {"model": "moderator", "operations": (Operation.MODERATION,), **parts}
-    return deployment(name, tariff, **parts)
+    return make_deployment(name, tariff, **parts)
 
 
 def speech_model(name: str = "a", **parts: Any) -> ModelDeployment:
     rates = UnitRates(characters=Decimal(15))
     parts = {"model": "tts", "operations": (Operation.SPEECH,), "unit_rates": rates, **parts}
-    return deployment(name, **parts)
+    return make_deployment(name, **parts)
 
 
 def json_response(data: Any = MODERATED) -> FakeResponse:
@@ -433,7 +433,7 @@ async def test_gpu_time_is_charged_by_the_duration() -> None:
 
 async def test_searches_of_cohere_are_billed_as_reported() -> None:
     rates = UnitRates(searches=Decimal(2))
-    rig = Rig(deployment("a", operations=(Operation.RERANK,), unit_rates=rates))
+    rig = Rig(make_deployment("a", operations=(Operation.RERANK,), unit_rates=rates))
     meta = {"billed_units": {"search_units": 2.0}}
     results = [{"index": 1, "relevance_score": 0.5}]
     rig.set_responses("a", json_response({"results": results, "meta": meta}))
@@ -458,7 +458,7 @@ async def test_searches_of_cohere_are_billed_as_reported() -> None:
     "results", [[{"index": 2, "relevance_score": 1}], [{"index": 0}], {"index": 0}, [0]]
 )
 async def test_results_for_no_document_are_unusable(results: Any) -> None:
-    rig = Rig(deployment("a", operations=(Operation.RERANK,)))
+    rig = Rig(make_deployment("a", operations=(Operation.RERANK,)))
     rig.set_responses("a", json_response({"results": results}))
     body = {"model": "a-model", "query": "q", "documents": ["a", "b"]}
     with pytest.raises(BackendUnavailable):

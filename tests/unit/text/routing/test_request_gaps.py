@@ -20,7 +20,7 @@ ARGUMENTS = InvalidRequest("messages.1: must be a JSON object", field="messages.
 def explain(rig: Rig, **changes: object) -> Explanation:
     codec = OpenAICodec()
     context = RoutingContext(request_id="r1", owner="ada", headers=())
-    return rig.router.explain(codec, codec.parse(rig.body(**changes)), context)
+    return rig.router.explain(codec, codec.parse(rig.make_body(**changes)), context)
 
 
 def rig_with_gaps(*gaps: Any) -> Rig:

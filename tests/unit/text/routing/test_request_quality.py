@@ -20,7 +20,7 @@ from moyin.text.routing.explanation import Explanation, explain_loss
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.request_preferences import parse_preferences
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.factories import deployment, runtime
+from tests.unit.text.routing.factories import make_deployment, make_runtime
 from tests.unit.text.routing.router_rig import RecordedLedger
 
 SORT, HELLO = "Write merge sort in Go", "Say hello"
@@ -28,7 +28,7 @@ FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
 
 
 def rated_deployment(name: str, backend: str, **kwargs: Any) -> ModelDeployment:
-    new_deployment = deployment(backend, model=name, context=200_000, **kwargs)
+    new_deployment = make_deployment(backend, model=name, context=200_000, **kwargs)
     fields = {
         field: getattr(new_deployment, field) for field in ModelDeployment.__dataclass_fields__
     }
@@ -41,7 +41,9 @@ OPUS = rated_deployment("claude-opus-5-5", "claude", tariff=CLAUDE_TARIFFS["clau
 
 
 def router(*deployments: ModelDeployment, **rules: Any) -> Router:
-    runtimes = {name: runtime(name) for name in {deployment.backend for deployment in deployments}}
+    runtimes = {
+        name: make_runtime(name) for name in {deployment.backend for deployment in deployments}
+    }
     catalog = Catalog(deployments=deployments, aliases=rules.pop("aliases", {}))
     fleet = Fleet(catalog=catalog, runtimes=runtimes, **({"usd_per_bad_answer": 0.003} | rules))
     return Router(fleet, RecordedLedger(), estimator=Estimator())

@@ -22,7 +22,7 @@ from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Alias, Catalog, RescuePolicy
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.factories import make_runtime
 from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 
@@ -52,7 +52,10 @@ class Gateway:
         self.small = FakeBackend(make_text_response(first_answer), api_format=ApiFormat.OLLAMA)
         self.claude = FakeBackend(make_text_response(second_answer), api_format=ApiFormat.OLLAMA)
         self.ledger = RecordedLedger()
-        runtimes = {"local": runtime("local", self.small), "claude": runtime("claude", self.claude)}
+        runtimes = {
+            "local": make_runtime("local", self.small),
+            "claude": make_runtime("claude", self.claude),
+        }
         for value in runtimes.values():
             value.pass_through = None
         catalog = Catalog(deployments=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))

@@ -25,7 +25,7 @@ from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.catalog import Alias, Catalog, HedgingPolicy, RescuePolicy
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.factories import make_runtime
 from tests.unit.text.routing.router_rig import read_stream
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Budget, Gateway
@@ -197,7 +197,7 @@ def make_forwarding_gateway(wire: ApiFormat, upstream: list[bytes], **rules: Any
     gateway = StreamGateway(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
-    local = runtime("local", gateway.small)
+    local = make_runtime("local", gateway.small)
     catalog = Catalog(
         deployments=(replace(SMALL, api_format=wire), replace(HAIKU, api_format=None))
     )
@@ -383,7 +383,7 @@ async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
 async def test_rescue_does_not_wait_for_the_last_slot() -> None:
     """The first answer is sent, because it occupies the only slot of the host of both models."""
     gateway = StreamGateway()
-    local = runtime("local", gateway.small, limit=1)
+    local = make_runtime("local", gateway.small, limit=1)
     local.pass_through = None
     deployments = (SMALL, replace(HAIKU, backend="local"))
     gateway.router.fleet = replace(

@@ -464,7 +464,7 @@ async def test_estimates_of_failed_calls_leave_the_budget_to_the_answer() -> Non
         record=lambda usd, tokens: recorded_costs.append(usd),
     )
     codec = OpenAICodec()
-    call = codec.parse(rig.body())
+    call = codec.parse(rig.make_body())
     context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=cast(Any, budget))
     await rig.router.answer(codec, call, context)
     costs = {entry.error: entry.cost_usd for entry in rig.ledger}

@@ -379,7 +379,7 @@ async def test_unknown_member_does_not_change_the_reservation(
 async def test_interrupted_call_is_charged_by_the_observed_token_ratio() -> None:
     backend = FakeBackend(raw=RAW, raw_stream=[CHUNK, CHUNK])
     rig = Rig(backend)
-    estimated_tokens = OpenAICodec().parse(rig.body()).derive_needs().prompt_tokens
+    estimated_tokens = OpenAICodec().parse(rig.make_body()).derive_needs().prompt_tokens
     await read_stream(await rig.ask(stream=True))
     assert rig.ledger[-1].input_tokens == estimated_tokens
     for _ in range(99):

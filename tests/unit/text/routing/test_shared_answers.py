@@ -21,7 +21,7 @@ from moyin.text.routing.followups import FollowUpDetector
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.shared_answers import SharedAnswers
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.factories import route
+from tests.unit.text.routing.factories import make_route
 from tests.unit.text.routing.test_followups import ASK
 from tests.unit.text.routing.test_learning import Replica
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
@@ -76,7 +76,7 @@ class SharingReplica(Replica):
         ]
         call = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
         context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id=key)
-        names, signals_before = route(self.fleet, model), len(self.learning._signals)
+        names, signals_before = make_route(self.fleet, model), len(self.learning._signals)
         self.follow_ups.detect(Conversation(context, call), names, self.now)
         if model == "auto":
             needs = call.derive_needs()
@@ -203,7 +203,7 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
     call = OpenAICodec().parse(body.encode())
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     for replica in (second_replica, third_replica):
-        names = route(replica.fleet, "claude-haiku-5-5")
+        names = make_route(replica.fleet, "claude-haiku-5-5")
         replica.follow_ups.detect(Conversation(context, call), names, replica.now)
     # Both read before either takes.
     earlier_values = FakeValkey(valkey)
@@ -290,7 +290,7 @@ async def test_time_window_uses_the_arrival_of_the_request(
     call = OpenAICodec().parse(body.encode())
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     second_replica.now += 60
-    names = route(second_replica.fleet, "claude-haiku-5-5")
+    names = make_route(second_replica.fleet, "claude-haiku-5-5")
     second_replica.follow_ups.detect(Conversation(context, call), names, arrival_time)
     await second_replica.shared_answers.process_batch()
     assert not second_replica.learning._signals
@@ -337,7 +337,7 @@ async def test_no_lookup_where_quality_is_not_weighed(database: Database) -> Non
         json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()
     )
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
-    names = route(replica.fleet)
+    names = make_route(replica.fleet)
     assert not replica.follow_ups.may_match(names)
     # A request may have named a price of its own.
     await replica.ask("r1", ASK)

@@ -15,7 +15,7 @@ from moyin.domain.operation import Operation
 from moyin.store.usage_reports import UsageSum
 from moyin.text.routing.catalog import TenantPolicy
 from moyin.text.routing.usage_comparison import UsageComparison
-from tests.unit.text.routing.factories import deployment, fleet
+from tests.unit.text.routing.factories import make_deployment, make_fleet
 
 
 def flat_tariff(usd: int) -> Tariff:
@@ -66,11 +66,11 @@ def usage_sum(
 
 
 def test_the_dearest_model_depends_on_the_length_of_prompts() -> None:
-    models = fleet(
+    models = make_fleet(
         [
-            deployment("free", FREE_TARIFF),
-            deployment("flat", flat_tariff(2)),
-            deployment("banded", BANDED),
+            make_deployment("free", FREE_TARIFF),
+            make_deployment("flat", flat_tariff(2)),
+            make_deployment("banded", BANDED),
         ]
     )
     usage_comparison = UsageComparison(models, "ada")
@@ -88,7 +88,7 @@ def test_the_dearest_model_depends_on_the_length_of_prompts() -> None:
 
 
 def test_only_complete_calls_are_compared_and_sums_are_not_changed() -> None:
-    usage_comparison = UsageComparison(fleet([deployment("flat", flat_tariff(2))]), "ada")
+    usage_comparison = UsageComparison(make_fleet([make_deployment("flat", flat_tariff(2))]), "ada")
     sums = [usage_sum(0, 10), usage_sum(0, 5), usage_sum(0, 70, complete=False)]
     assert (
         usage_comparison.compute_pico_cost(sums, usage_comparison.choose_models(sums))
@@ -98,11 +98,11 @@ def test_only_complete_calls_are_compared_and_sums_are_not_changed() -> None:
 
 
 def test_other_operations_count_with_their_own_cost() -> None:
-    whisper_deployment = deployment(
+    whisper_deployment = make_deployment(
         "whisper", flat_tariff(99), operations=(Operation.TRANSCRIPTION,)
     )
     usage_comparison = UsageComparison(
-        fleet([deployment("flat", flat_tariff(2)), whisper_deployment]), "ada"
+        make_fleet([make_deployment("flat", flat_tariff(2)), whisper_deployment]), "ada"
     )
     speech = usage_sum(0, 7, unit="seconds", cost_usd=Decimal("0.5"))
     failed_speech = usage_sum(0, 7, unit="seconds", cost_usd=Decimal(9), complete=False)
@@ -113,8 +113,10 @@ def test_other_operations_count_with_their_own_cost() -> None:
 
 
 def test_embeddings_are_compared_with_embedding_models() -> None:
-    vectors = deployment("vectors", flat_tariff(1), abilities=("embeddings",))
-    usage_comparison = UsageComparison(fleet([deployment("flat", flat_tariff(2)), vectors]), "ada")
+    vectors = make_deployment("vectors", flat_tariff(1), abilities=("embeddings",))
+    usage_comparison = UsageComparison(
+        make_fleet([make_deployment("flat", flat_tariff(2)), vectors]), "ada"
+    )
     assert usage_comparison.price_classes.embeddings == {"vectors-model"}
     sums = [usage_sum(0, 10, is_embedding=True), usage_sum(0, 10)]
     chosen_models = usage_comparison.choose_models(sums)
@@ -126,11 +128,11 @@ def test_embeddings_are_compared_with_embedding_models() -> None:
 
 
 def test_models_without_key_or_price_and_forbidden_models_are_left_out() -> None:
-    models = fleet(
+    models = make_fleet(
         [
-            deployment("free", FREE_TARIFF),
-            deployment("keyless", flat_tariff(90), configured=False),
-            deployment("cloud", flat_tariff(80)),
+            make_deployment("free", FREE_TARIFF),
+            make_deployment("keyless", flat_tariff(90), configured=False),
+            make_deployment("cloud", flat_tariff(80)),
         ],
         policies={"ada": TenantPolicy(residency=frozenset({"on-premises"}))},
     )
@@ -142,7 +144,7 @@ def test_models_without_key_or_price_and_forbidden_models_are_left_out() -> None
 
 
 def test_failed_renders_cost_the_same_on_the_dearest_model() -> None:
-    usage_comparison = UsageComparison(fleet([deployment("flat", flat_tariff(2))]), "ada")
+    usage_comparison = UsageComparison(make_fleet([make_deployment("flat", flat_tariff(2))]), "ada")
     sums = [
         usage_sum(0, 1_000_000),
         usage_sum(0, 0, unit="gpu_milliseconds", cost_usd=Decimal(3)),
