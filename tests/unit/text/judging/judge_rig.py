@@ -25,7 +25,7 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.factories import make_runtime
 from tests.unit.text.routing.router_rig import RecordedLedger
-from tests.unit.text.routing.test_request_quality import rated_deployment
+from tests.unit.text.routing.test_request_quality import make_rated_deployment
 
 SMALL, HAIKU, OPUS = "smollm2-135m", "claude-haiku-5-5", "claude-opus-5-5"
 RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))
@@ -139,9 +139,9 @@ class JudgeRig:
             OPUS: FakeBackend(make_text_response(verdict, model=OPUS), api_format=ApiFormat.OLLAMA),
         }
         deployments = (
-            rated_deployment(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
-            rated_deployment(HAIKU, "haiku", tariff=CLAUDE_TARIFFS[HAIKU]),
-            rated_deployment(OPUS, "opus", tariff=CLAUDE_TARIFFS[OPUS]),
+            make_rated_deployment(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
+            make_rated_deployment(HAIKU, "haiku", tariff=CLAUDE_TARIFFS[HAIKU]),
+            make_rated_deployment(OPUS, "opus", tariff=CLAUDE_TARIFFS[OPUS]),
         )
         runtimes = {
             backend: make_runtime(backend, self.backends[model])

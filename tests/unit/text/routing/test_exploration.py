@@ -25,18 +25,20 @@ from tests.unit.text.routing.test_request_quality import (
     PRICE,
     SORT,
     explain,
-    rated_deployment,
-    router,
+    make_rated_deployment,
+    make_router,
 )
 from tests.unit.text.routing.test_rescue_streams import RecordingLearning
 
 # Its bounds lie far apart, so that it may be worth its while.
-LOCAL = rated_deployment("qwen3-14b", "house", tariff=FREE_TARIFF)
+LOCAL = make_rated_deployment("qwen3-14b", "house", tariff=FREE_TARIFF)
 NAMES = (OPUS, LOCAL)
 
 
 def make_small_router(*deployments: Any, **rules: Any) -> Router:
-    return router(*(deployments or NAMES), **({"explore": 1.0, "usd_per_bad_answer": 0.03} | rules))
+    return make_router(
+        *(deployments or NAMES), **({"explore": 1.0, "usd_per_bad_answer": 0.03} | rules)
+    )
 
 
 async def send_request(
@@ -113,7 +115,7 @@ async def test_no_trial_after_an_answer_that_did_not_help() -> None:
 
 
 async def test_fallback_after_a_failed_trial_uses_the_lower_bound() -> None:
-    worse_deployment = rated_deployment("smollm2-135m", "local", tariff=FREE_TARIFF)
+    worse_deployment = make_rated_deployment("smollm2-135m", "local", tariff=FREE_TARIFF)
     router = make_small_router(worse_deployment, *NAMES)
     local_runtime = router.fleet.runtimes["house"]
     local_runtime.backend = local_runtime.pass_through = FakeBackend(

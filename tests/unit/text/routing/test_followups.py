@@ -16,7 +16,7 @@ from moyin.text.routing.followups import FollowUpDetector
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
 from tests.unit.text.routing.factories import make_route
-from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, make_router
 
 ASK = "Write a function that merges two sorted lists in Go"
 U, A = "user", "assistant"
@@ -39,7 +39,7 @@ class FakeGateway:
         self.now = 1_000.0
         self.learning = RecordingLearning()
         self.follow_ups = FollowUpDetector(cast(Any, self.learning), clock=lambda: self.now)
-        self.fleet = router(SMALL, HAIKU).fleet
+        self.fleet = make_router(SMALL, HAIKU).fleet
         self._count = 0
 
     def ask(

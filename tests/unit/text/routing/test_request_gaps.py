@@ -23,13 +23,13 @@ def explain(rig: Rig, **changes: object) -> Explanation:
     return rig.router.explain(codec, codec.parse(rig.make_body(**changes)), context)
 
 
-def rig_with_gaps(*gaps: Any) -> Rig:
+def make_rig_with_gaps(*gaps: Any) -> Rig:
     """Return a router with an Anthropic back end for each gap: a feature that it lacks, or None."""
     return Rig(*(FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=gap) for gap in gaps))
 
 
 async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None:
-    rig = rig_with_gaps(SEED, None)
+    rig = make_rig_with_gaps(SEED, None)
     explanation = explain(rig)
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
     [exclusion] = explanation.exclusions
@@ -43,7 +43,7 @@ async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None
 
 @pytest.mark.parametrize("gaps", [(SEED, ARGUMENTS), (ARGUMENTS, SEED), (SEED,)])
 async def test_the_error_of_a_dry_run_is_that_of_the_call(gaps: Any) -> None:
-    rig = rig_with_gaps(*gaps)
+    rig = make_rig_with_gaps(*gaps)
     error = explain(rig).error
     with pytest.raises(type(gaps[0])) as exc_info:
         await rig.ask()
@@ -67,16 +67,16 @@ def test_members_that_only_the_clients_own_protocol_has_are_gaps_of_others() -> 
 
 
 async def test_files_are_translated_for_a_server_that_reads_none() -> None:
-    part = {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}
-    messages = [{"role": "user", "content": [part]}]
+    file_part = {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}
+    messages = [{"role": "user", "content": [file_part]}]
     file_error = UnsupportedFeature("files are not supported", field="messages")
-    blind_backend, able_backend = FakeBackend(gap=file_error), FakeBackend()
-    blind_backend.reads_files = False
-    explanation = explain(Rig(blind_backend, able_backend), messages=messages)
+    text_only_backend, able_backend = FakeBackend(gap=file_error), FakeBackend()
+    text_only_backend.reads_files = False
+    explanation = explain(Rig(text_only_backend, able_backend), messages=messages)
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
     assert [e.reason for e in explanation.exclusions] == [file_error.message]
     # The same server gets the bytes of other requests.
-    assert explain(Rig(blind_backend)).error is None
-    blind_backend.gap = None
-    await Rig(blind_backend).ask(messages=messages)
-    assert [type(request) for request in blind_backend.requests] == [ChatRequest]
+    assert explain(Rig(text_only_backend)).error is None
+    text_only_backend.gap = None
+    await Rig(text_only_backend).ask(messages=messages)
+    assert [type(request) for request in text_only_backend.requests] == [ChatRequest]
