@@ -127,13 +127,13 @@ def test_no_file_contains_a_local_path() -> None:
     )
     if process.returncode != 0:
         pytest.skip("not a git checkout")
-    names = [name for name in process.stdout.split("\0") if name]
-    assert names
+    paths = [path for path in process.stdout.split("\0") if path]
+    assert paths
     wrong_files = [
-        name
-        for name in names
-        if Path(name).suffix in _TEXT
-        and (ROOT / name).is_file()
-        and _MACHINE_PATHS.search((ROOT / name).read_text(errors="replace"))
+        path
+        for path in paths
+        if Path(path).suffix in _TEXT
+        and (ROOT / path).is_file()
+        and _MACHINE_PATHS.search((ROOT / path).read_text(errors="replace"))
     ]
     assert wrong_files == []

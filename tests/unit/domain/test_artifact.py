@@ -10,7 +10,7 @@ from moyin.http.headers import build_file_headers
 
 
 @pytest.mark.parametrize(
-    ("declared_type", "head", "expected_type"),
+    ("declared_type", "first_bytes", "expected_type"),
     [
         (None, b"\x89PNG\r\n\x1a\n", "image/png"),
         ("application/octet-stream", b"\xff\xd8\xff\xe0", "image/jpeg"),
@@ -21,9 +21,9 @@ from moyin.http.headers import build_file_headers
     ],
 )
 def test_media_type_is_declared_or_detected(
-    declared_type: str | None, head: bytes, expected_type: str
+    declared_type: str | None, first_bytes: bytes, expected_type: str
 ) -> None:
-    assert detect_media_type(declared_type, head) == expected_type
+    assert detect_media_type(declared_type, first_bytes) == expected_type
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def make_parameter(type_name: str, **constraints: Any) -> Parameter:
 
 
 @pytest.mark.parametrize(
-    ("type_name", "constraints", "given_value", "expected"),
+    ("type_name", "constraints", "given_value", "expected_value"),
     [
         ("string", {}, "a", "a"),
         ("integer", {}, 5, 5),
@@ -30,10 +30,10 @@ def make_parameter(type_name: str, **constraints: Any) -> Parameter:
     ],
 )
 def test_valid_value_keeps_its_type(
-    type_name: str, constraints: dict[str, Any], given_value: Any, expected: Any
+    type_name: str, constraints: dict[str, Any], given_value: Any, expected_value: Any
 ) -> None:
     value = make_parameter(type_name, **constraints).check_value(given_value, "inputs.x")
-    assert (value, type(value)) == (expected, type(expected))
+    assert (value, type(value)) == (expected_value, type(expected_value))
 
 
 @pytest.mark.parametrize(

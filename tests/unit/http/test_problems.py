@@ -27,7 +27,7 @@ def test_every_error_has_a_status_and_a_unique_code() -> None:
         assert 400 <= get_http_status(error_class("x")) < 600
 
 
-def test_statuses_of_common_errors() -> None:
+def test_common_errors_have_their_http_statuses() -> None:
     assert get_http_status(errors.IdempotencyMismatch("x")) == 422
     assert get_http_status(errors.JobFinished("x")) == 409
     assert get_http_status(errors.JobNotFound("x")) == 404

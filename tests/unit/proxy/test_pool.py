@@ -110,7 +110,7 @@ def test_health_changes_only_after_several_checks_in_a_row() -> None:
     assert member.is_up
 
 
-def test_a_new_table_keeps_the_state_of_known_upstreams(clock: Clock) -> None:
+def test_a_new_route_table_keeps_the_state_of_known_upstreams(clock: Clock) -> None:
     old_pool = make_pool(clock, 1, 1)
     old_pool.members[0].active = 3
     known_members = {member.upstream.url: member for member in old_pool.members}
@@ -128,7 +128,7 @@ def test_a_route_at_its_concurrency_limit_rejects_requests(clock: Clock) -> None
         pass
 
 
-def test_a_new_tables_limit_counts_requests_in_flight() -> None:
+def test_limit_of_a_new_route_table_counts_requests_in_flight() -> None:
     upstreams, in_flight = (Upstream(url="http://0"),), InFlightCount()
 
     def build_pool(concurrent: int) -> UpstreamPool:

@@ -184,7 +184,7 @@ async def test_rejection_names_the_field_without_pydantic_link(
 
 
 @pytest.mark.parametrize(
-    ("config_text", "message"),
+    ("config_text", "message_pattern"),
     [
         ("applications: [{route_prefix: /}]", r"applications\.0\.name must be a text"),
         ("applications: [gateway]", r"applications\.0\.name must be a text"),
@@ -195,11 +195,11 @@ async def test_rejection_names_the_field_without_pydantic_link(
     ],
 )
 def test_malformed_configuration_is_reported_in_one_line(
-    tmp_path: Path, config_text: str, message: str
+    tmp_path: Path, config_text: str, message_pattern: str
 ) -> None:
     path = tmp_path / "apps.yaml"
     path.write_text(config_text)
-    with pytest.raises(StackError, match=message):
+    with pytest.raises(StackError, match=message_pattern):
         apps.load_serve_config(path, Ports())
 
 

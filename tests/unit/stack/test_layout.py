@@ -61,7 +61,7 @@ def test_a_socket_folder_of_another_user_is_refused(tmp_path: Path) -> None:
 def test_full_disk_is_reported_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    DiskUsage = namedtuple("usage", "total used free")
+    DiskUsage = namedtuple("DiskUsage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: DiskUsage(10**12, 10**12, 5 * 2**20))
     with pytest.raises(StackError, match=r"5 MB are free.*disk is full"):
         Layout(tmp_path / "data").prepare()

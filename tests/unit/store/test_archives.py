@@ -66,7 +66,7 @@ async def test_missing_content_of_a_file_aborts_the_archive(tmp_path: Path) -> N
 
 
 def test_file_names_in_archives_are_safe_and_unique_on_every_system() -> None:
-    names = choose_names(
+    file_names = choose_names(
         [
             make_file(name)
             for name in (
@@ -75,14 +75,14 @@ def test_file_names_in_archives_are_safe_and_unique_on_every_system() -> None:
             )
         ]
     )  # fmt: skip
-    assert names == [
+    assert file_names == [
         "a.png", "A (2).PNG", "a (2) (2).png", "a (3).png", "passwd", "y.png", "upload.png",
         "upload (2).png", "_con.txt", "a_b__c_.png", "caf\u00e9.png", "cafe\u0301 (2).png", "ab.png",
         "upload (3).png",
     ]  # fmt: skip
 
 
-def test_archives_are_bounded() -> None:
+def test_bytes_and_files_of_archives_are_bounded() -> None:
     Archive([make_file("a.png", size=MAX_BYTES)])
     Archive([make_file("a.png")] * MAX_FILES)
     with pytest.raises(ArchiveTooLarge) as exc_info:
@@ -95,7 +95,7 @@ def test_archives_are_bounded() -> None:
 
 def test_the_largest_archive_needs_no_zip64(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest possible archive needs no ZIP64 parts, which its announced size does not include."""
-    names = ["n" * 200 + f"{number}.png" for number in range(MAX_FILES)]
-    archive = Archive([make_file(name, size=MAX_BYTES // MAX_FILES) for name in names])
+    file_names = ["n" * 200 + f"{number}.png" for number in range(MAX_FILES)]
+    archive = Archive([make_file(name, size=MAX_BYTES // MAX_FILES) for name in file_names])
     assert archive.size < zipfile.ZIP64_LIMIT
     assert zipfile.ZIP_FILECOUNT_LIMIT >= MAX_FILES

@@ -66,8 +66,8 @@ class Rig:
         await self.jobs.create(new_job)
         artifact = await self.make_artifact(picture, derive_step_artifact_id(new_job.id, 0, 0))
         output = await self.blobs.put(b'{"of": "%s"}' % new_job.id.encode())
-        result = StepResult(index=0, output=output, artifacts=(artifact,))
-        await self.jobs.record_step(new_job.id, 1, result)
+        step_result = StepResult(index=0, output=output, artifacts=(artifact,))
+        await self.jobs.record_step(new_job.id, 1, step_result)
         if not is_open:
             await self.jobs.finish(new_job.id, 1, JobStatus.SUCCEEDED, None)
         return new_job

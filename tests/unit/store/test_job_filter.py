@@ -55,8 +55,8 @@ class NumberedJobs:
         await self.store.create(new_job)
         created_at = START + timedelta(minutes=self._count)
         update_statement = rows.update().where(rows.c.id == new_job.id)
-        values = {"status": status.value, "created_at": created_at}
-        await self._database.write(lambda c: c.execute(update_statement.values(values)))
+        columns = {"status": status.value, "created_at": created_at}
+        await self._database.write(lambda c: c.execute(update_statement.values(columns)))
         self._count += 1
         return number
 
@@ -119,7 +119,7 @@ async def test_pool_and_template_filters_match_any_step(jobs: NumberedJobs) -> N
         ("'", "_"),
     ],
 )
-async def test_metadata_match_exactly(jobs: NumberedJobs, key: str, value: str) -> None:
+async def test_metadata_filter_matches_exactly(jobs: NumberedJobs, key: str, value: str) -> None:
     await jobs.add(metadata={key: value})
     await jobs.add(metadata={"other": value})
     await jobs.add(metadata={key: value + "x"})
@@ -225,8 +225,8 @@ async def test_japanese_words_are_found_inside_a_sentence(jobs: NumberedJobs) ->
 async def test_a_search_has_no_operators(jobs: NumberedJobs, search: str) -> None:
     await jobs.add(text="car")
     await jobs.add(text=search)
-    expected = [] if search in ("%",) else ["1"]
-    assert (await jobs.find(search=search) if find_words(search) else []) == expected
+    expected_numbers = [] if search in ("%",) else ["1"]
+    assert (await jobs.find(search=search) if find_words(search) else []) == expected_numbers
 
 
 @pytest.mark.parametrize("index_limit", [0, 3, 2_000])
@@ -241,8 +241,8 @@ async def test_searches_are_paged_and_combined(
     monkeypatch.setattr(pages, "MAX_SCANNED", 3)
     for number in range(12):
         status = JobStatus.FAILED if number in (2, 3) else JobStatus.SUCCEEDED
-        text = "rare word" if number in (0, 2, 9) else "other word"
-        await jobs.add(status, text=text, kind="chat" if number == 9 else "render")
+        job_text = "rare word" if number in (0, 2, 9) else "other word"
+        await jobs.add(status, text=job_text, kind="chat" if number == 9 else "render")
     await jobs.add(owner="bob", text="rare word")
     for limit in (1, 2, 50):
         assert await jobs.find(search="rare", limit=limit) == ["9", "2", "0"]

@@ -43,7 +43,9 @@ async def test_an_altered_key_is_refused(database: Database, alter_key: object) 
         await keys.verify(alter_key(api_key))  # type: ignore[operator]
 
 
-async def test_the_secret_is_not_in_the_file(database: Database, tmp_path: Path) -> None:
+async def test_secret_of_a_key_is_not_in_the_database_file(
+    database: Database, tmp_path: Path
+) -> None:
     _, api_key = await KeyStore(database).create("studio", "first")
     secret = api_key.split("_", 2)[2]
     with sqlite3.connect(tmp_path / "moyin.db") as connection:

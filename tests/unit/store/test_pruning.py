@@ -85,8 +85,8 @@ class PastJobs:
         if preview is not None:
             step_output["record"] = {"files": [{"sha256": await self.blobs.put(preview)}]}
         output = await self.blobs.put(to_json(step_output))
-        result = StepResult(index=0, output=output, artifacts=(artifact,))
-        await self.jobs.record_step(job_id, 1, result)
+        step_result = StepResult(index=0, output=output, artifacts=(artifact,))
+        await self.jobs.record_step(job_id, 1, step_result)
         if days is not None:
             error = JobError(code="x", message="y") if status is JobStatus.FAILED else None
             await self.jobs.finish(job_id, 1, status, error)
@@ -202,7 +202,7 @@ async def test_other_files_of_a_render_are_deleted(past_jobs: PastJobs) -> None:
     assert (pruned_total.jobs, past_jobs.list_files()) == (2, set())
 
 
-async def test_files_of_a_job_that_waits_long_stay(past_jobs: PastJobs) -> None:
+async def test_files_of_a_long_waiting_job_are_kept(past_jobs: PastJobs) -> None:
     body_sha256 = await past_jobs.blobs.put(b"every night the same")
     payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body_sha256}
     step = Step(kind=StepKind.HTTP, payload=payload)
@@ -394,15 +394,15 @@ class PastBatches:
         return file.sha256
 
     async def add_batch(self, batch_id: str, input_file_id: str, **values: Any) -> None:
-        moment = NOW - timedelta(days=41)
+        created_at = NOW - timedelta(days=41)
         batch = TextBatch(
             id=batch_id,
             owner="ada",
             dialect=BatchDialect.OPENAI,
             endpoint="/v1/embeddings",
             input_file_id=input_file_id,
-            created_at=moment,
-            expires_at=moment,
+            created_at=created_at,
+            expires_at=created_at,
         )
         await self.batches.create(batch)
         if values:

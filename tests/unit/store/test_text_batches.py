@@ -63,14 +63,14 @@ def make_finished_line(number: int, error: str | None = None) -> FinishedLine:
         cost_usd=Decimal("0.001"),
         complete=error is None,
     )
-    result = LineResult(
+    line_result = LineResult(
         number=number,
         http_status=200 if error is None else 400,
         body=b'{"n": %d}' % number,
         error_code=error,
     )
     return FinishedLine(
-        batch_id="batch_1", result=result, usage=(usage_entry,) if error is None else ()
+        batch_id="batch_1", result=line_result, usage=(usage_entry,) if error is None else ()
     )
 
 

@@ -37,13 +37,15 @@ def test_pips_settings_become_variables_of_uv(environ: dict[str, str]) -> None:
     assert variables["UV_FIND_LINKS"] == "/a,/b"
 
 
-def test_pips_variable_wins_over_its_file_and_uvs_own_over_both(environ: dict[str, str]) -> None:
+def test_pip_variable_overrides_the_file_and_uv_variable_overrides_both(
+    environ: dict[str, str],
+) -> None:
     assert uv_environ(PYTHON, {**environ, "PIP_TIMEOUT": "69.5"})["UV_HTTP_TIMEOUT"] == "70"
     own_environ = {**environ, "PIP_TIMEOUT": "70", "UV_HTTP_TIMEOUT": "80"}
     assert uv_environ(PYTHON, own_environ)["UV_HTTP_TIMEOUT"] == "80"
 
 
-def test_pips_certificates_win_over_the_machines(environ: dict[str, str]) -> None:
+def test_pips_certificates_win_over_those_of_the_machine(environ: dict[str, str]) -> None:
     environ.pop("SSL_CERT_FILE", None)
     # The machine's own file may name certificates.
     assert uv_environ(PYTHON, {**environ, "PIP_CONFIG_FILE": os.devnull})["UV_SYSTEM_CERTS"] == "1"
@@ -52,7 +54,7 @@ def test_pips_certificates_win_over_the_machines(environ: dict[str, str]) -> Non
     assert "UV_SYSTEM_CERTS" not in variables
 
 
-def test_settings_of_other_commands_are_left_out(environ: dict[str, str]) -> None:
+def test_pip_settings_of_other_commands_are_ignored(environ: dict[str, str]) -> None:
     with Path(environ["PIP_CONFIG_FILE"]).open("a") as file:
         file.write("[wheel]\nproxy = http://proxy.example\n")
     assert "ALL_PROXY" not in uv_environ(PYTHON, environ)

@@ -225,7 +225,7 @@ async def test_tenants_share_the_background() -> None:
     assert background_calls.began == ["a", "a", "b", "a"]
 
 
-async def test_a_background_call_that_leaves_gives_its_place_back() -> None:
+async def test_cancelled_background_call_gives_its_place_back() -> None:
     calls = TenantCalls(2)
     background_calls = BackgroundCalls(calls.slots)
     await background_calls.call("a")

@@ -63,17 +63,17 @@ def test_ports_in_use_are_replaced_by_free_ones() -> None:
 
 
 def test_ports_that_the_environment_sets_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = free_port_base()
-    monkeypatch.setenv("MOYIN_PORT_BASE", str(base))
+    port_base = free_port_base()
+    monkeypatch.setenv("MOYIN_PORT_BASE", str(port_base))
     options = Options.read()
     options.layout.prepare()
     with socket.socket() as server:
-        server.bind(("127.0.0.1", base))
+        server.bind(("127.0.0.1", port_base))
         server.listen()
         result = services.check_ports(options)
     assert (expect_problem(result)[1].startswith("stop that process"), result.fix) == (True, "")
-    store_ports(options.layout.ports, {"door": base + 1})
-    assert Options.read().ports.door == base
+    store_ports(options.layout.ports, {"door": port_base + 1})
+    assert Options.read().ports.door == port_base
 
 
 def test_files_with_secrets_are_made_private(tmp_path: Path) -> None:
@@ -169,9 +169,9 @@ def test_empty_signing_key_is_replaced() -> None:
         lock.release()
     result = mend_problem(options, "signing key")
     assert (result.verdict, result.fixed) == (CheckVerdict.OK, True)
-    key = path.read_bytes()
-    assert len(key) == 64
-    assert key.strip(b"\0") == key == options.settings.signing_key()
+    signing_key = path.read_bytes()
+    assert len(signing_key) == 64
+    assert signing_key.strip(b"\0") == signing_key == options.settings.signing_key()
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -195,10 +195,13 @@ async def test_key_pair_of_another_signing_key_is_replaced(is_missing: bool) -> 
     assert (result.verdict, result.fixed) == (CheckVerdict.OK, True)
     new_pair = await SigningKeyStore(database, options.settings.signing_key()).get_newest()
     public_keys = await SigningKeyStore(database).list_public_keys()
-    entry = (await AuditLog(database).list_entries(AuditFilter(), limit=1))[0]
+    audit_entry = (await AuditLog(database).list_entries(AuditFilter(), limit=1))[0]
     await database.close()
     assert [key.kid for key in public_keys] == [new_pair.kid, old_pair.kid]
-    assert (entry.event.action, entry.event.target) == ("signing_key.create", new_pair.kid)
+    assert (audit_entry.event.action, audit_entry.event.target) == (
+        "signing_key.create",
+        new_pair.kid,
+    )
 
 
 def run_check(check: Callable[[Options], CheckResult], options: Options) -> Awaitable[CheckResult]:
@@ -240,10 +243,10 @@ def test_database_of_another_program_is_not_migrated(
     assert not result.fix
 
 
-async def revoke(options: Options, key: str) -> None:
+async def revoke(options: Options, api_key: str) -> None:
     database = Database(options.settings.sql_url)
     try:
-        await KeyStore(database).revoke(key.split("_")[1])
+        await KeyStore(database).revoke(api_key.split("_")[1])
     finally:
         await database.close()
 
@@ -294,8 +297,10 @@ def test_replaced_profile_is_backed_up() -> None:
     options.layout.prepare()
     asyncio.run(create_first_key(options.settings))
     profile = options.layout.profile
-    key = read_profile(profile, {}).api_key
-    profile_with_unknown_key = profile.read_bytes().replace(key.encode(), b"moyin_valid_elsewhere")
+    api_key = read_profile(profile, {}).api_key
+    profile_with_unknown_key = profile.read_bytes().replace(
+        api_key.encode(), b"moyin_valid_elsewhere"
+    )
     profile.write_bytes(profile_with_unknown_key)
     result = mend_problem(options, "api key")
     assert (result.found, result.fixed) == ("valid", True)

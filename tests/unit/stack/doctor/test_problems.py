@@ -40,13 +40,13 @@ from tests.unit.stack.doctor.results import expect_problem
 
 
 def test_used_port_is_reported() -> None:
-    base = free_port_base()
+    port_base = free_port_base()
     with socket.socket() as server:
-        server.bind(("127.0.0.1", base))
+        server.bind(("127.0.0.1", port_base))
         server.listen()
-        options = Options.read({**os.environ, "MOYIN_PORT_BASE": str(base)})
+        options = Options.read({**os.environ, "MOYIN_PORT_BASE": str(port_base)})
         finding, advice = expect_problem(services.check_ports(options))
-    assert finding.startswith(f"port {base} (door) is in use by")
+    assert finding.startswith(f"port {port_base} (door) is in use by")
     alternatives, _, free_base = advice.partition(" (`moyin up --port-base ")
     assert alternatives == (
         "stop that process, set MOYIN_PORT_DOOR, or move all ports with MOYIN_PORT_BASE"
@@ -55,7 +55,7 @@ def test_used_port_is_reported() -> None:
     assert services.check_ports(moved_options).verdict == CheckVerdict.OK
 
 
-def test_file_in_place_of_the_data_folder_has_advice(
+def test_doctor_has_advice_for_a_file_in_place_of_the_data_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()

@@ -117,8 +117,8 @@ async def test_azures_older_api_has_the_deployment_and_a_version_in_its_urls() -
         await backend.backend.probe()
     paths = [path for _, path, _, _ in provider.requests]
     query = "?api-version=2024-10-21"
-    base = "/openai/deployments/gpt"
-    assert paths == [f"{base}/chat/completions{query}"] * 2 + [f"{base}/models{query}"]
+    base_path = "/openai/deployments/gpt"
+    assert paths == [f"{base_path}/chat/completions{query}"] * 2 + [f"{base_path}/models{query}"]
     assert all(headers["x-ms-client"] == "moyin" for _, _, headers, _ in provider.requests)
 
 

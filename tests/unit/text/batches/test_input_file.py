@@ -17,8 +17,8 @@ ENDPOINT = "/v1/chat/completions"
 
 def make_line(custom_id: str, size: int = 0) -> bytes:
     body = {"model": "m", "messages": [{"role": "user", "content": "x" * size}]}
-    data = {"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": body}
-    return json.dumps(data).encode()
+    line_object = {"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": body}
+    return json.dumps(line_object).encode()
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def check_content(
         added_lines.extend(lines)
 
     sha256 = await blobs.put(content)
-    total, errors = await check_input(
+    line_count, errors = await check_input(
         blobs,
         sha256,
         OpenAIBatchFormat(),
@@ -50,15 +50,15 @@ async def check_content(
         add_lines=add_lines,
         bounds=InputBounds(**bounds),
     )
-    return total, [(error.code, error.line) for error in errors], added_lines, sha256
+    return line_count, [(error.code, error.line) for error in errors], added_lines, sha256
 
 
 @pytest.mark.parametrize("line_ending", [b"", b"\n", b"\r\n", b"\n\n"])
 async def test_recorded_positions_find_the_lines(blobs: BlobStore, line_ending: bytes) -> None:
     lines = [make_line("a"), b"  " + make_line("b", 90) + b"\r", b"", make_line("ü")]
     content = b"\xef\xbb\xbf" + b"\n".join(lines) + line_ending
-    total, errors, added_lines, sha256 = await check_content(blobs, content)
-    assert (total, errors) == (3, [])
+    line_count, errors, added_lines, sha256 = await check_content(blobs, content)
+    assert (line_count, errors) == (3, [])
     assert [(x.number, x.custom_id) for x in added_lines] == [(1, "a"), (2, "b"), (4, "ü")]
     batch_lines = [
         BatchLine(number=x.number, custom_id=x.custom_id, start=x.start, size=x.size)
@@ -72,8 +72,8 @@ async def test_recorded_positions_find_the_lines(blobs: BlobStore, line_ending: 
 
 async def test_errors_name_their_lines(blobs: BlobStore) -> None:
     content = b"\n".join([make_line("a"), b"[]", make_line("a"), make_line("b")])
-    total, errors, added_lines, _ = await check_content(blobs, content)
-    assert total == 4
+    line_count, errors, added_lines, _ = await check_content(blobs, content)
+    assert line_count == 4
     assert errors == [("invalid_json_line", 2), ("duplicate_custom_id", 3)]
     assert [x.custom_id for x in added_lines] == ["a", "b"]
 
@@ -83,11 +83,11 @@ async def test_bounds_of_input_files_are_enforced(blobs: BlobStore) -> None:
     assert (await check_content(blobs, content, max_lines=2))[1] == [("too_many_lines", None)]
     assert (await check_content(blobs, content, max_lines=3))[1] == []
     assert (await check_content(blobs, b"\n", max_lines=3))[1] == [("empty_file", None)]
-    size = len(make_line("a"))
-    assert (await check_content(blobs, content, max_line_bytes=size))[1] == []
+    line_bytes = len(make_line("a"))
+    assert (await check_content(blobs, content, max_line_bytes=line_bytes))[1] == []
     for long_line in (make_line("d", 100) + b"\n" + make_line("e"), make_line("d", 10_000)):
         whole_content = content + b"\n" + long_line
-        assert (await check_content(blobs, whole_content, max_line_bytes=size))[1] == [
+        assert (await check_content(blobs, whole_content, max_line_bytes=line_bytes))[1] == [
             ("line_too_large", 4)
         ]
 

@@ -181,12 +181,12 @@ class Rig:
     async def begin_batch(self, *models: str) -> None:
         content, lines = b"", []
         for number, model in enumerate(models, 1):
-            line = json.dumps({"custom_id": str(number), "body": {"model": model}}).encode()
+            raw_line = json.dumps({"custom_id": str(number), "body": {"model": model}}).encode()
             new_line = NewLine(
-                number=number, custom_id=str(number), start=len(content), size=len(line)
+                number=number, custom_id=str(number), start=len(content), size=len(raw_line)
             )
             lines.append(new_line)
-            content += line + b"\n"
+            content += raw_line + b"\n"
         self.file = StoredFile(
             id="file-1", owner="ada", purpose=BATCH_INPUT, filename="x", media_type="x/y",
             size=len(content), sha256=await self.blobs.put(content), created_at=now(),

@@ -112,12 +112,12 @@ class Rig:
     async def begin_batch(self, count: int) -> None:
         content, lines = b"", []
         for number in range(1, count + 1):
-            line = json.dumps({"body": {"number": number}}).encode()
+            raw_line = json.dumps({"body": {"number": number}}).encode()
             new_line = NewLine(
-                number=number, custom_id=str(number), start=len(content), size=len(line)
+                number=number, custom_id=str(number), start=len(content), size=len(raw_line)
             )
             lines.append(new_line)
-            content += line + b"\n"
+            content += raw_line + b"\n"
         file = StoredFile(
             id="file-1",
             owner="ada",

@@ -158,7 +158,9 @@ async def test_unsuitable_requests_are_not_sampled(changes: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("modalities", [5, True, "audio"])
-async def test_invalid_unvalidated_member_does_not_fail_the_answer(modalities: Any) -> None:
+async def test_invalid_member_that_nothing_validates_does_not_fail_the_answer(
+    modalities: Any,
+) -> None:
     """The client gets its answer although ``modalities``, which nothing validates, is invalid."""
     rig = JudgeRig()
     raw_response = b'{"choices": [{"message": {"role": "assistant", "content": "mine"}}]}'
@@ -300,8 +302,8 @@ async def test_outages_drop_samples_and_store_no_prompt(unavailable_part: str) -
     rig.budget.is_unavailable = unavailable_part == "valkey"
     rig.queue.is_unavailable = unavailable_part == "temporal"
     rig.store.has_room = unavailable_part != "room"
-    expected = Outcome.DROPPED if unavailable_part == "room" else Outcome.UNAVAILABLE
-    assert await rig.ask_and_start() is expected
+    expected_outcome = Outcome.DROPPED if unavailable_part == "room" else Outcome.UNAVAILABLE
+    assert await rig.ask_and_start() is expected_outcome
     assert rig.store.stored == {}
 
 

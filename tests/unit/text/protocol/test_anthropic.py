@@ -195,16 +195,16 @@ SIGNED = replace(
 )
 
 
-@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("piece_size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", [*ANSWERS.values(), SIGNED], ids=[*ANSWERS, "signed"])
-def test_stream_round_trips(answer: ChatResponse, size: int) -> None:
+def test_stream_round_trips(answer: ChatResponse, piece_size: int) -> None:
     writer = StreamWriter()
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     reader = StreamReader()
     read_deltas = [
         delta
-        for start in range(0, len(stream), size)
-        for delta in reader.feed(stream[start : start + size])
+        for start in range(0, len(stream), piece_size)
+        for delta in reader.feed(stream[start : start + piece_size])
     ]
     assert reader.is_finished
     assert read_deltas[1:] == split_into_deltas(answer)[1:]

@@ -79,7 +79,7 @@ def test_requests_are_read_one_by_one_whatever_is_in_their_strings() -> None:
         (b'{"requests": [{"custom_id": "a", "params": {}}], "requests": [{}]}', None),
     ],
 )
-def test_a_wrong_body_is_refused_by_its_field(body: bytes, field: str | None) -> None:
+def test_invalid_batch_body_is_refused_by_its_field(body: bytes, field: str | None) -> None:
     with pytest.raises(MoyinError) as exc_info:
         list(read_requests(body))
     if field is not None:
@@ -102,7 +102,7 @@ def test_the_work_of_reading_a_body_is_bounded(monkeypatch: pytest.MonkeyPatch) 
         list(read_requests(to_json({"requests": [make_request(n) for n in "abc"]})))
 
 
-def test_a_request_that_is_longer_than_a_line_may_be_is_refused(
+def test_request_beyond_the_maximum_length_of_a_line_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small_request, large_request = make_request("a"), make_request("b", text="x" * 100)

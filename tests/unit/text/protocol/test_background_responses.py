@@ -45,10 +45,10 @@ def make_succeeded_job(request: ParsedResponseRequest, answer: ChatResponse) -> 
     }
 
 
-def collect_texts(events: Iterable[tuple[str, dict[str, Any]]], kind: str) -> dict[str, str]:
+def collect_texts(events: Iterable[tuple[str, dict[str, Any]]], item_kind: str) -> dict[str, str]:
     texts: dict[str, str] = {}
     for name, members in events:
-        if name == f"response.{kind}.delta":
+        if name == f"response.{item_kind}.delta":
             texts[members["item_id"]] = texts.get(members["item_id"], "") + members["delta"]
     return texts
 
@@ -123,7 +123,7 @@ def test_a_job_carries_the_conversation_and_is_not_stored_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "status", "code"),
+    ("job", "status", "error_code"),
     [
         ({"status": "queued"}, "queued", None),
         ({"status": "running"}, "in_progress", None),
@@ -135,12 +135,12 @@ def test_a_job_carries_the_conversation_and_is_not_stored_again() -> None:
     ],
 )  # fmt: skip
 def test_the_state_of_a_job_is_the_state_of_the_response(
-    job: dict[str, Any], status: str, code: str | None
+    job: dict[str, Any], status: str, error_code: str | None
 ) -> None:
     shown_response = render_job(parse_request().render_queued("resp_1"), job)
     Response.model_validate_json(to_json(shown_response), strict=True)
     assert shown_response["status"] == status
-    assert (shown_response["error"] or {}).get("code") == code
+    assert (shown_response["error"] or {}).get("code") == error_code
     if has_ended(shown_response):
         *_, (kind, members) = build_last_events(shown_response)
         assert (kind, members["response"]["status"]) == ("response.failed", status)

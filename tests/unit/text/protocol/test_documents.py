@@ -93,7 +93,7 @@ def test_each_format_has_its_own_place_for_documents() -> None:
         to_ollama(request_with_result, context=100, stream=False)
 
 
-def test_a_chats_file_with_content_is_translated_and_one_by_id_is_not() -> None:
+def test_chat_file_with_content_is_translated_and_file_id_is_refused() -> None:
     def parse_file(file: dict[str, Any]) -> Any:
         content = [{"type": "file", "file": file}]
         body = {"model": "m", "messages": [{"role": "user", "content": content}]}

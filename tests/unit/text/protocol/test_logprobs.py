@@ -91,8 +91,8 @@ async def test_streamed_ollama_answer_contains_logprobs(
 ) -> None:
     writer = parse_request(protocol, stream=True).create_stream_writer()
     deltas = backend.stream(translate_request(protocol, stream=True), make_deadline())
-    text = b"".join([writer.write(delta) async for delta in deltas]).decode()
-    lines = [line.removeprefix("data: ") for line in text.splitlines()]
+    stream_text = b"".join([writer.write(delta) async for delta in deltas]).decode()
+    lines = [line.removeprefix("data: ") for line in stream_text.splitlines()]
     events = [json.loads(line) for line in lines if line.startswith("{")]
     if protocol == "openai":
         tokens = [event["choices"][0]["logprobs"] for event in events if event["choices"]]

@@ -259,13 +259,15 @@ def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
         assert ollama.GenerateResponse.model_validate_json(generate_body).response == answer.text
 
 
-@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("piece_size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, size: int) -> None:
+def test_stream_passes_the_tap_and_is_valid_for_the_sdk(
+    answer: ChatResponse, piece_size: int
+) -> None:
     writer = StreamWriter(encode_chat_content, "m")
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     tap = StreamTap("m")
-    pieces = [stream[start : start + size] for start in range(0, len(stream), size)]
+    pieces = [stream[start : start + piece_size] for start in range(0, len(stream), piece_size)]
     assert b"".join(map(tap.feed, pieces)) == stream
     assert tap.is_finished
     assert tap.usage == Usage(

@@ -302,11 +302,11 @@ def test_unchanged_request_keeps_its_bytes() -> None:
 
 
 def test_only_model_and_include_usage_change() -> None:
-    data = {**SMALL, "stream": True, "stream_options": {"x": 1}, "min_p": 0.25}
-    parsed_request = OpenAICodec().parse(json.dumps(data).encode())
+    client_body = {**SMALL, "stream": True, "stream_options": {"x": 1}, "min_p": 0.25}
+    parsed_request = OpenAICodec().parse(json.dumps(client_body).encode())
     body = json.loads(parsed_request.to_upstream("other", {}))
     expected_options = {"stream_options": {"x": 1, "include_usage": True}}
-    assert body == {**data, "model": "other", **expected_options}
+    assert body == {**client_body, "model": "other", **expected_options}
 
 
 def test_needs_include_every_required_ability() -> None:
@@ -425,12 +425,12 @@ def test_stop_sequence_is_read_from_the_response() -> None:
 
 
 def test_additions_never_replace_client_members() -> None:
-    data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}, "a": 1}
-    parsed_request = OpenAICodec().parse(json.dumps(data).encode())
+    client_body = {**SMALL, "stream": True, "stream_options": {"include_usage": True}, "a": 1}
+    parsed_request = OpenAICodec().parse(json.dumps(client_body).encode())
     added_members = {"stream_options": {"continuous_usage_stats": True}, "a": 2, "b": 3}
     options = {"include_usage": True, "continuous_usage_stats": True}
     assert json.loads(parsed_request.to_upstream("m", added_members)) == {
-        **data,
+        **client_body,
         "stream_options": options,
         "b": 3,
     }
@@ -439,8 +439,8 @@ def test_additions_never_replace_client_members() -> None:
 def test_pictures_by_url_are_inlined() -> None:
     urls = ["https://e.org/a", "data:image/png;base64,aGk=", "https://e.org/b", "https://e.org/a"]
     content = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in urls]
-    data = {**SMALL, "messages": [{"role": "user", "content": content}], "min_p": 0.1}
-    parsed_request = OpenAICodec().parse(json.dumps(data).encode())
+    client_body = {**SMALL, "messages": [{"role": "user", "content": content}], "min_p": 0.1}
+    parsed_request = OpenAICodec().parse(json.dumps(client_body).encode())
     assert parsed_request.picture_urls == ("https://e.org/a", "https://e.org/b")
     image = Image(media_type="image/gif", data="R0k=")
     request_with_pictures = parsed_request.with_pictures(
@@ -500,8 +500,8 @@ PROGRESS = {**CHUNK, "usage": {"prompt_tokens": 5, "completion_tokens": 1, "tota
 def test_continuous_usage_reaches_only_clients_that_requested_it(
     options: dict[str, bool] | None, sends_progress: bool, sends_totals: bool
 ) -> None:
-    data = {**SMALL, "stream": True, "stream_options": options}
-    parsed_request = OpenAICodec().parse(json.dumps(data).encode())
+    client_body = {**SMALL, "stream": True, "stream_options": options}
+    parsed_request = OpenAICodec().parse(json.dumps(client_body).encode())
     tap = parsed_request.create_stream_tap({"stream_options": {"continuous_usage_stats": True}})
     plain_events = encode_events(CHUNK)
     passed_bytes = tap.feed(plain_events + encode_events(PROGRESS))
@@ -515,8 +515,8 @@ def test_continuous_usage_reaches_only_clients_that_requested_it(
 
 
 def test_totals_in_an_event_with_text_reach_the_client() -> None:
-    data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}}
-    tap = OpenAICodec().parse(json.dumps(data).encode()).create_stream_tap({})
+    client_body = {**SMALL, "stream": True, "stream_options": {"include_usage": True}}
+    tap = OpenAICodec().parse(json.dumps(client_body).encode()).create_stream_tap({})
     # As OpenAI's document has it: in an event of its own, at the end.
     total_event = {**PROGRESS, "choices": []}
     end_marker = b"data: [DONE]\n\n"
@@ -603,9 +603,9 @@ def test_needs_include_schema_and_thinking() -> None:
 
 
 def test_only_default_verbosity_is_translatable() -> None:
-    data = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    client_body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     for verbosity, field in (("low", "verbosity"), ("medium", None), (None, None)):
-        body = validate(wire.ChatBody, {**data, "verbosity": verbosity})
+        body = validate(wire.ChatBody, {**client_body, "verbosity": verbosity})
         assert find_untranslatable_field(body) == field
 
 

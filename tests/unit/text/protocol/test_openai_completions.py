@@ -223,7 +223,7 @@ def test_the_text_of_a_stream_can_be_read() -> None:
 @pytest.mark.parametrize(
     "body", [{}, {"choices": []}, {"choices": [{}]}, {"choices": [{"text": 1}]}, {"choices": "x"}]
 )
-def test_malformed_answers_are_the_back_ends_fault(body: dict[str, Any]) -> None:
+def test_malformed_completions_are_backend_errors(body: dict[str, Any]) -> None:
     with pytest.raises(BackendUnavailable):
         CODEC.read_response(body)
 

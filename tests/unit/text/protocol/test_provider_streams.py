@@ -148,7 +148,7 @@ def test_clients_get_the_text_and_one_total_usage(
     assert finished_event.usage == Usage(input_tokens=9, output_tokens=output_tokens)
 
 
-def test_the_answer_of_azure_is_named_by_its_first_event_with_a_name() -> None:
+def test_azure_answer_gets_its_id_and_model_from_the_first_event_with_both() -> None:
     started_event = translate(encode_stream(AZURE, has_done=True))[0]
     assert isinstance(started_event, chat.Started)
     assert (started_event.id, started_event.model) == (_AZURE["id"], _AZURE["model"])
@@ -156,11 +156,11 @@ def test_the_answer_of_azure_is_named_by_its_first_event_with_a_name() -> None:
 
 def test_tool_calls_of_gemini_get_an_index_an_id_and_the_right_reason() -> None:
     chunks = pass_through(encode_stream(GEMINI_TOOLS, has_done=True))
-    calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
-    assert [call.index for call in calls] == [0, 1]
-    assert calls[0].id == "call_1" and (calls[1].id or "").startswith("call_")
+    tool_calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.index for call in tool_calls] == [0, 1]
+    assert tool_calls[0].id == "call_1" and (tool_calls[1].id or "").startswith("call_")
     # Gemini wants its signature back with the next request.
-    assert (calls[0].model_extra or {})["extra_content"] == _SIGNATURE
+    assert (tool_calls[0].model_extra or {})["extra_content"] == _SIGNATURE
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
@@ -176,11 +176,11 @@ def test_tool_calls_of_gemini_are_translated_for_other_protocols() -> None:
     )
 
 
-def test_arguments_without_index_belong_to_the_call_before() -> None:
+def test_arguments_without_index_belong_to_the_previous_call() -> None:
     body = encode_stream(GEMINI_PARTS, has_done=True)
     chunks = pass_through(body)
-    calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
-    assert [call.index for call in calls] == [0, 0]
+    tool_calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.index for call in tool_calls] == [0, 0]
     fragments = [d for d in translate(body) if isinstance(d, chat.ToolArguments)]
     assert [(d.index, d.fragment) for d in fragments] == [(0, '{"city":'), (0, ' "Rome"}')]
 
@@ -197,16 +197,21 @@ def test_calls_of_gemini_with_the_same_index_are_numbered() -> None:
         make_gemini_chunk(9, "stop"),
     ]
     chunks = pass_through(encode_stream(events, has_done=True))
-    calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
-    assert [call.index for call in calls] == [0, 1, 1, 2, 2]
+    tool_calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.index for call in tool_calls] == [0, 1, 1, 2, 2]
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
 def test_streamed_tool_call_that_ends_with_stop_reports_tool_calls() -> None:
     """Gemini, and OpenAI with a forced tool, send ``stop``; clients must get ``tool_calls``."""
-    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    tool_call = {
+        "index": 0,
+        "id": "c",
+        "type": "function",
+        "function": {"name": "f", "arguments": "{}"},
+    }
     events = [
-        {**_AZURE, "choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]},
+        {**_AZURE, "choices": [{"index": 0, "delta": {"tool_calls": [tool_call]}, "finish_reason": None}]},
         {**_AZURE, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
     ]  # fmt: skip
     assert (
@@ -217,8 +222,8 @@ def test_streamed_tool_call_that_ends_with_stop_reports_tool_calls() -> None:
 
 @pytest.mark.parametrize("call_id", ["", "call_1"])
 def test_whole_answers_of_gemini_report_tool_calls(call_id: str) -> None:
-    call = make_gemini_call("weather", "{}", id=call_id)
-    message = {"role": "assistant", "tool_calls": [call]}
+    tool_call = make_gemini_call("weather", "{}", id=call_id)
+    message = {"role": "assistant", "tool_calls": [tool_call]}
     choice = {"index": 0, "finish_reason": "stop", "message": message}
     body: dict[str, Any] = {
         **_HEAD, "object": "chat.completion", "choices": [choice], "usage": make_usage(2),

@@ -203,19 +203,19 @@ async def read_deltas(provider: str, pieces: Sequence[bytes]) -> list[Delta]:
 
 
 def summarize(deltas: Sequence[Delta]) -> ParsedRecording:
-    names = {d.index: d.name for d in deltas if isinstance(d, ToolStarted)}
+    tool_names = {d.index: d.name for d in deltas if isinstance(d, ToolStarted)}
     arguments = {
         index: "".join(
             d.fragment for d in deltas if isinstance(d, ToolArguments) and d.index == index
         )
-        for index in names
+        for index in tool_names
     }
     last_delta = deltas[-1]
     assert isinstance(deltas[0], Started) and isinstance(last_delta, Finished)
     return ParsedRecording(
         text="".join(d.text for d in deltas if isinstance(d, TextDelta)),
         thinking="".join(d.text for d in deltas if isinstance(d, ThinkingDelta)),
-        tools=tuple((names[index], json.loads(arguments[index])) for index in names),
+        tools=tuple((tool_names[index], json.loads(arguments[index])) for index in tool_names),
         stop=last_delta.stop,
         usage=last_delta.usage,
     )
@@ -330,11 +330,11 @@ def test_openais_sdk_reads_a_forwarded_stream(provider: str) -> None:
                 del choice["delta"]["content"]
         state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
     (answer,) = state.current_completion_snapshot.choices
-    calls = answer.message.tool_calls or ()
-    functions = [call.function for call in calls if call.type == "function"]
+    tool_calls = answer.message.tool_calls or ()
+    functions = [call.function for call in tool_calls if call.type == "function"]
     recording = EXPECTED[provider]
     assert [(f.name, json.loads(f.arguments)) for f in functions] == list(recording.tools)
-    assert len({call.id for call in calls}) == len(recording.tools)
+    assert len({call.id for call in tool_calls}) == len(recording.tools)
     assert answer.finish_reason == REASONS[recording.stop]
 
 
@@ -426,7 +426,7 @@ _ERRORS = (
 
 
 @pytest.mark.parametrize("error", _ERRORS)
-def test_an_error_within_a_stream_is_no_end(error: dict[str, Any]) -> None:
+def test_error_event_interrupts_the_stream(error: dict[str, Any]) -> None:
     event = b"data: " + json.dumps(error).encode() + b"\n\ndata: [DONE]\n\n"
     with pytest.raises(StreamInterrupted):
         OpenAIReader().feed(event)

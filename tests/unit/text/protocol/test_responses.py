@@ -195,12 +195,12 @@ def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
     request = parse_request(tools=[outer_tool, namespace])
     tool_names = [tool.name for tool in request.to_domain("m").tools]
     assert tool_names == ["stop", "agents__stop", "agents__patch"]
-    calls = (
+    tool_uses = (
         ToolUse(id="c1", name="agents__stop", arguments="{}"),
         ToolUse(id="c2", name="stop", arguments="{}"),
         ToolUse(id="c3", name="agents__patch", arguments='{"input":"x"}'),
     )
-    answer = replace(ANSWERS["text"], parts=calls, stop=StopReason.TOOL_USE)
+    answer = replace(ANSWERS["text"], parts=tool_uses, stop=StopReason.TOOL_USE)
     items = encode_answer(request, answer)["output"]
     assert [(item["name"], item.get("namespace")) for item in items] == [
         ("stop", "agents"),
@@ -216,10 +216,10 @@ def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
         drop_varying_members({"output": [b]}) for b in items
     ]
     next_request = parse_request(tools=[outer_tool, namespace], input=items).to_domain("m")
-    assert next_request.messages[0].parts == calls
+    assert next_request.messages[0].parts == tool_uses
     parsed_answer = CODEC.read_response(encode_answer(request, answer))
     assert [part.name for part in parsed_answer.parts if isinstance(part, ToolUse)] == [
-        call.name for call in calls
+        tool_use.name for tool_use in tool_uses
     ]
     assert [field for field, _ in request.iterate_schemas()] == [
         "tools.0.parameters",

@@ -20,9 +20,15 @@ def make_question(
         traits: what the chat has, such as ``tools`` or ``pictures``.
     """
     turns = [("user", text) for text in texts]
-    flags = {"tools": False, "schema": False, "pictures": False, "thinking": False, **traits}
+    question_traits = {
+        "tools": False,
+        "schema": False,
+        "pictures": False,
+        "thinking": False,
+        **traits,
+    }
     token_count = sum(map(len, texts)) // 4 if prompt_tokens is None else prompt_tokens
-    return build_question(turns, prompt_tokens=token_count, embed=embed, **flags)
+    return build_question(turns, prompt_tokens=token_count, embed=embed, **question_traits)
 
 
 def make_signal(question: Question, score: float, **changes: object) -> Signal:
@@ -32,5 +38,11 @@ def make_signal(question: Question, score: float, **changes: object) -> Signal:
         score: the rating, from 0 (bad) to 1 (good).
         changes: other attributes of the signal.
     """
-    values = {"model": "llama3.1:8b", "weight": 1.0, "source": "feedback", "key": "ada", "at": 0.0}
-    return Signal(question=question, score=score, **{**values, **changes})  # type: ignore[arg-type]
+    attributes = {
+        "model": "llama3.1:8b",
+        "weight": 1.0,
+        "source": "feedback",
+        "key": "ada",
+        "at": 0.0,
+    }
+    return Signal(question=question, score=score, **{**attributes, **changes})  # type: ignore[arg-type]

@@ -265,7 +265,7 @@ def test_coarse_quantisation_costs_each_kind() -> None:
     )
 
 
-def test_scores_with_given_texts_count_half() -> None:
+def test_scores_of_tasks_with_a_given_text_count_half() -> None:
     ability = look_up_known_ability("qwen3:8b")
     for kind, score in (("extraction", "RULER 96.3 %"), ("summary", "Vectara 95.1 %")):
         assert ability.mean < ability.kinds[kind].mean < ability.kinds["mathematics"].mean

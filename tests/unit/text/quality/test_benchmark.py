@@ -78,17 +78,17 @@ def test_scored_fold_does_not_influence_its_constants() -> None:
         generator = random.Random(1)
         rows = []
         for number in range(200):
-            word = generator.choice(("Integrate", "Name"))
+            verb = generator.choice(("Integrate", "Name"))
             weak_score, strong_score = (
                 float(generator.random() < 0.6),
                 float(generator.random() < 0.8),
             )
             if number in swapped_rows:
                 weak_score, strong_score = 1.0 - weak_score, 1.0 - strong_score
-            subject = "college_mathematics" if word == "Integrate" else "miscellaneous"
+            subject = "college_mathematics" if verb == "Integrate" else "miscellaneous"
             rows.append(
                 Row(
-                    prompt=f"{word} {number}", subject=subject, weak=weak_score, strong=strong_score
+                    prompt=f"{verb} {number}", subject=subject, weak=weak_score, strong=strong_score
                 )
             )
         return tuple(rows)

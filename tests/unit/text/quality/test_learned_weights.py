@@ -102,7 +102,7 @@ def test_trust_is_stored_merged_and_forgotten_like_any_weight() -> None:
     assert stored_weights.mean[WORD_TRUST] == pytest.approx(0.0, abs=0.001)
 
 
-def test_weights_stored_without_trust_read_as_before() -> None:
+def test_weights_stored_without_trust_give_the_same_residual() -> None:
     learned_mean = learn_topics(words_decide=True).mean
     information = {0: 3.0, FIRST_WORD_FEATURE + 1: 2.0, FIRST_WORD_FEATURE + 2: 2.0}
     stored_weights = LearnedWeights.from_json(

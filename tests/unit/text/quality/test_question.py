@@ -65,7 +65,7 @@ def test_kind_and_language_show_in_words_and_script(text: str, kind: str, langua
     assert (question.kind, question.language) == (kind, language)
 
 
-def test_greeting_is_far_easier_than_anything_else() -> None:
+def test_greeting_is_far_easier_than_other_questions() -> None:
     other_texts = (
         "Tell me a joke",
         "What is the capital of France?",
@@ -82,7 +82,7 @@ def test_greeting_before_a_request_does_not_change_its_kind() -> None:
     assert make_question("Hi, can you fix the bug in my python function?").kind == "code"
 
 
-def test_greeting_in_another_language_is_no_easier_than_the_language() -> None:
+def test_greeting_in_another_language_keeps_the_difficulty_of_the_language() -> None:
     assert make_question("こんにちは").difficulty >= 0.0
 
 
@@ -146,12 +146,12 @@ def test_request_about_long_code_is_code() -> None:
     assert make_question(f"{code}\n\nWhat did I do wrong?").kind == "code"
 
 
-def test_exam_on_a_long_text_is_no_reading_request() -> None:
+def test_exam_question_about_a_long_text_has_the_kind_of_the_text() -> None:
     exam_question = "Which of these was said?\nA. Nothing\nB. All of it\nAnswer:"
     assert make_question(f"{MINUTES}\n\n{exam_question}").kind == make_question(MINUTES).kind
 
 
-def test_words_of_a_long_text_are_no_demands() -> None:
+def test_words_of_a_long_text_do_not_change_the_difficulty() -> None:
     request_text = "Summarize the whole meeting."
     plain_minutes = "\n".join(
         f"Speaker {number}: good morning, dear friends of ours" for number in range(90)

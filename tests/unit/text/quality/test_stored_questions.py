@@ -59,7 +59,7 @@ def test_words_of_an_earlier_version_are_not_mistaken_for_shape() -> None:
     )
 
 
-def test_missing_features_of_earlier_questions_move_no_estimate() -> None:
+def test_missing_features_of_earlier_questions_do_not_change_estimates() -> None:
     weights = learn_weights(read_earlier_question(make_question(TEXT)))
     assert weights.mean[FORMULA_FEATURE] == weights.mean[FORMULA_FEATURE + 1] == 0.0
     (missing_feature,) = set(

@@ -45,7 +45,7 @@ def test_too_few_tenants_share_nothing() -> None:
     )
 
 
-def test_flooded_tenant_moves_no_other() -> None:
+def test_flooded_tenant_does_not_change_estimates_of_others() -> None:
     honest_estimator, flooded_estimator = (
         make_taught_estimator(MIN_TENANTS, 1.0),
         make_taught_estimator(MIN_TENANTS, 1.0),

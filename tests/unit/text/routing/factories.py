@@ -45,7 +45,7 @@ def make_deployment(
     operations: tuple[Operation, ...] = (),
     unit_rates: UnitRates = FREE_UNITS,
 ) -> ModelDeployment:
-    flags: dict[str, Any] = dict.fromkeys(abilities, True)
+    ability_flags: dict[str, Any] = dict.fromkeys(abilities, True)
     return ModelDeployment(
         backend=backend,
         model=Model(
@@ -58,7 +58,7 @@ def make_deployment(
             operations=frozenset(operations),
             chat=False if operations else None,
             unit_rates=unit_rates,
-            **flags,
+            **ability_flags,
         ),
         api_format=api_format,
         configured=configured,

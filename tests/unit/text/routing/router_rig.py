@@ -64,7 +64,7 @@ class Rig:
             tariff or (FREE_TARIFF if not n else create_flat_tariff(Decimal(n), Decimal(n)))
             for n in range(9)
         ]
-        flags: dict[str, Any] = dict.fromkeys(abilities, True)
+        ability_flags: dict[str, Any] = dict.fromkeys(abilities, True)
         deployments = tuple(
             ModelDeployment(
                 backend=runtime.name,
@@ -74,7 +74,7 @@ class Rig:
                     upstream="up",
                     context=9000,
                     tariff=prices[number],
-                    **flags,
+                    **ability_flags,
                 ),
             )
             for number, (runtime, backend) in enumerate(zip(self.runtimes, backends, strict=True))

@@ -163,8 +163,8 @@ def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
     )
     haiku_candidates = [
         candidate
-        for _, results in decisions
-        for candidate in results
+        for _, ranked_candidates in decisions
+        for candidate in ranked_candidates
         if get_model_name(candidate) == HAIKU
     ]
     haiku_cost_pico, haiku_bad_answers = sum_expectations(haiku_candidates)
@@ -190,7 +190,7 @@ def test_table_in_the_docs_is_current(decisions: Decisions) -> None:
     assert not missing_rows, "\n".join(rows)
 
 
-def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path) -> None:
+def test_without_a_local_model_easy_work_stays_on_the_smallest_model(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path)
     fleet = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "anything"}).build(
         ModelsConfig.model_validate(read_shipped_config())

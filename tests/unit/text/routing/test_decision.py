@@ -237,7 +237,7 @@ def test_prompt_too_long_for_every_model_reports_token_counts() -> None:
     assert error.field == "messages"
 
 
-def test_too_long_an_answer_names_max_tokens() -> None:
+def test_error_of_too_long_an_answer_names_max_tokens() -> None:
     needs = Needs(prompt_tokens=10, max_tokens=5000)
     assert (
         build_no_candidate_error(make_route(make_fleet([make_deployment("a")])), needs).field
@@ -405,7 +405,7 @@ def test_explanation_has_the_reason_why_a_candidate_was_not_chosen(
     )
 
 
-def test_slower_candidate_loses_by_its_seconds() -> None:
+def test_explanation_of_a_slower_candidate_states_the_seconds() -> None:
     fleet = make_fleet([make_deployment("a"), make_deployment("b")], limit=1, usd_per_second=0.001)
     fleet.runtimes["b"].slots.try_acquire("ada")
     chosen_candidate, other_candidate = rank_for_needs(fleet)
@@ -555,7 +555,7 @@ def test_table_of_prices_has_a_recent_date() -> None:
 
 @pytest.mark.parametrize("requested_name", ["llama", "llama:latest", "b/llama:latest"])
 @pytest.mark.parametrize("name", ["llama", "llama:latest"])
-def test_a_name_without_a_tag_is_the_latest(name: str, requested_name: str) -> None:
+def test_name_without_a_tag_means_latest(name: str, requested_name: str) -> None:
     model = Model(name=name, upstream="up", context=9, tariff=FREE_TARIFF)
     catalog = Catalog(
         deployments=(ModelDeployment(backend="b", model=model),), aliases={"work": Alias()}

@@ -98,7 +98,7 @@ async def test_cost_alone_decides_if_bad_answers_cost_nothing() -> None:
     assert (explanation.quality, explanation.explore) == (None, 0.0)
 
 
-async def test_no_trial_after_an_answer_that_did_not_help() -> None:
+async def test_no_model_is_tried_after_an_unhelpful_answer() -> None:
     class FakeFollowUps:
         def may_match(self, _: Any) -> bool:
             return True

@@ -139,7 +139,7 @@ async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
     ]
 
 
-async def test_disconnect_while_the_first_stream_closes_ends_both(
+async def test_disconnect_while_the_first_stream_closes_ends_both_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gateway, is_closing, closed_streams = StreamGateway(), asyncio.Event(), list[MeteredStream]()

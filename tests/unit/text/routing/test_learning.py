@@ -471,7 +471,7 @@ async def test_dropped_records_are_counted_and_logged(
     assert await replica.store.get_decision("ada", "r2") is None
 
 
-async def test_no_text_is_stored(database: Database) -> None:
+async def test_stored_decisions_contain_no_text(database: Database) -> None:
     replica = Replica(database)
     await replica.record_answer("r1")
     await replica.learning.flush()

@@ -443,8 +443,8 @@ async def test_searches_of_cohere_are_billed_as_reported() -> None:
     rates = UnitRates(searches=Decimal(2))
     rig = Rig(make_deployment("a", operations=(Operation.RERANK,), unit_rates=rates))
     meta = {"billed_units": {"search_units": 2.0}}
-    results = [{"index": 1, "relevance_score": 0.5}]
-    rig.set_responses("a", make_json_response({"results": results, "meta": meta}))
+    rerank_results = [{"index": 1, "relevance_score": 0.5}]
+    rig.set_responses("a", make_json_response({"results": rerank_results, "meta": meta}))
     documents = ["a", {"text": "b"}]
     request = parse_rerank(
         json.dumps(
@@ -458,16 +458,16 @@ async def test_searches_of_cohere_are_billed_as_reported() -> None:
         ).encode()
     )
     answer = json.loads((await rig.call(request)).body)
-    assert answer["results"] == [{**results[0], "document": {"text": "b"}}]
+    assert answer["results"] == [{**rerank_results[0], "document": {"text": "b"}}]
     assert rig.ledger[0].quantity == 2 and rig.ledger[0].cost_usd == Decimal("0.004")
 
 
 @pytest.mark.parametrize(
-    "results", [[{"index": 2, "relevance_score": 1}], [{"index": 0}], {"index": 0}, [0]]
+    "rerank_results", [[{"index": 2, "relevance_score": 1}], [{"index": 0}], {"index": 0}, [0]]
 )
-async def test_results_for_no_document_are_unusable(results: Any) -> None:
+async def test_results_for_no_document_are_unusable(rerank_results: Any) -> None:
     rig = Rig(make_deployment("a", operations=(Operation.RERANK,)))
-    rig.set_responses("a", make_json_response({"results": results}))
+    rig.set_responses("a", make_json_response({"results": rerank_results}))
     body = {"model": "a-model", "query": "q", "documents": ["a", "b"]}
     with pytest.raises(BackendUnavailable):
         await rig.call(parse_rerank(json.dumps(body).encode()))

@@ -28,7 +28,7 @@ def make_rig_with_gaps(*gaps: Any) -> Rig:
     return Rig(*(FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=gap) for gap in gaps))
 
 
-async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None:
+async def test_explanation_and_call_exclude_a_back_end_with_a_gap() -> None:
     rig = make_rig_with_gaps(SEED, None)
     explanation = explain(rig)
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
@@ -42,7 +42,7 @@ async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None
 
 
 @pytest.mark.parametrize("gaps", [(SEED, ARGUMENTS), (ARGUMENTS, SEED), (SEED,)])
-async def test_the_error_of_a_dry_run_is_that_of_the_call(gaps: Any) -> None:
+async def test_dry_run_reports_the_same_error_as_the_call(gaps: Any) -> None:
     rig = make_rig_with_gaps(*gaps)
     error = explain(rig).error
     with pytest.raises(type(gaps[0])) as exc_info:

@@ -170,7 +170,7 @@ def test_a_floor_holds_without_a_price() -> None:
 
 
 @pytest.mark.parametrize("value", [b"", b"high", b"nan", b"-0.1", b"1.01", b"inf"])
-def test_a_bad_floor_names_its_header(value: bytes) -> None:
+def test_error_of_an_invalid_floor_names_its_header(value: bytes) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
         parse_preferences([(FLOOR, value)], frozenset())
     assert exc_info.value.field == "x-moyin-quality"
@@ -178,7 +178,7 @@ def test_a_bad_floor_names_its_header(value: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", [b"", b"$1", b"nan", b"-1", b"inf"])
-def test_a_bad_price_names_its_header(value: bytes) -> None:
+def test_error_of_an_invalid_price_names_its_header(value: bytes) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
         parse_preferences([(PRICE, value)], frozenset())
     assert exc_info.value.field == "x-moyin-usd-per-bad-answer"

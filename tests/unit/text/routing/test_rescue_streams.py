@@ -450,7 +450,7 @@ def make_finished_response(*parts: Any, stop: StopReason) -> ChatResponse:
         ),
     ],
 )
-async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
+async def test_cut_answers_refusals_and_broken_arguments_become_signals(
     answer: ChatResponse,
     max_tokens: int | None,
     signal: tuple[str, str, float] | None,

@@ -456,7 +456,7 @@ async def test_failed_calls_that_a_provider_may_bill_are_in_the_ledger(
     assert [call.error for call in rig.telemetry.calls] == [error.code]
 
 
-async def test_estimates_of_failed_calls_leave_the_budget_to_the_answer() -> None:
+async def test_estimated_costs_of_failed_calls_are_not_charged_to_the_budget() -> None:
     failing_backend = FakeBackend(error=BackendUnavailable("x", may_be_billed=True))
     rig = Rig(failing_backend, FakeBackend(raw=RAW), tariff=CHEAP)
     recorded_costs: list[Decimal] = []

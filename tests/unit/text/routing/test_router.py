@@ -131,7 +131,7 @@ async def test_error_after_the_first_byte_becomes_an_error_event() -> None:
     assert rig.ledger[0].output_tokens == 1
 
 
-async def test_a_silent_end_is_an_error() -> None:
+async def test_stream_that_ends_without_done_is_interrupted() -> None:
     rig = Rig(FakeBackend(raw_stream=[CHUNK]))
     assert b"stream_interrupted" in await read_stream(await rig.ask(stream=True))
 
@@ -193,16 +193,16 @@ async def test_unknown_model_is_not_found() -> None:
 async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
     backend = FakeBackend(raw=RAW, error=BackendUnavailable("x"))
     rig = Rig(backend)
-    events: list[tuple[str, bool]] = []
+    health_changes: list[tuple[str, bool]] = []
     (runtime,) = rig.runtimes
-    await runtime.check_health(lambda name, up: events.append((name, up)))
+    await runtime.check_health(lambda name, up: health_changes.append((name, up)))
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
     assert not backend.requests
     backend.error = None
-    await runtime.check_health(lambda name, up: events.append((name, up)))
+    await runtime.check_health(lambda name, up: health_changes.append((name, up)))
     assert (await rig.ask()).body is RAW
-    assert events == [("b0", False), ("b0", True)]
+    assert health_changes == [("b0", False), ("b0", True)]
 
 
 async def test_one_failed_probe_does_not_exclude_a_back_end() -> None:

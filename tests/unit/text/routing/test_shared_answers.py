@@ -337,7 +337,7 @@ async def test_answers_are_shared_during_a_database_outage(
     assert await first_replica.ask("r3", ASK) == [("r2", "regenerated")]
 
 
-async def test_no_lookup_where_quality_is_not_weighed(database: Database) -> None:
+async def test_answers_are_not_looked_up_where_quality_does_not_count(database: Database) -> None:
     replica = SharingReplica(database, FakeValkey())
     replica.fleet = make_router(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
     parsed_request = OpenAICodec().parse(

@@ -66,7 +66,7 @@ def test_invalid_start_of_json_is_a_fault(text: str) -> None:
         ({"$ref": "#/$defs/a", "type": "object"}, "[", NO_FAULT),
     ],
 )
-def test_the_type_of_a_schema_is_known_by_the_first_character(
+def test_type_of_a_schema_is_checked_by_the_first_character(
     constraints: Any, text: str, expected_fault: str
 ) -> None:
     constraints = (
