@@ -82,7 +82,7 @@ async def _wait_for_deployments(
     """Wait until there were ``times`` deployments and Ray runs; return Ray's process id.
 
     Args:
-        running: the task of the supervisor, which must not end.
+        supervisor_task: the task of the supervisor, which must not end.
         states: the states that the supervisor has reported.
     """
     async with asyncio.timeout(20):

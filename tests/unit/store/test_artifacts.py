@@ -13,7 +13,7 @@ from moyin.store.sql import Database
 
 
 async def test_an_index_finds_favourites_among_many_files(database: Database) -> None:
-    """The query must use the index, or each page would read all files to find few favourites."""
+    """Without the index, each page would read all files to find a few favourites."""
 
     def explain_query(connection: sa.Connection, artifact_filter: ArtifactFilter) -> str:
         recorded_statements: list[Any] = []

@@ -235,7 +235,7 @@ async def test_searches_are_paged_and_combined(
 ) -> None:
     """Searches give the same results with the index and without it.
 
-    With more than ``indexed`` matches, the index is not used and the rows are searched.
+    With more than ``index_limit`` matches, the index is not used and the rows are searched.
     """
     monkeypatch.setattr(job_filter, "MAX_SCANNED", index_limit)
     monkeypatch.setattr(pages, "MAX_SCANNED", 3)

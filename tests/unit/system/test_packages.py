@@ -15,7 +15,7 @@ PYTHON = Path(sys.executable)
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    """Return variables such that pip finds its settings only in a file and in PIP_FIND_LINKS."""
+    """Return an environment in which pip has settings only in a file and in PIP_FIND_LINKS."""
     pip_config = tmp_path / "pip.conf"
     pip_config.write_text(
         "[global]\nindex-url = https://packages.studio.example/simple\ntimeout = 60\n"

@@ -19,7 +19,10 @@ class Clock:
 
 
 class TenantCalls:
-    """Calls of tenants to one back end; ``began`` lists the tenants in the order of their slots."""
+    """Calls of tenants to one back end.
+
+    The list ``began`` has the tenants in the order in which their calls got a slot.
+    """
 
     def __init__(self, limit: int, queue: int = 100) -> None:
         self.clock = Clock()
@@ -154,7 +157,10 @@ async def test_last_slot_can_be_reserved_forever() -> None:
 
 
 class BackgroundCalls:
-    """Background calls to one back end; ``began`` has the tenants in the order of their slots."""
+    """Background calls to one back end.
+
+    The list ``began`` has the tenants in the order in which their calls got a slot.
+    """
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots

@@ -274,7 +274,7 @@ def test_processes_of_a_killed_supervisor_are_ended() -> None:
 def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
     """The processes of a supervisor that holds its lock are not ended as left over.
 
-    It has no state file while it starts, and on a full disk.
+    A supervisor has no state file while it starts, and none on a full disk.
     """
     options = Options.read()
     options.layout.prepare()

@@ -152,7 +152,7 @@ def test_other_version_of_ray_is_reported(tmp_path: Path) -> None:
 
 
 def test_ray_of_another_environment_is_reported(tmp_path: Path) -> None:
-    """Warn if the program `ray` on the PATH is not beside the Python that runs Moyin."""
+    """The doctor warns if the `ray` on the PATH is not beside the Python that runs Moyin."""
     venv.create(tmp_path / "venv")
     package_folders = [path for path in sys.path if path.endswith("site-packages")]
     python = str(tmp_path / "venv" / "bin" / "python")

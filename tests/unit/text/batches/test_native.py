@@ -210,7 +210,7 @@ class Rig:
         return await (replica or self.replica).advance(batch, self.file, has_limits=has_limits)
 
     async def advance_until(self, **statuses: int) -> None:
-        """Advance until exactly these numbers of native batches have each status."""
+        """Advance until exactly these numbers of native batches have these statuses."""
 
         async def has_statuses() -> bool:
             await self.advance()

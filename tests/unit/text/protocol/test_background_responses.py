@@ -35,7 +35,7 @@ def parse_request(*earlier_items: dict[str, Any], **members: Any) -> ParsedRespo
 
 
 def make_succeeded_job(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
-    """Return a succeeded job of ``request`` whose step got ``answer``."""
+    """Return a succeeded job for ``request`` whose step got this answer of the model."""
     job_request = CODEC.parse(to_json(to_job_request(request)))
     assert job_request.body.store is False and not job_request.body.background
     return {

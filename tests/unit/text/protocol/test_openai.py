@@ -569,7 +569,7 @@ def test_needs_include_files_and_audio() -> None:
 def test_max_tokens_is_the_largest_limit_of_any_server(
     limits: dict[str, Any], expected_tokens: int | None
 ) -> None:
-    """Of several limits in a request, the largest counts, as servers differ in which they use."""
+    """Of several limits the largest counts, because servers differ in the member that they use."""
     unlimited_body = {name: value for name, value in SMALL.items() if name != "max_tokens"}
     body = json.dumps({**unlimited_body, **limits}).replace("Infinity", "1e999").encode()
     assert OpenAICodec().parse(body).derive_needs().max_tokens == expected_tokens

@@ -144,7 +144,7 @@ EXPECTED = {
 
 
 def split_stream(stream: bytes, seed: int) -> list[bytes]:
-    """Split a stream into pieces of 1 to 64 bytes; some seeds give only the shortest pieces."""
+    """Split a stream into random pieces of at most 1, 3 or 64 bytes, depending on the seed."""
     generator, longest_piece = random.Random(seed), (1, 3, MAX_PIECE)[seed % 3]
     pieces, start = [], 0
     while start < len(stream):
@@ -233,7 +233,7 @@ async def test_a_stream_is_parsed_equally_for_any_split(provider: str) -> None:
 
 
 def _drop_id(delta: Delta) -> Delta:
-    """Return ``delta`` without an id, because the gateway generates ids for Ollama's streams."""
+    """Return ``delta`` without its id, because the gateway generates ids for Ollama's streams."""
     return replace(delta, id="") if isinstance(delta, Started | ToolStarted) else delta
 
 
@@ -435,7 +435,7 @@ def test_error_event_interrupts_the_stream(error: dict[str, Any]) -> None:
 
 
 async def test_event_that_is_not_json_ends_every_stream() -> None:
-    """Translated and forwarded streams raise like errors; at the start, the router falls back."""
+    """Translated and forwarded streams raise an error; before the first byte, the router falls back."""
     broken_event = b"data: {nope}\n\n"
     for api in ("openai", "anthropic"):
         with pytest.raises(Exception) as exc_info:

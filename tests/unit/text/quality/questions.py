@@ -16,8 +16,8 @@ def make_question(
     """Return the question of a chat whose user wrote ``texts``, one per turn.
 
     Args:
-        tokens: the length of the prompt, by default a quarter of its characters.
-        traits: what the chat has, such as ``tools`` or ``pictures``.
+        prompt_tokens: the length of the prompt, by default a quarter of its characters.
+        traits: features that the chat uses, such as ``tools=True`` or ``pictures=True``.
     """
     turns = [("user", text) for text in texts]
     question_traits = {

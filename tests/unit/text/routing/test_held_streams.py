@@ -78,7 +78,7 @@ async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
 
 
 async def test_cached_answer_is_no_follow_up() -> None:
-    """A repeated request that is answered from the cache is no complaint about the first answer."""
+    """A request that is answered from the cache does not count as a complaint about an answer."""
     gateway, noticed_conversations = (
         StreamGateway(first_answer=GOOD, aliases=CACHED),
         list[Conversation](),

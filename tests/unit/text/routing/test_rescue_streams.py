@@ -198,7 +198,7 @@ async def test_finished_pass_through_streams_become_signals(api_format: ApiForma
 def make_forwarding_gateway(
     api_format: ApiFormat, upstream_pieces: list[bytes], **rules: Any
 ) -> StreamGateway:
-    """Return a `StreamGateway` whose small model has the client's API format and is not translated."""
+    """Return a `StreamGateway` that forwards the small model's stream without translation."""
     gateway = StreamGateway(**rules)
     gateway.small = FakeBackend(raw_stream=upstream_pieces, api_format=api_format)
     fleet = gateway.router.fleet
