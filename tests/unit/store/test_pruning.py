@@ -59,8 +59,10 @@ class PastJobs:
     ) -> str:
         """Create a job of one step that ended ``days`` ago, or that still runs if ``days`` is None.
 
-        Jobs with equal ``graph`` have equal graphs. The argument ``picture`` is the content of the
-        job's artifact, and ``preview`` that of a file that only ComfyUI's history refers to.
+        Args:
+            graph: a text; jobs with equal texts have equal graphs.
+            picture: the content of the job's artifact.
+            preview: the content of a file that only ComfyUI's history refers to.
         """
         step = step or Step(kind=StepKind.RENDER, payload={"1": graph})
         spec = JobSpec(kind=step.kind.value, steps=(step,))
