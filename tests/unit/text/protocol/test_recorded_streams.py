@@ -435,7 +435,7 @@ def test_error_event_interrupts_the_stream(error: dict[str, Any]) -> None:
 
 
 async def test_event_that_is_not_json_ends_every_stream() -> None:
-    """Translated and forwarded streams raise an error; before the first byte, the router falls back."""
+    """Translated and forwarded streams raise an error; at the start, the router falls back."""
     broken_event = b"data: {nope}\n\n"
     for api in ("openai", "anthropic"):
         with pytest.raises(Exception) as exc_info:
