@@ -147,9 +147,9 @@ async def test_each_pending_reason_is_reported_once(
     reason = "X has 1 replicas that have taken more than 30s to be scheduled"
     serve.reasons = ["", "", reason, reason]
     serve.failing_checks = 2
-    lines: list[str] = []
-    await apps.deploy_apps(_make_options(tmp_path, "a"), lines.append)
-    assert lines == [
+    progress_lines: list[str] = []
+    await apps.deploy_apps(_make_options(tmp_path, "a"), progress_lines.append)
+    assert progress_lines == [
         "waiting for x",
         f"waiting for x: {reason}",
         "waiting for the gateway, which waits for temporal",

@@ -226,14 +226,14 @@ async def test_artifacts_are_listed_by_job_and_type(rig: Rig) -> None:
     await rig.artifacts.add(video, owner="ada")
 
     async def list_ids(owner: str = "ada", limit: int = 9, **conditions: Any) -> list[str]:
-        ids, cursor = [], None
+        artifact_ids, cursor = [], None
         while True:
             page, cursor = await rig.artifacts.list_page(
                 owner, ArtifactFilter(**conditions), limit=limit, cursor=cursor
             )
-            ids += [stored_artifact.artifact.id for stored_artifact in page]
+            artifact_ids += [stored_artifact.artifact.id for stored_artifact in page]
             if cursor is None:
-                return ids
+                return artifact_ids
 
     output_id = derive_step_artifact_id(job.id, 0, 0)
     assert await list_ids() == await list_ids(limit=1) == [video.id, upload.id, output_id]

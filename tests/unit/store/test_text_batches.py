@@ -220,11 +220,11 @@ async def test_pages_of_large_results_are_short(
             make_finished_line(5),
         ]
     )
-    pages, last_number = [], 0
+    line_numbers_by_page, last_number = [], 0
     while page := await lines.list_page("batch_1", last_number, 2):
-        pages.append([batch_line.number for batch_line in page])
-        last_number = pages[-1][-1]
-    assert pages == [[1, 2], [3], [4, 5], [6]]
+        line_numbers_by_page.append([batch_line.number for batch_line in page])
+        last_number = line_numbers_by_page[-1][-1]
+    assert line_numbers_by_page == [[1, 2], [3], [4, 5], [6]]
 
 
 async def test_batch_results_become_files_and_lines_are_deleted(

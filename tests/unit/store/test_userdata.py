@@ -43,21 +43,21 @@ async def test_a_written_file_can_be_read(files: UserdataStore) -> None:
     await files.write(ANN, "empty", b"")
     assert await files.read(ANN, "empty") == b""
     await files.delete(ANN, "a.json")
-    for attempt in (files.read(ANN, "a.json"), files.delete(ANN, "a.json")):
+    for operation in (files.read(ANN, "a.json"), files.delete(ANN, "a.json")):
         with pytest.raises(UserFileNotFound):
-            await attempt
+            await operation
 
 
 async def test_files_of_other_scopes_cannot_be_read_or_changed(files: UserdataStore) -> None:
     await files.write(ANN, "a.json", b"hers")
     for scope in OTHERS:
         assert await list_paths(files, scope) == []
-        for attempt in (
+        for operation in (
             files.read(scope, "a.json"), files.delete(scope, "a.json"),
             files.move(scope, "a.json", "b.json"),
         ):  # fmt: skip
             with pytest.raises(UserFileNotFound):
-                await attempt
+                await operation
         await files.write(scope, "a.json", b"theirs", overwrite=False)
         await files.update(scope, "a.json", lambda before: (before or b"") + b"!")
         assert await files.read(scope, "a.json") == b"theirs!"

@@ -300,10 +300,12 @@ def test_command_prints_the_advice_and_fails(capsys: pytest.CaptureFixture[str])
     layout.ray_token.write_text("token")
     layout.ray_token.chmod(0o644)
     assert run(["doctor"]) == 1
-    rows = {line.split("\t")[1]: line.split("\t") for line in capsys.readouterr().out.splitlines()}
-    assert rows["model files"][0] == "fail"
-    assert "put the file there" in rows["model files"][3]
-    assert rows["secret files"][0] == "warn"
+    rows_by_name = {
+        line.split("\t")[1]: line.split("\t") for line in capsys.readouterr().out.splitlines()
+    }
+    assert rows_by_name["model files"][0] == "fail"
+    assert "put the file there" in rows_by_name["model files"][3]
+    assert rows_by_name["secret files"][0] == "warn"
     assert layout.ray_token.stat().st_mode & 0o777 == 0o644, "only --fix changes anything"
 
 
@@ -344,8 +346,10 @@ def test_unreadable_supervisor_lock_is_reported_by_the_folder_check(
     lock = options.layout.lock
     lock.touch()
     lock.chmod(0)
-    access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != lock and access(path, mode))
+    original_access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != lock and original_access(path, mode)
+    )
     finding, _ = expect_problem(folder.check_folder(options))
     assert finding.startswith(str(lock))
     assert folder.has_closed_folders(options)

@@ -374,9 +374,9 @@ def test_pictures_by_url_are_inlined_at_any_depth() -> None:
     )
     assert request_with_pictures.picture_urls == ()
     body = json.loads(request_with_pictures.to_upstream("m", {}))
-    gif = {"type": "base64", "media_type": "image/gif", "data": "R0k="}
-    assert body["messages"][0]["content"][0]["source"] == gif
-    assert body["messages"][0]["content"][1]["content"][0]["source"] == gif
+    gif_source = {"type": "base64", "media_type": "image/gif", "data": "R0k="}
+    assert body["messages"][0]["content"][0]["source"] == gif_source
+    assert body["messages"][0]["content"][1]["content"][0]["source"] == gif_source
     assert body["future"] == 1
 
 

@@ -142,8 +142,8 @@ def test_the_state_of_a_job_is_the_state_of_the_response(
     assert shown_response["status"] == status
     assert (shown_response["error"] or {}).get("code") == error_code
     if has_ended(shown_response):
-        *_, (kind, members) = build_last_events(shown_response)
-        assert (kind, members["response"]["status"]) == ("response.failed", status)
+        *_, (event_type, members) = build_last_events(shown_response)
+        assert (event_type, members["response"]["status"]) == ("response.failed", status)
 
 
 def make_failed_job(answer: str) -> dict[str, Any]:

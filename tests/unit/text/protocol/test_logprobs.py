@@ -95,16 +95,16 @@ async def test_streamed_ollama_answer_contains_logprobs(
     lines = [line.removeprefix("data: ") for line in stream_text.splitlines()]
     events = [json.loads(line) for line in lines if line.startswith("{")]
     if protocol == "openai":
-        tokens = [event["choices"][0]["logprobs"] for event in events if event["choices"]]
-        event_logprobs = [token["content"] for token in tokens if token]
+        choice_logprobs = [event["choices"][0]["logprobs"] for event in events if event["choices"]]
+        event_logprobs = [logprobs["content"] for logprobs in choice_logprobs if logprobs]
     elif protocol == "responses":
-        kinds = ("response.output_text.delta", "response.output_text.done")
-        event_logprobs = [event["logprobs"] for event in events if event["type"] in kinds]
+        event_types = ("response.output_text.delta", "response.output_text.done")
+        event_logprobs = [event["logprobs"] for event in events if event["type"] in event_types]
         assert read_client_logprobs(protocol, events[-1]["response"]) == EXPECTED
         assert len(event_logprobs) == 2
     else:
         event_logprobs = [event["logprobs"] for event in events if "logprobs" in event]
-    assert event_logprobs and all(tokens == EXPECTED for tokens in event_logprobs)
+    assert event_logprobs and all(token_logprobs == EXPECTED for token_logprobs in event_logprobs)
 
 
 @pytest.mark.parametrize("protocol", REQUESTS)

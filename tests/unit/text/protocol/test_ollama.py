@@ -321,11 +321,13 @@ def test_malformed_line_interrupts_without_leaking_its_text(line: bytes) -> None
 
 
 def test_only_changed_members_are_rewritten() -> None:
-    raw = b'{ "model":"m", "messages":[{"role":"user","content":"hi"}], "options":{"num_ctx":7} }'
-    parsed_request = OllamaChatCodec().parse(raw)
-    assert parsed_request.to_upstream("m", {}) is raw
+    raw_body = (
+        b'{ "model":"m", "messages":[{"role":"user","content":"hi"}], "options":{"num_ctx":7} }'
+    )
+    parsed_request = OllamaChatCodec().parse(raw_body)
+    assert parsed_request.to_upstream("m", {}) is raw_body
     body = json.loads(parsed_request.to_upstream("up", {"options": {"num_ctx": 4096, "x": 1}}))
-    assert body == {**json.loads(raw), "model": "up", "options": {"num_ctx": 7, "x": 1}}
+    assert body == {**json.loads(raw_body), "model": "up", "options": {"num_ctx": 7, "x": 1}}
 
 
 def test_needs_include_every_required_ability() -> None:

@@ -296,9 +296,9 @@ def test_malformed_response_is_a_backend_error(body: dict[str, Any]) -> None:
 
 
 def test_unchanged_request_keeps_its_bytes() -> None:
-    raw = b'{ "model":"m","messages":[{"role":"user","content":"hi"}], "seed": 1e0 }'
-    raw = raw.replace(b"1e0", b"1")
-    assert OpenAICodec().parse(raw).to_upstream("m", {}) is raw
+    raw_body = b'{ "model":"m","messages":[{"role":"user","content":"hi"}], "seed": 1e0 }'
+    raw_body = raw_body.replace(b"1e0", b"1")
+    assert OpenAICodec().parse(raw_body).to_upstream("m", {}) is raw_body
 
 
 def test_only_model_and_include_usage_change() -> None:
@@ -348,14 +348,14 @@ def test_tool_choice_without_tools_is_refused() -> None:
 
 
 def test_cache_markers_and_signed_thinking_reach_claude() -> None:
-    marker = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    cache_marker = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
     thinking_block = {"type": "thinking", "thinking": "hm", "signature": "s"}
     function = {"name": "f", "parameters": {"type": "object"}}
     request = chat_request_to_domain(
         parse_body(
             messages=[
-                {"role": "system", "content": [{"type": "text", "text": "a", **marker}]},
-                {"role": "user", "content": [{"type": "text", "text": "b", **marker}]},
+                {"role": "system", "content": [{"type": "text", "text": "a", **cache_marker}]},
+                {"role": "user", "content": [{"type": "text", "text": "b", **cache_marker}]},
                 {
                     "role": "assistant",
                     "content": "c",
@@ -366,13 +366,13 @@ def test_cache_markers_and_signed_thinking_reach_claude() -> None:
                 {"role": "assistant", "content": "f", "reasoning_content": "another's"},
                 {"role": "user", "content": "g"},
             ],
-            tools=[{"type": "function", "function": function, **marker}],
+            tools=[{"type": "function", "function": function, **cache_marker}],
         )
     )
     body = to_anthropic(request)
-    assert body["system"] == [{"type": "text", "text": "a", **marker}]
-    assert body["messages"][0]["content"] == [{"type": "text", "text": "b", **marker}]
-    assert body["tools"][0]["cache_control"] == marker["cache_control"]
+    assert body["system"] == [{"type": "text", "text": "a", **cache_marker}]
+    assert body["messages"][0]["content"] == [{"type": "text", "text": "b", **cache_marker}]
+    assert body["tools"][0]["cache_control"] == cache_marker["cache_control"]
     assert body["messages"][1]["content"] == [
         thinking_block,
         {"type": "redacted_thinking", "data": "d"},
@@ -589,12 +589,12 @@ def test_needs_include_schema_and_thinking() -> None:
     assert needs.prompt_tokens == plain_needs.prompt_tokens
     assert 4_000 < needs.attachment_bytes < 4_200
     blocks = [{"type": "thinking", "thinking": "x" * 400, "signature": "s"}]
-    for thinking in (
+    for thinking_members in (
         {"reasoning_content": "x" * 400},
         {"thinking_blocks": blocks},
         {"reasoning_content": "x" * 400, "thinking_blocks": blocks},
     ):
-        turns = [*SMALL["messages"], {"role": "assistant", **thinking}]
+        turns = [*SMALL["messages"], {"role": "assistant", **thinking_members}]
         body = json.dumps({**SMALL, "messages": turns}).encode()
         assert (
             OpenAICodec().parse(body).derive_needs().prompt_tokens

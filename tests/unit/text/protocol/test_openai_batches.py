@@ -140,7 +140,7 @@ def test_invalid_lines_are_refused_with_a_code() -> None:
 
     assert check_line() == "a" and check_line(more=1) == "a"
     assert json.loads(FORMAT.read_body(json.dumps(line).encode())) == line["body"]
-    for changes, code, field in (
+    for changes, line_code, field in (
         ({"custom_id": ""}, "invalid_custom_id", "custom_id"),
         ({"custom_id": "x" * 257}, "invalid_custom_id", "custom_id"),
         ({"custom_id": "\0"}, "invalid_custom_id", "custom_id"),
@@ -150,7 +150,7 @@ def test_invalid_lines_are_refused_with_a_code() -> None:
     ):
         with pytest.raises(InvalidLine) as exc_info:
             check_line(**changes)
-        assert (exc_info.value.line_code, exc_info.value.field) == (code, field)
+        assert (exc_info.value.line_code, exc_info.value.field) == (line_code, field)
 
 
 def test_results_expire_at_the_requested_time() -> None:

@@ -231,10 +231,10 @@ def test_malformed_completions_are_backend_errors(body: dict[str, Any]) -> None:
 def test_answers_without_usage_get_the_estimate() -> None:
     body: dict[str, Any] = {"choices": [{"text": "four"}, {"text": "å"}]}
     assert CODEC.count_output_bytes(body) == 6
-    raw = json.dumps(body).encode()
-    assert CODEC.add_missing_members(raw, body, None) is raw
+    raw_body = json.dumps(body).encode()
+    assert CODEC.add_missing_members(raw_body, body, None) is raw_body
     response_body = json.loads(
-        CODEC.add_missing_members(raw, body, Usage(input_tokens=3, output_tokens=2))
+        CODEC.add_missing_members(raw_body, body, Usage(input_tokens=3, output_tokens=2))
     )
     assert response_body["usage"]["total_tokens"] == 5
     with pytest.raises(BackendUnavailable):

@@ -137,14 +137,16 @@ def test_clients_get_the_text_and_one_total_usage(
     chunks = pass_through(body, **options)
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == "It is sunny."
-    totals = [chunk.usage for chunk in chunks if chunk.usage is not None]
-    assert len(totals) == wants_usage
+    usage_totals = [chunk.usage for chunk in chunks if chunk.usage is not None]
+    assert len(usage_totals) == wants_usage
     assert not wants_usage or chunks[-1].choices == []
     deltas = translate(body)
     assert "".join(d.text for d in deltas if isinstance(d, chat.TextDelta)) == "It is sunny."
     finished_event = deltas[-1]
     assert isinstance(finished_event, chat.Finished)
-    output_tokens = totals[0].completion_tokens if totals else finished_event.usage.output_tokens
+    output_tokens = (
+        usage_totals[0].completion_tokens if usage_totals else finished_event.usage.output_tokens
+    )
     assert finished_event.usage == Usage(input_tokens=9, output_tokens=output_tokens)
 
 

@@ -16,16 +16,16 @@ def make_features(*words: int) -> tuple[int, ...]:
     return (*SHAPE, *(FIRST_WORD_FEATURE + word for word in words))
 
 
-def learn_from(memory: LearnedWeights, score: float, *words: int) -> None:
+def learn_from(weights: LearnedWeights, score: float, *words: int) -> None:
     """Learn from one signal (``score`` from 0 to 1) about a question, as the estimator does."""
     expected_score = 1.0 / (
-        1.0 + math.exp(-WeightReader(make_features(*words)).compute_residual(memory.mean))
+        1.0 + math.exp(-WeightReader(make_features(*words)).compute_residual(weights.mean))
     )
-    memory.learn(make_features(*words), score - expected_score, 0.2, 1.0, (-0.5, 0.5))
+    weights.learn(make_features(*words), score - expected_score, 0.2, 1.0, (-0.5, 0.5))
 
 
-def compute_residual(memory: LearnedWeights, *words: int) -> float:
-    return WeightReader(make_features(*words)).compute_residual(memory.mean)
+def compute_residual(weights: LearnedWeights, *words: int) -> float:
+    return WeightReader(make_features(*words)).compute_residual(weights.mean)
 
 
 def learn_topics(words_decide: bool) -> LearnedWeights:
@@ -34,14 +34,14 @@ def learn_topics(words_decide: bool) -> LearnedWeights:
     Args:
         words_decide: True if the words of a question determine its rating; False for random ratings.
     """
-    generator, memory = random.Random(7), LearnedWeights()
+    generator, weights = random.Random(7), LearnedWeights()
     for number in range(200):
         topic = number % 4
         is_good = topic < 2 if words_decide else generator.random() < 0.5
         learn_from(
-            memory, float(is_good), *(10 * topic + generator.randrange(10) for _ in range(6))
+            weights, float(is_good), *(10 * topic + generator.randrange(10) for _ in range(6))
         )
-    return memory
+    return weights
 
 
 def test_trust_grows_with_informative_words_and_shrinks_otherwise() -> None:
@@ -50,15 +50,15 @@ def test_trust_grows_with_informative_words_and_shrinks_otherwise() -> None:
 
 
 def test_trust_scales_only_the_words() -> None:
-    memory = learn_topics(words_decide=True)
+    weights = learn_topics(words_decide=True)
     residual, shape_residual = (
-        compute_residual(memory, 1, 2, 3),
-        sum(memory.mean[number] for number in SHAPE),
+        compute_residual(weights, 1, 2, 3),
+        sum(weights.mean[number] for number in SHAPE),
     )
-    memory.mean[WORD_TRUST] = 0.0
-    residual_without_trust = compute_residual(memory, 1, 2, 3)
-    memory.mean[WORD_TRUST] = 1.0
-    assert compute_residual(memory, 1, 2, 3) - shape_residual == pytest.approx(
+    weights.mean[WORD_TRUST] = 0.0
+    residual_without_trust = compute_residual(weights, 1, 2, 3)
+    weights.mean[WORD_TRUST] = 1.0
+    assert compute_residual(weights, 1, 2, 3) - shape_residual == pytest.approx(
         2 * (residual_without_trust - shape_residual)
     )
     assert residual != pytest.approx(residual_without_trust)
@@ -66,38 +66,38 @@ def test_trust_scales_only_the_words() -> None:
 
 @pytest.mark.parametrize("side", [1.0, -1.0])
 def test_growing_trust_does_not_exceed_the_bound_of_one_signal(side: float) -> None:
-    memory = LearnedWeights()
+    weights = LearnedWeights()
     for word in range(12):
-        memory.mean[FIRST_WORD_FEATURE + word] = side
-    residual_before = compute_residual(memory, *range(12))
-    shift = memory.learn(make_features(*range(12)), side * 30.0, 0.0, 1.0, (-0.5, 0.5))
+        weights.mean[FIRST_WORD_FEATURE + word] = side
+    residual_before = compute_residual(weights, *range(12))
+    shift = weights.learn(make_features(*range(12)), side * 30.0, 0.0, 1.0, (-0.5, 0.5))
     assert abs(shift) == pytest.approx(0.5)
-    assert 0.45 < (compute_residual(memory, *range(12)) - residual_before) * side <= 0.5
+    assert 0.45 < (compute_residual(weights, *range(12)) - residual_before) * side <= 0.5
 
 
 def test_trust_is_bounded_also_after_merging() -> None:
-    memories = [LearnedWeights(), LearnedWeights()]
-    for memory in memories:
+    weight_pair = [LearnedWeights(), LearnedWeights()]
+    for weights in weight_pair:
         for _ in range(400):
             for word in range(12):
-                memory.mean[FIRST_WORD_FEATURE + word] = 3.0
-            memory.learn(make_features(*range(12)), 9.0, 0.0, 1.0, NEVER)
-        assert memory.mean[WORD_TRUST] == 2.0
-    first_memory, second_memory = memories
+                weights.mean[FIRST_WORD_FEATURE + word] = 3.0
+            weights.learn(make_features(*range(12)), 9.0, 0.0, 1.0, NEVER)
+        assert weights.mean[WORD_TRUST] == 2.0
+    first_weights, second_weights = weight_pair
     assert (
-        first_memory.merge_with(second_memory).mean[WORD_TRUST]
-        == second_memory.merge_with(first_memory).mean[WORD_TRUST]
+        first_weights.merge_with(second_weights).mean[WORD_TRUST]
+        == second_weights.merge_with(first_weights).mean[WORD_TRUST]
         == 2.0
     )
 
 
 def test_trust_is_stored_merged_and_forgotten_like_any_weight() -> None:
-    memory = learn_topics(words_decide=True)
-    assert memory.merge_with(LearnedWeights()).mean[WORD_TRUST] == pytest.approx(
-        memory.mean[WORD_TRUST]
+    weights = learn_topics(words_decide=True)
+    assert weights.merge_with(LearnedWeights()).mean[WORD_TRUST] == pytest.approx(
+        weights.mean[WORD_TRUST]
     )
-    stored_weights = LearnedWeights.from_json(memory.to_json())
-    assert stored_weights.mean[WORD_TRUST] == pytest.approx(memory.mean[WORD_TRUST])
+    stored_weights = LearnedWeights.from_json(weights.to_json())
+    assert stored_weights.mean[WORD_TRUST] == pytest.approx(weights.mean[WORD_TRUST])
     stored_weights.fade(365 * 86_400.0)
     assert stored_weights.mean[WORD_TRUST] == pytest.approx(0.0, abs=0.001)
 

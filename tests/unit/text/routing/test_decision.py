@@ -139,12 +139,12 @@ def test_waiting_time_is_weighed_at_its_price() -> None:
         candidates = rank_for_needs(local_and_cloud, Needs(prompt_tokens=100, max_tokens=500))
         assert list_backends(candidates)[0] == expected_backend
     assert candidates[0].reason == "soonest"
-    wait_by_backend = {
+    wait_seconds_by_backend = {
         candidate.deployment.backend: candidate.forecast.waiting_seconds
         for candidate in candidates
         if candidate.forecast
     }
-    assert wait_by_backend["claude"] == 0 < wait_by_backend["local"]
+    assert wait_seconds_by_backend["claude"] == 0 < wait_seconds_by_backend["local"]
 
 
 async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
@@ -173,11 +173,13 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
 
 
 def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
-    local = make_deployment("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
-    (lone_choice,) = rank_for_needs(make_fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
+    local_deployment = make_deployment("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
+    (lone_choice,) = rank_for_needs(
+        make_fleet([local_deployment]), Needs(prompt_tokens=0, max_tokens=50)
+    )
     assert lone_choice.forecast is not None
     assert lone_choice.forecast.cost_pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
-    measured_fleet = make_fleet([local])
+    measured_fleet = make_fleet([local_deployment])
     latency_estimator = measured_fleet.runtimes["local"].get_latency_estimator("local-model")
     for _ in range(200):
         latency_estimator.record(

@@ -488,7 +488,7 @@ async def test_router_records_decisions_and_follow_ups(
     monkeypatch.setattr("moyin.text.routing.followups.MIN_SECONDS", 0.0)
     replica = Replica(database)
     follow_ups = FollowUpDetector(replica.learning)
-    text_router = Router(
+    router = Router(
         make_router(SMALL, HAIKU).fleet,
         RecordedLedger(),
         estimator=replica.estimator,
@@ -500,7 +500,7 @@ async def test_router_records_decisions_and_follow_ups(
     body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
     for request_id in ("r1", "r2"):
         context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="key_1")
-        await text_router.answer(codec, codec.parse(json.dumps(body).encode()), context)
+        await router.answer(codec, codec.parse(json.dumps(body).encode()), context)
     await follow_ups.close()
     await replica.learning.flush()
     row = await replica.store.get_decision("ada", "r1")

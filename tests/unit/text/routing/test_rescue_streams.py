@@ -427,7 +427,7 @@ def make_finished_response(*parts: Any, stop: StopReason) -> ChatResponse:
 
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize(
-    ("answer", "max_tokens", "signal"),
+    ("answer", "max_tokens", "expected_signal"),
     [
         (
             make_finished_response(Text(text="a b"), stop=StopReason.MAX_TOKENS),
@@ -453,7 +453,7 @@ def make_finished_response(*parts: Any, stop: StopReason) -> ChatResponse:
 async def test_cut_answers_refusals_and_broken_arguments_become_signals(
     answer: ChatResponse,
     max_tokens: int | None,
-    signal: tuple[str, str, float] | None,
+    expected_signal: tuple[str, str, float] | None,
     streams: bool,
 ) -> None:
     gateway = StreamGateway(rescue=RescuePolicy.OFF)
@@ -464,7 +464,9 @@ async def test_cut_answers_refusals_and_broken_arguments_become_signals(
     else:
         await gateway.ask(**changes)
         gateway.learning.background.run_tasks()
-    assert gateway.learning.signals == ([] if signal is None else [("smollm2-135m", *signal)])
+    assert gateway.learning.signals == (
+        [] if expected_signal is None else [("smollm2-135m", *expected_signal)]
+    )
 
 
 class NeverStartingBackend(FakeBackend):
