@@ -7,6 +7,8 @@ from moyin.http.breaker import Breaker, BreakerState
 
 
 class Clock:
+    """A clock that shows the time that the test sets."""
+
     def __init__(self) -> None:
         self.now = 100.0
 

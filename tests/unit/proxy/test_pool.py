@@ -10,6 +10,8 @@ from moyin.proxy.route import BalancingPolicy, HealthCheck, Route, Upstream
 
 
 class Clock:
+    """A clock that shows the time that the test sets."""
+
     now = 0.0
 
     def __call__(self) -> float:

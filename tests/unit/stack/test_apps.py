@@ -158,7 +158,7 @@ async def test_each_pending_reason_is_reported_once(
 
 
 @pytest.mark.parametrize("prefix", ["/v1", None])
-async def test_without_a_gateway_the_farm_is_ready_when_haproxy_responds(
+async def test_farm_without_a_gateway_is_ready_when_haproxy_responds(
     prefix: str | None, serve: FakeServe, tmp_path: Path
 ) -> None:
     """A 503 of HAProxy for /readyz counts as ready, because no app serves that path."""

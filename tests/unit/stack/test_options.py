@@ -69,7 +69,7 @@ def test_all_servers_start_by_default_and_listen_on_loopback() -> None:
     assert "--dashboard-host=127.0.0.1" in services["ray"]
 
 
-def test_without_a_gpu_ray_gets_a_logical_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_gets_a_logical_gpu_where_none_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     for gpu_count, has_logical_gpu in ((0, True), (2, False)):
         monkeypatch.setattr("moyin.stack.options.count_gpus", lambda count=gpu_count: count)
         options = Options.read({}, port_base=20_000)

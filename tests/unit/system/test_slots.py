@@ -12,6 +12,8 @@ from moyin.system.slots import Slots
 
 
 class Clock:
+    """A clock that shows the time that the test sets."""
+
     now = 0.0
 
     def __call__(self) -> float:

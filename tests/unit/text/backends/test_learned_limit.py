@@ -12,6 +12,8 @@ from moyin.text.backends.learned_limit import LearnedLimit, TrackedCall
 
 
 class Clock:
+    """A clock that shows the time that the test sets."""
+
     def __init__(self) -> None:
         self.now = 0.0
 

@@ -122,7 +122,7 @@ async def test_azures_older_api_has_the_deployment_and_a_version_in_its_urls() -
     assert all(headers["x-ms-client"] == "moyin" for _, _, headers, _ in provider.requests)
 
 
-async def test_without_health_path_no_health_check_is_sent() -> None:
+async def test_no_health_check_is_sent_without_a_health_path() -> None:
     provider = FakeProvider(status=403)
     async with run_backend(provider, type="openai", base_url="/v1", health_path=None) as backend:
         await backend.backend.probe()

@@ -170,7 +170,7 @@ async def test_tightened_policy_applies_to_running_comparisons(
     assert rig.backends[HAIKU].requests == rig.backends[OPUS].requests == []
 
 
-async def test_no_calls_while_the_judge_is_off() -> None:
+async def test_judge_that_is_off_calls_no_model() -> None:
     rig = JudgeRig(BETTER_FIRST)
     comparison_id = await rig.start_and_get_id()
     rig.judge.rules = None
@@ -178,7 +178,7 @@ async def test_no_calls_while_the_judge_is_off() -> None:
     assert rig.backends[HAIKU].requests == []
 
 
-async def test_no_calls_without_budget() -> None:
+async def test_judge_without_budget_calls_no_model() -> None:
     rig = JudgeRig(BETTER_FIRST)
     comparison_id = await rig.start_and_get_id()
     rig.budget.left = Decimal(0)

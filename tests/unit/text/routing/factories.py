@@ -23,6 +23,8 @@ ALL_SCOPES = ("tools", "vision", "schema", "thinking")
 
 
 class Clock:
+    """A clock that shows the time that the test sets."""
+
     def __init__(self) -> None:
         self.now = 100.0
 

@@ -24,6 +24,7 @@ class RequestKind:
         share: the kind's share of all requests.
         cached: the part of the prompt that is in Claude's cache, which the request marks.
         alias: the requested alias.
+        limit: the token limit that the request sets for its answer.
     """
 
     name: str
@@ -63,7 +64,7 @@ KINDS = (
     ),
     RequestKind(name="plan", share=0.06, prompt=(2_500, 0.6), output=(900, 0.5), alias="smart"),
 )
-# Ada's texts are under wraps: they stay in the house. A tenth of the others' do as well.
+# All texts of Ada must stay on the premises, and so must a tenth of the others' texts.
 _TENANTS = ("ada", "ben", "ben", "ben", "cleo", "cleo", "cleo", "cleo")
 _AT_HOME = 0.1
 
@@ -75,6 +76,7 @@ class TraceRequest:
     Attributes:
         prompt: the length of the prompt in tokens, as the back end counts them.
         bytes_: the length of the prompt in bytes.
+        output: the length of the answer in tokens.
     """
 
     id: str

@@ -48,7 +48,7 @@ def read_shipped_config() -> dict[str, Any]:
 Decisions = list[tuple[str, list[Candidate]]]
 
 
-def decide_all(
+def rank_models_for_prompts(
     prompts: Iterable[tuple[str, str]],
     data_folder: Path,
     extra_backends: tuple[dict[str, Any], ...] = (OLLAMA,),
@@ -79,7 +79,7 @@ def read_public_prompts() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def decisions(tmp_path_factory: pytest.TempPathFactory) -> Decisions:
-    return decide_all(read_public_prompts(), tmp_path_factory.mktemp("data"))
+    return rank_models_for_prompts(read_public_prompts(), tmp_path_factory.mktemp("data"))
 
 
 def get_model_name(candidate: Candidate) -> str:
@@ -87,7 +87,7 @@ def get_model_name(candidate: Candidate) -> str:
 
 
 def test_prompt_mix_is_unchanged() -> None:
-    # Who changes the mix must draw it anew and say so: it may not be adapted to the router.
+    # Whoever changes the mix must draw all prompts again: it must not be adapted to the router.
     digest = "c02cc2573f9d072f67f7fd4a9bc7efe23d930d5bf7077bff31c07bffbcf622d1"
     assert hashlib.sha256(MIX.read_bytes()).hexdigest() == digest
 
@@ -104,7 +104,7 @@ def test_the_smallest_model_gets_no_hard_work(decisions: Decisions) -> None:
 
 
 def test_the_smallest_model_gets_no_hard_prompts_of_this_repository(tmp_path: Path) -> None:
-    decisions = decide_all(iterate_prompts(), tmp_path)
+    decisions = rank_models_for_prompts(iterate_prompts(), tmp_path)
     assert not [
         class_name
         for class_name, (best_candidate, *_) in decisions
@@ -113,7 +113,7 @@ def test_the_smallest_model_gets_no_hard_prompts_of_this_repository(tmp_path: Pa
 
 
 def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path) -> None:
-    decisions = decide_all(
+    decisions = rank_models_for_prompts(
         [*read_public_prompts(), *iterate_prompts()], tmp_path, extra_backends=()
     )
     assert {
@@ -154,9 +154,9 @@ def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
             candidate.forecast for candidate in candidates if candidate.forecast is not None
         ]
         bad_answers = sum(
-            1 - candidate.estimate.p for candidate in forecasts if candidate.estimate is not None
+            1 - forecast.estimate.p for forecast in forecasts if forecast.estimate is not None
         )
-        return sum(candidate.cost_pico for candidate in forecasts), bad_answers
+        return sum(forecast.cost_pico for forecast in forecasts), bad_answers
 
     cost_pico, bad_answers = sum_expectations(
         [best_candidate for _, (best_candidate, *_) in decisions]
@@ -190,7 +190,7 @@ def test_table_in_the_docs_is_current(decisions: Decisions) -> None:
     assert not missing_rows, "\n".join(rows)
 
 
-def test_without_a_local_model_easy_work_stays_on_the_smallest_model(tmp_path: Path) -> None:
+def test_easy_work_without_a_local_model_stays_on_the_smallest_model(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path)
     fleet = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "anything"}).build(
         ModelsConfig.model_validate(read_shipped_config())

@@ -188,7 +188,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     all_deployments = build_deployments(*card_prices)
     trace = {request.id: request for request in generate_requests()}
     assert len(trace) >= 2_000
-    servers = {
+    billing_backends = {
         model_deployment.backend: BillingBackend(model_deployment, trace)
         for model_deployment in all_deployments
     }
@@ -196,7 +196,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         name: BackendRuntime(
             name=name, backend=server, pass_through=None, timeout=60, breaker=Breaker(lambda: 0.0)
         )
-        for name, server in servers.items()
+        for name, server in billing_backends.items()
     }
     fleet = Fleet(
         catalog=Catalog(deployments=all_deployments, aliases=ALIASES),
@@ -205,7 +205,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     )
     ledger = RecordedLedger()
     router = Router(fleet, ledger)
-    deployments = {
+    deployments_by_backend = {
         model_deployment.backend: model_deployment for model_deployment in all_deployments
     }
     spent_pico = oracle_pico = mixed_pico = mixed_oracle_pico = unrestricted_pico = (
@@ -218,7 +218,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         codec = choose_codec(request)
         await router.answer(codec, codec.parse(build_body(request)), context)
         entry = ledger[-1]
-        chosen_deployment = deployments[entry.backend]
+        chosen_deployment = deployments_by_backend[entry.backend]
         assert meets_constraints(request, chosen_deployment), (
             f"{request.kind.name} went to {chosen_deployment.backend}"
         )
@@ -240,7 +240,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
             cheapest_claude_pico += min(
                 compute_cost(request, model_deployment) for model_deployment in cloud_deployments
             )
-            sonnet_pico += compute_cost(request, deployments["claude-sonnet-5-5"])
+            sonnet_pico += compute_cost(request, deployments_by_backend["claude-sonnet-5-5"])
             if len(cloud_deployments) < len(able_deployments):
                 mixed_pico += compute_cost(request, chosen_deployment)
                 mixed_oracle_pico += min(
@@ -250,7 +250,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     # The ledger, the providers' bills and the money agree, to the token.
     assert [entry.request_id for entry in ledger] == list(trace)
     for entry in ledger:
-        billed_usage = servers[entry.backend].billed_usage[entry.request_id]
+        billed_usage = billing_backends[entry.backend].billed_usage[entry.request_id]
         assert (entry.input_tokens, entry.cached_tokens, entry.output_tokens) == (
             billed_usage.prompt_tokens,
             billed_usage.cached_tokens,

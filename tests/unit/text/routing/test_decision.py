@@ -58,7 +58,7 @@ def test_a_free_local_model_wins() -> None:
 
 
 def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
-    local_and_cloud = make_fleet(
+    local_and_cloud_fleet = make_fleet(
         [make_deployment("local", abilities=()), make_deployment("claude", HAIKU, context=200_000)]
     )
     for needs in (
@@ -68,7 +68,9 @@ def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
         Needs(prompt_tokens=1, vision=True),
         Needs(prompt_tokens=1, schema=True),
     ):
-        (only_candidate,) = rank_candidates(make_route(local_and_cloud), needs, UsageHistory())
+        (only_candidate,) = rank_candidates(
+            make_route(local_and_cloud_fleet), needs, UsageHistory()
+        )
         assert (
             only_candidate.deployment.backend,
             only_candidate.reason,
@@ -77,18 +79,18 @@ def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
 
 
 def test_cost_depends_on_token_counts_not_on_the_sum_of_prices() -> None:
-    two_backends = make_fleet(
+    fleet_of_two = make_fleet(
         [
             make_deployment("in", create_flat_tariff(Decimal("0.1"), Decimal(9))),
             make_deployment("out", create_flat_tariff(Decimal(1), Decimal(1))),
         ]
     )
     assert (
-        list_backends(rank_for_needs(two_backends, Needs(prompt_tokens=900, max_tokens=10)))[0]
+        list_backends(rank_for_needs(fleet_of_two, Needs(prompt_tokens=900, max_tokens=10)))[0]
         == "in"
     )
     assert (
-        list_backends(rank_for_needs(two_backends, Needs(prompt_tokens=10, max_tokens=900)))[0]
+        list_backends(rank_for_needs(fleet_of_two, Needs(prompt_tokens=10, max_tokens=900)))[0]
         == "out"
     )
 
@@ -100,17 +102,17 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
     plain_deployment = make_deployment(
         "b", create_flat_tariff(Decimal(2), Decimal(0)), context=10**6
     )
-    two_backends, history = make_fleet([cheap_cache_deployment, plain_deployment]), UsageHistory()
+    fleet_of_two, history = make_fleet([cheap_cache_deployment, plain_deployment]), UsageHistory()
     needs = Needs(prompt_tokens=50_000, max_tokens=1)
-    assert list_backends(rank_candidates(make_route(two_backends), needs, history)) == ["b", "a"]
+    assert list_backends(rank_candidates(make_route(fleet_of_two), needs, history)) == ["b", "a"]
     for _ in range(20):
         usage = Usage(input_tokens=5_000, cached_tokens=45_000, output_tokens=1)
         history.record("a-model", needs, usage)
-    assert list_backends(rank_candidates(make_route(two_backends), needs, history)) == ["a", "b"]
+    assert list_backends(rank_candidates(make_route(fleet_of_two), needs, history)) == ["a", "b"]
     # A cache marker is trusted before any usage was recorded.
     needs_with_marker = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
     assert list_backends(
-        rank_candidates(make_route(two_backends), needs_with_marker, UsageHistory())
+        rank_candidates(make_route(fleet_of_two), needs_with_marker, UsageHistory())
     ) == [
         "a",
         "b",
@@ -134,9 +136,9 @@ def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() 
 def test_waiting_time_is_weighed_at_its_price() -> None:
     deployments = [make_deployment("local"), make_deployment("claude", HAIKU, context=200_000)]
     for usd_per_second, expected_backend in ((0.0, "local"), (0.001, "claude")):
-        local_and_cloud = make_fleet(deployments, limit=1, usd_per_second=usd_per_second)
-        local_and_cloud.runtimes["local"].slots.try_acquire("ada")
-        candidates = rank_for_needs(local_and_cloud, Needs(prompt_tokens=100, max_tokens=500))
+        local_and_cloud_fleet = make_fleet(deployments, limit=1, usd_per_second=usd_per_second)
+        local_and_cloud_fleet.runtimes["local"].slots.try_acquire("ada")
+        candidates = rank_for_needs(local_and_cloud_fleet, Needs(prompt_tokens=100, max_tokens=500))
         assert list_backends(candidates)[0] == expected_backend
     assert candidates[0].reason == "soonest"
     wait_seconds_by_backend = {
@@ -148,7 +150,7 @@ def test_waiting_time_is_weighed_at_its_price() -> None:
 
 
 async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
-    cold_and_warm = make_fleet(
+    cold_and_warm_fleet = make_fleet(
         [make_deployment("cold"), make_deployment("warm")], usd_per_second=0.001
     )
     clock = Clock()
@@ -157,11 +159,11 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
         return {}
 
     loaded_models = LoadedModels(list_loaded, load_seconds=lambda _: 20.0, clock=clock)
-    cold_and_warm.runtimes["cold"].loaded = loaded_models
-    assert list_backends(rank_for_needs(cold_and_warm)) == ["cold", "warm"]  # unknown so far
+    cold_and_warm_fleet.runtimes["cold"].loaded = loaded_models
+    assert list_backends(rank_for_needs(cold_and_warm_fleet)) == ["cold", "warm"]  # unknown so far
     await loaded_models.refresh()
     assert loaded_models.get_state("x") is ModelState.ABSENT
-    assert list_backends(rank_for_needs(cold_and_warm)) == ["warm", "cold"]
+    assert list_backends(rank_for_needs(cold_and_warm_fleet)) == ["warm", "cold"]
     loaded_models.record_call_start("x")
     clock.now += 15
     assert loaded_models.get_state("x") is ModelState.LOADING
@@ -174,22 +176,24 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
 
 def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
     local_deployment = make_deployment("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
-    (lone_choice,) = rank_for_needs(
+    (lone_candidate,) = rank_for_needs(
         make_fleet([local_deployment]), Needs(prompt_tokens=0, max_tokens=50)
     )
-    assert lone_choice.forecast is not None
-    assert lone_choice.forecast.cost_pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
+    assert lone_candidate.forecast is not None
+    assert (
+        lone_candidate.forecast.cost_pico == 50 * 10**12 // 1000 // 50
+    )  # 50 tokens at 50 a second
     measured_fleet = make_fleet([local_deployment])
     latency_estimator = measured_fleet.runtimes["local"].get_latency_estimator("local-model")
     for _ in range(200):
         latency_estimator.record(
             prompt_tokens=0, output_tokens=1000, first_token_seconds=None, seconds=10, concurrency=4
         )
-    (shared_choice,) = rank_for_needs(measured_fleet, Needs(prompt_tokens=0, max_tokens=50))
-    assert shared_choice.forecast is not None
+    (shared_candidate,) = rank_for_needs(measured_fleet, Needs(prompt_tokens=0, max_tokens=50))
+    assert shared_candidate.forecast is not None
     # A hundred a second, shared with three others: an eighth of the time; the prior fades.
-    assert shared_choice.forecast.cost_pico == pytest.approx(
-        lone_choice.forecast.cost_pico / 8, rel=0.15
+    assert shared_candidate.forecast.cost_pico == pytest.approx(
+        lone_candidate.forecast.cost_pico / 8, rel=0.15
     )
 
 
@@ -211,11 +215,11 @@ def test_slow_latency_measurements_fade() -> None:
 
 
 def test_unavailable_back_end_is_skipped_and_the_error_has_retry_after() -> None:
-    two_backends = make_fleet([make_deployment("a"), make_deployment("b")])
-    two_backends.runtimes["a"].breaker.fail(retry_after=9)
-    two_backends.runtimes["b"].breaker.fail(retry_after=4)
-    assert not rank_for_needs(two_backends)
-    error = build_no_candidate_error(make_route(two_backends), HI)
+    fleet_of_two = make_fleet([make_deployment("a"), make_deployment("b")])
+    fleet_of_two.runtimes["a"].breaker.fail(retry_after=9)
+    fleet_of_two.runtimes["b"].breaker.fail(retry_after=4)
+    assert not rank_for_needs(fleet_of_two)
+    error = build_no_candidate_error(make_route(fleet_of_two), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after == 4
 
@@ -313,16 +317,16 @@ def test_tenant_may_use_only_its_allowed_names() -> None:
 
 
 def test_preferences_are_read_from_headers() -> None:
-    places = frozenset({"cloud", "on-premises", "eu"})
+    known_residencies = frozenset({"cloud", "on-premises", "eu"})
     headers = [(b"x-moyin-residency", b"on-premises, eu"), (b"x-moyin-timeout", b"2.5")]
-    preferences = parse_preferences(headers, places)
+    preferences = parse_preferences(headers, known_residencies)
     assert (preferences.residency, preferences.timeout, preferences.bypass_cache) == (
         ("eu", "on-premises"),
         2.5,
         False,
     )
-    assert parse_preferences([(b"cache-control", b"no-cache")], places).bypass_cache
-    assert parse_preferences([(b"host", b"x")], places).residency is None
+    assert parse_preferences([(b"cache-control", b"no-cache")], known_residencies).bypass_cache
+    assert parse_preferences([(b"host", b"x")], known_residencies).residency is None
 
 
 @pytest.mark.parametrize(
@@ -546,9 +550,11 @@ def test_catalog_lists_every_name_once() -> None:
     assert CATALOG.names == ("auto", "good", "pair", "a-model", "b-model", "c-model")
 
 
-@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("abcd", 1), ("abcde", 2), ("墨印", 2)])
-def test_tokens_are_estimated_by_bytes(text: str, tokens: int) -> None:
-    assert estimate_tokens(text) == tokens
+@pytest.mark.parametrize(
+    ("text", "expected_tokens"), [("", 0), ("abcd", 1), ("abcde", 2), ("墨印", 2)]
+)
+def test_tokens_are_estimated_by_bytes(text: str, expected_tokens: int) -> None:
+    assert estimate_tokens(text) == expected_tokens
 
 
 def test_table_of_prices_has_a_recent_date() -> None:

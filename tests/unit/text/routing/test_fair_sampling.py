@@ -56,7 +56,7 @@ def test_a_flood_is_sampled_at_the_rate_and_counted() -> None:
     assert traffic.share.accepted + traffic.share.skipped == 25 * 2_000
 
 
-def test_no_part_of_a_second_is_preferred() -> None:
+def test_sampling_prefers_no_part_of_a_second() -> None:
     traffic = Traffic()
     traffic.run(5, ada=2_000)
     traffic.run(40, ada=2_000)

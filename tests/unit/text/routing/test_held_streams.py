@@ -79,7 +79,7 @@ async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
 
 async def test_cached_answer_is_no_follow_up() -> None:
     """A request that is answered from the cache does not count as a complaint about an answer."""
-    gateway, noticed_conversations = (
+    gateway, detected_conversations = (
         StreamGateway(first_answer=GOOD, aliases=CACHED),
         list[Conversation](),
     )
@@ -89,7 +89,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
             return True
 
         def detect(self, conversation: Conversation, *_: Any) -> bool:
-            noticed_conversations.append(conversation)
+            detected_conversations.append(conversation)
             return False
 
         def remember_answer(self, *_: Any) -> None: ...
@@ -105,7 +105,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
     )
     await ask_twice(gateway)
     gateway.learning.background.run_tasks()
-    assert len(noticed_conversations) == 1
+    assert len(detected_conversations) == 1
 
 
 class WaitingBackend(FakeBackend):

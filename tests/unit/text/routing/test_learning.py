@@ -23,7 +23,7 @@ from moyin.store.usage import UsageEntry, UsageLedger
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimate, Estimator
 from moyin.text.quality.question import build_question
-from moyin.text.routing import learning as learnings
+from moyin.text.routing import learning as learning_module
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.decision import rank_candidates
@@ -48,6 +48,8 @@ class FakeParsedRequest:
 
 
 class Replica:
+    """A replica of the router with its own estimator and the shared database."""
+
     def __init__(self, database: Database) -> None:
         self.now = NOW
         self.estimator = Estimator()
@@ -335,7 +337,7 @@ async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> N
 async def test_evicted_tenant_is_reloaded_with_its_learned_state(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learnings, "_MAX_TENANTS", 1)
+    monkeypatch.setattr(learning_module, "_MAX_TENANTS", 1)
     replica = Replica(database)
     await replica.record_answer("r1")
     await replica.rate("r1", 1.0)
@@ -461,7 +463,7 @@ async def test_estimates_continue_without_the_database(
 async def test_dropped_records_are_counted_and_logged(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(learnings, "_MAX_QUEUED", 1)
+    monkeypatch.setattr(learning_module, "_MAX_QUEUED", 1)
     replica = Replica(database)
     await replica.record_answer("r1")
     await replica.record_answer("r2")
@@ -513,7 +515,7 @@ async def test_router_records_decisions_and_follow_ups(
 async def test_loading_shared_levels_blocks_no_request(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learnings, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(learning_module, "_TICK_SECONDS", 0.0)
     replica, threads = Replica(database), list[threading.Thread]()
     is_reading, may_read, has_shared_levels = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -527,7 +529,7 @@ async def test_loading_shared_levels_blocks_no_request(
         return {}
 
     monkeypatch.setattr(replica.store, "list_levels", list_levels)
-    monkeypatch.setattr(learnings, "compute_shared_levels", compute_levels)
+    monkeypatch.setattr(learning_module, "compute_shared_levels", compute_levels)
     monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: has_shared_levels.set())
     await replica.learning.start()
     await is_reading.wait()

@@ -107,6 +107,8 @@ class FakeBudget:
 
 
 class Rig:
+    """A router of operations whose back ends give the set responses."""
+
     def __init__(
         self, *deployments: ModelDeployment, retries: int = 0, **fleet_settings: Any
     ) -> None:
@@ -139,15 +141,15 @@ class Rig:
         return await self.router.answer(request, context)
 
 
-def make_moderation_model(name: str, price: int = 0, **fields: Any) -> ModelDeployment:
+def make_moderation_deployment(name: str, price: int = 0, **fields: Any) -> ModelDeployment:
     tariff = create_flat_tariff(Decimal(price), Decimal(price)) if price else FREE_TARIFF
     fields = {"model": "moderator", "operations": (Operation.MODERATION,), **fields}
     return make_deployment(name, tariff, **fields)
 
 
-def make_speech_model(name: str = "a", **fields: Any) -> ModelDeployment:
-    rates = UnitRates(characters=Decimal(15))
-    fields = {"model": "tts", "operations": (Operation.SPEECH,), "unit_rates": rates, **fields}
+def make_speech_deployment(name: str = "a", **fields: Any) -> ModelDeployment:
+    unit_rates = UnitRates(characters=Decimal(15))
+    fields = {"model": "tts", "operations": (Operation.SPEECH,), "unit_rates": unit_rates, **fields}
     return make_deployment(name, **fields)
 
 
@@ -172,7 +174,7 @@ async def read_stream(answer: Answer) -> bytes:
 
 
 async def test_an_answer_is_recorded_with_its_units() -> None:
-    rig = Rig(make_moderation_model("a"))
+    rig = Rig(make_moderation_deployment("a"))
     upstream = rig.set_responses("a", make_json_response())
     answer = await rig.call(make_moderation_request(input=["one", "two"]))
     assert json.loads(answer.body) == MODERATED
@@ -189,7 +191,7 @@ async def test_an_answer_is_recorded_with_its_units() -> None:
 
 
 async def test_error_without_a_suitable_model_explains_the_configuration() -> None:
-    rig = Rig(make_speech_model())
+    rig = Rig(make_speech_deployment())
     with pytest.raises(OperationNotConfigured, match=r"abilities: \[moderation\]") as exc_info:
         await rig.call(make_moderation_request(model="nothing"))
     assert exc_info.value.field == "model"
@@ -201,7 +203,7 @@ async def test_error_without_a_suitable_model_explains_the_configuration() -> No
 async def test_models_without_the_ability_are_refused(
     model: str, error_class: type[Exception]
 ) -> None:
-    rig = Rig(make_moderation_model("a"), make_speech_model("b"))
+    rig = Rig(make_moderation_deployment("a"), make_speech_deployment("b"))
     with pytest.raises(error_class):
         await rig.call(make_moderation_request(model=model))
 
@@ -209,9 +211,9 @@ async def test_models_without_the_ability_are_refused(
 async def test_aliases_and_auto_choose_the_cheapest() -> None:
     aliases = {"check": Alias(models=("moderator",))}
     rig = Rig(
-        make_speech_model("tts"),
-        make_moderation_model("dear", 2),
-        make_moderation_model("cheap", 1),
+        make_speech_deployment("tts"),
+        make_moderation_deployment("dear", 2),
+        make_moderation_deployment("cheap", 1),
         aliases=aliases,
     )
     for name in ("dear", "cheap"):
@@ -224,12 +226,12 @@ async def test_aliases_and_auto_choose_the_cheapest() -> None:
 
 
 async def test_tenant_policies_apply_to_operations() -> None:
-    on_premises_model = replace(make_moderation_model("a"), residency="on-premises")
+    on_premises_model = replace(make_moderation_deployment("a"), residency="on-premises")
     rig = Rig(on_premises_model, policies={"ada": TenantPolicy(residency=frozenset({"cloud"}))})
     with pytest.raises(ModelNotAllowed):
         await rig.call(make_moderation_request())
     rig = Rig(
-        make_moderation_model("a"), policies={"ada": TenantPolicy(names=frozenset({"other"}))}
+        make_moderation_deployment("a"), policies={"ada": TenantPolicy(names=frozenset({"other"}))}
     )
     with pytest.raises(ModelNotAllowed):
         await rig.call(make_moderation_request())
@@ -237,11 +239,13 @@ async def test_tenant_policies_apply_to_operations() -> None:
 
 async def test_error_names_a_missing_key() -> None:
     with pytest.raises(ServiceUnavailable, match=r"a lacks its key \(A_KEY\)"):
-        await Rig(make_moderation_model("a", configured=False)).call(make_moderation_request())
+        await Rig(make_moderation_deployment("a", configured=False)).call(make_moderation_request())
 
 
 async def test_failures_are_retried_and_then_another_back_end_is_called() -> None:
-    rig = Rig(make_moderation_model("first"), make_moderation_model("second", 1), retries=1)
+    rig = Rig(
+        make_moderation_deployment("first"), make_moderation_deployment("second", 1), retries=1
+    )
     first_backend = rig.set_responses("first", BackendUnavailable("down"))
     rig.set_responses("second", make_json_response())
     answer = await rig.call(make_moderation_request())
@@ -257,7 +261,7 @@ async def test_failures_are_retried_and_then_another_back_end_is_called() -> Non
 
 
 async def test_a_back_end_that_fails_often_is_not_called() -> None:
-    rig = Rig(make_moderation_model("a"))
+    rig = Rig(make_moderation_deployment("a"))
     upstream = rig.set_responses("a", BackendUnavailable("down"))
     for _ in range(5):
         with pytest.raises((BackendUnavailable, ServiceUnavailable)):
@@ -267,7 +271,7 @@ async def test_a_back_end_that_fails_often_is_not_called() -> None:
 
 
 async def test_a_refused_request_is_not_sent_to_others() -> None:
-    rig = Rig(make_moderation_model("first"), make_moderation_model("second", 1))
+    rig = Rig(make_moderation_deployment("first"), make_moderation_deployment("second", 1))
     rig.set_responses("first", BackendRejected("too long"))
     second_backend = rig.set_responses("second", make_json_response())
     with pytest.raises(BackendRejected):
@@ -287,7 +291,7 @@ async def test_a_refused_request_is_not_sent_to_others() -> None:
     ],
 )
 async def test_unusable_answers_are_failures(response: FakeResponse) -> None:
-    rig = Rig(make_moderation_model("a"))
+    rig = Rig(make_moderation_deployment("a"))
     rig.set_responses("a", response)
     with pytest.raises(BackendUnavailable):
         await rig.call(make_moderation_request())
@@ -296,7 +300,8 @@ async def test_unusable_answers_are_failures(response: FakeResponse) -> None:
 
 async def test_the_highest_cost_is_reserved_and_the_real_one_settled() -> None:
     rig = Rig(
-        make_speech_model("a"), make_speech_model("b", unit_rates=UnitRates(characters=Decimal(30)))
+        make_speech_deployment("a"),
+        make_speech_deployment("b", unit_rates=UnitRates(characters=Decimal(30))),
     )
     rig.set_responses("a", FakeResponse([b"audio"], "audio/mpeg"))
     budget = FakeBudget()
@@ -310,7 +315,7 @@ async def test_the_highest_cost_is_reserved_and_the_real_one_settled() -> None:
 
 
 async def test_nothing_is_called_beyond_the_budget() -> None:
-    rig = Rig(make_speech_model())
+    rig = Rig(make_speech_deployment())
     upstream = rig.set_responses("a", FakeResponse([b"audio"], "audio/mpeg"))
     with pytest.raises(BudgetExceeded):
         await rig.call(make_speech_request(), budget=FakeBudget(error=BudgetExceeded("spent")))
@@ -318,7 +323,7 @@ async def test_nothing_is_called_beyond_the_budget() -> None:
 
 
 async def test_audio_that_breaks_off_ends_the_connection_and_is_recorded() -> None:
-    rig = Rig(make_speech_model())
+    rig = Rig(make_speech_deployment())
     rig.set_responses("a", FakeResponse([b"audio", StreamInterrupted("cut")], "audio/mpeg"))
     answer = await rig.call(make_speech_request())
     with pytest.raises(StreamInterrupted):
@@ -329,7 +334,7 @@ async def test_audio_that_breaks_off_ends_the_connection_and_is_recorded() -> No
 
 
 async def test_events_that_break_off_end_with_an_error_event() -> None:
-    rig = Rig(make_speech_model())
+    rig = Rig(make_speech_deployment())
     event = b'data: {"type": "speech.audio.delta"}\n\ndata: {"ty'
     rig.set_responses("a", FakeResponse([event, StreamInterrupted("cut")], "text/event-stream"))
     body = await read_stream(await rig.call(make_speech_request(stream_format="sse")))
@@ -342,7 +347,7 @@ async def test_events_that_break_off_end_with_an_error_event() -> None:
 
 async def test_tokens_in_the_last_event_are_billed() -> None:
     tariff = create_flat_tariff(Decimal(1), Decimal(10))
-    rig = Rig(make_speech_model(tariff=tariff, unit_rates=UnitRates()))
+    rig = Rig(make_speech_deployment(tariff=tariff, unit_rates=UnitRates()))
     event = b'data: {"type": "speech.audio.done", "usage": {"input_tokens": 7, "output_tokens": 2}}'
     rig.set_responses("a", FakeResponse([event[:30], event[30:] + b"\n\n"], "text/event-stream"))
     await read_stream(await rig.call(make_speech_request(stream_format="sse")))
@@ -354,7 +359,7 @@ async def test_a_stream_that_ends_before_its_tokens_are_reported_costs_at_most_t
     breaks_off: bool,
 ) -> None:
     tariff = create_flat_tariff(Decimal(1), Decimal(10))
-    rig = Rig(make_speech_model(tariff=tariff, unit_rates=UnitRates()))
+    rig = Rig(make_speech_deployment(tariff=tariff, unit_rates=UnitRates()))
     event = b'data: {"type": "speech.audio.delta"}\n\n'
     rig.set_responses("a", FakeResponse([event, StreamInterrupted("cut")], "text/event-stream"))
     budget = FakeBudget()
@@ -369,8 +374,8 @@ async def test_a_stream_that_ends_before_its_tokens_are_reported_costs_at_most_t
     assert [entry.cost_usd for entry in rig.ledger] == [budget.reserved]
 
 
-async def test_an_answer_that_cannot_be_used_has_estimated_tokens() -> None:
-    rig = Rig(make_moderation_model("a", 1))
+async def test_timed_out_call_is_recorded_with_its_reserved_cost() -> None:
+    rig = Rig(make_moderation_deployment("a", 1))
     rig.set_responses("a", BackendTimeout("late"))
     budget = FakeBudget()
     with pytest.raises(BackendTimeout):
@@ -379,16 +384,16 @@ async def test_an_answer_that_cannot_be_used_has_estimated_tokens() -> None:
     assert budget.spent == 0, "the estimate of a failed call is no charge"
 
 
-async def test_audio_never_reports_tokens_and_costs_none_if_the_client_leaves() -> None:
+async def test_audio_costs_no_tokens_if_the_client_leaves() -> None:
     tariff = create_flat_tariff(Decimal(1), Decimal(10))
-    rig = Rig(make_speech_model(tariff=tariff, unit_rates=UnitRates()))
+    rig = Rig(make_speech_deployment(tariff=tariff, unit_rates=UnitRates()))
     rig.set_responses("a", FakeResponse([b"audio", b"more"], "audio/mpeg"))
     await (await rig.call(make_speech_request())).close()
     assert [entry.cost_usd for entry in rig.ledger] == [0]
 
 
 async def test_a_client_that_leaves_during_audio_frees_the_slot() -> None:
-    rig = Rig(make_speech_model())
+    rig = Rig(make_speech_deployment())
     rig.set_responses("a", FakeResponse([b"audio", b"more"], "audio/mpeg"))
     answer = await rig.call(make_speech_request())
     assert answer.stream is not None
@@ -400,7 +405,7 @@ async def test_a_client_that_leaves_during_audio_frees_the_slot() -> None:
 
 
 async def test_a_stream_that_is_closed_unread_frees_the_slot() -> None:
-    rig = Rig(make_speech_model())
+    rig = Rig(make_speech_deployment())
     rig.set_responses("a", FakeResponse([b"audio", b"more"], "audio/mpeg"))
     answer = await rig.call(make_speech_request())
     await answer.close()
@@ -409,7 +414,7 @@ async def test_a_stream_that_is_closed_unread_frees_the_slot() -> None:
 
 
 async def test_a_cancelled_call_is_recorded() -> None:
-    rig, budget = Rig(make_moderation_model("a", 1)), FakeBudget()
+    rig, budget = Rig(make_moderation_deployment("a", 1)), FakeBudget()
     has_begun = asyncio.Event()
 
     class SilentOperations(FakeOperations):
@@ -430,8 +435,8 @@ async def test_a_cancelled_call_is_recorded() -> None:
 
 
 async def test_gpu_time_is_charged_by_the_duration() -> None:
-    rate = GpuRate(usd_per_hour=Decimal(3600))
-    rig = Rig(make_moderation_model("a", gpu=rate))
+    gpu_rate = GpuRate(usd_per_hour=Decimal(3600))
+    rig = Rig(make_moderation_deployment("a", gpu=gpu_rate))
     rig.set_responses("a", make_json_response())
     budget = FakeBudget()
     await rig.call(make_moderation_request(), budget=budget, x_moyin_timeout="2")
@@ -440,8 +445,8 @@ async def test_gpu_time_is_charged_by_the_duration() -> None:
 
 
 async def test_searches_of_cohere_are_billed_as_reported() -> None:
-    rates = UnitRates(searches=Decimal(2))
-    rig = Rig(make_deployment("a", operations=(Operation.RERANK,), unit_rates=rates))
+    unit_rates = UnitRates(searches=Decimal(2))
+    rig = Rig(make_deployment("a", operations=(Operation.RERANK,), unit_rates=unit_rates))
     meta = {"billed_units": {"search_units": 2.0}}
     rerank_results = [{"index": 1, "relevance_score": 0.5}]
     rig.set_responses("a", make_json_response({"results": rerank_results, "meta": meta}))
@@ -465,7 +470,7 @@ async def test_searches_of_cohere_are_billed_as_reported() -> None:
 @pytest.mark.parametrize(
     "rerank_results", [[{"index": 2, "relevance_score": 1}], [{"index": 0}], {"index": 0}, [0]]
 )
-async def test_results_for_no_document_are_unusable(rerank_results: Any) -> None:
+async def test_rerank_results_without_a_valid_document_are_unusable(rerank_results: Any) -> None:
     rig = Rig(make_deployment("a", operations=(Operation.RERANK,)))
     rig.set_responses("a", make_json_response({"results": rerank_results}))
     body = {"model": "a-model", "query": "q", "documents": ["a", "b"]}

@@ -10,7 +10,6 @@ import pytest
 from moyin.domain.money import FREE_TARIFF
 from moyin.errors import InvalidRequest, QualityUnreachable, ServiceUnavailable
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
-from moyin.text.quality import estimator as estimators
 from moyin.text.quality.abilities import look_up_ability
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import RoutingContext
@@ -49,7 +48,7 @@ def make_router(*deployments: ModelDeployment, **rules: Any) -> Router:
     return Router(fleet, RecordedLedger(), estimator=Estimator())
 
 
-def explain(
+def explain_route(
     router: Router, prompt: str, *headers: tuple[bytes, bytes], model: str = "auto"
 ) -> Explanation:
     body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
@@ -59,7 +58,7 @@ def explain(
 
 
 def choose_model(*arguments: Any, **kwargs: Any) -> str:
-    return explain(*arguments, **kwargs).candidates[0].deployment.model.name
+    return explain_route(*arguments, **kwargs).candidates[0].deployment.model.name
 
 
 def test_hard_work_goes_to_the_better_model_and_easy_work_stays() -> None:
@@ -76,7 +75,7 @@ def test_text_is_not_read_without_a_price_of_bad_answers(monkeypatch: pytest.Mon
     two_model_router = make_router(SMALL, HAIKU, usd_per_bad_answer=0.0)
     assert choose_model(two_model_router, SORT) == "smollm2-135m"
     with pytest.raises(AssertionError):
-        explain(make_router(SMALL, HAIKU), SORT)
+        explain_route(make_router(SMALL, HAIKU), SORT)
 
 
 async def test_single_candidate_needs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +93,7 @@ def test_model_name_selects_that_model() -> None:
     router_of_hosts = make_router(
         SMALL, make_rated_deployment("smollm2-135m", "other", tariff=FREE_TARIFF), HAIKU
     )
-    explanation = explain(
+    explanation = explain_route(
         router_of_hosts, SORT, (FLOOR, b"0.99"), (PRICE, b"5"), model="smollm2-135m"
     )
     assert explanation.quality is None
@@ -120,7 +119,7 @@ def test_most_specific_price_of_bad_answers_wins() -> None:
         rules = {"policies": {"ada": TenantPolicy(usd_per_bad_answer=0.2)}}
         aliases = {"own": Alias(usd_per_bad_answer=0.1), "plain": Alias()}
         router = make_router(SMALL, HAIKU, aliases=aliases, **rules)
-        quality = explain(router, SORT, *headers, model=model).quality
+        quality = explain_route(router, SORT, *headers, model=model).quality
         return 0.0 if quality is None else quality.usd_per_bad_answer
 
     assert (
@@ -134,7 +133,7 @@ def test_most_specific_price_of_bad_answers_wins() -> None:
 
 def test_floor_excludes_models_below_it() -> None:
     three_model_router = make_router(SMALL, HAIKU, OPUS)
-    explanation = explain(three_model_router, HELLO, (FLOOR, b"0.99"))
+    explanation = explain_route(three_model_router, HELLO, (FLOOR, b"0.99"))
     assert "smollm2-135m" not in {
         candidate.deployment.model.name for candidate in explanation.candidates
     }
@@ -146,7 +145,7 @@ def test_floor_excludes_models_below_it() -> None:
 
 def test_unreachable_floor_names_the_best_model() -> None:
     three_model_router = make_router(SMALL, HAIKU, OPUS)
-    error = explain(three_model_router, SORT, (FLOOR, b"1")).error
+    error = explain_route(three_model_router, SORT, (FLOOR, b"1")).error
     assert isinstance(error, QualityUnreachable)
     assert (error.field, error.details["best"]) == ("x-moyin-quality", "claude-opus-5-5")
     assert error.details["kind"] == "code"
@@ -158,7 +157,7 @@ def test_unreachable_floor_names_the_best_model() -> None:
 def test_unavailable_good_model_gives_a_retryable_error() -> None:
     two_model_router = make_router(SMALL, HAIKU)
     two_model_router.fleet.runtimes["claude"].is_up = False
-    error = explain(two_model_router, SORT, (FLOOR, b"0.5")).error
+    error = explain_route(two_model_router, SORT, (FLOOR, b"0.5")).error
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after is not None
 
@@ -188,14 +187,14 @@ def test_the_operator_bounds_the_price() -> None:
     two_model_router = make_router(SMALL, HAIKU, max_usd_per_bad_answer=0.5)
     assert choose_model(two_model_router, SORT, (PRICE, b"0.5")) == "claude-haiku-5-5"
     with pytest.raises(InvalidRequest) as exc_info:
-        explain(two_model_router, SORT, (PRICE, b"0.6"))
+        explain_route(two_model_router, SORT, (PRICE, b"0.6"))
     assert (
         exc_info.value.message == "x-moyin-usd-per-bad-answer: must be a number between 0 and 0.5"
     )
 
 
 def test_explanation_compares_p_good() -> None:
-    explanation = explain(make_router(SMALL, HAIKU), SORT)
+    explanation = explain_route(make_router(SMALL, HAIKU), SORT)
     best_candidate, second_candidate = explanation.candidates
     assert best_candidate.reason == "better"
     assert best_candidate.forecast is not None and second_candidate.forecast is not None
@@ -208,7 +207,7 @@ def test_explanation_compares_p_good() -> None:
         else 0.0
     )
     assert best_candidate.forecast.risk == pytest.approx(risk)
-    easy_candidate = explain(make_router(SMALL, HAIKU), HELLO).candidates[0]
+    easy_candidate = explain_route(make_router(SMALL, HAIKU), HELLO).candidates[0]
     assert easy_candidate.reason == "free"
 
 
@@ -230,13 +229,13 @@ async def test_route_header_contains_the_reason() -> None:
 
 def test_hosts_of_one_model_are_estimated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     estimated_models: list[str] = []
-    original_estimate = estimators.Estimator.estimate
+    original_estimate = Estimator.estimate
 
     def estimate_and_count(self: Estimator, tenant: str, model: str, *arguments: Any) -> Any:
         estimated_models.append(model)
         return original_estimate(self, tenant, model, *arguments)
 
-    monkeypatch.setattr(estimators.Estimator, "estimate", estimate_and_count)
+    monkeypatch.setattr(Estimator, "estimate", estimate_and_count)
     hosts = [make_rated_deployment("smollm2-135m", f"host{number}") for number in range(4)]
-    explain(make_router(*hosts, HAIKU), SORT)
+    explain_route(make_router(*hosts, HAIKU), SORT)
     assert sorted(estimated_models) == ["claude-haiku-5-5", "smollm2-135m"]

@@ -173,7 +173,7 @@ async def test_both_answers_stay_within_the_reservation() -> None:
     assert 0 < budget.spent <= budget.reserved
 
 
-async def test_no_rescue_without_time_left() -> None:
+async def test_answer_without_time_left_is_not_rescued() -> None:
     gateway = RescueGateway(timeout=1.0)
     model, _, _ = await gateway.ask(response_format=FORMAT)
     assert model == "smollm2-135m"

@@ -81,7 +81,7 @@ class StreamGateway(RescueGateway):
         """
         model, route, answer = await self.ask(codec, **{"stream": True, **changes})
         body = await read_stream(answer)
-        await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
+        await asyncio.sleep(0)  # the gateway checks the whole answer right after its stream
         self.learning.background.run_tasks()
         return model, route, body.decode()
 
@@ -143,7 +143,7 @@ async def test_rescue_works_in_every_protocol(
     assert "Sure" not in body
 
 
-PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] = {
+PASS_THROUGH_CASES: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] = {
     ApiFormat.OPENAI: (
         OpenAICodec(),
         {"response_format": FORMAT},
@@ -176,18 +176,18 @@ PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] 
 }
 
 
-@pytest.mark.parametrize("api_format", PASSED)
+@pytest.mark.parametrize("api_format", PASS_THROUGH_CASES)
 async def test_pass_through_streams_are_checked(api_format: ApiFormat) -> None:
-    codec, changes, upstream_pieces, fault = PASSED[api_format]
+    codec, changes, upstream_pieces, fault = PASS_THROUGH_CASES[api_format]
     gateway = make_forwarding_gateway(api_format, upstream_pieces)
     model, route, _ = await gateway.stream(codec, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", f"rescue after {fault}")
     assert gateway.ledger[0].input_tokens > 0
 
 
-@pytest.mark.parametrize("api_format", PASSED)
+@pytest.mark.parametrize("api_format", PASS_THROUGH_CASES)
 async def test_finished_pass_through_streams_become_signals(api_format: ApiFormat) -> None:
-    codec, changes, upstream_pieces, fault = PASSED[api_format]
+    codec, changes, upstream_pieces, fault = PASS_THROUGH_CASES[api_format]
     gateway = make_forwarding_gateway(api_format, upstream_pieces, rescue=RescuePolicy.OFF)
     model, _, body = await gateway.stream(codec, **changes)
     assert model == "smollm2-135m"
@@ -278,7 +278,7 @@ async def test_both_calls_are_charged_to_the_reservation(price: Decimal, streams
     assert 0 < budget.spent <= budget.reserved
 
 
-async def test_no_rescue_without_time_left() -> None:
+async def test_stream_without_time_left_is_not_rescued() -> None:
     assert (await StreamGateway(timeout=1.0).stream(response_format=FORMAT))[0] == "smollm2-135m"
 
 
@@ -369,7 +369,7 @@ async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
     model, route, body = await holding_gateway.stream(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after schema")
     assert "not" not in body
-    # Text of no form is never held so long.
+    # Text without a required format is not held until its end.
     plain_text_gateway = StreamGateway(first_answer="one two three", hold_streams=True)
     _, _, answer = await plain_text_gateway.ask(stream=True)
     assert answer.stream is not None

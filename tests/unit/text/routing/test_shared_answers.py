@@ -12,7 +12,7 @@ import pytest
 
 from moyin.store.sql import Database
 from moyin.text.protocol.openai.codec import OpenAICodec
-from moyin.text.routing import shared_answers as exchanges
+from moyin.text.routing import shared_answers as shared_answers_module
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.decision import rank_candidates
@@ -52,7 +52,7 @@ class SharingReplica(Replica):
         super().__init__(database)
         self.valkey = valkey
         self.shared_answers = SharedAnswers(valkey, self.learning, clock=lambda: self.now)
-        # Tests say when it is time.
+        # `ask` calls `process_batch` itself.
         self.shared_answers._wake_up = lambda: None  # type: ignore[method-assign]
         self.follow_ups = FollowUpDetector(
             self.learning,
@@ -98,7 +98,7 @@ class SharingReplica(Replica):
             )
         await self.shared_answers.process_batch()
         new_signals = list(self.learning._signals)[signals_before:]
-        # Without the signals, which stay for the assertion of what comes next.
+        # The decisions are stored; the signals stay in the queue, where tests read them.
         while self.learning._decisions:
             row = self.learning._decisions.popleft()
             await self.store.write([row.to_row()], ())  # type: ignore[union-attr]
@@ -128,7 +128,7 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
     await advance_clocks(first_replica, second_replica)
     assert await second_replica.ask("r2", ASK) == [("r1", "regenerated")]
     await advance_clocks(first_replica, second_replica)
-    # The first replica still knows of r1; what counts is what all know.
+    # The first replica still remembers r1, but the shared answers take precedence.
     assert await first_replica.ask("r3", ASK, "func", "That's wrong") == [("r2", "corrected")]
     await advance_clocks(first_replica, second_replica)
     assert await second_replica.ask("r4", ASK, "func", "Add table tests") == [("r3", "edited")]
@@ -241,7 +241,7 @@ async def test_outage_between_read_and_take_falls_back_to_own_answers(database: 
 
 
 async def test_pending_work_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanges, "_MAX_QUERIES", 2)
+    monkeypatch.setattr(shared_answers_module, "_MAX_QUERIES", 2)
     replica = SharingReplica(database, FakeValkey())
     queue_results = [
         replica.shared_answers.queue_query(make_query(), lambda: None) for _ in range(3)
@@ -307,7 +307,7 @@ async def test_unshared_answer_is_matched_by_its_own_replica(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica = SharingReplica(database, FakeValkey())
-    monkeypatch.setattr(exchanges, "_MAX_QUERIES", 0)
+    monkeypatch.setattr(shared_answers_module, "_MAX_QUERIES", 0)
     await replica.ask("r1", ASK)
     monkeypatch.undo()
     await advance_clocks(replica)

@@ -30,7 +30,7 @@ def make_transcript(*deltas: Delta) -> Transcript:
     return transcript
 
 
-def make_end(stop: StopReason = StopReason.END) -> Finished:
+def make_finished_event(stop: StopReason = StopReason.END) -> Finished:
     return Finished(stop=stop, usage=Usage())
 
 
@@ -80,17 +80,24 @@ def test_type_of_a_schema_is_checked_by_the_first_character(
 @pytest.mark.parametrize("text", ["", "  \n", "<|im_end|>", "</s> ", "<|start_header_id|>\n"])
 def test_white_space_and_template_marks_are_not_checked_yet(text: str) -> None:
     assert find_start_fault(make_transcript(TextDelta(text=text)), PLAIN) is None
-    assert find_start_fault(make_transcript(TextDelta(text=text), make_end()), PLAIN) == "empty"
+    assert (
+        find_start_fault(make_transcript(TextDelta(text=text), make_finished_event()), PLAIN)
+        == "empty"
+    )
     # The client's own limit or stop sequence may have ended it.
     for stop in (StopReason.MAX_TOKENS, StopReason.STOP_SEQUENCE):
         assert (
-            find_start_fault(make_transcript(TextDelta(text=text), make_end(stop)), PLAIN)
+            find_start_fault(
+                make_transcript(TextDelta(text=text), make_finished_event(stop)), PLAIN
+            )
             == NO_FAULT
         )
 
 
 def test_a_refusal_is_no_fault() -> None:
-    assert find_start_fault(make_transcript(make_end(StopReason.REFUSAL)), JSON) == NO_FAULT
+    assert (
+        find_start_fault(make_transcript(make_finished_event(StopReason.REFUSAL)), JSON) == NO_FAULT
+    )
 
 
 def test_a_tool_that_does_not_exist_is_a_fault() -> None:
@@ -100,7 +107,9 @@ def test_a_tool_that_does_not_exist_is_a_fault() -> None:
     assert find_start_fault(make_transcript(start_tool("look_up")), PLAIN) == NO_FAULT
     assert find_start_fault(make_transcript(start_tool("lookup")), PLAIN) == "tool_name"
     transcript = make_transcript(
-        start_tool("look_up"), ToolArguments(index=0, fragment="{"), make_end(StopReason.TOOL_USE)
+        start_tool("look_up"),
+        ToolArguments(index=0, fragment="{"),
+        make_finished_event(StopReason.TOOL_USE),
     )
     assert find_start_fault(transcript, PLAIN) == "tool_arguments"
 

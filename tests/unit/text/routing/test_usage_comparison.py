@@ -130,7 +130,7 @@ def test_embeddings_are_compared_with_embedding_models() -> None:
     assert usage_comparison.price_classes.embeddings == {"vectors-model"}
     usage_sums = [make_usage_sum(0, 10, is_embedding=True), make_usage_sum(0, 10)]
     chosen_models = usage_comparison.choose_models(usage_sums)
-    assert {kind: model.backend for kind, model in chosen_models.items()} == {
+    assert {is_embedding: model.backend for is_embedding, model in chosen_models.items()} == {
         True: "vectors",
         False: "flat",
     }
