@@ -26,15 +26,15 @@ async def test_concurrent_pruning_deletes_each_job_once(
     await databases[0].ensure_schema()
     past_jobs = PastJobs(databases[0], tmp_path / "blobs")
     for index in range(30):
-        await past_jobs.job(graph=str(index % 7), picture=str(index % 5).encode())
-    young_job = await past_jobs.job(days=1, graph="0", picture=b"0")
+        await past_jobs.create_job(graph=str(index % 7), picture=str(index % 5).encode())
+    young_job = await past_jobs.create_job(days=1, graph="0", picture=b"0")
     past_jobs.make_files_old()
 
     async def prune(database: Database) -> int:
         return sum([part.jobs async for part in Pruner(database, past_jobs.blobs).run(BEFORE)])
 
     assert sum(await asyncio.gather(*map(prune, databases))) == 30
-    assert (await past_jobs.existing_ids(), len(past_jobs.files())) == ({young_job}, 3)
+    assert (await past_jobs.list_job_ids(), len(past_jobs.list_files())) == ({young_job}, 3)
     for database in databases:
         await database.close()
 
@@ -56,9 +56,9 @@ async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: P
     database = Database(database_url)
     await database.ensure_schema()
     past_jobs = PastJobs(database, tmp_path / "blobs")
-    old_jobs = [await past_jobs.job(graph=str(index)) for index in range(3)]
-    young_job = await past_jobs.job(days=1, graph="0")
-    remaining_files = past_jobs.files()
+    old_jobs = [await past_jobs.create_job(graph=str(index)) for index in range(3)]
+    young_job = await past_jobs.create_job(days=1, graph="0")
+    remaining_files = past_jobs.list_files()
     past_jobs.make_files_old()
     environ = {
         **os.environ,
@@ -76,7 +76,7 @@ async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: P
 
     assert run("--dry-run") == "3 jobs and 0 batches ended at least 30 days ago\n"
     assert run().strip() == "", "nobody said that it may"
-    assert past_jobs.files() == remaining_files
+    assert past_jobs.list_files() == remaining_files
     # Of three graphs one is the young job's as well, as is the picture.
     assert run("--yes").startswith("deleted 3 jobs, 0 batches and 5 files, ")
     assert run("--yes").startswith("deleted 0 jobs, 0 batches and 0 files, ")
