@@ -89,7 +89,7 @@ def run_in_terminal(
     program: str,
     *arguments: str,
     reply: bytes = b"",
-    typed: Mapping[bytes, bytes] | None = None,
+    typed_inputs: Mapping[bytes, bytes] | None = None,
     columns: int = 100,
     rows: int = 30,
     variables: Mapping[str, str] | None = None,
@@ -98,7 +98,8 @@ def run_in_terminal(
 
     Args:
         reply: what the terminal answers to each control sequence that asks for its properties.
-        typed: maps a text to the input that is typed once when the text appears on the screen.
+        typed_inputs: maps a text to the input that is typed once when the text appears on the
+            screen.
         variables: further environment variables.
     """
     controller, terminal = pty.openpty()
@@ -118,15 +119,15 @@ def run_in_terminal(
         preexec_fn=_take_terminal,
     )
     os.close(terminal)
-    pending_inputs = dict(typed or {})
+    pending_inputs = dict(typed_inputs or {})
     output = b""
     reply_count = 0
     while True:
         try:
-            piece = os.read(controller, 65536)
+            chunk = os.read(controller, 65536)
         except OSError:  # Linux reports so that the program has ended.
             break
-        output += piece
+        output += chunk
         for _ in range(output.count(_QUERY_END) - reply_count):
             os.write(controller, reply)
             reply_count += 1

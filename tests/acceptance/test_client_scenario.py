@@ -20,13 +20,15 @@ from tests.chaos.client import StackClient
 from tests.stack import ROOT, RunningStack
 
 SCENARIO = Path(__file__).parent / "client_scenario"
-GATEWAY = victims.replica("Gateway")
+GATEWAY = victims.is_replica_of("Gateway")
 _SECONDS = 420
 
 
 def kill_gateways(stack: RunningStack) -> int:
     """Kill every replica of the gateway to break all streams; return the last one's pid."""
-    pids = [victims.kill_one(stack.data, GATEWAY) for _ in victims.processes(stack.data, GATEWAY)]
+    pids = [
+        victims.kill_one(stack.data, GATEWAY) for _ in victims.list_processes(stack.data, GATEWAY)
+    ]
     return pids[-1]
 
 
@@ -87,7 +89,7 @@ def test_both_clients_do_the_scenario_alike(gateway: RunningStack) -> None:
         "python": [sys.executable, str(SCENARIO / "runner.py")],
         "typescript": ["node", str(FOLDER / "build" / "test" / "scenario.js")],
     }
-    count = len(victims.processes(gateway.data, GATEWAY))
+    count = len(victims.list_processes(gateway.data, GATEWAY))
     expected = json.loads((SCENARIO / "expected.json").read_text())
     results = {}
     for name, command in commands.items():

@@ -172,7 +172,7 @@ async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
         # Calls that an earlier test has cancelled may be in the queue for a moment.
         await eventually(occupy_host)
         waits_before = host.read_log().count(_SCHEDULER_WAITS)
-        with host.stopped_runners():
+        with host.suspended_runners():
             call_tasks = [tasks.create_task(call())]
             # The scheduler has taken this one, so that the queue is empty.
             await eventually(lambda: host.read_log().count(_SCHEDULER_WAITS) > waits_before)
