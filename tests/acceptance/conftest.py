@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.limits import ModelLimit, limit_of
+from tests.acceptance.limits import ModelLimit, find_limit
 from tests.acceptance.ollama_gateway import (
     ollama_gateway,
     ollama_relay,
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # Clients that keep connections from one test to the next need the same loop.
         if inspect.iscoroutinefunction(item.obj):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
-        limit = limit_of(item.path.stem, _find_model(item), _name_test(item))
+        limit = find_limit(item.path.stem, _find_model(item), _name_test(item))
         if limit is not None:
             item.stash[_LIMIT] = limit
             # Half a second each, to show in full what nobody looks at.
@@ -78,7 +78,7 @@ def pytest_runtest_makereport(
             suite=suite,
             model=_find_model(item),
             outcome=_find_outcome(report),
-            reason=_skip_reason(report),
+            reason=_find_skip_reason(report),
         )
         # A dictionary, which pytest-xdist can send from one process to another.
         report.user_properties.append(("score", asdict(score)))
@@ -87,10 +87,10 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     scores = [
-        Score(**value)
-        for kind in ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
-        for report in terminalreporter.stats.get(kind, [])
-        for name, value in report.user_properties
+        Score(**score)
+        for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+        for report in terminalreporter.stats.get(outcome, [])
+        for name, score in report.user_properties
         if name == "score"
     ]
     if not scores:
@@ -129,8 +129,8 @@ def _find_model(item: pytest.Function) -> str:
     model_name = callspec.params.get("model") if callspec is not None else None
     if isinstance(model_name, str):
         return model_name
-    result: str = getattr(item.cls, "MODEL", SCRIPTED)
-    return result
+    default_model: str = getattr(item.cls, "MODEL", SCRIPTED)
+    return default_model
 
 
 def _name_test(item: pytest.Function) -> str:
@@ -143,7 +143,7 @@ def _find_outcome(report: pytest.TestReport) -> str:
     return report.outcome
 
 
-def _skip_reason(report: pytest.TestReport) -> str:
+def _find_skip_reason(report: pytest.TestReport) -> str:
     if isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     return ""

@@ -205,6 +205,6 @@ LIMITS = (
 )
 
 
-def limit_of(module: str, model: str, name: str) -> ModelLimit | None:
+def find_limit(module: str, model: str, name: str) -> ModelLimit | None:
     """Return the limit that applies to a test, or None."""
     return next((limit for limit in LIMITS if limit.covers(module, model, name)), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.clients_page import fill_in
+from tests.acceptance.clients_page import fill_in_snippet
 from tests.acceptance.text_clients_environment import TextClients, run_script
 from tests.acceptance.text_gateway import SCRIPTED, TextGateway
 
@@ -39,7 +39,7 @@ def test_codex_runs_a_command_and_reads_its_output(
     home, workspace = _new_folders(tmp_path)
     # The command that the model asks for needs no approval here.
     allowed = 'approval_policy = "never"\nsandbox_mode = "danger-full-access"\n'
-    config = allowed + fill_in("codex", url=text_gateway.url, model=SCRIPTED)
+    config = allowed + fill_in_snippet("codex", url=text_gateway.url, model=SCRIPTED)
     (home / "config.toml").write_text(config)
     command = [str(node / ".bin" / "codex"), "exec", "--json", "--skip-git-repo-check"]
     codex = _run_agent(
@@ -62,7 +62,7 @@ def test_claude_code_answers_with_its_own_tools_offered(
 ) -> None:
     [program] = text_clients.require_node().glob("@anthropic-ai/claude-code-*/claude")
     home, workspace = _new_folders(tmp_path)
-    lines = fill_in("claude-code", url=text_gateway.url, model=SCRIPTED)
+    lines = fill_in_snippet("claude-code", url=text_gateway.url, model=SCRIPTED)
     claude = _run_agent(
         ["sh", "-c", f'{lines}exec "{program}" -p "Say hello." --output-format json'],
         workspace,
@@ -79,7 +79,7 @@ def test_continue_cli_gets_answers(
 ) -> None:
     program = text_clients.require_node() / "@continuedev" / "cli" / "dist" / "cn.js"
     home, workspace = _new_folders(tmp_path)
-    config = fill_in("continue", url=text_gateway.url, model=SCRIPTED)
+    config = fill_in_snippet("continue", url=text_gateway.url, model=SCRIPTED)
     (workspace / "config.yaml").write_text(config.replace("moyin_…", text_gateway.api_key))
     answer = _run_agent(
         ["node", str(program), "-p", "Say hello.", "--config", "config.yaml"],

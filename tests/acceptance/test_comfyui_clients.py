@@ -20,7 +20,7 @@ from tests.acceptance.comfyui_clients import (
     WIDTH,
     GraphFiles,
     InstalledClients,
-    connected,
+    connected_farm,
     install_clients,
 )
 from tests.chaos.client import StackClient
@@ -42,7 +42,7 @@ def farm(gateway: RunningStack) -> StackClient:
 @pytest.fixture(scope="module")
 def local_url(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
     """Make the farm available as a ComfyUI on this machine, and yield its URL."""
-    with connected(gateway) as url:
+    with connected_farm(gateway) as url:
         yield url
 
 
@@ -59,7 +59,9 @@ def graphs(tmp_path: Path) -> GraphFiles:
 def test_comfy_cli_runs_and_reports_progress(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = _read_events(_run_workflow(clients, graphs.file(tmp_path, "slow"), local_url), 0)
+    result = _read_events(
+        _run_workflow(clients, graphs.write_graph(tmp_path, "slow"), local_url), 0
+    )
     envelope = result[-1]
     assert envelope["ok"]
     assert envelope["data"]["executed_node_ids"] == ["1", "3", "2"]
@@ -75,7 +77,9 @@ def test_comfy_cli_runs_and_reports_progress(
 def test_comfy_cli_reports_errors(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, tmp_path: Path
 ) -> None:
-    result = _read_events(_run_workflow(clients, graphs.file(tmp_path, "broken"), local_url), 1)
+    result = _read_events(
+        _run_workflow(clients, graphs.write_graph(tmp_path, "broken"), local_url), 1
+    )
     assert result[-1]["error"]["code"] == "execution_error"
     assert result[-1]["error"]["details"]["node_id"] == "3"
 
@@ -83,7 +87,7 @@ def test_comfy_cli_reports_errors(
 def test_comfy_cli_cancels(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    run = _run_workflow(clients, graphs.file(tmp_path, "long"), local_url)
+    run = _run_workflow(clients, graphs.write_graph(tmp_path, "long"), local_url)
     assert run.stdout is not None
     outputs = []
     for line in run.stdout:
@@ -92,7 +96,7 @@ def test_comfy_cli_cancels(
             break
     job = outputs[-1]["prompt_id"]
     [cancel_event] = _read_events(
-        clients.comfy("--json", "jobs", "cancel", job, *_address_options(local_url)), 0
+        clients.start_comfy_cli("--json", "jobs", "cancel", job, *_address_options(local_url)), 0
     )
     assert cancel_event["ok"]
     run_events = _read_events(run, 130)
@@ -103,7 +107,7 @@ def test_comfy_cli_cancels(
 def test_comfy_api_simplified(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.python("simplified.py", local_url, str(tmp_path))
+    result = clients.run_python("simplified.py", local_url, str(tmp_path))
     _check_picture(tmp_path / "picture.png", graphs.color, height=16)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color, height=16)
     assert result["kept"].pop("artifact_id").startswith("art_")
@@ -114,7 +118,7 @@ def test_comfy_api_simplified(
 def test_comfy_api_client(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.python("api_client.py", local_url, str(tmp_path))
+    result = clients.run_python("api_client.py", local_url, str(tmp_path))
     assert result["page"].startswith("<!doctype html>")
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
@@ -129,7 +133,7 @@ def test_comfy_api_client(
 def test_comfyapi_finds_the_newest_file_of_a_name(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.python("api_manager.py", local_url, str(tmp_path))
+    result = clients.run_python("api_manager.py", local_url, str(tmp_path))
     _check_picture(tmp_path / "older.png", graphs.color)
     _check_inverted_picture(tmp_path / "newer.png", graphs.color)
     assert set(result["names"]) == {"client_00001_.png"}, "each prompt numbers its own files"
@@ -146,7 +150,7 @@ def test_comfyui_xy(
     farm: StackClient,
     tmp_path: Path,
 ) -> None:
-    result = clients.python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
+    result = clients.run_python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
     assert result["size"] == [WIDTH, HEIGHT]
@@ -163,7 +167,7 @@ def test_comfy_script(
     farm: StackClient,
     tmp_path: Path,
 ) -> None:
-    result = clients.python("script.py", gateway.url, str(tmp_path), gateway.api_key)
+    result = clients.run_python("script.py", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_listed_as_job(farm, result["made"])
     assert result["outputs"] == []
@@ -177,7 +181,7 @@ def test_npm_sdk_renders(
     farm: StackClient,
     tmp_path: Path,
 ) -> None:
-    result = clients.node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
+    result = clients.run_node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
     first_job, _, second_job, long_job = result["pending"]
@@ -198,7 +202,7 @@ def test_npm_sdk_renders(
 
 
 def _run_workflow(clients: InstalledClients, workflow: str, url: str) -> subprocess.Popen[str]:
-    return clients.comfy(
+    return clients.start_comfy_cli(
         "run",
         "--json",
         "--wait",

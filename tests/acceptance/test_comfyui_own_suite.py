@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import pytest
 
 from moyin.render.comfyui.install import ComfyUI
-from tests.acceptance.comfyui_clients import InstalledClients, connected, install_clients
+from tests.acceptance.comfyui_clients import InstalledClients, connected_farm, install_clients
 from tests.stack import RunningStack
 
 _FOLDER = "tests/execution"
@@ -45,7 +45,7 @@ def test_comfyuis_own_tests_pass(gateway: RunningStack, comfyui: ComfyUI, tmp_pa
     clients = install_clients(tmp_path)
     words = gateway.run("keys", "create", f"suite-{uuid.uuid4().hex[:8]}").stdout.split()
     key = next(word for word in words if word.startswith("moyin_"))
-    with connected(gateway, key) as url:
+    with connected_farm(gateway, key) as url:
         outcomes, output = _run_suite(clients, comfyui.home, url.rpartition(":")[2], tmp_path)
     failed_tests = [name for name, outcome in outcomes.items() if outcome != "passed"]
     assert failed_tests == [], output

@@ -60,11 +60,11 @@ def _test_models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> 
     for name in _NAMES[1:]:
         ollama_server.call("POST", "/api/copy", {"source": _MODEL, "destination": name})
     tagged_names = {name if ":" in name else f"{name}:latest" for name in _NAMES}
-    eventually_blocking(lambda: tagged_names <= ollama_gateway.list_names(), SOON)
+    eventually_blocking(lambda: tagged_names <= ollama_gateway.list_model_names(), SOON)
     yield
     for name in _NAMES:
         ollama_server.call("DELETE", "/api/delete", {"model": name})
-    eventually_blocking(lambda: not tagged_names & ollama_gateway.list_names(), SOON)
+    eventually_blocking(lambda: not tagged_names & ollama_gateway.list_model_names(), SOON)
 
 
 @pytest.mark.parametrize(

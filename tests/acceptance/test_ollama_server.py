@@ -210,23 +210,23 @@ def test_models_are_found_and_forgotten(
     ollama_gateway: OllamaGateway, ollama_server: OllamaServer
 ) -> None:
     ollama_server.call("POST", "/api/copy", {"source": CHAT, "destination": "found:one"})
-    eventually_blocking(lambda: "found:one" in ollama_gateway.list_names(), SOON)
+    eventually_blocking(lambda: "found:one" in ollama_gateway.list_model_names(), SOON)
     with ollama_gateway.client() as client:
         assert client.chat("found:one", [HELLO], options={"num_predict": 1}).done
     ollama_server.call("DELETE", "/api/delete", {"model": "found:one"})
-    eventually_blocking(lambda: "found:one" not in ollama_gateway.list_names(), SOON)
+    eventually_blocking(lambda: "found:one" not in ollama_gateway.list_model_names(), SOON)
 
 
 def test_an_operator_changes_the_hosts_models(
     ollama_gateway: OllamaGateway, client: ollama.Client
 ) -> None:
     client.copy(CHAT, "copied")
-    assert "copied:latest" in ollama_gateway.list_names()
+    assert "copied:latest" in ollama_gateway.list_model_names()
     assert client.create("made", from_=CHAT, system="Be brief.").status == "success"
     assert client.show("made").model_dump()["template"] == client.show(CHAT).template
     for name in ("copied", "made"):
         client.delete(name)
-    assert not {"copied:latest", "made:latest"} & ollama_gateway.list_names()
+    assert not {"copied:latest", "made:latest"} & ollama_gateway.list_model_names()
 
 
 def test_openais_clients_get_logprobs(

@@ -25,7 +25,7 @@ from tests.acceptance.openai_models import (
     MODEL,
     MODEL_EXTENSIONS,
     RESPONSE,
-    check,
+    check_body,
     check_error,
     read_event_data,
 )
@@ -56,27 +56,27 @@ class Caller:
         self._client = client
 
     async def chat(self, **body: Any) -> None:
-        check(CHAT, await self.post("chat/completions", body))
+        check_body(CHAT, await self.post("chat/completions", body))
         options = {"stream": True, "stream_options": {"include_usage": True}}
         events = read_event_data(await self.post("chat/completions", body | options))
-        assert len([check(CHUNK, data) for data in events]) > 1
+        assert len([check_body(CHUNK, data) for data in events]) > 1
 
     async def complete(self, **body: Any) -> None:
-        check(COMPLETION, await self.post("completions", body))
+        check_body(COMPLETION, await self.post("completions", body))
         for data in read_event_data(await self.post("completions", body | {"stream": True})):
             # OpenAI, too, sends null until the end, which its package's type does not allow.
-            check(COMPLETION, data.replace(b'"finish_reason":null', b'"finish_reason":"stop"'))
+            check_body(COMPLETION, data.replace(b'"finish_reason":null', b'"finish_reason":"stop"'))
 
     async def respond(self, **body: Any) -> None:
-        whole_response = check(RESPONSE, await self.post("responses", body))
+        whole_response = check_body(RESPONSE, await self.post("responses", body))
         events = read_event_data(await self.post("responses", body | {"stream": True}))
-        last_event = [check(EVENT, data) for data in events][-1]
+        last_event = [check_body(EVENT, data) for data in events][-1]
         assert last_event.type in ("response.completed", "response.incomplete")
         for response_id in (whole_response.id, last_event.response.id):
-            check(RESPONSE, await self.get(f"responses/{response_id}"))
-            check(ITEMS, await self.get(f"responses/{response_id}/input_items"))
+            check_body(RESPONSE, await self.get(f"responses/{response_id}"))
+            check_body(ITEMS, await self.get(f"responses/{response_id}/input_items"))
         next_body = body | {"previous_response_id": whole_response.id, "input": "And now?"}
-        check(RESPONSE, await self.post("responses", next_body))
+        check_body(RESPONSE, await self.post("responses", next_body))
 
     async def post(self, path: str, body: dict[str, Any]) -> bytes:
         response = await self._client.post(path, json=body)
@@ -129,13 +129,13 @@ async def test_answers_on_every_wire(tmp_path: Path) -> None:
             if model != "m-openai":
                 await caller.complete(model=model, prompt="hi", max_tokens=8)
         for model in ("v-ollama", "v-openai"):
-            check(
+            check_body(
                 EMBEDDINGS, await caller.post("embeddings", {"model": model, "input": ["a", "b"]})
             )
         model_list = from_json(await caller.get("models"))
         assert model_list["object"] == "list"
         for item in model_list["data"]:
-            check(MODEL, await caller.get(f"models/{item['id']}"), MODEL_EXTENSIONS)
+            check_body(MODEL, await caller.get(f"models/{item['id']}"), MODEL_EXTENSIONS)
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -211,11 +211,11 @@ async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
         assert chunks
         if kind != "openai":
             # Of OpenAI's wire the bytes pass, and these are not OpenAI's own.
-            assert [check(CHUNK, data) for data in chunks]
+            assert [check_body(CHUNK, data) for data in chunks]
         check_error(last_chunk)
         body = {"model": model, "input": "hi", "stream": True}
         events = read_event_data((await client.post("responses", json=body)).content)
-        assert [check(EVENT, data).type for data in events][-1] == "error"
+        assert [check_body(EVENT, data).type for data in events][-1] == "error"
         upstream.answer = FINE.replace('"choices"', '"options"').replace('"Hi"', "17")
         for path, members in (
             ("chat/completions", HI),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.clients_page import fill_in
+from tests.acceptance.clients_page import fill_in_snippet
 from tests.acceptance.text_clients_environment import TextClients, run_script
 from tests.acceptance.text_gateway import SCRIPTED, VECTORS, TextGateway
 
@@ -92,7 +92,7 @@ def found_by_litellm(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path_factory: pytest.TempPathFactory
 ) -> Found:
     folder = tmp_path_factory.mktemp("litellm")
-    config = fill_in("litellm-in-front", url=text_gateway.url, model=SCRIPTED)
+    config = fill_in_snippet("litellm-in-front", url=text_gateway.url, model=SCRIPTED)
     (folder / "litellm_in_front.yaml").write_text(config)
     return _run_checks(text_clients.python, "litellm_client.py", text_gateway, folder)
 
