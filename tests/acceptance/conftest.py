@@ -18,9 +18,15 @@ from tests.acceptance.ollama_gateway import (
     ollama_server,
     small_ollama_server,
 )
-from tests.acceptance.scores import PAGE, Score, limits_table, scores_table, write
+from tests.acceptance.scores import (
+    PAGE,
+    Score,
+    build_limits_table,
+    build_scores_table,
+    write_section,
+)
 from tests.acceptance.text_clients_environment import TextClients, install_text_clients
-from tests.acceptance.text_gateway import SCRIPTED, TextGateway, running
+from tests.acceptance.text_gateway import SCRIPTED, TextGateway, running_text_gateway
 from tests.integration.text.fixtures import llama
 
 __all__ = ["llama", "ollama_gateway", "ollama_relay", "ollama_server", "small_ollama_server"]
@@ -32,7 +38,7 @@ _HERE = Path(__file__).parent
 @pytest.fixture(scope="session")
 def text_gateway(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextGateway]:
     """Run the models app without Ray, with a real llama.cpp and the scripted model as back ends."""
-    with running(llama, tmp_path_factory.mktemp("gateway")) as text_gateway:
+    with running_text_gateway(llama, tmp_path_factory.mktemp("gateway")) as text_gateway:
         yield text_gateway
 
 
@@ -96,12 +102,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not scores:
         return
     terminalreporter.section("scores of the suites of others")
-    lines = scores_table(scores)
+    lines = build_scores_table(scores)
     for line in lines:
         terminalreporter.line(line)
     if terminalreporter.config.getoption("--clients-page", default=False):
-        write(PAGE, "scores", lines)
-        write(PAGE, "limits", limits_table())
+        write_section(PAGE, "scores", lines)
+        write_section(PAGE, "limits", build_limits_table())
 
 
 def _refuse_other_failures(

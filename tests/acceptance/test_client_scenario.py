@@ -83,24 +83,26 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
 
 
 @pytest.mark.timeout(1500)
-def test_both_clients_do_the_scenario_alike(gateway: RunningStack) -> None:
+def test_both_clients_get_the_same_results(gateway: RunningStack) -> None:
     build_typescript_client()
     commands = {
         "python": [sys.executable, str(SCENARIO / "runner.py")],
         "typescript": ["node", str(FOLDER / "build" / "test" / "scenario.js")],
     }
-    count = len(victims.list_processes(gateway.data, GATEWAY))
-    expected = json.loads((SCENARIO / "expected.json").read_text())
+    gateway_count = len(victims.list_processes(gateway.data, GATEWAY))
+    expected_results = json.loads((SCENARIO / "expected.json").read_text())
     results = {}
     for name, command in commands.items():
         results[name], killed_pids = run_scenario(command, gateway)
-        assert len(killed_pids) == 1, f"{name}: the stream was not followed over a kill"
+        assert len(killed_pids) == 1, (
+            f"{name}: the gateway was killed {len(killed_pids)} times, not once"
+        )
         # The farm is left as it was found.
-        victims.wait_for_another(gateway.data, GATEWAY, killed_pids[0], count, 180)
+        victims.wait_for_another(gateway.data, GATEWAY, killed_pids[0], gateway_count, 180)
     differences = [
         (name, *steps)
         for name, result in results.items()
-        for steps in zip_longest(result, expected)
+        for steps in zip_longest(result, expected_results)
         if steps[0] != steps[1]
     ]
     assert differences == []

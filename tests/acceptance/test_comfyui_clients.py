@@ -34,7 +34,7 @@ _PATIENCE = 120
 def farm(gateway: RunningStack) -> StackClient:
     """Return a client of the farm once a ComfyUI is ready, because the clients list its nodes."""
     stack_client = StackClient(gateway.url, gateway.api_key)
-    job = stack_client.submit({"kind": "render", "workflow": _warm_up_graph()})
+    job = stack_client.submit({"kind": "render", "workflow": _make_warm_up_graph()})
     stack_client.wait(job, {"succeeded"}, _PATIENCE)
     return stack_client
 
@@ -59,17 +59,17 @@ def graphs(tmp_path: Path) -> GraphFiles:
 def test_comfy_cli_runs_and_reports_progress(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = _read_events(
+    events = _read_events(
         _run_workflow(clients, graphs.write_graph(tmp_path, "slow"), local_url), 0
     )
-    envelope = result[-1]
+    envelope = events[-1]
     assert envelope["ok"]
     assert envelope["data"]["executed_node_ids"] == ["1", "3", "2"]
-    steps = [event["completed"] for event in result if event["type"] == "progress"]
-    assert steps and steps == sorted(steps)
+    completed_steps = [event["completed"] for event in events if event["type"] == "progress"]
+    assert completed_steps and completed_steps == sorted(completed_steps)
     [url] = envelope["data"]["outputs"]
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        (tmp_path / "picture.png").write_bytes(answer.read())
+    with urllib.request.urlopen(url, timeout=60) as response:
+        (tmp_path / "picture.png").write_bytes(response.read())
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_listed_as_job(farm, envelope["data"]["prompt_id"])
 
@@ -77,34 +77,34 @@ def test_comfy_cli_runs_and_reports_progress(
 def test_comfy_cli_reports_errors(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, tmp_path: Path
 ) -> None:
-    result = _read_events(
+    events = _read_events(
         _run_workflow(clients, graphs.write_graph(tmp_path, "broken"), local_url), 1
     )
-    assert result[-1]["error"]["code"] == "execution_error"
-    assert result[-1]["error"]["details"]["node_id"] == "3"
+    assert events[-1]["error"]["code"] == "execution_error"
+    assert events[-1]["error"]["details"]["node_id"] == "3"
 
 
 def test_comfy_cli_cancels(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    run = _run_workflow(clients, graphs.write_graph(tmp_path, "long"), local_url)
-    assert run.stdout is not None
-    outputs = []
-    for line in run.stdout:
-        outputs.append(json.loads(line))
-        if outputs[-1]["type"] == "progress":
+    run_process = _run_workflow(clients, graphs.write_graph(tmp_path, "long"), local_url)
+    assert run_process.stdout is not None
+    printed_events = []
+    for line in run_process.stdout:
+        printed_events.append(json.loads(line))
+        if printed_events[-1]["type"] == "progress":
             break
-    job = outputs[-1]["prompt_id"]
+    job = printed_events[-1]["prompt_id"]
     [cancel_event] = _read_events(
         clients.start_comfy_cli("--json", "jobs", "cancel", job, *_address_options(local_url)), 0
     )
     assert cancel_event["ok"]
-    run_events = _read_events(run, 130)
+    run_events = _read_events(run_process, 130)
     assert run_events[-1]["error"]["code"] == "cancelled"
     farm.wait(job, {"cancelled"}, _PATIENCE)
 
 
-def test_comfy_api_simplified(
+def test_comfy_api_simplified_renders_and_uploads(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.run_python("simplified.py", local_url, str(tmp_path))
@@ -115,7 +115,7 @@ def test_comfy_api_simplified(
     _check_listed_as_job(farm, result["job"])
 
 
-def test_comfy_api_client(
+def test_comfy_api_client_renders_uploads_and_interrupts(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.run_python("api_client.py", local_url, str(tmp_path))
@@ -143,7 +143,7 @@ def test_comfyapi_finds_the_newest_file_of_a_name(
         _check_listed_as_job(farm, job)
 
 
-def test_comfyui_xy(
+def test_comfyui_xy_renders_uploads_and_interrupts(
     clients: InstalledClients,
     graphs: GraphFiles,
     gateway: RunningStack,
@@ -160,7 +160,7 @@ def test_comfyui_xy(
     assert farm.job(result["long"])["status"] == "cancelled"
 
 
-def test_comfy_script(
+def test_comfy_script_renders_and_cancels(
     clients: InstalledClients,
     graphs: GraphFiles,
     gateway: RunningStack,
@@ -221,8 +221,8 @@ def _address_options(url: str) -> list[str]:
 
 def _read_events(process: subprocess.Popen[str], status: int) -> list[dict[str, Any]]:
     """Wait until `comfy` has ended with ``status``, and return the events that it printed."""
-    stdout, err = process.communicate(timeout=_PATIENCE)
-    assert process.returncode == status, f"{stdout}\n{err}"
+    stdout, stderr = process.communicate(timeout=_PATIENCE)
+    assert process.returncode == status, f"{stdout}\n{stderr}"
     return [json.loads(line) for line in stdout.splitlines()]
 
 
@@ -246,7 +246,7 @@ def _check_listed_as_job(farm: StackClient, job_id: str) -> None:
     assert (job["status"], len(job["artifacts"])) == ("succeeded", 1)
 
 
-def _warm_up_graph() -> dict[str, Any]:
+def _make_warm_up_graph() -> dict[str, Any]:
     size = {"width": 8, "height": 8, "batch_size": 1, "color": 1}
     inputs = {"images": ["1", 0], "filename_prefix": "warm"}
     return {

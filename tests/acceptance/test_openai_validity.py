@@ -49,7 +49,7 @@ WISHES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-class Caller:
+class ValidatingCaller:
     """Sends requests with and without streaming, and validates all responses."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
@@ -94,38 +94,42 @@ def open_client(gateway: TextGateway | ModelsApp) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=f"{gateway.url}/v1/", headers=headers, timeout=60)
 
 
-def capable_backend(name: str, **place: Any) -> dict[str, Any]:
+def build_capable_backend(name: str, **address: Any) -> dict[str, Any]:
     abilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
     model = {"name": f"m-{name}", "upstream": "up", "context": 100_000, **abilities}
     free_price = {"price": {"input": 0, "output": 0}}
-    return {"name": name, **place, "models": [{**model, **free_price}]}
+    return {"name": name, **address, "models": [{**model, **free_price}]}
 
 
 @asynccontextmanager
-async def serving_wires(folder: Path) -> AsyncIterator[ModelsApp]:
-    """Run the app with servers of the three API formats; models named ``v-…`` return vectors."""
+async def serving_all_formats(folder: Path) -> AsyncIterator[ModelsApp]:
+    """Run the models app with servers of three API formats; models named ``v-…`` return vectors."""
     async with WireServer().running() as server:
-        claude = capable_backend(
+        claude_backend = build_capable_backend(
             "claude", type="anthropic", base_url=server.url, api_key_env="LLAMA_KEY"
         )
-        ollama = capable_backend("ollama", type="ollama", hosts=[server.url])
-        openai_backend = capable_backend("openai", type="openai", base_url=f"{server.url}/v1")
-        for backend_config in (ollama, openai_backend):
-            vectors = {"name": f"v-{backend_config['name']}", "upstream": "up", "context": 8192}
+        ollama_backend = build_capable_backend("ollama", type="ollama", hosts=[server.url])
+        openai_backend = build_capable_backend("openai", type="openai", base_url=f"{server.url}/v1")
+        for backend_config in (ollama_backend, openai_backend):
+            embedding_model = {
+                "name": f"v-{backend_config['name']}",
+                "upstream": "up",
+                "context": 8192,
+            }
             free_price = {"price": {"input": 0, "output": 0}}
-            backend_config["models"].append({**vectors, "embeddings": True, **free_price})
-        async with serving(folder, claude, ollama, openai_backend) as models_app:
+            backend_config["models"].append({**embedding_model, "embeddings": True, **free_price})
+        async with serving(folder, claude_backend, ollama_backend, openai_backend) as models_app:
             yield models_app
 
 
-async def test_answers_on_every_wire(tmp_path: Path) -> None:
-    async with serving_wires(tmp_path) as wires, open_client(wires) as client:
-        caller = Caller(client)
+async def test_answers_in_every_format_are_valid(tmp_path: Path) -> None:
+    async with serving_all_formats(tmp_path) as models_app, open_client(models_app) as client:
+        caller = ValidatingCaller(client)
         for model in ("m-claude", "m-ollama", "m-openai"):
-            for text, chat, response in WISHES.values():
+            for text, chat_members, response_members in WISHES.values():
                 messages = [{"role": "user", "content": text}]
-                await caller.chat(model=model, messages=messages, **chat)
-                await caller.respond(model=model, input=text, **response)
+                await caller.chat(model=model, messages=messages, **chat_members)
+                await caller.respond(model=model, input=text, **response_members)
             if model != "m-openai":
                 await caller.complete(model=model, prompt="hi", max_tokens=8)
         for model in ("v-ollama", "v-openai"):
@@ -134,14 +138,14 @@ async def test_answers_on_every_wire(tmp_path: Path) -> None:
             )
         model_list = from_json(await caller.get("models"))
         assert model_list["object"] == "list"
-        for item in model_list["data"]:
-            check_body(MODEL, await caller.get(f"models/{item['id']}"), MODEL_EXTENSIONS)
+        for model_entry in model_list["data"]:
+            check_body(MODEL, await caller.get(f"models/{model_entry['id']}"), MODEL_EXTENSIONS)
 
 
 @pytest.mark.parametrize("model", ALL)
 async def test_real_models_answer_valid_responses(text_gateway: TextGateway, model: str) -> None:
     async with open_client(text_gateway) as client:
-        caller = Caller(client)
+        caller = ValidatingCaller(client)
         messages = [{"role": "user", "content": "Say hello."}]
         await caller.chat(model=model, messages=messages, max_tokens=8)
         await caller.respond(model=model, input="Say hello.", max_output_tokens=8)
@@ -177,8 +181,8 @@ REFUSED: list[tuple[str, str, dict[str, Any] | bytes, int]] = [
 ]
 
 
-async def test_refused_calls_have_ollama_errors(tmp_path: Path) -> None:
-    async with serving_wires(tmp_path) as wires, open_client(wires) as client:
+async def test_refused_calls_have_valid_errors(tmp_path: Path) -> None:
+    async with serving_all_formats(tmp_path) as models_app, open_client(models_app) as client:
         for method, path, body, status in REFUSED:
             content = body if isinstance(body, bytes) else to_json(body)
             headers = {"content-type": "application/json"}
@@ -196,8 +200,8 @@ async def test_refused_calls_have_ollama_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
-    """Expect a valid last event if a stream breaks, and a valid error if an answer is malformed."""
+async def test_errors_of_broken_back_ends_are_valid(tmp_path: Path, kind: str) -> None:
+    """Expect a valid last event if a stream breaks, and a valid error if a response is malformed."""
     async with (
         Upstream(BEGUN[kind]).running() as upstream,
         serving(tmp_path, backend(kind, upstream.url)) as models_app,
