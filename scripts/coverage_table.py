@@ -37,7 +37,7 @@ class Row:
         return f"{self.statements:7}" + "".join(f"{share:>11}" for share in shares)
 
 
-def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
+def count_rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
     """Yield for each source file the name of its package and its counts.
 
     Args:
@@ -65,20 +65,20 @@ def _read_lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
     return set(statements) - set(missing_lines), set(statements)
 
 
-def table(measured: Iterator[tuple[str, Row]]) -> list[str]:
+def build_table(package_rows: Iterator[tuple[str, Row]]) -> list[str]:
     """Return the lines of the table: one for each package, and the total."""
-    row_by_wing: dict[str, Row] = defaultdict(Row)
-    for wing_name, row in measured:
-        for summed_row in (row_by_wing[wing_name], row_by_wing["total"]):
+    row_by_package: dict[str, Row] = defaultdict(Row)
+    for package, row in package_rows:
+        for summed_row in (row_by_package[package], row_by_package["total"]):
             summed_row.statements += row.statements
             summed_row.unit += row.unit
             summed_row.servers += row.servers
             summed_row.either += row.either
     header_line = f"{'':24}{'lines':>7}{'unit':>11}{'servers':>11}{'either':>11}"
-    names = sorted(row_by_wing, key=lambda name: (name == "total", name))
+    names = sorted(row_by_package, key=lambda name: (name == "total", name))
     return [
         header_line,
-        *(f"{name:24}{row_by_wing[name]}" for name in names if row_by_wing[name].statements),
+        *(f"{name:24}{row_by_package[name]}" for name in names if row_by_package[name].statements),
     ]
 
 
@@ -87,7 +87,7 @@ def main() -> int:
     parts = [Coverage(data_file=str(FOLDER / name)) for name in PARTS]
     for part in parts:
         part.load()
-    print(*table(rows((parts[0], parts[1]))), sep="\n")
+    print(*build_table(count_rows((parts[0], parts[1]))), sep="\n")
     return 0
 
 

@@ -36,8 +36,8 @@ _TEXTS = {
 _ROUNDS, _CALLS = 500, 10
 
 
-def decision_costs() -> dict[str, float]:
-    """Return the processor time of a decision in µs for each of several prompts, by their names.
+def measure_decisions() -> dict[str, float]:
+    """Return the processor time of a decision in µs by the prompt's name, for several prompts.
 
     The time is that of the fastest round.
     """
