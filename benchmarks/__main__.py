@@ -34,24 +34,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     part_descriptions = "; ".join(f"{name}: {description}" for name, description in _PARTS.items())
     parser.add_argument("part", nargs="?", choices=[*_PARTS], default="all", help=part_descriptions)
-    part = parser.parse_args().part
-    actors = 0 if part == "duel" else 1
+    benchmark = parser.parse_args().part
+    actors = 0 if benchmark == "duel" else 1
     with (
         running_peer_servers() as peer_servers,
         running_farm(peer_servers.mock, peer_servers.service, actors) as farm,
     ):
-        if part == "duel":
-            report_standings(run_duel(farm, peer_servers), _RESULTS, part)
-        if part in ("text", "render", "all"):
-            text_results = measure_text(farm, peer_servers) if part != "render" else {}
-            render_result = measure_renders(farm) if part != "text" else None
+        if benchmark == "duel":
+            report_standings(run_duel(farm, peer_servers), _RESULTS, benchmark)
+        if benchmark in ("text", "render", "all"):
+            text_results = measure_text(farm, peer_servers) if benchmark != "render" else {}
+            render_result = measure_renders(farm) if benchmark != "text" else None
             isolation_result = (
-                asyncio.run(measure_isolation(_ROUNDS, _GRAPHS)) if part != "text" else None
+                asyncio.run(measure_isolation(_ROUNDS, _GRAPHS)) if benchmark != "text" else None
             )
             write_report(text_results, render_result, isolation_result, _RESULTS)
-        if part in ("proxy", "all"):
+        if benchmark in ("proxy", "all"):
             report_proxy(measure_proxy(farm, peer_servers), _RESULTS)
-        if part in ("peers", "all"):
+        if benchmark in ("peers", "all"):
             report_standings(run_contest(farm, peer_servers), _RESULTS)
 
 

@@ -65,8 +65,8 @@ async def fill_database(
     rng, members = random.Random(7), list(_build_members(studio.owner))
     await _insert(database, users, iter(members))
     ids = [member["id"] for member in members]
-    for start in range(0, studio.jobs, _ROWS_PER_INSERT):
-        ordinals = range(start, min(start + _ROWS_PER_INSERT, studio.jobs))
+    for first_number in range(0, studio.jobs, _ROWS_PER_INSERT):
+        ordinals = range(first_number, min(first_number + _ROWS_PER_INSERT, studio.jobs))
         job_rows = [_build_job(rng, studio, picture_files, ids, number) for number in ordinals]
         await _insert(database, jobs, (job for job, _, _ in job_rows))
         await _insert(database, artifacts, (file for _, file, _ in job_rows if file))
@@ -85,10 +85,10 @@ async def _store_picture(blobs: BlobStore, number: int) -> Artifact:
     colour = Image.new("L", size, number * 255 // _DIFFERENT_PICTURES)
     content = io.BytesIO()
     Image.merge("RGB", (noise_channel, colour, noise_channel)).save(content, "png")
-    data = content.getvalue()
+    png_bytes = content.getvalue()
     return Artifact(
-        id="", name=f"picture_{number:05}_.png", media_type="image/png", size=len(data),
-        sha256=await blobs.put(data),
+        id="", name=f"picture_{number:05}_.png", media_type="image/png", size=len(png_bytes),
+        sha256=await blobs.put(png_bytes),
     )  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def _build_job(
         id=derive_step_artifact_id(new_job.id, 0, 0), name=file.name, media_type=file.media_type,
         size=file.size, sha256=file.sha256,
     )  # fmt: skip
-    result = StepResult(
+    step_result = StepResult(
         index=0, output=uuid.uuid4().hex * 2, artifacts=(picture,), backend="comfyui-default-0",
         gpu_seconds=seconds, load_seconds=0.0, pictures=1,
     )  # fmt: skip
@@ -176,7 +176,7 @@ def _build_job(
         "unit": "gpu_milliseconds", "quantity": round(1000 * seconds), "load_milliseconds": 0,
         "cost_nano_usd": nano_usd, "input_tokens": 0, "output_tokens": 0, "complete": True,
     }  # fmt: skip
-    job |= {"results": [to_plain(result)], "render_nano_usd": nano_usd}
+    job |= {"results": [to_plain(step_result)], "render_nano_usd": nano_usd}
     return job, artifact, call
 
 

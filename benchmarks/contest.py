@@ -74,15 +74,15 @@ class Result:
             default=0,
         )
 
-    def ratio_to(self, other: Result, connections: int) -> float:
-        """Return how many times the requests per second of ``other`` this gateway reached.
+    def ratio_to(self, other_result: Result, connections: int) -> float:
+        """Return how many times the requests per second of another gateway this one reached.
 
         The result is the median over the rounds.
 
         Args:
             connections: the number of concurrent connections to compare.
         """
-        return _compute_median_ratio(self.rounds[connections], other.rounds[connections])
+        return _compute_median_ratio(self.rounds[connections], other_result.rounds[connections])
 
 
 def run_contest(farm: Farm, peer_servers: PeerServers) -> list[Result]:
@@ -206,12 +206,12 @@ def _compute_median_ratio(rates: Sequence[float], other_rates: Sequence[float]) 
 
 
 def _measure_increasing_streams(
-    gateway: Gateway, counts: Sequence[int], measures_all: bool
+    gateway: Gateway, stream_counts: Sequence[int], measures_all: bool
 ) -> Iterator[HeldStreams]:
-    for stream_count in counts:
-        result = measure_held_streams(gateway, stream_count)
-        yield result
-        if not result.is_undelayed and not measures_all:
+    for stream_count in stream_counts:
+        held_streams = measure_held_streams(gateway, stream_count)
+        yield held_streams
+        if not held_streams.is_undelayed and not measures_all:
             return
 
 

@@ -122,7 +122,7 @@ def main() -> None:
     with running_farm("http://127.0.0.1:9") as farm:
         for _ in range(options.rounds):
             cost_by_part = asyncio.run(measure_cost(farm, options.jobs))
-            print(json.dumps({name: round(value, 2) for name, value in cost_by_part.items()}))
+            print(json.dumps({name: round(figure, 2) for name, figure in cost_by_part.items()}))
 
 
 if __name__ == "__main__":

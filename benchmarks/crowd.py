@@ -171,8 +171,12 @@ def main() -> None:
     options = parser.parse_args()
     with running_farm("http://127.0.0.1:9", actors=options.actors) as farm:
         for _ in range(options.rounds):
-            result = asyncio.run(measure_crowd(farm, options.actors, options.jobs))
-            print(json.dumps({name: round(value, 2) for name, value in asdict(result).items()}))
+            crowd_times = asyncio.run(measure_crowd(farm, options.actors, options.jobs))
+            print(
+                json.dumps(
+                    {name: round(seconds, 2) for name, seconds in asdict(crowd_times).items()}
+                )
+            )
 
 
 if __name__ == "__main__":

@@ -93,12 +93,18 @@ def running_tensorzero(mock_url: str) -> Iterator[Gateway]:
     home = _CACHE / "tensorzero"
     _install(home, f"{_TENSORZERO} openai", _install_with_pip)
     provider = {"type": "openai", "api_base": f"{mock_url}/v1", "api_key_location": "none"}
-    lines = ["[gateway]", "observability.enabled = false"]
+    config_lines = ["[gateway]", "observability.enabled = false"]
     for name in ("mock", paced.MODEL):
-        lines += [f"[models.{name}]", 'routing = ["mock"]', f"[models.{name}.providers.mock]"]
-        lines += [f'{key} = "{value}"' for key, value in {**provider, "model_name": name}.items()]
+        config_lines += [
+            f"[models.{name}]",
+            'routing = ["mock"]',
+            f"[models.{name}.providers.mock]",
+        ]
+        config_lines += [
+            f'{key} = "{value}"' for key, value in {**provider, "model_name": name}.items()
+        ]
     config_path, url_file = home / "config.toml", home / "url"
-    config_path.write_text("\n".join(lines) + "\n")
+    config_path.write_text("\n".join(config_lines) + "\n")
     url_file.unlink(missing_ok=True)
     command = [
         str(home / "bin" / "python"),

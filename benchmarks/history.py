@@ -116,8 +116,8 @@ async def _measure_history(url: str, count: int) -> None:
 async def _insert_jobs(database: Database, count: int) -> None:
     """Insert ``count`` jobs of two owners, with submission times within one day."""
     rng, started_at = random.Random(7), now() - timedelta(days=1)
-    for start in range(0, count, _ROWS_PER_INSERT):
-        ordinals = range(start, min(start + _ROWS_PER_INSERT, count))
+    for first_number in range(0, count, _ROWS_PER_INSERT):
+        ordinals = range(first_number, min(first_number + _ROWS_PER_INSERT, count))
         rows = [
             _make_row(rng, started_at + timedelta(days=1) * (number / count)) for number in ordinals
         ]
@@ -131,7 +131,7 @@ async def _insert_jobs(database: Database, count: int) -> None:
             connection.execute(job_texts.insert().inline(), texts)
 
         await database.write(insert)
-        print(f"\r{start + len(rows):,} jobs", end="", file=sys.stderr)
+        print(f"\r{first_number + len(rows):,} jobs", end="", file=sys.stderr)
     print(file=sys.stderr)
 
 
@@ -176,7 +176,7 @@ def _make_text(rng: random.Random, ordinal: int) -> str:
     return " ".join(words)
 
 
-def _make_job(owner: str, kind: str, pool: str, project: str, text: str = "") -> NewJob:
+def _make_job(owner: str, kind: str, pool: str, project: str, prompt_text: str = "") -> NewJob:
     step = StepKind.CHAT if kind == "chat" else StepKind.RENDER
     return NewJob(
         id=str(uuid.uuid4()),
@@ -185,7 +185,7 @@ def _make_job(owner: str, kind: str, pool: str, project: str, text: str = "") ->
         spec=uuid.uuid4().hex * 2,
         heads=((step, pool),),
         metadata={"project": project, "artist": "somebody"},
-        text=text,
+        text=prompt_text,
     )
 
 
@@ -209,9 +209,9 @@ async def _time_submissions(
     """
     work_task, seconds, rng = asyncio.ensure_future(concurrent_work), [], random.Random(8)
     while not work_task.done():
-        text = " ".join(rng.choices(_WORDS, cum_weights=_WEIGHTS, k=word_count))
+        prompt_text = " ".join(rng.choices(_WORDS, cum_weights=_WEIGHTS, k=word_count))
         started_at = time.perf_counter()
-        await store.create(_make_job("ada", "render", "default", "new", text))
+        await store.create(_make_job("ada", "render", "default", "new", prompt_text))
         seconds.append(time.perf_counter() - started_at)
         await asyncio.sleep(0.02)
     await work_task

@@ -30,7 +30,9 @@ def compute_throughput(page: str) -> dict[str, float]:
     Args:
         page: the text of docs/performance.md.
     """
-    ratio_by_server = {name: 1 / _read_row(page, start)[0][0] for name, start in _OTHERS.items()}
+    ratio_by_server = {
+        name: 1 / _read_row(page, row_name)[0][0] for name, row_name in _OTHERS.items()
+    }
     return {**ratio_by_server, "Moyin, one replica": 1.0}
 
 

@@ -22,9 +22,9 @@ def running_program(
         environ: environment variables in addition to those of this process.
         quiet: True to discard the command's output.
     """
-    output = subprocess.DEVNULL if quiet else None
+    output_target = subprocess.DEVNULL if quiet else None
     process = subprocess.Popen(
-        command, env={**os.environ, **(environ or {})}, stdout=output, stderr=output
+        command, env={**os.environ, **(environ or {})}, stdout=output_target, stderr=output_target
     )
     try:
         yield process.pid

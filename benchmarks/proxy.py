@@ -168,11 +168,11 @@ async def _measure_delays(url: str, key: str, kind: _ConnectionKind) -> list[lis
         )
 
 
-async def _await_or_none(result: Awaitable[T]) -> T | None:
-    """Return the awaited result, or None if the connection broke or timed out."""
+async def _await_or_none(awaitable: Awaitable[T]) -> T | None:
+    """Return the result of ``awaitable``, or None if the connection broke or timed out."""
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
-            return await result
+            return await awaitable
     except (aiohttp.ClientError, TimeoutError, OSError, EOFError, TypeError):
         return None
 

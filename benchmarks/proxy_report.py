@@ -95,7 +95,7 @@ def _plot_results(results: Sequence[ServerResult], path: Path) -> None:
 def _draw_bars(panel: Any, title: str, bars: Sequence[tuple[str, float]], label: str) -> None:
     names = [name for name, _ in bars]
     colors = [_COLORS.get(name, "tab:gray") for name in names]
-    bar_container = panel.barh(names, [value for _, value in bars], color=colors)
+    bar_container = panel.barh(names, [length for _, length in bars], color=colors)
     panel.bar_label(bar_container, fmt=label, padding=4)
     panel.set_title(title)
     panel.margins(x=0.2)

@@ -203,7 +203,7 @@ def simulate_fifo(load: Load, farm: Farm) -> Outcome:
     actor_heap = [(0.0, number, "") for number in range(farm.actors)]
     for pending_render in load.renders:
         free_at, number, family = heapq.heappop(actor_heap)
-        start = max(free_at, pending_render.arrived)
+        started_at = max(free_at, pending_render.arrived)
         loads_models = pending_render.family != family
         load_seconds = (
             sum(pending_render.models.values()) / farm.rules.bytes_per_second
@@ -211,10 +211,10 @@ def simulate_fifo(load: Load, farm: Farm) -> Outcome:
             else 0.0
         )
         outcome.changes += loads_models
-        outcome.waits[pending_render.owner].append(start - pending_render.arrived)
-        end = start + load_seconds + load.seconds[pending_render.id]
-        outcome.makespan = max(outcome.makespan, end)
-        heapq.heappush(actor_heap, (end, number, pending_render.family))
+        outcome.waits[pending_render.owner].append(started_at - pending_render.arrived)
+        ended_at = started_at + load_seconds + load.seconds[pending_render.id]
+        outcome.makespan = max(outcome.makespan, ended_at)
+        heapq.heappush(actor_heap, (ended_at, number, pending_render.family))
     return outcome
 
 
@@ -237,9 +237,11 @@ def compute_own_share_waits(load: Load, farm: Farm) -> dict[str, float]:
         actors = max(1, round(share))
         free_times, wait_seconds = [0.0] * actors, []
         for pending_render in owner_renders:
-            start = max(heapq.heappop(free_times), pending_render.arrived)
-            wait_seconds.append(start - pending_render.arrived)
-            heapq.heappush(free_times, start + load.seconds[pending_render.id] * actors / share)
+            started_at = max(heapq.heappop(free_times), pending_render.arrived)
+            wait_seconds.append(started_at - pending_render.arrived)
+            heapq.heappush(
+                free_times, started_at + load.seconds[pending_render.id] * actors / share
+            )
         p95[owner] = compute_quantile(wait_seconds, 0.95)
     return p95
 

@@ -34,9 +34,11 @@ class FirstTokens:
     p50_ms: float
     p99_ms: float
 
-    def minus(self, other: FirstTokens) -> FirstTokens:
-        """Return how many milliseconds these times exceed the times of ``other``."""
-        return FirstTokens(p50_ms=self.p50_ms - other.p50_ms, p99_ms=self.p99_ms - other.p99_ms)
+    def minus(self, other_times: FirstTokens) -> FirstTokens:
+        """Return how many milliseconds these times exceed ``other_times``."""
+        return FirstTokens(
+            p50_ms=self.p50_ms - other_times.p50_ms, p99_ms=self.p99_ms - other_times.p99_ms
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +174,8 @@ def _build_request(gateway: Gateway, body: Mapping[str, object]) -> bytes:
         "content-length": str(len(content)),
         **gateway.headers,
     }
-    lines = [f"POST {url.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
-    return "\r\n".join(lines).encode() + content
+    header_lines = [f"POST {url.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
+    return "\r\n".join(header_lines).encode() + content
 
 
 def _compute_p99(values: list[float]) -> float:

@@ -47,7 +47,9 @@ def build_asyncapi_document() -> str:
     }
     sse_messages["error"] = _describe_message(StreamError, "error")
     socket_messages = {model.__name__: _describe_message(model) for model in _SOCKET_MESSAGES}
-    headers = {name: {"type": "string", "description": text} for name, text in _SIGNATURE.items()}
+    headers = {
+        name: {"type": "string", "description": summary} for name, summary in _SIGNATURE.items()
+    }
     webhook_message = _describe_message(WebhookBody) | {
         "headers": {"type": "object", "required": list(headers), "properties": headers}
     }
@@ -85,8 +87,12 @@ def build_asyncapi_document() -> str:
             },
         },
         "operations": {
-            name: {"action": "send", "channel": {"$ref": f"#/channels/{channel}"}, "summary": text}
-            for name, channel, text in (
+            name: {
+                "action": "send",
+                "channel": {"$ref": f"#/channels/{channel}"},
+                "summary": summary,
+            }
+            for name, channel, summary in (
                 ("sendServerSentEvents", "serverSentEvents", "Send a job's events to a client."),
                 ("sendSocketMessages", "webSocket", "Send a job's events over a WebSocket."),
                 ("sendWebhook", "webhook", "Send the end of a job to its webhook."),

@@ -37,18 +37,18 @@ class Row:
         return f"{self.statements:7}" + "".join(f"{share:>11}" for share in shares)
 
 
-def count_rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
+def count_rows(coverages: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
     """Yield for each source file the name of its package and its counts.
 
     Args:
-        parts: the coverage by unit tests, and that by tests on servers.
+        coverages: the coverage by unit tests, and that by tests on servers.
     """
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             folders = path.relative_to(ROOT).parts[:-1]
             try:
                 executed_lines, statements = zip(
-                    *(_read_lines(part, path) for part in parts), strict=True
+                    *(_read_lines(coverage, path) for coverage in coverages), strict=True
                 )
             except NoSource:
                 continue
@@ -59,9 +59,9 @@ def count_rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
             )
 
 
-def _read_lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
-    """Return the lines of a file that ran in a part of the tests, and all its executable lines."""
-    _, statements, _, missing_lines, _ = part.analysis2(str(path))
+def _read_lines(coverage: Coverage, path: Path) -> tuple[set[int], set[int]]:
+    """Return the lines of a file that tests have run, and all its executable lines."""
+    _, statements, _, missing_lines, _ = coverage.analysis2(str(path))
     return set(statements) - set(missing_lines), set(statements)
 
 
@@ -84,10 +84,10 @@ def build_table(package_rows: Iterator[tuple[str, Row]]) -> list[str]:
 
 def main() -> int:
     """Print the table for the data that `make coverage` stored in build/coverage."""
-    parts = [Coverage(data_file=str(FOLDER / name)) for name in PARTS]
-    for part in parts:
-        part.load()
-    print(*build_table(count_rows((parts[0], parts[1]))), sep="\n")
+    coverages = [Coverage(data_file=str(FOLDER / name)) for name in PARTS]
+    for coverage in coverages:
+        coverage.load()
+    print(*build_table(count_rows((coverages[0], coverages[1]))), sep="\n")
     return 0
 
 

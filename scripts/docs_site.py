@@ -69,35 +69,41 @@ class SitePages:
     def _write_page(self, source: Path) -> None:
         page = find_site_path(source)
         assert page is not None, source
-        text = source.read_text()
-        parts: list[str] = []
-        end = 0
-        for match in _FENCE.finditer(text):
-            parts.append(self._rewrite_prose(text[end : match.start()], source, page))
+        markdown = source.read_text()
+        markdown_parts: list[str] = []
+        copied_until = 0
+        for match in _FENCE.finditer(markdown):
+            markdown_parts.append(
+                self._rewrite_prose(markdown[copied_until : match.start()], source, page)
+            )
             if match[2] == "mermaid":
-                parts.append(self._convert_diagram(match[3], text[: match.start()], page))
+                markdown_parts.append(
+                    self._convert_diagram(match[3], markdown[: match.start()], page)
+                )
             else:
-                parts.append(match[0])
-            end = match.end()
-        parts.append(self._rewrite_prose(text[end:], source, page))
-        self._write_text(page, "".join(parts))
+                markdown_parts.append(match[0])
+            copied_until = match.end()
+        markdown_parts.append(self._rewrite_prose(markdown[copied_until:], source, page))
+        self._write_text(page, "".join(markdown_parts))
 
     def _write_text(self, page: str, text: str) -> None:
         target_path = self._folder / page
         target_path.parent.mkdir(parents=True, exist_ok=True)
         target_path.write_text(text)
 
-    def _rewrite_prose(self, text: str, source: Path, page: str) -> str:
-        """Return Markdown text, without code blocks, whose links lead to pages of the site."""
-        parts: list[str] = []
-        end = 0
-        for match in _INLINE_CODE.finditer(text):
+    def _rewrite_prose(self, prose: str, source: Path, page: str) -> str:
+        """Return ``prose``, Markdown without code blocks, with links to pages of the site."""
+        prose_parts: list[str] = []
+        copied_until = 0
+        for match in _INLINE_CODE.finditer(prose):
             # A code span may be the text of a link: what follows it starts with "](".
-            parts.append(self._rewrite_links(text[end : match.start()], source, page))
-            parts.append(match[0])
-            end = match.end()
-        parts.append(self._rewrite_links(text[end:], source, page))
-        return "".join(parts)
+            prose_parts.append(
+                self._rewrite_links(prose[copied_until : match.start()], source, page)
+            )
+            prose_parts.append(match[0])
+            copied_until = match.end()
+        prose_parts.append(self._rewrite_links(prose[copied_until:], source, page))
+        return "".join(prose_parts)
 
     def _rewrite_links(self, text: str, source: Path, page: str) -> str:
         return _LINK.sub(
@@ -202,23 +208,25 @@ def mark_language(site: Path, language: str) -> None:
         page.write_text(html.replace(_ARTICLE, f'<article lang="{language}" ' + _ARTICLE[9:], 1))
 
 
-def build_site(work: Path, output: Path, draw_diagram: Draw = draw_with_mermaid) -> None:
-    """Build the site in `output`, with `work` as a folder for temporary files.
+def build_site(
+    work_folder: Path, output_folder: Path, draw_diagram: Draw = draw_with_mermaid
+) -> None:
+    """Build the site in ``output_folder``, with ``work_folder`` for temporary files.
 
     A warning of the site generator raises an error.
     """
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    SitePages(work / "pages", draw_diagram).write()
-    config = work / CONFIG.name
+    shutil.rmtree(work_folder, ignore_errors=True)
+    work_folder.mkdir(parents=True)
+    SitePages(work_folder / "pages", draw_diagram).write()
+    config = work_folder / CONFIG.name
     shutil.copyfile(CONFIG, config)
     subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "-f", str(config)],
         check=True,
     )
-    mark_language(work / "site", "ja")
-    shutil.rmtree(output, ignore_errors=True)
-    shutil.move(work / "site", output)
+    mark_language(work_folder / "site", "ja")
+    shutil.rmtree(output_folder, ignore_errors=True)
+    shutil.move(work_folder / "site", output_folder)
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ def build_cli_page() -> str:
 
 def list_stale_pages() -> list[str]:
     """Return the names of the pages that differ from what the code generates."""
-    return [name for name, text in _generate_pages() if _read_page(FOLDER / name) != text]
+    return [name for name, page_text in _generate_pages() if _read_page(FOLDER / name) != page_text]
 
 
 def _generate_pages() -> Iterator[tuple[str, str]]:
@@ -187,8 +187,8 @@ def main() -> int:
             print(f"docs/reference/{name} is stale: run `make docs`")
         return 1 if names else 0
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, text in _generate_pages():
-        (FOLDER / name).write_text(text)
+    for name, page_text in _generate_pages():
+        (FOLDER / name).write_text(page_text)
     return 0
 
 

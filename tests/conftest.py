@@ -119,8 +119,8 @@ def gateway(
 
     If MOYIN_TESTED_DATA names the data folder of a running stack, that stack is used instead.
     """
-    if data := os.environ.get("MOYIN_TESTED_DATA"):
-        yield RunningStack.attach(Path(data))
+    if data_folder := os.environ.get("MOYIN_TESTED_DATA"):
+        yield RunningStack.attach(Path(data_folder))
         return
     folder = tmp_path_factory.mktemp("stack")
     # Short, so that a render can outlast it.

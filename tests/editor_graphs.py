@@ -42,23 +42,24 @@ def node(
         widgets: the types of further inputs, which have a widget, by the input's name.
         members: further members of the node.
     """
-    sockets, output = _SLOTS.get(type, ({}, "IMAGE"))
+    sockets, output_type = _SLOTS.get(type, ({}, "IMAGE"))
     links = links or {}
     inputs: list[dict[str, Any]] = [
-        {"name": name, "type": kind, "link": links.get(name)} for name, kind in sockets.items()
+        {"name": name, "type": input_type, "link": links.get(name)}
+        for name, input_type in sockets.items()
     ]
     inputs += [
-        {"name": name, "type": kind, "link": links.get(name), "widget": {"name": name}}
-        for name, kind in (widgets or {}).items()
+        {"name": name, "type": input_type, "link": links.get(name), "widget": {"name": name}}
+        for name, input_type in (widgets or {}).items()
     ]
-    result = {
+    saved_node = {
         "id": id, "type": type, "pos": [100 * id, 100], "size": [200, 100], "flags": {},
         "order": id, "mode": mode, "inputs": inputs, "properties": {},
-        "outputs": [{"name": output, "type": output, "links": []}] if output else [],
+        "outputs": [{"name": output_type, "type": output_type, "links": []}] if output_type else [],
         "widgets_values": values if isinstance(values, dict) else list(values),
         **members,
     }  # fmt: skip
-    return result if title is None else {**result, "title": title}
+    return saved_node if title is None else {**saved_node, "title": title}
 
 
 def graph(
@@ -71,7 +72,7 @@ def graph(
         members: further members of the graph.
     """
     for link in links:
-        origin_node = next(item for item in nodes if item["id"] == link[1])
+        origin_node = next(candidate for candidate in nodes if candidate["id"] == link[1])
         origin_node["outputs"][link[2]]["links"].append(link[0])
     return {
         "last_node_id": 100, "last_link_id": 100, "nodes": list(nodes),

@@ -58,11 +58,11 @@ def list_blocks(page: Path) -> list[Block]:
 
 
 def read_example(page: str, name: str, language: str) -> str:
-    example_language, text = list_snippets(ROOT / page)[name]
+    example_language, example = list_snippets(ROOT / page)[name]
     assert example_language == language, (
         f"{page}: the example {name!r} is in {example_language}, not in {language}"
     )
-    return text
+    return example
 
 
 def find_missing_members(page: str, name: str, response_body: Any) -> list[str]:
@@ -70,8 +70,8 @@ def find_missing_members(page: str, name: str, response_body: Any) -> list[str]:
 
     The example is shortened: `…` stands for text, and `{…}` for any object.
     """
-    text = read_example(page, name, "json").replace("{…}", "{}").strip()
-    example_body = json.loads(text if text.startswith("{") else f"{{{text}}}")
+    example = read_example(page, name, "json").replace("{…}", "{}").strip()
+    example_body = json.loads(example if example.startswith("{") else f"{{{example}}}")
     return sorted(_list_members(example_body) - _list_members(response_body))
 
 
@@ -101,11 +101,11 @@ def run_shell_example(
         next_command: shell commands to run after the example.
         variables: the shell variables that the page presumes.
     """
-    text = read_example(page, name, "sh").replace(DEFAULT_GATEWAY, url)
+    example = read_example(page, name, "sh").replace(DEFAULT_GATEWAY, url)
     for old_text, new_text in (replaced or {}).items():
-        assert old_text in text, f"{page}: the example {name!r} does not contain {old_text!r}"
-        text = text.replace(old_text, new_text)
-    script = 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text + next_command
+        assert old_text in example, f"{page}: the example {name!r} does not contain {old_text!r}"
+        example = example.replace(old_text, new_text)
+    script = 'curl() { command curl -sS --fail-with-body "$@"; }\n' + example + next_command
     process = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         env=os.environ | {"GATEWAY": url} | variables,

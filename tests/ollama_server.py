@@ -38,12 +38,12 @@ PARAMETER num_thread 1
 @cache
 def find_ollama() -> Path:
     """Return the folder of the program ``ollama``, or skip the test if it is not installed."""
-    result = subprocess.run(
+    process = subprocess.run(
         [ROOT / "scripts" / "ollama_server.sh", "built"], capture_output=True, text=True, check=True
     )
-    if not result.stdout:
-        pytest.skip(result.stderr.strip())
-    return Path(result.stdout.strip())
+    if not process.stdout:
+        pytest.skip(process.stderr.strip())
+    return Path(process.stdout.strip())
 
 
 class OllamaServer:

@@ -73,8 +73,8 @@ class Screen:
 
         The terminal may break a line that is longer than its width at any character.
         """
-        text = _SEQUENCE.sub("", self.output.decode()).replace("\r\n", "\n")
-        return [line.rpartition("\r")[2] for line in text.split("\n")]
+        plain_output = _SEQUENCE.sub("", self.output.decode()).replace("\r\n", "\n")
+        return [line.rpartition("\r")[2] for line in plain_output.split("\n")]
 
     @property
     def has_colours(self) -> bool:
@@ -131,8 +131,8 @@ def run_in_terminal(
         for _ in range(output.count(_QUERY_END) - reply_count):
             os.write(controller, reply)
             reply_count += 1
-        for text in [text for text in pending_inputs if text in output]:
-            os.write(controller, pending_inputs.pop(text))
+        for screen_text in [screen_text for screen_text in pending_inputs if screen_text in output]:
+            os.write(controller, pending_inputs.pop(screen_text))
     os.close(controller)
     return Screen(output=output, columns=columns, rows=rows, status=process.wait())
 

@@ -95,8 +95,8 @@ def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
         for scores, choice in pool.map(partial(score_partition, source), _PARTITIONS):
             first_scores = first_scores or scores
             choices.append(choice)
-            for name, result in scores.items():
-                mean_apgr[name].append(round(statistics.mean(result.apgr), 4))
+            for name, partition_score in scores.items():
+                mean_apgr[name].append(round(statistics.mean(partition_score.apgr), 4))
             print(json.dumps(choice) + "\n" + json.dumps(mean_apgr), flush=True)
     summary = {
         "grid": [asdict(constants) for constants in GRID],
@@ -204,12 +204,14 @@ def main() -> None:
         return
     scores, partitions = score_partitions(arguments.source)
     months = [simulate_month(seed) for seed in range(_MONTHS)]
-    costs = {name: round(value, 1) for name, value in measure_decisions().items()}
+    costs = {name: round(microseconds, 1) for name, microseconds in measure_decisions().items()}
     print("microseconds: " + json.dumps(costs))
     results = {
         "tables": {"source": PUBLIC, "commit": COMMIT, "seed": SEED},
         "partitions": partitions,
-        "apgr": {name: summarize_score(name, result) for name, result in scores.items()},
+        "apgr": {
+            name: summarize_score(name, score_result) for name, score_result in scores.items()
+        },
         "months": summarize_months(months),
         "microseconds_per_decision_of_eight": costs,
     }

@@ -122,9 +122,9 @@ def cross_score(tables: Tables, split_rows: Cut, seed: int, choice: Sequence[Cho
         choice: the constants and difficulties for each of the `HALVES`.
     """
     rows, splits = split_rows(tables, seed)
-    result = Score()
+    total_score = Score()
     for (scored_folds, _), (constants, levels) in zip(HALVES, choice, strict=True):
         with _use_levels(levels), _use_constants(constants):
             for fold in scored_folds:
-                result.add(score_splits(rows, splits[fold]))
-    return result
+                total_score.add(score_splits(rows, splits[fold]))
+    return total_score

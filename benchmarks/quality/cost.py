@@ -63,14 +63,14 @@ def measure_decisions() -> dict[str, float]:
     return {name: _time_fastest(partial(decide, text)) for name, text in _TEXTS.items()}
 
 
-def _new_question(text: str) -> Question:
+def _new_question(prompt: str) -> Question:
     return build_question(
-        [("user", text)],
+        [("user", prompt)],
         tools=False,
         schema=False,
         pictures=False,
         thinking=False,
-        prompt_tokens=len(text) // 4,
+        prompt_tokens=len(prompt) // 4,
     )
 
 

@@ -125,9 +125,14 @@ def _read_chats(read: Read) -> list[Prompt]:
     texts: dict[str, None] = {}
     for topic in ("greetings", "conversations"):
         path = f"chatterbot_corpus/data/english/{topic}.yml"
-        for lines in yaml.safe_load(read("gunthercox/chatterbot-corpus", path))["conversations"]:
-            texts[str(lines[0])] = None
-    return [Prompt(kind="easy chat", source="ChatterBot corpus", text=text) for text in texts]
+        for conversation in yaml.safe_load(read("gunthercox/chatterbot-corpus", path))[
+            "conversations"
+        ]:
+            texts[str(conversation[0])] = None
+    return [
+        Prompt(kind="easy chat", source="ChatterBot corpus", text=first_line)
+        for first_line in texts
+    ]
 
 
 def _read_extractions(read: Read) -> list[Prompt]:
@@ -138,8 +143,8 @@ def _read_extractions(read: Read) -> list[Prompt]:
             instruction, input_text = task["instruction"], task["instances"][0]["input"].strip()
             is_wanted = _EXTRACTING.search(instruction) and not _OFFENSIVE.search(instruction)
             if is_wanted and input_text:
-                text = f"{instruction}\n\n{input_text}"
-                prompts.append(Prompt(kind="extraction", source="Self-Instruct", text=text))
+                prompt_text = f"{instruction}\n\n{input_text}"
+                prompts.append(Prompt(kind="extraction", source="Self-Instruct", text=prompt_text))
     return prompts
 
 
@@ -179,13 +184,13 @@ def _read_documents(read: Read) -> list[Prompt]:
             path = f"data/{domain}/jsonl/{split_name}.jsonl"
             for number, meeting in enumerate(_parse_lines(read("Yale-LILY/QMSum", path))):
                 rng = random.Random(f"{path} {number}")
-                lines = meeting["meeting_transcripts"]
-                text = "\n".join(f"{line['speaker']}: {line['content']}" for line in lines)
-                text = text[: rng.choice(_TRANSCRIPT_LENGTHS)]
+                turns = meeting["meeting_transcripts"]
+                transcript = "\n".join(f"{turn['speaker']}: {turn['content']}" for turn in turns)
+                transcript = transcript[: rng.choice(_TRANSCRIPT_LENGTHS)]
                 queries = meeting["general_query_list"] + meeting["specific_query_list"]
                 query = rng.choice(queries)["query"]
                 prompts.append(
-                    Prompt(kind="long documents", source="QMSum", text=f"{text}\n\n{query}")
+                    Prompt(kind="long documents", source="QMSum", text=f"{transcript}\n\n{query}")
                 )
     return prompts
 

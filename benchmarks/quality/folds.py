@@ -44,10 +44,10 @@ class Score:
     curves: list[list[float]] = field(default_factory=list)
     pairs: list[tuple[float, float]] = field(default_factory=list)
 
-    def add(self, other: Score) -> None:
-        """Append the scores in ``other`` to these scores."""
+    def add(self, other_score: Score) -> None:
+        """Append the scores in ``other_score`` to these scores."""
         for name in ("apgr", "chance", "length", "curves", "pairs"):
-            getattr(self, name).extend(getattr(other, name))
+            getattr(self, name).extend(getattr(other_score, name))
 
 
 Embed = Callable[[str], tuple[int, ...]]  # as `moyin.text.quality.embedder` has it
@@ -111,7 +111,7 @@ def score_splits(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | No
     Args:
         embed: computes features of a prompt; None uses only features of words.
     """
-    result = Score()
+    total_score = Score()
     for training_rows, test_rows in splits:
         estimator = _learn(rows, training_rows, embed)
         rng = random.Random(test_rows[0])
@@ -124,15 +124,15 @@ def score_splits(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | No
         )
         expected_gains = [s - w for w, s in zip(weak_estimates, strong_estimates, strict=True)]
         true_gains = [rows[row].strong - rows[row].weak for row in test_rows]
-        result.apgr.append(compute_apgr(expected_gains, true_gains))
-        result.curves.append(compute_recovered(expected_gains, true_gains))
-        result.length.append(
+        total_score.apgr.append(compute_apgr(expected_gains, true_gains))
+        total_score.curves.append(compute_recovered(expected_gains, true_gains))
+        total_score.length.append(
             _compute_apgr_by(lambda row: len(rows[row].prompt), test_rows, true_gains)
         )
-        result.chance.append(compute_apgr([rng.random() for _ in test_rows], true_gains))
+        total_score.chance.append(compute_apgr([rng.random() for _ in test_rows], true_gains))
         for row, w, s in zip(test_rows, weak_estimates, strong_estimates, strict=True):
-            result.pairs += [(w, rows[row].weak), (s, rows[row].strong)]
-    return result
+            total_score.pairs += [(w, rows[row].weak), (s, rows[row].strong)]
+    return total_score
 
 
 def _learn(rows: Sequence[Row], row_order: Sequence[int], embed: Embed | None) -> Estimator:

@@ -185,14 +185,14 @@ def generate_requests(seed: int) -> list[SimulatedRequest]:
     month_requests = []
     for number in range(DAYS * _PER_DAY):
         topic = rng.choices(range(len(_TOPICS)), shares)[0]
-        text = _TOPICS[topic][3].format(a=rng.choice(_WORDS), b=rng.choice(_WORDS))
+        prompt = _TOPICS[topic][3].format(a=rng.choice(_WORDS), b=rng.choice(_WORDS))
         question = build_question(
-            [("user", text)],
+            [("user", prompt)],
             tools=False,
             schema=False,
             pictures=False,
             thinking=False,
-            prompt_tokens=len(text) // 4,
+            prompt_tokens=len(prompt) // 4,
         )
         month_requests.append(
             SimulatedRequest(
@@ -272,11 +272,14 @@ def simulate_month(seed: int) -> SimulatedMonth:
     for kind in {kind for kind, _ in fixed_losses}:
         losses = {model.name: fixed_losses[kind, model.name] for model in MODELS}
         best_models[kind] = min(losses, key=losses.__getitem__)
-    totals["best fixed policy"] = sum(fixed_losses[item] for item in best_models.items())
+    totals["best fixed policy"] = sum(
+        fixed_losses[policy_key_of_kind] for policy_key_of_kind in best_models.items()
+    )
     regret = 0.0
     for day in range(DAYS):
         regret += loss_by_day[day] - sum(
-            fixed_losses_by_day[item][day] for item in best_models.items()
+            fixed_losses_by_day[policy_key_of_kind][day]
+            for policy_key_of_kind in best_models.items()
         )
         month.regret.append(regret)
     month.totals, month.bad, month.policy = totals, bad_answers, best_models

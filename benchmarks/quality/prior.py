@@ -68,7 +68,7 @@ def fit_difficulties(
     tables: Tables, folds: Iterable[int] = DEVELOPMENT, seed: int = SEED
 ) -> dict[str, tuple[float, int]]:
     """Return for each kind of request its difficulty, and the number of answers behind it."""
-    answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
+    answers_by_kind: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
     for kind, row, guess_chance in _list_development_rows(tables, folds, seed):
         question = build_prompt_question(row.prompt)
         # The product adds this to the kind's level because of the length and other features.
@@ -76,9 +76,9 @@ def fit_difficulties(
         for model, label in ((WEAK, row.weak), (STRONG, row.strong)):
             ability = look_up_ability(model)
             assert ability is not None
-            answers[kind].append((ability.mean - offset, label, guess_chance))
+            answers_by_kind[kind].append((ability.mean - offset, label, guess_chance))
     fitted_difficulties = {}
-    for kind, kind_answers in answers.items():
+    for kind, kind_answers in answers_by_kind.items():
         data_share = len(kind_answers) / (len(kind_answers) + _ANCHOR_ANSWERS)
         level = _fit_level(kind_answers) if kind_answers else 0.0
         fitted_difficulties[kind] = (

@@ -82,7 +82,7 @@ def _build_request(kind: str, model: str) -> dict[str, Any]:
     ]
     body = {
         "model": model,
-        "messages": [{"role": role, "content": text} for role, text in messages],
+        "messages": [{"role": role, "content": content} for role, content in messages],
     }
     return {**body, "stream": True} if kind == "stream" else body
 
@@ -210,10 +210,12 @@ async def measure_request_costs(
                     replicas.items(), seconds_before, strict=True
                 ):
                     cpu_seconds = await replica.read_cpu_seconds() - seconds_at_start
-                    cost = cpu_seconds / (requests // clients * clients) * 1e6
+                    request_microseconds = cpu_seconds / (requests // clients * clients) * 1e6
                     # The first round warms up.
                     if round_number:
-                        costs.setdefault((tree, kind), {}).setdefault(state, []).append(cost)
+                        costs.setdefault((tree, kind), {}).setdefault(state, []).append(
+                            request_microseconds
+                        )
     return costs
 
 
@@ -221,13 +223,15 @@ async def _close_server(server: asyncio.Server) -> None:
     server.close()
 
 
-def print_costs(results: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> None:
+def print_costs(
+    costs_by_tree_and_kind: Mapping[tuple[str, str], Mapping[str, Sequence[float]]],
+) -> None:
     """Print the costs without and with estimates, one row for each tree and kind of answer.
 
     A row has the medians, the relative increase by the estimates, and the lowest costs.
     """
     print("| | without, µs | with, µs | more | fastest rounds |\n|---|---|---|---|---|")
-    for (tree, kind), costs in results.items():
+    for (tree, kind), costs in costs_by_tree_and_kind.items():
         cost_off, cost_on = costs["off"], costs["on"]
         increases = [
             cost_with / cost_without - 1
@@ -258,15 +262,15 @@ def main() -> None:
     trees = {"this tree": _HERE}
     if options.beside is not None:
         trees["other tree"] = options.beside.resolve()
-    results: dict[tuple[str, str], dict[str, list[float]]] = {}
+    costs_by_tree_and_kind: dict[tuple[str, str], dict[str, list[float]]] = {}
     for _ in range(options.starts):
         measurement = measure_request_costs(
             trees, options.rounds, options.requests, options.clients, options.model
         )
         for key, states in uvloop.run(measurement).items():
             for state, costs in states.items():
-                results.setdefault(key, {}).setdefault(state, []).extend(costs)
-    print_costs(results)
+                costs_by_tree_and_kind.setdefault(key, {}).setdefault(state, []).extend(costs)
+    print_costs(costs_by_tree_and_kind)
 
 
 if __name__ == "__main__":

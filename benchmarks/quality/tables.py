@@ -101,8 +101,8 @@ def _read_checked_file(root: Path, name: str, digest: str) -> str:
     return content.decode()
 
 
-def _read_answers(text: str, subject: str) -> Iterator[Row]:
-    for row in csv.DictReader(io.StringIO(text)):
+def _read_answers(csv_text: str, subject: str) -> Iterator[Row]:
+    for row in csv.DictReader(io.StringIO(csv_text)):
         yield Row(
             prompt=row["prompt"],
             subject=subject,

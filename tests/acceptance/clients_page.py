@@ -19,9 +19,9 @@ _GIVEN = "const [gateway, key, model] = process.argv.slice(2);\n"
 
 @cache
 def list_snippets(page: Path = PAGE) -> Mapping[str, tuple[str, str]]:
-    """Return the language and the text of each snippet by its name on the page."""
+    """Return the language and the code of each snippet by its name on the page."""
     snippets = {
-        name: (language, text) for name, language, text in _SNIPPET.findall(page.read_text())
+        name: (language, code) for name, language, code in _SNIPPET.findall(page.read_text())
     }
     assert len(snippets) == page.read_text().count("<!-- tested: "), (
         f"{page}: a comment `<!-- tested: NAME -->` has no code block below it"
@@ -31,8 +31,8 @@ def list_snippets(page: Path = PAGE) -> Mapping[str, tuple[str, str]]:
 
 def fill_in_snippet(name: str, *, url: str, model: str) -> str:
     """Return a configuration snippet with a gateway's address and a model filled in."""
-    _, text = list_snippets()[name]
-    return text.replace("http://GATEWAY", url).replace("auto", model)
+    _, snippet = list_snippets()[name]
+    return snippet.replace("http://GATEWAY", url).replace("auto", model)
 
 
 def write_snippets(folder: Path) -> None:
@@ -40,10 +40,10 @@ def write_snippets(folder: Path) -> None:
 
     In JavaScript snippets, constants are exported, so that tests can import them.
     """
-    for name, (language, text) in list_snippets().items():
+    for name, (language, code) in list_snippets().items():
         if (suffix := _SUFFIXES.get(language)) is None:
             continue
         if suffix == "mjs":
-            constants = ", ".join(_CONSTANT.findall(text))
-            text = f"{_GIVEN}{text}export {{ {constants} }};\n"
-        (folder / f"page_{name.replace('-', '_')}.{suffix}").write_text(text)
+            constants = ", ".join(_CONSTANT.findall(code))
+            code = f"{_GIVEN}{code}export {{ {constants} }};\n"
+        (folder / f"page_{name.replace('-', '_')}.{suffix}").write_text(code)

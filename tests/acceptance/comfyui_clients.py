@@ -118,9 +118,9 @@ def connected_farm(gateway: RunningStack, key: str = "") -> Iterator[str]:
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
-    line = process.stdout.readline()
+    first_line = process.stdout.readline()
     try:
-        yield line.split(" at ")[1].split()[0]
+        yield first_line.split(" at ")[1].split()[0]
     finally:
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=60)

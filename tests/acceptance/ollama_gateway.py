@@ -132,8 +132,8 @@ def ollama_relay(
     assert process.stdout is not None
     with process:
         try:
-            line = process.stdout.readline()
-            assert ollama_gateway.url in line
-            yield line.split(" at ")[1].split()[0]
+            first_line = process.stdout.readline()
+            assert ollama_gateway.url in first_line
+            yield first_line.split(" at ")[1].split()[0]
         finally:
             process.terminate()

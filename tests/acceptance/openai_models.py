@@ -129,10 +129,10 @@ def check_body(
         ValidationError: the body does not match the type.
         AssertionError: a member is neither in the type nor an extension.
     """
-    value = type_adapter.validate_json(body, strict=True)
-    unknown_members = sorted(set(_find_unknown_members(value, "")) - extensions)
+    validated_body = type_adapter.validate_json(body, strict=True)
+    unknown_members = sorted(set(_find_unknown_members(validated_body, "")) - extensions)
     assert not unknown_members, f"unknown members {unknown_members} in {body!r}"
-    return value
+    return validated_body
 
 
 def check_error(body: bytes | str) -> Any:

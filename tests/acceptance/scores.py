@@ -35,21 +35,21 @@ class Score:
 
 def build_scores_table(scores: Iterable[Score]) -> list[str]:
     """Return a Markdown table with a row per suite and model, and the tests that suites skipped."""
-    counts: dict[tuple[str, str], Counter[str]] = {}
+    counts_by_row: dict[tuple[str, str], Counter[str]] = {}
     suites_by_reason: dict[str, set[str]] = {}
     for score in scores:
         table_key = (score.suite, _MODELS.get(score.model, "the model that obeys"))
-        counts.setdefault(table_key, Counter())[score.outcome] += 1
+        counts_by_row.setdefault(table_key, Counter())[score.outcome] += 1
         if score.outcome == "skipped":
             suites_by_reason.setdefault(score.reason, set()).add(score.suite)
-    lines = [
+    table_lines = [
         "| suite | on | passed | limit of the model | not asked | failed |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    for (suite, model), count in sorted(counts.items()):
+    for (suite, model), count in sorted(counts_by_row.items()):
         outcome_counts = (count[name] for name in ("passed", "limit", "skipped", "failed"))
-        lines.append(f"| {suite} | {model} | {' | '.join(map(str, outcome_counts))} |")
-    return [*lines, "", *_list_skipped_suites(suites_by_reason)]
+        table_lines.append(f"| {suite} | {model} | {' | '.join(map(str, outcome_counts))} |")
+    return [*table_lines, "", *_list_skipped_suites(suites_by_reason)]
 
 
 def _list_skipped_suites(suites_by_reason: dict[str, set[str]]) -> Iterator[str]:
@@ -62,13 +62,13 @@ def _list_skipped_suites(suites_by_reason: dict[str, set[str]]) -> Iterator[str]
 
 def build_limits_table() -> list[str]:
     """Return a Markdown table of all tests that a model cannot pass, with the reasons."""
-    lines = ["| suite | on | tests | why |", "|---|---|---|---|"]
+    table_lines = ["| suite | on | tests | why |", "|---|---|---|---|"]
     for limit in LIMITS:
         names = ", ".join(f"`{name.replace('[', ': ')}`" for name in limit.names)
         reason = limit.reason if limit.certain else f"may fail: {limit.reason}"
         suite = limit.module.replace("_", "-")
-        lines.append(f"| {suite} | {_MODELS[limit.model]} | {names} | {reason} |")
-    return lines
+        table_lines.append(f"| {suite} | {_MODELS[limit.model]} | {names} | {reason} |")
+    return table_lines
 
 
 def write_section(page: Path, name: str, lines: list[str]) -> None:

@@ -35,12 +35,12 @@ def new_scripted_app() -> web.Application:
         body = await request.json()
         if problems := spec.validate(_remove_nulls(body), "CreateChatCompletionRequest"):
             return web.json_response(_build_refusal(problems[0]), status=400)
-        answer = _ScriptedAnswer(body)
+        scripted_answer = _ScriptedAnswer(body)
         if not body.get("stream"):
-            return web.json_response(answer.build_completion())
+            return web.json_response(scripted_answer.build_completion())
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        for chunk in answer.build_chunks():
+        for chunk in scripted_answer.build_chunks():
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -78,7 +78,7 @@ def _make_vectors(body: Mapping[str, Any]) -> dict[str, Any]:
     inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
     vectors = [array("f", [len(text), ord(text[0])]) for text in inputs]
     encodes_base64 = body.get("encoding_format") == "base64"
-    data = [
+    embeddings = [
         {
             "object": "embedding",
             "index": index,
@@ -87,7 +87,7 @@ def _make_vectors(body: Mapping[str, Any]) -> dict[str, Any]:
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": len(inputs), "total_tokens": len(inputs)}
-    return {"object": "list", "model": body["model"], "data": data, "usage": usage}
+    return {"object": "list", "model": body["model"], "data": embeddings, "usage": usage}
 
 
 class _ScriptedAnswer:
@@ -238,10 +238,10 @@ def _truncate(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
     stop_sequences = body.get("stop") or ()
     for stop in [stop_sequences] if isinstance(stop_sequences, str) else stop_sequences:
         text = text.partition(stop)[0]
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    token_limit = body.get("max_completion_tokens") or body.get("max_tokens")
     words = _WORDS.findall(text)
-    if limit is not None and len(words) > limit:
-        return "".join(words[:limit]), "length"
+    if token_limit is not None and len(words) > token_limit:
+        return "".join(words[:token_limit]), "length"
     return text, "stop"
 
 

@@ -98,30 +98,33 @@ class OperationServer:
         self._validate(body, "CreateModerationRequest")
         inputs = body["input"]
         is_list = isinstance(inputs, list) and isinstance(inputs[0], str)
-        result = {
+        moderation = {
             "flagged": "kill" in json.dumps(inputs),
             "categories": dict.fromkeys(_CATEGORIES, False),
             "category_scores": dict.fromkeys(_CATEGORIES, 0.01),
         }
-        results = [result] * (len(inputs) if is_list else 1)
-        return web.json_response({"id": "modr-1", "model": body["model"], "results": results})
+        moderations = [moderation] * (len(inputs) if is_list else 1)
+        return web.json_response({"id": "modr-1", "model": body["model"], "results": moderations})
 
     async def rerank(self, request: web.Request) -> web.Response:
         body = await request.json()
         assert body.keys() <= {"model", "query", "documents", "top_n", "return_documents"}, body
-        texts = [d if isinstance(d, str) else d["text"] for d in body["documents"]]
+        document_texts = [d if isinstance(d, str) else d["text"] for d in body["documents"]]
         query_words = set(body["query"].lower().split())
-        scores = [len(query_words & set(text.lower().split())) / len(query_words) for text in texts]
-        ranked_indexes = sorted(range(len(texts)), key=lambda index: -scores[index])
-        results = [
+        scores = [
+            len(query_words & set(text.lower().split())) / len(query_words)
+            for text in document_texts
+        ]
+        ranked_indexes = sorted(range(len(document_texts)), key=lambda index: -scores[index])
+        rankings = [
             {"index": index, "relevance_score": scores[index]}
             for index in ranked_indexes[: body.get("top_n")]
         ]
         if body["model"] == "cohere-rerank":
             meta = {"billed_units": {"search_units": 3}}
-            return web.json_response({"id": "1", "results": results, "meta": meta})
+            return web.json_response({"id": "1", "results": rankings, "meta": meta})
         usage = {"prompt_tokens": 40, "total_tokens": 40}
-        return web.json_response({"model": body["model"], "usage": usage, "results": results})
+        return web.json_response({"model": body["model"], "usage": usage, "results": rankings})
 
     async def speak(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -186,13 +189,13 @@ class OperationServer:
                 {"type": "image_edit.completed", "usage": usage, **common_members},
             ]
             return await _send_events(request, events)
-        data = [{"b64_json": PICTURE}] * body.get("n", 1)
-        return web.json_response({"created": 1, "data": data, "usage": usage})
+        pictures = [{"b64_json": PICTURE}] * body.get("n", 1)
+        return web.json_response({"created": 1, "data": pictures, "usage": usage})
 
     async def vary_picture(self, request: web.Request) -> web.Response:
         body = await self._read_form(request, "CreateImageVariationRequest")
-        data = [{"url": "https://example.com/1.png"}] * body.get("n", 1)
-        return web.json_response({"data": data})
+        pictures = [{"url": "https://example.com/1.png"}] * body.get("n", 1)
+        return web.json_response({"data": pictures})
 
 
 async def _send_events(request: web.Request, events: list[dict[str, Any]]) -> web.StreamResponse:

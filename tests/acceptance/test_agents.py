@@ -23,13 +23,13 @@ def test_openai_agents_runs_tools_handoffs_and_continues(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path: Path
 ) -> None:
     script_arguments = [text_gateway.url, text_gateway.api_key, SCRIPTED]
-    result = run_script([text_clients.python, "agents_sdk.py", *script_arguments], tmp_path)
-    assert result["hello"] == _TEXT
-    assert result["results"] == ["sunny in Paris"]
-    assert result["answer"] == result["streamed"] == result["continued"] == _TEXT
-    assert "raw_response_event" in result["kinds"]
-    assert result["person"] == {"name": "Ada", "age": 36}
-    assert result["last_agent"] == "second"
+    summary = run_script([text_clients.python, "agents_sdk.py", *script_arguments], tmp_path)
+    assert summary["hello"] == _TEXT
+    assert summary["results"] == ["sunny in Paris"]
+    assert summary["answer"] == summary["streamed"] == summary["continued"] == _TEXT
+    assert "raw_response_event" in summary["kinds"]
+    assert summary["person"] == {"name": "Ada", "age": 36}
+    assert summary["last_agent"] == "second"
 
 
 def test_codex_runs_a_command_and_reads_its_output(
@@ -51,10 +51,10 @@ def test_codex_runs_a_command_and_reads_its_output(
         codex_process.stdout[-3000:] + codex_process.stderr[-2000:]
     )
     events = [json.loads(line) for line in codex_process.stdout.splitlines()]
-    items = [event["item"] for event in events if event["type"] == "item.completed"]
-    [command_item] = [item for item in items if item["type"] == "command_execution"]
+    completed_items = [event["item"] for event in events if event["type"] == "item.completed"]
+    [command_item] = [item for item in completed_items if item["type"] == "command_execution"]
     assert (command_item["exit_code"], command_item["aggregated_output"]) == (0, "hello\n")
-    assert [item["text"] for item in items if item["type"] == "agent_message"] == [_TEXT]
+    assert [item["text"] for item in completed_items if item["type"] == "agent_message"] == [_TEXT]
     assert events[-1]["type"] == "turn.completed" and events[-1]["usage"]["input_tokens"] > 0
     assert (workspace / "made.txt").read_text() == "hello\n"
 

@@ -57,12 +57,12 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
     timer = threading.Timer(_SECONDS, runner.kill)
     timer.start()
     killed_pids: list[int] = []
-    results: list[Any] = []
+    step_results: list[Any] = []
     try:
         runner.stdin.write(json.dumps(task) + "\n")
         runner.stdin.flush()
-        for line in runner.stdout:
-            message = json.loads(line)
+        for output_line in runner.stdout:
+            message = json.loads(output_line)
             if "kill" in message:
                 # Otherwise the client might have all events already.
                 job = StackClient(stack.url, stack.api_key).job(message["kill"])
@@ -71,7 +71,7 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
                 runner.stdin.write("\n")
                 runner.stdin.flush()
             else:
-                results = message["results"]
+                step_results = message["results"]
         assert runner.wait(60) == 0, "the runner failed; its error is above"
     finally:
         timer.cancel()
@@ -79,7 +79,7 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
         runner.wait()
         runner.stdin.close()
         runner.stdout.close()
-    return results, killed_pids
+    return step_results, killed_pids
 
 
 @pytest.mark.timeout(1500)
@@ -91,9 +91,9 @@ def test_both_clients_get_the_same_results(gateway: RunningStack) -> None:
     }
     gateway_count = len(victims.list_processes(gateway.data, GATEWAY))
     expected_results = json.loads((SCENARIO / "expected.json").read_text())
-    results = {}
+    results_by_client = {}
     for name, command in commands.items():
-        results[name], killed_pids = run_scenario(command, gateway)
+        results_by_client[name], killed_pids = run_scenario(command, gateway)
         assert len(killed_pids) == 1, (
             f"{name}: the gateway was killed {len(killed_pids)} times, not once"
         )
@@ -101,9 +101,9 @@ def test_both_clients_get_the_same_results(gateway: RunningStack) -> None:
         victims.wait_for_another(gateway.data, GATEWAY, killed_pids[0], gateway_count, 180)
     differences = [
         (name, *steps)
-        for name, result in results.items()
-        for steps in zip_longest(result, expected_results)
+        for name, client_results in results_by_client.items()
+        for steps in zip_longest(client_results, expected_results)
         if steps[0] != steps[1]
     ]
     assert differences == []
-    assert results["typescript"] == results["python"]
+    assert results_by_client["typescript"] == results_by_client["python"]

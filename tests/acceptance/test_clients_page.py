@@ -32,8 +32,8 @@ def run_snippet(name: str, gateway: TextGateway) -> list[Any]:
     snippet_variables = {"gateway": gateway.url, "key": gateway.api_key, "model": SCRIPTED}
     assert variables.keys() - {"__builtins__"} == snippet_variables.keys()
     variables |= snippet_variables
-    _, text = list_snippets()[name]
-    for statement in ast.parse(text).body:
+    _, snippet = list_snippets()[name]
+    for statement in ast.parse(snippet).body:
         code = ast.unparse(statement)
         if isinstance(statement, ast.Expr):
             expression_values.append(eval(code, variables))

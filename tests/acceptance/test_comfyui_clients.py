@@ -107,39 +107,39 @@ def test_comfy_cli_cancels(
 def test_comfy_api_simplified_renders_and_uploads(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.run_python("simplified.py", local_url, str(tmp_path))
+    summary = clients.run_python("simplified.py", local_url, str(tmp_path))
     _check_picture(tmp_path / "picture.png", graphs.color, height=16)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color, height=16)
-    assert result["kept"].pop("artifact_id").startswith("art_")
-    assert result["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
-    _check_listed_as_job(farm, result["job"])
+    assert summary["kept"].pop("artifact_id").startswith("art_")
+    assert summary["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
+    _check_listed_as_job(farm, summary["job"])
 
 
 def test_comfy_api_client_renders_uploads_and_interrupts(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.run_python("api_client.py", local_url, str(tmp_path))
-    assert result["page"].startswith("<!doctype html>")
+    summary = clients.run_python("api_client.py", local_url, str(tmp_path))
+    assert summary["page"].startswith("<!doctype html>")
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
-    assert result["name"].startswith("client_")
-    assert result["devices"]
-    assert result["job"] in result["completed"]
-    assert "execution_error" in result["error"]
-    _check_listed_as_job(farm, result["job"])
-    farm.wait(result["long"], {"cancelled"}, _PATIENCE)
+    assert summary["name"].startswith("client_")
+    assert summary["devices"]
+    assert summary["job"] in summary["completed"]
+    assert "execution_error" in summary["error"]
+    _check_listed_as_job(farm, summary["job"])
+    farm.wait(summary["long"], {"cancelled"}, _PATIENCE)
 
 
 def test_comfyapi_finds_the_newest_file_of_a_name(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.run_python("api_manager.py", local_url, str(tmp_path))
+    summary = clients.run_python("api_manager.py", local_url, str(tmp_path))
     _check_picture(tmp_path / "older.png", graphs.color)
     _check_inverted_picture(tmp_path / "newer.png", graphs.color)
-    assert set(result["names"]) == {"client_00001_.png"}, "each prompt numbers its own files"
-    assert result["errors"] == []
-    assert "Execution failed" in result["error"]
-    for job in result["jobs"]:
+    assert set(summary["names"]) == {"client_00001_.png"}, "each prompt numbers its own files"
+    assert summary["errors"] == []
+    assert "Execution failed" in summary["error"]
+    for job in summary["jobs"]:
         _check_listed_as_job(farm, job)
 
 
@@ -150,14 +150,14 @@ def test_comfyui_xy_renders_uploads_and_interrupts(
     farm: StackClient,
     tmp_path: Path,
 ) -> None:
-    result = clients.run_python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
+    summary = clients.run_python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
-    assert result["size"] == [WIDTH, HEIGHT]
-    assert result["nodes"] == ["EmptyImage"]
-    assert result["interrupted"] is True
-    assert "execution_interrupted" in result["messages"]
-    assert farm.job(result["long"])["status"] == "cancelled"
+    assert summary["size"] == [WIDTH, HEIGHT]
+    assert summary["nodes"] == ["EmptyImage"]
+    assert summary["interrupted"] is True
+    assert "execution_interrupted" in summary["messages"]
+    assert farm.job(summary["long"])["status"] == "cancelled"
 
 
 def test_comfy_script_renders_and_cancels(
@@ -167,11 +167,11 @@ def test_comfy_script_renders_and_cancels(
     farm: StackClient,
     tmp_path: Path,
 ) -> None:
-    result = clients.run_python("script.py", gateway.url, str(tmp_path), gateway.api_key)
+    summary = clients.run_python("script.py", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
-    _check_listed_as_job(farm, result["made"])
-    assert result["outputs"] == []
-    assert farm.job(result["long"])["status"] == "cancelled"
+    _check_listed_as_job(farm, summary["made"])
+    assert summary["outputs"] == []
+    assert farm.job(summary["long"])["status"] == "cancelled"
 
 
 def test_npm_sdk_renders(
@@ -181,24 +181,24 @@ def test_npm_sdk_renders(
     farm: StackClient,
     tmp_path: Path,
 ) -> None:
-    result = clients.run_node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
+    summary = clients.run_node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
-    first_job, _, second_job, long_job = result["pending"]
+    first_job, _, second_job, long_job = summary["pending"]
     _check_listed_as_job(farm, first_job)
     _check_listed_as_job(farm, second_job)
-    assert [value for node, value, _ in result["progress"] if node == "3"]
-    assert result["again"] == 1
-    assert result["long"] is False
+    assert [value for node, value, _ in summary["progress"] if node == "3"]
+    assert summary["again"] == 1
+    assert summary["long"] is False
     # It looks at the queue now and then, and may do so just when the job has left it.
     interrupted_error, missing_error = "The execution was interrupted!", "The job went missing!"
-    assert set(result["failed"]) in (
+    assert set(summary["failed"]) in (
         {interrupted_error},
         {interrupted_error, missing_error},
         {missing_error},
     )
     assert farm.job(long_job)["status"] == "cancelled"
-    assert result["stats"]["system"]["comfyui_version"]
+    assert summary["stats"]["system"]["comfyui_version"]
 
 
 def _run_workflow(clients: InstalledClients, workflow: str, url: str) -> subprocess.Popen[str]:

@@ -127,8 +127,8 @@ async def test_a_killed_host_ends_only_its_own_streams(
             async with asyncio.timeout(10):
                 *_, last_line = [json.loads(line) async for line in streams["gpu-1"].content]
             assert set(last_line) >= {"error"}, last_line
-            lines = [json.loads(await streams["gpu-0"].content.readline()) for _ in range(3)]
-            assert not any("error" in piece for piece in lines)
+            stream_lines = [json.loads(await streams["gpu-0"].content.readline()) for _ in range(3)]
+            assert not any("error" in stream_line for stream_line in stream_lines)
             streams["gpu-0"].close()
             # The dead host is left out.
             for _ in range(3):

@@ -184,7 +184,7 @@ def test_loading_and_unloading_a_model_is_noticed(
 def test_answers_contain_the_requested_model_name(client: ollama.Client, name: str) -> None:
     options = {"num_predict": 1}
     assert client.chat(name, [HELLO], options=options).model == name
-    assert [item.model for item in client.generate(name, "Hi", options=options, stream=True)][
+    assert [chunk.model for chunk in client.generate(name, "Hi", options=options, stream=True)][
         -1
     ] == name
     assert client.embed(name, "fox").model == name
@@ -259,21 +259,21 @@ def test_openais_clients_get_logprobs(
         chunks = list(client.chat.completions.create(**request, stream=True))
     assert choice.logprobs is not None
     logprobs = choice.logprobs.content or []
-    assert [item.token for item in logprobs] == [
-        item["token"] for item in server_answer["logprobs"]
+    assert [token_logprob.token for token_logprob in logprobs] == [
+        token_logprob["token"] for token_logprob in server_answer["logprobs"]
     ]
-    assert [item.logprob for item in logprobs] == pytest.approx(
-        [item["logprob"] for item in server_answer["logprobs"]], abs=1e-3
+    assert [token_logprob.logprob for token_logprob in logprobs] == pytest.approx(
+        [token_logprob["logprob"] for token_logprob in server_answer["logprobs"]], abs=1e-3
     )
-    assert all(len(item.top_logprobs) == 2 for item in logprobs)
+    assert all(len(token_logprob.top_logprobs) == 2 for token_logprob in logprobs)
     streamed_tokens = [
-        item.token
+        token_logprob.token
         for chunk in chunks
         for chunk_choice in chunk.choices
         if chunk_choice.logprobs is not None
-        for item in chunk_choice.logprobs.content or ()
+        for token_logprob in chunk_choice.logprobs.content or ()
     ]
-    assert streamed_tokens == [item.token for item in logprobs]
+    assert streamed_tokens == [token_logprob.token for token_logprob in logprobs]
 
 
 def test_npm_ollama_package_works(
@@ -284,27 +284,27 @@ def test_npm_ollama_package_works(
 ) -> None:
     # Node.js looks for packages beside the script.
     (tmp_path / "node_modules").symlink_to(text_clients.require_node())
-    result = run_script(
+    summary = run_script(
         ["node", "ollama.mjs", ollama_gateway.ollama_url, ollama_gateway.api_key, CHAT], tmp_path
     )
     options = {"temperature": 0, "num_predict": 4}
     request = {"model": CHAT, "messages": [HELLO], "options": options, "stream": False}
     server_answer = ollama_server.call("POST", "/api/chat", request)
-    assert result["chat"] == result["streamed"] == server_answer["message"]["content"]
-    assert (result["name"], result["logprobs"]) == (CHAT, 4)
-    assert result["generated"]
+    assert summary["chat"] == summary["streamed"] == server_answer["message"]["content"]
+    assert (summary["name"], summary["logprobs"]) == (CHAT, 4)
+    assert summary["generated"]
     vectors = ollama_server.call("POST", "/api/embed", {"model": CHAT, "input": "fox"})
-    assert result["embeddings"] == vectors["embeddings"]
-    assert len(result["embedding"]) == len(result["embeddings"][0])
-    assert "completion" in result["capabilities"]
-    assert result["pulled"] == "success"
-    assert f"{CHAT}:latest" in result["listed"]
-    assert result["version"] == ollama_server.call("GET", "/api/version")["version"]
+    assert summary["embeddings"] == vectors["embeddings"]
+    assert len(summary["embedding"]) == len(summary["embeddings"][0])
+    assert "completion" in summary["capabilities"]
+    assert summary["pulled"] == "success"
+    assert f"{CHAT}:latest" in summary["listed"]
+    assert summary["version"] == ollama_server.call("GET", "/api/version")["version"]
 
 
 def _normalize(answer: dict[str, Any]) -> dict[str, Any]:
     """Return an answer without its times and durations, and with rounded numbers."""
-    members = {name: value for name, value in answer.items() if name not in _TIMES}
+    members = {name: member_value for name, member_value in answer.items() if name not in _TIMES}
     rounded_answer: dict[str, Any] = json.loads(
         json.dumps(members), parse_float=lambda text: round(float(text), 3)
     )

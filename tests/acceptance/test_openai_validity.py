@@ -63,9 +63,11 @@ class ValidatingCaller:
 
     async def complete(self, **body: Any) -> None:
         check_body(COMPLETION, await self.post("completions", body))
-        for data in read_event_data(await self.post("completions", body | {"stream": True})):
+        for event_data in read_event_data(await self.post("completions", body | {"stream": True})):
             # OpenAI, too, sends null until the end, which its package's type does not allow.
-            check_body(COMPLETION, data.replace(b'"finish_reason":null', b'"finish_reason":"stop"'))
+            check_body(
+                COMPLETION, event_data.replace(b'"finish_reason":null', b'"finish_reason":"stop"')
+            )
 
     async def respond(self, **body: Any) -> None:
         whole_response = check_body(RESPONSE, await self.post("responses", body))
@@ -126,10 +128,10 @@ async def test_answers_in_every_format_are_valid(tmp_path: Path) -> None:
     async with serving_all_formats(tmp_path) as models_app, open_client(models_app) as client:
         caller = ValidatingCaller(client)
         for model in ("m-claude", "m-ollama", "m-openai"):
-            for text, chat_members, response_members in WISHES.values():
-                messages = [{"role": "user", "content": text}]
+            for prompt, chat_members, response_members in WISHES.values():
+                messages = [{"role": "user", "content": prompt}]
                 await caller.chat(model=model, messages=messages, **chat_members)
-                await caller.respond(model=model, input=text, **response_members)
+                await caller.respond(model=model, input=prompt, **response_members)
             if model != "m-openai":
                 await caller.complete(model=model, prompt="hi", max_tokens=8)
         for model in ("v-ollama", "v-openai"):
@@ -215,11 +217,11 @@ async def test_errors_of_broken_back_ends_are_valid(tmp_path: Path, kind: str) -
         assert chunks
         if kind != "openai":
             # Of OpenAI's wire the bytes pass, and these are not OpenAI's own.
-            assert [check_body(CHUNK, data) for data in chunks]
+            assert [check_body(CHUNK, event_data) for event_data in chunks]
         check_error(last_chunk)
         body = {"model": model, "input": "hi", "stream": True}
         events = read_event_data((await client.post("responses", json=body)).content)
-        assert [check_body(EVENT, data).type for data in events][-1] == "error"
+        assert [check_body(EVENT, event_data).type for event_data in events][-1] == "error"
         upstream.answer = FINE.replace('"choices"', '"options"').replace('"Hi"', "17")
         for path, members in (
             ("chat/completions", HI),

@@ -101,11 +101,11 @@ class BreakableRelay:
             peer_of = {client_socket: server_socket, server_socket: client_socket}
             while True:
                 for source in select.select([client_socket, server_socket], [], [])[0]:
-                    data = source.recv(65_536)
-                    if not data:
+                    received_bytes = source.recv(65_536)
+                    if not received_bytes:
                         self._open.discard(client_socket)
                         return
-                    peer_of[source].sendall(data)
+                    peer_of[source].sendall(received_bytes)
 
 
 @pytest.fixture

@@ -49,11 +49,11 @@ def run_example(
 ) -> subprocess.CompletedProcess[str]:
     """Run an example as JavaScript in the client's package, and return the ended process."""
     build_typescript_client()
-    language, text = list_snippets(page)[name]
+    language, example = list_snippets(page)[name]
     assert language == "ts"
     (folder / "photo.png").write_bytes(b"photo")
     script = FOLDER / "build" / f"page-{os.getpid()}.mjs"
-    script.write_text(text.replace("http://127.0.0.1:8000", gateway.url))
+    script.write_text(example.replace("http://127.0.0.1:8000", gateway.url))
     try:
         return subprocess.run(
             ["node", str(script)],
@@ -118,7 +118,7 @@ def test_the_commands_of_the_readme_build_the_package(tmp_path: Path) -> None:
     shutil.copytree(
         FOLDER, client_copy, ignore=shutil.ignore_patterns("node_modules", "build", "dist")
     )
-    language, text = list_snippets(FOLDER / "README.md")["build"]
+    language, commands = list_snippets(FOLDER / "README.md")["build"]
     assert language == "sh"
     authorities_path = Path("/etc/ssl/certs/ca-certificates.crt")
     environment = {"npm_config_audit": "false", "npm_config_fund": "false"} | dict(os.environ)
@@ -126,7 +126,7 @@ def test_the_commands_of_the_readme_build_the_package(tmp_path: Path) -> None:
         # Node.js has its own list of certificate authorities.
         environment.setdefault("NODE_EXTRA_CA_CERTS", str(authorities_path))
     process = subprocess.run(
-        ["bash", "-euc", text],
+        ["bash", "-euc", commands],
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stdout + process.stderr
@@ -136,10 +136,10 @@ def test_the_commands_of_the_readme_build_the_package(tmp_path: Path) -> None:
 
 def test_the_installation_of_the_readme_links_the_package(tmp_path: Path) -> None:
     build_typescript_client()
-    language, text = list_snippets(FOLDER / "README.md")["install"]
-    assert (language, text) == ("sh", "npm install /path/to/moyin/clients/typescript\n")
+    language, readme_command = list_snippets(FOLDER / "README.md")["install"]
+    assert (language, readme_command) == ("sh", "npm install /path/to/moyin/clients/typescript\n")
     (tmp_path / "package.json").write_text('{"name": "app", "private": true}')
-    install_command = text.replace("/path/to/moyin/clients/typescript", str(FOLDER))
+    install_command = readme_command.replace("/path/to/moyin/clients/typescript", str(FOLDER))
     # Needs no registry, as the package has no dependencies.
     environment = os.environ | {"npm_config_offline": "true", "npm_config_audit": "false"}
     script = "import('moyin-client').then((m) => console.log(typeof m.Client))"

@@ -195,10 +195,17 @@ class BatchRun:
     def check_results(self, model: MockModel) -> None:
         """Assert that each line has one result, and that each answer is billed once."""
         batch = self.wait(lambda state: state["status"] in _ENDED, 600)
-        refused_ids = {f"line-{n}" for n in range(1, self.lines + 1) if n % _REFUSED_EVERY == 0}
+        refused_ids = {
+            f"line-{call_count}"
+            for call_count in range(1, self.lines + 1)
+            if call_count % _REFUSED_EVERY == 0
+        }
         assert batch["status"] == "completed", batch
-        counts = {"total": self.lines, "failed": len(refused_ids)}
-        assert batch["request_counts"] == {**counts, "completed": self.lines - len(refused_ids)}
+        expected_counts = {"total": self.lines, "failed": len(refused_ids)}
+        assert batch["request_counts"] == {
+            **expected_counts,
+            "completed": self.lines - len(refused_ids),
+        }
         answered_lines = self._read_file(batch["output_file_id"])
         failed_lines = self._read_file(batch["error_file_id"])
         assert len(answered_lines) == self.lines - len(refused_ids) and len(failed_lines) == len(
@@ -206,10 +213,12 @@ class BatchRun:
         )
         assert {line["custom_id"] for line in failed_lines} == refused_ids
         assert {line["custom_id"] for line in answered_lines} == {
-            f"line-{n}" for n in range(1, self.lines + 1)
+            f"line-{call_count}" for call_count in range(1, self.lines + 1)
         } - refused_ids
         call_counts = {
-            text: n for text, n in model.calls_by_prompt.items() if text.startswith("line")
+            prompt: call_count
+            for prompt, call_count in model.calls_by_prompt.items()
+            if prompt.startswith("line")
         }
         assert len(call_counts) == self.lines
         self.repeated = sum(call_counts.values()) - self.lines

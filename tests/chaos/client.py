@@ -87,5 +87,5 @@ class StackClient:
             },
         )
         with urllib.request.urlopen(request, timeout=15) as response:
-            data: bytes = response.read()
-            return data
+            body_bytes: bytes = response.read()
+            return body_bytes

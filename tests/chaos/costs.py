@@ -108,8 +108,8 @@ async def check_costs(gateway: RunningStack, plan: CostPlan) -> Report:
     kill_task = asyncio.create_task(_kill_processes(gateway, plan, report))
     try:
         _, key = await KeyStore(database).create(_OWNER, "costs")
-        limit = Limit(subject=f"owner:{_OWNER}", usd_per_month=Decimal(100_000))
-        await LimitStore(database).set(limit)
+        budget_limit = Limit(subject=f"owner:{_OWNER}", usd_per_month=Decimal(100_000))
+        await LimitStore(database).set(budget_limit)
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30) as client:
             await _run_jobs(client, plan, rng)

@@ -228,14 +228,14 @@ class _Caller:
         while True:
             try:
                 async with self._session.request(method, path, **options) as response:
-                    data = await response.read()
+                    response_bytes = await response.read()
                     if response.status < 300:
-                        return data
+                        return response_bytes
                     # A farm that is being hurt says so with 5xx; anything else is a mistake.
-                    assert response.status >= 500, (response.status, data)
+                    assert response.status >= 500, (response.status, response_bytes)
             except (aiohttp.ClientError, TimeoutError) as error:
-                data = repr(error).encode()
-            assert time.monotonic() < deadline, data
+                response_bytes = repr(error).encode()
+            assert time.monotonic() < deadline, response_bytes
             self._report.refused += 1
             await asyncio.sleep(0.5)
 
@@ -304,7 +304,7 @@ async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> 
             owned_files = [tuple(row) for row in rows]
     finally:
         await database.close()
-    result_counts = {job_id: len(entries) for job_id, entries in map(tuple, job_results)}
+    result_counts = {job_id: len(step_results) for job_id, step_results in map(tuple, job_results)}
     file_counts = Counter(job_id for job_id, _ in owned_files)
     for job_id in ids:
         if result_counts.get(job_id) != 1 or file_counts[job_id] != 1:
@@ -346,8 +346,8 @@ def _count_renders(gateway: RunningStack) -> int:
         path.read_text(errors="replace")
         for path in (gateway.data / "comfyui" / "run").glob("*/comfyui.log*")
     ]
-    executed_count = sum(text.count("Prompt executed in") for text in logs)
-    return executed_count - sum(text.count("To see the GUI go to") for text in logs)
+    executed_count = sum(log.count("Prompt executed in") for log in logs)
+    return executed_count - sum(log.count("To see the GUI go to") for log in logs)
 
 
 async def _create_keys(gateway: RunningStack, count: int) -> list[str]:

@@ -135,9 +135,9 @@ class FaultWindows:
     def __init__(self) -> None:
         self._spans: list[tuple[str, float, float]] = []
 
-    async def record(self, kind: str, fault: Awaitable[None]) -> None:
+    async def record(self, kind: str, window_work: Awaitable[None]) -> None:
         started_at = time.monotonic()
-        await fault
+        await window_work
         self._spans.append((kind, started_at, time.monotonic()))
 
     def sort_calls(self, calls: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
@@ -149,14 +149,16 @@ class FaultWindows:
             calls: the start and the duration of each call in seconds.
         """
         all_calls = list(calls)
-        results: dict[str, list[list[float]]] = {kind: [] for kind, _, _ in self._spans}
-        for kind, start, end in self._spans:
+        windows_by_kind: dict[str, list[list[float]]] = {kind: [] for kind, _, _ in self._spans}
+        for kind, window_start, window_end in self._spans:
             window_seconds = [
-                seconds for started_at, seconds in all_calls if start <= started_at < end
+                seconds
+                for started_at, seconds in all_calls
+                if window_start <= started_at < window_end
             ]
             if window_seconds:
-                results[kind].append(window_seconds)
-        return results
+                windows_by_kind[kind].append(window_seconds)
+        return windows_by_kind
 
 
 class ServiceLoad:

@@ -102,7 +102,9 @@ def test_serve_deploy_changes_a_pool_without_failed_jobs(
             p.pid: p.cmdline() for p in victims.list_processes(gateway.data, victims.is_comfyui)
         }
         assert len(command_lines) == 2 and old_pid not in command_lines
-        [changed_pid] = [pid for pid, line in command_lines.items() if "--cache-lru" in line]
+        [changed_pid] = [
+            pid for pid, command_line in command_lines.items() if "--cache-lru" in command_line
+        ]
     finally:
         gateway.run("deploy")
     victims.wait_for_another(gateway.data, victims.is_comfyui, changed_pid, 1, 180)

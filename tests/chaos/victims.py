@@ -12,11 +12,11 @@ from moyin.system.processes import find_processes
 from tests.processes import is_bubblewrap, with_lines
 
 
-def list_processes(data: Path, matches: Callable[[str], bool]) -> list[psutil.Process]:
-    """Return the processes of the stack with the folder ``data`` whose command line matches."""
+def list_processes(data_folder: Path, matches: Callable[[str], bool]) -> list[psutil.Process]:
+    """Return the processes of a stack whose command line matches."""
     return [
         process
-        for process, command_line in with_lines(find_processes(str(data)))
+        for process, command_line in with_lines(find_processes(str(data_folder)))
         if matches(command_line)
     ]
 
@@ -65,16 +65,16 @@ KILLS: dict[str, Callable[[str], bool]] = {
 }
 
 
-def kill_one(data: Path, matches: Callable[[str], bool]) -> int:
+def kill_one(data_folder: Path, matches: Callable[[str], bool]) -> int:
     """Kill the oldest matching process with SIGKILL; return its pid once it has ended."""
-    victim = min(list_processes(data, matches), key=lambda process: process.create_time())
+    victim = min(list_processes(data_folder, matches), key=lambda process: process.create_time())
     victim.kill()
     psutil.wait_procs([victim], timeout=10)
     return victim.pid
 
 
 def wait_for_another(
-    data: Path, matches: Callable[[str], bool], dead_pid: int, count: int, seconds: float
+    data_folder: Path, matches: Callable[[str], bool], dead_pid: int, count: int, seconds: float
 ) -> float:
     """Wait until ``count`` matching processes run again, without ``dead_pid``.
 
@@ -86,7 +86,7 @@ def wait_for_another(
     """
     started_at = time.monotonic()
     while time.monotonic() - started_at < seconds:
-        pids = {process.pid for process in list_processes(data, matches)}
+        pids = {process.pid for process in list_processes(data_folder, matches)}
         if dead_pid not in pids and len(pids) == count:
             return time.monotonic() - started_at
         time.sleep(0.1)

@@ -140,8 +140,8 @@ class Runner:
     def outputs(self, step: Step) -> dict[str, Any]:
         job = self._client.wait(self._jobs[step["job"]])
         outputs = [
-            "text" if output.text else "artifacts" if output.artifacts else "body"
-            for output in job.outputs
+            "text" if job_output.text else "artifacts" if job_output.artifacts else "body"
+            for job_output in job.outputs
         ]
         return {"status": job.status, "outputs": outputs}
 

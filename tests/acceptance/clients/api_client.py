@@ -46,7 +46,7 @@ async def main() -> None:
         ]:
             await asyncio.sleep(0.1)
         await client.interrupt_processing()
-        results = {
+        summary = {
             "page": await client.get_index(),
             "job": prompt.prompt_id,
             "name": picture.filename,
@@ -56,7 +56,7 @@ async def main() -> None:
             "embeddings": list(await client.get_embeddings()),
             "completed": list(await client.get_completed_prompts()),
         }
-    print(json.dumps(results))
+    print(json.dumps(summary))
 
 
 asyncio.run(main())

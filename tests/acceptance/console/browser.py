@@ -92,11 +92,11 @@ class ConsoleBrowser:
         self.page.evaluate(_ANIMATIONS_END)
         # Evaluated by the browser's debugger, which the page's policy does not bind.
         self.page.evaluate(_AXE.read_text())
-        results: dict[str, Any] = self.page.evaluate("async () => await axe.run()")
+        axe_results: dict[str, Any] = self.page.evaluate("async () => await axe.run()")
         serious_violations = [
-            (item["id"], [node["html"][:200] for node in item["nodes"]])
-            for item in results["violations"]
-            if item["impact"] in _SERIOUS
+            (violation["id"], [node["html"][:200] for node in violation["nodes"]])
+            for violation in axe_results["violations"]
+            if violation["impact"] in _SERIOUS
         ]
         assert serious_violations == [], json.dumps(serious_violations, indent=1)
         check_layout(self.page)
@@ -124,7 +124,9 @@ class ConsoleBrowser:
     def check_clean(self, *expected_texts: str) -> None:
         """Assert that each of the `mistakes` contains one of ``expected_texts``, and remove them all."""
         unexpected_mistakes = [
-            text for text in self.mistakes if not any(known in text for known in expected_texts)
+            mistake
+            for mistake in self.mistakes
+            if not any(expected_text in mistake for expected_text in expected_texts)
         ]
         assert unexpected_mistakes == [], unexpected_mistakes
         self.mistakes.clear()

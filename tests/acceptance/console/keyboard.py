@@ -93,11 +93,13 @@ class Keyboard:
         """Open the menu of the focused button, and choose an item with the arrow keys."""
         self.press("Enter")
         menu = self._page.get_by_role("menu")
-        item = menu.locator("[role^=menuitem]").filter(has_text=re.compile(f"^{re.escape(name)}$"))
+        menu_item = menu.locator("[role^=menuitem]").filter(
+            has_text=re.compile(f"^{re.escape(name)}$")
+        )
         # The first item has the focus.
         menu.locator("[role^=menuitem]:focus").wait_for()
         for _ in range(_MOST_STOPS):
-            if item.evaluate("(element) => element === document.activeElement"):
+            if menu_item.evaluate("(element) => element === document.activeElement"):
                 self.press("Enter")
                 return
             self.press("ArrowDown")

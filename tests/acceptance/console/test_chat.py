@@ -225,13 +225,13 @@ def test_tools_schemas_and_pictures_are_sent_to_the_model(
     _choose_option(page, "Model", CLAUDE)
     _send_prompt(page, "Name a colour of the sea.")
     answer = _wait_for_answer(page)
-    cost = float(_get_call(text_gateway, _read_request_id(answer))["cost_usd"])
-    assert cost > 0
+    cost_usd = float(_get_call(text_gateway, _read_request_id(answer))["cost_usd"])
+    assert cost_usd > 0
     shown_cost = page.evaluate(
         """(cost) => new Intl.NumberFormat("en", {
           style: "currency", currency: "USD", maximumSignificantDigits: 3, minimumSignificantDigits: 1,
         }).format(cost)""",
-        cost,
+        cost_usd,
     )
     assert f"{shown_cost} · " in answer.inner_text()
     console.check_accessibility()
@@ -265,9 +265,9 @@ def _click_copy_button(page: Page, button: str) -> str:
     page.get_by_role("button", name=button, exact=True).click()
     copied_button = page.get_by_role("button", name="Copied", exact=True)
     copied_button.wait_for()
-    text = str(page.evaluate("navigator.clipboard.readText()"))
+    clipboard_text = str(page.evaluate("navigator.clipboard.readText()"))
     copied_button.wait_for(state="detached")
-    return text
+    return clipboard_text
 
 
 def _read_scores(gateway: RunningStack) -> dict[str, float]:

@@ -139,12 +139,12 @@ def test_a_batch_and_a_pipeline_show_each_render(
     for job in jobs:
         assert _wait_for_final_status(api, job) == "succeeded"
     page = console.sign_in_with_key(gateway.api_key).open(f"/jobs/{jobs[0]}").page
-    results = page.get_by_role("region", name="Renders of the batch")
-    renders = results.get_by_role("article")
+    results_region = page.get_by_role("region", name="Renders of the batch")
+    renders = results_region.get_by_role("article")
     expect(renders).to_have_count(24)
-    results.get_by_role("button", name="Show more").click()
+    results_region.get_by_role("button", name="Show more").click()
     expect(renders).to_have_count(_CHILDREN)
-    expect(results.get_by_role("button", name="Show more")).to_have_count(0)
+    expect(results_region.get_by_role("button", name="Show more")).to_have_count(0)
     expect(renders.last.get_by_role("link", name="Download")).to_be_visible()
     log = page.get_by_role("region", name="Log", exact=True)
     expect(log.get_by_text("finished")).to_have_count(_CHILDREN)
@@ -285,13 +285,18 @@ def test_jobs_are_filtered_paged_and_changed_in_bulk(
 def test_filters_match_those_of_the_api(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
-    word = f"w{uuid.uuid4().hex[:10]}"
+    search_word = f"w{uuid.uuid4().hex[:10]}"
     bodies: list[dict[str, Any]] = [
         {"kind": "http", "request": {"path": "/healthz"}},
-        {"kind": "render", "template": "swatch", "inputs": {"prompt": word}, "pool": "default"},
+        {
+            "kind": "render",
+            "template": "swatch",
+            "inputs": {"prompt": search_word},
+            "pool": "default",
+        },
     ]
     http_job, render_job = [
-        _submit_job(api, {**body, "metadata": {"note": word}}) for body in bodies
+        _submit_job(api, {**body, "metadata": {"note": search_word}}) for body in bodies
     ]
     for job in (http_job, render_job):
         _wait_for_final_status(api, job)
@@ -299,7 +304,7 @@ def test_filters_match_those_of_the_api(
     middle = (creation_times[0] + (creation_times[1] - creation_times[0]) / 2).replace(tzinfo=None)
     middle_time = middle.isoformat(timespec="milliseconds")
     page = console.sign_in_with_key(gateway.api_key).open("/jobs").page
-    page.get_by_role("textbox", name="Search").fill(word)
+    page.get_by_role("textbox", name="Search").fill(search_word)
     page.keyboard.press("Enter")
     rows = page.locator("tbody tr")
     expect(rows).to_have_count(2)
@@ -315,13 +320,13 @@ def test_filters_match_those_of_the_api(
     page.get_by_role("combobox", name="Kind").click()
     page.get_by_role("option", name="HTTP call").click()
     check_filter(http_job)
-    for field, value, matching_job in (
+    for field, filter_value, matching_job in (
         (page.get_by_role("textbox", name="Pool"), "default", render_job),
         (page.get_by_role("combobox", name="Template"), "swatch", render_job),
         (page.get_by_label("Created from"), middle_time, render_job),
         (page.get_by_label("Created before"), middle_time, http_job),
     ):
-        field.fill(value)
+        field.fill(filter_value)
         field.blur()
         check_filter(matching_job)
     console.check_accessibility()
@@ -331,7 +336,7 @@ def test_filters_match_those_of_the_api(
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Clear filters").click()
     expect(page).to_have_url(f"{gateway.url}/console/jobs")
-    console.open(f"/jobs?search={word}&kind=http&created_before=2000-01-01T00:00:00Z")
+    console.open(f"/jobs?search={search_word}&kind=http&created_before=2000-01-01T00:00:00Z")
     expect(page.get_by_text("No job matches the filters")).to_be_visible()
     # What the API refuses is shown in its words.
     console.open("/jobs?pool=Not%20a%20pool")

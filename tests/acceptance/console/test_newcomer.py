@@ -48,12 +48,12 @@ def deployed_prices(gateway: RunningStack, tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def template(gateway: RunningStack) -> Iterator[str]:
     """Store the template of docs/studio.md, and return its name."""
-    text = read_example(PAGE, "template", "yaml")
-    name: str = yaml.safe_load(text)["name"]
+    template_yaml = read_example(PAGE, "template", "yaml")
+    name: str = yaml.safe_load(template_yaml)["name"]
     assert f"`.moyin/templates/{name}.yaml`" in (Path(__file__).parents[3] / PAGE).read_text()
     template_path = gateway.data / "templates" / f"{name}.yaml"
     template_path.parent.mkdir(exist_ok=True)
-    template_path.write_text(text)
+    template_path.write_text(template_yaml)
     yield name
     template_path.unlink()
 

@@ -61,8 +61,8 @@ def stranger(
     console.check_clean("status of 404", "status of 400")
 
 
-def expect_nothing_foreign(page: Page, text: str) -> None:
-    page.locator("main").get_by_text(text).first.wait_for()
+def expect_nothing_foreign(page: Page, message: str) -> None:
+    page.locator("main").get_by_text(message).first.wait_for()
     expect(page.locator("main .mantine-Skeleton-root[data-visible]")).to_have_count(0)
     content = page.content()
     assert SECRET not in content and "Mika" not in content
@@ -101,7 +101,7 @@ def test_foreign_jobs_do_not_fill_in_the_render_form(
 def test_filters_by_foreign_ids_find_nothing(
     stranger: ConsoleBrowser, foreign_objects: ForeignObjects
 ) -> None:
-    for path, text in (
+    for path, message in (
         (f"/jobs?search={foreign_objects.job}", "No job matches"),
         ("/jobs?template=nobody-has-it", "No job matches"),
         (f"/jobs?search={SECRET[4:]}", "No job matches"),
@@ -118,7 +118,7 @@ def test_filters_by_foreign_ids_find_nothing(
         ("/people/nothing", "Eve"),
         ("/nothing/at/all", "There is no such page"),
     ):
-        expect_nothing_foreign(stranger.open(path).page, text)
+        expect_nothing_foreign(stranger.open(path).page, message)
 
 
 def test_foreign_files_and_routes_are_not_found(

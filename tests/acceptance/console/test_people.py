@@ -149,9 +149,9 @@ def test_the_audit_log_is_filtered_and_saved(
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as JSON").click()
     download.value.save_as(tmp_path / "audit.json")
-    entries = json.loads((tmp_path / "audit.json").read_text())
-    assert {entry["action"] for entry in entries} == {"member.create"}
-    assert {entry["owner"] for entry in entries} == {organisation}
+    audit_entries = json.loads((tmp_path / "audit.json").read_text())
+    assert {entry["action"] for entry in audit_entries} == {"member.create"}
+    assert {entry["owner"] for entry in audit_entries} == {organisation}
     page.get_by_role("combobox", name="Kind").click()
     page.get_by_role("option", name="Everything").click()
     page.get_by_text("organisation.create").wait_for()
@@ -172,9 +172,11 @@ def test_the_audit_log_is_filtered_and_saved(
     download.value.save_as(tmp_path / "audit.csv")
     with (tmp_path / "audit.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    entries = api.call("GET", f"/audit?owner={organisation}&actor={aki_id}")["entries"]
-    assert [row["id"] for row in rows] == [entry["id"] for entry in entries]
-    assert [json.loads(row["details"]) for row in rows] == [entry["details"] for entry in entries]
+    audit_entries = api.call("GET", f"/audit?owner={organisation}&actor={aki_id}")["entries"]
+    assert [row["id"] for row in rows] == [entry["id"] for entry in audit_entries]
+    assert [json.loads(row["details"]) for row in rows] == [
+        entry["details"] for entry in audit_entries
+    ]
     page.get_by_label("Changed").fill("nothing")
     page.get_by_text("Nothing was recorded").wait_for()
 
@@ -288,21 +290,24 @@ def test_long_lists_are_loaded_page_by_page(console: ConsoleBrowser, gateway: Ru
     page = console.sign_in(email, PASSWORD).open("/people").page
     rows = page.locator("tbody").get_by_role("row")
     more_button = page.get_by_role("button", name="Load more")
-    for tab, newest_name, total in (("Members", "bot 58", count + 1), ("Keys", "key 58", count)):
+    for tab, newest_name, expected_count in (
+        ("Members", "bot 58", count + 1),
+        ("Keys", "key 58", count),
+    ):
         page.get_by_role("tab", name=tab).click()
         page.get_by_role("cell", name=newest_name).first.wait_for()
         expect(rows).to_have_count(50)
         more_button.click()
-        expect(rows).to_have_count(total)
+        expect(rows).to_have_count(expected_count)
         expect(more_button).to_have_count(0)
         console.check_accessibility()
     page.get_by_role("tab", name="Audit log").click()
     page.get_by_text("key.create").first.wait_for()
-    entries = api.call("GET", f"/audit?limit=200&owner={organisation}")["entries"]
-    assert len(entries) > 2 * count
-    for total in (50, 100, len(entries)):
-        expect(rows).to_have_count(total)
-        if total < len(entries):
+    audit_entries = api.call("GET", f"/audit?limit=200&owner={organisation}")["entries"]
+    assert len(audit_entries) > 2 * count
+    for expected_count in (50, 100, len(audit_entries)):
+        expect(rows).to_have_count(expected_count)
+        if expected_count < len(audit_entries):
             more_button.click()
     expect(more_button).to_have_count(0)
     # The oldest one.

@@ -164,14 +164,14 @@ def test_a_sweep_is_rendered_to_a_contact_sheet(
     page.get_by_text("Sweep", exact=True).click()
     page.get_by_role("combobox", name="Input", exact=True).click()
     page.get_by_role("option", name="Seed").click()
-    values = page.get_by_role("combobox", name="Values")
-    for value in ("2003199", "14911780"):
-        values.fill(value)
-        values.press("Enter")
+    values_field = page.get_by_role("combobox", name="Values")
+    for seed_text in ("2003199", "14911780"):
+        values_field.fill(seed_text)
+        values_field.press("Enter")
     page.get_by_role("button", name="Vary another input").click()
     page.get_by_role("combobox", name="Input", exact=True).last.click()
     page.get_by_role("option", name="width").click()
-    values.last.press_sequentially("64,96,")
+    values_field.last.press_sequentially("64,96,")
     console.check_accessibility()
     console.screenshot("render-sweep")
     page.get_by_role("button", name="Render 4 variants").click()
@@ -284,16 +284,16 @@ def test_a_form_has_controls_for_all_types_and_options(
     page.get_by_text("Sweep", exact=True).click()
     page.get_by_role("combobox", name="Input", exact=True).click()
     page.get_by_role("option", name="Fails").click()
-    values = page.get_by_role("combobox", name="Values")
+    values_field = page.get_by_role("combobox", name="Values")
     for value in ("false", "true"):
-        values.fill(value)
-        values.press("Enter")
+        values_field.fill(value)
+        values_field.press("Enter")
     page.get_by_role("button", name="Vary another input").click()
     page.get_by_role("combobox", name="Input", exact=True).last.click()
     page.get_by_role("option", name="Folder").click()
     for value in ("day", "night"):
-        values.last.fill(value)
-        values.last.press("Enter")
+        values_field.last.fill(value)
+        values_field.last.press("Enter")
     page.get_by_role("button", name="Render 4 variants").wait_for()
     console.check_accessibility()
     page.get_by_role("button", name="Do not vary Folder").click()
@@ -360,8 +360,8 @@ def test_graphs_come_from_files_and_pictures(
     )
     drop_file(page, "missing.json", json.dumps(graph_with_missing).encode())
     page.get_by_text("missing.json: 3 nodes").wait_for()
-    for text in ("NoSuchNode", "no-such-model.safetensors", "not-mine.png"):
-        page.get_by_role("listitem").filter(has_text=text).wait_for()
+    for missing_name in ("NoSuchNode", "no-such-model.safetensors", "not-mine.png"):
+        page.get_by_role("listitem").filter(has_text=missing_name).wait_for()
     console.check_accessibility()
     console.screenshot("render-missing")
     graph_with_unknown_node = {**GRAPH, "3": {"class_type": "NoSuchNode", "inputs": {}}}
@@ -413,8 +413,8 @@ def test_a_graph_names_missing_files_and_is_varied(
     page.get_by_text("Sweep", exact=True).click()
     page.get_by_role("combobox", name="Input", exact=True).click()
     page.get_by_role("option", name="EmptyImage (1) · color: 2003199").click()
-    values = page.get_by_role("combobox", name="Values")
-    values.press_sequentially("255,65280,")
+    values_field = page.get_by_role("combobox", name="Values")
+    values_field.press_sequentially("255,65280,")
     console.check_accessibility()
     job = render(page, "Render 2 variants", 2)
     children = api.get(f"/jobs/{job}")["children"]

@@ -151,14 +151,14 @@ def test_usage_is_grouped_by_day_person_and_model(
     console.screenshot("usage", also_in="ja")
     rows = read_csv(page)
     assert {row["model"] for row in rows} == {"claude-opus-5-5", "smollm2-135m", "comfyui"}
-    cost = sum(Decimal(row["cost_usd"]) for row in rows)
+    cost_usd = sum(Decimal(row["cost_usd"]) for row in rows)
     call_count = sum(int(row["calls"]) for row in rows)
     assert call_count == 3 * day_count
 
     group_by(page, "Day")
     rows = read_csv(page)
     assert [row["day"] for row in rows] == sorted(row["day"] for row in rows)
-    assert (len(rows), sum(Decimal(row["cost_usd"]) for row in rows)) == (day_count, cost)
+    assert (len(rows), sum(Decimal(row["cost_usd"]) for row in rows)) == (day_count, cost_usd)
     group_by(page, "Person")
     page.get_by_role("cell", name="Aki").first.wait_for()
     [row] = read_csv(page)
@@ -183,7 +183,7 @@ def test_usage_is_grouped_by_day_person_and_model(
     assert (row["key"], row["name"], Decimal(row["cost_usd"])) == (
         used_organisation.key,
         "nightly",
-        cost,
+        cost_usd,
     )
 
     for measure in ("Calls", "Tokens"):

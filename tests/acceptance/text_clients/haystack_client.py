@@ -58,15 +58,15 @@ def new_generator(name: str) -> Any:
 
 def chats(name: str) -> None:
     messages = [ChatMessage.from_system("Be kind."), ChatMessage.from_user("Say hello.")]
-    [answer] = new_generator(name).run(messages)["replies"]
-    assert answer.text == TEXT, answer
+    [reply] = new_generator(name).run(messages)["replies"]
+    assert reply.text == TEXT, reply
     streamed_texts: list[str] = []
     streaming_generator = new_generator(name)
     streaming_generator.streaming_callback = lambda chunk: streamed_texts.append(
         chunk.content or ""
     )
-    [answer] = streaming_generator.run(messages)["replies"]
-    assert answer.text == TEXT and "".join(streamed_texts) == TEXT, (answer, streamed_texts)
+    [reply] = streaming_generator.run(messages)["replies"]
+    assert reply.text == TEXT and "".join(streamed_texts) == TEXT, (reply, streamed_texts)
 
 
 def runs_an_agent(name: str) -> None:
@@ -81,17 +81,17 @@ def fills_objects() -> None:
     schema_generator = OpenAIChatGenerator(
         model=model, generation_kwargs=generation_options, max_retries=0, **OPENAI
     )
-    [answer] = schema_generator.run([ChatMessage.from_user(SENTENCE)])["replies"]
-    assert json.loads(answer.text) == PERSON, answer
+    [reply] = schema_generator.run([ChatMessage.from_user(SENTENCE)])["replies"]
+    assert json.loads(reply.text) == PERSON, reply
 
 
 def embeds() -> None:
     embedder_options = {"model": vectors, **OPENAI}
     assert OpenAITextEmbedder(**embedder_options).run("bcd")["embedding"] == [3, 98]
-    result = OpenAIDocumentEmbedder(progress_bar=False, **embedder_options).run(
+    embedding_run = OpenAIDocumentEmbedder(progress_bar=False, **embedder_options).run(
         [Document(content="a")]
     )
-    assert result["documents"][0].embedding == [1, 97]
+    assert embedding_run["documents"][0].embedding == [1, 97]
 
 
 checks = {
