@@ -55,7 +55,9 @@ def wait_for_port(port: int, seconds: float = 20) -> None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise SystemExit(f"no server listens on port {port} after {seconds:g} seconds")
+    raise SystemExit(
+        f"no server listens on 127.0.0.1:{port} after {seconds:g} seconds: start it by hand to see why"
+    )
 
 
 def list_process_tree(pid: int) -> list[psutil.Process]:

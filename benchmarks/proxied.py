@@ -32,7 +32,7 @@ _SECONDS_BETWEEN_EVENTS = 1.0
 
 
 async def _refuse_request(scope: Scope, receive: Receive, send: Send) -> None:
-    raise RouteNotFound("this gateway serves only the proxy's route")
+    raise RouteNotFound(f"{scope['path']}: this gateway serves only the benchmark's route")
 
 
 async def _serve_gateway(port: int, service_url: str) -> None:

@@ -97,7 +97,7 @@ def _read_hashes() -> Iterator[tuple[str, str]]:
 def _read_checked_file(root: Path, name: str, digest: str) -> str:
     content = (root / name).read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
-        raise ValueError(f"{name} is not the file of commit {COMMIT}: its SHA-256 differs")
+        raise ValueError(f"{name} differs from the file of commit {COMMIT}: check out that commit")
     return content.decode()
 
 

@@ -81,7 +81,7 @@ class InstalledClients:
         except subprocess.TimeoutExpired:
             process.kill()
             stdout, stderr = process.communicate()
-        assert process.returncode == 0, f"{command[1]}\n{stdout}\n{stderr}"
+        assert process.returncode == 0, f"{command[1]} failed:\n{stdout}\n{stderr}"
         return json.loads(stdout.splitlines()[-1])
 
 

@@ -66,13 +66,15 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
             if "kill" in message:
                 # Otherwise the client might have all events already.
                 job = StackClient(stack.url, stack.api_key).job(message["kill"])
-                assert job["status"] == "running", "the render ended before the gateway was killed"
+                assert job["status"] == "running", (
+                    "the render ended before the gateway was killed: choose longer `seconds`"
+                )
                 killed_pids.append(kill_gateways(stack))
                 runner.stdin.write("\n")
                 runner.stdin.flush()
             else:
                 step_results = message["results"]
-        assert runner.wait(60) == 0, "the runner failed; its error is above"
+        assert runner.wait(60) == 0, f"{command[0]} failed; its error is above"
     finally:
         timer.cancel()
         runner.kill()

@@ -222,7 +222,9 @@ def _address_options(url: str) -> list[str]:
 def _read_events(process: subprocess.Popen[str], status: int) -> list[dict[str, Any]]:
     """Wait until `comfy` has ended with ``status``, and return the events that it printed."""
     stdout, stderr = process.communicate(timeout=_PATIENCE)
-    assert process.returncode == status, f"{stdout}\n{stderr}"
+    assert process.returncode == status, (
+        f"comfy ended with {process.returncode}, not with {status}:\n{stdout}\n{stderr}"
+    )
     return [json.loads(line) for line in stdout.splitlines()]
 
 

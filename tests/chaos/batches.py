@@ -183,7 +183,7 @@ class BatchRun:
 
             self.wait(has_progressed, 300)
             count_before = len(victims.list_processes(self.gateway.data, PARTS[part]))
-            assert count_before >= 1, f"no process of {part} runs"
+            assert count_before >= 1, f"no process of {part} runs, so none can be killed"
             killed_pid = victims.kill_one(self.gateway.data, PARTS[part])
             batch = self.fetch_batch()
             assert batch["status"] == "in_progress", (

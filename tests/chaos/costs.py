@@ -148,7 +148,9 @@ def _compare_costs(report: Report) -> None:
     lost_executions = len(report.executions) - len(report.rows)
     # An actor may be lost before the pool has seen its run.
     if lost_executions > report.kills["actor"]:
-        report.problems.append(f"{lost_executions} executions were not booked")
+        report.problems.append(
+            f"{lost_executions} executions were not booked, but only {report.kills['actor']} actors killed"
+        )
     allowed_seconds = _MAX_ERROR * report.busy_seconds
     difference_seconds = report.booked_seconds - report.busy_seconds
     if (
@@ -156,7 +158,9 @@ def _compare_costs(report: Report) -> None:
         <= difference_seconds
         <= allowed_seconds
     ):
-        report.problems.append(f"booked and busy time differ by {difference_seconds:+.2f} s")
+        report.problems.append(
+            f"booked and busy time differ by {difference_seconds:+.2f} s, allowed are {allowed_seconds:.2f} s"
+        )
 
 
 async def _run_jobs(client: httpx.AsyncClient, plan: CostPlan, rng: random.Random) -> None:

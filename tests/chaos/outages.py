@@ -109,7 +109,7 @@ def watching_responses(gateway: RunningStack) -> Iterator[ResponseWatch]:
 def kill_part(gateway: RunningStack, watch: ResponseWatch, part: str) -> Outage:
     """Kill the oldest process of ``part`` with SIGKILL; return once all services respond again."""
     count_before = len(victims.list_processes(gateway.data, PARTS[part]))
-    assert count_before >= 1, f"no process of {part} runs"
+    assert count_before >= 1, f"no process of {part} runs, so none can be killed"
     killed_at = time.monotonic()
     pid = victims.kill_one(gateway.data, PARTS[part])
     with ThreadPoolExecutor(1) as pool:

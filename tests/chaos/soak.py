@@ -270,7 +270,9 @@ async def _wait_for_actors(gateway: RunningStack, actors: int) -> None:
     while (
         comfyui_count := (await asyncio.to_thread(_count_processes, gateway))["ComfyUI"]
     ) != actors:
-        assert time.monotonic() < deadline, f"{comfyui_count} of {actors} ComfyUIs run"
+        assert time.monotonic() < deadline, (
+            f"only {comfyui_count} of {actors} ComfyUIs run after {2 * _RECOVERY_SECONDS:.0f} s"
+        )
         await asyncio.sleep(0.5)
 
 
@@ -309,7 +311,7 @@ async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> 
     for job_id in ids:
         if result_counts.get(job_id) != 1 or file_counts[job_id] != 1:
             report.problems.append(
-                f"{job_id}: {result_counts.get(job_id)} results, {file_counts[job_id]} files"
+                f"{job_id}: {result_counts.get(job_id)} results, {file_counts[job_id]} files, not one each"
             )
     picture_digests = {sha256 for job_id, sha256 in owned_files if job_id in set(ids)}
     if len(set(ids)) != report.jobs or len(picture_digests) != report.jobs:
@@ -331,7 +333,7 @@ async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report
             completed_count += event.HasField("activity_task_completed_event_attributes")
         report.tries[try_count] += 1
         if completed_count != 1:
-            report.problems.append(f"{job_id}: {completed_count} completed render steps")
+            report.problems.append(f"{job_id}: {completed_count} completed render steps, not one")
     workflow_counts = Counter([run.id async for run in client.list_workflows()])
     if any(workflow_counts[job_id] > 1 for job_id in ids):
         report.problems.append("a job had more than one workflow")
