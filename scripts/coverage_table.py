@@ -1,4 +1,4 @@
-"""Prints the test coverage of each package: by unit tests, by tests on servers, and by both.
+"""Prints the test coverage of each package: by unit tests, by tests on servers, and by either.
 
 Run it with `make coverage`, which measures first. Processes that are killed record no coverage, and
 neither does code that runs in ComfyUI, so the real coverage by tests on servers is higher.

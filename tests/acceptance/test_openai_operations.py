@@ -1,4 +1,4 @@
-"""Tests rerankings, and with OpenAI's SDK all calls but chats; responses are validated strictly."""
+"""Tests rerankings, and all calls of OpenAI's SDK except chats; responses are validated strictly."""
 
 from __future__ import annotations
 

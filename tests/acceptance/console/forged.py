@@ -76,7 +76,7 @@ def build_cluster(**members: Any) -> dict[str, Any]:
 
 
 def build_backends() -> dict[str, Any]:
-    """Return the body of ``GET /v1/backends`` with one that works and one whose breaker is open."""
+    """Return the body of ``GET /v1/backends`` with a back end that works and one whose breaker is open."""
     model = {
         "name": "gemma-3", "state": "resident", "first_token_seconds": 0.4,
         "output_tokens_per_second": 87.0,
