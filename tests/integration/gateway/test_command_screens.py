@@ -68,7 +68,7 @@ def environ(gateway: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> 
     ]  # fmt: skip
     screen = run_command(
         "profiles", "add", OWNER, gateway.url,
-        typed={b"API key: ": keys[0]["key"].encode() + b"\n"}, variables=variables,
+        typed_inputs={b"API key: ": keys[0]["key"].encode() + b"\n"}, variables=variables,
     )  # fmt: skip
     assert screen.status == 0, screen.text
     assert f"{OWNER} is stored" in screen.text
@@ -202,7 +202,7 @@ def test_deploy_shows_what_it_waits_for(environ: Mapping[str, str]) -> None:
 @pytest.mark.parametrize("command", ["comfyui connect", "connect ollama"])
 def test_a_connector_ends_by_ctrl_c(command: str, environ: Mapping[str, str]) -> None:
     screen = run_command(
-        *command.split(), "--port", "0", typed={b"stops it)": b"\x03"}, variables=environ
+        *command.split(), "--port", "0", typed_inputs={b"stops it)": b"\x03"}, variables=environ
     )
     assert screen.status == 0, screen.text
     assert re.search(r"http://127\.0\.0\.1:\d+", " ".join(screen.lines))
@@ -211,7 +211,7 @@ def test_a_connector_ends_by_ctrl_c(command: str, environ: Mapping[str, str]) ->
 
 def test_following_a_log_ends_by_ctrl_c(environ: Mapping[str, str]) -> None:
     screen = run_command(
-        "logs", "ray", "-n", "1", "--follow", typed={b"\n": b"\x03"}, variables=environ
+        "logs", "ray", "-n", "1", "--follow", typed_inputs={b"\n": b"\x03"}, variables=environ
     )
     assert screen.status == 130
     assert "Traceback" not in screen.text
@@ -222,7 +222,7 @@ def test_deletion_asks_and_no_keeps_everything(
 ) -> None:
     screen = run_command(
         "jobs", "delete", "--status", "succeeded",
-        typed={b"[y/N]: ": b"n\n"}, variables=environ,
+        typed_inputs={b"[y/N]: ": b"n\n"}, variables=environ,
     )  # fmt: skip
     assert screen.status == 1
     assert re.search(r"\d+ jobs match\. Delete them\? \[y/N\]: n", screen.text)
@@ -270,7 +270,7 @@ def find_problems(screens: Screens, line: str, status: int) -> list[str]:
     problems = (
         []
         if find_name(line) in _RAW or line.startswith(_RAW)
-        else find_flaws(screen, copied=_COPIED)
+        else find_flaws(screen, wide_line_prefixes=_COPIED)
     )
     if screen.status != status:
         problems.append(f"status {screen.status}: {screen.text[-1000:]}")

@@ -16,7 +16,7 @@ from moyin.jobs.workflows.step_io import save_output
 from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.store.artifacts import derive_step_artifact_id
 from tests.integration.gateway.fixtures import Farm
-from tests.videos import RED, make_lying_video, make_sound, make_video
+from tests.videos import RED, make_sound, make_video, make_video_with_false_size
 
 LINK = {"expires_in": 60}
 
@@ -105,7 +105,7 @@ async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
         (make_video()[:-100], "video/mp4", 400, "invalid_request"),
         (b"not a video", "video/webm", 400, "invalid_request"),
         (make_sound(), "video/mp4", 400, "invalid_request"),
-        (make_lying_video(16_000), "video/quicktime", 413, "picture_too_large"),
+        (make_video_with_false_size(16_000), "video/quicktime", 413, "picture_too_large"),
     ],
     ids=["cut", "text", "sound", "huge"],
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from benchmarks.scheduling import Farm, Load, fifo
+from benchmarks.scheduling import Farm, Load, simulate_fifo
 from moyin.render.scheduling.rules import PendingRender
 from tests.integration.render.cluster import RenderFarm
 from tests.integration.render.fixtures import loading, sleepy, write_transformers
@@ -52,7 +52,7 @@ async def check_models_stay_loaded(
     runs = await asyncio.gather(*(_read_run(farm, job_id) for job_id in jobs))
 
     loads = sum(load_count for _, load_count in runs)
-    fifo_run = fifo(
+    fifo_run = simulate_fifo(
         Load(
             renders=tuple(
                 PendingRender(id=str(n), priority=3, arrived=0, owner=owner, models={model: 1})

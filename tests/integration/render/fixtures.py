@@ -25,7 +25,7 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.store.blobs import BlobStore
 from tests.nodes import write_nodes
-from tests.processes import confines, with_lines
+from tests.processes import is_bubblewrap, with_lines
 
 # Nodes that sleep, fail and report progress; ComfyUI's own tests use them.
 TEST_NODES = "tests/execution/testing_nodes/testing-pack"
@@ -205,5 +205,5 @@ def comfyui_processes(folder: Path) -> list[int]:
     return [
         process.pid
         for process, line in with_lines(psutil.process_iter())
-        if "--base-directory" in line and str(folder) in line and not confines(line)
+        if "--base-directory" in line and str(folder) in line and not is_bubblewrap(line)
     ]

@@ -192,7 +192,7 @@ async def _check_killed_actor(farm: RenderFarm, pool: Any) -> str:
 
     await eventually(is_render_seen, 60)
     workers = with_lines(psutil.Process().children(recursive=True))
-    [actor] = [process for process, line in workers if victims.actor(line)]
+    [actor] = [process for process, line in workers if victims.is_comfyui_actor(line)]
     actor.kill()
     result = await farm.result(job_id)
     rows = await _list_rows(farm, job_id)

@@ -24,7 +24,7 @@ import yaml
 
 from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 from moyin.stack.ports import REPLICA_PORTS, Ports
-from tests.chaos.watch import Probe, judge, probes
+from tests.chaos.watch import Probe, build_probes, judge_response
 from tests.stack import ROOT, free_port_base
 
 _BIN = Path(sys.executable).parent
@@ -144,7 +144,7 @@ def test_no_response_is_404_while_apps_start(head: Head) -> None:
 
 def _check_answers(head: Head) -> set[str]:
     """Request a path of every kind, check each response, and return the different responses."""
-    results = {_request(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
+    results = {_request(head.ports.door, probe) for probe in (_TINY, *build_probes("7"))}
     with grpc.insecure_channel(f"127.0.0.1:{head.ports.grpc}") as channel:
         stub = moyin_pb2_grpc.MoyinStub(channel)
         with pytest.raises(grpc.RpcError) as exc_info:
@@ -158,10 +158,10 @@ def _request(port: int, probe: Probe) -> str:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{probe.path}", method=probe.method)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            outcome, problem = judge(probe, answer.status, answer.headers, answer.read())
+            outcome, problem = judge_response(probe, answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as error:
         with error:
-            outcome, problem = judge(probe, error.code, dict(error.headers), error.read())
+            outcome, problem = judge_response(probe, error.code, dict(error.headers), error.read())
     except OSError:
         time.sleep(0.05)
         return "refused"
