@@ -19,10 +19,10 @@ from tests.integration.access.test_authorisation import (
     GATEWAY,
     GATEWAY_ROLES,
     create_bearers,
+    create_gateway_bearers,
     create_render_job,
-    find_wrong_answers,
-    gateway_bearers,
-    judge_websocket,
+    find_matrix_differences,
+    websocket_to_matrix_character,
 )
 from tests.integration.gateway.fixtures import Farm
 from tests.stack import RunningStack
@@ -54,19 +54,21 @@ CALLS = {
 SOCKETS = ("/ws", "/api/ws", "/comfy/ws")
 
 
-async def test_undescribed_routes_of_the_gateway(farm: Farm) -> None:
-    bearers, job = await gateway_bearers(farm), await create_render_job(farm)
+async def test_undescribed_gateway_routes_match_the_matrix(farm: Farm) -> None:
+    bearers, job = await create_gateway_bearers(farm), await create_render_job(farm)
     async with aiohttp.ClientSession(farm.url) as session:
-        page = {route: outcomes for route, outcomes in UNLISTED.items() if route != "GET /comfy/"}
-        assert await find_wrong_answers(farm, session, bearers, job, page) == {}
+        bearer_routes = {
+            route: outcomes for route, outcomes in UNLISTED.items() if route != "GET /comfy/"
+        }
+        assert await find_matrix_differences(farm, session, bearers, job, bearer_routes) == {}
         for bearer in bearers.values():
             headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
             async with session.get("/comfy/", headers=headers) as response:
                 assert response.status == 401
 
 
-async def test_comfyuis_api_by_its_other_addresses(farm: Farm) -> None:
-    bearers = await gateway_bearers(farm)
+async def test_other_addresses_of_comfyuis_api_match_the_matrix(farm: Farm) -> None:
+    bearers = await create_gateway_bearers(farm)
     comfyui_routes = {
         route: expected
         for route, expected in GATEWAY.items()
@@ -74,13 +76,19 @@ async def test_comfyuis_api_by_its_other_addresses(farm: Farm) -> None:
     }
     assert len(comfyui_routes) > 40
     async with aiohttp.ClientSession(farm.url) as session:
-        for base in ("/api", "/comfy/api"):
+        for base_path in ("/api", "/comfy/api"):
             job = await create_render_job(farm)
             assert (
-                await find_wrong_answers(farm, session, bearers, job, comfyui_routes, base) == {}
-            ), base
+                await find_matrix_differences(
+                    farm, session, bearers, job, comfyui_routes, base_path
+                )
+                == {}
+            ), base_path
         for path in SOCKETS:
-            outcomes = [await judge_websocket(session, path, bearer) for bearer in bearers.values()]
+            outcomes = [
+                await websocket_to_matrix_character(session, path, bearer)
+                for bearer in bearers.values()
+            ]
             assert "".join(outcomes) == GATEWAY["GET /queue"], path
 
 
@@ -101,7 +109,7 @@ async def test_other_tenants_cannot_see_a_batch(farm: Farm) -> None:
         assert (await response.json())["jobs"] == []
 
 
-async def test_grpc(gateway: RunningStack) -> None:
+async def test_grpc_calls_match_the_matrix(gateway: RunningStack) -> None:
     database = Database(gateway.settings.sql_url)
     bearers = await create_bearers(KeyStore(database), "grpc")
     await database.close()
@@ -127,7 +135,7 @@ async def test_grpc(gateway: RunningStack) -> None:
         stub = MoyinStub(channel)
         for role in GATEWAY_ROLES:
             for name, request in requests.items():
-                outcomes[name] += await _call_as_character(
+                outcomes[name] += await _grpc_call_to_matrix_character(
                     getattr(stub, name), request, bearers[role]
                 )
         metadata = [("authorization", f"Bearer {bearers['everything']}")]
@@ -145,17 +153,17 @@ _JUDGEMENTS: Mapping[grpc.StatusCode, str] = {
 }
 
 
-async def _call_as_character(call: Any, request: Any, bearer: str | None) -> str:
+async def _grpc_call_to_matrix_character(call: Any, request: Any, bearer: str | None) -> str:
     metadata = [("application", "gateway")]
     if bearer is not None:
         metadata.append(("authorization", f"Bearer {bearer}"))
     try:
-        answer = call(request, metadata=metadata)
-        if hasattr(answer, "__aiter__"):
-            async for _ in answer:
+        response = call(request, metadata=metadata)
+        if hasattr(response, "__aiter__"):
+            async for _ in response:
                 continue
         else:
-            await answer
+            await response
     except grpc.aio.AioRpcError as error:
         return _JUDGEMENTS[error.code()]
     return "+"

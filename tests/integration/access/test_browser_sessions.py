@@ -49,8 +49,8 @@ class Browser:
     def cookies(self) -> dict[str, str]:
         return {item.key: item.value for item in self._session.cookie_jar}
 
-    def forget(self, name: str) -> None:
-        self._session.cookie_jar.clear(lambda one: one.key == name)
+    def delete_cookie(self, name: str) -> None:
+        self._session.cookie_jar.clear(lambda cookie: cookie.key == name)
 
 
 @asynccontextmanager
@@ -60,21 +60,21 @@ async def open_browser(accounts: AccountsApp) -> AsyncIterator[Browser]:
         yield Browser(accounts.url, session)
 
 
-def password_of(player: Mapping[str, Any]) -> dict[str, str]:
+def credentials_of(player: Mapping[str, Any]) -> dict[str, str]:
     return {"email": player["user"]["email"], "password": PASSWORD}
 
 
 async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> None:
-    member = await accounts.member(await accounts.organisation())
+    member = await accounts.add_member(await accounts.create_organisation())
     async with open_browser(accounts) as browser:
-        login = await browser.call("POST", "/session", password_of(member))
+        login = await browser.call("POST", "/session", credentials_of(member))
         assert (login.status, login.headers["cache-control"]) == (200, "no-store")
         assert (login.body["user"], login.body["renewable"]) == (member["user"]["id"], True)
         assert 0 < login.body["expires_in"] <= 300
         assert set(browser.cookies) == {"moyin_session", "moyin_refresh"}
         assert await browser.status("GET", "/me") == 200
         assert await browser.status("PATCH", "/me", {"name": "Bo"}) == 200
-        browser.forget("moyin_session")
+        browser.delete_cookie("moyin_session")
         assert await browser.status("GET", "/me") == 401
         assert await browser.status("POST", "/session/renew") == 200
         assert await browser.status("GET", "/me") == 200
@@ -88,22 +88,24 @@ async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> 
         assert refused_response.status == 401, path
 
 
-async def test_tabs_renew_at_once_and_stay_signed_in(accounts: AccountsApp) -> None:
-    player = await accounts.player()
+async def test_concurrent_renewals_of_tabs_keep_the_session(accounts: AccountsApp) -> None:
+    player = await accounts.register_player()
     async with open_browser(accounts) as browser:
-        await browser.call("POST", "/session", password_of(player))
-        statuses = [browser.status("POST", "/session/renew") for _ in range(5)]
-        assert await asyncio.gather(*statuses) == [200] * 5
+        await browser.call("POST", "/session", credentials_of(player))
+        renewals = [browser.status("POST", "/session/renew") for _ in range(5)]
+        assert await asyncio.gather(*renewals) == [200] * 5
         assert await browser.status("POST", "/session/renew") == 200
         assert await browser.status("GET", "/me") == 200
 
 
-async def test_a_refresh_secret_that_was_taken_out_ends_the_session(accounts: AccountsApp) -> None:
-    player = await accounts.player()
+async def test_using_the_refresh_cookie_elsewhere_ends_the_session(accounts: AccountsApp) -> None:
+    player = await accounts.register_player()
     async with open_browser(accounts) as browser:
-        await browser.call("POST", "/session", password_of(player))
+        await browser.call("POST", "/session", credentials_of(player))
         secret = browser.cookies["moyin_refresh"]
-        thief_session = await accounts.ok("POST", "/refresh", None, {"refresh_token": secret})
+        thief_session = await accounts.expect_ok(
+            "POST", "/refresh", None, {"refresh_token": secret}
+        )
         assert await browser.status("POST", "/session/renew") == 401
     assert (await accounts.call("GET", "/me", thief_session["access_token"])).status == 401
 
@@ -111,7 +113,7 @@ async def test_a_refresh_secret_that_was_taken_out_ends_the_session(accounts: Ac
 async def test_the_refresh_token_of_a_new_session_moves_into_the_cookie(
     accounts: AccountsApp,
 ) -> None:
-    player = await accounts.player()
+    player = await accounts.register_player()
     body = {"refresh_token": player["refresh_token"]}
     async with open_browser(accounts) as browser:
         login = await browser.call("POST", "/session", body)
@@ -124,9 +126,9 @@ async def test_the_refresh_token_of_a_new_session_moves_into_the_cookie(
 
 
 async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> None:
-    player = await accounts.player()
+    player = await accounts.register_player()
     async with open_browser(accounts) as browser:
-        await browser.call("POST", "/session", password_of(player))
+        await browser.call("POST", "/session", credentials_of(player))
         login = await browser.call("POST", "/session", {"api_key": f" {accounts.operator} "})
         assert (login.status, login.body["owner"], login.body["renewable"]) == (200, "admin", False)
         assert login.body["expires_in"] == 30 * 86_400
@@ -144,7 +146,7 @@ async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> Non
 
 
 async def test_an_access_token_may_be_pasted_with_spaces(accounts: AccountsApp) -> None:
-    player = await accounts.player()
+    player = await accounts.register_player()
     async with open_browser(accounts) as browser:
         token = f" {player['access_token']}\n"
         login = await browser.call("POST", "/session", {"api_key": token})
@@ -153,13 +155,13 @@ async def test_an_access_token_may_be_pasted_with_spaces(accounts: AccountsApp) 
         assert await browser.status("GET", "/me") == 200
 
 
-async def test_pages_of_other_sites_can_do_nothing(accounts: AccountsApp) -> None:
-    player = await accounts.player()
+async def test_requests_of_other_sites_are_refused(accounts: AccountsApp) -> None:
+    player = await accounts.register_player()
     async with open_browser(accounts) as browser:
-        await browser.call("POST", "/session", password_of(player))
+        await browser.call("POST", "/session", credentials_of(player))
         cookies_before = browser.cookies
         calls: list[tuple[str, str, Any]] = [
-            ("POST", "/session", password_of(player)),
+            ("POST", "/session", credentials_of(player)),
             ("POST", "/session/renew", None),
             ("POST", "/session/end", None),
             ("PATCH", "/me", {"name": "Eve"}),
@@ -174,10 +176,11 @@ async def test_pages_of_other_sites_can_do_nothing(accounts: AccountsApp) -> Non
                     "cross_site_request",
                 ), path
         for method, path in (("PATCH", "/me"), ("POST", "/session/renew")):
-            silent_response = await browser.call(method, path, {}, headers={})
-            assert (silent_response.status, silent_response.code) == (403, "cross_site_request"), (
-                path
-            )
+            headerless_response = await browser.call(method, path, {}, headers={})
+            assert (headerless_response.status, headerless_response.code) == (
+                403,
+                "cross_site_request",
+            ), path
         assert browser.cookies == cookies_before
         assert (await browser.call("GET", "/me")).body["name"] == "Ann"
 
@@ -204,9 +207,9 @@ async def test_session_request_accepts_one_kind_of_credential(
 
 
 async def test_wrong_secrets_get_no_cookie(accounts: AccountsApp) -> None:
-    player = await accounts.player()
+    player = await accounts.register_player()
     wrong_bodies: list[tuple[Any, str]] = [
-        ({**password_of(player), "password": "wrong"}, "invalid_credentials"),
+        ({**credentials_of(player), "password": "wrong"}, "invalid_credentials"),
         ({"api_key": "moyin_x_y"}, "invalid_api_key"),
         ({"refresh_token": "moyinr_x"}, "invalid_token"),
     ]
@@ -217,8 +220,8 @@ async def test_wrong_secrets_get_no_cookie(accounts: AccountsApp) -> None:
 
 
 async def test_guesses_are_slowed_down_as_at_login(accounts: AccountsApp) -> None:
-    player = await accounts.player()
-    wrong_credentials = {**password_of(player), "password": "wrong"}
+    player = await accounts.register_player()
+    wrong_credentials = {**credentials_of(player), "password": "wrong"}
     client_headers = {"x-forwarded-for": f"2001:db8::{secrets.token_hex(2)}:{secrets.token_hex(2)}"}
     paths = ["/session", "/login"] * 5
     # Ten are verified at once; of further ones, two may wait for their turn.
@@ -243,10 +246,10 @@ async def test_guesses_are_slowed_down_as_at_login(accounts: AccountsApp) -> Non
 
 
 async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -> None:
-    player, other_player = await accounts.player(), await accounts.player()
+    player, other_player = await accounts.register_player(), await accounts.register_player()
     async with open_browser(accounts) as first_browser, open_browser(accounts) as second_browser:
         for browser in (second_browser, first_browser):
-            await browser.call("POST", "/session", password_of(player))
+            await browser.call("POST", "/session", credentials_of(player))
         listed_sessions = (await first_browser.call("GET", "/sessions")).body["sessions"]
         assert [item["current"] for item in listed_sessions] == [True, False, False]
         assert (
@@ -273,12 +276,12 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
 
 
 async def test_a_disabled_user_is_signed_out(accounts: AccountsApp) -> None:
-    player = await accounts.player()
+    player = await accounts.register_player()
     async with open_browser(accounts) as browser:
-        await browser.call("POST", "/session", password_of(player))
+        await browser.call("POST", "/session", credentials_of(player))
         path = f"/users/{player['user']['id']}"
-        await accounts.ok("PATCH", path, accounts.operator, {"disabled": True})
+        await accounts.expect_ok("PATCH", path, accounts.operator, {"disabled": True})
         assert await browser.status("GET", "/me") == 401
         assert await browser.status("POST", "/session/renew") == 401
-        refused_response = await browser.call("POST", "/session", password_of(player))
+        refused_response = await browser.call("POST", "/session", credentials_of(player))
         assert (refused_response.status, refused_response.code) == (401, "invalid_credentials")

@@ -104,9 +104,7 @@ async def test_a_real_error_names_no_path_of_the_machine(
         responses.append(await stream.text())
     job = await comfy.get(f"/jobs/{prompt_id}")
     assert message in job["error"]["message"]
-    assert not [
-        (text[:200], result) for text in responses if (result := _find_leaks(gateway, text))
-    ]
+    assert not [(text[:200], leaks) for text in responses if (leaks := _find_leaks(gateway, text))]
 
 
 async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, comfy: Comfy) -> None:

@@ -256,11 +256,13 @@ async def _record_all(url: str, key: str | None = None) -> Recording:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
         recorder = Recorder(session, {_UPLOAD: _RED})
-        recording: dict[str, Any] = {"before": [await recorder.ask(*call) for call in BEFORE]}
+        recording: dict[str, Any] = {
+            "before": [await recorder.send_request(*call) for call in BEFORE]
+        }
         recording["uploads"] = await _upload_files(recorder)
         for scene in SCENES:
             recording[scene.name] = await recorder.play(scene)
-        recording["after"] = [await recorder.ask(*call) for call in AFTER]
+        recording["after"] = [await recorder.send_request(*call) for call in AFTER]
     return recording
 
 

@@ -49,7 +49,7 @@ async def status(browser: aiohttp.ClientSession, path: str, method: str = "GET")
 async def test_a_signed_in_member_is_known_to_the_gateway_and_its_page(
     farm: Farm, accounts_beside: AccountsApp, browser: aiohttp.ClientSession
 ) -> None:
-    member = await accounts_beside.member(await accounts_beside.organisation())
+    member = await accounts_beside.add_member(await accounts_beside.create_organisation())
     assert await status(browser, "/jobs") == 401
     await sign_in(browser, accounts_beside, member["user"]["email"])
     assert await status(browser, "/jobs") == 200
@@ -72,11 +72,11 @@ async def test_a_signed_in_member_is_known_to_the_gateway_and_its_page(
 async def test_a_player_has_a_players_rights_and_an_ended_session_none(
     farm: Farm, accounts_beside: AccountsApp, browser: aiohttp.ClientSession
 ) -> None:
-    player = await accounts_beside.player()
+    player = await accounts_beside.register_player()
     await sign_in(browser, accounts_beside, player["user"]["email"])
     assert await status(browser, "/jobs") == 403
     logout_body = {"everywhere": True}
-    await accounts_beside.ok("POST", "/logout", player["access_token"], logout_body)
+    await accounts_beside.expect_ok("POST", "/logout", player["access_token"], logout_body)
 
     async def is_signed_out() -> bool:
         return await status(browser, "/jobs") == 401
