@@ -392,7 +392,7 @@ async def create_bearers(keys: KeyStore, owner: str) -> dict[str, str | None]:
 async def create_render_job(farm: Farm) -> str:
     """Create a queued render job of the tenant, and return its id."""
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
-    return str((await farm.submit({"kind": "render", "workflow": graph}))["id"])
+    return str((await farm.submit_job({"kind": "render", "workflow": graph}))["id"])
 
 
 async def find_matrix_differences(
@@ -470,13 +470,13 @@ async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) ->
     key_id, key = await keys.create("ann", "narrow", scopes={"jobs:write", "jobs:read"})
     http_job = {"kind": "http", "request": {"path": "/svc/x"}}
     chat_job = {"kind": "chat", "request": {"model": "m", "messages": [{"role": "user"}]}}
-    async with farm.session(key) as narrow_session:
+    async with farm.open_session(key) as narrow_session:
         async with narrow_session.post("/jobs", json=chat_job) as response:
             body = await response.json()
             assert (response.status, body["scope"]) == (403, "text")
         async with narrow_session.post("/jobs", json=http_job) as response:
             job = (await response.json())["id"]
-    await farm.until(job, "succeeded")
+    await farm.wait_for_status(job, "succeeded")
     [headers] = [headers for _, path, _, headers in farm.services.calls if path == "/svc/x"]
     token = headers["authorization"].removeprefix("Bearer ")
     identity = await create_authenticator(farm.database, SIGNING_KEY).authenticate(token)

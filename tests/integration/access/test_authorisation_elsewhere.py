@@ -95,8 +95,8 @@ async def test_other_addresses_of_comfyuis_api_match_the_matrix(farm: Farm) -> N
 async def test_other_tenants_cannot_see_a_batch(farm: Farm) -> None:
     graph = {"1": {"class_type": "KSampler", "inputs": {"seed": 1}}}
     body = {"kind": "render", "workflow": graph, "batch": {"seeds": 2}}
-    batch = (await farm.submit(body))["id"]
-    assert len((await farm.show(batch))["children"]) == 2
+    batch = (await farm.submit_job(body))["id"]
+    assert len((await farm.fetch_job(batch))["children"]) == 2
     for method, path in (
         ("GET", f"/jobs/{batch}"),
         ("GET", f"/jobs/{batch}/events"),

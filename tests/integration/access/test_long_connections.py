@@ -74,8 +74,8 @@ async def test_event_streams_end_with_their_key(
 ) -> None:
     keys = KeyStore(farm.database)
     key_id, key = await keys.create("ann", "short-lived")
-    job = await farm.submit(CHAT)
-    render_job = await farm.submit({"kind": "render", "workflow": {"1": {"class_type": "EmptyImage",
+    job = await farm.submit_job(CHAT)
+    render_job = await farm.submit_job({"kind": "render", "workflow": {"1": {"class_type": "EmptyImage",
                                 "inputs": {}}}})  # fmt: skip
     paths = {
         f"/jobs/{job['id']}/events": _follow_stream,
@@ -85,7 +85,7 @@ async def test_event_streams_end_with_their_key(
         "/api/ws?clientId=desk": _follow_socket,
     }
     async with (
-        farm.session(key) as client,
+        farm.open_session(key) as client,
         _follow_all(client, paths) as tasks,
         _follow_all(farm.client, {f"/jobs/{job['id']}/ws": _follow_socket}) as other_streams,
     ):

@@ -18,7 +18,7 @@ from yarl import URL
 from moyin.domain.job import JobStatus
 from tests.chaos.graphs import picture, sleepy
 from tests.integration.comfy_api.test_native_api import (
-    Comfy,
+    ComfyClient,
     comfy,
     comfyui_up,
     foreign_comfy,
@@ -40,7 +40,7 @@ def split_color(color: int) -> tuple[int, int, int]:
     return color >> 16, color >> 8 & 255, color & 255
 
 
-async def upload_picture(comfy: Comfy, name: str, color: int) -> Any:
+async def upload_picture(comfy: ComfyClient, name: str, color: int) -> Any:
     file = BytesIO()
     Image.new("RGB", (8, 8), split_color(color)).save(file, "PNG")
     form = aiohttp.FormData(quote_fields=False)
@@ -49,7 +49,7 @@ async def upload_picture(comfy: Comfy, name: str, color: int) -> Any:
         return await response.json()
 
 
-async def read_pixel(comfy: Comfy, file: dict[str, str]) -> Any:
+async def read_pixel(comfy: ComfyClient, file: dict[str, str]) -> Any:
     async with comfy.session.get("/view", params=file) as response:
         assert response.status == 200, await response.text()
         return Image.open(BytesIO(await response.read())).convert("RGB").getpixel((0, 0))
@@ -79,7 +79,7 @@ def ends_prompt(prompt_id: str) -> Callable[[Event], bool]:
     return lambda event: event["type"] == "executing" and event["data"] == data
 
 
-async def wait_until_running(comfy: Comfy, prompt_id: str) -> None:
+async def wait_until_running(comfy: ComfyClient, prompt_id: str) -> None:
     async def is_running() -> bool:
         queue = await comfy.get("/queue")
         return prompt_id in [row[1] for row in queue["queue_running"]]
@@ -88,16 +88,19 @@ async def wait_until_running(comfy: Comfy, prompt_id: str) -> None:
 
 
 async def test_uploads_of_the_same_name_stay_separate_per_tenant(
-    comfy: Comfy, foreign_comfy: Comfy
+    comfy: ComfyClient, foreign_comfy: ComfyClient
 ) -> None:
     name = f"{uuid.uuid4().hex}.png"
     our_color, their_color = next(_colors), next(_colors)
     for caller, color in ((comfy, our_color), (foreign_comfy, their_color)):
         assert (await upload_picture(caller, name, color))["name"] == name
     prompts = [
-        (caller, await caller.queue(inverting_graph(name))) for caller in (comfy, foreign_comfy)
+        (caller, await caller.queue_prompt(inverting_graph(name)))
+        for caller in (comfy, foreign_comfy)
     ]
-    files = [get_only_file(await caller.finished(prompt_id)) for caller, prompt_id in prompts]
+    files = [
+        get_only_file(await caller.wait_until_finished(prompt_id)) for caller, prompt_id in prompts
+    ]
     assert [file["filename"] for file in files] == ["x_00001_.png"] * 2
     for caller, file, color in zip(
         (comfy, foreign_comfy), files, (our_color, their_color), strict=True
@@ -110,10 +113,10 @@ async def test_uploads_of_the_same_name_stay_separate_per_tenant(
     assert await read_pixel(comfy, {"filename": name, "type": "input"}) == split_color(our_color)
 
 
-async def test_outputs_of_the_same_name_stay_separate_per_prompt(comfy: Comfy) -> None:
+async def test_outputs_of_the_same_name_stay_separate_per_prompt(comfy: ComfyClient) -> None:
     colors = [next(_colors), next(_colors)]
-    prompts = [await comfy.queue(picture(color)) for color in colors]
-    files = [get_only_file(await comfy.finished(prompt_id)) for prompt_id in prompts]
+    prompts = [await comfy.queue_prompt(picture(color)) for color in colors]
+    files = [get_only_file(await comfy.wait_until_finished(prompt_id)) for prompt_id in prompts]
     assert files[0]["filename"] == files[1]["filename"]
     assert [await read_pixel(comfy, file) for file in files] == [
         split_color(color) for color in colors
@@ -121,14 +124,14 @@ async def test_outputs_of_the_same_name_stay_separate_per_prompt(comfy: Comfy) -
 
 
 async def test_name_without_subfolder_is_the_tenants_newest_output(
-    comfy: Comfy, foreign_comfy: Comfy
+    comfy: ComfyClient, foreign_comfy: ComfyClient
 ) -> None:
     prefix, colors = uuid.uuid4().hex, [next(_colors), next(_colors)]
     name = f"{prefix}_00001_.png"
     for color in colors:
         graph = picture(color)
         graph["2"]["inputs"]["filename_prefix"] = f"deeper/{prefix}"
-        await comfy.finished(await comfy.queue(graph))
+        await comfy.wait_until_finished(await comfy.queue_prompt(graph))
         for extra_query in ({}, {"type": "output"}, {"subfolder": ""}, {"subfolder": "."}):
             assert await read_pixel(comfy, {"filename": name, **extra_query}) == split_color(color)
     requests = [
@@ -146,12 +149,12 @@ async def test_name_without_subfolder_is_the_tenants_newest_output(
             assert response.status == status, (query, await response.text())
 
 
-async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> None:
+async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: ComfyClient) -> None:
     color = next(_colors)
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
-        first_prompt = await comfy.queue(picture(color))
+        first_prompt = await comfy.queue_prompt(picture(color))
         await receive_until(socket, ends_prompt(first_prompt))
-        second_prompt = await comfy.queue(picture(color))
+        second_prompt = await comfy.queue_prompt(picture(color))
         events = [
             e
             for e in await receive_until(socket, ends_prompt(second_prompt))
@@ -163,18 +166,20 @@ async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> 
     ]
     assert sorted(cached_nodes) == ["1", "2"], "nothing was rendered"
     [shown_output] = [event["data"]["output"] for event in events if event["type"] == "executed"]
-    file = get_only_file(await comfy.finished(second_prompt))
+    file = get_only_file(await comfy.wait_until_finished(second_prompt))
     assert shown_output["images"] == [file]
     assert file["subfolder"].startswith(second_prompt)
     assert await read_pixel(comfy, file) == split_color(color)
 
 
-async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, foreign_comfy: Comfy) -> None:
-    ended_prompt = await comfy.queue(picture(next(_colors)))
-    await comfy.finished(ended_prompt)
-    prompt_id = await comfy.queue(sleepy(2, next(_colors)))
+async def test_interrupt_stops_only_the_named_prompt(
+    comfy: ComfyClient, foreign_comfy: ComfyClient
+) -> None:
+    ended_prompt = await comfy.queue_prompt(picture(next(_colors)))
+    await comfy.wait_until_finished(ended_prompt)
+    prompt_id = await comfy.queue_prompt(sleepy(2, next(_colors)))
     await wait_until_running(comfy, prompt_id)
-    requests: list[tuple[Comfy, str, Any]] = [
+    requests: list[tuple[ComfyClient, str, Any]] = [
         (comfy, "/interrupt", {"prompt_id": ended_prompt}),
         (foreign_comfy, "/interrupt", {}),
         (foreign_comfy, "/interrupt", {"prompt_id": prompt_id}),
@@ -184,16 +189,16 @@ async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, foreign_comfy
     ]
     for caller, path, body in requests:
         assert (await caller.post(path, body))[0] == 200, path
-    assert (await comfy.finished(prompt_id))["status"]["status_str"] == "success"
+    assert (await comfy.wait_until_finished(prompt_id))["status"]["status_str"] == "success"
 
 
-async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: Comfy) -> None:
+async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: ComfyClient) -> None:
     """A prompt is in the queue or in the history at any time.
 
     Clients treat a prompt that is in neither list as lost, and an empty queue as finished.
     """
     for graph in (sleepy(1, next(_colors)), picture(next(_colors))):
-        prompt_id = await comfy.queue(graph)
+        prompt_id = await comfy.queue_prompt(graph)
         entry: dict[str, Any] = {}
         while not entry:
             remaining_count = (await comfy.get("/prompt"))["exec_info"]["queue_remaining"]
@@ -204,10 +209,10 @@ async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: Comfy) -
             assert remaining_count or entry
 
 
-async def test_reconnected_client_receives_the_remaining_events(comfy: Comfy) -> None:
+async def test_reconnected_client_receives_the_remaining_events(comfy: ComfyClient) -> None:
     path = f"/ws?clientId={comfy.id}"
     async with comfy.session.ws_connect(path) as old_socket:
-        prompt_id = await comfy.queue(sleepy(2, next(_colors)))
+        prompt_id = await comfy.queue_prompt(sleepy(2, next(_colors)))
         await receive_until(old_socket, lambda event: event["type"] == "executing")
         async with comfy.session.ws_connect(path) as new_socket:
             events = await receive_until(new_socket, lambda event: event["type"] == "executing")
@@ -219,7 +224,7 @@ async def test_reconnected_client_receives_the_remaining_events(comfy: Comfy) ->
 
 
 async def test_a_node_packages_files_reach_the_frontend(
-    comfy: Comfy, gateway: RunningStack
+    comfy: ComfyClient, gateway: RunningStack
 ) -> None:
     path = f"/extensions/{NAME}/hello.js"
     assert path in await comfy.get("/extensions")

@@ -268,19 +268,24 @@ async def _record_all(url: str, key: str | None = None) -> Recording:
 
 async def _upload_files(recorder: Recorder) -> list[Any]:
     responses = [await recorder.upload(_UPLOAD, content) for content in (_RED, _RED, _GREEN)]
-    mask, original_ref = f"mask of {_UPLOAD}", json.dumps({"filename": _UPLOAD, "type": "input"})
-    responses.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original_ref))
-    for call in (
+    mask_name, original_ref = (
+        f"mask of {_UPLOAD}",
+        json.dumps({"filename": _UPLOAD, "type": "input"}),
+    )
+    responses.append(
+        await recorder.upload(mask_name, _MASK, "/upload/mask", original_ref=original_ref)
+    )
+    for query in (
         {"filename": _UPLOAD, "type": "input"},
         {"filename": f"{_UPLOAD} [input]"},
-        {"filename": mask, "type": "input"},
-        {"filename": mask, "type": "input", "channel": "a"},
-        {"filename": mask, "type": "input", "channel": "rgb"},
-        {"filename": mask, "type": "input", "preview": "webp;100"},
+        {"filename": mask_name, "type": "input"},
+        {"filename": mask_name, "type": "input", "channel": "a"},
+        {"filename": mask_name, "type": "input", "channel": "rgb"},
+        {"filename": mask_name, "type": "input", "preview": "webp;100"},
         {"filename": _UPLOAD, "type": "input", "preview": "jpeg"},
         {"filename": f"no {_UPLOAD}", "type": "input"},
     ):
-        responses.append(await recorder.view(**call))
+        responses.append(await recorder.view(**query))
     return responses
 
 

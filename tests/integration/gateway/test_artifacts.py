@@ -24,7 +24,7 @@ async def upload(farm: Farm, data: Any, **options: Any) -> dict[str, Any]:
         return body
 
 
-async def test_a_file_comes_back_as_it_was(farm: Farm) -> None:
+async def test_download_returns_the_uploaded_file(farm: Farm) -> None:
     headers = {"content-type": "image/png"}
     artifact = await upload(farm, PNG, headers=headers, params={"name": "a b.png"})
     assert (artifact["name"], artifact["media_type"], artifact["size"]) == (
@@ -85,7 +85,7 @@ async def test_files_that_could_run_scripts_are_downloads(farm: Farm, media_type
         ("lines=1-2", 200, PNG, None),
     ],
 )
-async def test_ranges(
+async def test_range_headers_are_served_ignored_or_refused(
     farm: Farm, range_header: str, status: int, content: bytes, content_range: str | None
 ) -> None:
     artifact = await upload(farm, PNG)
@@ -141,14 +141,14 @@ async def test_a_deleted_upload_can_be_uploaded_again_with_its_key(farm: Farm) -
 
 
 async def test_an_idempotency_key_that_many_use_at_once_keeps_one_file(farm: Farm) -> None:
-    async def put(number: int) -> tuple[int, bytes, str]:
+    async def upload_numbered(number: int) -> tuple[int, bytes, str]:
         data, headers = b"file %d" % number, {"Idempotency-Key": "race"}
         async with farm.client.post("/artifacts", data=data, headers=headers) as response:
             return response.status, data, (await response.json()).get("url", "")
 
-    answers = await asyncio.gather(*map(put, range(8)))
-    (accepted_upload,) = [(data, url) for status, data, url in answers if status == 201]
-    assert [status for status, _, _ in answers].count(422) == 7
+    uploads = await asyncio.gather(*map(upload_numbered, range(8)))
+    (accepted_upload,) = [(data, url) for status, data, url in uploads if status == 201]
+    assert [status for status, _, _ in uploads].count(422) == 7
     async with farm.client.get(accepted_upload[1]) as response:
         assert await response.read() == accepted_upload[0]
 
@@ -189,5 +189,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(farm: Farm) -> None:
         remaining_files = list(Path(tempfile.gettempdir()).glob("moyin-upload-*"))
         if not remaining_files:
             break
-        await farm.show((await farm.submit({"kind": "http", "request": {"path": "/x"}}))["id"])
+        await farm.fetch_job(
+            (await farm.submit_job({"kind": "http", "request": {"path": "/x"}}))["id"]
+        )
     assert remaining_files == []

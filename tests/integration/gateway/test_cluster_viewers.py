@@ -71,7 +71,7 @@ class Viewer:
 
 @asynccontextmanager
 async def open_viewer(farm: Farm, key: str) -> AsyncIterator[Viewer]:
-    async with farm.session(key) as session, session.get(STREAM) as response:
+    async with farm.open_session(key) as session, session.get(STREAM) as response:
         assert response.status == 200, await response.text()
         yield Viewer(response)
 
@@ -208,7 +208,7 @@ async def test_unknown_parts_are_refused(farm: Farm) -> None:
 
 
 async def submit(farm: Farm, key: str) -> str:
-    async with farm.session(key) as session, session.post("/jobs", json=CHAT) as response:
+    async with farm.open_session(key) as session, session.post("/jobs", json=CHAT) as response:
         assert response.status == 202, await response.text()
         return str((await response.json())["id"])
 
@@ -249,7 +249,7 @@ async def test_each_sees_the_jobs_of_its_own_tenant(farm: Farm) -> None:
     job = await submit(farm, ann)
     async with open_viewer(farm, ann) as viewer:
         seen = (await viewer.read_all("jobs"))["jobs"]
-    async with farm.session(ann) as session, session.get("/jobs") as response:
+    async with farm.open_session(ann) as session, session.get("/jobs") as response:
         listed = await response.json()
     assert [one["id"] for one in seen["jobs"]] == [one["id"] for one in listed["jobs"]] == [job]
     assert seen["jobs"][0].keys() == listed["jobs"][0].keys()
@@ -263,7 +263,7 @@ async def test_operators_follow_the_routes(farm: Farm) -> None:
     key = await new_key(farm, "studio", JOBS_READ, OPERATOR)
     async with open_viewer(farm, key) as viewer:
         seen = (await viewer.read_all("routes"))["routes"]
-    async with farm.session(key) as session, session.get("/cluster/routes") as response:
+    async with farm.open_session(key) as session, session.get("/cluster/routes") as response:
         shown = await response.json()
     assert seen.keys() == shown.keys()
     assert (seen["routes"], seen["config"]) == (shown["routes"], shown["config"])

@@ -32,8 +32,8 @@ from tests.integration.gateway.screen_commands import (
     LINES,
     NOT_RUNNING,
     TABLES,
-    fill_in,
-    find_name,
+    fill_placeholders,
+    find_command_name,
 )
 from tests.integration.gateway.screen_content import OWNER, make_content
 from tests.screens_page import PAGE, SHOWN, build_page, find_differences
@@ -102,7 +102,7 @@ def screens(content: Sequence[Mapping[str, str]], environ: Mapping[str, str]) ->
 
 def test_every_command_has_a_screen() -> None:
     leaves = {name for name, command in list_commands().items() if not hasattr(command, "commands")}
-    assert leaves - {find_name(line) for line, _ in COMMANDS} == ELSEWHERE
+    assert leaves - {find_command_name(line) for line, _ in COMMANDS} == ELSEWHERE
 
 
 def test_screens_are_whole(screens: Screens) -> None:
@@ -142,15 +142,17 @@ def test_json_is_json(content: Sequence[Mapping[str, str]], environ: Mapping[str
         for name, command in list_commands().items()
         if any("--json" in parameter.opts for parameter in command.params)
     }
-    lines = [line for line, status in COMMANDS if status == 0 and find_name(line) in with_json]
-    assert {find_name(line) for line in lines} == with_json - FAILING - ELSEWHERE
+    lines = [
+        line for line, status in COMMANDS if status == 0 and find_command_name(line) in with_json
+    ]
+    assert {find_command_name(line) for line in lines} == with_json - FAILING - ELSEWHERE
     found = run_all(
         "json", [f"{line} --json" for line in lines], content[1], environ, with_errors=False
     )
     for line, screen in found.items():
         assert screen.status == 0, (line, screen.text)
         output = screen.output.decode()
-        documents = output.splitlines() if find_name(line) in LINES else [output]
+        documents = output.splitlines() if find_command_name(line) in LINES else [output]
         assert documents, line
         for document in documents:
             assert isinstance(json.loads(document), dict | list), line
@@ -248,7 +250,7 @@ def run_all(
     with_errors: bool = True,
 ) -> dict[str, Screen]:
     """Run commands in a terminal, or without columns in a pipe, and keep their screens."""
-    calls = [fill_in(line, known) for line in lines]
+    calls = [fill_placeholders(line, known) for line in lines]
     if columns:
         found = capture(calls, columns=columns, variables=environ)
     else:
@@ -269,7 +271,7 @@ def find_problems(screens: Screens, line: str, status: int) -> list[str]:
     screen = screens[line]
     problems = (
         []
-        if find_name(line) in _RAW or line.startswith(_RAW)
+        if find_command_name(line) in _RAW or line.startswith(_RAW)
         else find_flaws(screen, copied=_COPIED)
     )
     if screen.status != status:

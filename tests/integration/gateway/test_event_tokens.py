@@ -49,7 +49,7 @@ async def test_a_token_follows_its_job_and_no_other(
     working_farm: Farm, page: aiohttp.ClientSession
 ) -> None:
     farm = working_farm
-    job, other_job = [(await farm.submit(CHAT))["id"] for _ in range(2)]
+    job, other_job = [(await farm.submit_job(CHAT))["id"] for _ in range(2)]
     token = await new_token(farm.client, job)
     job_frames = await frames(farm.client, job)
     async with page.get(f"/jobs/{job}/events?token={token}") as response:
@@ -75,7 +75,7 @@ async def test_a_token_follows_its_job_and_no_other(
 async def test_wrong_and_expired_tokens_are_refused(
     farm: Farm, page: aiohttp.ClientSession
 ) -> None:
-    job = (await farm.submit(CHAT))["id"]
+    job = (await farm.submit_job(CHAT))["id"]
     creator = Identity(owner="ann", key_id="none")
     wrong_tokens = {
         "x": "invalid_token",
@@ -97,7 +97,7 @@ async def test_wrong_and_expired_tokens_are_refused(
             assert (response.status, body["field"]) == (400, "expires_in"), expires_in
     _, key = await KeyStore(farm.database).create("other tenant", "k")
     async with (
-        farm.session(key) as other_session,
+        farm.open_session(key) as other_session,
         other_session.post(f"/jobs/{job}/token") as response,
     ):
         assert (response.status, (await response.json())["code"]) == (404, "job_not_found")
@@ -106,10 +106,10 @@ async def test_wrong_and_expired_tokens_are_refused(
 async def test_a_token_and_its_streams_end_with_the_key_that_made_it(
     farm: Farm, page: aiohttp.ClientSession
 ) -> None:
-    job = (await farm.submit(CHAT))["id"]
+    job = (await farm.submit_job(CHAT))["id"]
     keys = KeyStore(farm.database)
     key_id, key = await keys.create("ann", "short-lived")
-    async with farm.session(key) as client:
+    async with farm.open_session(key) as client:
         token = await new_token(client, job)
         short_token = await new_token(client, job, expires_in=8)
     async with (
@@ -142,7 +142,7 @@ async def test_a_token_and_its_streams_end_with_the_key_that_made_it(
 async def test_only_listed_routes_accept_credentials_in_queries(
     farm: Farm, page: aiohttp.ClientSession
 ) -> None:
-    job = (await farm.submit(CHAT))["id"]
+    job = (await farm.submit_job(CHAT))["id"]
     token = await new_token(farm.client, job)
     async with page.get("/openapi.json") as response:
         paths = (await response.json())["paths"]
@@ -195,7 +195,7 @@ async def test_only_listed_routes_accept_credentials_in_queries(
 async def test_previews_are_events_for_clients_that_request_them(
     farm: Farm, page: aiohttp.ClientSession, valkey_server: ValkeyServer
 ) -> None:
-    job = (await farm.submit(RENDER))["id"]
+    job = (await farm.submit_job(RENDER))["id"]
     token = await new_token(farm.client, job)
     store = PreviewStore(valkey_server.url)
     preview = Preview(step=0, node="7", media_type="image/png")
@@ -240,7 +240,7 @@ async def test_previews_are_events_for_clients_that_request_them(
 async def test_the_python_client_creates_tokens_and_reads_previews(
     farm: Farm, page: aiohttp.ClientSession, valkey_server: ValkeyServer
 ) -> None:
-    job = (await farm.submit(RENDER))["id"]
+    job = (await farm.submit_job(RENDER))["id"]
     store = PreviewStore(valkey_server.url)
 
     async def publish_previews() -> None:

@@ -101,8 +101,8 @@ async def test_jobs_are_listed_page_by_page(working_farm: Farm, limit: int) -> N
     job = {"kind": "chat", "request": request}
     ids = []
     for project in ("aurora", "dawn", "aurora"):
-        submitted_job = await working_farm.submit(job | {"metadata": {"project": project}})
-        ids.append((await working_farm.until(submitted_job["id"], "failed"))["id"])
+        submitted_job = await working_farm.submit_job(job | {"metadata": {"project": project}})
+        ids.append((await working_farm.wait_for_status(submitted_job["id"], "failed"))["id"])
     metadata = [("authorization", f"Bearer {working_farm.key}")]
     example = read_example(PAGE, "list", "python").replace("limit=100", f"limit={limit}")
     async with serve_bridge(working_farm.url) as address:

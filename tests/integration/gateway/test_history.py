@@ -61,10 +61,10 @@ async def upload(
 
 
 async def test_a_job_shows_its_request(farm: Farm) -> None:
-    chat = await farm.submit(CHAT)
-    render = await farm.submit({**RENDER, "webhook": "http://127.0.0.1:9/hook"})
-    assert (await farm.show(chat["id"]))["submitted"]["steps"][0]["request"] == CHAT["request"]
-    submitted_request = (await farm.show(render["id"]))["submitted"]
+    chat = await farm.submit_job(CHAT)
+    render = await farm.submit_job({**RENDER, "webhook": "http://127.0.0.1:9/hook"})
+    assert (await farm.fetch_job(chat["id"]))["submitted"]["steps"][0]["request"] == CHAT["request"]
+    submitted_request = (await farm.fetch_job(render["id"]))["submitted"]
     assert submitted_request["webhook"] == "http://127.0.0.1:9/[hidden]"
     [step] = submitted_request["steps"]
     assert await call(farm.client, "GET", step["graph"]) == (200, RENDER["workflow"])
@@ -75,12 +75,12 @@ async def test_a_job_shows_its_request(farm: Farm) -> None:
 
 
 async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) -> None:
-    chat = (await farm.submit({**CHAT, "metadata": {'a"b': "x y", "c": "1"}}))["id"]
-    fast_job = (await farm.submit({**RENDER, "pool": "fast", "metadata": {"c": "1"}}))["id"]
+    chat = (await farm.submit_job({**CHAT, "metadata": {'a"b': "x y", "c": "1"}}))["id"]
+    fast_job = (await farm.submit_job({**RENDER, "pool": "fast", "metadata": {"c": "1"}}))["id"]
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x"}}
-    swatch = (await farm.submit(body))["id"]
+    swatch = (await farm.submit_job(body))["id"]
     await call(farm.client, "POST", f"/jobs/{swatch}/cancel")
-    created_at = (await farm.show(fast_job))["created_at"].replace("+00:00", "Z")
+    created_at = (await farm.fetch_job(fast_job))["created_at"].replace("+00:00", "Z")
     for query, result in {
         "status=queued,cancelled": [swatch, fast_job, chat],
         "status=queued&status=cancelled&kind=render": [swatch, fast_job],
@@ -111,8 +111,8 @@ async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) 
 async def test_an_ended_job_is_deleted_with_its_events(working_farm: Farm) -> None:
     farm = working_farm
     headers = {"Idempotency-Key": "once"}
-    job = (await farm.submit(CHAT, **headers))["id"]
-    await farm.until(job, "succeeded")
+    job = (await farm.submit_job(CHAT, **headers))["id"]
+    await farm.wait_for_status(job, "succeeded")
     status, problem = await call(farm.other, "DELETE", f"/jobs/{job}")
     assert (status, problem["code"]) == (404, "job_not_found")
 
@@ -132,24 +132,26 @@ async def test_an_ended_job_is_deleted_with_its_events(working_farm: Farm) -> No
         status, problem = await call(farm.client, method, path)
         assert (status, problem["code"]) == (404, "job_not_found"), path
     assert await farm.events.replay(job, None) == []
-    second_job = (await farm.submit(CHAT, **headers))["id"]
+    second_job = (await farm.submit_job(CHAT, **headers))["id"]
     assert second_job != job
-    await farm.until(second_job, "succeeded")
+    await farm.wait_for_status(second_job, "succeeded")
 
 
 async def test_an_open_job_must_be_cancelled_first(farm: Farm) -> None:
-    job = (await farm.submit(CHAT))["id"]
+    job = (await farm.submit_job(CHAT))["id"]
     status, problem = await call(farm.client, "DELETE", f"/jobs/{job}")
     assert (status, problem["code"]) == (409, "job_not_finished")
     assert f"/jobs/{job}/cancel" in problem["detail"]
-    assert (await farm.show(job))["status"] == "queued"
+    assert (await farm.fetch_job(job))["status"] == "queued"
 
 
 async def test_many_jobs_are_cancelled_and_deleted_by_a_filter(working_farm: Farm) -> None:
     farm = working_farm
     # No worker renders, so that these stay open.
-    old_jobs = [(await farm.submit({**RENDER, "metadata": {"p": "old"}}))["id"] for _ in range(3)]
-    new_job = (await farm.submit({**RENDER, "metadata": {"p": "new"}}))["id"]
+    old_jobs = [
+        (await farm.submit_job({**RENDER, "metadata": {"p": "old"}}))["id"] for _ in range(3)
+    ]
+    new_job = (await farm.submit_job({**RENDER, "metadata": {"p": "new"}}))["id"]
     body: dict[str, Any] = {"filter": {"metadata": {"p": "old"}}, "dry_run": True}
     dry_run_counts = {"matched": 3, "done": 0, "skipped": 0, "dry_run": True, "next_cursor": None}
     assert await call(farm.client, "POST", "/jobs/cancel", body) == (200, dry_run_counts)
@@ -162,7 +164,7 @@ async def test_many_jobs_are_cancelled_and_deleted_by_a_filter(working_farm: Far
     status, result = await call(farm.client, "POST", "/jobs/cancel", body)
     assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 3, 0)
     for job in old_jobs:
-        await farm.until(job, "cancelled")
+        await farm.wait_for_status(job, "cancelled")
     status, result = await call(farm.client, "POST", "/jobs/delete", body)
     assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 3, 0)
     assert await list_ids(farm.client) == [new_job]
@@ -175,17 +177,17 @@ async def test_many_jobs_are_cancelled_and_deleted_by_a_filter(working_farm: Far
                 "invalid_request",
                 "filter",
             )
-    assert (await farm.show(new_job))["status"] == "queued"
+    assert (await farm.fetch_job(new_job))["status"] == "queued"
 
 
 async def test_jobs_are_accepted_while_many_are_deleted(working_farm: Farm) -> None:
     farm = working_farm
-    jobs = [(await farm.submit(CHAT))["id"] for _ in range(30)]
+    jobs = [(await farm.submit_job(CHAT))["id"] for _ in range(30)]
     for job in jobs:
-        await farm.until(job, "succeeded")
+        await farm.wait_for_status(job, "succeeded")
     body = {"filter": {"status": "succeeded"}}
     delete_task = asyncio.create_task(call(farm.client, "POST", "/jobs/delete", body))
-    render = await farm.submit(RENDER)
+    render = await farm.submit_job(RENDER)
     status, result = await delete_task
     assert (status, result["done"], result["next_cursor"]) == (200, 30, None)
     assert await list_ids(farm.client) == [render["id"]]

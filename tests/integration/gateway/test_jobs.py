@@ -64,9 +64,9 @@ async def test_a_submitted_job_is_shown(farm: Farm) -> None:
 
 
 async def test_pages_and_filters(farm: Farm) -> None:
-    jobs = [(await farm.submit(CHAT))["id"] for _ in range(5)]
+    jobs = [(await farm.submit_job(CHAT))["id"] for _ in range(5)]
     render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
-    jobs.append((await farm.submit(render))["id"])
+    jobs.append((await farm.submit_job(render))["id"])
     seen_ids: list[str] = []
     cursor = ""
     while True:
@@ -85,7 +85,7 @@ async def test_pages_and_filters(farm: Farm) -> None:
 
 async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
     render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
-    first_job, second_job, third_job = [(await farm.submit(render))["id"] for _ in range(3)]
+    first_job, second_job, third_job = [(await farm.submit_job(render))["id"] for _ in range(3)]
     short_duration = Duration(mean=4.0, variance=1.0)
     farm.scripted_pools.places["default"] = {
         second_job: QueuePlace(position=1),
@@ -104,15 +104,15 @@ async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
         return places == [2, 1, None]
 
     await eventually(are_places_shown, 30)
-    shown_job = await farm.show(first_job)
+    shown_job = await farm.fetch_job(first_job)
     assert shown_job["queued_for"] >= 0 and shown_job["started_at"] is None
     starts_in, ends_in = {"p50": 4.0, "p90": 5.3}, {"p50": 8.0, "p90": 9.8}
     assert shown_job["eta"] == {"starts_in": starts_in, "ends_in": ends_in}
     assert find_missing_members("docs/farm.md", "eta", shown_job) == []
-    assert (await farm.show(second_job))["eta"] == {"starts_in": None, "ends_in": None}
-    assert (await farm.show(third_job))["eta"] is None
+    assert (await farm.fetch_job(second_job))["eta"] == {"starts_in": None, "ends_in": None}
+    assert (await farm.fetch_job(third_job))["eta"] is None
     await farm.jobs.start(first_job, 1)
-    shown_job = await farm.show(first_job)
+    shown_job = await farm.fetch_job(first_job)
     assert shown_job["started_at"] is not None
     assert (shown_job["status"], shown_job["position"], shown_job["queued_for"]) == (
         "running",
@@ -123,7 +123,7 @@ async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
 
 
 async def test_events_tell_the_whole_story(working_farm: Farm) -> None:
-    job = await working_farm.submit({"kind": "pipeline", "steps": [CHAT, CHAT]})
+    job = await working_farm.submit_job({"kind": "pipeline", "steps": [CHAT, CHAT]})
     job_frames = await frames(working_farm.client, job["id"])
     assert [f["event"] for f in job_frames] == ["queued", "running", "step", "step", "succeeded"]
     assert [json.loads(f["data"])["step"] for f in job_frames if f["event"] == "step"] == [0, 1]
@@ -131,7 +131,7 @@ async def test_events_tell_the_whole_story(working_farm: Farm) -> None:
 
 
 async def test_events_resume_after_the_last_seen(working_farm: Farm) -> None:
-    job = await working_farm.submit(CHAT)
+    job = await working_farm.submit_job(CHAT)
     job_frames = await frames(working_farm.client, job["id"])
     later_frames = await frames(working_farm.client, job["id"], last_event_id=job_frames[1]["id"])
     assert [f["id"] for f in later_frames] == [f["id"] for f in job_frames[2:]]
@@ -143,8 +143,8 @@ async def test_events_go_on_over_a_retry(working_farm: Farm) -> None:
         return aiohttp.web.Response(status=400)
 
     working_farm.services.answers["/svc/no"] = refuse
-    job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/no"}})
-    await working_farm.until(job["id"])
+    job = await working_farm.submit_job({"kind": "http", "request": {"path": "/svc/no"}})
+    await working_farm.wait_for_status(job["id"])
     del working_farm.services.answers["/svc/no"]
     await working_farm.client.post(f"/jobs/{job['id']}/retry")
     event_names = [f["event"] for f in await frames(working_farm.client, job["id"])]
@@ -152,7 +152,7 @@ async def test_events_go_on_over_a_retry(working_farm: Farm) -> None:
 
 
 async def test_the_websocket_reports_the_same(working_farm: Farm) -> None:
-    job = await working_farm.submit(CHAT)
+    job = await working_farm.submit_job(CHAT)
     job_frames = await frames(working_farm.client, job["id"])
     async with working_farm.client.ws_connect(f"/jobs/{job['id']}/ws") as socket:
         events = [json.loads(message.data) async for message in socket]
@@ -195,8 +195,8 @@ async def test_a_stream_ends_when_the_events_are_lost(
     farm.services.answers["/svc/slow"] = answer_slowly
     try:
         await farm.start_worker()
-        job = await farm.submit({"kind": "http", "request": {"path": "/svc/slow"}})
-        await farm.until(job["id"], "running")
+        job = await farm.submit_job({"kind": "http", "request": {"path": "/svc/slow"}})
+        await farm.wait_for_status(job["id"], "running")
         watch_task = asyncio.create_task(frames(farm.client, job["id"]))
         await asyncio.sleep(0.3)
         valkey.kill()
@@ -204,7 +204,7 @@ async def test_a_stream_ends_when_the_events_are_lost(
         job_frames = await asyncio.wait_for(watch_task, 20)
         assert job_frames[-1]["event"] == "succeeded"
         assert "id" not in job_frames[-1]
-        assert (await farm.show(job["id"]))["status"] == "succeeded"
+        assert (await farm.fetch_job(job["id"]))["status"] == "succeeded"
         async with farm.client.get("/readyz") as response:
             assert (await response.json())["checks"]["valkey"] == "down"
     finally:
@@ -213,10 +213,10 @@ async def test_a_stream_ends_when_the_events_are_lost(
 
 
 async def test_disconnected_watchers_leave_no_tasks(farm: Farm) -> None:
-    job = await farm.submit(CHAT)
+    job = await farm.submit_job(CHAT)
     tasks_before = len(asyncio.all_tasks())
     for _ in range(5):
-        async with farm.session(farm.key) as client:
+        async with farm.open_session(farm.key) as client:
             response = await client.get(f"/jobs/{job['id']}/events")
             await response.content.readline()
             socket = await client.ws_connect(f"/jobs/{job['id']}/ws")
@@ -258,9 +258,9 @@ async def test_a_job_is_accepted_while_temporal_is_away(
     farm = Farm(tmp_path, own_temporal, valkey_server, Services())
     await farm.open()
     try:
-        await farm.submit(CHAT)
+        await farm.submit_job(CHAT)
         own_temporal.kill()
-        job = await farm.submit(CHAT)
+        job = await farm.submit_job(CHAT)
         async with farm.client.get("/readyz") as response:
             assert response.status == 503
             assert (await response.json())["checks"]["temporal"] == "down"
@@ -270,7 +270,7 @@ async def test_a_job_is_accepted_while_temporal_is_away(
             )  # fmt: skip
         own_temporal.start()
         await farm.start_worker()
-        assert (await farm.until(job["id"], seconds=60))["status"] == "succeeded"
+        assert (await farm.wait_for_status(job["id"], seconds=60))["status"] == "succeeded"
     finally:
         await farm.close()
 
@@ -278,10 +278,10 @@ async def test_a_job_is_accepted_while_temporal_is_away(
 async def test_submitting_answers_at_once(
     farm: Farm, record_measurement: RecordMeasurement
 ) -> None:
-    await farm.submit(CHAT)
+    await farm.submit_job(CHAT)
     seconds = []
     for _ in range(30):
         started_at = time.perf_counter()
-        assert (await farm.submit(CHAT))["status"] == "queued"
+        assert (await farm.submit_job(CHAT))["status"] == "queued"
         seconds.append(time.perf_counter() - started_at)
     record_measurement(f"submit: median {statistics.median(seconds) * 1000:.1f} ms")

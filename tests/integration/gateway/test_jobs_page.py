@@ -50,14 +50,14 @@ def test_every_snippet_is_run() -> None:
 async def test_a_job_is_submitted_once(working_farm: Farm) -> None:
     job_id = await submit(working_farm)
     assert await submit(working_farm) == job_id
-    job = await working_farm.until(job_id)
+    job = await working_farm.wait_for_status(job_id)
     assert (job["kind"], job["status"]) == ("chat", "succeeded")
     assert job["metadata"] == {"project": "dawn"}
 
 
 async def test_a_job_is_polled(working_farm: Farm) -> None:
     job_id = await submit(working_farm)
-    await working_farm.until(job_id)
+    await working_farm.wait_for_status(job_id)
     decoder = json.JSONDecoder()
     output = await run(working_farm, "poll", job_id)
     shown_job, end = decoder.raw_decode(output)
@@ -84,7 +84,7 @@ async def test_a_page_follows_a_job_by_a_token(working_farm: Farm) -> None:
 
 async def test_a_pipeline_uses_an_earlier_output(working_farm: Farm) -> None:
     accepted_job: Any = json.loads((await run(working_farm, "pipeline")).rpartition("\n")[0])
-    job = await working_farm.until(accepted_job["id"])
+    job = await working_farm.wait_for_status(accepted_job["id"])
     assert job["priority"] == 4
     first_text, second_text = (output["text"] for output in job["outputs"])
     assert second_text == f"re: A poem on {first_text}"

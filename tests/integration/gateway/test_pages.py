@@ -50,18 +50,18 @@ async def test_jobs_are_listed_by_filters(working_farm: Farm) -> None:
 
     working_farm.services.answers["/v1/chat/completions"] = refuse
     aurora_job, other_job = [
-        (await working_farm.submit(CHAT | {"metadata": {"project": project}}))["id"]
+        (await working_farm.submit_job(CHAT | {"metadata": {"project": project}}))["id"]
         for project in ("aurora", "dawn")
     ]
     for job_id in (aurora_job, other_job):
-        await working_farm.until(job_id, "failed")
+        await working_farm.wait_for_status(job_id, "failed")
     page = json.loads(await run(working_farm, HISTORY, "list"))
     assert [job["id"] for job in page["jobs"]] == [aurora_job]
 
 
 async def test_jobs_are_deleted_by_a_filter_after_a_dry_run(working_farm: Farm) -> None:
-    job = await working_farm.submit(CHAT | {"metadata": {"project": "aurora"}})
-    await working_farm.until(job["id"], "succeeded")
+    job = await working_farm.submit_job(CHAT | {"metadata": {"project": "aurora"}})
+    await working_farm.wait_for_status(job["id"], "succeeded")
     page, name, moment = HISTORY, "delete", "2026-01-01T00:00:00Z"
     earlier_replacement = {moment: "2001-01-01T00:00:00Z"}
     assert (
@@ -72,7 +72,7 @@ async def test_jobs_are_deleted_by_a_filter_after_a_dry_run(working_farm: Farm) 
     assert (
         json.loads(await run(working_farm, page, name, replaced=later_replacement))["matched"] == 1
     )
-    assert (await working_farm.show(job["id"]))["status"] == "succeeded"
+    assert (await working_farm.fetch_job(job["id"]))["status"] == "succeeded"
     real_run_replacement = later_replacement | {'"dry_run": true': '"dry_run": false'}
     assert (
         json.loads(await run(working_farm, page, name, replaced=real_run_replacement))["matched"]
@@ -108,7 +108,7 @@ async def test_a_template_is_listed_and_submitted(farm: Farm) -> None:
     listed_templates, end = decoder.raw_decode(output)
     assert "swatch" in {template["name"] for template in listed_templates["templates"]}
     job = json.loads(output[end:])
-    [step] = (await farm.show(job["id"]))["submitted"]["steps"]
+    [step] = (await farm.fetch_job(job["id"]))["submitted"]["steps"]
     assert (step["kind"], step["template"]) == ("render", "swatch")
     assert step["inputs"] == {"prompt": "sea", "seed": 2003199}
 
@@ -139,7 +139,7 @@ async def test_a_graph_is_rendered_and_followed(farm: Farm) -> None:
 async def test_a_pipeline_calls_its_webhook(working_farm: Farm) -> None:
     webhook = {"https://example.com/done": f"{working_farm.services_url}/done"}
     job = json.loads(await run(working_farm, QUICKSTART, "pipeline", replaced=webhook))
-    finished_job = await working_farm.until(job["id"])
+    finished_job = await working_farm.wait_for_status(job["id"])
     first_text, second_text = (output["text"] for output in finished_job["outputs"])
     assert second_text == f"re: A poem on {first_text}"
-    await eventually(lambda: working_farm.services.count("/done") == 1)
+    await eventually(lambda: working_farm.services.count_calls("/done") == 1)

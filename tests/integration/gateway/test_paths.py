@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.gateway.raw_http import Answer, ask
+from tests.integration.gateway.raw_http import RawResponse, send_request
 from tests.stack import RunningStack
 
 CANARY = f"canary-{secrets.token_hex(16)}"
@@ -81,7 +81,10 @@ NOT_FOUND = {
 async def test_nothing_outside_is_read(
     gateway: RunningStack, headers: dict[str, str], targets: tuple[str, ...], codes: set[str]
 ) -> None:
-    answers = {target: await ask(gateway.ports.door, target, headers=headers) for target in targets}
+    answers = {
+        target: await send_request(gateway.ports.door, target, headers=headers)
+        for target in targets
+    }
     for target, answer in answers.items():
         assert CANARY.encode() not in answer.body, target
         assert b"root:" not in answer.body, target
@@ -94,13 +97,13 @@ async def test_nothing_outside_is_read(
 
 
 async def test_nothing_outside_is_written(gateway: RunningStack, headers: dict[str, str]) -> None:
-    userdata_before = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
+    userdata_before = await send_request(gateway.ports.door, "/v2/userdata", headers=headers)
     for name in (
         f"..%2f{EVIL}", f"%2e%2e%2f{EVIL}", f"%2ftmp%2f{EVIL}", f"..%5c{EVIL}", f"a%2f..%2f..%2f{EVIL}",
         f"..%252f{EVIL}", f"a%00{EVIL}", f"x/move/..%2f{EVIL}", f"..%2f{EVIL}/move/x",
     ):  # fmt: skip
         for base in ("", "/api"):
-            answer = await ask(
+            answer = await send_request(
                 gateway.ports.door,
                 f"{base}/userdata/{name}",
                 method="POST",
@@ -109,7 +112,7 @@ async def test_nothing_outside_is_written(gateway: RunningStack, headers: dict[s
             )
             result = (answer.status, answer.code)
             assert result in ((403, "path_refused"), (404, "route_not_found")), (name, result)
-    userdata_after = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
+    userdata_after = await send_request(gateway.ports.door, "/v2/userdata", headers=headers)
     assert userdata_after.body == userdata_before.body
     assert _list_written_files(gateway) == []
 
@@ -144,7 +147,9 @@ async def test_an_uploads_name_is_a_name(
     else:
         assert (answer.status, answer.code) == (400, "invalid_request"), answer
     target = f"/artifacts?name=..%2f..%2f{EVIL}.txt"
-    response = await ask(gateway.ports.door, target, method="POST", headers=headers, body=b"x")
+    response = await send_request(
+        gateway.ports.door, target, method="POST", headers=headers, body=b"x"
+    )
     assert (response.status, f'"name":"{EVIL}.txt"' in response.body.decode()) == (201, True), (
         response
     )
@@ -153,14 +158,14 @@ async def test_an_uploads_name_is_a_name(
 
 async def _upload(
     gateway: RunningStack, headers: dict[str, str], name: str, **fields: str
-) -> Answer:
+) -> RawResponse:
     parts = [
         f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
         "Content-Type: image/png\r\n\r\nx",
         *(f'Content-Disposition: form-data; name="{k}"\r\n\r\n{v}' for k, v in fields.items()),
     ]
     body = "".join(f"--b0undary\r\n{part}\r\n" for part in parts) + "--b0undary--\r\n"
-    return await ask(
+    return await send_request(
         gateway.ports.door,
         "/upload/image",
         method="POST",

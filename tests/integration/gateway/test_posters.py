@@ -84,9 +84,9 @@ async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
         return StepOutcome(result=result)
 
     workflow = {"1": {"class_type": "EmptyImage", "inputs": {}}}
-    async with working_farm.renderer(render_video):
-        job = await working_farm.submit({"kind": "render", "workflow": workflow})
-        ended_job = await working_farm.until(job["id"], "succeeded")
+    async with working_farm.run_renderer(render_video):
+        job = await working_farm.submit_job({"kind": "render", "workflow": workflow})
+        ended_job = await working_farm.wait_for_status(job["id"], "succeeded")
     [file] = ended_job["artifacts"]
     assert (await read_poster(working_farm.client, file["url"])).size == (256, 128)
     assert (await read_problem(working_farm.other, file["url"]))["code"] == "artifact_not_found"

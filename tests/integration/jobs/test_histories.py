@@ -45,7 +45,7 @@ async def test_recorded_histories_of_all_ends_replay(working_farm: Farm) -> None
         return web.Response()
 
     async def answer_third_call(_: web.Request) -> web.Response:
-        return web.Response(status=503 if farm.services.count("/svc/twice") < 2 else 200)
+        return web.Response(status=503 if farm.services.count_calls("/svc/twice") < 2 else 200)
 
     farm.services.answers = {
         "/svc/no": refuse,
@@ -63,16 +63,16 @@ async def test_recorded_histories_of_all_ends_replay(working_farm: Farm) -> None
         "cancelled": http_step("/svc/hang"),
         "retried": http_step("/svc/twice"),
     }
-    ids = {name: (await farm.submit(body))["id"] for name, body in bodies.items()}
+    ids = {name: (await farm.submit_job(body))["id"] for name, body in bodies.items()}
     deadline = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
-    job = await farm.submit({**http_step("/svc/hang"), "deadline": deadline})
+    job = await farm.submit_job({**http_step("/svc/hang"), "deadline": deadline})
     ids["deadline"] = job["id"]
-    await eventually(lambda: farm.services.count("/svc/hang") == 2)
+    await eventually(lambda: farm.services.count_calls("/svc/hang") == 2)
     await farm.client.post(f"/jobs/{ids['cancelled']}/cancel")
     for job_id in ids.values():
-        await farm.until(job_id)
+        await farm.wait_for_status(job_id)
     ids["webhook"] = f"webhook-{ids['succeeded']}-1"
-    await eventually(lambda: farm.services.count("/hook"))
+    await eventually(lambda: farm.services.count_calls("/hook"))
     client = await farm.temporal.get_client()
     replayer = Replayer(workflows=[JobWorkflow, WebhookWorkflow], data_converter=DATA_CONVERTER)
     for name, workflow_id in ids.items():

@@ -205,7 +205,7 @@ async def _run_intake(farm: Farm, queue: Queue) -> AsyncIterator[asyncio.subproc
     args = json.dumps({"sources": [queue.source]})
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.integration.jobs.intake_process", args,
-        cwd=ROOT, env=farm.environment() | queue.environ, stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT, env=farm.build_environment() | queue.environ, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
     assert await process.stdout.readline() == b"up\n"

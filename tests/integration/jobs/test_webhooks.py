@@ -62,7 +62,7 @@ async def test_the_webhook_of_the_end_is_signed(
     working_farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
     hook_server, url = receiver
-    job = await working_farm.submit({**CHAT, "webhook": url, "metadata": {"a": "b"}})
+    job = await working_farm.submit_job({**CHAT, "webhook": url, "metadata": {"a": "b"}})
     headers, body = await asyncio.wait_for(hook_server.got.get(), 20)
     payload = Webhook(await read_webhook_secret(working_farm)).verify(body, headers)
     assert payload["type"] == "job.succeeded"
@@ -79,9 +79,9 @@ async def test_a_failing_receiver_is_tried_again_with_the_same_id(
 ) -> None:
     hook_server, url = receiver
     hook_server.statuses = [500]
-    job = await working_farm.submit({**CHAT, "webhook": url})
+    job = await working_farm.submit_job({**CHAT, "webhook": url})
     first_delivery = await asyncio.wait_for(hook_server.got.get(), 20)
-    assert (await working_farm.show(job["id"]))["status"] == "succeeded"
+    assert (await working_farm.fetch_job(job["id"]))["status"] == "succeeded"
     second_delivery = await asyncio.wait_for(hook_server.got.get(), 20)
     assert first_delivery[0]["webhook-id"] == second_delivery[0]["webhook-id"]
     assert first_delivery[1] == second_delivery[1]
@@ -93,8 +93,8 @@ async def test_slow_webhook_receiver_delays_no_job(
     hook_server, url = receiver
     hook_server.delay = 3
     started_at = time.monotonic()
-    job = await working_farm.submit({**CHAT, "webhook": url})
-    await working_farm.until(job["id"])
+    job = await working_farm.submit_job({**CHAT, "webhook": url})
+    await working_farm.wait_for_status(job["id"])
     assert time.monotonic() - started_at < 3
     await working_farm.client.get(f"/jobs/{job['id']}/events")
     assert time.monotonic() - started_at < 3
@@ -107,10 +107,12 @@ async def test_slow_receivers_do_not_delay_other_webhooks(
     """Jobs still end while more receivers are slow than a worker has concurrent activities."""
     hook_server, url = receiver
     hook_server.open.clear()
-    job_ids = [await working_farm.submit({**CHAT, "webhook": url}) for _ in range(CONCURRENCY + 2)]
+    job_ids = [
+        await working_farm.submit_job({**CHAT, "webhook": url}) for _ in range(CONCURRENCY + 2)
+    ]
     await eventually(lambda: hook_server.got.qsize() >= CONCURRENCY, 180)
-    job = await working_farm.submit(CHAT)
-    assert (await working_farm.until(job["id"]))["status"] == "succeeded"
+    job = await working_farm.submit_job(CHAT)
+    assert (await working_farm.wait_for_status(job["id"]))["status"] == "succeeded"
     assert hook_server.answered == 0
     hook_server.open.set()
     await eventually(lambda: hook_server.answered >= len(job_ids), 180)
@@ -134,7 +136,7 @@ async def test_a_job_cancelled_before_its_start_sends_events(
         patch.setattr(farm.launcher, "start", never_start)
         if temporal_goes:
             patch.setattr(farm.launcher, "notify", raise_unavailable)
-        job = await farm.submit({**CHAT, "webhook": url})
+        job = await farm.submit_job({**CHAT, "webhook": url})
         async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
             assert (await response.json())["status"] == "cancelled"
     await farm.start_worker()
@@ -149,8 +151,8 @@ async def test_host_name_with_private_address_is_not_called(
     farm.networks = ""
     await farm.start_worker()
     hook_server, url = receiver
-    job = await farm.submit({**CHAT, "webhook": url.replace("127.0.0.1", "localhost")})
-    assert (await farm.until(job["id"]))["status"] == "succeeded"
+    job = await farm.submit_job({**CHAT, "webhook": url.replace("127.0.0.1", "localhost")})
+    assert (await farm.wait_for_status(job["id"]))["status"] == "succeeded"
     client = await farm.temporal.get_client()
     handle = client.get_workflow_handle(f"webhook-{job['id']}-1")
     # It is started just after the job's end.

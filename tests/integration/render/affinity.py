@@ -40,12 +40,12 @@ async def check_models_stay_loaded(
     """
     started_at = time.monotonic()
     changes = (await pool.status.remote())["changes"]
-    blocking_jobs = [await farm.submit(sleepy(120)) for _ in range(2)]
+    blocking_jobs = [await farm.submit_job(sleepy(120)) for _ in range(2)]
     for job_id in blocking_jobs:
         await farm.renderer_of(pool, job_id)
     owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
     submissions = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
-    jobs = [await farm.submit(loading(model), owner=owner) for owner, model in submissions]
+    jobs = [await farm.submit_job(loading(model), owner=owner) for owner, model in submissions]
     await eventually(lambda: _has_waiting(pool, len(jobs)), 180)
     for job_id in blocking_jobs:
         await farm.cancel(job_id)

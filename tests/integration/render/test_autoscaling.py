@@ -55,7 +55,7 @@ async def test_nodes_are_added_for_the_queue_and_removed_after_it(
             assert list_gpu_nodes() == set()
             held_jobs = await _check_queue_adds_nodes(farm, pool, record_measurement)
             await _check_other_replicas()
-            pictures = [await farm.submit(picture()) for _ in range(PICTURES)]
+            pictures = [await farm.submit_job(picture()) for _ in range(PICTURES)]
             await _cancel(farm, held_jobs)
             results = await asyncio.gather(*map(farm.result, pictures))
             assert all(len(result.artifacts) == 1 for result in results)
@@ -76,8 +76,8 @@ async def _check_queue_adds_nodes(
         The ids of jobs that occupy the nodes until they are cancelled.
     """
     started_at = time.monotonic()
-    first_job = await farm.submit(picture())
-    jobs = [await farm.submit(sleepy(600)) for _ in range(NODES + 2)]
+    first_job = await farm.submit_job(picture())
+    jobs = [await farm.submit_job(sleepy(600)) for _ in range(NODES + 2)]
     await eventually(list_gpu_nodes, 240)
     record_measurement(
         f"from a render without a node to the node: {time.monotonic() - started_at:.1f} s"

@@ -65,7 +65,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
         assert len(homes) == 2, "over two nodes"
         assert ray.get_runtime_context().get_node_id() not in homes
 
-        job_id = await farm.submit(sleepy(8))
+        job_id = await farm.submit_job(sleepy(8))
         name = await farm.renderer_of(pool, job_id)
         lost_actor = actors[name]
         [node] = [n for n in cluster.worker_nodes if n.node_id == lost_actor["node_id"]]
@@ -141,7 +141,7 @@ async def test_pool_on_one_node_passes_all_scenarios(
 
 async def _check_job_reports_progress(farm: RenderFarm) -> None:
     started_at = time.monotonic()
-    job_id = await farm.submit(sleepy(4))
+    job_id = await farm.submit_job(sleepy(4))
     result = await farm.result(job_id)
     assert result.backend == "comfyui-default-0"
     [artifact] = result.artifacts
@@ -155,15 +155,15 @@ async def _check_job_reports_progress(farm: RenderFarm) -> None:
 
 async def _check_inputs_of_other_owners_are_refused(farm: RenderFarm) -> None:
     [other_artifact] = (
-        await farm.result(await farm.submit(picture(0xFF0000), owner="bob"))
+        await farm.result(await farm.submit_job(picture(0xFF0000), owner="bob"))
     ).artifacts
-    [own_artifact] = (await farm.result(await farm.submit(picture(0x00FF00)))).artifacts
+    [own_artifact] = (await farm.result(await farm.submit_job(picture(0x00FF00)))).artifacts
     graph = picture()
     for artifact_id in (f"art_{'2' * 32}", other_artifact.id):
         graph["1"] = {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact_id}"}}
-        assert await _read_failure(farm, await farm.submit(graph)) == "artifact_not_found"
+        assert await _run_failing_job(farm, await farm.submit_job(graph)) == "artifact_not_found"
     graph["1"]["inputs"]["image"] = f"artifact:{own_artifact.id}"
-    assert len((await farm.result(await farm.submit(graph))).artifacts) == 1
+    assert len((await farm.result(await farm.submit_job(graph))).artifacts) == 1
 
 
 async def _check_invalid_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
@@ -174,7 +174,7 @@ async def _check_invalid_graph_fails_at_once(farm: RenderFarm, pool: Any) -> Non
     validation = await actor.validate.remote(graph)
     assert validation["error"]["type"] == "invalid_prompt"
     assert "error" not in await actor.validate.remote(picture())
-    assert await _read_failure(farm, await farm.submit(graph)) == "invalid_graph"
+    assert await _run_failing_job(farm, await farm.submit_job(graph)) == "invalid_graph"
 
 
 async def _check_new_replica_adopts_running_prompt(
@@ -185,7 +185,7 @@ async def _check_new_replica_adopts_running_prompt(
 ) -> None:
     pid = actor["renderer"]["pid"]
     prompts_before = await _count_prompts(pid)
-    job_id = await farm.submit(sleepy(12))
+    job_id = await farm.submit_job(sleepy(12))
     await farm.renderer_of(pool, job_id)
     _kill_process("ray::ServeReplica", "RenderPool")
     started_at = time.monotonic()
@@ -202,9 +202,9 @@ async def _change_configuration_under_load(
     farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> Any:
     """Change to two actors with a smaller share of the GPU while both are busy; lose no render."""
-    running_job = await farm.submit(sleepy(3))
+    running_job = await farm.submit_job(sleepy(3))
     await farm.renderer_of(pool, running_job)
-    jobs = [await farm.submit(upscaled(MODELS[n % 2])) for n in range(4)]
+    jobs = [await farm.submit_job(upscaled(MODELS[n % 2])) for n in range(4)]
     pool = await farm.deploy(
         farm.settings.data / "some-models",
         with_large_models(farm.settings.data),
@@ -217,7 +217,7 @@ async def _change_configuration_under_load(
     )
     await farm.result(running_job)
     assert await _count_attempts(farm, running_job) == 1, "drained"
-    jobs += [await farm.submit(upscaled(MODELS[n % 2])) for n in range(12)]
+    jobs += [await farm.submit_job(upscaled(MODELS[n % 2])) for n in range(12)]
     results = await asyncio.gather(*(farm.result(job_id) for job_id in jobs))
     assert all(len(result.artifacts) == 1 for result in results)
     assert len({artifact.sha256 for r in results for artifact in r.artifacts}) == len(jobs)
@@ -233,8 +233,8 @@ async def _change_configuration_under_load(
 
 async def _check_poisoned_job_fails(farm: RenderFarm) -> None:
     """Check that a job which kills ComfyUI is tried twice and then fails; later jobs succeed."""
-    job_id = await farm.submit({"1": {"class_type": "Crash", "inputs": {}}})
-    assert await _read_failure(farm, job_id) == "render_poisoned"
+    job_id = await farm.submit_job({"1": {"class_type": "Crash", "inputs": {}}})
+    assert await _run_failing_job(farm, job_id) == "render_poisoned"
     assert await _count_attempts(farm, job_id) == 2
 
 
@@ -244,7 +244,7 @@ async def _check_idle_actors_end_and_return(
     await eventually(lambda: _has_no_actors(pool), 180)
     await eventually(lambda: comfyui_processes(farm.settings.data) == [])
     started_at = time.monotonic()
-    assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
+    assert len((await farm.result(await farm.submit_job(picture()))).artifacts) == 1
     record_measurement(f"from no actor to a picture: {time.monotonic() - started_at:.1f} s")
 
 
@@ -272,7 +272,7 @@ async def _has_no_actors(pool: Any) -> bool:
     return not (await pool.status.remote())["actors"]
 
 
-async def _read_failure(farm: RenderFarm, job_id: str) -> str | None:
+async def _run_failing_job(farm: RenderFarm, job_id: str) -> str | None:
     """Wait until the job fails, and return the error code of its activity."""
     with pytest.raises(WorkflowFailureError) as exc_info:
         await farm.result(job_id)

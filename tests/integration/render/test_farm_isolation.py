@@ -87,7 +87,7 @@ async def test_it_reaches_nothing_of_the_farm(
 
 
 async def _run_attempt(farm: RenderFarm, code: str, arguments: Any = None) -> Any:
-    result = await farm.result(await farm.submit(attempt(code, arguments)))
+    result = await farm.result(await farm.submit_job(attempt(code, arguments)))
     return read_finding(from_json(await farm.blobs.get(result.output))["body"]["outputs"])
 
 

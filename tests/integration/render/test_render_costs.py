@@ -95,7 +95,7 @@ async def _check_repeated_graph_is_free(
 ) -> str:
     graph = busy(2, next(_colors))
     started_at = time.monotonic()
-    job_id = await farm.submit(graph)
+    job_id = await farm.submit_job(graph)
     result = await farm.result(job_id)
     elapsed_seconds = time.monotonic() - started_at
     assert result.gpu_seconds is not None
@@ -112,7 +112,7 @@ async def _check_repeated_graph_is_free(
 
     assert (row.load_milliseconds, result.load_seconds) == (0, 0)
 
-    second_job = await farm.submit(graph)
+    second_job = await farm.submit_job(graph)
     cached_result = await farm.result(second_job)
     assert (cached_result.cached, cached_result.cost_usd, cached_result.gpu_seconds) == (True, 0, 0)
     assert await _list_rows(farm, second_job) == []
@@ -120,7 +120,7 @@ async def _check_repeated_graph_is_free(
 
 
 async def _check_failed_render_costs(farm: RenderFarm) -> str:
-    job_id = await farm.submit(busy(1, next(_colors), fails=True))
+    job_id = await farm.submit_job(busy(1, next(_colors), fails=True))
     with pytest.raises(WorkflowFailureError):
         await farm.result(job_id)
     [row] = await _list_rows(farm, job_id)
@@ -132,7 +132,7 @@ async def _check_failed_render_costs(farm: RenderFarm) -> str:
 async def _submit_and_wait_until_it_runs(farm: RenderFarm, graph: dict[str, Any]) -> str:
     """Submit a job, wait until ComfyUI executes its slow node, and return the job's id."""
     executions_before = len(list_executions(farm.settings.data))
-    job_id = await farm.submit(graph)
+    job_id = await farm.submit_job(graph)
 
     async def is_running() -> bool:
         # What is killed between its start and the node's start is booked, but the node knows nothing.
@@ -209,7 +209,7 @@ async def _check_loading_is_separate(farm: RenderFarm) -> str:
     graph["6"] = {"class_type": "TestSleep", "inputs": sleep_inputs}
     graph["4"]["inputs"]["image"] = ["6", 0]
     graph["5"]["inputs"]["seconds"] = 1.0
-    job_id = await farm.submit(graph)
+    job_id = await farm.submit_job(graph)
     result = await farm.result(job_id)
     assert result.gpu_seconds is not None
     assert result.load_seconds is not None

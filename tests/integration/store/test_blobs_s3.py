@@ -16,7 +16,7 @@ import pytest
 from moyin.errors import ServiceUnavailable
 from moyin.store.blobs import BlobStore
 from tests.blob_contract import BlobContract
-from tests.integration.gateway.fixtures import Farm, Services
+from tests.integration.gateway.fixtures import Farm, ScriptedService
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.integration.store.s3_server import BUCKET, S3Server, s3_server
 
@@ -185,7 +185,7 @@ async def farm(
     valkey_server: ValkeyServer,
     url: str,
 ) -> AsyncIterator[Farm]:
-    farm = Farm(tmp_path, temporal_server, valkey_server, Services())
+    farm = Farm(tmp_path, temporal_server, valkey_server, ScriptedService())
     farm.artifacts_url = url
     await farm.open()
     yield farm
@@ -194,8 +194,8 @@ async def farm(
 
 async def test_job_and_its_files_are_stored_in_s3(farm: Farm) -> None:
     await farm.start_worker()
-    job = await farm.submit(CHAT)
-    ended_job = await farm.until(job["id"])
+    job = await farm.submit_job(CHAT)
+    ended_job = await farm.wait_for_status(job["id"])
     assert (ended_job["status"], ended_job["outputs"][0]["text"]) == ("succeeded", "re: hello")
 
 

@@ -238,7 +238,7 @@ async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None
     created_batch = await farm.create(*lines[:20], b"", *lines[20:], b"  ")
     assert (created_batch.status, created_batch.endpoint) == ("validating", "/v1/chat/completions")
     assert created_batch.metadata == {"run": "7"}
-    ended_batch = await farm.until(created_batch)
+    ended_batch = await farm.wait_for_status(created_batch)
     assert ended_batch.status == "completed" and ended_batch.request_counts is not None
     counts = ended_batch.request_counts
     assert (counts.total, counts.completed, counts.failed) == (40, 38, 2)
@@ -281,7 +281,7 @@ async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None
 async def test_invalid_files_fail_before_any_line_runs(
     farm: Farm, lines: list[Any], code: str, number: int | None, param: str | None
 ) -> None:
-    ended_batch = await farm.until(await farm.create(*lines))
+    ended_batch = await farm.wait_for_status(await farm.create(*lines))
     assert (
         ended_batch.status == "failed"
         and ended_batch.errors is not None
@@ -295,11 +295,11 @@ async def test_invalid_files_fail_before_any_line_runs(
 async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
     farm.model.free.clear()
     batch = await farm.create(*(new_line(number) for number in range(1, 101)))
-    await farm.until(batch, lambda state: state.status == "in_progress")
+    await farm.wait_for_status(batch, lambda state: state.status == "in_progress")
     await eventually(lambda: farm.model.running == 4)
     assert (await farm.client.batches.cancel(batch.id)).status == "cancelling"
     farm.model.free.set()
-    ended_batch = await farm.until(batch)
+    ended_batch = await farm.wait_for_status(batch)
     assert ended_batch.status == "cancelled" and ended_batch.cancelled_at is not None
     output = await farm.read(ended_batch.output_file_id)
     errors = await farm.read(ended_batch.error_file_id)
@@ -307,7 +307,7 @@ async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
     assert {state["error"]["code"] for state in errors} == {"batch_cancelled"}
     assert farm.model.calls_by_text.total() == len(output)
     with pytest.raises(openai.ConflictError) as exc_info:
-        completed_batch = await farm.until(await farm.create(new_line(1)))
+        completed_batch = await farm.wait_for_status(await farm.create(new_line(1)))
         await farm.client.batches.cancel(completed_batch.id)
     assert exc_info.value.code == "batch_finished"
 
@@ -319,7 +319,7 @@ async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) ->
     expiry = text_batches.update().where(text_batches.c.id == batch.id).values(expires_at=now())
     await farm.app.database.execute(expiry)
     farm.model.free.set()
-    ended_batch = await farm.until(batch)
+    ended_batch = await farm.wait_for_status(batch)
     assert ended_batch.status == "expired" and ended_batch.expired_at is not None
     output = await farm.read(ended_batch.output_file_id)
     errors = await farm.read(ended_batch.error_file_id)
@@ -330,7 +330,7 @@ async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) ->
 async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
     limit = Limit(subject="owner:ada", usd_per_day=Decimal("0.0000001"))
     await LimitStore(farm.app.database).set(limit)
-    ended_batch = await farm.until(await farm.create(new_line(1), new_line(2)))
+    ended_batch = await farm.wait_for_status(await farm.create(new_line(1), new_line(2)))
     assert ended_batch.status == "completed" and ended_batch.output_file_id is None
     errors = [item["response"] for item in await farm.read(ended_batch.error_file_id)]
     assert {(e["status_code"], e["body"]["error"]["code"]) for e in errors} == {
@@ -342,7 +342,7 @@ async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
 async def test_embedding_batches_and_batch_lists_work(farm: Farm) -> None:
     body = {"model": "v", "input": "x"}
     lines = [new_line(number, url="/v1/embeddings", body=body) for number in (1, 2)]
-    first_batch = await farm.until(await farm.create(*lines, endpoint="/v1/embeddings"))
+    first_batch = await farm.wait_for_status(await farm.create(*lines, endpoint="/v1/embeddings"))
     [answer, _] = await farm.read(first_batch.output_file_id)
     assert answer["response"]["body"]["data"][0]["embedding"] == [0.5, 1.0]
     second_batch = await farm.create(new_line(1))

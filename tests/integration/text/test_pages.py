@@ -153,7 +153,7 @@ async def test_documented_openai_batch_example_works(
     variables: dict[str, Any] = {"gateway": farm.app.url, "key": farm.app.api_key}
     await asyncio.to_thread(execute, first_part, variables)
     batch = variables["batch"]
-    assert (await farm.until(batch)).status == "completed"
+    assert (await farm.wait_for_status(batch)).status == "completed"
     answer = json.loads(await asyncio.to_thread(execute, later_mark + second_part, variables))
     assert answer["custom_id"] == "line-1"
     assert find_missing_members(BATCHES, "result", answer) == []
