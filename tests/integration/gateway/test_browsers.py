@@ -67,7 +67,7 @@ async def test_every_response_forbids_sniffing_and_framing(
             assert response.headers.getall("referrer-policy") == ["no-referrer"]
 
 
-async def test_limits_are_in_headers_and_hold_across_apps(
+async def test_rate_limit_headers_count_requests_of_all_apps(
     gateway: RunningStack, client: aiohttp.ClientSession
 ) -> None:
     database = Database(gateway.settings.sql_url)

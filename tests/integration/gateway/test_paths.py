@@ -55,7 +55,7 @@ NAMES = (
     "/view?filename=a.png&type=../output", "/view?filename=..", f"/view?filename={LONG}",
     "/view?filename=../canary%20[input]", "/view?filename=a&subfolder=../../..&type=temp",
 )  # fmt: skip
-SHELF = (
+USERDATA = (
     *(f"/userdata/{up}" for up in (*UP, DEEP)),
     *(f"/api/userdata/{up}" for up in UP),
     "/userdata/%2fetc%2fpasswd", "/userdata//etc/passwd", "/userdata/a%2f..%2f..%2fcanary",
@@ -74,44 +74,46 @@ NOT_FOUND = {
     [
         (PATHS, NOT_FOUND),
         (NAMES, {"invalid_request", "artifact_not_found"}),
-        (SHELF, {"path_refused", "route_not_found", "invalid_request", "file_not_found"}),
+        (USERDATA, {"path_refused", "route_not_found", "invalid_request", "file_not_found"}),
     ],
-    ids=["paths", "names", "shelf"],
+    ids=["paths", "names", "userdata"],
 )
-async def test_nothing_outside_is_read(
+async def test_path_traversal_reads_no_file(
     gateway: RunningStack, headers: dict[str, str], targets: tuple[str, ...], codes: set[str]
 ) -> None:
-    answers = {
+    responses = {
         target: await send_request(gateway.ports.door, target, headers=headers)
         for target in targets
     }
-    for target, answer in answers.items():
-        assert CANARY.encode() not in answer.body, target
-        assert b"root:" not in answer.body, target
-    wrong_answers = [
-        f"{target[:80]}: {answer.status} {answer.code} {answer.body[:80]!r}"
-        for target, answer in answers.items()
-        if answer.status not in (400, 403, 404, 503) or answer.code not in codes
+    for target, response in responses.items():
+        assert CANARY.encode() not in response.body, target
+        assert b"root:" not in response.body, target
+    wrong_responses = [
+        f"{target[:80]}: {response.status} {response.code} {response.body[:80]!r}"
+        for target, response in responses.items()
+        if response.status not in (400, 403, 404, 503) or response.code not in codes
     ]
-    assert not wrong_answers, "\n".join(wrong_answers)
+    assert not wrong_responses, "\n".join(wrong_responses)
 
 
-async def test_nothing_outside_is_written(gateway: RunningStack, headers: dict[str, str]) -> None:
+async def test_path_traversal_writes_no_file(
+    gateway: RunningStack, headers: dict[str, str]
+) -> None:
     userdata_before = await send_request(gateway.ports.door, "/v2/userdata", headers=headers)
     for name in (
         f"..%2f{EVIL}", f"%2e%2e%2f{EVIL}", f"%2ftmp%2f{EVIL}", f"..%5c{EVIL}", f"a%2f..%2f..%2f{EVIL}",
         f"..%252f{EVIL}", f"a%00{EVIL}", f"x/move/..%2f{EVIL}", f"..%2f{EVIL}/move/x",
     ):  # fmt: skip
-        for base in ("", "/api"):
-            answer = await send_request(
+        for base_path in ("", "/api"):
+            response = await send_request(
                 gateway.ports.door,
-                f"{base}/userdata/{name}",
+                f"{base_path}/userdata/{name}",
                 method="POST",
                 headers=headers,
                 body=b"x",
             )
-            result = (answer.status, answer.code)
-            assert result in ((403, "path_refused"), (404, "route_not_found")), (name, result)
+            outcome = (response.status, response.code)
+            assert outcome in ((403, "path_refused"), (404, "route_not_found")), (name, outcome)
     userdata_after = await send_request(gateway.ports.door, "/v2/userdata", headers=headers)
     assert userdata_after.body == userdata_before.body
     assert _list_written_files(gateway) == []
@@ -128,8 +130,8 @@ async def test_nothing_outside_is_written(gateway: RunningStack, headers: dict[s
 async def test_an_upload_stays_in_its_folder(
     gateway: RunningStack, headers: dict[str, str], field: str, value: str
 ) -> None:
-    answer = await _upload(gateway, headers, f"{EVIL}.png", **{field: value})
-    assert (answer.status, answer.code) == (400, "invalid_request"), answer
+    response = await _upload(gateway, headers, f"{EVIL}.png", **{field: value})
+    assert (response.status, response.code) == (400, "invalid_request"), response
     assert _list_written_files(gateway) == []
 
 
@@ -138,7 +140,7 @@ async def test_an_upload_stays_in_its_folder(
     [f"../../{EVIL}.png", f"/tmp/{EVIL}.png", f"a/../../{EVIL}.png", f"..\\..\\{EVIL}.png",
      f"a\0{EVIL}.png", "..", f"C:\\{EVIL}.png", EVIL * 40 + ".png"],
 )  # fmt: skip
-async def test_an_uploads_name_is_a_name(
+async def test_upload_name_is_reduced_to_a_file_name(
     gateway: RunningStack, headers: dict[str, str], name: str
 ) -> None:
     answer = await _upload(gateway, headers, name)
@@ -147,12 +149,13 @@ async def test_an_uploads_name_is_a_name(
     else:
         assert (answer.status, answer.code) == (400, "invalid_request"), answer
     target = f"/artifacts?name=..%2f..%2f{EVIL}.txt"
-    response = await send_request(
+    artifact_response = await send_request(
         gateway.ports.door, target, method="POST", headers=headers, body=b"x"
     )
-    assert (response.status, f'"name":"{EVIL}.txt"' in response.body.decode()) == (201, True), (
-        response
-    )
+    assert (
+        artifact_response.status,
+        f'"name":"{EVIL}.txt"' in artifact_response.body.decode(),
+    ) == (201, True), artifact_response
     assert _list_written_files(gateway) == []
 
 
@@ -176,6 +179,6 @@ async def _upload(
 
 def _list_written_files(gateway: RunningStack) -> list[str]:
     """Return the files of this test that were written to any folder that a bad path could reach."""
-    places = (gateway.data.parent, Path("/tmp"), Path.cwd())
-    globs = [folder.rglob if folder == gateway.data.parent else folder.glob for folder in places]
+    folders = (gateway.data.parent, Path("/tmp"), Path.cwd())
+    globs = [folder.rglob if folder == gateway.data.parent else folder.glob for folder in folders]
     return [str(path) for glob_files in globs for path in glob_files(f"*{EVIL}*")]

@@ -36,7 +36,7 @@ _colors = itertools.count(0x310000)
 
 
 @dataclass
-class Api:
+class GatewayApis:
     """Reads one gateway through all its APIs, and follows the events of each job."""
 
     stack: RunningStack
@@ -50,17 +50,20 @@ class Api:
 
         The stages are 0 (queued), 1 (running) and 2 (ended).
         """
-        kinds = [kind for kind, _ in self.events[job_id]]
-        return max((_STAGES[kind] for kind in kinds if kind in _STAGES), default=_QUEUED)
+        event_types = [event_type for event_type, _ in self.events[job_id]]
+        return max(
+            (_STAGES[event_type] for event_type in event_types if event_type in _STAGES),
+            default=_QUEUED,
+        )
 
-    async def submit(self, graph: Mapping[str, Any], priority: int) -> str:
+    async def submit_render(self, graph: Mapping[str, Any], priority: int) -> str:
         body = {"kind": "render", "workflow": graph, "priority": priority}
         async with self.http.post("/jobs", json=body) as response:
             job = await response.json()
             assert response.status == 202, job
         return str(job["id"])
 
-    async def cancel(self, job_id: str) -> None:
+    async def cancel_job(self, job_id: str) -> None:
         async with self.http.post(f"/jobs/{job_id}/cancel") as response:
             assert response.status == 202, await response.text()
 
@@ -69,21 +72,21 @@ class Api:
         async with self.http.get("/jobs", params=params) as response:
             return {job["id"]: job for job in (await response.json())["jobs"]}
 
-    async def list_queue(self) -> dict[str, int]:
+    async def list_queue_stages(self) -> dict[str, int]:
         """Return the stages (see `get_stage`) of jobs according to `/queue`, by job id."""
         async with self.http.get("/queue") as response:
             queue = await response.json()
         stages = {"queue_running": _RUNNING, "queue_pending": _QUEUED}
         return {row[1]: stage for name, stage in stages.items() for row in queue[name]}
 
-    async def list_prompts(self) -> dict[str, int]:
+    async def list_prompt_stages(self) -> dict[str, int]:
         """Return the stages (see `get_stage`) of jobs according to ComfyUI's list, by job id."""
         stages = {"pending": _QUEUED, "in_progress": _RUNNING}
         async with self.http.get("/api/jobs", params={"limit": "1000"}) as response:
             listed_jobs = (await response.json())["jobs"]
         return {job["id"]: stages.get(job["status"], _ENDED) for job in listed_jobs}
 
-    async def get_by_grpc(self, job_ids: Iterable[str]) -> dict[str, int]:
+    async def get_stages_by_grpc(self, job_ids: Iterable[str]) -> dict[str, int]:
         async def get(job_id: str) -> tuple[str, int]:
             job = await self.grpc.GetJob(pb.GetJobRequest(id=job_id), metadata=self.metadata)
             return job_id, _STAGES[pb.JobStatus.Name(job.status).rpartition("_")[2].lower()]
@@ -92,13 +95,13 @@ class Api:
 
     async def follow_by_sse(self, job_id: str) -> None:
         async with self.http.get(f"/jobs/{job_id}/events") as response:
-            kind = ""
+            event_type = ""
             async for line in response.content:
-                name, _, value = line.decode().rstrip("\n").partition(": ")
-                if name == "event":
-                    kind = value
-                elif name == "data":
-                    self.events[job_id].append((kind, json.loads(value)))
+                field_name, _, value = line.decode().rstrip("\n").partition(": ")
+                if field_name == "event":
+                    event_type = value
+                elif field_name == "data":
+                    self.events[job_id].append((event_type, json.loads(value)))
 
     async def follow_by_websocket(self, job_id: str) -> None:
         async with self.http.ws_connect(f"/jobs/{job_id}/ws") as socket:
@@ -113,7 +116,7 @@ class Api:
 
 
 @asynccontextmanager
-async def _open_api(stack: RunningStack) -> AsyncIterator[Api]:
+async def _open_api(stack: RunningStack) -> AsyncIterator[GatewayApis]:
     headers = {"authorization": f"Bearer {stack.api_key}"}
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)
@@ -125,7 +128,7 @@ async def _open_api(stack: RunningStack) -> AsyncIterator[Api]:
             grpc.aio.insecure_channel(f"127.0.0.1:{stack.ports.grpc}")
         )
         metadata = [("application", "gateway"), ("authorization", f"Bearer {stack.api_key}")]
-        yield Api(stack, http, MoyinStub(channel), metadata)
+        yield GatewayApis(stack, http, MoyinStub(channel), metadata)
 
 
 @dataclass
@@ -155,15 +158,15 @@ class Observations:
 @pytest.fixture(scope="module")
 def stack(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     folder = tmp_path_factory.mktemp("two")
-    pool = {"actors": ACTORS, "gpus": 0.5, "cpus": 0.1, "window": RENDERS + URGENT}
-    env = farm_env(comfyui, folder, **pool)
-    config = Path(env["MOYIN_SERVE_CONFIG"])
-    apps = yaml.safe_load(config.read_text())
+    pool_options = {"actors": ACTORS, "gpus": 0.5, "cpus": 0.1, "window": RENDERS + URGENT}
+    env = farm_env(comfyui, folder, **pool_options)
+    config_path = Path(env["MOYIN_SERVE_CONFIG"])
+    apps = yaml.safe_load(config_path.read_text())
     # No render needs these, and a model takes long to load.
     apps["applications"] = [
         app for app in apps["applications"] if app["name"] not in {"accounts", "models"}
     ]
-    config.write_text(yaml.safe_dump(apps))
+    config_path.write_text(yaml.safe_dump(apps))
     with RunningStack(folder, env).running() as stack:
         yield stack
 
@@ -182,9 +185,9 @@ async def test_all_apis_and_comfyui_agree_on_fifty_renders(
     )
 
 
-async def _wait_for_comfyuis(api: Api) -> None:
+async def _wait_for_comfyuis(api: GatewayApis) -> None:
     """Wait until both ComfyUIs are up and one has measured a render."""
-    first_job = await api.submit(picture(next(_colors)), _NORMAL)
+    first_job = await api.submit_render(picture(next(_colors)), _NORMAL)
 
     async def are_up() -> bool:
         job = (await api.list_jobs())[first_job]
@@ -194,13 +197,13 @@ async def _wait_for_comfyuis(api: Api) -> None:
     await eventually(are_up, 300)
 
 
-async def _render_all(api: Api) -> Observations:
+async def _render_all(api: GatewayApis) -> Observations:
     follow_methods = (api.follow_by_sse, api.follow_by_websocket, api.follow_by_grpc)
     priorities: dict[str, int] = {}
     streams: list[asyncio.Task[None]] = []
 
     async def submit(priority: int) -> None:
-        job_id = await api.submit(
+        job_id = await api.submit_render(
             sleepy(0.3 + 0.1 * (len(priorities) % 4), next(_colors)), priority
         )
         follow_job = follow_methods[len(priorities) % len(follow_methods)]
@@ -214,7 +217,9 @@ async def _render_all(api: Api) -> Observations:
 
     observations = Observations()
     # While these occupy the ComfyUIs, all others get their places.
-    occupying_jobs = [await api.submit(sleepy(600, next(_colors)), _URGENT) for _ in range(ACTORS)]
+    occupying_jobs = [
+        await api.submit_render(sleepy(600, next(_colors)), _URGENT) for _ in range(ACTORS)
+    ]
     await eventually(lambda: _have_begun(api, set(occupying_jobs)), 120)
     for _ in range(RENDERS):
         await submit(_NORMAL)
@@ -223,7 +228,7 @@ async def _render_all(api: Api) -> Observations:
         await submit(_URGENT)
     await sample_while(lambda: len(observations.order) < RENDERS + URGENT)
     for job_id in occupying_jobs:
-        await api.cancel(job_id)
+        await api.cancel_job(job_id)
     await sample_while(lambda: True)
     await asyncio.gather(*streams)
 
@@ -233,9 +238,9 @@ async def _render_all(api: Api) -> Observations:
         assert job["status"] == "succeeded", job
         assert job["created_at"] <= job["started_at"] <= job["finished_at"]
         assert (job["position"], job["queued_for"], job["eta"]) == (None, None, None)
-        kinds = [kind for kind, _ in events if kind != "progress"]
-        assert kinds == ["queued", "running", "step", "succeeded"]
-        [running_data] = [data for kind, data in events if kind == "running"]
+        event_types = [event_type for event_type, _ in events if event_type != "progress"]
+        assert event_types == ["queued", "running", "step", "succeeded"]
+        [running_data] = [data for event_type, data in events if event_type == "running"]
         assert running_data["started_at"] == job["started_at"]
     assert observations.full, "both ComfyUIs had a prompt at the same time"
     assert observations.rises, "urgent renders overtook others"
@@ -248,7 +253,9 @@ async def _wait_for_tick() -> None:
     await asyncio.sleep(_INTERVAL_SECONDS - time.monotonic() % _INTERVAL_SECONDS)
 
 
-async def _sample(api: Api, priorities: Mapping[str, int], observations: Observations) -> bool:
+async def _sample(
+    api: GatewayApis, priorities: Mapping[str, int], observations: Observations
+) -> bool:
     """Compare all APIs with the ComfyUIs once; return False if all jobs have ended.
 
     The ComfyUIs and the jobs' rows are read before and after everything else. A job that changes in
@@ -257,41 +264,41 @@ async def _sample(api: Api, priorities: Mapping[str, int], observations: Observa
     Args:
         priorities: the priority of each job, by its id.
     """
-    our_jobs = priorities.keys()
+    job_ids = priorities.keys()
     comfyuis = await _read_comfyuis(api.stack)
     # A ComfyUI that has a prompt says so to the pool, which writes the row a moment later.
-    held_jobs = set().union(*comfyuis.values()) & our_jobs
+    held_jobs = set().union(*comfyuis.values()) & job_ids
     await eventually(lambda: _have_begun(api, held_jobs), 120)
     jobs_before = await api.list_jobs()
-    stages = {job_id: _STAGES[jobs_before[job_id]["status"]] for job_id in our_jobs}
+    stages = {job_id: _STAGES[jobs_before[job_id]["status"]] for job_id in job_ids}
     sampled_ids = [job_id for job_id, stage in stages.items() if stage is _RUNNING][:4]
     sampled_ids += [job_id for job_id, stage in stages.items() if stage is _QUEUED][:2]
-    running_page, queue, prompts, by_grpc = await asyncio.gather(
+    running_page, queue_stages, prompt_stages, stages_by_grpc = await asyncio.gather(
         api.list_jobs(status="running"),
-        api.list_queue(),
-        api.list_prompts(),
-        api.get_by_grpc(sampled_ids),
+        api.list_queue_stages(),
+        api.list_prompt_stages(),
+        api.get_stages_by_grpc(sampled_ids),
     )
     # Events are published after the row is written, and a stream must not miss any.
     await eventually(
         lambda: all(api.get_stage(job_id) >= stage for job_id, stage in stages.items()), 120
     )
-    by_events = {job_id: api.get_stage(job_id) for job_id in our_jobs}
+    stages_by_events = {job_id: api.get_stage(job_id) for job_id in job_ids}
     jobs_after = await api.list_jobs()
-    later_stages = {job_id: _STAGES[jobs_after[job_id]["status"]] for job_id in our_jobs}
-    held_jobs |= set().union(*(await _read_comfyuis(api.stack)).values()) & our_jobs
+    later_stages = {job_id: _STAGES[jobs_after[job_id]["status"]] for job_id in job_ids}
+    held_jobs |= set().union(*(await _read_comfyuis(api.stack)).values()) & job_ids
 
-    by_filter = {job_id: _RUNNING if job_id in running_page else None for job_id in our_jobs}
-    for job_id in our_jobs:
+    stages_by_filter = {job_id: _RUNNING if job_id in running_page else None for job_id in job_ids}
+    for job_id in job_ids:
         possible_stages = range(stages[job_id], later_stages[job_id] + 1)
-        for name, stage in (
-            ("queue", queue.get(job_id, _ENDED)),
-            ("api/jobs", prompts[job_id]),
-            ("grpc", by_grpc.get(job_id, stages[job_id])),
-            ("events", by_events[job_id]),
+        for source, stage in (
+            ("queue", queue_stages.get(job_id, _ENDED)),
+            ("api/jobs", prompt_stages[job_id]),
+            ("grpc", stages_by_grpc.get(job_id, stages[job_id])),
+            ("events", stages_by_events[job_id]),
         ):
-            assert stage in possible_stages, (name, job_id, stage, possible_stages)
-        if by_filter[job_id] is None:
+            assert stage in possible_stages, (source, job_id, stage, possible_stages)
+        if stages_by_filter[job_id] is None:
             assert list(possible_stages) != [_RUNNING], job_id
         else:
             assert _RUNNING in possible_stages, job_id
@@ -299,16 +306,16 @@ async def _sample(api: Api, priorities: Mapping[str, int], observations: Observa
     # ComfyUI has executed what it no longer has. It must not get it afterwards.
     assert not observations.stored & held_jobs, "a job ran before a ComfyUI had it"
     observations.stored |= running_jobs - held_jobs
-    assert all(len(prompts) <= 1 for prompts in comfyuis.values())
+    assert all(len(prompt_ids) <= 1 for prompt_ids in comfyuis.values())
     observations.full += (
-        sum(bool(set(prompts) & our_jobs) for prompts in comfyuis.values()) == ACTORS
+        sum(bool(set(prompt_ids) & job_ids) for prompt_ids in comfyuis.values()) == ACTORS
     )
     observations.samples += 1
-    _check_places({job_id: jobs_before[job_id] for job_id in our_jobs}, priorities, observations)
+    _check_places({job_id: jobs_before[job_id] for job_id in job_ids}, priorities, observations)
     return any(stage is not _ENDED for stage in later_stages.values())
 
 
-async def _have_begun(api: Api, job_ids: set[str]) -> bool:
+async def _have_begun(api: GatewayApis, job_ids: set[str]) -> bool:
     jobs = await api.list_jobs()
     return all(jobs[job_id]["status"] != "queued" for job_id in job_ids)
 
@@ -359,20 +366,22 @@ def _check_places(
 
 async def _read_comfyuis(stack: RunningStack) -> dict[str, list[str]]:
     """Return the ids that the `/queue` of each ComfyUI shows, by the path of its socket."""
-    results: dict[str, list[str]] = {}
+    ids_by_socket: dict[str, list[str]] = {}
     for path in stack.data.glob("comfyui/run/*/comfyui.sock"):
         # The path of a socket may have 107 characters.
-        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+        folder_fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
         try:
-            connector = aiohttp.UnixConnector(f"/proc/self/fd/{folder}/{path.name}")
+            connector = aiohttp.UnixConnector(f"/proc/self/fd/{folder_fd}/{path.name}")
             async with (
                 aiohttp.ClientSession("http://comfyui", connector=connector) as client,
-                client.get("/queue") as answer,
+                client.get("/queue") as response,
             ):
-                queue = await answer.json()
+                queue = await response.json()
         except aiohttp.ClientConnectorError:
             continue  # the socket of a process that has ended
         finally:
-            os.close(folder)
-        results[str(path)] = [row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]]
-    return results
+            os.close(folder_fd)
+        ids_by_socket[str(path)] = [
+            row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]
+        ]
+    return ids_by_socket

@@ -21,7 +21,7 @@ from tests.videos import RED, make_lying_video, make_sound, make_video
 LINK = {"expires_in": 60}
 
 
-async def upload(farm: Farm, content: bytes, media_type: str) -> str:
+async def upload_artifact(farm: Farm, content: bytes, media_type: str) -> str:
     headers = {"content-type": media_type}
     async with farm.client.post("/artifacts", data=content, headers=headers) as response:
         body: dict[str, Any] = await response.json()
@@ -53,7 +53,7 @@ async def read_problem(client: aiohttp.ClientSession, url: str) -> dict[str, Any
 async def test_an_uploaded_video_has_a_poster_for_its_owner_only(
     farm: Farm, container: str, codec: str, media_type: str
 ) -> None:
-    url = await upload(farm, make_video(container, codec), media_type)
+    url = await upload_artifact(farm, make_video(container, codec), media_type)
     for _ in range(2):
         poster = await read_poster(farm.client, url)
         assert poster.size == (256, 128)
@@ -107,15 +107,15 @@ async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
         (make_sound(), "video/mp4", 400, "invalid_request"),
         (make_lying_video(16_000), "video/quicktime", 413, "picture_too_large"),
     ],
-    ids=["cut", "text", "sound", "huge"],
+    ids=["truncated", "text", "sound", "huge"],
 )
 async def test_a_broken_video_has_no_poster_and_is_still_a_file(
     farm: Farm, content: bytes, media_type: str, status: int, code: str
 ) -> None:
-    url = await upload(farm, content, media_type)
+    url = await upload_artifact(farm, content, media_type)
     problem = await read_problem(farm.client, url)
     assert (problem["status"], problem["code"], problem["field"]) == (status, code, "w")
     async with farm.client.get(url) as response:
         assert (response.status, await response.read()) == (200, content)
-    good_artifact = await upload(farm, make_video(), "video/mp4")
-    assert (await read_poster(farm.client, good_artifact)).size == (256, 128)
+    good_url = await upload_artifact(farm, make_video(), "video/mp4")
+    assert (await read_poster(farm.client, good_url)).size == (256, 128)

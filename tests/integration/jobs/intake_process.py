@@ -23,7 +23,7 @@ class AcceptingValidator:
         return {}
 
 
-class NoPool:
+class UnavailablePools:
     """Simulates pools that are all unavailable."""
 
     def __init__(self, pools: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ async def main() -> None:
     logging.basicConfig(level=logging.INFO)
     args = IntakeArgs.model_validate_json(sys.argv[1])
     async with open_workers(
-        args, Settings(), os.environ, AcceptingValidator(), NoPool(args.pools)
+        args, Settings(), os.environ, AcceptingValidator(), UnavailablePools(args.pools)
     ) as workers:
         print("up", flush=True)
         await asyncio.gather(*(worker.run() for worker in workers))

@@ -54,8 +54,8 @@ THREE: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Renderer:
-    """A farm with a fake render pool; all other parts are real."""
+class FakeRenderer:
+    """Simulates the render pool of a farm; all other parts of the farm are real."""
 
     def __init__(self, farm: Farm) -> None:
         self.farm = farm
@@ -104,15 +104,15 @@ class Renderer:
 
 @pytest.fixture
 async def renderer(working_farm: Farm) -> Any:
-    renderer = Renderer(working_farm)
+    renderer = FakeRenderer(working_farm)
     async with working_farm.run_renderer(renderer.render_step):
         yield renderer
         renderer.hold.set()
 
 
-def answer_when_released(released: asyncio.Event) -> Any:
+def answer_when_released(release_event: asyncio.Event) -> Any:
     async def answer(_: web.Request) -> web.Response:
-        await released.wait()
+        await release_event.wait()
         return web.json_response({"slow": True})
 
     return answer
@@ -127,7 +127,7 @@ async def test_a_chat_job_ends_with_its_text_and_cost(working_farm: Farm) -> Non
     assert ended_job["cost_usd"] == 0.0012
 
 
-async def test_steps_use_outputs_of_earlier_steps(renderer: Renderer) -> None:
+async def test_steps_use_outputs_of_earlier_steps(renderer: FakeRenderer) -> None:
     farm = renderer.farm
     job = await farm.submit_job({**THREE, "metadata": {"scene": "7"}})
     ended_job = await farm.wait_for_status(job["id"])
@@ -142,7 +142,7 @@ async def test_steps_use_outputs_of_earlier_steps(renderer: Renderer) -> None:
         assert (await response.read()).endswith(job["id"].encode())
 
 
-async def test_retryable_step_is_retried(renderer: Renderer) -> None:
+async def test_retryable_step_is_retried(renderer: FakeRenderer) -> None:
     renderer.fail = [to_application_error(WorkerLost("gone"))] * 2
     job = await renderer.farm.submit_job({"kind": "render", "workflow": GRAPH})
     ended_job = await renderer.farm.wait_for_status(job["id"])
@@ -150,7 +150,7 @@ async def test_retryable_step_is_retried(renderer: Renderer) -> None:
     assert renderer.tries == 3
 
 
-async def test_permanent_step_failure_fails_the_job_with_its_reason(renderer: Renderer) -> None:
+async def test_permanent_step_failure_fails_the_job_with_its_reason(renderer: FakeRenderer) -> None:
     error = RenderFailed("node 1 raised", details={"node": "1"})
     renderer.fail = [to_application_error(error)]
     job = await renderer.farm.submit_job({"kind": "render", "workflow": GRAPH})
@@ -188,38 +188,38 @@ async def test_unavailable_service_is_retried(working_farm: Farm) -> None:
 
 
 async def test_a_binary_answer_becomes_an_artifact(working_farm: Farm) -> None:
-    async def picture(_: web.Request) -> web.Response:
+    async def send_picture(_: web.Request) -> web.Response:
         return web.Response(body=b"\x89PNG....", content_type="image/png")
 
-    working_farm.services.answers["/svc/picture"] = picture
+    working_farm.services.answers["/svc/picture"] = send_picture
     job = await working_farm.submit_job({"kind": "http", "request": {"path": "/svc/picture"}})
     (artifact,) = (await working_farm.wait_for_status(job["id"]))["artifacts"]
     assert (artifact["media_type"], artifact["size"]) == ("image/png", 8)
 
 
 async def test_a_reference_to_a_missing_value_fails_the_job(working_farm: Farm) -> None:
-    http = {"kind": "http", "request": {"path": "/svc/${steps.0.body.nothing}"}}
-    job = await working_farm.submit_job({"kind": "pipeline", "steps": [CHAT, http]})
+    http_step = {"kind": "http", "request": {"path": "/svc/${steps.0.body.nothing}"}}
+    job = await working_farm.submit_job({"kind": "pipeline", "steps": [CHAT, http_step]})
     ended_job = await working_farm.wait_for_status(job["id"])
     assert ended_job["error"]["code"] == "invalid_request"
     assert len(ended_job["outputs"]) == 1
 
 
 async def test_a_reference_can_not_smuggle_in_another_route(working_farm: Farm) -> None:
-    chat = {"kind": "chat", "request": {"model": "m", "messages": [{"content": "/../jobs"}]}}
+    chat_step = {"kind": "chat", "request": {"model": "m", "messages": [{"content": "/../jobs"}]}}
 
     async def answer_chat(_: web.Request) -> web.Response:
         return web.json_response({"choices": [{"message": {"content": "/../jobs"}}]})
 
     working_farm.services.answers["/v1/chat/completions"] = answer_chat
-    http = {"kind": "http", "request": {"method": "POST", "path": "/svc${steps.0.text}"}}
-    job = await working_farm.submit_job({"kind": "pipeline", "steps": [chat, http]})
+    http_step = {"kind": "http", "request": {"method": "POST", "path": "/svc${steps.0.text}"}}
+    job = await working_farm.submit_job({"kind": "pipeline", "steps": [chat_step, http_step]})
     ended_job = await working_farm.wait_for_status(job["id"])
     assert ended_job["error"]["code"] == "invalid_request"
     assert len(working_farm.services.calls) == 1
 
 
-async def test_the_deadline_ends_a_job(renderer: Renderer) -> None:
+async def test_the_deadline_ends_a_job(renderer: FakeRenderer) -> None:
     renderer.hold.clear()
     deadline = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat()
     body = {"kind": "render", "workflow": GRAPH, "deadline": deadline}
@@ -228,7 +228,7 @@ async def test_the_deadline_ends_a_job(renderer: Renderer) -> None:
     assert (ended_job["status"], ended_job["error"]["code"]) == ("failed", "deadline_exceeded")
 
 
-async def test_cancel_while_queued_without_any_worker(farm: Farm) -> None:
+async def test_job_queued_without_a_worker_can_be_cancelled(farm: Farm) -> None:
     job = await farm.submit_job(CHAT)
     async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
         assert response.status == 202
@@ -238,7 +238,7 @@ async def test_cancel_while_queued_without_any_worker(farm: Farm) -> None:
     assert farm.services.calls == []
 
 
-async def test_cancel_during_a_step(renderer: Renderer) -> None:
+async def test_running_step_can_be_cancelled(renderer: FakeRenderer) -> None:
     renderer.hold.clear()
     job = await renderer.farm.submit_job({"kind": "render", "workflow": GRAPH})
     await renderer.started.wait()
@@ -249,7 +249,7 @@ async def test_cancel_during_a_step(renderer: Renderer) -> None:
 
 
 async def test_cancelling_a_later_attempt_does_not_cancel_the_previous_workflow(
-    renderer: Renderer,
+    renderer: FakeRenderer,
 ) -> None:
     """Cancel attempt 2 while only attempt 1 has a workflow; only the job's row is cancelled."""
     renderer.hold.clear()
@@ -259,7 +259,7 @@ async def test_cancelling_a_later_attempt_does_not_cancel_the_previous_workflow(
     assert (await renderer.farm.wait_for_status(job["id"]))["status"] == "cancelled"
 
 
-async def test_cancel_during_a_retry_pause(working_farm: Farm) -> None:
+async def test_job_waiting_for_a_retry_can_be_cancelled(working_farm: Farm) -> None:
     async def answer_unavailable(_: web.Request) -> web.Response:
         return web.Response(status=503, headers={"retry-after": "600"})
 
@@ -272,17 +272,19 @@ async def test_cancel_during_a_retry_pause(working_farm: Farm) -> None:
 
 async def test_job_cancelled_at_any_moment_has_one_end(working_farm: Farm) -> None:
     farm = working_farm
-    for delay in range(0, 120, 8):
+    for delay_ms in range(0, 120, 8):
         job = await farm.submit_job(CHAT)
-        await asyncio.sleep(delay / 1000)
+        await asyncio.sleep(delay_ms / 1000)
         async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
             assert response.status in (202, 409)
         ended_job = await farm.wait_for_status(job["id"])
         assert ended_job["status"] in ("cancelled", "succeeded")
         await asyncio.sleep(0.1)
         assert (await farm.fetch_job(job["id"]))["status"] == ended_job["status"]
-        ends = [e.type.value for e in await farm.events.replay(job["id"], None) if e.type.is_final]
-        assert set(ends) == {ended_job["status"]}
+        final_types = [
+            e.type.value for e in await farm.events.replay(job["id"], None) if e.type.is_final
+        ]
+        assert set(final_types) == {ended_job["status"]}
 
 
 async def test_cancel_of_a_finished_job_is_a_conflict(working_farm: Farm) -> None:
@@ -294,7 +296,7 @@ async def test_cancel_of_a_finished_job_is_a_conflict(working_farm: Farm) -> Non
     assert (await working_farm.fetch_job(job["id"]))["status"] == "succeeded"
 
 
-async def test_retry_goes_on_after_the_last_finished_step(renderer: Renderer) -> None:
+async def test_retry_goes_on_after_the_last_finished_step(renderer: FakeRenderer) -> None:
     farm = renderer.farm
     renderer.fail = [to_application_error(RenderFailed("no"))]
     job = await farm.submit_job(THREE)
@@ -327,7 +329,7 @@ async def test_retry_at_the_very_end_of_an_attempt_is_not_lost(working_farm: Far
             assert (await working_farm.wait_for_status(job["id"]))["attempts"] == attempt
 
 
-async def test_retry_of_a_running_or_succeeded_job_is_a_conflict(renderer: Renderer) -> None:
+async def test_retry_of_a_running_or_succeeded_job_is_a_conflict(renderer: FakeRenderer) -> None:
     renderer.hold.clear()
     job = await renderer.farm.submit_job({"kind": "render", "workflow": GRAPH})
     async with renderer.farm.client.post(f"/jobs/{job['id']}/retry") as response:
@@ -349,7 +351,7 @@ async def test_the_sweeper_starts_jobs_that_were_only_accepted(farm: Farm) -> No
     assert len(farm.services.calls) == 1
 
 
-async def test_repeated_start_makes_one_workflow(renderer: Renderer) -> None:
+async def test_repeated_start_makes_one_workflow(renderer: FakeRenderer) -> None:
     renderer.hold.clear()
     farm = renderer.farm
     job = await farm.submit_job({"kind": "render", "workflow": GRAPH})

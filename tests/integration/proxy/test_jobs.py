@@ -30,7 +30,7 @@ async def farm_with_services(working_farm: Farm) -> Farm:
 
 async def test_a_slow_service_s_calls_are_jobs(farm_with_services: Farm) -> None:
     headers = {"content-type": "application/json", "x-shot": "7", "idempotency-key": "once"}
-    answers = []
+    submissions = []
     for _ in range(2):
         async with farm_with_services.client.post(
             "/slow/a%20b?n=1", data=BODY, headers=headers
@@ -38,8 +38,8 @@ async def test_a_slow_service_s_calls_are_jobs(farm_with_services: Farm) -> None
             assert response.status == 202
             job = await response.json()
             assert response.headers["location"] == f"/jobs/{job['id']}"
-            answers.append((job["id"], response.headers.get("idempotent-replayed")))
-    assert answers == [(job["id"], None), (job["id"], "true")]
+            submissions.append((job["id"], response.headers.get("idempotent-replayed")))
+    assert submissions == [(job["id"], None), (job["id"], "true")]
     finished_job = await farm_with_services.wait_for_status(job["id"])
     assert (finished_job["status"], finished_job["kind"]) == ("succeeded", "http")
     [(method, path, body, sent_headers)] = [

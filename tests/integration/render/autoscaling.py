@@ -50,8 +50,10 @@ def fake_gpu_nodes(
     """
     # Needed before the head starts, which would choose it.
     address = f"{ray.util.get_node_ip_address()}:{free_port()}"
-    config = folder / "autoscaling.yaml"
-    config.write_text(yaml.safe_dump(_autoscaler_config(address, max_nodes, idle_seconds, labels)))
+    config_path = folder / "autoscaling.yaml"
+    config_path.write_text(
+        yaml.safe_dump(_autoscaler_config(address, max_nodes, idle_seconds, labels))
+    )
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_enable_autoscaler_v2", "1")
         environment.setenv("RAY_FAKE_CLUSTER", "1")
@@ -59,7 +61,7 @@ def fake_gpu_nodes(
         try:
             yield {
                 "num_cpus": 3,
-                "autoscaling_config": str(config),
+                "autoscaling_config": str(config_path),
                 "gcs_server_port": int(address.rpartition(":")[2]),
                 "env_vars": {
                     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,

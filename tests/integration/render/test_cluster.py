@@ -26,15 +26,15 @@ from moyin.render.comfyui.install import ComfyUI
 from moyin.render.comfyui.paths import HostPathFilter
 from tests.integration.render.affinity import (
     check_models_stay_loaded,
-    with_large_models,
+    write_large_models,
 )
 from tests.integration.render.cluster import OWNER, RenderFarm, render_farm
 from tests.integration.render.fixtures import (
     PNG,
-    comfyui_processes,
-    picture,
-    sleepy,
-    upscaled,
+    list_comfyui_pids,
+    picture_graph,
+    sleepy_graph,
+    upscaled_graph,
     write_models,
 )
 from tests.integration.servers import TemporalServer, ValkeyServer
@@ -60,32 +60,32 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
         comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, nodes
     ) as (farm, cluster):
         pool = await farm.deploy(actors=2, gpus=0.5)
-        actors = await farm.ready(pool, 2)
+        actors = await farm.wait_until_ready(pool, 2)
         homes = {actor["node_id"] for actor in actors.values()}
         assert len(homes) == 2, "over two nodes"
         assert ray.get_runtime_context().get_node_id() not in homes
 
-        job_id = await farm.submit_job(sleepy(8))
-        name = await farm.renderer_of(pool, job_id)
+        job_id = await farm.submit_job(sleepy_graph(8))
+        name = await farm.wait_for_renderer(pool, job_id)
         lost_actor = actors[name]
         [node] = [n for n in cluster.worker_nodes if n.node_id == lost_actor["node_id"]]
         started_at = time.monotonic()
         await asyncio.to_thread(cluster.remove_node, node, False)
 
-        result = await farm.result(job_id)
+        result = await farm.wait_for_result(job_id)
         record_measurement(f"node lost: job done {time.monotonic() - started_at:.1f} s later")
         assert result.backend != name
         [artifact] = result.artifacts
         assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
         # Its share is free on the other node as well: Ray starts it again there.
-        actors = await farm.ready(pool, 2)
+        actors = await farm.wait_until_ready(pool, 2)
         assert {actor["node_id"] for actor in actors.values()} == homes - {lost_actor["node_id"]}
         # The lost node's ComfyUI ended with its actor.
         pids = {actor["renderer"]["pid"] for actor in actors.values()}
-        await eventually(lambda: set(comfyui_processes(tmp_path)) == pids)
+        await eventually(lambda: set(list_comfyui_pids(tmp_path)) == pids)
         assert [actor["devices"] for actor in actors.values()] == ["0", "0"], "they share it"
         await _check_third_actor_waits(tmp_path)
-    await eventually(lambda: comfyui_processes(tmp_path) == [])
+    await eventually(lambda: list_comfyui_pids(tmp_path) == [])
 
 
 async def _check_third_actor_waits(folder: Path) -> None:
@@ -94,13 +94,13 @@ async def _check_third_actor_waits(folder: Path) -> None:
     status_ref = third_actor.status.remote()
     await asyncio.sleep(4)
     assert (await asyncio.to_thread(ray.wait, [status_ref], timeout=0))[0] == [], "there is no room"
-    assert len(comfyui_processes(folder)) == 2
+    assert len(list_comfyui_pids(folder)) == 2
     await asyncio.to_thread(serve.delete, "render-default")
     assert (await status_ref).devices == "0"
 
     async def is_only_actor() -> bool:
         return (await third_actor.status.remote()).renderer.ready and len(
-            comfyui_processes(folder)
+            list_comfyui_pids(folder)
         ) == 1
 
     await eventually(is_only_actor, 240)
@@ -126,7 +126,7 @@ async def test_pool_on_one_node_passes_all_scenarios(
         models = farm.settings.data / "some-models"
         await asyncio.to_thread(write_models, comfyui.python, models, *MODELS)
         pool = await farm.deploy(models, actors=1, gpus=0.5)
-        [(name, actor)] = (await farm.ready(pool, 1)).items()
+        [(name, actor)] = (await farm.wait_until_ready(pool, 1)).items()
         assert name == "comfyui-default-0"
         await _check_job_reports_progress(farm)
         await _check_inputs_of_other_owners_are_refused(farm)
@@ -136,13 +136,13 @@ async def test_pool_on_one_node_passes_all_scenarios(
         await check_models_stay_loaded(farm, pool, record_measurement)
         await _check_poisoned_job_fails(farm)
         await _check_idle_actors_end_and_return(farm, pool, record_measurement)
-    await eventually(lambda: comfyui_processes(tmp_path) == [])
+    await eventually(lambda: list_comfyui_pids(tmp_path) == [])
 
 
 async def _check_job_reports_progress(farm: RenderFarm) -> None:
     started_at = time.monotonic()
-    job_id = await farm.submit_job(sleepy(4))
-    result = await farm.result(job_id)
+    job_id = await farm.submit_job(sleepy_graph(4))
+    result = await farm.wait_for_result(job_id)
     assert result.backend == "comfyui-default-0"
     [artifact] = result.artifacts
     assert artifact.name == "p_00001_.png"
@@ -155,25 +155,27 @@ async def _check_job_reports_progress(farm: RenderFarm) -> None:
 
 async def _check_inputs_of_other_owners_are_refused(farm: RenderFarm) -> None:
     [other_artifact] = (
-        await farm.result(await farm.submit_job(picture(0xFF0000), owner="bob"))
+        await farm.wait_for_result(await farm.submit_job(picture_graph(0xFF0000), owner="bob"))
     ).artifacts
-    [own_artifact] = (await farm.result(await farm.submit_job(picture(0x00FF00)))).artifacts
-    graph = picture()
+    [own_artifact] = (
+        await farm.wait_for_result(await farm.submit_job(picture_graph(0x00FF00)))
+    ).artifacts
+    graph = picture_graph()
     for artifact_id in (f"art_{'2' * 32}", other_artifact.id):
         graph["1"] = {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact_id}"}}
         assert await _run_failing_job(farm, await farm.submit_job(graph)) == "artifact_not_found"
     graph["1"]["inputs"]["image"] = f"artifact:{own_artifact.id}"
-    assert len((await farm.result(await farm.submit_job(graph))).artifacts) == 1
+    assert len((await farm.wait_for_result(await farm.submit_job(graph))).artifacts) == 1
 
 
 async def _check_invalid_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
-    graph = picture()
+    graph = picture_graph()
     graph["2"]["class_type"] = "NoSuchNode"
     [name, *_] = await pool.list_renderers.remote()
     actor = ray.get_actor(name, namespace=NAMESPACE)
     validation = await actor.validate.remote(graph)
     assert validation["error"]["type"] == "invalid_prompt"
-    assert "error" not in await actor.validate.remote(picture())
+    assert "error" not in await actor.validate.remote(picture_graph())
     assert await _run_failing_job(farm, await farm.submit_job(graph)) == "invalid_graph"
 
 
@@ -185,15 +187,15 @@ async def _check_new_replica_adopts_running_prompt(
 ) -> None:
     pid = actor["renderer"]["pid"]
     prompts_before = await _count_prompts(pid)
-    job_id = await farm.submit_job(sleepy(12))
-    await farm.renderer_of(pool, job_id)
+    job_id = await farm.submit_job(sleepy_graph(12))
+    await farm.wait_for_renderer(pool, job_id)
     _kill_process("ray::ServeReplica", "RenderPool")
     started_at = time.monotonic()
-    result = await farm.result(job_id)
+    result = await farm.wait_for_result(job_id)
     elapsed_seconds = time.monotonic() - started_at
     record_measurement(f"replica killed: job done {elapsed_seconds:.1f} s later")
     assert len(result.artifacts) == 1
-    [new_actor] = (await farm.ready(pool, 1)).values()
+    [new_actor] = (await farm.wait_until_ready(pool, 1)).values()
     assert new_actor["renderer"]["pid"] == pid, "the same ComfyUI all along"
     assert await _count_prompts(pid) == prompts_before + 2, "rendered once, and asked once"
 
@@ -202,12 +204,12 @@ async def _change_configuration_under_load(
     farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> Any:
     """Change to two actors with a smaller share of the GPU while both are busy; lose no render."""
-    running_job = await farm.submit_job(sleepy(3))
-    await farm.renderer_of(pool, running_job)
-    jobs = [await farm.submit_job(upscaled(MODELS[n % 2])) for n in range(4)]
+    running_job = await farm.submit_job(sleepy_graph(3))
+    await farm.wait_for_renderer(pool, running_job)
+    jobs = [await farm.submit_job(upscaled_graph(MODELS[n % 2])) for n in range(4)]
     pool = await farm.deploy(
         farm.settings.data / "some-models",
-        with_large_models(farm.settings.data),
+        write_large_models(farm.settings.data),
         window=40,
         actors=2,
         min_actors=0,
@@ -215,10 +217,10 @@ async def _change_configuration_under_load(
         idle_timeout=4,
         queue_patience=1,
     )
-    await farm.result(running_job)
+    await farm.wait_for_result(running_job)
     assert await _count_attempts(farm, running_job) == 1, "drained"
-    jobs += [await farm.submit_job(upscaled(MODELS[n % 2])) for n in range(12)]
-    results = await asyncio.gather(*(farm.result(job_id) for job_id in jobs))
+    jobs += [await farm.submit_job(upscaled_graph(MODELS[n % 2])) for n in range(12)]
+    results = await asyncio.gather(*(farm.wait_for_result(job_id) for job_id in jobs))
     assert all(len(result.artifacts) == 1 for result in results)
     assert len({artifact.sha256 for r in results for artifact in r.artifacts}) == len(jobs)
     status = await pool.status.remote()
@@ -242,9 +244,9 @@ async def _check_idle_actors_end_and_return(
     farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> None:
     await eventually(lambda: _has_no_actors(pool), 180)
-    await eventually(lambda: comfyui_processes(farm.settings.data) == [])
+    await eventually(lambda: list_comfyui_pids(farm.settings.data) == [])
     started_at = time.monotonic()
-    assert len((await farm.result(await farm.submit_job(picture()))).artifacts) == 1
+    assert len((await farm.wait_for_result(await farm.submit_job(picture_graph()))).artifacts) == 1
     record_measurement(f"from no actor to a picture: {time.monotonic() - started_at:.1f} s")
 
 
@@ -265,7 +267,7 @@ async def _count_prompts(pid: int) -> float:
         async with ComfyClient(
             f"{short_folder}/folder/comfyui.sock", "counter", HostPathFilter({})
         ) as client:
-            return (await client.submit(str(uuid.uuid4()), picture())).number
+            return (await client.submit(str(uuid.uuid4()), picture_graph())).number
 
 
 async def _has_no_actors(pool: Any) -> bool:
@@ -275,7 +277,7 @@ async def _has_no_actors(pool: Any) -> bool:
 async def _run_failing_job(farm: RenderFarm, job_id: str) -> str | None:
     """Wait until the job fails, and return the error code of its activity."""
     with pytest.raises(WorkflowFailureError) as exc_info:
-        await farm.result(job_id)
+        await farm.wait_for_result(job_id)
     assert isinstance(exc_info.value.cause, ActivityError)
     error = exc_info.value.cause.cause
     assert isinstance(error, ApplicationError)

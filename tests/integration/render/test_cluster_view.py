@@ -25,7 +25,7 @@ from moyin.jobs.workflows.backlog import read_backlog
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.render.comfyui.install import ComfyUI
 from tests.integration.render.cluster import render_farm
-from tests.integration.render.fixtures import comfyui_processes
+from tests.integration.render.fixtures import list_comfyui_pids
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.waiting import eventually
 
@@ -90,7 +90,7 @@ async def test_pools_share_gpus_and_a_killed_comfyui_is_a_problem(
         assert cluster.problems == []
 
         folder = tmp_path / "comfyui" / "run" / "comfyui-fast-0"
-        [pid] = comfyui_processes(folder)
+        [pid] = list_comfyui_pids(folder)
         os.kill(pid, signal.SIGKILL)
 
         async def find_problems() -> Any:
@@ -106,7 +106,7 @@ async def test_pools_share_gpus_and_a_killed_comfyui_is_a_problem(
             return not (await monitor.get()).problems and bool(await both_ready())
 
         await eventually(is_solved, 300)
-        [new_pid] = comfyui_processes(folder)
+        [new_pid] = list_comfyui_pids(folder)
         assert new_pid != pid
         states = {pool.name: pool for pool in (await monitor.get()).pools}
         assert states["fast"].renderers is not None

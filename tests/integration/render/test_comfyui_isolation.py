@@ -30,8 +30,8 @@ from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.protocol.graph import make_input_name
 from moyin.store.blobs import BlobStore
-from tests.integration.render.fixtures import blobs, options, picture
-from tests.integration.render.hostile import attempt, read_finding, write_hostile_nodes
+from tests.integration.render.fixtures import blobs, options, picture_graph
+from tests.integration.render.hostile import attempt_graph, read_finding, write_hostile_nodes
 from tests.waiting import eventually
 
 __all__ = ["blobs", "options"]
@@ -100,7 +100,7 @@ async def hostile_renderer(
             BlobStore(f"file://{stack / 'artifacts'}"),
         )
         await renderer.start()
-        await render_graph(renderer, picture())
+        await render_graph(renderer, picture_graph())
         yield renderer
         await renderer.close()
 
@@ -113,7 +113,9 @@ async def run_attempt(
     Args:
         arguments: a value that the code can read.
     """
-    return read_finding((await render_graph(renderer, attempt(code, arguments), **kwargs)).values)
+    return read_finding(
+        (await render_graph(renderer, attempt_graph(code, arguments), **kwargs)).values
+    )
 
 
 async def render_graph(
@@ -485,8 +487,10 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
     }
     # The renderer tries it again without ComfyUI's cache, then gives up.
     with pytest.raises(MoyinError, match="does not exist"):
-        await render_graph(hostile_renderer, attempt(code, arguments))
-    assert (await render_graph(hostile_renderer, picture())).files, "the next prompt is rendered"
+        await render_graph(hostile_renderer, attempt_graph(code, arguments))
+    assert (await render_graph(hostile_renderer, picture_graph())).files, (
+        "the next prompt is rendered"
+    )
     assert not [
         p
         for p in (stack / "artifacts").rglob("*")
@@ -499,8 +503,8 @@ async def test_a_node_cannot_pretend_that_its_prompt_has_ended(
 ) -> None:
     files = await store_input(hostile_renderer, b"the next tenant's input")
     requests = [
-        RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),
-        RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture(), files=files),
+        RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt_graph(_PRETEND, "input")),
+        RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture_graph(), files=files),
     ]
     first_task, second_task = [
         asyncio.create_task(_render_to_end(hostile_renderer, request)) for request in requests
@@ -550,14 +554,14 @@ async def test_a_prompt_that_forges_its_end_fails_only_itself(
     )
     await renderer.start()
     try:
-        await render_graph(renderer, attempt(_ESCAPE))
+        await render_graph(renderer, attempt_graph(_ESCAPE))
         pid_before = (await renderer.status()).pid
         with pytest.raises(NoResponse) as exc_info:
-            await render_graph(renderer, picture())
+            await render_graph(renderer, picture_graph())
         # It is worth another try, and not held against the prompt.
         assert exc_info.value.retryable
         assert exc_info.value.details == {}
-        await render_graph(renderer, picture())
+        await render_graph(renderer, picture_graph())
         assert (await renderer.status()).pid != pid_before
     finally:
         await renderer.close()
@@ -622,7 +626,7 @@ async def test_a_process_that_is_killed_takes_its_sandbox_along(
     process.send_signal(signal.SIGKILL)
     _, alive = await asyncio.to_thread(psutil.wait_procs, family, 10)
     assert [p for p in alive if p.pid != os.getpid()] == []
-    assert (await render_graph(hostile_renderer, picture())).files
+    assert (await render_graph(hostile_renderer, picture_graph())).files
 
 
 def _own_addresses() -> list[Any]:
@@ -632,7 +636,7 @@ def _own_addresses() -> list[Any]:
 
 async def _list_visible_files(renderer: ComfyRenderer) -> list[str]:
     """Run a prompt that lists every file it can see, and return their paths."""
-    await render_graph(renderer, picture())
+    await render_graph(renderer, picture_graph())
     result: list[str] = await run_attempt(renderer, _SEEN, [str(renderer._folder.base)])
     assert result, "the bridge at least"
     return result

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from moyin.render.comfyui.install import ComfyUI
 from tests.integration.render.cluster import RenderFarm, render_farm
-from tests.integration.render.hostile import attempt, read_finding, write_hostile_nodes
+from tests.integration.render.hostile import attempt_graph, read_finding, write_hostile_nodes
 from tests.integration.servers import TemporalServer, ValkeyServer
 
 _SECRET = "signs the stack's tokens"
@@ -59,7 +59,7 @@ async def test_it_reaches_nothing_of_the_farm(
     ) as (farm, _):
         farm.bad_nodes = write_hostile_nodes(tmp_path)
         pool = await farm.deploy(actors=2, gpus=0.5)
-        await farm.ready(pool, 2)
+        await farm.wait_until_ready(pool, 2)
         addresses: dict[str, Any] = {"tcp": _list_servers(), "unix": _list_sockets(tmp_path)}
         ports = {port for _, port in addresses["tcp"]}
         assert {valkey_server.port, temporal_server.port} <= ports
@@ -87,7 +87,7 @@ async def test_it_reaches_nothing_of_the_farm(
 
 
 async def _run_attempt(farm: RenderFarm, code: str, arguments: Any = None) -> Any:
-    result = await farm.result(await farm.submit_job(attempt(code, arguments)))
+    result = await farm.wait_for_result(await farm.submit_job(attempt_graph(code, arguments)))
     return read_finding(from_json(await farm.blobs.get(result.output))["body"]["outputs"])
 
 

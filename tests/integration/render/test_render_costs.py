@@ -22,7 +22,7 @@ from tests.chaos import victims
 from tests.chaos.busy import list_executions
 from tests.chaos.graphs import busy
 from tests.integration.render.cluster import OWNER, RenderFarm, render_farm
-from tests.integration.render.fixtures import comfyui_processes, upscaled, write_models
+from tests.integration.render.fixtures import list_comfyui_pids, upscaled_graph, write_models
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
 from tests.stack import RecordMeasurement
@@ -51,7 +51,7 @@ async def test_renders_cost_their_measured_time_once(
         models = tmp_path / "models"
         await asyncio.to_thread(write_models, farm.comfyui.python, models, _MODEL)
         pool = await farm.deploy(models, actors=1, **_PRICE)
-        await farm.ready(pool, 1)
+        await farm.wait_until_ready(pool, 1)
         jobs = [
             await _check_repeated_graph_is_free(farm, record_measurement),
             await _check_failed_render_costs(farm),
@@ -96,7 +96,7 @@ async def _check_repeated_graph_is_free(
     graph = busy(2, next(_colors))
     started_at = time.monotonic()
     job_id = await farm.submit_job(graph)
-    result = await farm.result(job_id)
+    result = await farm.wait_for_result(job_id)
     elapsed_seconds = time.monotonic() - started_at
     assert result.gpu_seconds is not None
     record_measurement(
@@ -113,7 +113,7 @@ async def _check_repeated_graph_is_free(
     assert (row.load_milliseconds, result.load_seconds) == (0, 0)
 
     second_job = await farm.submit_job(graph)
-    cached_result = await farm.result(second_job)
+    cached_result = await farm.wait_for_result(second_job)
     assert (cached_result.cached, cached_result.cost_usd, cached_result.gpu_seconds) == (True, 0, 0)
     assert await _list_rows(farm, second_job) == []
     return job_id
@@ -122,7 +122,7 @@ async def _check_repeated_graph_is_free(
 async def _check_failed_render_costs(farm: RenderFarm) -> str:
     job_id = await farm.submit_job(busy(1, next(_colors), fails=True))
     with pytest.raises(WorkflowFailureError):
-        await farm.result(job_id)
+        await farm.wait_for_result(job_id)
     [row] = await _list_rows(farm, job_id)
     assert (row.error, row.cost_usd > 0) == ("render_failed", True)
     assert (await farm.jobs.find(job_id)).cost_usd == row.cost_usd
@@ -145,7 +145,7 @@ async def _submit_and_wait_until_it_runs(farm: RenderFarm, graph: dict[str, Any]
 
 async def _check_cancelled_render_costs(farm: RenderFarm) -> str:
     job_id = await _submit_and_wait_until_it_runs(farm, busy(30, next(_colors)))
-    await farm.cancel(job_id)
+    await farm.cancel_job(job_id)
 
     async def find_row() -> UsageEntry | None:
         return next(iter(await _list_rows(farm, job_id)), None)
@@ -161,20 +161,20 @@ async def _check_killed_replica(farm: RenderFarm, pool: Any) -> str:
     replicas = with_lines(psutil.Process().children(recursive=True))
     [victim] = [p for p, line in replicas if "ray::ServeReplica" in line and "RenderPool" in line]
     os.kill(victim.pid, signal.SIGKILL)
-    result = await farm.result(job_id)
+    result = await farm.wait_for_result(job_id)
     assert result.gpu_seconds is not None
     assert result.gpu_seconds >= 8
     [row] = await _list_rows(farm, job_id)
     assert row.cost_usd == result.cost_usd == (await farm.jobs.find(job_id)).cost_usd
-    await farm.ready(pool, 1)
+    await farm.wait_until_ready(pool, 1)
     return job_id
 
 
 async def _check_killed_comfyui(farm: RenderFarm) -> str:
     job_id = await _submit_and_wait_until_it_runs(farm, busy(6, next(_colors)))
-    for pid in comfyui_processes(farm.settings.data):
+    for pid in list_comfyui_pids(farm.settings.data):
         os.kill(pid, signal.SIGKILL)
-    result = await farm.result(job_id)
+    result = await farm.wait_for_result(job_id)
     rows = await _list_rows(farm, job_id)
     assert sorted(row.error or "" for row in rows) == ["", "worker_lost"]
     assert (await farm.jobs.find(job_id)).cost_usd == sum(row.cost_usd for row in rows)
@@ -194,7 +194,7 @@ async def _check_killed_actor(farm: RenderFarm, pool: Any) -> str:
     workers = with_lines(psutil.Process().children(recursive=True))
     [actor] = [process for process, line in workers if victims.actor(line)]
     actor.kill()
-    result = await farm.result(job_id)
+    result = await farm.wait_for_result(job_id)
     rows = await _list_rows(farm, job_id)
     assert sorted(row.error or "" for row in rows) == ["", "worker_lost"]
     assert (await farm.jobs.find(job_id)).cost_usd == sum(row.cost_usd for row in rows)
@@ -203,14 +203,14 @@ async def _check_killed_actor(farm: RenderFarm, pool: Any) -> str:
 
 
 async def _check_loading_is_separate(farm: RenderFarm) -> str:
-    graph = upscaled(_MODEL)
+    graph = upscaled_graph(_MODEL)
     # A node that names a model counts as one that loads. The tiny model itself is loaded in no time.
     sleep_inputs = {"value": ["1", 0], "seconds": 1.0, "model_name": _MODEL}
     graph["6"] = {"class_type": "TestSleep", "inputs": sleep_inputs}
     graph["4"]["inputs"]["image"] = ["6", 0]
     graph["5"]["inputs"]["seconds"] = 1.0
     job_id = await farm.submit_job(graph)
-    result = await farm.result(job_id)
+    result = await farm.wait_for_result(job_id)
     assert result.gpu_seconds is not None
     assert result.load_seconds is not None
     # Messages of ComfyUI that are read late move the time by less than half a second.

@@ -244,7 +244,7 @@ def prepare_files(settings: Settings) -> tuple[str, str]:
 def test_postgresql_of_an_older_version_is_migrated(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    url = postgres.url(postgres.new())
+    url = postgres.url(postgres.create_database())
     monkeypatch.setenv("MOYIN_DATABASE_URL", url)
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path))
     options = Options.read()

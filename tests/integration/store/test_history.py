@@ -206,7 +206,7 @@ async def test_a_page_and_its_cursor_are_read_in_one_statement(
 
 
 async def test_an_id_that_is_being_deleted_stays_taken(postgres: Postgres) -> None:
-    url = postgres.url(postgres.new())
+    url = postgres.url(postgres.create_database())
     await asyncio.to_thread(migrate, url)
     database, other_database = Database(url), Database(url)
     jobs = JobStore(database)

@@ -34,7 +34,7 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'moyin.db'}"
     server: Postgres = request.getfixturevalue("postgres")
-    return server.url(server.new())
+    return server.url(server.create_database())
 
 
 def test_migrating_up_makes_the_schema_and_down_removes_it(empty_url: str) -> None:
@@ -60,7 +60,7 @@ def test_one_step_down_and_unknown_revisions(empty_url: str) -> None:
 
 
 async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Postgres) -> None:
-    url = postgres.url(postgres.new())
+    url = postgres.url(postgres.create_database())
     await asyncio.to_thread(migrate, url, "0012")
     writer_database = Database(url)
 
@@ -91,7 +91,7 @@ async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Post
 def test_an_interrupted_migration_of_postgresql_is_completed_later(
     postgres: Postgres, statements_before: int
 ) -> None:
-    url = postgres.url(postgres.new())
+    url = postgres.url(postgres.create_database())
     migrate(url, "0012")
     remaining_statements = statements_before
 

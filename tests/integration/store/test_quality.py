@@ -21,7 +21,7 @@ def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'moyin.db'}"
     server: Postgres = request.getfixturevalue("postgres")
-    return server.url(server.new())
+    return server.url(server.create_database())
 
 
 async def test_only_tenants_that_contribute_are_read(url: str) -> None:

@@ -146,7 +146,7 @@ class Farm:
             metadata={"run": "7"},
         )
 
-    async def until(
+    async def wait_for_status(
         self, batch: Batch, condition: Callable[[Batch], bool] = lambda state: state.status in ENDED
     ) -> Batch:
         async def find() -> Batch | None:

@@ -250,7 +250,7 @@ async def test_native_batches_cost_half_and_other_lines_are_called(batch_farm: B
 async def test_a_chat_runs_natively_in_its_own_and_in_another_format(batch_farm: BatchFarm) -> None:
     lines: list[Any] = [chat(n, model="gpt" if n % 2 else "claude") for n in range(1, 9)]
     lines += [chat(9, BAD), chat(10, model="claude", n=2), chat(11, model="claude", seed=1)]
-    ended_batch = await batch_farm.until(await batch_farm.create(*lines))
+    ended_batch = await batch_farm.wait_for_status(await batch_farm.create(*lines))
     assert ended_batch.request_counts is not None
     assert (ended_batch.request_counts.completed, ended_batch.request_counts.failed) == (8, 3)
     output = await batch_farm.read(ended_batch.output_file_id)
@@ -274,7 +274,7 @@ async def test_a_batch_is_not_sent_again_after_the_response_was_lost(batch_farm:
         provider_server: Any = getattr(batch_farm, provider)
         provider_server.loses_answer = True
         created_batch = await batch_farm.create(*(chat(n, model=provider) for n in range(4)))
-        ended_batch = await batch_farm.until(created_batch)
+        ended_batch = await batch_farm.wait_for_status(created_batch)
         assert ended_batch.request_counts is not None and ended_batch.request_counts.completed == 4
         assert len(provider_server.batches) == 1 and not provider_server.calls
     assert Counter(await batch_farm.costs()) == {Decimal("0.006"): 8}
@@ -287,7 +287,7 @@ async def test_foreign_batches_at_the_back_end_are_ignored(batch_farm: BatchFarm
     await foreign_client.messages.batches.create(requests=[ask(1, model="m"), ask(2, model="m")])
     batch_farm.claude.loses_answer = True
     created_batch = await batch_farm.create(chat(1, model="claude"), chat(2, model="claude"))
-    await batch_farm.until(created_batch)
+    await batch_farm.wait_for_status(created_batch)
     assert list(batch_farm.claude.batches) == ["msgbatch_0", "msgbatch_1"]
     assert batch_farm.claude.deleted == ["msgbatch_1"]
     await foreign_client.close()
@@ -297,14 +297,14 @@ async def test_lines_that_a_batch_api_refuses_are_called_singly(batch_farm: Batc
     for provider in ("claude", "gpt"):
         provider_server: Any = getattr(batch_farm, provider)
         provider_server.refuses = 400
-        ended_batch = await batch_farm.until(
+        ended_batch = await batch_farm.wait_for_status(
             await batch_farm.create(*(chat(n, model=provider) for n in range(3)))
         )
         assert ended_batch.request_counts is not None and ended_batch.request_counts.completed == 3
         assert len(provider_server.calls) == 3 and not provider_server.batches
         assert provider_server.deleted == (["file-0"] if provider == "gpt" else [])
         provider_server.refuses, provider_server.unanswered = None, 2
-        partial_batch = await batch_farm.until(
+        partial_batch = await batch_farm.wait_for_status(
             await batch_farm.create(*(chat(n, model=provider) for n in range(3)))
         )
         assert (
@@ -323,7 +323,7 @@ async def test_a_cancellation_reaches_the_back_end(batch_farm: BatchFarm) -> Non
 
         await eventually(batch_farm.is_running_natively)
         await batch_farm.client.batches.cancel(created_batch.id)
-        ended_batch = await batch_farm.until(created_batch)
+        ended_batch = await batch_farm.wait_for_status(created_batch)
         assert ended_batch.status == "cancelled" and len(provider_server.cancelled) == 1
         errors = await batch_farm.read(ended_batch.error_file_id)
         assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
@@ -365,7 +365,7 @@ async def test_a_replica_that_stops_leaves_its_native_batches_to_others(
     lapse_statement: sa.Update = native_batches.update().values(due_at=now() + timedelta(seconds=1))
     await batch_farm.app.database.execute(lapse_statement)
     batch_farm.claude.holds = False
-    ended_batch = await batch_farm.until(created_batch)
+    ended_batch = await batch_farm.wait_for_status(created_batch)
     assert ended_batch.request_counts is not None and ended_batch.request_counts.completed == 1
     assert len(batch_farm.claude.batches) == len(rows) == 1
     assert json.loads(batch_farm.claude.prompts[0])
