@@ -182,14 +182,14 @@ def failing_graph() -> dict[str, Any]:
     return graph
 
 
-def request(graph: dict[str, Any], prompt_id: str | None = None) -> RenderRequest:
+def build_request(graph: dict[str, Any], prompt_id: str | None = None) -> RenderRequest:
     return RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph=graph)
 
 
 async def render_events(
     renderer: ComfyRenderer, graph: dict[str, Any], prompt_id: str | None = None
 ) -> list[RenderEvent]:
-    async with aclosing(renderer.render(request(graph, prompt_id))) as stream:
+    async with aclosing(renderer.render(build_request(graph, prompt_id))) as stream:
         return [event async for event in stream]
 
 

@@ -61,25 +61,25 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
     ) as (farm, cluster):
         pool = await farm.deploy(actors=2, gpus=0.5)
         actors = await farm.wait_until_ready(pool, 2)
-        homes = {actor["node_id"] for actor in actors.values()}
-        assert len(homes) == 2, "over two nodes"
-        assert ray.get_runtime_context().get_node_id() not in homes
+        node_ids = {actor["node_id"] for actor in actors.values()}
+        assert len(node_ids) == 2, "over two nodes"
+        assert ray.get_runtime_context().get_node_id() not in node_ids
 
         job_id = await farm.submit_job(sleepy_graph(8))
-        name = await farm.wait_for_renderer(pool, job_id)
-        lost_actor = actors[name]
+        actor_name = await farm.wait_for_renderer(pool, job_id)
+        lost_actor = actors[actor_name]
         [node] = [n for n in cluster.worker_nodes if n.node_id == lost_actor["node_id"]]
         started_at = time.monotonic()
         await asyncio.to_thread(cluster.remove_node, node, False)
 
         result = await farm.wait_for_result(job_id)
         record_measurement(f"node lost: job done {time.monotonic() - started_at:.1f} s later")
-        assert result.backend != name
+        assert result.backend != actor_name
         [artifact] = result.artifacts
         assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
         # Its share is free on the other node as well: Ray starts it again there.
         actors = await farm.wait_until_ready(pool, 2)
-        assert {actor["node_id"] for actor in actors.values()} == homes - {lost_actor["node_id"]}
+        assert {actor["node_id"] for actor in actors.values()} == node_ids - {lost_actor["node_id"]}
         # The lost node's ComfyUI ended with its actor.
         pids = {actor["renderer"]["pid"] for actor in actors.values()}
         await eventually(lambda: set(list_comfyui_pids(tmp_path)) == pids)
@@ -253,14 +253,16 @@ async def _check_idle_actors_end_and_return(
 async def _count_attempts(farm: RenderFarm, job_id: str) -> int:
     """Return how often the render step of an ended job was attempted."""
     history = await farm.client.get_workflow_handle(job_id).fetch_history()
-    starts = [e for e in history.events if e.HasField("activity_task_started_event_attributes")]
-    return max(e.activity_task_started_event_attributes.attempt for e in starts)
+    start_events = [
+        e for e in history.events if e.HasField("activity_task_started_event_attributes")
+    ]
+    return max(e.activity_task_started_event_attributes.attempt for e in start_events)
 
 
 async def _count_prompts(pid: int) -> float:
     """Submit a prompt to this ComfyUI, and return how many it has accepted so far."""
-    line = psutil.Process(pid).cmdline()
-    folder = Path(line[line.index("--base-directory") + 1]).parent
+    command_line = psutil.Process(pid).cmdline()
+    folder = Path(command_line[command_line.index("--base-directory") + 1]).parent
     with tempfile.TemporaryDirectory() as short_folder:
         # The path of a socket may have 107 characters.
         (Path(short_folder) / "folder").symlink_to(folder)
@@ -286,6 +288,8 @@ async def _run_failing_job(farm: RenderFarm, job_id: str) -> str | None:
 
 def _kill_process(*words: str) -> None:
     child_processes = with_lines(psutil.Process().children(recursive=True))
-    victims = [process for process, line in child_processes if all(word in line for word in words)]
-    assert len(victims) == 1, victims
-    os.kill(victims[0].pid, signal.SIGKILL)
+    matching_processes = [
+        process for process, line in child_processes if all(word in line for word in words)
+    ]
+    assert len(matching_processes) == 1, matching_processes
+    os.kill(matching_processes[0].pid, signal.SIGKILL)

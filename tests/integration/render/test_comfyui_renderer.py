@@ -45,6 +45,7 @@ from tests.integration.render.fixtures import (
     TEST_NODES,
     bad_nodes,
     blobs,
+    build_request,
     failing_graph,
     list_comfyui_pids,
     options,
@@ -52,7 +53,6 @@ from tests.integration.render.fixtures import (
     render_events,
     render_successfully,
     renderer,
-    request,
     sleepy_graph,
 )
 from tests.waiting import eventually
@@ -72,9 +72,9 @@ async def test_a_picture_is_rendered_and_stored(
     assert (file.name, file.media_type, file.node, file.slot, file.temporary) == (
         "p_00001_.png", "image/png", "2", "images", False,
     )  # fmt: skip
-    data = await blobs.get(file.sha256)
-    assert data.startswith(PNG)
-    assert len(data) == file.size
+    picture_bytes = await blobs.get(file.sha256)
+    assert picture_bytes.startswith(PNG)
+    assert len(picture_bytes) == file.size
     assert not list(options.folder.rglob("*.png")), "the store has it, nobody else"
 
 
@@ -83,20 +83,22 @@ async def test_the_saved_graph_is_the_one_that_was_sent(
 ) -> None:
     prompt_id = str(uuid.uuid4())
     success = await render_successfully(renderer, picture_graph(), prompt_id)
-    data = await blobs.get(success.files[0].sha256)
-    assert b'"filename_prefix": "p"' in data
-    assert prompt_id.encode() not in data
+    picture_bytes = await blobs.get(success.files[0].sha256)
+    assert b'"filename_prefix": "p"' in picture_bytes
+    assert prompt_id.encode() not in picture_bytes
 
 
 async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) -> None:
     started_at = time.monotonic()
     seen_events = await render_events(renderer, sleepy_graph(4.0))
     elapsed_seconds = time.monotonic() - started_at
-    progress = [event for event in seen_events if isinstance(event, RenderProgress)]
-    assert 3 <= len(progress) <= 4 * (time.monotonic() - started_at) + 2, "four a second at most"
-    assert [p.value for p in progress] == sorted(p.value for p in progress)
-    assert any(0 < p.value < 3 and p.node == "3" for p in progress)
-    assert all(p.max == 3 for p in progress)
+    progress_events = [event for event in seen_events if isinstance(event, RenderProgress)]
+    assert 3 <= len(progress_events) <= 4 * (time.monotonic() - started_at) + 2, (
+        "four a second at most"
+    )
+    assert [p.value for p in progress_events] == sorted(p.value for p in progress_events)
+    assert any(0 < p.value < 3 and p.node == "3" for p in progress_events)
+    assert all(p.max == 3 for p in progress_events)
     assert seen_events.count(ExecutionStarted()) == 1
     assert seen_events[-4] == ExecutionFinished()
     assert isinstance(seen_events[-3], RenderRun)
@@ -126,17 +128,17 @@ async def test_a_cached_picture_holds_no_graph_of_another_tenants(
 ) -> None:
     graph = picture_graph()
 
-    async def saved(tenant: str, note: str) -> bytes:
+    async def render_and_read(tenant: str, note: str) -> bytes:
         extra_data = {"extra_pnginfo": {"workflow": note}, MOYIN_KEY: {TENANT_KEY: tenant}}
-        render_request = replace(request(graph), extra_data=extra_data)
+        render_request = replace(build_request(graph), extra_data=extra_data)
         [*_, last_event] = [event async for event in renderer.render(render_request)]
         assert isinstance(last_event, RenderSucceeded)
         return await blobs.get(last_event.files[0].sha256)
 
-    assert b"of ann" in await saved("ann", "a note of ann's")
-    assert b"of bob" in await saved("bob", "a note of bob's")
+    assert b"of ann" in await render_and_read("ann", "a note of ann's")
+    assert b"of bob" in await render_and_read("bob", "a note of bob's")
     # A tenant's own may be the one that it made before.
-    assert b"of bob" in await saved("bob", "another note of bob's")
+    assert b"of bob" in await render_and_read("bob", "another note of bob's")
 
 
 async def test_lost_cached_outputs_are_rendered_again(
@@ -176,7 +178,7 @@ async def test_the_same_prompt_is_rendered_once(renderer: ComfyRenderer) -> None
 async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
     renderer: ComfyRenderer,
 ) -> None:
-    render_request = request(sleepy_graph(1.0))
+    render_request = build_request(sleepy_graph(1.0))
     async for event in renderer.render(render_request):
         assert isinstance(event, ExecutionStarted | RenderProgress)
         break
@@ -188,7 +190,7 @@ async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
 
 
 @pytest.mark.parametrize(
-    ("broken_node", "type_", "names"),
+    ("broken_node", "error_type", "message"),
     [
         ({"class_type": "NoSuchNode", "inputs": {}}, "invalid_prompt", "NoSuchNode"),
         (
@@ -199,15 +201,15 @@ async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
         (5, "invalid_prompt", "not an object"),
     ],
 )
-async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
-    renderer: ComfyRenderer, broken_node: object, type_: str, names: str
+async def test_invalid_graph_raises_comfyuis_errors(
+    renderer: ComfyRenderer, broken_node: object, error_type: str, message: str
 ) -> None:
     graph = picture_graph()
     graph["2"] = broken_node
     body = await renderer.validate(graph)
     assert body is not None
-    assert body["error"]["type"] == type_
-    with pytest.raises(InvalidGraph, match=names) as exc_info:
+    assert body["error"]["type"] == error_type
+    with pytest.raises(InvalidGraph, match=message) as exc_info:
         await render_events(renderer, graph)
     assert exc_info.value.details == body
     assert "error" not in await renderer.validate(picture_graph())
@@ -217,11 +219,13 @@ async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
     """ComfyUI accepts values within the reported bounds, and rejects values outside of them."""
     graph = picture_graph()
     unchecked_inputs = (await renderer.validate(graph))["free"]
-    [(node, inputs)] = [
-        (node, result) for node, result in unchecked_inputs.items() if "width" in result
+    [(node, node_ranges)] = [
+        (node, input_ranges)
+        for node, input_ranges in unchecked_inputs.items()
+        if "width" in input_ranges
     ]
-    kind, minimum, maximum = inputs["width"]
-    assert (kind, inputs["color"]) == ("INT", ["INT", 0, 0xFFFFFF])
+    input_type, minimum, maximum = node_ranges["width"]
+    assert (input_type, node_ranges["color"]) == ("INT", ["INT", 0, 0xFFFFFF])
     for value, is_valid in (
         (minimum, True),
         (maximum, True),
@@ -230,9 +234,11 @@ async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
     ):
         graph[node]["inputs"]["width"] = value
         assert ("error" not in await renderer.validate(graph)) == is_valid
-    loads = {"1": {"class_type": "LoadImage", "inputs": {"image": "moyin/" + "0" * 64 + ".png"}}}
-    loads["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
-    assert "1" not in (await renderer.validate(loads))["free"], "it looks at files"
+    file_graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "moyin/" + "0" * 64 + ".png"}}
+    }
+    file_graph["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    assert "1" not in (await renderer.validate(file_graph))["free"], "it looks at files"
 
 
 async def test_validating_renders_nothing(renderer: ComfyRenderer) -> None:
@@ -268,26 +274,32 @@ async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -
     assert len((await render_successfully(renderer, picture_graph())).files) == 1
 
 
-async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> None:
-    victim, other_request = request(sleepy_graph(30)), request(sleepy_graph(0.5))
-    tasks = [
+async def test_cancel_stops_only_the_named_prompt(renderer: ComfyRenderer) -> None:
+    cancelled_request, other_request = (
+        build_request(sleepy_graph(30)),
+        build_request(sleepy_graph(0.5)),
+    )
+    render_tasks = [
         asyncio.create_task(render_successfully(renderer, dict(r.graph), r.prompt_id))
-        for r in (victim, other_request)
+        for r in (cancelled_request, other_request)
     ]
-    await eventually(lambda: _is_running(renderer, victim.prompt_id))
+    await eventually(lambda: _is_running(renderer, cancelled_request.prompt_id))
     await asyncio.sleep(0.5)
     started_at = time.monotonic()
-    await renderer.cancel(victim.prompt_id)
+    await renderer.cancel(cancelled_request.prompt_id)
     with pytest.raises(RenderFailed):
-        await tasks[0]
+        await render_tasks[0]
     assert time.monotonic() - started_at < 2
-    await renderer.cancel(victim.prompt_id)
+    await renderer.cancel(cancelled_request.prompt_id)
     await renderer.cancel(str(uuid.uuid4()))
-    assert len((await tasks[1]).files) == 1
+    assert len((await render_tasks[1]).files) == 1
 
 
 async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRenderer) -> None:
-    running_request, waiting_request = request(sleepy_graph(2)), request(sleepy_graph(30))
+    running_request, waiting_request = (
+        build_request(sleepy_graph(2)),
+        build_request(sleepy_graph(30)),
+    )
     first_task = asyncio.create_task(
         render_successfully(renderer, dict(running_request.graph), running_request.prompt_id)
     )
@@ -303,7 +315,7 @@ async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRende
 
 
 async def test_a_retry_does_not_share_the_end_of_a_cancelled_run(renderer: ComfyRenderer) -> None:
-    cancelled_request = request(sleepy_graph(30))
+    cancelled_request = build_request(sleepy_graph(30))
     prompt_id = cancelled_request.prompt_id
     cancelled_task = asyncio.create_task(
         render_successfully(renderer, dict(cancelled_request.graph), prompt_id)
@@ -373,7 +385,7 @@ async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     assert list_comfyui_pids(options.folder) == [status.pid]
 
 
-async def test_a_stalled_socket_costs_nothing_but_progress(
+async def test_render_succeeds_without_events_of_the_socket(
     renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moyin.render.comfyui.prompts.RunningPrompt.process_event", lambda *_: None)
@@ -381,7 +393,7 @@ async def test_a_stalled_socket_costs_nothing_but_progress(
     assert len((await render_successfully(renderer, sleepy_graph(0.2))).files) == 1
 
 
-async def test_bad_nodes(
+async def test_renderer_survives_bad_nodes(
     options: ComfyOptions,
     blobs: BlobStore,
     tmp_path: Path,
@@ -425,15 +437,15 @@ async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.M
     The next prompt writes its file while the first one is still being stored.
     """
     blobs, folder = renderer._blobs, renderer._folder
-    may_store, put_stream = asyncio.Event(), blobs.put_stream
+    store_event, put_stream = asyncio.Event(), blobs.put_stream
 
     async def put_later(file: IO[bytes], limit: int) -> Blob:
-        await may_store.wait()
+        await store_event.wait()
         return await put_stream(file, limit)
 
     async def follow(text: str, seen_events: list[RenderEvent]) -> None:
         graph = {"1": {"class_type": "Latest", "inputs": {"text": text}}}
-        async for event in renderer.render(request(graph)):
+        async for event in renderer.render(build_request(graph)):
             seen_events.append(event)
 
     monkeypatch.setattr(blobs, "put_stream", put_later)
@@ -443,15 +455,15 @@ async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.M
         asyncio.create_task(follow(*pair)) for pair in zip(texts, events_by_prompt, strict=True)
     ]
     await eventually(
-        lambda: all(ExecutionFinished() in render_events for render_events in events_by_prompt)
+        lambda: all(ExecutionFinished() in prompt_events for prompt_events in events_by_prompt)
     )
-    may_store.set()
+    store_event.set()
     await asyncio.gather(*tasks)
-    results = []
+    stored_texts = []
     for *_, last_event in events_by_prompt:
         assert isinstance(last_event, RenderSucceeded)
-        results.append((await blobs.get(last_event.files[0].sha256)).decode())
-    assert results == texts
+        stored_texts.append((await blobs.get(last_event.files[0].sha256)).decode())
+    assert stored_texts == texts
     emptied_folders = [*folder.writable, folder.done]
     assert not [p for folder_path in emptied_folders for p in folder_path.rglob("*") if p.is_file()]
 

@@ -23,7 +23,7 @@ _POOL = "entrance"
 
 
 @workflow.defn(sandboxed=False)
-class Enter:
+class EntryWorkflow:
     """A workflow with one activity in the pool's queue, which has the workflow's priority."""
 
     @workflow.run
@@ -36,7 +36,7 @@ class Enter:
         )
 
 
-class Entrance:
+class EntryRecorder:
     def __init__(self) -> None:
         self.order: list[str] = []
 
@@ -83,11 +83,14 @@ async def _enter_all(client: Client, submissions: list[tuple[str, int]]) -> list
         submissions: owner and priority of each job.
     """
     async with Worker(
-        client, task_queue=_QUEUE, workflows=[Enter], workflow_runner=UnsandboxedWorkflowRunner()
+        client,
+        task_queue=_QUEUE,
+        workflows=[EntryWorkflow],
+        workflow_runner=UnsandboxedWorkflowRunner(),
     ):
         handles = [
             await client.start_workflow(
-                Enter.run,
+                EntryWorkflow.run,
                 owner,
                 id=f"enter-{number}",
                 task_queue=_QUEUE,
@@ -96,7 +99,7 @@ async def _enter_all(client: Client, submissions: list[tuple[str, int]]) -> list
             for number, (owner, priority) in enumerate(submissions)
         ]
         await _wait_until_scheduled(handles)
-        entrance = Entrance()
+        entrance = EntryRecorder()
         async with Worker(
             client,
             task_queue=get_render_queue(_POOL),

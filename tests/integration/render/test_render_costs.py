@@ -48,11 +48,11 @@ async def test_renders_cost_their_measured_time_once(
     async with render_farm(
         comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, nodes
     ) as (farm, _):
-        models = tmp_path / "models"
-        await asyncio.to_thread(write_models, farm.comfyui.python, models, _MODEL)
-        pool = await farm.deploy(models, actors=1, **_PRICE)
+        models_folder = tmp_path / "models"
+        await asyncio.to_thread(write_models, farm.comfyui.python, models_folder, _MODEL)
+        pool = await farm.deploy(models_folder, actors=1, **_PRICE)
         await farm.wait_until_ready(pool, 1)
-        jobs = [
+        job_ids = [
             await _check_repeated_graph_is_free(farm, record_measurement),
             await _check_failed_render_costs(farm),
             await _check_cancelled_render_costs(farm),
@@ -61,15 +61,15 @@ async def test_renders_cost_their_measured_time_once(
             await _check_killed_actor(farm, pool),
         ]
         loading_job = await _check_loading_is_separate(farm)
-        jobs.append(loading_job)
-        costs = [(await farm.jobs.find(job_id)).cost_usd for job_id in jobs]
+        job_ids.append(loading_job)
+        costs_usd = [(await farm.jobs.find(job_id)).cost_usd for job_id in job_ids]
         usage_sums = await UsageReports(farm.database).sum_calls(
             CallFilter(owner=OWNER), [GroupBy.OPERATION], PriceClasses()
         )
-        assert {item.group for item in usage_sums} == {("render",)}
-        assert sum(item.cost_usd for item in usage_sums) == sum(costs)
-        seconds = Decimal(sum(item.quantity for item in usage_sums)) / 1000
-        assert abs(sum(costs) - seconds * _USD_PER_SECOND) < Decimal("0.01")
+        assert {usage_sum.group for usage_sum in usage_sums} == {("render",)}
+        assert sum(usage_sum.cost_usd for usage_sum in usage_sums) == sum(costs_usd)
+        booked_seconds = Decimal(sum(usage_sum.quantity for usage_sum in usage_sums)) / 1000
+        assert abs(sum(costs_usd) - booked_seconds * _USD_PER_SECOND) < Decimal("0.01")
 
         rows, _ = await UsageReports(farm.database).list_calls(CallFilter(owner=OWNER), limit=200)
         executions = list_executions(farm.settings.data)
@@ -77,11 +77,13 @@ async def test_renders_cost_their_measured_time_once(
         assert [execution.ended for execution in executions].count(False) == 2
         # By ComfyUI's own clock no second was forgotten, but for the actor that was lost.
         measured_seconds = sum(execution.seconds for execution in executions)
-        assert float(seconds) > measured_seconds - 3
-        assert 0 < sum(item.load_milliseconds for item in usage_sums) < 1000 * seconds
+        assert float(booked_seconds) > measured_seconds - 3
+        assert (
+            0 < sum(usage_sum.load_milliseconds for usage_sum in usage_sums) < 1000 * booked_seconds
+        )
         record_measurement(
             f"renders of {measured_seconds:.2f} s by ComfyUI's clock were booked with "
-            f"{seconds:.2f} s"
+            f"{booked_seconds:.2f} s"
         )
 
 
@@ -104,8 +106,8 @@ async def _check_repeated_graph_is_free(
         f"done after {elapsed_seconds:.2f} s"
     )
     assert 2 <= result.gpu_seconds <= elapsed_seconds
-    expected = Decimal(result.gpu_seconds) * _USD_PER_SECOND
-    assert abs(result.cost_usd - expected) < Decimal("0.001")
+    expected_usd = Decimal(result.gpu_seconds) * _USD_PER_SECOND
+    assert abs(result.cost_usd - expected_usd) < Decimal("0.001")
     [row] = await _list_rows(farm, job_id)
     assert (row.cost_usd, row.quantity) == (result.cost_usd, round(result.gpu_seconds * 1000))
     assert (await farm.jobs.find(job_id)).cost_usd == row.cost_usd
@@ -159,8 +161,10 @@ async def _check_cancelled_render_costs(farm: RenderFarm) -> str:
 async def _check_killed_replica(farm: RenderFarm, pool: Any) -> str:
     job_id = await _submit_and_wait_until_it_runs(farm, busy(8, next(_colors)))
     replicas = with_lines(psutil.Process().children(recursive=True))
-    [victim] = [p for p, line in replicas if "ray::ServeReplica" in line and "RenderPool" in line]
-    os.kill(victim.pid, signal.SIGKILL)
+    [replica_process] = [
+        p for p, line in replicas if "ray::ServeReplica" in line and "RenderPool" in line
+    ]
+    os.kill(replica_process.pid, signal.SIGKILL)
     result = await farm.wait_for_result(job_id)
     assert result.gpu_seconds is not None
     assert result.gpu_seconds >= 8
@@ -192,8 +196,8 @@ async def _check_killed_actor(farm: RenderFarm, pool: Any) -> str:
 
     await eventually(is_render_seen, 60)
     workers = with_lines(psutil.Process().children(recursive=True))
-    [actor] = [process for process, line in workers if victims.actor(line)]
-    actor.kill()
+    [actor_process] = [process for process, line in workers if victims.actor(line)]
+    actor_process.kill()
     result = await farm.wait_for_result(job_id)
     rows = await _list_rows(farm, job_id)
     assert sorted(row.error or "" for row in rows) == ["", "worker_lost"]

