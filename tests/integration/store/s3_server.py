@@ -69,7 +69,7 @@ class S3Server(_Server):
         ]  # fmt: skip
 
     def is_responding(self) -> bool:
-        client = self.client()
+        client = self.create_client()
         try:
             if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
                 client.create_bucket(Bucket=BUCKET)
@@ -80,7 +80,7 @@ class S3Server(_Server):
             client.close()
         return True
 
-    def client(self) -> Any:
+    def create_client(self) -> Any:
         """Return botocore's own client, which does not use fsspec."""
         return botocore.session.get_session().create_client(
             "s3",

@@ -61,13 +61,13 @@ async def _store_ended_job(
 
 async def test_renders_of_all_jobs_are_listed_from_the_oldest(database: Database) -> None:
     await _store_ended_job(database, _new_result(seconds=4.0))
-    chat = StepResult(index=0, output="0" * 64)
+    chat_result = StepResult(index=0, output="0" * 64)
     await _store_ended_job(
-        database, chat, _new_result(1, 5.0), kinds=(StepKind.CHAT, StepKind.RENDER)
+        database, chat_result, _new_result(1, 5.0), kinds=(StepKind.CHAT, StepKind.RENDER)
     )
-    renders = (StepKind.RENDER, StepKind.RENDER)
+    step_kinds = (StepKind.RENDER, StepKind.RENDER)
     await _store_ended_job(
-        database, _new_result(0, 6.0), _new_result(1, 7.0), kinds=renders, children=2
+        database, _new_result(0, 6.0), _new_result(1, 7.0), kinds=step_kinds, children=2
     )
     assert await list_measured_renders(database, "default") == [
         MeasuredRender(shape=f"shape-{seconds}", seconds=seconds, load_seconds=1.0, pictures=2)

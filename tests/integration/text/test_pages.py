@@ -23,7 +23,7 @@ from tests.acceptance.scripted import new_scripted_app
 from tests.examples import DEFAULT_GATEWAY, find_missing_members, read_example, run_shell_example
 from tests.integration.servers import TemporalServer
 from tests.integration.text.fixtures import ModelsApp, serving, wait_until_probed
-from tests.integration.text.test_batches import NAMESPACE, Farm, ScriptedModel, new_line
+from tests.integration.text.test_batches import NAMESPACE, ScriptedModel, TextBatchFarm, build_line
 from tests.waiting import eventually
 
 TEXT = "Hello! It is sunny, and the answer is 3."
@@ -117,13 +117,13 @@ async def test_usage_is_summed_and_calls_are_listed(models_app: ModelsApp) -> No
     # A report has 400 days at most.
     day = {"2026-11-01": f"{now() - timedelta(days=1):%Y-%m-%d}"}
 
-    async def read(name: str, replaced: dict[str, str]) -> Any:
+    async def read_report(name: str, replaced: dict[str, str]) -> Any:
         return json.loads(await run(models_app, USAGE, name, replaced=replaced))
 
-    [group] = await eventually(lambda: read_groups(read("usage", day)))
+    [group] = await eventually(lambda: read_groups(read_report("usage", day)))
     assert (group["model"], group["calls"]) == ("m", 1)
-    assert (await read("requests", day))["requests"] == []
-    [call] = (await read("requests", day | {"status=failed&": ""}))["requests"]
+    assert (await read_report("requests", day))["requests"] == []
+    [call] = (await read_report("requests", day | {"status=failed&": ""}))["requests"]
     assert call["model"] == "m"
 
 
@@ -132,20 +132,22 @@ async def read_groups(report: Awaitable[Any]) -> Any:
 
 
 @pytest.fixture
-async def farm(models_app: ModelsApp, temporal_server: TemporalServer) -> AsyncIterator[Farm]:
+async def farm(
+    models_app: ModelsApp, temporal_server: TemporalServer
+) -> AsyncIterator[TextBatchFarm]:
     """Run the models app with a worker for batches."""
     temporal = TemporalConnection(temporal_server.address, NAMESPACE, retention=timedelta(days=1))
     async with AsyncExitStack() as stack:
-        farm = Farm(models_app, ScriptedModel(), temporal)
+        farm = TextBatchFarm(models_app, ScriptedModel(), temporal)
         stack.push_async_callback(farm.client.close)
-        await stack.enter_async_context(farm.worker())
+        await stack.enter_async_context(farm.run_worker())
         yield farm
 
 
 async def test_documented_openai_batch_example_works(
-    farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    farm: TextBatchFarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "requests.jsonl").write_text(json.dumps(new_line(1)))
+    (tmp_path / "requests.jsonl").write_text(json.dumps(build_line(1)))
     monkeypatch.chdir(tmp_path)
     first_part, later_mark, second_part = read_example(BATCHES, "openai", "python").partition(
         "# later"
@@ -161,7 +163,7 @@ async def test_documented_openai_batch_example_works(
     variables["client"].close()
 
 
-async def test_documented_anthropic_batch_example_works(farm: Farm) -> None:
+async def test_documented_anthropic_batch_example_works(farm: TextBatchFarm) -> None:
     first_part, later_mark, second_part = read_example(BATCHES, "anthropic", "python").partition(
         "# later"
     )

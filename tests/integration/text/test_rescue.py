@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from tests.integration.text.fixtures import serving
-from tests.integration.text.test_feedback import house
+from tests.integration.text.test_feedback import build_backend
 from tests.integration.text.upstreams import BEGUN, KINDS, SSE, Upstream, backend
 
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
@@ -36,7 +36,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 
 def writing_backend(url: str, name: str, price: float) -> dict[str, Any]:
-    backends = house(url, name, price)
+    backends = build_backend(url, name, price)
     return {**backends, "models": [{**backends["models"][0], "schema": True}]}
 
 
