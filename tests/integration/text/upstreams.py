@@ -86,11 +86,18 @@ def backend(kind: str, url: str, **kwargs: Any) -> dict[str, Any]:
     Args:
         kwargs: further members of the configuration.
     """
-    places: dict[str, dict[str, Any]] = {
+    connections: dict[str, dict[str, Any]] = {
         "openai": {"base_url": f"{url}/v1"},
         "anthropic": {"base_url": url, "api_key_env": "LLAMA_KEY"},
         "ollama": {"hosts": [url]},
     }
     model: dict[str, Any] = {"name": f"m-{kind}", "upstream": "m", "context": 8000}
     model["price"] = {"input": 1, "output": 1}
-    return {"name": kind, "type": kind, "models": [model], "retries": 0, **places[kind], **kwargs}
+    return {
+        "name": kind,
+        "type": kind,
+        "models": [model],
+        "retries": 0,
+        **connections[kind],
+        **kwargs,
+    }
