@@ -253,7 +253,10 @@ async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, gets_event: b
 
     Without an event, it learns the end by polling the job's row.
     """
-    async with farm._gateway() as other_replica, aiohttp.ClientSession(other_replica) as session:
+    async with (
+        farm._run_gateway() as other_replica,
+        aiohttp.ClientSession(other_replica) as session,
+    ):
         headers = {"authorization": f"Bearer {farm.key}"}
         async with session.ws_connect("/ws?clientId=me", headers=headers) as socket:
             await receive_until(socket, lambda event: event["type"] == "status")

@@ -190,7 +190,7 @@ class Farm:
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
         self.sweep_after = timedelta(seconds=0.3)
-        # By which the readings of the cluster become old.
+        # Decides when a reading of the cluster is too old.
         self.clock = time.monotonic
         # Empty, unless a test writes the console's files before its first request.
         self.console_folder = folder / "console"
@@ -220,7 +220,7 @@ class Farm:
         self.key = (await KeyStore(self.database).create("ann", "test"))[1]
         self.other_key = (await KeyStore(self.database).create("bob", "test"))[1]
         self.services_url = await enter_context(_serve_services(self.services))
-        self.url = await enter_context(self._gateway())
+        self.url = await enter_context(self._run_gateway())
         self.client = await enter_context(self.open_session(self.key))
         self.other = await enter_context(self.open_session(self.other_key))
 
@@ -320,10 +320,10 @@ class Farm:
                 await asyncio.sleep(0.02)
 
     @asynccontextmanager
-    async def _gateway(self) -> AsyncIterator[str]:
+    async def _run_gateway(self) -> AsyncIterator[str]:
         event_hub = EventHub(self._valkey.url)
         frame_hub = FrameHub(self._valkey.url)
-        # Not those of `self` at the end: another gateway may have replaced them.
+        # `lifespan` closes these; by then, `self.pictures` may be another gateway's.
         pictures = self.pictures = PictureProcesses()
         thumbnails = TenantCache(self._valkey.url, "moyin:pictures")
         previews, preview_hub = PreviewStore(self._valkey.url), PreviewHub(self._valkey.url)
@@ -396,7 +396,7 @@ class Farm:
             seconds=dict.fromkeys(READING_SECONDS, 0.1), clock=lambda: self.clock(),
         )  # fmt: skip
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=event_hub, quiet_seconds=0.5)
-        farm_events = PromptNotifiers(
+        notifiers = PromptNotifiers(
             prompts=prompts,
             files=files,
             blobs=self.blobs,
@@ -423,10 +423,10 @@ class Farm:
                 blobs=self.blobs,
                 find_executed=self.scripted_pools.find_executed,
                 read_places=queue_places.read,
-                wait_until_notified=farm_events.wait_until_notified,
+                wait_until_notified=notifiers.wait_until_notified,
             ),
             files=files,
-            events=farm_events,
+            events=notifiers,
             userdata=UserdataStore(
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50
             ),

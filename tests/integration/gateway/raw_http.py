@@ -103,7 +103,7 @@ class SlowClients:
                 writer.write(random.choice((b"a", b"b")))
                 await asyncio.wait({response_task}, timeout=1)
         except ConnectionError:
-            # Who is hung up on while it writes still reads what came before.
+            # The server closed the connection. What it sent before that is still read.
             pass
         finally:
             self.ended.setdefault(target, []).append(

@@ -22,14 +22,14 @@ _SWATCH = {"prompt": "the sea", "width": 64, "height": 64}
 
 async def make_content(url: str, key: str, folder: Path) -> Sequence[Mapping[str, str]]:
     """Make jobs, files, keys and people, and return the placeholders' values for two runs."""
-    picture, lines_file = folder / "sea.png", folder / "requests.jsonl"
-    Image.linear_gradient("L").resize((64, 36)).convert("RGB").save(picture)
+    picture_path, lines_file = folder / "sea.png", folder / "requests.jsonl"
+    Image.linear_gradient("L").resize((64, 36)).convert("RGB").save(picture_path)
     request_line = {"method": "POST", "url": "/v1/chat/completions", "body": _CHAT}
     lines_file.write_text(
         "".join(json.dumps({"custom_id": f"line-{n}", **request_line}) + "\n" for n in (1, 2))
     )
     shared_values = {
-        "picture": str(picture), "pictures": str(folder), "lines": str(lines_file),
+        "picture": str(picture_path), "pictures": str(folder), "lines": str(lines_file),
         "graph": str(ROOT / "examples" / "dawn.json"),
     }  # fmt: skip
     async with GatewayClient(url, api_key=key, reconnect_seconds=1) as gateway:
@@ -80,8 +80,8 @@ async def _run_job(
     """Run a job to its end, and return its id."""
     job = await gateway.call("POST", "/jobs", {"kind": kind, **body})
     async for event in gateway.follow_job(job["id"]):
-        last_type = event.type
-    assert last_type == status
+        last_event_type = event.type
+    assert last_event_type == status
     return str(job["id"])
 
 

@@ -99,7 +99,7 @@ async def _read_close_code(client: SecretRecordingClient, key: str) -> str:
         return (message.extra or "").partition(":")[0]
 
 
-def _search_logs(stack: RunningStack, secrets: dict[str, str]) -> tuple[int, list[str]]:
+def _search_logs(stack: RunningStack, secrets_by_name: dict[str, str]) -> tuple[int, list[str]]:
     """Return the number of log files, and which secret was found in which file."""
     files = [
         path
@@ -110,7 +110,7 @@ def _search_logs(stack: RunningStack, secrets: dict[str, str]) -> tuple[int, lis
     leaks = [
         f"{name} in {path.name}"
         for path in files
-        for name, secret in secrets.items()
+        for name, secret in secrets_by_name.items()
         if secret.encode() in path.read_bytes()
     ]
     return len(files), leaks
@@ -160,7 +160,7 @@ DISGUISED = [
 @pytest.mark.parametrize("raw_request", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
 async def test_ambiguous_requests_are_refused(gateway: RunningStack, raw_request: str) -> None:
     response = await _send_raw(gateway, raw_request)
-    # One refusal, or the connection's end: never an answer of an app that let it in.
+    # Either one refusal or a closed connection: no app may accept such a request.
     assert response == b"" or response.split(b" ")[1] in (b"400", b"401", b"501"), response
     assert response.count(b"HTTP/1.1 ") <= 1
 

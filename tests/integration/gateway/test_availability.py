@@ -87,7 +87,7 @@ async def test_pictures_of_any_size_cost_the_gateway_little(
             *(fetch_preview(hostile_session, "beyond.png", "webp") for _ in range(3)),
             fetch_preview(hostile_session, "largest.png", f"webp;{next(qualities) % 100}"),
         )
-        # 429: its own pictures before it took too long.
+        # 429: the tenant's other pictures occupied its processes for too long.
         assert {status for status, _ in previews} <= {200, 413, 429}
 
     status, response_body = await fetch_preview(hostile_session, "beyond.png", "webp")
@@ -134,7 +134,7 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
             open_session(models_app.url, key),
         )
 
-        async def chat() -> None:
+        async def send_chat() -> None:
             status, body = await complete_chat(other_session)
             assert status == 200 and body["usage"]["completion_tokens"] > 0
 
@@ -152,10 +152,10 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
                 assert body["error"]["param"] == field
 
         async with hostile_session, other_session:
-            await chat()
-            usual_seconds = await measure_median(chat)
+            await send_chat()
+            usual_seconds = await measure_median(send_chat)
             async with repeating(attack) as attack_count:
-                attack_seconds = await measure_median(chat)
+                attack_seconds = await measure_median(send_chat)
         record_measurement(
             f"another tenant's answer took {usual_seconds * 1000:.0f} ms, "
             f"{attack_seconds * 1000:.0f} ms during "
@@ -197,7 +197,7 @@ async def repeating(action: Callable[[], Awaitable[None]]) -> AsyncIterator[Call
         while not round_count or not stop_event.is_set():
             await action()
             round_count += 1
-            # It shares this process with the servers: a flood is what limits on requests are for.
+            # The attack shares this process with the servers, so it must not flood them.
             await asyncio.sleep(_PAUSE_SECONDS)
 
     task = asyncio.create_task(repeat_action())
@@ -212,7 +212,7 @@ def measure_memory_mib() -> float:
     memory_bytes = process.memory_info().rss
     for child, line in with_lines(process.children()):
         if "imaging" in line:
-            # It may have ended since, which is as good as holding nothing.
+            # A process that has ended meanwhile holds no memory.
             with suppress(psutil.Error):
                 memory_bytes += child.memory_info().rss
     return memory_bytes / 2**20

@@ -21,7 +21,7 @@ GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
 RENDER = {"kind": "render", "workflow": GRAPH}
 
 
-def job_with_reference(index: int) -> dict[str, Any]:
+def build_job_with_reference(index: int) -> dict[str, Any]:
     http_step = {"kind": "http", "request": {"path": "/x", "body": f"${{steps.{index}.text}}"}}
     return {"kind": "pipeline", "steps": [http_step, CHAT]}
 
@@ -51,8 +51,8 @@ BAD: list[tuple[str, dict[str, Any], str, str | None]] = [
      "invalid_request", "steps.1.workflow"),
     ("bad kind of step", {"kind": "pipeline", "steps": [{"kind": "pipeline", "steps": []}]},
      "invalid_request", "steps.0.kind"),
-    ("reference to itself", job_with_reference(0), "invalid_request", "steps.0"),
-    ("reference forward", job_with_reference(1), "invalid_request", "steps.0"),
+    ("reference to itself", build_job_with_reference(0), "invalid_request", "steps.0"),
+    ("reference forward", build_job_with_reference(1), "invalid_request", "steps.0"),
     ("priority", {**CHAT, "priority": 6}, "invalid_request", "priority"),
     ("past deadline", {**CHAT, "deadline": (datetime.now(UTC) - timedelta(1)).isoformat()},
      "invalid_request", "deadline"),
@@ -111,12 +111,12 @@ async def test_bodies_that_are_not_objects_are_refused(farm: Farm, body: bytes) 
 
 
 async def test_a_large_body_is_cut_off_on_the_stream(farm: Farm) -> None:
-    async def chunks() -> Any:
+    async def generate_chunks() -> Any:
         for _ in range(64):
             yield b"x" * 65_536
 
     for path in ("/jobs", "/artifacts"):
-        async with farm.client.post(path, data=chunks()) as response:
+        async with farm.client.post(path, data=generate_chunks()) as response:
             assert response.status == 413
             assert (await response.json())["code"] == "body_too_large"
 

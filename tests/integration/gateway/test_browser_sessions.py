@@ -41,7 +41,7 @@ async def sign_in(browser: aiohttp.ClientSession, app: AccountsApp, email: str) 
         assert response.status == 200, await response.text()
 
 
-async def request_status(browser: aiohttp.ClientSession, path: str, method: str = "GET") -> int:
+async def fetch_status(browser: aiohttp.ClientSession, path: str, method: str = "GET") -> int:
     async with browser.request(method, path, allow_redirects=False) as response:
         return response.status
 
@@ -50,10 +50,10 @@ async def test_a_signed_in_member_is_known_to_the_gateway_and_its_page(
     farm: Farm, accounts_app: AccountsApp, browser: aiohttp.ClientSession
 ) -> None:
     member = await accounts_app.add_member(await accounts_app.create_organisation())
-    assert await request_status(browser, "/jobs") == 401
+    assert await fetch_status(browser, "/jobs") == 401
     await sign_in(browser, accounts_app, member["user"]["email"])
-    assert await request_status(browser, "/jobs") == 200
-    assert await request_status(browser, "/comfy/api/queue") == 200
+    assert await fetch_status(browser, "/jobs") == 200
+    assert await fetch_status(browser, "/comfy/api/queue") == 200
     async with browser.get("/comfy/session") as response:
         assert (await response.json())["user"] == member["user"]["id"]
     async with browser.post("/jobs", json={}, headers={"sec-fetch-site": "cross-site"}) as response:
@@ -63,10 +63,10 @@ async def test_a_signed_in_member_is_known_to_the_gateway_and_its_page(
         assert (message.data, (message.extra or "")[:18]) == (1008, "cross_site_request")
     # ComfyUI's page signs out everywhere on this device: the session itself ends.
     renew_url = f"{accounts_app.url}/accounts/session/renew"
-    assert await request_status(browser, renew_url, "POST") == 200
-    assert await request_status(browser, "/comfy/session/end", "POST") == 303
-    assert [item.key for item in browser.cookie_jar] == []
-    assert await request_status(browser, "/jobs") == 401
+    assert await fetch_status(browser, renew_url, "POST") == 200
+    assert await fetch_status(browser, "/comfy/session/end", "POST") == 303
+    assert [cookie.key for cookie in browser.cookie_jar] == []
+    assert await fetch_status(browser, "/jobs") == 401
 
 
 async def test_players_may_not_list_jobs_and_ended_sessions_are_refused(
@@ -74,15 +74,15 @@ async def test_players_may_not_list_jobs_and_ended_sessions_are_refused(
 ) -> None:
     player = await accounts_app.register_player()
     await sign_in(browser, accounts_app, player["user"]["email"])
-    assert await request_status(browser, "/jobs") == 403
+    assert await fetch_status(browser, "/jobs") == 403
     logout_body = {"everywhere": True}
     await accounts_app.expect_ok("POST", "/logout", player["access_token"], logout_body)
 
     async def is_signed_out() -> bool:
-        return await request_status(browser, "/jobs") == 401
+        return await fetch_status(browser, "/jobs") == 401
 
     await eventually(is_signed_out)
-    assert await request_status(browser, "/comfy/") == 401
+    assert await fetch_status(browser, "/comfy/") == 401
 
 
 async def test_pages_link_to_the_console(farm: Farm, browser: aiohttp.ClientSession) -> None:

@@ -41,12 +41,12 @@ async def test_cors_allows_only_configured_origins(
     async with client.options(path, headers={"origin": EVIL, **preflight_headers}) as response:
         assert response.status == 400
         assert "access-control-allow-origin" not in response.headers
-    for origin, allowed in ((PAGE_ORIGIN, PAGE_ORIGIN), (EVIL, None)):
+    for origin, allowed_origin in ((PAGE_ORIGIN, PAGE_ORIGIN), (EVIL, None)):
         for key, status in ((gateway.api_key, 200), ("wrong", 401)):
             headers = {"origin": origin, "authorization": f"Bearer {key}"}
             async with client.get(path, headers=headers) as response:
                 assert response.status == status
-                assert response.headers.get("access-control-allow-origin") == allowed
+                assert response.headers.get("access-control-allow-origin") == allowed_origin
                 assert "access-control-allow-credentials" not in response.headers
 
 

@@ -55,14 +55,14 @@ async def test_events_follow_changes(farm: Farm) -> None:
         session.get("/cluster/events") as response,
     ):
         assert response.content_type == "text/event-stream"
-        assert await read_queued(response) == 2
+        assert await read_queue_length(response) == 2
         # Members do not see renderers, so this is no change for them.
         farm.scripted_pools.summaries = {"fast": replace(POOL, renderers=())}
         farm.scripted_pools.summaries = {"fast": replace(POOL, waiting=5)}
-        assert await read_queued(response) == 5
+        assert await read_queue_length(response) == 5
 
 
-async def read_queued(response: aiohttp.ClientResponse) -> int:
+async def read_queue_length(response: aiohttp.ClientResponse) -> int:
     """Return the queue length of the pool ``fast`` in the next event."""
     while True:
         line = await response.content.readline()

@@ -137,15 +137,15 @@ async def test_credentials_of_all_viewers_are_verified_by_the_same_queries(farm:
     authenticator = create_authenticator(farm.database, SIGNING_KEY)
     keys = [await create_key(farm, "ann", JOBS_READ, TEXT) for _ in range(20)]
     identities: dict[str, Identity] = {key: await authenticator.authenticate(key) for key in keys}
-    totals = []
+    query_counts = []
     for viewer_count in (1, 20):
         with count_statements() as statement_counts:
             valid_identities = await authenticator.recheck(
                 dict(list(identities.items())[:viewer_count])
             )
         assert len(valid_identities) == viewer_count
-        totals.append(statement_counts.total())
-    assert totals[0] == totals[1] > 0
+        query_counts.append(statement_counts.total())
+    assert query_counts[0] == query_counts[1] > 0
 
 
 async def test_viewers_see_the_sums_of_their_own_tenant(farm: Farm) -> None:
@@ -184,7 +184,7 @@ async def test_data_beyond_the_callers_scopes_is_omitted(
     async with open_viewer(farm, await create_key(farm, "ann", *scopes)) as viewer:
         while not seen_names >= names:
             seen_names.add((await viewer.read_event())[0])
-        # Seen only after another reading, before which everything else has come.
+        # The next reading shows this change; all other events arrive before it.
         farm.scripted_pools.summaries = {"fast": POOL}
         name, data = await viewer.read_event()
         while name != "cluster" or not any(pool["is_responding"] for pool in data["pools"]):
@@ -221,11 +221,11 @@ async def test_viewers_of_a_tenant_share_each_reading_of_its_jobs(
     farm: Farm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = farm.clock = ManualClock()
-    readings = Counter[str]()
+    reading_counts = Counter[str]()
     list_page = farm.jobs.list_page
 
     async def count_and_list(owner: str, **options: Any) -> Any:
-        readings[owner] += 1
+        reading_counts[owner] += 1
         return await list_page(owner, **options)
 
     monkeypatch.setattr(farm.jobs, "list_page", count_and_list)
@@ -238,15 +238,15 @@ async def test_viewers_of_a_tenant_share_each_reading_of_its_jobs(
         async with AsyncExitStack() as stack:
             open_viewers = [await stack.enter_async_context(open_viewer(farm, key)) for key in keys]
             await asyncio.gather(*(viewer.read_events("jobs") for viewer in open_viewers))
-            readings_before = readings["ann"]
+            readings_before = reading_counts["ann"]
             for _ in range(3):
-                job = await submit_job(farm, keys[0])
+                job_id = await submit_job(farm, keys[0])
                 clock.now += LONGER
                 for shown_parts in await asyncio.gather(
                     *(viewer.read_events("jobs") for viewer in open_viewers)
                 ):
-                    assert shown_parts["jobs"]["jobs"][0]["id"] == job
-            return readings["ann"] - readings_before
+                    assert shown_parts["jobs"]["jobs"][0]["id"] == job_id
+            return reading_counts["ann"] - readings_before
 
     assert await count_readings(1) == await count_readings(20) == 3
 
@@ -254,7 +254,7 @@ async def test_viewers_of_a_tenant_share_each_reading_of_its_jobs(
 async def test_viewers_see_the_jobs_of_their_own_tenant(farm: Farm) -> None:
     ann_key = await create_key(farm, "ann", JOBS_READ, JOBS_WRITE, TEXT)
     operator_key = await create_key(farm, "studio", JOBS_READ, OPERATOR)
-    job = await submit_job(farm, ann_key)
+    job_id = await submit_job(farm, ann_key)
     async with open_viewer(farm, ann_key) as viewer:
         shown_jobs = (await viewer.read_events("jobs"))["jobs"]
     async with farm.open_session(ann_key) as session, session.get("/jobs") as response:
@@ -262,7 +262,7 @@ async def test_viewers_see_the_jobs_of_their_own_tenant(farm: Farm) -> None:
     assert (
         [listed_job["id"] for listed_job in shown_jobs["jobs"]]
         == [listed_job["id"] for listed_job in listed_page["jobs"]]
-        == [job]
+        == [job_id]
     )
     assert shown_jobs["jobs"][0].keys() == listed_page["jobs"][0].keys()
     assert (shown_jobs["queued"] + shown_jobs["running"], shown_jobs["next_cursor"]) == (1, None)

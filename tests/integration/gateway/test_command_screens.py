@@ -45,7 +45,7 @@ FOLDER = ROOT / "build" / "screens"
 Screens = Mapping[str, Screen]
 # Beginnings of lines that people copy, so that the terminal may break them.
 _COPIED = ("export ", "http://", "https://", "moyin")
-# What these print is not ours to wrap: answers of models, logs, scripts, JSON, CSV.
+# Moyin does not wrap what these print: answers of models, logs, scripts, JSON, CSV.
 _RAW = ("chat", "demo", "logs gateway", "ray-env", "completion", "audit export", "batches results",
         "quality export")  # fmt: skip
 
@@ -193,8 +193,8 @@ def test_no_color_and_wide_terminals_are_honoured(
 def test_a_render_shows_its_progress_to_the_end(screens: Screens) -> None:
     screen = screens["render {graph} -o {pictures}"]
     assert b"queued" in screen.output
-    [bar] = [line for line in screen.lines if "100 %" in line]
-    assert bar.split()[0] == "done"
+    [progress_line] = [line for line in screen.lines if "100 %" in line]
+    assert progress_line.split()[0] == "done"
     assert screen.lines[-1].strip().endswith(".png")
 
 

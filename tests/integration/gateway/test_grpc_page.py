@@ -52,10 +52,10 @@ async def serve_bridge(url: str) -> AsyncIterator[str]:
         await bridge.close()
 
 
-async def run_code(text: str, **variables: Any) -> str:
+async def run_code(code: str, **variables: Any) -> str:
     """Run Python code with these variables in a thread, and return what it prints."""
     with redirect_stdout(io.StringIO()) as output:
-        await asyncio.to_thread(exec, text, variables)
+        await asyncio.to_thread(exec, code, variables)
     return output.getvalue()
 
 
@@ -63,9 +63,9 @@ async def answer_chat(request: web.Request) -> web.StreamResponse:
     body = await request.json()
     assert body["stream"] is True
     chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    text = f"re: {body['messages'][-1]['content']}"
+    answer_text = f"re: {body['messages'][-1]['content']}"
     choices: list[dict[str, Any]] = [
-        {"index": 0, "delta": {"content": text}, "finish_reason": None},
+        {"index": 0, "delta": {"content": answer_text}, "finish_reason": None},
         {"index": 0, "delta": {}, "finish_reason": "stop"},
     ]
     events = [json.dumps(chunk | {"choices": [choice]}) for choice in choices]
@@ -99,13 +99,13 @@ async def test_jobs_are_listed_page_by_page(working_farm: Farm, limit: int) -> N
     working_farm.services.answers["/v1/chat/completions"] = refuse
     request = {"model": "auto", "messages": [{"role": "user", "content": "x"}]}
     job = {"kind": "chat", "request": request}
-    ids = []
+    job_ids = []
     for project in ("aurora", "dawn", "aurora"):
         submitted_job = await working_farm.submit_job(job | {"metadata": {"project": project}})
-        ids.append((await working_farm.wait_for_status(submitted_job["id"], "failed"))["id"])
+        job_ids.append((await working_farm.wait_for_status(submitted_job["id"], "failed"))["id"])
     metadata = [("authorization", f"Bearer {working_farm.key}")]
     example = read_example(PAGE, "list", "python").replace("limit=100", f"limit={limit}")
     async with serve_bridge(working_farm.url) as address:
         with grpc.insecure_channel(address) as channel:
             output = await run_code(example, pb=pb, stub=MoyinStub(channel), metadata=metadata)
-    assert [line.split()[0] for line in output.splitlines()] == [ids[2], ids[0]]
+    assert [line.split()[0] for line in output.splitlines()] == [job_ids[2], job_ids[0]]

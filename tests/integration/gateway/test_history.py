@@ -54,6 +54,7 @@ def encode_png(width: int = 400, height: int = 200) -> bytes:
 async def upload_artifact(
     client: aiohttp.ClientSession, content: bytes, media_type: str = "image/png"
 ) -> str:
+    """Upload a file, and return its id."""
     headers = {"content-type": media_type}
     async with client.post("/artifacts", data=content, headers=headers) as response:
         assert response.status == 201
@@ -77,25 +78,25 @@ async def test_a_job_shows_its_request(farm: Farm) -> None:
 
 
 async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) -> None:
-    chat_job = (await farm.submit_job({**CHAT, "metadata": {'a"b': "x y", "c": "1"}}))["id"]
-    fast_job = (await farm.submit_job({**RENDER, "pool": "fast", "metadata": {"c": "1"}}))["id"]
+    chat_job_id = (await farm.submit_job({**CHAT, "metadata": {'a"b': "x y", "c": "1"}}))["id"]
+    fast_job_id = (await farm.submit_job({**RENDER, "pool": "fast", "metadata": {"c": "1"}}))["id"]
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x"}}
-    swatch_job = (await farm.submit_job(body))["id"]
-    await call_json(farm.client, "POST", f"/jobs/{swatch_job}/cancel")
-    created_at = (await farm.fetch_job(fast_job))["created_at"].replace("+00:00", "Z")
-    for query, expected_jobs in {
-        "status=queued,cancelled": [swatch_job, fast_job, chat_job],
-        "status=queued&status=cancelled&kind=render": [swatch_job, fast_job],
-        "pool=fast": [fast_job],
-        "template=swatch": [swatch_job],
-        "metadata.c=1": [fast_job, chat_job],
-        "metadata.c=1&metadata.a%22b=x%20y": [chat_job],
-        "search=X": [swatch_job, chat_job],
-        "search=y%20x&kind=chat": [chat_job],
-        f"created_after={created_at}": [swatch_job, fast_job],
-        f"created_before={created_at}": [chat_job],
+    swatch_job_id = (await farm.submit_job(body))["id"]
+    await call_json(farm.client, "POST", f"/jobs/{swatch_job_id}/cancel")
+    created_at = (await farm.fetch_job(fast_job_id))["created_at"].replace("+00:00", "Z")
+    for query, expected_ids in {
+        "status=queued,cancelled": [swatch_job_id, fast_job_id, chat_job_id],
+        "status=queued&status=cancelled&kind=render": [swatch_job_id, fast_job_id],
+        "pool=fast": [fast_job_id],
+        "template=swatch": [swatch_job_id],
+        "metadata.c=1": [fast_job_id, chat_job_id],
+        "metadata.c=1&metadata.a%22b=x%20y": [chat_job_id],
+        "search=X": [swatch_job_id, chat_job_id],
+        "search=y%20x&kind=chat": [chat_job_id],
+        f"created_after={created_at}": [swatch_job_id, fast_job_id],
+        f"created_before={created_at}": [chat_job_id],
     }.items():
-        assert await list_ids(farm.client, query) == expected_jobs, query
+        assert await list_ids(farm.client, query) == expected_ids, query
         assert await list_ids(farm.other, query) == [], query
     for query, field in {
         "state=queued": "state",
@@ -113,47 +114,47 @@ async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) 
 async def test_an_ended_job_is_deleted_with_its_events(working_farm: Farm) -> None:
     farm = working_farm
     headers = {"Idempotency-Key": "once"}
-    job = (await farm.submit_job(CHAT, **headers))["id"]
-    await farm.wait_for_status(job, "succeeded")
-    status, problem = await call_json(farm.other, "DELETE", f"/jobs/{job}")
+    job_id = (await farm.submit_job(CHAT, **headers))["id"]
+    await farm.wait_for_status(job_id, "succeeded")
+    status, problem = await call_json(farm.other, "DELETE", f"/jobs/{job_id}")
     assert (status, problem["code"]) == (404, "job_not_found")
 
     async def has_all_events() -> bool:
-        events = await farm.events.replay(job, None)
+        events = await farm.events.replay(job_id, None)
         return bool(events) and events[-1].type.is_final
 
     await eventually(has_all_events, 10)
-    assert await call_json(farm.client, "DELETE", f"/jobs/{job}") == (204, None)
+    assert await call_json(farm.client, "DELETE", f"/jobs/{job_id}") == (204, None)
     for method, path in (
-        ("GET", f"/jobs/{job}"),
-        ("DELETE", f"/jobs/{job}"),
-        ("GET", f"/jobs/{job}/events"),
-        ("POST", f"/jobs/{job}/retry"),
-        ("POST", f"/jobs/{job}/cancel"),
+        ("GET", f"/jobs/{job_id}"),
+        ("DELETE", f"/jobs/{job_id}"),
+        ("GET", f"/jobs/{job_id}/events"),
+        ("POST", f"/jobs/{job_id}/retry"),
+        ("POST", f"/jobs/{job_id}/cancel"),
     ):
         status, problem = await call_json(farm.client, method, path)
         assert (status, problem["code"]) == (404, "job_not_found"), path
-    assert await farm.events.replay(job, None) == []
-    second_job = (await farm.submit_job(CHAT, **headers))["id"]
-    assert second_job != job
-    await farm.wait_for_status(second_job, "succeeded")
+    assert await farm.events.replay(job_id, None) == []
+    second_job_id = (await farm.submit_job(CHAT, **headers))["id"]
+    assert second_job_id != job_id
+    await farm.wait_for_status(second_job_id, "succeeded")
 
 
 async def test_an_open_job_must_be_cancelled_first(farm: Farm) -> None:
-    job = (await farm.submit_job(CHAT))["id"]
-    status, problem = await call_json(farm.client, "DELETE", f"/jobs/{job}")
+    job_id = (await farm.submit_job(CHAT))["id"]
+    status, problem = await call_json(farm.client, "DELETE", f"/jobs/{job_id}")
     assert (status, problem["code"]) == (409, "job_not_finished")
-    assert f"/jobs/{job}/cancel" in problem["detail"]
-    assert (await farm.fetch_job(job))["status"] == "queued"
+    assert f"/jobs/{job_id}/cancel" in problem["detail"]
+    assert (await farm.fetch_job(job_id))["status"] == "queued"
 
 
 async def test_many_jobs_are_cancelled_and_deleted_by_a_filter(working_farm: Farm) -> None:
     farm = working_farm
     # No worker renders, so that these stay open.
-    old_jobs = [
+    old_job_ids = [
         (await farm.submit_job({**RENDER, "metadata": {"p": "old"}}))["id"] for _ in range(3)
     ]
-    new_job = (await farm.submit_job({**RENDER, "metadata": {"p": "new"}}))["id"]
+    new_job_id = (await farm.submit_job({**RENDER, "metadata": {"p": "new"}}))["id"]
     body: dict[str, Any] = {"filter": {"metadata": {"p": "old"}}, "dry_run": True}
     dry_run_counts = {"matched": 3, "done": 0, "skipped": 0, "dry_run": True, "next_cursor": None}
     assert await call_json(farm.client, "POST", "/jobs/cancel", body) == (200, dry_run_counts)
@@ -165,11 +166,11 @@ async def test_many_jobs_are_cancelled_and_deleted_by_a_filter(working_farm: Far
     assert (status, result["matched"]) == (200, 0)
     status, result = await call_json(farm.client, "POST", "/jobs/cancel", body)
     assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 3, 0)
-    for job in old_jobs:
-        await farm.wait_for_status(job, "cancelled")
+    for job_id in old_job_ids:
+        await farm.wait_for_status(job_id, "cancelled")
     status, result = await call_json(farm.client, "POST", "/jobs/delete", body)
     assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 3, 0)
-    assert await list_ids(farm.client) == [new_job]
+    assert await list_ids(farm.client) == [new_job_id]
     empty_filters: tuple[dict[str, Any], ...] = ({}, {"metadata": {}}, {"status": None})
     for path in ("/jobs/cancel", "/jobs/delete"):
         for empty_filter in empty_filters:
@@ -179,14 +180,14 @@ async def test_many_jobs_are_cancelled_and_deleted_by_a_filter(working_farm: Far
                 "invalid_request",
                 "filter",
             )
-    assert (await farm.fetch_job(new_job))["status"] == "queued"
+    assert (await farm.fetch_job(new_job_id))["status"] == "queued"
 
 
 async def test_jobs_are_accepted_while_many_are_deleted(working_farm: Farm) -> None:
     farm = working_farm
-    jobs = [(await farm.submit_job(CHAT))["id"] for _ in range(30)]
-    for job in jobs:
-        await farm.wait_for_status(job, "succeeded")
+    job_ids = [(await farm.submit_job(CHAT))["id"] for _ in range(30)]
+    for job_id in job_ids:
+        await farm.wait_for_status(job_id, "succeeded")
     body = {"filter": {"status": "succeeded"}}
     delete_task = asyncio.create_task(call_json(farm.client, "POST", "/jobs/delete", body))
     render_job = await farm.submit_job(RENDER)
@@ -196,35 +197,35 @@ async def test_jobs_are_accepted_while_many_are_deleted(working_farm: Farm) -> N
 
 
 async def test_artifacts_are_listed_and_deleted(farm: Farm) -> None:
-    first_artifact = await upload_artifact(farm.client, encode_png())
-    video = await upload_artifact(farm.client, b"film", "video/mp4")
+    picture_id = await upload_artifact(farm.client, encode_png())
+    video_id = await upload_artifact(farm.client, b"film", "video/mp4")
     status, page = await call_json(farm.client, "GET", "/artifacts")
     assert (status, [artifact["id"] for artifact in page["artifacts"]]) == (
         200,
-        [video, first_artifact],
+        [video_id, picture_id],
     )
     assert page["artifacts"][0]["job"] is None and page["artifacts"][0]["created_at"]
     _, page = await call_json(farm.client, "GET", "/artifacts?media_type=image/*")
-    assert [artifact["id"] for artifact in page["artifacts"]] == [first_artifact]
+    assert [artifact["id"] for artifact in page["artifacts"]] == [picture_id]
     _, page = await call_json(farm.other, "GET", "/artifacts")
     assert page == {"artifacts": [], "next_cursor": None}
     status, problem = await call_json(farm.client, "GET", "/artifacts?type=image")
     assert (status, problem["field"]) == (400, "type")
-    status, problem = await call_json(farm.other, "DELETE", f"/artifacts/{video}")
+    status, problem = await call_json(farm.other, "DELETE", f"/artifacts/{video_id}")
     assert (status, problem["code"]) == (404, "artifact_not_found")
-    assert await call_json(farm.client, "DELETE", f"/artifacts/{video}") == (204, None)
+    assert await call_json(farm.client, "DELETE", f"/artifacts/{video_id}") == (204, None)
     for method in ("GET", "DELETE"):
-        status, problem = await call_json(farm.client, method, f"/artifacts/{video}")
+        status, problem = await call_json(farm.client, method, f"/artifacts/{video_id}")
         assert (status, problem["code"]) == (404, "artifact_not_found")
 
 
 async def test_a_link_returns_one_file_without_a_key(farm: Farm) -> None:
     content = encode_png()
-    artifact, other_artifact = (
+    artifact_id, other_artifact_id = (
         await upload_artifact(farm.client, content),
         await upload_artifact(farm.client, b"other"),
     )
-    status, link = await call_json(farm.client, "POST", f"/artifacts/{artifact}/link")
+    status, link = await call_json(farm.client, "POST", f"/artifacts/{artifact_id}/link")
     assert status == 200, link
     async with aiohttp.ClientSession(farm.url) as anonymous_session:
         async with anonymous_session.get(link["url"]) as response:
@@ -232,41 +233,41 @@ async def test_a_link_returns_one_file_without_a_key(farm: Farm) -> None:
         async with anonymous_session.get(link["url"], params={"w": "64"}) as response:
             assert (response.status, response.content_type) == (200, "image/webp")
             assert Image.open(BytesIO(await response.read())).size == (64, 32)
-        for path in (f"/artifacts/{artifact}", f"/artifacts/{other_artifact}"):
+        for path in (f"/artifacts/{artifact_id}", f"/artifacts/{other_artifact_id}"):
             async with anonymous_session.get(path) as response:
                 assert response.status == 401
         status, _ = await call_json(anonymous_session, "DELETE", link["url"])
         assert status in (401, 404, 405)
-        assert await call_json(farm.client, "DELETE", f"/artifacts/{artifact}") == (204, None)
+        assert await call_json(farm.client, "DELETE", f"/artifacts/{artifact_id}") == (204, None)
         async with anonymous_session.get(link["url"]) as response:
             assert response.status == 404
     for body, field in (({"expires_in": 0}, "expires_in"), ({"expires_in": 86_401}, "expires_in")):
         status, problem = await call_json(
-            farm.client, "POST", f"/artifacts/{other_artifact}/link", body
+            farm.client, "POST", f"/artifacts/{other_artifact_id}/link", body
         )
         assert (status, problem["field"]) == (400, field)
-    status, problem = await call_json(farm.other, "POST", f"/artifacts/{other_artifact}/link")
+    status, problem = await call_json(farm.other, "POST", f"/artifacts/{other_artifact_id}/link")
     assert (status, problem["code"]) == (404, "artifact_not_found")
 
 
 async def test_thumbnails_are_small_and_only_of_pictures(farm: Farm) -> None:
-    artifact = await upload_artifact(farm.client, encode_png(400, 200))
-    text_artifact = await upload_artifact(farm.client, b"text", "text/plain")
-    broken_artifact = await upload_artifact(farm.client, b"\x89PNG\r\n\x1a\n", "image/png")
-    path = f"/artifacts/{artifact}?w=100"
+    picture_id = await upload_artifact(farm.client, encode_png(400, 200))
+    text_file_id = await upload_artifact(farm.client, b"text", "text/plain")
+    broken_picture_id = await upload_artifact(farm.client, b"\x89PNG\r\n\x1a\n", "image/png")
+    path = f"/artifacts/{picture_id}?w=100"
     async with farm.client.get(path) as response:
         assert (response.status, response.content_type) == (200, "image/webp")
         assert Image.open(BytesIO(await response.read())).size == (100, 50)
         etag = response.headers["etag"]
     async with farm.client.get(path, headers={"if-none-match": etag}) as response:
         assert response.status == 304
-    async with farm.client.get(f"/artifacts/{artifact}") as response:
+    async with farm.client.get(f"/artifacts/{picture_id}") as response:
         assert response.headers["etag"] != etag
     for bad_path in (
-        f"{artifact}?w=63",
-        f"{artifact}?w=1025",
-        f"{text_artifact}?w=64",
-        f"{broken_artifact}?w=64",
+        f"{picture_id}?w=63",
+        f"{picture_id}?w=1025",
+        f"{text_file_id}?w=64",
+        f"{broken_picture_id}?w=64",
     ):
         status, problem = await call_json(farm.client, "GET", f"/artifacts/{bad_path}")
         assert (status, problem["code"], problem["field"]) == (400, "invalid_request", "w"), (

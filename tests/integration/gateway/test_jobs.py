@@ -64,9 +64,9 @@ async def test_a_submitted_job_is_shown(farm: Farm) -> None:
 
 
 async def test_jobs_are_listed_in_pages_and_by_filters(farm: Farm) -> None:
-    jobs = [(await farm.submit_job(CHAT))["id"] for _ in range(5)]
+    job_ids = [(await farm.submit_job(CHAT))["id"] for _ in range(5)]
     render_body = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
-    jobs.append((await farm.submit_job(render_body))["id"])
+    job_ids.append((await farm.submit_job(render_body))["id"])
     seen_ids: list[str] = []
     cursor = ""
     while True:
@@ -76,22 +76,22 @@ async def test_jobs_are_listed_in_pages_and_by_filters(farm: Farm) -> None:
         if page["next_cursor"] is None:
             break
         cursor = "&cursor=" + page["next_cursor"].replace("+", "%2B")
-    assert seen_ids == jobs[::-1]
+    assert seen_ids == job_ids[::-1]
     async with farm.client.get("/jobs?kind=render&status=queued") as response:
-        assert [job["id"] for job in (await response.json())["jobs"]] == [jobs[-1]]
+        assert [job["id"] for job in (await response.json())["jobs"]] == [job_ids[-1]]
     async with farm.client.get("/jobs?status=failed") as response:
         assert (await response.json())["jobs"] == []
 
 
 async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
     render_body = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
-    first_job, second_job, third_job = [
+    first_job_id, second_job_id, third_job_id = [
         (await farm.submit_job(render_body))["id"] for _ in range(3)
     ]
     short_duration = Duration(mean=4.0, variance=1.0)
     farm.scripted_pools.places["default"] = {
-        second_job: QueuePlace(position=1),
-        first_job: QueuePlace(
+        second_job_id: QueuePlace(position=1),
+        first_job_id: QueuePlace(
             position=2, starts_in=short_duration, ends_in=short_duration + short_duration
         ),
     }
@@ -102,19 +102,21 @@ async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
 
     async def are_places_shown() -> bool:
         shown_jobs = await list_by_id()
-        places = [shown_jobs[job_id]["position"] for job_id in (first_job, second_job, third_job)]
+        places = [
+            shown_jobs[job_id]["position"] for job_id in (first_job_id, second_job_id, third_job_id)
+        ]
         return places == [2, 1, None]
 
     await eventually(are_places_shown, 30)
-    shown_job = await farm.fetch_job(first_job)
+    shown_job = await farm.fetch_job(first_job_id)
     assert shown_job["queued_for"] >= 0 and shown_job["started_at"] is None
     starts_in, ends_in = {"p50": 4.0, "p90": 5.3}, {"p50": 8.0, "p90": 9.8}
     assert shown_job["eta"] == {"starts_in": starts_in, "ends_in": ends_in}
     assert find_missing_members("docs/farm.md", "eta", shown_job) == []
-    assert (await farm.fetch_job(second_job))["eta"] == {"starts_in": None, "ends_in": None}
-    assert (await farm.fetch_job(third_job))["eta"] is None
-    await farm.jobs.start(first_job, 1)
-    shown_job = await farm.fetch_job(first_job)
+    assert (await farm.fetch_job(second_job_id))["eta"] == {"starts_in": None, "ends_in": None}
+    assert (await farm.fetch_job(third_job_id))["eta"] is None
+    await farm.jobs.start(first_job_id, 1)
+    shown_job = await farm.fetch_job(first_job_id)
     assert shown_job["started_at"] is not None
     assert (shown_job["status"], shown_job["position"], shown_job["queued_for"]) == (
         "running",
@@ -246,7 +248,7 @@ async def test_health_routes_need_no_key(working_farm: Farm) -> None:
             )
 
 
-async def test_the_description_has_the_job_request(farm: Farm) -> None:
+async def test_openapi_description_contains_the_job_request(farm: Farm) -> None:
     async with farm.client.get("/openapi.json") as response:
         description = await response.json()
     schemas = description["components"]["schemas"]

@@ -89,11 +89,11 @@ def accounts_app(
     )
 
     @asynccontextmanager
-    async def serving() -> AsyncIterator[tuple[str, dict[str, str]]]:
+    async def serve_accounts() -> AsyncIterator[tuple[str, dict[str, str]]]:
         async with accounts_serving(settings) as accounts:
             yield f"{accounts.url}/accounts/openapi.json", await _create_bearers(accounts)
 
-    with run_in_thread(serving) as served_app:
+    with run_in_thread(serve_accounts) as served_app:
         yield served_app
 
 
@@ -102,17 +102,17 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
     folder = tmp_path_factory.mktemp("models")
 
     @asynccontextmanager
-    async def serving_models() -> AsyncIterator[tuple[str, dict[str, str]]]:
-        async with WireServer().running() as wire, _run_template_gateway() as gateway_url:
+    async def serve_models() -> AsyncIterator[tuple[str, dict[str, str]]]:
+        async with WireServer().running() as wire_server, _run_template_gateway() as gateway_url:
             backend = {
-                "name": "wire", "type": "openai", "base_url": f"{wire.url}/v1",
+                "name": "wire", "type": "openai", "base_url": f"{wire_server.url}/v1",
                 "models": [{"name": "m", "context": 8192, "price": 0}],
             }  # fmt: skip
-            async with serving(folder, backend, gateway_url=gateway_url) as models:
-                await wait_until_probed(models)
-                yield f"{models.url}/v1/openapi.json", {"owner": models.api_key}
+            async with serving(folder, backend, gateway_url=gateway_url) as running_app:
+                await wait_until_probed(running_app)
+                yield f"{running_app.url}/v1/openapi.json", {"owner": running_app.api_key}
 
-    with run_in_thread(serving_models) as served_app:
+    with run_in_thread(serve_models) as served_app:
         yield served_app
 
 
@@ -132,10 +132,10 @@ async def _run_template_gateway() -> AsyncIterator[str]:
         "cached": False,
         "cost_usd": 0,
     }
-    swatch = to_response_body(read_templates([SHIPPED_FOLDER]).find("swatch", "template"))
+    swatch_template = to_response_body(read_templates([SHIPPED_FOLDER]).find("swatch", "template"))
 
     async def answer_template(request: web.Request) -> web.Response:
-        return web.Response(text=swatch.model_dump_json(), content_type="application/json")
+        return web.Response(text=swatch_template.model_dump_json(), content_type="application/json")
 
     async def accept_job(request: web.Request) -> web.Response:
         return web.json_response(job, status=202, headers={"location": "/jobs/job_1"})
@@ -174,19 +174,19 @@ def gateway_app(
     folder = tmp_path_factory.mktemp("gateway")
 
     @asynccontextmanager
-    async def serving() -> AsyncIterator[tuple[str, dict[str, str]]]:
+    async def serve_gateway() -> AsyncIterator[tuple[str, dict[str, str]]]:
         farm = Farm(folder, temporal_server, valkey_server, ScriptedService())
         await farm.open()
         await farm.start_worker()
         yield f"{farm.url}/openapi.json", {"owner": farm.key}
         await farm.close()
 
-    with run_in_thread(serving) as served_app:
+    with run_in_thread(serve_gateway) as served_app:
         yield served_app
 
 
 def find_violations(
-    app: tuple[str, dict[str, str]],
+    served_app: tuple[str, dict[str, str]],
     *skipped_paths: str,
     only_path: str = "",
     bearers: Callable[[], Iterable[str]] | None = None,
@@ -203,12 +203,12 @@ def find_violations(
             operations whose path parameters are all known.
         path_parameters: values for every valid request.
     """
-    url, bearers_by_role = app
+    url, bearers_by_role = served_app
     violations, request_count = [], 0
     # Its default of ten seconds is too short on a busy machine.
     parse_results: Any = schemathesis.openapi.from_url(url, timeout=120).get_all_operations()
     operations = [item.expect_ok() for item in parse_results]
-    # What is there is deleted last.
+    # Deletions come last, because other operations need the resources.
     for operation in sorted(operations, key=lambda item: item.method == "delete"):
         if operation.path != only_path if only_path else operation.path in skipped_paths:
             continue
@@ -236,7 +236,7 @@ def find_violations(
             try:
                 send_request()
             except Unsatisfiable:
-                continue  # there is nothing to do wrong
+                continue  # no request to this operation can be invalid
             except (FailureGroup, Failure) as error:
                 violations.append(
                     f"{operation.label}: {error!r} {getattr(error, 'exceptions', '')}"
@@ -248,11 +248,11 @@ def find_violations(
 def test_accounts_app_matches_its_description(
     accounts_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
 ) -> None:
-    problems, request_count = find_violations(accounts_app, "/logout")
-    logout_problems, logout_request_count = find_violations(
+    violations, request_count = find_violations(accounts_app, "/logout")
+    logout_violations, logout_request_count = find_violations(
         accounts_app, only_path="/logout", bearers=lambda: _register_player(accounts_app[0])
     )
-    assert not (problems + logout_problems), "\n\n".join(problems + logout_problems)
+    assert not (violations + logout_violations), "\n\n".join(violations + logout_violations)
     request_count += logout_request_count
     record_measurement(
         f"schemathesis: {request_count} requests to accounts, 0 errors, 0 undocumented answers"
@@ -273,8 +273,8 @@ STREAMS = ("/cluster/events", "/jobs/{job_id}/events", "/api/v2/jobs/{job_id}/ev
 def test_gateway_app_matches_its_description(
     gateway_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
 ) -> None:
-    problems, request_count = find_violations(gateway_app, *STREAMS)
-    assert not problems, "\n\n".join(problems)
+    violations, request_count = find_violations(gateway_app, *STREAMS)
+    assert not violations, "\n\n".join(violations)
     record_measurement(
         f"schemathesis: {request_count} requests to the gateway, 0 errors, 0 undocumented answers"
     )
@@ -301,8 +301,8 @@ def test_event_streams_match_their_description(
             [{"job_id": ended_job}, {}] if "{job_id}" in path else []
         )
         for parameters in parameter_sets:
-            problems, request_count = find_violations(gateway_app, only_path=path, **parameters)
-            assert not problems, "\n\n".join(problems)
+            violations, request_count = find_violations(gateway_app, only_path=path, **parameters)
+            assert not violations, "\n\n".join(violations)
             total_request_count += request_count
         live_url = base_url + path.format(job_id=waiting_job)
         with httpx.stream("GET", live_url, headers=headers, timeout=60) as live_response:
@@ -332,10 +332,10 @@ def test_existing_resources_match_the_description(
     known_ids = _create_resources(
         url.removesuffix("/openapi.json"), {"authorization": f"Bearer {bearers['owner']}"}
     )
-    problems, request_count = find_violations(gateway_app, *STREAMS, known_ids=known_ids)
-    assert not problems, "\n\n".join(problems)
+    violations, request_count = find_violations(gateway_app, *STREAMS, known_ids=known_ids)
+    assert not violations, "\n\n".join(violations)
     record_measurement(
-        f"schemathesis: {request_count} requests for what is there, 0 errors, 0 undocumented answers"
+        f"schemathesis: {request_count} requests for existing resources, 0 errors, 0 undocumented answers"
     )
 
 
@@ -352,8 +352,8 @@ def _create_resources(base_url: str, headers: dict[str, str]) -> dict[str, str]:
         for name in ("one", "two"):
             assert client.post(f"/userdata/{name}", content=b"x").is_success
         assert client.post("/settings/Comfy.Locale", json="en").is_success
-        link = client.get(f"/api/v2/assets/{asset_id}").json()["url"]
-    token = next((part for part in link.split("/") if len(part) > 60), "x")
+        link_url = client.get(f"/api/v2/assets/{asset_id}").json()["url"]
+    token = next((segment for segment in link_url.split("/") if len(segment) > 60), "x")
     return {
         "job_id": job_id, "prompt_id": job_id, "artifact_id": artifact_id, "asset_id": asset_id, "file": "one",
         "dest": "two", "id": "Comfy.Locale", "name": "swatch", "node": "EmptyImage",
@@ -373,13 +373,13 @@ def test_routes_require_a_key_as_documented(
         for path, methods in description["paths"].items():
             for method, operation in methods.items():
                 response = client.request(method, base_url + re.sub(r"\{[^}]+\}", "x", path))
-                # A link to a file is its own proof.
+                # A signed link to a file needs no key.
                 if path.startswith("/artifacts/signed/"):
                     continue
                 needs_key = operation.get("security", description["security"]) != []
                 if needs_key != (response.status_code == 401):
                     wrong_responses.append((method, path, response.status_code))
-    # Of these the proof is in the body.
+    # These routes read the credential from the body.
     assert [
         item
         for item in wrong_responses
@@ -390,8 +390,8 @@ def test_routes_require_a_key_as_documented(
 def test_models_app_matches_its_description(
     models_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
 ) -> None:
-    problems, request_count = find_violations(models_app)
-    assert not problems, "\n\n".join(problems)
+    violations, request_count = find_violations(models_app)
+    assert not violations, "\n\n".join(violations)
     record_measurement(
         f"schemathesis: {request_count} requests to models, 0 errors, 0 undocumented answers"
     )

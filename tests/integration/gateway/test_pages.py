@@ -49,14 +49,14 @@ async def test_jobs_are_listed_by_filters(working_farm: Farm) -> None:
         return web.json_response({"error": {"message": "no"}}, status=400)
 
     working_farm.services.answers["/v1/chat/completions"] = refuse
-    aurora_job, other_job = [
+    aurora_job_id, other_job_id = [
         (await working_farm.submit_job(CHAT | {"metadata": {"project": project}}))["id"]
         for project in ("aurora", "dawn")
     ]
-    for job_id in (aurora_job, other_job):
+    for job_id in (aurora_job_id, other_job_id):
         await working_farm.wait_for_status(job_id, "failed")
     page = json.loads(await run_example(working_farm, HISTORY, "list"))
-    assert [job["id"] for job in page["jobs"]] == [aurora_job]
+    assert [job["id"] for job in page["jobs"]] == [aurora_job_id]
 
 
 async def test_jobs_are_deleted_by_a_filter_after_a_dry_run(working_farm: Farm) -> None:
@@ -95,16 +95,18 @@ async def test_jobs_are_deleted_by_a_filter_after_a_dry_run(working_farm: Farm) 
 
 async def test_signed_link_opens_a_file_without_a_key(farm: Farm) -> None:
     content = encode_png()
-    artifact = await upload_artifact(farm.client, content)
-    link = json.loads(await run_example(farm, HISTORY, "link", ID=artifact))
+    artifact_id = await upload_artifact(farm.client, content)
+    link = json.loads(await run_example(farm, HISTORY, "link", ID=artifact_id))
     async with farm.client.get(link["url"], headers={"authorization": ""}) as response:
         assert (response.status, await response.read()) == (200, content)
 
 
 async def test_an_archive_has_the_chosen_files(farm: Farm) -> None:
     contents = [encode_png(), b"a note"]
-    ids = [await upload_artifact(farm.client, content) for content in contents]
-    link = json.loads(await run_example(farm, HISTORY, "archive", ID=ids[0], OTHER=ids[1]))
+    artifact_ids = [await upload_artifact(farm.client, content) for content in contents]
+    link = json.loads(
+        await run_example(farm, HISTORY, "archive", ID=artifact_ids[0], OTHER=artifact_ids[1])
+    )
     async with farm.client.get(link["url"], headers={"authorization": ""}) as response:
         with ZipFile(BytesIO(await response.read())) as archive:
             assert [archive.read(name) for name in archive.namelist()] == contents
@@ -144,8 +146,8 @@ async def test_a_graph_is_rendered_and_followed(farm: Farm) -> None:
 
 
 async def test_a_pipeline_calls_its_webhook(working_farm: Farm) -> None:
-    webhook = {"https://example.com/done": f"{working_farm.services_url}/done"}
-    job = json.loads(await run_example(working_farm, QUICKSTART, "pipeline", replaced=webhook))
+    replacements = {"https://example.com/done": f"{working_farm.services_url}/done"}
+    job = json.loads(await run_example(working_farm, QUICKSTART, "pipeline", replaced=replacements))
     finished_job = await working_farm.wait_for_status(job["id"])
     first_text, second_text = (output["text"] for output in finished_job["outputs"])
     assert second_text == f"re: A poem on {first_text}"

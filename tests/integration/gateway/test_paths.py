@@ -12,7 +12,7 @@ from tests.integration.gateway.raw_http import RawResponse, send_request
 from tests.stack import RunningStack
 
 CANARY = f"canary-{secrets.token_hex(16)}"
-# In no name that anybody else makes.
+# Part of the name of each file that a test tries to write; nothing else has this name.
 EVIL = "evil0c9b2f61d7"
 UP = ("../canary", "..%2fcanary", "%2e%2e/canary", "%2e%2e%2fcanary", "..%252fcanary",
       "..%5ccanary", "..\\canary", "%2e%2e%5ccanary", "....//canary", "%c0%ae%c0%ae/canary",
@@ -62,7 +62,7 @@ USERDATA = (
     "/userdata/c:%5cwindows", f"/userdata/{LONG}", "/userdata?dir=../", "/userdata?dir=/etc",
     "/v2/userdata?path=..%2f..",
 )  # fmt: skip
-# Nothing is there by such a name, no name is like that, or no pool is up that might know.
+# There is nothing of this name, the name is invalid, or no pool that could know it is running.
 NOT_FOUND = {
     "route_not_found", "artifact_not_found", "job_not_found", "template_not_found",
     "model_not_found", "request_not_found", "not_found", "service_unavailable", "invalid_request", "path_refused", "invalid_token",
@@ -143,11 +143,13 @@ async def test_an_upload_stays_in_its_folder(
 async def test_upload_name_is_reduced_to_a_file_name(
     gateway: RunningStack, headers: dict[str, str], name: str
 ) -> None:
-    answer = await _upload(gateway, headers, name)
-    if answer.status == 200:
-        assert f'"name":"{EVIL}' in answer.body.decode(), answer
+    upload_response = await _upload(gateway, headers, name)
+    if upload_response.status == 200:
+        assert f'"name":"{EVIL}' in upload_response.body.decode(), upload_response
     else:
-        assert (answer.status, answer.code) == (400, "invalid_request"), answer
+        assert (upload_response.status, upload_response.code) == (400, "invalid_request"), (
+            upload_response
+        )
     target = f"/artifacts?name=..%2f..%2f{EVIL}.txt"
     artifact_response = await send_request(
         gateway.ports.door, target, method="POST", headers=headers, body=b"x"
@@ -162,12 +164,14 @@ async def test_upload_name_is_reduced_to_a_file_name(
 async def _upload(
     gateway: RunningStack, headers: dict[str, str], name: str, **fields: str
 ) -> RawResponse:
-    parts = [
+    form_parts = [
         f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
         "Content-Type: image/png\r\n\r\nx",
         *(f'Content-Disposition: form-data; name="{k}"\r\n\r\n{v}' for k, v in fields.items()),
     ]
-    body = "".join(f"--b0undary\r\n{part}\r\n" for part in parts) + "--b0undary--\r\n"
+    body = (
+        "".join(f"--b0undary\r\n{form_part}\r\n" for form_part in form_parts) + "--b0undary--\r\n"
+    )
     return await send_request(
         gateway.ports.door,
         "/upload/image",
@@ -181,4 +185,4 @@ def _list_written_files(gateway: RunningStack) -> list[str]:
     """Return the files of this test that were written to any folder that a bad path could reach."""
     folders = (gateway.data.parent, Path("/tmp"), Path.cwd())
     globs = [folder.rglob if folder == gateway.data.parent else folder.glob for folder in folders]
-    return [str(path) for glob_files in globs for path in glob_files(f"*{EVIL}*")]
+    return [str(path) for find_files in globs for path in find_files(f"*{EVIL}*")]

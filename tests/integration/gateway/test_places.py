@@ -87,11 +87,11 @@ class GatewayApis:
         return {job["id"]: stages.get(job["status"], _ENDED) for job in listed_jobs}
 
     async def get_stages_by_grpc(self, job_ids: Iterable[str]) -> dict[str, int]:
-        async def get(job_id: str) -> tuple[str, int]:
+        async def fetch_stage(job_id: str) -> tuple[str, int]:
             job = await self.grpc.GetJob(pb.GetJobRequest(id=job_id), metadata=self.metadata)
             return job_id, _STAGES[pb.JobStatus.Name(job.status).rpartition("_")[2].lower()]
 
-        return dict(await asyncio.gather(*(get(job_id) for job_id in job_ids)))
+        return dict(await asyncio.gather(*(fetch_stage(job_id) for job_id in job_ids)))
 
     async def follow_by_sse(self, job_id: str) -> None:
         async with self.http.get(f"/jobs/{job_id}/events") as response:
@@ -136,23 +136,24 @@ class Observations:
     """The observations from all samples so far.
 
     Attributes:
-        stored: jobs that were shown as running although no ComfyUI had them, because they had been
-            executed and their files were being stored.
-        order: the waiting jobs with a position in the latest sample, in the order of these.
+        storing_jobs: jobs that were shown as running although no ComfyUI had them, because they had
+            been executed and their files were being stored.
+        waiting_order: the waiting jobs with a position in the latest sample, in the order of these.
         positions: the last known position of each job.
-        samples: the number of samples.
-        full: the number of samples in which every ComfyUI had a prompt.
-        rises: how often a job moved back, because new jobs with a better class were put before it.
-        guessed: jobs for which the API estimated when they would start.
+        sample_count: the number of samples.
+        full_sample_count: the number of samples in which every ComfyUI had a prompt.
+        pushback_count: how often a job moved back, because new jobs with a better class were put
+            before it.
+        estimated_jobs: jobs for which the API estimated when they would start.
     """
 
-    stored: set[str] = field(default_factory=set)
-    order: list[str] = field(default_factory=list)
+    storing_jobs: set[str] = field(default_factory=set)
+    waiting_order: list[str] = field(default_factory=list)
     positions: dict[str, int] = field(default_factory=dict)
-    samples: int = 0
-    full: int = 0
-    rises: int = 0
-    guessed: set[str] = field(default_factory=set)
+    sample_count: int = 0
+    full_sample_count: int = 0
+    pushback_count: int = 0
+    estimated_jobs: set[str] = field(default_factory=set)
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +162,12 @@ def stack(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     pool_options = {"actors": ACTORS, "gpus": 0.5, "cpus": 0.1, "window": RENDERS + URGENT}
     env = farm_env(comfyui, folder, **pool_options)
     config_path = Path(env["MOYIN_SERVE_CONFIG"])
-    apps = yaml.safe_load(config_path.read_text())
+    config = yaml.safe_load(config_path.read_text())
     # No render needs these, and a model takes long to load.
-    apps["applications"] = [
-        app for app in apps["applications"] if app["name"] not in {"accounts", "models"}
+    config["applications"] = [
+        app for app in config["applications"] if app["name"] not in {"accounts", "models"}
     ]
-    config_path.write_text(yaml.safe_dump(apps))
+    config_path.write_text(yaml.safe_dump(config))
     with RunningStack(folder, env).running() as stack:
         yield stack
 
@@ -178,9 +179,9 @@ async def test_all_apis_and_comfyui_agree_on_fifty_renders(
         await _wait_for_comfyuis(api)
         observations = await _render_all(api)
     record_measurement(
-        f"{RENDERS + URGENT} renders on {ACTORS} ComfyUIs: {observations.samples} samples, "
-        f"in {observations.full} of "
-        f"which all ComfyUIs had a prompt, {len(observations.stored)} "
+        f"{RENDERS + URGENT} renders on {ACTORS} ComfyUIs: {observations.sample_count} samples, "
+        f"in {observations.full_sample_count} of "
+        f"which all ComfyUIs had a prompt, {len(observations.storing_jobs)} "
         f"renders seen while files were stored"
     )
 
@@ -200,19 +201,19 @@ async def _wait_for_comfyuis(api: GatewayApis) -> None:
 async def _render_all(api: GatewayApis) -> Observations:
     follow_methods = (api.follow_by_sse, api.follow_by_websocket, api.follow_by_grpc)
     priorities: dict[str, int] = {}
-    streams: list[asyncio.Task[None]] = []
+    follow_tasks: list[asyncio.Task[None]] = []
 
-    async def submit(priority: int) -> None:
+    async def submit_and_follow(priority: int) -> None:
         job_id = await api.submit_render(
             sleepy(0.3 + 0.1 * (len(priorities) % 4), next(_colors)), priority
         )
         follow_job = follow_methods[len(priorities) % len(follow_methods)]
         priorities[job_id] = priority
         api.events[job_id] = []
-        streams.append(asyncio.create_task(follow_job(job_id)))
+        follow_tasks.append(asyncio.create_task(follow_job(job_id)))
 
     async def sample_while(condition: Callable[[], bool]) -> None:
-        while await _sample(api, priorities, observations) and condition():
+        while await _take_sample(api, priorities, observations) and condition():
             await _wait_for_tick()
 
     observations = Observations()
@@ -222,15 +223,15 @@ async def _render_all(api: GatewayApis) -> Observations:
     ]
     await eventually(lambda: _have_begun(api, set(occupying_jobs)), 120)
     for _ in range(RENDERS):
-        await submit(_NORMAL)
-    await sample_while(lambda: len(observations.order) < RENDERS)
+        await submit_and_follow(_NORMAL)
+    await sample_while(lambda: len(observations.waiting_order) < RENDERS)
     for _ in range(URGENT):
-        await submit(_URGENT)
-    await sample_while(lambda: len(observations.order) < RENDERS + URGENT)
+        await submit_and_follow(_URGENT)
+    await sample_while(lambda: len(observations.waiting_order) < RENDERS + URGENT)
     for job_id in occupying_jobs:
         await api.cancel_job(job_id)
     await sample_while(lambda: True)
-    await asyncio.gather(*streams)
+    await asyncio.gather(*follow_tasks)
 
     jobs = await api.list_jobs()
     for job_id in priorities:
@@ -242,9 +243,9 @@ async def _render_all(api: GatewayApis) -> Observations:
         assert event_types == ["queued", "running", "step", "succeeded"]
         [running_data] = [data for event_type, data in events if event_type == "running"]
         assert running_data["started_at"] == job["started_at"]
-    assert observations.full, "both ComfyUIs had a prompt at the same time"
-    assert observations.rises, "urgent renders overtook others"
-    assert observations.guessed, "the first render was measured"
+    assert observations.full_sample_count, "both ComfyUIs had a prompt at the same time"
+    assert observations.pushback_count, "urgent renders overtook others"
+    assert observations.estimated_jobs, "the first render was measured"
     return observations
 
 
@@ -253,7 +254,7 @@ async def _wait_for_tick() -> None:
     await asyncio.sleep(_INTERVAL_SECONDS - time.monotonic() % _INTERVAL_SECONDS)
 
 
-async def _sample(
+async def _take_sample(
     api: GatewayApis, priorities: Mapping[str, int], observations: Observations
 ) -> bool:
     """Compare all APIs with the ComfyUIs once; return False if all jobs have ended.
@@ -265,9 +266,9 @@ async def _sample(
         priorities: the priority of each job, by its id.
     """
     job_ids = priorities.keys()
-    comfyuis = await _read_comfyuis(api.stack)
+    prompts_by_comfyui = await _read_comfyuis(api.stack)
     # A ComfyUI that has a prompt says so to the pool, which writes the row a moment later.
-    held_jobs = set().union(*comfyuis.values()) & job_ids
+    held_jobs = set().union(*prompts_by_comfyui.values()) & job_ids
     await eventually(lambda: _have_begun(api, held_jobs), 120)
     jobs_before = await api.list_jobs()
     stages = {job_id: _STAGES[jobs_before[job_id]["status"]] for job_id in job_ids}
@@ -303,14 +304,14 @@ async def _sample(
         else:
             assert _RUNNING in possible_stages, job_id
     running_jobs = {job_id for job_id, stage in stages.items() if stage is _RUNNING}
-    # ComfyUI has executed what it no longer has. It must not get it afterwards.
-    assert not observations.stored & held_jobs, "a job ran before a ComfyUI had it"
-    observations.stored |= running_jobs - held_jobs
-    assert all(len(prompt_ids) <= 1 for prompt_ids in comfyuis.values())
-    observations.full += (
-        sum(bool(set(prompt_ids) & job_ids) for prompt_ids in comfyuis.values()) == ACTORS
+    # ComfyUI has executed a prompt that it no longer has, and must not get it again.
+    assert not observations.storing_jobs & held_jobs, "a job ran before a ComfyUI had it"
+    observations.storing_jobs |= running_jobs - held_jobs
+    assert all(len(prompt_ids) <= 1 for prompt_ids in prompts_by_comfyui.values())
+    observations.full_sample_count += (
+        sum(bool(set(prompt_ids) & job_ids) for prompt_ids in prompts_by_comfyui.values()) == ACTORS
     )
-    observations.samples += 1
+    observations.sample_count += 1
     _check_places({job_id: jobs_before[job_id] for job_id in job_ids}, priorities, observations)
     return any(stage is not _ENDED for stage in later_stages.values())
 
@@ -340,7 +341,7 @@ def _check_places(
     ordered_jobs = sorted(positions, key=lambda job_id: positions[job_id])
     classes = [priorities[job_id] for job_id in ordered_jobs]
     assert classes == sorted(classes), "renders of a better class begin first"
-    known_jobs = [job_id for job_id in observations.order if job_id in positions]
+    known_jobs = [job_id for job_id in observations.waiting_order if job_id in positions]
     new_jobs = {job_id for job_id in ordered_jobs if job_id not in observations.positions}
     assert [job_id for job_id in ordered_jobs if job_id not in new_jobs] == known_jobs, (
         "no render overtakes another"
@@ -351,14 +352,14 @@ def _check_places(
         assert lost_places <= len(new_jobs.intersection(jobs_ahead)), (
             "only new renders push others back"
         )
-        observations.rises += lost_places > 0
+        observations.pushback_count += lost_places > 0
     for job_id, job in waiting_jobs.items():
         starts_in = None if job["eta"] is None else job["eta"]["starts_in"]
         if starts_in is not None:
             assert 0 <= starts_in["p50"] <= starts_in["p90"]
-            observations.guessed.add(job_id)
+            observations.estimated_jobs.add(job_id)
     if positions:
-        observations.order, observations.positions = (
+        observations.waiting_order, observations.positions = (
             ordered_jobs,
             {**observations.positions, **positions},
         )

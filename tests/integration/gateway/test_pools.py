@@ -61,7 +61,7 @@ async def post_json(
         return response.status, await response.json()
 
 
-def render_body(graph: Mapping[str, Any], **members: Any) -> dict[str, Any]:
+def build_render_body(graph: Mapping[str, Any], **members: Any) -> dict[str, Any]:
     return {"kind": "render", "workflow": graph, **members}
 
 
@@ -76,13 +76,18 @@ async def list_nodes(session: aiohttp.ClientSession) -> set[str]:
 
 
 async def test_a_pool_of_other_tenants_is_not_found(farm: Farm) -> None:
-    status, _ = await post_json(farm.client, "/jobs", render_body(GRAPH, pool="fast"))
+    status, _ = await post_json(farm.client, "/jobs", build_render_body(GRAPH, pool="fast"))
     assert status == 202
-    pipeline = {"kind": "pipeline", "steps": [render_body(GRAPH), render_body(GRAPH, pool="fast")]}
-    batch = render_body(GRAPH, pool="fast") | {"batch": {"sweep": {"workflow.1.inputs.x": [1]}}}
+    pipeline = {
+        "kind": "pipeline",
+        "steps": [build_render_body(GRAPH), build_render_body(GRAPH, pool="fast")],
+    }
+    batch = build_render_body(GRAPH, pool="fast") | {
+        "batch": {"sweep": {"workflow.1.inputs.x": [1]}}
+    }
     graph = {"1": {"class_type": "EmptyImage", "inputs": {"x": 1}}}
     for body, field in (
-        (render_body(GRAPH, pool="fast"), "pool"),
+        (build_render_body(GRAPH, pool="fast"), "pool"),
         (pipeline, "steps.1.pool"),
         ({**batch, "workflow": graph}, "pool"),
     ):
@@ -93,7 +98,9 @@ async def test_a_pool_of_other_tenants_is_not_found(farm: Farm) -> None:
 
 async def test_a_tenant_that_is_bound_to_pools_runs_nowhere_else(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:ann", pools=("fast",)))
-    status, job_body = await post_json(farm.client, "/jobs", render_body(GRAPH, pool="default"))
+    status, job_body = await post_json(
+        farm.client, "/jobs", build_render_body(GRAPH, pool="default")
+    )
     assert status == 202, "the default is the first that it may use"
     assert await find_pool(farm, job_body["id"]) == "fast"
     status, response_body = await post_json(farm.client, "/prompt", {"prompt": GRAPH})
@@ -103,20 +110,20 @@ async def test_a_tenant_that_is_bound_to_pools_runs_nowhere_else(farm: Farm) -> 
     status, response_body = await post_json(farm.client, "/prompt", {"prompt": {"1": {
         "class_type": "Secret", "inputs": {}}}})  # fmt: skip
     assert (status, response_body["code"]) == (400, "node_not_allowed"), (
-        "another pool would take it"
+        "a pool outside the limit would accept this node"
     )
 
 
 async def test_a_tenant_without_any_pool_renders_nothing(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:bob", pools=("fast",)))
-    status, problem = await post_json(farm.other, "/jobs", render_body(GRAPH))
+    status, problem = await post_json(farm.other, "/jobs", build_render_body(GRAPH))
     assert (status, problem["field"]) == (400, "pool")
     status, response_body = await post_json(farm.other, "/prompt", {"prompt": GRAPH})
     assert (status, response_body["code"]) == (400, "invalid_request")
     assert await list_nodes(farm.other) == set()
 
 
-async def test_a_node_that_is_denied_is_not_shown_and_not_taken(farm: Farm) -> None:
+async def test_denied_node_is_hidden_and_refused(farm: Farm) -> None:
     assert await list_nodes(farm.client) == {"EmptyImage", "Secret", "Load", "Model"}
     limit = Limit(subject="owner:bob", denied_nodes=("Sec*",))
     await LimitStore(farm.database).set(limit)
@@ -128,7 +135,7 @@ async def test_a_node_that_is_denied_is_not_shown_and_not_taken(farm: Farm) -> N
         status, response_body = await post_json(session, "/prompt", {"prompt": graph})
         assert (status, response_body["code"]) == (400, "node_not_allowed")
         assert response_body["node_errors"]["7"]["class_type"] == node_class
-        status, problem = await post_json(session, "/jobs", render_body(graph))
+        status, problem = await post_json(session, "/jobs", build_render_body(graph))
         assert (status, problem["code"]) == (400, "node_not_allowed")
         assert problem["field"] == "workflow.7.class_type"
         assert node_class in problem["detail"] and "'7'" in problem["detail"]
@@ -137,7 +144,7 @@ async def test_a_node_that_is_denied_is_not_shown_and_not_taken(farm: Farm) -> N
         assert response_body["error"]["details"]["code"] == "node_not_allowed"
 
 
-async def test_a_limit_of_pools_and_nodes_is_kept(farm: Farm) -> None:
+async def test_limits_of_pools_and_nodes_are_stored(farm: Farm) -> None:
     store = LimitStore(farm.database)
     limit = Limit(subject="owner:x", pools=("a", "b"), allowed_nodes=(), denied_nodes=("C*",))
     await store.set(limit)

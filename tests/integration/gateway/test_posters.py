@@ -22,6 +22,7 @@ LINK = {"expires_in": 60}
 
 
 async def upload_artifact(farm: Farm, content: bytes, media_type: str) -> str:
+    """Upload a file, and return its URL."""
     headers = {"content-type": media_type}
     async with farm.client.post("/artifacts", data=content, headers=headers) as response:
         body: dict[str, Any] = await response.json()
@@ -62,10 +63,10 @@ async def test_an_uploaded_video_has_a_poster_for_its_owner_only(
     problem = await read_problem(farm.other, url)
     assert (problem["status"], problem["code"]) == (404, "artifact_not_found")
     async with farm.client.post(f"{url}/link", json=LINK) as response:
-        link = (await response.json())["url"]
-    async with aiohttp.ClientSession(farm.url) as page:
-        assert (await read_poster(page, link)).size == (256, 128)
-        assert (await read_problem(page, url))["status"] == 401
+        link_url = (await response.json())["url"]
+    async with aiohttp.ClientSession(farm.url) as page_session:
+        assert (await read_poster(page_session, link_url)).size == (256, 128)
+        assert (await read_problem(page_session, url))["status"] == 401
 
 
 async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
@@ -87,14 +88,16 @@ async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
     async with working_farm.run_renderer(render_video):
         job = await working_farm.submit_job({"kind": "render", "workflow": workflow})
         ended_job = await working_farm.wait_for_status(job["id"], "succeeded")
-    [file] = ended_job["artifacts"]
-    assert (await read_poster(working_farm.client, file["url"])).size == (256, 128)
-    assert (await read_problem(working_farm.other, file["url"]))["code"] == "artifact_not_found"
+    [video_artifact] = ended_job["artifacts"]
+    assert (await read_poster(working_farm.client, video_artifact["url"])).size == (256, 128)
+    assert (await read_problem(working_farm.other, video_artifact["url"]))[
+        "code"
+    ] == "artifact_not_found"
     # A page that follows the job shows the poster by its event token.
     async with working_farm.client.post(f"/jobs/{job['id']}/token", json={}) as response:
         token = (await response.json())["token"]
-    async with aiohttp.ClientSession(working_farm.url) as page:
-        poster = await read_poster(page, f"{file['url']}?token={token}", 64)
+    async with aiohttp.ClientSession(working_farm.url) as page_session:
+        poster = await read_poster(page_session, f"{video_artifact['url']}?token={token}", 64)
         assert poster.size == (64, 32)
 
 

@@ -39,11 +39,11 @@ class SentSecrets:
 
     def record(self, description: str, secret: str) -> str:
         if secret.count(".") == 2:
-            part = secret.rsplit(".", 1)[1]
+            secret_part = secret.rsplit(".", 1)[1]
         else:
-            part = secret.split("_", 2 if secret.startswith("moyin_") else 1)[-1]
-        assert len(part) >= 12, description
-        self.secret_parts[description] = part
+            secret_part = secret.split("_", 2 if secret.startswith("moyin_") else 1)[-1]
+        assert len(secret_part) >= 12, description
+        self.secret_parts[description] = secret_part
         return secret
 
     def generate(self, description: str) -> str:
@@ -51,6 +51,8 @@ class SentSecrets:
 
 
 class SecretSendingClient:
+    """A client of the farm that records every secret which it sends."""
+
     def __init__(
         self, sent_secrets: SentSecrets, session: aiohttp.ClientSession, keys: KeyStore
     ) -> None:
@@ -132,8 +134,8 @@ async def test_no_log_holds_a_secret(
     assert syslog_bytes.count(b"GET") > 20, (len(syslog_bytes), syslog_bytes[:500])
     leaks = [
         description
-        for description, part in client.sent_secrets.secret_parts.items()
-        if part.encode() in log_bytes or part.encode() in syslog_bytes
+        for description, secret_part in client.sent_secrets.secret_parts.items()
+        if secret_part.encode() in log_bytes or secret_part.encode() in syslog_bytes
     ]
     assert leaks == []
     record_measurement(
@@ -151,7 +153,7 @@ async def _send_keys(client: SecretSendingClient) -> None:
         await call("GET", path, 401, headers={"x-api-key": wrong_key})
         basic_headers = {"authorization": f"Basic {sent_secrets.generate(f'basic for {path}')}"}
         await call("GET", path, 401, headers=basic_headers)
-        # Where no key belongs: it is refused there, and still a good one.
+        # A key in the query of these paths is refused, although it is valid.
         for name in ("api_key", "key", "token"):
             await call("GET", f"{path}?{name}={await create_key(f'{name} at {path}')}", 401)
     for path in ("/queue", "/api/queue", "/comfy/api/queue"):
@@ -345,8 +347,8 @@ def _read_logs(gateway: RunningStack) -> bytes:
 
 
 def _read_datagrams(receiver: socket.socket) -> bytes:
-    lines = []
+    datagrams = []
     with suppress(BlockingIOError):
         while True:
-            lines.append(receiver.recv(65_536))
-    return b"\n".join(lines)
+            datagrams.append(receiver.recv(65_536))
+    return b"\n".join(datagrams)

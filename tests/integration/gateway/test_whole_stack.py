@@ -208,14 +208,14 @@ async def test_response_has_one_request_id_and_keeps_the_clients_id(
 async def test_a_body_over_the_limit_is_cut_on_the_stream(
     session: aiohttp.ClientSession, path: str
 ) -> None:
-    async def endless_body() -> AsyncIterator[bytes]:
+    async def generate_endless_body() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * (1024 * 1024)
 
-    # Whoever reads such a body to its end never answers.
+    # An app that reads such a body to its end would never respond.
     async with asyncio.timeout(60):
         try:
-            async with session.post(path, data=endless_body()) as response:
+            async with session.post(path, data=generate_endless_body()) as response:
                 assert response.status == 413
                 assert b"body_too_large" in await response.read()
         except aiohttp.ClientConnectionError:
@@ -235,11 +235,13 @@ async def test_connections_that_send_a_byte_a_second_are_closed(
             if target:
                 assert (response.status, b"body_too_slow" in response.body) == (408, True), target
             else:
-                # HAProxy's own word for a head that does not come.
+                # HAProxy itself ends a request whose head does not arrive.
                 assert response.status in (0, 408)
-        seconds = sorted(closed_after for _, closed_after in ended_connections)
+        sorted_seconds = sorted(
+            closed_after_seconds for _, closed_after_seconds in ended_connections
+        )
         record_measurement(
-            f"slow {target or 'heads'}: ended after {seconds[0]:.1f} to {seconds[-1]:.1f} s"
+            f"slow {target or 'heads'}: ended after {sorted_seconds[0]:.1f} to {sorted_seconds[-1]:.1f} s"
         )
 
 
@@ -249,7 +251,7 @@ async def test_slow_bodies_without_a_key_are_not_waited_for(
     await asyncio.to_thread(keyless_clients.wait_until_closed, 60)
     for target, ended_connections in keyless_clients.ended.items():
         assert {response.status for response, _ in ended_connections} == {401}
-        longest_seconds = max(closed_after for _, closed_after in ended_connections)
+        longest_seconds = max(closed_after_seconds for _, closed_after_seconds in ended_connections)
         record_measurement(
             f"slow {target} without a key: ended after {longest_seconds:.1f} s at most"
         )
@@ -264,13 +266,13 @@ async def _wait_for_pool(session: aiohttp.ClientSession) -> None:
     """
     job = await _submit_and_wait(session, {"kind": "render", "workflow": picture(next(_colors))})
     assert job["status"] == "succeeded", job
-    wrong_graph = picture(next(_colors))
-    wrong_graph["1"]["class_type"] = "NoSuchNode"
+    invalid_graph = picture(next(_colors))
+    invalid_graph["1"]["class_type"] = "NoSuchNode"
 
-    async def is_wrong_graph_rejected() -> bool:
-        return (await _post_job(session, {"kind": "render", "workflow": wrong_graph}))[0] == 400
+    async def is_invalid_graph_refused() -> bool:
+        return (await _post_job(session, {"kind": "render", "workflow": invalid_graph}))[0] == 400
 
-    await eventually(is_wrong_graph_rejected, 180)
+    await eventually(is_invalid_graph_refused, 180)
 
 
 async def _post_job(session: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
