@@ -56,7 +56,9 @@ class Outbox:
 
 
 @dataclass
-class Answer:
+class AppResponse:
+    """A response of the accounts app; ``body`` is its JSON, or an empty object without a body."""
+
     status: int
     headers: Mapping[str, str]
     body: Any
@@ -84,14 +86,14 @@ class AccountsApp:
         bearer: str | None = None,
         body: Any = None,
         **headers: str,
-    ) -> Answer:
+    ) -> AppResponse:
         request_headers = {**headers, **({"authorization": f"Bearer {bearer}"} if bearer else {})}
         url = f"{self.url}/accounts{path}"
         async with self.session.request(
             method, url, json=body, headers=request_headers
         ) as response:
             response_body = await response.json(content_type=None) if await response.read() else {}
-            return Answer(response.status, response.headers, response_body)
+            return AppResponse(response.status, response.headers, response_body)
 
     async def expect_ok(
         self, method: str, path: str, bearer: str | None = None, body: Any = None

@@ -277,7 +277,7 @@ class RoleAccounts:
                 )
         return str((await self.accounts_app.add_member(self.studio, role))["access_token"])
 
-    async def path(self, template: str) -> str:
+    async def fill_path(self, template: str) -> str:
         """Return the path of a route, with new objects in place of the names in braces.
 
         Args:
@@ -305,7 +305,7 @@ class RoleAccounts:
         )
 
 
-def body_of(route: str) -> Any:
+def build_body(route: str) -> Any:
     """Return a valid body, so that only the role decides the result."""
     email = f"{secrets.token_hex(6)}@example.com"
     bodies: dict[str, Any] = {
@@ -342,18 +342,18 @@ async def test_accounts_routes_match_the_matrix(role_accounts: RoleAccounts) -> 
     description = await role_accounts.accounts_app.expect_ok("GET", "/openapi.json")
     assert list_routes(description) == ACCOUNTS.keys(), "list the route with what each role may"
     differences = {}
-    for route, expected in ACCOUNTS.items():
+    for route, expected_outcomes in ACCOUNTS.items():
         method, template = route.split(" ")
         outcomes = ""
         for role in ACCOUNTS_ROLES:
-            path = await role_accounts.path(template)
+            path = await role_accounts.fill_path(template)
             response = await role_accounts.accounts_app.call(
-                method, path, await role_accounts.create_bearer(role), body_of(route)
+                method, path, await role_accounts.create_bearer(role), build_body(route)
             )
             assert response.status < 500, (route, role, response)
             outcomes += to_matrix_character(response.status, response.code)
-        if outcomes != expected:
-            differences[route] = f"{outcomes}, not {expected}"
+        if outcomes != expected_outcomes:
+            differences[route] = f"{outcomes}, not {expected_outcomes}"
     assert differences == {}
 
 
@@ -399,7 +399,7 @@ async def find_matrix_differences(
     farm: Farm,
     session: aiohttp.ClientSession,
     bearers: Mapping[str, str | None],
-    job: str,
+    job_id: str,
     matrix: Mapping[str, str],
     base_path: str = "",
 ) -> dict[str, str]:
@@ -410,18 +410,20 @@ async def find_matrix_differences(
         base_path: the URL or path in front of the routes.
     """
     path_values = {
-        "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
+        "job_id": job_id, "prompt_id": job_id, "name": "swatch", "token": "x", "node": "x", "kind": "input",
         "folder": "x", "index": 0,
         "file": "a.json", "path": "pack/x.js", "dest": "b.json", "id": "x",
         "digest": f"blake3:{blake3(b'text').hexdigest()}",
     }  # fmt: skip
     differences = {}
-    for route, expected in matrix.items():
+    for route, expected_outcomes in matrix.items():
         method, template = route.split(" ")
         outcomes = ""
         for bearer in bearers.values():
             # One for each call: some routes delete it.
-            artifact_id = await upload(farm) if "{a" in template or "{digest}" in template else ""
+            artifact_id = (
+                await upload_artifact(farm) if "{a" in template or "{digest}" in template else ""
+            )
             path = template.format_map(
                 path_values | {"artifact_id": artifact_id, "asset_id": artifact_id}
             )
@@ -438,12 +440,12 @@ async def find_matrix_differences(
                     code = body.get("code") or body["error"]["details"]["code"]
                 assert response.status < 500 or path == "/readyz", (route, code)
                 outcomes += to_matrix_character(response.status, code)
-        if outcomes != expected:
-            differences[route] = f"{outcomes}, not {expected}"
+        if outcomes != expected_outcomes:
+            differences[route] = f"{outcomes}, not {expected_outcomes}"
     return differences
 
 
-async def upload(farm: Farm) -> str:
+async def upload_artifact(farm: Farm) -> str:
     async with farm.client.post("/artifacts?name=a.txt", data=b"text") as response:
         return str((await response.json())["id"])
 

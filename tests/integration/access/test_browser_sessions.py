@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.access.fixtures import PASSWORD, AccountsApp, Answer
+from tests.integration.access.fixtures import PASSWORD, AccountsApp, AppResponse
 
 # As in test_accounts.py: one app for each kind of database.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -33,16 +33,16 @@ class Browser:
 
     async def call(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = OWN_PAGE
-    ) -> Answer:
+    ) -> AppResponse:
         url = f"{self._url}/accounts{path}"
         async with self._session.request(method, url, json=body, headers=headers) as response:
             text = await response.text()
             response_body = await response.json(content_type=None) if text else {}
             for cookie in self.cookies.values():
                 assert not cookie or cookie not in text, "a body contains a token"
-            return Answer(response.status, response.headers, response_body)
+            return AppResponse(response.status, response.headers, response_body)
 
-    async def status(self, method: str, path: str, body: Any = None) -> int:
+    async def fetch_status(self, method: str, path: str, body: Any = None) -> int:
         return (await self.call(method, path, body)).status
 
     @property
@@ -60,26 +60,26 @@ async def open_browser(accounts: AccountsApp) -> AsyncIterator[Browser]:
         yield Browser(accounts.url, session)
 
 
-def credentials_of(player: Mapping[str, Any]) -> dict[str, str]:
+def build_credentials(player: Mapping[str, Any]) -> dict[str, str]:
     return {"email": player["user"]["email"], "password": PASSWORD}
 
 
 async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> None:
     member = await accounts.add_member(await accounts.create_organisation())
     async with open_browser(accounts) as browser:
-        login = await browser.call("POST", "/session", credentials_of(member))
+        login = await browser.call("POST", "/session", build_credentials(member))
         assert (login.status, login.headers["cache-control"]) == (200, "no-store")
         assert (login.body["user"], login.body["renewable"]) == (member["user"]["id"], True)
         assert 0 < login.body["expires_in"] <= 300
         assert set(browser.cookies) == {"moyin_session", "moyin_refresh"}
-        assert await browser.status("GET", "/me") == 200
-        assert await browser.status("PATCH", "/me", {"name": "Bo"}) == 200
+        assert await browser.fetch_status("GET", "/me") == 200
+        assert await browser.fetch_status("PATCH", "/me", {"name": "Bo"}) == 200
         browser.delete_cookie("moyin_session")
-        assert await browser.status("GET", "/me") == 401
-        assert await browser.status("POST", "/session/renew") == 200
-        assert await browser.status("GET", "/me") == 200
+        assert await browser.fetch_status("GET", "/me") == 401
+        assert await browser.fetch_status("POST", "/session/renew") == 200
+        assert await browser.fetch_status("GET", "/me") == 200
         stolen_cookies = dict(browser.cookies)
-        assert await browser.status("POST", "/session/end") == 204
+        assert await browser.fetch_status("POST", "/session/end") == 204
         assert browser.cookies == {}
     for path, name in (("/me", "moyin_session"), ("/session/renew", "moyin_refresh")):
         method = "POST" if name == "moyin_refresh" else "GET"
@@ -91,22 +91,22 @@ async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> 
 async def test_concurrent_renewals_of_tabs_keep_the_session(accounts: AccountsApp) -> None:
     player = await accounts.register_player()
     async with open_browser(accounts) as browser:
-        await browser.call("POST", "/session", credentials_of(player))
-        renewals = [browser.status("POST", "/session/renew") for _ in range(5)]
+        await browser.call("POST", "/session", build_credentials(player))
+        renewals = [browser.fetch_status("POST", "/session/renew") for _ in range(5)]
         assert await asyncio.gather(*renewals) == [200] * 5
-        assert await browser.status("POST", "/session/renew") == 200
-        assert await browser.status("GET", "/me") == 200
+        assert await browser.fetch_status("POST", "/session/renew") == 200
+        assert await browser.fetch_status("GET", "/me") == 200
 
 
 async def test_using_the_refresh_cookie_elsewhere_ends_the_session(accounts: AccountsApp) -> None:
     player = await accounts.register_player()
     async with open_browser(accounts) as browser:
-        await browser.call("POST", "/session", credentials_of(player))
+        await browser.call("POST", "/session", build_credentials(player))
         secret = browser.cookies["moyin_refresh"]
         thief_session = await accounts.expect_ok(
             "POST", "/refresh", None, {"refresh_token": secret}
         )
-        assert await browser.status("POST", "/session/renew") == 401
+        assert await browser.fetch_status("POST", "/session/renew") == 401
     assert (await accounts.call("GET", "/me", thief_session["access_token"])).status == 401
 
 
@@ -119,7 +119,7 @@ async def test_the_refresh_token_of_a_new_session_moves_into_the_cookie(
         login = await browser.call("POST", "/session", body)
         assert (login.status, login.body["user"]) == (200, player["user"]["id"])
         assert browser.cookies["moyin_refresh"] != player["refresh_token"]
-        assert await browser.status("POST", "/session/renew") == 200
+        assert await browser.fetch_status("POST", "/session/renew") == 200
     async with open_browser(accounts) as second_browser:
         refused_response = await second_browser.call("POST", "/session", body)
         assert (refused_response.status, refused_response.body["field"]) == (401, "refresh_token")
@@ -128,7 +128,7 @@ async def test_the_refresh_token_of_a_new_session_moves_into_the_cookie(
 async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> None:
     player = await accounts.register_player()
     async with open_browser(accounts) as browser:
-        await browser.call("POST", "/session", credentials_of(player))
+        await browser.call("POST", "/session", build_credentials(player))
         login = await browser.call("POST", "/session", {"api_key": f" {accounts.operator} "})
         assert (login.status, login.body["owner"], login.body["renewable"]) == (200, "admin", False)
         assert login.body["expires_in"] == 30 * 86_400
@@ -136,12 +136,12 @@ async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> Non
         assert set(browser.cookies) == {"moyin_session"}
         assert (await browser.call("POST", "/session/renew")).code == "invalid_token"
         assert (await browser.call("GET", "/whoami")).body["owner"] == "admin"
-        assert await browser.status("GET", "/sessions") == 403
+        assert await browser.fetch_status("GET", "/sessions") == 403
         # A header counts before the cookie.
         bearer_headers = {"authorization": f"Bearer {player['access_token']}"}
         whoami_response = await browser.call("GET", "/whoami", headers=bearer_headers)
         assert whoami_response.body["user"] == player["user"]["id"]
-        assert await browser.status("POST", "/session/end") == 204
+        assert await browser.fetch_status("POST", "/session/end") == 204
     assert (await accounts.call("GET", "/whoami", accounts.operator)).status == 200
 
 
@@ -152,16 +152,16 @@ async def test_an_access_token_may_be_pasted_with_spaces(accounts: AccountsApp) 
         login = await browser.call("POST", "/session", {"api_key": token})
         assert (login.status, login.body["user"]) == (200, player["user"]["id"])
         assert 0 < login.body["expires_in"] <= 300
-        assert await browser.status("GET", "/me") == 200
+        assert await browser.fetch_status("GET", "/me") == 200
 
 
 async def test_requests_of_other_sites_are_refused(accounts: AccountsApp) -> None:
     player = await accounts.register_player()
     async with open_browser(accounts) as browser:
-        await browser.call("POST", "/session", credentials_of(player))
+        await browser.call("POST", "/session", build_credentials(player))
         cookies_before = browser.cookies
         calls: list[tuple[str, str, Any]] = [
-            ("POST", "/session", credentials_of(player)),
+            ("POST", "/session", build_credentials(player)),
             ("POST", "/session/renew", None),
             ("POST", "/session/end", None),
             ("PATCH", "/me", {"name": "Eve"}),
@@ -209,7 +209,7 @@ async def test_session_request_accepts_one_kind_of_credential(
 async def test_wrong_secrets_get_no_cookie(accounts: AccountsApp) -> None:
     player = await accounts.register_player()
     wrong_bodies: list[tuple[Any, str]] = [
-        ({**credentials_of(player), "password": "wrong"}, "invalid_credentials"),
+        ({**build_credentials(player), "password": "wrong"}, "invalid_credentials"),
         ({"api_key": "moyin_x_y"}, "invalid_api_key"),
         ({"refresh_token": "moyinr_x"}, "invalid_token"),
     ]
@@ -221,7 +221,7 @@ async def test_wrong_secrets_get_no_cookie(accounts: AccountsApp) -> None:
 
 async def test_guesses_are_slowed_down_as_at_login(accounts: AccountsApp) -> None:
     player = await accounts.register_player()
-    wrong_credentials = {**credentials_of(player), "password": "wrong"}
+    wrong_credentials = {**build_credentials(player), "password": "wrong"}
     client_headers = {"x-forwarded-for": f"2001:db8::{secrets.token_hex(2)}:{secrets.token_hex(2)}"}
     paths = ["/session", "/login"] * 5
     # Ten are verified at once; of further ones, two may wait for their turn.
@@ -249,7 +249,7 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
     player, other_player = await accounts.register_player(), await accounts.register_player()
     async with open_browser(accounts) as first_browser, open_browser(accounts) as second_browser:
         for browser in (second_browser, first_browser):
-            await browser.call("POST", "/session", credentials_of(player))
+            await browser.call("POST", "/session", build_credentials(player))
         listed_sessions = (await first_browser.call("GET", "/sessions")).body["sessions"]
         assert [item["current"] for item in listed_sessions] == [True, False, False]
         assert (
@@ -266,11 +266,11 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
             "DELETE", f"/sessions/{ids[1]}", other_player["access_token"]
         )
         assert (hidden_response.status, hidden_response.code) == (404, "not_found")
-        assert await first_browser.status("DELETE", f"/sessions/{ids[1]}") == 204
-        assert await first_browser.status("DELETE", f"/sessions/{ids[1]}") == 404
-        assert await second_browser.status("GET", "/me") == 401
-        assert await second_browser.status("POST", "/session/renew") == 401
-        assert await first_browser.status("GET", "/me") == 200
+        assert await first_browser.fetch_status("DELETE", f"/sessions/{ids[1]}") == 204
+        assert await first_browser.fetch_status("DELETE", f"/sessions/{ids[1]}") == 404
+        assert await second_browser.fetch_status("GET", "/me") == 401
+        assert await second_browser.fetch_status("POST", "/session/renew") == 401
+        assert await first_browser.fetch_status("GET", "/me") == 200
         remaining_sessions = (await first_browser.call("GET", "/sessions")).body["sessions"]
         assert [item["id"] for item in remaining_sessions] == [ids[0], ids[2]]
 
@@ -278,10 +278,10 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
 async def test_a_disabled_user_is_signed_out(accounts: AccountsApp) -> None:
     player = await accounts.register_player()
     async with open_browser(accounts) as browser:
-        await browser.call("POST", "/session", credentials_of(player))
+        await browser.call("POST", "/session", build_credentials(player))
         path = f"/users/{player['user']['id']}"
         await accounts.expect_ok("PATCH", path, accounts.operator, {"disabled": True})
-        assert await browser.status("GET", "/me") == 401
-        assert await browser.status("POST", "/session/renew") == 401
-        refused_response = await browser.call("POST", "/session", credentials_of(player))
+        assert await browser.fetch_status("GET", "/me") == 401
+        assert await browser.fetch_status("POST", "/session/renew") == 401
+        refused_response = await browser.call("POST", "/session", build_credentials(player))
         assert (refused_response.status, refused_response.code) == (401, "invalid_credentials")

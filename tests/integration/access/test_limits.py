@@ -215,7 +215,7 @@ async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestM
         states = await meter.budgets.list_states(limits, "i")
         return [(s.subject, s.period, s.spent, s.reserved, s.left) for s in states]
 
-    def expected_amounts(
+    def build_expected_amounts(
         spent: str, reserved: str
     ) -> list[tuple[str, str, Decimal, Decimal, Decimal]]:
         used_amounts = Decimal(spent), Decimal(reserved)
@@ -226,15 +226,15 @@ async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestM
             )
         ]  # fmt: skip
 
-    assert await list_amounts() == expected_amounts("0", "0")
+    assert await list_amounts() == build_expected_amounts("0", "0")
     first_admission = await meter.admit(limits, owner="i", usd=Decimal("0.5"))
     second_admission = await meter.admit(limits, owner="i", usd=Decimal("0.3"))
-    assert await list_amounts() == expected_amounts("0", "0.8")
+    assert await list_amounts() == build_expected_amounts("0", "0.8")
     second_admission.record(Decimal("0.000000001"), 0)
     second_admission.release()
 
     async def is_settled() -> bool:
-        return await list_amounts() == expected_amounts("0.000000001", "0.5")
+        return await list_amounts() == build_expected_amounts("0.000000001", "0.5")
 
     await eventually(is_settled)
     with pytest.raises(BudgetExceeded) as exc_info:

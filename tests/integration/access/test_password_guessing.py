@@ -13,7 +13,7 @@ import pytest
 
 from moyin.access.accounts.throttle import AttemptRate, AttemptRates, Throttle, ThrottleKey
 from moyin.errors import TooManyAttempts
-from tests.integration.access.fixtures import PASSWORD, AccountsApp, Answer
+from tests.integration.access.fixtures import PASSWORD, AccountsApp, AppResponse
 from tests.integration.servers import ValkeyServer
 from tests.stack import RecordMeasurement
 from tests.waiting import eventually
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 WRONG = "a wrong guess"
 
 
-def new_address() -> str:
+def generate_address() -> str:
     """Return a client address that no other test uses, because all tests share one Valkey."""
     return f"2001:db8::{secrets.token_hex(2)}:{secrets.token_hex(2)}"
 
 
 async def login(
     accounts: AccountsApp, email: str, password: str, address: str = "", **body: Any
-) -> Answer:
+) -> AppResponse:
     headers = {"x-forwarded-for": address} if address else {}
     credentials = {"email": email, "password": password, **body}
     return await accounts.call("POST", "/login", None, credentials, **headers)
@@ -49,12 +49,12 @@ async def guessing_passwords(
     """
     statuses: list[int] = []
 
-    async def guess(number: int) -> None:
+    async def guess_passwords(number: int) -> None:
         while True:
             client_address = address.format(number)
             statuses.append((await login(accounts, email, WRONG, client_address)).status)
 
-    tasks = [asyncio.create_task(guess(number)) for number in range(guesser_count)]
+    tasks = [asyncio.create_task(guess_passwords(number)) for number in range(guesser_count)]
     throttle: Throttle = accounts.services.sign_in._attempt_limits._throttle
     try:
         await eventually(lambda: len(throttle._waiting) >= guesser_count // 2, seconds=60)
@@ -113,7 +113,7 @@ async def test_known_clients_sign_in_at_once_while_others_guess(
     accounts: AccountsApp, evidence: str
 ) -> None:
     email = (await accounts.register_player())["user"]["email"]
-    home_address = new_address()
+    home_address = generate_address()
     first_login = await login(accounts, email, PASSWORD, home_address)
     credentials: dict[str, Any] = {"password": PASSWORD}
     async with guessing_passwords(
@@ -151,7 +151,7 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
         from_known_address: True to test the limit of an address, False for that of an account.
     """
     throttle: Throttle = accounts.services.sign_in._attempt_limits._throttle
-    address = new_address() if from_known_address else ""
+    address = generate_address() if from_known_address else ""
     free_attempts, seconds_per_attempt = 6, 0.5
     limited_rate, unlimited_rate = (
         AttemptRate(free_attempts, seconds_per_attempt),
@@ -186,14 +186,14 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
 
 async def test_guesses_from_one_address_do_not_lock_accounts(accounts: AccountsApp) -> None:
     email = (await accounts.register_player())["user"]["email"]
-    async with guessing_passwords(accounts, email, 40, new_address()):
+    async with guessing_passwords(accounts, email, 40, generate_address()):
         for _ in range(3):
-            assert (await login(accounts, email, PASSWORD, new_address())).status == 200
+            assert (await login(accounts, email, PASSWORD, generate_address())).status == 200
 
 
 async def test_right_password_is_never_throttled(accounts: AccountsApp) -> None:
     email = (await accounts.register_player())["user"]["email"]
-    for address in ("", new_address()):
+    for address in ("", generate_address()):
         responses = [await login(accounts, email, PASSWORD, address) for _ in range(105)]
         assert {answer.status for answer in responses} == {200}
 
@@ -235,16 +235,16 @@ async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServ
 async def test_registrations_are_limited_per_address_and_in_total(
     accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def register(address: str = "") -> Answer:
+    async def register(address: str = "") -> AppResponse:
         body = {"email": f"{secrets.token_hex(6)}@example.com", "password": PASSWORD}
         headers = {"x-forwarded-for": address} if address else {}
         return await accounts.call("POST", "/register", None, body, **headers)
 
-    home_address = new_address()
+    home_address = generate_address()
     assert {(await register(home_address)).status for _ in range(30)} == {201}
     refused_response = await register(home_address)
     assert (refused_response.status, refused_response.code) == (429, "too_many_attempts")
-    assert (await register(new_address())).status == 201
+    assert (await register(generate_address())).status == 201
     strict_policy = type(accounts.services.sign_in.policy)(registrations_per_hour=1)
     monkeypatch.setattr(accounts.services.sign_in, "policy", strict_policy)
     refused_response = await register()

@@ -101,7 +101,7 @@ class Recorder:
         (recording["body"] or {}).pop("artifact_id", None)
         return self.normalize(recording)
 
-    async def view(self, **file: str) -> dict[str, Any]:
+    async def view_file(self, **file: str) -> dict[str, Any]:
         """Return the pixels of a file and the metadata in it."""
         async with self._session.get("/view", params=file) as response:
             if response.status != 200:
@@ -130,7 +130,7 @@ class Recorder:
         history_entry["prompt"] = _name_columns(history_entry["prompt"])
         recording["history"] = history_entry
         recording["files"] = [
-            await self.view(**file) for file in _list_files(history_entry["outputs"])
+            await self.view_file(**file) for file in _list_files(history_entry["outputs"])
         ]
         recording["queue afterwards"] = await self._call("GET", "/queue")
         recording["events"] = _drop_repeated_statuses(events)

@@ -19,10 +19,10 @@ from moyin.domain.job import JobStatus
 from tests.chaos.graphs import picture, sleepy
 from tests.integration.comfy_api.test_native_api import (
     ComfyClient,
+    build_inverting_graph,
     comfy,
     comfyui_up,
     foreign_comfy,
-    inverting_graph,
 )
 from tests.integration.gateway.fixtures import Farm
 from tests.nodes import NAME, SCRIPT
@@ -55,8 +55,8 @@ async def read_pixel(comfy: ComfyClient, file: dict[str, str]) -> Any:
         return Image.open(BytesIO(await response.read())).convert("RGB").getpixel((0, 0))
 
 
-def get_only_file(entry: dict[str, Any]) -> dict[str, str]:
-    [file] = [file for output in entry["outputs"].values() for file in output["images"]]
+def get_only_file(history_entry: dict[str, Any]) -> dict[str, str]:
+    [file] = [file for output in history_entry["outputs"].values() for file in output["images"]]
     return dict(file)
 
 
@@ -95,7 +95,7 @@ async def test_uploads_of_the_same_name_stay_separate_per_tenant(
     for caller, color in ((comfy, our_color), (foreign_comfy, their_color)):
         assert (await upload_picture(caller, name, color))["name"] == name
     prompts = [
-        (caller, await caller.queue_prompt(inverting_graph(name)))
+        (caller, await caller.queue_prompt(build_inverting_graph(name)))
         for caller in (comfy, foreign_comfy)
     ]
     files = [

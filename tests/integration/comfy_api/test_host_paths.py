@@ -24,7 +24,7 @@ _FAILING = {
 }
 
 
-def _forbidden_roots(gateway: RunningStack) -> set[str]:
+def _list_forbidden_roots(gateway: RunningStack) -> set[str]:
     roots = {
         gateway.env["MOYIN_COMFYUI_HOME"],
         str(Path(gateway.env["MOYIN_COMFYUI_PYTHON"]).parent.parent),
@@ -40,7 +40,7 @@ def _forbidden_roots(gateway: RunningStack) -> set[str]:
 
 def _find_leaks(gateway: RunningStack, text: str) -> set[str]:
     unescaped_text = text.replace("\\/", "/")
-    return {root for root in _forbidden_roots(gateway) if root in unescaped_text}
+    return {root for root in _list_forbidden_roots(gateway) if root in unescaped_text}
 
 
 async def _upload_broken_picture(comfy: ComfyClient) -> str:
@@ -52,7 +52,7 @@ async def _upload_broken_picture(comfy: ComfyClient) -> str:
     return name
 
 
-async def _failing_graph(comfy: ComfyClient, node_kind: str) -> dict[str, Any]:
+async def _build_failing_graph(comfy: ComfyClient, node_kind: str) -> dict[str, Any]:
     if node_kind == "stock":
         return {
             "1": {
@@ -80,7 +80,7 @@ async def test_a_real_error_names_no_path_of_the_machine(
     node, message = _FAILING[node_kind]
     responses: list[str] = []
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
-        prompt_id = await comfy.queue_prompt(await _failing_graph(comfy, node_kind))
+        prompt_id = await comfy.queue_prompt(await _build_failing_graph(comfy, node_kind))
         async for frame in socket:
             if frame.type is not aiohttp.WSMsgType.TEXT:
                 continue

@@ -26,10 +26,10 @@ from PIL import Image
 from tests.chaos.graphs import picture
 from tests.integration.comfy_api.test_native_api import (
     ComfyClient,
+    build_inverting_graph,
     comfy,
     comfyui_up,
     foreign_comfy,
-    inverting_graph,
 )
 from tests.stack import RunningStack
 
@@ -162,7 +162,7 @@ def list_spellings(outside_files: OutsideFiles, root: Path) -> Iterator[tuple[st
             yield spell_path(existing_path), spell_path(missing_path)
 
 
-def inputs_of(node: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+def list_inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
     for kind in ("required", "optional", "hidden"):
         for name, spec in (node["input"].get(kind) or {}).items():
             if isinstance(spec, list) and spec:
@@ -184,7 +184,7 @@ def is_prose(spec: list[Any], node: Mapping[str, Any]) -> bool:
 def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return values for the node's inputs, except for inputs that need models."""
     values: dict[str, Any] = {}
-    for name, spec in inputs_of(node):
+    for name, spec in list_inputs(node):
         options = spec[1] if len(spec) > 1 else {}
         if isinstance(spec[0], list) or spec[0] == "COMBO":
             choices = spec[0] if isinstance(spec[0], list) else options.get("options") or []
@@ -250,7 +250,7 @@ async def test_no_node_input_accepts_files_of_others(
     name_inputs: list[Any] = []
     prose_inputs: list[Any] = []
     for node_class in offered_nodes:
-        for input_name, spec in inputs_of(nodes[node_class]):
+        for input_name, spec in list_inputs(nodes[node_class]):
             if takes_text(spec):
                 (prose_inputs if is_prose(spec, nodes[node_class]) else name_inputs).append(
                     (node_class, input_name)
@@ -299,7 +299,7 @@ async def test_no_node_input_accepts_files_of_others(
 
 def _is_upload_input(node: Mapping[str, Any], name: str) -> bool:
     """Return True if ComfyUI describes the input as one with an upload button."""
-    [spec] = [spec for key, spec in inputs_of(node) if key == name]
+    [spec] = [spec for key, spec in list_inputs(node) if key == name]
     options = spec[1] if len(spec) > 1 else {}
     return any(key.endswith("_upload") for key in options)
 
@@ -312,7 +312,7 @@ async def test_text_input_accepts_any_text(
     prose_inputs = [
         (node_class, input_name)
         for node_class in offered_nodes
-        for input_name, spec in inputs_of(nodes[node_class])
+        for input_name, spec in list_inputs(nodes[node_class])
         if is_prose(spec, nodes[node_class])
     ]
     assert ("CLIPTextEncode", "text") in prose_inputs
@@ -369,20 +369,20 @@ async def test_node_classes_for_the_workers_disk_are_not_listed(
         assert node_class in response_body["node_errors"]["n"]["errors"][0]["details"]
 
 
-def _render_job(graph: Mapping[str, Any]) -> dict[str, Any]:
+def _build_render_job(graph: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "render", "workflow": graph}
 
 
-def _pipeline_with_graph(graph: Mapping[str, Any]) -> dict[str, Any]:
+def _build_pipeline(graph: Mapping[str, Any]) -> dict[str, Any]:
     first_step = {"kind": "render", "workflow": picture(next(_colors))}
-    return {"kind": "pipeline", "steps": [first_step, _render_job(graph)]}
+    return {"kind": "pipeline", "steps": [first_step, _build_render_job(graph)]}
 
 
-def _sweep_over_graph(graph: dict[str, Any]) -> dict[str, Any]:
+def _build_sweep(graph: dict[str, Any]) -> dict[str, Any]:
     name = graph["1"]["inputs"]["image"]
     plain_graph = {**graph, "1": {"class_type": "LoadImage", "inputs": {"image": ""}}}
     return {
-        **_render_job(plain_graph),
+        **_build_render_job(plain_graph),
         "batch": {"sweep": {"workflow.1.inputs.image": ["", "", name]}},
     }
 
@@ -390,9 +390,9 @@ def _sweep_over_graph(graph: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "build_body", "status", "field"),
     [
-        ("/jobs", _render_job, 400, "workflow.1.inputs.image"),
-        ("/jobs", _pipeline_with_graph, 400, "steps.1.workflow.1.inputs.image"),
-        ("/jobs", _sweep_over_graph, 400, "workflow.1.inputs.image"),
+        ("/jobs", _build_render_job, 400, "workflow.1.inputs.image"),
+        ("/jobs", _build_pipeline, 400, "steps.1.workflow.1.inputs.image"),
+        ("/jobs", _build_sweep, 400, "workflow.1.inputs.image"),
         ("/api/v2/jobs", lambda graph: {"workflow": graph}, 422, "workflow.1.inputs.image"),
     ],
 )
@@ -405,15 +405,15 @@ async def test_every_api_treats_foreign_objects_as_missing(
     status: int,
     field: str,
 ) -> None:
-    for pair in [(outside_files.existing_path, outside_files.missing_path), *foreign_names]:
+    for name_pair in [(outside_files.existing_path, outside_files.missing_path), *foreign_names]:
         responses = []
-        for value in pair:
+        for file_name in name_pair:
             response_status, response_body = await comfy.post(
-                path, build_body(inverting_graph(value))
+                path, build_body(build_inverting_graph(file_name))
             )
             assert response_status == status, response_body
-            responses.append(reduce_response(response_body, value))
-        assert responses[0] == responses[1], pair
+            responses.append(reduce_response(response_body, file_name))
+        assert responses[0] == responses[1], name_pair
         error = responses[0] if "code" in responses[0] else responses[0]["error"]["details"]
         assert (error["code"], error["field"]) == ("input_not_found", field)
         assert error["node_errors"].keys() == {"1"}
@@ -441,8 +441,11 @@ async def test_output_of_an_earlier_step_cannot_name_a_file(
             "1": {"class_type": "PrimitiveString", "inputs": {"value": value}},
             "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
         }
-        graph = inverting_graph("${steps.0.body.outputs.2.text.0}")
-        return {"kind": "pipeline", "steps": [_render_job(text_graph), _render_job(graph)]}
+        graph = build_inverting_graph("${steps.0.body.outputs.2.text.0}")
+        return {
+            "kind": "pipeline",
+            "steps": [_build_render_job(text_graph), _build_render_job(graph)],
+        }
 
     existing_error = await _run_failing_job(
         comfy, build_body(outside_files.existing_path), outside_files.existing_path
@@ -454,7 +457,7 @@ async def test_output_of_an_earlier_step_cannot_name_a_file(
     assert "you have no file" in json.dumps(existing_error)
 
 
-def _linking_graph(
+def _build_linking_graph(
     node_class: str, input_name: str, text: str, extra_inputs: Mapping[str, Any]
 ) -> dict[str, Any]:
     graph = {
@@ -479,7 +482,7 @@ async def test_linked_texts_cannot_name_files(
         status, response_body = await comfy.post(
             "/prompt",
             {
-                "prompt": _linking_graph(
+                "prompt": _build_linking_graph(
                     node_class, input_name, outside_files.existing_path, extra_inputs
                 )
             },
@@ -489,15 +492,15 @@ async def test_linked_texts_cannot_name_files(
     # Where a node writes may be made of texts, but it leads out of the prompt's folder for nobody.
     inputs = {"images": ["image", 0]}
     foreign_prefix = f"../{uuid.uuid4()}/x"
-    for value in (
+    for prefix in (
         foreign_prefix,
         str(outside_files.folder / "x"),
         str(outside_files.folder / "gone" / "x"),
     ):
-        graph = _linking_graph("SaveImage", "filename_prefix", value, inputs)
-        error = await _run_failing_job(comfy, _render_job(graph), value)
+        graph = _build_linking_graph("SaveImage", "filename_prefix", prefix, inputs)
+        error = await _run_failing_job(comfy, _build_render_job(graph), prefix)
         assert "a relative name" in error["message"]
-    graph = _linking_graph("SaveImage", "filename_prefix", "fine/x", inputs)
+    graph = _build_linking_graph("SaveImage", "filename_prefix", "fine/x", inputs)
     history_entry = await comfy.wait_until_finished(await comfy.queue_prompt(graph))
     assert history_entry["outputs"]["2"]["images"][0]["subfolder"].endswith("/fine")
 
@@ -507,8 +510,8 @@ async def test_node_cannot_expand_into_forbidden_nodes(
 ) -> None:
     """The forbidden nodes are known only when the node is executed; then the render must fail."""
 
-    def expanding_graph(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        inputs = {"kind": kind, "values": json.dumps(values)}
+    def build_expanding_graph(node_class: str, inputs_of_node: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = {"kind": node_class, "values": json.dumps(inputs_of_node)}
         return {
             "1": {"class_type": "Expands", "inputs": inputs},
             "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
@@ -516,14 +519,15 @@ async def test_node_cannot_expand_into_forbidden_nodes(
 
     errors = [
         await _run_failing_job(
-            comfy, _render_job(expanding_graph("LoadImage", {"image": value})), value
+            comfy, _build_render_job(build_expanding_graph("LoadImage", {"image": value})), value
         )
         for value in (outside_files.existing_path, outside_files.missing_path)
     ]
     assert errors[0] == errors[1]
     assert "you have no file" in errors[0]["message"]
     error = await _run_failing_job(
-        comfy, _render_job(expanding_graph("LoadImageDataSetFromFolder", {"folder": "moyin"}))
+        comfy,
+        _build_render_job(build_expanding_graph("LoadImageDataSetFromFolder", {"folder": "moyin"})),
     )
     assert "not allow nodes of the class LoadImageDataSetFromFolder" in error["message"]
 
@@ -536,7 +540,7 @@ async def test_symbolic_link_that_a_node_creates_cannot_be_named(
     linking_graph = {"1": {"class_type": "Links", "inputs": {"text": name, "target": target_hex}}}
     await comfy.wait_until_finished(await comfy.queue_prompt(linking_graph))
     for value in (name, f"{name} [output]", f"{uuid.uuid4().hex}.png"):
-        status, response_body = await queue_graph(comfy, inverting_graph(value), value)
+        status, response_body = await queue_graph(comfy, build_inverting_graph(value), value)
         assert (status, response_body["code"]) == (400, "input_not_found")
 
 
@@ -554,7 +558,7 @@ async def own_file_name(comfy: ComfyClient) -> str:
 
 async def test_the_callers_own_files_are_loaded(comfy: ComfyClient, own_file_name: str) -> None:
     history_entry = await comfy.wait_until_finished(
-        await comfy.queue_prompt(inverting_graph(own_file_name))
+        await comfy.queue_prompt(build_inverting_graph(own_file_name))
     )
     [picture_file] = history_entry["outputs"]["3"]["images"]
     for name in (
@@ -562,6 +566,6 @@ async def test_the_callers_own_files_are_loaded(comfy: ComfyClient, own_file_nam
         f"{picture_file['subfolder']}/{picture_file['filename']} [output]",
     ):
         second_entry = await comfy.wait_until_finished(
-            await comfy.queue_prompt(inverting_graph(name))
+            await comfy.queue_prompt(build_inverting_graph(name))
         )
         assert second_entry["status"]["status_str"] == "success"

@@ -83,7 +83,7 @@ async def foreign_comfy(gateway: RunningStack) -> AsyncIterator[ComfyClient]:
         yield ComfyClient(session)
 
 
-def inverting_graph(name: str) -> dict[str, Any]:
+def build_inverting_graph(name: str) -> dict[str, Any]:
     return {
         "1": {"class_type": "LoadImage", "inputs": {"image": name}},
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
@@ -104,7 +104,7 @@ async def test_an_upload_is_loaded_rendered_and_viewed(comfy: ComfyClient) -> No
     async with comfy.session.get(f"/artifacts/{artifact_id}") as response:
         assert await response.read() == red_picture.getvalue()
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
-        prompt_id = await comfy.queue_prompt(inverting_graph(name))
+        prompt_id = await comfy.queue_prompt(build_inverting_graph(name))
         events: list[dict[str, Any]] = []
         async for message in socket:
             if message.type is not aiohttp.WSMsgType.TEXT:
@@ -138,7 +138,7 @@ async def test_a_job_loads_an_upload_by_its_name(
     form.add_field("image", blue_picture.getvalue(), filename=name, content_type="image/png")
     async with comfy.session.post("/upload/image", data=form) as response:
         assert response.status == 200
-    graph_job: dict[str, Any] = {"kind": "render", "workflow": inverting_graph(name)}
+    graph_job: dict[str, Any] = {"kind": "render", "workflow": build_inverting_graph(name)}
     resize_job: dict[str, Any] = {"kind": "render", "template": "resize",
               "inputs": {"image": name, "width": 4, "height": 4}}  # fmt: skip
     for body in (graph_job, resize_job):

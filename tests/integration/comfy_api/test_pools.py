@@ -32,14 +32,14 @@ def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("two-pools")
     env = farm_env(comfyui, folder, cpus=0.1, gpus=0.5)
     config = Path(env["MOYIN_SERVE_CONFIG"])
-    config.write_text(yaml.safe_dump(_with_second_pool(yaml.safe_load(config.read_text()), folder)))
+    config.write_text(yaml.safe_dump(_add_second_pool(yaml.safe_load(config.read_text()), folder)))
     for name, model in _MODELS.items():
         write_transformers(folder / name / "diffusion_models", model)
     with RunningStack(folder, env).running() as stack:
         yield stack
 
 
-def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _add_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     apps = {app["name"]: app for app in config["applications"]}
     apps["gateway"]["args"]["pools"] = list(_MODELS)
     plain_app = apps["render-default"]
@@ -75,7 +75,7 @@ async def _are_up(farm: ComfyClient, *pools: str) -> bool:
     return {_MODELS[pool] for pool in pools} <= set(listed_models)
 
 
-def _new_color() -> int:
+def _pick_color() -> int:
     return uuid.uuid4().int & 0xFFFFFF
 
 
@@ -92,7 +92,7 @@ async def _find_renderer(comfy: ComfyClient, prompt_id: str) -> str:
 async def test_a_graph_waits_for_the_first_pool_while_it_starts(farm: ComfyClient) -> None:
     """The first pool renders the graph, although usually only the second pool is ready yet."""
     await eventually(lambda: _are_up(farm, "special"), _UP_SECONDS)
-    graph, response_bodies = picture(_new_color()), []
+    graph, response_bodies = picture(_pick_color()), []
 
     async def is_accepted() -> bool:
         status, body = await farm.post("/prompt", {"prompt": graph})
@@ -108,7 +108,7 @@ async def test_a_graph_waits_for_the_first_pool_while_it_starts(farm: ComfyClien
 
 
 async def test_a_graph_goes_to_the_pool_that_has_its_nodes(comfy: ComfyClient) -> None:
-    graphs = [picture(_new_color()), sleepy(0.1, _new_color()), picture(_new_color())]
+    graphs = [picture(_pick_color()), sleepy(0.1, _pick_color()), picture(_pick_color())]
     assert [await _render_and_find_renderer(comfy, graph) for graph in graphs] == [
         _PLAIN,
         _SPECIAL,
@@ -117,8 +117,14 @@ async def test_a_graph_goes_to_the_pool_that_has_its_nodes(comfy: ComfyClient) -
 
 
 async def test_a_graph_goes_to_the_pool_that_has_its_models(comfy: ComfyClient) -> None:
-    assert await _render_and_find_renderer(comfy, _with_model(_MODELS["default"])) == _PLAIN
-    assert await _render_and_find_renderer(comfy, _with_model(_MODELS["special"])) == _SPECIAL
+    assert (
+        await _render_and_find_renderer(comfy, _build_graph_with_model(_MODELS["default"]))
+        == _PLAIN
+    )
+    assert (
+        await _render_and_find_renderer(comfy, _build_graph_with_model(_MODELS["special"]))
+        == _SPECIAL
+    )
 
 
 async def test_clients_see_the_nodes_and_models_of_both_pools(comfy: ComfyClient) -> None:
@@ -148,12 +154,14 @@ async def test_clients_see_the_nodes_and_models_of_both_pools(comfy: ComfyClient
 
 
 async def test_unknown_nodes_are_refused_with_comfyuis_errors(comfy: ComfyClient) -> None:
-    unknown_graph = {**picture(_new_color()), "9": {"class_type": "NoSuchNode", "inputs": {}}}
+    unknown_graph = {**picture(_pick_color()), "9": {"class_type": "NoSuchNode", "inputs": {}}}
     status, body = await comfy.post("/prompt", {"prompt": unknown_graph})
     assert (status, body["error"]["type"]) == (400, "invalid_prompt")
     assert "NoSuchNode" in body["error"]["message"]
     assert body["node_errors"] == {}
-    partial_graph = {k: n for k, n in _with_model("nobodys.safetensors").items() if k in ("3", "4")}
+    partial_graph = {
+        k: n for k, n in _build_graph_with_model("nobodys.safetensors").items() if k in ("3", "4")
+    }
     status, body = await comfy.post("/prompt", {"prompt": partial_graph})
     assert (status, body["error"]["type"]) == (400, "prompt_outputs_failed_validation")
     [error] = body["node_errors"]["3"]["errors"]
@@ -166,7 +174,7 @@ async def test_output_that_no_single_pool_can_make_is_refused(
     comfy: ComfyClient,
 ) -> None:
     """The graph has a model of one pool and a node of the other; the model counts as unknown."""
-    graph = _with_model(_MODELS["default"])
+    graph = _build_graph_with_model(_MODELS["default"])
     graph["9"] = {"class_type": "Where", "inputs": {"seconds": 0.0}}
     status, body = await comfy.post("/prompt", {"prompt": graph})
     assert status == 200, "its other output can be made"
@@ -174,9 +182,9 @@ async def test_output_that_no_single_pool_can_make_is_refused(
     assert error["type"] == "value_not_in_list"
 
 
-def _with_model(name: str) -> dict[str, Any]:
+def _build_graph_with_model(name: str) -> dict[str, Any]:
     """Return a graph for a picture in which node 3 loads a model."""
-    graph = picture(_new_color())
+    graph = picture(_pick_color())
     inputs = {"unet_name": name, "weight_dtype": "default"}
     graph["3"] = {"class_type": "UNETLoader", "inputs": inputs}
     graph["4"] = {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}}
@@ -185,6 +193,6 @@ def _with_model(name: str) -> dict[str, Any]:
 
 def test_jobs_name_their_pool(two_pools: RunningStack) -> None:
     client = StackClient(two_pools.url, two_pools.api_key)
-    body = {"kind": "render", "workflow": sleepy(0.1, _new_color()), "pool": "special"}
+    body = {"kind": "render", "workflow": sleepy(0.1, _pick_color()), "pool": "special"}
     job = client.wait(client.submit(body), FINAL, _UP_SECONDS)
     assert job["outputs"][0]["backend"] == _SPECIAL

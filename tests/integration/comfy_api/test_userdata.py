@@ -35,14 +35,14 @@ async def test_userdata_files_behave_as_in_comfyui(farm: Farm, base_path: str) -
         200, "workflows/a b.json",
     )  # fmt: skip
     assert (await call("POST", f"{file_path}?overwrite=false", data=b"x"))[0] == 409
-    status, info = await call(
+    status, file_info = await call(
         "POST", f"{file_path}?overwrite=true&full_info=true", data=b'{"a": 2}'
     )
-    assert (status, info["path"], info["size"]) == (200, "workflows/a b.json", 8)
-    assert info["modified"] >= info["created"] > 1_700_000_000
+    assert (status, file_info["path"], file_info["size"]) == (200, "workflows/a b.json", 8)
+    assert file_info["modified"] >= file_info["created"] > 1_700_000_000
     assert await call("GET", file_path) == (200, {"a": 2})
     assert await call("GET", "/userdata?dir=workflows&recurse=true&split=false&full_info=true") == (
-        200, [{**info, "path": "a b.json"}],
+        200, [{**file_info, "path": "a b.json"}],
     )  # fmt: skip
     assert await call("GET", "/userdata?dir=workflows%2F") == (200, ["a b.json"])
     assert (await call("GET", "/userdata?dir=nowhere"))[0] == 404

@@ -24,11 +24,16 @@ HASH = f"blake3:{blake3(PNG).hexdigest()}"
 
 
 async def request_json(
-    client: aiohttp.ClientSession, method: str, path: str, *, expected: int = 200, **options: Any
+    client: aiohttp.ClientSession,
+    method: str,
+    path: str,
+    *,
+    expected_status: int = 200,
+    **options: Any,
 ) -> Any:
     async with client.request(method, path, **options) as response:
         text = await response.text()
-        assert response.status == expected, text
+        assert response.status == expected_status, text
         assert not text or response.content_type == "application/json"
         return json.loads(text) if text else None
 
@@ -97,7 +102,7 @@ async def finish_job(farm: Farm, job_id: str, *, row_ends_first: bool = False) -
 
 async def test_v2_and_gateway_routes_show_the_same_render_job(farm: Farm) -> None:
     body = {"workflow": GRAPH, "metadata": {"client": "acme"}}
-    job = await request_json(farm.client, "POST", JOBS, json=body, expected=201)
+    job = await request_json(farm.client, "POST", JOBS, json=body, expected_status=201)
     assert (job["status"], job["progress"], job["outputs"]) == ("queued", None, [])
     assert job["urls"]["self"] == f"{JOBS}/{job['id']}"
     plain_job = await farm.fetch_job(job["id"])
@@ -122,7 +127,7 @@ async def test_v2_and_gateway_routes_show_the_same_render_job(farm: Farm) -> Non
 async def test_idempotency_key_makes_one_job(farm: Farm) -> None:
     headers = {"Idempotency-Key": "k1"}
     job = await request_json(
-        farm.client, "POST", JOBS, json={"workflow": GRAPH}, headers=headers, expected=201
+        farm.client, "POST", JOBS, json={"workflow": GRAPH}, headers=headers, expected_status=201
     )
     for body in ({"workflow": GRAPH}, {"workflow": {"1": {"class_type": "Other"}}}):
         async with farm.client.post(JOBS, json=body, headers=headers) as response:
@@ -138,7 +143,7 @@ async def test_idempotency_key_makes_one_job(farm: Farm) -> None:
     )
     assert status_and_code == (422, "workflow_format_ui")
     body = {"workflow": GRAPH}
-    await request_json(farm.client, "POST", JOBS, json=body, headers=headers, expected=201)
+    await request_json(farm.client, "POST", JOBS, json=body, headers=headers, expected_status=201)
 
 
 async def test_jobs_are_listed_in_pages_and_by_their_labels(farm: Farm) -> None:
@@ -146,7 +151,9 @@ async def test_jobs_are_listed_in_pages_and_by_their_labels(farm: Farm) -> None:
     for index in range(3):
         metadata = {"client": "acme" if index else "other", "run no": str(index)}
         body = {"workflow": GRAPH, "metadata": metadata}
-        ids.append((await request_json(farm.client, "POST", JOBS, json=body, expected=201))["id"])
+        ids.append(
+            (await request_json(farm.client, "POST", JOBS, json=body, expected_status=201))["id"]
+        )
     await farm.submit_job({"kind": "http", "request": {"path": "/svc/x"}})
     first_page = await request_json(farm.client, "GET", f"{JOBS}?limit=2")
     assert [job["id"] for job in first_page["jobs"]] == [ids[2], ids[1]]
@@ -172,7 +179,9 @@ async def test_jobs_are_listed_in_pages_and_by_their_labels(farm: Farm) -> None:
 
 
 async def test_events_begin_with_the_state_and_continue_with_changes(farm: Farm) -> None:
-    job = await request_json(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
+    job = await request_json(
+        farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected_status=201
+    )
     path = f"{JOBS}/{job['id']}/events"
     async with farm.client.get(path) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -208,7 +217,9 @@ async def test_events_begin_with_the_state_and_continue_with_changes(farm: Farm)
 
 
 async def test_the_end_is_reported_once_though_events_lag(farm: Farm) -> None:
-    job = await request_json(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
+    job = await request_json(
+        farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected_status=201
+    )
     async with farm.client.get(f"{JOBS}/{job['id']}/events") as response:
         assert await response.content.readline() == b"event: status\n"
         await finish_job(farm, job["id"], row_ends_first=True)
@@ -218,7 +229,9 @@ async def test_the_end_is_reported_once_though_events_lag(farm: Farm) -> None:
 
 
 async def test_cancelling_a_finished_job_is_harmless(farm: Farm) -> None:
-    job = await request_json(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
+    job = await request_json(
+        farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected_status=201
+    )
     await finish_job(farm, job["id"])
     body = await request_json(farm.client, "POST", f"{JOBS}/{job['id']}/cancel")
     assert body["status"] == "succeeded"
@@ -236,7 +249,7 @@ async def test_uploads_are_found_by_content_only_by_their_tenant(farm: Farm) -> 
     assert (await upload(farm))["created_new"] is False
     body = {"hash": HASH, "file_path": "again.png", "tags": ["input"]}
     second_asset = await request_json(
-        farm.client, "POST", f"{ASSETS}/from-hash", json=body, expected=201
+        farm.client, "POST", f"{ASSETS}/from-hash", json=body, expected_status=201
     )
     assert (second_asset["file_path"], second_asset["hash"], second_asset["created_new"]) == (
         "again.png",
@@ -280,8 +293,8 @@ async def test_a_deleted_upload_is_visible_only_to_jobs_that_use_it(farm: Farm) 
     asset = await upload(farm)
     reference = {"__type": "core/ASSET", "info": {"id": asset["id"]}}
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": reference}}}
-    await request_json(farm.client, "POST", JOBS, json={"workflow": graph}, expected=201)
-    await request_json(farm.client, "DELETE", f"{ASSETS}/{asset['id']}", expected=204)
+    await request_json(farm.client, "POST", JOBS, json={"workflow": graph}, expected_status=201)
+    await request_json(farm.client, "DELETE", f"{ASSETS}/{asset['id']}", expected_status=204)
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
         status_and_code = await read_status_and_code(
             farm.client, method, f"{ASSETS}/{asset['id']}{path}"
@@ -329,7 +342,7 @@ async def test_validation_error_of_comfyui_is_returned(farm: Farm) -> None:
 async def test_a_full_queue_returns_retry_after(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:ann", open_jobs=1))
     async with farm.open_session(farm.key) as client:
-        await request_json(client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
+        await request_json(client, "POST", JOBS, json={"workflow": GRAPH}, expected_status=201)
         async with client.post(JOBS, json={"workflow": GRAPH}) as response:
             error = (await response.json())["error"]
     assert (response.status, error["code"]) == (429, "queue_full")

@@ -21,7 +21,7 @@ from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.gateway.fixtures import Farm
-from tests.integration.text.fixtures import local_backend, serving, wait_until_probed
+from tests.integration.text.fixtures import build_local_backend, serving, wait_until_probed
 from tests.processes import with_lines
 from tests.stack import RecordMeasurement
 from tests.waiting import eventually
@@ -122,7 +122,7 @@ async def test_pictures_of_any_size_cost_the_gateway_little(
 async def test_schemas_of_any_size_cost_llama_cpp_nothing(
     llama: str, tmp_path: Path, record_measurement: RecordMeasurement
 ) -> None:
-    backend = local_backend(llama)
+    backend = build_local_backend(llama)
     backend["models"][0] |= {"schema": True, "tools": True}
     async with serving(tmp_path, backend) as models_app:
         await wait_until_probed(models_app)

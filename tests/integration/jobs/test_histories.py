@@ -30,7 +30,7 @@ CHAT: dict[str, Any] = {
 }
 
 
-def http_step(path: str) -> dict[str, Any]:
+def build_http_step(path: str) -> dict[str, Any]:
     return {"kind": "http", "request": {"path": path}}
 
 
@@ -56,16 +56,16 @@ async def test_histories_of_all_job_ends_can_be_replayed(working_farm: Farm) -> 
     bodies = {
         "succeeded": {
             "kind": "pipeline",
-            "steps": [CHAT, http_step("/svc/yes")],
+            "steps": [CHAT, build_http_step("/svc/yes")],
             "webhook": hook_url,
         },
-        "failed": {"kind": "pipeline", "steps": [CHAT, http_step("/svc/no")]},
-        "cancelled": http_step("/svc/hang"),
-        "retried": http_step("/svc/twice"),
+        "failed": {"kind": "pipeline", "steps": [CHAT, build_http_step("/svc/no")]},
+        "cancelled": build_http_step("/svc/hang"),
+        "retried": build_http_step("/svc/twice"),
     }
     workflow_ids = {name: (await farm.submit_job(body))["id"] for name, body in bodies.items()}
     deadline = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
-    job = await farm.submit_job({**http_step("/svc/hang"), "deadline": deadline})
+    job = await farm.submit_job({**build_http_step("/svc/hang"), "deadline": deadline})
     workflow_ids["deadline"] = job["id"]
     await eventually(lambda: farm.services.count_calls("/svc/hang") == 2)
     await farm.client.post(f"/jobs/{workflow_ids['cancelled']}/cancel")

@@ -154,15 +154,15 @@ async def test_kill_9_loses_and_duplicates_no_job_and_invalid_messages_block_not
     working_farm.services.answers["/work"] = answer_slowly
     async with _run_intake(working_farm, queue) as process:
         for number in range(MESSAGES):
-            await queue.send_job(f"m{number}", _job_body(f"work {number}"))
+            await queue.send_job(f"m{number}", _build_job_body(f"work {number}"))
         # Twice by the sender, as after a lost confirmation.
-        await queue.send_job("m0", _job_body("work 0"))
+        await queue.send_job("m0", _build_job_body("work 0"))
         await eventually(lambda: sum(call_counts.values()) >= ENOUGH)
         await queue.send_job("not-json", b"{")
         process.send_signal(signal.SIGKILL)
         await process.wait()
     await queue.send_job("no-job", b'{"kind": "dance"}')
-    await queue.send_job("m0", _job_body("something else"))
+    await queue.send_job("m0", _build_job_body("something else"))
     async with _run_intake(working_farm, queue):
         await eventually(lambda: _has_results(queue, MESSAGES), seconds=40)
         await eventually(lambda: _has_dead_letters(queue, 3))
@@ -183,7 +183,7 @@ async def test_kill_9_loses_and_duplicates_no_job_and_invalid_messages_block_not
         assert len((await response.json())["jobs"]) == MESSAGES
 
 
-def _job_body(text: str) -> bytes:
+def _build_job_body(text: str) -> bytes:
     request = {"method": "POST", "path": "/work", "body": text}
     return json.dumps({"kind": "http", "request": request}).encode()
 

@@ -216,14 +216,14 @@ async def test_a_slow_service_slows_the_sender_down(
 ) -> None:
     chunk_count, sent_count = 1_500, 0
 
-    async def body() -> AsyncIterator[bytes]:
+    async def generate_body() -> AsyncIterator[bytes]:
         nonlocal sent_count
         for _ in range(chunk_count):
             yield CHUNK
             sent_count += 1
 
     send_task = asyncio.create_task(
-        _read_text(proxy_server.client.put("/assets/drain", data=body()))
+        _read_text(proxy_server.client.put("/assets/drain", data=generate_body()))
     )
     await _wait_until_constant(lambda: sent_count)
     assert 0 < sent_count < chunk_count / 2
@@ -234,12 +234,12 @@ async def test_a_slow_service_slows_the_sender_down(
 async def test_a_body_that_turns_out_too_large_is_not_the_service_s_fault(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    async def body() -> AsyncIterator[bytes]:
+    async def generate_body() -> AsyncIterator[bytes]:
         for _ in range(MAX_BODY_BYTES // len(CHUNK) + 2):
             yield CHUNK
 
     service.go_on.set()
-    async with proxy_server.client.put("/assets/drain", data=body()) as response:
+    async with proxy_server.client.put("/assets/drain", data=generate_body()) as response:
         assert (response.status, (await response.json())["code"]) == (413, "body_too_large")
     [member] = proxy_server.proxy._runtimes["assets"].pool.members
     assert member.breaker._failures == 0

@@ -33,7 +33,7 @@ async def test_ollamas_own_paths_lead_to_the_models(client: aiohttp.ClientSessio
         "options": {"num_predict": 8},
     }
 
-    async def chat() -> list[dict[str, Any]]:
+    async def send_chat() -> list[dict[str, Any]]:
         async with client.post("/api/chat", json=body) as response:
             if response.status == 502:
                 # Right after its start, on a busy machine, the model's server takes seconds.
@@ -43,7 +43,7 @@ async def test_ollamas_own_paths_lead_to_the_models(client: aiohttp.ClientSessio
             assert response.headers["x-moyin-backend"] == "local"
             return [json.loads(line) async for line in response.content]
 
-    lines = await eventually(chat, 180)
+    lines = await eventually(send_chat, 180)
     assert len(lines) > 2 and lines[-1]["done"]
 
 

@@ -12,7 +12,11 @@ from pydantic_core import from_json
 from benchmarks.scheduling import Farm, Load, fifo
 from moyin.render.scheduling.rules import PendingRender
 from tests.integration.render.cluster import RenderFarm
-from tests.integration.render.fixtures import loading_graph, sleepy_graph, write_transformers
+from tests.integration.render.fixtures import (
+    build_loading_graph,
+    build_sleepy_graph,
+    write_transformers,
+)
 from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
@@ -40,13 +44,14 @@ async def check_models_stay_loaded(
     """
     started_at = time.monotonic()
     changes_before = (await pool.status.remote())["changes"]
-    blocking_jobs = [await farm.submit_job(sleepy_graph(120)) for _ in range(2)]
+    blocking_jobs = [await farm.submit_job(build_sleepy_graph(120)) for _ in range(2)]
     for job_id in blocking_jobs:
         await farm.wait_for_renderer(pool, job_id)
     owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
     submissions = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
     jobs = [
-        await farm.submit_job(loading_graph(model), owner=owner) for owner, model in submissions
+        await farm.submit_job(build_loading_graph(model), owner=owner)
+        for owner, model in submissions
     ]
     await eventually(lambda: _has_waiting(pool, len(jobs)), 180)
     for job_id in blocking_jobs:

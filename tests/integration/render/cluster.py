@@ -48,7 +48,7 @@ _STORE_BYTES = 100 * 1024 * 1024
 
 
 @contextmanager
-def ray_cluster(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Cluster]:
+def run_ray_cluster(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Cluster]:
     """Run a cluster with one raylet for each of ``nodes``, the first as the head, and connect to it."""
     # Short: sockets below it have long names of their own.
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
@@ -133,14 +133,14 @@ class RenderFarm:
         )
 
     async def wait_until_ready(
-        self, handle: Any, count: int, seconds: float = 120
+        self, handle: Any, actor_count: int, seconds: float = 120
     ) -> dict[str, Any]:
-        """Return the pool's actors by name, once ``count`` of them accept work."""
+        """Return the pool's actors by name, once ``actor_count`` of them accept work."""
         async with asyncio.timeout(seconds):
             while True:
                 actors = (await handle.status.remote())["actors"]
                 ready_actors = {n: a for n, a in actors.items() if a["renderer"]["ready"]}
-                if len(ready_actors) == count:
+                if len(ready_actors) == actor_count:
                     return ready_actors
                 await asyncio.sleep(0.2)
 
@@ -246,7 +246,7 @@ async def render_farm(
             workflows=[RenderOne],
             workflow_runner=UnsandboxedWorkflowRunner(),
         ):
-            with ray_cluster(nodes) as cluster:
+            with run_ray_cluster(nodes) as cluster:
                 serve.start(proxy_location="Disabled")
                 try:
                     yield farm, cluster

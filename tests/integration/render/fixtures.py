@@ -88,12 +88,12 @@ async def renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[Com
     """Run a ComfyUI, which a module shares because its start takes seconds."""
     renderer = ComfyRenderer(options, blobs)
     await renderer.start()
-    await render_successfully(renderer, picture_graph())
+    await render_successfully(renderer, build_picture_graph())
     yield renderer
     await renderer.close()
 
 
-def picture_graph(color: int | None = None, size: int = 8) -> dict[str, Any]:
+def build_picture_graph(color: int | None = None, size: int = 8) -> dict[str, Any]:
     """Return a graph for a picture of one colour, by default of a new colour.
 
     Args:
@@ -111,17 +111,17 @@ def picture_graph(color: int | None = None, size: int = 8) -> dict[str, Any]:
     }
 
 
-def sleepy_graph(seconds: float) -> dict[str, Any]:
+def build_sleepy_graph(seconds: float) -> dict[str, Any]:
     """Return a graph for a picture that takes ``seconds``."""
-    graph = picture_graph()
+    graph = build_picture_graph()
     graph["3"] = {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": seconds}}
     graph["2"]["inputs"]["images"] = ["3", 0]
     return graph
 
 
-def upscaled_graph(model: str) -> dict[str, Any]:
+def build_upscaled_graph(model: str) -> dict[str, Any]:
     """Return a graph for a picture that goes through an upscale model; see `write_models`."""
-    graph = picture_graph()
+    graph = build_picture_graph()
     graph["3"] = {"class_type": "UpscaleModelLoader", "inputs": {"model_name": model}}
     graph["4"] = {
         "class_type": "ImageUpscaleWithModel",
@@ -143,9 +143,9 @@ def write_models(python: Path, folder: Path, *names: str) -> None:
         Path(path).chmod(0o644)
 
 
-def loading_graph(model: str) -> dict[str, Any]:
+def build_loading_graph(model: str) -> dict[str, Any]:
     """Return a graph whose node 3 loads a diffusion model; see `write_transformers`."""
-    graph = sleepy_graph(0.1)
+    graph = build_sleepy_graph(0.1)
     graph["4"] = graph.pop("3")
     graph["2"]["inputs"]["images"] = ["4", 0]
     inputs = {"unet_name": model, "weight_dtype": "default"}
@@ -174,9 +174,9 @@ def write_transformers(folder: Path, *names: str) -> None:
         )
 
 
-def failing_graph() -> dict[str, Any]:
+def build_failing_graph() -> dict[str, Any]:
     """Return a graph whose node 3 raises an error."""
-    graph = picture_graph()
+    graph = build_picture_graph()
     graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
     graph["2"]["inputs"]["images"] = ["3", 0]
     return graph

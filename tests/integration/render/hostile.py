@@ -42,7 +42,7 @@ def write_hostile_nodes(folder: Path) -> Path:
     return package
 
 
-def hostile_graph(code: str, arguments: Any = None) -> dict[str, Any]:
+def build_hostile_graph(code: str, arguments: Any = None) -> dict[str, Any]:
     """Return a graph that runs ``code`` in ComfyUI's process.
 
     Args:

@@ -17,9 +17,17 @@ from deployments.render.builder import build
 from deployments.render.config import RenderArgs
 from moyin.domain.job import JobStatus
 from moyin.render.comfyui.install import ComfyUI
-from tests.integration.render.autoscaling import fake_gpu_nodes, find_raylets, list_gpu_nodes
+from tests.integration.render.autoscaling import (
+    find_raylets,
+    list_gpu_nodes,
+    provide_fake_gpu_nodes,
+)
 from tests.integration.render.cluster import RenderFarm, render_farm
-from tests.integration.render.fixtures import list_comfyui_pids, picture_graph, sleepy_graph
+from tests.integration.render.fixtures import (
+    build_picture_graph,
+    build_sleepy_graph,
+    list_comfyui_pids,
+)
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
 from tests.stack import RecordMeasurement
@@ -39,7 +47,9 @@ async def test_nodes_are_added_for_the_queue_and_removed_after_it(
     record_measurement: RecordMeasurement,
 ) -> None:
     labels = {"moyin-use": "render"}
-    with fake_gpu_nodes(tmp_path, max_nodes=NODES, idle_seconds=3, labels=labels) as head_options:
+    with provide_fake_gpu_nodes(
+        tmp_path, max_nodes=NODES, idle_seconds=3, labels=labels
+    ) as head_options:
         async with render_farm(
             comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, [head_options]
         ) as (farm, cluster):
@@ -55,7 +65,7 @@ async def test_nodes_are_added_for_the_queue_and_removed_after_it(
             assert list_gpu_nodes() == set()
             held_jobs = await _check_queue_adds_nodes(farm, pool, record_measurement)
             await _check_other_replicas()
-            picture_jobs = [await farm.submit_job(picture_graph()) for _ in range(PICTURES)]
+            picture_jobs = [await farm.submit_job(build_picture_graph()) for _ in range(PICTURES)]
             await _cancel_jobs(farm, held_jobs)
             results = await asyncio.gather(*map(farm.wait_for_result, picture_jobs))
             assert all(len(result.artifacts) == 1 for result in results)
@@ -76,8 +86,8 @@ async def _check_queue_adds_nodes(
         The ids of jobs that occupy the nodes until they are cancelled.
     """
     started_at = time.monotonic()
-    first_job = await farm.submit_job(picture_graph())
-    jobs = [await farm.submit_job(sleepy_graph(600)) for _ in range(NODES + 2)]
+    first_job = await farm.submit_job(build_picture_graph())
+    jobs = [await farm.submit_job(build_sleepy_graph(600)) for _ in range(NODES + 2)]
     await eventually(list_gpu_nodes, 240)
     record_measurement(
         f"from a render without a node to the node: {time.monotonic() - started_at:.1f} s"

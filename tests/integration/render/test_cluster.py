@@ -31,10 +31,10 @@ from tests.integration.render.affinity import (
 from tests.integration.render.cluster import OWNER, RenderFarm, render_farm
 from tests.integration.render.fixtures import (
     PNG,
+    build_picture_graph,
+    build_sleepy_graph,
+    build_upscaled_graph,
     list_comfyui_pids,
-    picture_graph,
-    sleepy_graph,
-    upscaled_graph,
     write_models,
 )
 from tests.integration.servers import TemporalServer, ValkeyServer
@@ -65,7 +65,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
         assert len(node_ids) == 2, "over two nodes"
         assert ray.get_runtime_context().get_node_id() not in node_ids
 
-        job_id = await farm.submit_job(sleepy_graph(8))
+        job_id = await farm.submit_job(build_sleepy_graph(8))
         actor_name = await farm.wait_for_renderer(pool, job_id)
         lost_actor = actors[actor_name]
         [node] = [n for n in cluster.worker_nodes if n.node_id == lost_actor["node_id"]]
@@ -141,7 +141,7 @@ async def test_pool_on_one_node_passes_all_scenarios(
 
 async def _check_job_reports_progress(farm: RenderFarm) -> None:
     started_at = time.monotonic()
-    job_id = await farm.submit_job(sleepy_graph(4))
+    job_id = await farm.submit_job(build_sleepy_graph(4))
     result = await farm.wait_for_result(job_id)
     assert result.backend == "comfyui-default-0"
     [artifact] = result.artifacts
@@ -155,12 +155,14 @@ async def _check_job_reports_progress(farm: RenderFarm) -> None:
 
 async def _check_inputs_of_other_owners_are_refused(farm: RenderFarm) -> None:
     [other_artifact] = (
-        await farm.wait_for_result(await farm.submit_job(picture_graph(0xFF0000), owner="bob"))
+        await farm.wait_for_result(
+            await farm.submit_job(build_picture_graph(0xFF0000), owner="bob")
+        )
     ).artifacts
     [own_artifact] = (
-        await farm.wait_for_result(await farm.submit_job(picture_graph(0x00FF00)))
+        await farm.wait_for_result(await farm.submit_job(build_picture_graph(0x00FF00)))
     ).artifacts
-    graph = picture_graph()
+    graph = build_picture_graph()
     for artifact_id in (f"art_{'2' * 32}", other_artifact.id):
         graph["1"] = {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact_id}"}}
         assert await _run_failing_job(farm, await farm.submit_job(graph)) == "artifact_not_found"
@@ -169,13 +171,13 @@ async def _check_inputs_of_other_owners_are_refused(farm: RenderFarm) -> None:
 
 
 async def _check_invalid_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
-    graph = picture_graph()
+    graph = build_picture_graph()
     graph["2"]["class_type"] = "NoSuchNode"
     [name, *_] = await pool.list_renderers.remote()
     actor = ray.get_actor(name, namespace=NAMESPACE)
     validation = await actor.validate.remote(graph)
     assert validation["error"]["type"] == "invalid_prompt"
-    assert "error" not in await actor.validate.remote(picture_graph())
+    assert "error" not in await actor.validate.remote(build_picture_graph())
     assert await _run_failing_job(farm, await farm.submit_job(graph)) == "invalid_graph"
 
 
@@ -187,7 +189,7 @@ async def _check_new_replica_adopts_running_prompt(
 ) -> None:
     pid = actor["renderer"]["pid"]
     prompts_before = await _count_prompts(pid)
-    job_id = await farm.submit_job(sleepy_graph(12))
+    job_id = await farm.submit_job(build_sleepy_graph(12))
     await farm.wait_for_renderer(pool, job_id)
     _kill_process("ray::ServeReplica", "RenderPool")
     started_at = time.monotonic()
@@ -204,9 +206,9 @@ async def _change_configuration_under_load(
     farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> Any:
     """Change to two actors with a smaller share of the GPU while both are busy; lose no render."""
-    running_job = await farm.submit_job(sleepy_graph(3))
+    running_job = await farm.submit_job(build_sleepy_graph(3))
     await farm.wait_for_renderer(pool, running_job)
-    jobs = [await farm.submit_job(upscaled_graph(MODELS[n % 2])) for n in range(4)]
+    jobs = [await farm.submit_job(build_upscaled_graph(MODELS[n % 2])) for n in range(4)]
     pool = await farm.deploy(
         farm.settings.data / "some-models",
         write_large_models(farm.settings.data),
@@ -219,7 +221,7 @@ async def _change_configuration_under_load(
     )
     await farm.wait_for_result(running_job)
     assert await _count_attempts(farm, running_job) == 1, "drained"
-    jobs += [await farm.submit_job(upscaled_graph(MODELS[n % 2])) for n in range(12)]
+    jobs += [await farm.submit_job(build_upscaled_graph(MODELS[n % 2])) for n in range(12)]
     results = await asyncio.gather(*(farm.wait_for_result(job_id) for job_id in jobs))
     assert all(len(result.artifacts) == 1 for result in results)
     assert len({artifact.sha256 for r in results for artifact in r.artifacts}) == len(jobs)
@@ -246,7 +248,10 @@ async def _check_idle_actors_end_and_return(
     await eventually(lambda: _has_no_actors(pool), 180)
     await eventually(lambda: list_comfyui_pids(farm.settings.data) == [])
     started_at = time.monotonic()
-    assert len((await farm.wait_for_result(await farm.submit_job(picture_graph()))).artifacts) == 1
+    assert (
+        len((await farm.wait_for_result(await farm.submit_job(build_picture_graph()))).artifacts)
+        == 1
+    )
     record_measurement(f"from no actor to a picture: {time.monotonic() - started_at:.1f} s")
 
 
@@ -269,7 +274,7 @@ async def _count_prompts(pid: int) -> float:
         async with ComfyClient(
             f"{short_folder}/folder/comfyui.sock", "counter", HostPathFilter({})
         ) as client:
-            return (await client.submit(str(uuid.uuid4()), picture_graph())).number
+            return (await client.submit(str(uuid.uuid4()), build_picture_graph())).number
 
 
 async def _has_no_actors(pool: Any) -> bool:

@@ -30,8 +30,8 @@ from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.protocol.graph import make_input_name
 from moyin.store.blobs import BlobStore
-from tests.integration.render.fixtures import blobs, options, picture_graph
-from tests.integration.render.hostile import hostile_graph, read_finding, write_hostile_nodes
+from tests.integration.render.fixtures import blobs, build_picture_graph, options
+from tests.integration.render.hostile import build_hostile_graph, read_finding, write_hostile_nodes
 from tests.waiting import eventually
 
 __all__ = ["blobs", "options"]
@@ -100,7 +100,7 @@ async def hostile_renderer(
             BlobStore(f"file://{data_folder / 'artifacts'}"),
         )
         await renderer.start()
-        await render_graph(renderer, picture_graph())
+        await render_graph(renderer, build_picture_graph())
         yield renderer
         await renderer.close()
 
@@ -114,7 +114,7 @@ async def run_hostile_code(
         arguments: a value that the code can read.
     """
     return read_finding(
-        (await render_graph(renderer, hostile_graph(code, arguments), **kwargs)).values
+        (await render_graph(renderer, build_hostile_graph(code, arguments), **kwargs)).values
     )
 
 
@@ -493,8 +493,8 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
     }
     # The renderer tries it again without ComfyUI's cache, then gives up.
     with pytest.raises(MoyinError, match="does not exist"):
-        await render_graph(hostile_renderer, hostile_graph(code, arguments))
-    assert (await render_graph(hostile_renderer, picture_graph())).files, (
+        await render_graph(hostile_renderer, build_hostile_graph(code, arguments))
+    assert (await render_graph(hostile_renderer, build_picture_graph())).files, (
         "the next prompt is rendered"
     )
     assert not [
@@ -509,8 +509,8 @@ async def test_a_node_cannot_pretend_that_its_prompt_has_ended(
 ) -> None:
     files = await store_input(hostile_renderer, b"the next tenant's input")
     requests = [
-        RenderRequest(prompt_id=str(uuid.uuid4()), graph=hostile_graph(_PRETEND, "input")),
-        RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture_graph(), files=files),
+        RenderRequest(prompt_id=str(uuid.uuid4()), graph=build_hostile_graph(_PRETEND, "input")),
+        RenderRequest(prompt_id=str(uuid.uuid4()), graph=build_picture_graph(), files=files),
     ]
     first_task, second_task = [
         asyncio.create_task(_render_to_end(hostile_renderer, request)) for request in requests
@@ -560,14 +560,14 @@ async def test_a_prompt_that_forges_its_end_fails_only_itself(
     )
     await renderer.start()
     try:
-        await render_graph(renderer, hostile_graph(_ESCAPE))
+        await render_graph(renderer, build_hostile_graph(_ESCAPE))
         pid_before = (await renderer.status()).pid
         with pytest.raises(NoResponse) as exc_info:
-            await render_graph(renderer, picture_graph())
+            await render_graph(renderer, build_picture_graph())
         # It is worth another try, and not held against the prompt.
         assert exc_info.value.retryable
         assert exc_info.value.details == {}
-        await render_graph(renderer, picture_graph())
+        await render_graph(renderer, build_picture_graph())
         assert (await renderer.status()).pid != pid_before
     finally:
         await renderer.close()
@@ -634,7 +634,7 @@ async def test_a_process_that_is_killed_takes_its_sandbox_along(
     process.send_signal(signal.SIGKILL)
     _, running_processes = await asyncio.to_thread(psutil.wait_procs, sandbox_processes, 10)
     assert [p for p in running_processes if p.pid != os.getpid()] == []
-    assert (await render_graph(hostile_renderer, picture_graph())).files
+    assert (await render_graph(hostile_renderer, build_picture_graph())).files
 
 
 def _list_own_addresses() -> list[Any]:
@@ -644,7 +644,7 @@ def _list_own_addresses() -> list[Any]:
 
 async def _list_visible_files(renderer: ComfyRenderer) -> list[str]:
     """Run a prompt that lists every file it can see, and return their paths."""
-    await render_graph(renderer, picture_graph())
+    await render_graph(renderer, build_picture_graph())
     visible_files: list[str] = await run_hostile_code(renderer, _SEEN, [str(renderer._folder.base)])
     assert visible_files, "the bridge at least"
     return visible_files

@@ -45,15 +45,15 @@ from tests.integration.render.fixtures import (
     TEST_NODES,
     bad_nodes,
     blobs,
+    build_failing_graph,
+    build_picture_graph,
     build_request,
-    failing_graph,
+    build_sleepy_graph,
     list_comfyui_pids,
     options,
-    picture_graph,
     render_events,
     render_successfully,
     renderer,
-    sleepy_graph,
 )
 from tests.waiting import eventually
 
@@ -66,7 +66,7 @@ async def test_a_picture_is_rendered_and_stored(
     renderer: ComfyRenderer, blobs: BlobStore, options: ComfyOptions
 ) -> None:
     prompt_id = str(uuid.uuid4())
-    success = await render_successfully(renderer, picture_graph(), prompt_id)
+    success = await render_successfully(renderer, build_picture_graph(), prompt_id)
 
     [file] = success.files
     assert (file.name, file.media_type, file.node, file.slot, file.temporary) == (
@@ -82,7 +82,7 @@ async def test_the_saved_graph_is_the_one_that_was_sent(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
     prompt_id = str(uuid.uuid4())
-    success = await render_successfully(renderer, picture_graph(), prompt_id)
+    success = await render_successfully(renderer, build_picture_graph(), prompt_id)
     picture_bytes = await blobs.get(success.files[0].sha256)
     assert b'"filename_prefix": "p"' in picture_bytes
     assert prompt_id.encode() not in picture_bytes
@@ -90,7 +90,7 @@ async def test_the_saved_graph_is_the_one_that_was_sent(
 
 async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) -> None:
     started_at = time.monotonic()
-    seen_events = await render_events(renderer, sleepy_graph(4.0))
+    seen_events = await render_events(renderer, build_sleepy_graph(4.0))
     elapsed_seconds = time.monotonic() - started_at
     progress_events = [event for event in seen_events if isinstance(event, RenderProgress)]
     assert 3 <= len(progress_events) <= 4 * (time.monotonic() - started_at) + 2, (
@@ -109,14 +109,14 @@ async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) ->
 async def test_an_identical_graph_gives_the_second_job_its_own_result(
     renderer: ComfyRenderer,
 ) -> None:
-    graph = picture_graph()
+    graph = build_picture_graph()
     first_result, second_result = (
         await render_successfully(renderer, graph),
         await render_successfully(renderer, graph),
     )
     assert first_result == second_result
     # Also while the first one's files are being stored.
-    graph = sleepy_graph(0.2)
+    graph = build_sleepy_graph(0.2)
     third_result, fourth_result = await asyncio.gather(
         render_successfully(renderer, graph), render_successfully(renderer, graph)
     )
@@ -126,7 +126,7 @@ async def test_an_identical_graph_gives_the_second_job_its_own_result(
 async def test_a_cached_picture_holds_no_graph_of_another_tenants(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
-    graph = picture_graph()
+    graph = build_picture_graph()
 
     async def render_and_read(tenant: str, note: str) -> bytes:
         extra_data = {"extra_pnginfo": {"workflow": note}, MOYIN_KEY: {TENANT_KEY: tenant}}
@@ -144,7 +144,7 @@ async def test_a_cached_picture_holds_no_graph_of_another_tenants(
 async def test_lost_cached_outputs_are_rendered_again(
     renderer: ComfyRenderer,
 ) -> None:
-    graph = picture_graph()
+    graph = build_picture_graph()
     first_result = await render_successfully(renderer, graph)
     assert renderer._outputs is not None
     renderer._outputs._stored.clear()
@@ -152,7 +152,7 @@ async def test_lost_cached_outputs_are_rendered_again(
 
 
 async def test_previews_are_marked_and_text_is_kept(renderer: ComfyRenderer) -> None:
-    graph = picture_graph()
+    graph = build_picture_graph()
     graph["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     graph["10"] = {"class_type": "PreviewAny", "inputs": {"source": "a word"}}
     success = await render_successfully(renderer, graph)
@@ -162,7 +162,7 @@ async def test_previews_are_marked_and_text_is_kept(renderer: ComfyRenderer) -> 
 
 async def test_the_same_prompt_is_rendered_once(renderer: ComfyRenderer) -> None:
     prompt_id = str(uuid.uuid4())
-    graph = sleepy_graph(1.0)
+    graph = build_sleepy_graph(1.0)
     started_at = time.monotonic()
     first_result, second_result = await asyncio.gather(
         render_successfully(renderer, graph, prompt_id),
@@ -178,7 +178,7 @@ async def test_the_same_prompt_is_rendered_once(renderer: ComfyRenderer) -> None
 async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
     renderer: ComfyRenderer,
 ) -> None:
-    render_request = build_request(sleepy_graph(1.0))
+    render_request = build_request(build_sleepy_graph(1.0))
     async for event in renderer.render(render_request):
         assert isinstance(event, ExecutionStarted | RenderProgress)
         break
@@ -204,7 +204,7 @@ async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
 async def test_invalid_graph_raises_comfyuis_errors(
     renderer: ComfyRenderer, broken_node: object, error_type: str, message: str
 ) -> None:
-    graph = picture_graph()
+    graph = build_picture_graph()
     graph["2"] = broken_node
     body = await renderer.validate(graph)
     assert body is not None
@@ -212,12 +212,12 @@ async def test_invalid_graph_raises_comfyuis_errors(
     with pytest.raises(InvalidGraph, match=message) as exc_info:
         await render_events(renderer, graph)
     assert exc_info.value.details == body
-    assert "error" not in await renderer.validate(picture_graph())
+    assert "error" not in await renderer.validate(build_picture_graph())
 
 
 async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
     """ComfyUI accepts values within the reported bounds, and rejects values outside of them."""
-    graph = picture_graph()
+    graph = build_picture_graph()
     unchecked_inputs = (await renderer.validate(graph))["free"]
     [(node, node_ranges)] = [
         (node, input_ranges)
@@ -243,16 +243,16 @@ async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
 
 async def test_validating_renders_nothing(renderer: ComfyRenderer) -> None:
     known_prompts = (await renderer.status()).known
-    assert "error" not in await renderer.validate(sleepy_graph(5))
+    assert "error" not in await renderer.validate(build_sleepy_graph(5))
     started_at = time.monotonic()
-    await render_successfully(renderer, picture_graph())
+    await render_successfully(renderer, build_picture_graph())
     assert time.monotonic() - started_at < 2
     assert len((await renderer.status()).known) == len(known_prompts) + 1
 
 
 async def test_a_failing_node_is_named(renderer: ComfyRenderer) -> None:
     with pytest.raises(RenderFailed, match=r"node 3 \(TestSyncError\) failed") as exc_info:
-        await render_events(renderer, failing_graph())
+        await render_events(renderer, build_failing_graph())
     assert exc_info.value.details["node_id"] == "3"
     assert exc_info.value.details["node_type"] == "TestSyncError"
 
@@ -262,7 +262,7 @@ async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -
 
     Only the messages in the history contain the error.
     """
-    graph = picture_graph()
+    graph = build_picture_graph()
     graph["3"] = {
         "class_type": "TestDynamicDependencyCycle",
         "inputs": {"input1": ["1", 0], "input2": ["1", 0]},
@@ -271,13 +271,13 @@ async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -
     with pytest.raises(RenderFailed, match="cycle") as exc_info:
         await render_events(renderer, graph)
     assert exc_info.value.details["node_id"] == "3"
-    assert len((await render_successfully(renderer, picture_graph())).files) == 1
+    assert len((await render_successfully(renderer, build_picture_graph())).files) == 1
 
 
 async def test_cancel_stops_only_the_named_prompt(renderer: ComfyRenderer) -> None:
     cancelled_request, other_request = (
-        build_request(sleepy_graph(30)),
-        build_request(sleepy_graph(0.5)),
+        build_request(build_sleepy_graph(30)),
+        build_request(build_sleepy_graph(0.5)),
     )
     render_tasks = [
         asyncio.create_task(render_successfully(renderer, dict(r.graph), r.prompt_id))
@@ -297,8 +297,8 @@ async def test_cancel_stops_only_the_named_prompt(renderer: ComfyRenderer) -> No
 
 async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRenderer) -> None:
     running_request, waiting_request = (
-        build_request(sleepy_graph(2)),
-        build_request(sleepy_graph(30)),
+        build_request(build_sleepy_graph(2)),
+        build_request(build_sleepy_graph(30)),
     )
     first_task = asyncio.create_task(
         render_successfully(renderer, dict(running_request.graph), running_request.prompt_id)
@@ -315,7 +315,7 @@ async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRende
 
 
 async def test_a_retry_does_not_share_the_end_of_a_cancelled_run(renderer: ComfyRenderer) -> None:
-    cancelled_request = build_request(sleepy_graph(30))
+    cancelled_request = build_request(build_sleepy_graph(30))
     prompt_id = cancelled_request.prompt_id
     cancelled_task = asyncio.create_task(
         render_successfully(renderer, dict(cancelled_request.graph), prompt_id)
@@ -325,7 +325,7 @@ async def test_a_retry_does_not_share_the_end_of_a_cancelled_run(renderer: Comfy
     # The cancellation has begun, and ComfyUI still executes the prompt.
     await asyncio.sleep(0)
     assert prompt_id not in (await renderer.status()).known
-    assert len((await render_successfully(renderer, picture_graph(), prompt_id)).files) == 1
+    assert len((await render_successfully(renderer, build_picture_graph(), prompt_id)).files) == 1
     await cancellation
     with pytest.raises(RenderFailed):
         await cancelled_task
@@ -334,14 +334,14 @@ async def test_a_retry_does_not_share_the_end_of_a_cancelled_run(renderer: Comfy
 async def test_a_failed_prompt_may_be_tried_again(renderer: ComfyRenderer) -> None:
     prompt_id = str(uuid.uuid4())
     with pytest.raises(RenderFailed):
-        await render_events(renderer, failing_graph(), prompt_id)
-    assert len((await render_successfully(renderer, picture_graph(), prompt_id)).files) == 1
+        await render_events(renderer, build_failing_graph(), prompt_id)
+    assert len((await render_successfully(renderer, build_picture_graph(), prompt_id)).files) == 1
 
 
 async def test_an_input_file_is_loaded_from_the_store(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
-    picture_file = (await render_successfully(renderer, picture_graph(0xFF0000))).files[0]
+    picture_file = (await render_successfully(renderer, build_picture_graph(0xFF0000))).files[0]
     artifact = Artifact(
         id="art_1",
         name="red.png",
@@ -350,7 +350,7 @@ async def test_an_input_file_is_loaded_from_the_store(
         sha256=picture_file.sha256,
     )
     name = make_input_name(artifact)
-    graph = picture_graph()
+    graph = build_picture_graph()
     graph["1"] = {"class_type": "LoadImage", "inputs": {"image": name}}
     render_request = RenderRequest(
         prompt_id=str(uuid.uuid4()), graph=graph, files={name: artifact.sha256}
@@ -371,7 +371,7 @@ async def test_an_input_file_is_loaded_from_the_store(
 async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     renderer: ComfyRenderer, options: ComfyOptions
 ) -> None:
-    task = asyncio.create_task(render_events(renderer, sleepy_graph(30)))
+    task = asyncio.create_task(render_events(renderer, build_sleepy_graph(30)))
     await asyncio.sleep(0.5)
     pid = (await renderer.status()).pid
     assert pid is not None
@@ -379,7 +379,7 @@ async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     with pytest.raises(WorkerLost) as exc_info:
         await task
     assert "ended" not in exc_info.value.details, "no fault of the prompt's"
-    assert (await render_successfully(renderer, picture_graph())).files
+    assert (await render_successfully(renderer, build_picture_graph())).files
     status = await renderer.status()
     assert status.pid not in (None, pid)
     assert list_comfyui_pids(options.folder) == [status.pid]
@@ -390,7 +390,7 @@ async def test_render_succeeds_without_events_of_the_socket(
 ) -> None:
     monkeypatch.setattr("moyin.render.comfyui.prompts.RunningPrompt.process_event", lambda *_: None)
     monkeypatch.setattr("moyin.render.comfyui.renderer._POLL_SECONDS", 0.5)
-    assert len((await render_successfully(renderer, sleepy_graph(0.2))).files) == 1
+    assert len((await render_successfully(renderer, build_sleepy_graph(0.2))).files) == 1
 
 
 async def test_renderer_survives_bad_nodes(
@@ -443,8 +443,8 @@ async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.M
         await store_event.wait()
         return await put_stream(file, limit)
 
-    async def follow(text: str, seen_events: list[RenderEvent]) -> None:
-        graph = {"1": {"class_type": "Latest", "inputs": {"text": text}}}
+    async def follow(node_text: str, seen_events: list[RenderEvent]) -> None:
+        graph = {"1": {"class_type": "Latest", "inputs": {"text": node_text}}}
         async for event in renderer.render(build_request(graph)):
             seen_events.append(event)
 
@@ -475,14 +475,14 @@ async def _check_retry_after_freeing_memory(renderer: ComfyRenderer) -> None:
     await render_events(renderer, {"1": {"class_type": "Room", "inputs": {"failures": 2}}})
     with pytest.raises(OutOfMemory, match="no room"):
         await render_events(renderer, greedy_graph)
-    assert (await render_successfully(renderer, picture_graph())).files
+    assert (await render_successfully(renderer, build_picture_graph())).files
 
 
 async def _check_hung_node_fails_its_prompt(renderer: ComfyRenderer) -> None:
     pid = (await renderer.status()).pid
     with pytest.raises(RenderFailed, match=r"no progress within .* of 1 s"):
         await render_events(renderer, {"1": {"class_type": "Stuck", "inputs": {}}})
-    assert (await render_successfully(renderer, picture_graph())).files
+    assert (await render_successfully(renderer, build_picture_graph())).files
     assert (await renderer.status()).pid != pid
 
 
@@ -492,7 +492,7 @@ async def _check_zombie_is_replaced(renderer: ComfyRenderer) -> None:
     with pytest.raises(WorkerLost, match="executes prompts has ended") as exc_info:
         await render_events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
     assert exc_info.value.details == {"ended": "comfyui"}
-    assert (await render_successfully(renderer, picture_graph())).files
+    assert (await render_successfully(renderer, build_picture_graph())).files
     assert (await renderer.status()).pid != pid
 
 
@@ -506,10 +506,10 @@ async def test_the_reason_of_a_failed_start_is_shown(
     await broken_renderer.start()
     try:
         with pytest.raises(ServiceUnavailable):
-            await render_events(broken_renderer, picture_graph())
+            await render_events(broken_renderer, build_picture_graph())
         assert "--no-such-flag" in ((await broken_renderer.status()).error or "")
         with pytest.raises(ServiceUnavailable):
-            await broken_renderer.validate(picture_graph())
+            await broken_renderer.validate(build_picture_graph())
     finally:
         await broken_renderer.close()
 
@@ -519,7 +519,7 @@ async def _run_renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterato
     renderer = ComfyRenderer(options, blobs)
     await renderer.start()
     try:
-        await render_successfully(renderer, picture_graph())
+        await render_successfully(renderer, build_picture_graph())
         yield renderer
     finally:
         await renderer.close()

@@ -94,7 +94,7 @@ async def _enter_all(client: Client, submissions: list[tuple[str, int]]) -> list
                 owner,
                 id=f"enter-{number}",
                 task_queue=_QUEUE,
-                priority=get_job_priority(_new_launch(owner, priority)),
+                priority=get_job_priority(_build_launch(owner, priority)),
             )
             for number, (owner, priority) in enumerate(submissions)
         ]
@@ -121,7 +121,7 @@ async def _wait_until_scheduled(handles: list[WorkflowHandle[Any, Any]]) -> None
             await asyncio.sleep(0.05)
 
 
-def _new_launch(owner: str, priority: int) -> Launch:
+def _build_launch(owner: str, priority: int) -> Launch:
     return Launch(
         job_id="", owner=owner, attempt=1, spec="", heads=(), done=(), webhook=None,
         deadline=None, priority=priority,

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from moyin.render.comfyui.install import ComfyUI
 from tests.integration.render.cluster import RenderFarm, render_farm
-from tests.integration.render.hostile import hostile_graph, read_finding, write_hostile_nodes
+from tests.integration.render.hostile import build_hostile_graph, read_finding, write_hostile_nodes
 from tests.integration.servers import TemporalServer, ValkeyServer
 
 _SECRET = "signs the stack's tokens"
@@ -89,7 +89,7 @@ async def test_node_reaches_nothing_of_the_farm(
 
 
 async def _run_hostile_code(farm: RenderFarm, code: str, arguments: Any = None) -> Any:
-    result = await farm.wait_for_result(await farm.submit_job(hostile_graph(code, arguments)))
+    result = await farm.wait_for_result(await farm.submit_job(build_hostile_graph(code, arguments)))
     return read_finding(from_json(await farm.blobs.get(result.output))["body"]["outputs"])
 
 

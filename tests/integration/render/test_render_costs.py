@@ -22,7 +22,7 @@ from tests.chaos import victims
 from tests.chaos.busy import list_executions
 from tests.chaos.graphs import busy
 from tests.integration.render.cluster import OWNER, RenderFarm, render_farm
-from tests.integration.render.fixtures import list_comfyui_pids, upscaled_graph, write_models
+from tests.integration.render.fixtures import build_upscaled_graph, list_comfyui_pids, write_models
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
 from tests.stack import RecordMeasurement
@@ -207,7 +207,7 @@ async def _check_killed_actor(farm: RenderFarm, pool: Any) -> str:
 
 
 async def _check_loading_is_separate(farm: RenderFarm) -> str:
-    graph = upscaled_graph(_MODEL)
+    graph = build_upscaled_graph(_MODEL)
     # A node that names a model counts as one that loads. The tiny model itself is loaded in no time.
     sleep_inputs = {"value": ["1", 0], "seconds": 1.0, "model_name": _MODEL}
     graph["6"] = {"class_type": "TestSleep", "inputs": sleep_inputs}

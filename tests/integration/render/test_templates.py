@@ -70,7 +70,7 @@ def submit_and_wait(http: httpx.Client, body: Mapping[str, Any]) -> Job:
     return job
 
 
-def swatch_job(**inputs: Any) -> Job:
+def build_swatch_job(**inputs: Any) -> Job:
     inputs = {"prompt": "x", "seed": next(_colors), "width": 16, "height": 8, **inputs}
     return {"kind": "render", "template": "swatch", "inputs": inputs}
 
@@ -105,14 +105,14 @@ def test_templates_are_listed_with_the_schema_of_their_inputs(http: httpx.Client
 @pytest.mark.parametrize(
     ("body", "field", "expected_text"),
     [
-        (swatch_job(width=4), "inputs.width", "at least 8"),
-        (swatch_job(width="16"), "inputs.width", "an integer"),
-        (swatch_job(prompt=["colour", 0]), "inputs.prompt", "a string"),
-        (swatch_job(colour=1), "inputs.colour", "prompt, seed, width, height"),
+        (build_swatch_job(width=4), "inputs.width", "at least 8"),
+        (build_swatch_job(width="16"), "inputs.width", "an integer"),
+        (build_swatch_job(prompt=["colour", 0]), "inputs.prompt", "a string"),
+        (build_swatch_job(colour=1), "inputs.colour", "prompt, seed, width, height"),
         ({"kind": "render", "template": "swatch"}, "inputs.prompt", "missing"),
         ({"kind": "render", "template": "swutch"}, "template", "swatch"),
-        ({**swatch_job(), "batch": {"seeds": 257}}, "batch.seeds", "1 to 256"),
-        ({**swatch_job(), "batch": {"sweep": {"inputs.width": [8, 4]}}},
+        ({**build_swatch_job(), "batch": {"seeds": 257}}, "batch.seeds", "1 to 256"),
+        ({**build_swatch_job(), "batch": {"sweep": {"inputs.width": [8, 4]}}},
          "batch.sweep.inputs.width", "at least 8"),
     ],
 )  # fmt: skip
@@ -128,7 +128,7 @@ def test_errors_of_bad_inputs_name_valid_ones(
 
 def test_a_template_renders_and_its_inputs_are_restored(http: httpx.Client) -> None:
     prompt = 'a ${steps.0.text} $${x} ["colour", 0]'
-    job = submit_and_wait(http, swatch_job(prompt=prompt, width=24, height=16))
+    job = submit_and_wait(http, build_swatch_job(prompt=prompt, width=24, height=16))
     assert read_sizes(http, job) == [(24, 16)], "the preview of the caption is no result"
     assert job["outputs"][0]["body"]["outputs"]["caption"]["text"] == [prompt]
 
@@ -148,13 +148,13 @@ def test_template_input_accepts_only_own_pictures(
         "template": "resize",
         "inputs": {"image": {"from": "steps.0.artifacts.0"}, "width": 4, "height": 12},
     }
-    job = submit_and_wait(http, {"kind": "pipeline", "steps": [swatch_job(), resize_step]})
+    job = submit_and_wait(http, {"kind": "pipeline", "steps": [build_swatch_job(), resize_step]})
     assert read_sizes(http, job) == [(16, 8), (4, 12)]
 
 
 def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
     batch = {"sweep": {"inputs.width": [8, 9], "inputs.height": [10, 11]}}
-    job = submit_and_wait(http, {**swatch_job(), "batch": batch})
+    job = submit_and_wait(http, {**build_swatch_job(), "batch": batch})
     assert read_sizes(http, job) == [(8, 10), (8, 11), (9, 10), (9, 11)]
     assert (job["steps"], job["progress"]["value"], job["progress"]["max"]) == (4, 4, 4)
     children = [(c["index"], c["status"], c["inputs"], c["progress"]) for c in job["children"]]
@@ -330,7 +330,7 @@ def find_job(http: httpx.Client, user: str) -> str:
 def test_an_equal_graph_is_rendered_once_for_its_tenant(
     gateway: RunningStack, http: httpx.Client, record_measurement: RecordMeasurement
 ) -> None:
-    body = swatch_job(prompt="once")
+    body = build_swatch_job(prompt="once")
     first_job = submit_and_wait(http, body)
     started_at = time.monotonic()
     second_job = submit_and_wait(http, body)

@@ -111,7 +111,7 @@ async def test_long_path_is_truncated(
 async def test_an_app_without_replicas_is_unavailable(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
-    apps = {"gateway": _new_app("/"), "models": _new_app("/v1")}
+    apps = {"gateway": _build_app("/"), "models": _build_app("/v1")}
     async with run_haproxy(tmp_path, apps) as ports:
         error = ServiceUnavailable(STARTING, retry_after=5)
         for path in ("/jobs", "/v1/chat/completions", "/prompt"):
@@ -198,7 +198,7 @@ async def test_grpc_without_the_app_is_unavailable(apps: list[str], tmp_path: Pa
 
     A call without an app's name goes to the gateway.
     """
-    known_apps = {name: _new_app(f"/{name}") for name in apps}
+    known_apps = {name: _build_app(f"/{name}") for name in apps}
     async with run_haproxy(tmp_path, known_apps) as ports:
         for application in ("gateway", None):
             assert (await _call_grpc(ports, application)).code() == grpc.StatusCode.UNAVAILABLE
@@ -281,7 +281,7 @@ class _FakeServeProxy(grpc.GenericRpcHandler):
         return b""
 
 
-def _new_app(prefix: str) -> ServedApp:
+def _build_app(prefix: str) -> ServedApp:
     return ServedApp(prefix=prefix, http=free_port(), grpc=free_port())
 
 

@@ -30,7 +30,7 @@ from tests.waiting import eventually_blocking
 pytestmark = pytest.mark.timeout(240)
 
 
-def _new_stack(folder: Path, *, broken: bool = False) -> RunningStack:
+def _create_stack(folder: Path, *, broken: bool = False) -> RunningStack:
     config_path = folder / "serve_config.yaml"
     app_config = {
         "name": "tiny",
@@ -54,7 +54,7 @@ def _new_stack(folder: Path, *, broken: bool = False) -> RunningStack:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Run one stack for all tests of the module; only the last tests stop it."""
-    with _new_stack(tmp_path_factory.mktemp("stack")).running() as stack:
+    with _create_stack(tmp_path_factory.mktemp("stack")).running() as stack:
         yield stack
 
 
@@ -235,7 +235,7 @@ def test_up_right_after_a_kill_ends_the_remaining_processes(stack: RunningStack)
 def test_a_second_stack_in_the_foreground_runs_beside_the_first_and_stops_in_order(
     stack: RunningStack, tmp_path: Path
 ) -> None:
-    second_stack = _new_stack(tmp_path)
+    second_stack = _create_stack(tmp_path)
     command = [sys.executable, "-m", "moyin.cli.main", "up", "--foreground"]
     try:
         process = subprocess.Popen(
@@ -271,7 +271,7 @@ def test_down_stops_all_processes(
 
 
 def test_used_port_is_reported_in_one_line(tmp_path: Path) -> None:
-    second_stack = _new_stack(tmp_path)
+    second_stack = _create_stack(tmp_path)
     with socket.socket() as server:
         # An earlier stack may have had it a moment ago.
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -286,7 +286,7 @@ def test_used_port_is_reported_in_one_line(tmp_path: Path) -> None:
 
 
 def test_failing_app_is_reported_in_one_line_and_stopped(tmp_path: Path) -> None:
-    broken_stack = _new_stack(tmp_path, broken=True)
+    broken_stack = _create_stack(tmp_path, broken=True)
     refused_process = broken_stack.run("up", check=False)
     assert refused_process.returncode == 1
     error_line = refused_process.stderr.strip().splitlines()[-1]

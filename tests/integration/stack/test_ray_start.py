@@ -144,7 +144,7 @@ def test_no_response_is_404_while_apps_start(head: HeadNode) -> None:
 
 def _check_responses(head: HeadNode) -> set[str]:
     """Request a path of every kind, check each response, and return the different responses."""
-    outcomes = {_request(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
+    outcomes = {_probe_path(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
     with grpc.insecure_channel(f"127.0.0.1:{head.ports.grpc}") as channel:
         stub = moyin_pb2_grpc.MoyinStub(channel)
         with pytest.raises(grpc.RpcError) as exc_info:
@@ -154,7 +154,7 @@ def _check_responses(head: HeadNode) -> set[str]:
     return outcomes
 
 
-def _request(port: int, probe: Probe) -> str:
+def _probe_path(port: int, probe: Probe) -> str:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{probe.path}", method=probe.method)
     try:
         with urllib.request.urlopen(request, timeout=30) as response:

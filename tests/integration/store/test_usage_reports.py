@@ -221,12 +221,12 @@ async def test_calls_are_summed_by_user_and_renders_by_template(
     )
 
     async def count_calls(group: GroupBy) -> dict[tuple[str | None, ...], int]:
-        counts = Counter[tuple[str | None, ...]]()
+        call_counts = Counter[tuple[str | None, ...]]()
         for item in await recorded_calls.reports.sum_calls(
             CallFilter(owner=organisation), [group], PriceClasses()
         ):
-            counts[item.group] += item.calls
-        return dict(counts)
+            call_counts[item.group] += item.calls
+        return dict(call_counts)
 
     assert await count_calls(GroupBy.USER) == {(user.id,): 2, (None,): 5}
     assert await count_calls(GroupBy.TEMPLATE) == {("poster",): 1, (None,): 6}

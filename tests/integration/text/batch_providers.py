@@ -58,7 +58,7 @@ class MockProvider:
     def prompts(self) -> list[str]:
         """Return the prompts of all requests in all batches."""
         return [
-            _prompt_of(request)
+            _get_prompt(request)
             for requests in self.batches.values()
             for request in requests.values()
         ]
@@ -116,31 +116,35 @@ class MockAnthropic(MockProvider):
     async def _authenticate(self, request: web.Request, handler: Any) -> web.StreamResponse:
         keys = (request.headers.get("x-api-key"), request.headers.get("authorization"))
         if keys not in ((KEY, None), (None, f"Bearer {KEY}")):
-            return _anthropic_error(401, "authentication_error", "invalid x-api-key")
+            return _build_anthropic_error(401, "authentication_error", "invalid x-api-key")
         if request.path != "/v1/models" and "anthropic-version" not in request.headers:
-            return _anthropic_error(400, "invalid_request_error", "anthropic-version is required")
+            return _build_anthropic_error(
+                400, "invalid_request_error", "anthropic-version is required"
+            )
         response: web.StreamResponse = await handler(request)
         return response
 
     async def _answer_call(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.calls.append(body)
-        if BAD in _prompt_of(body):
-            return _anthropic_error(400, "invalid_request_error", "it is bad")
-        return web.json_response(_new_message(body))
+        if BAD in _get_prompt(body):
+            return _build_anthropic_error(400, "invalid_request_error", "it is bad")
+        return web.json_response(_build_message(body))
 
     async def _create_batch(self, request: web.Request) -> web.Response:
         if self.refuses is not None:
-            return _anthropic_error(self.refuses, "invalid_request_error", "no batches")
+            return _build_anthropic_error(self.refuses, "invalid_request_error", "no batches")
         body = await request.json()
         if set(body) != {"requests"} or not body["requests"]:
-            return _anthropic_error(400, "invalid_request_error", "requests is required")
+            return _build_anthropic_error(400, "invalid_request_error", "requests is required")
         requests: dict[str, dict[str, Any]] = {}
         for request_item in body["requests"]:
             custom_id, params = request_item.pop("custom_id"), request_item.pop("params")
             problem = _find_problem(params)
             if request_item or not 1 <= len(custom_id) <= 64 or custom_id in requests or problem:
-                return _anthropic_error(400, "invalid_request_error", f"{custom_id}: {problem}")
+                return _build_anthropic_error(
+                    400, "invalid_request_error", f"{custom_id}: {problem}"
+                )
             requests[custom_id] = params
         batch_id = f"msgbatch_{len(self.batches)}"
         self.batches[batch_id] = requests
@@ -187,20 +191,20 @@ class MockAnthropic(MockProvider):
             return error
         batch_id = request.match_info["id"]
         if not self._is_over(batch_id):
-            return _anthropic_error(400, "invalid_request_error", "the batch has not ended")
+            return _build_anthropic_error(400, "invalid_request_error", "the batch has not ended")
         answered_ids, unanswered_ids = self._split_ids(batch_id)
         result_type = "canceled" if batch_id in self.cancelled else self.unanswered_kind
         results: dict[str, dict[str, Any]] = {i: {"type": result_type} for i in unanswered_ids}
         for custom_id in answered_ids:
             params = self.batches[batch_id][custom_id]
-            if BAD in _prompt_of(params):
+            if BAD in _get_prompt(params):
                 error_body = {"type": "invalid_request_error", "message": "it is bad"}
                 results[custom_id] = {
                     "type": "errored",
                     "error": {"type": "error", "error": error_body, "request_id": "req_1"},
                 }
             else:
-                results[custom_id] = {"type": "succeeded", "message": _new_message(params)}
+                results[custom_id] = {"type": "succeeded", "message": _build_message(params)}
         lines = [
             MessageBatchIndividualResponse.model_validate(
                 {"custom_id": custom_id, "result": result}
@@ -214,7 +218,7 @@ class MockAnthropic(MockProvider):
         batch_id = request.match_info["id"]
         if batch_id in self.batches and batch_id not in self.deleted:
             return None
-        return _anthropic_error(404, "not_found_error", "no such batch")
+        return _build_anthropic_error(404, "not_found_error", "no such batch")
 
     def _describe_batch(self, batch_id: str) -> dict[str, Any]:
         is_over = self._is_over(batch_id)
@@ -264,24 +268,24 @@ class MockOpenAI(MockProvider):
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if request.headers.get("authorization") != f"Bearer {KEY}":
-            return _openai_error(401, "invalid key")
+            return _build_openai_error(401, "invalid key")
         response: web.StreamResponse = await handler(request)
         return response
 
     async def _answer_call(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.calls.append(body)
-        if BAD in _prompt_of(body):
-            return _openai_error(400, "it is bad")
-        return web.json_response(_new_completion(body))
+        if BAD in _get_prompt(body):
+            return _build_openai_error(400, "it is bad")
+        return web.json_response(_build_completion(body))
 
     async def _upload_file(self, request: web.Request) -> web.Response:
         form = await request.post()
         file = form.get("file")
         if set(form) != {"file", "purpose"} or form["purpose"] != "batch":
-            return _openai_error(400, "file and purpose are required")
+            return _build_openai_error(400, "file and purpose are required")
         if not isinstance(file, web.FileField):
-            return _openai_error(400, "file must be a file")
+            return _build_openai_error(400, "file must be a file")
         file_id, content = f"file-{len(self.files)}", file.file.read()
         self.files[file_id] = content.decode()
         body = FileObject(
@@ -293,7 +297,7 @@ class MockOpenAI(MockProvider):
     async def _send_content(self, request: web.Request) -> web.Response:
         file_id = request.match_info["id"]
         if file_id not in self.files or file_id in self.deleted:
-            return _openai_error(404, "no such file")
+            return _build_openai_error(404, "no such file")
         return web.Response(text=self.files[file_id], content_type="application/octet-stream")
 
     async def _delete_object(self, request: web.Request) -> web.Response:
@@ -303,10 +307,10 @@ class MockOpenAI(MockProvider):
 
     async def _create_batch(self, request: web.Request) -> web.Response:
         if self.refuses is not None:
-            return _openai_error(self.refuses, "no batches")
+            return _build_openai_error(self.refuses, "no batches")
         body = await request.json()
         if body.get("completion_window") != "24h" or body.get("input_file_id") not in self.files:
-            return _openai_error(400, "input_file_id and completion_window are required")
+            return _build_openai_error(400, "input_file_id and completion_window are required")
         requests: dict[str, dict[str, Any]] = {}
         for line in self.files[body["input_file_id"]].splitlines():
             request_item = json.loads(line)
@@ -314,9 +318,9 @@ class MockOpenAI(MockProvider):
                 set(request_item) != {"custom_id", "method", "url", "body"}
                 or request_item["method"] != "POST"
             ):
-                return _openai_error(400, "a line has wrong members")
+                return _build_openai_error(400, "a line has wrong members")
             if request_item["url"] != body["endpoint"] or request_item["custom_id"] in requests:
-                return _openai_error(400, "a line has a wrong url, or its id is not unique")
+                return _build_openai_error(400, "a line has a wrong url, or its id is not unique")
             requests[request_item["custom_id"]] = request_item["body"]
         batch_id = f"batch_{len(self.batches)}"
         self.batches[batch_id] = requests
@@ -369,11 +373,11 @@ class MockOpenAI(MockProvider):
         error_lines: list[dict[str, Any]] = []
         for custom_id in answered_ids:
             body = self.batches[batch_id][custom_id]
-            is_bad = BAD in _prompt_of(body)
+            is_bad = BAD in _get_prompt(body)
             response = {
                 "status_code": 400 if is_bad else 200,
                 "request_id": "req_1",
-                "body": {"error": {"message": "it is bad"}} if is_bad else _new_completion(body),
+                "body": {"error": {"message": "it is bad"}} if is_bad else _build_completion(body),
             }
             (error_lines if is_bad else output_lines).append(
                 {"id": "r", "custom_id": custom_id, "response": response, "error": None}
@@ -404,11 +408,11 @@ def _find_problem(params: Any) -> str | None:
     return f"{missing_members} are required" if missing_members else None
 
 
-def _prompt_of(body: Mapping[str, Any]) -> str:
+def _get_prompt(body: Mapping[str, Any]) -> str:
     return json.dumps(body["messages"])
 
 
-def _new_message(params: Mapping[str, Any]) -> dict[str, Any]:
+def _build_message(params: Mapping[str, Any]) -> dict[str, Any]:
     message = Message.model_validate(
         {
             "id": "msg_1",
@@ -424,7 +428,7 @@ def _new_message(params: Mapping[str, Any]) -> dict[str, Any]:
     return message.to_dict(mode="json")
 
 
-def _new_completion(body: Mapping[str, Any]) -> dict[str, Any]:
+def _build_completion(body: Mapping[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": ANSWER, "refusal": None}
     completion = ChatCompletion.model_validate(
         {
@@ -441,7 +445,7 @@ def _new_completion(body: Mapping[str, Any]) -> dict[str, Any]:
     return completion.to_dict(mode="json")
 
 
-def _anthropic_error(status: int, error_type: str, message: str) -> web.Response:
+def _build_anthropic_error(status: int, error_type: str, message: str) -> web.Response:
     body = {
         "type": "error",
         "error": {"type": error_type, "message": message},
@@ -450,6 +454,6 @@ def _anthropic_error(status: int, error_type: str, message: str) -> web.Response
     return web.json_response(body, status=status)
 
 
-def _openai_error(status: int, message: str) -> web.Response:
+def _build_openai_error(status: int, message: str) -> web.Response:
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     return web.json_response({"error": error}, status=status)

@@ -267,7 +267,7 @@ async def wait_until_probed(models_app: ModelsApp) -> None:
     await eventually(lambda: all(runtime.is_up is not None for runtime in runtimes))
 
 
-def local_backend(llama: str) -> dict[str, Any]:
+def build_local_backend(llama: str) -> dict[str, Any]:
     """Return the configuration of llama.cpp's OpenAI API, without a price."""
     return {
         "name": "local",
@@ -278,7 +278,7 @@ def local_backend(llama: str) -> dict[str, Any]:
     }
 
 
-def claude_backend(llama: str) -> dict[str, Any]:
+def build_claude_backend(llama: str) -> dict[str, Any]:
     """Return the configuration of llama.cpp's Anthropic API, with the price of Haiku."""
     return {
         "name": "claude",

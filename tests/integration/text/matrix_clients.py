@@ -260,7 +260,7 @@ class _Ollama:
             body["think"] = True
         body |= {"options": options, "stream": stream}
         try:
-            return self._collect_answer([chunk async for chunk in self._chat(body)])
+            return self._collect_answer([chunk async for chunk in self._send_chat(body)])
         except ollama.ResponseError as error:
             # Of an error the SDK keeps the sentence only.
             response_body = (await self._sdk._client.post("/api/chat", json=body)).json()
@@ -268,7 +268,7 @@ class _Ollama:
                 error.status_code, response_body["code"], response_body.get("field")
             ) from None
 
-    async def _chat(self, body: dict[str, Any]) -> AsyncIterator[Any]:
+    async def _send_chat(self, body: dict[str, Any]) -> AsyncIterator[Any]:
         # The SDK's own types keep four members of a tool's schema and drop the rest.
         request_arguments = (ollama.ChatResponse, "POST", "/api/chat")
         if body["stream"]:

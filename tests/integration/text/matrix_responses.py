@@ -90,14 +90,14 @@ class ResponsesClient:
             event.item.to_dict() for event in events if event.type.endswith("output_item.done")
         ]
         assert output_items == answer.message, events
-        for event_kind, text in (
+        for event_kind, expected_text in (
             ("output_text", answer.text),
             ("reasoning_summary_text", answer.thinking),
         ):
             deltas = [
                 event.delta for event in events if event.type == f"response.{event_kind}.delta"
             ]
-            assert "".join(deltas) == text, events
+            assert "".join(deltas) == expected_text, events
         return answer
 
     def _to_answer(self, response: Response) -> ReceivedAnswer:

@@ -13,7 +13,7 @@ from moyin.store.keys import KeyStore
 from tests.integration.text.fixtures import serving
 
 
-def backend_config(name: str) -> dict[str, Any]:
+def build_backend(name: str) -> dict[str, Any]:
     model = {"name": name, "context": 4096, "price": {"input": 3, "output": 7}}
     endpoint = {"base_url": "http://127.0.0.1:9/v1", "residency": "on-premises"}
     return {"name": f"at-{name}", "type": "openai", **endpoint, "models": [model]}
@@ -22,7 +22,7 @@ def backend_config(name: str) -> dict[str, Any]:
 async def test_administrators_see_their_back_ends_without_load_and_prices(tmp_path: Path) -> None:
     tenants = {"eve": {"models": ["house"]}}
     async with serving(
-        tmp_path, backend_config("house"), backend_config("cloud"), rules={"tenants": tenants}
+        tmp_path, build_backend("house"), build_backend("cloud"), rules={"tenants": tenants}
     ) as models_app:
         scopes = frozenset({TEXT, ORG_ADMIN})
         _, eve_key = await KeyStore(models_app.database).create("eve", "test", scopes=scopes)

@@ -16,8 +16,8 @@ import pytest
 
 from tests.integration.text.fixtures import (
     ModelsApp,
-    claude_backend,
-    local_backend,
+    build_claude_backend,
+    build_local_backend,
     serving,
     wait_until_probed,
 )
@@ -28,7 +28,9 @@ HELLO: Any = {"role": "user", "content": "Say hello."}
 
 @pytest.fixture
 async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
-    async with serving(tmp_path, local_backend(llama), claude_backend(llama)) as models_app:
+    async with serving(
+        tmp_path, build_local_backend(llama), build_claude_backend(llama)
+    ) as models_app:
         yield models_app
 
 
@@ -69,13 +71,13 @@ async def test_streamed_openai_answer_equals_the_whole_answer(
         "max_tokens": 8,
         "temperature": 0,
     }
-    whole_answer = await openai_client.chat.completions.create(**request)
+    whole_completion = await openai_client.chat.completions.create(**request)
     stream = await openai_client.chat.completions.create(
         **request, stream=True, stream_options={"include_usage": True}
     )
     chunks = [chunk async for chunk in stream]
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-    assert text == whole_answer.choices[0].message.content
+    assert text == whole_completion.choices[0].message.content
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 8
 
@@ -181,11 +183,11 @@ async def test_disconnected_client_is_charged_and_frees_the_back_end(
     await asyncio.sleep(1)
     assert all(runtime.load == 0 for runtime in models_app.text_router.fleet.runtimes.values())
     await asyncio.sleep(1)
-    entry = await models_app.ledger.get("ada", request_id)
-    assert entry is not None
-    assert not entry.complete
-    assert 0 < entry.output_tokens < 1500
-    assert entry.input_tokens == usage["input_tokens"] + usage["cache_read_input_tokens"]
+    ledger_entry = await models_app.ledger.get("ada", request_id)
+    assert ledger_entry is not None
+    assert not ledger_entry.complete
+    assert 0 < ledger_entry.output_tokens < 1500
+    assert ledger_entry.input_tokens == usage["input_tokens"] + usage["cache_read_input_tokens"]
 
 
 async def test_both_kinds_of_client_read_the_list_of_models(

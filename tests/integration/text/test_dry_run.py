@@ -89,10 +89,10 @@ async def _run_dry(http: aiohttp.ClientSession, call: RandomCall) -> tuple[str, 
 
 async def _run_for_real(http: aiohttp.ClientSession, call: RandomCall) -> tuple[str, ...]:
     async with http.post(f"/v1/{call.path}", json=call.body) as response:
-        text = await response.text()
+        response_text = await response.text()
     if response.status == 200:
         return response.headers["x-moyin-backend"], response.headers["x-moyin-model"]
-    body = json.loads(text)
+    body = json.loads(response_text)
     inner_error = body["error"] if isinstance(body.get("error"), dict) else body
     return (inner_error["code"],)
 

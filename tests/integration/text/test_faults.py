@@ -20,7 +20,12 @@ import psutil
 import pytest
 
 from moyin.http.breaker import BreakerState
-from tests.integration.text.fixtures import ModelsApp, local_backend, serving, wait_until_probed
+from tests.integration.text.fixtures import (
+    ModelsApp,
+    build_local_backend,
+    serving,
+    wait_until_probed,
+)
 from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
 from tests.stack import RecordMeasurement
 from tests.waiting import eventually
@@ -151,13 +156,15 @@ async def test_faults_after_the_first_byte_end_the_stream_with_an_error(
         for kind, path in product(KINDS, PATHS):
             close_breaker(models_app, kind)
             cell = f"{path} to {kind}"
-            response, text = await send_chat(models_app, path, f"{kind}-or-fine", stream=True)
+            response, response_text = await send_chat(
+                models_app, path, f"{kind}-or-fine", stream=True
+            )
             assert response.status == 200, cell
-            assert "Hi" in text, cell
+            assert "Hi" in response_text, cell
             if path.startswith("ollama"):
-                error_event = text.rstrip().splitlines()[-1]
+                error_event = response_text.rstrip().splitlines()[-1]
             else:
-                *_, error_event, cost_comment, _ = text.split("\n\n")
+                *_, error_event, cost_comment, _ = response_text.split("\n\n")
                 assert cost_comment.startswith(": x-moyin-cost-usd=0.0000"), cell
                 assert path != "messages" or error_event.startswith("event: error\ndata: "), cell
             assert (
@@ -309,7 +316,7 @@ async def test_suspended_server_gets_no_calls(llama: str, tmp_path: Path) -> Non
         and connection.laddr
         and connection.laddr.port == port
     ]
-    async with serving(tmp_path, local_backend(llama)) as models_app:
+    async with serving(tmp_path, build_local_backend(llama)) as models_app:
         await wait_until_probed(models_app)
         runtime = models_app.text_router.fleet.runtimes["local"]
         process.suspend()

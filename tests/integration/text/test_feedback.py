@@ -45,12 +45,12 @@ class FeedbackClient:
                 {k.lower(): v for k, v in response.headers.items()},
             )
 
-    async def chat(self) -> str:
+    async def send_chat(self) -> str:
         status, body, headers = await self.call("POST", "chat/completions", CHAT)
         assert status == 200, body
         return headers["x-request-id"]
 
-    async def rate(self, request_id: str, **kwargs: Any) -> tuple[int, Any]:
+    async def rate_request(self, request_id: str, **kwargs: Any) -> tuple[int, Any]:
         body = {"request_id": request_id, **kwargs}
         status, response_body, _ = await self.call("POST", "feedback", body)
         return status, response_body
@@ -86,9 +86,9 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
             (candidate,) = (c for c in body["candidates"] if c["model"] == model)
             return float(candidate["quality"]["p_good"])
 
-        request_id = await ada.chat()
+        request_id = await ada.send_chat()
         p_good_before = await read_p_good(ada, "qwen3-8b")
-        assert await ada.rate(request_id, score=0.0, comment="does not compile") == (
+        assert await ada.rate_request(request_id, score=0.0, comment="does not compile") == (
             200,
             {"request_id": request_id, "learned": True, "scores": {request_id: 0.0}},
         )
@@ -127,28 +127,30 @@ async def test_errors_name_the_field(tmp_path: Path) -> None:
             FeedbackClient(models_app, models_app.api_key),
             FeedbackClient(models_app, await create_key(tmp_path, "bob")),
         )
-        request_id = await ada.chat()
+        request_id = await ada.send_chat()
         for score in (-0.1, 1.1, "1", True, None):
-            status, body = await ada.rate(request_id, score=score)
+            status, body = await ada.rate_request(request_id, score=score)
             assert status == 400, score
-        assert (await ada.rate(request_id, score=2))[1]["field"] == "score"
-        assert (await ada.rate("", score=1))[1]["field"] == "request_id"
-        assert (await ada.rate(request_id, score=1, comment="x" * 2_001))[1]["field"] == "comment"
-        assert (await ada.rate(request_id, score=1, stars=5))[1]["field"] == "stars"
+        assert (await ada.rate_request(request_id, score=2))[1]["field"] == "score"
+        assert (await ada.rate_request("", score=1))[1]["field"] == "request_id"
+        assert (await ada.rate_request(request_id, score=1, comment="x" * 2_001))[1][
+            "field"
+        ] == "comment"
+        assert (await ada.rate_request(request_id, score=1, stars=5))[1]["field"] == "stars"
         for feedback in (
             {},
             {"score": 1, "better_request_id": "x"},
             {"better_request_id": request_id},
         ):
-            status, body = await ada.rate(request_id, **feedback)
+            status, body = await ada.rate_request(request_id, **feedback)
             assert (status, body["code"]) == (400, "invalid_request"), feedback
-        unknown_response = await ada.rate("unknown", score=1)
-        foreign_response = await bob.rate(request_id, score=1)
+        unknown_response = await ada.rate_request("unknown", score=1)
+        foreign_response = await bob.rate_request(request_id, score=1)
         for status, body in (unknown_response, foreign_response):
             assert (status, body["code"]) == (404, "request_not_found")
-        assert (await ada.rate(request_id, score=1))[0] == 200
-        assert (await ada.rate(request_id, score=1))[0] == 200
-        status, body = await ada.rate(request_id, score=0)
+        assert (await ada.rate_request(request_id, score=1))[0] == 200
+        assert (await ada.rate_request(request_id, score=1))[0] == 200
+        status, body = await ada.rate_request(request_id, score=0)
         assert (status, body["code"]) == (409, "feedback_given")
 
 
@@ -166,7 +168,7 @@ async def test_feedback_on_a_named_model_updates_its_quality(tmp_path: Path) -> 
         _, _, headers = await ada.call("POST", "chat/completions", body)
         request_id = headers["x-request-id"]
         await eventually(partial(models_app.ledger.get, "ada", request_id))
-        assert await ada.rate(request_id, score=1) == (
+        assert await ada.rate_request(request_id, score=1) == (
             200,
             {"request_id": request_id, "learned": True, "scores": {request_id: 1.0}},
         )
@@ -175,9 +177,11 @@ async def test_feedback_on_a_named_model_updates_its_quality(tmp_path: Path) -> 
         assert qwen_quality["signals"] == {"unknown": 1.0}
         assert quality_page["calibration"] == []
         bob = FeedbackClient(models_app, await create_key(tmp_path, "bob"))
-        assert (await bob.rate(request_id, score=1))[0] == 404
-        chosen_request_id = await ada.chat()
-        comparison_response = await ada.rate(chosen_request_id, better_request_id=request_id)
+        assert (await bob.rate_request(request_id, score=1))[0] == 404
+        chosen_request_id = await ada.send_chat()
+        comparison_response = await ada.rate_request(
+            chosen_request_id, better_request_id=request_id
+        )
         assert comparison_response[1]["scores"] == {chosen_request_id: 0.2, request_id: 0.8}
 
 
@@ -209,7 +213,7 @@ async def test_feedback_commands_rate_show_and_reset(tmp_path: Path) -> None:
             build_backend(upstream.url, "smollm2-135m", 0),
         ) as models_app,
     ):
-        request_id = await FeedbackClient(models_app, models_app.api_key).chat()
+        request_id = await FeedbackClient(models_app, models_app.api_key).send_chat()
         assert await run_moyin(models_app, "feedback", request_id, "--score", "0.5") == (
             0,
             "learned\n",

@@ -260,17 +260,19 @@ async def test_files_of_a_chat_reach_the_model(files_app: FilesApp, model: str) 
         model=model, messages=[{"role": "user", "content": file_parts}], max_tokens=5
     )
     if model == "claude":
-        document, text, picture = files_app.claude.calls[-1]["messages"][0]["content"]
-        assert base64.b64decode(document["source"]["data"]) == PDF
+        document_part, text_part, picture_part = files_app.claude.calls[-1]["messages"][0][
+            "content"
+        ]
+        assert base64.b64decode(document_part["source"]["data"]) == PDF
     else:
-        document, text, picture = files_app.gpt.calls[-1]["messages"][0]["content"]
+        document_part, text_part, picture_part = files_app.gpt.calls[-1]["messages"][0]["content"]
         encoded_pdf = base64.b64encode(PDF).decode()
-        assert document["file"] == {
+        assert document_part["file"] == {
             "filename": "report.pdf",
             "file_data": f"data:application/pdf;base64,{encoded_pdf}",
         }
-        assert picture["image_url"]["url"].startswith("data:image/png;base64,")
-    assert "it rains" in text["text"]
+        assert picture_part["image_url"]["url"].startswith("data:image/png;base64,")
+    assert "it rains" in text_part["text"]
 
 
 async def test_route_explanation_accepts_files(files_app: FilesApp) -> None:

@@ -79,14 +79,14 @@ class JudgedModels:
     async def answer_chat(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.requests.append(body)
-        text = f"by {body['model']}"
+        answer_text = f"by {body['model']}"
         if body.get("stream"):
-            return _stream_answer(body["model"], text)
+            return _stream_answer(body["model"], answer_text)
         if body["model"] == JUDGE:
             if self.hold is not None:
                 await self.hold.wait()
-            text = self.verdict or self._choose_grades(body["messages"][1]["content"])
-        message = {"role": "assistant", "content": text}
+            answer_text = self.verdict or self._choose_grades(body["messages"][1]["content"])
+        message = {"role": "assistant", "content": answer_text}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         return web.json_response(
@@ -94,8 +94,8 @@ class JudgedModels:
              "choices": [choice], "usage": usage}
         )  # fmt: skip
 
-    def _choose_grades(self, text: str) -> str:
-        first_answer = text.partition("first answer>>")[2].partition("end>>")[0]
+    def _choose_grades(self, comparison_prompt: str) -> str:
+        first_answer = comparison_prompt.partition("first answer>>")[2].partition("end>>")[0]
         grades = (0, 4) if f"by {self.worse}" in first_answer else (4, 0)
         return json.dumps({"reason": "x", "first": grades[0], "second": grades[1]})
 
@@ -151,7 +151,7 @@ def build_backends(url: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def judge_rules(**changes: Any) -> dict[str, Any]:
+def build_judge_rules(**changes: Any) -> dict[str, Any]:
     judge_config = {"share": 1, "model": JUDGE, "usd_per_month": 1_000, **changes}
     return {"routing": {"judge": judge_config}}
 
@@ -169,7 +169,7 @@ class JudgeServers:
 
     def build_options(self, **rules: Any) -> dict[str, Any]:
         return {
-            "rules": judge_rules(**rules),
+            "rules": build_judge_rules(**rules),
             "redis_url": self.redis_url,
             "temporal": self.temporal,
             "work": [ANSWERED, SECOND],

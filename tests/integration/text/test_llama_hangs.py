@@ -47,7 +47,7 @@ def cluster() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def loop_time() -> float:
+def get_loop_time() -> float:
     return asyncio.get_running_loop().time()
 
 
@@ -65,7 +65,7 @@ async def find_endpoint(
 
 
 async def stream_deltas(backend: LlamaBackend, request: ChatRequest) -> AsyncIterator[object]:
-    async for delta in backend.stream(request, loop_time() + 300):
+    async for delta in backend.stream(request, get_loop_time() + 300):
         yield delta
 
 
@@ -87,7 +87,7 @@ async def test_a_stopped_server_is_replaced_and_its_streams_end(
         async for _ in stream:
             pass
     assert (await find_task).key != endpoint.key
-    assert (await backend.chat(HI, loop_time() + 60)).usage.output_tokens > 0
+    assert (await backend.chat(HI, get_loop_time() + 60)).usage.output_tokens > 0
     replacement_seconds = time.monotonic() - started_at
     record_measurement(
         f"a stopped llama.cpp was noticed after {detection_seconds:.1f} s and another answered after "
@@ -123,7 +123,7 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
         with pytest.raises(aiohttp.ClientError):
             await chat_task
     assert (await find_endpoint(endpoints, old_endpoint=endpoint)).key != endpoint.key
-    assert (await backend.chat(HI, loop_time() + 60)).usage.output_tokens > 0
+    assert (await backend.chat(HI, get_loop_time() + 60)).usage.output_tokens > 0
     await backend.close()
 
 
@@ -135,7 +135,7 @@ async def test_a_busy_server_is_not_restarted() -> None:
     # Twice as many as it has places: the rest wait inside.
     long_request = replace(LONG, max_tokens=300)
     chat_tasks = [
-        asyncio.create_task(backend.chat(long_request, loop_time() + 300)) for _ in range(4)
+        asyncio.create_task(backend.chat(long_request, get_loop_time() + 300)) for _ in range(4)
     ]
     check_count = 0
     while not all(chat_task.done() for chat_task in chat_tasks):

@@ -14,8 +14,8 @@ import pytest
 
 from tests.integration.text.fixtures import (
     ModelsApp,
-    claude_backend,
-    local_backend,
+    build_claude_backend,
+    build_local_backend,
     serving,
     wait_until_probed,
 )
@@ -33,7 +33,7 @@ CITY = {
 
 @pytest.fixture
 async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
-    backends = [local_backend(llama), claude_backend(llama)]
+    backends = [build_local_backend(llama), build_claude_backend(llama)]
     for backend in backends:
         backend["models"][0]["schema"] = True
     async with serving(tmp_path, *backends) as models_app:
@@ -134,7 +134,7 @@ async def test_a_stop_string_ends_the_answer(models_app: ModelsApp, model: str) 
 async def test_vectors_of_a_real_model_are_the_same_in_both_protocols(
     llama_vectors: str, tmp_path: Path
 ) -> None:
-    backend = local_backend(llama_vectors)
+    backend = build_local_backend(llama_vectors)
     backend["models"] = [{**backend["models"][0], "embeddings": True}]
     texts = ["The sky is blue.", "The sky is very blue.", "Tax law"]
     async with serving(tmp_path, backend) as models_app:

@@ -11,7 +11,7 @@ import pytest
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
-from tests.integration.text.fixtures import local_backend, serving, wait_until_probed
+from tests.integration.text.fixtures import build_local_backend, serving, wait_until_probed
 
 SECRET = "The launch code of the studio's next film is forty-two. " * 40
 
@@ -46,7 +46,7 @@ async def create_other_key(folder: Path) -> str:
 async def test_a_tenants_cached_prompt_is_invisible_to_others(
     llama: str, tmp_path: Path, members: dict[str, Any]
 ) -> None:
-    async with serving(tmp_path, local_backend(llama)) as models_app:
+    async with serving(tmp_path, build_local_backend(llama)) as models_app:
         await wait_until_probed(models_app)
         await complete_chat(models_app.url, models_app.api_key, **members)
         completion = await complete_chat(
@@ -60,7 +60,9 @@ async def test_a_tenants_cached_prompt_is_invisible_to_others(
 
 
 async def test_single_tenant_may_reuse_cached_prompts(llama: str, tmp_path: Path) -> None:
-    async with serving(tmp_path, {**local_backend(llama), "prompt_cache": True}) as models_app:
+    async with serving(
+        tmp_path, {**build_local_backend(llama), "prompt_cache": True}
+    ) as models_app:
         await wait_until_probed(models_app)
         await complete_chat(models_app.url, models_app.api_key)
         completion = await complete_chat(models_app.url, models_app.api_key)
