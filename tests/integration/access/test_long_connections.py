@@ -69,7 +69,7 @@ async def _follow_all(
     yield tasks
 
 
-async def test_event_streams_end_with_their_key(
+async def test_event_streams_end_after_their_key_is_revoked(
     farm: Farm, record_measurement: RecordMeasurement
 ) -> None:
     keys = KeyStore(farm.database)
@@ -107,7 +107,7 @@ async def test_event_streams_end_with_their_key(
 
 
 @pytest.mark.parametrize("path", ["/chat/socket", "/chat/events"])
-async def test_proxied_connections_end_with_their_key(path: str) -> None:
+async def test_proxied_connections_end_after_their_key_is_revoked(path: str) -> None:
     service = Service()
     async with serving(service) as url:
         route = {"name": "chat", "prefix": "/chat", "upstreams": [url]}

@@ -65,7 +65,7 @@ async def guessing_passwords(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
+async def test_right_password_signs_in_after_any_number_of_wrong_ones(
     accounts: AccountsApp, record_measurement: RecordMeasurement
 ) -> None:
     """After 150 wrong guesses, the right password is accepted before all of them are verified.
@@ -94,7 +94,7 @@ async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
     await asyncio.gather(*guess_tasks, return_exceptions=True)
 
 
-async def test_a_right_password_gets_in_while_others_guess(
+async def test_right_password_signs_in_while_others_guess(
     accounts: AccountsApp, record_measurement: RecordMeasurement
 ) -> None:
     """The user signs in for the first time, while guessers always occupy all slots."""
@@ -137,7 +137,7 @@ async def test_known_clients_sign_in_at_once_while_others_guess(
 
 
 @pytest.mark.parametrize("from_known_address", [False, True])
-async def test_guesses_are_bounded_at_an_account_and_from_an_address(
+async def test_guesses_are_limited_per_account_and_per_address(
     accounts: AccountsApp,
     monkeypatch: pytest.MonkeyPatch,
     from_known_address: bool,

@@ -96,7 +96,7 @@ async def test_a_pool_of_other_tenants_is_not_found(farm: Farm) -> None:
         assert problem["detail"] == "there is no render pool 'fast'; available pools: default"
 
 
-async def test_a_tenant_that_is_bound_to_pools_runs_nowhere_else(farm: Farm) -> None:
+async def test_tenant_limited_to_some_pools_renders_only_there(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:ann", pools=("fast",)))
     status, job_body = await post_json(
         farm.client, "/jobs", build_render_body(GRAPH, pool="default")

@@ -221,7 +221,7 @@ def test_reflection_describes_the_services(gateway: RunningStack) -> None:
     assert {*fields} == {*pb.Job.DESCRIPTOR.fields_by_name}
 
 
-async def test_a_watch_ends_soon_after_its_key(
+async def test_watch_ends_soon_after_its_key_is_revoked(
     gateway: RunningStack,
     stub: MoyinStub,
     key_metadata: list[tuple[str, str]],

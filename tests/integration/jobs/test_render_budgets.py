@@ -237,7 +237,7 @@ async def test_retry_reserves_the_remaining_amount(budgeted_jobs: BudgetedJobs) 
     await _wait_for_amounts(budgeted_jobs, (4, 0))
 
 
-async def test_repeated_request_needs_no_money(budgeted_jobs: BudgetedJobs) -> None:
+async def test_repeated_request_needs_no_remaining_budget(budgeted_jobs: BudgetedJobs) -> None:
     spec = build_spec(USUAL, USUAL)
     first_job, _ = await budgeted_jobs.service.submit(
         budgeted_jobs.caller, spec, idempotency_key="k"

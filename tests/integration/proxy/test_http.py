@@ -231,7 +231,7 @@ async def test_a_slow_service_slows_the_sender_down(
     assert await send_task == str(chunk_count * len(CHUNK))
 
 
-async def test_a_body_that_turns_out_too_large_is_not_the_service_s_fault(
+async def test_too_large_body_does_not_count_against_the_service(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     async def generate_body() -> AsyncIterator[bytes]:
@@ -471,7 +471,7 @@ async def test_open_requests_survive_a_new_route_table(
         assert await response.content.read() == b"data: second\n\n"
 
 
-async def test_a_new_table_counts_open_requests(
+async def test_new_route_table_counts_open_requests(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url

@@ -28,7 +28,9 @@ async def proxy_server(service: Service) -> AsyncIterator[ProxyServer]:
             yield proxy_server
 
 
-async def test_messages_cross_both_ways(proxy_server: ProxyServer, service: Service) -> None:
+async def test_socket_messages_are_forwarded_both_ways(
+    proxy_server: ProxyServer, service: Service
+) -> None:
     async with proxy_server.client.ws_connect(
         "/chat/socket?room=1&api_key=ann-key", protocols=("chat.v1", "chat.v2")
     ) as socket:

@@ -45,7 +45,7 @@ class EntryRecorder:
         self.order.append(name)
 
 
-async def test_every_tenant_gets_in_while_another_floods_the_queue(
+async def test_every_tenant_enters_while_another_floods_the_queue(
     temporal_server: TemporalServer,
 ) -> None:
     client = await _connect_client(temporal_server)
@@ -62,7 +62,7 @@ async def test_every_tenant_gets_in_while_another_floods_the_queue(
     assert entry_order.index("patient") <= 25
 
 
-async def test_an_owner_of_more_weight_gets_in_more_often(temporal_server: TemporalServer) -> None:
+async def test_owner_with_more_weight_enters_more_often(temporal_server: TemporalServer) -> None:
     client = await _connect_client(temporal_server)
     await set_owner_weights(client, _POOL, {"heavy": 4.0})
     entry_order = await _enter_all(client, [("light", 3)] * 20 + [("heavy", 3)] * 20)

@@ -65,7 +65,7 @@ async def test_watcher_receives_old_and_new_events_in_order(
         assert await take_numbers(events, 3) == [3, 4, 5]
 
 
-async def test_a_late_watcher_rewinds_without_repeating_to_the_others(
+async def test_late_watcher_gets_earlier_events_that_others_do_not_get_again(
     store: EventStore, hub: EventHub
 ) -> None:
     async with hub.subscribe("a", None) as first_watch:

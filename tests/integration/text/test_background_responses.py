@@ -28,7 +28,7 @@ def client(gateway: RunningStack) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_a_response_is_polled_continued_and_its_job_is_not_stored_again(
+def test_background_response_is_polled_continued_and_deleted(
     client: openai.OpenAI,
 ) -> None:
     first_response = client.responses.create(

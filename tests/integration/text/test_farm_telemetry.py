@@ -108,7 +108,7 @@ async def run_flaky_server() -> AsyncIterator[FlakyModelServer]:
         await runner.cleanup()
 
 
-async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_metrics(
+async def test_back_end_is_added_at_runtime_and_the_metrics_show_its_breaker(
     gateway: RunningStack, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     original_config = gateway.env["MOYIN_SERVE_CONFIG"]

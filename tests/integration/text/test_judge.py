@@ -285,7 +285,7 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
         assert judge_servers.query_database("SELECT id FROM jobs") == []
 
 
-async def test_a_stream_is_judged_and_one_request_id_once(
+async def test_stream_is_judged_once_per_request_id(
     judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     models.worse = SECOND
@@ -304,7 +304,7 @@ async def test_a_stream_is_judged_and_one_request_id_once(
         assert await judge_servers.list_comparison_keys() == []
 
 
-async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
+async def test_unparsable_verdict_is_counted_without_a_signal(
     judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     models.verdict = "Both are fine."

@@ -79,7 +79,7 @@ async def test_a_prompt_is_counted_as_it_will_be_billed(models_app: ModelsApp, m
     assert counted_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
 
 
-async def test_a_schema_binds_the_model_in_every_protocol(models_app: ModelsApp) -> None:
+async def test_schema_constrains_the_model_in_every_protocol(models_app: ModelsApp) -> None:
     headers = {"authorization": f"Bearer {models_app.api_key}"}
     model: Any = "smollm2"
     messages: Any = [{"role": "user", "content": "Name a city."}]

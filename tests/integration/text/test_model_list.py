@@ -95,7 +95,7 @@ async def test_errors_of_a_page_have_anthropics_shape(models_app: ModelsApp, que
     assert body["error"]["param"] in query
 
 
-async def test_other_clients_get_all_unless_they_want_a_page(models_app: ModelsApp) -> None:
+async def test_model_list_is_complete_unless_a_page_is_requested(models_app: ModelsApp) -> None:
     for query, expected_names, has_more in (
         ("", ALL, False),
         ("?limit=2", ALL[:2], True),

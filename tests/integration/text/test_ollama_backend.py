@@ -72,7 +72,7 @@ async def test_streams_end_as_their_protocol_requires(
     assert text.endswith(": x-moyin-cost-usd=0\n\n")
 
 
-async def test_the_window_grows_with_the_request_and_schemas_arrive_whole(
+async def test_context_window_grows_with_the_request_and_schemas_arrive_whole(
     http: aiohttp.ClientSession, bridge: OllamaBridge
 ) -> None:
     long_message = {"role": "user", "content": "word " * 4000}
