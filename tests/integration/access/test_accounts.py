@@ -113,12 +113,12 @@ async def test_ended_session_cannot_create_a_key(accounts: AccountsApp) -> None:
 
 
 async def test_keys_created_during_an_account_transfer_are_invalid(accounts: AccountsApp) -> None:
-    organisation = await accounts.create_organisation()
+    organisation_id = await accounts.create_organisation()
     for attempt in range(5):
-        member = await accounts.add_member(organisation)
-        user, token = member["user"]["id"], member["access_token"]
+        member = await accounts.add_member(organisation_id)
+        user_id, token = member["user"]["id"], member["access_token"]
         transfer = accounts.services.users.transfer_to_sign_in(
-            user, "https://id.example", f"{user}{attempt}"
+            user_id, "https://id.example", f"{user_id}{attempt}"
         )
         key_creations = asyncio.gather(
             *(accounts.call("POST", "/keys", token, {"name": str(n)}) for n in range(6))
@@ -131,11 +131,11 @@ async def test_keys_created_during_an_account_transfer_are_invalid(accounts: Acc
 
 
 async def test_concurrent_demotions_of_two_admins_leave_one_admin(accounts: AccountsApp) -> None:
-    organisation = await accounts.create_organisation()
-    path = f"/organisations/{organisation}/members"
+    organisation_id = await accounts.create_organisation()
+    path = f"/organisations/{organisation_id}/members"
     for _ in range(5):
         first_admin, second_admin = [
-            await accounts.add_member(organisation, "admin") for _ in range(2)
+            await accounts.add_member(organisation_id, "admin") for _ in range(2)
         ]
         responses = await asyncio.gather(
             *(
@@ -335,21 +335,23 @@ async def test_access_tokens_can_be_verified_with_the_published_keys(accounts: A
 
 
 async def test_keys_are_made_used_rotated_and_revoked(accounts: AccountsApp) -> None:
-    member = (await accounts.add_member(await accounts.create_organisation()))["access_token"]
-    key = await accounts.expect_ok("POST", "/keys", member, {"name": "ci", "scopes": ["jobs:read"]})
+    member_token = (await accounts.add_member(await accounts.create_organisation()))["access_token"]
+    key = await accounts.expect_ok(
+        "POST", "/keys", member_token, {"name": "ci", "scopes": ["jobs:read"]}
+    )
     caller = await accounts.expect_ok("GET", "/whoami", key["key"])
     assert (caller["key_id"], caller["scopes"]) == (key["id"], ["jobs:read"])
-    [listed_key] = (await accounts.expect_ok("GET", "/keys", member))["keys"]
+    [listed_key] = (await accounts.expect_ok("GET", "/keys", member_token))["keys"]
     assert listed_key["last_used_at"] is not None
     assert "key" not in listed_key
     body = {"overlap_seconds": 60}
-    rotated_key = await accounts.expect_ok("POST", f"/keys/{key['id']}/rotate", member, body)
+    rotated_key = await accounts.expect_ok("POST", f"/keys/{key['id']}/rotate", member_token, body)
     for secret in (key["key"], rotated_key["key"]):
         assert (await accounts.expect_ok("GET", "/whoami", secret))["key_id"] == key["id"]
-    await accounts.expect_ok("POST", f"/keys/{key['id']}/rotate", member)
+    await accounts.expect_ok("POST", f"/keys/{key['id']}/rotate", member_token)
     assert (await accounts.call("GET", "/whoami", key["key"] + "x")).status == 401
-    await accounts.expect_ok("DELETE", f"/keys/{key['id']}", member)
-    [listed_key] = (await accounts.expect_ok("GET", "/keys", member))["keys"]
+    await accounts.expect_ok("DELETE", f"/keys/{key['id']}", member_token)
+    [listed_key] = (await accounts.expect_ok("GET", "/keys", member_token))["keys"]
     assert listed_key["revoked_at"] is not None
 
 
@@ -373,77 +375,85 @@ async def test_a_key_expires_on_time_in_every_time_zone(
 
 
 async def test_callers_cannot_grant_scopes_they_lack(accounts: AccountsApp) -> None:
-    organisation = await accounts.create_organisation()
-    member = (await accounts.add_member(organisation))["access_token"]
-    admin = (await accounts.add_member(organisation, "admin"))["access_token"]
-    for bearer, scopes in ((member, ["*"]), (member, ["org:admin"]), (admin, ["operator"])):
+    organisation_id = await accounts.create_organisation()
+    member_token = (await accounts.add_member(organisation_id))["access_token"]
+    admin_token = (await accounts.add_member(organisation_id, "admin"))["access_token"]
+    for bearer, scopes in (
+        (member_token, ["*"]),
+        (member_token, ["org:admin"]),
+        (admin_token, ["operator"]),
+    ):
         refused_response = await accounts.call("POST", "/keys", bearer, {"scopes": scopes})
         assert (refused_response.status, refused_response.code) == (403, "insufficient_scope"), (
             scopes
         )
     # An operator's key that acts for the organisation: its admin may see and end it, not have it.
     database = Database(accounts.settings.sql_url)
-    key_id, _ = await KeyStore(database).create(organisation, "operator's")
+    key_id, _ = await KeyStore(database).create(organisation_id, "operator's")
     await database.close()
-    assert (await accounts.call("POST", f"/keys/{key_id}/rotate", admin)).status == 403
-    await accounts.expect_ok("DELETE", f"/keys/{key_id}", admin)
+    assert (await accounts.call("POST", f"/keys/{key_id}/rotate", admin_token)).status == 403
+    await accounts.expect_ok("DELETE", f"/keys/{key_id}", admin_token)
 
 
 async def test_keys_of_service_accounts_follow_their_role_and_state(accounts: AccountsApp) -> None:
-    organisation = await accounts.create_organisation()
-    admin = (await accounts.add_member(organisation, "admin"))["access_token"]
-    path = f"/organisations/{organisation}"
+    organisation_id = await accounts.create_organisation()
+    admin_token = (await accounts.add_member(organisation_id, "admin"))["access_token"]
+    path = f"/organisations/{organisation_id}"
     service = await accounts.expect_ok(
-        "POST", f"{path}/service-accounts", admin, {"name": "bot", "role": "member"}
+        "POST", f"{path}/service-accounts", admin_token, {"name": "bot", "role": "member"}
     )
-    key = await accounts.expect_ok("POST", "/keys", admin, {"user": service["id"], "name": "bot's"})
+    key = await accounts.expect_ok(
+        "POST", "/keys", admin_token, {"user": service["id"], "name": "bot's"}
+    )
     caller = await accounts.expect_ok("GET", "/whoami", key["key"])
     assert (caller["owner"], caller["user"], "text" in caller["scopes"]) == (
-        organisation, service["id"], True,
+        organisation_id, service["id"], True,
     )  # fmt: skip
     change = {"role": "viewer"}
-    await accounts.expect_ok("PATCH", f"{path}/members/{service['id']}", admin, change)
-    rotated_key = await accounts.expect_ok("POST", f"/keys/{key['id']}/rotate", admin)
+    await accounts.expect_ok("PATCH", f"{path}/members/{service['id']}", admin_token, change)
+    rotated_key = await accounts.expect_ok("POST", f"/keys/{key['id']}/rotate", admin_token)
     assert "text" not in (await accounts.expect_ok("GET", "/whoami", rotated_key["key"]))["scopes"]
-    await accounts.expect_ok("PATCH", f"{path}/members/{service['id']}", admin, {"disabled": True})
-    rotated_key = await accounts.expect_ok("POST", f"/keys/{key['id']}/rotate", admin)
+    await accounts.expect_ok(
+        "PATCH", f"{path}/members/{service['id']}", admin_token, {"disabled": True}
+    )
+    rotated_key = await accounts.expect_ok("POST", f"/keys/{key['id']}/rotate", admin_token)
     assert (await accounts.call("GET", "/whoami", rotated_key["key"])).status == 401
-    members = await accounts.expect_ok("GET", f"{path}/members", admin)
+    members = await accounts.expect_ok("GET", f"{path}/members", admin_token)
     assert {(member["kind"], member["disabled"]) for member in members["members"]} == {
         ("member", False), ("service", True),
     }  # fmt: skip
 
 
 async def test_limits_are_set_shown_and_removed(accounts: AccountsApp) -> None:
-    organisation = await accounts.create_organisation()
-    admin = (await accounts.add_member(organisation, "admin"))["access_token"]
-    key = await accounts.expect_ok("POST", "/keys", admin, {"scopes": ["text"]})
+    organisation_id = await accounts.create_organisation()
+    admin_token = (await accounts.add_member(organisation_id, "admin"))["access_token"]
+    key = await accounts.expect_ok("POST", "/keys", admin_token, {"scopes": ["text"]})
     subject = f"key:{key['id']}"
     body = {"requests_per_minute": 60, "usd_per_day": "0.000000001"}
-    stored_limits = await accounts.expect_ok("PUT", f"/limits/{subject}", admin, body)
+    stored_limits = await accounts.expect_ok("PUT", f"/limits/{subject}", admin_token, body)
     assert (stored_limits["usd_per_day"], stored_limits["open_jobs"]) == ("0.000000001", None)
     assert (await accounts.expect_ok("GET", "/limits", key["key"]))["limits"] == [stored_limits]
-    organisation_path = f"/limits/owner:{organisation}"
-    assert (await accounts.call("PUT", organisation_path, admin, body)).status == 404
+    organisation_path = f"/limits/owner:{organisation_id}"
+    assert (await accounts.call("PUT", organisation_path, admin_token, body)).status == 404
     await accounts.expect_ok("PUT", organisation_path, accounts.operator, {"usd_per_month": 10})
-    await accounts.expect_ok("DELETE", f"/limits/{subject}", admin)
-    cleared_limits = await accounts.expect_ok("GET", f"/limits/{subject}", admin)
+    await accounts.expect_ok("DELETE", f"/limits/{subject}", admin_token)
+    cleared_limits = await accounts.expect_ok("GET", f"/limits/{subject}", admin_token)
     assert set(cleared_limits.values()) == {None, subject}
 
 
 async def test_every_administrative_act_is_in_the_audit_log(accounts: AccountsApp) -> None:
-    organisation = await accounts.create_organisation()
-    session = await accounts.add_member(organisation, "admin")
-    admin, user = session["access_token"], session["user"]["id"]
-    key = await accounts.expect_ok("POST", "/keys", admin, {"scopes": ["text"]})
+    organisation_id = await accounts.create_organisation()
+    session = await accounts.add_member(organisation_id, "admin")
+    admin_token, user_id = session["access_token"], session["user"]["id"]
+    key = await accounts.expect_ok("POST", "/keys", admin_token, {"scopes": ["text"]})
     limits = {"open_jobs": 1, "usd_per_day": "2.5", "pools": ["default"]}
-    await accounts.expect_ok("PUT", f"/limits/key:{key['id']}", admin, limits)
-    await accounts.expect_ok("POST", f"/keys/{key['id']}/rotate", admin)
-    await accounts.expect_ok("DELETE", f"/keys/{key['id']}", admin)
+    await accounts.expect_ok("PUT", f"/limits/key:{key['id']}", admin_token, limits)
+    await accounts.expect_ok("POST", f"/keys/{key['id']}/rotate", admin_token)
+    await accounts.expect_ok("DELETE", f"/keys/{key['id']}", admin_token)
     entries: list[Any] = []
     while True:
         before_parameter = f"&before={entries[-1]['id']}" if entries else ""
-        page = (await accounts.expect_ok("GET", f"/audit?limit=2{before_parameter}", admin))[
+        page = (await accounts.expect_ok("GET", f"/audit?limit=2{before_parameter}", admin_token))[
             "entries"
         ]
         if not page:
@@ -454,7 +464,7 @@ async def test_every_administrative_act_is_in_the_audit_log(accounts: AccountsAp
         "organisation.create", "member.create", "key.create", "limit.set", "key.rotate",
         "key.revoke",
     ]  # fmt: skip
-    assert {actor for action, actor in recorded_acts if action.startswith("key")} == {user}
+    assert {actor for action, actor in recorded_acts if action.startswith("key")} == {user_id}
     details = [entry["details"] for entry in entries if entry["action"] == "limit.set"]
     assert details == [limits]
     assert key["key"] not in str(entries)
@@ -515,18 +525,20 @@ async def test_invitation_is_returned_if_it_cannot_be_mailed(
 
 async def test_disabled_players_cannot_sign_in(accounts: AccountsApp) -> None:
     player = await accounts.register_player()
-    user, email = player["user"]["id"], player["user"]["email"]
+    user_id, email = player["user"]["id"], player["user"]["email"]
     [listed_user] = (await accounts.expect_ok("GET", f"/users?email={email}", accounts.operator))[
         "users"
     ]
-    assert listed_user["id"] == user
-    assert (await accounts.expect_ok("GET", f"/users/{user}", player["access_token"]))["id"] == user
-    await accounts.expect_ok("PATCH", f"/users/{user}", accounts.operator, {"disabled": True})
+    assert listed_user["id"] == user_id
+    assert (await accounts.expect_ok("GET", f"/users/{user_id}", player["access_token"]))[
+        "id"
+    ] == user_id
+    await accounts.expect_ok("PATCH", f"/users/{user_id}", accounts.operator, {"disabled": True})
     credentials = {"email": email, "password": PASSWORD}
     assert (await accounts.call("POST", "/login", None, credentials)).status == 401
     refresh_body = {"refresh_token": player["refresh_token"]}
     assert (await accounts.call("POST", "/refresh", None, refresh_body)).status == 401
-    await accounts.expect_ok("PATCH", f"/users/{user}", accounts.operator, {"disabled": False})
+    await accounts.expect_ok("PATCH", f"/users/{user_id}", accounts.operator, {"disabled": False})
     await accounts.expect_ok("POST", "/login", None, credentials)
 
 
@@ -554,15 +566,15 @@ async def test_values_that_no_database_stores_are_refused(
 
 async def test_closing_an_account_erases_the_player(accounts: AccountsApp) -> None:
     player = await accounts.register_player()
-    user, email, token = player["user"]["id"], player["user"]["email"], player["access_token"]
+    user_id, email, token = player["user"]["id"], player["user"]["email"], player["access_token"]
     await accounts.expect_ok("DELETE", "/me", token)
     assert (await accounts.expect_ok("GET", f"/users?email={email}", accounts.operator))[
         "users"
     ] == []
-    closed_user = await accounts.expect_ok("GET", f"/users/{user}", accounts.operator)
+    closed_user = await accounts.expect_ok("GET", f"/users/{user_id}", accounts.operator)
     assert (closed_user["email"], closed_user["name"], closed_user["disabled"]) == (None, "", True)
     credentials = {"email": email, "password": PASSWORD}
     assert (await accounts.call("POST", "/login", None, credentials)).status == 401
     refresh_body = {"refresh_token": player["refresh_token"]}
     assert (await accounts.call("POST", "/refresh", None, refresh_body)).status == 401
-    assert (await accounts.register_player(email))["user"]["id"] != user
+    assert (await accounts.register_player(email))["user"]["id"] != user_id

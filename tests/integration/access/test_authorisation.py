@@ -267,11 +267,11 @@ class RoleAccounts:
                     (await self.accounts_app.add_member(self.rival, "admin"))["access_token"]
                 )
             case "text key":
-                member = (await self.accounts_app.add_member(self.studio))["access_token"]
+                member_token = (await self.accounts_app.add_member(self.studio))["access_token"]
                 return str(
                     (
                         await self.accounts_app.expect_ok(
-                            "POST", "/keys", member, {"scopes": ["text"]}
+                            "POST", "/keys", member_token, {"scopes": ["text"]}
                         )
                     )["key"]
                 )
@@ -363,12 +363,13 @@ async def test_gateway_routes_match_the_matrix(farm: Farm) -> None:
         async with session.get("/openapi.json") as response:
             description = await response.json()
         assert list_routes(description) == GATEWAY.keys(), "list the route with what each role may"
-        job = await create_render_job(farm)
-        assert await find_matrix_differences(farm, session, bearers, job, GATEWAY) == {}
+        job_id = await create_render_job(farm)
+        assert await find_matrix_differences(farm, session, bearers, job_id, GATEWAY) == {}
         for role, bearer in bearers.items():
             expected = GATEWAY["GET /jobs/{job_id}/events"][GATEWAY_ROLES.index(role)]
             assert (
-                await websocket_to_matrix_character(session, f"/jobs/{job}/ws", bearer) == expected
+                await websocket_to_matrix_character(session, f"/jobs/{job_id}/ws", bearer)
+                == expected
             ), role
 
 
@@ -406,7 +407,7 @@ async def find_matrix_differences(
     """Call each route of ``matrix`` as each role, and return the differences from the matrix.
 
     Args:
-        job: the id of the job that the paths contain.
+        job_id: the id of the job that the paths contain.
         base_path: the URL or path in front of the routes.
     """
     path_values = {
@@ -477,8 +478,8 @@ async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) ->
             body = await response.json()
             assert (response.status, body["scope"]) == (403, "text")
         async with narrow_session.post("/jobs", json=http_job) as response:
-            job = (await response.json())["id"]
-    await farm.wait_for_status(job, "succeeded")
+            job_id = (await response.json())["id"]
+    await farm.wait_for_status(job_id, "succeeded")
     [headers] = [headers for _, path, _, headers in farm.services.calls if path == "/svc/x"]
     token = headers["authorization"].removeprefix("Bearer ")
     identity = await create_authenticator(farm.database, SIGNING_KEY).authenticate(token)

@@ -55,12 +55,12 @@ SOCKETS = ("/ws", "/api/ws", "/comfy/ws")
 
 
 async def test_undescribed_gateway_routes_match_the_matrix(farm: Farm) -> None:
-    bearers, job = await create_gateway_bearers(farm), await create_render_job(farm)
+    bearers, job_id = await create_gateway_bearers(farm), await create_render_job(farm)
     async with aiohttp.ClientSession(farm.url) as session:
         bearer_routes = {
             route: outcomes for route, outcomes in UNLISTED.items() if route != "GET /comfy/"
         }
-        assert await find_matrix_differences(farm, session, bearers, job, bearer_routes) == {}
+        assert await find_matrix_differences(farm, session, bearers, job_id, bearer_routes) == {}
         for bearer in bearers.values():
             headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
             async with session.get("/comfy/", headers=headers) as response:
@@ -77,10 +77,10 @@ async def test_other_addresses_of_comfyuis_api_match_the_matrix(farm: Farm) -> N
     assert len(comfyui_routes) > 40
     async with aiohttp.ClientSession(farm.url) as session:
         for base_path in ("/api", "/comfy/api"):
-            job = await create_render_job(farm)
+            job_id = await create_render_job(farm)
             assert (
                 await find_matrix_differences(
-                    farm, session, bearers, job, comfyui_routes, base_path
+                    farm, session, bearers, job_id, comfyui_routes, base_path
                 )
                 == {}
             ), base_path
@@ -95,13 +95,13 @@ async def test_other_addresses_of_comfyuis_api_match_the_matrix(farm: Farm) -> N
 async def test_other_tenants_cannot_see_a_batch(farm: Farm) -> None:
     graph = {"1": {"class_type": "KSampler", "inputs": {"seed": 1}}}
     body = {"kind": "render", "workflow": graph, "batch": {"seeds": 2}}
-    batch = (await farm.submit_job(body))["id"]
-    assert len((await farm.fetch_job(batch))["children"]) == 2
+    batch_id = (await farm.submit_job(body))["id"]
+    assert len((await farm.fetch_job(batch_id))["children"]) == 2
     for method, path in (
-        ("GET", f"/jobs/{batch}"),
-        ("GET", f"/jobs/{batch}/events"),
-        ("POST", f"/jobs/{batch}/cancel"),
-        ("POST", f"/jobs/{batch}/retry"),
+        ("GET", f"/jobs/{batch_id}"),
+        ("GET", f"/jobs/{batch_id}/events"),
+        ("POST", f"/jobs/{batch_id}/cancel"),
+        ("POST", f"/jobs/{batch_id}/retry"),
     ):
         async with farm.other.request(method, path) as response:
             assert (response.status, (await response.json())["code"]) == (404, "job_not_found")
@@ -114,19 +114,19 @@ async def test_grpc_calls_match_the_matrix(gateway: RunningStack) -> None:
     bearers = await create_bearers(KeyStore(database), "grpc")
     await database.close()
     client = StackClient(gateway.url, str(bearers["everything"]))
-    job = client.submit({"kind": "http", "request": {"method": "GET", "path": "/v1/models"}})
-    client.wait(job, {"succeeded"}, 120)
-    unfinished_job = client.submit({"kind": "render", "workflow": sleepy(600, 0x6363)})
+    job_id = client.submit({"kind": "http", "request": {"method": "GET", "path": "/v1/models"}})
+    client.wait(job_id, {"succeeded"}, 120)
+    unfinished_job_id = client.submit({"kind": "render", "workflow": sleepy(600, 0x6363)})
     requests = {
         "Chat": pb.ChatRequest(
             model="no-such", messages=[pb.ChatMessage(role="user", content="x")]
         ),
         "SubmitJob": pb.SubmitJobRequest(job_json="{}"),
-        "GetJob": pb.GetJobRequest(id=job),
-        "WatchJob": pb.WatchJobRequest(id=job),
-        "CancelJob": pb.CancelJobRequest(id=job),
-        "RetryJob": pb.RetryJobRequest(id=job),
-        "DeleteJob": pb.DeleteJobRequest(id=unfinished_job),
+        "GetJob": pb.GetJobRequest(id=job_id),
+        "WatchJob": pb.WatchJobRequest(id=job_id),
+        "CancelJob": pb.CancelJobRequest(id=job_id),
+        "RetryJob": pb.RetryJobRequest(id=job_id),
+        "DeleteJob": pb.DeleteJobRequest(id=unfinished_job_id),
         "ListJobs": pb.ListJobsRequest(),
     }
     assert CALLS.keys() == requests.keys() == {m.name for m in SERVICE.methods}
@@ -139,7 +139,7 @@ async def test_grpc_calls_match_the_matrix(gateway: RunningStack) -> None:
                     getattr(stub, name), request, bearers[role]
                 )
         metadata = [("authorization", f"Bearer {bearers['everything']}")]
-        await stub.CancelJob(pb.CancelJobRequest(id=unfinished_job), metadata=metadata)
+        await stub.CancelJob(pb.CancelJobRequest(id=unfinished_job_id), metadata=metadata)
     assert outcomes == CALLS
 
 

@@ -396,14 +396,14 @@ async def test_callers_without_limits_cost_no_round_trip() -> None:
 async def test_open_jobs_are_limited(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:ann", open_jobs=2))
     job = {"kind": "http", "request": {"path": "/svc/x"}}
-    open_jobs = [(await farm.submit_job(job))["id"] for _ in range(2)]
+    open_job_ids = [(await farm.submit_job(job))["id"] for _ in range(2)]
     async with farm.client.post("/jobs", json=job) as response:
         refusal = await response.json()
         assert (response.status, refusal["code"]) == (429, "too_many_jobs")
         assert (refusal["limit"], response.headers["retry-after"]) == ("open_jobs", "5")
     async with farm.other.post("/jobs", json=job) as response:
         assert response.status == 202
-    assert await farm.jobs.finish(open_jobs[0], 1, JobStatus.CANCELLED, None)
+    assert await farm.jobs.finish(open_job_ids[0], 1, JobStatus.CANCELLED, None)
     await farm.submit_job(job)
 
 
@@ -414,7 +414,7 @@ async def test_budgets_bound_the_renders_of_every_api(farm: Farm) -> None:
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     job = {"kind": "render", "workflow": graph}
     await LimitStore(farm.database).set(Limit(subject="owner:ann", usd_per_day=Decimal(3)))
-    first_job = (await farm.submit_job(job))["id"]
+    first_job_id = (await farm.submit_job(job))["id"]
     async with farm.client.post("/prompt", json={"prompt": graph}) as response:
         assert response.status == 200, await response.text()
     sweep = {"sweep": {"inputs.seed": [1, 2]}}
@@ -438,4 +438,4 @@ async def test_budgets_bound_the_renders_of_every_api(farm: Farm) -> None:
     await farm.submit_job({"kind": "http", "request": {"path": "/svc/x"}})
     async with farm.other.post("/jobs", json=job) as response:
         assert response.status == 202
-    assert (await farm.fetch_job(first_job))["status"] in ("queued", "running")
+    assert (await farm.fetch_job(first_job_id))["status"] in ("queued", "running")

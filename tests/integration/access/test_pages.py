@@ -46,12 +46,12 @@ async def test_a_member_makes_a_key_and_rotates_another(accounts: AccountsApp) -
 
 
 async def test_an_operator_sets_limits(accounts: AccountsApp) -> None:
-    organisation = await accounts.create_organisation()
+    organisation_id = await accounts.create_organisation()
     [limits] = await run_example(
-        accounts, "limits", OPERATOR_KEY=accounts.operator, ORG=organisation
+        accounts, "limits", OPERATOR_KEY=accounts.operator, ORG=organisation_id
     )
     shown_limits = await accounts.expect_ok(
-        "GET", f"/limits/owner:{organisation}", accounts.operator
+        "GET", f"/limits/owner:{organisation_id}", accounts.operator
     )
     assert shown_limits == limits
     assert shown_limits["requests_per_minute"] == 600

@@ -205,9 +205,9 @@ async def test_models_app_accepts_keys_and_tokens_while_the_accounts_app_is_down
             "access_token"
         ]
         key = (await accounts_app.expect_ok("POST", "/keys", member, {"scopes": ["text"]}))["key"]
-        player = (await accounts_app.register_player())["access_token"]
+        player_token = (await accounts_app.register_player())["access_token"]
     async with serving(tmp_path) as models_app, aiohttp.ClientSession() as session:
-        for bearer, expected in ((member, 200), (key, 200), (player, 403)):
+        for bearer, expected in ((member, 200), (key, 200), (player_token, 403)):
             headers = {"authorization": f"Bearer {bearer}"}
             async with session.get(f"{models_app.url}/v1/models", headers=headers) as response:
                 assert response.status == expected

@@ -115,8 +115,8 @@ async def test_uploads_of_the_same_name_stay_separate_per_tenant(
 
 async def test_outputs_of_the_same_name_stay_separate_per_prompt(comfy: ComfyClient) -> None:
     colors = [next(_colors), next(_colors)]
-    prompts = [await comfy.queue_prompt(picture(color)) for color in colors]
-    files = [get_only_file(await comfy.wait_until_finished(prompt_id)) for prompt_id in prompts]
+    prompt_ids = [await comfy.queue_prompt(picture(color)) for color in colors]
+    files = [get_only_file(await comfy.wait_until_finished(prompt_id)) for prompt_id in prompt_ids]
     assert files[0]["filename"] == files[1]["filename"]
     assert [await read_pixel(comfy, file) for file in files] == [
         split_color(color) for color in colors

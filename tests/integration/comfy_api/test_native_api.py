@@ -61,8 +61,8 @@ class ComfyClient:
 def comfyui_up(gateway: RunningStack) -> None:
     # Graphs are validated where an actor is up.
     stack_client = StackClient(gateway.url, gateway.api_key)
-    job = stack_client.submit({"kind": "render", "workflow": picture(next(_colors))})
-    stack_client.wait(job, {"succeeded"}, _TIMEOUT_SECONDS)
+    job_id = stack_client.submit({"kind": "render", "workflow": picture(next(_colors))})
+    stack_client.wait(job_id, {"succeeded"}, _TIMEOUT_SECONDS)
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ async def _make_run_content(gateway: GatewayClient, run: str, lines_file: Path) 
 async def _run_job(
     gateway: GatewayClient, kind: str, status: str = "succeeded", **body: Any
 ) -> str:
-    """Run a job to its end, and return its id."""
+    """Run a job until it ends, which must be with ``status``, and return its id."""
     job = await gateway.call("POST", "/jobs", {"kind": kind, **body})
     async for event in gateway.follow_job(job["id"]):
         last_event_type = event.type

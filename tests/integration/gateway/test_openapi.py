@@ -196,6 +196,7 @@ def find_violations(
     """Return the violations of an OpenAPI description, and the number of requests that were sent.
 
     Args:
+        served_app: the URL of the description, and bearers by role.
         skipped_paths: paths that are not tested.
         only_path: a path to test, instead of all paths.
         bearers: function that returns the bearers before each request, instead of the app's.

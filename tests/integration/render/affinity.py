@@ -44,8 +44,8 @@ async def check_models_stay_loaded(
     """
     started_at = time.monotonic()
     changes_before = (await pool.status.remote())["changes"]
-    blocking_jobs = [await farm.submit_job(build_sleepy_graph(120)) for _ in range(2)]
-    for job_id in blocking_jobs:
+    blocking_job_ids = [await farm.submit_job(build_sleepy_graph(120)) for _ in range(2)]
+    for job_id in blocking_job_ids:
         await farm.wait_for_renderer(pool, job_id)
     owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
     submissions = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
@@ -54,7 +54,7 @@ async def check_models_stay_loaded(
         for owner, model in submissions
     ]
     await eventually(lambda: _has_waiting(pool, len(jobs)), 180)
-    for job_id in blocking_jobs:
+    for job_id in blocking_job_ids:
         await farm.cancel_job(job_id)
     runs = await asyncio.gather(*(_read_run(farm, job_id) for job_id in jobs))
 

@@ -65,9 +65,11 @@ async def test_nodes_are_added_for_the_queue_and_removed_after_it(
             assert list_gpu_nodes() == set()
             held_jobs = await _check_queue_adds_nodes(farm, pool, record_measurement)
             await _check_other_replicas()
-            picture_jobs = [await farm.submit_job(build_picture_graph()) for _ in range(PICTURES)]
+            picture_job_ids = [
+                await farm.submit_job(build_picture_graph()) for _ in range(PICTURES)
+            ]
             await _cancel_jobs(farm, held_jobs)
-            results = await asyncio.gather(*map(farm.wait_for_result, picture_jobs))
+            results = await asyncio.gather(*map(farm.wait_for_result, picture_job_ids))
             assert all(len(result.artifacts) == 1 for result in results)
             await _check_idle_nodes_are_removed(farm, pool, record_measurement)
             address = cluster.address
@@ -86,13 +88,13 @@ async def _check_queue_adds_nodes(
         The ids of jobs that occupy the nodes until they are cancelled.
     """
     started_at = time.monotonic()
-    first_job = await farm.submit_job(build_picture_graph())
-    jobs = [await farm.submit_job(build_sleepy_graph(600)) for _ in range(NODES + 2)]
+    first_job_id = await farm.submit_job(build_picture_graph())
+    job_ids = [await farm.submit_job(build_sleepy_graph(600)) for _ in range(NODES + 2)]
     await eventually(list_gpu_nodes, 240)
     record_measurement(
         f"from a render without a node to the node: {time.monotonic() - started_at:.1f} s"
     )
-    assert len((await farm.wait_for_result(first_job)).artifacts) == 1
+    assert len((await farm.wait_for_result(first_job_id)).artifacts) == 1
     record_measurement(f"to its picture: {time.monotonic() - started_at:.1f} s")
 
     async def are_all_busy() -> dict[str, Any] | None:
@@ -103,7 +105,7 @@ async def _check_queue_adds_nodes(
     status = await eventually(are_all_busy, 180)
     assert status["waiting"] == 2
     assert {actor["node_id"] for actor in status["actors"].values()} == list_gpu_nodes()
-    return jobs
+    return job_ids
 
 
 async def _cancel_jobs(farm: RenderFarm, jobs: Sequence[str]) -> None:

@@ -206,9 +206,9 @@ async def _change_configuration_under_load(
     farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> Any:
     """Change to two actors with a smaller share of the GPU while both are busy; lose no render."""
-    running_job = await farm.submit_job(build_sleepy_graph(3))
-    await farm.wait_for_renderer(pool, running_job)
-    jobs = [await farm.submit_job(build_upscaled_graph(MODELS[n % 2])) for n in range(4)]
+    running_job_id = await farm.submit_job(build_sleepy_graph(3))
+    await farm.wait_for_renderer(pool, running_job_id)
+    job_ids = [await farm.submit_job(build_upscaled_graph(MODELS[n % 2])) for n in range(4)]
     pool = await farm.deploy(
         farm.settings.data / "some-models",
         write_large_models(farm.settings.data),
@@ -219,16 +219,16 @@ async def _change_configuration_under_load(
         idle_timeout=4,
         queue_patience=1,
     )
-    await farm.wait_for_result(running_job)
-    assert await _count_attempts(farm, running_job) == 1, "drained"
-    jobs += [await farm.submit_job(build_upscaled_graph(MODELS[n % 2])) for n in range(12)]
-    results = await asyncio.gather(*(farm.wait_for_result(job_id) for job_id in jobs))
+    await farm.wait_for_result(running_job_id)
+    assert await _count_attempts(farm, running_job_id) == 1, "drained"
+    job_ids += [await farm.submit_job(build_upscaled_graph(MODELS[n % 2])) for n in range(12)]
+    results = await asyncio.gather(*(farm.wait_for_result(job_id) for job_id in job_ids))
     assert all(len(result.artifacts) == 1 for result in results)
-    assert len({artifact.sha256 for r in results for artifact in r.artifacts}) == len(jobs)
+    assert len({artifact.sha256 for r in results for artifact in r.artifacts}) == len(job_ids)
     status = await pool.status.remote()
     # How seldom it is depends on when the second one is up; the next scene judges it.
     record_measurement(
-        f"{len(jobs)} renders of two models on two ComfyUIs: {status['changes']} changes"
+        f"{len(job_ids)} renders of two models on two ComfyUIs: {status['changes']} changes"
     )
     assert status["changes"] >= 2
     assert {actor["spec"]["gpus"] for actor in status["actors"].values()} <= {0.4}

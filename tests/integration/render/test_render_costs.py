@@ -114,10 +114,10 @@ async def _check_repeated_graph_is_free(
 
     assert (row.load_milliseconds, result.load_seconds) == (0, 0)
 
-    second_job = await farm.submit_job(graph)
-    cached_result = await farm.wait_for_result(second_job)
+    second_job_id = await farm.submit_job(graph)
+    cached_result = await farm.wait_for_result(second_job_id)
     assert (cached_result.cached, cached_result.cost_usd, cached_result.gpu_seconds) == (True, 0, 0)
-    assert await _list_rows(farm, second_job) == []
+    assert await _list_rows(farm, second_job_id) == []
     return job_id
 
 

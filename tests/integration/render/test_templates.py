@@ -136,8 +136,8 @@ def test_a_template_renders_and_its_inputs_are_restored(http: httpx.Client) -> N
 def test_template_input_accepts_only_own_pictures(
     http: httpx.Client,
 ) -> None:
-    text_artifact = http.post("/artifacts?name=a.txt", content=b"text").json()["id"]
-    for image, code in (("art_" + "0" * 32, "input_not_found"), (text_artifact, "invalid_request")):
+    text_file_id = http.post("/artifacts?name=a.txt", content=b"text").json()["id"]
+    for image, code in (("art_" + "0" * 32, "input_not_found"), (text_file_id, "invalid_request")):
         inputs = {"image": image, "width": 4, "height": 4}
         response = post_job(http, {"kind": "render", "template": "resize", "inputs": inputs})
         assert response.status_code == 400, response.text

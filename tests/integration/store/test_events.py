@@ -49,9 +49,9 @@ async def take_numbers(subscription: Subscription[JobEvent], count: int) -> list
     return numbers
 
 
-async def publish_numbers(store: EventStore, job: str, numbers: range) -> None:
+async def publish_numbers(store: EventStore, job_id: str, numbers: range) -> None:
     for n in numbers:
-        await store.publish(job, EventType.PROGRESS, {"n": n})
+        await store.publish(job_id, EventType.PROGRESS, {"n": n})
 
 
 async def test_watcher_receives_old_and_new_events_in_order(
@@ -95,8 +95,8 @@ async def test_subscription_resumes_after_an_event_id(store: EventStore, hub: Ev
 
 
 async def test_fifty_watchers_use_one_reader(store: EventStore, hub: EventHub) -> None:
-    async def follow_job(job: str) -> list[int]:
-        async with hub.subscribe(job, None) as events:
+    async def follow_job(job_id: str) -> list[int]:
+        async with hub.subscribe(job_id, None) as events:
             return await take_numbers(events, 10)
 
     watch_tasks = [asyncio.create_task(follow_job(f"job{i % 5}")) for i in range(50)]

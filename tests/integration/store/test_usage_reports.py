@@ -185,15 +185,15 @@ async def test_calls_are_summed_by_user_and_renders_by_template(
 ) -> None:
     database = Database(database_url)
     users, keys = UserStore(database), KeyStore(database)
-    organisation = (await users.create_organisation("studio")).id
+    organisation_id = (await users.create_organisation("studio")).id
     user = await users.create(
-        UserKind.SERVICE, email=None, name="bot", organisation=organisation, role=Role.MEMBER
+        UserKind.SERVICE, email=None, name="bot", organisation=organisation_id, role=Role.MEMBER
     )
-    user_key, _ = await keys.create(organisation, "bot's", user=user.id)
+    user_key, _ = await keys.create(organisation_id, "bot's", user=user.id)
     session, _ = await SessionStore(database, idle=timedelta(days=1)).open(user.id)
-    tenant_key, _ = await keys.create(organisation, "tenant's")
+    tenant_key, _ = await keys.create(organisation_id, "tenant's")
     row = {
-        "owner": organisation, "kind": "render", "status": "succeeded", "spec": "", "heads": [],
+        "owner": organisation_id, "kind": "render", "status": "succeeded", "spec": "", "heads": [],
         "results": [], "progress": {}, "attempts": 1, "priority": 3, "metadata": {},
         "dispatched": True, "created_at": NOON,
     }  # fmt: skip
@@ -204,7 +204,7 @@ async def test_calls_are_summed_by_user_and_renders_by_template(
             {**row, "id": "job_3", "owner": "bob", "templates": ["secret"]},
         ])
     )  # fmt: skip
-    call = replace(ENTRY, owner=organisation)
+    call = replace(ENTRY, owner=organisation_id)
     render_call = replace(
         call, operation="render", unit="gpu_milliseconds", quantity=5, key_id=tenant_key
     )
@@ -223,7 +223,7 @@ async def test_calls_are_summed_by_user_and_renders_by_template(
     async def count_calls(group: GroupBy) -> dict[tuple[str | None, ...], int]:
         call_counts = Counter[tuple[str | None, ...]]()
         for item in await recorded_calls.reports.sum_calls(
-            CallFilter(owner=organisation), [group], PriceClasses()
+            CallFilter(owner=organisation_id), [group], PriceClasses()
         ):
             call_counts[item.group] += item.calls
         return dict(call_counts)

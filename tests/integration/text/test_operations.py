@@ -31,7 +31,7 @@ class SpeechServer:
 
     Attributes:
         left: set when the client has disconnected meanwhile.
-        uploaded: the size of the last upload.
+        uploaded: the size of the last upload in bytes.
     """
 
     def __init__(self) -> None:

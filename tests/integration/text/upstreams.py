@@ -32,7 +32,7 @@ FINE = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {l
 
 
 class Upstream:
-    """Answers every POST with the same bytes and closes; answers health checks with 200.
+    """Answers every POST with the same bytes and closes the connection; health checks get 200.
 
     ``later`` is sent after a pause, so that it arrives separately.
 
