@@ -124,10 +124,10 @@ async def test_keys_created_during_an_account_transfer_are_invalid(accounts: Acc
             *(accounts.call("POST", "/keys", token, {"name": str(n)}) for n in range(6))
         )
         await asyncio.gather(transfer, key_creations)
-        assert {answer.status for answer in key_creations.result()} <= {201, 401}
-        for answer in key_creations.result():
-            if answer.status == 201:
-                assert (await accounts.call("GET", "/whoami", answer.body["key"])).status == 401
+        assert {response.status for response in key_creations.result()} <= {201, 401}
+        for response in key_creations.result():
+            if response.status == 201:
+                assert (await accounts.call("GET", "/whoami", response.body["key"])).status == 401
 
 
 async def test_concurrent_demotions_of_two_admins_leave_one_admin(accounts: AccountsApp) -> None:
@@ -182,11 +182,13 @@ async def test_a_new_password_needs_the_old_one_and_ends_other_sessions(
     other_session = await accounts.expect_ok(
         "POST", "/login", None, {"email": email, "password": PASSWORD}
     )
-    change = {"current_password": "not that one", "new_password": "another good one"}
-    refused_response = await accounts.call("POST", "/password", own_session["access_token"], change)
+    password_change = {"current_password": "not that one", "new_password": "another good one"}
+    refused_response = await accounts.call(
+        "POST", "/password", own_session["access_token"], password_change
+    )
     assert (refused_response.status, refused_response.body["field"]) == (401, "current_password")
-    change["current_password"] = PASSWORD
-    await accounts.expect_ok("POST", "/password", own_session["access_token"], change)
+    password_change["current_password"] = PASSWORD
+    await accounts.expect_ok("POST", "/password", own_session["access_token"], password_change)
     await accounts.expect_ok(
         "POST", "/refresh", None, {"refresh_token": own_session["refresh_token"]}
     )
@@ -293,17 +295,17 @@ async def test_concurrent_password_changes_leave_no_old_session(
         token = await accounts.outbox.take_token(email)
         login_body = {"email": email, "password": PASSWORD}
         reset_body = {"token": token, "password": "a brand new one"}
-        reset_response, *logins = await asyncio.gather(
+        reset_response, *login_responses = await asyncio.gather(
             accounts.call("POST", "/password/reset", None, reset_body),
             *(accounts.call("POST", "/login", None, login_body) for _ in range(6)),
         )
         assert reset_response.status == 200
-        for login in logins:
-            if login.status == 200:
-                refresh_body = {"refresh_token": login.body["refresh_token"]}
+        for login_response in login_responses:
+            if login_response.status == 200:
+                refresh_body = {"refresh_token": login_response.body["refresh_token"]}
                 assert (await accounts.call("POST", "/refresh", None, refresh_body)).status == 401
             else:
-                assert login.status == 401
+                assert login_response.status == 401
 
 
 async def test_a_hash_that_is_out_of_date_is_replaced_at_the_next_sign_in(

@@ -67,10 +67,13 @@ def build_credentials(player: Mapping[str, Any]) -> dict[str, str]:
 async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> None:
     member = await accounts.add_member(await accounts.create_organisation())
     async with open_browser(accounts) as browser:
-        login = await browser.call("POST", "/session", build_credentials(member))
-        assert (login.status, login.headers["cache-control"]) == (200, "no-store")
-        assert (login.body["user"], login.body["renewable"]) == (member["user"]["id"], True)
-        assert 0 < login.body["expires_in"] <= 300
+        login_response = await browser.call("POST", "/session", build_credentials(member))
+        assert (login_response.status, login_response.headers["cache-control"]) == (200, "no-store")
+        assert (login_response.body["user"], login_response.body["renewable"]) == (
+            member["user"]["id"],
+            True,
+        )
+        assert 0 < login_response.body["expires_in"] <= 300
         assert set(browser.cookies) == {"moyin_session", "moyin_refresh"}
         assert await browser.fetch_status("GET", "/me") == 200
         assert await browser.fetch_status("PATCH", "/me", {"name": "Bo"}) == 200
@@ -129,9 +132,15 @@ async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> Non
     player = await accounts.register_player()
     async with open_browser(accounts) as browser:
         await browser.call("POST", "/session", build_credentials(player))
-        login = await browser.call("POST", "/session", {"api_key": f" {accounts.operator} "})
-        assert (login.status, login.body["owner"], login.body["renewable"]) == (200, "admin", False)
-        assert login.body["expires_in"] == 30 * 86_400
+        login_response = await browser.call(
+            "POST", "/session", {"api_key": f" {accounts.operator} "}
+        )
+        assert (
+            login_response.status,
+            login_response.body["owner"],
+            login_response.body["renewable"],
+        ) == (200, "admin", False)
+        assert login_response.body["expires_in"] == 30 * 86_400
         # The secret of the player's session is gone, with which the browser would become the player.
         assert set(browser.cookies) == {"moyin_session"}
         assert (await browser.call("POST", "/session/renew")).code == "invalid_token"
@@ -149,9 +158,9 @@ async def test_an_access_token_may_be_pasted_with_spaces(accounts: AccountsApp) 
     player = await accounts.register_player()
     async with open_browser(accounts) as browser:
         token = f" {player['access_token']}\n"
-        login = await browser.call("POST", "/session", {"api_key": token})
-        assert (login.status, login.body["user"]) == (200, player["user"]["id"])
-        assert 0 < login.body["expires_in"] <= 300
+        login_response = await browser.call("POST", "/session", {"api_key": token})
+        assert (login_response.status, login_response.body["user"]) == (200, player["user"]["id"])
+        assert 0 < login_response.body["expires_in"] <= 300
         assert await browser.fetch_status("GET", "/me") == 200
 
 
@@ -251,7 +260,11 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
         for browser in (second_browser, first_browser):
             await browser.call("POST", "/session", build_credentials(player))
         listed_sessions = (await first_browser.call("GET", "/sessions")).body["sessions"]
-        assert [item["current"] for item in listed_sessions] == [True, False, False]
+        assert [listed_session["current"] for listed_session in listed_sessions] == [
+            True,
+            False,
+            False,
+        ]
         assert (
             listed_sessions[0]["user_agent"] == "Firefox 140"
             and listed_sessions[0]["address"] == ADDRESS
@@ -261,7 +274,7 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
             <= listed_sessions[0]["last_used_at"]
             < listed_sessions[0]["expires_at"]
         )
-        ids = [item["id"] for item in listed_sessions]
+        ids = [listed_session["id"] for listed_session in listed_sessions]
         hidden_response = await accounts.call(
             "DELETE", f"/sessions/{ids[1]}", other_player["access_token"]
         )
@@ -272,7 +285,7 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
         assert await second_browser.fetch_status("POST", "/session/renew") == 401
         assert await first_browser.fetch_status("GET", "/me") == 200
         remaining_sessions = (await first_browser.call("GET", "/sessions")).body["sessions"]
-        assert [item["id"] for item in remaining_sessions] == [ids[0], ids[2]]
+        assert [listed_session["id"] for listed_session in remaining_sessions] == [ids[0], ids[2]]
 
 
 async def test_a_disabled_user_is_signed_out(accounts: AccountsApp) -> None:

@@ -19,14 +19,14 @@ async def read_pages(accounts: AccountsApp, path: str, list_name: str, bearer: s
         path: the path of the list, up to the ``?`` or ``&`` after which parameters are added.
         list_name: the member of a page that holds the entries.
     """
-    items: list[Any] = []
+    entries: list[Any] = []
     cursor = ""
     while True:
         page = await accounts.expect_ok("GET", f"{path}limit=2{cursor}", bearer)
         assert len(page[list_name]) <= 2
-        items += page[list_name]
+        entries += page[list_name]
         if page["next_cursor"] is None:
-            return items
+            return entries
         cursor = f"&cursor={page['next_cursor']}"
 
 
@@ -40,15 +40,15 @@ async def test_members_are_listed_by_pages_and_searched(accounts: AccountsApp) -
     assert [m["name"] for m in members] == ["Ren", "Mikado", "100%", "Mika", "Aki"]
     full_list = await accounts.expect_ok("GET", f"{path}/members", accounts.operator)
     assert (full_list["members"], full_list["next_cursor"]) == (members, None)
-    matches = await read_pages(
+    matching_members = await read_pages(
         accounts, f"{path}/members?search=mika&", "members", accounts.operator
     )
-    assert [m["name"] for m in matches] == ["Mikado", "Mika"]
+    assert [m["name"] for m in matching_members] == ["Mikado", "Mika"]
     # `%` and `_` stand for themselves.
-    matches = await read_pages(
+    matching_members = await read_pages(
         accounts, f"{path}/members?search=%25&", "members", accounts.operator
     )
-    assert [m["name"] for m in matches] == ["100%"]
+    assert [m["name"] for m in matching_members] == ["100%"]
     refused_response = await accounts.call("GET", f"{path}/members?cursor=x", accounts.operator)
     assert (refused_response.status, refused_response.body["field"]) == (400, "cursor")
 
@@ -71,9 +71,9 @@ async def test_operators_find_organisations_and_keys_of_others(accounts: Account
         for number, bearer in enumerate((admin_token, admin_token, member_token))
     ]
     await accounts.expect_ok("DELETE", f"/keys/{created_ids[0]}", admin_token)
-    for bearer, expected in ((admin_token, created_ids), (member_token, created_ids[2:])):
+    for bearer, expected_ids in ((admin_token, created_ids), (member_token, created_ids[2:])):
         keys = await read_pages(accounts, "/keys?", "keys", bearer)
-        assert [key["id"] for key in keys] == expected[::-1]
+        assert [key["id"] for key in keys] == expected_ids[::-1]
     path = f"/keys?owner={organisation_id}&valid=true&"
     keys = await read_pages(accounts, path, "keys", accounts.operator)
     assert [key["id"] for key in keys] == created_ids[:0:-1]

@@ -171,13 +171,13 @@ async def test_guesses_are_limited_per_account_and_per_address(
         *(login(accounts, emails[n % len(emails)], WRONG, address) for n in range(60))
     )
     elapsed_seconds = time.monotonic() - started_at
-    verified_count = sum(answer.status == 401 for answer in responses)
+    verified_count = sum(response.status == 401 for response in responses)
     assert (
         free_attempts <= verified_count <= free_attempts + elapsed_seconds / seconds_per_attempt + 1
     )
-    refused_responses = [answer for answer in responses if answer.status == 429]
-    assert {answer.code for answer in refused_responses} == {"too_many_attempts"}
-    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused_responses)
+    refused_responses = [response for response in responses if response.status == 429]
+    assert {response.code for response in refused_responses} == {"too_many_attempts"}
+    assert all(int(response.headers["retry-after"]) >= 1 for response in refused_responses)
     record_measurement(
         f"{verified_count} of 60 guesses were verified in {elapsed_seconds:.1f} s "
         f"at {free_attempts} and one in {seconds_per_attempt} s"

@@ -57,13 +57,13 @@ async def sign_in_at_provider(
     body = {"provider": "studio", "redirect_uri": BACK}
     begin_response = await accounts_app.call("POST", "/oidc/begin", None, body, **request_headers)
     assert begin_response.status == 200, begin_response
-    login = begin_response.body
+    begin_body = begin_response.body
     async with accounts_app.session.post(
-        login["authorization_url"], data={"sub": subject}, allow_redirects=False
+        begin_body["authorization_url"], data={"sub": subject}, allow_redirects=False
     ) as response:
         callback_query = parse_qs(urlsplit(response.headers["location"]).query)
-    assert callback_query["state"] == [login["state"]]
-    return {"state": login["state"], "code": callback_query["code"][0]}
+    assert callback_query["state"] == [begin_body["state"]]
+    return {"state": begin_body["state"], "code": callback_query["code"][0]}
 
 
 async def test_a_provider_signs_a_new_player_in_and_knows_them_again(
@@ -118,15 +118,15 @@ async def test_a_provider_code_is_valid_once(accounts: AccountsApp, provider: st
 async def test_an_email_is_linked_to_an_account_only_if_the_operator_allows_it(
     accounts: AccountsApp, provider: str
 ) -> None:
-    squatter = await accounts.register_player("eve@example.com")
-    squatter_id = squatter["user"]["id"]
+    impostor = await accounts.register_player("eve@example.com")
+    impostor_id = impostor["user"]["id"]
     database = Database(accounts.settings.sql_url)
-    _, key = await KeyStore(database).create(squatter_id, "squatter's", user=squatter_id)
+    _, key = await KeyStore(database).create(impostor_id, "squatter's", user=impostor_id)
     await database.close()
     await accounts.expect_ok("POST", "/password/forgot", None, {"email": "eve@example.com"})
     token = await accounts.outbox.take_token("eve@example.com")
     # Known to the app, as it will be for some seconds after its end.
-    await accounts.expect_ok("GET", "/me", squatter["access_token"])
+    await accounts.expect_ok("GET", "/me", impostor["access_token"])
     claims: dict[str, Any] = {"email": "eve@example.com", "email_verified": True}
     conflict_response = await accounts.call(
         "POST", "/oidc/finish", None, await sign_in_at_provider(accounts, provider, "eve", **claims)
@@ -140,24 +140,24 @@ async def test_an_email_is_linked_to_an_account_only_if_the_operator_allows_it(
         None,
         await sign_in_at_provider(accounts, provider, "eve0", **unverified_claims),
     )
-    assert (other_session["user"]["id"] != squatter_id, other_session["user"]["email"]) == (
+    assert (other_session["user"]["id"] != impostor_id, other_session["user"]["email"]) == (
         True,
         None,
     )
     linked_session = await accounts.expect_ok(
         "POST", "/oidc/finish", None, await sign_in_at_provider(accounts, provider, "eve", **claims)
     )
-    assert linked_session["user"]["id"] == squatter_id
+    assert linked_session["user"]["id"] == impostor_id
     # Who registered with that email first has not proven to own it.
     body = {"email": "eve@example.com", "password": PASSWORD}
     assert (await accounts.call("POST", "/login", None, body)).status == 401
     assert (await accounts.call("GET", "/whoami", key)).status == 401
     change = {"current_password": PASSWORD, "new_password": "the squatter's own"}
-    refused_response = await accounts.call("POST", "/password", squatter["access_token"], change)
+    refused_response = await accounts.call("POST", "/password", impostor["access_token"], change)
     assert refused_response.status == 401
     reset = {"token": token, "password": "the squatter's own"}
     assert (await accounts.call("POST", "/password/reset", None, reset)).status == 401
-    assert (await accounts.services.users.get(squatter_id)).password is None
+    assert (await accounts.services.users.get(impostor_id)).password is None
 
 
 async def test_unconfigured_redirect_uris_are_refused(accounts: AccountsApp, provider: str) -> None:
@@ -207,10 +207,10 @@ async def test_models_app_accepts_keys_and_tokens_while_the_accounts_app_is_down
         key = (await accounts_app.expect_ok("POST", "/keys", member, {"scopes": ["text"]}))["key"]
         player_token = (await accounts_app.register_player())["access_token"]
     async with serving(tmp_path) as models_app, aiohttp.ClientSession() as session:
-        for bearer, expected in ((member, 200), (key, 200), (player_token, 403)):
+        for bearer, expected_status in ((member, 200), (key, 200), (player_token, 403)):
             headers = {"authorization": f"Bearer {bearer}"}
             async with session.get(f"{models_app.url}/v1/models", headers=headers) as response:
-                assert response.status == expected
+                assert response.status == expected_status
 
 
 class Inbox:

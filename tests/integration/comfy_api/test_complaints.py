@@ -199,14 +199,14 @@ async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: ComfyCli
     """
     for graph in (sleepy(1, next(_colors)), picture(next(_colors))):
         prompt_id = await comfy.queue_prompt(graph)
-        entry: dict[str, Any] = {}
-        while not entry:
+        history_entry: dict[str, Any] = {}
+        while not history_entry:
             remaining_count = (await comfy.get("/prompt"))["exec_info"]["queue_remaining"]
             queue = await comfy.get("/queue")
             is_queued = prompt_id in [row[1] for rows in queue.values() for row in rows]
-            entry = (await comfy.get(f"/history/{prompt_id}")).get(prompt_id, {})
-            assert is_queued or entry
-            assert remaining_count or entry
+            history_entry = (await comfy.get(f"/history/{prompt_id}")).get(prompt_id, {})
+            assert is_queued or history_entry
+            assert remaining_count or history_entry
 
 
 async def test_reconnected_client_receives_the_remaining_events(comfy: ComfyClient) -> None:

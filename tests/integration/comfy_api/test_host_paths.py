@@ -119,11 +119,11 @@ async def test_a_refusal_names_no_path_of_the_machine(
         ("/prompt", {"prompt": graph}),
         ("/jobs", {"kind": "render", "workflow": graph}),
     ):
-        status, answer = await comfy.post(path, body)
-        assert status == 400, answer
-        text = json.dumps(answer)
+        status, response_body = await comfy.post(path, body)
+        assert status == 400, response_body
+        body_json = json.dumps(response_body)
         # A client may hear its own words again, and nothing that they would have led to.
-        assert not _find_leaks(gateway, text.replace(named_path, "")), text
+        assert not _find_leaks(gateway, body_json.replace(named_path, "")), body_json
 
 
 async def test_farm_responses_name_no_path_of_the_machine(

@@ -55,11 +55,13 @@ async def make_content(url: str, key: str, folder: Path) -> Sequence[Mapping[str
         ]
 
 
-async def _make_run_content(gateway: GatewayClient, run: str, lines_file: Path) -> dict[str, str]:
+async def _make_run_content(
+    gateway: GatewayClient, run_name: str, lines_file: Path
+) -> dict[str, str]:
     """Make what one run of the commands changes or deletes, and return its placeholders' values."""
     failing_job: dict[str, Any] = {
         "request": {"path": "/nothing-is-here"},
-        "metadata": {"screens": run},
+        "metadata": {"screens": run_name},
     }
     failed_job, retried_job = await asyncio.gather(
         *(_run_job(gateway, "http", "failed", **failing_job) for _ in range(2))
@@ -68,7 +70,7 @@ async def _make_run_content(gateway: GatewayClient, run: str, lines_file: Path) 
     async with gateway.open("POST", "/v1/chat/completions", _CHAT) as response:
         request_id = response.headers["x-request-id"]
     return {
-        "run": run, "failed": failed_job, "retried": retried_job, "key": keys[0]["id"],
+        "run": run_name, "failed": failed_job, "retried": retried_job, "key": keys[0]["id"],
         "revoked": keys[1]["id"], "request": request_id,
         "file": await gateway.upload(_read_file(lines_file), "requests.jsonl", "text/plain"),
     }  # fmt: skip

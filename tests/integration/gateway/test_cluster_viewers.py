@@ -80,11 +80,11 @@ async def create_key(farm: Farm, owner: str, *scopes: str) -> str:
     return (await KeyStore(farm.database).create(owner, "m", scopes=frozenset(scopes)))[1]
 
 
-async def record_call(farm: Farm, owner: str, usd: int) -> None:
+async def record_call(farm: Farm, owner: str, cost_usd: int) -> None:
     row = {
         "id": secrets.token_hex(8), "request_id": secrets.token_hex(8), "owner": owner,
         "backend": "b", "model": "m", "input_tokens": 1, "cached_tokens": 0, "output_tokens": 1,
-        "cost_nano_usd": usd * 10**9, "complete": True, "created_at": now(),
+        "cost_nano_usd": cost_usd * 10**9, "complete": True, "created_at": now(),
     }  # fmt: skip
     await farm.database.execute(usage.insert().values(row))
 

@@ -60,8 +60,8 @@ async def test_a_job_is_polled(working_farm: Farm) -> None:
     await working_farm.wait_for_status(job_id)
     decoder = json.JSONDecoder()
     output = await run_example(working_farm, "poll", job_id)
-    shown_job, end = decoder.raw_decode(output)
-    page, _ = decoder.raw_decode(output[end:].lstrip())
+    shown_job, end_index = decoder.raw_decode(output)
+    page, _ = decoder.raw_decode(output[end_index:].lstrip())
     assert (shown_job["id"], shown_job["status"]) == (job_id, "succeeded")
     assert [job["id"] for job in page["jobs"]] == [job_id]
 

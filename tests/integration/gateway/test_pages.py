@@ -114,9 +114,9 @@ async def test_an_archive_has_the_chosen_files(farm: Farm) -> None:
 
 async def test_a_template_is_listed_and_submitted(farm: Farm) -> None:
     decoder, output = json.JSONDecoder(), await run_example(farm, TEMPLATES, "submit")
-    listed_templates, end = decoder.raw_decode(output)
+    listed_templates, end_index = decoder.raw_decode(output)
     assert "swatch" in {template["name"] for template in listed_templates["templates"]}
-    job = json.loads(output[end:])
+    job = json.loads(output[end_index:])
     [step] = (await farm.fetch_job(job["id"]))["submitted"]["steps"]
     assert (step["kind"], step["template"]) == ("render", "swatch")
     assert step["inputs"] == {"prompt": "sea", "seed": 2003199}
@@ -147,7 +147,9 @@ async def test_a_graph_is_rendered_and_followed(farm: Farm) -> None:
 
 async def test_a_pipeline_calls_its_webhook(working_farm: Farm) -> None:
     replacements = {"https://example.com/done": f"{working_farm.services_url}/done"}
-    job = json.loads(await run_example(working_farm, QUICKSTART, "pipeline", replaced=replacements))
+    job = json.loads(
+        await run_example(working_farm, QUICKSTART, "pipeline", replaced=replacements)
+    )
     finished_job = await working_farm.wait_for_status(job["id"])
     first_text, second_text = (output["text"] for output in finished_job["outputs"])
     assert second_text == f"re: A poem on {first_text}"

@@ -68,10 +68,10 @@ class BudgetedJobs:
     async def book_run(self, job_id: str, seconds: float, run_id: str | None = None) -> None:
         price = RenderPrice(usd_per_gpu_hour=Decimal(3600))
         account = RenderAccount(owner=self.caller.owner, job_id=job_id, pool="default", price=price)
-        run = RenderRun(
+        render_run = RenderRun(
             id=run_id or uuid.uuid4().hex, prompt_id=job_id, account=account, seconds=seconds
         )
-        await RenderLedger(self.database).book([run])
+        await RenderLedger(self.database).book([render_run])
 
     async def finish_job(self, job_id: str, status: JobStatus, attempt: int = 1) -> None:
         assert await self.jobs.finish(job_id, attempt, status, None)
@@ -275,10 +275,10 @@ async def test_callers_without_budgets_need_neither_estimates_nor_valkey(
     await meter.close()
 
 
-async def _wait_for_amounts(budgeted_jobs: BudgetedJobs, expected: tuple[int, int]) -> None:
+async def _wait_for_amounts(budgeted_jobs: BudgetedJobs, expected_amounts: tuple[int, int]) -> None:
     """Wait for the expected amounts, because reservations are released in the background."""
 
     async def are_as_expected() -> bool:
-        return await budgeted_jobs.read_amounts() == expected
+        return await budgeted_jobs.read_amounts() == expected_amounts
 
     await eventually(are_as_expected)

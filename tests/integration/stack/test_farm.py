@@ -39,9 +39,9 @@ def test_commands_of_the_quickstarts_work(gateway: RunningStack, tmp_path: Path,
     # `make demo`, the page's first command, waits for the model.
     eventually_blocking(lambda: httpx.get(f"{gateway.url}/v1/readyz").is_success)
 
-    def run_example(name: str, replaced: Mapping[str, str] | None = None) -> str:
+    def run_example(name: str, replacements: Mapping[str, str] | None = None) -> str:
         return run_shell_example(
-            page, name, url=gateway.url, folder=tmp_path, replaced=replaced, **variables
+            page, name, url=gateway.url, folder=tmp_path, replaced=replacements, **variables
         )
 
     def ask_model() -> str:

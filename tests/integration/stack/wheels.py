@@ -13,7 +13,7 @@ def repack_wheel(name: str, folder: Path, *, site_packages: Path | None = None) 
     """Write the wheel of an installed package to ``folder``, without the package's scripts.
 
     Args:
-        packages: the folder in which the package is installed, if not one of this Python.
+        site_packages: the folder in which the package is installed, if not one of this Python.
     """
     paths = sys.path if site_packages is None else [str(site_packages)]
     distribution = next(iter(metadata.distributions(name=name, path=paths)))

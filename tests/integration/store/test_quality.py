@@ -95,8 +95,8 @@ async def test_tenant_is_listed_once_when_its_state_is_saved_meanwhile(
             [SavedState(state={}, number=2, levels={"a": {"code": 9.0}})],
         )
 
-        async def read_while_saving(work: Any) -> Any:
-            rows = await original_read(work)
+        async def read_while_saving(operation: Any) -> Any:
+            rows = await original_read(operation)
             while pending_states:
                 await store.save_state("t0", pending_states.pop())
             return rows

@@ -142,7 +142,7 @@ async def test_calls_are_summed_by_groups_and_price_classes(
         CallFilter(owner="ada"), [GroupBy.DAY, GroupBy.KEY], classes
     )
     sums_by_class = {(s.group[0], s.band, s.is_embedding, s.is_complete): s for s in usage_sums}
-    assert {key: item.calls for key, item in sums_by_class.items()} == {
+    assert {key: usage_sum.calls for key, usage_sum in sums_by_class.items()} == {
         ("2026-11-20", 0, False, True): 2,
         ("2026-11-20", 1, False, True): 1,
         ("2026-11-20", 0, True, True): 1,
@@ -156,7 +156,7 @@ async def test_calls_are_summed_by_groups_and_price_classes(
         14,
     )
     assert merged_group.cost_usd == Decimal("0.000000002")
-    assert {item.group[1] for item in usage_sums} == {"k1"}
+    assert {usage_sum.group[1] for usage_sum in usage_sums} == {"k1"}
     by_model, by_day_and_key = await recorded_calls.reports.sum_by_each(
         CallFilter(owner="ada"), [[GroupBy.MODEL], [GroupBy.DAY, GroupBy.KEY]], classes
     )
@@ -165,7 +165,7 @@ async def test_calls_are_summed_by_groups_and_price_classes(
         await recorded_calls.reports.sum_calls(CallFilter(owner="ada"), [GroupBy.MODEL], classes),
         key=repr,
     )
-    assert {(item.group, item.is_embedding) for item in by_model} == {
+    assert {(usage_sum.group, usage_sum.is_embedding) for usage_sum in by_model} == {
         (("haiku",), False),
         (("vectors",), True),
     }
@@ -222,10 +222,10 @@ async def test_calls_are_summed_by_user_and_renders_by_template(
 
     async def count_calls(group: GroupBy) -> dict[tuple[str | None, ...], int]:
         call_counts = Counter[tuple[str | None, ...]]()
-        for item in await recorded_calls.reports.sum_calls(
+        for usage_sum in await recorded_calls.reports.sum_calls(
             CallFilter(owner=organisation_id), [group], PriceClasses()
         ):
-            call_counts[item.group] += item.calls
+            call_counts[usage_sum.group] += usage_sum.calls
         return dict(call_counts)
 
     assert await count_calls(GroupBy.USER) == {(user.id,): 2, (None,): 5}

@@ -86,9 +86,9 @@ class RandomCalls:
             else f"data:image/png;base64,{_DATA}"
         )
 
-    def _add_members(self, body: dict[str, Any], share: float, values: Mapping[str, Any]) -> None:
-        """Add each of ``values`` to the body with the probability ``share``, from 0 to 1."""
-        body |= {name: value for name, value in values.items() if self._is_chosen(share)}
+    def _add_members(self, body: dict[str, Any], share: float, members: Mapping[str, Any]) -> None:
+        """Add each of ``members`` to the body with the probability ``share``, from 0 to 1."""
+        body |= {name: value for name, value in members.items() if self._is_chosen(share)}
 
     def _draw_schema(self) -> dict[str, Any]:
         return self._random.choice((SCHEMA, SCHEMA, _BOUNDED))

@@ -74,21 +74,21 @@ class ScriptedModel:
         return web.json_response({"object": "list", "data": []})
 
     async def _answer_chat(self, request: web.Request) -> web.Response:
-        text = (await request.json())["messages"][-1]["content"]
-        self.calls_by_text[text] += 1
+        prompt = (await request.json())["messages"][-1]["content"]
+        self.calls_by_text[prompt] += 1
         self.running += 1
         self.most = max(self.most, self.running)
         try:
             await self.free.wait()
         finally:
             self.running -= 1
-        if text in self.refused:
+        if prompt in self.refused:
             error = {"message": "no such thing", "type": "invalid_request_error"}
             return web.json_response({"error": error}, status=400)
-        if self.failures[text] > 0:
-            self.failures[text] -= 1
+        if self.failures[prompt] > 0:
+            self.failures[prompt] -= 1
             return web.json_response({"error": {"message": "busy"}}, status=503)
-        message = {"role": "assistant", "content": text}
+        message = {"role": "assistant", "content": prompt}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
         completion = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
@@ -243,14 +243,15 @@ async def test_lines_are_answered_or_fail_and_both_are_files(farm: TextBatchFarm
     counts = ended_batch.request_counts
     assert (counts.total, counts.completed, counts.failed) == (40, 38, 2)
     outputs_by_id = {
-        item["custom_id"]: item for item in await farm.read_lines(ended_batch.output_file_id)
+        output_line["custom_id"]: output_line
+        for output_line in await farm.read_lines(ended_batch.output_file_id)
     }
     line_response = outputs_by_id["line-4"]["response"]
     assert line_response["status_code"] == 200 and outputs_by_id["line-4"]["error"] is None
     assert line_response["body"]["choices"][0]["message"]["content"] == "text 4"
     errors_by_id = {
-        item["custom_id"]: item["response"]
-        for item in await farm.read_lines(ended_batch.error_file_id)
+        output_line["custom_id"]: output_line["response"]
+        for output_line in await farm.read_lines(ended_batch.error_file_id)
     }
     assert (
         errors_by_id.keys() == {"line-2", "line-3"}

@@ -125,18 +125,18 @@ async def test_faults_before_the_first_byte_become_errors_or_fallbacks(
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
             close_breaker(models_app, kind)
             cell = f"{path} to {kind}, stream={stream}"
-            response, text = await send_chat(models_app, path, f"m-{kind}", stream=stream)
-            assert response.status == status, (cell, text)
-            assert "secret" not in text, cell
-            assert code in (None, read_error_code(path, text)), cell
+            response, response_text = await send_chat(models_app, path, f"m-{kind}", stream=stream)
+            assert response.status == status, (cell, response_text)
+            assert "secret" not in response_text, cell
+            assert code in (None, read_error_code(path, response_text)), cell
             if code == "overloaded" and (kind != "ollama" or path.startswith("ollama")):
                 assert response.headers["retry-after"] == "7", cell
             # Another one answers instead, unless the request is at fault.
             close_breaker(models_app, kind)
-            response, text = await send_chat(models_app, path, f"{kind}-or-fine")
-            assert response.status == (400 if status == 400 else 200), (cell, text)
+            response, response_text = await send_chat(models_app, path, f"{kind}-or-fine")
+            assert response.status == (400 if status == 400 else 200), (cell, response_text)
             if response.status == 200:
-                assert "Hi" in text, cell
+                assert "Hi" in response_text, cell
                 assert response.headers["x-moyin-backend"] == "fine", cell
                 assert response.headers["x-moyin-route"].startswith("fallback after "), cell
 
@@ -300,9 +300,9 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
                 async with asyncio.timeout(5):
                     await upstream.left.wait()
             longest_seconds = max(longest_seconds, time.monotonic() - left_at)
-            entry = await wait_for_ledger_entry(models_app, request_id)
-            assert (entry.complete, entry.output_tokens) == (False, 1), (kind, path)
-            assert entry.cost_usd > 0
+            ledger_entry = await wait_for_ledger_entry(models_app, request_id)
+            assert (ledger_entry.complete, ledger_entry.output_tokens) == (False, 1), (kind, path)
+            assert ledger_entry.cost_usd > 0
     record_measurement(f"upstream was cut {longest_seconds:.2f} s after its client left, at most")
 
 
