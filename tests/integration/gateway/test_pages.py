@@ -147,9 +147,7 @@ async def test_a_graph_is_rendered_and_followed(farm: Farm) -> None:
 
 async def test_a_pipeline_calls_its_webhook(working_farm: Farm) -> None:
     replacements = {"https://example.com/done": f"{working_farm.services_url}/done"}
-    job = json.loads(
-        await run_example(working_farm, QUICKSTART, "pipeline", replaced=replacements)
-    )
+    job = json.loads(await run_example(working_farm, QUICKSTART, "pipeline", replaced=replacements))
     finished_job = await working_farm.wait_for_status(job["id"])
     first_text, second_text = (output["text"] for output in finished_job["outputs"])
     assert second_text == f"re: A poem on {first_text}"
