@@ -119,10 +119,10 @@ async def open_service(
         )
 
 
-def create_caller(owner: str, usd: int) -> Identity:
+def create_caller(owner: str, usd_per_day: int) -> Identity:
     limits = (
         Limit(subject=f"key:{owner}", usd_per_month=Decimal(1000)),
-        Limit(subject=f"owner:{owner}", usd_per_day=Decimal(usd)),
+        Limit(subject=f"owner:{owner}", usd_per_day=Decimal(usd_per_day)),
     )
     return Identity(owner=owner, key_id=owner, limits=limits)
 

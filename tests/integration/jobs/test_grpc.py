@@ -131,8 +131,8 @@ async def test_jobs_are_listed_by_filters_and_pages(
     }
     submit_request = pb.SubmitJobRequest(job_json=json.dumps(job_body))
     jobs = [await stub.SubmitJob(submit_request, metadata=key_metadata) for _ in range(3)]
-    for item in jobs:
-        event_stream = stub.WatchJob(pb.WatchJobRequest(id=item.id), metadata=key_metadata)
+    for job in jobs:
+        event_stream = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=key_metadata)
         assert [event.type async for event in event_stream][-1] == "succeeded"
     request = pb.ListJobsRequest(
         status=[pb.JOB_STATUS_SUCCEEDED, pb.JOB_STATUS_FAILED], kind="http", limit=2,
@@ -146,7 +146,7 @@ async def test_jobs_are_listed_by_filters_and_pages(
         if not page.next_cursor:
             break
         request.cursor = page.next_cursor
-    assert [item.id for item in listed_jobs] == [item.id for item in reversed(jobs)]
+    assert [job.id for job in listed_jobs] == [job.id for job in reversed(jobs)]
     # The same page over HTTP.
     query = {"metadata.grpc list+&": run_label, "status": "succeeded"}
     headers = {"authorization": f"Bearer {gateway.api_key}"}

@@ -433,15 +433,15 @@ async def test_failing_health_checks_exclude_a_service(
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
     proxy_server.set_routes(build_route(url, health=health))
 
-    async def request_status() -> int:
+    async def fetch_status() -> int:
         async with proxy_server.client.get("/assets/x") as response:
             return response.status
 
-    assert await request_status() == 200
+    assert await fetch_status() == 200
     service.failing = 1
-    await eventually(lambda: _has_status(request_status(), 503))
+    await eventually(lambda: _has_status(fetch_status(), 503))
     service.failing = 0
-    await eventually(lambda: _has_status(request_status(), 200))
+    await eventually(lambda: _has_status(fetch_status(), 200))
 
 
 async def test_silent_service_is_timed_out(proxy_server: ProxyServer) -> None:
@@ -476,10 +476,10 @@ async def test_new_route_table_counts_open_requests(
 ) -> None:
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
 
-    def set_concurrency(concurrent: int) -> None:
-        proxy_server.set_routes(build_route(url, limits={"concurrent": concurrent}))
+    def set_concurrency(limit: int) -> None:
+        proxy_server.set_routes(build_route(url, limits={"concurrent": limit}))
 
-    async def request_status() -> int:
+    async def fetch_status() -> int:
         async with proxy_server.client.get("/assets/x") as response:
             return response.status
 
@@ -487,15 +487,15 @@ async def test_new_route_table_counts_open_requests(
     async with proxy_server.client.get("/assets/events") as stream:
         await stream.content.readuntil(b"\n\n")
         set_concurrency(1)
-        assert await request_status() == 429
+        assert await fetch_status() == 429
         set_concurrency(2)
-        assert await request_status() == 200
+        assert await fetch_status() == 200
         proxy_server.set_routes()
         set_concurrency(1)
-        assert await request_status() == 429
+        assert await fetch_status() == 429
         service.go_on.set()
         await stream.read()
-    assert await request_status() == 200
+    assert await fetch_status() == 200
 
 
 async def test_sticky_sessions_stay_at_one_server(proxy_server: ProxyServer) -> None:
@@ -542,17 +542,17 @@ async def test_a_tenant_s_limit_is_exact_in_all_replicas(
         proxy_serving(limited_route, meter=meters[1]) as second_server,
     ):
 
-        async def request_status(client: aiohttp.ClientSession, key: str) -> int:
+        async def fetch_status(client: aiohttp.ClientSession, key: str) -> int:
             headers = {"authorization": f"Bearer {key}"}
             async with client.get("/assets/x", headers=headers) as response:
                 return response.status
 
         calls = [
-            request_status(proxy_server.client, "ann-key")
+            fetch_status(proxy_server.client, "ann-key")
             for proxy_server in (first_server, second_server) * 8
         ]
         assert Counter(await asyncio.gather(*calls)) == {200: 5, 429: 11}
-        assert await request_status(first_server.client, "eve-key") == 200
+        assert await fetch_status(first_server.client, "eve-key") == 200
     for meter in meters:
         await meter.close()
 

@@ -49,14 +49,14 @@ async def check_models_stay_loaded(
         await farm.wait_for_renderer(pool, job_id)
     owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
     submissions = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
-    jobs = [
+    job_ids = [
         await farm.submit_job(build_loading_graph(model), owner=owner)
         for owner, model in submissions
     ]
-    await eventually(lambda: _has_waiting(pool, len(jobs)), 180)
+    await eventually(lambda: _has_waiting(pool, len(job_ids)), 180)
     for job_id in blocking_job_ids:
         await farm.cancel_job(job_id)
-    runs = await asyncio.gather(*(_read_run(farm, job_id) for job_id in jobs))
+    runs = await asyncio.gather(*(_read_run(farm, job_id) for job_id in job_ids))
 
     total_loads = sum(load_count for _, load_count in runs)
     fifo_run = fifo(
@@ -71,7 +71,7 @@ async def check_models_stay_loaded(
     )
     elapsed_seconds = time.monotonic() - started_at
     record_measurement(
-        f"{len(jobs)} jobs, 4 models, 2 ComfyUIs: {total_loads} loads in {elapsed_seconds:.1f} s, "
+        f"{len(job_ids)} jobs, 4 models, 2 ComfyUIs: {total_loads} loads in {elapsed_seconds:.1f} s, "
         f"first come, first served {fifo_run.changes}"
     )
     assert total_loads == (await pool.status.remote())["changes"] - changes_before, (

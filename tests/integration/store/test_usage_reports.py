@@ -98,7 +98,7 @@ async def test_pages_are_stable_while_calls_are_added(recorded_calls: RecordedCa
 
 
 async def test_filters_select_calls(recorded_calls: RecordedCalls) -> None:
-    variants: dict[str, dict[str, Any]] = {
+    changes_by_id: dict[str, dict[str, Any]] = {
         "key": {"key_id": "k2"},
         "backend": {"backend": "local"},
         "model": {"model": "opus"},
@@ -108,9 +108,9 @@ async def test_filters_select_calls(recorded_calls: RecordedCalls) -> None:
         "failed": {"complete": False, "error": "backend_timeout"},
         "old": {"complete": False, "key_id": None, "requested_model": None},
     }
-    for number, (name, changes) in enumerate(variants.items()):
+    for number, (request_id, changes) in enumerate(changes_by_id.items()):
         called_at = NOON + timedelta(minutes=number)
-        await recorded_calls.add(called_at, replace(ENTRY, request_id=name, **changes))
+        await recorded_calls.add(called_at, replace(ENTRY, request_id=request_id, **changes))
     list_ids = recorded_calls.list_ids
     assert await list_ids(key_id="k2") == ["key"]
     assert await list_ids(backend="local") == ["backend"]
