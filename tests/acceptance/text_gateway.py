@@ -14,7 +14,7 @@ from anyio.from_thread import start_blocking_portal
 
 from tests.acceptance.scripted import new_scripted_app
 from tests.acceptance.scripted_operations import build_operations_backend
-from tests.integration.text.fixtures import claude, local, serving
+from tests.integration.text.fixtures import build_claude_backend, build_local_backend, serving
 
 # llama.cpp with SmolLM2-135M through its OpenAI side and through its Anthropic side; the model
 # that obeys, under several names: some suites ask only models so called for their thoughts.
@@ -67,7 +67,7 @@ async def _serve_models_app(llama: str, folder: Path) -> AsyncIterator[TextGatew
         serving(
             folder,
             _build_small_backend(llama),
-            claude(llama),
+            build_claude_backend(llama),
             _build_capable_backend(url),
             build_operations_backend(url),
             **ALIASES,
@@ -89,7 +89,7 @@ async def _serve_scripted_model() -> AsyncIterator[str]:
 
 def _build_small_backend(llama: str) -> dict[str, Any]:
     """Return the back end of llama.cpp with a model that supports JSON schemas but no tools."""
-    backend = local(llama)
+    backend = build_local_backend(llama)
     [model] = backend["models"]
     model |= {"schema": True}
     return backend

@@ -45,9 +45,7 @@ def test_every_alert_has_a_test() -> None:
     assert alerts == tested_alerts
 
 
-def test_prometheus_reads_the_gateway_and_every_node(
-    gateway: RunningStack, tmp_path: Path
-) -> None:
+def test_prometheus_reads_the_gateway_and_every_node(gateway: RunningStack, tmp_path: Path) -> None:
     key = gateway.run("keys", "create", "monitoring", "--scope", "metrics").stdout
     response = httpx.post(
         f"{gateway.url}/v1/chat/completions",

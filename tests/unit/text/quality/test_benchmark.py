@@ -31,7 +31,9 @@ def test_apgr_of_a_perfect_order_is_high_and_of_its_reverse_low() -> None:
 def test_apgr_by_chance_is_a_half() -> None:
     generator = random.Random(1)
     truths = [generator.choice([0.0, 0.0, 0.0, 1.0, -1.0, 1.0]) for _ in range(20_000)]
-    assert compute_apgr([generator.random() for _ in truths], truths) == pytest.approx(0.5, abs=0.03)
+    assert compute_apgr([generator.random() for _ in truths], truths) == pytest.approx(
+        0.5, abs=0.03
+    )
 
 
 def test_scored_subjects_are_not_in_the_training_set() -> None:
