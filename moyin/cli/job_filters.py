@@ -109,6 +109,6 @@ def _parse_metadata(pairs: Sequence[str]) -> dict[str, str]:
         if not separator or not key:
             raise typer.BadParameter("must be KEY=VALUE", param_hint="--metadata")
         if key in metadata:
-            raise typer.BadParameter(f"{key} must be given once", param_hint="--metadata")
+            raise typer.BadParameter(f"{key} must be given only once", param_hint="--metadata")
         metadata[key] = value
     return metadata

@@ -81,14 +81,14 @@ class GraphAdmission:
         return filter_nodes(nodes, lambda name: _is_permitted(caller, name))
 
     async def check_graph(
-        self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
+        self, caller: Identity, pool: str, graph: Mapping[str, Any], own_names: Collection[str]
     ) -> bool:
         """Check a graph's nodes and files; return False if they can't be checked yet.
 
         They can't be checked while the pool has not reported its nodes.
 
         Args:
-            own: the names of the caller's files in the graph.
+            own_names: the names of the caller's files in the graph.
 
         Raises:
             NodeNotAllowed: the pool or the caller's limits do not allow a node.
@@ -111,7 +111,7 @@ class GraphAdmission:
         refused_inputs = (
             RefusedInput(refusal.node, refusal.class_type, refusal.input, _explain_refusal(refusal))
             for refusal in find_refusals(
-                graph, lambda name: known_inputs.get(name, _NO_RULES), own.__contains__
+                graph, lambda name: known_inputs.get(name, _NO_RULES), own_names.__contains__
             )
             if rules.checks_input(refusal.class_type, refusal.input)
         )

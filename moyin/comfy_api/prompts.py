@@ -107,7 +107,7 @@ class ComfyPrompts:
             comfyui=prompt,
         )
         job, _ = await self.service.submit(
-            caller, spec, idempotency_key=idempotency_key, job_id=body.prompt_id, validated=True,
+            caller, spec, idempotency_key=idempotency_key, job_id=body.prompt_id, is_validated=True,
             priority_field=("front" if body.front else "number") if prompt.front else None,
         )  # fmt: skip
         return {

@@ -88,7 +88,9 @@ class JobHistory:
         async def delete(job_ids: Sequence[str]) -> int:
             return len((await self._service.delete(caller.owner, job_ids)).deleted)
 
-        return await self._change(caller.owner, where, delete, dry_run=dry_run, cursor=cursor)
+        return await self._change_matching(
+            caller.owner, where, delete, dry_run=dry_run, cursor=cursor
+        )
 
     async def cancel_matching(
         self, caller: Identity, where: JobFilter, *, dry_run: bool, cursor: str | None
@@ -108,9 +110,9 @@ class JobHistory:
         async def cancel(job_ids: Sequence[str]) -> int:
             cancelled_count = 0
             for start in range(0, len(job_ids), _CONCURRENT_CANCELLATIONS):
-                job_ids_part = job_ids[start : start + _CONCURRENT_CANCELLATIONS]
+                job_id_chunk = job_ids[start : start + _CONCURRENT_CANCELLATIONS]
                 results = await asyncio.gather(
-                    *(self._try_cancel(caller, job_id) for job_id in job_ids_part),
+                    *(self._try_cancel(caller, job_id) for job_id in job_id_chunk),
                     return_exceptions=True,
                 )
                 for result in results:
@@ -126,7 +128,9 @@ class JobHistory:
         if not statuses:
             return BulkResult(matched=0, done=0, skipped=0, next_cursor=None)
         where = replace(where, statuses=statuses)
-        return await self._change(caller.owner, where, cancel, dry_run=dry_run, cursor=cursor)
+        return await self._change_matching(
+            caller.owner, where, cancel, dry_run=dry_run, cursor=cursor
+        )
 
     async def get_graph(self, job: Job, step: int) -> Mapping[str, Any]:
         """Return the graph of a step or a batch's child, in the format that ``POST /jobs`` accepts.
@@ -149,7 +153,7 @@ class JobHistory:
             return False
         return True
 
-    async def _change(
+    async def _change_matching(
         self,
         owner: str,
         where: JobFilter,
@@ -163,14 +167,16 @@ class JobHistory:
             count = await self._jobs.count(owner, where)
             return BulkResult(matched=count, done=0, skipped=0, next_cursor=None)
         matched_count = done_count = 0
-        size, limit = (_COUNTED_PER_QUERY, MAX_COUNTED) if dry_run else (_CHUNK, MAX_CHANGED)
+        page_size, max_matched = (
+            (_COUNTED_PER_QUERY, MAX_COUNTED) if dry_run else (_CHUNK, MAX_CHANGED)
+        )
         with self._lock_tenant(owner):
             for _ in range(_MAX_PAGES):
-                page = await self._jobs.list_ids(owner, where, limit=size, cursor=cursor)
+                page = await self._jobs.list_ids(owner, where, limit=page_size, cursor=cursor)
                 matched_count, cursor = matched_count + len(page.ids), page.next_cursor
                 if page.ids and not dry_run:
                     done_count += await change(page.ids)
-                if cursor is None or matched_count >= limit:
+                if cursor is None or matched_count >= max_matched:
                     break
         skipped = 0 if dry_run else matched_count - done_count
         return BulkResult(
@@ -181,7 +187,7 @@ class JobHistory:
     def _lock_tenant(self, owner: str) -> Iterator[None]:
         if owner in self._busy_owners:
             raise Overloaded(
-                "another request that changes many of your jobs is in progress; try again",
+                "another request that changes many of your jobs is in progress; try again in a few seconds",
                 retry_after=5,
             )
         self._busy_owners.add(owner)

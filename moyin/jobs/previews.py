@@ -37,7 +37,7 @@ class PreviewFeed:
 
         Events about previews have no id, because clients can't resume a stream after them.
         """
-        async with aclosing(events), aclosing(self._follow(job.id)) as previews:
+        async with aclosing(events), aclosing(self._follow_previews(job.id)) as previews:
             next_events = asyncio.create_task(_read_next(events))
             next_preview = asyncio.create_task(_read_next(previews))
             try:
@@ -60,7 +60,7 @@ class PreviewFeed:
                     task.cancel()
                 await asyncio.gather(next_events, next_preview, return_exceptions=True)
 
-    async def _follow(self, job_id: str) -> AsyncGenerator[JobEvent, None]:
+    async def _follow_previews(self, job_id: str) -> AsyncGenerator[JobEvent, None]:
         """Yield events about new previews without end; skip previews that a newer one replaced."""
         while True:
             # A client that reads too slowly gets no further previews, but the job's events

@@ -110,26 +110,32 @@ class StepClient:
                 # For example, the text of an earlier step may contain line breaks.
                 raise StepFailed(f"the header {name} must not contain control characters")
         allowed_headers["idempotency-key"] = idempotency_key
-        data = _encode_body(body, allowed_headers)
+        encoded_body = _encode_body(body, allowed_headers)
         try:
             # Sent exactly as it was checked, without another percent-encoding.
             async with self._gateway.open(
-                method, path, data, headers=allowed_headers, identity=identity, is_encoded=True
+                method,
+                path,
+                encoded_body,
+                headers=allowed_headers,
+                identity=identity,
+                is_encoded=True,
             ) as response:
                 content = await read_up_to(response, self._max_response_bytes)
         except BodyTooLong:
             raise StepFailed(
                 f"the response to {method} {_strip_query(path)} is larger than "
-                f"{self._max_response_bytes} bytes"
+                f"the {self._max_response_bytes} bytes that a step can receive"
             ) from None
         except GatewayUnreachable as error:
             if isinstance(error.__cause__, TimeoutError):
                 raise BackendTimeout(
-                    f"{method} {_strip_query(path)} exceeded the time limit of a request"
+                    f"{method} {_strip_query(path)} did not respond within the time limit of a request"
                 ) from None
-            reason = type(error.__cause__).__name__
+            error_name = type(error.__cause__).__name__
             raise BackendUnavailable(
-                f"{method} {_strip_query(path)} could not be reached ({reason})"
+                f"{method} {_strip_query(path)} failed, because the gateway could not be reached "
+                f"({error_name})"
             ) from error
         except RequestRefused as error:
             raise _to_step_error(method, path, error) from None

@@ -113,9 +113,9 @@ async def _run_store_activity(name: str, argument: Any) -> str:
 class JudgeActivities:
     """The Temporal activities of `JudgeWorkflow`, which are all idempotent."""
 
-    def __init__(self, judge: Judge, count: OutcomeCounter) -> None:
+    def __init__(self, judge: Judge, count_outcome: OutcomeCounter) -> None:
         self._judge = judge
-        self._count = count
+        self._count = count_outcome
 
     @property
     def judge_queue_activities(self) -> list[Any]:

@@ -78,12 +78,12 @@ class JobLauncher:
         run_attempt: Any = await description.memo_value("attempt", None)
         return bool(run_attempt == attempt)
 
-    async def notify(self, job_id: str, attempt: int) -> None:
+    async def start_webhook(self, job_id: str, attempt: int) -> None:
         if (await self._jobs.get_launch(job_id)).webhook is not None:
-            await self._start_webhook(job_id, attempt)
+            await self._start_webhook_workflow(job_id, attempt)
         await self._jobs.mark_dispatched(job_id, attempt=attempt)
 
-    async def _start_webhook(self, job_id: str, attempt: int) -> None:
+    async def _start_webhook_workflow(self, job_id: str, attempt: int) -> None:
         client = await self._temporal.get_client()
         try:
             await client.start_workflow(
@@ -117,7 +117,8 @@ class JobLauncher:
         attempt: Any = await description.memo_value("attempt", None)
         if attempt != launch.attempt:
             raise ServiceUnavailable(
-                f"attempt {attempt} of job {launch.job_id} has not ended yet", retry_after=1
+                f"attempt {attempt} of job {launch.job_id} has not ended yet; try again in a second",
+                retry_after=1,
             )
 
 
@@ -129,9 +130,9 @@ class DispatchBuffer:
     has no effect.
     """
 
-    def __init__(self, jobs: JobStore, *, seconds: float = _BUFFER_SECONDS) -> None:
+    def __init__(self, jobs: JobStore, *, delay_seconds: float = _BUFFER_SECONDS) -> None:
         self._jobs = jobs
-        self._seconds = seconds
+        self._seconds = delay_seconds
         self._pending: dict[str, None] = {}
         self._writing: asyncio.Task[None] | None = None
 
@@ -154,21 +155,21 @@ class DispatchBuffer:
             await self._write()
 
     async def _write(self) -> None:
-        ids = list(self._pending)[:_ROWS_PER_STATEMENT]
-        for job_id in ids:
+        job_ids = list(self._pending)[:_ROWS_PER_STATEMENT]
+        for job_id in job_ids:
             del self._pending[job_id]
         try:
-            await self._jobs.mark_dispatched(*ids)
+            await self._jobs.mark_dispatched(*job_ids)
         except (SQLAlchemyError, OSError) as error:
             _log.warning(
                 "%d jobs could not be marked as dispatched and are started again, without effect: %s",
-                len(ids),
+                len(job_ids),
                 error,
             )
 
 
 def build_job_input(launch: Launch) -> JobInput:
-    """Return the argument of the workflow that runs the next attempt of a job."""
+    """Return the argument of the workflow that runs the current attempt of a job."""
     return JobInput(
         job_id=launch.job_id,
         owner=launch.owner,

@@ -139,7 +139,7 @@ class TextBatchActivities:
         async with send_heartbeats(), _raise_application_errors():
             batch = await self._batches.find(batch_input.batch_id)
             if batch is None:
-                raise BatchNotFound("the batch was deleted")
+                raise BatchNotFound(f"batch {batch_input.batch_id} was deleted")
             # A batch that was cancelled before the check needs its lines, too: its results show
             # them as cancelled.
             is_unchecked = batch.status is BatchStatus.VALIDATING or (
@@ -153,7 +153,7 @@ class TextBatchActivities:
             try:
                 if file is None:
                     raise FileNotFoundError(batch.input_file_id)
-                total, errors = await check_input(
+                line_count, errors = await check_input(
                     self._blobs,
                     file.sha256,
                     FORMATS[batch.dialect],
@@ -162,12 +162,15 @@ class TextBatchActivities:
                     bounds=self._bounds,
                 )
             except FileNotFoundError:
-                message = "the content of the input file was deleted"
-                total, errors = 0, [BatchError(code="file_not_found", message=message)]
+                message = (
+                    f"input file {batch.input_file_id} was deleted: upload it again and create a "
+                    "new batch"
+                )
+                line_count, errors = 0, [BatchError(code="file_not_found", message=message)]
             if errors:
                 await self._batches.fail(batch.id, errors)
             else:
-                await self._batches.begin(batch.id, total)
+                await self._batches.begin(batch.id, line_count)
             return (await self._batches.find(batch.id) or batch).status.value
 
     @activity.defn
@@ -187,7 +190,7 @@ class TextBatchActivities:
         async with send_heartbeats(), _raise_application_errors():
             batch = await self._batches.find(batch_input.batch_id)
             if batch is None:
-                raise BatchNotFound("the batch was deleted")
+                raise BatchNotFound(f"batch {batch_input.batch_id} was deleted")
             if batch.status.is_final:
                 return batch.status.value
             # Lines of a dead replica count as running until its lease expires, so check again
@@ -209,7 +212,7 @@ class TextBatchActivities:
         """
         batch = await self._batches.find(batch_id)
         if batch is None:
-            raise BatchNotFound("the batch was deleted")
+            raise BatchNotFound(f"batch {batch_id} was deleted")
         if batch.status is not BatchStatus.IN_PROGRESS or batch.expires_at <= now():
             return "done"
         return await self._request_work(batch)
@@ -219,12 +222,14 @@ class TextBatchActivities:
             async with self._gateway.open(
                 "POST", f"/v1/batches/{batch.id}/work", b"", identity=batch.submitter
             ) as response:
-                answer = from_json(await read_up_to(response, _MAX_ANSWER_BYTES))
+                response_body = from_json(await read_up_to(response, _MAX_ANSWER_BYTES))
         except GatewayUnreachable as error:
-            raise ServiceUnavailable("the models app cannot be reached", retry_after=0.5) from error
+            raise ServiceUnavailable(
+                "the models app cannot be reached; try again later", retry_after=0.5
+            ) from error
         except RequestRefused as error:
             raise error.to_typed_error() from None
-        return str(answer["state"])
+        return str(response_body["state"])
 
 
 class TextBatchSweeper:

@@ -252,7 +252,7 @@ class Farm:
                 jobs=self.jobs,
                 launcher=self.launcher,
                 interval=timedelta(seconds=0.2),
-                older_than=self.sweep_after,
+                min_age=self.sweep_after,
             ),
             concurrency=CONCURRENCY,
         )

@@ -133,7 +133,7 @@ async def test_a_job_cancelled_before_its_start_sends_events(
     with monkeypatch.context() as patch:
         patch.setattr(farm.launcher, "start", never_start)
         if temporal_goes:
-            patch.setattr(farm.launcher, "notify", raise_unavailable)
+            patch.setattr(farm.launcher, "start_webhook", raise_unavailable)
         job = await farm.submit({**CHAT, "webhook": url})
         async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
             assert (await response.json())["status"] == "cancelled"
