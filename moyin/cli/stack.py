@@ -30,7 +30,7 @@ from moyin.cli.stack_view import StartProgress, print_checks, print_ready, print
 from moyin.domain.serialization import to_plain
 from moyin.errors import StackError
 from moyin.stack import apps, launch, ray
-from moyin.stack.doctor.checkup import mend, run_checks
+from moyin.stack.doctor.checkup import mend_problems, run_checks
 from moyin.stack.doctor.result import CheckVerdict
 from moyin.stack.launch import measure_memory
 from moyin.stack.options import Options
@@ -182,7 +182,7 @@ def doctor(
     def on_step(text: str) -> None:
         errors.print(text, markup=False, style="dim")
 
-    checks = list(mend(options, on_step) if fix else run_checks(options))
+    checks = list(mend_problems(options, on_step) if fix else run_checks(options))
     if as_json:
         print_json([to_plain(check) for check in checks])
     elif out.is_terminal:

@@ -21,7 +21,7 @@ from moyin.cli.screen import count, errors, out, print_pairs
 from moyin.stack.doctor.result import CheckResult, CheckVerdict
 from moyin.stack.options import Options
 from moyin.stack.profile import read_profile
-from moyin.stack.state import Part, PartStatus, Phase, StackState
+from moyin.stack.state import PartState, PartStatus, Phase, StackState
 
 _PART_NAMES = {"valkey": "Valkey", "temporal": "Temporal", "ray": "Ray", "apps": "apps"}
 _STATUS_COLOURS = {
@@ -85,7 +85,7 @@ class StartProgress:
         seconds = time.time() - state.started_at
         return Group(Text(f"Moyin is starting … {seconds:.0f} s", style="bold"), table)
 
-    def _build_status_mark(self, part: Part) -> RenderableType:
+    def _build_status_mark(self, part: PartState) -> RenderableType:
         if part.status == PartStatus.STARTING:
             return self._spinner
         marks = {PartStatus.UP: "✓", PartStatus.FAILED: "✗", PartStatus.BACKING_OFF: "↻"}
@@ -167,7 +167,7 @@ def _list_notes(options: Options, state: StackState) -> list[tuple[str, str]]:
     return [token, *(("note", note) for note in state.notes)]
 
 
-def _describe_part(part: Part) -> str:
+def _describe_part(part: PartState) -> str:
     return part.detail or ("" if part.status == PartStatus.UP else str(part.status))
 
 

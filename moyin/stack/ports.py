@@ -110,7 +110,7 @@ class Ports:
             names_by_port[port] = name
 
 
-def are_set_by(environ: Mapping[str, str]) -> bool:
+def are_ports_set(environ: Mapping[str, str]) -> bool:
     """Return True if a variable of the environment sets a port."""
     names = ("BASE", *(item.name.upper() for item in fields(Ports)))
     return any(environ.get(f"{_PREFIX}{name}") for name in names)
@@ -137,15 +137,15 @@ def read_stored_ports(path: Path) -> dict[str, str]:
 
 def store_ports(path: Path, ports: Mapping[str, int]) -> None:
     """Write ports by name, for stacks whose environment sets none, or raise `StackError`."""
-    text = "".join(f"{name} = {port}\n" for name, port in sorted(ports.items()))
+    port_lines = "".join(f"{name} = {port}\n" for name, port in sorted(ports.items()))
     with explain_os_errors(path):
-        replace_file(path, f"# Written by `moyin doctor --fix`.\n{text}".encode())
+        replace_file(path, f"# Written by `moyin doctor --fix`.\n{port_lines}".encode())
 
 
-def require_free(ports: Ports, *, ignored_ports: frozenset[str] = frozenset()) -> None:
+def require_free_ports(ports: Ports, *, ignored_ports: frozenset[str] = frozenset()) -> None:
     """Raise `StackError` if a port of the stack, except those in ``ignored_ports``, is in use."""
     for name, port in ports.items():
-        if name not in ignored_ports and not _is_free(port):
+        if name not in ignored_ports and not _is_port_free(port):
             raise StackError(
                 f"port {port} ({name}) is in use by {_describe_owner(port)}: "
                 f"stop that process, set {_PREFIX}{name.upper()}, or move all ports with {_PREFIX}BASE"
@@ -165,7 +165,7 @@ def choose_free_ports(
     return {
         item.name: base + item.metadata["offset"]
         for item in fields(ports)
-        if item.name not in ignored_ports and not _is_free(getattr(ports, item.name))
+        if item.name not in ignored_ports and not _is_port_free(getattr(ports, item.name))
     }
 
 
@@ -173,12 +173,12 @@ def find_free_base() -> int | None:
     """Return a value for ``MOYIN_PORT_BASE`` with which all ports are free, or None."""
     for base in _BASES:
         offsets = [item.metadata["offset"] for item in fields(Ports)]
-        if all(_is_free(base + offset) for offset in offsets):
+        if all(_is_port_free(base + offset) for offset in offsets):
             return base
     return None
 
 
-def _is_free(port: int) -> bool:
+def _is_port_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -206,9 +206,9 @@ def _describe_owner(port: int) -> str:
             if connection.laddr and connection.laddr.port == port and connection.pid:
                 process = psutil.Process(connection.pid)
                 # Another stack's processes have the path of its data folder in their environment.
-                data = process.environ().get("MOYIN_DATA")
-                stack = f" of the stack in {data}" if data else ""
-                return f"{process.name()} (pid {connection.pid}{stack})"
+                data_folder = process.environ().get("MOYIN_DATA")
+                stack_suffix = f" of the stack in {data_folder}" if data_folder else ""
+                return f"{process.name()} (pid {connection.pid}{stack_suffix})"
     except psutil.Error:
         return "another process"  # the processes of other users cannot be inspected
     return "another process"

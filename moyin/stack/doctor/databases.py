@@ -43,30 +43,33 @@ def check_database(options: Options) -> CheckResult:
             if options.settings.database_url
             else "restore a backup of moyin.db in the data folder, or move it away to begin anew",
         )
-    newest = get_newest_revision()
-    if revision is not None and revision > newest:
+    newest_revision = get_newest_revision()
+    if revision is not None and revision > newest_revision:
         return fail(
             "database",
-            f"revision {revision} is newer than this Moyin ({newest})",
+            f"revision {revision} is newer than this Moyin ({newest_revision})",
             "update Moyin, or restore a backup of the database",
         )
-    if revision != newest and options.settings.database_url:
+    if revision != newest_revision and options.settings.database_url:
         # Tables without a revision may be those of another program.
         is_ours = revision is not None or is_empty
-        found = f"at revision {revision}" if revision is not None else "has no tables yet"
+        finding = f"at revision {revision}" if revision is not None else "has no tables yet"
         return fail(
             "database",
-            f"{found}; this Moyin needs revision {newest}"
+            f"{finding}; this Moyin needs revision {newest_revision}"
             if is_ours
-            else f"has tables, but none of Moyin's; this Moyin needs revision {newest}",
+            else f"has tables, but none of Moyin's; this Moyin needs revision {newest_revision}",
             "stop older Moyins that use it, then run `moyin migrate`"
             if is_ours
             else "name a database of its own in MOYIN_DATABASE_URL, or run `moyin migrate`",
-            fix=f"migrate it to revision {newest}; older Moyins cannot use it then"
+            fix=f"migrate it to revision {newest_revision}; older Moyins cannot use it then"
             if is_ours
             else "",
         )
-    return ok("database", f"revision {newest}" if revision == newest else "`moyin up` migrates it")
+    return ok(
+        "database",
+        f"revision {newest_revision}" if revision == newest_revision else "`moyin up` migrates it",
+    )
 
 
 def migrate_database(options: Options) -> None:
@@ -79,7 +82,7 @@ def migrate_database(options: Options) -> None:
     except SQLAlchemyError as error:
         # The error's own text has the statement with its values.
         cause = getattr(error, "orig", None) or type(error).__name__
-        raise StackError(f"the migration failed: {cause}") from error
+        raise StackError(f"the migration of the database failed: {cause}") from error
 
 
 def check_valkey_data(options: Options) -> CheckResult:
@@ -99,8 +102,8 @@ def check_valkey_data(options: Options) -> CheckResult:
     return fail(
         "valkey data",
         f"{path} is damaged, so that Valkey does not start",
-        f"move {path.parent} away: jobs and pictures are not in it, but limits, caches and the "
-        "events of jobs",
+        f"move {path.parent} away; it has limits, caches and the events of jobs, but no jobs or "
+        "pictures",
         fix="copy the folder, then cut the file where the damage begins",
     )
 
@@ -109,21 +112,22 @@ def cut_valkey_data(options: Options, on_step: OnStep) -> None:
     path = _find_newest_log(options)
     if path is None:
         return
-    copy = find_aside_path(path.parent)
-    shutil.copytree(path.parent, copy)
-    size = path.stat().st_size
+    copied_folder = find_aside_path(path.parent)
+    shutil.copytree(path.parent, copied_folder)
+    size_before = path.stat().st_size
     status, output = _run_valkey_check(path, "--fix")
     if status != 0:
-        raise StackError(f"valkey-check-aof failed: {output.strip().splitlines()[-1:]}")
+        last_line = (output.strip().splitlines() or ["without output"])[-1]
+        raise StackError(f"valkey-check-aof could not repair {path}: {last_line}")
     on_step(
-        f"valkey data: cut {size - path.stat().st_size} of {size} bytes; {copy} has all of them"
+        f"valkey data: cut {size_before - path.stat().st_size} of {size_before} bytes; {copied_folder} has all of them"
     )
 
 
-async def read_in_time(reading: Awaitable[T]) -> T:
+async def read_in_time(query: Awaitable[T]) -> T:
     """Return the result of a query, or raise `TimeoutError`, which is an `OSError`."""
     async with asyncio.timeout(_DATABASE_SECONDS):
-        return await reading
+        return await query
 
 
 def _find_newest_log(options: Options) -> Path | None:
@@ -141,7 +145,8 @@ def _find_newest_log(options: Options) -> Path | None:
 
 def _run_valkey_check(path: Path, *arguments: str) -> tuple[int, str]:
     """Run valkey-check-aof, which is the server's program under another name."""
-    # Not on the manifest: of the first file, in the format of Valkey 9, it says that it is damaged.
+    # The manifest is not checked, because the program reports the format of Valkey 9 in its first
+    # file as damage.
     process = subprocess.run(
         ["valkey-check-aof", *arguments, str(path)],
         executable=valkey.find_server(),

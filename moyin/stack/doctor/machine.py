@@ -23,17 +23,17 @@ _NVIDIA, _DISPLAY = "0x10de", "0x03"
 
 
 def check_python() -> CheckResult:
-    found = ".".join(map(str, sys.version_info[:3]))
+    finding = ".".join(map(str, sys.version_info[:3]))
     is_untested = not (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return warn_if(is_untested, "python", found, "use Python 3.11 to 3.13, which are tested")
+    return warn_if(is_untested, "python", finding, "use Python 3.11 to 3.13, which are tested")
 
 
 def check_clock(options: Options) -> CheckResult:
     """Check that no file of the last run is from the future, as after the clock was set back."""
     layout = options.layout
     files = [layout.state, layout.temporal_db, *layout.logs.glob("*.log")]
-    newest = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
-    clock_lag = newest - time.time()
+    newest_mtime = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+    clock_lag = newest_mtime - time.time()
     if clock_lag <= _MAX_CLOCK_SECONDS:
         return ok("clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
     return fail(
@@ -51,10 +51,10 @@ def check_processors() -> CheckResult:
 
 def check_memory() -> CheckResult:
     memory = psutil.virtual_memory()
-    found = f"{memory.available / _GIB:.1f} GiB of {memory.total / _GIB:.1f} GiB available"
+    finding = f"{memory.available / _GIB:.1f} GiB of {memory.total / _GIB:.1f} GiB available"
     # The stack without ComfyUI takes about 2 GiB; each ComfyUI takes half a GiB and its models.
     advice = "less than 4 GiB: stop other programs, or render elsewhere"
-    return warn_if(memory.available < 4 * _GIB, "memory", found, advice)
+    return warn_if(memory.available < 4 * _GIB, "memory", finding, advice)
 
 
 def check_gpu(options: Options) -> CheckResult:
@@ -71,14 +71,14 @@ def check_gpu(options: Options) -> CheckResult:
     if has_nvidia_card():
         return warn(
             "gpu",
-            "a card of NVIDIA, but no driver (nvidia-smi)",
+            "an NVIDIA card, but no driver (the program nvidia-smi is missing)",
             "install NVIDIA's driver; a container needs NVIDIA's Container Toolkit and `--gpus all`",
         )
     return warn("gpu", "none", "Ray gets one logical GPU and ComfyUI runs on the CPU, slowly")
 
 
 def has_nvidia_card(devices: Path = _PCI_DEVICES) -> bool:
-    """Return whether the kernel lists a graphics card of NVIDIA, with or without a driver."""
+    """Return True if the kernel lists an NVIDIA graphics card, with or without a driver."""
     for device in devices.glob("*"):
         try:
             vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))

@@ -40,31 +40,31 @@ class CheckResult:
     fixed: bool = False
 
 
-def ok(name: str, found: str) -> CheckResult:
-    return CheckResult(name=name, verdict=CheckVerdict.OK, found=found)
+def ok(name: str, finding: str) -> CheckResult:
+    return CheckResult(name=name, verdict=CheckVerdict.OK, found=finding)
 
 
-def warn(name: str, found: str, advice: str, *, fix: str = "") -> CheckResult:
-    return CheckResult(name=name, verdict=CheckVerdict.WARN, found=found, advice=advice, fix=fix)
+def warn(name: str, finding: str, advice: str, *, fix: str = "") -> CheckResult:
+    return CheckResult(name=name, verdict=CheckVerdict.WARN, found=finding, advice=advice, fix=fix)
 
 
-def fail(name: str, found: str, advice: str, *, fix: str = "") -> CheckResult:
-    return CheckResult(name=name, verdict=CheckVerdict.FAIL, found=found, advice=advice, fix=fix)
+def fail(name: str, finding: str, advice: str, *, fix: str = "") -> CheckResult:
+    return CheckResult(name=name, verdict=CheckVerdict.FAIL, found=finding, advice=advice, fix=fix)
 
 
-def warn_if(is_bad: bool, name: str, found: str, advice: str) -> CheckResult:
-    return warn(name, found, advice) if is_bad else ok(name, found)
+def warn_if(is_bad: bool, name: str, finding: str, advice: str) -> CheckResult:
+    return warn(name, finding, advice) if is_bad else ok(name, finding)
 
 
-def check_call(name: str, work: Callable[[], object], found: str = "") -> CheckResult:
-    """Call ``work`` and return the result of the check: failed if ``work`` raises `StackError`.
+def check_call(name: str, operation: Callable[[], object], finding: str = "") -> CheckResult:
+    """Call ``operation`` and return the check's result: failed if it raises `StackError`.
 
     Args:
-        found: the result in words if ``work`` succeeds.
+        finding: the result in words if ``operation`` succeeds; empty takes what it returns.
     """
     try:
-        result = work()
+        result = operation()
     except StackError as error:
         problem, _, advice = error.message.partition(": ")
         return fail(name, problem, advice)
-    return ok(name, found or str(result))
+    return ok(name, finding or str(result))

@@ -69,9 +69,9 @@ def check_temporal(options: Options) -> CheckResult:
 
 
 def check_comfyui(options: Options) -> CheckResult:
-    # A ComfyUI of the user's own is not replaced.
-    is_own = options.settings.comfyui_home is not None
-    fix = "" if is_own else "install it, which takes some minutes and 2 GiB"
+    # An installation that MOYIN_COMFYUI_HOME names is not replaced.
+    is_custom_installation = options.settings.comfyui_home is not None
+    fix = "" if is_custom_installation else "install it, which takes some minutes and 2 GiB"
     try:
         installation = find_comfyui(options.settings)
     except StackError as error:
@@ -81,7 +81,7 @@ def check_comfyui(options: Options) -> CheckResult:
             "comfyui",
             f"{installation.python} {problem}",
             "install PyTorch and ComfyUI's requirements for that Python"
-            if is_own
+            if is_custom_installation
             else "run `moyin doctor --fix`, which installs what is missing",
             fix=fix,
         )

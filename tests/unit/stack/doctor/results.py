@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moyin.stack.doctor.checkup import mend
+from moyin.stack.doctor.checkup import mend_problems
 from moyin.stack.doctor.result import CheckResult, CheckVerdict
 from moyin.stack.options import Options
 
@@ -17,6 +17,6 @@ def expect_problem(
 def mend_one(options: Options, name: str) -> CheckResult:
     """Run all checks and fixes up to the check ``name``, and return the result of this check."""
     steps: list[str] = []
-    result = next(result for result in mend(options, steps.append) if result.name == name)
+    result = next(result for result in mend_problems(options, steps.append) if result.name == name)
     assert steps[-1].startswith(f"{name}: ")
     return result

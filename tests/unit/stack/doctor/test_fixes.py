@@ -278,7 +278,7 @@ def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
     child = subprocess.Popen(["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id})
     try:
         assert services.check_processes(options).found == "the supervisor owns them"
-        services.end_processes_left_over(options)
+        services.end_leftover_processes(options)
         assert child.poll() is None
     finally:
         child.kill()
@@ -330,7 +330,9 @@ async def test_signing_key_of_a_shared_database_is_left_to_its_people(
 
 def mend_until(options: Options, name: str) -> CheckResult:
     """Run the checks and fixes up to the check ``name``; those after it install programs."""
-    return next(result for result in checkup.mend(options, lambda _: None) if result.name == name)
+    return next(
+        result for result in checkup.mend_problems(options, lambda _: None) if result.name == name
+    )
 
 
 def test_mended_problem_that_leaves_another_is_not_called_fixed(
@@ -348,5 +350,5 @@ def test_mended_problem_that_leaves_another_is_not_called_fixed(
     monkeypatch.setattr(checkup, "run_checks", lambda _: [next(results)])
     fix = replace(checkup._FIXES["secret files"], check=lambda _: next(results))
     monkeypatch.setattr(checkup, "_FIXES", {"secret files": fix})
-    [result] = checkup.mend(options, lambda _: None)
+    [result] = checkup.mend_problems(options, lambda _: None)
     assert (result.verdict, result.fixed) == (CheckVerdict.FAIL, False)

@@ -34,7 +34,7 @@ from moyin.stack.doctor import (
 )
 from moyin.stack.doctor.result import CheckVerdict
 from moyin.stack.options import Options
-from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
+from moyin.stack.state import PartState, PartStatus, Phase, StackState, SupervisorLock, write_state
 from tests.stack import ROOT, free_port_base
 from tests.unit.stack.doctor.results import expect_problem
 
@@ -249,8 +249,8 @@ def test_part_of_a_running_stack_that_is_down() -> None:
     lock = SupervisorLock(options.layout.lock)
     lock.acquire()
     parts = {
-        "temporal": Part(status=PartStatus.BACKING_OFF, detail="ended with status 1"),
-        "ray": Part(status=PartStatus.UP),
+        "temporal": PartState(status=PartStatus.BACKING_OFF, detail="ended with status 1"),
+        "ray": PartState(status=PartStatus.UP),
     }
     state = StackState(pid=os.getpid(), phase=Phase.DEGRADED, parts=parts)
     write_state(options.layout.state, state)
