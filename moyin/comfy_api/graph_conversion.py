@@ -14,7 +14,7 @@ from moyin.comfy_api.protocol.graph_conversion import (
     MAX_REPORTED,
     ConvertedGraph,
     LeftOutBody,
-    find_missing,
+    find_missing_parts,
 )
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidRequest
@@ -78,10 +78,10 @@ class GraphConverter:
     ) -> ConvertedGraph:
         if pool is not None:
             await self._admission.require_pool(caller, pool)
-        graph = _unwrap(graph)
-        is_editor = is_editor_format(graph)
+        graph = _unwrap_graph(graph)
+        is_editor_graph = is_editor_format(graph)
         left_out: list[LeftOutBody] = []
-        if is_editor:
+        if is_editor_graph:
             nodes = await self._admission.list_nodes(caller)
             graph, left_out = await asyncio.to_thread(_convert_editor_graph, graph, nodes)
         else:
@@ -93,15 +93,17 @@ class GraphConverter:
         if pool is None:
             pool = await self._admission.choose_pool(caller, graph)
         nodes = await self._admission.list_nodes(caller, pool)
-        missing, uploads = await asyncio.to_thread(find_missing, graph, nodes)
+        missing_parts, uploads = await asyncio.to_thread(find_missing_parts, graph, nodes)
         names = {upload.value for upload in uploads}
-        found = await self._files.find_in_texts(caller.owner, names) if names else {}
-        missing.files = [upload for upload in uploads if upload.value not in found][:MAX_REPORTED]
+        found_files = await self._files.find_in_texts(caller.owner, names) if names else {}
+        missing_parts.files = [upload for upload in uploads if upload.value not in found_files][
+            :MAX_REPORTED
+        ]
         return ConvertedGraph(
-            format="editor" if is_editor else "api",
+            format="editor" if is_editor_graph else "api",
             graph=dict(graph),
             pool=pool,
-            missing=missing,
+            missing=missing_parts,
             left_out=left_out,
         )
 
@@ -114,10 +116,10 @@ def _convert_editor_graph(
     return result.graph, [LeftOutBody.model_validate(item) for item in result.left_out]
 
 
-def _unwrap(graph: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unwrap_graph(graph: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the graph in a body of ``POST /prompt`` or ``POST /jobs``, or the graph itself."""
     for member in ("prompt", "workflow"):
-        inner = graph.get(member)
-        if isinstance(inner, Mapping) and "class_type" not in inner:
-            return inner
+        inner_graph = graph.get(member)
+        if isinstance(inner_graph, Mapping) and "class_type" not in inner_graph:
+            return inner_graph
     return graph

@@ -89,14 +89,16 @@ def _read_files(folder: Path) -> dict[str, ConsoleFile]:
 
 def _read_file(folder: Path, path: Path) -> ConsoleFile:
     content = path.read_bytes()
-    guessed = _MEDIA_TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]
-    media_type = guessed or "application/octet-stream"
-    gzipped = None
+    guessed_type = _MEDIA_TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]
+    media_type = guessed_type or "application/octet-stream"
+    gzipped_content = None
     if len(content) >= _MIN_COMPRESSED_BYTES and media_type.startswith(_COMPRESSIBLE):
-        gzipped = gzip.compress(content, mtime=0)
+        gzipped_content = gzip.compress(content, mtime=0)
     return ConsoleFile(
         content=content,
-        gzipped=gzipped if gzipped is not None and len(gzipped) < len(content) else None,
+        gzipped=gzipped_content
+        if gzipped_content is not None and len(gzipped_content) < len(content)
+        else None,
         media_type=media_type,
         etag=f'W/"{hashlib.sha256(content).hexdigest()[:32]}"',
         is_immutable=path.relative_to(folder).as_posix().startswith(_HASHED_FOLDER),

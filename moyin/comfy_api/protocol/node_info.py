@@ -88,11 +88,13 @@ def _is_in_input_folder(choice: Any) -> bool:
 
 
 def _set_upload_choices(node: Mapping[str, Any], files: Sequence[str]) -> Mapping[str, Any]:
-    uploads = [(kind, name) for kind, name, spec in iterate_inputs(node) if is_upload_input(spec)]
-    if not uploads:
+    upload_inputs = [
+        (kind, name) for kind, name, spec in iterate_inputs(node) if is_upload_input(spec)
+    ]
+    if not upload_inputs:
         return node
     changed_node = copy.deepcopy(dict(node))
-    for kind, name in uploads:
+    for kind, name in upload_inputs:
         _set_choices(changed_node["input"][kind][name], list(files))
     return changed_node
 
