@@ -25,19 +25,19 @@ def print_job(job: Mapping[str, Any]) -> None:
             ("child", "status", "inputs", "files"), map(_build_child_row, job["children"])
         )
     elif job["outputs"]:
-        kinds = [step["kind"] for step in (job["submitted"] or {}).get("steps", ())]
+        step_kinds = [step["kind"] for step in (job["submitted"] or {}).get("steps", ())]
         out.print()
         print_records(
             ("step", "kind", "back end", "cost", "result"),
-            (_build_step_row(output, kinds) for output in job["outputs"]),
-            right=("cost",),
+            (_build_step_row(output, step_kinds) for output in job["outputs"]),
+            right_aligned=("cost",),
         )
     if job["artifacts"]:
         out.print()
         print_records(
             ("file", "name", "type", "size"),
             ((f["id"], f["name"], f["media_type"], decimal(f["size"])) for f in job["artifacts"]),
-            right=("size",),
+            right_aligned=("size",),
         )
 
 
@@ -110,11 +110,11 @@ def _describe_job(job: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield "metadata", job["metadata"] or None
 
 
-def _build_step_row(output: Mapping[str, Any], kinds: list[str]) -> tuple[object, ...]:
+def _build_step_row(output: Mapping[str, Any], step_kinds: list[str]) -> tuple[object, ...]:
     step = output["step"]
     return (
         step,
-        kinds[step] if step < len(kinds) else None,
+        step_kinds[step] if step < len(step_kinds) else None,
         output["backend"],
         format_cost(str(output["cost_usd"])),
         _describe_output(output),

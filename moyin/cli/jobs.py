@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import typer
 
-from moyin.cli.following import follow
+from moyin.cli.following import follow_job
 from moyin.cli.job_filters import (
     After,
     Before,
@@ -25,14 +25,14 @@ from moyin.cli.job_view import describe_status, measure_progress, print_job
 from moyin.cli.screen import (
     AsJson,
     AsJsonLines,
-    count,
     errors,
+    format_count,
     out,
     print_json,
     print_json_line,
     print_table,
 )
-from moyin.cli.session import exit_unless_succeeded, send, with_gateway
+from moyin.cli.session import exit_unless_succeeded, send_request, with_gateway
 from moyin.client.gateway import GatewayClient, ServerSentEvent
 
 app = typer.Typer(help="Jobs: list, show, cancel, delete, retry, watch.", no_args_is_help=True)
@@ -78,7 +78,7 @@ def list_jobs(
         print_table(
             ("id", "kind", "status", "created (UTC)"),
             ((j["id"], j["kind"], describe_status(j), j["created_at"]) for j in jobs),
-            empty="no jobs match" if where else "no jobs: `moyin render GRAPH` makes one",
+            empty_text="no jobs match" if where else "no jobs: `moyin render GRAPH` makes one",
         )
     else:
         print_table(
@@ -130,7 +130,7 @@ def cancel(
         else:
             out.print(f"{job['id']} {job['status']}")
         return
-    counts = _change("cancel", where, dry_run=dry_run, is_confirmed=yes)
+    counts = _change_matching("cancel", where, dry_run=dry_run, is_confirmed=yes)
     _print_counts(counts, as_json, "cancelled", "had ended")
 
 
@@ -158,13 +158,13 @@ def delete(
         before=before, search=search,
     )  # fmt: skip
     if _is_single_job(job_id, where, dry_run):
-        send("DELETE", _build_path(job_id))
+        send_request("DELETE", _build_path(job_id))
         if as_json:
             print_json({"id": job_id, "deleted": True})
         else:
             out.print(f"{job_id} deleted")
         return
-    counts = _change("delete", where, dry_run=dry_run, is_confirmed=yes)
+    counts = _change_matching("delete", where, dry_run=dry_run, is_confirmed=yes)
     _print_counts(counts, as_json, "deleted", "were open")
 
 
@@ -186,16 +186,16 @@ def watch(job_id: JobId, as_json: AsJsonLines = False) -> None:
     event are the job.
     """
 
-    async def work(gateway: GatewayClient) -> None:
+    async def follow_to_end(gateway: GatewayClient) -> None:
         on_event = _print_event if as_json else None
-        job = await follow(gateway, job_id, shows_bar=not as_json, on_event=on_event)
+        job = await follow_job(gateway, job_id, shows_bar=not as_json, on_event=on_event)
         if not as_json:
             out.print(job["status"])
         if job["error"]:
             errors.print(f"{job['error']['code']}: {job['error']['message']}")
         exit_unless_succeeded(job)
 
-    with_gateway(work)
+    with_gateway(follow_to_end)
 
 
 def _print_event(event: ServerSentEvent) -> None:
@@ -215,27 +215,33 @@ def _is_single_job(job_id: str | None, where: dict[str, Any], dry_run: bool) -> 
     return job_id is not None
 
 
-def _change(
+def _change_matching(
     action: str, where: dict[str, Any], *, dry_run: bool, is_confirmed: bool
 ) -> dict[str, Any]:
-    async def work(gateway: GatewayClient, *, counts_only: bool) -> dict[str, Any]:
+    async def send_change(gateway: GatewayClient, *, counts_only: bool) -> dict[str, Any]:
         return await change_jobs(gateway, f"/jobs/{action}", where, dry_run=counts_only)
 
     if not dry_run and not is_confirmed:
-        matched_count = with_gateway(lambda gateway: work(gateway, counts_only=True))["matched"]
+        matched_count = with_gateway(lambda gateway: send_change(gateway, counts_only=True))[
+            "matched"
+        ]
         question = f"{_describe_matches(matched_count)}. {action.capitalize()} them?"
         typer.confirm(question, abort=True, err=True)
-    return with_gateway(lambda gateway: work(gateway, counts_only=dry_run))
+    return with_gateway(lambda gateway: send_change(gateway, counts_only=dry_run))
 
 
-def _print_counts(counts: dict[str, Any], as_json: bool, done: str, skipped: str) -> None:
+def _print_counts(
+    counts: dict[str, Any], as_json: bool, done_word: str, skipped_words: str
+) -> None:
     if as_json:
         print_json(counts)
     elif counts["dry_run"]:
         out.print(_describe_matches(counts["matched"]))
     else:
-        skipped_note = f"; {counts['skipped']:,} {skipped}" if counts["skipped"] else ""
-        out.print(f"{done} {counts['done']:,} of {count(counts['matched'], 'job')}{skipped_note}")
+        skipped_note = f"; {counts['skipped']:,} {skipped_words}" if counts["skipped"] else ""
+        out.print(
+            f"{done_word} {counts['done']:,} of {format_count(counts['matched'], 'job')}{skipped_note}"
+        )
     if counts["skipped"]:
         raise typer.Exit(SOME_SKIPPED)
 
@@ -245,4 +251,4 @@ def _build_path(job_id: str | None) -> str:
 
 
 def _describe_matches(number: int) -> str:
-    return f"{count(number, 'job')} {'matches' if number == 1 else 'match'}"
+    return f"{format_count(number, 'job')} {'matches' if number == 1 else 'match'}"

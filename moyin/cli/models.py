@@ -42,8 +42,8 @@ def list_models(as_json: AsJson = False) -> None:
             )
             for model in page["data"]
         ),
-        right=("context",),
-        empty="there are no models that you may use",
+        right_aligned=("context",),
+        empty_text="there are no models that you may use",
     )
 
 
@@ -84,7 +84,7 @@ def show(
             )
             for backend in backends
         ),
-        right=("context", "quality"),
+        right_aligned=("context", "quality"),
     )
 
 
@@ -94,7 +94,7 @@ def _list_abilities(model: Mapping[str, Any]) -> list[str]:
 
 def _describe_price(backend: Mapping[str, Any]) -> str:
     """Return a back end's prices as text: those of tokens, and others such as per call."""
-    tokens = backend["usd_per_million_tokens"]
-    parts = [f"${tokens['input']} in, ${tokens['output']} out per M tokens"]
-    parts += [f"${backend[key]} per {unit}" for key, unit in _UNITS.items() if key in backend]
-    return "; ".join(parts)
+    token_prices = backend["usd_per_million_tokens"]
+    price_texts = [f"${token_prices['input']} in, ${token_prices['output']} out per M tokens"]
+    price_texts += [f"${backend[key]} per {unit}" for key, unit in _UNITS.items() if key in backend]
+    return "; ".join(price_texts)

@@ -31,7 +31,7 @@ def list_organisations(as_json: AsJson = False) -> None:
         print_records(
             _COLUMNS,
             map(_build_row, page["organisations"]),
-            empty="no organisations: an operator makes one with `moyin organisations create NAME`",
+            empty_text="no organisations: an operator makes one with `moyin organisations create NAME`",
         )
 
 
@@ -41,7 +41,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show an organisation."""
-    body = with_gateway(lambda gateway: gateway.call("GET", get_path(organisation)))
+    body = with_gateway(lambda gateway: gateway.call("GET", get_organisation_path(organisation)))
     if as_json:
         print_json(body)
     else:
@@ -61,29 +61,29 @@ def create(
         out.print(body["id"])
 
 
-async def resolve_path(gateway: GatewayClient, organisation: str | None) -> str:
+async def resolve_organisation_path(gateway: GatewayClient, organisation: str | None) -> str:
     """Return the API path of an organisation; None means the caller's only organisation.
 
     Raises:
         StackError: the caller has no organisation, or has several and did not name one.
     """
     if organisation is not None:
-        return get_path(organisation)
+        return get_organisation_path(organisation)
     page = await gateway.call("GET", _PATH)
-    ids = [str(body["id"]) for body in page["organisations"]]
-    if not ids:
+    organisation_ids = [str(body["id"]) for body in page["organisations"]]
+    if not organisation_ids:
         raise StackError(
             "there is no organisation: an operator makes one with `moyin organisations create NAME`"
         )
-    if len(ids) > 1:
+    if len(organisation_ids) > 1:
         raise StackError(
             "there are several organisations: name one with --organisation "
             "(`moyin organisations list`)"
         )
-    return get_path(ids[0])
+    return get_organisation_path(organisation_ids[0])
 
 
-def get_path(organisation: str) -> str:
+def get_organisation_path(organisation: str) -> str:
     return f"{_PATH}/{quote(organisation, safe='')}"
 
 

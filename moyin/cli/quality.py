@@ -16,7 +16,7 @@ from moyin.cli.screen import (
     print_pairs,
     print_table,
 )
-from moyin.cli.session import send, with_gateway
+from moyin.cli.session import send_request, with_gateway
 
 app = typer.Typer(
     help="The quality of answers: show, export, reset, freeze, thaw.", no_args_is_help=True
@@ -66,21 +66,21 @@ def export(_: AlwaysJson = True) -> None:
 @app.command()
 def reset(as_json: AsLocalJson = False) -> None:
     """Delete all signals of your tenant."""
-    send("POST", "/v1/quality/reset")
+    send_request("POST", "/v1/quality/reset")
     print_outcome({"deleted": True}, "signals deleted", as_json=as_json)
 
 
 @app.command()
 def freeze(as_json: AsLocalJson = False) -> None:
     """Stop learning for your tenant; the router still uses what it learned before."""
-    send("POST", "/v1/quality/freeze", {"frozen": True})
+    send_request("POST", "/v1/quality/freeze", {"frozen": True})
     print_outcome({"frozen": True}, "frozen", as_json=as_json)
 
 
 @app.command()
 def thaw(as_json: AsLocalJson = False) -> None:
     """Resume learning for your tenant."""
-    send("POST", "/v1/quality/freeze", {"frozen": False})
+    send_request("POST", "/v1/quality/freeze", {"frozen": False})
     print_outcome({"frozen": False}, "learning", as_json=as_json)
 
 
@@ -138,10 +138,10 @@ def _print_models(models: list[dict[str, Any]]) -> None:
             (
                 (
                     model["model"],
-                    ", ".join(filter(None, (_describe_ability(model), _list_abilities(model)))),
+                    ", ".join(filter(None, (_describe_ability(model), _describe_abilities(model)))),
                     _describe_source(model),
-                    _list_signals(model),
-                    _list_shared(model),
+                    _describe_signals(model),
+                    _describe_shared_levels(model),
                 )
                 for model in models
             ),
@@ -158,14 +158,16 @@ def _print_models(models: list[dict[str, Any]]) -> None:
             )
             for model in models
         ),
-        right=("signals",),
+        right_aligned=("signals",),
     )
-    for caption, list_values in (
-        ("ability by kind of request", _list_abilities),
-        ("signals by kind", _list_signals),
-        ("learned from other tenants", _list_shared),
+    for caption, describe_values in (
+        ("ability by kind of request", _describe_abilities),
+        ("signals by kind", _describe_signals),
+        ("learned from other tenants", _describe_shared_levels),
     ):
-        if pairs := [(model["model"], text) for model in models if (text := list_values(model))]:
+        if pairs := [
+            (model["model"], text) for model in models if (text := describe_values(model))
+        ]:
             _print_caption(caption)
             print_pairs(pairs, indent=0)
 
@@ -178,17 +180,17 @@ def _describe_source(model: dict[str, Any]) -> str:
     return str(model["source"]).removeprefix(f"{model['model']}, ")
 
 
-def _list_abilities(model: dict[str, Any]) -> str:
+def _describe_abilities(model: dict[str, Any]) -> str:
     estimates = sorted(model["kinds"].items()) if model["ability"] is not None else ()
     return ", ".join(f"{kind} {estimate['ability']:+.1f}" for kind, estimate in estimates)
 
 
-def _list_signals(model: dict[str, Any]) -> str:
+def _describe_signals(model: dict[str, Any]) -> str:
     counts = sorted(model["signals"].items(), key=lambda item: -item[1])
     return ", ".join(f"{kind} {count:g}" for kind, count in counts)
 
 
-def _list_shared(model: dict[str, Any]) -> str:
+def _describe_shared_levels(model: dict[str, Any]) -> str:
     return ", ".join(f"{kind} {level:+.1f}" for kind, level in sorted(model["shared"].items()))
 
 

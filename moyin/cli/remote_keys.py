@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from moyin.cli.session import send, with_gateway
+from moyin.cli.session import send_request, with_gateway
 
 _PATH = "/accounts/keys"
 
@@ -39,7 +39,7 @@ def rotate_key(key_id: str, overlap: int) -> dict[str, Any]:
 
 
 def revoke_key(key_id: str) -> None:
-    send("DELETE", _build_path(key_id))
+    send_request("DELETE", _build_path(key_id))
 
 
 def _build_path(key_id: str) -> str:

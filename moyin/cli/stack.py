@@ -252,18 +252,18 @@ def _print_memory(options: Options) -> None:
 def _print_as_object(line: str) -> None:
     """Print a line of a log as a JSON object, which it may be already."""
     try:
-        value = json.loads(line)
+        parsed_line = json.loads(line)
     except (ValueError, RecursionError):
-        value = None
-    print_json_line(value if isinstance(value, dict) else {"message": line})
+        parsed_line = None
+    print_json_line(parsed_line if isinstance(parsed_line, dict) else {"message": line})
 
 
 def _follow_log(path: Path) -> Iterator[str]:
     """Yield the lines that are added to a log from now on."""
     with path.open(errors="replace") as file:
         file.seek(0, os.SEEK_END)
-        unfinished = ""
+        unfinished_line = ""
         while True:
-            *lines, unfinished = (unfinished + file.read()).split("\n")
+            *lines, unfinished_line = (unfinished_line + file.read()).split("\n")
             yield from lines
             time.sleep(_LOG_POLL_SECONDS)

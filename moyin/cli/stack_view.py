@@ -17,7 +17,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from moyin.cli.screen import count, errors, out, print_pairs
+from moyin.cli.screen import errors, format_count, out, print_pairs
 from moyin.stack.doctor.result import CheckResult, CheckVerdict
 from moyin.stack.options import Options
 from moyin.stack.profile import read_profile
@@ -92,13 +92,13 @@ class StartProgress:
         return Text(marks.get(part.status, "·"), style=_STATUS_COLOURS.get(part.status, "dim"))
 
 
-def stop_command() -> str:
+def build_stop_command() -> str:
     """Return the command that stops the stack: `moyin down`, with the path if `PATH` lacks it."""
     if shutil.which("moyin"):
         return "moyin down"
-    typed = Path(sys.argv[0])
+    typed_path = Path(sys.argv[0])
     # With `python -m`, the first argument is a source file.
-    return f"{typed if typed.name == 'moyin' else Path(sys.executable).with_name('moyin')} down"
+    return f"{typed_path if typed_path.name == 'moyin' else Path(sys.executable).with_name('moyin')} down"
 
 
 def print_ready(options: Options, state: StackState) -> None:
@@ -110,7 +110,7 @@ def print_ready(options: Options, state: StackState) -> None:
         options.layout.key_shown_marker.touch()
         pairs.append(("api key", read_profile(options.layout.profile, {}).api_key))
         pairs.append(("", f"shown once; the command line stores it in {options.layout.profile}"))
-    print_pairs([*pairs, *_list_notes(options, state), ("stop", stop_command())])
+    print_pairs([*pairs, *_list_notes(options, state), ("stop", build_stop_command())])
 
 
 def print_state(options: Options, state: StackState) -> None:
@@ -153,8 +153,8 @@ def print_checks(checks: Sequence[CheckResult]) -> None:
             label = Text(" " * len(label))
     counts = Counter(check.verdict for check in checks)
     out.print(
-        f"\n{count(counts[CheckVerdict.FAIL], 'problem')}, "
-        f"{count(counts[CheckVerdict.WARN], 'warning')}"
+        f"\n{format_count(counts[CheckVerdict.FAIL], 'problem')}, "
+        f"{format_count(counts[CheckVerdict.WARN], 'warning')}"
     )
     if mendable_checks := [f"{check.name} ({check.fix})" for check in checks if check.fix]:
         out.print("`moyin doctor --fix` mends:")
@@ -163,8 +163,8 @@ def print_checks(checks: Sequence[CheckResult]) -> None:
 
 
 def _list_notes(options: Options, state: StackState) -> list[tuple[str, str]]:
-    token = ("ray token", f"in {options.layout.ray_token} (the dashboard requires it)")
-    return [token, *(("note", note) for note in state.notes)]
+    token_note = ("ray token", f"in {options.layout.ray_token} (the dashboard requires it)")
+    return [token_note, *(("note", note) for note in state.notes)]
 
 
 def _describe_part(part: PartState) -> str:
@@ -172,7 +172,7 @@ def _describe_part(part: PartState) -> str:
 
 
 def _format_duration(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
+    for unit, unit_seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= unit_seconds:
+            return f"{seconds / unit_seconds:.0f} {unit}"
     return f"{seconds:.0f} s"

@@ -45,7 +45,7 @@ def list_templates(as_json: AsJson = False) -> None:
             )
             for t in page["templates"]
         ),
-        empty="no templates are configured",
+        empty_text="no templates are configured",
     )
 
 
