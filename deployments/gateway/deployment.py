@@ -45,7 +45,7 @@ from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
 from moyin.jobs.grpc.health import HealthMonitor
-from moyin.jobs.newest_jobs import NewestJobs
+from moyin.jobs.newest_jobs import NewestJobsReader
 from moyin.jobs.previews import PreviewFeed
 from moyin.jobs.queue_places import QueuePlaces
 from moyin.jobs.service import JobService
@@ -178,7 +178,7 @@ class Gateway(MoyinCalls):
 
         feed_sources = FeedSources(
             cluster=read_cluster, backends=read_backends, usage=read_usage,
-            models=read_models_of, jobs=NewestJobs(jobs, places).read, routes=read_routes,
+            models=read_models_of, jobs=NewestJobsReader(jobs, places).read, routes=read_routes,
             doctor=check_machine,
         )  # fmt: skip
         cluster = close_at_shutdown(ClusterFeeds(feed_sources))

@@ -15,7 +15,7 @@ from rich.filesize import decimal
 from moyin.cli.following import choose_target_path, create_folder
 from moyin.cli.pictures import PictureProtocol, detect_protocol, show_picture
 from moyin.cli.screen import AsJson, AsLocalJson, out, print_json, print_outcome, print_records
-from moyin.cli.session import build_path, send_request, with_gateway
+from moyin.cli.session import build_path, run_with_gateway, send_request
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient
 
@@ -53,7 +53,7 @@ def list_artifacts(
         "created_after": after,
         "created_before": before,
     }
-    artifacts = with_gateway(lambda gateway: _read_artifacts(gateway, filters, limit))
+    artifacts = run_with_gateway(lambda gateway: _read_artifacts(gateway, filters, limit))
     if as_json:
         print_json(artifacts)
         return
@@ -88,7 +88,7 @@ def get(
         await gateway.download(path, target_path)
         return target_path
 
-    saved_path = with_gateway(download_file)
+    saved_path = run_with_gateway(download_file)
     if as_json:
         print_json({"id": artifact_id, "path": str(saved_path)})
     else:
@@ -119,7 +119,7 @@ def put(
         ) as response:
             return await response.json()
 
-    artifact = with_gateway(upload_file)
+    artifact = run_with_gateway(upload_file)
     if as_json:
         print_json(artifact)
     else:
@@ -141,7 +141,7 @@ def link(
         body = {"expires_in": seconds}
         return gateway.url, await gateway.call("POST", f"{_build_path(artifact_id)}/link", body)
 
-    url, created_link = with_gateway(create_link)
+    url, created_link = run_with_gateway(create_link)
     if as_json:
         print_json(created_link)
     else:
@@ -175,7 +175,7 @@ def archive(
         await gateway.download(archive_link["url"], target_path)
         return target_path
 
-    saved_path = with_gateway(download_archive)
+    saved_path = run_with_gateway(download_archive)
     if as_json:
         print_json({"path": str(saved_path)})
     else:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.screen import AsJson, print_csv, print_json, print_json_line, print_records
-from moyin.cli.session import build_path, with_gateway
+from moyin.cli.session import build_path, run_with_gateway
 from moyin.client.gateway import GatewayClient
 
 app = typer.Typer(help="The audit log: list, search, export.", no_args_is_help=True)
@@ -67,7 +67,7 @@ def list_entries(
                     break
         return entries
 
-    entries = with_gateway(read_matches)
+    entries = run_with_gateway(read_matches)
     if as_json:
         print_json({"entries": entries})
         return
@@ -100,7 +100,7 @@ def export(
             async for entry in matches:
                 await asyncio.to_thread(_write_entry, entry, form)
 
-    with_gateway(write_matches)
+    run_with_gateway(write_matches)
 
 
 def _write_entry(entry: dict[str, Any], export_format: ExportFormat) -> None:

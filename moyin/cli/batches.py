@@ -22,7 +22,7 @@ from moyin.cli.screen import (
     print_json_line,
     print_table,
 )
-from moyin.cli.session import JOB_DID_NOT_SUCCEED, with_gateway
+from moyin.cli.session import JOB_DID_NOT_SUCCEED, run_with_gateway
 from moyin.client.gateway import GatewayClient
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def list_batches(
     as_json: AsJson = False,
 ) -> None:
     """List your batches; piped output has tab-separated id, status, lines, counts and time."""
-    page = with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}?limit={limit}"))
+    page = run_with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}?limit={limit}"))
     if as_json:
         print_json(page)
         return
@@ -99,13 +99,13 @@ def submit(
         if wait:
             await _follow_batch(gateway, batch["id"], as_json)
 
-    with_gateway(upload_and_start)
+    run_with_gateway(upload_and_start)
 
 
 @app.command()
 def show(batch_id: BatchId, as_json: AsJson = False) -> None:
     """Show a batch; piped output is JSON."""
-    batch = with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}/{batch_id}"))
+    batch = run_with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}/{batch_id}"))
     if as_json or not out.is_terminal:
         print_json(batch)
     else:
@@ -118,13 +118,13 @@ def watch(batch_id: BatchId, as_json: AsJsonLines = False) -> None:
 
     With --json the batch is a line at first and after each change.
     """
-    with_gateway(lambda gateway: _follow_batch(gateway, batch_id, as_json))
+    run_with_gateway(lambda gateway: _follow_batch(gateway, batch_id, as_json))
 
 
 @app.command()
 def cancel(batch_id: BatchId, as_json: AsJson = False) -> None:
     """Cancel a batch, and keep the answers that it has so far."""
-    batch = with_gateway(lambda gateway: gateway.call("POST", f"{_BATCHES}/{batch_id}/cancel"))
+    batch = run_with_gateway(lambda gateway: gateway.call("POST", f"{_BATCHES}/{batch_id}/cancel"))
     if as_json:
         print_json(batch)
     else:
@@ -167,7 +167,7 @@ def results(
                 await asyncio.to_thread(sys.stdout.buffer.write, piece)
         sys.stdout.buffer.flush()
 
-    with_gateway(write_results)
+    run_with_gateway(write_results)
 
 
 async def _follow_batch(gateway: GatewayClient, batch_id: str, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.screen import AsJsonLines, errors, print_json_line
-from moyin.cli.session import with_gateway
+from moyin.cli.session import run_with_gateway
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient, read_events
 
@@ -62,7 +62,7 @@ def chat(
     `moyin.answer`, has the whole text, back end, model, cost, route and request id.
     """
     question = sys.stdin.read() if prompt == "-" else prompt
-    answer = with_gateway(
+    answer = run_with_gateway(
         lambda gateway: stream_answer(
             gateway, question, model=model, system=system, max_tokens=max_tokens, as_json=as_json
         )

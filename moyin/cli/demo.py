@@ -14,7 +14,7 @@ from moyin.cli.chat import Answer, stream_answer
 from moyin.cli.following import save_artifacts
 from moyin.cli.render import load_graph, submit_and_follow
 from moyin.cli.screen import out, print_pairs
-from moyin.cli.session import exit_unless_succeeded, load_profile, with_gateway
+from moyin.cli.session import exit_unless_succeeded, load_profile, run_with_gateway
 from moyin.cli.stack_view import build_stop_command
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient
@@ -34,7 +34,7 @@ def demo(
 ) -> None:
     """Run a demo: a streamed answer from a model, then a picture as a durable job."""
     graph = load_graph(_find_example(_GRAPH))
-    job = with_gateway(lambda gateway: _run_demo(gateway, graph, output))
+    job = run_with_gateway(lambda gateway: _run_demo(gateway, graph, output))
     _print_addresses()
     exit_unless_succeeded(job)
 

@@ -125,12 +125,12 @@ def _describe_output(output: Mapping[str, Any]) -> str:
     names = [artifact["name"] for artifact in output["artifacts"]]
     if names or output["cached"]:
         return ", ".join([*names, *(["kept result"] if output["cached"] else [])])
-    text = output["text"]
-    if text is None:
-        text = "" if output["body"] is None else describe_value(output["body"])
+    output_text = output["text"]
+    if output_text is None:
+        output_text = "" if output["body"] is None else describe_value(output["body"])
     # Not cut between words, because Chinese and Japanese have no spaces.
-    text = " ".join(text.split())
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
+    output_text = " ".join(output_text.split())
+    return output_text if len(output_text) <= _MAX_TEXT else f"{output_text[:_MAX_TEXT]}…"
 
 
 def _build_child_row(child: Mapping[str, Any]) -> tuple[object, ...]:

@@ -32,7 +32,7 @@ from moyin.cli.screen import (
     print_json_line,
     print_table,
 )
-from moyin.cli.session import exit_unless_succeeded, send_request, with_gateway
+from moyin.cli.session import exit_unless_succeeded, run_with_gateway, send_request
 from moyin.client.gateway import GatewayClient, ServerSentEvent
 
 app = typer.Typer(help="Jobs: list, show, cancel, delete, retry, watch.", no_args_is_help=True)
@@ -71,7 +71,7 @@ def list_jobs(
         status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
         before=before, search=search,
     )  # fmt: skip
-    jobs = with_gateway(lambda gateway: read_jobs(gateway, where, limit))
+    jobs = run_with_gateway(lambda gateway: read_jobs(gateway, where, limit))
     if as_json:
         print_json(jobs)
     elif out.is_terminal:
@@ -93,7 +93,7 @@ def list_jobs(
 @app.command()
 def show(job_id: JobId, as_json: AsJson = False) -> None:
     """Show a job with the outputs of its finished steps; piped output is JSON."""
-    job = with_gateway(lambda gateway: gateway.call("GET", _build_path(job_id)))
+    job = run_with_gateway(lambda gateway: gateway.call("GET", _build_path(job_id)))
     if as_json or not out.is_terminal:
         print_json(job)
     else:
@@ -124,7 +124,9 @@ def cancel(
         before=before, search=search,
     )  # fmt: skip
     if _is_single_job(job_id, where, dry_run):
-        job = with_gateway(lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/cancel"))
+        job = run_with_gateway(
+            lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/cancel")
+        )
         if as_json:
             print_json(job)
         else:
@@ -171,7 +173,7 @@ def delete(
 @app.command()
 def retry(job_id: JobId, as_json: AsJson = False) -> None:
     """Resume a failed or cancelled job after its last finished step."""
-    job = with_gateway(lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/retry"))
+    job = run_with_gateway(lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/retry"))
     if as_json:
         print_json(job)
     else:
@@ -195,7 +197,7 @@ def watch(job_id: JobId, as_json: AsJsonLines = False) -> None:
             errors.print(f"{job['error']['code']}: {job['error']['message']}")
         exit_unless_succeeded(job)
 
-    with_gateway(follow_to_end)
+    run_with_gateway(follow_to_end)
 
 
 def _print_event(event: ServerSentEvent) -> None:
@@ -222,12 +224,12 @@ def _change_matching(
         return await change_jobs(gateway, f"/jobs/{action}", where, dry_run=counts_only)
 
     if not dry_run and not is_confirmed:
-        matched_count = with_gateway(lambda gateway: send_change(gateway, counts_only=True))[
+        matched_count = run_with_gateway(lambda gateway: send_change(gateway, counts_only=True))[
             "matched"
         ]
         question = f"{_describe_matches(matched_count)}. {action.capitalize()} them?"
         typer.confirm(question, abort=True, err=True)
-    return with_gateway(lambda gateway: send_change(gateway, counts_only=dry_run))
+    return run_with_gateway(lambda gateway: send_change(gateway, counts_only=dry_run))
 
 
 def _print_counts(

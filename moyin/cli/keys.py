@@ -100,8 +100,8 @@ def rotate(
 
     async def rotate_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key = await keys.get(key_id)
-        text = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
-        return _build_audit_event("rotate", key.owner, key_id, {"overlap_seconds": overlap}), text
+        secret = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
+        return _build_audit_event("rotate", key.owner, key_id, {"overlap_seconds": overlap}), secret
 
     _print_secret({"id": key_id, "key": _run_with_audit(rotate_key)}, as_json)
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import typer
 
 from moyin.cli.screen import AsJson, AsLocalJson, print_json, print_outcome, print_records
-from moyin.cli.session import send_request, with_gateway
+from moyin.cli.session import run_with_gateway, send_request
 from moyin.client.gateway import GatewayClient
 
 app = typer.Typer(help="Limits and budgets: list, show, set, clear.", no_args_is_help=True)
@@ -23,7 +23,7 @@ _UNLIMITED = "none"
 @app.command("list")
 def list_limits(as_json: AsJson = False) -> None:
     """List the limits that apply to you."""
-    page = with_gateway(lambda gateway: gateway.call("GET", "/accounts/limits"))
+    page = run_with_gateway(lambda gateway: gateway.call("GET", "/accounts/limits"))
     if as_json:
         print_json(page)
     else:
@@ -33,7 +33,7 @@ def list_limits(as_json: AsJson = False) -> None:
 @app.command()
 def show(subject: Subject, as_json: AsJson = False) -> None:
     """Show the limits of a key, a user or a tenant."""
-    limit = with_gateway(lambda gateway: gateway.call("GET", _build_path(subject)))
+    limit = run_with_gateway(lambda gateway: gateway.call("GET", _build_path(subject)))
     if as_json:
         print_json(limit)
     else:
@@ -66,7 +66,7 @@ def set_limits(
         body = {name: value for name, value in merged_limits.items() if value is not None}
         return await gateway.call("PUT", _build_path(subject), body)
 
-    limit = with_gateway(merge_limits)
+    limit = run_with_gateway(merge_limits)
     if as_json:
         print_json(limit)
     else:

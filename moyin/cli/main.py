@@ -66,7 +66,7 @@ def _handle_global_options(
         raise typer.Exit
 
 
-stack.register(app)
+stack.register_commands(app)
 app.command("chat")(chat.chat)
 app.add_typer(models.app, name="models")
 app.command("route")(route.route)

@@ -10,7 +10,7 @@ import typer
 
 from moyin.cli.organisations import OrganisationOption, resolve_organisation_path
 from moyin.cli.screen import AsJson, errors, out, print_json, print_records
-from moyin.cli.session import with_gateway
+from moyin.cli.session import run_with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.domain.account import Role
 
@@ -31,7 +31,7 @@ def list_members(organisation: OrganisationOption = None, as_json: AsJson = Fals
             "GET", f"{await resolve_organisation_path(gateway, organisation)}/members"
         )
 
-    page = with_gateway(read_members)
+    page = run_with_gateway(read_members)
     if as_json:
         print_json(page)
         return
@@ -52,7 +52,7 @@ def invite(
         path = f"{await resolve_organisation_path(gateway, organisation)}/members"
         return await gateway.call("POST", path, {"email": email, "name": name, "role": role})
 
-    _print_invitation(with_gateway(add_member), as_json)
+    _print_invitation(run_with_gateway(add_member), as_json)
 
 
 @app.command("invite-again")
@@ -65,7 +65,7 @@ def invite_again(
         path = await _find_member(gateway, organisation, user)
         return await gateway.call("POST", f"{path}/invitation")
 
-    _print_invitation(with_gateway(renew_invitation), as_json)
+    _print_invitation(run_with_gateway(renew_invitation), as_json)
 
 
 @app.command("add-service")
@@ -81,7 +81,7 @@ def add_service_account(
         path = f"{await resolve_organisation_path(gateway, organisation)}/service-accounts"
         return await gateway.call("POST", path, {"name": name, "role": role})
 
-    account = with_gateway(create_account)
+    account = run_with_gateway(create_account)
     if as_json:
         print_json(account)
     else:
@@ -118,7 +118,7 @@ def _change_member(
         path = await _find_member(gateway, organisation, user)
         return await gateway.call("PATCH", path, body)
 
-    changed_member = with_gateway(update_member)
+    changed_member = run_with_gateway(update_member)
     if as_json:
         print_json(changed_member)
     else:

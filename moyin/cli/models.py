@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from moyin.cli.screen import AsJson, out, print_json, print_pairs, print_records
-from moyin.cli.session import with_gateway
+from moyin.cli.session import run_with_gateway
 
 app = typer.Typer(
     help="Models and aliases: list, show with back ends and prices.", no_args_is_help=True
@@ -26,7 +26,7 @@ _UNITS = {
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """List the models and aliases that you may use; operators also see their back ends."""
-    page = with_gateway(lambda gateway: gateway.call("GET", "/v1/models"))
+    page = run_with_gateway(lambda gateway: gateway.call("GET", "/v1/models"))
     if as_json:
         print_json(page)
         return
@@ -54,7 +54,7 @@ def show(
 ) -> None:
     """Show a model or alias; operators see every back end with its state and price."""
     path = f"/v1/models/{quote(name)}"
-    model = with_gateway(lambda gateway: gateway.call("GET", path))
+    model = run_with_gateway(lambda gateway: gateway.call("GET", path))
     if as_json:
         print_json(model)
         return

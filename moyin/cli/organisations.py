@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from moyin.cli.screen import AsJson, out, print_json, print_records
-from moyin.cli.session import with_gateway
+from moyin.cli.session import run_with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
 
@@ -24,7 +24,7 @@ OrganisationOption = Annotated[
 @app.command("list")
 def list_organisations(as_json: AsJson = False) -> None:
     """List your organisation; operators see all organisations."""
-    page = with_gateway(lambda gateway: gateway.call("GET", _PATH))
+    page = run_with_gateway(lambda gateway: gateway.call("GET", _PATH))
     if as_json:
         print_json(page)
     else:
@@ -41,7 +41,9 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show an organisation."""
-    body = with_gateway(lambda gateway: gateway.call("GET", get_organisation_path(organisation)))
+    body = run_with_gateway(
+        lambda gateway: gateway.call("GET", get_organisation_path(organisation))
+    )
     if as_json:
         print_json(body)
     else:
@@ -54,7 +56,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create an organisation and print its id; needs the rights of an operator."""
-    body = with_gateway(lambda gateway: gateway.call("POST", _PATH, {"name": name}))
+    body = run_with_gateway(lambda gateway: gateway.call("POST", _PATH, {"name": name}))
     if as_json:
         print_json(body)
     else:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import typer
 
 from moyin.cli.screen import AsLocalJson, errors, print_json, print_outcome, print_table
-from moyin.cli.session import find_profile_name, run_with
+from moyin.cli.session import find_profile_name, run_with_profile
 from moyin.errors import StackError
 from moyin.stack.named_profiles import (
     LOCAL,
@@ -51,7 +51,7 @@ def add(
     _warn_of_plain_http(profile.url)
     profile = replace(profile, api_key=_read_key())
     if check:
-        run_with(profile, lambda gateway: gateway.call("GET", "/accounts/whoami"))
+        run_with_profile(profile, lambda gateway: gateway.call("GET", "/accounts/whoami"))
     profiles = {**named_profiles.profiles, require_profile_name(name): profile}
     write_named_profiles(path, replace(named_profiles, profiles=profiles))
     print_outcome(

@@ -16,7 +16,7 @@ from moyin.cli.screen import (
     print_pairs,
     print_table,
 )
-from moyin.cli.session import send_request, with_gateway
+from moyin.cli.session import run_with_gateway, send_request
 
 app = typer.Typer(
     help="The quality of answers: show, export, reset, freeze, thaw.", no_args_is_help=True
@@ -32,7 +32,7 @@ def show(as_json: AsJson = False) -> None:
     the judge, and what the last thirty days would have cost with other values of
     `usd_per_bad_answer`.
     """
-    report = with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
+    report = run_with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
     if as_json:
         print_json(report)
         return
@@ -60,7 +60,7 @@ def show(as_json: AsJson = False) -> None:
 @app.command()
 def export(_: AlwaysJson = True) -> None:
     """Print all stored signals of your tenant as JSON."""
-    print_json(with_gateway(lambda gateway: gateway.call("GET", "/v1/quality/export")))
+    print_json(run_with_gateway(lambda gateway: gateway.call("GET", "/v1/quality/export")))
 
 
 @app.command()
@@ -100,7 +100,7 @@ def feedback(
     """Rate an answer, so that the router learns from it."""
     rating = {"score": score, "better_request_id": better, "comment": comment}
     body = {name: value for name, value in rating.items() if value is not None}
-    result = with_gateway(
+    result = run_with_gateway(
         lambda gateway: gateway.call("POST", "/v1/feedback", {"request_id": request_id, **body})
     )
     if as_json:
@@ -120,11 +120,11 @@ def _print_caption(text: str) -> None:
 
 def _describe_judge(judge: dict[str, Any]) -> str:
     """Return the judge's results of this month as text, with the cost if the caller may see it."""
-    text = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
+    summary = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
     if judge.get("usd_per_month") is None:
-        return text
+        return summary
     spent_text = "?" if judge["spent_usd"] is None else f"${judge['spent_usd']:.4f}"
-    return f"{text}, {spent_text} of ${judge['usd_per_month']:g} spent"
+    return f"{summary}, {spent_text} of ${judge['usd_per_month']:g} spent"
 
 
 def _print_models(models: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ import typer
 from moyin.cli.artifacts import ShowPictures, print_files
 from moyin.cli.following import create_folder, follow_job, save_artifacts
 from moyin.cli.screen import AsJson, errors, out, print_json
-from moyin.cli.session import exit_unless_succeeded, with_gateway
+from moyin.cli.session import exit_unless_succeeded, run_with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
 from moyin.render.protocol.editor_graph.document import is_editor_format
@@ -66,7 +66,7 @@ def render(
         job = await submit_and_follow(gateway, body, is_quiet=as_json)
         return job, await save_artifacts(gateway, job, output)
 
-    job, paths = with_gateway(render_and_save)
+    job, paths = run_with_gateway(render_and_save)
     if as_json:
         print_json({**job, "paths": list(map(str, paths))})
     else:

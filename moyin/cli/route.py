@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.screen import errors, out, print_json, print_pairs, print_table
-from moyin.cli.session import with_gateway
+from moyin.cli.session import run_with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.text.quality.wording import format_probability
 
@@ -47,7 +47,7 @@ def route(
     async def explain(gateway: GatewayClient) -> Any:
         return await gateway.call("POST", "/v1/route", body, headers=headers)
 
-    decision = with_gateway(explain)
+    decision = run_with_gateway(explain)
     if as_json:
         print_json(decision)
     else:
@@ -91,14 +91,14 @@ def _describe_request(request: dict[str, Any]) -> str:
 
 
 def _build_candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:
-    expected, quality = candidate["expected"], candidate["quality"]
+    estimates, quality = candidate["expected"], candidate["quality"]
     estimate = ("", "", "") if quality is None else _format_estimate(quality)
     return (
         candidate["model"],
         candidate["backend"],
         *estimate,
-        f"${expected['cost_usd']}",
-        f"{expected['seconds']:.1f}",
+        f"${estimates['cost_usd']}",
+        f"{estimates['seconds']:.1f}",
         f"{candidate['score_usd']:.6f}",
         candidate["reason"],
     )

@@ -123,7 +123,7 @@ def _fit_columns(
         cells = {n: column for n, column in cells.items() if n == 0 or any(map(str, column[1:]))}
     for name in (None, *optional_columns):
         cells = {n: column for n, column in cells.items() if column[0] != name}
-        if widths := _share_width(cells):
+        if widths := _compute_column_widths(cells):
             return widths
     return {}
 
@@ -138,7 +138,7 @@ def _measure_spare_width(widths: Mapping[int, int]) -> int:
     return out.width - sum(widths.values()) - 2 * (len(widths) - 1)
 
 
-def _share_width(cells: Mapping[int, Sequence[object]]) -> dict[int, int]:
+def _compute_column_widths(cells: Mapping[int, Sequence[object]]) -> dict[int, int]:
     """Return column widths that break no word, or nothing if the terminal is too narrow.
 
     The first column is not broken even between words, since users copy its ids.

@@ -71,12 +71,12 @@ def open_gateway(profile: Profile) -> GatewayClient:
     )
 
 
-def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
+def run_with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
     """Run ``work`` with a client of the selected profile's gateway, and return the result."""
-    return run_with(load_profile(), work)
+    return run_with_profile(load_profile(), work)
 
 
-def run_with(profile: Profile, work: Callable[[GatewayClient], Awaitable[T]]) -> T:
+def run_with_profile(profile: Profile, work: Callable[[GatewayClient], Awaitable[T]]) -> T:
     """Run ``work`` with a client of the profile's gateway, and return the result."""
 
     async def run_in_session() -> T:
@@ -99,7 +99,7 @@ def send_request(method: str, path: str, body: Any = None) -> None:
         async with gateway.open(method, path, body):
             return
 
-    with_gateway(send_and_discard)
+    run_with_gateway(send_and_discard)
 
 
 def exit_unless_succeeded(job: dict[str, Any]) -> None:

@@ -63,10 +63,10 @@ def _encode_columns(columns: Mapping[int, int]) -> str:
     ranked_columns = ((x - rank, columns[x], x) for rank, x in enumerate(sorted(columns)))
     for (_, mask), run in groupby(ranked_columns, key=lambda item: item[:2]):
         xs = [x for *_, x in run]
-        encoded_runs += [_repeat("?", xs[0] - position), _repeat(chr(63 + mask), len(xs))]
+        encoded_runs += [_encode_run("?", xs[0] - position), _encode_run(chr(63 + mask), len(xs))]
         position = xs[-1] + 1
     return "".join(encoded_runs)
 
 
-def _repeat(character: str, count: int) -> str:
+def _encode_run(character: str, count: int) -> str:
     return f"!{count}{character}" if count > 3 else character * count

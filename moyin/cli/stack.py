@@ -52,7 +52,7 @@ ConfigOption = Annotated[
 _LOG_POLL_SECONDS = 0.3
 
 
-def register(app: typer.Typer) -> None:
+def register_commands(app: typer.Typer) -> None:
     for command in (up, down, deploy, status, doctor, logs, ray_env):
         app.command()(command)
     # The previous name of `ray-env`, which the next version removes.
@@ -80,8 +80,8 @@ def up(
         return
     state = launch.read_running_state(options)
     if state is not None and state.phase in (Phase.READY, Phase.DEGRADED):
-        text = f"Moyin is up already: {state.addresses['gateway']} (see `moyin status`)"
-        print_outcome(to_plain(state), text, as_json=as_json)
+        notice = f"Moyin is up already: {state.addresses['gateway']} (see `moyin status`)"
+        print_outcome(to_plain(state), notice, as_json=as_json)
         return
     with StartProgress() as progress:
         state = launch.start_stack(options, progress.update)

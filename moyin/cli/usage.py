@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from moyin.cli.screen import AsJson, clean_text, out, print_csv, print_json, print_table
-from moyin.cli.session import build_path, with_gateway
+from moyin.cli.session import build_path, run_with_gateway
 from moyin.cli.usage_names import read_names
 from moyin.client.gateway import GatewayClient
 
@@ -98,7 +98,7 @@ def show_usage(
         needs_names = out.is_terminal and not (as_json or as_csv)
         return report, await read_names(gateway, report["group_by"], owner) if needs_names else {}
 
-    report, names = with_gateway(read_report)
+    report, names = run_with_gateway(read_report)
     if as_json:
         print_json(report)
     elif as_csv:
@@ -136,7 +136,7 @@ def list_requests(
         "backend": backend,
         "requested_model": requested_model,
     }
-    calls = with_gateway(lambda gateway: _read_calls(gateway, filters, limit))
+    calls = run_with_gateway(lambda gateway: _read_calls(gateway, filters, limit))
     if as_json:
         print_json(calls)
     elif out.is_terminal:
@@ -216,9 +216,9 @@ def _print_csv(report: dict[str, Any]) -> None:
     print_csv(names, ([_parse_number(n, group[n]) for n in names] for group in report["groups"]))
 
 
-def _parse_number(name: str, value: Any) -> Any:
+def _parse_number(name: str, raw_value: Any) -> Any:
     # Amounts are strings in the JSON, but a spreadsheet needs numbers.
-    return Decimal(value) if name.endswith("_usd") and value is not None else value
+    return Decimal(raw_value) if name.endswith("_usd") and raw_value is not None else raw_value
 
 
 def _choose_measure(total: dict[str, Any]) -> str:
@@ -302,18 +302,22 @@ def _build_call_row(call: dict[str, Any]) -> list[str]:
 
 
 def _describe_total(report: dict[str, Any]) -> str:
-    total = report["total"]
-    text = f"{total['calls']:,} calls, [bold]{format_cost(total['cost_usd'])}[/]"
-    if total["dearest_cost_usd"] is None:
-        return text
+    totals = report["total"]
+    summary = f"{totals['calls']:,} calls, [bold]{format_cost(totals['cost_usd'])}[/]"
+    if totals["dearest_cost_usd"] is None:
+        return summary
     # Both sums include the cost of renders, because routing does not affect it.
-    render_cost = Decimal(total.get("render_cost_usd", "0"))
+    render_cost = Decimal(totals.get("render_cost_usd", "0"))
     cost, dearest_cost = (
-        Decimal(total[f"{name}cost_usd"]) - render_cost for name in ("", "dearest_")
+        Decimal(totals[f"{name}cost_usd"]) - render_cost for name in ("", "dearest_")
     )
     models = dict.fromkeys(m["model"] for m in report["dearest"].values() if m is not None)
-    text += f"; on {escape(' and '.join(models))} {format_cost(total['dearest_cost_usd'])}"
-    return f"{text}: [bold]{1 - cost / dearest_cost:.0%}[/] saved" if cost < dearest_cost else text
+    summary += f"; on {escape(' and '.join(models))} {format_cost(totals['dearest_cost_usd'])}"
+    return (
+        f"{summary}: [bold]{1 - cost / dearest_cost:.0%}[/] saved"
+        if cost < dearest_cost
+        else summary
+    )
 
 
 def _print_budgets(budgets: list[dict[str, Any]] | None) -> None:

@@ -109,7 +109,7 @@ class NodeInfoCache:
                 for pool, body in responses.items()
             )
 
-        return await self._merge_cached((NODES_PATH, *responses), (responses, rules), merge)
+        return await self._get_merged_result((NODES_PATH, *responses), (responses, rules), merge)
 
     async def fetch_rules(self, pool: str) -> PoolRules:
         """Return the operator's rules for a pool, or default rules if the pool does not respond."""
@@ -170,7 +170,7 @@ class NodeInfoCache:
             inventory_and_rules = await self._fetch_inventory(pool)
         return None if inventory_and_rules is None else inventory_and_rules[1]
 
-    async def fetch_merged(
+    async def fetch_merged_responses(
         self, path: str, merge: Callable[[list[Any]], T], pools: Sequence[str] | None = None
     ) -> T:
         """Return the JSON responses of ``pools`` (default: all) to ``path``, merged by ``merge``.
@@ -183,7 +183,7 @@ class NodeInfoCache:
         """
         bodies_by_pool = await self._fetch_responses(path, self.pools if pools is None else pools)
         responses = list(bodies_by_pool.values())
-        return await self._merge_cached(
+        return await self._get_merged_result(
             (path, *bodies_by_pool),
             responses,
             lambda: merge([from_json(content) for content in responses]),
@@ -192,7 +192,7 @@ class NodeInfoCache:
     async def fetch_first(self, path: str) -> bytes:
         """Return the response to GET ``path`` of the first pool that has one.
 
-        Raises the errors of `fetch_merged`.
+        Raises the errors of `fetch_merged_responses`.
         """
         return next(iter((await self._fetch_responses(path, self.pools)).values()))
 
@@ -232,7 +232,9 @@ class NodeInfoCache:
         """Cancel the requests to pools that are still in progress."""
         await self._pool_responses.close()
 
-    async def _merge_cached(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
+    async def _get_merged_result(
+        self, key: tuple[str, ...], source: Any, merge: Callable[[], T]
+    ) -> T:
         """Return the result of ``merge``, which is cached under ``key`` until ``source`` changes.
 
         Args:
@@ -254,7 +256,7 @@ class NodeInfoCache:
     async def _fetch_responses(self, path: str, pools: Sequence[str]) -> dict[str, bytes]:
         """Return the responses to GET ``path`` by pool, in the order of ``pools``.
 
-        Pools without a response are left out. Raises the errors of `fetch_merged` if there is none.
+        Pools without a response are left out. Raises the errors of `fetch_merged_responses` if there is none.
         """
         segments = path.partition("?")[0].split("/")[1:]
         if any(unquote(segment) in ("", ".", "..") for segment in segments):
@@ -303,7 +305,7 @@ class NodeInfoCache:
             except ServiceUnavailable:
                 return None
             await asyncio.sleep(min(_POLL_SECONDS, seconds_left))
-        inventory_and_rules = await self._parse_cached(pool, response)
+        inventory_and_rules = await self._get_parsed_nodes(pool, response)
         if inventory_and_rules is None:
             return None
         rules = await self.fetch_rules(pool)
@@ -325,9 +327,9 @@ class NodeInfoCache:
                 )
         except (ServiceUnavailable, TimeoutError):
             return None
-        return await self._parse_cached(pool, response)
+        return await self._get_parsed_nodes(pool, response)
 
-    async def _parse_cached(
+    async def _get_parsed_nodes(
         self, pool: str, response: CachedResponse
     ) -> tuple[PoolInventory, InputRules] | None:
         """Return the inventory and the input rules in a pool's ``/object_info``.

@@ -126,17 +126,17 @@ def _replace_inputs(
         is_file_name = _is_file_name(parameters.get(name), value) and value in files
         return files[value].id if is_file_name else value
 
-    def replace_all(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def replace_values(inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: replace_value(name, value) for name, value in inputs.items()}
 
     update: dict[str, Any] = {}
     if step.inputs is not None:
-        update["inputs"] = replace_all(step.inputs)
+        update["inputs"] = replace_values(step.inputs)
     batch = step.batch if isinstance(step, wire.RenderJob) else None
     if batch is not None:
         changes: dict[str, Any] = {}
         if batch.inputs is not None:
-            changes["inputs"] = [replace_all(inputs) for inputs in batch.inputs]
+            changes["inputs"] = [replace_values(inputs) for inputs in batch.inputs]
         if batch.sweep is not None:
             changes["sweep"] = {
                 key: [replace_value(key.removeprefix("inputs."), value) for value in values]

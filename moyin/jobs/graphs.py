@@ -264,9 +264,9 @@ def _find_request_field(step: Step, graph: Mapping[str, Any], graph_path: str) -
     if step.template is None:
         return f"workflow.{graph_path}".rstrip(".")
     node_id, _, name = graph_path.partition(".inputs.")
-    value = graph.get(node_id, {}).get("inputs", {}).get(name) if name else None
+    graph_value = graph.get(node_id, {}).get("inputs", {}).get(name) if name else None
     if name:
         for key, input_value in step.inputs.items():
-            if value in (input_value, f"artifact:{input_value}"):
+            if graph_value in (input_value, f"artifact:{input_value}"):
                 return f"inputs.{key}"
     return "template"

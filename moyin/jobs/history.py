@@ -112,7 +112,7 @@ class JobHistory:
             for start in range(0, len(job_ids), _CONCURRENT_CANCELLATIONS):
                 job_id_chunk = job_ids[start : start + _CONCURRENT_CANCELLATIONS]
                 results = await asyncio.gather(
-                    *(self._try_cancel(caller, job_id) for job_id in job_id_chunk),
+                    *(self._try_cancel_job(caller, job_id) for job_id in job_id_chunk),
                     return_exceptions=True,
                 )
                 for result in results:
@@ -146,7 +146,7 @@ class JobHistory:
         payload = spec.steps[step].payload
         return payload if spec.base is None else apply_batch_patch(spec.base, payload)
 
-    async def _try_cancel(self, caller: Identity, job_id: str) -> bool:
+    async def _try_cancel_job(self, caller: Identity, job_id: str) -> bool:
         try:
             await self._service.cancel(caller, job_id)
         except (JobNotFound, JobFinished):

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _LIMIT = 50
 
 
-class NewestJobs:
+class NewestJobsReader:
     """Reads the first page of a tenant's jobs, and counts those that are open.
 
     Args:

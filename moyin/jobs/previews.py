@@ -30,7 +30,7 @@ class PreviewFeed:
             await self._store.watch(job.id)
         return await self._store.find(job.id)
 
-    async def join(
+    async def add_previews(
         self, job: Job, events: AsyncGenerator[list[JobEvent], None]
     ) -> AsyncGenerator[list[JobEvent], None]:
         """Yield the batches of ``events``, and between them events about new previews.

@@ -201,12 +201,12 @@ class JobService:
             has_chosen_id=job_id is not None,
             text=collect_text(spec),
         )
-        job, is_new = await self._create(submitter, spec, new_job)
+        job, is_new = await self._create_job(submitter, spec, new_job)
         if is_new:
             await self._publish_and_start(job, new_job.launch)
         return job, is_new
 
-    async def _create(
+    async def _create_job(
         self, submitter: Identity, spec: JobSpec, new_job: NewJob
     ) -> tuple[Job, bool]:
         """Insert the job with its reservation, or find the job of an earlier identical request.
@@ -280,11 +280,11 @@ class JobService:
             job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
         else:
             await self._graphs.check_retried_job(caller, spec)
-            job = await self._reopen(caller, ended_job, spec)
+            job = await self._reopen_job(caller, ended_job, spec)
         await self._publish_and_start(job)
         return job
 
-    async def _reopen(self, caller: Identity, ended_job: Job, spec: JobSpec) -> Job:
+    async def _reopen_job(self, caller: Identity, ended_job: Job, spec: JobSpec) -> Job:
         done_indexes = {result.index for result in ended_job.results}
         held_budget = await self._budgets.reserve(caller, spec, done_indexes)
         is_reopened = False

@@ -277,8 +277,8 @@ async def _call_serve(
         method,
         f"{build_dashboard_url(options)}/api/serve/applications/",
         body=body,
-        bearer=read_api_token(options),
-        timeout=seconds,
+        bearer_token=read_api_token(options),
+        timeout_seconds=seconds,
     )
 
 

@@ -53,11 +53,11 @@ def start_stack(options: Options, on_state: Callable[[StackState], None]) -> Sta
         except StackError:
             options.layout.remove_runtime_files()
             raise
-    process = _spawn(options)
+    process = _spawn_supervisor(options)
     return _wait_until_ready(options, process.pid, on_state, lambda: process.poll() is None)
 
 
-def _spawn(options: Options) -> subprocess.Popen[bytes]:
+def _spawn_supervisor(options: Options) -> subprocess.Popen[bytes]:
     log_path = options.layout.get_log_path("supervisor")
     with explain_os_errors(log_path), log_path.open("wb") as log_file:
         return subprocess.Popen(

@@ -72,7 +72,7 @@ def create_service(options: Options) -> Service:
             send_request,
             "GET",
             f"{build_dashboard_url(options)}/api/serve/applications/",
-            bearer=bearer_token,
+            bearer_token=bearer_token,
         )
         if status in (401, 403):
             raise StackError(

@@ -72,12 +72,12 @@ class Supervisor:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, stop_event.set)
         try:
-            await self._supervise(stop_event)
+            await self._supervise_services(stop_event)
         finally:
             await asyncio.to_thread(end_processes, self._options.stack_id)
             await asyncio.to_thread(self._options.layout.remove_runtime_files)
 
-    async def _supervise(self, stop_event: asyncio.Event) -> None:
+    async def _supervise_services(self, stop_event: asyncio.Event) -> None:
         self._data_preparation = asyncio.create_task(self._prepare_data())
         self._service_supervisors = [
             self._create_supervisor(service) for service in self._create_services()
@@ -121,7 +121,7 @@ class Supervisor:
             log=LogFile(self._options.layout.get_log_path(service.name)),
             part=part,
             on_change=self._update_phase,
-            after_ready=self._deploy if service.name == _RAY else None,
+            after_ready=self._deploy_apps if service.name == _RAY else None,
         )
 
     async def _prepare_data(self) -> None:
@@ -133,7 +133,7 @@ class Supervisor:
                 f"the database or the first API key cannot be created: {output.strip()[-500:]}"
             )
 
-    async def _deploy(self) -> None:
+    async def _deploy_apps(self) -> None:
         self._set_apps_status(PartStatus.WAITING, "")
         assert self._data_preparation is not None
         await self._data_preparation
@@ -173,13 +173,13 @@ class Supervisor:
                 self._state.phase = Phase.READY
             elif self._state.ready_after is not None:
                 self._state.phase = Phase.DEGRADED
-        self._publish()
+        self._publish_state()
 
     def _set_phase(self, phase: Phase) -> None:
         self._state.phase = phase
-        self._publish()
+        self._publish_state()
 
-    def _publish(self) -> None:
+    def _publish_state(self) -> None:
         """Write the state file; a failure is only logged, because it must not stop the services."""
         try:
             write_state(self._options.layout.state, self._state)

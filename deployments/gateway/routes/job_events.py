@@ -63,7 +63,11 @@ def job_event_routes(
         job: Job, after: str | None, with_previews: bool
     ) -> AsyncGenerator[list[JobEvent], None]:
         events = feed.follow(job, after)
-        return previews.join(job, events) if with_previews and not job.status.is_final else events
+        return (
+            previews.add_previews(job, events)
+            if with_previews and not job.status.is_final
+            else events
+        )
 
     @router.get(
         "/jobs/{job_id}/events",

@@ -35,10 +35,12 @@ def get_queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
     return -number if prompt is not None and prompt.front else number
 
 
-def build_queue_row(job: Job, spec: JobSpec | None, place: QueuePlace | None = None) -> list[Any]:
+def build_queue_row(
+    job: Job, spec: JobSpec | None, queue_place: QueuePlace | None = None
+) -> list[Any]:
     """Return a row of ``/queue``: ``[number, prompt_id, prompt, extra_data, outputs]``.
 
-    If ``place`` is not None, ``extra_data`` has the member ``moyin`` with the job's position and
+    If ``queue_place`` is not None, ``extra_data`` has the member ``moyin`` with the job's position and
     estimated times.
     """
     prompt = spec.comfyui if spec is not None else None
@@ -46,8 +48,8 @@ def build_queue_row(job: Job, spec: JobSpec | None, place: QueuePlace | None = N
     if prompt is not None and prompt.client_id is not None:
         extra_data["client_id"] = prompt.client_id
     extra_data["create_time"] = _to_milliseconds(job.created_at)
-    if place is not None:
-        job_body = render_job(job, QueueView(now=job.created_at, places={job.id: place}))
+    if queue_place is not None:
+        job_body = render_job(job, QueueView(now=job.created_at, places={job.id: queue_place}))
         extra_data["moyin"] = job_body.model_dump(mode="json", include={"position", "eta"})
     outputs = list(prompt.outputs) if prompt is not None else []
     return [get_queue_number(job, prompt), job.id, _resolve_graph(spec), extra_data, outputs]

@@ -58,8 +58,8 @@ class V2Presenter:
             outputs=self.to_output_bodies(job, outputs),
             error=None if job.error is None else _to_failure(job.error),
             metrics={
-                "queue_ms": _elapsed_milliseconds(job.created_at, job.started_at),
-                "execution_ms": _elapsed_milliseconds(job.started_at, job.finished_at),
+                "queue_ms": _compute_elapsed_milliseconds(job.created_at, job.started_at),
+                "execution_ms": _compute_elapsed_milliseconds(job.started_at, job.finished_at),
             },
             metadata=dict(job.metadata),
             urls=wire.JobUrls(self=path, events=f"{path}/events", cancel=f"{path}/cancel"),
@@ -169,7 +169,7 @@ def _to_failure(error: JobError) -> wire.NodeFailure:
     )
 
 
-def _elapsed_milliseconds(start: datetime | None, end: datetime | None) -> int | None:
+def _compute_elapsed_milliseconds(start: datetime | None, end: datetime | None) -> int | None:
     if start is None or end is None:
         return None
     return int((end - start).total_seconds() * 1000)

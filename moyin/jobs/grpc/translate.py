@@ -125,34 +125,34 @@ def fill_message(message: Message, body: Mapping[str, Any]) -> None:
     missing stay unset.
     """
     for field in message.DESCRIPTOR.fields:
-        value = body.get(field.name.removesuffix(_JSON))
-        if value is None:
+        member_value = body.get(field.name.removesuffix(_JSON))
+        if member_value is None:
             continue
         message_type = field.message_type
         if field.name.endswith(_JSON):
-            setattr(message, field.name, json.dumps(value))
+            setattr(message, field.name, json.dumps(member_value))
         elif field.enum_type is not None:
-            number = field.enum_type.values_by_name[_STATUS + value.upper()].number
+            number = field.enum_type.values_by_name[_STATUS + member_value.upper()].number
             setattr(message, field.name, number)
         elif message_type is None:
-            setattr(message, field.name, value)
+            setattr(message, field.name, member_value)
         elif message_type.GetOptions().map_entry:
-            getattr(message, field.name).update(value)
+            getattr(message, field.name).update(member_value)
         elif field.is_repeated:
-            for item in value:
+            for item in member_value:
                 fill_message(getattr(message, field.name).add(), item)
         elif message_type is Timestamp.DESCRIPTOR:
-            getattr(message, field.name).FromJsonString(value)
+            getattr(message, field.name).FromJsonString(member_value)
         else:
             child_message = getattr(message, field.name)
             child_message.SetInParent()
-            fill_message(child_message, value)
+            fill_message(child_message, member_value)
 
 
 def _to_status_name(number: int) -> str:
     """Return the HTTP API's name of a status; for an unknown number, the number as text."""
-    value = pb.JobStatus.DESCRIPTOR.values_by_number.get(number)
-    return str(number) if value is None else value.name.removeprefix(_STATUS).lower()
+    enum_value = pb.JobStatus.DESCRIPTOR.values_by_number.get(number)
+    return str(number) if enum_value is None else enum_value.name.removeprefix(_STATUS).lower()
 
 
 def _format_time(timestamp: Timestamp, field: str) -> str:
@@ -176,19 +176,19 @@ def _to_chat_message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
     return body
 
 
-def _parse_json_field(text: str, field: str, kind: type[Any]) -> Any:
+def _parse_json_field(json_text: str, field: str, kind: type[Any]) -> Any:
     """Return the JSON value in the text of a field, or None if the text is empty.
 
     Raises:
         Fault: the text is not JSON, or its value is not of the type ``kind``.
     """
-    if not text:
+    if not json_text:
         return None
     try:
-        value = json.loads(text)
+        json_value = json.loads(json_text)
     except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, kind):
+        json_value = None
+    if not isinstance(json_value, kind):
         expected_type = "object" if kind is dict else "list"
         raise new_field_fault(field, f"must be a JSON {expected_type}", "invalid_json")
-    return value
+    return json_value

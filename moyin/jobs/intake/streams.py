@@ -62,7 +62,7 @@ class StreamBroker:
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[_StreamSession]:
+    async def connect(self) -> AsyncIterator[_StreamSession]:
         client = redis.Redis.from_url(
             self._url,
             connection_class=ValkeyConnection,
@@ -99,7 +99,7 @@ class _StreamSession:
         self._held: set[bytes] = set()
         self._freed = asyncio.Event()
 
-    async def deliveries(self) -> AsyncGenerator[Delivery, None]:
+    async def receive_deliveries(self) -> AsyncGenerator[Delivery, None]:
         """Yield entries without end; entries of workers that have died come before new ones."""
         while True:
             free_count = self._broker.concurrency - len(self._held)
@@ -120,7 +120,7 @@ class _StreamSession:
                     handle=(entry_id, fields),
                 )
 
-    async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
+    async def complete_delivery(self, delivery: Delivery, result_id: str, result: bytes) -> None:
         entry_id, _ = delivery.handle
         fields = {"id": result_id, "message_id": delivery.message_id or "", "body": result}
         await self._settle_entry(entry_id, self._broker.results, fields)
@@ -137,7 +137,7 @@ class _StreamSession:
         while True:
             await asyncio.sleep(broker.claim_ms / 3000)
             held_entries: list[Any] = list(self._held)
-            # Ignored here, because `deliveries` reports the same outage.
+            # Ignored here, because `receive_deliveries` reports the same outage.
             with suppress(RedisError, OSError):
                 if held_entries:
                     await self._client.xclaim(

@@ -108,7 +108,7 @@ class IntakeWorker:
         pause = _FIRST_PAUSE
         while True:
             try:
-                async with self._broker.session() as session:
+                async with self._broker.connect() as session:
                     self.error, pause, self.is_connected = None, _FIRST_PAUSE, True
                     await self._process_deliveries(session)
             except* BrokerLost as error_group:
@@ -123,7 +123,7 @@ class IntakeWorker:
 
     async def _process_deliveries(self, session: Session) -> None:
         async with (
-            aclosing(session.deliveries()) as deliveries,
+            aclosing(session.receive_deliveries()) as deliveries,
             asyncio.TaskGroup() as task_group,
         ):
             async for delivery in deliveries:
@@ -152,7 +152,9 @@ class IntakeWorker:
             await session.dead_letter(delivery, error.code, error.message)
             self.counts.refused += 1
         else:
-            await session.complete(delivery, f"{ended_job.id}-{ended_job.attempts}", result)
+            await session.complete_delivery(
+                delivery, f"{ended_job.id}-{ended_job.attempts}", result
+            )
 
     async def _accept_delivery(self, delivery: Delivery) -> Job:
         """Return the job of a message, and submit the job if it does not exist yet.

@@ -147,12 +147,12 @@ class JudgeActivities:
         return Outcome.AGREED if verdict.agrees else Outcome.DISAGREED
 
     @activity.defn
-    async def judge_close(self, end: JudgeEnd) -> str:
+    async def judge_close(self, judge_end: JudgeEnd) -> str:
         """Delete the compared answers, count the outcome in the metrics, and return the outcome."""
         async with _raise_application_errors():
-            await self._judge.delete_comparison(end.comparison_id)
-        self._count(Outcome(end.outcome))
-        return end.outcome
+            await self._judge.delete_comparison(judge_end.comparison_id)
+        self._count(Outcome(judge_end.outcome))
+        return judge_end.outcome
 
 
 class JudgeQueue:

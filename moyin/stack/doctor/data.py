@@ -66,7 +66,7 @@ def check_signing_key(options: Options) -> CheckResult:
         except OSError:
             return ok("signing key", "not known: the file cannot be read")
         if key_source == str(path) and is_blank(key):
-            return _fail_signing_key(
+            return _build_signing_key_failure(
                 options,
                 f"{path} is empty, as after a power failure or on a full disk",
                 "restore a backup of the file, or let `--fix` make a new one: links end, and webhooks "
@@ -78,7 +78,7 @@ def check_signing_key(options: Options) -> CheckResult:
     except (OSError, MoyinError):
         return ok("signing key", "not compared: the database cannot be read")
     if is_unreadable:
-        return _fail_signing_key(
+        return _build_signing_key_failure(
             options,
             f"people cannot sign in: the database was used with another key than that in {key_source}",
             "restore the key with which the database was used, or let `--fix` make a new key pair",
@@ -87,7 +87,9 @@ def check_signing_key(options: Options) -> CheckResult:
     return ok("signing key", f"in {key_source}" if key else "`moyin up` makes it")
 
 
-def _fail_signing_key(options: Options, finding: str, advice: str, fix: str) -> CheckResult:
+def _build_signing_key_failure(
+    options: Options, finding: str, advice: str, fix: str
+) -> CheckResult:
     if options.settings.database_url:
         # Other machines may use the database with the right key, and could not read a new pair.
         return fail(

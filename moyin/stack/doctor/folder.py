@@ -192,5 +192,5 @@ def _list_paths(layout: Layout) -> Iterator[tuple[Path, int]]:
 
 
 def _format_paths(paths: list[Path]) -> str:
-    more = f" and {len(paths) - _SHOWN_PATHS} more" if len(paths) > _SHOWN_PATHS else ""
-    return ", ".join(str(path) for path in paths[:_SHOWN_PATHS]) + more
+    hidden_note = f" and {len(paths) - _SHOWN_PATHS} more" if len(paths) > _SHOWN_PATHS else ""
+    return ", ".join(str(path) for path in paths[:_SHOWN_PATHS]) + hidden_note

@@ -30,7 +30,7 @@ def check_packages(options: Options) -> CheckResult:
     Versions differ after `git pull` without `make`, or after the installation of another program
     into the same environment.
     """
-    lock_file = _find_lock()
+    lock_file = _find_lock_file()
     if lock_file is None:
         return ok("packages", "not compared: there is no requirements.lock")
     differences = list(_find_differences(lock_file))
@@ -40,7 +40,7 @@ def check_packages(options: Options) -> CheckResult:
     finding = ", ".join(differences[:_SHOWN_PACKAGES]) + (
         f" and {hidden_count} more" if hidden_count > 0 else ""
     )
-    is_fixable = can_install(options)
+    is_fixable = can_install_packages(options)
     return warn(
         "packages",
         f"not those of {lock_file.name}: {finding}",
@@ -49,13 +49,13 @@ def check_packages(options: Options) -> CheckResult:
     )
 
 
-def can_install(options: Options) -> bool:
+def can_install_packages(options: Options) -> bool:
     """Return True if `install_packages` may change this Python's environment.
 
     It may if this is a virtual environment from which no stack runs.
     """
     return (
-        _find_lock() is not None
+        _find_lock_file() is not None
         and sys.prefix != sys.base_prefix
         and not _may_stack_run(options)
         and not _is_used_by_another(options.stack_id)
@@ -69,7 +69,7 @@ def install_packages(*, reinstalled_package: str = "") -> None:
         reinstalled_package: a package to install even if its version is right, because its files
             may be damaged.
     """
-    lock_file = _find_lock()
+    lock_file = _find_lock_file()
     if lock_file is None:
         raise StackError("there is no requirements.lock: run Moyin from a clone of its repository")
     python = Path(sys.executable)
@@ -116,7 +116,7 @@ def _is_used_by_another(stack_id: str) -> bool:
     return False
 
 
-def _find_lock() -> Path | None:
+def _find_lock_file() -> Path | None:
     """Return the path of requirements.lock, which only a checkout of the sources has."""
     path = Path(__file__).parents[3] / "requirements.lock"
     return path if path.is_file() else None

@@ -13,7 +13,7 @@ from moyin.errors import StackError
 from moyin.render.comfyui.bubblewrap import require_confinement
 from moyin.render.comfyui.install import find_comfyui
 from moyin.stack import apps, ray, temporal, valkey
-from moyin.stack.doctor.packages import can_install
+from moyin.stack.doctor.packages import can_install_packages
 from moyin.stack.doctor.result import (
     CheckResult,
     CheckVerdict,
@@ -127,6 +127,6 @@ def check_isolation(options: Options) -> CheckResult:
 
 
 def _add_fix(options: Options, result: CheckResult) -> CheckResult:
-    if result.verdict is CheckVerdict.OK or not can_install(options):
+    if result.verdict is CheckVerdict.OK or not can_install_packages(options):
         return result
     return replace(result, fix=f"install the package {PROGRAM_PACKAGES[result.name]} again")

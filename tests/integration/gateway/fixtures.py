@@ -52,7 +52,7 @@ from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.budgets import RenderBudgets
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.newest_jobs import NewestJobs
+from moyin.jobs.newest_jobs import NewestJobsReader
 from moyin.jobs.previews import PreviewFeed
 from moyin.jobs.queue_places import QueuePlaces
 from moyin.jobs.service import JobService
@@ -383,7 +383,7 @@ class Farm:
         cluster = ClusterFeeds(
             FeedSources(
                 cluster=self.scripted_pools.read_cluster, backends=read_backends,
-                usage=read_usage, models=read_models, jobs=NewestJobs(self.jobs, places).read,
+                usage=read_usage, models=read_models, jobs=NewestJobsReader(self.jobs, places).read,
                 routes=lambda _: build_routes(proxy.pools, table, {}).model_dump_json(),
                 doctor=self.scripted_pools.check_machine,
             ),

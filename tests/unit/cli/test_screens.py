@@ -97,7 +97,7 @@ def test_quality_tables_have_captions(
     def gateway(_: Any) -> Any:
         return KNOWN
 
-    monkeypatch.setattr(quality, "with_gateway", gateway)
+    monkeypatch.setattr(quality, "run_with_gateway", gateway)
     quality.show()
     text = _plain(terminal_output.getvalue())
     assert "# is the share found good, | the expected share" in text

@@ -356,7 +356,7 @@ def test_packages_are_not_installed_where_a_stack_may_run_from_them(
     program = environment / "bin" / "sleep"
     program.parent.mkdir(parents=True)
     shutil.copy(str(shutil.which("sleep")), program)
-    monkeypatch.setattr(packages, "_find_lock", lambda: lock)
+    monkeypatch.setattr(packages, "_find_lock_file", lambda: lock)
     monkeypatch.setattr(sys, "prefix", str(environment))
     options = Options.read()
     options.layout.prepare()
