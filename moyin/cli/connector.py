@@ -177,7 +177,8 @@ class Connector:
             return self._render_error(
                 error.status,
                 BackendUnavailable(
-                    f"the gateway rejected the WebSocket handshake with status {error.status}"
+                    f"the gateway rejected the WebSocket handshake with status {error.status}: "
+                    "check the path and the API key"
                 ),
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -41,7 +41,9 @@ def migrate(
 
     # `-1` is a revision, not an option (see `MIGRATE_CONTEXT`), but other such words are mistakes.
     if revision.startswith("-") and not revision[1:].isdecimal():
-        raise typer.BadParameter(f"No such option: {revision}")
+        raise typer.BadParameter(
+            f"No such option: {revision} (REVISION is `head`, the name of a revision, or `-1`)"
+        )
     url = Settings().sql_url
     run_migrations(url, revision, down=down)
     reached_revision = asyncio.run(read_revision(url))

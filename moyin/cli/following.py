@@ -78,7 +78,9 @@ def create_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StackError(f"the output folder {folder} cannot be created: {error}") from error
+        raise StackError(
+            f"the output folder {folder} cannot be created: {error}: choose another with --output"
+        ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StackError(
             f"the output folder {folder} is not writable: choose another with --output"

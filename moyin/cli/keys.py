@@ -81,7 +81,9 @@ def create(
     if owner is None or not owner.strip():
         raise StackError("OWNER is empty: name the tenant that owns everything the key creates")
     if user is not None:
-        raise StackError("--user needs a profile: `moyin profiles add`")
+        raise StackError(
+            "--user needs a profile: add one with `moyin profiles add`, then use --profile"
+        )
     _print_secret(_create_key_in_database(owner, name, scope, expires_at), as_json)
 
 

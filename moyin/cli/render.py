@@ -105,9 +105,11 @@ def load_graph(path: Path) -> dict[str, Any]:
     try:
         graph = json.loads(path.read_text())
     except FileNotFoundError:
-        raise StackError(f"the graph file {path} does not exist") from None
+        raise StackError(f"the graph file {path} does not exist: check its path") from None
     except (OSError, ValueError) as error:
-        raise StackError(f"{path} cannot be read as JSON: {error}") from error
+        raise StackError(
+            f"{path} cannot be read as JSON: {error}: name a graph that ComfyUI saved"
+        ) from error
     if not isinstance(graph, dict):
         raise StackError(f"{path} is not a graph: the file must be a JSON object of nodes")
     return graph

@@ -100,7 +100,9 @@ class ComfyJobs:
         try:
             spec = decode(JobSpec, await self.blobs.get(job.spec))
         except FileNotFoundError:
-            raise JobNotFound(f"the graph of job {job.id} has been deleted") from None
+            raise JobNotFound(
+                f"the graph of job {job.id} was deleted from the artifact store; submit the graph again"
+            ) from None
         submitted_graph = spec.steps[0].payload if spec.base is None else spec.base
         graph: Mapping[str, Any] = references.resolve_references(submitted_graph, ())
         return graph

@@ -140,9 +140,11 @@ class JobHistory:
         """
         spec = await self._service.load_spec(job)
         if spec is None:
-            raise JobNotFound(f"the graph of job {job.id} has been deleted")
+            raise JobNotFound(f"the graph of job {job.id} was deleted from the artifact store")
         if step >= len(spec.steps) or spec.steps[step].kind is not StepKind.RENDER:
-            raise JobNotFound(f"step {step} of job {job.id} does not exist or is not a render")
+            raise JobNotFound(
+                f"step must be the index of a render of job {job.id}; step {step} is not one"
+            )
         payload = spec.steps[step].payload
         return payload if spec.base is None else apply_batch_patch(spec.base, payload)
 

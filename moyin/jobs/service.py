@@ -441,8 +441,8 @@ def _apply_allowed_priority(submitter: Identity, spec: JobSpec, field: str | Non
 
 def _new_priority_error(priority: int, best_priority: int, field: str | None) -> PriorityNotAllowed:
     return PriorityNotAllowed(
-        f"you must not use priority {priority}: your best priority is {best_priority}, and larger "
-        "numbers are allowed",
+        f"you must not use priority {priority}: your best priority is {best_priority}; use it or a "
+        "larger number",
         field=field,
         details={"limit": "best_priority", "best_priority": best_priority},
     )
@@ -453,7 +453,8 @@ def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
     has_chat = any(step.kind is StepKind.CHAT for step in spec.steps)
     if has_chat and not submitter.has_scope(TEXT):
         raise InsufficientScope(
-            f"a chat step needs the scope {TEXT!r}, which you lack", details={"scope": TEXT}
+            f"a chat step needs the scope {TEXT!r}, which you lack: use a key with this scope",
+            details={"scope": TEXT},
         )
 
 

@@ -62,7 +62,7 @@ class StepResponse:
             return from_json(json_text.encode(errors="replace"))["body"]
         except (ValueError, RecursionError):
             raise StepFailed(
-                f"the service's response of type {self.media_type} is not valid JSON"
+                f"the service's response has the type {self.media_type}, but is not valid JSON"
             ) from None
 
 

@@ -83,10 +83,12 @@ class WebhookSender:
             ) from None
         except aiohttp.ClientError as error:
             raise BackendUnavailable(
-                f"the connection to the webhook's receiver failed ({type(error).__name__})"
+                f"the webhook's receiver cannot be reached ({type(error).__name__}): check the webhook's URL"
             ) from error
         if status == 410:
-            raise BackendRejected("the webhook's receiver no longer exists (status 410)")
+            raise BackendRejected(
+                "the webhook's receiver no longer exists (status 410); name another webhook in new jobs"
+            )
         if not 200 <= status < 300:
             raise BackendUnavailable(
                 f"the webhook's receiver responded with status {status} instead of 2xx"

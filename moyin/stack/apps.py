@@ -42,9 +42,12 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
             f"the app configuration {path} does not exist: name another one with --config"
         ) from None
     except (OSError, yaml.YAMLError) as error:
-        raise StackError(f"the app configuration {path} cannot be read: {error}") from error
+        raise StackError(
+            f"the app configuration {path} cannot be read: {error}: correct it, or name another one "
+            "with --config"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
-        raise StackError(f"{path}: applications must be a list")
+        raise StackError(f"{path}: applications must be a list of apps, each with a name")
     for index, app in enumerate(config["applications"]):
         if not isinstance(app, dict) or not isinstance(app.get("name"), str):
             raise StackError(f"{path}: applications.{index}.name must be a string")

@@ -64,7 +64,9 @@ def _read_file(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except PermissionError:
-        raise StackError(f"{path} cannot be read: you need the permission to read it") from None
+        raise StackError(
+            f"{path} cannot be read: only its owner may read it, so run `moyin` as that user"
+        ) from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise StackError(f"{path} is not valid TOML: {error}: correct or delete the file") from None
     return {key: str(value) for key, value in values.items()}

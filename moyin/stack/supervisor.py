@@ -150,7 +150,7 @@ class Supervisor:
         except TimeoutError:
             detail = self._state.parts[_APPS].detail
             raise StackError(
-                f"the apps did not start within {_DEPLOY_SECONDS:.0f} s: {detail}"
+                f"the apps did not start within {_DEPLOY_SECONDS:.0f} s: {detail} (see `moyin logs ray`)"
             ) from None
         self._set_apps_status(PartStatus.UP, self._state.parts[_APPS].detail)
         if self._state.ready_after is None:

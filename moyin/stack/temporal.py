@@ -113,5 +113,5 @@ async def _create_namespace(program: str, options: Options, environ: dict[str, s
     if status != 0:
         raise StackError(
             f"Temporal's namespace {settings.temporal_namespace} could not be created: "
-            f"{output.strip()[-300:]}"
+            f"{output.strip()[-300:]} (see `moyin logs temporal`)"
         )

@@ -105,7 +105,10 @@ def _list_graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_V
     the values, the second the field of the request that set each value.
     """
     if batch.inputs is not None:
-        raise InvalidRequest("inputs are allowed only with a template", field="batch.inputs")
+        raise InvalidRequest(
+            "batch.inputs is allowed only with a template: use batch.sweep for a workflow",
+            field="batch.inputs",
+        )
     if batch.sweep is not None:
         for key in batch.sweep:
             if not _has_plain_value(graph, key):

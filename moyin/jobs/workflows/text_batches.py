@@ -305,6 +305,7 @@ async def _raise_application_errors() -> AsyncIterator[None]:
         ) from None
     except (SQLAlchemyError, OSError) as error:
         raise ApplicationError(
-            f"the database or the artifact store is unavailable ({type(error).__name__})",
+            f"the database or the artifact store is unavailable ({type(error).__name__}); "
+            "try again later",
             type=ServiceUnavailable.code,
         ) from None

@@ -118,7 +118,9 @@ def cut_valkey_data(options: Options, on_step: OnStep) -> None:
     status, output = _run_valkey_check(path, "--fix")
     if status != 0:
         last_line = (output.strip().splitlines() or ["without output"])[-1]
-        raise StackError(f"valkey-check-aof could not repair {path}: {last_line}")
+        raise StackError(
+            f"valkey-check-aof could not repair {path}: {last_line}: move {path.parent} away"
+        )
     on_step(
         f"valkey data: cut {size_before - path.stat().st_size} of {size_before} bytes; {copied_folder} has all of them"
     )
