@@ -101,7 +101,7 @@ def set_role(
 
 @app.command()
 def disable(user: User, organisation: OrganisationOption = None, as_json: AsJson = False) -> None:
-    """Disable a member: end the sessions and disable the keys, but keep what the member made."""
+    """Disable a member: end the sessions and disable the keys, but keep the jobs and files."""
     _change_member(user, {"disabled": True}, organisation, as_json)
 
 

@@ -93,7 +93,7 @@ def _list_abilities(model: Mapping[str, Any]) -> list[str]:
 
 
 def _describe_price(backend: Mapping[str, Any]) -> str:
-    """Return a back end's prices as text: those of tokens, and others such as per call."""
+    """Return a back end's prices of tokens and of other units as text."""
     token_prices = backend["usd_per_million_tokens"]
     price_texts = [f"${token_prices['input']} in, ${token_prices['output']} out per M tokens"]
     price_texts += [f"${backend[key]} per {unit}" for key, unit in _UNITS.items() if key in backend]

@@ -128,9 +128,10 @@ def _describe_judge(judge: dict[str, Any]) -> str:
 
 
 def _print_models(models: list[dict[str, Any]]) -> None:
-    """Print the models: in a pipe with all values per line, on a terminal those by kind below.
+    """Print the models as lines with all values into a pipe, or as a table on a terminal.
 
-    In columns of a terminal, the many values by kind would be a column of single words.
+    On a terminal, the values by kind of request follow below the table, because the columns of the
+    table are too narrow for them.
     """
     if not out.is_terminal:
         print_table(

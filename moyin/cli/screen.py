@@ -139,7 +139,7 @@ def _measure_spare_width(widths: Mapping[int, int]) -> int:
 
 
 def _compute_column_widths(cells: Mapping[int, Sequence[object]]) -> dict[int, int]:
-    """Return column widths that break no word, or nothing if the terminal is too narrow.
+    """Return column widths that break no word, or an empty dictionary if the terminal is too narrow.
 
     The first column is not broken even between words, since users copy its ids.
     """
@@ -242,7 +242,7 @@ def print_json_line(value: Any) -> None:
 
 
 def print_outcome(value: Any, text: str, *, as_json: bool) -> None:
-    """Print what a command did: as JSON, or as one line for people."""
+    """Print the outcome of a command, as JSON or as one line of text."""
     if as_json:
         print_json(value)
     else:

@@ -222,9 +222,9 @@ def _parse_number(name: str, raw_value: Any) -> Any:
 
 
 def _choose_measure(total: dict[str, Any]) -> str:
-    """Return what the bars of the chart show: the cost, the output tokens or the calls.
+    """Return the name of the value that the chart's bars show.
 
-    It is the first of these that is not zero in ``total``.
+    It is the first of cost, output tokens and calls that is not zero in ``total``.
     """
     if Decimal(total["cost_usd"]):
         return "cost_usd"

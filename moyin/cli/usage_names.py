@@ -18,12 +18,13 @@ _ALL_OWNERS = "*"
 async def read_names(
     gateway: GatewayClient, group_by: list[str], owner: str | None
 ) -> dict[str, str]:
-    """Return the names of users and keys by id, for those properties that ``group_by`` has.
+    """Return the names of users and keys by id, if ``group_by`` has ``user`` or ``key``.
 
     Users and keys that the caller may not list are left out.
 
     Args:
-        owner: the tenant of the report; None is the caller's own, and ``*`` has no names.
+        owner: the tenant of the report; None is the caller's own. For ``*``, which means all
+            tenants, no names are returned.
     """
     names: dict[str, str] = {}
     if owner == _ALL_OWNERS or not {"user", "key"} & set(group_by):

@@ -54,7 +54,7 @@ class GraphConverter:
     async def convert(
         self, caller: Identity, graph: Mapping[str, Any], pool: str | None
     ) -> ConvertedGraph:
-        """Return the graph in the API format, with what the pool lacks and what was left out.
+        """Return the graph in the API format, the parts that the pool lacks, and the left-out parts.
 
         Args:
             graph: a graph in either format, or an object with a graph as its ``prompt`` or

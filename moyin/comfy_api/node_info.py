@@ -256,7 +256,7 @@ class NodeInfoCache:
     async def _fetch_responses(self, path: str, pools: Sequence[str]) -> dict[str, bytes]:
         """Return the responses to GET ``path`` by pool, in the order of ``pools``.
 
-        Pools without a response are left out. Raises the errors of `fetch_merged_responses` if there is none.
+        Pools without a response are left out. Raises the errors of `fetch_merged_responses` if no pool has a response.
         """
         segments = path.partition("?")[0].split("/")[1:]
         if any(unquote(segment) in ("", ".", "..") for segment in segments):
@@ -334,7 +334,8 @@ class NodeInfoCache:
     ) -> tuple[PoolInventory, InputRules] | None:
         """Return the inventory and the input rules in a pool's ``/object_info``.
 
-        Content that has been parsed before is not parsed again. Returns None if nothing is known.
+        Content that has been parsed before is not parsed again. Returns None if the pool has never
+        reported its nodes.
         """
         content = response.value
         cached_entry = self._inventories.get(pool)

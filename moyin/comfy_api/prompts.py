@@ -144,7 +144,8 @@ class ComfyPrompts:
     ) -> dict[str, Any]:
         """Return the response body of ``/history``, with at most ``max_items`` ended prompts.
 
-        They are the newest ones, or those from the index ``offset``, counted from the oldest.
+        These are the newest prompts, or the prompts from the index ``offset``, counted from the
+        oldest.
         """
         limit = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
         wants_newest = offset is None or offset < 0

@@ -77,7 +77,7 @@ class RenderBudgets:
             The reservation, which the caller must release if the job is not accepted.
 
         Raises:
-            BudgetExceeded: what remains of a budget does not cover the estimate.
+            BudgetExceeded: the remaining amount of a budget does not cover the estimate.
             ServiceUnavailable: the pool's prices are unknown, or Valkey is unavailable and the
                 settings demand a check of budgets.
         """
@@ -111,7 +111,7 @@ class RenderBudgets:
 def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
     """Yield the index, pool, shape and estimated number of pictures of each render.
 
-    The shape is a digest of what determines the duration of a render (`compute_shape`).
+    The shape is a digest of the properties that determine a render's duration (`compute_shape`).
     """
     base = spec.base
     hashes = {} if base is None else {name: hash_node(node) for name, node in base.items()}
@@ -133,7 +133,7 @@ def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
 
 
 class BudgetSettler:
-    """Replaces the reserved amounts in budgets by what the renders of jobs have actually cost.
+    """Replaces the reserved amounts in budgets by the actual costs of the renders of jobs.
 
     Any number of processes may run a settler; only one of them works at a time. If a process ends
     early, the next one repeats the work that was not finished.

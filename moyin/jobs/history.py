@@ -54,7 +54,7 @@ class BulkResult:
 class JobHistory:
     """Deletes jobs, and cancels or deletes many jobs by a filter.
 
-    Of each tenant, only one request with a filter is processed at a time.
+    Only one request with a filter is processed at a time for each tenant.
     """
 
     def __init__(self, service: JobService, jobs: JobStore) -> None:

@@ -21,7 +21,7 @@ _LIMIT = 50
 
 
 class NewestJobsReader:
-    """Reads the first page of a tenant's jobs, and counts those that are open.
+    """Reads the first page of a tenant's jobs, and counts the open jobs.
 
     Args:
         places: the places of open renders in the queues of their pools.

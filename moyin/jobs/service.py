@@ -299,7 +299,7 @@ class JobService:
         return job
 
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
-        """Delete those of the owner's jobs that have ended, with their events.
+        """Delete the owner's jobs with the given ids that have ended, with their events.
 
         The jobs' files are unreadable from then on; `moyin.store.deletion_pruning` deletes them
         later.

@@ -68,7 +68,7 @@ def create_service(options: Options) -> Service:
 
 
 def drop_unused_indexes(path: Path) -> None:
-    """Drop those 43 of Temporal's 58 indexes of workflows that Moyin does not use.
+    """Drop the 43 of Temporal's 58 workflow indexes that Moyin does not use.
 
     Each index costs a page write per workflow. Temporal's queries work without these indexes.
     """

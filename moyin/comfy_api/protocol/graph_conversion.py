@@ -88,10 +88,10 @@ class ConvertedGraph(BaseModel):
 def find_missing_parts(
     graph: Mapping[str, Any], nodes: Mapping[str, Any]
 ) -> tuple[MissingParts, list[MissingInput]]:
-    """Return what a pool lacks for a graph, and the inputs that name uploaded files.
+    """Return the parts of a graph that a pool lacks, and the inputs that name uploaded files.
 
     Args:
-        graph: in the API format.
+        graph: the graph in the API format.
         nodes: the ``/object_info`` of the pool.
     """
     classes: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Selects pages of ComfyUI's lists, which itself returns them whole."""
+"""Selects pages of ComfyUI's lists, which ComfyUI itself returns whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks the data folder: who may write to it, and whether its disk is nearly full."""
+"""Checks the permissions of the data folder and the free space of its disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compares the installed packages with requirements.lock, and installs what differs."""
+"""Compares the installed packages with requirements.lock, and installs the locked versions."""
 
 from __future__ import annotations
 

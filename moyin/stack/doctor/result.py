@@ -29,7 +29,7 @@ class CheckResult:
         found: the result in words, such as ``8 GiB available``.
         advice: what to do if the verdict is not ``ok``.
         fix: what `moyin doctor --fix` does about it; empty if only a person can mend it.
-        fixed: whether `moyin doctor --fix` has just mended it.
+        fixed: True if `moyin doctor --fix` has just mended it.
     """
 
     name: str
