@@ -86,7 +86,7 @@ def print_table(
 
     Args:
         right_aligned: the columns that are aligned to the right, such as numbers.
-        optional_columns: the columns that may be left out, the first one first; a pipe gets them all.
+        optional_columns: the columns that may be left out, the first one first; a pipe gets all.
         empty_text: what a terminal shows if there are no lines.
     """
     if not out.is_terminal:
@@ -139,7 +139,7 @@ def _measure_spare_width(widths: Mapping[int, int]) -> int:
 
 
 def _compute_column_widths(cells: Mapping[int, Sequence[object]]) -> dict[int, int]:
-    """Return column widths that break no word, or an empty dictionary if the terminal is too narrow.
+    """Return column widths that break no word; empty if the terminal is too narrow.
 
     The first column is not broken even between words, since users copy its ids.
     """

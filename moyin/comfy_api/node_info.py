@@ -256,7 +256,8 @@ class NodeInfoCache:
     async def _fetch_responses(self, path: str, pools: Sequence[str]) -> dict[str, bytes]:
         """Return the responses to GET ``path`` by pool, in the order of ``pools``.
 
-        Pools without a response are left out. Raises the errors of `fetch_merged_responses` if no pool has a response.
+        Pools without a response are left out. If no pool has a response, this raises the errors of
+        `fetch_merged_responses`.
         """
         segments = path.partition("?")[0].split("/")[1:]
         if any(unquote(segment) in ("", ".", "..") for segment in segments):

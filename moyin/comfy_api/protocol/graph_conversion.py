@@ -49,7 +49,7 @@ class MissingInput(BaseModel):
 
 
 class MissingParts(BaseModel):
-    """The node classes, choices and files that a graph lacks; each list has at most 1,000 entries."""
+    """The node classes, choices and files that a graph lacks, at most 1,000 in each list."""
 
     nodes: list[MissingNode] = Field(description="Node classes.")
     choices: list[MissingInput] = Field(

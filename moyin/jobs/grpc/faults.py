@@ -170,7 +170,7 @@ async def answer_call(
 async def stream_call(
     call: Callable[[Q, Metadata], AsyncGenerator[M, None]], request: Q, context: StatusContext
 ) -> AsyncGenerator[M, None]:
-    """Yield the messages of a call; if the call raises `Fault`, set its error and end the stream."""
+    """Yield the messages of a call; if it raises `Fault`, set the call's error and end the stream."""
     try:
         async with aclosing(call(request, context.invocation_metadata())) as messages:
             async for message in messages:

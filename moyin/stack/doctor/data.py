@@ -203,7 +203,8 @@ async def _open_database(options: Options) -> AsyncIterator[Database]:
     try:
         if await read_revision(options.settings.sql_url) != get_newest_revision():
             raise StackError(
-                "the database has the schema of another version: run `moyin up`, or `moyin migrate` for MOYIN_DATABASE_URL"
+                "the database has the schema of another version: run `moyin up`, "
+                "or `moyin migrate` for MOYIN_DATABASE_URL"
             )
         yield database
     except SQLAlchemyError as error:
