@@ -21,7 +21,7 @@ class OpenPromptCounts:
         self._queries: dict[str, asyncio.Task[int]] = {}
 
     async def count_now(self, owner: str) -> int:
-        """Query and return the tenant's number of open prompts, with all earlier changes."""
+        """Return the tenant's number of open prompts by a new query, which sees all earlier changes."""
         started_at = time.monotonic()
         count = await self._prompts.count_open(owner)
         cached_count = self._known.get(owner)

@@ -218,7 +218,7 @@ class ComfyPrompts:
         await self._cancel(caller, [job_id for job_id in prompt_ids if job_id not in executed_ids])
 
     async def cancel(self, caller: Identity, prompt_ids: Sequence[str]) -> bool:
-        """Cancel waiting and running prompts; return True if at least one is the tenant's."""
+        """Cancel the tenant's open prompts with these ids; return True if there is at least one."""
         jobs = await self.prompts.get(caller.owner, prompt_ids)
         unfinished_ids = [job.id for job in jobs if not job.status.is_final]
         await self._cancel(caller, unfinished_ids)

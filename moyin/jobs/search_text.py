@@ -18,8 +18,8 @@ _MAX_INPUTS = 20_000
 def collect_text(spec: JobSpec) -> str:
     """Return the values of metadata, the texts of chats, and the texts in the inputs of graphs.
 
-    Requests of http steps are left out, because they may contain credentials. The result is hardly
-    longer than the text that the search can index.
+    Requests of http steps are left out, because they may contain credentials. The result is at
+    most slightly longer than the text that the search can index.
     """
     texts, size = list[str](), 0
     for text in _iterate_texts(spec):

@@ -136,7 +136,11 @@ def read_stored_ports(path: Path) -> dict[str, str]:
 
 
 def store_ports(path: Path, ports: Mapping[str, int]) -> None:
-    """Write ports by name, for stacks whose environment sets none, or raise `StackError`."""
+    """Write ports by name to a file, which applies if the environment sets no port.
+
+    Raises:
+        StackError: the file cannot be written.
+    """
     port_lines = "".join(f"{name} = {port}\n" for name, port in sorted(ports.items()))
     with explain_os_errors(path):
         replace_file(path, f"# Written by `moyin doctor --fix`.\n{port_lines}".encode())

@@ -24,7 +24,7 @@ class PageQuery:
     limit: int | None = None
 
     @property
-    def is_given(self) -> bool:
+    def is_partial(self) -> bool:
         """True if the client requests a part of the list."""
         return (self.search, self.after, self.limit) != (None, None, None)
 

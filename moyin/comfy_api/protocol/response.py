@@ -27,7 +27,7 @@ _DISPLAYABLE_SLOTS = frozenset({"images", "video", "audio", "3d", "text"})
 def get_queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
     """Return the number by which the queue is sorted: the client's number, or the submission time.
 
-    The time is in Unix seconds, and negative if the client requested the front of the queue.
+    The time is in Unix microseconds, and negative if the client requested the front of the queue.
     """
     if prompt is not None and prompt.number is not None:
         return prompt.number

@@ -209,7 +209,7 @@ class GrpcBridge:
 
 
 class RefusingBridge(GrpcBridge):
-    """Refuses all gRPC calls, for apps without a gRPC API to which Ray Serve sends such calls."""
+    """Refuses all gRPC calls; for apps that have no gRPC API, to which Ray Serve may send calls."""
 
     def __init__(self) -> None:
         super().__init__("")

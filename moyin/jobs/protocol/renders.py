@@ -19,7 +19,7 @@ Templates = Callable[[str, str], Template]
 
 
 def refuse_templates(name: str, field: str) -> Template:
-    """Raise InvalidRequest for any template; for APIs whose jobs can't use templates."""
+    """Raise InvalidRequest for every template; APIs whose jobs can't use templates pass this."""
     raise InvalidRequest(
         f"{field} is not supported by this API: send a workflow instead", field=field
     )

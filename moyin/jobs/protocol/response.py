@@ -61,7 +61,7 @@ class QueueView:
     """The state of the queue at one moment, from which responses derive waiting times and places.
 
     Attributes:
-        now: that moment.
+        now: the time of that moment.
         places: the places of queued and running jobs, by job id.
     """
 

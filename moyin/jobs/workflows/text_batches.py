@@ -175,7 +175,11 @@ class TextBatchActivities:
 
     @activity.defn
     async def batch_work(self, batch_input: TextBatchInput) -> str:
-        """Let replicas of the models app run lines; return ``done`` if none are left to run."""
+        """Let replicas of the models app run lines for up to ten minutes.
+
+        Returns:
+            ``done`` if no lines are left to run, or else the state that the last replica reported.
+        """
         async with send_heartbeats(), _raise_application_errors():
             loop = asyncio.get_running_loop()
             end_time = loop.time() + _WORK_SECONDS

@@ -127,7 +127,7 @@ def cut_valkey_data(options: Options, on_step: OnStep) -> None:
 
 
 async def read_in_time(query: Awaitable[T]) -> T:
-    """Return the result of a query, or raise `TimeoutError`, which is an `OSError`."""
+    """Return the result of a query, or raise `TimeoutError` (an `OSError`) after ten seconds."""
     async with asyncio.timeout(_DATABASE_SECONDS):
         return await query
 

@@ -170,7 +170,7 @@ def _find_locked_paths(layout: Layout) -> _LockedPaths:
 
 
 def _list_paths(layout: Layout) -> Iterator[tuple[Path, int]]:
-    """Yield the existing files and folders of the stack, each with the access that it needs.
+    """Yield the existing files and folders of the stack, each with the access that this user needs.
 
     The artifacts and ComfyUI's environment have too many files to look at all of them.
     """

@@ -155,7 +155,7 @@ def _node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
         caller = context(request.scope)
         nodes = await admission.list_nodes(caller.caller, pool)
         headers = {}
-        if page.is_given:
+        if page.is_partial:
             nodes, count = await asyncio.to_thread(select_nodes, nodes, page)
             headers[_COUNT_HEADER] = str(count)
         if summary:
@@ -261,7 +261,7 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
         pools = await select_pools(request, pool)
         path = f"/models/{quote(folder, safe='')}"
         names: Sequence[str] = await node_info.fetch_merged_responses(path, merge_lists, pools)
-        if page.is_given:
+        if page.is_partial:
             names, count = await asyncio.to_thread(select_names, names, page)
             response.headers[_COUNT_HEADER] = str(count)
         return names
