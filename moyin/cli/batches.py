@@ -163,8 +163,8 @@ def results(
             await gateway.download(path, to)
             return
         async with gateway.open("GET", path, is_stream=True) as response:
-            async for piece in response.content.iter_chunked(_CHUNK):
-                await asyncio.to_thread(sys.stdout.buffer.write, piece)
+            async for chunk in response.content.iter_chunked(_CHUNK):
+                await asyncio.to_thread(sys.stdout.buffer.write, chunk)
         sys.stdout.buffer.flush()
 
     run_with_gateway(write_results)

@@ -227,19 +227,19 @@ async def _relay_messages(
             raise result
 
 
-async def _copy_messages(source: _Socket, target: _Socket) -> None:
+async def _copy_messages(source_socket: _Socket, target_socket: _Socket) -> None:
     while True:
-        message = await source.receive()
+        message = await source_socket.receive()
         if message.type is WSMsgType.TEXT:
-            await target.send_str(message.data)
+            await target_socket.send_str(message.data)
         elif message.type is WSMsgType.BINARY:
-            await target.send_bytes(message.data)
+            await target_socket.send_bytes(message.data)
         else:
             reason = message.extra if message.type is WSMsgType.CLOSE else None
-            code = source.close_code
+            code = source_socket.close_code
             if code is None or code in _RESERVED_CODES:
                 code = _NORMAL if code == 1005 else _GOING_AWAY
-            await target.close(code=code, message=(reason or "").encode())
+            await target_socket.close(code=code, message=(reason or "").encode())
             return
 
 

@@ -101,8 +101,10 @@ def _describe_job(job: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     if job["finished_at"] is not None:
         yield "ended (UTC)", _format_iso(job["finished_at"])
         if job["started_at"] is not None:
-            end, start = map(datetime.fromisoformat, (job["finished_at"], job["started_at"]))
-            yield "took", f"{(end - start).total_seconds():.1f} s"
+            finished_at, started_at = map(
+                datetime.fromisoformat, (job["finished_at"], job["started_at"])
+            )
+            yield "took", f"{(finished_at - started_at).total_seconds():.1f} s"
     yield "attempts", job["attempts"] if job["attempts"] > 1 else None
     yield "priority", job["priority"] if job["priority"] != _NORMAL_PRIORITY else None
     cost = format_cost(str(job["cost_usd"]))
@@ -146,8 +148,8 @@ def _describe_seconds(estimate: Mapping[str, float] | None) -> str | None:
     return f"in {estimate['p50']:.0f} s probably, {estimate['p90']:.0f} s at most (9 of 10)"
 
 
-def _format_iso(time: str | None) -> str | None:
-    return None if time is None else time[:19].replace("T", " ")
+def _format_iso(iso_time: str | None) -> str | None:
+    return None if iso_time is None else iso_time[:19].replace("T", " ")
 
 
 def _format_time(seconds: int | None) -> str | None:

@@ -252,5 +252,5 @@ def _build_path(job_id: str | None) -> str:
     return f"/jobs/{quote(job_id or '', safe='')}"
 
 
-def _describe_matches(number: int) -> str:
-    return f"{format_count(number, 'job')} {'matches' if number == 1 else 'match'}"
+def _describe_matches(job_count: int) -> str:
+    return f"{format_count(job_count, 'job')} {'matches' if job_count == 1 else 'match'}"

@@ -163,11 +163,11 @@ def _create_key_in_database(
     async def create_key(
         keys: KeyStore, transaction: Transaction
     ) -> tuple[AuditEvent, tuple[str, str]]:
-        key_id, text = await keys.create(
+        key_id, secret = await keys.create(
             owner, name, scopes=scopes, expires_at=expires_at, within=transaction
         )
         details = {"name": name, "scopes": sorted(scopes)}
-        return _build_audit_event("create", owner, key_id, details), (key_id, text)
+        return _build_audit_event("create", owner, key_id, details), (key_id, secret)
 
     key_id, secret = _run_with_audit(create_key)
     key = _with_database(lambda database: KeyStore(database).get(key_id))

@@ -103,8 +103,8 @@ def build_stop_command() -> str:
 
 def print_ready(options: Options, state: StackState) -> None:
     """Print the addresses of the running stack, and after its first start also the API key."""
-    seconds = f" after {state.ready_after:.1f} s" if state.ready_after is not None else ""
-    out.print(f"[bold green]Moyin is up[/]{seconds}")
+    duration_note = f" after {state.ready_after:.1f} s" if state.ready_after is not None else ""
+    out.print(f"[bold green]Moyin is up[/]{duration_note}")
     pairs = list(state.addresses.items())
     if not options.layout.key_shown_marker.exists():
         options.layout.key_shown_marker.touch()
@@ -143,9 +143,9 @@ def print_checks(checks: Sequence[CheckResult]) -> None:
             (f"{check.verdict:<4}", _VERDICT_COLOURS[check.verdict]), f"  {check.name:<{width}}  "
         )
         text_width = max(out.width - len(label), _MIN_TEXT_WIDTH)
-        found_text = f"{check.found} (mended)" if check.fixed else check.found
+        finding = f"{check.found} (mended)" if check.fixed else check.found
         # Long paths are folded beside their label; `--json` prints them whole.
-        lines = list(Text(found_text).wrap(out, text_width))
+        lines = list(Text(finding).wrap(out, text_width))
         if check.verdict is not CheckVerdict.OK:
             lines += Text(f"→ {check.advice}", style="bold").wrap(out, text_width)
         for line in lines:

@@ -212,8 +212,14 @@ def _print_report(report: dict[str, Any], labels: Mapping[str, str]) -> None:
 
 def _print_csv(report: dict[str, Any]) -> None:
     """Print the groups of a usage report as CSV; columns have the names of the gateway's JSON."""
-    names = [*report["group_by"], *(name for name in _CSV_NUMBERS if name in report["total"])]
-    print_csv(names, ([_parse_number(n, group[n]) for n in names] for group in report["groups"]))
+    column_names = [
+        *report["group_by"],
+        *(name for name in _CSV_NUMBERS if name in report["total"]),
+    ]
+    print_csv(
+        column_names,
+        ([_parse_number(n, group[n]) for n in column_names] for group in report["groups"]),
+    )
 
 
 def _parse_number(name: str, raw_value: Any) -> Any:

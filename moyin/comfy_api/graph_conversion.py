@@ -80,10 +80,10 @@ class GraphConverter:
             await self._admission.require_pool(caller, pool)
         graph = _unwrap_graph(graph)
         is_editor_graph = is_editor_format(graph)
-        left_out: list[LeftOutBody] = []
+        left_out_parts: list[LeftOutBody] = []
         if is_editor_graph:
             nodes = await self._admission.list_nodes(caller)
-            graph, left_out = await asyncio.to_thread(_convert_editor_graph, graph, nodes)
+            graph, left_out_parts = await asyncio.to_thread(_convert_editor_graph, graph, nodes)
         else:
             check_graph_format(graph, _FIELD)
             if len(graph) > MAX_NODES:
@@ -94,8 +94,10 @@ class GraphConverter:
             pool = await self._admission.choose_pool(caller, graph)
         nodes = await self._admission.list_nodes(caller, pool)
         missing_parts, uploads = await asyncio.to_thread(find_missing_parts, graph, nodes)
-        names = {upload.value for upload in uploads}
-        found_files = await self._files.find_in_texts(caller.owner, names) if names else {}
+        upload_names = {upload.value for upload in uploads}
+        found_files = (
+            await self._files.find_in_texts(caller.owner, upload_names) if upload_names else {}
+        )
         missing_parts.files = [upload for upload in uploads if upload.value not in found_files][
             :MAX_REPORTED
         ]
@@ -104,7 +106,7 @@ class GraphConverter:
             graph=dict(graph),
             pool=pool,
             missing=missing_parts,
-            left_out=left_out,
+            left_out=left_out_parts,
         )
 
 

@@ -121,8 +121,8 @@ class ComfyJobs:
             yield sse_event
         if tracker.job.status.is_final:
             return
-        async with aclosing(self.feed.follow(tracker.job, newest_id)) as feed:
-            async for events in feed:
+        async with aclosing(self.feed.follow(tracker.job, newest_id)) as event_batches:
+            async for events in event_batches:
                 if not events:
                     yield None
                 for event in events:

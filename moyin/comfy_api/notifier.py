@@ -367,8 +367,8 @@ def _get_attempt_key(job: Job) -> tuple[str, int]:
     return job.id, job.attempts
 
 
-def _build_status(remaining: int) -> dict[str, Any]:
-    return {"exec_info": {"queue_remaining": remaining}}
+def _build_status(open_count: int) -> dict[str, Any]:
+    return {"exec_info": {"queue_remaining": open_count}}
 
 
 def _derive_executing(prompt_id: str, progress_message: bytes) -> dict[str, bytes]:

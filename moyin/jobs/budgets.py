@@ -101,8 +101,8 @@ class RenderBudgets:
         if all(tariff.price is None for tariff in tariffs.values()):
             return Decimal(0)
         costs = (
-            tariffs[pool].estimate_cost(shape, pictures)
-            for index, pool, shape, pictures in _list_renders(spec)
+            tariffs[pool].estimate_cost(shape, picture_count)
+            for index, pool, shape, picture_count in _list_renders(spec)
             if index not in done_indexes
         )
         return sum(costs, Decimal(0))
@@ -113,23 +113,27 @@ def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
 
     The shape is a digest of the properties that determine a render's duration (`compute_shape`).
     """
-    base = spec.base
-    hashes = {} if base is None else {name: hash_node(node) for name, node in base.items()}
+    base_graph = spec.base
+    hashes = (
+        {} if base_graph is None else {name: hash_node(node) for name, node in base_graph.items()}
+    )
     hash_sum = sum(hashes.values())
-    counts = PictureCounts.from_graph(base or {})
+    base_counts = PictureCounts.from_graph(base_graph or {})
     for index, step in enumerate(spec.steps):
         if step.kind is not StepKind.RENDER:
             continue
-        if base is None:
+        if base_graph is None:
             yield index, step.pool, compute_shape(step.payload), estimate_pictures(step.payload)
             continue
         # Hash the nodes that all children of a batch share only once, because there may be many of
         # both.
-        changed_nodes = apply_batch_patch({name: base[name] for name in step.payload}, step.payload)
-        other_hashes = hash_sum - sum(hashes[name] for name in changed_nodes)
-        shape = combine_hashes([other_hashes, *map(hash_node, changed_nodes.values())])
+        changed_nodes = apply_batch_patch(
+            {name: base_graph[name] for name in step.payload}, step.payload
+        )
+        other_hash_sum = hash_sum - sum(hashes[name] for name in changed_nodes)
+        shape = combine_hashes([other_hash_sum, *map(hash_node, changed_nodes.values())])
         own_counts = PictureCounts.from_graph(changed_nodes)
-        yield index, step.pool, shape, PictureCounts(*map(max, counts, own_counts)).estimate()
+        yield index, step.pool, shape, PictureCounts(*map(max, base_counts, own_counts)).estimate()
 
 
 class BudgetSettler:

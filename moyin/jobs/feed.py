@@ -112,5 +112,5 @@ class JobFeed:
         attempt = event.data.get("attempt")
         if attempt is not None and attempt <= job.attempts:
             return bool(attempt == job.attempts)
-        attempts = (await self._jobs.find(job.id)).attempts
-        return bool(attempt is None or attempt == attempts)
+        newest_attempt = (await self._jobs.find(job.id)).attempts
+        return bool(attempt is None or attempt == newest_attempt)

@@ -92,13 +92,13 @@ class FileNames:
         if step.template is None:
             return step
         parameters = templates(step.template, f"{prefix}template").parameters
-        names = {
+        file_names = {
             value
             for inputs in _list_inputs(step)
             for name, value in inputs
             if _is_file_name(parameters.get(name), value)
         }
-        files = await self._files.find_in_texts(owner, names) if names else {}
+        files = await self._files.find_in_texts(owner, file_names) if file_names else {}
         return _replace_inputs(step, parameters, files) if files else step
 
 

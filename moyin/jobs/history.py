@@ -132,7 +132,7 @@ class JobHistory:
             caller.owner, where, cancel, dry_run=dry_run, cursor=cursor
         )
 
-    async def get_graph(self, job: Job, step: int) -> Mapping[str, Any]:
+    async def get_graph(self, job: Job, step_index: int) -> Mapping[str, Any]:
         """Return the graph of a step or a batch's child, in the format that ``POST /jobs`` accepts.
 
         Raises:
@@ -141,11 +141,11 @@ class JobHistory:
         spec = await self._service.load_spec(job)
         if spec is None:
             raise JobNotFound(f"the graph of job {job.id} was deleted from the artifact store")
-        if step >= len(spec.steps) or spec.steps[step].kind is not StepKind.RENDER:
+        if step_index >= len(spec.steps) or spec.steps[step_index].kind is not StepKind.RENDER:
             raise JobNotFound(
-                f"step must be the index of a render of job {job.id}; step {step} is not one"
+                f"step must be the index of a render of job {job.id}; step {step_index} is not one"
             )
-        payload = spec.steps[step].payload
+        payload = spec.steps[step_index].payload
         return payload if spec.base is None else apply_batch_patch(spec.base, payload)
 
     async def _try_cancel_job(self, caller: Identity, job_id: str) -> bool:

@@ -120,7 +120,7 @@ class ImageJobs:
         cache: bool,
         idempotency_key: str | None,
     ) -> AcceptedJob:
-        job = images.images_request_to_job(
+        job_request = images.images_request_to_job(
             body,
             template.name,
             template.inputs["properties"],
@@ -129,7 +129,7 @@ class ImageJobs:
         )
         try:
             return await self.gateway.submit_job(
-                job, identity=identity, idempotency_key=idempotency_key
+                job_request, identity=identity, idempotency_key=idempotency_key
             )
         except errors.MoyinError as error:
             raise images.rename_job_field(error) from None
@@ -187,8 +187,10 @@ class ImageJobs:
         """
         pictures = [a for a in job["artifacts"] if a["media_type"].startswith("image/")]
         if body.response_format == "b64_json":
-            reader = _add_read_scope(identity)
-            contents = (await self.gateway.read(a["url"], identity=reader) for a in pictures)
+            reading_identity = _add_read_scope(identity)
+            contents = (
+                await self.gateway.read(a["url"], identity=reading_identity) for a in pictures
+            )
             return [{"b64_json": base64.b64encode(content).decode()} async for content in contents]
         return [
             {

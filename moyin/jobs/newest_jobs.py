@@ -35,7 +35,7 @@ class NewestJobsReader:
         """Return the data of an event `jobs` as JSON; None if the database is unavailable."""
         try:
             page, next_cursor = await self._jobs.list_page(owner, limit=_LIMIT)
-            queued, running = [
+            queued_count, running_count = [
                 await self._jobs.count(owner, JobFilter(statuses=(status,)))
                 for status in (JobStatus.QUEUED, JobStatus.RUNNING)
             ]
@@ -46,8 +46,8 @@ class NewestJobsReader:
         body = wire.NewestJobs(
             jobs=[render_job(job, queue) for job in page],
             next_cursor=next_cursor,
-            queued=queued,
-            running=running,
+            queued=queued_count,
+            running=running_count,
         )
         return body.model_dump_json(ensure_ascii=True)
 

@@ -21,11 +21,11 @@ def collect_text(spec: JobSpec) -> str:
     Requests of http steps are left out, because they may contain credentials. The result is at
     most slightly longer than the text that the search can index.
     """
-    texts, size = list[str](), 0
+    texts, total_length = list[str](), 0
     for text in _iterate_texts(spec):
         texts.append(text[:MAX_TEXT_BYTES])
-        size += len(texts[-1]) + 1
-        if size >= MAX_TEXT_BYTES:
+        total_length += len(texts[-1]) + 1
+        if total_length >= MAX_TEXT_BYTES:
             break
     return "\n".join(texts)
 

@@ -173,8 +173,8 @@ def _to_step_error(
     The error is `BackendUnavailable` for a status after which a retry may succeed.
     """
     message = f"{method} {_strip_query(path)} answered with status {refusal.status}"
-    response = refusal.body[:2_000].decode(errors="replace")
-    details = {"status": refusal.status, "answer": response}
+    response_text = refusal.body[:2_000].decode(errors="replace")
+    details = {"status": refusal.status, "answer": response_text}
     if refusal.status in _RETRYABLE_STATUSES:
         return BackendUnavailable(message, details=details, retry_after=refusal.retry_after)
     return StepFailed(message, details=details)

@@ -116,9 +116,9 @@ def build_signature_headers(
         message_id: the id of the webhook, without a dot; receivers use it to recognise retries.
         timestamp: the time of this delivery, in Unix seconds.
     """
-    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    secret_bytes = base64.b64decode(secret.removeprefix(_PREFIX))
     signed_content = f"{message_id}.{timestamp}.".encode() + body
-    digest = hmac.new(key, signed_content, hashlib.sha256).digest()
+    digest = hmac.new(secret_bytes, signed_content, hashlib.sha256).digest()
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),

@@ -51,11 +51,13 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
     for index, app in enumerate(config["applications"]):
         if not isinstance(app, dict) or not isinstance(app.get("name"), str):
             raise StackError(f"{path}: applications.{index}.name must be a string")
-    for key, port in (("http_options", ports.door), ("grpc_options", ports.grpc)):
-        if not isinstance(config.get(key) or {}, dict):
-            raise StackError(f"{path}: {key} must be a mapping, as in {key}: {{port: {port}}}")
-        if config.get(key) or key == "http_options":
-            config[key] = {**(config.get(key) or {}), "port": port}
+    for option_name, port in (("http_options", ports.door), ("grpc_options", ports.grpc)):
+        if not isinstance(config.get(option_name) or {}, dict):
+            raise StackError(
+                f"{path}: {option_name} must be a mapping, as in {option_name}: {{port: {port}}}"
+            )
+        if config.get(option_name) or option_name == "http_options":
+            config[option_name] = {**(config.get(option_name) or {}), "port": port}
     return config
 
 
@@ -156,11 +158,11 @@ async def redeploy_apps(options: Options, on_progress: Callable[[str], None]) ->
 
     Raises the same errors as `deploy_apps`.
     """
-    last_config = options.layout.serve_config
-    if not last_config.exists():
+    last_config_path = options.layout.serve_config
+    if not last_config_path.exists():
         await deploy_apps(options, on_progress)
         return
-    await _submit_config(options, load_serve_config(last_config, options.ports), on_progress)
+    await _submit_config(options, load_serve_config(last_config_path, options.ports), on_progress)
 
 
 def read_last_deployed_path(options: Options) -> Path | None:

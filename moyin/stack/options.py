@@ -142,9 +142,9 @@ def count_gpus() -> int:
 
 def find_executable(name: str) -> str:
     """Return the path of a program next to this Python or on the PATH, or raise `StackError`."""
-    sibling = Path(sys.executable).with_name(name)
-    if os.access(sibling, os.X_OK):
-        return str(sibling)
+    sibling_path = Path(sys.executable).with_name(name)
+    if os.access(sibling_path, os.X_OK):
+        return str(sibling_path)
     path = shutil.which(name)
     if path is None:
         raise StackError(

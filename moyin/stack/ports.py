@@ -63,19 +63,19 @@ class Ports:
         if base is None and environ.get(f"{_PREFIX}BASE"):
             base = _parse_port(environ, f"{_PREFIX}BASE")
         values: dict[str, int] = {}
-        for item in fields(cls):
-            name = f"{_PREFIX}{item.name.upper()}"
+        for port_field in fields(cls):
+            name = f"{_PREFIX}{port_field.name.upper()}"
             if environ.get(name):
-                values[item.name] = _parse_port(environ, name)
+                values[port_field.name] = _parse_port(environ, name)
             elif base is not None:
-                values[item.name] = base + item.metadata["offset"]
+                values[port_field.name] = base + port_field.metadata["offset"]
         ports = cls(**values)
         ports._validate()
         return ports
 
     def items(self) -> Iterator[tuple[str, int]]:
-        for item in fields(self):
-            yield item.name, getattr(self, item.name)
+        for port_field in fields(self):
+            yield port_field.name, getattr(self, port_field.name)
 
     def to_environ(self) -> dict[str, str]:
         """Return the environment variables from which `read` would read these ports."""
@@ -84,8 +84,12 @@ class Ports:
     @classmethod
     def describe_ports(cls) -> Iterator[tuple[str, int, str]]:
         """Yield the variable, default and description of each port."""
-        for item in fields(cls):
-            yield f"{_PREFIX}{item.name.upper()}", int(str(item.default)), item.metadata["about"]
+        for port_field in fields(cls):
+            yield (
+                f"{_PREFIX}{port_field.name.upper()}",
+                int(str(port_field.default)),
+                port_field.metadata["about"],
+            )
 
     def _validate(self) -> None:
         names_by_port: dict[int, str] = {}
@@ -112,7 +116,7 @@ class Ports:
 
 def are_ports_set(environ: Mapping[str, str]) -> bool:
     """Return True if a variable of the environment sets a port."""
-    names = ("BASE", *(item.name.upper() for item in fields(Ports)))
+    names = ("BASE", *(port_field.name.upper() for port_field in fields(Ports)))
     return any(environ.get(f"{_PREFIX}{name}") for name in names)
 
 
@@ -128,7 +132,7 @@ def read_stored_ports(path: Path) -> dict[str, str]:
         return {}  # `moyin doctor` reports a data folder that cannot be read.
     except (OSError, ValueError) as error:
         raise StackError(f"{path} cannot be read: {error}: correct or delete it") from None
-    known_names = {item.name for item in fields(Ports)}
+    known_names = {port_field.name for port_field in fields(Ports)}
     for name, port in values.items():
         if name not in known_names or type(port) is not int:
             raise StackError(f"{path}: {name} = {port!r} sets no port: correct or delete the line")
@@ -167,16 +171,17 @@ def choose_free_ports(
     if base is None:
         return {}
     return {
-        item.name: base + item.metadata["offset"]
-        for item in fields(ports)
-        if item.name not in ignored_ports and not _is_port_free(getattr(ports, item.name))
+        port_field.name: base + port_field.metadata["offset"]
+        for port_field in fields(ports)
+        if port_field.name not in ignored_ports
+        and not _is_port_free(getattr(ports, port_field.name))
     }
 
 
 def find_free_base() -> int | None:
     """Return a value for ``MOYIN_PORT_BASE`` with which all ports are free, or None."""
     for base in _BASES:
-        offsets = [item.metadata["offset"] for item in fields(Ports)]
+        offsets = [port_field.metadata["offset"] for port_field in fields(Ports)]
         if all(_is_port_free(base + offset) for offset in offsets):
             return base
     return None

@@ -94,14 +94,14 @@ def find_missing_parts(
         graph: the graph in the API format.
         nodes: the ``/object_info`` of the pool.
     """
-    classes: dict[str, list[str]] = {}
-    choices: list[MissingInput] = []
+    missing_classes: dict[str, list[str]] = {}
+    missing_choices: list[MissingInput] = []
     uploads: list[MissingInput] = []
     known_choices: dict[str, Mapping[str, frozenset[str] | None]] = {}
     for node_id, node in graph.items():
         class_type = node["class_type"]
         if class_type not in nodes:
-            classes.setdefault(class_type, []).append(node_id)
+            missing_classes.setdefault(class_type, []).append(node_id)
             continue
         if class_type not in known_choices:
             known_choices[class_type] = _list_choices(nodes[class_type])
@@ -116,13 +116,13 @@ def find_missing_parts(
                 if _names_upload(value):
                     uploads.append(node_input)
             elif value not in allowed_choices:
-                choices.append(node_input)
+                missing_choices.append(node_input)
     missing_parts = MissingParts(
         nodes=[
-            MissingNode(class_type=class_type, nodes=ids[:MAX_REPORTED])
-            for class_type, ids in islice(classes.items(), MAX_REPORTED)
+            MissingNode(class_type=class_type, nodes=node_ids[:MAX_REPORTED])
+            for class_type, node_ids in islice(missing_classes.items(), MAX_REPORTED)
         ],
-        choices=choices[:MAX_REPORTED],
+        choices=missing_choices[:MAX_REPORTED],
     )
     return missing_parts, uploads
 

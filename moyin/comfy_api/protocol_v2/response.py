@@ -119,9 +119,9 @@ def to_summary(job: Job) -> wire.JobSummary:
 
 def to_progress(progress: Progress, node: str | None = None) -> wire.ProgressBody:
     """Return the body of a progress event; ``node`` is the id of the node that is running."""
-    value = min(1.0, progress.value / progress.max) if progress.max > 0 else 0.0
+    fraction = min(1.0, progress.value / progress.max) if progress.max > 0 else 0.0
     return wire.ProgressBody(
-        value=value,
+        value=fraction,
         nodes_done=int(progress.value),
         nodes_total=int(progress.max),
         current_node=node,

@@ -263,11 +263,11 @@ def _get_queued_seconds(job: Job, now: datetime) -> float | None:
 
 
 def _render_children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
-    results = {result.index: result for result in job.results}
+    results_by_index = {result.index: result for result in job.results}
     failures = job.error.details.get("children", {}) if job.error is not None else {}
     children = []
     for index in range(job.children or 0):
-        result, error = results.get(index), failures.get(str(index))
+        result, error = results_by_index.get(index), failures.get(str(index))
         progress = job.progress.parts.get(str(index))
         children.append(
             wire.ChildBody(

@@ -116,8 +116,8 @@ class JobWorkflow:
         deadline = asyncio.timeout(_get_seconds_left(job))
         try:
             async with deadline:
-                run = self._run_children if job.parallel else self._run_steps
-                results = await run(job)
+                run_all_steps = self._run_children if job.parallel else self._run_steps
+                results = await run_all_steps(job)
         except _AttemptSuperseded:
             raise
         except _ChildrenFailed as error:

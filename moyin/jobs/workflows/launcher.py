@@ -75,8 +75,8 @@ class JobLauncher:
                 return False
             raise self._temporal.report_outage(error) from error
         # An earlier attempt's workflow may still be running; it is about to end.
-        run_attempt: Any = await description.memo_value("attempt", None)
-        return bool(run_attempt == attempt)
+        running_attempt: Any = await description.memo_value("attempt", None)
+        return bool(running_attempt == attempt)
 
     async def start_webhook(self, job_id: str, attempt: int) -> None:
         if (await self._jobs.get_launch(job_id)).webhook is not None:
@@ -114,10 +114,10 @@ class JobLauncher:
             )
         except RPCError as error:
             raise self._temporal.report_outage(error) from error
-        attempt: Any = await description.memo_value("attempt", None)
-        if attempt != launch.attempt:
+        running_attempt: Any = await description.memo_value("attempt", None)
+        if running_attempt != launch.attempt:
             raise ServiceUnavailable(
-                f"attempt {attempt} of job {launch.job_id} has not ended yet; try again in a second",
+                f"attempt {running_attempt} of job {launch.job_id} has not ended yet; try again in a second",
                 retry_after=1,
             )
 

@@ -149,13 +149,13 @@ class TextBatchActivities:
             )
             if not is_unchecked:
                 return batch.status.value
-            file = await self._files.find(batch.owner, batch.input_file_id, with_deleted=True)
+            input_file = await self._files.find(batch.owner, batch.input_file_id, with_deleted=True)
             try:
-                if file is None:
+                if input_file is None:
                     raise FileNotFoundError(batch.input_file_id)
                 line_count, errors = await check_input(
                     self._blobs,
-                    file.sha256,
+                    input_file.sha256,
                     FORMATS[batch.dialect],
                     batch.endpoint,
                     add_lines=lambda lines: self._lines.add(batch.id, lines),
@@ -205,8 +205,11 @@ class TextBatchActivities:
                 with suppress(MoyinError):
                     await self._request_work(batch)
                 await asyncio.sleep(_SEAL_SECONDS)
-            output, errors = await write_results(batch, self._lines, self._blobs)
-            return (await self._batches.finish(batch.id, output=output, errors=errors)).status.value
+            output_file, error_file = await write_results(batch, self._lines, self._blobs)
+            ended_batch = await self._batches.finish(
+                batch.id, output=output_file, errors=error_file
+            )
+            return ended_batch.status.value
 
     async def _run_lines(self, batch_id: str) -> str:
         """Let a replica of the models app run lines for some seconds, with the submitter's rights.

@@ -39,11 +39,11 @@ def check_secret_files(options: Options) -> CheckResult:
         )
     exposed_paths = [str(path) for path in files if _read_mode(path) & _OPEN_TO_OTHERS]
     if exposed_paths:
-        names = " ".join(exposed_paths)
+        joined_paths = " ".join(exposed_paths)
         return warn(
             "secret files",
             f"{', '.join(exposed_paths)} is open to other users",
-            f"run `chmod 600 {names}`",
+            f"run `chmod 600 {joined_paths}`",
             fix="set the mode 600",
         )
     return ok("secret files", f"{len(files)}, private")

@@ -140,8 +140,8 @@ def _find_newest_log(options: Options) -> Path | None:
     except (OSError, UnicodeDecodeError):
         return None
     # Such as: file appendonly.aof.1.incr.aof seq 1 type i
-    names = [words[1] for line in lines if (words := line.split())[-2:] == ["type", "i"]]
-    path = folder / names[-1] if names else None
+    file_names = [words[1] for line in lines if (words := line.split())[-2:] == ["type", "i"]]
+    path = folder / file_names[-1] if file_names else None
     return path if path is not None and path.is_file() else None
 
 

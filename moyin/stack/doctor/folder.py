@@ -64,8 +64,8 @@ def has_closed_folders(options: Options) -> bool:
     Other checks could not read them.
     """
     paths = _find_locked_paths(options.layout)
-    lock = options.layout.lock
-    return any(path.is_dir() or path == lock for path in (*paths.own, *paths.foreign))
+    lock_path = options.layout.lock
+    return any(path.is_dir() or path == lock_path for path in (*paths.own, *paths.foreign))
 
 
 def unlock_folder(options: Options) -> None:

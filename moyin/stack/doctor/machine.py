@@ -44,9 +44,9 @@ def check_clock(options: Options) -> CheckResult:
 
 
 def check_processors() -> CheckResult:
-    count = os.cpu_count() or 1
+    processor_count = os.cpu_count() or 1
     advice = "Moyin starts in half the time with two or more"
-    return warn_if(count < 2, "processors", str(count), advice)
+    return warn_if(processor_count < 2, "processors", str(processor_count), advice)
 
 
 def check_memory() -> CheckResult:
@@ -81,10 +81,12 @@ def has_nvidia_card(devices: Path = _PCI_DEVICES) -> bool:
     """Return True if the kernel lists an NVIDIA graphics card, with or without a driver."""
     for device in devices.glob("*"):
         try:
-            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+            vendor, device_class = (
+                (device / name).read_text().strip() for name in ("vendor", "class")
+            )
         except OSError:
             continue  # It was removed meanwhile.
-        if vendor == _NVIDIA and kind.startswith(_DISPLAY):
+        if vendor == _NVIDIA and device_class.startswith(_DISPLAY):
             return True
     return False
 

@@ -29,12 +29,14 @@ def check_processes(options: Options) -> CheckResult:
     # Not `read_running_state`: on a full disk, a supervisor runs without a state file.
     if find_lock_holder(options.layout.lock) is not None:
         return ok("processes", "the supervisor owns them")
-    names = [f"{process.name()} ({process.pid})" for process in find_processes(options.stack_id)]
-    if not names:
+    process_names = [
+        f"{process.name()} ({process.pid})" for process in find_processes(options.stack_id)
+    ]
+    if not process_names:
         return ok("processes", "none runs")
     return warn(
         "processes",
-        f"left over by a supervisor that was killed: {', '.join(names)}",
+        f"left over by a supervisor that was killed: {', '.join(process_names)}",
         "run `moyin down`, which ends them",
         fix="end them",
     )
