@@ -279,7 +279,7 @@ async def test_requests_are_shown_without_credentials(rig: Rig) -> None:
         "headers": {"Authorization": "[hidden]", "Accept": "a/b"},
         "body": {"a": 1},
     }
-    with pytest.raises(JobNotFound, match="is not a render"):
+    with pytest.raises(JobNotFound, match="must be the index of a render"):
         await rig.history.get_graph(await rig.jobs.find(job), 0)
 
 
