@@ -90,8 +90,8 @@ def test_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_model_file(tmp_path: Path) -> None:
     finding, advice = expect_problem(configuration.check_model_files(Options.read()))
-    assert finding == f"{tmp_path / 'model.gguf'} is missing"
-    assert "put the file there" in advice
+    assert finding == f"missing: {tmp_path / 'model.gguf'}"
+    assert "put the files there" in advice
     (tmp_path / "model.gguf").touch()
     assert configuration.check_model_files(Options.read()).verdict == CheckVerdict.OK
 
@@ -298,7 +298,7 @@ def test_command_prints_the_advice_and_fails(capsys: pytest.CaptureFixture[str])
     assert run(["doctor"]) == 1
     rows = {line.split("\t")[1]: line.split("\t") for line in capsys.readouterr().out.splitlines()}
     assert rows["model files"][0] == "fail"
-    assert "put the file there" in rows["model files"][3]
+    assert "put the files there" in rows["model files"][3]
     assert rows["secret files"][0] == "warn"
     assert layout.ray_token.stat().st_mode & 0o777 == 0o644, "only --fix changes anything"
 
