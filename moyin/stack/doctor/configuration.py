@@ -9,15 +9,15 @@ from typing import Any
 
 from moyin.render.templates.catalog import list_template_folders, read_templates
 from moyin.stack import apps
-from moyin.stack.doctor.result import CheckResult, fail, ok, warn_if
+from moyin.stack.doctor.result import CheckResult, build_failure, build_ok, build_warning_if
 from moyin.stack.options import Options
 
 
 def check_serve_config(options: Options) -> CheckResult:
     problems = apps.find_config_problems(options.serve_config)
     if problems:
-        return fail("apps", f"{options.serve_config} is not valid", problems[0])
-    return ok("apps", f"{options.serve_config} is valid")
+        return build_failure("apps", f"{options.serve_config} is not valid", problems[0])
+    return build_ok("apps", f"{options.serve_config} is valid")
 
 
 def check_shares(options: Options) -> CheckResult:
@@ -32,7 +32,7 @@ def check_shares(options: Options) -> CheckResult:
             unplaced_renderers.append(f"{pool} (gpus: {share:g})")
         else:
             free_shares[card_index] -= share
-    return warn_if(
+    return build_warning_if(
         bool(unplaced_renderers),
         "gpu shares",
         f"GPUs: {len(free_shares)}, without room for {', '.join(unplaced_renderers)}"
@@ -52,7 +52,7 @@ def check_model_keys(options: Options) -> CheckResult:
     ]
     finding = f"missing for {', '.join(missing_keys)}" if missing_keys else "all are set"
     advice = "set the variable before `moyin up`, or remove the back end, which is not called without a key"
-    return warn_if(bool(missing_keys), "model keys", finding, advice)
+    return build_warning_if(bool(missing_keys), "model keys", finding, advice)
 
 
 def check_model_files(options: Options) -> CheckResult:
@@ -64,8 +64,8 @@ def check_model_files(options: Options) -> CheckResult:
     ]
     missing_files = [str(path) for path in paths if not path.is_file()]
     if not missing_files:
-        return ok("model files", "none is missing")
-    return fail(
+        return build_ok("model files", "none is missing")
+    return build_failure(
         "model files",
         f"missing: {', '.join(missing_files)}",
         "put the files there, on every node, or correct `gguf` in the app configuration",
@@ -75,9 +75,9 @@ def check_model_files(options: Options) -> CheckResult:
 def check_templates(options: Options) -> CheckResult:
     snapshot = read_templates(list_template_folders(options.settings))
     if not snapshot.problems:
-        return ok("templates", f"{len(snapshot.templates)} are valid")
+        return build_ok("templates", f"{len(snapshot.templates)} are valid")
     finding = f"{len(snapshot.problems)} files are not valid"
-    return fail("templates", finding, snapshot.problems[0])
+    return build_failure("templates", finding, snapshot.problems[0])
 
 
 def _find_key_variable(backend: Mapping[str, Any], options: Options) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from moyin.errors import MoyinError, StackError
 from moyin.settings import is_blank
 from moyin.stack.doctor.databases import read_in_time
-from moyin.stack.doctor.result import CheckResult, OnStep, fail, ok, warn
+from moyin.stack.doctor.result import CheckResult, OnStep, build_failure, build_ok, build_warning
 from moyin.stack.layout import find_aside_path
 from moyin.stack.named_profiles import find_profiles_file
 from moyin.stack.options import Options
@@ -32,7 +32,7 @@ def check_secret_files(options: Options) -> CheckResult:
     files = list(_list_secret_files(options))
     unreadable_paths = [str(path) for path in files if not os.access(path, os.R_OK)]
     if unreadable_paths:
-        return fail(
+        return build_failure(
             "secret files",
             f"{', '.join(unreadable_paths)} cannot be read",
             f'another user ran Moyin here: `sudo chown -R "$USER" {options.layout.data}`',
@@ -40,13 +40,13 @@ def check_secret_files(options: Options) -> CheckResult:
     exposed_paths = [str(path) for path in files if _read_mode(path) & _OPEN_TO_OTHERS]
     if exposed_paths:
         joined_paths = " ".join(exposed_paths)
-        return warn(
+        return build_warning(
             "secret files",
             f"{', '.join(exposed_paths)} is open to other users",
             f"run `chmod 600 {joined_paths}`",
             fix="set the mode 600",
         )
-    return ok("secret files", f"{len(files)}, private")
+    return build_ok("secret files", f"{len(files)}, private")
 
 
 def close_secret_files(options: Options) -> None:
@@ -64,7 +64,7 @@ def check_signing_key(options: Options) -> CheckResult:
         except FileNotFoundError:
             key_source = f"{path}, which is missing"
         except OSError:
-            return ok("signing key", "not known: the file cannot be read")
+            return build_ok("signing key", "not known: the file cannot be read")
         if key_source == str(path) and is_blank(key):
             return _build_signing_key_failure(
                 options,
@@ -76,7 +76,7 @@ def check_signing_key(options: Options) -> CheckResult:
     try:
         is_unreadable = asyncio.run(read_in_time(_has_unreadable_key(options, key)))
     except (OSError, MoyinError):
-        return ok("signing key", "not compared: the database cannot be read")
+        return build_ok("signing key", "not compared: the database cannot be read")
     if is_unreadable:
         return _build_signing_key_failure(
             options,
@@ -84,7 +84,7 @@ def check_signing_key(options: Options) -> CheckResult:
             "restore the key with which the database was used, or let `--fix` make a new key pair",
             "make a new key pair for sign-ins",
         )
-    return ok("signing key", f"in {key_source}" if key else "`moyin up` makes it")
+    return build_ok("signing key", f"in {key_source}" if key else "`moyin up` makes it")
 
 
 def _build_signing_key_failure(
@@ -92,7 +92,7 @@ def _build_signing_key_failure(
 ) -> CheckResult:
     if options.settings.database_url:
         # Other machines may use the database with the right key, and could not read a new pair.
-        return fail(
+        return build_failure(
             "signing key",
             finding,
             "put the key of the other machines, or of a backup, into the file, or set MOYIN_SECRET; "
@@ -100,9 +100,9 @@ def _build_signing_key_failure(
             "`POST /accounts/signing-keys`",
         )
     if find_lock_holder(options.layout.lock) is None:
-        return fail("signing key", finding, advice, fix=fix)
+        return build_failure("signing key", finding, advice, fix=fix)
     # The running apps would go on with the old one.
-    return fail("signing key", finding, f"run `moyin down`, then: {advice}")
+    return build_failure("signing key", finding, f"run `moyin down`, then: {advice}")
 
 
 def replace_signing_key(options: Options) -> None:
@@ -118,7 +118,7 @@ def check_api_key(options: Options) -> CheckResult:
         key = read_profile(path, {"MOYIN_URL": options.settings.door}).api_key
     except StackError as error:
         aside_path = find_aside_path(path)
-        return fail(
+        return build_failure(
             "api key",
             f"{path} cannot be read",
             error.message,
@@ -131,20 +131,20 @@ def check_api_key(options: Options) -> CheckResult:
     # With a URL, the variable is the key of that gateway, perhaps not of this one.
     used_key = environment_key if environment_key and not os.environ.get("MOYIN_URL") else key
     if not used_key:
-        return ok("api key", "`moyin up` makes the first one")
+        return build_ok("api key", "`moyin up` makes the first one")
     try:
         is_valid = asyncio.run(read_in_time(_is_valid_key(options, used_key)))
     except (OSError, MoyinError):
-        return ok("api key", "not known: the database cannot be read")
+        return build_ok("api key", "not known: the database cannot be read")
     if is_valid:
-        return ok("api key", "valid")
+        return build_ok("api key", "valid")
     if used_key == environment_key:
-        return fail(
+        return build_failure(
             "api key",
             "MOYIN_API_KEY is not a valid key of this stack",
             "unset MOYIN_API_KEY; without it, the key in the data folder is used",
         )
-    return fail(
+    return build_failure(
         "api key",
         f"that in {path} is unknown, expired or revoked",
         "run `moyin keys create admin --scope '*'`, and put the key into the file",

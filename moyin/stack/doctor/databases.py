@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from moyin.errors import StackError
 from moyin.stack import valkey
-from moyin.stack.doctor.result import CheckResult, OnStep, fail, ok
+from moyin.stack.doctor.result import CheckResult, OnStep, build_failure, build_ok
 from moyin.stack.layout import find_aside_path
 from moyin.stack.options import Options
 from moyin.stack.state import find_lock_holder
@@ -36,7 +36,7 @@ def check_database(options: Options) -> CheckResult:
         revision = asyncio.run(read_in_time(read_revision(url)))
         is_empty = revision is None and not asyncio.run(read_in_time(has_tables(url)))
     except (OSError, SQLAlchemyError, StackError) as error:
-        return fail(
+        return build_failure(
             "database",
             f"cannot be read ({type(error).__name__})",
             "start the server that MOYIN_DATABASE_URL names, or correct its address and password"
@@ -45,7 +45,7 @@ def check_database(options: Options) -> CheckResult:
         )
     newest_revision = get_newest_revision()
     if revision is not None and revision > newest_revision:
-        return fail(
+        return build_failure(
             "database",
             f"revision {revision} is newer than this Moyin ({newest_revision})",
             "update Moyin, or restore a backup of the database",
@@ -54,7 +54,7 @@ def check_database(options: Options) -> CheckResult:
         # Tables without a revision may be those of another program.
         is_ours = revision is not None or is_empty
         finding = f"at revision {revision}" if revision is not None else "has no tables yet"
-        return fail(
+        return build_failure(
             "database",
             f"{finding}; this Moyin needs revision {newest_revision}"
             if is_ours
@@ -66,7 +66,7 @@ def check_database(options: Options) -> CheckResult:
             if is_ours
             else "",
         )
-    return ok(
+    return build_ok(
         "database",
         f"revision {newest_revision}" if revision == newest_revision else "`moyin up` migrates it",
     )
@@ -88,18 +88,20 @@ def migrate_database(options: Options) -> None:
 def check_valkey_data(options: Options) -> CheckResult:
     """Check that Valkey can load its append-only file, which a power failure may have damaged."""
     if find_lock_holder(options.layout.lock) is not None:
-        return ok("valkey data", "in use")
+        return build_ok("valkey data", "in use")
     path = _find_newest_log(options)
     if path is None:
-        return ok("valkey data", "none yet")
+        return build_ok("valkey data", "none yet")
     try:
         status, output = _run_valkey_check(path)
     except (StackError, OSError, subprocess.TimeoutExpired) as error:
         # A missing or damaged program is reported by the check of it.
-        return ok("valkey data", f"not checked: valkey-check-aof failed ({type(error).__name__})")
+        return build_ok(
+            "valkey data", f"not checked: valkey-check-aof failed ({type(error).__name__})"
+        )
     if status == 0 or _INCOMPLETE_END.search(output):
-        return ok("valkey data", "can be loaded")
-    return fail(
+        return build_ok("valkey data", "can be loaded")
+    return build_failure(
         "valkey data",
         f"{path} is damaged, so that Valkey does not start",
         f"move {path.parent} away; it has limits, caches and the events of jobs, but no jobs or "

@@ -12,7 +12,14 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from moyin.errors import StackError
-from moyin.stack.doctor.result import CheckResult, OnStep, check_call, fail, ok, warn
+from moyin.stack.doctor.result import (
+    CheckResult,
+    OnStep,
+    build_failure,
+    build_ok,
+    build_warning,
+    check_call,
+)
 from moyin.stack.layout import Layout
 from moyin.stack.options import Options
 
@@ -41,13 +48,13 @@ def check_folder(options: Options) -> CheckResult:
     """Create the data folder, and check that it can be written to and that its disk is not full."""
     locked_paths = _find_locked_paths(options.layout)
     if locked_paths.foreign:
-        return fail(
+        return build_failure(
             "data folder",
             f"{_format_paths(locked_paths.foreign)} cannot be written by this user",
             f'another user ran Moyin here: `sudo chown -R "$USER" {options.layout.data}`',
         )
     if locked_paths.own:
-        return fail(
+        return build_failure(
             "data folder",
             f"{_format_paths(locked_paths.own)}: the mode denies its owner to read or write",
             f"run `chmod -R u+rwX {options.layout.data}`",
@@ -82,9 +89,9 @@ def check_disk(options: Options) -> CheckResult:
     free_bytes = shutil.disk_usage(folder).free
     finding = f"{free_bytes / _GIB:.1f} GiB free"
     if free_bytes >= _MIN_FREE_BYTES:
-        return ok("disk", finding)
+        return build_ok("disk", finding)
     log_bytes = sum(_measure_bytes(path) for path in _list_old_logs(options.layout))
-    return warn(
+    return build_warning(
         "disk",
         finding,
         "free some space (`moyin prune --days 30` deletes old jobs and their files): ComfyUI takes "

@@ -14,7 +14,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from moyin.errors import StackError
-from moyin.stack.doctor.result import CheckResult, ok, warn
+from moyin.stack.doctor.result import CheckResult, build_ok, build_warning
 from moyin.stack.options import Options
 from moyin.stack.state import find_lock_holder
 from moyin.system.packages import install_command, uv_environ
@@ -32,16 +32,16 @@ def check_packages(options: Options) -> CheckResult:
     """
     lock_file = _find_lock_file()
     if lock_file is None:
-        return ok("packages", "not compared: there is no requirements.lock")
+        return build_ok("packages", "not compared: there is no requirements.lock")
     differences = list(_find_differences(lock_file))
     if not differences:
-        return ok("packages", f"those of {lock_file}")
+        return build_ok("packages", f"those of {lock_file}")
     hidden_count = len(differences) - _SHOWN_PACKAGES
     finding = ", ".join(differences[:_SHOWN_PACKAGES]) + (
         f" and {hidden_count} more" if hidden_count > 0 else ""
     )
     is_fixable = can_install_packages(options)
-    return warn(
+    return build_warning(
         "packages",
         f"not those of {lock_file.name}: {finding}",
         "run `moyin down`, then `make demo`, which installs them",

@@ -40,20 +40,20 @@ class CheckResult:
     fixed: bool = False
 
 
-def ok(name: str, finding: str) -> CheckResult:
+def build_ok(name: str, finding: str) -> CheckResult:
     return CheckResult(name=name, verdict=CheckVerdict.OK, found=finding)
 
 
-def warn(name: str, finding: str, advice: str, *, fix: str = "") -> CheckResult:
+def build_warning(name: str, finding: str, advice: str, *, fix: str = "") -> CheckResult:
     return CheckResult(name=name, verdict=CheckVerdict.WARN, found=finding, advice=advice, fix=fix)
 
 
-def fail(name: str, finding: str, advice: str, *, fix: str = "") -> CheckResult:
+def build_failure(name: str, finding: str, advice: str, *, fix: str = "") -> CheckResult:
     return CheckResult(name=name, verdict=CheckVerdict.FAIL, found=finding, advice=advice, fix=fix)
 
 
-def warn_if(is_bad: bool, name: str, finding: str, advice: str) -> CheckResult:
-    return warn(name, finding, advice) if is_bad else ok(name, finding)
+def build_warning_if(is_bad: bool, name: str, finding: str, advice: str) -> CheckResult:
+    return build_warning(name, finding, advice) if is_bad else build_ok(name, finding)
 
 
 def check_call(name: str, operation: Callable[[], object], finding: str = "") -> CheckResult:
@@ -66,5 +66,5 @@ def check_call(name: str, operation: Callable[[], object], finding: str = "") ->
         result = operation()
     except StackError as error:
         problem, _, advice = error.message.partition(": ")
-        return fail(name, problem, advice)
-    return ok(name, finding or str(result))
+        return build_failure(name, problem, advice)
+    return build_ok(name, finding or str(result))

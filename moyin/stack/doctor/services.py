@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from moyin.errors import ServiceUnavailable, StackError
-from moyin.stack.doctor.result import CheckResult, fail, ok, warn
+from moyin.stack.doctor.result import CheckResult, build_failure, build_ok, build_warning
 from moyin.stack.launch import read_running_state
 from moyin.stack.options import Options
 from moyin.stack.ports import (
@@ -28,13 +28,13 @@ def check_processes(options: Options) -> CheckResult:
     """Check that no processes of this stack are left over without their supervisor."""
     # Not `read_running_state`: on a full disk, a supervisor runs without a state file.
     if find_lock_holder(options.layout.lock) is not None:
-        return ok("processes", "the supervisor owns them")
+        return build_ok("processes", "the supervisor owns them")
     process_names = [
         f"{process.name()} ({process.pid})" for process in find_processes(options.stack_id)
     ]
     if not process_names:
-        return ok("processes", "none runs")
-    return warn(
+        return build_ok("processes", "none runs")
+    return build_warning(
         "processes",
         f"left over by a supervisor that was killed: {', '.join(process_names)}",
         "run `moyin down`, which ends them",
@@ -52,7 +52,7 @@ def end_leftover_processes(options: Options) -> None:
 def check_ports(options: Options) -> CheckResult:
     state = read_running_state(options)
     if state is not None:
-        return ok("ports", f"held by this stack ({state.phase})")
+        return build_ok("ports", f"held by this stack ({state.phase})")
     try:
         require_free_ports(options.ports, ignored_ports=options.unused_ports)
     except StackError as error:
@@ -67,8 +67,8 @@ def check_ports(options: Options) -> CheckResult:
             if free_ports
             else ""
         )
-        return fail("ports", problem, advice, fix=fix)
-    return ok("ports", f"all free (gateway: {options.ports.door})")
+        return build_failure("ports", problem, advice, fix=fix)
+    return build_ok("ports", f"all free (gateway: {options.ports.door})")
 
 
 def _choose_ports(options: Options) -> dict[str, int]:
@@ -107,15 +107,17 @@ def check_running_parts(options: Options) -> Iterator[CheckResult]:
         return
     for name, part in state.parts.items():
         if part.status is PartStatus.UP:
-            yield ok(f"{name} runs", f"restarted {part.restarts} times" if part.restarts else "yes")
+            yield build_ok(
+                f"{name} runs", f"restarted {part.restarts} times" if part.restarts else "yes"
+            )
             continue
         finding = f"{part.status}{f': {part.detail}' if part.detail else ''}"
         if state.phase is Phase.STARTING:
-            yield warn(f"{name} runs", finding, "wait until `moyin status` says ready")
+            yield build_warning(f"{name} runs", finding, "wait until `moyin status` says ready")
         else:
             log_name = "supervisor" if name == "apps" else name
             advice = f"it is started again by itself; `moyin logs {log_name}` shows why it ended"
-            yield fail(f"{name} runs", finding, advice)
+            yield build_failure(f"{name} runs", finding, advice)
 
 
 def check_servers(options: Options) -> Iterator[CheckResult]:
@@ -133,8 +135,8 @@ async def _check_temporal(address: str) -> CheckResult:
     try:
         await check_address(address)
     except ServiceUnavailable:
-        return fail("temporal server", f"no Temporal responds at {address}", advice)
-    return ok("temporal server", f"responds at {address}")
+        return build_failure("temporal server", f"no Temporal responds at {address}", advice)
+    return build_ok("temporal server", f"responds at {address}")
 
 
 async def _check_valkey(url: str) -> CheckResult:
@@ -149,8 +151,8 @@ async def _check_valkey(url: str) -> CheckResult:
             await client.ping()
     except AuthenticationError:
         finding = f"the server at {address} refuses the password"
-        return fail("valkey server", finding, "correct the password in MOYIN_REDIS_URL")
+        return build_failure("valkey server", finding, "correct the password in MOYIN_REDIS_URL")
     except (RedisError, OSError, ValueError):
         advice = "start Valkey, or correct MOYIN_REDIS_URL; without it there is no progress"
-        return fail("valkey server", f"no Valkey responds at {address}", advice)
-    return ok("valkey server", f"responds at {address}")
+        return build_failure("valkey server", f"no Valkey responds at {address}", advice)
+    return build_ok("valkey server", f"responds at {address}")

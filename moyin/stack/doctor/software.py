@@ -17,11 +17,11 @@ from moyin.stack.doctor.packages import can_install_packages
 from moyin.stack.doctor.result import (
     CheckResult,
     CheckVerdict,
+    build_failure,
+    build_ok,
+    build_warning,
+    build_warning_if,
     check_call,
-    fail,
-    ok,
-    warn,
-    warn_if,
 )
 from moyin.stack.options import Options, find_executable
 
@@ -36,7 +36,7 @@ def check_ray() -> CheckResult:
     """Check that Ray is the tested version, and that the program `ray` belongs to this Python."""
     version = metadata.version("ray")
     if not version.startswith(f"{_RAY_SERIES}."):
-        return fail(
+        return build_failure(
             "ray",
             f"{version}, but Moyin needs {_RAY_SERIES}",
             "install requirements.lock (`make demo`); all nodes need the same version",
@@ -44,7 +44,7 @@ def check_ray() -> CheckResult:
     program = Path(find_executable("ray"))
     is_foreign = program.parent != Path(sys.executable).parent
     advice = "install Moyin and Ray in one environment: that program may be another version"
-    return warn_if(is_foreign, "ray", f"{version}, {program}", advice)
+    return build_warning_if(is_foreign, "ray", f"{version}, {program}", advice)
 
 
 def check_programs(options: Options) -> Iterator[CheckResult]:
@@ -75,9 +75,9 @@ def check_comfyui(options: Options) -> CheckResult:
     try:
         installation = find_comfyui(options.settings)
     except StackError as error:
-        return warn("comfyui", "none", error.message, fix=fix)
+        return build_warning("comfyui", "none", error.message, fix=fix)
     if (problem := _find_python_problem(installation.python)) is not None:
-        return warn(
+        return build_warning(
             "comfyui",
             f"{installation.python} {problem}",
             "install PyTorch and ComfyUI's requirements for that Python"
@@ -85,7 +85,7 @@ def check_comfyui(options: Options) -> CheckResult:
             else "run `moyin doctor --fix`, which installs what is missing",
             fix=fix,
         )
-    return ok("comfyui", str(installation.home))
+    return build_ok("comfyui", str(installation.home))
 
 
 def _find_python_problem(python: Path) -> str | None:
@@ -121,9 +121,11 @@ def check_isolation(options: Options) -> CheckResult:
     except StackError as error:
         # Isolation is only needed if the configuration has a pool with `isolation: strict`.
         if pools:
-            return fail("isolation", f"pools {', '.join(pools)} will not start", error.message)
-        return warn("isolation", "no pool needs it", error.message)
-    return ok("isolation", f"strict, with {program}")
+            return build_failure(
+                "isolation", f"pools {', '.join(pools)} will not start", error.message
+            )
+        return build_warning("isolation", "no pool needs it", error.message)
+    return build_ok("isolation", f"strict, with {program}")
 
 
 def _add_fix(options: Options, result: CheckResult) -> CheckResult:
