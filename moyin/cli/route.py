@@ -76,10 +76,10 @@ def _print_decision(decision: dict[str, Any]) -> None:
         print_table(_COLUMNS, rows)
         return
     # Reasons are printed below the table, because a ninth column would be too narrow for sentences.
-    candidates = [line[:-1] for line in rows[: len(decision["candidates"])]]
+    candidates = [row[:-1] for row in rows[: len(decision["candidates"])]]
     if candidates:
         print_table(_COLUMNS[:-1], candidates)
-    print_pairs(((line[0], line[-1]) for line in rows), indent=0)
+    print_pairs(((row[0], row[-1]) for row in rows), indent=0)
 
 
 def _describe_request(request: dict[str, Any]) -> str:

@@ -72,7 +72,7 @@ AlwaysJson = Annotated[bool, typer.Option("--json", help="The output is always J
 
 def print_table(
     columns: Sequence[str],
-    lines: Iterable[Sequence[str]],
+    rows: Iterable[Sequence[str]],
     *,
     right_aligned: Collection[str] = (),
     optional_columns: Sequence[str] = (),
@@ -82,35 +82,35 @@ def print_table(
 
     A terminal shows times without fractions of a second and without their zone, which is UTC. If
     the terminal is too narrow, columns are left out: those without values, then the optional ones.
-    If even that does not suffice, the cells of each line stand below each other.
+    If even that does not suffice, the cells of each row stand below each other.
 
     Args:
         right_aligned: the columns that are aligned to the right, such as numbers.
         optional_columns: the columns that may be left out, the first one first; a pipe gets all.
-        empty_text: what a terminal shows if there are no lines.
+        empty_text: what a terminal shows if there are no rows.
     """
     if not out.is_terminal:
-        for line in lines:
-            sys.stdout.write("\t".join(line) + "\n")
+        for row in rows:
+            sys.stdout.write("\t".join(row) + "\n")
         return
-    rows = [[Text.from_markup(_TIME.sub(r"\1 \2", cell)) for cell in line] for line in lines]
-    if not rows and empty_text:
+    text_rows = [[Text.from_markup(_TIME.sub(r"\1 \2", cell)) for cell in row] for row in rows]
+    if not text_rows and empty_text:
         out.print(empty_text, style="dim", markup=False)
         return
-    widths = _fit_columns(columns, rows, optional_columns)
+    widths = _fit_columns(columns, text_rows, optional_columns)
     if not widths:
-        for number, row in enumerate(rows):
+        for number, text_row in enumerate(text_rows):
             if number:
                 out.print()
-            pairs = ((name, cell.plain) for name, cell in zip(columns, row, strict=True))
+            pairs = ((name, cell.plain) for name, cell in zip(columns, text_row, strict=True))
             print_pairs(((name, value) for name, value in pairs if value), indent=0)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, width in widths.items():
         justify: Literal["left", "right"] = "right" if columns[number] in right_aligned else "left"
         table.add_column(columns[number], overflow="fold", width=width, justify=justify)
-    for row in rows:
-        table.add_row(*(row[number] for number in widths))
+    for text_row in text_rows:
+        table.add_row(*(text_row[number] for number in widths))
     out.print(table)
 
 

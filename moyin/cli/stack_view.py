@@ -62,7 +62,7 @@ class StartProgress:
 
     def update(self, state: StackState) -> None:
         if errors.is_terminal:
-            self._live.update(self._render(state))
+            self._live.update(self._render_table(state))
             return
         for name, part in state.parts.items():
             if self._last_status.get(name) != part.status:
@@ -73,7 +73,7 @@ class StartProgress:
                         f"{_PART_NAMES.get(name, name)} {part.status}{detail}", markup=False
                     )
 
-    def _render(self, state: StackState) -> RenderableType:
+    def _render_table(self, state: StackState) -> RenderableType:
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, part in state.parts.items():
             table.add_row(

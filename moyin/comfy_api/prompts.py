@@ -89,7 +89,7 @@ class ComfyPrompts:
         graph, targets = body.prompt, body.partial_execution_targets
         files = await self.files.find_in_texts(caller.owner, find_file_names(graph))
         pool = await self.guard.choose_pool(caller, graph)
-        validation = await self._validate(caller, pool, graph, files, targets)
+        validation = await self._validate_graph(caller, pool, graph, files, targets)
         prompt = ComfyPrompt(
             client_id=body.client_id,
             number=body.number,
@@ -194,7 +194,7 @@ class ComfyPrompts:
             jobs = [
                 job for job in await self.prompts.list_open(caller.owner) if job.id in selected_ids
             ]
-        await self._cancel(caller, [job.id for job in jobs if job.started_at is None])
+        await self._cancel_jobs(caller, [job.id for job in jobs if job.started_at is None])
 
     async def interrupt(
         self, caller: Identity, prompt_id: str | None, *, client_id: str | None = None
@@ -215,13 +215,15 @@ class ComfyPrompts:
             )
             prompt_ids = [job.id for job in jobs if job.started_at is not None]
         executed_ids = await self.find_executed(prompt_ids) if prompt_ids else ()
-        await self._cancel(caller, [job_id for job_id in prompt_ids if job_id not in executed_ids])
+        await self._cancel_jobs(
+            caller, [job_id for job_id in prompt_ids if job_id not in executed_ids]
+        )
 
     async def cancel(self, caller: Identity, prompt_ids: Sequence[str]) -> bool:
         """Cancel the tenant's open prompts with these ids; return True if there is at least one."""
         jobs = await self.prompts.get(caller.owner, prompt_ids)
         unfinished_ids = [job.id for job in jobs if not job.status.is_final]
-        await self._cancel(caller, unfinished_ids)
+        await self._cancel_jobs(caller, unfinished_ids)
         return bool(unfinished_ids)
 
     async def list_jobs(
@@ -279,7 +281,7 @@ class ComfyPrompts:
             return (await self._build_body(job, response.build_job_detail))[0]
         raise JobNotFound(f"you have no prompt with the id {job_id!r}")
 
-    async def _validate(
+    async def _validate_graph(
         self,
         caller: Identity,
         pool: str,
@@ -304,7 +306,7 @@ class ComfyPrompts:
             return {}
         return await self.validator.validate(pool, renamed_graph, targets)
 
-    async def _cancel(self, caller: Identity, prompt_ids: Sequence[str]) -> None:
+    async def _cancel_jobs(self, caller: Identity, prompt_ids: Sequence[str]) -> None:
         """Cancel jobs in parallel, and wait a few seconds until they have ended."""
         semaphore = asyncio.Semaphore(_MAX_PARALLEL)
 

@@ -57,14 +57,14 @@ class ConsoleFiles:
 
     async def find(self, path: str) -> ConsoleFile | None:
         """Return the file at a path relative to ``/console/``, or None if there is none."""
-        return None if path == _INDEX else (await self._load()).get(path)
+        return None if path == _INDEX else (await self._load_files()).get(path)
 
     async def render_page(self, nonce: str) -> str | None:
         """Return the HTML page with a new nonce for its styles, or None if no console is built."""
-        index = (await self._load()).get(_INDEX)
+        index = (await self._load_files()).get(_INDEX)
         return None if index is None else index.content.decode().replace(_NONCE_PLACEHOLDER, nonce)
 
-    async def _load(self) -> dict[str, ConsoleFile]:
+    async def _load_files(self) -> dict[str, ConsoleFile]:
         if not self._files:
             async with self._lock:
                 self._files = self._files or await asyncio.to_thread(_read_files, self._folder)

@@ -24,7 +24,7 @@ class PreviewFeed:
         self._store = store
         self._hub = hub
 
-    async def find(self, job: Job) -> tuple[str, bytes] | None:
+    async def find_newest(self, job: Job) -> tuple[str, bytes] | None:
         """Return the newest preview's media type and bytes, or None, and request more previews."""
         if not job.status.is_final:
             await self._store.watch(job.id)

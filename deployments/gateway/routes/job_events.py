@@ -145,7 +145,7 @@ def job_event_routes(
         Previews are kept only while a client follows the job with `?previews=true`, or requests
         this path at least every fifteen seconds.
         """
-        preview = await previews.find(await get_readable_job(request.scope, job_id))
+        preview = await previews.find_newest(await get_readable_job(request.scope, job_id))
         if preview is None:
             raise PreviewNotFound(f"job {job_id!r} has no preview now")
         media_type, picture = preview

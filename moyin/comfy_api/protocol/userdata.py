@@ -27,7 +27,7 @@ def normalize_path(raw_path: str) -> str:
         PathNotAllowed: the path leads out of the folder or is ambiguous.
         InvalidRequest: the path is empty or too long.
     """
-    path = _decode(raw_path) if "%" in raw_path else raw_path
+    path = _decode_path(raw_path) if "%" in raw_path else raw_path
     segments = [segment for segment in path.split("/") if segment != ""]
     if path.startswith("/") or _FORBIDDEN.search(path) or not {".", ".."}.isdisjoint(segments):
         raise PathNotAllowed(
@@ -60,11 +60,11 @@ def parse_paths(raw_path: str) -> tuple[str, str | None]:
     """
     parts = raw_path.split("/")
     if len(parts) == 3 and parts[1] == _MOVE_SEGMENT:
-        return normalize_path(_decode(parts[0])), normalize_path(_decode(parts[2]))
-    return normalize_path(_decode(raw_path)), None
+        return normalize_path(_decode_path(parts[0])), normalize_path(_decode_path(parts[2]))
+    return normalize_path(_decode_path(raw_path)), None
 
 
-def _decode(encoded_path: str) -> str:
+def _decode_path(encoded_path: str) -> str:
     try:
         return unquote(encoded_path, errors="strict")
     except UnicodeDecodeError:

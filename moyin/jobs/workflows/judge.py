@@ -56,7 +56,7 @@ class JudgeWorkflow:
     async def run(self, comparison_id: str) -> str:
         """Run the comparison and return its `Outcome`."""
         try:
-            outcome = await self._compare(comparison_id)
+            outcome = await self._compare_answers(comparison_id)
         except (FailureError, asyncio.CancelledError) as error:
             is_cancelled = is_cancelled_exception(error)
             outcome = Outcome.CANCELLED if is_cancelled else Outcome.FAILED
@@ -64,7 +64,7 @@ class JudgeWorkflow:
         await run_to_completion(_run_store_activity("judge_close", judge_end))
         return outcome
 
-    async def _compare(self, comparison_id: str) -> Outcome:
+    async def _compare_answers(self, comparison_id: str) -> Outcome:
         outcome = Outcome(await _call_model("judge_answer", comparison_id, str))
         if outcome is not Outcome.ANSWERED:
             return outcome

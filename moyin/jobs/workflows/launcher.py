@@ -140,21 +140,21 @@ class DispatchBuffer:
         """Add a job whose workflow was started; the next write marks its row as dispatched."""
         self._pending[job_id] = None
         if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_later())
+            self._writing = asyncio.create_task(self._mark_dispatched_later())
 
     async def close(self) -> None:
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
         while self._pending:
-            await self._write()
+            await self._mark_dispatched()
 
-    async def _write_later(self) -> None:
+    async def _mark_dispatched_later(self) -> None:
         while self._pending:
             await asyncio.sleep(self._seconds)
-            await self._write()
+            await self._mark_dispatched()
 
-    async def _write(self) -> None:
+    async def _mark_dispatched(self) -> None:
         job_ids = list(self._pending)[:_ROWS_PER_STATEMENT]
         for job_id in job_ids:
             del self._pending[job_id]

@@ -254,14 +254,14 @@ class TextBatchSweeper:
         while True:
             try:
                 for batch_id, owner in await self._batches.list_undispatched():
-                    await self._start(batch_id, owner)
+                    await self._start_workflow(batch_id, owner)
             except MoyinError as error:
                 _log.info("batches cannot start yet: %s", error)
             except Exception:
                 _log.exception("the search for batches without a workflow failed and is repeated")
             await asyncio.sleep(_SWEEP_SECONDS)
 
-    async def _start(self, batch_id: str, owner: str) -> None:
+    async def _start_workflow(self, batch_id: str, owner: str) -> None:
         client = await self._temporal.get_client()
         try:
             await client.start_workflow(

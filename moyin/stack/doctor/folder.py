@@ -114,10 +114,10 @@ def free_space(options: Options, on_step: OnStep) -> None:
         else:
             path.unlink()
     on_step(f"disk: deleted {decimal(freed_bytes)} of logs")
-    asyncio.run(_prune(options, on_step))
+    asyncio.run(_prune_data(options, on_step))
 
 
-async def _prune(options: Options, on_step: OnStep) -> None:
+async def _prune_data(options: Options, on_step: OnStep) -> None:
     # Imported here, because the SQL libraries take as long to import as most commands to run.
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -132,7 +132,7 @@ async def test_an_error_of_the_events_ends_the_stream() -> None:
 
 async def test_asking_for_a_picture_asks_workers_for_more_while_the_job_runs() -> None:
     store, hub = Store(), Hub()
-    assert await feed(store, hub).find(JOB) == ("image/png", b"png")
+    assert await feed(store, hub).find_newest(JOB) == ("image/png", b"png")
     assert store.watched_jobs == ["j"]
-    await feed(store, hub).find(DONE)
+    await feed(store, hub).find_newest(DONE)
     assert store.watched_jobs == ["j"]
