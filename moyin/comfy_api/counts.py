@@ -11,8 +11,8 @@ from moyin.system.bounded import BoundedDict
 _MAX_TENANTS = 1_024
 
 
-class OpenPromptCounts:
-    """Caches the number of waiting and running prompts of each tenant in this replica."""
+class OpenPromptCounter:
+    """Counts and caches the number of waiting and running prompts of each tenant in this replica."""
 
     def __init__(self, prompts: PromptStore) -> None:
         self._prompts = prompts

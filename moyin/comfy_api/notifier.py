@@ -20,7 +20,7 @@ from pydantic_core import from_json, to_json
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from moyin.comfy_api.counts import OpenPromptCounts
+from moyin.comfy_api.counts import OpenPromptCounter
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.protocol.response import build_end_message
 from moyin.domain.job import Job, JobStatus
@@ -73,7 +73,7 @@ class PromptNotifiers:
     tick: float = _TICK_SECONDS
 
     def __post_init__(self) -> None:
-        self.counts = OpenPromptCounts(self.prompts)
+        self.counts = OpenPromptCounter(self.prompts)
         self._notifiers: dict[str, set[PromptNotifier]] = {}
 
     def new_notifier(self, owner: str, client_id: str, send: SendMessage) -> PromptNotifier:

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _DELETION_SECONDS = 600.0
 
 
-class Tariffs(Protocol):
+class TariffSource(Protocol):
     """The interface that returns the prices of a pool's renders."""
 
     async def fetch_tariff(self, pool: str) -> RenderTariff:
@@ -61,7 +61,7 @@ class HeldBudget:
 class RenderBudgets:
     """Reserves money for the renders of jobs in the same budgets that limit text requests."""
 
-    def __init__(self, meter: RequestMeter, tariffs: Tariffs) -> None:
+    def __init__(self, meter: RequestMeter, tariffs: TariffSource) -> None:
         self._meter = meter
         self._tariffs = tariffs
 

@@ -1,4 +1,4 @@
-"""Defines `FileNames`, which replaces names of uploads in a new job by ids of artifacts.
+"""Defines `FileNameReplacer`, which replaces names of uploads in a new job by ids of artifacts.
 
 ComfyUI's clients refer to files by name. A job refers to artifacts instead, so that a later upload
 with the same name does not change what the job renders.
@@ -23,7 +23,7 @@ from moyin.render.protocol.graph import find_file_texts, replace_texts
 _StepT = TypeVar("_StepT", bound=wire.RenderStep)
 
 
-class FileNames:
+class FileNameReplacer:
     """Replaces the names of an owner's files by artifact ids, and keeps all other names."""
 
     def __init__(self, files: NamedFiles) -> None:

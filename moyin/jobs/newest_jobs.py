@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.domain.job import Job, JobStatus
 from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.response import QueueView, render_job
-from moyin.jobs.queue_places import QueuePlaces
+from moyin.jobs.queue_places import QueuePlaceCache
 from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore
 
@@ -27,7 +27,7 @@ class NewestJobsReader:
         places: the places of open renders in the queues of their pools.
     """
 
-    def __init__(self, jobs: JobStore, places: QueuePlaces) -> None:
+    def __init__(self, jobs: JobStore, places: QueuePlaceCache) -> None:
         self._jobs = jobs
         self._places = places
 
@@ -52,7 +52,7 @@ class NewestJobsReader:
         return body.model_dump_json(ensure_ascii=True)
 
 
-async def view_queue(places: QueuePlaces, jobs: Sequence[Job]) -> QueueView:
+async def view_queue(places: QueuePlaceCache, jobs: Sequence[Job]) -> QueueView:
     """Return the current time, and the queue places if any of the jobs is an open render."""
     has_open = any(job.render_steps and not job.status.is_final for job in jobs)
     return QueueView(now=datetime.now(UTC), places=await places.read() if has_open else {})

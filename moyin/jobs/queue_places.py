@@ -1,4 +1,4 @@
-"""Defines `QueuePlaces`, which reads the places of queued and running jobs from the render pools."""
+"""Defines `QueuePlaceCache`, which reads the places of queued and running jobs from the render pools."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _PoolQueue:
     is_slow: bool = False
 
 
-class QueuePlaces:
+class QueuePlaceCache:
     """Caches the places of jobs in the queues of all render pools.
 
     Args:

@@ -26,7 +26,7 @@ from moyin.errors import (
     ServiceUnavailable,
 )
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.file_names import FileNames
+from moyin.jobs.file_names import FileNameReplacer
 from moyin.jobs.graphs import GraphChecker
 from moyin.jobs.ports import GraphGuard, GraphValidator, JobBudgets, Launcher, NamedFiles
 from moyin.jobs.protocol.renders import Templates
@@ -78,7 +78,7 @@ class JobService:
             artifacts=artifacts, validator=validator, guard=guard, pools=pools
         )
         self._budgets = budgets
-        self._names = FileNames(files)
+        self._names = FileNameReplacer(files)
         self._networks = networks
         self._specs = SpecCache(_CACHED_SPEC_BYTES)
 

@@ -54,7 +54,7 @@ from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.newest_jobs import NewestJobsReader
 from moyin.jobs.previews import PreviewFeed
-from moyin.jobs.queue_places import QueuePlaces
+from moyin.jobs.queue_places import QueuePlaceCache
 from moyin.jobs.service import JobService
 from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks import WebhookSender
@@ -379,7 +379,7 @@ class Farm:
             return json.dumps(body)
 
         table = ReloadableConfig(GatewayConfig, lambda _: None)
-        places = QueuePlaces(self.scripted_pools.list_places, self.scripted_pools.pools)
+        places = QueuePlaceCache(self.scripted_pools.list_places, self.scripted_pools.pools)
         cluster = ClusterFeeds(
             FeedSources(
                 cluster=self.scripted_pools.read_cluster, backends=read_backends,
