@@ -26,7 +26,7 @@ from moyin.cli.screen import (
 )
 from moyin.cli.session import is_remote
 from moyin.domain.account import ROLE_SCOPES
-from moyin.domain.identity import ALL, DEFAULT_SCOPES, OPERATOR, PLAYER
+from moyin.domain.identity import ALL, DEFAULT_SCOPES, METRICS, OPERATOR, PLAYER
 from moyin.errors import StackError
 from moyin.settings import Settings
 
@@ -55,7 +55,7 @@ def create(
         list[str] | None,
         typer.Option(
             help="Scope to grant; repeat for several. Default: text, jobs:read and jobs:write. "
-            "Operator scopes must be named: `org:admin`, `operator`, `*` for everything."
+            "Operator scopes must be named: `org:admin`, `metrics`, `operator`, `*` for everything."
         ),
     ] = None,
     days: Annotated[
@@ -184,7 +184,7 @@ def _list_keys_in_database() -> list[dict[str, Any]]:
 
 def _warn_of_unknown_scopes(scopes: list[str]) -> None:
     """Print a note for each scope that no app of Moyin requires; it is probably mistyped."""
-    known_scopes = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
+    known_scopes = frozenset({ALL, PLAYER, METRICS, OPERATOR}).union(*ROLE_SCOPES.values())
     for scope in sorted({word for text in scopes for word in text.split()} - known_scopes):
         similar_scopes = get_close_matches(scope, known_scopes, n=1, cutoff=0.8)
         hint = f" (did you mean {similar_scopes[0]}?)" if similar_scopes else ""

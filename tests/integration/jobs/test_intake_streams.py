@@ -25,7 +25,7 @@ async def client(valkey_server: ValkeyServer) -> AsyncIterator[redis.Redis]:
         await client.delete("in", "out", "dead")
 
 
-def new_broker(server: ValkeyServer, concurrency: int = 10) -> StreamBroker:
+def create_broker(server: ValkeyServer, concurrency: int = 10) -> StreamBroker:
     return StreamBroker(
         server.url, stream="in", results="out", dead_letters="dead",
         claim_after=CLAIM_AFTER, concurrency=concurrency,
@@ -36,8 +36,8 @@ async def test_live_consumer_keeps_its_entry_and_dead_one_loses_it(
     valkey_server: ValkeyServer, client: redis.Redis
 ) -> None:
     await client.xadd("in", {"id": "m1", "body": b"x"})
-    async with new_broker(valkey_server).connect() as second_session:
-        async with new_broker(valkey_server).connect() as first_session:
+    async with create_broker(valkey_server).connect() as second_session:
+        async with create_broker(valkey_server).connect() as first_session:
             assert (await _take_delivery(first_session)).count == 1
             assert await _receives_nothing(second_session, CLAIM_AFTER * 3)
         delivery = await _take_delivery(second_session)
@@ -56,7 +56,7 @@ async def test_broker_takes_no_more_messages_than_its_capacity(
     for number in range(3):
         await client.xadd("in", {"id": str(number), "body": b"x"})
     async with (
-        new_broker(valkey_server, concurrency=2).connect() as session,
+        create_broker(valkey_server, concurrency=2).connect() as session,
         aclosing(session.receive_deliveries()) as deliveries,
     ):
         first_delivery, _ = [await anext(deliveries) for _ in range(2)]

@@ -27,7 +27,7 @@ def test_state_round_trips(tmp_path: Path) -> None:
     )
     write_state(tmp_path / "state.json", state)
     assert read_state(tmp_path / "state.json") == state
-    assert [item.name for item in tmp_path.iterdir()] == ["state.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["state.json"]
 
 
 def test_missing_file_reads_as_none(tmp_path: Path) -> None:
