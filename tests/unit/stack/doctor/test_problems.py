@@ -304,7 +304,7 @@ def test_command_prints_the_advice_and_fails(capsys: pytest.CaptureFixture[str])
         line.split("\t")[1]: line.split("\t") for line in capsys.readouterr().out.splitlines()
     }
     assert rows_by_name["model files"][0] == "fail"
-    assert "put the file there" in rows_by_name["model files"][3]
+    assert "put the files there" in rows_by_name["model files"][3]
     assert rows_by_name["secret files"][0] == "warn"
     assert layout.ray_token.stat().st_mode & 0o777 == 0o644, "only --fix changes anything"
 
@@ -364,7 +364,7 @@ def test_packages_are_not_installed_while_a_stack_may_use_them(
     program = venv_folder / "bin" / "sleep"
     program.parent.mkdir(parents=True)
     shutil.copy(str(shutil.which("sleep")), program)
-    monkeypatch.setattr(packages, "_find_lock", lambda: lock)
+    monkeypatch.setattr(packages, "_find_lock_file", lambda: lock)
     monkeypatch.setattr(sys, "prefix", str(venv_folder))
     options = Options.read()
     options.layout.prepare()
