@@ -63,7 +63,7 @@ from moyin.domain.identity import JOBS_READ, JOBS_WRITE, METRICS, OPERATOR
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.previews import PreviewFeed
-from moyin.jobs.queue_places import QueuePlaces
+from moyin.jobs.queue_places import QueuePlaceCache
 from moyin.jobs.service import JobService
 from moyin.proxy.engine import Proxy
 from moyin.render.imaging import PictureConverter
@@ -107,7 +107,7 @@ class GatewayServices:
     jobs: JobStore
     feed: JobFeed
     previews: PreviewFeed
-    places: QueuePlaces
+    places: QueuePlaceCache
     artifacts: ArtifactStore
     blobs: BlobStore
     pictures: PictureConverter

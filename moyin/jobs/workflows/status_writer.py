@@ -111,8 +111,8 @@ class JobStatusWriter:
             return False
         # If the job was cancelled meanwhile, its row has neither the result nor the artifacts.
         last_result = outcome.results[-1:] if job.status is outcome.status else ()
-        steps = [build_step_event(result, outcome.attempt) for result in last_result]
-        await self._events.publish_all(job.id, [*steps, build_status_event(job)])
+        step_events = [build_step_event(result, outcome.attempt) for result in last_result]
+        await self._events.publish_all(job.id, [*step_events, build_status_event(job)])
         await self._frames.publish_end(job)
         return True
 

@@ -52,9 +52,9 @@ from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.budgets import RenderBudgets
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.newest_jobs import NewestJobs
+from moyin.jobs.newest_jobs import NewestJobsReader
 from moyin.jobs.previews import PreviewFeed
-from moyin.jobs.queue_places import QueuePlaces
+from moyin.jobs.queue_places import QueuePlaceCache
 from moyin.jobs.service import JobService
 from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks import WebhookSender
@@ -256,7 +256,7 @@ class Farm:
                 jobs=self.jobs,
                 launcher=self.launcher,
                 interval=timedelta(seconds=0.2),
-                older_than=self.sweep_after,
+                min_age=self.sweep_after,
             ),
             concurrency=CONCURRENCY,
         )
@@ -385,11 +385,11 @@ class Farm:
             return json.dumps(body)
 
         gateway_config = ReloadableConfig(GatewayConfig, lambda _: None)
-        queue_places = QueuePlaces(self.scripted_pools.list_places, self.scripted_pools.pools)
+        queue_places = QueuePlaceCache(self.scripted_pools.list_places, self.scripted_pools.pools)
         cluster_feeds = ClusterFeeds(
             FeedSources(
                 cluster=self.scripted_pools.read_cluster, backends=read_backends,
-                usage=read_usage, models=read_models, jobs=NewestJobs(self.jobs, queue_places).read,
+                usage=read_usage, models=read_models, jobs=NewestJobsReader(self.jobs, queue_places).read,
                 routes=lambda _: build_routes(proxy.pools, gateway_config, {}).model_dump_json(),
                 doctor=self.scripted_pools.check_machine,
             ),

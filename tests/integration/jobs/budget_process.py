@@ -74,7 +74,7 @@ class UnavailableTemporal:
     async def start(self, *_: Any) -> None:
         raise ServiceUnavailable("Temporal is down")
 
-    async def notify(self, *_: Any) -> None:
+    async def start_webhook(self, *_: Any) -> None:
         raise ServiceUnavailable("Temporal is down")
 
     async def cancel(self, *_: Any) -> bool:

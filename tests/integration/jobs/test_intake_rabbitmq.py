@@ -27,13 +27,19 @@ async def test_a_deleted_queue_is_reported_and_created_again(rabbit: RabbitServe
             message = aio_pika.Message(b"{}", message_id=message_id)
             await channel.default_exchange.publish(message, queue)
 
-        async with broker.session() as session, aclosing(session.deliveries()) as deliveries:
+        async with (
+            broker.connect() as session,
+            aclosing(session.receive_deliveries()) as deliveries,
+        ):
             await send("m1")
             assert (await anext(deliveries)).message_id == "m1"
             await channel.queue_delete(queue)
             with pytest.raises(BrokerLost):
                 await anext(deliveries)
-        async with broker.session() as session, aclosing(session.deliveries()) as deliveries:
+        async with (
+            broker.connect() as session,
+            aclosing(session.receive_deliveries()) as deliveries,
+        ):
             await send("m2")
             assert (await anext(deliveries)).message_id == "m2"
         for name in QUEUES:
@@ -55,8 +61,8 @@ async def test_redelivered_messages_are_marked_in_every_queue_type(
             delivery_counts = []
             for _ in range(2):
                 async with (
-                    broker.session() as session,
-                    aclosing(session.deliveries()) as deliveries,
+                    broker.connect() as session,
+                    aclosing(session.receive_deliveries()) as deliveries,
                 ):
                     delivery_counts.append((await anext(deliveries)).count)
             assert delivery_counts == [1, 2], queue_type

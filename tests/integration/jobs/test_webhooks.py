@@ -135,7 +135,7 @@ async def test_job_cancelled_before_its_start_calls_its_webhook(
     with monkeypatch.context() as patch:
         patch.setattr(farm.launcher, "start", never_start)
         if is_temporal_down:
-            patch.setattr(farm.launcher, "notify", raise_unavailable)
+            patch.setattr(farm.launcher, "start_webhook", raise_unavailable)
         job = await farm.submit_job({**CHAT, "webhook": url})
         async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
             assert (await response.json())["status"] == "cancelled"

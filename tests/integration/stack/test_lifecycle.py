@@ -145,7 +145,7 @@ def test_password_of_valkey_is_not_disclosed(stack: RunningStack) -> None:
             for arguments in (("status",), ("status", "--json"), ("doctor",), ("ray-env",))
         },
         **{
-            path: send_request("GET", dashboard_url + path, bearer=token, timeout=30)[1].decode()
+            path: send_request("GET", dashboard_url + path, bearer_token=token, timeout_seconds=30)[1].decode()
             for path in (
                 "/api/serve/applications/", "/api/jobs/", "/api/cluster_status", "/nodes?view=details",
                 "/api/v0/actors?detail=1", "/api/v0/workers?detail=1", "/api/v0/runtime_envs?detail=1",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from moyin.errors import StackError
-from moyin.stack.ports import Ports, require_free
+from moyin.stack.ports import Ports, require_free_ports
 from tests.stack import free_port_base
 
 
@@ -70,7 +70,7 @@ def test_invalid_ports_are_rejected(environ: dict[str, str], message: str) -> No
 def test_port_in_use_error_names_service_process_and_setting(used_port: int) -> None:
     ports = Ports.read({"MOYIN_PORT_DOOR": str(used_port)}, base=free_port_base())
     with pytest.raises(StackError) as exc_info:
-        require_free(ports)
+        require_free_ports(ports)
     message = exc_info.value.message
     assert message.startswith(f"port {used_port} (door) is in use by ")
     assert message.endswith(
@@ -81,4 +81,4 @@ def test_port_in_use_error_names_service_process_and_setting(used_port: int) -> 
 
 def test_ports_of_external_services_are_not_checked(used_port: int) -> None:
     ports = Ports.read({"MOYIN_PORT_VALKEY": str(used_port)}, base=free_port_base())
-    require_free(ports, ignored_ports=frozenset({"valkey"}))
+    require_free_ports(ports, ignored_ports=frozenset({"valkey"}))

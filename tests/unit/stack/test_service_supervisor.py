@@ -10,7 +10,7 @@ import pytest
 from moyin.errors import StackError
 from moyin.stack.service import Service
 from moyin.stack.service_supervisor import ServiceSupervisor
-from moyin.stack.state import Part, PartStatus
+from moyin.stack.state import PartState, PartStatus
 from moyin.system.logfile import LogFile
 from moyin.system.processes import Backoff
 from tests.waiting import eventually
@@ -37,7 +37,7 @@ class SupervisorRecorder:
         ready_seconds: float = 10,
         find_fault: Callable[[int], str | None] | None = None,
     ) -> None:
-        self.part = Part()
+        self.part = PartState()
         self.statuses: list[PartStatus] = []
         self.supervisor = ServiceSupervisor(
             Service(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moyin.stack.doctor.checkup import mend
+from moyin.stack.doctor.checkup import mend_problems
 from moyin.stack.doctor.result import CheckResult, CheckVerdict
 from moyin.stack.options import Options
 
@@ -17,6 +17,8 @@ def expect_problem(
 def mend_problem(options: Options, check_name: str) -> CheckResult:
     """Run all checks and fixes up to ``check_name``, whose fix must run, and return its result."""
     steps: list[str] = []
-    result = next(result for result in mend(options, steps.append) if result.name == check_name)
+    result = next(
+        result for result in mend_problems(options, steps.append) if result.name == check_name
+    )
     assert steps[-1].startswith(f"{check_name}: ")
     return result

@@ -283,7 +283,7 @@ def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
     child = subprocess.Popen(["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id})
     try:
         assert services.check_processes(options).found == "the supervisor owns them"
-        services.end_processes_left_over(options)
+        services.end_leftover_processes(options)
         assert child.poll() is None
     finally:
         child.kill()
@@ -338,7 +338,9 @@ async def test_signing_key_of_a_shared_database_is_not_replaced(
 def mend_until(options: Options, check_name: str) -> CheckResult:
     """Run the checks and fixes up to ``check_name``; the ones after it install programs."""
     return next(
-        result for result in checkup.mend(options, lambda _: None) if result.name == check_name
+        result
+        for result in checkup.mend_problems(options, lambda _: None)
+        if result.name == check_name
     )
 
 
@@ -357,5 +359,5 @@ def test_fix_that_leaves_another_problem_is_not_reported_as_fixed(
     monkeypatch.setattr(checkup, "run_checks", lambda _: [next(results)])
     fix = replace(checkup._FIXES["secret files"], check=lambda _: next(results))
     monkeypatch.setattr(checkup, "_FIXES", {"secret files": fix})
-    [result] = checkup.mend(options, lambda _: None)
+    [result] = checkup.mend_problems(options, lambda _: None)
     assert (result.verdict, result.fixed) == (CheckVerdict.FAIL, False)

@@ -34,7 +34,7 @@ from moyin.stack.doctor import (
 )
 from moyin.stack.doctor.result import CheckVerdict
 from moyin.stack.options import Options
-from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
+from moyin.stack.state import PartState, PartStatus, Phase, StackState, SupervisorLock, write_state
 from tests.stack import ROOT, free_port_base
 from tests.unit.stack.doctor.results import expect_problem
 
@@ -92,8 +92,8 @@ def test_missing_api_keys_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_model_file_is_reported(tmp_path: Path) -> None:
     finding, advice = expect_problem(configuration.check_model_files(Options.read()))
-    assert finding == f"{tmp_path / 'model.gguf'} is missing"
-    assert "put the file there" in advice
+    assert finding == f"missing: {tmp_path / 'model.gguf'}"
+    assert "put the files there" in advice
     (tmp_path / "model.gguf").touch()
     assert configuration.check_model_files(Options.read()).verdict == CheckVerdict.OK
 
@@ -253,8 +253,8 @@ def test_stack_part_that_is_down_is_reported() -> None:
     lock = SupervisorLock(options.layout.lock)
     lock.acquire()
     parts = {
-        "temporal": Part(status=PartStatus.BACKING_OFF, detail="ended with status 1"),
-        "ray": Part(status=PartStatus.UP),
+        "temporal": PartState(status=PartStatus.BACKING_OFF, detail="ended with status 1"),
+        "ray": PartState(status=PartStatus.UP),
     }
     state = StackState(pid=os.getpid(), phase=Phase.DEGRADED, parts=parts)
     write_state(options.layout.state, state)
@@ -304,7 +304,7 @@ def test_command_prints_the_advice_and_fails(capsys: pytest.CaptureFixture[str])
         line.split("\t")[1]: line.split("\t") for line in capsys.readouterr().out.splitlines()
     }
     assert rows_by_name["model files"][0] == "fail"
-    assert "put the file there" in rows_by_name["model files"][3]
+    assert "put the files there" in rows_by_name["model files"][3]
     assert rows_by_name["secret files"][0] == "warn"
     assert layout.ray_token.stat().st_mode & 0o777 == 0o644, "only --fix changes anything"
 
@@ -364,7 +364,7 @@ def test_packages_are_not_installed_while_a_stack_may_use_them(
     program = venv_folder / "bin" / "sleep"
     program.parent.mkdir(parents=True)
     shutil.copy(str(shutil.which("sleep")), program)
-    monkeypatch.setattr(packages, "_find_lock", lambda: lock)
+    monkeypatch.setattr(packages, "_find_lock_file", lambda: lock)
     monkeypatch.setattr(sys, "prefix", str(venv_folder))
     options = Options.read()
     options.layout.prepare()
