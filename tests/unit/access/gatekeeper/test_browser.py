@@ -71,13 +71,13 @@ async def test_the_key_cookie_is_hidden_from_scripts(sessions: BrowserSessions) 
 async def test_a_token_cookie_expires_with_the_token(sessions: BrowserSessions) -> None:
     time_before = time.time()
     _, [cookie, *_] = await sessions.sign_in(scope(), TOKEN)
-    age = int(cookie.partition("Max-Age=")[2].partition(";")[0])
-    assert EXPIRES - time.time() - 1 <= age <= EXPIRES - time_before
+    max_age = int(cookie.partition("Max-Age=")[2].partition(";")[0])
+    assert EXPIRES - time.time() - 1 <= max_age <= EXPIRES - time_before
 
 
-def test_only_renewal_gets_the_refresh_secret() -> None:
-    refresh = build_cookies(scope(), TOKEN, "moyinr_x", 60)[-1]
-    assert refresh == (
+def test_the_refresh_cookie_is_sent_to_the_session_path_only() -> None:
+    refresh_cookie = build_cookies(scope(), TOKEN, "moyinr_x", 60)[-1]
+    assert refresh_cookie == (
         "moyin_refresh=moyinr_x; Path=/accounts/session; Max-Age=60; HttpOnly; SameSite=Strict"
     )
 

@@ -27,15 +27,19 @@ from moyin.testing.fakes import StaticAuthenticator
 LIMIT = 10
 
 
-def one_key() -> StaticAuthenticator:
-    token = Identity(owner="ada", key_id="k1", job="j")
+def make_authenticator() -> StaticAuthenticator:
+    event_identity = Identity(owner="ada", key_id="k1", job="j")
     other_identity = Identity(owner="bob", key_id="k2")
     return StaticAuthenticator(
-        {"good": Identity(owner="ada", key_id="k1"), "other": other_identity, "event": token}
+        {
+            "good": Identity(owner="ada", key_id="k1"),
+            "other": other_identity,
+            "event": event_identity,
+        }
     )
 
 
-class Recorder:
+class RecordingObserver:
     """An observer that records every observation."""
 
     def __init__(self) -> None:
@@ -50,8 +54,8 @@ class Recorder:
 
 
 def find_owner(scope: Scope) -> str:
-    request = context(scope)
-    return request.reader.owner if scope["path"] == "/job/read" else request.owner
+    request_context = context(scope)
+    return request_context.reader.owner if scope["path"] == "/job/read" else request_context.owner
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,11 +89,11 @@ class Client:
     """Calls the gatekeeper as a server would."""
 
     def __init__(self) -> None:
-        self.metrics = Recorder()
+        self.metrics = RecordingObserver()
         self.app = Gatekeeper(
             echo,
             service="echo",
-            authenticator=one_key(),
+            authenticator=make_authenticator(),
             errors=render_problem_details,
             max_body_bytes=LIMIT,
             observer=self.metrics,
@@ -204,7 +208,7 @@ async def test_a_streamed_body_over_the_limit_is_refused(client: Client) -> None
     assert (status, body) == (200, b"10ada")
 
 
-async def test_an_invalid_content_length_is_named(client: Client) -> None:
+async def test_an_invalid_content_length_is_refused_with_its_field(client: Client) -> None:
     status, _, body, _ = await client.call(headers={**BEARER, "content-length": "-1"})
     assert (status, json.loads(body)["field"]) == (400, "Content-Length")
 
@@ -310,7 +314,7 @@ async def test_the_access_log_has_no_token_of_a_file_link(client: Client) -> Non
     assert json.loads(format_access_line(access_entry))["path"].startswith("/artifacts/signed/eyJ")
 
 
-class Hanging:
+class HangingApp:
     """An app that never responds, and records its cancellation."""
 
     def __init__(self) -> None:
@@ -328,11 +332,11 @@ class Hanging:
             raise
 
 
-def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
+def wrap_in_gatekeeper(app: ASGIApp, metrics: RecordingObserver) -> Gatekeeper:
     return Gatekeeper(
         app,
         service="hang",
-        authenticator=one_key(),
+        authenticator=make_authenticator(),
         errors=render_problem_details,
         max_body_bytes=LIMIT,
         observer=metrics,
@@ -340,7 +344,7 @@ def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
 
 
 async def test_a_disconnect_cancels_the_request() -> None:
-    app, metrics = Hanging(), Recorder()
+    app, metrics = HangingApp(), RecordingObserver()
     has_disconnected = asyncio.Event()
     pending_messages: list[Any] = [
         {"type": "http.request", "body": b"a", "more_body": True},
@@ -362,7 +366,7 @@ async def test_a_disconnect_cancels_the_request() -> None:
         "path": "/",
         "headers": [(b"x-api-key", b"good")],
     }
-    serving_task = asyncio.create_task(behind_gatekeeper(app, metrics)(scope, receive, send))
+    serving_task = asyncio.create_task(wrap_in_gatekeeper(app, metrics)(scope, receive, send))
     await app.is_working.wait()
     await asyncio.sleep(0.3)
     assert not app.cancelled
@@ -373,10 +377,10 @@ async def test_a_disconnect_cancels_the_request() -> None:
     assert metrics.summaries == [("hang", "POST", 499)]
 
 
-async def test_a_cancellation_from_outside_is_not_swallowed() -> None:
-    app, metrics = Hanging(), Recorder()
+async def test_a_cancellation_by_the_server_is_not_swallowed() -> None:
+    app, metrics = HangingApp(), RecordingObserver()
     client = Client()
-    client.app = behind_gatekeeper(app, metrics)
+    client.app = wrap_in_gatekeeper(app, metrics)
     task = asyncio.create_task(client.call(headers=BEARER))
     await app.is_working.wait()
     task.cancel()
@@ -409,7 +413,7 @@ async def test_a_body_that_is_too_slow_ends_the_request(
     async def send(message: Any) -> None:
         messages.append(message)
 
-    gatekeeper = behind_gatekeeper(echo, Recorder())
+    gatekeeper = wrap_in_gatekeeper(echo, RecordingObserver())
     await asyncio.wait_for(gatekeeper(post_scope(), receive, send), 30)
     assert (messages[0]["status"], json.loads(messages[1]["body"])["code"]) == (
         408,
@@ -429,7 +433,7 @@ async def test_an_app_that_reads_slowly_does_not_end_the_request(
         piece = pieces.pop(0)
         return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
 
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+    async def slow_app(scope: Scope, receive: Receive, send: Send) -> None:
         for _ in range(3):
             await receive()
             await asyncio.sleep(0.15)
@@ -439,7 +443,9 @@ async def test_an_app_that_reads_slowly_does_not_end_the_request(
     async def send(message: Any) -> None:
         messages.append(message)
 
-    await asyncio.wait_for(behind_gatekeeper(slow, Recorder())(post_scope(), receive, send), 30)
+    await asyncio.wait_for(
+        wrap_in_gatekeeper(slow_app, RecordingObserver())(post_scope(), receive, send), 30
+    )
     assert messages[0]["status"] == 200
 
 
@@ -449,7 +455,7 @@ def post_scope() -> Scope:
 
 async def test_the_app_does_not_see_a_query_key() -> None:
     seen_scopes: list[Scope] = []
-    recorder = Recorder()
+    recorder = RecordingObserver()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen_scopes.append(scope)
@@ -457,7 +463,7 @@ async def test_the_app_does_not_see_a_query_key() -> None:
 
     client = Client()
     client.app = Gatekeeper(
-        app, service="s", authenticator=one_key(), errors=render_problem_details, max_body_bytes=LIMIT,
+        app, service="s", authenticator=make_authenticator(), errors=render_problem_details, max_body_bytes=LIMIT,
         observer=recorder,
         credentials=CredentialFinder(query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip
@@ -474,13 +480,13 @@ async def test_the_app_does_not_see_a_query_key() -> None:
 class HalfSentRequest:
     """A request whose body stops after some parts, as a server delivers it."""
 
-    def __init__(self, path: str, parts: int = 1, **headers: str) -> None:
+    def __init__(self, path: str, part_count: int = 1, **headers: str) -> None:
         self.scope: Scope = {
             "type": "http", "path": path, "method": "POST", "query_string": b"",
             "headers": [(name.replace("_", "-").encode(), value.encode())
                         for name, value in {"content_length": "9", **headers}.items()],
         }  # fmt: skip
-        self.remaining_parts = parts
+        self.remaining_parts = part_count
         self.sent: list[Any] = []
 
     async def receive(self) -> Any:
@@ -521,27 +527,29 @@ async def test_a_response_does_not_wait_for_a_missing_body(
 ) -> None:
     monkeypatch.setattr(body, "_DRAIN_SECONDS", 0.01)
     request = HalfSentRequest("/", 1, **headers)
-    await behind_gatekeeper(respond_at_once, Recorder())(
+    await wrap_in_gatekeeper(respond_at_once, RecordingObserver())(
         request.scope, request.receive, request.send
     )
     assert request.outcome == (status, True)
 
 
 @pytest.mark.parametrize("headers", [{}, {"x_api_key": "good"}])
-async def test_a_body_that_is_sent_keeps_the_connection(headers: dict[str, str]) -> None:
+async def test_a_completely_sent_body_keeps_the_connection_open(headers: dict[str, str]) -> None:
     request = HalfSentRequest("/", 1, **headers)
 
     async def receive() -> Any:
         return {**(await request.receive()), "more_body": request.remaining_parts > 0}
 
     request.remaining_parts = 3
-    await behind_gatekeeper(respond_at_once, Recorder())(request.scope, receive, request.send)
+    await wrap_in_gatekeeper(respond_at_once, RecordingObserver())(
+        request.scope, receive, request.send
+    )
     assert request.outcome == (200 if headers else 401, False)
 
 
 async def test_a_refused_client_gets_no_100_continue() -> None:
-    request = HalfSentRequest("/", parts=0, expect="100-continue")
-    await behind_gatekeeper(respond_at_once, Recorder())(
+    request = HalfSentRequest("/", part_count=0, expect="100-continue")
+    await wrap_in_gatekeeper(respond_at_once, RecordingObserver())(
         request.scope, request.receive, request.send
     )
     assert request.outcome == (401, True)
