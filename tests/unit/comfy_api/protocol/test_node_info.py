@@ -91,7 +91,7 @@ NODES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("inputs", "expected"),
+    ("inputs", "is_supported"),
     [
         ({"ckpt": "a", "mode": "fast", "n": 1}, True),
         ({"ckpt": ["2", 0], "n": "text"}, True),
@@ -101,9 +101,13 @@ NODES: dict[str, Any] = {
         ({"mode": "slow"}, False),
     ],
 )
-def test_a_graph_must_use_choices_of_the_inventory(inputs: dict[str, Any], expected: bool) -> None:
+def test_a_graph_must_use_choices_of_the_inventory(
+    inputs: dict[str, Any], is_supported: bool
+) -> None:
     inventory = build_inventory(NODES)
-    assert supports_graph(inventory, {"1": {"class_type": "Load", "inputs": inputs}}) is expected
+    assert (
+        supports_graph(inventory, {"1": {"class_type": "Load", "inputs": inputs}}) is is_supported
+    )
 
 
 def test_a_graph_must_use_nodes_of_the_inventory() -> None:
