@@ -98,7 +98,7 @@ class Rig:
             await self.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None)
         return job.id
 
-    async def show(self, job_id: str) -> dict[str, Any]:
+    async def show_submission(self, job_id: str) -> dict[str, Any]:
         """Return the member ``submitted`` of the job, as the API shows it."""
         job = await self.jobs.find(job_id)
         spec = await self.service.load_small_spec(job)
@@ -118,18 +118,18 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 async def test_only_an_ended_job_of_the_caller_is_deleted(rig: Rig) -> None:
-    job, other_id = await rig.submit(), await rig.submit(caller=BOB, ends=True)
-    with pytest.raises(JobNotFinished, match=f"POST /jobs/{job}/cancel"):
-        await rig.history.delete("ann", job)
-    for unknown in (other_id, "nonsense"):
+    job_id, other_id = await rig.submit(), await rig.submit(caller=BOB, ends=True)
+    with pytest.raises(JobNotFinished, match=f"POST /jobs/{job_id}/cancel"):
+        await rig.history.delete("ann", job_id)
+    for unknown_id in (other_id, "nonsense"):
         with pytest.raises(JobNotFound):
-            await rig.history.delete("ann", unknown)
-    await rig.service.cancel(ANN, job)
-    await rig.history.delete("ann", job)
-    assert rig.idle.deleted_events == rig.idle.deleted_files == [job]
+            await rig.history.delete("ann", unknown_id)
+    await rig.service.cancel(ANN, job_id)
+    await rig.history.delete("ann", job_id)
+    assert rig.idle.deleted_events == rig.idle.deleted_files == [job_id]
     assert (await rig.list_ids(), await rig.list_ids("bob")) == (set(), {other_id})
     with pytest.raises(JobNotFound):
-        await rig.history.delete("ann", job)
+        await rig.history.delete("ann", job_id)
 
 
 async def test_delete_by_a_filter_skips_open_jobs(
@@ -155,14 +155,14 @@ async def test_delete_by_a_filter_skips_open_jobs(
     assert await rig.list_ids("bob") == {other_id}
 
 
-async def test_a_request_changes_a_bounded_number_and_the_next_continues(
+async def test_a_bulk_request_changes_a_bounded_number_of_jobs_and_the_next_continues(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(history, "_CHUNK", 2)
     monkeypatch.setattr(history, "MAX_CHANGED", 4)
     for _ in range(5):
         await rig.submit(ends=True)
-    is_open = await rig.submit()
+    open_id = await rig.submit()
     job_filter, cursor = JobFilter(kind="render"), None
     results: list[tuple[int, int, int]] = []
     while not results or cursor is not None:
@@ -170,7 +170,7 @@ async def test_a_request_changes_a_bounded_number_and_the_next_continues(
         results.append((result.matched, result.done, result.skipped))
         cursor = result.next_cursor
     assert results == [(4, 3, 1), (2, 2, 0)]
-    assert await rig.list_ids() == {is_open}
+    assert await rig.list_ids() == {open_id}
 
 
 async def test_cancel_by_a_filter_concerns_open_jobs_only(rig: Rig) -> None:
@@ -197,7 +197,7 @@ async def test_cancel_by_a_filter_concerns_open_jobs_only(rig: Rig) -> None:
 
 
 async def test_a_job_that_ends_meanwhile_is_skipped(rig: Rig) -> None:
-    job = await rig.submit()
+    job_id = await rig.submit()
     rig.idle.may_cancel.clear()
     job_filter = JobFilter(kind="render")
     cancelling_task = asyncio.create_task(
@@ -208,7 +208,7 @@ async def test_a_job_that_ends_meanwhile_is_skipped(rig: Rig) -> None:
     with pytest.raises(Overloaded):
         await rig.history.delete_matching(ANN, job_filter, dry_run=False, cursor=None)
     await rig.history.delete_matching(BOB, job_filter, dry_run=False, cursor=None)
-    await rig.jobs.finish(job, 1, JobStatus.SUCCEEDED, None)
+    await rig.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
     rig.idle.may_cancel.set()
     result = await cancelling_task
     assert (result.matched, result.done, result.skipped) == (1, 0, 1)
@@ -219,34 +219,34 @@ async def test_a_job_that_ends_meanwhile_is_skipped(rig: Rig) -> None:
 
 @pytest.mark.parametrize("dry_run", [True, False])
 async def test_a_filter_without_conditions_is_refused(rig: Rig, dry_run: bool) -> None:
-    job = await rig.submit()
-    for change in (rig.history.delete_matching, rig.history.cancel_matching):
+    job_id = await rig.submit()
+    for change_matching in (rig.history.delete_matching, rig.history.cancel_matching):
         with pytest.raises(InvalidRequest) as exc_info:
-            await change(ANN, JobFilter(), dry_run=dry_run, cursor=None)
+            await change_matching(ANN, JobFilter(), dry_run=dry_run, cursor=None)
         assert exc_info.value.field == "filter"
-    assert (await rig.jobs.find(job)).status is JobStatus.QUEUED
+    assert (await rig.jobs.find(job_id)).status is JobStatus.QUEUED
 
 
 async def test_a_render_shows_its_template_and_links_its_graph(rig: Rig) -> None:
     inputs = {"prompt": "x", "seed": 3}
-    job = await rig.submit({"kind": "render", "template": "swatch", "inputs": inputs})
-    assert (await rig.show(job))["steps"] == [
+    job_id = await rig.submit({"kind": "render", "template": "swatch", "inputs": inputs})
+    assert (await rig.show_submission(job_id))["steps"] == [
         {
             "kind": "render",
             "template": "swatch",
             "inputs": inputs,
-            "graph": f"/jobs/{job}/graph?step=0",
+            "graph": f"/jobs/{job_id}/graph?step=0",
             "pool": "default",
             "cache": True,
         }
     ]
-    graph = await rig.history.get_graph(await rig.jobs.find(job), 0)
+    graph = await rig.history.get_graph(await rig.jobs.find(job_id), 0)
     assert any(node["class_type"] == "SaveImage" for node in graph.values())
-    webhook_job = await rig.submit(webhook="https://example.com/hook")
-    shown_job = await rig.show(webhook_job)
+    webhook_job_id = await rig.submit(webhook="https://example.com/hook")
+    shown_job = await rig.show_submission(webhook_job_id)
     assert shown_job["webhook"] == "https://example.com/[hidden]"
     assert "template" not in shown_job["steps"][0] and "inputs" not in shown_job["steps"][0]
-    assert await rig.history.get_graph(await rig.jobs.find(webhook_job), 0) == WORKFLOW
+    assert await rig.history.get_graph(await rig.jobs.find(webhook_job_id), 0) == WORKFLOW
 
 
 async def test_each_child_of_a_batch_has_its_graph(rig: Rig) -> None:
@@ -254,7 +254,7 @@ async def test_each_child_of_a_batch_has_its_graph(rig: Rig) -> None:
     job = await rig.jobs.find(job_id)
     graphs = [await rig.history.get_graph(job, index) for index in range(2)]
     assert [graph["1"]["inputs"]["seed"] for graph in graphs] == [5, 6]
-    assert len((await rig.show(job_id))["steps"]) == 1
+    assert len((await rig.show_submission(job_id))["steps"]) == 1
     with pytest.raises(JobNotFound, match="step 2"):
         await rig.history.get_graph(job, 2)
 
@@ -270,8 +270,8 @@ async def test_requests_are_shown_without_credentials(rig: Rig) -> None:
             "body": {"a": 1},
         },
     }
-    job = await rig.submit({"kind": "pipeline", "steps": [chat, http]})
-    first_step, second_step = (await rig.show(job))["steps"]
+    job_id = await rig.submit({"kind": "pipeline", "steps": [chat, http]})
+    first_step, second_step = (await rig.show_submission(job_id))["steps"]
     assert (first_step["protocol"], first_step["request"]) == ("openai", chat["request"])
     assert second_step["request"] == {
         "method": "POST",
@@ -280,13 +280,13 @@ async def test_requests_are_shown_without_credentials(rig: Rig) -> None:
         "body": {"a": 1},
     }
     with pytest.raises(JobNotFound, match="is not a render"):
-        await rig.history.get_graph(await rig.jobs.find(job), 0)
+        await rig.history.get_graph(await rig.jobs.find(job_id), 0)
 
 
 async def test_a_large_request_is_left_out(rig: Rig) -> None:
     messages = [{"role": "user", "content": "x" * 1_100_000}]
-    job = await rig.submit({"kind": "chat", "request": {"model": "m", "messages": messages}})
-    assert await rig.service.load_small_spec(await rig.jobs.find(job)) is None
+    job_id = await rig.submit({"kind": "chat", "request": {"model": "m", "messages": messages}})
+    assert await rig.service.load_small_spec(await rig.jobs.find(job_id)) is None
 
 
 async def test_the_spec_of_a_polled_job_is_read_once(rig: Rig, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ async def test_the_spec_of_a_polled_job_is_read_once(rig: Rig, tmp_path: Path) -
 async def test_a_submitted_text_is_found_and_deleted_by_a_search(rig: Rig) -> None:
     message = {"role": "user", "content": "夕焼けの海 at dusk"}
     chat = {"kind": "chat", "request": {"model": "m", "messages": [message]}}
-    result = await rig.submit(chat, ends=True)
+    deleted_id = await rig.submit(chat, ends=True)
     other_id = await rig.submit(metadata={"note": "dusk"}, ends=True)
     job_filter = JobFilter(search="Dusk 夕焼け")
     counted_result = await rig.history.delete_matching(ANN, job_filter, dry_run=True, cursor=None)
@@ -312,4 +312,4 @@ async def test_a_submitted_text_is_found_and_deleted_by_a_search(rig: Rig) -> No
         1,
         None,
     )
-    assert await rig.list_ids() == {other_id} and result != other_id
+    assert await rig.list_ids() == {other_id} and deleted_id != other_id

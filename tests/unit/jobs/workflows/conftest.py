@@ -44,15 +44,15 @@ HEADS = (
 )
 
 
-class Script:
+class ScriptedActivities:
     """The scripted activities of a job; ``on`` maps the index of a step to its special behaviour.
 
     Args:
-        records: True if the activities of steps record their own results.
+        records_results: True if the activities of steps record their own results.
     """
 
-    def __init__(self, records: bool) -> None:
-        self.records = records
+    def __init__(self, records_results: bool) -> None:
+        self.records = records_results
         self.on: dict[int, Callable[[StepInput], Any]] = {}
         self.log: list[str] = []
         self.tries: Counter[int] = Counter()
@@ -155,10 +155,10 @@ def _superseded_error() -> ApplicationError:
     return ApplicationError("superseded", type=SUPERSEDED, non_retryable=True)
 
 
-class Bench:
+class WorkflowHarness:
     """Starts jobs on the test server, and runs their workers."""
 
-    def __init__(self, environment: WorkflowEnvironment, script: Script) -> None:
+    def __init__(self, environment: WorkflowEnvironment, script: ScriptedActivities) -> None:
         self.environment = environment
         self.script = script
 
@@ -221,12 +221,14 @@ async def environment() -> AsyncIterator[WorkflowEnvironment]:
 
 
 @pytest.fixture(params=[True, False], ids=["activity records", "workflow records"])
-def idle_bench(environment: WorkflowEnvironment, request: pytest.FixtureRequest) -> Bench:
-    """A bench whose workers are not running yet."""
-    return Bench(environment, Script(request.param))
+def idle_harness(
+    environment: WorkflowEnvironment, request: pytest.FixtureRequest
+) -> WorkflowHarness:
+    """Return a harness whose workers are not running yet."""
+    return WorkflowHarness(environment, ScriptedActivities(request.param))
 
 
 @pytest.fixture
-async def bench(idle_bench: Bench) -> AsyncIterator[Bench]:
-    async with idle_bench.running_workers():
-        yield idle_bench
+async def harness(idle_harness: WorkflowHarness) -> AsyncIterator[WorkflowHarness]:
+    async with idle_harness.running_workers():
+        yield idle_harness
