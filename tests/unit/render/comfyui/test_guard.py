@@ -85,8 +85,8 @@ async def test_allowed_graph_is_passed_to_comfyui() -> None:
     graph = {"1": {"class_type": "Load", "inputs": {"image": OWN, "model": ["2", 0]}}}
     assert (await validate(graph))[0] is True
     assert (await validate("nonsense"))[0] is True
-    for kind in ("Broken", "Unknown"):
-        assert (await validate({"1": {"class_type": kind, "inputs": {"x": "y"}}}))[0] is True
+    for node_class in ("Broken", "Unknown"):
+        assert (await validate({"1": {"class_type": node_class, "inputs": {"x": "y"}}}))[0] is True
 
 
 async def test_denied_class_is_refused() -> None:
@@ -96,8 +96,10 @@ async def test_denied_class_is_refused() -> None:
     assert "does not allow nodes of the class BadNode" in errors["1"]["errors"][0]["details"]
     assert (await validate(graph, {MOYIN_KEY: {"allow": ["*"]}}))[0] is True
     assert (await validate(graph, None))[0] is True, "it is the operator's own graph"
-    only_load = {MOYIN_KEY: {"allow": ["Load"]}}
-    assert (await validate({"1": {"class_type": "Odd", "inputs": {}}}, only_load))[0] is False
+    extra_data_for_load = {MOYIN_KEY: {"allow": ["Load"]}}
+    assert (await validate({"1": {"class_type": "Odd", "inputs": {}}}, extra_data_for_load))[
+        0
+    ] is False
 
 
 async def test_unchecked_input_is_accepted() -> None:
@@ -107,9 +109,9 @@ async def test_unchecked_input_is_accepted() -> None:
 
 
 def get_checked_inputs(
-    kind: str, inputs: dict[str, Any], values: dict[str, Any], extra_data: Any
+    node_class: str, inputs: dict[str, Any], values: dict[str, Any], extra_data: Any
 ) -> Any:
-    """Return the inputs that a node of the class ``kind`` gets just before it is executed.
+    """Return the inputs that a node of the class ``node_class`` gets just before it is executed.
 
     Args:
         inputs: the node's inputs in the graph.
@@ -120,7 +122,7 @@ def get_checked_inputs(
     def get_input_data(*_: Any) -> Any:
         return values, {}, {}
 
-    graph = SimpleNamespace(get_node=lambda _: {"class_type": kind})
+    graph = SimpleNamespace(get_node=lambda _: {"class_type": node_class})
     return wrap_input_data(get_input_data, RULES)(inputs, None, "1", None, graph, extra_data)
 
 
@@ -151,5 +153,5 @@ def test_expanded_node_of_a_denied_class_is_refused() -> None:
 
 
 def test_input_data_without_execution_is_not_checked() -> None:
-    get = wrap_input_data(lambda *_: ({"image": ["/x"]}, {}, {}), RULES)
-    assert get({"image": "/x"}, None, "1", None)[0] == {"image": ["/x"]}
+    get_checked_data = wrap_input_data(lambda *_: ({"image": ["/x"]}, {}, {}), RULES)
+    assert get_checked_data({"image": "/x"}, None, "1", None)[0] == {"image": ["/x"]}

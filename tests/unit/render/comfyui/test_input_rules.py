@@ -61,12 +61,12 @@ def is_own(text: str) -> bool:
     return text == OWN
 
 
-def rules(node: Mapping[str, Any], kind: str = "Some") -> dict[str, str]:
-    return {name: rule.kind for name, rule in derive_rules(kind, node).items()}
+def derive_kinds(node: Mapping[str, Any], node_class: str = "Some") -> dict[str, str]:
+    return {name: rule.kind for name, rule in derive_rules(node_class, node).items()}
 
 
-def node(output_node: bool = False, outputs: tuple[str, ...] = ("IMAGE",), **inputs: Any) -> Any:
-    return {"input": {"required": inputs}, "output": list(outputs), "output_node": output_node}
+def make_node(is_output: bool = False, outputs: tuple[str, ...] = ("IMAGE",), **inputs: Any) -> Any:
+    return {"input": {"required": inputs}, "output": list(outputs), "output_node": is_output}
 
 
 def test_input_folder_is_the_same_in_both_modules() -> None:
@@ -74,8 +74,8 @@ def test_input_folder_is_the_same_in_both_modules() -> None:
 
 
 def test_kind_of_an_input_follows_from_its_description() -> None:
-    assert rules(
-        node(
+    assert derive_kinds(
+        make_node(
             image=[["a.png"], {"image_upload": True}],
             audio=["COMBO", {"options": [], "audio_upload": True}],
             remote=["COMBO", {"image_upload": True, "remote": {"route": "/x"}}],
@@ -99,7 +99,7 @@ def test_kind_of_an_input_follows_from_its_description() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "loading", "saving"),
+    ("name", "kind_when_loading", "kind_when_saving"),
     [
         ("filename_prefix", PREFIX, PREFIX),
         ("prefix", LINE, PREFIX),
@@ -111,20 +111,22 @@ def test_kind_of_an_input_follows_from_its_description() -> None:
         ("profile", LINE, LINE),
     ],
 )
-def test_kind_of_a_text_input_follows_from_its_name(name: str, loading: str, saving: str) -> None:
-    spec: dict[str, Any] = {name: ["STRING", {}]}
-    assert rules(node(**spec)) == {name: loading}
-    assert rules(node(output_node=True, **spec)) == {name: saving}
+def test_kind_of_a_text_input_follows_from_its_name(
+    name: str, kind_when_loading: str, kind_when_saving: str
+) -> None:
+    inputs: dict[str, Any] = {name: ["STRING", {}]}
+    assert derive_kinds(make_node(**inputs)) == {name: kind_when_loading}
+    assert derive_kinds(make_node(is_output=True, **inputs)) == {name: kind_when_saving}
 
 
-def test_textual_node_takes_any_text() -> None:
-    kinds = rules(node(outputs=("STRING",), prefix=["STRING", {}], path=["STRING", {}]))
+def test_node_with_text_output_accepts_any_text() -> None:
+    kinds = derive_kinds(make_node(outputs=("STRING",), prefix=["STRING", {}], path=["STRING", {}]))
     assert kinds == {"prefix": TEXT, "path": FILE}
 
 
 def test_stock_inputs_without_a_description_are_files() -> None:
-    latent_node = node(latent=[["x.latent"]])
-    assert (rules(latent_node, "LoadLatent"), rules(latent_node)) == (
+    latent_node = make_node(latent=[["x.latent"]])
+    assert (derive_kinds(latent_node, "LoadLatent"), derive_kinds(latent_node)) == (
         {"latent": FILE},
         {"latent": CHOICE},
     )
@@ -182,8 +184,8 @@ def test_only_own_file_names_are_allowed() -> None:
 
 
 def test_listed_choice_may_be_a_path() -> None:
-    spec = node(folder=["COMBO", {"options": ["/models/a", "moyin", "b"]}])
-    rule = derive_rules("Some", spec)["folder"]
+    node = make_node(folder=["COMBO", {"options": ["/models/a", "moyin", "b"]}])
+    rule = derive_rules("Some", node)["folder"]
     assert allows_value(rule, "/models/a", is_own)
     assert allows_value(rule, "gone.safetensors", is_own)
     assert not allows_value(rule, "/models/b", is_own)
@@ -203,9 +205,9 @@ def test_widget_may_hold_words_and_own_files() -> None:
 
 def test_refusals_name_node_and_input() -> None:
     rules_by_class = {
-        "LoadImage": derive_rules("LoadImage", node(image=[[], {"image_upload": True}])),
+        "LoadImage": derive_rules("LoadImage", make_node(image=[[], {"image_upload": True}])),
         "SaveImage": derive_rules(
-            "SaveImage", node(output_node=True, filename_prefix=["STRING", {}])
+            "SaveImage", make_node(is_output=True, filename_prefix=["STRING", {}])
         ),
     }
     graph = {

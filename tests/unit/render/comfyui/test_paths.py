@@ -145,8 +145,8 @@ def test_history_entry_hides_paths_in_errors(paths: HostPathFilter) -> None:
 
 
 def test_text_frame_hides_paths_and_picture_is_unchanged(paths: HostPathFilter) -> None:
-    text = struct.pack(">II", 3, 2) + b"12" + f"from {HOME}/x".encode()
-    assert paths.hide_in_frame(text) == struct.pack(">II", 3, 2) + b"12from <comfyui>/x"
-    picture = struct.pack(">II", 1, 2) + str(HOME).encode()
-    assert paths.hide_in_frame(picture) == picture
+    text_frame = struct.pack(">II", 3, 2) + b"12" + f"from {HOME}/x".encode()
+    assert paths.hide_in_frame(text_frame) == struct.pack(">II", 3, 2) + b"12from <comfyui>/x"
+    picture_frame = struct.pack(">II", 1, 2) + str(HOME).encode()
+    assert paths.hide_in_frame(picture_frame) == picture_frame
     assert paths.hide_in_frame(b"\0\0\0\3") == b"\0\0\0\3"

@@ -25,11 +25,13 @@ def folder(tmp_path: Path) -> ProcessFolder:
     return folder
 
 
-def output(filename: str, subfolder: str = "", kind: str = "output") -> OutputFile:
-    return OutputFile.model_validate({"filename": filename, "subfolder": subfolder, "type": kind})
+def make_output_file(filename: str, subfolder: str = "", folder_type: str = "output") -> OutputFile:
+    return OutputFile.model_validate(
+        {"filename": filename, "subfolder": subfolder, "type": folder_type}
+    )
 
 
-def content(written_files: WrittenFiles, file: OutputFile, prompt_id: str) -> bytes | None:
+def read_content(written_files: WrittenFiles, file: OutputFile, prompt_id: str) -> bytes | None:
     opened_file = written_files.open_file(file, prompt_id)
     if opened_file is None:
         return None
@@ -47,11 +49,13 @@ def test_next_prompt_finds_no_files_of_the_last(folder: ProcessFolder) -> None:
     written_files.end_prompt(ADA)
     assert [list(path.iterdir()) for path in folder.writable] == [[]] * 4
     written_files.begin_prompt(BOB)
-    assert content(written_files, output("latest.png"), ADA) == b"Ada's", "it has yet to be stored"
-    assert content(written_files, output("latest.png"), BOB) is None
+    assert read_content(written_files, make_output_file("latest.png"), ADA) == b"Ada's", (
+        "it has yet to be stored"
+    )
+    assert read_content(written_files, make_output_file("latest.png"), BOB) is None
     written_files.discard_files(ADA)
     written_files.discard_files(ADA)
-    assert content(written_files, output("latest.png"), ADA) is None
+    assert read_content(written_files, make_output_file("latest.png"), ADA) is None
     assert list(folder.done.iterdir()) == []
 
 
@@ -70,17 +74,17 @@ def test_file_is_opened_where_its_node_wrote_it(folder: ProcessFolder) -> None:
     (folder.base / "output" / ADA / "a.png").write_text("by its prompt")
     (folder.base / "output" / "b.png").write_text("by itself")
     for _ in range(2):
-        assert content(written_files, output("a.png", ADA), ADA) == b"by its prompt"
-        assert content(written_files, output("b.png", ADA), ADA) == b"by itself"
-        assert content(written_files, output("b.png"), ADA) == b"by itself"
-        assert content(written_files, output("a.png", ADA, "temp"), ADA) is None
+        assert read_content(written_files, make_output_file("a.png", ADA), ADA) == b"by its prompt"
+        assert read_content(written_files, make_output_file("b.png", ADA), ADA) == b"by itself"
+        assert read_content(written_files, make_output_file("b.png"), ADA) == b"by itself"
+        assert read_content(written_files, make_output_file("a.png", ADA, "temp"), ADA) is None
         written_files.end_prompt(ADA)
     # Another prompt that got the file from the cache.
     written_files.begin_prompt(BOB)
     (folder.base / "output" / ADA).mkdir()
     (folder.base / "output" / ADA / "c.png").write_text("by a prompt that pretends to be Ada's")
-    assert content(written_files, output("a.png", ADA), BOB) == b"by its prompt"
-    assert content(written_files, output("c.png", ADA), BOB) is None
+    assert read_content(written_files, make_output_file("a.png", ADA), BOB) == b"by its prompt"
+    assert read_content(written_files, make_output_file("c.png", ADA), BOB) is None
 
 
 def test_repeated_prompt_replaces_its_files(folder: ProcessFolder) -> None:
@@ -89,7 +93,7 @@ def test_repeated_prompt_replaces_its_files(folder: ProcessFolder) -> None:
         written_files.begin_prompt(ADA)
         (folder.base / "output" / "a.png").write_text(text)
         written_files.end_prompt(ADA)
-    assert content(written_files, output("a.png"), ADA) == b"second"
+    assert read_content(written_files, make_output_file("a.png"), ADA) == b"second"
 
 
 @pytest.mark.parametrize("has_ended", [False, True])
@@ -124,7 +128,7 @@ def test_only_regular_files_inside_the_folder_are_opened(
     (output_folder / "/".join(["d"] * 100) / "a.png").touch()
     if has_ended:
         written_files.end_prompt(ADA)
-    assert content(written_files, output(filename, subfolder), ADA) is None
+    assert read_content(written_files, make_output_file(filename, subfolder), ADA) is None
 
 
 def test_locked_and_deep_folders_are_removed(folder: ProcessFolder) -> None:

@@ -18,8 +18,8 @@ def test_longer_queue_needs_more_renderers_up_to_the_maximum() -> None:
 
 
 @given(st.integers(0, 500), st.floats(0.01, 1000))
-def test_number_of_renderers_stays_within_its_bounds(waiting: int, seconds: float) -> None:
-    assert 2 <= ScalingPolicy(minimum=2, maximum=5).count_needed(waiting, seconds) <= 5
+def test_number_of_renderers_stays_within_its_bounds(waiting_count: int, seconds: float) -> None:
+    assert 2 <= ScalingPolicy(minimum=2, maximum=5).count_needed(waiting_count, seconds) <= 5
 
 
 def test_idle_renderers_are_removed_from_the_last_to_the_first() -> None:
