@@ -17,8 +17,8 @@ from tests.unit.cli.conftest import Handler
 T = TypeVar("T")
 
 
-def make_batch(status: str, completed: int = 0, **changes: Any) -> dict[str, Any]:
-    counts = {"total": 3, "completed": completed, "failed": 0}
+def make_batch(status: str, completed_count: int = 0, **changes: Any) -> dict[str, Any]:
+    counts = {"total": 3, "completed": completed_count, "failed": 0}
     batch_body = {"id": "batch_1", "status": status, "request_counts": counts, "created_at": 0}
     files = {"output_file_id": None, "error_file_id": None, "errors": None}
     return {**batch_body, **files, **changes}

@@ -66,9 +66,16 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
     assert not fake_gateway.responses, "not all prepared responses were requested"
 
 
-def make_counts(matched: int, skipped: int = 0, next_cursor: str | None = None) -> dict[str, Any]:
-    done_count = matched - skipped
-    return {"matched": matched, "done": done_count, "skipped": skipped, "next_cursor": next_cursor}
+def make_counts(
+    matched_count: int, skipped_count: int = 0, next_cursor: str | None = None
+) -> dict[str, Any]:
+    done_count = matched_count - skipped_count
+    return {
+        "matched": matched_count,
+        "done": done_count,
+        "skipped": skipped_count,
+        "next_cursor": next_cursor,
+    }
 
 
 def test_all_filters_reach_the_gateway_and_empty_pages_are_skipped(
@@ -119,7 +126,7 @@ def test_a_dry_run_changes_nothing(
 
 
 def test_skipped_jobs_exit_with_3(gateway: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
-    gateway.responses = [make_counts(3, skipped=1)] * 2
+    gateway.responses = [make_counts(3, skipped_count=1)] * 2
     assert run(["jobs", "delete", "--kind", "render", "-y"]) == 3
     assert capsys.readouterr().out == "deleted 2 of 3 jobs; 1 were open\n"
     assert run(["jobs", "cancel", "--kind", "render", "-y", "--json"]) == 3

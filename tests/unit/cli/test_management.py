@@ -212,8 +212,8 @@ def test_audit_log_is_searched_over_all_pages(
         "entries": [make_audit_entry(3), make_audit_entry(2, target="=cmd()"), make_audit_entry(1)]
     }
     assert run(["audit", "list", "--search", "CMD", "--json"]) == 0
-    [entry] = json.loads(capsys.readouterr().out)["entries"]
-    assert entry["id"] == "e2"
+    [audit_entry] = json.loads(capsys.readouterr().out)["entries"]
+    assert audit_entry["id"] == "e2"
     assert run(["audit", "list", "--from", "2026-11-03", "--to", "2026-11-04"]) == 0
     assert [row[0] for row in read_rows(capsys)] == ["2026-11-03T00:00:00Z"]
     assert run(["audit", "export"]) == 0

@@ -101,11 +101,11 @@ def test_quality_tables_have_captions(
 
     monkeypatch.setattr(quality, "with_gateway", return_quality)
     quality.show()
-    text = _remove_colours(terminal_output.getvalue())
-    assert "# is the share found good, | the expected share" in text
-    assert "under other prices of a bad answer" in text
-    assert "code +2.4" in text
-    assert "qwen3-8b, MMLU" not in text, "the source repeats the name"
+    screen_text = _remove_colours(terminal_output.getvalue())
+    assert "# is the share found good, | the expected share" in screen_text
+    assert "under other prices of a bad answer" in screen_text
+    assert "code +2.4" in screen_text
+    assert "qwen3-8b, MMLU" not in screen_text, "the source repeats the name"
 
 
 def test_brackets_in_a_value_are_not_markup(terminal_output: io.StringIO) -> None:
@@ -161,14 +161,14 @@ def test_job_of_several_attempts_is_readable(
 ) -> None:
     monkeypatch.setattr(job_view, "out", screen.out)
     print_job(JOB)
-    text = " ".join(_remove_colours(terminal_output.getvalue()).split())
-    assert "status running 30% " in text
-    assert "place in queue 2 " in text
-    assert "starts in 4 s probably, 9 s at most (9 of 10)" in text
-    assert "attempts 2 priority 1 cost $0.25 metadata shot=12" in text
-    assert "0 render comfyui-default-0 $0.25 a.png" in text
-    assert "1 chat local $0.00 Hello there" in text
-    assert "art_1 a.png image/png 2.0 kB" in text
+    screen_text = " ".join(_remove_colours(terminal_output.getvalue()).split())
+    assert "status running 30% " in screen_text
+    assert "place in queue 2 " in screen_text
+    assert "starts in 4 s probably, 9 s at most (9 of 10)" in screen_text
+    assert "attempts 2 priority 1 cost $0.25 metadata shot=12" in screen_text
+    assert "0 render comfyui-default-0 $0.25 a.png" in screen_text
+    assert "1 chat local $0.00 Hello there" in screen_text
+    assert "art_1 a.png image/png 2.0 kB" in screen_text
 
 
 def test_children_of_a_batch_are_listed_with_their_errors(
@@ -196,8 +196,8 @@ def test_long_text_without_spaces_is_cut(
     monkeypatch.setattr(job_view, "out", screen.out)
     output = {**JOB["outputs"][1], "text": "答案\n" + "雨" * 400}
     print_job({**JOB, "outputs": [output]})
-    text = "".join(_remove_colours(terminal_output.getvalue()).split())
-    assert f"答案{'雨' * 297}…" in text
+    screen_text = "".join(_remove_colours(terminal_output.getvalue()).split())
+    assert f"答案{'雨' * 297}…" in screen_text
 
 
 def _remove_colours(text: str) -> str:

@@ -148,8 +148,10 @@ async def test_nodes_survive_a_restart(tmp_path: Path) -> None:
         await restarted_cache.fetch_merged("/models", merge_lists)
 
 
-def make_graph(node_class: str, file: str) -> dict[str, Any]:
-    return {"1": {"class_type": node_class, "inputs": {"ckpt": file, "n": 1, "image": ["2", 0]}}}
+def make_graph(node_class: str, model_file: str) -> dict[str, Any]:
+    return {
+        "1": {"class_type": node_class, "inputs": {"ckpt": model_file, "n": 1, "image": ["2", 0]}}
+    }
 
 
 async def test_a_graph_gets_the_first_pool_that_has_its_nodes_and_files() -> None:

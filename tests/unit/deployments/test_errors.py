@@ -33,7 +33,9 @@ def make_serve_app(error_text: str, status: int, **headers: str) -> ASGIApp:
     return app
 
 
-async def collect_messages(app: ASGIApp, path: str = "/jobs", kind: str = "http") -> list[Message]:
+async def collect_messages(
+    app: ASGIApp, path: str = "/jobs", scope_type: str = "http"
+) -> list[Message]:
     messages: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -42,16 +44,21 @@ async def collect_messages(app: ASGIApp, path: str = "/jobs", kind: str = "http"
     async def receive() -> Message:
         return {"type": "http.request", "body": b""}
 
-    scope = {"type": kind, "path": path, "method": "GET", "headers": [(b"x-request-id", b"r1")]}
+    scope = {
+        "type": scope_type,
+        "path": path,
+        "method": "GET",
+        "headers": [(b"x-request-id", b"r1")],
+    }
     await ServeErrorMiddleware(app)(scope, receive, send)
     return messages
 
 
 async def respond(app: ASGIApp, path: str = "/jobs") -> Answer:
-    start, body = await collect_messages(app, path)
-    headers = {name.decode(): value.decode() for name, value in start["headers"]}
-    assert len(headers) == len(start["headers"])
-    return start["status"], headers, body["body"]
+    response_start, response_body = await collect_messages(app, path)
+    headers = {name.decode(): value.decode() for name, value in response_start["headers"]}
+    assert len(headers) == len(response_start["headers"])
+    return response_start["status"], headers, response_body["body"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +168,7 @@ async def test_websocket_is_not_changed() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1001})
 
-    assert await collect_messages(app, kind="websocket") == [
+    assert await collect_messages(app, scope_type="websocket") == [
         {"type": "websocket.close", "code": 1001}
     ]
 

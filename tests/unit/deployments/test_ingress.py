@@ -47,8 +47,12 @@ async def respond_with_error(error: Exception) -> tuple[int, dict[bytes, bytes],
         "headers": [(b"host", b"gateway")], "scheme": "http", "http_version": "1.1",
     }  # fmt: skip
     await gatekeeper(scope, receive, send)
-    start, body = messages
-    return start["status"], dict(start["headers"]), json.loads(body["body"])
+    response_start, response_body = messages
+    return (
+        response_start["status"],
+        dict(response_start["headers"]),
+        json.loads(response_body["body"]),
+    )
 
 
 @pytest.mark.parametrize(

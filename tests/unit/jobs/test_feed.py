@@ -24,8 +24,8 @@ JOB = Job(
 DONE = replace(JOB, status=JobStatus.SUCCEEDED)
 
 
-def make_event(number: int, kind: EventType, **data: Any) -> JobEvent:
-    return JobEvent(id=f"{number}-0", type=kind, data=data)
+def make_event(number: int, event_type: EventType, **data: Any) -> JobEvent:
+    return JobEvent(id=f"{number}-0", type=event_type, data=data)
 
 
 class FakeJobStore:

@@ -62,7 +62,7 @@ def list_images(spec: JobSpec) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("given_name", "stored_name"),
+    ("submitted_name", "stored_name"),
     [
         ("cat.png", CAT),
         ("sub/dog.png", DOG),
@@ -76,9 +76,9 @@ def list_images(spec: JobSpec) -> list[Any]:
         (["4", 0], ["4", 0]),
     ],
 )
-async def test_file_names_in_a_graph_are_replaced(given_name: Any, stored_name: Any) -> None:
+async def test_file_names_in_a_graph_are_replaced(submitted_name: Any, stored_name: Any) -> None:
     spec = await replace_file_names(
-        {"kind": "render", "workflow": make_load_image_graph(given_name, seed=5)}
+        {"kind": "render", "workflow": make_load_image_graph(submitted_name, seed=5)}
     )
     assert spec.steps[0].payload == make_load_image_graph(stored_name, seed=5)
 

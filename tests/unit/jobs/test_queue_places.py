@@ -76,10 +76,10 @@ async def test_a_client_does_not_wait_for_a_pool_that_hangs(pools: FakePools) ->
     assert pools.calls["a"] == 1, "the first call is still in progress"
     pools.released.set()
 
-    async def knows_all() -> bool:
+    async def knows_all_positions() -> bool:
         return len(await pools.read()) == 3
 
-    await eventually(knows_all)
+    await eventually(knows_all_positions)
 
 
 async def test_old_positions_are_not_shown(pools: FakePools) -> None:

@@ -94,16 +94,16 @@ async def jobs(tmp_path: Path) -> AsyncIterator[JobSubmitter]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ensure_schema()
     store = JobStore(database)
-    idle: Any = IdleServices()
+    idle_services: Any = IdleServices()
     service = JobService(
         jobs=store,
         artifacts=ArtifactStore(database),
         files=InMemoryNamedFiles({("ann", "photo.png"): PHOTO}),
         blobs=BlobStore(f"file://{tmp_path / 'blobs'}"),
-        events=idle,
-        frames=idle,
-        launcher=idle,
-        validator=idle,
+        events=idle_services,
+        frames=idle_services,
+        launcher=idle_services,
+        validator=idle_services,
         guard=PermissiveGraphGuard("default"),
         budgets=FreeBudgets(),
         pools=["default"],
@@ -181,14 +181,14 @@ async def test_a_cancellation_that_fails_late_keeps_that_of_another_request(
         await may_fail.wait()
         raise ServiceUnavailable("Temporal is down")
 
-    async def accept(*_: Any) -> bool:
+    async def accept_cancellation(*_: Any) -> bool:
         return True
 
     launcher.cancel = fail_late
     failing_cancellation = asyncio.create_task(jobs.service.cancel(ANN, job.id))
     async with asyncio.timeout(10):
         await is_sent.wait()
-    launcher.cancel = accept
+    launcher.cancel = accept_cancellation
     colleague = ANN if has_same_key else replace(ANN, key_id="k2")
     await jobs.service.cancel(colleague, job.id)
     may_fail.set()
@@ -222,11 +222,11 @@ async def test_names_of_uploads_become_artifacts_when_the_job_is_accepted(
 
 
 class ChangedGuard(PermissiveGraphGuard):
-    """A guard that refuses the node class ``denied``, as after a change of the permissions."""
+    """A guard that refuses one node class, as after a change of the permissions."""
 
-    def __init__(self, *pools: str, denied: str = "") -> None:
+    def __init__(self, *pools: str, denied_class: str = "") -> None:
         super().__init__(*pools)
-        self._denied = denied
+        self._denied = denied_class
 
     async def check_graph(self, caller: Identity, pool: str, graph: Any, own: Any) -> bool:
         if any(node["class_type"] == self._denied for node in graph.values()):
@@ -243,14 +243,14 @@ async def test_a_retry_may_use_only_the_pools_and_nodes_of_a_new_job(
     with pytest.raises(JobNotFinished):
         await jobs.service.retry(ANN, job.id)
     await jobs.service.cancel(ANN, job.id)
-    jobs.service._graphs._guard = ChangedGuard("default", denied="SaveImage")
+    jobs.service._graphs._guard = ChangedGuard("default", denied_class="SaveImage")
     with pytest.raises(NodeNotAllowed):
         await jobs.service.retry(ANN, job.id)
     jobs.service._graphs._guard = ChangedGuard("large")
     with pytest.raises(InvalidRequest) as exc_info:
         await jobs.service.retry(ANN, job.id)
     assert exc_info.value.field == "pool"
-    jobs.service._graphs._guard = ChangedGuard("default", denied="LoadImage")
+    jobs.service._graphs._guard = ChangedGuard("default", denied_class="LoadImage")
     assert (await jobs.service.retry(ANN, job.id)).attempts == 2
 
 

@@ -64,8 +64,12 @@ def test_messages_of_the_websocket_have_all_types(document: Any) -> None:
 
 def test_a_webhook_is_sent_for_every_end(document: Any) -> None:
     [webhook_message] = document["channels"]["webhook"]["messages"].values()
-    kind = resolve_reference(document, webhook_message["payload"]["$ref"])["properties"]["type"]
-    assert set(kind["enum"]) == {f"job.{kind.value}" for kind in EventType if kind.is_final}
+    type_schema = resolve_reference(document, webhook_message["payload"]["$ref"])["properties"][
+        "type"
+    ]
+    assert set(type_schema["enum"]) == {
+        f"job.{type_schema.value}" for type_schema in EventType if type_schema.is_final
+    }
     assert len(webhook_message["headers"]["required"]) == 3
 
 

@@ -79,7 +79,9 @@ def test_a_command_of_the_examples_exists(
         parse_command_line(arguments)
 
 
-@pytest.mark.parametrize("line", ["jobs lst", "render --templat swatch", "logs ray -n fifty"])
-def test_a_wrong_command_is_refused(line: str) -> None:
+@pytest.mark.parametrize(
+    "command_line", ["jobs lst", "render --templat swatch", "logs ray -n fifty"]
+)
+def test_a_wrong_command_is_refused(command_line: str) -> None:
     with pytest.raises(USAGE_ERROR):
-        parse_command_line(line.split())
+        parse_command_line(command_line.split())

@@ -129,5 +129,5 @@ def test_the_shown_template_is_a_part_of_the_shipped_example() -> None:
     assert_is_part(shown_template, whole_template)
 
 
-def assert_is_part(shown_part: dict[str, Any], whole_config: dict[str, Any]) -> None:
-    assert shown_part == {key: whole_config[key] for key in shown_part}
+def assert_is_part(shown_section: dict[str, Any], whole_config: dict[str, Any]) -> None:
+    assert shown_section == {key: whole_config[key] for key in shown_section}

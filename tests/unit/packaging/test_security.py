@@ -18,10 +18,10 @@ def test_every_promise_names_a_test_that_exists() -> None:
     rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     for row in rows:
         file = ""
-        for item in _NAMED.finditer(row):
+        for citation in _NAMED.finditer(row):
             # A test that is named without a file is in the file before it.
-            file = item["file"] or file
-            named_tests.setdefault(file, set()).add(item["test"])
+            file = citation["file"] or file
+            named_tests.setdefault(file, set()).add(citation["test"])
         assert file or row.startswith(_HEADS), row
     missing_tests = {
         f"{file}::{test}"

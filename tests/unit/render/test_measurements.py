@@ -26,7 +26,9 @@ def _new_render(
 def _new_measurements(
     *seconds: float, shape: str = "s", load_seconds: float = 0.0
 ) -> RenderMeasurements:
-    return RenderMeasurements(_new_render(value, shape, load_seconds) for value in seconds)
+    return RenderMeasurements(
+        _new_render(render_seconds, shape, load_seconds) for render_seconds in seconds
+    )
 
 
 def _estimate(

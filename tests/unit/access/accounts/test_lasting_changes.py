@@ -205,12 +205,12 @@ class InterruptedPasswords(PasswordService):
 async def test_a_session_begins_with_the_present_role_of_its_user(studio: Studio) -> None:
     session, _ = await studio.add_member(Role.ADMIN)
 
-    async def demote() -> None:
+    async def demote_member() -> None:
         await studio.parts.organisations.change_member(
             make_caller(studio.operator), studio.organisation, session.user.id, role=Role.VIEWER
         )
 
-    studio.parts.sign_in._passwords = InterruptedPasswords(QUICK, demote)
+    studio.parts.sign_in._passwords = InterruptedPasswords(QUICK, demote_member)
     new_session = await studio.parts.sign_in.sign_in(str(session.user.email), PASSWORD, "")
     new_caller = await studio.parts.authenticator.authenticate(new_session.access_token)
     assert not new_caller.has_scope("org:admin")

@@ -38,14 +38,14 @@ async def test_a_full_password_queue_refuses_work() -> None:
     results = await asyncio.gather(
         *(passwords.hash("x") for _ in range(80)), return_exceptions=True
     )
-    rejections = [answer for answer in results if isinstance(answer, Overloaded)]
+    rejections = [result for result in results if isinstance(result, Overloaded)]
     assert len(rejections) == 80 - 66
     assert await passwords.hash("x")
 
 
 async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None:
     running_count, peak_count, may_proceed = 0, 0, threading.Event()
-    lock, starts = threading.Lock(), asyncio.Queue[None]()
+    lock, start_signals = threading.Lock(), asyncio.Queue[None]()
     loop = asyncio.get_running_loop()
 
     class BlockingHasher(PasswordHasher):
@@ -56,7 +56,7 @@ async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None
             with lock:
                 running_count += 1
                 peak_count = max(peak_count, running_count)
-            loop.call_soon_threadsafe(starts.put_nowait, None)
+            loop.call_soon_threadsafe(start_signals.put_nowait, None)
             may_proceed.wait()
             with lock:
                 running_count -= 1
@@ -65,14 +65,14 @@ async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None
     passwords = PasswordService(BlockingHasher())
     cancelled_tasks = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
     for _ in cancelled_tasks:
-        await starts.get()
+        await start_signals.get()
     waiting_tasks = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
     for task in cancelled_tasks:
         task.cancel()
     # After a few turns of the loop, waiting tasks would have begun if they could.
     for _ in range(20):
         await asyncio.sleep(0)
-    further_start_count = starts.qsize()
+    further_start_count = start_signals.qsize()
     may_proceed.set()
     for task in cancelled_tasks:
         with pytest.raises(asyncio.CancelledError):
@@ -82,12 +82,16 @@ async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None
 
 
 async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
-    may_proceed, loop, starts = threading.Event(), asyncio.get_running_loop(), asyncio.Queue[None]()
+    may_proceed, loop, start_signals = (
+        threading.Event(),
+        asyncio.get_running_loop(),
+        asyncio.Queue[None](),
+    )
 
     class BlockingHasher(PasswordHasher):
         def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:
             if password == "slow":
-                loop.call_soon_threadsafe(starts.put_nowait, None)
+                loop.call_soon_threadsafe(start_signals.put_nowait, None)
                 may_proceed.wait()
             return QUICK.verify(hash, password)
 
@@ -98,7 +102,7 @@ async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
         for n in range(66)
     ]
     for _ in range(2):
-        await starts.get()
+        await start_signals.get()
     with pytest.raises(Overloaded):
         await passwords.verify(password_hash, "right", account="ann")
     assert await passwords.verify(password_hash, "right", account="ann", trusted=True)
@@ -113,7 +117,7 @@ async def test_one_account_cannot_fill_the_queue() -> None:
         *(passwords.verify(password_hash, "wrong", account="ann") for _ in range(20)),
         return_exceptions=True,
     )
-    assert sum(isinstance(answer, Overloaded) for answer in results) == 20 - 8
+    assert sum(isinstance(result, Overloaded) for result in results) == 20 - 8
     assert await passwords.verify(password_hash, "right", account="ann")
 
 

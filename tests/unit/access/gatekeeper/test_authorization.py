@@ -61,7 +61,7 @@ def make_middleware(meter: Any = None) -> AuthorizationMiddleware:
 
 
 async def send_request(
-    app: AuthorizationMiddleware, path: str, identity: Identity | None, kind: str = "http"
+    app: AuthorizationMiddleware, path: str, identity: Identity | None, scope_type: str = "http"
 ) -> Any:
     messages: list[Any] = []
 
@@ -72,7 +72,7 @@ async def send_request(
         return {"type": "http.request"}
 
     context = RequestContext(request_id="r", identity=identity)
-    await app({"type": kind, "path": path, "moyin": context}, receive, send)
+    await app({"type": scope_type, "path": path, "moyin": context}, receive, send)
     return dict(messages[0]["headers"])
 
 
@@ -80,10 +80,10 @@ def make_identity(*scopes: str, limits: tuple[Limit, ...] = ()) -> Identity:
     return Identity(owner="o", key_id="k", scopes=frozenset(scopes), limits=limits)
 
 
-@pytest.mark.parametrize("kind", ["http", "websocket"])
-async def test_a_missing_scope_is_refused_and_named(kind: str) -> None:
+@pytest.mark.parametrize("scope_type", ["http", "websocket"])
+async def test_a_missing_scope_is_refused_and_named(scope_type: str) -> None:
     with pytest.raises(InsufficientScope) as exc_info:
-        await send_request(make_middleware(), "/text", make_identity("jobs:read"), kind)
+        await send_request(make_middleware(), "/text", make_identity("jobs:read"), scope_type)
     assert exc_info.value.details == {"scope": "text"}
     for allowed_identity in (make_identity("text"), make_identity("*"), None):
         await send_request(make_middleware(), "/text", allowed_identity)

@@ -65,14 +65,14 @@ class EncodingClient:
             (b"content-encoding", encoding.encode()),
         ]
         scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-        starts = range(0, len(body), piece_bytes) or range(1)
+        offsets = range(0, len(body), piece_bytes) or range(1)
         self.unread_messages = [
             {
                 "type": "http.request",
-                "body": body[start : start + piece_bytes],
-                "more_body": start + piece_bytes < len(body),
+                "body": body[offset : offset + piece_bytes],
+                "more_body": offset + piece_bytes < len(body),
             }
-            for start in starts
+            for offset in offsets
         ]
         messages: list[Any] = []
 

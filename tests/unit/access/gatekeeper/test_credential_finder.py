@@ -35,17 +35,17 @@ def make_scope(
     path: str = "/comfy/api/prompt",
     method: str = "GET",
     query: str = "",
-    kind: str = "http",
+    scope_type: str = "http",
     **headers: str,
 ) -> Scope:
     new_scope: Scope = {
-        "type": kind,
+        "type": scope_type,
         "path": path,
         "scheme": "http",
         "query_string": query.encode(),
         "headers": [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()],
     }
-    if kind == "http":
+    if scope_type == "http":
         new_scope["method"] = method
     return new_scope
 
@@ -99,12 +99,14 @@ def test_a_query_key_is_ignored_on_other_paths(query: str) -> None:
 
 
 def test_a_websocket_of_a_proxied_service_may_have_a_key_in_its_query() -> None:
-    request_scope = make_scope("/svc", query="a=1&api_key=c", kind="websocket")
+    request_scope = make_scope("/svc", query="a=1&api_key=c", scope_type="websocket")
     assert TAKEN.extract(request_scope) == "c"
     assert request_scope["query_string"] == b"a=1&api_key=c", "the proxy removes it"
-    assert TAKEN.extract(make_scope("/svc", query="token=c", kind="websocket")) is None
+    assert TAKEN.extract(make_scope("/svc", query="token=c", scope_type="websocket")) is None
     assert TAKEN.extract(make_scope("/svc", query="api_key=c")) is None
-    assert TAKEN.extract(make_scope("/jobs/j/ws", query="api_key=c", kind="websocket")) is None
+    assert (
+        TAKEN.extract(make_scope("/jobs/j/ws", query="api_key=c", scope_type="websocket")) is None
+    )
 
 
 def test_an_event_token_is_found_and_removed_on_its_paths_only() -> None:
@@ -145,13 +147,13 @@ OWN = "http://gateway.example:8000"
         ({}, False),
     ],
 )
-@pytest.mark.parametrize("kind", ["POST", "DELETE", "websocket"])
+@pytest.mark.parametrize("method", ["POST", "DELETE", "websocket"])
 def test_a_cookie_is_accepted_from_pages_of_the_gateway_only(
-    headers: dict[str, str], is_accepted: bool, kind: str
+    headers: dict[str, str], is_accepted: bool, method: str
 ) -> None:
-    kind_or_method = {"kind": "websocket"} if kind == "websocket" else {"method": kind}
+    scope_members = {"kind": "websocket"} if method == "websocket" else {"method": method}
     request_headers = {"host": "gateway.example:8000", "cookie": "moyin_session=d", **headers}
-    request_scope = make_scope_with_headers(request_headers, **kind_or_method)
+    request_scope = make_scope_with_headers(request_headers, **scope_members)
     if is_accepted:
         assert TAKEN.extract(request_scope) == "d"
     else:

@@ -145,8 +145,10 @@ async def test_an_event_token_is_refused_if_its_key_may_not_read_jobs(key_store:
         await authenticator.authenticate_event_token(token)
 
 
-@pytest.mark.parametrize("kind", ["expired", "another secret", "a link", "a service's", "garbage"])
-async def test_other_tokens_are_no_event_tokens(key_store: KeyStore, kind: str) -> None:
+@pytest.mark.parametrize(
+    "token_kind", ["expired", "another secret", "a link", "a service's", "garbage"]
+)
+async def test_other_tokens_are_no_event_tokens(key_store: KeyStore, token_kind: str) -> None:
     key_id, _ = await key_store.create("ann", "k")
     creator = Identity(owner="ann", key_id=key_id)
     link = create_file_link(SIGNING, "ann", "art_1", "a", 60)
@@ -156,6 +158,6 @@ async def test_other_tokens_are_no_event_tokens(key_store: KeyStore, kind: str) 
         "a link": link.removeprefix(SIGNED_FILES_PREFIX).partition("/")[0],
         "a service's": create_service_token(SIGNING, "ann", "jobs"),
         "garbage": "a.b.c",
-    }[kind]
+    }[token_kind]
     with pytest.raises(InvalidToken):
         await KeyAuthenticator(key_store, SIGNING).authenticate_event_token(token)

@@ -47,7 +47,10 @@ class RecordingObserver:
 
     @property
     def summaries(self) -> list[tuple[str, str, int]]:
-        return [(item.service, item.method, item.status) for item in self.all]
+        return [
+            (observation.service, observation.method, observation.status)
+            for observation in self.all
+        ]
 
     def observe(self, observation: Observation) -> None:
         self.all.append(observation)
@@ -85,7 +88,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": owner.encode()})
 
 
-class Client:
+class GatekeeperClient:
     """Calls the gatekeeper as a server would."""
 
     def __init__(self) -> None:
@@ -109,24 +112,24 @@ class Client:
         self,
         path: str = "/",
         *,
-        kind: str = "http",
+        scope_type: str = "http",
         headers: dict[str, str] | None = None,
         chunks: tuple[bytes, ...] = (b"",),
         query: bytes = b"",
     ) -> tuple[int, dict[str, str], bytes, list[Any]]:
         scope: Scope = {
-            "type": kind,
+            "type": scope_type,
             "path": path,
             "query_string": query,
             "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
         }
-        if kind == "http":
+        if scope_type == "http":
             scope["method"] = "POST"
         pending_messages: list[Any] = [
             {"type": "http.request", "body": c, "more_body": i < len(chunks) - 1}
             for i, c in enumerate(chunks)
         ]
-        if kind == "websocket":
+        if scope_type == "websocket":
             pending_messages = [{"type": "websocket.connect"}]
         messages: list[Any] = []
 
@@ -137,15 +140,17 @@ class Client:
             messages.append(message)
 
         await self.app(scope, receive, send)
-        start = next((m for m in messages if m["type"] == "http.response.start"), None)
+        response_start = next((m for m in messages if m["type"] == "http.response.start"), None)
         body = b"".join(m.get("body", b"") for m in messages if m["type"] == "http.response.body")
-        response_headers = {k.decode(): v.decode() for k, v in start["headers"]} if start else {}
-        return (start["status"] if start else 0), response_headers, body, messages
+        response_headers = (
+            {k.decode(): v.decode() for k, v in response_start["headers"]} if response_start else {}
+        )
+        return (response_start["status"] if response_start else 0), response_headers, body, messages
 
 
 @pytest.fixture
-def client() -> Client:
-    return Client()
+def client() -> GatekeeperClient:
+    return GatekeeperClient()
 
 
 BEARER = {"authorization": "Bearer good"}
@@ -154,7 +159,7 @@ BEARER = {"authorization": "Bearer good"}
 @pytest.mark.parametrize(
     "headers", [BEARER, {"x-api-key": "good"}, {"authorization": "bearer good"}]
 )
-async def test_a_valid_key_is_accepted(client: Client, headers: dict[str, str]) -> None:
+async def test_a_valid_key_is_accepted(client: GatekeeperClient, headers: dict[str, str]) -> None:
     status, response_headers, body, _ = await client.call(headers=headers, chunks=(b"abc", b"de"))
     assert (status, body) == (200, b"5ada")
     assert len(response_headers["x-request-id"]) == 32
@@ -171,7 +176,7 @@ async def test_a_valid_key_is_accepted(client: Client, headers: dict[str, str]) 
     ],
 )
 async def test_a_missing_or_wrong_key_is_401(
-    client: Client, headers: dict[str, str], code: str
+    client: GatekeeperClient, headers: dict[str, str], code: str
 ) -> None:
     status, response_headers, body, _ = await client.call(headers=headers)
     problem = json.loads(body)
@@ -181,39 +186,43 @@ async def test_a_missing_or_wrong_key_is_401(
     assert problem["request_id"] == response_headers["x-request-id"]
 
 
-async def test_public_paths_need_no_key_and_have_no_owner(client: Client) -> None:
+async def test_public_paths_need_no_key_and_have_no_owner(client: GatekeeperClient) -> None:
     status, _, body, _ = await client.call("/open")
     assert (status, body) == (200, b"0nobody")
     with pytest.raises(MissingKey):
         _ = RequestContext(request_id="r", identity=None).owner
 
 
-async def test_a_valid_request_id_is_kept(client: Client) -> None:
+async def test_a_valid_request_id_is_kept(client: GatekeeperClient) -> None:
     _, response_headers, _, _ = await client.call(headers={**BEARER, "x-request-id": "shot-12.a"})
     assert response_headers["x-request-id"] == "shot-12.a"
     _, response_headers, _, _ = await client.call(headers={**BEARER, "x-request-id": "a b\n"})
     assert response_headers["x-request-id"] != "a b\n"
 
 
-async def test_a_declared_body_over_the_limit_is_refused_without_reading_it(client: Client) -> None:
+async def test_a_declared_body_over_the_limit_is_refused_without_reading_it(
+    client: GatekeeperClient,
+) -> None:
     status, _, body, _ = await client.call(headers={**BEARER, "content-length": "11"})
     assert (status, json.loads(body)["code"]) == (413, "body_too_large")
     assert json.loads(body)["max_body_bytes"] == LIMIT
 
 
-async def test_a_streamed_body_over_the_limit_is_refused(client: Client) -> None:
+async def test_a_streamed_body_over_the_limit_is_refused(client: GatekeeperClient) -> None:
     status, _, body, _ = await client.call(headers=BEARER, chunks=(b"123456", b"123456", b"1"))
     assert (status, json.loads(body)["code"]) == (413, "body_too_large")
     status, _, body, _ = await client.call(headers=BEARER, chunks=(b"12345", b"12345"))
     assert (status, body) == (200, b"10ada")
 
 
-async def test_an_invalid_content_length_is_refused_with_its_field(client: Client) -> None:
+async def test_an_invalid_content_length_is_refused_with_its_field(
+    client: GatekeeperClient,
+) -> None:
     status, _, body, _ = await client.call(headers={**BEARER, "content-length": "-1"})
     assert (status, json.loads(body)["field"]) == (400, "Content-Length")
 
 
-async def test_errors_of_the_app_are_rendered(client: Client) -> None:
+async def test_errors_of_the_app_are_rendered(client: GatekeeperClient) -> None:
     status, _, body, _ = await client.call("/known", headers=BEARER)
     problem = json.loads(body)
     assert status == 400
@@ -222,7 +231,7 @@ async def test_errors_of_the_app_are_rendered(client: Client) -> None:
 
 
 async def test_an_unhandled_error_is_only_logged(
-    client: Client, caplog: pytest.LogCaptureFixture
+    client: GatekeeperClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     status, _, body, _ = await client.call("/bug", headers=BEARER)
     assert (status, json.loads(body)["code"]) == (500, "internal_error")
@@ -230,46 +239,50 @@ async def test_an_unhandled_error_is_only_logged(
     assert "secret detail" in caplog.text
 
 
-async def test_an_error_after_the_first_byte_closes_the_connection(client: Client) -> None:
+async def test_an_error_after_the_first_byte_closes_the_connection(
+    client: GatekeeperClient,
+) -> None:
     with pytest.raises(MoyinError, match="too late"):
         await client.call("/late", headers=BEARER)
     assert client.metrics.summaries == [("echo", "POST", 200)]
 
 
-async def test_a_websocket_may_have_its_key_in_the_query(client: Client) -> None:
-    *_, messages = await client.call(kind="websocket", query=b"api_key=good")
+async def test_a_websocket_may_have_its_key_in_the_query(client: GatekeeperClient) -> None:
+    *_, messages = await client.call(scope_type="websocket", query=b"api_key=good")
     assert [m["type"] for m in messages] == ["websocket.accept", "websocket.send"]
     assert messages[1]["text"] == "ada"
 
 
-async def test_a_websocket_without_a_key_is_closed_with_the_reason(client: Client) -> None:
-    *_, messages = await client.call(kind="websocket", query=b"api_key=bad")
+async def test_a_websocket_without_a_key_is_closed_with_the_reason(
+    client: GatekeeperClient,
+) -> None:
+    *_, messages = await client.call(scope_type="websocket", query=b"api_key=bad")
     assert [m["type"] for m in messages] == ["websocket.accept", "websocket.close"]
     assert (messages[1]["code"], messages[1]["reason"][:15]) == (1008, "invalid_api_key")
 
 
-async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None:
+async def test_a_key_in_the_query_is_for_websockets_only(client: GatekeeperClient) -> None:
     status, *_ = await client.call(query=b"api_key=good")
     assert status == 401
 
 
-@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize("scope_type", ["http", "websocket"])
 @pytest.mark.parametrize("cookie", ["other", "bad"])
-async def test_event_token_has_precedence_over_the_cookie(cookie: str, kind: str) -> None:
+async def test_event_token_has_precedence_over_the_cookie(cookie: str, scope_type: str) -> None:
     """A request with both is authenticated by the event token.
 
     Browsers send the console's cookie even for other pages of the same site.
     """
-    client = Client()
+    client = GatekeeperClient()
     headers = {
         "cookie": f"moyin_session={cookie}",
         "origin": "https://studio.example",
         "sec-fetch-site": "same-site",
     }
     status, _, body, messages = await client.call(
-        "/job/read", kind=kind, headers=headers, query=b"token=event"
+        "/job/read", scope_type=scope_type, headers=headers, query=b"token=event"
     )
-    if kind == "http":
+    if scope_type == "http":
         assert (status, body) == (200, b"0ada")
     else:
         assert messages[-1] == {"type": "websocket.send", "text": "ada"}
@@ -278,7 +291,9 @@ async def test_event_token_has_precedence_over_the_cookie(cookie: str, kind: str
     assert (status, json.loads(body)["code"]) == (403, "cross_site_request")
 
 
-async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client: Client) -> None:
+async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(
+    client: GatekeeperClient,
+) -> None:
     """An event token is valid only in the query of paths for event tokens, and only as ``token``.
 
     There, an app that reads ``owner`` fails, because the holder of an event token may only read.
@@ -296,7 +311,9 @@ async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client:
     assert (status, body[-3:]) == (200, b"ada"), "a key counts before a token"
 
 
-async def test_the_access_log_has_caller_and_request_but_no_secret(client: Client) -> None:
+async def test_the_access_log_has_caller_and_request_but_no_secret(
+    client: GatekeeperClient,
+) -> None:
     await client.call("/known", headers=BEARER, query=b"api_key=good")
     [access_entry] = client.metrics.all
     line = format_access_line(access_entry)
@@ -306,7 +323,7 @@ async def test_the_access_log_has_caller_and_request_but_no_secret(client: Clien
     assert "good" not in line
 
 
-async def test_the_access_log_has_no_token_of_a_file_link(client: Client) -> None:
+async def test_the_access_log_has_no_token_of_a_file_link(client: GatekeeperClient) -> None:
     link = create_file_link(b"0" * 32, "ada", "art_1", "a.png", 60)
     await client.call(link, headers=BEARER)
     [access_entry] = client.metrics.all
@@ -379,7 +396,7 @@ async def test_a_disconnect_cancels_the_request() -> None:
 
 async def test_a_cancellation_by_the_server_is_not_swallowed() -> None:
     app, metrics = HangingApp(), RecordingObserver()
-    client = Client()
+    client = GatekeeperClient()
     client.app = wrap_in_gatekeeper(app, metrics)
     task = asyncio.create_task(client.call(headers=BEARER))
     await app.is_working.wait()
@@ -461,7 +478,7 @@ async def test_the_app_does_not_see_a_query_key() -> None:
         seen_scopes.append(scope)
         await echo(scope, receive, send)
 
-    client = Client()
+    client = GatekeeperClient()
     client.app = Gatekeeper(
         app, service="s", authenticator=make_authenticator(), errors=render_problem_details, max_body_bytes=LIMIT,
         observer=recorder,
@@ -501,10 +518,10 @@ class HalfSentRequest:
     @property
     def outcome(self) -> tuple[int, bool]:
         """Return the status, and True if the connection closes after the response."""
-        [start] = [m for m in self.sent if m["type"] == "http.response.start"]
-        connection_headers = [v for k, v in start["headers"] if k == b"connection"]
+        [response_start] = [m for m in self.sent if m["type"] == "http.response.start"]
+        connection_headers = [v for k, v in response_start["headers"] if k == b"connection"]
         assert connection_headers in ([], [b"close"])
-        return start["status"], bool(connection_headers)
+        return response_start["status"], bool(connection_headers)
 
 
 async def respond_at_once(scope: Scope, receive: Receive, send: Send) -> None:

@@ -59,20 +59,22 @@ class MonitoredApp:
             self.cancelled += 1
             raise
 
-    def open(self, path: str = "/", *, kind: str = "http", key: str = "good") -> OpenConnection:
-        return OpenConnection(self, path, kind, key)
+    def open(
+        self, path: str = "/", *, scope_type: str = "http", key: str = "good"
+    ) -> OpenConnection:
+        return OpenConnection(self, path, scope_type, key)
 
 
 class OpenConnection:
     """An open connection to the app."""
 
-    def __init__(self, app: MonitoredApp, path: str, kind: str, key: str) -> None:
+    def __init__(self, app: MonitoredApp, path: str, scope_type: str, key: str) -> None:
         self.sent: list[Any] = []
         scope = {
-            "type": kind, "path": path, "method": "GET", "query_string": b"",
+            "type": scope_type, "path": path, "method": "GET", "query_string": b"",
             "headers": [(b"x-api-key", key.encode())],
         }  # fmt: skip
-        first_messages: list[Any] = [{"type": "websocket.connect"} if kind == "websocket" else
+        first_messages: list[Any] = [{"type": "websocket.connect"} if scope_type == "websocket" else
                             {"type": "http.request", "body": b""}]  # fmt: skip
 
         async def receive() -> Any:
@@ -109,7 +111,7 @@ async def wait_until_monitored(
 async def test_a_websocket_is_closed_with_the_reason_when_its_key_ends(
     monitored_app: MonitoredApp,
 ) -> None:
-    socket = await wait_until_monitored(monitored_app, monitored_app.open(kind="websocket"))
+    socket = await wait_until_monitored(monitored_app, monitored_app.open(scope_type="websocket"))
     await monitored_app.gatekeeper.monitor.recheck()
     assert not socket.task.done()
     del monitored_app.keys.identities["good"]
@@ -162,8 +164,8 @@ async def test_a_connection_ends_when_its_caller_may_no_longer_use_it(
 
 async def test_only_connections_of_ended_credentials_end(monitored_app: MonitoredApp) -> None:
     ended_connection, lasting_connection = (
-        monitored_app.open(kind="websocket"),
-        monitored_app.open(kind="websocket", key="other"),
+        monitored_app.open(scope_type="websocket"),
+        monitored_app.open(scope_type="websocket", key="other"),
     )
     while len(monitored_app.gatekeeper.monitor._credentials) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)

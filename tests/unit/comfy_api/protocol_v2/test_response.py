@@ -78,9 +78,9 @@ def test_output_files_have_their_nodes_and_types() -> None:
         "9": {"images": [references[0], references[1]], "text": ["a fox", {"a": 1}]},
         "12": {"latents": [references[2]], "audio": [references[4]]},
     }
-    result = StepResult(index=0, output="", artifacts=files)
+    step_result = StepResult(index=0, output="", artifacts=files)
     [*bodies] = PRESENTER.to_output_bodies(
-        make_job(results=(result,)), [{"body": {"outputs": outputs}}]
+        make_job(results=(step_result,)), [{"body": {"outputs": outputs}}]
     )
     assert [(output.node_id, output.type, output.id) for output in bodies] == [
         ("9", "image", files[0].id),
@@ -95,8 +95,8 @@ def test_output_files_have_their_nodes_and_types() -> None:
 
 @pytest.mark.parametrize("output", [{}, {"body": None}, {"body": []}])
 def test_files_without_an_output_are_listed(output: dict[str, Any]) -> None:
-    result = StepResult(index=0, output="", artifacts=(make_artifact(1),))
-    [body] = PRESENTER.to_output_bodies(make_job(results=(result,)), [output])
+    step_result = StepResult(index=0, output="", artifacts=(make_artifact(1),))
+    [body] = PRESENTER.to_output_bodies(make_job(results=(step_result,)), [output])
     assert (body.node_id, body.id) == ("", make_artifact(1).id)
 
 

@@ -14,27 +14,27 @@ BODY = {"error": {"type": "invalid_prompt", "message": "no"}, "node_errors": {"1
 
 
 class FakeRemoteMethod:
-    """A fake method of a handle; ``answer`` is a response, an error, or ``hang``."""
+    """A fake method of a handle; ``outcome`` is a response, an error, or ``hang``."""
 
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
         self.calls: list[Any] = []
 
     async def remote(self, *arguments: Any) -> Any:
         self.calls.append(arguments)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        if self.answer == "hang":
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        if self.outcome == "hang":
             await asyncio.sleep(60)
-        return self.answer
+        return self.outcome
 
 
 class FakePool:
     """A fake pool and its renderer actors."""
 
-    def __init__(self, answer: Any, names: Any = ("a", "b")) -> None:
+    def __init__(self, outcome: Any, names: Any = ("a", "b")) -> None:
         self.list_renderers = FakeRemoteMethod(list(names))
-        self.actors = {name: SimpleNamespace(validate=FakeRemoteMethod(answer)) for name in names}
+        self.actors = {name: SimpleNamespace(validate=FakeRemoteMethod(outcome)) for name in names}
 
     @property
     def calls(self) -> list[list[Any]]:
@@ -60,10 +60,10 @@ def serve_pool(monkeypatch: pytest.MonkeyPatch) -> Any:
     return install_pool
 
 
-@pytest.mark.parametrize("answer", [{}, {"outputs": ["1"], "node_errors": {}}])
-async def test_a_valid_graph_is_accepted(serve_pool: Any, answer: Any) -> None:
-    pool = serve_pool(FakePool(answer))
-    assert await PoolValidator().validate("fast", {"1": {}}, ["1"]) == answer
+@pytest.mark.parametrize("outcome", [{}, {"outputs": ["1"], "node_errors": {}}])
+async def test_a_valid_graph_is_accepted(serve_pool: Any, outcome: Any) -> None:
+    pool = serve_pool(FakePool(outcome))
+    assert await PoolValidator().validate("fast", {"1": {}}, ["1"]) == outcome
     assert pool.calls == [[({"1": {}}, ["1"])], []]
 
 
@@ -98,13 +98,13 @@ async def test_comfyuis_rejection_is_forwarded(serve_pool: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "outcome",
     [RayError("dead"), KeyError("not deployed"), ServiceUnavailable("starting"), "hang"],
 )
 async def test_an_unavailable_pool_accepts_graphs_and_is_paused(
-    serve_pool: Any, answer: Any
+    serve_pool: Any, outcome: Any
 ) -> None:
-    pool = serve_pool(FakePool(answer))
+    pool = serve_pool(FakePool(outcome))
     validator = PoolValidator(timeout=1.0, pause=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
@@ -119,7 +119,7 @@ async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
     serve_pool: Any, renderers_response: Any
 ) -> None:
     pool = serve_pool(FakePool({}))
-    pool.list_renderers.answer = renderers_response
+    pool.list_renderers.outcome = renderers_response
     validator = PoolValidator(timeout=1.0, pause=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})

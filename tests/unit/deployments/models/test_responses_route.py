@@ -54,7 +54,7 @@ async def test_answer_that_cannot_be_stored_ends_with_an_error_event() -> None:
 
 
 def test_each_item_of_the_input_has_an_id_of_its_own() -> None:
-    items: list[dict[str, Any]] = [
+    input_items: list[dict[str, Any]] = [
         {"id": "msg_1"},
         {"n": 1},
         {"id": "msg_1", "n": 2},
@@ -62,7 +62,7 @@ def test_each_item_of_the_input_has_an_id_of_its_own() -> None:
         {"id": "msg_2"},
     ]
     stored_response = StoredResponse(
-        id="resp_7", owner="ada", previous=None, input=items, response={}, proofs={}
+        id="resp_7", owner="ada", previous=None, input=input_items, response={}, proofs={}
     )
     named_items = _name_items(stored_response)
     ids = [item["id"] for item in named_items]
@@ -72,9 +72,9 @@ def test_each_item_of_the_input_has_an_id_of_its_own() -> None:
 
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])
 def test_messages_of_the_input_have_lists_of_parts(role: str) -> None:
-    items: list[dict[str, Any]] = [{"type": "message", "role": role, "content": "hi"}]
+    input_items: list[dict[str, Any]] = [{"type": "message", "role": role, "content": "hi"}]
     stored_response = StoredResponse(
-        id="resp_7", owner="ada", previous=None, input=items, response={}, proofs={}
+        id="resp_7", owner="ada", previous=None, input=input_items, response={}, proofs={}
     )
     page_body = to_json({"data": _name_items(stored_response), "object": "list"})
     page = SyncCursorPage[ResponseItem].model_validate_json(page_body, strict=True)

@@ -67,8 +67,8 @@ def start_render(
     )  # fmt: skip
 
 
-def make_status(*running: str, models: tuple[str, ...] = ()) -> RendererStatus:
-    return RendererStatus(ready=True, running=running, models=models)
+def make_status(*running_ids: str, models: tuple[str, ...] = ()) -> RendererStatus:
+    return RendererStatus(ready=True, running=running_ids, models=models)
 
 
 async def run_pending_tasks() -> None:

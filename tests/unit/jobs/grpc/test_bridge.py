@@ -26,7 +26,7 @@ async def send_error_in_pieces(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def end_early(request: web.Request) -> web.StreamResponse:
+async def end_stream_early(request: web.Request) -> web.StreamResponse:
     """Respond with a stream that ends because the caller has lost access to it."""
     error = {"code": "invalid_api_key", "message": "the key or the session has ended"}
     if request.path.endswith("/events"):
@@ -42,12 +42,12 @@ async def list_jobs(request: web.Request) -> web.StreamResponse:
     """
     if "metadata.sizes" in request.query:
         sizes = json.loads(request.query["metadata.sizes"])
-        start = int(request.query.get("cursor", "0"))
-        end = start + int(request.query.get("limit", "50"))
-        jobs = [{"id": str(start + i), "metadata": {"x": "x" * size}}
-                for i, size in enumerate(sizes[start:end])]  # fmt: skip
+        first_index = int(request.query.get("cursor", "0"))
+        end_index = first_index + int(request.query.get("limit", "50"))
+        jobs = [{"id": str(first_index + i), "metadata": {"x": "x" * size}}
+                for i, size in enumerate(sizes[first_index:end_index])]  # fmt: skip
         return web.json_response(
-            {"jobs": jobs, "next_cursor": str(end) if end < len(sizes) else None}
+            {"jobs": jobs, "next_cursor": str(end_index) if end_index < len(sizes) else None}
         )
     query = [[name, value] for name, value in request.query.items()]
     return web.json_response({"jobs": [], "next_cursor": json.dumps(query)})
@@ -59,8 +59,8 @@ async def bridge() -> AsyncIterator[GrpcBridge]:
     app.router.add_get("/jobs", list_jobs)
     app.router.add_get("/readyz", list_jobs)
     app.router.add_get("/jobs/{id}", send_error_in_pieces)
-    app.router.add_get("/jobs/{id}/events", end_early)
-    app.router.add_post("/v1/chat/completions", end_early)
+    app.router.add_get("/jobs/{id}/events", end_stream_early)
+    app.router.add_post("/v1/chat/completions", end_stream_early)
     async with TestServer(app) as server:
         bridge = GrpcBridge(str(server.make_url("")))
         yield bridge

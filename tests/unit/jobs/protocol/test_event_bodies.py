@@ -45,14 +45,14 @@ def build_job(status: JobStatus) -> Job:
 
 
 def check_event(
-    kind: EventType, data: Any, *, absent_members: frozenset[str] = frozenset()
+    event_type: EventType, data: Any, *, absent_members: frozenset[str] = frozenset()
 ) -> None:
     """Check that an event has exactly the documented members, with their types.
 
     Args:
         absent_members: documented members that this event must not have.
     """
-    model: type[BaseModel] = EVENT_BODIES[kind]
+    model: type[BaseModel] = EVENT_BODIES[event_type]
     model.model_validate(data)
     assert data.keys() == model.model_fields.keys() - absent_members
 
@@ -61,14 +61,16 @@ def test_every_type_of_event_is_described() -> None:
     assert EVENT_BODIES.keys() == set(EventType)
 
 
-@pytest.mark.parametrize("kind", list(EventType))
-def test_a_message_of_the_websocket_has_the_data_of_its_type(kind: EventType) -> None:
+@pytest.mark.parametrize("event_type", list(EventType))
+def test_a_message_of_the_websocket_has_the_data_of_its_type(event_type: EventType) -> None:
     models_by_type = {
         name: model
         for model in (StatusMessage, ProgressMessage, PreviewMessage, StepMessage)
         for name in get_args(model.model_fields["type"].annotation)
     }
-    assert models_by_type[kind.value].model_fields["data"].annotation is EVENT_BODIES[kind]
+    assert (
+        models_by_type[event_type.value].model_fields["data"].annotation is EVENT_BODIES[event_type]
+    )
     assert models_by_type.keys() == {*EventType}
 
 

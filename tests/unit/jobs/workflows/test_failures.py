@@ -30,20 +30,23 @@ def make_activity_error(cause: BaseException) -> ActivityError:
 
 
 def test_a_final_error_is_not_retried() -> None:
-    failure = to_application_error(RenderFailed("node 1 raised", details={"node": "1"}))
-    assert (failure.type, failure.non_retryable) == ("render_failed", True)
-    assert failure.next_retry_delay is None
+    application_error = to_application_error(RenderFailed("node 1 raised", details={"node": "1"}))
+    assert (application_error.type, application_error.non_retryable) == ("render_failed", True)
+    assert application_error.next_retry_delay is None
 
 
 def test_a_retryable_error_keeps_its_delay() -> None:
-    failure = to_application_error(BackendUnavailable("busy", retry_after=7))
-    assert (failure.type, failure.non_retryable) == ("backend_unavailable", False)
-    assert failure.next_retry_delay == timedelta(seconds=7)
+    application_error = to_application_error(BackendUnavailable("busy", retry_after=7))
+    assert (application_error.type, application_error.non_retryable) == (
+        "backend_unavailable",
+        False,
+    )
+    assert application_error.next_retry_delay == timedelta(seconds=7)
 
 
 def test_the_owner_sees_errors_of_moyin_with_their_details() -> None:
-    failure = to_application_error(RenderFailed("node 1 raised", details={"node": "1"}))
-    error = to_job_error(make_activity_error(failure), step=2)
+    application_error = to_application_error(RenderFailed("node 1 raised", details={"node": "1"}))
+    error = to_job_error(make_activity_error(application_error), step=2)
     assert (error.code, error.message) == ("render_failed", "node 1 raised")
     assert error.details == {"node": "1", "step": 2}
 

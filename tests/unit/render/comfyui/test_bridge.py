@@ -83,7 +83,7 @@ async def test_validation_responds_as_post_prompt_does() -> None:
     assert (status, body["error"]["type"]) == (400, "no_prompt")
 
 
-class Plain:
+class PlainNode:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
@@ -97,13 +97,13 @@ class Plain:
         }
 
 
-class Validating(Plain):
+class ValidatingNode(PlainNode):
     @classmethod
     def VALIDATE_INPUTS(cls, text: str) -> bool:
         return bool(text)
 
 
-class Broken:
+class BrokenNode:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         raise RuntimeError("the prompt's folder is gone")
@@ -119,12 +119,14 @@ def test_inputs_with_only_type_and_range_checks_are_listed() -> None:
         "odd": 1.0,
         "?": 1,
     }
-    classes = {kind.__name__: kind for kind in (Plain, Validating, Broken)}
+    classes = {
+        node_type.__name__: node_type for node_type in (PlainNode, ValidatingNode, BrokenNode)
+    }
     graph: dict[str, Any] = {name: {"class_type": name, "inputs": inputs} for name in classes}
     graph["unknown"] = {"class_type": "Unknown"}
-    graph["bare"] = {"class_type": "Plain"}
+    graph["bare"] = {"class_type": "PlainNode"}
     assert find_unchecked_inputs(graph, classes) == {
-        "Plain": {
+        "PlainNode": {
             "seed": ["INT", 0, 9],
             "text": ["STRING", None, None],
             "on": ["BOOLEAN", None, None],
@@ -148,8 +150,8 @@ def test_prompt_state_drops_entries_that_were_read() -> None:
         "queued": False,
         "entry": {"outputs": {}},
     }
-    state = read_prompt_state(queue, {"prompt_id": "b", "forget": ["a", "unknown"]})
-    assert state == {"queued": False, "entry": {"outputs": {"2": {}}, "status": None}}
+    prompt_state = read_prompt_state(queue, {"prompt_id": "b", "forget": ["a", "unknown"]})
+    assert prompt_state == {"queued": False, "entry": {"outputs": {"2": {}}, "status": None}}
     assert read_prompt_state(queue, {"prompt_id": "a"}) == {"queued": False, "entry": None}
     assert [read_prompt_state(queue, {"prompt_id": p})["queued"] for p in "cde"] == [
         True,
@@ -241,7 +243,7 @@ def test_other_reported_items_are_unchanged(tmp_path: Path) -> None:
     (folder / first_prompt).mkdir(parents=True)
     for path in (folder / first_prompt / "a.png", folder / "a.png", tmp_path / "a.png"):
         path.touch()
-    items = [
+    reported_items = [
         {"filename": "a.png", "subfolder": first_prompt, "type": "output"},
         {"filename": "a.png", "subfolder": "", "type": "input"},
         {"filename": "a.png", "subfolder": "..", "type": "output"},
@@ -250,9 +252,12 @@ def test_other_reported_items_are_unchanged(tmp_path: Path) -> None:
         {"filename": "\0", "type": "temp"},
         "a word",
     ]
-    for output in ({"images": [*items], "flag": True}, None):
+    for output in ({"images": [*reported_items], "flag": True}, None):
         sender.report(second_prompt, output)
-    assert [event[1]["output"] for event in sender.sent] == [{"images": items, "flag": True}, None]
+    assert [event[1]["output"] for event in sender.sent] == [
+        {"images": reported_items, "flag": True},
+        None,
+    ]
 
 
 def test_own_input_files_count_as_existing() -> None:
@@ -278,8 +283,8 @@ async def test_startup_objects_are_frozen() -> None:
 class FakeCuda:
     """A fake GPU with 1000 bytes, of which this process has reserved some."""
 
-    def __init__(self, reserved: int) -> None:
-        self.reserved = reserved
+    def __init__(self, reserved_bytes: int) -> None:
+        self.reserved = reserved_bytes
         self.fraction = 1.0
 
     def is_available(self) -> bool:
@@ -336,24 +341,27 @@ def test_memory_is_not_capped_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_custom_nodes_with_a_change_check_are_volatile() -> None:
-    class Plain:
+    class PlainNode:
         pass
 
-    class Loads(Plain):
+    class CheckedNode(PlainNode):
         IS_CHANGED = classmethod(lambda cls: "hash of a file")
 
-    class Extra(Loads):
+    class ExtraNode(CheckedNode):
         RELATIVE_PYTHON_MODULE = "comfy_extras.nodes_audio"
 
-    class Clock(Loads):
+    class ClockNode(CheckedNode):
         RELATIVE_PYTHON_MODULE = "custom_nodes.clock"
 
-    class NewClock:
+    class NewClockNode:
         RELATIVE_PYTHON_MODULE = "custom_nodes.clock"
         fingerprint_inputs = classmethod(lambda cls: "")
 
-    class Quiet:
+    class QuietNode:
         RELATIVE_PYTHON_MODULE = "custom_nodes.quiet"
 
-    nodes = {kind.__name__: kind for kind in (Plain, Loads, Extra, Clock, NewClock, Quiet)}
-    assert find_volatile_classes(nodes) == ["Clock", "NewClock"]
+    nodes = {
+        node_type.__name__: node_type
+        for node_type in (PlainNode, CheckedNode, ExtraNode, ClockNode, NewClockNode, QuietNode)
+    }
+    assert find_volatile_classes(nodes) == ["ClockNode", "NewClockNode"]

@@ -72,7 +72,7 @@ def test_program_of_the_wheel_comes_first(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("uid", "file", "setting", "expected_advice"),
+    ("uid", "setting_file", "value", "expected_advice"),
     [
         (1000, "proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor"),
         (1000, "proc/sys/kernel/unprivileged_userns_clone", "0", "unprivileged_userns_clone=1"),
@@ -86,14 +86,14 @@ def test_advice_names_the_setting_that_forbids_namespaces(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     uid: int,
-    file: str,
-    setting: str,
+    setting_file: str,
+    value: str,
     expected_advice: str,
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
-    path = tmp_path / file
+    path = tmp_path / setting_file
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{setting}\n")
+    path.write_text(f"{value}\n")
     assert expected_advice in explain_missing_namespaces(tmp_path)
 
 
@@ -109,17 +109,17 @@ class SystemCall:
         instructions = list(struct.iter_unpack("=HBBI", program))
         register, position = 0, 0
         while True:
-            operation, if_true, if_false, value = instructions[position]
+            operation, if_true, if_false, operand = instructions[position]
             position += 1
             if operation == 0x20:
-                [register] = struct.unpack_from("=I", self._data, value)
+                [register] = struct.unpack_from("=I", self._data, operand)
             elif operation == 0x06:
-                return int(value)
+                return int(operand)
             else:
                 is_true = {
-                    0x15: register == value,
-                    0x35: register >= value,
-                    0x45: bool(register & value),
+                    0x15: register == operand,
+                    0x35: register >= operand,
+                    0x45: bool(register & operand),
                 }[operation]
                 position += if_true if is_true else if_false
 

@@ -27,24 +27,24 @@ class AnyType(str):
     __hash__ = str.__hash__
 
 
-class Shows:
+class AnyInputNode:
     RETURN_TYPES = ()
     INPUT_TYPES: Any = classmethod(lambda cls: {"required": {"source": (AnyType("*"), {})}})
 
 
-class Load:
+class LoadNode:
     RETURN_TYPES = ("IMAGE",)
     INPUT_TYPES: Any = classmethod(
         lambda cls: {"required": {"image": ([], {"image_upload": True}), "model": ("MODEL",)}}
     )
 
 
-class Odd:
+class PathNode:
     RETURN_TYPES = ("IMAGE",)
     INPUT_TYPES: Any = classmethod(lambda cls: {"required": {"path": ("STRING", {})}})
 
 
-class Broken:
+class BrokenNode:
     RETURN_TYPES = ()
 
     @classmethod
@@ -52,10 +52,18 @@ class Broken:
         raise RuntimeError("no models")
 
 
-RULES = NodeRules({"Broken": Broken, "Load": Load, "Odd": Odd, "BadNode": Odd, "Shows": Shows})
+RULES = NodeRules(
+    {
+        "Broken": BrokenNode,
+        "Load": LoadNode,
+        "Odd": PathNode,
+        "BadNode": PathNode,
+        "Shows": AnyInputNode,
+    }
+)
 
 
-async def validate(graph: Any, extra_data: Any = ALLOWED) -> Any:
+async def validate_graph(graph: Any, extra_data: Any = ALLOWED) -> Any:
     """Validate a graph as ``POST /prompt`` does; ComfyUI itself accepts every graph.
 
     Args:
@@ -72,7 +80,7 @@ async def validate(graph: Any, extra_data: Any = ALLOWED) -> Any:
 @pytest.mark.parametrize("name", ["/etc/passwd", "/etc/nope", "x.png [output]", "moyin"])
 async def test_file_name_of_others_is_refused_before_comfyui_checks_it(name: str) -> None:
     graph = {"1": {"class_type": "Load", "inputs": {"image": name}}}
-    valid, error, outputs, errors = await validate(graph)
+    valid, error, outputs, errors = await validate_graph(graph)
     assert (valid, outputs, error["type"]) == (False, [], "prompt_outputs_failed_validation")
     assert (
         errors["1"]["errors"][0]["details"]
@@ -83,29 +91,31 @@ async def test_file_name_of_others_is_refused_before_comfyui_checks_it(name: str
 
 async def test_allowed_graph_is_passed_to_comfyui() -> None:
     graph = {"1": {"class_type": "Load", "inputs": {"image": OWN, "model": ["2", 0]}}}
-    assert (await validate(graph))[0] is True
-    assert (await validate("nonsense"))[0] is True
+    assert (await validate_graph(graph))[0] is True
+    assert (await validate_graph("nonsense"))[0] is True
     for node_class in ("Broken", "Unknown"):
-        assert (await validate({"1": {"class_type": node_class, "inputs": {"x": "y"}}}))[0] is True
+        assert (await validate_graph({"1": {"class_type": node_class, "inputs": {"x": "y"}}}))[
+            0
+        ] is True
 
 
 async def test_denied_class_is_refused() -> None:
     graph = {"1": {"class_type": "BadNode", "inputs": {}}}
-    valid, _, _, errors = await validate(graph)
+    valid, _, _, errors = await validate_graph(graph)
     assert not valid
     assert "does not allow nodes of the class BadNode" in errors["1"]["errors"][0]["details"]
-    assert (await validate(graph, {MOYIN_KEY: {"allow": ["*"]}}))[0] is True
-    assert (await validate(graph, None))[0] is True, "it is the operator's own graph"
+    assert (await validate_graph(graph, {MOYIN_KEY: {"allow": ["*"]}}))[0] is True
+    assert (await validate_graph(graph, None))[0] is True, "it is the operator's own graph"
     extra_data_for_load = {MOYIN_KEY: {"allow": ["Load"]}}
-    assert (await validate({"1": {"class_type": "Odd", "inputs": {}}}, extra_data_for_load))[
+    assert (await validate_graph({"1": {"class_type": "Odd", "inputs": {}}}, extra_data_for_load))[
         0
     ] is False
 
 
 async def test_unchecked_input_is_accepted() -> None:
     graph = {"1": {"class_type": "Odd", "inputs": {"path": "/data/x"}}}
-    assert (await validate(graph))[0] is True
-    assert (await validate(graph, None))[0] is False
+    assert (await validate_graph(graph))[0] is True
+    assert (await validate_graph(graph, None))[0] is False
 
 
 def get_checked_inputs(

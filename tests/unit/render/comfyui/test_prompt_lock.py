@@ -56,14 +56,14 @@ async def test_files_of_a_cancelled_prompt_are_not_moved_during_the_next(
     files = FakeFiles()
     lock, session = new_lock(files)
 
-    async def execute(name: str) -> list[str]:
+    async def execute_prompt(name: str) -> list[str]:
         async with lock.hold_for(session, name, [name]) as is_present:
             assert is_present
             return files.placed_names
 
-    cancelled_prompt = asyncio.create_task(execute(prompt_id))
+    cancelled_prompt = asyncio.create_task(execute_prompt(prompt_id))
     assert await asyncio.to_thread(files.is_blocked.wait, 10)
-    next_prompt = asyncio.create_task(execute("next"))
+    next_prompt = asyncio.create_task(execute_prompt("next"))
     for _ in range(3):
         # A caller may cancel more than once.
         cancelled_prompt.cancel()

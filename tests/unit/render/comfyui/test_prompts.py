@@ -24,8 +24,8 @@ def make_prompt() -> RunningPrompt:
     return RunningPrompt(RenderRequest(prompt_id="p", graph={"1": {}, "2": {}}))
 
 
-def make_progress_event(value: float) -> EventMessage:
-    nodes = {"1": {"state": "running", "value": value, "max": 1}}
+def make_progress_event(progress: float) -> EventMessage:
+    nodes = {"1": {"state": "running", "value": progress, "max": 1}}
     return EventMessage(type="progress_state", data={"prompt_id": "p", "nodes": nodes})
 
 

@@ -56,8 +56,8 @@ def relay(frame_store: FakeFrameStore, blobs: BlobStore) -> Relay:
     return Relay(cast(FrameStore, frame_store), blobs, request, "channel", store_files)
 
 
-def make_message(kind: str, **data: Any) -> EventMessage:
-    return EventMessage(type=kind, data={"prompt_id": "p", **data})
+def make_message(message_type: str, **data: Any) -> EventMessage:
+    return EventMessage(type=message_type, data={"prompt_id": "p", **data})
 
 
 def make_picture_frame(node: str, content: bytes = b"picture") -> bytes:

@@ -221,16 +221,16 @@ async def test_each_follower_and_the_status_report_the_same_run(
 ) -> None:
     harness, comfyui = accepting_harness
 
-    async def follow() -> list[RenderRun]:
+    async def follow_runs() -> list[RenderRun]:
         events = [event async for event in harness.renderer.render(PRICED)]
         return [event for event in events if isinstance(event, RenderRun)]
 
-    tasks = [asyncio.create_task(follow()) for _ in range(2)]
+    tasks = [asyncio.create_task(follow_runs()) for _ in range(2)]
 
-    async def find_open() -> RenderRun | None:
+    async def find_open_run() -> RenderRun | None:
         return next(iter((await harness.renderer.status()).runs), None)
 
-    open_run = await eventually(find_open)
+    open_run = await eventually(find_open_run)
     assert not open_run.is_ended
     status = HistoryStatus(messages=[("execution_success", {})])
     comfyui.state = PromptState(queued=False, entry=HistoryEntry(status=status))
@@ -239,7 +239,7 @@ async def test_each_follower_and_the_status_report_the_same_run(
     assert (run, run.id, run.error) == (same_run, open_run.id, None)
     assert run.seconds >= open_run.seconds
     assert (await harness.renderer.status()).runs == (run,)
-    assert await follow() == [run], "the result is remembered, and nothing was executed"
+    assert await follow_runs() == [run], "the result is remembered, and nothing was executed"
     assert (await harness.renderer.results())[PRICED.prompt_id].runs == (run,)
     await harness.renderer.settle([run.id])
     assert (await harness.renderer.status()).runs == ()
@@ -251,10 +251,10 @@ async def test_cancelled_prompt_has_a_run(
     harness, _ = accepting_harness
     task = asyncio.create_task(harness.collect_error(account=PRICED.account))
 
-    async def find_open() -> RenderRun | None:
+    async def find_open_run() -> RenderRun | None:
         return next(iter((await harness.renderer.status()).runs), None)
 
-    run = await eventually(find_open)
+    run = await eventually(find_open_run)
     await harness.renderer.cancel(run.prompt_id)
     await task
     [ended_run] = (await harness.renderer.status()).runs

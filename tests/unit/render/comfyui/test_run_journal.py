@@ -86,8 +86,8 @@ def test_loading_is_the_time_of_nodes_that_load_models() -> None:
     clock = FakeClock()
     journal = RunJournal(clock)
     with journal.measure(REQUEST):
-        for seconds, loads in ((1, False), (2, True), (4, True), (8, False), (16, True)):
-            journal.record_node("p", loads_models=loads)
+        for seconds, loads_models in ((1, False), (2, True), (4, True), (8, False), (16, True)):
+            journal.record_node("p", loads_models=loads_models)
             clock.now += seconds
         [run] = journal.list_unsettled()
         assert (run.seconds, run.load_seconds) == (31, 22)

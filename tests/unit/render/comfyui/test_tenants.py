@@ -16,7 +16,7 @@ def make_node_class(hidden: Any = None, is_output: bool = False) -> type:
     return type("Node", (), members)
 
 
-class Broken:
+class BrokenNode:
     @classmethod
     def INPUT_TYPES(cls) -> Any:
         raise OSError("no such folder")
@@ -28,7 +28,7 @@ CLASSES = {
     "Save": make_node_class(is_output=True),
     "Stamp": make_node_class({"info": "EXTRA_PNGINFO"}),
     "Newer": make_node_class({"prompt": ("PROMPT",)}),
-    "Broken": Broken,
+    "Broken": BrokenNode,
 }
 
 

@@ -45,19 +45,24 @@ def make_plain_picture(size: tuple[int, int], file_format: str = "PNG", mode: st
     return buffer.getvalue()
 
 
-def make_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def make_chunk(chunk_type: bytes, data: bytes) -> bytes:
+    return (
+        struct.pack(">I", len(data))
+        + chunk_type
+        + data
+        + struct.pack(">I", zlib.crc32(chunk_type + data))
+    )
 
 
 def make_lying_png(
-    width: int, height: int, *, interlaced: bool = False, extra_chunks: bytes = b""
+    width: int, height: int, *, is_interlaced: bool = False, extra_chunks: bytes = b""
 ) -> bytes:
     """Return a PNG whose header declares a size for which the file contains too little data.
 
     Args:
         extra_chunks: further PNG chunks before the pixels.
     """
-    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, int(interlaced))
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, int(is_interlaced))
     data = make_chunk(b"IDAT", zlib.compress(bytes(1000)))
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -88,7 +93,7 @@ def make_preview_task(folder: Path, picture: bytes, file_format: str = "webp") -
     }
 
 
-async def convert(
+async def convert_picture(
     processes: PictureProcesses, folder: Path, picture: bytes, tenant: str = "ada"
 ) -> Image.Image:
     async with processes.acquire_process(tenant) as process:
@@ -110,7 +115,7 @@ async def test_picture_with_too_many_pixels_is_refused(
     with pytest.raises(
         PictureTooLarge, match="9900 x 9900 pixels; only pictures of at most 67,108,864"
     ) as exc_info:
-        await convert(processes, tmp_path, make_plain_picture((9900, 9900)))
+        await convert_picture(processes, tmp_path, make_plain_picture((9900, 9900)))
     assert exc_info.value.details == {"width": 9900, "height": 9900, "max_pixels": 8192 * 8192}
     # The picture was not decoded.
     assert read_peak_mib(processes.idle_pids[0]) < 200
@@ -120,7 +125,7 @@ async def test_largest_picture_is_converted_within_the_memory_limit(
     processes: PictureProcesses, tmp_path: Path
 ) -> None:
     # This mode needs the most memory for a preview.
-    picture = await convert(processes, tmp_path, make_plain_picture((8192, 8192), mode="P"))
+    picture = await convert_picture(processes, tmp_path, make_plain_picture((8192, 8192), mode="P"))
     assert (picture.format, picture.size) == ("WEBP", (4096, 4096))
     assert read_peak_mib(processes.idle_pids[0]) <= LIMITS.memory_mib
 
@@ -129,7 +134,7 @@ async def test_largest_picture_is_converted_within_the_memory_limit(
     "picture",
     [
         make_lying_png(60_000, 60_000),
-        make_lying_png(8000, 8000, interlaced=True),
+        make_lying_png(8000, 8000, is_interlaced=True),
         make_lying_png(8000, 8000, extra_chunks=make_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000)))),
         make_lying_png(8000, 8000, extra_chunks=make_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100_000_000)))),
         make_plain_picture((9000, 9000), "TIFF", "1"),
@@ -150,9 +155,9 @@ async def test_malicious_headers_do_not_exceed_the_limits(
     processes: PictureProcesses, tmp_path: Path, picture: bytes
 ) -> None:
     with pytest.raises((PictureTooLarge, InvalidRequest)):
-        await convert(processes, tmp_path, picture)
+        await convert_picture(processes, tmp_path, picture)
     # The next picture is converted, by the same process or another.
-    assert (await convert(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
+    assert (await convert_picture(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
     assert read_peak_mib(processes.idle_pids[0]) <= LIMITS.memory_mib
 
 
@@ -160,15 +165,15 @@ async def test_malicious_headers_do_not_exceed_the_limits(
 async def test_only_one_frame_of_an_animation_is_decoded(
     processes: PictureProcesses, tmp_path: Path, file_format: str
 ) -> None:
-    picture = await convert(processes, tmp_path, make_animation(file_format))
+    picture = await convert_picture(processes, tmp_path, make_animation(file_format))
     assert (picture.size, getattr(picture, "n_frames", 1)) == ((400, 400), 1)
 
 
 async def test_too_much_memory_fails_only_one_conversion(tmp_path: Path) -> None:
     processes = PictureProcesses(replace(LIMITS, memory_mib=200))
     with pytest.raises(PictureTooLarge, match="more than the allowed 200 MiB"):
-        await convert(processes, tmp_path, make_plain_picture((8000, 8000)))
-    assert (await convert(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
+        await convert_picture(processes, tmp_path, make_plain_picture((8000, 8000)))
+    assert (await convert_picture(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
     await processes.close()
 
 
@@ -190,8 +195,8 @@ async def test_each_conversion_has_its_own_processor_time(
         for _ in range(2):
             await process.run(make_preview_task(tmp_path, make_plain_picture((8, 8))))
             limit, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_CPU)
-            times = psutil.Process(process.pid).cpu_times()
-            assert limit <= times.user + times.system + LIMITS.seconds + 2
+            cpu_times = psutil.Process(process.pid).cpu_times()
+            assert limit <= cpu_times.user + cpu_times.system + LIMITS.seconds + 2
 
 
 async def test_too_large_result_is_refused(tmp_path: Path) -> None:
@@ -229,7 +234,7 @@ async def test_dead_process_fails_only_its_own_picture(
         asyncio.get_running_loop().call_soon(os.kill, process.pid, signal.SIGCONT)
         with pytest.raises(error):
             await process.run(make_preview_task(tmp_path, make_plain_picture((8, 8))))
-    assert (await convert(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
+    assert (await convert_picture(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
 
 
 async def test_cancelled_conversion_ends_its_process(
@@ -254,7 +259,7 @@ async def test_cancelled_conversion_ends_its_process(
 
 async def test_idle_processes_end(tmp_path: Path) -> None:
     processes = PictureProcesses(idle=0.05)
-    await convert(processes, tmp_path, make_plain_picture((8, 8)))
+    await convert_picture(processes, tmp_path, make_plain_picture((8, 8)))
     [pid] = processes.idle_pids
     await asyncio.to_thread(_wait_until_ended, pid)
     assert not processes.idle_pids
@@ -268,14 +273,14 @@ async def test_no_tenant_gets_every_process(tmp_path: Path) -> None:
             async with processes.acquire_process("ada"):
                 pass
         assert (
-            await convert(processes, tmp_path, make_plain_picture((8, 8)), tenant="bob")
+            await convert_picture(processes, tmp_path, make_plain_picture((8, 8)), tenant="bob")
         ).size == (8, 8)
     await processes.close()
 
 
 async def test_close_ends_all_processes(tmp_path: Path) -> None:
     processes = PictureProcesses()
-    await convert(processes, tmp_path, make_plain_picture((8, 8)))
+    await convert_picture(processes, tmp_path, make_plain_picture((8, 8)))
     [pid] = processes.idle_pids
     await processes.close()
     assert not psutil.pid_exists(pid)

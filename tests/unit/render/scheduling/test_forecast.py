@@ -39,8 +39,8 @@ def _forecast_times(
     render_window: Window, now: float = 0.0
 ) -> list[tuple[float | None, float | None]]:
     return [
-        (_get_mean(expected.starts_in), _get_mean(expected.ends_in))
-        for expected in render_window.forecast(now, 99)
+        (_get_mean(expectation.starts_in), _get_mean(expectation.ends_in))
+        for expectation in render_window.forecast(now, 99)
     ]
 
 
@@ -53,9 +53,9 @@ def test_renders_wait_for_those_before_them() -> None:
     render_window.measured = _new_measurements(3.0)
     assert _forecast_times(render_window) == [(0.0, 3.0), (3.0, 6.0), (6.0, 9.0)]
     variances = [
-        expected.starts_in.variance
-        for expected in render_window.forecast(0.0, 9)
-        if expected.starts_in
+        expectation.starts_in.variance
+        for expectation in render_window.forecast(0.0, 9)
+        if expectation.starts_in
     ]
     assert variances[0] == 0.0 < variances[1] < variances[2]
 
@@ -63,7 +63,7 @@ def test_renders_wait_for_those_before_them() -> None:
 def test_several_renderers_share_the_queue() -> None:
     render_window = _make_window(2, *(_make_render(str(number), "s") for number in range(4)))
     render_window.measured = _new_measurements(3.0)
-    assert [starts for starts, _ in _forecast_times(render_window)] == [0.0, 0.0, 3.0, 3.0]
+    assert [starts_in for starts_in, _ in _forecast_times(render_window)] == [0.0, 0.0, 3.0, 3.0]
 
 
 def test_first_render_waits_for_the_rest_of_the_running_one() -> None:

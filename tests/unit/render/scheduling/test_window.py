@@ -293,4 +293,4 @@ def test_forecast_of_an_empty_pool_assumes_one_renderer() -> None:
 
 
 def _list_forecast_ids(render_window: Window, limit: int = 99) -> list[str]:
-    return [expected.pending.id for expected in render_window.forecast(0.0, limit)]
+    return [expectation.pending.id for expectation in render_window.forecast(0.0, limit)]

@@ -32,7 +32,10 @@ def test_changes_name_the_values_that_differ() -> None:
         ]
     )
     assert [
-        [(item.path, item.before, item.after) for item in change.differences]
+        [
+            (difference.path, difference.before, difference.after)
+            for difference in change.differences
+        ]
         for change in changes_body.changes
     ] == [
         [("pools", ["a"], ["a", "b"]), ("routes.shop.retries", 1, 2)],

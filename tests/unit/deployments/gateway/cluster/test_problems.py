@@ -143,20 +143,20 @@ def test_a_failed_renderer_beside_others_is_a_problem_of_its_own() -> None:
 
 
 def test_start_of_a_problem_stays_until_it_is_solved(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock(datetime):
+    class FakeClock(datetime):
         present = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return cls.present
 
-    monkeypatch.setattr(module, "datetime", Clock)
+    monkeypatch.setattr(module, "datetime", FakeClock)
     finder, unhealthy_reading = ProblemFinder(), replace(HEALTHY, checks={"valkey": False})
     [first_problem] = find_problems(unhealthy_reading, finder)
-    Clock.present += timedelta(minutes=5)
+    FakeClock.present += timedelta(minutes=5)
     assert find_problems(unhealthy_reading, finder)[0].since == first_problem.since
     assert find_problems(HEALTHY, finder) == []
-    assert find_problems(unhealthy_reading, finder)[0].since == Clock.present
+    assert find_problems(unhealthy_reading, finder)[0].since == FakeClock.present
 
 
 def test_route_without_a_healthy_upstream_is_a_problem() -> None:

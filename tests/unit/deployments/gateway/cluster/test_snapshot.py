@@ -60,7 +60,7 @@ def test_actors_of_pools_and_model_servers_share_a_gpu() -> None:
     )
     cluster = build_cluster(["slow", "fast"], reading)
     assert cluster.nodes is not None
-    assert [item.id for item in cluster.nodes] == ["a", "b"]
+    assert [cluster_node.id for cluster_node in cluster.nodes] == ["a", "b"]
     first_gpu, second_gpu = cluster.nodes[0].gpus
     assert [(s.actor, s.pool, s.fraction, s.models) for s in first_gpu.shares] == [
         ("r-slow", "slow", 0.5, ["flux"]),
@@ -113,7 +113,7 @@ def test_tenants_see_only_the_load_of_their_pools() -> None:
         },
     )
     visible_cluster = restrict_cluster(build_cluster(["mine", "theirs", "down"], reading), ["mine"])
-    assert [state.name for state in visible_cluster.pools] == ["mine"]
+    assert [pool_body.name for pool_body in visible_cluster.pools] == ["mine"]
     assert (
         visible_cluster.pools[0].queued,
         visible_cluster.pools[0].ready,

@@ -84,7 +84,9 @@ def make_png(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-async def upload(client: httpx.AsyncClient, content: bytes, media_type: str = "image/png") -> str:
+async def upload_artifact(
+    client: httpx.AsyncClient, content: bytes, media_type: str = "image/png"
+) -> str:
     response = await client.post(
         "/artifacts", content=content, headers={"content-type": media_type}
     )
@@ -93,7 +95,7 @@ async def upload(client: httpx.AsyncClient, content: bytes, media_type: str = "i
 
 
 async def test_a_thumbnail_is_a_small_webp_that_never_changes(client: httpx.AsyncClient) -> None:
-    url = await upload(client, make_png(400, 200))
+    url = await upload_artifact(client, make_png(400, 200))
     response = await client.get(url, params={"w": 100})
     assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
     assert Image.open(BytesIO(response.content)).size == (100, 50)
@@ -118,7 +120,7 @@ async def test_a_thumbnail_is_a_small_webp_that_never_changes(client: httpx.Asyn
 async def test_the_thumbnail_of_a_video_is_its_poster(
     client: httpx.AsyncClient, container: str, codec: str, media_type: str
 ) -> None:
-    url = await upload(client, make_video(container, codec, size=(320, 160)), media_type)
+    url = await upload_artifact(client, make_video(container, codec, size=(320, 160)), media_type)
     response = await client.get(url, params={"w": 64})
     assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
     assert "immutable" in response.headers["cache-control"]
@@ -126,7 +128,7 @@ async def test_the_thumbnail_of_a_video_is_its_poster(
 
 
 async def test_a_video_with_too_many_pixels_has_no_poster(client: httpx.AsyncClient) -> None:
-    url = await upload(client, make_lying_video(16_000), "video/quicktime")
+    url = await upload_artifact(client, make_lying_video(16_000), "video/quicktime")
     response = await client.get(url, params={"w": 64})
     problem = response.json()
     assert (response.status_code, problem["code"]) == (413, "picture_too_large")
@@ -148,7 +150,9 @@ async def test_a_video_with_too_many_pixels_has_no_poster(client: httpx.AsyncCli
 async def test_an_impossible_thumbnail_is_refused(
     client: httpx.AsyncClient, content: bytes, media_type: str, width: int
 ) -> None:
-    response = await client.get(await upload(client, content, media_type), params={"w": width})
+    response = await client.get(
+        await upload_artifact(client, content, media_type), params={"w": width}
+    )
     problem = response.json()
     assert (response.status_code, problem["code"], problem["field"]) == (
         400,
@@ -158,7 +162,10 @@ async def test_an_impossible_thumbnail_is_refused(
 
 
 async def test_a_link_opens_one_file_without_a_key(client: httpx.AsyncClient) -> None:
-    url, other_url = await upload(client, make_png(400, 200)), await upload(client, b"other")
+    url, other_url = (
+        await upload_artifact(client, make_png(400, 200)),
+        await upload_artifact(client, b"other"),
+    )
     link = (await client.post(f"{url}/link", json={"expires_in": 60})).json()
     anonymous_headers = {"x-owner": ""}
     response = await client.get(link["url"], headers=anonymous_headers)
@@ -175,7 +182,7 @@ async def test_a_link_opens_one_file_without_a_key(client: httpx.AsyncClient) ->
 
 @pytest.mark.parametrize("seconds", [0, -1, 86_401, "60", 1.5, None])
 async def test_the_lifetime_of_a_link_is_bounded(client: httpx.AsyncClient, seconds: Any) -> None:
-    url = await upload(client, b"x")
+    url = await upload_artifact(client, b"x")
     response = await client.post(f"{url}/link", json={"expires_in": seconds})
     assert (response.status_code, response.json()["field"]) == (400, "expires_in")
 
@@ -183,14 +190,14 @@ async def test_the_lifetime_of_a_link_is_bounded(client: httpx.AsyncClient, seco
 async def test_a_link_needs_no_body_and_an_artifact_of_the_caller(
     client: httpx.AsyncClient,
 ) -> None:
-    url = await upload(client, b"x")
+    url = await upload_artifact(client, b"x")
     assert (await client.post(f"{url}/link")).status_code == 200
     response = await client.post(f"{url}/link", headers={"x-owner": "bob"})
     assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
 
 
 async def test_files_are_listed_until_they_are_deleted(client: httpx.AsyncClient) -> None:
-    urls = [await upload(client, b"%d" % number) for number in range(3)]
+    urls = [await upload_artifact(client, b"%d" % number) for number in range(3)]
     page = (await client.get("/artifacts", params={"limit": 2})).json()
     assert [artifact["url"] for artifact in page["artifacts"]] == [urls[2], urls[1]]
     assert page["artifacts"][0]["job"] is None
@@ -212,7 +219,7 @@ async def test_files_are_listed_until_they_are_deleted(client: httpx.AsyncClient
 async def test_an_event_token_reads_files_of_its_job_and_nothing_else(
     client: httpx.AsyncClient, store: ArtifactStore
 ) -> None:
-    url = await upload(client, make_png(100, 80))
+    url = await upload_artifact(client, make_png(100, 80))
     uploaded_artifact = await store.get("ann", url.rpartition("/")[2])
     artifact_of_job = replace(uploaded_artifact, id="art_" + "1" * 32)
     await store.add(artifact_of_job, owner="ann", job_id="j")
@@ -241,13 +248,17 @@ async def test_an_event_token_reads_files_of_its_job_and_nothing_else(
 
 
 async def test_favourites_are_marked_and_listed(client: httpx.AsyncClient) -> None:
-    marked_url, other_url = [await upload(client, make_png(64 + number, 64)) for number in range(2)]
+    marked_url, other_url = [
+        await upload_artifact(client, make_png(64 + number, 64)) for number in range(2)
+    ]
     for _ in range(2):
         assert (await client.put(f"{marked_url}/favourite")).status_code == 204
 
     async def list_artifacts(**query: str) -> list[tuple[str, bool]]:
         response = await client.get("/artifacts", params=query)
-        return [(item["url"], item["favourite"]) for item in response.json()["artifacts"]]
+        return [
+            (artifact["url"], artifact["favourite"]) for artifact in response.json()["artifacts"]
+        ]
 
     assert await list_artifacts(favourite="true") == [(marked_url, True)]
     assert await list_artifacts(favourite="false") == [(other_url, False)]
@@ -259,13 +270,13 @@ async def test_favourites_are_marked_and_listed(client: httpx.AsyncClient) -> No
 
 
 async def test_a_favourite_of_another_tenant_is_not_found(client: httpx.AsyncClient) -> None:
-    url = await upload(client, make_png(64, 64))
+    url = await upload_artifact(client, make_png(64, 64))
     other_owner_headers = {"x-owner": "bob"}
     for method in ("PUT", "DELETE"):
         response = await client.request(method, f"{url}/favourite", headers=other_owner_headers)
         assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
     listed_artifacts = (await client.get("/artifacts")).json()["artifacts"]
-    assert [item["favourite"] for item in listed_artifacts] == [False]
+    assert [artifact["favourite"] for artifact in listed_artifacts] == [False]
 
 
 JOB = "00000000-0000-4000-8000-00000000000a"
@@ -273,7 +284,7 @@ JOB = "00000000-0000-4000-8000-00000000000a"
 
 async def test_an_archive_has_the_chosen_files_and_needs_no_key(client: httpx.AsyncClient) -> None:
     contents = [make_png(64 + number, 64) for number in range(3)]
-    urls = [await upload(client, content) for content in contents]
+    urls = [await upload_artifact(client, content) for content in contents]
     ids = [url.rpartition("/")[2] for url in urls]
     body = {"artifacts": [ids[2], ids[0], ids[2]], "name": "../shots/day 1"}
     link = (await client.post("/artifacts/archive", json=body)).json()
@@ -312,7 +323,7 @@ async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
     response = await client.post("/artifacts/archive", json={"job": JOB})
     assert (response.status_code, response.json()["field"]) == (400, "job")
     for number in range(3):
-        url = await upload(client, b"%d" % number)
+        url = await upload_artifact(client, b"%d" % number)
         uploaded_artifact = await store.get("ann", url.rpartition("/")[2])
         artifact = replace(uploaded_artifact, id=f"art_{3 - number:032x}", name="a.txt")
         await store.add(artifact, owner="ann", job_id=JOB)
@@ -338,7 +349,7 @@ async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
 
 
 async def test_other_tenants_files_are_in_no_archive(client: httpx.AsyncClient) -> None:
-    own_id = (await upload(client, b"x")).rpartition("/")[2]
+    own_id = (await upload_artifact(client, b"x")).rpartition("/")[2]
     body = {"artifacts": [own_id]}
     others_response = await client.post("/artifacts/archive", json=body, headers={"x-owner": "bob"})
     unknown_id_response = await client.post(
@@ -377,7 +388,9 @@ async def test_a_wrong_request_for_an_archive_is_refused(
 async def test_the_link_of_the_largest_archive_fits_into_a_request_line(
     client: httpx.AsyncClient,
 ) -> None:
-    ids = [(await upload(client, b"%d" % number)).rpartition("/")[2] for number in range(200)]
+    ids = [
+        (await upload_artifact(client, b"%d" % number)).rpartition("/")[2] for number in range(200)
+    ]
     link = (await client.post("/artifacts/archive", json={"artifacts": ids})).json()
     assert link["files"] == 200
     assert len(link["url"]) < 7_000

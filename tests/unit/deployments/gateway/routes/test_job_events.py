@@ -32,7 +32,7 @@ async def test_an_error_ends_the_stream_as_the_gatekeepers_errors_do() -> None:
     expected_event = render_error_event(error, "r1", "/jobs/j/events", "text/event-stream")
     assert expected_event is not None
     sent_data, gatekeeper_data = (
-        part.rpartition("data: ")[2] for part in (text, expected_event.decode())
+        event_text.rpartition("data: ")[2] for event_text in (text, expected_event.decode())
     )
     assert json.loads(sent_data) == json.loads(gatekeeper_data)
     StreamError.model_validate_json(sent_data)

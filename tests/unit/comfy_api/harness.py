@@ -75,7 +75,7 @@ class ReceivingClient:
 
 
 @dataclass
-class Rig:
+class ComfyApiHarness:
     """The stores, with helpers that create jobs and clients."""
 
     jobs: JobStore
@@ -149,7 +149,7 @@ class Rig:
 
 
 @pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+async def harness(tmp_path: Path) -> AsyncIterator[ComfyApiHarness]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ensure_schema()
     frames = FakeFrames()
@@ -161,7 +161,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         blobs=blobs,
         frames=cast(FrameStore, frames),
     )
-    yield Rig(JobStore(database), prompts, blobs, files, frames)
+    yield ComfyApiHarness(JobStore(database), prompts, blobs, files, frames)
     await database.close()
 
 
