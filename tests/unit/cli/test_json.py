@@ -284,7 +284,7 @@ def test_route_secrets_and_installations_are_printed_as_documents(
 
 
 def read_document(command_line: str, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command with ``--json``; return the document that it prints, and nothing else."""
+    """Run a command with ``--json``; return the document, which must be all that it prints."""
     capsys.readouterr()
     assert run([*command_line.split(), "--json"]) == 0
     output = capsys.readouterr()

@@ -159,7 +159,7 @@ async def test_pages_are_read_until_the_limit(
     ("number", "expected_text"),
     [(0, "0"), (999, "999"), (1_000, "1.00k"), (12_345, "12.3k"), (4_060_000, "4.06M")],
 )
-def test_numbers_have_three_digits(number: int, expected_text: str) -> None:
+def test_numbers_are_shortened_to_three_digits(number: int, expected_text: str) -> None:
     assert shorten_number(number) == expected_text
 
 
@@ -167,7 +167,7 @@ def test_numbers_have_three_digits(number: int, expected_text: str) -> None:
     ("usd", "expected_text"),
     [("0", "$0.00"), ("1234.5", "$1,234.50"), ("0.0831", "$0.083"), ("0.0000012", "$0.0000012")],
 )
-def test_small_costs_keep_two_digits(usd: str, expected_text: str) -> None:
+def test_small_costs_keep_two_significant_digits(usd: str, expected_text: str) -> None:
     assert format_cost(usd) == expected_text
 
 

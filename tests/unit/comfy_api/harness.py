@@ -166,7 +166,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[ComfyApiHarness]:
 
 
 def make_record(**changes: Any) -> PromptRecord:
-    """Return ComfyUI's history entry of a successful prompt, with ``changes`` of its attributes."""
+    """Return ComfyUI's history entry of a successful prompt; ``changes`` replace its attributes."""
     default_record = PromptRecord(
         outputs={}, meta={}, status="success", completed=True, messages=()
     )

@@ -60,7 +60,7 @@ CHECKED = {
 }
 
 
-def test_an_unknown_key_would_be_found(apps: dict[str, Any]) -> None:
+def test_an_unknown_key_in_the_settings_is_found(apps: dict[str, Any]) -> None:
     apps["render-default"]["args"]["actor"] = 8
     with pytest.raises(AssertionError, match="actor"):
         check_apps(apps)

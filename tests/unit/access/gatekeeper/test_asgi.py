@@ -30,7 +30,7 @@ def test_the_client_is_the_nearest_untrusted_address(
     assert TrustedProxies(trusted_blocks).get_client_address(scope) == client_address
 
 
-def test_several_forwarded_headers_are_one_list() -> None:
+def test_several_forwarded_headers_are_joined() -> None:
     headers = [(b"x-forwarded-for", b"1.1.1.1"), (b"x-forwarded-for", b"198.51.100.1")]
     scope = {"client": ("127.0.0.1", 1), "headers": headers}
     assert TrustedProxies("127.0.0.0/8").get_client_address(scope) == "198.51.100.1"

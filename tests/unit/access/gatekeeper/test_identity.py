@@ -45,7 +45,9 @@ async def test_a_revoked_key_is_accepted_until_its_cache_entry_expires(
         await authenticator.authenticate(key)
 
 
-async def test_the_cache_is_bounded(key_store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_cache_of_keys_is_bounded(
+    key_store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_CACHE_SIZE", 2)
     authenticator = KeyAuthenticator(key_store, SIGNING)
     for _ in range(4):

@@ -33,7 +33,7 @@ def test_other_tokens_open_no_file(wrong_token: str) -> None:
         verify_file_link(KEY, wrong_token)
 
 
-async def test_a_link_is_no_key() -> None:
+async def test_a_file_link_is_not_accepted_as_a_key() -> None:
     authenticator = KeyAuthenticator(None, KEY)  # type: ignore[arg-type]
     with pytest.raises(InvalidKey):
         await authenticator.authenticate(

@@ -175,7 +175,7 @@ async def test_a_valid_key_is_accepted(client: GatekeeperClient, headers: dict[s
         ({"x-api-key": "bad"}, "invalid_api_key"),
     ],
 )
-async def test_a_missing_or_wrong_key_is_401(
+async def test_a_missing_or_wrong_key_gets_status_401(
     client: GatekeeperClient, headers: dict[str, str], code: str
 ) -> None:
     status, response_headers, body, _ = await client.call(headers=headers)

@@ -101,7 +101,7 @@ def monitored_app(monkeypatch: pytest.MonkeyPatch) -> MonitoredApp:
 async def wait_until_monitored(
     monitored_app: MonitoredApp, connection: OpenConnection
 ) -> OpenConnection:
-    """Wait until the connection has begun and the monitor has it; return it."""
+    """Wait until the app serves the connection and the monitor watches it; return it."""
     await monitored_app.under_way.wait()
     while not monitored_app.gatekeeper.monitor._credentials:  # noqa: ASYNC110
         await asyncio.sleep(0)

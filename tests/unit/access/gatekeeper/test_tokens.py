@@ -245,7 +245,9 @@ async def test_the_private_key_is_not_in_the_database(
         await SigningKeyStore(player.database).get_newest()
 
 
-async def test_a_new_key_signs_even_after_a_clock_ahead(player: SignedInPlayer) -> None:
+async def test_a_new_key_is_the_newest_even_after_one_dated_in_the_future(
+    player: SignedInPlayer,
+) -> None:
     future_time = now() + timedelta(days=400)
     async with player.database.writing() as connection:
         await connection.execute(signing_keys.update().values(created_at=future_time))

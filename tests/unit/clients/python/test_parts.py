@@ -65,7 +65,7 @@ def test_pauses_double_up_to_the_longest() -> None:
         assert longest_pause / 2 <= pause <= longest_pause
 
 
-def test_the_pause_is_never_shorter_than_the_gateway_asks_for() -> None:
+def test_the_pause_is_never_shorter_than_the_gateway_requests() -> None:
     policy = RetryPolicy()
     assert policy.pause_after(new_error(429, retry_after=30), 1) == 30
     assert policy.pause_after(new_error(429, retry_after=0), 1) > 0
@@ -122,7 +122,7 @@ def test_an_error_with_an_undocumented_body_keeps_its_status(body: bytes) -> Non
     assert str(error) == "HTTP status 503"
 
 
-def test_an_error_can_be_sent_to_another_process() -> None:
+def test_an_error_can_be_pickled() -> None:
     error = MoyinError("no", status=409, code="conflict", details={"a": 1})
     copied_error: Any = pickle.loads(pickle.dumps(error))
     assert (str(copied_error), vars(copied_error)) == ("no", vars(error))

@@ -39,7 +39,7 @@ def test_judge_is_off_unless_configured() -> None:
     assert judge is not None and judge.to_rules() is None
 
 
-def test_rules_follow_the_configuration() -> None:
+def test_judge_rules_follow_the_configuration() -> None:
     judge = make_config({**JUDGE, "second": "small", "usd_per_month": "0.1"}).routing.judge
     assert judge is not None
     assert judge.to_rules() == JudgeRules(
@@ -47,7 +47,7 @@ def test_rules_follow_the_configuration() -> None:
     )
 
 
-def test_an_alias_may_judge() -> None:
+def test_an_alias_may_be_the_judge() -> None:
     assert make_config({**JUDGE, "model": "smart"}, smart={"quality": 4}).routing.judge is not None
 
 
@@ -114,7 +114,9 @@ def test_share_model_and_budget_are_required() -> None:
         ),
     ],
 )
-def test_tenants_opt_out_and_in(tenants: dict[str, Any], expected_judging: dict[str, bool]) -> None:
+def test_tenants_can_opt_out_of_and_into_judging(
+    tenants: dict[str, Any], expected_judging: dict[str, bool]
+) -> None:
     policies = build_policies(make_config(JUDGE, tenants).tenants)
     assert policies.pop(JUDGE_OWNER) == UNRESTRICTED
     assert {owner: policy.is_judged for owner, policy in policies.items()} == expected_judging

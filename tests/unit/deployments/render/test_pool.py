@@ -424,7 +424,7 @@ async def test_closed_pool_rejects_waiting_renders_and_finishes_the_others(
     assert (len(renderer.started), pool.waiting_renders) == (1, 0)
 
 
-async def test_get_needs_a_renderer(pool: Pool) -> None:
+async def test_get_fails_without_a_renderer(pool: Pool) -> None:
     with pytest.raises(ServiceUnavailable):
         await pool.get("/models")
     renderer = FakeRenderer()

@@ -90,7 +90,7 @@ def test_output_that_the_earlier_step_may_have_is_accepted(
     parse_pipeline(earlier_step, make_chat_step(reference))
 
 
-def test_the_kind_of_the_named_step_counts() -> None:
+def test_a_reference_is_checked_against_the_kind_of_its_step() -> None:
     parse_pipeline(CHAT, RENDER, make_chat_step("${steps.0.text}"))
     with pytest.raises(InvalidRequest) as exc_info:
         parse_pipeline(CHAT, RENDER, make_chat_step("${steps.0.text} ${steps.1.text}"))

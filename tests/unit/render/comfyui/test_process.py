@@ -88,7 +88,7 @@ async def test_main_imports_only_from_its_own_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ignores_signals", [True, False])
-async def test_stop_ends_the_whole_group(tmp_path: Path, ignores_signals: bool) -> None:
+async def test_stop_ends_the_whole_process_group(tmp_path: Path, ignores_signals: bool) -> None:
     script = f"""
 import signal, subprocess, sys, time
 if {ignores_signals}:

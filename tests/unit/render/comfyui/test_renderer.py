@@ -245,7 +245,7 @@ async def test_each_follower_and_the_status_report_the_same_run(
     assert (await harness.renderer.status()).runs == ()
 
 
-async def test_cancelled_prompt_has_a_run(
+async def test_cancelled_prompt_is_recorded_as_a_run(
     accepting_harness: tuple[RendererHarness, AcceptingComfyUI],
 ) -> None:
     harness, _ = accepting_harness

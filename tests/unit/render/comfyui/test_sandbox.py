@@ -39,18 +39,20 @@ def build_arguments(comfy_options: ComfyOptions, **env: str) -> list[str]:
     return build_bubblewrap_options(comfy_options, folder, env)
 
 
-def find_mounts(words: list[str], option: str) -> dict[str, str]:
+def find_mounts(arguments: list[str], option: str) -> dict[str, str]:
     """Return the source path of each mount in bubblewrap's arguments, by its path in the sandbox.
 
     Args:
-        words: the arguments.
+        arguments: bubblewrap's arguments.
         option: the kind of mount, such as ``--bind``.
     """
-    return {words[i + 2]: words[i + 1] for i, word in enumerate(words) if word == option}
+    return {
+        arguments[i + 2]: arguments[i + 1] for i, word in enumerate(arguments) if word == option
+    }
 
 
-def find_option_values(words: list[str], option: str) -> list[str]:
-    return [words[i + 1] for i, word in enumerate(words) if word == option]
+def find_option_values(arguments: list[str], option: str) -> list[str]:
+    return [arguments[i + 1] for i, word in enumerate(arguments) if word == option]
 
 
 def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
@@ -59,9 +61,10 @@ def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
     comfy_options = make_options(
         tmp_path, custom_nodes=(tmp_path / "nodes",), readable=(tmp_path / "more",)
     )
-    words = build_arguments(comfy_options)
+    arguments = build_arguments(comfy_options)
     base = tmp_path / "data" / "run" / "base"
-    read_mounts, write_mounts = find_mounts(words, "--ro-bind"), find_mounts(words, "--bind")
+    read_mounts = find_mounts(arguments, "--ro-bind")
+    write_mounts = find_mounts(arguments, "--bind")
     for path in (tmp_path / "comfyui", tmp_path / "models", tmp_path / "nodes", tmp_path / "more"):
         assert read_mounts[str(path)] == str(path)
     assert read_mounts["/etc/passwd"] == str(tmp_path / "data" / "run" / "etc" / "passwd")
@@ -89,7 +92,7 @@ def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
         *write_mounts,
         *write_mounts.values(),
     }
-    assert words[-4:] == ["--remount-ro", "/", "--chdir", "/"]
+    assert arguments[-4:] == ["--remount-ro", "/", "--chdir", "/"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_namespaces_are_separate_unless_they_must_be_shared(
     pipe_folder = tmp_path / "mps"
     pipe_folder.mkdir()
     env = {"CUDA_MPS_PIPE_DIRECTORY": str(pipe_folder)} if shares_gpu else {}
-    words = build_arguments(make_options(tmp_path, network=network), **env)
+    arguments = build_arguments(make_options(tmp_path, network=network), **env)
     all_flags = {
         "--unshare-pid",
         "--unshare-net",
@@ -114,18 +117,18 @@ def test_namespaces_are_separate_unless_they_must_be_shared(
         "--unshare-uts",
         "--new-session",
     }
-    assert all_flags - set(words) == absent_flags
-    assert {"--die-with-parent", "--unshare-cgroup-try"} <= set(words)
-    shared_mounts = find_mounts(words, "--bind")
+    assert all_flags - set(arguments) == absent_flags
+    assert {"--die-with-parent", "--unshare-cgroup-try"} <= set(arguments)
+    shared_mounts = find_mounts(arguments, "--bind")
     assert (str(pipe_folder) in shared_mounts, shared_mounts.get("/dev/shm") == "/dev/shm") == (
         shares_gpu,
         shares_gpu,
     )
-    assert ("/etc/hosts" in find_mounts(words, "--ro-bind")) == (network is Network.HOST)
+    assert ("/etc/hosts" in find_mounts(arguments, "--ro-bind")) == (network is Network.HOST)
 
 
 @pytest.mark.parametrize(
-    ("uid", "expected_words", "absent_option"),
+    ("uid", "expected_arguments", "absent_option"),
     [
         (0, ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID"], "--unshare-user"),
         (1000, ["--unshare-user", "--disable-userns"], "--cap-add"),
@@ -135,13 +138,16 @@ def test_root_drops_capabilities_and_other_users_get_a_namespace(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     uid: int,
-    expected_words: list[str],
+    expected_arguments: list[str],
     absent_option: str,
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
-    words = build_arguments(make_options(tmp_path))
-    assert any(words[i : i + len(expected_words)] == expected_words for i in range(len(words)))
-    assert absent_option not in words
+    arguments = build_arguments(make_options(tmp_path))
+    assert any(
+        arguments[i : i + len(expected_arguments)] == expected_arguments
+        for i in range(len(arguments))
+    )
+    assert absent_option not in arguments
 
 
 def test_a_confined_process_has_a_user_id_of_its_own(
@@ -172,12 +178,12 @@ def test_hidden_folder_stays_hidden_in_a_readable_one(tmp_path: Path) -> None:
     comfy_options = make_options(
         tmp_path, folder=home / "data" / "run", models=home / "models", hidden=(home / "data",)
     )
-    words = build_arguments(comfy_options)
-    hidden_folders = find_option_values(words, "--tmpfs")
+    arguments = build_arguments(comfy_options)
+    hidden_folders = find_option_values(arguments, "--tmpfs")
     assert {str(home / name) for name in ("data", "output", "input")} <= set(hidden_folders)
-    assert set(hidden_folders) <= set(find_option_values(words, "--remount-ro"))
+    assert set(hidden_folders) <= set(find_option_values(arguments, "--remount-ro"))
     positions = [
-        words.index(str(path)) for path in (home, home / "data", home / "data" / "run" / "base")
+        arguments.index(str(path)) for path in (home, home / "data", home / "data" / "run" / "base")
     ]
     assert positions == sorted(positions), "outer folders come first"
 
@@ -219,9 +225,9 @@ def test_graphics_devices_and_their_groups_are_passed(
 ) -> None:
     cards = [Path("/dev/null"), Path("/dev/zero")]
     monkeypatch.setattr(sandbox, "find_graphics_devices", lambda: cards)
-    words = build_arguments(make_options(tmp_path, cpu=False))
-    assert find_mounts(words, "--dev-bind") == {str(card): str(card) for card in cards}
-    assert "/sys" in find_mounts(words, "--ro-bind")
+    arguments = build_arguments(make_options(tmp_path, cpu=False))
+    assert find_mounts(arguments, "--dev-bind") == {str(card): str(card) for card in cards}
+    assert "/sys" in find_mounts(arguments, "--ro-bind")
     words_without_gpu = build_arguments(make_options(tmp_path))
     assert not find_mounts(words_without_gpu, "--dev-bind")
     assert "/sys" not in find_mounts(words_without_gpu, "--ro-bind")
@@ -233,9 +239,9 @@ def test_graphics_devices_and_their_groups_are_passed(
 
 def test_no_mount_lies_in_a_writable_mount(tmp_path: Path) -> None:
     """No read-only mount lies below a writable one, where the sandbox could move its folder."""
-    words = build_arguments(make_options(tmp_path))
-    writable_mounts = [Path(path) for path in find_mounts(words, "--bind")]
-    read_only_mounts = [Path(path) for path in find_mounts(words, "--ro-bind")]
+    arguments = build_arguments(make_options(tmp_path))
+    writable_mounts = [Path(path) for path in find_mounts(arguments, "--bind")]
+    read_only_mounts = [Path(path) for path in find_mounts(arguments, "--ro-bind")]
     assert not [p for p in read_only_mounts for w in writable_mounts if p.is_relative_to(w)]
 
 

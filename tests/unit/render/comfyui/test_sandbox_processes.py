@@ -60,7 +60,7 @@ async def process(tmp_path: Path) -> AsyncIterator[ComfyProcess]:
 
 
 def find_sleepers(process: ComfyProcess) -> set[str]:
-    """Return the arguments of the living `sleep` processes in the sandbox."""
+    """Return the arguments of the running `sleep` processes in the sandbox."""
     assert process._sandboxed is not None
     processes = psutil.Process(process._sandboxed.init).children(recursive=True)
     return {p.cmdline()[1] for p in processes if p.name() == "sleep" and p.status() != "zombie"}

@@ -29,7 +29,7 @@ def outcome(load: Load) -> Outcome:
     return simulate(load, FARM)
 
 
-def test_every_render_is_rendered_once(load: Load, outcome: Outcome) -> None:
+def test_every_render_is_executed_once(load: Load, outcome: Outcome) -> None:
     assert sum(map(len, outcome.waits.values())) == len(load.renders)
 
 

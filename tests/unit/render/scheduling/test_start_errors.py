@@ -52,7 +52,7 @@ def test_forecasts_are_widened_as_much_as_earlier_ones_erred() -> None:
     assert _widen_to_p90(errors) == pytest.approx(8.0), "older errors are forgotten"
 
 
-def test_renders_further_back_have_errors_of_their_own() -> None:
+def test_errors_are_recorded_for_each_place_in_the_queue() -> None:
     errors = StartErrors()
     _record_starts(errors, 3.0)
     assert _widen_to_p90(errors, count_ahead=1) == pytest.approx(18.0), (

@@ -134,7 +134,7 @@ def test_renderer_changes_models_only_for_a_reason(
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 3)), min_size=1, max_size=12))
-def test_suiting_renders_go_by_class_then_owner_then_arrival(
+def test_renders_are_ordered_by_priority_then_owner_then_arrival(
     owners_and_priorities: list[tuple[str, int]],
 ) -> None:
     renders = [
@@ -164,7 +164,7 @@ def test_owner_with_more_weight_is_served_more_often() -> None:
     assert sum(name.startswith("two") for name in order[:9]) == 6
 
 
-def test_absent_owner_saves_up_no_turns() -> None:
+def test_absent_owner_accumulates_no_credit() -> None:
     fair_share = OwnerFairShare()
     for _ in range(5):
         fair_share.charge("busy", ["busy"])

@@ -156,10 +156,10 @@ def test_long_chains_that_many_inputs_follow_are_refused() -> None:
         convert_graph({"nodes": chain + end_nodes, "links": [list(link) for link in links]})
 
 
-def use_input(
+def make_graph_with_subgraph_input(
     slot: int, *, use_count: int = 1, input_count: int = 0, **user_members: Any
 ) -> dict[str, Any]:
-    """Return a graph whose subgraph leads its input ``slot`` to a node inside."""
+    """Return a graph whose subgraph links its input at index ``slot`` to its inner node."""
     inner_subgraph = {
         "id": "S",
         "inputs": [{"name": f"p{at}", "type": "INT"} for at in range(input_count)],
@@ -179,7 +179,7 @@ def test_links_with_negative_slots_are_dropped(link_type: str) -> None:
         ],
         "links": [[1, 1, -1, 2, 0, "INT"]],
     }
-    for editor_graph in (bypassed_graph, use_input(-1)):
+    for editor_graph in (bypassed_graph, make_graph_with_subgraph_input(-1)):
         assert [
             converted_node["inputs"] for converted_node in convert_graph(editor_graph).values()
         ] == [{}]
@@ -210,12 +210,12 @@ def test_ids_that_nodes_and_links_repeat_are_bounded() -> None:
 
 def test_slots_of_subgraphs_that_are_used_often_are_bounded() -> None:
     with pytest.raises(InvalidRequest, match="too complicated"):
-        convert_graph(use_input(999, use_count=1_000, input_count=1_000))
+        convert_graph(make_graph_with_subgraph_input(999, use_count=1_000, input_count=1_000))
 
 
 def test_slots_in_which_promoted_widgets_are_searched_are_bounded() -> None:
     slots = [{"name": f"q{at}", "type": "INT"} for at in range(1_000)]
-    editor_graph = use_input(0, input_count=1, widgets_values=[1])
+    editor_graph = make_graph_with_subgraph_input(0, input_count=1, widgets_values=[1])
     editor_graph["nodes"][0]["inputs"] = slots
     inputs = [{"name": f"a{at}", "type": "INT", "link": 1} for at in range(600)]
     editor_graph["definitions"]["subgraphs"][0]["nodes"][0]["inputs"] = inputs
@@ -242,7 +242,7 @@ def test_long_types_of_bypassed_nodes_are_bounded() -> None:
 
 
 class Unprintable(list[int]):
-    """A list like one of millions of values, which must not be made into text."""
+    """A list that fails when it is converted to text, which would be slow for a long list."""
 
     def __repr__(self) -> str:
         raise AssertionError("the text of this list was made")
@@ -250,8 +250,8 @@ class Unprintable(list[int]):
     __str__ = __repr__
 
 
-def test_lists_are_not_made_into_texts() -> None:
-    graph_with_widget = use_input(
+def test_lists_are_not_converted_to_text() -> None:
+    graph_with_widget = make_graph_with_subgraph_input(
         0, input_count=1, properties={"proxyWidgets": [["-1", Unprintable()]]}
     )
     assert [
