@@ -119,13 +119,15 @@ def test_inputs_with_only_type_and_range_checks_are_listed() -> None:
         "odd": 1.0,
         "?": 1,
     }
-    classes = {
+    classes_by_name = {
         node_type.__name__: node_type for node_type in (PlainNode, ValidatingNode, BrokenNode)
     }
-    graph: dict[str, Any] = {name: {"class_type": name, "inputs": inputs} for name in classes}
+    graph: dict[str, Any] = {
+        name: {"class_type": name, "inputs": inputs} for name in classes_by_name
+    }
     graph["unknown"] = {"class_type": "Unknown"}
     graph["bare"] = {"class_type": "PlainNode"}
-    assert find_unchecked_inputs(graph, classes) == {
+    assert find_unchecked_inputs(graph, classes_by_name) == {
         "PlainNode": {
             "seed": ["INT", 0, 9],
             "text": ["STRING", None, None],

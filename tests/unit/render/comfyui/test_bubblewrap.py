@@ -35,14 +35,14 @@ def write_program(path: Path, script: str) -> Path:
 def test_first_working_program_is_used_and_tested_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried_log = tmp_path / "tried"
+    attempt_log = tmp_path / "tried"
     failing_program = write_program(
-        tmp_path / "bad", f"echo bad >> {tried_log}; echo 'bwrap: No permissions' >&2; exit 1"
+        tmp_path / "bad", f"echo bad >> {attempt_log}; echo 'bwrap: No permissions' >&2; exit 1"
     )
-    working_program = write_program(tmp_path / "good", f"echo good >> {tried_log}")
+    working_program = write_program(tmp_path / "good", f"echo good >> {attempt_log}")
     monkeypatch.setattr(bubblewrap, "find_bubblewraps", lambda: [failing_program, working_program])
     assert (require_confinement(), require_confinement()) == (working_program, working_program)
-    assert tried_log.read_text() == "bad\ngood\n"
+    assert attempt_log.read_text() == "bad\ngood\n"
 
 
 def test_error_has_bubblewraps_message_and_advice(

@@ -16,8 +16,8 @@ from moyin.render.comfyui.bridge.guard import (
     wrap_validation,
 )
 
-OWN = f"moyin/{'a' * 64}.png"
-ALLOWED = {MOYIN_KEY: {"allow": ["*"], "deny": ["Bad*"], "unchecked": ["Odd.path"]}}
+OWN_FILE_NAME = f"moyin/{'a' * 64}.png"
+EXTRA_DATA = {MOYIN_KEY: {"allow": ["*"], "deny": ["Bad*"], "unchecked": ["Odd.path"]}}
 
 
 class AnyType(str):
@@ -63,7 +63,7 @@ RULES = NodeRules(
 )
 
 
-async def validate_graph(graph: Any, extra_data: Any = ALLOWED) -> Any:
+async def validate_graph(graph: Any, extra_data: Any = EXTRA_DATA) -> Any:
     """Validate a graph as ``POST /prompt`` does; ComfyUI itself accepts every graph.
 
     Args:
@@ -90,7 +90,7 @@ async def test_file_name_of_others_is_refused_before_comfyui_checks_it(name: str
 
 
 async def test_allowed_graph_is_passed_to_comfyui() -> None:
-    graph = {"1": {"class_type": "Load", "inputs": {"image": OWN, "model": ["2", 0]}}}
+    graph = {"1": {"class_type": "Load", "inputs": {"image": OWN_FILE_NAME, "model": ["2", 0]}}}
     assert (await validate_graph(graph))[0] is True
     assert (await validate_graph("nonsense"))[0] is True
     for node_class in ("Broken", "Unknown"):
@@ -138,28 +138,30 @@ def get_checked_inputs(
 
 def test_linked_values_are_checked_before_execution() -> None:
     linked_inputs = {"image": ["2", 0]}
-    assert get_checked_inputs("Load", linked_inputs, {"image": [OWN]}, ALLOWED)[0] == {
-        "image": [OWN]
+    assert get_checked_inputs("Load", linked_inputs, {"image": [OWN_FILE_NAME]}, EXTRA_DATA)[0] == {
+        "image": [OWN_FILE_NAME]
     }
     with pytest.raises(NotAllowed, match="image: you have no file"):
-        get_checked_inputs("Load", linked_inputs, {"image": [OWN, "/etc/passwd"]}, ALLOWED)
+        get_checked_inputs(
+            "Load", linked_inputs, {"image": [OWN_FILE_NAME, "/etc/passwd"]}, EXTRA_DATA
+        )
     with pytest.raises(NotAllowed, match="image"):
-        get_checked_inputs("Load", {"image": "/etc/passwd"}, {"image": ["/etc/passwd"]}, ALLOWED)
-    get_checked_inputs("Load", linked_inputs, {"image": (None,)}, ALLOWED)
+        get_checked_inputs("Load", {"image": "/etc/passwd"}, {"image": ["/etc/passwd"]}, EXTRA_DATA)
+    get_checked_inputs("Load", linked_inputs, {"image": (None,)}, EXTRA_DATA)
 
 
 def test_data_between_nodes_is_not_checked() -> None:
     values = {"model": [{"weights": "/models/x"}]}
-    get_checked_inputs("Load", {"model": ["2", 0]}, values, ALLOWED)
-    get_checked_inputs("Shows", {"source": ["2", 0]}, {"source": ["/models/x"]}, ALLOWED)
+    get_checked_inputs("Load", {"model": ["2", 0]}, values, EXTRA_DATA)
+    get_checked_inputs("Shows", {"source": ["2", 0]}, {"source": ["/models/x"]}, EXTRA_DATA)
     with pytest.raises(NotAllowed, match="model"):
-        get_checked_inputs("Load", {"model": "/models/x"}, {"model": ["/models/x"]}, ALLOWED)
+        get_checked_inputs("Load", {"model": "/models/x"}, {"model": ["/models/x"]}, EXTRA_DATA)
 
 
 def test_expanded_node_of_a_denied_class_is_refused() -> None:
     with pytest.raises(NotAllowed, match="BadNode"):
-        get_checked_inputs("BadNode", {}, {}, ALLOWED)
-    get_checked_inputs("Odd", {"path": ["2", 0]}, {"path": ["/data/x"]}, ALLOWED)
+        get_checked_inputs("BadNode", {}, {}, EXTRA_DATA)
+    get_checked_inputs("Odd", {"path": ["2", 0]}, {"path": ["/data/x"]}, EXTRA_DATA)
 
 
 def test_input_data_without_execution_is_not_checked() -> None:

@@ -27,8 +27,8 @@ from moyin.render.comfyui.bridge.input_rules import (
 )
 from moyin.render.protocol.graph import INPUT_FOLDER
 
-OWN = f"moyin/{'a' * 64}.png"
-OUTSIDE = [
+OWN_FILE_NAME = f"moyin/{'a' * 64}.png"
+OUTSIDE_PATHS = [
     "/etc/passwd",
     "../x.png",
     "a/../../x",
@@ -58,7 +58,7 @@ OUTSIDE = [
 
 
 def is_own(text: str) -> bool:
-    return text == OWN
+    return text == OWN_FILE_NAME
 
 
 def derive_kinds(node: Mapping[str, Any], node_class: str = "Some") -> dict[str, str]:
@@ -132,7 +132,7 @@ def test_stock_inputs_without_a_description_are_files() -> None:
     )
 
 
-@pytest.mark.parametrize("text", OUTSIDE)
+@pytest.mark.parametrize("text", OUTSIDE_PATHS)
 def test_path_that_leads_outside_is_refused_in_every_encoding(text: str) -> None:
     assert leads_outside(text)
     for kind in (FILE, FOLDER, WIDGET, PREFIX, CHOICE):
@@ -176,7 +176,7 @@ def test_only_own_file_names_are_allowed() -> None:
         "moyin",
     ]
     for kind in (FILE, FOLDER, WIDGET, CHOICE, LINE):
-        assert allows_value(Rule(kind), OWN, is_own)
+        assert allows_value(Rule(kind), OWN_FILE_NAME, is_own)
         for name in foreign_names:
             assert not allows_value(Rule(kind, frozenset({"x"})), name, is_own)
     assert not allows_value(Rule(FILE), "example.png", is_own)
@@ -198,7 +198,11 @@ def test_line_may_be_a_sentence_a_slash_or_an_address() -> None:
 
 
 def test_widget_may_hold_words_and_own_files() -> None:
-    value = {"image": OWN, "recording": "", "camera_info": {"type": "perspective", "fov": 35}}
+    value = {
+        "image": OWN_FILE_NAME,
+        "recording": "",
+        "camera_info": {"type": "perspective", "fov": 35},
+    }
     assert allows_value(Rule(WIDGET), value, is_own)
     assert not allows_value(Rule(WIDGET), {**value, "mask": "threed/scene.png"}, is_own)
 
@@ -213,7 +217,7 @@ def test_refusals_name_node_and_input() -> None:
     graph = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "/etc/passwd"}},
         "2": {"class_type": "LoadImage", "inputs": {"image": ["9", 0]}},
-        "3": {"class_type": "LoadImage", "inputs": {"image": OWN, "upload": "image"}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": OWN_FILE_NAME, "upload": "image"}},
         "4": {"class_type": "SaveImage", "inputs": {"filename_prefix": ["9", 0]}},
         "5": {"class_type": "SaveImage", "inputs": {"filename_prefix": "../x"}},
         "6": {"class_type": "Unknown", "inputs": {"a": "/etc/passwd", "b": "said / done", "c": 1}},

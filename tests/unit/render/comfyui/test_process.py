@@ -66,7 +66,7 @@ def test_command_line_separates_processes(tmp_path: Path) -> None:
     assert "--cpu" not in build_command(make_options(tmp_path), folder, {})
 
 
-async def test_last_lines_and_status_are_available(tmp_path: Path) -> None:
+async def test_last_log_lines_and_exit_status_are_available(tmp_path: Path) -> None:
     process, spawner = await start_process(
         tmp_path, "import os, sys\nprint('share', os.environ['MOYIN_GPU_SHARE'])\nsys.exit(3)"
     )

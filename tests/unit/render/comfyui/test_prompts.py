@@ -17,7 +17,7 @@ from moyin.render.comfyui import prompts as module
 from moyin.render.comfyui.prompts import RunningPrompt
 from moyin.render.protocol.wire import EventMessage
 
-DONE = RenderSucceeded(files=())
+RESULT = RenderSucceeded(files=())
 
 
 def make_prompt() -> RunningPrompt:
@@ -41,12 +41,12 @@ async def test_follower_gets_progress_executed_and_the_result() -> None:
     await asyncio.sleep(0.5)
     followed_prompt.mark_executed()
     await asyncio.sleep(0)
-    followed_prompt.succeed(DONE)
+    followed_prompt.succeed(RESULT)
     assert await task == [
         RenderProgress(value=0, max=2),
         RenderProgress(value=0.5, max=2, node="1"),
         ExecutionFinished(),
-        DONE,
+        RESULT,
     ]
 
 
@@ -58,9 +58,9 @@ async def test_frequent_progress_is_thinned(monkeypatch: pytest.MonkeyPatch) -> 
         followed_prompt.process_event(make_progress_event(number / 200))
         await asyncio.sleep(0.001)
     followed_prompt.mark_executed()
-    followed_prompt.succeed(DONE)
+    followed_prompt.succeed(RESULT)
     events = await task
-    assert events[-2:] == [ExecutionFinished(), DONE]
+    assert events[-2:] == [ExecutionFinished(), RESULT]
     assert 1 <= len(events) - 2 < 100
 
 
@@ -73,9 +73,9 @@ async def test_end_does_not_wait_for_the_next_progress(
     followed_prompt.process_event(make_progress_event(0.5))
     await asyncio.sleep(0.01)
     followed_prompt.mark_executed()
-    followed_prompt.succeed(DONE)
+    followed_prompt.succeed(RESULT)
     async with asyncio.timeout(10):
-        assert await task == [ExecutionFinished(), DONE]
+        assert await task == [ExecutionFinished(), RESULT]
 
 
 async def test_short_render_sends_only_its_end() -> None:
@@ -84,8 +84,8 @@ async def test_short_render_sends_only_its_end() -> None:
     followed_prompt.process_event(make_progress_event(0.5))
     await asyncio.sleep(0)
     followed_prompt.mark_executed()
-    followed_prompt.succeed(DONE)
-    assert await task == [ExecutionFinished(), DONE]
+    followed_prompt.succeed(RESULT)
+    assert await task == [ExecutionFinished(), RESULT]
 
 
 async def test_start_is_sent_once_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,17 +99,17 @@ async def test_start_is_sent_once_and_at_once(monkeypatch: pytest.MonkeyPatch) -
     followed_prompt.process_event(make_progress_event(0.5))
     await asyncio.sleep(0.01)
     followed_prompt.mark_executed()
-    followed_prompt.succeed(DONE)
+    followed_prompt.succeed(RESULT)
     async with asyncio.timeout(10):
         for events in await asyncio.gather(*tasks):
-            assert events == [ExecutionStarted(), ExecutionFinished(), DONE]
+            assert events == [ExecutionStarted(), ExecutionFinished(), RESULT]
 
 
 async def test_late_follower_gets_the_end() -> None:
     followed_prompt = make_prompt()
     followed_prompt.mark_executed()
-    followed_prompt.succeed(DONE)
-    assert await collect_events(followed_prompt) == [ExecutionFinished(), DONE]
+    followed_prompt.succeed(RESULT)
+    assert await collect_events(followed_prompt) == [ExecutionFinished(), RESULT]
 
 
 async def test_every_follower_gets_its_own_error() -> None:

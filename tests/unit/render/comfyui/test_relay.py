@@ -27,10 +27,10 @@ class FakeFrameStore:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def publish(self, channel: str, *frame_store: Frame) -> None:
+    async def publish(self, channel: str, *frames: Frame) -> None:
         await self.open.wait()
         assert channel == "channel"
-        self.published += frame_store
+        self.published += frames
 
     async def add_file(self, prompt_id: str, file: PromptFile) -> None:
         self.files.append(file)

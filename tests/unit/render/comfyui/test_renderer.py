@@ -194,7 +194,7 @@ class AcceptingComfyUI:
         self.is_over.set()
 
 
-PRICED = RenderRequest(
+PRICED_REQUEST = RenderRequest(
     prompt_id="5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a",
     graph={"1": {}},
     account=RenderAccount(
@@ -222,7 +222,7 @@ async def test_each_follower_and_the_status_report_the_same_run(
     harness, comfyui = accepting_harness
 
     async def follow_runs() -> list[RenderRun]:
-        events = [event async for event in harness.renderer.render(PRICED)]
+        events = [event async for event in harness.renderer.render(PRICED_REQUEST)]
         return [event for event in events if isinstance(event, RenderRun)]
 
     tasks = [asyncio.create_task(follow_runs()) for _ in range(2)]
@@ -240,7 +240,7 @@ async def test_each_follower_and_the_status_report_the_same_run(
     assert run.seconds >= open_run.seconds
     assert (await harness.renderer.status()).runs == (run,)
     assert await follow_runs() == [run], "the result is remembered, and nothing was executed"
-    assert (await harness.renderer.results())[PRICED.prompt_id].runs == (run,)
+    assert (await harness.renderer.results())[PRICED_REQUEST.prompt_id].runs == (run,)
     await harness.renderer.settle([run.id])
     assert (await harness.renderer.status()).runs == ()
 
@@ -249,7 +249,7 @@ async def test_cancelled_prompt_is_recorded_as_a_run(
     accepting_harness: tuple[RendererHarness, AcceptingComfyUI],
 ) -> None:
     harness, _ = accepting_harness
-    task = asyncio.create_task(harness.collect_error(account=PRICED.account))
+    task = asyncio.create_task(harness.collect_error(account=PRICED_REQUEST.account))
 
     async def find_open_run() -> RenderRun | None:
         return next(iter((await harness.renderer.status()).runs), None)
@@ -266,5 +266,5 @@ async def test_refused_graph_has_no_run(
 ) -> None:
     harness, comfyui = accepting_harness
     comfyui.refusal = InvalidGraph("no such node")
-    assert isinstance(await harness.collect_error(account=PRICED.account), InvalidGraph)
+    assert isinstance(await harness.collect_error(account=PRICED_REQUEST.account), InvalidGraph)
     assert (await harness.renderer.status()).runs == ()

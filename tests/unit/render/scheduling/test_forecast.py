@@ -106,7 +106,7 @@ def test_times_are_unknown_without_renderers() -> None:
 
 
 @pytest.mark.parametrize("is_busy", [True, False])
-def test_busy_renderer_of_an_earlier_pool_is_taken_to_have_just_begun(is_busy: bool) -> None:
+def test_busy_renderer_of_an_earlier_pool_is_assumed_to_have_just_begun(is_busy: bool) -> None:
     render_window = _make_window(1, _make_render("1", "s"))
     render_window.measured = _new_measurements(3.0)
     if is_busy:

@@ -145,7 +145,7 @@ async def test_render_cancelled_while_the_scheduler_closes_is_cancelled(harness:
     assert (harness.assignments, harness.scheduler.waiting) == ([], 0)
 
 
-async def test_two_attempts_at_one_render_wait_side_by_side(harness: Harness) -> None:
+async def test_two_attempts_at_one_render_wait_independently(harness: Harness) -> None:
     tasks = [harness.start(make_render("same")), harness.start(make_render("same"))]
     await run_pending_tasks()
     assert harness.scheduler.waiting == 2

@@ -17,7 +17,7 @@ def _make_forecast(name: str, mean: float | None, variance: float = 0.0) -> Expe
     return Expectation(pending=pending, starts_in=starts_in, ends_in=ends_in)
 
 
-def _widen_to_p90(errors: StartErrors, mean: float = 8.0, count_ahead: int = 0) -> float:
+def _get_widened_p90(errors: StartErrors, mean: float = 8.0, count_ahead: int = 0) -> float:
     other_forecasts = [_make_forecast(f"other-{number}", None) for number in range(count_ahead)]
     *_, last_forecast = errors.widen_forecasts(
         [*other_forecasts, _make_forecast("asked", mean)], 0.0
@@ -26,20 +26,20 @@ def _widen_to_p90(errors: StartErrors, mean: float = 8.0, count_ahead: int = 0) 
     return last_forecast.starts_in.p90
 
 
-def _record_starts(errors: StartErrors, factor: float, count: int = 40) -> None:
+def _record_starts(errors: StartErrors, wait_factor: float, count: int = 40) -> None:
     for number in range(count):
         errors.widen_forecasts([_make_forecast(str(number), 8.0)], 100.0)
-        errors.record_start(str(number), 100.0 + (8.0 + 2.0) * factor - 2.0)
+        errors.record_start(str(number), 100.0 + (8.0 + 2.0) * wait_factor - 2.0)
 
 
 def test_first_forecasts_allow_for_twice_the_wait() -> None:
-    assert _widen_to_p90(StartErrors()) == pytest.approx(18.0)
+    assert _get_widened_p90(StartErrors()) == pytest.approx(18.0)
 
 
 def test_forecasts_that_were_right_are_not_widened() -> None:
     errors = StartErrors()
     _record_starts(errors, 1.0)
-    assert _widen_to_p90(errors) == pytest.approx(8.0)
+    assert _get_widened_p90(errors) == pytest.approx(8.0)
     [forecast] = errors.widen_forecasts([_make_forecast("asked", 8.0, 4.0)], 0.0)
     assert forecast.starts_in is not None and forecast.starts_in.variance == pytest.approx(4.0)
 
@@ -47,15 +47,15 @@ def test_forecasts_that_were_right_are_not_widened() -> None:
 def test_forecasts_are_widened_as_much_as_earlier_ones_erred() -> None:
     errors = StartErrors()
     _record_starts(errors, 3.0)
-    assert _widen_to_p90(errors) == pytest.approx(28.0)
+    assert _get_widened_p90(errors) == pytest.approx(28.0)
     _record_starts(errors, 1.0, count=128)
-    assert _widen_to_p90(errors) == pytest.approx(8.0), "older errors are forgotten"
+    assert _get_widened_p90(errors) == pytest.approx(8.0), "older errors are forgotten"
 
 
 def test_errors_are_recorded_for_each_place_in_the_queue() -> None:
     errors = StartErrors()
     _record_starts(errors, 3.0)
-    assert _widen_to_p90(errors, count_ahead=1) == pytest.approx(18.0), (
+    assert _get_widened_p90(errors, count_ahead=1) == pytest.approx(18.0), (
         "nothing is known of the second place"
     )
 
@@ -73,4 +73,4 @@ def test_cancelled_render_is_not_scored() -> None:
         errors.widen_forecasts([_make_forecast(str(number), 8.0)], 0.0)
         errors.drop_forecast(str(number))
         errors.record_start(str(number), 0.0)
-    assert _widen_to_p90(errors) == pytest.approx(18.0)
+    assert _get_widened_p90(errors) == pytest.approx(18.0)

@@ -84,10 +84,10 @@ RENDERS = st.lists(
     max_size=25,
     unique_by=lambda render: render.id,
 )
-LOADED = st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=6)
+LOADED_MODELS = st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=6)
 
 
-@given(LOADED, RENDERS, st.floats(60, 200))
+@given(LOADED_MODELS, RENDERS, st.floats(60, 200))
 def test_due_render_goes_first_whatever_is_loaded(
     loaded_models: list[str], renders: list[PendingRender], now: float
 ) -> None:
@@ -100,7 +100,7 @@ def test_due_render_goes_first_whatever_is_loaded(
         )
 
 
-@given(LOADED, RENDERS)
+@given(LOADED_MODELS, RENDERS)
 @settings(max_examples=50)
 def test_every_render_is_served_once(
     loaded_models: list[str], renders: list[PendingRender]
@@ -110,7 +110,7 @@ def test_every_render_is_served_once(
     )
 
 
-@given(LOADED, RENDERS, st.floats(60, 120))
+@given(LOADED_MODELS, RENDERS, st.floats(60, 120))
 def test_renderer_changes_models_only_for_a_reason(
     loaded_models: list[str], renders: list[PendingRender], now: float
 ) -> None:
@@ -142,8 +142,8 @@ def test_renders_are_ordered_by_priority_then_owner_then_arrival(
         for number, (owner, priority) in enumerate(owners_and_priorities)
     ]
     order = list_served_ids(make_window([""], renders), 0.0, seconds=0.01)
-    classes = [renders[int(name)].priority for name in order]
-    assert classes == sorted(classes)
+    priorities = [renders[int(name)].priority for name in order]
+    assert priorities == sorted(priorities)
     for owner in "ab":
         own_renders = [int(n) for n in order if renders[int(n)].owner == owner]
         assert own_renders == sorted(own_renders, key=lambda n: (renders[n].priority, n))

@@ -28,7 +28,7 @@ def convert_graph(editor_graph: Any) -> dict[str, Any]:
 
 
 def list_paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the path of every value within ``value``."""
+    """Return the path, as keys and indexes, of ``value`` itself and of every value within it."""
     items = (
         value.items()
         if isinstance(value, dict)
