@@ -65,58 +65,60 @@ async def test_the_workflow_does_not_record_results_that_an_activity_recorded(
 ) -> None:
     handle = await harness.start()
     await handle.result()
-    assert harness.script.recorded == (3 if harness.script.records else 0)
+    assert harness.script.recording_count == (3 if harness.script.records_results else 0)
     history = await handle.fetch_history()
     markers = [
         event for event in history.events if event.HasField("marker_recorded_event_attributes")
     ]
-    assert len(markers) == (0 if harness.script.records else 3)
+    assert len(markers) == (0 if harness.script.records_results else 3)
 
 
 async def test_finished_steps_are_not_run_again(harness: Harness) -> None:
     finished_results = tuple(StepResult(index=i, output=f"out{i}") for i in range(2))
     outcome = await harness.run(done=finished_results, attempt=2)
-    assert harness.script.tries == {2: 1}
+    assert harness.script.attempt_counts == {2: 1}
     assert len(outcome.results) == 3
 
 
 async def test_a_retryable_failure_is_retried(harness: Harness) -> None:
-    harness.script.on[2] = make_failing_step(to_application_error(WorkerLost("gone")), 2)
+    harness.script.step_actions[2] = make_failing_step(to_application_error(WorkerLost("gone")), 2)
     assert (await harness.run()).status is JobStatus.SUCCEEDED
-    assert harness.script.tries == {0: 1, 1: 1, 2: 3}
+    assert harness.script.attempt_counts == {0: 1, 1: 1, 2: 3}
 
 
 async def test_a_render_survives_many_deaths_of_its_pool(harness: Harness) -> None:
-    harness.script.on[2] = make_failing_step(to_application_error(WorkerLost("the pool died")), 20)
+    harness.script.step_actions[2] = make_failing_step(
+        to_application_error(WorkerLost("the pool died")), 20
+    )
     assert (await harness.run()).status is JobStatus.SUCCEEDED
-    assert harness.script.tries[2] == 21
+    assert harness.script.attempt_counts[2] == 21
 
 
-async def test_the_number_of_tries_of_a_step_is_bounded(harness: Harness) -> None:
-    harness.script.on[2] = make_failing_step(
+async def test_the_number_of_attempts_at_a_step_is_bounded(harness: Harness) -> None:
+    harness.script.step_actions[2] = make_failing_step(
         to_application_error(WorkerLost("the process died")), 1_000
     )
     outcome = await harness.run()
     assert outcome.status is JobStatus.FAILED
     assert (outcome.error.code, outcome.error.message) == ("worker_lost", "the process died")
-    assert harness.script.tries[2] == policies.RENDER.maximum_attempts
+    assert harness.script.attempt_counts[2] == policies.RENDER.maximum_attempts
 
 
 async def test_a_final_failure_is_not_retried(harness: Harness) -> None:
     error = to_application_error(RenderFailed("node 3 raised", details={"node": "3"}))
-    harness.script.on[1] = make_failing_step(error, 1_000)
+    harness.script.step_actions[1] = make_failing_step(error, 1_000)
     outcome = await harness.run()
     assert outcome.status is JobStatus.FAILED
     assert (outcome.error.code, outcome.error.details) == (
         "render_failed",
         {"node": "3", "step": 1},
     )
-    assert harness.script.tries == {0: 1, 1: 1}
+    assert harness.script.attempt_counts == {0: 1, 1: 1}
     assert harness.script.log[-1] == "failed"
 
 
 async def test_the_message_of_a_bug_is_not_shown(harness: Harness) -> None:
-    harness.script.on[2] = make_failing_step(RuntimeError("/secret/path"), 1_000)
+    harness.script.step_actions[2] = make_failing_step(RuntimeError("/secret/path"), 1_000)
     outcome = await harness.run()
     assert outcome.error.code == "internal_error"
     assert "secret" not in outcome.error.message
@@ -124,7 +126,7 @@ async def test_the_message_of_a_bug_is_not_shown(harness: Harness) -> None:
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 async def test_a_job_can_be_cancelled_during_a_step(harness: Harness, index: int) -> None:
-    harness.script.on[index], has_begun, _ = make_held_step()
+    harness.script.step_actions[index], has_begun, _ = make_held_step()
     handle = await harness.start()
     await has_begun.wait()
     await handle.cancel()
@@ -141,15 +143,15 @@ async def test_a_job_can_be_cancelled_before_its_first_task(idle_harness: Harnes
         outcome = await handle.result()
     assert outcome.status is JobStatus.CANCELLED
     assert [o.status for o in idle_harness.script.outcomes] == [JobStatus.CANCELLED]
-    assert idle_harness.script.tries == {}
+    assert idle_harness.script.attempt_counts == {}
 
 
 async def test_a_job_can_be_cancelled_during_a_retry_pause(harness: Harness) -> None:
     error = to_application_error(WorkerLost("gone"))
     error = type(error)(error.message, type=error.type, next_retry_delay=timedelta(days=1))
-    harness.script.on[0] = make_failing_step(error, 1_000)
+    harness.script.step_actions[0] = make_failing_step(error, 1_000)
     handle = await harness.start()
-    await eventually(lambda: harness.script.tries[0])
+    await eventually(lambda: harness.script.attempt_counts[0])
     await handle.cancel()
     assert (await handle.result()).status is JobStatus.CANCELLED
 
@@ -158,11 +160,11 @@ async def test_a_cancellation_while_the_outcome_is_written_keeps_the_first_outco
     harness: Harness,
 ) -> None:
     """The job may end as succeeded or cancelled, but the first outcome to be written is kept."""
-    harness.script.hold_finish.clear()
+    harness.script.may_finish.clear()
     handle = await harness.start()
-    await eventually(lambda: harness.script.finishing)
+    await eventually(lambda: harness.script.finish_count)
     await handle.cancel()
-    harness.script.hold_finish.set()
+    harness.script.may_finish.set()
     outcome = await handle.result()
     assert outcome.status in (JobStatus.SUCCEEDED, JobStatus.CANCELLED)
     assert harness.script.outcomes[0].status is JobStatus.SUCCEEDED
@@ -170,7 +172,7 @@ async def test_a_cancellation_while_the_outcome_is_written_keeps_the_first_outco
 
 
 async def test_a_job_fails_at_its_deadline(harness: Harness) -> None:
-    harness.script.on[1], _, _ = make_held_step()
+    harness.script.step_actions[1], _, _ = make_held_step()
     now = await harness.environment.get_current_time()
     outcome = await harness.run(deadline=now + timedelta(seconds=2))
     assert outcome.status is JobStatus.FAILED
@@ -180,14 +182,14 @@ async def test_a_job_fails_at_its_deadline(harness: Harness) -> None:
 
 async def test_a_job_whose_deadline_has_passed_runs_no_second_step(harness: Harness) -> None:
     now = await harness.environment.get_current_time()
-    harness.script.on[0], _, _ = make_held_step()
+    harness.script.step_actions[0], _, _ = make_held_step()
     outcome = await harness.run(deadline=now - timedelta(hours=1))
     assert outcome.error.code == "deadline_exceeded"
-    assert 1 not in harness.script.tries
+    assert 1 not in harness.script.attempt_counts
 
 
 async def test_the_end_is_recorded_after_a_long_outage_of_the_database(harness: Harness) -> None:
-    harness.script.finish_failures = 4
+    harness.script.remaining_finish_failures = 4
     assert (await harness.run()).status is JobStatus.SUCCEEDED
     assert len(harness.script.outcomes) == 1
 
@@ -202,32 +204,32 @@ async def test_a_superseded_attempt_runs_no_step(harness: Harness) -> None:
 async def test_an_attempt_stops_when_it_is_superseded(harness: Harness) -> None:
     harness.script.can_record = False
     await harness.run()
-    assert harness.script.tries == {0: 1}
+    assert harness.script.attempt_counts == {0: 1}
     assert harness.script.outcomes == []
 
 
 async def test_a_failing_webhook_does_not_change_the_end(harness: Harness) -> None:
-    harness.script.hook_failures = 1_000
+    harness.script.remaining_webhook_failures = 1_000
     assert (await harness.run(webhook=True)).status is JobStatus.SUCCEEDED
-    await eventually(lambda: harness.script.hooks)
+    await eventually(lambda: harness.script.webhook_count)
     assert len(harness.script.outcomes) == 1
 
 
 async def test_a_webhook_is_retried_for_hours(harness: Harness) -> None:
-    harness.script.hook_failures = 7
+    harness.script.remaining_webhook_failures = 7
     started_at = await harness.environment.get_current_time()
     webhook = WebhookInput(job_id="j", attempt=1)
     was_delivered = await harness.environment.client.execute_workflow(
         WebhookWorkflow.run, webhook, id="webhook-j-1", task_queue=JOBS_QUEUE
     )
     assert was_delivered is True
-    assert harness.script.hooks == 8
+    assert harness.script.webhook_count == 8
     assert await harness.environment.get_current_time() - started_at > timedelta(hours=1)
 
 
 async def test_a_job_without_a_webhook_starts_no_child(harness: Harness) -> None:
     await harness.run()
-    assert harness.script.hooks == 0
+    assert harness.script.webhook_count == 0
 
 
 async def test_a_render_that_lacks_memory_moves_to_the_larger_pool(harness: Harness) -> None:
@@ -237,18 +239,18 @@ async def test_a_render_that_lacks_memory_moves_to_the_larger_pool(harness: Harn
         task_queues.append(activity.info().task_queue)
         raise to_application_error(OutOfMemory("too large", details={"pool": "large"}))
 
-    harness.script.on[2] = run_out_of_memory
+    harness.script.step_actions[2] = run_out_of_memory
     outcome = await harness.run()
     assert task_queues == ["render-default", "render-large"], "each pool is tried once"
     assert outcome.error.code == "out_of_memory"
 
 
-FOUR = (StepRouting(kind=StepKind.RENDER),) * 4
+FOUR_RENDERS = (StepRouting(kind=StepKind.RENDER),) * 4
 
 
 @pytest.fixture
 def batch_harness(harness: Harness) -> Harness:
-    harness.script.parallel = True
+    harness.script.runs_in_parallel = True
     return harness
 
 
@@ -261,8 +263,8 @@ async def test_children_run_concurrently(batch_harness: Harness) -> None:
         await all_arrived.wait()
 
     for index in range(4):
-        batch_harness.script.on[index] = lambda _: wait_for_all_children()
-    handle = await batch_harness.start(steps=FOUR, parallel=True)
+        batch_harness.script.step_actions[index] = lambda _: wait_for_all_children()
+    handle = await batch_harness.start(steps=FOUR_RENDERS, parallel=True)
     for _ in range(4):
         await arrivals.acquire()
     all_arrived.set()
@@ -276,8 +278,8 @@ async def test_children_run_concurrently(batch_harness: Harness) -> None:
 async def test_a_failed_child_does_not_stop_the_others(batch_harness: Harness) -> None:
     for index in (1, 3):
         error = to_application_error(RenderFailed(f"node {index} raised", details={"node": "9"}))
-        batch_harness.script.on[index] = make_failing_step(error, 1_000)
-    outcome = await batch_harness.run(steps=FOUR, parallel=True)
+        batch_harness.script.step_actions[index] = make_failing_step(error, 1_000)
+    outcome = await batch_harness.run(steps=FOUR_RENDERS, parallel=True)
     assert outcome.status is JobStatus.FAILED
     assert outcome.error.code == "render_failed"
     assert outcome.error.message == "2 of 4 children failed; child 1: node 1 raised"
@@ -294,9 +296,9 @@ async def test_a_failed_child_does_not_stop_the_others(batch_harness: Harness) -
 async def test_finished_children_are_not_run_again(batch_harness: Harness) -> None:
     finished_results = tuple(StepResult(index=index, output="") for index in (0, 2))
     assert (
-        await batch_harness.run(steps=FOUR, parallel=True, done=finished_results)
+        await batch_harness.run(steps=FOUR_RENDERS, parallel=True, done=finished_results)
     ).status is JobStatus.SUCCEEDED
-    assert batch_harness.script.tries == {1: 1, 3: 1}
+    assert batch_harness.script.attempt_counts == {1: 1, 3: 1}
 
 
 async def test_a_cancelled_batch_keeps_finished_children_and_cancels_the_rest(
@@ -304,9 +306,9 @@ async def test_a_cancelled_batch_keeps_finished_children_and_cancels_the_rest(
 ) -> None:
     start_events = []
     for index in (1, 2, 3):
-        batch_harness.script.on[index], event, _ = make_held_step()
+        batch_harness.script.step_actions[index], event, _ = make_held_step()
         start_events.append(event)
-    handle = await batch_harness.start(steps=FOUR, parallel=True)
+    handle = await batch_harness.start(steps=FOUR_RENDERS, parallel=True)
     for event in start_events:
         await event.wait()
     await eventually(lambda: "record 0" in batch_harness.script.log)
@@ -318,15 +320,15 @@ async def test_a_cancelled_batch_keeps_finished_children_and_cancels_the_rest(
 
 async def test_a_batch_fails_at_its_deadline(batch_harness: Harness) -> None:
     for index in range(4):
-        batch_harness.script.on[index], _, _ = make_held_step()
+        batch_harness.script.step_actions[index], _, _ = make_held_step()
     now = await batch_harness.environment.get_current_time()
     outcome = await batch_harness.run(
-        steps=FOUR, parallel=True, deadline=now + timedelta(seconds=2)
+        steps=FOUR_RENDERS, parallel=True, deadline=now + timedelta(seconds=2)
     )
     assert outcome.error.code == "deadline_exceeded"
 
 
 async def test_a_batch_stops_when_it_is_superseded(batch_harness: Harness) -> None:
     batch_harness.script.can_record = False
-    assert (await batch_harness.run(steps=FOUR, parallel=True)).error.code == "superseded"
+    assert (await batch_harness.run(steps=FOUR_RENDERS, parallel=True)).error.code == "superseded"
     assert batch_harness.script.outcomes == []
