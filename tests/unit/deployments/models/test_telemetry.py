@@ -181,32 +181,32 @@ def test_no_span_is_recorded_without_a_tracer(metrics: FakeMetrics) -> None:
 
 def test_each_learned_request_is_counted_once(metrics: FakeMetrics) -> None:
     queue = BackgroundQueue()
-    counts = LearningMetrics(queue)
+    learning_metrics = LearningMetrics(queue)
     queue.sampler.accepted, queue.sampler.skipped, queue.failed = 3, 7, 1
-    counts.export()
+    learning_metrics.export()
     queue.sampler.accepted = 5
-    counts.export()
+    learning_metrics.export()
     assert metrics.get("moyin_quality_requests", outcome="learned") == 5
     assert metrics.get("moyin_quality_requests", outcome="left_out") == 7
     assert metrics.get("moyin_quality_requests", outcome="failed") == 1
 
 
 def test_each_outcome_of_the_judge_is_counted_once(metrics: FakeMetrics) -> None:
-    counts = JudgeMetrics()
+    judge_metrics = JudgeMetrics()
     for outcome in (Outcome.STARTED, Outcome.AGREED, Outcome.STARTED):
-        counts.record_outcome(outcome)
-    counts.export()
-    counts.export()
+        judge_metrics.record_outcome(outcome)
+    judge_metrics.export()
+    judge_metrics.export()
     assert metrics.get("moyin_judge_samples", outcome="started") == 2
     assert metrics.get("moyin_judge_samples", outcome="agreed") == 1
 
 
 def test_each_line_of_a_batch_is_counted_once(metrics: FakeMetrics) -> None:
-    counts = BatchMetrics()
+    batch_metrics = BatchMetrics()
     for code in (None, "backend_timeout", None):
-        counts.record_line(LineResult(number=1, http_status=200, body=b"", error_code=code))
-    counts.export()
-    counts.record_line(LineResult(number=1, http_status=200, body=b""))
-    counts.export()
+        batch_metrics.record_line(LineResult(number=1, http_status=200, body=b"", error_code=code))
+    batch_metrics.export()
+    batch_metrics.record_line(LineResult(number=1, http_status=200, body=b""))
+    batch_metrics.export()
     assert metrics.get("moyin_batch_lines", status="completed", error_type="") == 3
     assert metrics.get("moyin_batch_lines", status="failed", error_type="backend_timeout") == 1

@@ -52,16 +52,16 @@ from moyin.testing.fakes import InMemoryRenderCache
 from moyin.testing.renderer import FakeRenderer
 from tests.waiting import eventually
 
-JOB = "5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a"
+JOB_ID = "5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a"
 GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
 
 
-class NoEvents:
+class FakeEvents:
     async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
-        assert job_id == JOB
+        assert job_id == JOB_ID
 
 
-class UnrecordedSteps:
+class FakeStatusWriter:
     """Runs steps without recording them in a database.
 
     Attributes:
@@ -101,8 +101,8 @@ class ActivityHarness:
         self.pool.add_renderer("comfyui-default-0", self.renderer, RendererStatus(ready=True))
         self.cache = InMemoryRenderCache()
         self.environment = ActivityEnvironment()
-        events: Any = NoEvents()
-        self.steps = UnrecordedSteps()
+        events: Any = FakeEvents()
+        self.steps = FakeStatusWriter()
         status_writer: Any = self.steps
         unused_service: Any = None
         limits = LimitStore(self.database)
@@ -132,7 +132,7 @@ class ActivityHarness:
         graph: Any,
         *,
         index: int = 0,
-        job_id: str = JOB,
+        job_id: str = JOB_ID,
         owner: str = "ann",
         comfyui: ComfyPrompt | None = None,
         **members: Any,
@@ -159,14 +159,14 @@ async def test_retried_step_returns_the_same_result(harness: ActivityHarness) ->
     assert first_result == second_result
     assert first_result.backend == "comfyui-default-0"
     [artifact] = first_result.artifacts
-    assert artifact.id == derive_step_artifact_id(JOB, 0, 0)
+    assert artifact.id == derive_step_artifact_id(JOB_ID, 0, 0)
     output = json.loads(await harness.blobs.get(first_result.output))
     assert output == {
         "text": None,
         "body": {"outputs": {"2": {"images": [f"artifact:{artifact.id}"]}}},
         "artifacts": [f"artifact:{artifact.id}"],
     }
-    assert harness.renderer.started == [JOB], "the second attempt found the result"
+    assert harness.renderer.started == [JOB_ID], "the second attempt found the result"
 
 
 async def test_job_is_running_as_soon_as_comfyui_has_its_prompt(harness: ActivityHarness) -> None:
@@ -174,11 +174,11 @@ async def test_job_is_running_as_soon_as_comfyui_has_its_prompt(harness: Activit
     harness.renderer.held.clear()
     render_task = asyncio.create_task(harness.run_render(GRAPH))
     await eventually(lambda: harness.pool.waiting_renders)
-    assert harness.pool.list_places()[JOB].position == 1
+    assert harness.pool.list_places()[JOB_ID].position == 1
     assert not harness.steps.starts
     harness.pool.add_renderer("comfyui-default-0", harness.renderer, RendererStatus(ready=True))
     await eventually(lambda: harness.steps.starts)
-    assert harness.pool.list_places()[JOB].position is None
+    assert harness.pool.list_places()[JOB_ID].position is None
     assert not render_task.done()
     harness.renderer.held.set()
     await render_task
@@ -189,7 +189,7 @@ async def test_job_with_a_cached_result_is_marked_as_started(harness: ActivityHa
     await store_file(harness)
     await harness.run_render(GRAPH)
     harness.steps.starts.clear()
-    assert (await harness.run_render(GRAPH, job_id=OTHER)).cached
+    assert (await harness.run_render(GRAPH, job_id=OTHER_JOB_ID)).cached
     assert harness.steps.starts == {0: 1}
 
 
@@ -202,12 +202,12 @@ async def test_files_of_other_nodes_are_left_out(harness: ActivityHarness) -> No
 
 async def test_each_step_has_its_own_prompt_id(harness: ActivityHarness) -> None:
     await harness.run_render(GRAPH, index=1)
-    assert harness.renderer.started == [derive_prompt_id(JOB, 1)]
-    assert derive_prompt_id(JOB, 0) == JOB
+    assert harness.renderer.started == [derive_prompt_id(JOB_ID, 1)]
+    assert derive_prompt_id(JOB_ID, 0) == JOB_ID
     assert (
-        str(uuid.UUID(derive_prompt_id(JOB, 1)))
-        == derive_prompt_id(JOB, 1)
-        != derive_prompt_id(JOB, 2)
+        str(uuid.UUID(derive_prompt_id(JOB_ID, 1)))
+        == derive_prompt_id(JOB_ID, 1)
+        != derive_prompt_id(JOB_ID, 2)
     )
 
 
@@ -229,7 +229,7 @@ async def test_input_of_another_owner_is_not_found(harness: ActivityHarness) -> 
     await harness.artifacts.add(own_artifact, owner="ann")
     graph["1"]["inputs"] = {"image": f"artifact:{own_artifact.id}"}
     await harness.run_render(graph)
-    sent_request = harness.renderer.requests[JOB]
+    sent_request = harness.renderer.requests[JOB_ID]
     assert sent_request.files == {f"moyin/{sha256}.png": sha256}
     assert sent_request.graph["1"]["inputs"] == {"image": f"moyin/{sha256}.png"}
 
@@ -296,20 +296,24 @@ async def test_only_a_final_cancellation_cancels_the_prompt(
 ) -> None:
     await harness.jobs.create(
         NewJob(
-            id=JOB, owner="ann", kind="render", spec="0" * 64, heads=((StepKind.RENDER, "default"),)
+            id=JOB_ID,
+            owner="ann",
+            kind="render",
+            spec="0" * 64,
+            heads=((StepKind.RENDER, "default"),),
         )
     )
     harness.renderer.held.clear()
     task = asyncio.create_task(harness.run_render(GRAPH))
     await harness.renderer.busy.wait()
     if status.is_final:
-        await harness.jobs.finish(JOB, 1, status, None)
+        await harness.jobs.finish(JOB_ID, 1, status, None)
     if is_deleted:
-        await harness.jobs.delete("ann", [JOB])
+        await harness.jobs.delete("ann", [JOB_ID])
     harness.environment.cancel(cancellation_details=details)
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert harness.renderer.cancelled == ([JOB] if is_prompt_cancelled else [])
+    assert harness.renderer.cancelled == ([JOB_ID] if is_prompt_cancelled else [])
 
 
 @pytest.mark.parametrize("worker_dies", [False, True])
@@ -323,7 +327,11 @@ async def test_record_of_an_interrupted_prompt_is_stored(
         monkeypatch.setattr(harness.renderer, "status", fail)
     await harness.jobs.create(
         NewJob(
-            id=JOB, owner="ann", kind="render", spec="0" * 64, heads=((StepKind.RENDER, "default"),)
+            id=JOB_ID,
+            owner="ann",
+            kind="render",
+            spec="0" * 64,
+            heads=((StepKind.RENDER, "default"),),
         )
     )
     harness.renderer.interrupted = PromptRecord(
@@ -337,7 +345,7 @@ async def test_record_of_an_interrupted_prompt_is_stored(
     )
     with pytest.raises(asyncio.CancelledError):
         await task
-    record = (await harness.jobs.find(JOB)).record
+    record = (await harness.jobs.find(JOB_ID)).record
     assert record is not None
     stored_record = json.loads(await harness.blobs.get(record))["record"]
     assert from_plain(PromptRecord, stored_record) == harness.renderer.interrupted
@@ -372,7 +380,7 @@ async def test_waiting_step_sends_heartbeats(harness: ActivityHarness) -> None:
         await task
 
 
-OTHER = "6f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3b"
+OTHER_JOB_ID = "6f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3b"
 
 
 async def store_file(harness: ActivityHarness) -> None:
@@ -388,20 +396,20 @@ async def test_equal_graph_is_answered_from_the_cache(harness: ActivityHarness) 
     titled_graph = {
         "1": {"_meta": {"title": "x"}, "inputs": GRAPH["1"]["inputs"], "class_type": "LoadImage"}
     }
-    second_result = await harness.run_render(titled_graph, job_id=OTHER)
-    assert harness.renderer.started == [JOB]
+    second_result = await harness.run_render(titled_graph, job_id=OTHER_JOB_ID)
+    assert harness.renderer.started == [JOB_ID]
     assert (first_result.cached, second_result.cached, second_result.backend) == (
         False,
         True,
         "cache",
     )
     [artifact] = second_result.artifacts
-    assert artifact.id == derive_step_artifact_id(OTHER, 0, 0)
+    assert artifact.id == derive_step_artifact_id(OTHER_JOB_ID, 0, 0)
     assert artifact.sha256 == first_result.artifacts[0].sha256
     body = json.loads(await harness.blobs.get(second_result.output))["body"]
     assert body == {"outputs": {"2": {"images": [f"artifact:{artifact.id}"]}}}
     # The files that are results differ between the two jobs.
-    assert (await harness.run_render(GRAPH, job_id=OTHER, outputs=("1",))).artifacts == ()
+    assert (await harness.run_render(GRAPH, job_id=OTHER_JOB_ID, outputs=("1",))).artifacts == ()
 
 
 @pytest.mark.parametrize(
@@ -418,15 +426,15 @@ async def test_cached_result_is_not_used_for_other_owners_or_options(
 ) -> None:
     await store_file(harness)
     await harness.run_render(GRAPH)
-    result = await harness.run_render(**{"graph": GRAPH, "job_id": OTHER, **changes})
-    assert (result.cached, harness.renderer.started) == (False, [JOB, OTHER])
+    result = await harness.run_render(**{"graph": GRAPH, "job_id": OTHER_JOB_ID, **changes})
+    assert (result.cached, harness.renderer.started) == (False, [JOB_ID, OTHER_JOB_ID])
 
 
 async def test_unrepeatable_and_failed_renders_are_not_cached(harness: ActivityHarness) -> None:
     await store_file(harness)
     await harness.run_render(GRAPH, cache=False)
     harness.renderer.repeatable = False
-    await harness.run_render(GRAPH, job_id=OTHER)
+    await harness.run_render(GRAPH, job_id=OTHER_JOB_ID)
     harness.renderer.failure = InvalidGraph("no such node", details={"error": {}})
     with pytest.raises(ApplicationError):
         await harness.run_render(GRAPH, job_id=str(uuid.uuid4()))
@@ -440,7 +448,7 @@ async def test_cached_result_is_renewed_when_it_is_used(
     [artifact] = (await harness.run_render(GRAPH)).artifacts
     [path] = (tmp_path / "blobs").rglob(artifact.sha256)
     os.utime(path, (1, 1))
-    assert (await harness.run_render(GRAPH, job_id=OTHER)).cached
+    assert (await harness.run_render(GRAPH, job_id=OTHER_JOB_ID)).cached
     yesterday = datetime.now(UTC) - timedelta(days=1)
     assert await harness.blobs.delete(artifact.sha256, yesterday) is None
 
@@ -448,14 +456,14 @@ async def test_cached_result_is_renewed_when_it_is_used(
 async def test_result_whose_file_is_gone_is_rendered_again(harness: ActivityHarness) -> None:
     await harness.run_render(GRAPH)  # the file of this result is not in the store
     assert len(harness.cache.renders) == 1
-    assert not (await harness.run_render(GRAPH, job_id=OTHER)).cached
-    assert harness.renderer.started == [JOB, OTHER]
+    assert not (await harness.run_render(GRAPH, job_id=OTHER_JOB_ID)).cached
+    assert harness.renderer.started == [JOB_ID, OTHER_JOB_ID]
 
 
 async def create_job(harness: ActivityHarness) -> None:
     heads = ((StepKind.RENDER, "default"),)
     await harness.jobs.create(
-        NewJob(id=JOB, owner="ann", kind="render", spec="0" * 64, heads=heads, key_id="key_1")
+        NewJob(id=JOB_ID, owner="ann", kind="render", spec="0" * 64, heads=heads, key_id="key_1")
     )
 
 
@@ -473,11 +481,11 @@ async def test_render_costs_its_time_and_a_repeated_activity_costs_nothing(
     # 36 US dollars per hour are one cent per second.
     assert [(r.cost_usd, r.gpu_seconds) for r in results] == [(Decimal("0.025"), 2.5)] * 2
     [row] = await list_usage_entries(harness)
-    assert (row.request_id, row.backend, row.key_id) == (JOB, "render-default", "key_1")
+    assert (row.request_id, row.backend, row.key_id) == (JOB_ID, "render-default", "key_1")
     assert (row.operation, row.unit, row.quantity) == ("render", "gpu_milliseconds", 2500)
     assert (row.cost_usd, row.complete) == (Decimal("0.025"), True)
-    await harness.jobs.record_step(JOB, 1, results[0])
-    assert (await harness.jobs.find(JOB)).cost_usd == Decimal("0.025")
+    await harness.jobs.record_step(JOB_ID, 1, results[0])
+    assert (await harness.jobs.find(JOB_ID)).cost_usd == Decimal("0.025")
 
 
 async def test_estimates_follow_the_last_renders_of_a_graph(harness: ActivityHarness) -> None:
@@ -502,7 +510,7 @@ async def test_cached_and_failed_renders_are_not_measured(harness: ActivityHarne
         await harness.run_render(GRAPH)
     assert harness.measured.estimate_any_shape() is None
     harness.renderer.failure, harness.renderer.seconds = None, 2.5
-    await harness.run_render(GRAPH, job_id=OTHER)
+    await harness.run_render(GRAPH, job_id=OTHER_JOB_ID)
     first_estimate = harness.measured.estimate_any_shape()
     cached_result = await harness.run_render(GRAPH)
     assert (cached_result.cached, cached_result.shape, cached_result.pictures) == (True, None, None)
@@ -518,9 +526,9 @@ async def test_failed_renders_cost_their_time(harness: ActivityHarness) -> None:
             await harness.run_render(GRAPH)
     harness.renderer.failure = None
     result = await harness.run_render(GRAPH)
-    await harness.jobs.record_step(JOB, 1, result)
+    await harness.jobs.record_step(JOB_ID, 1, result)
     assert result.cost_usd == Decimal("0.01")
-    assert (await harness.jobs.find(JOB)).cost_usd == Decimal("0.03")
+    assert (await harness.jobs.find(JOB_ID)).cost_usd == Decimal("0.03")
     rows = await list_usage_entries(harness)
     assert sorted(row.error or "" for row in rows) == ["", "worker_lost", "worker_lost"]
 
@@ -532,17 +540,20 @@ async def test_cancelled_render_is_booked_by_the_activity_that_cancels_it(
     harness.renderer.held.clear()
     task = asyncio.create_task(harness.run_render(GRAPH))
     await harness.renderer.busy.wait()
-    account = harness.renderer.requests[JOB].account
+    account = harness.renderer.requests[JOB_ID].account
     cancelled_run = RenderRun(
-        id="1" * 32, prompt_id=JOB, account=account, seconds=3.0, error="cancelled"
+        id="1" * 32, prompt_id=JOB_ID, account=account, seconds=3.0, error="cancelled"
     )
-    harness.renderer.runs = [cancelled_run, replace(cancelled_run, id="2" * 32, prompt_id=OTHER)]
+    harness.renderer.runs = [
+        cancelled_run,
+        replace(cancelled_run, id="2" * 32, prompt_id=OTHER_JOB_ID),
+    ]
     harness.environment.cancel(
         cancellation_details=ActivityCancellationDetails(cancel_requested=True)
     )
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (await harness.jobs.find(JOB)).cost_usd == Decimal("0.03")
+    assert (await harness.jobs.find(JOB_ID)).cost_usd == Decimal("0.03")
     [row] = await list_usage_entries(harness)
     assert row.status == "cancelled"
 
@@ -551,7 +562,7 @@ async def test_cached_result_costs_nothing(harness: ActivityHarness) -> None:
     await store_file(harness)
     harness.renderer.seconds = 2.0
     await harness.run_render(GRAPH)
-    cached_result = await harness.run_render(GRAPH, job_id=OTHER)
+    cached_result = await harness.run_render(GRAPH, job_id=OTHER_JOB_ID)
     assert (cached_result.cached, cached_result.cost_usd, cached_result.gpu_seconds) == (
         True,
         Decimal(0),
