@@ -31,7 +31,7 @@ def _new_measurements(
     )
 
 
-def _estimate(
+def _get_estimate(
     measurements: RenderMeasurements, shape: str = "s", load_seconds: float = 0.0
 ) -> Duration:
     duration = measurements.estimate(shape, load_seconds)
@@ -55,8 +55,8 @@ def test_unmeasured_shape_has_no_estimate() -> None:
 
 def test_estimate_becomes_certain_with_equal_measurements() -> None:
     estimate_of_few, estimate_of_many = (
-        _estimate(_new_measurements(4.0)),
-        _estimate(_new_measurements(*[4.0] * 32)),
+        _get_estimate(_new_measurements(4.0)),
+        _get_estimate(_new_measurements(*[4.0] * 32)),
     )
     assert estimate_of_few.mean == estimate_of_many.mean == 4.0
     assert estimate_of_few.p90 > 6.0 > 5.0 > estimate_of_many.p90
@@ -64,7 +64,7 @@ def test_estimate_becomes_certain_with_equal_measurements() -> None:
 
 def test_old_measurements_are_forgotten() -> None:
     measurements = _new_measurements(*[100.0] * 50, *[2.0] * 32)
-    assert _estimate(measurements).mean == 2.0
+    assert _get_estimate(measurements).mean == 2.0
     assert _build_tariff(measurements).shapes["s"].seconds == 2.0
     estimate_of_any_shape = _new_measurements(*[100.0] * 50, *[2.0] * 256).estimate_any_shape()
     assert estimate_of_any_shape is not None and estimate_of_any_shape.mean == 2.0
@@ -86,12 +86,12 @@ def test_shapes_are_bounded_and_the_last_used_stay() -> None:
 
 def test_estimated_loading_follows_measurements_of_other_shapes() -> None:
     measurements = _new_measurements(*[4.0] * 10)
-    assert _estimate(measurements, load_seconds=5.0).mean == 9.0, "the scheduler's own estimate"
+    assert _get_estimate(measurements, load_seconds=5.0).mean == 9.0, "the scheduler's own estimate"
     measurements.record(_new_render(14.0, load_seconds=10.0), 5.0)
-    assert _estimate(measurements).mean == 4.0
-    assert _estimate(measurements, load_seconds=5.0).mean == 14.0, "measured with this shape"
+    assert _get_estimate(measurements).mean == 4.0
+    assert _get_estimate(measurements, load_seconds=5.0).mean == 14.0, "measured with this shape"
     measurements.record(_new_render(1.0, "other"))
-    assert _estimate(measurements, "other", load_seconds=1.0).mean == 3.0, (
+    assert _get_estimate(measurements, "other", load_seconds=1.0).mean == 3.0, (
         "twice the scheduler's estimate"
     )
 
@@ -102,16 +102,19 @@ def test_loading_a_tiny_file_barely_changes_the_estimate_for_large_ones() -> Non
     # The render took a second longer than usual, and should have loaded for a hundredth of one.
     measurements.record(_new_render(5.0, load_seconds=0.01), 0.01)
     measurements.record(_new_render(1.0, "other"))
-    assert 10.0 < _estimate(measurements, "other", load_seconds=10.0).mean < 13.0
+    assert 10.0 < _get_estimate(measurements, "other", load_seconds=10.0).mean < 13.0
 
 
 def test_shape_measured_only_with_loading_is_not_estimated_as_faster() -> None:
-    assert _estimate(_new_measurements(9.0, load_seconds=5.0)).mean == 9.0
+    assert _get_estimate(_new_measurements(9.0, load_seconds=5.0)).mean == 9.0
 
 
 def test_renders_before_a_restart_are_separate_if_they_loaded_models() -> None:
     measurements = RenderMeasurements([_new_render(4.0), _new_render(14.0, load_seconds=10.0)])
-    assert (_estimate(measurements).mean, _estimate(measurements, load_seconds=5.0).mean) == (
+    assert (
+        _get_estimate(measurements).mean,
+        _get_estimate(measurements, load_seconds=5.0).mean,
+    ) == (
         4.0,
         14.0,
     )
@@ -119,7 +122,7 @@ def test_renders_before_a_restart_are_separate_if_they_loaded_models() -> None:
 
 def test_renders_that_loaded_only_briefly_are_not_separate() -> None:
     measurements = RenderMeasurements([_new_render(4.0), _new_render(4.2, load_seconds=0.1)])
-    assert _estimate(measurements).mean == pytest.approx(4.1)
+    assert _get_estimate(measurements).mean == pytest.approx(4.1)
 
 
 def test_remaining_time_counts_only_longer_renders() -> None:

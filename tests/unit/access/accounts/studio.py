@@ -55,7 +55,7 @@ class Studio:
         session = await self.parts.sign_in.sign_in(email, PASSWORD, "")
         return session, await self.parts.authenticator.authenticate(session.access_token)
 
-    async def audited_actions(self) -> list[str]:
+    async def list_audited_actions(self) -> list[str]:
         """Return the actions in the audit log, in order."""
         return [
             e.event.action

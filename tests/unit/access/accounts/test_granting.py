@@ -132,7 +132,7 @@ async def test_a_member_can_be_invited_again(studio: Studio) -> None:
         await sign_in.reset_password(str(first_token), PASSWORD, "")
     await sign_in.reset_password(str(second_token), PASSWORD, "")
     session = await sign_in.sign_in("new@example.com", PASSWORD, "")
-    assert (await studio.audited_actions())[:2] == ["member.invite", "member.create"]
+    assert (await studio.list_audited_actions())[:2] == ["member.invite", "member.create"]
     # Without a mail server, only an invitation can replace a forgotten password.
     _, third_token = await organisations.invite_member(
         make_caller(admin), studio.organisation, new_user.id
@@ -223,7 +223,7 @@ async def test_a_new_role_invalidates_invitations(studio: Studio) -> None:
 async def test_with_a_mail_server_an_invitation_is_only_mailed(
     studio: Studio,
 ) -> None:
-    class Outbox:
+    class FakeMailer:
         can_deliver = True
 
         def __init__(self) -> None:
@@ -234,7 +234,7 @@ async def test_with_a_mail_server_an_invitation_is_only_mailed(
 
     _, admin = await studio.add_member()
     old_session, _ = await studio.add_member(Role.MEMBER)
-    studio.parts.sign_in._mailer = outbox = Outbox()
+    studio.parts.sign_in._mailer = mailer = FakeMailer()
     new_user, _ = await studio.parts.organisations.add_member(
         make_caller(admin), studio.organisation, email="n@example.com", name="", role=Role.MEMBER
     )
@@ -245,7 +245,7 @@ async def test_with_a_mail_server_an_invitation_is_only_mailed(
             )
         )[1] is None
     await studio.parts.sign_in.close()
-    assert [(mail.to, mail.subject) for mail in outbox.mails] == [
+    assert [(mail.to, mail.subject) for mail in mailer.mails] == [
         (new_user.email, "Your new account"),
         (new_user.email, "Your new account"),
         (old_session.user.email, "Set a new password"),

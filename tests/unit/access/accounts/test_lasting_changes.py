@@ -71,11 +71,11 @@ LASTING_CHANGES = [
 async def test_an_ended_session_cannot_make_lasting_changes(studio: Studio, change: Any) -> None:
     """The change is refused although the gatekeeper's cache may still contain the session."""
     _, caller = await studio.add_member()
-    state_before = await studio.audited_actions(), await studio.count_keys()
+    state_before = await studio.list_audited_actions(), await studio.count_keys()
     await studio.parts.sign_in.sign_out(str(caller.user), caller.key_id, everywhere=False)
     with pytest.raises(InvalidKey):
         await change(studio, make_caller(caller))
-    assert (await studio.audited_actions(), await studio.count_keys()) == state_before
+    assert (await studio.list_audited_actions(), await studio.count_keys()) == state_before
     assert (await studio.parts.users.get(str(caller.user))).name == ""
 
 

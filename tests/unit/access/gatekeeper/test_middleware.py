@@ -431,7 +431,7 @@ async def test_a_body_that_is_too_slow_ends_the_request(
         messages.append(message)
 
     gatekeeper = wrap_in_gatekeeper(echo, RecordingObserver())
-    await asyncio.wait_for(gatekeeper(post_scope(), receive, send), 30)
+    await asyncio.wait_for(gatekeeper(make_post_scope(), receive, send), 30)
     assert (messages[0]["status"], json.loads(messages[1]["body"])["code"]) == (
         408,
         "body_too_slow",
@@ -461,12 +461,12 @@ async def test_an_app_that_reads_slowly_does_not_end_the_request(
         messages.append(message)
 
     await asyncio.wait_for(
-        wrap_in_gatekeeper(slow_app, RecordingObserver())(post_scope(), receive, send), 30
+        wrap_in_gatekeeper(slow_app, RecordingObserver())(make_post_scope(), receive, send), 30
     )
     assert messages[0]["status"] == 200
 
 
-def post_scope() -> Scope:
+def make_post_scope() -> Scope:
     return {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-api-key", b"good")]}
 
 

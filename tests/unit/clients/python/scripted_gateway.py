@@ -96,7 +96,7 @@ class ScriptedGateway:
     def script(self, method: str, path: str, *replies: Reply) -> None:
         self._replies[method, path].extend(replies)
 
-    def next_reply(self, request: ReceivedRequest) -> Reply:
+    def take_next_reply(self, request: ReceivedRequest) -> Reply:
         self.requests.append(request)
         replies = self._replies[request.method, request.path]
         return replies.pop(0) if replies else problem_reply(404, "route_not_found")
@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         address = urlsplit(self.path)
-        reply = self.server.gateway.next_reply(
+        reply = self.server.gateway.take_next_reply(
             ReceivedRequest(
                 method=self.command,
                 path=address.path,

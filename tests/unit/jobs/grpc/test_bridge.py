@@ -82,7 +82,7 @@ async def submit_with_key(bridge: GrpcBridge, key: str) -> object:
     return await bridge.submit_job(pb.SubmitJobRequest(job_json="{}", idempotency_key=key), ())
 
 
-async def watch_after(bridge: GrpcBridge, event_id: str) -> object:
+async def list_events_after(bridge: GrpcBridge, event_id: str) -> object:
     return [
         event async for event in bridge.watch_job(pb.WatchJobRequest(id="1", after=event_id), ())
     ]
@@ -90,7 +90,7 @@ async def watch_after(bridge: GrpcBridge, event_id: str) -> object:
 
 @pytest.mark.parametrize("field_value", ["a\nb", "a\r\nx-moyin-owner: admin", "\0", "a\x7f"])
 @pytest.mark.parametrize(
-    ("call", "field"), [(submit_with_key, "idempotency_key"), (watch_after, "after")]
+    ("call", "field"), [(submit_with_key, "idempotency_key"), (list_events_after, "after")]
 )
 async def test_a_field_with_control_characters_is_refused(
     bridge: GrpcBridge,
@@ -104,7 +104,7 @@ async def test_a_field_with_control_characters_is_refused(
     assert fault == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", field)
 
 
-@pytest.mark.parametrize("call", [submit_with_key, watch_after])
+@pytest.mark.parametrize("call", [submit_with_key, list_events_after])
 async def test_an_app_without_the_calls_names_the_app_that_has_them(
     call: Callable[[GrpcBridge, str], Awaitable[object]],
 ) -> None:

@@ -111,7 +111,7 @@ class ScriptedActivities:
         if step.begins is not None:
             self.log.append("start")
             if not self.can_start:
-                raise _superseded_error()
+                raise _make_superseded_error()
         self.attempt_counts[step.index] += 1
         assert step.earlier == (
             () if self.runs_in_parallel else tuple(f"out{i}" for i in range(step.index))
@@ -147,11 +147,11 @@ class ScriptedActivities:
                 return False
         record = StepRecord(job_id=step.job_id, attempt=step.attempt, result=result)
         if not await self.record_step(record):
-            raise _superseded_error()
+            raise _make_superseded_error()
         return True
 
 
-def _superseded_error() -> ApplicationError:
+def _make_superseded_error() -> ApplicationError:
     return ApplicationError("superseded", type=SUPERSEDED, non_retryable=True)
 
 

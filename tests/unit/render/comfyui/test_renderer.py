@@ -76,12 +76,12 @@ async def make_harness(
     monkeypatch.setattr(session, "_EXIT_SECONDS", 0.05)
     is_over = asyncio.Event()
 
-    async def never_answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def never_respond(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await is_over.wait()
         writer.close()
 
     address = str(tmp_path / "comfyui.sock")
-    server = await asyncio.start_unix_server(never_answer, address)
+    server = await asyncio.start_unix_server(never_respond, address)
     async with server, ComfyClient(address, "c", HostPathFilter({})) as comfyui:
         yield lambda blobs: RendererHarness(tmp_path, blobs, comfyui)
         is_over.set()

@@ -35,7 +35,7 @@ from tests.videos import make_lying_video, make_video
 SIGNING_KEY = b"k" * 32
 
 
-def identify(app: ASGIApp) -> ASGIApp:
+def add_identity(app: ASGIApp) -> ASGIApp:
     """Wrap an app so that requests get the identity that their headers describe.
 
     ``x-owner`` is the tenant; ``x-job`` makes it an event token for that job.
@@ -70,7 +70,7 @@ async def client(tmp_path: Path, store: ArtifactStore) -> AsyncIterator[httpx.As
     app.include_router(signed_link_routes(*services))
     app.include_router(artifact_routes(*services, TemplateCatalog([SHIPPED_FOLDER])))
     app.include_router(archive_routes(store, jobs, blobs, SIGNING_KEY))
-    transport = httpx.ASGITransport(app=identify(app))
+    transport = httpx.ASGITransport(app=add_identity(app))
     async with httpx.AsyncClient(
         transport=transport, base_url="http://test", headers={"x-owner": "ann"}
     ) as client:

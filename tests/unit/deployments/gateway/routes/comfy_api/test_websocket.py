@@ -65,7 +65,7 @@ class FakeSocket:
             await asyncio.Event().wait()
         await self.outgoing.put(message)
 
-    async def next_message(self) -> dict[str, Any]:
+    async def receive_message(self) -> dict[str, Any]:
         return await asyncio.wait_for(self.outgoing.get(), _SECONDS)
 
     def send_from_client(self, message: Any) -> None:
@@ -88,7 +88,7 @@ async def connect_socket(
     socket.is_stuck = is_stuck
     socket.incoming.put_nowait({"type": "websocket.connect"})
     serving_task = asyncio.create_task(app(scope, socket.incoming.get, socket.send))
-    assert (await socket.next_message())["type"] == "websocket.accept"
+    assert (await socket.receive_message())["type"] == "websocket.accept"
     yield socket
     socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
     await asyncio.wait_for(serving_task, _SECONDS)
@@ -99,15 +99,15 @@ async def test_messages_are_sent_to_the_client() -> None:
     notifier = FakeNotifier(["text", b"picture"])
     async with connect_socket(notifier) as socket:
         assert notifier.arguments == ("ada", "c")
-        assert (await socket.next_message())["text"] == "text"
-        assert (await socket.next_message())["bytes"] == b"picture"
+        assert (await socket.receive_message())["text"] == "text"
+        assert (await socket.receive_message())["bytes"] == b"picture"
 
 
 async def test_the_first_message_may_carry_feature_flags() -> None:
     notifier = FakeNotifier([])
     async with connect_socket(notifier) as socket:
         socket.send_from_client(_FLAGS)
-        message = json.loads((await socket.next_message())["text"])
+        message = json.loads((await socket.receive_message())["text"])
         assert message["data"] == {"supports_preview_metadata": True, "max_upload_size": 1_000}
         assert notifier.supports_preview_metadata
         socket.send_from_client({**_FLAGS, "data": {}})
@@ -132,6 +132,6 @@ async def test_a_client_that_does_not_keep_up_is_disconnected(
     # The client reads nothing, or it reads too slowly.
     notifier = FakeNotifier(["text"] if is_stuck else [SlowConsumer("too slow")])
     async with connect_socket(notifier, is_stuck=is_stuck) as socket:
-        close_message = await socket.next_message()
+        close_message = await socket.receive_message()
     assert (close_message["type"], close_message["code"]) == ("websocket.close", 1013)
     assert close_message["reason"] == "slow_consumer"
