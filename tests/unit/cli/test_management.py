@@ -240,7 +240,7 @@ def test_usage_is_exported_as_csv(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status"),
+    ("arguments", "exit_status"),
     [
         (["models", "show", "none"], 1),
         (["artifacts", "put", "/missing"], 2),
@@ -248,6 +248,6 @@ def test_usage_is_exported_as_csv(
     ],
 )
 def test_errors_exit_with_their_status(
-    gateway: ScriptedGateway, arguments: list[str], status: int
+    gateway: ScriptedGateway, arguments: list[str], exit_status: int
 ) -> None:
-    assert run(arguments) == status
+    assert run(arguments) == exit_status

@@ -70,7 +70,7 @@ async def test_pools_are_merged_and_concurrent_requests_share_a_call() -> None:
     assert json.loads(await node_info.fetch_first("/models/x")) == ["1"]
 
 
-async def test_the_lists_of_one_pool_leave_the_merged_ones_as_they_are() -> None:
+async def test_fetching_the_list_of_one_pool_does_not_change_the_merged_list() -> None:
     node_info = NodeInfoCache(FakePools(a=["1"], b=["2"]))
     assert await node_info.fetch_merged("/models/x", merge_lists, ["b"]) == ["2"]
     assert await fetch_merged_list(node_info) == ["1", "2"]
@@ -155,12 +155,12 @@ def make_graph(node_class: str, model_file: str) -> dict[str, Any]:
 
 
 async def test_a_graph_gets_the_first_pool_that_has_its_nodes_and_files() -> None:
-    def loader_node(*files: str) -> dict[str, Any]:
+    def make_loader_node(*files: str) -> dict[str, Any]:
         return {"input": {"required": {"ckpt": [list(files)], "n": ["INT", {}]}}}
 
     pools = FakePools(
-        a={"Load": loader_node("x", "y")},
-        b={"Load": loader_node("y", "z"), "New": loader_node("z")},
+        a={"Load": make_loader_node("x", "y")},
+        b={"Load": make_loader_node("y", "z"), "New": make_loader_node("z")},
     )
     node_info = NodeInfoCache(pools)
     assert await node_info.choose_pool(make_graph("Load", "y")) == "a"
