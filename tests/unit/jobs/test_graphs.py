@@ -19,7 +19,9 @@ from moyin.store.sql import Database
 from moyin.testing.fakes import PermissiveGraphGuard
 
 ANN, BOB = Identity(owner="ann", key_id="k"), Identity(owner="bob", key_id="k")
-MINE = Artifact(id=f"art_{'1' * 32}", name="a.png", media_type="image/png", size=1, sha256="a" * 64)
+ANNS_ARTIFACT = Artifact(
+    id=f"art_{'1' * 32}", name="a.png", media_type="image/png", size=1, sha256="a" * 64
+)
 
 
 class FakeGuard(PermissiveGraphGuard):
@@ -59,7 +61,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[CheckerHarness]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ensure_schema()
     artifacts = ArtifactStore(database)
-    await artifacts.add(MINE, owner="ann")
+    await artifacts.add(ANNS_ARTIFACT, owner="ann")
     yield CheckerHarness(artifacts)
     await database.close()
 
@@ -78,14 +80,14 @@ def make_spec(*steps: Step, kind: str = "render", **members: Any) -> JobSpec:
 
 async def test_files_are_checked_under_their_names_on_the_renderer(harness: CheckerHarness) -> None:
     await harness.checks.check_new_job(
-        ANN, make_spec(make_render_step(make_graph(f"artifact:{MINE.id}")))
+        ANN, make_spec(make_render_step(make_graph(f"artifact:{ANNS_ARTIFACT.id}")))
     )
-    name = make_input_name(MINE)
+    name = make_input_name(ANNS_ARTIFACT)
     assert harness.guard.calls == [("default", make_graph(name), {name})]
     assert harness.validated_graphs == [("default", make_graph(name))]
 
 
-@pytest.mark.parametrize("missing_id", [MINE.id, f"art_{'2' * 32}"])
+@pytest.mark.parametrize("missing_id", [ANNS_ARTIFACT.id, f"art_{'2' * 32}"])
 async def test_an_artifact_of_another_tenant_counts_as_missing(
     harness: CheckerHarness, missing_id: str
 ) -> None:
@@ -100,7 +102,7 @@ async def test_an_artifact_of_another_tenant_counts_as_missing(
 
 
 @pytest.mark.parametrize(
-    ("job", "field"),
+    ("spec", "field"),
     [
         (make_spec(make_render_step(make_graph("bad"))), "workflow.1.inputs.image"),
         (
@@ -117,10 +119,10 @@ async def test_an_artifact_of_another_tenant_counts_as_missing(
     ],
 )  # fmt: skip
 async def test_an_error_names_the_field_of_the_request(
-    harness: CheckerHarness, job: JobSpec, field: str
+    harness: CheckerHarness, spec: JobSpec, field: str
 ) -> None:
     with pytest.raises(InputNotFound) as exc_info:
-        await harness.checks.check_new_job(ANN, job)
+        await harness.checks.check_new_job(ANN, spec)
     assert exc_info.value.field == field
 
 

@@ -26,7 +26,7 @@ def build_status_event(name: str, event_id: str | None, **kwargs: Any) -> bytes:
 
 RUNNING = build_status_event("running", "2-0")
 SUCCEEDED = build_status_event("succeeded", "9-0")
-SEEN = {
+PREVIEW_DATA = {
     "step": 0,
     "node": "KSampler",
     "media_type": "image/jpeg",
@@ -221,8 +221,8 @@ async def test_previews_are_typed_and_do_not_move_the_cursor(
 ) -> None:
     gateway.script(
         "GET", EVENTS,
-        stream_reply(RUNNING, build_event("preview", SEEN), breaks=True),
-        stream_reply(build_event("preview", SEEN), breaks=True),
+        stream_reply(RUNNING, build_event("preview", PREVIEW_DATA), breaks=True),
+        stream_reply(build_event("preview", PREVIEW_DATA), breaks=True),
         stream_reply(SUCCEEDED),
     )  # fmt: skip
     events = await client.collect("events", "j1", previews=True)
@@ -243,7 +243,7 @@ async def test_previews_are_typed_and_do_not_move_the_cursor(
 async def test_a_preview_after_the_last_event_does_not_reopen_the_stream(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
-    gateway.script("GET", EVENTS, stream_reply(SUCCEEDED, build_event("preview", SEEN)))
+    gateway.script("GET", EVENTS, stream_reply(SUCCEEDED, build_event("preview", PREVIEW_DATA)))
     events = await client.collect("events", "j1", previews=True)
     assert [item.type for item in events] == ["succeeded", "preview"]
     assert (len(gateway.requests), pauses.seconds) == (1, [])

@@ -213,7 +213,7 @@ def make_operation_config(**model: Any) -> ModelsConfig:
     return ModelsConfig.model_validate({"backends": [{**backend, "models": [model]}]})
 
 
-def test_models_with_abilities_only_need_no_context_and_answer_no_chats() -> None:
+def test_models_that_answer_no_chats_need_no_context() -> None:
     config = make_operation_config(name="m", abilities=["rerank"], price=0)
     [model] = config.backends[0].models
     assert not model.answers_chats and model.abilities == (Operation.RERANK,)

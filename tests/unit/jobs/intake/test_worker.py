@@ -28,7 +28,7 @@ JOB = Job(
     created_at=datetime.now(UTC), started_at=None, finished_at=None,
 )  # fmt: skip
 BODY = json.dumps({"kind": "http", "request": {"path": "/x"}}).encode()
-LATE = json.dumps(
+LATE_BODY = json.dumps(
     {"kind": "http", "request": {"path": "/x"}, "deadline": "2020-01-01T00:00:00Z"}
 ).encode()
 
@@ -217,7 +217,7 @@ async def test_an_outage_only_delays_the_job(outage: Exception) -> None:
 
 
 async def test_a_deadline_that_has_passed_does_not_make_a_dead_letter() -> None:
-    broker = await run_worker(FakeBroker(make_delivery(body=LATE)), FakeJobService())
+    broker = await run_worker(FakeBroker(make_delivery(body=LATE_BODY)), FakeJobService())
     assert broker.dead_letters == []
 
 
