@@ -151,7 +151,7 @@ OWN = "http://gateway.example:8000"
 def test_a_cookie_is_accepted_from_pages_of_the_gateway_only(
     headers: dict[str, str], is_accepted: bool, method: str
 ) -> None:
-    scope_members = {"kind": "websocket"} if method == "websocket" else {"method": method}
+    scope_members = {"scope_type": "websocket"} if method == "websocket" else {"method": method}
     request_headers = {"host": "gateway.example:8000", "cookie": "moyin_session=d", **headers}
     request_scope = make_scope_with_headers(request_headers, **scope_members)
     if is_accepted:
