@@ -129,6 +129,7 @@ async def test_a_retry_after_a_lost_try_returns_the_recorded_result(
     published_kinds = harness.watchers.kinds[1:]
     assert await harness.run_step(step, attempt=2) == first_outcome
     assert harness.run_count == 1, "the step does not run again"
+    assert len(harness.ended_jobs) == (1 if step_count == 1 else 0), "an end is reported once"
     assert harness.watchers.kinds[1:] == [*published_kinds, *published_kinds], (
         "the events may have been lost"
     )
