@@ -83,7 +83,9 @@ class AnthropicBackend:
         )
         self.batches = AnthropicBatches(self._http)
 
-    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+    def get_request_additions(
+        self, model: Model, needs: Needs, *, streams: bool
+    ) -> Mapping[str, Any]:
         return {}
 
     async def forward(self, request: RawRequest) -> bytes:
@@ -118,8 +120,11 @@ class AnthropicBackend:
             events = await self._get_sdk().messages.create(**arguments, stream=True)
         has_started = False
         try:
-            async with events, aclosing(iterate_until_deadline(deadline, aiter(events))) as pieces:
-                async for event in pieces:
+            async with (
+                events,
+                aclosing(iterate_until_deadline(deadline, aiter(events))) as timed_events,
+            ):
+                async for event in timed_events:
                     # The SDK returns JSON that is not an object unchanged.
                     if not isinstance(event, anthropic.BaseModel):
                         raise StreamInterrupted(

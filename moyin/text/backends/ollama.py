@@ -78,21 +78,21 @@ class _Client(ollama.AsyncClient):
     async def request_chat_stream(
         self, body: Mapping[str, Any]
     ) -> AsyncGenerator[ollama.ChatResponse, None]:
-        objects = await self._request(
+        untyped_responses = await self._request(
             ollama.ChatResponse, "POST", "/api/chat", json=body, stream=True
         )
-        pieces = cast(AsyncGenerator[ollama.ChatResponse, None], objects)
-        async with aclosing(pieces):
+        responses = cast(AsyncGenerator[ollama.ChatResponse, None], untyped_responses)
+        async with aclosing(responses):
             with _check_json_object():
-                async for piece in pieces:
-                    yield piece
+                async for response in responses:
+                    yield response
 
     async def request_embeddings(self, body: Mapping[str, Any]) -> ollama.EmbedResponse:
         with _check_json_object():
             return await self._request(ollama.EmbedResponse, "POST", "/api/embed", json=body)
 
-    async def request_version(self, seconds: float) -> None:
-        response = await self._client.get("/api/version", timeout=seconds)
+    async def request_version(self, timeout_seconds: float) -> None:
+        response = await self._client.get("/api/version", timeout=timeout_seconds)
         response.raise_for_status()
 
 
@@ -134,11 +134,15 @@ class OllamaBackend:
         self._connections = connections
         self._sdk: _Client | None = None
 
-    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        tokens, limit = needs.prompt_tokens, needs.max_tokens
+    def get_request_additions(
+        self, model: Model, needs: Needs, *, streams: bool
+    ) -> Mapping[str, Any]:
+        prompt_tokens, max_tokens = needs.prompt_tokens, needs.max_tokens
         if needs.embeddings:
-            tokens, limit = needs.longest_input or tokens, 0
-        return {"options": {"num_ctx": choose_context_window(tokens, limit, model.context)}}
+            prompt_tokens, max_tokens = needs.longest_input or prompt_tokens, 0
+        return {
+            "options": {"num_ctx": choose_context_window(prompt_tokens, max_tokens, model.context)}
+        }
 
     async def forward(self, request: RawRequest) -> bytes:
         with self._track_call(request.path, len(request.body)) as call:
@@ -180,32 +184,32 @@ class OllamaBackend:
     async def _stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         context = self._find_context(request.model)
         body = chat_request_to_upstream(request, context=context, stream=True)
-        objects = self._get_sdk().request_chat_stream(body)
+        responses = self._get_sdk().request_chat_stream(body)
         tool_count, has_started = 0, False
         try:
             async with (
-                aclosing(objects),
-                aclosing(iterate_until_deadline(deadline, objects)) as pieces,
+                aclosing(responses),
+                aclosing(iterate_until_deadline(deadline, responses)) as timed_responses,
             ):
-                async for piece in pieces:
+                async for response in timed_responses:
                     if not has_started:
                         has_started = True
                         yield Started(
-                            id=create_response_id(), model=str(piece.model or request.model)
+                            id=create_response_id(), model=str(response.model or request.model)
                         )
                     deltas = message_to_deltas(
-                        piece.message.model_dump(),
+                        response.message.model_dump(),
                         tools_before=tool_count,
-                        logprobs=[token.model_dump() for token in piece.logprobs or ()],
+                        logprobs=[token.model_dump() for token in response.logprobs or ()],
                     )
-                    tool_count += len(piece.message.tool_calls or ())
+                    tool_count += len(response.message.tool_calls or ())
                     for delta in deltas:
                         yield delta
-                    if piece.done:
-                        last_object = piece.model_dump()
+                    if response.done:
+                        last_response = response.model_dump()
                         yield Finished(
-                            stop=read_stop_reason(last_object, has_tool_calls=tool_count > 0),
-                            usage=usage_to_domain(last_object),
+                            stop=read_stop_reason(last_response, has_tool_calls=tool_count > 0),
+                            usage=usage_to_domain(last_response),
                         )
                         return
         except (ollama.ResponseError, httpx.HTTPError, TimeoutError, ValueError, OSError) as error:
@@ -227,13 +231,13 @@ class OllamaBackend:
         Models with the same weights share the memory. The server lists only one of their names; the
         result has all of them.
         """
-        entries = await list_resident_models(self._http)
+        descriptions = await list_resident_models(self._http)
         models_by_name: dict[str, Mapping[str, Any]] = {}
-        for name, entry in entries.items():
+        for name, description in descriptions.items():
             for model_name in (name, *self._models.find_names_sharing_weights(frozenset({name}))):
                 models_by_name[model_name] = models_by_name[
                     model_name.removesuffix(DEFAULT_TAG)
-                ] = entry
+                ] = description
         return models_by_name
 
     async def refresh_models(self) -> bool:
@@ -270,8 +274,8 @@ class OllamaBackend:
     def _find_context(self, model: str) -> int:
         if (context := self._contexts.get(model)) is not None:
             return context
-        file = self._models.find(model)
-        return (file and file.context) or DEFAULT_CONTEXT
+        model_file = self._models.find(model)
+        return (model_file and model_file.context) or DEFAULT_CONTEXT
 
     async def probe(self) -> None:
         with _translate_errors():
@@ -295,14 +299,14 @@ class OllamaBackend:
 
 def _measure_prompt(request: ChatRequest) -> int:
     """Return the size of the prompt in characters, an estimate of the request's size in bytes."""
-    texts = [len(part.text) for part in request.system]
-    texts += [
+    text_lengths = [len(part.text) for part in request.system]
+    text_lengths += [
         len(part.text)
         for message in request.messages
         for part in message.parts
         if isinstance(part, Text | Thinking)
     ]
-    return sum(texts)
+    return sum(text_lengths)
 
 
 def _translate_stream_error(error: Exception, *, has_started: bool) -> Exception:

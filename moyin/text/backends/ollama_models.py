@@ -72,7 +72,7 @@ class HostModels:
 
         async def describe(entry: Mapping[str, Any]) -> None:
             file = known_files.get(entry["name"])
-            if file is None or not _is_same(file, entry):
+            if file is None or not _is_unchanged(file, entry):
                 async with semaphore:
                     file = await _request_file(http, entry) or file
             new_files[entry["name"]] = file
@@ -81,8 +81,8 @@ class HostModels:
             async with asyncio.timeout(_REFRESH_SECONDS):
                 await asyncio.gather(*map(describe, entries))
         names = [entry["name"] for entry in entries]
-        files_or_none = {name: new_files.get(name, known_files.get(name)) for name in names}
-        files = {name: file for name, file in files_or_none.items() if file is not None}
+        optional_files = {name: new_files.get(name, known_files.get(name)) for name in names}
+        files = {name: file for name, file in optional_files.items() if file is not None}
         undescribed_names = frozenset(names) - files.keys()
         for name in undescribed_names - self._undescribed:
             _log.warning("an Ollama host does not describe its model %r, so it is left out", name)
@@ -108,7 +108,7 @@ def _parse_entries(body: bytes) -> list[Mapping[str, Any]]:
     return entries[:_MAX_MODELS]
 
 
-def _is_same(file: ModelFile, entry: Mapping[str, Any]) -> bool:
+def _is_unchanged(file: ModelFile, entry: Mapping[str, Any]) -> bool:
     return (file.digest, file.modified_at) == (entry.get("digest"), entry.get("modified_at"))
 
 
@@ -132,7 +132,7 @@ def _build_file(entry: Mapping[str, Any], details: Mapping[str, Any]) -> ModelFi
     description = {name: details[name] for name in _DESCRIPTION if details.get(name)}
     if len(to_json(description)) > _MAX_DESCRIPTION_BYTES:
         description = {"model_info": _shorten_info(description.get("model_info") or {})}
-    weights = _WEIGHTS.search(str(details.get("modelfile") or ""))
+    weights_match = _WEIGHTS.search(str(details.get("modelfile") or ""))
     return ModelFile(
         name=entry["name"],
         digest=str(entry.get("digest") or ""),
@@ -143,15 +143,15 @@ def _build_file(entry: Mapping[str, Any], details: Mapping[str, Any]) -> ModelFi
         # `parent_model` is a path on the host if the model was created from a file.
         details={**(details.get("details") or entry.get("details") or {}), "parent_model": ""},
         description=description,
-        weights=weights[1] if weights else "",
+        weights=weights_match[1] if weights_match else "",
     )
 
 
 def _find_context(details: Mapping[str, Any]) -> int | None:
     """Return the context length in tokens: the Modelfile's ``num_ctx``, else the trained length."""
-    parameter = _CONTEXT_PARAMETER.search(str(details.get("parameters") or ""))
-    if parameter:
-        return int(parameter[1]) or None
+    num_ctx_match = _CONTEXT_PARAMETER.search(str(details.get("parameters") or ""))
+    if num_ctx_match:
+        return int(num_ctx_match[1]) or None
     info = details.get("model_info") or {}
     architecture = info.get("general.architecture")
     length = info.get(f"{architecture}.context_length")

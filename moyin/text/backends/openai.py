@@ -103,7 +103,9 @@ class OpenAIBackend:
             self._http, renames_max_tokens=endpoint is not None and _is_openai(endpoint.url)
         )
 
-    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+    def get_request_additions(
+        self, model: Model, needs: Needs, *, streams: bool
+    ) -> Mapping[str, Any]:
         return _USAGE_REPORTING.get(self._owned_by, {}) if streams else {}
 
     @property
@@ -170,11 +172,11 @@ class OpenAIBackend:
         if self._health_path is None:
             return
         try:
-            models = await self._http.get(self._health_path, _PROBE_SECONDS)
+            model_list = await self._http.get(self._health_path, _PROBE_SECONDS)
         except ModelNotFound:
             # The server is up, but has no list of models, as on Azure and Bedrock.
             return
-        self._owned_by = _read_owned_by(models)
+        self._owned_by = _read_owned_by(model_list)
 
     async def close(self) -> None:
         await self._http.close()
@@ -195,18 +197,18 @@ class OpenAIBackend:
         Raises:
             UnsupportedFeature: the request sets a sampling option that the server lacks.
         """
-        names = _SAMPLING_OPTION_NAMES.get(self._owned_by, {})
+        option_names = _SAMPLING_OPTION_NAMES.get(self._owned_by, {})
         members: dict[str, Any] = {}
         for name in ("min_p", "repeat_penalty"):
-            value = getattr(request.sampling, name)
-            if value is None:
+            option_value = getattr(request.sampling, name)
+            if option_value is None:
                 continue
-            if name not in names:
+            if name not in option_names:
                 raise UnsupportedFeature(
                     f"the chosen back end does not support {name}; omit it", field=name
                 )
-            members[names[name]] = value
-        if names and request.reasoning is not None and not request.reasoning.enabled:
+            members[option_names[name]] = option_value
+        if option_names and request.reasoning is not None and not request.reasoning.enabled:
             members |= _NO_THINKING
         return members
 
@@ -215,9 +217,9 @@ def _is_openai(url: str) -> bool:
     return url == OPENAI_URL or (urlsplit(url).hostname or "").endswith(_AZURE_DOMAINS)
 
 
-def _read_owned_by(models: bytes) -> str:
+def _read_owned_by(model_list: bytes) -> str:
     """Return ``owned_by`` of the first model in a list of models; empty if it is missing."""
     try:
-        return str(from_json(models)["data"][0]["owned_by"])
+        return str(from_json(model_list)["data"][0]["owned_by"])
     except (ValueError, KeyError, IndexError, TypeError):
         return ""

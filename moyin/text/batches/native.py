@@ -28,7 +28,7 @@ from moyin.text.batches.native_collector import NativeCollector
 from moyin.text.batches.native_lines import NativeLines
 from moyin.text.batches.native_planner import NativePlanner
 from moyin.text.batches.native_sender import NativeSender
-from moyin.text.batches.native_work import LEASE_SECONDS, NativeWork, abandon
+from moyin.text.batches.native_work import LEASE_SECONDS, NativeWork, abandon_native_batch
 
 _log = logging.getLogger(__name__)
 _RENEW_SECONDS = 15.0
@@ -140,9 +140,9 @@ class NativeBatches:
         try:
             async with self._renewing_lease(row.id):
                 if row.is_plan:
-                    await self._planner.divide(work, row)
+                    await self._planner.create_native_batches(work, row)
                 else:
-                    await self._take_step(work, row, is_open=is_open)
+                    await self._advance_native_batch(work, row, is_open=is_open)
         except (MoyinError, SQLAlchemyError, OSError) as error:
             # The error's text may contain prompts.
             reason = error.message if isinstance(error, MoyinError) else type(error).__name__
@@ -157,19 +157,19 @@ class NativeBatches:
                 with suppress(SQLAlchemyError, OSError):
                     await self._store.save(replace(row, status=NativeStatus.DONE))
 
-    async def _postpone_step(self, native_id: str) -> None:
+    async def _postpone_step(self, native_batch_id: str) -> None:
         with suppress(SQLAlchemyError, OSError):
-            await self._store.renew(native_id, self._retry_seconds)
+            await self._store.renew(native_batch_id, self._retry_seconds)
 
     @asynccontextmanager
-    async def _renewing_lease(self, native_id: str) -> AsyncIterator[None]:
+    async def _renewing_lease(self, native_batch_id: str) -> AsyncIterator[None]:
         """Renew this replica's claim on a native batch's current step during the ``with`` block."""
 
         async def renew() -> None:
             while True:
                 await asyncio.sleep(_RENEW_SECONDS)
                 with suppress(SQLAlchemyError, OSError):
-                    await self._store.renew(native_id, LEASE_SECONDS)
+                    await self._store.renew(native_batch_id, LEASE_SECONDS)
 
         task = asyncio.create_task(renew())
         try:
@@ -178,19 +178,29 @@ class NativeBatches:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _take_step(self, work: NativeWork, native: NativeBatch, *, is_open: bool) -> None:
-        api = self._native_lines.get_api(native.backend)
-        if api is None or self._native_lines.find_deployment(native.backend, native.model) is None:
+    async def _advance_native_batch(
+        self, work: NativeWork, native_batch: NativeBatch, *, is_open: bool
+    ) -> None:
+        api = self._native_lines.get_api(native_batch.backend)
+        if (
+            api is None
+            or self._native_lines.find_deployment(native_batch.backend, native_batch.model) is None
+        ):
             if not is_open:
-                await abandon(self._store, native, "its back end is no longer configured")
+                await abandon_native_batch(
+                    self._store, native_batch, "its back end is no longer configured"
+                )
                 return
-            raise ServiceUnavailable(f"the batch API of {native.backend!r} is not configured")
-        match native.status:
+            raise ServiceUnavailable(
+                f"the batch API of {native_batch.backend!r} is not configured for the model "
+                f"{native_batch.model!r}; set 'batch: true' and 'batch_price'"
+            )
+        match native_batch.status:
             case NativeStatus.ASSIGNED if not is_open:
-                await abandon(self._store, native, "the batch is over")
+                await abandon_native_batch(self._store, native_batch, "the batch is over")
             case NativeStatus.ASSIGNED:
-                await self._sender.send(work, native, api)
+                await self._sender.send(work, native_batch, api)
             case NativeStatus.SENDING:
-                await self._sender.recover(native, api, is_open=is_open)
+                await self._sender.recover(native_batch, api, is_open=is_open)
             case NativeStatus.RUNNING:
-                await self._collector.poll(work, native, api, is_open=is_open)
+                await self._collector.poll(work, native_batch, api, is_open=is_open)

@@ -69,10 +69,12 @@ class NativeLines:
         runtime = self._router.fleet.runtimes.get(backend)
         return None if runtime is None else runtime.batch_api
 
-    def choose(self, batch: TextBatch, body: bytes) -> tuple[RouteTarget, NativeLine] | None:
-        """Choose the back end that can run a line in its batch API, and translate the line for it.
+    def choose_backend(
+        self, batch: TextBatch, body: bytes
+    ) -> tuple[RouteTarget, NativeLine] | None:
+        """Choose the back end whose batch API runs a line, and translate the line for it.
 
-        A model name that stands for several models is resolved as for a single call.
+        An alias is resolved as for a single call.
 
         Returns:
             The chosen target and the translated line; None if a single call must run the line.
@@ -93,7 +95,7 @@ class NativeLines:
             return None
 
     def encode(self, batch: TextBatch, body: bytes, backend: str, model: str) -> NativeLine | None:
-        """Translate a line for a model that `choose` has chosen, or return None if that fails."""
+        """Translate a line for a model that `choose_backend` has chosen, or return None if that fails."""
         deployment, api = self.find_deployment(backend, model), self.get_api(backend)
         if deployment is None or api is None:
             return None
@@ -143,17 +145,19 @@ class NativeLines:
         usage: Usage | None = None
         try:
             if deployment.api_format is codec.api_format:
-                answer, usage = _read_forwarded(codec, remote_result.body)
+                answer, usage = _read_forwarded_answer(codec, remote_result.body)
             else:
                 response = api.read_chat(remote_result.body)
                 # The answer is billed even if the client's protocol cannot express it.
                 usage = response.usage
                 answer = request.encode_response(response)
-        except MoyinError as malformed:
-            failed_result = self._build_failed_result(batch, number, malformed)
+        except MoyinError as translation_error:
+            failed_result = self._build_failed_result(batch, number, translation_error)
             if usage is None:
                 return failed_result, ()
-            entry = _build_entry(batch, number, request.model, deployment, usage, malformed.code)
+            entry = _build_entry(
+                batch, number, request.model, deployment, usage, translation_error.code
+            )
             return failed_result, (entry,)
         entry = _build_entry(batch, number, request.model, deployment, usage)
         return LineResult(number=number, http_status=200, body=answer), (entry,)
@@ -200,13 +204,13 @@ class NativeLines:
 def _encode_line(
     codec: ProtocolCodec, request: ParsedRequest, deployment: ModelDeployment, api: BatchApi
 ) -> NativeLine:
-    upstream = deployment.model.upstream
+    upstream_model = deployment.model.upstream
     if deployment.api_format is codec.api_format:
-        return NativeLine(path=codec.path, body={**request.data, "model": upstream})
-    chat = request.to_domain(upstream)
-    assert isinstance(chat, ChatRequest), "embeddings are never translated for batches"
-    chat = omit_unusable_effort(chat, request.derive_needs(), deployment.model)
-    return NativeLine(path=api.chat_path, body=api.encode_chat(chat))
+        return NativeLine(path=codec.path, body={**request.data, "model": upstream_model})
+    chat_request = request.to_domain(upstream_model)
+    assert isinstance(chat_request, ChatRequest), "embeddings are never translated for batches"
+    chat_request = omit_unusable_effort(chat_request, request.derive_needs(), deployment.model)
+    return NativeLine(path=api.chat_path, body=api.encode_chat(chat_request))
 
 
 def _build_entry(
@@ -241,7 +245,7 @@ def _build_entry(
     )
 
 
-def _read_forwarded(codec: ProtocolCodec, body: Mapping[str, Any]) -> tuple[bytes, Usage]:
+def _read_forwarded_answer(codec: ProtocolCodec, body: Mapping[str, Any]) -> tuple[bytes, Usage]:
     """Return an answer that is already in the client's format, as bytes, and its usage."""
     answer = dict(body)
     codec.require_answer_member(answer)

@@ -191,7 +191,7 @@ class BatchRunner:
         except (SQLAlchemyError, OSError) as error:
             _log.warning("lines of batch %s cannot be run: %s", batch_id, type(error).__name__)
             raise ServiceUnavailable(
-                "the database or the artifact store is unavailable", retry_after=1
+                "the database or the artifact store is unavailable; retry later", retry_after=1
             ) from error
         finally:
             self._running_calls[batch_id] -= 1
@@ -235,23 +235,25 @@ class BatchRunner:
         """
         open_batch = await self._open_batch(batch_id, identity)
         batch = open_batch.batch
-        may_begin = True
+        may_start_lines = True
         if self._native is not None:
             has_limits = bool(identity.limits)
-            may_begin = await self._native.advance(batch, open_batch.input, has_limits=has_limits)
+            may_start_lines = await self._native.advance(
+                batch, open_batch.input, has_limits=has_limits
+            )
         if batch.status is not BatchStatus.IN_PROGRESS or batch.expires_at <= now():
             return await self._end_batch(open_batch)
-        if not may_begin:
+        if not may_start_lines:
             return WorkState.MORE
         async with open_batch.claim_lock:
             window = self._get_window()
-            free_places = window - len(open_batch.running)
+            free_count = window - len(open_batch.running)
             # Claiming few lines at a time would take many transactions.
-            if free_places < max(1, window // 2):
+            if free_count < max(1, window // 2):
                 return WorkState.MORE
             running_numbers = list(open_batch.running.values())
             claimed_lines = await self._lines.claim(
-                batch_id, self.id, free_places, running=running_numbers, seconds=_LEASE_SECONDS
+                batch_id, self.id, free_count, running=running_numbers, seconds=_LEASE_SECONDS
             )
             await self._start_lines(open_batch, claimed_lines)
         if claimed_lines or open_batch.running:
@@ -282,7 +284,9 @@ class BatchRunner:
         if open_batch is None:
             input_file = await self._files.find(batch.owner, batch.input_file_id, with_deleted=True)
             if input_file is None:
-                raise ServiceUnavailable(f"the input file of batch {batch_id} is missing")
+                raise ServiceUnavailable(
+                    f"the input file {batch.input_file_id} of batch {batch_id} does not exist"
+                )
             open_batch = self._open.setdefault(
                 batch_id,
                 _OpenBatch(
@@ -360,7 +364,7 @@ class BatchRunner:
             The outcome; None if the batch ends first.
         """
         body = open_batch.format.read_body(content)
-        failures = failed_calls = 0
+        backend_failure_count = failed_call_count = 0
         while True:
             outcome = await self._caller.call(
                 open_batch.batch.endpoint,
@@ -373,14 +377,14 @@ class BatchRunner:
             # A complete call is paid for; another attempt would cost as much again.
             if error is None or not error.retryable or outcome.usage:
                 return outcome
-            failures += isinstance(error, BackendError)
-            if failures >= _MAX_FAILURES:
+            backend_failure_count += isinstance(error, BackendError)
+            if backend_failure_count >= _MAX_FAILURES:
                 return outcome
             pause = min(
-                max(error.retry_after or 0.0, 0.5 * 2 ** min(failed_calls, _MAX_DOUBLINGS)),
+                max(error.retry_after or 0.0, 0.5 * 2 ** min(failed_call_count, _MAX_DOUBLINGS)),
                 _MAX_PAUSE_SECONDS,
             )
-            failed_calls += 1
+            failed_call_count += 1
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await open_batch.end_event.wait()

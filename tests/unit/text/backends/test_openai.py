@@ -81,7 +81,7 @@ async def test_extra_members_depend_on_the_server(
 ) -> None:
     bodies: list[dict[str, object]] = []
 
-    async def get(self: HttpClient, path: str, seconds: float) -> bytes:
+    async def get(self: HttpClient, path: str, timeout_seconds: float) -> bytes:
         return f'{{"data":[{{"owned_by":"{owner}"}}]}}'.encode()
 
     async def post(self: HttpClient, path: str, body: bytes, deadline: float) -> bytes:

@@ -58,16 +58,18 @@ def body(**changes: Any) -> bytes:
 
 def test_a_line_from_which_tools_would_be_left_out_is_run_by_a_single_call() -> None:
     lines = new_lines(omitted_abilities=frozenset({"tools"}))
-    assert lines.choose(new_batch(), body()) is not None
-    assert lines.choose(new_batch(), body(tools=[TOOL])) is None
-    assert new_lines("tools").choose(new_batch(), body(tools=[TOOL])) is not None
+    assert lines.choose_backend(new_batch(), body()) is not None
+    assert lines.choose_backend(new_batch(), body(tools=[TOOL])) is None
+    assert new_lines("tools").choose_backend(new_batch(), body(tools=[TOOL])) is not None
 
 
 @pytest.mark.parametrize(("abilities", "is_sent"), [((), False), (("thinking",), True)])
 def test_a_model_that_does_not_reason_gets_no_level_of_effort(
     abilities: tuple[str, ...], is_sent: bool
 ) -> None:
-    chosen_line = new_lines(*abilities).choose(new_batch(), body(output_config={"effort": "low"}))
+    chosen_line = new_lines(*abilities).choose_backend(
+        new_batch(), body(output_config={"effort": "low"})
+    )
     assert chosen_line is not None
     assert ("reasoning_effort" in chosen_line[1].body) is is_sent
 
