@@ -94,7 +94,7 @@ class Judge:
         comparison = _decode_comparison(stored_comparison)
         if comparison is None:
             return Outcome.EXPIRED
-        if self._has_written_answer(comparison, rules):
+        if self._judge_wrote_answer(comparison, rules):
             return Outcome.NO_SECOND_MODEL
         request = build_judge_request(
             rules.model,
@@ -121,10 +121,10 @@ class Judge:
         comparison = None if stored_comparison is None else _decode_comparison(stored_comparison)
         if comparison is None:
             return False
-        given_signal = (comparison.request_id, comparison.model, verdict.given, comparison.p_good)
+        client_answer_signal = (comparison.request_id, comparison.model, verdict.given, comparison.p_good)
         # The signal about the second answer has the id of the comparison as its request id.
-        second_signal = (comparison.id, comparison.second, verdict.other, comparison.second_p_good)
-        rows = [_build_signal_row(comparison, *parts) for parts in (given_signal, second_signal)]
+        second_answer_signal = (comparison.id, comparison.second, verdict.other, comparison.second_p_good)
+        rows = [_build_signal_row(comparison, *signal) for signal in (client_answer_signal, second_answer_signal)]
         await self._signals.write((), rows)
         return True
 
@@ -136,7 +136,7 @@ class Judge:
         """
         await self._store.remove(comparison_id)
 
-    def _has_written_answer(self, comparison: Comparison, rules: JudgeRules) -> bool:
+    def _judge_wrote_answer(self, comparison: Comparison, rules: JudgeRules) -> bool:
         """Return True if the current judge model wrote one of the two answers."""
         deployments = self._router.fleet.catalog.find_deployments(rules.model)
         return not {comparison.model, comparison.second}.isdisjoint(

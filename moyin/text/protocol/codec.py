@@ -242,14 +242,14 @@ class BaseEmbeddingRequest:
 
 
 def merge_adjacent_messages(
-    parts: Iterable[tuple[chat.Role, Iterable[chat.Part]]],
+    role_parts: Iterable[tuple[chat.Role, Iterable[chat.Part]]],
 ) -> tuple[chat.Message, ...]:
     """Merge neighbouring messages of the same role, because some models require alternating roles.
 
     Tool messages have the user's role, so they are merged with a user's message next to them.
     """
     turns: list[tuple[chat.Role, list[chat.Part]]] = []
-    for role, content in parts:
+    for role, content in role_parts:
         if not turns or turns[-1][0] is not role:
             turns.append((role, []))
         turns[-1][1].extend(content)

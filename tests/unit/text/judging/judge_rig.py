@@ -173,15 +173,15 @@ class JudgeRig:
         count = self.counted_outcomes.append
         self.random_numbers: list[float] = []
         self.sampler = AnswerSampler(
-            count, draw=lambda: self.random_numbers.pop(0) if self.random_numbers else 0.0
+            count, draw_random=lambda: self.random_numbers.pop(0) if self.random_numbers else 0.0
         )
         parts: dict[str, Any] = {"store": self.store, "budget": self.budget}
         self.starter = ComparisonStarter(
             self.sampler,
-            fleet=lambda: self.router.fleet,
+            get_fleet=lambda: self.router.fleet,
             estimator=self.estimator,
             queue=self.queue,
-            count=count,
+            count_outcome=count,
             **parts,
         )
         signals: Any = self.signals
