@@ -61,7 +61,9 @@ class PictureFetcher:
         budget = _ByteBudget(_MAX_BYTES_TOTAL)
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS), asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._fetch_picture(url, budget)) for url in distinct_urls]
+                tasks = [
+                    group.create_task(self._fetch_picture(url, budget)) for url in distinct_urls
+                ]
         except TimeoutError:
             raise InvalidRequest(
                 f"the pictures could not be fetched within {_TIMEOUT_SECONDS:.0f} seconds; send them as base64",

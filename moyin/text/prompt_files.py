@@ -72,7 +72,9 @@ class PromptFiles:
                 field=references[_MAX_FILES].field,
                 details={"max_files": _MAX_FILES},
             )
-        stored_files = [await self._find(owner, reference) for reference in references_by_id.values()]
+        stored_files = [
+            await self._find(owner, reference) for reference in references_by_id.values()
+        ]
         size = sum(file.size for file in stored_files)
         if size > _MAX_BYTES:
             raise BodyTooLarge(

@@ -49,8 +49,8 @@ from moyin.text.protocol.ollama.response import (
     create_response_id,
     embedding_response_to_domain,
     message_to_deltas,
+    read_generation_seconds,
     read_stop_reason,
-    read_writing_seconds,
     usage_to_domain,
 )
 
@@ -147,7 +147,7 @@ class OllamaBackend:
     async def forward(self, request: RawRequest) -> bytes:
         with self._track_call(request.path, len(request.body)) as call:
             body = await self._http.post(request.path, request.body, request.deadline)
-            call.record_first_token(read_writing_seconds(body))
+            call.record_first_token(read_generation_seconds(body))
             return body
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
@@ -199,7 +199,7 @@ class OllamaBackend:
                         )
                     deltas = message_to_deltas(
                         response.message.model_dump(),
-                        tools_before=tool_count,
+                        earlier_tool_count=tool_count,
                         logprobs=[token.model_dump() for token in response.logprobs or ()],
                     )
                     tool_count += len(response.message.tool_calls or ())

@@ -121,10 +121,23 @@ class Judge:
         comparison = None if stored_comparison is None else _decode_comparison(stored_comparison)
         if comparison is None:
             return False
-        client_answer_signal = (comparison.request_id, comparison.model, verdict.given, comparison.p_good)
+        client_answer_signal = (
+            comparison.request_id,
+            comparison.model,
+            verdict.given,
+            comparison.p_good,
+        )
         # The signal about the second answer has the id of the comparison as its request id.
-        second_answer_signal = (comparison.id, comparison.second, verdict.other, comparison.second_p_good)
-        rows = [_build_signal_row(comparison, *signal) for signal in (client_answer_signal, second_answer_signal)]
+        second_answer_signal = (
+            comparison.id,
+            comparison.second,
+            verdict.other,
+            comparison.second_p_good,
+        )
+        rows = [
+            _build_signal_row(comparison, *signal)
+            for signal in (client_answer_signal, second_answer_signal)
+        ]
         await self._signals.write((), rows)
         return True
 

@@ -58,7 +58,9 @@ class AnswerSampler:
         samples: the queue of samples for `ComparisonStarter`.
     """
 
-    def __init__(self, count_outcome: OutcomeCounter, *, draw_random: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, count_outcome: OutcomeCounter, *, draw_random: Callable[[], float] = random.random
+    ) -> None:
         self.rules: JudgeRules | None = None
         self.samples: asyncio.Queue[SampledAnswer] = asyncio.Queue(_MAX_QUEUED_SAMPLES)
         self._count_outcome = count_outcome

@@ -51,7 +51,11 @@ def read_file(
         return chat.Document(media_type=PDF, data=base64.b64encode(content).decode(), name=name)
     if media_type in PICTURE_TYPES:
         return chat.Image(media_type=media_type, data=base64.b64encode(content).decode())
-    if media_type == UNKNOWN_MEDIA_TYPE or media_type in _TEXT_TYPES or media_type.startswith("text/"):
+    if (
+        media_type == UNKNOWN_MEDIA_TYPE
+        or media_type in _TEXT_TYPES
+        or media_type.startswith("text/")
+    ):
         try:
             return _wrap_text(content.decode("utf-8-sig"), name)
         except UnicodeDecodeError:

@@ -32,14 +32,18 @@ def read_requested_logprobs(logprobs: bool | None, top_logprobs: int | None) -> 
     return count
 
 
-def logprobs_to_domain(token_logprobs: Iterable[Mapping[str, Any]] | None) -> tuple[TokenLogprob, ...]:
+def logprobs_to_domain(
+    token_logprobs: Iterable[Mapping[str, Any]] | None,
+) -> tuple[TokenLogprob, ...]:
     """Translate the probabilities of tokens in a back end's answer.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: an item is malformed.
     """
     return tuple(
-        _token_to_domain(token_logprob, tuple(map(_token_to_domain, token_logprob.get("top_logprobs") or ())))
+        _token_to_domain(
+            token_logprob, tuple(map(_token_to_domain, token_logprob.get("top_logprobs") or ()))
+        )
         for token_logprob in token_logprobs or ()
     )
 
@@ -60,11 +64,19 @@ def encode_logprobs(token_logprobs: Iterable[TokenLogprob]) -> list[dict[str, An
     """Encode the probabilities of tokens for a client."""
     return [
         _encode_token(token_logprob)
-        | {"top_logprobs": [_encode_token(alternative) for alternative in token_logprob.alternatives]}
+        | {
+            "top_logprobs": [
+                _encode_token(alternative) for alternative in token_logprob.alternatives
+            ]
+        }
         for token_logprob in token_logprobs
     ]
 
 
 def _encode_token(token_logprob: TokenLogprob) -> dict[str, Any]:
-    data = token_logprob.token.encode(errors="surrogatepass") if token_logprob.data is None else token_logprob.data
+    data = (
+        token_logprob.token.encode(errors="surrogatepass")
+        if token_logprob.data is None
+        else token_logprob.data
+    )
     return {"token": token_logprob.token, "logprob": token_logprob.logprob, "bytes": list(data)}

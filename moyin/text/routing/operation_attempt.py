@@ -163,7 +163,7 @@ class OperationAttempt:
             # Some servers report errors with status 200.
             raise BackendUnavailable("the back end returned an error in a response with status 200")
         usage = self.request.read_usage(data)
-        body = self.request.complete(raw, data, self.context.request_id)
+        body = self.request.complete_response(raw, data, self.context.request_id)
         return self._build_answer(JSON_TYPE, body, usage)
 
     async def _read_text(self, response: OpenResponse) -> Answer:

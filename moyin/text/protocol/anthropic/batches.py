@@ -23,7 +23,7 @@ from moyin.domain.text_batch import (
     new_batch_id,
 )
 from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedFeature
-from moyin.text.protocol.openai.batches import compact
+from moyin.text.protocol.openai.batches import remove_line_breaks
 
 MESSAGES_ENDPOINT = "/v1/messages"
 MAX_REQUESTS = 100_000
@@ -172,9 +172,9 @@ class AnthropicBatchFormat:
             is_cancelled = batch.cancelling_at is not None
             content = b'{"type":"canceled"}' if is_cancelled else b'{"type":"expired"}'
         elif result.error_code is None:
-            content = b'{"type":"succeeded","message":%b}' % compact(result.body)
+            content = b'{"type":"succeeded","message":%b}' % remove_line_breaks(result.body)
         else:
-            content = b'{"type":"errored","error":%b}' % compact(result.body)
+            content = b'{"type":"errored","error":%b}' % remove_line_breaks(result.body)
         return b'{"custom_id":%b,"result":%b}' % (to_json(line.custom_id), content)
 
 
@@ -200,7 +200,12 @@ def _find_requests(body: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
             elif depth == 3 and in_requests:
                 start = token.start()
         elif token_text in (b"}", b"]"):
-            if depth == 3 and in_requests and token_text == b"}" and body[start : start + 1] == b"{":
+            if (
+                depth == 3
+                and in_requests
+                and token_text == b"}"
+                and body[start : start + 1] == b"{"
+            ):
                 yield start, token.end()
             depth -= 1
         elif depth == 1:
@@ -273,9 +278,7 @@ def _check_skeleton(skeleton: bytes, count: int) -> None:
         )
     for name, value in data.items():
         if name != "requests" and value and name not in _HARMLESS:
-            raise UnsupportedFeature(
-                f"{name} is not supported for batches; omit it", field=name
-            )
+            raise UnsupportedFeature(f"{name} is not supported for batches; omit it", field=name)
 
 
 def _count_requests(batch: TextBatch) -> dict[str, int]:

@@ -169,7 +169,9 @@ def sanitize_tool_call_id(tool_call_id: str) -> str:
     return _INVALID_ID_CHARACTERS.sub("_", tool_call_id) or "_"
 
 
-def encode_tool_use_block(tool_call_id: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def encode_tool_use_block(
+    tool_call_id: str, name: str, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
     """Encode the model's call of a client's tool as a ``tool_use`` block."""
     return {
         "type": "tool_use",

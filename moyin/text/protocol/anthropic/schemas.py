@@ -55,7 +55,10 @@ def to_claude_schema(
             f"{field}: Claude does not support 'definitions' in a JSON schema: use '$defs'",
             field=field,
         )
-    if not all(object_schema.get("properties") or _is_closed(object_schema) for object_schema in object_schemas):
+    if not all(
+        object_schema.get("properties") or _is_closed(object_schema)
+        for object_schema in object_schemas
+    ):
         raise UnsupportedFeature(
             f"{field}: for Claude, every object in a JSON schema must have properties", field=field
         )
@@ -93,12 +96,16 @@ def _move_refused_keywords(schema: Any) -> Any:
             keyword = "anyOf" if name == "oneOf" and "anyOf" not in schema else name
             translated_schema[keyword] = list(map(_move_refused_keywords, value))
         elif name in _SCHEMA_MAP_KEYWORDS and isinstance(value, Mapping):
-            translated_schema[name] = {key: _move_refused_keywords(member) for key, member in value.items()}
+            translated_schema[name] = {
+                key: _move_refused_keywords(member) for key, member in value.items()
+            }
         else:
             translated_schema[name] = value
     if refused_keywords:
         descriptions = (translated_schema.get("description"), f"{{{', '.join(refused_keywords)}}}")
-        translated_schema["description"] = "\n\n".join(str(description) for description in descriptions if description)
+        translated_schema["description"] = "\n\n".join(
+            str(description) for description in descriptions if description
+        )
     return translated_schema
 
 

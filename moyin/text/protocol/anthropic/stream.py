@@ -113,7 +113,9 @@ class StreamWriter:
             events += self._start_call(call_start)
             if arguments := "".join(fragments):
                 self._arguments.append(arguments)
-                events += self._encode_delta({"type": "input_json_delta", "partial_json": arguments})
+                events += self._encode_delta(
+                    {"type": "input_json_delta", "partial_json": arguments}
+                )
         return events
 
     def _encode_start(self, delta: chat.Started) -> bytes:
@@ -145,7 +147,10 @@ class StreamWriter:
         return events
 
     def _encode_end(self, delta: chat.Finished) -> bytes:
-        message_delta = {"stop_reason": WIRE_STOP_REASONS[delta.stop], "stop_sequence": delta.stop_sequence}
+        message_delta = {
+            "stop_reason": WIRE_STOP_REASONS[delta.stop],
+            "stop_sequence": delta.stop_sequence,
+        }
         events = self._close_block() + _encode_event(
             "message_delta", delta=message_delta, usage=usage_to_client(delta.usage)
         )

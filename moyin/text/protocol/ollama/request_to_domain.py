@@ -90,17 +90,24 @@ def derive_generate_needs(body: wire.GenerateBody) -> Needs:
     """Return the abilities and the context length that a model needs for ``/api/generate``."""
     text_tokens = estimate_tokens(body.prompt or "") + estimate_tokens(body.system or "")
     return _build_needs(
-        body, text_tokens + estimate_delimiter_tokens(1), image_count=len(body.images or ()), has_tools=False
+        body,
+        text_tokens + estimate_delimiter_tokens(1),
+        image_count=len(body.images or ()),
+        has_tools=False,
     )
 
 
 def derive_embedding_needs(body: wire.EmbedBody | wire.EmbeddingsBody) -> Needs:
     """Return the context length that a model needs for a request for embeddings."""
     token_counts = [estimate_tokens(text) for text in body.inputs]
-    return Needs(prompt_tokens=sum(token_counts), longest_input=max(token_counts, default=0), embeddings=True)
+    return Needs(
+        prompt_tokens=sum(token_counts), longest_input=max(token_counts, default=0), embeddings=True
+    )
 
 
-def _build_needs(body: wire.GenerationBody, text_tokens: int, *, image_count: int, has_tools: bool) -> Needs:
+def _build_needs(
+    body: wire.GenerationBody, text_tokens: int, *, image_count: int, has_tools: bool
+) -> Needs:
     return Needs(
         prompt_tokens=text_tokens + image_count * IMAGE_TOKENS,
         attachment_bytes=0 if body.schema_ is None else len(to_json(body.schema_)),
@@ -226,7 +233,8 @@ def _convert_message(
     if message.role == "tool":
         content: list[chat.Text | chat.Image] = [chat.Text(text=message.text), *images]
         yield chat.ToolResult(
-            tool_use_id=pending_calls.resolve_call_id(message, message_index), content=tuple(content)
+            tool_use_id=pending_calls.resolve_call_id(message, message_index),
+            content=tuple(content),
         )
         return
     if message.thinking:
@@ -245,7 +253,9 @@ def _convert_image(data: str, field: str) -> chat.Image:
     except binascii.Error:
         raise InvalidRequest(f"{field} must be base64", field=field) from None
     media_type = detect_media_type(None, first_bytes)
-    return chat.Image(media_type="image/png" if media_type == UNKNOWN_MEDIA_TYPE else media_type, data=data)
+    return chat.Image(
+        media_type="image/png" if media_type == UNKNOWN_MEDIA_TYPE else media_type, data=data
+    )
 
 
 def _convert_tool(tool: wire.Tool) -> chat.Tool:

@@ -115,7 +115,12 @@ def embedding_request_to_upstream(
 
 def _estimate_prompt_tokens(request: chat.ChatRequest) -> int:
     parts: list[chat.Part] = [part for message in request.messages for part in message.parts]
-    parts += [inner_part for part in parts if isinstance(part, chat.ToolResult) for inner_part in part.content]
+    parts += [
+        inner_part
+        for part in parts
+        if isinstance(part, chat.ToolResult)
+        for inner_part in part.content
+    ]
     texts = [
         part.text
         for part in (*request.system, *parts)
@@ -161,7 +166,9 @@ def _encode_messages(request: chat.ChatRequest) -> Iterator[dict[str, Any]]:
             yield _encode_message(message.role, other_parts)
 
 
-def _encode_tool_result(tool_result: chat.ToolResult, tool_names: Mapping[str, str]) -> dict[str, Any]:
+def _encode_tool_result(
+    tool_result: chat.ToolResult, tool_names: Mapping[str, str]
+) -> dict[str, Any]:
     text = "".join(part.text for part in tool_result.content if isinstance(part, chat.Text))
     body: dict[str, Any] = {
         "role": "tool",

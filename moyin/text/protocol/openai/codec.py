@@ -75,7 +75,7 @@ class BaseGenerationRequest:
         return options is not None and bool(options.extras.get(_CONTINUOUS_USAGE))
 
     @property
-    def _choices(self) -> int:
+    def _choice_count(self) -> int:
         return self.body.n or 1
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
@@ -99,7 +99,7 @@ class BaseGenerationRequest:
             hide_usage=hides_usage,
             # Gemini reports the usage in every event, even if it is not requested.
             hide_progress=not self._wants_continuous_usage,
-            choices=self._choices,
+            choice_count=self._choice_count,
         )
 
 
@@ -245,8 +245,8 @@ class OpenAIEmbeddingsCodec(BaseCodec):
     ) -> bytes:
         if estimate is None:
             return raw
-        tokens = estimate.prompt_tokens
-        body["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
+        prompt_tokens = estimate.prompt_tokens
+        body["usage"] = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens}
         return to_json(body)
 
     def parse(self, body: bytes) -> ParsedEmbeddingRequest:

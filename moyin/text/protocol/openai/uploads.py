@@ -91,9 +91,9 @@ class TranscriptionRequest(_UploadRequest):
             likely_seconds = max(self._seconds, size / _TYPICAL_BYTES_PER_SECOND)
             seconds = min(likely_seconds, size / _MIN_BYTES_PER_SECOND)
         quantity = _round_up(seconds)
-        prompt = count_utf8_bytes(self.form.get("prompt") or "")
+        prompt_bytes = count_utf8_bytes(self.form.get("prompt") or "")
         tokens = Usage(
-            input_tokens=quantity * _MAX_TOKENS_PER_SECOND + prompt,
+            input_tokens=quantity * _MAX_TOKENS_PER_SECOND + prompt_bytes,
             output_tokens=quantity * _MAX_TOKENS_PER_SECOND,
         )
         return OperationUsage(quantity=quantity, tokens=tokens)
@@ -108,16 +108,16 @@ class TranscriptionRequest(_UploadRequest):
         candidates.append((data or {}).get("duration"))
         for seconds in candidates:
             # OpenAI's older reference shows the number as a string.
-            value = _to_seconds(seconds)
-            if value:
-                return OperationUsage(quantity=_round_up(value), tokens=tokens)
+            audio_seconds = _to_seconds(seconds)
+            if audio_seconds:
+                return OperationUsage(quantity=_round_up(audio_seconds), tokens=tokens)
         return OperationUsage(
             quantity=self.expected_usage.quantity,
             tokens=tokens,
             is_estimated=tokens == Usage(),
         )
 
-    def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
+    def complete_response(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
         if not isinstance(data.get("text"), str):
             raise new_malformed_response_error()
         return raw
@@ -133,9 +133,9 @@ class TranslationRequest(TranscriptionRequest):
 class _ImageRequest(_UploadRequest):
     """Base of requests that create pictures from pictures."""
 
-    def __init__(self, form: MultipartForm, pictures: int) -> None:
+    def __init__(self, form: MultipartForm, picture_count: int) -> None:
         super().__init__(form)
-        self._count, self._pictures = _parse_count(form), pictures
+        self._count, self._pictures = _parse_count(form), picture_count
 
     @property
     def expected_usage(self) -> OperationUsage:
@@ -143,9 +143,9 @@ class _ImageRequest(_UploadRequest):
 
     @property
     def max_usage(self) -> OperationUsage:
-        prompt = count_utf8_bytes(self.form.get("prompt") or "")
+        prompt_bytes = count_utf8_bytes(self.form.get("prompt") or "")
         tokens = Usage(
-            input_tokens=_MAX_TOKENS_PER_IMAGE * self._pictures + prompt,
+            input_tokens=_MAX_TOKENS_PER_IMAGE * self._pictures + prompt_bytes,
             output_tokens=_MAX_TOKENS_PER_IMAGE * self._count,
         )
         return OperationUsage(quantity=self._count, tokens=tokens)
@@ -156,7 +156,7 @@ class _ImageRequest(_UploadRequest):
         count = len(pictures) if isinstance(pictures, list) and pictures else self._count
         return OperationUsage(quantity=count, tokens=read_token_usage(data))
 
-    def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
+    def complete_response(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
         return complete_images(raw, data)
 
 
@@ -218,10 +218,14 @@ def _require_files(
 
 
 def _parse_count(form: MultipartForm) -> int:
-    value = form.get("n")
-    if value is None:
+    field_value = form.get("n")
+    if field_value is None:
         return 1
-    count = int(value) if value.isascii() and value.isdecimal() and len(value) <= 3 else 0
+    count = (
+        int(field_value)
+        if field_value.isascii() and field_value.isdecimal() and len(field_value) <= 3
+        else 0
+    )
     if not 1 <= count <= MAX_IMAGES:
         raise InvalidRequest(f"n: must be a number from 1 to {MAX_IMAGES}", field="n")
     return count

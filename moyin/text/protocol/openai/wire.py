@@ -231,7 +231,7 @@ class ChatBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """The body of ``POST /v1/completions``, OpenAI's older call that continues a text.
 
-    ``prompt`` is one text or several, each as a string or as the model's token numbers.
+    ``prompt`` is one text or several, each as a string or as the model's token ids.
     """
 
     prompt: TextsOrTokens = Field(min_length=1)
@@ -251,7 +251,7 @@ class CompletionBody(GenerationBody):
         return self.prompt
 
     @property
-    def choices(self) -> int:
+    def choice_count(self) -> int:
         """The number of answers in the response: ``n`` for each prompt."""
         return len(self.prompts) * (self.n or 1)
 
@@ -267,7 +267,7 @@ class CompletionBody(GenerationBody):
 class EmbeddingBody(WireModel):
     """The body of ``POST /v1/embeddings``.
 
-    ``input`` is one text or several, each as a string or as the model's token numbers.
+    ``input`` is one text or several, each as a string or as the model's token ids.
     """
 
     model: str = Field(min_length=1)
