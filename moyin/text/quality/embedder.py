@@ -46,7 +46,8 @@ class Embedder:
         self._vectors = load_file(folder / _WEIGHTS_PATH)["embedding.weight"].astype(np.float32)
         if self._vectors.shape[1] != MEANING_DIMENSIONS:
             raise ValueError(
-                f"{folder / _WEIGHTS_PATH} must have {MEANING_DIMENSIONS} numbers per token"
+                f"{folder / _WEIGHTS_PATH} must have {MEANING_DIMENSIONS} numbers per token: "
+                "reinstall the extra 'embedder' (pip install 'moyin[embedder]')"
             )
         self._tokenizer: Any = Tokenizer.from_file(str(folder / _TOKENIZER_PATH))
         self._tokenizer.no_padding()
@@ -67,11 +68,11 @@ class Embedder:
         text = text.encode(errors="replace").decode()
         tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
         sums = self._vectors[tokens].sum(axis=0) if tokens else None
-        if sums is None or not (length := float(self._np.linalg.norm(sums))):
+        if sums is None or not (norm := float(self._np.linalg.norm(sums))):
             return ()
         max_steps = MEANING_STEPS // 2
         steps = (
-            self._np.clip(self._np.rint(sums * (MEANING_SCALE / length)), -max_steps, max_steps)
+            self._np.clip(self._np.rint(sums * (MEANING_SCALE / norm)), -max_steps, max_steps)
             .astype(int)
             .tolist()
         )
