@@ -50,8 +50,8 @@ class AnswerSampler:
     All methods must be called from the same event loop.
 
     Args:
-        count: called with the reason for each answer that is drawn, but not queued.
-        draw: returns a random number from 0 to 1.
+        count_outcome: called with the reason for each answer that is sampled, but not queued.
+        draw_random: returns a random number in [0, 1).
 
     Attributes:
         rules: the current rules, which may be replaced at any time; None stops the sampling.
@@ -152,8 +152,9 @@ class ComparisonStarter:
     """Creates the comparisons of queued samples one after another, and starts their jobs.
 
     Args:
-        fleet: returns the current fleet.
-        estimator: tells for which tenants learning is frozen.
+        get_fleet: returns the current fleet.
+        estimator: knows the tenants for which learning is frozen.
+        count_outcome: called with the outcome of each sample.
     """
 
     def __init__(

@@ -155,7 +155,11 @@ class AnswerReviewer:
                 continue
             remaining_seconds = call.deadline - asyncio.get_running_loop().time()
             if not can_afford(
-                call, candidate, first_answer, reserved=reserved_usd, remaining=remaining_seconds
+                call,
+                candidate,
+                first_answer,
+                reserved_usd=reserved_usd,
+                remaining_seconds=remaining_seconds,
             ):
                 continue
             comparison = describe_choice([candidate, answering_candidate], call.quality).partition(

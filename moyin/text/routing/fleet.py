@@ -163,10 +163,12 @@ class Fleet:
         key = (name, id(policy), residency, api_format)
         route = self._routes.get(key)
         if route is None or route.day != day:
-            route = self._routes[key] = self._compile(name, policy, residency, api_format, day)
+            route = self._routes[key] = self._compile_route(
+                name, policy, residency, api_format, day
+            )
         return route
 
-    def _compile(
+    def _compile_route(
         self,
         name: str,
         policy: TenantPolicy,

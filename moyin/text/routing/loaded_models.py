@@ -52,7 +52,9 @@ class LoadedModels:
             self._resident = None
         else:
             self._loading = {
-                model: at for model, at in self._loading.items() if model not in reports
+                model: started_at
+                for model, started_at in self._loading.items()
+                if model not in reports
             }
 
     def get_report(self, model: str) -> Mapping[str, Any]:

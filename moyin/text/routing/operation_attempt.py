@@ -48,7 +48,7 @@ def compute_pico_cost(
     usage: OperationUsage,
     seconds: float,
     *,
-    shares: bool = True,
+    shares_gpu: bool = True,
 ) -> int:
     """Return the cost of a call in picodollars.
 
@@ -57,11 +57,11 @@ def compute_pico_cost(
 
     Args:
         seconds: the duration of the call.
-        shares: True if concurrent calls share the cost of the GPU.
+        shares_gpu: True if concurrent calls share the cost of the GPU.
     """
     model = target.model
     if model.gpu is not None:
-        return model.gpu.compute_pico_cost(seconds, target.runtime.load if shares else 1)
+        return model.gpu.compute_pico_cost(seconds, target.runtime.load if shares_gpu else 1)
     return target.get_price().compute_pico_cost(usage.tokens) + model.unit_rates.compute_pico_cost(
         UNITS[operation], usage.quantity
     )
@@ -140,7 +140,7 @@ class OperationAttempt:
                 )
             if response.media_type == JSON_TYPE:
                 return await self._read_json(response)
-            if response.media_type.startswith("text/") and not _is_events(response):
+            if response.media_type.startswith("text/") and not _has_events(response):
                 return await self._read_text(response)
             return await self._open_stream(response)
         except BaseException:
@@ -161,7 +161,9 @@ class OperationAttempt:
             )
         if data.get("error"):
             # Some servers report errors with status 200.
-            raise BackendUnavailable("the back end returned an error in a response with status 200")
+            raise BackendUnavailable(
+                "the back end returned an error in a response with status 200; retry later"
+            )
         usage = self.request.read_usage(data)
         body = self.request.complete_response(raw, data, self.context.request_id)
         return self._build_answer(JSON_TYPE, body, usage)
@@ -199,8 +201,8 @@ class OperationAttempt:
         self.lease.transfer_to_stream()
         usage = self.request.read_usage(None)
         headers = (*self._build_headers(response.content_type, usage), _NO_CACHE_HEADER)
-        events = _is_events(response)
-        if not events:
+        has_events = _has_events(response)
+        if not has_events:
             # The request alone determines the units of such a call.
             pico_cost = compute_pico_cost(
                 self.target, self.request.operation, usage, self._first_piece_seconds
@@ -211,7 +213,7 @@ class OperationAttempt:
             self.context.request_id,
             first_piece,
             pieces,
-            tap=_EventTap() if events else None,
+            tap=_EventTap() if has_events else None,
             finish=self._finish_stream,
         )
         return Answer(headers=headers, stream=stream)
@@ -230,11 +232,11 @@ class OperationAttempt:
         self, last_event: Mapping[str, Any] | None, error: BaseException | None
     ) -> bytes:
         """Record a stream, release its slot, and return its cost as text."""
-        code = None
+        error_code = None
         if error is not None:
             is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
-            code = CANCELLED if is_cancelled else getattr(error, "code", MoyinError.code)
-        cost = self.record(self.request.read_usage(last_event), error=code)
+            error_code = CANCELLED if is_cancelled else getattr(error, "code", MoyinError.code)
+        cost = self.record(self.request.read_usage(last_event), error=error_code)
         self.lease.release(error)
         return cost
 
@@ -266,8 +268,8 @@ class OperationAttempt:
         entry.quantity = usage.quantity
         self.accounting.ledger.record(entry)
         if charges_budget and context.budget is not None:
-            tokens = usage.tokens.prompt_tokens + usage.tokens.output_tokens
-            context.budget.record(entry.cost_usd, tokens)
+            token_count = usage.tokens.prompt_tokens + usage.tokens.output_tokens
+            context.budget.record(entry.cost_usd, token_count)
         if error is None:
             target.runtime.record_service_time(seconds)
         return format_usd(pico_cost).encode()
@@ -282,7 +284,7 @@ class OperationAttempt:
             return usage
         return replace(usage, tokens=request.max_usage.tokens, is_estimated=True)
 
-    def _report_call(self, tokens: Usage, error: str | None) -> float:
+    def _report_call(self, usage: Usage, error: str | None) -> float:
         context, target = self.context, self.target
         seconds = asyncio.get_running_loop().time() - self._started_at
         self.accounting.telemetry.record_call(
@@ -293,7 +295,7 @@ class OperationAttempt:
                 requested_model=self.request.model,
                 model=target.model.name,
                 request_id=context.request_id,
-                usage=tokens,
+                usage=usage,
                 seconds=seconds,
                 first_token_seconds=self._first_piece_seconds,
                 error=error,
@@ -310,7 +312,7 @@ class OperationStream:
     ``finish`` is called exactly once, whether the stream ends, fails or is closed.
 
     Args:
-        first: the first bytes of the stream, which were already read.
+        first_piece: the first bytes of the stream, which were already read.
         tap: reads the usage from events; None for other bytes.
         finish: called with the last event that has usage, or None, and with the error that ended
             the stream, or None. It returns the cost as text.
@@ -321,7 +323,7 @@ class OperationStream:
     def __init__(
         self,
         request_id: str,
-        first: bytes,
+        first_piece: bytes,
         pieces: AsyncGenerator[bytes, None],
         *,
         tap: _EventTap | None,
@@ -332,7 +334,7 @@ class OperationStream:
         self._tap = tap
         self._finish = finish
         self._is_finished = False
-        self._chunks = self._iterate(first)
+        self._chunks = self._iterate(first_piece)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -386,7 +388,7 @@ class _EventTap:
     """Reads the last event with usage from a stream of events.
 
     Attributes:
-        last: the event; None if no event had usage.
+        last_event: the event; None if no event had usage.
     """
 
     def __init__(self) -> None:
@@ -405,5 +407,5 @@ class _EventTap:
                     self.last_event = event
 
 
-def _is_events(response: OpenResponse) -> bool:
+def _has_events(response: OpenResponse) -> bool:
     return response.media_type == EVENT_STREAM_TYPE

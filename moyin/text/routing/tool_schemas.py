@@ -44,14 +44,18 @@ def _relax_tools(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest:
     return request if data is request.data else codec.replace_body(request, data)
 
 
-def _replace_in_tool(value: Any, path: list[str], schema: Any) -> Any:
-    """Return ``value`` with the schema at ``path`` replaced, unless it belongs to a strict tool."""
-    if isinstance(value, list):
-        place = int(path[0])
-        item = _replace_in_tool(value[place], path[1:], schema)
-        return value if item is value[place] else [*value[:place], item, *value[place + 1 :]]
-    if not isinstance(value, Mapping) or value.get("strict"):
-        return value
+def _replace_in_tool(json_value: Any, path: list[str], schema: Any) -> Any:
+    """Return ``json_value`` with the schema at ``path`` replaced, unless its tool is strict."""
+    if isinstance(json_value, list):
+        index = int(path[0])
+        new_item = _replace_in_tool(json_value[index], path[1:], schema)
+        return (
+            json_value
+            if new_item is json_value[index]
+            else [*json_value[:index], new_item, *json_value[index + 1 :]]
+        )
+    if not isinstance(json_value, Mapping) or json_value.get("strict"):
+        return json_value
     name = path[0]
-    member = schema if len(path) == 1 else _replace_in_tool(value[name], path[1:], schema)
-    return value if member is value[name] else {**value, name: member}
+    new_member = schema if len(path) == 1 else _replace_in_tool(json_value[name], path[1:], schema)
+    return json_value if new_member is json_value[name] else {**json_value, name: new_member}
