@@ -73,7 +73,7 @@ class PromptFiles:
                 details={"max_files": _MAX_FILES},
             )
         stored_files = [
-            await self._find(owner, reference) for reference in references_by_id.values()
+            await self._find_file(owner, reference) for reference in references_by_id.values()
         ]
         size = sum(file.size for file in stored_files)
         if size > _MAX_BYTES:
@@ -82,7 +82,9 @@ class PromptFiles:
                 field=references[-1].field,
                 details={"max_bytes": _MAX_BYTES},
             )
-        return {file.id: await self._read(file, references_by_id[file.id]) for file in stored_files}
+        return {
+            file.id: await self._read_file(file, references_by_id[file.id]) for file in stored_files
+        }
 
     async def embed_in_chat(
         self, owner: str, data: Mapping[str, Any], body: bytes
@@ -108,13 +110,13 @@ class PromptFiles:
         embedded_data = {**data, "messages": messages}
         return embedded_data, await asyncio.to_thread(to_json, embedded_data)
 
-    async def _find(self, owner: str, reference: FileReference) -> StoredFile:
+    async def _find_file(self, owner: str, reference: FileReference) -> StoredFile:
         try:
             return await self._files.get(owner, reference.file_id)
         except StoredFileNotFound:
             raise _new_missing_file_error(reference) from None
 
-    async def _read(self, file: StoredFile, reference: FileReference) -> PromptFile:
+    async def _read_file(self, file: StoredFile, reference: FileReference) -> PromptFile:
         try:
             content = await self._blobs.get(file.sha256)
         except FileNotFoundError:

@@ -141,7 +141,7 @@ class HttpResponse:
             while piece := await self._response.content.readany():
                 yield piece
         except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
-            raise _new_interruption(error, self._path) from None
+            raise _new_stream_interrupted_error(error, self._path) from None
         finally:
             self._response.close()
 
@@ -447,7 +447,7 @@ async def _iterate_pieces(
         ) from None
 
 
-def _new_interruption(error: Exception, path: str) -> StreamInterrupted:
+def _new_stream_interrupted_error(error: Exception, path: str) -> StreamInterrupted:
     if isinstance(error, TimeoutError):
         return StreamInterrupted(
             f"the back end's response to {path} exceeded the timeout and was cut off"

@@ -62,7 +62,7 @@ _EMBED_PATH = "/api/embed"
 DEFAULT_CONTEXT = 4096
 
 
-class _Client(ollama.AsyncClient):
+class _OllamaClient(ollama.AsyncClient):
     """SDK client that sends request bodies unchanged.
 
     The SDK's own ``chat`` converts the body to its types. That drops most members of a tool's JSON
@@ -132,7 +132,7 @@ class OllamaBackend:
         self._models = models or HostModels()
         self._limit = limit
         self._connections = connections
-        self._sdk: _Client | None = None
+        self._sdk: _OllamaClient | None = None
 
     def get_request_additions(
         self, model: Model, needs: Needs, *, streams: bool
@@ -286,9 +286,9 @@ class OllamaBackend:
         if self._sdk is not None:
             await self._sdk.close()  # type: ignore[no-untyped-call]
 
-    def _get_sdk(self) -> _Client:
+    def _get_sdk(self) -> _OllamaClient:
         if self._sdk is None:
-            self._sdk = _Client(
+            self._sdk = _OllamaClient(
                 host=self._host,
                 timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS),
                 limits=httpx.Limits(max_connections=self._connections),

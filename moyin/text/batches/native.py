@@ -28,7 +28,7 @@ from moyin.text.batches.native_collector import NativeCollector
 from moyin.text.batches.native_lines import NativeLines
 from moyin.text.batches.native_planner import NativePlanner
 from moyin.text.batches.native_sender import NativeSender
-from moyin.text.batches.native_work import LEASE_SECONDS, NativeWork, abandon_native_batch
+from moyin.text.batches.native_work import LEASE_SECONDS, BatchInput, abandon_native_batch
 
 _log = logging.getLogger(__name__)
 _RENEW_SECONDS = 15.0
@@ -92,19 +92,21 @@ class NativeBatches:
             True once the lines for native batches are chosen. Single calls may then run the
             remaining lines.
         """
-        rows = await self._store.list_open(batch.id)
+        native_batches = await self._store.list_open(batch.id)
         is_open = batch.status is BatchStatus.IN_PROGRESS and batch.expires_at > now()
-        if not rows and (has_limits or not is_open or not self._native_lines.has_batch_api):
+        if not native_batches and (
+            has_limits or not is_open or not self._native_lines.has_batch_api
+        ):
             return True
-        if not rows:
-            rows = [await self._add_plan(batch)]
-        work = NativeWork(batch=batch, format=FORMATS[batch.dialect], input=input_file)
+        if not native_batches:
+            native_batches = [await self._add_plan(batch)]
+        batch_input = BatchInput(batch=batch, format=FORMATS[batch.dialect], input=input_file)
         is_planned = False
-        for row in rows:
-            if row.is_plan and (row.status is NativeStatus.DONE or not is_open):
+        for native_batch in native_batches:
+            if native_batch.is_plan and (native_batch.status is NativeStatus.DONE or not is_open):
                 is_planned = True
-            elif row.id not in self._steps and row.due_at <= now():
-                await self._start_step(work, row, is_open=is_open)
+            elif native_batch.id not in self._steps and native_batch.due_at <= now():
+                await self._start_step(batch_input, native_batch, is_open=is_open)
         return is_planned
 
     @property
@@ -129,33 +131,39 @@ class NativeBatches:
         await self._store.add(plan)
         return plan
 
-    async def _start_step(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
-        if not await self._store.take(row, LEASE_SECONDS):
+    async def _start_step(
+        self, batch_input: BatchInput, native_batch: NativeBatch, *, is_open: bool
+    ) -> None:
+        if not await self._store.take(native_batch, LEASE_SECONDS):
             return
-        task = asyncio.create_task(self._run_step(work, row, is_open=is_open))
-        self._steps[row.id] = task
-        task.add_done_callback(lambda _: self._steps.pop(row.id, None))
+        task = asyncio.create_task(self._run_step(batch_input, native_batch, is_open=is_open))
+        self._steps[native_batch.id] = task
+        task.add_done_callback(lambda _: self._steps.pop(native_batch.id, None))
 
-    async def _run_step(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
+    async def _run_step(
+        self, batch_input: BatchInput, native_batch: NativeBatch, *, is_open: bool
+    ) -> None:
         try:
-            async with self._renewing_lease(row.id):
-                if row.is_plan:
-                    await self._planner.create_native_batches(work, row)
+            async with self._renewing_lease(native_batch.id):
+                if native_batch.is_plan:
+                    await self._planner.create_native_batches(batch_input, native_batch)
                 else:
-                    await self._advance_native_batch(work, row, is_open=is_open)
+                    await self._advance_native_batch(batch_input, native_batch, is_open=is_open)
         except (MoyinError, SQLAlchemyError, OSError) as error:
             # The error's text may contain prompts.
             reason = error.message if isinstance(error, MoyinError) else type(error).__name__
-            _log.warning("native batch %s: a step failed and is tried again: %s", row.id, reason)
-            await self._postpone_step(row.id)
+            _log.warning(
+                "native batch %s: a step failed and is tried again: %s", native_batch.id, reason
+            )
+            await self._postpone_step(native_batch.id)
         except Exception:
-            _log.exception("native batch %s: a step failed unexpectedly", row.id)
-            await self._postpone_step(row.id)
-            if row.is_plan:
+            _log.exception("native batch %s: a step failed unexpectedly", native_batch.id)
+            await self._postpone_step(native_batch.id)
+            if native_batch.is_plan:
                 # A defect in the choice of lines must not block the batch: single calls run its
                 # lines instead.
                 with suppress(SQLAlchemyError, OSError):
-                    await self._store.save(replace(row, status=NativeStatus.DONE))
+                    await self._store.save(replace(native_batch, status=NativeStatus.DONE))
 
     async def _postpone_step(self, native_batch_id: str) -> None:
         with suppress(SQLAlchemyError, OSError):
@@ -179,7 +187,7 @@ class NativeBatches:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _advance_native_batch(
-        self, work: NativeWork, native_batch: NativeBatch, *, is_open: bool
+        self, batch_input: BatchInput, native_batch: NativeBatch, *, is_open: bool
     ) -> None:
         api = self._native_lines.get_api(native_batch.backend)
         if (
@@ -199,8 +207,8 @@ class NativeBatches:
             case NativeStatus.ASSIGNED if not is_open:
                 await abandon_native_batch(self._store, native_batch, "the batch is over")
             case NativeStatus.ASSIGNED:
-                await self._sender.send(work, native_batch, api)
+                await self._sender.send(batch_input, native_batch, api)
             case NativeStatus.SENDING:
                 await self._sender.recover(native_batch, api, is_open=is_open)
             case NativeStatus.RUNNING:
-                await self._collector.poll(work, native_batch, api, is_open=is_open)
+                await self._collector.poll(batch_input, native_batch, api, is_open=is_open)

@@ -26,7 +26,7 @@ from moyin.text.batches.native_lines import NativeLines
 from moyin.text.batches.native_work import (
     CALL_SECONDS,
     TRANSFER_SECONDS,
-    NativeWork,
+    BatchInput,
     abandon_native_batch,
     finish_native_batch,
     run_in_thread_with_pause,
@@ -63,7 +63,7 @@ class NativeCollector:
         self._on_result = on_result
 
     async def poll(
-        self, work: NativeWork, native_batch: NativeBatch, api: BatchApi, *, is_open: bool
+        self, batch_input: BatchInput, native_batch: NativeBatch, api: BatchApi, *, is_open: bool
     ) -> None:
         """Collect the results if the back end has run the whole batch; else schedule the next poll.
 
@@ -84,7 +84,7 @@ class NativeCollector:
                     self._store, native_batch, remote_batch.reason or "its back end rejected it"
                 )
             case RemoteState.ENDED:
-                await self._collect_results(work, native_batch, api, remote_batch)
+                await self._collect_results(batch_input, native_batch, api, remote_batch)
             case RemoteState.RUNNING:
                 if not is_open and not native_batch.state.get("is_cancelled"):
                     await api.cancel(native_batch.remote_id, deadline)
@@ -94,7 +94,11 @@ class NativeCollector:
                 await self._store.save(native_batch, due_in=self._get_poll_seconds())
 
     async def _collect_results(
-        self, work: NativeWork, native_batch: NativeBatch, api: BatchApi, remote_batch: RemoteBatch
+        self,
+        batch_input: BatchInput,
+        native_batch: NativeBatch,
+        api: BatchApi,
+        remote_batch: RemoteBatch,
     ) -> None:
         """Store the results of a native batch, and release the lines without a result."""
         deadline = asyncio.get_running_loop().time() + TRANSFER_SECONDS
@@ -107,9 +111,9 @@ class NativeCollector:
                 elif result.outcome is not RemoteOutcome.UNANSWERED:
                     results_by_number[number] = result
                 if len(results_by_number) >= _GROUP:
-                    await self._store_results(work, native_batch, api, results_by_number)
+                    await self._store_results(batch_input, native_batch, api, results_by_number)
                     results_by_number = {}
-        await self._store_results(work, native_batch, api, results_by_number)
+        await self._store_results(batch_input, native_batch, api, results_by_number)
         await finish_native_batch(self._store, native_batch)
         try:
             await api.discard(remote_batch, asyncio.get_running_loop().time() + CALL_SECONDS)
@@ -118,7 +122,7 @@ class NativeCollector:
 
     async def _store_results(
         self,
-        work: NativeWork,
+        batch_input: BatchInput,
         native_batch: NativeBatch,
         api: BatchApi,
         results_by_number: dict[int, RemoteResult],
@@ -133,10 +137,10 @@ class NativeCollector:
         lines = await self._lines.list_numbers(
             native_batch.batch_id, sorted(results_by_number), native_batch.id
         )
-        contents = await read_lines(self._blobs, work.input.sha256, lines)
+        contents = await read_lines(self._blobs, batch_input.input.sha256, lines)
         finished_lines = await run_in_thread_with_pause(
             self._decode_results,
-            work,
+            batch_input,
             native_batch,
             api,
             results_by_number,
@@ -151,7 +155,7 @@ class NativeCollector:
 
     def _decode_results(
         self,
-        work: NativeWork,
+        batch_input: BatchInput,
         native_batch: NativeBatch,
         api: BatchApi,
         results_by_number: dict[int, RemoteResult],
@@ -165,9 +169,14 @@ class NativeCollector:
             )
         finished_lines = []
         for line, content in lines:
-            body = work.format.read_body(content)
-            decoded_result = self._native_lines.decode(
-                work.batch, line.number, body, results_by_number[line.number], deployment, api
+            body = batch_input.format.read_body(content)
+            decoded_result = self._native_lines.decode_result(
+                batch_input.batch,
+                line.number,
+                body,
+                results_by_number[line.number],
+                deployment,
+                api,
             )
             if decoded_result is not None:
                 result, usage = decoded_result

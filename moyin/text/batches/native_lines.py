@@ -94,7 +94,9 @@ class NativeLines:
             # A single call reports the error, or another back end answers it.
             return None
 
-    def encode(self, batch: TextBatch, body: bytes, backend: str, model: str) -> NativeLine | None:
+    def encode_line(
+        self, batch: TextBatch, body: bytes, backend: str, model: str
+    ) -> NativeLine | None:
         """Translate a line for a model that `choose_backend` has chosen, or return None if that fails."""
         deployment, api = self.find_deployment(backend, model), self.get_api(backend)
         if deployment is None or api is None:
@@ -112,7 +114,7 @@ class NativeLines:
                 return None if deployment.batch_tariff is None else deployment
         return None
 
-    def decode(
+    def decode_result(
         self,
         batch: TextBatch,
         number: int,
@@ -145,22 +147,22 @@ class NativeLines:
         usage: Usage | None = None
         try:
             if deployment.api_format is codec.api_format:
-                answer, usage = _read_forwarded_answer(codec, remote_result.body)
+                answer_body, usage = _read_forwarded_answer(codec, remote_result.body)
             else:
                 response = api.read_chat(remote_result.body)
                 # The answer is billed even if the client's protocol cannot express it.
                 usage = response.usage
-                answer = request.encode_response(response)
+                answer_body = request.encode_response(response)
         except MoyinError as translation_error:
             failed_result = self._build_failed_result(batch, number, translation_error)
             if usage is None:
                 return failed_result, ()
-            entry = _build_entry(
+            ledger_entry = _build_entry(
                 batch, number, request.model, deployment, usage, translation_error.code
             )
-            return failed_result, (entry,)
-        entry = _build_entry(batch, number, request.model, deployment, usage)
-        return LineResult(number=number, http_status=200, body=answer), (entry,)
+            return failed_result, (ledger_entry,)
+        ledger_entry = _build_entry(batch, number, request.model, deployment, usage)
+        return LineResult(number=number, http_status=200, body=answer_body), (ledger_entry,)
 
     def _build_failed_result(self, batch: TextBatch, number: int, error: MoyinError) -> LineResult:
         request_id = get_line_request_id(batch.id, number)

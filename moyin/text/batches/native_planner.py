@@ -16,7 +16,7 @@ from moyin.text.batches.native_lines import NativeLines
 from moyin.text.batches.native_work import (
     LEASE_SECONDS,
     PAGE,
-    NativeWork,
+    BatchInput,
     encode_line,
     run_in_thread_with_pause,
     split_lines,
@@ -45,7 +45,7 @@ class NativePlanner:
         self._blobs = blobs
         self._native_lines = native_lines
 
-    async def create_native_batches(self, work: NativeWork, plan: NativeBatch) -> None:
+    async def create_native_batches(self, batch_input: BatchInput, plan: NativeBatch) -> None:
         """Choose the lines of a batch that back ends run natively, and create their native batches.
 
         Args:
@@ -53,21 +53,21 @@ class NativePlanner:
         """
         drafts: dict[tuple[str, str], _NativeBatchDraft] = {}
         last_number = 0
-        while page := await self._store.list_free_lines(work.batch.id, last_number, PAGE):
+        while page := await self._store.list_free_lines(batch_input.batch.id, last_number, PAGE):
             for page_lines in split_lines(page):
-                contents = await read_lines(self._blobs, work.input.sha256, page_lines)
+                contents = await read_lines(self._blobs, batch_input.input.sha256, page_lines)
                 lines_by_target = await run_in_thread_with_pause(
-                    self._choose_lines, work, page_lines, contents
+                    self._choose_lines, batch_input, page_lines, contents
                 )
                 for key, chosen_lines in lines_by_target.items():
-                    await self._assign_lines(work, drafts, key, chosen_lines)
+                    await self._assign_lines(batch_input, drafts, key, chosen_lines)
             last_number = page[-1].number
         for draft in drafts.values():
             await self._store.make_due(draft.native)
         await self._store.save(replace(plan, status=NativeStatus.DONE))
 
     def _choose_lines(
-        self, work: NativeWork, lines: Sequence[BatchLine], contents: Sequence[bytes]
+        self, batch_input: BatchInput, lines: Sequence[BatchLine], contents: Sequence[bytes]
     ) -> dict[tuple[str, str], list[tuple[int, int]]]:
         """Choose those lines that back ends run natively.
 
@@ -80,7 +80,9 @@ class NativePlanner:
         """
         chosen_lines: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for line, content in zip(lines, contents, strict=True):
-            choice = self._native_lines.choose_backend(work.batch, work.format.read_body(content))
+            choice = self._native_lines.choose_backend(
+                batch_input.batch, batch_input.format.read_body(content)
+            )
             if choice is None:
                 continue
             target, native_line = choice
@@ -92,7 +94,7 @@ class NativePlanner:
 
     async def _assign_lines(
         self,
-        work: NativeWork,
+        batch_input: BatchInput,
         drafts: dict[tuple[str, str], _NativeBatchDraft],
         key: tuple[str, str],
         chosen_lines: Sequence[tuple[int, int]],
@@ -110,7 +112,7 @@ class NativePlanner:
                 numbers, draft = [], None
             if draft is None:
                 draft = drafts[key] = _NativeBatchDraft(
-                    await self._add_native_batch(work.batch, *key)
+                    await self._add_native_batch(batch_input.batch, *key)
                 )
             draft.count, draft.size = draft.count + 1, draft.size + size
             numbers.append(number)

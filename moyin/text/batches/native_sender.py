@@ -32,7 +32,7 @@ from moyin.text.batches.native_work import (
     LEASE_SECONDS,
     PAGE,
     TRANSFER_SECONDS,
-    NativeWork,
+    BatchInput,
     abandon_native_batch,
     encode_line,
     run_in_thread_with_pause,
@@ -79,10 +79,12 @@ class NativeSender:
         self._get_poll_seconds = get_poll_seconds
         self._appearance = timedelta(seconds=appearance_seconds)
 
-    async def send(self, work: NativeWork, native_batch: NativeBatch, api: BatchApi) -> None:
+    async def send(self, batch_input: BatchInput, native_batch: NativeBatch, api: BatchApi) -> None:
         """Send a native batch whose lines are assigned, after recording that it is being sent."""
         with tempfile.TemporaryDirectory(prefix="moyin-batch-") as folder:
-            payload = await self._write_payload(work, native_batch, api, Path(folder) / "requests")
+            payload = await self._write_payload(
+                batch_input, native_batch, api, Path(folder) / "requests"
+            )
             if payload is None:
                 await abandon_native_batch(self._store, native_batch, "it has no lines")
                 return
@@ -201,7 +203,7 @@ class NativeSender:
         )
 
     async def _write_payload(
-        self, work: NativeWork, native_batch: NativeBatch, api: BatchApi, path: Path
+        self, batch_input: BatchInput, native_batch: NativeBatch, api: BatchApi, path: Path
     ) -> Payload | None:
         """Write the requests of a native batch to the file ``path``.
 
@@ -212,10 +214,16 @@ class NativeSender:
         last_number = 0
         while page := await self._store.list_lines(native_batch, last_number, PAGE):
             for page_lines in split_lines(page):
-                contents = await read_lines(self._blobs, work.input.sha256, page_lines)
+                contents = await read_lines(self._blobs, batch_input.input.sha256, page_lines)
                 lines = list(zip(page_lines, contents, strict=True))
                 await run_in_thread_with_pause(
-                    self._append_requests, work, native_batch, api, lines, path, payload_content
+                    self._append_requests,
+                    batch_input,
+                    native_batch,
+                    api,
+                    lines,
+                    path,
+                    payload_content,
                 )
             last_number = page[-1].number
         if not payload_content.count:
@@ -230,7 +238,7 @@ class NativeSender:
 
     def _append_requests(
         self,
-        work: NativeWork,
+        batch_input: BatchInput,
         native_batch: NativeBatch,
         api: BatchApi,
         lines: Sequence[tuple[BatchLine, bytes]],
@@ -246,9 +254,9 @@ class NativeSender:
         """
         with path.open("ab") as file:
             for line, content in lines:
-                encoded_line = self._native_lines.encode(
-                    work.batch,
-                    work.format.read_body(content),
+                encoded_line = self._native_lines.encode_line(
+                    batch_input.batch,
+                    batch_input.format.read_body(content),
                     native_batch.backend,
                     native_batch.model,
                 )

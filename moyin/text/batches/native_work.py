@@ -31,7 +31,7 @@ _PART_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(kw_only=True, slots=True)
-class NativeWork:
+class BatchInput:
     """The data for the steps of native batches: a batch, its input file and its format."""
 
     batch: TextBatch

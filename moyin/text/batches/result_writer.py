@@ -52,33 +52,33 @@ class ResultWriter:
         written_future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting_lines.append((finished_line, written_future))
         if self._writing_task is None or self._writing_task.done():
-            self._writing_task = asyncio.create_task(self._write_waiting())
+            self._writing_task = asyncio.create_task(self._write_waiting_lines())
         await asyncio.shield(written_future)
 
     async def close(self) -> None:
         """Write all remaining results, giving up after a few failed attempts."""
         if self._writing_task is not None and not self._writing_task.done():
-            _, pending = await asyncio.wait([self._writing_task], timeout=4 * _RETRY_SECONDS)
-            for task in pending:
+            _, pending_tasks = await asyncio.wait([self._writing_task], timeout=4 * _RETRY_SECONDS)
+            for task in pending_tasks:
                 task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
-            if pending:
+            await asyncio.gather(*pending_tasks, return_exceptions=True)
+            if pending_tasks:
                 _log.error(
                     "%d results of batches were not written; their lines run again",
                     len(self._waiting_lines),
                 )
 
-    async def _write_waiting(self) -> None:
+    async def _write_waiting_lines(self) -> None:
         while self._waiting_lines:
             await asyncio.sleep(_GATHER_SECONDS)
-            group = self._waiting_lines[: self._count_group()]
+            group = self._waiting_lines[: self._count_next_group()]
             await self._write_group([finished_line for finished_line, _ in group])
             del self._waiting_lines[: len(group)]
             for _, written_future in group:
                 if not written_future.done():
                     written_future.set_result(None)
 
-    def _count_group(self) -> int:
+    def _count_next_group(self) -> int:
         """Return the number of results to write in the next transaction, at least one."""
         size = 0
         for count, (finished_line, _) in enumerate(self._waiting_lines[:_GROUP]):

@@ -101,12 +101,12 @@ class Judge:
             comparison.conversation,
             comparison.answer,
             stored_comparison.second,
-            swapped=comparison.swapped,
+            is_swapped=comparison.swapped,
         )
         answer = await self._call_model(comparison, request, f"{comparison.id}-verdict")
         if isinstance(answer, Outcome):
             return answer
-        return parse_verdict(answer.text, swapped=comparison.swapped) or Outcome.UNPARSABLE
+        return parse_verdict(answer.text, is_swapped=comparison.swapped) or Outcome.UNPARSABLE
 
     async def record_verdict(self, comparison_id: str, verdict: Verdict) -> bool:
         """Store the verdict as two signals, one per answer; storing them again has no effect.

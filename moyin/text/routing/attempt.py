@@ -124,19 +124,21 @@ class Attempt:
         runtime, path = self.runtime, self.call.codec.path
         pass_through = runtime.pass_through
         if pass_through is None or needs_translation(self.target, path, self.call.needs):
-            return await self._call(None, deadline)
+            return await self._call_backend(None, deadline)
         try:
-            return await self._call(pass_through, deadline)
+            return await self._call_backend(pass_through, deadline)
         except ModelNotFound:
             if path not in OPTIONAL_PATHS:
                 raise
         # If the model is missing instead of the call, the translated request fails with the same
         # error.
-        answer = await self._call(None, deadline)
+        answer = await self._call_backend(None, deadline)
         runtime.missing_calls[path, self._upstream] = time.monotonic() + _MISSING_CALL_SECONDS
         return answer
 
-    async def _call(self, pass_through: PassThroughBackend | None, deadline: float) -> Answer:
+    async def _call_backend(
+        self, pass_through: PassThroughBackend | None, deadline: float
+    ) -> Answer:
         if self.call.request.is_streamed:
             return await self._call_streaming(pass_through, deadline)
         if pass_through is None:
@@ -355,10 +357,10 @@ class Attempt:
         is_estimated: bool,
     ) -> Answer:
         self._record_first_byte()
-        cost = (b"x-moyin-cost-usd", self.record(usage))
+        cost_header = (b"x-moyin-cost-usd", self.record(usage))
         headers = (
             _JSON_HEADER,
-            cost,
+            cost_header,
             *self._build_headers(),
             *((_ESTIMATED_HEADER,) if is_estimated else ()),
         )

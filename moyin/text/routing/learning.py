@@ -118,7 +118,7 @@ class QualityLearner:
         try:
             async with self._lock:
                 await self._flush()
-                await self._save_changed()
+                await self._save_changed_tenants()
         except Exception:
             _log.exception(
                 "the queued quality records could not be written at shutdown and are lost"
@@ -317,7 +317,7 @@ class QualityLearner:
                     await self._flush()
                     await self._learn_new_signals()
                     if self._clock() - last_saved_at >= _SAVE_SECONDS:
-                        await self._save_changed()
+                        await self._save_changed_tenants()
                         last_saved_at = self._clock()
                 if self._clock() - last_shared_at >= _SAVE_SECONDS:
                     await self.refresh_shared_levels()
@@ -429,7 +429,7 @@ class QualityLearner:
                 ),
             )
 
-    async def _save_changed(self) -> None:
+    async def _save_changed_tenants(self) -> None:
         for owner in list(self._changed_tenants):
             await self._save_tenant(owner)
 

@@ -102,7 +102,7 @@ class OperationAttempt:
         runtime = self.target.runtime
         self._started_at = asyncio.get_running_loop().time()
         try:
-            return await self._call(min(self._started_at + runtime.timeout, deadline))
+            return await self._call_backend(min(self._started_at + runtime.timeout, deadline))
         except asyncio.CancelledError:
             # The back end has probably read the request and charges for it.
             self.record(self.request.expected_usage, error=CANCELLED)
@@ -117,7 +117,7 @@ class OperationAttempt:
                 self._report_call(Usage(), error.code)
             raise
 
-    async def _call(self, deadline: float) -> Answer:
+    async def _call_backend(self, deadline: float) -> Answer:
         request, target = self.request, self.target
         backend = target.runtime.operations
         assert backend is not None, f"the back end {target.runtime.name!r} has no operations"
@@ -334,7 +334,7 @@ class OperationStream:
         self._tap = tap
         self._finish = finish
         self._is_finished = False
-        self._chunks = self._iterate(first_piece)
+        self._chunks = self._iterate_pieces(first_piece)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -347,18 +347,18 @@ class OperationStream:
         await self._chunks.aclose()
         if not self._is_finished:
             # The stream was closed before its first piece was read.
-            self._end(asyncio.CancelledError())
+            self._finish_stream(asyncio.CancelledError())
             await self._pieces.aclose()
 
-    async def _iterate(self, first_piece: bytes) -> AsyncGenerator[bytes, None]:
+    async def _iterate_pieces(self, first_piece: bytes) -> AsyncGenerator[bytes, None]:
         tap = self._tap
         try:
             async with aclosing(self._pieces) as pieces:
-                yield self._feed(first_piece)
+                yield self._feed_tap(first_piece)
                 async for piece in pieces:
-                    yield self._feed(piece)
+                    yield self._feed_tap(piece)
         except MoyinError as error:
-            cost = self._end(error)
+            cost = self._finish_stream(error)
             if tap is None:
                 # Breaking the connection is the only way to show the client that the audio is
                 # incomplete.
@@ -367,19 +367,19 @@ class OperationStream:
             # Terminates an event that was received only partly.
             yield (b"\n\n" if tap.is_within_event else b"") + event + encode_cost_comment(cost)
         except BaseException as error:
-            self._end(error)
+            self._finish_stream(error)
             raise
         else:
-            cost = self._end(None)
+            cost = self._finish_stream(None)
             if tap is not None:
                 yield encode_cost_comment(cost)
 
-    def _feed(self, piece: bytes) -> bytes:
+    def _feed_tap(self, piece: bytes) -> bytes:
         if self._tap is not None:
             self._tap.feed(piece)
         return piece
 
-    def _end(self, error: BaseException | None) -> bytes:
+    def _finish_stream(self, error: BaseException | None) -> bytes:
         self._is_finished = True
         return self._finish(None if self._tap is None else self._tap.last_event, error)
 

@@ -58,17 +58,20 @@ def parse_preferences(
     Raises:
         InvalidRequest: a value is invalid; ``field`` is the name of the header.
     """
-    values = {name: value for name, value in headers if name in _HEADERS}
-    if not values:
+    header_values = {name: value for name, value in headers if name in _HEADERS}
+    if not header_values:
         return _NO_PREFERENCES
-    residency, timeout = values.get(_RESIDENCY), values.get(_TIMEOUT)
-    quality, usd_per_bad_answer = values.get(_QUALITY), values.get(_USD_PER_BAD_ANSWER)
-    cache_control = values.get(_CACHE_CONTROL, b"").lower()
+    residency, timeout = header_values.get(_RESIDENCY), header_values.get(_TIMEOUT)
+    quality, usd_per_bad_answer = (
+        header_values.get(_QUALITY),
+        header_values.get(_USD_PER_BAD_ANSWER),
+    )
+    cache_control = header_values.get(_CACHE_CONTROL, b"").lower()
     return RequestPreferences(
         residency=None if residency is None else _parse_residency(residency, residencies),
         timeout=None if timeout is None else _parse_timeout(timeout),
         bypass_cache=b"no-cache" in cache_control or b"no-store" in cache_control,
-        traceparent=values.get(_TRACEPARENT),
+        traceparent=header_values.get(_TRACEPARENT),
         quality=0.0 if quality is None else _parse_number(_QUALITY, quality, 1.0),
         usd_per_bad_answer=None
         if usd_per_bad_answer is None

@@ -43,9 +43,9 @@ _HARMLESS = frozenset({"user_profile_id", "workspace_id", "betas"})
 
 
 def new_batch(
-    caller: Identity, input_file_id: str, *, total: int, created_at: datetime
+    caller: Identity, input_file_id: str, *, request_count: int, created_at: datetime
 ) -> TextBatch:
-    """Create a batch for the caller from a file with ``total`` requests, one per line."""
+    """Create a batch for the caller from a file with ``request_count`` requests, one per line."""
     return TextBatch(
         id=new_batch_id(BatchDialect.ANTHROPIC),
         owner=caller.owner,
@@ -57,7 +57,7 @@ def new_batch(
         key_id=caller.key_id,
         user=caller.user,
         scopes=caller.scopes,
-        total=total,
+        total=request_count,
         output_expires_after=int(_RESULTS_KEPT.total_seconds()),
     )
 

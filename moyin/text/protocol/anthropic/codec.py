@@ -180,9 +180,9 @@ class AnthropicCodec:
             raise new_malformed_response_error()
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
-        if estimate is None:
+        if estimated_usage is None:
             return raw
-        body["usage"] = usage_to_client(estimate)
+        body["usage"] = usage_to_client(estimated_usage)
         return to_json(body)

@@ -256,13 +256,13 @@ class _BaseCodec:
             raise new_malformed_response_error()
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
-        if estimate is None or not self._has_usage:
+        if estimated_usage is None or not self._has_usage:
             return raw
-        body["prompt_eval_count"] = estimate.prompt_tokens
-        if estimate.output_tokens:
-            body["eval_count"] = estimate.output_tokens
+        body["prompt_eval_count"] = estimated_usage.prompt_tokens
+        if estimated_usage.output_tokens:
+            body["eval_count"] = estimated_usage.output_tokens
         return to_json(body)
 
 

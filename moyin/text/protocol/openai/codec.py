@@ -219,12 +219,12 @@ class OpenAICodec(BaseCodec):
             raise new_malformed_response_error()
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
         was_incomplete = add_required_members(body)
-        if estimate is not None:
-            body["usage"] = usage_to_client(estimate)
-        return to_json(body) if was_incomplete or estimate is not None else raw
+        if estimated_usage is not None:
+            body["usage"] = usage_to_client(estimated_usage)
+        return to_json(body) if was_incomplete or estimated_usage is not None else raw
 
     def parse(self, body: bytes) -> ParsedChatRequest:
         data = parse_object(body)
@@ -241,11 +241,11 @@ class OpenAIEmbeddingsCodec(BaseCodec):
             raise new_malformed_response_error()
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
-        if estimate is None:
+        if estimated_usage is None:
             return raw
-        prompt_tokens = estimate.prompt_tokens
+        prompt_tokens = estimated_usage.prompt_tokens
         body["usage"] = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens}
         return to_json(body)
 

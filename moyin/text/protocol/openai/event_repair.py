@@ -27,7 +27,7 @@ class EventRepair:
         # Index that the client gets, by choice and back end's index; only where the two differ.
         self._new_indexes: dict[tuple[int, int], int] = {}
 
-    def apply(self, body: dict[str, Any]) -> bool:
+    def repair_event(self, body: dict[str, Any]) -> bool:
         """Add missing members to an event; return True if the event was changed."""
         choices = body.get("choices")
         if not isinstance(choices, list) or any(

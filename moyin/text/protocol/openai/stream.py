@@ -334,7 +334,7 @@ class StreamTap:
             for choice in choices or ():
                 self.tokens += _has_output(choice)
                 self._record_finished_choice(choice)
-            if self._repair.apply(body):
+            if self._repair.repair_event(body):
                 frame = Frame(encode_event(body), frame.data)
         if (usage := event_usage_to_domain(body)) is None:
             return frame.raw

@@ -237,7 +237,7 @@ class ResponsesCodec:
             raise new_malformed_response_error()
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
         return raw
 

@@ -32,7 +32,7 @@ OnEnd = Callable[[dict[str, Any], dict[str, str]], None]
 
 
 @dataclass(slots=True)
-class _Message:
+class _OpenMessage:
     """A message item that is being written."""
 
     id: str
@@ -43,7 +43,7 @@ class _Message:
 
 
 @dataclass(slots=True)
-class _Reasoning:
+class _OpenReasoning:
     """A reasoning item that is being written."""
 
     id: str
@@ -52,7 +52,7 @@ class _Reasoning:
 
 
 @dataclass(slots=True)
-class _Call:
+class _OpenToolCall:
     """A tool call that is being written; ``item`` is the call without its arguments."""
 
     index: int
@@ -76,8 +76,8 @@ class StreamWriter:
         self._model = ""
         self._output: dict[int, dict[str, Any]] = {}
         self._next_index = 0
-        self._open: _Message | _Reasoning | None = None
-        self._calls: dict[int, _Call] = {}
+        self._open: _OpenMessage | _OpenReasoning | None = None
+        self._calls: dict[int, _OpenToolCall] = {}
 
     @property
     def next_number(self) -> int:
@@ -111,9 +111,11 @@ class StreamWriter:
 
     def _write_text(self, delta: TextDelta) -> Iterator[bytes]:
         message = self._open
-        if not isinstance(message, _Message) or message.is_refusal is not delta.refusal:
+        if not isinstance(message, _OpenMessage) or message.is_refusal is not delta.refusal:
             yield from self._close_open_item()
-            message = _Message(self._template.new_item_id("msg"), self._take_index(), delta.refusal)
+            message = _OpenMessage(
+                self._template.new_item_id("msg"), self._take_index(), delta.refusal
+            )
             self._open = message
             item = encode_message_item("", item_id=message.id)
             item |= {"status": "in_progress", "content": []}
@@ -134,11 +136,11 @@ class StreamWriter:
             yield from self._start_reasoning()
             yield from self._close_reasoning(Thinking(redacted=delta.redacted))
             return
-        if not isinstance(self._open, _Reasoning):
+        if not isinstance(self._open, _OpenReasoning):
             yield from self._close_open_item()
             yield from self._start_reasoning()
         reasoning = self._open
-        assert isinstance(reasoning, _Reasoning)
+        assert isinstance(reasoning, _OpenReasoning)
         if delta.text:
             if not reasoning.texts:
                 yield self._encode_summary_event(
@@ -151,7 +153,7 @@ class StreamWriter:
             yield from self._close_reasoning(Thinking(text=text, signature=delta.signature))
 
     def _start_reasoning(self) -> Iterator[bytes]:
-        reasoning = _Reasoning(self._template.new_item_id("rs"), self._take_index())
+        reasoning = _OpenReasoning(self._template.new_item_id("rs"), self._take_index())
         self._open = reasoning
         item = self._template.encode_reasoning_item(Thinking(), item_id=reasoning.id)
         item["status"] = "in_progress"
@@ -160,12 +162,12 @@ class StreamWriter:
     def _close_open_item(self) -> Iterator[bytes]:
         """Yield the events that end the message or reasoning being written, if there is one."""
         match self._open:
-            case _Message() as message:
+            case _OpenMessage() as message:
                 yield from self._close_message(message)
-            case _Reasoning() as reasoning:
+            case _OpenReasoning() as reasoning:
                 yield from self._close_reasoning(Thinking(text="".join(reasoning.texts)))
 
-    def _close_message(self, message: _Message) -> Iterator[bytes]:
+    def _close_message(self, message: _OpenMessage) -> Iterator[bytes]:
         text = "".join(message.texts)
         item = encode_message_item(
             text, is_refusal=message.is_refusal, item_id=message.id, logprobs=message.logprobs
@@ -181,7 +183,7 @@ class StreamWriter:
 
     def _close_reasoning(self, thinking: Thinking) -> Iterator[bytes]:
         reasoning = self._open
-        assert isinstance(reasoning, _Reasoning)
+        assert isinstance(reasoning, _OpenReasoning)
         if reasoning.texts:
             text = "".join(reasoning.texts)
             yield self._encode_summary_event("text.done", reasoning, {"text": text})
@@ -199,7 +201,7 @@ class StreamWriter:
             status="in_progress",
         )
         index = self._take_index()
-        self._calls[delta.index] = _Call(index, call, item)
+        self._calls[delta.index] = _OpenToolCall(index, call, item)
         return self._encode_item_event("added", index, item)
 
     def _write_arguments(self, delta: ToolArguments) -> Iterator[bytes]:
@@ -209,7 +211,7 @@ class StreamWriter:
             members = {"delta": delta.fragment}
             yield self._encode_call_event("response.function_call_arguments.delta", call, members)
 
-    def _close_call(self, call: _Call) -> Iterator[bytes]:
+    def _close_call(self, call: _OpenToolCall) -> Iterator[bytes]:
         arguments = "".join(call.fragments)
         finished_call = ToolUse(id=call.call.id, name=call.call.name, arguments=arguments)
         item = encode_function_call_item(
@@ -245,17 +247,19 @@ class StreamWriter:
             f"response.output_item.{name}", {"output_index": index, "item": item}
         )
 
-    def _encode_part_event(self, name: str, message: _Message, members: dict[str, Any]) -> bytes:
+    def _encode_part_event(
+        self, name: str, message: _OpenMessage, members: dict[str, Any]
+    ) -> bytes:
         position = {"item_id": message.id, "output_index": message.index, "content_index": 0}
         return self._encode_event(name, position | members)
 
     def _encode_summary_event(
-        self, name: str, reasoning: _Reasoning, members: dict[str, Any]
+        self, name: str, reasoning: _OpenReasoning, members: dict[str, Any]
     ) -> bytes:
         position = {"item_id": reasoning.id, "output_index": reasoning.index, "summary_index": 0}
         return self._encode_event(f"response.reasoning_summary_{name}", position | members)
 
-    def _encode_call_event(self, name: str, call: _Call, members: dict[str, Any]) -> bytes:
+    def _encode_call_event(self, name: str, call: _OpenToolCall, members: dict[str, Any]) -> bytes:
         position = {"item_id": call.item["id"], "output_index": call.index}
         return self._encode_event(name, position | members)
 

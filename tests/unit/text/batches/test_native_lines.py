@@ -87,7 +87,7 @@ def test_an_answer_that_the_clients_protocol_cannot_express_is_booked() -> None:
     outcome = RemoteResult(custom_id="x-1", outcome=RemoteOutcome.ANSWERED, body=answer)
     deployment, api = lines.find_deployment("b0", "m0"), lines.get_api("b0")
     assert deployment is not None and api is not None
-    decoded_line = lines.decode(new_batch(), 1, body(tools=[TOOL]), outcome, deployment, api)
+    decoded_line = lines.decode_result(new_batch(), 1, body(tools=[TOOL]), outcome, deployment, api)
     assert decoded_line is not None
     result, [entry] = decoded_line
     assert result.error_code is not None and entry.error == result.error_code

@@ -10,7 +10,7 @@ from moyin.text.judging.verdict import VERDICT_SCHEMA, Verdict, build_judge_requ
 
 
 def text_of(swapped: bool) -> str:
-    request = build_judge_request("opus", "Q", "GIVEN", "OTHER", swapped=swapped)
+    request = build_judge_request("opus", "Q", "GIVEN", "OTHER", is_swapped=swapped)
     text: str = request["messages"][1]["content"]
     return text
 
@@ -33,7 +33,7 @@ def test_text_cannot_fake_the_end_of_its_section() -> None:
 def test_grades_are_mapped_back_through_the_order(swapped: bool) -> None:
     text = json.dumps({"reason": "x", "first": 4, "second": 1})
     given_grade, other_grade = (0.25, 1.0) if swapped else (1.0, 0.25)
-    assert parse_verdict(text, swapped=swapped) == Verdict(given=given_grade, other=other_grade)
+    assert parse_verdict(text, is_swapped=swapped) == Verdict(given=given_grade, other=other_grade)
 
 
 def test_verdict_agrees_unless_the_clients_answer_is_worse() -> None:
@@ -60,9 +60,9 @@ def test_verdict_agrees_unless_the_clients_answer_is_worse() -> None:
     ],
 )
 def test_verdict_with_the_wrong_format_is_ignored(text: str) -> None:
-    assert parse_verdict(text, swapped=False) is None
+    assert parse_verdict(text, is_swapped=False) is None
 
 
 def test_judge_request_demands_the_schema() -> None:
-    request = build_judge_request("opus", "Q", "a", "b", swapped=False)
+    request = build_judge_request("opus", "Q", "a", "b", is_swapped=False)
     assert request["response_format"]["json_schema"]["schema"] == VERDICT_SCHEMA
