@@ -78,7 +78,7 @@ class PromptFiles:
         size = sum(file.size for file in stored_files)
         if size > _MAX_BYTES:
             raise BodyTooLarge(
-                f"the files of the request have {size} bytes; the limit is {_MAX_BYTES}",
+                f"the files of the request have {size} bytes, more than {_MAX_BYTES}: send fewer or smaller files",
                 field=references[-1].field,
                 details={"max_bytes": _MAX_BYTES},
             )

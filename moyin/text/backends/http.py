@@ -125,11 +125,11 @@ class HttpResponse:
             ) from None
         except TimeoutError:
             raise BackendTimeout(
-                f"the back end did not respond to {path} within the timeout"
+                f"the back end did not respond to {path} within the timeout; retry later"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
             raise BackendUnavailable(
-                f"the back end closed the connection during its response to {path}",
+                f"the back end closed the connection during its response to {path}; retry later",
                 may_be_billed=True,
             ) from None
         finally:
@@ -231,11 +231,11 @@ class HttpClient:
             return await read_up_to(response, _MAX_RESPONSE_BYTES)
         except (BodyTooLong, aiohttp.ClientError, ConnectionError):
             raise BackendUnavailable(
-                f"the back end's response to {path} broke off, or exceeds 256 MiB"
+                f"the back end's response to {path} broke off, or exceeds 256 MiB; retry later"
             ) from None
         except TimeoutError:
             raise BackendTimeout(
-                f"the back end did not respond to {path} within the timeout"
+                f"the back end did not respond to {path} within the timeout; retry later"
             ) from None
         finally:
             response.close()
@@ -289,7 +289,7 @@ class HttpClient:
         except TimeoutError:
             self._endpoints.invalidate_endpoint()
             raise BackendTimeout(
-                f"the back end did not respond to {path} within the timeout"
+                f"the back end did not respond to {path} within the timeout; retry later"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
             self._endpoints.invalidate_endpoint()
@@ -348,11 +348,11 @@ class HttpClient:
                 yield piece
         except TimeoutError:
             raise StreamInterrupted(
-                f"the back end's response to {path} exceeded the timeout and was cut off"
+                f"the back end's response to {path} exceeded the timeout and was cut off; request a shorter answer"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
             raise StreamInterrupted(
-                f"the back end closed the connection during its response to {path}"
+                f"the back end closed the connection during its response to {path}; retry later"
             ) from None
         finally:
             response.close()
@@ -412,7 +412,7 @@ class HttpClient:
             raise _new_unreachable_error(path) from None
         except TimeoutError:
             raise BackendTimeout(
-                f"the back end did not respond to {path} within the timeout"
+                f"the back end did not respond to {path} within the timeout; retry later"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
             self._endpoints.invalidate_endpoint()
@@ -443,16 +443,18 @@ async def _iterate_pieces(
             yield piece
     except (aiohttp.ClientError, ConnectionError, TimeoutError):
         raise StreamInterrupted(
-            f"the back end closed the connection during its response to {path}"
+            f"the back end closed the connection during its response to {path}; retry later"
         ) from None
 
 
 def _new_stream_interrupted_error(error: Exception, path: str) -> StreamInterrupted:
     if isinstance(error, TimeoutError):
         return StreamInterrupted(
-            f"the back end's response to {path} exceeded the timeout and was cut off"
+            f"the back end's response to {path} exceeded the timeout and was cut off; request a shorter answer"
         )
-    return StreamInterrupted(f"the back end closed the connection during its response to {path}")
+    return StreamInterrupted(
+        f"the back end closed the connection during its response to {path}; retry later"
+    )
 
 
 def _new_unreachable_error(path: str) -> BackendUnavailable:

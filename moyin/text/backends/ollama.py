@@ -214,7 +214,9 @@ class OllamaBackend:
                         return
         except (ollama.ResponseError, httpx.HTTPError, TimeoutError, ValueError, OSError) as error:
             raise _translate_stream_error(error, has_started=has_started) from None
-        raise StreamInterrupted('the Ollama server ended the stream without "done": true')
+        raise StreamInterrupted(
+            'the Ollama server ended the stream without "done": true; retry later'
+        )
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = embedding_request_to_upstream(request, context=self._find_context(request.model))
@@ -311,7 +313,9 @@ def _measure_prompt(request: ChatRequest) -> int:
 
 def _translate_stream_error(error: Exception, *, has_started: bool) -> Exception:
     if has_started:
-        return StreamInterrupted("the Ollama server closed the connection during its response")
+        return StreamInterrupted(
+            "the Ollama server closed the connection during its response; retry later"
+        )
     try:
         with _translate_errors():
             raise error
@@ -345,10 +349,13 @@ def _translate_errors() -> Iterator[None]:
             "cannot connect to the Ollama server; check that it is running"
         ) from None
     except (httpx.TimeoutException, TimeoutError):
-        raise BackendTimeout("the Ollama server did not respond within the timeout") from None
+        raise BackendTimeout(
+            "the Ollama server did not respond within the timeout; retry later"
+        ) from None
     except (httpx.HTTPError, ValueError):
         raise BackendUnavailable(
-            "the Ollama server's response is malformed", may_be_billed=True
+            "the Ollama server's response is malformed; check its URL in the configuration",
+            may_be_billed=True,
         ) from None
 
 
@@ -362,4 +369,6 @@ async def list_resident_models(http: HttpClient) -> dict[str, Mapping[str, Any]]
     try:
         return {str(model["name"]): dict(model) for model in from_json(body)["models"]}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BackendUnavailable("the Ollama server's response to /api/ps is malformed") from None
+        raise BackendUnavailable(
+            "the Ollama server's response to /api/ps is malformed; check its URL in the configuration"
+        ) from None

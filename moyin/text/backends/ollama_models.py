@@ -104,7 +104,9 @@ def _parse_listed_models(body: bytes) -> list[Mapping[str, Any]]:
         if not all(isinstance(entry["name"], str) for entry in listed_models):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BackendUnavailable("the Ollama server's response to /api/tags is malformed") from None
+        raise BackendUnavailable(
+            "the Ollama server's response to /api/tags is malformed; check its URL in the configuration"
+        ) from None
     return listed_models[:_MAX_MODELS]
 
 

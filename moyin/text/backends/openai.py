@@ -141,7 +141,8 @@ class OpenAIBackend:
             return chat_response_to_domain(from_json(body))
         except ValueError:
             raise BackendUnavailable(
-                "the back end's response to /chat/completions is not JSON", may_be_billed=True
+                "the back end's response to /chat/completions is not JSON; check its URL in the configuration",
+                may_be_billed=True,
             ) from None
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
@@ -155,7 +156,9 @@ class OpenAIBackend:
         for delta in reader.flush():
             yield delta
         if not reader.is_finished:
-            raise StreamInterrupted("the back end ended the stream without a finish_reason")
+            raise StreamInterrupted(
+                "the back end ended the stream without a finish_reason; retry later"
+            )
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = await self._http.post(
@@ -165,7 +168,8 @@ class OpenAIBackend:
             return validate_embeddings(embedding_response_to_domain(from_json(body)), request)
         except ValueError:
             raise BackendUnavailable(
-                "the back end's response to /embeddings is not JSON", may_be_billed=True
+                "the back end's response to /embeddings is not JSON; check its URL in the configuration",
+                may_be_billed=True,
             ) from None
 
     async def probe(self) -> None:

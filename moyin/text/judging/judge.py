@@ -178,7 +178,7 @@ class Judge:
             all_slots = [target.runtime.slots for target in route.targets]
             if all_slots and all(slots.is_full or slots.waiting for slots in all_slots):
                 raise Overloaded(
-                    "the judge must wait, because tenants use all slots of its back ends",
+                    "the judge must wait, because tenants use all slots of its back ends; retry later",
                     retry_after=_RETRY_SECONDS,
                 )
             codec = OpenAICodec()

@@ -281,11 +281,13 @@ class Attempt:
             answer = from_json(body)
         except ValueError:
             raise BackendUnavailable(
-                "the back end's response is not valid JSON", may_be_billed=True
+                "the back end's response is not valid JSON; check its URL in the configuration",
+                may_be_billed=True,
             ) from None
         if not isinstance(answer, dict):
             raise BackendUnavailable(
-                "the back end's response must be a JSON object", may_be_billed=True
+                "the back end's response must be a JSON object; check its URL in the configuration",
+                may_be_billed=True,
             )
         if answer.get("error"):
             # Some servers report errors with status 200.
@@ -392,7 +394,7 @@ class Attempt:
             if isinstance(error, TimeoutError):
                 raise BackendTimeout(
                     "the back end did not send the first byte within "
-                    f"{self.runtime.first_byte_timeout:g} seconds"
+                    f"{self.runtime.first_byte_timeout:g} seconds; retry later"
                 ) from None
             raise
         self._first_token_seconds = asyncio.get_running_loop().time() - self._started_at

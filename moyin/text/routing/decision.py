@@ -275,7 +275,8 @@ def build_no_candidate_error(
     allowed_exclusions = [exclusion for exclusion in exclusions if exclusion.is_allowed]
     if exclusions and not allowed_exclusions:
         return ModelNotAllowed(
-            "data-residency rules exclude every back end for this model", field="model"
+            "data-residency rules exclude every back end for this model: choose another model",
+            field="model",
         )
     configured_exclusions = [
         exclusion for exclusion in allowed_exclusions if exclusion.deployment.configured
@@ -317,7 +318,7 @@ def _build_quality_error(
     best_p_good = math.floor(p_good_by_model[best_model] * 100) / 100
     return QualityUnreachable(
         f"no model under this name reaches p_good {quality.floor:g} for this request; the best is "
-        f"{best_model!r} with {best_p_good:.2f}",
+        f"{best_model!r} with {best_p_good:.2f}: lower x-moyin-quality",
         field="x-moyin-quality",
         details={"best": best_model, "p_good": best_p_good, "kind": quality.question.kind},
     )
@@ -330,7 +331,9 @@ def _build_not_configured_error(deployments: Sequence[ModelDeployment]) -> Servi
     }
     message = "no back end for this model is configured"
     return ServiceUnavailable(
-        f"{message}: {', '.join(sorted(missing_keys))}" if missing_keys else message
+        f"{message}: {', '.join(sorted(missing_keys))}"
+        if missing_keys
+        else f"{message}; choose another model"
     )
 
 
@@ -388,7 +391,7 @@ def _build_context_error(needs: Needs, exclusions: Sequence[Exclusion]) -> Conte
     max_tokens = needs.max_tokens or 0
     return ContextTooLong(
         f"the prompt (about {needs.prompt_tokens} tokens) and the answer (up to {max_tokens}) exceed "
-        f"the largest context of this model name, {largest_context} tokens",
+        f"the largest context of this model name, {largest_context} tokens: shorten them or choose another model",
         field=_name_longest_field(needs, largest_context),
         details={
             "prompt_tokens": needs.prompt_tokens,

@@ -121,7 +121,7 @@ class FeedbackService:
         for row in stored_rows:
             if row.score != scores[row.request_id]:
                 raise FeedbackAlreadyGiven(
-                    f"this key already rated the request {row.request_id!r} with {row.score:g}",
+                    f"this key already rated the request {row.request_id!r} with {row.score:g}; a rating cannot be changed",
                     field="score" if better_request_id is None else "better_request_id",
                 )
         await self._learning.learn_new_signals()
@@ -146,7 +146,7 @@ class FeedbackService:
         # Embeddings and requests that the client cancelled early have no answer to rate.
         if entry is None or not entry.output_tokens:
             raise RequestNotFound(
-                f"no model answered a request {request_id!r} of this tenant in the last thirty days"
+                f"no model answered a request {request_id!r} of this tenant in the last thirty days; send the x-request-id of an answer"
             )
         return entry.model, question_to_json(_UNKNOWN_QUESTION), None
 
@@ -162,6 +162,6 @@ class FeedbackService:
         )
         if bucket_tokens < 1.0:
             raise RateLimited(
-                f"an API key may give at most {_MAX_BURST:.0f} ratings per minute",
+                f"an API key may give at most {_MAX_BURST:.0f} ratings per minute; retry later",
                 retry_after=(1.0 - bucket_tokens) * 60.0 / _MAX_BURST,
             )

@@ -180,7 +180,8 @@ class Fleet:
         deployments = self.catalog.find_deployments(name)
         if not policy.allows(name):
             raise ModelNotAllowed(
-                f"the policy of this tenant does not allow the model {name!r}", field="model"
+                f"the policy of this tenant does not allow the model {name!r}; GET /v1/models lists those allowed",
+                field="model",
             )
         alias, residencies = self.catalog.get_alias(name), policy.residency
         if residency is not None:

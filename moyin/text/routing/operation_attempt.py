@@ -153,11 +153,13 @@ class OperationAttempt:
             data = from_json(raw)
         except ValueError:
             raise BackendUnavailable(
-                "the back end's response is not valid JSON", may_be_billed=True
+                "the back end's response is not valid JSON; check its URL in the configuration",
+                may_be_billed=True,
             ) from None
         if not isinstance(data, dict):
             raise BackendUnavailable(
-                "the back end's response must be a JSON object", may_be_billed=True
+                "the back end's response must be a JSON object; check its URL in the configuration",
+                may_be_billed=True,
             )
         if data.get("error"):
             # Some servers report errors with status 200.
@@ -194,7 +196,7 @@ class OperationAttempt:
             ) from None
         except TimeoutError:
             raise BackendTimeout(
-                f"the back end did not send the first byte within {first_byte_timeout:g} seconds"
+                f"the back end did not send the first byte within {first_byte_timeout:g} seconds; retry later"
             ) from None
         self._first_piece_seconds = asyncio.get_running_loop().time() - self._started_at
         self.target.model_breaker.succeed()

@@ -198,7 +198,8 @@ def _build_no_capable_target_error(route: CompiledRoute, request: OperationReque
         )
     if not any(exclusion.is_allowed for exclusion in capable_exclusions):
         return ModelNotAllowed(
-            "data-residency rules exclude every back end for this model", field="model"
+            "data-residency rules exclude every back end for this model: choose another model",
+            field="model",
         )
     missing_keys = sorted(
         f"{d.family or d.backend} lacks its key ({d.key_env})"

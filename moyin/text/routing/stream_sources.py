@@ -68,7 +68,9 @@ class ForwardedSource:
         if last_bytes := tap.flush():
             yield last_bytes
         if not tap.is_finished:
-            raise StreamInterrupted("the back end ended the stream before its final event")
+            raise StreamInterrupted(
+                "the back end ended the stream before its final event; retry later"
+            )
 
     @property
     def usage(self) -> Usage:

@@ -199,7 +199,7 @@ class EventReader:
             return self._translate_event(body)
         except (KeyError, TypeError, AttributeError):
             raise StreamInterrupted(
-                "the back end sent an event that does not have the members of Anthropic's format"
+                "the back end sent an event that does not have the members of Anthropic's format; check its type in the configuration"
             ) from None
 
     def _translate_event(self, body: Mapping[str, Any]) -> list[chat.Delta]:
@@ -226,7 +226,9 @@ class EventReader:
                     )
                 ]
             case "error":
-                raise StreamInterrupted("the back end reported an error event in its stream")
+                raise StreamInterrupted(
+                    "the back end reported an error event in its stream; retry later"
+                )
         return []
 
     def _translate_block_start(self, index: int, block: Mapping[str, Any]) -> list[chat.Delta]:
@@ -340,7 +342,9 @@ class StreamTap:
             case "message_stop":
                 self.is_finished = True
             case "error":
-                raise StreamInterrupted("the back end reported an error event in its stream")
+                raise StreamInterrupted(
+                    "the back end reported an error event in its stream; retry later"
+                )
 
     def _record_event(self, body: Mapping[str, Any], transcript: Transcript) -> None:
         try:

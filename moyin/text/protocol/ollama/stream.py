@@ -192,7 +192,7 @@ class StreamTap:
 
     def _inspect_line(self, body: Mapping[str, Any]) -> None:
         if "error" in body:
-            raise StreamInterrupted("the back end reported an error in its stream")
+            raise StreamInterrupted("the back end reported an error in its stream; retry later")
         message = body.get("message", body)
         if not body.get("done") and (text := _read_plain_text(message)) is not None:
             self.tokens += 1
@@ -235,7 +235,11 @@ def _parse_line(line: bytes) -> dict[str, Any]:
     try:
         parsed_line = from_json(line)
     except ValueError:
-        raise StreamInterrupted("the back end sent a stream line that is not JSON") from None
+        raise StreamInterrupted(
+            "the back end sent a stream line that is not JSON; check its type in the configuration"
+        ) from None
     if not isinstance(parsed_line, dict):
-        raise StreamInterrupted("the back end sent a stream line that is not a JSON object")
+        raise StreamInterrupted(
+            "the back end sent a stream line that is not a JSON object; check its type in the configuration"
+        )
     return parsed_line

@@ -248,7 +248,7 @@ def _parse_line(line: bytes) -> Mapping[str, Any]:
     except InvalidRequest:
         raise InvalidLine("invalid_json_line", "the line must be a JSON object") from None
     except MoyinError:
-        raise InvalidLine("invalid_json_line", "the line is not valid JSON") from None
+        raise InvalidLine("invalid_json_line", "the line must be valid JSON") from None
 
 
 def _get_text(data: Mapping[str, Any], name: str) -> str:

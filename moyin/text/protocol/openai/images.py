@@ -120,7 +120,7 @@ def parse_image_edit(form: MultipartForm) -> ImageEdit:
             "image: must be a file, in a part of the form with a filename", field="image"
         )
     if len(masks) > 1:
-        raise InvalidRequest("mask: must be at most one file", field="mask")
+        raise InvalidRequest("mask: send at most one file", field="mask")
     members = {name: _parse_field(name, value) for name, value in form.fields}
     body = parse_images_request(to_json(members))
     return ImageEdit(body=body, pictures=pictures, mask=masks[0] if masks else None)

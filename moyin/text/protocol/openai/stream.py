@@ -33,7 +33,7 @@ DONE_EVENT = b"data: [DONE]\n\n"
 _NO_USAGE = Usage()
 _ERROR_MARKER = b'"error"'
 _DONE_FRAME = Frame(DONE_EVENT, _DONE)
-_MALFORMED_EVENT = "the back end sent an event that does not have the members of OpenAI's format"
+_MALFORMED_EVENT = "the back end sent an event that does not have the members of OpenAI's format; check its type in the configuration"
 
 
 class StreamWriter:
@@ -432,5 +432,5 @@ def _parse_chunk(frame: Frame) -> dict[str, Any]:
         raise StreamInterrupted(_MALFORMED_EVENT)
     # Most events need no closer look. Inside a text, the quotes would be escaped.
     if _ERROR_MARKER in (frame.data or b"") and _reports_error(body, choices):
-        raise StreamInterrupted("the back end reported an error in its stream")
+        raise StreamInterrupted("the back end reported an error in its stream; retry later")
     return body

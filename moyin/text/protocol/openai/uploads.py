@@ -44,7 +44,7 @@ class _UploadRequest:
         for name in _SINGLE_FIELDS:
             # Servers differ in which one of several values they use.
             if sum(field == name for field, _ in form.fields) > 1:
-                raise InvalidRequest(f"{name}: must be sent once", field=name)
+                raise InvalidRequest(f"{name}: must be sent only once", field=name)
         self.form = form
         self.model = _read_model(form)
 
@@ -69,7 +69,9 @@ class TranscriptionRequest(_UploadRequest):
         super().__init__(form)
         [self._file] = _require_files(form, ("file",), max_count=1)
         if form.get("url") is not None:
-            raise UnsupportedFeature("url is not supported: send the audio as file", field="url")
+            raise UnsupportedFeature(
+                "url is not supported: send the audio in the field 'file'", field="url"
+            )
         if self.model == _AUTO and form.get("model") is None:
             raise InvalidRequest("model: Field required", field="model")
         self._seconds = seconds
@@ -211,7 +213,7 @@ def _require_files(
         )
     if len(files) > max_count:
         limit = "one file" if max_count == 1 else f"{max_count} files"
-        raise InvalidRequest(f"{field}: must be at most {limit}", field=field)
+        raise InvalidRequest(f"{field}: send at most {limit}", field=field)
     if not all(file.size for file in files):
         raise InvalidRequest(f"{field}: must not be an empty file", field=field)
     return files

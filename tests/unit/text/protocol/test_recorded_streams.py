@@ -187,7 +187,7 @@ async def read(provider: str, pieces: Sequence[bytes]) -> list[Delta]:
     elif provider == "ollama":
         backend = OllamaBackend("http://up", contexts={"m": 4096}, connections=1)
         transport = _mock_transport(pieces, "application/x-ndjson", httpx)
-        backend._sdk = ollama_backend._Client(host="http://up", transport=transport)
+        backend._sdk = ollama_backend._OllamaClient(host="http://up", transport=transport)
     else:
         endpoint = FixedEndpoint(Endpoint(url="http://up", key="k"))
         backend = OpenAIBackend(endpoint, connections=1)
