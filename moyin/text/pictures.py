@@ -132,7 +132,7 @@ class PictureFetcher:
 
 @dataclass(slots=True)
 class _ByteBudget:
-    """Tracks how many more bytes the pictures of one request may have."""
+    """Tracks the bytes that further pictures of one request may have."""
 
     left: int
 

@@ -37,7 +37,7 @@ class TrackedCall:
     on_first_token: Callable[[TrackedCall, float], None] | None = None
 
     def record_first_token(self, seconds_ago: float = 0.0) -> None:
-        """Record that the first token arrived; later calls have no effect.
+        """Record that the first token arrived; the method has no effect if it is called again.
 
         Args:
             seconds_ago: the seconds since the first token; 0 for an answer that arrived as a whole.

@@ -28,7 +28,10 @@ class _RawLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputBounds:
-    """The maximum number of lines (None: the format's own limit) and of bytes per line."""
+    """The maximum number of lines and of bytes per line.
+
+    If ``max_lines`` is None, the limit of the batch format applies.
+    """
 
     max_lines: int | None = None
     max_line_bytes: int = 64 * 1024 * 1024

@@ -56,7 +56,7 @@ _CLOSE_SECONDS = 8.0
 
 
 class WorkState(StrEnum):
-    """Tells if a batch needs another call of `BatchRunner.run_lines`.
+    """Shows whether a batch needs another call of `BatchRunner.run_lines`.
 
     ``more`` means that lines are left to run or are running; otherwise the state is ``done``.
     """

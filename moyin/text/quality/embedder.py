@@ -61,8 +61,8 @@ class Embedder:
     def __call__(self, text: str) -> tuple[int, ...]:
         """Return the features of the text's meaning: one number per dimension of its embedding.
 
-        The number stands for the dimension and for the rounded value in it. The result is an empty
-        tuple if ``text`` has no tokens.
+        Each number encodes a dimension and the rounded value of the embedding in this dimension. The
+        result is an empty tuple if ``text`` has no tokens.
         """
         # JSON may contain lone surrogates, which the tokenizer rejects.
         text = text.encode(errors="replace").decode()

@@ -156,7 +156,7 @@ class Estimator:
         return Estimate(p, low if low < p else p, signals, basis, high if high > p else p)
 
     def learn(self, tenant: str, signal: Signal) -> float:
-        """Learn from ``signal``.
+        """Update the tenant's weights of the signal's model.
 
         Returns:
             The weight with which the signal counted; 0 if the tenant is frozen or the key used up

@@ -395,7 +395,10 @@ def _compute_shape_features(
 
 
 def _count_digits(text: str) -> int:
-    """Return the number of digits: the number of bytes that the text loses without its digits."""
+    """Return the number of digits in a text.
+
+    Deleting the digits and comparing the lengths is faster than counting them.
+    """
     encoded_text = text.encode(errors="surrogatepass")
     return len(encoded_text) - len(encoded_text.translate(None, b"0123456789"))
 

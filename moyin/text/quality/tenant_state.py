@@ -43,7 +43,7 @@ class KeyUsage:
     moved: dict[str, float] = field(default_factory=dict)
 
     def decay(self, per_second: float, now: float) -> None:
-        """Let the key's recorded influence decrease for the time since the last update.
+        """Reduce the key's recorded influence for the time since the last update.
 
         Args:
             per_second: the weight that is subtracted from ``used`` per second.

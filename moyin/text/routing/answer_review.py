@@ -211,7 +211,11 @@ class AnswerReviewer:
         chosen_candidate: Candidate,
         decided_at: float,
     ) -> None:
-        """Record a routing decision of the time ``decided_at``, and remember it for follow-ups."""
+        """Record a routing decision, and remember the answer, so that follow-ups are detected.
+
+        Args:
+            decided_at: the Unix time of the decision.
+        """
         quality, context = call.quality, call.context
         assert self._learning is not None and quality is not None, (
             "AnswerReviewer: a decision can be recorded only if quality was weighed"

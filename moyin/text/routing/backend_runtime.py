@@ -61,7 +61,7 @@ class BackendRuntime:
         checks_schemas: True if JSON schemas must be checked before they are sent, because the
             server may compile them into grammars.
         loaded: models in the server's memory; None if the server does not report them.
-        refresh_models: asks the server for its models and returns True if they changed; None if
+        refresh_models: reloads the list of the server's models; returns True if they changed; None if
             only the configuration names them.
         peers: the runtimes of all hosts of this back end, including this one; empty if it has one
             host.

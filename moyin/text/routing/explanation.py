@@ -96,7 +96,7 @@ def explain_decision(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reason:
-    """A reason as text, and as a code with parameters, from which programs build their own text."""
+    """A reason, as text for people and as a code with parameters for programs."""
 
     text: str
     code: str
@@ -104,7 +104,7 @@ class Reason:
 
 
 def explain_loss(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
-    """Return a short text that says why ``loser`` ranks behind ``winner``."""
+    """Return a short text that explains why ``loser`` ranks behind ``winner``."""
     return " and ".join(reason.text for reason in list_losses(loser, winner, usd_per_second))
 
 

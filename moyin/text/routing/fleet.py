@@ -231,7 +231,7 @@ class Fleet:
 def _find_omitted_abilities(alias: Alias, targets: Sequence[RouteTarget]) -> frozenset[str]:
     """Return the abilities whose request fields are removed, because no target has the ability.
 
-    Only abilities are returned that the alias, or every target's deployment, allows to omit.
+    The alias, or the deployment of every target, must allow that the ability is omitted.
     """
     allowed_abilities = set(alias.omitted_abilities)
     if targets:

@@ -94,6 +94,6 @@ def evidence_from_repeat(query: FollowUpQuery, ability: float) -> Evidence:
 def evidence_from_next_message(query: FollowUpQuery) -> Evidence:
     """Return the evidence that the client's next message gives about the answer before it.
 
-    A complaint shows that the answer was bad; any other message, that it was probably good.
+    A complaint shows that the answer was bad. Any other message shows that it was probably good.
     """
     return _CORRECTED if _COMPLAINT.search(query.opening) else CONTINUED

@@ -287,11 +287,7 @@ class QualityLearner:
         return self._estimator.get_state(owner)
 
     def get_levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
-        """Return how far the signals of other tenants shift a model's estimates.
-
-        Returns:
-            Logits by kind of request.
-        """
+        """Return the logits by which other tenants' signals shift a model's estimates, by kind."""
         return self._estimator.get_shared_levels(owner, model)
 
     async def refresh_shared_levels(self) -> None:

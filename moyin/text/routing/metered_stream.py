@@ -148,7 +148,10 @@ class MeteredStream:
         return start_fault is not None and not (is_running and self._start_has_no_fault)
 
     async def _read_piece_within(self, timeout_seconds: float) -> bytes | None:
-        """Return the next piece; None if it does not arrive in time and is left for later."""
+        """Return the next piece, or None if it does not arrive in time.
+
+        `_read_piece` then returns that piece.
+        """
         # The read runs in its own task, because cancelling it would end the stream.
         self._pending_read = asyncio.create_task(self._read_next())
         done_tasks, _ = await asyncio.wait((self._pending_read,), timeout=max(timeout_seconds, 0.0))
@@ -195,8 +198,8 @@ class MeteredStream:
 def to_client_error(error: MoyinError) -> MoyinError:
     """Return the error that the client receives instead of ``error``.
 
-    The client is not told that a back end rejected the gateway's API key. An overload error without
-    a time to wait gets one, because most clients would otherwise retry at once.
+    The result hides that a back end rejected the gateway's API key. An overload error without a time
+    to wait gets one, because most clients would otherwise retry at once.
     """
     if isinstance(error, BackendKeyRejected):
         return ServiceUnavailable("the back end for this model is unavailable; retry later")

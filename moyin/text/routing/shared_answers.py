@@ -248,7 +248,11 @@ def _build_keys(query: FollowUpQuery) -> list[bytes]:
 
 
 def _decode_recent_answer(value: bytes | None, arrived_at: float) -> _StoredAnswer | None:
-    """Decode a stored answer; return None if a request of time ``arrived_at`` cannot follow it up."""
+    """Decode a stored answer; return None if it is too old or too new to be followed up.
+
+    Args:
+        arrived_at: the Unix time at which the later request arrived.
+    """
     answer = None if value is None else _decode_answer(value)
     if answer is None:
         return None

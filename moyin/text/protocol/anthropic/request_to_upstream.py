@@ -74,7 +74,7 @@ def _refuse_unsupported_members(request: chat.ChatRequest) -> None:
 
 
 def _encode_messages(messages: Iterable[chat.Message]) -> list[dict[str, Any]]:
-    """Encode messages, without empty ones, and merge neighbours of the same role."""
+    """Encode the messages that are not empty, and merge neighbours of the same role."""
     turns: list[dict[str, Any]] = []
     for message in messages:
         content = _encode_parts(message.parts)

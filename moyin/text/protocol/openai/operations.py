@@ -100,7 +100,7 @@ class OperationRequest(Protocol):
 
 
 def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any]) -> bytes:
-    """Return a JSON object as bytes, with those of ``members`` added that are missing.
+    """Return a JSON object as bytes, after adding those ``members`` that it lacks.
 
     Args:
         raw: the object as bytes, which is returned if nothing is missing.

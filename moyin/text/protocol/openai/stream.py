@@ -350,7 +350,9 @@ class StreamTap:
         return frame.raw
 
     def _encode_total(self) -> bytes:
-        """Encode the event with the total usage if the client requested it and none was sent.
+        """Encode the event with the total usage, which the client has requested but not received yet.
+
+        Otherwise the result is empty.
 
         If the back end reports no usage, the event has the estimate that is charged.
         """

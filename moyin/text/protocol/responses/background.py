@@ -42,7 +42,7 @@ def to_job_request(response_request: ParsedResponseRequest) -> dict[str, Any]:
     """Return the request that the job of a background response sends.
 
     The request contains the whole conversation. It sets ``store: false``, because the client's own
-    response is stored instead. It also asks for ``reasoning.encrypted_content``, which the model
+    response is stored instead. It also requests ``reasoning.encrypted_content``, which the model
     needs in the next turn.
     """
     job_request = dict(response_request.data)

@@ -119,7 +119,7 @@ class NativeLines:
     def find_deployment(self, backend: str, model: str) -> Any:
         return model
 
-    def choose(self, batch: TextBatch, body: bytes) -> Any:
+    def choose_backend(self, batch: TextBatch, body: bytes) -> Any:
         if json.loads(body)["model"] != "native":
             return None
         target = SimpleNamespace(
@@ -128,10 +128,10 @@ class NativeLines:
         )
         return target, NativeLine(path="/chat/completions", body=json.loads(body))
 
-    def encode(self, batch: TextBatch, body: bytes, backend: str, model: str) -> NativeLine:
+    def encode_line(self, batch: TextBatch, body: bytes, backend: str, model: str) -> NativeLine:
         return NativeLine(path="/chat/completions", body=json.loads(body))
 
-    def decode(
+    def decode_result(
         self,
         batch: TextBatch,
         number: int,
@@ -454,7 +454,7 @@ async def test_a_defect_in_the_plan_leaves_the_lines_to_single_calls(
     def fail(*_: Any) -> Any:
         raise KeyError("a defect")
 
-    monkeypatch.setattr(rig.translator, "choose", fail)
+    monkeypatch.setattr(rig.translator, "choose_backend", fail)
     await rig.begin_batch("native", "native")
     await eventually(rig.advance)
     assert len(await rig.list_claimable()) == 2
