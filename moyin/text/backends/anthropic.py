@@ -54,7 +54,7 @@ class AnthropicBackend:
 
     Args:
         endpoint: the server's base URL without ``/v1``, and its API key.
-        connections: maximum number of concurrent connections to the server.
+        max_connections: maximum number of concurrent connections to the server.
         auth_header: header with the API key; ``authorization`` means a bearer token.
 
     Attributes:
@@ -68,7 +68,7 @@ class AnthropicBackend:
     overrides: Mapping[str, Any] = {}
 
     def __init__(
-        self, endpoint: Endpoint, *, connections: int, auth_header: str = "x-api-key"
+        self, endpoint: Endpoint, *, max_connections: int, auth_header: str = "x-api-key"
     ) -> None:
         # Claude fetches pictures from its own network. Another server may be in ours, and must not
         # fetch a URL that a client chose.
@@ -79,7 +79,7 @@ class AnthropicBackend:
         self._http = HttpClient(
             FixedEndpoint(endpoint),
             credentials=lambda key: build_credentials(auth_header, key),
-            connections=connections,
+            max_connections=max_connections,
         )
         self.batches = AnthropicBatches(self._http)
 

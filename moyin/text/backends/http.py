@@ -157,7 +157,7 @@ class HttpClient:
     Args:
         endpoints: finds the server's address.
         credentials: function that returns the authentication headers for an API key.
-        connections: maximum number of concurrent connections. Further requests wait for a free
+        max_connections: maximum number of concurrent connections. Further requests wait for a free
             connection for up to five seconds.
     """
 
@@ -166,11 +166,11 @@ class HttpClient:
         endpoints: EndpointFinder,
         *,
         credentials: Callable[[str], Mapping[str, str]],
-        connections: int,
+        max_connections: int,
     ) -> None:
         self._endpoints = endpoints
         self._credentials = credentials
-        self._connections = connections
+        self._connections = max_connections
         self._session = LazySession(self._new_session)
 
     async def post(

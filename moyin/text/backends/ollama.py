@@ -105,7 +105,7 @@ class OllamaBackend:
         models: the models on the host's disk, for context lengths that are not configured.
         limit: learns how many calls the host runs concurrently; None if the configuration states
             that number.
-        connections: maximum number of concurrent connections to the server.
+        max_connections: maximum number of concurrent connections to the server.
     """
 
     api_format = ApiFormat.OLLAMA
@@ -120,18 +120,20 @@ class OllamaBackend:
         host: str,
         *,
         contexts: Mapping[str, int],
-        connections: int,
+        max_connections: int,
         models: HostModels | None = None,
         limit: LearnedLimit | None = None,
     ) -> None:
         self._host = host
         self._http = HttpClient(
-            FixedEndpoint(Endpoint(url=host)), credentials=lambda key: {}, connections=connections
+            FixedEndpoint(Endpoint(url=host)),
+            credentials=lambda key: {},
+            max_connections=max_connections,
         )
         self._contexts = contexts
         self._models = models or HostModels()
         self._limit = limit
-        self._connections = connections
+        self._connections = max_connections
         self._sdk: _OllamaClient | None = None
 
     def get_request_additions(

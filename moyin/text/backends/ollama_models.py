@@ -136,7 +136,7 @@ async def _request_file(http: HttpClient, listed_model: Mapping[str, Any]) -> Mo
 def _build_file(listed_model: Mapping[str, Any], details: Mapping[str, Any]) -> ModelFile:
     description = {name: details[name] for name in _DESCRIPTION if details.get(name)}
     if len(to_json(description)) > _MAX_DESCRIPTION_BYTES:
-        description = {"model_info": _shorten_info(description.get("model_info") or {})}
+        description = {"model_info": _shorten_model_info(description.get("model_info") or {})}
     weights_match = _WEIGHTS.search(str(details.get("modelfile") or ""))
     return ModelFile(
         name=listed_model["name"],
@@ -166,10 +166,10 @@ def _find_context(details: Mapping[str, Any]) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def _shorten_info(info: Mapping[str, Any]) -> dict[str, Any]:
+def _shorten_model_info(model_info: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's metadata without long values: only numbers and short strings."""
     return {
         name: value
-        for name, value in info.items()
+        for name, value in model_info.items()
         if isinstance(value, int | float) or (isinstance(value, str) and len(value) < 200)
     }

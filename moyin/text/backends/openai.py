@@ -65,7 +65,7 @@ class OpenAIBackend:
 
     Args:
         endpoints: finds the base URL, such as ``http://127.0.0.1:8080/v1``.
-        connections: maximum number of concurrent connections to the server.
+        max_connections: maximum number of concurrent connections to the server.
         auth_header: header with the API key; ``authorization`` means a bearer token.
         health_path: path of the health check; None for no check.
         prompt_cache: True lets llama.cpp reuse the computation of earlier prompts. The timing and
@@ -84,7 +84,7 @@ class OpenAIBackend:
         self,
         endpoints: EndpointFinder,
         *,
-        connections: int,
+        max_connections: int,
         auth_header: str = AUTHORIZATION,
         health_path: str | None = "/models",
         prompt_cache: bool = False,
@@ -96,7 +96,7 @@ class OpenAIBackend:
         self._http = HttpClient(
             endpoints,
             credentials=lambda key: build_credentials(auth_header, key),
-            connections=connections,
+            max_connections=max_connections,
         )
         endpoint = endpoints.known_endpoint
         self.batches = OpenAIBatches(

@@ -36,19 +36,19 @@ def limit_schemas(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest
 def _relax_tools(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest:
     data: Any = request.data
     for field, schema in request.iterate_schemas():
-        path = field.split(".")
-        if path[0] == "tools" and not isinstance(schema, str):
+        path_parts = field.split(".")
+        if path_parts[0] == "tools" and not isinstance(schema, str):
             relaxed_schema = drop_expensive_patterns(schema)
             if relaxed_schema is not schema:
-                data = _replace_in_tool(data, path, relaxed_schema)
+                data = _replace_in_tool(data, path_parts, relaxed_schema)
     return request if data is request.data else codec.replace_body(request, data)
 
 
-def _replace_in_tool(json_value: Any, path: list[str], schema: Any) -> Any:
-    """Return ``json_value`` with the schema at ``path`` replaced, unless its tool is strict."""
+def _replace_in_tool(json_value: Any, path_parts: list[str], schema: Any) -> Any:
+    """Return ``json_value`` with the schema at ``path_parts`` replaced, unless its tool is strict."""
     if isinstance(json_value, list):
-        index = int(path[0])
-        new_item = _replace_in_tool(json_value[index], path[1:], schema)
+        index = int(path_parts[0])
+        new_item = _replace_in_tool(json_value[index], path_parts[1:], schema)
         return (
             json_value
             if new_item is json_value[index]
@@ -56,6 +56,10 @@ def _replace_in_tool(json_value: Any, path: list[str], schema: Any) -> Any:
         )
     if not isinstance(json_value, Mapping) or json_value.get("strict"):
         return json_value
-    name = path[0]
-    new_member = schema if len(path) == 1 else _replace_in_tool(json_value[name], path[1:], schema)
+    name = path_parts[0]
+    new_member = (
+        schema
+        if len(path_parts) == 1
+        else _replace_in_tool(json_value[name], path_parts[1:], schema)
+    )
     return json_value if new_member is json_value[name] else {**json_value, name: new_member}
