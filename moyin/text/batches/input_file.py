@@ -99,8 +99,8 @@ async def read_lines(blobs: BlobStore, sha256: str, lines: Sequence[BatchLine]) 
 
 
 class _LineTooLarge(Exception):
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, line_number: int) -> None:
+        self.number = line_number
 
 
 class _LineChecker:
@@ -186,19 +186,19 @@ async def _read_raw_lines(
         yield line
 
 
-def _strip_line(number: int, start: int, content: bytes) -> _RawLine | None:
+def _strip_line(line_number: int, start: int, content: bytes) -> _RawLine | None:
     """Return a line without white space at its ends, or None if nothing is left.
 
     Args:
-        number: the number of the line, from 1.
+        line_number: the number of the line, from 1.
         start: the offset of ``content`` in the file, in bytes.
     """
-    if number == 1 and content.startswith(_BOM):
+    if line_number == 1 and content.startswith(_BOM):
         start, content = start + len(_BOM), content[len(_BOM) :]
     stripped_content = content.lstrip()
     start += len(content) - len(stripped_content)
     stripped_content = stripped_content.rstrip()
-    return _RawLine(number, start, stripped_content) if stripped_content else None
+    return _RawLine(line_number, start, stripped_content) if stripped_content else None
 
 
 def _group_neighbours(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:

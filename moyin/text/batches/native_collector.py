@@ -105,11 +105,11 @@ class NativeCollector:
         results_by_number: dict[int, RemoteResult] = {}
         async with aclosing(api.read_results(remote_batch, deadline)) as results:
             async for result in results:
-                number = native_batch.read_number(result.custom_id)
-                if number is None:
+                line_number = native_batch.read_number(result.custom_id)
+                if line_number is None:
                     _log.error("native batch %s: a result has a foreign id", native_batch.id)
                 elif result.outcome is not RemoteOutcome.UNANSWERED:
-                    results_by_number[number] = result
+                    results_by_number[line_number] = result
                 if len(results_by_number) >= _GROUP:
                     await self._store_results(batch_input, native_batch, api, results_by_number)
                     results_by_number = {}

@@ -117,7 +117,7 @@ class NativeLines:
     def decode_result(
         self,
         batch: TextBatch,
-        number: int,
+        line_number: int,
         body: bytes,
         remote_result: RemoteResult,
         deployment: ModelDeployment,
@@ -126,7 +126,7 @@ class NativeLines:
         """Translate a back end's result to the result of a line and its ledger entries.
 
         Args:
-            number: the number of the line.
+            line_number: the number of the line.
             body: the request that the line contains.
 
         Returns:
@@ -142,7 +142,7 @@ class NativeLines:
             error = BackendRejected(
                 f"the back end refused the request: {_read_message(remote_result)}"
             )
-            return self._build_failed_result(batch, number, error), ()
+            return self._build_failed_result(batch, line_number, error), ()
         request = codec.parse(body)
         usage: Usage | None = None
         try:
@@ -154,21 +154,23 @@ class NativeLines:
                 usage = response.usage
                 answer_body = request.encode_response(response)
         except MoyinError as translation_error:
-            failed_result = self._build_failed_result(batch, number, translation_error)
+            failed_result = self._build_failed_result(batch, line_number, translation_error)
             if usage is None:
                 return failed_result, ()
             ledger_entry = _build_entry(
-                batch, number, request.model, deployment, usage, translation_error.code
+                batch, line_number, request.model, deployment, usage, translation_error.code
             )
             return failed_result, (ledger_entry,)
-        ledger_entry = _build_entry(batch, number, request.model, deployment, usage)
-        return LineResult(number=number, http_status=200, body=answer_body), (ledger_entry,)
+        ledger_entry = _build_entry(batch, line_number, request.model, deployment, usage)
+        return LineResult(number=line_number, http_status=200, body=answer_body), (ledger_entry,)
 
-    def _build_failed_result(self, batch: TextBatch, number: int, error: MoyinError) -> LineResult:
-        request_id = get_line_request_id(batch.id, number)
+    def _build_failed_result(
+        self, batch: TextBatch, line_number: int, error: MoyinError
+    ) -> LineResult:
+        request_id = get_line_request_id(batch.id, line_number)
         error_body = self._render_error(error, request_id, batch.endpoint)
         return LineResult(
-            number=number,
+            number=line_number,
             http_status=error_body.status,
             body=error_body.body,
             error_code=error.code,
@@ -217,7 +219,7 @@ def _encode_line(
 
 def _build_entry(
     batch: TextBatch,
-    number: int,
+    line_number: int,
     requested_model: str,
     deployment: ModelDeployment,
     usage: Usage,
@@ -226,12 +228,12 @@ def _build_entry(
     """Return the ledger entry of an answered line, at the batch price.
 
     Args:
-        number: the number of the line.
+        line_number: the number of the line.
         error: the code of the error because of which the line has no answer; None if it has one.
     """
     assert deployment.batch_tariff is not None, "find_deployment returns only models with one"
     context = RoutingContext(
-        request_id=get_line_request_id(batch.id, number),
+        request_id=get_line_request_id(batch.id, line_number),
         owner=batch.owner,
         headers=(),
         key_id=batch.key_id,

@@ -66,13 +66,13 @@ class Embedder:
         """
         # JSON may contain lone surrogates, which the tokenizer rejects.
         text = text.encode(errors="replace").decode()
-        tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
-        sums = self._vectors[tokens].sum(axis=0) if tokens else None
-        if sums is None or not (norm := float(self._np.linalg.norm(sums))):
+        token_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        vector_sum = self._vectors[token_ids].sum(axis=0) if token_ids else None
+        if vector_sum is None or not (norm := float(self._np.linalg.norm(vector_sum))):
             return ()
         max_steps = MEANING_STEPS // 2
         steps = (
-            self._np.clip(self._np.rint(sums * (MEANING_SCALE / norm)), -max_steps, max_steps)
+            self._np.clip(self._np.rint(vector_sum * (MEANING_SCALE / norm)), -max_steps, max_steps)
             .astype(int)
             .tolist()
         )

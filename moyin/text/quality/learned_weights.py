@@ -209,9 +209,9 @@ class LearnedWeights:
             shares += embedding
         features += (WORD_TRUST,)
         shares.append(word_sum)
-        known_information = self.information
+        information_by_feature = self.information
         gains = [
-            share / (_PRECISION[feature] + known_information.get(feature, 0.0))
+            share / (_PRECISION[feature] + information_by_feature.get(feature, 0.0))
             for feature, share in zip(features, shares, strict=True)
         ]
         variance = sum(gain * share for gain, share in zip(gains, shares, strict=True))
@@ -231,8 +231,8 @@ class LearnedWeights:
             step *= shift / actual_shift
         for feature, share, gain in zip(features, shares, gains, strict=True):
             self.mean[feature] += step * gain
-            known_information[feature] = (
-                known_information.get(feature, 0.0) + information * share * share
+            information_by_feature[feature] = (
+                information_by_feature.get(feature, 0.0) + information * share * share
             )
         self.mean[WORD_TRUST] = _clamp_trust(self.mean[WORD_TRUST])
         return shift

@@ -171,8 +171,8 @@ class ModerationBody(_JsonRequest):
 
     @property
     def max_usage(self) -> OperationUsage:
-        tokens = Usage(input_tokens=len(to_json(self.input)))
-        return OperationUsage(quantity=self.expected_usage.quantity, tokens=tokens)
+        token_usage = Usage(input_tokens=len(to_json(self.input)))
+        return OperationUsage(quantity=self.expected_usage.quantity, tokens=token_usage)
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
         return OperationUsage(quantity=self.expected_usage.quantity, tokens=read_token_usage(data))
@@ -248,7 +248,7 @@ class RerankBody(_JsonRequest):
         )
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
-        tokens, quantity = read_token_usage(data), self.expected_usage.quantity
+        token_usage, quantity = read_token_usage(data), self.expected_usage.quantity
         meta = (data or {}).get("meta")
         billed_units = meta.get("billed_units") if isinstance(meta, Mapping) else None
         if isinstance(billed_units, Mapping):
@@ -256,9 +256,9 @@ class RerankBody(_JsonRequest):
             search_count = billed_units.get("search_units")
             if isinstance(search_count, int | float) and 0 < search_count < 1e9:
                 quantity = -int(-search_count // 1)
-            if tokens == Usage():
-                tokens = read_token_usage({"usage": billed_units})
-        return OperationUsage(quantity=quantity, tokens=tokens)
+            if token_usage == Usage():
+                token_usage = read_token_usage({"usage": billed_units})
+        return OperationUsage(quantity=quantity, tokens=token_usage)
 
     def complete_response(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
         results = data.get("results")
@@ -315,11 +315,11 @@ class SpeechBody(_JsonRequest):
         character_count = len(self.input)
         instructions = self.extras.get("instructions")
         input_bytes = count_utf8_bytes(f"{self.input}{instructions or ''}")
-        tokens = Usage(
+        token_usage = Usage(
             input_tokens=input_bytes,
             output_tokens=_MAX_TOKENS_PER_CHARACTER * character_count + 1_000,
         )
-        return OperationUsage(quantity=character_count, tokens=tokens)
+        return OperationUsage(quantity=character_count, tokens=token_usage)
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
         return OperationUsage(quantity=len(self.input), tokens=read_token_usage(data))

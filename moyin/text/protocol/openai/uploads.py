@@ -94,17 +94,17 @@ class TranscriptionRequest(_UploadRequest):
             seconds = min(likely_seconds, size / _MIN_BYTES_PER_SECOND)
         quantity = _round_up(seconds)
         prompt_bytes = count_utf8_bytes(self.form.get("prompt") or "")
-        tokens = Usage(
+        token_usage = Usage(
             input_tokens=quantity * _MAX_TOKENS_PER_SECOND + prompt_bytes,
             output_tokens=quantity * _MAX_TOKENS_PER_SECOND,
         )
-        return OperationUsage(quantity=quantity, tokens=tokens)
+        return OperationUsage(quantity=quantity, tokens=token_usage)
 
     def accepts(self, media_type: str) -> bool:
         return media_type in (JSON_TYPE, EVENT_STREAM_TYPE) or media_type in _TEXT_TYPES
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
-        tokens = read_token_usage(data)
+        token_usage = read_token_usage(data)
         usage = (data or {}).get("usage")
         candidates = [usage.get("seconds") if isinstance(usage, Mapping) else None]
         candidates.append((data or {}).get("duration"))
@@ -112,11 +112,11 @@ class TranscriptionRequest(_UploadRequest):
             # OpenAI's older reference shows the number as a string.
             audio_seconds = _to_seconds(seconds)
             if audio_seconds:
-                return OperationUsage(quantity=_round_up(audio_seconds), tokens=tokens)
+                return OperationUsage(quantity=_round_up(audio_seconds), tokens=token_usage)
         return OperationUsage(
             quantity=self.expected_usage.quantity,
-            tokens=tokens,
-            is_estimated=tokens == Usage(),
+            tokens=token_usage,
+            is_estimated=token_usage == Usage(),
         )
 
     def complete_response(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
@@ -146,11 +146,11 @@ class _ImageRequest(_UploadRequest):
     @property
     def max_usage(self) -> OperationUsage:
         prompt_bytes = count_utf8_bytes(self.form.get("prompt") or "")
-        tokens = Usage(
+        token_usage = Usage(
             input_tokens=_MAX_TOKENS_PER_IMAGE * self._pictures + prompt_bytes,
             output_tokens=_MAX_TOKENS_PER_IMAGE * self._count,
         )
-        return OperationUsage(quantity=self._count, tokens=tokens)
+        return OperationUsage(quantity=self._count, tokens=token_usage)
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
         pictures = (data or {}).get("data")

@@ -189,13 +189,13 @@ class GenerationBody(WireModel):
         Returns:
             The limit; None if some server may apply none.
         """
-        set_limits = [limit for limit in limits if limit]
+        positive_limits = [limit for limit in limits if limit]
         n_predict = self.extras.get("n_predict")
         if isinstance(n_predict, int | float):
             if n_predict < 0 or n_predict == math.inf:
                 return None
-            set_limits.append(int(n_predict))
-        return max(filter(None, set_limits), default=None)
+            positive_limits.append(int(n_predict))
+        return max(filter(None, positive_limits), default=None)
 
 
 class ChatBody(GenerationBody):

@@ -134,7 +134,7 @@ class NativeLines:
     def decode_result(
         self,
         batch: TextBatch,
-        number: int,
+        line_number: int,
         body: bytes,
         found: RemoteResult,
         deployment: Any,
@@ -146,7 +146,7 @@ class NativeLines:
             request_id="r", owner="ada", backend="cloud", model="native", input_tokens=1,
             cached_tokens=0, output_tokens=1, cost_usd=Decimal("0.5"), complete=True,
         )  # fmt: skip
-        return LineResult(number=number, http_status=200, body=b"{}"), (entry,)
+        return LineResult(number=line_number, http_status=200, body=b"{}"), (entry,)
 
 
 class Rig:
