@@ -1,7 +1,7 @@
 # `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit coverage pythons newcomer servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients ollama grpc site-environment
+.PHONY: help demo test check unit coverage pythons newcomer servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium prometheus clients ollama grpc site-environment
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,7 +34,7 @@ test:  ## every check and test (half an hour or more on two cores), and how long
 	@export MOYIN_TIMES=$$(mktemp) && trap 'scripts/timed.sh; rm -f "$$MOYIN_TIMES"' EXIT && \
 	scripts/timed.sh install $(MAKE) --no-print-directory $(RUN_STAMP) && \
 	$(MAKE) --no-print-directory --jobs=3 --output-sync=target \
-		ollama comfyui unit check rabbitmq chromium clients site-environment && \
+		ollama comfyui unit check rabbitmq chromium prometheus clients site-environment && \
 	$(MAKE) --no-print-directory servers
 
 check: $(DEV_STAMP)  ## ruff, mypy and the import contracts
@@ -47,7 +47,7 @@ unit: $(DEV_STAMP)  ## tests without servers
 	$(TIMED) $(BIN)/python -m pytest -q -n 2 tests/unit
 
 # A part whose tests fail is shown as well.
-coverage: $(DEV_STAMP) comfyui rabbitmq chromium ollama site-environment  ## share of lines that unit tests and tests on servers run, by wing
+coverage: $(DEV_STAMP) comfyui rabbitmq chromium prometheus ollama site-environment  ## share of lines that unit tests and tests on servers run, by wing
 	rm -rf build/coverage
 	-COVERAGE_FILE=build/coverage/unit $(BIN)/coverage run -m pytest -q -n 2 tests/unit
 	-COVERAGE_FILE=build/coverage/servers $(BIN)/coverage run -m pytest -q -n 2 --no-loadscope-reorder \
@@ -67,7 +67,7 @@ servers: $(DEV_STAMP)
 	$(TIMED) $(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder \
 		tests/chaos tests/integration tests/acceptance
 
-integration: $(DEV_STAMP) comfyui rabbitmq  ## tests with real servers
+integration: $(DEV_STAMP) comfyui rabbitmq prometheus  ## tests with real servers
 	$(BIN)/python -m pytest -q tests/integration
 
 acceptance: $(DEV_STAMP) comfyui chromium clients ollama site-environment  ## tests through clients that others wrote
@@ -108,8 +108,11 @@ rabbitmq:
 chromium: | rabbitmq
 	$(TIMED) scripts/chromium.sh
 
+prometheus: | chromium
+	$(TIMED) scripts/prometheus.sh
+
 # What can't be installed is said by the tests that need it, too.
-clients: | chromium $(BIN)/python
+clients: | prometheus $(BIN)/python
 	-@PYTHON=$(BIN)/python scripts/timed.sh $@ scripts/comfyui_clients.sh > /dev/null
 	-@PYTHON=$(BIN)/python scripts/timed.sh text-$@ scripts/text_clients.sh > /dev/null
 	-@PYTHON=$(BIN)/python scripts/timed.sh typescript-client scripts/typescript_client.sh > /dev/null

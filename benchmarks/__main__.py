@@ -6,15 +6,15 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from benchmarks.contest import contest, duel
-from benchmarks.farm import running
-from benchmarks.isolation import isolation
-from benchmarks.proxy import proxy
-from benchmarks.proxy_report import show_proxy
-from benchmarks.render import render
-from benchmarks.report import report
-from benchmarks.standings import show
-from benchmarks.text import peers, text
+from benchmarks.contest import run_contest, run_duel
+from benchmarks.farm import running_farm
+from benchmarks.isolation import measure_isolation
+from benchmarks.proxy import measure_proxy
+from benchmarks.proxy_report import report_proxy
+from benchmarks.render import measure_renders
+from benchmarks.report import write_report
+from benchmarks.standings import report_standings
+from benchmarks.text import measure_text, running_peer_servers
 
 _RESULTS = Path(__file__).parent / "results"
 # Rounds of the isolation benchmark, and graphs in each.
@@ -34,20 +34,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     part_descriptions = "; ".join(f"{name}: {description}" for name, description in _PARTS.items())
     parser.add_argument("part", nargs="?", choices=[*_PARTS], default="all", help=part_descriptions)
-    part = parser.parse_args().part
-    actors = 0 if part == "duel" else 1
-    with peers() as peer_servers, running(peer_servers.mock, peer_servers.service, actors) as farm:
-        if part == "duel":
-            show(duel(farm, peer_servers), _RESULTS, part)
-        if part in ("text", "render", "all"):
-            text_results = text(farm, peer_servers) if part != "render" else {}
-            render_result = render(farm) if part != "text" else None
-            isolation_result = asyncio.run(isolation(_ROUNDS, _GRAPHS)) if part != "text" else None
-            report(text_results, render_result, isolation_result, _RESULTS)
-        if part in ("proxy", "all"):
-            show_proxy(proxy(farm, peer_servers), _RESULTS)
-        if part in ("peers", "all"):
-            show(contest(farm, peer_servers), _RESULTS)
+    benchmark = parser.parse_args().part
+    actors = 0 if benchmark == "duel" else 1
+    with (
+        running_peer_servers() as peer_servers,
+        running_farm(peer_servers.mock, peer_servers.service, actors) as farm,
+    ):
+        if benchmark == "duel":
+            report_standings(run_duel(farm, peer_servers), _RESULTS, benchmark)
+        if benchmark in ("text", "render", "all"):
+            text_results = measure_text(farm, peer_servers) if benchmark != "render" else {}
+            render_result = measure_renders(farm) if benchmark != "text" else None
+            isolation_result = (
+                asyncio.run(measure_isolation(_ROUNDS, _GRAPHS)) if benchmark != "text" else None
+            )
+            write_report(text_results, render_result, isolation_result, _RESULTS)
+        if benchmark in ("proxy", "all"):
+            report_proxy(measure_proxy(farm, peer_servers), _RESULTS)
+        if benchmark in ("peers", "all"):
+            report_standings(run_contest(farm, peer_servers), _RESULTS)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ class BareArgs(BaseModel):
     upstream: str
 
 
-class Bare:
+class BareForwarder:
     """Serves the forwarder in a replica with the same options as the models app."""
 
     def __init__(self, upstream: str) -> None:
@@ -30,6 +30,6 @@ class Bare:
 def build(args: BareArgs) -> serve.Application:
     """Return the Serve app that runs the forwarder, for the configuration's ``import_path``."""
     deployment = serve.deployment(name="Bare", max_ongoing_requests=1_000, **REPLICA_OPTIONS)(
-        serve.ingress()(Bare)
+        serve.ingress()(BareForwarder)
     )
     return deployment.bind(args.upstream)

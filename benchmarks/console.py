@@ -17,10 +17,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
-from benchmarks.console_browser import LISTS, OVERVIEWS, Pages, open_browser
-from benchmarks.console_data import PASSWORD, BenchmarkOrganisation, fill
+from benchmarks.console_browser import LISTS, OVERVIEWS, PageTimer, open_browser
+from benchmarks.console_data import PASSWORD, BenchmarkOrganisation, fill_database
 from benchmarks.cost import measure_processes
-from benchmarks.farm import Farm, running
+from benchmarks.farm import Farm, running_farm
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 from moyin.store.sql import Database
@@ -51,16 +51,16 @@ _PATHS = {
 def main() -> None:
     """Run all measurements of the console and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=100_000)
-    parser.add_argument("--pictures", type=int, default=50_000)
-    parser.add_argument("--viewers", type=int, default=50)
+    parser.add_argument("--jobs", type=int, default=100_000, help="jobs of the organisation")
+    parser.add_argument("--pictures", type=int, default=50_000, help="pictures of the organisation")
+    parser.add_argument("--viewers", type=int, default=50, help="open consoles")
     parser.add_argument(
-        "--seconds", type=float, default=60, help="for each part with open consoles"
+        "--seconds", type=float, default=60, help="duration of the measurement with open consoles"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="of each page in the browser")
+    parser.add_argument("--rounds", type=int, default=3, help="visits of each page in the browser")
     parser.add_argument("--actors", type=int, default=1, help="ComfyUIs of the stack; 0 for none")
     options = parser.parse_args()
-    with running(_NO_SERVER, actors=options.actors) as farm:
+    with running_farm(_NO_SERVER, actors=options.actors) as farm:
         studio = asyncio.run(_create_studio(farm, options.jobs, options.pictures))
         _show_pages(farm, options.rounds)
         asyncio.run(_time_lists(farm, studio))
@@ -69,7 +69,7 @@ def main() -> None:
 
 async def _create_studio(farm: Farm, jobs: int, pictures: int) -> BenchmarkOrganisation:
     """Create the organisation, fill the database of the running gateway, and return the studio."""
-    async with _session(farm) as session:
+    async with _open_key_session(farm) as session:
         body = {"name": "The benchmark's studio"}
         async with session.post("/accounts/organisations", json=body) as response:
             response.raise_for_status()
@@ -80,7 +80,7 @@ async def _create_studio(farm: Farm, jobs: int, pictures: int) -> BenchmarkOrgan
     database = Database(settings.sql_url)
     started_at = time.monotonic()
     try:
-        await fill(database, BlobStore(settings.blobs_url), studio)
+        await fill_database(database, BlobStore(settings.blobs_url), studio)
     finally:
         await database.close()
     print(f"filled in {time.monotonic() - started_at:.0f} s: {jobs:,} jobs, {pictures:,} pictures")
@@ -89,16 +89,16 @@ async def _create_studio(farm: Farm, jobs: int, pictures: int) -> BenchmarkOrgan
 
 def _show_pages(farm: Farm, rounds: int) -> None:
     """Measure and print the seconds until Chromium has painted the overview and the lists."""
-    administrator = {"email": BenchmarkOrganisation.email(0), "password": PASSWORD}
+    administrator = {"email": BenchmarkOrganisation.get_email(0), "password": PASSWORD}
     with open_browser() as browser:
-        callers = {"administrator": administrator, "operator": {"api_key": farm.key}}
-        for name, credentials in callers.items():
-            cold_seconds, warm_seconds = Pages(browser, farm.url, credentials).time_overview(
+        credentials_by_name = {"administrator": administrator, "operator": {"api_key": farm.key}}
+        for name, credentials in credentials_by_name.items():
+            cold_seconds, warm_seconds = PageTimer(browser, farm.url, credentials).time_overview(
                 OVERVIEWS[name], rounds
             )
             _print_seconds(f"overview of an {name}, empty cache", cold_seconds, _OVERVIEW_SECONDS)
             _print_seconds(f"overview of an {name}, warm cache", warm_seconds, _OVERVIEW_SECONDS)
-        pages = Pages(browser, farm.url, administrator)
+        pages = PageTimer(browser, farm.url, administrator)
         for page_list in LISTS:
             list_seconds, next_page_seconds = pages.time_list(page_list, rounds + 1)
             _print_seconds(f"{page_list.name}, first click", list_seconds[:1], _LIST_SECONDS)
@@ -113,7 +113,7 @@ async def _time_lists(farm: Farm, studio: BenchmarkOrganisation) -> None:
     """Measure and print the seconds of consecutive pages of each list, read over HTTP."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(_open_console_session(farm, 0))
-        for name, (path, rows) in _PATHS.items():
+        for name, (path, rows_member) in _PATHS.items():
             seconds, cursor = [], ""
             for _ in range(_HTTP_PAGES):
                 started_at = time.perf_counter()
@@ -121,25 +121,31 @@ async def _time_lists(farm: Farm, studio: BenchmarkOrganisation) -> None:
                     body = await response.json()
                     assert response.status == 200, body
                 seconds.append(time.perf_counter() - started_at)
-                last_cursor = body[rows][-1]["id"] if rows == "entries" else body.get("next_cursor")
-                if rows and last_cursor is None:
+                last_cursor = (
+                    body[rows_member][-1]["id"]
+                    if rows_member == "entries"
+                    else body.get("next_cursor")
+                )
+                if rows_member and last_cursor is None:
                     break
                 cursor = (
-                    f"&{'before' if rows == 'entries' else 'cursor'}={last_cursor}" if rows else ""
+                    f"&{'before' if rows_member == 'entries' else 'cursor'}={last_cursor}"
+                    if rows_member
+                    else ""
                 )
             _print_seconds(f"{name}, over HTTP", seconds, _LIST_SECONDS)
 
 
-async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
+async def _measure_viewers(farm: Farm, viewer_count: int, seconds: float) -> None:
     """Measure and print how much more processor time the stack needs while consoles are open.
 
     Args:
-        viewers: the number of open consoles: overviews, lists of jobs and of models in turn. They
+        viewer_count: the number of open consoles: overviews, lists of jobs and of models in turn. They
             are compared with one of each.
         seconds: how long they are measured.
     """
-    idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
-    for count, duration in ((len(_STREAMS), _IDLE_SECONDS), (viewers, seconds)):
+    idle_cpu_seconds = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
+    for count, duration in ((len(_STREAMS), _IDLE_SECONDS), (viewer_count, seconds)):
         async with AsyncExitStack() as stack:
             sessions = [
                 await stack.enter_async_context(_open_console_session(farm, n))
@@ -153,9 +159,9 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
             try:
                 await asyncio.sleep(_SETTLING_SECONDS)
                 for n, (_, names) in enumerate(_STREAMS):
-                    expected = len(sessions[n :: len(_STREAMS)])
-                    assert all(events[name] >= expected for name in names), (
-                        f"too few events: {events}"
+                    expected_count = len(sessions[n :: len(_STREAMS)])
+                    assert all(events[name] >= expected_count for name in names), (
+                        f"each of {names} should have come {expected_count} times, but came: {events}"
                     )
                 events.clear()
                 cpu_seconds = await measure_processes(farm.data, asyncio.sleep(duration))
@@ -165,27 +171,31 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
                 for task in viewer_tasks:
                     task.cancel()
                 await asyncio.gather(*viewer_tasks, return_exceptions=True)
-        shares = {
-            part: 100 * (cpu_seconds[part] / duration - idle[part] / _IDLE_SECONDS)
+        percent_by_part = {
+            part: 100 * (cpu_seconds[part] / duration - idle_cpu_seconds[part] / _IDLE_SECONDS)
             for part in cpu_seconds
         }
-        parts = ", ".join(f"{part} {share:.2f}" for part, share in sorted(shares.items()))
+        part_texts = ", ".join(
+            f"{part} {share:.2f}" for part, share in sorted(percent_by_part.items())
+        )
         print(
-            f"{count} open consoles take {sum(shares.values()):.2f} % of a core beyond none "
-            f"(goal for {viewers}: {_PERCENT:g}): {parts}; {dict(events)} events in {duration:g} s",
+            f"{count} open consoles take {sum(percent_by_part.values()):.2f} % of a core beyond none "
+            f"(goal for {viewer_count}: {_PERCENT:g}): {part_texts}; {dict(events)} events in {duration:g} s",
             flush=True,
         )
 
 
-async def _follow_events(session: aiohttp.ClientSession, stream: str, events: Counter[str]) -> None:
+async def _follow_events(
+    session: aiohttp.ClientSession, stream_path: str, events: Counter[str]
+) -> None:
     """Read a page's event stream like a browser until cancelled.
 
     Args:
-        stream: the path of the stream.
+        stream_path: the path of the stream.
         events: counts the received events by type.
     """
 
-    async def renew() -> None:
+    async def renew_session() -> None:
         while True:
             await asyncio.sleep(_RENEW_SECONDS)
             for method, path in (("POST", "/accounts/session/renew"), ("GET", "/accounts/whoami")):
@@ -193,10 +203,10 @@ async def _follow_events(session: aiohttp.ClientSession, stream: str, events: Co
                     response.raise_for_status()
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(renew())
+        group.create_task(renew_session())
         async with session.get("/cluster") as response:
             response.raise_for_status()
-        async with session.get(stream, timeout=aiohttp.ClientTimeout(total=None)) as response:
+        async with session.get(stream_path, timeout=aiohttp.ClientTimeout(total=None)) as response:
             response.raise_for_status()
             async for line in response.content:
                 if line.startswith(b"event: "):
@@ -213,13 +223,13 @@ async def _open_console_session(farm: Farm, number: int) -> AsyncIterator[aiohtt
     # Cookies of hosts without a name are refused by default.
     cookie_jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(farm.url, cookie_jar=cookie_jar) as session:
-        body = {"email": BenchmarkOrganisation.email(number), "password": PASSWORD}
+        body = {"email": BenchmarkOrganisation.get_email(number), "password": PASSWORD}
         async with session.post("/accounts/session", json=body) as response:
             assert response.status == 200, await response.text()
         yield session
 
 
-def _session(farm: Farm) -> aiohttp.ClientSession:
+def _open_key_session(farm: Farm) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(farm.url, headers={"authorization": f"Bearer {farm.key}"})
 
 

@@ -104,7 +104,7 @@ OVERVIEWS = {
 }
 
 
-class Pages:
+class PageTimer:
     """Signs in with one browser, opens pages, and measures the seconds until they have painted."""
 
     def __init__(self, browser: Browser, url: str, credentials: dict[str, str]) -> None:
@@ -113,31 +113,31 @@ class Pages:
         self._credentials = credentials
 
     @contextmanager
-    def signed_in(self) -> Iterator[BrowserContext]:
+    def open_profile(self) -> Iterator[BrowserContext]:
         """Yield a new browser profile that is signed in and has an empty cache."""
         context = self._browser.new_context(locale="en-US", viewport={"width": 1280, "height": 800})
         context.set_default_timeout(_TIMEOUT_MS)
         try:
-            answer = context.request.post(f"{self._url}/accounts/session", data=self._credentials)
-            assert answer.ok, answer.text()
+            response = context.request.post(f"{self._url}/accounts/session", data=self._credentials)
+            assert response.ok, response.text()
             yield context
         finally:
             context.close()
 
     def time_overview(
-        self, wanted: ExpectedContent, rounds: int
+        self, content: ExpectedContent, rounds: int
     ) -> tuple[list[float], list[float]]:
         """Return the seconds of first visits with an empty cache, and those of second visits.
 
         Args:
-            wanted: the content that must have been painted.
+            content: the content that must have been painted.
         """
         cold_seconds: list[float] = []
         warm_seconds: list[float] = []
         for _ in range(rounds):
-            with self.signed_in() as context:
+            with self.open_profile() as context:
                 for seconds in (cold_seconds, warm_seconds):
-                    page = _open_page(context, f"{self._url}/console/overview", wanted)
+                    page = _open_page(context, f"{self._url}/console/overview", content)
                     seconds.append(_read_paint(page))
                     page.close()
         return cold_seconds, warm_seconds
@@ -150,7 +150,7 @@ class Pages:
         """
         list_seconds: list[float] = []
         next_page_seconds: list[float] = []
-        with self.signed_in() as context:
+        with self.open_profile() as context:
             for _ in range(rounds):
                 page = _open_page(
                     context, f"{self._url}/console{navigation.start}", navigation.wanted
@@ -162,22 +162,22 @@ class Pages:
                 link.click()
                 list_seconds.append(_read_paint(page))
                 if navigation.name in NEXT:
-                    next_page_seconds.append(self._time_next(page, navigation))
+                    next_page_seconds.append(self._time_next_page(page, navigation))
                 page.close()
         return list_seconds, next_page_seconds
 
-    def _time_next(self, page: Page, navigation: ListNavigation) -> float:
-        button, count = NEXT[navigation.name]
+    def _time_next_page(self, page: Page, navigation: ListNavigation) -> float:
+        button_name, count = NEXT[navigation.name]
         [selector] = navigation.wanted.rows
         # The rows of the jobs' next page replace those of the first, which are faded meanwhile.
         rows = {f"{selector}:not([aria-busy=true] *)": count}
         page.evaluate(ExpectedContent(rows=rows).to_script())
-        page.get_by_role("button", name=button, exact=True).click()
+        page.get_by_role("button", name=button_name, exact=True).click()
         return _read_paint(page)
 
     def record_requests(self, path: str, seconds: float) -> list[str]:
         """Return the requests that a page sends in the ``seconds`` after it has painted."""
-        with self.signed_in() as context:
+        with self.open_profile() as context:
             page = _open_page(context, f"{self._url}/console{path}", OVERVIEWS["administrator"])
             _read_paint(page)
             seen_requests: list[str] = []
@@ -202,9 +202,9 @@ def open_browser() -> Iterator[Browser]:
             browser.close()
 
 
-def _open_page(context: BrowserContext, url: str, wanted: ExpectedContent) -> Page:
+def _open_page(context: BrowserContext, url: str, content: ExpectedContent) -> Page:
     page = context.new_page()
-    page.add_init_script(wanted.to_script() + _WATCH)
+    page.add_init_script(content.to_script() + _WATCH)
     page.wait_for_timeout(_NEW_TAB_MS)
     page.goto(url)
     page.get_by_role("navigation").first.wait_for()
@@ -217,7 +217,9 @@ def _read_paint(page: Page) -> float:
     deadline = time.monotonic() + _TIMEOUT_MS / 1000
     while page.evaluate("window.paintedAt === null"):
         if time.monotonic() > deadline:
-            raise SystemExit(f"the page did not show all of it:\n{page.inner_text('body')[:2000]}")
+            raise SystemExit(
+                f"the page did not show the expected content in time:\n{page.inner_text('body')[:2000]}"
+            )
         page.wait_for_timeout(20)
     milliseconds: float = page.evaluate("window.paintedAt - (window.clickedAt ?? 0)")
     return milliseconds / 1000

@@ -52,28 +52,30 @@ class BenchmarkOrganisation:
     pictures: int
 
     @staticmethod
-    def email(number: int) -> str:
+    def get_email(number: int) -> str:
         """Return the email of the member ``number``; the first members are administrators."""
         return f"member-{number}@benchmark.example"
 
 
-async def fill(database: Database, blobs: BlobStore, studio: BenchmarkOrganisation) -> None:
+async def fill_database(
+    database: Database, blobs: BlobStore, studio: BenchmarkOrganisation
+) -> None:
     """Insert jobs, pictures, calls, members, keys and entries of the audit log."""
-    files = [await _store_picture(blobs, number) for number in range(_DIFFERENT_PICTURES)]
-    numbers, members = random.Random(7), list(_build_members(studio.owner))
+    picture_files = [await _store_picture(blobs, number) for number in range(_DIFFERENT_PICTURES)]
+    rng, members = random.Random(7), list(_build_members(studio.owner))
     await _insert(database, users, iter(members))
     ids = [member["id"] for member in members]
-    for start in range(0, studio.jobs, _ROWS_PER_INSERT):
-        ordinals = range(start, min(start + _ROWS_PER_INSERT, studio.jobs))
-        job_rows = [_build_job(numbers, studio, files, ids, number) for number in ordinals]
+    for first_number in range(0, studio.jobs, _ROWS_PER_INSERT):
+        ordinals = range(first_number, min(first_number + _ROWS_PER_INSERT, studio.jobs))
+        job_rows = [_build_job(rng, studio, picture_files, ids, number) for number in ordinals]
         await _insert(database, jobs, (job for job, _, _ in job_rows))
         await _insert(database, artifacts, (file for _, file, _ in job_rows if file))
         await _insert(database, usage, (call for _, _, call in job_rows if call))
         print(f"\r{ordinals.stop:,} jobs", end="", file=sys.stderr)
     print(file=sys.stderr)
-    await _insert(database, usage, _build_calls(numbers, studio.owner))
-    await _insert(database, api_keys, _build_keys(numbers, studio.owner, ids))
-    await _insert(database, audit, _build_audit(numbers, studio.owner, ids))
+    await _insert(database, usage, _build_calls(rng, studio.owner))
+    await _insert(database, api_keys, _build_keys(rng, studio.owner, ids))
+    await _insert(database, audit, _build_audit_entries(rng, studio.owner, ids))
     await database.write(lambda connection: connection.execute(sa.text("ANALYZE")))
 
 
@@ -83,10 +85,10 @@ async def _store_picture(blobs: BlobStore, number: int) -> Artifact:
     colour = Image.new("L", size, number * 255 // _DIFFERENT_PICTURES)
     content = io.BytesIO()
     Image.merge("RGB", (noise_channel, colour, noise_channel)).save(content, "png")
-    data = content.getvalue()
+    png_bytes = content.getvalue()
     return Artifact(
-        id="", name=f"picture_{number:05}_.png", media_type="image/png", size=len(data),
-        sha256=await blobs.put(data),
+        id="", name=f"picture_{number:05}_.png", media_type="image/png", size=len(png_bytes),
+        sha256=await blobs.put(png_bytes),
     )  # fmt: skip
 
 
@@ -100,11 +102,11 @@ async def _insert(database: Database, table: sa.Table, rows: Iterator[Row]) -> N
         await database.write(insert)
 
 
-def _choose_time(numbers: random.Random) -> datetime:
+def _choose_time(rng: random.Random) -> datetime:
     """Return a random time of this month, because the overview shows the sums of this month."""
     newest_time = now()
     month_start = newest_time.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    return newest_time - numbers.random() * (newest_time - month_start)
+    return newest_time - rng.random() * (newest_time - month_start)
 
 
 def _build_members(owner: str) -> Iterator[Row]:
@@ -113,7 +115,7 @@ def _build_members(owner: str) -> Iterator[Row]:
         is_administrator = number < ADMINISTRATORS
         yield {
             "id": generate_id("usr"), "kind": "member",
-        "email": BenchmarkOrganisation.email(number),
+        "email": BenchmarkOrganisation.get_email(number),
             "name": f"Member {number}", "password": password if is_administrator else None,
             "organisation_id": owner, "role": "admin" if is_administrator else "member",
             "profile": {}, "created_at": now() - timedelta(minutes=number), "disabled_at": None,
@@ -121,7 +123,7 @@ def _build_members(owner: str) -> Iterator[Row]:
 
 
 def _build_job(
-    numbers: random.Random,
+    rng: random.Random,
     studio: BenchmarkOrganisation,
     files: list[Artifact],
     members: list[str],
@@ -135,15 +137,15 @@ def _build_job(
     has_picture = (number + 1) * studio.pictures // studio.jobs > (
         number * studio.pictures // studio.jobs
     )
-    created_at, member = _choose_time(numbers), numbers.choice(members)
-    seconds = numbers.uniform(2, 30)
+    created_at, member = _choose_time(rng), rng.choice(members)
+    seconds = rng.uniform(2, 30)
     kind = StepKind.RENDER if has_picture else StepKind.CHAT
     new_job = NewJob(
         id=str(uuid.uuid4()), owner=studio.owner, kind=kind.value, spec=uuid.uuid4().hex * 2,
-        heads=((kind, "default"),), metadata={"project": f"p{numbers.randrange(50)}"},
+        heads=((kind, "default"),), metadata={"project": f"p{rng.randrange(50)}"},
         user=member, templates=("portrait",) if has_picture else (),
     )  # fmt: skip
-    status = "succeeded" if has_picture else numbers.choices(
+    status = "succeeded" if has_picture else rng.choices(
         ("succeeded", "failed", "cancelled"), (90, 7, 3)
     )[0]  # fmt: skip
     finished_at = created_at + timedelta(seconds=seconds)
@@ -159,7 +161,7 @@ def _build_job(
         id=derive_step_artifact_id(new_job.id, 0, 0), name=file.name, media_type=file.media_type,
         size=file.size, sha256=file.sha256,
     )  # fmt: skip
-    result = StepResult(
+    step_result = StepResult(
         index=0, output=uuid.uuid4().hex * 2, artifacts=(picture,), backend="comfyui-default-0",
         gpu_seconds=seconds, load_seconds=0.0, pictures=1,
     )  # fmt: skip
@@ -169,46 +171,46 @@ def _build_job(
         "media_type": picture.media_type, "size": picture.size, "sha256": picture.sha256,
         "blake3": None, "created_at": finished_at, "deleted_at": None, "favourite": False,
     }  # fmt: skip
-    call = _build_call(numbers, studio.owner, finished_at) | {
+    call = _build_call(rng, studio.owner, finished_at) | {
         "request_id": new_job.id, "backend": "default", "model": "comfyui", "operation": "render",
         "unit": "gpu_milliseconds", "quantity": round(1000 * seconds), "load_milliseconds": 0,
         "cost_nano_usd": nano_usd, "input_tokens": 0, "output_tokens": 0, "complete": True,
     }  # fmt: skip
-    job |= {"results": [to_plain(result)], "render_nano_usd": nano_usd}
+    job |= {"results": [to_plain(step_result)], "render_nano_usd": nano_usd}
     return job, artifact, call
 
 
-def _build_calls(numbers: random.Random, owner: str) -> Iterator[Row]:
+def _build_calls(rng: random.Random, owner: str) -> Iterator[Row]:
     for _ in range(_CALLS):
-        yield _build_call(numbers, owner, _choose_time(numbers))
+        yield _build_call(rng, owner, _choose_time(rng))
 
 
-def _build_call(numbers: random.Random, owner: str, created_at: datetime) -> Row:
+def _build_call(rng: random.Random, owner: str, created_at: datetime) -> Row:
     return {
         "id": uuid.uuid4().hex, "request_id": uuid.uuid4().hex, "owner": owner,
-        "backend": "claude", "model": numbers.choice(("large", "medium", "small")),
-        "input_tokens": numbers.randrange(4_000), "cached_tokens": 0,
-        "output_tokens": numbers.randrange(800), "cost_nano_usd": numbers.randrange(10**7),
-        "complete": numbers.random() < 0.97, "created_at": created_at,
-        "key_id": f"key_{numbers.randrange(_KEYS):012x}", "requested_model": "auto", "error": None,
+        "backend": "claude", "model": rng.choice(("large", "medium", "small")),
+        "input_tokens": rng.randrange(4_000), "cached_tokens": 0,
+        "output_tokens": rng.randrange(800), "cost_nano_usd": rng.randrange(10**7),
+        "complete": rng.random() < 0.97, "created_at": created_at,
+        "key_id": f"key_{rng.randrange(_KEYS):012x}", "requested_model": "auto", "error": None,
         "operation": None, "unit": None, "quantity": None, "load_milliseconds": None,
     }  # fmt: skip
 
 
-def _build_keys(numbers: random.Random, owner: str, members: list[str]) -> Iterator[Row]:
+def _build_keys(rng: random.Random, owner: str, members: list[str]) -> Iterator[Row]:
     for number in range(_KEYS):
         yield {
             "id": f"key_{number:012x}", "owner": owner, "name": f"key {number}",
-            "digest": uuid.uuid4().hex * 2, "created_at": _choose_time(numbers),
-            "user_id": numbers.choice(members), "scopes": "jobs:read text",
+            "digest": uuid.uuid4().hex * 2, "created_at": _choose_time(rng),
+            "user_id": rng.choice(members), "scopes": "jobs:read text",
         }  # fmt: skip
 
 
-def _build_audit(numbers: random.Random, owner: str, members: list[str]) -> Iterator[Row]:
+def _build_audit_entries(rng: random.Random, owner: str, members: list[str]) -> Iterator[Row]:
     for _ in range(_AUDIT_ENTRIES):
         yield {
-            "id": str(uuid.uuid4()), "at": _choose_time(numbers), "owner": owner,
-            "actor": f"user:{numbers.choice(members)}", "action": "key.created",
-            "target": f"key:key_{numbers.randrange(_KEYS):012x}", "details": {"name": "key"},
+            "id": str(uuid.uuid4()), "at": _choose_time(rng), "owner": owner,
+            "actor": f"user:{rng.choice(members)}", "action": "key.created",
+            "target": f"key:key_{rng.randrange(_KEYS):012x}", "details": {"name": "key"},
             "request_id": uuid.uuid4().hex, "address": "127.0.0.1",
         }  # fmt: skip

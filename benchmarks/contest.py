@@ -1,6 +1,6 @@
 """Compares Moyin and other gateways in turns, all in front of the same mock model server.
 
-`contest` measures all gateways at all numbers of connections. `duel` measures only Moyin and the
+`run_contest` measures all gateways at all numbers of connections. `run_duel` measures only Moyin and the
 fastest other gateway, at the numbers of streams that decide the comparison.
 """
 
@@ -12,13 +12,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from benchmarks.farm import Farm, scale
-from benchmarks.gateways import Gateway, direct, moyin, peers_of, tensorzero
-from benchmarks.load import Measurement, measure
-from benchmarks.memory import MemoryGrowth, growth
-from benchmarks.processes import processor_seconds
-from benchmarks.streams import FirstTokens, HeldStreams, first_tokens, held
-from benchmarks.text import BODY, PeerServers, median
+from benchmarks.farm import Farm, scale_models_app
+from benchmarks.gateways import (
+    Gateway,
+    new_mock_gateway,
+    new_moyin_gateway,
+    running_peer_gateways,
+    running_tensorzero,
+)
+from benchmarks.load import Measurement, measure_load
+from benchmarks.memory import MemoryGrowth, measure_growth
+from benchmarks.processes import sum_processor_seconds
+from benchmarks.streams import FirstTokens, HeldStreams, measure_first_tokens, measure_held_streams
+from benchmarks.text import BODY, PeerServers, combine_measurements
 
 MOYIN, MOYIN_TWO = "Moyin", "Moyin, 2 replicas"
 CONNECTIONS = (1, 16, 64, 256)
@@ -44,7 +50,7 @@ class Result:
         first: time to the first token.
         added_first: the part of ``first`` that the gateway adds.
         streams: results for increasing numbers of streams. The list ends with the first failure,
-            except in `duel`.
+            except in `run_duel`.
         busy: median load average of the machine, which reveals other activity.
     """
 
@@ -61,44 +67,45 @@ class Result:
     busy: float
 
     @property
-    def held(self) -> int:
+    def held_stream_count(self) -> int:
         """The largest number of streams that the gateway forwarded without noticeable delay."""
         return max(
-            (level.streams for level in takewhile(lambda held: held.ok, self.streams)), default=0
+            (level.streams for level in takewhile(lambda held: held.is_undelayed, self.streams)),
+            default=0,
         )
 
-    def times(self, other: Result, connections: int) -> float:
-        """Return how many times the requests per second of ``other`` this gateway reached.
+    def ratio_to(self, other_result: Result, connections: int) -> float:
+        """Return how many times the requests per second of another gateway this one reached.
 
         The result is the median over the rounds.
 
         Args:
             connections: the number of concurrent connections to compare.
         """
-        return _ratio(self.rounds[connections], other.rounds[connections])
+        return _compute_median_ratio(self.rounds[connections], other_result.rounds[connections])
 
 
-def contest(farm: Farm, peer_servers: PeerServers) -> list[Result]:
+def run_contest(farm: Farm, peer_servers: PeerServers) -> list[Result]:
     """Measure all gateways with one replica of Moyin's models app, then Moyin with two replicas.
 
     Gateways that are compared take turns in every round, together with direct calls of the mock.
     """
-    direct_calls = direct(peer_servers.mock, peer_servers.mock_pid)
-    with peers_of(peer_servers.mock) as peers:
-        main_results = _compare([direct_calls, moyin(farm, MOYIN), *peers], memory=True)
-        scale(farm, 2)
-        two_replica_results = _compare([direct_calls, moyin(farm, MOYIN_TWO)])
+    direct_calls = new_mock_gateway(peer_servers.mock, peer_servers.mock_pid)
+    with running_peer_gateways(peer_servers.mock) as peers:
+        main_results = _compare([direct_calls, new_moyin_gateway(farm, MOYIN), *peers], memory=True)
+        scale_models_app(farm, 2)
+        two_replica_results = _compare([direct_calls, new_moyin_gateway(farm, MOYIN_TWO)])
     return [*main_results[:2], two_replica_results[1], *main_results[2:]]
 
 
-def duel(farm: Farm, peer_servers: PeerServers) -> list[Result]:
+def run_duel(farm: Farm, peer_servers: PeerServers) -> list[Result]:
     """Measure one replica of Moyin's models app and TensorZero, the fastest other gateway.
 
     They take turns in every round, together with direct calls of the mock.
     """
-    direct_calls = direct(peer_servers.mock, peer_servers.mock_pid)
-    with tensorzero(peer_servers.mock) as peer_gateway:
-        gateways = [direct_calls, moyin(farm, MOYIN), peer_gateway]
+    direct_calls = new_mock_gateway(peer_servers.mock, peer_servers.mock_pid)
+    with running_tensorzero(peer_servers.mock) as peer_gateway:
+        gateways = [direct_calls, new_moyin_gateway(farm, MOYIN), peer_gateway]
         return _compare(
             gateways, connections=_DUEL_CONNECTIONS, streams=_DUEL_STREAMS, all_streams=True
         )
@@ -120,55 +127,66 @@ def _compare(
     """
     load_averages: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
     loads: dict[str, dict[int, list[Measurement]]] = {gateway.name: {} for gateway in gateways}
-    processor: dict[str, dict[int, list[float]]] = {gateway.name: {} for gateway in gateways}
-    for count, gateway in _order_of_measurements(gateways, connections):
-        cpu_before = processor_seconds(gateway.processes())
-        measurement = measure(
+    processor_us: dict[str, dict[int, list[float]]] = {gateway.name: {} for gateway in gateways}
+    for count, gateway in _iterate_measurements(gateways, connections):
+        cpu_before = sum_processor_seconds(gateway.processes())
+        measurement = measure_load(
             gateway.url,
-            body=gateway.address(BODY),
+            body=gateway.adapt_body(BODY),
             headers=gateway.headers,
             connections=count,
             seconds=_SECONDS,
         )
-        cpu_seconds = processor_seconds(gateway.processes()) - cpu_before
+        cpu_seconds = sum_processor_seconds(gateway.processes()) - cpu_before
         loads[gateway.name].setdefault(count, []).append(measurement)
-        cost = cpu_seconds / max(measurement.requests, 1) * 1e6
-        processor[gateway.name].setdefault(count, []).append(cost)
+        microseconds = cpu_seconds / max(measurement.requests, 1) * 1e6
+        processor_us[gateway.name].setdefault(count, []).append(microseconds)
         load_averages[gateway.name].append(os.getloadavg()[0])
-    rates = {
+    rates_by_name = {
         name: {c: tuple(m.requests_per_second for m in rounds) for c, rounds in load.items()}
         for name, load in loads.items()
     }
-    medians = {
-        name: {c: median(rounds) for c, rounds in load.items()} for name, load in loads.items()
+    medians_by_name = {
+        name: {c: combine_measurements(rounds) for c, rounds in load.items()}
+        for name, load in loads.items()
     }
-    firsts = {gateway.name: first_tokens(gateway) for gateway in gateways}
-    base = gateways[0].name
+    first_tokens_by_name = {gateway.name: measure_first_tokens(gateway) for gateway in gateways}
+    direct_name = gateways[0].name
     return [
         Result(
             name=gateway.name,
-            load=medians[gateway.name],
-            rounds=rates[gateway.name],
-            processor={c: statistics.median(us) for c, us in processor[gateway.name].items()},
-            over_direct={c: _ratio(rates[gateway.name][c], rates[base][c]) for c in connections},
-            added={
-                c: _added_latency(medians[gateway.name][c], medians[base][c]) for c in connections
+            load=medians_by_name[gateway.name],
+            rounds=rates_by_name[gateway.name],
+            processor={c: statistics.median(us) for c, us in processor_us[gateway.name].items()},
+            over_direct={
+                c: _compute_median_ratio(
+                    rates_by_name[gateway.name][c], rates_by_name[direct_name][c]
+                )
+                for c in connections
             },
-            first=firsts[gateway.name],
-            added_first=firsts[gateway.name].over(firsts[base]),
-            streams=tuple(_increasing_streams(gateway, streams, all_streams)),
-            growth=_measure_growth(gateway) if memory and gateway.name != base else None,
+            added={
+                c: _compute_added_latency(
+                    medians_by_name[gateway.name][c], medians_by_name[direct_name][c]
+                )
+                for c in connections
+            },
+            first=first_tokens_by_name[gateway.name],
+            added_first=first_tokens_by_name[gateway.name].minus(first_tokens_by_name[direct_name]),
+            streams=tuple(_measure_increasing_streams(gateway, streams, all_streams)),
+            growth=_measure_growth(gateway) if memory and gateway.name != direct_name else None,
             busy=statistics.median(load_averages[gateway.name]),
         )
         for gateway in gateways
     ]
 
 
-def _added_latency(gateway: Measurement, direct_measurement: Measurement) -> tuple[float, float]:
+def _compute_added_latency(
+    gateway: Measurement, direct_measurement: Measurement
+) -> tuple[float, float]:
     return gateway.p50_ms - direct_measurement.p50_ms, gateway.p99_ms - direct_measurement.p99_ms
 
 
-def _order_of_measurements(
+def _iterate_measurements(
     gateways: Sequence[Gateway], connections: Sequence[int]
 ) -> Iterator[tuple[int, Gateway]]:
     for _ in range(_ROUNDS):
@@ -177,7 +195,7 @@ def _order_of_measurements(
                 yield count, gateway
 
 
-def _ratio(rates: Sequence[float], other_rates: Sequence[float]) -> float:
+def _compute_median_ratio(rates: Sequence[float], other_rates: Sequence[float]) -> float:
     """Divide the two rates of each round, and return the median of the quotients.
 
     Noise that lasts longer than a round affects both rates, so it cancels out.
@@ -187,16 +205,16 @@ def _ratio(rates: Sequence[float], other_rates: Sequence[float]) -> float:
     )
 
 
-def _increasing_streams(
-    gateway: Gateway, counts: Sequence[int], measures_all: bool
+def _measure_increasing_streams(
+    gateway: Gateway, stream_counts: Sequence[int], measures_all: bool
 ) -> Iterator[HeldStreams]:
-    for stream_count in counts:
-        result = held(gateway, stream_count)
-        yield result
-        if not result.ok and not measures_all:
+    for stream_count in stream_counts:
+        held_streams = measure_held_streams(gateway, stream_count)
+        yield held_streams
+        if not held_streams.is_undelayed and not measures_all:
             return
 
 
 def _measure_growth(gateway: Gateway) -> MemoryGrowth:
     seconds = _MOYIN_SECONDS if gateway.name == MOYIN else _PEER_SECONDS
-    return growth(gateway, _REQUESTS, seconds)
+    return measure_growth(gateway, _REQUESTS, seconds)

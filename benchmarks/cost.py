@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from benchmarks.farm import Farm, running
+from benchmarks.farm import Farm, running_farm
 from moyin.system.processes import find_processes
 
 _IDLE_SECONDS = 20.0
@@ -41,7 +41,7 @@ _PARTS = {
 }
 
 
-async def cost(farm: Farm, jobs: int) -> dict[str, float]:
+async def measure_cost(farm: Farm, jobs: int) -> dict[str, float]:
     """Return the processor time per job in milliseconds, by part of the stack.
 
     ``all`` is the total without ComfyUI, and ``seconds`` the duration of a job.
@@ -52,12 +52,12 @@ async def cost(farm: Farm, jobs: int) -> dict[str, float]:
         for _ in range(5):
             await _run_job(session)
         await asyncio.sleep(3)
-        idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
+        idle_seconds = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
         started_at = time.monotonic()
         busy_seconds = await measure_processes(farm.data, _run_jobs(session, jobs))
         seconds = time.monotonic() - started_at
     cost_by_part = {
-        part: (busy_seconds[part] - idle[part] * seconds / _IDLE_SECONDS) * 1000 / jobs
+        part: (busy_seconds[part] - idle_seconds[part] * seconds / _IDLE_SECONDS) * 1000 / jobs
         for part in busy_seconds
     }
     cost_by_part["all"] = sum(ms for part, ms in cost_by_part.items() if part != "ComfyUI")
@@ -104,23 +104,25 @@ async def measure_processes(data: Path, activity: Any) -> Mapping[str, float]:
 def _read_processor_times(data: Path) -> Iterator[tuple[tuple[str, int], float]]:
     for process in find_processes(str(data)):
         try:
-            line, times = " ".join(process.cmdline()), process.cpu_times()
+            command_line, times = " ".join(process.cmdline()), process.cpu_times()
         except psutil.Error:
             continue
-        part = next((name for name, regex in _PARTS.items() if re.search(regex, line)), "others")
+        part = next(
+            (name for name, regex in _PARTS.items() if re.search(regex, command_line)), "others"
+        )
         yield (part, process.pid), times.user + times.system
 
 
 def main() -> None:
     """Measure the processor time per render several times; print one JSON line for each time."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=60)
+    parser.add_argument("--jobs", type=int, default=60, help="renders in each round")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    with running("http://127.0.0.1:9") as farm:
+    with running_farm("http://127.0.0.1:9") as farm:
         for _ in range(options.rounds):
-            cost_by_part = asyncio.run(cost(farm, options.jobs))
-            print(json.dumps({name: round(value, 2) for name, value in cost_by_part.items()}))
+            cost_by_part = asyncio.run(measure_cost(farm, options.jobs))
+            print(json.dumps({name: round(figure, 2) for name, figure in cost_by_part.items()}))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.farm import Farm, running
-from benchmarks.render import comfyui_folders, straight_to
+from benchmarks.farm import Farm, running_farm
+from benchmarks.render import list_comfyui_folders, open_comfyui_session
 
 _CONCURRENCY = 8
 _POLL_SECONDS = 0.05
@@ -46,7 +46,7 @@ class CrowdTimes:
     submit_seconds: float
 
 
-async def crowd(farm: Farm, actors: int, jobs: int) -> CrowdTimes:
+async def measure_crowd(farm: Farm, actors: int, jobs: int) -> CrowdTimes:
     """Time ``jobs`` graphs sent to ComfyUI directly, then as many jobs sent through the gateway.
 
     First wait until all actors run.
@@ -56,7 +56,9 @@ async def crowd(farm: Farm, actors: int, jobs: int) -> CrowdTimes:
         # The first round only opens connections and fills caches.
         await _time_farm_renders(session, farm.url, actors)
         async with AsyncExitStack() as sessions:
-            comfyuis = [await sessions.enter_async_context(straight_to(path)) for path in folders]
+            comfyuis = [
+                await sessions.enter_async_context(open_comfyui_session(path)) for path in folders
+            ]
             direct_seconds = await _time_direct_renders(comfyuis, jobs)
         seconds, submit_seconds = await _time_farm_renders(session, farm.url, jobs)
     return CrowdTimes(
@@ -64,7 +66,7 @@ async def crowd(farm: Farm, actors: int, jobs: int) -> CrowdTimes:
     )
 
 
-def _graph() -> dict[str, Any]:
+def _new_graph() -> dict[str, Any]:
     size = {"width": 8, "height": 8, "batch_size": 1, "color": next(_colors)}
     return {
         "1": {"class_type": "EmptyImage", "inputs": size},
@@ -78,7 +80,7 @@ async def _time_direct_renders(comfyuis: Sequence[aiohttp.ClientSession], count:
     targets = itertools.cycle(comfyuis)
 
     async def submit() -> None:
-        async with next(targets).post("/prompt", json={"prompt": _graph()}) as response:
+        async with next(targets).post("/prompt", json={"prompt": _new_graph()}) as response:
             response.raise_for_status()
 
     await _run_concurrently([submit] * count)
@@ -93,7 +95,7 @@ async def _time_farm_renders(
     jobs: list[str] = []
 
     async def submit() -> None:
-        body = {"kind": "render", "workflow": _graph()}
+        body = {"kind": "render", "workflow": _new_graph()}
         async with session.post(f"{url}/jobs", json=body) as response:
             response.raise_for_status()
             jobs.append((await response.json())["id"])
@@ -106,13 +108,13 @@ async def _time_farm_renders(
 
 
 async def _run_concurrently(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    limit = asyncio.Semaphore(_CONCURRENCY)
+    semaphore = asyncio.Semaphore(_CONCURRENCY)
 
-    async def run(call: Callable[[], Awaitable[None]]) -> None:
-        async with limit:
+    async def run_limited(call: Callable[[], Awaitable[None]]) -> None:
+        async with semaphore:
             await call()
 
-    await asyncio.gather(*map(run, calls))
+    await asyncio.gather(*map(run_limited, calls))
 
 
 async def _wait_for_job(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
@@ -138,18 +140,21 @@ async def _wait_for_comfyuis(farm: Farm, actors: int) -> list[Path]:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(SystemExit):
-            folders = comfyui_folders(farm)
-            if sum([await _responds(folder) for folder in folders]) == actors:
+            folders = list_comfyui_folders(farm)
+            if sum([await _is_responding(folder) for folder in folders]) == actors:
                 return folders
         await asyncio.sleep(1)
-    raise SystemExit(f"fewer than {actors} ComfyUIs started within {_START_SECONDS:.0f} seconds")
+    raise SystemExit(
+        f"fewer than {actors} ComfyUIs started within {_START_SECONDS:.0f} seconds: "
+        "choose fewer --actors"
+    )
 
 
-async def _responds(folder: Path) -> bool:
+async def _is_responding(folder: Path) -> bool:
     try:
         async with (
             asyncio.timeout(_RESPONSE_SECONDS),
-            straight_to(folder) as session,
+            open_comfyui_session(folder) as session,
             session.get("/prompt") as response,
         ):
             return response.status == 200
@@ -160,14 +165,18 @@ async def _responds(folder: Path) -> bool:
 def main() -> None:
     """Time renders directly and through the gateway; print one JSON line for each round."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--actors", type=int, default=8)
-    parser.add_argument("--jobs", type=int, default=80)
+    parser.add_argument("--actors", type=int, default=8, help="ComfyUIs of the stack")
+    parser.add_argument("--jobs", type=int, default=80, help="graphs in each round")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    with running("http://127.0.0.1:9", actors=options.actors) as farm:
+    with running_farm("http://127.0.0.1:9", actors=options.actors) as farm:
         for _ in range(options.rounds):
-            result = asyncio.run(crowd(farm, options.actors, options.jobs))
-            print(json.dumps({name: round(value, 2) for name, value in asdict(result).items()}))
+            crowd_times = asyncio.run(measure_crowd(farm, options.actors, options.jobs))
+            print(
+                json.dumps(
+                    {name: round(seconds, 2) for name, seconds in asdict(crowd_times).items()}
+                )
+            )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Farm:
     environ: Mapping[str, str]
 
 
-def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str, Any]:
+def build_configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str, Any]:
     """Return the shipped serve_config.yaml, changed for the benchmarks.
 
     The mock model server is added as a back end, and as a service behind the reverse proxy. ComfyUI
@@ -48,8 +48,8 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
     """
     config: dict[str, Any] = yaml.safe_load((_ROOT / "serve_config.yaml").read_text())
     apps = {app["name"]: app for app in config["applications"]}
-    [models] = apps["models"]["deployments"]
-    models["user_config"]["backends"].append(
+    [models_deployment] = apps["models"]["deployments"]
+    models_deployment["user_config"]["backends"].append(
         {
             "name": "mock",
             "type": "openai",
@@ -61,8 +61,8 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
             ],
         }
     )
-    [gateway] = apps["gateway"]["deployments"]
-    gateway["user_config"]["routes"] += [
+    [gateway_deployment] = apps["gateway"]["deployments"]
+    gateway_deployment["user_config"]["routes"] += [
         {"name": "mock", "prefix": MOCK, "upstreams": [mock_url]},
         {"name": "service", "prefix": SERVICE, "upstreams": [service_url]},
     ]
@@ -86,7 +86,7 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
 
 
 @contextmanager
-def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> Iterator[Farm]:
+def running_farm(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> Iterator[Farm]:
     """Run a stack with ``actors`` ComfyUIs during the block, and yield it.
 
     Args:
@@ -96,13 +96,13 @@ def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> It
     comfyui = find_comfyui(Settings()) if actors else None
     with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
         data = Path(folder) / "data"
-        config = Path(folder) / "serve_config.yaml"
-        config.write_text(yaml.safe_dump(configuration(mock_url, service_url, actors)))
+        config_path = Path(folder) / "serve_config.yaml"
+        config_path.write_text(yaml.safe_dump(build_configuration(mock_url, service_url, actors)))
         environ = {
             **os.environ,
             "PYTHONPATH": str(_ROOT),
             "MOYIN_DATA": str(data),
-            "MOYIN_SERVE_CONFIG": str(config),
+            "MOYIN_SERVE_CONFIG": str(config_path),
             "MOYIN_PORT_BASE": str(_find_free_port_base()),
         }
         if comfyui is not None:
@@ -115,14 +115,14 @@ def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> It
                 url=profile["url"],
                 key=profile["api_key"],
                 data=data,
-                config=config,
+                config=config_path,
                 environ=environ,
             )
         finally:
             _run_moyin("down", environ)
 
 
-def scale(farm: Farm, replicas: int) -> None:
+def scale_models_app(farm: Farm, replicas: int) -> None:
     """Set the number of replicas of the models app, and deploy the change."""
     config = yaml.safe_load(farm.config.read_text())
     for app in config["applications"]:
@@ -143,4 +143,4 @@ def _find_free_port_base() -> int:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", base)) != 0:
                 return base
-    raise SystemExit("all port ranges from 22000 to 31500 are in use; a benchmark needs a free one")
+    raise SystemExit("all port ranges from 22000 to 31500 are in use: stop another stack")

@@ -32,8 +32,8 @@ class Forwarder:
         url, headers = self._upstream + scope["path"], {"content-type": "application/json"}
         async with self._session.post(url, data=body, headers=headers) as response:
             media_type = response.headers.get("content-type", "application/json").encode()
-            start = {"status": response.status, "headers": [(b"content-type", media_type)]}
-            await send({"type": "http.response.start", **start})
+            start_members = {"status": response.status, "headers": [(b"content-type", media_type)]}
+            await send({"type": "http.response.start", **start_members})
             async for chunk in response.content.iter_any():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

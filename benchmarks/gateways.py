@@ -22,7 +22,7 @@ import yaml
 
 from benchmarks import paced
 from benchmarks.farm import Farm
-from benchmarks.processes import family, free_port, running_program, wait_for
+from benchmarks.processes import find_free_port, list_process_tree, running_program, wait_for_port
 from moyin.system.processes import find_processes
 
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moyin-bench"
@@ -63,86 +63,102 @@ class Gateway:
     headers: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
 
-    def address(self, body: Mapping[str, object]) -> dict[str, object]:
+    def adapt_body(self, body: Mapping[str, object]) -> dict[str, object]:
         """Return a request's body in which the model is named as this server expects."""
         return {**body, "model": f"{self.prefix}{body['model']}"}
 
 
-def direct(mock_url: str, pid: int) -> Gateway:
+def new_mock_gateway(mock_url: str, pid: int) -> Gateway:
     """Return the mock model server with this process id, to be measured without a gateway."""
     return Gateway(
-        name="direct", url=f"{mock_url}/v1/chat/completions", processes=lambda: family(pid)
+        name="direct",
+        url=f"{mock_url}/v1/chat/completions",
+        processes=lambda: list_process_tree(pid),
     )
 
 
-def moyin(farm: Farm, name: str) -> Gateway:
+def new_moyin_gateway(farm: Farm, name: str) -> Gateway:
     """Return the models app of a running stack, to be measured under this name."""
     return Gateway(
         name=name,
         url=f"{farm.url}/v1/chat/completions",
-        processes=lambda: _replicas(farm),
+        processes=lambda: _find_replicas(farm),
         headers={"authorization": f"Bearer {farm.key}"},
     )
 
 
 @contextmanager
-def tensorzero(mock_url: str) -> Iterator[Gateway]:
+def running_tensorzero(mock_url: str) -> Iterator[Gateway]:
     """Run TensorZero's gateway during the block, configured without a database, and yield it."""
     home = _CACHE / "tensorzero"
     _install(home, f"{_TENSORZERO} openai", _install_with_pip)
     provider = {"type": "openai", "api_base": f"{mock_url}/v1", "api_key_location": "none"}
-    lines = ["[gateway]", "observability.enabled = false"]
+    config_lines = ["[gateway]", "observability.enabled = false"]
     for name in ("mock", paced.MODEL):
-        lines += [f"[models.{name}]", 'routing = ["mock"]', f"[models.{name}.providers.mock]"]
-        lines += [f'{key} = "{value}"' for key, value in {**provider, "model_name": name}.items()]
-    config, url_file = home / "config.toml", home / "url"
-    config.write_text("\n".join(lines) + "\n")
+        config_lines += [
+            f"[models.{name}]",
+            'routing = ["mock"]',
+            f"[models.{name}.providers.mock]",
+        ]
+        config_lines += [
+            f'{key} = "{value}"' for key, value in {**provider, "model_name": name}.items()
+        ]
+    config_path, url_file = home / "config.toml", home / "url"
+    config_path.write_text("\n".join(config_lines) + "\n")
     url_file.unlink(missing_ok=True)
-    command = [str(home / "bin" / "python"), "-c", _TENSORZERO_PROGRAM, str(config), str(url_file)]
+    command = [
+        str(home / "bin" / "python"),
+        "-c",
+        _TENSORZERO_PROGRAM,
+        str(config_path),
+        str(url_file),
+    ]
     with running_program(command, _NO_PYTHONPATH, quiet=True) as pid:
         deadline = time.monotonic() + 60
         while not (url_file.exists() and (url := url_file.read_text())):
             if time.monotonic() > deadline:
-                raise SystemExit("TensorZero did not start within 60 seconds")
+                raise SystemExit(
+                    f"TensorZero did not start within 60 seconds: delete {home} to install it anew"
+                )
             time.sleep(0.05)
         yield Gateway(
             name="TensorZero",
             url=f"{url}chat/completions",
-            processes=lambda: family(pid),
+            processes=lambda: list_process_tree(pid),
             prefix="tensorzero::model_name::",
         )
 
 
 @contextmanager
-def peers_of(mock_url: str) -> Iterator[list[Gateway]]:
+def running_peer_gateways(mock_url: str) -> Iterator[list[Gateway]]:
     """Run TensorZero, LiteLLM and, if npm is installed, Portkey in the block, and yield them."""
     with ExitStack() as stack:
-        gateways = [stack.enter_context(tensorzero(mock_url))]
-        gateways.append(stack.enter_context(_litellm(mock_url)))
+        gateways = [stack.enter_context(running_tensorzero(mock_url))]
+        gateways.append(stack.enter_context(_running_litellm(mock_url)))
         if shutil.which("npm") is None:
             print("Portkey is left out: npm is not installed")
         else:
-            gateways.append(stack.enter_context(_portkey(mock_url)))
+            gateways.append(stack.enter_context(_running_portkey(mock_url)))
         yield gateways
 
 
-def _replicas(farm: Farm) -> list[psutil.Process]:
+def _find_replicas(farm: Farm) -> list[psutil.Process]:
     return [
         process
         for process in find_processes(str(farm.data))
-        if "ServeReplica:models" in _find_title(process)
+        if "ServeReplica:models" in _read_command_line(process)
     ]
 
 
-def _find_title(process: psutil.Process) -> str:
+def _read_command_line(process: psutil.Process) -> str:
     return " ".join(process.cmdline())
 
 
 @contextmanager
-def _litellm(mock_url: str) -> Iterator[Gateway]:
+def _running_litellm(mock_url: str) -> Iterator[Gateway]:
     home = _CACHE / "litellm"
     _install(home, _LITELLM, _install_with_pip)
-    port, key = free_port(), f"sk-{secrets.token_hex(16)}"
+    port, key = find_free_port(), f"sk-{secrets.token_hex(16)}"
     upstream = {"api_base": f"{mock_url}/v1", "api_key": "none"}
     config = {
         "model_list": [
@@ -164,28 +180,28 @@ def _litellm(mock_url: str) -> Iterator[Gateway]:
         **_NO_PYTHONPATH,
     }
     with running_program(command, environ, quiet=True) as pid:
-        wait_for(port, 300)  # the first start compiles its modules
+        wait_for_port(port, 300)  # the first start compiles its modules
         yield Gateway(
             name="LiteLLM, 2 workers",
             url=f"http://127.0.0.1:{port}/v1/chat/completions",
-            processes=lambda: family(pid),
+            processes=lambda: list_process_tree(pid),
             headers={"authorization": f"Bearer {key}"},
         )
 
 
 @contextmanager
-def _portkey(mock_url: str) -> Iterator[Gateway]:
+def _running_portkey(mock_url: str) -> Iterator[Gateway]:
     home = _CACHE / "portkey"
     _install(home, json.dumps(_PORTKEY), _install_with_npm)
-    port = free_port()
-    server = home / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
-    command = ["node", str(server), "--headless", f"--port={port}"]
+    port = find_free_port()
+    server_script = home / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
+    command = ["node", str(server_script), "--headless", f"--port={port}"]
     with running_program(command, {"NODE_ENV": "production"}, quiet=True) as pid:
-        wait_for(port, 60)
+        wait_for_port(port, 60)
         yield Gateway(
             name="Portkey",
             url=f"http://127.0.0.1:{port}/v1/chat/completions",
-            processes=lambda: family(pid),
+            processes=lambda: list_process_tree(pid),
             headers={
                 "authorization": "Bearer none",
                 "x-portkey-provider": "openai",
@@ -196,8 +212,15 @@ def _portkey(mock_url: str) -> Iterator[Gateway]:
 
 def _install_with_pip(home: Path, requirements: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
-    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", *requirements.split()]
-    subprocess.run(pip, check=True, env={**os.environ, **_NO_PYTHONPATH})
+    pip_command = [
+        str(home / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        *requirements.split(),
+    ]
+    subprocess.run(pip_command, check=True, env={**os.environ, **_NO_PYTHONPATH})
 
 
 def _install_with_npm(home: Path, _: str) -> None:
@@ -211,11 +234,11 @@ def _install(home: Path, version: str, install: Callable[[Path, str], None]) -> 
     Args:
         install: called with ``home`` and ``version``; installs the program.
     """
-    stamp = home / "installed"
-    if stamp.exists() and stamp.read_text() == version:
+    stamp_file = home / "installed"
+    if stamp_file.exists() and stamp_file.read_text() == version:
         return
     print(f"installing {version} into {home}")
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     install(home, version)
-    stamp.write_text(version)
+    stamp_file.write_text(version)

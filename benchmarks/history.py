@@ -67,7 +67,7 @@ _WORDS_PER_PROMPT = 30
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("database", choices=("sqlite", "postgresql"))
-    parser.add_argument("--jobs", type=int, default=1_000_000)
+    parser.add_argument("--jobs", type=int, default=1_000_000, help="jobs in the database")
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="moyin-history-") as folder,
@@ -78,8 +78,8 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def _open_database_url(kind: str, folder: Path) -> Iterator[str]:
-    if kind == "sqlite":
+def _open_database_url(database: str, folder: Path) -> Iterator[str]:
+    if database == "sqlite":
         yield f"sqlite:///{folder / 'jobs.sqlite'}"
         return
     # As root, the server runs as a user who may not enter a private folder.
@@ -97,14 +97,15 @@ async def _measure_history(url: str, count: int) -> None:
     try:
         store = JobStore(database)
         await _insert_jobs(database, count)
-        await _analyze(database, url)
+        await _analyze_database(database, url)
         for name, job_filter in _FILTERS.items():
             _print_seconds(f"page of 50, filter {name}", await _time_pages(store, job_filter))
         _print_seconds(
-            "submission without text", await _time_submissions(store, asyncio.sleep(5), words=0)
+            "submission without text",
+            await _time_submissions(store, asyncio.sleep(5), word_count=0),
         )
         _print_seconds("submission alone", await _time_submissions(store, asyncio.sleep(5)))
-        deletion = _delete(store, count // 10)
+        deletion = _delete_jobs(store, count // 10)
         _print_seconds(
             f"submission beside {count // 10:,} deletions", await _time_submissions(store, deletion)
         )
@@ -114,28 +115,27 @@ async def _measure_history(url: str, count: int) -> None:
 
 async def _insert_jobs(database: Database, count: int) -> None:
     """Insert ``count`` jobs of two owners, with submission times within one day."""
-    numbers, started_at = random.Random(7), now() - timedelta(days=1)
-    for start in range(0, count, _ROWS_PER_INSERT):
-        ordinals = range(start, min(start + _ROWS_PER_INSERT, count))
+    rng, started_at = random.Random(7), now() - timedelta(days=1)
+    for first_number in range(0, count, _ROWS_PER_INSERT):
+        ordinals = range(first_number, min(first_number + _ROWS_PER_INSERT, count))
         rows = [
-            _make_row(numbers, started_at + timedelta(days=1) * (number / count))
-            for number in ordinals
+            _make_row(rng, started_at + timedelta(days=1) * (number / count)) for number in ordinals
         ]
-        texts = [
-            {"job_id": row["id"], "words": join_words(row["owner"], _make_text(numbers, ordinal))}
+        text_rows = [
+            {"job_id": row["id"], "words": join_words(row["owner"], _make_text(rng, ordinal))}
             for ordinal, row in zip(ordinals, rows, strict=True)
         ]
 
-        def insert(connection: sa.Connection, rows: Any = rows, texts: Any = texts) -> None:
+        def insert(connection: sa.Connection, rows: Any = rows, texts: Any = text_rows) -> None:
             connection.execute(jobs.insert(), rows)
             connection.execute(job_texts.insert().inline(), texts)
 
         await database.write(insert)
-        print(f"\r{start + len(rows):,} jobs", end="", file=sys.stderr)
+        print(f"\r{first_number + len(rows):,} jobs", end="", file=sys.stderr)
     print(file=sys.stderr)
 
 
-async def _analyze(database: Database, url: str) -> None:
+async def _analyze_database(database: Database, url: str) -> None:
     """Update the database's statistics and vacuum it, as PostgreSQL itself does now and then."""
     if url.startswith("sqlite"):
         await database.write(lambda connection: connection.execute(sa.text("ANALYZE")))
@@ -148,28 +148,26 @@ async def _analyze(database: Database, url: str) -> None:
         await engine.dispose()
 
 
-def _make_row(numbers: random.Random, created_at: Any) -> dict[str, Any]:
-    kind = numbers.choices(("render", "chat", "pipeline"), (8, 3, 1))[0]
+def _make_row(rng: random.Random, created_at: Any) -> dict[str, Any]:
+    kind = rng.choices(("render", "chat", "pipeline"), (8, 3, 1))[0]
     statuses = ("succeeded", "failed", "cancelled", "queued", "running")
-    status = numbers.choices(statuses, (90, 5, 3, 1, 1))[0]
-    pool = numbers.choices(("default", "large"), (9, 1))[0]
-    new_job = _make_job(
-        numbers.choices(_OWNERS, (9, 1))[0], kind, pool, f"p{numbers.randrange(50)}"
-    )
-    templates = ["portrait"] if kind == "render" and numbers.random() < 0.1 else None
-    changes = {"status": status, "created_at": created_at, "templates": templates}
-    return {**build_row(new_job), **changes, "dispatched": True}
+    status = rng.choices(statuses, (90, 5, 3, 1, 1))[0]
+    pool = rng.choices(("default", "large"), (9, 1))[0]
+    new_job = _make_job(rng.choices(_OWNERS, (9, 1))[0], kind, pool, f"p{rng.randrange(50)}")
+    templates = ["portrait"] if kind == "render" and rng.random() < 0.1 else None
+    row_changes = {"status": status, "created_at": created_at, "templates": templates}
+    return {**build_row(new_job), **row_changes, "dispatched": True}
 
 
-def _make_text(numbers: random.Random, ordinal: int) -> str:
+def _make_text(rng: random.Random, ordinal: int) -> str:
     """Return the text of a random prompt.
 
     Args:
         ordinal: the number of the job. For some numbers the text has a rare word or is partly
             Japanese.
     """
-    words = numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=_WORDS_PER_PROMPT)
-    if numbers.random() < 0.8:
+    words = rng.choices(_WORDS, cum_weights=_WEIGHTS, k=_WORDS_PER_PROMPT)
+    if rng.random() < 0.8:
         words.append("masterpiece")
     if ordinal % 100_000 == 1:
         words.append("needle")
@@ -178,7 +176,7 @@ def _make_text(numbers: random.Random, ordinal: int) -> str:
     return " ".join(words)
 
 
-def _make_job(owner: str, kind: str, pool: str, project: str, text: str = "") -> NewJob:
+def _make_job(owner: str, kind: str, pool: str, project: str, prompt_text: str = "") -> NewJob:
     step = StepKind.CHAT if kind == "chat" else StepKind.RENDER
     return NewJob(
         id=str(uuid.uuid4()),
@@ -187,12 +185,12 @@ def _make_job(owner: str, kind: str, pool: str, project: str, text: str = "") ->
         spec=uuid.uuid4().hex * 2,
         heads=((step, pool),),
         metadata={"project": project, "artist": "somebody"},
-        text=text,
+        text=prompt_text,
     )
 
 
 async def _time_pages(store: JobStore, job_filter: JobFilter) -> list[float]:
-    """Return the seconds that each of several consecutive pages of the jobs that match the filter took."""
+    """Return the seconds of each of several consecutive pages of the jobs that match a filter."""
     seconds, cursor = [], None
     for _ in range(_PAGES):
         started_at = time.perf_counter()
@@ -202,25 +200,25 @@ async def _time_pages(store: JobStore, job_filter: JobFilter) -> list[float]:
 
 
 async def _time_submissions(
-    store: JobStore, concurrent_work: Awaitable[Any], words: int = _WORDS_PER_PROMPT
+    store: JobStore, concurrent_work: Awaitable[Any], word_count: int = _WORDS_PER_PROMPT
 ) -> list[float]:
     """Submit a job every 20 ms while ``concurrent_work`` runs; return the seconds of each.
 
     Args:
-        words: the number of words in the text of a job.
+        word_count: the number of words in the text of a job.
     """
-    task, seconds, numbers = asyncio.ensure_future(concurrent_work), [], random.Random(8)
-    while not task.done():
-        text = " ".join(numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=words))
+    work_task, seconds, rng = asyncio.ensure_future(concurrent_work), [], random.Random(8)
+    while not work_task.done():
+        prompt_text = " ".join(rng.choices(_WORDS, cum_weights=_WEIGHTS, k=word_count))
         started_at = time.perf_counter()
-        await store.create(_make_job("ada", "render", "default", "new", text))
+        await store.create(_make_job("ada", "render", "default", "new", prompt_text))
         seconds.append(time.perf_counter() - started_at)
         await asyncio.sleep(0.02)
-    await task
+    await work_task
     return seconds
 
 
-async def _delete(store: JobStore, count: int) -> None:
+async def _delete_jobs(store: JobStore, count: int) -> None:
     """Delete ``count`` jobs by a filter, in chunks like `moyin.jobs.history`; print the time."""
     job_filter = JobFilter(statuses=(JobStatus.SUCCEEDED,))
     started_at, remaining_count, cursor = time.perf_counter(), count, None

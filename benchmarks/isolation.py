@@ -49,53 +49,56 @@ class IsolationCost:
     render_ratio: float
 
 
-async def isolation(rounds: int, graphs: int) -> IsolationCost:
+async def measure_isolation(rounds: int, graphs: int) -> IsolationCost:
     """Start a ComfyUI with isolation and one without, ``rounds`` times, and compare their times.
 
     Each of them renders ``graphs`` graphs.
     """
-    starts: list[dict[Isolation, float]] = []
-    renders: list[dict[Isolation, float]] = []
+    start_times: list[dict[Isolation, float]] = []
+    render_times: list[dict[Isolation, float]] = []
     for number in range(rounds):
         # The order alternates, because the first one finds fewer files in the page cache.
-        kinds = _KINDS if number % 2 else _KINDS[::-1]
+        isolation_kinds = _KINDS if number % 2 else _KINDS[::-1]
         with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
             async with AsyncExitStack() as exit_stack:
-                renderers = {kind: _open_renderer(Path(folder), kind) for kind in kinds}
-                starts.append({})
-                for kind, renderer in renderers.items():
+                renderers = {
+                    isolation: _open_renderer(Path(folder), isolation)
+                    for isolation in isolation_kinds
+                }
+                start_times.append({})
+                for isolation, renderer in renderers.items():
                     started_at = time.perf_counter()
                     await renderer.start()
                     exit_stack.push_async_callback(renderer.close)
                     await _time_render(renderer, 0)
-                    starts[-1][kind] = time.perf_counter() - started_at
+                    start_times[-1][isolation] = time.perf_counter() - started_at
                 for _ in range(graphs):
-                    renders.append({})
-                    for kind, renderer in renderers.items():
+                    render_times.append({})
+                    for isolation, renderer in renderers.items():
                         started_at = time.perf_counter()
                         await _time_render(renderer, _SECONDS)
-                        renders[-1][kind] = time.perf_counter() - started_at
+                        render_times[-1][isolation] = time.perf_counter() - started_at
     off_kind, strict_kind = _KINDS
     return IsolationCost(
-        start_off=statistics.median(pair[off_kind] for pair in starts),
-        start_strict=statistics.median(pair[strict_kind] for pair in starts),
-        start_more=statistics.median(pair[strict_kind] - pair[off_kind] for pair in starts),
-        render_off=statistics.median(pair[off_kind] for pair in renders),
-        render_strict=statistics.median(pair[strict_kind] for pair in renders),
-        render_ratio=statistics.median(pair[strict_kind] / pair[off_kind] for pair in renders),
+        start_off=statistics.median(pair[off_kind] for pair in start_times),
+        start_strict=statistics.median(pair[strict_kind] for pair in start_times),
+        start_more=statistics.median(pair[strict_kind] - pair[off_kind] for pair in start_times),
+        render_off=statistics.median(pair[off_kind] for pair in render_times),
+        render_strict=statistics.median(pair[strict_kind] for pair in render_times),
+        render_ratio=statistics.median(pair[strict_kind] / pair[off_kind] for pair in render_times),
     )
 
 
-def _open_renderer(folder: Path, kind: Isolation) -> ComfyRenderer:
+def _open_renderer(folder: Path, isolation: Isolation) -> ComfyRenderer:
     installation = find_comfyui(Settings())
     options = ComfyOptions(
         home=installation.home,
         python=installation.python,
-        folder=folder / kind,
+        folder=folder / isolation,
         models=folder / "models",
         custom_nodes=(installation.home / _TEST_NODES,),
         cpu=True,
-        isolation=kind,
+        isolation=isolation,
     )
     return ComfyRenderer(options, BlobStore(f"file://{folder / 'blobs'}"))
 
@@ -118,8 +121,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--graphs", type=int, default=25)
     options = parser.parse_args()
-    result = asyncio.run(isolation(options.rounds, options.graphs))
-    print(json.dumps({name: round(value, 3) for name, value in asdict(result).items()}))
+    isolation_cost = asyncio.run(measure_isolation(options.rounds, options.graphs))
+    print(json.dumps({name: round(figure, 3) for name, figure in asdict(isolation_cost).items()}))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Measurement:
     errors: int
 
 
-def measure(
+def measure_load(
     url: str,
     *,
     body: object,
@@ -47,8 +47,8 @@ def measure(
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed: run `apt-get install wrk`")
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "post.lua"
-        script.write_text(
+        script_path = Path(folder) / "post.lua"
+        script_path.write_text(
             "wrk.method = 'POST'\n"
             f"wrk.body = {_quote_for_lua(json.dumps(body))}\n"
             "wrk.headers['content-type'] = 'application/json'\n"
@@ -65,31 +65,31 @@ def measure(
             "--latency",
             "--timeout=30s",
             "-s",
-            str(script),
+            str(script_path),
             url,
         ]
         process = subprocess.run(command, capture_output=True, text=True, check=True)
     return _parse_output(process.stdout)
 
 
-def _parse_output(text: str) -> Measurement:
-    def milliseconds(percentile: str) -> float:
-        latency = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s)\s*$", text, re.MULTILINE)
-        assert latency is not None, text
+def _parse_output(output: str) -> Measurement:
+    def read_percentile_ms(percentile: str) -> float:
+        latency = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s)\s*$", output, re.MULTILINE)
+        assert latency is not None, output
         return float(latency[1]) * _UNITS[latency[2]]
 
-    rate_match = re.search(r"^Requests/sec:\s+([\d.]+)$", text, re.MULTILINE)
-    total_match = re.search(r"^\s+(\d+) requests in", text, re.MULTILINE)
-    assert rate_match is not None and total_match is not None, text
-    bad_responses = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    rate_match = re.search(r"^Requests/sec:\s+([\d.]+)$", output, re.MULTILINE)
+    total_match = re.search(r"^\s+(\d+) requests in", output, re.MULTILINE)
+    assert rate_match is not None and total_match is not None, output
+    bad_responses = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     socket_errors = re.search(
-        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text
+        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output
     )
     return Measurement(
         requests=int(total_match[1]),
         requests_per_second=float(rate_match[1]),
-        p50_ms=milliseconds("50"),
-        p99_ms=milliseconds("99"),
+        p50_ms=read_percentile_ms("50"),
+        p99_ms=read_percentile_ms("99"),
         errors=(int(bad_responses[1]) if bad_responses else 0)
         + sum(map(int, socket_errors.groups() if socket_errors else ())),
     )

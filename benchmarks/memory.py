@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.gateways import Gateway
-from benchmarks.load import measure
-from benchmarks.processes import resident
+from benchmarks.load import measure_load
+from benchmarks.processes import sum_resident_bytes
 from benchmarks.text import BODY
 
 _STEP_SECONDS = 5
@@ -31,19 +31,21 @@ class MemoryGrowth:
         return self.bytes[-1] / self.bytes[0]
 
 
-def growth(gateway: Gateway, requests: int, seconds: float) -> MemoryGrowth:
+def measure_growth(gateway: Gateway, requests: int, seconds: float) -> MemoryGrowth:
     """Send up to ``requests`` requests in at most ``seconds``; return the growth of memory."""
-    while _measure_load(gateway) < _WARM_UP and seconds > _STEP_SECONDS:
+    while _send_load(gateway) < _WARM_UP and seconds > _STEP_SECONDS:
         seconds -= _STEP_SECONDS
-    counts, sizes = [0], [resident(gateway.processes())]
-    while counts[-1] < requests and seconds > 0:
-        counts.append(counts[-1] + _measure_load(gateway))
-        sizes.append(resident(gateway.processes()))
+    request_counts, byte_sizes = [0], [sum_resident_bytes(gateway.processes())]
+    while request_counts[-1] < requests and seconds > 0:
+        request_counts.append(request_counts[-1] + _send_load(gateway))
+        byte_sizes.append(sum_resident_bytes(gateway.processes()))
         seconds -= _STEP_SECONDS
-    return MemoryGrowth(requests=tuple(counts), bytes=tuple(sizes))
+    return MemoryGrowth(requests=tuple(request_counts), bytes=tuple(byte_sizes))
 
 
-def _measure_load(gateway: Gateway) -> int:
-    body = gateway.address(BODY)
-    load = measure(gateway.url, body=body, headers=gateway.headers, seconds=_STEP_SECONDS)
-    return load.requests
+def _send_load(gateway: Gateway) -> int:
+    body = gateway.adapt_body(BODY)
+    measurement = measure_load(
+        gateway.url, body=body, headers=gateway.headers, seconds=_STEP_SECONDS
+    )
+    return measurement.requests

@@ -56,14 +56,14 @@ _STREAM = b"".join(
 )
 
 
-def _response(content_type: bytes, body: bytes) -> bytes:
+def _build_response(content_type: bytes, body: bytes) -> bytes:
     header_template = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n"
     return header_template % (content_type, len(body)) + body
 
 
-_WHOLE_RESPONSE = _response(b"application/json", _WHOLE)
+_WHOLE_RESPONSE = _build_response(b"application/json", _WHOLE)
 _PACED = f'"{paced.MODEL}"'.encode()
-_STREAM_RESPONSE = _response(b"text/event-stream", _STREAM)
+_STREAM_RESPONSE = _build_response(b"text/event-stream", _STREAM)
 
 
 class _Connection(asyncio.Protocol):
@@ -79,25 +79,25 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        while (request := self._next_body()) is not None:
-            if _PACED in request:
-                self._pacer.join(self._transport, request)
+        while (request_body := self._take_next_body()) is not None:
+            if _PACED in request_body:
+                self._pacer.start_stream(self._transport, request_body)
                 continue
-            streams = b'"stream": true' in request or b'"stream":true' in request
-            self._transport.write(_STREAM_RESPONSE if streams else _WHOLE_RESPONSE)
+            wants_stream = b'"stream": true' in request_body or b'"stream":true' in request_body
+            self._transport.write(_STREAM_RESPONSE if wants_stream else _WHOLE_RESPONSE)
 
-    def _next_body(self) -> bytes | None:
+    def _take_next_body(self) -> bytes | None:
         head, separator, body = self._received.partition(b"\r\n\r\n")
         if not separator:
             return None
-        length = 0
-        for line in head.lower().split(b"\r\n"):
-            if line.startswith(b"content-length:"):
-                length = int(line[15:])
-        if len(body) < length:
+        content_length = 0
+        for header in head.lower().split(b"\r\n"):
+            if header.startswith(b"content-length:"):
+                content_length = int(header[15:])
+        if len(body) < content_length:
             return None
-        self._received = body[length:]
-        return body[:length]
+        self._received = body[content_length:]
+        return body[:content_length]
 
 
 async def _serve(port: int) -> None:

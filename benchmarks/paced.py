@@ -37,11 +37,11 @@ class Pacer:
         self._joined = 0
         self._due = 0.0
 
-    def join(self, transport: asyncio.Transport, request: bytes) -> None:
+    def start_stream(self, transport: asyncio.Transport, request: bytes) -> None:
         """Start a stream to ``transport`` with as many tokens as the body of ``request`` allows."""
-        limit = _LIMIT.search(request)
+        limit_match = _LIMIT.search(request)
         transport.write(_HEAD)
-        self._slots[self._joined % _SLOTS][transport] = int(limit[1]) if limit else 100
+        self._slots[self._joined % _SLOTS][transport] = int(limit_match[1]) if limit_match else 100
         self._joined += 1
         if not self._due:
             self._due = time.monotonic()
@@ -50,12 +50,12 @@ class Pacer:
     def _write_tokens(self, number: int) -> None:
         slot = self._slots[number % _SLOTS]
         token = _to_http_chunk(_TOKEN % time.monotonic_ns())
-        for transport, remaining_chunks in list(slot.items()):
+        for transport, remaining_tokens in list(slot.items()):
             if transport.is_closing():
                 del slot[transport]
-            elif remaining_chunks:
+            elif remaining_tokens:
                 transport.write(token)
-                slot[transport] = remaining_chunks - 1
+                slot[transport] = remaining_tokens - 1
             else:
                 transport.write(_to_http_chunk(_END) + b"0\r\n\r\n")
                 del slot[transport]

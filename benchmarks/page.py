@@ -24,17 +24,19 @@ _OTHERS = {
 }
 
 
-def throughput(page: str) -> dict[str, float]:
+def compute_throughput(page: str) -> dict[str, float]:
     """Return the requests per second of each server through `/v1`, divided by Moyin's.
 
     Args:
         page: the text of docs/performance.md.
     """
-    bars = {name: 1 / _read_row(page, start)[0][0] for name, start in _OTHERS.items()}
-    return {**bars, "Moyin, one replica": 1.0}
+    ratio_by_server = {
+        name: 1 / _read_row(page, row_name)[0][0] for name, row_name in _OTHERS.items()
+    }
+    return {**ratio_by_server, "Moyin, one replica": 1.0}
 
 
-def render_cost(page: str) -> dict[str, tuple[float, float]]:
+def read_render_costs(page: str) -> dict[str, tuple[float, float]]:
     """Return the milliseconds of processor time per render, by process.
 
     Each pair has the figure at the start of the project and the figure now.
@@ -44,15 +46,19 @@ def render_cost(page: str) -> dict[str, tuple[float, float]]:
     """
     _, _, process_table = page.partition("| process | ms at the start | ms now |\n")
     names = [line.split(" | ")[0].strip("| ") for line in process_table.splitlines()[1:]]
-    table = names[: next(i for i, name in enumerate(names) if not name)]
-    cells = {name: _read_row(page, name) for name in table}
-    return {name: (mean(start), mean(final_ms)) for name, (start, final_ms) in cells.items()}
+    process_names = names[: next(i for i, name in enumerate(names) if not name)]
+    figures = {name: _read_row(page, name) for name in process_names}
+    return {
+        name: (mean(start_ms), mean(final_ms)) for name, (start_ms, final_ms) in figures.items()
+    }
 
 
 def _read_row(page: str, row_name: str) -> list[list[float]]:
     """Return the numbers in the page's table row that begins with ``row_name``, by cell."""
-    [line] = [line for line in page.splitlines() if line.startswith(f"| {row_name}")]
-    cells = line.strip("|").split(" | ")[1:]
+    [table_row] = [
+        table_row for table_row in page.splitlines() if table_row.startswith(f"| {row_name}")
+    ]
+    cells = table_row.strip("|").split(" | ")[1:]
     return [[float(number) for number in re.findall(r"\d+(?:\.\d+)?", cell)] for cell in cells]
 
 
@@ -61,29 +67,31 @@ def main() -> None:
     page = PAGE.read_text()
     FOLDER.mkdir(exist_ok=True)
     _, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
-    bars = throughput(page)
+    ratio_by_server = compute_throughput(page)
     bar_container = axes.barh(
-        list(bars), list(bars.values()), color=["#9aa5b1"] * len(_OTHERS) + ["#4051b5"]
+        list(ratio_by_server),
+        list(ratio_by_server.values()),
+        color=["#9aa5b1"] * len(_OTHERS) + ["#4051b5"],
     )
     axes.bar_label(bar_container, fmt="%.2f", padding=4)
     axes.set_xlabel("requests per second at 16 connections, Moyin = 1")
     _save_plot(axes, FOLDER / "text.png")
 
     _, axes = pyplot.subplots(figsize=(7, 3.4), layout="constrained")
-    costs = render_cost(page)
+    costs = read_render_costs(page)
     names = [re.split(r":| \(|, now|, with", name)[0] for name in costs]
-    places = range(len(names))
+    positions = range(len(names))
     for shift, index, label, colour in (
         (0.2, 0, "at the start", "#9aa5b1"),
         (-0.2, 1, "now", "#4051b5"),
     ):
         bar_container = axes.barh(
-            [position + shift for position in places],
+            [position + shift for position in positions],
             [pair[index] for pair in costs.values()],
             height=0.38, label=label, color=colour,
         )  # fmt: skip
         axes.bar_label(bar_container, fmt="%.0f", padding=4)
-    axes.set_yticks(list(places), names)
+    axes.set_yticks(list(positions), names)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds of processor time for a small render, without ComfyUI")
     axes.legend(frameon=False)

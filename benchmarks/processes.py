@@ -22,22 +22,22 @@ def running_program(
         environ: environment variables in addition to those of this process.
         quiet: True to discard the command's output.
     """
-    output = subprocess.DEVNULL if quiet else None
+    output_target = subprocess.DEVNULL if quiet else None
     process = subprocess.Popen(
-        command, env={**os.environ, **(environ or {})}, stdout=output, stderr=output
+        command, env={**os.environ, **(environ or {})}, stdout=output_target, stderr=output_target
     )
     try:
         yield process.pid
     finally:
-        members = family(process.pid)
+        process_tree = list_process_tree(process.pid)
         process.terminate()
-        _, alive = psutil.wait_procs(members, timeout=5)
-        for surviving_process in alive:
+        _, surviving_processes = psutil.wait_procs(process_tree, timeout=5)
+        for surviving_process in surviving_processes:
             surviving_process.kill()
         process.wait()
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """Return an unused port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -45,7 +45,7 @@ def free_port() -> int:
         return port
 
 
-def wait_for(port: int, seconds: float = 20) -> None:
+def wait_for_port(port: int, seconds: float = 20) -> None:
     """Wait until a server listens on ``port`` of the loopback interface.
 
     Raises `SystemExit` if none does within ``seconds``.
@@ -55,10 +55,12 @@ def wait_for(port: int, seconds: float = 20) -> None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise SystemExit(f"no server listens on port {port} after {seconds:g} seconds")
+    raise SystemExit(
+        f"no server listens on 127.0.0.1:{port} after {seconds:g} seconds: start it by hand to see why"
+    )
 
 
-def family(pid: int) -> list[psutil.Process]:
+def list_process_tree(pid: int) -> list[psutil.Process]:
     """Return a process and all of its descendants; empty if the process has ended."""
     try:
         root_process = psutil.Process(pid)
@@ -67,12 +69,12 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def resident(processes: Iterable[psutil.Process]) -> int:
+def sum_resident_bytes(processes: Iterable[psutil.Process]) -> int:
     """Return the resident memory of the processes in bytes."""
     return sum(process.memory_info().rss for process in processes)
 
 
-def processor_seconds(processes: Iterable[psutil.Process]) -> float:
+def sum_processor_seconds(processes: Iterable[psutil.Process]) -> float:
     """Return the total processor time of the processes in seconds."""
     times = [process.cpu_times() for process in processes]
     return sum(time.user + time.system for time in times)

@@ -31,18 +31,20 @@ KEY = "benchmark"
 _SECONDS_BETWEEN_EVENTS = 1.0
 
 
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    raise RouteNotFound("this gateway serves only the proxy's route")
+async def _refuse_request(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RouteNotFound(f"{scope['path']}: this gateway serves only the benchmark's route")
 
 
-async def _serve_gateway(port: int, service: str) -> None:
+async def _serve_gateway(port: int, service_url: str) -> None:
     proxy = Proxy(signing_key=b"0" * 32)
-    routes = [{"name": "service", "prefix": "/", "hosts": ["127.0.0.1"], "upstreams": [service]}]
+    routes = [
+        {"name": "service", "prefix": "/", "hosts": ["127.0.0.1"], "upstreams": [service_url]}
+    ]
     proxy.configure(GatewayConfig.model_validate({"routes": routes}).to_route_table(""))
     await proxy.start()
     freeze_startup_objects()
     app = Gatekeeper(
-        ProxyOrApp(proxy, guarded=proxy, app=_not_found),
+        ProxyOrApp(proxy, guarded=proxy, app=_refuse_request),
         service="gateway",
         authenticator=StaticAuthenticator({KEY: Identity(owner="bench", key_id="bench")}),
         errors=render_problem_details,

@@ -24,10 +24,10 @@ from typing import Any, TypeVar
 import aiohttp
 
 from benchmarks.farm import MOCK, SERVICE, Farm
-from benchmarks.load import Measurement, measure
-from benchmarks.processes import free_port, running_program, wait_for
+from benchmarks.load import Measurement, measure_load
+from benchmarks.processes import find_free_port, running_program, wait_for_port
 from benchmarks.proxied import KEY
-from benchmarks.text import BODY, PeerServers, median, process
+from benchmarks.text import BODY, PeerServers, combine_measurements, running_module
 
 T = TypeVar("T")
 
@@ -99,28 +99,30 @@ class ServerResult:
     streams: OpenConnections | None
 
 
-def proxy(farm: Farm, peer_servers: PeerServers) -> list[ServerResult]:
+def measure_proxy(farm: Farm, peer_servers: PeerServers) -> list[ServerResult]:
     """Measure all servers in turns; the results for requests are medians of the rounds."""
-    with _run_servers(farm, peer_servers) as places:
-        rounds: dict[str, list[Measurement]] = {server.name: [] for server in places}
+    with _run_servers(farm, peer_servers) as servers:
+        measurements_by_server: dict[str, list[Measurement]] = {
+            server.name: [] for server in servers
+        }
         for _ in range(_ROUNDS):
-            for server in places:
-                rounds[server.name].append(
-                    measure(server.requests, body=BODY, key=server.key, seconds=_SECONDS)
+            for server in servers:
+                measurements_by_server[server.name].append(
+                    measure_load(server.requests, body=BODY, key=server.key, seconds=_SECONDS)
                 )
         return [
             ServerResult(
                 name=server.name,
-                load=median(rounds[server.name]),
+                load=combine_measurements(measurements_by_server[server.name]),
                 sockets=_measure_held(server, _SOCKETS),
                 streams=_measure_held(server, _STREAMS),
             )
-            for server in places
+            for server in servers
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Kind:
+class _ConnectionKind:
     """A kind of connection.
 
     Attributes:
@@ -132,27 +134,27 @@ class _Kind:
     follow: Callable[[Any], Awaitable[list[float]]]
 
 
-def _measure_held(server: MeasuredServer, kind: _Kind) -> OpenConnections | None:
+def _measure_held(server: MeasuredServer, kind: _ConnectionKind) -> OpenConnections | None:
     if server.streams is None:
         return None
-    results = asyncio.run(_measure_delays(server.streams, server.key, kind))
-    held_delays = [delays for delays in results if delays is not None]
+    delays_by_connection = asyncio.run(_measure_delays(server.streams, server.key, kind))
+    held_delays = [delays for delays in delays_by_connection if delays is not None]
     percentiles = statistics.quantiles(
         [ms for delays in held_delays for ms in delays] or [0.0, 0.0], n=100
     )
     return OpenConnections(held=len(held_delays), p50_ms=percentiles[49], p99_ms=percentiles[98])
 
 
-async def _measure_delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
+async def _measure_delays(url: str, key: str, kind: _ConnectionKind) -> list[list[float] | None]:
     """Open `OPEN` connections of a kind, and return the delays in ms of the messages on each.
 
     The result of a connection that broke later is None; connections that failed to open are left
     out.
     """
-    limit = asyncio.Semaphore(_CONCURRENCY)
+    semaphore = asyncio.Semaphore(_CONCURRENCY)
 
     async def connect(session: aiohttp.ClientSession) -> Any:
-        async with limit:
+        async with semaphore:
             return await kind.open(session, url)
 
     async with aiohttp.ClientSession(
@@ -160,19 +162,17 @@ async def _measure_delays(url: str, key: str, kind: _Kind) -> list[list[float] |
         headers={"authorization": f"Bearer {key}"},
         timeout=aiohttp.ClientTimeout(total=None),
     ) as session:
-        connections = await asyncio.gather(
-            *(_none_if_broken(connect(session)) for _ in range(OPEN))
-        )
+        connections = await asyncio.gather(*(_await_or_none(connect(session)) for _ in range(OPEN)))
         return await asyncio.gather(
-            *(_none_if_broken(kind.follow(c)) for c in connections if c is not None)
+            *(_await_or_none(kind.follow(c)) for c in connections if c is not None)
         )
 
 
-async def _none_if_broken(result: Awaitable[T]) -> T | None:
-    """Return the awaited result, or None if the connection broke or timed out."""
+async def _await_or_none(awaitable: Awaitable[T]) -> T | None:
+    """Return the result of ``awaitable``, or None if the connection broke or timed out."""
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
-            return await result
+            return await awaitable
     except (aiohttp.ClientError, TimeoutError, OSError, EOFError, TypeError):
         return None
 
@@ -204,30 +204,32 @@ async def _measure_stream(response: aiohttp.ClientResponse) -> list[float]:
     """Return for each event of a stream the milliseconds from sending to receipt."""
     delays: list[float] = []
     # Events of the first second are ignored: they were buffered while other streams connected.
-    start = time.monotonic() + 1
+    counted_from = time.monotonic() + 1
     while len(delays) < _MESSAGES:
-        line = await response.content.readuntil(b"\n\n")
-        if time.monotonic() > start:
-            delays.append((time.monotonic() - float(line[6:])) * 1e3)
+        event = await response.content.readuntil(b"\n\n")
+        if time.monotonic() > counted_from:
+            delays.append((time.monotonic() - float(event[6:])) * 1e3)
     response.close()
     return delays
 
 
-_SOCKETS = _Kind(open=_open_socket, follow=_measure_socket)
-_STREAMS = _Kind(open=_open_stream, follow=_measure_stream)
+_SOCKETS = _ConnectionKind(open=_open_socket, follow=_measure_socket)
+_STREAMS = _ConnectionKind(open=_open_stream, follow=_measure_stream)
 
 
 @contextmanager
 def _run_servers(farm: Farm, peer_servers: PeerServers) -> Iterator[list[MeasuredServer]]:
     with ExitStack() as stack:
-        mock_port, streaming = free_port(), free_port()
-        for port, upstream in ((mock_port, peer_servers.mock), (streaming, peer_servers.service)):
-            stack.enter_context(process(["benchmarks.proxied", "gateway", str(port), upstream]))
-            wait_for(port)
+        mock_port, stream_port = find_free_port(), find_free_port()
+        for port, upstream in ((mock_port, peer_servers.mock), (stream_port, peer_servers.service)):
+            stack.enter_context(
+                running_module(["benchmarks.proxied", "gateway", str(port), upstream])
+            )
+            wait_for_port(port)
         bare_server = MeasuredServer(
             name="bare service", requests=peer_servers.mock, streams=peer_servers.service, key=KEY
         )
-        places = [
+        servers = [
             bare_server,
             MeasuredServer(
                 name="bare forwarder", requests=peer_servers.forwarder, streams=None, key=KEY
@@ -235,7 +237,7 @@ def _run_servers(farm: Farm, peer_servers: PeerServers) -> Iterator[list[Measure
             MeasuredServer(
                 name="Moyin's process alone",
                 requests=f"http://127.0.0.1:{mock_port}",
-                streams=f"http://127.0.0.1:{streaming}",
+                streams=f"http://127.0.0.1:{stream_port}",
                 key=KEY,
             ),
             MeasuredServer(
@@ -250,19 +252,21 @@ def _run_servers(farm: Farm, peer_servers: PeerServers) -> Iterator[list[Measure
             print("nginx is left out: run `sudo apt-get install nginx-light`")
         else:
             url = stack.enter_context(_run_nginx(nginx, peer_servers))
-            places.insert(1, MeasuredServer(name="nginx", requests=url, streams=url, key=KEY))
-        yield places
+            servers.insert(1, MeasuredServer(name="nginx", requests=url, streams=url, key=KEY))
+        yield servers
 
 
 @contextmanager
 def _run_nginx(program: str, peer_servers: PeerServers) -> Iterator[str]:
-    port = free_port()
+    port = find_free_port()
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "nginx.conf"
-        mock_host, service = (
+        config_path = Path(folder) / "nginx.conf"
+        mock_host, service_host = (
             url.removeprefix("http://") for url in (peer_servers.mock, peer_servers.service)
         )
-        config.write_text(_NGINX.format(folder=folder, mock=mock_host, service=service, port=port))
-        with running_program([program, "-c", str(config), "-e", os.devnull]):
-            wait_for(port)
+        config_path.write_text(
+            _NGINX.format(folder=folder, mock=mock_host, service=service_host, port=port)
+        )
+        with running_program([program, "-c", str(config_path), "-e", os.devnull]):
+            wait_for_port(port)
             yield f"http://127.0.0.1:{port}"

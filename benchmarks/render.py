@@ -40,7 +40,7 @@ class Rendering:
     submit_ms: float
 
 
-def render(farm: Farm) -> Rendering:
+def measure_renders(farm: Farm) -> Rendering:
     """Time renders with one actor that is warm, directly and through the gateway."""
     return asyncio.run(_measure_renders(farm))
 
@@ -48,14 +48,14 @@ def render(farm: Farm) -> Rendering:
 async def _measure_renders(farm: Farm) -> Rendering:
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
         await _time_farm_renders(session, farm.url, 1)  # starts the actor and opens connections
-        async with straight_to(comfyui_folders(farm)[0]) as comfyui:
+        async with open_comfyui_session(list_comfyui_folders(farm)[0]) as comfyui:
             direct_seconds = await _time_direct_renders(comfyui)
-        seconds, submits = await _time_farm_renders(session, farm.url, _GRAPHS)
+        seconds, submit_seconds = await _time_farm_renders(session, farm.url, _GRAPHS)
     return Rendering(
         graphs=_GRAPHS,
         direct_seconds=direct_seconds,
         farm_seconds=seconds,
-        submit_ms=statistics.median(submits) * 1000,
+        submit_ms=statistics.median(submit_seconds) * 1000,
     )
 
 
@@ -84,17 +84,17 @@ async def _time_farm_renders(
     session: aiohttp.ClientSession, url: str, count: int
 ) -> tuple[float, list[float]]:
     started_at = time.perf_counter()
-    jobs, submits = [], []
+    jobs, submit_seconds = [], []
     for _ in range(count):
         sent_at = time.perf_counter()
         body = {"kind": "render", "workflow": _new_graph()}
         async with session.post(f"{url}/jobs", json=body) as response:
             response.raise_for_status()
             jobs.append((await response.json())["id"])
-        submits.append(time.perf_counter() - sent_at)
+        submit_seconds.append(time.perf_counter() - sent_at)
     for job_id in jobs:
         await _wait_for_job(session, url, job_id)
-    return time.perf_counter() - started_at, submits
+    return time.perf_counter() - started_at, submit_seconds
 
 
 async def _wait_for_job(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
@@ -110,15 +110,15 @@ async def _wait_for_job(session: aiohttp.ClientSession, url: str, job_id: str) -
 @contextmanager
 def _short_path(path: Path) -> Iterator[str]:
     """Yield a short path that leads to a Unix socket, because Linux allows only 107 characters."""
-    folder = os.open(path.parent, os.O_PATH)
+    folder_descriptor = os.open(path.parent, os.O_PATH)
     try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
+        yield f"/proc/self/fd/{folder_descriptor}/{path.name}"
     finally:
-        os.close(folder)
+        os.close(folder_descriptor)
 
 
 @asynccontextmanager
-async def straight_to(folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
+async def open_comfyui_session(folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
     """Open a session of an HTTP client with the ComfyUI that uses ``folder``."""
     with _short_path(folder / "comfyui.sock") as address:
         connector = aiohttp.UnixConnector(address)
@@ -126,7 +126,7 @@ async def straight_to(folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
             yield session
 
 
-def comfyui_folders(farm: Farm) -> list[Path]:
+def list_comfyui_folders(farm: Farm) -> list[Path]:
     """Return the folders of all running ComfyUIs of the stack, taken from their command lines.
 
     Raises:
@@ -134,9 +134,9 @@ def comfyui_folders(farm: Farm) -> list[Path]:
     """
     folders = set()
     for process in find_processes(str(farm.data)):
-        line = process.cmdline()
-        if "--base-directory" in line:
-            folders.add(Path(line[line.index("--base-directory") + 1]).parent)
+        command_line = process.cmdline()
+        if "--base-directory" in command_line:
+            folders.add(Path(command_line[command_line.index("--base-directory") + 1]).parent)
     if not folders:
-        raise SystemExit("no ComfyUI of the farm is running")
+        raise SystemExit("no ComfyUI of the stack is running: start it with at least one actor")
     return sorted(folders)

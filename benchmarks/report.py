@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 
-def report(
+def write_report(
     text_results: Mapping[str, Measurement],
     rendering: Rendering | None,
     isolation_cost: IsolationCost | None,
@@ -42,7 +42,7 @@ def report(
             "strict_start_more_s": isolation_cost.start_more,
         }
     folder.mkdir(parents=True, exist_ok=True)
-    result = {
+    report_data = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "text": {name: asdict(measurement) for name, measurement in text_results.items()},
@@ -50,7 +50,7 @@ def report(
         "isolation": asdict(isolation_cost) if isolation_cost is not None else None,
         "ratios": ratios,
     }
-    (folder / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "bench.json").write_text(json.dumps(report_data, indent=2) + "\n")
     _plot_results(text_results, rendering, folder / "bench.png")
     _print_ratios(text_results, rendering, ratios)
     print(f"\n{folder / 'bench.json'}\n{folder / 'bench.png'}")

@@ -74,16 +74,16 @@ class Outcome:
 
     def p95(self, owner: str) -> float:
         """Return the 95th percentile of the owner's waits in seconds."""
-        return quantile(self.waits[owner], 0.95)
+        return compute_quantile(self.waits[owner], 0.95)
 
 
-def quantile(values: Iterable[float], share: float) -> float:
+def compute_quantile(values: Iterable[float], share: float) -> float:
     """Return the smallest value such that at least ``share`` of all values is not larger."""
     sorted_values = sorted(values)
     return sorted_values[min(len(sorted_values) - 1, math.ceil(share * len(sorted_values)) - 1)]
 
 
-def new_load(
+def generate_load(
     *,
     seed: int = 1,
     renders: int = 10_000,
@@ -112,8 +112,8 @@ def new_load(
         owner, arrived_at = next(other_owners), rng.uniform(0, span)
         used_models = rng.choices(names, popularity, k=rng.randint(1, 4))
         priority = rng.choice([3, 3, 3, 2, 4])
-        size = min(rng.randint(*batches), renders - len(requests))
-        for _ in range(size):
+        batch_size = min(rng.randint(*batches), renders - len(requests))
+        for _ in range(batch_size):
             requests.append((arrived_at, len(requests), owner, rng.choice(used_models), priority))
     requests.sort()
     pending_renders = tuple(
@@ -143,7 +143,7 @@ class TemporalQueue:
     def put(self, render: PendingRender) -> None:
         """Append a render."""
         key = (render.owner, render.priority)
-        level = max(self._present, self._passes.get(key, 0.0)) + 1 / _weight(render)
+        level = max(self._present, self._passes.get(key, 0.0)) + 1 / _compute_weight(render)
         self._passes[key] = level
         heapq.heappush(self._queue, (level, next(self._numbers), render))
 
@@ -176,74 +176,83 @@ def simulate(load: Load, farm: Farm) -> Outcome:
             while len(window) < farm.window and (next_render := queue.take()) is not None:
                 window.add(replace(next_render, entered=now))
             started_at = time.thread_time()
-            choice = window.choose_assignment(now)
+            assignment = window.choose_assignment(now)
             outcome.decisions.append(time.thread_time() - started_at)
-            if choice is None:
+            if assignment is None:
                 break
-            pending_render = choice.pending
-            loading = farm.rules.estimate_load_seconds(pending_render, choice.slot)
-            window.begin_render(choice, now)
+            pending_render = assignment.pending
+            load_seconds = farm.rules.estimate_load_seconds(pending_render, assignment.slot)
+            window.begin_render(assignment, now)
             busy_actors += 1
-            outcome.changes += loading > 0
+            outcome.changes += load_seconds > 0
             outcome.waits[pending_render.owner].append(now - pending_render.arrived)
             outcome.windowed.append((pending_render.priority, now - pending_render.entered))
-            seconds = loading + load.seconds[pending_render.id]
+            seconds = load_seconds + load.seconds[pending_render.id]
             outcome.makespan = max(outcome.makespan, now + seconds)
-            heapq.heappush(ends, (now + seconds, choice.slot.name, seconds))
-        events = [ends[0][0]] if ends else []
-        events += [arrivals[0].arrived] if arrivals else []
-        events += [now + _TICK] if len(window) and busy_actors < farm.actors else []
-        now = min(events, default=now)
+            heapq.heappush(ends, (now + seconds, assignment.slot.name, seconds))
+        next_times = [ends[0][0]] if ends else []
+        next_times += [arrivals[0].arrived] if arrivals else []
+        next_times += [now + _TICK] if len(window) and busy_actors < farm.actors else []
+        now = min(next_times, default=now)
     return outcome
 
 
-def fifo(load: Load, farm: Farm) -> Outcome:
+def simulate_fifo(load: Load, farm: Farm) -> Outcome:
     """Simulate the load with a scheduler that gives the oldest render to the next free actor."""
     outcome = Outcome()
     actor_heap = [(0.0, number, "") for number in range(farm.actors)]
     for pending_render in load.renders:
         free_at, number, family = heapq.heappop(actor_heap)
-        start = max(free_at, pending_render.arrived)
-        changes = pending_render.family != family
-        loading = (
-            sum(pending_render.models.values()) / farm.rules.bytes_per_second if changes else 0.0
+        started_at = max(free_at, pending_render.arrived)
+        loads_models = pending_render.family != family
+        load_seconds = (
+            sum(pending_render.models.values()) / farm.rules.bytes_per_second
+            if loads_models
+            else 0.0
         )
-        outcome.changes += changes
-        outcome.waits[pending_render.owner].append(start - pending_render.arrived)
-        end = start + loading + load.seconds[pending_render.id]
-        outcome.makespan = max(outcome.makespan, end)
-        heapq.heappush(actor_heap, (end, number, pending_render.family))
+        outcome.changes += loads_models
+        outcome.waits[pending_render.owner].append(started_at - pending_render.arrived)
+        ended_at = started_at + load_seconds + load.seconds[pending_render.id]
+        outcome.makespan = max(outcome.makespan, ended_at)
+        heapq.heappush(actor_heap, (ended_at, number, pending_render.family))
     return outcome
 
 
-def own_share(load: Load, farm: Farm) -> dict[str, float]:
+def compute_own_share_waits(load: Load, farm: Farm) -> dict[str, float]:
     """Return how long each owner would wait with actors of its own: the 95th percentile in seconds.
 
     Each owner's number of actors is proportional to its weight. The loading of models is ignored.
     With fair scheduling no owner waits longer than this.
     """
-    renders: dict[str, list[PendingRender]] = defaultdict(list)
+    renders_by_owner: dict[str, list[PendingRender]] = defaultdict(list)
     for pending_render in load.renders:
-        renders[pending_render.owner].append(pending_render)
-    weights = {o: max(_weight(w) for w in pending) for o, pending in renders.items()}
+        renders_by_owner[pending_render.owner].append(pending_render)
+    weights = {
+        o: max(_compute_weight(w) for w in owner_renders)
+        for o, owner_renders in renders_by_owner.items()
+    }
     p95 = {}
-    for owner, pending in renders.items():
+    for owner, owner_renders in renders_by_owner.items():
         share = farm.actors * weights[owner] / sum(weights.values())
         actors = max(1, round(share))
         free_times, wait_seconds = [0.0] * actors, []
-        for pending_render in pending:
-            start = max(heapq.heappop(free_times), pending_render.arrived)
-            wait_seconds.append(start - pending_render.arrived)
-            heapq.heappush(free_times, start + load.seconds[pending_render.id] * actors / share)
-        p95[owner] = quantile(wait_seconds, 0.95)
+        for pending_render in owner_renders:
+            started_at = max(heapq.heappop(free_times), pending_render.arrived)
+            wait_seconds.append(started_at - pending_render.arrived)
+            heapq.heappush(
+                free_times, started_at + load.seconds[pending_render.id] * actors / share
+            )
+        p95[owner] = compute_quantile(wait_seconds, 0.95)
     return p95
 
 
-def _weight(render: PendingRender) -> float:
+def _compute_weight(render: PendingRender) -> float:
     return 2.0 ** (5 - render.priority)
 
 
-def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -> tuple[int, int]:
+def find_fewest_changes(
+    load: Load, actors: int, makespan: float, *, seed: int = 1
+) -> tuple[int, int]:
     """Search for the fewest (actor, checkpoint) pairs with which all work fits into ``makespan``.
 
     The search knows all renders in advance and ignores their arrival, so no scheduler needs fewer
@@ -252,36 +261,36 @@ def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -
     Returns:
         The fewest pairs that the search found, and a lower bound.
     """
-    work: dict[str, float] = defaultdict(float)
+    seconds_by_family: dict[str, float] = defaultdict(float)
     for pending_render in load.renders:
-        work[pending_render.family] += load.seconds[pending_render.id]
-    bound = sum(math.ceil(seconds / makespan) for seconds in work.values())
+        seconds_by_family[pending_render.family] += load.seconds[pending_render.id]
+    lower_bound = sum(math.ceil(seconds / makespan) for seconds in seconds_by_family.values())
     rng = random.Random(seed)
     fewest_pairs = math.inf
     for _ in range(2_000):
-        family_seconds = list(work.values())
-        rng.shuffle(family_seconds)
-        fewest_pairs = min(fewest_pairs, _count_pairs(family_seconds, makespan))
-    return int(fewest_pairs), bound
+        shuffled_seconds = list(seconds_by_family.values())
+        rng.shuffle(shuffled_seconds)
+        fewest_pairs = min(fewest_pairs, _count_pairs(shuffled_seconds, makespan))
+    return int(fewest_pairs), lower_bound
 
 
-def _count_pairs(order: Sequence[float], capacity: float) -> int:
+def _count_pairs(checkpoint_seconds: Sequence[float], capacity: float) -> int:
     """Return the number of pairs if actors are filled with one checkpoint after the other.
 
     Each checkpoint fills actors of ``capacity`` seconds. Its remainder goes to the fullest actor
     that has room for it.
 
     Args:
-        order: the seconds of work of each checkpoint.
+        checkpoint_seconds: the seconds of work of each checkpoint.
     """
-    pairs = 0
+    pair_count = 0
     free_by_actor: list[float] = []
-    for seconds in order:
+    for seconds in checkpoint_seconds:
         full_actors, remaining_seconds = divmod(seconds, capacity)
-        pairs += int(full_actors)
+        pair_count += int(full_actors)
         if remaining_seconds <= 0:
             continue
-        pairs += 1
+        pair_count += 1
         fitting_actors = [
             index
             for index, free_seconds in enumerate(free_by_actor)
@@ -292,16 +301,16 @@ def _count_pairs(order: Sequence[float], capacity: float) -> int:
             free_by_actor[index] -= remaining_seconds
         else:
             free_by_actor.append(capacity - remaining_seconds)
-    return pairs
+    return pair_count
 
 
-def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
+def write_report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
     """Simulate the farm for each seed, print the results, and write ``scheduling.{json,png}``."""
     folder.mkdir(parents=True, exist_ok=True)
     farm = Farm(actors=100, window=2_000)
     rows = []
     for seed in seeds:
-        load = new_load(seed=seed)
+        load = generate_load(seed=seed)
         rows.append((_measure_load(load, farm), load))
     for row, _ in rows:
         print(json.dumps(row))
@@ -310,8 +319,12 @@ def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
 
 
 def _measure_load(load: Load, farm: Farm) -> dict[str, Any]:
-    moyin_run, fifo_run, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
-    optimum, bound = fewest_changes(load, farm.actors, moyin_run.makespan)
+    moyin_run, fifo_run, shares = (
+        simulate(load, farm),
+        simulate_fifo(load, farm),
+        compute_own_share_waits(load, farm),
+    )
+    optimum, lower_bound = find_fewest_changes(load, farm.actors, moyin_run.makespan)
     worst_owner = max(shares, key=lambda owner: moyin_run.p95(owner) / shares[owner])
     longest_overdue = max(
         waited_seconds - priority * farm.rules.ageing_seconds
@@ -323,7 +336,7 @@ def _measure_load(load: Load, farm: Farm) -> dict[str, Any]:
         "changes": moyin_run.changes,
         "changes_fifo": fifo_run.changes,
         "changes_optimum": optimum,
-        "changes_bound": bound,
+        "changes_bound": lower_bound,
         "makespan": round(moyin_run.makespan),
         "makespan_fifo": round(fifo_run.makespan),
         "worst_owner": worst_owner,
@@ -333,17 +346,21 @@ def _measure_load(load: Load, farm: Farm) -> dict[str, Any]:
         ),
         "longest_past_due": round(longest_overdue, 1),
         "decision_us_mean": round(sum(moyin_run.decisions) / len(moyin_run.decisions) * 1e6),
-        "decision_us_p99": round(quantile(moyin_run.decisions, 0.99) * 1e6),
+        "decision_us_p99": round(compute_quantile(moyin_run.decisions, 0.99) * 1e6),
     }
 
 
 def _plot_load(load: Load, farm: Farm, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    moyin_run, fifo_run, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
+    moyin_run, fifo_run, shares = (
+        simulate(load, farm),
+        simulate_fifo(load, farm),
+        compute_own_share_waits(load, farm),
+    )
     owners = sorted((o for o in shares if o != FLOODER), key=lambda owner: shares[owner])
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    wait_axes, changes = figure.subplots(1, 2, width_ratios=(3, 1))
+    wait_axes, change_axes = figure.subplots(1, 2, width_ratios=(3, 1))
     wait_axes.plot([fifo_run.p95(owner) for owner in owners], ".", color="tab:gray", label="FIFO")
     wait_axes.plot([moyin_run.p95(owner) for owner in owners], ".", color="tab:blue", label="Moyin")
     wait_axes.plot(
@@ -358,14 +375,14 @@ def _plot_load(load: Load, farm: Farm, path: Path) -> None:
         ylim=(0, None),
     )
     wait_axes.legend()
-    optimum, _ = fewest_changes(load, farm.actors, moyin_run.makespan)
-    bars = changes.bar(
+    optimum, _ = find_fewest_changes(load, farm.actors, moyin_run.makespan)
+    bars = change_axes.bar(
         ["FIFO", "Moyin", "optimum"],
         [fifo_run.changes, moyin_run.changes, optimum],
         color=["tab:gray", "tab:blue", "tab:green"],
     )
-    changes.bar_label(bars)
-    changes.set(ylabel="model changes", yscale="log", ylim=(10, 30_000))
+    change_axes.bar_label(bars)
+    change_axes.set(ylabel="model changes", yscale="log", ylim=(10, 30_000))
     figure.suptitle(
         f"{len(load.renders):,} renders, {farm.actors} actors, 12 checkpoints, 50 owners, simulated"
     )
@@ -373,4 +390,4 @@ def _plot_load(load: Load, farm: Farm, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    report(Path(__file__).parent / "results")
+    write_report(Path(__file__).parent / "results")

@@ -31,14 +31,14 @@ _COLORS = {
 }
 
 
-def show(results: Sequence[Result], folder: Path, name: str = "peers") -> None:
+def report_standings(results: Sequence[Result], folder: Path, name: str = "peers") -> None:
     """Print the results, and write ``<name>.json`` and ``<name>.png`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     targets = _check_targets(results)
     report = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "results": [{**asdict(result), "held": result.held} for result in results],
+        "results": [{**asdict(result), "held": result.held_stream_count} for result in results],
         "targets": targets,
     }
     (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -52,24 +52,28 @@ def _check_targets(results: Sequence[Result]) -> list[dict[str, Any]]:
 
     Each target has the measured figure, the limit and whether the figure meets it.
     """
-    by_name = {result.name: result for result in results}
-    moyin = by_name[MOYIN]
+    result_by_name = {result.name: result for result in results}
+    moyin_result = result_by_name[MOYIN]
     ratios = {"TensorZero": 0.5, "LiteLLM, 2 workers": 8.0, "Portkey": 1.5}
     rows = [
-        _check_target("streams of 50 tokens/s held", moyin.held, "≥", 1_000),
-        _check_target("first token +p50, one connection, ms", moyin.added_first.p50_ms, "≤", 0.3),
+        _check_target("streams of 50 tokens/s held", moyin_result.held_stream_count, "≥", 1_000),
+        _check_target(
+            "first token +p50, one connection, ms", moyin_result.added_first.p50_ms, "≤", 0.3
+        ),
     ]
     for name, target_ratio in ratios.items():
-        if (peer_result := by_name.get(name)) is None:
+        if (peer_result := result_by_name.get(name)) is None:
             continue
-        ratio = moyin.times(peer_result, _COMPARED)
+        ratio = moyin_result.ratio_to(peer_result, _COMPARED)
         rows.append(_check_target(f"requests/s over {name}", ratio, "≥", target_ratio))
         if name == "TensorZero":
             continue
-        p99_ratio = moyin.load[_COMPARED].p99_ms / peer_result.load[_COMPARED].p99_ms
+        p99_ratio = moyin_result.load[_COMPARED].p99_ms / peer_result.load[_COMPARED].p99_ms
         rows.append(_check_target(f"p99 over {name}", p99_ratio, "<", 1.0))
-    if moyin.growth is not None:
-        rows.append(_check_target("memory after over before", moyin.growth.ratio, "≤", _MAX_GROWTH))
+    if moyin_result.growth is not None:
+        rows.append(
+            _check_target("memory after over before", moyin_result.growth.ratio, "≤", _MAX_GROWTH)
+        )
     return rows
 
 
@@ -93,7 +97,7 @@ def _print_results(results: Sequence[Result], targets: Sequence[dict[str, Any]])
         added_first = result.added_first
         print(
             f"  {result.name:20}{added_first.p50_ms:18.2f}{added_first.p99_ms:10.2f}"
-            f"{result.held:14}{result.busy:8.1f}"
+            f"{result.held_stream_count:14}{result.busy:8.1f}"
         )
     print(
         f"\n{'delay of tokens, ms':22}"
@@ -165,15 +169,20 @@ def _draw_lines(
 def _draw_bars(panel: Any, results: Sequence[Result]) -> None:
     names = [result.name for result in results]
     bars = panel.barh(
-        names, [result.held for result in results], color=[_COLORS[name] for name in names]
+        names,
+        [result.held_stream_count for result in results],
+        color=[_COLORS[name] for name in names],
     )
-    limit = max(level.streams for result in results for level in result.streams)
+    most_streams = max(level.streams for result in results for level in result.streams)
     panel.bar_label(
         bars,
-        [f"{r.held}{' or more' if r.streams[-1].ok else ''}" for r in results],
+        [
+            f"{r.held_stream_count}{' or more' if r.streams[-1].is_undelayed else ''}"
+            for r in results
+        ],
         padding=4,
     )
-    panel.set_xlim(0, limit * 1.25)
+    panel.set_xlim(0, most_streams * 1.25)
     panel.invert_yaxis()
     panel.set_title("Streams of 50 tokens/s held, p99 of delay ≤ 100 ms")
 

@@ -34,9 +34,11 @@ class FirstTokens:
     p50_ms: float
     p99_ms: float
 
-    def over(self, other: FirstTokens) -> FirstTokens:
-        """Return how many milliseconds these times exceed the times of ``other``."""
-        return FirstTokens(p50_ms=self.p50_ms - other.p50_ms, p99_ms=self.p99_ms - other.p99_ms)
+    def minus(self, other_times: FirstTokens) -> FirstTokens:
+        """Return how many milliseconds these times exceed ``other_times``."""
+        return FirstTokens(
+            p50_ms=self.p50_ms - other_times.p50_ms, p99_ms=self.p99_ms - other_times.p99_ms
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +57,17 @@ class HeldStreams:
     p99_ms: float
 
     @property
-    def ok(self) -> bool:
+    def is_undelayed(self) -> bool:
         """True if every token arrived without a delay that a reader would notice."""
         return self.arrived == 1 and self.p99_ms <= 100
 
 
-def first_tokens(gateway: Gateway, requests: int = 100) -> FirstTokens:
+def measure_first_tokens(gateway: Gateway, requests: int = 100) -> FirstTokens:
     """Send ``requests`` requests one after the other; return the times to their first tokens."""
     return uvloop.run(_measure_first_tokens(gateway, requests))
 
 
-def held(gateway: Gateway, streams: int, seconds: float = 3) -> HeldStreams:
+def measure_held_streams(gateway: Gateway, streams: int, seconds: float = 3) -> HeldStreams:
     """Keep ``streams`` streams of fifty tokens a second open for ``seconds``; return the result."""
     return uvloop.run(_hold_streams(gateway, streams, int(seconds * paced.TOKENS_PER_SECOND)))
 
@@ -113,7 +115,7 @@ class _StreamReader(asyncio.Protocol):
 
 async def _measure_first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
     reader = await _connect(gateway)
-    request = _request(gateway, {"model": "mock", "stream": True})
+    request = _build_request(gateway, {"model": "mock", "stream": True})
     first_token_ms = []
     for _ in range(requests):
         started_at = time.perf_counter()
@@ -121,22 +123,26 @@ async def _measure_first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
         async with asyncio.timeout(30):
             await reader.done.wait()
         if not reader.first:
-            raise SystemExit(f"{gateway.name} ended a stream without a token")
+            raise SystemExit(
+                f"{gateway.name} ended a stream without a token: send a streamed request by hand"
+            )
         first_token_ms.append((reader.first - started_at) * 1000)
     reader.transport.close()
-    return FirstTokens(p50_ms=statistics.median(first_token_ms), p99_ms=_p99(first_token_ms))
+    return FirstTokens(
+        p50_ms=statistics.median(first_token_ms), p99_ms=_compute_p99(first_token_ms)
+    )
 
 
 async def _hold_streams(gateway: Gateway, streams: int, tokens: int) -> HeldStreams:
     body = {"model": paced.MODEL, "stream": True, "max_tokens": tokens}
-    request = _request(gateway, body)
+    request = _build_request(gateway, body)
     readers = []
     for _ in range(streams):
         readers.append(await _connect(gateway))
         readers[-1].send(request)
-    expected = tokens / paced.TOKENS_PER_SECOND
+    expected_seconds = tokens / paced.TOKENS_PER_SECOND
     wait_tasks = [asyncio.ensure_future(reader.done.wait()) for reader in readers]
-    _, late_tasks = await asyncio.wait(wait_tasks, timeout=expected * 2 + 5)
+    _, late_tasks = await asyncio.wait(wait_tasks, timeout=expected_seconds * 2 + 5)
     for task in late_tasks:
         task.cancel()
     for reader in readers:
@@ -146,7 +152,7 @@ async def _hold_streams(gateway: Gateway, streams: int, tokens: int) -> HeldStre
         streams=streams,
         arrived=sum(len(reader.delays) for reader in readers) / (streams * tokens),
         p50_ms=statistics.median(delays),
-        p99_ms=_p99(delays),
+        p99_ms=_compute_p99(delays),
     )
 
 
@@ -158,19 +164,19 @@ async def _connect(gateway: Gateway) -> _StreamReader:
     return reader
 
 
-def _request(gateway: Gateway, body: Mapping[str, object]) -> bytes:
+def _build_request(gateway: Gateway, body: Mapping[str, object]) -> bytes:
     url = urlsplit(gateway.url)
     question = {"role": "user", "content": "Say something about foxes."}
-    content = json.dumps({**gateway.address(body), "messages": [question]}).encode()
+    content = json.dumps({**gateway.adapt_body(body), "messages": [question]}).encode()
     headers = {
         "host": url.netloc,
         "content-type": "application/json",
         "content-length": str(len(content)),
         **gateway.headers,
     }
-    lines = [f"POST {url.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
-    return "\r\n".join(lines).encode() + content
+    header_lines = [f"POST {url.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
+    return "\r\n".join(header_lines).encode() + content
 
 
-def _p99(values: list[float]) -> float:
+def _compute_p99(values: list[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * 0.99))]

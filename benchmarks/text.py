@@ -9,10 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from benchmarks.farm import Farm
-from benchmarks.load import Measurement, measure
-from benchmarks.processes import free_port, running_program, wait_for
-
-__all__ = ["BODY", "PeerServers", "free_port", "median", "peers", "process", "text", "wait_for"]
+from benchmarks.load import Measurement, measure_load
+from benchmarks.processes import find_free_port, running_program, wait_for_port
 
 BODY = {"model": "mock", "messages": [{"role": "user", "content": "Say something about foxes."}]}
 _ROUNDS = 5
@@ -36,26 +34,30 @@ class PeerServers:
 
 
 @contextmanager
-def peers() -> Iterator[PeerServers]:
-    """Run the mock, the forwarder and the service of `Peers` as processes during the block."""
-    mock_port, forwarder, service = free_port(), free_port(), free_port()
-    mock_url, forwarder_url = f"http://127.0.0.1:{mock_port}", f"http://127.0.0.1:{forwarder}"
-    uvicorn = ["uvicorn", "benchmarks.forwarder:app", "--port", str(forwarder)]
+def running_peer_servers() -> Iterator[PeerServers]:
+    """Run the servers of `PeerServers` as processes during the block."""
+    mock_port, forwarder_port, service_port = find_free_port(), find_free_port(), find_free_port()
+    mock_url, forwarder_url = f"http://127.0.0.1:{mock_port}", f"http://127.0.0.1:{forwarder_port}"
+    uvicorn_arguments = ["uvicorn", "benchmarks.forwarder:app", "--port", str(forwarder_port)]
     with ExitStack() as stack:
-        pid = stack.enter_context(process(["benchmarks.mock", str(mock_port)]))
-        stack.enter_context(process([*uvicorn, "--log-level", "warning"], {"UPSTREAM": mock_url}))
-        stack.enter_context(process(["benchmarks.proxied", "service", str(service)]))
-        for port in (mock_port, forwarder, service):
-            wait_for(port)
+        pid = stack.enter_context(running_module(["benchmarks.mock", str(mock_port)]))
+        stack.enter_context(
+            running_module([*uvicorn_arguments, "--log-level", "warning"], {"UPSTREAM": mock_url})
+        )
+        stack.enter_context(running_module(["benchmarks.proxied", "service", str(service_port)]))
+        for port in (mock_port, forwarder_port, service_port):
+            wait_for_port(port)
         yield PeerServers(
             mock=mock_url,
             mock_pid=pid,
             forwarder=forwarder_url,
-            service=f"http://127.0.0.1:{service}",
+            service=f"http://127.0.0.1:{service_port}",
         )
 
 
-def text(farm: Farm, peer_servers: PeerServers, *, connections: int = 16) -> dict[str, Measurement]:
+def measure_text(
+    farm: Farm, peer_servers: PeerServers, *, connections: int = 16
+) -> dict[str, Measurement]:
     """Measure all servers in turns, and return the medians of several rounds by server."""
     urls = {
         "mock": peer_servers.mock,
@@ -63,11 +65,11 @@ def text(farm: Farm, peer_servers: PeerServers, *, connections: int = 16) -> dic
         "forwarder in Serve": f"{farm.url}/bare",
         "moyin": farm.url,
     }
-    rounds: dict[str, list[Measurement]] = {name: [] for name in urls}
+    measurements_by_server: dict[str, list[Measurement]] = {name: [] for name in urls}
     for _ in range(_ROUNDS):
         for name, url in urls.items():
-            rounds[name].append(
-                measure(
+            measurements_by_server[name].append(
+                measure_load(
                     f"{url}/v1/chat/completions",
                     body=BODY,
                     key=farm.key,
@@ -75,10 +77,13 @@ def text(farm: Farm, peer_servers: PeerServers, *, connections: int = 16) -> dic
                     seconds=_SECONDS,
                 )
             )
-    return {name: median(measurements) for name, measurements in rounds.items()}
+    return {
+        name: combine_measurements(measurements)
+        for name, measurements in measurements_by_server.items()
+    }
 
 
-def median(measurements: list[Measurement]) -> Measurement:
+def combine_measurements(measurements: list[Measurement]) -> Measurement:
     """Return one measurement: the median of each value, and the totals of requests and errors."""
     return Measurement(
         requests=sum(m.requests for m in measurements),
@@ -90,7 +95,7 @@ def median(measurements: list[Measurement]) -> Measurement:
 
 
 @contextmanager
-def process(module: list[str], environ: Mapping[str, str] | None = None) -> Iterator[int]:
+def running_module(module: list[str], environ: Mapping[str, str] | None = None) -> Iterator[int]:
     """Run ``python -m`` with ``module`` as arguments during the block; yield the process id.
 
     Args:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+from deployments.job_telemetry import JobTelemetry
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.settings import Settings
@@ -47,6 +49,9 @@ async def open_job_services(settings: Settings) -> AsyncIterator[JobServices]:
         stack.push_async_callback(events.close)
         frames = FrameStore(settings.redis_url)
         stack.push_async_callback(frames.close)
+        telemetry = JobTelemetry()
+        exporting = asyncio.create_task(telemetry.keep_exporting())
+        stack.callback(exporting.cancel)
         yield JobServices(
             database=database,
             artifacts=ArtifactStore(database),
@@ -55,7 +60,9 @@ async def open_job_services(settings: Settings) -> AsyncIterator[JobServices]:
             blobs=BlobStore(settings.blobs_url),
             events=events,
             frames=frames,
-            status_writer=JobStatusWriter(jobs=jobs, events=events, frames=frames),
+            status_writer=JobStatusWriter(
+                jobs=jobs, events=events, frames=frames, on_end=telemetry.record
+            ),
             temporal=TemporalConnection(
                 settings.temporal_address, settings.temporal_namespace, retention=retention
             ),

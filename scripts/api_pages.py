@@ -30,15 +30,19 @@ EVENT_MEANINGS: Mapping[EventType, str] = {
 
 def list_error_types() -> Mapping[str, type[MoyinError]]:
     """Return the error types by code, each base type before the types derived from it."""
-    return {kind.code: kind for kind in _walk_classes(MoyinError) if "code" in vars(kind)}
+    return {
+        error_type.code: error_type
+        for error_type in _walk_classes(MoyinError)
+        if "code" in vars(error_type)
+    }
 
 
-def errors_page(written: str) -> str:
-    """Return the text of docs/reference/errors.md, which begins with the paragraph ``written``."""
+def build_errors_page(notice: str) -> str:
+    """Return the text of docs/reference/errors.md, which begins with the paragraph ``notice``."""
     lines = [
         "# Errors",
         "",
-        written,
+        notice,
         "An error is RFC 9457 problem details: `status`, `title`, `detail` (what is wrong, and what would be",
         "right), `code`, `request_id`, and where it applies `field`. Routes of OpenAI, Anthropic, Ollama and",
         "ComfyUI answer in the format of their protocol, with the same code. The codes are stable, the",
@@ -48,23 +52,25 @@ def errors_page(written: str) -> str:
         "| code | status | retry | meaning | what to do |",
         "|---|---|---|---|---|",
     ]
-    for code, kind in list_error_types().items():
+    for code, error_type in list_error_types().items():
         meaning, advice = ADVICE[code]
-        status = "job" if issubclass(kind, StepError) else str(get_http_status(kind("")))
-        retry = "yes" if kind.retryable else ""
+        status = (
+            "job" if issubclass(error_type, StepError) else str(get_http_status(error_type("")))
+        )
+        retry = "yes" if error_type.retryable else ""
         lines.append(f"| `{code}` | {status} | {retry} | {meaning} | {advice} |")
     return "\n".join(lines) + "\n"
 
 
-def events_page(written: str) -> str:
+def build_events_page(notice: str) -> str:
     """Return the text of docs/reference/events.md: the types of events and their members.
 
-    ``written`` is the paragraph at the top.
+    ``notice`` is the paragraph at the top.
     """
     lines = [
         "# Events of jobs",
         "",
-        written,
+        notice,
         "How to follow a job: [jobs](../jobs.md#following-a-job). Server-sent events carry the type as `event`, the",
         "data as JSON in `data`, the cursor as `id`; messages of the WebSocket are `{id, type, data}`. A webhook",
         "has the type `job.` and that of the last event, and the same data. New members may be added.",
@@ -75,11 +81,13 @@ def events_page(written: str) -> str:
         "| type | last | data | meaning |",
         "|---|---|---|---|",
     ]
-    for kind in EventType:
-        body = event_bodies.EVENT_BODIES[kind].__name__
-        is_last = "yes" if kind.is_final else ""
+    for event_type in EventType:
+        body = event_bodies.EVENT_BODIES[event_type].__name__
+        is_last = "yes" if event_type.is_final else ""
         link = f"[{body}](#{body.lower()})"
-        lines.append(f"| `{kind.value}` | {is_last} | {link} | {EVENT_MEANINGS[kind]} |")
+        lines.append(
+            f"| `{event_type.value}` | {is_last} | {link} | {EVENT_MEANINGS[event_type]} |"
+        )
     lines += [
         "",
         "A job that is retried goes on with `queued` after a last event, in the same stream. The event `error`",
@@ -93,9 +101,9 @@ def events_page(written: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _walk_classes(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
-    yield kind
-    for child in kind.__subclasses__():
+def _walk_classes(error_type: type[MoyinError]) -> Iterator[type[MoyinError]]:
+    yield error_type
+    for child in error_type.__subclasses__():
         yield from _walk_classes(child)
 
 
@@ -105,16 +113,16 @@ def _describe_model(model: type[BaseModel]) -> Iterator[str]:
     yield from ("", f"## {model.__name__}", "", schema["description"], "")
     yield from ("| member | type | meaning |", "|---|---|---|")
     for name, member in schema["properties"].items():
-        text = _describe_member(member, bodies)
-        yield f"| `{name}` | {_name_type(member)} | {text} |"
+        description = _describe_member(member, bodies)
+        yield f"| `{name}` | {_name_type(member)} | {description} |"
 
 
 def _describe_member(member: Mapping[str, Any], bodies: Mapping[str, Any]) -> str:
     """Return the description of a member of an event, or else that of the member's type."""
     if "description" in member:
         return str(member["description"])
-    for choice in (member, member.get("items", {}), *member.get("anyOf", ())):
-        body = bodies.get(choice.get("$ref", "").removeprefix("#/$defs/"), {})
+    for variant in (member, member.get("items", {}), *member.get("anyOf", ())):
+        body = bodies.get(variant.get("$ref", "").removeprefix("#/$defs/"), {})
         if "properties" in body:
             members = ", ".join(f"`{name}`" for name in body["properties"])
             return f"{body['description'].rstrip('.')}: {members}."
@@ -123,7 +131,7 @@ def _describe_member(member: Mapping[str, Any], bodies: Mapping[str, Any]) -> st
 
 def _name_type(member: Mapping[str, Any]) -> str:
     if "anyOf" in member:
-        return " or ".join(_name_type(choice) for choice in member["anyOf"])
+        return " or ".join(_name_type(variant) for variant in member["anyOf"])
     if "$ref" in member:
         return str(member["$ref"]).removeprefix("#/$defs/")
     if member.get("type") == "array":

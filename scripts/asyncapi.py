@@ -37,16 +37,20 @@ _SIGNATURE: Mapping[str, str] = {
 }
 
 
-def asyncapi_document() -> str:
+def build_asyncapi_document() -> str:
     """Return the AsyncAPI document as JSON text."""
     sse_messages = {
-        kind.value: _describe_message(EVENT_BODIES[kind], kind.value, EVENT_MEANINGS[kind])
-        for kind in EventType
+        event_type.value: _describe_message(
+            EVENT_BODIES[event_type], event_type.value, EVENT_MEANINGS[event_type]
+        )
+        for event_type in EventType
     }
     sse_messages["error"] = _describe_message(StreamError, "error")
     socket_messages = {model.__name__: _describe_message(model) for model in _SOCKET_MESSAGES}
-    headers = {name: {"type": "string", "description": text} for name, text in _SIGNATURE.items()}
-    webhook = _describe_message(WebhookBody) | {
+    headers = {
+        name: {"type": "string", "description": summary} for name, summary in _SIGNATURE.items()
+    }
+    webhook_message = _describe_message(WebhookBody) | {
         "headers": {"type": "object", "required": list(headers), "properties": headers}
     }
     document = {
@@ -79,12 +83,16 @@ def asyncapi_document() -> str:
             "webhook": {
                 "address": None,
                 "description": "A POST to the job's `webhook`.",
-                "messages": {"WebhookBody": webhook},
+                "messages": {"WebhookBody": webhook_message},
             },
         },
         "operations": {
-            name: {"action": "send", "channel": {"$ref": f"#/channels/{channel}"}, "summary": text}
-            for name, channel, text in (
+            name: {
+                "action": "send",
+                "channel": {"$ref": f"#/channels/{channel}"},
+                "summary": summary,
+            }
+            for name, channel, summary in (
                 ("sendServerSentEvents", "serverSentEvents", "Send a job's events to a client."),
                 ("sendSocketMessages", "webSocket", "Send a job's events over a WebSocket."),
                 ("sendWebhook", "webhook", "Send the end of a job to its webhook."),

@@ -45,21 +45,21 @@ _REFERENCE = "#/components/schemas/"
 _REFERENCES = re.compile(re.escape(_REFERENCE) + r"(\w+)")
 
 
-def describe_app(app: Any) -> dict[str, Any]:
+def describe_app(app_module: Any) -> dict[str, Any]:
     """Return the OpenAPI document of an app; all parts of the app are mocks.
 
     Args:
-        app: the module whose ``new_app`` creates the app.
+        app_module: the module whose ``new_app`` creates the app.
     """
     created_apps: list[FastAPI] = []
-    new_fastapi = app.new_fastapi
+    new_fastapi = app_module.new_fastapi
 
     def capture_app(*arguments: Any, **options: Any) -> FastAPI:
         created_apps.append(new_fastapi(*arguments, **options))
         return created_apps[0]
 
-    with patch.object(app, "new_fastapi", capture_app):
-        app.new_app(MagicMock())
+    with patch.object(app_module, "new_fastapi", capture_app):
+        app_module.new_app(MagicMock())
     return created_apps[0].openapi()
 
 
@@ -96,12 +96,12 @@ def build_document() -> dict[str, Any]:
     }
 
 
-def render() -> str:
+def render_document() -> str:
     """Return the text of the OpenAPI file from which the TypeScript types are generated."""
     return json.dumps(build_document(), indent=2, ensure_ascii=False) + "\n"
 
 
-def digest() -> str:
+def compute_digest() -> str:
     """Return the SHA-256 of the stored OpenAPI file, which the generated types contain."""
     return hashlib.sha256(FILE.read_bytes()).hexdigest()
 
@@ -129,17 +129,17 @@ def _collect_schemas(*documents: Mapping[str, Any]) -> dict[str, Any]:
         for name, schema in schemas.items():
             # Of two models with one name, those of jobs are meant.
             if "__" not in name or name.startswith("moyin__jobs__protocol__wire__"):
-                renamed_schemas[_shorten(name)] = _rename_references(schema)
+                renamed_schemas[_shorten_name(name)] = _rename_references(schema)
     return renamed_schemas
 
 
-def _shorten(name: str) -> str:
+def _shorten_name(name: str) -> str:
     return name.rpartition("__")[2]
 
 
 def _rename_references(value: Any) -> Any:
     """Return a part of a document in which schemas have short names and no redundant titles."""
-    text = _REFERENCES.sub(lambda match: _REFERENCE + _shorten(match[1]), json.dumps(value))
+    text = _REFERENCES.sub(lambda match: _REFERENCE + _shorten_name(match[1]), json.dumps(value))
     return json.loads(text, object_hook=_drop_titles)
 
 
@@ -157,4 +157,4 @@ def _list_references(value: Any) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    FILE.write_text(render())
+    FILE.write_text(render_document())

@@ -1,4 +1,4 @@
-"""Prints the test coverage of each package: by unit tests, by tests on servers, and by both.
+"""Prints the test coverage of each package: by unit tests, by tests on servers, and by either.
 
 Run it with `make coverage`, which measures first. Processes that are killed record no coverage, and
 neither does code that runs in ComfyUI, so the real coverage by tests on servers is higher.
@@ -37,18 +37,18 @@ class Row:
         return f"{self.statements:7}" + "".join(f"{share:>11}" for share in shares)
 
 
-def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
+def count_rows(coverages: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
     """Yield for each source file the name of its package and its counts.
 
     Args:
-        parts: the coverage by unit tests, and that by tests on servers.
+        coverages: the coverage by unit tests, and that by tests on servers.
     """
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             folders = path.relative_to(ROOT).parts[:-1]
             try:
                 executed_lines, statements = zip(
-                    *(_read_lines(part, path) for part in parts), strict=True
+                    *(_read_lines(coverage, path) for coverage in coverages), strict=True
                 )
             except NoSource:
                 continue
@@ -59,35 +59,35 @@ def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
             )
 
 
-def _read_lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
-    """Return the lines of a file that ran in a part of the tests, and all its executable lines."""
-    _, statements, _, missing_lines, _ = part.analysis2(str(path))
+def _read_lines(coverage: Coverage, path: Path) -> tuple[set[int], set[int]]:
+    """Return the lines of a file that tests have run, and all its executable lines."""
+    _, statements, _, missing_lines, _ = coverage.analysis2(str(path))
     return set(statements) - set(missing_lines), set(statements)
 
 
-def table(measured: Iterator[tuple[str, Row]]) -> list[str]:
+def build_table(package_rows: Iterator[tuple[str, Row]]) -> list[str]:
     """Return the lines of the table: one for each package, and the total."""
-    row_by_wing: dict[str, Row] = defaultdict(Row)
-    for wing_name, row in measured:
-        for summed_row in (row_by_wing[wing_name], row_by_wing["total"]):
+    row_by_package: dict[str, Row] = defaultdict(Row)
+    for package, row in package_rows:
+        for summed_row in (row_by_package[package], row_by_package["total"]):
             summed_row.statements += row.statements
             summed_row.unit += row.unit
             summed_row.servers += row.servers
             summed_row.either += row.either
     header_line = f"{'':24}{'lines':>7}{'unit':>11}{'servers':>11}{'either':>11}"
-    names = sorted(row_by_wing, key=lambda name: (name == "total", name))
+    names = sorted(row_by_package, key=lambda name: (name == "total", name))
     return [
         header_line,
-        *(f"{name:24}{row_by_wing[name]}" for name in names if row_by_wing[name].statements),
+        *(f"{name:24}{row_by_package[name]}" for name in names if row_by_package[name].statements),
     ]
 
 
 def main() -> int:
     """Print the table for the data that `make coverage` stored in build/coverage."""
-    parts = [Coverage(data_file=str(FOLDER / name)) for name in PARTS]
-    for part in parts:
-        part.load()
-    print(*table(rows((parts[0], parts[1]))), sep="\n")
+    coverages = [Coverage(data_file=str(FOLDER / name)) for name in PARTS]
+    for coverage in coverages:
+        coverage.load()
+    print(*build_table(count_rows((coverages[0], coverages[1]))), sep="\n")
     return 0
 
 

@@ -67,44 +67,50 @@ class SitePages:
             self._write_page(ROOT / name)
 
     def _write_page(self, source: Path) -> None:
-        page = site_path(source)
+        page = find_site_path(source)
         assert page is not None, source
-        text = source.read_text()
-        parts: list[str] = []
-        end = 0
-        for match in _FENCE.finditer(text):
-            parts.append(self._rewrite_prose(text[end : match.start()], source, page))
+        markdown = source.read_text()
+        markdown_parts: list[str] = []
+        copied_until = 0
+        for match in _FENCE.finditer(markdown):
+            markdown_parts.append(
+                self._rewrite_prose(markdown[copied_until : match.start()], source, page)
+            )
             if match[2] == "mermaid":
-                parts.append(self._diagram(match[3], text[: match.start()], page))
+                markdown_parts.append(
+                    self._convert_diagram(match[3], markdown[: match.start()], page)
+                )
             else:
-                parts.append(match[0])
-            end = match.end()
-        parts.append(self._rewrite_prose(text[end:], source, page))
-        self._write(page, "".join(parts))
+                markdown_parts.append(match[0])
+            copied_until = match.end()
+        markdown_parts.append(self._rewrite_prose(markdown[copied_until:], source, page))
+        self._write_text(page, "".join(markdown_parts))
 
-    def _write(self, page: str, text: str) -> None:
+    def _write_text(self, page: str, text: str) -> None:
         target_path = self._folder / page
         target_path.parent.mkdir(parents=True, exist_ok=True)
         target_path.write_text(text)
 
-    def _rewrite_prose(self, text: str, source: Path, page: str) -> str:
-        """Return Markdown text, without code blocks, whose links lead to pages of the site."""
-        parts: list[str] = []
-        end = 0
-        for match in _INLINE_CODE.finditer(text):
+    def _rewrite_prose(self, prose: str, source: Path, page: str) -> str:
+        """Return ``prose``, Markdown without code blocks, with links to pages of the site."""
+        prose_parts: list[str] = []
+        copied_until = 0
+        for match in _INLINE_CODE.finditer(prose):
             # A code span may be the text of a link: what follows it starts with "](".
-            parts.append(self._rewrite_links(text[end : match.start()], source, page))
-            parts.append(match[0])
-            end = match.end()
-        parts.append(self._rewrite_links(text[end:], source, page))
-        return "".join(parts)
+            prose_parts.append(
+                self._rewrite_links(prose[copied_until : match.start()], source, page)
+            )
+            prose_parts.append(match[0])
+            copied_until = match.end()
+        prose_parts.append(self._rewrite_links(prose[copied_until:], source, page))
+        return "".join(prose_parts)
 
     def _rewrite_links(self, text: str, source: Path, page: str) -> str:
         return _LINK.sub(
-            lambda match: match[1] + self._target(match[2], source, page) + match[3], text
+            lambda match: match[1] + self._find_target(match[2], source, page) + match[3], text
         )
 
-    def _target(self, link: str, source: Path, page: str) -> str:
+    def _find_target(self, link: str, source: Path, page: str) -> str:
         name, hash_sign, anchor = link.partition("#")
         if not name or "://" in name or name.startswith("mailto:"):
             return link
@@ -112,8 +118,8 @@ class SitePages:
         if (file / "README.md").is_file():
             file /= "README.md"
         if not file.is_relative_to(ROOT):
-            raise SystemExit(f"{source}: {link} leads out of the repository")
-        target = site_path(file)
+            raise SystemExit(f"{source}: {link} leads out of the repository; link to a URL instead")
+        target = find_site_path(file)
         if target in FOLDERS:
             target = self._list_folder(file, target)
         elif target is None:
@@ -127,7 +133,7 @@ class SitePages:
             title = file.read_text().partition("\n")[0].removeprefix("# ")
             lines.append(f"- [{title}]({file.name})")
         page = f"{path}/index.md"
-        self._write(page, "\n".join(lines) + "\n")
+        self._write_text(page, "\n".join(lines) + "\n")
         return page
 
     def _show_file(self, file: Path) -> str:
@@ -136,10 +142,10 @@ class SitePages:
         page = f"files/{name}.md"
         language = _LANGUAGES.get(file.suffix, "text")
         code = f"``````{language}\n{file.read_text().rstrip()}\n``````\n"
-        self._write(page, f"---\nsearch:\n  exclude: true\n---\n\n# {name}\n\n{code}")
+        self._write_text(page, f"---\nsearch:\n  exclude: true\n---\n\n# {name}\n\n{code}")
         return page
 
-    def _diagram(self, diagram: str, text_before: str, page: str) -> str:
+    def _convert_diagram(self, diagram: str, text_before: str, page: str) -> str:
         """Draw a Mermaid diagram and return the Markdown that shows it.
 
         Args:
@@ -155,13 +161,13 @@ class SitePages:
         self._draw(diagram, target_path)
         path = os.path.relpath(picture, Path(page).parent)
         # Its text has 16 pixels at full size, and stays readable at 0.6 of that.
-        min_width = round(0.6 * _svg_width(target_path))
+        min_width = round(0.6 * _read_svg_width(target_path))
         return (
             f'[![Diagram: {title}]({path}){{ .diagram style="min-width: {min_width}px" }}]({path})'
         )
 
 
-def site_path(source: Path) -> str | None:
+def find_site_path(source: Path) -> str | None:
     """Return the path that a page or picture has on the site, or None if it is not on the site."""
     name = source.relative_to(ROOT).as_posix()
     if name in PAGES:
@@ -172,10 +178,10 @@ def site_path(source: Path) -> str | None:
     return re.sub(r"(^|/)README\.md$", r"\1index.md", path)
 
 
-def _svg_width(picture: Path) -> float:
+def _read_svg_width(picture: Path) -> float:
     match = _VIEW_BOX.search(picture.read_text())
     if match is None:
-        raise SystemExit(f"{picture}: a diagram without a size")
+        raise SystemExit(f"{picture}: the SVG must have a viewBox, which gives the diagram's width")
     return float(match[1])
 
 
@@ -184,7 +190,10 @@ def draw_with_mermaid(diagram: str, path: Path) -> None:
     import mermaidx
 
     if re.search(r"[\u2e80-\uffff]", diagram):
-        raise SystemExit(f"mermaidx has no font to measure East Asian text: {diagram[:80]}")
+        raise SystemExit(
+            "mermaidx has no font to measure East Asian text; write this diagram in English: "
+            f"{diagram[:80]}"
+        )
     mermaidx.render(diagram, theme="neutral").save(str(path))
 
 
@@ -193,36 +202,44 @@ def mark_language(site: Path, language: str) -> None:
     for page in (site / language).rglob("*.html"):
         html = page.read_text()
         if _ARTICLE not in html:
-            raise SystemExit(f"{page}: the theme has no article to mark as {language}")
+            raise SystemExit(
+                f"{page} lacks {_ARTICLE!r}, which gets the language: adapt it to the theme"
+            )
         page.write_text(html.replace(_ARTICLE, f'<article lang="{language}" ' + _ARTICLE[9:], 1))
 
 
-def build(work: Path, output: Path, draw_diagram: Draw = draw_with_mermaid) -> None:
-    """Build the site in `output`, with `work` as a folder for temporary files.
+def build_site(
+    work_folder: Path, output_folder: Path, draw_diagram: Draw = draw_with_mermaid
+) -> None:
+    """Build the site in ``output_folder``, with ``work_folder`` for temporary files.
 
     A warning of the site generator raises an error.
     """
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    SitePages(work / "pages", draw_diagram).write()
-    config = work / CONFIG.name
+    shutil.rmtree(work_folder, ignore_errors=True)
+    work_folder.mkdir(parents=True)
+    SitePages(work_folder / "pages", draw_diagram).write()
+    config = work_folder / CONFIG.name
     shutil.copyfile(CONFIG, config)
     subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "-f", str(config)],
         check=True,
     )
-    mark_language(work / "site", "ja")
-    shutil.rmtree(output, ignore_errors=True)
-    shutil.move(work / "site", output)
+    mark_language(work_folder / "site", "ja")
+    shutil.rmtree(output_folder, ignore_errors=True)
+    shutil.move(work_folder / "site", output_folder)
 
 
 def main() -> None:
     """Build the site in the folder that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "docs-site")
-    parser.add_argument("--output", type=Path, default=ROOT / "site")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build" / "docs-site", help="temporary files"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "site", help="folder of the finished site"
+    )
     arguments = parser.parse_args()
-    build(arguments.work, arguments.output)
+    build_site(arguments.work, arguments.output)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from tests.integration.text.matrix import PAGE, page, run
+from tests.integration.text.matrix import PAGE, build_page, run_matrix
 
 
 def main() -> None:
     """Write docs/reference/matrix.md."""
     with tempfile.TemporaryDirectory() as folder:
-        PAGE.write_text(page(asyncio.run(run(Path(folder)))))
+        PAGE.write_text(build_page(asyncio.run(run_matrix(Path(folder)))))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from moyin.cli.main import app
 from moyin.settings import Settings
 from moyin.stack.options import VARIABLE_DESCRIPTIONS
 from moyin.stack.ports import Ports
-from scripts.api_pages import errors_page, events_page
-from scripts.asyncapi import asyncapi_document
+from scripts.api_pages import build_errors_page, build_events_page
+from scripts.asyncapi import build_asyncapi_document
 
 # Typer holds click inside itself, under a private name.
 Command: TypeAlias = Any
@@ -32,13 +32,20 @@ WITHOUT_JSON = {
 _WRITTEN = "<!-- Written by `make docs`; edit the code instead. -->\n"
 
 
-def settings_page() -> str:
+def build_settings_page() -> str:
     """Return the text of the page that lists all environment variables."""
-    lines = ["# Settings", "", _WRITTEN, *_settings_rows(), *_port_rows(), *_other_variable_rows()]
+    lines = [
+        "# Settings",
+        "",
+        _WRITTEN,
+        *_build_settings_rows(),
+        *_build_port_rows(),
+        *_build_other_variable_rows(),
+    ]
     return "\n".join(lines) + "\n"
 
 
-def cli_page() -> str:
+def build_cli_page() -> str:
     """Return the text of the page that lists all commands with their arguments and options."""
     lines = ["# Command line", "", _WRITTEN]
     lines += [
@@ -65,29 +72,29 @@ def cli_page() -> str:
         "`MOYIN_DEBUG=1` shows where an error came from.",
         "",
     ]
-    for name, command in _command_sections("moyin", typer.main.get_command(app)):
-        lines += _command_section(name, command)
+    for name, command in _list_commands("moyin", typer.main.get_command(app)):
+        lines += _build_command_section(name, command)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def stale() -> list[str]:
+def list_stale_pages() -> list[str]:
     """Return the names of the pages that differ from what the code generates."""
-    return [name for name, text in _generate_pages() if _read_page(FOLDER / name) != text]
+    return [name for name, page_text in _generate_pages() if _read_page(FOLDER / name) != page_text]
 
 
 def _generate_pages() -> Iterator[tuple[str, str]]:
-    yield "cli.md", cli_page()
-    yield "settings.md", settings_page()
-    yield "errors.md", errors_page(_WRITTEN)
-    yield "events.md", events_page(_WRITTEN)
-    yield "asyncapi.json", asyncapi_document()
+    yield "cli.md", build_cli_page()
+    yield "settings.md", build_settings_page()
+    yield "errors.md", build_errors_page(_WRITTEN)
+    yield "events.md", build_events_page(_WRITTEN)
+    yield "asyncapi.json", build_asyncapi_document()
 
 
 def _read_page(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
 
-def _settings_rows() -> Iterator[str]:
+def _build_settings_rows() -> Iterator[str]:
     yield "Read once per process from the environment. `moyin up` passes them to every process."
     yield ""
     yield "| variable | default | meaning |"
@@ -97,7 +104,7 @@ def _settings_rows() -> Iterator[str]:
     yield ""
 
 
-def _port_rows() -> Iterator[str]:
+def _build_port_rows() -> Iterator[str]:
     yield "## Ports of `moyin up`"
     yield ""
     yield "`MOYIN_PORT_BASE` (or `--port-base`) moves them all: the gateway takes it, the others follow."
@@ -110,7 +117,7 @@ def _port_rows() -> Iterator[str]:
     yield ""
 
 
-def _other_variable_rows() -> Iterator[str]:
+def _build_other_variable_rows() -> Iterator[str]:
     yield "## The command line and the stack"
     yield ""
     yield "| variable | meaning |"
@@ -120,53 +127,53 @@ def _other_variable_rows() -> Iterator[str]:
 
 
 def _format_default(field: FieldInfo) -> str:
-    value = field.get_default()
-    return "" if value in ("", None) else f"`{value}`"
+    default = field.get_default()
+    return "" if default in ("", None) else f"`{default}`"
 
 
-def _command_sections(name: str, command: Command) -> Iterator[tuple[str, Command]]:
+def _list_commands(name: str, command: Command) -> Iterator[tuple[str, Command]]:
     children: dict[str, Command] = getattr(command, "commands", {})
     if not children:
         yield name, command
     for child_name, child in children.items():
         if child.hidden:
             continue
-        yield from _command_sections(f"{name} {child_name}", child)
+        yield from _list_commands(f"{name} {child_name}", child)
 
 
-def _command_section(name: str, command: Command) -> Iterator[str]:
+def _build_command_section(name: str, command: Command) -> Iterator[str]:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
-    words = [name, *(_metavar(argument) for argument in arguments)]
-    yield f"## `{' '.join([*words, '[OPTIONS]'] if options else words)}`"
+    usage_words = [name, *(_format_metavar(argument) for argument in arguments)]
+    yield f"## `{' '.join([*usage_words, '[OPTIONS]'] if options else usage_words)}`"
     yield ""
     yield inspect.cleandoc(command.help or "")
     yield ""
     for parameter in (*arguments, *options):
         help_text = getattr(parameter, "help", "") or ""
-        yield f"- {_option_names(parameter)}: {help_text}{_parameter_default(parameter)}"
+        yield f"- {_format_option_names(parameter)}: {help_text}{_format_parameter_default(parameter)}"
     if arguments or options:
         yield ""
 
 
-def _metavar(parameter: Any) -> str:
+def _format_metavar(parameter: Any) -> str:
     name = str(parameter.metavar or parameter.name.upper())
     if parameter.nargs == -1:
         name += "…"
     return name if parameter.required else f"[{name}]"
 
 
-def _option_names(parameter: Any) -> str:
+def _format_option_names(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        return f"`{_metavar(parameter)}`"
+        return f"`{_format_metavar(parameter)}`"
     return ", ".join(f"`{name}`" for name in parameter.opts)
 
 
-def _parameter_default(parameter: Any) -> str:
-    value = parameter.default
-    if parameter.required or value in (None, False, "") or callable(value):
+def _format_parameter_default(parameter: Any) -> str:
+    default = parameter.default
+    if parameter.required or default in (None, False, "") or callable(default):
         return ""
-    return f" Default: `{value}`."
+    return f" Default: `{default}`."
 
 
 def main() -> int:
@@ -175,13 +182,13 @@ def main() -> int:
     The status is 1 if ``--check`` finds a stale page, otherwise 0.
     """
     if "--check" in sys.argv:
-        names = stale()
+        names = list_stale_pages()
         for name in names:
             print(f"docs/reference/{name} is stale: run `make docs`")
         return 1 if names else 0
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, text in _generate_pages():
-        (FOLDER / name).write_text(text)
+    for name, page_text in _generate_pages():
+        (FOLDER / name).write_text(page_text)
     return 0
 
 

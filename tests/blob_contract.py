@@ -16,18 +16,18 @@ class BlobContract:
     """Tests of the fixture ``blobs``, which must be an empty store."""
 
     async def test_a_blob_is_named_by_its_content(self, blobs: BlobStore, tmp_path: Path) -> None:
-        data = b"picture" * 100_000
-        digest = await blobs.put(data)
-        assert digest == hashlib.sha256(data).hexdigest()
-        assert await blobs.put(data) == digest
-        assert await blobs.get(digest) == data
+        content = b"picture" * 100_000
+        digest = await blobs.put(content)
+        assert digest == hashlib.sha256(content).hexdigest()
+        assert await blobs.put(content) == digest
+        assert await blobs.get(digest) == content
         assert await blobs.exists(digest)
         source = tmp_path / "source"
-        source.write_bytes(data)
+        source.write_bytes(content)
         blob = await blobs.put_file(source)
-        assert (blob.sha256, blob.size) == (digest, len(data))
+        assert (blob.sha256, blob.size) == (digest, len(content))
 
-    async def test_a_file_is_kept_as_it_was(self, blobs: BlobStore, tmp_path: Path) -> None:
+    async def test_a_file_is_stored_unchanged(self, blobs: BlobStore, tmp_path: Path) -> None:
         source = tmp_path / "source.png"
         source.write_bytes(b"from a file")
         blob = await blobs.put_file(source)
@@ -48,14 +48,14 @@ class BlobContract:
         with source.open("rb") as file, pytest.raises(OSError, match="larger than 12 bytes"):
             await blobs.put_stream(file, 12)
 
-    async def test_ranges(self, blobs: BlobStore) -> None:
-        data = bytes(range(256)) * 4096 * 9
-        digest = await blobs.put(data)
-        assert await _read(blobs, digest) == data
-        for start, end in ((300_000, 5_000_001), (len(data) - 1, len(data)), (7, 7)):
-            assert await _read(blobs, digest, start, end) == data[start:end]
+    async def test_any_range_of_bytes_is_readable(self, blobs: BlobStore) -> None:
+        content = bytes(range(256)) * 4096 * 9
+        digest = await blobs.put(content)
+        assert await _read(blobs, digest) == content
+        for start, end in ((300_000, 5_000_001), (len(content) - 1, len(content)), (7, 7)):
+            assert await _read(blobs, digest, start, end) == content[start:end]
 
-    async def test_nothing_is_something_too(self, blobs: BlobStore, tmp_path: Path) -> None:
+    async def test_an_empty_blob_is_stored(self, blobs: BlobStore, tmp_path: Path) -> None:
         digest = await blobs.put(b"")
         assert await blobs.exists(digest)
         assert await blobs.get(digest) == b""
@@ -63,13 +63,13 @@ class BlobContract:
         await blobs.copy_to(digest, tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == b""
 
-    async def test_copy_appears_whole(self, blobs: BlobStore, tmp_path: Path) -> None:
+    async def test_a_copy_has_the_whole_content(self, blobs: BlobStore, tmp_path: Path) -> None:
         digest = await blobs.put(b"abc")
         await blobs.copy_to(digest, tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == b"abc"
 
     @pytest.mark.parametrize("name", ["0" * 64, "../../etc/passwd", "A" * 64, ""])
-    async def test_missing_objects_are_not_found(
+    async def test_missing_blobs_are_not_found(
         self, blobs: BlobStore, tmp_path: Path, name: str
     ) -> None:
         assert not await blobs.exists(name)
@@ -81,15 +81,19 @@ class BlobContract:
             await blobs.copy_to(name, tmp_path / "copy")
         assert [p.name for p in tmp_path.iterdir() if p.name != "blobs"] == []
 
-    async def test_many_write_the_same_at_once(self, blobs: BlobStore, tmp_path: Path) -> None:
-        data = b"the same" * 100_000
+    async def test_concurrent_writes_of_one_content_make_one_blob(
+        self, blobs: BlobStore, tmp_path: Path
+    ) -> None:
+        content = b"the same" * 100_000
         source = tmp_path / "source"
-        source.write_bytes(data)
-        puts = (blobs.put(data) for _ in range(20))
-        files = (blobs.put_file(source) for _ in range(20))
-        digests, stored_blobs = await asyncio.gather(asyncio.gather(*puts), asyncio.gather(*files))
+        source.write_bytes(content)
+        puts = (blobs.put(content) for _ in range(20))
+        file_puts = (blobs.put_file(source) for _ in range(20))
+        digests, stored_blobs = await asyncio.gather(
+            asyncio.gather(*puts), asyncio.gather(*file_puts)
+        )
         [digest] = {*digests, *(blob.sha256 for blob in stored_blobs)}
-        assert await blobs.get(digest) == data
+        assert await blobs.get(digest) == content
 
     async def test_only_old_blobs_are_deleted(self, blobs: BlobStore) -> None:
         digest = await blobs.put(b"abc")

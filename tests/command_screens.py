@@ -73,12 +73,12 @@ def capture(
 
 
 def run_command(
-    *arguments: str, typed: Mapping[bytes, bytes] | None = None, **options: Any
+    *arguments: str, typed_inputs: Mapping[bytes, bytes] | None = None, **options: Any
 ) -> Screen:
     """Run one command in a terminal.
 
     Args:
-        typed: maps a text to the input that is typed when the text appears on the screen.
+        typed_inputs: maps a text to the input that is typed when the text appears on the screen.
     """
     program = """
 import sys
@@ -87,7 +87,7 @@ sys.argv[0] = "moyin"
 sys.exit(run(sys.argv[1:]))
 """
     options = {"columns": 80, "rows": 24, **options}
-    return run_in_terminal(program, *arguments, typed=typed, **options)
+    return run_in_terminal(program, *arguments, typed_inputs=typed_inputs, **options)
 
 
 def run_in_pipe(
@@ -99,8 +99,8 @@ def run_in_pipe(
     """Run commands with a pipe as standard output.
 
     Args:
-        with_errors: True if `Screen.output` contains standard error, too; otherwise that is the
-            test's own.
+        with_errors: True to capture standard error in `Screen.output`, too; otherwise it goes to
+            the test's own standard error.
     """
     process = subprocess.run(
         [sys.executable, "-c", _PROGRAM, json.dumps(commands)],
@@ -116,28 +116,30 @@ def run_in_pipe(
 
 
 def _split_screens(screen: Screen) -> list[Screen]:
-    parts = _END.split(screen.output)
+    output_parts = _END.split(screen.output)
     return [
         replace(screen, output=output, status=int(status))
-        for output, status in zip(parts[::3], parts[2::3], strict=False)
+        for output, status in zip(output_parts[::3], output_parts[2::3], strict=False)
     ]
 
 
-def find_flaws(screen: Screen, *, copied: Sequence[str] = ()) -> list[str]:
+def find_flaws(screen: Screen, *, wide_line_prefixes: Sequence[str] = ()) -> list[str]:
     """Return the flaws of a screen: a traceback, or lines that are cut off or badly broken.
 
     Args:
-        copied: beginnings of lines that may be wider than the terminal. They are meant to be
-            copied, and a terminal copies a line that it has broken as one line.
+        wide_line_prefixes: beginnings of lines that may be wider than the terminal. They are meant
+            to be copied, and a terminal copies a line that it has broken as one line.
     """
-    found_flaws = []
+    flaws = []
     if "Traceback (most recent call last)" in screen.text:
-        found_flaws.append("a traceback")
-    found_flaws += [f"cut: {line}" for line in screen.lines if _CUT.search(line)]
+        flaws.append("a traceback")
+    flaws += [f"cut: {line}" for line in screen.lines if _CUT.search(line)]
     for line in screen.written_lines if screen.columns else ():
         # A word that is longer than the terminal is wide has to be broken.
         words = line.split()
-        is_copied = line.strip().startswith(tuple(copied)) if copied else False
-        if len(line) > screen.columns and not is_copied and max(map(len, words)) < screen.columns:
-            found_flaws.append(f"broken by the terminal: {line}")
-    return found_flaws
+        may_be_wide = (
+            line.strip().startswith(tuple(wide_line_prefixes)) if wide_line_prefixes else False
+        )
+        if len(line) > screen.columns and not may_be_wide and max(map(len, words)) < screen.columns:
+            flaws.append(f"broken by the terminal: {line}")
+    return flaws

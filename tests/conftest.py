@@ -54,23 +54,25 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 @pytest.fixture(autouse=True)
-def _no_ray_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _prevent_ray_in_unit_tests(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not request.path.is_relative_to(_UNIT):
         return
     # Nobody answers there: an implicit start would try to connect and fail.
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     if "ray" in sys.modules:
-        monkeypatch.setattr(sys.modules["ray"], "init", _refuse_to_start)
+        monkeypatch.setattr(sys.modules["ray"], "init", _refuse_ray_start)
 
 
 @pytest.fixture
 def record_measurement(record_property: Callable[[str, object], None]) -> RecordMeasurement:
-    """Record figures for the summary; no test passes or fails because of its timing."""
+    """Return a function that adds a sentence to the summary; no test fails because of its timing."""
     return lambda sentence: record_property("measured", sentence)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the figures that tests measured, and the duration of each folder with its fixtures."""
+    """Print the figures that tests measured, and the seconds of each folder's tests and fixtures."""
     _summarise_times(terminalreporter)
     lines = [
         sentence
@@ -104,7 +106,9 @@ def comfyui() -> ComfyUI:
     try:
         return find_comfyui(Settings())
     except StackError as error:
-        pytest.fail(f"{error}: run `make comfyui`, or set MOYIN_COMFYUI_HOME and _PYTHON")
+        pytest.fail(
+            f"{error}: run `make comfyui`, or set MOYIN_COMFYUI_HOME and MOYIN_COMFYUI_PYTHON"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -115,8 +119,8 @@ def gateway(
 
     If MOYIN_TESTED_DATA names the data folder of a running stack, that stack is used instead.
     """
-    if data := os.environ.get("MOYIN_TESTED_DATA"):
-        yield RunningStack.attach(Path(data))
+    if data_folder := os.environ.get("MOYIN_TESTED_DATA"):
+        yield RunningStack.attach(Path(data_folder))
         return
     folder = tmp_path_factory.mktemp("stack")
     # Short, so that a render can outlast it.
@@ -125,5 +129,5 @@ def gateway(
         yield stack
 
 
-def _refuse_to_start(*_: Any, **__: Any) -> NoReturn:
-    raise AssertionError("a unit test must not start Ray")
+def _refuse_ray_start(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("a unit test must not start Ray: move the test to tests/integration")

@@ -37,35 +37,43 @@ def node(
     """Return a node.
 
     Args:
-        links: the ids of the links into the node's inputs.
-        widgets: the types of further inputs, which have a widget.
+        values: the values of the node's widgets.
+        links: the id of the link into each linked input, by the input's name.
+        widgets: the types of further inputs, which have a widget, by the input's name.
+        members: further members of the node.
     """
-    sockets, output = _SLOTS.get(type, ({}, "IMAGE"))
+    sockets, output_type = _SLOTS.get(type, ({}, "IMAGE"))
     links = links or {}
     inputs: list[dict[str, Any]] = [
-        {"name": name, "type": kind, "link": links.get(name)} for name, kind in sockets.items()
+        {"name": name, "type": input_type, "link": links.get(name)}
+        for name, input_type in sockets.items()
     ]
     inputs += [
-        {"name": name, "type": kind, "link": links.get(name), "widget": {"name": name}}
-        for name, kind in (widgets or {}).items()
+        {"name": name, "type": input_type, "link": links.get(name), "widget": {"name": name}}
+        for name, input_type in (widgets or {}).items()
     ]
-    result = {
+    saved_node = {
         "id": id, "type": type, "pos": [100 * id, 100], "size": [200, 100], "flags": {},
         "order": id, "mode": mode, "inputs": inputs, "properties": {},
-        "outputs": [{"name": output, "type": output, "links": []}] if output else [],
+        "outputs": [{"name": output_type, "type": output_type, "links": []}] if output_type else [],
         "widgets_values": values if isinstance(values, dict) else list(values),
         **members,
     }  # fmt: skip
-    return result if title is None else {**result, "title": title}
+    return saved_node if title is None else {**saved_node, "title": title}
 
 
 def graph(
     nodes: Sequence[dict[str, Any]], links: Sequence[Sequence[Any]], **members: Any
 ) -> dict[str, Any]:
-    """Return a graph of version 0.4; each link is its id, origin and slot, target and slot, type."""
+    """Return a graph of version 0.4.
+
+    Args:
+        links: the id, origin, origin's slot, target, target's slot and type of each link.
+        members: further members of the graph.
+    """
     for link in links:
-        origin = next(item for item in nodes if item["id"] == link[1])
-        origin["outputs"][link[2]]["links"].append(link[0])
+        origin_node = next(candidate for candidate in nodes if candidate["id"] == link[1])
+        origin_node["outputs"][link[2]]["links"].append(link[0])
     return {
         "last_node_id": 100, "last_link_id": 100, "nodes": list(nodes),
         "links": [list(link) for link in links], "groups": [], "config": {}, "extra": {},
@@ -82,11 +90,13 @@ def subgraph(
 ) -> dict[str, Any]:
     """Return the definition of a subgraph, whose links come from -10 and go to -20."""
 
-    def list_slots(slots: Mapping[str, str], end: int, at: int) -> list[dict[str, Any]]:
+    def list_slots(
+        slots: Mapping[str, str], end_node_id: int, end_index: int
+    ) -> list[dict[str, Any]]:
         return [
             {
                 "id": make_id(f"{name} {slot}"), "name": slot, "type": kind, "pos": [0, 0],
-                "linkIds": [link[0] for link in links if link[at] == end and link[at + 1] == number],
+                "linkIds": [link[0] for link in links if link[end_index] == end_node_id and link[end_index + 1] == number],
             }
             for number, (slot, kind) in enumerate(slots.items())
         ]  # fmt: skip
@@ -148,11 +158,12 @@ def make_detours() -> dict[str, Any]:
     )  # fmt: skip
 
 
-def make_nested(shown: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
+def make_nested(promoted_widgets: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
     """Return a graph that uses one subgraph twice, which uses another; widgets are promoted.
 
     Args:
-        shown: the node and the widget of the values of the outer subgraph.
+        promoted_widgets: the widgets that the outer subgraph shows, each as a node's id and the
+            widget's name.
     """
     inner = subgraph(
         "Scale",
@@ -181,8 +192,8 @@ def make_nested(shown: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
         {"picture": "IMAGE", "first": "FLOAT"}, {"blended": "IMAGE"},
     )  # fmt: skip
 
-    def use_outer(id: int, link: int, first: float) -> dict[str, Any]:
-        values = [first] if ["-1", "first"] not in shown else [None, first]
+    def use_outer(id: int, link: int, first_factor: float) -> dict[str, Any]:
+        values = [first_factor] if ["-1", "first"] not in promoted_widgets else [None, first_factor]
         return node(
             id, make_id("Twice"), values,
             inputs=[
@@ -190,7 +201,7 @@ def make_nested(shown: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
                 {"name": "first", "type": "FLOAT", "widget": {"name": "first"}, "link": None},
             ],
             outputs=[{"name": "blended", "type": "IMAGE", "links": []}],
-            properties={"proxyWidgets": list(shown)} if shown else {},
+            properties={"proxyWidgets": list(promoted_widgets)} if promoted_widgets else {},
         )  # fmt: skip
 
     return graph(
@@ -205,11 +216,11 @@ def make_nested(shown: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def to_version_1(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a graph of version 1, whose links are objects."""
-    links = [dict(zip(_LINK_MEMBERS, link, strict=True)) for link in old["links"]]
+def to_version_1(graph_0_4: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a graph of version 0.4 as one of version 1, whose links are objects."""
+    links = [dict(zip(_LINK_MEMBERS, link, strict=True)) for link in graph_0_4["links"]]
     state = {"lastGroupId": 0, "lastNodeId": 100, "lastLinkId": 100, "lastRerouteId": 0}
-    return {**old, "links": links, "version": 1, "state": state}
+    return {**graph_0_4, "links": links, "version": 1, "state": state}
 
 
 MADE: Mapping[str, dict[str, Any]] = {

@@ -58,19 +58,21 @@ def list_blocks(page: Path) -> list[Block]:
 
 
 def read_example(page: str, name: str, language: str) -> str:
-    result, text = list_snippets(ROOT / page)[name]
-    assert result == language, f"{page}: {name} is in {result}"
-    return text
+    example_language, example = list_snippets(ROOT / page)[name]
+    assert example_language == language, (
+        f"{page}: the example {name!r} is in {example_language}, not in {language}"
+    )
+    return example
 
 
-def find_missing_members(page: str, name: str, value: Any) -> list[str]:
-    """Return the paths in a JSON example that ``value``, the real response, lacks.
+def find_missing_members(page: str, name: str, response_body: Any) -> list[str]:
+    """Return the sorted paths of members in a JSON example that a real response lacks.
 
     The example is shortened: `…` stands for text, and `{…}` for any object.
     """
-    text = read_example(page, name, "json").replace("{…}", "{}").strip()
-    shown_value = json.loads(text if text.startswith("{") else f"{{{text}}}")
-    return sorted(_list_members(shown_value) - _list_members(value))
+    example = read_example(page, name, "json").replace("{…}", "{}").strip()
+    example_body = json.loads(example if example.startswith("{") else f"{{{example}}}")
+    return sorted(_list_members(example_body) - _list_members(response_body))
 
 
 def _list_members(value: Any, path: str = "") -> set[str]:
@@ -96,18 +98,20 @@ def run_shell_example(
     Args:
         folder: the working directory.
         replaced: replacements for placeholders in the example.
-        next_command: lines to run after the example.
+        next_command: shell commands to run after the example.
         variables: the shell variables that the page presumes.
     """
-    text = read_example(page, name, "sh").replace(DEFAULT_GATEWAY, url)
+    example = read_example(page, name, "sh").replace(DEFAULT_GATEWAY, url)
     for old_text, new_text in (replaced or {}).items():
-        assert old_text in text
-        text = text.replace(old_text, new_text)
-    script = 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text + next_command
+        assert old_text in example, f"{page}: the example {name!r} does not contain {old_text!r}"
+        example = example.replace(old_text, new_text)
+    script = 'curl() { command curl -sS --fail-with-body "$@"; }\n' + example + next_command
     process = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         env=os.environ | {"GATEWAY": url} | variables,
         cwd=folder, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert process.returncode == 0, f"{page}: {name}: {process.stdout}{process.stderr}"
+    assert process.returncode == 0, (
+        f"{page}: the example {name!r} failed: {process.stdout}{process.stderr}"
+    )
     return process.stdout

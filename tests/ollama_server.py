@@ -38,12 +38,12 @@ PARAMETER num_thread 1
 @cache
 def find_ollama() -> Path:
     """Return the folder of the program ``ollama``, or skip the test if it is not installed."""
-    result = subprocess.run(
+    process = subprocess.run(
         [ROOT / "scripts" / "ollama_server.sh", "built"], capture_output=True, text=True, check=True
     )
-    if not result.stdout:
-        pytest.skip(result.stderr.strip())
-    return Path(result.stdout.strip())
+    if not process.stdout:
+        pytest.skip(process.stderr.strip())
+    return Path(process.stdout.strip())
 
 
 class OllamaServer:
@@ -51,11 +51,11 @@ class OllamaServer:
 
     Args:
         folder: the server's home.
-        models: folder of the models, which several servers may share.
+        models_folder: folder of the models, which several servers may share.
         environment: further environment variables of the server.
     """
 
-    def __init__(self, folder: Path, models: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, models_folder: Path, **environment: str) -> None:
         self.program = find_ollama() / "ollama"
         self._port = free_port()
         self._log = folder / "log"
@@ -65,7 +65,7 @@ class OllamaServer:
             **{name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ},
             "HOME": str(folder),
             "OLLAMA_HOST": f"127.0.0.1:{self._port}",
-            "OLLAMA_MODELS": str(models),
+            "OLLAMA_MODELS": str(models_folder),
             "OLLAMA_NOPRUNE": "1",
             "OLLAMA_KEEP_ALIVE": "30m",
             **environment,
@@ -107,11 +107,11 @@ class OllamaServer:
         self._process = None
 
     @contextmanager
-    def stopped_runners(self) -> Iterator[None]:
+    def suspended_runners(self) -> Iterator[None]:
         """Suspend the processes that run the models during the block, so that no call ends."""
         assert self._process is not None
         runners = psutil.Process(self._process.pid).children()
-        assert runners, "no model is in memory"
+        assert runners, "Ollama has no model in memory: call a model first"
         for runner in runners:
             runner.suspend()
         try:

@@ -11,16 +11,16 @@ def with_lines(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Pro
     """Yield each process with its command line, except those that have ended."""
     for process in processes:
         try:
-            line = " ".join(process.cmdline())
+            command_line = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if line:
-            yield process, line
+        if command_line:
+            yield process, command_line
 
 
-def confines(line: str) -> bool:
-    """Return True if ``line`` is the command line of bubblewrap.
+def is_bubblewrap(command_line: str) -> bool:
+    """Return True if ``command_line`` is one of bubblewrap.
 
-    Such a line also contains the command line of the program that bubblewrap runs.
+    It then also contains the command line of the program that bubblewrap runs.
     """
-    return line.partition(" ")[0].endswith("bwrap")
+    return command_line.partition(" ")[0].endswith("bwrap")

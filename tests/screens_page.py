@@ -1,4 +1,4 @@
-"""The page of the documents with screens of commands: written from captures, and compared with them."""
+"""Writes docs/reference/screens.md from captured screens of commands, and compares it with them."""
 
 from __future__ import annotations
 
@@ -45,40 +45,43 @@ _WORDS = {"graph": "examples/dawn.json", "pictures": "pictures"}
 
 
 def build_page(screens: Mapping[str, Screen]) -> str:
-    """Return the page with these screens; those that differ in values only stay as they are."""
-    present = _read_blocks()
-    parts = [_HEAD]
-    for command, about in SHOWN.items():
-        words, text = _write_command(command), _clean(screens[command])
-        if _mask(present.get(words, "")) == _mask(text):
-            text = present[words]
-        parts.append(f"{about}\n\n```text\n$ moyin {words}\n{text}```\n")
-    return "\n".join(parts)
+    """Return the page with these screens; a screen that differs only in values is left unchanged."""
+    existing_screens = _read_blocks()
+    page_parts = [_HEAD]
+    for command, heading in SHOWN.items():
+        shown_command, screen_text = _write_command(command), _replace_addresses(screens[command])
+        if _mask_values(existing_screens.get(shown_command, "")) == _mask_values(screen_text):
+            screen_text = existing_screens[shown_command]
+        page_parts.append(f"{heading}\n\n```text\n$ moyin {shown_command}\n{screen_text}```\n")
+    return "\n".join(page_parts)
 
 
 def find_differences(screens: Mapping[str, Screen]) -> list[str]:
-    """Return what the page shows differently from these screens, apart from values."""
-    present = _read_blocks()
-    differences = sorted(set(present) ^ set(map(_write_command, SHOWN)))
+    """Return a description of each difference between the page and these screens, except values."""
+    existing_screens = _read_blocks()
+    differences = sorted(set(existing_screens) ^ set(map(_write_command, SHOWN)))
     for command in SHOWN:
-        shown, text = present.get(_write_command(command), ""), _clean(screens[command])
-        if _mask(shown) != _mask(text):
-            differences.append(f"{command}:\n{shown}\nis now\n{text}")
+        page_text, screen_text = (
+            existing_screens.get(_write_command(command), ""),
+            _replace_addresses(screens[command]),
+        )
+        if _mask_values(page_text) != _mask_values(screen_text):
+            differences.append(f"{command}:\n{page_text}\nis now\n{screen_text}")
     return differences
 
 
 def _read_blocks() -> dict[str, str]:
-    text = PAGE.read_text() if PAGE.is_file() else ""
-    return {match[1]: match[2] for match in _BLOCK.finditer(text)}
+    page_text = PAGE.read_text() if PAGE.is_file() else ""
+    return {match[1]: match[2] for match in _BLOCK.finditer(page_text)}
 
 
 def _write_command(command: str) -> str:
-    """Return the command with words for people instead of placeholders, such as ``SWEEP``."""
+    """Return the command with readable words, such as ``SWEEP``, instead of placeholders."""
     return _PLACEHOLDER.sub(lambda match: _WORDS.get(match[1], match[1].upper()), command)
 
 
-def _clean(screen: Screen) -> str:
-    """Return a screen with the addresses and folders of a reader."""
+def _replace_addresses(screen: Screen) -> str:
+    """Return a screen with a reader's address and folder instead of those of the test."""
     lines = (
         _FOLDER.sub("pictures/", _GATEWAY.sub("http://127.0.0.1:8000", line))
         for line in screen.lines
@@ -86,5 +89,5 @@ def _clean(screen: Screen) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _mask(text: str) -> str:
+def _mask_values(text: str) -> str:
     return " ".join(_VALUE.sub("#", text).split())

@@ -48,28 +48,30 @@ class FarmSharing:
 
         Also remembers these files for the scheduler.
         """
-        groups = {
+        fixtures_by_file = {
             _file_of(item.nodeid): fixture
             for item in items
             for fixture in (_FIXTURE, _LAST_FIXTURE)
             if fixture in getattr(item, "fixturenames", ())
         }
         config.stash[_FILES] = frozenset(
-            file for file, fixture in groups.items() if fixture == _FIXTURE
+            file for file, fixture in fixtures_by_file.items() if fixture == _FIXTURE
         )
         group_order = {_FIXTURE: 0, _LAST_FIXTURE: 2}
-        items.sort(key=lambda item: group_order.get(groups.get(_file_of(item.nodeid), ""), 1))
+        items.sort(
+            key=lambda item: group_order.get(fixtures_by_file.get(_file_of(item.nodeid), ""), 1)
+        )
         list_path = getattr(config, "workerinput", {}).get(_LIST)
         if list_path is not None:
-            Path(list_path).write_text(json.dumps(groups))
+            Path(list_path).write_text(json.dumps(fixtures_by_file))
 
 
 class _FarmScheduling(LoadFileScheduling):
     """Assigns all tests of a file, and all files that share a server, to one process."""
 
-    def __init__(self, config: pytest.Config, log: Any, files: Path) -> None:
+    def __init__(self, config: pytest.Config, log: Any, list_path: Path) -> None:
         super().__init__(config, log)
-        self._list = files
+        self._list = list_path
 
     @cached_property
     def _groups(self) -> dict[str, str]:

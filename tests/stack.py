@@ -42,14 +42,14 @@ _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 
 
 class RunningStack:
-    """A stack; ``url`` and ``api_key`` are available once it has started."""
+    """A stack in its own folder; ``url`` and ``api_key`` are available once it has started."""
 
     def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
         self.data = folder / "data"
         self.layout = Layout(self.data)
         self.port_base = free_port_base()
         self.env = {
-            **{name: value for name, value in os.environ.items() if not _is_own_variable(name)},
+            **{name: value for name, value in os.environ.items() if not _is_stack_variable(name)},
             "PYTHONPATH": str(ROOT),
             "MOYIN_DATA": str(self.data),
             "MOYIN_PORT_BASE": str(self.port_base),
@@ -153,7 +153,7 @@ class RunningStack:
     def kill_supervisor(self) -> int:
         """Kill the supervisor, which owns all other processes, with SIGKILL; return its pid."""
         pid = find_lock_holder(self.layout.lock)
-        assert pid is not None, "no supervisor runs"
+        assert pid is not None, f"no supervisor runs in {self.data}: start the stack first"
         os.kill(pid, signal.SIGKILL)
         return pid
 
@@ -166,10 +166,9 @@ class RunningStack:
         return asyncio.run(self._list_activities(job_id, name))
 
     def tries(self, job_id: str, name: str) -> int:
-        """Return the largest number of attempts of one of the job's activities ``name``.
+        """Return the largest number of attempts that an activity ``name`` of the job took.
 
-        Waits until all of these have ended, since Temporal records the start of an activity only
-        then.
+        All of them must have ended, because Temporal records the start of an activity only then.
         """
         return asyncio.run(self._count_tries(job_id, name))
 
@@ -177,15 +176,15 @@ class RunningStack:
         client = await Client.connect(
             self.settings.temporal_address, namespace=self.settings.temporal_namespace
         )
-        scheduled: set[int] = set()
+        scheduled_event_ids: set[int] = set()
         try_count = 0
         async for event in client.get_workflow_handle(job_id).fetch_history_events():
             if event.HasField("activity_task_scheduled_event_attributes"):
                 if event.activity_task_scheduled_event_attributes.activity_type.name == name:
-                    scheduled.add(event.event_id)
+                    scheduled_event_ids.add(event.event_id)
             elif event.HasField("activity_task_started_event_attributes"):
                 started_event = event.activity_task_started_event_attributes
-                if started_event.scheduled_event_id in scheduled:
+                if started_event.scheduled_event_id in scheduled_event_ids:
                     try_count = max(try_count, started_event.attempt)
         return try_count
 
@@ -202,9 +201,11 @@ class RunningStack:
                     [payload] = await client.data_converter.decode(attributes.input.payloads)
                     steps_by_event_id[event.event_id] = payload["index"]
             elif event.HasField("activity_task_completed_event_attributes"):
-                origin = event.activity_task_completed_event_attributes.scheduled_event_id
-                if origin in steps_by_event_id:
-                    finished_steps.append(steps_by_event_id[origin])
+                scheduled_event_id = (
+                    event.activity_task_completed_event_attributes.scheduled_event_id
+                )
+                if scheduled_event_id in steps_by_event_id:
+                    finished_steps.append(steps_by_event_id[scheduled_event_id])
         return finished_steps
 
 
@@ -226,24 +227,24 @@ def shipped_config(**changes: Any) -> dict[str, Any]:
     return {**config, **changes}
 
 
-def farm_env(comfyui: ComfyUI, folder: Path, **pool: Any) -> dict[str, str]:
+def farm_env(comfyui: ComfyUI, folder: Path, **pool_args: Any) -> dict[str, str]:
     """Return the environment of a whole farm: the shipped apps and a real ComfyUI.
 
     It allows webhooks to loopback addresses, contains secrets that no log may show, and sets a port
     for HAProxy's log, on which a test may listen.
 
     Args:
-        pool: further ``args`` of the render pool.
+        pool_args: further ``args`` of the render pool.
     """
-    config = folder / "serve_config.yaml"
-    config_data, nodes = shipped_config(), str(write_nodes(folder))
+    config_path = folder / "serve_config.yaml"
+    config_data, nodes_folder = shipped_config(), str(write_nodes(folder))
     for app in config_data["applications"]:
         if app["name"].startswith("render-"):
-            app["args"]["comfyui"]["custom_nodes"].append(nodes)
-            app["args"] |= pool
-    config.write_text(yaml.safe_dump(config_data))
+            app["args"]["comfyui"]["custom_nodes"].append(nodes_folder)
+            app["args"] |= pool_args
+    config_path.write_text(yaml.safe_dump(config_data))
     return {
-        "MOYIN_SERVE_CONFIG": str(config),
+        "MOYIN_SERVE_CONFIG": str(config_path),
         "MOYIN_COMFYUI_HOME": str(comfyui.home),
         "MOYIN_COMFYUI_PYTHON": str(comfyui.python),
         "MOYIN_WEBHOOK_NETWORKS": "127.0.0.0/8",
@@ -267,12 +268,14 @@ def free_port_base() -> int:
     It lies below the ephemeral ports. Test processes that run concurrently use separate ranges.
     """
     offsets = [item.metadata["offset"] for item in fields(Ports)]
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    worker_number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for _ in range(200):
-        base = random.randrange(20_000, 24_000, 250) + 4_000 * (worker % 3)
+        base = random.randrange(20_000, 24_000, 250) + 4_000 * (worker_number % 3)
         if all(_is_free(base + offset) for offset in offsets):
             return base
-    raise AssertionError("no free range of ports")
+    raise AssertionError(
+        "no free range of ports between 20000 and 32000: stop the stacks of earlier tests"
+    )
 
 
 def _is_free(port: int) -> bool:
@@ -280,5 +283,5 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _is_own_variable(name: str) -> bool:
+def _is_stack_variable(name: str) -> bool:
     return name.startswith(("MOYIN_", "RAY_"))

@@ -73,8 +73,8 @@ class Screen:
 
         The terminal may break a line that is longer than its width at any character.
         """
-        text = _SEQUENCE.sub("", self.output.decode()).replace("\r\n", "\n")
-        return [line.rpartition("\r")[2] for line in text.split("\n")]
+        plain_output = _SEQUENCE.sub("", self.output.decode()).replace("\r\n", "\n")
+        return [line.rpartition("\r")[2] for line in plain_output.split("\n")]
 
     @property
     def has_colours(self) -> bool:
@@ -89,7 +89,7 @@ def run_in_terminal(
     program: str,
     *arguments: str,
     reply: bytes = b"",
-    typed: Mapping[bytes, bytes] | None = None,
+    typed_inputs: Mapping[bytes, bytes] | None = None,
     columns: int = 100,
     rows: int = 30,
     variables: Mapping[str, str] | None = None,
@@ -98,7 +98,8 @@ def run_in_terminal(
 
     Args:
         reply: what the terminal answers to each control sequence that asks for its properties.
-        typed: maps a text to the input that is typed once when the text appears on the screen.
+        typed_inputs: maps a text to the input that is typed once when the text appears on the
+            screen.
         variables: further environment variables.
     """
     controller, terminal = pty.openpty()
@@ -118,20 +119,20 @@ def run_in_terminal(
         preexec_fn=_take_terminal,
     )
     os.close(terminal)
-    pending_inputs = dict(typed or {})
+    pending_inputs = dict(typed_inputs or {})
     output = b""
     reply_count = 0
     while True:
         try:
-            piece = os.read(controller, 65536)
+            chunk = os.read(controller, 65536)
         except OSError:  # Linux reports so that the program has ended.
             break
-        output += piece
+        output += chunk
         for _ in range(output.count(_QUERY_END) - reply_count):
             os.write(controller, reply)
             reply_count += 1
-        for text in [text for text in pending_inputs if text in output]:
-            os.write(controller, pending_inputs.pop(text))
+        for screen_text in [screen_text for screen_text in pending_inputs if screen_text in output]:
+            os.write(controller, pending_inputs.pop(screen_text))
     os.close(controller)
     return Screen(output=output, columns=columns, rows=rows, status=process.wait())
 

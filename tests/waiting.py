@@ -21,7 +21,7 @@ async def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
             value = await value
         if value:
             return value
-        _check(deadline, seconds, value)
+        _check_deadline(deadline, seconds, value)
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _LONGEST_PAUSE)
 
@@ -30,12 +30,12 @@ def eventually_blocking(condition: Callable[[], Any], seconds: float = 60) -> An
     """Wait like `eventually`, but without an event loop."""
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
     while not (value := condition()):
-        _check(deadline, seconds, value)
+        _check_deadline(deadline, seconds, value)
         time.sleep(pause)
         pause = min(pause * 1.5, _LONGEST_PAUSE)
     return value
 
 
-def _check(deadline: float, seconds: float, value: object) -> None:
+def _check_deadline(deadline: float, timeout_seconds: float, value: object) -> None:
     if time.monotonic() > deadline:
-        raise AssertionError(f"still {value!r} after {seconds} s")
+        raise AssertionError(f"the condition is still {value!r} after {timeout_seconds} s")

@@ -18,7 +18,10 @@ _PATIENCE_SECONDS = 960.0
 
 
 class Watchdog:
-    """A pytest plugin for the process that receives all results."""
+    """Ends the run if no result arrives for 16 minutes.
+
+    A pytest plugin, to be registered in the process that receives the results of all workers.
+    """
 
     def __init__(self) -> None:
         self._heard = time.monotonic()
@@ -36,6 +39,6 @@ class Watchdog:
         while time.monotonic() - self._heard < _PATIENCE_SECONDS:
             time.sleep(5)
         sys.stdout.flush()
-        end = f"no test has ended for {_PATIENCE_SECONDS:.0f} s: the run ends here"
-        print("", *self._failures, end, sep="\n", file=sys.__stderr__, flush=True)
+        message = f"no test has ended for {_PATIENCE_SECONDS:.0f} s: the run is aborted; the printed stack shows what hangs"
+        print("", *self._failures, message, sep="\n", file=sys.__stderr__, flush=True)
         os._exit(3)

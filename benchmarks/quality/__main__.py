@@ -17,17 +17,17 @@ from typing import Any
 
 from benchmarks.quality import plots
 from benchmarks.quality.choice import GRID, HALVES, Cut, choose_constants, cross_score
-from benchmarks.quality.cost import decision_costs
+from benchmarks.quality.cost import measure_decisions
 from benchmarks.quality.folds import (
     DEVELOPMENT,
     SEED,
     Score,
-    by_row,
-    by_subject,
     limit_labels,
-    score,
+    score_splits,
+    split_by_row,
+    split_by_subject,
 )
-from benchmarks.quality.month import SimulatedMonth, play
+from benchmarks.quality.month import SimulatedMonth, simulate_month
 from benchmarks.quality.tables import COMMIT, PUBLIC, Tables, read_tables
 from moyin.text.quality.abilities import Ability, look_up_ability
 from moyin.text.quality.embedder import load_embedder
@@ -46,7 +46,7 @@ _LABELLED_MODELS = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "qwen3-32b",
 def _score_with_few_labels(labels: int, draw_count: int) -> Cut:
     return lambda tables, seed: (
         tables.mmlu,
-        [limit_labels([split], labels, draw_count) for split in by_row(tables.mmlu, seed)],
+        [limit_labels([split], labels, draw_count) for split in split_by_row(tables.mmlu, seed)],
     )
 
 
@@ -54,16 +54,16 @@ def _score_with_few_labels(labels: int, draw_count: int) -> Cut:
 _CUTS: dict[str, Cut] = {
     "MMLU": lambda tables, seed: (
         tables.mmlu,
-        [[split] for split in by_row(tables.mmlu, seed)],
+        [[split] for split in split_by_row(tables.mmlu, seed)],
     ),
     "GSM8K": lambda tables, seed: (
         tables.gsm8k,
-        [[split] for split in by_row(tables.gsm8k, seed)],
+        [[split] for split in split_by_row(tables.gsm8k, seed)],
     ),
     f"MMLU, {_LABELS} labels": _score_with_few_labels(_LABELS, _DRAWS),
     "MMLU, subjects never seen": lambda tables, seed: (
         tables.mmlu,
-        [[split] for split in by_subject(tables.mmlu, seed)],
+        [[split] for split in split_by_subject(tables.mmlu, seed)],
     ),
     _NO_SIGNAL: _score_with_few_labels(0, 1),
 }
@@ -95,8 +95,8 @@ def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
         for scores, choice in pool.map(partial(score_partition, source), _PARTITIONS):
             first_scores = first_scores or scores
             choices.append(choice)
-            for name, result in scores.items():
-                mean_apgr[name].append(round(statistics.mean(result.apgr), 4))
+            for name, partition_score in scores.items():
+                mean_apgr[name].append(round(statistics.mean(partition_score.apgr), 4))
             print(json.dumps(choice) + "\n" + json.dumps(mean_apgr), flush=True)
     summary = {
         "grid": [asdict(constants) for constants in GRID],
@@ -108,7 +108,7 @@ def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
     return first_scores, summary
 
 
-def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
+def compare_embedder(tables: Tables) -> dict[str, dict[str, float]]:
     """Score folds 3 and 4 of every division with word features only, and with the embedder.
 
     The constants are those of the product. Returns the mean APGR by kind of split and by features
@@ -117,21 +117,21 @@ def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
     mean_apgr: dict[str, dict[str, float]] = {}
     for features, embed in (("words", None), ("embedder", load_embedder("wordllama"))):
         for name, split_rows in _CUTS.items():
-            values: list[float] = []
+            apgr_values: list[float] = []
             for seed in _PARTITIONS:
                 rows, splits = split_rows(tables, seed)
-                parts = [split for fold in DEVELOPMENT for split in splits[fold]]
-                values += score(rows, parts, embed).apgr
-            mean_apgr.setdefault(name, {})[features] = round(statistics.mean(values), 4)
+                development_splits = [split for fold in DEVELOPMENT for split in splits[fold]]
+                apgr_values += score_splits(rows, development_splits, embed).apgr
+            mean_apgr.setdefault(name, {})[features] = round(statistics.mean(apgr_values), 4)
     print("embedder: " + json.dumps(mean_apgr))
     return mean_apgr
 
 
 def summarize_score(name: str, result: Score) -> dict[str, Any]:
     """Return the figures of one score, and print them."""
-    per_fold = len(result.apgr) // 5
+    values_per_fold = len(result.apgr) // 5
     unseen_values = [
-        value for i, value in enumerate(result.apgr) if i // per_fold not in DEVELOPMENT
+        value for i, value in enumerate(result.apgr) if i // values_per_fold not in DEVELOPMENT
     ]
     middle_pairs = [pair for pair in result.pairs if 0.8 <= pair[0] <= 0.9]
     score_summary = {
@@ -145,7 +145,7 @@ def summarize_score(name: str, result: Score) -> dict[str, Any]:
         "of_these_good": round(statistics.mean(pair[1] for pair in middle_pairs), 4),
         "reliability": [
             [round(p, 3), round(is_good_rate, 3), n]
-            for p, is_good_rate, n in plots.bins(result.pairs)
+            for p, is_good_rate, n in plots.compute_bins(result.pairs)
         ],
     }
     print(f"{name}: " + json.dumps({k: v for k, v in score_summary.items() if k != "reliability"}))
@@ -156,7 +156,7 @@ def summarize_months(months: list[SimulatedMonth]) -> dict[str, Any]:
     """Return the figures of the simulated months, and print them."""
     names = [name for name in months[0].totals if name not in ("router", "best fixed policy")]
     ratios = [month.totals["router"] / month.totals["best fixed policy"] for month in months]
-    single_model_totals = [
+    single_model_ratios = [
         month.totals["router"] / min(month.totals[name] for name in names) for month in months
     ]
     month_summary = {
@@ -165,8 +165,8 @@ def summarize_months(months: list[SimulatedMonth]) -> dict[str, Any]:
         "mean": round(statistics.mean(ratios), 3),
         "worst": round(max(ratios), 3),
         "within_10_percent": sum(ratio <= 1.1 for ratio in ratios),
-        "router_to_best_single_model_mean": round(statistics.mean(single_model_totals), 3),
-        "router_to_best_single_model_worst": round(max(single_model_totals), 3),
+        "router_to_best_single_model_mean": round(statistics.mean(single_model_ratios), 3),
+        "router_to_best_single_model_worst": round(max(single_model_ratios), 3),
         "mean_totals_usd": {
             name: round(statistics.mean(month.totals[name] for month in months), 2)
             for name in months[0].totals
@@ -180,7 +180,7 @@ def summarize_months(months: list[SimulatedMonth]) -> dict[str, Any]:
     return month_summary
 
 
-def chance(level: float, kind: str) -> float:
+def compute_chance(level: float, kind: str) -> float:
     """Return p_good of a model with the ability ``level`` for an average request of ``kind``."""
     question = Question(
         kind=kind,
@@ -199,17 +199,19 @@ def main() -> None:
     parser.add_argument("--embedder", action="store_true", help="measure only the embedder")
     arguments = parser.parse_args()
     if arguments.embedder:
-        embedder_gains = with_embedder(read_tables(arguments.source))
+        embedder_gains = compare_embedder(read_tables(arguments.source))
         (_TARGET / "embedder.json").write_text(json.dumps(embedder_gains, indent=1) + "\n")
         return
     scores, partitions = score_partitions(arguments.source)
-    months = [play(seed) for seed in range(_MONTHS)]
-    costs = {name: round(value, 1) for name, value in decision_costs().items()}
+    months = [simulate_month(seed) for seed in range(_MONTHS)]
+    costs = {name: round(microseconds, 1) for name, microseconds in measure_decisions().items()}
     print("microseconds: " + json.dumps(costs))
     results = {
         "tables": {"source": PUBLIC, "commit": COMMIT, "seed": SEED},
         "partitions": partitions,
-        "apgr": {name: summarize_score(name, result) for name, result in scores.items()},
+        "apgr": {
+            name: summarize_score(name, score_result) for name, score_result in scores.items()
+        },
         "months": summarize_months(months),
         "microseconds_per_decision_of_eight": costs,
     }
@@ -225,7 +227,7 @@ def main() -> None:
     )
     plots.draw_month(months, _TARGET / "month.png")
     levels = {name: ability.mean for name in _LABELLED_MODELS if (ability := look_up_ability(name))}
-    plots.draw_items(KIND_DIFFICULTY, levels, chance, _TARGET / "items.png")
+    plots.draw_item_curves(KIND_DIFFICULTY, levels, compute_chance, _TARGET / "items.png")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from itertools import accumulate
 _SHARES = 10
 
 
-def recovered(expected_gains: Sequence[float], truths: Sequence[float]) -> list[float]:
+def compute_recovered(expected_gains: Sequence[float], truths: Sequence[float]) -> list[float]:
     """Return which part of the quality gap is recovered if 0, 10, … 100 % use the expensive model.
 
     Args:
@@ -23,11 +23,11 @@ def recovered(expected_gains: Sequence[float], truths: Sequence[float]) -> list[
     """
     ranked_rows = sorted(range(len(expected_gains)), key=lambda number: -expected_gains[number])
     cumulative_sums = [0.0, *accumulate(truths[number] for number in ranked_rows)]
-    points = [round(share * len(ranked_rows) / _SHARES) for share in range(_SHARES + 1)]
-    return [cumulative_sums[row_count] / cumulative_sums[-1] for row_count in points]
+    row_counts = [round(share * len(ranked_rows) / _SHARES) for share in range(_SHARES + 1)]
+    return [cumulative_sums[row_count] / cumulative_sums[-1] for row_count in row_counts]
 
 
-def apgr(expected_gains: Sequence[float], truths: Sequence[float]) -> float:
-    """Return the average performance gap recovered: the mean of `recovered` over all shares."""
-    curve = recovered(expected_gains, truths)
+def compute_apgr(expected_gains: Sequence[float], truths: Sequence[float]) -> float:
+    """Return the average performance gap recovered: the mean of `compute_recovered` over all shares."""
+    curve = compute_recovered(expected_gains, truths)
     return (sum(curve) - (curve[0] + curve[-1]) / 2) / _SHARES

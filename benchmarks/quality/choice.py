@@ -1,7 +1,7 @@
 """Chooses the estimator's constants with other data than the data that is scored with them.
 
 Folds 0 to 2 of the data are scored with constants chosen on folds 3 and 4, and vice versa. The
-constants are the spreads of weights, of which `_merit` selects one set from a small grid, and the
+constants are the spreads of weights, of which `_compute_merit` selects one set from a small grid, and the
 difficulty of each kind of request, which `benchmarks.quality.prior` computes. The product's own
 code runs with these constants.
 """
@@ -20,12 +20,12 @@ from benchmarks.quality.folds import (
     FOLDS,
     Score,
     Split,
-    by_row,
+    build_prompt_question,
     limit_labels,
-    question_for,
-    score,
+    score_splits,
+    split_by_row,
 )
-from benchmarks.quality.prior import difficulties
+from benchmarks.quality.prior import fit_difficulties
 from benchmarks.quality.tables import Row, Tables
 from moyin.text.quality.learned_weights import WeightSpreads
 
@@ -60,12 +60,12 @@ Cut = Callable[[Tables, int], tuple[Sequence[Row], list[list[Split]]]]  # rows, 
 @contextmanager
 def _use_levels(levels: dict[str, float]) -> Iterator[None]:
     """Make the product use these difficulties of kinds of requests during the block."""
-    question_for.cache_clear()
+    build_prompt_question.cache_clear()
     try:
         with patch.dict("moyin.text.quality.question.KIND_DIFFICULTY", levels):
             yield
     finally:
-        question_for.cache_clear()
+        build_prompt_question.cache_clear()
 
 
 def _use_constants(constants: Constants) -> AbstractContextManager[object]:
@@ -74,20 +74,22 @@ def _use_constants(constants: Constants) -> AbstractContextManager[object]:
     return patch("moyin.text.quality.learned_weights._PRECISION", spreads.compute_precisions())
 
 
-def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
+def _compute_merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
     """Return the figure by which constants are compared: the mean of two APGR values.
 
     One is the APGR (`benchmarks.quality.apgr`) after few labels, the other that on GSM8K. These
     depend more on the constants than other scores do. Only ``folds`` are scored.
     """
-    labelled = limit_labels(_limit_to_folds(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
-    small_splits = _limit_to_folds(by_row(tables.gsm8k, seed), folds)
-    few_labels = statistics.mean(score(tables.mmlu, labelled).apgr)
-    return (few_labels + statistics.mean(score(tables.gsm8k, small_splits).apgr)) / 2
+    small_training_splits = limit_labels(
+        _limit_to_folds(split_by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS
+    )
+    gsm8k_splits = _limit_to_folds(split_by_row(tables.gsm8k, seed), folds)
+    few_labels_apgr = statistics.mean(score_splits(tables.mmlu, small_training_splits).apgr)
+    return (few_labels_apgr + statistics.mean(score_splits(tables.gsm8k, gsm8k_splits).apgr)) / 2
 
 
 def _limit_to_folds(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
-    """Return the splits whose scored rows are in ``folds``; their rows to learn from are, too."""
+    """Return the splits of ``folds``, with only the rows of ``folds`` to learn from."""
     known_rows = {number for fold in folds for number in splits[fold][1]}
     return [([n for n in splits[fold][0] if n in known_rows], splits[fold][1]) for fold in folds]
 
@@ -99,13 +101,13 @@ def choose_constants(tables: Tables, seed: int) -> list[Choice]:
     """
     choices: list[Choice] = []
     for _, known_folds in HALVES:
-        fitted_levels = difficulties(tables, known_folds, seed)
+        fitted_levels = fit_difficulties(tables, known_folds, seed)
         levels = {kind: round(level, 2) for kind, (level, _) in fitted_levels.items()}
         merits: dict[Constants, float] = {}
         with _use_levels(levels):
             for constants in GRID:
                 with _use_constants(constants):
-                    merits[constants] = _merit(tables, known_folds, seed)
+                    merits[constants] = _compute_merit(tables, known_folds, seed)
         # The first in the grid wins a tie.
         best_constants = max(GRID, key=merits.__getitem__)
         choices.append((best_constants, levels))
@@ -120,9 +122,9 @@ def cross_score(tables: Tables, split_rows: Cut, seed: int, choice: Sequence[Cho
         choice: the constants and difficulties for each of the `HALVES`.
     """
     rows, splits = split_rows(tables, seed)
-    result = Score()
+    total_score = Score()
     for (scored_folds, _), (constants, levels) in zip(HALVES, choice, strict=True):
         with _use_levels(levels), _use_constants(constants):
             for fold in scored_folds:
-                result.add(score(rows, splits[fold]))
-    return result
+                total_score.add(score_splits(rows, splits[fold]))
+    return total_score

@@ -36,8 +36,8 @@ _TEXTS = {
 _ROUNDS, _CALLS = 500, 10
 
 
-def decision_costs() -> dict[str, float]:
-    """Return the processor time of a decision in µs for each of several prompts, by their names.
+def measure_decisions() -> dict[str, float]:
+    """Return the processor time of a decision in µs by the prompt's name, for several prompts.
 
     The time is that of the fastest round.
     """
@@ -63,14 +63,14 @@ def decision_costs() -> dict[str, float]:
     return {name: _time_fastest(partial(decide, text)) for name, text in _TEXTS.items()}
 
 
-def _new_question(text: str) -> Question:
+def _new_question(prompt: str) -> Question:
     return build_question(
-        [("user", text)],
+        [("user", prompt)],
         tools=False,
         schema=False,
         pictures=False,
         thinking=False,
-        prompt_tokens=len(text) // 4,
+        prompt_tokens=len(prompt) // 4,
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.quality.folds import DEVELOPMENT, FOLDS, by_row
+from benchmarks.quality.folds import DEVELOPMENT, FOLDS, split_by_row
 from benchmarks.quality.tables import COMMIT, Row, read_tables
 
 SEED = 15
@@ -58,19 +58,19 @@ class Prompt:
     text: str
 
 
-def draw(seed: int, clones: Path) -> list[Prompt]:
+def draw_prompts(seed: int, clones: Path) -> list[Prompt]:
     """Draw the prompts for ``seed``; only the main seed draws those of `mix/prompts.jsonl`."""
 
     def read(repository: str, path: str) -> bytes:
-        folder = _clone(repository, clones)
+        folder = _find_clone(repository, clones)
         command = ["git", "--git-dir", str(folder), "show", f"{_COMMITS[repository]}:{path}"]
         return subprocess.run(command, check=True, capture_output=True).stdout
 
     prompt_mix: list[Prompt] = []
     for kind, pool in _read_pools(read, clones).items():
-        chance = random.Random(f"{SEED} {kind}")
+        rng = random.Random(f"{SEED} {kind}")
         shuffled_prompts = sorted(pool, key=lambda prompt: prompt.text)
-        chance.shuffle(shuffled_prompts)
+        rng.shuffle(shuffled_prompts)
         chosen_rows, remaining_rows = shuffled_prompts[:EACH], shuffled_prompts[EACH:]
         if seed != SEED:
             random.Random(f"{seed} {kind}").shuffle(remaining_rows)
@@ -81,8 +81,14 @@ def draw(seed: int, clones: Path) -> list[Prompt]:
 
 def _read_pools(read: Read, clones: Path) -> dict[str, list[Prompt]]:
     with tempfile.TemporaryDirectory() as folder:
-        clone = ["git", "clone", "--quiet", str(_clone("lm-sys/RouteLLM", clones)), folder]
-        subprocess.run(clone, check=True)
+        clone_command = [
+            "git",
+            "clone",
+            "--quiet",
+            str(_find_clone("lm-sys/RouteLLM", clones)),
+            folder,
+        ]
+        subprocess.run(clone_command, check=True)
         tables = read_tables(folder)
     return {
         "easy chat": _read_chats(read),
@@ -119,9 +125,14 @@ def _read_chats(read: Read) -> list[Prompt]:
     texts: dict[str, None] = {}
     for topic in ("greetings", "conversations"):
         path = f"chatterbot_corpus/data/english/{topic}.yml"
-        for lines in yaml.safe_load(read("gunthercox/chatterbot-corpus", path))["conversations"]:
-            texts[str(lines[0])] = None
-    return [Prompt(kind="easy chat", source="ChatterBot corpus", text=text) for text in texts]
+        for conversation in yaml.safe_load(read("gunthercox/chatterbot-corpus", path))[
+            "conversations"
+        ]:
+            texts[str(conversation[0])] = None
+    return [
+        Prompt(kind="easy chat", source="ChatterBot corpus", text=first_line)
+        for first_line in texts
+    ]
 
 
 def _read_extractions(read: Read) -> list[Prompt]:
@@ -132,28 +143,28 @@ def _read_extractions(read: Read) -> list[Prompt]:
             instruction, input_text = task["instruction"], task["instances"][0]["input"].strip()
             is_wanted = _EXTRACTING.search(instruction) and not _OFFENSIVE.search(instruction)
             if is_wanted and input_text:
-                text = f"{instruction}\n\n{input_text}"
-                prompts.append(Prompt(kind="extraction", source="Self-Instruct", text=text))
+                prompt_text = f"{instruction}\n\n{input_text}"
+                prompts.append(Prompt(kind="extraction", source="Self-Instruct", text=prompt_text))
     return prompts
 
 
 def _read_unseen_questions(
-    rows: Sequence[Row], wanted: Callable[[Row], bool], kind: str, source: str
+    rows: Sequence[Row], is_wanted: Callable[[Row], bool], kind: str, source: str
 ) -> list[Prompt]:
-    """Return the questions for which ``wanted`` is True, from folds that were not learned from.
+    """Return the questions for which ``is_wanted`` is True, from folds that were not learned from.
 
     These are the folds that `benchmarks.quality.prior` does not use.
 
     Args:
         kind, source: class and source of the returned prompts.
     """
-    splits = by_row(rows)
+    splits = split_by_row(rows)
     return [
         Prompt(kind=kind, source=source, text=rows[number].prompt)
         for fold in range(FOLDS)
         if fold not in DEVELOPMENT
         for number in splits[fold][1]
-        if wanted(rows[number])
+        if is_wanted(rows[number])
     ]
 
 
@@ -169,17 +180,17 @@ def _read_documents(read: Read) -> list[Prompt]:
     """Return long prompts: the start of a meeting's transcript, and a question about it."""
     prompts = []
     for domain in ("Academic", "Committee", "Product"):
-        for part in ("test", "val"):
-            path = f"data/{domain}/jsonl/{part}.jsonl"
+        for split_name in ("test", "val"):
+            path = f"data/{domain}/jsonl/{split_name}.jsonl"
             for number, meeting in enumerate(_parse_lines(read("Yale-LILY/QMSum", path))):
-                chance = random.Random(f"{path} {number}")
-                lines = meeting["meeting_transcripts"]
-                text = "\n".join(f"{line['speaker']}: {line['content']}" for line in lines)
-                text = text[: chance.choice(_TRANSCRIPT_LENGTHS)]
+                rng = random.Random(f"{path} {number}")
+                turns = meeting["meeting_transcripts"]
+                transcript = "\n".join(f"{turn['speaker']}: {turn['content']}" for turn in turns)
+                transcript = transcript[: rng.choice(_TRANSCRIPT_LENGTHS)]
                 queries = meeting["general_query_list"] + meeting["specific_query_list"]
-                query = chance.choice(queries)["query"]
+                query = rng.choice(queries)["query"]
                 prompts.append(
-                    Prompt(kind="long documents", source="QMSum", text=f"{text}\n\n{query}")
+                    Prompt(kind="long documents", source="QMSum", text=f"{transcript}\n\n{query}")
                 )
     return prompts
 
@@ -188,7 +199,7 @@ def _parse_lines(content: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content.decode().splitlines() if line.strip()]
 
 
-def _clone(repository: str, clones: Path) -> Path:
+def _find_clone(repository: str, clones: Path) -> Path:
     folder = clones / repository.replace("/", "+")
     if not folder.exists():
         address = f"https://github.com/{repository}"
@@ -204,7 +215,7 @@ def main() -> None:
     parser.add_argument("--clones", type=Path, help="folder of bare clones, owner+name")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        prompt_mix = draw(arguments.seed, arguments.clones or Path(folder))
+        prompt_mix = draw_prompts(arguments.seed, arguments.clones or Path(folder))
     rows = (
         {"class": prompt.kind, "source": prompt.source, "prompt": prompt.text}
         for prompt in prompt_mix

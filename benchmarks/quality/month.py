@@ -107,7 +107,7 @@ _WORDS = [
 
 
 @dataclass(slots=True)
-class Request:
+class SimulatedRequest:
     """A simulated request, with the random numbers that decide its outcome for every policy."""
 
     day: float
@@ -151,9 +151,9 @@ class SimulatedWorld:
             "claude-haiku-5-5": dict.fromkeys(rng.sample(range(1, len(_TOPICS)), 2), -2.0),
         }
 
-    def chance(self, model: SimulatedModel, request: Request) -> float:
+    def compute_chance(self, model: SimulatedModel, request: SimulatedRequest) -> float:
         """Return the true probability that the model answers the request well."""
-        ability = known(model)
+        ability = get_assumed_ability(model)
         ability = ability.kinds.get(request.question.kind, ability)
         _, _, topic_difficulty, _ = _TOPICS[request.topic]
         logit = ability.mean - request.question.difficulty - topic_difficulty
@@ -162,40 +162,40 @@ class SimulatedWorld:
             logit += self._drifts.get(model.name, {}).get(request.topic, 0.0)
         return 1 / (1 + math.exp(-logit))
 
-    def loss(self, model: SimulatedModel, request: Request) -> tuple[float, bool]:
+    def compute_loss(self, model: SimulatedModel, request: SimulatedRequest) -> tuple[float, bool]:
         """Return the cost of the model's answer in USD, and True if the answer is bad.
 
         The cost includes the time of waiting, and `_USD_PER_BAD` if the answer is bad.
         """
-        is_bad = request.luck >= self.chance(model, request)
+        is_bad = request.luck >= self.compute_chance(model, request)
         return model.price + _USD_PER_BAD * is_bad, is_bad
 
 
-def known(model: SimulatedModel) -> Ability:
+def get_assumed_ability(model: SimulatedModel) -> Ability:
     """Return the quality of ``model`` that the product assumes before it has learned anything."""
     ability = look_up_ability(model.name)
     assert ability is not None
     return ability
 
 
-def requests(seed: int) -> list[Request]:
+def generate_requests(seed: int) -> list[SimulatedRequest]:
     """Return the month's requests in order."""
     rng = random.Random(seed + 1)
     shares = [share for _, share, _, _ in _TOPICS]
-    result = []
+    month_requests = []
     for number in range(DAYS * _PER_DAY):
         topic = rng.choices(range(len(_TOPICS)), shares)[0]
-        text = _TOPICS[topic][3].format(a=rng.choice(_WORDS), b=rng.choice(_WORDS))
+        prompt = _TOPICS[topic][3].format(a=rng.choice(_WORDS), b=rng.choice(_WORDS))
         question = build_question(
-            [("user", text)],
+            [("user", prompt)],
             tools=False,
             schema=False,
             pictures=False,
             thinking=False,
-            prompt_tokens=len(text) // 4,
+            prompt_tokens=len(prompt) // 4,
         )
-        result.append(
-            Request(
+        month_requests.append(
+            SimulatedRequest(
                 day=number / _PER_DAY,
                 topic=topic,
                 question=question,
@@ -205,48 +205,48 @@ def requests(seed: int) -> list[Request]:
                 trying=rng.random() < _TRIED,
             )
         )
-    return result
+    return month_requests
 
 
-def choose(
-    estimator: Estimator, models: Sequence[SimulatedModel], question: Question, trying: bool
+def choose_model(
+    estimator: Estimator, models: Sequence[SimulatedModel], question: Question, may_explore: bool
 ) -> tuple[SimulatedModel, bool]:
     """Return the model that the router chooses, and True if it was chosen for exploration.
 
     The router chooses the lowest expected cost. It uses the lower confidence bound of p_good or, if
-    ``trying`` is True, the upper bound. As in `moyin.text.routing.exploration`, a choice counts as
+    ``may_explore`` is True, the upper bound. As in `moyin.text.routing.exploration`, a choice counts as
     exploration only if the two bounds select different models.
     """
-    options = [
-        (model.price, estimator.estimate(_TENANT, model.name, known(model), question))
+    estimates = [
+        (model.price, estimator.estimate(_TENANT, model.name, get_assumed_ability(model), question))
         for model in models
     ]
-    scores = [usd + (1 - estimate.low) * _USD_PER_BAD for usd, estimate in options]
+    scores = [usd + (1 - estimate.low) * _USD_PER_BAD for usd, estimate in estimates]
     lower_bound_choice = scores.index(min(scores))
-    if not trying:
+    if not may_explore:
         return models[lower_bound_choice], False
-    upper_bound_choice = choose_at_upper_bound(options, _USD_PER_BAD)
+    upper_bound_choice = choose_at_upper_bound(estimates, _USD_PER_BAD)
     return models[upper_bound_choice], upper_bound_choice != lower_bound_choice
 
 
-def play(seed: int) -> SimulatedMonth:
+def simulate_month(seed: int) -> SimulatedMonth:
     """Simulate the month for every policy and return the results."""
     world, month, estimator = SimulatedWorld(seed), SimulatedMonth(), Estimator()
-    per_day = [0.0] * DAYS
+    loss_by_day = [0.0] * DAYS
     totals = {"router": 0.0}
     bad_answers = {"router": 0.0}
-    fixed: dict[tuple[str, str], float] = {}
-    fixed_by_day: dict[tuple[str, str], list[float]] = {}
-    for request in requests(seed):
+    fixed_losses: dict[tuple[str, str], float] = {}
+    fixed_losses_by_day: dict[tuple[str, str], list[float]] = {}
+    for request in generate_requests(seed):
         available_models = [model for model in MODELS if model.since <= request.day]
-        chosen_model, has_tried = choose(
+        chosen_model, has_tried = choose_model(
             estimator, available_models, request.question, request.trying
         )
-        loss, has_failed = world.loss(chosen_model, request)
+        loss, has_failed = world.compute_loss(chosen_model, request)
         loss += _USD_PER_VERDICT * has_tried
         totals["router"] += loss
         bad_answers["router"] += has_failed
-        per_day[int(request.day)] += loss
+        loss_by_day[int(request.day)] += loss
         if request.signalled or has_tried:
             signal = Signal(
                 model=chosen_model.name,
@@ -261,21 +261,26 @@ def play(seed: int) -> SimulatedMonth:
         for model in MODELS:
             # Until a model is added, the most expensive one takes its place.
             substitute_model = model if model.since <= request.day else MODELS[4]
-            loss, has_failed = world.loss(substitute_model, request)
-            cell = (request.question.kind, model.name)
-            fixed[cell] = fixed.get(cell, 0.0) + loss
-            fixed_by_day.setdefault(cell, [0.0] * DAYS)[int(request.day)] += loss
+            loss, has_failed = world.compute_loss(substitute_model, request)
+            policy_key = (request.question.kind, model.name)
+            fixed_losses[policy_key] = fixed_losses.get(policy_key, 0.0) + loss
+            fixed_losses_by_day.setdefault(policy_key, [0.0] * DAYS)[int(request.day)] += loss
             if not model.since:
                 totals[model.name] = totals.get(model.name, 0.0) + loss
                 bad_answers[model.name] = bad_answers.get(model.name, 0.0) + has_failed
     best_models: dict[str, str] = {}
-    for kind in {kind for kind, _ in fixed}:
-        losses = {model.name: fixed[kind, model.name] for model in MODELS}
+    for kind in {kind for kind, _ in fixed_losses}:
+        losses = {model.name: fixed_losses[kind, model.name] for model in MODELS}
         best_models[kind] = min(losses, key=losses.__getitem__)
-    totals["best fixed policy"] = sum(fixed[item] for item in best_models.items())
+    totals["best fixed policy"] = sum(
+        fixed_losses[policy_key_of_kind] for policy_key_of_kind in best_models.items()
+    )
     regret = 0.0
     for day in range(DAYS):
-        regret += per_day[day] - sum(fixed_by_day[item][day] for item in best_models.items())
+        regret += loss_by_day[day] - sum(
+            fixed_losses_by_day[policy_key_of_kind][day]
+            for policy_key_of_kind in best_models.items()
+        )
         month.regret.append(regret)
     month.totals, month.bad, month.policy = totals, bad_answers, best_models
     return month

@@ -10,25 +10,25 @@ from benchmarks.quality.folds import Score
 from benchmarks.quality.month import SimulatedMonth
 
 
-def bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
+def compute_bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
     """Return expected quality, true quality and number of answers in ten classes.
 
     Each class has the answers whose expected quality is within a tenth, and its means. Empty
     classes are left out.
     """
-    result = []
+    bin_rows = []
     for tenth in range(10):
         pairs_in_bin = [pair for pair in pairs if tenth <= min(pair[0] * 10, 9.999) < tenth + 1]
         if pairs_in_bin:
-            expected = sum(pair[0] for pair in pairs_in_bin) / len(pairs_in_bin)
-            result.append(
+            mean_estimate = sum(pair[0] for pair in pairs_in_bin) / len(pairs_in_bin)
+            bin_rows.append(
                 (
-                    expected,
+                    mean_estimate,
                     sum(pair[1] for pair in pairs_in_bin) / len(pairs_in_bin),
                     len(pairs_in_bin),
                 )
             )
-    return result
+    return bin_rows
 
 
 def _new_axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
@@ -59,12 +59,12 @@ def draw_recovered(scores: Mapping[str, Score], path: Path) -> None:
     )
     shares = [share * 10 for share in range(11)]
     for name, score in scores.items():
-        mean = [
+        mean_curve = [
             100 * sum(curve[step] for curve in score.curves) / len(score.curves)
             for step in range(11)
         ]
         apgr = sum(score.apgr) / len(score.apgr)
-        axes.plot(shares, mean, marker="o", markersize=3, label=f"{name}: APGR {apgr:.3f}")
+        axes.plot(shares, mean_curve, marker="o", markersize=3, label=f"{name}: APGR {apgr:.3f}")
     axes.plot([0, 100], [0, 100], color="grey", linestyle="--", label="by chance: 0.5")
     axes.legend()
     _save_figure(figure, path)
@@ -76,8 +76,10 @@ def draw_reliability(scores: Mapping[str, Score], path: Path) -> None:
     axes.axvspan(0.8, 0.9, color="tab:green", alpha=0.08)
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect")
     for name, score in scores.items():
-        rows = [row for row in bins(score.pairs) if row[2] >= 30]
-        axes.plot([row[0] for row in rows], [row[1] for row in rows], marker="o", label=name)
+        bin_rows = [row for row in compute_bins(score.pairs) if row[2] >= 30]
+        axes.plot(
+            [row[0] for row in bin_rows], [row[1] for row in bin_rows], marker="o", label=name
+        )
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.legend()
     _save_figure(figure, path)
@@ -93,11 +95,13 @@ def draw_month(months: Sequence[SimulatedMonth], path: Path) -> None:
     days = range(1, len(months[0].regret) + 1)
     for month in months:
         axes.plot(days, month.regret, color="tab:blue", alpha=0.25, linewidth=1)
-    mean = [
+    mean_regret = [
         sum(month.regret[day_index] for month in months) / len(months)
         for day_index in range(len(days))
     ]
-    axes.plot(days, mean, color="tab:blue", linewidth=2.5, label=f"mean of {len(months)} seeds")
+    axes.plot(
+        days, mean_regret, color="tab:blue", linewidth=2.5, label=f"mean of {len(months)} seeds"
+    )
     axes.axhline(0, color="grey", linestyle="--")
     for day, label in ((15, "drift begins"), (20, "new model")):
         axes.axvline(day, color="tab:red", linestyle=":", linewidth=1)
@@ -108,7 +112,7 @@ def draw_month(months: Sequence[SimulatedMonth], path: Path) -> None:
     _save_figure(figure, path)
 
 
-def draw_items(
+def draw_item_curves(
     kinds: Mapping[str, float], models: Mapping[str, float], chance: Any, path: Path
 ) -> None:
     """Draw p_good against the ability of a model, a line per kind, and mark the known models.

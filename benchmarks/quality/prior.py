@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from benchmarks.quality.folds import DEVELOPMENT, SEED, by_row, question_for
+from benchmarks.quality.folds import DEVELOPMENT, SEED, build_prompt_question, split_by_row
 from benchmarks.quality.tables import COMMIT, PUBLIC, STRONG, WEAK, Row, Tables, read_tables
 from moyin.text.quality.abilities import look_up_ability
 from moyin.text.quality.prior import KIND_DIFFICULTY
@@ -64,36 +64,39 @@ _SUBJECTS = {
 _KIND_OF = {subject: kind for kind, names in _SUBJECTS.items() for subject in names.split()}
 
 
-def difficulties(
+def fit_difficulties(
     tables: Tables, folds: Iterable[int] = DEVELOPMENT, seed: int = SEED
 ) -> dict[str, tuple[float, int]]:
     """Return for each kind of request its difficulty, and the number of answers behind it."""
-    answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
-    for kind, row, guess_chance in _development_rows(tables, folds, seed):
-        question = question_for(row.prompt)
+    answers_by_kind: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
+    for kind, row, guess_chance in _list_development_rows(tables, folds, seed):
+        question = build_prompt_question(row.prompt)
         # The product adds this to the kind's level because of the length and other features.
         offset = question.difficulty - KIND_DIFFICULTY[question.kind]
         for model, label in ((WEAK, row.weak), (STRONG, row.strong)):
             ability = look_up_ability(model)
             assert ability is not None
-            answers[kind].append((ability.mean - offset, label, guess_chance))
+            answers_by_kind[kind].append((ability.mean - offset, label, guess_chance))
     fitted_difficulties = {}
-    for kind, kind_answers in answers.items():
-        share = len(kind_answers) / (len(kind_answers) + _ANCHOR_ANSWERS)
+    for kind, kind_answers in answers_by_kind.items():
+        data_share = len(kind_answers) / (len(kind_answers) + _ANCHOR_ANSWERS)
         level = _fit_level(kind_answers) if kind_answers else 0.0
-        fitted_difficulties[kind] = (share * level + (1 - share) * ANCHORS[kind], len(kind_answers))
+        fitted_difficulties[kind] = (
+            data_share * level + (1 - data_share) * ANCHORS[kind],
+            len(kind_answers),
+        )
     return fitted_difficulties
 
 
-def _development_rows(
+def _list_development_rows(
     tables: Tables, folds: Iterable[int], seed: int
 ) -> Iterator[tuple[str, Row, float]]:
     for fold in folds:
-        for number in by_row(tables.mmlu, seed)[fold][1]:
+        for number in split_by_row(tables.mmlu, seed)[fold][1]:
             row = tables.mmlu[number]
             if row.subject in _KIND_OF:
                 yield _KIND_OF[row.subject], row, _GUESSED
-        for number in by_row(tables.gsm8k, seed)[fold][1]:
+        for number in split_by_row(tables.gsm8k, seed)[fold][1]:
             yield "mathematics", tables.gsm8k[number], 0.0
     for row in tables.mt_bench:  # this table is not scored
         yield _KIND_OF[row.subject], row, 0.0
@@ -118,10 +121,10 @@ def _fit_level(answers: list[tuple[float, float, float]]) -> float:
     return _find_root(surplus, -8.0, 8.0)
 
 
-def _find_root(decreasing: Callable[[float], float], low: float, high: float) -> float:
+def _find_root(decreasing_function: Callable[[float], float], low: float, high: float) -> float:
     for _ in range(60):
         midpoint = (low + high) / 2
-        low, high = (midpoint, high) if decreasing(midpoint) > 0 else (low, midpoint)
+        low, high = (midpoint, high) if decreasing_function(midpoint) > 0 else (low, midpoint)
     return (low + high) / 2
 
 
@@ -156,7 +159,7 @@ def main() -> None:
     """Write the generated module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.prior")
     parser.add_argument("source", nargs="?", default=PUBLIC, help="folder or git repository")
-    _TARGET.write_text(render_module(difficulties(read_tables(parser.parse_args().source))))
+    _TARGET.write_text(render_module(fit_difficulties(read_tables(parser.parse_args().source))))
 
 
 if __name__ == "__main__":

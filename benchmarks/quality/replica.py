@@ -38,7 +38,7 @@ async def serve(backend: str, usd_per_bad_answer: float) -> None:
     _, key = await KeyStore(database).create("ada", "benchmark")
     await database.close()
     models = Models()
-    hosts = [
+    backends = [
         {
             "name": name.partition("-")[0],
             "type": "openai",
@@ -49,10 +49,12 @@ async def serve(backend: str, usd_per_bad_answer: float) -> None:
         }
         for name, price in _MODELS.items()
     ]
-    auto = {"models": list(_MODELS), "usd_per_bad_answer": usd_per_bad_answer}
+    auto_alias = {"models": list(_MODELS), "usd_per_bad_answer": usd_per_bad_answer}
     # Applies to requests that name a model: their answers can then be followed up, too.
-    routing = {"usd_per_bad_answer": usd_per_bad_answer}
-    await models.reconfigure({"backends": hosts, "aliases": {"auto": auto}, "routing": routing})
+    routing_settings = {"usd_per_bad_answer": usd_per_bad_answer}
+    await models.reconfigure(
+        {"backends": backends, "aliases": {"auto": auto_alias}, "routing": routing_settings}
+    )
     server = ReplicaServer(uvicorn.Config(models.__serve_build_asgi_app__(), log_level="warning"))
     listener = socket.create_server(("127.0.0.1", 0))
     server_task = asyncio.create_task(server.serve([listener]))

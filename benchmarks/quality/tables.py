@@ -65,25 +65,25 @@ def read_tables(source: str = PUBLIC) -> Tables:
 
 
 def _read_files(root: Path) -> Tables:
-    texts = {name: _read_checked(root, name, digest) for name, digest in _read_hashes()}
-    subjects = [name for name in texts if "/mmlu/responses/" in name]
+    text_by_name = {name: _read_checked_file(root, name, digest) for name, digest in _read_hashes()}
+    mmlu_names = [name for name in text_by_name if "/mmlu/responses/" in name]
     mmlu = [
         row
-        for name in subjects
-        for row in _read_answers(texts[name], Path(name).stem.removeprefix("mmlu_"))
+        for name in mmlu_names
+        for row in _read_answers(text_by_name[name], Path(name).stem.removeprefix("mmlu_"))
     ]
     return Tables(
-        mmlu=_drop_contaminated(mmlu, texts[f"{_FOLDER}/mmlu/contaminated_prompts.jsonl"]),
+        mmlu=_drop_contaminated(mmlu, text_by_name[f"{_FOLDER}/mmlu/contaminated_prompts.jsonl"]),
         gsm8k=_drop_contaminated(
-            _read_answers(texts[f"{_FOLDER}/gsm8k/gsm8k_responses.csv"], ""),
-            texts[f"{_FOLDER}/gsm8k/contaminated_prompts.jsonl"],
+            _read_answers(text_by_name[f"{_FOLDER}/gsm8k/gsm8k_responses.csv"], ""),
+            text_by_name[f"{_FOLDER}/gsm8k/contaminated_prompts.jsonl"],
         ),
         mt_bench=_drop_contaminated(
             _read_judgements(
-                texts[f"{_FOLDER}/mt_bench/question.jsonl"],
-                texts[f"{_FOLDER}/mt_bench/judgements.jsonl"],
+                text_by_name[f"{_FOLDER}/mt_bench/question.jsonl"],
+                text_by_name[f"{_FOLDER}/mt_bench/judgements.jsonl"],
             ),
-            texts[f"{_FOLDER}/mt_bench/contaminated_prompts.jsonl"],
+            text_by_name[f"{_FOLDER}/mt_bench/contaminated_prompts.jsonl"],
         ),
     )
 
@@ -94,15 +94,15 @@ def _read_hashes() -> Iterator[tuple[str, str]]:
         yield name, digest
 
 
-def _read_checked(root: Path, name: str, digest: str) -> str:
+def _read_checked_file(root: Path, name: str, digest: str) -> str:
     content = (root / name).read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
-        raise ValueError(f"{name} is not the file of commit {COMMIT}: its SHA-256 differs")
+        raise ValueError(f"{name} differs from the file of commit {COMMIT}: check out that commit")
     return content.decode()
 
 
-def _read_answers(text: str, subject: str) -> Iterator[Row]:
-    for row in csv.DictReader(io.StringIO(text)):
+def _read_answers(csv_text: str, subject: str) -> Iterator[Row]:
+    for row in csv.DictReader(io.StringIO(csv_text)):
         yield Row(
             prompt=row["prompt"],
             subject=subject,
@@ -114,27 +114,27 @@ def _read_answers(text: str, subject: str) -> Iterator[Row]:
 def _read_judgements(questions: str, judgements: str) -> Iterator[Row]:
     """Yield a row for the first question of each conversation in MT-Bench.
 
-    The quality of an answer is the mean mark of both turns, as in RouteLLM, divided by 10.
+    The quality of an answer is the mean score of both turns, as in RouteLLM, divided by 10.
     """
-    marks: dict[tuple[int, str], list[float]] = {}
+    scores: dict[tuple[int, str], list[float]] = {}
     for line in judgements.splitlines():
         judgement = json.loads(line)
-        marks.setdefault((judgement["question_id"], judgement["model"]), []).append(
+        scores.setdefault((judgement["question_id"], judgement["model"]), []).append(
             judgement["score"]
         )
     for line in questions.splitlines():
         question = json.loads(line)
-        weak_marks, strong_marks = (
-            marks[question["question_id"], model] for model in (WEAK, STRONG)
+        weak_scores, strong_scores = (
+            scores[question["question_id"], model] for model in (WEAK, STRONG)
         )
         yield Row(
             prompt=question["turns"][0],
             subject=question["category"],
-            weak=sum(weak_marks) / len(weak_marks) / 10,
-            strong=sum(strong_marks) / len(strong_marks) / 10,
+            weak=sum(weak_scores) / len(weak_scores) / 10,
+            strong=sum(strong_scores) / len(strong_scores) / 10,
         )
 
 
-def _drop_contaminated(rows: Iterator[Row] | list[Row], contaminated: str) -> tuple[Row, ...]:
-    known_prompts = {json.loads(line)["eval_prompt"] for line in contaminated.splitlines()}
+def _drop_contaminated(rows: Iterator[Row] | list[Row], contaminated_lines: str) -> tuple[Row, ...]:
+    known_prompts = {json.loads(line)["eval_prompt"] for line in contaminated_lines.splitlines()}
     return tuple(row for row in rows if row.prompt not in known_prompts)

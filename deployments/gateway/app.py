@@ -59,11 +59,11 @@ from moyin.comfy_api.notifier import PromptNotifiers
 from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.comfy_api.protocol.paths import PAGE_PATH, is_comfyui_path, is_page_file, to_server_path
 from moyin.console import CONSOLE_PATH, ConsoleFiles
-from moyin.domain.identity import JOBS_READ, JOBS_WRITE, OPERATOR
+from moyin.domain.identity import JOBS_READ, JOBS_WRITE, METRICS, OPERATOR
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.previews import PreviewFeed
-from moyin.jobs.queue_places import QueuePlaces
+from moyin.jobs.queue_places import QueuePlaceCache
 from moyin.jobs.service import JobService
 from moyin.proxy.engine import Proxy
 from moyin.render.imaging import PictureConverter
@@ -82,6 +82,7 @@ _PUBLIC = frozenset(
 _OPERATOR_PATHS = frozenset(
     f"/cluster/{name}" for name in ("config-changes", "doctor", "links", "problems", "routes")
 )
+_METRICS_PATHS = frozenset({"/cluster/metrics", "/cluster/metrics/targets"})
 # All other public paths begin with one of these, so most requests need only one comparison.
 _PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"), CONSOLE_PATH.rstrip("/"))
 # Pages can read these paths with an event token; their handlers check the token's job.
@@ -106,7 +107,7 @@ class GatewayServices:
     jobs: JobStore
     feed: JobFeed
     previews: PreviewFeed
-    places: QueuePlaces
+    places: QueuePlaceCache
     artifacts: ArtifactStore
     blobs: BlobStore
     pictures: PictureConverter
@@ -301,6 +302,8 @@ def _required_scope(scope: Scope) -> str:
     method, path = scope.get("method", "GET"), scope["path"]
     if path in _OPERATOR_PATHS:
         return OPERATOR
+    if path in _METRICS_PATHS:
+        return METRICS
     # These change nothing: an archive's link reads what the caller may read.
     if path in ("/artifacts/archive", "/graphs/convert"):
         return JOBS_READ

@@ -45,9 +45,9 @@ from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
 from moyin.jobs.grpc.health import HealthMonitor
-from moyin.jobs.newest_jobs import NewestJobs
+from moyin.jobs.newest_jobs import NewestJobsReader
 from moyin.jobs.previews import PreviewFeed
-from moyin.jobs.queue_places import QueuePlaces
+from moyin.jobs.queue_places import QueuePlaceCache
 from moyin.jobs.service import JobService
 from moyin.jobs.workflows.backlog import read_backlog
 from moyin.jobs.workflows.client import TemporalConnection
@@ -108,7 +108,7 @@ class Gateway(MoyinCalls):
         self.grpc_bridge = close_at_shutdown(GrpcBridge(settings.door))
         self.grpc_health = HealthMonitor(self.grpc_bridge.is_ready)
         pool_client = ServePoolClient(pools)
-        places = close_at_shutdown(QueuePlaces(pool_client.list_places, pools))
+        places = close_at_shutdown(QueuePlaceCache(pool_client.list_places, pools))
         node_info = close_at_shutdown(
             NodeInfoCache(pool_client, folder=settings.data / "comfyui" / "nodes")
         )
@@ -178,7 +178,7 @@ class Gateway(MoyinCalls):
 
         feed_sources = FeedSources(
             cluster=read_cluster, backends=read_backends, usage=read_usage,
-            models=read_models_of, jobs=NewestJobs(jobs, places).read, routes=read_routes,
+            models=read_models_of, jobs=NewestJobsReader(jobs, places).read, routes=read_routes,
             doctor=check_machine,
         )  # fmt: skip
         cluster = close_at_shutdown(ClusterFeeds(feed_sources))

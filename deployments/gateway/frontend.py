@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from moyin.comfy_api.frontend import (
     FrontendFolders,
-    add_renewal,
+    add_renewal_script,
     build_security_policy,
     rebase_picture_urls,
     set_base_path,
@@ -60,7 +60,7 @@ class FrontendFiles:
             )
             return HTMLResponse(missing.html, 503, missing.headers)
         headers = {"content-security-policy": self._policy, "cache-control": "no-store"}
-        page = add_renewal(self._index) if renews_session else self._index
+        page = add_renewal_script(self._index) if renews_session else self._index
         return HTMLResponse(page, headers=headers)
 
     async def get_file(self, path: str, scope: Scope) -> Response:

@@ -77,8 +77,8 @@ class JobWorker:
             activities=activities,
             sweeper=Sweeper(jobs=jobs, launcher=JobLauncher(jobs=jobs, temporal=temporal)),
             concurrency=concurrency,
-            more_workers=[lambda client: new_text_batch_worker(client, batch_activities)],
-            more_sweepers=[
+            extra_worker_factories=[lambda client: new_text_batch_worker(client, batch_activities)],
+            extra_sweepers=[
                 TextBatchSweeper(batches, temporal),
                 BudgetSettler(services.database, meter.job_reservations),
             ],

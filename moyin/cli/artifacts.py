@@ -12,10 +12,10 @@ from urllib.parse import quote, unquote
 import typer
 from rich.filesize import decimal
 
-from moyin.cli.following import choose_target, create_folder
+from moyin.cli.following import choose_target_path, create_folder
 from moyin.cli.pictures import PictureProtocol, detect_protocol, show_picture
 from moyin.cli.screen import AsJson, AsLocalJson, out, print_json, print_outcome, print_records
-from moyin.cli.session import build_path, send, with_gateway
+from moyin.cli.session import build_path, run_with_gateway, send_request
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient
 
@@ -53,16 +53,16 @@ def list_artifacts(
         "created_after": after,
         "created_before": before,
     }
-    artifacts = with_gateway(lambda gateway: _read_artifacts(gateway, filters, limit))
+    artifacts = run_with_gateway(lambda gateway: _read_artifacts(gateway, filters, limit))
     if as_json:
         print_json(artifacts)
         return
     print_records(
         ("id", "name", "type", "size", "job", "created (UTC)"),
         map(_build_row, artifacts),
-        right=("size",),
-        spare=("job", "created (UTC)"),
-        empty="no files: renders make some, and `moyin artifacts put FILE` stores one",
+        right_aligned=("size",),
+        optional_columns=("job", "created (UTC)"),
+        empty_text="no files: renders make some, and `moyin artifacts put FILE` stores one",
     )
 
 
@@ -77,16 +77,18 @@ def get(
 ) -> None:
     """Download a file and print its path; in a folder, no existing file is replaced."""
 
-    async def work(gateway: GatewayClient) -> Path:
+    async def download_file(gateway: GatewayClient) -> Path:
         path = _build_path(artifact_id)
-        target = output
+        target_path = output
         if output.is_dir():
             await asyncio.to_thread(create_folder, output)
-            target = choose_target(output, await _read_name(gateway, path) or artifact_id)
-        await gateway.download(path, target)
-        return target
+            target_path = choose_target_path(
+                output, await _read_file_name(gateway, path) or artifact_id
+            )
+        await gateway.download(path, target_path)
+        return target_path
 
-    saved_path = with_gateway(work)
+    saved_path = run_with_gateway(download_file)
     if as_json:
         print_json({"id": artifact_id, "path": str(saved_path)})
     else:
@@ -106,18 +108,18 @@ def put(
     """Store a file, and print its id for use in inputs of templates and `LoadImage` nodes."""
     media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
 
-    async def work(gateway: GatewayClient) -> Any:
+    async def upload_file(gateway: GatewayClient) -> Any:
         async with gateway.open(
             "POST",
             build_path("/artifacts", {"name": name or file.name}),
-            _read_pieces(file),
+            _read_chunks(file),
             headers={"content-type": media_type},
             is_encoded=True,
             is_stream=True,
         ) as response:
             return await response.json()
 
-    artifact = with_gateway(work)
+    artifact = run_with_gateway(upload_file)
     if as_json:
         print_json(artifact)
     else:
@@ -135,15 +137,15 @@ def link(
 ) -> None:
     """Print a link that works without a key until it expires."""
 
-    async def work(gateway: GatewayClient) -> tuple[str, Any]:
+    async def create_link(gateway: GatewayClient) -> tuple[str, Any]:
         body = {"expires_in": seconds}
         return gateway.url, await gateway.call("POST", f"{_build_path(artifact_id)}/link", body)
 
-    url, created = with_gateway(work)
+    url, created_link = run_with_gateway(create_link)
     if as_json:
-        print_json(created)
+        print_json(created_link)
     else:
-        out.print(f"{url}{created['url']}", markup=False)
+        out.print(f"{url}{created_link['url']}", markup=False)
 
 
 @app.command()
@@ -162,16 +164,18 @@ def archive(
     if job is not None:
         body["job"] = job
 
-    async def work(gateway: GatewayClient) -> Path:
-        created = await gateway.call("POST", "/artifacts/archive", body)
-        target = output
+    async def download_archive(gateway: GatewayClient) -> Path:
+        archive_link = await gateway.call("POST", "/artifacts/archive", body)
+        target_path = output
         if output.is_dir():
             await asyncio.to_thread(create_folder, output)
-            target = choose_target(output, unquote(created["url"].rpartition("/")[2]))
-        await gateway.download(created["url"], target)
-        return target
+            target_path = choose_target_path(
+                output, unquote(archive_link["url"].rpartition("/")[2])
+            )
+        await gateway.download(archive_link["url"], target_path)
+        return target_path
 
-    saved_path = with_gateway(work)
+    saved_path = run_with_gateway(download_archive)
     if as_json:
         print_json({"path": str(saved_path)})
     else:
@@ -181,7 +185,7 @@ def archive(
 @app.command()
 def delete(artifact_id: ArtifactId, as_json: AsLocalJson = False) -> None:
     """Delete an upload. To delete a file that a job made, delete the job: `moyin jobs delete`."""
-    send("DELETE", _build_path(artifact_id))
+    send_request("DELETE", _build_path(artifact_id))
     outcome = {"id": artifact_id, "deleted": True}
     print_outcome(outcome, f"{artifact_id} deleted", as_json=as_json)
 
@@ -195,8 +199,8 @@ def print_files(paths: list[Path], *, show: bool, indent: str = "") -> None:
         out.print(f"{indent}{path}", markup=False, style="bold" if out.is_terminal else None)
 
 
-async def _read_name(gateway: GatewayClient, path: str) -> str | None:
-    """Return the name of a file, or None if the gateway refuses it or does not say."""
+async def _read_file_name(gateway: GatewayClient, path: str) -> str | None:
+    """Return the name of a file, or None if the gateway refuses the request or sends no name."""
     try:
         async with gateway.open("HEAD", path) as response:
             disposition = response.content_disposition
@@ -229,8 +233,8 @@ async def _read_artifacts(
     artifacts: list[dict[str, Any]] = []
     cursor = None
     while True:
-        size = min(limit - len(artifacts), _MAX_PAGE)
-        path = build_path("/artifacts", {**filters, "limit": size, "cursor": cursor})
+        page_size = min(limit - len(artifacts), _MAX_PAGE)
+        path = build_path("/artifacts", {**filters, "limit": page_size, "cursor": cursor})
         page = await gateway.call("GET", path)
         artifacts += page["artifacts"]
         cursor = page["next_cursor"]
@@ -238,10 +242,10 @@ async def _read_artifacts(
             return artifacts
 
 
-async def _read_pieces(file: Path) -> AsyncIterator[bytes]:
-    with await asyncio.to_thread(file.open, "rb") as content:
-        while piece := await asyncio.to_thread(content.read, _CHUNK):
-            yield piece
+async def _read_chunks(file: Path) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(file.open, "rb") as opened_file:
+        while chunk := await asyncio.to_thread(opened_file.read, _CHUNK):
+            yield chunk
 
 
 def _build_path(artifact_id: str) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.screen import AsJson, print_csv, print_json, print_json_line, print_records
-from moyin.cli.session import build_path, with_gateway
+from moyin.cli.session import build_path, run_with_gateway
 from moyin.client.gateway import GatewayClient
 
 app = typer.Typer(help="The audit log: list, search, export.", no_args_is_help=True)
@@ -58,7 +58,7 @@ def list_entries(
 ) -> None:
     """List audit entries; piped output has tab-separated time, actor, action, target, details."""
 
-    async def work(gateway: GatewayClient) -> list[dict[str, Any]]:
+    async def read_matches(gateway: GatewayClient) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
         async with aclosing(_read_entries(gateway, search, after, before)) as matches:
             async for entry in matches:
@@ -67,12 +67,14 @@ def list_entries(
                     break
         return entries
 
-    entries = with_gateway(work)
+    entries = run_with_gateway(read_matches)
     if as_json:
         print_json({"entries": entries})
         return
     print_records(
-        _SHOWN, ([entry[name] for name in _SHOWN] for entry in entries), empty="no entries match"
+        _SHOWN,
+        ([entry[name] for name in _SHOWN] for entry in entries),
+        empty_text="no entries match",
     )
 
 
@@ -91,18 +93,18 @@ def export(
     if as_json:
         form = ExportFormat.JSONL
 
-    async def work(gateway: GatewayClient) -> None:
+    async def write_matches(gateway: GatewayClient) -> None:
         if form is ExportFormat.CSV:
             print_csv(_COLUMNS, ())
         async with aclosing(_read_entries(gateway, search, after, before)) as matches:
             async for entry in matches:
                 await asyncio.to_thread(_write_entry, entry, form)
 
-    with_gateway(work)
+    run_with_gateway(write_matches)
 
 
-def _write_entry(entry: dict[str, Any], form: ExportFormat) -> None:
-    if form is ExportFormat.CSV:
+def _write_entry(entry: dict[str, Any], export_format: ExportFormat) -> None:
+    if export_format is ExportFormat.CSV:
         print_csv((), [[entry[name] for name in _COLUMNS]])
     else:
         print_json_line(entry)
@@ -125,12 +127,12 @@ async def _read_entries(
         path = build_path("/accounts/audit", {"limit": _MAX_PAGE, "before": last_id})
         entries = (await gateway.call("GET", path))["entries"]
         for entry in entries:
-            at = datetime.fromisoformat(entry["at"])
-            if start is not None and at < start:
+            written_at = datetime.fromisoformat(entry["at"])
+            if start is not None and written_at < start:
                 return
-            is_in_time = end is None or at < end
-            text = json.dumps(list(entry.values()), ensure_ascii=False).casefold()
-            if is_in_time and (search_text is None or search_text in text):
+            is_in_time = end is None or written_at < end
+            entry_text = json.dumps(list(entry.values()), ensure_ascii=False).casefold()
+            if is_in_time and (search_text is None or search_text in entry_text):
                 yield entry
         if len(entries) < _MAX_PAGE:
             return

@@ -22,7 +22,7 @@ from moyin.cli.screen import (
     print_json_line,
     print_table,
 )
-from moyin.cli.session import JOB_DID_NOT_SUCCEED, with_gateway
+from moyin.cli.session import JOB_DID_NOT_SUCCEED, run_with_gateway
 from moyin.client.gateway import GatewayClient
 
 app = typer.Typer(
@@ -44,16 +44,16 @@ def list_batches(
     as_json: AsJson = False,
 ) -> None:
     """List your batches; piped output has tab-separated id, status, lines, counts and time."""
-    page = with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}?limit={limit}"))
+    page = run_with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}?limit={limit}"))
     if as_json:
         print_json(page)
         return
     print_table(
         ("id", "status", "lines", "answered", "failed", "created (UTC)"),
         map(_build_row, page["data"]),
-        right=("lines", "answered", "failed"),
-        spare=("created (UTC)",),
-        empty="no batches: `moyin batches submit FILE` makes one",
+        right_aligned=("lines", "answered", "failed"),
+        optional_columns=("created (UTC)",),
+        empty_text="no batches: `moyin batches submit FILE` makes one",
     )
 
 
@@ -82,26 +82,30 @@ def submit(
     With --json the new batch is a line, and with --wait also the batch after each change.
     """
     metadata = dict(_split_label(text) for text in label or ())
-    path = endpoint or _read_endpoint(file)
+    endpoint_path = endpoint or _read_endpoint(file)
 
-    async def work(gateway: GatewayClient) -> None:
+    async def upload_and_start(gateway: GatewayClient) -> None:
         uploaded_file = await gateway.post_form(_FILES, file, {"purpose": "batch"})
-        body = {"input_file_id": uploaded_file["id"], "endpoint": path, "completion_window": "24h"}
+        body = {
+            "input_file_id": uploaded_file["id"],
+            "endpoint": endpoint_path,
+            "completion_window": "24h",
+        }
         batch = await gateway.call("POST", _BATCHES, {**body, "metadata": metadata})
         if as_json:
             print_json_line(batch)
         else:
             out.print(batch["id"])
         if wait:
-            await _follow(gateway, batch["id"], as_json)
+            await _follow_batch(gateway, batch["id"], as_json)
 
-    with_gateway(work)
+    run_with_gateway(upload_and_start)
 
 
 @app.command()
 def show(batch_id: BatchId, as_json: AsJson = False) -> None:
     """Show a batch; piped output is JSON."""
-    batch = with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}/{batch_id}"))
+    batch = run_with_gateway(lambda gateway: gateway.call("GET", f"{_BATCHES}/{batch_id}"))
     if as_json or not out.is_terminal:
         print_json(batch)
     else:
@@ -114,13 +118,13 @@ def watch(batch_id: BatchId, as_json: AsJsonLines = False) -> None:
 
     With --json the batch is a line at first and after each change.
     """
-    with_gateway(lambda gateway: _follow(gateway, batch_id, as_json))
+    run_with_gateway(lambda gateway: _follow_batch(gateway, batch_id, as_json))
 
 
 @app.command()
 def cancel(batch_id: BatchId, as_json: AsJson = False) -> None:
     """Cancel a batch, and keep the answers that it has so far."""
-    batch = with_gateway(lambda gateway: gateway.call("POST", f"{_BATCHES}/{batch_id}/cancel"))
+    batch = run_with_gateway(lambda gateway: gateway.call("POST", f"{_BATCHES}/{batch_id}/cancel"))
     if as_json:
         print_json(batch)
     else:
@@ -141,41 +145,47 @@ def results(
 ) -> None:
     """Print the results of an ended batch, one JSON object per line, in the order of the input."""
 
-    async def work(gateway: GatewayClient) -> None:
+    async def write_results(gateway: GatewayClient) -> None:
         batch = await gateway.call("GET", f"{_BATCHES}/{batch_id}")
         if batch["status"] not in _ENDED:
             errors.print(f"the batch is {batch['status']}: results are available when it has ended")
             raise typer.Exit(1)
         file_id = batch["error_file_id" if failed else "output_file_id"]
         if file_id is None:
-            errors.print("the batch has no results of this kind")
+            errors.print(
+                "the batch has no failed or unprocessed lines"
+                if failed
+                else "the batch has no answers: --errors prints its failed lines"
+            )
             return
         path = f"{_FILES}/{file_id}/content"
         if to is not None:
             await gateway.download(path, to)
             return
         async with gateway.open("GET", path, is_stream=True) as response:
-            async for piece in response.content.iter_chunked(_CHUNK):
-                await asyncio.to_thread(sys.stdout.buffer.write, piece)
+            async for chunk in response.content.iter_chunked(_CHUNK):
+                await asyncio.to_thread(sys.stdout.buffer.write, chunk)
         sys.stdout.buffer.flush()
 
-    with_gateway(work)
+    run_with_gateway(write_results)
 
 
-async def _follow(gateway: GatewayClient, batch_id: str, as_json: bool) -> None:
+async def _follow_batch(gateway: GatewayClient, batch_id: str, as_json: bool) -> None:
     """Print the progress of a batch until it ends, or the batch itself as JSON lines."""
-    last_line = ""
+    last_progress_line = ""
     while True:
         batch = await gateway.call("GET", f"{_BATCHES}/{batch_id}")
         counts = batch["request_counts"]
         done_count = counts["completed"] + counts["failed"]
-        line = f"{batch['status']} {done_count}/{counts['total']}, {counts['failed']} failed"
-        if line != last_line:
+        progress_line = (
+            f"{batch['status']} {done_count}/{counts['total']}, {counts['failed']} failed"
+        )
+        if progress_line != last_progress_line:
             if as_json:
                 print_json_line(batch)
             else:
-                errors.print(line)
-            last_line = line
+                errors.print(progress_line)
+            last_progress_line = progress_line
         if batch["status"] in _ENDED:
             break
         await asyncio.sleep(_POLL_SECONDS)
@@ -201,8 +211,8 @@ def _build_row(batch: dict[str, Any]) -> tuple[str, ...]:
 
 def _read_endpoint(file: Path) -> str:
     """Return the member ``url`` of the first request in a file."""
-    with file.open("rb") as lines:
-        first_line = lines.readline()
+    with file.open("rb") as opened_file:
+        first_line = opened_file.readline()
     try:
         url = json.loads(first_line)["url"]
     except (ValueError, KeyError, TypeError):
@@ -214,8 +224,8 @@ def _read_endpoint(file: Path) -> str:
     return url
 
 
-def _split_label(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
+def _split_label(label: str) -> tuple[str, str]:
+    name, equals, value = label.partition("=")
     if not equals:
-        raise typer.BadParameter(f"--label must be NAME=VALUE, but is {text!r}")
+        raise typer.BadParameter(f"--label must be NAME=VALUE, but is {label!r}")
     return name, value

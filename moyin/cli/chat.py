@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.screen import AsJsonLines, errors, print_json_line
-from moyin.cli.session import with_gateway
+from moyin.cli.session import run_with_gateway
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient, read_events
 
@@ -33,7 +33,7 @@ class Answer:
     route: str = ""
     request_id: str = ""
 
-    def summary(self) -> str:
+    def format_summary(self) -> str:
         """Return back end, model, cost and route in a line: ``llama.cpp · smollm2 · $0 · free``."""
         parts = (self.backend, self.model, self.cost, self.route)
         return " · ".join(part for part in parts if part)
@@ -62,9 +62,9 @@ def chat(
     `moyin.answer`, has the whole text, back end, model, cost, route and request id.
     """
     question = sys.stdin.read() if prompt == "-" else prompt
-    answer = with_gateway(
+    answer = run_with_gateway(
         lambda gateway: stream_answer(
-            gateway, question, model=model, system=system, limit=max_tokens, as_json=as_json
+            gateway, question, model=model, system=system, max_tokens=max_tokens, as_json=as_json
         )
     )
     if as_json:
@@ -72,7 +72,7 @@ def chat(
         return
     sys.stdout.write("\n")
     sys.stdout.flush()
-    errors.print(answer.summary(), style="dim", markup=False)
+    errors.print(answer.format_summary(), style="dim", markup=False)
     if answer.request_id:
         errors.print(f"request {answer.request_id}", style="dim", markup=False)
 
@@ -83,14 +83,14 @@ async def stream_answer(
     *,
     model: str,
     system: str | None = None,
-    limit: int | None = None,
+    max_tokens: int | None = None,
     as_json: bool = False,
 ) -> Answer:
     """Send a prompt, print the answer as it arrives, and return it with its cost and route.
 
     Args:
         system: the system prompt, if any.
-        limit: the maximum length of the answer in tokens; None for the model's own limit.
+        max_tokens: the maximum length of the answer in tokens; None for the model's own limit.
         as_json: True to print the chunks of the stream as JSON lines instead of their texts.
     """
     messages = [{"role": "system", "content": system}] if system else []
@@ -99,8 +99,8 @@ async def stream_answer(
         "messages": [*messages, {"role": "user", "content": prompt}],
         "stream": True,
     }
-    if limit is not None:
-        body["max_tokens"] = limit
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
     texts: list[str] = []
     async with gateway.open("POST", "/v1/chat/completions", body) as response:
         headers = response.headers

@@ -71,12 +71,12 @@ async def serve_until_interrupted(
     connector: Connector, port: int, description: str, *, as_json: bool
 ) -> None:
     """Serve a connector on a local port and print its URL, until a signal ends the command."""
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop_event = asyncio.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop_event.set)
     async with connector.serve(port) as url:
         if as_json:
             print_json_line({"url": url})
         else:
             out.print(f"{description} at {url} (Ctrl+C stops it)")
-        await stop.wait()
+        await stop_event.wait()

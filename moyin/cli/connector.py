@@ -103,10 +103,10 @@ class Connector:
         """Forward an HTTP request or a WebSocket to the gateway, or return an error response."""
         try:
             reject_cross_site(request.headers)
-            target = self._build_target_url(request)
+            target_url = self._build_target_url(request)
             if web.WebSocketResponse().can_prepare(request):
-                return await self._relay_socket(request, target)
-            return await self._forward(request, target)
+                return await self._relay_socket(request, target_url)
+            return await self._forward_request(request, target_url)
         except CrossSiteRequest as error:
             return self._render_error(403, error)
         except BackendUnavailable as error:
@@ -127,24 +127,24 @@ class Connector:
     def _build_headers(self, request: web.Request) -> CIMultiDict[str]:
         return build_upstream_headers(request.headers, self._key, request.path)
 
-    async def _forward(self, request: web.Request, target: URL) -> web.StreamResponse:
+    async def _forward_request(self, request: web.Request, target_url: URL) -> web.StreamResponse:
         response: web.StreamResponse | None = None
         try:
             async with self._session.get().request(
                 request.method,
-                target,
+                target_url,
                 headers=self._build_headers(request),
                 data=request.content if request.body_exists else None,
                 allow_redirects=False,
                 skip_auto_headers=_NO_DEFAULT_HEADERS,
-            ) as upstream:
+            ) as upstream_response:
                 response = web.StreamResponse(
-                    status=upstream.status,
-                    reason=upstream.reason,
-                    headers=_drop_hop_by_hop(upstream.headers),
+                    status=upstream_response.status,
+                    reason=upstream_response.reason,
+                    headers=_drop_hop_by_hop(upstream_response.headers),
                 )
                 await response.prepare(request)
-                async for chunk in upstream.content.iter_any():
+                async for chunk in upstream_response.content.iter_any():
                     await response.write(chunk)
                 await response.write_eof()
                 return response
@@ -161,12 +161,12 @@ class Connector:
             f"no response from the gateway at {self._gateway_url}: check that it is running"
         )
 
-    async def _relay_socket(self, request: web.Request, target: URL) -> web.StreamResponse:
+    async def _relay_socket(self, request: web.Request, target_url: URL) -> web.StreamResponse:
         protocols = request.headers.get("sec-websocket-protocol", "")
         try:
             async with asyncio.timeout(_HANDSHAKE_SECONDS):
-                upstream = await self._session.get().ws_connect(
-                    target,
+                upstream_socket = await self._session.get().ws_connect(
+                    target_url,
                     headers=build_upstream_headers(request.headers, self._key, request.path),
                     protocols=[name.strip() for name in protocols.split(",") if name.strip()],
                     max_msg_size=_MAX_MESSAGE_BYTES,
@@ -177,25 +177,26 @@ class Connector:
             return self._render_error(
                 error.status,
                 BackendUnavailable(
-                    f"the gateway rejected the WebSocket handshake with status {error.status}"
+                    f"the gateway rejected the WebSocket handshake with status {error.status}: "
+                    "check the path and the API key"
                 ),
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._new_unreachable_error() from error
-        client = web.WebSocketResponse(
-            protocols=[upstream.protocol] if upstream.protocol else (),
+        client_socket = web.WebSocketResponse(
+            protocols=[upstream_socket.protocol] if upstream_socket.protocol else (),
             max_msg_size=_MAX_MESSAGE_BYTES,
             timeout=_CLOSE_SECONDS,
             compress=False,
         )
         try:
-            await client.prepare(request)
-            self._sockets.add(client)
-            await _relay_messages(client, upstream)
+            await client_socket.prepare(request)
+            self._sockets.add(client_socket)
+            await _relay_messages(client_socket, upstream_socket)
         finally:
-            self._sockets.discard(client)
-            await upstream.close(code=_GOING_AWAY)
-        return client
+            self._sockets.discard(client_socket)
+            await upstream_socket.close(code=_GOING_AWAY)
+        return client_socket
 
     def _render_error(self, status: int, error: MoyinError) -> web.Response:
         """Return an error response in ComfyUI's format."""
@@ -207,12 +208,12 @@ class Connector:
 
 
 async def _relay_messages(
-    client: web.WebSocketResponse, upstream: aiohttp.ClientWebSocketResponse
+    client_socket: web.WebSocketResponse, upstream_socket: aiohttp.ClientWebSocketResponse
 ) -> None:
     """Relay messages in both directions until one side closes, then close the other side."""
     copy_tasks = [
-        asyncio.create_task(_copy_messages(client, upstream)),
-        asyncio.create_task(_copy_messages(upstream, client)),
+        asyncio.create_task(_copy_messages(client_socket, upstream_socket)),
+        asyncio.create_task(_copy_messages(upstream_socket, client_socket)),
     ]
     try:
         await asyncio.wait(copy_tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -226,19 +227,19 @@ async def _relay_messages(
             raise result
 
 
-async def _copy_messages(source: _Socket, target: _Socket) -> None:
+async def _copy_messages(source_socket: _Socket, target_socket: _Socket) -> None:
     while True:
-        message = await source.receive()
+        message = await source_socket.receive()
         if message.type is WSMsgType.TEXT:
-            await target.send_str(message.data)
+            await target_socket.send_str(message.data)
         elif message.type is WSMsgType.BINARY:
-            await target.send_bytes(message.data)
+            await target_socket.send_bytes(message.data)
         else:
             reason = message.extra if message.type is WSMsgType.CLOSE else None
-            code = source.close_code
+            code = source_socket.close_code
             if code is None or code in _RESERVED_CODES:
                 code = _NORMAL if code == 1005 else _GOING_AWAY
-            await target.close(code=code, message=(reason or "").encode())
+            await target_socket.close(code=code, message=(reason or "").encode())
             return
 
 

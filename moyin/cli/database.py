@@ -15,7 +15,7 @@ import typer
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moyin.cli.screen import AsLocalJson, count, errors, print_outcome
+from moyin.cli.screen import AsLocalJson, errors, format_count, print_outcome
 from moyin.settings import Settings
 
 # Lets a revision such as `-1` be an argument, although it looks like an option.
@@ -41,12 +41,16 @@ def migrate(
 
     # `-1` is a revision, not an option (see `MIGRATE_CONTEXT`), but other such words are mistakes.
     if revision.startswith("-") and not revision[1:].isdecimal():
-        raise typer.BadParameter(f"No such option: {revision}")
+        raise typer.BadParameter(
+            f"No such option: {revision} (REVISION is `head`, the name of a revision, or `-1`)"
+        )
     url = Settings().sql_url
     run_migrations(url, revision, down=down)
-    reached = asyncio.run(read_revision(url))
-    text = "has no tables" if reached is None else f"is at revision {reached}"
-    print_outcome({"revision": reached}, f"the database {text}", as_json=as_json)
+    reached_revision = asyncio.run(read_revision(url))
+    state_text = (
+        "has no tables" if reached_revision is None else f"is at revision {reached_revision}"
+    )
+    print_outcome({"revision": reached_revision}, f"the database {state_text}", as_json=as_json)
 
 
 def prune(
@@ -71,22 +75,22 @@ async def _prune(days: int, *, dry_run: bool, is_confirmed: bool, as_json: bool)
     from moyin.store.pruning import Pruner, PruneResult
     from moyin.store.sql import Database, now
 
-    settings, before = Settings(), now() - timedelta(days=days)
+    settings, ended_before = Settings(), now() - timedelta(days=days)
     database = Database(settings.sql_url)
     try:
         await database.ensure_schema()
         pruner = Pruner(database, BlobStore(settings.blobs_url))
-        job_count = await pruner.count_prunable(before)
-        batches = await pruner.count_prunable_batches(before)
+        job_count = await pruner.count_prunable(ended_before)
+        batch_count = await pruner.count_prunable_batches(ended_before)
         summary = (
-            f"{count(job_count, 'job')} and {count(batches, 'batch', 'batches')} ended at least "
-            f"{count(days, 'day')} ago"
+            f"{format_count(job_count, 'job')} and {format_count(batch_count, 'batch', 'batches')} ended at least "
+            f"{format_count(days, 'day')} ago"
         )
         if dry_run:
-            matching = {"dry_run": True, "jobs": job_count, "batches": batches}
-            print_outcome(matching, summary, as_json=as_json)
+            outcome = {"dry_run": True, "jobs": job_count, "batches": batch_count}
+            print_outcome(outcome, summary, as_json=as_json)
             return
-        if not is_confirmed and (job_count or batches):
+        if not is_confirmed and (job_count or batch_count):
             typer.confirm(f"{summary}. Delete them with their files?", abort=True, err=True)
         deleted_total = PruneResult()
         with Progress(
@@ -99,14 +103,14 @@ async def _prune(days: int, *, dry_run: bool, is_confirmed: bool, as_json: bool)
             disable=not errors.is_terminal,
         ) as progress:
             task = progress.add_task("", total=job_count)
-            async for batch in pruner.run(before):
+            async for batch in pruner.run(ended_before):
                 deleted_total += batch
                 progress.advance(task, batch.jobs)
         print_outcome(
             {"dry_run": False, **asdict(deleted_total)},
-            f"deleted {count(deleted_total.jobs, 'job')}, "
-            f"{count(deleted_total.batches, 'batch', 'batches')} and "
-            f"{count(deleted_total.files, 'file')}, {decimal(deleted_total.size)}",
+            f"deleted {format_count(deleted_total.jobs, 'job')}, "
+            f"{format_count(deleted_total.batches, 'batch', 'batches')} and "
+            f"{format_count(deleted_total.files, 'file')}, {decimal(deleted_total.size)}",
             as_json=as_json,
         )
     finally:

@@ -14,8 +14,8 @@ from moyin.cli.chat import Answer, stream_answer
 from moyin.cli.following import save_artifacts
 from moyin.cli.render import load_graph, submit_and_follow
 from moyin.cli.screen import out, print_pairs
-from moyin.cli.session import exit_unless_succeeded, load_profile, with_gateway
-from moyin.cli.stack_view import stop_command
+from moyin.cli.session import exit_unless_succeeded, load_profile, run_with_gateway
+from moyin.cli.stack_view import build_stop_command
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
@@ -34,7 +34,7 @@ def demo(
 ) -> None:
     """Run a demo: a streamed answer from a model, then a picture as a durable job."""
     graph = load_graph(_find_example(_GRAPH))
-    job = with_gateway(lambda gateway: _run_demo(gateway, graph, output))
+    job = run_with_gateway(lambda gateway: _run_demo(gateway, graph, output))
     _print_addresses()
     exit_unless_succeeded(job)
 
@@ -56,7 +56,7 @@ async def _stream_with_retries(gateway: GatewayClient) -> Answer:
     deadline = time.monotonic() + _LOADING_SECONDS
     while True:
         try:
-            return await stream_answer(gateway, _QUESTION, model="auto", limit=80)
+            return await stream_answer(gateway, _QUESTION, model="auto", max_tokens=80)
         except RequestRefused as error:
             if error.status < 500 or time.monotonic() > deadline:
                 raise
@@ -71,7 +71,7 @@ def _print_addresses() -> None:
     out.print("\n[bold]Your stack[/]")
     pairs = [*addresses.items(), ("api key", profile.api_key)]
     if state is not None:
-        pairs += [("ray token", f"in {options.layout.ray_token}"), ("stop", stop_command())]
+        pairs += [("ray token", f"in {options.layout.ray_token}"), ("stop", build_stop_command())]
     print_pairs(pairs)
 
 

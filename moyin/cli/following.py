@@ -21,7 +21,7 @@ _MAX_RECONNECTS = 60
 _UNSAFE = re.compile(r"[^\w.() -]")
 
 
-async def follow(
+async def follow_job(
     gateway: GatewayClient,
     job_id: str,
     *,
@@ -46,13 +46,13 @@ async def follow(
         disable=not (shows_bar and out.is_terminal),
     )
     with progress:
-        task = progress.add_task("queued", total=1.0)
+        bar_task = progress.add_task("queued", total=1.0)
         try:
             async for event in gateway.follow_job(job_id, max_reconnects=_MAX_RECONNECTS):
                 data = event.data
                 if on_event is not None:
                     on_event(event)
-                progress.update(task, **_get_bar_fields(event.type, data))
+                progress.update(bar_task, **_get_bar_fields(event.type, data))
         except (GatewayUnreachable, RequestRefused) as error:
             raise StackError(
                 "the connection to the gateway failed too often, but the job continues: "
@@ -67,9 +67,9 @@ async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Pa
     await asyncio.to_thread(create_folder, folder)
     saved_paths = []
     for artifact in job["artifacts"]:
-        target = choose_target(folder, artifact["name"])
-        await gateway.download(artifact["url"], target)
-        saved_paths.append(target)
+        target_path = choose_target_path(folder, artifact["name"])
+        await gateway.download(artifact["url"], target_path)
+        saved_paths.append(target_path)
     return saved_paths
 
 
@@ -78,7 +78,9 @@ def create_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StackError(f"the output folder {folder} cannot be created: {error}") from error
+        raise StackError(
+            f"the output folder {folder} cannot be created: {error}: choose another with --output"
+        ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StackError(
             f"the output folder {folder} is not writable: choose another with --output"
@@ -99,7 +101,7 @@ def _get_bar_fields(kind: str, data: Any) -> dict[str, Any]:
     return {"description": kind}
 
 
-def choose_target(folder: Path, name: str) -> Path:
+def choose_target_path(folder: Path, name: str) -> Path:
     """Return an unused path in the folder for a file name, which may be malicious."""
     name = _UNSAFE.sub("_", name).lstrip(".") or "artifact"
     path = folder / name

@@ -69,9 +69,9 @@ async def read_jobs(
     jobs: list[dict[str, Any]] = []
     cursor = None
     while True:
-        size = min(limit - len(jobs), _MAX_PAGE)
-        position: dict[str, str] = {} if cursor is None else {"cursor": cursor}
-        path = f"/jobs?{urlencode({**query, **position, 'limit': size})}"
+        page_size = min(limit - len(jobs), _MAX_PAGE)
+        cursor_parameter: dict[str, str] = {} if cursor is None else {"cursor": cursor}
+        path = f"/jobs?{urlencode({**query, **cursor_parameter, 'limit': page_size})}"
         page = await gateway.call("GET", path)
         jobs += page["jobs"]
         cursor = page["next_cursor"]
@@ -89,17 +89,17 @@ async def change_jobs(
         where: the filter from `build_filter`.
         dry_run: True to count the jobs and change nothing.
     """
-    total: dict[str, Any] = {"matched": 0, "done": 0, "skipped": 0, "dry_run": dry_run}
+    total_counts: dict[str, Any] = {"matched": 0, "done": 0, "skipped": 0, "dry_run": dry_run}
     cursor = None
     while True:
-        position: dict[str, str] = {} if cursor is None else {"cursor": cursor}
-        body = {"filter": where, "dry_run": dry_run, **position}
+        cursor_member: dict[str, str] = {} if cursor is None else {"cursor": cursor}
+        body = {"filter": where, "dry_run": dry_run, **cursor_member}
         counts = await gateway.call("POST", path, body)
         for name in ("matched", "done", "skipped"):
-            total[name] += counts[name]
+            total_counts[name] += counts[name]
         cursor = counts["next_cursor"]
         if cursor is None:
-            return total
+            return total_counts
 
 
 def _parse_metadata(pairs: Sequence[str]) -> dict[str, str]:
@@ -107,8 +107,10 @@ def _parse_metadata(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not key:
-            raise typer.BadParameter("must be KEY=VALUE", param_hint="--metadata")
+            raise typer.BadParameter(
+                f"{pair!r} must be KEY=VALUE, such as project=aurora", param_hint="--metadata"
+            )
         if key in metadata:
-            raise typer.BadParameter(f"{key} must be given once", param_hint="--metadata")
+            raise typer.BadParameter(f"{key} must be given only once", param_hint="--metadata")
         metadata[key] = value
     return metadata

@@ -25,19 +25,19 @@ def print_job(job: Mapping[str, Any]) -> None:
             ("child", "status", "inputs", "files"), map(_build_child_row, job["children"])
         )
     elif job["outputs"]:
-        kinds = [step["kind"] for step in (job["submitted"] or {}).get("steps", ())]
+        step_kinds = [step["kind"] for step in (job["submitted"] or {}).get("steps", ())]
         out.print()
         print_records(
             ("step", "kind", "back end", "cost", "result"),
-            (_build_step_row(output, kinds) for output in job["outputs"]),
-            right=("cost",),
+            (_build_step_row(output, step_kinds) for output in job["outputs"]),
+            right_aligned=("cost",),
         )
     if job["artifacts"]:
         out.print()
         print_records(
             ("file", "name", "type", "size"),
             ((f["id"], f["name"], f["media_type"], decimal(f["size"])) for f in job["artifacts"]),
-            right=("size",),
+            right_aligned=("size",),
         )
 
 
@@ -101,8 +101,10 @@ def _describe_job(job: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     if job["finished_at"] is not None:
         yield "ended (UTC)", _format_iso(job["finished_at"])
         if job["started_at"] is not None:
-            end, start = map(datetime.fromisoformat, (job["finished_at"], job["started_at"]))
-            yield "took", f"{(end - start).total_seconds():.1f} s"
+            finished_at, started_at = map(
+                datetime.fromisoformat, (job["finished_at"], job["started_at"])
+            )
+            yield "took", f"{(finished_at - started_at).total_seconds():.1f} s"
     yield "attempts", job["attempts"] if job["attempts"] > 1 else None
     yield "priority", job["priority"] if job["priority"] != _NORMAL_PRIORITY else None
     cost = format_cost(str(job["cost_usd"]))
@@ -110,11 +112,11 @@ def _describe_job(job: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield "metadata", job["metadata"] or None
 
 
-def _build_step_row(output: Mapping[str, Any], kinds: list[str]) -> tuple[object, ...]:
+def _build_step_row(output: Mapping[str, Any], step_kinds: list[str]) -> tuple[object, ...]:
     step = output["step"]
     return (
         step,
-        kinds[step] if step < len(kinds) else None,
+        step_kinds[step] if step < len(step_kinds) else None,
         output["backend"],
         format_cost(str(output["cost_usd"])),
         _describe_output(output),
@@ -125,12 +127,12 @@ def _describe_output(output: Mapping[str, Any]) -> str:
     names = [artifact["name"] for artifact in output["artifacts"]]
     if names or output["cached"]:
         return ", ".join([*names, *(["kept result"] if output["cached"] else [])])
-    text = output["text"]
-    if text is None:
-        text = "" if output["body"] is None else describe_value(output["body"])
+    output_text = output["text"]
+    if output_text is None:
+        output_text = "" if output["body"] is None else describe_value(output["body"])
     # Not cut between words, because Chinese and Japanese have no spaces.
-    text = " ".join(text.split())
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
+    output_text = " ".join(output_text.split())
+    return output_text if len(output_text) <= _MAX_TEXT else f"{output_text[:_MAX_TEXT]}…"
 
 
 def _build_child_row(child: Mapping[str, Any]) -> tuple[object, ...]:
@@ -146,8 +148,8 @@ def _describe_seconds(estimate: Mapping[str, float] | None) -> str | None:
     return f"in {estimate['p50']:.0f} s probably, {estimate['p90']:.0f} s at most (9 of 10)"
 
 
-def _format_iso(time: str | None) -> str | None:
-    return None if time is None else time[:19].replace("T", " ")
+def _format_iso(iso_time: str | None) -> str | None:
+    return None if iso_time is None else iso_time[:19].replace("T", " ")
 
 
 def _format_time(seconds: int | None) -> str | None:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import typer
 
-from moyin.cli.following import follow
+from moyin.cli.following import follow_job
 from moyin.cli.job_filters import (
     After,
     Before,
@@ -25,14 +25,14 @@ from moyin.cli.job_view import describe_status, measure_progress, print_job
 from moyin.cli.screen import (
     AsJson,
     AsJsonLines,
-    count,
     errors,
+    format_count,
     out,
     print_json,
     print_json_line,
     print_table,
 )
-from moyin.cli.session import exit_unless_succeeded, send, with_gateway
+from moyin.cli.session import exit_unless_succeeded, run_with_gateway, send_request
 from moyin.client.gateway import GatewayClient, ServerSentEvent
 
 app = typer.Typer(help="Jobs: list, show, cancel, delete, retry, watch.", no_args_is_help=True)
@@ -71,14 +71,14 @@ def list_jobs(
         status=status, kind=kind, pool=pool, template=template, metadata=metadata, after=after,
         before=before, search=search,
     )  # fmt: skip
-    jobs = with_gateway(lambda gateway: read_jobs(gateway, where, limit))
+    jobs = run_with_gateway(lambda gateway: read_jobs(gateway, where, limit))
     if as_json:
         print_json(jobs)
     elif out.is_terminal:
         print_table(
             ("id", "kind", "status", "created (UTC)"),
             ((j["id"], j["kind"], describe_status(j), j["created_at"]) for j in jobs),
-            empty="no jobs match" if where else "no jobs: `moyin render GRAPH` makes one",
+            empty_text="no jobs match" if where else "no jobs: `moyin render GRAPH` makes one",
         )
     else:
         print_table(
@@ -93,7 +93,7 @@ def list_jobs(
 @app.command()
 def show(job_id: JobId, as_json: AsJson = False) -> None:
     """Show a job with the outputs of its finished steps; piped output is JSON."""
-    job = with_gateway(lambda gateway: gateway.call("GET", _build_path(job_id)))
+    job = run_with_gateway(lambda gateway: gateway.call("GET", _build_path(job_id)))
     if as_json or not out.is_terminal:
         print_json(job)
     else:
@@ -124,13 +124,15 @@ def cancel(
         before=before, search=search,
     )  # fmt: skip
     if _is_single_job(job_id, where, dry_run):
-        job = with_gateway(lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/cancel"))
+        job = run_with_gateway(
+            lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/cancel")
+        )
         if as_json:
             print_json(job)
         else:
             out.print(f"{job['id']} {job['status']}")
         return
-    counts = _change("cancel", where, dry_run=dry_run, is_confirmed=yes)
+    counts = _change_matching("cancel", where, dry_run=dry_run, is_confirmed=yes)
     _print_counts(counts, as_json, "cancelled", "had ended")
 
 
@@ -158,20 +160,20 @@ def delete(
         before=before, search=search,
     )  # fmt: skip
     if _is_single_job(job_id, where, dry_run):
-        send("DELETE", _build_path(job_id))
+        send_request("DELETE", _build_path(job_id))
         if as_json:
             print_json({"id": job_id, "deleted": True})
         else:
             out.print(f"{job_id} deleted")
         return
-    counts = _change("delete", where, dry_run=dry_run, is_confirmed=yes)
+    counts = _change_matching("delete", where, dry_run=dry_run, is_confirmed=yes)
     _print_counts(counts, as_json, "deleted", "were open")
 
 
 @app.command()
 def retry(job_id: JobId, as_json: AsJson = False) -> None:
     """Resume a failed or cancelled job after its last finished step."""
-    job = with_gateway(lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/retry"))
+    job = run_with_gateway(lambda gateway: gateway.call("POST", f"{_build_path(job_id)}/retry"))
     if as_json:
         print_json(job)
     else:
@@ -186,16 +188,16 @@ def watch(job_id: JobId, as_json: AsJsonLines = False) -> None:
     event are the job.
     """
 
-    async def work(gateway: GatewayClient) -> None:
+    async def follow_to_end(gateway: GatewayClient) -> None:
         on_event = _print_event if as_json else None
-        job = await follow(gateway, job_id, shows_bar=not as_json, on_event=on_event)
+        job = await follow_job(gateway, job_id, shows_bar=not as_json, on_event=on_event)
         if not as_json:
             out.print(job["status"])
         if job["error"]:
             errors.print(f"{job['error']['code']}: {job['error']['message']}")
         exit_unless_succeeded(job)
 
-    with_gateway(work)
+    run_with_gateway(follow_to_end)
 
 
 def _print_event(event: ServerSentEvent) -> None:
@@ -215,27 +217,33 @@ def _is_single_job(job_id: str | None, where: dict[str, Any], dry_run: bool) -> 
     return job_id is not None
 
 
-def _change(
+def _change_matching(
     action: str, where: dict[str, Any], *, dry_run: bool, is_confirmed: bool
 ) -> dict[str, Any]:
-    async def work(gateway: GatewayClient, *, counts_only: bool) -> dict[str, Any]:
+    async def send_change(gateway: GatewayClient, *, counts_only: bool) -> dict[str, Any]:
         return await change_jobs(gateway, f"/jobs/{action}", where, dry_run=counts_only)
 
     if not dry_run and not is_confirmed:
-        matched_count = with_gateway(lambda gateway: work(gateway, counts_only=True))["matched"]
+        matched_count = run_with_gateway(lambda gateway: send_change(gateway, counts_only=True))[
+            "matched"
+        ]
         question = f"{_describe_matches(matched_count)}. {action.capitalize()} them?"
         typer.confirm(question, abort=True, err=True)
-    return with_gateway(lambda gateway: work(gateway, counts_only=dry_run))
+    return run_with_gateway(lambda gateway: send_change(gateway, counts_only=dry_run))
 
 
-def _print_counts(counts: dict[str, Any], as_json: bool, done: str, skipped: str) -> None:
+def _print_counts(
+    counts: dict[str, Any], as_json: bool, done_word: str, skipped_words: str
+) -> None:
     if as_json:
         print_json(counts)
     elif counts["dry_run"]:
         out.print(_describe_matches(counts["matched"]))
     else:
-        skipped_note = f"; {counts['skipped']:,} {skipped}" if counts["skipped"] else ""
-        out.print(f"{done} {counts['done']:,} of {count(counts['matched'], 'job')}{skipped_note}")
+        skipped_note = f"; {counts['skipped']:,} {skipped_words}" if counts["skipped"] else ""
+        out.print(
+            f"{done_word} {counts['done']:,} of {format_count(counts['matched'], 'job')}{skipped_note}"
+        )
     if counts["skipped"]:
         raise typer.Exit(SOME_SKIPPED)
 
@@ -244,5 +252,5 @@ def _build_path(job_id: str | None) -> str:
     return f"/jobs/{quote(job_id or '', safe='')}"
 
 
-def _describe_matches(number: int) -> str:
-    return f"{count(number, 'job')} {'matches' if number == 1 else 'match'}"
+def _describe_matches(job_count: int) -> str:
+    return f"{format_count(job_count, 'job')} {'matches' if job_count == 1 else 'match'}"

@@ -26,7 +26,7 @@ from moyin.cli.screen import (
 )
 from moyin.cli.session import is_remote
 from moyin.domain.account import ROLE_SCOPES
-from moyin.domain.identity import ALL, DEFAULT_SCOPES, OPERATOR, PLAYER
+from moyin.domain.identity import ALL, DEFAULT_SCOPES, METRICS, OPERATOR, PLAYER
 from moyin.errors import StackError
 from moyin.settings import Settings
 
@@ -55,7 +55,7 @@ def create(
         list[str] | None,
         typer.Option(
             help="Scope to grant; repeat for several. Default: text, jobs:read and jobs:write. "
-            "Operator scopes must be named: `org:admin`, `operator`, `*` for everything."
+            "Operator scopes must be named: `org:admin`, `metrics`, `operator`, `*` for everything."
         ),
     ] = None,
     days: Annotated[
@@ -81,7 +81,9 @@ def create(
     if owner is None or not owner.strip():
         raise StackError("OWNER is empty: name the tenant that owns everything the key creates")
     if user is not None:
-        raise StackError("--user needs a profile: `moyin profiles add`")
+        raise StackError(
+            "--user needs a profile: add one with `moyin profiles add`, then use --profile"
+        )
     _print_secret(_create_key_in_database(owner, name, scope, expires_at), as_json)
 
 
@@ -100,10 +102,10 @@ def rotate(
 
     async def rotate_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key = await keys.get(key_id)
-        text = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
-        return _audit_event("rotate", key.owner, key_id, {"overlap_seconds": overlap}), text
+        secret = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
+        return _build_audit_event("rotate", key.owner, key_id, {"overlap_seconds": overlap}), secret
 
-    _print_secret({"id": key_id, "key": _run_audited(rotate_key)}, as_json)
+    _print_secret({"id": key_id, "key": _run_with_audit(rotate_key)}, as_json)
 
 
 @app.command("list")
@@ -127,7 +129,7 @@ def list_keys(as_json: AsJson = False) -> None:
             )
             for key in keys
         ),
-        empty="no keys: `moyin keys create` makes one",
+        empty_text="no keys: `moyin keys create` makes one",
     )
 
 
@@ -141,12 +143,12 @@ def revoke(
     async def revoke_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, None]:
         key = await keys.get(key_id)
         await keys.revoke(key_id, within=transaction)
-        return _audit_event("revoke", key.owner, key_id), None
+        return _build_audit_event("revoke", key.owner, key_id), None
 
     if is_remote():
         remote_keys.revoke_key(key_id)
     else:
-        _run_audited(revoke_key)
+        _run_with_audit(revoke_key)
     print_outcome({"id": key_id, "revoked": True}, f"{key_id} revoked", as_json=as_json)
 
 
@@ -161,15 +163,15 @@ def _create_key_in_database(
     async def create_key(
         keys: KeyStore, transaction: Transaction
     ) -> tuple[AuditEvent, tuple[str, str]]:
-        key_id, text = await keys.create(
+        key_id, secret = await keys.create(
             owner, name, scopes=scopes, expires_at=expires_at, within=transaction
         )
         details = {"name": name, "scopes": sorted(scopes)}
-        return _audit_event("create", owner, key_id, details), (key_id, text)
+        return _build_audit_event("create", owner, key_id, details), (key_id, secret)
 
-    key_id, text = _run_audited(create_key)
+    key_id, secret = _run_with_audit(create_key)
     key = _with_database(lambda database: KeyStore(database).get(key_id))
-    return {**build_key(key).model_dump(mode="json"), "key": text}
+    return {**build_key(key).model_dump(mode="json"), "key": secret}
 
 
 def _list_keys_in_database() -> list[dict[str, Any]]:
@@ -182,7 +184,7 @@ def _list_keys_in_database() -> list[dict[str, Any]]:
 
 def _warn_of_unknown_scopes(scopes: list[str]) -> None:
     """Print a note for each scope that no app of Moyin requires; it is probably mistyped."""
-    known_scopes = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
+    known_scopes = frozenset({ALL, PLAYER, METRICS, OPERATOR}).union(*ROLE_SCOPES.values())
     for scope in sorted({word for text in scopes for word in text.split()} - known_scopes):
         similar_scopes = get_close_matches(scope, known_scopes, n=1, cutoff=0.8)
         hint = f" (did you mean {similar_scopes[0]}?)" if similar_scopes else ""
@@ -212,7 +214,7 @@ def _describe_state(key: Mapping[str, Any]) -> str:
     )
 
 
-def _audit_event(
+def _build_audit_event(
     verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None
 ) -> AuditEvent:
     """Return the audit event of a change to a key by the user of this machine.
@@ -233,7 +235,7 @@ def _audit_event(
     )
 
 
-def _run_audited(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEvent, T]]]) -> T:
+def _run_with_audit(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEvent, T]]]) -> T:
     """Run ``work`` in a transaction, which also writes the audit event that ``work`` returns.
 
     Returns:
@@ -242,19 +244,19 @@ def _run_audited(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEv
     from moyin.store.audit import AuditLog
     from moyin.store.keys import KeyStore
 
-    async def session(database: Database) -> T:
+    async def run_in_transaction(database: Database) -> T:
         async with database.writing() as transaction:
             event, result = await work(KeyStore(database), transaction)
             await AuditLog(database).write(event, within=transaction)
         return result
 
-    return _with_database(session)
+    return _with_database(run_in_transaction)
 
 
 def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
     from moyin.store.sql import Database
 
-    async def session() -> T:
+    async def run_and_close() -> T:
         database = Database(Settings().sql_url)
         try:
             await database.ensure_schema()
@@ -262,4 +264,4 @@ def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
         finally:
             await database.close()
 
-    return asyncio.run(session())
+    return asyncio.run(run_and_close())

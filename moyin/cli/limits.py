@@ -10,7 +10,7 @@ from urllib.parse import quote
 import typer
 
 from moyin.cli.screen import AsJson, AsLocalJson, print_json, print_outcome, print_records
-from moyin.cli.session import send, with_gateway
+from moyin.cli.session import run_with_gateway, send_request
 from moyin.client.gateway import GatewayClient
 
 app = typer.Typer(help="Limits and budgets: list, show, set, clear.", no_args_is_help=True)
@@ -23,17 +23,17 @@ _UNLIMITED = "none"
 @app.command("list")
 def list_limits(as_json: AsJson = False) -> None:
     """List the limits that apply to you."""
-    page = with_gateway(lambda gateway: gateway.call("GET", "/accounts/limits"))
+    page = run_with_gateway(lambda gateway: gateway.call("GET", "/accounts/limits"))
     if as_json:
         print_json(page)
     else:
-        _print_limits(page["limits"], empty="no limits apply to you")
+        _print_limits(page["limits"], empty_text="no limits apply to you")
 
 
 @app.command()
 def show(subject: Subject, as_json: AsJson = False) -> None:
     """Show the limits of a key, a user or a tenant."""
-    limit = with_gateway(lambda gateway: gateway.call("GET", _build_path(subject)))
+    limit = run_with_gateway(lambda gateway: gateway.call("GET", _build_path(subject)))
     if as_json:
         print_json(limit)
     else:
@@ -57,7 +57,7 @@ def set_limits(
     """Set limits of a key, a user or a tenant, and keep the limits that are not named."""
     changes = dict(map(_parse_limit, values))
 
-    async def work(gateway: GatewayClient) -> Any:
+    async def merge_limits(gateway: GatewayClient) -> Any:
         # Send the other limits, too, because the route replaces all limits of the subject.
         present_limits = await gateway.call("GET", _build_path(subject))
         merged_limits = {
@@ -66,7 +66,7 @@ def set_limits(
         body = {name: value for name, value in merged_limits.items() if value is not None}
         return await gateway.call("PUT", _build_path(subject), body)
 
-    limit = with_gateway(work)
+    limit = run_with_gateway(merge_limits)
     if as_json:
         print_json(limit)
     else:
@@ -76,17 +76,17 @@ def set_limits(
 @app.command()
 def clear(subject: Subject, as_json: AsLocalJson = False) -> None:
     """Remove all limits of a key, a user or a tenant."""
-    send("DELETE", _build_path(subject))
+    send_request("DELETE", _build_path(subject))
     outcome = {"subject": subject, "cleared": True}
     print_outcome(outcome, f"{subject} has no limits", as_json=as_json)
 
 
-def _parse_limit(text: str) -> tuple[str, Any]:
+def _parse_limit(assignment: str) -> tuple[str, Any]:
     """Return the name and the value of NAME=VALUE; the gateway checks both."""
-    name, separator, value = text.partition("=")
+    name, separator, value = assignment.partition("=")
     if not separator or not name:
         raise typer.BadParameter(
-            f"{text}: must be NAME=VALUE, such as usd_per_day=5", param_hint="NAME=VALUE"
+            f"{assignment}: must be NAME=VALUE, such as usd_per_day=5", param_hint="NAME=VALUE"
         )
     if value == _UNLIMITED:
         return name, None
@@ -95,7 +95,7 @@ def _parse_limit(text: str) -> tuple[str, Any]:
     return name, int(value) if _COUNT.fullmatch(value) else value
 
 
-def _print_limits(limits: Iterable[Mapping[str, Any]], empty: str = "no limits") -> None:
+def _print_limits(limits: Iterable[Mapping[str, Any]], empty_text: str = "no limits") -> None:
     print_records(
         ("subject", "limit", "value"),
         (
@@ -104,7 +104,7 @@ def _print_limits(limits: Iterable[Mapping[str, Any]], empty: str = "no limits")
             for name, value in limit.items()
             if name != "subject" and value is not None
         ),
-        empty=empty,
+        empty_text=empty_text,
     )
 
 

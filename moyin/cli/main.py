@@ -66,7 +66,7 @@ def _handle_global_options(
         raise typer.Exit
 
 
-stack.register(app)
+stack.register_commands(app)
 app.command("chat")(chat.chat)
 app.add_typer(models.app, name="models")
 app.command("route")(route.route)
@@ -99,8 +99,8 @@ def run(arguments: list[str] | None = None) -> int:
     completion.prepare_completion()
     try:
         app(arguments)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
+    except SystemExit as exit_request:
+        return exit_request.code if isinstance(exit_request.code, int) else 1
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -114,22 +114,24 @@ def run(arguments: list[str] | None = None) -> int:
 def _format_error(error: Exception) -> str:
     """Return the message of an error as one line for the terminal."""
     if isinstance(error, RequestRefused):
-        text = f"{error.reported_code or f'http_{error.status}'}: {error.message}"
+        message = f"{error.reported_code or f'http_{error.status}'}: {error.message}"
     elif isinstance(error, GatewayUnreachable):
         reason = type(error.__cause__).__name__
-        text = f"no response from the gateway at {error.url} ({reason}): start it with `moyin up`"
+        message = (
+            f"no response from the gateway at {error.url} ({reason}): start it with `moyin up`"
+        )
     elif isinstance(error, StackError):
-        text = error.message
+        message = error.message
     elif isinstance(error, ValidationError) and error.title == Settings.__name__:
-        text = "; ".join(
+        message = "; ".join(
             f"{_get_variable_name(item['loc'])}: {item['msg']}" for item in error.errors()
         )
     elif isinstance(error, MoyinError):
-        text = f"{error.code}: {error.message}"
+        message = f"{error.code}: {error.message}"
     else:
-        text = f"unexpected {type(error).__name__}: {error} (MOYIN_DEBUG=1 shows the traceback)"
+        message = f"unexpected {type(error).__name__}: {error} (MOYIN_DEBUG=1 shows the traceback)"
     # Brackets in a server's message must not be read as rich markup.
-    return " ".join(text.split()).replace("[", "\\[")
+    return " ".join(message.split()).replace("[", "\\[")
 
 
 def _get_variable_name(location: tuple[int | str, ...]) -> str:

@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 import typer
 
-from moyin.cli.organisations import OrganisationOption, resolve_path
+from moyin.cli.organisations import OrganisationOption, resolve_organisation_path
 from moyin.cli.screen import AsJson, errors, out, print_json, print_records
-from moyin.cli.session import with_gateway
+from moyin.cli.session import run_with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.domain.account import Role
 
@@ -19,17 +19,19 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 User = Annotated[str, typer.Argument(metavar="USER", help="Id or email of the member.")]
-RoleOption = Annotated[Role, typer.Option(help="What the member may do.")]
+RoleOption = Annotated[Role, typer.Option(help="Role: viewer, member or admin.")]
 
 
 @app.command("list")
 def list_members(organisation: OrganisationOption = None, as_json: AsJson = False) -> None:
     """List members and service accounts."""
 
-    async def work(gateway: GatewayClient) -> Any:
-        return await gateway.call("GET", f"{await resolve_path(gateway, organisation)}/members")
+    async def read_members(gateway: GatewayClient) -> Any:
+        return await gateway.call(
+            "GET", f"{await resolve_organisation_path(gateway, organisation)}/members"
+        )
 
-    page = with_gateway(work)
+    page = run_with_gateway(read_members)
     if as_json:
         print_json(page)
         return
@@ -46,11 +48,11 @@ def invite(
 ) -> None:
     """Add a member and mail an invitation; print its token if this gateway sends no mail."""
 
-    async def work(gateway: GatewayClient) -> Any:
-        path = f"{await resolve_path(gateway, organisation)}/members"
+    async def add_member(gateway: GatewayClient) -> Any:
+        path = f"{await resolve_organisation_path(gateway, organisation)}/members"
         return await gateway.call("POST", path, {"email": email, "name": name, "role": role})
 
-    _print_invitation(with_gateway(work), as_json)
+    _print_invitation(run_with_gateway(add_member), as_json)
 
 
 @app.command("invite-again")
@@ -59,11 +61,11 @@ def invite_again(
 ) -> None:
     """Mail a new invitation to a member; earlier invitations become invalid."""
 
-    async def work(gateway: GatewayClient) -> Any:
+    async def renew_invitation(gateway: GatewayClient) -> Any:
         path = await _find_member(gateway, organisation, user)
         return await gateway.call("POST", f"{path}/invitation")
 
-    _print_invitation(with_gateway(work), as_json)
+    _print_invitation(run_with_gateway(renew_invitation), as_json)
 
 
 @app.command("add-service")
@@ -75,15 +77,15 @@ def add_service_account(
 ) -> None:
     """Add a service account and print its id; `moyin keys create --user ID` creates its key."""
 
-    async def work(gateway: GatewayClient) -> Any:
-        path = f"{await resolve_path(gateway, organisation)}/service-accounts"
+    async def create_account(gateway: GatewayClient) -> Any:
+        path = f"{await resolve_organisation_path(gateway, organisation)}/service-accounts"
         return await gateway.call("POST", path, {"name": name, "role": role})
 
-    user = with_gateway(work)
+    account = run_with_gateway(create_account)
     if as_json:
-        print_json(user)
+        print_json(account)
     else:
-        out.print(user["id"])
+        out.print(account["id"])
 
 
 @app.command("role")
@@ -94,27 +96,29 @@ def set_role(
     as_json: AsJson = False,
 ) -> None:
     """Change the role of a member, and end the member's sessions."""
-    _change(user, {"role": role}, organisation, as_json)
+    _change_member(user, {"role": role}, organisation, as_json)
 
 
 @app.command()
 def disable(user: User, organisation: OrganisationOption = None, as_json: AsJson = False) -> None:
-    """Disable a member: end the sessions and disable the keys, but keep what the member made."""
-    _change(user, {"disabled": True}, organisation, as_json)
+    """Disable a member: end the sessions and disable the keys, but keep the jobs and files."""
+    _change_member(user, {"disabled": True}, organisation, as_json)
 
 
 @app.command()
 def enable(user: User, organisation: OrganisationOption = None, as_json: AsJson = False) -> None:
     """Enable a disabled member again."""
-    _change(user, {"disabled": False}, organisation, as_json)
+    _change_member(user, {"disabled": False}, organisation, as_json)
 
 
-def _change(user: str, body: dict[str, Any], organisation: str | None, as_json: bool) -> None:
-    async def work(gateway: GatewayClient) -> Any:
+def _change_member(
+    user: str, body: dict[str, Any], organisation: str | None, as_json: bool
+) -> None:
+    async def update_member(gateway: GatewayClient) -> Any:
         path = await _find_member(gateway, organisation, user)
         return await gateway.call("PATCH", path, body)
 
-    changed_member = with_gateway(work)
+    changed_member = run_with_gateway(update_member)
     if as_json:
         print_json(changed_member)
     else:
@@ -128,12 +132,14 @@ async def _find_member(gateway: GatewayClient, organisation: str | None, user: s
         organisation: the id of the organisation; None means the caller's only one.
         user: the id or the email of the member.
     """
-    path = f"{await resolve_path(gateway, organisation)}/members"
+    path = f"{await resolve_organisation_path(gateway, organisation)}/members"
     if "@" in user:
         members = (await gateway.call("GET", path))["members"]
         matching_ids = (m["id"] for m in members if (m["email"] or "").lower() == user.lower())
         if (member_id := next(matching_ids, None)) is None:
-            raise typer.BadParameter(f"no member has the email {user}", param_hint="USER")
+            raise typer.BadParameter(
+                f"no member has the email {user}: `moyin members list` shows all", param_hint="USER"
+            )
         user = str(member_id)
     return f"{path}/{quote(user, safe='')}"
 
@@ -156,8 +162,8 @@ def _print_members(members: Iterable[dict[str, Any]]) -> None:
     print_records(
         ("id", "email", "name", "kind", "role", "state"),
         map(_build_row, members),
-        spare=("kind",),
-        empty="no members: `moyin members invite EMAIL` adds one",
+        optional_columns=("kind",),
+        empty_text="no members: `moyin members invite EMAIL` adds one",
     )
 
 

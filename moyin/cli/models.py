@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from moyin.cli.screen import AsJson, out, print_json, print_pairs, print_records
-from moyin.cli.session import with_gateway
+from moyin.cli.session import run_with_gateway
 
 app = typer.Typer(
     help="Models and aliases: list, show with back ends and prices.", no_args_is_help=True
@@ -26,7 +26,7 @@ _UNITS = {
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """List the models and aliases that you may use; operators also see their back ends."""
-    page = with_gateway(lambda gateway: gateway.call("GET", "/v1/models"))
+    page = run_with_gateway(lambda gateway: gateway.call("GET", "/v1/models"))
     if as_json:
         print_json(page)
         return
@@ -42,8 +42,8 @@ def list_models(as_json: AsJson = False) -> None:
             )
             for model in page["data"]
         ),
-        right=("context",),
-        empty="there are no models that you may use",
+        right_aligned=("context",),
+        empty_text="there are no models that you may use",
     )
 
 
@@ -54,7 +54,7 @@ def show(
 ) -> None:
     """Show a model or alias; operators see every back end with its state and price."""
     path = f"/v1/models/{quote(name)}"
-    model = with_gateway(lambda gateway: gateway.call("GET", path))
+    model = run_with_gateway(lambda gateway: gateway.call("GET", path))
     if as_json:
         print_json(model)
         return
@@ -84,7 +84,7 @@ def show(
             )
             for backend in backends
         ),
-        right=("context", "quality"),
+        right_aligned=("context", "quality"),
     )
 
 
@@ -93,8 +93,8 @@ def _list_abilities(model: Mapping[str, Any]) -> list[str]:
 
 
 def _describe_price(backend: Mapping[str, Any]) -> str:
-    """Return a back end's prices as text: those of tokens, and others such as per call."""
-    tokens = backend["usd_per_million_tokens"]
-    parts = [f"${tokens['input']} in, ${tokens['output']} out per M tokens"]
-    parts += [f"${backend[key]} per {unit}" for key, unit in _UNITS.items() if key in backend]
-    return "; ".join(parts)
+    """Return a back end's prices of tokens and of other units as text."""
+    token_prices = backend["usd_per_million_tokens"]
+    price_texts = [f"${token_prices['input']} in, ${token_prices['output']} out per M tokens"]
+    price_texts += [f"${backend[key]} per {unit}" for key, unit in _UNITS.items() if key in backend]
+    return "; ".join(price_texts)

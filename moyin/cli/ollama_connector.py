@@ -48,24 +48,28 @@ class OllamaConnector(Connector):
             headers.setdefault(_HOST_HEADER, self._backend)
         return headers
 
-    async def _forward(self, request: web.Request, target: URL) -> web.StreamResponse:
+    async def _forward_request(self, request: web.Request, target_url: URL) -> web.StreamResponse:
         if request.path in _OPENAI_PATHS or request.path.startswith(("/api/", _MODEL_PATH)):
-            return await super()._forward(request, target)
+            return await super()._forward_request(request, target_url)
         if request.path == "/" and request.method in ("GET", "HEAD"):
             return web.Response(text=_ALIVE)
         return web.json_response(
-            {"error": f"there is no route {request.method} {request.path}"}, status=404
+            {
+                "error": f"there is no route {request.method} {request.path}: this port has only "
+                "Ollama's API and the calls of models of OpenAI's API"
+            },
+            status=404,
         )
 
-    async def _relay_socket(self, request: web.Request, target: URL) -> web.StreamResponse:
+    async def _relay_socket(self, request: web.Request, target_url: URL) -> web.StreamResponse:
         raise CrossSiteRequest(
             "this port does not accept WebSockets, because Ollama's API has none"
         )
 
     def _build_target_url(self, request: web.Request) -> URL:
-        target = super()._build_target_url(request)
+        target_url = super()._build_target_url(request)
         if not request.path.startswith("/api/"):
-            return target
+            return target_url
         return URL(f"{self._gateway_url}{_GATEWAY_PREFIX}{request.raw_path}", encoded=True)
 
     def _render_error(self, status: int, error: MoyinError) -> web.Response:

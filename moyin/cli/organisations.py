@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from moyin.cli.screen import AsJson, out, print_json, print_records
-from moyin.cli.session import with_gateway
+from moyin.cli.session import run_with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
 
@@ -24,14 +24,14 @@ OrganisationOption = Annotated[
 @app.command("list")
 def list_organisations(as_json: AsJson = False) -> None:
     """List your organisation; operators see all organisations."""
-    page = with_gateway(lambda gateway: gateway.call("GET", _PATH))
+    page = run_with_gateway(lambda gateway: gateway.call("GET", _PATH))
     if as_json:
         print_json(page)
     else:
         print_records(
             _COLUMNS,
             map(_build_row, page["organisations"]),
-            empty="no organisations: an operator makes one with `moyin organisations create NAME`",
+            empty_text="no organisations: an operator makes one with `moyin organisations create NAME`",
         )
 
 
@@ -41,7 +41,9 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show an organisation."""
-    body = with_gateway(lambda gateway: gateway.call("GET", get_path(organisation)))
+    body = run_with_gateway(
+        lambda gateway: gateway.call("GET", get_organisation_path(organisation))
+    )
     if as_json:
         print_json(body)
     else:
@@ -54,36 +56,36 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create an organisation and print its id; needs the rights of an operator."""
-    body = with_gateway(lambda gateway: gateway.call("POST", _PATH, {"name": name}))
+    body = run_with_gateway(lambda gateway: gateway.call("POST", _PATH, {"name": name}))
     if as_json:
         print_json(body)
     else:
         out.print(body["id"])
 
 
-async def resolve_path(gateway: GatewayClient, organisation: str | None) -> str:
+async def resolve_organisation_path(gateway: GatewayClient, organisation: str | None) -> str:
     """Return the API path of an organisation; None means the caller's only organisation.
 
     Raises:
         StackError: the caller has no organisation, or has several and did not name one.
     """
     if organisation is not None:
-        return get_path(organisation)
+        return get_organisation_path(organisation)
     page = await gateway.call("GET", _PATH)
-    ids = [str(body["id"]) for body in page["organisations"]]
-    if not ids:
+    organisation_ids = [str(body["id"]) for body in page["organisations"]]
+    if not organisation_ids:
         raise StackError(
             "there is no organisation: an operator makes one with `moyin organisations create NAME`"
         )
-    if len(ids) > 1:
+    if len(organisation_ids) > 1:
         raise StackError(
             "there are several organisations: name one with --organisation "
             "(`moyin organisations list`)"
         )
-    return get_path(ids[0])
+    return get_organisation_path(organisation_ids[0])
 
 
-def get_path(organisation: str) -> str:
+def get_organisation_path(organisation: str) -> str:
     return f"{_PATH}/{quote(organisation, safe='')}"
 
 

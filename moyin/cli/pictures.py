@@ -63,8 +63,8 @@ def show_picture(path: Path, protocol: PictureProtocol) -> bool:
     if picture is None:
         return False
     sys.stdout.flush()
-    for piece in encode_picture(picture, protocol):
-        sys.stdout.write(piece)
+    for control_sequence in encode_picture(picture, protocol):
+        sys.stdout.write(control_sequence)
     sys.stdout.write("\n")
     sys.stdout.flush()
     return True
@@ -77,15 +77,15 @@ def encode_picture(picture: Image, protocol: PictureProtocol) -> Iterator[str]:
         return
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
+    encoded_picture = base64.b64encode(buffer.getvalue()).decode()
     if protocol is PictureProtocol.ITERM:
-        yield f"\x1b]1337;File=inline=1;size={buffer.tell()}:{data}\x07"
+        yield f"\x1b]1337;File=inline=1;size={buffer.tell()}:{encoded_picture}\x07"
         return
-    for start in range(0, len(data), _KITTY_CHUNK):
+    for start in range(0, len(encoded_picture), _KITTY_CHUNK):
         # q=2 disables replies, because nothing would read them. m=1 means that more chunks follow.
-        control = "a=T,f=100,q=2," if start == 0 else ""
-        has_more = int(start + _KITTY_CHUNK < len(data))
-        yield f"\x1b_G{control}m={has_more};{data[start : start + _KITTY_CHUNK]}\x1b\\"
+        options = "a=T,f=100,q=2," if start == 0 else ""
+        has_more = int(start + _KITTY_CHUNK < len(encoded_picture))
+        yield f"\x1b_G{options}m={has_more};{encoded_picture[start : start + _KITTY_CHUNK]}\x1b\\"
 
 
 def _load_thumbnail(path: Path) -> Image | None:
@@ -108,24 +108,24 @@ def _load_thumbnail(path: Path) -> Image | None:
 
 def _query_terminal() -> bytes:
     """Ask the terminal what it supports, and return its reply; empty if it can't be asked."""
-    reader, writer = sys.stdin.fileno(), sys.stdout.fileno()
+    input_fd, output_fd = sys.stdin.fileno(), sys.stdout.fileno()
     # A background process would be suspended if it changed the terminal's settings.
-    if not os.isatty(reader) or os.tcgetpgrp(reader) != os.getpgrp():
+    if not os.isatty(input_fd) or os.tcgetpgrp(input_fd) != os.getpgrp():
         return b""
-    saved_attributes = termios.tcgetattr(reader)
+    saved_attributes = termios.tcgetattr(input_fd)
     reply = b""
     try:
-        tty.setcbreak(reader, termios.TCSADRAIN)
-        os.write(writer, _QUERY)
-        end = time.monotonic() + _REPLY_SECONDS
+        tty.setcbreak(input_fd, termios.TCSADRAIN)
+        os.write(output_fd, _QUERY)
+        deadline = time.monotonic() + _REPLY_SECONDS
         while not _ATTRIBUTES.search(reply) and len(reply) < _MAX_REPLY:
-            if not select.select([reader], [], [], max(0, end - time.monotonic()))[0]:
+            if not select.select([input_fd], [], [], max(0, deadline - time.monotonic()))[0]:
                 break
-            if not (piece := os.read(reader, _MAX_REPLY)):
+            if not (reply_part := os.read(input_fd, _MAX_REPLY)):
                 break
-            reply += piece
+            reply += reply_part
     finally:
-        termios.tcsetattr(reader, termios.TCSADRAIN, saved_attributes)
+        termios.tcsetattr(input_fd, termios.TCSADRAIN, saved_attributes)
     return reply
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import typer
 
 from moyin.cli.screen import AsLocalJson, errors, print_json, print_outcome, print_table
-from moyin.cli.session import find_profile_name, run_with
+from moyin.cli.session import find_profile_name, run_with_profile
 from moyin.errors import StackError
 from moyin.stack.named_profiles import (
     LOCAL,
@@ -51,7 +51,7 @@ def add(
     _warn_of_plain_http(profile.url)
     profile = replace(profile, api_key=_read_key())
     if check:
-        run_with(profile, lambda gateway: gateway.call("GET", "/accounts/whoami"))
+        run_with_profile(profile, lambda gateway: gateway.call("GET", "/accounts/whoami"))
     profiles = {**named_profiles.profiles, require_profile_name(name): profile}
     write_named_profiles(path, replace(named_profiles, profiles=profiles))
     print_outcome(
@@ -92,7 +92,7 @@ def use(name: Name, as_json: AsLocalJson = False) -> None:
             named_profiles.get(name)
         return replace(named_profiles, default=name)
 
-    _change(choose_profile)
+    _change_profiles(choose_profile)
     outcome = {"name": name, "default": True}
     print_outcome(outcome, f"{name} is used from now on", as_json=as_json)
 
@@ -108,11 +108,11 @@ def remove(name: Name, as_json: AsLocalJson = False) -> None:
             profiles={n: profile for n, profile in named_profiles.profiles.items() if n != name},
         )
 
-    _change(drop_profile)
+    _change_profiles(drop_profile)
     print_outcome({"name": name, "removed": True}, f"{name} removed", as_json=as_json)
 
 
-def _change(change: Callable[[NamedProfiles], NamedProfiles]) -> None:
+def _change_profiles(change: Callable[[NamedProfiles], NamedProfiles]) -> None:
     path = find_profiles_file(os.environ)
     write_named_profiles(path, change(read_named_profiles(path)))
 
@@ -128,6 +128,6 @@ def _read_key() -> str:
 
 
 def _warn_of_plain_http(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+    url_parts = urlsplit(url)
+    if url_parts.scheme == "http" and url_parts.hostname not in _LOOPBACK:
         errors.print("note: http:// does not encrypt the key, so others can read it; use https://")

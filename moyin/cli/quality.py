@@ -16,7 +16,7 @@ from moyin.cli.screen import (
     print_pairs,
     print_table,
 )
-from moyin.cli.session import send, with_gateway
+from moyin.cli.session import run_with_gateway, send_request
 
 app = typer.Typer(
     help="The quality of answers: show, export, reset, freeze, thaw.", no_args_is_help=True
@@ -32,7 +32,7 @@ def show(as_json: AsJson = False) -> None:
     the judge, and what the last thirty days would have cost with other values of
     `usd_per_bad_answer`.
     """
-    report = with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
+    report = run_with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
     if as_json:
         print_json(report)
         return
@@ -60,27 +60,27 @@ def show(as_json: AsJson = False) -> None:
 @app.command()
 def export(_: AlwaysJson = True) -> None:
     """Print all stored signals of your tenant as JSON."""
-    print_json(with_gateway(lambda gateway: gateway.call("GET", "/v1/quality/export")))
+    print_json(run_with_gateway(lambda gateway: gateway.call("GET", "/v1/quality/export")))
 
 
 @app.command()
 def reset(as_json: AsLocalJson = False) -> None:
     """Delete all signals of your tenant."""
-    send("POST", "/v1/quality/reset")
+    send_request("POST", "/v1/quality/reset")
     print_outcome({"deleted": True}, "signals deleted", as_json=as_json)
 
 
 @app.command()
 def freeze(as_json: AsLocalJson = False) -> None:
     """Stop learning for your tenant; the router still uses what it learned before."""
-    send("POST", "/v1/quality/freeze", {"frozen": True})
+    send_request("POST", "/v1/quality/freeze", {"frozen": True})
     print_outcome({"frozen": True}, "frozen", as_json=as_json)
 
 
 @app.command()
 def thaw(as_json: AsLocalJson = False) -> None:
     """Resume learning for your tenant."""
-    send("POST", "/v1/quality/freeze", {"frozen": False})
+    send_request("POST", "/v1/quality/freeze", {"frozen": False})
     print_outcome({"frozen": False}, "learning", as_json=as_json)
 
 
@@ -100,7 +100,7 @@ def feedback(
     """Rate an answer, so that the router learns from it."""
     rating = {"score": score, "better_request_id": better, "comment": comment}
     body = {name: value for name, value in rating.items() if value is not None}
-    result = with_gateway(
+    result = run_with_gateway(
         lambda gateway: gateway.call("POST", "/v1/feedback", {"request_id": request_id, **body})
     )
     if as_json:
@@ -120,17 +120,18 @@ def _print_caption(text: str) -> None:
 
 def _describe_judge(judge: dict[str, Any]) -> str:
     """Return the judge's results of this month as text, with the cost if the caller may see it."""
-    text = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
+    summary = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
     if judge.get("usd_per_month") is None:
-        return text
+        return summary
     spent_text = "?" if judge["spent_usd"] is None else f"${judge['spent_usd']:.4f}"
-    return f"{text}, {spent_text} of ${judge['usd_per_month']:g} spent"
+    return f"{summary}, {spent_text} of ${judge['usd_per_month']:g} spent"
 
 
 def _print_models(models: list[dict[str, Any]]) -> None:
-    """Print the models: in a pipe with all values per line, on a terminal those by kind below.
+    """Print the models as lines with all values into a pipe, or as a table on a terminal.
 
-    In columns of a terminal, the many values by kind would be a column of single words.
+    On a terminal, the values by kind of request follow below the table, because the columns of the
+    table are too narrow for them.
     """
     if not out.is_terminal:
         print_table(
@@ -138,10 +139,10 @@ def _print_models(models: list[dict[str, Any]]) -> None:
             (
                 (
                     model["model"],
-                    ", ".join(filter(None, (_describe_ability(model), _list_abilities(model)))),
+                    ", ".join(filter(None, (_describe_ability(model), _describe_abilities(model)))),
                     _describe_source(model),
-                    _list_signals(model),
-                    _list_shared(model),
+                    _describe_signals(model),
+                    _describe_shared_levels(model),
                 )
                 for model in models
             ),
@@ -158,14 +159,16 @@ def _print_models(models: list[dict[str, Any]]) -> None:
             )
             for model in models
         ),
-        right=("signals",),
+        right_aligned=("signals",),
     )
-    for caption, list_values in (
-        ("ability by kind of request", _list_abilities),
-        ("signals by kind", _list_signals),
-        ("learned from other tenants", _list_shared),
+    for caption, describe_values in (
+        ("ability by kind of request", _describe_abilities),
+        ("signals by kind", _describe_signals),
+        ("learned from other tenants", _describe_shared_levels),
     ):
-        if pairs := [(model["model"], text) for model in models if (text := list_values(model))]:
+        if pairs := [
+            (model["model"], text) for model in models if (text := describe_values(model))
+        ]:
             _print_caption(caption)
             print_pairs(pairs, indent=0)
 
@@ -178,17 +181,17 @@ def _describe_source(model: dict[str, Any]) -> str:
     return str(model["source"]).removeprefix(f"{model['model']}, ")
 
 
-def _list_abilities(model: dict[str, Any]) -> str:
+def _describe_abilities(model: dict[str, Any]) -> str:
     estimates = sorted(model["kinds"].items()) if model["ability"] is not None else ()
     return ", ".join(f"{kind} {estimate['ability']:+.1f}" for kind, estimate in estimates)
 
 
-def _list_signals(model: dict[str, Any]) -> str:
+def _describe_signals(model: dict[str, Any]) -> str:
     counts = sorted(model["signals"].items(), key=lambda item: -item[1])
     return ", ".join(f"{kind} {count:g}" for kind, count in counts)
 
 
-def _list_shared(model: dict[str, Any]) -> str:
+def _describe_shared_levels(model: dict[str, Any]) -> str:
     return ", ".join(f"{kind} {level:+.1f}" for kind, level in sorted(model["shared"].items()))
 
 

@@ -7,14 +7,14 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from moyin.cli.session import send, with_gateway
+from moyin.cli.session import run_with_gateway, send_request
 
 _PATH = "/accounts/keys"
 
 
 def list_keys() -> list[dict[str, Any]]:
     """Return the caller's keys, or for an administrator all keys of the organisation."""
-    page = with_gateway(lambda gateway: gateway.call("GET", _PATH))
+    page = run_with_gateway(lambda gateway: gateway.call("GET", _PATH))
     return list(page["keys"])
 
 
@@ -29,17 +29,17 @@ def create_key(
         "user": user,
     }
     body = {name: value for name, value in key_fields.items() if value is not None}
-    return dict(with_gateway(lambda gateway: gateway.call("POST", _PATH, body)))
+    return dict(run_with_gateway(lambda gateway: gateway.call("POST", _PATH, body)))
 
 
 def rotate_key(key_id: str, overlap: int) -> dict[str, Any]:
     """Replace a key's secret; return the key's id, and its new secret in the member ``key``."""
     path, body = f"{_build_path(key_id)}/rotate", {"overlap_seconds": overlap}
-    return dict(with_gateway(lambda gateway: gateway.call("POST", path, body)))
+    return dict(run_with_gateway(lambda gateway: gateway.call("POST", path, body)))
 
 
 def revoke_key(key_id: str) -> None:
-    send("DELETE", _build_path(key_id))
+    send_request("DELETE", _build_path(key_id))
 
 
 def _build_path(key_id: str) -> str:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.artifacts import ShowPictures, print_files
-from moyin.cli.following import create_folder, follow, save_artifacts
+from moyin.cli.following import create_folder, follow_job, save_artifacts
 from moyin.cli.screen import AsJson, errors, out, print_json
-from moyin.cli.session import exit_unless_succeeded, with_gateway
+from moyin.cli.session import exit_unless_succeeded, run_with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
 from moyin.render.protocol.editor_graph.document import is_editor_format
@@ -60,13 +60,13 @@ def render(
     if pool is not None:
         body["pool"] = pool
 
-    async def work(gateway: GatewayClient) -> tuple[dict[str, Any], list[Path]]:
+    async def render_and_save(gateway: GatewayClient) -> tuple[dict[str, Any], list[Path]]:
         if is_editor_format(body.get("workflow", {})):
             body["workflow"] = await _convert_graph(gateway, body["workflow"], pool)
         job = await submit_and_follow(gateway, body, is_quiet=as_json)
         return job, await save_artifacts(gateway, job, output)
 
-    job, paths = with_gateway(work)
+    job, paths = run_with_gateway(render_and_save)
     if as_json:
         print_json({**job, "paths": list(map(str, paths))})
     else:
@@ -83,7 +83,7 @@ def _build_job_source(graph: Path | None, template: str | None) -> dict[str, Any
     return {"workflow": load_graph(graph)} if graph is not None else {"template": template}
 
 
-def _parse_input(text: str) -> tuple[str, Any]:
+def _parse_input(assignment: str) -> tuple[str, Any]:
     """Split NAME=VALUE, and parse the value as JSON, or keep it as text if it is not JSON.
 
     ``width=512`` is a number; ``prompt=sea`` and ``prompt='"512"'`` are texts.
@@ -91,9 +91,9 @@ def _parse_input(text: str) -> tuple[str, Any]:
     Raises:
         StackError: the text has no ``=``.
     """
-    name, separator, value = text.partition("=")
+    name, separator, value = assignment.partition("=")
     if not separator:
-        raise StackError(f"--input {text}: an input must be NAME=VALUE, such as width=512")
+        raise StackError(f"--input {assignment}: an input must be NAME=VALUE, such as width=512")
     try:
         return name, json.loads(value)
     except ValueError:
@@ -105,9 +105,11 @@ def load_graph(path: Path) -> dict[str, Any]:
     try:
         graph = json.loads(path.read_text())
     except FileNotFoundError:
-        raise StackError(f"the graph file {path} does not exist") from None
+        raise StackError(f"the graph file {path} does not exist: check its path") from None
     except (OSError, ValueError) as error:
-        raise StackError(f"{path} cannot be read as JSON: {error}") from error
+        raise StackError(
+            f"{path} cannot be read as JSON: {error}: name a graph that ComfyUI saved"
+        ) from error
     if not isinstance(graph, dict):
         raise StackError(f"{path} is not a graph: the file must be a JSON object of nodes")
     return graph
@@ -118,16 +120,16 @@ async def _convert_graph(
 ) -> dict[str, Any]:
     """Return a graph of the editor's format in the API format; print what the pool lacks for it."""
     request = {"graph": graph} if pool is None else {"graph": graph, "pool": pool}
-    converted: dict[str, Any] = await gateway.call("POST", "/graphs/convert", request)
-    missing = converted["missing"]
-    names = [node["class_type"] for node in missing["nodes"]]
-    names += [part["value"] for kind in ("choices", "files") for part in missing[kind]]
+    conversion: dict[str, Any] = await gateway.call("POST", "/graphs/convert", request)
+    missing_parts = conversion["missing"]
+    names = [node["class_type"] for node in missing_parts["nodes"]]
+    names += [part["value"] for kind in ("choices", "files") for part in missing_parts[kind]]
     if names:
         errors.print(
-            f"pool {converted['pool']} lacks: {', '.join(names)}", style="yellow", markup=False
+            f"pool {conversion['pool']} lacks: {', '.join(names)}", style="yellow", markup=False
         )
-    result: dict[str, Any] = converted["graph"]
-    return result
+    converted_graph: dict[str, Any] = conversion["graph"]
+    return converted_graph
 
 
 async def submit_and_follow(
@@ -142,7 +144,7 @@ async def submit_and_follow(
     job = await gateway.call("POST", "/jobs", body)
     if not is_quiet:
         out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
-    ended_job = await follow(gateway, job["id"], shows_bar=not is_quiet)
+    ended_job = await follow_job(gateway, job["id"], shows_bar=not is_quiet)
     if ended_job["error"]:
         errors.print(
             f"[red]{ended_job['error']['code']}: {ended_job['error']['message']}[/]", markup=True

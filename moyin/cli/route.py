@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.screen import errors, out, print_json, print_pairs, print_table
-from moyin.cli.session import with_gateway
+from moyin.cli.session import run_with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.text.quality.wording import format_probability
 
@@ -47,7 +47,7 @@ def route(
     async def explain(gateway: GatewayClient) -> Any:
         return await gateway.call("POST", "/v1/route", body, headers=headers)
 
-    decision = with_gateway(explain)
+    decision = run_with_gateway(explain)
     if as_json:
         print_json(decision)
     else:
@@ -58,28 +58,28 @@ def route(
 
 
 def _print_decision(decision: dict[str, Any]) -> None:
-    request = decision["quality"]
+    request_estimate = decision["quality"]
     if out.is_terminal:
-        if request is not None:
-            print_pairs([("request", _describe_request(request))], indent=0)
+        if request_estimate is not None:
+            print_pairs([("request", _describe_request(request_estimate))], indent=0)
         if decision["route"] is not None:
             print_pairs([("chosen", decision["route"])], indent=0)
         if (exploration := decision["explore"]["tried"]) is not None:
             share = f"{decision['explore']['share']:.1%} of such requests"
             print_pairs([("tries", f"{exploration['model']} on {share}")], indent=0)
-    refused = (
+    refused_rows = (
         (refusal["model"], refusal["backend"], *[""] * 6, f"out: {refusal['reason']}")
         for refusal in decision["refused"]
     )
-    lines = [*map(_build_candidate_row, decision["candidates"]), *refused]
+    rows = [*map(_build_candidate_row, decision["candidates"]), *refused_rows]
     if not out.is_terminal:
-        print_table(_COLUMNS, lines)
+        print_table(_COLUMNS, rows)
         return
     # Reasons are printed below the table, because a ninth column would be too narrow for sentences.
-    candidates = [line[:-1] for line in lines[: len(decision["candidates"])]]
+    candidates = [row[:-1] for row in rows[: len(decision["candidates"])]]
     if candidates:
         print_table(_COLUMNS[:-1], candidates)
-    print_pairs(((line[0], line[-1]) for line in lines), indent=0)
+    print_pairs(((row[0], row[-1]) for row in rows), indent=0)
 
 
 def _describe_request(request: dict[str, Any]) -> str:
@@ -91,14 +91,14 @@ def _describe_request(request: dict[str, Any]) -> str:
 
 
 def _build_candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:
-    expected, quality = candidate["expected"], candidate["quality"]
+    estimates, quality = candidate["expected"], candidate["quality"]
     estimate = ("", "", "") if quality is None else _format_estimate(quality)
     return (
         candidate["model"],
         candidate["backend"],
         *estimate,
-        f"${expected['cost_usd']}",
-        f"{expected['seconds']:.1f}",
+        f"${estimates['cost_usd']}",
+        f"{estimates['seconds']:.1f}",
         f"{candidate['score_usd']:.6f}",
         candidate["reason"],
     )

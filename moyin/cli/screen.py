@@ -72,58 +72,58 @@ AlwaysJson = Annotated[bool, typer.Option("--json", help="The output is always J
 
 def print_table(
     columns: Sequence[str],
-    lines: Iterable[Sequence[str]],
+    rows: Iterable[Sequence[str]],
     *,
-    right: Collection[str] = (),
-    spare: Sequence[str] = (),
-    empty: str = "",
+    right_aligned: Collection[str] = (),
+    optional_columns: Sequence[str] = (),
+    empty_text: str = "",
 ) -> None:
     """Print a table with a heading to a terminal, or tab-separated lines into a pipe.
 
     A terminal shows times without fractions of a second and without their zone, which is UTC. If
-    the terminal is too narrow, columns are left out: those without values, then those in ``spare``.
-    If even that does not suffice, the cells of each line stand below each other.
+    the terminal is too narrow, columns are left out: those without values, then the optional ones.
+    If even that does not suffice, the cells of each row stand below each other.
 
     Args:
-        right: the columns that are aligned to the right, such as numbers.
-        spare: the columns to leave out, the first one first; a pipe gets them all.
-        empty: what a terminal shows if there are no lines.
+        right_aligned: the columns that are aligned to the right, such as numbers.
+        optional_columns: the columns that may be left out, the first one first; a pipe gets all.
+        empty_text: what a terminal shows if there are no rows.
     """
     if not out.is_terminal:
-        for line in lines:
-            sys.stdout.write("\t".join(line) + "\n")
+        for row in rows:
+            sys.stdout.write("\t".join(row) + "\n")
         return
-    rows = [[Text.from_markup(_TIME.sub(r"\1 \2", cell)) for cell in line] for line in lines]
-    if not rows and empty:
-        out.print(empty, style="dim", markup=False)
+    text_rows = [[Text.from_markup(_TIME.sub(r"\1 \2", cell)) for cell in row] for row in rows]
+    if not text_rows and empty_text:
+        out.print(empty_text, style="dim", markup=False)
         return
-    widths = _fit_columns(columns, rows, spare)
+    widths = _fit_columns(columns, text_rows, optional_columns)
     if not widths:
-        for number, row in enumerate(rows):
+        for number, text_row in enumerate(text_rows):
             if number:
                 out.print()
-            pairs = ((name, cell.plain) for name, cell in zip(columns, row, strict=True))
+            pairs = ((name, cell.plain) for name, cell in zip(columns, text_row, strict=True))
             print_pairs(((name, value) for name, value in pairs if value), indent=0)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, width in widths.items():
-        justify: Literal["left", "right"] = "right" if columns[number] in right else "left"
+        justify: Literal["left", "right"] = "right" if columns[number] in right_aligned else "left"
         table.add_column(columns[number], overflow="fold", width=width, justify=justify)
-    for row in rows:
-        table.add_row(*(row[number] for number in widths))
+    for text_row in text_rows:
+        table.add_row(*(text_row[number] for number in widths))
     out.print(table)
 
 
 def _fit_columns(
-    columns: Sequence[str], rows: Sequence[Sequence[Text]], spare: Sequence[str]
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], optional_columns: Sequence[str]
 ) -> dict[int, int]:
     """Return the widths of the shown columns by number, empty if the terminal is too narrow."""
     cells = dict(enumerate(zip(columns, *rows, strict=True)))
     if rows and _measure_spare_width(_measure_columns(cells)) < 0:
         cells = {n: column for n, column in cells.items() if n == 0 or any(map(str, column[1:]))}
-    for name in (None, *spare):
+    for name in (None, *optional_columns):
         cells = {n: column for n, column in cells.items() if column[0] != name}
-        if widths := _share_width(cells):
+        if widths := _compute_column_widths(cells):
             return widths
     return {}
 
@@ -138,8 +138,8 @@ def _measure_spare_width(widths: Mapping[int, int]) -> int:
     return out.width - sum(widths.values()) - 2 * (len(widths) - 1)
 
 
-def _share_width(cells: Mapping[int, Sequence[object]]) -> dict[int, int]:
-    """Return column widths that break no word, or nothing if the terminal is too narrow.
+def _compute_column_widths(cells: Mapping[int, Sequence[object]]) -> dict[int, int]:
+    """Return column widths that break no word; empty if the terminal is too narrow.
 
     The first column is not broken even between words, since users copy its ids.
     """
@@ -199,7 +199,7 @@ def describe_value(value: object) -> str:
     return json.dumps(value) if isinstance(value, bool) else clean_text(value)
 
 
-def count(number: int, noun: str, plural: str | None = None) -> str:
+def format_count(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, such as ``1 job`` or ``2 jobs``."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
@@ -242,7 +242,7 @@ def print_json_line(value: Any) -> None:
 
 
 def print_outcome(value: Any, text: str, *, as_json: bool) -> None:
-    """Print what a command did: as JSON, or as one line for people."""
+    """Print the outcome of a command, as JSON or as one line of text."""
     if as_json:
         print_json(value)
     else:

@@ -71,19 +71,19 @@ def open_gateway(profile: Profile) -> GatewayClient:
     )
 
 
-def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
+def run_with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
     """Run ``work`` with a client of the selected profile's gateway, and return the result."""
-    return run_with(load_profile(), work)
+    return run_with_profile(load_profile(), work)
 
 
-def run_with(profile: Profile, work: Callable[[GatewayClient], Awaitable[T]]) -> T:
+def run_with_profile(profile: Profile, work: Callable[[GatewayClient], Awaitable[T]]) -> T:
     """Run ``work`` with a client of the profile's gateway, and return the result."""
 
-    async def session() -> T:
+    async def run_in_session() -> T:
         async with open_gateway(profile) as gateway:
             return await work(gateway)
 
-    return asyncio.run(session())
+    return asyncio.run(run_in_session())
 
 
 def build_path(path: str, parameters: Mapping[str, Any]) -> str:
@@ -92,14 +92,14 @@ def build_path(path: str, parameters: Mapping[str, Any]) -> str:
     return f"{path}?{urlencode(set_parameters, doseq=True)}" if set_parameters else path
 
 
-def send(method: str, path: str, body: Any = None) -> None:
+def send_request(method: str, path: str, body: Any = None) -> None:
     """Send a request to the selected gateway; the response has no body."""
 
-    async def work(gateway: GatewayClient) -> None:
+    async def send_and_discard(gateway: GatewayClient) -> None:
         async with gateway.open(method, path, body):
             return
 
-    with_gateway(work)
+    run_with_gateway(send_and_discard)
 
 
 def exit_unless_succeeded(job: dict[str, Any]) -> None:

@@ -58,15 +58,15 @@ def _encode_columns(columns: Mapping[int, int]) -> str:
     Args:
         columns: for each column, a bit for each of its six pixels that has the colour.
     """
-    pieces, position = [], 0
+    encoded_runs, position = [], 0
     # Adjacent columns with equal masks have the same difference between column and rank.
     ranked_columns = ((x - rank, columns[x], x) for rank, x in enumerate(sorted(columns)))
     for (_, mask), run in groupby(ranked_columns, key=lambda item: item[:2]):
         xs = [x for *_, x in run]
-        pieces += [_repeat("?", xs[0] - position), _repeat(chr(63 + mask), len(xs))]
+        encoded_runs += [_encode_run("?", xs[0] - position), _encode_run(chr(63 + mask), len(xs))]
         position = xs[-1] + 1
-    return "".join(pieces)
+    return "".join(encoded_runs)
 
 
-def _repeat(character: str, count: int) -> str:
+def _encode_run(character: str, count: int) -> str:
     return f"!{count}{character}" if count > 3 else character * count

@@ -30,7 +30,7 @@ from moyin.cli.stack_view import StartProgress, print_checks, print_ready, print
 from moyin.domain.serialization import to_plain
 from moyin.errors import StackError
 from moyin.stack import apps, launch, ray
-from moyin.stack.doctor.checkup import mend, run_checks
+from moyin.stack.doctor.checkup import mend_problems, run_checks
 from moyin.stack.doctor.result import CheckVerdict
 from moyin.stack.launch import measure_memory
 from moyin.stack.options import Options
@@ -52,7 +52,7 @@ ConfigOption = Annotated[
 _LOG_POLL_SECONDS = 0.3
 
 
-def register(app: typer.Typer) -> None:
+def register_commands(app: typer.Typer) -> None:
     for command in (up, down, deploy, status, doctor, logs, ray_env):
         app.command()(command)
     # The previous name of `ray-env`, which the next version removes.
@@ -80,8 +80,8 @@ def up(
         return
     state = launch.read_running_state(options)
     if state is not None and state.phase in (Phase.READY, Phase.DEGRADED):
-        text = f"Moyin is up already: {state.addresses['gateway']} (see `moyin status`)"
-        print_outcome(to_plain(state), text, as_json=as_json)
+        notice = f"Moyin is up already: {state.addresses['gateway']} (see `moyin status`)"
+        print_outcome(to_plain(state), notice, as_json=as_json)
         return
     with StartProgress() as progress:
         state = launch.start_stack(options, progress.update)
@@ -182,7 +182,7 @@ def doctor(
     def on_step(text: str) -> None:
         errors.print(text, markup=False, style="dim")
 
-    checks = list(mend(options, on_step) if fix else run_checks(options))
+    checks = list(mend_problems(options, on_step) if fix else run_checks(options))
     if as_json:
         print_json([to_plain(check) for check in checks])
     elif out.is_terminal:
@@ -252,18 +252,18 @@ def _print_memory(options: Options) -> None:
 def _print_as_object(line: str) -> None:
     """Print a line of a log as a JSON object, which it may be already."""
     try:
-        value = json.loads(line)
+        parsed_line = json.loads(line)
     except (ValueError, RecursionError):
-        value = None
-    print_json_line(value if isinstance(value, dict) else {"message": line})
+        parsed_line = None
+    print_json_line(parsed_line if isinstance(parsed_line, dict) else {"message": line})
 
 
 def _follow_log(path: Path) -> Iterator[str]:
     """Yield the lines that are added to a log from now on."""
     with path.open(errors="replace") as file:
         file.seek(0, os.SEEK_END)
-        unfinished = ""
+        unfinished_line = ""
         while True:
-            *lines, unfinished = (unfinished + file.read()).split("\n")
+            *lines, unfinished_line = (unfinished_line + file.read()).split("\n")
             yield from lines
             time.sleep(_LOG_POLL_SECONDS)

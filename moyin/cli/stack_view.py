@@ -17,11 +17,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from moyin.cli.screen import count, errors, out, print_pairs
+from moyin.cli.screen import errors, format_count, out, print_pairs
 from moyin.stack.doctor.result import CheckResult, CheckVerdict
 from moyin.stack.options import Options
 from moyin.stack.profile import read_profile
-from moyin.stack.state import Part, PartStatus, Phase, StackState
+from moyin.stack.state import PartState, PartStatus, Phase, StackState
 
 _PART_NAMES = {"valkey": "Valkey", "temporal": "Temporal", "ray": "Ray", "apps": "apps"}
 _STATUS_COLOURS = {
@@ -62,7 +62,7 @@ class StartProgress:
 
     def update(self, state: StackState) -> None:
         if errors.is_terminal:
-            self._live.update(self._render(state))
+            self._live.update(self._render_table(state))
             return
         for name, part in state.parts.items():
             if self._last_status.get(name) != part.status:
@@ -73,7 +73,7 @@ class StartProgress:
                         f"{_PART_NAMES.get(name, name)} {part.status}{detail}", markup=False
                     )
 
-    def _render(self, state: StackState) -> RenderableType:
+    def _render_table(self, state: StackState) -> RenderableType:
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, part in state.parts.items():
             table.add_row(
@@ -85,32 +85,32 @@ class StartProgress:
         seconds = time.time() - state.started_at
         return Group(Text(f"Moyin is starting … {seconds:.0f} s", style="bold"), table)
 
-    def _build_status_mark(self, part: Part) -> RenderableType:
+    def _build_status_mark(self, part: PartState) -> RenderableType:
         if part.status == PartStatus.STARTING:
             return self._spinner
         marks = {PartStatus.UP: "✓", PartStatus.FAILED: "✗", PartStatus.BACKING_OFF: "↻"}
         return Text(marks.get(part.status, "·"), style=_STATUS_COLOURS.get(part.status, "dim"))
 
 
-def stop_command() -> str:
+def build_stop_command() -> str:
     """Return the command that stops the stack: `moyin down`, with the path if `PATH` lacks it."""
     if shutil.which("moyin"):
         return "moyin down"
-    typed = Path(sys.argv[0])
+    typed_path = Path(sys.argv[0])
     # With `python -m`, the first argument is a source file.
-    return f"{typed if typed.name == 'moyin' else Path(sys.executable).with_name('moyin')} down"
+    return f"{typed_path if typed_path.name == 'moyin' else Path(sys.executable).with_name('moyin')} down"
 
 
 def print_ready(options: Options, state: StackState) -> None:
     """Print the addresses of the running stack, and after its first start also the API key."""
-    seconds = f" after {state.ready_after:.1f} s" if state.ready_after is not None else ""
-    out.print(f"[bold green]Moyin is up[/]{seconds}")
+    duration_note = f" after {state.ready_after:.1f} s" if state.ready_after is not None else ""
+    out.print(f"[bold green]Moyin is up[/]{duration_note}")
     pairs = list(state.addresses.items())
     if not options.layout.key_shown_marker.exists():
         options.layout.key_shown_marker.touch()
         pairs.append(("api key", read_profile(options.layout.profile, {}).api_key))
         pairs.append(("", f"shown once; the command line stores it in {options.layout.profile}"))
-    print_pairs([*pairs, *_list_notes(options, state), ("stop", stop_command())])
+    print_pairs([*pairs, *_list_notes(options, state), ("stop", build_stop_command())])
 
 
 def print_state(options: Options, state: StackState) -> None:
@@ -143,9 +143,9 @@ def print_checks(checks: Sequence[CheckResult]) -> None:
             (f"{check.verdict:<4}", _VERDICT_COLOURS[check.verdict]), f"  {check.name:<{width}}  "
         )
         text_width = max(out.width - len(label), _MIN_TEXT_WIDTH)
-        found_text = f"{check.found} (mended)" if check.fixed else check.found
+        finding = f"{check.found} (mended)" if check.fixed else check.found
         # Long paths are folded beside their label; `--json` prints them whole.
-        lines = list(Text(found_text).wrap(out, text_width))
+        lines = list(Text(finding).wrap(out, text_width))
         if check.verdict is not CheckVerdict.OK:
             lines += Text(f"→ {check.advice}", style="bold").wrap(out, text_width)
         for line in lines:
@@ -153,8 +153,8 @@ def print_checks(checks: Sequence[CheckResult]) -> None:
             label = Text(" " * len(label))
     counts = Counter(check.verdict for check in checks)
     out.print(
-        f"\n{count(counts[CheckVerdict.FAIL], 'problem')}, "
-        f"{count(counts[CheckVerdict.WARN], 'warning')}"
+        f"\n{format_count(counts[CheckVerdict.FAIL], 'problem')}, "
+        f"{format_count(counts[CheckVerdict.WARN], 'warning')}"
     )
     if mendable_checks := [f"{check.name} ({check.fix})" for check in checks if check.fix]:
         out.print("`moyin doctor --fix` mends:")
@@ -163,16 +163,16 @@ def print_checks(checks: Sequence[CheckResult]) -> None:
 
 
 def _list_notes(options: Options, state: StackState) -> list[tuple[str, str]]:
-    token = ("ray token", f"in {options.layout.ray_token} (the dashboard requires it)")
-    return [token, *(("note", note) for note in state.notes)]
+    token_note = ("ray token", f"in {options.layout.ray_token} (the dashboard requires it)")
+    return [token_note, *(("note", note) for note in state.notes)]
 
 
-def _describe_part(part: Part) -> str:
+def _describe_part(part: PartState) -> str:
     return part.detail or ("" if part.status == PartStatus.UP else str(part.status))
 
 
 def _format_duration(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
+    for unit, unit_seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= unit_seconds:
+            return f"{seconds / unit_seconds:.0f} {unit}"
     return f"{seconds:.0f} s"

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from moyin.cli.screen import AsJson, clean_text, out, print_json, print_pairs, print_records
-from moyin.cli.session import with_gateway
+from moyin.cli.session import run_with_gateway
 
 app = typer.Typer(
     help="Templates for `moyin render --template`: list, show their inputs.", no_args_is_help=True
@@ -29,7 +29,7 @@ _BOUNDS = {
 @app.command("list")
 def list_templates(as_json: AsJson = False) -> None:
     """List the templates; piped output has tab-separated name, aliases, pool, inputs and title."""
-    page = with_gateway(lambda gateway: gateway.call("GET", "/templates"))
+    page = run_with_gateway(lambda gateway: gateway.call("GET", "/templates"))
     if as_json:
         print_json(page)
         return
@@ -45,7 +45,7 @@ def list_templates(as_json: AsJson = False) -> None:
             )
             for t in page["templates"]
         ),
-        empty="no templates are configured",
+        empty_text="no templates are configured",
     )
 
 
@@ -56,7 +56,7 @@ def show(
 ) -> None:
     """Show a template and its inputs with their types, defaults and allowed values."""
     path = f"/templates/{quote(name, safe='')}"
-    template = with_gateway(lambda gateway: gateway.call("GET", path))
+    template = run_with_gateway(lambda gateway: gateway.call("GET", path))
     if as_json:
         print_json(template)
         return

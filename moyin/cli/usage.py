@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from moyin.cli.screen import AsJson, clean_text, out, print_csv, print_json, print_table
-from moyin.cli.session import build_path, with_gateway
+from moyin.cli.session import build_path, run_with_gateway
 from moyin.cli.usage_names import read_names
 from moyin.client.gateway import GatewayClient
 
@@ -92,13 +92,13 @@ def show_usage(
         },
     )
 
-    async def work(gateway: GatewayClient) -> tuple[dict[str, Any], dict[str, str]]:
+    async def read_report(gateway: GatewayClient) -> tuple[dict[str, Any], dict[str, str]]:
         report = await gateway.call("GET", path)
-        # Programs get the ids.
-        is_read = out.is_terminal and not (as_json or as_csv)
-        return report, await read_names(gateway, report["group_by"], owner) if is_read else {}
+        # Programs get the ids instead of names.
+        needs_names = out.is_terminal and not (as_json or as_csv)
+        return report, await read_names(gateway, report["group_by"], owner) if needs_names else {}
 
-    report, names = with_gateway(work)
+    report, names = run_with_gateway(read_report)
     if as_json:
         print_json(report)
     elif as_csv:
@@ -136,16 +136,16 @@ def list_requests(
         "backend": backend,
         "requested_model": requested_model,
     }
-    calls = with_gateway(lambda gateway: _read_calls(gateway, filters, limit))
+    calls = run_with_gateway(lambda gateway: _read_calls(gateway, filters, limit))
     if as_json:
         print_json(calls)
     elif out.is_terminal:
         print_table(
             ("id", "time (UTC)", "model", "in", "out", "cost", "status"),
             map(_build_call_row, calls),
-            right=_NUMBERS,
-            spare=("time (UTC)", "in", "out"),
-            empty="no calls",
+            right_aligned=_NUMBERS,
+            optional_columns=("time (UTC)", "in", "out"),
+            empty_text="no calls",
         )
     else:
         print_table((), (["" if v is None else str(v) for v in call.values()] for call in calls))
@@ -162,8 +162,8 @@ async def _read_calls(
     calls: list[dict[str, Any]] = []
     cursor = None
     while True:
-        size = min(limit - len(calls), _MAX_PAGE)
-        path = build_path("/v1/requests", {**filters, "limit": size, "cursor": cursor})
+        page_size = min(limit - len(calls), _MAX_PAGE)
+        path = build_path("/v1/requests", {**filters, "limit": page_size, "cursor": cursor})
         page = await gateway.call("GET", path)
         calls += page["requests"]
         cursor = page["next_cursor"]
@@ -173,35 +173,38 @@ async def _read_calls(
 
 def _print_report(report: dict[str, Any], labels: Mapping[str, str]) -> None:
     """Print a usage report; ``labels`` are the names of users and keys by id."""
-    names = report["group_by"]
-    groups = _add_empty_days(report["groups"]) if names == ["day"] else report["groups"]
+    properties = report["group_by"]
+    groups = _add_empty_days(report["groups"]) if properties == ["day"] else report["groups"]
     measure = _choose_measure(report["total"])
     # Units other than tokens are shown only if there are any, because most tenants only chat.
     shows_units = not out.is_terminal or bool(report["total"].get("units"))
-    highest = max((Decimal(str(group[measure])) for group in groups), default=Decimal(0))
+    max_value = max((Decimal(str(group[measure])) for group in groups), default=Decimal(0))
     columns = [
-        *(_HEADINGS.get(name, name) for name in names),
+        *(_HEADINGS.get(name, name) for name in properties),
         "calls", "not complete", "input", "cached", "output",
         *(("units",) if shows_units else ()), "cost", "dearest",
     ]  # fmt: skip
     if not out.is_terminal:
-        print_table(columns, (_build_plain_row(names, group) for group in groups))
+        print_table(columns, (_build_plain_row(properties, group) for group in groups))
         return
-    first, last = (report[name][:16].replace("T", " ") for name in ("from", "to"))
-    out.print(f"[dim]{first} to {last} (UTC)[/]")
+    start_text, end_text = (report[name][:16].replace("T", " ") for name in ("from", "to"))
+    out.print(f"[dim]{start_text} to {end_text} (UTC)[/]")
     if not groups:
         out.print("no calls")
     else:
         captions = {"cost_usd": "bar: cost", "output_tokens": "bar: output", "calls": "bar: calls"}
         rows = [
             (
-                *_build_row(names, group, labels, shows_units=shows_units),
-                draw_bar(Decimal(str(group[measure])), highest),
+                *_build_row(properties, group, labels, shows_units=shows_units),
+                draw_bar(Decimal(str(group[measure])), max_value),
             )
             for group in groups
         ]
         print_table(
-            (*columns, captions[measure]), rows, right=_NUMBERS, spare=("not complete", "cached")
+            (*columns, captions[measure]),
+            rows,
+            right_aligned=_NUMBERS,
+            optional_columns=("not complete", "cached"),
         )
         out.print(f"\n{_describe_total(report)}")
     _print_budgets(report["budgets"])
@@ -209,19 +212,25 @@ def _print_report(report: dict[str, Any], labels: Mapping[str, str]) -> None:
 
 def _print_csv(report: dict[str, Any]) -> None:
     """Print the groups of a usage report as CSV; columns have the names of the gateway's JSON."""
-    names = [*report["group_by"], *(name for name in _CSV_NUMBERS if name in report["total"])]
-    print_csv(names, ([_parse_number(n, group[n]) for n in names] for group in report["groups"]))
+    column_names = [
+        *report["group_by"],
+        *(name for name in _CSV_NUMBERS if name in report["total"]),
+    ]
+    print_csv(
+        column_names,
+        ([_parse_number(n, group[n]) for n in column_names] for group in report["groups"]),
+    )
 
 
-def _parse_number(name: str, value: Any) -> Any:
+def _parse_number(name: str, raw_value: Any) -> Any:
     # Amounts are strings in the JSON, but a spreadsheet needs numbers.
-    return Decimal(value) if name.endswith("_usd") and value is not None else value
+    return Decimal(raw_value) if name.endswith("_usd") and raw_value is not None else raw_value
 
 
 def _choose_measure(total: dict[str, Any]) -> str:
-    """Return what the bars of the chart show: the cost, the output tokens or the calls.
+    """Return the name of the value that the chart's bars show.
 
-    It is the first of these that is not zero in ``total``.
+    It is the first of cost, output tokens and calls that is not zero in ``total``.
     """
     if Decimal(total["cost_usd"]):
         return "cost_usd"
@@ -235,24 +244,31 @@ def _add_empty_days(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     if not groups:
         return []
-    by_day = {group["day"]: group for group in groups}
-    first_day, last_day = date.fromisoformat(min(by_day)), date.fromisoformat(max(by_day))
+    groups_by_day = {group["day"]: group for group in groups}
+    first_day, last_day = (
+        date.fromisoformat(min(groups_by_day)),
+        date.fromisoformat(max(groups_by_day)),
+    )
     days = ((first_day + timedelta(n)).isoformat() for n in range((last_day - first_day).days + 1))
-    return [by_day.get(day, {"day": day, **_EMPTY}) for day in days]
+    return [groups_by_day.get(day, {"day": day, **_EMPTY}) for day in days]
 
 
-def _build_plain_row(names: Sequence[str], group: dict[str, Any]) -> list[str]:
+def _build_plain_row(properties: Sequence[str], group: dict[str, Any]) -> list[str]:
     row = {**group, "units": _describe_units(group.get("units", {}))}
-    values = [row[name] for name in (*names, *_EMPTY)]
+    values = [row[name] for name in (*properties, *_EMPTY)]
     return ["" if value is None else str(value) for value in values]
 
 
 def _build_row(
-    names: Sequence[str], group: dict[str, Any], labels: Mapping[str, str], *, shows_units: bool
+    properties: Sequence[str],
+    group: dict[str, Any],
+    labels: Mapping[str, str],
+    *,
+    shows_units: bool,
 ) -> list[str]:
     dearest_cost = group["dearest_cost_usd"]
     return [
-        *(escape(_describe_group(name, group[name], labels)) for name in names),
+        *(escape(_describe_group(name, group[name], labels)) for name in properties),
         f"{group['calls']:,}",
         f"{group['incomplete_calls']:,}",
         *(shorten_number(group[f"{kind}_tokens"]) for kind in ("input", "cached", "output")),
@@ -292,21 +308,27 @@ def _build_call_row(call: dict[str, Any]) -> list[str]:
 
 
 def _describe_total(report: dict[str, Any]) -> str:
-    total = report["total"]
-    text = f"{total['calls']:,} calls, [bold]{format_cost(total['cost_usd'])}[/]"
-    if total["dearest_cost_usd"] is None:
-        return text
+    totals = report["total"]
+    summary = f"{totals['calls']:,} calls, [bold]{format_cost(totals['cost_usd'])}[/]"
+    if totals["dearest_cost_usd"] is None:
+        return summary
     # Both sums include the cost of renders, because routing does not affect it.
-    renders = Decimal(total.get("render_cost_usd", "0"))
-    cost, dearest_cost = (Decimal(total[f"{name}cost_usd"]) - renders for name in ("", "dearest_"))
+    render_cost = Decimal(totals.get("render_cost_usd", "0"))
+    cost, dearest_cost = (
+        Decimal(totals[f"{name}cost_usd"]) - render_cost for name in ("", "dearest_")
+    )
     models = dict.fromkeys(m["model"] for m in report["dearest"].values() if m is not None)
-    text += f"; on {escape(' and '.join(models))} {format_cost(total['dearest_cost_usd'])}"
-    return f"{text}: [bold]{1 - cost / dearest_cost:.0%}[/] saved" if cost < dearest_cost else text
+    summary += f"; on {escape(' and '.join(models))} {format_cost(totals['dearest_cost_usd'])}"
+    return (
+        f"{summary}: [bold]{1 - cost / dearest_cost:.0%}[/] saved"
+        if cost < dearest_cost
+        else summary
+    )
 
 
 def _print_budgets(budgets: list[dict[str, Any]] | None) -> None:
     if budgets is None:
-        out.print("\n[yellow]budgets cannot be read at the moment[/]")
+        out.print("\n[yellow]budgets cannot be read at the moment: try again later[/]")
     elif budgets:
         out.print()
         print_table(
@@ -319,23 +341,25 @@ def _print_budgets(budgets: list[dict[str, Any]] | None) -> None:
                 )
                 for budget in budgets
             ),
-            right=_AMOUNTS,
+            right_aligned=_AMOUNTS,
         )
 
 
-def draw_bar(value: Decimal, highest: Decimal) -> str:
-    """Return a bar whose length is ``value`` relative to ``highest``.
+def draw_bar(value: Decimal, max_value: Decimal) -> str:
+    """Return a bar whose length is ``value`` relative to ``max_value``.
 
     It consists of block characters, or of `#` on terminals that lack them.
     """
-    if not value or not highest:
+    if not value or not max_value:
         return ""
     width = _BAR_WIDTH if out.width >= _WIDE else _BAR_WIDTH // 2
-    eighths = max(round(value / highest * width * 8), 1)
+    eighths = max(round(value / max_value * width * 8), 1)
     if not out.encoding.startswith("utf"):
         return "#" * max(round(eighths / 8), 1)
-    whole_blocks, rest = divmod(eighths, 8)
-    return _EIGHTHS[-1] * whole_blocks + (_EIGHTHS[rest - 1] if rest else "")
+    whole_blocks, remaining_eighths = divmod(eighths, 8)
+    return _EIGHTHS[-1] * whole_blocks + (
+        _EIGHTHS[remaining_eighths - 1] if remaining_eighths else ""
+    )
 
 
 def shorten_number(value: int) -> str:

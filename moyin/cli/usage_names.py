@@ -18,12 +18,13 @@ _ALL_OWNERS = "*"
 async def read_names(
     gateway: GatewayClient, group_by: list[str], owner: str | None
 ) -> dict[str, str]:
-    """Return the names of users and keys by id, for those properties that ``group_by`` has.
+    """Return the names of users and keys by id, if ``group_by`` has ``user`` or ``key``.
 
-    What the caller may not list has no names.
+    Users and keys that the caller may not list are left out.
 
     Args:
-        owner: the tenant of the report; None is the caller's own, and ``*`` has no names.
+        owner: the tenant of the report; None is the caller's own. For ``*``, which means all
+            tenants, no names are returned.
     """
     names: dict[str, str] = {}
     if owner == _ALL_OWNERS or not {"user", "key"} & set(group_by):
@@ -32,18 +33,18 @@ async def read_names(
         owner = str((await gateway.call("GET", "/accounts/whoami"))["owner"])
     if "user" in group_by:
         path = f"/accounts/organisations/{quote(owner, safe='')}/members"
-        for user in await _list_all(gateway, path, "members", {}):
+        for user in await _read_all_pages(gateway, path, "members", {}):
             names[user["id"]] = user["name"] or user["email"] or user["id"]
     if "key" in group_by:
-        for key in await _list_all(gateway, "/accounts/keys", "keys", {"owner": owner}):
+        for key in await _read_all_pages(gateway, "/accounts/keys", "keys", {"owner": owner}):
             names[key["id"]] = key["name"] or key["id"]
     return names
 
 
-async def _list_all(
+async def _read_all_pages(
     gateway: GatewayClient, path: str, member: str, query: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     cursor = None
     for _ in range(_MAX_PAGES):
         try:
@@ -55,8 +56,8 @@ async def _list_all(
             if error.status in (403, 404):
                 break
             raise
-        found += page[member]
+        records += page[member]
         cursor = page.get("next_cursor")
         if cursor is None:
             break
-    return found
+    return records

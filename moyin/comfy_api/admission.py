@@ -81,14 +81,14 @@ class GraphAdmission:
         return filter_nodes(nodes, lambda name: _is_permitted(caller, name))
 
     async def check_graph(
-        self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
+        self, caller: Identity, pool: str, graph: Mapping[str, Any], own_names: Collection[str]
     ) -> bool:
         """Check a graph's nodes and files; return False if they can't be checked yet.
 
         They can't be checked while the pool has not reported its nodes.
 
         Args:
-            own: the names of the caller's files in the graph.
+            own_names: the names of the caller's files in the graph.
 
         Raises:
             NodeNotAllowed: the pool or the caller's limits do not allow a node.
@@ -103,15 +103,15 @@ class GraphAdmission:
                 field=f"{first_refusal.node}.class_type",
                 details=make_refusal_body(denied_nodes),
             )
-        classes = {
+        class_types = {
             str(node.get("class_type")) for node in graph.values() if isinstance(node, Mapping)
         }
-        inputs = await self._node_info.fetch_input_rules(pool, classes)
-        known_inputs = inputs or {}
+        input_rules = await self._node_info.fetch_input_rules(pool, class_types)
+        known_rules = input_rules or {}
         refused_inputs = (
             RefusedInput(refusal.node, refusal.class_type, refusal.input, _explain_refusal(refusal))
             for refusal in find_refusals(
-                graph, lambda name: known_inputs.get(name, _NO_RULES), own.__contains__
+                graph, lambda name: known_rules.get(name, _NO_RULES), own_names.__contains__
             )
             if rules.checks_input(refusal.class_type, refusal.input)
         )
@@ -123,7 +123,7 @@ class GraphAdmission:
                 field=f"{first_refusal.node}.inputs.{first_refusal.input}",
                 details=make_refusal_body(reported_inputs),
             )
-        return inputs is not None
+        return input_rules is not None
 
 
 def _find_denied_nodes(

@@ -61,7 +61,8 @@ def parse_file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
         or len(path) > _MAX_LENGTH
     ):
         raise InvalidRequest(
-            f"the file name must be a relative path without .. or \\, up to {_MAX_LENGTH} characters",
+            f"the file name must be a relative path of printable characters without .. or \\, with "
+            f"at most {_MAX_LENGTH} characters",
             field="filename",
         )
     folder, _, last_segment = normalized_path.rpartition("/")
@@ -135,7 +136,9 @@ class ComfyFiles:
                 files[text] = artifact
         return files
 
-    async def find_referenced(self, owner: str, graph: Mapping[str, Any]) -> Mapping[str, Artifact]:
+    async def find_referenced_artifacts(
+        self, owner: str, graph: Mapping[str, Any]
+    ) -> Mapping[str, Artifact]:
         """Return the artifacts that a graph refers to, as a mapping by artifact id.
 
         Raises:
@@ -162,10 +165,14 @@ class ComfyFiles:
         """
         stem, suffix = _split_suffix(name.filename)
         for number in range(_MAX_RENAMES):
-            candidate = replace(name, filename=f"{stem} ({number}){suffix}") if number else name
-            stored_artifact = await self.uploads.put(owner, candidate, artifact, replace=overwrite)
+            candidate_name = (
+                replace(name, filename=f"{stem} ({number}){suffix}") if number else name
+            )
+            stored_artifact = await self.uploads.put(
+                owner, candidate_name, artifact, replace=overwrite
+            )
             if stored_artifact.sha256 == artifact.sha256:
-                return candidate, stored_artifact
+                return candidate_name, stored_artifact
         raise InvalidRequest(
             f"too many files are named {name.filename!r}: choose another name", field="filename"
         )
@@ -203,7 +210,7 @@ class ComfyFiles:
             file = next((file for file in files if file.name == name), None)
             file = file or await self.frames.find_file(job_id, name.path)
             if file is not None:
-                return replace(file.to_artifact(), id=_output_artifact_id(owner, name))
+                return replace(file.to_artifact(), id=_derive_output_artifact_id(owner, name))
         return None
 
     async def _save_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
@@ -218,7 +225,7 @@ class ComfyFiles:
         return output
 
 
-def _output_artifact_id(owner: str, name: ComfyFileName) -> str:
+def _derive_output_artifact_id(owner: str, name: ComfyFileName) -> str:
     return f"art_{hashlib.sha256(f'{owner}/{name.path}'.encode()).hexdigest()[:32]}"
 
 

@@ -89,14 +89,14 @@ def find_frontend(settings: Settings) -> FrontendFolders:
     Raises:
         StackError: no frontend is installed.
     """
-    packages: list[Path] = []
+    package_folders: list[Path] = []
     try:
-        packages = _package_folders(find_comfyui(settings).python)
+        package_folders = _list_package_folders(find_comfyui(settings).python)
     except StackError:
         if settings.comfyui_frontend is None:
             raise
     root = settings.comfyui_frontend or next(
-        (folder / _STATIC for folder in packages if (folder / _STATIC).is_dir()), None
+        (folder / _STATIC for folder in package_folders if (folder / _STATIC).is_dir()), None
     )
     if root is None:
         raise StackError(
@@ -109,19 +109,21 @@ def find_frontend(settings: Settings) -> FrontendFolders:
         )
     return FrontendFolders(
         root=root,
-        templates=tuple(sorted(path for folder in packages for path in folder.glob(_TEMPLATES))),
-        docs=tuple(path for folder in packages for path in folder.glob(_DOCS)),
+        templates=tuple(
+            sorted(path for folder in package_folders for path in folder.glob(_TEMPLATES))
+        ),
+        docs=tuple(path for folder in package_folders for path in folder.glob(_DOCS)),
     )
 
 
-def set_base_path(index: str, path: str) -> str:
-    """Return the page ``index`` with ``path`` as the base of its relative URLs, and our scripts."""
-    head, tag, rest = index.partition("<head>")
+def set_base_path(index_html: str, path: str) -> str:
+    """Return the page with ``path`` as the base of its relative URLs, and the gateway's scripts."""
+    text_before, tag, text_after = index_html.partition("<head>")
     scripts = f"{_START_VIEW_SCRIPT}{_CONSOLE_LINK_SCRIPT}"
-    return f'{head}{tag}<base href="{path}">{scripts}{rest}'
+    return f'{text_before}{tag}<base href="{path}">{scripts}{text_after}'
 
 
-def add_renewal(page: str) -> str:
+def add_renewal_script(page: str) -> str:
     """Return ``page`` with the script that renews the session of a person who is signed in."""
     return page.replace("<head>", f'<head><script src="{RENEWAL_PATH}" type="module"></script>', 1)
 
@@ -131,25 +133,25 @@ def rebase_picture_urls(root: Path, path: str) -> dict[str, bytes]:
 
     The keys are the files' paths below ``root``, the values their new content.
     """
-    rebased = {}
+    rebased_files = {}
     for file in root.glob("assets/*"):
         content = file.read_bytes() if file.suffix in _TEXT_SUFFIXES else b""
         if _PICTURE_URL.search(content):
-            rebased[f"assets/{file.name}"] = _PICTURE_URL.sub(path.encode(), content)
-    return rebased
+            rebased_files[f"assets/{file.name}"] = _PICTURE_URL.sub(path.encode(), content)
+    return rebased_files
 
 
-def build_security_policy(index: str) -> str:
-    """Return the page's Content-Security-Policy, which allows the inline scripts in ``index``."""
+def build_security_policy(index_html: str) -> str:
+    """Return the page's Content-Security-Policy, which allows its inline scripts."""
     hashes = "".join(
         f" 'sha256-{base64.b64encode(hashlib.sha256(script['text'].encode()).digest()).decode()}'"
-        for script in _INLINE_SCRIPT.finditer(index)
+        for script in _INLINE_SCRIPT.finditer(index_html)
         if "src=" not in script["attributes"]
     )
     return _POLICY.format(hashes=hashes)
 
 
-def _package_folders(python: Path) -> list[Path]:
+def _list_package_folders(python: Path) -> list[Path]:
     """Return the existing package folders of the environment whose interpreter is ``python``."""
     prefix = python.parent.parent
     return [*prefix.glob("lib/python3*/site-packages"), *prefix.glob("lib/python3*/dist-packages")]

@@ -14,7 +14,7 @@ from moyin.comfy_api.protocol.graph_conversion import (
     MAX_REPORTED,
     ConvertedGraph,
     LeftOutBody,
-    find_missing,
+    find_missing_parts,
 )
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidRequest
@@ -54,7 +54,7 @@ class GraphConverter:
     async def convert(
         self, caller: Identity, graph: Mapping[str, Any], pool: str | None
     ) -> ConvertedGraph:
-        """Return the graph in the API format, with what the pool lacks and what was left out.
+        """Return the graph in the API format, the parts that the pool lacks, and the left-out parts.
 
         Args:
             graph: a graph in either format, or an object with a graph as its ``prompt`` or
@@ -78,12 +78,12 @@ class GraphConverter:
     ) -> ConvertedGraph:
         if pool is not None:
             await self._admission.require_pool(caller, pool)
-        graph = _unwrap(graph)
-        is_editor = is_editor_format(graph)
-        left_out: list[LeftOutBody] = []
-        if is_editor:
+        graph = _unwrap_graph(graph)
+        is_editor_graph = is_editor_format(graph)
+        left_out_parts: list[LeftOutBody] = []
+        if is_editor_graph:
             nodes = await self._admission.list_nodes(caller)
-            graph, left_out = await asyncio.to_thread(_convert_editor_graph, graph, nodes)
+            graph, left_out_parts = await asyncio.to_thread(_convert_editor_graph, graph, nodes)
         else:
             check_graph_format(graph, _FIELD)
             if len(graph) > MAX_NODES:
@@ -93,16 +93,20 @@ class GraphConverter:
         if pool is None:
             pool = await self._admission.choose_pool(caller, graph)
         nodes = await self._admission.list_nodes(caller, pool)
-        missing, uploads = await asyncio.to_thread(find_missing, graph, nodes)
-        names = {upload.value for upload in uploads}
-        found = await self._files.find_in_texts(caller.owner, names) if names else {}
-        missing.files = [upload for upload in uploads if upload.value not in found][:MAX_REPORTED]
+        missing_parts, uploads = await asyncio.to_thread(find_missing_parts, graph, nodes)
+        upload_names = {upload.value for upload in uploads}
+        found_files = (
+            await self._files.find_in_texts(caller.owner, upload_names) if upload_names else {}
+        )
+        missing_parts.files = [upload for upload in uploads if upload.value not in found_files][
+            :MAX_REPORTED
+        ]
         return ConvertedGraph(
-            format="editor" if is_editor else "api",
+            format="editor" if is_editor_graph else "api",
             graph=dict(graph),
             pool=pool,
-            missing=missing,
-            left_out=left_out,
+            missing=missing_parts,
+            left_out=left_out_parts,
         )
 
 
@@ -114,10 +118,10 @@ def _convert_editor_graph(
     return result.graph, [LeftOutBody.model_validate(item) for item in result.left_out]
 
 
-def _unwrap(graph: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unwrap_graph(graph: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the graph in a body of ``POST /prompt`` or ``POST /jobs``, or the graph itself."""
     for member in ("prompt", "workflow"):
-        inner = graph.get(member)
-        if isinstance(inner, Mapping) and "class_type" not in inner:
-            return inner
+        inner_graph = graph.get(member)
+        if isinstance(inner_graph, Mapping) and "class_type" not in inner_graph:
+            return inner_graph
     return graph

@@ -34,17 +34,17 @@ class ComfyJobs:
     feed: JobFeed
     blobs: BlobStore
 
-    async def submit(self, caller: Identity, spec: JobSpec, *, key: str | None) -> Job:
+    async def submit(self, caller: Identity, spec: JobSpec, *, idempotency_key: str | None) -> Job:
         """Accept a render job. Unlike in other APIs, an Idempotency-Key may be used only once.
 
         Args:
-            key: the Idempotency-Key, or None.
+            idempotency_key: the Idempotency-Key of the request, or None.
 
         Raises:
-            IdempotencyMismatch: the key was used before; ``details`` name the first job.
+            IdempotencyMismatch: the key was used before; ``details`` has the id of the first job.
             MoyinError: the job is not accepted.
         """
-        job, is_new = await self.service.submit(caller, spec, idempotency_key=key)
+        job, is_new = await self.service.submit(caller, spec, idempotency_key=idempotency_key)
         if not is_new:
             raise IdempotencyMismatch(
                 f"this Idempotency-Key was used for job {job.id}: use a new key for each job",
@@ -100,7 +100,9 @@ class ComfyJobs:
         try:
             spec = decode(JobSpec, await self.blobs.get(job.spec))
         except FileNotFoundError:
-            raise JobNotFound(f"the graph of job {job.id} has been deleted") from None
+            raise JobNotFound(
+                f"the graph of job {job.id} was deleted from the artifact store; submit the graph again"
+            ) from None
         submitted_graph = spec.steps[0].payload if spec.base is None else spec.base
         graph: Mapping[str, Any] = references.resolve_references(submitted_graph, ())
         return graph
@@ -114,25 +116,27 @@ class ComfyJobs:
         newest_id = await self.feed.get_newest_id(job.id)
         # Read the job after the position, so that a change in between may be sent twice, but not
         # missed.
-        state = _ChangeTracker(await self.jobs.find(job.id), presenter)
-        for message in await self._build_events(state, None):
-            yield message
-        if state.job.status.is_final:
+        tracker = _ChangeTracker(await self.jobs.find(job.id), presenter)
+        for sse_event in await self._build_events(tracker, None):
+            yield sse_event
+        if tracker.job.status.is_final:
             return
-        async with aclosing(self.feed.follow(state.job, newest_id)) as feed:
-            async for events in feed:
+        async with aclosing(self.feed.follow(tracker.job, newest_id)) as event_batches:
+            async for events in event_batches:
                 if not events:
                     yield None
                 for event in events:
                     if event.type is not EventType.PROGRESS:
-                        state.job = await self.jobs.find(job.id)
-                    for message in await self._build_events(state, event):
-                        yield message
+                        tracker.job = await self.jobs.find(job.id)
+                    for sse_event in await self._build_events(tracker, event):
+                        yield sse_event
                     # The job's row may show the end of the job before the event arrives.
-                    if state.job.status.is_final:
+                    if tracker.job.status.is_final:
                         return
 
-    async def _build_events(self, state: _ChangeTracker, event: JobEvent | None) -> list[SseEvent]:
+    async def _build_events(
+        self, tracker: _ChangeTracker, event: JobEvent | None
+    ) -> list[SseEvent]:
         """Return the events for the client after a job event.
 
         Args:
@@ -142,8 +146,12 @@ class ComfyJobs:
             data = event.data
             progress = Progress(value=data["value"], max=data["max"], step=data["step"])
             return [("progress", to_progress(progress, data.get("node")))]
-        outputs = await self.list_outputs(state.job)
-        return [*state.status_events(), *state.file_events(outputs), *state.final_events()]
+        outputs = await self.list_outputs(tracker.job)
+        return [
+            *tracker.build_status_events(),
+            *tracker.build_file_events(outputs),
+            *tracker.build_final_events(),
+        ]
 
 
 class _ChangeTracker:
@@ -155,25 +163,25 @@ class _ChangeTracker:
         self._status: wire.Status | None = None
         self._files: set[str] = set()
 
-    def status_events(self) -> list[SseEvent]:
+    def build_status_events(self) -> list[SseEvent]:
         """Return events with the job's status and progress if the status is new and not final."""
         status = to_status(self.job)
         if self.job.status.is_final or status == self._status:
             return []
         self._status = status
-        messages: list[SseEvent] = [("status", wire.StatusBody(status=status))]
+        sse_events: list[SseEvent] = [("status", wire.StatusBody(status=status))]
         if self.job.progress.value > 0:
-            messages.append(("progress", to_progress(self.job.progress)))
-        return messages
+            sse_events.append(("progress", to_progress(self.job.progress)))
+        return sse_events
 
-    def file_events(self, outputs: list[Mapping[str, Any]]) -> list[SseEvent]:
+    def build_file_events(self, outputs: list[Mapping[str, Any]]) -> list[SseEvent]:
         """Return events with the output files that the client has not received yet."""
         files = self._presenter.to_output_bodies(self.job, outputs)
         new_files = [file for file in files if file.id not in self._files]
         self._files.update(file.id for file in new_files)
         return [("output", file) for file in new_files]
 
-    def final_events(self) -> list[SseEvent]:
+    def build_final_events(self) -> list[SseEvent]:
         """Return an event with the job's status, if the status is final."""
         if not self.job.status.is_final:
             return []

@@ -109,7 +109,7 @@ class NodeInfoCache:
                 for pool, body in responses.items()
             )
 
-        return await self._merge_cached((NODES_PATH, *responses), (responses, rules), merge)
+        return await self._get_merged_result((NODES_PATH, *responses), (responses, rules), merge)
 
     async def fetch_rules(self, pool: str) -> PoolRules:
         """Return the operator's rules for a pool, or default rules if the pool does not respond."""
@@ -120,14 +120,14 @@ class NodeInfoCache:
                 ).value
         except (ServiceUnavailable, TimeoutError):
             content = None
-        cached = self._rules.get(pool)
-        if content is None or (cached is not None and cached[0] == content):
-            return PoolRules() if cached is None else cached[1]
+        cached_rules = self._rules.get(pool)
+        if content is None or (cached_rules is not None and cached_rules[0] == content):
+            return PoolRules() if cached_rules is None else cached_rules[1]
         try:
             rules = decode(PoolRules, content)
         except ValueError:
             _log.warning("render pool %s returned malformed rules; its last rules apply", pool)
-            return PoolRules() if cached is None else cached[1]
+            return PoolRules() if cached_rules is None else cached_rules[1]
         self._rules[pool] = (content, rules)
         return rules
 
@@ -139,7 +139,9 @@ class NodeInfoCache:
         Raises:
             ServiceUnavailable: the pool has not reported its prices yet.
         """
-        message = f"the prices of render pool {pool!r} are unknown while it is down; try again"
+        message = (
+            f"the prices of render pool {pool!r} are unknown while it is down; try again later"
+        )
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
                 content = (await self._pool_responses.fetch(pool, TARIFF_PATH)).value
@@ -147,14 +149,14 @@ class NodeInfoCache:
             raise ServiceUnavailable(message, retry_after=5) from error
         if content is None:
             raise ServiceUnavailable(message, retry_after=5)
-        cached = self._tariffs.get(pool)
-        if cached is None or cached[0] != content:
+        cached_tariff = self._tariffs.get(pool)
+        if cached_tariff is None or cached_tariff[0] != content:
             try:
-                cached = (content, decode(RenderTariff, content))
+                cached_tariff = (content, decode(RenderTariff, content))
             except ValueError as error:
                 raise ServiceUnavailable(message, retry_after=5) from error
-            self._tariffs[pool] = cached
-        return cached[1]
+            self._tariffs[pool] = cached_tariff
+        return cached_tariff[1]
 
     async def fetch_input_rules(self, pool: str, classes: Set[str]) -> InputRules | None:
         """Return the rules for the inputs of a pool's nodes, or None if the nodes are unknown.
@@ -163,12 +165,12 @@ class NodeInfoCache:
         ``classes``. A new report would cost a ComfyUI process half a second, and its content
         changes only when the pool's processes restart.
         """
-        cached = await self._cached_inventory(pool, _INPUT_RULES_SECONDS, 0.0)
-        if cached is None or not classes <= cached[1].keys():
-            cached = await self._cached_inventory(pool)
-        return None if cached is None else cached[1]
+        inventory_and_rules = await self._fetch_inventory(pool, _INPUT_RULES_SECONDS, 0.0)
+        if inventory_and_rules is None or not classes <= inventory_and_rules[1].keys():
+            inventory_and_rules = await self._fetch_inventory(pool)
+        return None if inventory_and_rules is None else inventory_and_rules[1]
 
-    async def fetch_merged(
+    async def fetch_merged_responses(
         self, path: str, merge: Callable[[list[Any]], T], pools: Sequence[str] | None = None
     ) -> T:
         """Return the JSON responses of ``pools`` (default: all) to ``path``, merged by ``merge``.
@@ -181,7 +183,7 @@ class NodeInfoCache:
         """
         bodies_by_pool = await self._fetch_responses(path, self.pools if pools is None else pools)
         responses = list(bodies_by_pool.values())
-        return await self._merge_cached(
+        return await self._get_merged_result(
             (path, *bodies_by_pool),
             responses,
             lambda: merge([from_json(content) for content in responses]),
@@ -190,15 +192,15 @@ class NodeInfoCache:
     async def fetch_first(self, path: str) -> bytes:
         """Return the response to GET ``path`` of the first pool that has one.
 
-        Raises the errors of `fetch_merged`.
+        Raises the errors of `fetch_merged_responses`.
         """
         return next(iter((await self._fetch_responses(path, self.pools)).values()))
 
     async def fetch_from_renderers(self, path: str) -> list[Any]:
         """Return the current JSON response to GET ``path`` of every renderer that responds."""
         calls = (self._pool_client.get_all(pool, path) for pool in self._pool_client.pools)
-        by_pool = await asyncio.gather(*calls)
-        return [from_json(body) for bodies in by_pool for _, body in sorted(bodies.items())]
+        bodies_by_pool = await asyncio.gather(*calls)
+        return [from_json(body) for bodies in bodies_by_pool for _, body in sorted(bodies.items())]
 
     async def choose_pool(
         self, graph: Mapping[str, Any], pools: Sequence[str] | None = None
@@ -230,29 +232,32 @@ class NodeInfoCache:
         """Cancel the requests to pools that are still in progress."""
         await self._pool_responses.close()
 
-    async def _merge_cached(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
+    async def _get_merged_result(
+        self, key: tuple[str, ...], source: Any, merge: Callable[[], T]
+    ) -> T:
         """Return the result of ``merge``, which is cached under ``key`` until ``source`` changes.
 
         Args:
             source: the responses that ``merge`` combines.
         """
-        cached = self._merged.get(key)
-        if cached is not None and cached[0] == source:
-            merged: T = cached[1]
-            return merged
+        cached_entry = self._merged.get(key)
+        if cached_entry is not None and cached_entry[0] == source:
+            merged_result: T = cached_entry[1]
+            return merged_result
         try:
-            merged = await asyncio.to_thread(merge)
+            merged_result = await asyncio.to_thread(merge)
         except ValueError:
             raise ServiceUnavailable(
-                f"a render pool returned malformed JSON for {key[0]}"
+                f"a render pool returned malformed JSON for {key[0]}: ask an operator to look at its logs"
             ) from None
-        self._merged[key] = (source, merged)
-        return merged
+        self._merged[key] = (source, merged_result)
+        return merged_result
 
     async def _fetch_responses(self, path: str, pools: Sequence[str]) -> dict[str, bytes]:
         """Return the responses to GET ``path`` by pool, in the order of ``pools``.
 
-        Pools without a response are left out. Raises the errors of `fetch_merged` if there is none.
+        Pools without a response are left out. If no pool has a response, this raises the errors of
+        `fetch_merged_responses`.
         """
         segments = path.partition("?")[0].split("/")[1:]
         if any(unquote(segment) in ("", ".", "..") for segment in segments):
@@ -265,17 +270,19 @@ class NodeInfoCache:
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
                 raise result
-        cached_by_pool = {
+        responses_by_pool = {
             p: r for p, r in zip(pools, results, strict=True) if isinstance(r, CachedResponse)
         }
-        if not cached_by_pool:
+        if not responses_by_pool:
             raise ServiceUnavailable(
                 "no render pool has reported its nodes or models yet; try again", retry_after=5
             )
-        contents = {pool: a.value for pool, a in cached_by_pool.items() if a.value is not None}
-        if not contents:
+        contents_by_pool = {
+            pool: a.value for pool, a in responses_by_pool.items() if a.value is not None
+        }
+        if not contents_by_pool:
             raise NotFound(f"no render pool has a file or response for {path}")
-        return contents
+        return contents_by_pool
 
     async def _wait_for_inventory(self, pool: str, deadline: float) -> PoolInventory | None:
         """Return the nodes and files that graphs may use in a pool, or None if they are unknown.
@@ -299,13 +306,15 @@ class NodeInfoCache:
             except ServiceUnavailable:
                 return None
             await asyncio.sleep(min(_POLL_SECONDS, seconds_left))
-        parsed = await self._parse_cached(pool, response)
-        if parsed is None:
+        inventory_and_rules = await self._get_parsed_nodes(pool, response)
+        if inventory_and_rules is None:
             return None
         rules = await self.fetch_rules(pool)
-        return {name: node for name, node in parsed[0].items() if rules.permits_node(name)}
+        return {
+            name: node for name, node in inventory_and_rules[0].items() if rules.permits_node(name)
+        }
 
-    async def _cached_inventory(
+    async def _fetch_inventory(
         self, pool: str, fresh_seconds: float | None = None, wait_seconds: float | None = None
     ) -> tuple[PoolInventory, InputRules] | None:
         """Return a pool's inventory and input rules, or None if the pool does not respond in time.
@@ -319,25 +328,26 @@ class NodeInfoCache:
                 )
         except (ServiceUnavailable, TimeoutError):
             return None
-        return await self._parse_cached(pool, response)
+        return await self._get_parsed_nodes(pool, response)
 
-    async def _parse_cached(
+    async def _get_parsed_nodes(
         self, pool: str, response: CachedResponse
     ) -> tuple[PoolInventory, InputRules] | None:
         """Return the inventory and the input rules in a pool's ``/object_info``.
 
-        Content that has been parsed before is not parsed again. Returns None if nothing is known.
+        Content that has been parsed before is not parsed again. Returns None if the pool has never
+        reported its nodes.
         """
         content = response.value
-        cached = self._inventories.get(pool)
-        if content is None or (cached is not None and cached[0] == content):
-            return None if cached is None else cached[1:]
+        cached_entry = self._inventories.get(pool)
+        if content is None or (cached_entry is not None and cached_entry[0] == content):
+            return None if cached_entry is None else cached_entry[1:]
         try:
-            inventory, inputs = await asyncio.to_thread(_parse_nodes, content)
+            inventory, input_rules = await asyncio.to_thread(_parse_nodes, content)
         except ValueError:
             return None
-        self._inventories[pool] = (content, inventory, inputs)
-        return inventory, inputs
+        self._inventories[pool] = (content, inventory, input_rules)
+        return inventory, input_rules
 
 
 def _parse_nodes(content: bytes) -> tuple[PoolInventory, InputRules]:

@@ -20,7 +20,7 @@ from pydantic_core import from_json, to_json
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from moyin.comfy_api.counts import OpenPromptCounts
+from moyin.comfy_api.counts import OpenPromptCounter
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.protocol.response import build_end_message
 from moyin.domain.job import Job, JobStatus
@@ -73,7 +73,7 @@ class PromptNotifiers:
     tick: float = _TICK_SECONDS
 
     def __post_init__(self) -> None:
-        self.counts = OpenPromptCounts(self.prompts)
+        self.counts = OpenPromptCounter(self.prompts)
         self._notifiers: dict[str, set[PromptNotifier]] = {}
 
     def new_notifier(self, owner: str, client_id: str, send: SendMessage) -> PromptNotifier:
@@ -147,21 +147,23 @@ class PromptNotifier:
         earliest_end = max(self._connected_at, now() - _NOTIFY_WAIT)
         if job.finished_at is None or job.finished_at < earliest_end:
             return
-        if self._ends_sent.get(_attempt_key(job)):
+        if self._ends_sent.get(_get_attempt_key(job)):
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_NOTIFY_WAIT.total_seconds()), self._end_sent:
-                await self._end_sent.wait_for(lambda: self._ends_sent.get(_attempt_key(job), False))
+                await self._end_sent.wait_for(
+                    lambda: self._ends_sent.get(_get_attempt_key(job), False)
+                )
             await asyncio.sleep(_OVERTAKE_SECONDS)
 
     async def _run_registered(self) -> None:
-        newest_frames = await self._newest_frames()
+        newest_frames = await self._read_newest_frames()
         after_id = newest_frames[-1].id if newest_frames else None
         async with self._notifiers.hub.subscribe(self._channel, after_id) as subscription:
             await self.send(
                 "status", {"status": await self._read_queue_status(), "sid": self._client_id}
             )
-            await self._send_running(newest_frames)
+            await self._send_running_prompts(newest_frames)
             tasks = [
                 asyncio.create_task(self._forward_frames(subscription)),
                 asyncio.create_task(self._send_periodically()),
@@ -195,7 +197,7 @@ class PromptNotifier:
     async def _send_unlocked(self, kind: str, data: Mapping[str, Any]) -> None:
         await self._send_raw(to_json({"type": kind, "data": data}).decode())
 
-    async def _newest_frames(self) -> list[Frame]:
+    async def _read_newest_frames(self) -> list[Frame]:
         try:
             return await self._notifiers.frames.list_newest(self._channel, _MAX_EARLIER_FRAMES)
         except (RedisError, OSError) as error:
@@ -205,7 +207,7 @@ class PromptNotifier:
             )
             return []
 
-    async def _send_running(self, newest_frames: list[Frame]) -> None:
+    async def _send_running_prompts(self, newest_frames: list[Frame]) -> None:
         """Send the state of the running prompts to the client, which has just connected.
 
         Args:
@@ -290,20 +292,20 @@ class PromptNotifier:
                 self._preview = to_plain_preview(body)
 
     async def _send_end(self, job: Job) -> None:
-        if not job.status.is_final or _attempt_key(job) in self._ends_sent:
+        if not job.status.is_final or _get_attempt_key(job) in self._ends_sent:
             return
-        self._ends_sent[_attempt_key(job)] = False
+        self._ends_sent[_get_attempt_key(job)] = False
         self._ended[job.id] = None
         try:
             record = await self._notifiers.files.read_record(job)
         except BaseException:
             # `_send_missed_ends` tries again later.
-            del self._ends_sent[_attempt_key(job)]
+            del self._ends_sent[_get_attempt_key(job)]
             raise
         await self.send(*build_end_message(job, record))
         self._queue_changed.clear()
         async with self._end_sent:
-            self._ends_sent[_attempt_key(job)] = True
+            self._ends_sent[_get_attempt_key(job)] = True
             self._end_sent.notify_all()
         with contextlib.suppress(*_STORE_ERRORS):
             # An error here is ignored, because `_send_periodically` repeats the status. An error
@@ -327,7 +329,7 @@ class PromptNotifier:
                 continue
             async with self._send_lock:
                 # `_send_end` may have sent a newer count while this task waited for the lock.
-                latest_count = self._notifiers.counts.latest_count(self._owner, count)
+                latest_count = self._notifiers.counts.get_latest_count(self._owner, count)
                 await self._send_unlocked("status", {"status": _build_status(latest_count)})
 
     async def _send_periodically(self) -> None:
@@ -351,7 +353,7 @@ class PromptNotifier:
         ):
             if job.finished_at is not None and job.finished_at <= overdue_before:
                 await self._send_end(job)
-                if not self._ends_sent.get(_attempt_key(job)):
+                if not self._ends_sent.get(_get_attempt_key(job)):
                     # Another task is sending the end. It may fail, so check the job again.
                     checked_until = min(checked_until, job.finished_at)
         # Updated last, so that the same jobs are checked again if a store has failed.
@@ -361,23 +363,23 @@ class PromptNotifier:
         return _build_status(await self._notifiers.counts.count_now(self._owner))
 
 
-def _attempt_key(job: Job) -> tuple[str, int]:
+def _get_attempt_key(job: Job) -> tuple[str, int]:
     return job.id, job.attempts
 
 
-def _build_status(remaining: int) -> dict[str, Any]:
-    return {"exec_info": {"queue_remaining": remaining}}
+def _build_status(open_count: int) -> dict[str, Any]:
+    return {"exec_info": {"queue_remaining": open_count}}
 
 
-def _derive_executing(prompt_id: str, progress: bytes) -> dict[str, bytes]:
+def _derive_executing(prompt_id: str, progress_message: bytes) -> dict[str, bytes]:
     """Derive the message ``executing`` of a running prompt from its message ``progress_state``.
 
     Returns the message by its type, or an empty dictionary if no node is running.
 
     Args:
-        progress: the JSON of the message ``progress_state``.
+        progress_message: the JSON of the message ``progress_state``.
     """
-    nodes = from_json(progress)["data"].get("nodes", {})
+    nodes = from_json(progress_message)["data"].get("nodes", {})
     running_nodes = [node for node, state in nodes.items() if state.get("state") == "running"]
     if not running_nodes:
         return {}

@@ -89,7 +89,7 @@ class ComfyPrompts:
         graph, targets = body.prompt, body.partial_execution_targets
         files = await self.files.find_in_texts(caller.owner, find_file_names(graph))
         pool = await self.guard.choose_pool(caller, graph)
-        validation = await self._validate(caller, pool, graph, files, targets)
+        validation = await self._validate_graph(caller, pool, graph, files, targets)
         prompt = ComfyPrompt(
             client_id=body.client_id,
             number=body.number,
@@ -107,12 +107,12 @@ class ComfyPrompts:
             comfyui=prompt,
         )
         job, _ = await self.service.submit(
-            caller, spec, idempotency_key=idempotency_key, job_id=body.prompt_id, validated=True,
+            caller, spec, idempotency_key=idempotency_key, job_id=body.prompt_id, is_validated=True,
             priority_field=("front" if body.front else "number") if prompt.front else None,
         )  # fmt: skip
         return {
             "prompt_id": job.id,
-            "number": response.queue_number(job, prompt),
+            "number": response.get_queue_number(job, prompt),
             "node_errors": validation.get("node_errors", {}),
         }
 
@@ -144,14 +144,15 @@ class ComfyPrompts:
     ) -> dict[str, Any]:
         """Return the response body of ``/history``, with at most ``max_items`` ended prompts.
 
-        They are the newest ones, or those from the index ``offset``, counted from the oldest.
+        These are the newest prompts, or the prompts from the index ``offset``, counted from the
+        oldest.
         """
         limit = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
         wants_newest = offset is None or offset < 0
         jobs = await self.prompts.list_ended(
             owner, limit=limit, offset=None if wants_newest else offset
         )
-        entries = await self._history_entries(jobs)
+        entries = await self._build_history_entries(jobs)
         return dict(reversed(entries.items())) if wants_newest else entries
 
     async def get_history(self, owner: str, prompt_id: str) -> dict[str, Any]:
@@ -159,41 +160,41 @@ class ComfyPrompts:
         jobs = [j for j in await self.prompts.get(owner, [prompt_id]) if j.status.is_final]
         for job in jobs:
             await self.wait_until_notified(job)
-        return await self._history_entries(jobs)
+        return await self._build_history_entries(jobs)
 
     async def hide_from_history(
-        self, caller: Identity, ids: Sequence[str] | None, *, client_id: str | None = None
+        self, caller: Identity, prompt_ids: Sequence[str] | None, *, client_id: str | None = None
     ) -> None:
         """Remove ended prompts from the history. Their jobs stay.
 
         Args:
-            ids: the prompts' ids; None for all prompts of the caller, or of ``client_id``.
+            prompt_ids: the prompts' ids; None for all prompts of the caller, or of ``client_id``.
         """
-        if ids is None:
+        if prompt_ids is None:
             await self.prompts.hide(
                 caller.owner, None, build_submitter_condition(caller, client_id)
             )
         else:
-            await self.prompts.hide(caller.owner, ids)
+            await self.prompts.hide(caller.owner, prompt_ids)
 
     async def cancel_waiting(
-        self, caller: Identity, ids: Sequence[str] | None, *, client_id: str | None = None
+        self, caller: Identity, prompt_ids: Sequence[str] | None, *, client_id: str | None = None
     ) -> None:
         """Cancel prompts that have not started.
 
         Args:
-            ids: the prompts' ids; None for all prompts of the caller, or of ``client_id``.
+            prompt_ids: the prompts' ids; None for all prompts of the caller, or of ``client_id``.
         """
-        if ids is None:
+        if prompt_ids is None:
             jobs = await self.prompts.list_open(
                 caller.owner, build_submitter_condition(caller, client_id)
             )
         else:
-            selected_ids = set(ids)
+            selected_ids = set(prompt_ids)
             jobs = [
                 job for job in await self.prompts.list_open(caller.owner) if job.id in selected_ids
             ]
-        await self._cancel(caller, [job.id for job in jobs if job.started_at is None])
+        await self._cancel_jobs(caller, [job.id for job in jobs if job.started_at is None])
 
     async def interrupt(
         self, caller: Identity, prompt_id: str | None, *, client_id: str | None = None
@@ -207,20 +208,22 @@ class ComfyPrompts:
         """
         if prompt_id is not None:
             jobs = await self.prompts.get(caller.owner, [prompt_id])
-            ids = [job.id for job in jobs if not job.status.is_final]
+            prompt_ids = [job.id for job in jobs if not job.status.is_final]
         else:
             jobs = await self.prompts.list_open(
                 caller.owner, build_submitter_condition(caller, client_id)
             )
-            ids = [job.id for job in jobs if job.started_at is not None]
-        executed_ids = await self.find_executed(ids) if ids else ()
-        await self._cancel(caller, [job_id for job_id in ids if job_id not in executed_ids])
+            prompt_ids = [job.id for job in jobs if job.started_at is not None]
+        executed_ids = await self.find_executed(prompt_ids) if prompt_ids else ()
+        await self._cancel_jobs(
+            caller, [job_id for job_id in prompt_ids if job_id not in executed_ids]
+        )
 
-    async def cancel(self, caller: Identity, ids: Sequence[str]) -> bool:
-        """Cancel waiting and running prompts; return True if at least one is the tenant's."""
-        jobs = await self.prompts.get(caller.owner, ids)
+    async def cancel(self, caller: Identity, prompt_ids: Sequence[str]) -> bool:
+        """Cancel the tenant's open prompts with these ids; return True if there is at least one."""
+        jobs = await self.prompts.get(caller.owner, prompt_ids)
         unfinished_ids = [job.id for job in jobs if not job.status.is_final]
-        await self._cancel(caller, unfinished_ids)
+        await self._cancel_jobs(caller, unfinished_ids)
         return bool(unfinished_ids)
 
     async def list_jobs(
@@ -243,15 +246,17 @@ class ComfyPrompts:
             *await self.prompts.list_open(owner),
             *await self.prompts.list_ended(owner, limit=_MAX_ENTRIES),
         ]
-        selected_jobs = [job for job in jobs if not states or response.job_state(job) in states]
+        selected_jobs = [job for job in jobs if not states or response.get_job_state(job) in states]
         if workflow_id is not None:
-            workflow = _digest(workflow_id)
-            digests = await asyncio.gather(*map(self._workflow_digest, selected_jobs))
+            workflow_digest = _digest(workflow_id)
+            digests = await asyncio.gather(*map(self._get_workflow_digest, selected_jobs))
             selected_jobs = [
-                j for j, digest in zip(selected_jobs, digests, strict=True) if digest == workflow
+                j
+                for j, digest in zip(selected_jobs, digests, strict=True)
+                if digest == workflow_digest
             ]
         selected_jobs.sort(
-            key=_execution_seconds if sorts_by_duration else _creation_time,
+            key=_get_execution_seconds if sorts_by_duration else _get_creation_time,
             reverse=not is_ascending,
         )
         page = selected_jobs[offset : offset + (limit or _DEFAULT_ENTRIES)]
@@ -276,7 +281,7 @@ class ComfyPrompts:
             return (await self._build_body(job, response.build_job_detail))[0]
         raise JobNotFound(f"you have no prompt with the id {job_id!r}")
 
-    async def _validate(
+    async def _validate_graph(
         self,
         caller: Identity,
         pool: str,
@@ -290,75 +295,75 @@ class ComfyPrompts:
             files: the caller's files that the graph names.
             targets: ids of the output nodes to execute, or None for all.
         """
-        artifacts = await self.files.find_referenced(caller.owner, graph)
+        artifacts = await self.files.find_referenced_artifacts(caller.owner, graph)
         names_by_id = {
             artifact_id: make_input_name(artifact) for artifact_id, artifact in artifacts.items()
         }
         names_by_text = {text: make_input_name(artifact) for text, artifact in files.items()}
-        renamed = replace_inputs(graph, names_by_id, names_by_text)
+        renamed_graph = replace_inputs(graph, names_by_id, names_by_text)
         own_names = {*names_by_id.values(), *names_by_text.values()}
-        if not await self.guard.check_graph(caller, pool, renamed, own_names):
+        if not await self.guard.check_graph(caller, pool, renamed_graph, own_names):
             return {}
-        return await self.validator.validate(pool, renamed, targets)
+        return await self.validator.validate(pool, renamed_graph, targets)
 
-    async def _cancel(self, caller: Identity, ids: Sequence[str]) -> None:
+    async def _cancel_jobs(self, caller: Identity, prompt_ids: Sequence[str]) -> None:
         """Cancel jobs in parallel, and wait a few seconds until they have ended."""
-        limit = asyncio.Semaphore(_MAX_PARALLEL)
+        semaphore = asyncio.Semaphore(_MAX_PARALLEL)
 
         async def cancel(job_id: str) -> tuple[Job, str | None] | None:
-            async with limit:
+            async with semaphore:
                 newest_event_id = await self.feed.get_newest_id(job_id)
                 try:
                     return await self.service.cancel(caller, job_id), newest_event_id
                 except JobFinished:
                     return None
 
-        cancelled_jobs = await asyncio.gather(*map(cancel, ids))
+        cancelled_jobs = await asyncio.gather(*map(cancel, prompt_ids))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
                 for job, newest_event_id in filter(None, cancelled_jobs):
                     await self.feed.wait_for_end(job, newest_event_id)
 
-    async def _history_entries(self, jobs: Sequence[Job]) -> dict[str, Any]:
+    async def _build_history_entries(self, jobs: Sequence[Job]) -> dict[str, Any]:
         entries = await self._build_bodies(jobs, response.build_history_entry)
         return {job.id: entry for job, entry in zip(jobs, entries, strict=False)}
 
-    async def _build_bodies(self, jobs: Sequence[Job], build: Any) -> list[dict[str, Any]]:
-        return await _read_within_limit(jobs, lambda job: self._build_body(job, build))
+    async def _build_bodies(self, jobs: Sequence[Job], build_body: Any) -> list[dict[str, Any]]:
+        return await _read_within_limit(jobs, lambda job: self._build_body(job, build_body))
 
-    async def _build_body(self, job: Job, build: Any) -> tuple[dict[str, Any], int]:
-        """Return the body that ``build`` makes from a job, its spec and its record.
+    async def _build_body(self, job: Job, build_body: Any) -> tuple[dict[str, Any], int]:
+        """Return the body that ``build_body`` makes from a job, its spec and its record.
 
         Also return the size in bytes of the spec and the record.
         """
         spec, spec_size = await self._read_spec(job)
         async with self._blob_reads:
             record, record_size = await self.files.read_record_with_size(job)
-        return build(job, spec, record), spec_size + record_size
+        return build_body(job, spec, record), spec_size + record_size
 
-    async def _workflow_digest(self, job: Job) -> bytes:
+    async def _get_workflow_digest(self, job: Job) -> bytes:
         """Return a digest of the ``id`` in the workflow that the client sent, or no bytes."""
-        cached = self._workflows.get(job.spec)
-        if cached is None:
+        digest = self._workflows.get(job.spec)
+        if digest is None:
             spec, _ = await self._read_spec(job)
             workflow_id = response.build_job_summary(job, spec, None).get("workflow_id")
-            cached = b"" if workflow_id is None else _digest(str(workflow_id))
-            self._workflows[job.spec] = cached
-        return cached
+            digest = b"" if workflow_id is None else _digest(str(workflow_id))
+            self._workflows[job.spec] = digest
+        return digest
 
     async def _read_spec(self, job: Job) -> tuple[JobSpec | None, int]:
         """Return the job's spec and its size in bytes, or None and 0 if the spec was deleted."""
-        cached = self._specs.get(job.spec)
-        if cached is None:
+        cached_spec = self._specs.get(job.spec)
+        if cached_spec is None:
             try:
                 async with self._blob_reads:
                     content = await self.blobs.get(job.spec)
-                    cached = decode(JobSpec, content), len(content)
+                    cached_spec = decode(JobSpec, content), len(content)
             except FileNotFoundError:
                 return None, 0
             if len(content) <= _MAX_CACHED_BYTES:
-                self._specs[job.spec] = cached
-        return cached
+                self._specs[job.spec] = cached_spec
+        return cached_spec
 
 
 async def _read_within_limit(
@@ -383,11 +388,11 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 
-def _creation_time(job: Job) -> float:
+def _get_creation_time(job: Job) -> float:
     return job.created_at.timestamp()
 
 
-def _execution_seconds(job: Job) -> float:
+def _get_execution_seconds(job: Job) -> float:
     if job.started_at is None or job.finished_at is None:
         return 0.0
     return (job.finished_at - job.started_at).total_seconds()

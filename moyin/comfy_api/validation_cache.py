@@ -58,12 +58,12 @@ class ValidationCache:
             targets: ids of the output nodes to execute, or None for all.
         """
         shape = _digest_shape(pool, graph, targets)
-        unchecked = None if shape is None else self._unchecked.get(shape)
-        if shape is None or unchecked is None:
+        unchecked_inputs = None if shape is None else self._unchecked.get(shape)
+        if shape is None or unchecked_inputs is None:
             return None
         checked_values = []
-        for node, name, value in _iterate_scalars(graph):
-            bounds = unchecked.get(node, {}).get(name)
+        for node_id, name, value in _iterate_scalars(graph):
+            bounds = unchecked_inputs.get(node_id, {}).get(name)
             if bounds is None:
                 checked_values.append(value)
             elif not _is_within_bounds(value, *bounds):
@@ -78,48 +78,48 @@ class ValidationCache:
         graph: Mapping[str, Any],
         targets: Sequence[str] | None,
         body: Mapping[str, Any],
-        unchecked: UncheckedInputs,
+        unchecked_inputs: UncheckedInputs,
     ) -> None:
         """Cache ComfyUI's response ``body``, unless the response reports errors of nodes.
 
         Args:
             targets: ids of the output nodes to execute, or None for all.
-            unchecked: the inputs that ComfyUI checks only for their type and range.
+            unchecked_inputs: the inputs that ComfyUI checks only for their type and range.
         """
         shape = _digest_shape(pool, graph, targets)
         if shape is None or body.get("node_errors"):
             return
         checked_values = [
             value
-            for node, name, value in _iterate_scalars(graph)
-            if name not in unchecked.get(node, {})
+            for node_id, name, value in _iterate_scalars(graph)
+            if name not in unchecked_inputs.get(node_id, {})
         ]
         if (key := _digest([shape, checked_values])) is not None:
-            self._unchecked[shape] = unchecked
+            self._unchecked[shape] = unchecked_inputs
             self._results[key] = _CachedResult(time.monotonic() + self._ttl_seconds, body)
 
 
 def _digest_shape(pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None) -> str | None:
     """Return a digest of the graph without its scalar values, or None if the graph is malformed."""
     nodes: list[Any] = []
-    for node, content in graph.items():
-        inputs = content.get("inputs") if isinstance(content, Mapping) else None
+    for node_id, node in graph.items():
+        inputs = node.get("inputs") if isinstance(node, Mapping) else None
         if not isinstance(inputs, Mapping):
             return None
-        without_scalars = [
+        inputs_without_scalars = [
             [name, None if isinstance(value, _SCALARS) else [value]]
             for name, value in inputs.items()
         ]
-        nodes.append([node, content.get("class_type"), without_scalars])
+        nodes.append([node_id, node.get("class_type"), inputs_without_scalars])
     return _digest([pool, targets, nodes])
 
 
 def _iterate_scalars(graph: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Yield the node id, the input name and the value of every scalar input."""
-    for node, content in graph.items():
-        for name, value in content["inputs"].items():
+    for node_id, node in graph.items():
+        for name, value in node["inputs"].items():
             if isinstance(value, _SCALARS):
-                yield node, name, value
+                yield node_id, name, value
 
 
 def _is_within_bounds(value: Any, kind: str, minimum: Any, maximum: Any) -> bool:

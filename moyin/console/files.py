@@ -57,14 +57,14 @@ class ConsoleFiles:
 
     async def find(self, path: str) -> ConsoleFile | None:
         """Return the file at a path relative to ``/console/``, or None if there is none."""
-        return None if path == _INDEX else (await self._load()).get(path)
+        return None if path == _INDEX else (await self._load_files()).get(path)
 
     async def render_page(self, nonce: str) -> str | None:
         """Return the HTML page with a new nonce for its styles, or None if no console is built."""
-        index = (await self._load()).get(_INDEX)
+        index = (await self._load_files()).get(_INDEX)
         return None if index is None else index.content.decode().replace(_NONCE_PLACEHOLDER, nonce)
 
-    async def _load(self) -> dict[str, ConsoleFile]:
+    async def _load_files(self) -> dict[str, ConsoleFile]:
         if not self._files:
             async with self._lock:
                 self._files = self._files or await asyncio.to_thread(_read_files, self._folder)
@@ -89,14 +89,16 @@ def _read_files(folder: Path) -> dict[str, ConsoleFile]:
 
 def _read_file(folder: Path, path: Path) -> ConsoleFile:
     content = path.read_bytes()
-    guessed = _MEDIA_TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]
-    media_type = guessed or "application/octet-stream"
-    gzipped = None
+    guessed_type = _MEDIA_TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]
+    media_type = guessed_type or "application/octet-stream"
+    gzipped_content = None
     if len(content) >= _MIN_COMPRESSED_BYTES and media_type.startswith(_COMPRESSIBLE):
-        gzipped = gzip.compress(content, mtime=0)
+        gzipped_content = gzip.compress(content, mtime=0)
     return ConsoleFile(
         content=content,
-        gzipped=gzipped if gzipped is not None and len(gzipped) < len(content) else None,
+        gzipped=gzipped_content
+        if gzipped_content is not None and len(gzipped_content) < len(content)
+        else None,
         media_type=media_type,
         etag=f'W/"{hashlib.sha256(content).hexdigest()[:32]}"',
         is_immutable=path.relative_to(folder).as_posix().startswith(_HASHED_FOLDER),

@@ -17,6 +17,7 @@ ORG_READ = "org:read"  # read one's organisation and its members
 ORG_ADMIN = "org:admin"  # change them, and read the audit log
 PLAYER = "player"  # use what the studio's games offer to signed-in players
 OPERATOR = "operator"  # create organisations, set all limits
+METRICS = "metrics"  # read the cluster's metrics, as Prometheus does; operators may, too
 
 ALL_SCOPES = frozenset({ALL})
 # The scopes of a new key by default. Scopes for administration must be named.
@@ -67,7 +68,11 @@ class Identity:
         return _ADMIN_PRIORITY if is_admin else _MEMBER_PRIORITY
 
     def has_scope(self, scope: str) -> bool:
-        return scope in self.scopes or ALL in self.scopes
+        return (
+            scope in self.scopes
+            or ALL in self.scopes
+            or (scope == METRICS and OPERATOR in self.scopes)
+        )
 
     def may_read_job(self, job_id: str | None) -> bool:
         """Return True unless the caller has an event token for a job other than ``job_id``."""

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _DELETION_SECONDS = 600.0
 
 
-class Tariffs(Protocol):
+class TariffSource(Protocol):
     """The interface that returns the prices of a pool's renders."""
 
     async def fetch_tariff(self, pool: str) -> RenderTariff:
@@ -61,23 +61,23 @@ class HeldBudget:
 class RenderBudgets:
     """Reserves money for the renders of jobs in the same budgets that limit text requests."""
 
-    def __init__(self, meter: RequestMeter, tariffs: Tariffs) -> None:
+    def __init__(self, meter: RequestMeter, tariffs: TariffSource) -> None:
         self._meter = meter
         self._tariffs = tariffs
 
     async def reserve(
-        self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
+        self, caller: Identity, spec: JobSpec, done_indexes: Collection[int] = ()
     ) -> HeldBudget:
         """Reserve the estimated cost of the job's renders in all budgets of the caller.
 
         Args:
-            done: the indexes of steps that do not run again.
+            done_indexes: the indexes of steps that do not run again.
 
         Returns:
             The reservation, which the caller must release if the job is not accepted.
 
         Raises:
-            BudgetExceeded: what remains of a budget does not cover the estimate.
+            BudgetExceeded: the remaining amount of a budget does not cover the estimate.
             ServiceUnavailable: the pool's prices are unknown, or Valkey is unavailable and the
                 settings demand a check of budgets.
         """
@@ -90,20 +90,20 @@ class RenderBudgets:
             for limit in caller.limits
             if limit.has_budget
         ]
-        usd = await self._estimate_cost(spec, done) if budgets else Decimal(0)
+        usd = await self._estimate_cost(spec, done_indexes) if budgets else Decimal(0)
         if not usd:
             return HeldBudget()
         return HeldBudget(await self._meter.admit(budgets, owner=caller.owner, usd=usd), usd)
 
-    async def _estimate_cost(self, spec: JobSpec, done: Collection[int]) -> Decimal:
+    async def _estimate_cost(self, spec: JobSpec, done_indexes: Collection[int]) -> Decimal:
         pools = {step.pool for step in spec.steps if step.kind is StepKind.RENDER}
         tariffs = {pool: await self._tariffs.fetch_tariff(pool) for pool in sorted(pools)}
         if all(tariff.price is None for tariff in tariffs.values()):
             return Decimal(0)
         costs = (
-            tariffs[pool].estimate_cost(shape, pictures)
-            for index, pool, shape, pictures in _list_renders(spec)
-            if index not in done
+            tariffs[pool].estimate_cost(shape, picture_count)
+            for index, pool, shape, picture_count in _list_renders(spec)
+            if index not in done_indexes
         )
         return sum(costs, Decimal(0))
 
@@ -111,29 +111,33 @@ class RenderBudgets:
 def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
     """Yield the index, pool, shape and estimated number of pictures of each render.
 
-    The shape is a digest of what determines the duration of a render (`compute_shape`).
+    The shape is a digest of the properties that determine a render's duration (`compute_shape`).
     """
-    base = spec.base
-    hashes = {} if base is None else {name: hash_node(node) for name, node in base.items()}
-    total = sum(hashes.values())
-    counts = PictureCounts.from_graph(base or {})
+    base_graph = spec.base
+    hashes = (
+        {} if base_graph is None else {name: hash_node(node) for name, node in base_graph.items()}
+    )
+    hash_sum = sum(hashes.values())
+    base_counts = PictureCounts.from_graph(base_graph or {})
     for index, step in enumerate(spec.steps):
         if step.kind is not StepKind.RENDER:
             continue
-        if base is None:
+        if base_graph is None:
             yield index, step.pool, compute_shape(step.payload), estimate_pictures(step.payload)
             continue
         # Hash the nodes that all children of a batch share only once, because there may be many of
         # both.
-        changed_nodes = apply_batch_patch({name: base[name] for name in step.payload}, step.payload)
-        other_hashes = total - sum(hashes[name] for name in changed_nodes)
-        shape = combine_hashes([other_hashes, *map(hash_node, changed_nodes.values())])
+        changed_nodes = apply_batch_patch(
+            {name: base_graph[name] for name in step.payload}, step.payload
+        )
+        other_hash_sum = hash_sum - sum(hashes[name] for name in changed_nodes)
+        shape = combine_hashes([other_hash_sum, *map(hash_node, changed_nodes.values())])
         own_counts = PictureCounts.from_graph(changed_nodes)
-        yield index, step.pool, shape, PictureCounts(*map(max, counts, own_counts)).estimate()
+        yield index, step.pool, shape, PictureCounts(*map(max, base_counts, own_counts)).estimate()
 
 
 class BudgetSettler:
-    """Replaces the reserved amounts in budgets by what the renders of jobs have actually cost.
+    """Replaces the reserved amounts in budgets by the actual costs of the renders of jobs.
 
     Any number of processes may run a settler; only one of them works at a time. If a process ends
     early, the next one repeats the work that was not finished.
@@ -169,7 +173,11 @@ class BudgetSettler:
             await asyncio.sleep(self._interval)
 
     async def settle(self) -> int:
-        """Replace reserved amounts that are due by the actual costs, and return their number.
+        """Count the actual costs of renders instead of the reserved amounts.
+
+        Returns:
+            The number of reservations whose amounts were replaced; 0 if none has a new amount, or
+            another process is settling.
 
         Raises:
             ServiceUnavailable: Valkey is unavailable.
@@ -181,16 +189,16 @@ class BudgetSettler:
                 return 0
             due_reservations = await self._store.list_due()
             ended_reservations = []
-            for item in due_reservations:
+            for due_reservation in due_reservations:
                 await self._counter.recount(
-                    item.reservation,
-                    item.amount,
-                    counted_nano_usd=item.settled or 0,
-                    is_open=not item.ended,
+                    due_reservation.reservation,
+                    due_reservation.amount,
+                    counted_nano_usd=due_reservation.settled or 0,
+                    is_open=not due_reservation.ended,
                 )
                 # If the row has changed, another run was booked meanwhile, and the next round
                 # counts it.
-                if await self._store.mark_counted(item) and item.ended:
-                    ended_reservations.append(item.reservation)
+                if await self._store.mark_counted(due_reservation) and due_reservation.ended:
+                    ended_reservations.append(due_reservation.reservation)
             await self._counter.delete_amounts(ended_reservations)
         return len(due_reservations)

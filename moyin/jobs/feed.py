@@ -33,35 +33,35 @@ class JobFeed:
         self._hub = hub
         self._quiet = quiet_seconds
 
-    def follow(self, job: Job, after: str | None) -> AsyncGenerator[list[JobEvent], None]:
+    def follow(self, job: Job, after_id: str | None) -> AsyncGenerator[list[JobEvent], None]:
         """Yield the job's events in batches as they arrive, until the job has ended.
 
         An empty batch means that no event arrived for some seconds. If the final event is missing
         in Valkey, the job's row provides it, with an empty id.
 
         Args:
-            after: the id of the last event that the caller has; None yields all events.
+            after_id: the id of the last event that the caller has; None yields all events.
 
         Raises:
-            InvalidRequest: ``after`` is not an event id.
+            InvalidRequest: ``after_id`` is not an event id.
             SlowConsumer: the caller iterates too slowly.
         """
-        if after is not None and not _EVENT_ID.fullmatch(after):
+        if after_id is not None and not _EVENT_ID.fullmatch(after_id):
             raise InvalidRequest(
                 "Last-Event-ID must be the id of an event of this job, such as 1700000000000-0",
                 field="Last-Event-ID",
             )
-        return self._stream_events(job, after)
+        return self._stream_events(job, after_id)
 
-    async def is_complete(self, job: Job, after: str | None) -> bool:
-        """Return True if the job has ended and its last event has the id ``after``."""
-        if after is None or not job.status.is_final:
+    async def is_complete(self, job: Job, after_id: str | None) -> bool:
+        """Return True if the job has ended and its last event has the id ``after_id``."""
+        if after_id is None or not job.status.is_final:
             return False
         try:
             events = await self._events.replay(job.id, None)
         except (RedisError, OSError):
             return False
-        return bool(events) and events[-1].id == after and events[-1].type.is_final
+        return bool(events) and events[-1].id == after_id and events[-1].type.is_final
 
     async def get_newest_id(self, job_id: str) -> str | None:
         """Return the newest event's id; None if there is no event or Valkey is unavailable."""
@@ -70,20 +70,20 @@ class JobFeed:
         except (RedisError, OSError):
             return None
 
-    async def wait_for_end(self, job: Job, after: str | None) -> None:
-        """Wait until the job has ended, by reading its events after the id ``after``."""
+    async def wait_for_end(self, job: Job, after_id: str | None) -> None:
+        """Wait until the job has ended, by reading its events after ``after_id``."""
         if job.status.is_final:
             return
-        async with aclosing(self._stream_events(job, after)) as events:
+        async with aclosing(self._stream_events(job, after_id)) as events:
             async for _ in events:
                 continue
 
     async def _stream_events(
-        self, job: Job, after: str | None
+        self, job: Job, after_id: str | None
     ) -> AsyncGenerator[list[JobEvent], None]:
         # The events of a finished job either arrive at once, or Valkey has none.
         quiet_seconds = self._quiet / 10 if job.status.is_final else self._quiet
-        async with self._hub.subscribe(job.id, after) as subscription:
+        async with self._hub.subscribe(job.id, after_id) as subscription:
             while True:
                 batch = await subscription.next(quiet_seconds)
                 if not batch:
@@ -112,5 +112,5 @@ class JobFeed:
         attempt = event.data.get("attempt")
         if attempt is not None and attempt <= job.attempts:
             return bool(attempt == job.attempts)
-        attempts = (await self._jobs.find(job.id)).attempts
-        return bool(attempt is None or attempt == attempts)
+        newest_attempt = (await self._jobs.find(job.id)).attempts
+        return bool(attempt is None or attempt == newest_attempt)

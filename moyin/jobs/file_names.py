@@ -1,4 +1,4 @@
-"""Defines `FileNames`, which replaces names of uploads in a new job by ids of artifacts.
+"""Defines `FileNameReplacer`, which replaces names of uploads in a new job by ids of artifacts.
 
 ComfyUI's clients refer to files by name. A job refers to artifacts instead, so that a later upload
 with the same name does not change what the job renders.
@@ -23,7 +23,7 @@ from moyin.render.protocol.graph import find_file_texts, replace_texts
 _StepT = TypeVar("_StepT", bound=wire.RenderStep)
 
 
-class FileNames:
+class FileNameReplacer:
     """Replaces the names of an owner's files by artifact ids, and keeps all other names."""
 
     def __init__(self, files: NamedFiles) -> None:
@@ -54,9 +54,11 @@ class FileNames:
 
         Graphs of templates do not change.
         """
-        own_steps = [step for step in spec.steps if _has_client_graph(step)]
-        inputs = [list(_iterate_inputs(step.payload, spec.base is not None)) for step in own_steps]
-        if own_steps and spec.base is not None:
+        client_steps = [step for step in spec.steps if _has_client_graph(step)]
+        inputs = [
+            list(_iterate_inputs(step.payload, spec.base is not None)) for step in client_steps
+        ]
+        if client_steps and spec.base is not None:
             inputs.append(list(_iterate_inputs(spec.base, False)))
         resolved_texts = {
             raw_text: str(references.resolve_references(raw_text, ()))
@@ -66,20 +68,22 @@ class FileNames:
         if not resolved_texts:
             return spec
         files = await self._files.find_in_texts(owner, set(resolved_texts.values()))
-        ids = {
+        artifact_ids = {
             raw_text: f"artifact:{files[text].id}"
             for raw_text, text in resolved_texts.items()
             if text in files
         }
-        if not ids:
+        if not artifact_ids:
             return spec
         steps = tuple(
-            replace(step, payload=_replace_in_graph(step.payload, spec.base is not None, ids))
+            replace(
+                step, payload=_replace_in_graph(step.payload, spec.base is not None, artifact_ids)
+            )
             if _has_client_graph(step)
             else step
             for step in spec.steps
         )
-        base = None if spec.base is None else _replace_in_graph(spec.base, False, ids)
+        base = None if spec.base is None else _replace_in_graph(spec.base, False, artifact_ids)
         return replace(spec, steps=steps, base=base)
 
     async def _replace_in_step(
@@ -88,13 +92,13 @@ class FileNames:
         if step.template is None:
             return step
         parameters = templates(step.template, f"{prefix}template").parameters
-        names = {
+        file_names = {
             value
             for inputs in _list_inputs(step)
             for name, value in inputs
             if _is_file_name(parameters.get(name), value)
         }
-        files = await self._files.find_in_texts(owner, names) if names else {}
+        files = await self._files.find_in_texts(owner, file_names) if file_names else {}
         return _replace_inputs(step, parameters, files) if files else step
 
 
@@ -119,20 +123,20 @@ def _replace_inputs(
     step: _StepT, parameters: Mapping[str, Parameter], files: Mapping[str, Artifact]
 ) -> _StepT:
     def replace_value(name: str, value: Any) -> Any:
-        is_name = _is_file_name(parameters.get(name), value) and value in files
-        return files[value].id if is_name else value
+        is_file_name = _is_file_name(parameters.get(name), value) and value in files
+        return files[value].id if is_file_name else value
 
-    def replace_all(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def replace_values(inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: replace_value(name, value) for name, value in inputs.items()}
 
     update: dict[str, Any] = {}
     if step.inputs is not None:
-        update["inputs"] = replace_all(step.inputs)
+        update["inputs"] = replace_values(step.inputs)
     batch = step.batch if isinstance(step, wire.RenderJob) else None
     if batch is not None:
         changes: dict[str, Any] = {}
         if batch.inputs is not None:
-            changes["inputs"] = [replace_all(inputs) for inputs in batch.inputs]
+            changes["inputs"] = [replace_values(inputs) for inputs in batch.inputs]
         if batch.sweep is not None:
             changes["sweep"] = {
                 key: [replace_value(key.removeprefix("inputs."), value) for value in values]
@@ -157,12 +161,12 @@ def _iterate_inputs(graph: Mapping[str, Any], is_patch: bool) -> Iterator[Any]:
 
 
 def _replace_in_graph(
-    graph: Mapping[str, Any], is_patch: bool, ids: Mapping[str, str]
+    graph: Mapping[str, Any], is_patch: bool, artifact_ids: Mapping[str, str]
 ) -> dict[str, Any]:
     if is_patch:
-        return {node_id: replace_texts(inputs, ids) for node_id, inputs in graph.items()}
+        return {node_id: replace_texts(inputs, artifact_ids) for node_id, inputs in graph.items()}
     return {
-        node_id: {**node, "inputs": replace_texts(node["inputs"], ids)}
+        node_id: {**node, "inputs": replace_texts(node["inputs"], artifact_ids)}
         if "inputs" in node
         else node
         for node_id, node in graph.items()

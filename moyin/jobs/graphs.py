@@ -118,7 +118,7 @@ class GraphChecker:
                 # The nodes that all children share were checked with the first child.
                 graph = {node: full_graph[node] for node in step.payload}
             try:
-                is_known = await self._check_graph(submitter, step, graph, artifacts)
+                is_fully_checked = await self._check_graph(submitter, step, graph, artifacts)
             except (InputNotFound, NodeNotAllowed) as error:
                 error.field = prefix + _find_request_field(step, graph, error.field or "")
                 raise
@@ -128,7 +128,7 @@ class GraphChecker:
             # Graphs with references are not validated, because the values are unknown until earlier
             # steps run.
             if (
-                is_known
+                is_fully_checked
                 and index in representative_indexes
                 and not references.has_references(full_graph)
             ):
@@ -240,10 +240,10 @@ def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
                 field=f"workflow.{node_id[:64]}.class_type",
             )
         inputs = node.get("inputs", {})
-        fixed_graph = {
+        plain_inputs = {
             name: value for name, value in inputs.items() if not references.has_references(value)
         }
-        nodes[node_id] = {**node, "inputs": references.resolve_references(fixed_graph, ())}
+        nodes[node_id] = {**node, "inputs": references.resolve_references(plain_inputs, ())}
     return nodes
 
 
@@ -255,18 +255,18 @@ def _find_artifact_field(step: Step, artifact_id: str) -> str:
     return f"inputs.{next(names, '')}".rstrip(".")
 
 
-def _find_request_field(step: Step, graph: Mapping[str, Any], place: str) -> str:
+def _find_request_field(step: Step, graph: Mapping[str, Any], graph_path: str) -> str:
     """Return the field of the request that set a value in the graph.
 
     Args:
-        place: the path of the value in the graph, such as ``3.inputs.image``.
+        graph_path: the path of the value in the graph, such as ``3.inputs.image``.
     """
     if step.template is None:
-        return f"workflow.{place}".rstrip(".")
-    node_id, _, name = place.partition(".inputs.")
-    value = graph.get(node_id, {}).get("inputs", {}).get(name) if name else None
+        return f"workflow.{graph_path}".rstrip(".")
+    node_id, _, name = graph_path.partition(".inputs.")
+    graph_value = graph.get(node_id, {}).get("inputs", {}).get(name) if name else None
     if name:
         for key, input_value in step.inputs.items():
-            if value in (input_value, f"artifact:{input_value}"):
+            if graph_value in (input_value, f"artifact:{input_value}"):
                 return f"inputs.{key}"
     return "template"

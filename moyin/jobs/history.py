@@ -54,7 +54,7 @@ class BulkResult:
 class JobHistory:
     """Deletes jobs, and cancels or deletes many jobs by a filter.
 
-    Of each tenant, only one request with a filter is processed at a time.
+    Only one request with a filter is processed at a time for each tenant.
     """
 
     def __init__(self, service: JobService, jobs: JobStore) -> None:
@@ -88,7 +88,9 @@ class JobHistory:
         async def delete(job_ids: Sequence[str]) -> int:
             return len((await self._service.delete(caller.owner, job_ids)).deleted)
 
-        return await self._change(caller.owner, where, delete, dry_run=dry_run, cursor=cursor)
+        return await self._change_matching(
+            caller.owner, where, delete, dry_run=dry_run, cursor=cursor
+        )
 
     async def cancel_matching(
         self, caller: Identity, where: JobFilter, *, dry_run: bool, cursor: str | None
@@ -108,9 +110,9 @@ class JobHistory:
         async def cancel(job_ids: Sequence[str]) -> int:
             cancelled_count = 0
             for start in range(0, len(job_ids), _CONCURRENT_CANCELLATIONS):
-                job_ids_part = job_ids[start : start + _CONCURRENT_CANCELLATIONS]
+                job_id_chunk = job_ids[start : start + _CONCURRENT_CANCELLATIONS]
                 results = await asyncio.gather(
-                    *(self._try_cancel(caller, job_id) for job_id in job_ids_part),
+                    *(self._try_cancel_job(caller, job_id) for job_id in job_id_chunk),
                     return_exceptions=True,
                 )
                 for result in results:
@@ -126,9 +128,11 @@ class JobHistory:
         if not statuses:
             return BulkResult(matched=0, done=0, skipped=0, next_cursor=None)
         where = replace(where, statuses=statuses)
-        return await self._change(caller.owner, where, cancel, dry_run=dry_run, cursor=cursor)
+        return await self._change_matching(
+            caller.owner, where, cancel, dry_run=dry_run, cursor=cursor
+        )
 
-    async def get_graph(self, job: Job, step: int) -> Mapping[str, Any]:
+    async def get_graph(self, job: Job, step_index: int) -> Mapping[str, Any]:
         """Return the graph of a step or a batch's child, in the format that ``POST /jobs`` accepts.
 
         Raises:
@@ -136,20 +140,22 @@ class JobHistory:
         """
         spec = await self._service.load_spec(job)
         if spec is None:
-            raise JobNotFound(f"the graph of job {job.id} has been deleted")
-        if step >= len(spec.steps) or spec.steps[step].kind is not StepKind.RENDER:
-            raise JobNotFound(f"step {step} of job {job.id} does not exist or is not a render")
-        payload = spec.steps[step].payload
+            raise JobNotFound(f"the graph of job {job.id} was deleted from the artifact store")
+        if step_index >= len(spec.steps) or spec.steps[step_index].kind is not StepKind.RENDER:
+            raise JobNotFound(
+                f"step must be the index of a render of job {job.id}; step {step_index} is not one"
+            )
+        payload = spec.steps[step_index].payload
         return payload if spec.base is None else apply_batch_patch(spec.base, payload)
 
-    async def _try_cancel(self, caller: Identity, job_id: str) -> bool:
+    async def _try_cancel_job(self, caller: Identity, job_id: str) -> bool:
         try:
             await self._service.cancel(caller, job_id)
         except (JobNotFound, JobFinished):
             return False
         return True
 
-    async def _change(
+    async def _change_matching(
         self,
         owner: str,
         where: JobFilter,
@@ -163,14 +169,16 @@ class JobHistory:
             count = await self._jobs.count(owner, where)
             return BulkResult(matched=count, done=0, skipped=0, next_cursor=None)
         matched_count = done_count = 0
-        size, limit = (_COUNTED_PER_QUERY, MAX_COUNTED) if dry_run else (_CHUNK, MAX_CHANGED)
+        page_size, max_matched = (
+            (_COUNTED_PER_QUERY, MAX_COUNTED) if dry_run else (_CHUNK, MAX_CHANGED)
+        )
         with self._lock_tenant(owner):
             for _ in range(_MAX_PAGES):
-                page = await self._jobs.list_ids(owner, where, limit=size, cursor=cursor)
+                page = await self._jobs.list_ids(owner, where, limit=page_size, cursor=cursor)
                 matched_count, cursor = matched_count + len(page.ids), page.next_cursor
                 if page.ids and not dry_run:
                     done_count += await change(page.ids)
-                if cursor is None or matched_count >= limit:
+                if cursor is None or matched_count >= max_matched:
                     break
         skipped = 0 if dry_run else matched_count - done_count
         return BulkResult(
@@ -181,7 +189,7 @@ class JobHistory:
     def _lock_tenant(self, owner: str) -> Iterator[None]:
         if owner in self._busy_owners:
             raise Overloaded(
-                "another request that changes many of your jobs is in progress; try again",
+                "another request that changes many of your jobs is in progress; try again in a few seconds",
                 retry_after=5,
             )
         self._busy_owners.add(owner)

@@ -23,23 +23,23 @@ _log = logging.getLogger(__name__)
 
 
 class JobStillRunning(errors.BackendTimeout):
-    """Reports that the pictures took longer than the time limit; the job ``job`` continues."""
+    """Reports that the pictures took longer than the time limit; the job ``job_id`` continues."""
 
-    def __init__(self, job: str, seconds: float) -> None:
+    def __init__(self, job_id: str, seconds: float) -> None:
         super().__init__(
-            f"the pictures are not ready after {seconds:g} seconds; job {job} continues: follow it "
-            f"at /jobs/{job}, or send the header Prefer: respond-async",
-            details={"job": job},
+            f"the pictures are not ready after {seconds:g} seconds; job {job_id} continues: follow it "
+            f"at /jobs/{job_id}, or send the header Prefer: respond-async",
+            details={"job": job_id},
         )
-        self.job = job
+        self.job = job_id
 
 
 class JobEndedWithoutImages(Exception):
-    """Reports that the job ``job`` failed or was cancelled; ``__cause__`` is the job's error."""
+    """Reports that the job ``job_id`` failed or was cancelled; ``__cause__`` is the job's error."""
 
-    def __init__(self, job: str) -> None:
-        super().__init__(f"job {job} ended without pictures")
-        self.job = job
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"job {job_id} ended without pictures; GET /jobs/{job_id} shows its error")
+        self.job = job_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +120,7 @@ class ImageJobs:
         cache: bool,
         idempotency_key: str | None,
     ) -> AcceptedJob:
-        job = images.images_request_to_job(
+        job_request = images.images_request_to_job(
             body,
             template.name,
             template.inputs["properties"],
@@ -129,7 +129,7 @@ class ImageJobs:
         )
         try:
             return await self.gateway.submit_job(
-                job, identity=identity, idempotency_key=idempotency_key
+                job_request, identity=identity, idempotency_key=idempotency_key
             )
         except errors.MoyinError as error:
             raise images.rename_job_field(error) from None
@@ -149,11 +149,13 @@ class ImageJobs:
         except TimeoutError:
             raise JobStillRunning(job_id, seconds) from None
         if job["status"] == "cancelled":
-            raise JobEndedWithoutImages(job_id) from errors.StepFailed("the job was cancelled")
+            raise JobEndedWithoutImages(job_id) from errors.StepFailed(
+                f"job {job_id} was cancelled; send the request again to get pictures"
+            )
         if job["status"] != "succeeded":
             error = job["error"]
-            kind = ERROR_TYPES.get(error["code"], errors.StepFailed)
-            raise JobEndedWithoutImages(job_id) from kind(error["message"])
+            error_type = ERROR_TYPES.get(error["code"], errors.StepFailed)
+            raise JobEndedWithoutImages(job_id) from error_type(error["message"])
         return job
 
     async def abandon(
@@ -174,24 +176,28 @@ class ImageJobs:
         identity: Identity,
         job: Mapping[str, Any],
         body: images.ImagesBody,
-        base: str,
-        ttl: float,
+        base_url: str,
+        ttl_seconds: float,
     ) -> list[dict[str, str]]:
         """Return the member ``data`` of OpenAI's response, with one entry per picture.
 
         Args:
-            base: the gateway's URL for the client, used as the start of the pictures' URLs.
-            ttl: the seconds for which the pictures' URLs are valid.
+            base_url: the gateway's URL for the client, used as the start of the pictures' URLs.
+            ttl_seconds: the seconds for which the pictures' URLs are valid.
         """
         pictures = [a for a in job["artifacts"] if a["media_type"].startswith("image/")]
         if body.response_format == "b64_json":
-            reader = _add_read_scope(identity)
-            contents = (await self.gateway.read(a["url"], identity=reader) for a in pictures)
+            reading_identity = _add_read_scope(identity)
+            contents = (
+                await self.gateway.read(a["url"], identity=reading_identity) for a in pictures
+            )
             return [{"b64_json": base64.b64encode(content).decode()} async for content in contents]
         return [
             {
-                "url": base
-                + create_file_link(self.signing_key, identity.owner, a["id"], a["name"], ttl)
+                "url": base_url
+                + create_file_link(
+                    self.signing_key, identity.owner, a["id"], a["name"], ttl_seconds
+                )
             }
             for a in pictures
         ]
@@ -202,11 +208,15 @@ def _add_read_scope(identity: Identity) -> Identity:
     return replace(identity, scopes=identity.scopes | {JOBS_READ})
 
 
-def _derive_key(key: str | None, name: str) -> str | None:
+def _derive_key(request_key: str | None, name: str) -> str | None:
     """Return the idempotency key for one file of a request, or None if the request has no key.
 
     Args:
-        key: the idempotency key of the request.
+        request_key: the idempotency key of the request.
         name: the name that distinguishes the file in the request.
     """
-    return None if key is None else hashlib.sha256(f"{key}:{name}".encode()).hexdigest()
+    return (
+        None
+        if request_key is None
+        else hashlib.sha256(f"{request_key}:{name}".encode()).hexdigest()
+    )

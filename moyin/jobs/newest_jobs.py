@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.domain.job import Job, JobStatus
 from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.response import QueueView, render_job
-from moyin.jobs.queue_places import QueuePlaces
+from moyin.jobs.queue_places import QueuePlaceCache
 from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore
 
@@ -20,14 +20,14 @@ _log = logging.getLogger(__name__)
 _LIMIT = 50
 
 
-class NewestJobs:
-    """Reads the first page of a tenant's jobs, and counts those that are open.
+class NewestJobsReader:
+    """Reads the first page of a tenant's jobs, and counts the open jobs.
 
     Args:
         places: the places of open renders in the queues of their pools.
     """
 
-    def __init__(self, jobs: JobStore, places: QueuePlaces) -> None:
+    def __init__(self, jobs: JobStore, places: QueuePlaceCache) -> None:
         self._jobs = jobs
         self._places = places
 
@@ -35,7 +35,7 @@ class NewestJobs:
         """Return the data of an event `jobs` as JSON; None if the database is unavailable."""
         try:
             page, next_cursor = await self._jobs.list_page(owner, limit=_LIMIT)
-            queued, running = [
+            queued_count, running_count = [
                 await self._jobs.count(owner, JobFilter(statuses=(status,)))
                 for status in (JobStatus.QUEUED, JobStatus.RUNNING)
             ]
@@ -46,13 +46,13 @@ class NewestJobs:
         body = wire.NewestJobs(
             jobs=[render_job(job, queue) for job in page],
             next_cursor=next_cursor,
-            queued=queued,
-            running=running,
+            queued=queued_count,
+            running=running_count,
         )
         return body.model_dump_json(ensure_ascii=True)
 
 
-async def view_queue(places: QueuePlaces, jobs: Sequence[Job]) -> QueueView:
+async def view_queue(places: QueuePlaceCache, jobs: Sequence[Job]) -> QueueView:
     """Return the current time, and the queue places if any of the jobs is an open render."""
     has_open = any(job.render_steps and not job.status.is_final for job in jobs)
     return QueueView(now=datetime.now(UTC), places=await places.read() if has_open else {})

@@ -30,7 +30,7 @@ class Launcher(Protocol):
         """Request the cancellation of an attempt's workflow; return False if it is not running."""
         ...
 
-    async def notify(self, job_id: str, attempt: int) -> None:
+    async def start_webhook(self, job_id: str, attempt: int) -> None:
         """Start the delivery of the job's webhook, if any, for an attempt without a workflow."""
 
     async def ping(self) -> None:
@@ -66,7 +66,7 @@ class GraphGuard(Protocol):
         ...
 
     async def check_graph(
-        self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
+        self, caller: Identity, pool: str, graph: Mapping[str, Any], own_names: Collection[str]
     ) -> bool:
         """Check the nodes and file names of a graph.
 
@@ -74,7 +74,7 @@ class GraphGuard(Protocol):
         form of ComfyUI's validation errors.
 
         Args:
-            own: the names of the caller's files in the graph.
+            own_names: the names of the caller's files in the graph.
 
         Returns:
             True, or False if inputs can't be checked because the pool's node classes are unknown.
@@ -110,12 +110,12 @@ class JobBudgets(Protocol):
     """The interface that reserves money for the renders of jobs."""
 
     async def reserve(
-        self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
+        self, caller: Identity, spec: JobSpec, done_indexes: Collection[int] = ()
     ) -> HeldReservation:
         """Reserve the estimated cost of the job's renders, and return the reservation.
 
         Args:
-            done: the indexes of steps that do not run again.
+            done_indexes: the indexes of steps that do not run again.
 
         Raises:
             BudgetExceeded: a budget of the caller does not cover the estimate.

@@ -24,20 +24,20 @@ class PreviewFeed:
         self._store = store
         self._hub = hub
 
-    async def find(self, job: Job) -> tuple[str, bytes] | None:
+    async def find_newest(self, job: Job) -> tuple[str, bytes] | None:
         """Return the newest preview's media type and bytes, or None, and request more previews."""
         if not job.status.is_final:
             await self._store.watch(job.id)
         return await self._store.find(job.id)
 
-    async def join(
+    async def add_previews(
         self, job: Job, events: AsyncGenerator[list[JobEvent], None]
     ) -> AsyncGenerator[list[JobEvent], None]:
         """Yield the batches of ``events``, and between them events about new previews.
 
         Events about previews have no id, because clients can't resume a stream after them.
         """
-        async with aclosing(events), aclosing(self._follow(job.id)) as previews:
+        async with aclosing(events), aclosing(self._follow_previews(job.id)) as previews:
             next_events = asyncio.create_task(_read_next(events))
             next_preview = asyncio.create_task(_read_next(previews))
             try:
@@ -60,7 +60,7 @@ class PreviewFeed:
                     task.cancel()
                 await asyncio.gather(next_events, next_preview, return_exceptions=True)
 
-    async def _follow(self, job_id: str) -> AsyncGenerator[JobEvent, None]:
+    async def _follow_previews(self, job_id: str) -> AsyncGenerator[JobEvent, None]:
         """Yield events about new previews without end; skip previews that a newer one replaced."""
         while True:
             # A client that reads too slowly gets no further previews, but the job's events

@@ -1,4 +1,4 @@
-"""Defines `QueuePlaces`, which reads the places of queued and running jobs from the render pools."""
+"""Defines `QueuePlaceCache`, which reads the places of queued and running jobs from the render pools."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _PoolQueue:
     is_slow: bool = False
 
 
-class QueuePlaces:
+class QueuePlaceCache:
     """Caches the places of jobs in the queues of all render pools.
 
     Args:
@@ -63,7 +63,7 @@ class QueuePlaces:
         for pool, queue in self._queues.items():
             if queue.call is None and now - queue.called_at >= _INTERVAL_SECONDS:
                 queue.called_at = now
-                queue.call = asyncio.create_task(self._refresh(pool, queue))
+                queue.call = asyncio.create_task(self._refresh_queue(pool, queue))
         # Do not wait for a pool that has responded recently, or whose present call is slow.
         awaited_queues = [
             queue
@@ -91,7 +91,7 @@ class QueuePlaces:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
 
-    async def _refresh(self, pool: str, queue: _PoolQueue) -> None:
+    async def _refresh_queue(self, pool: str, queue: _PoolQueue) -> None:
         try:
             queue.places = await self._list_places(pool)
             queue.received_at = self._clock()

@@ -26,7 +26,7 @@ from moyin.errors import (
     ServiceUnavailable,
 )
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.file_names import FileNames
+from moyin.jobs.file_names import FileNameReplacer
 from moyin.jobs.graphs import GraphChecker
 from moyin.jobs.ports import GraphGuard, GraphValidator, JobBudgets, Launcher, NamedFiles
 from moyin.jobs.protocol.renders import Templates
@@ -78,7 +78,7 @@ class JobService:
             artifacts=artifacts, validator=validator, guard=guard, pools=pools
         )
         self._budgets = budgets
-        self._names = FileNames(files)
+        self._names = FileNameReplacer(files)
         self._networks = networks
         self._specs = SpecCache(_CACHED_SPEC_BYTES)
 
@@ -132,7 +132,7 @@ class JobService:
         idempotency_key: str | None = None,
         fingerprint: str | None = None,
         job_id: str | None = None,
-        validated: bool = False,
+        is_validated: bool = False,
         priority_field: str | None = None,
     ) -> tuple[Job, bool]:
         """Accept a job, which runs with the submitter's rights.
@@ -143,7 +143,7 @@ class JobService:
         Args:
             fingerprint: the request's fingerprint; if None, that of ``spec`` is computed.
             job_id: a lower-case UUID that the client chose.
-            validated: True if the pool and the graphs have been checked already.
+            is_validated: True if the pool and the graphs have been checked already.
             priority_field: the request's field that sets the priority, or None if no field does.
                 Without such a field, a forbidden priority of ``spec`` is replaced by the best
                 permitted priority.
@@ -172,7 +172,7 @@ class JobService:
         _check_scopes(submitter, spec)
         if spec.webhook is not None:
             self._networks.check_literal_address(spec.webhook)
-        if not validated:
+        if not is_validated:
             spec = await self._names.replace_in_graphs(submitter.owner, spec)
             spec = await self._graphs.check_new_job(submitter, spec)
         prompt = spec.comfyui
@@ -201,12 +201,12 @@ class JobService:
             has_chosen_id=job_id is not None,
             text=collect_text(spec),
         )
-        job, is_new = await self._create(submitter, spec, new_job)
+        job, is_new = await self._create_job(submitter, spec, new_job)
         if is_new:
             await self._publish_and_start(job, new_job.launch)
         return job, is_new
 
-    async def _create(
+    async def _create_job(
         self, submitter: Identity, spec: JobSpec, new_job: NewJob
     ) -> tuple[Job, bool]:
         """Insert the job with its reservation, or find the job of an earlier identical request.
@@ -280,11 +280,11 @@ class JobService:
             job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
         else:
             await self._graphs.check_retried_job(caller, spec)
-            job = await self._reopen(caller, ended_job, spec)
+            job = await self._reopen_job(caller, ended_job, spec)
         await self._publish_and_start(job)
         return job
 
-    async def _reopen(self, caller: Identity, ended_job: Job, spec: JobSpec) -> Job:
+    async def _reopen_job(self, caller: Identity, ended_job: Job, spec: JobSpec) -> Job:
         done_indexes = {result.index for result in ended_job.results}
         held_budget = await self._budgets.reserve(caller, spec, done_indexes)
         is_reopened = False
@@ -299,7 +299,7 @@ class JobService:
         return job
 
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
-        """Delete those of the owner's jobs that have ended, with their events.
+        """Delete the owner's jobs with the given ids that have ended, with their events.
 
         The jobs' files are unreadable from then on; `moyin.store.deletion_pruning` deletes them
         later.
@@ -330,19 +330,19 @@ class JobService:
         """
         if (cached_content := self._specs.get(job.spec)) is not None:
             return decode(JobSpec, cached_content)
-        encoded = bytearray()
+        encoded_spec = bytearray()
         try:
             async with aclosing(self._blobs.read_chunks(job.spec)) as chunks:
                 async for chunk in chunks:
-                    encoded += chunk
-                    if len(encoded) > _MAX_SHOWN_SPEC:
+                    encoded_spec += chunk
+                    if len(encoded_spec) > _MAX_SHOWN_SPEC:
                         return None
         except (FileNotFoundError, ServiceUnavailable):
             # Respond without the spec, because the job's status does not depend on the artifact
             # store.
             return None
-        self._specs.put(job.spec, bytes(encoded))
-        return decode(JobSpec, bytes(encoded))
+        self._specs.put(job.spec, bytes(encoded_spec))
+        return decode(JobSpec, bytes(encoded_spec))
 
     async def _cancel_without_workflow(self, job: Job) -> Job:
         """Cancel and return a job whose workflow does not run.
@@ -360,7 +360,7 @@ class JobService:
             await self._events.publish(job.id, *build_status_event(job))
             await self._frames.publish_end(job)
             try:
-                await self._launcher.notify(job.id, job.attempts)
+                await self._launcher.start_webhook(job.id, job.attempts)
             except ServiceUnavailable as error:
                 _log.warning("the sweeper will start the webhook of job %s: %s", job.id, error)
         elif job.status is not JobStatus.CANCELLED:
@@ -396,17 +396,17 @@ def _check_same_request(first_job: Job, fingerprint: str) -> None:
 def serialize_spec(spec: JobSpec) -> bytes:
     """Return the JSON of a spec; raise InvalidRequest if its nesting is too deep to be decoded."""
     try:
-        encoded = encode(spec)
+        encoded_spec = encode(spec)
         # A spec with fewer brackets than the limit can't have more levels, so skip the exact check.
-        if encoded.count(b"{") + encoded.count(b"[") > _MAX_LEVELS:
-            from_json(encoded)
+        if encoded_spec.count(b"{") + encoded_spec.count(b"[") > _MAX_LEVELS:
+            from_json(encoded_spec)
     except ValueError:
         field = _find_deepest_field(spec)
         raise InvalidRequest(
             f"{field} is nested too deeply: at most about {_MAX_LEVELS} levels are allowed",
             field=field,
         ) from None
-    return encoded
+    return encoded_spec
 
 
 def _find_deepest_field(spec: JobSpec) -> str:
@@ -441,7 +441,8 @@ def _apply_allowed_priority(submitter: Identity, spec: JobSpec, field: str | Non
 
 def _new_priority_error(priority: int, best_priority: int, field: str | None) -> PriorityNotAllowed:
     return PriorityNotAllowed(
-        f"you must not use priority {priority}: your best priority is {best_priority}",
+        f"you must not use priority {priority}: your best priority is {best_priority}; use it or a "
+        "larger number",
         field=field,
         details={"limit": "best_priority", "best_priority": best_priority},
     )
@@ -452,10 +453,11 @@ def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
     has_chat = any(step.kind is StepKind.CHAT for step in spec.steps)
     if has_chat and not submitter.has_scope(TEXT):
         raise InsufficientScope(
-            f"a chat step needs the scope {TEXT!r}, which you lack", details={"scope": TEXT}
+            f"a chat step needs the scope {TEXT!r}, which you lack: use a key with this scope",
+            details={"scope": TEXT},
         )
 
 
 def _new_finished_error(job: Job) -> JobFinished:
     status = "been cancelled" if job.status is JobStatus.CANCELLED else job.status.value
-    return JobFinished(f"job {job.id} has {status}")
+    return JobFinished(f"job {job.id} has {status}; only a queued or running job can be cancelled")

@@ -6,14 +6,14 @@ from collections import OrderedDict
 
 
 class SpecCache:
-    """Keeps the most recently used encoded specs of jobs, up to ``limit`` bytes in total.
+    """Keeps the most recently used encoded specs of jobs, up to ``max_bytes`` bytes in total.
 
     The keys are the SHA-256 of the specs. Ids of jobs would be unsafe keys: if another process
     deletes a job, another tenant may submit a new job with the same id.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, max_bytes: int) -> None:
+        self._limit = max_bytes
         self._specs: OrderedDict[str, bytes] = OrderedDict()
         self._size = 0
 

@@ -62,7 +62,7 @@ class StepResponse:
             return from_json(json_text.encode(errors="replace"))["body"]
         except (ValueError, RecursionError):
             raise StepFailed(
-                f"the service's response of type {self.media_type} is not valid JSON"
+                f"the service's response has the type {self.media_type}, but is not valid JSON"
             ) from None
 
 
@@ -110,26 +110,32 @@ class StepClient:
                 # For example, the text of an earlier step may contain line breaks.
                 raise StepFailed(f"the header {name} must not contain control characters")
         allowed_headers["idempotency-key"] = idempotency_key
-        data = _encode_body(body, allowed_headers)
+        encoded_body = _encode_body(body, allowed_headers)
         try:
             # Sent exactly as it was checked, without another percent-encoding.
             async with self._gateway.open(
-                method, path, data, headers=allowed_headers, identity=identity, is_encoded=True
+                method,
+                path,
+                encoded_body,
+                headers=allowed_headers,
+                identity=identity,
+                is_encoded=True,
             ) as response:
                 content = await read_up_to(response, self._max_response_bytes)
         except BodyTooLong:
             raise StepFailed(
                 f"the response to {method} {_strip_query(path)} is larger than "
-                f"{self._max_response_bytes} bytes"
+                f"the {self._max_response_bytes} bytes that a step can receive"
             ) from None
         except GatewayUnreachable as error:
             if isinstance(error.__cause__, TimeoutError):
                 raise BackendTimeout(
-                    f"{method} {_strip_query(path)} exceeded the time limit of a request"
+                    f"{method} {_strip_query(path)} did not respond within the time limit of a request"
                 ) from None
-            reason = type(error.__cause__).__name__
+            error_name = type(error.__cause__).__name__
             raise BackendUnavailable(
-                f"{method} {_strip_query(path)} could not be reached ({reason})"
+                f"{method} {_strip_query(path)} failed, because the gateway could not be reached "
+                f"({error_name})"
             ) from error
         except RequestRefused as error:
             raise _to_step_error(method, path, error) from None
@@ -167,8 +173,8 @@ def _to_step_error(
     The error is `BackendUnavailable` for a status after which a retry may succeed.
     """
     message = f"{method} {_strip_query(path)} answered with status {refusal.status}"
-    response = refusal.body[:2_000].decode(errors="replace")
-    details = {"status": refusal.status, "answer": response}
+    response_text = refusal.body[:2_000].decode(errors="replace")
+    details = {"status": refusal.status, "answer": response_text}
     if refusal.status in _RETRYABLE_STATUSES:
         return BackendUnavailable(message, details=details, retry_after=refusal.retry_after)
     return StepFailed(message, details=details)

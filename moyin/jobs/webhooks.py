@@ -83,10 +83,12 @@ class WebhookSender:
             ) from None
         except aiohttp.ClientError as error:
             raise BackendUnavailable(
-                f"the connection to the webhook's receiver failed ({type(error).__name__})"
+                f"the webhook's receiver cannot be reached ({type(error).__name__}): check the webhook's URL"
             ) from error
         if status == 410:
-            raise BackendRejected("the webhook's receiver no longer exists (status 410)")
+            raise BackendRejected(
+                "the webhook's receiver no longer exists (status 410); name another webhook in new jobs"
+            )
         if not 200 <= status < 300:
             raise BackendUnavailable(
                 f"the webhook's receiver responded with status {status} instead of 2xx"
@@ -114,9 +116,9 @@ def build_signature_headers(
         message_id: the id of the webhook, without a dot; receivers use it to recognise retries.
         timestamp: the time of this delivery, in Unix seconds.
     """
-    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    secret_bytes = base64.b64decode(secret.removeprefix(_PREFIX))
     signed_content = f"{message_id}.{timestamp}.".encode() + body
-    digest = hmac.new(key, signed_content, hashlib.sha256).digest()
+    digest = hmac.new(secret_bytes, signed_content, hashlib.sha256).digest()
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),

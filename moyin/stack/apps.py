@@ -42,17 +42,22 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
             f"the app configuration {path} does not exist: name another one with --config"
         ) from None
     except (OSError, yaml.YAMLError) as error:
-        raise StackError(f"the app configuration {path} cannot be read: {error}") from error
+        raise StackError(
+            f"the app configuration {path} cannot be read: {error}: correct it, or name another one "
+            "with --config"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
-        raise StackError(f"{path}: applications must be a list")
-    for number, app in enumerate(config["applications"]):
+        raise StackError(f"{path}: applications must be a list of apps, each with a name")
+    for index, app in enumerate(config["applications"]):
         if not isinstance(app, dict) or not isinstance(app.get("name"), str):
-            raise StackError(f"{path}: applications.{number}.name must be a text")
-    for key, port in (("http_options", ports.door), ("grpc_options", ports.grpc)):
-        if not isinstance(config.get(key) or {}, dict):
-            raise StackError(f"{path}: {key} must be a mapping")
-        if config.get(key) or key == "http_options":
-            config[key] = {**(config.get(key) or {}), "port": port}
+            raise StackError(f"{path}: applications.{index}.name must be a string")
+    for option_name, port in (("http_options", ports.door), ("grpc_options", ports.grpc)):
+        if not isinstance(config.get(option_name) or {}, dict):
+            raise StackError(
+                f"{path}: {option_name} must be a mapping, as in {option_name}: {{port: {port}}}"
+            )
+        if config.get(option_name) or option_name == "http_options":
+            config[option_name] = {**(config.get(option_name) or {}), "port": port}
     return config
 
 
@@ -128,7 +133,7 @@ def find_config_problems(path: Path) -> list[str]:
         )
     except subprocess.TimeoutExpired:
         # Not raised, because `up` adds the problems to the reason of another failure.
-        return [f"{path} could not be validated within {_VALIDATE_SECONDS:g} seconds"]
+        return [f"{path} could not be validated within {_VALIDATE_SECONDS:g} seconds: try again"]
     if process.returncode == 0:
         return []
     return process.stdout.splitlines() or [_get_last_line_of_body(process.stderr.encode())]
@@ -141,7 +146,7 @@ async def deploy_apps(options: Options, on_progress: Callable[[str], None]) -> N
     Serve's reason if Serve rejects the file or an app cannot start.
     """
     config = load_serve_config(options.serve_config, options.ports)
-    await _submit(options, config, on_progress)
+    await _submit_config(options, config, on_progress)
     layout = options.layout
     with explain_os_errors(layout.run):
         replace_file(layout.serve_config, yaml.safe_dump(config, sort_keys=False).encode())
@@ -153,11 +158,11 @@ async def redeploy_apps(options: Options, on_progress: Callable[[str], None]) ->
 
     Raises the same errors as `deploy_apps`.
     """
-    last_config = options.layout.serve_config
-    if not last_config.exists():
+    last_config_path = options.layout.serve_config
+    if not last_config_path.exists():
         await deploy_apps(options, on_progress)
         return
-    await _submit(options, load_serve_config(last_config, options.ports), on_progress)
+    await _submit_config(options, load_serve_config(last_config_path, options.ports), on_progress)
 
 
 def read_last_deployed_path(options: Options) -> Path | None:
@@ -168,11 +173,11 @@ def read_last_deployed_path(options: Options) -> Path | None:
         return None
 
 
-async def _submit(
+async def _submit_config(
     options: Options, config: dict[str, Any], on_progress: Callable[[str], None]
 ) -> None:
-    request = json.dumps(config).encode()
-    status, body = await _call_serve(options, "PUT", request, seconds=60)
+    request_body = json.dumps(config).encode()
+    status, body = await _call_serve(options, "PUT", request_body, seconds=60)
     for _ in range(_SUBMIT_RETRIES):
         if 0 < status < 500:
             break
@@ -180,22 +185,22 @@ async def _submit(
         reason = f"status {status}" if status else _get_last_line_of_body(body)
         on_progress(f"Ray's dashboard failed ({reason}); trying again")
         await asyncio.sleep(_SUBMIT_PAUSE_SECONDS)
-        status, body = await _call_serve(options, "PUT", request, seconds=60)
+        status, body = await _call_serve(options, "PUT", request_body, seconds=60)
     if status != 200:
         raise StackError(
             f"Serve rejected the app configuration {options.serve_config.name}: "
             f"{_get_last_line_of_body(body)}"
         )
-    names = {app["name"] for app in config["applications"]}
-    last_text = ""
-    while pending := await _find_pending_apps(options, names):
-        reasons = "; ".join(dict.fromkeys(reason for reason in pending.values() if reason))
-        text = f"waiting for {', '.join(sorted(pending))}{reasons and f': {reasons}'}"
-        if text != last_text:
-            on_progress(last_text := text)
+    app_names = {app["name"] for app in config["applications"]}
+    last_line = ""
+    while pending_apps := await _find_pending_apps(options, app_names):
+        reasons = "; ".join(dict.fromkeys(reason for reason in pending_apps.values() if reason))
+        progress_line = f"waiting for {', '.join(sorted(pending_apps))}{reasons and f': {reasons}'}"
+        if progress_line != last_line:
+            on_progress(last_line := progress_line)
         await asyncio.sleep(_APPS_POLL_SECONDS)
     await _wait_for_gateway(options, _has_gateway(config), on_progress)
-    on_progress(f"{len(names)} apps")
+    on_progress(f"{len(app_names)} apps")
 
 
 async def delete_apps(options: Options) -> None:
@@ -207,7 +212,7 @@ async def delete_apps(options: Options) -> None:
         return
 
 
-async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str]:
+async def _find_pending_apps(options: Options, app_names: set[str]) -> dict[str, str]:
     """Return the apps that do not run yet, each with Serve's last message or "".
 
     Raises:
@@ -215,15 +220,15 @@ async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str
     """
     status, body = await _call_serve(options, "GET", None, seconds=10)
     if status != 200:
-        return dict.fromkeys(names, "")
+        return dict.fromkeys(app_names, "")
     apps: Mapping[str, Any] = json.loads(body).get("applications", {})
-    for name in names & apps.keys():
+    for name in app_names & apps.keys():
         if apps[name]["status"] == "DEPLOY_FAILED":
             reason = _get_last_message(apps[name]) or "no reason given (see `moyin logs ray`)"
             raise StackError(f"app {name} cannot start: {reason}")
     return {
         name: _get_last_message(apps.get(name, {}))
-        for name in names
+        for name in app_names
         if apps.get(name, {}).get("status") != "RUNNING"
     }
 
@@ -240,18 +245,18 @@ async def _wait_for_gateway(
         has_gateway: True if an app has the route ``/``.
         on_progress: called with each new line of progress.
     """
-    last_text = ""
+    last_line = ""
     while True:
-        text = "waiting for the gateway"
+        progress_line = "waiting for the gateway"
         status, body = await asyncio.to_thread(
             send_request, "GET", f"{options.settings.door}/readyz"
         )
         if status in (200, 404) or (status and not has_gateway):
             return
         if failed_checks := _list_failed_checks(body):
-            text += f", which waits for {', '.join(failed_checks)}"
-        if text != last_text:
-            on_progress(last_text := text)
+            progress_line += f", which waits for {', '.join(failed_checks)}"
+        if progress_line != last_line:
+            on_progress(last_line := progress_line)
         await asyncio.sleep(_GATEWAY_POLL_SECONDS)
 
 
@@ -277,8 +282,8 @@ async def _call_serve(
         method,
         f"{build_dashboard_url(options)}/api/serve/applications/",
         body=body,
-        bearer=read_api_token(options),
-        timeout=seconds,
+        bearer_token=read_api_token(options),
+        timeout_seconds=seconds,
     )
 
 

@@ -51,7 +51,9 @@ async def replace_first_key(settings: Settings) -> None:
     content, profile = path.read_bytes(), read_profile(path, {})
     url = profile.url
     if urlsplit(url).hostname not in ("127.0.0.1", "localhost", urlsplit(settings.door).hostname):
-        raise StackError(f"{path} has the key of another gateway, {url}: correct it by hand")
+        raise StackError(
+            f"{path} has the key of another gateway, {url}: write the key of this machine's gateway into it"
+        )
     database = Database(settings.sql_url)
     try:
         await database.ensure_schema()
@@ -67,9 +69,10 @@ async def replace_first_key(settings: Settings) -> None:
 
 
 async def replace_signing_key(settings: Settings) -> None:
-    """Replace a blank file of the secret, and the key pair of access tokens that needs another one.
+    """Delete the file of the secret if it is blank, and add a key pair for access tokens if needed.
 
-    Access tokens of the older pair stay valid, since only its private key cannot be read.
+    A new pair is needed if the secret cannot decrypt the private key of the stored pair. Access
+    tokens that the stored pair signed stay valid.
     """
     path = settings.data / "secret"
     if not settings.secret and path.is_file() and is_blank(path.read_bytes()):
@@ -81,12 +84,12 @@ async def replace_signing_key(settings: Settings) -> None:
         if not await store.has_unreadable_key():
             return
         async with database.writing() as transaction:
-            pair = await store.add(within=transaction)
+            key_pair = await store.add(within=transaction)
             event = AuditEvent(
                 owner=FIRST_OWNER,
                 actor=get_local_actor("moyin doctor"),
                 action="signing_key.create",
-                target=pair.kid,
+                target=key_pair.kid,
                 request_id="",
                 details={},
             )
@@ -104,7 +107,7 @@ async def _create_operator_key(database: Database, *, program: str, name: str) -
     """
     scopes = sorted(ALL_SCOPES)
     async with database.writing() as transaction:
-        key_id, text = await KeyStore(database).create(
+        key_id, secret_key = await KeyStore(database).create(
             FIRST_OWNER, name, scopes=scopes, within=transaction
         )
         event = AuditEvent(
@@ -116,7 +119,7 @@ async def _create_operator_key(database: Database, *, program: str, name: str) -
             details={"name": name, "scopes": scopes},
         )
         await AuditLog(database).write(event, within=transaction)
-    return text
+    return secret_key
 
 
 def main() -> None:

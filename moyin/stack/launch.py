@@ -15,7 +15,7 @@ from moyin.errors import StackError
 from moyin.stack.apps import find_config_problems, load_serve_config
 from moyin.stack.layout import explain_os_errors
 from moyin.stack.options import Options
-from moyin.stack.ports import require_free
+from moyin.stack.ports import require_free_ports
 from moyin.stack.state import Phase, StackState, find_lock_holder, read_state
 from moyin.system.logfile import read_last_lines
 from moyin.system.processes import SERVICE_VARIABLE, end_processes, find_processes
@@ -49,23 +49,23 @@ def start_stack(options: Options, on_state: Callable[[StackState], None]) -> Sta
     if not any(find_processes(options.stack_id)):
         # The supervisor checks the ports too, but takes a second to start.
         try:
-            require_free(options.ports, ignored_ports=options.unused_ports)
+            require_free_ports(options.ports, ignored_ports=options.unused_ports)
         except StackError:
             options.layout.remove_runtime_files()
             raise
-    process = _spawn(options)
+    process = _spawn_supervisor(options)
     return _wait_until_ready(options, process.pid, on_state, lambda: process.poll() is None)
 
 
-def _spawn(options: Options) -> subprocess.Popen[bytes]:
-    log = options.layout.get_log_path("supervisor")
-    with explain_os_errors(log), log.open("wb") as output:
+def _spawn_supervisor(options: Options) -> subprocess.Popen[bytes]:
+    log_path = options.layout.get_log_path("supervisor")
+    with explain_os_errors(log_path), log_path.open("wb") as log_file:
         return subprocess.Popen(
             [sys.executable, "-m", "moyin.stack.supervisor"],
             env=dict(options.source_environ),
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdout=log_file,
+            stderr=log_file,
             start_new_session=True,
         )
 
@@ -93,16 +93,16 @@ def _wait_until_ready(
 
 
 def stop_stack(options: Options) -> bool:
-    """Stop the stack, and return whether it was running.
+    """Stop the stack, and return True if it was running.
 
     Raises:
         StackError: the supervisor did not end in time.
     """
     pid = find_lock_holder(options.layout.lock)
     if pid is None:
-        count = end_processes(options.stack_id)
+        ended_count = end_processes(options.stack_id)
         options.layout.remove_runtime_files()
-        return count > 0
+        return ended_count > 0
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
     while find_lock_holder(options.layout.lock) == pid:
@@ -122,38 +122,44 @@ def _find_failure_reason(options: Options, pid: int) -> str:
         # An app's error has only one line, but the validation reports every wrong field.
         return "; ".join([state.error, *find_config_problems(options.serve_config)])
     lines = read_last_lines(options.layout.get_log_path("supervisor"), 1)
-    return lines[0] if lines else "the supervisor ended at its start without an error message"
+    return (
+        lines[0]
+        if lines
+        else (
+            "the supervisor ended at its start without an error message: see `moyin logs supervisor`"
+        )
+    )
 
 
 def measure_memory(options: Options) -> dict[str, int]:
     """Return the memory of each part of the stack in bytes (PSS, which divides shared memory)."""
-    totals: dict[str, int] = {}
+    bytes_by_part: dict[str, int] = {}
     state = read_running_state(options)
     if state is not None:
-        totals["supervisor"] = _measure_process(psutil.Process(state.pid))
+        bytes_by_part["supervisor"] = _measure_process(psutil.Process(state.pid))
     for process in find_processes(options.stack_id):
         try:
             part = _find_part(process)
-            totals[part] = totals.get(part, 0) + _measure_process(process)
+            bytes_by_part[part] = bytes_by_part.get(part, 0) + _measure_process(process)
         except psutil.NoSuchProcess:
             continue
-    return totals
+    return bytes_by_part
 
 
 def _find_part(process: psutil.Process) -> str:
-    title = " ".join(process.cmdline())
-    if title.startswith("ray::ServeReplica"):
+    command_line = " ".join(process.cmdline())
+    if command_line.startswith("ray::ServeReplica"):
         return "apps"
-    if "Llama" in title or "llama" in title:
+    if "Llama" in command_line or "llama" in command_line:
         return "llama.cpp"
-    if "--base-directory" in title or "ComfyUI" in title:
+    if "--base-directory" in command_line or "ComfyUI" in command_line:
         return "comfyui"
     return process.environ().get(SERVICE_VARIABLE, "ray")
 
 
 def _measure_process(process: psutil.Process) -> int:
     try:
-        size: int = process.memory_full_info().pss
+        memory_bytes: int = process.memory_full_info().pss
     except (psutil.AccessDenied, AttributeError):
-        size = process.memory_info().rss
-    return size
+        memory_bytes = process.memory_info().rss
+    return memory_bytes

@@ -75,7 +75,7 @@ class Layout:
     def list_app_logs(self, app: str) -> list[Path]:
         """Return the logs of an app's replicas, the most useful last.
 
-        That is the newest log with lines of the app itself; other logs have only messages of Serve.
+        The last one is the newest log that the app itself wrote; others have only Serve's messages.
         """
         paths = (self.ray_logs / "serve").glob(f"replica_{app}_*.log")
         # The logs with the suffix are the app's own; the others contain messages of Serve.
@@ -110,10 +110,10 @@ class Layout:
         with explain_os_errors(self.data):
             with tempfile.TemporaryFile(dir=self.data) as probe:
                 probe.write(b"x")
-            free = shutil.disk_usage(self.data).free
-        if free < _MIN_FREE_BYTES:
+            free_bytes = shutil.disk_usage(self.data).free
+        if free_bytes < _MIN_FREE_BYTES:
             raise StackError(
-                f"{self.data}: {free >> 20} MB are free, but "
+                f"{self.data}: {free_bytes >> 20} MB are free, but "
                 f"{_MIN_FREE_BYTES >> 20} MB are needed: {_ADVICE[errno.ENOSPC]}"
             )
         self._prepare_sockets()
@@ -121,9 +121,9 @@ class Layout:
     def _prepare_sockets(self) -> None:
         with explain_os_errors(self.sockets):
             self.sockets.mkdir(mode=0o700, exist_ok=True)
-            status = self.sockets.lstat()
+            file_status = self.sockets.lstat()
         # All users can write to the parent folder, so the path may be another user's link.
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        if not stat.S_ISDIR(file_status.st_mode) or file_status.st_uid != os.getuid():
             raise StackError(
                 f"{self.sockets} must be a folder of this user: remove the existing one"
             )
@@ -137,24 +137,24 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
     After an `OSError` the file still has its previous content.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary_path = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.unlink(missing_ok=True)
-        temporary.touch(mode=mode, exist_ok=False)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        temporary_path.unlink(missing_ok=True)
+        temporary_path.touch(mode=mode, exist_ok=False)
+        temporary_path.write_bytes(data)
+        temporary_path.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)
 
 
 def find_aside_path(path: Path) -> Path:
     """Return an unused path beside ``path``, to which a damaged file can be moved or copied."""
-    aside = path.with_name(f"{path.name}.broken")
+    aside_path = path.with_name(f"{path.name}.broken")
     number = 1
-    while os.path.lexists(aside):
+    while os.path.lexists(aside_path):
         number += 1
-        aside = path.with_name(f"{path.name}.broken-{number}")
-    return aside
+        aside_path = path.with_name(f"{path.name}.broken-{number}")
+    return aside_path
 
 
 def load_or_create_secret(path: Path) -> str:

@@ -33,21 +33,22 @@ class NamedProfiles:
     profiles: Mapping[str, Profile] = field(default_factory=dict)
 
     def get(self, name: str) -> Profile:
-        """Return a profile, or raise `StackError` that lists the names if there is none."""
+        """Return the named profile; raise `StackError` with the known names if there is none."""
         profile = self.profiles.get(name)
         if profile is None:
             names = ", ".join([LOCAL, *sorted(self.profiles)])
             raise StackError(
-                f"there is no profile {name!r}; there are: {names} (`moyin profiles add`)"
+                f"there is no profile {name!r}; existing profiles: {names}; "
+                "add one with `moyin profiles add`"
             )
         return profile
 
 
 def find_profiles_file(environ: Mapping[str, str]) -> Path:
     """Return the path of ``profiles.toml``, according to the XDG base directory specification."""
-    base = environ.get("XDG_CONFIG_HOME", "")
+    config_home = environ.get("XDG_CONFIG_HOME", "")
     # The specification demands that relative paths are ignored.
-    folder = Path(base) if base.startswith("/") else Path.home() / ".config"
+    folder = Path(config_home) if config_home.startswith("/") else Path.home() / ".config"
     return folder / "moyin" / "profiles.toml"
 
 
@@ -70,15 +71,18 @@ def read_named_profiles(path: Path) -> NamedProfiles:
     profiles = {name: _parse_profile(path, name, table) for name, table in tables.items()}
     default = values.get("default", LOCAL)
     if default != LOCAL and default not in profiles:
-        raise StackError(f"{path}: default: there is no profile {default!r}")
+        raise StackError(
+            f"{path}: default must be {LOCAL!r} or the name of a profile in this file, "
+            f"not {default!r}"
+        )
     return NamedProfiles(default=default, profiles=profiles)
 
 
-def write_named_profiles(path: Path, named: NamedProfiles) -> None:
+def write_named_profiles(path: Path, named_profiles: NamedProfiles) -> None:
     """Write ``profiles.toml`` atomically, with the mode 0600."""
     # Every JSON string is a valid TOML string.
-    lines = [f"default = {json.dumps(named.default)}\n"]
-    for name, profile in sorted(named.profiles.items()):
+    lines = [f"default = {json.dumps(named_profiles.default)}\n"]
+    for name, profile in sorted(named_profiles.profiles.items()):
         url, key = json.dumps(profile.url), json.dumps(profile.api_key)
         lines.append(f"\n[profiles.{name}]\nurl = {url}\napi_key = {key}\n")
     with explain_os_errors(path):
@@ -99,12 +103,12 @@ def require_profile_name(name: str) -> str:
 def _parse_profile(path: Path, name: str, table: object) -> Profile:
     if not _NAME.fullmatch(name):
         raise StackError(
-            f"{path}: profiles.{name}: a name may have lower-case letters, digits, - and _ only: "
+            f"{path}: profiles.{name}: a name must have only lower-case letters, digits, - and _: "
             f"rename or delete the profile"
         )
     if not isinstance(table, dict):
         raise StackError(f"{path}: profiles.{name} must be a table with url and api_key")
     url, key = table.get("url"), table.get("api_key", "")
     if not isinstance(url, str) or not isinstance(key, str):
-        raise StackError(f"{path}: profiles.{name}: url and api_key must be text")
+        raise StackError(f"{path}: profiles.{name}: url and api_key must be strings")
     return Profile(url=require_http_url(url, f"{path}: profiles.{name}.url"), api_key=key)

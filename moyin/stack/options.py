@@ -14,7 +14,7 @@ from pathlib import Path
 from moyin.errors import StackError
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
-from moyin.stack.ports import Ports, are_set_by, read_stored_ports
+from moyin.stack.ports import Ports, are_ports_set, read_stored_ports
 
 # The environment variables that are not in `Settings` or `Ports`, for the reference.
 VARIABLE_DESCRIPTIONS = {
@@ -82,10 +82,10 @@ class Options:
     ) -> Options:
         """Read the options from the environment and the arguments, or raise `StackError`."""
         layout = Layout(Settings().data)
-        ports_are_set = port_base is not None or are_set_by(environ)
+        ports_are_set = port_base is not None or are_ports_set(environ)
         stored_ports = {} if ports_are_set else read_stored_ports(layout.ports)
         ports = Ports.read({**environ, **stored_ports}, base=port_base)
-        local = {
+        local_addresses = {
             "MOYIN_DATA": str(layout.data),
             "MOYIN_DOOR": f"http://127.0.0.1:{ports.door}",
             "MOYIN_REDIS_URL": f"redis://127.0.0.1:{ports.valkey}/0",
@@ -94,21 +94,21 @@ class Options:
         runs_valkey = not environ.get("MOYIN_REDIS_URL")
         runs_temporal = not environ.get("MOYIN_TEMPORAL_ADDRESS")
         if not runs_valkey:
-            del local["MOYIN_REDIS_URL"]
+            del local_addresses["MOYIN_REDIS_URL"]
         if not runs_temporal:
-            del local["MOYIN_TEMPORAL_ADDRESS"]
+            del local_addresses["MOYIN_TEMPORAL_ADDRESS"]
         # The links of the console; an operator may name addresses that others reach, too.
         links = {"MOYIN_RAY_DASHBOARD_URL": f"http://127.0.0.1:{ports.dashboard}"}
         if runs_temporal:
             links["MOYIN_TEMPORAL_UI_URL"] = f"http://127.0.0.1:{ports.temporal_ui}"
-        exported = {**links, **environ, **local, **ports.to_environ()}
+        process_environ = {**links, **environ, **local_addresses, **ports.to_environ()}
         config = _find_serve_config(environ, serve_config)
         return cls(
             settings=Settings(
                 data=layout.data,
-                door=exported["MOYIN_DOOR"],
-                redis_url=exported["MOYIN_REDIS_URL"],
-                temporal_address=exported["MOYIN_TEMPORAL_ADDRESS"],
+                door=process_environ["MOYIN_DOOR"],
+                redis_url=process_environ["MOYIN_REDIS_URL"],
+                temporal_address=process_environ["MOYIN_TEMPORAL_ADDRESS"],
             ),
             ports=ports,
             layout=layout,
@@ -118,7 +118,7 @@ class Options:
                 "MOYIN_DATA": str(layout.data),
                 "MOYIN_SERVE_CONFIG": str(config),
             },
-            environ=exported,
+            environ=process_environ,
             serve_config=config,
             ports_are_set=ports_are_set,
             runs_valkey=runs_valkey,
@@ -132,19 +132,19 @@ def count_gpus() -> int:
     if tool is None:
         return 0
     try:
-        listing = subprocess.run(
+        process = subprocess.run(
             [tool, "-L"], capture_output=True, text=True, timeout=20, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    return sum(line.startswith("GPU ") for line in process.stdout.splitlines())
 
 
 def find_executable(name: str) -> str:
     """Return the path of a program next to this Python or on the PATH, or raise `StackError`."""
-    sibling = Path(sys.executable).with_name(name)
-    if os.access(sibling, os.X_OK):
-        return str(sibling)
+    sibling_path = Path(sys.executable).with_name(name)
+    if os.access(sibling_path, os.X_OK):
+        return str(sibling_path)
     path = shutil.which(name)
     if path is None:
         raise StackError(
@@ -153,8 +153,8 @@ def find_executable(name: str) -> str:
     return path
 
 
-def _find_serve_config(environ: Mapping[str, str], explicit: Path | None) -> Path:
-    named_path = explicit or (
+def _find_serve_config(environ: Mapping[str, str], argument_path: Path | None) -> Path:
+    named_path = argument_path or (
         Path(environ["MOYIN_SERVE_CONFIG"]) if "MOYIN_SERVE_CONFIG" in environ else None
     )
     if named_path is not None:

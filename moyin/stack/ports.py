@@ -63,19 +63,19 @@ class Ports:
         if base is None and environ.get(f"{_PREFIX}BASE"):
             base = _parse_port(environ, f"{_PREFIX}BASE")
         values: dict[str, int] = {}
-        for item in fields(cls):
-            name = f"{_PREFIX}{item.name.upper()}"
+        for port_field in fields(cls):
+            name = f"{_PREFIX}{port_field.name.upper()}"
             if environ.get(name):
-                values[item.name] = _parse_port(environ, name)
+                values[port_field.name] = _parse_port(environ, name)
             elif base is not None:
-                values[item.name] = base + item.metadata["offset"]
+                values[port_field.name] = base + port_field.metadata["offset"]
         ports = cls(**values)
         ports._validate()
         return ports
 
     def items(self) -> Iterator[tuple[str, int]]:
-        for item in fields(self):
-            yield item.name, getattr(self, item.name)
+        for port_field in fields(self):
+            yield port_field.name, getattr(self, port_field.name)
 
     def to_environ(self) -> dict[str, str]:
         """Return the environment variables from which `read` would read these ports."""
@@ -84,8 +84,12 @@ class Ports:
     @classmethod
     def describe_ports(cls) -> Iterator[tuple[str, int, str]]:
         """Yield the variable, default and description of each port."""
-        for item in fields(cls):
-            yield f"{_PREFIX}{item.name.upper()}", int(str(item.default)), item.metadata["about"]
+        for port_field in fields(cls):
+            yield (
+                f"{_PREFIX}{port_field.name.upper()}",
+                int(str(port_field.default)),
+                port_field.metadata["about"],
+            )
 
     def _validate(self) -> None:
         names_by_port: dict[int, str] = {}
@@ -110,9 +114,9 @@ class Ports:
             names_by_port[port] = name
 
 
-def are_set_by(environ: Mapping[str, str]) -> bool:
+def are_ports_set(environ: Mapping[str, str]) -> bool:
     """Return True if a variable of the environment sets a port."""
-    names = ("BASE", *(item.name.upper() for item in fields(Ports)))
+    names = ("BASE", *(port_field.name.upper() for port_field in fields(Ports)))
     return any(environ.get(f"{_PREFIX}{name}") for name in names)
 
 
@@ -128,7 +132,7 @@ def read_stored_ports(path: Path) -> dict[str, str]:
         return {}  # `moyin doctor` reports a data folder that cannot be read.
     except (OSError, ValueError) as error:
         raise StackError(f"{path} cannot be read: {error}: correct or delete it") from None
-    known_names = {item.name for item in fields(Ports)}
+    known_names = {port_field.name for port_field in fields(Ports)}
     for name, port in values.items():
         if name not in known_names or type(port) is not int:
             raise StackError(f"{path}: {name} = {port!r} sets no port: correct or delete the line")
@@ -136,16 +140,20 @@ def read_stored_ports(path: Path) -> dict[str, str]:
 
 
 def store_ports(path: Path, ports: Mapping[str, int]) -> None:
-    """Write ports by name, for stacks whose environment sets none, or raise `StackError`."""
-    text = "".join(f"{name} = {port}\n" for name, port in sorted(ports.items()))
+    """Write ports by name to a file, which applies if the environment sets no port.
+
+    Raises:
+        StackError: the file cannot be written.
+    """
+    port_lines = "".join(f"{name} = {port}\n" for name, port in sorted(ports.items()))
     with explain_os_errors(path):
-        replace_file(path, f"# Written by `moyin doctor --fix`.\n{text}".encode())
+        replace_file(path, f"# Written by `moyin doctor --fix`.\n{port_lines}".encode())
 
 
-def require_free(ports: Ports, *, ignored_ports: frozenset[str] = frozenset()) -> None:
+def require_free_ports(ports: Ports, *, ignored_ports: frozenset[str] = frozenset()) -> None:
     """Raise `StackError` if a port of the stack, except those in ``ignored_ports``, is in use."""
     for name, port in ports.items():
-        if name not in ignored_ports and not _is_free(port):
+        if name not in ignored_ports and not _is_port_free(port):
             raise StackError(
                 f"port {port} ({name}) is in use by {_describe_owner(port)}: "
                 f"stop that process, set {_PREFIX}{name.upper()}, or move all ports with {_PREFIX}BASE"
@@ -163,22 +171,23 @@ def choose_free_ports(
     if base is None:
         return {}
     return {
-        item.name: base + item.metadata["offset"]
-        for item in fields(ports)
-        if item.name not in ignored_ports and not _is_free(getattr(ports, item.name))
+        port_field.name: base + port_field.metadata["offset"]
+        for port_field in fields(ports)
+        if port_field.name not in ignored_ports
+        and not _is_port_free(getattr(ports, port_field.name))
     }
 
 
 def find_free_base() -> int | None:
     """Return a value for ``MOYIN_PORT_BASE`` with which all ports are free, or None."""
     for base in _BASES:
-        offsets = [item.metadata["offset"] for item in fields(Ports)]
-        if all(_is_free(base + offset) for offset in offsets):
+        offsets = [port_field.metadata["offset"] for port_field in fields(Ports)]
+        if all(_is_port_free(base + offset) for offset in offsets):
             return base
     return None
 
 
-def _is_free(port: int) -> bool:
+def _is_port_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -206,9 +215,9 @@ def _describe_owner(port: int) -> str:
             if connection.laddr and connection.laddr.port == port and connection.pid:
                 process = psutil.Process(connection.pid)
                 # Another stack's processes have the path of its data folder in their environment.
-                data = process.environ().get("MOYIN_DATA")
-                stack = f" of the stack in {data}" if data else ""
-                return f"{process.name()} (pid {connection.pid}{stack})"
+                data_folder = process.environ().get("MOYIN_DATA")
+                stack_suffix = f" of the stack in {data_folder}" if data_folder else ""
+                return f"{process.name()} (pid {connection.pid}{stack_suffix})"
     except psutil.Error:
         return "another process"  # the processes of other users cannot be inspected
     return "another process"

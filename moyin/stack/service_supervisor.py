@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from moyin.errors import StackError
 from moyin.stack.service import Service
-from moyin.stack.state import Part, PartStatus
+from moyin.stack.state import PartState, PartStatus
 from moyin.system.logfile import LogFile
 from moyin.system.processes import (
     SERVICE_VARIABLE,
@@ -46,7 +46,7 @@ class ServiceSupervisor:
         *,
         stack_id: str,
         log: LogFile,
-        part: Part,
+        part: PartState,
         on_change: Callable[[], None],
         after_ready: Callable[[], Awaitable[None]] | None = None,
         backoff: Backoff | None = None,
@@ -74,7 +74,7 @@ class ServiceSupervisor:
     async def _run_forever(self) -> None:
         attempt = 0
         while True:
-            started = time.monotonic()
+            start_time = time.monotonic()
             reason = await self._run_once()
             attempt += 1
             _log.warning("service %s must be restarted: %s", self._service.name, reason)
@@ -91,7 +91,7 @@ class ServiceSupervisor:
                 raise StackError(message)
             # Remaining processes would occupy the ports, files or GPU of the restarted service.
             await asyncio.to_thread(end_processes, self._stack_id, self._service.name)
-            delay = self._backoff.compute_delay(time.monotonic() - started)
+            delay = self._backoff.compute_delay(time.monotonic() - start_time)
             self.part.restarts += 1
             self._set_status(PartStatus.BACKING_OFF, f"{reason}; restarts in {delay:.1f} s")
             await asyncio.sleep(delay)
@@ -156,12 +156,12 @@ class ServiceSupervisor:
                     return reason
 
     async def _wait_until_ready(self) -> None:
-        limit = self._service.ready_seconds
+        limit_seconds = self._service.ready_seconds
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(limit_seconds):
                 await self._service.wait_ready()
         except TimeoutError:
-            raise StackError(f"the service was not ready within {limit:.0f} s") from None
+            raise StackError(f"the service was not ready within {limit_seconds:.0f} s") from None
         self._set_status(PartStatus.UP, "")
         self.ready.set()
         if self._after_ready is not None:

@@ -38,7 +38,7 @@ class PartStatus(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class Part:
+class PartState:
     """The state of a part of the stack, which is a supervised process or all apps together.
 
     Attributes:
@@ -69,7 +69,7 @@ class StackState:
     phase: Phase = Phase.STARTING
     started_at: float = field(default_factory=time.time)
     ready_after: float | None = None
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, PartState] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -127,8 +127,8 @@ def find_lock_holder(path: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = os.pread(descriptor, 32, 0)
-        return int(text) if text else None
+        pid_bytes = os.pread(descriptor, 32, 0)
+        return int(pid_bytes) if pid_bytes else None
     finally:
         os.close(descriptor)
     return None

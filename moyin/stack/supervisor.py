@@ -14,10 +14,10 @@ from moyin.errors import StackError
 from moyin.render.comfyui.install import find_comfyui
 from moyin.stack import apps, ray, temporal, valkey
 from moyin.stack.options import Options
-from moyin.stack.ports import require_free
+from moyin.stack.ports import require_free_ports
 from moyin.stack.service import Service, run_command
 from moyin.stack.service_supervisor import ServiceSupervisor
-from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
+from moyin.stack.state import PartState, PartStatus, Phase, StackState, SupervisorLock, write_state
 from moyin.system.logfile import LogFile
 from moyin.system.processes import end_processes
 
@@ -60,46 +60,48 @@ class Supervisor:
     async def _run_locked(self) -> None:
         self._set_phase(Phase.STARTING)
         # Children of an earlier supervisor that was killed may still run.
-        count = await asyncio.to_thread(end_processes, self._options.stack_id)
-        if count:
-            _log.warning("ended %d processes of an earlier supervisor", count)
-        require_free(self._options.ports, ignored_ports=self._options.unused_ports)
+        ended_count = await asyncio.to_thread(end_processes, self._options.stack_id)
+        if ended_count:
+            _log.warning("ended %d processes of an earlier supervisor", ended_count)
+        require_free_ports(self._options.ports, ignored_ports=self._options.unused_ports)
         if self._options.runs_valkey:
             valkey.write_config(self._options)
         ray.prepare_files(self._options)
-        stop = asyncio.Event()
+        stop_event = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, stop_event.set)
         try:
-            await self._supervise(stop)
+            await self._supervise_services(stop_event)
         finally:
             await asyncio.to_thread(end_processes, self._options.stack_id)
             await asyncio.to_thread(self._options.layout.remove_runtime_files)
 
-    async def _supervise(self, stop: asyncio.Event) -> None:
+    async def _supervise_services(self, stop_event: asyncio.Event) -> None:
         self._data_preparation = asyncio.create_task(self._prepare_data())
         self._service_supervisors = [
             self._create_supervisor(service) for service in self._create_services()
         ]
-        self._state.parts[_APPS] = Part()
-        running = {
+        self._state.parts[_APPS] = PartState()
+        supervisor_tasks = {
             asyncio.create_task(service_supervisor.run()): service_supervisor
             for service_supervisor in self._service_supervisors
         }
-        stopped = asyncio.create_task(stop.wait())
-        done, _ = await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
-        failures = [task.exception() for task in done - {stopped}]
+        stop_task = asyncio.create_task(stop_event.wait())
+        done_tasks, _ = await asyncio.wait(
+            {stop_task, *supervisor_tasks}, return_when=asyncio.FIRST_COMPLETED
+        )
+        failures = [task.exception() for task in done_tasks - {stop_task}]
         self._set_phase(Phase.STOPPING)
         if self._state.ready_after is not None and not failures:
             await apps.delete_apps(self._options)
         # In reverse order, because Ray's apps write to Temporal and Valkey while they stop.
-        for task in reversed(running):
+        for task in reversed(supervisor_tasks):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        stopped.cancel()
+        stop_task.cancel()
         self._data_preparation.cancel()
-        await asyncio.gather(stopped, self._data_preparation, return_exceptions=True)
+        await asyncio.gather(stop_task, self._data_preparation, return_exceptions=True)
         for failure in failures:
             if failure is not None:
                 raise failure
@@ -112,14 +114,14 @@ class Supervisor:
         yield ray.create_service(self._options)
 
     def _create_supervisor(self, service: Service) -> ServiceSupervisor:
-        part = self._state.parts[service.name] = Part()
+        part = self._state.parts[service.name] = PartState()
         return ServiceSupervisor(
             service,
             stack_id=self._options.stack_id,
             log=LogFile(self._options.layout.get_log_path(service.name)),
             part=part,
             on_change=self._update_phase,
-            after_ready=self._deploy if service.name == _RAY else None,
+            after_ready=self._deploy_apps if service.name == _RAY else None,
         )
 
     async def _prepare_data(self) -> None:
@@ -131,7 +133,7 @@ class Supervisor:
                 f"the database or the first API key cannot be created: {output.strip()[-500:]}"
             )
 
-    async def _deploy(self) -> None:
+    async def _deploy_apps(self) -> None:
         self._set_apps_status(PartStatus.WAITING, "")
         assert self._data_preparation is not None
         await self._data_preparation
@@ -148,7 +150,7 @@ class Supervisor:
         except TimeoutError:
             detail = self._state.parts[_APPS].detail
             raise StackError(
-                f"the apps did not start within {_DEPLOY_SECONDS:.0f} s: {detail}"
+                f"the apps did not start within {_DEPLOY_SECONDS:.0f} s: {detail} (see `moyin logs ray`)"
             ) from None
         self._set_apps_status(PartStatus.UP, self._state.parts[_APPS].detail)
         if self._state.ready_after is None:
@@ -171,13 +173,13 @@ class Supervisor:
                 self._state.phase = Phase.READY
             elif self._state.ready_after is not None:
                 self._state.phase = Phase.DEGRADED
-        self._publish()
+        self._publish_state()
 
     def _set_phase(self, phase: Phase) -> None:
         self._state.phase = phase
-        self._publish()
+        self._publish_state()
 
-    def _publish(self) -> None:
+    def _publish_state(self) -> None:
         """Write the state file; a failure is only logged, because it must not stop the services."""
         try:
             write_state(self._options.layout.state, self._state)

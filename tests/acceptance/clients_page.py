@@ -19,16 +19,20 @@ _GIVEN = "const [gateway, key, model] = process.argv.slice(2);\n"
 
 @cache
 def list_snippets(page: Path = PAGE) -> Mapping[str, tuple[str, str]]:
-    """Return the language and the text of each snippet by its name on the page."""
-    results = {name: (kind, text) for name, kind, text in _SNIPPET.findall(page.read_text())}
-    assert len(results) == page.read_text().count("<!-- tested: "), "a mark has no snippet below it"
-    return results
+    """Return the language and the code of each snippet by its name on the page."""
+    snippets = {
+        name: (language, code) for name, language, code in _SNIPPET.findall(page.read_text())
+    }
+    assert len(snippets) == page.read_text().count("<!-- tested: "), (
+        f"{page}: a comment `<!-- tested: NAME -->` has no code block below it"
+    )
+    return snippets
 
 
-def fill_in(name: str, *, url: str, model: str) -> str:
+def fill_in_snippet(name: str, *, url: str, model: str) -> str:
     """Return a configuration snippet with a gateway's address and a model filled in."""
-    _, text = list_snippets()[name]
-    return text.replace("http://GATEWAY", url).replace("auto", model)
+    _, snippet = list_snippets()[name]
+    return snippet.replace("http://GATEWAY", url).replace("auto", model)
 
 
 def write_snippets(folder: Path) -> None:
@@ -36,10 +40,10 @@ def write_snippets(folder: Path) -> None:
 
     In JavaScript snippets, constants are exported, so that tests can import them.
     """
-    for name, (kind, text) in list_snippets().items():
-        if (suffix := _SUFFIXES.get(kind)) is None:
+    for name, (language, code) in list_snippets().items():
+        if (suffix := _SUFFIXES.get(language)) is None:
             continue
         if suffix == "mjs":
-            names = ", ".join(_CONSTANT.findall(text))
-            text = f"{_GIVEN}{text}export {{ {names} }};\n"
-        (folder / f"page_{name.replace('-', '_')}.{suffix}").write_text(text)
+            constants = ", ".join(_CONSTANT.findall(code))
+            code = f"{_GIVEN}{code}export {{ {constants} }};\n"
+        (folder / f"page_{name.replace('-', '_')}.{suffix}").write_text(code)

@@ -39,13 +39,13 @@ class InstalledClients:
     def frontend(self) -> Path:
         return self.folder / "frontend" / "comfyui_frontend_package" / "static"
 
-    def python(self, script: str, *arguments: str) -> Any:
-        """Run ``clients/<script>`` in Python, and return the JSON in its last line of output."""
+    def run_python(self, script: str, *arguments: str) -> Any:
+        """Run the Python program ``clients/<script>``; return the JSON in its last line of output."""
         return self._run_script(
             [str(self.folder / "bin" / "python"), str(_SCRIPTS / script), *arguments]
         )
 
-    def node(self, script: str, *arguments: str) -> Any:
+    def run_node(self, script: str, *arguments: str) -> Any:
         """Run a Node.js script in the folder of its packages; return the JSON in its last line."""
         shutil.copy(_SCRIPTS / script, self.home)
         modules_link = self.home / "node_modules"
@@ -53,7 +53,7 @@ class InstalledClients:
             modules_link.symlink_to(self.folder / "node" / "node_modules")
         return self._run_script(["node", str(self.home / script), *arguments])
 
-    def comfy(self, *arguments: str) -> subprocess.Popen[str]:
+    def start_comfy_cli(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `comfy-cli`, which reports its progress as JSON and sends no telemetry."""
         return subprocess.Popen(
             [str(self.folder / "bin" / "comfy"), *arguments],
@@ -77,36 +77,36 @@ class InstalledClients:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            stdout, err = process.communicate(timeout=_SECONDS)
+            stdout, stderr = process.communicate(timeout=_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            stdout, err = process.communicate()
-        assert process.returncode == 0, f"{command[1]}\n{stdout}\n{err}"
+            stdout, stderr = process.communicate()
+        assert process.returncode == 0, f"{command[1]} failed:\n{stdout}\n{stderr}"
         return json.loads(stdout.splitlines()[-1])
 
 
 class GraphFiles:
-    """Writes graphs to ``graphs.json`` in ``folder``; they are new, so that no result is cached."""
+    """Writes graphs to ``graphs.json`` in ``folder``, with new colours, so that no result is cached."""
 
     def __init__(self, folder: Path) -> None:
         self.color = next(_colors)
         self.all = {
-            "picture": _graph(self.color),
-            "slow": _graph(self.color, sleep=1.0),
-            "long": _graph(next(_colors), sleep=60.0),
-            "inverted": _inverting_graph(),
-            "broken": _graph(next(_colors), error=True),
+            "picture": _make_graph(self.color),
+            "slow": _make_graph(self.color, sleep=1.0),
+            "long": _make_graph(next(_colors), sleep=60.0),
+            "inverted": _make_inverting_graph(),
+            "broken": _make_graph(next(_colors), error=True),
         }
         (folder / "graphs.json").write_text(json.dumps(self.all))
 
-    def file(self, folder: Path, name: str) -> str:
+    def write_graph(self, folder: Path, name: str) -> str:
         path = folder / f"{name}.json"
         path.write_text(json.dumps(self.all[name]))
         return str(path)
 
 
 @contextmanager
-def connected(gateway: RunningStack, key: str = "") -> Iterator[str]:
+def connected_farm(gateway: RunningStack, key: str = "") -> Iterator[str]:
     """Run `moyin comfyui connect`, so that the farm looks like a local ComfyUI, and yield its URL.
 
     Args:
@@ -118,9 +118,9 @@ def connected(gateway: RunningStack, key: str = "") -> Iterator[str]:
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
-    line = process.stdout.readline()
+    first_line = process.stdout.readline()
     try:
-        yield line.split(" at ")[1].split()[0]
+        yield first_line.split(" at ")[1].split()[0]
     finally:
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=60)
@@ -137,34 +137,34 @@ def install_clients(home: Path) -> InstalledClients:
     return InstalledClients(folder=Path(process.stdout.strip()), home=home)
 
 
-def _graph(color: int, *, sleep: float = 0.0, error: bool = False) -> dict[str, Any]:
+def _make_graph(color: int, *, sleep: float = 0.0, error: bool = False) -> dict[str, Any]:
     size = {"width": WIDTH, "height": HEIGHT, "batch_size": 1, "color": color}
     graph: dict[str, Any] = {
-        "1": _titled_node("Plain", "EmptyImage", size),
-        "2": _save_node(["1", 0]),
+        "1": _make_titled_node("Plain", "EmptyImage", size),
+        "2": _make_save_node(["1", 0]),
     }
     if sleep:
         inputs = {"value": ["1", 0], "seconds": sleep}
-        graph["3"] = _titled_node("Sleep", "TestSleep", inputs)
+        graph["3"] = _make_titled_node("Sleep", "TestSleep", inputs)
     if error:
-        graph["3"] = _titled_node("Break", "TestSyncError", {"value": ["1", 0]})
+        graph["3"] = _make_titled_node("Break", "TestSyncError", {"value": ["1", 0]})
     if "3" in graph:
         graph["2"]["inputs"]["images"] = ["3", 0]
     return graph
 
 
-def _inverting_graph() -> dict[str, Any]:
+def _make_inverting_graph() -> dict[str, Any]:
     return {
-        "1": _titled_node("Load", "LoadImage", {"image": ""}),
-        "2": _save_node(["3", 0]),
-        "3": _titled_node("Invert", "ImageInvert", {"image": ["1", 0]}),
+        "1": _make_titled_node("Load", "LoadImage", {"image": ""}),
+        "2": _make_save_node(["3", 0]),
+        "3": _make_titled_node("Invert", "ImageInvert", {"image": ["1", 0]}),
     }
 
 
-def _save_node(images: list[Any]) -> dict[str, Any]:
-    return _titled_node("Save", "SaveImage", {"images": images, "filename_prefix": "client"})
+def _make_save_node(images: list[Any]) -> dict[str, Any]:
+    return _make_titled_node("Save", "SaveImage", {"images": images, "filename_prefix": "client"})
 
 
-def _titled_node(title: str, kind: str, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return a node of the class ``kind`` with a title, by which some clients find it."""
-    return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}
+def _make_titled_node(title: str, class_type: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return a node with a title, by which some clients find it."""
+    return {"class_type": class_type, "inputs": inputs, "_meta": {"title": title}}

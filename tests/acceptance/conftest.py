@@ -11,16 +11,22 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.limits import ModelLimit, limit_of
+from tests.acceptance.limits import ModelLimit, find_limit
 from tests.acceptance.ollama_gateway import (
     ollama_gateway,
     ollama_relay,
     ollama_server,
     small_ollama_server,
 )
-from tests.acceptance.scores import PAGE, Score, limits_table, scores_table, write
+from tests.acceptance.scores import (
+    PAGE,
+    Score,
+    build_limits_table,
+    build_scores_table,
+    write_section,
+)
 from tests.acceptance.text_clients_environment import TextClients, install_text_clients
-from tests.acceptance.text_gateway import SCRIPTED, TextGateway, running
+from tests.acceptance.text_gateway import SCRIPTED, TextGateway, running_text_gateway
 from tests.integration.text.fixtures import llama
 
 __all__ = ["llama", "ollama_gateway", "ollama_relay", "ollama_server", "small_ollama_server"]
@@ -32,7 +38,7 @@ _HERE = Path(__file__).parent
 @pytest.fixture(scope="session")
 def text_gateway(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextGateway]:
     """Run the models app without Ray, with a real llama.cpp and the scripted model as back ends."""
-    with running(llama, tmp_path_factory.mktemp("gateway")) as text_gateway:
+    with running_text_gateway(llama, tmp_path_factory.mktemp("gateway")) as text_gateway:
         yield text_gateway
 
 
@@ -57,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # Clients that keep connections from one test to the next need the same loop.
         if inspect.iscoroutinefunction(item.obj):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
-        limit = limit_of(item.path.stem, _find_model(item), _name_test(item))
+        limit = find_limit(item.path.stem, _find_model(item), _name_test(item))
         if limit is not None:
             item.stash[_LIMIT] = limit
             # Half a second each, to show in full what nobody looks at.
@@ -78,7 +84,7 @@ def pytest_runtest_makereport(
             suite=suite,
             model=_find_model(item),
             outcome=_find_outcome(report),
-            reason=_skip_reason(report),
+            reason=_find_skip_reason(report),
         )
         # A dictionary, which pytest-xdist can send from one process to another.
         report.user_properties.append(("score", asdict(score)))
@@ -87,21 +93,21 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     scores = [
-        Score(**value)
-        for kind in ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
-        for report in terminalreporter.stats.get(kind, [])
-        for name, value in report.user_properties
+        Score(**score)
+        for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+        for report in terminalreporter.stats.get(outcome, [])
+        for name, score in report.user_properties
         if name == "score"
     ]
     if not scores:
         return
     terminalreporter.section("scores of the suites of others")
-    lines = scores_table(scores)
+    lines = build_scores_table(scores)
     for line in lines:
         terminalreporter.line(line)
     if terminalreporter.config.getoption("--clients-page", default=False):
-        write(PAGE, "scores", lines)
-        write(PAGE, "limits", limits_table())
+        write_section(PAGE, "scores", lines)
+        write_section(PAGE, "limits", build_limits_table())
 
 
 def _refuse_other_failures(
@@ -129,8 +135,8 @@ def _find_model(item: pytest.Function) -> str:
     model_name = callspec.params.get("model") if callspec is not None else None
     if isinstance(model_name, str):
         return model_name
-    result: str = getattr(item.cls, "MODEL", SCRIPTED)
-    return result
+    default_model: str = getattr(item.cls, "MODEL", SCRIPTED)
+    return default_model
 
 
 def _name_test(item: pytest.Function) -> str:
@@ -143,7 +149,7 @@ def _find_outcome(report: pytest.TestReport) -> str:
     return report.outcome
 
 
-def _skip_reason(report: pytest.TestReport) -> str:
+def _find_skip_reason(report: pytest.TestReport) -> str:
     if isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     return ""

@@ -64,7 +64,7 @@ LIMITS = (
     ModelLimit(
         module="openai_sdk",
         model=LLAMA,
-        names=("test_a_picture_is_carried",),
+        names=("test_a_picture_is_sent_to_the_model",),
         reason=_VISION,
         evidence=_NO_VISION,
     ),
@@ -78,7 +78,7 @@ LIMITS = (
     ModelLimit(
         module="anthropic_sdk",
         model=LLAMA,
-        names=("test_a_picture_is_carried",),
+        names=("test_a_picture_is_sent_to_the_model",),
         reason=_VISION,
         evidence=_NO_VISION,
     ),
@@ -92,28 +92,34 @@ LIMITS = (
     ModelLimit(
         module="ollama_sdk",
         model=LLAMA,
-        names=("test_a_picture_is_carried",),
+        names=("test_a_picture_is_sent_to_the_model",),
         reason=_VISION,
         evidence=_NO_VISION,
     ),
     ModelLimit(
         module="llm_comply",
         model=LLAMA,
-        names=("test_openai_chat[chat-tool-calling", "test_anthropic[anth-tool-calling"),
+        names=(
+            "test_openai_chat_complies[chat-tool-calling",
+            "test_anthropic_complies[anth-tool-calling",
+        ),
         reason=_TOOLS,
         evidence=_NO_TOOLS,
     ),
     ModelLimit(
         module="llm_comply",
         model=LLAMA,
-        names=("test_openai_chat[chat-image-input", "test_anthropic[anth-image-input"),
+        names=(
+            "test_openai_chat_complies[chat-image-input",
+            "test_anthropic_complies[anth-image-input",
+        ),
         reason=_VISION,
         evidence=_NO_VISION,
     ),
     ModelLimit(
         module="llm_comply",
         model=CLAUDE,
-        names=("test_openai_chat[chat-tool-calling",),
+        names=("test_openai_chat_complies[chat-tool-calling",),
         reason="SmolLM2-135M stands in for Claude here and, held to no grammar, talks instead "
         "of calling the tool",
         evidence="tool_calls is missing",
@@ -121,7 +127,7 @@ LIMITS = (
     ModelLimit(
         module="llm_comply",
         model=CLAUDE,
-        names=("test_openai_chat[chat-image-input",),
+        names=("test_openai_chat_complies[chat-image-input",),
         reason="SmolLM2-135M stands in for Claude here and sees no pictures",
         evidence="HTTP 400",
     ),
@@ -184,27 +190,30 @@ LIMITS = (
     ModelLimit(
         module="instructor",
         model=LLAMA,
-        names=("test_through_openai[Mode.TOOLS", "test_through_anthropic"),
+        names=(
+            "test_the_openai_client_gets_structured_output[Mode.TOOLS",
+            "test_the_anthropic_client_gets_structured_output",
+        ),
         reason=_SCHEMA_BY_TOOL,
         evidence=_NO_TOOLS,
     ),
     ModelLimit(
         module="pydantic_ai",
         model=LLAMA,
-        names=("test_a_typed_output_by_tool", "test_a_tool_and_then_the_answer"),
+        names=("test_a_typed_output_is_made_by_a_tool", "test_a_tool_is_called_before_the_answer"),
         reason=_TOOLS,
         evidence=_NO_TOOLS,
     ),
     ModelLimit(
         module="pydantic_ai",
         model=LLAMA,
-        names=("test_a_picture_is_carried",),
+        names=("test_a_picture_is_sent_to_the_model",),
         reason=_VISION,
         evidence=_NO_VISION,
     ),
 )
 
 
-def limit_of(module: str, model: str, name: str) -> ModelLimit | None:
+def find_limit(module: str, model: str, name: str) -> ModelLimit | None:
     """Return the limit that applies to a test, or None."""
     return next((limit for limit in LIMITS if limit.covers(module, model, name)), None)

@@ -49,7 +49,7 @@ class OllamaGateway:
             method, self.ollama_url + path, json=body, headers=self.headers, timeout=120
         )
 
-    def list_names(self) -> set[str]:
+    def list_model_names(self) -> set[str]:
         return {model["name"] for model in self.call("GET", "/api/tags").json()["models"]}
 
     @contextmanager
@@ -62,7 +62,12 @@ class OllamaGateway:
 def gateway_before(
     folder: Path, hosts: list[str], rules: dict[str, Any] | None = None, **backend: Any
 ) -> Iterator[OllamaGateway]:
-    """Run a gateway in front of these hosts; without ``rules``, it serves all of their models."""
+    """Run a gateway in front of these Ollama hosts.
+
+    Args:
+        rules: further members of the app's configuration; without any, it serves all models.
+        backend: further members of the back end's configuration.
+    """
     folder.mkdir(exist_ok=True)
     config = {"name": "gpu", "type": "ollama", "hosts": hosts, **backend}
     with (
@@ -70,7 +75,7 @@ def gateway_before(
         portal.wrap_async_context_manager(serving(folder, config, rules=rules)) as app,
     ):
         gateway = OllamaGateway(url=app.url, api_key=app.api_key)
-        eventually_blocking(gateway.list_names)
+        eventually_blocking(gateway.list_model_names)
         yield gateway
 
 
@@ -89,10 +94,10 @@ def small_ollama_server(
     ollama_server: OllamaServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OllamaServer]:
     """Run a server with the same models that runs one call at a time, and queues one more."""
-    models = Path(ollama_server.environment["OLLAMA_MODELS"])
+    models_folder = Path(ollama_server.environment["OLLAMA_MODELS"])
     server = OllamaServer(
         tmp_path_factory.mktemp("small-ollama"),
-        models,
+        models_folder,
         OLLAMA_NUM_PARALLEL="1",
         OLLAMA_MAX_QUEUE="1",
         # What it does with calls that wait is in its log only.
@@ -127,8 +132,8 @@ def ollama_relay(
     assert process.stdout is not None
     with process:
         try:
-            line = process.stdout.readline()
-            assert ollama_gateway.url in line
-            yield line.split(" at ")[1].split()[0]
+            first_line = process.stdout.readline()
+            assert ollama_gateway.url in first_line
+            yield first_line.split(" at ")[1].split()[0]
         finally:
             process.terminate()

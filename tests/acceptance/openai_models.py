@@ -112,15 +112,15 @@ def _check_content(response: httpx.Response) -> None:
         check_error(response.content)
         return
     call = f"{response.request.method} {response.request.url.path.removeprefix('/v1')}"
-    for pattern, kind in _ANSWERS:
+    for pattern, type_adapter in _ANSWERS:
         if re.fullmatch(pattern, call):
-            check(kind, response.content, _LIST_EXTENSIONS)
+            check_body(type_adapter, response.content, _LIST_EXTENSIONS)
 
 
-def check(
+def check_body(
     type_adapter: TypeAdapter[Any], body: bytes | str, extensions: frozenset[str] = frozenset()
 ) -> Any:
-    """Return the body as an object of the package's type ``kind``, validated strictly.
+    """Return the body as an object of the package's type, validated strictly.
 
     Args:
         extensions: the paths of members that the body may have in addition.
@@ -129,27 +129,27 @@ def check(
         ValidationError: the body does not match the type.
         AssertionError: a member is neither in the type nor an extension.
     """
-    value = type_adapter.validate_json(body, strict=True)
-    unknown_members = sorted(set(_unknown(value, "")) - extensions)
-    assert not unknown_members, f"{unknown_members} in {body!r}"
-    return value
+    validated_body = type_adapter.validate_json(body, strict=True)
+    unknown_members = sorted(set(_find_unknown_members(validated_body, "")) - extensions)
+    assert not unknown_members, f"unknown members {unknown_members} in {body!r}"
+    return validated_body
 
 
 def check_error(body: bytes | str) -> Any:
     """Validate the body of an error response, or the last event of an interrupted chat stream."""
     data = from_json(body)
-    assert data.keys() - EXTENSIONS == {"error"}, body
-    return check(ERROR, to_json(data["error"]))
+    assert data.keys() - EXTENSIONS == {"error"}, f"unknown members beside `error` in {body!r}"
+    return check_body(ERROR, to_json(data["error"]))
 
 
 def read_event_data(body: bytes) -> list[bytes]:
     """Return the data of all events of a chat stream, without the final ``[DONE]``."""
     data = [frame.data for frame in FrameSplitter().feed(body) if frame.data is not None]
-    assert data, body
+    assert data, f"no event with data in {body!r}"
     return [item for item in data if item != b"[DONE]"]
 
 
-def _unknown(value: Any, path: str) -> Iterator[str]:
+def _find_unknown_members(value: Any, path: str) -> Iterator[str]:
     """Yield the paths of members that neither the types nor the extensions contain.
 
     Args:
@@ -160,7 +160,7 @@ def _unknown(value: Any, path: str) -> Iterator[str]:
             if name not in EXTENSIONS:
                 yield f"{path}{name}"
         for name in type(value).model_fields:
-            yield from _unknown(getattr(value, name), f"{path}{name}.")
+            yield from _find_unknown_members(getattr(value, name), f"{path}{name}.")
     elif isinstance(value, list):
         for item in value:
-            yield from _unknown(item, path)
+            yield from _find_unknown_members(item, path)

@@ -1,4 +1,4 @@
-"""Serves another version of ComfyUI's frontend from a folder, and forwards the rest to the gateway.
+"""Serves another version of ComfyUI's frontend from a folder, and forwards all else to the gateway.
 
 A gateway can serve another frontend itself (MOYIN_COMFYUI_FRONTEND), but the test would have to
 start a second farm for that.
@@ -25,14 +25,14 @@ _SECONDS = 60
 
 
 @contextmanager
-def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
-    """Serve the frontend from a thread, and yield its URL."""
+def other_frontend(profile: Profile, folder: Path) -> Iterator[str]:
+    """Serve the frontend in ``folder`` from a thread, and yield its URL."""
     ready_url: Future[str] = Future()
     loop = asyncio.new_event_loop()
     stop_event = asyncio.Event()
     thread = threading.Thread(
         target=loop.run_until_complete,
-        args=(_serve_frontend(profile, files, ready_url, stop_event),),
+        args=(_serve_frontend(profile, folder, ready_url, stop_event),),
     )
     thread.start()
     try:
@@ -44,9 +44,9 @@ def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
 
 
 async def _serve_frontend(
-    profile: Profile, files: Path, ready_url: Future[str], stop_event: asyncio.Event
+    profile: Profile, folder: Path, ready_url: Future[str], stop_event: asyncio.Event
 ) -> None:
-    connector = _OtherFrontendConnector(profile, files)
+    connector = _OtherFrontendConnector(profile, folder)
     async with connector.serve(0) as url:
         ready_url.set_result(url)
         await stop_event.wait()
@@ -61,13 +61,13 @@ class _OtherFrontendConnector(Connector):
 
     async def respond(self, request: web.Request) -> web.StreamResponse:
         if request.path == PAGE_PATH:
-            policy = {"content-security-policy": build_security_policy(self._page)}
-            return web.Response(text=self._page, content_type="text/html", headers=policy)
+            headers = {"content-security-policy": build_security_policy(self._page)}
+            return web.Response(text=self._page, content_type="text/html", headers=headers)
         path = request.path.removeprefix(PAGE_PATH)
-        file = self._files / path
+        file_path = self._files / path
         if path in self._rebased_files:
-            kind = mimetypes.guess_type(path)[0] or ""
-            return web.Response(body=self._rebased_files[path], content_type=kind)
-        if is_page_file(request.path) and file.is_file():
-            return web.FileResponse(file)
+            media_type = mimetypes.guess_type(path)[0] or ""
+            return web.Response(body=self._rebased_files[path], content_type=media_type)
+        if is_page_file(request.path) and file_path.is_file():
+            return web.FileResponse(file_path)
         return await super().respond(request)

@@ -33,49 +33,49 @@ class Score:
     reason: str
 
 
-def scores_table(scores: Iterable[Score]) -> list[str]:
+def build_scores_table(scores: Iterable[Score]) -> list[str]:
     """Return a Markdown table with a row per suite and model, and the tests that suites skipped."""
-    counts: dict[tuple[str, str], Counter[str]] = {}
+    counts_by_row: dict[tuple[str, str], Counter[str]] = {}
     suites_by_reason: dict[str, set[str]] = {}
     for score in scores:
-        row = (score.suite, _MODELS.get(score.model, "the model that obeys"))
-        counts.setdefault(row, Counter())[score.outcome] += 1
+        table_key = (score.suite, _MODELS.get(score.model, "the model that obeys"))
+        counts_by_row.setdefault(table_key, Counter())[score.outcome] += 1
         if score.outcome == "skipped":
             suites_by_reason.setdefault(score.reason, set()).add(score.suite)
-    lines = [
+    table_lines = [
         "| suite | on | passed | limit of the model | not asked | failed |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    for (suite, model), count in sorted(counts.items()):
+    for (suite, model), count in sorted(counts_by_row.items()):
         outcome_counts = (count[name] for name in ("passed", "limit", "skipped", "failed"))
-        lines.append(f"| {suite} | {model} | {' | '.join(map(str, outcome_counts))} |")
-    return [*lines, "", *_list_skipped_suites(suites_by_reason)]
+        table_lines.append(f"| {suite} | {model} | {' | '.join(map(str, outcome_counts))} |")
+    return [*table_lines, "", *_list_skipped_suites(suites_by_reason)]
 
 
-def _list_skipped_suites(skipped: dict[str, set[str]]) -> Iterator[str]:
-    if skipped:
+def _list_skipped_suites(suites_by_reason: dict[str, set[str]]) -> Iterator[str]:
+    if suites_by_reason:
         yield "Not asked, in the suites' own words:"
         yield ""
-    for reason, suites in sorted(skipped.items()):
+    for reason, suites in sorted(suites_by_reason.items()):
         yield f"- {reason.rstrip('.')} ({', '.join(sorted(suites))})"
 
 
-def limits_table() -> list[str]:
+def build_limits_table() -> list[str]:
     """Return a Markdown table of all tests that a model cannot pass, with the reasons."""
-    lines = ["| suite | on | tests | why |", "|---|---|---|---|"]
+    table_lines = ["| suite | on | tests | why |", "|---|---|---|---|"]
     for limit in LIMITS:
         names = ", ".join(f"`{name.replace('[', ': ')}`" for name in limit.names)
         reason = limit.reason if limit.certain else f"may fail: {limit.reason}"
         suite = limit.module.replace("_", "-")
-        lines.append(f"| {suite} | {_MODELS[limit.model]} | {names} | {reason} |")
-    return lines
+        table_lines.append(f"| {suite} | {_MODELS[limit.model]} | {names} | {reason} |")
+    return table_lines
 
 
-def write(page: Path, name: str, lines: list[str]) -> None:
-    """Replace the part of the page between the marks called ``name`` by ``lines``."""
+def write_section(page: Path, name: str, lines: list[str]) -> None:
+    """Write the lines between the comments ``<!-- NAME -->`` and ``<!-- end of NAME -->`` of a page."""
     begin_mark, end_mark = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    head, result, after_begin = page.read_text().partition(begin_mark)
+    head, found_begin, after_begin = page.read_text().partition(begin_mark)
     _, found_end, tail = after_begin.partition(end_mark)
-    if not (result and found_end):
-        raise ValueError(f"{page} has no marks for the section {name}")
+    if not (found_begin and found_end):
+        raise ValueError(f"{page} must contain the comments {begin_mark} and {end_mark}")
     page.write_text("\n".join([head + begin_mark, "", *lines, "", end_mark]) + tail)

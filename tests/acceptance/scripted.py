@@ -31,67 +31,67 @@ def new_scripted_app() -> web.Application:
     """Return an app with ``/v1/chat/completions`` and ``/v1/embeddings`` for any model name."""
     spec = SpecLoader(str(files("llm_comply.specs").joinpath("openai_chat.json")))
 
-    async def complete(request: web.Request) -> web.StreamResponse:
+    async def complete_chat(request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        if problems := spec.validate(_without_nulls(body), "CreateChatCompletionRequest"):
+        if problems := spec.validate(_remove_nulls(body), "CreateChatCompletionRequest"):
             return web.json_response(_build_refusal(problems[0]), status=400)
-        answer = _ScriptedAnswer(body)
+        scripted_answer = _ScriptedAnswer(body)
         if not body.get("stream"):
-            return web.json_response(answer.whole())
+            return web.json_response(scripted_answer.build_completion())
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        for chunk in answer.chunks():
+        for chunk in scripted_answer.build_chunks():
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         return response
 
     async def embed(request: web.Request) -> web.Response:
         body = await request.json()
-        if problems := spec.validate(_without_nulls(body), "CreateEmbeddingRequest"):
+        if problems := spec.validate(_remove_nulls(body), "CreateEmbeddingRequest"):
             return web.json_response(_build_refusal(problems[0]), status=400)
         return web.json_response(_make_vectors(body))
 
-    async def models(_: web.Request) -> web.Response:
+    async def list_models(_: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": []})
 
     app = web.Application(client_max_size=8 * 2**20)
-    OperationServer(spec).add_to(app)
+    OperationServer(spec).add_routes(app)
     app.router.add_post("/v1/embeddings", embed)
-    app.router.add_get("/v1/models", models)
-    app.router.add_post("/v1/chat/completions", complete)
+    app.router.add_get("/v1/models", list_models)
+    app.router.add_post("/v1/chat/completions", complete_chat)
     return app
 
 
-def _without_nulls(value: Any) -> Any:
+def _remove_nulls(value: Any) -> Any:
     """Return ``value`` without null members, which OpenAI allows but the validator rejects."""
     if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {name: _remove_nulls(item) for name, item in value.items() if item is not None}
+    return [_remove_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _build_refusal(problem: str) -> dict[str, Any]:
-    return {"error": {"message": f"not in the specification: {problem}"[:500], "type": "strict"}}
+    return {"error": {"message": f"violates OpenAI's document: {problem}"[:500], "type": "strict"}}
 
 
 def _make_vectors(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return an embeddings response; the vector of a text is its length and its first character."""
     inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
     vectors = [array("f", [len(text), ord(text[0])]) for text in inputs]
-    packs = body.get("encoding_format") == "base64"
-    data = [
+    encodes_base64 = body.get("encoding_format") == "base64"
+    embeddings = [
         {
             "object": "embedding",
             "index": index,
-            "embedding": b64encode(vector).decode() if packs else vector.tolist(),
+            "embedding": b64encode(vector).decode() if encodes_base64 else vector.tolist(),
         }
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": len(inputs), "total_tokens": len(inputs)}
-    return {"object": "list", "model": body["model"], "data": data, "usage": usage}
+    return {"object": "list", "model": body["model"], "data": embeddings, "usage": usage}
 
 
 class _ScriptedAnswer:
-    """The scripted answer to one request."""
+    """Builds the scripted answer to one request, as one response or as the chunks of a stream."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._head = {"id": "chatcmpl-scripted", "created": 1, "model": body["model"]}
@@ -110,7 +110,7 @@ class _ScriptedAnswer:
         self._usage["total_tokens"] = sum(self._usage.values())
         self._usage["completion_tokens_details"] = {"reasoning_tokens": len(self._thought.split())}
 
-    def whole(self) -> dict[str, Any]:
+    def build_completion(self) -> dict[str, Any]:
         message: dict[str, Any] = {
             "role": "assistant",
             "content": self._text or None,
@@ -128,21 +128,23 @@ class _ScriptedAnswer:
             "usage": self._usage,
         }
 
-    def chunks(self) -> Iterator[dict[str, Any]]:
-        yield self._chunk({"role": "assistant", "content": "" if self._text else None})
+    def build_chunks(self) -> Iterator[dict[str, Any]]:
+        yield self._build_chunk({"role": "assistant", "content": "" if self._text else None})
         for word in _WORDS.findall(self._thought):
-            yield self._chunk({"reasoning_content": word})
+            yield self._build_chunk({"reasoning_content": word})
         for word in _WORDS.findall(self._text):
-            yield self._chunk({"content": word})
+            yield self._build_chunk({"content": word})
         for index, call in enumerate(self._calls):
             arguments = call["function"]["arguments"]
             function = {"name": call["function"]["name"], "arguments": ""}
-            yield self._chunk({"tool_calls": [{"index": index, **call, "function": function}]})
+            yield self._build_chunk(
+                {"tool_calls": [{"index": index, **call, "function": function}]}
+            )
             # In two pieces, as real servers cut them: anywhere.
-            for piece in (arguments[:5], arguments[5:]):
-                part = {"index": index, "function": {"arguments": piece}}
-                yield self._chunk({"tool_calls": [part]})
-        yield self._chunk({}, self._finish)
+            for argument_piece in (arguments[:5], arguments[5:]):
+                call_delta = {"index": index, "function": {"arguments": argument_piece}}
+                yield self._build_chunk({"tool_calls": [call_delta]})
+        yield self._build_chunk({}, self._finish)
         if self._include_usage:
             yield self._head | {
                 "object": "chat.completion.chunk",
@@ -150,8 +152,10 @@ class _ScriptedAnswer:
                 "usage": self._usage,
             }
 
-    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+    def _build_chunk(
+        self, delta: Mapping[str, Any], finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
         return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
 
 
@@ -192,14 +196,14 @@ def _choose_calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
             "type": "function",
             "function": {
                 "name": function["name"],
-                "arguments": _fill_schema(_get_schema(function), prompt),
+                "arguments": _build_json(_get_argument_schema(function), prompt),
             },
         }
         for number, function in enumerate(functions)
     ]
 
 
-def _get_schema(function: Mapping[str, Any]) -> Mapping[str, Any]:
+def _get_argument_schema(function: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments, without optional ones if the tool is not strict."""
     schema = function.get("parameters") or {}
     if function.get("strict") is not False or "required" not in schema:
@@ -219,10 +223,10 @@ def _list_called_tools(messages: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def _choose_text(body: Mapping[str, Any], prompt: str) -> str:
-    form = body.get("response_format") or {}
-    if form.get("type") == "json_schema":
-        return _fill_schema(form["json_schema"]["schema"], prompt)
-    if form.get("type") == "json_object":
+    response_format = body.get("response_format") or {}
+    if response_format.get("type") == "json_schema":
+        return _build_json(response_format["json_schema"]["schema"], prompt)
+    if response_format.get("type") == "json_object":
         # Without a schema the members that the prompt quotes, or names.
         names = [a or b for a, b in _MEMBER.findall(prompt)] or ["setup", "punchline"]
         return json.dumps(dict.fromkeys(names, "cats"))
@@ -231,17 +235,17 @@ def _choose_text(body: Mapping[str, Any], prompt: str) -> str:
 
 def _truncate(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
     """Return ``text`` up to a stop sequence or the token limit, and the finish reason."""
-    stops = body.get("stop") or ()
-    for stop in [stops] if isinstance(stops, str) else stops:
+    stop_sequences = body.get("stop") or ()
+    for stop in [stop_sequences] if isinstance(stop_sequences, str) else stop_sequences:
         text = text.partition(stop)[0]
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    token_limit = body.get("max_completion_tokens") or body.get("max_tokens")
     words = _WORDS.findall(text)
-    if limit is not None and len(words) > limit:
-        return "".join(words[:limit]), "length"
+    if token_limit is not None and len(words) > token_limit:
+        return "".join(words[:token_limit]), "length"
     return text, "stop"
 
 
-def _fill_schema(schema: Mapping[str, Any], prompt: str) -> str:
+def _build_json(schema: Mapping[str, Any], prompt: str) -> str:
     numbers = chain((int(n) for n in re.findall(r"\d+", prompt)), iter(lambda: 1, None))
     quoted_texts = chain((a or b for a, b in _MEMBER.findall(prompt)), iter(lambda: prompt, None))
     value = _make_value(schema, schema, numbers, quoted_texts)
@@ -264,9 +268,9 @@ def _make_value(
         for name in reference.removeprefix("#/").split("/"):
             target_schema = target_schema[name]
         return _make_value(target_schema, root, numbers, quoted_texts)
-    for members in ("anyOf", "oneOf", "allOf"):
-        if members in schema:
-            return _make_value(schema[members][0], root, numbers, quoted_texts)
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        if keyword in schema:
+            return _make_value(schema[keyword][0], root, numbers, quoted_texts)
     if "enum" in schema or "const" in schema:
         return schema.get("const", (schema.get("enum") or [None])[0])
     match schema.get("type"):

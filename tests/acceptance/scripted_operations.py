@@ -38,22 +38,22 @@ class OperationServer:
         self._spec = spec
         self.uploads: dict[str, list[tuple[str, str, bytes]]] = {}
 
-    def add_to(self, app: web.Application) -> None:
-        calls = {
+    def add_routes(self, app: web.Application) -> None:
+        handlers = {
             "moderations": self.moderate,
             "rerank": self.rerank,
             "audio/speech": self.speak,
             "audio/transcriptions": self.transcribe,
             "audio/translations": self.translate,
-            "images/edits": self.edit,
-            "images/variations": self.vary,
+            "images/edits": self.edit_picture,
+            "images/variations": self.vary_picture,
         }
-        for path, handler in calls.items():
+        for path, handler in handlers.items():
             app.router.add_post(f"/v1/{path}", handler)
 
-    def _check(self, body: Mapping[str, Any], schema_name: str) -> None:
+    def _validate(self, body: Mapping[str, Any], schema_name: str) -> None:
         if problems := self._spec.validate(body, schema_name):
-            message = f"not in the specification: {problems[0]}"[:500]
+            message = f"violates OpenAI's document: {problems[0]}"[:500]
             raise web.HTTPBadRequest(
                 text=json.dumps({"error": {"message": message}}), content_type="application/json"
             )
@@ -69,65 +69,68 @@ class OperationServer:
         assert request.content_length is not None
         self.uploads = {}
         body: dict[str, Any] = {}
-        async for part in await request.multipart():
-            assert isinstance(part, BodyPartReader) and part.name is not None
-            name = part.name
-            if part.filename is not None:
-                content = bytes(await part.read())
-                kind = part.headers["content-type"]
-                self.uploads.setdefault(name, []).append((part.filename, kind, content))
-                value: Any = "file"
+        async for form_part in await request.multipart():
+            assert isinstance(form_part, BodyPartReader) and form_part.name is not None
+            name = form_part.name
+            if form_part.filename is not None:
+                content = bytes(await form_part.read())
+                media_type = form_part.headers["content-type"]
+                self.uploads.setdefault(name, []).append((form_part.filename, media_type, content))
+                field_value: Any = "file"
             else:
-                value = await part.text()
+                field_value = await form_part.text()
                 if (field := name.removesuffix("[]")) in _NUMBERS:
-                    value = _NUMBERS[field](value)
+                    field_value = _NUMBERS[field](field_value)
                 elif field in _FLAGS:
-                    value = value == "true"
+                    field_value = field_value == "true"
             if name.endswith("[]"):
                 # The document names lists of files without, and others with brackets.
-                field = name.removesuffix("[]") if part.filename else name
-                body.setdefault(field, []).append(value)
+                field = name.removesuffix("[]") if form_part.filename else name
+                body.setdefault(field, []).append(field_value)
             else:
-                assert name not in body, f"{name} was sent twice"
-                body[name] = value
-        self._check(body, schema_name)
+                assert name not in body, f"the form has the field {name} twice"
+                body[name] = field_value
+        self._validate(body, schema_name)
         return body
 
     async def moderate(self, request: web.Request) -> web.Response:
         body = await request.json()
-        self._check(body, "CreateModerationRequest")
+        self._validate(body, "CreateModerationRequest")
         inputs = body["input"]
         is_list = isinstance(inputs, list) and isinstance(inputs[0], str)
-        result = {
+        moderation = {
             "flagged": "kill" in json.dumps(inputs),
             "categories": dict.fromkeys(_CATEGORIES, False),
             "category_scores": dict.fromkeys(_CATEGORIES, 0.01),
         }
-        results = [result] * (len(inputs) if is_list else 1)
-        return web.json_response({"id": "modr-1", "model": body["model"], "results": results})
+        moderations = [moderation] * (len(inputs) if is_list else 1)
+        return web.json_response({"id": "modr-1", "model": body["model"], "results": moderations})
 
     async def rerank(self, request: web.Request) -> web.Response:
         body = await request.json()
         assert body.keys() <= {"model", "query", "documents", "top_n", "return_documents"}, body
-        texts = [d if isinstance(d, str) else d["text"] for d in body["documents"]]
-        words = set(body["query"].lower().split())
-        scores = [len(words & set(text.lower().split())) / len(words) for text in texts]
-        ranked_indexes = sorted(range(len(texts)), key=lambda index: -scores[index])
-        results = [
+        document_texts = [d if isinstance(d, str) else d["text"] for d in body["documents"]]
+        query_words = set(body["query"].lower().split())
+        scores = [
+            len(query_words & set(text.lower().split())) / len(query_words)
+            for text in document_texts
+        ]
+        ranked_indexes = sorted(range(len(document_texts)), key=lambda index: -scores[index])
+        rankings = [
             {"index": index, "relevance_score": scores[index]}
             for index in ranked_indexes[: body.get("top_n")]
         ]
         if body["model"] == "cohere-rerank":
             meta = {"billed_units": {"search_units": 3}}
-            return web.json_response({"id": "1", "results": results, "meta": meta})
+            return web.json_response({"id": "1", "results": rankings, "meta": meta})
         usage = {"prompt_tokens": 40, "total_tokens": 40}
-        return web.json_response({"model": body["model"], "usage": usage, "results": results})
+        return web.json_response({"model": body["model"], "usage": usage, "results": rankings})
 
     async def speak(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         # The document is older than this member.
         stream_format = body.pop("stream_format", "audio")
-        self._check(body, "CreateSpeechRequest")
+        self._validate(body, "CreateSpeechRequest")
         if stream_format == "sse":
             events: list[dict[str, Any]] = [
                 {"type": "speech.audio.delta", "audio": "SUQz"},
@@ -136,8 +139,8 @@ class OperationServer:
             return await _send_events(request, events)
         response = web.StreamResponse(headers={"content-type": "audio/mpeg"})
         await response.prepare(request)
-        for piece in SPEECH:
-            await response.write(piece)
+        for chunk in SPEECH:
+            await response.write(chunk)
         return response
 
     async def transcribe(self, request: web.Request) -> web.StreamResponse:
@@ -152,11 +155,16 @@ class OperationServer:
                 },
             ]
             return await _send_events(request, events)
-        form = body.get("response_format", "json")
-        if form == "verbose_json":
-            verbose = {"task": "transcribe", "language": "english", "duration": 7.2, "segments": []}
-            return web.json_response({**verbose, "text": TRANSCRIPT})
-        if form != "json":
+        response_format = body.get("response_format", "json")
+        if response_format == "verbose_json":
+            verbose_members = {
+                "task": "transcribe",
+                "language": "english",
+                "duration": 7.2,
+                "segments": [],
+            }
+            return web.json_response({**verbose_members, "text": TRANSCRIPT})
+        if response_format != "json":
             return web.Response(text=f"{TRANSCRIPT}\n")
         usage = {"type": "duration", "seconds": 9}
         return web.json_response({"text": TRANSCRIPT, "usage": usage})
@@ -165,7 +173,7 @@ class OperationServer:
         await self._read_form(request, "CreateTranslationRequest")
         return web.json_response({"text": TRANSCRIPT})
 
-    async def edit(self, request: web.Request) -> web.StreamResponse:
+    async def edit_picture(self, request: web.Request) -> web.StreamResponse:
         body = await self._read_form(request, "CreateImageEditRequest")
         usage = {**TOKENS, "input_tokens_details": {"text_tokens": 10, "image_tokens": 20}}
         if body.get("stream"):
@@ -181,13 +189,13 @@ class OperationServer:
                 {"type": "image_edit.completed", "usage": usage, **common_members},
             ]
             return await _send_events(request, events)
-        data = [{"b64_json": PICTURE}] * body.get("n", 1)
-        return web.json_response({"created": 1, "data": data, "usage": usage})
+        pictures = [{"b64_json": PICTURE}] * body.get("n", 1)
+        return web.json_response({"created": 1, "data": pictures, "usage": usage})
 
-    async def vary(self, request: web.Request) -> web.Response:
+    async def vary_picture(self, request: web.Request) -> web.Response:
         body = await self._read_form(request, "CreateImageVariationRequest")
-        data = [{"url": "https://example.com/1.png"}] * body.get("n", 1)
-        return web.json_response({"data": data})
+        pictures = [{"url": "https://example.com/1.png"}] * body.get("n", 1)
+        return web.json_response({"data": pictures})
 
 
 async def _send_events(request: web.Request, events: list[dict[str, Any]]) -> web.StreamResponse:
@@ -198,9 +206,9 @@ async def _send_events(request: web.Request, events: list[dict[str, Any]]) -> we
     return response
 
 
-def operations_backend(url: str) -> dict[str, Any]:
+def build_operations_backend(url: str) -> dict[str, Any]:
     """Return the configuration of a back end with a priced model for each operation."""
-    speech = ["transcription", "translation"]
+    speech_abilities = ["transcription", "translation"]
     models = [
         {"name": "omni-moderation-latest", "abilities": ["moderation"], "price": 0},
         {
@@ -223,7 +231,7 @@ def operations_backend(url: str) -> dict[str, Any]:
         {
             "name": "whisper",
             "upstream": "whisper-1",
-            "abilities": speech,
+            "abilities": speech_abilities,
             "price": {"usd_per_minute": 0.006},
         },
         {

@@ -39,7 +39,7 @@ def client(text_gateway: TextGateway) -> Iterator[anthropic.Anthropic]:
         yield client
 
 
-def text_of(message: Any) -> str:
+def get_text(message: Any) -> str:
     """Return the text of a message whose first block is text."""
     text: str = message.content[0].text
     return text
@@ -57,16 +57,14 @@ def test_chat_is_answered_without_streaming(client: anthropic.Anthropic, model: 
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_the_streams_helper_puts_the_answer_together(
-    client: anthropic.Anthropic, model: str
-) -> None:
+def test_the_stream_helper_assembles_the_answer(client: anthropic.Anthropic, model: str) -> None:
     request: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 8}
     with client.messages.stream(**request) as stream:
-        kinds = [event.type for event in stream]
+        event_types = [event.type for event in stream]
         final_message = stream.get_final_message()
-    assert kinds[0] == "message_start"
-    assert kinds[-1] == "message_stop"
-    assert text_of(final_message) == text_of(client.messages.create(**request))
+    assert event_types[0] == "message_start"
+    assert event_types[-1] == "message_stop"
+    assert get_text(final_message) == get_text(client.messages.create(**request))
     assert 0 < final_message.usage.output_tokens <= 8
 
 
@@ -90,7 +88,7 @@ def test_parse_fills_a_pydantic_model(client: anthropic.Anthropic, model: str) -
 @pytest.mark.parametrize("model", ALL)
 def test_a_stop_sequence_ends_the_answer(client: anthropic.Anthropic, model: str) -> None:
     request: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 12}
-    whole_text = text_of(client.messages.create(**request))
+    whole_text = get_text(client.messages.create(**request))
     stop = whole_text.split()[1]
     cut_message = client.messages.create(**request, stop_sequences=[stop])
     assert cut_message.stop_reason in ("stop_sequence", "end_turn")
@@ -105,13 +103,13 @@ def test_a_tool_is_called_and_its_result_read(client: anthropic.Anthropic, model
         **request, messages=[question], tool_choice={"type": "any"}
     )
     assert first_message.stop_reason == "tool_use"
-    [use] = [block for block in first_message.content if block.type == "tool_use"]
-    assert use.input == {"city": "Paris"}
-    result = {"type": "tool_result", "tool_use_id": use.id, "content": "Sunny."}
+    [tool_use] = [block for block in first_message.content if block.type == "tool_use"]
+    assert tool_use.input == {"city": "Paris"}
+    tool_result = {"type": "tool_result", "tool_use_id": tool_use.id, "content": "Sunny."}
     messages: Any = [
         question,
         {"role": "assistant", "content": first_message.content},
-        {"role": "user", "content": [result]},
+        {"role": "user", "content": [tool_result]},
     ]
     final_message = client.messages.create(**request, messages=messages)
     assert final_message.stop_reason == "end_turn"
@@ -119,7 +117,7 @@ def test_a_tool_is_called_and_its_result_read(client: anthropic.Anthropic, model
 
 
 def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
-    requests: list[str] = []
+    requested_cities: list[str] = []
 
     @beta_tool
     def get_weather(city: str) -> str:
@@ -128,7 +126,7 @@ def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
         Args:
             city: its name
         """
-        requests.append(city)
+        requested_cities.append(city)
         return "Sunny."
 
     runner = client.beta.messages.tool_runner(
@@ -138,7 +136,7 @@ def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
         messages=[{"role": "user", "content": "What is the weather in 'Paris'?"}],
     )
     final_message = runner.until_done()
-    assert requests == ["Paris"]
+    assert requested_cities == ["Paris"]
     assert final_message.stop_reason == "end_turn"
 
 
@@ -150,16 +148,16 @@ def test_parallel_tool_calls_are_separate_in_a_stream(client: anthropic.Anthropi
         max_tokens=64,
     ) as stream:
         final_message = stream.get_final_message()
-    uses = [block for block in final_message.content if block.type == "tool_use"]
-    assert [(use.name, use.input) for use in uses] == [
+    tool_uses = [block for block in final_message.content if block.type == "tool_use"]
+    assert [(use.name, use.input) for use in tool_uses] == [
         ("today", {"city": "Rome"}),
         ("tomorrow", {"city": "Rome"}),
     ]
-    assert len({use.id for use in uses}) == 2
+    assert len({use.id for use in tool_uses}) == 2
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-def test_a_picture_is_carried(client: anthropic.Anthropic, model: str) -> None:
+def test_a_picture_is_sent_to_the_model(client: anthropic.Anthropic, model: str) -> None:
     source = {
         "type": "base64",
         "media_type": "image/png",
@@ -169,10 +167,10 @@ def test_a_picture_is_carried(client: anthropic.Anthropic, model: str) -> None:
     message = client.messages.create(
         model=model, messages=[{"role": "user", "content": content}], max_tokens=8
     )
-    assert text_of(message)
+    assert get_text(message)
 
 
-def test_thinking_comes_as_a_block_of_its_own(client: anthropic.Anthropic) -> None:
+def test_thinking_is_a_separate_block(client: anthropic.Anthropic) -> None:
     request: dict[str, Any] = {
         "model": SCRIPTED,
         "messages": [HELLO],
@@ -205,11 +203,13 @@ async def test_the_async_client_streams_text(text_gateway: TextGateway) -> None:
         anthropic.AsyncAnthropic(base_url=text_gateway.url, api_key=text_gateway.api_key) as client,
         client.messages.stream(model=LLAMA, messages=[HELLO], max_tokens=8) as stream,
     ):
-        pieces = [piece async for piece in stream.text_stream]
-    assert len(pieces) > 1
+        texts = [piece async for piece in stream.text_stream]
+    assert len(texts) > 1
 
 
-def test_errors_are_the_sdks_own(client: anthropic.Anthropic, text_gateway: TextGateway) -> None:
+def test_errors_raise_the_sdks_own_exceptions(
+    client: anthropic.Anthropic, text_gateway: TextGateway
+) -> None:
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
         client.messages.create(model=SCRIPTED, messages=[HELLO], max_tokens=0)
     with pytest.raises(anthropic.NotFoundError, match="gpt-2"):

@@ -52,7 +52,7 @@ async () => {
 
 
 @pytest.fixture
-def gateway_of_page() -> Iterator[ScriptedGateway]:
+def page_gateway() -> Iterator[ScriptedGateway]:
     build_typescript_client()
     gateway = ScriptedGateway()
     gateway.script("GET", "/page", Reply(headers={"content-type": "text/html"}, body=b"<p>Page"))
@@ -78,9 +78,9 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 
 def test_a_page_uploads_submits_follows_and_downloads(
-    gateway_of_page: ScriptedGateway, page: Page
+    page_gateway: ScriptedGateway, page: Page
 ) -> None:
-    gateway = gateway_of_page
+    gateway = page_gateway
     ended_job = {"id": "j1", "status": "succeeded"}
     gateway.script("POST", "/artifacts", LOST, answer({"id": "art_1"}, 201))
     gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))

@@ -20,13 +20,15 @@ from tests.chaos.client import StackClient
 from tests.stack import ROOT, RunningStack
 
 SCENARIO = Path(__file__).parent / "client_scenario"
-GATEWAY = victims.replica("Gateway")
+GATEWAY = victims.is_replica_of("Gateway")
 _SECONDS = 420
 
 
 def kill_gateways(stack: RunningStack) -> int:
     """Kill every replica of the gateway to break all streams; return the last one's pid."""
-    pids = [victims.kill_one(stack.data, GATEWAY) for _ in victims.processes(stack.data, GATEWAY)]
+    pids = [
+        victims.kill_one(stack.data, GATEWAY) for _ in victims.list_processes(stack.data, GATEWAY)
+    ]
     return pids[-1]
 
 
@@ -55,51 +57,55 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
     timer = threading.Timer(_SECONDS, runner.kill)
     timer.start()
     killed_pids: list[int] = []
-    results: list[Any] = []
+    step_results: list[Any] = []
     try:
         runner.stdin.write(json.dumps(task) + "\n")
         runner.stdin.flush()
-        for line in runner.stdout:
-            message = json.loads(line)
+        for output_line in runner.stdout:
+            message = json.loads(output_line)
             if "kill" in message:
                 # Otherwise the client might have all events already.
                 job = StackClient(stack.url, stack.api_key).job(message["kill"])
-                assert job["status"] == "running", "the render ended before the gateway was killed"
+                assert job["status"] == "running", (
+                    "the render ended before the gateway was killed: choose longer `seconds`"
+                )
                 killed_pids.append(kill_gateways(stack))
                 runner.stdin.write("\n")
                 runner.stdin.flush()
             else:
-                results = message["results"]
-        assert runner.wait(60) == 0, "the runner failed; its error is above"
+                step_results = message["results"]
+        assert runner.wait(60) == 0, f"{command[0]} failed; its error is above"
     finally:
         timer.cancel()
         runner.kill()
         runner.wait()
         runner.stdin.close()
         runner.stdout.close()
-    return results, killed_pids
+    return step_results, killed_pids
 
 
 @pytest.mark.timeout(1500)
-def test_both_clients_do_the_scenario_alike(gateway: RunningStack) -> None:
+def test_both_clients_get_the_same_results(gateway: RunningStack) -> None:
     build_typescript_client()
     commands = {
         "python": [sys.executable, str(SCENARIO / "runner.py")],
         "typescript": ["node", str(FOLDER / "build" / "test" / "scenario.js")],
     }
-    count = len(victims.processes(gateway.data, GATEWAY))
-    expected = json.loads((SCENARIO / "expected.json").read_text())
-    results = {}
+    gateway_count = len(victims.list_processes(gateway.data, GATEWAY))
+    expected_results = json.loads((SCENARIO / "expected.json").read_text())
+    results_by_client = {}
     for name, command in commands.items():
-        results[name], killed_pids = run_scenario(command, gateway)
-        assert len(killed_pids) == 1, f"{name}: the stream was not followed over a kill"
+        results_by_client[name], killed_pids = run_scenario(command, gateway)
+        assert len(killed_pids) == 1, (
+            f"{name}: the gateway was killed {len(killed_pids)} times, not once"
+        )
         # The farm is left as it was found.
-        victims.wait_for_another(gateway.data, GATEWAY, killed_pids[0], count, 180)
+        victims.wait_for_another(gateway.data, GATEWAY, killed_pids[0], gateway_count, 180)
     differences = [
         (name, *steps)
-        for name, result in results.items()
-        for steps in zip_longest(result, expected)
+        for name, client_results in results_by_client.items()
+        for steps in zip_longest(client_results, expected_results)
         if steps[0] != steps[1]
     ]
     assert differences == []
-    assert results["typescript"] == results["python"]
+    assert results_by_client["typescript"] == results_by_client["python"]

@@ -24,22 +24,22 @@ ELSEWHERE = {
 HERE = {"langchain", "litellm-behind", "omit", "sdks", "variables"}
 
 
-def run(name: str, gateway: TextGateway) -> list[Any]:
+def run_snippet(name: str, gateway: TextGateway) -> list[Any]:
     """Run a Python snippet, and return the values of its expressions."""
-    values: list[Any] = []
+    expression_values: list[Any] = []
     variables: dict[str, Any] = {}
     exec(list_snippets()["variables"][1], variables)
-    values_here = {"gateway": gateway.url, "key": gateway.api_key, "model": SCRIPTED}
-    assert variables.keys() - {"__builtins__"} == values_here.keys()
-    variables |= values_here
-    _, text = list_snippets()[name]
-    for statement in ast.parse(text).body:
-        line = ast.unparse(statement)
+    snippet_variables = {"gateway": gateway.url, "key": gateway.api_key, "model": SCRIPTED}
+    assert variables.keys() - {"__builtins__"} == snippet_variables.keys()
+    variables |= snippet_variables
+    _, snippet = list_snippets()[name]
+    for statement in ast.parse(snippet).body:
+        code = ast.unparse(statement)
         if isinstance(statement, ast.Expr):
-            values.append(eval(line, variables))
+            expression_values.append(eval(code, variables))
         else:
-            exec(line, variables)
-    return values
+            exec(code, variables)
+    return expression_values
 
 
 def test_every_snippet_is_run() -> None:
@@ -47,7 +47,7 @@ def test_every_snippet_is_run() -> None:
 
 
 def test_documented_sdk_snippets_work(text_gateway: TextGateway) -> None:
-    openai, anthropic, ollama = run("sdks", text_gateway)
+    openai, anthropic, ollama = run_snippet("sdks", text_gateway)
     request: Any = {"model": SCRIPTED, "messages": [{"role": "user", "content": "Say hello."}]}
     assert openai.chat.completions.create(**request).choices[0].message.content == TEXT
     assert anthropic.messages.create(**request, max_tokens=99).content[0].text == TEXT
@@ -57,7 +57,7 @@ def test_documented_sdk_snippets_work(text_gateway: TextGateway) -> None:
 
 
 def test_langchain_client_works(text_gateway: TextGateway) -> None:
-    models = run("langchain", text_gateway)
+    models = run_snippet("langchain", text_gateway)
     assert [type(model) for model in models] == [ChatOpenAI, ChatAnthropic, ChatOllama]
     for model in models:
         assert model.invoke("Say hello.").content == TEXT
@@ -65,15 +65,17 @@ def test_langchain_client_works(text_gateway: TextGateway) -> None:
 
 
 @pytest.mark.parametrize("name", ["litellm-behind", "omit"])
-def test_the_configuration_is_valid(name: str) -> None:
-    data = yaml.safe_load(list_snippets()[name][1])
+def test_documented_configurations_are_valid(name: str) -> None:
+    config_data = yaml.safe_load(list_snippets()[name][1])
     if name == "omit":
         model_defaults = {"context": 2048, "price": {"input": 0, "output": 0}}
-        models = [{"name": model, **model_defaults} for model in data["aliases"]["chat"]["models"]]
-        data["backends"] = [
+        models = [
+            {"name": model, **model_defaults} for model in config_data["aliases"]["chat"]["models"]
+        ]
+        config_data["backends"] = [
             {"name": "b", "type": "openai", "base_url": "http://a.test/v1", "models": models}
         ]
-    config = ModelsConfig.model_validate(data)
+    config = ModelsConfig.model_validate(config_data)
     assert config.backends[0].type == "openai"
     if name == "omit":
         assert config.aliases["chat"].omit == {"tools"}

@@ -56,21 +56,24 @@ async def async_comfy(comfy: Comfy, gateway: RunningStack) -> AsyncIterator[Asyn
         yield client
 
 
-def red_and_blue() -> bytes:
+def make_red_and_blue_png() -> bytes:
     """Return a PNG with a red and a blue pixel."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
+    def make_chunk(chunk_type: bytes, data: bytes) -> bytes:
         return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            struct.pack(">I", len(data))
+            + chunk_type
+            + data
+            + struct.pack(">I", zlib.crc32(chunk_type + data))
         )
 
     header = struct.pack(">IIBBBBB", 2, 1, 8, 2, 0, 0, 0)
     rows = zlib.compress(b"\0" + bytes([255, 0, 0, 0, 0, 255]))
     png = b"\x89PNG\r\n\x1a\n"
-    return png + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return png + make_chunk(b"IHDR", header) + make_chunk(b"IDAT", rows) + make_chunk(b"IEND", b"")
 
 
-def inverting_graph(image: Any) -> dict[str, Any]:
+def make_inverting_graph(image: Any) -> dict[str, Any]:
     return {
         "1": {"class_type": "LoadImage", "inputs": {"image": image}},
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
@@ -86,8 +89,8 @@ def test_result_of_a_run_is_downloaded(comfy: Comfy, gateway: RunningStack, tmp_
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(content) == output.size_bytes
     assert output.to_bytes(range=(0, 3)) == content[:4]
-    copy = BytesIO()
-    assert output.to_stream(copy) == len(content)
+    copy_stream = BytesIO()
+    assert output.to_stream(copy_stream) == len(content)
     assert output.get_download_url().url.startswith(gateway.url)
     # The same job everywhere.
     job_record = StackClient(gateway.url, gateway.api_key).job(job.id)
@@ -118,7 +121,7 @@ def test_cancelled_job_ends(comfy: Comfy) -> None:
             break
     assert job.cancel().status in ("canceling", "canceled")
     assert job.wait(timeout=_PATIENCE).status == "canceled"
-    assert job.cancel().status == "canceled", "a second time is no error"
+    assert job.cancel().status == "canceled", "cancelling again must be no error"
     with pytest.raises(JobFailed):
         job.result()
 
@@ -126,41 +129,41 @@ def test_cancelled_job_ends(comfy: Comfy) -> None:
 def test_idempotency_key_makes_one_job(comfy: Comfy) -> None:
     workflow = comfy.workflows.from_json(picture(next(_colors)))
     key = f"key-{next(_colors)}"
-    label = {"key": key}
-    first_job = comfy.submit(workflow, idempotency_key=key, metadata=label)
+    metadata = {"key": key}
+    first_job = comfy.submit(workflow, idempotency_key=key, metadata=metadata)
     with pytest.raises(IdempotencyKeyReuse) as repeat_error:
-        comfy.submit(workflow, idempotency_key=key, metadata=label)
+        comfy.submit(workflow, idempotency_key=key, metadata=metadata)
     assert repeat_error.value.details is not None
     assert repeat_error.value.details["job_id"] == first_job.id
     workflow.set_input("1", "width", 16)
     with pytest.raises(IdempotencyKeyReuse):
-        comfy.submit(workflow, idempotency_key=key, metadata=label)
-    assert [job.id for job in comfy.list_jobs(metadata=label)] == [first_job.id]
-    assert first_job.result().metadata == label
+        comfy.submit(workflow, idempotency_key=key, metadata=metadata)
+    assert [job.id for job in comfy.list_jobs(metadata=metadata)] == [first_job.id]
+    assert first_job.result().metadata == metadata
 
 
 def test_list_continues_on_the_next_page(comfy: Comfy) -> None:
-    label = {"list": str(next(_colors))}
+    metadata = {"list": str(next(_colors))}
     graph = comfy.workflows.from_json(picture(next(_colors)))
-    ids = [comfy.submit(graph, metadata=label).id for _ in range(3)]
-    results = [job.id for job in comfy.list_jobs(metadata=label, limit=2)]
-    assert results == ids[::-1]
+    ids = [comfy.submit(graph, metadata=metadata).id for _ in range(3)]
+    listed_ids = [job.id for job in comfy.list_jobs(metadata=metadata, limit=2)]
+    assert listed_ids == ids[::-1]
     for job_id in ids:
         comfy.jobs.get(job_id).result()
 
 
 def test_a_stored_picture_is_the_input_of_a_graph(comfy: Comfy, tmp_path: Path) -> None:
     source = tmp_path / "two pixels.png"
-    source.write_bytes(red_and_blue())
+    source.write_bytes(make_red_and_blue_png())
     asset = comfy.assets.from_file(source)
-    workflow = comfy.workflows.from_json(inverting_graph("nothing.png"))
+    workflow = comfy.workflows.from_json(make_inverting_graph("nothing.png"))
     workflow.set_input("1", "image", asset)
     job = comfy.run(workflow, timeout=_PATIENCE)
     [output] = job.get_outputs("3")
     assert output.to_bytes()[:4] == b"\x89PNG"
     repeated_asset = comfy.assets.from_file(source)
     assert repeated_asset.commit() != asset.id, (
-        "the bytes are here already, so this is another asset of them"
+        "storing the same bytes again must create another asset"
     )
     assert repeated_asset.created_new is False
     graph = job.get_workflow()
@@ -211,8 +214,8 @@ def test_wrong_key_is_an_authentication_error(comfy: Comfy, address: str) -> Non
 
 
 async def test_async_client_renders(async_comfy: AsyncComfy) -> None:
-    asset = async_comfy.assets.from_bytes(red_and_blue(), filename="a.png")
-    job = await async_comfy.submit(async_comfy.workflows.from_json(inverting_graph(asset)))
+    asset = async_comfy.assets.from_bytes(make_red_and_blue_png(), filename="a.png")
+    job = await async_comfy.submit(async_comfy.workflows.from_json(make_inverting_graph(asset)))
     events = [event async for event in job.events()]
     assert events[-1] == StatusChange(status="succeeded")
     await job.result()

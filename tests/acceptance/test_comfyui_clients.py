@@ -20,7 +20,7 @@ from tests.acceptance.comfyui_clients import (
     WIDTH,
     GraphFiles,
     InstalledClients,
-    connected,
+    connected_farm,
     install_clients,
 )
 from tests.chaos.client import StackClient
@@ -34,7 +34,7 @@ _PATIENCE = 120
 def farm(gateway: RunningStack) -> StackClient:
     """Return a client of the farm once a ComfyUI is ready, because the clients list its nodes."""
     stack_client = StackClient(gateway.url, gateway.api_key)
-    job = stack_client.submit({"kind": "render", "workflow": _warm_up_graph()})
+    job = stack_client.submit({"kind": "render", "workflow": _make_warm_up_graph()})
     stack_client.wait(job, {"succeeded"}, _PATIENCE)
     return stack_client
 
@@ -42,7 +42,7 @@ def farm(gateway: RunningStack) -> StackClient:
 @pytest.fixture(scope="module")
 def local_url(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
     """Make the farm available as a ComfyUI on this machine, and yield its URL."""
-    with connected(gateway) as url:
+    with connected_farm(gateway) as url:
         yield url
 
 
@@ -59,15 +59,17 @@ def graphs(tmp_path: Path) -> GraphFiles:
 def test_comfy_cli_runs_and_reports_progress(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = _read_events(_run_workflow(clients, graphs.file(tmp_path, "slow"), local_url), 0)
-    envelope = result[-1]
+    events = _read_events(
+        _run_workflow(clients, graphs.write_graph(tmp_path, "slow"), local_url), 0
+    )
+    envelope = events[-1]
     assert envelope["ok"]
     assert envelope["data"]["executed_node_ids"] == ["1", "3", "2"]
-    steps = [event["completed"] for event in result if event["type"] == "progress"]
-    assert steps and steps == sorted(steps)
+    completed_steps = [event["completed"] for event in events if event["type"] == "progress"]
+    assert completed_steps and completed_steps == sorted(completed_steps)
     [url] = envelope["data"]["outputs"]
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        (tmp_path / "picture.png").write_bytes(answer.read())
+    with urllib.request.urlopen(url, timeout=60) as response:
+        (tmp_path / "picture.png").write_bytes(response.read())
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_listed_as_job(farm, envelope["data"]["prompt_id"])
 
@@ -75,99 +77,101 @@ def test_comfy_cli_runs_and_reports_progress(
 def test_comfy_cli_reports_errors(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, tmp_path: Path
 ) -> None:
-    result = _read_events(_run_workflow(clients, graphs.file(tmp_path, "broken"), local_url), 1)
-    assert result[-1]["error"]["code"] == "execution_error"
-    assert result[-1]["error"]["details"]["node_id"] == "3"
+    events = _read_events(
+        _run_workflow(clients, graphs.write_graph(tmp_path, "broken"), local_url), 1
+    )
+    assert events[-1]["error"]["code"] == "execution_error"
+    assert events[-1]["error"]["details"]["node_id"] == "3"
 
 
 def test_comfy_cli_cancels(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    run = _run_workflow(clients, graphs.file(tmp_path, "long"), local_url)
-    assert run.stdout is not None
-    outputs = []
-    for line in run.stdout:
-        outputs.append(json.loads(line))
-        if outputs[-1]["type"] == "progress":
+    run_process = _run_workflow(clients, graphs.write_graph(tmp_path, "long"), local_url)
+    assert run_process.stdout is not None
+    printed_events = []
+    for line in run_process.stdout:
+        printed_events.append(json.loads(line))
+        if printed_events[-1]["type"] == "progress":
             break
-    job = outputs[-1]["prompt_id"]
+    job = printed_events[-1]["prompt_id"]
     [cancel_event] = _read_events(
-        clients.comfy("--json", "jobs", "cancel", job, *_address_options(local_url)), 0
+        clients.start_comfy_cli("--json", "jobs", "cancel", job, *_address_options(local_url)), 0
     )
     assert cancel_event["ok"]
-    run_events = _read_events(run, 130)
+    run_events = _read_events(run_process, 130)
     assert run_events[-1]["error"]["code"] == "cancelled"
     farm.wait(job, {"cancelled"}, _PATIENCE)
 
 
-def test_comfy_api_simplified(
+def test_comfy_api_simplified_renders_and_uploads(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.python("simplified.py", local_url, str(tmp_path))
+    summary = clients.run_python("simplified.py", local_url, str(tmp_path))
     _check_picture(tmp_path / "picture.png", graphs.color, height=16)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color, height=16)
-    assert result["kept"].pop("artifact_id").startswith("art_")
-    assert result["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
-    _check_listed_as_job(farm, result["job"])
+    assert summary["kept"].pop("artifact_id").startswith("art_")
+    assert summary["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
+    _check_listed_as_job(farm, summary["job"])
 
 
-def test_comfy_api_client(
+def test_comfy_api_client_renders_uploads_and_interrupts(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.python("api_client.py", local_url, str(tmp_path))
-    assert result["page"].startswith("<!doctype html>")
+    summary = clients.run_python("api_client.py", local_url, str(tmp_path))
+    assert summary["page"].startswith("<!doctype html>")
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
-    assert result["name"].startswith("client_")
-    assert result["devices"]
-    assert result["job"] in result["completed"]
-    assert "execution_error" in result["error"]
-    _check_listed_as_job(farm, result["job"])
-    farm.wait(result["long"], {"cancelled"}, _PATIENCE)
+    assert summary["name"].startswith("client_")
+    assert summary["devices"]
+    assert summary["job"] in summary["completed"]
+    assert "execution_error" in summary["error"]
+    _check_listed_as_job(farm, summary["job"])
+    farm.wait(summary["long"], {"cancelled"}, _PATIENCE)
 
 
 def test_comfyapi_finds_the_newest_file_of_a_name(
     clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = clients.python("api_manager.py", local_url, str(tmp_path))
+    summary = clients.run_python("api_manager.py", local_url, str(tmp_path))
     _check_picture(tmp_path / "older.png", graphs.color)
     _check_inverted_picture(tmp_path / "newer.png", graphs.color)
-    assert set(result["names"]) == {"client_00001_.png"}, "each prompt numbers its own files"
-    assert result["errors"] == []
-    assert "Execution failed" in result["error"]
-    for job in result["jobs"]:
+    assert set(summary["names"]) == {"client_00001_.png"}, "each prompt numbers its own files"
+    assert summary["errors"] == []
+    assert "Execution failed" in summary["error"]
+    for job in summary["jobs"]:
         _check_listed_as_job(farm, job)
 
 
-def test_comfyui_xy(
+def test_comfyui_xy_renders_uploads_and_interrupts(
     clients: InstalledClients,
     graphs: GraphFiles,
     gateway: RunningStack,
     farm: StackClient,
     tmp_path: Path,
 ) -> None:
-    result = clients.python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
+    summary = clients.run_python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
-    assert result["size"] == [WIDTH, HEIGHT]
-    assert result["nodes"] == ["EmptyImage"]
-    assert result["interrupted"] is True
-    assert "execution_interrupted" in result["messages"]
-    assert farm.job(result["long"])["status"] == "cancelled"
+    assert summary["size"] == [WIDTH, HEIGHT]
+    assert summary["nodes"] == ["EmptyImage"]
+    assert summary["interrupted"] is True
+    assert "execution_interrupted" in summary["messages"]
+    assert farm.job(summary["long"])["status"] == "cancelled"
 
 
-def test_comfy_script(
+def test_comfy_script_renders_and_cancels(
     clients: InstalledClients,
     graphs: GraphFiles,
     gateway: RunningStack,
     farm: StackClient,
     tmp_path: Path,
 ) -> None:
-    result = clients.python("script.py", gateway.url, str(tmp_path), gateway.api_key)
+    summary = clients.run_python("script.py", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
-    _check_listed_as_job(farm, result["made"])
-    assert result["outputs"] == []
-    assert farm.job(result["long"])["status"] == "cancelled"
+    _check_listed_as_job(farm, summary["made"])
+    assert summary["outputs"] == []
+    assert farm.job(summary["long"])["status"] == "cancelled"
 
 
 def test_npm_sdk_renders(
@@ -177,28 +181,28 @@ def test_npm_sdk_renders(
     farm: StackClient,
     tmp_path: Path,
 ) -> None:
-    result = clients.node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
+    summary = clients.run_node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
     _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
-    first_job, _, second_job, long_job = result["pending"]
+    first_job, _, second_job, long_job = summary["pending"]
     _check_listed_as_job(farm, first_job)
     _check_listed_as_job(farm, second_job)
-    assert [value for node, value, _ in result["progress"] if node == "3"]
-    assert result["again"] == 1
-    assert result["long"] is False
+    assert [value for node, value, _ in summary["progress"] if node == "3"]
+    assert summary["again"] == 1
+    assert summary["long"] is False
     # It looks at the queue now and then, and may do so just when the job has left it.
     interrupted_error, missing_error = "The execution was interrupted!", "The job went missing!"
-    assert set(result["failed"]) in (
+    assert set(summary["failed"]) in (
         {interrupted_error},
         {interrupted_error, missing_error},
         {missing_error},
     )
     assert farm.job(long_job)["status"] == "cancelled"
-    assert result["stats"]["system"]["comfyui_version"]
+    assert summary["stats"]["system"]["comfyui_version"]
 
 
 def _run_workflow(clients: InstalledClients, workflow: str, url: str) -> subprocess.Popen[str]:
-    return clients.comfy(
+    return clients.start_comfy_cli(
         "run",
         "--json",
         "--wait",
@@ -217,8 +221,10 @@ def _address_options(url: str) -> list[str]:
 
 def _read_events(process: subprocess.Popen[str], status: int) -> list[dict[str, Any]]:
     """Wait until `comfy` has ended with ``status``, and return the events that it printed."""
-    stdout, err = process.communicate(timeout=_PATIENCE)
-    assert process.returncode == status, f"{stdout}\n{err}"
+    stdout, stderr = process.communicate(timeout=_PATIENCE)
+    assert process.returncode == status, (
+        f"comfy ended with {process.returncode}, not with {status}:\n{stdout}\n{stderr}"
+    )
     return [json.loads(line) for line in stdout.splitlines()]
 
 
@@ -242,7 +248,7 @@ def _check_listed_as_job(farm: StackClient, job_id: str) -> None:
     assert (job["status"], len(job["artifacts"])) == ("succeeded", 1)
 
 
-def _warm_up_graph() -> dict[str, Any]:
+def _make_warm_up_graph() -> dict[str, Any]:
     size = {"width": 8, "height": 8, "batch_size": 1, "color": 1}
     inputs = {"images": ["1", 0], "filename_prefix": "warm"}
     return {

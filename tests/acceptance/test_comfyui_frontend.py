@@ -71,17 +71,17 @@ class FrontendPage:
     def load_graph(self, graph: dict[str, Any]) -> None:
         self.page.evaluate("graph => window.app.loadApiJson(graph, 'test')", graph)
 
-    def run(self) -> None:
+    def queue_graph(self) -> None:
         self.page.get_by_test_id("queue-button").first.click()
 
-    def wait_for_message(self, kind: str) -> None:
-        """Wait for a WebSocket message of this type."""
+    def wait_for_message(self, message_type: str) -> None:
+        """Wait until a WebSocket message of this type has been received."""
         for _ in range(_PATIENCE * 10):
-            if any(message["type"] == kind for message in self.messages):
+            if any(message["type"] == message_type for message in self.messages):
                 return
             self.page.wait_for_timeout(100)
         raise AssertionError(
-            f"no message of type {kind} among {[message['type'] for message in self.messages]}"
+            f"no message of type {message_type} among {[message['type'] for message in self.messages]}"
         )
 
     def _listen_to_socket(self, socket: WebSocket) -> None:
@@ -141,15 +141,17 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendPage
     assert frontend.page.evaluate("window.saidByANodePackage") == "hello"
     color = next(_colors)
     frontend.load_graph(picture(color))
-    frontend.run()
+    frontend.queue_graph()
     frontend.wait_for_message("execution_success")
-    kinds = [message["type"] for message in frontend.messages]
-    assert {"status", "execution_start", "progress_state", "executing", "executed"} <= set(kinds)
+    message_types = [message["type"] for message in frontend.messages]
+    assert {"status", "execution_start", "progress_state", "executing", "executed"} <= set(
+        message_types
+    )
     frontend.page.wait_for_function(f"({_SHOWN})().length === 1")
-    [(icon, *answer)] = frontend.page.evaluate(_ICONS)
-    assert answer == [200, "image/png"], icon
-    shown_image = frontend.page.evaluate(_SHOWN)
-    assert frontend.page.evaluate(_PIXEL, shown_image) == [
+    [(icon_path, *icon_response)] = frontend.page.evaluate(_ICONS)
+    assert icon_response == [200, "image/png"], icon_path
+    shown_images = frontend.page.evaluate(_SHOWN)
+    assert frontend.page.evaluate(_PIXEL, shown_images) == [
         color >> 16,
         color >> 8 & 255,
         color & 255,
@@ -158,7 +160,7 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendPage
 
 def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningStack) -> None:
     frontend.load_graph(sleepy(60, next(_colors)))
-    frontend.run()
+    frontend.queue_graph()
     frontend.wait_for_message("executing")
     frontend.page.get_by_role("button", name="Cancel current run").first.click()
     frontend.wait_for_message("execution_interrupted")
@@ -170,15 +172,17 @@ def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningS
 
 
 def find_templates(comfyui: ComfyUI) -> dict[str, dict[str, Any]]:
-    """Return ComfyUI's own example workflows that have subgraphs or nodes that are left out."""
+    """Return, by name, ComfyUI's example workflows with subgraphs or with nodes that do not run."""
     workflows = {}
-    templates = "lib/python*/site-packages/comfyui_workflow_templates_media_*/templates/*.json"
-    for path in sorted(comfyui.python.parent.parent.glob(templates)):
+    template_pattern = (
+        "lib/python*/site-packages/comfyui_workflow_templates_media_*/templates/*.json"
+    )
+    for path in sorted(comfyui.python.parent.parent.glob(template_pattern)):
         workflow = json.loads(path.read_text())
         if not isinstance(workflow, dict) or "nodes" not in workflow:
             continue
         subgraphs = (workflow.get("definitions") or {}).get("subgraphs", [])
-        nodes = [node for part in (workflow, *subgraphs) for node in part["nodes"]]
+        nodes = [node for graph in (workflow, *subgraphs) for node in graph["nodes"]]
         if subgraphs or any(
             node["type"] in ("PrimitiveNode", "Reroute") or node.get("mode") for node in nodes
         ):
@@ -190,33 +194,33 @@ def find_templates(comfyui: ComfyUI) -> dict[str, dict[str, Any]]:
 def test_graphs_of_the_editor_are_converted_as_the_frontend_does(
     frontend: FrontendPage, gateway: RunningStack, comfyui: ComfyUI
 ) -> None:
-    """Titles are not compared, because the frontend translates the names of classes."""
+    """Compare everything but titles, because the frontend translates the names of classes."""
     api = frontend.page.context.request
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     classes = api.get(f"{gateway.url}/object_info", headers=headers).json()
     templates = find_templates(comfyui)
     # Those with subgraphs first.
-    chosen = sorted(templates, key=lambda name: "definitions" not in templates[name])
-    workflows = {**{name: templates[name] for name in chosen[:_MAX_TEMPLATES]}, **MADE}
+    chosen_names = sorted(templates, key=lambda name: "definitions" not in templates[name])
+    workflows = {**{name: templates[name] for name in chosen_names[:_MAX_TEMPLATES]}, **MADE}
     assert len(workflows) == _MAX_TEMPLATES + len(MADE)
     for name, workflow in workflows.items():
-        expected = frontend.page.evaluate(_CONVERT, workflow)
+        expected_nodes = frontend.page.evaluate(_CONVERT, workflow)
         response = api.post(
             f"{gateway.url}/graphs/convert", data={"graph": workflow}, headers=headers
         )
         assert response.ok, (name, response.text())
-        body = response.json()
-        assert body["graph"].keys() == expected.keys(), name
-        for node_id, node in body["graph"].items():
-            kind = node["class_type"]
-            inputs = expected[node_id]["inputs"]
+        conversion = response.json()
+        assert conversion["graph"].keys() == expected_nodes.keys(), name
+        for node_id, node in conversion["graph"].items():
+            class_type = node["class_type"]
+            inputs = expected_nodes[node_id]["inputs"]
             # Players of audio are inputs only in the page.
-            known = {
+            compared_names = {
                 key
                 for key, value in inputs.items()
-                if isinstance(value, list) or key in list_inputs(classes.get(kind, {}))
+                if isinstance(value, list) or key in list_inputs(classes.get(class_type, {}))
             }
-            assert node["inputs"] == {key: inputs[key] for key in known}, (name, node_id)
+            assert node["inputs"] == {key: inputs[key] for key in compared_names}, (name, node_id)
 
 
 def list_inputs(node_class: dict[str, Any]) -> set[str]:

@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import pytest
 
 from moyin.render.comfyui.install import ComfyUI
-from tests.acceptance.comfyui_clients import InstalledClients, connected, install_clients
+from tests.acceptance.comfyui_clients import InstalledClients, connected_farm, install_clients
 from tests.stack import RunningStack
 
 _FOLDER = "tests/execution"
@@ -45,7 +45,7 @@ def test_comfyuis_own_tests_pass(gateway: RunningStack, comfyui: ComfyUI, tmp_pa
     clients = install_clients(tmp_path)
     words = gateway.run("keys", "create", f"suite-{uuid.uuid4().hex[:8]}").stdout.split()
     key = next(word for word in words if word.startswith("moyin_"))
-    with connected(gateway, key) as url:
+    with connected_farm(gateway, key) as url:
         outcomes, output = _run_suite(clients, comfyui.home, url.rpartition(":")[2], tmp_path)
     failed_tests = [name for name, outcome in outcomes.items() if outcome != "passed"]
     assert failed_tests == [], output
@@ -56,16 +56,20 @@ def _run_suite(
     clients: InstalledClients, home: Path, port: str, folder: Path
 ) -> tuple[dict[str, str], str]:
     """Run the tests, and return the outcome of each by name, and pytest's output."""
-    python, torch, report = folder / "bin" / "python", folder / "torch.py", folder / "report.xml"
+    python, torch_module, report_path = (
+        folder / "bin" / "python",
+        folder / "torch.py",
+        folder / "report.xml",
+    )
     python.parent.mkdir()
     python.write_text(_PYTHON)
     python.chmod(0o755)
-    torch.write_text(_TORCH)
+    torch_module.write_text(_TORCH)
     process = subprocess.run(
         [
             str(clients.folder / "bin" / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider",
             "--port", port, "--output_dir", str(folder / "output"), "--skip-timing-checks",
-            "--junitxml", str(report), "-k", _OTHER_SERVERS,
+            "--junitxml", str(report_path), "-k", _OTHER_SERVERS,
             *(f"{_FOLDER}/{name}.py" for name in _FILES),
         ],
         env={
@@ -80,13 +84,13 @@ def _run_suite(
         cwd=home, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, timeout=_SECONDS, check=False,
     )  # fmt: skip
-    assert report.exists(), process.stdout
-    cases = ElementTree.parse(report).getroot().iter("testcase")
+    assert report_path.exists(), process.stdout
+    test_cases = ElementTree.parse(report_path).getroot().iter("testcase")
     outcomes = {
-        f"{case.get('classname')}.{case.get('name')}": _find_outcome(case) for case in cases
+        f"{case.get('classname')}.{case.get('name')}": _find_outcome(case) for case in test_cases
     }
     return outcomes, process.stdout
 
 
-def _find_outcome(case: ElementTree.Element) -> str:
-    return next((child.tag for child in case if child.tag != "system-out"), "passed")
+def _find_outcome(test_case: ElementTree.Element) -> str:
+    return next((child.tag for child in test_case if child.tag != "system-out"), "passed")

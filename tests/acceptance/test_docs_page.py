@@ -57,26 +57,26 @@ def page(tmp_path: Path) -> Iterator[Page]:
         yield context.pages[0]
 
 
-def test_the_page_asks_nothing_of_any_other_host(port: int, page: Page) -> None:
+def test_the_page_sends_no_request_to_another_host(port: int, page: Page) -> None:
     requests: list[str] = []
     console_errors: list[str] = []
 
-    def note_request(request: Request) -> None:
+    def record_request(request: Request) -> None:
         if not request.url.startswith("data:"):
             requests.append(request.url)
 
-    page.on("request", note_request)
+    page.on("request", record_request)
     page.on(
         "console",
         lambda message: console_errors.append(message.text) if message.type == "error" else None,
     )
     page.on("pageerror", lambda error: console_errors.append(str(error)))
     page.goto(f"http://{_HOST}:{port}/accounts/docs")
-    health = page.locator(".opblock", has_text=re.compile(r"/healthz"))
-    health.get_by_role("button").first.click()
-    health.get_by_role("button", name="Try it out").click()
-    health.get_by_role("button", name="Execute").click()
-    expect(health.locator(".live-responses-table")).to_contain_text('"status": "ok"')
+    health_operation = page.locator(".opblock", has_text=re.compile(r"/healthz"))
+    health_operation.get_by_role("button").first.click()
+    health_operation.get_by_role("button", name="Try it out").click()
+    health_operation.get_by_role("button", name="Execute").click()
+    expect(health_operation.locator(".live-responses-table")).to_contain_text('"status": "ok"')
     assert console_errors == []
     assert {urlsplit(url).netloc for url in requests} == {f"{_HOST}:{port}"}
     assert {urlsplit(url).path.removeprefix("/accounts/") for url in requests} == {
@@ -88,15 +88,17 @@ def test_a_request_can_be_tried_out_with_a_key(
     accounts_app: AccountsApp, port: int, page: Page
 ) -> None:
     page.goto(f"http://{_HOST}:{port}/accounts/docs")
-    whoami = page.locator(".opblock", has_text=re.compile(r"/whoami"))
-    whoami.get_by_role("button").first.click()
-    whoami.get_by_role("button", name="Try it out").click()
-    whoami.get_by_role("button", name="Execute").click()
-    expect(whoami.locator(".live-responses-table")).to_contain_text("missing_api_key")
+    whoami_operation = page.locator(".opblock", has_text=re.compile(r"/whoami"))
+    whoami_operation.get_by_role("button").first.click()
+    whoami_operation.get_by_role("button", name="Try it out").click()
+    whoami_operation.get_by_role("button", name="Execute").click()
+    expect(whoami_operation.locator(".live-responses-table")).to_contain_text("missing_api_key")
     page.locator(".scheme-container").get_by_role("button", name="Authorize").click()
-    keys = page.locator(".modal-ux")
-    keys.locator(".auth-container", has_text="bearer").locator("input").fill(accounts_app.operator)
-    keys.locator("button.authorize").first.click()
-    keys.locator("button.btn-done").first.click()
-    whoami.get_by_role("button", name="Execute").click()
-    expect(whoami.locator(".live-responses-table")).to_contain_text('"owner"')
+    key_dialog = page.locator(".modal-ux")
+    key_dialog.locator(".auth-container", has_text="bearer").locator("input").fill(
+        accounts_app.operator
+    )
+    key_dialog.locator("button.authorize").first.click()
+    key_dialog.locator("button.btn-done").first.click()
+    whoami_operation.get_by_role("button", name="Execute").click()
+    expect(whoami_operation.locator(".live-responses-table")).to_contain_text('"owner"')

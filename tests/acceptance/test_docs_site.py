@@ -66,8 +66,12 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-class _Tags(HTMLParser):
-    """Counts the tags of a page's article and collects what the page loads."""
+class _TagCounter(HTMLParser):
+    """Counts the tags of a page's article, and collects the addresses that the page loads.
+
+    Args:
+        whole_page: True to count the tags of the whole page.
+    """
 
     def __init__(self, html: str, *, whole_page: bool = False) -> None:
         super().__init__()
@@ -77,9 +81,11 @@ class _Tags(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
+        attributes = dict(attrs)
         if tag != "a":
-            self.loaded |= {values.get(name) or "" for name in ("src", "href", "srcset", "data")}
+            self.loaded |= {
+                attributes.get(name) or "" for name in ("src", "href", "srcset", "data")
+            }
         self._inside = self._inside or tag == "article"
         if self._inside and tag in _COUNTED:
             self.counts[tag] += 1
@@ -96,19 +102,21 @@ def test_pages_have_the_structure_that_github_shows(site_folder: Path) -> None:
         if page.is_relative_to(sources / "files"):
             continue
         name = page.relative_to(sources)
-        expected = _Tags(_MARKDOWN.render(page.read_text()), whole_page=True).counts
+        expected_counts = _TagCounter(_MARKDOWN.render(page.read_text()), whole_page=True).counts
         html = (site_folder / "site" / name.with_suffix(".html")).read_text()
-        assert _Tags(html).counts == expected, name
+        assert _TagCounter(html).counts == expected_counts, name
 
 
-def test_no_page_loads_from_another_host(site_folder: Path) -> None:
+def test_no_page_loads_a_file_from_another_host(site_folder: Path) -> None:
     pages = list((site_folder / "site").rglob("*.html"))
     assert len(pages) > 40
     for page in pages:
-        loaded_urls = _Tags(page.read_text()).loaded
+        loaded_urls = _TagCounter(page.read_text()).loaded
         assert [url for url in loaded_urls if re.match(r"([a-z]+:)?//", url)] == [], page
-    for style in (site_folder / "site").rglob("*.css"):
-        assert not re.search(r"(url\(|@import )['\"]?(https?:)?//", style.read_text()), style
+    for style_sheet in (site_folder / "site").rglob("*.css"):
+        assert not re.search(r"(url\(|@import )['\"]?(https?:)?//", style_sheet.read_text()), (
+            style_sheet
+        )
 
 
 def test_japanese_pages_name_their_language(site_folder: Path) -> None:
@@ -118,7 +126,7 @@ def test_japanese_pages_name_their_language(site_folder: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [_DESKTOP, _PHONE], ids=["desktop", "phone"])
-def test_pages_fit_and_ask_no_other_host(
+def test_pages_fit_and_send_no_request_to_another_host(
     browser: Browser, address: str, size: dict[str, int], scheme: str
 ) -> None:
     context = browser.new_context(viewport=size, color_scheme=scheme)
@@ -134,15 +142,17 @@ def test_pages_fit_and_ask_no_other_host(
     for name in ("index", "reference/matrix", "architecture/life-of-a-render", "ja/index"):
         page.goto(f"{address}{name}.html")
         expect(page.locator("h1")).to_be_visible()
-        width = page.evaluate("document.documentElement.scrollWidth")
-        assert width <= size["width"], name
-        assert _brightness(page) > 200 if scheme == "light" else _brightness(page) < 60
+        content_width = page.evaluate("document.documentElement.scrollWidth")
+        assert content_width <= size["width"], name
+        assert (
+            _measure_brightness(page) > 200 if scheme == "light" else _measure_brightness(page) < 60
+        )
     context.close()
     assert console_errors == []
     assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
 
 
-def _brightness(page: Page) -> float:
+def _measure_brightness(page: Page) -> float:
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
 

@@ -24,8 +24,10 @@ class Person(BaseModel):
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("mode", [instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS])
-def test_through_openai(text_gateway: TextGateway, model: str, mode: instructor.Mode) -> None:
-    with openai.OpenAI(base_url=text_gateway.openai, api_key=text_gateway.api_key) as client:
+def test_the_openai_client_gets_structured_output(
+    text_gateway: TextGateway, model: str, mode: instructor.Mode
+) -> None:
+    with openai.OpenAI(base_url=text_gateway.openai_url, api_key=text_gateway.api_key) as client:
         person = instructor.from_openai(client, mode=mode).chat.completions.create(
             model=model, messages=PROMPT, response_model=Person, max_tokens=64, max_retries=0
         )
@@ -33,7 +35,7 @@ def test_through_openai(text_gateway: TextGateway, model: str, mode: instructor.
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-def test_through_anthropic(text_gateway: TextGateway, model: str) -> None:
+def test_the_anthropic_client_gets_structured_output(text_gateway: TextGateway, model: str) -> None:
     with anthropic.Anthropic(base_url=text_gateway.url, api_key=text_gateway.api_key) as client:
         person = instructor.from_anthropic(client).messages.create(
             model=model, messages=PROMPT, response_model=Person, max_tokens=64, max_retries=0
@@ -43,22 +45,22 @@ def test_through_anthropic(text_gateway: TextGateway, model: str) -> None:
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_partial_answers_grow(text_gateway: TextGateway, model: str) -> None:
-    with openai.OpenAI(base_url=text_gateway.openai, api_key=text_gateway.api_key) as client:
-        partials = list(
+    with openai.OpenAI(base_url=text_gateway.openai_url, api_key=text_gateway.api_key) as client:
+        partial_persons = list(
             instructor.from_openai(
                 client, mode=instructor.Mode.JSON_SCHEMA
             ).chat.completions.create_partial(
                 model=model, messages=PROMPT, response_model=Person, max_tokens=64, max_retries=0
             )
         )
-    assert len(partials) > 1
-    assert (partials[-1].name, partials[-1].age) == ("Ada", 36)
+    assert len(partial_persons) > 1
+    assert (partial_persons[-1].name, partial_persons[-1].age) == ("Ada", 36)
 
 
 @pytest.mark.parametrize("model", [SCRIPTED])
 async def test_async_client_gets_structured_output(text_gateway: TextGateway, model: str) -> None:
     async with openai.AsyncOpenAI(
-        base_url=text_gateway.openai, api_key=text_gateway.api_key
+        base_url=text_gateway.openai_url, api_key=text_gateway.api_key
     ) as client:
         person = await instructor.from_openai(client).chat.completions.create(
             model=model, messages=PROMPT, response_model=Person, max_retries=0

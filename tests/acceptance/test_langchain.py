@@ -44,7 +44,7 @@ async def _close_clients() -> AsyncIterator[None]:
     gc.collect()
 
 
-class _Suite(ChatModelIntegrationTests):
+class _StandardTests(ChatModelIntegrationTests):
     """LangChain's unchanged tests; the properties below declare the abilities of the model."""
 
     MODEL: ClassVar[str] = SCRIPTED
@@ -59,8 +59,8 @@ class _Suite(ChatModelIntegrationTests):
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         self.text_gateway = text_gateway
-        name = request.node.name
-        self.max_tokens = _OBJECT if "structured" in name or "json" in name else _WORDS
+        test_name = request.node.name
+        self.max_tokens = _OBJECT if "structured" in test_name or "json" in test_name else _WORDS
         # The tests fetch their picture from the internet.
         monkeypatch.setattr(httpx, "get", lambda *_, **__: httpx.Response(200, content=PNG))
 
@@ -73,7 +73,7 @@ class _Suite(ChatModelIntegrationTests):
         return self.MODEL == SCRIPTED
 
 
-class _ThroughOpenAI(_Suite):
+class _ThroughOpenAI(_StandardTests):
     SUITE = "langchain-tests, ChatOpenAI"
 
     @property
@@ -84,7 +84,7 @@ class _ThroughOpenAI(_Suite):
     def chat_model_params(self) -> dict[str, Any]:
         return {
             "model": self.MODEL,
-            "base_url": self.text_gateway.openai,
+            "base_url": self.text_gateway.openai_url,
             "api_key": self.text_gateway.api_key,
             "max_tokens": self.max_tokens,
             "stream_usage": True,
@@ -96,7 +96,7 @@ class _ThroughOpenAI(_Suite):
         return True
 
 
-class _ThroughAnthropic(_Suite):
+class _ThroughAnthropic(_StandardTests):
     SUITE = "langchain-tests, ChatAnthropic"
 
     @property
@@ -122,7 +122,7 @@ class _ThroughAnthropic(_Suite):
         return True
 
 
-class _ThroughOllama(_Suite):
+class _ThroughOllama(_StandardTests):
     SUITE = "langchain-tests, ChatOllama"
 
     @property
@@ -133,7 +133,7 @@ class _ThroughOllama(_Suite):
     def chat_model_params(self) -> dict[str, Any]:
         return {
             "model": self.MODEL,
-            "base_url": self.text_gateway.ollama,
+            "base_url": self.text_gateway.ollama_url,
             "client_kwargs": {"headers": {"authorization": f"Bearer {self.text_gateway.api_key}"}},
             "num_predict": self.max_tokens,
         }

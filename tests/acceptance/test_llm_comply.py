@@ -20,19 +20,19 @@ from tests.acceptance.text_gateway import CLAUDE, LLAMA, SCRIPTED_CLAUDE, SCRIPT
 SUITE = f"llm-comply {__version__}"
 
 
-def _parametrize(cases: list[Case]) -> pytest.MarkDecorator:
+def _parametrize_cases(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.id)
 
 
 @pytest.mark.parametrize("model", [LLAMA, CLAUDE, SCRIPTED_GPT])
-@_parametrize(OPENAI_CHAT_TESTS)
-def test_openai_chat(text_gateway: TextGateway, model: str, case: Case) -> None:
+@_parametrize_cases(OPENAI_CHAT_TESTS)
+def test_openai_chat_complies(text_gateway: TextGateway, model: str, case: Case) -> None:
     _run_case(text_gateway, model, case, _load_spec("openai_chat"))
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED_CLAUDE])
-@_parametrize(ANTHROPIC_TESTS)
-def test_anthropic(text_gateway: TextGateway, model: str, case: Case) -> None:
+@_parametrize_cases(ANTHROPIC_TESTS)
+def test_anthropic_complies(text_gateway: TextGateway, model: str, case: Case) -> None:
     _run_case(text_gateway, model, case, _load_spec("anthropic"))
 
 
@@ -43,7 +43,7 @@ def _load_spec(name: str) -> SpecLoader:
 
 def _run_case(text_gateway: TextGateway, model: str, case: Case, spec: SpecLoader) -> None:
     config = ComplianceConfig(
-        base_url=text_gateway.openai, api_key=text_gateway.api_key, model=model, verbose=True
+        base_url=text_gateway.openai_url, api_key=text_gateway.api_key, model=model, verbose=True
     )
     result = Runner(config, [case], spec).run_one(case)
     if result.status is Status.SKIPPED:

@@ -54,17 +54,17 @@ _MODELFILE = f'FROM {CHAT}\nPARAMETER temperature 0\nLICENSE "Apache 2.0"\n'
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _test_models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> Iterator[None]:
+def _copy_models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> Iterator[None]:
     """Copy the server's model to all names that the tests use, and remove the copies at the end."""
     ollama_server.create(_MODEL, _MODELFILE)
     for name in _NAMES[1:]:
         ollama_server.call("POST", "/api/copy", {"source": _MODEL, "destination": name})
     tagged_names = {name if ":" in name else f"{name}:latest" for name in _NAMES}
-    eventually_blocking(lambda: tagged_names <= ollama_gateway.list_names(), SOON)
+    eventually_blocking(lambda: tagged_names <= ollama_gateway.list_model_names(), SOON)
     yield
     for name in _NAMES:
         ollama_server.call("DELETE", "/api/delete", {"model": name})
-    eventually_blocking(lambda: not tagged_names & ollama_gateway.list_names(), SOON)
+    eventually_blocking(lambda: not tagged_names & ollama_gateway.list_model_names(), SOON)
 
 
 @pytest.mark.parametrize(
@@ -91,23 +91,24 @@ def test_ollamas_own_tests_pass_as_on_the_bare_server(
 ) -> None:
     pattern = f"^({'|'.join(tests)})${subtest_pattern}"
     started_at = time.monotonic()
-    bare_passed, bare_output = _run_own_tests(ollama_server.url, pattern)
+    bare_passed_tests, bare_output = _run_own_tests(ollama_server.url, pattern)
     bare_ended_at = time.monotonic()
-    result, output = _run_own_tests(ollama_relay, pattern)
+    passed_tests, output = _run_own_tests(ollama_relay, pattern)
     ended_at = time.monotonic()
     record_measurement(
-        f"{len(result)} of Ollama's own tests through the gateway: "
+        f"{len(passed_tests)} of Ollama's own tests through the gateway: "
         f"{ended_at - bare_ended_at:.0f} s, "
-        f"{len(bare_passed)} on the bare server: {bare_ended_at - started_at:.0f} s"
+        f"{len(bare_passed_tests)} on the bare server: {bare_ended_at - started_at:.0f} s"
     )
-    assert result >= bare_passed, output[-20_000:]
-    assert bare_passed >= set(tests), bare_output[-20_000:]
+    assert passed_tests >= bare_passed_tests, output[-20_000:]
+    assert bare_passed_tests >= set(tests), bare_output[-20_000:]
 
 
 def _run_own_tests(url: str, pattern: str) -> tuple[set[str], str]:
     """Run the tests that match ``pattern`` against a server.
 
-    Returns the names of those that passed, and the output.
+    Returns:
+        The names of the tests that passed, and the output.
     """
     folder = find_ollama()
     process = subprocess.run(

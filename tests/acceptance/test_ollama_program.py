@@ -24,11 +24,11 @@ def ollama_program(ollama_server: OllamaServer, ollama_relay: str) -> Program:
 
 def test_models_are_listed(ollama_program: Program, ollama_server: OllamaServer) -> None:
     server_lines = ollama_server.run("list").splitlines()
-    result = ollama_program("list").splitlines()
-    assert {line.split()[0] for line in result} >= {"NAME", f"{CHAT}:latest", TOOLS}
+    listed_lines = ollama_program("list").splitlines()
+    assert {line.split()[0] for line in listed_lines} >= {"NAME", f"{CHAT}:latest", TOOLS}
     # Name, digest and size as on the host.
     assert {tuple(line.split()[:4]) for line in server_lines} <= {
-        tuple(line.split()[:4]) for line in result
+        tuple(line.split()[:4]) for line in listed_lines
     }
 
 
@@ -39,7 +39,9 @@ def test_model_is_shown(ollama_program: Program, ollama_server: OllamaServer) ->
     assert "tools" in ollama_program("show", TOOLS)
 
 
-def test_run_ps_and_stop(ollama_program: Program, ollama_server: OllamaServer) -> None:
+def test_a_model_is_run_listed_and_stopped(
+    ollama_program: Program, ollama_server: OllamaServer
+) -> None:
     for name in (CHAT, f"{CHAT}:latest"):
         assert ollama_program("run", name, "Say hello.").strip()
     eventually_blocking(lambda: f"{CHAT}:latest" in ollama_program("ps"), SOON)
@@ -53,7 +55,7 @@ def test_run_ps_and_stop(ollama_program: Program, ollama_server: OllamaServer) -
     eventually_blocking(lambda: CHAT not in ollama_program("ps"), SOON)
 
 
-def test_run_auto(ollama_program: Program) -> None:
+def test_the_alias_auto_is_run(ollama_program: Program) -> None:
     assert ollama_program("run", "auto", "Say hello.").strip()
 
 

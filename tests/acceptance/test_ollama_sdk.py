@@ -32,22 +32,22 @@ def get_weather(city: str) -> str:
 
 @pytest.fixture
 def client(text_gateway: TextGateway) -> Iterator[ollama.Client]:
-    with ollama.Client(text_gateway.ollama, headers=_headers(text_gateway)) as client:
+    with ollama.Client(text_gateway.ollama_url, headers=_build_headers(text_gateway)) as client:
         yield client
 
 
-def _headers(text_gateway: TextGateway) -> dict[str, str]:
+def _build_headers(text_gateway: TextGateway) -> dict[str, str]:
     return {"authorization": f"Bearer {text_gateway.api_key}"}
 
 
 @pytest.mark.parametrize("model", ALL)
 def test_chat_is_answered_without_streaming(client: ollama.Client, model: str) -> None:
-    answer = client.chat(model, [HELLO], options={"num_predict": 8})
-    assert answer.message.content
-    assert answer.done
-    assert answer.done_reason in ("stop", "length")
-    assert 0 < (answer.eval_count or 0) <= 8
-    assert (answer.prompt_eval_count or 0) > 0
+    response = client.chat(model, [HELLO], options={"num_predict": 8})
+    assert response.message.content
+    assert response.done
+    assert response.done_reason in ("stop", "length")
+    assert 0 < (response.eval_count or 0) <= 8
+    assert (response.prompt_eval_count or 0) > 0
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -60,12 +60,12 @@ def test_a_stream_is_the_whole_answer(client: ollama.Client, model: str) -> None
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_generate_whole_and_streamed(client: ollama.Client, model: str) -> None:
+def test_generate_streams_the_whole_answer(client: ollama.Client, model: str) -> None:
     request: Any = {"model": model, "prompt": "Say hello.", "system": "Be kind."}
     whole_answer = client.generate(**request, options={"num_predict": 8})
-    pieces = client.generate(**request, stream=True, options={"num_predict": 8})
+    chunks = client.generate(**request, stream=True, options={"num_predict": 8})
     assert whole_answer.response
-    assert "".join(piece.response or "" for piece in pieces) == whole_answer.response
+    assert "".join(chunk.response or "" for chunk in chunks) == whole_answer.response
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
@@ -91,11 +91,14 @@ def test_a_stop_sequence_ends_the_answer(client: ollama.Client, model: str) -> N
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_tool_is_called_and_its_result_read(client: ollama.Client, model: str) -> None:
     messages: list[Any] = [{"role": "user", "content": "What is the weather in 'Paris'?"}]
-    answer = client.chat(model, messages, tools=[get_weather])
-    [call] = answer.message.tool_calls or []
+    response = client.chat(model, messages, tools=[get_weather])
+    [call] = response.message.tool_calls or []
     assert (call.function.name, call.function.arguments) == ("get_weather", {"city": "Paris"})
-    result = get_weather(**call.function.arguments)
-    messages += [answer.message, {"role": "tool", "tool_name": "get_weather", "content": result}]
+    tool_result = get_weather(**call.function.arguments)
+    messages += [
+        response.message,
+        {"role": "tool", "tool_name": "get_weather", "content": tool_result},
+    ]
     final_answer = client.chat(model, messages, tools=[get_weather])
     assert final_answer.message.content
     assert not final_answer.message.tool_calls
@@ -120,7 +123,7 @@ def test_parallel_tools_come_in_a_stream(client: ollama.Client) -> None:
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-def test_a_picture_is_carried(client: ollama.Client, model: str) -> None:
+def test_a_picture_is_sent_to_the_model(client: ollama.Client, model: str) -> None:
     message = {"role": "user", "content": "What is it?", "images": [PNG]}
     assert client.chat(model, [message], options={"num_predict": 8}).message.content
 
@@ -148,19 +151,23 @@ def test_models_are_listed_shown_and_running(client: ollama.Client) -> None:
 
 
 async def test_the_async_client_streams(text_gateway: TextGateway) -> None:
-    async with ollama.AsyncClient(text_gateway.ollama, headers=_headers(text_gateway)) as client:
+    async with ollama.AsyncClient(
+        text_gateway.ollama_url, headers=_build_headers(text_gateway)
+    ) as client:
         stream = await client.chat(LLAMA, [HELLO], stream=True, options={"num_predict": 8})
-        pieces = [chunk.message.content async for chunk in stream]
-    assert len(pieces) > 1
+        texts = [chunk.message.content async for chunk in stream]
+    assert len(texts) > 1
 
 
-def test_errors_are_the_sdks_own(client: ollama.Client, text_gateway: TextGateway) -> None:
+def test_errors_raise_the_sdks_own_exceptions(
+    client: ollama.Client, text_gateway: TextGateway
+) -> None:
     with pytest.raises(ollama.ResponseError, match="gpt-2") as unknown_model_error:
         client.chat("gpt-2", [HELLO])
     assert unknown_model_error.value.status_code == 404
     with (
         ollama.Client(
-            text_gateway.ollama, headers={"authorization": "Bearer moyin_wrong"}
+            text_gateway.ollama_url, headers={"authorization": "Bearer moyin_wrong"}
         ) as wrong_key_client,
         pytest.raises(ollama.ResponseError) as exc_info,
     ):

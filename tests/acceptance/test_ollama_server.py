@@ -51,7 +51,7 @@ def client(ollama_gateway: OllamaGateway) -> Iterator[ollama.Client]:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_answers_are_the_servers_own(
+def test_answers_equal_those_of_the_server(
     ollama_gateway: OllamaGateway, ollama_server: OllamaServer, call: str
 ) -> None:
     path, call_members = CALLS[call]
@@ -60,18 +60,18 @@ def test_answers_are_the_servers_own(
     server_answer = ollama_server.call("POST", f"/api/{path}", body)
     response = ollama_gateway.call("POST", f"/api/{path}", body)
     assert response.status_code == 200, response.text
-    result = response.json()
-    assert _normalize(result) == _normalize(server_answer)
-    assert result["eval_duration"] > 0
-    pieces = [
+    gateway_answer = response.json()
+    assert _normalize(gateway_answer) == _normalize(server_answer)
+    assert gateway_answer["eval_duration"] > 0
+    chunks = [
         json.loads(line)
         for line in ollama_gateway.call(
             "POST", f"/api/{path}", body | {"stream": True}
         ).text.splitlines()
     ]
-    assert [piece["done"] for piece in pieces] == [*[False] * (len(pieces) - 1), True]
-    assert "".join(map(_text_of, pieces)) == _text_of(server_answer)
-    assert {piece["model"] for piece in pieces} == {body["model"]}
+    assert [chunk["done"] for chunk in chunks] == [*[False] * (len(chunks) - 1), True]
+    assert "".join(map(_get_text, chunks)) == _get_text(server_answer)
+    assert {chunk["model"] for chunk in chunks} == {body["model"]}
 
 
 def test_a_conversation_continues_by_its_context(client: ollama.Client) -> None:
@@ -96,7 +96,9 @@ def test_answer_follows_the_json_schema(client: ollama.Client) -> None:
     assert isinstance(json.loads(answer.message.content or "")["age"], int)
 
 
-def test_vectors_are_the_hosts_own(client: ollama.Client, ollama_server: OllamaServer) -> None:
+def test_vectors_equal_those_of_the_server(
+    client: ollama.Client, ollama_server: OllamaServer
+) -> None:
     texts = ["fox", "the hound"]
     server_answer = ollama_server.call("POST", "/api/embed", {"model": CHAT, "input": texts})
     vectors = client.embed(CHAT, texts)
@@ -120,20 +122,24 @@ def test_models_are_loaded_and_unloaded(
     for keep_alive, reason in (("30m", "load"), (0, "unload")):
         body = {"model": CHAT, "keep_alive": keep_alive, "stream": stream}
         [line] = ollama_gateway.call("POST", f"/api/{path}", body).text.splitlines()
-        result = json.loads(line)
-        assert (result["done"], result["done_reason"], result["model"]) == (True, reason, CHAT)
+        last_chunk = json.loads(line)
+        assert (last_chunk["done"], last_chunk["done_reason"], last_chunk["model"]) == (
+            True,
+            reason,
+            CHAT,
+        )
         # An unload ends when the runner has.
-        _wait_until(ollama_server, is_loaded=reason == "load")
+        _wait_until_loaded(ollama_server, is_loaded=reason == "load")
 
 
-def test_models_are_described_as_the_server_does(
+def test_models_are_described_as_by_the_server(
     ollama_gateway: OllamaGateway, ollama_server: OllamaServer
 ) -> None:
     server_models = {
         model["name"]: model for model in ollama_server.call("GET", "/api/tags")["models"]
     }
-    result = ollama_gateway.call("GET", "/api/tags").json()["models"]
-    for model in result:
+    listed_models = ollama_gateway.call("GET", "/api/tags").json()["models"]
+    for model in listed_models:
         if model["name"] in server_models:
             server_model = server_models.pop(model["name"])
             # The host tells this in /api/show only.
@@ -156,21 +162,21 @@ def test_models_are_described_as_the_server_does(
     assert ollama_gateway.call("GET", "/api/version").json() == own_version
 
 
-def test_the_loaded_model_is_followed(
+def test_loading_and_unloading_a_model_is_noticed(
     ollama_gateway: OllamaGateway, ollama_server: OllamaServer
 ) -> None:
-    load = {"model": CHAT, "stream": False}
-    assert ollama_gateway.call("POST", "/api/generate", load).status_code == 200
+    load_body = {"model": CHAT, "stream": False}
+    assert ollama_gateway.call("POST", "/api/generate", load_body).status_code == 200
     [server_model] = ollama_server.call("GET", "/api/ps")["models"]
 
     def find_model() -> dict[str, Any] | None:
         models = ollama_gateway.call("GET", "/api/ps").json()["models"]
         return next((model for model in models if model["name"] == server_model["name"]), None)
 
-    result = eventually_blocking(find_model, SOON)
+    loaded_model = eventually_blocking(find_model, SOON)
     for member in ("size", "size_vram", "context_length", "digest", "details"):
-        assert result[member] == server_model[member], member
-    ollama_server.call("POST", "/api/generate", load | {"keep_alive": 0})
+        assert loaded_model[member] == server_model[member], member
+    ollama_server.call("POST", "/api/generate", load_body | {"keep_alive": 0})
     eventually_blocking(lambda: find_model() is None, SOON)
 
 
@@ -178,7 +184,7 @@ def test_the_loaded_model_is_followed(
 def test_answers_contain_the_requested_model_name(client: ollama.Client, name: str) -> None:
     options = {"num_predict": 1}
     assert client.chat(name, [HELLO], options=options).model == name
-    assert [item.model for item in client.generate(name, "Hi", options=options, stream=True)][
+    assert [chunk.model for chunk in client.generate(name, "Hi", options=options, stream=True)][
         -1
     ] == name
     assert client.embed(name, "fox").model == name
@@ -186,8 +192,8 @@ def test_answers_contain_the_requested_model_name(client: ollama.Client, name: s
 
 def test_the_server_is_alive(ollama_gateway: OllamaGateway, ollama_server: OllamaServer) -> None:
     server_answer = httpx.get(ollama_server.url)
-    result = ollama_gateway.call("GET", "/")
-    assert (result.status_code, result.text) == (server_answer.status_code, server_answer.text)
+    response = ollama_gateway.call("GET", "/")
+    assert (response.status_code, response.text) == (server_answer.status_code, server_answer.text)
     assert ollama_gateway.call("HEAD", "/").status_code == 200
 
 
@@ -196,37 +202,37 @@ def test_pull_of_an_existing_model_succeeds(client: ollama.Client) -> None:
     assert [progress.status for progress in client.pull(TOOLS, stream=True)][-1] == "success"
 
 
-def test_errors_are_as_the_servers(
+def test_errors_equal_those_of_the_server(
     ollama_gateway: OllamaGateway, ollama_server: OllamaServer
 ) -> None:
     body = {"model": "gone", "messages": [HELLO]}
     server_answer = httpx.post(f"{ollama_server.url}/api/chat", json=body)
-    result = ollama_gateway.call("POST", "/api/chat", body)
-    assert result.status_code == server_answer.status_code == 404
-    assert isinstance(result.json()["error"], str)
+    response = ollama_gateway.call("POST", "/api/chat", body)
+    assert response.status_code == server_answer.status_code == 404
+    assert isinstance(response.json()["error"], str)
 
 
-def test_models_are_found_and_forgotten(
+def test_new_and_deleted_models_are_noticed(
     ollama_gateway: OllamaGateway, ollama_server: OllamaServer
 ) -> None:
     ollama_server.call("POST", "/api/copy", {"source": CHAT, "destination": "found:one"})
-    eventually_blocking(lambda: "found:one" in ollama_gateway.list_names(), SOON)
+    eventually_blocking(lambda: "found:one" in ollama_gateway.list_model_names(), SOON)
     with ollama_gateway.client() as client:
         assert client.chat("found:one", [HELLO], options={"num_predict": 1}).done
     ollama_server.call("DELETE", "/api/delete", {"model": "found:one"})
-    eventually_blocking(lambda: "found:one" not in ollama_gateway.list_names(), SOON)
+    eventually_blocking(lambda: "found:one" not in ollama_gateway.list_model_names(), SOON)
 
 
 def test_an_operator_changes_the_hosts_models(
     ollama_gateway: OllamaGateway, client: ollama.Client
 ) -> None:
     client.copy(CHAT, "copied")
-    assert "copied:latest" in ollama_gateway.list_names()
+    assert "copied:latest" in ollama_gateway.list_model_names()
     assert client.create("made", from_=CHAT, system="Be brief.").status == "success"
     assert client.show("made").model_dump()["template"] == client.show(CHAT).template
     for name in ("copied", "made"):
         client.delete(name)
-    assert not {"copied:latest", "made:latest"} & ollama_gateway.list_names()
+    assert not {"copied:latest", "made:latest"} & ollama_gateway.list_model_names()
 
 
 def test_openais_clients_get_logprobs(
@@ -252,20 +258,22 @@ def test_openais_clients_get_logprobs(
         [choice] = client.chat.completions.create(**request).choices
         chunks = list(client.chat.completions.create(**request, stream=True))
     assert choice.logprobs is not None
-    result = choice.logprobs.content or []
-    assert [item.token for item in result] == [item["token"] for item in server_answer["logprobs"]]
-    assert [item.logprob for item in result] == pytest.approx(
-        [item["logprob"] for item in server_answer["logprobs"]], abs=1e-3
-    )
-    assert all(len(item.top_logprobs) == 2 for item in result)
-    streamed_tokens = [
-        item.token
-        for chunk in chunks
-        for part in chunk.choices
-        if part.logprobs is not None
-        for item in part.logprobs.content or ()
+    logprobs = choice.logprobs.content or []
+    assert [token_logprob.token for token_logprob in logprobs] == [
+        token_logprob["token"] for token_logprob in server_answer["logprobs"]
     ]
-    assert streamed_tokens == [item.token for item in result]
+    assert [token_logprob.logprob for token_logprob in logprobs] == pytest.approx(
+        [token_logprob["logprob"] for token_logprob in server_answer["logprobs"]], abs=1e-3
+    )
+    assert all(len(token_logprob.top_logprobs) == 2 for token_logprob in logprobs)
+    streamed_tokens = [
+        token_logprob.token
+        for chunk in chunks
+        for chunk_choice in chunk.choices
+        if chunk_choice.logprobs is not None
+        for token_logprob in chunk_choice.logprobs.content or ()
+    ]
+    assert streamed_tokens == [token_logprob.token for token_logprob in logprobs]
 
 
 def test_npm_ollama_package_works(
@@ -276,37 +284,37 @@ def test_npm_ollama_package_works(
 ) -> None:
     # Node.js looks for packages beside the script.
     (tmp_path / "node_modules").symlink_to(text_clients.require_node())
-    result = run_script(
+    summary = run_script(
         ["node", "ollama.mjs", ollama_gateway.ollama_url, ollama_gateway.api_key, CHAT], tmp_path
     )
     options = {"temperature": 0, "num_predict": 4}
     request = {"model": CHAT, "messages": [HELLO], "options": options, "stream": False}
     server_answer = ollama_server.call("POST", "/api/chat", request)
-    assert result["chat"] == result["streamed"] == server_answer["message"]["content"]
-    assert (result["name"], result["logprobs"]) == (CHAT, 4)
-    assert result["generated"]
+    assert summary["chat"] == summary["streamed"] == server_answer["message"]["content"]
+    assert (summary["name"], summary["logprobs"]) == (CHAT, 4)
+    assert summary["generated"]
     vectors = ollama_server.call("POST", "/api/embed", {"model": CHAT, "input": "fox"})
-    assert result["embeddings"] == vectors["embeddings"]
-    assert len(result["embedding"]) == len(result["embeddings"][0])
-    assert "completion" in result["capabilities"]
-    assert result["pulled"] == "success"
-    assert f"{CHAT}:latest" in result["listed"]
-    assert result["version"] == ollama_server.call("GET", "/api/version")["version"]
+    assert summary["embeddings"] == vectors["embeddings"]
+    assert len(summary["embedding"]) == len(summary["embeddings"][0])
+    assert "completion" in summary["capabilities"]
+    assert summary["pulled"] == "success"
+    assert f"{CHAT}:latest" in summary["listed"]
+    assert summary["version"] == ollama_server.call("GET", "/api/version")["version"]
 
 
 def _normalize(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer without its durations, and with rounded numbers."""
-    members = {name: value for name, value in answer.items() if name not in _TIMES}
+    """Return an answer without its times and durations, and with rounded numbers."""
+    members = {name: member_value for name, member_value in answer.items() if name not in _TIMES}
     rounded_answer: dict[str, Any] = json.loads(
         json.dumps(members), parse_float=lambda text: round(float(text), 3)
     )
     return rounded_answer
 
 
-def _text_of(answer: dict[str, Any]) -> str:
+def _get_text(answer: dict[str, Any]) -> str:
     text: str = answer.get("response") or (answer.get("message") or {}).get("content") or ""
     return text
 
 
-def _wait_until(server: OllamaServer, *, is_loaded: bool) -> None:
+def _wait_until_loaded(server: OllamaServer, *, is_loaded: bool) -> None:
     eventually_blocking(lambda: bool(server.call("GET", "/api/ps")["models"]) == is_loaded)

@@ -1,4 +1,4 @@
-"""Tests rerankings, and with OpenAI's SDK all calls but chats; responses are validated strictly."""
+"""Tests rerankings, and all calls of OpenAI's SDK except chats; responses are validated strictly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.acceptance.text_gateway import PNG, TextGateway
 @pytest.fixture
 def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(
-        base_url=text_gateway.openai,
+        base_url=text_gateway.openai_url,
         api_key=text_gateway.api_key,
         max_retries=0,
         http_client=openai.DefaultHttpxClient(event_hooks={"response": [check_response]}),
@@ -34,7 +34,7 @@ def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
 @pytest.fixture
 def http(text_gateway: TextGateway) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {text_gateway.api_key}"}
-    with httpx.Client(base_url=text_gateway.openai, headers=headers) as http:
+    with httpx.Client(base_url=text_gateway.openai_url, headers=headers) as http:
         yield http
 
 
@@ -46,18 +46,18 @@ def make_wav(seconds: int) -> bytes:
     return file.getvalue()
 
 
-def test_moderations_of_texts_without_a_model(client: openai.OpenAI) -> None:
-    answer = client.moderations.create(input=["I kill time.", "Hello."])
-    assert [result.flagged for result in answer.results] == [True, True]
-    input_types = answer.results[0].category_applied_input_types
+def test_texts_are_moderated_without_a_named_model(client: openai.OpenAI) -> None:
+    moderation = client.moderations.create(input=["I kill time.", "Hello."])
+    assert [result.flagged for result in moderation.results] == [True, True]
+    input_types = moderation.results[0].category_applied_input_types
     assert input_types is not None and input_types.violence == ["text"]
-    _check_strictly(ModerationCreateResponse, answer)
+    _check_strictly(ModerationCreateResponse, moderation)
 
 
-def test_moderation_of_a_picture(client: openai.OpenAI) -> None:
+def test_a_picture_is_moderated(client: openai.OpenAI) -> None:
     picture: Any = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}
-    answer = client.moderations.create(model="omni-moderation-latest", input=[picture])
-    assert len(answer.results) == 1
+    moderation = client.moderations.create(model="omni-moderation-latest", input=[picture])
+    assert len(moderation.results) == 1
 
 
 def test_a_picture_by_url_is_not_fetched(client: openai.OpenAI) -> None:
@@ -79,13 +79,13 @@ def test_speech_is_streamed(client: openai.OpenAI) -> None:
         assert b"".join(response.iter_bytes()) == b"".join(SPEECH)
 
 
-def test_speech_as_events(http: httpx.Client) -> None:
+def test_speech_is_sent_as_events(http: httpx.Client) -> None:
     body = {"model": "tts", "voice": "alloy", "input": "Hi.", "stream_format": "sse"}
-    answer = http.post("/audio/speech", json=body)
-    assert answer.headers["content-type"] == "text/event-stream"
-    first_event, second_event, cost, _ = answer.text.split("\n\n")
+    response = http.post("/audio/speech", json=body)
+    assert response.headers["content-type"] == "text/event-stream"
+    first_event, second_event, cost_comment, _ = response.text.split("\n\n")
     assert '"speech.audio.delta"' in first_event and '"speech.audio.done"' in second_event
-    assert cost == ": x-moyin-cost-usd=0.000045"
+    assert cost_comment == ": x-moyin-cost-usd=0.000045"
 
 
 def test_a_transcription_is_billed_by_the_usage_that_the_back_end_reports(
@@ -94,11 +94,11 @@ def test_a_transcription_is_billed_by_the_usage_that_the_back_end_reports(
     raw_response = client.audio.transcriptions.with_raw_response.create(
         model="whisper", file=("hello.wav", make_wav(2)), prompt="Weather.", temperature=0
     )
-    answer = raw_response.parse()
-    assert isinstance(answer, Transcription) and answer.text == TRANSCRIPT
+    transcription = raw_response.parse()
+    assert isinstance(transcription, Transcription) and transcription.text == TRANSCRIPT
     assert raw_response.headers["x-moyin-cost-usd"] == "0.0009"  # nine seconds
     assert "x-moyin-estimated" not in raw_response.headers
-    _check_strictly(Transcription, answer)
+    _check_strictly(Transcription, transcription)
 
 
 def test_transcription_has_timestamps(client: openai.OpenAI) -> None:
@@ -108,8 +108,8 @@ def test_transcription_has_timestamps(client: openai.OpenAI) -> None:
         response_format="verbose_json",
         timestamp_granularities=["word", "segment"],
     )
-    answer = raw_response.parse()
-    assert isinstance(answer, TranscriptionVerbose) and answer.duration == 7.2
+    transcription = raw_response.parse()
+    assert isinstance(transcription, TranscriptionVerbose) and transcription.duration == 7.2
     assert raw_response.headers["x-moyin-cost-usd"] == "0.0008"  # eight seconds
 
 
@@ -150,11 +150,11 @@ def test_pictures_are_edited(client: openai.OpenAI) -> None:
         prompt="Sun.",
         n=2,
     )
-    answer = raw_response.parse()
-    assert [image.b64_json for image in answer.data or ()] == [PICTURE, PICTURE]
+    edit = raw_response.parse()
+    assert [image.b64_json for image in edit.data or ()] == [PICTURE, PICTURE]
     # Two pictures, 30 tokens read and 5 written.
     assert raw_response.headers["x-moyin-cost-usd"] == "0.08035"
-    _check_strictly(ImagesResponse, answer)
+    _check_strictly(ImagesResponse, edit)
 
 
 def test_an_edit_is_streamed(client: openai.OpenAI) -> None:
@@ -173,28 +173,28 @@ def test_an_edit_is_streamed(client: openai.OpenAI) -> None:
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 def test_variations_get_the_date_that_the_back_end_left_out(client: openai.OpenAI) -> None:
-    answer = client.images.create_variation(
+    variation = client.images.create_variation(
         model="pictures", image=("a.png", PNG, "image/png"), n=3
     )
-    assert len(answer.data or ()) == 3
-    assert answer.created > 1_700_000_000
+    assert len(variation.data or ()) == 3
+    assert variation.created > 1_700_000_000
 
 
 @pytest.mark.parametrize("path", ["rerank", "reranking"])
 def test_reranking_answers_in_jina_format(http: httpx.Client, path: str) -> None:
     documents = ["It rains", {"text": "the sun is bright"}, "cats"]
     body = {"model": "rerank", "query": "the bright sun", "documents": documents, "top_n": 2}
-    answer = http.post(path, json={**body, "return_documents": True})
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["x-moyin-cost-usd"] == "0.002"
-    data = answer.json()
-    assert data["results"][0] == {
+    response = http.post(path, json={**body, "return_documents": True})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-moyin-cost-usd"] == "0.002"
+    ranking = response.json()
+    assert ranking["results"][0] == {
         "index": 1,
         "relevance_score": 1.0,
         "document": {"text": "the sun is bright"},
     }
-    assert len(data["results"]) == 2
-    assert data["usage"]["total_tokens"] == 40 and data["id"]
+    assert len(ranking["results"]) == 2
+    assert ranking["usage"]["total_tokens"] == 40 and ranking["id"]
 
 
 def test_reranking_answers_in_cohere_format(http: httpx.Client) -> None:
@@ -218,9 +218,9 @@ def test_a_model_without_the_ability_is_refused(client: openai.OpenAI) -> None:
         client.audio.speech.create(model="nothing", voice="alloy", input="Hi.")
     assert not_found_error.value.code == "model_not_found"
     message: Any = {"role": "user", "content": "Hi."}
-    with pytest.raises(openai.BadRequestError) as chat:
+    with pytest.raises(openai.BadRequestError) as chat_error:
         client.chat.completions.create(model="whisper", messages=[message])
-    assert chat.value.code == "unsupported_feature"
+    assert chat_error.value.code == "unsupported_feature"
 
 
 def test_a_refusal_of_the_back_end_has_its_reason(client: openai.OpenAI) -> None:
@@ -231,10 +231,6 @@ def test_a_refusal_of_the_back_end_has_its_reason(client: openai.OpenAI) -> None
     assert exc_info.value.code == "backend_rejected"
 
 
-def _check_strictly(expected_type: Any, value: Any) -> None:
-    """Assert that an object built by the SDK has every member that its type requires.
-
-    Args:
-        expected_type: the type.
-    """
-    TypeAdapter(expected_type).validate_python(value.to_dict(), strict=True)
+def _check_strictly(expected_type: Any, sdk_object: Any) -> None:
+    """Assert that an object built by the SDK has every member that ``expected_type`` requires."""
+    TypeAdapter(expected_type).validate_python(sdk_object.to_dict(), strict=True)

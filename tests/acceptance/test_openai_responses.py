@@ -41,7 +41,7 @@ class Person(BaseModel):
 @pytest.fixture
 def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(
-        base_url=text_gateway.openai,
+        base_url=text_gateway.openai_url,
         api_key=text_gateway.api_key,
         max_retries=0,
         _strict_response_validation=True,
@@ -61,7 +61,7 @@ def test_chat_is_answered_without_streaming(client: openai.OpenAI, model: str) -
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, model: str) -> None:
+def test_the_stream_helper_assembles_the_answer(client: openai.OpenAI, model: str) -> None:
     with client.responses.stream(model=model, input="Say hello.", temperature=0) as stream:
         text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
         final_response = stream.get_final_response()
@@ -90,21 +90,24 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI) -> None:
     [call] = [item for item in first_response.output if isinstance(item, ResponseFunctionToolCall)]
     assert call.name == "get_weather"
     assert "city" in json.loads(call.arguments)
-    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
-    for answer in (
+    tool_output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    for response in (
         client.responses.create(
-            model=SCRIPTED, input=[result], tools=[WEATHER], previous_response_id=first_response.id
+            model=SCRIPTED,
+            input=[tool_output],
+            tools=[WEATHER],
+            previous_response_id=first_response.id,
         ),
         client.responses.create(
             model=SCRIPTED,
-            input=[QUESTION, *cast(Any, first_response.output), result],
+            input=[QUESTION, *cast(Any, first_response.output), tool_output],
             tools=[WEATHER],
         ),
     ):
-        assert "sunny" in answer.output_text
+        assert "sunny" in response.output_text
 
 
-def test_a_picture_is_carried(client: openai.OpenAI) -> None:
+def test_a_picture_is_sent_to_the_model(client: openai.OpenAI) -> None:
     url = "data:image/png;base64," + base64.b64encode(PNG).decode()
     content: Any = [
         {"type": "input_text", "text": "What is this?"},
@@ -114,7 +117,7 @@ def test_a_picture_is_carried(client: openai.OpenAI) -> None:
     assert response.output_text
 
 
-def test_a_stored_answer_is_continued_listed_and_deleted(client: openai.OpenAI) -> None:
+def test_a_stored_response_is_continued_listed_and_deleted(client: openai.OpenAI) -> None:
     first_response = client.responses.create(
         model=LLAMA, input="My name is Ada.", max_output_tokens=8
     )
@@ -132,7 +135,7 @@ def test_a_stored_answer_is_continued_listed_and_deleted(client: openai.OpenAI) 
     )
     assert third_response.usage is not None and first_response.usage is not None
     assert third_response.usage.input_tokens > first_response.usage.input_tokens, (
-        "it has read the earlier turns"
+        "the model has not read the earlier turns"
     )
     assert client.responses.retrieve(third_response.id) == third_response
     items = client.responses.input_items.list(second_response.id).data
@@ -146,22 +149,24 @@ def test_a_stored_answer_is_continued_listed_and_deleted(client: openai.OpenAI) 
     assert exc_info.value.param == "previous_response_id"
 
 
-def test_items_of_a_stored_answer_are_named_by_their_ids(client: openai.OpenAI) -> None:
+def test_items_of_a_stored_response_are_referenced_by_id(client: openai.OpenAI) -> None:
     first_response = client.responses.create(
         model=LLAMA, input="My name is Ada.", max_output_tokens=8
     )
     reference: Any = {"type": "item_reference", "id": first_response.output[0].id}
     question: Any = {"role": "user", "content": "What is my name?"}
-    answer = client.responses.create(model=LLAMA, input=[reference, question], max_output_tokens=8)
-    assert answer.usage is not None and first_response.usage is not None
-    assert answer.usage.input_tokens > first_response.usage.input_tokens
+    second_response = client.responses.create(
+        model=LLAMA, input=[reference, question], max_output_tokens=8
+    )
+    assert second_response.usage is not None and first_response.usage is not None
+    assert second_response.usage.input_tokens > first_response.usage.input_tokens
     unknown_reference: Any = {"type": "item_reference", "id": "msg_" + "0" * 32 + "_0"}
     with pytest.raises(openai.BadRequestError) as exc_info:
         client.responses.create(model=LLAMA, input=[question, unknown_reference])
     assert exc_info.value.param == "input.1.id"
 
 
-def test_an_answer_is_not_stored_if_the_client_forbids_it(client: openai.OpenAI) -> None:
+def test_a_response_is_not_stored_if_the_client_forbids_it(client: openai.OpenAI) -> None:
     response = client.responses.create(model=SCRIPTED, input="hi", store=False)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(response.id)
@@ -175,7 +180,7 @@ def test_a_tool_that_no_back_end_has_is_refused_by_name(client: openai.OpenAI) -
 
 async def test_a_stream_is_cancelled(text_gateway: TextGateway) -> None:
     async with openai.AsyncOpenAI(
-        base_url=text_gateway.openai, api_key=text_gateway.api_key
+        base_url=text_gateway.openai_url, api_key=text_gateway.api_key
     ) as client:
         async with client.responses.stream(model=LLAMA, input="Count to 1000.") as stream:
             async for event in stream:

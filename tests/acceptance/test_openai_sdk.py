@@ -33,29 +33,32 @@ class GetWeather(BaseModel):
 @pytest.fixture
 def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(
-        base_url=text_gateway.openai, api_key=text_gateway.api_key, max_retries=0
+        base_url=text_gateway.openai_url, api_key=text_gateway.api_key, max_retries=0
     ) as client:
         yield client
 
 
 @pytest.mark.parametrize("model", ALL)
 def test_chat_is_answered_without_streaming(client: openai.OpenAI, model: str) -> None:
-    answer = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model=model,
         messages=[{"role": "system", "content": "Be kind."}, HELLO],
         max_completion_tokens=8,
         temperature=0,
     )
-    [choice] = answer.choices
+    [choice] = completion.choices
     assert choice.message.content
     assert choice.finish_reason in ("stop", "length")
-    assert answer.usage is not None
-    assert 0 < answer.usage.completion_tokens <= 8
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert completion.usage is not None
+    assert 0 < completion.usage.completion_tokens <= 8
+    assert (
+        completion.usage.total_tokens
+        == completion.usage.prompt_tokens + completion.usage.completion_tokens
+    )
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, model: str) -> None:
+def test_the_stream_helper_assembles_the_answer(client: openai.OpenAI, model: str) -> None:
     # Long enough for all of it: the helper takes an answer that was cut for an error.
     request: dict[str, Any] = {
         "model": model,
@@ -78,28 +81,31 @@ def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, mode
 @pytest.mark.parametrize("model", ALL)
 def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI, model: str) -> None:
     request: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 8}
-    answer = client.completions.create(**request, temperature=0)
-    Completion.model_validate(answer.model_dump(), strict=True)
-    [choice] = answer.choices
+    completion = client.completions.create(**request, temperature=0)
+    Completion.model_validate(completion.model_dump(), strict=True)
+    [choice] = completion.choices
     assert choice.text
-    assert answer.usage is not None
-    assert 0 < answer.usage.completion_tokens <= 8
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert completion.usage is not None
+    assert 0 < completion.usage.completion_tokens <= 8
+    assert (
+        completion.usage.total_tokens
+        == completion.usage.prompt_tokens + completion.usage.completion_tokens
+    )
     events = list(
         client.completions.create(
             **request, temperature=0, stream=True, stream_options={"include_usage": True}
         )
     )
     assert "".join(c.text for event in events for c in event.choices) == choice.text
-    reasons = [c.finish_reason for event in events for c in event.choices]
-    assert reasons[-1] == choice.finish_reason
-    assert not any(reasons[:-1])
+    finish_reasons = [c.finish_reason for event in events for c in event.choices]
+    assert finish_reasons[-1] == choice.finish_reason
+    assert not any(finish_reasons[:-1])
     assert [event.usage for event in events if event.usage][-1] is not None
     for event in events:
         event_body = event.model_dump()
-        for item in event_body["choices"]:
+        for choice_body in event_body["choices"]:
             # OpenAI too sends null until the end, for which its SDK's type has no place.
-            item["finish_reason"] = item["finish_reason"] or "stop"
+            choice_body["finish_reason"] = choice_body["finish_reason"] or "stop"
         Completion.model_validate(event_body, strict=True)
 
 
@@ -134,32 +140,32 @@ def test_members_that_a_chat_lacks_are_refused_by_name(
 
 
 def test_several_prompts_and_token_numbers_reach_llama_cpp(client: openai.OpenAI) -> None:
-    answer = client.completions.create(model=LLAMA, prompt=["One", "Two"], max_tokens=2)
-    assert [choice.index for choice in answer.choices] == [0, 1]
-    answer = client.completions.create(model=LLAMA, prompt=[1, 2, 3], max_tokens=2)
-    assert answer.choices[0].text
+    completion = client.completions.create(model=LLAMA, prompt=["One", "Two"], max_tokens=2)
+    assert [choice.index for choice in completion.choices] == [0, 1]
+    completion = client.completions.create(model=LLAMA, prompt=[1, 2, 3], max_tokens=2)
+    assert completion.choices[0].text
 
 
 @pytest.mark.parametrize("model", ALL)
 def test_conversation_of_several_turns_is_answered(client: openai.OpenAI, model: str) -> None:
-    answer = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model=model,
         messages=[HELLO, {"role": "assistant", "content": "Hello!"}, HELLO],
         max_tokens=4,
     )
-    assert answer.choices[0].message.content
+    assert completion.choices[0].message.content
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_parse_fills_a_pydantic_model(client: openai.OpenAI, model: str) -> None:
-    answer = client.chat.completions.parse(
+    completion = client.chat.completions.parse(
         model=model,
         messages=[{"role": "user", "content": 'The person "Ada" is 36 years old.'}],
         response_format=Person,
         max_tokens=64,
         temperature=0,
     )
-    person = answer.choices[0].message.parsed
+    person = completion.choices[0].message.parsed
     assert person == Person(name="Ada", age=36)
 
 
@@ -193,8 +199,8 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str)
     )
     [call] = message.tool_calls or []
     assert call.function.parsed_arguments == GetWeather(city="Paris")
-    result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
-    messages: Any = [question, message.model_dump(exclude_none=True), result]
+    tool_message = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
+    messages: Any = [question, message.model_dump(exclude_none=True), tool_message]
     final_completion = client.chat.completions.create(**request, messages=messages)
     assert final_completion.choices[0].finish_reason == "stop"
     assert final_completion.choices[0].message.content
@@ -215,24 +221,24 @@ def test_parallel_tool_calls_are_separate_in_a_stream(client: openai.OpenAI) -> 
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-def test_a_picture_is_carried(client: openai.OpenAI, model: str) -> None:
+def test_a_picture_is_sent_to_the_model(client: openai.OpenAI, model: str) -> None:
     url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     picture: Any = {"type": "image_url", "image_url": {"url": url}}
-    answer = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": [{"type": "text", "text": "What is it?"}, picture]}],
         max_tokens=8,
     )
-    assert answer.choices[0].message.content
+    assert completion.choices[0].message.content
 
 
 def test_reasoning_is_counted(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model=SCRIPTED, messages=[HELLO], reasoning_effort="low"
     )
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens_details is not None
-    assert (answer.usage.completion_tokens_details.reasoning_tokens or 0) > 0
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens_details is not None
+    assert (completion.usage.completion_tokens_details.reasoning_tokens or 0) > 0
 
 
 def test_texts_become_vectors(client: openai.OpenAI) -> None:
@@ -249,15 +255,15 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
 
 async def test_async_client_sends_concurrent_calls(text_gateway: TextGateway) -> None:
     async with openai.AsyncOpenAI(
-        base_url=text_gateway.openai, api_key=text_gateway.api_key
+        base_url=text_gateway.openai_url, api_key=text_gateway.api_key
     ) as client:
-        answers = await asyncio.gather(
+        completions = await asyncio.gather(
             *(
                 client.chat.completions.create(model=model, messages=[HELLO], max_tokens=4)
                 for model in [SCRIPTED, LLAMA] * 4
             )
         )
-    assert all(answer.choices[0].message.content for answer in answers)
+    assert all(completion.choices[0].message.content for completion in completions)
 
 
 def test_stream_abandoned_by_the_client_is_closed(client: openai.OpenAI) -> None:
@@ -269,7 +275,9 @@ def test_stream_abandoned_by_the_client_is_closed(client: openai.OpenAI) -> None
     assert client.chat.completions.create(model=SCRIPTED, messages=[HELLO]).choices
 
 
-def test_errors_are_the_sdks_own(client: openai.OpenAI, text_gateway: TextGateway) -> None:
+def test_errors_raise_the_sdks_own_exceptions(
+    client: openai.OpenAI, text_gateway: TextGateway
+) -> None:
     with pytest.raises(openai.BadRequestError) as exc_info:
         client.chat.completions.create(model=SCRIPTED, messages=[HELLO], temperature=9)
     assert (exc_info.value.param, exc_info.value.code) == ("temperature", "invalid_request")
@@ -278,7 +286,7 @@ def test_errors_are_the_sdks_own(client: openai.OpenAI, text_gateway: TextGatewa
     assert unknown_model_error.value.code == "model_not_found"
     with (
         openai.OpenAI(
-            base_url=text_gateway.openai, api_key="moyin_wrong", max_retries=0
+            base_url=text_gateway.openai_url, api_key="moyin_wrong", max_retries=0
         ) as wrong_key_client,
         pytest.raises(openai.AuthenticationError),
     ):

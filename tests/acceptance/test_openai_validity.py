@@ -25,7 +25,7 @@ from tests.acceptance.openai_models import (
     MODEL,
     MODEL_EXTENSIONS,
     RESPONSE,
-    check,
+    check_body,
     check_error,
     read_event_data,
 )
@@ -49,34 +49,36 @@ WISHES: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-class Caller:
+class ValidatingCaller:
     """Sends requests with and without streaming, and validates all responses."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
     async def chat(self, **body: Any) -> None:
-        check(CHAT, await self.post("chat/completions", body))
+        check_body(CHAT, await self.post("chat/completions", body))
         options = {"stream": True, "stream_options": {"include_usage": True}}
         events = read_event_data(await self.post("chat/completions", body | options))
-        assert len([check(CHUNK, data) for data in events]) > 1
+        assert len([check_body(CHUNK, data) for data in events]) > 1
 
     async def complete(self, **body: Any) -> None:
-        check(COMPLETION, await self.post("completions", body))
-        for data in read_event_data(await self.post("completions", body | {"stream": True})):
+        check_body(COMPLETION, await self.post("completions", body))
+        for event_data in read_event_data(await self.post("completions", body | {"stream": True})):
             # OpenAI, too, sends null until the end, which its package's type does not allow.
-            check(COMPLETION, data.replace(b'"finish_reason":null', b'"finish_reason":"stop"'))
+            check_body(
+                COMPLETION, event_data.replace(b'"finish_reason":null', b'"finish_reason":"stop"')
+            )
 
     async def respond(self, **body: Any) -> None:
-        whole_response = check(RESPONSE, await self.post("responses", body))
+        whole_response = check_body(RESPONSE, await self.post("responses", body))
         events = read_event_data(await self.post("responses", body | {"stream": True}))
-        last_event = [check(EVENT, data) for data in events][-1]
+        last_event = [check_body(EVENT, data) for data in events][-1]
         assert last_event.type in ("response.completed", "response.incomplete")
         for response_id in (whole_response.id, last_event.response.id):
-            check(RESPONSE, await self.get(f"responses/{response_id}"))
-            check(ITEMS, await self.get(f"responses/{response_id}/input_items"))
+            check_body(RESPONSE, await self.get(f"responses/{response_id}"))
+            check_body(ITEMS, await self.get(f"responses/{response_id}/input_items"))
         next_body = body | {"previous_response_id": whole_response.id, "input": "And now?"}
-        check(RESPONSE, await self.post("responses", next_body))
+        check_body(RESPONSE, await self.post("responses", next_body))
 
     async def post(self, path: str, body: dict[str, Any]) -> bytes:
         response = await self._client.post(path, json=body)
@@ -94,54 +96,58 @@ def open_client(gateway: TextGateway | ModelsApp) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=f"{gateway.url}/v1/", headers=headers, timeout=60)
 
 
-def capable_backend(name: str, **place: Any) -> dict[str, Any]:
+def build_capable_backend(name: str, **address: Any) -> dict[str, Any]:
     abilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
     model = {"name": f"m-{name}", "upstream": "up", "context": 100_000, **abilities}
     free_price = {"price": {"input": 0, "output": 0}}
-    return {"name": name, **place, "models": [{**model, **free_price}]}
+    return {"name": name, **address, "models": [{**model, **free_price}]}
 
 
 @asynccontextmanager
-async def serving_wires(folder: Path) -> AsyncIterator[ModelsApp]:
-    """Run the app with servers of the three API formats; models named ``v-…`` return vectors."""
+async def serving_all_formats(folder: Path) -> AsyncIterator[ModelsApp]:
+    """Run the models app with servers of three API formats; models named ``v-…`` return vectors."""
     async with WireServer().running() as server:
-        claude = capable_backend(
+        claude_backend = build_capable_backend(
             "claude", type="anthropic", base_url=server.url, api_key_env="LLAMA_KEY"
         )
-        ollama = capable_backend("ollama", type="ollama", hosts=[server.url])
-        openai_backend = capable_backend("openai", type="openai", base_url=f"{server.url}/v1")
-        for backend_config in (ollama, openai_backend):
-            vectors = {"name": f"v-{backend_config['name']}", "upstream": "up", "context": 8192}
+        ollama_backend = build_capable_backend("ollama", type="ollama", hosts=[server.url])
+        openai_backend = build_capable_backend("openai", type="openai", base_url=f"{server.url}/v1")
+        for backend_config in (ollama_backend, openai_backend):
+            embedding_model = {
+                "name": f"v-{backend_config['name']}",
+                "upstream": "up",
+                "context": 8192,
+            }
             free_price = {"price": {"input": 0, "output": 0}}
-            backend_config["models"].append({**vectors, "embeddings": True, **free_price})
-        async with serving(folder, claude, ollama, openai_backend) as models_app:
+            backend_config["models"].append({**embedding_model, "embeddings": True, **free_price})
+        async with serving(folder, claude_backend, ollama_backend, openai_backend) as models_app:
             yield models_app
 
 
-async def test_answers_on_every_wire(tmp_path: Path) -> None:
-    async with serving_wires(tmp_path) as wires, open_client(wires) as client:
-        caller = Caller(client)
+async def test_answers_in_every_format_are_valid(tmp_path: Path) -> None:
+    async with serving_all_formats(tmp_path) as models_app, open_client(models_app) as client:
+        caller = ValidatingCaller(client)
         for model in ("m-claude", "m-ollama", "m-openai"):
-            for text, chat, response in WISHES.values():
-                messages = [{"role": "user", "content": text}]
-                await caller.chat(model=model, messages=messages, **chat)
-                await caller.respond(model=model, input=text, **response)
+            for prompt, chat_members, response_members in WISHES.values():
+                messages = [{"role": "user", "content": prompt}]
+                await caller.chat(model=model, messages=messages, **chat_members)
+                await caller.respond(model=model, input=prompt, **response_members)
             if model != "m-openai":
                 await caller.complete(model=model, prompt="hi", max_tokens=8)
         for model in ("v-ollama", "v-openai"):
-            check(
+            check_body(
                 EMBEDDINGS, await caller.post("embeddings", {"model": model, "input": ["a", "b"]})
             )
         model_list = from_json(await caller.get("models"))
         assert model_list["object"] == "list"
-        for item in model_list["data"]:
-            check(MODEL, await caller.get(f"models/{item['id']}"), MODEL_EXTENSIONS)
+        for model_entry in model_list["data"]:
+            check_body(MODEL, await caller.get(f"models/{model_entry['id']}"), MODEL_EXTENSIONS)
 
 
 @pytest.mark.parametrize("model", ALL)
 async def test_real_models_answer_valid_responses(text_gateway: TextGateway, model: str) -> None:
     async with open_client(text_gateway) as client:
-        caller = Caller(client)
+        caller = ValidatingCaller(client)
         messages = [{"role": "user", "content": "Say hello."}]
         await caller.chat(model=model, messages=messages, max_tokens=8)
         await caller.respond(model=model, input="Say hello.", max_output_tokens=8)
@@ -177,8 +183,8 @@ REFUSED: list[tuple[str, str, dict[str, Any] | bytes, int]] = [
 ]
 
 
-async def test_refused_calls_have_ollama_errors(tmp_path: Path) -> None:
-    async with serving_wires(tmp_path) as wires, open_client(wires) as client:
+async def test_refused_calls_have_valid_errors(tmp_path: Path) -> None:
+    async with serving_all_formats(tmp_path) as models_app, open_client(models_app) as client:
         for method, path, body, status in REFUSED:
             content = body if isinstance(body, bytes) else to_json(body)
             headers = {"content-type": "application/json"}
@@ -196,8 +202,8 @@ async def test_refused_calls_have_ollama_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
-    """Expect a valid last event if a stream breaks, and a valid error if an answer is malformed."""
+async def test_errors_of_broken_back_ends_are_valid(tmp_path: Path, kind: str) -> None:
+    """Expect a valid last event if a stream breaks, and a valid error if a response is malformed."""
     async with (
         Upstream(BEGUN[kind]).running() as upstream,
         serving(tmp_path, backend(kind, upstream.url)) as models_app,
@@ -211,11 +217,11 @@ async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
         assert chunks
         if kind != "openai":
             # Of OpenAI's wire the bytes pass, and these are not OpenAI's own.
-            assert [check(CHUNK, data) for data in chunks]
+            assert [check_body(CHUNK, event_data) for event_data in chunks]
         check_error(last_chunk)
         body = {"model": model, "input": "hi", "stream": True}
         events = read_event_data((await client.post("responses", json=body)).content)
-        assert [check(EVENT, data).type for data in events][-1] == "error"
+        assert [check_body(EVENT, event_data).type for event_data in events][-1] == "error"
         upstream.answer = FINE.replace('"choices"', '"options"').replace('"Hi"', "17")
         for path, members in (
             ("chat/completions", HI),

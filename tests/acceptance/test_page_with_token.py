@@ -57,7 +57,7 @@ function follow() {
 
 
 class BreakableRelay:
-    """Forwards TCP connections to the gateway; `cut` breaks the open connections."""
+    """Forwards TCP connections to the gateway; `break_connections` breaks the open ones."""
 
     def __init__(self, gateway: str) -> None:
         self._address = (urlsplit(gateway).hostname or "", urlsplit(gateway).port or 0)
@@ -67,7 +67,7 @@ class BreakableRelay:
         self._threads = [threading.Thread(target=self._accept_connections)]
         self._threads[0].start()
 
-    def cut(self) -> None:
+    def break_connections(self) -> None:
         """Break all open connections; new connections are forwarded as before."""
         for client_socket in tuple(self._open):
             with suppress(OSError):  # the browser may have closed it meanwhile
@@ -77,7 +77,7 @@ class BreakableRelay:
         self._server.shutdown(socket.SHUT_RDWR)
         self._threads[0].join()
         self._server.close()
-        self.cut()
+        self.break_connections()
         for thread in self._threads[1:]:
             thread.join()
 
@@ -101,11 +101,11 @@ class BreakableRelay:
             peer_of = {client_socket: server_socket, server_socket: client_socket}
             while True:
                 for source in select.select([client_socket, server_socket], [], [])[0]:
-                    data = source.recv(65_536)
-                    if not data:
+                    received_bytes = source.recv(65_536)
+                    if not received_bytes:
                         self._open.discard(client_socket)
                         return
-                    peer_of[source].sendall(data)
+                    peer_of[source].sendall(received_bytes)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_page_follows_a_render_and_shows_it(
     gateway: RunningStack, relay: BreakableRelay, page: Page
 ) -> None:
     client = StackClient(gateway.url, gateway.api_key)
-    job = client.submit({"kind": "render", "workflow": _previewing_graph()})
+    job = client.submit({"kind": "render", "workflow": _make_previewing_graph()})
     token = _post(gateway, f"/jobs/{job}/token", {"expires_in": 900})["token"]
     requests: list[Request] = []
     page.on("request", lambda request: requests.append(request))
@@ -152,17 +152,17 @@ def test_a_page_follows_a_render_and_shows_it(
     page.wait_for_function("seen.sse.length >= 2 && seen.ws.length >= 2 && seen.opened === 1")
     page.wait_for_function("picture.src.includes('/preview?') && picture.naturalWidth === 64")
     # The browser's EventSource resumes by itself; sockets are left to the page.
-    relay.cut()
+    relay.break_connections()
     page.wait_for_function("seen.opened === 2")
     page.wait_for_function("document.querySelector('#status').textContent === 'succeeded'")
     page.wait_for_function("seen.closed !== null && picture.naturalWidth === 256")
-    seen_by_page = page.evaluate("seen")
-    ids = [event["id"] for event in _stored_events(gateway, job)]
+    page_record = page.evaluate("seen")
+    ids = [event["id"] for event in _list_stored_events(gateway, job)]
     page.wait_for_function(f"seen.sse.length >= {len(ids)}")
-    seen_by_page = page.evaluate("seen")
-    assert (seen_by_page["sse"], seen_by_page["ws"], seen_by_page["closed"]) == (ids, ids, 1000)
-    assert seen_by_page["previews"] >= 1
-    previews = [source for source in seen_by_page["sources"] if "/preview?" in source]
+    page_record = page.evaluate("seen")
+    assert (page_record["sse"], page_record["ws"], page_record["closed"]) == (ids, ids, 1000)
+    assert page_record["previews"] >= 1
+    previews = [source for source in page_record["sources"] if "/preview?" in source]
     assert len(previews) >= 2 and len(set(previews)) == len(previews)
     for request in requests:
         assert "authorization" not in request.headers and "x-api-key" not in request.headers
@@ -170,7 +170,7 @@ def test_a_page_follows_a_render_and_shows_it(
         assert gateway.api_key not in request.url
 
 
-def _previewing_graph() -> dict[str, Any]:
+def _make_previewing_graph() -> dict[str, Any]:
     return {
         "1": {"class_type": "Previews", "inputs": {"count": 60}},
         "2": {"class_type": "EmptyImage", "inputs": {
@@ -185,11 +185,11 @@ def _post(gateway: RunningStack, path: str, body: dict[str, Any]) -> dict[str, A
         gateway.url + path, json.dumps(body).encode(), headers=headers, method="POST"
     )
     with urllib.request.urlopen(request, timeout=60) as response:
-        answer: dict[str, Any] = json.load(response)
-        return answer
+        response_body: dict[str, Any] = json.load(response)
+        return response_body
 
 
-def _stored_events(gateway: RunningStack, job: str) -> list[dict[str, str]]:
+def _list_stored_events(gateway: RunningStack, job: str) -> list[dict[str, str]]:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     request = urllib.request.Request(f"{gateway.url}/jobs/{job}/events", headers=headers)
     with urllib.request.urlopen(request, timeout=60) as response:

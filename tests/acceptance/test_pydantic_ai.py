@@ -37,22 +37,22 @@ async def _open_model(
     if client_name == "anthropic":
         async with AsyncAnthropic(
             base_url=text_gateway.url, api_key=text_gateway.api_key
-        ) as claude:
-            provider = AnthropicProvider(anthropic_client=claude)
+        ) as anthropic_client:
+            provider = AnthropicProvider(anthropic_client=anthropic_client)
             # pydantic-ai knows by their names which Claudes can be held to a schema.
             yield AnthropicModel(
                 model, provider=provider, profile={"supports_json_schema_output": True}
             )
     else:
         async with openai.AsyncOpenAI(
-            base_url=text_gateway.openai, api_key=text_gateway.api_key
+            base_url=text_gateway.openai_url, api_key=text_gateway.api_key
         ) as client:
             yield OpenAIChatModel(model, provider=OpenAIProvider(openai_client=client))
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("client_name", THROUGH)
-async def test_text_whole_and_streamed(
+async def test_text_is_answered_whole_and_streamed(
     text_gateway: TextGateway, client_name: str, model: str
 ) -> None:
     async with _open_model(text_gateway, client_name, model) as llm:
@@ -61,8 +61,8 @@ async def test_text_whole_and_streamed(
         assert whole_run.output
         assert whole_run.usage.output_tokens > 0
         async with agent.run_stream("Say hello.", model_settings={"max_tokens": 16}) as stream:
-            pieces = [piece async for piece in stream.stream_text(delta=True, debounce_by=None)]
-        assert "".join(pieces) == whole_run.output
+            texts = [text async for text in stream.stream_text(delta=True, debounce_by=None)]
+        assert "".join(texts) == whole_run.output
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
@@ -78,7 +78,7 @@ async def test_typed_output_uses_a_schema(
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("client_name", THROUGH)
-async def test_a_typed_output_by_tool(
+async def test_a_typed_output_is_made_by_a_tool(
     text_gateway: TextGateway, client_name: str, model: str
 ) -> None:
     async with _open_model(text_gateway, client_name, model) as llm:
@@ -89,27 +89,27 @@ async def test_a_typed_output_by_tool(
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("client_name", THROUGH)
-async def test_a_tool_and_then_the_answer(
+async def test_a_tool_is_called_before_the_answer(
     text_gateway: TextGateway, client_name: str, model: str
 ) -> None:
     async with _open_model(text_gateway, client_name, model) as llm:
         agent = Agent(llm, retries=0)
-        requests: list[str] = []
+        requested_cities: list[str] = []
 
         def get_weather(city: str) -> str:
             """Return the weather of a city."""
-            requests.append(city)
+            requested_cities.append(city)
             return "Sunny."
 
         agent.tool_plain(get_weather)
         result = await agent.run("What is the weather in 'Paris'?")
-        assert requests == ["Paris"]
+        assert requested_cities == ["Paris"]
         assert result.output
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("client_name", THROUGH)
-async def test_a_picture_is_carried(
+async def test_a_picture_is_sent_to_the_model(
     text_gateway: TextGateway, client_name: str, model: str
 ) -> None:
     async with _open_model(text_gateway, client_name, model) as llm:

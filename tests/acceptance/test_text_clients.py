@@ -17,7 +17,7 @@ from tests.stack import RunningStack
 HELLO: Any = {"role": "user", "content": "Say hello."}
 
 
-def test_openai_streams(gateway: RunningStack) -> None:
+def test_the_openai_sdk_streams(gateway: RunningStack) -> None:
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
         stream = client.chat.completions.create(
             model="auto",
@@ -44,7 +44,7 @@ def test_openai_response_names_backend_and_cost(gateway: RunningStack) -> None:
     assert Decimal(raw_response.headers["x-moyin-cost-usd"]) == 0
 
 
-def test_anthropic_streams(gateway: RunningStack) -> None:
+def test_the_anthropic_sdk_streams(gateway: RunningStack) -> None:
     with (
         anthropic.Anthropic(base_url=gateway.url, api_key=gateway.api_key) as client,
         client.messages.stream(model="auto", messages=[HELLO], max_tokens=16) as stream,
@@ -56,10 +56,10 @@ def test_anthropic_streams(gateway: RunningStack) -> None:
     assert 0 < final_message.usage.output_tokens <= 16
 
 
-def test_curl_streams(gateway: RunningStack) -> None:
+def test_curl_streams_an_answer(gateway: RunningStack) -> None:
     curl = shutil.which("curl")
     if curl is None:
-        pytest.fail("this test needs curl")
+        pytest.fail("curl is missing: install it, for example with `apt-get install curl`")
     body = {"model": "auto", "messages": [HELLO], "max_tokens": 8, "stream": True}
     process = subprocess.run(
         [
@@ -71,11 +71,11 @@ def test_curl_streams(gateway: RunningStack) -> None:
         timeout=120,
         check=True,
     )
-    *events, last_event, cost, end = process.stdout.split("\n\n")
+    *events, last_event, cost_comment, remainder = process.stdout.split("\n\n")
     assert len(events) >= 2
     assert all(json.loads(event.removeprefix("data: "))["choices"] for event in events)
-    assert (last_event, end) == ("data: [DONE]", "")
-    assert cost == ": x-moyin-cost-usd=0"
+    assert (last_event, remainder) == ("data: [DONE]", "")
+    assert cost_comment == ": x-moyin-cost-usd=0"
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "messages"])
@@ -84,10 +84,10 @@ def test_an_unknown_model_is_an_error_of_the_clients_own_protocol(
 ) -> None:
     if path == "messages":
         with (
-            anthropic.Anthropic(base_url=gateway.url, api_key=gateway.api_key) as claude,
+            anthropic.Anthropic(base_url=gateway.url, api_key=gateway.api_key) as anthropic_client,
             pytest.raises(anthropic.NotFoundError, match="gpt-2"),
         ):
-            claude.messages.create(model="gpt-2", messages=[HELLO], max_tokens=8)
+            anthropic_client.messages.create(model="gpt-2", messages=[HELLO], max_tokens=8)
     else:
         with (
             openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client,

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.clients_page import fill_in
+from tests.acceptance.clients_page import fill_in_snippet
 from tests.acceptance.text_clients_environment import TextClients, run_script
 from tests.acceptance.text_gateway import SCRIPTED, VECTORS, TextGateway
 
 pytestmark = pytest.mark.timeout(400)
-Found = Mapping[str, str]
+CheckResults = Mapping[str, str]
 
 
-def _name_checks(kinds: tuple[str, ...], checks: tuple[str, ...], *others: str) -> list[str]:
-    return [*(f"{kind} {check}" for kind, check in product(kinds, checks)), *others]
+def _name_checks(
+    clients: tuple[str, ...], checks: tuple[str, ...], *further_checks: str
+) -> list[str]:
+    return [*(f"{kind} {check}" for kind, check in product(clients, checks)), *further_checks]
 
 
 NODE_CHECKS = {
@@ -55,7 +57,7 @@ NODE_CHECKS = {
 }
 LITELLM_CHECKS = _name_checks(
     ("openai", "hosted_vllm", "anthropic", "ollama_chat"),
-    ("whole", "streamed", "tools", "objects", "error"),
+    ("answers_whole", "streams", "runs_tools", "fills_objects", "reports_errors"),
     "text-completion-openai",
     "ollama generates",
     "embeddings",
@@ -78,9 +80,9 @@ HAYSTACK_CHECKS = _name_checks(
 
 
 @pytest.fixture(scope="module")
-def found_by_node(
+def node_results(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path_factory: pytest.TempPathFactory
-) -> Found:
+) -> CheckResults:
     folder = tmp_path_factory.mktemp("node")
     # Node.js looks for packages beside the script.
     (folder / "node_modules").symlink_to(text_clients.require_node())
@@ -88,34 +90,36 @@ def found_by_node(
 
 
 @pytest.fixture(scope="module")
-def found_by_litellm(
+def litellm_results(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path_factory: pytest.TempPathFactory
-) -> Found:
+) -> CheckResults:
     folder = tmp_path_factory.mktemp("litellm")
-    config = fill_in("litellm-in-front", url=text_gateway.url, model=SCRIPTED)
+    config = fill_in_snippet("litellm-in-front", url=text_gateway.url, model=SCRIPTED)
     (folder / "litellm_in_front.yaml").write_text(config)
     return _run_checks(text_clients.python, "litellm_client.py", text_gateway, folder)
 
 
 @pytest.fixture(scope="module")
-def found_by_llama_index(
+def llama_index_results(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path_factory: pytest.TempPathFactory
-) -> Found:
+) -> CheckResults:
     folder = tmp_path_factory.mktemp("llama_index")
-    return _run_checks(text_clients.frameworks, "llama_index_client.py", text_gateway, folder)
+    return _run_checks(
+        text_clients.frameworks_python, "llama_index_client.py", text_gateway, folder
+    )
 
 
 @pytest.fixture(scope="module")
-def found_by_haystack(
+def haystack_results(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path_factory: pytest.TempPathFactory
-) -> Found:
+) -> CheckResults:
     folder = tmp_path_factory.mktemp("haystack")
-    return _run_checks(text_clients.frameworks, "haystack_client.py", text_gateway, folder)
+    return _run_checks(text_clients.frameworks_python, "haystack_client.py", text_gateway, folder)
 
 
-def _run_checks(program: str, script: str, text_gateway: TextGateway, folder: Path) -> Found:
+def _run_checks(program: str, script: str, text_gateway: TextGateway, folder: Path) -> CheckResults:
     script_arguments = [text_gateway.url, text_gateway.api_key, SCRIPTED, VECTORS]
-    result: Found = run_script([program, script, *script_arguments], folder)
+    result: CheckResults = run_script([program, script, *script_arguments], folder)
     return result
 
 
@@ -123,60 +127,60 @@ class TestAiSdk:
     SUITE = "Vercel AI SDK 7.0.173"
 
     @pytest.mark.parametrize("check", NODE_CHECKS["aisdk"])
-    def test_check(self, found_by_node: Found, check: str) -> None:
-        assert found_by_node[f"aisdk: {check}"] == "ok"
+    def test_check_passes(self, node_results: CheckResults, check: str) -> None:
+        assert node_results[f"aisdk: {check}"] == "ok"
 
 
 class TestLangChainJs:
     SUITE = "LangChain.js 1.4.0"
 
     @pytest.mark.parametrize("check", NODE_CHECKS["langchain"])
-    def test_check(self, found_by_node: Found, check: str) -> None:
-        assert found_by_node[f"langchain: {check}"] == "ok"
+    def test_check_passes(self, node_results: CheckResults, check: str) -> None:
+        assert node_results[f"langchain: {check}"] == "ok"
 
 
 class TestNodeSdks:
     SUITE = "openai 7.59.0 and ollama 0.6.4 (npm)"
 
     @pytest.mark.parametrize("check", NODE_CHECKS["sdks"])
-    def test_check(self, found_by_node: Found, check: str) -> None:
-        assert found_by_node[f"sdks: {check}"] == "ok"
+    def test_check_passes(self, node_results: CheckResults, check: str) -> None:
+        assert node_results[f"sdks: {check}"] == "ok"
 
-    def test_no_check_is_left_out(self, found_by_node: Found) -> None:
+    def test_no_check_is_left_out(self, node_results: CheckResults) -> None:
         listed_checks = {
             f"{suite}: {name}" for suite, names in NODE_CHECKS.items() for name in names
         }
-        assert found_by_node.keys() == listed_checks
+        assert node_results.keys() == listed_checks
 
 
 class TestLiteLlm:
     SUITE = "LiteLLM 1.110.2"
 
     @pytest.mark.parametrize("check", LITELLM_CHECKS)
-    def test_check(self, found_by_litellm: Found, check: str) -> None:
-        assert found_by_litellm[check] == "ok"
+    def test_check_passes(self, litellm_results: CheckResults, check: str) -> None:
+        assert litellm_results[check] == "ok"
 
-    def test_no_check_is_left_out(self, found_by_litellm: Found) -> None:
-        assert found_by_litellm.keys() == set(LITELLM_CHECKS)
+    def test_no_check_is_left_out(self, litellm_results: CheckResults) -> None:
+        assert litellm_results.keys() == set(LITELLM_CHECKS)
 
 
 class TestLlamaIndex:
     SUITE = "LlamaIndex 0.14.25"
 
     @pytest.mark.parametrize("check", LLAMA_INDEX_CHECKS)
-    def test_check(self, found_by_llama_index: Found, check: str) -> None:
-        assert found_by_llama_index[check] == "ok"
+    def test_check_passes(self, llama_index_results: CheckResults, check: str) -> None:
+        assert llama_index_results[check] == "ok"
 
-    def test_no_check_is_left_out(self, found_by_llama_index: Found) -> None:
-        assert found_by_llama_index.keys() == set(LLAMA_INDEX_CHECKS)
+    def test_no_check_is_left_out(self, llama_index_results: CheckResults) -> None:
+        assert llama_index_results.keys() == set(LLAMA_INDEX_CHECKS)
 
 
 class TestHaystack:
     SUITE = "Haystack 3.4.1"
 
     @pytest.mark.parametrize("check", HAYSTACK_CHECKS)
-    def test_check(self, found_by_haystack: Found, check: str) -> None:
-        assert found_by_haystack[check] == "ok"
+    def test_check_passes(self, haystack_results: CheckResults, check: str) -> None:
+        assert haystack_results[check] == "ok"
 
-    def test_no_check_is_left_out(self, found_by_haystack: Found) -> None:
-        assert found_by_haystack.keys() == set(HAYSTACK_CHECKS)
+    def test_no_check_is_left_out(self, haystack_results: CheckResults) -> None:
+        assert haystack_results.keys() == set(HAYSTACK_CHECKS)

@@ -27,7 +27,7 @@ from tests.unit.clients.python.scripted_gateway import (
 
 
 @pytest.fixture
-def gateway_of_page() -> Iterator[ScriptedGateway]:
+def page_gateway() -> Iterator[ScriptedGateway]:
     gateway = ScriptedGateway()
     gateway.script("POST", "/artifacts", answer({"id": "art_1"}, 201))
     yield gateway
@@ -38,7 +38,7 @@ def test_typescript_client_tests_pass() -> None:
     output = build_typescript_client("test")
     counts = dict(re.findall(r"^# (\w+) (\d+)$", output, re.MULTILINE))
     assert counts["fail"] == "0"
-    assert int(counts["pass"]) > 50, "not all tests were run"
+    assert int(counts["pass"]) > 50, f"only {counts['pass']} tests ran; expected over 50"
 
 
 def run_example(
@@ -49,11 +49,11 @@ def run_example(
 ) -> subprocess.CompletedProcess[str]:
     """Run an example as JavaScript in the client's package, and return the ended process."""
     build_typescript_client()
-    kind, text = list_snippets(page)[name]
-    assert kind == "ts"
+    language, example = list_snippets(page)[name]
+    assert language == "ts"
     (folder / "photo.png").write_bytes(b"photo")
     script = FOLDER / "build" / f"page-{os.getpid()}.mjs"
-    script.write_text(text.replace("http://127.0.0.1:8000", gateway.url))
+    script.write_text(example.replace("http://127.0.0.1:8000", gateway.url))
     try:
         return subprocess.run(
             ["node", str(script)],
@@ -64,8 +64,8 @@ def run_example(
         script.unlink()
 
 
-def test_the_example_renders_a_photo(gateway_of_page: ScriptedGateway, tmp_path: Path) -> None:
-    gateway = gateway_of_page
+def test_the_example_renders_a_photo(page_gateway: ScriptedGateway, tmp_path: Path) -> None:
+    gateway = page_gateway
     ended_job = {"id": "j1", "status": "succeeded", "artifacts": [{"id": "art_2"}]}
     gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
     gateway.script(
@@ -87,18 +87,18 @@ def test_the_example_renders_a_photo(gateway_of_page: ScriptedGateway, tmp_path:
     }  # fmt: skip
 
 
-def test_the_example_shows_the_error(gateway_of_page: ScriptedGateway, tmp_path: Path) -> None:
-    gateway_of_page.script("POST", "/jobs", problem(400, "invalid_request", field="inputs.seed"))
-    process = run_example(gateway_of_page, tmp_path)
+def test_the_example_shows_the_error(page_gateway: ScriptedGateway, tmp_path: Path) -> None:
+    page_gateway.script("POST", "/jobs", problem(400, "invalid_request", field="inputs.seed"))
+    process = run_example(page_gateway, tmp_path)
     assert process.returncode == 1
     assert re.search(r"MoyinError.*invalid_request", process.stderr)
     assert "field: 'inputs.seed'" in process.stderr
 
 
 def test_the_example_of_the_readme_asks_for_a_colour(
-    gateway_of_page: ScriptedGateway, tmp_path: Path
+    page_gateway: ScriptedGateway, tmp_path: Path
 ) -> None:
-    gateway = gateway_of_page
+    gateway = page_gateway
     ended_job = {
         "id": "j1",
         "status": "succeeded",
@@ -114,35 +114,37 @@ def test_the_example_of_the_readme_asks_for_a_colour(
 
 def test_the_commands_of_the_readme_build_the_package(tmp_path: Path) -> None:
     build_typescript_client()
-    copy = tmp_path / "clients" / "typescript"
-    shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("node_modules", "build", "dist"))
-    kind, text = list_snippets(FOLDER / "README.md")["build"]
-    assert kind == "sh"
-    authorities = Path("/etc/ssl/certs/ca-certificates.crt")
+    client_copy = tmp_path / "clients" / "typescript"
+    shutil.copytree(
+        FOLDER, client_copy, ignore=shutil.ignore_patterns("node_modules", "build", "dist")
+    )
+    language, commands = list_snippets(FOLDER / "README.md")["build"]
+    assert language == "sh"
+    authorities_path = Path("/etc/ssl/certs/ca-certificates.crt")
     environment = {"npm_config_audit": "false", "npm_config_fund": "false"} | dict(os.environ)
-    if authorities.exists():
+    if authorities_path.exists():
         # Node.js has its own list of certificate authorities.
-        environment.setdefault("NODE_EXTRA_CA_CERTS", str(authorities))
+        environment.setdefault("NODE_EXTRA_CA_CERTS", str(authorities_path))
     process = subprocess.run(
-        ["bash", "-euc", text],
+        ["bash", "-euc", commands],
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stdout + process.stderr
-    manifest = json.loads((copy / "package.json").read_text())
-    assert (copy / manifest["exports"]["."]["default"]).is_file()
+    manifest = json.loads((client_copy / "package.json").read_text())
+    assert (client_copy / manifest["exports"]["."]["default"]).is_file()
 
 
 def test_the_installation_of_the_readme_links_the_package(tmp_path: Path) -> None:
     build_typescript_client()
-    kind, text = list_snippets(FOLDER / "README.md")["install"]
-    assert (kind, text) == ("sh", "npm install /path/to/moyin/clients/typescript\n")
+    language, readme_command = list_snippets(FOLDER / "README.md")["install"]
+    assert (language, readme_command) == ("sh", "npm install /path/to/moyin/clients/typescript\n")
     (tmp_path / "package.json").write_text('{"name": "app", "private": true}')
-    install = text.replace("/path/to/moyin/clients/typescript", str(FOLDER))
+    install_command = readme_command.replace("/path/to/moyin/clients/typescript", str(FOLDER))
     # Needs no registry, as the package has no dependencies.
     environment = os.environ | {"npm_config_offline": "true", "npm_config_audit": "false"}
     script = "import('moyin-client').then((m) => console.log(typeof m.Client))"
     process = subprocess.run(
-        ["bash", "-euc", f"{install}node -e {shlex.quote(script)}"],
+        ["bash", "-euc", f"{install_command}node -e {shlex.quote(script)}"],
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr

@@ -27,7 +27,7 @@ class TextClients:
 
     Attributes:
         python: the interpreter of the environment with openai-agents and LiteLLM.
-        frameworks: the interpreter for LlamaIndex and Haystack, which need other versions.
+        frameworks_python: the interpreter for LlamaIndex and Haystack, which need other versions.
     """
 
     folder: Path
@@ -37,27 +37,29 @@ class TextClients:
         return str(self.folder / "python" / "bin" / "python")
 
     @property
-    def frameworks(self) -> str:
+    def frameworks_python(self) -> str:
         return str(self.folder / "frameworks" / "bin" / "python")
 
     def require_node(self) -> Path:
         """Return the folder of the clients that need Node.js, or skip the test."""
         folder = self.folder / "node" / "node_modules"
         if not folder.exists():
-            pytest.skip("Node.js 20 with npm is missing")
+            pytest.skip("the clients for Node.js are not installed: Node.js 20 with npm is missing")
         return folder
 
 
 def install_text_clients() -> TextClients:
     """Install the clients if they are missing; skip the test if they cannot be installed."""
-    install = subprocess.run(
+    install_process = subprocess.run(
         [str(ROOT / "scripts" / "text_clients.sh")],
         env={**os.environ, "PYTHON": sys.executable},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_INSTALL_SECONDS,
     )  # fmt: skip
-    if install.returncode != 0:
-        pytest.skip(f"clients of text are not installed: {install.stderr[-300:]}")
-    return TextClients(folder=Path(install.stdout.strip()))
+    if install_process.returncode != 0:
+        pytest.skip(
+            f"scripts/text_clients.sh cannot install the text clients: {install_process.stderr[-300:]}"
+        )
+    return TextClients(folder=Path(install_process.stdout.strip()))
 
 
 def run_script(command: list[str], folder: Path) -> Any:
@@ -71,10 +73,10 @@ def run_script(command: list[str], folder: Path) -> Any:
     program, script, *arguments = command
     shutil.copytree(_SCRIPTS, folder, dirs_exist_ok=True)
     write_snippets(folder)
-    client = subprocess.run(
+    client_process = subprocess.run(
         [program, str(folder / script), *arguments],
         env={"PATH": os.environ["PATH"], "HOME": str(folder)},
         cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS,
     )  # fmt: skip
-    assert client.returncode == 0, client.stderr[-3000:]
-    return json.loads(client.stdout.splitlines()[-1])
+    assert client_process.returncode == 0, client_process.stderr[-3000:]
+    return json.loads(client_process.stdout.splitlines()[-1])

@@ -13,8 +13,8 @@ from aiohttp import web
 from anyio.from_thread import start_blocking_portal
 
 from tests.acceptance.scripted import new_scripted_app
-from tests.acceptance.scripted_operations import operations_backend
-from tests.integration.text.fixtures import claude, local, serving
+from tests.acceptance.scripted_operations import build_operations_backend
+from tests.integration.text.fixtures import build_claude_backend, build_local_backend, serving
 
 # llama.cpp with SmolLM2-135M through its OpenAI side and through its Anthropic side; the model
 # that obeys, under several names: some suites ask only models so called for their thoughts.
@@ -36,22 +36,22 @@ PNG = base64.b64decode(
 
 @dataclass(frozen=True, kw_only=True)
 class TextGateway:
-    """A running models app; ``url`` has no ``/v1``."""
+    """A running models app; ``url`` is its URL without ``/v1``."""
 
     url: str
     api_key: str
 
     @property
-    def openai(self) -> str:
+    def openai_url(self) -> str:
         return f"{self.url}/v1"
 
     @property
-    def ollama(self) -> str:
+    def ollama_url(self) -> str:
         return f"{self.url}/v1/ollama"
 
 
 @contextmanager
-def running(llama: str, folder: Path) -> Iterator[TextGateway]:
+def running_text_gateway(llama: str, folder: Path) -> Iterator[TextGateway]:
     """Run the app with llama.cpp and the scripted model as back ends during the block."""
     with (
         start_blocking_portal() as portal,
@@ -66,10 +66,10 @@ async def _serve_models_app(llama: str, folder: Path) -> AsyncIterator[TextGatew
         _serve_scripted_model() as url,
         serving(
             folder,
-            _small_backend(llama),
-            claude(llama),
-            _capable_backend(url),
-            operations_backend(url),
+            _build_small_backend(llama),
+            build_claude_backend(llama),
+            _build_capable_backend(url),
+            build_operations_backend(url),
             **ALIASES,
         ) as models_app,
     ):
@@ -87,23 +87,23 @@ async def _serve_scripted_model() -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-def _small_backend(llama: str) -> dict[str, Any]:
+def _build_small_backend(llama: str) -> dict[str, Any]:
     """Return the back end of llama.cpp with a model that supports JSON schemas but no tools."""
-    backend = local(llama)
+    backend = build_local_backend(llama)
     [model] = backend["models"]
     model |= {"schema": True}
     return backend
 
 
-def _capable_backend(url: str) -> dict[str, Any]:
+def _build_capable_backend(url: str) -> dict[str, Any]:
     abilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
     model = {"context": 128_000, **abilities}
     names = (SCRIPTED, OTHER, SCRIPTED_GPT, SCRIPTED_CLAUDE)
     free_price = {"price": {"input": 0, "output": 0}}
-    vectors = {"name": VECTORS, "context": 8192, "embeddings": True, **free_price}
+    embedding_model = {"name": VECTORS, "context": 8192, "embeddings": True, **free_price}
     return {
         "name": "scripted",
         "type": "openai",
         "base_url": f"{url}/v1",
-        "models": [vectors, *({"name": name, **model, **free_price} for name in names)],
+        "models": [embedding_model, *({"name": name, **model, **free_price} for name in names)],
     }

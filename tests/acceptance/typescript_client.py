@@ -24,6 +24,8 @@ def build_typescript_client(*arguments: str) -> str:
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False,
     )  # fmt: skip
     if process.returncode in (_NO_NODE, _NOT_INSTALLED):
-        pytest.skip(f"the TypeScript client is not built: {process.stderr[-300:]}")
+        pytest.skip(
+            f"scripts/typescript_client.sh cannot build the client: {process.stderr[-300:]}"
+        )
     assert process.returncode == 0, (process.stdout + process.stderr)[-5000:]
     return process.stdout

@@ -48,7 +48,7 @@ class MockModel:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.calls_by_text = Counter[str]()
+        self.calls_by_prompt = Counter[str]()
         self.url = ""
 
     @contextmanager
@@ -74,17 +74,17 @@ class MockModel:
             await runner.cleanup()
 
     async def _answer_chat(self, request: web.Request) -> web.Response:
-        text = (await request.json())["messages"][-1]["content"]
-        self.calls_by_text[text] += 1
+        prompt = (await request.json())["messages"][-1]["content"]
+        self.calls_by_prompt[prompt] += 1
         await asyncio.sleep(self.seconds)
-        if text.endswith("refused"):
+        if prompt.endswith("refused"):
             error = {"message": "refused", "type": "invalid_request_error"}
             return web.json_response({"error": error}, status=400)
         message = {"role": "assistant", "content": "yes"}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
-        answer = {"id": "1", "object": "chat.completion", "created": 1, "model": _MODEL}
-        return web.json_response({**answer, "choices": [choice], "usage": usage})
+        completion = {"id": "1", "object": "chat.completion", "created": 1, "model": _MODEL}
+        return web.json_response({**completion, "choices": [choice], "usage": usage})
 
 
 async def _list_models(_: web.Request) -> web.Response:
@@ -92,7 +92,7 @@ async def _list_models(_: web.Request) -> web.Response:
 
 
 @contextmanager
-def deployed(gateway: RunningStack, model: MockModel, parallel: int) -> Iterator[None]:
+def deployed_model(gateway: RunningStack, model: MockModel, parallel: int) -> Iterator[None]:
     """Add the model to the farm's models app during the block.
 
     Args:
@@ -136,32 +136,36 @@ class BatchRun:
                 lines_file.write(json.dumps(_build_line(number)) + "\n")
         self.id = self.gateway.run("batches", "submit", str(file)).stdout.strip()
 
-    def get(self) -> dict[str, Any]:
+    def fetch_batch(self) -> dict[str, Any]:
         """Return the batch, retrying until the gateway answers."""
         deadline = time.monotonic() + 240
         while True:
             try:
-                result = httpx.get(
+                response = httpx.get(
                     f"{self.gateway.url}/v1/batches/{self.id}",
                     headers={"authorization": f"Bearer {self.gateway.api_key}"},
                     timeout=10,
                 )
-                if result.status_code == 200:
-                    batch: dict[str, Any] = result.json()
+                if response.status_code == 200:
+                    batch: dict[str, Any] = response.json()
                     return batch
-                assert result.status_code >= 500, result.text
+                assert response.status_code >= 500, response.text
             except httpx.HTTPError:
                 pass
-            assert time.monotonic() < deadline, "nobody answers"
+            assert time.monotonic() < deadline, (
+                f"the gateway has not returned the batch {self.id} for 240 s"
+            )
             time.sleep(0.5)
 
     def wait(self, condition: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while True:
-            batch = self.get()
+            batch = self.fetch_batch()
             if condition(batch):
                 return batch
-            assert time.monotonic() < deadline, batch
+            assert time.monotonic() < deadline, (
+                f"the batch did not meet the condition within {seconds} s: {batch}"
+            )
             time.sleep(0.2)
 
     def cancel(self) -> None:
@@ -172,57 +176,68 @@ class BatchRun:
         """Kill the parts one after the other, each after the batch has made progress."""
         for number, part in enumerate(parts):
             share = (number + 0.5) / (len(parts) + 1)
-            wanted = share * self.lines
+            target_count = share * self.lines
 
-            def has_progressed(batch: dict[str, Any], wanted: float = wanted) -> bool:
-                return _count_finished_lines(batch) >= wanted
+            def has_progressed(batch: dict[str, Any], target_count: float = target_count) -> bool:
+                return _count_finished_lines(batch) >= target_count
 
             self.wait(has_progressed, 300)
-            count_before = len(victims.processes(self.gateway.data, PARTS[part]))
-            assert count_before >= 1, f"there is no {part}"
+            count_before = len(victims.list_processes(self.gateway.data, PARTS[part]))
+            assert count_before >= 1, f"no process of {part} runs, so none can be killed"
             killed_pid = victims.kill_one(self.gateway.data, PARTS[part])
-            batch = self.get()
-            assert batch["status"] == "in_progress", f"it was {batch['status']} before {part}"
+            batch = self.fetch_batch()
+            assert batch["status"] == "in_progress", (
+                f"the batch was {batch['status']} before {part} was killed: give it more lines"
+            )
             self.kills.append(f"{part} at {_count_finished_lines(batch)}")
             victims.wait_for_another(self.gateway.data, PARTS[part], killed_pid, count_before, 240)
 
-    def check(self, model: MockModel) -> None:
+    def check_results(self, model: MockModel) -> None:
         """Assert that each line has one result, and that each answer is billed once."""
         batch = self.wait(lambda state: state["status"] in _ENDED, 600)
-        refused_ids = {f"line-{n}" for n in range(1, self.lines + 1) if n % _REFUSED_EVERY == 0}
+        refused_ids = {
+            f"line-{call_count}"
+            for call_count in range(1, self.lines + 1)
+            if call_count % _REFUSED_EVERY == 0
+        }
         assert batch["status"] == "completed", batch
-        counts = {"total": self.lines, "failed": len(refused_ids)}
-        assert batch["request_counts"] == {**counts, "completed": self.lines - len(refused_ids)}
-        answered_lines = self._read(batch["output_file_id"])
-        failed_lines = self._read(batch["error_file_id"])
+        expected_counts = {"total": self.lines, "failed": len(refused_ids)}
+        assert batch["request_counts"] == {
+            **expected_counts,
+            "completed": self.lines - len(refused_ids),
+        }
+        answered_lines = self._read_file(batch["output_file_id"])
+        failed_lines = self._read_file(batch["error_file_id"])
         assert len(answered_lines) == self.lines - len(refused_ids) and len(failed_lines) == len(
             refused_ids
         )
         assert {line["custom_id"] for line in failed_lines} == refused_ids
         assert {line["custom_id"] for line in answered_lines} == {
-            f"line-{n}" for n in range(1, self.lines + 1)
+            f"line-{call_count}" for call_count in range(1, self.lines + 1)
         } - refused_ids
         call_counts = {
-            text: n for text, n in model.calls_by_text.items() if text.startswith("line")
+            prompt: call_count
+            for prompt, call_count in model.calls_by_prompt.items()
+            if prompt.startswith("line")
         }
         assert len(call_counts) == self.lines
         self.repeated = sum(call_counts.values()) - self.lines
-        requests = {line["response"]["request_id"] for line in answered_lines}
-        rows = self._read_ledger()
+        request_ids = {line["response"]["request_id"] for line in answered_lines}
+        ledger_rows = self._read_ledger()
         complete_rows = [
-            (request_id, cost) for request_id, cost, is_complete in rows if is_complete
+            (request_id, cost) for request_id, cost, is_complete in ledger_rows if is_complete
         ]
-        assert Counter(request_id for request_id, _ in complete_rows) == Counter(requests)
+        assert Counter(request_id for request_id, _ in complete_rows) == Counter(request_ids)
         assert {cost for _, cost in complete_rows} == {_NANO_USD}
 
-    def _read(self, file_id: str) -> list[dict[str, Any]]:
-        result = httpx.get(
+    def _read_file(self, file_id: str) -> list[dict[str, Any]]:
+        response = httpx.get(
             f"{self.gateway.url}/v1/files/{file_id}/content",
             headers={"authorization": f"Bearer {self.gateway.api_key}"},
             timeout=60,
         )
-        assert result.status_code == 200, result.text
-        return [json.loads(line) for line in result.content.splitlines()]
+        assert response.status_code == 200, response.text
+        return [json.loads(line) for line in response.content.splitlines()]
 
     def _read_ledger(self) -> list[tuple[str, int, bool]]:
         with closing(sqlite3.connect(self.gateway.data / "moyin.db")) as connection:
@@ -241,26 +256,30 @@ def measure_calls(gateway: RunningStack, count: int) -> list[float]:
     ) as client:
         for _ in range(count):
             started_at = time.perf_counter()
-            answer = client.post("/chat/completions", json=body)
+            response = client.post("/chat/completions", json=body)
             call_seconds.append(time.perf_counter() - started_at)
-            assert answer.status_code == 200, answer.text
+            assert response.status_code == 200, response.text
     return sorted(call_seconds)
 
 
-def describe(took: Sequence[float]) -> str:
-    p50, p99 = took[len(took) // 2], took[int(len(took) * 0.99)]
+def describe_durations(sorted_seconds: Sequence[float]) -> str:
+    """Return the median and the 99th percentile of sorted durations in seconds."""
+    p50, p99 = (
+        sorted_seconds[len(sorted_seconds) // 2],
+        sorted_seconds[int(len(sorted_seconds) * 0.99)],
+    )
     return f"p50 {1000 * p50:.1f} ms, p99 {1000 * p99:.1f} ms"
 
 
 def _build_line(number: int) -> dict[str, Any]:
-    end = " refused" if number % _REFUSED_EVERY == 0 else ""
+    suffix = " refused" if number % _REFUSED_EVERY == 0 else ""
     return {
         "custom_id": f"line-{number}",
         "method": "POST",
         "url": "/v1/chat/completions",
         "body": {
             "model": _MODEL,
-            "messages": [{"role": "user", "content": f"line {number}{end}"}],
+            "messages": [{"role": "user", "content": f"line {number}{suffix}"}],
         },
     }
 
@@ -283,42 +302,63 @@ def _text_farm_env(folder: Path) -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(BATCH_PARTS)}")
-    parser.add_argument("--lines", type=int, default=20_000)
-    parser.add_argument("--measure-only", action="store_true", help="kill nothing")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"one of: {', '.join(BATCH_PARTS)}"
+    )
+    parser.add_argument("--lines", type=int, default=20_000, help="lines of the batch")
+    parser.add_argument("--measure-only", action="store_true", help="stop before the kills")
     parser.add_argument("--calls", type=int, default=500, help="interactive calls to measure")
-    parser.add_argument("--seconds", type=float, default=0.05, help="until the model answers")
-    parser.add_argument("--slow", type=float, default=0.3, help="the same while parts are killed")
-    parser.add_argument("--parallel", type=int, default=32, help="places of the back end")
+    parser.add_argument("--seconds", type=float, default=0.05, help="time that the model takes")
+    parser.add_argument("--slow", type=float, default=0.3, help="the same during the kills")
+    parser.add_argument(
+        "--parallel", type=int, default=32, help="calls that the back end takes at a time"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="moyin-batches-") as folder:
         folder_path, model = Path(folder), MockModel(options.seconds)
         gateway = RunningStack(folder_path, _text_farm_env(folder_path))
-        with gateway.running(), model.serving(), deployed(gateway, model, options.parallel):
+        with gateway.running(), model.serving(), deployed_model(gateway, model, options.parallel):
             measure_calls(gateway, 50)
-            print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
+            print(
+                "without a batch:",
+                describe_durations(measure_calls(gateway, options.calls)),
+                flush=True,
+            )
             batch_run = BatchRun(gateway=gateway, lines=options.lines)
             batch_run.submit(folder_path)
             batch_run.wait(lambda batch: _count_finished_lines(batch) > 0, 60)
-            started_at, done_before = time.monotonic(), _count_finished_lines(batch_run.get())
-            print("with:", describe(measure_calls(gateway, options.calls)), flush=True)
-            lines_per_second = (_count_finished_lines(batch_run.get()) - done_before) / (
-                time.monotonic() - started_at
+            started_at, finished_before = (
+                time.monotonic(),
+                _count_finished_lines(batch_run.fetch_batch()),
             )
+            print(
+                "with a batch:",
+                describe_durations(measure_calls(gateway, options.calls)),
+                flush=True,
+            )
+            lines_per_second = (
+                _count_finished_lines(batch_run.fetch_batch()) - finished_before
+            ) / (time.monotonic() - started_at)
             batch_run.cancel()
-            print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
+            print(
+                "without a batch:",
+                describe_durations(measure_calls(gateway, options.calls)),
+                flush=True,
+            )
             print(f"{lines_per_second:.0f} lines/s", flush=True)
             if options.measure_only:
                 return 0
             model.seconds, started_at = options.slow, time.monotonic()
-            model.calls_by_text.clear()
-            run = BatchRun(gateway=gateway, lines=options.lines)
-            run.submit(folder_path)
-            run.kill_all(options.parts or BATCH_PARTS)
-            run.check(model)
+            model.calls_by_prompt.clear()
+            run_with_kills = BatchRun(gateway=gateway, lines=options.lines)
+            run_with_kills.submit(folder_path)
+            run_with_kills.kill_all(options.parts or BATCH_PARTS)
+            run_with_kills.check_results(model)
             print(f"{options.lines} lines in {time.monotonic() - started_at:.0f} s")
-            print(f"killed: {', '.join(run.kills)}")
-            print(f"{run.repeated} lines were sent to the model again, none was billed twice")
+            print(f"killed: {', '.join(run_with_kills.kills)}")
+            print(
+                f"{run_with_kills.repeated} lines were sent to the model again, none was billed twice"
+            )
     return 0
 
 

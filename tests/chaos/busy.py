@@ -27,23 +27,23 @@ class Execution:
 def list_executions(data: Path) -> list[Execution]:
     """Return all executions by the ComfyUIs of the stack whose data folder is ``data``."""
     folders = sorted((data / "comfyui" / "run").iterdir())
-    return [execution for folder in folders for execution in _read(folder)]
+    return [execution for folder in folders for execution in _read_executions(folder)]
 
 
-def _read(folder: Path) -> Iterator[Execution]:
+def _read_executions(folder: Path) -> Iterator[Execution]:
     # The log that was continued in ``comfyui.log`` is the older one.
     files = sorted(folder.glob("comfyui.log*"), reverse=True)
-    text = "".join(file.read_text(errors="replace") for file in files)
-    ticks: list[float] = []
-    for line in _LINE.finditer(text):
-        tick, seconds = line.groups()
+    log = "".join(file.read_text(errors="replace") for file in files)
+    tick_times: list[float] = []
+    for match in _LINE.finditer(log):
+        tick, seconds = match.groups()
         if tick is not None:
-            ticks.append(float(tick))
-        elif ticks:
+            tick_times.append(float(tick))
+        elif tick_times:
             if seconds is None:
-                yield Execution(ticks[-1] - ticks[0], ended=False)
+                yield Execution(tick_times[-1] - tick_times[0], ended=False)
             else:
                 yield Execution(float(seconds), ended=True)
-            ticks = []
-    if ticks:
-        yield Execution(ticks[-1] - ticks[0], ended=False)
+            tick_times = []
+    if tick_times:
+        yield Execution(tick_times[-1] - tick_times[0], ended=False)

@@ -45,10 +45,10 @@ class StackClient:
                 time.sleep(0.2)
 
     def job(self, job_id: str) -> dict[str, Any]:
-        results: dict[str, Any] = self._call("GET", f"/jobs/{job_id}")
-        return results
+        job: dict[str, Any] = self._call("GET", f"/jobs/{job_id}")
+        return job
 
-    def artifact(self, url: str) -> bytes:
+    def download(self, url: str) -> bytes:
         return self._request_bytes("GET", url)
 
     def wait(self, job_id: str, statuses: set[str], seconds: float) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class StackClient:
         return self.wait_until(job_id, lambda job: job["status"] in statuses, seconds)
 
     def wait_until(self, job_id: str, condition: Any, seconds: float) -> dict[str, Any]:
-        deadline = time.monotonic() + seconds
+        job, deadline = None, time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
                 job = self.job(job_id)
@@ -68,7 +68,9 @@ class StackClient:
             if condition(job):
                 return job
             time.sleep(0.1)
-        raise AssertionError(f"the job did not reach the status within {seconds} s: {job}")
+        raise AssertionError(
+            f"the job {job_id} did not meet the condition within {seconds} s: {job}"
+        )
 
     def _call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         return json.loads(self._request_bytes(method, path, body, **headers))
@@ -84,6 +86,6 @@ class StackClient:
                 **{name.replace("_", "-"): value for name, value in headers.items()},
             },
         )
-        with urllib.request.urlopen(request, timeout=15) as answer:
-            data: bytes = answer.read()
-            return data
+        with urllib.request.urlopen(request, timeout=15) as response:
+            body_bytes: bytes = response.read()
+            return body_bytes

@@ -4,8 +4,8 @@
 succeed, fail, are cancelled and are retried, and every few seconds a ComfyUI, an actor, the pool or
 the jobs worker is killed. At the end, four sums are compared: the costs of the jobs, the ledger,
 the spending of the tenant's budget, and the busy time in the ComfyUIs' own logs. The first three
-must be equal, and the last within 1 %, except for actors that were lost. ``--seconds`` is the work
-in seconds of a GPU (3,600), and ``--actors`` is the number of actors that share it.
+must be equal, and the last within 1 %, except for actors that were lost. ``--seconds`` is the
+GPU time of all renders (3,600), and ``--actors`` is the number of actors that share the GPU.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class CostPlan:
 
     Attributes:
         seconds: the total duration of the renders.
+        actors: the number of ComfyUIs.
         every: the number of seconds between kills.
         lengths: the shortest and the longest render in seconds.
         failing: the share of renders that fail.
@@ -83,20 +84,20 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
     @property
-    def booked(self) -> float:
+    def booked_seconds(self) -> float:
         return sum(row.quantity or 0 for row in self.rows) / 1000
 
     @property
-    def busy(self) -> float:
+    def busy_seconds(self) -> float:
         return sum(execution.seconds for execution in self.executions)
 
     @property
     def sentence(self) -> str:
-        error = self.booked / self.busy - 1
+        error = self.booked_seconds / self.busy_seconds - 1
         return (
             f"{self.statuses.total()} jobs {dict(self.statuses)}, kills {dict(self.kills)}: "
             f"{len(self.executions)} executions, {len(self.rows)} runs; ComfyUIs were busy for "
-            f"{self.busy:.2f} s, booked were {self.booked:.2f} s ({error:+.2%})"
+            f"{self.busy_seconds:.2f} s, booked were {self.booked_seconds:.2f} s ({error:+.2%})"
         )
 
 
@@ -107,8 +108,8 @@ async def check_costs(gateway: RunningStack, plan: CostPlan) -> Report:
     kill_task = asyncio.create_task(_kill_processes(gateway, plan, report))
     try:
         _, key = await KeyStore(database).create(_OWNER, "costs")
-        limit = Limit(subject=f"owner:{_OWNER}", usd_per_month=Decimal(100_000))
-        await LimitStore(database).set(limit)
+        budget_limit = Limit(subject=f"owner:{_OWNER}", usd_per_month=Decimal(100_000))
+        await LimitStore(database).set(budget_limit)
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30) as client:
             await _run_jobs(client, plan, rng)
@@ -128,14 +129,18 @@ async def check_costs(gateway: RunningStack, plan: CostPlan) -> Report:
 
 
 def _compare_costs(report: Report) -> None:
-    ledger = sum((row.cost_usd for row in report.rows), Decimal(0))
-    if abs(ledger - report.jobs_usd) > Decimal("0.000001"):
-        report.problems.append(f"the ledger has {ledger} USD, the jobs have {report.jobs_usd}")
-    if ledger != report.spent_usd:
-        report.problems.append(f"the ledger has {ledger} USD, the budget {report.spent_usd}")
-    expected_usd = Decimal(str(report.booked)) * _USD_PER_HOUR / 3600
-    if abs(ledger - expected_usd) > Decimal("0.001") * len(report.rows):
-        report.problems.append(f"{report.booked} s cost {ledger} USD, and not {expected_usd}")
+    ledger_usd = sum((row.cost_usd for row in report.rows), Decimal(0))
+    if abs(ledger_usd - report.jobs_usd) > Decimal("0.000001"):
+        report.problems.append(f"the ledger has {ledger_usd} USD, the jobs have {report.jobs_usd}")
+    if ledger_usd != report.spent_usd:
+        report.problems.append(
+            f"the ledger has {ledger_usd} USD, the budget has {report.spent_usd}"
+        )
+    expected_usd = Decimal(str(report.booked_seconds)) * _USD_PER_HOUR / 3600
+    if abs(ledger_usd - expected_usd) > Decimal("0.001") * len(report.rows):
+        report.problems.append(
+            f"the ledger has {ledger_usd} USD for {report.booked_seconds} s, but the price is {expected_usd} USD"
+        )
     if len(report.rows) > len(report.executions):
         report.problems.append(
             f"{len(report.executions)} executions were booked as {len(report.rows)} runs"
@@ -143,11 +148,19 @@ def _compare_costs(report: Report) -> None:
     lost_executions = len(report.executions) - len(report.rows)
     # An actor may be lost before the pool has seen its run.
     if lost_executions > report.kills["actor"]:
-        report.problems.append(f"{lost_executions} executions were not booked")
-    allowed = _MAX_ERROR * report.busy
-    difference = report.booked - report.busy
-    if not -allowed - _LOST_SECONDS * report.kills["actor"] <= difference <= allowed:
-        report.problems.append(f"booked and busy time differ by {difference:+.2f} s")
+        report.problems.append(
+            f"{lost_executions} executions were not booked, but only {report.kills['actor']} actors killed"
+        )
+    allowed_seconds = _MAX_ERROR * report.busy_seconds
+    difference_seconds = report.booked_seconds - report.busy_seconds
+    if (
+        not -allowed_seconds - _LOST_SECONDS * report.kills["actor"]
+        <= difference_seconds
+        <= allowed_seconds
+    ):
+        report.problems.append(
+            f"booked and busy time differ by {difference_seconds:+.2f} s, allowed are {allowed_seconds:.2f} s"
+        )
 
 
 async def _run_jobs(client: httpx.AsyncClient, plan: CostPlan, rng: random.Random) -> None:
@@ -157,11 +170,11 @@ async def _run_jobs(client: httpx.AsyncClient, plan: CostPlan, rng: random.Rando
         slots = asyncio.Semaphore(4 * plan.actors)
         while remaining_seconds > 0:
             await slots.acquire()
-            seconds, kind = round(rng.uniform(*plan.lengths), 2), rng.random()
+            seconds, random_share = round(rng.uniform(*plan.lengths), 2), rng.random()
             remaining_seconds -= seconds
             number += 1
-            job = _run_job(client, plan, number, seconds, kind)
-            group.create_task(job).add_done_callback(lambda _: slots.release())
+            job_run = _run_job(client, plan, number, seconds, random_share)
+            group.create_task(job_run).add_done_callback(lambda _: slots.release())
 
 
 async def _run_job(
@@ -268,7 +281,7 @@ async def _kill_processes(gateway: RunningStack, plan: CostPlan, report: Report)
         for name in KILLS:
             await asyncio.sleep(plan.every)
             victim_processes = await asyncio.to_thread(
-                victims.processes, gateway.data, victims.KILLS[name]
+                victims.list_processes, gateway.data, victims.KILLS[name]
             )
             if not victim_processes:
                 continue  # not back yet from its last death
@@ -279,26 +292,28 @@ async def _kill_processes(gateway: RunningStack, plan: CostPlan, report: Report)
             report.kills[name] += 1
 
 
-async def _check_plan(plan: CostPlan) -> int:
+async def _run_plan(plan: CostPlan) -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-costs-") as folder:
         price = {"usd_per_gpu_hour": float(_USD_PER_HOUR * plan.actors)}
         comfyui = find_comfyui(Settings())
         async with farm(comfyui, Path(folder), plan.actors, **price) as gateway:
             report = await check_costs(gateway, plan)
     print(report.sentence)
-    print("\n".join(report.problems) or "nothing forgotten, nothing twice")
+    print("\n".join(report.problems) or "all executions were booked once")
     return 1 if report.problems else 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     plan = CostPlan()
-    parser.add_argument("--seconds", type=float, default=plan.seconds)
+    parser.add_argument(
+        "--seconds", type=float, default=plan.seconds, help="GPU time of all renders"
+    )
     parser.add_argument("--actors", type=int, default=plan.actors)
-    parser.add_argument("--every", type=float, default=plan.every)
+    parser.add_argument("--every", type=float, default=plan.every, help="seconds between kills")
     parser.add_argument("--seed", type=int, default=plan.seed)
     options = parser.parse_args()
-    sys.exit(asyncio.run(_check_plan(CostPlan(**vars(options)))))
+    sys.exit(asyncio.run(_run_plan(CostPlan(**vars(options)))))
 
 
 if __name__ == "__main__":

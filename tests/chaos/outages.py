@@ -28,29 +28,29 @@ from tests.stack import RunningStack, farm_env
 
 PARTS: dict[str, Callable[[str], bool]] = {
     # Processes of Ray's head: when one ends, `ray start --block` ends all, or Ray goes on without.
-    "gcs_server": victims.program("gcs_server"),
-    "raylet": victims.program("raylet"),
+    "gcs_server": victims.is_program_named("gcs_server"),
+    "raylet": victims.is_program_named("raylet"),
     "ray start": lambda line: "ray start --head" in line,
     "dashboard": lambda line: "/dashboard/dashboard.py" in line,
-    "dashboard agent": victims.actor_named("DashboardAgent"),
-    "runtime env agent": victims.actor_named("RuntimeEnvAgent"),
+    "dashboard agent": victims.is_actor_named("DashboardAgent"),
+    "runtime env agent": victims.is_actor_named("RuntimeEnvAgent"),
     "autoscaler": lambda line: "/_private/monitor.py" in line,
     "Ray client server": lambda line: "ray.util.client.server" in line,
     # Of Serve.
-    "HAProxy": victims.program("haproxy"),
-    "HAProxyManager": victims.actor_named("HAProxyManager"),
-    "ServeController": victims.actor_named("ServeController"),
-    "ProxyActor": victims.actor_named("ProxyActor"),
-    "gateway replica": victims.replica("Gateway"),
-    "models replica": victims.replica("Models"),
-    "accounts replica": victims.replica("Accounts"),
-    "JobWorker replica": victims.replica("JobWorker"),
-    "RenderPool replica": victims.replica("RenderPool"),
+    "HAProxy": victims.is_program_named("haproxy"),
+    "HAProxyManager": victims.is_actor_named("HAProxyManager"),
+    "ServeController": victims.is_actor_named("ServeController"),
+    "ProxyActor": victims.is_actor_named("ProxyActor"),
+    "gateway replica": victims.is_replica_of("Gateway"),
+    "models replica": victims.is_replica_of("Models"),
+    "accounts replica": victims.is_replica_of("Accounts"),
+    "JobWorker replica": victims.is_replica_of("JobWorker"),
+    "RenderPool replica": victims.is_replica_of("RenderPool"),
     # What they hold, and what all lean on.
-    "ComfyUIActor": victims.actor,
-    "ComfyUI": victims.comfyui,
-    "Temporal": victims.temporal,
-    "Valkey": victims.valkey,
+    "ComfyUIActor": victims.is_comfyui_actor,
+    "ComfyUI": victims.is_comfyui,
+    "Temporal": victims.is_temporal,
+    "Valkey": victims.is_valkey,
 }
 # Columns of the table.
 _COLUMNS = sorted(SERVICES, key=str.lower)
@@ -76,7 +76,7 @@ class Outage:
     render: float
 
     def describe_outage(self, service: str) -> str:
-        """Return the table's cell for a service: the outage's length, and the failed outcomes."""
+        """Return the table's cell for a service: the outage's duration and the kinds of failure."""
         failures = [
             (call.ended - self.killed, "waits" if call.outcome == "ok" else call.outcome)
             for call in self.calls
@@ -95,8 +95,8 @@ class Outage:
 
 
 @contextmanager
-def watching(gateway: RunningStack) -> Iterator[ResponseWatch]:
-    """Start clients that check every response, once the farm works in every part."""
+def watching_responses(gateway: RunningStack) -> Iterator[ResponseWatch]:
+    """Run clients that check every response during the block, once all services respond normally."""
     client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
     assert client.wait(job_id, FINAL, 300)["status"] == "succeeded"
@@ -106,18 +106,20 @@ def watching(gateway: RunningStack) -> Iterator[ResponseWatch]:
         yield watch
 
 
-def kill(gateway: RunningStack, watch: ResponseWatch, part: str) -> Outage:
-    """Kill the oldest process of ``part`` with SIGKILL, and return once everything works again."""
-    count_before = len(victims.processes(gateway.data, PARTS[part]))
-    assert count_before >= 1, f"there is no {part}"
+def kill_part(gateway: RunningStack, watch: ResponseWatch, part: str) -> Outage:
+    """Kill the oldest process of ``part`` with SIGKILL; return once all services respond again."""
+    count_before = len(victims.list_processes(gateway.data, PARTS[part]))
+    assert count_before >= 1, f"no process of {part} runs, so none can be killed"
     killed_at = time.monotonic()
     pid = victims.kill_one(gateway.data, PARTS[part])
     with ThreadPoolExecutor(1) as pool:
         render_future = pool.submit(_time_render, StackClient(gateway.url, gateway.api_key))
         watch.wait_until_well(killed_at, seconds=_QUIET_SECONDS)
-        render = render_future.result()
+        render_seconds = render_future.result()
     victims.wait_for_another(gateway.data, PARTS[part], pid, count_before, 240)
-    return Outage(part=part, killed=killed_at, calls=watch.since(killed_at), render=render)
+    return Outage(
+        part=part, killed=killed_at, calls=watch.calls_since(killed_at), render=render_seconds
+    )
 
 
 def _time_render(client: StackClient) -> float:
@@ -132,16 +134,16 @@ def _time_render(client: StackClient) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of: {', '.join(PARTS)}")
     parts = parser.parse_args().parts or list(PARTS)
     with tempfile.TemporaryDirectory(prefix="moyin-outages-") as folder:
         comfyui = find_comfyui(Settings())
         gateway = RunningStack(Path(folder), farm_env(comfyui, Path(folder)))
-        with gateway.running(), watching(gateway) as watch:
+        with gateway.running(), watching_responses(gateway) as watch:
             print("| killed | " + " | ".join(_COLUMNS) + " | a render takes |")
             print("|---" * (len(_COLUMNS) + 2) + "|", flush=True)
             for part in parts:
-                print(kill(gateway, watch, part).row, flush=True)
+                print(kill_part(gateway, watch, part).row, flush=True)
             for problem in watch.wrong:
                 print(f"WRONG: {problem}", file=sys.stderr)
             return 1 if watch.wrong else 0

@@ -85,26 +85,26 @@ class Report:
     @property
     def sentence(self) -> str:
         kill_counts = ", ".join(f"{name} {count}" for name, count in self.kills.items())
-        try_counts = ", ".join(
-            f"{try_counts} times {count}" for try_counts, count in sorted(self.tries.items())
+        tries_text = ", ".join(
+            f"{tries} times {count}" for tries, count in sorted(self.tries.items())
         )
         return (
             f"{self.jobs} jobs ({self.slept:.0f} s of work) in {self.seconds:.0f} s, "
             f"{self.kills.total()} kills ({kill_counts}); {self.refused} calls tried again; "
-            f"render steps begun: {try_counts}; renders finished by ComfyUI: {self.renders}"
+            f"render steps begun: {tries_text}; renders finished by ComfyUI: {self.renders}"
         )
 
 
 @asynccontextmanager
 async def farm(
-    comfyui: ComfyUI, folder: Path, actors: int, **kwargs: Any
+    comfyui: ComfyUI, folder: Path, actors: int, **pool_args: Any
 ) -> AsyncIterator[RunningStack]:
     """Run a stack with several ComfyUIs on one logical card, and delete it at the end.
 
     Args:
-        kwargs: further ``args`` of the render pool.
+        pool_args: further ``args`` of the render pool.
     """
-    env = farm_env(comfyui, folder, **kwargs)
+    env = farm_env(comfyui, folder, **pool_args)
     path = Path(env["MOYIN_SERVE_CONFIG"])
     config = yaml.safe_load(path.read_text())
     [pool] = [app for app in config["applications"] if app["name"] == "render-default"]
@@ -159,7 +159,8 @@ async def _run_owner(
 ) -> list[str]:
     """Submit a job for each graph of an owner, wait for all, and fetch the results.
 
-    Returns the job ids.
+    Returns:
+        The ids of the jobs.
     """
     async with _Caller(gateway.url, key, plan.patience, report) as caller:
         ids: list[str] = []
@@ -169,17 +170,17 @@ async def _run_owner(
         expected_ids = set(ids)
         deadline = time.monotonic() + plan.patience
         while True:
-            page = (await caller.get("/jobs?limit=200"))["jobs"]
-            if all(job["status"] in FINAL for job in page):
+            owner_jobs = (await caller.get("/jobs?limit=200"))["jobs"]
+            if all(job["status"] in FINAL for job in owner_jobs):
                 break
             if time.monotonic() > deadline:
-                open_ = [job["id"] for job in page if job["status"] not in FINAL]
-                report.problems.append(f"never ended: {open_}")
+                open_ids = [job["id"] for job in owner_jobs if job["status"] not in FINAL]
+                report.problems.append(f"jobs that never ended: {open_ids}")
                 break
             await asyncio.sleep(2)
-        if {job["id"] for job in page} != expected_ids or len(page) != len(ids):
-            report.problems.append("an owner has other jobs than were submitted")
-        for job in page:
+        if {job["id"] for job in owner_jobs} != expected_ids or len(owner_jobs) != len(ids):
+            report.problems.append("an owner's jobs differ from those that it submitted")
+        for job in owner_jobs:
             await _check_job(caller, job, report)
     return ids
 
@@ -187,15 +188,15 @@ async def _run_owner(
 async def _check_job(caller: _Caller, job: dict[str, Any], report: Report) -> None:
     if job["status"] != "succeeded" or job["attempts"] != 1 or len(job["artifacts"]) != 1:
         summary = {name: job[name] for name in ("id", "status", "error", "attempts", "artifacts")}
-        report.problems.append(f"no single result: {json.dumps(summary)}")
+        report.problems.append(f"a job without exactly one artifact: {json.dumps(summary)}")
         return
     [artifact] = job["artifacts"]
-    if not (await caller.content(artifact["url"])).startswith(PNG):
-        report.problems.append(f"not a picture: {artifact}")
+    if not (await caller.get_bytes(artifact["url"])).startswith(PNG):
+        report.problems.append(f"an artifact is not a PNG: {artifact}")
 
 
 class _Caller:
-    """The client of one owner; it repeats its calls, all idempotent, until they are answered."""
+    """A client with one owner's key; it repeats its calls, all idempotent, until they succeed."""
 
     def __init__(self, url: str, key: str, patience: float, report: Report) -> None:
         self._patience = patience
@@ -217,9 +218,9 @@ class _Caller:
         return json.loads(await self._call("POST", path, json=body, headers=headers))
 
     async def get(self, path: str) -> Any:
-        return json.loads(await self.content(path))
+        return json.loads(await self.get_bytes(path))
 
-    async def content(self, path: str) -> bytes:
+    async def get_bytes(self, path: str) -> bytes:
         return await self._call("GET", path)
 
     async def _call(self, method: str, path: str, **options: Any) -> bytes:
@@ -227,14 +228,14 @@ class _Caller:
         while True:
             try:
                 async with self._session.request(method, path, **options) as response:
-                    data = await response.read()
+                    response_bytes = await response.read()
                     if response.status < 300:
-                        return data
+                        return response_bytes
                     # A farm that is being hurt says so with 5xx; anything else is a mistake.
-                    assert response.status >= 500, (response.status, data)
+                    assert response.status >= 500, (response.status, response_bytes)
             except (aiohttp.ClientError, TimeoutError) as error:
-                data = repr(error).encode()
-            assert time.monotonic() < deadline, data
+                response_bytes = repr(error).encode()
+            assert time.monotonic() < deadline, response_bytes
             self._report.refused += 1
             await asyncio.sleep(0.5)
 
@@ -245,7 +246,7 @@ async def _kill_processes(gateway: RunningStack, plan: SoakPlan, report: Report)
     for name in (name for _ in rounds for name in victims.KILLS):
         await asyncio.sleep(plan.every)
         victim_processes = await asyncio.to_thread(
-            victims.processes, gateway.data, victims.KILLS[name]
+            victims.list_processes, gateway.data, victims.KILLS[name]
         )
         if not victim_processes:
             continue  # not back yet from its last death
@@ -259,15 +260,19 @@ async def _kill_processes(gateway: RunningStack, plan: SoakPlan, report: Report)
 
 def _count_processes(gateway: RunningStack) -> dict[str, int]:
     return {
-        name: len(victims.processes(gateway.data, matches))
+        name: len(victims.list_processes(gateway.data, matches))
         for name, matches in victims.KILLS.items()
     }
 
 
 async def _wait_for_actors(gateway: RunningStack, actors: int) -> None:
     deadline = time.monotonic() + _RECOVERY_SECONDS * 2
-    while (result := (await asyncio.to_thread(_count_processes, gateway))["ComfyUI"]) != actors:
-        assert time.monotonic() < deadline, f"{result} ComfyUIs"
+    while (
+        comfyui_count := (await asyncio.to_thread(_count_processes, gateway))["ComfyUI"]
+    ) != actors:
+        assert time.monotonic() < deadline, (
+            f"only {comfyui_count} of {actors} ComfyUIs run after {2 * _RECOVERY_SECONDS:.0f} s"
+        )
         await asyncio.sleep(0.5)
 
 
@@ -282,7 +287,9 @@ async def _check_recovery(
     deadline = time.monotonic() + _RECOVERY_SECONDS
     while (current_counts := await asyncio.to_thread(_count_processes, gateway)) != counts_before:
         if time.monotonic() > deadline:
-            report.problems.append(f"processes: {counts_before} before, {current_counts} after")
+            report.problems.append(
+                f"processes: {counts_before} before the kills, {current_counts} after"
+            )
             return
         await asyncio.sleep(0.5)
 
@@ -292,21 +299,25 @@ async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> 
     database = Database(gateway.settings.sql_url)
     try:
         async with database.reading() as connection:
-            results = (await connection.execute(sa.select(jobs.c.id, jobs.c.results))).all()
+            job_results = (await connection.execute(sa.select(jobs.c.id, jobs.c.results))).all()
             rows = (
                 await connection.execute(sa.select(artifacts.c.job_id, artifacts.c.sha256))
             ).all()
             owned_files = [tuple(row) for row in rows]
     finally:
         await database.close()
-    steps = {job_id: len(entries) for job_id, entries in map(tuple, results)}
-    files = Counter(job_id for job_id, _ in owned_files)
+    result_counts = {job_id: len(step_results) for job_id, step_results in map(tuple, job_results)}
+    file_counts = Counter(job_id for job_id, _ in owned_files)
     for job_id in ids:
-        if steps.get(job_id) != 1 or files[job_id] != 1:
-            report.problems.append(f"{job_id}: {steps.get(job_id)} results, {files[job_id]} files")
-    pictures = {sha256 for job_id, sha256 in owned_files if job_id in set(ids)}
-    if len(set(ids)) != report.jobs or len(pictures) != report.jobs:
-        report.problems.append(f"{len(set(ids))} jobs, {len(pictures)} different pictures")
+        if result_counts.get(job_id) != 1 or file_counts[job_id] != 1:
+            report.problems.append(
+                f"{job_id}: {result_counts.get(job_id)} results, {file_counts[job_id]} files, not one each"
+            )
+    picture_digests = {sha256 for job_id, sha256 in owned_files if job_id in set(ids)}
+    if len(set(ids)) != report.jobs or len(picture_digests) != report.jobs:
+        report.problems.append(
+            f"{len(set(ids))} jobs, {len(picture_digests)} different pictures; expected {report.jobs}"
+        )
 
 
 async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report) -> None:
@@ -314,17 +325,17 @@ async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report
     settings = gateway.settings
     client = await Client.connect(settings.temporal_address, namespace=settings.temporal_namespace)
     for job_id in ids:
-        completed_steps = try_count = 0
+        completed_count = try_count = 0
         history = await client.get_workflow_handle(job_id).fetch_history()
         for event in history.events:
             if event.HasField("activity_task_started_event_attributes"):
                 try_count = event.activity_task_started_event_attributes.attempt
-            completed_steps += event.HasField("activity_task_completed_event_attributes")
+            completed_count += event.HasField("activity_task_completed_event_attributes")
         report.tries[try_count] += 1
-        if completed_steps != 1:
-            report.problems.append(f"{job_id}: {completed_steps} completed render steps")
-    runs = Counter([run.id async for run in client.list_workflows()])
-    if any(runs[job_id] > 1 for job_id in ids):
+        if completed_count != 1:
+            report.problems.append(f"{job_id}: {completed_count} completed render steps, not one")
+    workflow_counts = Counter([run.id async for run in client.list_workflows()])
+    if any(workflow_counts[job_id] > 1 for job_id in ids):
         report.problems.append("a job had more than one workflow")
 
 
@@ -333,12 +344,12 @@ def _count_renders(gateway: RunningStack) -> int:
 
     Each ComfyUI executes a prompt of its own when it starts.
     """
-    texts = [
+    logs = [
         path.read_text(errors="replace")
         for path in (gateway.data / "comfyui" / "run").glob("*/comfyui.log*")
     ]
-    executed_prompts = sum(text.count("Prompt executed in") for text in texts)
-    return executed_prompts - sum(text.count("To see the GUI go to") for text in texts)
+    executed_count = sum(log.count("Prompt executed in") for log in logs)
+    return executed_count - sum(log.count("To see the GUI go to") for log in logs)
 
 
 async def _create_keys(gateway: RunningStack, count: int) -> list[str]:
@@ -350,12 +361,14 @@ async def _create_keys(gateway: RunningStack, count: int) -> list[str]:
         await database.close()
 
 
-async def _soak_plan(plan: SoakPlan) -> int:
+async def _run_plan(plan: SoakPlan) -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-soak-") as folder:
         async with farm(find_comfyui(Settings()), Path(folder), plan.actors) as gateway:
             report = await soak(gateway, plan)
     print(report.sentence)
-    print("\n".join(report.problems) or "nothing lost, nothing twice, nothing left over")
+    print(
+        "\n".join(report.problems) or "no job was lost or rendered twice, no process is left over"
+    )
     return 1 if report.problems else 0
 
 
@@ -366,11 +379,15 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=SoakPlan.actors)
     parser.add_argument("--every", type=float, default=SoakPlan.every, help="seconds between kills")
     parser.add_argument(
-        "--work", type=float, nargs=2, default=SoakPlan.work, help="seconds a graph"
+        "--work",
+        type=float,
+        nargs=2,
+        default=SoakPlan.work,
+        help="shortest and longest render in seconds",
     )
     parser.add_argument("--seed", type=int, default=SoakPlan.seed)
     options = vars(parser.parse_args())
-    sys.exit(asyncio.run(_soak_plan(SoakPlan(**options | {"work": tuple(options["work"])}))))
+    sys.exit(asyncio.run(_run_plan(SoakPlan(**options | {"work": tuple(options["work"])}))))
 
 
 if __name__ == "__main__":

@@ -54,24 +54,26 @@ async def test_hanging_service_does_not_affect_other_services(
             _hang_and_kill(gateway, REPLICAS[victim], uses[victim], windows, load)
         )
     for name in other_uses:
-        result = windows.sort(results_by_name[name])
-        assert all(result[window] for window in ("quiet", "hanging", "dead")), "the others went on"
+        seconds_by_fault = windows.sort_calls(results_by_name[name])
+        assert all(seconds_by_fault[window] for window in ("quiet", "hanging", "dead")), (
+            f"{name} was not called in every window: {seconds_by_fault}"
+        )
         record_measurement(
-            f"{victim} hung, then killed: {name} {_compare_times(result)}; no failure"
+            f"{victim} hung, then killed: {name} {_compare_times(seconds_by_fault)}; no failure"
         )
 
 
 async def test_a_memory_leak_in_accounts_restarts_only_accounts(
     gateway: RunningStack, tmp_path: Path, record_measurement: RecordMeasurement
 ) -> None:
-    leaky = tmp_path / "leaky.yaml"
+    leaky_config = tmp_path / "leaky.yaml"
     config = yaml.safe_load(Path(gateway.env["MOYIN_SERVE_CONFIG"]).read_text())
     [accounts] = [app for app in config["applications"] if app["name"] == "accounts"]
     accounts["import_path"] = "tests.chaos.leaky:build"
     [deployment] = accounts["deployments"]
-    limit = {"MOYIN_REPLICA_MEMORY_MIB": str(LEAK_LIMIT_MIB)}
-    deployment["ray_actor_options"]["runtime_env"] = {"env_vars": limit}
-    leaky.write_text(yaml.safe_dump(config))
+    env_vars = {"MOYIN_REPLICA_MEMORY_MIB": str(LEAK_LIMIT_MIB)}
+    deployment["ray_actor_options"]["runtime_env"] = {"env_vars": env_vars}
+    leaky_config.write_text(yaml.safe_dump(config))
     async with _open_client(gateway) as client:
         other_uses = {
             "models": lambda: _ask_model(client),
@@ -84,26 +86,26 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
             _find_pids(gateway, other_apps),
             _find_pids(gateway, {"Accounts"}),
         )
-        await asyncio.to_thread(gateway.run, "deploy", "--config", str(leaky))
+        await asyncio.to_thread(gateway.run, "deploy", "--config", str(leaky_config))
         try:
             await eventually(lambda: not accounts_pids & _find_pids(gateway, {"Accounts"}), 180)
-            results_by_name = await ServiceLoad(other_uses).run(_leak(client, gateway))
+            results_by_name = await ServiceLoad(other_uses).run(_leak_memory(client, gateway))
         finally:
             await asyncio.to_thread(gateway.run, "deploy")
         await asyncio.wait_for(_wait_until_well(lambda: _get(client, KEYS)), 180)
         assert _find_pids(gateway, other_apps) == pids_before
-    uses = {name: len(results) for name, results in results_by_name.items()}
-    assert all(uses.values())
+    use_counts = {name: len(results) for name, results in results_by_name.items()}
+    assert all(use_counts.values())
     record_measurement(
         f"a leak in accounts: its replica ended at {LEAK_LIMIT_MIB} MiB and was replaced; "
-        f"meanwhile {uses}, no failure"
+        f"meanwhile {use_counts}, no failure"
     )
 
 
-async def _leak(client: aiohttp.ClientSession, gateway: RunningStack) -> None:
+async def _leak_memory(client: aiohttp.ClientSession, gateway: RunningStack) -> None:
     """Call the leaky accounts app until its replica is stopped because of its memory."""
     await _wait_until_well(lambda: _get(client, KEYS))
-    [process] = victims.processes(gateway.data, victims.replica("Accounts"))
+    [process] = victims.list_processes(gateway.data, victims.is_replica_of("Accounts"))
     largest_rss = 0
     with suppress(psutil.NoSuchProcess):
         async with asyncio.timeout(90):
@@ -120,7 +122,7 @@ def _find_pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
     return {
         process.pid
         for name in deployments
-        for process in victims.processes(gateway.data, victims.replica(name))
+        for process in victims.list_processes(gateway.data, victims.is_replica_of(name))
     }
 
 
@@ -133,32 +135,34 @@ class FaultWindows:
     def __init__(self) -> None:
         self._spans: list[tuple[str, float, float]] = []
 
-    async def spend(self, name: str, fault: Awaitable[None]) -> None:
+    async def record(self, kind: str, window_work: Awaitable[None]) -> None:
         started_at = time.monotonic()
-        await fault
-        self._spans.append((name, started_at, time.monotonic()))
+        await window_work
+        self._spans.append((kind, started_at, time.monotonic()))
 
-    def sort(self, uses: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
-        """Assign calls to the window in which they began; return their durations by kind of window.
+    def sort_calls(self, calls: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
+        """Return the durations of the calls of each window, by the window's kind.
 
-        Windows without calls are left out.
+        A call belongs to the window in which it began. Windows without calls are left out.
 
         Args:
-            uses: the start and the duration of each call.
+            calls: the start and the duration of each call in seconds.
         """
-        all_uses = list(uses)
-        results: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}
-        for name, start, end in self._spans:
+        all_calls = list(calls)
+        windows_by_kind: dict[str, list[list[float]]] = {kind: [] for kind, _, _ in self._spans}
+        for kind, window_start, window_end in self._spans:
             window_seconds = [
-                seconds for started_at, seconds in all_uses if start <= started_at < end
+                seconds
+                for started_at, seconds in all_calls
+                if window_start <= started_at < window_end
             ]
             if window_seconds:
-                results[name].append(window_seconds)
-        return results
+                windows_by_kind[kind].append(window_seconds)
+        return windows_by_kind
 
 
 class ServiceLoad:
-    """Calls services repeatedly and fails if a call fails."""
+    """Calls services repeatedly; `run` fails if a call fails."""
 
     def __init__(self, uses: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
         self._uses = uses
@@ -175,7 +179,7 @@ class ServiceLoad:
             self._is_over = True
         return self._used
 
-    async def wait_for_each(self) -> None:
+    async def wait_for_each_service(self) -> None:
         """Wait until a new call of each service has begun."""
         for event in self._begun.values():
             event.clear()
@@ -198,7 +202,7 @@ async def _hang_and_kill(
 ) -> None:
     """Suspend a service several times, kill it, and wait until it works again.
 
-    During each of these time spans, and the quiet ones between them, every other service is called.
+    In each of these windows, and in the quiet ones between them, every other service is called.
 
     Args:
         deployment: name of the service's Ray Serve deployment.
@@ -206,26 +210,27 @@ async def _hang_and_kill(
     """
 
     async def sleep_and_wait(seconds: float) -> None:
-        await asyncio.gather(asyncio.sleep(seconds), load.wait_for_each())
+        await asyncio.gather(asyncio.sleep(seconds), load.wait_for_each_service())
 
-    [process] = victims.processes(gateway.data, victims.replica(deployment))
+    [process] = victims.list_processes(gateway.data, victims.is_replica_of(deployment))
     try:
         for _ in range(ROUNDS):
-            await windows.spend("quiet", sleep_and_wait(QUIET))
+            await windows.record("quiet", sleep_and_wait(QUIET))
             process.send_signal(signal.SIGSTOP)
-            await windows.spend("hanging", sleep_and_wait(HANGING))
+            await windows.record("hanging", sleep_and_wait(HANGING))
             process.send_signal(signal.SIGCONT)
         process.send_signal(signal.SIGSTOP)
-        await windows.spend("hanging", sleep_and_wait(HANGING))
+        await windows.record("hanging", sleep_and_wait(HANGING))
     finally:
         process.kill()
-    await windows.spend(
-        "dead", _gather(asyncio.wait_for(_wait_until_well(use), 180), load.wait_for_each())
+    await windows.record(
+        "dead",
+        _run_both(asyncio.wait_for(_wait_until_well(use), 180), load.wait_for_each_service()),
     )
 
 
-async def _gather(first: Awaitable[None], second: Awaitable[None]) -> None:
-    await asyncio.gather(first, second)
+async def _run_both(fault: Awaitable[None], calls: Awaitable[None]) -> None:
+    await asyncio.gather(fault, calls)
 
 
 async def _wait_until_well(use: Callable[[], Awaitable[None]]) -> None:
@@ -249,8 +254,8 @@ async def _ask_model(client: aiohttp.ClientSession) -> None:
 
 
 async def _render(client: aiohttp.ClientSession) -> None:
-    graph = {"kind": "render", "workflow": picture(next(_colors))}
-    async with client.post("/jobs", json=graph) as response:
+    job_body = {"kind": "render", "workflow": picture(next(_colors))}
+    async with client.post("/jobs", json=job_body) as response:
         assert response.status == 202, await response.text()
         job: dict[str, Any] = await response.json()
     async with client.get(f"/jobs/{job['id']}/events") as response:
@@ -271,13 +276,13 @@ async def _open_client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSes
 def _compare_times(times_by_fault: dict[str, list[list[float]]]) -> str:
     """Return a sentence that compares how long calls took during faults and in quiet times.
 
-    Compares the 99th percentile of each span in which the service hangs with that of the quiet span
-    before it, and reports the median of these ratios. The single span after the kill is compared
-    with the median of all quiet spans.
+    Compares the 99th percentile of each window in which the service hangs with that of the quiet
+    window before it, and reports the median of these ratios. The single window after the kill is
+    compared with the median of all quiet windows.
 
     Args:
-        times_by_fault: the durations in seconds of the calls in each span, by the span's kind: ``quiet``,
-            ``hanging`` or ``dead``.
+        times_by_fault: the durations in seconds of the calls in each window, by the window's kind:
+            ``quiet``, ``hanging`` or ``dead``.
     """
     quiet_p99s = [_percentile_99(window) for window in times_by_fault["quiet"]]
     quiet_p99 = statistics.median(quiet_p99s)

@@ -29,16 +29,16 @@ def client(gateway: Any) -> StackClient:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", victims.KILLS)
-def test_a_running_job_survives_the_death_of(
+def test_a_running_job_survives_a_killed_process(
     name: str,
     gateway: Any,
     client: StackClient,
     record_measurement: RecordMeasurement,
 ) -> None:
     matches = victims.KILLS[name]
-    count_before = len(victims.processes(gateway.data, matches))
+    count_before = len(victims.list_processes(gateway.data, matches))
     assert count_before >= 1
-    comfyuis = len(victims.processes(gateway.data, victims.comfyui))
+    comfyui_count = len(victims.list_processes(gateway.data, victims.is_comfyui))
     job_id = client.submit({"kind": "render", "workflow": sleepy(SLEEP, next(_colors))})
     client.wait_until(
         job_id,
@@ -52,12 +52,12 @@ def test_a_running_job_survives_the_death_of(
     job_seconds = time.monotonic() - killed_at
     assert (job["status"], job["error"]) == ("succeeded", None)
     [artifact] = job["artifacts"]
-    assert client.artifact(artifact["url"]).startswith(PNG)
+    assert client.download(artifact["url"]).startswith(PNG)
 
     replacement_seconds = victims.wait_for_another(
         gateway.data, matches, killed_pid, count_before, 180
     )
-    assert len(victims.processes(gateway.data, victims.comfyui)) == comfyuis
+    assert len(victims.list_processes(gateway.data, victims.is_comfyui)) == comfyui_count
     record_measurement(
         f"kill -9 {name}: job done {job_seconds:.1f} s later, "
         f"replacement there after {replacement_seconds:.1f} s more"

@@ -20,7 +20,7 @@ SECONDS = 2.0
 KILLS = 2
 
 
-async def test_a_service_that_dies_under_load_costs_no_safe_request(
+async def test_no_get_request_fails_when_upstreams_are_killed(
     record_measurement: RecordMeasurement,
 ) -> None:
     ports = [free_port() for _ in range(3)]
@@ -33,34 +33,34 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(
     async with _run_services(ports) as processes, proxy_serving(route) as proxy_server:
         status_counts: Counter[tuple[str, int]] = Counter()
         load_is_over = asyncio.Event()
-        load = [
+        load_tasks = [
             asyncio.create_task(_send_requests(proxy_server, method, status_counts, load_is_over))
             for method in ("GET", "POST")
             for _ in range(CLIENTS)
         ]
-        broken_connections = 0
+        broken_connection_count = 0
         for number in range(KILLS):
             await asyncio.sleep(SECONDS / KILLS)
-            victim = number % len(processes)
-            broken_connections += _count_connections(ports[victim])
-            processes[victim].kill()
-            await processes[victim].wait()
-            processes[victim] = await _start_service(ports[victim])
+            victim_index = number % len(processes)
+            broken_connection_count += _count_connections(ports[victim_index])
+            processes[victim_index].kill()
+            await processes[victim_index].wait()
+            processes[victim_index] = await _start_service(ports[victim_index])
         load_is_over.set()
-        await asyncio.gather(*load)
+        await asyncio.gather(*load_tasks)
     failed_requests = {
         method: sum(n for (m, s), n in status_counts.items() if m == method and s != 200)
         for method in ("GET", "POST")
     }
     record_measurement(
         f"{KILLS} kills under {sum(status_counts.values())} requests, "
-        f"{broken_connections} connections died: "
+        f"{broken_connection_count} connections died: "
         f"failed {failed_requests}"
     )
     assert status_counts["GET", 200] > 100 and status_counts["POST", 200] > 100
     assert failed_requests["GET"] == 0
     # One for each connection that dies, and each client has one under way.
-    assert failed_requests["POST"] <= min(broken_connections, KILLS * CLIENTS)
+    assert failed_requests["POST"] <= min(broken_connection_count, KILLS * CLIENTS)
 
 
 async def _send_requests(

@@ -1,4 +1,4 @@
-"""Tests that clients get no wrong answer and no job fails when Ray dies or the farm is changed."""
+"""Tests that clients get no wrong response and no job fails when Ray dies or the farm is changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 from tests.chaos import victims
 from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import hungry, picture, sleepy
-from tests.chaos.outages import kill, watching
+from tests.chaos.outages import kill_part, watching_responses
 from tests.chaos.watch import ResponseWatch
 from tests.stack import RecordMeasurement, RunningStack
 
@@ -29,28 +29,28 @@ _KILLED = ["gcs_server", "raylet"]
 @pytest.fixture
 def watch(gateway: RunningStack) -> Iterator[ResponseWatch]:
     """Run clients that check every response during the test."""
-    with watching(gateway) as watch:
+    with watching_responses(gateway) as watch:
         yield watch
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", _KILLED)
-def test_no_answer_misleads_while_it_restarts(
+def test_no_response_misleads_while_ray_restarts(
     part: str, gateway: RunningStack, watch: ResponseWatch, record_measurement: RecordMeasurement
 ) -> None:
     restarts_before = _count_restarts(gateway)
-    outage = kill(gateway, watch, part)
+    outage = kill_part(gateway, watch, part)
     record_measurement(outage.row)
     assert watch.wrong == []
     assert _count_restarts(gateway) == restarts_before + 1
 
 
 @pytest.mark.timeout(900)
-def test_serve_shutdown_leaves_no_misleading_answer(
+def test_serve_shutdown_causes_no_misleading_response(
     gateway: RunningStack, watch: ResponseWatch
 ) -> None:
     gateway.serve("shutdown", "-y")
-    watch.wait_until_away(time.monotonic())
+    watch.wait_until_unavailable(time.monotonic())
     gateway.run("deploy")
     watch.wait_until_well(time.monotonic())
     assert watch.wrong == []
@@ -58,7 +58,7 @@ def test_serve_shutdown_leaves_no_misleading_answer(
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("restart_method", ["down", "crash"])
-def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, restart_method: str) -> None:
+def test_a_job_continues_at_its_third_step(gateway: RunningStack, restart_method: str) -> None:
     client = StackClient(gateway.url, gateway.api_key)
     steps = [
         {"kind": "render", "workflow": picture(next(_colors))},
@@ -71,12 +71,12 @@ def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, restart_m
         lambda job: job["progress"]["step"] == 2 and job["progress"]["value"] > 0,
         300,
     )
-    first_two = running_job["artifacts"]
-    assert len(first_two) == 2
+    first_artifacts = running_job["artifacts"]
+    assert len(first_artifacts) == 2
 
     if restart_method == "down":
         gateway.run("down")
-        assert victims.processes(gateway.data, lambda line: True) == []
+        assert victims.list_processes(gateway.data, lambda line: True) == []
     else:
         gateway.kill_supervisor()
     gateway.run("up")
@@ -84,14 +84,14 @@ def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, restart_m
     job = client.wait(job_id, FINAL, 300)
     assert (job["status"], job["error"]) == ("succeeded", None)
     # The checkpoints of steps one and two are the ones from before: they ran once.
-    assert job["artifacts"][:2] == first_two
+    assert job["artifacts"][:2] == first_artifacts
     assert len(job["artifacts"]) == 3
     rendered_steps = gateway.activities(job_id, "render_step")
     assert [rendered_steps.count(index) for index in (0, 1)] == [1, 1]
 
 
 @pytest.mark.timeout(900)
-def test_a_pool_changes_by_serve_deploy(
+def test_serve_deploy_changes_a_pool_without_failed_jobs(
     gateway: RunningStack, record_measurement: RecordMeasurement
 ) -> None:
     client = StackClient(gateway.url, gateway.api_key)
@@ -99,13 +99,15 @@ def test_a_pool_changes_by_serve_deploy(
         old_pid = _change_pools_under_load(gateway, client, record_measurement)
         _check_move_to_larger_pool(client)
         command_lines = {
-            p.pid: p.cmdline() for p in victims.processes(gateway.data, victims.comfyui)
+            p.pid: p.cmdline() for p in victims.list_processes(gateway.data, victims.is_comfyui)
         }
         assert len(command_lines) == 2 and old_pid not in command_lines
-        [changed_pid] = [pid for pid, line in command_lines.items() if "--cache-lru" in line]
+        [changed_pid] = [
+            pid for pid, command_line in command_lines.items() if "--cache-lru" in command_line
+        ]
     finally:
         gateway.run("deploy")
-    victims.wait_for_another(gateway.data, victims.comfyui, changed_pid, 1, 180)
+    victims.wait_for_another(gateway.data, victims.is_comfyui, changed_pid, 1, 180)
     _render_graph(client, picture(next(_colors)))
 
 
@@ -119,20 +121,20 @@ def _change_pools_under_load(
     old ComfyUI.
     """
     _render_graph(client, picture(next(_colors)))
-    [old_process] = victims.processes(gateway.data, victims.comfyui)
+    [old_process] = victims.list_processes(gateway.data, victims.is_comfyui)
     start_time = Path(f"/proc/{old_process.pid}/stat").read_text().rpartition(")")[2].split()[19]
-    jobs = [_submit(client, {"1": {"class_type": "Where", "inputs": {"seconds": 12.0}}})]
-    client.wait(jobs[0], {"running"}, 180)
-    gateway.serve_deploy(_changed_config(yaml.safe_load(gateway.layout.serve_config.read_text())))
+    job_ids = [_submit(client, {"1": {"class_type": "Where", "inputs": {"seconds": 12.0}}})]
+    client.wait(job_ids[0], {"running"}, 180)
+    gateway.serve_deploy(_change_pools(yaml.safe_load(gateway.layout.serve_config.read_text())))
     started_at = time.monotonic()
-    while old_process in victims.processes(gateway.data, victims.comfyui):
-        jobs.append(_submit(client, sleepy(0.3, next(_colors))))
+    while old_process in victims.list_processes(gateway.data, victims.is_comfyui):
+        job_ids.append(_submit(client, sleepy(0.3, next(_colors))))
         time.sleep(0.3)
     record_measurement(
-        f"pool changed: the old one gone {time.monotonic() - started_at:.1f} s later"
+        f"pool changed: the old pool ended {time.monotonic() - started_at:.1f} s later"
     )
-    assert client.job(jobs[-1])["status"] not in FINAL, "some are left for the new one"
-    ended_jobs = [client.wait(job_id, FINAL, 300) for job_id in jobs]
+    assert client.job(job_ids[-1])["status"] not in FINAL, "the new pool has no job left to render"
+    ended_jobs = [client.wait(job_id, FINAL, 300) for job_id in job_ids]
     record_measurement(
         f"and all {len(ended_jobs)} jobs done after {time.monotonic() - started_at:.1f} s"
     )
@@ -140,13 +142,13 @@ def _change_pools_under_load(
         ended_jobs
     )
     assert [len(job["artifacts"]) for job in ended_jobs] == [0, *[1] * (len(ended_jobs) - 1)]
-    assert _text_of(ended_jobs[0]) == start_time
-    try_counts = Counter(gateway.tries(job_id, "render_step") for job_id in jobs)
+    assert _read_text(ended_jobs[0]) == start_time
+    try_counts = Counter(gateway.tries(job_id, "render_step") for job_id in job_ids)
     record_measurement(f"begun so often: {dict(try_counts)}")
     return old_process.pid
 
 
-def _changed_config(config: dict[str, Any]) -> dict[str, Any]:
+def _change_pools(config: dict[str, Any]) -> dict[str, Any]:
     [pool] = [app for app in config["applications"] if app["name"] == "render-default"]
     large_pool = copy.deepcopy(pool)
     pool["args"] |= {"gpus": 0.4, "cpus": 0.1, "larger_pool": "large"}
@@ -165,26 +167,26 @@ def _check_move_to_larger_pool(client: StackClient) -> None:
     first_job = _render_graph(client, hungry(0.5, "big.safetensors"))
     second_job = _render_graph(client, hungry(0.55, "big.safetensors"))
     small_job = _render_graph(client, hungry(0.3, "small.safetensors"))
-    pools = [job["outputs"][0]["backend"] for job in (first_job, second_job, small_job)]
-    assert pools == ["comfyui-large-0", "comfyui-large-0", "comfyui-default-0"]
+    backends = [job["outputs"][0]["backend"] for job in (first_job, second_job, small_job)]
+    assert backends == ["comfyui-large-0", "comfyui-large-0", "comfyui-default-0"]
     retried_job = _render_graph(client, {"1": {"class_type": "Tries", "inputs": {}}})
     # Two of the first one's, none of the second's, and the third.
-    assert _text_of(retried_job) == "3"
+    assert _read_text(retried_job) == "3"
 
 
 def _count_restarts(gateway: RunningStack) -> int:
     """Wait until everything is ready, and return how often the supervisor has restarted Ray."""
     state = json.loads(gateway.run("status", "--json").stdout)
     assert state["phase"] == "ready"
-    restarts: int = state["parts"]["ray"]["restarts"]
-    return restarts
+    restart_count: int = state["parts"]["ray"]["restarts"]
+    return restart_count
 
 
 def _submit(client: StackClient, graph: dict[str, Any]) -> str:
     return client.submit({"kind": "render", "workflow": graph})
 
 
-def _text_of(job: dict[str, Any]) -> str:
+def _read_text(job: dict[str, Any]) -> str:
     [text] = job["outputs"][0]["body"]["outputs"]["1"]["text"]
     return str(text)
 

@@ -9,27 +9,31 @@ from pathlib import Path
 import psutil
 
 from moyin.system.processes import find_processes
-from tests.processes import confines, with_lines
+from tests.processes import is_bubblewrap, with_lines
 
 
-def processes(data: Path, matches: Callable[[str], bool]) -> list[psutil.Process]:
-    """Return the processes of the stack in ``data`` whose command line matches."""
-    return [process for process, line in with_lines(find_processes(str(data))) if matches(line)]
+def list_processes(data_folder: Path, matches: Callable[[str], bool]) -> list[psutil.Process]:
+    """Return the processes of a stack whose command line matches."""
+    return [
+        process
+        for process, command_line in with_lines(find_processes(str(data_folder)))
+        if matches(command_line)
+    ]
 
 
-def comfyui(line: str) -> bool:
-    return "--database-url" in line and not confines(line)
+def is_comfyui(command_line: str) -> bool:
+    return "--database-url" in command_line and not is_bubblewrap(command_line)
 
 
-def actor(line: str) -> bool:
-    return line.startswith("ray::ComfyUIActor")
+def is_comfyui_actor(command_line: str) -> bool:
+    return command_line.startswith("ray::ComfyUIActor")
 
 
-def replica(deployment: str) -> Callable[[str], bool]:
+def is_replica_of(deployment: str) -> Callable[[str], bool]:
     return lambda line: line.startswith("ray::ServeReplica:") and deployment in line
 
 
-def actor_named(name: str) -> Callable[[str], bool]:
+def is_actor_named(name: str) -> Callable[[str], bool]:
     """Return a function that recognises the title of a Ray actor's or agent's process.
 
     Ray sets the title to ``ray::``, the actor's name and the current method.
@@ -37,46 +41,53 @@ def actor_named(name: str) -> Callable[[str], bool]:
     return lambda line: line.strip().partition(".")[0] == f"ray::{name}"
 
 
-def program(name: str) -> Callable[[str], bool]:
+def is_program_named(name: str) -> Callable[[str], bool]:
     return lambda line: line.partition(" ")[0].endswith(f"/{name}")
 
 
-def temporal(line: str) -> bool:
-    return "start-dev" in line
+def is_temporal(command_line: str) -> bool:
+    return "start-dev" in command_line
 
 
-def valkey(line: str) -> bool:
-    return "valkey-server" in line
+def is_valkey(command_line: str) -> bool:
+    return "valkey-server" in command_line
 
 
 # What every farm has that may die under it, in the order in which tests kill it.
 KILLS: dict[str, Callable[[str], bool]] = {
-    "ComfyUI": comfyui,
-    "actor": actor,
-    "RenderPool": replica("RenderPool"),
-    "JobWorker": replica("JobWorker"),
-    "gateway": replica("Gateway"),
-    "Temporal": temporal,
-    "Valkey": valkey,
+    "ComfyUI": is_comfyui,
+    "actor": is_comfyui_actor,
+    "RenderPool": is_replica_of("RenderPool"),
+    "JobWorker": is_replica_of("JobWorker"),
+    "gateway": is_replica_of("Gateway"),
+    "Temporal": is_temporal,
+    "Valkey": is_valkey,
 }
 
 
-def kill_one(data: Path, matches: Callable[[str], bool]) -> int:
+def kill_one(data_folder: Path, matches: Callable[[str], bool]) -> int:
     """Kill the oldest matching process with SIGKILL; return its pid once it has ended."""
-    victim = min(processes(data, matches), key=lambda process: process.create_time())
+    victim = min(list_processes(data_folder, matches), key=lambda process: process.create_time())
     victim.kill()
     psutil.wait_procs([victim], timeout=10)
     return victim.pid
 
 
 def wait_for_another(
-    data: Path, matches: Callable[[str], bool], dead_pid: int, count: int, seconds: float
+    data_folder: Path, matches: Callable[[str], bool], dead_pid: int, count: int, seconds: float
 ) -> float:
-    """Return the seconds until ``count`` matching processes run again, without ``dead_pid``."""
+    """Wait until ``count`` matching processes run again, without ``dead_pid``.
+
+    Args:
+        seconds: how long to wait.
+
+    Returns:
+        The seconds that it took.
+    """
     started_at = time.monotonic()
     while time.monotonic() - started_at < seconds:
-        pids = {process.pid for process in processes(data, matches)}
+        pids = {process.pid for process in list_processes(data_folder, matches)}
         if dead_pid not in pids and len(pids) == count:
             return time.monotonic() - started_at
         time.sleep(0.1)
-    raise AssertionError(f"fewer than {count} processes run again after {seconds} s")
+    raise AssertionError(f"not {count} but {len(pids)} processes run {seconds} s after the kill")

@@ -1,4 +1,4 @@
-"""Clients that call a farm without a pause and check every response, while processes are killed."""
+"""Clients that call a farm all the time and check every response, while processes are killed."""
 
 from __future__ import annotations
 
@@ -77,8 +77,9 @@ class Call:
     """The result of a request.
 
     Attributes:
-        outcome: ``ok``, ``refused``, ``cut`` (the connection ended without a status), or the status
-            code of an error.
+        began, ended: times by `time.monotonic`.
+        outcome: ``ok``, ``refused``, ``cut`` (the connection ended without a status), ``silent`` (no
+            response in time), or the status of an error.
         wrong: what was wrong with a response that clients must never get, or None.
     """
 
@@ -113,11 +114,11 @@ class ResponseWatch:
 
     @property
     def wrong(self) -> list[str]:
-        """Return the distinct wrong responses."""
+        """Return a description of each wrong response, without repetitions."""
         problems = [call.wrong for call in self.calls if call.wrong is not None]
-        return list(dict.fromkeys([*problems, *self._held_too_long()]))
+        return list(dict.fromkeys([*problems, *self._find_held_calls()]))
 
-    def _held_too_long(self) -> Iterator[str]:
+    def _find_held_calls(self) -> Iterator[str]:
         """Yield a problem for each call that was held although its service had recovered.
 
         Such a call ended more than a minute after another call of the same service that began later
@@ -135,7 +136,7 @@ class ResponseWatch:
                 seconds = held_call.ended - held_call.began
                 yield f"{held_call.service}: a call was held for {seconds:.0f} s"
 
-    def since(self, moment: float) -> list[Call]:
+    def calls_since(self, moment: float) -> list[Call]:
         """Return the calls that ended after ``moment`` (by `time.monotonic`)."""
         return [call for call in list(self.calls) if call.ended >= moment]
 
@@ -153,15 +154,15 @@ class ResponseWatch:
         while time.monotonic() - since < patience:
             time.sleep(0.2)
             now = time.monotonic()
-            recent_calls = self.since(max(since, now - seconds))
+            recent_calls = self.calls_since(max(since, now - seconds))
             well_services = {call.service for call in recent_calls if call.outcome == "ok"}
             if now - since > seconds and well_services == SERVICES and _are_all_well(recent_calls):
                 return
         raise AssertionError(
-            f"services still fail after {patience:.0f} s: {self.since(now - 1)[-20:]}"
+            f"services still fail after {patience:.0f} s: {self.calls_since(now - 1)[-20:]}"
         )
 
-    def wait_until_away(self, since: float, patience: float = 60.0) -> None:
+    def wait_until_unavailable(self, since: float, patience: float = 60.0) -> None:
         """Wait until no service responds normally any more.
 
         Args:
@@ -172,13 +173,13 @@ class ResponseWatch:
         """
         while time.monotonic() - since < patience:
             time.sleep(0.2)
-            recent_calls = self.since(max(since, time.monotonic() - 1))
+            recent_calls = self.calls_since(max(since, time.monotonic() - 1))
             unavailable_services = {call.service for call in recent_calls if call.outcome != "ok"}
             if unavailable_services == SERVICES and not any(
                 call.outcome == "ok" for call in recent_calls
             ):
                 return
-        raise AssertionError(f"a service still responds after {patience:.0f} s")
+        raise AssertionError(f"a service still responds normally after {patience:.0f} s")
 
     async def _send_probes(self) -> None:
         # Every call connects anew: a connection that is kept could hide who listens.
@@ -188,7 +189,7 @@ class ResponseWatch:
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
             asyncio.TaskGroup() as group,
         ):
-            for probe in probes(self.job_id):
+            for probe in build_probes(self.job_id):
                 group.create_task(self._repeat(self._send_http_probe, session, probe))
             # Not gRPC's own asyncio: its poller is one for all loops of a process.
             group.create_task(self._repeat(asyncio.to_thread, self._send_grpc_probe))
@@ -207,14 +208,19 @@ class ResponseWatch:
         try:
             async with session.request(
                 probe.method, self.url + probe.path, headers=headers, data=body
-            ) as answer:
-                outcome, problem = judge(probe, answer.status, answer.headers, await answer.read())
+            ) as response:
+                outcome, problem = judge_response(
+                    probe, response.status, response.headers, await response.read()
+                )
         except aiohttp.ClientConnectorError:
             outcome = "refused"
         except (aiohttp.ClientError, ConnectionError):
             outcome = "cut"
         except TimeoutError:
-            outcome, problem = "silent", f"{probe.path}: no answer in {_PATIENCE_SECONDS:.0f} s"
+            outcome, problem = (
+                "silent",
+                f"{probe.path}: no response within {_PATIENCE_SECONDS:.0f} s",
+            )
         return Call(
             service=probe.service,
             began=started_at,
@@ -246,7 +252,7 @@ class ResponseWatch:
         )
 
 
-def probes(job_id: str) -> list[Probe]:
+def build_probes(job_id: str) -> list[Probe]:
     """Return requests to every app in every protocol; most are cheap, because they are refused."""
     return [
         Probe(service="gateway", method="GET", path=f"/jobs/{job_id}", normal=200),
@@ -282,11 +288,11 @@ def _are_all_well(calls: list[Call]) -> bool:
     return all(call.outcome == "ok" for call in calls)
 
 
-def judge(
+def judge_response(
     probe: Probe, status: int, headers: Mapping[str, str], body: bytes
 ) -> tuple[str, str | None]:
     """Return the outcome of a response to ``probe`` (see `Call`), and what is wrong or None."""
-    shown_answer = (
+    response_text = (
         f"{probe.method} {probe.path}: {status} {headers.get('content-type')} {body[:300]!r}"
     )
     if status == probe.normal and probe.normal_code is None:
@@ -294,14 +300,14 @@ def judge(
     try:
         code = probe.code(json.loads(body))
     except (ValueError, LookupError, TypeError, AttributeError):
-        return str(status), f"another shape: {shown_answer}"
+        return str(status), f"malformed body: {response_text}"
     if status == probe.normal and code == probe.normal_code:
         return "ok", None
     if status not in _OUTAGE_STATUSES:
-        return str(status), f"no such status in an outage: {shown_answer}"
+        return str(status), f"not a status of an outage (502, 503, 504): {response_text}"
     if not isinstance(code, str) or headers.get("content-type") not in _JSON:
-        return str(status), f"another shape: {shown_answer}"
+        return str(status), f"malformed body: {response_text}"
     for name in ("retry-after", "x-request-id"):
         if not headers.get(name):
-            return str(status), f"no {name}: {shown_answer}"
+            return str(status), f"the header {name} is missing: {response_text}"
     return str(status), None

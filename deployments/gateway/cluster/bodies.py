@@ -48,6 +48,9 @@ class NodeBody(_Body):
     memory_bytes: int = Field(description="The memory that Ray may reserve.")
     labels: dict[str, str]
     gpus: list[GpuBody]
+    metrics_address: str | None = Field(
+        None, description="Host and port where the node serves Prometheus metrics under `/metrics`."
+    )
 
 
 class RendererBody(_Body):
@@ -197,6 +200,13 @@ class RoutesBody(_Body):
     )
     versions: dict[str, str] = Field(description="The versions of packages in this replica.")
     config: ConfigBody
+
+
+class TargetsBody(_Body):
+    """Addresses to read metrics from, as Prometheus's service discovery over HTTP expects them."""
+
+    targets: list[str] = Field(description="Hosts with ports.")
+    labels: dict[str, str] = Field(description="Labels that all metrics of the targets get.")
 
 
 class LinksBody(_Body):

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from deployments.gateway.cluster.bodies import CheckBody, DoctorBody
 from moyin.errors import StackError
 from moyin.stack.doctor.checkup import run_checks
-from moyin.stack.doctor.result import CheckResult, fail
+from moyin.stack.doctor.result import CheckResult, build_failure
 from moyin.stack.options import Options
 
 
@@ -39,5 +39,7 @@ def _run_checks() -> list[CheckResult]:
         return list(run_checks(Options.read()))
     except StackError as error:
         return [
-            fail("options", error.message, "correct the environment in which Moyin was started")
+            build_failure(
+                "options", error.message, "correct the environment in which Moyin was started"
+            )
         ]

@@ -198,7 +198,17 @@ def _build_node(
         memory_bytes=int(resources.get("memory", 0)),
         labels=node.get("Labels") or {},
         gpus=gpus,
+        metrics_address=_build_address(
+            node.get("NodeManagerAddress"), node.get("MetricsExportPort")
+        ),
     )
+
+
+def _build_address(host: str | None, port: int | None) -> str | None:
+    """Return host and port as in a URL, or None if one of them is unknown."""
+    if not host or not port or port < 0:
+        return None
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _to_time(seconds: float) -> datetime:

@@ -17,9 +17,11 @@ from deployments.gateway.cluster.bodies import (
     LinksBody,
     ProblemsBody,
     RoutesBody,
+    TargetsBody,
 )
 from deployments.gateway.cluster.config_changes import CHANGES, build_changes
 from deployments.gateway.cluster.feeds import ClusterFeeds, Included, Viewer
+from deployments.gateway.cluster.metrics import MEDIA_TYPE, format_metrics, list_targets
 from deployments.gateway.cluster.routes_view import build_routes
 from deployments.gateway.cluster.snapshot import restrict_cluster
 from deployments.gateway.config import GatewayConfig
@@ -109,6 +111,33 @@ def cluster_routes(
         Nothing is changed. The checks run at most once a minute for all callers.
         """
         return await feeds.doctor.get()
+
+    @router.get(
+        "/cluster/metrics",
+        name="metrics",
+        summary="Read the cluster's state for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def show_metrics() -> Response:
+        """Return problems, render pools, GPUs and intake sources in Prometheus's text format.
+
+        Needs the scope `metrics`. The metrics of requests, models and jobs are served by each node:
+        `GET /cluster/metrics/targets` returns their addresses.
+        """
+        return Response(format_metrics(await feeds.cluster.get()), media_type=MEDIA_TYPE)
+
+    @router.get(
+        "/cluster/metrics/targets",
+        name="metrics_targets",
+        summary="List the nodes that Prometheus shall read",
+    )
+    async def show_metrics_targets() -> list[TargetsBody]:
+        """Return where each node serves metrics, for Prometheus's `http_sd_configs`.
+
+        Needs the scope `metrics`. The list follows the nodes that join and leave the cluster.
+        """
+        return list_targets(await feeds.cluster.get())
 
     @router.get(
         "/cluster/config-changes",

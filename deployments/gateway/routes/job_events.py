@@ -63,7 +63,11 @@ def job_event_routes(
         job: Job, after: str | None, with_previews: bool
     ) -> AsyncGenerator[list[JobEvent], None]:
         events = feed.follow(job, after)
-        return previews.join(job, events) if with_previews and not job.status.is_final else events
+        return (
+            previews.add_previews(job, events)
+            if with_previews and not job.status.is_final
+            else events
+        )
 
     @router.get(
         "/jobs/{job_id}/events",
@@ -141,7 +145,7 @@ def job_event_routes(
         Previews are kept only while a client follows the job with `?previews=true`, or requests
         this path at least every fifteen seconds.
         """
-        preview = await previews.find(await get_readable_job(request.scope, job_id))
+        preview = await previews.find_newest(await get_readable_job(request.scope, job_id))
         if preview is None:
             raise PreviewNotFound(f"job {job_id!r} has no preview now")
         media_type, picture = preview

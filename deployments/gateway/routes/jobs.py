@@ -26,7 +26,7 @@ from moyin.jobs.protocol.filters import (
     parse_jobs_query,
 )
 from moyin.jobs.protocol.response import QueueView, render_job, render_job_detail
-from moyin.jobs.queue_places import QueuePlaces
+from moyin.jobs.queue_places import QueuePlaceCache
 from moyin.jobs.service import JobService
 from moyin.jobs.webhooks import derive_webhook_secret
 from moyin.render.templates import wire as template_wire
@@ -47,7 +47,7 @@ def job_routes(
     jobs: JobStore,
     templates: TemplateCatalog,
     signing_key: bytes,
-    places: QueuePlaces,
+    places: QueuePlaceCache,
 ) -> APIRouter:
     """Return the routes of jobs; `job_event_routes` has the routes of their events."""
     router = APIRouter(tags=["jobs"])

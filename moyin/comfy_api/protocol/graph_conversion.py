@@ -40,7 +40,7 @@ class MissingNode(BaseModel):
 
 
 class MissingInput(BaseModel):
-    """A node's input whose value, such as the name of a model file, is not there."""
+    """A node's input whose value, such as the name of a model file, does not exist."""
 
     node: str
     class_type: str
@@ -49,7 +49,7 @@ class MissingInput(BaseModel):
 
 
 class MissingParts(BaseModel):
-    """What is missing for the graph; each list has at most 1,000 entries."""
+    """The node classes, choices and files that a graph lacks, at most 1,000 in each list."""
 
     nodes: list[MissingNode] = Field(description="Node classes.")
     choices: list[MissingInput] = Field(
@@ -85,44 +85,46 @@ class ConvertedGraph(BaseModel):
     left_out: list[LeftOutBody]
 
 
-def find_missing(
+def find_missing_parts(
     graph: Mapping[str, Any], nodes: Mapping[str, Any]
 ) -> tuple[MissingParts, list[MissingInput]]:
-    """Return what a pool lacks for a graph, and the inputs that name uploaded files.
+    """Return the parts of a graph that a pool lacks, and the inputs that name uploaded files.
 
     Args:
-        graph: in the API format.
+        graph: the graph in the API format.
         nodes: the ``/object_info`` of the pool.
     """
-    classes: dict[str, list[str]] = {}
-    choices: list[MissingInput] = []
+    missing_classes: dict[str, list[str]] = {}
+    missing_choices: list[MissingInput] = []
     uploads: list[MissingInput] = []
     known_choices: dict[str, Mapping[str, frozenset[str] | None]] = {}
     for node_id, node in graph.items():
-        name = node["class_type"]
-        if name not in nodes:
-            classes.setdefault(name, []).append(node_id)
+        class_type = node["class_type"]
+        if class_type not in nodes:
+            missing_classes.setdefault(class_type, []).append(node_id)
             continue
-        if name not in known_choices:
-            known_choices[name] = _list_choices(nodes[name])
-        for key, value in node.get("inputs", {}).items():
-            if key not in known_choices[name] or not isinstance(value, str):
+        if class_type not in known_choices:
+            known_choices[class_type] = _list_choices(nodes[class_type])
+        for input_name, value in node.get("inputs", {}).items():
+            if input_name not in known_choices[class_type] or not isinstance(value, str):
                 continue
-            allowed = known_choices[name][key]
-            entry = MissingInput(node=node_id, class_type=name, input=key, value=value)
-            if allowed is None:
+            allowed_choices = known_choices[class_type][input_name]
+            node_input = MissingInput(
+                node=node_id, class_type=class_type, input=input_name, value=value
+            )
+            if allowed_choices is None:
                 if _names_upload(value):
-                    uploads.append(entry)
-            elif value not in allowed:
-                choices.append(entry)
-    missing = MissingParts(
+                    uploads.append(node_input)
+            elif value not in allowed_choices:
+                missing_choices.append(node_input)
+    missing_parts = MissingParts(
         nodes=[
-            MissingNode(class_type=name, nodes=ids[:MAX_REPORTED])
-            for name, ids in islice(classes.items(), MAX_REPORTED)
+            MissingNode(class_type=class_type, nodes=node_ids[:MAX_REPORTED])
+            for class_type, node_ids in islice(missing_classes.items(), MAX_REPORTED)
         ],
-        choices=choices[:MAX_REPORTED],
+        choices=missing_choices[:MAX_REPORTED],
     )
-    return missing, uploads
+    return missing_parts, uploads
 
 
 def _list_choices(node: Mapping[str, Any]) -> Mapping[str, frozenset[str] | None]:
@@ -130,13 +132,15 @@ def _list_choices(node: Mapping[str, Any]) -> Mapping[str, frozenset[str] | None
 
     The value is None for an input that takes the name of an uploaded file.
     """
-    result: dict[str, frozenset[str] | None] = {}
+    choices_by_input: dict[str, frozenset[str] | None] = {}
     for _, name, spec in iterate_inputs(node):
         if is_upload_input(spec):
-            result[name] = None
+            choices_by_input[name] = None
         elif (choices := get_choices(spec)) is not None:
-            result[name] = frozenset(choice for choice in choices if isinstance(choice, str))
-    return result
+            choices_by_input[name] = frozenset(
+                choice for choice in choices if isinstance(choice, str)
+            )
+    return choices_by_input
 
 
 def _names_upload(value: str) -> bool:

@@ -19,36 +19,36 @@ _UPLOAD_OPTIONS = ("image_upload", "audio_upload", "video_upload", "file_upload"
 
 def merge_nodes(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge several ``/object_info``: add all choices to the first definition of each node."""
-    merged: dict[str, Any] = {}
+    merged_nodes: dict[str, Any] = {}
     for report in reports:
         for name, node in report.items():
-            if name in merged:
-                _add_choices(merged[name], node)
+            if name in merged_nodes:
+                _add_choices(merged_nodes[name], node)
             else:
-                merged[name] = copy.deepcopy(node)
-    return merged
+                merged_nodes[name] = copy.deepcopy(node)
+    return merged_nodes
 
 
 def merge_lists(lists: Iterable[Sequence[Any]]) -> list[Any]:
     """Concatenate lists without duplicates; objects with the same ``name`` are duplicates."""
-    merged: list[Any] = []
+    merged_items: list[Any] = []
     seen_keys: set[Any] = set()
     for items in lists:
         for item in items:
             key = item.get("name") if isinstance(item, Mapping) else item
             if key not in seen_keys:
                 seen_keys.add(key)
-                merged.append(item)
-    return merged
+                merged_items.append(item)
+    return merged_items
 
 
 def merge_objects(objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge the members of objects; keep the first value of a member that several objects have."""
-    merged: dict[str, Any] = {}
+    merged_members: dict[str, Any] = {}
     for members in objects:
         for name, value in members.items():
-            merged.setdefault(name, value)
-    return merged
+            merged_members.setdefault(name, value)
+    return merged_members
 
 
 def set_upload_choices(nodes: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
@@ -88,11 +88,13 @@ def _is_in_input_folder(choice: Any) -> bool:
 
 
 def _set_upload_choices(node: Mapping[str, Any], files: Sequence[str]) -> Mapping[str, Any]:
-    uploads = [(kind, name) for kind, name, spec in iterate_inputs(node) if is_upload_input(spec)]
-    if not uploads:
+    upload_inputs = [
+        (kind, name) for kind, name, spec in iterate_inputs(node) if is_upload_input(spec)
+    ]
+    if not upload_inputs:
         return node
     changed_node = copy.deepcopy(dict(node))
-    for kind, name in uploads:
+    for kind, name in upload_inputs:
         _set_choices(changed_node["input"][kind][name], list(files))
     return changed_node
 

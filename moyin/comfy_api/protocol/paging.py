@@ -1,4 +1,4 @@
-"""Selects pages of ComfyUI's lists, which itself returns them whole."""
+"""Selects pages of ComfyUI's lists, which ComfyUI itself returns whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PageQuery:
     limit: int | None = None
 
     @property
-    def is_given(self) -> bool:
+    def is_partial(self) -> bool:
         """True if the client requests a part of the list."""
         return (self.search, self.after, self.limit) != (None, None, None)
 
@@ -43,8 +43,8 @@ def select_nodes(nodes: Mapping[str, Any], query: PageQuery) -> tuple[dict[str, 
         name: " ".join([name, *(str(node.get(member) or "") for member in _SUMMARY)])
         for name, node in nodes.items()
     }
-    names, count = _select_page(texts, query)
-    return {name: nodes[name] for name in names}, count
+    names, match_count = _select_page(texts, query)
+    return {name: nodes[name] for name in names}, match_count
 
 
 def summarize_nodes(nodes: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,11 +68,13 @@ def _select_page(texts: Mapping[str, str], query: PageQuery) -> tuple[Sequence[s
         if not words or all(word in text.casefold() for word in words)
     ]
     # A page begins at the same place if the name before it is gone.
-    following = (
-        names if query.after is None else [n for n in names if _order(n) > _order(query.after)]
+    later_names = (
+        names
+        if query.after is None
+        else [n for n in names if _get_sort_key(n) > _get_sort_key(query.after)]
     )
-    return sorted(following, key=_order)[: query.limit], len(names)
+    return sorted(later_names, key=_get_sort_key)[: query.limit], len(names)
 
 
-def _order(name: str) -> tuple[str, str]:
+def _get_sort_key(name: str) -> tuple[str, str]:
     return name.casefold(), name

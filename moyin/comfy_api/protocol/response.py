@@ -24,10 +24,10 @@ _STATES = {
 _DISPLAYABLE_SLOTS = frozenset({"images", "video", "audio", "3d", "text"})
 
 
-def queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
+def get_queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
     """Return the number by which the queue is sorted: the client's number, or the submission time.
 
-    The time is in Unix seconds, and negative if the client requested the front of the queue.
+    The time is in Unix microseconds, and negative if the client requested the front of the queue.
     """
     if prompt is not None and prompt.number is not None:
         return prompt.number
@@ -35,10 +35,12 @@ def queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
     return -number if prompt is not None and prompt.front else number
 
 
-def build_queue_row(job: Job, spec: JobSpec | None, place: QueuePlace | None = None) -> list[Any]:
+def build_queue_row(
+    job: Job, spec: JobSpec | None, queue_place: QueuePlace | None = None
+) -> list[Any]:
     """Return a row of ``/queue``: ``[number, prompt_id, prompt, extra_data, outputs]``.
 
-    If ``place`` is not None, ``extra_data`` has the member ``moyin`` with the job's position and
+    If ``queue_place`` is not None, ``extra_data`` has the member ``moyin`` with the job's position and
     estimated times.
     """
     prompt = spec.comfyui if spec is not None else None
@@ -46,11 +48,11 @@ def build_queue_row(job: Job, spec: JobSpec | None, place: QueuePlace | None = N
     if prompt is not None and prompt.client_id is not None:
         extra_data["client_id"] = prompt.client_id
     extra_data["create_time"] = _to_milliseconds(job.created_at)
-    if place is not None:
-        job_body = render_job(job, QueueView(now=job.created_at, places={job.id: place}))
+    if queue_place is not None:
+        job_body = render_job(job, QueueView(now=job.created_at, places={job.id: queue_place}))
         extra_data["moyin"] = job_body.model_dump(mode="json", include={"position", "eta"})
     outputs = list(prompt.outputs) if prompt is not None else []
-    return [queue_number(job, prompt), job.id, _resolve_graph(spec), extra_data, outputs]
+    return [get_queue_number(job, prompt), job.id, _resolve_graph(spec), extra_data, outputs]
 
 
 def build_history_entry(
@@ -76,16 +78,16 @@ def build_end_message(job: Job, record: PromptRecord | None) -> tuple[str, Mappi
     Usually this is ComfyUI's own message. A message in the same format is built if there is none:
     if the job was cancelled while it waited, its process died, or its deadline passed.
     """
-    expected = {
+    message_type = {
         JobStatus.SUCCEEDED: "execution_success",
         JobStatus.CANCELLED: "execution_interrupted",
     }.get(job.status, "execution_error")
     for name, data in reversed(record.messages if record is not None else ()):
-        if name == expected:
+        if name == message_type:
             return name, {**data, **_build_canceller(job)}
     data = {"prompt_id": job.id, "timestamp": _to_milliseconds(job.finished_at or job.created_at)}
-    if expected == "execution_success":
-        return expected, data
+    if message_type == "execution_success":
+        return message_type, data
     details = job.error.details if job.error is not None else {}
     data = {
         "prompt_id": job.id,
@@ -96,9 +98,9 @@ def build_end_message(job: Job, record: PromptRecord | None) -> tuple[str, Mappi
         "executed": [],
         **data,
     }
-    if expected == "execution_interrupted":
-        return expected, {**data, **_build_canceller(job)}
-    return expected, {**data, **_build_error(job.error)}
+    if message_type == "execution_interrupted":
+        return message_type, {**data, **_build_canceller(job)}
+    return message_type, {**data, **_build_error(job.error)}
 
 
 def _build_canceller(job: Job) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def _build_canceller(job: Job) -> dict[str, Any]:
     return {"cancelled_by": {"kind": job.cancelled_by.kind.value, "id": job.cancelled_by.id}}
 
 
-def job_state(job: Job) -> str:
+def get_job_state(job: Job) -> str:
     """Return the state of a job in ComfyUI's job list, such as ``pending`` or ``completed``."""
     if job.status.is_final:
         return _STATES[job.status]
@@ -120,16 +122,16 @@ def build_job_summary(
 ) -> dict[str, Any]:
     """Return a job's entry in ``/api/jobs``, without members whose value is unknown."""
     number, _, _, extra_data, _ = build_queue_row(job, spec)
-    count, preview = _summarize_outputs(record.outputs if record is not None else {})
-    info = extra_data.get("extra_pnginfo")
-    workflow = info.get("workflow") if isinstance(info, Mapping) else None
+    output_count, preview = _summarize_outputs(record.outputs if record is not None else {})
+    png_info = extra_data.get("extra_pnginfo")
+    workflow = png_info.get("workflow") if isinstance(png_info, Mapping) else None
     summary: dict[str, Any] = {
         "id": job.id,
-        "status": job_state(job),
+        "status": get_job_state(job),
         "priority": number,
         "create_time": extra_data["create_time"],
         "execution_start_time": _find_start_time(job, record),
-        "outputs_count": count,
+        "outputs_count": output_count,
         "preview_output": preview,
         "workflow_id": workflow.get("id") if isinstance(workflow, Mapping) else None,
     }
@@ -148,11 +150,11 @@ def build_job_detail(job: Job, spec: JobSpec | None, record: PromptRecord | None
     }
     if not job.status.is_final:
         return detail
-    entry = build_history_entry(job, spec, record)
+    history_entry = build_history_entry(job, spec, record)
     return detail | {
-        "outputs": entry["outputs"],
-        "execution_status": entry["status"],
-        "execution_meta": entry["meta"],
+        "outputs": history_entry["outputs"],
+        "execution_status": history_entry["status"],
+        "execution_meta": history_entry["meta"],
     }
 
 

@@ -18,7 +18,7 @@ _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\:]")
 _MOVE_SEGMENT = "move"
 
 
-def normalize_path(text: str) -> str:
+def normalize_path(raw_path: str) -> str:
     """Return a file's path in the user's folder in a normalized form.
 
     Like in ComfyUI, a path that the client has percent-encoded twice is decoded twice.
@@ -27,7 +27,7 @@ def normalize_path(text: str) -> str:
         PathNotAllowed: the path leads out of the folder or is ambiguous.
         InvalidRequest: the path is empty or too long.
     """
-    path = _decode(text) if "%" in text else text
+    path = _decode_path(raw_path) if "%" in raw_path else raw_path
     segments = [segment for segment in path.split("/") if segment != ""]
     if path.startswith("/") or _FORBIDDEN.search(path) or not {".", ".."}.isdisjoint(segments):
         raise PathNotAllowed(
@@ -47,26 +47,26 @@ def normalize_path(text: str) -> str:
     return "/".join(segments)
 
 
-def parse_paths(raw: str) -> tuple[str, str | None]:
+def parse_paths(raw_path: str) -> tuple[str, str | None]:
     """Return the file's path in a URL, and the path to which the URL moves the file, or None.
 
     Clients should encode the slashes in a path, but plain slashes are accepted as well.
 
     Args:
-        raw: the percent-encoded part of the URL after ``/userdata/``.
+        raw_path: the percent-encoded part of the URL after ``/userdata/``.
 
     Raises:
         PathNotAllowed, InvalidRequest: `normalize_path` rejects a path.
     """
-    parts = raw.split("/")
+    parts = raw_path.split("/")
     if len(parts) == 3 and parts[1] == _MOVE_SEGMENT:
-        return normalize_path(_decode(parts[0])), normalize_path(_decode(parts[2]))
-    return normalize_path(_decode(raw)), None
+        return normalize_path(_decode_path(parts[0])), normalize_path(_decode_path(parts[2]))
+    return normalize_path(_decode_path(raw_path)), None
 
 
-def _decode(raw: str) -> str:
+def _decode_path(encoded_path: str) -> str:
     try:
-        return unquote(raw, errors="strict")
+        return unquote(encoded_path, errors="strict")
     except UnicodeDecodeError:
         raise PathNotAllowed("the path must be percent-encoded UTF-8", field="file") from None
 
@@ -127,11 +127,11 @@ def list_folder_v2(files: Iterable[UserFile], folder: str) -> list[dict[str, Any
         {parent for file in files_below for parent in _iterate_folders(file.path, prefix)}
     )
     entries: list[dict[str, Any]] = [
-        {"name": _last_segment(path), "path": path, "type": "directory"} for path in folders
+        {"name": _get_last_segment(path), "path": path, "type": "directory"} for path in folders
     ]
     entries += [
         {
-            "name": _last_segment(file.path),
+            "name": _get_last_segment(file.path),
             "path": file.path,
             "type": "file",
             "size": file.size,
@@ -150,5 +150,5 @@ def _iterate_folders(path: str, prefix: str) -> Iterator[str]:
         slash_index = path.find("/", slash_index + 1)
 
 
-def _last_segment(path: str) -> str:
+def _get_last_segment(path: str) -> str:
     return path.rpartition("/")[2]

@@ -45,7 +45,7 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
 
     The body is ``{"error": {"code", "message", "details": {"code", "request_id", …}}}``.
     """
-    status, code = _status_and_code(error)
+    status, code = _get_status_and_code(error)
     details = {**_build_details(error), "code": error.code, "request_id": request_id}
     if error.field is not None:
         details["field"] = error.field
@@ -60,13 +60,13 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
     )
 
 
-def _status_and_code(error: errors.MoyinError) -> tuple[int, str]:
+def _get_status_and_code(error: errors.MoyinError) -> tuple[int, str]:
     if type(error) is errors.InvalidRequest:
         for prefix, status, code in _FIELD_CODES:
             if (error.field or "").startswith(prefix):
                 return status, code
-    for kind, status, code in _CODES:
-        if isinstance(error, kind):
+    for error_type, status, code in _CODES:
+        if isinstance(error, error_type):
             return status, code
     return get_http_status(error), error.code
 
@@ -75,7 +75,7 @@ def _build_details(error: errors.MoyinError) -> dict[str, Any]:
     """Return the error's details, with ComfyUI's node errors converted to the SDK's format."""
     if not isinstance(error, _GRAPH_ERRORS):
         return dict(error.details)
-    nodes = error.details.get("node_errors") or {}
+    node_reports = error.details.get("node_errors") or {}
     return {
         "node_errors": {
             node: [
@@ -86,6 +86,6 @@ def _build_details(error: errors.MoyinError) -> dict[str, Any]:
                 }
                 for node_error in report.get("errors", [])
             ]
-            for node, report in nodes.items()
+            for node, report in node_reports.items()
         }
     }

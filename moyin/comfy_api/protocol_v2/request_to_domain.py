@@ -34,7 +34,7 @@ def parse_job(body: bytes) -> JobSpec:
     try:
         submission = wire.Submission.model_validate(data)
     except ValidationError as error:
-        raise _invalid_request(error) from None
+        raise _to_invalid_request(error) from None
     if submission.extra_data is not None and submission.extra_data.api_key_comfy_org:
         # The job would have to store the key.
         raise UnsupportedFeature(
@@ -79,7 +79,7 @@ def parse_label_filters(query: Iterable[tuple[str, str]]) -> dict[str, str]:
     return labels
 
 
-def _invalid_request(error: ValidationError) -> InvalidRequest:
+def _to_invalid_request(error: ValidationError) -> InvalidRequest:
     first_error = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = ".".join(str(part) for part in first_error["loc"])
     return InvalidRequest(f"{field or 'the body'}: {first_error['msg']}", field=field or None)

@@ -58,8 +58,8 @@ class V2Presenter:
             outputs=self.to_output_bodies(job, outputs),
             error=None if job.error is None else _to_failure(job.error),
             metrics={
-                "queue_ms": _elapsed_milliseconds(job.created_at, job.started_at),
-                "execution_ms": _elapsed_milliseconds(job.started_at, job.finished_at),
+                "queue_ms": _compute_elapsed_milliseconds(job.created_at, job.started_at),
+                "execution_ms": _compute_elapsed_milliseconds(job.started_at, job.finished_at),
             },
             metadata=dict(job.metadata),
             urls=wire.JobUrls(self=path, events=f"{path}/events", cancel=f"{path}/cancel"),
@@ -72,17 +72,19 @@ class V2Presenter:
         return [
             self._to_output_body(job.id, node, slot, artifact)
             for result, output in zip(job.results, outputs, strict=True)
-            for node, slot, artifact in _artifacts_by_node(result.artifacts, output)
+            for node, slot, artifact in _iterate_artifacts_by_node(result.artifacts, output)
         ]
 
-    def to_asset_body(self, stored: StoredArtifact, *, new: bool | None = None) -> wire.AssetBody:
-        """Return the body of an asset; ``new`` is True if this request has stored the content."""
-        artifact = stored.artifact
+    def to_asset_body(
+        self, stored_artifact: StoredArtifact, *, is_new: bool | None = None
+    ) -> wire.AssetBody:
+        """Return the body of an asset; ``is_new`` is True if this request has stored the content."""
+        artifact = stored_artifact.artifact
         return wire.AssetBody(
             id=artifact.id, hash=_to_hash(artifact), size_bytes=artifact.size,
-            content_type=artifact.media_type, file_path=artifact.name, created_new=new,
-            created_at=stored.created_at, url=self._content_url(artifact),
-            url_expires_at=self.now + _URL_LIFETIME, job_id=stored.job_id,
+            content_type=artifact.media_type, file_path=artifact.name, created_new=is_new,
+            created_at=stored_artifact.created_at, url=self._build_content_url(artifact),
+            url_expires_at=self.now + _URL_LIFETIME, job_id=stored_artifact.job_id,
         )  # fmt: skip
 
     def _to_output_body(
@@ -91,11 +93,11 @@ class V2Presenter:
         return wire.OutputBody(
             node_id=node, name=artifact.name, type=_to_kind(slot, artifact.media_type),
             content_type=artifact.media_type, size_bytes=artifact.size, id=artifact.id,
-            hash=_to_hash(artifact), url=self._content_url(artifact),
+            hash=_to_hash(artifact), url=self._build_content_url(artifact),
             url_expires_at=self.now + _URL_LIFETIME, job_id=job_id,
         )  # fmt: skip
 
-    def _content_url(self, artifact: Artifact) -> str:
+    def _build_content_url(self, artifact: Artifact) -> str:
         return f"{self.base_url}api/v2/assets/{artifact.id}/content"
 
 
@@ -117,16 +119,16 @@ def to_summary(job: Job) -> wire.JobSummary:
 
 def to_progress(progress: Progress, node: str | None = None) -> wire.ProgressBody:
     """Return the body of a progress event; ``node`` is the id of the node that is running."""
-    value = min(1.0, progress.value / progress.max) if progress.max > 0 else 0.0
+    fraction = min(1.0, progress.value / progress.max) if progress.max > 0 else 0.0
     return wire.ProgressBody(
-        value=value,
+        value=fraction,
         nodes_done=int(progress.value),
         nodes_total=int(progress.max),
         current_node=node,
     )
 
 
-def _artifacts_by_node(
+def _iterate_artifacts_by_node(
     artifacts: Sequence[Artifact], output: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Artifact]]:
     """Yield the node id, the output slot and the artifact of each file of a step.
@@ -134,16 +136,16 @@ def _artifacts_by_node(
     Files that the step's output does not assign to a node come last, with empty strings as node id
     and slot.
     """
-    remaining = {f"artifact:{artifact.id}": artifact for artifact in artifacts}
+    unassigned_artifacts = {f"artifact:{artifact.id}": artifact for artifact in artifacts}
     body = output.get("body")
     nodes = body.get("outputs", {}) if isinstance(body, Mapping) else {}
     for node, slots in nodes.items():
         for slot, items in slots.items():
             for item in items:
-                artifact = remaining.pop(item, None) if isinstance(item, str) else None
+                artifact = unassigned_artifacts.pop(item, None) if isinstance(item, str) else None
                 if artifact is not None:
                     yield node, slot, artifact
-    for artifact in remaining.values():
+    for artifact in unassigned_artifacts.values():
         yield "", "", artifact
 
 
@@ -158,16 +160,16 @@ def _to_hash(artifact: Artifact) -> str | None:
 
 
 def _to_failure(error: JobError) -> wire.NodeFailure:
-    node, kind = error.details.get("node_id"), error.details.get("node_type")
+    node_id, class_type = error.details.get("node_id"), error.details.get("node_type")
     return wire.NodeFailure(
         code=error.code,
         message=error.message,
-        node_id=None if node is None else str(node),
-        class_type=None if kind is None else str(kind),
+        node_id=None if node_id is None else str(node_id),
+        class_type=None if class_type is None else str(class_type),
     )
 
 
-def _elapsed_milliseconds(start: datetime | None, end: datetime | None) -> int | None:
+def _compute_elapsed_milliseconds(start: datetime | None, end: datetime | None) -> int | None:
     if start is None or end is None:
         return None
     return int((end - start).total_seconds() * 1000)

@@ -209,7 +209,7 @@ class GrpcBridge:
 
 
 class RefusingBridge(GrpcBridge):
-    """Refuses all gRPC calls, for apps without a gRPC API to which Ray Serve sends such calls."""
+    """Refuses all gRPC calls; for apps that have no gRPC API, to which Ray Serve may send calls."""
 
     def __init__(self) -> None:
         super().__init__("")
@@ -249,8 +249,8 @@ class MoyinCalls(HealthCalls):
         return await answer_call(self.grpc_bridge.delete_job, request, grpc_context, Empty())
 
     async def ListJobs(self, request: pb.ListJobsRequest, grpc_context: Any) -> pb.ListJobsResponse:
-        empty = pb.ListJobsResponse()
-        return await answer_call(self.grpc_bridge.list_jobs, request, grpc_context, empty)
+        empty_response = pb.ListJobsResponse()
+        return await answer_call(self.grpc_bridge.list_jobs, request, grpc_context, empty_response)
 
     async def WatchJob(
         self, request: pb.WatchJobRequest, grpc_context: Any

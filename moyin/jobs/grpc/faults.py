@@ -80,10 +80,10 @@ class Fault(Exception):
 
     def to_status(self) -> status_pb2.Status:
         """Return the error as a google.rpc status with its details."""
-        info = error_details_pb2.ErrorInfo(
+        error_info = error_details_pb2.ErrorInfo(
             reason=self.code, domain=_DOMAIN, metadata={"request_id": self.request_id}
         )
-        details: list[Message] = [info]
+        details: list[Message] = [error_info]
         if self.request_id:
             details.append(error_details_pb2.RequestInfo(request_id=self.request_id))
         if self.field is not None:
@@ -151,20 +151,26 @@ def set_call_error(context: StatusContext, fault: Fault) -> None:
 
 
 async def answer_call(
-    call: Callable[[Q, Metadata], Awaitable[M]], request: Q, context: StatusContext, empty: M
+    call: Callable[[Q, Metadata], Awaitable[M]],
+    request: Q,
+    context: StatusContext,
+    empty_response: M,
 ) -> M:
-    """Return the result of a call; if the call raises `Fault`, set its error and return ``empty``."""
+    """Return the response to a call.
+
+    If the call raises `Fault`, set its error in ``context`` and return ``empty_response``.
+    """
     try:
         return await call(request, context.invocation_metadata())
     except Fault as fault:
         set_call_error(context, fault)
-        return empty
+        return empty_response
 
 
 async def stream_call(
     call: Callable[[Q, Metadata], AsyncGenerator[M, None]], request: Q, context: StatusContext
 ) -> AsyncGenerator[M, None]:
-    """Yield the messages of a call; if the call raises `Fault`, set its error and stop."""
+    """Yield the messages of a call; if it raises `Fault`, set the call's error and end the stream."""
     try:
         async with aclosing(call(request, context.invocation_metadata())) as messages:
             async for message in messages:
@@ -174,6 +180,6 @@ async def stream_call(
 
 
 def _pack_any(message: Message) -> Packed:
-    packed = Packed()
-    packed.Pack(message)
-    return packed
+    packed_message = Packed()
+    packed_message.Pack(message)
+    return packed_message

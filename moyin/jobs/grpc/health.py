@@ -53,12 +53,12 @@ class HealthMonitor:
             )
         return _Status(status=await self._read_status())
 
-    async def list_all(
+    async def list_states(
         self, request: pb.HealthListRequest, _: Metadata = ()
     ) -> pb.HealthListResponse:
         """Return the states of all services by name."""
-        status = _Status(status=await self._read_status())
-        return pb.HealthListResponse(statuses=dict.fromkeys(_SERVICES, status))
+        response = _Status(status=await self._read_status())
+        return pb.HealthListResponse(statuses=dict.fromkeys(_SERVICES, response))
 
     async def watch(
         self, request: pb.HealthCheckRequest, _: Metadata = ()
@@ -111,13 +111,15 @@ class HealthCalls:
         return await answer_call(self.grpc_health.check, request, grpc_context, _Status())
 
     async def List(self, request: pb.HealthListRequest, grpc_context: Any) -> pb.HealthListResponse:
-        empty = pb.HealthListResponse()
-        return await answer_call(self.grpc_health.list_all, request, grpc_context, empty)
+        empty_response = pb.HealthListResponse()
+        return await answer_call(
+            self.grpc_health.list_states, request, grpc_context, empty_response
+        )
 
     async def Watch(
         self, request: pb.HealthCheckRequest, grpc_context: Any
     ) -> AsyncGenerator[pb.HealthCheckResponse, None]:
-        calls = stream_call(self.grpc_health.watch, request, grpc_context)
-        async with aclosing(calls) as statuses:
+        responses = stream_call(self.grpc_health.watch, request, grpc_context)
+        async with aclosing(responses) as statuses:
             async for status in statuses:
                 yield status

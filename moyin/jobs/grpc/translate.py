@@ -58,10 +58,10 @@ def to_chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
     if usage:
         event.usage.prompt_tokens = usage.get("prompt_tokens") or 0
         event.usage.completion_tokens = usage.get("completion_tokens") or 0
-        prompt = usage.get("prompt_tokens_details") or {}
-        completion = usage.get("completion_tokens_details") or {}
-        event.usage.cached_tokens = prompt.get("cached_tokens") or 0
-        event.usage.reasoning_tokens = completion.get("reasoning_tokens") or 0
+        prompt_details = usage.get("prompt_tokens_details") or {}
+        completion_details = usage.get("completion_tokens_details") or {}
+        event.usage.cached_tokens = prompt_details.get("cached_tokens") or 0
+        event.usage.reasoning_tokens = completion_details.get("reasoning_tokens") or 0
     return event
 
 
@@ -99,19 +99,19 @@ def to_job_message(body: Mapping[str, Any]) -> pb.Job:
     return job
 
 
-def to_job_event(event_id: str, kind: str, text: str) -> pb.JobEvent:
+def to_job_event(event_id: str, kind: str, data_json: str) -> pb.JobEvent:
     """Convert an event of a job to a message.
 
     The message of an unknown type of event has the data only as JSON.
 
     Args:
         kind: the type of the event.
-        text: the data of the event, as JSON.
+        data_json: the data of the event, as JSON.
     """
-    event = pb.JobEvent(id=event_id, type=kind, data_json=text)
-    name = EVENT_FIELDS.get(kind)
-    if name is not None:
-        data, typed_body = json.loads(text), getattr(event, name)
+    event = pb.JobEvent(id=event_id, type=kind, data_json=data_json)
+    field_name = EVENT_FIELDS.get(kind)
+    if field_name is not None:
+        data, typed_body = json.loads(data_json), getattr(event, field_name)
         fill_message(typed_body, data)
         if isinstance(typed_body, pb.StatusEvent):
             fill_message(typed_body.job, data)
@@ -125,34 +125,34 @@ def fill_message(message: Message, body: Mapping[str, Any]) -> None:
     missing stay unset.
     """
     for field in message.DESCRIPTOR.fields:
-        value = body.get(field.name.removesuffix(_JSON))
-        if value is None:
+        member_value = body.get(field.name.removesuffix(_JSON))
+        if member_value is None:
             continue
-        kind = field.message_type
+        message_type = field.message_type
         if field.name.endswith(_JSON):
-            setattr(message, field.name, json.dumps(value))
+            setattr(message, field.name, json.dumps(member_value))
         elif field.enum_type is not None:
-            number = field.enum_type.values_by_name[_STATUS + value.upper()].number
+            number = field.enum_type.values_by_name[_STATUS + member_value.upper()].number
             setattr(message, field.name, number)
-        elif kind is None:
-            setattr(message, field.name, value)
-        elif kind.GetOptions().map_entry:
-            getattr(message, field.name).update(value)
+        elif message_type is None:
+            setattr(message, field.name, member_value)
+        elif message_type.GetOptions().map_entry:
+            getattr(message, field.name).update(member_value)
         elif field.is_repeated:
-            for item in value:
+            for item in member_value:
                 fill_message(getattr(message, field.name).add(), item)
-        elif kind is Timestamp.DESCRIPTOR:
-            getattr(message, field.name).FromJsonString(value)
+        elif message_type is Timestamp.DESCRIPTOR:
+            getattr(message, field.name).FromJsonString(member_value)
         else:
-            child = getattr(message, field.name)
-            child.SetInParent()
-            fill_message(child, value)
+            child_message = getattr(message, field.name)
+            child_message.SetInParent()
+            fill_message(child_message, member_value)
 
 
 def _to_status_name(number: int) -> str:
     """Return the HTTP API's name of a status; for an unknown number, the number as text."""
-    value = pb.JobStatus.DESCRIPTOR.values_by_number.get(number)
-    return str(number) if value is None else value.name.removeprefix(_STATUS).lower()
+    enum_value = pb.JobStatus.DESCRIPTOR.values_by_number.get(number)
+    return str(number) if enum_value is None else enum_value.name.removeprefix(_STATUS).lower()
 
 
 def _format_time(timestamp: Timestamp, field: str) -> str:
@@ -168,27 +168,27 @@ def _to_chat_message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
         "role": message.role,
         "content": message.content if parts is None else parts,
     }
-    calls = _parse_json_field(message.tool_calls_json, f"{field}.tool_calls_json", list)
-    if calls is not None:
-        body["tool_calls"] = calls
+    tool_calls = _parse_json_field(message.tool_calls_json, f"{field}.tool_calls_json", list)
+    if tool_calls is not None:
+        body["tool_calls"] = tool_calls
     if message.tool_call_id:
         body["tool_call_id"] = message.tool_call_id
     return body
 
 
-def _parse_json_field(text: str, field: str, kind: type[Any]) -> Any:
+def _parse_json_field(json_text: str, field: str, kind: type[Any]) -> Any:
     """Return the JSON value in the text of a field, or None if the text is empty.
 
     Raises:
         Fault: the text is not JSON, or its value is not of the type ``kind``.
     """
-    if not text:
+    if not json_text:
         return None
     try:
-        value = json.loads(text)
+        json_value = json.loads(json_text)
     except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, kind):
+        json_value = None
+    if not isinstance(json_value, kind):
         expected_type = "object" if kind is dict else "list"
         raise new_field_fault(field, f"must be a JSON {expected_type}", "invalid_json")
-    return value
+    return json_value

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 class BrokerLost(Exception):
     """Reports a broken connection; the broker will deliver all unsettled messages again.
 
-    A message is unsettled until `Session.complete` or `Session.dead_letter` has succeeded.
+    A message is unsettled until `Session.complete_delivery` or `Session.dead_letter` has succeeded.
     """
 
 
@@ -34,11 +34,11 @@ class Delivery:
 class Session(Protocol):
     """The interface of one connection to the broker; every method may raise `BrokerLost`."""
 
-    def deliveries(self) -> AsyncGenerator[Delivery, None]:
+    def receive_deliveries(self) -> AsyncGenerator[Delivery, None]:
         """Yield messages without end; pause while too many of them have no result yet."""
         ...
 
-    async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
+    async def complete_delivery(self, delivery: Delivery, result_id: str, result: bytes) -> None:
         """Publish the result of a message, then settle the message, which ends its deliveries.
 
         Args:
@@ -58,6 +58,6 @@ class Session(Protocol):
 class Broker(Protocol):
     """The interface of a message broker with a queue whose messages become jobs."""
 
-    def session(self) -> AbstractAsyncContextManager[Session]:
+    def connect(self) -> AbstractAsyncContextManager[Session]:
         """Connect to the broker until the block ends; raise `BrokerLost` if that fails."""
         ...

@@ -54,7 +54,7 @@ class RabbitBroker:
         self._max_deliveries = max_deliveries
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[_RabbitSession]:
+    async def connect(self) -> AsyncIterator[_RabbitSession]:
         with _raise_broker_lost():
             connection = await aio_pika.connect(self._url, timeout=_CONNECT_SECONDS)
         async with connection:
@@ -110,7 +110,7 @@ class _RabbitSession:
         """End the session, after the connection or channel has closed or the queue was deleted."""
         self._arrived.put_nowait(None)
 
-    async def deliveries(self) -> AsyncGenerator[Delivery, None]:
+    async def receive_deliveries(self) -> AsyncGenerator[Delivery, None]:
         with _raise_broker_lost():
             queue = await self._channel.get_queue(self._queue, ensure=False)
             await queue.consume(self._arrived.put)
@@ -127,7 +127,7 @@ class _RabbitSession:
                 handle=message,
             )
 
-    async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
+    async def complete_delivery(self, delivery: Delivery, result_id: str, result: bytes) -> None:
         message: AbstractIncomingMessage = delivery.handle
         await self._publish(
             message.reply_to or self._results,

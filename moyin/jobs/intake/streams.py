@@ -62,7 +62,7 @@ class StreamBroker:
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[_StreamSession]:
+    async def connect(self) -> AsyncIterator[_StreamSession]:
         client = redis.Redis.from_url(
             self._url,
             connection_class=ValkeyConnection,
@@ -99,7 +99,7 @@ class _StreamSession:
         self._held: set[bytes] = set()
         self._freed = asyncio.Event()
 
-    async def deliveries(self) -> AsyncGenerator[Delivery, None]:
+    async def receive_deliveries(self) -> AsyncGenerator[Delivery, None]:
         """Yield entries without end; entries of workers that have died come before new ones."""
         while True:
             free_count = self._broker.concurrency - len(self._held)
@@ -111,24 +111,24 @@ class _StreamSession:
                 entries = await self._claim_entries(free_count) or await self._read_new_entries(
                     free_count
                 )
-            for entry, fields, count in entries:
-                self._held.add(entry)
+            for entry_id, fields, count in entries:
+                self._held.add(entry_id)
                 yield Delivery(
-                    message_id=_get_message_id(entry, fields),
+                    message_id=_get_message_id(entry_id, fields),
                     body=fields.get(b"body", b""),
                     count=count,
-                    handle=(entry, fields),
+                    handle=(entry_id, fields),
                 )
 
-    async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
-        entry, _ = delivery.handle
+    async def complete_delivery(self, delivery: Delivery, result_id: str, result: bytes) -> None:
+        entry_id, _ = delivery.handle
         fields = {"id": result_id, "message_id": delivery.message_id or "", "body": result}
-        await self._settle_entry(entry, self._broker.results, fields)
+        await self._settle_entry(entry_id, self._broker.results, fields)
 
     async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
-        entry, fields = delivery.handle
+        entry_id, fields = delivery.handle
         await self._settle_entry(
-            entry, self._broker.dead_letters, {**fields, "code": code, "reason": reason}
+            entry_id, self._broker.dead_letters, {**fields, "code": code, "reason": reason}
         )
 
     async def keep_alive(self) -> None:
@@ -137,7 +137,7 @@ class _StreamSession:
         while True:
             await asyncio.sleep(broker.claim_ms / 3000)
             held_entries: list[Any] = list(self._held)
-            # Ignored here, because `deliveries` reports the same outage.
+            # Ignored here, because `receive_deliveries` reports the same outage.
             with suppress(RedisError, OSError):
                 if held_entries:
                     await self._client.xclaim(
@@ -151,16 +151,16 @@ class _StreamSession:
                     )
                 await self._delete_idle_consumers()
 
-    async def _settle_entry(self, entry: bytes, stream: str, fields: dict[Any, Any]) -> None:
+    async def _settle_entry(self, entry_id: bytes, stream: str, fields: dict[Any, Any]) -> None:
         """Add ``fields`` to another stream and delete the entry, in one transaction."""
         broker = self._broker
         with _raise_broker_lost():
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.xadd(stream, fields, maxlen=broker.kept, approximate=True)
-                pipeline.xack(broker.stream, broker.group, entry)
-                pipeline.xdel(broker.stream, entry)
+                pipeline.xack(broker.stream, broker.group, entry_id)
+                pipeline.xdel(broker.stream, entry_id)
                 await pipeline.execute()
-        self._held.discard(entry)
+        self._held.discard(entry_id)
         self._freed.set()
 
     async def _read_new_entries(self, count: int) -> list[_Entry]:
@@ -169,14 +169,16 @@ class _StreamSession:
             broker.group, self._consumer, {broker.stream: ">"}, count=count, block=_BLOCK_MS
         )
         entries = reply[0][1] if reply else []
-        return [(entry, fields, 1) for entry, fields in entries]
+        return [(entry_id, fields, 1) for entry_id, fields in entries]
 
     async def _claim_entries(self, count: int) -> list[_Entry]:
         broker = self._broker
         claim_reply: Any = await self._client.xautoclaim(
             broker.stream, broker.group, self._consumer, broker.claim_ms, count=count
         )
-        entries = [(entry, fields) for entry, fields in claim_reply[1] if entry not in self._held]
+        entries = [
+            (entry_id, fields) for entry_id, fields in claim_reply[1] if entry_id not in self._held
+        ]
         if not entries:
             return []
         pending_entries: Any = await self._client.xpending_range(
@@ -184,7 +186,7 @@ class _StreamSession:
             consumername=self._consumer,
         )  # fmt: skip
         counts = {item["message_id"]: item["times_delivered"] for item in pending_entries}
-        return [(entry, fields, counts.get(entry, 1)) for entry, fields in entries]
+        return [(entry_id, fields, counts.get(entry_id, 1)) for entry_id, fields in entries]
 
     async def _delete_idle_consumers(self) -> None:
         broker = self._broker
@@ -203,5 +205,5 @@ def _raise_broker_lost() -> Iterator[None]:
         raise BrokerLost(f"Redis failed: {type(error).__name__}: {error}") from error
 
 
-def _get_message_id(entry: bytes, fields: dict[bytes, bytes]) -> str:
-    return (fields.get(b"id") or entry).decode(errors="replace")
+def _get_message_id(entry_id: bytes, fields: dict[bytes, bytes]) -> str:
+    return (fields.get(b"id") or entry_id).decode(errors="replace")

@@ -108,11 +108,11 @@ class IntakeWorker:
         pause = _FIRST_PAUSE
         while True:
             try:
-                async with self._broker.session() as session:
+                async with self._broker.connect() as session:
                     self.error, pause, self.is_connected = None, _FIRST_PAUSE, True
                     await self._process_deliveries(session)
-            except* BrokerLost as lost:
-                _log.warning("intake %s connects again: %s", self._name, lost.exceptions[0])
+            except* BrokerLost as error_group:
+                _log.warning("intake %s connects again: %s", self._name, error_group.exceptions[0])
             except* Exception as error:
                 self.error = error
                 _log.exception("intake %s failed with a bug and starts again", self._name)
@@ -123,12 +123,12 @@ class IntakeWorker:
 
     async def _process_deliveries(self, session: Session) -> None:
         async with (
-            aclosing(session.deliveries()) as deliveries,
-            asyncio.TaskGroup() as group,
+            aclosing(session.receive_deliveries()) as deliveries,
+            asyncio.TaskGroup() as task_group,
         ):
             async for delivery in deliveries:
                 self.counts.last_message = time.time()
-                group.create_task(self._handle_delivery(session, delivery))
+                task_group.create_task(self._handle_delivery(session, delivery))
 
     async def _handle_delivery(self, session: Session, delivery: Delivery) -> None:
         self.counts.open += 1
@@ -152,7 +152,9 @@ class IntakeWorker:
             await session.dead_letter(delivery, error.code, error.message)
             self.counts.refused += 1
         else:
-            await session.complete(delivery, f"{ended_job.id}-{ended_job.attempts}", result)
+            await session.complete_delivery(
+                delivery, f"{ended_job.id}-{ended_job.attempts}", result
+            )
 
     async def _accept_delivery(self, delivery: Delivery) -> Job:
         """Return the job of a message, and submit the job if it does not exist yet.
@@ -190,7 +192,8 @@ class IntakeWorker:
             )
         if delivery.count > self._max_deliveries:
             raise InvalidRequest(
-                f"the message was delivered {delivery.count} times without being processed"
+                f"the message was delivered {delivery.count} times without being processed; "
+                f"at most {self._max_deliveries} deliveries are allowed"
             )
         return key
 
@@ -230,12 +233,12 @@ class IntakeWorker:
         )
 
 
-async def _retry_until_done(work: Callable[[], Awaitable[T]]) -> T:
-    """Run ``work`` until it succeeds, or raise its MoyinError if a retry can't help."""
+async def _retry_until_done(operation: Callable[[], Awaitable[T]]) -> T:
+    """Run ``operation`` until it succeeds, or raise its MoyinError if a retry can't help."""
     pause = _FIRST_PAUSE
     while True:
         try:
-            return await work()
+            return await operation()
         except MoyinError as error:
             if not error.retryable:
                 raise

@@ -19,46 +19,52 @@ _Variant = tuple[Mapping[str, Any], Mapping[str, str]]
 
 
 def build_batch_steps(
-    batch: wire.Batch, first: Step, template: Template | None
+    batch: wire.Batch, step_without_batch: Step, template: Template | None
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
     """Return the graph that all children of a batch share, and each child as a step.
 
     The payload of such a step is a patch: the nodes and inputs in which its graph differs.
 
     Args:
-        first: the step of the same job without a batch.
+        step_without_batch: the step of the same job without a batch.
         template: the template of the graph; None if the client sent the graph itself.
 
     Raises:
         InvalidRequest: a field is invalid.
     """
-    members = [name for name in ("seeds", "inputs", "sweep") if getattr(batch, name) is not None]
-    if len(members) != 1:
+    member_names = [
+        name for name in ("seeds", "inputs", "sweep") if getattr(batch, name) is not None
+    ]
+    if len(member_names) != 1:
         raise InvalidRequest(
             "a batch must have exactly one of seeds, inputs and sweep", field="batch"
         )
     if template is None:
-        variants = _list_graph_variants(batch, first.payload)
-        graphs = [_apply_inputs(first.payload, child_inputs) for child_inputs, _ in variants]
+        variants = _list_graph_variants(batch, step_without_batch.payload)
+        graphs = [
+            _apply_inputs(step_without_batch.payload, child_inputs) for child_inputs, _ in variants
+        ]
     else:
-        variants = _list_template_variants(batch, first.inputs, template)
-        graphs = [_fill_variant(template, first.inputs, variant) for variant in variants]
+        variants = _list_template_variants(batch, step_without_batch.inputs, template)
+        graphs = [
+            _fill_variant(template, step_without_batch.inputs, variant) for variant in variants
+        ]
     # Children run concurrently, so no child can refer to another child's output.
     references.check_references(graphs, 0)
-    base = graphs[0]
+    base_graph = graphs[0]
     steps = tuple(
         Step(
-            kind=first.kind,
-            payload=make_batch_patch(base, graph),
-            pool=first.pool,
-            template=first.template,
+            kind=step_without_batch.kind,
+            payload=make_batch_patch(base_graph, graph),
+            pool=step_without_batch.pool,
+            template=step_without_batch.template,
             inputs=variant[0],
-            outputs=first.outputs,
-            cache=first.cache,
+            outputs=step_without_batch.outputs,
+            cache=step_without_batch.cache,
         )
         for graph, variant in zip(graphs, variants, strict=True)
     )
-    return base, steps
+    return base_graph, steps
 
 
 def _list_template_variants(
@@ -81,15 +87,15 @@ def _list_template_variants(
              {key.removeprefix("inputs."): f"batch.sweep.{key}" for key in child_inputs})
             for child_inputs in _list_combinations(batch.sweep)
         ]  # fmt: skip
-    seed = template.parameters.get("seed")
-    if seed is None:
+    seed_parameter = template.parameters.get("seed")
+    if seed_parameter is None:
         raise InvalidRequest(
             f"batch.seeds needs a template with the input 'seed', which {template.name!r} lacks",
             field="batch.seeds",
         )
-    start = inputs.get("seed", seed.default)
-    start = start if isinstance(start, int) else 0
-    return [({"seed": value}, {"seed": "batch.seeds"}) for value in _list_seeds(batch, start)]
+    first_seed = inputs.get("seed", seed_parameter.default)
+    first_seed = first_seed if isinstance(first_seed, int) else 0
+    return [({"seed": value}, {"seed": "batch.seeds"}) for value in _list_seeds(batch, first_seed)]
 
 
 def _list_graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
@@ -99,7 +105,10 @@ def _list_graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_V
     the values, the second the field of the request that set each value.
     """
     if batch.inputs is not None:
-        raise InvalidRequest("inputs are allowed only with a template", field="batch.inputs")
+        raise InvalidRequest(
+            "batch.inputs is allowed only with a template: use batch.sweep for a workflow",
+            field="batch.inputs",
+        )
     if batch.sweep is not None:
         for key in batch.sweep:
             if not _has_plain_value(graph, key):
@@ -126,23 +135,23 @@ def _list_graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_V
             "batch.seeds needs a node of the workflow with an integer as its seed or noise_seed",
             field="batch.seeds",
         )
-    sources = dict.fromkeys(seeds, "batch.seeds")
+    source_fields = dict.fromkeys(seeds, "batch.seeds")
     if isinstance(batch.seeds, list):
-        return [(dict.fromkeys(seeds, seed), sources) for seed in _list_seeds(batch, 0)]
+        return [(dict.fromkeys(seeds, seed), source_fields) for seed in _list_seeds(batch, 0)]
     return [
-        ({key: value + step for key, value in seeds.items()}, sources)
-        for step in _list_seeds(batch, 0)
+        ({key: value + offset for key, value in seeds.items()}, source_fields)
+        for offset in _list_seeds(batch, 0)
     ]
 
 
-def _list_seeds(batch: wire.Batch, start: int) -> Sequence[int]:
+def _list_seeds(batch: wire.Batch, first_seed: int) -> Sequence[int]:
     seeds = batch.seeds
     if isinstance(seeds, list):
         _check_count(len(seeds), "batch.seeds")
         return seeds
     assert seeds is not None
     _check_count(seeds, "batch.seeds")
-    return range(start, start + seeds)
+    return range(first_seed, first_seed + seeds)
 
 
 def _list_combinations(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -161,14 +170,14 @@ def _check_count(count: int, field: str) -> None:
 def _fill_variant(
     template: Template, inputs: Mapping[str, Any], variant: _Variant
 ) -> dict[str, Any]:
-    child_inputs, sources = variant
+    child_inputs, source_fields = variant
     try:
         return fill_template(template, {**inputs, **child_inputs})
     except InvalidRequest as error:
-        source = sources.get((error.field or "").removeprefix("inputs."))
-        if source is not None:
-            error.message = error.message.replace(error.field or "", source, 1)
-            error.field = source
+        source_field = source_fields.get((error.field or "").removeprefix("inputs."))
+        if source_field is not None:
+            error.message = error.message.replace(error.field or "", source_field, 1)
+            error.field = source_field
         raise
 
 

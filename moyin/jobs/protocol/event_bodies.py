@@ -16,7 +16,7 @@ from moyin.jobs.protocol import wire
 
 
 class StatusEvent(wire.JobBody):
-    """The job at the time when it got the status that is the event's type."""
+    """The state of the job when it got the status that the event's type names."""
 
     attempt: int = Field(description="The attempt that the event belongs to, from 1.")
 

@@ -205,7 +205,7 @@ def parse_bulk_request(body: bytes) -> BulkRequest:
 def describe_query(model: type[BaseModel]) -> dict[str, Any]:
     """Return the OpenAPI description of a route whose query parameters are members of ``model``.
 
-    It is the route's argument `openapi_extra`.
+    Routes pass it to FastAPI as ``openapi_extra``.
     """
     parameters = []
     for name, schema in model.model_json_schema(ref_template="{model}")["properties"].items():
@@ -228,18 +228,18 @@ def describe_query(model: type[BaseModel]) -> dict[str, Any]:
     return {"parameters": parameters}
 
 
-def _validate_query(shape: type[M], members: dict[str, Any]) -> M:
-    known_fields = shape.model_fields
+def _validate_query(query_model: type[M], members: dict[str, Any]) -> M:
+    known_fields = query_model.model_fields
     for name in members:
         if name not in known_fields:
             raise InvalidRequest(
-                f"{name[:64]} is not a query parameter of this route; valid ones: {', '.join(known_fields)}",
+                f"{name[:64]} is not a query parameter of this route; valid parameters: {', '.join(known_fields)}",
                 field=name[:64],
             )
-    return validate(shape, members)
+    return validate(query_model, members)
 
 
 def _add_once(members: dict[str, Any], name: str, value: str, parameter: str) -> None:
     if name in members:
-        raise InvalidRequest(f"{parameter[:64]} must be given once", field=parameter[:64])
+        raise InvalidRequest(f"{parameter[:64]} must be given only once", field=parameter[:64])
     members[name] = value

@@ -19,7 +19,7 @@ Templates = Callable[[str, str], Template]
 
 
 def refuse_templates(name: str, field: str) -> Template:
-    """Raise InvalidRequest for any template; for APIs whose jobs can't use templates."""
+    """Raise InvalidRequest for every template; APIs whose jobs can't use templates pass this."""
     raise InvalidRequest(
         f"{field} is not supported by this API: send a workflow instead", field=field
     )
@@ -75,7 +75,7 @@ def _build_step_from_template(
     """
     if step.workflow is not None:
         raise InvalidRequest(
-            "a render must have a workflow or a template, not both", field=f"{prefix}template"
+            "a render must have a workflow or a template, and has both", field=f"{prefix}template"
         )
     return Step(
         kind=StepKind.RENDER,
@@ -91,10 +91,15 @@ def _build_step_from_template(
 def _build_step_from_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
     if step.workflow is None:
         raise InvalidRequest(
-            "a render must have a workflow or a template", field=f"{prefix}workflow"
+            "a render must have a workflow or a template, and has neither",
+            field=f"{prefix}workflow",
         )
     if step.inputs is not None:
-        raise InvalidRequest("inputs are allowed only with a template", field=f"{prefix}inputs")
+        raise InvalidRequest(
+            f"{prefix}inputs is allowed only with a template: omit it, or use a template instead of "
+            "a workflow",
+            field=f"{prefix}inputs",
+        )
     check_graph_format(step.workflow, f"{prefix}workflow")
     return Step(
         kind=StepKind.RENDER,

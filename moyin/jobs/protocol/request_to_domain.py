@@ -63,15 +63,15 @@ def to_job_spec(
         )
     if request.webhook is not None:
         check_url(request.webhook, field="webhook")
-    base = None
+    base_graph = None
     if isinstance(request, wire.RenderJob) and request.batch is not None:
-        base, steps = translate_render_batch(request, request.batch, templates)
+        base_graph, steps = translate_render_batch(request, request.batch, templates)
     else:
         steps = _to_steps(request, templates)
     return JobSpec(
         kind=request.kind,
         steps=steps,
-        base=base,
+        base=base_graph,
         priority=request.priority,
         deadline=request.deadline,
         metadata=request.metadata,
@@ -80,14 +80,14 @@ def to_job_spec(
 
 
 def _to_steps(request: JobBody, templates: Templates) -> tuple[Step, ...]:
-    bodies: Sequence[wire.ChatStep | wire.RenderStep | wire.HttpStep]
+    step_bodies: Sequence[wire.ChatStep | wire.RenderStep | wire.HttpStep]
     if isinstance(request, wire.PipelineJob):
-        bodies, prefixes = request.steps, [f"steps.{i}." for i in range(len(request.steps))]
+        step_bodies, prefixes = request.steps, [f"steps.{i}." for i in range(len(request.steps))]
     else:
-        bodies, prefixes = [request], [""]
+        step_bodies, prefixes = [request], [""]
     steps = tuple(
         _to_step(step, prefix, request.pool, templates)
-        for step, prefix in zip(bodies, prefixes, strict=True)
+        for step, prefix in zip(step_bodies, prefixes, strict=True)
     )
     for index, step in enumerate(steps):
         references.check_references(step.payload, index)
@@ -132,9 +132,9 @@ def _to_invalid_request(error: ValidationError) -> InvalidRequest:
 
 def _join_field_path(location: Sequence[int | str]) -> str:
     """Return the path of an invalid field, without the tags that pydantic inserts for unions."""
-    parts = [
+    path_parts = [
         part
         for i, part in enumerate(location)
         if not (part in _KINDS and (i == 0 or isinstance(location[i - 1], int)))
     ]
-    return ".".join(str(part) for part in parts)
+    return ".".join(str(part) for part in path_parts)

@@ -46,13 +46,13 @@ def render_artifact(artifact: Artifact) -> wire.ArtifactBody:
     )
 
 
-def render_stored_artifact(stored: StoredArtifact) -> wire.ArtifactDetail:
+def render_stored_artifact(stored_artifact: StoredArtifact) -> wire.ArtifactDetail:
     """Return the JSON body of a stored file for a list of files."""
     return wire.ArtifactDetail(
-        **render_artifact(stored.artifact).model_dump(),
-        job=stored.job_id,
-        created_at=stored.created_at,
-        favourite=stored.favourite,
+        **render_artifact(stored_artifact.artifact).model_dump(),
+        job=stored_artifact.job_id,
+        created_at=stored_artifact.created_at,
+        favourite=stored_artifact.favourite,
     )
 
 
@@ -61,7 +61,7 @@ class QueueView:
     """The state of the queue at one moment, from which responses derive waiting times and places.
 
     Attributes:
-        now: that moment.
+        now: the time of that moment.
         places: the places of queued and running jobs, by job id.
     """
 
@@ -87,7 +87,7 @@ def render_job_detail(
         spec: the job's spec; if None, the body lacks the submitted request and the inputs of a
             batch's children.
     """
-    bodies = [
+    output_bodies = [
         wire.OutputBody(
             step=result.index,
             text=output.get("text"),
@@ -104,7 +104,10 @@ def render_job_detail(
     children = None if job.children is None else _render_children(job, spec)
     submitted_job = None if spec is None else _render_submitted(job.id, spec)
     return wire.JobDetail(
-        **_collect_members(job, queue), outputs=bodies, children=children, submitted=submitted_job
+        **_collect_members(job, queue),
+        outputs=output_bodies,
+        children=children,
+        submitted=submitted_job,
     )
 
 
@@ -122,18 +125,18 @@ def build_progress_event(
 
 
 def build_step_event(
-    result: StepResult, attempt: int, overall: Progress | None = None
+    result: StepResult, attempt: int, job_progress: Progress | None = None
 ) -> tuple[EventType, dict[str, Any]]:
     """Return the type and data of the event for a finished step.
 
     Args:
-        overall: the progress of the job; None for the last step.
+        job_progress: the progress of the job; None for the last step.
     """
     body = StepEvent(
         step=result.index,
         artifacts=[render_artifact(artifact) for artifact in result.artifacts],
-        value=None if overall is None else overall.value,
-        max=None if overall is None else overall.max,
+        value=None if job_progress is None else job_progress.value,
+        max=None if job_progress is None else job_progress.max,
         attempt=attempt,
     )
     return EventType.STEP, body.model_dump(mode="json", exclude_none=True)
@@ -158,7 +161,7 @@ def _build_status_body(job: Job) -> StatusEvent:
 def _collect_members(job: Job, queue: QueueView | None) -> dict[str, Any]:
     error = job.error
     is_queued = job.status is JobStatus.QUEUED
-    place = None if queue is None or job.status.is_final else queue.places.get(job.id)
+    queue_place = None if queue is None or job.status.is_final else queue.places.get(job.id)
     return {
         "id": job.id,
         "kind": job.kind,
@@ -181,8 +184,8 @@ def _collect_members(job: Job, queue: QueueView | None) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "queued_for": _get_queued_seconds(job, queue.now) if queue and is_queued else None,
-        "position": place.position if place and is_queued else None,
-        "eta": None if place is None else _render_eta(job, place),
+        "position": queue_place.position if queue_place and is_queued else None,
+        "eta": None if queue_place is None else _render_eta(job, queue_place),
         "metadata": dict(job.metadata),
     }
 
@@ -201,11 +204,11 @@ def _render_submitted(job_id: str, spec: JobSpec) -> wire.SubmittedJob:
 
 def _hide_path(url: str) -> str:
     """Return only the URL's scheme and host, because many services put a secret into the path."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{_HIDDEN}"
+    url_parts = urlsplit(url)
+    return f"{url_parts.scheme}://{url_parts.netloc.rpartition('@')[2]}/{_HIDDEN}"
 
 
-def _render_step(graph: str, step: Step, is_batch: bool) -> wire.SubmittedStep:
+def _render_step(graph_path: str, step: Step, is_batch: bool) -> wire.SubmittedStep:
     match step.kind:
         case StepKind.RENDER:
             # The member `children` shows the inputs that differ between the children of a batch.
@@ -214,7 +217,7 @@ def _render_step(graph: str, step: Step, is_batch: bool) -> wire.SubmittedStep:
                 kind=step.kind.value,
                 template=step.template,
                 inputs=inputs,
-                graph=graph,
+                graph=graph_path,
                 pool=step.pool,
                 cache=step.cache,
             )
@@ -223,8 +226,8 @@ def _render_step(graph: str, step: Step, is_batch: bool) -> wire.SubmittedStep:
                 kind=step.kind.value, protocol=step.protocol, request=dict(step.payload)
             )
         case StepKind.HTTP:
-            names = ("method", "path", "headers", "body")
-            request = {name: step.payload.get(name) for name in names}
+            member_names = ("method", "path", "headers", "body")
+            request = {name: step.payload.get(name) for name in member_names}
             request["headers"] = {
                 name: value if name.lower() in _SHOWN_HEADERS else _HIDDEN
                 for name, value in (request["headers"] or {}).items()
@@ -234,11 +237,11 @@ def _render_step(graph: str, step: Step, is_batch: bool) -> wire.SubmittedStep:
             return wire.SubmittedStep(kind=step.kind.value, request=request)
 
 
-def _render_eta(job: Job, place: QueuePlace) -> wire.EtaBody:
+def _render_eta(job: Job, queue_place: QueuePlace) -> wire.EtaBody:
     # The place may be older than the job's start. The render's end is the job's end only if the job
     # is a single render.
-    starts_in = place.starts_in if job.status is JobStatus.QUEUED else None
-    ends_in = place.ends_in if job.steps == 1 else None
+    starts_in = queue_place.starts_in if job.status is JobStatus.QUEUED else None
+    ends_in = queue_place.ends_in if job.steps == 1 else None
     return wire.EtaBody(starts_in=_render_seconds(starts_in), ends_in=_render_seconds(ends_in))
 
 
@@ -260,11 +263,11 @@ def _get_queued_seconds(job: Job, now: datetime) -> float | None:
 
 
 def _render_children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
-    results = {result.index: result for result in job.results}
+    results_by_index = {result.index: result for result in job.results}
     failures = job.error.details.get("children", {}) if job.error is not None else {}
     children = []
     for index in range(job.children or 0):
-        result, error = results.get(index), failures.get(str(index))
+        result, error = results_by_index.get(index), failures.get(str(index))
         progress = job.progress.parts.get(str(index))
         children.append(
             wire.ChildBody(

@@ -12,21 +12,21 @@ _MEMBERS = ("text", "body", "artifacts")
 _MAX_FIELD_LENGTH = 256
 
 
-def check_referenced_outputs(step: Step, earlier: Sequence[Step], prefix: str) -> None:
+def check_referenced_outputs(step: Step, earlier_steps: Sequence[Step], prefix: str) -> None:
     """Check that each reference in ``step`` names an output that the earlier step can have.
 
     The output of a chat step has a text and a body. The output of a render has artifacts and the
     body ``{"outputs": …}``. The output of an http step depends on the response.
 
     Args:
-        earlier: all steps before ``step``.
+        earlier_steps: all steps before ``step``.
         prefix: the start of field names in errors, such as ``steps.1.``.
 
     Raises:
         InvalidRequest: a reference names an output that the earlier step can't have.
     """
     for reference in iterate_references(step.payload):
-        problem = _explain_missing_output(earlier[reference.step].kind, reference.path)
+        problem = _explain_missing_output(earlier_steps[reference.step].kind, reference.path)
         if problem is not None:
             field = prefix + _find_field(step, reference)
             raise InvalidRequest(f"{field}: {reference.text} cannot exist: {problem}", field=field)

@@ -126,7 +126,10 @@ def check_step_path(path: str, *, field: str) -> None:
         )
     decoded_path = _decode_path(urlsplit(path).path)
     if "\\" in decoded_path or "\0" in decoded_path or {".", ".."} & set(decoded_path.split("/")):
-        raise InvalidRequest(f"{field} must not contain . or .. segments", field=field)
+        raise InvalidRequest(
+            f"{field} must not contain backslashes, NUL characters, or . or .. segments",
+            field=field,
+        )
     # Ignore empty segments and a missing first slash, because servers treat these differently.
     normalized_path = "/" + "/".join(part for part in decoded_path.lower().split("/") if part)
     if any(

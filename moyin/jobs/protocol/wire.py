@@ -328,7 +328,7 @@ class JobPage(BaseModel):
 
 
 class NewestJobs(JobPage):
-    """The first page of the tenant's jobs, with the numbers of all that are open."""
+    """The first page of the tenant's jobs, with the numbers of queued and running jobs."""
 
     queued: int
     running: int

@@ -97,18 +97,18 @@ class JobActivities:
         return True
 
     async def _send_chat_request(self, step: StepInput) -> StepResult:
-        _, spec, payload = await load_step(self._blobs, step)
+        _, step_spec, payload = await load_step(self._blobs, step)
         response = await self._step_client.call(
             await self._jobs.get_submitter(step.job_id),
             "POST",
-            get_chat_path(spec.protocol, payload),
-            body=disable_streaming(spec.protocol, payload),
+            get_chat_path(step_spec.protocol, payload),
+            body=disable_streaming(step_spec.protocol, payload),
             idempotency_key=_get_idempotency_key(step, StepKind.CHAT),
         )
         body = response.json()
-        text = extract_text(spec.protocol, body)
-        output = await save_output(self._blobs, text=text, body=body)
-        return _build_result(step, output, response)
+        text = extract_text(step_spec.protocol, body)
+        output_sha256 = await save_output(self._blobs, text=text, body=body)
+        return _build_result(step, output_sha256, response)
 
     async def _send_http_request(self, step: StepInput) -> StepResult:
         _, _, payload = await load_step(self._blobs, step)
@@ -125,11 +125,11 @@ class JobActivities:
         )
         text, body = _extract_inline_output(response)
         if text is not None or body is not None:
-            output = await save_output(self._blobs, text=text, body=body)
-            return _build_result(step, output, response)
+            output_sha256 = await save_output(self._blobs, text=text, body=body)
+            return _build_result(step, output_sha256, response)
         artifact = await self._store_artifact(step, response)
-        output = await save_output(self._blobs, artifacts=[artifact])
-        return _build_result(step, output, response, artifact)
+        output_sha256 = await save_output(self._blobs, artifacts=[artifact])
+        return _build_result(step, output_sha256, response, artifact)
 
     async def _load_request_body(self, payload: Mapping[str, Any]) -> Any:
         """Return the body of an http step, which is in the payload or in a blob."""
@@ -139,7 +139,8 @@ class JobActivities:
             return await self._blobs.get(payload["blob"])
         except FileNotFoundError:
             raise StepFailed(
-                f"the request's body {payload['blob']} was deleted from the artifact store"
+                f"the request's body {payload['blob']} was deleted from the artifact store; submit the "
+                "job again"
             ) from None
 
     async def _store_artifact(self, step: StepInput, response: StepResponse) -> Artifact:
@@ -179,11 +180,11 @@ def _extract_inline_output(response: StepResponse) -> tuple[str | None, Any]:
 
 
 def _build_result(
-    step: StepInput, output: str, response: StepResponse, *artifacts: Artifact
+    step: StepInput, output_sha256: str, response: StepResponse, *artifacts: Artifact
 ) -> StepResult:
     return StepResult(
         index=step.index,
-        output=output,
+        output=output_sha256,
         artifacts=artifacts,
         cost_usd=response.cost_usd,
         backend=response.backend,

@@ -32,5 +32,8 @@ async def read_backlog(temporal: TemporalConnection, pool: str) -> Backlog:
     stats = response.stats
     if not stats.approximate_backlog_count:
         return Backlog()
-    age = stats.approximate_backlog_age
-    return Backlog(count=stats.approximate_backlog_count, oldest_wait=age.seconds + age.nanos / 1e9)
+    backlog_age = stats.approximate_backlog_age
+    return Backlog(
+        count=stats.approximate_backlog_count,
+        oldest_wait=backlog_age.seconds + backlog_age.nanos / 1e9,
+    )

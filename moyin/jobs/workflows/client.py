@@ -97,7 +97,7 @@ class TemporalConnection:
     def report_outage(self, error: Exception) -> ServiceUnavailable:
         """Return the error to raise after a failed call.
 
-        For a second, all further calls then fail at once.
+        All calls in the next second fail at once.
         """
         _log.warning("Temporal at %s is unavailable: %s", self._address, error)
         self._paused_until = time.monotonic() + _PAUSE_SECONDS

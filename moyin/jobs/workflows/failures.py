@@ -86,18 +86,18 @@ def to_job_error(error: BaseException, *, step: int | None = None) -> JobError:
     )
 
 
-def to_batch_error(failures: Mapping[int, BaseException], children: int) -> JobError:
+def to_batch_error(failures: Mapping[int, BaseException], child_count: int) -> JobError:
     """Return the error of a failed batch, with the code of the first failed child.
 
     Args:
         failures: the failures of children, by index.
-        children: the number of all children.
+        child_count: the number of all children.
     """
     child_errors = {index: to_job_error(failures[index]) for index in sorted(failures)}
     first_index, error = next(iter(child_errors.items()))
     return JobError(
         code=error.code,
-        message=f"{len(failures)} of {children} children failed; child {first_index}: {error.message}",
+        message=f"{len(failures)} of {child_count} children failed; child {first_index}: {error.message}",
         details={
             "step": first_index,
             "children": {
@@ -130,5 +130,5 @@ def _get_timeout_code(error: TimeoutError) -> str:
 
 def _describe_timeout(error: TimeoutError) -> str:
     if error.type is TimeoutType.HEARTBEAT:
-        return "the worker process was lost in every try of the step"
-    return "the step exceeded its time limit"
+        return "the worker process was lost in every try of the step; retry the job"
+    return "the step exceeded its time limit; retry the job, with less work in the step"

@@ -45,7 +45,7 @@ _SUPERSEDED = JobError(
 
 
 class _AttemptSuperseded(Exception):
-    """Raised if the job's row shows that this attempt has ended or that a later one has begun."""
+    """Reports that the attempt has ended or a later one has begun, as the job's row shows."""
 
 
 class _StepFailed(Exception):
@@ -116,8 +116,8 @@ class JobWorkflow:
         deadline = asyncio.timeout(_get_seconds_left(job))
         try:
             async with deadline:
-                run = self._run_children if job.parallel else self._run_steps
-                results = await run(job)
+                run_all_steps = self._run_children if job.parallel else self._run_steps
+                results = await run_all_steps(job)
         except _AttemptSuperseded:
             raise
         except _ChildrenFailed as error:
@@ -127,15 +127,16 @@ class JobWorkflow:
             # An activity that is cancelled by the deadline reports a cancellation.
             if deadline.expired():
                 deadline_error = DeadlineExceeded(
-                    f"the job had not finished by its deadline, {job.deadline}"
+                    f"the job had not finished by its deadline, {job.deadline}; "
+                    "submit it again with a later one"
                 )
                 return _build_outcome(job, JobStatus.FAILED, to_job_error(deadline_error))
             cause = error.__cause__ if isinstance(error, _StepFailed) else error
             assert cause is not None
             if is_cancelled_exception(cause):
                 return _build_outcome(job, JobStatus.CANCELLED)
-            step = error.index if isinstance(error, _StepFailed) else None
-            return _build_outcome(job, JobStatus.FAILED, to_job_error(cause, step=step))
+            step_index = error.index if isinstance(error, _StepFailed) else None
+            return _build_outcome(job, JobStatus.FAILED, to_job_error(cause, step=step_index))
         return _build_outcome(job, JobStatus.SUCCEEDED, results=results)
 
     async def _run_steps(self, job: JobInput) -> tuple[StepResult, ...]:
@@ -144,19 +145,19 @@ class JobWorkflow:
         for index in range(len(job.steps)):
             if index in results_by_index:
                 continue
-            earlier = tuple(results_by_index[i].output for i in range(index))
+            earlier_outputs = tuple(results_by_index[i].output for i in range(index))
             is_first = len(results_by_index) == len(job.done)
             try:
-                step = await _run_step(job, index, earlier, is_first)
+                step_outcome = await _run_step(job, index, earlier_outputs, is_first)
             except FailureError as error:
                 if is_superseded(error):
                     raise _AttemptSuperseded from error
                 raise _StepFailed(index) from error
-            results_by_index[index] = step.result
+            results_by_index[index] = step_outcome.result
             if _is_last(job, index):
-                self._is_end_recorded = step.recorded
+                self._is_end_recorded = step_outcome.recorded
                 break
-            await _record_step(job, step)
+            await _record_step(job, step_outcome)
         return tuple(results_by_index[index] for index in sorted(results_by_index))
 
     async def _run_children(self, job: JobInput) -> tuple[StepResult, ...]:
@@ -169,7 +170,7 @@ class JobWorkflow:
 
         async def run_child(index: int) -> None:
             try:
-                step = await _run_step(job, index, (), is_first=True)
+                step_outcome = await _run_step(job, index, (), is_first=True)
             except FailureError as error:
                 if is_superseded(error):
                     raise _AttemptSuperseded from error
@@ -177,13 +178,13 @@ class JobWorkflow:
                     raise
                 failures[index] = error
                 return
-            await _record_step(job, step)
+            await _record_step(job, step_outcome)
 
-        children = [
+        child_runs = [
             run_child(index) for index in range(len(job.steps)) if index not in done_indexes
         ]
         # If the job is cancelled or superseded, every child ends with the same exception.
-        for result in await asyncio.gather(*children, return_exceptions=True):
+        for result in await asyncio.gather(*child_runs, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
         if failures:
@@ -215,18 +216,18 @@ async def _start_webhook(webhook: WebhookInput) -> None:
 
 
 async def _run_step(
-    job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
+    job: JobInput, index: int, earlier_outputs: tuple[str, ...], is_first: bool
 ) -> StepOutcome:
     """Run a step; if a render lacks memory, repeat it in the larger pool that the error names.
 
     Args:
-        earlier: the sha256 of the outputs of earlier steps, by index.
+        earlier_outputs: the sha256 of the outputs of earlier steps, by index.
         is_first: True if the attempt begins with this step.
     """
     pools = [job.steps[index].pool]
     while True:
         try:
-            return await _run_step_in_pool(pools[-1], job, index, earlier, is_first)
+            return await _run_step_in_pool(pools[-1], job, index, earlier_outputs, is_first)
         except ActivityError as error:
             larger_pool = find_larger_pool(error)
             if larger_pool is None or larger_pool in pools:
@@ -235,11 +236,11 @@ async def _run_step(
 
 
 async def _run_step_in_pool(
-    pool: str, job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
+    pool: str, job: JobInput, index: int, earlier_outputs: tuple[str, ...], is_first: bool
 ) -> StepOutcome:
     """Run the activity of a step, in the render pool ``pool`` if the step is a render.
 
-    The arguments ``earlier`` and ``is_first`` are those of `_run_step`.
+    The arguments ``earlier_outputs`` and ``is_first`` are those of `_run_step`.
     """
     routing = job.steps[index]
     is_render = routing.kind is StepKind.RENDER
@@ -250,7 +251,7 @@ async def _run_step_in_pool(
             owner=job.owner,
             index=index,
             spec=job.spec,
-            earlier=earlier,
+            earlier=earlier_outputs,
             begins=job.attempt if is_first else None,
             attempt=job.attempt,
             last=_is_last(job, index),
@@ -271,15 +272,15 @@ def _is_last(job: JobInput, index: int) -> bool:
     return not job.parallel and index == len(job.steps) - 1
 
 
-async def _record_step(job: JobInput, step: StepOutcome) -> None:
+async def _record_step(job: JobInput, step_outcome: StepOutcome) -> None:
     """Write the checkpoint of a step, unless the step's activity has written it.
 
     Raises:
         _AttemptSuperseded: the attempt has ended, or a later one has begun.
     """
-    if step.recorded:
+    if step_outcome.recorded:
         return
-    record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=step.result)
+    record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=step_outcome.result)
     # A cancellation must wait until the checkpoint is written, because the step may have cost money.
     if not await run_to_completion(_run_local_write("record_step", record)):
         raise _AttemptSuperseded

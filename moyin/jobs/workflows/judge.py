@@ -56,7 +56,7 @@ class JudgeWorkflow:
     async def run(self, comparison_id: str) -> str:
         """Run the comparison and return its `Outcome`."""
         try:
-            outcome = await self._compare(comparison_id)
+            outcome = await self._compare_answers(comparison_id)
         except (FailureError, asyncio.CancelledError) as error:
             is_cancelled = is_cancelled_exception(error)
             outcome = Outcome.CANCELLED if is_cancelled else Outcome.FAILED
@@ -64,7 +64,7 @@ class JudgeWorkflow:
         await run_to_completion(_run_store_activity("judge_close", judge_end))
         return outcome
 
-    async def _compare(self, comparison_id: str) -> Outcome:
+    async def _compare_answers(self, comparison_id: str) -> Outcome:
         outcome = Outcome(await _call_model("judge_answer", comparison_id, str))
         if outcome is not Outcome.ANSWERED:
             return outcome
@@ -113,9 +113,9 @@ async def _run_store_activity(name: str, argument: Any) -> str:
 class JudgeActivities:
     """The Temporal activities of `JudgeWorkflow`, which are all idempotent."""
 
-    def __init__(self, judge: Judge, count: OutcomeCounter) -> None:
+    def __init__(self, judge: Judge, count_outcome: OutcomeCounter) -> None:
         self._judge = judge
-        self._count = count
+        self._count = count_outcome
 
     @property
     def judge_queue_activities(self) -> list[Any]:
@@ -147,12 +147,12 @@ class JudgeActivities:
         return Outcome.AGREED if verdict.agrees else Outcome.DISAGREED
 
     @activity.defn
-    async def judge_close(self, end: JudgeEnd) -> str:
+    async def judge_close(self, judge_end: JudgeEnd) -> str:
         """Delete the compared answers, count the outcome in the metrics, and return the outcome."""
         async with _raise_application_errors():
-            await self._judge.delete_comparison(end.comparison_id)
-        self._count(Outcome(end.outcome))
-        return end.outcome
+            await self._judge.delete_comparison(judge_end.comparison_id)
+        self._count(Outcome(judge_end.outcome))
+        return judge_end.outcome
 
 
 class JudgeQueue:

@@ -75,15 +75,15 @@ class JobLauncher:
                 return False
             raise self._temporal.report_outage(error) from error
         # An earlier attempt's workflow may still be running; it is about to end.
-        run_attempt: Any = await description.memo_value("attempt", None)
-        return bool(run_attempt == attempt)
+        running_attempt: Any = await description.memo_value("attempt", None)
+        return bool(running_attempt == attempt)
 
-    async def notify(self, job_id: str, attempt: int) -> None:
+    async def start_webhook(self, job_id: str, attempt: int) -> None:
         if (await self._jobs.get_launch(job_id)).webhook is not None:
-            await self._start_webhook(job_id, attempt)
+            await self._start_webhook_workflow(job_id, attempt)
         await self._jobs.mark_dispatched(job_id, attempt=attempt)
 
-    async def _start_webhook(self, job_id: str, attempt: int) -> None:
+    async def _start_webhook_workflow(self, job_id: str, attempt: int) -> None:
         client = await self._temporal.get_client()
         try:
             await client.start_workflow(
@@ -114,10 +114,11 @@ class JobLauncher:
             )
         except RPCError as error:
             raise self._temporal.report_outage(error) from error
-        attempt: Any = await description.memo_value("attempt", None)
-        if attempt != launch.attempt:
+        running_attempt: Any = await description.memo_value("attempt", None)
+        if running_attempt != launch.attempt:
             raise ServiceUnavailable(
-                f"attempt {attempt} of job {launch.job_id} has not ended yet", retry_after=1
+                f"attempt {running_attempt} of job {launch.job_id} has not ended yet; try again in a second",
+                retry_after=1,
             )
 
 
@@ -129,9 +130,9 @@ class DispatchBuffer:
     has no effect.
     """
 
-    def __init__(self, jobs: JobStore, *, seconds: float = _BUFFER_SECONDS) -> None:
+    def __init__(self, jobs: JobStore, *, delay_seconds: float = _BUFFER_SECONDS) -> None:
         self._jobs = jobs
-        self._seconds = seconds
+        self._seconds = delay_seconds
         self._pending: dict[str, None] = {}
         self._writing: asyncio.Task[None] | None = None
 
@@ -139,36 +140,36 @@ class DispatchBuffer:
         """Add a job whose workflow was started; the next write marks its row as dispatched."""
         self._pending[job_id] = None
         if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_later())
+            self._writing = asyncio.create_task(self._mark_dispatched_later())
 
     async def close(self) -> None:
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
         while self._pending:
-            await self._write()
+            await self._mark_dispatched()
 
-    async def _write_later(self) -> None:
+    async def _mark_dispatched_later(self) -> None:
         while self._pending:
             await asyncio.sleep(self._seconds)
-            await self._write()
+            await self._mark_dispatched()
 
-    async def _write(self) -> None:
-        ids = list(self._pending)[:_ROWS_PER_STATEMENT]
-        for job_id in ids:
+    async def _mark_dispatched(self) -> None:
+        job_ids = list(self._pending)[:_ROWS_PER_STATEMENT]
+        for job_id in job_ids:
             del self._pending[job_id]
         try:
-            await self._jobs.mark_dispatched(*ids)
+            await self._jobs.mark_dispatched(*job_ids)
         except (SQLAlchemyError, OSError) as error:
             _log.warning(
                 "%d jobs could not be marked as dispatched and are started again, without effect: %s",
-                len(ids),
+                len(job_ids),
                 error,
             )
 
 
 def build_job_input(launch: Launch) -> JobInput:
-    """Return the argument of the workflow that runs the next attempt of a job."""
+    """Return the argument of the workflow that runs the current attempt of a job."""
     return JobInput(
         job_id=launch.job_id,
         owner=launch.owner,

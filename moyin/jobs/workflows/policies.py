@@ -55,7 +55,7 @@ JUDGE_LIMIT = timedelta(hours=23)
 
 
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work`` and return its result; if cancelled, finish ``work`` and then raise."""
+    """Await ``work`` and return its result; if cancelled, finish ``work`` first, then raise."""
     task = asyncio.create_task(work)
     cancellation: asyncio.CancelledError | None = None
     while not task.done():

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from moyin.domain.job import JobStatus, StepResult
+from moyin.domain.job import Job, JobStatus, StepResult
 from moyin.errors import JobNotFound
 from moyin.jobs.protocol.response import build_status_event, build_step_event
 from moyin.jobs.workflows.failures import SUPERSEDED
@@ -25,12 +25,24 @@ _PAUSE_SECONDS = 2.0
 
 
 class JobStatusWriter:
-    """Writes the status of running jobs to their rows in SQL, and publishes it as events."""
+    """Writes the status of running jobs to their rows in SQL, and publishes it as events.
 
-    def __init__(self, *, jobs: JobStore, events: EventStore, frames: FrameStore) -> None:
+    Args:
+        on_end: called once with each job whose end was written.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        events: EventStore,
+        frames: FrameStore,
+        on_end: Callable[[Job], None] = lambda _: None,
+    ) -> None:
         self._jobs = jobs
         self._events = events
         self._frames = frames
+        self._on_end = on_end
 
     async def run_step(
         self,
@@ -83,21 +95,24 @@ class JobStatusWriter:
         Return False if a later attempt has begun, or the owner has deleted the ended job.
         """
         try:
-            job = await self._jobs.finish(
+            ended_job = await self._jobs.finish(
                 outcome.job_id,
                 outcome.attempt,
                 outcome.status,
                 outcome.error,
                 results=outcome.results,
-            ) or await self._jobs.find(outcome.job_id)
+            )
+            if ended_job is not None:
+                self._on_end(ended_job)
+            job = ended_job or await self._jobs.find(outcome.job_id)
         except JobNotFound:
             return False
         if job.attempts != outcome.attempt or not job.status.is_final:
             return False
         # If the job was cancelled meanwhile, its row has neither the result nor the artifacts.
         last_result = outcome.results[-1:] if job.status is outcome.status else ()
-        steps = [build_step_event(result, outcome.attempt) for result in last_result]
-        await self._events.publish_all(job.id, [*steps, build_status_event(job)])
+        step_events = [build_step_event(result, outcome.attempt) for result in last_result]
+        await self._events.publish_all(job.id, [*step_events, build_status_event(job)])
         await self._frames.publish_end(job)
         return True
 

@@ -32,7 +32,8 @@ async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, A
         outputs = [from_json(await blobs.get(sha256)) for sha256 in step.earlier]
     except FileNotFoundError:
         raise StepFailed(
-            f"the job's spec, or an output before step {step.index}, was deleted from the artifact store"
+            f"the job's spec, or an output before step {step.index}, was deleted from the artifact "
+            "store; submit the job again"
         ) from None
     step_spec = spec.steps[step.index]
     payload = step_spec.payload

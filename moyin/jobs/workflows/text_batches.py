@@ -139,7 +139,7 @@ class TextBatchActivities:
         async with send_heartbeats(), _raise_application_errors():
             batch = await self._batches.find(batch_input.batch_id)
             if batch is None:
-                raise BatchNotFound("the batch was deleted")
+                raise BatchNotFound(f"batch {batch_input.batch_id} was deleted")
             # A batch that was cancelled before the check needs its lines, too: its results show
             # them as cancelled.
             is_unchecked = batch.status is BatchStatus.VALIDATING or (
@@ -149,30 +149,37 @@ class TextBatchActivities:
             )
             if not is_unchecked:
                 return batch.status.value
-            file = await self._files.find(batch.owner, batch.input_file_id, with_deleted=True)
+            input_file = await self._files.find(batch.owner, batch.input_file_id, with_deleted=True)
             try:
-                if file is None:
+                if input_file is None:
                     raise FileNotFoundError(batch.input_file_id)
-                total, errors = await check_input(
+                line_count, errors = await check_input(
                     self._blobs,
-                    file.sha256,
+                    input_file.sha256,
                     FORMATS[batch.dialect],
                     batch.endpoint,
                     add_lines=lambda lines: self._lines.add(batch.id, lines),
                     bounds=self._bounds,
                 )
             except FileNotFoundError:
-                message = "the content of the input file was deleted"
-                total, errors = 0, [BatchError(code="file_not_found", message=message)]
+                message = (
+                    f"input file {batch.input_file_id} was deleted: upload it again and create a "
+                    "new batch"
+                )
+                line_count, errors = 0, [BatchError(code="file_not_found", message=message)]
             if errors:
                 await self._batches.fail(batch.id, errors)
             else:
-                await self._batches.begin(batch.id, total)
+                await self._batches.begin(batch.id, line_count)
             return (await self._batches.find(batch.id) or batch).status.value
 
     @activity.defn
     async def batch_work(self, batch_input: TextBatchInput) -> str:
-        """Let replicas of the models app run lines; return ``done`` if none are left to run."""
+        """Let replicas of the models app run lines for up to ten minutes.
+
+        Returns:
+            ``done`` if no lines are left to run, or else the state that the last replica reported.
+        """
         async with send_heartbeats(), _raise_application_errors():
             loop = asyncio.get_running_loop()
             end_time = loop.time() + _WORK_SECONDS
@@ -187,7 +194,7 @@ class TextBatchActivities:
         async with send_heartbeats(), _raise_application_errors():
             batch = await self._batches.find(batch_input.batch_id)
             if batch is None:
-                raise BatchNotFound("the batch was deleted")
+                raise BatchNotFound(f"batch {batch_input.batch_id} was deleted")
             if batch.status.is_final:
                 return batch.status.value
             # Lines of a dead replica count as running until its lease expires, so check again
@@ -198,8 +205,11 @@ class TextBatchActivities:
                 with suppress(MoyinError):
                     await self._request_work(batch)
                 await asyncio.sleep(_SEAL_SECONDS)
-            output, errors = await write_results(batch, self._lines, self._blobs)
-            return (await self._batches.finish(batch.id, output=output, errors=errors)).status.value
+            output_file, error_file = await write_results(batch, self._lines, self._blobs)
+            ended_batch = await self._batches.finish(
+                batch.id, output=output_file, errors=error_file
+            )
+            return ended_batch.status.value
 
     async def _run_lines(self, batch_id: str) -> str:
         """Let a replica of the models app run lines for some seconds, with the submitter's rights.
@@ -209,7 +219,7 @@ class TextBatchActivities:
         """
         batch = await self._batches.find(batch_id)
         if batch is None:
-            raise BatchNotFound("the batch was deleted")
+            raise BatchNotFound(f"batch {batch_id} was deleted")
         if batch.status is not BatchStatus.IN_PROGRESS or batch.expires_at <= now():
             return "done"
         return await self._request_work(batch)
@@ -219,12 +229,14 @@ class TextBatchActivities:
             async with self._gateway.open(
                 "POST", f"/v1/batches/{batch.id}/work", b"", identity=batch.submitter
             ) as response:
-                answer = from_json(await read_up_to(response, _MAX_ANSWER_BYTES))
+                response_body = from_json(await read_up_to(response, _MAX_ANSWER_BYTES))
         except GatewayUnreachable as error:
-            raise ServiceUnavailable("the models app cannot be reached", retry_after=0.5) from error
+            raise ServiceUnavailable(
+                "the models app cannot be reached; try again later", retry_after=0.5
+            ) from error
         except RequestRefused as error:
             raise error.to_typed_error() from None
-        return str(answer["state"])
+        return str(response_body["state"])
 
 
 class TextBatchSweeper:
@@ -242,14 +254,14 @@ class TextBatchSweeper:
         while True:
             try:
                 for batch_id, owner in await self._batches.list_undispatched():
-                    await self._start(batch_id, owner)
+                    await self._start_workflow(batch_id, owner)
             except MoyinError as error:
                 _log.info("batches cannot start yet: %s", error)
             except Exception:
                 _log.exception("the search for batches without a workflow failed and is repeated")
             await asyncio.sleep(_SWEEP_SECONDS)
 
-    async def _start(self, batch_id: str, owner: str) -> None:
+    async def _start_workflow(self, batch_id: str, owner: str) -> None:
         client = await self._temporal.get_client()
         try:
             await client.start_workflow(
@@ -300,6 +312,7 @@ async def _raise_application_errors() -> AsyncIterator[None]:
         ) from None
     except (SQLAlchemyError, OSError) as error:
         raise ApplicationError(
-            f"the database or the artifact store is unavailable ({type(error).__name__})",
+            f"the database or the artifact store is unavailable ({type(error).__name__}); "
+            "try again later",
             type=ServiceUnavailable.code,
         ) from None

@@ -97,7 +97,7 @@ class StepOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """The result of `JobWorkflow`; if the job succeeded, ``results`` has those of all its steps."""
+    """The result of `JobWorkflow`; if the job succeeded, ``results`` has its steps' results."""
 
     job_id: str
     owner: str

@@ -97,7 +97,7 @@ class Sweeper:
     number of sweepers may run concurrently, because starting a job twice has no effect.
 
     Args:
-        older_than: the minimum age of jobs to start; younger jobs are still being started by their
+        min_age: the minimum age of jobs to start; younger jobs are still being started by their
             gateway.
     """
 
@@ -107,12 +107,12 @@ class Sweeper:
         jobs: JobStore,
         launcher: JobLauncher,
         interval: timedelta = timedelta(seconds=2),
-        older_than: timedelta = timedelta(seconds=5),
+        min_age: timedelta = timedelta(seconds=5),
     ) -> None:
         self._jobs = jobs
         self._launcher = launcher
         self._interval = interval.total_seconds()
-        self._older_than = older_than
+        self._min_age = min_age
 
     async def run(self) -> None:
         """Call `sweep` repeatedly until cancelled, and continue after errors and outages."""
@@ -125,18 +125,18 @@ class Sweeper:
 
     async def sweep(self) -> int:
         """Start the workflows of jobs that have none, and return the number of these jobs."""
-        started = 0
-        for job_id, attempt, has_ended in await self._jobs.list_undispatched(self._older_than):
+        started_count = 0
+        for job_id, attempt, has_ended in await self._jobs.list_undispatched(self._min_age):
             try:
                 if has_ended:
-                    await self._launcher.notify(job_id, attempt)
+                    await self._launcher.start_webhook(job_id, attempt)
                 else:
                     await self._launcher.start(job_id)
-                started += 1
+                started_count += 1
             except MoyinError as error:
                 # A job that cannot start must not delay the others.
                 _log.info("job %s cannot start yet: %s", job_id, error)
-        return started
+        return started_count
 
 
 class BackgroundSweeper(Protocol):
@@ -150,8 +150,8 @@ class JobRunner(WorkerRunner):
     """Runs the Temporal workers of the queues ``jobs`` and ``webhooks``, and a `Sweeper`.
 
     Args:
-        more_workers: functions that create the workers of other queues.
-        more_sweepers: the sweepers to run in addition.
+        extra_worker_factories: functions that create the workers of other queues.
+        extra_sweepers: the sweepers to run in addition.
     """
 
     def __init__(
@@ -161,18 +161,18 @@ class JobRunner(WorkerRunner):
         activities: JobActivities,
         sweeper: Sweeper,
         concurrency: int,
-        more_workers: Sequence[Callable[[Client], Worker]] = (),
-        more_sweepers: Sequence[BackgroundSweeper] = (),
+        extra_worker_factories: Sequence[Callable[[Client], Worker]] = (),
+        extra_sweepers: Sequence[BackgroundSweeper] = (),
     ) -> None:
         async def new_workers(client: Client) -> list[Worker]:
             return [
                 _new_job_worker(client, activities, concurrency),
                 _new_webhook_worker(client, activities, concurrency),
-                *(new_worker(client) for new_worker in more_workers),
+                *(new_worker(client) for new_worker in extra_worker_factories),
             ]
 
         super().__init__(temporal, new_workers)
-        self._sweepers: Sequence[BackgroundSweeper] = (sweeper, *more_sweepers)
+        self._sweepers: Sequence[BackgroundSweeper] = (sweeper, *extra_sweepers)
 
     async def run(self) -> None:
         """Run the workers and the sweepers until `stop` is called."""

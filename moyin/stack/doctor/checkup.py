@@ -32,7 +32,7 @@ class _Fix:
 
 def _install_again(program: str) -> Callable[[Options, OnStep], object]:
     package = software.PROGRAM_PACKAGES[program]
-    return lambda options, _: packages.install_packages(again=package)
+    return lambda options, _: packages.install_packages(reinstalled_package=package)
 
 
 # No fix deletes what people made, ends a process of another program, or needs rights that this user
@@ -62,7 +62,7 @@ _FIXES: Mapping[str, _Fix] = {
     "api key": _Fix(check=data.check_api_key, repair=data.replace_api_key),
     "processes": _Fix(
         check=services.check_processes,
-        repair=lambda options, _: services.end_processes_left_over(options),
+        repair=lambda options, _: services.end_leftover_processes(options),
     ),
     "valkey data": _Fix(check=databases.check_valkey_data, repair=databases.cut_valkey_data),
     "ports": _Fix(
@@ -90,7 +90,7 @@ def run_checks(options: Options) -> Iterator[CheckResult]:
     yield folder.check_disk(options)
     yield folder.check_folder(options)
     if folder.has_closed_folders(options):
-        return  # The other checks read what is in them. `mend` has opened them by now, or cannot.
+        return  # The other checks read what is in them. `mend_problems` opened them if it could.
     yield machine.check_clock(options)
     yield data.check_secret_files(options)
     yield databases.check_database(options)
@@ -115,16 +115,16 @@ def run_checks(options: Options) -> Iterator[CheckResult]:
     yield configuration.check_templates(options)
 
 
-def mend(options: Options, on_step: OnStep) -> Iterator[CheckResult]:
+def mend_problems(options: Options, on_step: OnStep) -> Iterator[CheckResult]:
     """Run all checks, mend each problem that has a fix, and yield the final results.
 
     The function ``on_step`` is called with a line of text before each step.
     """
     for result in run_checks(options):
-        yield _mend(options, result, on_step) if result.fix else result
+        yield _mend_problem(options, result, on_step) if result.fix else result
 
 
-def _mend(options: Options, result: CheckResult, on_step: OnStep) -> CheckResult:
+def _mend_problem(options: Options, result: CheckResult, on_step: OnStep) -> CheckResult:
     fix = _FIXES[result.name]
     on_step(f"{result.name}: {result.fix}")
     try:
@@ -132,5 +132,5 @@ def _mend(options: Options, result: CheckResult, on_step: OnStep) -> CheckResult
     except (MoyinError, OSError, subprocess.SubprocessError) as error:
         message = error.message if isinstance(error, MoyinError) else str(error)
         return replace(result, advice=f"{result.advice} (--fix failed: {message})")
-    after = fix.check(options)
-    return replace(after, fixed=after.verdict is CheckVerdict.OK)
+    repeated_result = fix.check(options)
+    return replace(repeated_result, fixed=repeated_result.verdict is CheckVerdict.OK)

@@ -9,34 +9,34 @@ from typing import Any
 
 from moyin.render.templates.catalog import list_template_folders, read_templates
 from moyin.stack import apps
-from moyin.stack.doctor.result import CheckResult, fail, ok, warn_if
+from moyin.stack.doctor.result import CheckResult, build_failure, build_ok, build_warning_if
 from moyin.stack.options import Options
 
 
 def check_serve_config(options: Options) -> CheckResult:
     problems = apps.find_config_problems(options.serve_config)
     if problems:
-        return fail("apps", f"{options.serve_config} is not valid", problems[0])
-    return ok("apps", f"{options.serve_config} is valid")
+        return build_failure("apps", f"{options.serve_config} is not valid", problems[0])
+    return build_ok("apps", f"{options.serve_config} is valid")
 
 
 def check_shares(options: Options) -> CheckResult:
     """Check that this machine's GPUs suffice for the renderers with which render pools start."""
     # `moyin up` gives Ray one logical GPU on a machine without one.
-    cards = [1.0] * max(options.gpus, 1)
-    excluded_renderers = []
+    free_shares = [1.0] * max(options.gpus, 1)
+    unplaced_renderers = []
     shares = apps.find_renderer_shares(options.serve_config)
     for pool, share in sorted(shares, key=lambda item: -item[1]):
-        place = next((n for n, free in enumerate(cards) if free >= share - 1e-9), None)
-        if place is None:
-            excluded_renderers.append(f"{pool} (gpus: {share:g})")
+        card_index = next((n for n, free in enumerate(free_shares) if free >= share - 1e-9), None)
+        if card_index is None:
+            unplaced_renderers.append(f"{pool} (gpus: {share:g})")
         else:
-            cards[place] -= share
-    return warn_if(
-        bool(excluded_renderers),
+            free_shares[card_index] -= share
+    return build_warning_if(
+        bool(unplaced_renderers),
         "gpu shares",
-        f"GPUs: {len(cards)}, without room for {', '.join(excluded_renderers)}"
-        if excluded_renderers
+        f"GPUs: {len(free_shares)}, without room for {', '.join(unplaced_renderers)}"
+        if unplaced_renderers
         else "all renderers fit",
         "lower `gpus` or `min_actors` of the pool, unless other nodes have GPUs; a renderer without "
         "a place never starts",
@@ -50,9 +50,9 @@ def check_model_keys(options: Options) -> CheckResult:
         for backend in apps.find_text_backends(options.serve_config)
         if (variable := _find_key_variable(backend, options)) is not None
     ]
-    found = f"missing for {', '.join(missing_keys)}" if missing_keys else "all are set"
-    advice = "set the variable before `moyin up`, or remove the back end; it is not called without"
-    return warn_if(bool(missing_keys), "model keys", found, advice)
+    finding = f"missing for {', '.join(missing_keys)}" if missing_keys else "all are set"
+    advice = "set the variable before `moyin up`, or remove the back end, which is not called without a key"
+    return build_warning_if(bool(missing_keys), "model keys", finding, advice)
 
 
 def check_model_files(options: Options) -> CheckResult:
@@ -64,20 +64,20 @@ def check_model_files(options: Options) -> CheckResult:
     ]
     missing_files = [str(path) for path in paths if not path.is_file()]
     if not missing_files:
-        return ok("model files", "none is missing")
-    return fail(
+        return build_ok("model files", "none is missing")
+    return build_failure(
         "model files",
-        f"{', '.join(missing_files)} is missing",
-        "put the file there, on every node, or correct `gguf` in the app configuration",
+        f"missing: {', '.join(missing_files)}",
+        "put the files there, on every node, or correct `gguf` in the app configuration",
     )
 
 
 def check_templates(options: Options) -> CheckResult:
     snapshot = read_templates(list_template_folders(options.settings))
     if not snapshot.problems:
-        return ok("templates", f"{len(snapshot.templates)} are valid")
-    found = f"{len(snapshot.problems)} files are not valid"
-    return fail("templates", found, snapshot.problems[0])
+        return build_ok("templates", f"{len(snapshot.templates)} are valid")
+    finding = f"{len(snapshot.problems)} files are not valid"
+    return build_failure("templates", finding, snapshot.problems[0])
 
 
 def _find_key_variable(backend: Mapping[str, Any], options: Options) -> str | None:

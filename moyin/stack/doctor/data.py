@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from moyin.errors import MoyinError, StackError
 from moyin.settings import is_blank
 from moyin.stack.doctor.databases import read_in_time
-from moyin.stack.doctor.result import CheckResult, OnStep, fail, ok, warn
+from moyin.stack.doctor.result import CheckResult, OnStep, build_failure, build_ok, build_warning
 from moyin.stack.layout import find_aside_path
 from moyin.stack.named_profiles import find_profiles_file
 from moyin.stack.options import Options
@@ -32,21 +32,21 @@ def check_secret_files(options: Options) -> CheckResult:
     files = list(_list_secret_files(options))
     unreadable_paths = [str(path) for path in files if not os.access(path, os.R_OK)]
     if unreadable_paths:
-        return fail(
+        return build_failure(
             "secret files",
             f"{', '.join(unreadable_paths)} cannot be read",
             f'another user ran Moyin here: `sudo chown -R "$USER" {options.layout.data}`',
         )
     exposed_paths = [str(path) for path in files if _read_mode(path) & _OPEN_TO_OTHERS]
     if exposed_paths:
-        names = " ".join(exposed_paths)
-        return warn(
+        joined_paths = " ".join(exposed_paths)
+        return build_warning(
             "secret files",
             f"{', '.join(exposed_paths)} is open to other users",
-            f"run `chmod 600 {names}`",
+            f"run `chmod 600 {joined_paths}`",
             fix="set the mode 600",
         )
-    return ok("secret files", f"{len(files)}, private")
+    return build_ok("secret files", f"{len(files)}, private")
 
 
 def close_secret_files(options: Options) -> None:
@@ -55,18 +55,18 @@ def close_secret_files(options: Options) -> None:
 
 
 def check_signing_key(options: Options) -> CheckResult:
-    """Check the key that signs tokens and webhooks, and that it opens those in the database."""
+    """Check that the secret from which keys are derived exists and decrypts the stored key pairs."""
     path = options.layout.data / "secret"
-    key, place = options.settings.secret.encode(), "MOYIN_SECRET"
+    key, key_source = options.settings.secret.encode(), "MOYIN_SECRET"
     if not key:
         try:
-            key, place = path.read_bytes(), str(path)
+            key, key_source = path.read_bytes(), str(path)
         except FileNotFoundError:
-            place = f"{path}, which is missing"
+            key_source = f"{path}, which is missing"
         except OSError:
-            return ok("signing key", "not known: the file cannot be read")
-        if place == str(path) and is_blank(key):
-            return _fail_signing_key(
+            return build_ok("signing key", "not known: the file cannot be read")
+        if key_source == str(path) and is_blank(key):
+            return _build_signing_key_failure(
                 options,
                 f"{path} is empty, as after a power failure or on a full disk",
                 "restore a backup of the file, or let `--fix` make a new one: links end, and webhooks "
@@ -76,31 +76,33 @@ def check_signing_key(options: Options) -> CheckResult:
     try:
         is_unreadable = asyncio.run(read_in_time(_has_unreadable_key(options, key)))
     except (OSError, MoyinError):
-        return ok("signing key", "not compared: the database cannot be read")
+        return build_ok("signing key", "not compared: the database cannot be read")
     if is_unreadable:
-        return _fail_signing_key(
+        return _build_signing_key_failure(
             options,
-            f"people cannot sign in: the database was used with another key than that in {place}",
+            f"people cannot sign in: the database was used with another key than that in {key_source}",
             "restore the key with which the database was used, or let `--fix` make a new key pair",
             "make a new key pair for sign-ins",
         )
-    return ok("signing key", f"in {place}" if key else "`moyin up` makes it")
+    return build_ok("signing key", f"in {key_source}" if key else "`moyin up` makes it")
 
 
-def _fail_signing_key(options: Options, found: str, advice: str, fix: str) -> CheckResult:
+def _build_signing_key_failure(
+    options: Options, finding: str, advice: str, fix: str
+) -> CheckResult:
     if options.settings.database_url:
         # Other machines may use the database with the right key, and could not read a new pair.
-        return fail(
+        return build_failure(
             "signing key",
-            found,
+            finding,
             "put the key of the other machines, or of a backup, into the file, or set MOYIN_SECRET; "
             "only if there is none, delete the file, and after `moyin up` call "
             "`POST /accounts/signing-keys`",
         )
     if find_lock_holder(options.layout.lock) is None:
-        return fail("signing key", found, advice, fix=fix)
+        return build_failure("signing key", finding, advice, fix=fix)
     # The running apps would go on with the old one.
-    return fail("signing key", found, f"run `moyin down`, then: {advice}")
+    return build_failure("signing key", finding, f"run `moyin down`, then: {advice}")
 
 
 def replace_signing_key(options: Options) -> None:
@@ -115,34 +117,34 @@ def check_api_key(options: Options) -> CheckResult:
     try:
         key = read_profile(path, {"MOYIN_URL": options.settings.door}).api_key
     except StackError as error:
-        aside = find_aside_path(path)
-        return fail(
+        aside_path = find_aside_path(path)
+        return build_failure(
             "api key",
             f"{path} cannot be read",
             error.message,
             # Otherwise the permission is missing.
-            fix=f"keep it as {aside.name}, and make a new key with all scopes"
+            fix=f"keep it as {aside_path.name}, and make a new key with all scopes"
             if os.access(path, os.R_OK)
             else "",
         )
-    variable = os.environ.get("MOYIN_API_KEY")
+    environment_key = os.environ.get("MOYIN_API_KEY")
     # With a URL, the variable is the key of that gateway, perhaps not of this one.
-    presented = variable if variable and not os.environ.get("MOYIN_URL") else key
-    if not presented:
-        return ok("api key", "`moyin up` makes the first one")
+    used_key = environment_key if environment_key and not os.environ.get("MOYIN_URL") else key
+    if not used_key:
+        return build_ok("api key", "`moyin up` makes the first one")
     try:
-        is_valid = asyncio.run(read_in_time(_is_valid(options, presented)))
+        is_valid = asyncio.run(read_in_time(_is_valid_key(options, used_key)))
     except (OSError, MoyinError):
-        return ok("api key", "not known: the database cannot be read")
+        return build_ok("api key", "not known: the database cannot be read")
     if is_valid:
-        return ok("api key", "valid")
-    if presented == variable:
-        return fail(
+        return build_ok("api key", "valid")
+    if used_key == environment_key:
+        return build_failure(
             "api key",
             "MOYIN_API_KEY is not a valid key of this stack",
             "unset MOYIN_API_KEY; without it, the key in the data folder is used",
         )
-    return fail(
+    return build_failure(
         "api key",
         f"that in {path} is unknown, expired or revoked",
         "run `moyin keys create admin --scope '*'`, and put the key into the file",
@@ -157,9 +159,9 @@ def replace_api_key(options: Options, on_step: OnStep) -> None:
     try:
         read_profile(path, {"MOYIN_URL": options.settings.door})
     except StackError:
-        aside = find_aside_path(path)
-        path.rename(aside)
-        on_step(f"api key: moved {path} to {aside}")
+        aside_path = find_aside_path(path)
+        path.rename(aside_path)
+        on_step(f"api key: moved {path} to {aside_path}")
         write_profile(path, Profile(url=options.settings.door, api_key=""))
     _run_database_fix(replace_first_key(options.settings), "the key")
 
@@ -183,7 +185,7 @@ async def _has_unreadable_key(options: Options, secret: bytes) -> bool:
         return await SigningKeyStore(database, secret).has_unreadable_key()
 
 
-async def _is_valid(options: Options, key: str) -> bool:
+async def _is_valid_key(options: Options, key: str) -> bool:
     from moyin.store.keys import KeyStore
 
     async with _open_database(options) as database:
@@ -192,7 +194,7 @@ async def _is_valid(options: Options, key: str) -> bool:
 
 @asynccontextmanager
 async def _open_database(options: Options) -> AsyncIterator[Database]:
-    """Open the database; errors of it and another schema than this version's are `StackError`."""
+    """Open the database; raise `StackError` if it fails or has the schema of another version."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from moyin.store.sql import Database, get_newest_revision, read_revision
@@ -200,7 +202,10 @@ async def _open_database(options: Options) -> AsyncIterator[Database]:
     database = Database(options.settings.sql_url)
     try:
         if await read_revision(options.settings.sql_url) != get_newest_revision():
-            raise StackError("the database has the schema of another version")
+            raise StackError(
+                "the database has the schema of another version: run `moyin up`, "
+                "or `moyin migrate` for MOYIN_DATABASE_URL"
+            )
         yield database
     except SQLAlchemyError as error:
         raise StackError(str(error)) from error

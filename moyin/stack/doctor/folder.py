@@ -1,4 +1,4 @@
-"""Checks the data folder: who may write to it, and whether its disk is nearly full."""
+"""Checks the permissions of the data folder and the free space of its disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from moyin.errors import StackError
-from moyin.stack.doctor.result import CheckResult, OnStep, check_call, fail, ok, warn
+from moyin.stack.doctor.result import (
+    CheckResult,
+    OnStep,
+    build_failure,
+    build_ok,
+    build_warning,
+    check_call,
+)
 from moyin.stack.layout import Layout
 from moyin.stack.options import Options
 
@@ -41,31 +48,31 @@ def check_folder(options: Options) -> CheckResult:
     """Create the data folder, and check that it can be written to and that its disk is not full."""
     locked_paths = _find_locked_paths(options.layout)
     if locked_paths.foreign:
-        return fail(
+        return build_failure(
             "data folder",
-            f"{_list_some(locked_paths.foreign)} cannot be written by this user",
+            f"{_format_paths(locked_paths.foreign)} cannot be written by this user",
             f'another user ran Moyin here: `sudo chown -R "$USER" {options.layout.data}`',
         )
     if locked_paths.own:
-        return fail(
+        return build_failure(
             "data folder",
-            f"{_list_some(locked_paths.own)}: the mode denies its owner to read or write",
+            f"{_format_paths(locked_paths.own)}: the mode denies its owner to read or write",
             f"run `chmod -R u+rwX {options.layout.data}`",
             fix="add the owner's permissions (u+rwX) to those",
         )
     return check_call(
-        "data folder", options.layout.prepare, found=f"{options.layout.data} is writable"
+        "data folder", options.layout.prepare, finding=f"{options.layout.data} is writable"
     )
 
 
 def has_closed_folders(options: Options) -> bool:
-    """Return whether a folder of the stack, or its lock, is closed to this user.
+    """Return True if this user cannot use a folder of the stack or its lock file.
 
-    Other checks fail to read them.
+    Other checks could not read them.
     """
     paths = _find_locked_paths(options.layout)
-    lock = options.layout.lock
-    return any(path.is_dir() or path == lock for path in (*paths.own, *paths.foreign))
+    lock_path = options.layout.lock
+    return any(path.is_dir() or path == lock_path for path in (*paths.own, *paths.foreign))
 
 
 def unlock_folder(options: Options) -> None:
@@ -79,38 +86,38 @@ def check_disk(options: Options) -> CheckResult:
     folder = options.layout.data
     while not os.access(folder, os.F_OK):
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    found = f"{free / _GIB:.1f} GiB free"
-    if free >= _MIN_FREE_BYTES:
-        return ok("disk", found)
-    size = sum(_measure(path) for path in _list_old_logs(options.layout))
-    return warn(
+    free_bytes = shutil.disk_usage(folder).free
+    finding = f"{free_bytes / _GIB:.1f} GiB free"
+    if free_bytes >= _MIN_FREE_BYTES:
+        return build_ok("disk", finding)
+    log_bytes = sum(_measure_bytes(path) for path in _list_old_logs(options.layout))
+    return build_warning(
         "disk",
-        found,
+        finding,
         "free some space (`moyin prune --days 30` deletes old jobs and their files): ComfyUI takes "
         "2 GiB, pictures and models more",
-        fix=f"delete logs of earlier runs ({decimal(size)}), and files whose time has passed",
+        fix=f"delete logs of earlier runs ({decimal(log_bytes)}), and files whose time has passed",
     )
 
 
 def free_space(options: Options, on_step: OnStep) -> None:
-    """Delete old logs, and what the running workers would delete by themselves within a day.
+    """Delete old logs, and data that running workers would delete within a day.
 
-    That is: files of text models that expired, files of jobs that their owners deleted, and jobs
-    older than the setting ``keep_jobs_days``.
+    Such data are expired files of text models, files of jobs that their owners deleted, and jobs
+    that are older than the setting ``keep_jobs_days``.
     """
-    freed = 0
+    freed_bytes = 0
     for path in _list_old_logs(options.layout):
-        freed += _measure(path)
+        freed_bytes += _measure_bytes(path)
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-    on_step(f"disk: deleted {decimal(freed)} of logs")
-    asyncio.run(_prune(options, on_step))
+    on_step(f"disk: deleted {decimal(freed_bytes)} of logs")
+    asyncio.run(_prune_data(options, on_step))
 
 
-async def _prune(options: Options, on_step: OnStep) -> None:
+async def _prune_data(options: Options, on_step: OnStep) -> None:
     # Imported here, because the SQL libraries take as long to import as most commands to run.
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -129,7 +136,10 @@ async def _prune(options: Options, on_step: OnStep) -> None:
         finally:
             await database.close()
     except SQLAlchemyError as error:
-        raise StackError(f"the database cannot be used ({type(error).__name__})") from error
+        raise StackError(
+            "expired files were not deleted, because the database cannot be read "
+            f"({type(error).__name__})"
+        ) from error
     if result:
         on_step(
             f"disk: deleted {result.jobs} jobs and {result.files} files, {decimal(result.size)}"
@@ -137,7 +147,7 @@ async def _prune(options: Options, on_step: OnStep) -> None:
 
 
 def _list_old_logs(layout: Layout) -> list[Path]:
-    """Return the rotated logs, and the logs of Ray's last run, which a stack that runs ignores."""
+    """Return the rotated logs and the logs of Ray's last run; a running stack uses neither."""
     paths = sorted(layout.logs.glob("*.log.1"))
     ray_logs = layout.logs / "ray"
     if ray_logs.is_dir() and not ray_logs.is_symlink():
@@ -145,7 +155,7 @@ def _list_old_logs(layout: Layout) -> list[Path]:
     return paths
 
 
-def _measure(path: Path) -> int:
+def _measure_bytes(path: Path) -> int:
     """Return the bytes that a file, or a folder with all in it, takes on the disk."""
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     return sum(file.lstat().st_blocks * 512 for file in files)
@@ -153,21 +163,21 @@ def _measure(path: Path) -> int:
 
 def _find_locked_paths(layout: Layout) -> _LockedPaths:
     locked_paths = _LockedPaths()
-    for path, needed in _list_paths(layout):
-        if os.access(path, needed):
+    for path, needed_access in _list_paths(layout):
+        if os.access(path, needed_access):
             continue
-        status = path.lstat()
-        if status.st_uid != os.geteuid():
+        file_status = path.lstat()
+        if file_status.st_uid != os.geteuid():
             locked_paths.foreign.append(path)
         # The bits of `os.access` are those of a mode. Otherwise the file system is read-only, which
         # `Layout.prepare` reports.
-        elif status.st_mode >> 6 & needed != needed:
+        elif file_status.st_mode >> 6 & needed_access != needed_access:
             locked_paths.own.append(path)
     return locked_paths
 
 
 def _list_paths(layout: Layout) -> Iterator[tuple[Path, int]]:
-    """Yield what exists of the stack's files and folders, with the access that it needs to each.
+    """Yield the existing files and folders of the stack, each with the access that this user needs.
 
     The artifacts and ComfyUI's environment have too many files to look at all of them.
     """
@@ -188,6 +198,6 @@ def _list_paths(layout: Layout) -> Iterator[tuple[Path, int]]:
                     yield path, os.R_OK | os.W_OK if is_written else os.R_OK
 
 
-def _list_some(paths: list[Path]) -> str:
-    more = f" and {len(paths) - _SHOWN_PATHS} more" if len(paths) > _SHOWN_PATHS else ""
-    return ", ".join(str(path) for path in paths[:_SHOWN_PATHS]) + more
+def _format_paths(paths: list[Path]) -> str:
+    hidden_note = f" and {len(paths) - _SHOWN_PATHS} more" if len(paths) > _SHOWN_PATHS else ""
+    return ", ".join(str(path) for path in paths[:_SHOWN_PATHS]) + hidden_note

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import psutil
 
-from moyin.stack.doctor.result import CheckResult, fail, ok, warn, warn_if
+from moyin.stack.doctor.result import (
+    CheckResult,
+    build_failure,
+    build_ok,
+    build_warning,
+    build_warning_if,
+)
 from moyin.stack.options import Options
 
 _GIB = 1024**3
@@ -23,20 +29,22 @@ _NVIDIA, _DISPLAY = "0x10de", "0x03"
 
 
 def check_python() -> CheckResult:
-    found = ".".join(map(str, sys.version_info[:3]))
+    finding = ".".join(map(str, sys.version_info[:3]))
     is_untested = not (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return warn_if(is_untested, "python", found, "use Python 3.11 to 3.13, which are tested")
+    return build_warning_if(
+        is_untested, "python", finding, "use Python 3.11 to 3.13, which are tested"
+    )
 
 
 def check_clock(options: Options) -> CheckResult:
     """Check that no file of the last run is from the future, as after the clock was set back."""
     layout = options.layout
     files = [layout.state, layout.temporal_db, *layout.logs.glob("*.log")]
-    newest = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
-    clock_lag = newest - time.time()
+    newest_mtime = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+    clock_lag = newest_mtime - time.time()
     if clock_lag <= _MAX_CLOCK_SECONDS:
-        return ok("clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
-    return fail(
+        return build_ok("clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+    return build_failure(
         "clock",
         f"{clock_lag:,.0f} s behind the files of the last run",
         "set the clock (`timedatectl set-ntp true`): tokens, links and timers depend on it",
@@ -44,47 +52,51 @@ def check_clock(options: Options) -> CheckResult:
 
 
 def check_processors() -> CheckResult:
-    count = os.cpu_count() or 1
+    processor_count = os.cpu_count() or 1
     advice = "Moyin starts in half the time with two or more"
-    return warn_if(count < 2, "processors", str(count), advice)
+    return build_warning_if(processor_count < 2, "processors", str(processor_count), advice)
 
 
 def check_memory() -> CheckResult:
     memory = psutil.virtual_memory()
-    found = f"{memory.available / _GIB:.1f} GiB of {memory.total / _GIB:.1f} GiB available"
+    finding = f"{memory.available / _GIB:.1f} GiB of {memory.total / _GIB:.1f} GiB available"
     # The stack without ComfyUI takes about 2 GiB; each ComfyUI takes half a GiB and its models.
     advice = "less than 4 GiB: stop other programs, or render elsewhere"
-    return warn_if(memory.available < 4 * _GIB, "memory", found, advice)
+    return build_warning_if(memory.available < 4 * _GIB, "memory", finding, advice)
 
 
 def check_gpu(options: Options) -> CheckResult:
     if options.gpus:
-        return ok("gpu", f"{options.gpus} by nvidia-smi")
+        return build_ok("gpu", f"{options.gpus} by nvidia-smi")
     tool = shutil.which("nvidia-smi")
     if tool is not None:
-        return warn(
+        return build_warning(
             "gpu",
             f"nvidia-smi lists none: {_read_driver_message(tool)}",
             "install or load NVIDIA's driver for this kernel (`dmesg | grep -i nvidia` shows what "
             "is wrong), then restart Moyin",
         )
     if has_nvidia_card():
-        return warn(
+        return build_warning(
             "gpu",
-            "a card of NVIDIA, but no driver (nvidia-smi)",
+            "an NVIDIA card, but no driver (the program nvidia-smi is missing)",
             "install NVIDIA's driver; a container needs NVIDIA's Container Toolkit and `--gpus all`",
         )
-    return warn("gpu", "none", "Ray gets one logical GPU and ComfyUI runs on the CPU, slowly")
+    return build_warning(
+        "gpu", "none", "Ray gets one logical GPU and ComfyUI runs on the CPU, slowly"
+    )
 
 
 def has_nvidia_card(devices: Path = _PCI_DEVICES) -> bool:
-    """Return whether the kernel lists a graphics card of NVIDIA, with or without a driver."""
+    """Return True if the kernel lists an NVIDIA graphics card, with or without a driver."""
     for device in devices.glob("*"):
         try:
-            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+            vendor, device_class = (
+                (device / name).read_text().strip() for name in ("vendor", "class")
+            )
         except OSError:
             continue  # It was removed meanwhile.
-        if vendor == _NVIDIA and kind.startswith(_DISPLAY):
+        if vendor == _NVIDIA and device_class.startswith(_DISPLAY):
             return True
     return False
 

@@ -29,7 +29,7 @@ class CheckResult:
         found: the result in words, such as ``8 GiB available``.
         advice: what to do if the verdict is not ``ok``.
         fix: what `moyin doctor --fix` does about it; empty if only a person can mend it.
-        fixed: whether `moyin doctor --fix` has just mended it.
+        fixed: True if `moyin doctor --fix` has just mended it.
     """
 
     name: str
@@ -40,31 +40,31 @@ class CheckResult:
     fixed: bool = False
 
 
-def ok(name: str, found: str) -> CheckResult:
-    return CheckResult(name=name, verdict=CheckVerdict.OK, found=found)
+def build_ok(name: str, finding: str) -> CheckResult:
+    return CheckResult(name=name, verdict=CheckVerdict.OK, found=finding)
 
 
-def warn(name: str, found: str, advice: str, *, fix: str = "") -> CheckResult:
-    return CheckResult(name=name, verdict=CheckVerdict.WARN, found=found, advice=advice, fix=fix)
+def build_warning(name: str, finding: str, advice: str, *, fix: str = "") -> CheckResult:
+    return CheckResult(name=name, verdict=CheckVerdict.WARN, found=finding, advice=advice, fix=fix)
 
 
-def fail(name: str, found: str, advice: str, *, fix: str = "") -> CheckResult:
-    return CheckResult(name=name, verdict=CheckVerdict.FAIL, found=found, advice=advice, fix=fix)
+def build_failure(name: str, finding: str, advice: str, *, fix: str = "") -> CheckResult:
+    return CheckResult(name=name, verdict=CheckVerdict.FAIL, found=finding, advice=advice, fix=fix)
 
 
-def warn_if(is_bad: bool, name: str, found: str, advice: str) -> CheckResult:
-    return warn(name, found, advice) if is_bad else ok(name, found)
+def build_warning_if(is_bad: bool, name: str, finding: str, advice: str) -> CheckResult:
+    return build_warning(name, finding, advice) if is_bad else build_ok(name, finding)
 
 
-def check_call(name: str, work: Callable[[], object], found: str = "") -> CheckResult:
-    """Call ``work`` and return the result of the check: failed if ``work`` raises `StackError`.
+def check_call(name: str, operation: Callable[[], object], finding: str = "") -> CheckResult:
+    """Call ``operation`` and return the check's result: failed if it raises `StackError`.
 
     Args:
-        found: the result in words if ``work`` succeeds.
+        finding: the result in words if ``operation`` succeeds; empty takes what it returns.
     """
     try:
-        result = work()
+        result = operation()
     except StackError as error:
         problem, _, advice = error.message.partition(": ")
-        return fail(name, problem, advice)
-    return ok(name, found or str(result))
+        return build_failure(name, problem, advice)
+    return build_ok(name, finding or str(result))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from moyin.errors import ServiceUnavailable, StackError
-from moyin.stack.doctor.result import CheckResult, fail, ok, warn
+from moyin.stack.doctor.result import CheckResult, build_failure, build_ok, build_warning
 from moyin.stack.launch import read_running_state
 from moyin.stack.options import Options
 from moyin.stack.ports import (
@@ -15,7 +15,7 @@ from moyin.stack.ports import (
     choose_free_ports,
     find_free_base,
     read_stored_ports,
-    require_free,
+    require_free_ports,
     store_ports,
 )
 from moyin.stack.state import PartStatus, Phase, find_lock_holder
@@ -28,19 +28,21 @@ def check_processes(options: Options) -> CheckResult:
     """Check that no processes of this stack are left over without their supervisor."""
     # Not `read_running_state`: on a full disk, a supervisor runs without a state file.
     if find_lock_holder(options.layout.lock) is not None:
-        return ok("processes", "the supervisor owns them")
-    names = [f"{process.name()} ({process.pid})" for process in find_processes(options.stack_id)]
-    if not names:
-        return ok("processes", "none runs")
-    return warn(
+        return build_ok("processes", "the supervisor owns them")
+    process_names = [
+        f"{process.name()} ({process.pid})" for process in find_processes(options.stack_id)
+    ]
+    if not process_names:
+        return build_ok("processes", "none runs")
+    return build_warning(
         "processes",
-        f"left over by a supervisor that was killed: {', '.join(names)}",
+        f"left over by a supervisor that was killed: {', '.join(process_names)}",
         "run `moyin down`, which ends them",
         fix="end them",
     )
 
 
-def end_processes_left_over(options: Options) -> None:
+def end_leftover_processes(options: Options) -> None:
     # Not `stop_stack`, which would end a supervisor that has started meanwhile.
     if find_lock_holder(options.layout.lock) is None:
         end_processes(options.stack_id)
@@ -50,21 +52,23 @@ def end_processes_left_over(options: Options) -> None:
 def check_ports(options: Options) -> CheckResult:
     state = read_running_state(options)
     if state is not None:
-        return ok("ports", f"held by this stack ({state.phase})")
+        return build_ok("ports", f"held by this stack ({state.phase})")
     try:
-        require_free(options.ports, ignored_ports=options.unused_ports)
+        require_free_ports(options.ports, ignored_ports=options.unused_ports)
     except StackError as error:
         problem, _, advice = error.message.partition(": ")
-        base = find_free_base()
-        if base is not None:
-            advice += f" (`moyin up --port-base {base}`: all free)"
-        choice = _choose_ports(options)
-        names = ", ".join(f"{port} for {name}" for name, port in choice.items())
+        free_base = find_free_base()
+        if free_base is not None:
+            advice += f" (`moyin up --port-base {free_base}`: all free)"
+        free_ports = _choose_ports(options)
+        port_texts = ", ".join(f"{port} for {name}" for name, port in free_ports.items())
         fix = (
-            f"take free ports instead: {names}; {options.layout.ports} notes them" if choice else ""
+            f"take free ports instead: {port_texts}; {options.layout.ports} stores them"
+            if free_ports
+            else ""
         )
-        return fail("ports", problem, advice, fix=fix)
-    return ok("ports", f"all free (gateway: {options.ports.door})")
+        return build_failure("ports", problem, advice, fix=fix)
+    return build_ok("ports", f"all free (gateway: {options.ports.door})")
 
 
 def _choose_ports(options: Options) -> dict[str, int]:
@@ -77,12 +81,12 @@ def _choose_ports(options: Options) -> dict[str, int]:
 
 
 def move_ports(options: Options) -> None:
-    """Store a free port for each that is in use; a stack whose environment sets none uses them."""
-    choice = choose_free_ports(options.ports, ignored_ports=options.unused_ports)
-    if not choice:
-        raise StackError("no free ports were found")
+    """Store a free port instead of each port that is in use, for the next `moyin up`."""
+    free_ports = choose_free_ports(options.ports, ignored_ports=options.unused_ports)
+    if not free_ports:
+        raise StackError("no free ports were found: stop other programs, or set MOYIN_PORT_BASE")
     # All of them, since those that are stored already must stay.
-    ports = {**dict(options.ports.items()), **choice}
+    ports = {**dict(options.ports.items()), **free_ports}
     defaults = dict(Ports().items())
     store_ports(
         options.layout.ports,
@@ -103,15 +107,17 @@ def check_running_parts(options: Options) -> Iterator[CheckResult]:
         return
     for name, part in state.parts.items():
         if part.status is PartStatus.UP:
-            yield ok(f"{name} runs", f"restarted {part.restarts} times" if part.restarts else "yes")
+            yield build_ok(
+                f"{name} runs", f"restarted {part.restarts} times" if part.restarts else "yes"
+            )
             continue
-        found = f"{part.status}{f': {part.detail}' if part.detail else ''}"
+        finding = f"{part.status}{f': {part.detail}' if part.detail else ''}"
         if state.phase is Phase.STARTING:
-            yield warn(f"{name} runs", found, "wait until `moyin status` says ready")
+            yield build_warning(f"{name} runs", finding, "wait until `moyin status` says ready")
         else:
-            log = "supervisor" if name == "apps" else name
-            advice = f"it is started again by itself; `moyin logs {log}` shows why it ended"
-            yield fail(f"{name} runs", found, advice)
+            log_name = "supervisor" if name == "apps" else name
+            advice = f"it is started again by itself; `moyin logs {log_name}` shows why it ended"
+            yield build_failure(f"{name} runs", finding, advice)
 
 
 def check_servers(options: Options) -> Iterator[CheckResult]:
@@ -129,8 +135,8 @@ async def _check_temporal(address: str) -> CheckResult:
     try:
         await check_address(address)
     except ServiceUnavailable:
-        return fail("temporal server", f"no Temporal responds at {address}", advice)
-    return ok("temporal server", f"responds at {address}")
+        return build_failure("temporal server", f"no Temporal responds at {address}", advice)
+    return build_ok("temporal server", f"responds at {address}")
 
 
 async def _check_valkey(url: str) -> CheckResult:
@@ -139,14 +145,14 @@ async def _check_valkey(url: str) -> CheckResult:
     from moyin.store.valkey import connect_cache
 
     # The URL may have a password.
-    place = url.rpartition("@")[2].removeprefix("redis://")
+    address = url.rpartition("@")[2].removeprefix("redis://")
     try:
         async with connect_cache(url, _CONNECT_SECONDS) as client:
             await client.ping()
     except AuthenticationError:
-        found = f"the server at {place} refuses the password"
-        return fail("valkey server", found, "correct the password in MOYIN_REDIS_URL")
+        finding = f"the server at {address} refuses the password"
+        return build_failure("valkey server", finding, "correct the password in MOYIN_REDIS_URL")
     except (RedisError, OSError, ValueError):
         advice = "start Valkey, or correct MOYIN_REDIS_URL; without it there is no progress"
-        return fail("valkey server", f"no Valkey responds at {place}", advice)
-    return ok("valkey server", f"responds at {place}")
+        return build_failure("valkey server", f"no Valkey responds at {address}", advice)
+    return build_ok("valkey server", f"responds at {address}")

@@ -13,15 +13,15 @@ from moyin.errors import StackError
 from moyin.render.comfyui.bubblewrap import require_confinement
 from moyin.render.comfyui.install import find_comfyui
 from moyin.stack import apps, ray, temporal, valkey
-from moyin.stack.doctor.packages import can_install
+from moyin.stack.doctor.packages import can_install_packages
 from moyin.stack.doctor.result import (
     CheckResult,
     CheckVerdict,
+    build_failure,
+    build_ok,
+    build_warning,
+    build_warning_if,
     check_call,
-    fail,
-    ok,
-    warn,
-    warn_if,
 )
 from moyin.stack.options import Options, find_executable
 
@@ -36,7 +36,7 @@ def check_ray() -> CheckResult:
     """Check that Ray is the tested version, and that the program `ray` belongs to this Python."""
     version = metadata.version("ray")
     if not version.startswith(f"{_RAY_SERIES}."):
-        return fail(
+        return build_failure(
             "ray",
             f"{version}, but Moyin needs {_RAY_SERIES}",
             "install requirements.lock (`make demo`); all nodes need the same version",
@@ -44,7 +44,7 @@ def check_ray() -> CheckResult:
     program = Path(find_executable("ray"))
     is_foreign = program.parent != Path(sys.executable).parent
     advice = "install Moyin and Ray in one environment: that program may be another version"
-    return warn_if(is_foreign, "ray", f"{version}, {program}", advice)
+    return build_warning_if(is_foreign, "ray", f"{version}, {program}", advice)
 
 
 def check_programs(options: Options) -> Iterator[CheckResult]:
@@ -69,23 +69,23 @@ def check_temporal(options: Options) -> CheckResult:
 
 
 def check_comfyui(options: Options) -> CheckResult:
-    # A ComfyUI of the user's own is not replaced.
-    is_own = options.settings.comfyui_home is not None
-    fix = "" if is_own else "install it, which takes some minutes and 2 GiB"
+    # An installation that MOYIN_COMFYUI_HOME names is not replaced.
+    is_custom_installation = options.settings.comfyui_home is not None
+    fix = "" if is_custom_installation else "install it, which takes some minutes and 2 GiB"
     try:
         installation = find_comfyui(options.settings)
     except StackError as error:
-        return warn("comfyui", "none", error.message, fix=fix)
+        return build_warning("comfyui", "none", error.message, fix=fix)
     if (problem := _find_python_problem(installation.python)) is not None:
-        return warn(
+        return build_warning(
             "comfyui",
             f"{installation.python} {problem}",
             "install PyTorch and ComfyUI's requirements for that Python"
-            if is_own
+            if is_custom_installation
             else "run `moyin doctor --fix`, which installs what is missing",
             fix=fix,
         )
-    return ok("comfyui", str(installation.home))
+    return build_ok("comfyui", str(installation.home))
 
 
 def _find_python_problem(python: Path) -> str | None:
@@ -121,12 +121,14 @@ def check_isolation(options: Options) -> CheckResult:
     except StackError as error:
         # Isolation is only needed if the configuration has a pool with `isolation: strict`.
         if pools:
-            return fail("isolation", f"pools {', '.join(pools)} will not start", error.message)
-        return warn("isolation", "no pool needs it", error.message)
-    return ok("isolation", f"strict, with {program}")
+            return build_failure(
+                "isolation", f"pools {', '.join(pools)} will not start", error.message
+            )
+        return build_warning("isolation", "no pool needs it", error.message)
+    return build_ok("isolation", f"strict, with {program}")
 
 
 def _add_fix(options: Options, result: CheckResult) -> CheckResult:
-    if result.verdict is CheckVerdict.OK or not can_install(options):
+    if result.verdict is CheckVerdict.OK or not can_install_packages(options):
         return result
     return replace(result, fix=f"install the package {PROGRAM_PACKAGES[result.name]} again")

@@ -38,7 +38,10 @@ Step = Mapping[str, Any]
 
 
 class Runner:
-    """Executes the steps of a scenario; both clients must return the same results for each step."""
+    """Executes the steps of a scenario; both clients must return the same results for each step.
+
+    Each public method but `run` executes the steps whose member ``do`` has its name.
+    """
 
     def __init__(self, client: Client, webhooks: Queue[tuple[dict[str, str], bytes]]) -> None:
         self._client = client
@@ -46,8 +49,8 @@ class Runner:
         self._jobs: dict[str, Job] = {}
 
     def run(self, step: Step) -> dict[str, Any]:
-        run_step: Callable[[Step], dict[str, Any]] = getattr(self, step["do"])
-        return {"do": step["do"], **run_step(step)}
+        execute_step: Callable[[Step], dict[str, Any]] = getattr(self, step["do"])
+        return {"do": step["do"], **execute_step(step)}
 
     def submit(self, step: Step) -> dict[str, Any]:
         work, options = build_work(step["job"])
@@ -73,13 +76,15 @@ class Runner:
                 sys.stdin.readline()
         ids = [event.id for event in events]
         all_ids = [event.id for event in self._client.events(job)]
-        half = len(ids) // 2
-        resumed_ids = [event.id for event in self._client.events(job, last_event_id=ids[half])]
+        half_index = len(ids) // 2
+        resumed_ids = [
+            event.id for event in self._client.events(job, last_event_id=ids[half_index])
+        ]
         return {
             "types": [event.type for event in events if event.type != "progress"],
             "repeated": len(ids) - len(set(ids)),
             "lost": len(set(all_ids) - set(ids)),
-            "resumed": "the rest" if resumed_ids == ids[half + 1 :] else [ids, resumed_ids],
+            "resumed": "the rest" if resumed_ids == ids[half_index + 1 :] else [ids, resumed_ids],
         }
 
     def fetch(self, step: Step) -> dict[str, Any]:
@@ -100,8 +105,14 @@ class Runner:
         headers, body = self._webhooks.get(timeout=_SECONDS)
         webhook = verify_webhook(secret, headers, body)
         assert webhook.job.id == self._jobs[step["job"]].id
-        changed_body_code = _get_code(lambda: verify_webhook(secret, headers, body + b" "))
-        return {"type": webhook.type, "status": webhook.job.status, "changed": changed_body_code}
+        code_for_changed_body = _get_error_code(
+            lambda: verify_webhook(secret, headers, body + b" ")
+        )
+        return {
+            "type": webhook.type,
+            "status": webhook.job.status,
+            "changed": code_for_changed_body,
+        }
 
     def cancel(self, step: Step) -> dict[str, Any]:
         job = self._jobs[step["job"]]
@@ -110,27 +121,27 @@ class Runner:
                 break
         self._client.cancel(job)
         job = self._client.wait(job)
-        second_cancel_code = _get_code(lambda: self._client.cancel(job))
-        by = job.cancelled_by.kind if job.cancelled_by else None
-        return {"status": job.status, "by": by, "again": second_cancel_code}
+        second_cancel_code = _get_error_code(lambda: self._client.cancel(job))
+        canceller = job.cancelled_by.kind if job.cancelled_by else None
+        return {"status": job.status, "by": canceller, "again": second_cancel_code}
 
     def children(self, step: Step) -> dict[str, Any]:
         job = self._client.wait(self._jobs[step["job"]])
         children = job.children or ()
         width = step["width"]
-        pictures = {
+        picture_digests = {
             hashlib.sha256(self._client.download(artifact, width=width)).hexdigest()
             for child in children
             for artifact in child.artifacts
         }
         statuses = [child.status for child in children]
-        return {"status": job.status, "children": statuses, "pictures": len(pictures)}
+        return {"status": job.status, "children": statuses, "pictures": len(picture_digests)}
 
     def outputs(self, step: Step) -> dict[str, Any]:
         job = self._client.wait(self._jobs[step["job"]])
         outputs = [
-            "text" if output.text else "artifacts" if output.artifacts else "body"
-            for output in job.outputs
+            "text" if job_output.text else "artifacts" if job_output.artifacts else "body"
+            for job_output in job.outputs
         ]
         return {"status": job.status, "outputs": outputs}
 
@@ -146,8 +157,8 @@ class Runner:
         try:
             job = self._client.job("no-such-job")
         except MoyinError as error:
-            has_id = bool(error.request_id)
-            return {"status": error.status, "code": error.code, "request_id": has_id}
+            has_request_id = bool(error.request_id)
+            return {"status": error.status, "code": error.code, "request_id": has_request_id}
         return {"status": job.status}
 
     def file(self, step: Step) -> dict[str, Any]:
@@ -160,7 +171,7 @@ class Runner:
             linked_content = response.read().decode()
         downloaded_text = self._client.download(file).decode()
         self._client.delete_artifact(file)
-        deleted_file_code = _get_code(lambda: self._client.download(file))
+        deleted_file_code = _get_error_code(lambda: self._client.download(file))
         return {
             "listed": len(listed_artifacts),
             "read": downloaded_text,
@@ -174,20 +185,20 @@ class Runner:
 
     def usage(self, step: Step) -> dict[str, Any]:
         report = self._client.usage(group_by=step["group_by"])
-        groups = report.total.calls == sum(group.calls for group in report.groups)
-        return {"group_by": [*report.group_by], "groups": groups}
+        groups_add_up = report.total.calls == sum(group.calls for group in report.groups)
+        return {"group_by": [*report.group_by], "groups": groups_add_up}
 
     def delete(self, step: Step) -> dict[str, Any]:
         self._client.delete(self._jobs[step["job"]])
-        remaining_count = len([*self._client.jobs(**step["filter"])])
+        count_after_first = len([*self._client.jobs(**step["filter"])])
         dry_run_result = self._client.delete_jobs(dry_run=True, **step["filter"])
         deletion_result = self._client.delete_jobs(**step["filter"])
-        remaining_jobs = len([*self._client.jobs(**step["filter"])])
+        count_after_all = len([*self._client.jobs(**step["filter"])])
         return {
-            "left": remaining_count,
+            "left": count_after_first,
             "counted": dry_run_result.matched,
             "done": deletion_result.done,
-            "listed": remaining_jobs,
+            "listed": count_after_all,
         }
 
 
@@ -215,7 +226,12 @@ def build_work(job: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def substitute(value: Any, variables: Mapping[str, Any]) -> Any:
-    """Return ``value``, a part of the scenario, with its variables replaced by ``variables``."""
+    """Return a part of the scenario with the values of its variables filled in.
+
+    Args:
+        value: any JSON value; a string such as ``$name`` is a variable.
+        variables: the values by name.
+    """
     if isinstance(value, str) and value.startswith("$") and not value.startswith("${"):
         return variables[value[1:]]
     if isinstance(value, list):
@@ -226,7 +242,7 @@ def substitute(value: Any, variables: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def receiving(webhooks: Queue[tuple[dict[str, str], bytes]]) -> Iterator[str]:
+def receiving_webhooks(webhooks: Queue[tuple[dict[str, str], bytes]]) -> Iterator[str]:
     """Receive webhooks into the queue on a local server; yield the server's URL."""
 
     class Receiver(BaseHTTPRequestHandler):
@@ -254,7 +270,7 @@ def _detect_media_type(picture: bytes) -> str:
     return "image/webp" if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP" else "another type"
 
 
-def _get_code(call: Callable[[], object]) -> str:
+def _get_error_code(call: Callable[[], object]) -> str:
     try:
         call()
     except MoyinError as error:
@@ -265,7 +281,10 @@ def _get_code(call: Callable[[], object]) -> str:
 def main() -> None:
     task = json.loads(sys.stdin.readline())
     webhooks: Queue[tuple[dict[str, str], bytes]] = Queue(maxsize=10)
-    with receiving(webhooks) as url, Client(task["url"], task["key"], retry=PATIENT) as client:
+    with (
+        receiving_webhooks(webhooks) as url,
+        Client(task["url"], task["key"], retry=PATIENT) as client,
+    ):
         runner = Runner(client, webhooks)
         steps = substitute(task["steps"], task["variables"] | {"webhook": url})
         print(json.dumps({"results": [runner.run(step) for step in steps]}))

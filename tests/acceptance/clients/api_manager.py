@@ -18,7 +18,7 @@ manager = ComfyAPIManager()
 manager.set_base_url(url)
 
 
-def load(name: str) -> None:
+def load_graph(name: str) -> None:
     path = folder / f"{name}.json"
     path.write_text(json.dumps(graphs[name]))
     manager.load_workflow(str(path))
@@ -32,7 +32,7 @@ def render(file_name: str) -> tuple[str, str]:
     return job, name
 
 
-load("picture")
+load_graph("picture")
 older = render("older.png")
 color = graphs["picture"]["1"]["inputs"]["color"]
 manager.edit_workflow(["1", "inputs", "color"], 0xFFFFFF - color)
@@ -41,7 +41,7 @@ seeds = manager.batch_submit(
     seeds=[color, 0xFFFFFF - color], seed_node_path=["1", "inputs", "color"]
 )
 outputs, errors = manager.wait_and_get_all_outputs(seeds)
-load("broken")
+load_graph("broken")
 try:
     manager.wait_for_finish(manager.submit_workflow(), poll_interval=0.2)
     error = ""

@@ -30,16 +30,16 @@ name = client.upload_image(str(folder / "picture.png"))
 graphs["inverted"]["1"]["inputs"]["image"] = name
 
 
-async def invert() -> None:
+async def render_inverted_picture() -> None:
     async with (
         aiohttp.ClientSession(headers=headers) as own_session,
-        AsyncComfyUiClient(url=url, raise_on_error=True, session=own_session) as asynchronous,
+        AsyncComfyUiClient(url=url, raise_on_error=True, session=own_session) as async_client,
     ):
-        [inverted_image] = await asynchronous.process_workflow(graphs["inverted"])
+        [inverted_image] = await async_client.process_workflow(graphs["inverted"])
         inverted_image.save(folder / "inverted.png")
 
 
-asyncio.run(invert())
+asyncio.run(render_inverted_picture())
 
 long = client.queue_prompt(graphs["long"])
 while not [row for row in client.get_queue()["queue_running"] if row[1] == long]:

@@ -19,17 +19,17 @@ class AccountsApi:
 
     def call(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> Any:
         """Call the API, assert that it succeeds, and return the response's body."""
-        answer = self.answer(method, path, body, key=key)
-        assert answer.is_success, answer.text
-        return answer.json() if answer.content else None
+        response = self.send(method, path, body, key=key)
+        assert response.is_success, response.text
+        return response.json() if response.content else None
 
-    def answer(
+    def send(
         self, method: str, path: str, body: Any = None, *, key: str | None = None
     ) -> httpx.Response:
         bearer = {"authorization": f"Bearer {key or self._key}"}
         return httpx.request(method, f"{self._url}{path}", json=body, headers=bearer, timeout=60)
 
-    def new_organisation(self) -> tuple[str, str]:
+    def create_organisation(self) -> tuple[str, str]:
         """Create an organisation, and return its id and name."""
         name = f"Studio {secrets.token_hex(4)}"
         organisation_id: str = self.call("POST", "/organisations", {"name": name})["id"]
@@ -42,14 +42,14 @@ class AccountsApi:
         invitation = self.call("POST", path, {"email": email, "role": role, "name": name})
         return email, invitation["invitation"]
 
-    def new_member(self, organisation: str, role: str, name: str) -> str:
+    def create_member(self, organisation: str, role: str, name: str) -> str:
         """Create a member with the password ``PASSWORD``, and return the email."""
         email, token = self.invite(organisation, role, name)
         self.call("POST", "/password/reset", {"token": token, "password": PASSWORD})
         return email
 
-    def new_key(self, email: str, **body: Any) -> tuple[str, str]:
-        """Create a key of a member with ``PASSWORD``; return the member's id and the key's text."""
+    def create_key(self, email: str, **body: Any) -> tuple[str, str]:
+        """Create a key of a member with ``PASSWORD``; return the member's id and the key itself."""
         session = self.call("POST", "/login", {"email": email, "password": PASSWORD})
-        created = self.call("POST", "/keys", body, key=session["access_token"])
-        return session["user"]["id"], created["key"]
+        created_key = self.call("POST", "/keys", body, key=session["access_token"])
+        return session["user"]["id"], created_key["key"]

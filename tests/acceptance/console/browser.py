@@ -48,9 +48,9 @@ class ConsoleBrowser:
         self.mistakes: list[str] = []
         self._folder = folder
         self._writes_screenshots = writes_screenshots
-        page.on("console", self._note_message)
+        page.on("console", self._record_log_error)
         page.on("pageerror", lambda error: self.mistakes.append(f"error: {error}"))
-        page.on("request", self._note_request)
+        page.on("request", self._check_request)
 
     def open(self, path: str = "/") -> Self:
         """Open a page by its path below ``/console``."""
@@ -82,7 +82,7 @@ class ConsoleBrowser:
         return self
 
     def check_accessibility(self) -> None:
-        """Assert that axe finds no serious problem in what is shown, and that it fits everywhere.
+        """Assert that axe finds no serious problem in the page, and that its content fits the window.
 
         The layout is checked in both languages, at the widths of a desktop and of a phone; the page
         keeps its state, such as open dialogs.
@@ -92,25 +92,26 @@ class ConsoleBrowser:
         self.page.evaluate(_ANIMATIONS_END)
         # Evaluated by the browser's debugger, which the page's policy does not bind.
         self.page.evaluate(_AXE.read_text())
-        results: dict[str, Any] = self.page.evaluate("async () => await axe.run()")
-        serious = [
-            (item["id"], [node["html"][:200] for node in item["nodes"]])
-            for item in results["violations"]
-            if item["impact"] in _SERIOUS
+        axe_results: dict[str, Any] = self.page.evaluate("async () => await axe.run()")
+        serious_violations = [
+            (violation["id"], [node["html"][:200] for node in violation["nodes"]])
+            for violation in axe_results["violations"]
+            if violation["impact"] in _SERIOUS
         ]
-        assert serious == [], json.dumps(serious, indent=1)
+        assert serious_violations == [], json.dumps(serious_violations, indent=1)
         check_layout(self.page)
 
-    def screenshot(self, name: str, *, also: str | None = None) -> Path:
+    def screenshot(self, name: str, *, also_in: str | None = None) -> Path:
         """Save a screenshot of the window in the test's folder.
 
-        If ``also`` is a language and the documentation's pictures are written, it is one of them, and
-        gets a twin in that language.
+        Args:
+            also_in: a language. If the documentation's pictures are being written, the screenshot
+                becomes one of them, in English and in this language.
         """
-        if also is None or not self._writes_screenshots:
+        if also_in is None or not self._writes_screenshots:
             return self._save_screenshot(self._folder / f"{name}.png")
-        choose_language(self.page, also)
-        self._save_screenshot(SCREENSHOTS / also / f"{name}.png")
+        choose_language(self.page, also_in)
+        self._save_screenshot(SCREENSHOTS / also_in / f"{name}.png")
         choose_language(self.page, "en")
         return self._save_screenshot(SCREENSHOTS / f"{name}.png")
 
@@ -120,28 +121,32 @@ class ConsoleBrowser:
         self.page.screenshot(path=path)
         return path
 
-    def check_clean(self, *expected: str) -> None:
-        """Assert that `mistakes` is empty, except for those that contain an ``expected`` text."""
-        left = [text for text in self.mistakes if not any(known in text for known in expected)]
-        assert left == [], left
+    def check_clean(self, *expected_texts: str) -> None:
+        """Assert that each of the `mistakes` contains one of ``expected_texts``, and remove them all."""
+        unexpected_mistakes = [
+            mistake
+            for mistake in self.mistakes
+            if not any(expected_text in mistake for expected_text in expected_texts)
+        ]
+        assert unexpected_mistakes == [], unexpected_mistakes
         self.mistakes.clear()
 
-    def _note_message(self, message: ConsoleMessage) -> None:
+    def _record_log_error(self, message: ConsoleMessage) -> None:
         # Who is not signed in yet is asked for nothing else.
-        is_question = "/accounts/whoami" in message.location.get("url", "") or (
+        is_sign_in_check = "/accounts/whoami" in message.location.get("url", "") or (
             "/accounts/session/renew" in message.location.get("url", "")
         )
-        if message.type == "error" and not is_question:
+        if message.type == "error" and not is_sign_in_check:
             self.mistakes.append(f"log: {message.text} {message.location.get('url')}")
 
-    def _note_request(self, request: Request) -> None:
-        parts = urlsplit(request.url)
-        if parts.scheme in ("data", "blob"):
+    def _check_request(self, request: Request) -> None:
+        url = urlsplit(request.url)
+        if url.scheme in ("data", "blob"):
             return
-        if f"{parts.scheme}://{parts.netloc}" != self.url:
+        if f"{url.scheme}://{url.netloc}" != self.url:
             self.mistakes.append(f"request to another host: {request.url}")
-        elif not is_documented(f"http://127.0.0.1:{parts.port}", request.method, parts.path):
-            self.mistakes.append(f"request to an undocumented route: {request.method} {parts.path}")
+        elif not is_documented(f"http://127.0.0.1:{url.port}", request.method, url.path):
+            self.mistakes.append(f"request to an undocumented route: {request.method} {url.path}")
 
 
 @contextmanager
@@ -154,14 +159,19 @@ def open_browser(
     writes_screenshots: bool = False,
     hosts: Sequence[str] = (),
 ) -> Iterator[ConsoleBrowser]:
-    """Start Chromium with an empty profile in ``folder``; ``hosts`` are names of this machine."""
-    names = "".join(f"MAP {host} 127.0.0.1, " for host in hosts)
-    rules = f"--host-resolver-rules={names}MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    """Start Chromium with an empty profile in ``folder``, and open a page.
+
+    Args:
+        width, height: size of the window in pixels.
+        hosts: host names that lead to this machine; the browser finds no other host by name.
+    """
+    host_rules = "".join(f"MAP {host} 127.0.0.1, " for host in hosts)
+    resolver_flag = f"--host-resolver-rules={host_rules}MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            folder / "browser", executable_path=chromium, args=[*_FLAGS, rules], timeout=120_000,
+            folder / "browser", executable_path=chromium, args=[*_FLAGS, resolver_flag], timeout=120_000,
             viewport={"width": width, "height": height}, locale="en-US", reduced_motion="reduce",
         )  # fmt: skip
         try:

@@ -12,7 +12,7 @@ from tests.waiting import eventually_blocking
 
 
 class Api:
-    """The API of a stack, called with a key, which is the operator's if none is given.
+    """Calls the API of a stack with a key, by default the operator's.
 
     Attributes:
         project: a value of the metadata that only this test uses.

@@ -27,7 +27,7 @@ def console_tools() -> None:
 @pytest.fixture
 def console(gateway: RunningStack, console_tools: None, tmp_path: Path) -> Iterator[ConsoleBrowser]:
     """Provide a browser that is not signed in; fail at the end if a page logged an error."""
-    writes = os.environ.get("MOYIN_SCREENSHOTS") == "1"
-    with open_browser(gateway.url, tmp_path, writes_screenshots=writes) as browser:
+    writes_screenshots = os.environ.get("MOYIN_SCREENSHOTS") == "1"
+    with open_browser(gateway.url, tmp_path, writes_screenshots=writes_screenshots) as browser:
         yield browser
         browser.check_clean()

@@ -1,4 +1,4 @@
-"""Finds out whether a request of a page is to a route of the documented API."""
+"""Checks whether a page's request goes to a documented route of the API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PARAMETER = re.compile(r"\\{\w+\\}")
 
 @cache
 def read_routes(url: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
-    """Return the methods and paths in the OpenAPI documents that a stack serves."""
+    """Return the method and the path's pattern of each route in a stack's OpenAPI documents."""
     routes = []
     for prefix in _PREFIXES:
         document = httpx.get(f"{url}{prefix}/openapi.json", timeout=60).raise_for_status().json()
@@ -27,7 +27,10 @@ def read_routes(url: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
 
 
 def is_documented(url: str, method: str, path: str) -> bool:
-    """Return True if a document of the stack has this call, or the path is that of a page."""
+    """Return True if a stack's OpenAPI documents contain the route, or if the path is a page's."""
     if method == "GET" and _PAGE.fullmatch(path):
         return True
-    return any(known == method and pattern.fullmatch(path) for known, pattern in read_routes(url))
+    return any(
+        documented_method == method and pattern.fullmatch(path)
+        for documented_method, pattern in read_routes(url)
+    )

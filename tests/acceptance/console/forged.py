@@ -1,4 +1,4 @@
-"""Builds answers of the documented shape for states that a farm on this machine cannot have."""
+"""Builds response bodies of the documented shape for states that a farm on this machine cannot have."""
 
 from __future__ import annotations
 
@@ -76,44 +76,46 @@ def build_cluster(**members: Any) -> dict[str, Any]:
 
 
 def build_backends() -> dict[str, Any]:
-    """Return the body of ``GET /v1/backends`` with one that works and one whose breaker is open."""
+    """Return the body of ``GET /v1/backends`` with a back end that works and one whose breaker is open."""
     model = {
         "name": "gemma-3", "state": "resident", "first_token_seconds": 0.4,
         "output_tokens_per_second": 87.0,
         "quality": {"tier": 3, "mean": 1.5, "source": "public scores"},
         "usd_per_million_tokens": {"input": "0.15", "output": "0.60"},
     }  # fmt: skip
-    recent = {
+    recent_calls = {
         "calls": 120, "errors": 4, "p50_seconds": 1.2, "p90_seconds": 6.0,
         "output_tokens_per_second": 42.5,
     }  # fmt: skip
     backend = {
         "name": "berlin", "kind": "vllm", "residency": "eu", "status": "up", "breaker": "closed",
         "retry_after_seconds": 0.0, "models": [model],
-        "load": {"in_flight": 3, "waiting": 5, "limit": 8}, "recent": recent,
+        "load": {"in_flight": 3, "waiting": 5, "limit": 8}, "recent": recent_calls,
     }  # fmt: skip
-    broken = {
+    broken_backend = {
         **backend, "name": "oslo", "status": "down", "breaker": "open", "retry_after_seconds": 30.0,
         "models": [{**model, "name": "qwen-3", "state": "absent"}],
         "load": {"in_flight": 0, "waiting": 0, "limit": None},
-        "recent": {**recent, "calls": 9, "errors": 9, "output_tokens_per_second": None},
+        "recent": {**recent_calls, "calls": 9, "errors": 9, "output_tokens_per_second": None},
     }  # fmt: skip
-    return BackendsBody.model_validate({"backends": [backend, broken]}).model_dump(mode="json")
+    return BackendsBody.model_validate({"backends": [backend, broken_backend]}).model_dump(
+        mode="json"
+    )
 
 
 def build_usage() -> dict[str, Any]:
-    """Return the body of ``GET /v1/usage`` of this month by day, with renders and a saving."""
+    """Return the body of ``GET /v1/usage`` for this month by day, with renders and saved money."""
     now = datetime.now(UTC)
-    counts = {
+    token_counts = {
         "incomplete_calls": 0, "input_tokens": 1, "cached_tokens": 0, "output_tokens": 1,
         "units": {}, "load_milliseconds": 0,
     }  # fmt: skip
     today = {
-        **counts, "calls": 1234, "cost_usd": "2.50", "render_cost_usd": "1.00",
+        **token_counts, "calls": 1234, "cost_usd": "2.50", "render_cost_usd": "1.00",
         "dearest_cost_usd": "7.00", "day": f"{now:%Y-%m-%d}",
     }  # fmt: skip
     total = {
-        **counts, "calls": 56789, "cost_usd": "40.00", "render_cost_usd": "10.00",
+        **token_counts, "calls": 56789, "cost_usd": "40.00", "render_cost_usd": "10.00",
         "dearest_cost_usd": "85.00",
     }  # fmt: skip
     body = {

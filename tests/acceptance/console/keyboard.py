@@ -58,8 +58,8 @@ class Keyboard:
     def type(self, text: str) -> None:
         self._page.keyboard.type(text)
 
-    def tab(self, key: str = "Tab") -> bool:
-        """Press Tab, and return False if the focus has left the page for the browser's own controls."""
+    def move_focus(self, key: str = "Tab") -> bool:
+        """Press Tab or another key, and return False if the focus has left the page."""
         self.press(key)
         focus: dict[str, Any] | None = self._page.evaluate(_DESCRIBE_FOCUS)
         if focus is None:
@@ -69,12 +69,12 @@ class Keyboard:
         return True
 
     def reach(self, target: Locator, key: str = "Tab") -> None:
-        """Press Tab until ``target`` has the focus, without leaving the page."""
+        """Press Tab or another key until ``target`` has the focus, without leaving the page."""
         target.wait_for()
         for _ in range(_MOST_STOPS):
             if target.evaluate("(element) => element === document.activeElement"):
                 return
-            assert self.tab(key), f"{key} leaves the page before it reaches {target}"
+            assert self.move_focus(key), f"{key} leaves the page before it reaches {target}"
         raise AssertionError(f"{key} does not reach {target}")
 
     def choose_option(self, name: str) -> None:
@@ -93,11 +93,13 @@ class Keyboard:
         """Open the menu of the focused button, and choose an item with the arrow keys."""
         self.press("Enter")
         menu = self._page.get_by_role("menu")
-        item = menu.locator("[role^=menuitem]").filter(has_text=re.compile(f"^{re.escape(name)}$"))
+        menu_item = menu.locator("[role^=menuitem]").filter(
+            has_text=re.compile(f"^{re.escape(name)}$")
+        )
         # The first item has the focus.
         menu.locator("[role^=menuitem]:focus").wait_for()
         for _ in range(_MOST_STOPS):
-            if item.evaluate("(element) => element === document.activeElement"):
+            if menu_item.evaluate("(element) => element === document.activeElement"):
                 self.press("Enter")
                 return
             self.press("ArrowDown")
@@ -106,7 +108,7 @@ class Keyboard:
     def check_whole_page(self) -> None:
         """Press Tab through the whole page; assert that all controls get the focus, in order."""
         for _ in range(_MOST_STOPS):
-            if not self.tab():
+            if not self.move_focus():
                 break
         else:
             raise AssertionError("Tab never leaves the page")

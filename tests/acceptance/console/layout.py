@@ -1,4 +1,4 @@
-"""Checks the layout of what a page shows at the moment, in both languages and on two screens."""
+"""Checks that the content of a page fits the window, in both languages and on two screens."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ _FIND_MISFITS = """
 
 def check_layout(page: Page) -> None:
     """Assert that the page fits in both languages and on both screens; leave it as it was."""
-    size = page.viewport_size
-    assert size is not None
-    stored: str | None = page.evaluate("localStorage.getItem('moyin.language')")
-    first = page.evaluate("document.documentElement.lang")
-    languages = sorted(LANGUAGES, key=lambda language: language != first)
-    for screen in sorted((DESKTOP, PHONE), key=lambda screen: screen != size):
+    initial_size = page.viewport_size
+    assert initial_size is not None
+    stored_language: str | None = page.evaluate("localStorage.getItem('moyin.language')")
+    initial_language = page.evaluate("document.documentElement.lang")
+    languages = sorted(LANGUAGES, key=lambda language: language != initial_language)
+    for screen in sorted((DESKTOP, PHONE), key=lambda screen: screen != initial_size):
         page.set_viewport_size(screen)
         for language in languages:
             choose_language(page, language)
-            _wait_until_it_fits(page, f"{page.url} in {language} at {screen['width']} pixels")
+            _wait_until_content_fits(page, f"{page.url} in {language} at {screen['width']} pixels")
         languages.reverse()
-    choose_language(page, stored)
-    page.set_viewport_size(size)
+    choose_language(page, stored_language)
+    page.set_viewport_size(initial_size)
 
 
 def choose_language(page: Page, language: str | None) -> None:
@@ -67,13 +67,13 @@ def choose_language(page: Page, language: str | None) -> None:
 
 
 def find_misfits(page: Page) -> list[str]:
-    """Return what does not fit into its place at the moment."""
+    """Return a description of each element that is cut off or wider than the window."""
     misfits: list[str] = page.evaluate(_FIND_MISFITS)
     return misfits
 
 
-def _wait_until_it_fits(page: Page, place: str) -> None:
-    """Wait until nothing is wider than its place: in a narrow window the menu moves away first."""
+def _wait_until_content_fits(page: Page, page_description: str) -> None:
+    """Wait until the content fits the window, because in a narrow one the menu moves away first."""
     deadline = time.monotonic() + _SECONDS
     while True:
         # Lets the page draw what follows from the size and the language.
@@ -81,4 +81,4 @@ def _wait_until_it_fits(page: Page, place: str) -> None:
         misfits = find_misfits(page)
         if not misfits:
             return
-        assert time.monotonic() < deadline, f"{place}: {misfits}"
+        assert time.monotonic() < deadline, f"{page_description} does not fit: {misfits}"

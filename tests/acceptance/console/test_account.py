@@ -13,7 +13,7 @@ NEXT = "another battery horse"
 
 def test_a_member_accepts_an_invitation(console: ConsoleBrowser, gateway: RunningStack) -> None:
     api = AccountsApi(gateway.url, gateway.api_key)
-    organisation, _ = api.new_organisation()
+    organisation, _ = api.create_organisation()
     email, token = api.invite(organisation, "member", "Mika")
     page = console.open(f"/reset#token={token}&invited=1").page
     page.get_by_role("heading", name="Welcome to Moyin").wait_for()
@@ -34,17 +34,17 @@ def test_a_member_accepts_an_invitation(console: ConsoleBrowser, gateway: Runnin
     console.check_clean("401")
 
 
-def test_a_member_looks_after_the_account(console: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_a_member_manages_the_account(console: ConsoleBrowser, gateway: RunningStack) -> None:
     api = AccountsApi(gateway.url, gateway.api_key)
-    organisation, _ = api.new_organisation()
-    email = api.new_member(organisation, "member", "Mika")
-    other = api.call("POST", "/login", {"email": email, "password": PASSWORD})["access_token"]
+    organisation, _ = api.create_organisation()
+    email = api.create_member(organisation, "member", "Mika")
+    other_token = api.call("POST", "/login", {"email": email, "password": PASSWORD})["access_token"]
     api.call("PUT", f"/limits/owner:{organisation}", {"usd_per_day": "5", "open_jobs": 7})
     page = console.sign_in(email, PASSWORD).open("/account").page
     page.get_by_text("$0.00 of $5.00").wait_for()
     page.get_by_text("This browser").wait_for()
     console.check_accessibility()
-    console.screenshot("account", also="ja")
+    console.screenshot("account", also_in="ja")
 
     page.get_by_role("textbox", name="Name", exact=True).fill("Mika S.")
     page.get_by_role("button", name="Save").click()
@@ -61,13 +61,13 @@ def test_a_member_looks_after_the_account(console: ConsoleBrowser, gateway: Runn
     page.get_by_role("button", name="End the session of").click()
     page.get_by_role("dialog").get_by_role("button", name="End").click()
     page.get_by_role("button", name="End the session of").wait_for(state="detached")
-    assert api.answer("GET", "/me", key=other).status_code == 401
+    assert api.send("GET", "/me", key=other_token).status_code == 401
 
     page.get_by_label("Current password").fill(PASSWORD)
     page.get_by_label("New password").fill(NEXT)
     page.get_by_role("button", name="Change password").click()
     page.get_by_text("The password is changed").wait_for()
-    assert api.answer("POST", "/login", {"email": email, "password": PASSWORD}).status_code == 401
+    assert api.send("POST", "/login", {"email": email, "password": PASSWORD}).status_code == 401
 
     page.get_by_text("Dark", exact=True).click()
     console.check_accessibility()

@@ -31,7 +31,7 @@ def test_an_answer_is_streamed_explained_rated_and_regenerated(
     page.get_by_role("link", name="Chat").click()
     page.get_by_text("kept in the memory of this page only").wait_for()
     console.check_accessibility()
-    _choose(page, "Model", _LOCAL)
+    _choose_option(page, "Model", _LOCAL)
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("System prompt").fill("You answer in few words.")
     page.get_by_label("Most tokens of an answer").fill("40")
@@ -40,14 +40,14 @@ def test_an_answer_is_streamed_explained_rated_and_regenerated(
     page.get_by_role("button", name="Settings").click()
     bodies: list[dict[str, Any]] = []
 
-    def note(route: Route) -> None:
+    def record_body(route: Route) -> None:
         bodies.append(route.request.post_data_json)
         route.continue_()
 
-    page.route("**/v1/chat/completions", note)
-    _send(page, "Name a colour of the sea.")
+    page.route("**/v1/chat/completions", record_body)
+    _send_prompt(page, "Name a colour of the sea.")
     answer = _wait_for_answer(page)
-    page.unroute("**/v1/chat/completions", note)
+    page.unroute("**/v1/chat/completions", record_body)
     assert [body["messages"] for body in bodies] == [
         [
             {"role": "system", "content": "You answer in few words."},
@@ -64,10 +64,10 @@ def test_an_answer_is_streamed_explained_rated_and_regenerated(
     console.screenshot("chat")
 
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    assert _copy(page, "Copy the prompt") == "Name a colour of the sea."
-    copied = " ".join(_copy(page, "Copy").split())
-    assert copied != ""
-    assert copied in " ".join(answer.inner_text().split())
+    assert _click_copy_button(page, "Copy the prompt") == "Name a colour of the sea."
+    copied_text = " ".join(_click_copy_button(page, "Copy").split())
+    assert copied_text != ""
+    assert copied_text in " ".join(answer.inner_text().split())
 
     answer.get_by_role("button", name="Good answer").click()
     page.get_by_text("the router takes it into account").wait_for()
@@ -80,9 +80,9 @@ def test_an_answer_is_streamed_explained_rated_and_regenerated(
     answer.get_by_role("button", name="Bad answer").click()
     expect(answer.get_by_role("button", name="Good answer")).to_be_disabled()
     console.check_accessibility()
-    bad = _read_request_id(answer)
-    assert eventually_blocking(lambda: bad in _read_scores(gateway))
-    assert _read_scores(gateway)[bad] == 0
+    bad_answer_id = _read_request_id(answer)
+    assert eventually_blocking(lambda: bad_answer_id in _read_scores(gateway))
+    assert _read_scores(gateway)[bad_answer_id] == 0
     page.get_by_role("button", name="Edit and send again").click()
     page.get_by_label("Prompt", exact=True).first.fill("Name a colour of grass.")
     page.get_by_role("button", name="Send again", exact=True).click()
@@ -96,11 +96,11 @@ def test_an_answer_is_streamed_explained_rated_and_regenerated(
     eventually_blocking(lambda: page.get_by_role("article").count() == 0)
 
 
-def test_an_answer_is_stopped_and_an_error_is_in_the_servers_words(
+def test_an_answer_can_be_stopped_and_a_servers_error_is_shown(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     page = console.sign_in_with_key(gateway.api_key).open(f"/chat?model={_LOCAL}").page
-    _send(page, "Tell a very long story about a dragon, with many chapters.")
+    _send_prompt(page, "Tell a very long story about a dragon, with many chapters.")
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("Stopped").wait_for()
     page.get_by_role("button", name="Settings").click()
@@ -111,7 +111,7 @@ def test_an_answer_is_stopped_and_an_error_is_in_the_servers_words(
     page.get_by_role("textbox", name="Tools (JSON)").fill("")
     page.get_by_role("button", name="Insert an example: Tools (JSON)").click()
     page.get_by_role("button", name="Settings").click()
-    _send(page, "How is the weather?")
+    _send_prompt(page, "How is the weather?")
     page.get_by_role("alert").get_by_text("unsupported_feature").wait_for()
     console.check_accessibility()
     console.check_clean("400")
@@ -122,7 +122,7 @@ def test_two_models_answer_one_prompt_side_by_side(
 ) -> None:
     page = console.sign_in_with_key(gateway.api_key).open("/chat?model=auto").page
     page.get_by_role("button", name="Compare two models").click()
-    _choose(page, "Second model", _LOCAL)
+    _choose_option(page, "Second model", _LOCAL)
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Most tokens of an answer").fill("32")
     page.get_by_role("button", name="Settings").click()
@@ -140,12 +140,12 @@ def test_two_models_answer_one_prompt_side_by_side(
         request_id = _read_request_id(pane.get_by_role("article").last)
         assert _get_call(gateway, request_id)["requested_model"] == model
     console.check_accessibility()
-    console.screenshot("chat-compare", also="ja")
+    console.screenshot("chat-compare", also_in="ja")
 
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Most tokens of an answer").fill("")
     page.get_by_role("button", name="Settings").click()
-    _send(page, "Tell a very long story about a dragon, with many chapters.")
+    _send_prompt(page, "Tell a very long story about a dragon, with many chapters.")
     regions = page.get_by_role("region", name="Conversation with")
     page.get_by_role("button", name="Stop").click()
     for number in range(2):
@@ -159,14 +159,14 @@ def test_two_models_answer_one_prompt_side_by_side(
     console.check_accessibility()
 
 
-def test_tools_schemas_and_pictures(
+def test_tools_schemas_and_pictures_are_sent_to_the_model(
     console: ConsoleBrowser, gateway: RunningStack, text_gateway: TextGateway
 ) -> None:
     """Use a models app with the scripted model, since the farm's own model supports no tools."""
     page = console.sign_in_with_key(gateway.api_key).page
     bodies: list[dict[str, Any]] = []
 
-    def forward(route: Route) -> None:
+    def forward_to_text_gateway(route: Route) -> None:
         if route.request.method == "POST":
             bodies.append(route.request.post_data_json)
         headers = {
@@ -175,10 +175,10 @@ def test_tools_schemas_and_pictures(
         url = route.request.url.replace(gateway.url, text_gateway.url)
         route.fulfill(response=route.fetch(url=url, headers=headers, timeout=120_000))
 
-    page.route("**/v1/**", forward)
+    page.route("**/v1/**", forward_to_text_gateway)
     console.open(f"/chat?model={LLAMA}")
     page.get_by_role("button", name="This model takes no pictures").wait_for()
-    _choose(page, "Model", SCRIPTED)
+    _choose_option(page, "Model", SCRIPTED)
     page.get_by_role("button", name="Settings").click()
     page.get_by_role("button", name="Insert an example: Tools (JSON)").click()
     page.get_by_role("button", name="Settings").click()
@@ -191,26 +191,26 @@ def test_tools_schemas_and_pictures(
     page.get_by_label("Prompt", exact=True).press("Control+V")
     page.get_by_role("img", name="Picture of the prompt").wait_for()
     console.check_accessibility()
-    _send(page, "How is the weather in this picture?")
+    _send_prompt(page, "How is the weather in this picture?")
     page.get_by_label("Result of get_weather").fill('{"sky": "clear"}')
     console.check_accessibility()
     console.screenshot("chat-tools")
     page.get_by_role("button", name="Send the results").click()
     page.get_by_text("It is sunny").wait_for()
-    [question, *_] = bodies[0]["messages"]
-    assert len(question["content"]) == 2
-    assert question["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
-    call, result = bodies[1]["messages"][-2:]
-    assert call["tool_calls"][0]["function"]["name"] == "get_weather"
-    assert result == {
-        "role": "tool", "tool_call_id": call["tool_calls"][0]["id"], "content": '{"sky": "clear"}'
+    [user_message, *_] = bodies[0]["messages"]
+    assert len(user_message["content"]) == 2
+    assert user_message["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
+    call_message, result_message = bodies[1]["messages"][-2:]
+    assert call_message["tool_calls"][0]["function"]["name"] == "get_weather"
+    assert result_message == {
+        "role": "tool", "tool_call_id": call_message["tool_calls"][0]["id"], "content": '{"sky": "clear"}'
     }  # fmt: skip
 
     page.get_by_role("button", name="Settings").click()
     page.get_by_role("textbox", name="Tools (JSON)").fill("")
     page.get_by_role("button", name="Insert an example: Schema of the answer (JSON)").click()
     page.get_by_role("button", name="Settings").click()
-    _send(page, "Describe the sky.")
+    _send_prompt(page, "Describe the sky.")
     answer = _wait_for_answer(page)
     assert bodies[-1]["response_format"]["json_schema"]["schema"]["required"] == ["title", "tags"]
     assert '"title"' in answer.inner_text()
@@ -222,28 +222,28 @@ def test_tools_schemas_and_pictures(
     page.get_by_role("button", name="Settings").click()
     page.get_by_role("button", name="Clear").click()
     page.get_by_role("dialog").get_by_role("button", name="Clear").click()
-    _choose(page, "Model", CLAUDE)
-    _send(page, "Name a colour of the sea.")
+    _choose_option(page, "Model", CLAUDE)
+    _send_prompt(page, "Name a colour of the sea.")
     answer = _wait_for_answer(page)
-    cost = float(_get_call(text_gateway, _read_request_id(answer))["cost_usd"])
-    assert cost > 0
-    shown = page.evaluate(
+    cost_usd = float(_get_call(text_gateway, _read_request_id(answer))["cost_usd"])
+    assert cost_usd > 0
+    shown_cost = page.evaluate(
         """(cost) => new Intl.NumberFormat("en", {
           style: "currency", currency: "USD", maximumSignificantDigits: 3, minimumSignificantDigits: 1,
         }).format(cost)""",
-        cost,
+        cost_usd,
     )
-    assert f"{shown} · " in answer.inner_text()
+    assert f"{shown_cost} · " in answer.inner_text()
     console.check_accessibility()
     page.unroute_all(behavior="ignoreErrors")
 
 
-def _choose(page: Page, label: str, option: str) -> None:
+def _choose_option(page: Page, label: str, option: str) -> None:
     page.get_by_role("combobox", name=label).or_(page.get_by_role("textbox", name=label)).click()
     page.get_by_role("option", name=option, exact=True).click()
 
 
-def _send(page: Page, prompt: str) -> None:
+def _send_prompt(page: Page, prompt: str) -> None:
     page.get_by_label("Prompt", exact=True).last.fill(prompt)
     page.get_by_role("button", name="Send", exact=True).click()
 
@@ -260,34 +260,34 @@ def _read_request_id(answer: Locator) -> str:
     return str(answer.get_by_text("Request:").locator("code").inner_text())
 
 
-def _copy(page: Page, button: str) -> str:
+def _click_copy_button(page: Page, button: str) -> str:
     """Click on a button that copies a text, and return what the clipboard has then."""
     page.get_by_role("button", name=button, exact=True).click()
-    copied = page.get_by_role("button", name="Copied", exact=True)
-    copied.wait_for()
-    text = str(page.evaluate("navigator.clipboard.readText()"))
-    copied.wait_for(state="detached")
-    return text
+    copied_button = page.get_by_role("button", name="Copied", exact=True)
+    copied_button.wait_for()
+    clipboard_text = str(page.evaluate("navigator.clipboard.readText()"))
+    copied_button.wait_for(state="detached")
+    return clipboard_text
 
 
 def _read_scores(gateway: RunningStack) -> dict[str, float]:
     """Return the ratings of answers by the ids of their requests."""
-    signals = _request(gateway, "/v1/quality/export")["signals"]
+    signals = _get_json(gateway, "/v1/quality/export")["signals"]
     return {signal["request_id"]: signal["score"] for signal in signals}
 
 
 def _get_call(gateway: RunningStack | TextGateway, request_id: str) -> dict[str, Any]:
     """Return the call's ledger entry, which is written within a second after the call."""
 
-    def find() -> dict[str, Any] | None:
-        calls = _request(gateway, "/v1/requests")["requests"]
+    def find_call() -> dict[str, Any] | None:
+        calls = _get_json(gateway, "/v1/requests")["requests"]
         return next((call for call in calls if call["request_id"] == request_id), None)
 
-    results: dict[str, Any] = eventually_blocking(find)
-    return results
+    ledger_entry: dict[str, Any] = eventually_blocking(find_call)
+    return ledger_entry
 
 
-def _request(gateway: RunningStack | TextGateway, path: str) -> Any:
+def _get_json(gateway: RunningStack | TextGateway, path: str) -> Any:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     with urllib.request.urlopen(
         urllib.request.Request(gateway.url + path, headers=headers)

@@ -1,4 +1,4 @@
-"""Tests that lists without anything in them say so, and what to do first."""
+"""Tests that empty lists say that they are empty, and what to do first."""
 
 from __future__ import annotations
 
@@ -52,30 +52,32 @@ WITHOUT = (
 )
 
 
-def answer(body: Any, route: Route) -> None:
+def fulfill_route(body: Any, route: Route) -> None:
     route.fulfill(json=body)
 
 
-def expect_empty(page: Page, title: str, hint: str) -> None:
+def expect_empty_state(page: Page, title: str, hint: str) -> None:
     main = page.locator("main")
     main.get_by_text(title, exact=True).first.wait_for()
     expect(main).to_contain_text(hint)
     assert page.get_by_role("alert").count() == 0
 
 
-def test_all_pages_of_a_new_organisation(console: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_pages_of_a_new_organisation_say_what_to_do(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
     # Folders of models are known once some ComfyUI has started.
     Api(gateway).render(template="swatch", inputs={"prompt": "folders", "seed": 7, "width": 64})
     api = AccountsApi(gateway.url, gateway.api_key)
-    organisation, _ = api.new_organisation()
-    console.sign_in(api.new_member(organisation, "admin", "Aki"), PASSWORD)
-    for path, title, hint, onward in NEW:
+    organisation, _ = api.create_organisation()
+    console.sign_in(api.create_member(organisation, "admin", "Aki"), PASSWORD)
+    for path, title, hint, next_page in NEW:
         page = console.open(path).page
         if "comfyui" in path:
             page.get_by_role("button", name="loras").click()
-        expect_empty(page, title, hint)
-        if onward is not None:
-            assert page.locator("main").locator(f"a[href='{onward}']").count() == 1
+        expect_empty_state(page, title, hint)
+        if next_page is not None:
+            assert page.locator("main").locator(f"a[href='{next_page}']").count() == 1
         console.check_accessibility()
         console.check_clean()
 
@@ -84,12 +86,16 @@ def test_an_operators_own_tenant_has_no_members(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     page = console.sign_in_with_key(gateway.api_key).open("/people").page
-    expect_empty(page, "This tenant has no members", "Create an organisation to invite people.")
+    expect_empty_state(
+        page, "This tenant has no members", "Create an organisation to invite people."
+    )
     page.get_by_role("button", name="New organisation").wait_for()
     console.check_accessibility()
 
 
-def test_a_stack_without_anything(console: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_pages_of_an_empty_stack_say_what_to_do(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
     headers = {"Authorization": f"Bearer {gateway.api_key}"}
     routes = httpx.get(f"{gateway.url}/cluster/routes", headers=headers, timeout=60).json()
     page = console.sign_in_with_key(gateway.api_key).page
@@ -101,19 +107,21 @@ def test_a_stack_without_anything(console: ConsoleBrowser, gateway: RunningStack
         routes={**routes, "routes": []},
     )
     for path, body in ANSWERS.items():
-        page.route(re.compile(rf"^{re.escape(console.url + path)}(\?.*)?$"), partial(answer, body))
-    for place, states in groupby(WITHOUT, key=itemgetter(0)):
-        console.open(place)
-        if place == "/render":
+        page.route(
+            re.compile(rf"^{re.escape(console.url + path)}(\?.*)?$"), partial(fulfill_route, body)
+        )
+    for page_path, expected_texts in groupby(WITHOUT, key=itemgetter(0)):
+        console.open(page_path)
+        if page_path == "/render":
             # Without templates it offers graphs first.
             page.get_by_role("radiogroup", name="What to render").get_by_text("Template").click()
-        for _, title, hint in states:
-            expect_empty(page, title, hint)
+        for _, title, hint in expected_texts:
+            expect_empty_state(page, title, hint)
         console.check_accessibility()
 
 
-def test_a_link_without_its_token(console: ConsoleBrowser) -> None:
+def test_a_link_without_its_token_is_called_incomplete(console: ConsoleBrowser) -> None:
     page = console.open("/reset").page
-    expect_empty(page, "This link is not complete", "Open the link of the mail")
+    expect_empty_state(page, "This link is not complete", "Open the link of the mail")
     page.get_by_role("link", name="Back to sign-in").wait_for()
     console.check_accessibility()

@@ -30,7 +30,7 @@ _COLOURS = (0x1E90FF, 0x2E8B57, 0xE38A24)
 
 
 def make_pictures(api: Api, count: int) -> None:
-    """Render ``count`` pictures in one batch job."""
+    """Render ``count`` pictures as one job."""
     api.render(
         template="swatch", inputs={"prompt": "gallery", "width": 96, "height": 64},
         batch={"seeds": [2003199 + 60000 * number for number in range(count)]},
@@ -53,24 +53,24 @@ class Studio:
 
 @pytest.fixture
 def studio(gateway: RunningStack) -> Studio:
-    """Provide a studio. Tests name it before the browser, in whose event loop no other can run."""
+    """Provide a studio; tests request it before the browser, which blocks other event loops."""
     accounts = AccountsApi(gateway.url, gateway.api_key)
-    organisation, _ = accounts.new_organisation()
-    email = accounts.new_member(organisation, "member", "Mika")
-    _, mika_key = accounts.new_key(email)
-    _, sora_key = accounts.new_key(accounts.new_member(organisation, "member", "Sora"))
+    organisation, _ = accounts.create_organisation()
+    email = accounts.create_member(organisation, "member", "Mika")
+    _, mika_key = accounts.create_key(email)
+    _, sora_key = accounts.create_key(accounts.create_member(organisation, "member", "Sora"))
     mika, sora = Api(gateway, mika_key), Api(gateway, sora_key)
-    swatch = {"prompt": "filter", "width": 64}
+    swatch_inputs = {"prompt": "filter", "width": 64}
     pictures = [
-        api.render(template="swatch", inputs={**swatch, "seed": seed})["artifacts"][0]["id"]
+        api.render(template="swatch", inputs={**swatch_inputs, "seed": seed})["artifacts"][0]["id"]
         for seed, api in enumerate((mika, sora))
     ]
-    small = {"image": pictures[1], "width": 32, "height": 32}
-    sora.render(template="resize", inputs=small)
+    resize_inputs = {"image": pictures[1], "width": 32, "height": 32}
+    sora.render(template="resize", inputs=resize_inputs)
     mika.upload("clip.webm", make_video("webm", "libvpx-vp9"), "video/webm")
     mika.upload("song.m4a", make_sound(), "audio/mp4")
 
-    async def prepare() -> str:
+    async def age_picture_and_create_key() -> str:
         database = Database(gateway.settings.sql_url)
         try:
             await database.execute(
@@ -83,10 +83,10 @@ def studio(gateway: RunningStack) -> Studio:
         finally:
             await database.close()
 
-    return Studio(email=email, key=asyncio.run(prepare()))
+    return Studio(email=email, key=asyncio.run(age_picture_and_create_key()))
 
 
-def choose(page: Page, label: str, option: str) -> None:
+def choose_option(page: Page, label: str, option: str) -> None:
     page.get_by_role("combobox", name=label).click()
     page.get_by_role("option", name=option, exact=True).click()
 
@@ -100,32 +100,32 @@ def test_each_filter_finds_its_files(
 ) -> None:
     page = console.sign_in(studio.email, PASSWORD).open("/gallery").page
     expect_files(page, 3)
-    clear = page.get_by_role("button", name="Clear the filters")
-    expect(clear).to_have_count(0)
-    choose(page, "Template", "Resize a picture")
+    clear_button = page.get_by_role("button", name="Clear the filters")
+    expect(clear_button).to_have_count(0)
+    choose_option(page, "Template", "Resize a picture")
     expect_files(page, 1)
-    clear.click()
+    clear_button.click()
     expect_files(page, 3)
 
-    person = page.get_by_role("combobox", name="Person")
-    person.fill("sor")
+    person_field = page.get_by_role("combobox", name="Person")
+    person_field.fill("sor")
     page.get_by_role("option", name="Sora", exact=True).click()
     expect_files(page, 2)
     # The address has the id alone.
     page.reload()
-    expect(person).to_have_value("Sora")
+    expect(person_field).to_have_value("Sora")
     expect_files(page, 2)
-    choose(page, "Template", "Colour swatch")
+    choose_option(page, "Template", "Colour swatch")
     expect_files(page, 1)
     console.check_accessibility()
-    clear.click()
+    clear_button.click()
     expect_files(page, 3)
-    expect(person).to_have_value("")
-    choose(page, "Person", "Me")
+    expect(person_field).to_have_value("")
+    choose_option(page, "Person", "Me")
     expect_files(page, 1)
-    person.fill("nobody is called so")
+    person_field.fill("nobody is called so")
     page.get_by_role("listbox").get_by_role("option", name="Sora").wait_for(state="detached")
-    clear.click()
+    clear_button.click()
 
     # Days are those of the person who looks.
     days = page.evaluate(
@@ -141,15 +141,15 @@ def test_each_filter_finds_its_files(
     expect_files(page, 1)
     last_day.fill(days[4])
     page.get_by_text("No picture matches").wait_for()
-    clear.click()
+    clear_button.click()
     expect_files(page, 3)
 
-    choose(page, "Kind", "Videos")
-    expect_plays(page, "video")
-    choose(page, "Kind", "Audio")
+    choose_option(page, "Kind", "Videos")
+    expect_playback(page, "video")
+    choose_option(page, "Kind", "Audio")
     console.check_accessibility()
-    expect_plays(page, "audio")
-    choose(page, "Kind", "All files")
+    expect_playback(page, "audio")
+    choose_option(page, "Kind", "All files")
     expect_files(page, 5)
 
     # A key that is no person's.
@@ -175,12 +175,12 @@ def test_each_filter_finds_its_files(
     expect(page.get_by_role("button", name="Load more")).to_have_count(0)
 
 
-def page_source(viewer: Locator) -> str:
+def get_picture_address(viewer: Locator) -> str:
     """Return the address of the picture in the large view."""
     return str(viewer.locator("img").get_attribute("src"))
 
 
-def expect_plays(page: Page, element: str) -> None:
+def expect_playback(page: Page, element: str) -> None:
     """Assert that the gallery shows one file, and that the browser plays it in the large view.
 
     Args:
@@ -206,7 +206,7 @@ def open_gallery(console: ConsoleBrowser, gateway: RunningStack, api: Api, count
     return page
 
 
-def test_pictures_are_found_looked_at_and_compared(
+def test_pictures_are_found_viewed_and_compared(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     api = Api(gateway)
@@ -216,25 +216,27 @@ def test_pictures_are_found_looked_at_and_compared(
     page = open_gallery(console, gateway, api, 3)
     page.wait_for_load_state("networkidle")
     console.check_accessibility()
-    console.screenshot("gallery-grid", also="ja")
+    console.screenshot("gallery-grid", also_in="ja")
     page.get_by_role("button", name="Open").first.click()
     viewer = page.get_by_role("dialog")
     viewer.get_by_role("cell", name="gallery").wait_for()
-    first = viewer.locator("img").get_attribute("src")
+    first_source = viewer.locator("img").get_attribute("src")
     page.keyboard.press("ArrowRight")
-    viewer.locator(f"img:not([src='{first}'])").wait_for()
+    viewer.locator(f"img:not([src='{first_source}'])").wait_for()
     viewer.get_by_role("button", name="Show the graph").click()
     viewer.get_by_text("SaveImage").wait_for()
     console.check_accessibility()
     console.screenshot("gallery-viewer")
-    [shown] = [file for file in api.list_files() if f"/{file['id']}" in page_source(viewer)]
-    graph = api.get(f"/jobs/{shown['job']}/graph")
+    [shown_file] = [
+        file for file in api.list_files() if f"/{file['id']}" in get_picture_address(viewer)
+    ]
+    graph = api.get(f"/jobs/{shown_file['job']}/graph")
     with page.expect_download() as download:
         viewer.get_by_role("link", name="Download the graph").click()
     assert json.loads(download.value.path().read_text()) == graph
     viewer.get_by_role("button", name="as a favourite").click()
     viewer.get_by_role("button", name="from the favourites").wait_for()
-    assert [file["id"] for file in api.list_files() if file["favourite"]] == [shown["id"]]
+    assert [file["id"] for file in api.list_files() if file["favourite"]] == [shown_file["id"]]
     page.keyboard.press("Escape")
     viewer.wait_for(state="detached")
     for number in range(2):
@@ -246,7 +248,9 @@ def test_pictures_are_found_looked_at_and_compared(
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="detached")
     page.get_by_role("button", name="Open").first.click()
-    [shown] = [file for file in api.list_files() if f"/{file['id']}" in page_source(viewer)]
+    [shown_file] = [
+        file for file in api.list_files() if f"/{file['id']}" in get_picture_address(viewer)
+    ]
     viewer.get_by_role("button", name="Delete").click()
     console.check_accessibility()
     confirmation = page.get_by_role("dialog", name="Delete for good?")
@@ -255,7 +259,7 @@ def test_pictures_are_found_looked_at_and_compared(
     expect_files(page, 2)
     # It was one of those that are selected.
     page.get_by_text("1 selected").wait_for()
-    assert shown["job"] not in [job["id"] for job in api.list_jobs()]
+    assert shown_file["job"] not in [job["id"] for job in api.list_jobs()]
 
 
 def test_favourites_are_kept_for_the_tenant(console: ConsoleBrowser, gateway: RunningStack) -> None:
@@ -288,49 +292,49 @@ def test_a_link_works_without_an_account(console: ConsoleBrowser, gateway: Runni
     assert (response.status_code, response.content[:4]) == (200, b"\x89PNG")
 
     # The choice of another duration takes the link away.
-    choose(page, "Expires after", "10 minutes")
+    choose_option(page, "Expires after", "10 minutes")
     page.get_by_text("Works until").wait_for(state="detached")
     duration = timedelta(minutes=10)
-    bodies: list[dict[str, int]] = []
+    request_bodies: list[dict[str, int]] = []
 
-    def note(route: Route) -> None:
-        bodies.append(route.request.post_data_json)
+    def record_body(route: Route) -> None:
+        request_bodies.append(route.request.post_data_json)
         route.continue_()
 
-    page.route("**/link", note)
-    earliest = now().replace(microsecond=0) + duration
-    with page.expect_response("**/link") as link:
+    page.route("**/link", record_body)
+    earliest_expiry = now().replace(microsecond=0) + duration
+    with page.expect_response("**/link") as link_response:
         page.get_by_role("button", name="Make the link").click()
-    latest = now() + duration
-    assert bodies == [{"expires_in": duration.seconds}]
-    page.unroute("**/link", note)
-    expires_at = datetime.fromisoformat(link.value.json()["expires_at"])
-    assert earliest <= expires_at <= latest
-    shown = page.evaluate(
+    latest_expiry = now() + duration
+    assert request_bodies == [{"expires_in": duration.seconds}]
+    page.unroute("**/link", record_body)
+    expires_at = datetime.fromisoformat(link_response.value.json()["expires_at"])
+    assert earliest_expiry <= expires_at <= latest_expiry
+    shown_time = page.evaluate(
         "([time, style]) => new Intl.DateTimeFormat('en', style).format(new Date(time))",
         [expires_at.isoformat(), {"dateStyle": "medium", "timeStyle": "medium"}],
     )
-    page.get_by_text(f"Works until {shown}.").wait_for()
+    page.get_by_text(f"Works until {shown_time}.").wait_for()
 
-    def shorten(route: Route) -> None:
+    def shorten_expiry(route: Route) -> None:
         route.continue_(post_data=json.dumps({"expires_in": 1}))
 
     # One of the console's own would outlast the test.
-    page.route("**/link", shorten)
-    choose(page, "Expires after", "1 day")
+    page.route("**/link", shorten_expiry)
+    choose_option(page, "Expires after", "1 day")
     page.get_by_role("button", name="Make the link").click()
     page.get_by_text("Works until").wait_for()
     url = page.get_by_label("Link", exact=True).input_value()
-    page.unroute("**/link", shorten)
-    expired = eventually_blocking(
+    page.unroute("**/link", shorten_expiry)
+    expired_response = eventually_blocking(
         lambda: answer if (answer := httpx.get(url, timeout=60)).is_error else None
     )
-    assert (expired.status_code, expired.json()["code"]) == (401, "invalid_token")
+    assert (expired_response.status_code, expired_response.json()["code"]) == (401, "invalid_token")
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Share")).to_be_focused()
 
 
-def test_no_more_files_are_chosen_than_an_archive_takes(
+def test_a_selection_too_large_for_an_archive_cannot_be_downloaded(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     api = Api(gateway)
@@ -344,22 +348,24 @@ def test_no_more_files_are_chosen_than_an_archive_takes(
         lambda route: route.fulfill(json={"artifacts": files, "next_cursor": None}),
     )
     console.open("/gallery")
-    boxes = page.get_by_role("list", name="Pictures").get_by_role("checkbox")
-    expect(boxes).to_have_count(len(files))
-    boxes.evaluate_all("(all) => all.forEach((box) => box.click())")
+    checkboxes = page.get_by_role("list", name="Pictures").get_by_role("checkbox")
+    expect(checkboxes).to_have_count(len(files))
+    checkboxes.evaluate_all("(all) => all.forEach((box) => box.click())")
     page.get_by_text("At most 200 files can be downloaded at once").wait_for()
     expect(page.get_by_role("button", name="Download")).to_be_disabled()
     console.check_accessibility()
-    boxes.first.uncheck()
+    checkboxes.first.uncheck()
     expect(page.get_by_role("button", name="Download")).to_be_enabled()
 
 
-def test_many_are_downloaded_and_deleted(console: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_several_pictures_are_downloaded_and_deleted(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
     api = Api(gateway)
     make_pictures(api, 2)
     page = open_gallery(console, gateway, api, 2)
-    for box in page.get_by_role("checkbox", name="Select").all():
-        box.check()
+    for checkbox in page.get_by_role("checkbox", name="Select").all():
+        checkbox.check()
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
     assert download.value.suggested_filename == "moyin.zip"

@@ -37,15 +37,17 @@ def test_a_running_render_is_followed_cancelled_retried_and_deleted(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
     # The pool estimates by an earlier render of the same shape.
-    known = _submit(api, {"kind": "render", "workflow": _slow(1), "metadata": _SLOW})
-    assert _wait_for_end(api, known) == "succeeded"
-    slow = {"kind": "render", "workflow": _slow(), "metadata": _SLOW}
-    job = _submit(api, slow)
+    known_job = _submit_job(
+        api, {"kind": "render", "workflow": _make_slow_graph(1), "metadata": _SLOW}
+    )
+    assert _wait_for_final_status(api, known_job) == "succeeded"
+    slow_body = {"kind": "render", "workflow": _make_slow_graph(), "metadata": _SLOW}
+    job = _submit_job(api, slow_body)
     eventually_blocking(lambda: api.get(f"/jobs/{job}").json()["status"] == "running")
-    waiting = _submit(api, slow)
+    waiting_job = _submit_job(api, slow_body)
     page = console.sign_in_with_key(gateway.api_key).open("/jobs?metadata.suite=console-jobs").page
-    expect(page.get_by_role("row").filter(has_text=waiting[:8])).to_contain_text("Place 1")
-    page.get_by_role("link", name=waiting[:8]).click()
+    expect(page.get_by_role("row").filter(has_text=waiting_job[:8])).to_contain_text("Place 1")
+    page.get_by_role("link", name=waiting_job[:8]).click()
     expect(page.get_by_role("region", name="Summary")).to_contain_text(
         re.compile("Place in the queue1.*Starts inabout .*Ends inabout ")
     )
@@ -61,7 +63,7 @@ def test_a_running_render_is_followed_cancelled_retried_and_deleted(
     expect(log.get_by_role("listitem").first).to_contain_text("Accepted")
     expect(log.get_by_role("listitem").last).to_contain_text(re.compile(r"Node 1 · \S+ of "))
     console.check_accessibility()
-    console.screenshot("job-running", also="ja")
+    console.screenshot("job-running", also_in="ja")
 
     page.get_by_role("button", name="Cancel job").click()
     dialog = page.get_by_role("dialog", name="Cancel this job?")
@@ -92,8 +94,10 @@ def test_a_running_render_is_followed_cancelled_retried_and_deleted(
 def test_a_finished_render_shows_its_files_graph_and_request(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
-    job = _submit(api, {"kind": "render", "workflow": _picture(), "metadata": {"shot": "010"}})
-    _wait_for_end(api, job)
+    job = _submit_job(
+        api, {"kind": "render", "workflow": _make_picture_graph(), "metadata": {"shot": "010"}}
+    )
+    _wait_for_final_status(api, job)
     page = console.sign_in_with_key(gateway.api_key).open(f"/jobs/{job}").page
     thumbnail = page.locator("img[src*='?w=256']")
     expect(thumbnail).to_have_js_property("naturalWidth", 256)
@@ -102,8 +106,8 @@ def test_a_finished_render_shows_its_files_graph_and_request(
         page.get_by_role("region", name="Timeline").get_by_text("Step 1 finished")
     ).to_be_visible()
     expect(page.get_by_role("region", name="Cost").get_by_text("GPU time")).to_be_visible()
-    temporal = page.get_by_role("link", name="Open in Temporal").get_attribute("href")
-    assert temporal == f"{api.get('/cluster/links').json()['temporal']}/{job}"
+    temporal_address = page.get_by_role("link", name="Open in Temporal").get_attribute("href")
+    assert temporal_address == f"{api.get('/cluster/links').json()['temporal']}/{job}"
     console.check_accessibility()
     console.screenshot("job")
     with page.expect_popup() as popup:
@@ -128,19 +132,19 @@ def test_a_batch_and_a_pipeline_show_each_render(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
     sweep = {"workflow.1.inputs.color": [*range(_CHILDREN)]}
-    batch = {"kind": "render", "workflow": _picture(), "batch": {"sweep": sweep}}
-    graphs = [_picture(), _picture()]
+    batch_body = {"kind": "render", "workflow": _make_picture_graph(), "batch": {"sweep": sweep}}
+    graphs = [_make_picture_graph(), _make_picture_graph()]
     steps = [{"kind": "render", "workflow": graph} for graph in graphs]
-    jobs = [_submit(api, batch), _submit(api, {"kind": "pipeline", "steps": steps})]
+    jobs = [_submit_job(api, batch_body), _submit_job(api, {"kind": "pipeline", "steps": steps})]
     for job in jobs:
-        assert _wait_for_end(api, job) == "succeeded"
+        assert _wait_for_final_status(api, job) == "succeeded"
     page = console.sign_in_with_key(gateway.api_key).open(f"/jobs/{jobs[0]}").page
-    results = page.get_by_role("region", name="Renders of the batch")
-    renders = results.get_by_role("article")
+    results_region = page.get_by_role("region", name="Renders of the batch")
+    renders = results_region.get_by_role("article")
     expect(renders).to_have_count(24)
-    results.get_by_role("button", name="Show more").click()
+    results_region.get_by_role("button", name="Show more").click()
     expect(renders).to_have_count(_CHILDREN)
-    expect(results.get_by_role("button", name="Show more")).to_have_count(0)
+    expect(results_region.get_by_role("button", name="Show more")).to_have_count(0)
     expect(renders.last.get_by_role("link", name="Download")).to_be_visible()
     log = page.get_by_role("region", name="Log", exact=True)
     expect(log.get_by_text("finished")).to_have_count(_CHILDREN)
@@ -150,20 +154,20 @@ def test_a_batch_and_a_pipeline_show_each_render(
     with ZipFile(download.value.path()) as archive:
         assert archive.testzip() is None
         assert len(archive.namelist()) == _CHILDREN
-    graph = page.get_by_role("region", name="Graph").first
-    graph.get_by_text("JSON", exact=True).click()
-    expect(graph).to_contain_text('"color": 0')
-    graph.get_by_role("textbox", name="Render of the batch").fill("3")
-    expect(graph).to_contain_text('"color": 2')
+    graph_region = page.get_by_role("region", name="Graph").first
+    graph_region.get_by_text("JSON", exact=True).click()
+    expect(graph_region).to_contain_text('"color": 0')
+    graph_region.get_by_role("textbox", name="Render of the batch").fill("3")
+    expect(graph_region).to_contain_text('"color": 2')
     console.check_accessibility()
 
     console.open(f"/jobs/{jobs[1]}")
-    graph.get_by_text("JSON", exact=True).click()
-    for number, shown in enumerate(graphs, start=1):
+    graph_region.get_by_text("JSON", exact=True).click()
+    for number, step_graph in enumerate(graphs, start=1):
         if number > 1:
-            graph.get_by_role("combobox", name="Step 1").click()
+            graph_region.get_by_role("combobox", name="Step 1").click()
             page.get_by_role("option", name=f"Step {number}").click()
-        expect(graph).to_contain_text(f'"color": {shown["1"]["inputs"]["color"]}')
+        expect(graph_region).to_contain_text(f'"color": {step_graph["1"]["inputs"]["color"]}')
     expect(log.get_by_text("Step 2 finished")).to_be_visible()
     console.check_accessibility()
 
@@ -171,20 +175,20 @@ def test_a_batch_and_a_pipeline_show_each_render(
 def test_the_log_says_why_a_job_failed(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
-    broken = _picture()
-    broken["3"] = {
+    broken_graph = _make_picture_graph()
+    broken_graph["3"] = {
         "class_type": "Busy", "inputs": {"image": ["1", 0], "seconds": 0.5, "fails": True},
     }  # fmt: skip
-    broken["2"]["inputs"]["images"] = ["3", 0]
+    broken_graph["2"]["inputs"]["images"] = ["3", 0]
     jobs = [
-        _submit(api, {"kind": "http", "request": {"path": "/nowhere"}}),
-        _submit(api, {"kind": "render", "workflow": broken}),
+        _submit_job(api, {"kind": "http", "request": {"path": "/nowhere"}}),
+        _submit_job(api, {"kind": "render", "workflow": broken_graph}),
     ]
     page = console.sign_in_with_key(gateway.api_key).page
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     log = page.get_by_role("region", name="Log", exact=True)
     for job in jobs:
-        assert _wait_for_end(api, job) == "failed"
+        assert _wait_for_final_status(api, job) == "failed"
         error = api.get(f"/jobs/{job}").json()["error"]
         console.open(f"/jobs/{job}")
         alert = page.get_by_role("alert")
@@ -199,14 +203,14 @@ def test_the_log_says_why_a_job_failed(
     expect(log.get_by_role("listitem").last).to_contain_text("ValueError")
     times = log.locator("time").evaluate_all("(all) => all.map((time) => time.dateTime)")
     assert times == sorted(times)
-    started = api.get(f"/jobs/{jobs[1]}").json()["created_at"]
-    begun = datetime.fromisoformat(times[0]) - datetime.fromisoformat(started)
-    assert abs(begun) < timedelta(minutes=1)
+    created_at = api.get(f"/jobs/{jobs[1]}").json()["created_at"]
+    first_delay = datetime.fromisoformat(times[0]) - datetime.fromisoformat(created_at)
+    assert abs(first_delay) < timedelta(minutes=1)
     log.get_by_role("button", name="Copy the log").click()
     expect(log.get_by_role("button", name="Copied")).to_be_visible()
-    lines = page.evaluate("navigator.clipboard.readText()").splitlines()
-    texts = log.locator("li span").all_text_contents()
-    assert lines == [f"{time} {text}" for time, text in zip(times, texts, strict=True)]
+    copied_lines = page.evaluate("navigator.clipboard.readText()").splitlines()
+    log_texts = log.locator("li span").all_text_contents()
+    assert copied_lines == [f"{time} {text}" for time, text in zip(times, log_texts, strict=True)]
     console.check_accessibility()
     console.screenshot("job-failed")
     console.choose_language("ja")
@@ -222,12 +226,16 @@ def test_jobs_are_filtered_paged_and_changed_in_bulk(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
     project = f"bulk-{uuid.uuid4().hex[:8]}"
-    call = {"kind": "http", "request": {"path": "/healthz"}, "metadata": {"project": project}}
-    jobs = [_submit(api, call) for _ in range(_MANY)]
-    slow = {"kind": "render", "workflow": _slow(), "metadata": {"project": project, **_SLOW}}
-    *renders, chosen = [_submit(api, slow) for _ in range(3)]
+    http_body = {"kind": "http", "request": {"path": "/healthz"}, "metadata": {"project": project}}
+    jobs = [_submit_job(api, http_body) for _ in range(_MANY)]
+    slow_body = {
+        "kind": "render",
+        "workflow": _make_slow_graph(),
+        "metadata": {"project": project, **_SLOW},
+    }
+    *renders, selected_render = [_submit_job(api, slow_body) for _ in range(3)]
     for job in jobs:
-        _wait_for_end(api, job)
+        _wait_for_final_status(api, job)
     page = console.sign_in_with_key(gateway.api_key).open("/jobs").page
     page.get_by_role("button", name="More filters").click()
     page.get_by_role("combobox", name="Metadata").fill(f"project={project}")
@@ -250,7 +258,7 @@ def test_jobs_are_filtered_paged_and_changed_in_bulk(
     console.check_accessibility()
     dialog.get_by_role("button", name="Delete jobs").click()
     expect(page.get_by_text("Jobs deleted: 1. Skipped: 1.")).to_be_visible()
-    page.get_by_label(f"Select job {chosen[:8]}").check()
+    page.get_by_label(f"Select job {selected_render[:8]}").check()
     page.get_by_label(f"Select job {jobs[-2][:8]}").check()
     page.get_by_role("button", name="Cancel selected").click()
     dialog = page.get_by_role("dialog", name="Cancel jobs?")
@@ -259,61 +267,68 @@ def test_jobs_are_filtered_paged_and_changed_in_bulk(
     console.check_accessibility()
     dialog.get_by_role("button", name="Cancel jobs").click()
     expect(page.get_by_text("Jobs being cancelled: 1. Skipped: 1.")).to_be_visible()
-    assert _wait_for_end(api, chosen) == "cancelled"
+    assert _wait_for_final_status(api, selected_render) == "cancelled"
     assert api.get(f"/jobs/{jobs[-2]}").json()["status"] == "succeeded"
     assert api.get(f"/jobs/{jobs[-1]}").status_code == 404
     assert api.get(f"/jobs/{renders[1]}").status_code == 200
 
-    _change_matching(page, "Cancel", 2)
+    _change_matching_jobs(page, "Cancel", 2)
     for job in renders:
-        assert _wait_for_end(api, job) == "cancelled"
+        assert _wait_for_final_status(api, job) == "cancelled"
     # The list polls while something on it is open.
     expect(rows.get_by_text("Cancelled", exact=True)).to_have_count(3)
-    _change_matching(page, "Delete", _MANY + 2)
+    _change_matching_jobs(page, "Delete", _MANY + 2)
     expect(page.get_by_text("No job matches the filters")).to_be_visible()
     assert api.get("/jobs", params={"metadata.project": project}).json()["jobs"] == []
 
 
-def test_filters_are_those_of_the_api(
+def test_filters_match_those_of_the_api(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
-    word = f"w{uuid.uuid4().hex[:10]}"
+    search_word = f"w{uuid.uuid4().hex[:10]}"
     bodies: list[dict[str, Any]] = [
         {"kind": "http", "request": {"path": "/healthz"}},
-        {"kind": "render", "template": "swatch", "inputs": {"prompt": word}, "pool": "default"},
+        {
+            "kind": "render",
+            "template": "swatch",
+            "inputs": {"prompt": search_word},
+            "pool": "default",
+        },
     ]
-    call, render = [_submit(api, {**body, "metadata": {"note": word}}) for body in bodies]
-    for job in (call, render):
-        _wait_for_end(api, job)
-    created = [_read_time(api, job) for job in (call, render)]
-    between = (created[0] + (created[1] - created[0]) / 2).replace(tzinfo=None)
-    time = between.isoformat(timespec="milliseconds")
+    http_job, render_job = [
+        _submit_job(api, {**body, "metadata": {"note": search_word}}) for body in bodies
+    ]
+    for job in (http_job, render_job):
+        _wait_for_final_status(api, job)
+    creation_times = [_read_creation_time(api, job) for job in (http_job, render_job)]
+    middle = (creation_times[0] + (creation_times[1] - creation_times[0]) / 2).replace(tzinfo=None)
+    middle_time = middle.isoformat(timespec="milliseconds")
     page = console.sign_in_with_key(gateway.api_key).open("/jobs").page
-    page.get_by_role("textbox", name="Search").fill(word)
+    page.get_by_role("textbox", name="Search").fill(search_word)
     page.keyboard.press("Enter")
     rows = page.locator("tbody tr")
     expect(rows).to_have_count(2)
     page.get_by_role("button", name="More filters").click()
 
-    def check_filter(kept: str) -> None:
-        """Check that the filter in the address keeps one of two rows, and take it back."""
+    def check_filter(matching_job: str) -> None:
+        """Check that the current filter shows only this job of two, and remove the filter."""
         expect(rows).to_have_count(1)
-        expect(rows.get_by_role("link", name=kept[:8])).to_be_visible()
+        expect(rows.get_by_role("link", name=matching_job[:8])).to_be_visible()
         page.go_back()
         expect(rows).to_have_count(2)
 
     page.get_by_role("combobox", name="Kind").click()
     page.get_by_role("option", name="HTTP call").click()
-    check_filter(call)
-    for field, value, kept in (
-        (page.get_by_role("textbox", name="Pool"), "default", render),
-        (page.get_by_role("combobox", name="Template"), "swatch", render),
-        (page.get_by_label("Created from"), time, render),
-        (page.get_by_label("Created before"), time, call),
+    check_filter(http_job)
+    for field, filter_value, matching_job in (
+        (page.get_by_role("textbox", name="Pool"), "default", render_job),
+        (page.get_by_role("combobox", name="Template"), "swatch", render_job),
+        (page.get_by_label("Created from"), middle_time, render_job),
+        (page.get_by_label("Created before"), middle_time, http_job),
     ):
-        field.fill(value)
+        field.fill(filter_value)
         field.blur()
-        check_filter(kept)
+        check_filter(matching_job)
     console.check_accessibility()
     page.get_by_role("combobox", name="Status").click()
     page.get_by_role("option", name="Failed").click()
@@ -321,7 +336,7 @@ def test_filters_are_those_of_the_api(
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Clear filters").click()
     expect(page).to_have_url(f"{gateway.url}/console/jobs")
-    console.open(f"/jobs?search={word}&kind=http&created_before=2000-01-01T00:00:00Z")
+    console.open(f"/jobs?search={search_word}&kind=http&created_before=2000-01-01T00:00:00Z")
     expect(page.get_by_text("No job matches the filters")).to_be_visible()
     # What the API refuses is shown in its words.
     console.open("/jobs?pool=Not%20a%20pool")
@@ -332,21 +347,21 @@ def test_filters_are_those_of_the_api(
 def test_readers_get_no_actions_and_foreign_jobs_are_not_found(
     console: ConsoleBrowser, gateway: RunningStack, api: httpx.Client
 ) -> None:
-    job = _submit(api, {"kind": "http", "request": {"path": "/healthz"}})
-    _wait_for_end(api, job)
-    key = api.post("/accounts/keys", json={"name": "reader", "scopes": ["jobs:read"]})
-    reader = key.raise_for_status().json()
-    page = console.sign_in_with_key(reader["key"]).open("/jobs").page
+    job = _submit_job(api, {"kind": "http", "request": {"path": "/healthz"}})
+    _wait_for_final_status(api, job)
+    key_response = api.post("/accounts/keys", json={"name": "reader", "scopes": ["jobs:read"]})
+    reader_key = key_response.raise_for_status().json()
+    page = console.sign_in_with_key(reader_key["key"]).open("/jobs").page
     expect(page.get_by_role("link", name=job[:8])).to_be_visible()
     expect(page.get_by_role("checkbox")).to_have_count(0)
     expect(page.get_by_role("button", name="All that match the filters")).to_have_count(0)
     page.get_by_role("link", name=job[:8]).click()
     expect(page.get_by_role("heading", name="Request")).to_be_visible()
-    for act in ("Delete", "Retry", "Cancel job"):
-        expect(page.get_by_role("button", name=act)).to_have_count(0)
-    api.delete(f"/accounts/keys/{reader['id']}").raise_for_status()
+    for action in ("Delete", "Retry", "Cancel job"):
+        expect(page.get_by_role("button", name=action)).to_have_count(0)
+    api.delete(f"/accounts/keys/{reader_key['id']}").raise_for_status()
 
-    email, password = _join_studio(api)
+    email, password = _create_other_member(api)
     page.context.clear_cookies()
     console.sign_in(email, password).open("/jobs")
     expect(page.get_by_text("No jobs yet")).to_be_visible()
@@ -365,49 +380,49 @@ def _turn_pages(page: Page) -> None:
     expect(rows).to_have_count(50)
 
 
-def _change_matching(page: Page, act: str, count: int) -> None:
+def _change_matching_jobs(page: Page, action: str, count: int) -> None:
     page.get_by_role("button", name="All that match the filters").click()
-    page.get_by_role("menuitem", name=f"{act} all that match").click()
-    dialog = page.get_by_role("dialog", name=f"{act} jobs?")
+    page.get_by_role("menuitem", name=f"{action} all that match").click()
+    dialog = page.get_by_role("dialog", name=f"{action} jobs?")
     expect(dialog.get_by_text(f"{count} jobs match the filters.")).to_be_visible()
-    dialog.get_by_role("button", name=f"{act} jobs").click()
+    dialog.get_by_role("button", name=f"{action} jobs").click()
     expect(dialog).to_have_count(0)
 
 
-def _join_studio(api: httpx.Client) -> tuple[str, str]:
+def _create_other_member(api: httpx.Client) -> tuple[str, str]:
     """Create a member of another tenant, and return the member's credentials."""
     studio = api.post("/accounts/organisations", json={"name": "Others"}).raise_for_status().json()
     email, password = f"{uuid.uuid4().hex[:8]}@studio.example", f"sunset-{uuid.uuid4().hex}"
-    invited = api.post(
+    invitation_response = api.post(
         f"/accounts/organisations/{studio['id']}/members", json={"email": email, "role": "member"}
     )
-    token = invited.raise_for_status().json()["invitation"]
+    token = invitation_response.raise_for_status().json()["invitation"]
     body = {"token": token, "password": password}
     api.post("/accounts/password/reset", json=body).raise_for_status()
     return email, password
 
 
-def _submit(api: httpx.Client, body: dict[str, Any]) -> str:
+def _submit_job(api: httpx.Client, body: dict[str, Any]) -> str:
     job: str = api.post("/jobs", json=body).raise_for_status().json()["id"]
     return job
 
 
-def _read_time(api: httpx.Client, job: str) -> datetime:
+def _read_creation_time(api: httpx.Client, job: str) -> datetime:
     """Return when a job was created, in the time zone of this machine and its browser."""
-    created: str = api.get(f"/jobs/{job}").raise_for_status().json()["created_at"]
-    return datetime.fromisoformat(created).astimezone()
+    created_at: str = api.get(f"/jobs/{job}").raise_for_status().json()["created_at"]
+    return datetime.fromisoformat(created_at).astimezone()
 
 
-def _wait_for_end(api: httpx.Client, job: str) -> str:
-    def find_end() -> str | None:
+def _wait_for_final_status(api: httpx.Client, job: str) -> str:
+    def find_final_status() -> str | None:
         status: str = api.get(f"/jobs/{job}").raise_for_status().json()["status"]
         return None if status in ("queued", "running") else status
 
-    status: str = eventually_blocking(find_end)
+    status: str = eventually_blocking(find_final_status)
     return status
 
 
-def _picture() -> dict[str, Any]:
+def _make_picture_graph() -> dict[str, Any]:
     inputs = {"width": 320, "height": 240, "batch_size": 1, "color": uuid.uuid4().int % 0xFFFFFF}
     return {
         "1": {"class_type": "EmptyImage", "inputs": inputs},
@@ -418,6 +433,6 @@ def _picture() -> dict[str, Any]:
     }
 
 
-def _slow(count: int = 600) -> dict[str, Any]:
-    """Return a graph that sends previews, by default for longer than any of these tests."""
+def _make_slow_graph(count: int = 600) -> dict[str, Any]:
+    """Return a graph that sends ``count`` previews, by default for longer than any test here."""
     return {"1": {"class_type": "Previews", "inputs": {"count": count}}}

@@ -29,16 +29,17 @@ _FIND_MISSING = (
 def operator(
     gateway: RunningStack, console_tools: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ConsoleBrowser]:
-    """Provide a phone's browser in Japanese that is signed in as an operator, who sees every page.
+    """Provide a browser with a phone's window, signed in as an operator, who sees every page.
 
-    So axe looks at what the tests of pages, which are in English on a desktop, do not show it.
+    The tests of single pages let axe check English on a desktop; these let it check Japanese on a
+    phone.
     """
     with open_browser(gateway.url, tmp_path_factory.mktemp("layout")) as browser:
         browser.sign_in_with_key(gateway.api_key).page.set_viewport_size(PHONE)
         yield browser
 
 
-def test_all_pages_are_known() -> None:
+def test_paths_of_pages_are_read_from_the_sources() -> None:
     assert len(PATHS) >= 10
     assert {"/overview", "/jobs", "/operate"} <= set(PATHS)
 
@@ -54,8 +55,8 @@ def test_misfits_and_undocumented_requests_are_noticed(operator: ConsoleBrowser)
     assert find_misfits(page) == ["cut off: New organisation", "the page is wider than the window"]
     for call in ("GET /jobs/x/nothing", "POST /accounts/whoami", "GET /accounts/whoami"):
         page.evaluate("([method, path]) => fetch(path, {method}).then(() => null)", call.split())
-    unknown = [text for text in operator.mistakes if "undocumented" in text]
-    assert unknown == [
+    undocumented_requests = [text for text in operator.mistakes if "undocumented" in text]
+    assert undocumented_requests == [
         "request to an undocumented route: GET /jobs/x/nothing",
         "request to an undocumented route: POST /accounts/whoami",
     ]
@@ -63,18 +64,18 @@ def test_misfits_and_undocumented_requests_are_noticed(operator: ConsoleBrowser)
 
 
 @pytest.mark.parametrize("path", [*PATHS, *TABS])
-def test_a_page_fits(operator: ConsoleBrowser, path: str) -> None:
+def test_the_content_of_a_page_fits(operator: ConsoleBrowser, path: str) -> None:
     check_page(operator, path)
 
 
-def test_the_page_of_a_job_fits(operator: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_the_content_of_a_jobs_page_fits(operator: ConsoleBrowser, gateway: RunningStack) -> None:
     api = Api(gateway)
     request = {"kind": "http", "request": {"path": "/nowhere"}}
     job = api.send("POST", "/jobs", json=request).json()["id"]
     check_page(operator, f"/jobs/{job}")
 
 
-def test_sign_in_page_fits(operator: ConsoleBrowser) -> None:
+def test_the_content_of_the_sign_in_page_fits(operator: ConsoleBrowser) -> None:
     """Check the sign-in page; this must be the module's last test, because it ends the session."""
     operator.page.context.clear_cookies()
     check_page(operator, "/")
@@ -86,6 +87,6 @@ def check_page(console: ConsoleBrowser, path: str) -> None:
     expect(page.locator(_LOADING)).to_have_count(0)
     for language in LANGUAGES:
         choose_language(page, language)
-        assert page.evaluate(_FIND_MISSING) == [], f"{path} in {language}"
+        assert page.evaluate(_FIND_MISSING) == [], f"{path} in {language} shows a missing value"
     console.check_accessibility()
     console.check_clean()

@@ -1,4 +1,4 @@
-"""Tests that pages follow the server's events instead of asking again and again."""
+"""Tests that pages follow the server's events instead of polling."""
 
 from __future__ import annotations
 
@@ -22,21 +22,27 @@ PAUSES = (3, 6, 12, 24, 48, 60, 60)
 _TOLERANCE = 1_500
 
 
-def count_requests(page: Page, path: str) -> list[str]:
-    """Return a list to which the page's requests of a path are added."""
-    seen: list[str] = []
+def record_requests(page: Page, path: str) -> list[str]:
+    """Return a list to which the URL of each later request of the page to a path is added."""
+    urls: list[str] = []
 
-    def note(request: Request) -> None:
+    def record_url(request: Request) -> None:
         if urlsplit(request.url).path == path:
-            seen.append(request.url)
+            urls.append(request.url)
 
-    page.on("request", note)
-    return seen
+    page.on("request", record_url)
+    return urls
 
 
-def send_events(page: Page, **data: Any) -> None:
-    """Answer the page's streams with these events, by their names."""
-    frames = "".join(f"event: {name}\ndata: {json.dumps(body)}\n\n" for name, body in data.items())
+def send_events(page: Page, **data_by_event: Any) -> None:
+    """Answer the page's event streams with these events.
+
+    Args:
+        data_by_event: the data of each event by the event's name.
+    """
+    frames = "".join(
+        f"event: {name}\ndata: {json.dumps(body)}\n\n" for name, body in data_by_event.items()
+    )
     page.route(EVENTS, lambda route: route.fulfill(content_type="text/event-stream", body=frames))
 
 
@@ -47,21 +53,21 @@ def test_the_list_shows_jobs_as_they_come_and_end(
     page = console.sign_in_with_key(gateway.api_key).page
     # Not what the first page still asks for.
     page.goto("about:blank")
-    read = count_requests(page, "/jobs")
-    followed = count_requests(page, "/cluster/events")
+    job_requests = record_requests(page, "/jobs")
+    event_requests = record_requests(page, "/cluster/events")
     console.open("/jobs")
     page.get_by_role("heading", name="Jobs").wait_for()
-    eventually_blocking(lambda: followed and read)
+    eventually_blocking(lambda: event_requests and job_requests)
     job = api.render(template="swatch", inputs={"prompt": "live", "width": 64, "height": 64})
     row = page.get_by_role("row").filter(has_text=job["id"][:8])
     row.get_by_text("Succeeded", exact=True).wait_for()
-    assert len(read) == 1, "the events bring the newest page"
+    assert len(job_requests) == 1, "the list was requested again, although events bring new jobs"
     # Of another page the rows are followed, and it is read again when a job has come or gone.
     console.open(f"/jobs?metadata.project={api.project}")
     page.get_by_role("row").filter(has_text=job["id"][:8]).wait_for()
-    second = api.render(template="swatch", inputs={"prompt": "live", "width": 72, "height": 64})
-    page.get_by_role("row").filter(has_text=second["id"][:8]).wait_for()
-    assert {url.split("?")[1] for url in followed} == {"include=jobs&cluster=false"}
+    second_job = api.render(template="swatch", inputs={"prompt": "live", "width": 72, "height": 64})
+    page.get_by_role("row").filter(has_text=second_job["id"][:8]).wait_for()
+    assert {url.split("?")[1] for url in event_requests} == {"include=jobs&cluster=false"}
 
 
 def test_models_and_back_ends_change_by_events(
@@ -70,19 +76,19 @@ def test_models_and_back_ends_change_by_events(
     headers = {"Authorization": f"Bearer {gateway.api_key}"}
     models = httpx.get(f"{gateway.url}/v1/models", headers=headers, timeout=60).json()
     backends = httpx.get(f"{gateway.url}/v1/backends", headers=headers, timeout=60).json()
-    new = {**models, "data": [{**models["data"][0], "id": "brand-new", "backends": []}]}
-    [local] = [one for one in backends["backends"] if one["name"] == "local"]
+    models_with_new = {**models, "data": [{**models["data"][0], "id": "brand-new", "backends": []}]}
+    [local_backend] = [backend for backend in backends["backends"] if backend["name"] == "local"]
     page = console.sign_in_with_key(gateway.api_key).page
     send_events(
         page,
-        models=new,
-        backends={"backends": [{**local, "breaker": "open"}]},
+        models=models_with_new,
+        backends={"backends": [{**local_backend, "breaker": "open"}]},
     )
     page.route("**/v1/models?**", lambda route: route.fulfill(json=models))
     console.open("/models")
     page.get_by_role("row").filter(has_text=models["data"][0]["id"]).first.wait_for()
     # The event says that something has changed, and the pages are read anew.
-    page.route("**/v1/models?**", lambda route: route.fulfill(json=new))
+    page.route("**/v1/models?**", lambda route: route.fulfill(json=models_with_new))
     page.get_by_role("row").filter(has_text="brand-new").wait_for()
     page.get_by_role("tab", name="Back ends").click()
     page.get_by_role("region", name="local").get_by_text("Breaker: open").wait_for()
@@ -92,7 +98,7 @@ def test_models_and_back_ends_change_by_events(
 
 def test_routes_change_by_events(console: ConsoleBrowser, gateway: RunningStack) -> None:
     headers = {"Authorization": f"Bearer {gateway.api_key}"}
-    body = httpx.get(f"{gateway.url}/cluster/routes", headers=headers, timeout=60).json()
+    routes_body = httpx.get(f"{gateway.url}/cluster/routes", headers=headers, timeout=60).json()
     cluster = httpx.get(f"{gateway.url}/cluster", headers=headers, timeout=60).json()
     problem = {
         "code": "template_invalid", "subject": "/studio/banner.yaml", "since": "2026-11-28T09:00:00Z",
@@ -104,47 +110,49 @@ def test_routes_change_by_events(console: ConsoleBrowser, gateway: RunningStack)
     send_events(
         page,
         cluster={**cluster, "problems": [problem]},
-        routes={**body, "applications": {"brand-new": "RUNNING"}},
+        routes={**routes_body, "applications": {"brand-new": "RUNNING"}},
     )
-    asked = count_requests(page, "/cluster/routes")
+    route_requests = record_requests(page, "/cluster/routes")
     console.open("/operate")
     page.get_by_role("region", name="Apps").get_by_text("brand-new").wait_for()
     checks = page.get_by_role("region", name="Checks", exact=True)
     checks.get_by_text("The template file /studio/banner.yaml is not valid").wait_for()
-    assert len(asked) == 1
+    assert len(route_requests) == 1
     console.check_accessibility()
 
 
-def test_a_lasting_refusal_is_said_and_asked_about_ever_more_rarely(
+def test_refused_streams_are_reported_and_retried_ever_more_rarely(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     page = console.sign_in_with_key(gateway.api_key).page
-    tries: list[str] = []
+    stream_requests: list[str] = []
 
-    def refuse(route: Route) -> None:
-        tries.append(route.request.url)
+    def refuse_stream(route: Route) -> None:
+        stream_requests.append(route.request.url)
         body = {
-            "code": "overloaded", "detail": f"The {len(tries)}th stream is one too many.",
+            "code": "overloaded", "detail": f"The {len(stream_requests)}th stream is one too many.",
             "request_id": "req-of-the-stream",
         }  # fmt: skip
         route.fulfill(status=503, content_type="application/problem+json", body=json.dumps(body))
 
-    page.route(EVENTS, refuse)
+    page.route(EVENTS, refuse_stream)
     # Time stands still from here on, but for `run_for`.
-    start = datetime.now()
-    page.clock.install(time=start)
-    page.clock.pause_at(start + timedelta(seconds=1))
+    start_time = datetime.now()
+    page.clock.install(time=start_time)
+    page.clock.pause_at(start_time + timedelta(seconds=1))
     console.open("/overview")
-    notice = page.get_by_role("status").filter(has_text="connecting again")
+    retry_notice = page.get_by_role("status").filter(has_text="connecting again")
 
-    def is_noticed() -> bool:
+    def is_retry_noticed() -> bool:
         page.clock.run_for(50)
-        return bool(notice.count())
+        return bool(retry_notice.count())
 
-    eventually_blocking(is_noticed)
+    eventually_blocking(is_retry_noticed)
     for number, pause in enumerate(PAUSES, start=1):
         page.clock.run_for(pause * 1000 - _TOLERANCE)
-        assert len(tries) == number, f"before {pause} s"
+        assert len(stream_requests) == number, (
+            f"the page connected again before {pause} s were over"
+        )
         page.clock.run_for(_TOLERANCE)
         page.get_by_text(f"The {number + 1}th stream is one too many.").wait_for()
     status = page.get_by_role("status").filter(has_text="is not updated")

@@ -15,9 +15,9 @@ def test_open_menus_are_accessible(
     console: ConsoleBrowser, gateway: RunningStack, color_scheme: str
 ) -> None:
     api = AccountsApi(gateway.url, gateway.api_key)
-    organisation, _ = api.new_organisation()
-    admin_email = api.new_member(organisation, "admin", "Aki")
-    api.new_member(organisation, "member", "Mika")
+    organisation, _ = api.create_organisation()
+    admin_email = api.create_member(organisation, "admin", "Aki")
+    api.create_member(organisation, "member", "Mika")
     session = api.call("POST", "/login", {"email": admin_email, "password": PASSWORD})
     api.call("POST", "/keys", {"name": "nightly"}, key=session["access_token"])
     console.page.emulate_media(color_scheme=color_scheme)

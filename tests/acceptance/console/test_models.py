@@ -15,21 +15,25 @@ from tests.acceptance.console.test_live import send_events
 from tests.stack import RunningStack
 
 
-def test_models_back_ends_and_quality(console: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_models_back_ends_and_quality_are_listed(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
     page = console.sign_in_with_key(gateway.api_key).page
     page.get_by_role("link", name="Models").click()
     row = page.get_by_role("row").filter(has_text="smollm2-135m").filter(has_text="4,096 tokens")
     row.first.get_by_text("up", exact=True).wait_for()
     row.first.get_by_text("free").wait_for()
-    [opus] = [
-        one for one in Api(gateway).get("/v1/models")["data"] if one["id"] == "claude-opus-5-5"
+    [opus_model] = [
+        model_entry
+        for model_entry in Api(gateway).get("/v1/models")["data"]
+        if model_entry["id"] == "claude-opus-5-5"
     ]
-    price = opus["backends"][0]["usd_per_million_tokens"]
+    price = opus_model["backends"][0]["usd_per_million_tokens"]
     dollars = f"${float(price['input']):.2f} / ${float(price['output']):.2f}"
     row = page.get_by_role("row").filter(has=page.get_by_text("claude-opus-5-5", exact=True))
     row.get_by_text(dollars).wait_for()
     console.check_accessibility()
-    console.screenshot("models", also="ja")
+    console.screenshot("models", also_in="ja")
     page.get_by_label("Filter by name").fill("nothing is called so")
     page.get_by_text("Nothing matches the filter").wait_for()
     page.get_by_label("Filter by name").fill("smollm2")
@@ -38,9 +42,9 @@ def test_models_back_ends_and_quality(console: ConsoleBrowser, gateway: RunningS
     )
 
     page.get_by_role("tab", name="Back ends").click()
-    local = page.get_by_role("region", name="local")
-    local.get_by_text("Breaker: closed").wait_for()
-    local.get_by_role("cell", name="smollm2-135m", exact=True).wait_for()
+    local_region = page.get_by_role("region", name="local")
+    local_region.get_by_text("Breaker: closed").wait_for()
+    local_region.get_by_role("cell", name="smollm2-135m", exact=True).wait_for()
     for backend in Api(gateway).get("/v1/backends")["backends"]:
         card = page.get_by_role("region", name=backend["name"], exact=True)
         card.get_by_text(f"Data location: {backend['residency']}").wait_for()
@@ -73,24 +77,26 @@ def test_a_dry_run_explains_every_candidate(console: ConsoleBrowser, gateway: Ru
     console.check_accessibility()
 
 
-def test_back_ends_with_traffic_and_a_long_list(
+def test_loads_of_back_ends_and_long_lists_are_shown(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     # The farm has no traffic that trips a breaker, and fewer models than a page has.
     page = console.sign_in_with_key(gateway.api_key).page
     send_events(page, backends=build_backends())
-    real = Api(gateway).get("/v1/models")
+    real_models = Api(gateway).get("/v1/models")
     names = [f"host-{number:03}" for number in range(150)]
 
     def list_models(route: Route) -> None:
         query = parse_qs(urlsplit(route.request.url).query)
-        found = [name for name in names if query.get("search", [""])[0] in name]
-        after = query.get("after_id", [""])[0]
-        shown = [name for name in found if name > after][: int(query["limit"][0])]
-        models = [{**real["data"][0], "id": name, "backends": []} for name in shown]
-        more = bool(shown) and shown[-1] != found[-1]
-        last = shown[-1] if shown else None
-        route.fulfill(json={**real, "data": models, "has_more": more, "last_id": last})
+        matching_names = [name for name in names if query.get("search", [""])[0] in name]
+        after_id = query.get("after_id", [""])[0]
+        page_names = [name for name in matching_names if name > after_id][: int(query["limit"][0])]
+        models = [{**real_models["data"][0], "id": name, "backends": []} for name in page_names]
+        has_more = bool(page_names) and page_names[-1] != matching_names[-1]
+        last_id = page_names[-1] if page_names else None
+        route.fulfill(
+            json={**real_models, "data": models, "has_more": has_more, "last_id": last_id}
+        )
 
     page.route("**/v1/models?**", list_models)
     console.open("/models")
@@ -103,13 +109,13 @@ def test_back_ends_with_traffic_and_a_long_list(
     expect(rows).to_have_count(11)
 
     page.get_by_role("tab", name="Back ends").click()
-    berlin = page.get_by_role("region", name="berlin", exact=True)
-    for words in (
+    berlin_region = page.get_by_role("region", name="berlin", exact=True)
+    for expected_text in (
         "vllm · Data location: eu", "Breaker: closed", "Now: 3 of 8 running, 5 waiting",
         "calls: 120, errors: 4 · 42.5 tokens/s · half within 1.2 s, nine of ten within 6 s",
     ):  # fmt: skip
-        expect(berlin).to_contain_text(words)
-    expect(berlin.get_by_role("cell")).to_have_text(
+        expect(berlin_region).to_contain_text(expected_text)
+    expect(berlin_region.get_by_role("cell")).to_have_text(
         [
             "gemma-3",
             "loaded",
@@ -119,21 +125,21 @@ def test_back_ends_with_traffic_and_a_long_list(
             re.compile("^tier 3 · Ability 1.5"),
         ]
     )
-    oslo = page.get_by_role("region", name="oslo", exact=True)
-    expect(oslo).to_contain_text("Breaker: open, tries again in 30 s")
-    expect(oslo.get_by_role("cell").nth(1)).to_have_text("not loaded")
+    oslo_region = page.get_by_role("region", name="oslo", exact=True)
+    expect(oslo_region).to_contain_text("Breaker: open, tries again in 30 s")
+    expect(oslo_region.get_by_role("cell").nth(1)).to_have_text("not loaded")
     console.check_accessibility()
 
-    add_losers(page)
+    add_worse_candidates(page)
     page.get_by_role("tab", name="Dry run").click()
     page.get_by_label("Prompt").fill("Hello there")
     page.get_by_role("button", name="Explain").click()
     candidates = page.get_by_role("table", name="Candidates").get_by_role("row")
     expect(candidates).to_have_count(4)
-    for place, (name, behind, reason, _) in enumerate(LOSERS, start=2):
-        cells = candidates.nth(place).get_by_role("cell")
+    for row_index, (name, usd_behind, reason, _) in enumerate(LOSERS, start=2):
+        cells = candidates.nth(row_index).get_by_role("cell")
         expect(cells.nth(0)).to_contain_text(name)
-        expect(cells.nth(2)).to_have_text(f"+${behind}")
+        expect(cells.nth(2)).to_have_text(f"+${usd_behind}")
         expect(cells.nth(6)).to_have_text(reason)
     console.check_accessibility()
     console.screenshot("models-candidates")
@@ -146,20 +152,20 @@ LOSERS = (
 )
 
 
-def add_losers(page: Any) -> None:
-    """Add two worse candidates to the router's real answers."""
+def add_worse_candidates(page: Any) -> None:
+    """Add two worse candidates to the router's real explanations."""
 
     def explain(route: Route) -> None:
-        answer = route.fetch().json()
-        [best] = answer["candidates"]
-        for name, behind, reason, code in LOSERS:
-            answer["candidates"].append(
+        explanation = route.fetch().json()
+        [best_candidate] = explanation["candidates"]
+        for name, usd_behind, reason, code in LOSERS:
+            explanation["candidates"].append(
                 {
-                    **best, "backend": name, "score_usd": best["score_usd"] + float(behind),
-                    "loses_by_usd": float(behind), "reason": reason, "reasons": [code],
+                    **best_candidate, "backend": name, "score_usd": best_candidate["score_usd"] + float(usd_behind),
+                    "loses_by_usd": float(usd_behind), "reason": reason, "reasons": [code],
                 }
             )  # fmt: skip
-        route.fulfill(json=answer)
+        route.fulfill(json=explanation)
 
     page.route("**/v1/route", explain)
 
@@ -171,26 +177,28 @@ def test_pools_have_their_own_nodes_and_files(
     page = console.sign_in_with_key(gateway.api_key).page
     cluster = build_cluster()
     page.route("**/cluster", lambda route: route.fulfill(json=cluster))
-    asked: list[dict[str, list[str]]] = []
+    queries: list[dict[str, list[str]]] = []
     files = [f"style-{number:03}.safetensors" for number in range(120)]
 
     def list_files(route: Route) -> None:
         query = parse_qs(urlsplit(route.request.url).query)
-        asked.append(query)
-        found = [name for name in files if query.get("search", [""])[0] in name]
-        after = query.get("after", [""])[0]
-        page_of_files = [name for name in found if name > after][: int(query["limit"][0])]
-        route.fulfill(json=page_of_files, headers={"x-total-count": str(len(found))})
+        queries.append(query)
+        matching_files = [name for name in files if query.get("search", [""])[0] in name]
+        after_name = query.get("after", [""])[0]
+        page_of_files = [name for name in matching_files if name > after_name][
+            : int(query["limit"][0])
+        ]
+        route.fulfill(json=page_of_files, headers={"x-total-count": str(len(matching_files))})
 
-    def answer(json: Any, count: int) -> Any:
-        return lambda route: route.fulfill(json=json, headers={"x-total-count": str(count)})
+    def fulfill_with(body: Any, count: int) -> Any:
+        return lambda route: route.fulfill(json=body, headers={"x-total-count": str(count)})
 
     film_node = {
         "FilmGrain": {"name": "FilmGrain", "display_name": "Film Grain", "category": "film"}
     }
     page.route("**/models?pool=film", lambda route: route.fulfill(json=["loras"]))
     page.route("**/models/loras?**pool=film**", list_files)
-    page.route("**/object_info?**pool=film**", answer(film_node, 1))
+    page.route("**/object_info?**pool=film**", fulfill_with(film_node, 1))
     console.open("/models?tab=comfyui")
     page.get_by_role("table", name="Nodes").wait_for()
     page.get_by_role("combobox", name="Render pool").click()
@@ -204,7 +212,7 @@ def test_pools_have_their_own_nodes_and_files(
     expect(table.get_by_role("row")).to_have_count(101)
     page.get_by_label("Search files").fill("style-11")
     expect(table.get_by_role("row")).to_have_count(11)
-    assert all(query["pool"] == ["film"] for query in asked)
+    assert all(query["pool"] == ["film"] for query in queries)
     console.check_accessibility()
     console.screenshot("models-pools")
 

@@ -33,7 +33,7 @@ def set_prices(config: dict[str, Any], prices: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def priced(gateway: RunningStack, tmp_path: Path) -> Iterator[None]:
+def deployed_prices(gateway: RunningStack, tmp_path: Path) -> Iterator[None]:
     """Deploy the prices of docs/studio.md, and restore the configuration afterwards."""
     original_config_path = Path(gateway.env["MOYIN_SERVE_CONFIG"])
     config = yaml.safe_load(original_config_path.read_text())
@@ -48,27 +48,27 @@ def priced(gateway: RunningStack, tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def template(gateway: RunningStack) -> Iterator[str]:
     """Store the template of docs/studio.md, and return its name."""
-    text = read_example(PAGE, "template", "yaml")
-    name: str = yaml.safe_load(text)["name"]
+    template_yaml = read_example(PAGE, "template", "yaml")
+    name: str = yaml.safe_load(template_yaml)["name"]
     assert f"`.moyin/templates/{name}.yaml`" in (Path(__file__).parents[3] / PAGE).read_text()
-    file = gateway.data / "templates" / f"{name}.yaml"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(text)
+    template_path = gateway.data / "templates" / f"{name}.yaml"
+    template_path.parent.mkdir(exist_ok=True)
+    template_path.write_text(template_yaml)
     yield name
-    file.unlink()
+    template_path.unlink()
 
 
 def test_a_newcomer_sets_up_a_studio(
-    console: ConsoleBrowser, gateway: RunningStack, priced: None, template: str
+    console: ConsoleBrowser, gateway: RunningStack, deployed_prices: None, template: str
 ) -> None:
     organisation, email = f"Studio {secrets.token_hex(4)}", f"{secrets.token_hex(6)}@example.com"
     page = console.sign_in_with_key(gateway.api_key).page
-    invitation = invite(console, organisation, email)
+    invitation = invite_member(console, organisation, email)
     set_budget(page, "5")
     sign_out(page)
 
-    accept(page, invitation, email)
-    key = make_key(page, organisation)
+    accept_invitation(page, invitation, email)
+    key = create_key(page, organisation)
     assert run_chat(gateway.url, key).strip()
     render_sweep(console, template)
 
@@ -80,14 +80,14 @@ def test_a_newcomer_sets_up_a_studio(
     page.get_by_role("link", name="Usage", exact=True).click()
     for model in ("smollm2-135m", "comfyui"):
         row = page.get_by_role("row").filter(has_text=model)
-        cost = row.get_by_role("cell").last.inner_text()
-        assert float(cost.removeprefix("$")) == pytest.approx(costs[model], rel=0.06), cost
-        assert float(cost.removeprefix("$")) > 0, cost
+        cost_text = row.get_by_role("cell").last.inner_text()
+        assert float(cost_text.removeprefix("$")) == pytest.approx(costs[model], rel=0.06)
+        assert float(cost_text.removeprefix("$")) > 0
     page.get_by_text("of $5.00").first.wait_for()
     console.check_accessibility()
 
 
-def invite(console: ConsoleBrowser, organisation: str, email: str) -> str:
+def invite_member(console: ConsoleBrowser, organisation: str, email: str) -> str:
     """Create an organisation with one member, and return the invitation link."""
     page = console.page
     page.get_by_role("link", name="People", exact=True).click()
@@ -125,7 +125,7 @@ def sign_out(page: Page) -> None:
     page.get_by_role("heading", name="Sign in to Moyin").wait_for()
 
 
-def accept(page: Page, invitation: str, email: str) -> None:
+def accept_invitation(page: Page, invitation: str, email: str) -> None:
     """Choose a password by the invitation's link, and sign in with it."""
     page.goto(invitation)
     page.get_by_label("New password").first.fill(PASSWORD)
@@ -138,7 +138,7 @@ def accept(page: Page, invitation: str, email: str) -> None:
     page.get_by_role("navigation").wait_for()
 
 
-def make_key(page: Page, organisation: str) -> str:
+def create_key(page: Page, organisation: str) -> str:
     """Create an API key for the member on the console, and return its secret."""
     page.get_by_role("link", name="My account", exact=True).click()
     page.get_by_text(organisation, exact=True).wait_for()
@@ -156,10 +156,10 @@ def run_chat(url: str, key: str) -> str:
     program = program.replace("http://127.0.0.1:8000", url).replace("moyin_…", key)
     assert url in program
     assert key in program
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         exec(compile(program, PAGE, "exec"), {})
-    return printed.getvalue()
+    return output.getvalue()
 
 
 def render_sweep(console: ConsoleBrowser, template: str) -> None:
@@ -177,11 +177,11 @@ def render_sweep(console: ConsoleBrowser, template: str) -> None:
 
 def read_costs(url: str, key: str) -> dict[str, float] | None:
     """Return the costs in US dollars by model, or None if fewer than four calls are booked."""
-    answer = httpx.get(
+    response = httpx.get(
         f"{url}/v1/usage", params={"group_by": "model"},
         headers={"authorization": f"Bearer {key}"}, timeout=60,
     ).raise_for_status()  # fmt: skip
-    groups = answer.json()["groups"]
+    groups = response.json()["groups"]
     if sum(group["calls"] for group in groups) < 4:
         return None
     return {group["model"]: float(group["cost_usd"]) for group in groups}

@@ -17,7 +17,7 @@ from playwright.sync_api import Page
 
 from tests.acceptance.console.access_api import PASSWORD, AccountsApi
 from tests.acceptance.console.browser import ConsoleBrowser
-from tests.acceptance.console.test_live import count_requests
+from tests.acceptance.console.test_live import record_requests
 from tests.integration.access.providers import provider
 from tests.integration.servers import free_port
 from tests.stack import RunningStack
@@ -37,9 +37,9 @@ class Inbox:
         self._mails: list[tuple[list[str], str]] = []
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-        text = message_from_bytes(envelope.content).get_payload(decode=True)
-        assert isinstance(text, bytes)
-        self._mails.append((envelope.rcpt_tos, text.decode()))
+        content = message_from_bytes(envelope.content).get_payload(decode=True)
+        assert isinstance(content, bytes)
+        self._mails.append((envelope.rcpt_tos, content.decode()))
         return "250 OK"
 
     def take_link(self, email: str) -> str:
@@ -55,11 +55,11 @@ class Inbox:
 def inbox(
     gateway: RunningStack, provider: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Inbox]:
-    """Give the farm a mail server and two providers, of which one is down; take them away again."""
+    """Give the farm a mail server and two OpenID providers, of which one is down, for the tests."""
     inbox = Inbox()
     server = Controller(inbox, hostname="127.0.0.1", port=free_port())
-    before = Path(gateway.env["MOYIN_SERVE_CONFIG"])
-    config = yaml.safe_load(before.read_text())
+    original_config_path = Path(gateway.env["MOYIN_SERVE_CONFIG"])
+    config = yaml.safe_load(original_config_path.read_text())
     [accounts] = [app for app in config["applications"] if app["name"] == "accounts"]
     [deployment] = accounts["deployments"]
     deployment["ray_actor_options"]["runtime_env"] = {
@@ -78,14 +78,14 @@ def inbox(
             for name, issuer in (("studio", provider), ("nowhere", "http://127.0.0.1:1"))
         ],
     }  # fmt: skip
-    changed = tmp_path_factory.mktemp("outside") / "serve_config.yaml"
-    changed.write_text(yaml.safe_dump(config))
+    changed_config_path = tmp_path_factory.mktemp("outside") / "serve_config.yaml"
+    changed_config_path.write_text(yaml.safe_dump(config))
     server.start()
     try:
-        gateway.run("deploy", "--config", str(changed))
+        gateway.run("deploy", "--config", str(changed_config_path))
         yield inbox
     finally:
-        gateway.run("deploy", "--config", str(before))
+        gateway.run("deploy", "--config", str(original_config_path))
         server.stop()
 
 
@@ -96,16 +96,16 @@ def test_the_provider_signs_a_person_in(
     claims = {"email": f"{subject}@example.com", "email_verified": True, "name": "Ada"}
     httpx.put(f"{provider}/users/{subject}", json=claims).raise_for_status()
     # The sign-in goes back to the page that the person wanted to see.
-    page = _begin(console, provider)
+    page = _begin_sign_in(console, provider)
     page.get_by_placeholder("sub").fill(subject)
-    renewals = count_requests(page, "/accounts/session/renew")
+    renewals = record_requests(page, "/accounts/session/renew")
     page.get_by_role("button", name="Authorize").click()
     page.get_by_role("heading", name="My account").wait_for()
-    assert not renewals, "who was signed in before is not asked beside the sign-in"
+    assert not renewals, "the page tried to renew an older session during the sign-in"
     assert page.url == f"{console.url}/console/account?from=bookmark#sessions"
     page.get_by_text(f"{subject}@example.com").wait_for()
     page.get_by_text("This browser").wait_for()
-    assert _cookie_names(page) == {"moyin_session", "moyin_refresh"}
+    assert _list_cookie_names(page) == {"moyin_session", "moyin_refresh"}
     # The code is not in the browser's history.
     page.go_back()
     page.go_forward()
@@ -117,21 +117,21 @@ def test_the_provider_signs_a_person_in(
     console.check_clean(*_OF_THE_PROVIDER)
 
 
-def test_failures_of_providers_are_described_in_words(
+def test_failures_of_providers_are_explained(
     console: ConsoleBrowser, inbox: Inbox, provider: str
 ) -> None:
-    page = _begin(console, provider)
+    page = _begin_sign_in(console, provider)
     page.get_by_role("button", name="Deny").click()
     page.get_by_text("The provider did not sign you in: access_denied").wait_for()
     console.check_accessibility()
 
     page.get_by_role("link", name="Back to sign-in").click()
-    _begin(console, provider)
+    _begin_sign_in(console, provider)
     console.open("/oidc?state=another&code=stolen")
     page.get_by_text("was not begun in this browser").wait_for()
     assert "stolen" not in page.url
 
-    page = _begin(console, provider)
+    page = _begin_sign_in(console, provider)
     [state] = parse_qs(urlsplit(page.url).query)["state"]
     console.open(f"/oidc?state={state}&code=made-up")
     alert = page.get_by_role("alert")
@@ -139,7 +139,7 @@ def test_failures_of_providers_are_described_in_words(
     console.check_accessibility()
     page.get_by_role("link", name="Back to sign-in").click()
     page.get_by_role("heading", name="Sign in to Moyin").wait_for()
-    assert _cookie_names(page) == set()
+    assert _list_cookie_names(page) == set()
     console.check_clean(*_OF_THE_PROVIDER, "status of 401")
 
     page.get_by_role("button", name="Sign in with nowhere").click()
@@ -148,7 +148,7 @@ def test_failures_of_providers_are_described_in_words(
     console.check_clean("status of 50")
 
 
-def test_a_forgotten_password_is_set_anew_by_mail(
+def test_a_forgotten_password_is_replaced_by_mail(
     console: ConsoleBrowser, gateway: RunningStack, inbox: Inbox
 ) -> None:
     api = AccountsApi(gateway.url, gateway.api_key)
@@ -176,8 +176,8 @@ def test_a_forgotten_password_is_set_anew_by_mail(
     page.get_by_role("button", name="Set the password").click()
     page.get_by_text("The password is set.").wait_for()
     page.get_by_role("link", name="Go to sign-in").click()
-    old = api.answer("POST", "/login", {"email": email, "password": PASSWORD})
-    assert old.status_code == 401
+    old_login = api.send("POST", "/login", {"email": email, "password": PASSWORD})
+    assert old_login.status_code == 401
     console.sign_in(email, NEXT)
     page.get_by_role("banner").get_by_role("button", name="Ann").wait_for()
     console.check_clean("status of 400", "status of 401")
@@ -186,7 +186,7 @@ def test_a_forgotten_password_is_set_anew_by_mail(
 def test_an_invitation_is_mailed(
     console: ConsoleBrowser, gateway: RunningStack, inbox: Inbox
 ) -> None:
-    organisation, _ = AccountsApi(gateway.url, gateway.api_key).new_organisation()
+    organisation, _ = AccountsApi(gateway.url, gateway.api_key).create_organisation()
     email = f"{secrets.token_hex(6)}@example.com"
     page = console.sign_in_with_key(gateway.api_key).page
     console.open(f"/people?organisation={organisation}")
@@ -206,7 +206,7 @@ def test_an_invitation_is_mailed(
     console.check_clean("status of 401")
 
 
-def _begin(console: ConsoleBrowser, provider: str) -> Page:
+def _begin_sign_in(console: ConsoleBrowser, provider: str) -> Page:
     """Go from the sign-in page to the provider's page."""
     page = console.open("/account?from=bookmark#sessions").page
     page.get_by_role("button", name="Sign in with studio").click()
@@ -214,5 +214,5 @@ def _begin(console: ConsoleBrowser, provider: str) -> Page:
     return page
 
 
-def _cookie_names(page: Page) -> set[str]:
+def _list_cookie_names(page: Page) -> set[str]:
     return {cookie["name"] for cookie in page.context.cookies() if "moyin" in cookie["name"]}

@@ -32,7 +32,7 @@ def test_an_operator_sees_pools_nodes_and_back_ends(
         page.get_by_role("rowheader", name=backend["name"], exact=True).wait_for()
     page.get_by_role("region", name="This month", exact=True).get_by_text("$").first.wait_for()
     console.check_accessibility()
-    console.screenshot("overview", also="ja")
+    console.screenshot("overview", also_in="ja")
 
 
 def test_events_update_the_page(console: ConsoleBrowser, gateway: RunningStack) -> None:
@@ -47,9 +47,9 @@ def test_events_update_the_page(console: ConsoleBrowser, gateway: RunningStack) 
     nodes = page.get_by_role("region", name="Nodes and GPUs", exact=True)
     nodes.get_by_text("GPU 0 · NVIDIA H100").wait_for()
     nodes.get_by_text(re.compile(r"41 GB of 80 GB in use · 67 °C · 25\s?% free")).wait_for()
-    bar = nodes.get_by_role("img", name=re.compile("^GPU 0: "))
-    name = re.compile(r"50\s?% comfyui-studio-0, 25\s?% llama-local-0, 25\s?% free$")
-    expect(bar).to_have_accessible_name(name)
+    gpu_bar = nodes.get_by_role("img", name=re.compile("^GPU 0: "))
+    accessible_name = re.compile(r"50\s?% comfyui-studio-0, 25\s?% llama-local-0, 25\s?% free$")
+    expect(gpu_bar).to_have_accessible_name(accessible_name)
     shares = nodes.get_by_role("listitem")
     expect(shares).to_have_count(2)
     expect(shares.first).to_contain_text(
@@ -58,14 +58,14 @@ def test_events_update_the_page(console: ConsoleBrowser, gateway: RunningStack) 
     expect(shares.last).to_contain_text(re.compile(r"llama-local-0ready.*25\s?% · smollm2-135m"))
 
     studio = page.get_by_role("region", name="studio", exact=True)
-    for fact in (
+    for expected_text in (
         "Waiting7", "Rendering2", "Ready2", "Scale1 to 4, by demand", "Oldest came12 min. ago",
         "Wait, last hour3.5 s (90 %: 1 min 15 s)", "ComfyUI0.3.75",
     ):  # fmt: skip
-        expect(studio).to_contain_text(fact)
-    lost = studio.get_by_role("listitem").filter(has_text="comfyui-studio-1")
-    expect(lost).to_contain_text("lost 3 times in ten minutes")
-    expect(lost).to_contain_text("CUDA out of memory")
+        expect(studio).to_contain_text(expected_text)
+    lost_renderer = studio.get_by_role("listitem").filter(has_text="comfyui-studio-1")
+    expect(lost_renderer).to_contain_text("lost 3 times in ten minutes")
+    expect(lost_renderer).to_contain_text("CUDA out of memory")
     page.get_by_role("region", name="film", exact=True).get_by_text("Does not respond").wait_for()
 
     backends = page.get_by_role("table", name="Text back ends").get_by_role("row")
@@ -76,19 +76,19 @@ def test_events_update_the_page(console: ConsoleBrowser, gateway: RunningStack) 
         ["downbreaker openagain in 30 s", "9", "9", "0 / no limit", "1.2 s", "\u2013", "qwen-3"]
     )
 
-    today = page.get_by_role("region", name="Today", exact=True)
-    month = page.get_by_role("region", name="This month", exact=True)
-    for period, words in (
+    today_region = page.get_by_role("region", name="Today", exact=True)
+    month_region = page.get_by_role("region", name="This month", exact=True)
+    for period, expected_texts in (
         (
-            today,
+            today_region,
             ("1,234 calls", "$2.50", "Text: $1.50", "Renders: $1.00", "(claude-opus-5-5): $7.00"),
         ),
-        (month, ("56,789 calls", "$40.00", "Text: $30.00", "Renders: $10.00", "$85.00")),
+        (month_region, ("56,789 calls", "$40.00", "Text: $30.00", "Renders: $10.00", "$85.00")),
     ):
-        for word in words:
-            expect(period).to_contain_text(word)
-    expect(today).to_contain_text(re.compile(r"Saved by routing: \$4\.50 \(75\s?%\)"))
-    expect(month).to_contain_text(re.compile(r"Saved by routing: \$45\.00 \(60\s?%\)"))
+        for expected_text in expected_texts:
+            expect(period).to_contain_text(expected_text)
+    expect(today_region).to_contain_text(re.compile(r"Saved by routing: \$4\.50 \(75\s?%\)"))
+    expect(month_region).to_contain_text(re.compile(r"Saved by routing: \$45\.00 \(60\s?%\)"))
     console.check_accessibility()
     console.screenshot("overview-busy")
 
@@ -113,14 +113,14 @@ def test_an_operator_sees_routes_versions_and_configuration(
         assert verdicts[name] == "ok", doctor
     assert gateway.valkey_password not in str(doctor)
     assert gateway.api_key not in str(doctor)
-    machine = page.get_by_role("region", name="The gateway's machine", exact=True)
+    machine_region = page.get_by_role("region", name="The gateway's machine", exact=True)
     for check in doctor["checks"]:
-        row = machine.get_by_role("listitem").filter(
+        row = machine_region.get_by_role("listitem").filter(
             has=page.get_by_text(check["name"], exact=True)
         )
-        look = {"ok": "good", "warn": "could be better", "fail": "wrong"}[check["verdict"]]
-        row.get_by_role("img", name=look).first.wait_for()
-    machine.get_by_role("button", name="Check again").click()
+        icon_name = {"ok": "good", "warn": "could be better", "fail": "wrong"}[check["verdict"]]
+        row.get_by_role("img", name=icon_name).first.wait_for()
+    machine_region.get_by_role("button", name="Check again").click()
     page.get_by_role("region", name="Intake sources", exact=True).get_by_text(
         "No message queues"
     ).wait_for()
@@ -137,7 +137,7 @@ def test_an_operator_sees_routes_versions_and_configuration(
             "href", address
         )
     console.check_accessibility()
-    console.screenshot("operate", also="ja")
+    console.screenshot("operate", also_in="ja")
     page.get_by_role("button", name="Show the configuration").click()
     page.get_by_role("button", name="Hide the configuration").wait_for()
     page.get_by_text('"routes"').wait_for()
@@ -161,8 +161,10 @@ def test_an_operator_sees_what_the_last_deployment_changed(
         ]
     }
     headers = {"Authorization": f"Bearer {gateway.api_key}"}
-    real = httpx.get(f"{gateway.url}/cluster/config-changes", headers=headers, timeout=60).json()
-    assert real.keys() == changes.keys()
+    real_body = httpx.get(
+        f"{gateway.url}/cluster/config-changes", headers=headers, timeout=60
+    ).json()
+    assert real_body.keys() == changes.keys()
     page = console.sign_in_with_key(gateway.api_key).page
     page.route("**/cluster/config-changes", lambda route: route.fulfill(json=changes))
     console.open("/operate")
@@ -205,14 +207,14 @@ def test_problems_and_reasons_are_in_japanese(
 
 
 def test_a_member_sees_the_pools_only(console: ConsoleBrowser, gateway: RunningStack) -> None:
-    answer = httpx.post(
+    response = httpx.post(
         f"{gateway.url}/accounts/keys",
         headers={"Authorization": f"Bearer {gateway.api_key}"},
         json={"name": "overview-reader", "scopes": ["jobs:read"]},
         timeout=60,
     )
-    answer.raise_for_status()
-    page = console.sign_in_with_key(answer.json()["key"]).open("/overview").page
+    response.raise_for_status()
+    page = console.sign_in_with_key(response.json()["key"]).open("/overview").page
     page.get_by_role("region", name="Render pools", exact=True).wait_for()
     assert page.get_by_role("link", name="Operate").count() == 0
     for heading in ("Money", "Nodes and GPUs", "Text back ends"):

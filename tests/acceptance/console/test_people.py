@@ -17,13 +17,15 @@ from tests.acceptance.console.browser import ConsoleBrowser
 from tests.stack import RunningStack
 
 
-def choose(page: Page, row: str, act: str) -> None:
+def choose_action(page: Page, row: str, action: str) -> None:
     """Choose an action in the menu of a table row."""
     page.get_by_role("button", name=f"Actions for {row}").click()
-    page.get_by_role("menuitem", name=act).click()
+    page.get_by_role("menuitem", name=action).click()
 
 
-def test_an_operator_makes_an_organisation(console: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_an_operator_creates_and_manages_an_organisation(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
     api = AccountsApi(gateway.url, gateway.api_key)
     name, email = f"Studio {secrets.token_hex(4)}", f"{secrets.token_hex(6)}@example.com"
     page = console.sign_in_with_key(gateway.api_key).open("/people").page
@@ -58,62 +60,62 @@ def test_an_operator_makes_an_organisation(console: ConsoleBrowser, gateway: Run
     }
     assert (members["Mika"]["email"], members["Mika"]["role"]) == (email, "admin")
     assert members["bot"]["kind"] == "service"
-    mika = members["Mika"]["id"]
+    mika_id = members["Mika"]["id"]
     page.get_by_role("button", name="Invite").click()
     expect(page.get_by_role("radio", name="Member")).to_be_checked()
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("Enabled", exact=True).first).to_have_css("text-transform", "none")
-    console.screenshot("people", also="ja")
+    console.screenshot("people", also_in="ja")
 
     # The operator's own tenant is another one.
-    choose(page, "bot", "New key")
+    choose_action(page, "bot", "New key")
     page.get_by_label("Name of the key").fill("pipeline")
     page.get_by_role("button", name="Create", exact=True).click()
     secret = page.get_by_test_id("secret").inner_text()
     page.get_by_role("button", name="Done").click()
     assert api.call("GET", "/whoami", key=secret)["owner"] == organisation
 
-    choose(page, "Mika", "Change role")
+    choose_action(page, "Mika", "Change role")
     page.get_by_role("radio", name="Viewer").check()
     page.get_by_role("button", name="Change", exact=True).click()
     page.get_by_role("cell", name="Viewer").first.wait_for()
-    assert api.call("GET", f"/users/{mika}")["role"] == "viewer"
+    assert api.call("GET", f"/users/{mika_id}")["role"] == "viewer"
 
-    choose(page, "Mika", "Limits and budget")
+    choose_action(page, "Mika", "Limits and budget")
     page.get_by_label("US dollars per day").fill("2.5")
     page.get_by_label("Requests per minute").fill("60")
     console.check_accessibility()
     page.get_by_role("button", name="Save").click()
     page.get_by_role("dialog").wait_for(state="detached")
-    limits = api.call("GET", f"/limits/user:{mika}")
+    limits = api.call("GET", f"/limits/user:{mika_id}")
     assert (limits["usd_per_day"], limits["requests_per_minute"]) == ("2.5", 60)
-    choose(page, "Mika", "Limits and budget")
+    choose_action(page, "Mika", "Limits and budget")
     page.get_by_text("$0.00 of $2.50").wait_for()
     page.get_by_role("button", name="Remove all limits").click()
     page.get_by_role("dialog", name="Remove all limits?").get_by_role(
         "button", name="Remove all limits"
     ).click()
     page.get_by_role("dialog").first.wait_for(state="detached")
-    assert api.call("GET", f"/limits/user:{mika}")["usd_per_day"] is None
+    assert api.call("GET", f"/limits/user:{mika_id}")["usd_per_day"] is None
 
-    choose(page, "Mika", "Send another invitation")
-    again = page.get_by_test_id("secret").inner_text()
+    choose_action(page, "Mika", "Send another invitation")
+    second_link = page.get_by_test_id("secret").inner_text()
     console.check_accessibility()
     page.get_by_role("button", name="Done").click()
-    first, second = (
+    first_token, second_token = (
         re.search(r"#token=([^&]+)", text).group(1)  # type: ignore[union-attr]
-        for text in (link, again)
+        for text in (link, second_link)
     )
     body = {"password": PASSWORD}
-    assert api.answer("POST", "/password/reset", {"token": first, **body}).status_code == 401
-    api.call("POST", "/password/reset", {"token": second, **body})
-    assert api.call("POST", "/login", {"email": email, **body})["user"]["id"] == mika
+    assert api.send("POST", "/password/reset", {"token": first_token, **body}).status_code == 401
+    api.call("POST", "/password/reset", {"token": second_token, **body})
+    assert api.call("POST", "/login", {"email": email, **body})["user"]["id"] == mika_id
 
-    choose(page, "Mika", "Disable")
+    choose_action(page, "Mika", "Disable")
     page.get_by_role("dialog").get_by_role("button", name="Disable").click()
     page.get_by_role("cell", name="Disabled").first.wait_for()
-    assert api.call("GET", f"/users/{mika}")["disabled"] is True
-    choose(page, "Mika", "Enable")
+    assert api.call("GET", f"/users/{mika_id}")["disabled"] is True
+    choose_action(page, "Mika", "Enable")
     page.get_by_role("cell", name="Disabled").first.wait_for(state="detached")
 
     page.get_by_label("Search by name or email").fill("nobody is called so")
@@ -130,10 +132,10 @@ def test_the_audit_log_is_filtered_and_saved(
     console: ConsoleBrowser, gateway: RunningStack, tmp_path: Path
 ) -> None:
     api = AccountsApi(gateway.url, gateway.api_key)
-    organisation, _ = api.new_organisation()
-    email = api.new_member(organisation, "admin", "Aki")
-    api.new_member(organisation, "member", "Sora")
-    aki, key = api.new_key(email, scopes=sorted(ROLE_SCOPES[Role.ADMIN]))
+    organisation, _ = api.create_organisation()
+    email = api.create_member(organisation, "admin", "Aki")
+    api.create_member(organisation, "member", "Sora")
+    aki_id, key = api.create_key(email, scopes=sorted(ROLE_SCOPES[Role.ADMIN]))
     path = f"/organisations/{organisation}/service-accounts"
     api.call("POST", path, {"name": "farm"}, key=key)
     page = console.sign_in(email, PASSWORD).open("/people/audit").page
@@ -147,13 +149,13 @@ def test_the_audit_log_is_filtered_and_saved(
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as JSON").click()
     download.value.save_as(tmp_path / "audit.json")
-    entries = json.loads((tmp_path / "audit.json").read_text())
-    assert {entry["action"] for entry in entries} == {"member.create"}
-    assert {entry["owner"] for entry in entries} == {organisation}
+    audit_entries = json.loads((tmp_path / "audit.json").read_text())
+    assert {entry["action"] for entry in audit_entries} == {"member.create"}
+    assert {entry["owner"] for entry in audit_entries} == {organisation}
     page.get_by_role("combobox", name="Kind").click()
     page.get_by_role("option", name="Everything").click()
     page.get_by_text("organisation.create").wait_for()
-    page.get_by_label("Who").fill(aki)
+    page.get_by_label("Who").fill(aki_id)
     page.get_by_text("organisation.create").wait_for(state="detached")
     page.get_by_text("service_account.create").wait_for()
     console.check_accessibility()
@@ -170,27 +172,31 @@ def test_the_audit_log_is_filtered_and_saved(
     download.value.save_as(tmp_path / "audit.csv")
     with (tmp_path / "audit.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    entries = api.call("GET", f"/audit?owner={organisation}&actor={aki}")["entries"]
-    assert [row["id"] for row in rows] == [entry["id"] for entry in entries]
-    assert [json.loads(row["details"]) for row in rows] == [entry["details"] for entry in entries]
+    audit_entries = api.call("GET", f"/audit?owner={organisation}&actor={aki_id}")["entries"]
+    assert [row["id"] for row in rows] == [entry["id"] for entry in audit_entries]
+    assert [json.loads(row["details"]) for row in rows] == [
+        entry["details"] for entry in audit_entries
+    ]
     page.get_by_label("Changed").fill("nothing")
     page.get_by_text("Nothing was recorded").wait_for()
 
 
-def test_keys_of_a_service_account(console: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_keys_of_a_service_account_are_created_limited_replaced_and_revoked(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
     api = AccountsApi(gateway.url, gateway.api_key)
-    organisation, _ = api.new_organisation()
-    email = api.new_member(organisation, "admin", "Aki")
+    organisation, _ = api.create_organisation()
+    email = api.create_member(organisation, "admin", "Aki")
     api.call("POST", f"/organisations/{organisation}/service-accounts", {"name": "farm"})
     page = console.sign_in(email, PASSWORD).open("/people").page
-    choose(page, "farm", "New key")
+    choose_action(page, "farm", "New key")
     page.get_by_label("Name of the key").fill("nightly")
     page.get_by_role("combobox", name="Scopes").press("ArrowDown")
     page.get_by_role("option", name="jobs:read").click()
     page.get_by_label("Name of the key").click()
-    expiry = page.get_by_label("Expires")
+    expiry_field = page.get_by_label("Expires")
     last_day = page.evaluate("new Date(Date.now() + 30 * 864e5).toLocaleDateString('sv')")
-    expiry.fill(last_day)
+    expiry_field.fill(last_day)
     console.check_accessibility()
     page.get_by_role("button", name="Create", exact=True).click()
     secret = page.get_by_test_id("secret").inner_text()
@@ -210,25 +216,25 @@ def test_keys_of_a_service_account(console: ConsoleBrowser, gateway: RunningStac
         == datetime.fromisoformat(f"{last_day}T23:59:59").astimezone()
     )
     # Rounded.
-    days = re.compile("in 3[01] days")
-    page.get_by_role("row", name="nightly").get_by_role("cell", name=days).wait_for()
+    expiry_text = re.compile("in 3[01] days")
+    page.get_by_role("row", name="nightly").get_by_role("cell", name=expiry_text).wait_for()
 
-    choose(page, "nightly", "Limits and budget")
+    choose_action(page, "nightly", "Limits and budget")
     dialog = page.get_by_role("dialog", name="Limits of nightly")
-    for label, value in (
+    for label, field_value in (
         ("US dollars per day", "0.5"), ("US dollars per month", "9"), ("Requests per minute", "6"),
         ("Tokens per minute", "7000"), ("Requests at the same time", "2"), ("Open jobs", "3"),
     ):  # fmt: skip
-        dialog.get_by_label(label).fill(value)
+        dialog.get_by_label(label).fill(field_value)
     dialog.get_by_role("combobox", name="Best priority of jobs").click()
     page.get_by_role("option", name="4", exact=True).click()
-    for label, names in (
+    for label, field_values in (
         ("Render pools", ("large", "small")), ("Allowed node classes", ("Save*", "Load*")),
         ("Refused node classes", ("LoadVideo",)),
     ):  # fmt: skip
         field = dialog.locator("input").and_(dialog.get_by_label(label))
-        for name in names:
-            field.fill(name)
+        for field_value in field_values:
+            field.fill(field_value)
             field.press("Enter")
     console.check_accessibility()
     dialog.get_by_role("button", name="Save").click()
@@ -241,7 +247,7 @@ def test_keys_of_a_service_account(console: ConsoleBrowser, gateway: RunningStac
     }  # fmt: skip
     subject = f"key:{key['id']}"
     assert api.call("GET", f"/limits/{subject}") == {"subject": subject, **limits}
-    choose(page, "nightly", "Limits and budget")
+    choose_action(page, "nightly", "Limits and budget")
     # One that is emptied is gone, and the others stay.
     dialog.get_by_label("Open jobs").fill("")
     dialog.get_by_role("button", name="Save").click()
@@ -249,33 +255,33 @@ def test_keys_of_a_service_account(console: ConsoleBrowser, gateway: RunningStac
     limits["open_jobs"] = None
     assert api.call("GET", f"/limits/{subject}") == {"subject": subject, **limits}
 
-    choose(page, "nightly", "Replace secret")
+    choose_action(page, "nightly", "Replace secret")
     page.get_by_role("combobox", name="The old secret stays valid for").click()
     page.get_by_role("option", name="0 minutes").click()
     page.get_by_role("dialog").get_by_role("button", name="Replace secret").click()
-    replaced = page.get_by_test_id("secret").inner_text()
+    new_secret = page.get_by_test_id("secret").inner_text()
     page.get_by_role("button", name="Done").click()
-    assert replaced != secret
-    assert api.call("GET", "/whoami", key=replaced)["key_id"] == identity["key_id"]
-    assert api.answer("GET", "/whoami", key=secret).status_code == 401
-    choose(page, "nightly", "Revoke")
+    assert new_secret != secret
+    assert api.call("GET", "/whoami", key=new_secret)["key_id"] == identity["key_id"]
+    assert api.send("GET", "/whoami", key=secret).status_code == 401
+    choose_action(page, "nightly", "Revoke")
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     page.get_by_text("There are no keys here").wait_for()
-    assert api.answer("GET", "/whoami", key=replaced).status_code == 401
+    assert api.send("GET", "/whoami", key=new_secret).status_code == 401
     page.get_by_role("switch", name="Valid keys only").uncheck()
     page.get_by_role("row", name="nightly").get_by_text("Revoked").wait_for()
-    search = page.get_by_label("Search keys by name")
-    search.fill("daily")
+    search_field = page.get_by_label("Search keys by name")
+    search_field.fill("daily")
     page.get_by_text("There are no keys here").wait_for()
-    search.fill("night")
+    search_field.fill("night")
     page.get_by_role("row", name="nightly").wait_for()
     console.check_accessibility()
 
 
-def test_long_lists_come_in_pages(console: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_long_lists_are_loaded_page_by_page(console: ConsoleBrowser, gateway: RunningStack) -> None:
     api = AccountsApi(gateway.url, gateway.api_key)
-    organisation, _ = api.new_organisation()
-    email = api.new_member(organisation, "admin", "Aki")
+    organisation, _ = api.create_organisation()
+    email = api.create_member(organisation, "admin", "Aki")
     count = 59
     for number in range(count):
         path = f"/organisations/{organisation}/service-accounts"
@@ -283,32 +289,35 @@ def test_long_lists_come_in_pages(console: ConsoleBrowser, gateway: RunningStack
         api.call("POST", "/keys", {"name": f"key {number}", "user": user})
     page = console.sign_in(email, PASSWORD).open("/people").page
     rows = page.locator("tbody").get_by_role("row")
-    more = page.get_by_role("button", name="Load more")
-    for tab, text, total in (("Members", "bot 58", count + 1), ("Keys", "key 58", count)):
+    more_button = page.get_by_role("button", name="Load more")
+    for tab, newest_name, expected_count in (
+        ("Members", "bot 58", count + 1),
+        ("Keys", "key 58", count),
+    ):
         page.get_by_role("tab", name=tab).click()
-        page.get_by_role("cell", name=text).first.wait_for()
+        page.get_by_role("cell", name=newest_name).first.wait_for()
         expect(rows).to_have_count(50)
-        more.click()
-        expect(rows).to_have_count(total)
-        expect(more).to_have_count(0)
+        more_button.click()
+        expect(rows).to_have_count(expected_count)
+        expect(more_button).to_have_count(0)
         console.check_accessibility()
     page.get_by_role("tab", name="Audit log").click()
     page.get_by_text("key.create").first.wait_for()
-    entries = api.call("GET", f"/audit?limit=200&owner={organisation}")["entries"]
-    assert len(entries) > 2 * count
-    for total in (50, 100, len(entries)):
-        expect(rows).to_have_count(total)
-        if total < len(entries):
-            more.click()
-    expect(more).to_have_count(0)
+    audit_entries = api.call("GET", f"/audit?limit=200&owner={organisation}")["entries"]
+    assert len(audit_entries) > 2 * count
+    for expected_count in (50, 100, len(audit_entries)):
+        expect(rows).to_have_count(expected_count)
+        if expected_count < len(audit_entries):
+            more_button.click()
+    expect(more_button).to_have_count(0)
     # The oldest one.
     page.get_by_text("organisation.create").wait_for()
 
 
 def test_a_viewer_has_no_controls(console: ConsoleBrowser, gateway: RunningStack) -> None:
     api = AccountsApi(gateway.url, gateway.api_key)
-    organisation, _ = api.new_organisation()
-    email = api.new_member(organisation, "viewer", "Ren")
+    organisation, _ = api.create_organisation()
+    email = api.create_member(organisation, "viewer", "Ren")
     page = console.sign_in(email, PASSWORD).open("/people").page
     page.get_by_role("cell", name="Ren").first.wait_for()
     assert page.get_by_role("tab").all_inner_texts() == ["Members"]

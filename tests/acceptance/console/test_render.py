@@ -62,15 +62,15 @@ GRAPH = {
 def template(gateway: RunningStack) -> Iterator[str]:
     """Store a template with an input of every type, and return its name."""
     name = f"types-{uuid.uuid4().hex[:8]}"
-    file = gateway.data / "templates" / f"{name}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({"name": name, "title": name, **_TEMPLATE}))
+    template_path = gateway.data / "templates" / f"{name}.json"
+    template_path.parent.mkdir(exist_ok=True)
+    template_path.write_text(json.dumps({"name": name, "title": name, **_TEMPLATE}))
     yield name
-    file.unlink()
+    template_path.unlink()
 
 
 def get_inputs(api: Api, job: str) -> dict[str, Any]:
-    """Return the inputs that a job was submitted with."""
+    """Return the template's inputs with which a job was submitted."""
     [step] = api.get(f"/jobs/{job}")["submitted"]["steps"]
     inputs: dict[str, Any] = step["inputs"]
     return inputs
@@ -90,10 +90,10 @@ def wait_for_pictures(page: Page, count: int) -> None:
     assert pictures.count() == count
 
 
-def render(page: Page, button: str, pictures: int) -> str:
+def render(page: Page, button: str, picture_count: int) -> str:
     """Press a button of the form, wait for the new job's pictures, and return the job's id."""
     job = submit(page, button)
-    wait_for_pictures(page, pictures)
+    wait_for_pictures(page, picture_count)
     return job
 
 
@@ -110,38 +110,45 @@ def submit(page: Page, button: str) -> str:
     return job
 
 
-def drop(page: Page, name: str, content: bytes, kind: str = "application/json") -> None:
-    """Drag a file over the form, and drop it there."""
-    make = """([name, bytes, type]) => {
+def drop_file(page: Page, name: str, content: bytes, media_type: str = "application/json") -> None:
+    """Drop a file on the form.
+
+    Args:
+        media_type: the file's media type.
+    """
+    build_transfer = """([name, bytes, type]) => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
         return transfer;
     }"""
-    transfer = page.evaluate_handle(make, [name, list(content), kind])
-    zone = page.get_by_text("Drop a graph or a picture")
+    transfer = page.evaluate_handle(build_transfer, [name, list(content), media_type])
+    drop_zone = page.get_by_text("Drop a graph or a picture")
     for event in ("dragenter", "dragover", "drop"):
-        zone.dispatch_event(event, {"dataTransfer": transfer})
+        drop_zone.dispatch_event(event, {"dataTransfer": transfer})
 
 
-def png_with_graph(graph: dict[str, Any], keyword: bytes = b"prompt") -> bytes:
+def make_png_with_graph(graph: dict[str, Any], keyword: bytes = b"prompt") -> bytes:
     """Return a PNG that contains its graph in ComfyUI's metadata.
 
     Args:
         keyword: ``prompt``, or ``workflow`` for the format of the editor.
     """
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
+    def make_chunk(chunk_type: bytes, data: bytes) -> bytes:
         return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            struct.pack(">I", len(data))
+            + chunk_type
+            + data
+            + struct.pack(">I", zlib.crc32(chunk_type + data))
         )
 
     return (
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
-        + chunk(b"tEXt", b"Software\0test")
-        + chunk(b"tEXt", keyword + b"\0" + json.dumps(graph).encode())
-        + chunk(b"IDAT", zlib.compress(b"\0\0"))
-        + chunk(b"IEND", b"")
+        + make_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+        + make_chunk(b"tEXt", b"Software\0test")
+        + make_chunk(b"tEXt", keyword + b"\0" + json.dumps(graph).encode())
+        + make_chunk(b"IDAT", zlib.compress(b"\0\0"))
+        + make_chunk(b"IEND", b"")
     )
 
 
@@ -157,21 +164,21 @@ def test_a_sweep_is_rendered_to_a_contact_sheet(
     page.get_by_text("Sweep", exact=True).click()
     page.get_by_role("combobox", name="Input", exact=True).click()
     page.get_by_role("option", name="Seed").click()
-    values = page.get_by_role("combobox", name="Values")
-    for value in ("2003199", "14911780"):
-        values.fill(value)
-        values.press("Enter")
+    values_field = page.get_by_role("combobox", name="Values")
+    for seed_text in ("2003199", "14911780"):
+        values_field.fill(seed_text)
+        values_field.press("Enter")
     page.get_by_role("button", name="Vary another input").click()
     page.get_by_role("combobox", name="Input", exact=True).last.click()
     page.get_by_role("option", name="width").click()
-    values.last.press_sequentially("64,96,")
+    values_field.last.press_sequentially("64,96,")
     console.check_accessibility()
     console.screenshot("render-sweep")
     page.get_by_role("button", name="Render 4 variants").click()
     wait_for_pictures(page, 4)
     page.get_by_text("4 of 4 done").wait_for()
     console.check_accessibility()
-    console.screenshot("render-results", also="ja")
+    console.screenshot("render-results", also_in="ja")
     [job] = api.list_jobs()
     children = api.get(f"/jobs/{job['id']}")["children"]
     assert [child["inputs"] for child in children] == [
@@ -182,7 +189,7 @@ def test_a_sweep_is_rendered_to_a_contact_sheet(
     assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
-def test_seeds_count_up(console: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_each_variant_gets_the_next_seed(console: ConsoleBrowser, gateway: RunningStack) -> None:
     api = Api(gateway)
     page = open_form(console, gateway, api.project)
     page.get_by_label("Caption").fill("two seeds")
@@ -204,10 +211,10 @@ def test_an_earlier_job_is_run_again_with_changes(
     job = api.render(template="swatch", inputs={"prompt": "again", "seed": 7, "width": 64})
     page = console.sign_in_with_key(gateway.api_key).open(f"/jobs/{job['id']}").page
     # The farm's renders have no price.
-    priced = {"jobs": [{**job, "cost_usd": 0.25}], "next_cursor": None}
-    page.route("**/jobs?template=*", lambda route: route.fulfill(json=priced))
-    request = page.get_by_role("region", name="Request")
-    expect(request).to_contain_text("promptagainseed7width64")
+    priced_jobs = {"jobs": [{**job, "cost_usd": 0.25}], "next_cursor": None}
+    page.route("**/jobs?template=*", lambda route: route.fulfill(json=priced_jobs))
+    request_region = page.get_by_role("region", name="Request")
+    expect(request_region).to_contain_text("promptagainseed7width64")
     page.get_by_role("link", name="Run again with changes").click()
     page.get_by_text("Filled in from an earlier job.").wait_for()
     assert page.get_by_label("Caption").input_value() == "again"
@@ -217,19 +224,23 @@ def test_an_earlier_job_is_run_again_with_changes(
     page.unroute("**/jobs?template=*")
     page.get_by_label("width").fill("72")
     console.check_accessibility()
-    again = render(page, "Render 1 picture", 1)
+    second_job = render(page, "Render 1 picture", 1)
     inputs = {"prompt": "again", "seed": 7, "width": 72, "height": 512}
-    assert get_inputs(api, again) == inputs
-    assert api.get(f"/jobs/{again}/graph")["colour"]["inputs"]["width"] == 72
+    assert get_inputs(api, second_job) == inputs
+    assert api.get(f"/jobs/{second_job}/graph")["colour"]["inputs"]["width"] == 72
 
     console.open(f"/gallery?project={api.project}")
     page.get_by_role("button", name="Open").first.click()
     page.get_by_role("link", name="Render again with changes").click()
     page.get_by_text("Filled in from an earlier job.").wait_for()
     page.get_by_role("textbox", name="Seed").fill("8")
-    third = render(page, "Render 1 picture", 1)
-    assert get_inputs(api, third) == {**inputs, "seed": 8}
-    assert [found["id"] for found in api.list_jobs()] == [third, again, job["id"]]
+    third_job = render(page, "Render 1 picture", 1)
+    assert get_inputs(api, third_job) == {**inputs, "seed": 8}
+    assert [listed_job["id"] for listed_job in api.list_jobs()] == [
+        third_job,
+        second_job,
+        job["id"],
+    ]
 
 
 def test_a_form_has_controls_for_all_types_and_options(
@@ -273,16 +284,16 @@ def test_a_form_has_controls_for_all_types_and_options(
     page.get_by_text("Sweep", exact=True).click()
     page.get_by_role("combobox", name="Input", exact=True).click()
     page.get_by_role("option", name="Fails").click()
-    values = page.get_by_role("combobox", name="Values")
+    values_field = page.get_by_role("combobox", name="Values")
     for value in ("false", "true"):
-        values.fill(value)
-        values.press("Enter")
+        values_field.fill(value)
+        values_field.press("Enter")
     page.get_by_role("button", name="Vary another input").click()
     page.get_by_role("combobox", name="Input", exact=True).last.click()
     page.get_by_role("option", name="Folder").click()
     for value in ("day", "night"):
-        values.last.fill(value)
-        values.last.press("Enter")
+        values_field.last.fill(value)
+        values_field.last.press("Enter")
     page.get_by_role("button", name="Render 4 variants").wait_for()
     console.check_accessibility()
     page.get_by_role("button", name="Do not vary Folder").click()
@@ -304,7 +315,7 @@ def test_a_picture_is_uploaded_for_an_input(console: ConsoleBrowser, gateway: Ru
     page = console.sign_in_with_key(gateway.api_key).open("/render").page
     page.get_by_role("combobox", name="Template").click()
     page.get_by_role("option", name="Resize a picture").click()
-    picture = {"name": "dot.png", "mimeType": "image/png", "buffer": png_with_graph({})}
+    picture = {"name": "dot.png", "mimeType": "image/png", "buffer": make_png_with_graph({})}
     page.locator("input[type=file]").set_input_files([picture])
     page.get_by_role("img", name="The chosen picture").wait_for()
     page.get_by_label("width").fill("32")
@@ -312,12 +323,14 @@ def test_a_picture_is_uploaded_for_an_input(console: ConsoleBrowser, gateway: Ru
     page.get_by_label("Project").fill(api.project)
     page.get_by_role("button", name="Render 1 picture").click()
     wait_for_pictures(page, 1)
-    uploaded = page.get_by_role("img", name="The chosen picture").get_attribute("src")
-    assert uploaded is not None
+    uploaded_address = page.get_by_role("img", name="The chosen picture").get_attribute("src")
+    assert uploaded_address is not None
     assert len(api.list_files()) == 1
     page.get_by_role("link", name="Open the job").click()
-    request = page.get_by_role("region", name="Request")
-    expect(request.get_by_role("link")).to_have_attribute("href", uploaded.partition("?")[0])
+    request_region = page.get_by_role("region", name="Request")
+    expect(request_region.get_by_role("link")).to_have_attribute(
+        "href", uploaded_address.partition("?")[0]
+    )
 
 
 def test_graphs_come_from_files_and_pictures(
@@ -328,16 +341,16 @@ def test_graphs_come_from_files_and_pictures(
     api = Api(gateway)
     page = console.sign_in_with_key(gateway.api_key).open("/render").page
     page.get_by_text("Graph", exact=True).click()
-    chosen = {"name": "text.json", "mimeType": "application/json", "buffer": b"[]"}
-    page.locator("input[type=file]").set_input_files([chosen])
+    list_file = {"name": "text.json", "mimeType": "application/json", "buffer": b"[]"}
+    page.locator("input[type=file]").set_input_files([list_file])
     page.get_by_text("The file is JSON, but no graph of ComfyUI.").wait_for()
-    drop(page, "plain.png", b"\x89PNG\r\n\x1a\n", "image/png")
+    drop_file(page, "plain.png", b"\x89PNG\r\n\x1a\n", "image/png")
     page.get_by_text("This PNG carries no graph.").wait_for()
-    drop(page, "half.json", json.dumps({"nodes": [{"id": 1}]}).encode())
+    drop_file(page, "half.json", json.dumps({"nodes": [{"id": 1}]}).encode())
     page.get_by_role("alert").filter(has_text="graph.nodes.0.type").wait_for()
     console.check_clean("status of 400")
     assert page.get_by_role("button", name="Render 1 picture").count() == 0
-    missing = graph(
+    graph_with_missing = graph(
         [
             node(1, "NoSuchNode"),
             node(2, "UpscaleModelLoader", ["no-such-model.safetensors"]),
@@ -345,17 +358,17 @@ def test_graphs_come_from_files_and_pictures(
         ],
         [],
     )
-    drop(page, "missing.json", json.dumps(missing).encode())
+    drop_file(page, "missing.json", json.dumps(graph_with_missing).encode())
     page.get_by_text("missing.json: 3 nodes").wait_for()
-    for text in ("NoSuchNode", "no-such-model.safetensors", "not-mine.png"):
-        page.get_by_role("listitem").filter(has_text=text).wait_for()
+    for missing_name in ("NoSuchNode", "no-such-model.safetensors", "not-mine.png"):
+        page.get_by_role("listitem").filter(has_text=missing_name).wait_for()
     console.check_accessibility()
     console.screenshot("render-missing")
-    broken = {**GRAPH, "3": {"class_type": "NoSuchNode", "inputs": {}}}
-    drop(page, "broken.json", json.dumps(broken).encode())
+    graph_with_unknown_node = {**GRAPH, "3": {"class_type": "NoSuchNode", "inputs": {}}}
+    drop_file(page, "broken.json", json.dumps(graph_with_unknown_node).encode())
     page.get_by_text("broken.json: 3 nodes").wait_for()
     page.get_by_text("Kinds of nodes that it does not have, or that you may not use:").wait_for()
-    drop(page, "picture.png", png_with_graph(GRAPH), "image/png")
+    drop_file(page, "picture.png", make_png_with_graph(GRAPH), "image/png")
     page.get_by_text("picture.png: 2 nodes").wait_for()
     page.get_by_text("has every node and file of this graph.").wait_for()
     page.get_by_text("time and cost are unknown until it has been rendered").wait_for()
@@ -370,21 +383,26 @@ def test_a_graph_names_missing_files_and_is_varied(
     api = Api(gateway)
     page = console.sign_in_with_key(gateway.api_key).open("/render").page
     page.get_by_text("Graph", exact=True).click()
-    loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "none.safetensors"}}
-    shows = {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}}
-    drop(page, "model.json", json.dumps({"3": loader, "4": shows}).encode())
+    loader_node = {
+        "class_type": "CheckpointLoaderSimple",
+        "inputs": {"ckpt_name": "none.safetensors"},
+    }
+    preview_node = {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}}
+    drop_file(page, "model.json", json.dumps({"3": loader_node, "4": preview_node}).encode())
     page.get_by_text("Model files and choices that it does not have:").wait_for()
-    missing = page.get_by_role("listitem").filter(has_text="none.safetensors")
-    expect(missing).to_have_text("CheckpointLoaderSimple (3) · ckpt_name: none.safetensors")
+    missing_file = page.get_by_role("listitem").filter(has_text="none.safetensors")
+    expect(missing_file).to_have_text("CheckpointLoaderSimple (3) · ckpt_name: none.safetensors")
     # What the server says of the node.
     page.get_by_role("button", name="Render 1 picture").click()
-    refused = page.get_by_role("listitem").filter(has_text="Value not in list")
-    expect(refused).to_contain_text("CheckpointLoaderSimple (3)")
+    refused_node = page.get_by_role("listitem").filter(has_text="Value not in list")
+    expect(refused_node).to_contain_text("CheckpointLoaderSimple (3)")
     console.check_accessibility()
     console.check_clean("400")
 
-    noise = {"class_type": "RandomNoise", "inputs": {"noise_seed": 7}}
-    drop(page, "seeds.json", json.dumps({**GRAPH, "3": noise, "4": shows}).encode())
+    noise_node = {"class_type": "RandomNoise", "inputs": {"noise_seed": 7}}
+    drop_file(
+        page, "seeds.json", json.dumps({**GRAPH, "3": noise_node, "4": preview_node}).encode()
+    )
     page.get_by_text("has every node and file of this graph.").wait_for()
     page.get_by_label("Project").fill(api.project)
     page.get_by_text("Seeds", exact=True).click()
@@ -395,8 +413,8 @@ def test_a_graph_names_missing_files_and_is_varied(
     page.get_by_text("Sweep", exact=True).click()
     page.get_by_role("combobox", name="Input", exact=True).click()
     page.get_by_role("option", name="EmptyImage (1) · color: 2003199").click()
-    values = page.get_by_role("combobox", name="Values")
-    values.press_sequentially("255,65280,")
+    values_field = page.get_by_role("combobox", name="Values")
+    values_field.press_sequentially("255,65280,")
     console.check_accessibility()
     job = render(page, "Render 2 variants", 2)
     children = api.get(f"/jobs/{job}")["children"]
@@ -413,12 +431,12 @@ def test_graphs_that_the_editor_saved_are_rendered(
     api = Api(gateway)
     page = console.sign_in_with_key(gateway.api_key).open("/render").page
     page.get_by_text("Graph", exact=True).click()
-    file = page.locator("input[type=file]")
+    file_input = page.locator("input[type=file]")
     # A seed that JavaScript would round.
-    saved = make_simple(0x6F2DA8)
-    saved["nodes"].append(node(5, "PrimitiveInt", [2**60 + 1, "fixed"]))
-    content = png_with_graph(saved, b"workflow")
-    file.set_input_files([{"name": "saved.png", "mimeType": "image/png", "buffer": content}])
+    saved_graph = make_simple(0x6F2DA8)
+    saved_graph["nodes"].append(node(5, "PrimitiveInt", [2**60 + 1, "fixed"]))
+    content = make_png_with_graph(saved_graph, b"workflow")
+    file_input.set_input_files([{"name": "saved.png", "mimeType": "image/png", "buffer": content}])
     page.get_by_text("saved.png: 3 nodes").wait_for()
     page.get_by_text("has every node and file of this graph.").wait_for()
     page.get_by_role("listitem").filter(has_text="Muted: Look (3)").wait_for()
@@ -429,12 +447,12 @@ def test_graphs_that_the_editor_saved_are_rendered(
     page.get_by_role("button", name="Render 1 picture").click()
     wait_for_pictures(page, 1)
     [job] = api.list_jobs()
-    rendered = api.get(f"/jobs/{job['id']}/graph")
-    assert rendered["1"]["inputs"] == {
+    rendered_graph = api.get(f"/jobs/{job['id']}/graph")
+    assert rendered_graph["1"]["inputs"] == {
         "width": 48,
         "height": 32,
         "batch_size": 1,
         "color": 0x6F2DA8,
     }
-    assert rendered["5"]["inputs"] == {"value": 2**60 + 1}
-    assert rendered.keys() == {"1", "2", "5"}
+    assert rendered_graph["5"]["inputs"] == {"value": 2**60 + 1}
+    assert rendered_graph.keys() == {"1", "2", "5"}

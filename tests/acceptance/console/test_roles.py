@@ -45,6 +45,8 @@ class Control:
 
     Attributes:
         within: the page that shows it, or a name in `VIEWS`.
+        role: the ARIA role of the control's element.
+        calls: method and path of each call; a name in braces is a variable of `Studio.values`.
         others: True if roles that do not see the control are still allowed to make its API calls.
     """
 
@@ -241,16 +243,16 @@ class Studio:
     def __init__(self, stack: RunningStack) -> None:
         self.stack = stack
         self._accounts = AccountsApi(stack.url, stack.api_key)
-        self.organisation, _ = self._accounts.new_organisation()
-        boss = self._accounts.new_member(self.organisation, "admin", "Boss")
-        login = {"email": boss, "password": PASSWORD}
+        self.organisation, _ = self._accounts.create_organisation()
+        boss_email = self._accounts.create_member(self.organisation, "admin", "Boss")
+        login = {"email": boss_email, "password": PASSWORD}
         session = self._accounts.call("POST", "/login", login)
         token = session["access_token"]
-        everybody = {"name": "everybody", "scopes": ["text", "jobs:read", "jobs:write"]}
-        key = self._accounts.call("POST", "/keys", everybody, key=token)
-        robots = f"/organisations/{self.organisation}/service-accounts"
-        robot = self._accounts.call("POST", robots, {"name": "robot"})
-        self.job = _Member(stack, key["key"]).render(
+        key_body = {"name": "everybody", "scopes": ["text", "jobs:read", "jobs:write"]}
+        key = self._accounts.call("POST", "/keys", key_body, key=token)
+        robots_path = f"/organisations/{self.organisation}/service-accounts"
+        robot = self._accounts.call("POST", robots_path, {"name": "robot"})
+        self.job = _OrganisationApi(stack, key["key"]).render(
             template="swatch", inputs={"prompt": "role", "seed": 7, "width": 64}
         )
         self.values = {
@@ -267,17 +269,17 @@ class Studio:
         if role == "operator":
             console.sign_in_with_key(self.stack.api_key)
         elif role == "player":
-            console.sign_in(self._register(), PASSWORD)
+            console.sign_in(self._register_player(), PASSWORD)
         else:
-            email = self._accounts.new_member(self.organisation, role, role.title())
+            email = self._accounts.create_member(self.organisation, role, role.title())
             if role in WRITERS:
                 login = {"email": email, "password": PASSWORD}
                 token = self._accounts.call("POST", "/login", login)["access_token"]
                 self._accounts.call("POST", "/keys", {"name": "own"}, key=token)
             console.sign_in(email, PASSWORD)
 
-    def fill(self, body: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """Return a control's body with `values` in place of variables."""
+    def fill_in_values(self, body: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Return a control's body with `values` filled in for its variables."""
         if body is None:
             return None
         return {
@@ -285,14 +287,14 @@ class Studio:
             for name, value in body.items()
         }
 
-    def _register(self) -> str:
+    def _register_player(self) -> str:
         email = f"{secrets.token_hex(6)}@example.com"
         self._accounts.call("POST", "/register", {"email": email, "password": PASSWORD})
         return email
 
 
-class _Member(Api):
-    """The API, called with a key of the organisation."""
+class _OrganisationApi(Api):
+    """Calls the API with a key of the organisation."""
 
     def __init__(self, stack: RunningStack, key: str) -> None:
         super().__init__(stack)
@@ -311,9 +313,9 @@ def test_a_role_sees_the_controls_that_it_may_use(
     studio.sign_in(console, role)
     page = console.page
     menu = page.get_by_role("navigation", name="Pages")
-    expected = [name for name, _, roles, _ in PAGES if role in roles]
-    expected += ["ComfyUI"] if role in READERS else []
-    assert menu.get_by_role("link").all_inner_texts() == expected
+    expected_links = [name for name, _, roles, _ in PAGES if role in roles]
+    expected_links += ["ComfyUI"] if role in READERS else []
+    assert menu.get_by_role("link").all_inner_texts() == expected_links
     views = dict.fromkeys(control.within for control in CONTROLS)
     for name, path, roles, call in PAGES:
         if role in roles and path in views:
@@ -324,36 +326,40 @@ def test_a_role_sees_the_controls_that_it_may_use(
         else:
             page.get_by_text("There is no such page, or you may not see it.").wait_for()
             assert call_api(page, call if " " in call else f"GET {call}", {}) in (403, 404), call
-    wrong = []
-    for within in views:
-        if not open_view(console, studio, role, within):
+    problems = []
+    for view in views:
+        if not open_view(console, studio, role, view):
             continue
         for control in CONTROLS:
-            if control.within == within:
-                result = page.get_by_role(control.role, name=control.name)
+            if control.within == view:
+                elements = page.get_by_role(control.role, name=control.name)
                 if role in control.roles:
-                    expect(result.first).to_be_visible()
-                elif result.count():
-                    wrong.append(f"{within} shows {control.name}")
-    assert wrong == []
+                    expect(elements.first).to_be_visible()
+                elif elements.count():
+                    problems.append(f"{view} shows {control.name}, which the role must not see")
+    assert problems == []
     for control in CONTROLS:
         if role not in control.roles and not control.others:
             for call in control.calls:
-                status = call_api(page, call.format(**studio.values), studio.fill(control.body))
+                status = call_api(
+                    page, call.format(**studio.values), studio.fill_in_values(control.body)
+                )
                 if status not in (403, 404):
-                    wrong.append(f"{control.name}: {call} is answered with {status}")
-    assert wrong == []
+                    problems.append(
+                        f"{control.name}: {call} is answered with {status}, not with 403 or 404"
+                    )
+    assert problems == []
     console.check_clean("403", "404")
 
 
-def open_view(console: ConsoleBrowser, studio: Studio, role: Role, within: str) -> bool:
+def open_view(console: ConsoleBrowser, studio: Studio, role: Role, view: str) -> bool:
     """Open the page that shows a control; return False if the role has no such page."""
-    path, opener, name, openers = VIEWS.get(within, (within, "", "", READERS))
+    path, opener_role, name, allowed_roles = VIEWS.get(view, (view, "", "", READERS))
     path = path.format(**studio.values)
     parent = f"/{path.split('/')[1]}"
     if role not in next(roles for _, page, roles, _ in PAGES if page == parent):
         return False
-    if name and role not in openers:
+    if name and role not in allowed_roles:
         return False
     if role == "operator" and parent in ("/jobs", "/gallery"):
         # The operator's own tenant has other jobs.
@@ -372,7 +378,7 @@ def open_view(console: ConsoleBrowser, studio: Studio, role: Role, within: str) 
     if path.startswith("/people?") or path == "/people":
         page.get_by_role("cell", name="Boss").first.wait_for()
     if name:
-        page.locator("main").get_by_role(opener, name=name).first.click()
+        page.locator("main").get_by_role(opener_role, name=name).first.click()
         page.locator("[role=dialog], [role=menu]").first.wait_for()
         console.check_accessibility()
     return True

@@ -1,4 +1,4 @@
-"""Tests what docs/security.md advises: a second host name keeps ComfyUI's page from the console's session."""
+"""Tests that a second host name for ComfyUI's pages protects the console's session (docs/security.md)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ async (address) => {
 
 
 @pytest.fixture
-def named(gateway: RunningStack, console_tools: None, tmp_path: Path) -> Iterator[ConsoleBrowser]:
+def two_host_browser(
+    gateway: RunningStack, console_tools: None, tmp_path: Path
+) -> Iterator[ConsoleBrowser]:
     """Provide a browser that reaches the gateway by two host names."""
     port = urlsplit(gateway.url).port
     with open_browser(f"http://{_FIRST}:{port}", tmp_path, hosts=(_FIRST, _SECOND)) as browser:
         yield browser
 
 
-def call(gateway: RunningStack, method: str, path: str, **options: Any) -> Any:
+def call_accounts(gateway: RunningStack, method: str, path: str, **options: Any) -> Any:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     response = httpx.request(
         method, f"{gateway.url}/accounts{path}", headers=headers, timeout=60, **options
@@ -48,8 +50,10 @@ def call(gateway: RunningStack, method: str, path: str, **options: Any) -> Any:
     return response.raise_for_status().json()
 
 
-def count_stolen(gateway: RunningStack) -> int:
-    return len(call(gateway, "GET", "/keys", params={"search": "stolen", "valid": True})["keys"])
+def count_stolen_keys(gateway: RunningStack) -> int:
+    return len(
+        call_accounts(gateway, "GET", "/keys", params={"search": "stolen", "valid": True})["keys"]
+    )
 
 
 def sign_in_at(page: Page, url: str, key: str) -> None:
@@ -65,25 +69,32 @@ def sign_in_at(page: Page, url: str, key: str) -> None:
 
 
 def test_scripts_of_comfyuis_page_do_not_reach_the_session_at_another_name(
-    named: ConsoleBrowser, gateway: RunningStack
+    two_host_browser: ConsoleBrowser, gateway: RunningStack
 ) -> None:
-    first, second = named.url, named.url.replace(_FIRST, _SECOND)
-    few = call(gateway, "POST", "/keys", json={"name": "few", "scopes": ["jobs:read"]})["key"]
-    before = count_stolen(gateway)
-    page = named.sign_in_with_key(gateway.api_key).page
-    sign_in_at(page, second, few)
-    own = page.evaluate(_ATTACK, second)
-    assert (own["read"]["scopes"], own["write"]) == (["jobs:read"], 403)
-    stolen = page.evaluate(_ATTACK, first)
-    assert stolen == {"read": "TypeError", "write": "TypeError", "cookies": ""}
-    assert count_stolen(gateway) == before
+    first_address, second_address = (
+        two_host_browser.url,
+        two_host_browser.url.replace(_FIRST, _SECOND),
+    )
+    limited_key = call_accounts(
+        gateway, "POST", "/keys", json={"name": "few", "scopes": ["jobs:read"]}
+    )["key"]
+    count_before = count_stolen_keys(gateway)
+    page = two_host_browser.sign_in_with_key(gateway.api_key).page
+    sign_in_at(page, second_address, limited_key)
+    own_host_result = page.evaluate(_ATTACK, second_address)
+    assert (own_host_result["read"]["scopes"], own_host_result["write"]) == (["jobs:read"], 403)
+    other_host_result = page.evaluate(_ATTACK, first_address)
+    assert other_host_result == {"read": "TypeError", "write": "TypeError", "cookies": ""}
+    assert count_stolen_keys(gateway) == count_before
     # The operator is signed in there all the while, and under one name the script would have had all rights.
-    named.open("/account").page.get_by_role("navigation").wait_for()
-    page.goto(f"{first}/comfy/api/system_stats")
-    reached = page.evaluate(_ATTACK, first)
-    assert (reached["read"]["scopes"], reached["write"]) == (["*"], 201)
-    assert count_stolen(gateway) > before
-    for key in call(gateway, "GET", "/keys", params={"search": "stolen", "valid": True})["keys"]:
+    two_host_browser.open("/account").page.get_by_role("navigation").wait_for()
+    page.goto(f"{first_address}/comfy/api/system_stats")
+    same_host_result = page.evaluate(_ATTACK, first_address)
+    assert (same_host_result["read"]["scopes"], same_host_result["write"]) == (["*"], 201)
+    assert count_stolen_keys(gateway) > count_before
+    for key in call_accounts(gateway, "GET", "/keys", params={"search": "stolen", "valid": True})[
+        "keys"
+    ]:
         httpx.delete(
             f"{gateway.url}/accounts/keys/{key['id']}",
             headers={"authorization": f"Bearer {gateway.api_key}"}, timeout=60,

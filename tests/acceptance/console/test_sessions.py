@@ -19,10 +19,10 @@ _COMFYUI_READY = "window.app?.graph && window.app.extensionManager && window.app
 ENDED = "Your session has ended. Sign in to go on where you were."
 
 
-def new_member(gateway: RunningStack) -> tuple[AccountsApi, str]:
+def create_member(gateway: RunningStack) -> tuple[AccountsApi, str]:
     api = AccountsApi(gateway.url, gateway.api_key)
-    organisation, _ = api.new_organisation()
-    return api, api.new_member(organisation, "member", "Mika")
+    organisation, _ = api.create_organisation()
+    return api, api.create_member(organisation, "member", "Mika")
 
 
 def end_all_sessions(api: AccountsApi, email: str) -> None:
@@ -30,10 +30,10 @@ def end_all_sessions(api: AccountsApi, email: str) -> None:
     api.call("POST", "/logout", {"everywhere": True}, key=token)
 
 
-def test_an_ended_session_leads_back_to_the_same_page(
+def test_sign_in_after_an_ended_session_leads_to_the_same_page(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
-    api, email = new_member(gateway)
+    api, email = create_member(gateway)
     page = console.sign_in(email, PASSWORD).open("/jobs?status=failed&kind=render").page
     page.get_by_text("No job matches").wait_for()
     assert page.get_by_text(ENDED).count() == 0
@@ -54,10 +54,10 @@ def test_an_ended_session_leads_back_to_the_same_page(
     console.check_clean("status of 401")
 
 
-def test_a_page_that_only_listens_notices_that_its_session_has_ended(
+def test_a_page_that_sends_no_requests_notices_that_its_session_has_ended(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
-    api, email = new_member(gateway)
+    api, email = create_member(gateway)
     page = console.sign_in(email, PASSWORD).open("/overview").page
     page.get_by_role("region", name="Render pools").wait_for()
     end_all_sessions(api, email)
@@ -66,15 +66,15 @@ def test_a_page_that_only_listens_notices_that_its_session_has_ended(
     console.check_clean("status of 401")
 
 
-def test_an_expired_access_token_is_renewed_unnoticed(
+def test_an_expired_access_token_is_renewed_silently(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
-    _, email = new_member(gateway)
+    _, email = create_member(gateway)
     page = console.sign_in(email, PASSWORD).open("/jobs").page
     page.get_by_text("No jobs yet").wait_for()
     page.context.clear_cookies(name="moyin_session")
     page.get_by_role("button", name="Refresh").click()
-    eventually_blocking(lambda: "moyin_session" in cookie_names(page))
+    eventually_blocking(lambda: "moyin_session" in list_cookie_names(page))
     expect(page.get_by_text("No jobs yet")).to_be_visible()
     assert page.get_by_role("alert").count() == 0
     console.check_clean("status of 401")
@@ -83,49 +83,49 @@ def test_an_expired_access_token_is_renewed_unnoticed(
 def test_signing_out_of_comfyui_ends_the_session_after_its_cookie_has_expired(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
-    api, email = new_member(gateway)
-    other = api.call("POST", "/login", {"email": email, "password": PASSWORD})["access_token"]
+    api, email = create_member(gateway)
+    other_token = api.call("POST", "/login", {"email": email, "password": PASSWORD})["access_token"]
     page = console.sign_in(email, PASSWORD).page
     page.goto(f"{console.url}/comfy/session")
     page.get_by_role("button", name="Sign out").wait_for()
-    assert len(api.call("GET", "/sessions", key=other)["sessions"]) == 2
+    assert len(api.call("GET", "/sessions", key=other_token)["sessions"]) == 2
     page.context.clear_cookies(name="moyin_session")
     page.get_by_role("button", name="Sign out").click()
     page.get_by_label("API key").wait_for()
-    assert cookie_names(page) == set()
-    [left] = api.call("GET", "/sessions", key=other)["sessions"]
-    assert left["current"]
+    assert list_cookie_names(page) == set()
+    [remaining_session] = api.call("GET", "/sessions", key=other_token)["sessions"]
+    assert remaining_session["current"]
     console.check_clean("status of 401")
 
 
-def test_signing_out_of_comfyui_is_tried_again_while_the_accounts_app_is_down(
+def test_signing_out_of_comfyui_can_be_retried_while_the_accounts_app_is_down(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
-    api, email = new_member(gateway)
-    other = api.call("POST", "/login", {"email": email, "password": PASSWORD})["access_token"]
+    api, email = create_member(gateway)
+    other_token = api.call("POST", "/login", {"email": email, "password": PASSWORD})["access_token"]
     page = console.sign_in(email, PASSWORD).page
-    end = "**/accounts/session/end"
-    page.route(end, lambda route: route.fulfill(status=503, json={"code": "unavailable"}))
+    end_route = "**/accounts/session/end"
+    page.route(end_route, lambda route: route.fulfill(status=503, json={"code": "unavailable"}))
     page.goto(f"{console.url}/comfy/session")
     assert page.get_by_role("alert").count() == 0
     page.get_by_role("button", name="Sign out").click()
     page.get_by_role("alert").get_by_text("could not be ended just now").wait_for()
     # The cookies stay, without which the session could not be ended afterwards.
-    assert cookie_names(page) == {"moyin_session", "moyin_refresh"}
-    page.unroute(end)
+    assert list_cookie_names(page) == {"moyin_session", "moyin_refresh"}
+    page.unroute(end_route)
     page.get_by_role("button", name="Sign out").click()
     page.get_by_label("API key").wait_for()
-    assert cookie_names(page) == set()
-    assert len(api.call("GET", "/sessions", key=other)["sessions"]) == 1
+    assert list_cookie_names(page) == set()
+    assert len(api.call("GET", "/sessions", key=other_token)["sessions"]) == 1
     console.check_clean("status of 401", "status of 503")
 
 
-def test_comfyui_opens_with_the_same_session_and_leads_back(
+def test_comfyui_opens_with_the_same_session_and_links_to_the_console(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     # ComfyUI's page is served once some ComfyUI has said which nodes there are.
     Api(gateway).render(template="swatch", inputs={"prompt": "comfyui", "seed": 7, "width": 64})
-    _, email = new_member(gateway)
+    _, email = create_member(gateway)
     page = console.sign_in(email, PASSWORD).page
     # Else a newcomer is shown ComfyUI's templates first.
     assert page.evaluate(_SKIP_TUTORIAL) == 200
@@ -163,7 +163,7 @@ def refresh_until_signed_out(page: Page) -> None:
     eventually_blocking(is_signed_out)
 
 
-def cookie_names(page: Page) -> set[str]:
+def list_cookie_names(page: Page) -> set[str]:
     return {
         cookie["name"] for cookie in page.context.cookies() if cookie["name"].startswith("moyin_")
     }

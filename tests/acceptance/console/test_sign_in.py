@@ -27,7 +27,7 @@ def test_a_wrong_key_is_reported_with_the_servers_message(console: ConsoleBrowse
     body = response.value.json()
     alert = page.get_by_role("alert")
     assert body["code"] == "invalid_api_key"
-    for text in (body["detail"], f"Code: {body['code']}", f"Request: {body['request_id']}"):
-        alert.get_by_text(text, exact=True).wait_for()
+    for shown_text in (body["detail"], f"Code: {body['code']}", f"Request: {body['request_id']}"):
+        alert.get_by_text(shown_text, exact=True).wait_for()
     console.check_accessibility()
     console.check_clean("401")

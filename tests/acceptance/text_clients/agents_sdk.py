@@ -7,7 +7,7 @@ import json
 import sys
 
 from agents import Agent, Runner, function_tool
-from checking import page
+from checking import run_page_snippet
 from pydantic import BaseModel
 
 
@@ -23,31 +23,33 @@ def weather(city: str) -> str:
 
 
 async def main(url: str, key: str, model: str) -> None:
-    plain_agent = page("openai_agents", url, key, model)["agent"]
+    plain_agent = run_page_snippet("openai_agents", url, key, model)["agent"]
     hello_run = await Runner.run(plain_agent, "Say hello.")
     agent = Agent(name="forecaster", instructions="Be kind.", model=model, tools=[weather])
-    answer = await Runner.run(agent, "What is the weather in 'Paris'?")
+    tool_run = await Runner.run(agent, "What is the weather in 'Paris'?")
     streamed_run = Runner.run_streamed(agent, "What is the weather in 'Paris'?")
-    kinds = {event.type async for event in streamed_run.stream_events()}
+    event_types = {event.type async for event in streamed_run.stream_events()}
     continued_run = await Runner.run(
-        agent, "And now?", previous_response_id=answer.last_response_id
+        agent, "And now?", previous_response_id=tool_run.last_response_id
     )
     typed_agent = Agent(name="reader", model=model, output_type=Person)
-    person = await Runner.run(typed_agent, "The person 'Ada' is 36 years old.")
+    typed_run = await Runner.run(typed_agent, "The person 'Ada' is 36 years old.")
     first_agent = Agent(name="first", model=model, handoffs=[Agent(name="second", model=model)])
     handoff_run = await Runner.run(first_agent, "Say hello.")
-    results = [item.output for item in answer.new_items if item.type == "tool_call_output_item"]
-    entries = {
+    tool_outputs = [
+        item.output for item in tool_run.new_items if item.type == "tool_call_output_item"
+    ]
+    summary = {
         "hello": hello_run.final_output,
-        "results": results,
-        "answer": answer.final_output,
+        "results": tool_outputs,
+        "answer": tool_run.final_output,
         "streamed": streamed_run.final_output,
-        "kinds": sorted(kinds),
+        "kinds": sorted(event_types),
         "continued": continued_run.final_output,
-        "person": person.final_output.model_dump(),
+        "person": typed_run.final_output.model_dump(),
         "last_agent": handoff_run.last_agent.name,
     }
-    print(json.dumps(entries))
+    print(json.dumps(summary))
 
 
 asyncio.run(main(*sys.argv[1:]))

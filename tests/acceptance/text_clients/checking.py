@@ -15,7 +15,7 @@ PERSON = {"name": "Ada", "age": 36}
 RESULT = "sunny in Paris"
 
 
-def page(name: str, gateway: str, key: str, model: str) -> dict[str, Any]:
+def run_page_snippet(name: str, gateway: str, key: str, model: str) -> dict[str, Any]:
     """Run a snippet of docs/clients.md, and return the variables that it has defined."""
     variables = {"gateway": gateway, "key": key, "model": model}
     path = Path(__file__).with_name(f"page_{name}.py")
@@ -23,8 +23,8 @@ def page(name: str, gateway: str, key: str, model: str) -> dict[str, Any]:
     return variables
 
 
-def report(checks: Mapping[str, Callable[[], None]]) -> None:
-    """Run the checks, and print the result of each as JSON: "ok", or the error."""
+def report_results(checks: Mapping[str, Callable[[], None]]) -> None:
+    """Run the checks, and print the result of each by its name as JSON: "ok", or the traceback."""
     results = {}
     for name, check in checks.items():
         try:

@@ -14,7 +14,7 @@ from typing import Any
 # Otherwise it reports its use.
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
-from checking import PERSON, QUESTION, RESULT, SENTENCE, TEXT, page, report
+from checking import PERSON, QUESTION, RESULT, SENTENCE, TEXT, report_results, run_page_snippet
 from haystack import Document
 from haystack.components.agents import Agent
 from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
@@ -42,12 +42,12 @@ def weather(city: str) -> str:
     return f"sunny in {city}"
 
 
-def generator(name: str) -> Any:
+def new_generator(name: str) -> Any:
     match name:
         case "openai":
-            return page("haystack", url, key, model)["chat"]
+            return run_page_snippet("haystack", url, key, model)["chat"]
         case "openai responses":
-            return page("haystack", url, key, model)["responses"]
+            return run_page_snippet("haystack", url, key, model)["responses"]
         case "anthropic":
             return AnthropicChatGenerator(
                 model=model, api_key=Secret.from_token(key), max_retries=0
@@ -58,36 +58,40 @@ def generator(name: str) -> Any:
 
 def chats(name: str) -> None:
     messages = [ChatMessage.from_system("Be kind."), ChatMessage.from_user("Say hello.")]
-    [answer] = generator(name).run(messages)["replies"]
-    assert answer.text == TEXT, answer
-    pieces: list[str] = []
-    streaming = generator(name)
-    streaming.streaming_callback = lambda chunk: pieces.append(chunk.content or "")
-    [answer] = streaming.run(messages)["replies"]
-    assert answer.text == TEXT and "".join(pieces) == TEXT, (answer, pieces)
+    [reply] = new_generator(name).run(messages)["replies"]
+    assert reply.text == TEXT, reply
+    streamed_texts: list[str] = []
+    streaming_generator = new_generator(name)
+    streaming_generator.streaming_callback = lambda chunk: streamed_texts.append(
+        chunk.content or ""
+    )
+    [reply] = streaming_generator.run(messages)["replies"]
+    assert reply.text == TEXT and "".join(streamed_texts) == TEXT, (reply, streamed_texts)
 
 
 def runs_an_agent(name: str) -> None:
-    agent = Agent(chat_generator=generator(name), tools=[create_tool_from_function(weather)])
-    run = agent.run([ChatMessage.from_user(QUESTION)])
-    results = [m.tool_call_result.result for m in run["messages"] if m.tool_call_result]
-    assert (run["last_message"].text, results) == (TEXT, [RESULT]), run
+    agent = Agent(chat_generator=new_generator(name), tools=[create_tool_from_function(weather)])
+    agent_run = agent.run([ChatMessage.from_user(QUESTION)])
+    tool_results = [m.tool_call_result.result for m in agent_run["messages"] if m.tool_call_result]
+    assert (agent_run["last_message"].text, tool_results) == (TEXT, [RESULT]), agent_run
 
 
 def fills_objects() -> None:
-    kwargs = {"response_format": Person}
-    generator = OpenAIChatGenerator(model=model, generation_kwargs=kwargs, max_retries=0, **OPENAI)
-    [answer] = generator.run([ChatMessage.from_user(SENTENCE)])["replies"]
-    assert json.loads(answer.text) == PERSON, answer
+    generation_options = {"response_format": Person}
+    schema_generator = OpenAIChatGenerator(
+        model=model, generation_kwargs=generation_options, max_retries=0, **OPENAI
+    )
+    [reply] = schema_generator.run([ChatMessage.from_user(SENTENCE)])["replies"]
+    assert json.loads(reply.text) == PERSON, reply
 
 
 def embeds() -> None:
     embedder_options = {"model": vectors, **OPENAI}
     assert OpenAITextEmbedder(**embedder_options).run("bcd")["embedding"] == [3, 98]
-    result = OpenAIDocumentEmbedder(progress_bar=False, **embedder_options).run(
+    embedding_run = OpenAIDocumentEmbedder(progress_bar=False, **embedder_options).run(
         [Document(content="a")]
     )
-    assert result["documents"][0].embedding == [1, 97]
+    assert embedding_run["documents"][0].embedding == [1, 97]
 
 
 checks = {
@@ -95,4 +99,4 @@ checks = {
     for name in ("openai", "openai responses", "anthropic", "ollama")
     for check in (chats, runs_an_agent)
 }
-report({**checks, "openai fills_objects": fills_objects, "embeddings": embeds})
+report_results({**checks, "openai fills_objects": fills_objects, "embeddings": embeds})

@@ -17,7 +17,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import litellm
 import yaml
-from checking import PERSON, QUESTION, SENTENCE, TEXT, page, report
+from checking import PERSON, QUESTION, SENTENCE, TEXT, report_results, run_page_snippet
 
 url, key, model, vectors = sys.argv[1:]
 PARAMETERS = {
@@ -48,42 +48,44 @@ PLACES: dict[str, dict[str, Any]] = {
 }
 
 
-def ask(provider: str, **members: Any) -> Any:
+def complete_chat(provider: str, **members: Any) -> Any:
     members.setdefault("messages", [{"role": "user", "content": "Say hello."}])
     return litellm.completion(model=f"{provider}/{model}", **PLACES[provider], **members)
 
 
-def whole(provider: str) -> None:
-    answer = ask(provider)
-    assert answer.choices[0].message.content == TEXT, answer
-    assert answer.usage.prompt_tokens > 0, answer
+def answers_whole(provider: str) -> None:
+    completion = complete_chat(provider)
+    assert completion.choices[0].message.content == TEXT, completion
+    assert completion.usage.prompt_tokens > 0, completion
 
 
-def streamed(provider: str) -> None:
-    chunks = list(ask(provider, stream=True, stream_options={"include_usage": True}))
+def streams(provider: str) -> None:
+    chunks = list(complete_chat(provider, stream=True, stream_options={"include_usage": True}))
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == TEXT, text
 
 
-def tools(provider: str) -> None:
+def runs_tools(provider: str) -> None:
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
-    tool_response = ask(provider, messages=messages, tools=TOOLS)
+    tool_response = complete_chat(provider, messages=messages, tools=TOOLS)
     [call] = tool_response.choices[0].message.tool_calls
     assert json.loads(call.function.arguments) == {"city": "Paris"}, tool_response
     messages += [
         tool_response.choices[0].message.model_dump(exclude_none=True),
         {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
     ]
-    assert ask(provider, messages=messages, tools=TOOLS).choices[0].message.content == TEXT
+    assert (
+        complete_chat(provider, messages=messages, tools=TOOLS).choices[0].message.content == TEXT
+    )
 
 
-def objects(provider: str) -> None:
+def fills_objects(provider: str) -> None:
     messages = [{"role": "user", "content": SENTENCE}]
-    answer = ask(provider, messages=messages, response_format=FORM)
-    assert json.loads(answer.choices[0].message.content) == PERSON, answer
+    completion = complete_chat(provider, messages=messages, response_format=FORM)
+    assert json.loads(completion.choices[0].message.content) == PERSON, completion
 
 
-def error(provider: str) -> None:
+def reports_errors(provider: str) -> None:
     try:
         litellm.completion(
             model=f"{provider}/gpt-2",
@@ -91,17 +93,17 @@ def error(provider: str) -> None:
             num_retries=0,
             **PLACES[provider],
         )
-    except litellm.NotFoundError as refused:
-        assert "gpt-2" in str(refused)
+    except litellm.NotFoundError as not_found_error:
+        assert "gpt-2" in str(not_found_error)
     else:
-        raise AssertionError("an unknown model was answered")
+        raise AssertionError("an unknown model was answered instead of refused")
 
 
 def completes() -> None:
-    answer = litellm.text_completion(
+    completion = litellm.text_completion(
         model=f"text-completion-openai/{model}", prompt="Say hello.", **OPENAI
     )
-    assert TEXT in answer.choices[0].text, answer
+    assert TEXT in completion.choices[0].text, completion
 
 
 def generates() -> None:
@@ -116,8 +118,8 @@ def embeds() -> None:
         {"model": f"openai/{vectors}", **OPENAI},
         {"model": f"ollama/{vectors}", **OLLAMA},
     ):
-        answer = litellm.embedding(input=["a", "bcd"], **options)
-        assert [row["embedding"] for row in answer.data] == [[1, 97], [3, 98]], answer
+        embeddings = litellm.embedding(input=["a", "bcd"], **options)
+        assert [row["embedding"] for row in embeddings.data] == [[1, 97], [3, 98]], embeddings
 
 
 def responses() -> None:
@@ -132,11 +134,11 @@ def responses() -> None:
     tool_response = litellm.responses(input=QUESTION, tools=[tool], **options)
     [call] = [item for item in tool_response.output if item.type == "function_call"]
     assert json.loads(call.arguments) == {"city": "Paris"}
-    result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
-    answer = litellm.responses(
-        input=[result], tools=[tool], previous_response_id=tool_response.id, **options
+    tool_output = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    final_response = litellm.responses(
+        input=[tool_output], tools=[tool], previous_response_id=tool_response.id, **options
     )
-    assert answer.output[0].content[0].text == TEXT
+    assert final_response.output[0].content[0].text == TEXT
 
 
 def stands_in_front() -> None:
@@ -150,16 +152,16 @@ def stands_in_front() -> None:
 checks = {
     f"{provider} {check.__name__}": (lambda check=check, provider=provider: check(provider))
     for provider in PLACES
-    for check in (whole, streamed, tools, objects, error)
+    for check in (answers_whole, streams, runs_tools, fills_objects, reports_errors)
 }
-report(
+report_results(
     {
         **checks,
         "text-completion-openai": completes,
         "ollama generates": generates,
         "embeddings": embeds,
         "responses": responses,
-        "lines of the page": lambda: page("litellm", url, key, model),
+        "lines of the page": lambda: run_page_snippet("litellm", url, key, model),
         "in front of the gateway": stands_in_front,
     }
 )

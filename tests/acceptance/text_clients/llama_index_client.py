@@ -10,7 +10,7 @@ import asyncio
 import sys
 from typing import Any
 
-from checking import PERSON, QUESTION, RESULT, SENTENCE, TEXT, page, report
+from checking import PERSON, QUESTION, RESULT, SENTENCE, TEXT, report_results, run_page_snippet
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
@@ -38,7 +38,7 @@ def weather(city: str) -> str:
 # These two know the context of the vendors' own models only, so they ask aliases of such names.
 OPENAI = OpenAI(model="gpt-4o", api_base=f"{url}/v1", api_key=key, max_retries=0)
 ANTHROPIC = Anthropic(model="claude-sonnet-4-5", base_url=url, api_key=key, max_retries=0)
-PAGE = page("llama_index", url, key, model)
+PAGE = run_page_snippet("llama_index", url, key, model)
 LIKE = PAGE["like"]
 CHATS: dict[str, Any] = {
     "OpenAI": OPENAI,
@@ -51,7 +51,7 @@ HELLO = [ChatMessage(role="system", content="Be kind."), ChatMessage(content="Sa
 
 def chats(llm: Any) -> None:
     assert llm.chat(HELLO).message.content == TEXT
-    streamed_texts = [piece.delta or "" for piece in llm.stream_chat(HELLO)]
+    streamed_texts = [chunk.delta or "" for chunk in llm.stream_chat(HELLO)]
     assert "".join(streamed_texts) == TEXT, streamed_texts
     assert llm.complete("Say hello.").text == TEXT
 
@@ -67,8 +67,8 @@ def runs_an_agent(llm: Any) -> None:
         answer = await FunctionAgent(tools=[weather], llm=llm).run(QUESTION)
         return str(answer), [str(call.tool_output) for call in answer.tool_calls]
 
-    answer, results = asyncio.run(run())
-    assert (answer, results) == (TEXT, [RESULT]), (answer, results)
+    answer, tool_outputs = asyncio.run(run())
+    assert (answer, tool_outputs) == (TEXT, [RESULT]), (answer, tool_outputs)
 
 
 def fills_objects(llm: Any) -> None:
@@ -79,7 +79,7 @@ def fills_objects(llm: Any) -> None:
 def completes() -> None:
     # Its default is OpenAI's older call.
     assert TEXT in LIKE.complete("Say hello.").text
-    assert TEXT in "".join(piece.delta or "" for piece in LIKE.stream_complete("Say hello."))
+    assert TEXT in "".join(chunk.delta or "" for chunk in LIKE.stream_complete("Say hello."))
     assert TEXT in str(LIKE.chat(HELLO).message.content)
 
 
@@ -98,4 +98,4 @@ checks = {
     for name, llm in CHATS.items()
     for check in (chats, runs_tools, runs_an_agent, fills_objects)
 }
-report({**checks, "OpenAILike completes": completes, "embeddings": embeds})
+report_results({**checks, "OpenAILike completes": completes, "embeddings": embeds})

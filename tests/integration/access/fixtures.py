@@ -47,8 +47,8 @@ class Outbox:
     async def send(self, mail: Mail) -> None:
         self.mails.append(mail)
 
-    async def token(self, recipient: str) -> str:
-        """Return the token in the newest mail to this address."""
+    async def take_token(self, recipient: str) -> str:
+        """Wait for a mail to this address, remove the newest, and return the token in it."""
         await eventually(lambda: any(mail.to == recipient for mail in self.mails))
         mail = next(mail for mail in reversed(self.mails) if mail.to == recipient)
         self.mails.remove(mail)
@@ -56,7 +56,9 @@ class Outbox:
 
 
 @dataclass
-class Answer:
+class AppResponse:
+    """A response of the accounts app; ``body`` is its JSON, or an empty object without a body."""
+
     status: int
     headers: Mapping[str, str]
     body: Any
@@ -69,9 +71,9 @@ class Answer:
 class AccountsApp:
     """A running accounts app, and the API key of an operator."""
 
-    def __init__(self, settings: Settings, parts: AccountsServices, outbox: Outbox) -> None:
+    def __init__(self, settings: Settings, services: AccountsServices, outbox: Outbox) -> None:
         self.settings = settings
-        self.parts = parts
+        self.services = services
         self.outbox = outbox
         self.url = ""
         self.operator = ""
@@ -84,40 +86,46 @@ class AccountsApp:
         bearer: str | None = None,
         body: Any = None,
         **headers: str,
-    ) -> Answer:
+    ) -> AppResponse:
         request_headers = {**headers, **({"authorization": f"Bearer {bearer}"} if bearer else {})}
         url = f"{self.url}/accounts{path}"
         async with self.session.request(
             method, url, json=body, headers=request_headers
         ) as response:
             response_body = await response.json(content_type=None) if await response.read() else {}
-            return Answer(response.status, response.headers, response_body)
+            return AppResponse(response.status, response.headers, response_body)
 
-    async def ok(self, method: str, path: str, bearer: str | None = None, body: Any = None) -> Any:
+    async def expect_ok(
+        self, method: str, path: str, bearer: str | None = None, body: Any = None
+    ) -> Any:
         """Call a route, assert success, and return the response's body."""
-        answer = await self.call(method, path, bearer, body)
-        assert answer.status < 300, answer
-        return answer.body
+        response = await self.call(method, path, bearer, body)
+        assert response.status < 300, response
+        return response.body
 
-    async def player(self, email: str = "") -> Any:
+    async def register_player(self, email: str = "") -> Any:
         """Register a new player and return the session."""
         email = email or f"{secrets.token_hex(6)}@example.com"
         body = {"email": email, "password": PASSWORD, "name": "Ann"}
-        return await self.ok("POST", "/register", None, body)
+        return await self.expect_ok("POST", "/register", None, body)
 
-    async def organisation(self) -> str:
+    async def create_organisation(self) -> str:
         name = f"studio {secrets.token_hex(6)}"
-        result: str = (await self.ok("POST", "/organisations", self.operator, {"name": name}))["id"]
+        result: str = (
+            await self.expect_ok("POST", "/organisations", self.operator, {"name": name})
+        )["id"]
         return result
 
-    async def member(self, organisation: str, role: str = "member") -> Any:
+    async def add_member(self, organisation: str, role: str = "member") -> Any:
         """Invite a new member, accept the invitation, and return the session."""
         email = f"{secrets.token_hex(6)}@example.com"
         path = f"/organisations/{organisation}/members"
-        await self.ok("POST", path, self.operator, {"email": email, "role": role})
-        token = await self.outbox.token(email)
-        await self.ok("POST", "/password/reset", None, {"token": token, "password": PASSWORD})
-        return await self.ok("POST", "/login", None, {"email": email, "password": PASSWORD})
+        await self.expect_ok("POST", path, self.operator, {"email": email, "role": role})
+        token = await self.outbox.take_token(email)
+        await self.expect_ok(
+            "POST", "/password/reset", None, {"token": token, "password": PASSWORD}
+        )
+        return await self.expect_ok("POST", "/login", None, {"email": email, "password": PASSWORD})
 
 
 class Postgres:
@@ -135,7 +143,7 @@ class Postgres:
         server_uri: str = self._server.get_uri(database=name)
         return server_uri.replace("postgresql://", "postgresql+asyncpg://", 1)
 
-    def new(self, template: str = "template1") -> str:
+    def create_database(self, template: str = "template1") -> str:
         """Create a database as a copy of ``template``, and return its name."""
         name = f"t{secrets.token_hex(6)}"
         self._server.psql(f"CREATE DATABASE {name} TEMPLATE {template}")
@@ -158,7 +166,7 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres: Postgres) -> str:
     """Return the name of a PostgreSQL database with all tables, to be copied."""
-    name = postgres.new()
+    name = postgres.create_database()
     migrate(postgres.url(name))
     return name
 
@@ -182,7 +190,7 @@ def _new_database(request: pytest.FixtureRequest, folder: Path) -> str:
         shutil.copy(request.getfixturevalue("migrated_sqlite"), folder / "moyin.db")
         return f"sqlite:///{folder / 'moyin.db'}"
     server: Postgres = request.getfixturevalue("postgres")
-    return server.url(server.new(request.getfixturevalue("migrated_postgres")))
+    return server.url(server.create_database(request.getfixturevalue("migrated_postgres")))
 
 
 @asynccontextmanager
@@ -191,20 +199,20 @@ async def accounts_serving(
 ) -> AsyncIterator[AccountsApp]:
     """Serve the accounts app on a free port; ``share_port`` may add other apps to the port."""
     outbox = Outbox()
-    parts = new_services(
+    services = new_services(
         settings,
         observer=NoObserver(),
         mailer=outbox,
         token_lifetime=timedelta(minutes=5),
         session_idle=timedelta(days=1),
     )
-    parts.sign_in._passwords = PasswordService(QUICK)
-    accounts_app = AccountsApp(settings, parts, outbox)
+    services.sign_in._passwords = PasswordService(QUICK)
+    accounts_app = AccountsApp(settings, services, outbox)
     database = Database(settings.sql_url)
     _, accounts_app.operator = await KeyStore(database).create("admin", "operator")
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
-        accounts_app.url = await stack.enter_async_context(serving(share_port(new_app(parts))))
+        accounts_app.url = await stack.enter_async_context(serving(share_port(new_app(services))))
         accounts_app.session = await stack.enter_async_context(aiohttp.ClientSession())
         yield accounts_app
 

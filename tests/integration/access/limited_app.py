@@ -24,15 +24,15 @@ def main() -> None:
 
     async def admit(request: web.Request) -> web.Response:
         body: dict[str, Any] = await request.json()
-        money = {name: Decimal(body.pop(name, "0")) for name in ("reserve", "spend")}
+        amounts_usd = {name: Decimal(body.pop(name, "0")) for name in ("reserve", "spend")}
         limit = Limit(**body | {n: Decimal(v) for n, v in body.items() if n.startswith("usd")})
         try:
-            admission = await meter.admit([limit], owner="studio", usd=money["reserve"])
+            admission = await meter.admit([limit], owner="studio", usd=amounts_usd["reserve"])
         except LimitExceeded as error:
             return web.json_response({"code": error.code}, status=429)
-        if money["reserve"]:
+        if amounts_usd["reserve"]:
             await asyncio.sleep(random.uniform(0, 0.01))
-            admission.record(money["spend"], 0)
+            admission.record(amounts_usd["spend"], 0)
         admission.release()
         return web.json_response(
             {"headers": {k.decode(): v.decode() for k, v in admission.headers}}

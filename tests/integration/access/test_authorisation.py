@@ -107,6 +107,8 @@ GATEWAY = {
     "GET /cluster/links": "-xxxx++",
     "GET /cluster/config-changes": "-xxxx++",
     "GET /cluster/doctor": "-xxxx++",
+    "GET /cluster/metrics": "-xxxx++",
+    "GET /cluster/metrics/targets": "-xxxx++",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts": "-xx+x++",
     "POST /artifacts/archive": "-xx+x++",  # names no file
@@ -247,53 +249,65 @@ class RoleAccounts:
     def __init__(self, accounts_app: AccountsApp) -> None:
         self.accounts_app = accounts_app
 
-    async def open(self) -> None:
+    async def create_tenants(self) -> None:
         accounts_app = self.accounts_app
-        self.studio = await accounts_app.organisation()
-        self.rival = await accounts_app.organisation()
-        self.boss = (await accounts_app.member(self.studio, "admin"))["access_token"]
+        self.studio = await accounts_app.create_organisation()
+        self.rival = await accounts_app.create_organisation()
+        self.boss = (await accounts_app.add_member(self.studio, "admin"))["access_token"]
 
-    async def bearer(self, role: str) -> str | None:
-        """Return a session or key of the role, a new one because some routes end the session."""
+    async def create_bearer(self, role: str) -> str | None:
+        """Return an access token or key of the role; new for each call, as some routes end sessions."""
         match role:
             case "nobody":
                 return None
             case "player":
-                return str((await self.accounts_app.player())["access_token"])
+                return str((await self.accounts_app.register_player())["access_token"])
             case "operator":
                 return self.accounts_app.operator
             case "other admin":
-                return str((await self.accounts_app.member(self.rival, "admin"))["access_token"])
-            case "text key":
-                member = (await self.accounts_app.member(self.studio))["access_token"]
                 return str(
-                    (await self.accounts_app.ok("POST", "/keys", member, {"scopes": ["text"]}))[
-                        "key"
-                    ]
+                    (await self.accounts_app.add_member(self.rival, "admin"))["access_token"]
                 )
-        return str((await self.accounts_app.member(self.studio, role))["access_token"])
+            case "text key":
+                member_token = (await self.accounts_app.add_member(self.studio))["access_token"]
+                return str(
+                    (
+                        await self.accounts_app.expect_ok(
+                            "POST", "/keys", member_token, {"scopes": ["text"]}
+                        )
+                    )["key"]
+                )
+        return str((await self.accounts_app.add_member(self.studio, role))["access_token"])
 
-    async def path(self, template: str) -> str:
+    async def fill_path(self, template: str) -> str:
         """Return the path of a route, with new objects in place of the names in braces.
 
         Args:
             template: the path as OpenAPI describes it, such as ``/keys/{key}``.
         """
-        call, values = self.accounts_app.ok, {"organisation": self.studio}
+        call_ok, path_values = self.accounts_app.expect_ok, {"organisation": self.studio}
         if "{user}" in template or "{subject}" in template:
-            accounts = f"/organisations/{self.studio}/service-accounts"
-            service = (await call("POST", accounts, self.boss, {"name": "bot"}))["id"]
-            values |= {"user": service, "subject": f"user:{service}"}
-        values["session"] = "ses_unknown"
+            accounts_path = f"/organisations/{self.studio}/service-accounts"
+            service_account_id = (await call_ok("POST", accounts_path, self.boss, {"name": "bot"}))[
+                "id"
+            ]
+            path_values |= {"user": service_account_id, "subject": f"user:{service_account_id}"}
+        path_values["session"] = "ses_unknown"
         if "{key}" in template:
-            values["key"] = (await call("POST", "/keys", self.boss, {"scopes": ["text"]}))["id"]
+            path_values["key"] = (await call_ok("POST", "/keys", self.boss, {"scopes": ["text"]}))[
+                "id"
+            ]
         if "{kid}" in template:
-            values["kid"] = (await call("POST", "/signing-keys", self.accounts_app.operator))["kid"]
-            await call("POST", "/signing-keys", self.accounts_app.operator)
-        return template.format(**values) + ("?email=a@example.com" if template == "/users" else "")
+            path_values["kid"] = (
+                await call_ok("POST", "/signing-keys", self.accounts_app.operator)
+            )["kid"]
+            await call_ok("POST", "/signing-keys", self.accounts_app.operator)
+        return template.format(**path_values) + (
+            "?email=a@example.com" if template == "/users" else ""
+        )
 
 
-def body_of(route: str) -> Any:
+def build_body(route: str) -> Any:
     """Return a valid body, so that only the role decides the result."""
     email = f"{secrets.token_hex(6)}@example.com"
     bodies: dict[str, Any] = {
@@ -321,44 +335,47 @@ async def role_accounts(
     (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
     settings = Settings(data=tmp_path, redis_url=valkey_server.url, secret=SECRET)
     async with accounts_serving(settings) as accounts_app:
-        cast = RoleAccounts(accounts_app)
-        await cast.open()
-        yield cast
+        tenant_accounts = RoleAccounts(accounts_app)
+        await tenant_accounts.create_tenants()
+        yield tenant_accounts
 
 
-async def test_accounts(role_accounts: RoleAccounts) -> None:
-    description = await role_accounts.accounts_app.ok("GET", "/openapi.json")
+async def test_accounts_routes_match_the_matrix(role_accounts: RoleAccounts) -> None:
+    description = await role_accounts.accounts_app.expect_ok("GET", "/openapi.json")
     assert list_routes(description) == ACCOUNTS.keys(), "list the route with what each role may"
-    wrong_routes = {}
-    for route, expected in ACCOUNTS.items():
+    differences = {}
+    for route, expected_outcomes in ACCOUNTS.items():
         method, template = route.split(" ")
         outcomes = ""
         for role in ACCOUNTS_ROLES:
-            path = await role_accounts.path(template)
-            answer = await role_accounts.accounts_app.call(
-                method, path, await role_accounts.bearer(role), body_of(route)
+            path = await role_accounts.fill_path(template)
+            response = await role_accounts.accounts_app.call(
+                method, path, await role_accounts.create_bearer(role), build_body(route)
             )
-            assert answer.status < 500, (route, role, answer)
-            outcomes += to_matrix_character(answer.status, answer.code)
-        if outcomes != expected:
-            wrong_routes[route] = f"{outcomes}, not {expected}"
-    assert wrong_routes == {}
+            assert response.status < 500, (route, role, response)
+            outcomes += to_matrix_character(response.status, response.code)
+        if outcomes != expected_outcomes:
+            differences[route] = f"{outcomes}, not {expected_outcomes}"
+    assert differences == {}
 
 
-async def test_gateway(farm: Farm) -> None:
-    bearers = await gateway_bearers(farm)
+async def test_gateway_routes_match_the_matrix(farm: Farm) -> None:
+    bearers = await create_gateway_bearers(farm)
     async with aiohttp.ClientSession(farm.url) as session:
         async with session.get("/openapi.json") as response:
             description = await response.json()
         assert list_routes(description) == GATEWAY.keys(), "list the route with what each role may"
-        job = await create_render_job(farm)
-        assert await find_wrong_answers(farm, session, bearers, job, GATEWAY) == {}
+        job_id = await create_render_job(farm)
+        assert await find_matrix_differences(farm, session, bearers, job_id, GATEWAY) == {}
         for role, bearer in bearers.items():
             expected = GATEWAY["GET /jobs/{job_id}/events"][GATEWAY_ROLES.index(role)]
-            assert await judge_websocket(session, f"/jobs/{job}/ws", bearer) == expected, role
+            assert (
+                await websocket_to_matrix_character(session, f"/jobs/{job_id}/ws", bearer)
+                == expected
+            ), role
 
 
-async def gateway_bearers(farm: Farm) -> dict[str, str | None]:
+async def create_gateway_bearers(farm: Farm) -> dict[str, str | None]:
     """Return a key of the tenant ``ann`` for each of `GATEWAY_ROLES`, or None for no key."""
     return await create_bearers(KeyStore(farm.database), "ann")
 
@@ -378,36 +395,38 @@ async def create_bearers(keys: KeyStore, owner: str) -> dict[str, str | None]:
 async def create_render_job(farm: Farm) -> str:
     """Create a queued render job of the tenant, and return its id."""
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
-    return str((await farm.submit({"kind": "render", "workflow": graph}))["id"])
+    return str((await farm.submit_job({"kind": "render", "workflow": graph}))["id"])
 
 
-async def find_wrong_answers(
+async def find_matrix_differences(
     farm: Farm,
     session: aiohttp.ClientSession,
     bearers: Mapping[str, str | None],
-    job: str,
+    job_id: str,
     matrix: Mapping[str, str],
     base_path: str = "",
 ) -> dict[str, str]:
     """Call each route of ``matrix`` as each role, and return the differences from the matrix.
 
     Args:
-        job: the id of the job that the paths contain.
+        job_id: the id of the job that the paths contain.
         base_path: the URL or path in front of the routes.
     """
     path_values = {
-        "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
+        "job_id": job_id, "prompt_id": job_id, "name": "swatch", "token": "x", "node": "x", "kind": "input",
         "folder": "x", "index": 0,
         "file": "a.json", "path": "pack/x.js", "dest": "b.json", "id": "x",
         "digest": f"blake3:{blake3(b'text').hexdigest()}",
     }  # fmt: skip
-    wrong_routes = {}
-    for route, expected in matrix.items():
+    differences = {}
+    for route, expected_outcomes in matrix.items():
         method, template = route.split(" ")
         outcomes = ""
         for bearer in bearers.values():
             # One for each call: some routes delete it.
-            artifact_id = await upload(farm) if "{a" in template or "{digest}" in template else ""
+            artifact_id = (
+                await upload_artifact(farm) if "{a" in template or "{digest}" in template else ""
+            )
             path = template.format_map(
                 path_values | {"artifact_id": artifact_id, "asset_id": artifact_id}
             )
@@ -424,20 +443,22 @@ async def find_wrong_answers(
                     code = body.get("code") or body["error"]["details"]["code"]
                 assert response.status < 500 or path == "/readyz", (route, code)
                 outcomes += to_matrix_character(response.status, code)
-        if outcomes != expected:
-            wrong_routes[route] = f"{outcomes}, not {expected}"
-    return wrong_routes
+        if outcomes != expected_outcomes:
+            differences[route] = f"{outcomes}, not {expected_outcomes}"
+    return differences
 
 
-async def upload(farm: Farm) -> str:
+async def upload_artifact(farm: Farm) -> str:
     async with farm.client.post("/artifacts?name=a.txt", data=b"text") as response:
         return str((await response.json())["id"])
 
 
-async def judge_websocket(session: aiohttp.ClientSession, path: str, bearer: str | None) -> str:
+async def websocket_to_matrix_character(
+    session: aiohttp.ClientSession, path: str, bearer: str | None
+) -> str:
     """Open a WebSocket, and return its result as a character of the matrix.
 
-    The result is ``+`` if the server sends a text, or else that of `judge` for the close code.
+    The result is ``+`` if the server sends a text. Otherwise the close code decides it.
     """
     headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
     async with session.ws_connect(path, headers=headers) as connection:
@@ -452,15 +473,15 @@ async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) ->
     farm = working_farm
     keys = KeyStore(farm.database)
     key_id, key = await keys.create("ann", "narrow", scopes={"jobs:write", "jobs:read"})
-    call = {"kind": "http", "request": {"path": "/svc/x"}}
-    chat = {"kind": "chat", "request": {"model": "m", "messages": [{"role": "user"}]}}
-    async with farm.session(key) as narrow_session:
-        async with narrow_session.post("/jobs", json=chat) as response:
+    http_job = {"kind": "http", "request": {"path": "/svc/x"}}
+    chat_job = {"kind": "chat", "request": {"model": "m", "messages": [{"role": "user"}]}}
+    async with farm.open_session(key) as narrow_session:
+        async with narrow_session.post("/jobs", json=chat_job) as response:
             body = await response.json()
             assert (response.status, body["scope"]) == (403, "text")
-        async with narrow_session.post("/jobs", json=call) as response:
-            job = (await response.json())["id"]
-    await farm.until(job, "succeeded")
+        async with narrow_session.post("/jobs", json=http_job) as response:
+            job_id = (await response.json())["id"]
+    await farm.wait_for_status(job_id, "succeeded")
     [headers] = [headers for _, path, _, headers in farm.services.calls if path == "/svc/x"]
     token = headers["authorization"].removeprefix("Bearer ")
     identity = await create_authenticator(farm.database, SIGNING_KEY).authenticate(token)
@@ -468,17 +489,17 @@ async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) ->
     assert identity.scopes == {"jobs:write", "jobs:read"}
 
 
-async def test_models(tmp_path: Path) -> None:
+async def test_models_routes_match_the_matrix(tmp_path: Path) -> None:
     async with (
-        serving(tmp_path) as accounts_app,
-        aiohttp.ClientSession(f"{accounts_app.url}/v1/") as session,
+        serving(tmp_path) as models_app,
+        aiohttp.ClientSession(f"{models_app.url}/v1/") as session,
     ):
         database = Database(Settings(data=tmp_path).sql_url)
         keys = KeyStore(database)
         bearers = await create_bearers(keys, "ada")
         await database.close()
-        accounts_app.ledger.record(ASKED)
-        await eventually(lambda: accounts_app.ledger.get("ada", ASKED.request_id))
+        models_app.ledger.record(ASKED)
+        await eventually(lambda: models_app.ledger.get("ada", ASKED.request_id))
         async with session.get("openapi.json") as response:
             description = await response.json()
         for route in list_routes(description):
@@ -490,11 +511,11 @@ async def test_models(tmp_path: Path) -> None:
                 headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
                 async with session.request(method, path[1:], headers=headers) as response:
                     text = await response.text()
-                codes = ("missing_api_key", "insufficient_scope", "request_not_found")
-                results = [code for code in codes if code in text]
-                if not results and "API key" in text:
-                    results = ["missing_api_key"]
-                code = results[0] if results else None
+                known_codes = ("missing_api_key", "insufficient_scope", "request_not_found")
+                codes_in_body = [code for code in known_codes if code in text]
+                if not codes_in_body and "API key" in text:
+                    codes_in_body = ["missing_api_key"]
+                code = codes_in_body[0] if codes_in_body else None
                 outcomes += to_matrix_character(404 if code == "request_not_found" else 0, code)
             expected = "++++++" if route in MODELS_PUBLIC else MODELS.get(route, "-xx+++")
             assert outcomes == expected, (route, text)

@@ -19,10 +19,10 @@ from tests.integration.access.test_authorisation import (
     GATEWAY,
     GATEWAY_ROLES,
     create_bearers,
+    create_gateway_bearers,
     create_render_job,
-    find_wrong_answers,
-    gateway_bearers,
-    judge_websocket,
+    find_matrix_differences,
+    websocket_to_matrix_character,
 )
 from tests.integration.gateway.fixtures import Farm
 from tests.stack import RunningStack
@@ -54,19 +54,21 @@ CALLS = {
 SOCKETS = ("/ws", "/api/ws", "/comfy/ws")
 
 
-async def test_undescribed_routes_of_the_gateway(farm: Farm) -> None:
-    bearers, job = await gateway_bearers(farm), await create_render_job(farm)
+async def test_undescribed_gateway_routes_match_the_matrix(farm: Farm) -> None:
+    bearers, job_id = await create_gateway_bearers(farm), await create_render_job(farm)
     async with aiohttp.ClientSession(farm.url) as session:
-        page = {route: outcomes for route, outcomes in UNLISTED.items() if route != "GET /comfy/"}
-        assert await find_wrong_answers(farm, session, bearers, job, page) == {}
+        bearer_routes = {
+            route: outcomes for route, outcomes in UNLISTED.items() if route != "GET /comfy/"
+        }
+        assert await find_matrix_differences(farm, session, bearers, job_id, bearer_routes) == {}
         for bearer in bearers.values():
             headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
             async with session.get("/comfy/", headers=headers) as response:
                 assert response.status == 401
 
 
-async def test_comfyuis_api_by_its_other_addresses(farm: Farm) -> None:
-    bearers = await gateway_bearers(farm)
+async def test_other_addresses_of_comfyuis_api_match_the_matrix(farm: Farm) -> None:
+    bearers = await create_gateway_bearers(farm)
     comfyui_routes = {
         route: expected
         for route, expected in GATEWAY.items()
@@ -74,26 +76,32 @@ async def test_comfyuis_api_by_its_other_addresses(farm: Farm) -> None:
     }
     assert len(comfyui_routes) > 40
     async with aiohttp.ClientSession(farm.url) as session:
-        for base in ("/api", "/comfy/api"):
-            job = await create_render_job(farm)
+        for base_path in ("/api", "/comfy/api"):
+            job_id = await create_render_job(farm)
             assert (
-                await find_wrong_answers(farm, session, bearers, job, comfyui_routes, base) == {}
-            ), base
+                await find_matrix_differences(
+                    farm, session, bearers, job_id, comfyui_routes, base_path
+                )
+                == {}
+            ), base_path
         for path in SOCKETS:
-            outcomes = [await judge_websocket(session, path, bearer) for bearer in bearers.values()]
+            outcomes = [
+                await websocket_to_matrix_character(session, path, bearer)
+                for bearer in bearers.values()
+            ]
             assert "".join(outcomes) == GATEWAY["GET /queue"], path
 
 
 async def test_other_tenants_cannot_see_a_batch(farm: Farm) -> None:
     graph = {"1": {"class_type": "KSampler", "inputs": {"seed": 1}}}
     body = {"kind": "render", "workflow": graph, "batch": {"seeds": 2}}
-    batch = (await farm.submit(body))["id"]
-    assert len((await farm.show(batch))["children"]) == 2
+    batch_id = (await farm.submit_job(body))["id"]
+    assert len((await farm.fetch_job(batch_id))["children"]) == 2
     for method, path in (
-        ("GET", f"/jobs/{batch}"),
-        ("GET", f"/jobs/{batch}/events"),
-        ("POST", f"/jobs/{batch}/cancel"),
-        ("POST", f"/jobs/{batch}/retry"),
+        ("GET", f"/jobs/{batch_id}"),
+        ("GET", f"/jobs/{batch_id}/events"),
+        ("POST", f"/jobs/{batch_id}/cancel"),
+        ("POST", f"/jobs/{batch_id}/retry"),
     ):
         async with farm.other.request(method, path) as response:
             assert (response.status, (await response.json())["code"]) == (404, "job_not_found")
@@ -101,24 +109,24 @@ async def test_other_tenants_cannot_see_a_batch(farm: Farm) -> None:
         assert (await response.json())["jobs"] == []
 
 
-async def test_grpc(gateway: RunningStack) -> None:
+async def test_grpc_calls_match_the_matrix(gateway: RunningStack) -> None:
     database = Database(gateway.settings.sql_url)
     bearers = await create_bearers(KeyStore(database), "grpc")
     await database.close()
     client = StackClient(gateway.url, str(bearers["everything"]))
-    job = client.submit({"kind": "http", "request": {"method": "GET", "path": "/v1/models"}})
-    client.wait(job, {"succeeded"}, 120)
-    unfinished_job = client.submit({"kind": "render", "workflow": sleepy(600, 0x6363)})
+    job_id = client.submit({"kind": "http", "request": {"method": "GET", "path": "/v1/models"}})
+    client.wait(job_id, {"succeeded"}, 120)
+    unfinished_job_id = client.submit({"kind": "render", "workflow": sleepy(600, 0x6363)})
     requests = {
         "Chat": pb.ChatRequest(
             model="no-such", messages=[pb.ChatMessage(role="user", content="x")]
         ),
         "SubmitJob": pb.SubmitJobRequest(job_json="{}"),
-        "GetJob": pb.GetJobRequest(id=job),
-        "WatchJob": pb.WatchJobRequest(id=job),
-        "CancelJob": pb.CancelJobRequest(id=job),
-        "RetryJob": pb.RetryJobRequest(id=job),
-        "DeleteJob": pb.DeleteJobRequest(id=unfinished_job),
+        "GetJob": pb.GetJobRequest(id=job_id),
+        "WatchJob": pb.WatchJobRequest(id=job_id),
+        "CancelJob": pb.CancelJobRequest(id=job_id),
+        "RetryJob": pb.RetryJobRequest(id=job_id),
+        "DeleteJob": pb.DeleteJobRequest(id=unfinished_job_id),
         "ListJobs": pb.ListJobsRequest(),
     }
     assert CALLS.keys() == requests.keys() == {m.name for m in SERVICE.methods}
@@ -127,11 +135,11 @@ async def test_grpc(gateway: RunningStack) -> None:
         stub = MoyinStub(channel)
         for role in GATEWAY_ROLES:
             for name, request in requests.items():
-                outcomes[name] += await _call_as_character(
+                outcomes[name] += await _grpc_call_to_matrix_character(
                     getattr(stub, name), request, bearers[role]
                 )
         metadata = [("authorization", f"Bearer {bearers['everything']}")]
-        await stub.CancelJob(pb.CancelJobRequest(id=unfinished_job), metadata=metadata)
+        await stub.CancelJob(pb.CancelJobRequest(id=unfinished_job_id), metadata=metadata)
     assert outcomes == CALLS
 
 
@@ -145,17 +153,17 @@ _JUDGEMENTS: Mapping[grpc.StatusCode, str] = {
 }
 
 
-async def _call_as_character(call: Any, request: Any, bearer: str | None) -> str:
+async def _grpc_call_to_matrix_character(call: Any, request: Any, bearer: str | None) -> str:
     metadata = [("application", "gateway")]
     if bearer is not None:
         metadata.append(("authorization", f"Bearer {bearer}"))
     try:
-        answer = call(request, metadata=metadata)
-        if hasattr(answer, "__aiter__"):
-            async for _ in answer:
+        response = call(request, metadata=metadata)
+        if hasattr(response, "__aiter__"):
+            async for _ in response:
                 continue
         else:
-            await answer
+            await response
     except grpc.aio.AioRpcError as error:
         return _JUDGEMENTS[error.code()]
     return "+"

@@ -54,19 +54,22 @@ def replicas(valkey_server: ValkeyServer) -> Iterator[list[str]]:
         process.communicate(timeout=20)
 
 
-async def send_storm(urls: list[str], body: dict[str, Any], requests: int) -> Counter[str]:
-    """Send ``requests`` from 64 clients to the replicas in turn; return the counts of statuses."""
-    request_urls = itertools.islice(itertools.cycle(urls), requests)
+async def send_storm(urls: list[str], body: dict[str, Any], request_count: int) -> Counter[str]:
+    """Send requests from 64 clients to the replicas in turn, and count their outcomes.
+
+    An outcome is the error code of a response, or ``passed``.
+    """
+    request_urls = itertools.islice(itertools.cycle(urls), request_count)
     outcome_counts: Counter[str] = Counter()
 
-    async def client(session: aiohttp.ClientSession) -> None:
+    async def send_requests(session: aiohttp.ClientSession) -> None:
         for url in request_urls:
             async with session.post(url, json=body) as response:
                 outcome_counts[(await response.json()).get("code", "passed")] += 1
 
     connector = aiohttp.TCPConnector(limit=CLIENTS)
     async with aiohttp.ClientSession(connector=connector) as session:
-        await asyncio.gather(*(client(session) for _ in range(CLIENTS)))
+        await asyncio.gather(*(send_requests(session) for _ in range(CLIENTS)))
     return outcome_counts
 
 
@@ -91,17 +94,17 @@ async def test_exactly_the_limit_of_ten_thousand_requests_passes(
 async def test_a_budget_is_never_exceeded_and_settles_to_the_cost(
     replicas: list[str], valkey_server: ValkeyServer, record_measurement: RecordMeasurement
 ) -> None:
-    budget, reserve, spend = Decimal("1"), Decimal("0.01"), Decimal("0.003")
+    budget_usd, reserve_usd, spend_usd = Decimal("1"), Decimal("0.01"), Decimal("0.003")
     body = {
         "subject": "owner:studio",
-        "usd_per_day": str(budget),
+        "usd_per_day": str(budget_usd),
         "usd_per_month": "1000",
-        "reserve": str(reserve),
-        "spend": str(spend),
+        "reserve": str(reserve_usd),
+        "spend": str(spend_usd),
     }
     outcome_counts = await send_storm(replicas, body, 1_000)
     assert outcome_counts["passed"] + outcome_counts["budget_exceeded"] == 1_000
-    spent_usd = spend * outcome_counts["passed"]
+    spent_usd = spend_usd * outcome_counts["passed"]
     async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
 
         async def is_spent_settled() -> bool:
@@ -115,14 +118,14 @@ async def test_a_budget_is_never_exceeded_and_settles_to_the_cost(
         await eventually(is_spent_settled)
         # The last of the storm may have come while others' money was still set aside. Nobody is
         # refused without need: what is left is given out as long as it covers a reservation.
-        while budget - spent_usd >= reserve:
+        while budget_usd - spent_usd >= reserve_usd:
             assert await send_storm(replicas, body, 1) == {"passed": 1}
-            spent_usd += spend
+            spent_usd += spend_usd
             await eventually(is_spent_settled)
         assert await send_storm(replicas, body, 1) == {"budget_exceeded": 1}
-    assert spent_usd <= budget
+    assert spent_usd <= budget_usd
     record_measurement(
-        f"budget of {budget} USD: {outcome_counts['passed']} "
+        f"budget of {budget_usd} USD: {outcome_counts['passed']} "
         f"requests spent {spent_usd}, 0 overshoot"
     )
 
@@ -212,7 +215,7 @@ async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestM
         states = await meter.budgets.list_states(limits, "i")
         return [(s.subject, s.period, s.spent, s.reserved, s.left) for s in states]
 
-    def list_amounts_of(
+    def build_expected_amounts(
         spent: str, reserved: str
     ) -> list[tuple[str, str, Decimal, Decimal, Decimal]]:
         used_amounts = Decimal(spent), Decimal(reserved)
@@ -223,15 +226,15 @@ async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestM
             )
         ]  # fmt: skip
 
-    assert await list_amounts() == list_amounts_of("0", "0")
+    assert await list_amounts() == build_expected_amounts("0", "0")
     first_admission = await meter.admit(limits, owner="i", usd=Decimal("0.5"))
     second_admission = await meter.admit(limits, owner="i", usd=Decimal("0.3"))
-    assert await list_amounts() == list_amounts_of("0", "0.8")
+    assert await list_amounts() == build_expected_amounts("0", "0.8")
     second_admission.record(Decimal("0.000000001"), 0)
     second_admission.release()
 
     async def is_settled() -> bool:
-        return await list_amounts() == list_amounts_of("0.000000001", "0.5")
+        return await list_amounts() == build_expected_amounts("0.000000001", "0.5")
 
     await eventually(is_settled)
     with pytest.raises(BudgetExceeded) as exc_info:
@@ -256,8 +259,8 @@ async def test_reservations_of_an_earlier_version_are_settled(
     limit = Limit(subject="key:old", usd_per_day=Decimal(1))
     admission = await meter.admit([limit], owner="j", usd=Decimal("0.8"))
     async with redis.Redis.from_url(valkey_server.url) as valkey:
-        money = "moyin:limit:{j}:key:old:money"
-        await valkey.hdel(money, "day_reserved", "month_reserved")
+        money_key = "moyin:limit:{j}:key:old:money"
+        await valkey.hdel(money_key, "day_reserved", "month_reserved")
         admission.record(Decimal("0.5"), 0)
         admission.release()
 
@@ -301,14 +304,14 @@ async def test_cancelled_admission_leaves_no_reservation(
     with pytest.raises(asyncio.CancelledError):
         await admit_task
 
-    async def is_all_released() -> bool:
+    async def is_released() -> bool:
         try:
             (await meter.admit([limit], owner="e", usd=Decimal(1))).release()
         except (BudgetExceeded, RateLimited):
             return False
         return True
 
-    await eventually(is_all_released)
+    await eventually(is_released)
 
 
 async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path) -> None:
@@ -344,7 +347,7 @@ async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
-async def test_settings_decide_whether_to_limit_without_valkey(fail_open: bool) -> None:
+async def test_fail_open_settings_decide_what_happens_without_valkey(fail_open: bool) -> None:
     meter = RequestMeter(
         "redis://127.0.0.1:1/0", rates_fail_open=fail_open, budgets_fail_open=fail_open
     )
@@ -360,20 +363,22 @@ async def test_settings_decide_whether_to_limit_without_valkey(fail_open: bool) 
     await meter.close()
 
 
-async def test_concurrently_set_limit_is_one_of_the_values(database_url: str) -> None:
+async def test_concurrent_writes_of_a_limit_leave_one_of_them(database_url: str) -> None:
     databases = [Database(database_url) for _ in range(4)]
-    wanted_limits = [Limit(subject="owner:many", open_jobs=n) for n in range(1, 21)]
+    candidate_limits = [Limit(subject="owner:many", open_jobs=n) for n in range(1, 21)]
     try:
         stores = [LimitStore(database) for database in databases]
         for _ in range(2):  # into an empty place, and over what is there
             await asyncio.gather(
-                *(stores[n % 4].set(limit) for n, limit in enumerate(wanted_limits))
+                *(stores[n % 4].set(limit) for n, limit in enumerate(candidate_limits))
             )
-            (result,) = await stores[0].list_for(["owner:many"])
-            assert result in wanted_limits
+            (stored_limit,) = await stores[0].list_for(["owner:many"])
+            assert stored_limit in candidate_limits
         await stores[0].set(Limit(subject="owner:many", requests_per_minute=3))
-        (result,) = await stores[0].list_for(["owner:many"])
-        assert (result.requests_per_minute, result.open_jobs) == (3, None), "nothing is left of it"
+        (stored_limit,) = await stores[0].list_for(["owner:many"])
+        assert (stored_limit.requests_per_minute, stored_limit.open_jobs) == (3, None), (
+            "nothing is left of it"
+        )
     finally:
         for database in databases:
             await database.close()
@@ -381,8 +386,8 @@ async def test_concurrently_set_limit_is_one_of_the_values(database_url: str) ->
 
 async def test_callers_without_limits_cost_no_round_trip() -> None:
     meter = RequestMeter("redis://127.0.0.1:1/0", rates_fail_open=False)
-    jobs_only = Limit(subject="key:j", open_jobs=3)
-    admission = await meter.admit([jobs_only], owner="g", usd=Decimal(5))
+    open_jobs_limit = Limit(subject="key:j", open_jobs=3)
+    admission = await meter.admit([open_jobs_limit], owner="g", usd=Decimal(5))
     admission.release()
     await meter.close()
     assert admission.headers == ()
@@ -391,15 +396,15 @@ async def test_callers_without_limits_cost_no_round_trip() -> None:
 async def test_open_jobs_are_limited(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:ann", open_jobs=2))
     job = {"kind": "http", "request": {"path": "/svc/x"}}
-    open_jobs = [(await farm.submit(job))["id"] for _ in range(2)]
+    open_job_ids = [(await farm.submit_job(job))["id"] for _ in range(2)]
     async with farm.client.post("/jobs", json=job) as response:
         refusal = await response.json()
         assert (response.status, refusal["code"]) == (429, "too_many_jobs")
         assert (refusal["limit"], response.headers["retry-after"]) == ("open_jobs", "5")
     async with farm.other.post("/jobs", json=job) as response:
         assert response.status == 202
-    assert await farm.jobs.finish(open_jobs[0], 1, JobStatus.CANCELLED, None)
-    await farm.submit(job)
+    assert await farm.jobs.finish(open_job_ids[0], 1, JobStatus.CANCELLED, None)
+    await farm.submit_job(job)
 
 
 async def test_budgets_bound_the_renders_of_every_api(farm: Farm) -> None:
@@ -409,7 +414,7 @@ async def test_budgets_bound_the_renders_of_every_api(farm: Farm) -> None:
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     job = {"kind": "render", "workflow": graph}
     await LimitStore(farm.database).set(Limit(subject="owner:ann", usd_per_day=Decimal(3)))
-    first_job = (await farm.submit(job))["id"]
+    first_job_id = (await farm.submit_job(job))["id"]
     async with farm.client.post("/prompt", json={"prompt": graph}) as response:
         assert response.status == 200, await response.text()
     sweep = {"sweep": {"inputs.seed": [1, 2]}}
@@ -421,7 +426,7 @@ async def test_budgets_bound_the_renders_of_every_api(farm: Farm) -> None:
             assert (response.status, refusal["code"]) == (402, "budget_exceeded")
             amounts = (refusal["of"], refusal["reserved_usd"], refusal["left_usd"])
             assert amounts == ("owner", "2", "1")
-    await farm.submit(job)
+    await farm.submit_job(job)
     async with farm.client.post("/prompt", json={"prompt": graph}) as response:
         refusal = await response.json()
         assert (response.status, refusal["error"]["type"]) == (402, "budget_exceeded")
@@ -430,7 +435,7 @@ async def test_budgets_bound_the_renders_of_every_api(farm: Farm) -> None:
             402, "insufficient_credits"
         )  # fmt: skip
     # What costs nothing is not bound, and neither are others.
-    await farm.submit({"kind": "http", "request": {"path": "/svc/x"}})
+    await farm.submit_job({"kind": "http", "request": {"path": "/svc/x"}})
     async with farm.other.post("/jobs", json=job) as response:
         assert response.status == 202
-    assert (await farm.show(first_job))["status"] in ("queued", "running")
+    assert (await farm.fetch_job(first_job_id))["status"] in ("queued", "running")

@@ -22,31 +22,35 @@ from tests.stack import RecordMeasurement
 PROMISED_SECONDS = 10.0
 
 
-async def _follow_socket(path: str, client: aiohttp.ClientSession, has_begun: asyncio.Event) -> str:
+async def _follow_socket(
+    path: str, client: aiohttp.ClientSession, first_message_event: asyncio.Event
+) -> str:
     """Read a WebSocket to its end, and return the close code as text.
 
     Args:
-        has_begun: set at the first message.
+        first_message_event: set at the first message.
     """
     async with client.ws_connect(path) as socket:
         async for message in socket:
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                has_begun.set()
+                first_message_event.set()
         return f"{socket.close_code}"
 
 
-async def _follow_stream(path: str, client: aiohttp.ClientSession, has_begun: asyncio.Event) -> str:
+async def _follow_stream(
+    path: str, client: aiohttp.ClientSession, first_message_event: asyncio.Event
+) -> str:
     """Read a stream to its end, and return the last event.
 
     Args:
-        has_begun: set at the first event.
+        first_message_event: set at the first event.
     """
     last_chunk = b""
     async with client.get(path) as response:
         assert response.status == 200
         async for chunk in response.content.iter_any():
             last_chunk = chunk
-            has_begun.set()
+            first_message_event.set()
     return last_chunk.decode()
 
 
@@ -65,45 +69,45 @@ async def _follow_all(
     yield tasks
 
 
-async def test_event_streams_end_with_their_key(
+async def test_event_streams_end_after_their_key_is_revoked(
     farm: Farm, record_measurement: RecordMeasurement
 ) -> None:
     keys = KeyStore(farm.database)
     key_id, key = await keys.create("ann", "short-lived")
-    job = await farm.submit(CHAT)
-    render = await farm.submit({"kind": "render", "workflow": {"1": {"class_type": "EmptyImage",
+    job = await farm.submit_job(CHAT)
+    render_job = await farm.submit_job({"kind": "render", "workflow": {"1": {"class_type": "EmptyImage",
                                 "inputs": {}}}})  # fmt: skip
     paths = {
         f"/jobs/{job['id']}/events": _follow_stream,
         f"/jobs/{job['id']}/ws": _follow_socket,
-        f"/api/v2/jobs/{render['id']}/events": _follow_stream,
+        f"/api/v2/jobs/{render_job['id']}/events": _follow_stream,
         "/ws?clientId=desk": _follow_socket,
         "/api/ws?clientId=desk": _follow_socket,
     }
     async with (
-        farm.session(key) as client,
+        farm.open_session(key) as client,
         _follow_all(client, paths) as tasks,
         _follow_all(farm.client, {f"/jobs/{job['id']}/ws": _follow_socket}) as other_streams,
     ):
         started_at = time.monotonic()
         await keys.revoke(key_id)
         async with asyncio.timeout(PROMISED_SECONDS):
-            ends = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
+            end_texts = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
         record_measurement(
             f"revoked: five connections ended after {time.monotonic() - started_at:.1f} s"
         )
-        for path, end in ends.items():
+        for path, end_text in end_texts.items():
             if paths[path] is _follow_socket:
-                assert end == "1008", path
+                assert end_text == "1008", path
             else:
-                assert end.startswith("event: error\n") and "invalid_api_key" in end, path
+                assert end_text.startswith("event: error\n") and "invalid_api_key" in end_text, path
         for task in other_streams.values():
             assert not task.done()
             task.cancel()
 
 
 @pytest.mark.parametrize("path", ["/chat/socket", "/chat/events"])
-async def test_proxied_connections_end_with_their_key(path: str) -> None:
+async def test_proxied_connections_end_after_their_key_is_revoked(path: str) -> None:
     service = Service()
     async with serving(service) as url:
         route = {"name": "chat", "prefix": "/chat", "upstreams": [url]}
@@ -119,9 +123,11 @@ async def test_proxied_connections_end_with_their_key(path: str) -> None:
                     reason = "invalid_api_key: the API key or the session of this connection has ended; authenticate again"
                     assert close_message == (WSMsgType.CLOSE, 1008, reason)
             else:
-                has_begun = asyncio.Event()
-                stream = asyncio.create_task(_follow_stream(path, proxy_server.client, has_begun))
-                await has_begun.wait()
+                first_message_event = asyncio.Event()
+                stream = asyncio.create_task(
+                    _follow_stream(path, proxy_server.client, first_message_event)
+                )
+                await first_message_event.wait()
                 proxy_server.keys.identities.pop("ann-key")
                 async with asyncio.timeout(PROMISED_SECONDS):
                     assert "invalid_api_key" in await stream

@@ -1,6 +1,6 @@
 """Records what a ComfyUI client receives over HTTP and WebSocket, to compare two servers.
 
-A `Recorder` plays a scene and keeps every response and frame in order. `Recorder.normal` removes
+A `Recorder` plays a scene and keeps every response and frame in order. `Recorder.normalize` removes
 what differs between any two servers: ids, times and file locations. Further functions remove the
 known differences between ComfyUI and the farm, and state their reasons; docs/farm.md lists the
 differences for users.
@@ -72,18 +72,18 @@ class Recorder:
             first_messages = [await socket.receive_json(timeout=_SECONDS)]
             if scene.features:
                 await socket.send_json(_FEATURES)
-                first_messages.append(await self._flags(socket))
+                first_messages.append(await self._receive_feature_flags(socket))
             prompts: list[Any] = []
             for graph in scene.graphs:
                 body = {"prompt": graph, "client_id": client_id, **scene.further_members}
                 is_interrupted = scene.interrupted and not prompts
-                prompts.append(await self._prompt(socket, body, interrupted=is_interrupted))
-        recording: dict[str, Any] = self.normal({"greeting": first_messages, "prompts": prompts})
+                prompts.append(await self._run_prompt(socket, body, interrupt=is_interrupted))
+        recording: dict[str, Any] = self.normalize({"greeting": first_messages, "prompts": prompts})
         return recording
 
-    async def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    async def send_request(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """Send a request, and return the normalized response."""
-        response: dict[str, Any] = self.normal(await self._call(method, path, body))
+        response: dict[str, Any] = self.normalize(await self._call(method, path, body))
         return response
 
     async def upload(
@@ -97,11 +97,11 @@ class Recorder:
         form = aiohttp.FormData(fields, quote_fields=False)
         form.add_field("image", content, filename=name, content_type="image/png")
         async with self._session.post(path, data=form) as response:
-            answer = await _reduce_response(response)
-        (answer["body"] or {}).pop("artifact_id", None)
-        return self.normal(answer)
+            recording = await _reduce_response(response)
+        (recording["body"] or {}).pop("artifact_id", None)
+        return self.normalize(recording)
 
-    async def view(self, **file: str) -> dict[str, Any]:
+    async def view_file(self, **file: str) -> dict[str, Any]:
         """Return the pixels of a file and the metadata in it."""
         async with self._session.get("/view", params=file) as response:
             if response.status != 200:
@@ -111,32 +111,34 @@ class Recorder:
         texts = {name: json.loads(text) for name, text in getattr(picture, "text", {}).items()}
         return {**recording, "picture": _hash_pixels(picture), "texts": texts}
 
-    async def _prompt(
-        self, socket: aiohttp.ClientWebSocketResponse, body: dict[str, Any], *, interrupted: bool
+    async def _run_prompt(
+        self, socket: aiohttp.ClientWebSocketResponse, body: dict[str, Any], *, interrupt: bool
     ) -> dict[str, Any]:
         recording: dict[str, Any] = {"answer": await self._call("POST", "/prompt", body)}
         prompt_id = (recording["answer"]["body"] or {}).get("prompt_id")
         if prompt_id is None:
             return recording
         events: list[Any] = []
-        if interrupted:
+        if interrupt:
             events += await _receive_messages(socket, lambda event: event["type"] == "progress")
-            recording["queue"] = await self._queue()
+            recording["queue"] = await self._read_queue()
             recording["interrupt"] = await self._call(
                 "POST", "/interrupt", {"prompt_id": prompt_id}
             )
         events += await _receive_messages(socket, _is_end)
-        entry = (await self._call("GET", f"/history/{prompt_id}"))["body"][prompt_id]
-        entry["prompt"] = _name_columns(entry["prompt"])
-        recording["history"] = entry
-        recording["files"] = [await self.view(**file) for file in _list_files(entry["outputs"])]
+        history_entry = (await self._call("GET", f"/history/{prompt_id}"))["body"][prompt_id]
+        history_entry["prompt"] = _name_columns(history_entry["prompt"])
+        recording["history"] = history_entry
+        recording["files"] = [
+            await self.view_file(**file) for file in _list_files(history_entry["outputs"])
+        ]
         recording["queue afterwards"] = await self._call("GET", "/queue")
-        recording["events"] = _without_repeats(events)
-        if interrupted:
+        recording["events"] = _drop_repeated_statuses(events)
+        if interrupt:
             _remove_interruption_details(recording)
         return recording
 
-    async def _queue(self) -> dict[str, Any]:
+    async def _read_queue(self) -> dict[str, Any]:
         queue = (await self._call("GET", "/queue"))["body"]
         rows_by_name = {name: [_name_columns(row) for row in rows] for name, rows in queue.items()}
         for row in (row for rows in rows_by_name.values() for row in rows):
@@ -144,7 +146,7 @@ class Recorder:
             row["extra_data"].pop("moyin", None)
         return rows_by_name
 
-    async def _flags(self, socket: aiohttp.ClientWebSocketResponse) -> Any:
+    async def _receive_feature_flags(self, socket: aiohttp.ClientWebSocketResponse) -> Any:
         while True:
             event = await socket.receive_json(timeout=_SECONDS)
             if event["type"] == "feature_flags":
@@ -155,12 +157,12 @@ class Recorder:
         async with self._session.request(method, path, json=body) as response:
             return await _reduce_response(response)
 
-    def normal(self, response_part: Any, member: str = "") -> Any:
+    def normalize(self, response_part: Any, member: str = "") -> Any:
         """Return ``response_part`` without ids, times and file locations."""
         if isinstance(response_part, Mapping):
-            return {name: self.normal(item, name) for name, item in response_part.items()}
+            return {name: self.normalize(item, name) for name, item in response_part.items()}
         if isinstance(response_part, list | tuple):
-            items = [self.normal(item) for item in response_part]
+            items = [self.normalize(item) for item in response_part]
             return sorted(items) if member in _SETS else items
         if member in _MOMENTS:
             return "<moment>"
@@ -168,11 +170,11 @@ class Recorder:
             return "<number>"
         if not isinstance(response_part, str):
             return response_part
-        return self._text(
+        return self._normalize_text(
             _FARM_FOLDER.sub("", response_part) if member == "subfolder" else response_part
         )
 
-    def _text(self, text: str) -> str:
+    def _normalize_text(self, text: str) -> str:
         for name, content in self._inputs.items():
             # The name under which the farm has put the upload into ComfyUI's input folder.
             text = text.replace(f"moyin/{hashlib.sha256(content).hexdigest()}.png", name)
@@ -247,7 +249,7 @@ def _list_files(outputs: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             yield from (item for item in items if isinstance(item, dict) and "filename" in item)
 
 
-def _without_repeats(events: list[Any]) -> list[Any]:
+def _drop_repeated_statuses(events: list[Any]) -> list[Any]:
     """Remove all messages about the length of the queue except the last one.
 
     ComfyUI sends such a message at every change of the queue. The farm sends one when the client's
@@ -257,16 +259,18 @@ def _without_repeats(events: list[Any]) -> list[Any]:
     return [event for event in events if event["type"] != "status" or event is statuses[-1]]
 
 
-def _remove_interruption_details(recorded: dict[str, Any]) -> None:
+def _remove_interruption_details(recording: dict[str, Any]) -> None:
     """Remove the messages that depend on the moment at which a prompt was interrupted.
 
     On the farm, the prompt has ended as soon as it is cancelled, before ComfyUI reports the node.
     """
-    recorded["events"] = [event for event in recorded["events"] if "progress" not in event["type"]]
-    ends = [event["data"] for event in recorded["events"]]
-    ends += [data for _, data in recorded["history"]["status"]["messages"]]
-    for data in ends:
+    recording["events"] = [
+        event for event in recording["events"] if "progress" not in event["type"]
+    ]
+    messages_data = [event["data"] for event in recording["events"]]
+    messages_data += [data for _, data in recording["history"]["status"]["messages"]]
+    for data in messages_data:
         # The farm says by whom as well.
         for member in ("node_id", "node_type", "executed", "cancelled_by"):
             data.pop(member, None)
-    recorded["history"]["status"]["messages"] = recorded["history"]["status"]["messages"][-1:]
+    recording["history"]["status"]["messages"] = recording["history"]["status"]["messages"][-1:]

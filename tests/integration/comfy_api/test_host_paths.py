@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.integration.comfy_api.test_native_api import Comfy, comfy, comfyui_up
+from tests.integration.comfy_api.test_native_api import ComfyClient, comfy, comfyui_up
 from tests.stack import RunningStack
 
 __all__ = ["comfy", "comfyui_up"]
@@ -24,7 +24,7 @@ _FAILING = {
 }
 
 
-def _forbidden_roots(gateway: RunningStack) -> set[str]:
+def _list_forbidden_roots(gateway: RunningStack) -> set[str]:
     roots = {
         gateway.env["MOYIN_COMFYUI_HOME"],
         str(Path(gateway.env["MOYIN_COMFYUI_PYTHON"]).parent.parent),
@@ -40,10 +40,10 @@ def _forbidden_roots(gateway: RunningStack) -> set[str]:
 
 def _find_leaks(gateway: RunningStack, text: str) -> set[str]:
     unescaped_text = text.replace("\\/", "/")
-    return {root for root in _forbidden_roots(gateway) if root in unescaped_text}
+    return {root for root in _list_forbidden_roots(gateway) if root in unescaped_text}
 
 
-async def _upload_broken_picture(comfy: Comfy) -> str:
+async def _upload_broken_picture(comfy: ComfyClient) -> str:
     name = f"{uuid.uuid4().hex}.png"
     form = aiohttp.FormData()
     form.add_field("image", b"no picture", filename=name, content_type="image/png")
@@ -52,7 +52,7 @@ async def _upload_broken_picture(comfy: Comfy) -> str:
     return name
 
 
-async def _failing_graph(comfy: Comfy, node_kind: str) -> dict[str, Any]:
+async def _build_failing_graph(comfy: ComfyClient, node_kind: str) -> dict[str, Any]:
     if node_kind == "stock":
         return {
             "1": {
@@ -75,12 +75,12 @@ async def _failing_graph(comfy: Comfy, node_kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("node_kind", _FAILING)
 async def test_a_real_error_names_no_path_of_the_machine(
-    gateway: RunningStack, comfy: Comfy, node_kind: str
+    gateway: RunningStack, comfy: ComfyClient, node_kind: str
 ) -> None:
     node, message = _FAILING[node_kind]
     responses: list[str] = []
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
-        prompt_id = await comfy.queue(await _failing_graph(comfy, node_kind))
+        prompt_id = await comfy.queue_prompt(await _build_failing_graph(comfy, node_kind))
         async for frame in socket:
             if frame.type is not aiohttp.WSMsgType.TEXT:
                 continue
@@ -94,7 +94,7 @@ async def test_a_real_error_names_no_path_of_the_machine(
     assert (failure["node_type"], message in failure["exception_message"]) == (node, True), failure
     trace = "".join(failure["traceback"])
     assert 'File "<comfyui>/execution.py"' in trace, "it still says where it came from"
-    await comfy.finished(prompt_id)
+    await comfy.wait_until_finished(prompt_id)
     for path in (
         f"/history/{prompt_id}", "/history", f"/api/jobs/{prompt_id}", "/api/jobs", f"/jobs/{prompt_id}",
         "/jobs", f"/api/v2/jobs/{prompt_id}",
@@ -104,12 +104,12 @@ async def test_a_real_error_names_no_path_of_the_machine(
         responses.append(await stream.text())
     job = await comfy.get(f"/jobs/{prompt_id}")
     assert message in job["error"]["message"]
-    assert not [
-        (text[:200], result) for text in responses if (result := _find_leaks(gateway, text))
-    ]
+    assert not [(text[:200], leaks) for text in responses if (leaks := _find_leaks(gateway, text))]
 
 
-async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, comfy: Comfy) -> None:
+async def test_a_refusal_names_no_path_of_the_machine(
+    gateway: RunningStack, comfy: ComfyClient
+) -> None:
     named_path = f"{gateway.data}/nope.png"
     graph = {
         "1": {"class_type": "LoadImage", "inputs": {"image": named_path}},
@@ -119,15 +119,15 @@ async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, com
         ("/prompt", {"prompt": graph}),
         ("/jobs", {"kind": "render", "workflow": graph}),
     ):
-        status, answer = await comfy.post(path, body)
-        assert status == 400, answer
-        text = json.dumps(answer)
+        status, response_body = await comfy.post(path, body)
+        assert status == 400, response_body
+        body_json = json.dumps(response_body)
         # A client may hear its own words again, and nothing that they would have led to.
-        assert not _find_leaks(gateway, text.replace(named_path, "")), text
+        assert not _find_leaks(gateway, body_json.replace(named_path, "")), body_json
 
 
 async def test_farm_responses_name_no_path_of_the_machine(
-    gateway: RunningStack, comfy: Comfy
+    gateway: RunningStack, comfy: ComfyClient
 ) -> None:
     for path in (
         "/system_stats", "/object_info", "/models", "/embeddings", "/experiment/models", "/extensions",

@@ -15,7 +15,7 @@ import yaml
 from moyin.render.comfyui.install import ComfyUI
 from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.integration.comfy_api.test_native_api import Comfy
+from tests.integration.comfy_api.test_native_api import ComfyClient
 from tests.integration.render.fixtures import write_transformers
 from tests.stack import RunningStack, farm_env
 from tests.waiting import eventually
@@ -32,14 +32,14 @@ def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("two-pools")
     env = farm_env(comfyui, folder, cpus=0.1, gpus=0.5)
     config = Path(env["MOYIN_SERVE_CONFIG"])
-    config.write_text(yaml.safe_dump(_with_second_pool(yaml.safe_load(config.read_text()), folder)))
+    config.write_text(yaml.safe_dump(_add_second_pool(yaml.safe_load(config.read_text()), folder)))
     for name, model in _MODELS.items():
         write_transformers(folder / name / "diffusion_models", model)
     with RunningStack(folder, env).running() as stack:
         yield stack
 
 
-def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _add_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     apps = {app["name"]: app for app in config["applications"]}
     apps["gateway"]["args"]["pools"] = list(_MODELS)
     plain_app = apps["render-default"]
@@ -54,61 +54,61 @@ def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def farm(two_pools: RunningStack) -> AsyncIterator[Comfy]:
+async def farm(two_pools: RunningStack) -> AsyncIterator[ComfyClient]:
     """Yield a client of the farm; the pools may not be ready."""
     headers = {"authorization": f"Bearer {two_pools.api_key}"}
     async with aiohttp.ClientSession(two_pools.url, headers=headers) as session:
-        yield Comfy(session)
+        yield ComfyClient(session)
 
 
 @pytest.fixture
-async def comfy(farm: Comfy) -> Comfy:
+async def comfy(farm: ComfyClient) -> ComfyClient:
     """Return a client of the farm, once both pools are ready."""
     await eventually(lambda: _are_up(farm, *_MODELS), _UP_SECONDS)
     return farm
 
 
-async def _are_up(farm: Comfy, *pools: str) -> bool:
+async def _are_up(farm: ComfyClient, *pools: str) -> bool:
     """Return True if each of these pools lists its own model, which no other pool has."""
     async with farm.session.get("/models/diffusion_models") as response:
         listed_models = await response.json() if response.status == 200 else []
     return {_MODELS[pool] for pool in pools} <= set(listed_models)
 
 
-def _new_color() -> int:
+def _pick_color() -> int:
     return uuid.uuid4().int & 0xFFFFFF
 
 
-async def _render_and_find_renderer(comfy: Comfy, graph: dict[str, Any]) -> str:
-    prompt_id = await comfy.queue(graph)
-    assert (await comfy.finished(prompt_id))["status"]["status_str"] == "success"
-    return await _renderer_of(comfy, prompt_id)
+async def _render_and_find_renderer(comfy: ComfyClient, graph: dict[str, Any]) -> str:
+    prompt_id = await comfy.queue_prompt(graph)
+    assert (await comfy.wait_until_finished(prompt_id))["status"]["status_str"] == "success"
+    return await _find_renderer(comfy, prompt_id)
 
 
-async def _renderer_of(comfy: Comfy, prompt_id: str) -> str:
+async def _find_renderer(comfy: ComfyClient, prompt_id: str) -> str:
     return str((await comfy.get(f"/jobs/{prompt_id}"))["outputs"][0]["backend"])
 
 
-async def test_a_graph_waits_for_the_first_pool_while_it_starts(farm: Comfy) -> None:
+async def test_a_graph_waits_for_the_first_pool_while_it_starts(farm: ComfyClient) -> None:
     """The first pool renders the graph, although usually only the second pool is ready yet."""
     await eventually(lambda: _are_up(farm, "special"), _UP_SECONDS)
-    graph, answers = picture(_new_color()), []
+    graph, response_bodies = picture(_pick_color()), []
 
     async def is_accepted() -> bool:
         status, body = await farm.post("/prompt", {"prompt": graph})
         assert status in (200, 503), body
-        answers.append(body)
+        response_bodies.append(body)
         return status == 200
 
     # A pool that starts for very long is answered by 503, and the client tries again.
     await eventually(is_accepted, _UP_SECONDS)
-    prompt_id = answers[-1]["prompt_id"]
-    assert (await farm.finished(prompt_id))["status"]["status_str"] == "success"
-    assert await _renderer_of(farm, prompt_id) == _PLAIN
+    prompt_id = response_bodies[-1]["prompt_id"]
+    assert (await farm.wait_until_finished(prompt_id))["status"]["status_str"] == "success"
+    assert await _find_renderer(farm, prompt_id) == _PLAIN
 
 
-async def test_a_graph_goes_to_the_pool_that_has_its_nodes(comfy: Comfy) -> None:
-    graphs = [picture(_new_color()), sleepy(0.1, _new_color()), picture(_new_color())]
+async def test_a_graph_goes_to_the_pool_that_has_its_nodes(comfy: ComfyClient) -> None:
+    graphs = [picture(_pick_color()), sleepy(0.1, _pick_color()), picture(_pick_color())]
     assert [await _render_and_find_renderer(comfy, graph) for graph in graphs] == [
         _PLAIN,
         _SPECIAL,
@@ -116,12 +116,18 @@ async def test_a_graph_goes_to_the_pool_that_has_its_nodes(comfy: Comfy) -> None
     ]
 
 
-async def test_a_graph_goes_to_the_pool_that_has_its_models(comfy: Comfy) -> None:
-    assert await _render_and_find_renderer(comfy, _with_model(_MODELS["default"])) == _PLAIN
-    assert await _render_and_find_renderer(comfy, _with_model(_MODELS["special"])) == _SPECIAL
+async def test_a_graph_goes_to_the_pool_that_has_its_models(comfy: ComfyClient) -> None:
+    assert (
+        await _render_and_find_renderer(comfy, _build_graph_with_model(_MODELS["default"]))
+        == _PLAIN
+    )
+    assert (
+        await _render_and_find_renderer(comfy, _build_graph_with_model(_MODELS["special"]))
+        == _SPECIAL
+    )
 
 
-async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
+async def test_clients_see_the_nodes_and_models_of_both_pools(comfy: ComfyClient) -> None:
     nodes = await comfy.get("/object_info")
     assert {"EmptyImage", "TestSleep", "Where"} <= set(nodes)
     [choices] = nodes["UNETLoader"]["input"]["required"]["unet_name"]
@@ -147,13 +153,15 @@ async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
         )
 
 
-async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None:
-    unknown_graph = {**picture(_new_color()), "9": {"class_type": "NoSuchNode", "inputs": {}}}
+async def test_unknown_nodes_are_refused_with_comfyuis_errors(comfy: ComfyClient) -> None:
+    unknown_graph = {**picture(_pick_color()), "9": {"class_type": "NoSuchNode", "inputs": {}}}
     status, body = await comfy.post("/prompt", {"prompt": unknown_graph})
     assert (status, body["error"]["type"]) == (400, "invalid_prompt")
     assert "NoSuchNode" in body["error"]["message"]
     assert body["node_errors"] == {}
-    partial_graph = {k: n for k, n in _with_model("nobodys.safetensors").items() if k in ("3", "4")}
+    partial_graph = {
+        k: n for k, n in _build_graph_with_model("nobodys.safetensors").items() if k in ("3", "4")
+    }
     status, body = await comfy.post("/prompt", {"prompt": partial_graph})
     assert (status, body["error"]["type"]) == (400, "prompt_outputs_failed_validation")
     [error] = body["node_errors"]["3"]["errors"]
@@ -162,11 +170,11 @@ async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None
     )  # fmt: skip
 
 
-async def test_a_graph_that_no_single_pool_can_run_is_refused(
-    comfy: Comfy,
+async def test_output_that_no_single_pool_can_make_is_refused(
+    comfy: ComfyClient,
 ) -> None:
     """The graph has a model of one pool and a node of the other; the model counts as unknown."""
-    graph = _with_model(_MODELS["default"])
+    graph = _build_graph_with_model(_MODELS["default"])
     graph["9"] = {"class_type": "Where", "inputs": {"seconds": 0.0}}
     status, body = await comfy.post("/prompt", {"prompt": graph})
     assert status == 200, "its other output can be made"
@@ -174,9 +182,9 @@ async def test_a_graph_that_no_single_pool_can_run_is_refused(
     assert error["type"] == "value_not_in_list"
 
 
-def _with_model(name: str) -> dict[str, Any]:
+def _build_graph_with_model(name: str) -> dict[str, Any]:
     """Return a graph for a picture in which node 3 loads a model."""
-    graph = picture(_new_color())
+    graph = picture(_pick_color())
     inputs = {"unet_name": name, "weight_dtype": "default"}
     graph["3"] = {"class_type": "UNETLoader", "inputs": inputs}
     graph["4"] = {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}}
@@ -185,6 +193,6 @@ def _with_model(name: str) -> dict[str, Any]:
 
 def test_jobs_name_their_pool(two_pools: RunningStack) -> None:
     client = StackClient(two_pools.url, two_pools.api_key)
-    body = {"kind": "render", "workflow": sleepy(0.1, _new_color()), "pool": "special"}
+    body = {"kind": "render", "workflow": sleepy(0.1, _pick_color()), "pool": "special"}
     job = client.wait(client.submit(body), FINAL, _UP_SECONDS)
     assert job["outputs"][0]["backend"] == _SPECIAL

@@ -34,34 +34,34 @@ Graph = dict[str, Any]
 Recording = Mapping[str, Any]
 
 
-def _new_png(*color: int) -> bytes:
+def _encode_png(*color: int) -> bytes:
     buffer = BytesIO()
     Image.new("RGBA"[: len(color)], (6, 4), color).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-_RED, _GREEN, _MASK = _new_png(255, 0, 0), _new_png(0, 255, 0), _new_png(0, 0, 0, 90)
+_RED, _GREEN, _MASK = _encode_png(255, 0, 0), _encode_png(0, 255, 0), _encode_png(0, 0, 0, 90)
 
 
-def _new_node(kind: str, **inputs: Any) -> dict[str, Any]:
+def _build_node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def _empty_image_node(color: int, **inputs: int) -> dict[str, Any]:
-    return _new_node(
+def _build_empty_image_node(color: int, **inputs: int) -> dict[str, Any]:
+    return _build_node(
         "EmptyImage", **{"width": 8, "height": 8, "batch_size": 1, **inputs}, color=color
     )
 
 
 def _save_node(node: str, prefix: str = "p") -> dict[str, Any]:
-    return _new_node("SaveImage", images=[node, 0], filename_prefix=prefix)
+    return _build_node("SaveImage", images=[node, 0], filename_prefix=prefix)
 
 
 # What one of them leaves in ComfyUI's cache, the next may find there: their order is the story.
-_PLAIN: Graph = {"1": _empty_image_node(0x710001), "2": _save_node("1", "sub/p")}
+_PLAIN: Graph = {"1": _build_empty_image_node(0x710001), "2": _save_node("1", "sub/p")}
 _SCALED: Graph = {
-    "1": _empty_image_node(0x710002),
-    "2": _new_node(
+    "1": _build_empty_image_node(0x710002),
+    "2": _build_node(
         "ImageScale",
         image=["1", 0],
         upscale_method="bilinear",
@@ -69,73 +69,73 @@ _SCALED: Graph = {
         height=12,
         crop="disabled",
     ),
-    "3": _new_node("PreviewImage", images=["2", 0]),
+    "3": _build_node("PreviewImage", images=["2", 0]),
 }
 _BATCH: Graph = {
-    "10": _empty_image_node(0x710003),
-    "9": _empty_image_node(0x710004),
-    "3": _new_node("ImageBatch", image1=["10", 0], image2=["9", 0]),
+    "10": _build_empty_image_node(0x710003),
+    "9": _build_empty_image_node(0x710004),
+    "3": _build_node("ImageBatch", image1=["10", 0], image2=["9", 0]),
     "4": _save_node("3"),
 }
 _LOADED: Graph = {
-    "1": _new_node("LoadImage", image=_UPLOAD),
-    "2": _new_node("ImageInvert", image=["1", 0]),
+    "1": _build_node("LoadImage", image=_UPLOAD),
+    "2": _build_node("ImageInvert", image=["1", 0]),
     "3": _save_node("2"),
 }
 _TWO: Graph = {
-    "1": _empty_image_node(0x710005),
-    "2": _new_node("ImageInvert", image=["1", 0]),
+    "1": _build_empty_image_node(0x710005),
+    "2": _build_node("ImageInvert", image=["1", 0]),
     "3": _save_node("1"),
-    "4": _new_node("PreviewImage", images=["2", 0]),
+    "4": _build_node("PreviewImage", images=["2", 0]),
 }
 _STEPS: Graph = {
-    "1": _empty_image_node(0x710006, batch_size=3),
-    "2": _new_node("TestAsyncBatchProcessing", images=["1", 0], process_time_per_item=0.01),
+    "1": _build_empty_image_node(0x710006, batch_size=3),
+    "2": _build_node("TestAsyncBatchProcessing", images=["1", 0], process_time_per_item=0.01),
     "3": _save_node("2"),
 }
 _SOCKET: Graph = {
-    "1": _empty_image_node(0x710007, batch_size=2),
-    "2": _new_node("SaveImageWebsocket", images=["1", 0]),
+    "1": _build_empty_image_node(0x710007, batch_size=2),
+    "2": _build_node("SaveImageWebsocket", images=["1", 0]),
 }
 # Nodes that make other nodes: twice round the loop.
 _GROWING: Graph = {
-    "1": _empty_image_node(0x71000B),
-    "2": _new_node("TestForLoopOpen", remaining=2, initial_value1=["1", 0]),
-    "3": _new_node("ImageInvert", image=["2", 2]),
-    "4": _new_node("TestForLoopClose", flow_control=["2", 0], initial_value1=["3", 0]),
+    "1": _build_empty_image_node(0x71000B),
+    "2": _build_node("TestForLoopOpen", remaining=2, initial_value1=["1", 0]),
+    "3": _build_node("ImageInvert", image=["2", 2]),
+    "4": _build_node("TestForLoopClose", flow_control=["2", 0], initial_value1=["3", 0]),
     "5": _save_node("4"),
 }
 # Of the two images, only the first is ever made.
 _LAZY: Graph = {
-    "1": _empty_image_node(0x71000C),
-    "2": _empty_image_node(0x71000D),
-    "3": _new_node("SolidMask", value=0.0, width=8, height=8),
-    "4": _new_node("TestLazyMixImages", image1=["1", 0], image2=["2", 0], mask=["3", 0]),
+    "1": _build_empty_image_node(0x71000C),
+    "2": _build_empty_image_node(0x71000D),
+    "3": _build_node("SolidMask", value=0.0, width=8, height=8),
+    "4": _build_node("TestLazyMixImages", image1=["1", 0], image2=["2", 0], mask=["3", 0]),
     "5": _save_node("4"),
 }
 _FAILING: Graph = {
-    "1": _empty_image_node(0x710008),
-    "2": _new_node("TestSyncError", value=["1", 0]),
+    "1": _build_empty_image_node(0x710008),
+    "2": _build_node("TestSyncError", value=["1", 0]),
     "3": _save_node("2"),
 }
 _HALF: Graph = {
-    "1": _empty_image_node(0x710009),
+    "1": _build_empty_image_node(0x710009),
     "2": _save_node("1"),
-    "3": _new_node("SaveImage", filename_prefix="q"),
+    "3": _build_node("SaveImage", filename_prefix="q"),
 }
 _WRONG: Graph = {
-    "1": _empty_image_node(1, width=-1),
-    "2": _new_node(
+    "1": _build_empty_image_node(1, width=-1),
+    "2": _build_node(
         "ImageScale", image=["1", 0], upscale_method="none", width=4, height=4, crop="disabled"
     ),
     "3": _save_node("2"),
 }
 _SLOW: Graph = {
-    "1": _empty_image_node(0x71000A),
-    "2": _new_node("TestSleep", value=["1", 0], seconds=600.0),
+    "1": _build_empty_image_node(0x71000A),
+    "2": _build_node("TestSleep", value=["1", 0], seconds=600.0),
     "3": _save_node("2"),
 }
-_TEXT: Graph = {"7": _new_node("PreviewAny", source="two\nlines")}
+_TEXT: Graph = {"7": _build_node("PreviewAny", source="two\nlines")}
 
 SCENES = [
     Scene(name="a picture", graphs=[_PLAIN], further_members={"extra_data": _WORKFLOW}),
@@ -157,8 +157,8 @@ SCENES = [
     Scene(name="partly refused", graphs=[_HALF]),
     Scene(name="refused", graphs=[{"3": _HALF["3"]}]),
     Scene(name="wrong values", graphs=[_WRONG]),
-    Scene(name="an unknown node", graphs=[{"1": _new_node("NoSuchNode")}]),
-    Scene(name="no outputs", graphs=[{"1": _empty_image_node(1)}]),
+    Scene(name="an unknown node", graphs=[{"1": _build_node("NoSuchNode")}]),
+    Scene(name="no outputs", graphs=[{"1": _build_empty_image_node(1)}]),
     Scene(name="interrupted", graphs=[_SLOW, _PLAIN], interrupted=True),
 ]
 _UNKNOWN = str(uuid.UUID(int=0))
@@ -256,29 +256,36 @@ async def _record_all(url: str, key: str | None = None) -> Recording:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
         recorder = Recorder(session, {_UPLOAD: _RED})
-        recording: dict[str, Any] = {"before": [await recorder.ask(*call) for call in BEFORE]}
+        recording: dict[str, Any] = {
+            "before": [await recorder.send_request(*call) for call in BEFORE]
+        }
         recording["uploads"] = await _upload_files(recorder)
         for scene in SCENES:
             recording[scene.name] = await recorder.play(scene)
-        recording["after"] = [await recorder.ask(*call) for call in AFTER]
+        recording["after"] = [await recorder.send_request(*call) for call in AFTER]
     return recording
 
 
 async def _upload_files(recorder: Recorder) -> list[Any]:
     responses = [await recorder.upload(_UPLOAD, content) for content in (_RED, _RED, _GREEN)]
-    mask, original_ref = f"mask of {_UPLOAD}", json.dumps({"filename": _UPLOAD, "type": "input"})
-    responses.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original_ref))
-    for call in (
+    mask_name, original_ref = (
+        f"mask of {_UPLOAD}",
+        json.dumps({"filename": _UPLOAD, "type": "input"}),
+    )
+    responses.append(
+        await recorder.upload(mask_name, _MASK, "/upload/mask", original_ref=original_ref)
+    )
+    for query in (
         {"filename": _UPLOAD, "type": "input"},
         {"filename": f"{_UPLOAD} [input]"},
-        {"filename": mask, "type": "input"},
-        {"filename": mask, "type": "input", "channel": "a"},
-        {"filename": mask, "type": "input", "channel": "rgb"},
-        {"filename": mask, "type": "input", "preview": "webp;100"},
+        {"filename": mask_name, "type": "input"},
+        {"filename": mask_name, "type": "input", "channel": "a"},
+        {"filename": mask_name, "type": "input", "channel": "rgb"},
+        {"filename": mask_name, "type": "input", "preview": "webp;100"},
         {"filename": _UPLOAD, "type": "input", "preview": "jpeg"},
         {"filename": f"no {_UPLOAD}", "type": "input"},
     ):
-        responses.append(await recorder.view(**call))
+        responses.append(await recorder.view_file(**query))
     return responses
 
 

@@ -16,7 +16,7 @@ FORM = {"accept": "text/html"}
 
 @pytest.fixture
 async def browser(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
-    """Yield a session that keeps cookies and does not follow redirects."""
+    """Yield a session of the gateway that keeps cookies."""
     cookie_jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(farm.url, cookie_jar=cookie_jar) as session:
         yield session
@@ -40,10 +40,10 @@ async def test_a_form_signs_in_and_out(farm: Farm, browser: aiohttp.ClientSessio
     form = {"key": f" {farm.key} "}
     async with browser.post("/comfy/session", data=form, allow_redirects=False) as response:
         assert (response.status, response.headers["location"]) == (303, "/comfy/")
-        cookie, old_cookie, refresh = response.headers.getall("set-cookie")
+        cookie, old_cookie, refresh_cookie = response.headers.getall("set-cookie")
     assert "HttpOnly; SameSite=Strict" in cookie and "; Path=/; " in cookie
     assert old_cookie.startswith("moyin_session=; Path=/comfy/; Max-Age=0; ")
-    assert refresh.startswith("moyin_refresh=; Path=/accounts/session; Max-Age=0; ")
+    assert refresh_cookie.startswith("moyin_refresh=; Path=/accounts/session; Max-Age=0; ")
     async with browser.get("/comfy/session") as response:
         assert await response.json() == {"owner": "ann", "user": None}
     async with browser.get("/comfy/session", headers=FORM) as response:
@@ -70,7 +70,7 @@ async def test_the_page_shows_that_a_key_is_wrong(
         assert (response.status, (await response.json())["code"]) == (413, "body_too_large")
 
 
-async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
+async def test_cookie_is_accepted_by_the_gateways_own_routes_only(
     farm: Farm, browser: aiohttp.ClientSession
 ) -> None:
     async with browser.get("/comfy/api/queue") as response:
@@ -79,8 +79,8 @@ async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
     async with browser.get("/comfy/api/nothing-there") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
     [cookie] = [f"moyin_session={item.value}" for item in browser.cookie_jar]
-    service = Route(name="svc", prefix="/svc", upstreams=(Upstream(url=farm.services_url),))
-    farm.proxy.configure(RouteTable([service]))
+    service_route = Route(name="svc", prefix="/svc", upstreams=(Upstream(url=farm.services_url),))
+    farm.proxy.configure(RouteTable([service_route]))
     for path, status in (("/jobs", 200), ("/api/queue", 200), ("/svc/x", 401), ("/comfyx", 404)):
         async with (
             aiohttp.ClientSession(farm.url) as other_session,
@@ -95,14 +95,14 @@ async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
     [{}, {"origin": "http://evil.example"}, {"sec-fetch-site": "same-site"}],
     ids=["silent", "origin", "site"],
 )
-async def test_another_sites_page_can_do_nothing_by_cookie(
+async def test_requests_of_other_sites_are_refused_despite_the_cookie(
     farm: Farm, browser: aiohttp.ClientSession, headers: dict[str, str]
 ) -> None:
     await sign_in(browser, farm.key)
     for method in ("POST", "PUT", "DELETE"):
         async with browser.request(method, "/comfy/api/x", headers=headers) as response:
-            body = (response.status, (await response.json())["code"])
-            assert body == (403, "cross_site_request")
+            outcome = (response.status, (await response.json())["code"])
+            assert outcome == (403, "cross_site_request")
     async with browser.ws_connect("/comfy/ws", headers=headers) as socket:
         message = await socket.receive(10)
         assert message.type is aiohttp.WSMsgType.CLOSE
@@ -139,17 +139,23 @@ async def test_the_root_path_is_a_page_for_comfyui_and_a_health_check_for_ollama
 ) -> None:
     async with browser.get("/?x=1", headers=FORM, allow_redirects=False) as response:
         assert (response.status, response.headers["location"]) == (307, "/comfy/?x=1")
-    key = {"authorization": f"Bearer {farm.key}"}
-    for headers in ({}, {"accept": "*/*"}, {"accept": ""}, {"accept": "application/json"}, key):
+    key_headers = {"authorization": f"Bearer {farm.key}"}
+    for headers in (
+        {},
+        {"accept": "*/*"},
+        {"accept": ""},
+        {"accept": "application/json"},
+        key_headers,
+    ):
         async with browser.get("/?x=<b>", headers=headers, allow_redirects=False) as response:
             page = await response.text()
             assert (response.status, response.content_type) == (200, "text/html")
             assert response.headers["content-security-policy"].startswith("default-src 'none'; ")
             assert '<a href="/comfy/">' in page and "<b>" not in page
-    program = {"user-agent": "ollama/0.17.4 (amd64 linux) Go/go1.24"}
-    async with browser.get("/", headers=program) as response:
+    ollama_headers = {"user-agent": "ollama/0.17.4 (amd64 linux) Go/go1.24"}
+    async with browser.get("/", headers=ollama_headers) as response:
         assert (response.status, await response.text()) == (200, "Ollama is running")
-    async with browser.head("/", headers=program) as response:
+    async with browser.head("/", headers=ollama_headers) as response:
         assert response.status == 200
     async with browser.get("/health") as response:
         assert (response.status, await response.json()) == (200, {"status": "ok"})

@@ -30,25 +30,30 @@ async def test_userdata_files_behave_as_in_comfyui(farm: Farm, base_path: str) -
     def call(method: str, path: str, **kwargs: Any) -> Any:
         return call_route(farm.client, method, base_path + path, **kwargs)
 
-    name = "/userdata/workflows%2Fa%20b.json"
-    assert await call("POST", f"{name}?overwrite=false", data=b'{"a": 1}') == (
+    file_path = "/userdata/workflows%2Fa%20b.json"
+    assert await call("POST", f"{file_path}?overwrite=false", data=b'{"a": 1}') == (
         200, "workflows/a b.json",
     )  # fmt: skip
-    assert (await call("POST", f"{name}?overwrite=false", data=b"x"))[0] == 409
-    status, info = await call("POST", f"{name}?overwrite=true&full_info=true", data=b'{"a": 2}')
-    assert (status, info["path"], info["size"]) == (200, "workflows/a b.json", 8)
-    assert info["modified"] >= info["created"] > 1_700_000_000
-    assert await call("GET", name) == (200, {"a": 2})
+    assert (await call("POST", f"{file_path}?overwrite=false", data=b"x"))[0] == 409
+    status, file_info = await call(
+        "POST", f"{file_path}?overwrite=true&full_info=true", data=b'{"a": 2}'
+    )
+    assert (status, file_info["path"], file_info["size"]) == (200, "workflows/a b.json", 8)
+    assert file_info["modified"] >= file_info["created"] > 1_700_000_000
+    assert await call("GET", file_path) == (200, {"a": 2})
     assert await call("GET", "/userdata?dir=workflows&recurse=true&split=false&full_info=true") == (
-        200, [{**info, "path": "a b.json"}],
+        200, [{**file_info, "path": "a b.json"}],
     )  # fmt: skip
     assert await call("GET", "/userdata?dir=workflows%2F") == (200, ["a b.json"])
     assert (await call("GET", "/userdata?dir=nowhere"))[0] == 404
     assert (await call("GET", "/userdata"))[0] == 400
     move_path = "/move/workflows%2Fsub%2Fc.json"
-    assert await call("POST", f"{name}{move_path}?overwrite=false") == (200, "workflows/sub/c.json")
-    assert (await call("GET", name))[0] == 404
-    assert (await call("POST", f"{name}{move_path}"))[0] == 404
+    assert await call("POST", f"{file_path}{move_path}?overwrite=false") == (
+        200,
+        "workflows/sub/c.json",
+    )
+    assert (await call("GET", file_path))[0] == 404
+    assert (await call("POST", f"{file_path}{move_path}"))[0] == 404
     listed_files = (await call("GET", "/v2/userdata?path=workflows"))[1]
     assert [item["path"] for item in listed_files] == ["workflows/sub", "workflows/sub/c.json"]
     assert await call("DELETE", "/userdata/workflows%2Fsub%2Fc.json") == (204, "")
@@ -72,11 +77,11 @@ async def test_path_cannot_leave_the_folder(farm: Farm, path: str) -> None:
     assert await call_route(farm.client, "GET", "/v2/userdata") == (200, [])
 
 
-async def test_two_tenants_and_two_people_have_nothing_in_common(farm: Farm) -> None:
+async def test_userdata_is_separate_per_tenant_and_per_person(farm: Farm) -> None:
     users, keys = UserStore(farm.database), KeyStore(farm.database)
     person = await users.create(UserKind.PLAYER, email="a@example.com", name="a")
-    own_key = (await keys.create("ann", "hers", user=person.id))[1]
-    async with farm.session(own_key) as her_session:
+    her_key = (await keys.create("ann", "hers", user=person.id))[1]
+    async with farm.open_session(her_key) as her_session:
         callers = {"ann": farm.client, "bob": farm.other, "person": her_session}
         for name, client in callers.items():
             assert await call_route(client, "GET", "/settings") == (200, {})

@@ -52,9 +52,9 @@ from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.budgets import RenderBudgets
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.newest_jobs import NewestJobs
+from moyin.jobs.newest_jobs import NewestJobsReader
 from moyin.jobs.previews import PreviewFeed
-from moyin.jobs.queue_places import QueuePlaces
+from moyin.jobs.queue_places import QueuePlaceCache
 from moyin.jobs.service import JobService
 from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks import WebhookSender
@@ -100,7 +100,7 @@ _NO_MODELS = Fleet(catalog=Catalog(deployments=()), runtimes={})
 
 
 @dataclass
-class Services:
+class ScriptedService:
     """A service behind the gateway, with responses by path and a record of all calls."""
 
     answers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = field(
@@ -108,13 +108,13 @@ class Services:
     )
     calls: list[tuple[str, str, Any, Mapping[str, str]]] = field(default_factory=list)
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle_request(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()
         body: Any = json.loads(text) if text[:1] in ("{", "[") else text
         self.calls.append((request.method, request.path_qs, body, request.headers))
-        answer = self.answers.get(request.path)
-        if answer is not None:
-            return await answer(request)
+        respond = self.answers.get(request.path)
+        if respond is not None:
+            return await respond(request)
         if request.path == "/v1/chat/completions":
             prompt_text = body["messages"][-1]["content"]
             return web.json_response(
@@ -123,11 +123,11 @@ class Services:
             )
         return web.json_response({"path": request.path, "got": body})
 
-    def count(self, path: str) -> int:
+    def count_calls(self, path: str) -> int:
         return sum(1 for call in self.calls if call[1] == path)
 
 
-class AnyGraph:
+class AcceptingValidator:
     """The graph validator of a pool that is not running: every graph is accepted."""
 
     async def validate(
@@ -167,7 +167,7 @@ class ScriptedPools:
     async def check_machine(self) -> DoctorBody:
         return describe_checks([check_python()])
 
-    async def executed(self, prompt_ids: Sequence[str]) -> set[str]:
+    async def find_executed(self, prompt_ids: Sequence[str]) -> set[str]:
         return set()
 
 
@@ -175,18 +175,22 @@ class Farm:
     """A gateway, its stores, and a worker that can be started, stopped and killed."""
 
     def __init__(
-        self, folder: Path, temporal: TemporalServer, valkey: ValkeyServer, services: Services
+        self,
+        folder: Path,
+        temporal: TemporalServer,
+        valkey: ValkeyServer,
+        services: ScriptedService,
     ) -> None:
         self.services = services
         self.pools = ["default", "fast"]
         self.settings = Settings(data=folder)
         self.templates = TemplateCatalog((SHIPPED_FOLDER,))
-        self.validator: Any = AnyGraph()
+        self.validator: Any = AcceptingValidator()
         self.scripted_pools = ScriptedPools()
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
         self.sweep_after = timedelta(seconds=0.3)
-        # By which the readings of the cluster become old.
+        # Decides when a reading of the cluster is too old.
         self.clock = time.monotonic
         # Empty, unless a test writes the console's files before its first request.
         self.console_folder = folder / "console"
@@ -215,17 +219,17 @@ class Farm:
         self._stack.push_async_callback(self.launcher.close)
         self.key = (await KeyStore(self.database).create("ann", "test"))[1]
         self.other_key = (await KeyStore(self.database).create("bob", "test"))[1]
-        self.services_url = await enter_context(_serving(self.services))
-        self.url = await enter_context(self._gateway())
-        self.client = await enter_context(self.session(self.key))
-        self.other = await enter_context(self.session(self.other_key))
+        self.services_url = await enter_context(_serve_services(self.services))
+        self.url = await enter_context(self._run_gateway())
+        self.client = await enter_context(self.open_session(self.key))
+        self.other = await enter_context(self.open_session(self.other_key))
 
     async def close(self) -> None:
         for runner, task in self._runners:
-            await _stop(runner, task)
+            await _stop_runner(runner, task)
         await self._stack.aclose()
 
-    def session(self, key: str) -> aiohttp.ClientSession:
+    def open_session(self, key: str) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(self.url, headers={"authorization": f"Bearer {key}"})
 
     async def start_worker(self) -> Callable[[], Awaitable[None]]:
@@ -252,21 +256,21 @@ class Farm:
                 jobs=self.jobs,
                 launcher=self.launcher,
                 interval=timedelta(seconds=0.2),
-                older_than=self.sweep_after,
+                min_age=self.sweep_after,
             ),
             concurrency=CONCURRENCY,
         )
-        pair = (runner, asyncio.create_task(runner.run()))
-        self._runners.append(pair)
+        running_worker = (runner, asyncio.create_task(runner.run()))
+        self._runners.append(running_worker)
 
         async def stop() -> None:
-            self._runners.remove(pair)
-            await _stop(*pair)
+            self._runners.remove(running_worker)
+            await _stop_runner(*running_worker)
 
         return stop
 
     @asynccontextmanager
-    async def renderer(
+    async def run_renderer(
         self, render_step: Callable[..., Any], pool: str = "default"
     ) -> AsyncIterator[None]:
         """Run a worker for a pool's queue that renders with the activity ``render_step``."""
@@ -279,7 +283,7 @@ class Farm:
         ):
             yield
 
-    def environment(self) -> dict[str, str]:
+    def build_environment(self) -> dict[str, str]:
         """Return the environment variables with this farm's settings, for other processes."""
         return os.environ | {
             "MOYIN_DATA": str(self._folder),
@@ -292,32 +296,34 @@ class Farm:
             "MOYIN_SECRET": SIGNING_KEY.decode(),
         }
 
-    async def submit(self, body: Mapping[str, Any], **headers: str) -> dict[str, Any]:
+    async def submit_job(self, body: Mapping[str, Any], **headers: str) -> dict[str, Any]:
         async with self.client.post("/jobs", json=body, headers=headers) as response:
             job: dict[str, Any] = await response.json()
             assert response.status == 202, job
             return job
 
-    async def show(self, job_id: str) -> dict[str, Any]:
+    async def fetch_job(self, job_id: str) -> dict[str, Any]:
         async with self.client.get(f"/jobs/{job_id}") as response:
             job: dict[str, Any] = await response.json()
             assert response.status == 200, job
             return job
 
-    async def until(self, job_id: str, *statuses: str, seconds: float = 60) -> dict[str, Any]:
+    async def wait_for_status(
+        self, job_id: str, *statuses: str, seconds: float = 60
+    ) -> dict[str, Any]:
         """Wait until the job has one of ``statuses``, by default a final one, and return it."""
         async with asyncio.timeout(seconds):
             while True:
-                job = await self.show(job_id)
+                job = await self.fetch_job(job_id)
                 if job["status"] in (statuses or FINAL):
                     return job
                 await asyncio.sleep(0.02)
 
     @asynccontextmanager
-    async def _gateway(self) -> AsyncIterator[str]:
-        hub = EventHub(self._valkey.url)
+    async def _run_gateway(self) -> AsyncIterator[str]:
+        event_hub = EventHub(self._valkey.url)
         frame_hub = FrameHub(self._valkey.url)
-        # Not those of `self` at the end: another gateway may have replaced them.
+        # `lifespan` closes these; by then, `self.pictures` may be another gateway's.
         pictures = self.pictures = PictureProcesses()
         thumbnails = TenantCache(self._valkey.url, "moyin:pictures")
         previews, preview_hub = PreviewStore(self._valkey.url), PreviewHub(self._valkey.url)
@@ -326,14 +332,14 @@ class Farm:
         async def lifespan() -> AsyncIterator[None]:
             await proxy.start()
             yield
-            await places.close()
-            await cluster.close()
+            await queue_places.close()
+            await cluster_feeds.close()
             await proxy.close()
             await pictures.close()
             await thumbnails.close()
             await previews.close()
             await preview_hub.close()
-            await hub.close()
+            await event_hub.close()
             await frame_hub.close()
             await meter.close()
 
@@ -349,7 +355,7 @@ class Farm:
             blobs=self.blobs,
             frames=self.frames,
         )
-        service = JobService(
+        job_service = JobService(
             jobs=self.jobs,
             artifacts=artifacts,
             files=files,
@@ -364,33 +370,33 @@ class Farm:
             networks=AllowedNetworks(self.networks),
         )
         proxy = self.proxy = Proxy(
-            signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs)
+            signing_key=SIGNING_KEY, deferral=DeferredCalls(job_service, self.blobs)
         )
-        reports = UsageReports(self.database)
+        usage_reports = UsageReports(self.database)
 
         async def read_backends(tenant: str | None) -> str:
             return describe_backends(_NO_MODELS, RecentCalls(), tenant).model_dump_json()
 
         async def read_usage(tenant: str | None) -> str:
-            return await report_month(reports, _NO_MODELS, tenant)
+            return await report_month(usage_reports, _NO_MODELS, tenant)
 
         async def read_models(viewer: Viewer) -> str:
             body = list_models(_NO_MODELS, viewer.owner, prices=viewer.is_operator)
             return json.dumps(body)
 
-        table = ReloadableConfig(GatewayConfig, lambda _: None)
-        places = QueuePlaces(self.scripted_pools.list_places, self.scripted_pools.pools)
-        cluster = ClusterFeeds(
+        gateway_config = ReloadableConfig(GatewayConfig, lambda _: None)
+        queue_places = QueuePlaceCache(self.scripted_pools.list_places, self.scripted_pools.pools)
+        cluster_feeds = ClusterFeeds(
             FeedSources(
                 cluster=self.scripted_pools.read_cluster, backends=read_backends,
-                usage=read_usage, models=read_models, jobs=NewestJobs(self.jobs, places).read,
-                routes=lambda _: build_routes(proxy.pools, table, {}).model_dump_json(),
+                usage=read_usage, models=read_models, jobs=NewestJobsReader(self.jobs, queue_places).read,
+                routes=lambda _: build_routes(proxy.pools, gateway_config, {}).model_dump_json(),
                 doctor=self.scripted_pools.check_machine,
             ),
             seconds=dict.fromkeys(READING_SECONDS, 0.1), clock=lambda: self.clock(),
         )  # fmt: skip
-        feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet_seconds=0.5)
-        farm_events = PromptNotifiers(
+        feed = JobFeed(jobs=self.jobs, events=self.events, hub=event_hub, quiet_seconds=0.5)
+        notifiers = PromptNotifiers(
             prompts=prompts,
             files=files,
             blobs=self.blobs,
@@ -398,29 +404,29 @@ class Farm:
             hub=frame_hub,
             tick=0.5,
         )
-        parts = GatewayServices(
-            service=service,
+        gateway_services = GatewayServices(
+            service=job_service,
             jobs=self.jobs,
             feed=feed,
             previews=PreviewFeed(previews, preview_hub),
-            places=places,
+            places=queue_places,
             artifacts=artifacts,
             blobs=self.blobs,
             pictures=PictureConverter(self.blobs, self.pictures, thumbnails),
             prompts=ComfyPrompts(
-                service=service,
+                service=job_service,
                 feed=feed,
                 validator=self.validator,
                 guard=admission,
                 prompts=prompts,
                 files=files,
                 blobs=self.blobs,
-                find_executed=self.scripted_pools.executed,
-                read_places=places.read,
-                wait_until_notified=farm_events.wait_until_notified,
+                find_executed=self.scripted_pools.find_executed,
+                read_places=queue_places.read,
+                wait_until_notified=notifiers.wait_until_notified,
             ),
             files=files,
-            events=farm_events,
+            events=notifiers,
             userdata=UserdataStore(
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50
             ),
@@ -431,10 +437,10 @@ class Farm:
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             console=ConsoleFiles(self.console_folder),
             proxy=self.proxy,
-            cluster=cluster,
+            cluster=cluster_feeds,
             config_history=ConfigHistory(self.database),
             links=LinksBody(temporal=None, ray=None),
-            config=table,
+            config=gateway_config,
             authenticator=create_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),
             checks={
@@ -449,7 +455,7 @@ class Farm:
         )
         port = free_port()
         config = uvicorn.Config(
-            new_app(parts), host="127.0.0.1", port=port, log_config=None, lifespan="on",
+            new_app(gateway_services), host="127.0.0.1", port=port, log_config=None, lifespan="on",
             timeout_graceful_shutdown=1,
             # Longer than a test: a client's next request must not meet a connection being closed.
             timeout_keep_alive=300,
@@ -468,8 +474,8 @@ class Farm:
 async def farm(
     tmp_path: Path, temporal_server: TemporalServer, valkey_server: ValkeyServer
 ) -> AsyncIterator[Farm]:
-    """A gateway without a worker."""
-    farm = Farm(tmp_path, temporal_server, valkey_server, Services())
+    """Run a gateway without a worker."""
+    farm = Farm(tmp_path, temporal_server, valkey_server, ScriptedService())
     await farm.open()
     yield farm
     await farm.close()
@@ -477,15 +483,15 @@ async def farm(
 
 @pytest.fixture
 async def working_farm(farm: Farm) -> Farm:
-    """A gateway with one worker."""
+    """Run a gateway with one worker."""
     await farm.start_worker()
     return farm
 
 
 @asynccontextmanager
-async def _serving(services: Services) -> AsyncIterator[str]:
+async def _serve_services(services: ScriptedService) -> AsyncIterator[str]:
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", services.handle)
+    app.router.add_route("*", "/{path:.*}", services.handle_request)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     port = free_port()
@@ -494,7 +500,7 @@ async def _serving(services: Services) -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def _stop(runner: JobRunner, task: asyncio.Task[None]) -> None:
+async def _stop_runner(runner: JobRunner, task: asyncio.Task[None]) -> None:
     await runner.stop()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

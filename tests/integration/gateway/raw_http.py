@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class RawResponse:
     """A response; ``status`` is 0 if the connection ended without one."""
 
     status: int
@@ -21,7 +21,7 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """The stable code of an error in any protocol, or an empty string."""
+        """Return the code of an error in any protocol, or an empty string if there is none."""
         try:
             body = json.loads(self.body)
         except ValueError:
@@ -33,14 +33,14 @@ class Answer:
         return str(body.get("code") or inner_error.get("code") or "")
 
 
-async def ask(
+async def send_request(
     port: int,
     target: str,
     *,
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
-) -> Answer:
+) -> RawResponse:
     """Send one request on a new connection, with ``target`` unchanged."""
     request_headers = {"Host": "moyin", "Connection": "close", **(headers or {})}
     if body or method in ("POST", "PUT"):
@@ -52,7 +52,7 @@ async def ask(
     writer.write(head.encode("latin-1") + b"\r\n\r\n" + body)
     try:
         async with asyncio.timeout(60):
-            return _parse_answer(await reader.read())
+            return _parse_response(await reader.read())
     finally:
         writer.close()
 
@@ -79,13 +79,13 @@ class SlowClients:
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._open_all(targets)), daemon=True
         )
-        self.ended: dict[str, list[tuple[Answer, float]]] = {}
+        self.ended: dict[str, list[tuple[RawResponse, float]]] = {}
         self._thread.start()
 
-    def wait(self, seconds: float) -> None:
+    def wait_until_closed(self, seconds: float) -> None:
         """Wait until all connections have been closed."""
         self._thread.join(seconds)
-        assert not self._thread.is_alive(), "some are still being waited for"
+        assert not self._thread.is_alive(), "some connections are still open"
 
     async def _open_all(self, targets: Mapping[str, int]) -> None:
         await asyncio.gather(
@@ -96,20 +96,22 @@ class SlowClients:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         loop = asyncio.get_running_loop()
         started_at = loop.time()
-        writer.write(self._build_beginning(target))
-        answer = asyncio.create_task(_read_until_end(reader))
+        writer.write(self._build_request_start(target))
+        response_task = asyncio.create_task(_read_until_end(reader))
         try:
-            while not answer.done():
+            while not response_task.done():
                 writer.write(random.choice((b"a", b"b")))
-                await asyncio.wait({answer}, timeout=1)
+                await asyncio.wait({response_task}, timeout=1)
         except ConnectionError:
-            # Who is hung up on while it writes still reads what came before.
+            # The server closed the connection. What it sent before that is still read.
             pass
         finally:
-            self.ended.setdefault(target, []).append((await answer, loop.time() - started_at))
+            self.ended.setdefault(target, []).append(
+                (await response_task, loop.time() - started_at)
+            )
             writer.close()
 
-    def _build_beginning(self, target: str) -> bytes:
+    def _build_request_start(self, target: str) -> bytes:
         head = f"POST {target or '/jobs'} HTTP/1.1\r\nHost: moyin\r\nX-Slow: "
         authorization = f"Authorization: Bearer {self._key}\r\n" if self._key else ""
         if target:
@@ -120,24 +122,24 @@ class SlowClients:
         return head.encode()
 
 
-async def _read_until_end(reader: asyncio.StreamReader) -> Answer:
+async def _read_until_end(reader: asyncio.StreamReader) -> RawResponse:
     received_bytes = b""
     try:
-        while piece := await reader.read(65_536):
-            received_bytes += piece
+        while chunk := await reader.read(65_536):
+            received_bytes += chunk
     except ConnectionError:
-        return _parse_answer(received_bytes)
-    return _parse_answer(received_bytes)
+        return _parse_response(received_bytes)
+    return _parse_response(received_bytes)
 
 
-def _parse_answer(received: bytes) -> Answer:
-    head, _, body = received.partition(b"\r\n\r\n")
-    words: Any = head.split(b" ", 2)
-    status = int(words[1]) if len(words) > 1 else 0
-    text = head.decode("latin-1").lower()
-    if "transfer-encoding: chunked" in text:
+def _parse_response(received_bytes: bytes) -> RawResponse:
+    head, _, body = received_bytes.partition(b"\r\n\r\n")
+    status_words: Any = head.split(b" ", 2)
+    status = int(status_words[1]) if len(status_words) > 1 else 0
+    head_text = head.decode("latin-1").lower()
+    if "transfer-encoding: chunked" in head_text:
         body = _join_chunks(body)
-    return Answer(status=status, head=text, body=body)
+    return RawResponse(status=status, head=head_text, body=body)
 
 
 def _join_chunks(chunks: bytes) -> bytes:

@@ -153,12 +153,14 @@ _NAMES = sorted(filter(None, list_commands()), key=len, reverse=True)
 _PROFILE = re.compile(r"^--profile \S+ ")
 
 
-def find_name(line: str) -> str:
+def find_command_name(line: str) -> str:
     """Return the full name of the command in a line, such as ``jobs list``."""
     line = f"{_PROFILE.sub('', line)} "
     return next(name for name in _NAMES if line.startswith(f"{name} "))
 
 
-def fill_in(line: str, known: Mapping[str, str]) -> list[str]:
+def fill_placeholders(line: str, values: Mapping[str, str]) -> list[str]:
     """Return the words of a line with the values of its placeholders."""
-    return [re.sub(r"\{(\w+)\}", lambda match: known[match[1]], word) for word in shlex.split(line)]
+    return [
+        re.sub(r"\{(\w+)\}", lambda match: values[match[1]], word) for word in shlex.split(line)
+    ]

@@ -17,7 +17,7 @@ from tests.stack import RecordMeasurement, RunningStack
 PASSWORD = f"pass-{secrets.token_hex(8)}"
 
 
-class Session:
+class SecretRecordingClient:
     """A client that remembers every secret that it receives."""
 
     def __init__(self, stack: RunningStack, session: aiohttp.ClientSession) -> None:
@@ -39,11 +39,11 @@ class Session:
 @pytest.fixture
 async def client(gateway: RunningStack) -> Any:
     async with aiohttp.ClientSession() as session:
-        yield Session(gateway, session)
+        yield SecretRecordingClient(gateway, session)
 
 
 async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
-    client: Session, record_measurement: RecordMeasurement
+    client: SecretRecordingClient, record_measurement: RecordMeasurement
 ) -> None:
     email = f"{secrets.token_hex(6)}@example.com"
     body = {"email": email, "password": PASSWORD}
@@ -70,13 +70,13 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
     assert await _read_close_code(client, created_key["key"]) != "missing_api_key"
     assert await _read_close_code(client, "") == "missing_api_key"
     await client.call("DELETE", f"/accounts/keys/{created_key['id']}", operator)
-    revoked = time.monotonic()
+    revoked_at = time.monotonic()
     for path in ("/jobs", "/v1/models", "/accounts/whoami"):
         while (await client.call("GET", path, created_key["key"]))[0] != 401:
-            assert time.monotonic() - revoked < 60, path
+            assert time.monotonic() - revoked_at < 60, path
             await asyncio.sleep(0.1)
     record_measurement(
-        f"a revoked key was refused everywhere after {time.monotonic() - revoked:.1f} s"
+        f"a revoked key was refused everywhere after {time.monotonic() - revoked_at:.1f} s"
     )
 
     refresh_body = {"refresh_token": player["refresh_token"]}
@@ -84,12 +84,12 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
     assert (await client.call("POST", "/accounts/refresh", "", refresh_body))[0] == 401
     # Log lines are written in batches.
     await asyncio.sleep(2)
-    searched_files, leaks = _search_logs(client.stack, client.secrets)
+    file_count, leaks = _search_logs(client.stack, client.secrets)
     assert leaks == []
-    assert searched_files > 10
+    assert file_count > 10
 
 
-async def _read_close_code(client: Session, key: str) -> str:
+async def _read_close_code(client: SecretRecordingClient, key: str) -> str:
     """Open the WebSocket of a job that does not exist, and return the code of the close frame."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     url = f"{client.stack.url}/jobs/none/ws"
@@ -99,7 +99,7 @@ async def _read_close_code(client: Session, key: str) -> str:
         return (message.extra or "").partition(":")[0]
 
 
-def _search_logs(stack: RunningStack, secrets: dict[str, str]) -> tuple[int, list[str]]:
+def _search_logs(stack: RunningStack, secrets_by_name: dict[str, str]) -> tuple[int, list[str]]:
     """Return the number of log files, and which secret was found in which file."""
     files = [
         path
@@ -110,17 +110,17 @@ def _search_logs(stack: RunningStack, secrets: dict[str, str]) -> tuple[int, lis
     leaks = [
         f"{name} in {path.name}"
         for path in files
-        for name, secret in secrets.items()
+        for name, secret in secrets_by_name.items()
         if secret.encode() in path.read_bytes()
     ]
     return len(files), leaks
 
 
-def _get_request(path: str, *headers: str) -> str:
+def _build_get_request(path: str, *headers: str) -> str:
     return "\r\n".join((f"GET {path} HTTP/1.1", "Host: moyin", *headers, "", ""))
 
 
-def _login_request(body: str, *headers: str) -> str:
+def _build_login_request(body: str, *headers: str) -> str:
     request_lines = (
         "POST /accounts/login HTTP/1.1",
         "Host: moyin",
@@ -130,19 +130,19 @@ def _login_request(body: str, *headers: str) -> str:
 
 
 AMBIGUOUS = {
-    "two lengths": _login_request("{}", "Content-Length: 2", "Content-Length: 40"),
-    "a list of lengths": _login_request("{}", "Content-Length: 2, 40"),
-    "a negative length": _login_request("{}", "Content-Length: -2"),
-    "an unknown coding": _login_request(
+    "two lengths": _build_login_request("{}", "Content-Length: 2", "Content-Length: 40"),
+    "a list of lengths": _build_login_request("{}", "Content-Length: 2, 40"),
+    "a negative length": _build_login_request("{}", "Content-Length: -2"),
+    "an unknown coding": _build_login_request(
         "0\r\n\r\n", "Transfer-Encoding: xchunked", "Content-Length: 5"
     ),
-    "a space before the colon": _login_request("{}", "Content-Length : 2"),
-    "a NUL in a header": _get_request("/accounts/whoami", "x-api-key: a\0b"),
-    "a folded header": _get_request("/accounts/whoami", "x-api-key: a", " b"),
+    "a space before the colon": _build_login_request("{}", "Content-Length : 2"),
+    "a NUL in a header": _build_get_request("/accounts/whoami", "x-api-key: a\0b"),
+    "a folded header": _build_get_request("/accounts/whoami", "x-api-key: a", " b"),
     "no host": "GET /accounts/whoami HTTP/1.1\r\n\r\n",
-    "a head without end": _get_request("/accounts/whoami", f"x-api-key: {'a' * 100_000}"),
-    "a target without end": _get_request(f"/accounts/whoami?a={'a' * 100_000}"),
-    "a line feed in the path": _get_request("/accounts/whoami\nx-api-key: a"),
+    "a head without end": _build_get_request("/accounts/whoami", f"x-api-key: {'a' * 100_000}"),
+    "a target without end": _build_get_request(f"/accounts/whoami?a={'a' * 100_000}"),
+    "a line feed in the path": _build_get_request("/accounts/whoami\nx-api-key: a"),
 }
 DISGUISED = [
     "/accounts/healthz/../keys",
@@ -158,22 +158,20 @@ DISGUISED = [
 
 
 @pytest.mark.parametrize("raw_request", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
-async def test_a_request_that_two_may_read_differently_is_answered_by_none(
-    gateway: RunningStack, raw_request: str
-) -> None:
+async def test_ambiguous_requests_are_refused(gateway: RunningStack, raw_request: str) -> None:
     response = await _send_raw(gateway, raw_request)
-    # One refusal, or the connection's end: never an answer of an app that let it in.
+    # Either one refusal or a closed connection: no app may accept such a request.
     assert response == b"" or response.split(b" ")[1] in (b"400", b"401", b"501"), response
     assert response.count(b"HTTP/1.1 ") <= 1
 
 
 @pytest.mark.parametrize("path", DISGUISED)
 async def test_no_spelling_of_a_path_gets_around_the_key(gateway: RunningStack, path: str) -> None:
-    response = await _send_raw(gateway, _get_request(path, "Connection: close"))
+    response = await _send_raw(gateway, _build_get_request(path, "Connection: close"))
     assert response.split(b" ")[1] in (b"400", b"401", b"404"), response
 
 
-async def test_identity_headers_from_clients_are_ignored(client: Session) -> None:
+async def test_identity_headers_from_clients_are_ignored(client: SecretRecordingClient) -> None:
     claimed_headers = {
         "x-moyin-owner": "victim",
         "x-moyin-identity": "e30.e30.",
@@ -192,8 +190,8 @@ async def _send_raw(gateway: RunningStack, raw_request: str) -> bytes:
     response = b""
     with suppress(TimeoutError, ConnectionError):
         async with asyncio.timeout(1):
-            while piece := await reader.read(65536):
-                response += piece
+            while chunk := await reader.read(65536):
+                response += chunk
                 if b"\r\n\r\n" in response:
                     break
     writer.close()

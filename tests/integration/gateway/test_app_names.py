@@ -13,7 +13,7 @@ APPS = ("gateway", "models", "accounts", "render-default", "workers")
 
 
 @pytest.mark.parametrize("path", ["/-/routes", "/-/Routes", "/-/routes?x=1", "/-/routes/"])
-async def test_the_list_of_routes_asks_for_a_key(gateway: RunningStack, path: str) -> None:
+async def test_the_list_of_routes_requires_a_key(gateway: RunningStack, path: str) -> None:
     async with aiohttp.ClientSession(gateway.url) as session:
         async with session.get(path) as response:
             problem = await response.json()
@@ -25,7 +25,7 @@ async def test_the_list_of_routes_asks_for_a_key(gateway: RunningStack, path: st
             assert (response.status, problem["code"]) == (404, "route_not_found")
 
 
-async def test_a_load_balancer_needs_no_key_and_learns_no_name(gateway: RunningStack) -> None:
+async def test_health_checks_need_no_key_and_reveal_no_app_names(gateway: RunningStack) -> None:
     async with aiohttp.ClientSession(gateway.url) as session, session.get("/-/healthz") as response:
         assert response.status == 200
         text = await response.text()

@@ -16,7 +16,7 @@ from tests.integration.gateway.fixtures import Farm
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 1000
 
 
-async def upload(farm: Farm, data: Any, **options: Any) -> dict[str, Any]:
+async def upload_artifact(farm: Farm, data: Any, **options: Any) -> dict[str, Any]:
     async with farm.client.post("/artifacts", data=data, **options) as response:
         body: dict[str, Any] = await response.json()
         assert response.status == 201, body
@@ -24,9 +24,9 @@ async def upload(farm: Farm, data: Any, **options: Any) -> dict[str, Any]:
         return body
 
 
-async def test_a_file_comes_back_as_it_was(farm: Farm) -> None:
+async def test_download_returns_the_uploaded_file(farm: Farm) -> None:
     headers = {"content-type": "image/png"}
-    artifact = await upload(farm, PNG, headers=headers, params={"name": "a b.png"})
+    artifact = await upload_artifact(farm, PNG, headers=headers, params={"name": "a b.png"})
     assert (artifact["name"], artifact["media_type"], artifact["size"]) == (
         "a b.png",
         "image/png",
@@ -44,7 +44,7 @@ async def test_a_file_comes_back_as_it_was(farm: Farm) -> None:
 async def test_form_body_is_accepted(farm: Farm) -> None:
     form = aiohttp.FormData(quote_fields=False)
     form.add_field("file", PNG, filename="../../etc/x.png", content_type="image/png")
-    artifact = await upload(farm, form)
+    artifact = await upload_artifact(farm, form)
     assert (artifact["name"], artifact["media_type"], artifact["size"]) == (
         "x.png",
         "image/png",
@@ -53,7 +53,7 @@ async def test_form_body_is_accepted(farm: Farm) -> None:
 
 
 async def test_type_of_an_unnamed_file_is_detected(farm: Farm) -> None:
-    artifact = await upload(farm, PNG)
+    artifact = await upload_artifact(farm, PNG)
     assert (artifact["name"], artifact["media_type"]) == ("upload.png", "image/png")
 
 
@@ -61,7 +61,7 @@ async def test_type_of_an_unnamed_file_is_detected(farm: Farm) -> None:
     "media_type", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml"]
 )
 async def test_files_that_could_run_scripts_are_downloads(farm: Farm, media_type: str) -> None:
-    artifact = await upload(
+    artifact = await upload_artifact(
         farm, b"<script>alert(1)</script>", headers={"content-type": media_type}
     )
     async with farm.client.get(artifact["url"]) as response:
@@ -85,10 +85,10 @@ async def test_files_that_could_run_scripts_are_downloads(farm: Farm, media_type
         ("lines=1-2", 200, PNG, None),
     ],
 )
-async def test_ranges(
+async def test_range_headers_are_served_ignored_or_refused(
     farm: Farm, range_header: str, status: int, content: bytes, content_range: str | None
 ) -> None:
-    artifact = await upload(farm, PNG)
+    artifact = await upload_artifact(farm, PNG)
     async with farm.client.get(artifact["url"], headers={"range": range_header}) as response:
         assert response.status == status
         assert await response.read() == content
@@ -96,26 +96,26 @@ async def test_ranges(
 
 
 async def test_conditional_and_head_requests_are_answered(farm: Farm) -> None:
-    artifact = await upload(farm, PNG)
+    artifact = await upload_artifact(farm, PNG)
     async with farm.client.head(artifact["url"]) as response:
         etag = response.headers["etag"]
         assert (response.status, response.headers["content-length"]) == (200, str(len(PNG)))
     async with farm.client.get(artifact["url"], headers={"if-none-match": etag}) as response:
         assert response.status == 304
-    stale_range = {"range": "bytes=0-3", "if-range": '"other"'}
-    async with farm.client.get(artifact["url"], headers=stale_range) as response:
+    stale_range_headers = {"range": "bytes=0-3", "if-range": '"other"'}
+    async with farm.client.get(artifact["url"], headers=stale_range_headers) as response:
         assert response.status == 200
 
 
 async def test_artifact_is_visible_only_to_its_owner(farm: Farm) -> None:
-    artifact = await upload(farm, PNG)
+    artifact = await upload_artifact(farm, PNG)
     async with farm.other.get(artifact["url"]) as response:
         assert (response.status, (await response.json())["code"]) == (404, "artifact_not_found")
 
 
 async def test_an_idempotency_key_keeps_one_file(farm: Farm) -> None:
     headers = {"Idempotency-Key": "k"}
-    first_artifact = await upload(farm, PNG, headers=headers)
+    first_artifact = await upload_artifact(farm, PNG, headers=headers)
     async with farm.client.post("/artifacts", data=PNG, headers=headers) as response:
         assert (await response.json())["id"] == first_artifact["id"]
         assert response.headers["idempotent-replayed"] == "true"
@@ -127,7 +127,7 @@ async def test_an_idempotency_key_keeps_one_file(farm: Farm) -> None:
 
 async def test_a_deleted_upload_can_be_uploaded_again_with_its_key(farm: Farm) -> None:
     headers = {"Idempotency-Key": "again"}
-    first_artifact = await upload(farm, PNG, headers=headers)
+    first_artifact = await upload_artifact(farm, PNG, headers=headers)
     async with farm.client.delete(first_artifact["url"]) as response:
         assert response.status == 204
     async with farm.client.post("/artifacts", data=b"other", headers=headers) as response:
@@ -141,14 +141,14 @@ async def test_a_deleted_upload_can_be_uploaded_again_with_its_key(farm: Farm) -
 
 
 async def test_an_idempotency_key_that_many_use_at_once_keeps_one_file(farm: Farm) -> None:
-    async def put(number: int) -> tuple[int, bytes, str]:
+    async def upload_numbered(number: int) -> tuple[int, bytes, str]:
         data, headers = b"file %d" % number, {"Idempotency-Key": "race"}
         async with farm.client.post("/artifacts", data=data, headers=headers) as response:
             return response.status, data, (await response.json()).get("url", "")
 
-    answers = await asyncio.gather(*map(put, range(8)))
-    (accepted_upload,) = [(data, url) for status, data, url in answers if status == 201]
-    assert [status for status, _, _ in answers].count(422) == 7
+    uploads = await asyncio.gather(*map(upload_numbered, range(8)))
+    (accepted_upload,) = [(data, url) for status, data, url in uploads if status == 201]
+    assert [status for status, _, _ in uploads].count(422) == 7
     async with farm.client.get(accepted_upload[1]) as response:
         assert await response.read() == accepted_upload[0]
 
@@ -171,23 +171,25 @@ async def test_invalid_uploads_are_refused(
     assert problem.get("field") == field
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(farm: Farm) -> None:
-    async def broken_body() -> Any:
+async def test_interrupted_upload_leaves_no_files(farm: Farm) -> None:
+    async def generate_broken_body() -> Any:
         yield PNG
         raise ConnectionResetError
 
     with pytest.raises(aiohttp.ClientError):
-        await farm.client.post("/artifacts", data=broken_body())
+        await farm.client.post("/artifacts", data=generate_broken_body())
 
-    async def too_large_body() -> Any:
+    async def generate_too_large_body() -> Any:
         for _ in range(64):
             yield b"x" * 65_536
 
-    async with farm.client.post("/artifacts", data=too_large_body()) as response:
+    async with farm.client.post("/artifacts", data=generate_too_large_body()) as response:
         assert response.status == 413
     for _ in range(100):
         remaining_files = list(Path(tempfile.gettempdir()).glob("moyin-upload-*"))
         if not remaining_files:
             break
-        await farm.show((await farm.submit({"kind": "http", "request": {"path": "/x"}}))["id"])
+        await farm.fetch_job(
+            (await farm.submit_job({"kind": "http", "request": {"path": "/x"}}))["id"]
+        )
     assert remaining_files == []

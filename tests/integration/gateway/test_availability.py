@@ -21,7 +21,7 @@ from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.gateway.fixtures import Farm
-from tests.integration.text.fixtures import local, serving, wait_until_probed
+from tests.integration.text.fixtures import build_local_backend, serving, wait_until_probed
 from tests.processes import with_lines
 from tests.stack import RecordMeasurement
 from tests.waiting import eventually
@@ -34,7 +34,7 @@ ENUM = {"enum": [f"value {n}" for n in range(4_000)]}
 PATTERN = {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}$"}
 
 
-def png(size: tuple[int, int], mode: str = "1") -> bytes:
+def encode_png(size: tuple[int, int], mode: str = "1") -> bytes:
     buffer = io.BytesIO()
     Image.new(mode, size).save(buffer, "PNG")
     return buffer.getvalue()
@@ -68,10 +68,10 @@ async def test_pictures_of_any_size_cost_the_gateway_little(
 ) -> None:
     qualities = itertools.count(1)
     hostile_session, other_session = farm.client, farm.other
-    assert len(png(BEYOND)) < 13_000
-    await upload_picture(hostile_session, "beyond.png", png(BEYOND))
-    await upload_picture(hostile_session, "largest.png", png(LARGEST))
-    await upload_picture(other_session, "mine.png", png((512, 512), "RGB"))
+    assert len(encode_png(BEYOND)) < 13_000
+    await upload_picture(hostile_session, "beyond.png", encode_png(BEYOND))
+    await upload_picture(hostile_session, "largest.png", encode_png(LARGEST))
+    await upload_picture(other_session, "mine.png", encode_png((512, 512), "RGB"))
 
     async def view_preview() -> None:
         # Another quality each time: none of them is kept.
@@ -83,12 +83,12 @@ async def test_pictures_of_any_size_cost_the_gateway_little(
             assert (picture.format, picture.size) == ("WEBP", (512, 512))
 
     async def attack() -> None:
-        answers = await asyncio.gather(
+        previews = await asyncio.gather(
             *(fetch_preview(hostile_session, "beyond.png", "webp") for _ in range(3)),
             fetch_preview(hostile_session, "largest.png", f"webp;{next(qualities) % 100}"),
         )
-        # 429: its own pictures before it took too long.
-        assert {status for status, _ in answers} <= {200, 413, 429}
+        # 429: the tenant's other pictures occupied its processes for too long.
+        assert {status for status, _ in previews} <= {200, 413, 429}
 
     status, response_body = await fetch_preview(hostile_session, "beyond.png", "webp")
     assert (status, json.loads(response_body)["code"]) == (413, "picture_too_large")
@@ -96,22 +96,22 @@ async def test_pictures_of_any_size_cost_the_gateway_little(
         "9900 x 9900 pixels; only pictures of at most 67,108,864"
         in json.loads(response_body)["error"]["message"]
     )
-    status, body = await upload_mask(hostile_session, "largest.png", png(BEYOND))
+    status, body = await upload_mask(hostile_session, "largest.png", encode_png(BEYOND))
     assert (status, body["code"]) == (413, "picture_too_large")
     assert body["error"]["extra_info"]["max_pixels"] == 8192 * 8192
     await view_preview()
     mib_before = measure_memory_mib()
     usual_seconds = await measure_median(view_preview)
     async with repeating(attack) as attack_count:
-        during_attack = await measure_median(view_preview)
-    peak = measure_memory_mib()
+        attack_seconds = await measure_median(view_preview)
+    peak_mib = measure_memory_mib()
     await eventually(lambda: measure_memory_mib() <= mib_before * 1.1, _SOON_SECONDS)
     record_measurement(
         f"another tenant's preview took {usual_seconds * 1000:.0f} ms, "
-        f"{during_attack * 1000:.0f} ms during "
+        f"{attack_seconds * 1000:.0f} ms during "
         f"{attack_count()} rounds of hostile ones; the replica with its helpers held "
         f"{mib_before:.0f} MiB "
-        f"before, {peak:.0f} MiB right after, {measure_memory_mib():.0f} MiB within a minute"
+        f"before, {peak_mib:.0f} MiB right after, {measure_memory_mib():.0f} MiB within a minute"
     )
     # The very same preview is not made again.
     assert await fetch_preview(other_session, "mine.png", "webp;7") == await fetch_preview(
@@ -122,7 +122,7 @@ async def test_pictures_of_any_size_cost_the_gateway_little(
 async def test_schemas_of_any_size_cost_llama_cpp_nothing(
     llama: str, tmp_path: Path, record_measurement: RecordMeasurement
 ) -> None:
-    backend = local(llama)
+    backend = build_local_backend(llama)
     backend["models"][0] |= {"schema": True, "tools": True}
     async with serving(tmp_path, backend) as models_app:
         await wait_until_probed(models_app)
@@ -130,20 +130,20 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
         _, key = await KeyStore(database).create("bob", "test")
         await database.close()
         hostile_session, other_session = (
-            session(models_app.url, models_app.api_key),
-            session(models_app.url, key),
+            open_session(models_app.url, models_app.api_key),
+            open_session(models_app.url, key),
         )
 
-        async def chat() -> None:
+        async def send_chat() -> None:
             status, body = await complete_chat(other_session)
             assert status == 200 and body["usage"]["completion_tokens"] > 0
 
         async def attack() -> None:
-            form = {"type": "json_schema", "json_schema": {"name": "a", "schema": ENUM}}
+            response_format = {"type": "json_schema", "json_schema": {"name": "a", "schema": ENUM}}
             function = {"name": "f", "strict": True, "parameters": PATTERN}
             tool = {"type": "function", "function": function}
             for members, field in (
-                ({"response_format": form}, "response_format.json_schema.schema"),
+                ({"response_format": response_format}, "response_format.json_schema.schema"),
                 ({"tools": [tool]}, "tools.0.function.parameters"),
                 ({"json_schema": PATTERN}, "json_schema"),
             ):
@@ -152,18 +152,18 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
                 assert body["error"]["param"] == field
 
         async with hostile_session, other_session:
-            await chat()
-            usual_seconds = await measure_median(chat)
+            await send_chat()
+            usual_seconds = await measure_median(send_chat)
             async with repeating(attack) as attack_count:
-                during_attack = await measure_median(chat)
+                attack_seconds = await measure_median(send_chat)
         record_measurement(
             f"another tenant's answer took {usual_seconds * 1000:.0f} ms, "
-            f"{during_attack * 1000:.0f} ms during "
+            f"{attack_seconds * 1000:.0f} ms during "
             f"{attack_count()} rounds of hostile schemas"
         )
 
 
-def session(url: str, key: str) -> aiohttp.ClientSession:
+def open_session(url: str, key: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(url, headers={"authorization": f"Bearer {key}"})
 
 
@@ -190,18 +190,18 @@ async def repeating(action: Callable[[], Awaitable[None]]) -> AsyncIterator[Call
 
     The block begins when ``action`` has ended once.
     """
-    stop_event, rounds = asyncio.Event(), 0
+    stop_event, round_count = asyncio.Event(), 0
 
-    async def repeat_act() -> None:
-        nonlocal rounds
-        while not rounds or not stop_event.is_set():
+    async def repeat_action() -> None:
+        nonlocal round_count
+        while not round_count or not stop_event.is_set():
             await action()
-            rounds += 1
-            # It shares this process with the servers: a flood is what limits on requests are for.
+            round_count += 1
+            # The attack shares this process with the servers, so it must not flood them.
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    task = asyncio.create_task(repeat_act())
-    yield lambda: rounds
+    task = asyncio.create_task(repeat_action())
+    yield lambda: round_count
     stop_event.set()
     await task
 
@@ -209,10 +209,10 @@ async def repeating(action: Callable[[], Awaitable[None]]) -> AsyncIterator[Call
 def measure_memory_mib() -> float:
     """Return the memory in MiB of this process with the gateway, and of its picture converters."""
     process = psutil.Process()
-    held_bytes = process.memory_info().rss
+    memory_bytes = process.memory_info().rss
     for child, line in with_lines(process.children()):
         if "imaging" in line:
-            # It may have ended since, which is as good as holding nothing.
+            # A process that has ended meanwhile holds no memory.
             with suppress(psutil.Error):
-                held_bytes += child.memory_info().rss
-    return held_bytes / 2**20
+                memory_bytes += child.memory_info().rss
+    return memory_bytes / 2**20

@@ -21,9 +21,9 @@ GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
 RENDER = {"kind": "render", "workflow": GRAPH}
 
 
-def job_with_reference(index: int) -> dict[str, Any]:
-    http = {"kind": "http", "request": {"path": "/x", "body": f"${{steps.{index}.text}}"}}
-    return {"kind": "pipeline", "steps": [http, CHAT]}
+def build_job_with_reference(index: int) -> dict[str, Any]:
+    http_step = {"kind": "http", "request": {"path": "/x", "body": f"${{steps.{index}.text}}"}}
+    return {"kind": "pipeline", "steps": [http_step, CHAT]}
 
 
 BAD: list[tuple[str, dict[str, Any], str, str | None]] = [
@@ -51,8 +51,8 @@ BAD: list[tuple[str, dict[str, Any], str, str | None]] = [
      "invalid_request", "steps.1.workflow"),
     ("bad kind of step", {"kind": "pipeline", "steps": [{"kind": "pipeline", "steps": []}]},
      "invalid_request", "steps.0.kind"),
-    ("reference to itself", job_with_reference(0), "invalid_request", "steps.0"),
-    ("reference forward", job_with_reference(1), "invalid_request", "steps.0"),
+    ("reference to itself", build_job_with_reference(0), "invalid_request", "steps.0"),
+    ("reference forward", build_job_with_reference(1), "invalid_request", "steps.0"),
     ("priority", {**CHAT, "priority": 6}, "invalid_request", "priority"),
     ("past deadline", {**CHAT, "deadline": (datetime.now(UTC) - timedelta(1)).isoformat()},
      "invalid_request", "deadline"),
@@ -111,17 +111,17 @@ async def test_bodies_that_are_not_objects_are_refused(farm: Farm, body: bytes) 
 
 
 async def test_a_large_body_is_cut_off_on_the_stream(farm: Farm) -> None:
-    async def chunks() -> Any:
+    async def generate_chunks() -> Any:
         for _ in range(64):
             yield b"x" * 65_536
 
     for path in ("/jobs", "/artifacts"):
-        async with farm.client.post(path, data=chunks()) as response:
+        async with farm.client.post(path, data=generate_chunks()) as response:
             assert response.status == 413
             assert (await response.json())["code"] == "body_too_large"
 
 
-async def test_no_key_and_a_wrong_key(farm: Farm) -> None:
+async def test_missing_and_wrong_keys_are_refused(farm: Farm) -> None:
     async with aiohttp.ClientSession(farm.url) as anonymous_session:
         async with anonymous_session.get("/jobs") as response:
             assert (response.status, (await response.json())["code"]) == (401, "missing_api_key")
@@ -130,7 +130,7 @@ async def test_no_key_and_a_wrong_key(farm: Farm) -> None:
 
 
 async def test_unknown_and_foreign_jobs_look_the_same(farm: Farm) -> None:
-    job = await farm.submit(CHAT)
+    job = await farm.submit_job(CHAT)
     for job_id in (job["id"], "b4a1b6b2-0000-4000-8000-000000000000", "nonsense"):
         for method, path in [
             ("GET", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "/events"),
@@ -142,28 +142,28 @@ async def test_unknown_and_foreign_jobs_look_the_same(farm: Farm) -> None:
             assert (message.type, socket.close_code) == (aiohttp.WSMsgType.CLOSE, 4404)
     async with farm.other.get("/jobs") as response:
         assert (await response.json())["jobs"] == []
-    assert (await farm.show(job["id"]))["status"] == "queued"
+    assert (await farm.fetch_job(job["id"]))["status"] == "queued"
 
 
 async def test_an_idempotency_key_makes_one_job(farm: Farm) -> None:
-    async def post(client: aiohttp.ClientSession, body: Any) -> tuple[int, Any, str | None]:
+    async def post_job(client: aiohttp.ClientSession, body: Any) -> tuple[int, Any, str | None]:
         headers = {"Idempotency-Key": "k1"}
         async with client.post("/jobs", data=json.dumps(body), headers=headers) as response:
             replayed_header = response.headers.get("Idempotent-Replayed")
             return response.status, await response.json(), replayed_header
 
-    first_answer = await post(farm.client, CHAT)
-    repeated_answer = await post(farm.client, dict(reversed(CHAT.items())))
-    changed_answer = await post(farm.client, {**CHAT, "priority": 1})
-    bob = await post(farm.other, CHAT)
-    assert (first_answer[0], first_answer[2]) == (202, None)
-    assert (repeated_answer[0], repeated_answer[1]["id"], repeated_answer[2]) == (
+    first_response = await post_job(farm.client, CHAT)
+    repeated_response = await post_job(farm.client, dict(reversed(CHAT.items())))
+    changed_response = await post_job(farm.client, {**CHAT, "priority": 1})
+    other_tenant_response = await post_job(farm.other, CHAT)
+    assert (first_response[0], first_response[2]) == (202, None)
+    assert (repeated_response[0], repeated_response[1]["id"], repeated_response[2]) == (
         202,
-        first_answer[1]["id"],
+        first_response[1]["id"],
         "true",
     )
-    assert (changed_answer[0], changed_answer[1]["code"]) == (422, "idempotency_key_reused")
-    assert bob[1]["id"] != first_answer[1]["id"]
+    assert (changed_response[0], changed_response[1]["code"]) == (422, "idempotency_key_reused")
+    assert other_tenant_response[1]["id"] != first_response[1]["id"]
 
 
 async def test_invalid_idempotency_key_is_refused(farm: Farm) -> None:
@@ -176,10 +176,10 @@ async def test_invalid_idempotency_key_is_refused(farm: Farm) -> None:
 async def test_graph_that_comfyui_refuses_is_an_error(farm: Farm) -> None:
     comfy_error = {"error": {"type": "invalid_prompt", "message": "no", "details": "", "extra_info": {}},
             "node_errors": {"1": {"errors": []}}}  # fmt: skip
-    requests: list[Any] = []
+    validated_graphs: list[Any] = []
 
     async def validate(pool: str, graph: Any) -> None:
-        requests.append((pool, graph))
+        validated_graphs.append((pool, graph))
         raise InvalidGraph("no", details=comfy_error)
 
     farm.validator.validate = validate
@@ -189,23 +189,23 @@ async def test_graph_that_comfyui_refuses_is_an_error(farm: Farm) -> None:
     assert {"error": problem["error"], "node_errors": problem["node_errors"]} == comfy_error
     referring_graph = {"1": {"class_type": "A", "inputs": {"text": "${steps.0.text}"}}}
     job = {"kind": "pipeline", "steps": [CHAT, {"kind": "render", "workflow": referring_graph}]}
-    await farm.submit(job)
-    assert requests == [("default", GRAPH)]
+    await farm.submit_job(job)
+    assert validated_graphs == [("default", GRAPH)]
 
 
 async def test_a_graph_is_validated_with_the_names_that_its_files_will_have(farm: Farm) -> None:
     async with farm.client.post("/artifacts?name=cat.png", data=b"meow") as response:
-        artifact = (await response.json())["id"]
-    requests: list[Any] = []
+        artifact_id = (await response.json())["id"]
+    validated_names: list[Any] = []
 
     async def validate(pool: str, graph: Any) -> None:
-        requests.append(graph["1"]["inputs"]["image"])
+        validated_names.append(graph["1"]["inputs"]["image"])
 
     farm.validator.validate = validate
-    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact}"}}}
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact_id}"}}}
     job = {"kind": "render", "workflow": graph}
-    await farm.submit(job)
-    assert requests == [f"moyin/{sha256(b'meow').hexdigest()}.png"]
+    await farm.submit_job(job)
+    assert validated_names == [f"moyin/{sha256(b'meow').hexdigest()}.png"]
     async with farm.other.post("/jobs", json=job) as response:
         problem = await response.json()
     assert (response.status, problem["code"]) == (400, "input_not_found")
@@ -221,7 +221,7 @@ async def test_invalid_query_is_refused(farm: Farm, query: str) -> None:
 
 
 async def test_invalid_event_id_is_refused(farm: Farm) -> None:
-    job = await farm.submit(CHAT)
+    job = await farm.submit_job(CHAT)
     path = f"/jobs/{job['id']}/events"
     async with farm.client.get(path, headers={"Last-Event-ID": "x"}) as response:
         assert (response.status, (await response.json())["field"]) == (400, "Last-Event-ID")

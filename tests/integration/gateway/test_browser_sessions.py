@@ -17,7 +17,7 @@ OWN_PAGE = {"sec-fetch-site": "same-origin"}
 
 
 @pytest.fixture
-async def accounts_beside(farm: Farm, valkey_server: ValkeyServer) -> AsyncIterator[AccountsApp]:
+async def accounts_app(farm: Farm, valkey_server: ValkeyServer) -> AsyncIterator[AccountsApp]:
     settings = Settings(
         data=farm.settings.data,
         redis_url=valkey_server.url,
@@ -29,7 +29,7 @@ async def accounts_beside(farm: Farm, valkey_server: ValkeyServer) -> AsyncItera
 
 @pytest.fixture
 async def browser(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
-    """Return a client that sends its cookies to every port of the host, as browsers do."""
+    """Yield a client that sends its cookies to every port of the host, as browsers do."""
     cookie_jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(farm.url, cookie_jar=cookie_jar, headers=OWN_PAGE) as session:
         yield session
@@ -41,19 +41,19 @@ async def sign_in(browser: aiohttp.ClientSession, app: AccountsApp, email: str) 
         assert response.status == 200, await response.text()
 
 
-async def status(browser: aiohttp.ClientSession, path: str, method: str = "GET") -> int:
+async def fetch_status(browser: aiohttp.ClientSession, path: str, method: str = "GET") -> int:
     async with browser.request(method, path, allow_redirects=False) as response:
         return response.status
 
 
 async def test_a_signed_in_member_is_known_to_the_gateway_and_its_page(
-    farm: Farm, accounts_beside: AccountsApp, browser: aiohttp.ClientSession
+    farm: Farm, accounts_app: AccountsApp, browser: aiohttp.ClientSession
 ) -> None:
-    member = await accounts_beside.member(await accounts_beside.organisation())
-    assert await status(browser, "/jobs") == 401
-    await sign_in(browser, accounts_beside, member["user"]["email"])
-    assert await status(browser, "/jobs") == 200
-    assert await status(browser, "/comfy/api/queue") == 200
+    member = await accounts_app.add_member(await accounts_app.create_organisation())
+    assert await fetch_status(browser, "/jobs") == 401
+    await sign_in(browser, accounts_app, member["user"]["email"])
+    assert await fetch_status(browser, "/jobs") == 200
+    assert await fetch_status(browser, "/comfy/api/queue") == 200
     async with browser.get("/comfy/session") as response:
         assert (await response.json())["user"] == member["user"]["id"]
     async with browser.post("/jobs", json={}, headers={"sec-fetch-site": "cross-site"}) as response:
@@ -62,27 +62,27 @@ async def test_a_signed_in_member_is_known_to_the_gateway_and_its_page(
         message = await socket.receive(10)
         assert (message.data, (message.extra or "")[:18]) == (1008, "cross_site_request")
     # ComfyUI's page signs out everywhere on this device: the session itself ends.
-    renew_url = f"{accounts_beside.url}/accounts/session/renew"
-    assert await status(browser, renew_url, "POST") == 200
-    assert await status(browser, "/comfy/session/end", "POST") == 303
-    assert [item.key for item in browser.cookie_jar] == []
-    assert await status(browser, "/jobs") == 401
+    renew_url = f"{accounts_app.url}/accounts/session/renew"
+    assert await fetch_status(browser, renew_url, "POST") == 200
+    assert await fetch_status(browser, "/comfy/session/end", "POST") == 303
+    assert [cookie.key for cookie in browser.cookie_jar] == []
+    assert await fetch_status(browser, "/jobs") == 401
 
 
-async def test_a_player_has_a_players_rights_and_an_ended_session_none(
-    farm: Farm, accounts_beside: AccountsApp, browser: aiohttp.ClientSession
+async def test_players_may_not_list_jobs_and_ended_sessions_are_refused(
+    farm: Farm, accounts_app: AccountsApp, browser: aiohttp.ClientSession
 ) -> None:
-    player = await accounts_beside.player()
-    await sign_in(browser, accounts_beside, player["user"]["email"])
-    assert await status(browser, "/jobs") == 403
+    player = await accounts_app.register_player()
+    await sign_in(browser, accounts_app, player["user"]["email"])
+    assert await fetch_status(browser, "/jobs") == 403
     logout_body = {"everywhere": True}
-    await accounts_beside.ok("POST", "/logout", player["access_token"], logout_body)
+    await accounts_app.expect_ok("POST", "/logout", player["access_token"], logout_body)
 
     async def is_signed_out() -> bool:
-        return await status(browser, "/jobs") == 401
+        return await fetch_status(browser, "/jobs") == 401
 
     await eventually(is_signed_out)
-    assert await status(browser, "/comfy/") == 401
+    assert await fetch_status(browser, "/comfy/") == 401
 
 
 async def test_pages_link_to_the_console(farm: Farm, browser: aiohttp.ClientSession) -> None:

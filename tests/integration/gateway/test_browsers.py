@@ -24,7 +24,7 @@ async def client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.mark.parametrize("path", APPS)
-async def test_pages_of_a_named_origin_may_call_and_others_may_not(
+async def test_cors_allows_only_configured_origins(
     gateway: RunningStack, client: aiohttp.ClientSession, path: str
 ) -> None:
     preflight_headers = {
@@ -41,55 +41,55 @@ async def test_pages_of_a_named_origin_may_call_and_others_may_not(
     async with client.options(path, headers={"origin": EVIL, **preflight_headers}) as response:
         assert response.status == 400
         assert "access-control-allow-origin" not in response.headers
-    for origin, allowed in ((PAGE_ORIGIN, PAGE_ORIGIN), (EVIL, None)):
+    for origin, allowed_origin in ((PAGE_ORIGIN, PAGE_ORIGIN), (EVIL, None)):
         for key, status in ((gateway.api_key, 200), ("wrong", 401)):
             headers = {"origin": origin, "authorization": f"Bearer {key}"}
             async with client.get(path, headers=headers) as response:
                 assert response.status == status
-                assert response.headers.get("access-control-allow-origin") == allowed
+                assert response.headers.get("access-control-allow-origin") == allowed_origin
                 assert "access-control-allow-credentials" not in response.headers
 
 
 @pytest.mark.parametrize("path", APPS)
-async def test_every_answer_keeps_browsers_from_guessing_and_framing(
+async def test_every_response_forbids_sniffing_and_framing(
     gateway: RunningStack, client: aiohttp.ClientSession, path: str
 ) -> None:
     good_headers = {"authorization": f"Bearer {gateway.api_key}"}
-    for call, headers, status in (
+    for requested_path, headers, status in (
         (path, good_headers, 200),
         (path, {}, 401),
         (f"{path}/no/such/thing", good_headers, 404),
     ):
-        async with client.get(call, headers=headers) as response:
+        async with client.get(requested_path, headers=headers) as response:
             assert response.status == status
             assert response.headers.getall("x-content-type-options") == ["nosniff"]
             assert response.headers.getall("x-frame-options") == ["DENY"]
             assert response.headers.getall("referrer-policy") == ["no-referrer"]
 
 
-async def test_limits_are_in_headers_and_hold_across_apps(
+async def test_rate_limit_headers_count_requests_of_all_apps(
     gateway: RunningStack, client: aiohttp.ClientSession
 ) -> None:
     database = Database(gateway.settings.sql_url)
     owner = f"limited-{secrets.token_hex(4)}"
     key_id, key = await KeyStore(database).create(owner, "limited")
     await database.close()
-    operator = {"authorization": f"Bearer {gateway.api_key}"}
+    operator_headers = {"authorization": f"Bearer {gateway.api_key}"}
     limits = {"requests_per_minute": 3}
     async with client.put(
-        f"/accounts/limits/key:{key_id}", json=limits, headers=operator
+        f"/accounts/limits/key:{key_id}", json=limits, headers=operator_headers
     ) as response:
         assert response.status == 200, await response.text()
     limited_headers = {"authorization": f"Bearer {key}"}
-    remaining_requests = []
+    remaining_headers = []
     for path in APPS:
         async with client.get(path, headers=limited_headers) as response:
             assert response.status == 200, path
             assert response.headers["ratelimit-limit"] == "3"
             assert response.headers["ratelimit-policy"] == "3;w=60"
             assert 0 < int(response.headers["ratelimit-reset"]) <= 60
-            remaining_requests.append(response.headers["ratelimit-remaining"])
-    assert remaining_requests == ["2", "1", "0"]
+            remaining_headers.append(response.headers["ratelimit-remaining"])
+    assert remaining_headers == ["2", "1", "0"]
     for path in APPS:
         async with client.get(path, headers=limited_headers) as response:
             assert response.status == 429, path

@@ -17,11 +17,11 @@ PAGE = """<!doctype html><meta property="csp-nonce" nonce="__CSP_NONCE__">
 
 @pytest.fixture
 def console_farm(farm: Farm) -> Farm:
-    assets = farm.console_folder / "assets"
-    assets.mkdir(parents=True)
+    assets_folder = farm.console_folder / "assets"
+    assets_folder.mkdir(parents=True)
     (farm.console_folder / "index.html").write_text(PAGE)
     (farm.console_folder / "icon.svg").write_text("<svg/>")
-    (assets / "x.js").write_bytes(SCRIPT)
+    (assets_folder / "x.js").write_bytes(SCRIPT)
     return farm
 
 
@@ -62,14 +62,14 @@ async def test_files_are_cached_compressed_and_confined(console_farm: Farm) -> N
             assert response.headers["vary"] == "accept-encoding"
             assert "content-encoding" not in response.headers
             assert await response.read() == SCRIPT
-            tag = response.headers["etag"]
+            etag = response.headers["etag"]
         async with browser.get(
             "/console/assets/x.js", headers={"accept-encoding": "br, gzip"}
         ) as response:
             assert response.headers["content-encoding"] == "gzip"
             assert gzip.decompress(await response.read()) == SCRIPT
         async with browser.get(
-            "/console/assets/x.js", headers={"if-none-match": f'"other", {tag}'}
+            "/console/assets/x.js", headers={"if-none-match": f'"other", {etag}'}
         ) as response:
             assert (response.status, await response.read()) == (304, b"")
         async with browser.get("/console/icon.svg") as response:

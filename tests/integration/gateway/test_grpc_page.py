@@ -24,7 +24,7 @@ from tests.integration.text.fixtures import serving
 PAGE = "docs/grpc.md"
 
 
-class Calls(MoyinServicer):
+class BridgeServicer(MoyinServicer):
     """Implements the calls of the page's examples as the gateway's deployment does."""
 
     def __init__(self, bridge: GrpcBridge) -> None:
@@ -42,7 +42,7 @@ class Calls(MoyinServicer):
 async def serve_bridge(url: str) -> AsyncIterator[str]:
     """Serve gRPC for the gateway at ``url`` and yield the address."""
     bridge, server = GrpcBridge(url), grpc.aio.server()
-    add_MoyinServicer_to_server(Calls(bridge), server)
+    add_MoyinServicer_to_server(BridgeServicer(bridge), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -52,20 +52,20 @@ async def serve_bridge(url: str) -> AsyncIterator[str]:
         await bridge.close()
 
 
-async def execute(text: str, **variables: Any) -> str:
+async def run_code(code: str, **variables: Any) -> str:
     """Run Python code with these variables in a thread, and return what it prints."""
     with redirect_stdout(io.StringIO()) as output:
-        await asyncio.to_thread(exec, text, variables)
+        await asyncio.to_thread(exec, code, variables)
     return output.getvalue()
 
 
-async def answer(request: web.Request) -> web.StreamResponse:
+async def answer_chat(request: web.Request) -> web.StreamResponse:
     body = await request.json()
     assert body["stream"] is True
     chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    text = f"re: {body['messages'][-1]['content']}"
+    answer_text = f"re: {body['messages'][-1]['content']}"
     choices: list[dict[str, Any]] = [
-        {"index": 0, "delta": {"content": text}, "finish_reason": None},
+        {"index": 0, "delta": {"content": answer_text}, "finish_reason": None},
         {"index": 0, "delta": {}, "finish_reason": "stop"},
     ]
     events = [json.dumps(chunk | {"choices": [choice]}) for choice in choices]
@@ -73,9 +73,9 @@ async def answer(request: web.Request) -> web.StreamResponse:
     return web.Response(text=content, content_type="text/event-stream")
 
 
-async def test_an_answer_is_streamed(tmp_path: Path) -> None:
+async def test_a_chat_is_streamed(tmp_path: Path) -> None:
     app = web.Application()
-    app.router.add_post("/v1/chat/completions", answer)
+    app.router.add_post("/v1/chat/completions", answer_chat)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -86,8 +86,8 @@ async def test_an_answer_is_streamed(tmp_path: Path) -> None:
         "models": [{"name": "m", "context": 8_000, "price": 0}],
     }
     async with serving(tmp_path, backend) as models_app, serve_bridge(models_app.url) as address:
-        text = read_example(PAGE, "chat", "python").replace("127.0.0.1:9000", address)
-        assert await execute(text, key=models_app.api_key) == "re: Hi"
+        example = read_example(PAGE, "chat", "python").replace("127.0.0.1:9000", address)
+        assert await run_code(example, key=models_app.api_key) == "re: Hi"
     await runner.cleanup()
 
 
@@ -99,13 +99,13 @@ async def test_jobs_are_listed_page_by_page(working_farm: Farm, limit: int) -> N
     working_farm.services.answers["/v1/chat/completions"] = refuse
     request = {"model": "auto", "messages": [{"role": "user", "content": "x"}]}
     job = {"kind": "chat", "request": request}
-    ids = []
+    job_ids = []
     for project in ("aurora", "dawn", "aurora"):
-        submitted_job = await working_farm.submit(job | {"metadata": {"project": project}})
-        ids.append((await working_farm.until(submitted_job["id"], "failed"))["id"])
+        submitted_job = await working_farm.submit_job(job | {"metadata": {"project": project}})
+        job_ids.append((await working_farm.wait_for_status(submitted_job["id"], "failed"))["id"])
     metadata = [("authorization", f"Bearer {working_farm.key}")]
     example = read_example(PAGE, "list", "python").replace("limit=100", f"limit={limit}")
     async with serve_bridge(working_farm.url) as address:
         with grpc.insecure_channel(address) as channel:
-            output = await execute(example, pb=pb, stub=MoyinStub(channel), metadata=metadata)
-    assert [line.split()[0] for line in output.splitlines()] == [ids[2], ids[0]]
+            output = await run_code(example, pb=pb, stub=MoyinStub(channel), metadata=metadata)
+    assert [line.split()[0] for line in output.splitlines()] == [job_ids[2], job_ids[0]]

@@ -30,7 +30,7 @@ FINAL = {"succeeded", "failed", "cancelled"}
 _colors = itertools.count(0x510000)
 
 
-async def call(
+async def call_json(
     client: aiohttp.ClientSession, method: str, path: str, body: Any = None
 ) -> tuple[int, Any]:
     """Return the status and the JSON of a response; the JSON is None if it has no body."""
@@ -40,20 +40,21 @@ async def call(
 
 
 async def list_ids(client: aiohttp.ClientSession, query: str = "") -> list[str]:
-    status, page = await call(client, "GET", f"/jobs?{query}")
+    status, page = await call_json(client, "GET", f"/jobs?{query}")
     assert status == 200, page
     return [job["id"] for job in page["jobs"]]
 
 
-def png(width: int = 400, height: int = 200) -> bytes:
+def encode_png(width: int = 400, height: int = 200) -> bytes:
     buffer = BytesIO()
     Image.new("RGB", (width, height), (200, 30, 30)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-async def upload(
+async def upload_artifact(
     client: aiohttp.ClientSession, content: bytes, media_type: str = "image/png"
 ) -> str:
+    """Upload a file, and return its id."""
     headers = {"content-type": media_type}
     async with client.post("/artifacts", data=content, headers=headers) as response:
         assert response.status == 201
@@ -61,39 +62,41 @@ async def upload(
 
 
 async def test_a_job_shows_its_request(farm: Farm) -> None:
-    chat = await farm.submit(CHAT)
-    render = await farm.submit({**RENDER, "webhook": "http://127.0.0.1:9/hook"})
-    assert (await farm.show(chat["id"]))["submitted"]["steps"][0]["request"] == CHAT["request"]
-    submitted_request = (await farm.show(render["id"]))["submitted"]
+    chat_job = await farm.submit_job(CHAT)
+    render_job = await farm.submit_job({**RENDER, "webhook": "http://127.0.0.1:9/hook"})
+    assert (await farm.fetch_job(chat_job["id"]))["submitted"]["steps"][0]["request"] == CHAT[
+        "request"
+    ]
+    submitted_request = (await farm.fetch_job(render_job["id"]))["submitted"]
     assert submitted_request["webhook"] == "http://127.0.0.1:9/[hidden]"
     [step] = submitted_request["steps"]
-    assert await call(farm.client, "GET", step["graph"]) == (200, RENDER["workflow"])
-    status, problem = await call(farm.other, "GET", step["graph"])
+    assert await call_json(farm.client, "GET", step["graph"]) == (200, RENDER["workflow"])
+    status, problem = await call_json(farm.other, "GET", step["graph"])
     assert (status, problem["code"]) == (404, "job_not_found")
-    status, problem = await call(farm.client, "GET", f"/jobs/{chat['id']}/graph")
+    status, problem = await call_json(farm.client, "GET", f"/jobs/{chat_job['id']}/graph")
     assert (status, problem["code"]) == (404, "job_not_found")
 
 
 async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) -> None:
-    chat = (await farm.submit({**CHAT, "metadata": {'a"b': "x y", "c": "1"}}))["id"]
-    fast_job = (await farm.submit({**RENDER, "pool": "fast", "metadata": {"c": "1"}}))["id"]
+    chat_job_id = (await farm.submit_job({**CHAT, "metadata": {'a"b': "x y", "c": "1"}}))["id"]
+    fast_job_id = (await farm.submit_job({**RENDER, "pool": "fast", "metadata": {"c": "1"}}))["id"]
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x"}}
-    swatch = (await farm.submit(body))["id"]
-    await call(farm.client, "POST", f"/jobs/{swatch}/cancel")
-    created_at = (await farm.show(fast_job))["created_at"].replace("+00:00", "Z")
-    for query, result in {
-        "status=queued,cancelled": [swatch, fast_job, chat],
-        "status=queued&status=cancelled&kind=render": [swatch, fast_job],
-        "pool=fast": [fast_job],
-        "template=swatch": [swatch],
-        "metadata.c=1": [fast_job, chat],
-        "metadata.c=1&metadata.a%22b=x%20y": [chat],
-        "search=X": [swatch, chat],
-        "search=y%20x&kind=chat": [chat],
-        f"created_after={created_at}": [swatch, fast_job],
-        f"created_before={created_at}": [chat],
+    swatch_job_id = (await farm.submit_job(body))["id"]
+    await call_json(farm.client, "POST", f"/jobs/{swatch_job_id}/cancel")
+    created_at = (await farm.fetch_job(fast_job_id))["created_at"].replace("+00:00", "Z")
+    for query, expected_ids in {
+        "status=queued,cancelled": [swatch_job_id, fast_job_id, chat_job_id],
+        "status=queued&status=cancelled&kind=render": [swatch_job_id, fast_job_id],
+        "pool=fast": [fast_job_id],
+        "template=swatch": [swatch_job_id],
+        "metadata.c=1": [fast_job_id, chat_job_id],
+        "metadata.c=1&metadata.a%22b=x%20y": [chat_job_id],
+        "search=X": [swatch_job_id, chat_job_id],
+        "search=y%20x&kind=chat": [chat_job_id],
+        f"created_after={created_at}": [swatch_job_id, fast_job_id],
+        f"created_before={created_at}": [chat_job_id],
     }.items():
-        assert await list_ids(farm.client, query) == result, query
+        assert await list_ids(farm.client, query) == expected_ids, query
         assert await list_ids(farm.other, query) == [], query
     for query, field in {
         "state=queued": "state",
@@ -104,123 +107,125 @@ async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) 
         "search=": "search",
         "search=%20-": "search",
     }.items():
-        status, problem = await call(farm.client, "GET", f"/jobs?{query}")
+        status, problem = await call_json(farm.client, "GET", f"/jobs?{query}")
         assert (status, problem["code"], problem["field"]) == (400, "invalid_request", field)
 
 
 async def test_an_ended_job_is_deleted_with_its_events(working_farm: Farm) -> None:
     farm = working_farm
     headers = {"Idempotency-Key": "once"}
-    job = (await farm.submit(CHAT, **headers))["id"]
-    await farm.until(job, "succeeded")
-    status, problem = await call(farm.other, "DELETE", f"/jobs/{job}")
+    job_id = (await farm.submit_job(CHAT, **headers))["id"]
+    await farm.wait_for_status(job_id, "succeeded")
+    status, problem = await call_json(farm.other, "DELETE", f"/jobs/{job_id}")
     assert (status, problem["code"]) == (404, "job_not_found")
 
     async def has_all_events() -> bool:
-        events = await farm.events.replay(job, None)
+        events = await farm.events.replay(job_id, None)
         return bool(events) and events[-1].type.is_final
 
     await eventually(has_all_events, 10)
-    assert await call(farm.client, "DELETE", f"/jobs/{job}") == (204, None)
+    assert await call_json(farm.client, "DELETE", f"/jobs/{job_id}") == (204, None)
     for method, path in (
-        ("GET", f"/jobs/{job}"),
-        ("DELETE", f"/jobs/{job}"),
-        ("GET", f"/jobs/{job}/events"),
-        ("POST", f"/jobs/{job}/retry"),
-        ("POST", f"/jobs/{job}/cancel"),
+        ("GET", f"/jobs/{job_id}"),
+        ("DELETE", f"/jobs/{job_id}"),
+        ("GET", f"/jobs/{job_id}/events"),
+        ("POST", f"/jobs/{job_id}/retry"),
+        ("POST", f"/jobs/{job_id}/cancel"),
     ):
-        status, problem = await call(farm.client, method, path)
+        status, problem = await call_json(farm.client, method, path)
         assert (status, problem["code"]) == (404, "job_not_found"), path
-    assert await farm.events.replay(job, None) == []
-    second_job = (await farm.submit(CHAT, **headers))["id"]
-    assert second_job != job
-    await farm.until(second_job, "succeeded")
+    assert await farm.events.replay(job_id, None) == []
+    second_job_id = (await farm.submit_job(CHAT, **headers))["id"]
+    assert second_job_id != job_id
+    await farm.wait_for_status(second_job_id, "succeeded")
 
 
 async def test_an_open_job_must_be_cancelled_first(farm: Farm) -> None:
-    job = (await farm.submit(CHAT))["id"]
-    status, problem = await call(farm.client, "DELETE", f"/jobs/{job}")
+    job_id = (await farm.submit_job(CHAT))["id"]
+    status, problem = await call_json(farm.client, "DELETE", f"/jobs/{job_id}")
     assert (status, problem["code"]) == (409, "job_not_finished")
-    assert f"/jobs/{job}/cancel" in problem["detail"]
-    assert (await farm.show(job))["status"] == "queued"
+    assert f"/jobs/{job_id}/cancel" in problem["detail"]
+    assert (await farm.fetch_job(job_id))["status"] == "queued"
 
 
 async def test_many_jobs_are_cancelled_and_deleted_by_a_filter(working_farm: Farm) -> None:
     farm = working_farm
     # No worker renders, so that these stay open.
-    old_jobs = [(await farm.submit({**RENDER, "metadata": {"p": "old"}}))["id"] for _ in range(3)]
-    new_job = (await farm.submit({**RENDER, "metadata": {"p": "new"}}))["id"]
+    old_job_ids = [
+        (await farm.submit_job({**RENDER, "metadata": {"p": "old"}}))["id"] for _ in range(3)
+    ]
+    new_job_id = (await farm.submit_job({**RENDER, "metadata": {"p": "new"}}))["id"]
     body: dict[str, Any] = {"filter": {"metadata": {"p": "old"}}, "dry_run": True}
     dry_run_counts = {"matched": 3, "done": 0, "skipped": 0, "dry_run": True, "next_cursor": None}
-    assert await call(farm.client, "POST", "/jobs/cancel", body) == (200, dry_run_counts)
-    assert await call(farm.client, "POST", "/jobs/delete", body) == (200, dry_run_counts)
+    assert await call_json(farm.client, "POST", "/jobs/cancel", body) == (200, dry_run_counts)
+    assert await call_json(farm.client, "POST", "/jobs/delete", body) == (200, dry_run_counts)
     body["dry_run"] = False
-    status, result = await call(farm.client, "POST", "/jobs/delete", body)
+    status, result = await call_json(farm.client, "POST", "/jobs/delete", body)
     assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 0, 3)
-    status, result = await call(farm.other, "POST", "/jobs/cancel", body)
+    status, result = await call_json(farm.other, "POST", "/jobs/cancel", body)
     assert (status, result["matched"]) == (200, 0)
-    status, result = await call(farm.client, "POST", "/jobs/cancel", body)
+    status, result = await call_json(farm.client, "POST", "/jobs/cancel", body)
     assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 3, 0)
-    for job in old_jobs:
-        await farm.until(job, "cancelled")
-    status, result = await call(farm.client, "POST", "/jobs/delete", body)
+    for job_id in old_job_ids:
+        await farm.wait_for_status(job_id, "cancelled")
+    status, result = await call_json(farm.client, "POST", "/jobs/delete", body)
     assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 3, 0)
-    assert await list_ids(farm.client) == [new_job]
-    without_condition: tuple[dict[str, Any], ...] = ({}, {"metadata": {}}, {"status": None})
+    assert await list_ids(farm.client) == [new_job_id]
+    empty_filters: tuple[dict[str, Any], ...] = ({}, {"metadata": {}}, {"status": None})
     for path in ("/jobs/cancel", "/jobs/delete"):
-        for empty_filter in without_condition:
-            status, problem = await call(farm.client, "POST", path, {"filter": empty_filter})
+        for empty_filter in empty_filters:
+            status, problem = await call_json(farm.client, "POST", path, {"filter": empty_filter})
             assert (status, problem["code"], problem["field"]) == (
                 400,
                 "invalid_request",
                 "filter",
             )
-    assert (await farm.show(new_job))["status"] == "queued"
+    assert (await farm.fetch_job(new_job_id))["status"] == "queued"
 
 
 async def test_jobs_are_accepted_while_many_are_deleted(working_farm: Farm) -> None:
     farm = working_farm
-    jobs = [(await farm.submit(CHAT))["id"] for _ in range(30)]
-    for job in jobs:
-        await farm.until(job, "succeeded")
+    job_ids = [(await farm.submit_job(CHAT))["id"] for _ in range(30)]
+    for job_id in job_ids:
+        await farm.wait_for_status(job_id, "succeeded")
     body = {"filter": {"status": "succeeded"}}
-    delete_task = asyncio.create_task(call(farm.client, "POST", "/jobs/delete", body))
-    render = await farm.submit(RENDER)
+    delete_task = asyncio.create_task(call_json(farm.client, "POST", "/jobs/delete", body))
+    render_job = await farm.submit_job(RENDER)
     status, result = await delete_task
     assert (status, result["done"], result["next_cursor"]) == (200, 30, None)
-    assert await list_ids(farm.client) == [render["id"]]
+    assert await list_ids(farm.client) == [render_job["id"]]
 
 
 async def test_artifacts_are_listed_and_deleted(farm: Farm) -> None:
-    first_artifact = await upload(farm.client, png())
-    film = await upload(farm.client, b"film", "video/mp4")
-    status, page = await call(farm.client, "GET", "/artifacts")
+    picture_id = await upload_artifact(farm.client, encode_png())
+    video_id = await upload_artifact(farm.client, b"film", "video/mp4")
+    status, page = await call_json(farm.client, "GET", "/artifacts")
     assert (status, [artifact["id"] for artifact in page["artifacts"]]) == (
         200,
-        [film, first_artifact],
+        [video_id, picture_id],
     )
     assert page["artifacts"][0]["job"] is None and page["artifacts"][0]["created_at"]
-    _, page = await call(farm.client, "GET", "/artifacts?media_type=image/*")
-    assert [artifact["id"] for artifact in page["artifacts"]] == [first_artifact]
-    _, page = await call(farm.other, "GET", "/artifacts")
+    _, page = await call_json(farm.client, "GET", "/artifacts?media_type=image/*")
+    assert [artifact["id"] for artifact in page["artifacts"]] == [picture_id]
+    _, page = await call_json(farm.other, "GET", "/artifacts")
     assert page == {"artifacts": [], "next_cursor": None}
-    status, problem = await call(farm.client, "GET", "/artifacts?type=image")
+    status, problem = await call_json(farm.client, "GET", "/artifacts?type=image")
     assert (status, problem["field"]) == (400, "type")
-    status, problem = await call(farm.other, "DELETE", f"/artifacts/{film}")
+    status, problem = await call_json(farm.other, "DELETE", f"/artifacts/{video_id}")
     assert (status, problem["code"]) == (404, "artifact_not_found")
-    assert await call(farm.client, "DELETE", f"/artifacts/{film}") == (204, None)
+    assert await call_json(farm.client, "DELETE", f"/artifacts/{video_id}") == (204, None)
     for method in ("GET", "DELETE"):
-        status, problem = await call(farm.client, method, f"/artifacts/{film}")
+        status, problem = await call_json(farm.client, method, f"/artifacts/{video_id}")
         assert (status, problem["code"]) == (404, "artifact_not_found")
 
 
 async def test_a_link_returns_one_file_without_a_key(farm: Farm) -> None:
-    content = png()
-    artifact, other_artifact = (
-        await upload(farm.client, content),
-        await upload(farm.client, b"other"),
+    content = encode_png()
+    artifact_id, other_artifact_id = (
+        await upload_artifact(farm.client, content),
+        await upload_artifact(farm.client, b"other"),
     )
-    status, link = await call(farm.client, "POST", f"/artifacts/{artifact}/link")
+    status, link = await call_json(farm.client, "POST", f"/artifacts/{artifact_id}/link")
     assert status == 200, link
     async with aiohttp.ClientSession(farm.url) as anonymous_session:
         async with anonymous_session.get(link["url"]) as response:
@@ -228,45 +233,47 @@ async def test_a_link_returns_one_file_without_a_key(farm: Farm) -> None:
         async with anonymous_session.get(link["url"], params={"w": "64"}) as response:
             assert (response.status, response.content_type) == (200, "image/webp")
             assert Image.open(BytesIO(await response.read())).size == (64, 32)
-        for path in (f"/artifacts/{artifact}", f"/artifacts/{other_artifact}"):
+        for path in (f"/artifacts/{artifact_id}", f"/artifacts/{other_artifact_id}"):
             async with anonymous_session.get(path) as response:
                 assert response.status == 401
-        status, _ = await call(anonymous_session, "DELETE", link["url"])
+        status, _ = await call_json(anonymous_session, "DELETE", link["url"])
         assert status in (401, 404, 405)
-        assert await call(farm.client, "DELETE", f"/artifacts/{artifact}") == (204, None)
+        assert await call_json(farm.client, "DELETE", f"/artifacts/{artifact_id}") == (204, None)
         async with anonymous_session.get(link["url"]) as response:
             assert response.status == 404
     for body, field in (({"expires_in": 0}, "expires_in"), ({"expires_in": 86_401}, "expires_in")):
-        status, problem = await call(farm.client, "POST", f"/artifacts/{other_artifact}/link", body)
+        status, problem = await call_json(
+            farm.client, "POST", f"/artifacts/{other_artifact_id}/link", body
+        )
         assert (status, problem["field"]) == (400, field)
-    status, problem = await call(farm.other, "POST", f"/artifacts/{other_artifact}/link")
+    status, problem = await call_json(farm.other, "POST", f"/artifacts/{other_artifact_id}/link")
     assert (status, problem["code"]) == (404, "artifact_not_found")
 
 
 async def test_thumbnails_are_small_and_only_of_pictures(farm: Farm) -> None:
-    artifact = await upload(farm.client, png(400, 200))
-    text = await upload(farm.client, b"text", "text/plain")
-    broken_artifact = await upload(farm.client, b"\x89PNG\r\n\x1a\n", "image/png")
-    path = f"/artifacts/{artifact}?w=100"
+    picture_id = await upload_artifact(farm.client, encode_png(400, 200))
+    text_file_id = await upload_artifact(farm.client, b"text", "text/plain")
+    broken_picture_id = await upload_artifact(farm.client, b"\x89PNG\r\n\x1a\n", "image/png")
+    path = f"/artifacts/{picture_id}?w=100"
     async with farm.client.get(path) as response:
         assert (response.status, response.content_type) == (200, "image/webp")
         assert Image.open(BytesIO(await response.read())).size == (100, 50)
         etag = response.headers["etag"]
     async with farm.client.get(path, headers={"if-none-match": etag}) as response:
         assert response.status == 304
-    async with farm.client.get(f"/artifacts/{artifact}") as response:
+    async with farm.client.get(f"/artifacts/{picture_id}") as response:
         assert response.headers["etag"] != etag
     for bad_path in (
-        f"{artifact}?w=63",
-        f"{artifact}?w=1025",
-        f"{text}?w=64",
-        f"{broken_artifact}?w=64",
+        f"{picture_id}?w=63",
+        f"{picture_id}?w=1025",
+        f"{text_file_id}?w=64",
+        f"{broken_picture_id}?w=64",
     ):
-        status, problem = await call(farm.client, "GET", f"/artifacts/{bad_path}")
+        status, problem = await call_json(farm.client, "GET", f"/artifacts/{bad_path}")
         assert (status, problem["code"], problem["field"]) == (400, "invalid_request", "w"), (
             bad_path
         )
-    status, problem = await call(farm.other, "GET", path)
+    status, problem = await call_json(farm.other, "GET", path)
     assert (status, problem["code"]) == (404, "artifact_not_found")
 
 
@@ -282,7 +289,7 @@ async def wait_until_ended(session: aiohttp.ClientSession, job_id: str) -> dict[
     job: dict[str, Any] = {}
 
     async def has_ended() -> bool:
-        job.update((await call(session, "GET", f"/jobs/{job_id}"))[1])
+        job.update((await call_json(session, "GET", f"/jobs/{job_id}"))[1])
         return job["status"] in FINAL
 
     await eventually(has_ended, 120)
@@ -293,31 +300,33 @@ async def test_a_deleted_prompt_and_its_picture_are_gone(session: aiohttp.Client
     """After deletion, the picture, history and events are gone, and the id cannot be used again."""
     prompt_id, client_id = str(uuid.uuid4()), uuid.uuid4().hex
     body = {"prompt": picture(next(_colors)), "prompt_id": prompt_id, "client_id": client_id}
-    assert (await call(session, "POST", "/prompt", body))[0] == 200
+    assert (await call_json(session, "POST", "/prompt", body))[0] == 200
     job = await wait_until_ended(session, prompt_id)
     assert job["status"] == "succeeded", job
     [artifact] = job["artifacts"]
-    _, entries = await call(session, "GET", f"/history/{prompt_id}")
-    [output] = entries[prompt_id]["outputs"].values()
+    _, history = await call_json(session, "GET", f"/history/{prompt_id}")
+    [output] = history[prompt_id]["outputs"].values()
     [image] = output["images"]
-    view = f"/view?filename={image['filename']}&subfolder={image['subfolder']}&type={image['type']}"
-    _, link = await call(session, "POST", f"/artifacts/{artifact['id']}/link")
-    for path in (artifact["url"], view, link["url"], f"{artifact['url']}?w=64"):
+    view_path = (
+        f"/view?filename={image['filename']}&subfolder={image['subfolder']}&type={image['type']}"
+    )
+    _, link = await call_json(session, "POST", f"/artifacts/{artifact['id']}/link")
+    for path in (artifact["url"], view_path, link["url"], f"{artifact['url']}?w=64"):
         async with session.get(path) as response:
             assert response.status == 200, path
-    status, problem = await call(session, "DELETE", artifact["url"])
+    status, problem = await call_json(session, "DELETE", artifact["url"])
     assert (status, problem["code"]) == (409, "artifact_in_use")
 
-    assert await call(session, "DELETE", f"/jobs/{prompt_id}") == (204, None)
-    for path in (artifact["url"], view, link["url"], f"{artifact['url']}?w=64"):
+    assert await call_json(session, "DELETE", f"/jobs/{prompt_id}") == (204, None)
+    for path in (artifact["url"], view_path, link["url"], f"{artifact['url']}?w=64"):
         async with session.get(path) as response:
             assert response.status == 404, path
-    assert await call(session, "GET", f"/history/{prompt_id}") == (200, {})
-    status, problem = await call(session, "GET", f"/jobs/{prompt_id}/events")
+    assert await call_json(session, "GET", f"/history/{prompt_id}") == (200, {})
+    status, problem = await call_json(session, "GET", f"/jobs/{prompt_id}/events")
     assert (status, problem["code"]) == (404, "job_not_found")
     for color in (next(_colors), next(_colors)):
         repeated_prompt = {"prompt": picture(color), "prompt_id": prompt_id, "client_id": client_id}
-        status, problem = await call(session, "POST", "/prompt", repeated_prompt)
+        status, problem = await call_json(session, "POST", "/prompt", repeated_prompt)
         assert (status, problem["code"]) == (400, "prompt_id_taken")
 
 
@@ -328,11 +337,11 @@ async def test_the_same_graph_renders_after_its_first_job_is_deleted(
     body = {"kind": "render", "workflow": picture(next(_colors))}
     pictures = []
     for _ in range(2):
-        status, job = await call(session, "POST", "/jobs", body)
+        status, job = await call_json(session, "POST", "/jobs", body)
         assert status == 202, job
         [artifact] = (await wait_until_ended(session, job["id"]))["artifacts"]
         async with session.get(artifact["url"]) as response:
             assert response.status == 200
             pictures.append(Image.open(BytesIO(await response.read())).tobytes())
-        assert await call(session, "DELETE", f"/jobs/{job['id']}") == (204, None)
+        assert await call_json(session, "DELETE", f"/jobs/{job['id']}") == (204, None)
     assert pictures[0] == pictures[1]

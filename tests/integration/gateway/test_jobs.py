@@ -13,7 +13,7 @@ import aiohttp
 
 from moyin.domain.queue_place import Duration, QueuePlace
 from tests.examples import find_missing_members
-from tests.integration.gateway.fixtures import Farm, Services
+from tests.integration.gateway.fixtures import Farm, ScriptedService
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.stack import RecordMeasurement
 from tests.waiting import eventually
@@ -24,7 +24,7 @@ CHAT: dict[str, Any] = {
 }
 
 
-async def frames(
+async def read_frames(
     client: aiohttp.ClientSession, job_id: str, last_event_id: str | None = None
 ) -> list[dict[str, str]]:
     """Return the server-sent events of a whole stream.
@@ -38,12 +38,12 @@ async def frames(
             return []
         assert response.content_type == "text/event-stream"
         text = await response.text()
-    results = []
+    frames = []
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if line[:1] != ":")
         if "event" in fields:
-            results.append(fields)
-    return results
+            frames.append(fields)
+    return frames
 
 
 async def test_a_submitted_job_is_shown(farm: Farm) -> None:
@@ -63,10 +63,10 @@ async def test_a_submitted_job_is_shown(farm: Farm) -> None:
     }  # fmt: skip
 
 
-async def test_pages_and_filters(farm: Farm) -> None:
-    jobs = [(await farm.submit(CHAT))["id"] for _ in range(5)]
-    render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
-    jobs.append((await farm.submit(render))["id"])
+async def test_jobs_are_listed_in_pages_and_by_filters(farm: Farm) -> None:
+    job_ids = [(await farm.submit_job(CHAT))["id"] for _ in range(5)]
+    render_body = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
+    job_ids.append((await farm.submit_job(render_body))["id"])
     seen_ids: list[str] = []
     cursor = ""
     while True:
@@ -76,20 +76,22 @@ async def test_pages_and_filters(farm: Farm) -> None:
         if page["next_cursor"] is None:
             break
         cursor = "&cursor=" + page["next_cursor"].replace("+", "%2B")
-    assert seen_ids == jobs[::-1]
+    assert seen_ids == job_ids[::-1]
     async with farm.client.get("/jobs?kind=render&status=queued") as response:
-        assert [job["id"] for job in (await response.json())["jobs"]] == [jobs[-1]]
+        assert [job["id"] for job in (await response.json())["jobs"]] == [job_ids[-1]]
     async with farm.client.get("/jobs?status=failed") as response:
         assert (await response.json())["jobs"] == []
 
 
 async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
-    render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
-    first_job, second_job, third_job = [(await farm.submit(render))["id"] for _ in range(3)]
+    render_body = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
+    first_job_id, second_job_id, third_job_id = [
+        (await farm.submit_job(render_body))["id"] for _ in range(3)
+    ]
     short_duration = Duration(mean=4.0, variance=1.0)
     farm.scripted_pools.places["default"] = {
-        second_job: QueuePlace(position=1),
-        first_job: QueuePlace(
+        second_job_id: QueuePlace(position=1),
+        first_job_id: QueuePlace(
             position=2, starts_in=short_duration, ends_in=short_duration + short_duration
         ),
     }
@@ -100,19 +102,21 @@ async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
 
     async def are_places_shown() -> bool:
         shown_jobs = await list_by_id()
-        places = [shown_jobs[job_id]["position"] for job_id in (first_job, second_job, third_job)]
+        places = [
+            shown_jobs[job_id]["position"] for job_id in (first_job_id, second_job_id, third_job_id)
+        ]
         return places == [2, 1, None]
 
     await eventually(are_places_shown, 30)
-    shown_job = await farm.show(first_job)
+    shown_job = await farm.fetch_job(first_job_id)
     assert shown_job["queued_for"] >= 0 and shown_job["started_at"] is None
     starts_in, ends_in = {"p50": 4.0, "p90": 5.3}, {"p50": 8.0, "p90": 9.8}
     assert shown_job["eta"] == {"starts_in": starts_in, "ends_in": ends_in}
     assert find_missing_members("docs/farm.md", "eta", shown_job) == []
-    assert (await farm.show(second_job))["eta"] == {"starts_in": None, "ends_in": None}
-    assert (await farm.show(third_job))["eta"] is None
-    await farm.jobs.start(first_job, 1)
-    shown_job = await farm.show(first_job)
+    assert (await farm.fetch_job(second_job_id))["eta"] == {"starts_in": None, "ends_in": None}
+    assert (await farm.fetch_job(third_job_id))["eta"] is None
+    await farm.jobs.start(first_job_id, 1)
+    shown_job = await farm.fetch_job(first_job_id)
     assert shown_job["started_at"] is not None
     assert (shown_job["status"], shown_job["position"], shown_job["queued_for"]) == (
         "running",
@@ -122,38 +126,42 @@ async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
     assert shown_job["eta"] == {"starts_in": None, "ends_in": ends_in}
 
 
-async def test_events_tell_the_whole_story(working_farm: Farm) -> None:
-    job = await working_farm.submit({"kind": "pipeline", "steps": [CHAT, CHAT]})
-    job_frames = await frames(working_farm.client, job["id"])
+async def test_events_report_every_step_and_the_end(working_farm: Farm) -> None:
+    job = await working_farm.submit_job({"kind": "pipeline", "steps": [CHAT, CHAT]})
+    job_frames = await read_frames(working_farm.client, job["id"])
     assert [f["event"] for f in job_frames] == ["queued", "running", "step", "step", "succeeded"]
     assert [json.loads(f["data"])["step"] for f in job_frames if f["event"] == "step"] == [0, 1]
     assert json.loads(job_frames[-1]["data"])["status"] == "succeeded"
 
 
 async def test_events_resume_after_the_last_seen(working_farm: Farm) -> None:
-    job = await working_farm.submit(CHAT)
-    job_frames = await frames(working_farm.client, job["id"])
-    later_frames = await frames(working_farm.client, job["id"], last_event_id=job_frames[1]["id"])
+    job = await working_farm.submit_job(CHAT)
+    job_frames = await read_frames(working_farm.client, job["id"])
+    later_frames = await read_frames(
+        working_farm.client, job["id"], last_event_id=job_frames[1]["id"]
+    )
     assert [f["id"] for f in later_frames] == [f["id"] for f in job_frames[2:]]
-    assert await frames(working_farm.client, job["id"], last_event_id=job_frames[-1]["id"]) == []
+    assert (
+        await read_frames(working_farm.client, job["id"], last_event_id=job_frames[-1]["id"]) == []
+    )
 
 
-async def test_events_go_on_over_a_retry(working_farm: Farm) -> None:
+async def test_event_stream_continues_after_a_retry(working_farm: Farm) -> None:
     async def refuse(_: aiohttp.web.Request) -> aiohttp.web.Response:
         return aiohttp.web.Response(status=400)
 
     working_farm.services.answers["/svc/no"] = refuse
-    job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/no"}})
-    await working_farm.until(job["id"])
+    job = await working_farm.submit_job({"kind": "http", "request": {"path": "/svc/no"}})
+    await working_farm.wait_for_status(job["id"])
     del working_farm.services.answers["/svc/no"]
     await working_farm.client.post(f"/jobs/{job['id']}/retry")
-    event_names = [f["event"] for f in await frames(working_farm.client, job["id"])]
+    event_names = [f["event"] for f in await read_frames(working_farm.client, job["id"])]
     assert event_names == ["queued", "running", "failed", "queued", "running", "step", "succeeded"]
 
 
-async def test_the_websocket_reports_the_same(working_farm: Farm) -> None:
-    job = await working_farm.submit(CHAT)
-    job_frames = await frames(working_farm.client, job["id"])
+async def test_the_websocket_reports_the_same_events_as_the_stream(working_farm: Farm) -> None:
+    job = await working_farm.submit_job(CHAT)
+    job_frames = await read_frames(working_farm.client, job["id"])
     async with working_farm.client.ws_connect(f"/jobs/{job['id']}/ws") as socket:
         events = [json.loads(message.data) async for message in socket]
     assert socket.close_code == 1000
@@ -184,7 +192,7 @@ async def test_a_stream_ends_when_the_events_are_lost(
     folder = tmp_path / "valkey"
     folder.mkdir()
     valkey = ValkeyServer(folder)
-    farm = Farm(tmp_path, temporal_server, valkey, Services())
+    farm = Farm(tmp_path, temporal_server, valkey, ScriptedService())
     await farm.open()
     release_event = asyncio.Event()
 
@@ -195,16 +203,16 @@ async def test_a_stream_ends_when_the_events_are_lost(
     farm.services.answers["/svc/slow"] = answer_slowly
     try:
         await farm.start_worker()
-        job = await farm.submit({"kind": "http", "request": {"path": "/svc/slow"}})
-        await farm.until(job["id"], "running")
-        watch_task = asyncio.create_task(frames(farm.client, job["id"]))
+        job = await farm.submit_job({"kind": "http", "request": {"path": "/svc/slow"}})
+        await farm.wait_for_status(job["id"], "running")
+        watch_task = asyncio.create_task(read_frames(farm.client, job["id"]))
         await asyncio.sleep(0.3)
         valkey.kill()
         release_event.set()
         job_frames = await asyncio.wait_for(watch_task, 20)
         assert job_frames[-1]["event"] == "succeeded"
         assert "id" not in job_frames[-1]
-        assert (await farm.show(job["id"]))["status"] == "succeeded"
+        assert (await farm.fetch_job(job["id"]))["status"] == "succeeded"
         async with farm.client.get("/readyz") as response:
             assert (await response.json())["checks"]["valkey"] == "down"
     finally:
@@ -213,20 +221,20 @@ async def test_a_stream_ends_when_the_events_are_lost(
 
 
 async def test_disconnected_watchers_leave_no_tasks(farm: Farm) -> None:
-    job = await farm.submit(CHAT)
-    tasks_before = len(asyncio.all_tasks())
+    job = await farm.submit_job(CHAT)
+    task_count_before = len(asyncio.all_tasks())
     for _ in range(5):
-        async with farm.session(farm.key) as client:
+        async with farm.open_session(farm.key) as client:
             response = await client.get(f"/jobs/{job['id']}/events")
             await response.content.readline()
             socket = await client.ws_connect(f"/jobs/{job['id']}/ws")
             await socket.receive()
             response.close()
             await socket.close()
-    await eventually(lambda: len(asyncio.all_tasks()) <= tasks_before + 2, seconds=5)
+    await eventually(lambda: len(asyncio.all_tasks()) <= task_count_before + 2, seconds=5)
 
 
-async def test_health(working_farm: Farm) -> None:
+async def test_health_routes_need_no_key(working_farm: Farm) -> None:
     async with aiohttp.ClientSession(working_farm.url) as anonymous_session:
         async with anonymous_session.get("/healthz") as response:
             assert await response.json() == {"status": "ok"}
@@ -240,12 +248,14 @@ async def test_health(working_farm: Farm) -> None:
             )
 
 
-async def test_the_description_has_the_job_request(farm: Farm) -> None:
+async def test_openapi_description_contains_the_job_request(farm: Farm) -> None:
     async with farm.client.get("/openapi.json") as response:
         description = await response.json()
     schemas = description["components"]["schemas"]
-    text = json.dumps(description)
-    for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
+    description_json = json.dumps(description)
+    for name in {
+        part.split('"')[0] for part in description_json.split("#/components/schemas/")[1:]
+    }:
         assert name in schemas
     assert schemas["JobRequest"]["discriminator"]["propertyName"] == "kind"
     async with farm.client.get("/docs") as response:
@@ -255,12 +265,12 @@ async def test_the_description_has_the_job_request(farm: Farm) -> None:
 async def test_a_job_is_accepted_while_temporal_is_away(
     tmp_path: Path, own_temporal: TemporalServer, valkey_server: ValkeyServer
 ) -> None:
-    farm = Farm(tmp_path, own_temporal, valkey_server, Services())
+    farm = Farm(tmp_path, own_temporal, valkey_server, ScriptedService())
     await farm.open()
     try:
-        await farm.submit(CHAT)
+        await farm.submit_job(CHAT)
         own_temporal.kill()
-        job = await farm.submit(CHAT)
+        job = await farm.submit_job(CHAT)
         async with farm.client.get("/readyz") as response:
             assert response.status == 503
             assert (await response.json())["checks"]["temporal"] == "down"
@@ -270,18 +280,18 @@ async def test_a_job_is_accepted_while_temporal_is_away(
             )  # fmt: skip
         own_temporal.start()
         await farm.start_worker()
-        assert (await farm.until(job["id"], seconds=60))["status"] == "succeeded"
+        assert (await farm.wait_for_status(job["id"], seconds=60))["status"] == "succeeded"
     finally:
         await farm.close()
 
 
-async def test_submitting_answers_at_once(
+async def test_submitted_jobs_are_queued_at_once(
     farm: Farm, record_measurement: RecordMeasurement
 ) -> None:
-    await farm.submit(CHAT)
-    seconds = []
+    await farm.submit_job(CHAT)
+    submit_seconds = []
     for _ in range(30):
         started_at = time.perf_counter()
-        assert (await farm.submit(CHAT))["status"] == "queued"
-        seconds.append(time.perf_counter() - started_at)
-    record_measurement(f"submit: median {statistics.median(seconds) * 1000:.1f} ms")
+        assert (await farm.submit_job(CHAT))["status"] == "queued"
+        submit_seconds.append(time.perf_counter() - started_at)
+    record_measurement(f"submit: median {statistics.median(submit_seconds) * 1000:.1f} ms")

@@ -20,16 +20,16 @@ RUN_ELSEWHERE = {
 }  # fmt: skip
 
 
-async def run(farm: Farm, name: str, job: str = "") -> str:
+async def run_example(farm: Farm, name: str, job: str = "") -> str:
     """Run the snippet ``name``; return its output and, in a last line, the variable JOB.
 
     Args:
         job: the value of JOB before the snippet.
     """
-    kind, text = list_snippets(PAGE)[name]
-    assert kind == "sh"
+    language, snippet = list_snippets(PAGE)[name]
+    assert language == "sh"
     process = await asyncio.create_subprocess_exec(
-        "bash", "-euo", "pipefail", "-c", text + '\nprintf "\\n%s" "$JOB"',
+        "bash", "-euo", "pipefail", "-c", snippet + '\nprintf "\\n%s" "$JOB"',
         env=os.environ | {"GATEWAY": farm.url, "KEY": farm.key, "JOB": job},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
@@ -39,8 +39,8 @@ async def run(farm: Farm, name: str, job: str = "") -> str:
     return output.decode()
 
 
-async def submit(farm: Farm) -> str:
-    return (await run(farm, "submit")).rpartition("\n")[2]
+async def submit_job(farm: Farm) -> str:
+    return (await run_example(farm, "submit")).rpartition("\n")[2]
 
 
 def test_every_snippet_is_run() -> None:
@@ -48,34 +48,36 @@ def test_every_snippet_is_run() -> None:
 
 
 async def test_a_job_is_submitted_once(working_farm: Farm) -> None:
-    job_id = await submit(working_farm)
-    assert await submit(working_farm) == job_id
-    job = await working_farm.until(job_id)
+    job_id = await submit_job(working_farm)
+    assert await submit_job(working_farm) == job_id
+    job = await working_farm.wait_for_status(job_id)
     assert (job["kind"], job["status"]) == ("chat", "succeeded")
     assert job["metadata"] == {"project": "dawn"}
 
 
 async def test_a_job_is_polled(working_farm: Farm) -> None:
-    job_id = await submit(working_farm)
-    await working_farm.until(job_id)
+    job_id = await submit_job(working_farm)
+    await working_farm.wait_for_status(job_id)
     decoder = json.JSONDecoder()
-    output = await run(working_farm, "poll", job_id)
-    shown_job, end = decoder.raw_decode(output)
-    page, _ = decoder.raw_decode(output[end:].lstrip())
+    output = await run_example(working_farm, "poll", job_id)
+    shown_job, end_index = decoder.raw_decode(output)
+    page, _ = decoder.raw_decode(output[end_index:].lstrip())
     assert (shown_job["id"], shown_job["status"]) == (job_id, "succeeded")
     assert [job["id"] for job in page["jobs"]] == [job_id]
 
 
 async def test_a_job_is_followed_to_its_end(working_farm: Farm) -> None:
-    job_id = await submit(working_farm)
-    output = await run(working_farm, "follow", job_id)
+    job_id = await submit_job(working_farm)
+    output = await run_example(working_farm, "follow", job_id)
     events = [line.removeprefix("event: ") for line in output.splitlines() if "event: " in line]
     assert (events[0], events[-1]) == ("queued", "succeeded")
 
 
 async def test_a_page_follows_a_job_by_a_token(working_farm: Farm) -> None:
-    job_id = await submit(working_farm)
-    printed_token = json.loads((await run(working_farm, "token", job_id)).rpartition("\n")[0])
+    job_id = await submit_job(working_farm)
+    printed_token = json.loads(
+        (await run_example(working_farm, "token", job_id)).rpartition("\n")[0]
+    )
     url = f"/jobs/{job_id}/events?token={printed_token['token']}"
     async with working_farm.client.get(url, headers={"authorization": ""}) as response:
         assert response.status == 200
@@ -83,8 +85,10 @@ async def test_a_page_follows_a_job_by_a_token(working_farm: Farm) -> None:
 
 
 async def test_a_pipeline_uses_an_earlier_output(working_farm: Farm) -> None:
-    accepted_job: Any = json.loads((await run(working_farm, "pipeline")).rpartition("\n")[0])
-    job = await working_farm.until(accepted_job["id"])
+    accepted_job: Any = json.loads(
+        (await run_example(working_farm, "pipeline")).rpartition("\n")[0]
+    )
+    job = await working_farm.wait_for_status(accepted_job["id"])
     assert job["priority"] == 4
     first_text, second_text = (output["text"] for output in job["outputs"])
     assert second_text == f"re: A poem on {first_text}"

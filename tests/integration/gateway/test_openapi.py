@@ -37,7 +37,7 @@ from tests.integration.access.fixtures import (
     Postgres,
     accounts_serving,
 )
-from tests.integration.gateway.fixtures import Farm, Services
+from tests.integration.gateway.fixtures import Farm, ScriptedService
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.integration.text.fixtures import serving, wait_until_probed
 from tests.integration.text.wires.server import WireServer
@@ -61,14 +61,14 @@ Serving = Callable[[], AbstractAsyncContextManager[tuple[str, dict[str, str]]]]
 
 
 @contextmanager
-def run_in_thread(serving: Serving) -> Iterator[tuple[str, dict[str, str]]]:
+def run_in_thread(serve_app: Serving) -> Iterator[tuple[str, dict[str, str]]]:
     """Run an app in a separate thread, because Schemathesis blocks while it waits for responses.
 
     Yields the URL of the app's OpenAPI description, and bearers by role.
     """
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(serving()) as served_app,
+        portal.wrap_async_context_manager(serve_app()) as served_app,
     ):
         yield served_app
 
@@ -83,17 +83,17 @@ def accounts_app(
     """Run the accounts app on PostgreSQL, which rejects more values than SQLite."""
     settings = Settings(
         data=tmp_path_factory.mktemp("accounts"),
-        database_url=postgres.url(postgres.new(migrated_postgres)),
+        database_url=postgres.url(postgres.create_database(migrated_postgres)),
         redis_url=valkey_server.url,
         secret=SECRET,
     )
 
     @asynccontextmanager
-    async def serving() -> AsyncIterator[tuple[str, dict[str, str]]]:
+    async def serve_accounts() -> AsyncIterator[tuple[str, dict[str, str]]]:
         async with accounts_serving(settings) as accounts:
             yield f"{accounts.url}/accounts/openapi.json", await _create_bearers(accounts)
 
-    with run_in_thread(serving) as served_app:
+    with run_in_thread(serve_accounts) as served_app:
         yield served_app
 
 
@@ -102,22 +102,22 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
     folder = tmp_path_factory.mktemp("models")
 
     @asynccontextmanager
-    async def serving_models() -> AsyncIterator[tuple[str, dict[str, str]]]:
-        async with WireServer().running() as wire, _template_gateway() as gateway_url:
+    async def serve_models() -> AsyncIterator[tuple[str, dict[str, str]]]:
+        async with WireServer().running() as wire_server, _run_template_gateway() as gateway_url:
             backend = {
-                "name": "wire", "type": "openai", "base_url": f"{wire.url}/v1",
+                "name": "wire", "type": "openai", "base_url": f"{wire_server.url}/v1",
                 "models": [{"name": "m", "context": 8192, "price": 0}],
             }  # fmt: skip
-            async with serving(folder, backend, gateway_url=gateway_url) as models:
-                await wait_until_probed(models)
-                yield f"{models.url}/v1/openapi.json", {"owner": models.api_key}
+            async with serving(folder, backend, gateway_url=gateway_url) as running_app:
+                await wait_until_probed(running_app)
+                yield f"{running_app.url}/v1/openapi.json", {"owner": running_app.api_key}
 
-    with run_in_thread(serving_models) as served_app:
+    with run_in_thread(serve_models) as served_app:
         yield served_app
 
 
 @asynccontextmanager
-async def _template_gateway() -> AsyncIterator[str]:
+async def _run_template_gateway() -> AsyncIterator[str]:
     """Run a gateway where every template name exists, and jobs end at once."""
     artifact = {
         "id": "art_1",
@@ -132,26 +132,26 @@ async def _template_gateway() -> AsyncIterator[str]:
         "cached": False,
         "cost_usd": 0,
     }
-    swatch = to_response_body(read_templates([SHIPPED_FOLDER]).find("swatch", "template"))
+    swatch_template = to_response_body(read_templates([SHIPPED_FOLDER]).find("swatch", "template"))
 
-    async def template(request: web.Request) -> web.Response:
-        return web.Response(text=swatch.model_dump_json(), content_type="application/json")
+    async def answer_template(request: web.Request) -> web.Response:
+        return web.Response(text=swatch_template.model_dump_json(), content_type="application/json")
 
-    async def submit(request: web.Request) -> web.Response:
+    async def accept_job(request: web.Request) -> web.Response:
         return web.json_response(job, status=202, headers={"location": "/jobs/job_1"})
 
-    async def events(request: web.Request) -> web.Response:
+    async def stream_events(request: web.Request) -> web.Response:
         frame = f"event: succeeded\ndata: {json.dumps(job)}\n\n"
         return web.Response(text=frame, content_type="text/event-stream")
 
-    async def content(request: web.Request) -> web.Response:
+    async def send_picture(request: web.Request) -> web.Response:
         return web.Response(body=b"a picture", content_type="image/png")
 
     app = web.Application()
-    app.router.add_get("/templates/{name:.*}", template)
-    app.router.add_post("/jobs", submit)
-    app.router.add_get("/jobs/job_1/events", events)
-    app.router.add_get("/artifacts/art_1", content)
+    app.router.add_get("/templates/{name:.*}", answer_template)
+    app.router.add_post("/jobs", accept_job)
+    app.router.add_get("/jobs/job_1/events", stream_events)
+    app.router.add_get("/artifacts/art_1", send_picture)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -161,7 +161,7 @@ async def _template_gateway() -> AsyncIterator[str]:
 
 
 async def _create_bearers(accounts: AccountsApp) -> dict[str, str]:
-    admin = await accounts.member(await accounts.organisation(), "admin")
+    admin = await accounts.add_member(await accounts.create_organisation(), "admin")
     return {"operator": accounts.operator, "admin": admin["access_token"]}
 
 
@@ -174,20 +174,20 @@ def gateway_app(
     folder = tmp_path_factory.mktemp("gateway")
 
     @asynccontextmanager
-    async def serving() -> AsyncIterator[tuple[str, dict[str, str]]]:
-        farm = Farm(folder, temporal_server, valkey_server, Services())
+    async def serve_gateway() -> AsyncIterator[tuple[str, dict[str, str]]]:
+        farm = Farm(folder, temporal_server, valkey_server, ScriptedService())
         await farm.open()
         await farm.start_worker()
         yield f"{farm.url}/openapi.json", {"owner": farm.key}
         await farm.close()
 
-    with run_in_thread(serving) as served_app:
+    with run_in_thread(serve_gateway) as served_app:
         yield served_app
 
 
 def find_violations(
-    app: tuple[str, dict[str, str]],
-    *left_out: str,
+    served_app: tuple[str, dict[str, str]],
+    *skipped_paths: str,
     only_path: str = "",
     bearers: Callable[[], Iterable[str]] | None = None,
     known_ids: Mapping[str, str] | None = None,
@@ -196,20 +196,22 @@ def find_violations(
     """Return the violations of an OpenAPI description, and the number of requests that were sent.
 
     Args:
+        served_app: the URL of the description, and bearers by role.
+        skipped_paths: paths that are not tested.
         only_path: a path to test, instead of all paths.
         bearers: function that returns the bearers before each request, instead of the app's.
         known_ids: values of path parameters; if given, sends only valid requests, and only to
             operations whose path parameters are all known.
         path_parameters: values for every valid request.
     """
-    url, owners = app
-    problems, request_count = [], 0
+    url, bearers_by_role = served_app
+    violations, request_count = [], 0
     # Its default of ten seconds is too short on a busy machine.
-    parsed: Any = schemathesis.openapi.from_url(url, timeout=120).get_all_operations()
-    operations = [item.ok() for item in parsed]
-    # What is there is deleted last.
+    parse_results: Any = schemathesis.openapi.from_url(url, timeout=120).get_all_operations()
+    operations = [item.ok() for item in parse_results]
+    # Deletions come last, because other operations need the resources.
     for operation in sorted(operations, key=lambda item: item.method == "delete"):
-        if operation.path != only_path if only_path else operation.path in left_out:
+        if operation.path != only_path if only_path else operation.path in skipped_paths:
             continue
         modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
         if known_ids is not None:
@@ -221,86 +223,90 @@ def find_violations(
 
             @EXAMPLES
             @given(case=operation.as_strategy(generation_mode=mode))
-            def ask(case: Any) -> None:
+            def send_request(case: Any) -> None:
                 nonlocal request_count
                 names = case.path_parameters.keys()
                 case.path_parameters.update(path_parameters)
                 known_items = (known_ids or {}).items()
                 case.path_parameters.update({n: value for n, value in known_items if n in names})
-                for bearer in bearers() if bearers is not None else owners.values():
+                for bearer in bearers() if bearers is not None else bearers_by_role.values():
                     request_count += 1
                     headers = {"authorization": f"Bearer {bearer}"}
                     case.call_and_validate(headers=headers, checks=CHECKS, timeout=60)
 
             try:
-                ask()
+                send_request()
             except Unsatisfiable:
-                continue  # there is nothing to do wrong
+                continue  # no request to this operation can be invalid
             except (FailureGroup, Failure) as error:
-                problems.append(f"{operation.label}: {error!r} {getattr(error, 'exceptions', '')}")
-    assert request_count, f"nothing was asked of {only_path or url}"
-    return problems, request_count
+                violations.append(
+                    f"{operation.label}: {error!r} {getattr(error, 'exceptions', '')}"
+                )
+    assert request_count, f"no request was sent to {only_path or url}"
+    return violations, request_count
 
 
-def test_accounts(
+def test_accounts_app_matches_its_description(
     accounts_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
 ) -> None:
-    problems, request_count = find_violations(accounts_app, "/logout")
-    more_problems, sent_more = find_violations(
-        accounts_app, only_path="/logout", bearers=lambda: _new_player(accounts_app[0])
+    violations, request_count = find_violations(accounts_app, "/logout")
+    logout_violations, logout_request_count = find_violations(
+        accounts_app, only_path="/logout", bearers=lambda: _register_player(accounts_app[0])
     )
-    assert not (problems + more_problems), "\n\n".join(problems + more_problems)
-    request_count += sent_more
+    assert not (violations + logout_violations), "\n\n".join(violations + logout_violations)
+    request_count += logout_request_count
     record_measurement(
         f"schemathesis: {request_count} requests to accounts, 0 errors, 0 undocumented answers"
     )
 
 
-def _new_player(description: str) -> Iterable[str]:
+def _register_player(description_url: str) -> Iterable[str]:
     """Yield the token of a new player for each request, because some requests end the session."""
     body = {"email": f"{secrets.token_hex(8)}@example.com", "password": PASSWORD}
-    url = description.replace("/openapi.json", "/register")
-    answer = httpx.post(url, json=body, timeout=60)
-    yield answer.json()["access_token"]
+    url = description_url.replace("/openapi.json", "/register")
+    response = httpx.post(url, json=body, timeout=60)
+    yield response.json()["access_token"]
 
 
 STREAMS = ("/cluster/events", "/jobs/{job_id}/events", "/api/v2/jobs/{job_id}/events")
 
 
-def test_gateway(
+def test_gateway_app_matches_its_description(
     gateway_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
 ) -> None:
-    problems, request_count = find_violations(gateway_app, *STREAMS)
-    assert not problems, "\n\n".join(problems)
+    violations, request_count = find_violations(gateway_app, *STREAMS)
+    assert not violations, "\n\n".join(violations)
     record_measurement(
         f"schemathesis: {request_count} requests to the gateway, 0 errors, 0 undocumented answers"
     )
 
 
-def test_event_streams(
+def test_event_streams_match_their_description(
     gateway_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
 ) -> None:
     """Validate whole streams of ended jobs, and the beginning of streams of waiting jobs."""
     url, bearers = gateway_app
-    address = url.removesuffix("/openapi.json")
+    base_url = url.removesuffix("/openapi.json")
     headers = {"authorization": f"Bearer {bearers['owner']}"}
-    ended_job, waiting_job = _render(address, headers), _render(address, headers)
-    assert httpx.post(f"{address}/jobs/{ended_job}/cancel", headers=headers, timeout=60).is_success
+    ended_job, waiting_job = _submit_render(base_url, headers), _submit_render(base_url, headers)
+    assert httpx.post(f"{base_url}/jobs/{ended_job}/cancel", headers=headers, timeout=60).is_success
     while (
-        httpx.get(f"{address}/jobs/{ended_job}", headers=headers, timeout=60).json()["status"]
+        httpx.get(f"{base_url}/jobs/{ended_job}", headers=headers, timeout=60).json()["status"]
         != "cancelled"
     ):
         time.sleep(0.05)
-    total_requests = 0
+    total_request_count = 0
     for path in STREAMS:
         # The stream of the cluster never ends.
-        jobs: list[dict[str, Any]] = [{"job_id": ended_job}, {}] if "{job_id}" in path else []
-        for job in jobs:
-            problems, request_count = find_violations(gateway_app, only_path=path, **job)
-            assert not problems, "\n\n".join(problems)
-            total_requests += request_count
-        live_path = address + path.format(job_id=waiting_job)
-        with httpx.stream("GET", live_path, headers=headers, timeout=60) as live_response:
+        parameter_sets: list[dict[str, Any]] = (
+            [{"job_id": ended_job}, {}] if "{job_id}" in path else []
+        )
+        for parameters in parameter_sets:
+            violations, request_count = find_violations(gateway_app, only_path=path, **parameters)
+            assert not violations, "\n\n".join(violations)
+            total_request_count += request_count
+        live_url = base_url + path.format(job_id=waiting_job)
+        with httpx.stream("GET", live_url, headers=headers, timeout=60) as live_response:
             assert live_response.status_code == 200
             assert live_response.headers["content-type"].startswith("text/event-stream")
             lines = live_response.iter_lines()
@@ -308,83 +314,85 @@ def test_event_streams(
             if path == "/cluster/events":
                 ClusterBody.model_validate_json(next(lines).removeprefix("data: "), strict=True)
     record_measurement(
-        f"schemathesis: {total_requests} requests to event streams, 0 errors, 0 undocumented answers"
+        f"schemathesis: {total_request_count} requests to event streams, 0 errors, 0 undocumented answers"
     )
 
 
-def _render(address: str, headers: dict[str, str]) -> str:
+def _submit_render(base_url: str, headers: dict[str, str]) -> str:
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     body = {"kind": "render", "workflow": graph}
-    answer = httpx.post(f"{address}/jobs", json=body, headers=headers, timeout=60)
-    return str(answer.json()["id"])
+    response = httpx.post(f"{base_url}/jobs", json=body, headers=headers, timeout=60)
+    return str(response.json()["id"])
 
 
 def test_existing_resources_match_the_description(
     gateway_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
 ) -> None:
-    """Request ids and names that exist; `test_gateway` requests random ones."""
+    """Request ids and names that exist; the other tests of the gateway request random ones."""
     url, bearers = gateway_app
     known_ids = _create_resources(
         url.removesuffix("/openapi.json"), {"authorization": f"Bearer {bearers['owner']}"}
     )
-    problems, request_count = find_violations(gateway_app, *STREAMS, known_ids=known_ids)
-    assert not problems, "\n\n".join(problems)
+    violations, request_count = find_violations(gateway_app, *STREAMS, known_ids=known_ids)
+    assert not violations, "\n\n".join(violations)
     record_measurement(
-        f"schemathesis: {request_count} requests for what is there, 0 errors, 0 undocumented answers"
+        f"schemathesis: {request_count} requests for existing resources, 0 errors, 0 undocumented answers"
     )
 
 
-def _create_resources(address: str, headers: dict[str, str]) -> dict[str, str]:
+def _create_resources(base_url: str, headers: dict[str, str]) -> dict[str, str]:
     """Create objects, and return their ids by the name of the path parameter."""
-    job = _render(address, headers)
-    with httpx.Client(base_url=address, headers=headers, timeout=60) as client:
-        assert client.post(f"/jobs/{job}/cancel").is_success
-        while client.get(f"/jobs/{job}").json()["status"] != "cancelled":
+    job_id = _submit_render(base_url, headers)
+    with httpx.Client(base_url=base_url, headers=headers, timeout=60) as client:
+        assert client.post(f"/jobs/{job_id}/cancel").is_success
+        while client.get(f"/jobs/{job_id}").json()["status"] != "cancelled":
             time.sleep(0.05)
-        artifact = client.post("/artifacts", content=b"\x89PNG\r\n\x1a\n").json()["id"]
-        file = {"file": ("a.txt", b"an asset")}
-        asset = client.post("/api/v2/assets", files=file).json()["id"]
+        artifact_id = client.post("/artifacts", content=b"\x89PNG\r\n\x1a\n").json()["id"]
+        form_files = {"file": ("a.txt", b"an asset")}
+        asset_id = client.post("/api/v2/assets", files=form_files).json()["id"]
         for name in ("one", "two"):
             assert client.post(f"/userdata/{name}", content=b"x").is_success
         assert client.post("/settings/Comfy.Locale", json="en").is_success
-        link = client.get(f"/api/v2/assets/{asset}").json()["url"]
-    token = next((part for part in link.split("/") if len(part) > 60), "x")
+        link_url = client.get(f"/api/v2/assets/{asset_id}").json()["url"]
+    token = next((segment for segment in link_url.split("/") if len(segment) > 60), "x")
     return {
-        "job_id": job, "prompt_id": job, "artifact_id": artifact, "asset_id": asset, "file": "one",
+        "job_id": job_id, "prompt_id": job_id, "artifact_id": artifact_id, "asset_id": asset_id, "file": "one",
         "dest": "two", "id": "Comfy.Locale", "name": "swatch", "node": "EmptyImage",
         "folder": "checkpoints", "kind": "input", "token": token,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("app", ["gateway_app", "models_app", "accounts_app"])
-def test_routes_require_a_key_as_documented(app: str, request: pytest.FixtureRequest) -> None:
-    url, _ = request.getfixturevalue(app)
+@pytest.mark.parametrize("app_fixture", ["gateway_app", "models_app", "accounts_app"])
+def test_routes_require_a_key_as_documented(
+    app_fixture: str, request: pytest.FixtureRequest
+) -> None:
+    url, _ = request.getfixturevalue(app_fixture)
     description = httpx.get(url, timeout=60).json()
-    base = url.removesuffix("/openapi.json")
-    wrong_answers = []
+    base_url = url.removesuffix("/openapi.json")
+    wrong_responses = []
     with httpx.Client(timeout=60) as client:
         for path, methods in description["paths"].items():
             for method, operation in methods.items():
-                answer = client.request(method, base + re.sub(r"\{[^}]+\}", "x", path))
-                # A link to a file is its own proof.
+                response = client.request(method, base_url + re.sub(r"\{[^}]+\}", "x", path))
+                # A signed link to a file needs no key.
                 if path.startswith("/artifacts/signed/"):
                     continue
                 needs_key = operation.get("security", description["security"]) != []
-                if needs_key != (answer.status_code == 401):
-                    wrong_answers.append((method, path, answer.status_code))
-    # Of these the proof is in the body.
+                if needs_key != (response.status_code == 401):
+                    wrong_responses.append((method, path, response.status_code))
+    # These routes read the credential from the body.
     assert [
         item
-        for item in wrong_answers
+        for item in wrong_responses
         if item[1] not in ("/refresh", "/password/reset", "/comfy/session")
     ] == []
 
 
-def test_models(
+def test_models_app_matches_its_description(
     models_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
 ) -> None:
-    problems, request_count = find_violations(models_app)
-    assert not problems, "\n\n".join(problems)
+    violations, request_count = find_violations(models_app)
+    assert not violations, "\n\n".join(violations)
     record_measurement(
         f"schemathesis: {request_count} requests to models, 0 errors, 0 undocumented answers"
     )

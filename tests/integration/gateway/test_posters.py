@@ -16,12 +16,13 @@ from moyin.jobs.workflows.step_io import save_output
 from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.store.artifacts import derive_step_artifact_id
 from tests.integration.gateway.fixtures import Farm
-from tests.videos import RED, make_lying_video, make_sound, make_video
+from tests.videos import RED, make_sound, make_video, make_video_with_false_size
 
 LINK = {"expires_in": 60}
 
 
-async def upload(farm: Farm, content: bytes, media_type: str) -> str:
+async def upload_artifact(farm: Farm, content: bytes, media_type: str) -> str:
+    """Upload a file, and return its URL."""
     headers = {"content-type": media_type}
     async with farm.client.post("/artifacts", data=content, headers=headers) as response:
         body: dict[str, Any] = await response.json()
@@ -53,7 +54,7 @@ async def read_problem(client: aiohttp.ClientSession, url: str) -> dict[str, Any
 async def test_an_uploaded_video_has_a_poster_for_its_owner_only(
     farm: Farm, container: str, codec: str, media_type: str
 ) -> None:
-    url = await upload(farm, make_video(container, codec), media_type)
+    url = await upload_artifact(farm, make_video(container, codec), media_type)
     for _ in range(2):
         poster = await read_poster(farm.client, url)
         assert poster.size == (256, 128)
@@ -62,10 +63,10 @@ async def test_an_uploaded_video_has_a_poster_for_its_owner_only(
     problem = await read_problem(farm.other, url)
     assert (problem["status"], problem["code"]) == (404, "artifact_not_found")
     async with farm.client.post(f"{url}/link", json=LINK) as response:
-        link = (await response.json())["url"]
-    async with aiohttp.ClientSession(farm.url) as page:
-        assert (await read_poster(page, link)).size == (256, 128)
-        assert (await read_problem(page, url))["status"] == 401
+        link_url = (await response.json())["url"]
+    async with aiohttp.ClientSession(farm.url) as page_session:
+        assert (await read_poster(page_session, link_url)).size == (256, 128)
+        assert (await read_problem(page_session, url))["status"] == 401
 
 
 async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
@@ -84,17 +85,19 @@ async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
         return StepOutcome(result=result)
 
     workflow = {"1": {"class_type": "EmptyImage", "inputs": {}}}
-    async with working_farm.renderer(render_video):
-        job = await working_farm.submit({"kind": "render", "workflow": workflow})
-        ended_job = await working_farm.until(job["id"], "succeeded")
-    [file] = ended_job["artifacts"]
-    assert (await read_poster(working_farm.client, file["url"])).size == (256, 128)
-    assert (await read_problem(working_farm.other, file["url"]))["code"] == "artifact_not_found"
+    async with working_farm.run_renderer(render_video):
+        job = await working_farm.submit_job({"kind": "render", "workflow": workflow})
+        ended_job = await working_farm.wait_for_status(job["id"], "succeeded")
+    [video_artifact] = ended_job["artifacts"]
+    assert (await read_poster(working_farm.client, video_artifact["url"])).size == (256, 128)
+    assert (await read_problem(working_farm.other, video_artifact["url"]))[
+        "code"
+    ] == "artifact_not_found"
     # A page that follows the job shows the poster by its event token.
     async with working_farm.client.post(f"/jobs/{job['id']}/token", json={}) as response:
         token = (await response.json())["token"]
-    async with aiohttp.ClientSession(working_farm.url) as page:
-        poster = await read_poster(page, f"{file['url']}?token={token}", 64)
+    async with aiohttp.ClientSession(working_farm.url) as page_session:
+        poster = await read_poster(page_session, f"{video_artifact['url']}?token={token}", 64)
         assert poster.size == (64, 32)
 
 
@@ -105,17 +108,17 @@ async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
         (make_video()[:-100], "video/mp4", 400, "invalid_request"),
         (b"not a video", "video/webm", 400, "invalid_request"),
         (make_sound(), "video/mp4", 400, "invalid_request"),
-        (make_lying_video(16_000), "video/quicktime", 413, "picture_too_large"),
+        (make_video_with_false_size(16_000), "video/quicktime", 413, "picture_too_large"),
     ],
-    ids=["cut", "text", "sound", "huge"],
+    ids=["truncated", "text", "sound", "huge"],
 )
 async def test_a_broken_video_has_no_poster_and_is_still_a_file(
     farm: Farm, content: bytes, media_type: str, status: int, code: str
 ) -> None:
-    url = await upload(farm, content, media_type)
+    url = await upload_artifact(farm, content, media_type)
     problem = await read_problem(farm.client, url)
     assert (problem["status"], problem["code"], problem["field"]) == (status, code, "w")
     async with farm.client.get(url) as response:
         assert (response.status, await response.read()) == (200, content)
-    good_artifact = await upload(farm, make_video(), "video/mp4")
-    assert (await read_poster(farm.client, good_artifact)).size == (256, 128)
+    good_url = await upload_artifact(farm, make_video(), "video/mp4")
+    assert (await read_poster(farm.client, good_url)).size == (256, 128)

@@ -43,7 +43,7 @@ def keyless_clients(gateway: RunningStack) -> SlowClients:
 async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     async with aiohttp.ClientSession(gateway.url, headers=headers) as session:
-        await _pool_is_up(session)
+        await _wait_for_pool(session)
         yield session
     # A connection that was cut while we sent needs a moment of the loop to be closed.
     await asyncio.sleep(0.1)
@@ -54,7 +54,7 @@ async def test_an_unknown_node_is_refused_by_comfyui_before_it_is_queued(
 ) -> None:
     graph = picture(next(_colors))
     graph["1"]["class_type"] = "NoSuchNode"
-    status, problem = await _post(session, {"kind": "render", "workflow": graph})
+    status, problem = await _post_job(session, {"kind": "render", "workflow": graph})
     assert (status, problem["code"]) == (400, "invalid_graph")
     assert problem["error"]["type"] == "invalid_prompt"
     assert "NoSuchNode" in problem["error"]["message"]
@@ -65,10 +65,10 @@ async def test_a_bad_link_is_refused_with_comfyuis_own_body(
 ) -> None:
     graph = picture(next(_colors))
     graph["2"]["inputs"]["images"] = ["1", 7]
-    status, problem = await _post(session, {"kind": "render", "workflow": graph})
+    status, problem = await _post_job(session, {"kind": "render", "workflow": graph})
     assert (status, problem["code"]) == (400, "invalid_graph")
     graph["2"]["inputs"] = {"filename_prefix": "p"}
-    status, problem = await _post(session, {"kind": "render", "workflow": graph})
+    status, problem = await _post_job(session, {"kind": "render", "workflow": graph})
     assert (status, problem["code"]) == (400, "invalid_graph")
     [error] = problem["node_errors"]["2"]["errors"]
     assert error["type"] == "required_input_missing"
@@ -90,14 +90,14 @@ async def test_a_picture_of_one_step_is_the_input_of_the_next(
     assert (job["status"], job["error"]) == ("succeeded", None)
     pictures = []
     for artifact in job["artifacts"]:
-        async with session.get(artifact["url"]) as answer:
-            assert (answer.status, answer.content_type) == (200, "image/png")
-            pictures.append(await answer.read())
+        async with session.get(artifact["url"]) as response:
+            assert (response.status, response.content_type) == (200, "image/png")
+            pictures.append(await response.read())
     assert [p[:8] for p in pictures] == [PNG, PNG]
     assert pictures[0] != pictures[1]
 
 
-async def test_chat_and_http_steps_feed_each_other(session: aiohttp.ClientSession) -> None:
+async def test_pipeline_of_chat_and_http_steps_succeeds(session: aiohttp.ClientSession) -> None:
     first_request = {
         "model": "auto",
         "max_tokens": 8,
@@ -121,44 +121,48 @@ async def test_chat_and_http_steps_feed_each_other(session: aiohttp.ClientSessio
 
 
 async def test_events_come_live_and_resume_by_id(session: aiohttp.ClientSession) -> None:
-    _, job = await _post(session, {"kind": "render", "workflow": sleepy(4, next(_colors))})
+    _, job = await _post_job(session, {"kind": "render", "workflow": sleepy(4, next(_colors))})
     events = await _read_events(session, job["id"])
-    kinds = [event["event"] for event in events]
-    assert kinds[0] == "queued"
-    assert kinds[-1] == "succeeded"
-    assert kinds.count("progress") >= 3
-    assert {"running", "step"} <= set(kinds)
+    event_types = [event["event"] for event in events]
+    assert event_types[0] == "queued"
+    assert event_types[-1] == "succeeded"
+    assert event_types.count("progress") >= 3
+    assert {"running", "step"} <= set(event_types)
     middle_id = events[len(events) // 2]["id"]
     resumed_events = await _read_events(session, job["id"], after_id=middle_id)
     assert [e["id"] for e in resumed_events] == [e["id"] for e in events[len(events) // 2 + 1 :]]
 
 
-async def test_a_websocket_reports_the_same_errors(session: aiohttp.ClientSession) -> None:
-    _, job = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
+async def test_a_websocket_reports_the_end_of_a_job(session: aiohttp.ClientSession) -> None:
+    _, job = await _post_job(session, {"kind": "render", "workflow": picture(next(_colors))})
     async with session.ws_connect(f"/jobs/{job['id']}/ws") as socket:
         events = [json.loads(message.data) async for message in socket]
     assert events[-1]["type"] == "succeeded"
 
 
-async def test_a_cancel_reaches_the_running_prompt_and_only_that(
+async def test_cancelling_ends_only_the_running_prompt(
     session: aiohttp.ClientSession,
     record_measurement: RecordMeasurement,
 ) -> None:
-    _, victim = await _post(session, {"kind": "render", "workflow": sleepy(60, next(_colors))})
-    _, other_job = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
-    await _wait_until(session, victim["id"], lambda job: job["progress"]["value"] > 0)
+    _, running_job = await _post_job(
+        session, {"kind": "render", "workflow": sleepy(60, next(_colors))}
+    )
+    _, other_job = await _post_job(session, {"kind": "render", "workflow": picture(next(_colors))})
+    await _wait_until(session, running_job["id"], lambda job: job["progress"]["value"] > 0)
     sent_at = time.monotonic()
-    async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
-        assert answer.status == 202
-    cancelled_job = await _wait_until(session, victim["id"], lambda job: job["status"] in FINAL)
+    async with session.post(f"/jobs/{running_job['id']}/cancel") as response:
+        assert response.status == 202
+    cancelled_job = await _wait_until(
+        session, running_job["id"], lambda job: job["status"] in FINAL
+    )
     assert cancelled_job["status"] == "cancelled"
     spared_job = await _wait_until(session, other_job["id"], lambda job: job["status"] in FINAL)
     assert spared_job["status"] == "succeeded"
     record_measurement(
         f"cancelled and the next one done {time.monotonic() - sent_at:.1f} s after the request"
     )
-    async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
-        assert (answer.status, (await answer.json())["code"]) == (409, "job_finished")
+    async with session.post(f"/jobs/{running_job['id']}/cancel") as response:
+        assert (response.status, (await response.json())["code"]) == (409, "job_finished")
 
 
 async def test_a_node_that_raises_fails_the_job_with_its_name(
@@ -183,20 +187,20 @@ async def test_two_tenants_do_not_see_each_other(
     ]
     other_headers = {"authorization": f"Bearer {key}"}
     for path in (f"/jobs/{job['id']}", f"/jobs/{job['id']}/events", job["artifacts"][0]["url"]):
-        async with session.get(path, headers=other_headers) as answer:
-            assert answer.status == 404, path
-    async with session.get("/jobs", headers=other_headers) as answer:
-        assert (await answer.json())["jobs"] == []
+        async with session.get(path, headers=other_headers) as response:
+            assert response.status == 404, path
+    async with session.get("/jobs", headers=other_headers) as response:
+        assert (await response.json())["jobs"] == []
 
 
-async def test_answer_has_one_request_id_and_keeps_the_clients_id(
+async def test_response_has_one_request_id_and_keeps_the_clients_id(
     session: aiohttp.ClientSession,
 ) -> None:
     for path in ("/jobs", "/v1/models"):
-        async with session.get(path, headers={"x-request-id": "shot-12"}) as answer:
-            assert answer.headers.getall("x-request-id") == ["shot-12"]
-        async with session.get(path, headers={"x-request-id": "{bad}"}) as answer:
-            [generated_id] = answer.headers.getall("x-request-id")
+        async with session.get(path, headers={"x-request-id": "shot-12"}) as response:
+            assert response.headers.getall("x-request-id") == ["shot-12"]
+        async with session.get(path, headers={"x-request-id": "{bad}"}) as response:
+            [generated_id] = response.headers.getall("x-request-id")
             assert generated_id != "{bad}"
 
 
@@ -204,16 +208,16 @@ async def test_answer_has_one_request_id_and_keeps_the_clients_id(
 async def test_a_body_over_the_limit_is_cut_on_the_stream(
     session: aiohttp.ClientSession, path: str
 ) -> None:
-    async def endless_body() -> AsyncIterator[bytes]:
+    async def generate_endless_body() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * (1024 * 1024)
 
-    # Whoever reads such a body to its end never answers.
+    # An app that reads such a body to its end would never respond.
     async with asyncio.timeout(60):
         try:
-            async with session.post(path, data=endless_body()) as answer:
-                assert answer.status == 413
-                assert b"body_too_large" in await answer.read()
+            async with session.post(path, data=generate_endless_body()) as response:
+                assert response.status == 413
+                assert b"body_too_large" in await response.read()
         except aiohttp.ClientConnectionError:
             # The connection may be cut while we still send.
             pass
@@ -222,35 +226,39 @@ async def test_a_body_over_the_limit_is_cut_on_the_stream(
 async def test_connections_that_send_a_byte_a_second_are_closed(
     slow_clients: SlowClients, record_measurement: RecordMeasurement
 ) -> None:
-    await asyncio.to_thread(slow_clients.wait, 240)
+    await asyncio.to_thread(slow_clients.wait_until_closed, 240)
     assert {
         target: len(ended_connections) for target, ended_connections in slow_clients.ended.items()
     } == SLOW
     for target, ended_connections in slow_clients.ended.items():
-        for answer, _ in ended_connections:
+        for response, _ in ended_connections:
             if target:
-                assert (answer.status, b"body_too_slow" in answer.body) == (408, True), target
+                assert (response.status, b"body_too_slow" in response.body) == (408, True), target
             else:
-                # HAProxy's own word for a head that does not come.
-                assert answer.status in (0, 408)
-        seconds = sorted(closed_after for _, closed_after in ended_connections)
+                # HAProxy itself ends a request whose head does not arrive.
+                assert response.status in (0, 408)
+        sorted_seconds = sorted(
+            closed_after_seconds for _, closed_after_seconds in ended_connections
+        )
         record_measurement(
-            f"slow {target or 'heads'}: ended after {seconds[0]:.1f} to {seconds[-1]:.1f} s"
+            f"slow {target or 'heads'}: ended after {sorted_seconds[0]:.1f} to {sorted_seconds[-1]:.1f} s"
         )
 
 
 async def test_slow_bodies_without_a_key_are_not_waited_for(
     keyless_clients: SlowClients, record_measurement: RecordMeasurement
 ) -> None:
-    await asyncio.to_thread(keyless_clients.wait, 60)
+    await asyncio.to_thread(keyless_clients.wait_until_closed, 60)
     for target, ended_connections in keyless_clients.ended.items():
-        assert {answer.status for answer, _ in ended_connections} == {401}
-        longest = max(closed_after for _, closed_after in ended_connections)
-        record_measurement(f"slow {target} without a key: ended after {longest:.1f} s at most")
-        assert longest < 20
+        assert {response.status for response, _ in ended_connections} == {401}
+        longest_seconds = max(closed_after_seconds for _, closed_after_seconds in ended_connections)
+        record_measurement(
+            f"slow {target} without a key: ended after {longest_seconds:.1f} s at most"
+        )
+        assert longest_seconds < 20
 
 
-async def _pool_is_up(session: aiohttp.ClientSession) -> None:
+async def _wait_for_pool(session: aiohttp.ClientSession) -> None:
     """Wait until a picture has been rendered, and invalid graphs are refused.
 
     Graphs are not validated while the pool does not respond. After a failed call, the gateway waits
@@ -258,33 +266,33 @@ async def _pool_is_up(session: aiohttp.ClientSession) -> None:
     """
     job = await _submit_and_wait(session, {"kind": "render", "workflow": picture(next(_colors))})
     assert job["status"] == "succeeded", job
-    wrong_graph = picture(next(_colors))
-    wrong_graph["1"]["class_type"] = "NoSuchNode"
+    invalid_graph = picture(next(_colors))
+    invalid_graph["1"]["class_type"] = "NoSuchNode"
 
-    async def is_wrong_graph_rejected() -> bool:
-        return (await _post(session, {"kind": "render", "workflow": wrong_graph}))[0] == 400
+    async def is_invalid_graph_refused() -> bool:
+        return (await _post_job(session, {"kind": "render", "workflow": invalid_graph}))[0] == 400
 
-    await eventually(is_wrong_graph_rejected, 180)
+    await eventually(is_invalid_graph_refused, 180)
 
 
-async def _post(session: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
-    async with session.post("/jobs", json=body) as answer:
-        return answer.status, await answer.json(content_type=None)
+async def _post_job(session: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
+    async with session.post("/jobs", json=body) as response:
+        return response.status, await response.json(content_type=None)
 
 
 async def _submit_and_wait(session: aiohttp.ClientSession, body: Any) -> Any:
-    status, job = await _post(session, body)
+    status, job = await _post_job(session, body)
     assert status == 202, job
     return await _wait_until(session, job["id"], lambda job: job["status"] in FINAL)
 
 
 async def _wait_until(session: aiohttp.ClientSession, job_id: str, condition: Any) -> Any:
-    async def is_done() -> Any:
-        async with session.get(f"/jobs/{job_id}") as answer:
-            job = await answer.json()
+    async def fetch_if_done() -> Any:
+        async with session.get(f"/jobs/{job_id}") as response:
+            job = await response.json()
         return job if condition(job) else None
 
-    return await eventually(is_done, 240)
+    return await eventually(fetch_if_done, 240)
 
 
 async def _read_events(
@@ -293,8 +301,8 @@ async def _read_events(
     headers = {"last-event-id": after_id} if after_id else {}
     async with (
         asyncio.timeout(60),
-        session.get(f"/jobs/{job_id}/events", headers=headers) as answer,
+        session.get(f"/jobs/{job_id}/events", headers=headers) as response,
     ):
-        text = await answer.text()
+        text = await response.text()
     blocks = [block for block in text.split("\n\n") if "event: " in block]
     return [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]

@@ -51,7 +51,7 @@ TARIFF = RenderTariff(
 )
 
 
-class Pools:
+class FakePools:
     """Simulates running render pools without ComfyUI."""
 
     pools = ("default",)
@@ -68,13 +68,13 @@ class Pools:
         return {}
 
 
-class NoTemporal:
+class UnavailableTemporal:
     """Simulates an unavailable Temporal, so that accepted jobs stay queued."""
 
     async def start(self, *_: Any) -> None:
         raise ServiceUnavailable("Temporal is down")
 
-    async def notify(self, *_: Any) -> None:
+    async def start_webhook(self, *_: Any) -> None:
         raise ServiceUnavailable("Temporal is down")
 
     async def cancel(self, *_: Any) -> bool:
@@ -94,7 +94,7 @@ async def open_service(
         frames = FrameStore(redis_url)
         exit_stack.push_async_callback(frames.close)
         artifacts, blobs = ArtifactStore(database), BlobStore(blobs_url)
-        node_info = NodeInfoCache(Pools(), start_seconds=0)
+        node_info = NodeInfoCache(FakePools(), start_seconds=0)
         exit_stack.push_async_callback(node_info.close)
         files = ComfyFiles(
             uploads=UploadStore(database),
@@ -110,8 +110,8 @@ async def open_service(
             blobs=blobs,
             events=events,
             frames=frames,
-            launcher=NoTemporal(),
-            validator=Pools(),
+            launcher=UnavailableTemporal(),
+            validator=FakePools(),
             guard=GraphAdmission(node_info),
             budgets=RenderBudgets(meter, node_info),
             pools=["default"],
@@ -119,35 +119,37 @@ async def open_service(
         )
 
 
-def new_caller(owner: str, usd: int) -> Identity:
+def create_caller(owner: str, usd_per_day: int) -> Identity:
     limits = (
         Limit(subject=f"key:{owner}", usd_per_month=Decimal(1000)),
-        Limit(subject=f"owner:{owner}", usd_per_day=Decimal(usd)),
+        Limit(subject=f"owner:{owner}", usd_per_day=Decimal(usd_per_day)),
     )
     return Identity(owner=owner, key_id=owner, limits=limits)
 
 
-def render(*graphs: Mapping[str, Any]) -> JobSpec:
+def build_spec(*graphs: Mapping[str, Any]) -> JobSpec:
     steps = tuple(Step(kind=StepKind.RENDER, payload=graph) for graph in graphs or (GRAPH,))
     return JobSpec(kind="render" if len(steps) == 1 else "pipeline", steps=steps)
 
 
 async def submit_all(service: JobService, caller: Identity, count: int) -> Sequence[str]:
-    async def submit() -> str:
+    """Submit ``count`` renders concurrently; return ``accepted`` or the error code of each."""
+
+    async def submit_render() -> str:
         try:
-            await service.submit(caller, render())
+            await service.submit(caller, build_spec())
         except MoyinError as error:
             return error.code
         return "accepted"
 
-    return await asyncio.gather(*(submit() for _ in range(count)))
+    return await asyncio.gather(*(submit_render() for _ in range(count)))
 
 
 async def main() -> None:
     options = json.loads(sys.argv[1])
     database, meter = Database(options["database"]), RequestMeter(options["redis"])
     async with open_service(database, meter, options["redis"], options["blobs"]) as service:
-        caller = new_caller(options["owner"], options["usd"])
+        caller = create_caller(options["owner"], options["usd"])
         print("up", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         print(json.dumps(await submit_all(service, caller, options["count"])), flush=True)

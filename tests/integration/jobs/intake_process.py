@@ -16,14 +16,14 @@ from moyin.render.comfyui.pool_client import PoolResponse
 from moyin.settings import Settings
 
 
-class AnyGraph:
+class AcceptingValidator:
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Any = None
     ) -> Mapping[str, Any]:
         return {}
 
 
-class NoPool:
+class UnavailablePools:
     """Simulates pools that are all unavailable."""
 
     def __init__(self, pools: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ async def main() -> None:
     logging.basicConfig(level=logging.INFO)
     args = IntakeArgs.model_validate_json(sys.argv[1])
     async with open_workers(
-        args, Settings(), os.environ, AnyGraph(), NoPool(args.pools)
+        args, Settings(), os.environ, AcceptingValidator(), UnavailablePools(args.pools)
     ) as workers:
         print("up", flush=True)
         await asyncio.gather(*(worker.run() for worker in workers))

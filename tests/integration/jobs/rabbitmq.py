@@ -30,10 +30,10 @@ class RabbitServer:
     """A RabbitMQ server with its own Erlang port mapper, so that both end with the test."""
 
     def __init__(self, folder: Path) -> None:
-        self.port, epmd_port, distribution = free_port(), free_port(), free_port()
+        self.port, epmd_port, distribution_port = free_port(), free_port(), free_port()
         self._output = (folder / "output").open("wb")
-        config = folder / "rabbitmq.conf"
-        config.write_text(_CONFIG.format(port=self.port))
+        config_path = folder / "rabbitmq.conf"
+        config_path.write_text(_CONFIG.format(port=self.port))
         (folder / "plugins").write_text("[].")
         environ = {
             **os.environ,
@@ -41,17 +41,17 @@ class RabbitServer:
             "ERL_EPMD_PORT": str(epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"moyin{self.port}@localhost",
-            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_DIST_PORT": str(distribution_port),
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder),
             "RABBITMQ_PID_FILE": str(folder / "pid"),
-            "RABBITMQ_CONFIG_FILE": str(config),
+            "RABBITMQ_CONFIG_FILE": str(config_path),
             "RABBITMQ_CONF_ENV_FILE": os.devnull,
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         }
-        self._mapper = self._start(_mapper(), environ)
-        self._server = self._start(_server(), environ)
+        self._mapper = self._start_program(_find_port_mapper(), environ)
+        self._server = self._start_program(_find_server(), environ)
         deadline = time.monotonic() + 60
         while not listens(self.port):
             if self._server.poll() is not None or time.monotonic() > deadline:
@@ -70,7 +70,7 @@ class RabbitServer:
             process.wait()
         self._output.close()
 
-    def _start(self, program: str, environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _start_program(self, program: str, environ: dict[str, str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [program], env=environ, stdout=self._output, stderr=self._output,
             start_new_session=True,
@@ -84,19 +84,19 @@ def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     server.stop()
 
 
-def _server() -> str:
-    result = str(_DEBIAN) if _DEBIAN.exists() else shutil.which("rabbitmq-server")
-    if result is None:
-        pytest.fail(
-            "there is no RabbitMQ here, and its intake can't be tested: see scripts/rabbitmq.sh"
-        )
-    return result
+def _find_server() -> str:
+    program = str(_DEBIAN) if _DEBIAN.exists() else shutil.which("rabbitmq-server")
+    if program is None:
+        pytest.fail("RabbitMQ is not installed: run scripts/rabbitmq.sh, which installs it")
+    return program
 
 
-def _mapper() -> str:
-    result = shutil.which("epmd") or next(
+def _find_port_mapper() -> str:
+    program = shutil.which("epmd") or next(
         (str(path) for path in Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None
     )
-    if result is None:
-        pytest.fail("Erlang's epmd is not where it is looked for: see scripts/rabbitmq.sh")
-    return result
+    if program is None:
+        pytest.fail(
+            "epmd is neither in PATH nor in /usr/lib/erlang/erts-*/bin: run scripts/rabbitmq.sh"
+        )
+    return program

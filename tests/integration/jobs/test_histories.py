@@ -30,11 +30,11 @@ CHAT: dict[str, Any] = {
 }
 
 
-def http_step(path: str) -> dict[str, Any]:
+def build_http_step(path: str) -> dict[str, Any]:
     return {"kind": "http", "request": {"path": path}}
 
 
-async def test_recorded_histories_of_all_ends_replay(working_farm: Farm) -> None:
+async def test_histories_of_all_job_ends_can_be_replayed(working_farm: Farm) -> None:
     farm = working_farm
 
     async def refuse(_: web.Request) -> web.Response:
@@ -45,7 +45,7 @@ async def test_recorded_histories_of_all_ends_replay(working_farm: Farm) -> None
         return web.Response()
 
     async def answer_third_call(_: web.Request) -> web.Response:
-        return web.Response(status=503 if farm.services.count("/svc/twice") < 2 else 200)
+        return web.Response(status=503 if farm.services.count_calls("/svc/twice") < 2 else 200)
 
     farm.services.answers = {
         "/svc/no": refuse,
@@ -56,26 +56,26 @@ async def test_recorded_histories_of_all_ends_replay(working_farm: Farm) -> None
     bodies = {
         "succeeded": {
             "kind": "pipeline",
-            "steps": [CHAT, http_step("/svc/yes")],
+            "steps": [CHAT, build_http_step("/svc/yes")],
             "webhook": hook_url,
         },
-        "failed": {"kind": "pipeline", "steps": [CHAT, http_step("/svc/no")]},
-        "cancelled": http_step("/svc/hang"),
-        "retried": http_step("/svc/twice"),
+        "failed": {"kind": "pipeline", "steps": [CHAT, build_http_step("/svc/no")]},
+        "cancelled": build_http_step("/svc/hang"),
+        "retried": build_http_step("/svc/twice"),
     }
-    ids = {name: (await farm.submit(body))["id"] for name, body in bodies.items()}
+    workflow_ids = {name: (await farm.submit_job(body))["id"] for name, body in bodies.items()}
     deadline = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
-    job = await farm.submit({**http_step("/svc/hang"), "deadline": deadline})
-    ids["deadline"] = job["id"]
-    await eventually(lambda: farm.services.count("/svc/hang") == 2)
-    await farm.client.post(f"/jobs/{ids['cancelled']}/cancel")
-    for job_id in ids.values():
-        await farm.until(job_id)
-    ids["webhook"] = f"webhook-{ids['succeeded']}-1"
-    await eventually(lambda: farm.services.count("/hook"))
+    job = await farm.submit_job({**build_http_step("/svc/hang"), "deadline": deadline})
+    workflow_ids["deadline"] = job["id"]
+    await eventually(lambda: farm.services.count_calls("/svc/hang") == 2)
+    await farm.client.post(f"/jobs/{workflow_ids['cancelled']}/cancel")
+    for job_id in workflow_ids.values():
+        await farm.wait_for_status(job_id)
+    workflow_ids["webhook"] = f"webhook-{workflow_ids['succeeded']}-1"
+    await eventually(lambda: farm.services.count_calls("/hook"))
     client = await farm.temporal.get_client()
     replayer = Replayer(workflows=[JobWorkflow, WebhookWorkflow], data_converter=DATA_CONVERTER)
-    for name, workflow_id in ids.items():
+    for name, workflow_id in workflow_ids.items():
         handle = client.get_workflow_handle(workflow_id)
         await handle.result()
         history = await handle.fetch_history()
@@ -94,13 +94,14 @@ def write_history(name: str, history: WorkflowHistory) -> None:
     path.write_text(json.dumps(anonymous_history, indent=1, sort_keys=True) + "\n")
 
 
-def _anonymize(value: Any) -> Any:
+def _anonymize(history_part: Any) -> Any:
     """Replace values that identify the machine on which the history was recorded."""
-    if isinstance(value, dict):
-        private = {"identity": "worker", "stackTrace": "", "binaryChecksum": ""}
+    if isinstance(history_part, dict):
+        replacements = {"identity": "worker", "stackTrace": "", "binaryChecksum": ""}
         return {
-            key: private.get(key, _anonymize(inner_value)) for key, inner_value in value.items()
+            key: replacements.get(key, _anonymize(inner_part))
+            for key, inner_part in history_part.items()
         }
-    if isinstance(value, list):
-        return [_anonymize(inner_value) for inner_value in value]
-    return value
+    if isinstance(history_part, list):
+        return [_anonymize(inner_part) for inner_part in history_part]
+    return history_part

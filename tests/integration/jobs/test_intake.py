@@ -34,10 +34,10 @@ class Queue(Protocol):
     source: dict[str, Any]
     environ: dict[str, str]
 
-    async def send(self, message_id: str, body: bytes) -> None: ...
-    async def results(self) -> list[dict[str, Any]]: ...
-    async def dead(self) -> list[tuple[str, str]]: ...
-    async def left(self) -> int: ...
+    async def send_job(self, message_id: str, body: bytes) -> None: ...
+    async def read_results(self) -> list[dict[str, Any]]: ...
+    async def read_dead_letters(self) -> list[tuple[str, str]]: ...
+    async def count_waiting(self) -> int: ...
     async def close(self) -> None: ...
 
 
@@ -48,11 +48,11 @@ class RabbitQueue:
         self._results: list[dict[str, Any]] = []
         self._dead: list[tuple[str, str]] = []
 
-    async def open(self) -> None:
+    async def connect(self) -> None:
         self._connection = await aio_pika.connect(self.environ["RABBIT_URL"])
         self._channel = await self._connection.channel(on_return_raises=True)
 
-    async def send(self, message_id: str, body: bytes) -> None:
+    async def send_job(self, message_id: str, body: bytes) -> None:
         message = aio_pika.Message(body, message_id=message_id, delivery_mode=2)
         while True:
             try:
@@ -62,18 +62,18 @@ class RabbitQueue:
                 # The intake has not made its queue yet.
                 await asyncio.sleep(0.05)
 
-    async def results(self) -> list[dict[str, Any]]:
-        for message in await self._drain("moyin.results"):
+    async def read_results(self) -> list[dict[str, Any]]:
+        for message in await self._drain_queue("moyin.results"):
             assert message.correlation_id
             self._results.append(json.loads(message.body))
         return self._results
 
-    async def dead(self) -> list[tuple[str, str]]:
-        for message in await self._drain("moyin.dead"):
+    async def read_dead_letters(self) -> list[tuple[str, str]]:
+        for message in await self._drain_queue("moyin.dead"):
             self._dead.append((message.message_id or "", str(message.headers["x-moyin-code"])))
         return self._dead
 
-    async def left(self) -> int:
+    async def count_waiting(self) -> int:
         queue = await self._channel.declare_queue("moyin.jobs", passive=True)
         return queue.declaration_result.message_count or 0
 
@@ -82,12 +82,12 @@ class RabbitQueue:
             await self._channel.queue_delete(name)
         await self._connection.close()
 
-    async def _drain(self, name: str) -> list[Any]:
-        queue = await self._channel.get_queue(name)
-        results = []
+    async def _drain_queue(self, queue_name: str) -> list[Any]:
+        queue = await self._channel.get_queue(queue_name)
+        messages = []
         while (message := await queue.get(fail=False, no_ack=True)) is not None:
-            results.append(message)
-        return results
+            messages.append(message)
+        return messages
 
 
 class StreamQueue:
@@ -95,34 +95,34 @@ class StreamQueue:
         self.source = {"type": "redis", "url_env": "STREAM_URL", "owner": "ann", "claim_after": 0.5}
         self.environ = {"STREAM_URL": url}
 
-    async def open(self) -> None:
+    async def connect(self) -> None:
         self._redis = redis.Redis.from_url(self.environ["STREAM_URL"])
-        await self.forget()
+        await self.delete_streams()
 
-    async def send(self, message_id: str, body: bytes) -> None:
+    async def send_job(self, message_id: str, body: bytes) -> None:
         fields: dict[Any, Any] = {"body": body}
         if message_id:
             fields["id"] = message_id
         await self._redis.xadd("moyin:jobs", fields)
 
-    async def results(self) -> list[dict[str, Any]]:
+    async def read_results(self) -> list[dict[str, Any]]:
         entries: Any = await self._redis.xrange("moyin:results")
         return [json.loads(fields[b"body"]) for _, fields in entries]
 
-    async def dead(self) -> list[tuple[str, str]]:
+    async def read_dead_letters(self) -> list[tuple[str, str]]:
         entries: Any = await self._redis.xrange("moyin:dead")
         return [
             (fields.get(b"id", b"").decode(), fields[b"code"].decode()) for _, fields in entries
         ]
 
-    async def left(self) -> int:
+    async def count_waiting(self) -> int:
         return int(await self._redis.xlen("moyin:jobs"))
 
     async def close(self) -> None:
-        await self.forget()
+        await self.delete_streams()
         await self._redis.aclose()
 
-    async def forget(self) -> None:
+    async def delete_streams(self) -> None:
         await self._redis.delete("moyin:jobs", "moyin:results", "moyin:dead")
 
 
@@ -136,7 +136,7 @@ async def queue(
         queue = RabbitQueue(server.url)
     else:
         queue = StreamQueue(valkey_server.url)
-    await queue.open()
+    await queue.connect()
     yield queue
     await queue.close()
 
@@ -144,37 +144,37 @@ async def queue(
 async def test_kill_9_loses_and_duplicates_no_job_and_invalid_messages_block_nothing(
     working_farm: Farm, queue: Queue
 ) -> None:
-    calls: Counter[str] = Counter()
+    call_counts: Counter[str] = Counter()
 
     async def answer_slowly(request: web.Request) -> web.Response:
-        calls[await request.text()] += 1
+        call_counts[await request.text()] += 1
         await asyncio.sleep(0.1)
         return web.json_response({"done": True})
 
     working_farm.services.answers["/work"] = answer_slowly
     async with _run_intake(working_farm, queue) as process:
         for number in range(MESSAGES):
-            await queue.send(f"m{number}", _job_body(f"work {number}"))
+            await queue.send_job(f"m{number}", _build_job_body(f"work {number}"))
         # Twice by the sender, as after a lost confirmation.
-        await queue.send("m0", _job_body("work 0"))
-        await eventually(lambda: sum(calls.values()) >= ENOUGH)
-        await queue.send("not-json", b"{")
+        await queue.send_job("m0", _build_job_body("work 0"))
+        await eventually(lambda: sum(call_counts.values()) >= ENOUGH)
+        await queue.send_job("not-json", b"{")
         process.send_signal(signal.SIGKILL)
         await process.wait()
-    await queue.send("no-job", b'{"kind": "dance"}')
-    await queue.send("m0", _job_body("something else"))
+    await queue.send_job("no-job", b'{"kind": "dance"}')
+    await queue.send_job("m0", _build_job_body("something else"))
     async with _run_intake(working_farm, queue):
         await eventually(lambda: _has_results(queue, MESSAGES), seconds=40)
         await eventually(lambda: _has_dead_letters(queue, 3))
         await eventually(lambda: _is_empty(queue))
-    results = await queue.results()
-    jobs = {result["message_id"]: result["job"]["id"] for result in results}
-    assert set(jobs) == {f"m{number}" for number in range(MESSAGES)}
-    assert len(set(jobs.values())) == MESSAGES
+    results = await queue.read_results()
+    job_ids = {result["message_id"]: result["job"]["id"] for result in results}
+    assert set(job_ids) == {f"m{number}" for number in range(MESSAGES)}
+    assert len(set(job_ids.values())) == MESSAGES
     assert all(result["job"]["status"] == "succeeded" for result in results)
     assert results[0]["job"]["outputs"][0]["body"] == {"done": True}
-    assert calls == {f"work {number}": 1 for number in range(MESSAGES)}
-    assert dict(await queue.dead()) == {
+    assert call_counts == {f"work {number}": 1 for number in range(MESSAGES)}
+    assert dict(await queue.read_dead_letters()) == {
         "not-json": "invalid_json",
         "no-job": "invalid_request",
         "m0": "idempotency_key_reused",
@@ -183,21 +183,21 @@ async def test_kill_9_loses_and_duplicates_no_job_and_invalid_messages_block_not
         assert len((await response.json())["jobs"]) == MESSAGES
 
 
-def _job_body(text: str) -> bytes:
-    call = {"method": "POST", "path": "/work", "body": text}
-    return json.dumps({"kind": "http", "request": call}).encode()
+def _build_job_body(text: str) -> bytes:
+    request = {"method": "POST", "path": "/work", "body": text}
+    return json.dumps({"kind": "http", "request": request}).encode()
 
 
 async def _has_results(queue: Queue, count: int) -> bool:
-    return len({result["message_id"] for result in await queue.results()}) >= count
+    return len({result["message_id"] for result in await queue.read_results()}) >= count
 
 
 async def _has_dead_letters(queue: Queue, count: int) -> bool:
-    return len(await queue.dead()) >= count
+    return len(await queue.read_dead_letters()) >= count
 
 
 async def _is_empty(queue: Queue) -> bool:
-    return await queue.left() == 0
+    return await queue.count_waiting() == 0
 
 
 @asynccontextmanager
@@ -205,7 +205,7 @@ async def _run_intake(farm: Farm, queue: Queue) -> AsyncIterator[asyncio.subproc
     args = json.dumps({"sources": [queue.source]})
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.integration.jobs.intake_process", args,
-        cwd=ROOT, env=farm.environment() | queue.environ, stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT, env=farm.build_environment() | queue.environ, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
     assert await process.stdout.readline() == b"up\n"

@@ -27,13 +27,19 @@ async def test_a_deleted_queue_is_reported_and_created_again(rabbit: RabbitServe
             message = aio_pika.Message(b"{}", message_id=message_id)
             await channel.default_exchange.publish(message, queue)
 
-        async with broker.session() as session, aclosing(session.deliveries()) as deliveries:
+        async with (
+            broker.connect() as session,
+            aclosing(session.receive_deliveries()) as deliveries,
+        ):
             await send("m1")
             assert (await anext(deliveries)).message_id == "m1"
             await channel.queue_delete(queue)
             with pytest.raises(BrokerLost):
                 await anext(deliveries)
-        async with broker.session() as session, aclosing(session.deliveries()) as deliveries:
+        async with (
+            broker.connect() as session,
+            aclosing(session.receive_deliveries()) as deliveries,
+        ):
             await send("m2")
             assert (await anext(deliveries)).message_id == "m2"
         for name in QUEUES:
@@ -49,15 +55,15 @@ async def test_redelivered_messages_are_marked_in_every_queue_type(
     )
     async with await aio_pika.connect(rabbit.url) as connection, asyncio.timeout(30):
         channel = await connection.channel()
-        for kind in ("classic", "quorum"):
-            await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": kind})
+        for queue_type in ("classic", "quorum"):
+            await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": queue_type})
             await channel.default_exchange.publish(aio_pika.Message(b"{}", message_id="m"), queue)
-            counts = []
+            delivery_counts = []
             for _ in range(2):
                 async with (
-                    broker.session() as session,
-                    aclosing(session.deliveries()) as deliveries,
+                    broker.connect() as session,
+                    aclosing(session.receive_deliveries()) as deliveries,
                 ):
-                    counts.append((await anext(deliveries)).count)
-            assert counts == [1, 2], kind
+                    delivery_counts.append((await anext(deliveries)).count)
+            assert delivery_counts == [1, 2], queue_type
             await channel.queue_delete(queue)

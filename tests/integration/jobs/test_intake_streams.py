@@ -25,7 +25,7 @@ async def client(valkey_server: ValkeyServer) -> AsyncIterator[redis.Redis]:
         await client.delete("in", "out", "dead")
 
 
-def new_broker(server: ValkeyServer, concurrency: int = 10) -> StreamBroker:
+def create_broker(server: ValkeyServer, concurrency: int = 10) -> StreamBroker:
     return StreamBroker(
         server.url, stream="in", results="out", dead_letters="dead",
         claim_after=CLAIM_AFTER, concurrency=concurrency,
@@ -36,13 +36,13 @@ async def test_live_consumer_keeps_its_entry_and_dead_one_loses_it(
     valkey_server: ValkeyServer, client: redis.Redis
 ) -> None:
     await client.xadd("in", {"id": "m1", "body": b"x"})
-    async with new_broker(valkey_server).session() as second_session:
-        async with new_broker(valkey_server).session() as first_session:
+    async with create_broker(valkey_server).connect() as second_session:
+        async with create_broker(valkey_server).connect() as first_session:
             assert (await _take_delivery(first_session)).count == 1
             assert await _receives_nothing(second_session, CLAIM_AFTER * 3)
         delivery = await _take_delivery(second_session)
         assert (delivery.message_id, delivery.body, delivery.count) == ("m1", b"x", 2)
-        await second_session.complete(delivery, "r1", b"done")
+        await second_session.complete_delivery(delivery, "r1", b"done")
     entries: Any = await client.xrange("out")
     assert [fields for _, fields in entries] == [
         {b"id": b"r1", b"message_id": b"m1", b"body": b"done"}
@@ -56,8 +56,8 @@ async def test_broker_takes_no_more_messages_than_its_capacity(
     for number in range(3):
         await client.xadd("in", {"id": str(number), "body": b"x"})
     async with (
-        new_broker(valkey_server, concurrency=2).session() as session,
-        aclosing(session.deliveries()) as deliveries,
+        create_broker(valkey_server, concurrency=2).connect() as session,
+        aclosing(session.receive_deliveries()) as deliveries,
     ):
         first_delivery, _ = [await anext(deliveries) for _ in range(2)]
         next_delivery = asyncio.ensure_future(anext(deliveries))
@@ -74,18 +74,18 @@ async def test_an_unreachable_server_is_reported() -> None:
         f"redis://127.0.0.1:{free_port()}", stream="in", results="out", dead_letters="dead"
     )
     with pytest.raises(BrokerLost):
-        async with unreachable_broker.session():
+        async with unreachable_broker.connect():
             pass
 
 
 async def _take_delivery(session: Session) -> Delivery:
-    async with aclosing(session.deliveries()) as deliveries, asyncio.timeout(10):
+    async with aclosing(session.receive_deliveries()) as deliveries, asyncio.timeout(10):
         return await anext(deliveries)
 
 
 async def _receives_nothing(session: Session, seconds: float) -> bool:
     try:
-        async with aclosing(session.deliveries()) as deliveries, asyncio.timeout(seconds):
+        async with aclosing(session.receive_deliveries()) as deliveries, asyncio.timeout(seconds):
             await anext(deliveries)
     except TimeoutError:
         return True

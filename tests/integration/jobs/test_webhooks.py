@@ -24,7 +24,7 @@ CHAT: dict[str, Any] = {
 }
 
 
-class Receiver:
+class ScriptedReceiver:
     def __init__(self) -> None:
         self.got: asyncio.Queue[tuple[dict[str, str], str]] = asyncio.Queue()
         self.statuses: list[int] = []
@@ -33,7 +33,7 @@ class Receiver:
         self.open.set()
         self.answered = 0
 
-    async def handle(self, request: web.Request) -> web.Response:
+    async def handle_delivery(self, request: web.Request) -> web.Response:
         self.got.put_nowait((dict(request.headers), await request.text()))
         await asyncio.sleep(self.delay)
         await self.open.wait()
@@ -44,25 +44,25 @@ class Receiver:
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[tuple[Receiver, str]]:
-    receiver = Receiver()
+async def receiver() -> AsyncIterator[tuple[ScriptedReceiver, str]]:
+    receiver = ScriptedReceiver()
     app = web.Application()
-    app.router.add_post("/{path:.*}", receiver.handle)
+    app.router.add_post("/{path:.*}", receiver.handle_delivery)
     async with TestServer(app) as server:
         yield receiver, str(server.make_url("/hook"))
 
 
 async def read_webhook_secret(farm: Farm) -> str:
     async with farm.client.get("/jobs/webhook-secret") as response:
-        result: str = (await response.json())["secret"]
-        return result
+        secret: str = (await response.json())["secret"]
+        return secret
 
 
-async def test_the_webhook_of_the_end_is_signed(
-    working_farm: Farm, receiver: tuple[Receiver, str]
+async def test_webhook_is_signed_with_the_tenants_secret(
+    working_farm: Farm, receiver: tuple[ScriptedReceiver, str]
 ) -> None:
     hook_server, url = receiver
-    job = await working_farm.submit({**CHAT, "webhook": url, "metadata": {"a": "b"}})
+    job = await working_farm.submit_job({**CHAT, "webhook": url, "metadata": {"a": "b"}})
     headers, body = await asyncio.wait_for(hook_server.got.get(), 20)
     payload = Webhook(await read_webhook_secret(working_farm)).verify(body, headers)
     assert payload["type"] == "job.succeeded"
@@ -75,26 +75,26 @@ async def test_the_webhook_of_the_end_is_signed(
 
 
 async def test_a_failing_receiver_is_tried_again_with_the_same_id(
-    working_farm: Farm, receiver: tuple[Receiver, str]
+    working_farm: Farm, receiver: tuple[ScriptedReceiver, str]
 ) -> None:
     hook_server, url = receiver
     hook_server.statuses = [500]
-    job = await working_farm.submit({**CHAT, "webhook": url})
+    job = await working_farm.submit_job({**CHAT, "webhook": url})
     first_delivery = await asyncio.wait_for(hook_server.got.get(), 20)
-    assert (await working_farm.show(job["id"]))["status"] == "succeeded"
+    assert (await working_farm.fetch_job(job["id"]))["status"] == "succeeded"
     second_delivery = await asyncio.wait_for(hook_server.got.get(), 20)
     assert first_delivery[0]["webhook-id"] == second_delivery[0]["webhook-id"]
     assert first_delivery[1] == second_delivery[1]
 
 
 async def test_slow_webhook_receiver_delays_no_job(
-    working_farm: Farm, receiver: tuple[Receiver, str]
+    working_farm: Farm, receiver: tuple[ScriptedReceiver, str]
 ) -> None:
     hook_server, url = receiver
     hook_server.delay = 3
     started_at = time.monotonic()
-    job = await working_farm.submit({**CHAT, "webhook": url})
-    await working_farm.until(job["id"])
+    job = await working_farm.submit_job({**CHAT, "webhook": url})
+    await working_farm.wait_for_status(job["id"])
     assert time.monotonic() - started_at < 3
     await working_farm.client.get(f"/jobs/{job['id']}/events")
     assert time.monotonic() - started_at < 3
@@ -102,25 +102,27 @@ async def test_slow_webhook_receiver_delays_no_job(
 
 
 async def test_slow_receivers_do_not_delay_other_webhooks(
-    working_farm: Farm, receiver: tuple[Receiver, str]
+    working_farm: Farm, receiver: tuple[ScriptedReceiver, str]
 ) -> None:
     """Jobs still end while more receivers are slow than a worker has concurrent activities."""
     hook_server, url = receiver
     hook_server.open.clear()
-    job_ids = [await working_farm.submit({**CHAT, "webhook": url}) for _ in range(CONCURRENCY + 2)]
+    waiting_jobs = [
+        await working_farm.submit_job({**CHAT, "webhook": url}) for _ in range(CONCURRENCY + 2)
+    ]
     await eventually(lambda: hook_server.got.qsize() >= CONCURRENCY, 180)
-    job = await working_farm.submit(CHAT)
-    assert (await working_farm.until(job["id"]))["status"] == "succeeded"
+    job = await working_farm.submit_job(CHAT)
+    assert (await working_farm.wait_for_status(job["id"]))["status"] == "succeeded"
     assert hook_server.answered == 0
     hook_server.open.set()
-    await eventually(lambda: hook_server.answered >= len(job_ids), 180)
+    await eventually(lambda: hook_server.answered >= len(waiting_jobs), 180)
 
 
-@pytest.mark.parametrize("temporal_goes", [False, True])
-async def test_a_job_cancelled_before_its_start_sends_events(
+@pytest.mark.parametrize("is_temporal_down", [False, True])
+async def test_job_cancelled_before_its_start_calls_its_webhook(
     farm: Farm,
-    receiver: tuple[Receiver, str],
-    temporal_goes: bool,
+    receiver: tuple[ScriptedReceiver, str],
+    is_temporal_down: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def never_start(*_: object) -> None:
@@ -132,9 +134,9 @@ async def test_a_job_cancelled_before_its_start_sends_events(
     hook_server, url = receiver
     with monkeypatch.context() as patch:
         patch.setattr(farm.launcher, "start", never_start)
-        if temporal_goes:
-            patch.setattr(farm.launcher, "notify", raise_unavailable)
-        job = await farm.submit({**CHAT, "webhook": url})
+        if is_temporal_down:
+            patch.setattr(farm.launcher, "start_webhook", raise_unavailable)
+        job = await farm.submit_job({**CHAT, "webhook": url})
         async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
             assert (await response.json())["status"] == "cancelled"
     await farm.start_worker()
@@ -143,14 +145,14 @@ async def test_a_job_cancelled_before_its_start_sends_events(
 
 
 async def test_host_name_with_private_address_is_not_called(
-    farm: Farm, receiver: tuple[Receiver, str]
+    farm: Farm, receiver: tuple[ScriptedReceiver, str]
 ) -> None:
     """The host name is accepted at submission, but its address is private, so the call fails."""
     farm.networks = ""
     await farm.start_worker()
     hook_server, url = receiver
-    job = await farm.submit({**CHAT, "webhook": url.replace("127.0.0.1", "localhost")})
-    assert (await farm.until(job["id"]))["status"] == "succeeded"
+    job = await farm.submit_job({**CHAT, "webhook": url.replace("127.0.0.1", "localhost")})
+    assert (await farm.wait_for_status(job["id"]))["status"] == "succeeded"
     client = await farm.temporal.get_client()
     handle = client.get_workflow_handle(f"webhook-{job['id']}-1")
     # It is started just after the job's end.

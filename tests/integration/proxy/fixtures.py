@@ -34,13 +34,13 @@ KEYS = {
 async def _respond(scope: Scope, receive: Receive, send: Send) -> None:
     """Respond to ``/jobs`` with the body ``ours``, in place of the gateway's own routes."""
     if scope["path"] != "/jobs":
-        raise RouteNotFound(f"there is no {scope['path']}")
+        raise RouteNotFound(f"there is no route {scope['path']}")
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"ours"})
 
 
 class ProxyServer:
-    """A running proxy, and a client with Ann's key; `routes` replaces the route table.
+    """A running proxy, and a client with Ann's key; `set_routes` replaces the route table.
 
     Attributes:
         keys: the valid keys, which a test may change.
@@ -54,7 +54,7 @@ class ProxyServer:
         self.url = url
         self.client = client
 
-    def routes(self, *routes: dict[str, Any]) -> None:
+    def set_routes(self, *routes: dict[str, Any]) -> None:
         config = GatewayConfig.model_validate({"routes": routes})
         self.proxy.configure(config.to_route_table("http://127.0.0.1:1"))
 
@@ -89,7 +89,7 @@ async def proxy_serving(
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, headers=headers, connector=connector) as client:
         proxy_server = ProxyServer(proxy, url, client, keys)
-        proxy_server.routes(*routes)
+        proxy_server.set_routes(*routes)
         yield proxy_server
     server.should_exit = True
     await server_task

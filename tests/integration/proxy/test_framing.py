@@ -43,8 +43,8 @@ AMBIGUOUS = [
 async def test_an_ambiguous_body_is_refused(proxy_server: ProxyServer, service: Service) -> None:
     head = "POST /assets/seen HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n"
     for framing in AMBIGUOUS:
-        answer = await _send_raw(proxy_server, head + framing)
-        assert answer.split(b" ", 2)[1] in (b"400", b"501"), (framing, answer)
+        response = await _send_raw(proxy_server, head + framing)
+        assert response.split(b" ", 2)[1] in (b"400", b"501"), (framing, response)
     assert service.seen == []
 
 
@@ -69,13 +69,15 @@ HIDING = [
 async def test_a_disguised_path_is_refused(proxy_server: ProxyServer, service: Service) -> None:
     for path in HIDING:
         head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n\r\n"
-        answer = await _send_raw(proxy_server, head)
-        assert answer.split(b" ", 2)[1] in (b"400", b"404"), (path, answer)
+        response = await _send_raw(proxy_server, head)
+        assert response.split(b" ", 2)[1] in (b"400", b"404"), (path, response)
     assert service.seen == []
 
 
-async def test_no_request_chooses_an_address(proxy_server: ProxyServer, service: Service) -> None:
-    for line in (
+async def test_request_cannot_choose_the_upstreams_address(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    for request_line in (
         "GET http://127.0.0.1:1/assets/x HTTP/1.1",
         "GET /assets//127.0.0.1:1/x HTTP/1.1",
         "GET /assets/@127.0.0.1:1/x HTTP/1.1",
@@ -83,26 +85,26 @@ async def test_no_request_chooses_an_address(proxy_server: ProxyServer, service:
         "GET /assets%2F@127.0.0.1:1/x HTTP/1.1",
         "GET /assets%2Fx HTTP/1.1",
     ):
-        head = f"{line}\r\nHost: 127.0.0.1:1\r\nAuthorization: Bearer ann-key\r\n\r\n"
-        answer = await _send_raw(proxy_server, head)
-        assert answer.split(b" ", 2)[1] in (b"200", b"400", b"404"), answer
+        head = f"{request_line}\r\nHost: 127.0.0.1:1\r\nAuthorization: Bearer ann-key\r\n\r\n"
+        response = await _send_raw(proxy_server, head)
+        assert response.split(b" ", 2)[1] in (b"200", b"400", b"404"), response
     assert {request.path for request in service.seen} <= {
         "/x", "//127.0.0.1:1/x", "/@127.0.0.1:1/x", "/:1/x",
     }  # fmt: skip
 
 
-async def _send_raw(proxy_server: ProxyServer, text: str) -> bytes:
+async def _send_raw(proxy_server: ProxyServer, raw_request: str) -> bytes:
     host, port = proxy_server.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(text.encode())
-    answer = b""
+    writer.write(raw_request.encode())
+    response = b""
     try:
         async with asyncio.timeout(1):
-            while b"\r\n\r\n" not in answer:
-                part = await reader.read(4096)
-                if not part:
+            while b"\r\n\r\n" not in response:
+                chunk = await reader.read(4096)
+                if not chunk:
                     break
-                answer += part
+                response += chunk
     finally:
         writer.close()
-    return answer
+    return response

@@ -37,11 +37,11 @@ async def upstream(service: Service) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def proxy_server(upstream: str) -> AsyncIterator[ProxyServer]:
-    async with proxy_serving(route(upstream)) as proxy_server:
+    async with proxy_serving(build_route(upstream)) as proxy_server:
         yield proxy_server
 
 
-def route(*upstreams: str, **kwargs: Any) -> dict[str, Any]:
+def build_route(*upstreams: str, **kwargs: Any) -> dict[str, Any]:
     return {"name": "assets", "prefix": "/assets", "upstreams": list(upstreams), **kwargs}
 
 
@@ -54,7 +54,7 @@ async def test_request_is_forwarded_completely(proxy_server: ProxyServer, servic
     assert (seen_request.method, seen_request.raw_path) == ("PATCH", "/a%2Fb?q=1&q=%20")
 
 
-async def test_headers_of_a_connection_end_with_it(
+async def test_connection_headers_are_not_forwarded(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     headers = {"connection": "keep-alive, x-secret", "x-secret": "1", "te": "trailers"}
@@ -66,7 +66,7 @@ async def test_headers_of_a_connection_end_with_it(
     assert not {"x-secret", "te"} & {name.lower() for name in service.seen[0].headers}
 
 
-async def test_the_browsers_session_is_no_service_s_business(
+async def test_session_cookie_is_not_forwarded_to_services(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     for sent_cookie, expected_cookie in (
@@ -159,7 +159,7 @@ async def test_path_that_could_belong_to_a_stricter_route_is_refused(
     inner_route = {
         "name": "inner", "prefix": "/assets/inner", "upstreams": [upstream], "scopes": ["operator"]
     }  # fmt: skip
-    async with proxy_serving(route(upstream), inner_route) as proxy_server:
+    async with proxy_serving(build_route(upstream), inner_route) as proxy_server:
         for path in ("/assets//inner/x", "/assets/inner;v=1/x", "/assets/;/inner/x"):
             async with proxy_server.client.get(
                 URL(proxy_server.url + path, encoded=True)
@@ -178,7 +178,7 @@ async def test_path_that_could_belong_to_a_stricter_route_is_refused(
 async def test_a_trusted_proxy_is_believed_about_the_client(
     upstream: str, service: Service
 ) -> None:
-    async with proxy_serving(route(upstream), trusted_proxies="127.0.0.0/8") as proxy_server:
+    async with proxy_serving(build_route(upstream), trusted_proxies="127.0.0.0/8") as proxy_server:
         forwarded_headers = {
             "x-forwarded-for": "6.6.6.6, 203.0.113.7",
             "x-forwarded-proto": "https",
@@ -192,7 +192,9 @@ async def test_a_trusted_proxy_is_believed_about_the_client(
     )
 
 
-async def test_events_come_as_they_are_made(proxy_server: ProxyServer, service: Service) -> None:
+async def test_events_are_forwarded_as_they_are_sent(
+    proxy_server: ProxyServer, service: Service
+) -> None:
     async with proxy_server.client.get("/assets/events") as response:
         assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
         service.go_on.set()
@@ -202,42 +204,42 @@ async def test_events_come_as_they_are_made(proxy_server: ProxyServer, service: 
 async def test_a_slow_reader_slows_the_service_down(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    chunks = 1_500
-    async with proxy_server.client.get(f"/assets/flood?chunks={chunks}") as response:
+    chunk_count = 1_500
+    async with proxy_server.client.get(f"/assets/flood?chunks={chunk_count}") as response:
         await _wait_until_constant(lambda: service.sent)
-        assert 0 < service.sent < chunks * len(CHUNK) / 2
-        assert len(await response.read()) == chunks * len(CHUNK)
+        assert 0 < service.sent < chunk_count * len(CHUNK) / 2
+        assert len(await response.read()) == chunk_count * len(CHUNK)
 
 
 async def test_a_slow_service_slows_the_sender_down(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    chunks, sent_chunks = 1_500, 0
+    chunk_count, sent_count = 1_500, 0
 
-    async def body() -> AsyncIterator[bytes]:
-        nonlocal sent_chunks
-        for _ in range(chunks):
+    async def generate_body() -> AsyncIterator[bytes]:
+        nonlocal sent_count
+        for _ in range(chunk_count):
             yield CHUNK
-            sent_chunks += 1
+            sent_count += 1
 
     send_task = asyncio.create_task(
-        _read_text(proxy_server.client.put("/assets/drain", data=body()))
+        _read_text(proxy_server.client.put("/assets/drain", data=generate_body()))
     )
-    await _wait_until_constant(lambda: sent_chunks)
-    assert 0 < sent_chunks < chunks / 2
+    await _wait_until_constant(lambda: sent_count)
+    assert 0 < sent_count < chunk_count / 2
     service.go_on.set()
-    assert await send_task == str(chunks * len(CHUNK))
+    assert await send_task == str(chunk_count * len(CHUNK))
 
 
-async def test_a_body_that_turns_out_too_large_is_not_the_service_s_fault(
+async def test_too_large_body_does_not_count_against_the_service(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    async def body() -> AsyncIterator[bytes]:
+    async def generate_body() -> AsyncIterator[bytes]:
         for _ in range(MAX_BODY_BYTES // len(CHUNK) + 2):
             yield CHUNK
 
     service.go_on.set()
-    async with proxy_server.client.put("/assets/drain", data=body()) as response:
+    async with proxy_server.client.put("/assets/drain", data=generate_body()) as response:
         assert (response.status, (await response.json())["code"]) == (413, "body_too_large")
     [member] = proxy_server.proxy._runtimes["assets"].pool.members
     assert member.breaker._failures == 0
@@ -251,8 +253,8 @@ async def test_a_client_that_disconnects_ends_the_upstream_call(
             "/assets/flood?chunks=100000", timeout=aiohttp.ClientTimeout(0.5)
         ) as response:
             await response.read()
-    sent_before = await _wait_until_constant(lambda: service.sent)
-    assert sent_before < 100_000 * len(CHUNK)
+    sent_bytes = await _wait_until_constant(lambda: service.sent)
+    assert sent_bytes < 100_000 * len(CHUNK)
 
 
 @pytest.mark.parametrize(
@@ -276,10 +278,10 @@ async def test_redirects_lead_back_to_the_gateway(
 
 async def test_redirect_with_forwarded_prefix_is_not_changed(proxy_server: ProxyServer) -> None:
     prefix_route = {
-        **route(proxy_server.proxy.route_table.routes[0].upstreams[0].url),
+        **build_route(proxy_server.proxy.route_table.routes[0].upstreams[0].url),
         "proxy_redirect": False,
     }
-    proxy_server.routes(prefix_route)
+    proxy_server.set_routes(prefix_route)
     query = {"to": "/assets/x?y"}
     async with proxy_server.client.get(
         "/assets/moved", params=query, allow_redirects=False
@@ -299,15 +301,15 @@ async def test_redirect_with_forwarded_prefix_is_not_changed(proxy_server: Proxy
 async def test_redirect_with_invalid_url_is_forwarded(
     proxy_server: ProxyServer, location: bytes, forwarded_location: bytes
 ) -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer_redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         head = b"HTTP/1.1 302 Found\r\nconnection: close\r\ncontent-length: 0\r\n"
         writer.write(head + b"location: " + location + b"\r\n\r\n")
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    proxy_server.routes(route(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+    server = await asyncio.start_server(answer_redirect, "127.0.0.1", 0)
+    proxy_server.set_routes(build_route(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
     async with proxy_server.client.get("/assets/x", allow_redirects=False) as response:
         assert response.status == 302
         assert [v for name, v in response.raw_headers if name.lower() == b"location"] == [
@@ -319,7 +321,9 @@ async def test_redirect_with_invalid_url_is_forwarded(
 async def test_only_safe_requests_are_repeated(proxy_server: ProxyServer, service: Service) -> None:
     second_service = Service("two")
     async with serving(second_service) as url:
-        proxy_server.routes(route(proxy_server.proxy.route_table.routes[0].upstreams[0].url, url))
+        proxy_server.set_routes(
+            build_route(proxy_server.proxy.route_table.routes[0].upstreams[0].url, url)
+        )
         service.failing = 1
         async with proxy_server.client.get("/assets/flaky") as response:
             assert await response.text() == "two"
@@ -338,7 +342,7 @@ async def test_last_response_is_forwarded_when_all_servers_fail(
     second_service = Service("two")
     async with serving(second_service) as url:
         first_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-        proxy_server.routes(route(first_url, url, retries=5))
+        proxy_server.set_routes(build_route(first_url, url, retries=5))
         service.failing = second_service.failing = 1
         async with proxy_server.client.get("/assets/health") as response:
             assert (response.status, await response.text()) == (503, "")
@@ -363,13 +367,13 @@ async def test_a_short_truncated_answer_is_requested_again(
 async def test_an_unavailable_service_gets_no_requests_for_a_while(
     proxy_server: ProxyServer,
 ) -> None:
-    proxy_server.routes(route(f"http://127.0.0.1:{free_port()}"))
-    codes = []
+    proxy_server.set_routes(build_route(f"http://127.0.0.1:{free_port()}"))
+    outcomes = []
     for _ in range(4):
         async with proxy_server.client.get("/assets/x") as response:
-            codes.append((response.status, (await response.json())["code"]))
-    assert codes[0] == (502, "backend_unavailable")
-    assert codes[3] == (503, "service_unavailable")
+            outcomes.append((response.status, (await response.json())["code"]))
+    assert outcomes[0] == (502, "backend_unavailable")
+    assert outcomes[3] == (503, "service_unavailable")
     assert "retry-after" in response.headers
 
 
@@ -377,7 +381,7 @@ async def test_an_unavailable_service_gets_no_requests_for_a_while(
 async def _recovered_service(proxy_server: ProxyServer) -> AsyncIterator[Breaker]:
     """Open the breaker of a service, then start the service; the next request is the probe."""
     port = free_port()
-    proxy_server.routes(route(f"http://127.0.0.1:{port}"))
+    proxy_server.set_routes(build_route(f"http://127.0.0.1:{port}"))
     for _ in range(3):
         async with proxy_server.client.get("/assets/x") as response:
             assert response.status == 502
@@ -422,27 +426,27 @@ async def test_circuit_breaker_counts_a_probe_once(proxy_server: ProxyServer) ->
         assert (breaker.ready, breaker.state) == (False, BreakerState.HALF_OPEN)
 
 
-async def test_active_checks_take_a_sick_service_out(
+async def test_failing_health_checks_exclude_a_service(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     health = {"path": "/health", "interval": 0.05, "rise": 1, "fall": 2}
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-    proxy_server.routes(route(url, health=health))
+    proxy_server.set_routes(build_route(url, health=health))
 
-    async def status() -> int:
+    async def fetch_status() -> int:
         async with proxy_server.client.get("/assets/x") as response:
             return response.status
 
-    assert await status() == 200
+    assert await fetch_status() == 200
     service.failing = 1
-    await eventually(lambda: _has_status(status(), 503))
+    await eventually(lambda: _has_status(fetch_status(), 503))
     service.failing = 0
-    await eventually(lambda: _has_status(status(), 200))
+    await eventually(lambda: _has_status(fetch_status(), 200))
 
 
 async def test_silent_service_is_timed_out(proxy_server: ProxyServer) -> None:
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-    proxy_server.routes(route(url, timeouts={"first_byte": 0.2, "idle": 0.2}))
+    proxy_server.set_routes(build_route(url, timeouts={"first_byte": 0.2, "idle": 0.2}))
     async with proxy_server.client.get("/assets/silent") as response:
         assert (response.status, (await response.json())["code"]) == (504, "backend_timeout")
     with pytest.raises(aiohttp.ClientPayloadError):
@@ -451,7 +455,7 @@ async def test_silent_service_is_timed_out(proxy_server: ProxyServer) -> None:
             await response.read()
 
 
-async def test_a_new_table_takes_no_request_from_the_old(
+async def test_open_requests_survive_a_new_route_table(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     second_service = Service("two")
@@ -460,22 +464,22 @@ async def test_a_new_table_takes_no_request_from_the_old(
         proxy_server.client.get("/assets/events") as response,
     ):
         await response.content.readuntil(b"\n\n")
-        proxy_server.routes(route(url))
+        proxy_server.set_routes(build_route(url))
         async with proxy_server.client.get("/assets/x") as other_response:
             assert other_response.headers["x-from"] == "two"
         service.go_on.set()
         assert await response.content.read() == b"data: second\n\n"
 
 
-async def test_a_new_table_counts_open_requests(
+async def test_new_route_table_counts_open_requests(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
 
-    def set_concurrency(concurrent: int) -> None:
-        proxy_server.routes(route(url, limits={"concurrent": concurrent}))
+    def set_concurrency(limit: int) -> None:
+        proxy_server.set_routes(build_route(url, limits={"concurrent": limit}))
 
-    async def status() -> int:
+    async def fetch_status() -> int:
         async with proxy_server.client.get("/assets/x") as response:
             return response.status
 
@@ -483,44 +487,44 @@ async def test_a_new_table_counts_open_requests(
     async with proxy_server.client.get("/assets/events") as stream:
         await stream.content.readuntil(b"\n\n")
         set_concurrency(1)
-        assert await status() == 429
+        assert await fetch_status() == 429
         set_concurrency(2)
-        assert await status() == 200
-        proxy_server.routes()
+        assert await fetch_status() == 200
+        proxy_server.set_routes()
         set_concurrency(1)
-        assert await status() == 429
+        assert await fetch_status() == 429
         service.go_on.set()
         await stream.read()
-    assert await status() == 200
+    assert await fetch_status() == 200
 
 
-async def test_sticky_callers_stay_where_they_are(proxy_server: ProxyServer) -> None:
+async def test_sticky_sessions_stay_at_one_server(proxy_server: ProxyServer) -> None:
     second_service = Service("two")
     async with serving(second_service) as url:
         first_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-        proxy_server.routes(route(first_url, url, sticky="X-Session"))
-        homes: dict[str, set[str]] = {}
+        proxy_server.set_routes(build_route(first_url, url, sticky="X-Session"))
+        upstreams_by_session: dict[str, set[str]] = {}
         for session in [f"s{i}" for i in range(12)] * 3:
             async with proxy_server.client.get(
                 "/assets/x", headers={"x-session": session}
             ) as response:
-                homes.setdefault(session, set()).add(response.headers["x-from"])
-    assert all(len(names) == 1 for names in homes.values())
-    assert len(set.union(*homes.values())) == 2
+                upstreams_by_session.setdefault(session, set()).add(response.headers["x-from"])
+    assert all(len(names) == 1 for names in upstreams_by_session.values())
+    assert len(set.union(*upstreams_by_session.values())) == 2
 
 
-async def test_scopes_limits_and_our_own_routes(
+async def test_scopes_and_limits_apply_to_proxied_routes_only(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-    proxy_server.routes(route(url, scopes=["assets:read"], limits={"concurrent": 1}))
-    eve = {"authorization": "Bearer eve-key"}
-    async with proxy_server.client.get("/assets/x", headers=eve) as response:
+    proxy_server.set_routes(build_route(url, scopes=["assets:read"], limits={"concurrent": 1}))
+    eve_headers = {"authorization": "Bearer eve-key"}
+    async with proxy_server.client.get("/assets/x", headers=eve_headers) as response:
         assert (response.status, (await response.json())["code"]) == (403, "insufficient_scope")
     async with proxy_server.client.get("/assets/x", headers={"authorization": ""}) as response:
         assert response.status == 401
-    async with proxy_server.client.get("/assets/events") as streaming:
-        await streaming.content.readuntil(b"\n\n")
+    async with proxy_server.client.get("/assets/events") as event_response:
+        await event_response.content.readuntil(b"\n\n")
         async with proxy_server.client.get("/assets/x") as response:
             assert (response.status, response.headers["retry-after"]) == (429, "1")
     async with proxy_server.client.get("/jobs") as response:
@@ -531,24 +535,24 @@ async def test_scopes_limits_and_our_own_routes(
 async def test_a_tenant_s_limit_is_exact_in_all_replicas(
     upstream: str, valkey_server: ValkeyServer
 ) -> None:
-    limited_route = route(upstream, limits={"requests_per_minute": 5})
+    limited_route = build_route(upstream, limits={"requests_per_minute": 5})
     meters = [RequestMeter(valkey_server.url) for _ in range(2)]
     async with (
         proxy_serving(limited_route, meter=meters[0]) as first_server,
         proxy_serving(limited_route, meter=meters[1]) as second_server,
     ):
 
-        async def get(client: aiohttp.ClientSession, key: str) -> int:
+        async def fetch_status(client: aiohttp.ClientSession, key: str) -> int:
             headers = {"authorization": f"Bearer {key}"}
             async with client.get("/assets/x", headers=headers) as response:
                 return response.status
 
         calls = [
-            get(proxy_server.client, "ann-key")
+            fetch_status(proxy_server.client, "ann-key")
             for proxy_server in (first_server, second_server) * 8
         ]
         assert Counter(await asyncio.gather(*calls)) == {200: 5, 429: 11}
-        assert await get(first_server.client, "eve-key") == 200
+        assert await fetch_status(first_server.client, "eve-key") == 200
     for meter in meters:
         await meter.close()
 
@@ -563,19 +567,19 @@ async def test_hosts_have_routes_of_their_own(proxy_server: ProxyServer) -> None
     second_service = Service("two")
     async with serving(second_service) as url:
         first_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-        by_host = {"name": "site", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}
-        proxy_server.routes(route(first_url), by_host)
-        for host, path, name in [
+        host_route = {"name": "site", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}
+        proxy_server.set_routes(build_route(first_url), host_route)
+        for host, path, expected_service in [
             ("wiki.studio:8000", "/jobs", "two"),
             ("wiki.studio", "/assets/x", "two"),
             ("gateway.studio", "/assets/x", "one"),
         ]:
             async with proxy_server.client.get(path, headers={"host": host}) as response:
-                assert response.headers["x-from"] == name
+                assert response.headers["x-from"] == expected_service
 
 
-async def _read_text(response: Any) -> str:
-    async with response as answer:
+async def _read_text(request_context: Any) -> str:
+    async with request_context as answer:
         text: str = await answer.text()
         return text
 

@@ -30,7 +30,7 @@ async def farm_with_services(working_farm: Farm) -> Farm:
 
 async def test_a_slow_service_s_calls_are_jobs(farm_with_services: Farm) -> None:
     headers = {"content-type": "application/json", "x-shot": "7", "idempotency-key": "once"}
-    answers = []
+    submissions = []
     for _ in range(2):
         async with farm_with_services.client.post(
             "/slow/a%20b?n=1", data=BODY, headers=headers
@@ -38,9 +38,9 @@ async def test_a_slow_service_s_calls_are_jobs(farm_with_services: Farm) -> None
             assert response.status == 202
             job = await response.json()
             assert response.headers["location"] == f"/jobs/{job['id']}"
-            answers.append((job["id"], response.headers.get("idempotent-replayed")))
-    assert answers == [(job["id"], None), (job["id"], "true")]
-    finished_job = await farm_with_services.until(job["id"])
+            submissions.append((job["id"], response.headers.get("idempotent-replayed")))
+    assert submissions == [(job["id"], None), (job["id"], "true")]
+    finished_job = await farm_with_services.wait_for_status(job["id"])
     assert (finished_job["status"], finished_job["kind"]) == ("succeeded", "http")
     [(method, path, body, sent_headers)] = [
         c for c in farm_with_services.services.calls if "slow" in c[1]
@@ -64,7 +64,7 @@ async def test_prefer_respond_async_makes_any_call_a_job(farm_with_services: Far
     ) as response:
         assert (response.status, response.headers["preference-applied"]) == (202, "respond-async")
         job = await response.json()
-    assert (await farm_with_services.until(job["id"]))["status"] == "succeeded"
+    assert (await farm_with_services.wait_for_status(job["id"]))["status"] == "succeeded"
     assert [
         body for _, path, body, _ in farm_with_services.services.calls if path == "/fast/x"
     ] == ["\x00é"]
@@ -91,10 +91,10 @@ async def test_callers_without_the_jobs_scope_are_answered_synchronously(
 
 async def test_call_of_a_job_does_not_become_a_job(farm_with_services: Farm) -> None:
     """The call that a job makes must not become a job itself, or the job would get no response."""
-    job = await farm_with_services.submit({"kind": "http", "request": {"path": "/slow/direct"}})
+    job = await farm_with_services.submit_job({"kind": "http", "request": {"path": "/slow/direct"}})
     [token] = [
         headers["authorization"]
-        for _ in [await farm_with_services.until(job["id"])]
+        for _ in [await farm_with_services.wait_for_status(job["id"])]
         for _, path, _, headers in farm_with_services.services.calls
         if path == "/slow/direct"
     ]

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
-from tests.integration.proxy.upstream import service_process
+from tests.integration.proxy.upstream import run_service_process
 from tests.integration.servers import free_port
 from tests.stack import RecordMeasurement
 from tests.waiting import eventually
@@ -31,7 +31,7 @@ def _raise_file_limit() -> None:
 @pytest.fixture
 async def service() -> AsyncIterator[str]:
     port = free_port()
-    async with service_process(port):
+    async with run_service_process(port):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -47,16 +47,16 @@ async def proxy_server(service: str) -> AsyncIterator[ProxyServer]:
 async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
     proxy_server: ProxyServer, service: str, record_measurement: RecordMeasurement
 ) -> None:
-    started_at, gate = time.monotonic(), asyncio.Semaphore(50)
+    started_at, semaphore = time.monotonic(), asyncio.Semaphore(50)
 
     async def open_event_stream() -> aiohttp.ClientResponse:
-        async with gate:
+        async with semaphore:
             response = await proxy_server.client.get("/chat/events")
             assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
             return response
 
     async def open_websocket() -> aiohttp.ClientWebSocketResponse:
-        async with gate:
+        async with semaphore:
             return await proxy_server.client.ws_connect("/chat/socket")
 
     streams = await asyncio.gather(*(open_event_stream() for _ in range(MANY)))
@@ -69,22 +69,22 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
         await socket.send_str(str(number))
         return await socket.receive_str()
 
-    answer = await asyncio.gather(
-        *(exchange_number(n, open_websocket) for n, open_websocket in enumerate(sockets))
+    replies = await asyncio.gather(
+        *(exchange_number(n, socket) for n, socket in enumerate(sockets))
     )
-    assert [item.partition(": ")[2] for item in answer] == [str(n) for n in range(MANY)]
+    assert [reply.partition(": ")[2] for reply in replies] == [str(n) for n in range(MANY)]
     answered_at = time.monotonic()
     # Who holds nothing is served beside them.
     async with proxy_server.client.get("/chat/x") as response:
         assert response.status == 200
     async with aiohttp.request("POST", f"{service}/go-on") as response:
         assert response.status == 200
-    ends = await asyncio.gather(*(response.read() for response in streams))
-    assert ends == [b"data: second\n\n"] * MANY
+    stream_ends = await asyncio.gather(*(response.read() for response in streams))
+    assert stream_ends == [b"data: second\n\n"] * MANY
     record_measurement(
         f"{MANY} WebSockets and {MANY} streams: open after "
         f"{opened_at - started_at:.1f} s, all sockets "
         f"answered within {answered_at - opened_at:.2f} s"
     )
-    await asyncio.gather(*(open_websocket.close() for open_websocket in sockets))
+    await asyncio.gather(*(socket.close() for socket in sockets))
     await eventually(lambda: pool.members[0].active == 0)

@@ -50,19 +50,19 @@ async def test_a_public_path_is_public_on_the_gateways_own_host_alone(
 
 
 async def test_gateway_paths_accept_a_key_only_in_a_header(farm: Farm, wiki: Service) -> None:
-    cookie = {"cookie": f"moyin_session={farm.key}"}
+    cookie_headers = {"cookie": f"moyin_session={farm.key}"}
     async with aiohttp.ClientSession(farm.url) as keyless_session:
         for path, headers in (
             (f"/view?filename=x&api_key={farm.key}", {}),
             (f"/api/queue?api_key={farm.key}", {}),
             (f"/jobs?api_key={farm.key}", {}),
-            ("/comfy/api/queue", cookie),
-            ("/comfy/", cookie),
+            ("/comfy/api/queue", cookie_headers),
+            ("/comfy/", cookie_headers),
         ):
             async with keyless_session.get(path, headers={**headers, "host": HOSTS[0]}) as response:
                 assert response.status == 401, path
-        own_headers = {**cookie, "host": HOSTS[0], "origin": f"http://{HOSTS[0]}"}
-        async with keyless_session.ws_connect("/comfy/ws", headers=own_headers) as socket:
+        socket_headers = {**cookie_headers, "host": HOSTS[0], "origin": f"http://{HOSTS[0]}"}
+        async with keyless_session.ws_connect("/comfy/ws", headers=socket_headers) as socket:
             message = await socket.receive(20)
             assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1008)
     assert wiki.seen == []

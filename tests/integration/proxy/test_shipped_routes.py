@@ -33,7 +33,7 @@ async def test_ollamas_own_paths_lead_to_the_models(client: aiohttp.ClientSessio
         "options": {"num_predict": 8},
     }
 
-    async def chat() -> list[dict[str, Any]]:
+    async def send_chat() -> list[dict[str, Any]]:
         async with client.post("/api/chat", json=body) as response:
             if response.status == 502:
                 # Right after its start, on a busy machine, the model's server takes seconds.
@@ -43,11 +43,11 @@ async def test_ollamas_own_paths_lead_to_the_models(client: aiohttp.ClientSessio
             assert response.headers["x-moyin-backend"] == "local"
             return [json.loads(line) async for line in response.content]
 
-    lines = await eventually(chat, 180)
+    lines = await eventually(send_chat, 180)
     assert len(lines) > 2 and lines[-1]["done"]
 
 
-async def test_nothing_else_of_api_is_taken_and_errors_have_ollamas_shape(
+async def test_other_api_paths_are_not_found_and_errors_have_ollamas_shape(
     client: aiohttp.ClientSession, gateway: RunningStack
 ) -> None:
     async with client.get("/api/no-such-thing") as response:
@@ -66,14 +66,14 @@ async def test_no_request_is_smuggled_into_another_connection(
 ) -> None:
     # Were it taken for the beginning of the next request on a connection that HAProxy shares,
     # that request's own first line would end up in this header.
-    smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\nX-Swallow: "
+    smuggled_request = "GET /smuggled HTTP/1.1\r\nHost: x\r\nX-Swallow: "
     for framing in (
-        f"Content-Length: {len(smuggled) + 5}\r\n"
-        f"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}",
-        f"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{smuggled}",
-        f"Transfer-Encoding: xchunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{smuggled}",
-        f"Content-Length: 0\r\nContent-Length: {len(smuggled)}\r\n\r\n{smuggled}",
-        f"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}",
+        f"Content-Length: {len(smuggled_request) + 5}\r\n"
+        f"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled_request}",
+        f"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{smuggled_request}",
+        f"Transfer-Encoding: xchunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{smuggled_request}",
+        f"Content-Length: 0\r\nContent-Length: {len(smuggled_request)}\r\n\r\n{smuggled_request}",
+        f"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled_request}",
     ):
         await _send_raw(
             gateway,
@@ -85,10 +85,10 @@ async def test_no_request_is_smuggled_into_another_connection(
                 assert response.status == 200, (framing, path)
 
 
-async def _send_raw(gateway: RunningStack, text: str) -> None:
+async def _send_raw(gateway: RunningStack, raw_request: str) -> None:
     host, port = gateway.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(text.encode())
+    writer.write(raw_request.encode())
     try:
         async with asyncio.timeout(0.7):
             while await reader.read(4096):

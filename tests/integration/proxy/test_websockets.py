@@ -28,7 +28,9 @@ async def proxy_server(service: Service) -> AsyncIterator[ProxyServer]:
             yield proxy_server
 
 
-async def test_messages_cross_both_ways(proxy_server: ProxyServer, service: Service) -> None:
+async def test_socket_messages_are_forwarded_both_ways(
+    proxy_server: ProxyServer, service: Service
+) -> None:
     async with proxy_server.client.ws_connect(
         "/chat/socket?room=1&api_key=ann-key", protocols=("chat.v1", "chat.v2")
     ) as socket:
@@ -54,9 +56,7 @@ async def test_the_client_s_close_reaches_the_service(
     await eventually(lambda: service.bodies == [b"4001"])
 
 
-async def test_without_a_key_there_is_no_socket(
-    proxy_server: ProxyServer, service: Service
-) -> None:
+async def test_socket_without_a_key_is_closed(proxy_server: ProxyServer, service: Service) -> None:
     async with (
         aiohttp.ClientSession(proxy_server.url) as keyless_session,
         keyless_session.ws_connect("/chat/socket") as socket,
@@ -74,7 +74,7 @@ async def test_an_unavailable_or_refusing_service_closes_the_socket(
         assert message.type is WSMsgType.CLOSE
         assert str(message.extra).startswith("backend_unavailable")
     unavailable_url = f"http://127.0.0.1:{free_port()}"
-    proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [unavailable_url]})
+    proxy_server.set_routes({"name": "chat", "prefix": "/chat", "upstreams": [unavailable_url]})
     async with proxy_server.client.ws_connect("/chat/socket") as socket:
         assert str((await socket.receive()).extra).startswith("backend_unavailable")
 
@@ -95,7 +95,7 @@ async def test_a_server_that_shuts_down_is_skipped(
     healthy_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
     async with await asyncio.start_server(answer_shutting_down, "127.0.0.1", 0) as server:
         closing_server_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        proxy_server.routes(
+        proxy_server.set_routes(
             {"name": "chat", "prefix": "/chat", "upstreams": [closing_server_url, healthy_url]}
         )
         for _ in range(2):
@@ -103,6 +103,8 @@ async def test_a_server_that_shuts_down_is_skipped(
                 await socket.send_str("hi")
                 assert await socket.receive_str() == "one: hi"
         # Alone, it is heard.
-        proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [closing_server_url]})
+        proxy_server.set_routes(
+            {"name": "chat", "prefix": "/chat", "upstreams": [closing_server_url]}
+        )
         async with proxy_server.client.ws_connect("/chat/socket") as socket:
             assert "rejected the WebSocket: status 503" in str((await socket.receive()).extra)

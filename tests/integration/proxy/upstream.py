@@ -1,4 +1,4 @@
-"""A service for the proxy's tests, which runs in the test's process or in one that is killed."""
+"""A service for the proxy's tests, which runs in the test's process or in a separate one."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Service:
         self.go_on = asyncio.Event()
         self.failing = 0
         self.app = web.Application(client_max_size=2**30)
-        self.app.router.add_get("/events", self._events)
+        self.app.router.add_get("/events", self._stream_events)
         self.app.router.add_get("/flood", self._send_flood)
         self.app.router.add_put("/drain", self._read_slowly)
         self.app.router.add_get("/silent", self._stay_silent)
         self.app.router.add_get("/moved", self._redirect)
         self.app.router.add_get("/broken", self._break_off)
-        self.app.router.add_get("/socket", self._socket)
+        self.app.router.add_get("/socket", self._serve_socket)
         self.app.router.add_post("/go-on", self._release)
-        self.app.router.add_route("*", "/health", self._health)
+        self.app.router.add_route("*", "/health", self._answer_health)
         self.app.router.add_route("*", "/flaky", self._fail_sometimes)
         self.app.router.add_route("*", "/{path:.*}", self._echo)
 
@@ -59,7 +59,7 @@ class Service:
         response.headers.add("set-cookie", "b=2")
         return response
 
-    async def _events(self, request: web.Request) -> web.StreamResponse:
+    async def _stream_events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         await response.write(b"data: first\n\n")
@@ -82,8 +82,8 @@ class Service:
 
     async def _read_slowly(self, request: web.Request) -> web.Response:
         await self.go_on.wait()
-        async for part in request.content.iter_any():
-            self.taken += len(part)
+        async for chunk in request.content.iter_any():
+            self.taken += len(chunk)
         return web.Response(text=str(self.taken))
 
     async def _stay_silent(self, request: web.Request) -> web.StreamResponse:
@@ -117,10 +117,10 @@ class Service:
             request.transport.abort()
         return web.Response(text=self.name)
 
-    async def _health(self, request: web.Request) -> web.Response:
+    async def _answer_health(self, request: web.Request) -> web.Response:
         return web.Response(status=503 if self.failing else 200)
 
-    async def _socket(self, request: web.Request) -> web.WebSocketResponse:
+    async def _serve_socket(self, request: web.Request) -> web.WebSocketResponse:
         self.seen.append(request)
         socket = web.WebSocketResponse(protocols=("chat.v2",))
         await socket.prepare(request)
@@ -150,7 +150,7 @@ async def serving(service: Service, port: int = 0) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def service_process(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+async def run_service_process(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run the service in a separate process, which is killed at the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", __name__, str(port), cwd=ROOT, stdout=asyncio.subprocess.PIPE

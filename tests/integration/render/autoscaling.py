@@ -34,10 +34,10 @@ _NOTHING = (
 
 
 @contextmanager
-def fake_gpu_nodes(
+def provide_fake_gpu_nodes(
     folder: Path, *, max_nodes: int, idle_seconds: float, labels: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of `ray_cluster` for a head whose autoscaler adds nodes with one card.
+    """Yield the arguments of `run_ray_cluster` for a head whose autoscaler adds nodes with one card.
 
     The autoscaler is the one of `ray up`, with Ray's `fake_multinode` provider: each node that it
     starts is a raylet, a child process of the head's monitor. At the end of the block, the
@@ -50,8 +50,10 @@ def fake_gpu_nodes(
     """
     # Needed before the head starts, which would choose it.
     address = f"{ray.util.get_node_ip_address()}:{free_port()}"
-    config = folder / "autoscaling.yaml"
-    config.write_text(yaml.safe_dump(_autoscaler_config(address, max_nodes, idle_seconds, labels)))
+    config_path = folder / "autoscaling.yaml"
+    config_path.write_text(
+        yaml.safe_dump(_build_autoscaler_config(address, max_nodes, idle_seconds, labels))
+    )
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_enable_autoscaler_v2", "1")
         environment.setenv("RAY_FAKE_CLUSTER", "1")
@@ -59,7 +61,7 @@ def fake_gpu_nodes(
         try:
             yield {
                 "num_cpus": 3,
-                "autoscaling_config": str(config),
+                "autoscaling_config": str(config_path),
                 "gcs_server_port": int(address.rpartition(":")[2]),
                 "env_vars": {
                     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
@@ -88,7 +90,7 @@ def find_raylets(address: str) -> list[psutil.Process]:
     ]
 
 
-def _autoscaler_config(
+def _build_autoscaler_config(
     address: str, max_nodes: int, idle_seconds: float, labels: dict[str, str]
 ) -> dict[str, Any]:
     return {

@@ -48,8 +48,8 @@ _STORE_BYTES = 100 * 1024 * 1024
 
 
 @contextmanager
-def ray_cluster(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Cluster]:
-    """Run a cluster with one raylet per entry, of which the first is the head, and connect to it."""
+def run_ray_cluster(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Cluster]:
+    """Run a cluster with one raylet for each of ``nodes``, the first as the head, and connect to it."""
     # Short: sockets below it have long names of their own.
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
     with pytest.MonkeyPatch.context() as environment:
@@ -99,7 +99,7 @@ class RenderOne:
 
 @dataclass
 class RenderFarm:
-    """What a render pool needs: settings, stores and clients. `deploy` deploys the pool."""
+    """The settings, stores and clients that a render pool needs; `deploy` deploys the pool."""
 
     comfyui: ComfyUI
     settings: Settings
@@ -132,17 +132,19 @@ class RenderFarm:
             serve.run, application, name="render-default", route_prefix=None
         )
 
-    async def ready(self, handle: Any, count: int, seconds: float = 120) -> dict[str, Any]:
-        """Return the pool's actors by name, once ``count`` of them accept work."""
+    async def wait_until_ready(
+        self, handle: Any, actor_count: int, seconds: float = 120
+    ) -> dict[str, Any]:
+        """Return the pool's actors by name, once ``actor_count`` of them accept work."""
         async with asyncio.timeout(seconds):
             while True:
                 actors = (await handle.status.remote())["actors"]
                 ready_actors = {n: a for n, a in actors.items() if a["renderer"]["ready"]}
-                if len(ready_actors) == count:
+                if len(ready_actors) == actor_count:
                     return ready_actors
                 await asyncio.sleep(0.2)
 
-    async def submit(
+    async def submit_job(
         self, graph: Mapping[str, Any], *, priority: int = 3, owner: str = OWNER
     ) -> str:
         """Accept a render job, start its workflow, and return the job's id.
@@ -173,24 +175,24 @@ class RenderFarm:
         )
         return job_id
 
-    async def renderer_of(self, handle: Any, job_id: str) -> str:
+    async def wait_for_renderer(self, handle: Any, job_id: str) -> str:
         """Wait until an actor renders the job, and return the actor's name."""
 
-        async def find() -> str | None:
+        async def find_actor() -> str | None:
             actors = (await handle.status.remote())["actors"]
             return next(
                 (name for name, a in actors.items() if job_id in a["renderer"]["running"]), None
             )
 
-        name: str = await eventually(find, 240)
+        name: str = await eventually(find_actor, 240)
         return name
 
-    async def cancel(self, job_id: str) -> None:
+    async def cancel_job(self, job_id: str) -> None:
         """Cancel a job as its workflow does: first mark the row, then cancel the workflow."""
         assert await self.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
         await self.client.get_workflow_handle(job_id).cancel()
 
-    async def result(self, job_id: str) -> StepResult:
+    async def wait_for_result(self, job_id: str) -> StepResult:
         handle = self.client.get_workflow_handle(job_id, result_type=StepResult)
         result: StepResult = await handle.result()
         return result
@@ -244,7 +246,7 @@ async def render_farm(
             workflows=[RenderOne],
             workflow_runner=UnsandboxedWorkflowRunner(),
         ):
-            with ray_cluster(nodes) as cluster:
+            with run_ray_cluster(nodes) as cluster:
                 serve.start(proxy_location="Disabled")
                 try:
                     yield farm, cluster

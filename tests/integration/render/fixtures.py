@@ -25,7 +25,7 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.store.blobs import BlobStore
 from tests.nodes import write_nodes
-from tests.processes import confines, with_lines
+from tests.processes import is_bubblewrap, with_lines
 
 # Nodes that sleep, fail and report progress; ComfyUI's own tests use them.
 TEST_NODES = "tests/execution/testing_nodes/testing-pack"
@@ -88,12 +88,12 @@ async def renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[Com
     """Run a ComfyUI, which a module shares because its start takes seconds."""
     renderer = ComfyRenderer(options, blobs)
     await renderer.start()
-    await render_successfully(renderer, picture())
+    await render_successfully(renderer, build_picture_graph())
     yield renderer
     await renderer.close()
 
 
-def picture(color: int | None = None, size: int = 8) -> dict[str, Any]:
+def build_picture_graph(color: int | None = None, size: int = 8) -> dict[str, Any]:
     """Return a graph for a picture of one colour, by default of a new colour.
 
     Args:
@@ -111,17 +111,17 @@ def picture(color: int | None = None, size: int = 8) -> dict[str, Any]:
     }
 
 
-def sleepy(seconds: float) -> dict[str, Any]:
+def build_sleepy_graph(seconds: float) -> dict[str, Any]:
     """Return a graph for a picture that takes ``seconds``."""
-    graph = picture()
+    graph = build_picture_graph()
     graph["3"] = {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": seconds}}
     graph["2"]["inputs"]["images"] = ["3", 0]
     return graph
 
 
-def upscaled(model: str) -> dict[str, Any]:
+def build_upscaled_graph(model: str) -> dict[str, Any]:
     """Return a graph for a picture that goes through an upscale model; see `write_models`."""
-    graph = picture()
+    graph = build_picture_graph()
     graph["3"] = {"class_type": "UpscaleModelLoader", "inputs": {"model_name": model}}
     graph["4"] = {
         "class_type": "ImageUpscaleWithModel",
@@ -143,9 +143,9 @@ def write_models(python: Path, folder: Path, *names: str) -> None:
         Path(path).chmod(0o644)
 
 
-def loading(model: str) -> dict[str, Any]:
+def build_loading_graph(model: str) -> dict[str, Any]:
     """Return a graph whose node 3 loads a diffusion model; see `write_transformers`."""
-    graph = sleepy(0.1)
+    graph = build_sleepy_graph(0.1)
     graph["4"] = graph.pop("3")
     graph["2"]["inputs"]["images"] = ["4", 0]
     inputs = {"unet_name": model, "weight_dtype": "default"}
@@ -158,36 +158,38 @@ def write_transformers(folder: Path, *names: str) -> None:
     """Write real diffusion models of half a MB, with random weights, as safetensors."""
     folder.mkdir(parents=True)
     for name in names:
-        chance = random.Random(name)
-        head: dict[str, Any] = {}
-        body = bytearray()
+        rng = random.Random(name)
+        header: dict[str, Any] = {}
+        tensors = bytearray()
         for layer, shape in _TRANSFORMER.items():
-            for part, form in (("weight", shape), ("bias", shape[:1])):
-                begin = len(body)
-                weights = (chance.uniform(-0.1, 0.1) for _ in range(math.prod(form)))
-                body += array("f", weights).tobytes()
-                tensor_layout = {"shape": form, "data_offsets": (begin, len(body))}
-                head[f"{layer}.{part}"] = {"dtype": "F32", **tensor_layout}
-        text = json.dumps(head).encode()
-        folder.joinpath(name).write_bytes(struct.pack("<Q", len(text)) + text + body)
+            for parameter, parameter_shape in (("weight", shape), ("bias", shape[:1])):
+                offset = len(tensors)
+                weights = (rng.uniform(-0.1, 0.1) for _ in range(math.prod(parameter_shape)))
+                tensors += array("f", weights).tobytes()
+                tensor_layout = {"shape": parameter_shape, "data_offsets": (offset, len(tensors))}
+                header[f"{layer}.{parameter}"] = {"dtype": "F32", **tensor_layout}
+        header_json = json.dumps(header).encode()
+        folder.joinpath(name).write_bytes(
+            struct.pack("<Q", len(header_json)) + header_json + tensors
+        )
 
 
-def failing() -> dict[str, Any]:
+def build_failing_graph() -> dict[str, Any]:
     """Return a graph whose node 3 raises an error."""
-    graph = picture()
+    graph = build_picture_graph()
     graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
     graph["2"]["inputs"]["images"] = ["3", 0]
     return graph
 
 
-def request(graph: dict[str, Any], prompt_id: str | None = None) -> RenderRequest:
+def build_request(graph: dict[str, Any], prompt_id: str | None = None) -> RenderRequest:
     return RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph=graph)
 
 
 async def render_events(
     renderer: ComfyRenderer, graph: dict[str, Any], prompt_id: str | None = None
 ) -> list[RenderEvent]:
-    async with aclosing(renderer.render(request(graph, prompt_id))) as stream:
+    async with aclosing(renderer.render(build_request(graph, prompt_id))) as stream:
         return [event async for event in stream]
 
 
@@ -200,10 +202,10 @@ async def render_successfully(
     return seen_events[-1]
 
 
-def comfyui_processes(folder: Path) -> list[int]:
+def list_comfyui_pids(folder: Path) -> list[int]:
     """Return the pids of the ComfyUIs that use ``folder``, without their sandbox processes."""
     return [
         process.pid
         for process, line in with_lines(psutil.process_iter())
-        if "--base-directory" in line and str(folder) in line and not confines(line)
+        if "--base-directory" in line and str(folder) in line and not is_bubblewrap(line)
     ]

@@ -42,7 +42,7 @@ def write_hostile_nodes(folder: Path) -> Path:
     return package
 
 
-def attempt(code: str, arguments: Any = None) -> dict[str, Any]:
+def build_hostile_graph(code: str, arguments: Any = None) -> dict[str, Any]:
     """Return a graph that runs ``code`` in ComfyUI's process.
 
     Args:
@@ -52,6 +52,6 @@ def attempt(code: str, arguments: Any = None) -> dict[str, Any]:
     return {"1": {"class_type": "Attempt", "inputs": inputs}}
 
 
-def read_finding(values: Any) -> Any:
+def read_finding(outputs: Any) -> Any:
     """Return what the code stored in ``found``, from the outputs of its node."""
-    return json.loads(values["1"]["text"][0])
+    return json.loads(outputs["1"]["text"][0])

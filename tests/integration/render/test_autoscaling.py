@@ -17,9 +17,17 @@ from deployments.render.builder import build
 from deployments.render.config import RenderArgs
 from moyin.domain.job import JobStatus
 from moyin.render.comfyui.install import ComfyUI
-from tests.integration.render.autoscaling import fake_gpu_nodes, find_raylets, list_gpu_nodes
+from tests.integration.render.autoscaling import (
+    find_raylets,
+    list_gpu_nodes,
+    provide_fake_gpu_nodes,
+)
 from tests.integration.render.cluster import RenderFarm, render_farm
-from tests.integration.render.fixtures import comfyui_processes, picture, sleepy
+from tests.integration.render.fixtures import (
+    build_picture_graph,
+    build_sleepy_graph,
+    list_comfyui_pids,
+)
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
 from tests.stack import RecordMeasurement
@@ -39,9 +47,11 @@ async def test_nodes_are_added_for_the_queue_and_removed_after_it(
     record_measurement: RecordMeasurement,
 ) -> None:
     labels = {"moyin-use": "render"}
-    with fake_gpu_nodes(tmp_path, max_nodes=NODES, idle_seconds=3, labels=labels) as head_address:
+    with provide_fake_gpu_nodes(
+        tmp_path, max_nodes=NODES, idle_seconds=3, labels=labels
+    ) as head_options:
         async with render_farm(
-            comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, [head_address]
+            comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, [head_options]
         ) as (farm, cluster):
             # One actor more than there can be nodes: it waits, and nobody minds.
             pool = await farm.deploy(
@@ -55,16 +65,18 @@ async def test_nodes_are_added_for_the_queue_and_removed_after_it(
             assert list_gpu_nodes() == set()
             held_jobs = await _check_queue_adds_nodes(farm, pool, record_measurement)
             await _check_other_replicas()
-            pictures = [await farm.submit(picture()) for _ in range(PICTURES)]
-            await _cancel(farm, held_jobs)
-            results = await asyncio.gather(*map(farm.result, pictures))
+            picture_job_ids = [
+                await farm.submit_job(build_picture_graph()) for _ in range(PICTURES)
+            ]
+            await _cancel_jobs(farm, held_jobs)
+            results = await asyncio.gather(*map(farm.wait_for_result, picture_job_ids))
             assert all(len(result.artifacts) == 1 for result in results)
             await _check_idle_nodes_are_removed(farm, pool, record_measurement)
             address = cluster.address
             # The head's own is left.
             await eventually(lambda: len(find_raylets(address)) == 1, 180)
         assert find_raylets(address) == []
-    await eventually(lambda: comfyui_processes(tmp_path) == [])
+    await eventually(lambda: list_comfyui_pids(tmp_path) == [])
 
 
 async def _check_queue_adds_nodes(
@@ -76,13 +88,13 @@ async def _check_queue_adds_nodes(
         The ids of jobs that occupy the nodes until they are cancelled.
     """
     started_at = time.monotonic()
-    first_job = await farm.submit(picture())
-    jobs = [await farm.submit(sleepy(600)) for _ in range(NODES + 2)]
+    first_job_id = await farm.submit_job(build_picture_graph())
+    job_ids = [await farm.submit_job(build_sleepy_graph(600)) for _ in range(NODES + 2)]
     await eventually(list_gpu_nodes, 240)
     record_measurement(
         f"from a render without a node to the node: {time.monotonic() - started_at:.1f} s"
     )
-    assert len((await farm.result(first_job)).artifacts) == 1
+    assert len((await farm.wait_for_result(first_job_id)).artifacts) == 1
     record_measurement(f"to its picture: {time.monotonic() - started_at:.1f} s")
 
     async def are_all_busy() -> dict[str, Any] | None:
@@ -93,10 +105,10 @@ async def _check_queue_adds_nodes(
     status = await eventually(are_all_busy, 180)
     assert status["waiting"] == 2
     assert {actor["node_id"] for actor in status["actors"].values()} == list_gpu_nodes()
-    return jobs
+    return job_ids
 
 
-async def _cancel(farm: RenderFarm, jobs: Sequence[str]) -> None:
+async def _cancel_jobs(farm: RenderFarm, jobs: Sequence[str]) -> None:
     for job_id in jobs:
         # As the job's workflow does when it is cancelled: the row first, then it closes.
         assert await farm.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
@@ -128,7 +140,7 @@ async def _check_idle_nodes_are_removed(
     farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> None:
     started_at = time.monotonic()
-    await eventually(lambda: comfyui_processes(farm.settings.data) == [], 180)
+    await eventually(lambda: list_comfyui_pids(farm.settings.data) == [], 180)
     record_measurement(f"idle for 3 s ends ComfyUI after {time.monotonic() - started_at:.1f} s")
     await eventually(lambda: list_gpu_nodes() == set(), 240)
     record_measurement(

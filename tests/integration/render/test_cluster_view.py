@@ -25,7 +25,7 @@ from moyin.jobs.workflows.backlog import read_backlog
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.render.comfyui.install import ComfyUI
 from tests.integration.render.cluster import render_farm
-from tests.integration.render.fixtures import comfyui_processes
+from tests.integration.render.fixtures import list_comfyui_pids
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.waiting import eventually
 
@@ -59,27 +59,27 @@ async def test_pools_share_gpus_and_a_killed_comfyui_is_a_problem(
         )
         problem_finder = ProblemFinder()
 
-        async def read() -> ClusterBody:
+        async def read_cluster() -> ClusterBody:
             reading = await sources.read()
             cluster = build_cluster(_POOLS, reading)
             return cluster.model_copy(
                 update={"problems": problem_finder.find(cluster, reading, ())}
             )
 
-        monitor = SharedReading(read, interval=0.5)
-        for name, share in (("default", 0.5), ("fast", 0.25)):
+        shared_reading = SharedReading(read_cluster, interval=0.5)
+        for name, gpu_share in (("default", 0.5), ("fast", 0.25)):
             args = RenderArgs(
-                pool=name, gpus=share, cpus=0.1, actors=1, comfyui=ComfyArgs(flags=())
+                pool=name, gpus=gpu_share, cpus=0.1, actors=1, comfyui=ComfyArgs(flags=())
             )
             await asyncio.to_thread(
                 serve.run, build(args), name=f"render-{name}", route_prefix=None
             )
 
-        async def both_ready() -> ClusterBody | None:
-            cluster = await monitor.get()
+        async def read_if_both_ready() -> ClusterBody | None:
+            cluster = await shared_reading.get()
             return cluster if all(pool.ready == 1 for pool in cluster.pools) else None
 
-        cluster: ClusterBody = await eventually(both_ready, 300)
+        cluster: ClusterBody = await eventually(read_if_both_ready, 300)
         [gpu] = list_gpus(cluster)
         assert {(s.actor, s.pool, s.fraction) for s in gpu.shares} == {
             ("comfyui-default-0", "default", 0.5),
@@ -90,11 +90,11 @@ async def test_pools_share_gpus_and_a_killed_comfyui_is_a_problem(
         assert cluster.problems == []
 
         folder = tmp_path / "comfyui" / "run" / "comfyui-fast-0"
-        [pid] = comfyui_processes(folder)
+        [pid] = list_comfyui_pids(folder)
         os.kill(pid, signal.SIGKILL)
 
         async def find_problems() -> Any:
-            return (await monitor.get()).problems
+            return (await shared_reading.get()).problems
 
         [problem] = await eventually(find_problems, 60)
         assert (problem.code, problem.subject) == ("pool_without_renderer", "fast")
@@ -103,15 +103,15 @@ async def test_pools_share_gpus_and_a_killed_comfyui_is_a_problem(
         assert problem.since is not None
 
         async def is_solved() -> bool:
-            return not (await monitor.get()).problems and bool(await both_ready())
+            return not (await shared_reading.get()).problems and bool(await read_if_both_ready())
 
         await eventually(is_solved, 300)
-        [new_pid] = comfyui_processes(folder)
+        [new_pid] = list_comfyui_pids(folder)
         assert new_pid != pid
-        states = {pool.name: pool for pool in (await monitor.get()).pools}
-        assert states["fast"].renderers is not None
-        assert states["fast"].renderers[0].losses == 1
-        await monitor.close()
+        pools_by_name = {pool.name: pool for pool in (await shared_reading.get()).pools}
+        assert pools_by_name["fast"].renderers is not None
+        assert pools_by_name["fast"].renderers[0].losses == 1
+        await shared_reading.close()
 
 
 def list_gpus(cluster: ClusterBody) -> list[GpuBody]:

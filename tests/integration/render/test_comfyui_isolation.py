@@ -30,8 +30,8 @@ from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.protocol.graph import make_input_name
 from moyin.store.blobs import BlobStore
-from tests.integration.render.fixtures import blobs, options, picture
-from tests.integration.render.hostile import attempt, read_finding, write_hostile_nodes
+from tests.integration.render.fixtures import blobs, build_picture_graph, options
+from tests.integration.render.hostile import build_hostile_graph, read_finding, write_hostile_nodes
 from tests.waiting import eventually
 
 __all__ = ["blobs", "options"]
@@ -72,7 +72,7 @@ for path in given:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create a data folder like a stack's; the folder of the ComfyUI process is in it."""
     folder = tmp_path_factory.mktemp("stack")
     folder.joinpath("secret").write_text(SECRET)
@@ -82,7 +82,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hostile_renderer(
-    options: ComfyOptions, stack: Path, tmp_path_factory: pytest.TempPathFactory
+    options: ComfyOptions, data_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ComfyRenderer]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MOYIN_SECRET", SECRET)
@@ -91,21 +91,21 @@ async def hostile_renderer(
         renderer = ComfyRenderer(
             replace(
                 options,
-                folder=stack / "comfyui" / "run" / "comfyui-default-0",
-                hidden=(stack,),
+                folder=data_folder / "comfyui" / "run" / "comfyui-default-0",
+                hidden=(data_folder,),
                 custom_nodes=(package,),
                 # Far more than anything here needs.
                 output_bytes=64 * 1024 * 1024,
             ),
-            BlobStore(f"file://{stack / 'artifacts'}"),
+            BlobStore(f"file://{data_folder / 'artifacts'}"),
         )
         await renderer.start()
-        await render_graph(renderer, picture())
+        await render_graph(renderer, build_picture_graph())
         yield renderer
         await renderer.close()
 
 
-async def run_attempt(
+async def run_hostile_code(
     renderer: ComfyRenderer, code: str, arguments: Any = None, **kwargs: Any
 ) -> Any:
     """Run ``code`` in ComfyUI's process, and return its findings.
@@ -113,7 +113,9 @@ async def run_attempt(
     Args:
         arguments: a value that the code can read.
     """
-    return read_finding((await render_graph(renderer, attempt(code, arguments), **kwargs)).values)
+    return read_finding(
+        (await render_graph(renderer, build_hostile_graph(code, arguments), **kwargs)).values
+    )
 
 
 async def render_graph(
@@ -137,11 +139,11 @@ async def store_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]
     return {make_input_name(file): sha256}
 
 
-async def test_it_reads_no_file_of_the_stack_or_the_machine(
-    hostile_renderer: ComfyRenderer, stack: Path
+async def test_node_reads_no_file_of_the_stack_or_the_machine(
+    hostile_renderer: ComfyRenderer, data_folder: Path
 ) -> None:
     sha256 = await hostile_renderer._blobs.put(b"a picture of another tenant's")
-    [blob] = stack.rglob(sha256)
+    [blob] = data_folder.rglob(sha256)
     # Somebody's prompt that waits for its turn, and one whose files are still to be stored.
     waiting_input = await store_input(hostile_renderer, b"another tenant's input")
     await hostile_renderer.prepare(RenderRequest(prompt_id="x", graph={}, files=waiting_input))
@@ -149,11 +151,11 @@ async def test_it_reads_no_file_of_the_stack_or_the_machine(
     late_folder = hostile_renderer._folder.done / "another"
     late_folder.mkdir()
     late_folder.joinpath("output.png").write_text("another tenant's output")
-    private = [
+    private_paths = [
         *(
-            stack,
-            stack / "secret",
-            stack / "moyin.db",
+            data_folder,
+            data_folder / "secret",
+            data_folder / "moyin.db",
             blob,
             staged_file,
             late_folder / "output.png",
@@ -173,25 +175,27 @@ async def test_it_reads_no_file_of_the_stack_or_the_machine(
         ),
         Path(f"/proc/{os.getpid()}/environ"),
     ]
-    assert sum(path.exists() for path in private) > 10, "they are there"
-    result = await run_attempt(hostile_renderer, _READ, [str(path) for path in private])
+    assert sum(path.exists() for path in private_paths) > 10, "they are there"
+    findings = await run_hostile_code(
+        hostile_renderer, _READ, [str(path) for path in private_paths]
+    )
     # Folders on the way to what it may read, with nothing else in them.
     shown_texts = {
-        path: names for path, names in result.items() if names and isinstance(names, str)
+        path: names for path, names in findings.items() if names and isinstance(names, str)
     }
     assert {
         path: text for path, text in shown_texts.items() if SECRET in text or "tenant" in text
     } == {}
     assert set(shown_texts) <= {"/proc/1/environ"}, "of the first process in the sandbox"
-    assert result.get(str(stack)) in (None, ["comfyui"])
-    assert result.get(str(hostile_renderer._folder.path)) in (None, ["base"])
+    assert findings.get(str(data_folder)) in (None, ["comfyui"])
+    assert findings.get(str(hostile_renderer._folder.path)) in (None, ["base"])
     late_folder.joinpath("output.png").unlink()
     late_folder.rmdir()
 
 
-async def test_it_knows_no_users_processes_or_secrets(hostile_renderer: ComfyRenderer) -> None:
-    passwd = await run_attempt(hostile_renderer, _READ, ["/etc/passwd"])
-    assert passwd["/etc/passwd"].startswith("comfyui:x:")
+async def test_node_sees_no_users_processes_or_secrets(hostile_renderer: ComfyRenderer) -> None:
+    passwd_findings = await run_hostile_code(hostile_renderer, _READ, ["/etc/passwd"])
+    assert passwd_findings["/etc/passwd"].startswith("comfyui:x:")
     code = """
 import glob, os
 found = {
@@ -202,10 +206,10 @@ found = {
     "devices": sorted(os.listdir("/dev")),
 }
 """
-    result = await run_attempt(hostile_renderer, code)
-    assert SECRET not in str(result)
-    assert result["count"] < 5 < len(psutil.pids())
-    allowed = {
+    findings = await run_hostile_code(hostile_renderer, code)
+    assert SECRET not in str(findings)
+    assert findings["count"] < 5 < len(psutil.pids())
+    allowed_devices = {
         *(
             "core",
             "fd",
@@ -221,14 +225,14 @@ found = {
         ),
         *("tty", "urandom", "zero"),
     }
-    assert set(result["devices"]) <= allowed
+    assert set(findings["devices"]) <= allowed_devices
 
 
-async def test_it_writes_nowhere_but_in_its_own_folders(
-    hostile_renderer: ComfyRenderer, options: ComfyOptions, stack: Path
+async def test_node_writes_only_in_its_own_folders(
+    hostile_renderer: ComfyRenderer, options: ComfyOptions, data_folder: Path
 ) -> None:
     package = hostile_renderer._options.custom_nodes[0]
-    places = [
+    forbidden_folders = [
         *(
             "/",
             "/etc",
@@ -241,7 +245,7 @@ async def test_it_writes_nowhere_but_in_its_own_folders(
             "/home",
             "/opt",
         ),
-        *(str(stack), str(options.home), str(options.models), str(package)),
+        *(str(data_folder), str(options.home), str(options.models), str(package)),
         *(
             str(path)
             for path in (
@@ -252,12 +256,12 @@ async def test_it_writes_nowhere_but_in_its_own_folders(
         ),
         str(options.python.parent.parent),
     ]
-    assert await run_attempt(hostile_renderer, _WRITE, places) == []
+    assert await run_hostile_code(hostile_renderer, _WRITE, forbidden_folders) == []
     own_folders = [str(path) for path in hostile_renderer._folder.writable]
     # What a node says comes without the machine's paths.
-    names = HostPathFilter.for_process(hostile_renderer._options)
-    assert await run_attempt(hostile_renderer, _WRITE, own_folders) == [
-        names.hide_known(path) for path in own_folders
+    path_filter = HostPathFilter.for_process(hostile_renderer._options)
+    assert await run_hostile_code(hostile_renderer, _WRITE, own_folders) == [
+        path_filter.hide_known(path) for path in own_folders
     ]
 
 
@@ -280,12 +284,12 @@ found.append(open(path).read())
 """
     [name] = files
     for _ in range(2):
-        *successful_writes, content = await run_attempt(hostile_renderer, code, name, files=files)
+        *write_results, content = await run_hostile_code(hostile_renderer, code, name, files=files)
         assert content == "an input of two prompts"
-        assert "done" not in successful_writes
+        assert "done" not in write_results
 
 
-async def test_it_gains_no_privileges(hostile_renderer: ComfyRenderer) -> None:
+async def test_node_gains_no_privileges(hostile_renderer: ComfyRenderer) -> None:
     code = """
 import ctypes, os, subprocess
 libc = ctypes.CDLL(None, use_errno=True)
@@ -321,28 +325,28 @@ found = {
     },
 }
 """
-    result = await run_attempt(hostile_renderer, code)
-    assert {method for method, succeeded in result["ways"].items() if succeeded} == set()
-    assert result["capabilities"] == ["0" * 16] * 4
-    assert (result["no_new_privileges"], result["filtered"]) == ("1", "2")
-    assert "0" not in [number for ids in result["ids"] for number in ids]
+    findings = await run_hostile_code(hostile_renderer, code)
+    assert {method for method, succeeded in findings["ways"].items() if succeeded} == set()
+    assert findings["capabilities"] == ["0" * 16] * 4
+    assert (findings["no_new_privileges"], findings["filtered"]) == ("1", "2")
+    assert "0" not in [number for ids in findings["ids"] for number in ids]
     pid = (await hostile_renderer.status()).pid
     assert pid is not None
     assert 0 not in psutil.Process(pid).uids(), "not to the kernel either"
 
 
-async def test_it_reaches_no_server(hostile_renderer: ComfyRenderer, tmp_path: Path) -> None:
-    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_node_reaches_no_server(hostile_renderer: ComfyRenderer, tmp_path: Path) -> None:
+    async def close_connection(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
     abstract_socket = f"\0moyin-test-{uuid.uuid4().hex}"
     servers = [
-        await asyncio.start_server(greet, "0.0.0.0", 0),
-        await asyncio.start_unix_server(greet, str(tmp_path / "s")),
-        await asyncio.start_unix_server(greet, abstract_socket),
+        await asyncio.start_server(close_connection, "0.0.0.0", 0),
+        await asyncio.start_unix_server(close_connection, str(tmp_path / "s")),
+        await asyncio.start_unix_server(close_connection, abstract_socket),
     ]
     port = servers[0].sockets[0].getsockname()[1]
-    hosts = {"127.0.0.1", "0.0.0.0", *(a.address for a in _own_addresses())}
+    hosts = {"127.0.0.1", "0.0.0.0", *(a.address for a in _list_own_addresses())}
     addresses: dict[str, Any] = {
         "tcp": [[host, port] for host in hosts],
         "unix": [str(tmp_path / "s"), abstract_socket],
@@ -367,13 +371,13 @@ except OSError:
     for path in addresses["unix"]:
         _, writer = await asyncio.open_unix_connection(path)
         writer.close()
-    assert await run_attempt(hostile_renderer, code, addresses) == []
+    assert await run_hostile_code(hostile_renderer, code, addresses) == []
     for server in servers:
         server.close()
         await server.wait_closed()
 
 
-async def test_it_does_not_outlive_its_prompt(hostile_renderer: ComfyRenderer) -> None:
+async def test_node_processes_do_not_outlive_their_prompt(hostile_renderer: ComfyRenderer) -> None:
     code = """
 import os, subprocess, sys, time
 place = folder_paths.get_output_directory()
@@ -388,19 +392,23 @@ while not os.path.exists(place + "/late"):
     time.sleep(0.01)
 found = True
 """
-    assert await run_attempt(hostile_renderer, code)
+    assert await run_hostile_code(hostile_renderer, code)
     pid = (await hostile_renderer.status()).pid
     assert pid is not None
-    init = psutil.Process(pid).parent()
-    assert init is not None
-    alive = [p for p in init.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-    assert [p.pid for p in alive] == [pid]
-    assert await run_attempt(
+    sandbox_init = psutil.Process(pid).parent()
+    assert sandbox_init is not None
+    running_processes = [
+        p for p in sandbox_init.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE
+    ]
+    assert [p.pid for p in running_processes] == [pid]
+    assert await run_hostile_code(
         hostile_renderer, _SEEN, [str(hostile_renderer._folder.base)]
     ) == await _list_visible_files(hostile_renderer)
 
 
-async def test_the_next_tenant_finds_no_trace(hostile_renderer: ComfyRenderer, stack: Path) -> None:
+async def test_the_next_tenant_finds_no_trace(
+    hostile_renderer: ComfyRenderer, data_folder: Path
+) -> None:
     files_before = await _list_visible_files(hostile_renderer)
     files = await store_input(hostile_renderer, b"Ada's input")
     writable_folders = [
@@ -410,14 +418,14 @@ async def test_the_next_tenant_finds_no_trace(hostile_renderer: ComfyRenderer, s
         "/dev/shm",
     ]
     code = f"{_WRITE}\nfound = os.listdir(folder_paths.get_input_directory() + '/moyin')"
-    assert await run_attempt(hostile_renderer, code, writable_folders, files=files) == [
+    assert await run_hostile_code(hostile_renderer, code, writable_folders, files=files) == [
         Path(next(iter(files))).name
     ]
     assert (
-        await run_attempt(hostile_renderer, _SEEN, [str(hostile_renderer._folder.base)])
+        await run_hostile_code(hostile_renderer, _SEEN, [str(hostile_renderer._folder.base)])
         == files_before
     )
-    assert not list(stack.rglob("trace")), "nor is it kept"
+    assert not list(data_folder.rglob("trace")), "nor is it kept"
 
 
 async def test_thread_that_outlives_its_prompt_leaves_no_files(
@@ -441,23 +449,23 @@ def late():
 kept["thread"] = threading.Thread(target=late, daemon=True)
 kept["thread"].start()
 """
-    await run_attempt(hostile_renderer, code)
+    await run_hostile_code(hostile_renderer, code)
     (hostile_renderer._folder.base / "output" / "early").write_text(
         "written since the prompt ended"
     )
     assert (
-        await run_attempt(hostile_renderer, _SEEN, [str(hostile_renderer._folder.base)])
+        await run_hostile_code(hostile_renderer, _SEEN, [str(hostile_renderer._folder.base)])
         == files_before
     )
-    await run_attempt(hostile_renderer, "kept['go'] = True\nkept['wrote'].wait(10)")
+    await run_hostile_code(hostile_renderer, "kept['go'] = True\nkept['wrote'].wait(10)")
     assert (
-        await run_attempt(hostile_renderer, _SEEN, [str(hostile_renderer._folder.base)])
+        await run_hostile_code(hostile_renderer, _SEEN, [str(hostile_renderer._folder.base)])
         == files_before
     )
 
 
 @pytest.mark.parametrize(
-    ("make", "name"),
+    ("statement", "name"),
     [
         ("os.symlink(given['secret'], place + '/trap.png')", "trap.png"),
         ("os.symlink(given['folder'], place + '/way')", "way/secret"),
@@ -469,27 +477,29 @@ kept["thread"].start()
     ],
 )
 async def test_links_and_pipes_in_the_output_are_harmless(
-    hostile_renderer: ComfyRenderer, stack: Path, make: str, name: str
+    hostile_renderer: ComfyRenderer, data_folder: Path, statement: str, name: str
 ) -> None:
     code = f"""
 import os
 place = folder_paths.get_output_directory()
-{make}
+{statement}
 subfolder, _, filename = given["name"].rpartition("/")
 files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
 """
     arguments: dict[str, Any] = {
-        "secret": str(stack / "secret"),
-        "folder": str(stack),
+        "secret": str(data_folder / "secret"),
+        "folder": str(data_folder),
         "name": name,
     }
     # The renderer tries it again without ComfyUI's cache, then gives up.
     with pytest.raises(MoyinError, match="does not exist"):
-        await render_graph(hostile_renderer, attempt(code, arguments))
-    assert (await render_graph(hostile_renderer, picture())).files, "the next prompt is rendered"
+        await render_graph(hostile_renderer, build_hostile_graph(code, arguments))
+    assert (await render_graph(hostile_renderer, build_picture_graph())).files, (
+        "the next prompt is rendered"
+    )
     assert not [
         p
-        for p in (stack / "artifacts").rglob("*")
+        for p in (data_folder / "artifacts").rglob("*")
         if p.is_file() and SECRET in p.read_text(errors="replace")
     ]
 
@@ -499,8 +509,8 @@ async def test_a_node_cannot_pretend_that_its_prompt_has_ended(
 ) -> None:
     files = await store_input(hostile_renderer, b"the next tenant's input")
     requests = [
-        RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),
-        RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture(), files=files),
+        RenderRequest(prompt_id=str(uuid.uuid4()), graph=build_hostile_graph(_PRETEND, "input")),
+        RenderRequest(prompt_id=str(uuid.uuid4()), graph=build_picture_graph(), files=files),
     ]
     first_task, second_task = [
         asyncio.create_task(_render_to_end(hostile_renderer, request)) for request in requests
@@ -550,14 +560,14 @@ async def test_a_prompt_that_forges_its_end_fails_only_itself(
     )
     await renderer.start()
     try:
-        await render_graph(renderer, attempt(_ESCAPE))
+        await render_graph(renderer, build_hostile_graph(_ESCAPE))
         pid_before = (await renderer.status()).pid
         with pytest.raises(NoResponse) as exc_info:
-            await render_graph(renderer, picture())
+            await render_graph(renderer, build_picture_graph())
         # It is worth another try, and not held against the prompt.
         assert exc_info.value.retryable
         assert exc_info.value.details == {}
-        await render_graph(renderer, picture())
+        await render_graph(renderer, build_picture_graph())
         assert (await renderer.status()).pid != pid_before
     finally:
         await renderer.close()
@@ -572,7 +582,7 @@ try:
 except OSError as error:
     found = error.strerror
 """
-    assert await run_attempt(hostile_renderer, code) == "File too large"
+    assert await run_hostile_code(hostile_renderer, code) == "File too large"
 
 
 async def test_validation_reveals_no_file_of_the_running_prompt(
@@ -589,27 +599,29 @@ while not os.path.exists(given):
 """
     go_file = hostile_renderer._folder.scratch / "go"
     render_task = asyncio.create_task(
-        run_attempt(hostile_renderer, code, str(go_file), files=files)
+        run_hostile_code(hostile_renderer, code, str(go_file), files=files)
     )
-    output = hostile_renderer._folder.base / "output" / "adas-file.png"
-    await eventually(output.exists)
-    info = json.loads(await hostile_renderer.get("/object_info") or b"")
+    output_path = hostile_renderer._folder.base / "output" / "adas-file.png"
+    await eventually(output_path.exists)
+    node_info = json.loads(await hostile_renderer.get("/object_info") or b"")
     go_file.touch()
     await render_task
     for node in ("LoadImage", "LoadImageMask", "LoadImageOutput"):
-        assert "adas" not in str(info[node])
-        assert Path(next(iter(files))).name not in str(info[node])
+        assert "adas" not in str(node_info[node])
+        assert Path(next(iter(files))).name not in str(node_info[node])
 
 
 async def test_comfyui_has_no_port(hostile_renderer: ComfyRenderer) -> None:
     pid = (await hostile_renderer.status()).pid
     assert pid is not None
-    listening = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-    sandbox = {pid, *(p.pid for p in psutil.Process(pid).parents()[:2])}
-    assert not [c for c in listening if c.pid in sandbox]
-    address = hostile_renderer._folder.path / "comfyui.sock"
-    assert address.stat().st_mode & 0o777 == 0o600
-    assert address.parent.stat().st_mode & 0o777 == 0o700
+    listening_sockets = [
+        c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN
+    ]
+    sandbox_pids = {pid, *(p.pid for p in psutil.Process(pid).parents()[:2])}
+    assert not [c for c in listening_sockets if c.pid in sandbox_pids]
+    socket_path = hostile_renderer._folder.path / "comfyui.sock"
+    assert socket_path.stat().st_mode & 0o777 == 0o600
+    assert socket_path.parent.stat().st_mode & 0o777 == 0o700
 
 
 async def test_a_process_that_is_killed_takes_its_sandbox_along(
@@ -618,21 +630,21 @@ async def test_a_process_that_is_killed_takes_its_sandbox_along(
     pid = (await hostile_renderer.status()).pid
     assert pid is not None
     process = psutil.Process(pid)
-    family = [process, *process.parents()[:2]]
+    sandbox_processes = [process, *process.parents()[:2]]
     process.send_signal(signal.SIGKILL)
-    _, alive = await asyncio.to_thread(psutil.wait_procs, family, 10)
-    assert [p for p in alive if p.pid != os.getpid()] == []
-    assert (await render_graph(hostile_renderer, picture())).files
+    _, running_processes = await asyncio.to_thread(psutil.wait_procs, sandbox_processes, 10)
+    assert [p for p in running_processes if p.pid != os.getpid()] == []
+    assert (await render_graph(hostile_renderer, build_picture_graph())).files
 
 
-def _own_addresses() -> list[Any]:
-    results = [a for addresses in psutil.net_if_addrs().values() for a in addresses]
-    return [a for a in results if a.family == socket.AF_INET]
+def _list_own_addresses() -> list[Any]:
+    interface_addresses = [a for addresses in psutil.net_if_addrs().values() for a in addresses]
+    return [a for a in interface_addresses if a.family == socket.AF_INET]
 
 
 async def _list_visible_files(renderer: ComfyRenderer) -> list[str]:
     """Run a prompt that lists every file it can see, and return their paths."""
-    await render_graph(renderer, picture())
-    result: list[str] = await run_attempt(renderer, _SEEN, [str(renderer._folder.base)])
-    assert result, "the bridge at least"
-    return result
+    await render_graph(renderer, build_picture_graph())
+    visible_files: list[str] = await run_hostile_code(renderer, _SEEN, [str(renderer._folder.base)])
+    assert visible_files, "the bridge at least"
+    return visible_files

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from moyin.render.comfyui.install import ComfyUI
-from tests.integration.render.fixtures import comfyui_processes
+from tests.integration.render.fixtures import list_comfyui_pids
 from tests.waiting import eventually
 
 _PARENT = """
@@ -36,9 +36,9 @@ async def test_comfyui_dies_with_its_parent(comfyui: ComfyUI, tmp_path: Path) ->
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _PARENT, str(comfyui.home), str(comfyui.python), str(tmp_path)
     )
-    [pid] = await eventually(lambda: comfyui_processes(tmp_path), 180)
+    [pid] = await eventually(lambda: list_comfyui_pids(tmp_path), 180)
     # Into the midst of its start: the kernel must know by now.
     await eventually(lambda: psutil.Process(pid).memory_info().rss > 60 * 1024**2)
     parent.kill()
     await parent.wait()
-    await eventually(lambda: comfyui_processes(tmp_path) == [], 3)
+    await eventually(lambda: list_comfyui_pids(tmp_path) == [], 3)

@@ -45,15 +45,15 @@ from tests.integration.render.fixtures import (
     TEST_NODES,
     bad_nodes,
     blobs,
-    comfyui_processes,
-    failing,
+    build_failing_graph,
+    build_picture_graph,
+    build_request,
+    build_sleepy_graph,
+    list_comfyui_pids,
     options,
-    picture,
     render_events,
     render_successfully,
     renderer,
-    request,
-    sleepy,
 )
 from tests.waiting import eventually
 
@@ -66,15 +66,15 @@ async def test_a_picture_is_rendered_and_stored(
     renderer: ComfyRenderer, blobs: BlobStore, options: ComfyOptions
 ) -> None:
     prompt_id = str(uuid.uuid4())
-    success = await render_successfully(renderer, picture(), prompt_id)
+    success = await render_successfully(renderer, build_picture_graph(), prompt_id)
 
     [file] = success.files
     assert (file.name, file.media_type, file.node, file.slot, file.temporary) == (
         "p_00001_.png", "image/png", "2", "images", False,
     )  # fmt: skip
-    data = await blobs.get(file.sha256)
-    assert data.startswith(PNG)
-    assert len(data) == file.size
+    picture_bytes = await blobs.get(file.sha256)
+    assert picture_bytes.startswith(PNG)
+    assert len(picture_bytes) == file.size
     assert not list(options.folder.rglob("*.png")), "the store has it, nobody else"
 
 
@@ -82,21 +82,23 @@ async def test_the_saved_graph_is_the_one_that_was_sent(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
     prompt_id = str(uuid.uuid4())
-    success = await render_successfully(renderer, picture(), prompt_id)
-    data = await blobs.get(success.files[0].sha256)
-    assert b'"filename_prefix": "p"' in data
-    assert prompt_id.encode() not in data
+    success = await render_successfully(renderer, build_picture_graph(), prompt_id)
+    picture_bytes = await blobs.get(success.files[0].sha256)
+    assert b'"filename_prefix": "p"' in picture_bytes
+    assert prompt_id.encode() not in picture_bytes
 
 
 async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) -> None:
     started_at = time.monotonic()
-    seen_events = await render_events(renderer, sleepy(4.0))
+    seen_events = await render_events(renderer, build_sleepy_graph(4.0))
     elapsed_seconds = time.monotonic() - started_at
-    progress = [event for event in seen_events if isinstance(event, RenderProgress)]
-    assert 3 <= len(progress) <= 4 * (time.monotonic() - started_at) + 2, "four a second at most"
-    assert [p.value for p in progress] == sorted(p.value for p in progress)
-    assert any(0 < p.value < 3 and p.node == "3" for p in progress)
-    assert all(p.max == 3 for p in progress)
+    progress_events = [event for event in seen_events if isinstance(event, RenderProgress)]
+    assert 3 <= len(progress_events) <= 4 * (time.monotonic() - started_at) + 2, (
+        "four a second at most"
+    )
+    assert [p.value for p in progress_events] == sorted(p.value for p in progress_events)
+    assert any(0 < p.value < 3 and p.node == "3" for p in progress_events)
+    assert all(p.max == 3 for p in progress_events)
     assert seen_events.count(ExecutionStarted()) == 1
     assert seen_events[-4] == ExecutionFinished()
     assert isinstance(seen_events[-3], RenderRun)
@@ -107,14 +109,14 @@ async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) ->
 async def test_an_identical_graph_gives_the_second_job_its_own_result(
     renderer: ComfyRenderer,
 ) -> None:
-    graph = picture()
+    graph = build_picture_graph()
     first_result, second_result = (
         await render_successfully(renderer, graph),
         await render_successfully(renderer, graph),
     )
     assert first_result == second_result
     # Also while the first one's files are being stored.
-    graph = sleepy(0.2)
+    graph = build_sleepy_graph(0.2)
     third_result, fourth_result = await asyncio.gather(
         render_successfully(renderer, graph), render_successfully(renderer, graph)
     )
@@ -124,25 +126,25 @@ async def test_an_identical_graph_gives_the_second_job_its_own_result(
 async def test_a_cached_picture_holds_no_graph_of_another_tenants(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
-    graph = picture()
+    graph = build_picture_graph()
 
-    async def saved(tenant: str, note: str) -> bytes:
+    async def render_and_read(tenant: str, note: str) -> bytes:
         extra_data = {"extra_pnginfo": {"workflow": note}, MOYIN_KEY: {TENANT_KEY: tenant}}
-        render_request = replace(request(graph), extra_data=extra_data)
+        render_request = replace(build_request(graph), extra_data=extra_data)
         [*_, last_event] = [event async for event in renderer.render(render_request)]
         assert isinstance(last_event, RenderSucceeded)
         return await blobs.get(last_event.files[0].sha256)
 
-    assert b"of ann" in await saved("ann", "a note of ann's")
-    assert b"of bob" in await saved("bob", "a note of bob's")
+    assert b"of ann" in await render_and_read("ann", "a note of ann's")
+    assert b"of bob" in await render_and_read("bob", "a note of bob's")
     # A tenant's own may be the one that it made before.
-    assert b"of bob" in await saved("bob", "another note of bob's")
+    assert b"of bob" in await render_and_read("bob", "another note of bob's")
 
 
 async def test_lost_cached_outputs_are_rendered_again(
     renderer: ComfyRenderer,
 ) -> None:
-    graph = picture()
+    graph = build_picture_graph()
     first_result = await render_successfully(renderer, graph)
     assert renderer._outputs is not None
     renderer._outputs._stored.clear()
@@ -150,7 +152,7 @@ async def test_lost_cached_outputs_are_rendered_again(
 
 
 async def test_previews_are_marked_and_text_is_kept(renderer: ComfyRenderer) -> None:
-    graph = picture()
+    graph = build_picture_graph()
     graph["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     graph["10"] = {"class_type": "PreviewAny", "inputs": {"source": "a word"}}
     success = await render_successfully(renderer, graph)
@@ -160,7 +162,7 @@ async def test_previews_are_marked_and_text_is_kept(renderer: ComfyRenderer) -> 
 
 async def test_the_same_prompt_is_rendered_once(renderer: ComfyRenderer) -> None:
     prompt_id = str(uuid.uuid4())
-    graph = sleepy(1.0)
+    graph = build_sleepy_graph(1.0)
     started_at = time.monotonic()
     first_result, second_result = await asyncio.gather(
         render_successfully(renderer, graph, prompt_id),
@@ -176,7 +178,7 @@ async def test_the_same_prompt_is_rendered_once(renderer: ComfyRenderer) -> None
 async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
     renderer: ComfyRenderer,
 ) -> None:
-    render_request = request(sleepy(1.0))
+    render_request = build_request(build_sleepy_graph(1.0))
     async for event in renderer.render(render_request):
         assert isinstance(event, ExecutionStarted | RenderProgress)
         break
@@ -188,7 +190,7 @@ async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
 
 
 @pytest.mark.parametrize(
-    ("broken_node", "type_", "names"),
+    ("broken_node", "error_type", "message"),
     [
         ({"class_type": "NoSuchNode", "inputs": {}}, "invalid_prompt", "NoSuchNode"),
         (
@@ -199,29 +201,31 @@ async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
         (5, "invalid_prompt", "not an object"),
     ],
 )
-async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
-    renderer: ComfyRenderer, broken_node: object, type_: str, names: str
+async def test_invalid_graph_raises_comfyuis_errors(
+    renderer: ComfyRenderer, broken_node: object, error_type: str, message: str
 ) -> None:
-    graph = picture()
+    graph = build_picture_graph()
     graph["2"] = broken_node
     body = await renderer.validate(graph)
     assert body is not None
-    assert body["error"]["type"] == type_
-    with pytest.raises(InvalidGraph, match=names) as exc_info:
+    assert body["error"]["type"] == error_type
+    with pytest.raises(InvalidGraph, match=message) as exc_info:
         await render_events(renderer, graph)
     assert exc_info.value.details == body
-    assert "error" not in await renderer.validate(picture())
+    assert "error" not in await renderer.validate(build_picture_graph())
 
 
 async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
     """ComfyUI accepts values within the reported bounds, and rejects values outside of them."""
-    graph = picture()
+    graph = build_picture_graph()
     unchecked_inputs = (await renderer.validate(graph))["free"]
-    [(node, inputs)] = [
-        (node, result) for node, result in unchecked_inputs.items() if "width" in result
+    [(node, node_ranges)] = [
+        (node, input_ranges)
+        for node, input_ranges in unchecked_inputs.items()
+        if "width" in input_ranges
     ]
-    kind, minimum, maximum = inputs["width"]
-    assert (kind, inputs["color"]) == ("INT", ["INT", 0, 0xFFFFFF])
+    input_type, minimum, maximum = node_ranges["width"]
+    assert (input_type, node_ranges["color"]) == ("INT", ["INT", 0, 0xFFFFFF])
     for value, is_valid in (
         (minimum, True),
         (maximum, True),
@@ -230,23 +234,25 @@ async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
     ):
         graph[node]["inputs"]["width"] = value
         assert ("error" not in await renderer.validate(graph)) == is_valid
-    loads = {"1": {"class_type": "LoadImage", "inputs": {"image": "moyin/" + "0" * 64 + ".png"}}}
-    loads["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
-    assert "1" not in (await renderer.validate(loads))["free"], "it looks at files"
+    file_graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "moyin/" + "0" * 64 + ".png"}}
+    }
+    file_graph["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    assert "1" not in (await renderer.validate(file_graph))["free"], "it looks at files"
 
 
 async def test_validating_renders_nothing(renderer: ComfyRenderer) -> None:
     known_prompts = (await renderer.status()).known
-    assert "error" not in await renderer.validate(sleepy(5))
+    assert "error" not in await renderer.validate(build_sleepy_graph(5))
     started_at = time.monotonic()
-    await render_successfully(renderer, picture())
+    await render_successfully(renderer, build_picture_graph())
     assert time.monotonic() - started_at < 2
     assert len((await renderer.status()).known) == len(known_prompts) + 1
 
 
 async def test_a_failing_node_is_named(renderer: ComfyRenderer) -> None:
     with pytest.raises(RenderFailed, match=r"node 3 \(TestSyncError\) failed") as exc_info:
-        await render_events(renderer, failing())
+        await render_events(renderer, build_failing_graph())
     assert exc_info.value.details["node_id"] == "3"
     assert exc_info.value.details["node_type"] == "TestSyncError"
 
@@ -256,7 +262,7 @@ async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -
 
     Only the messages in the history contain the error.
     """
-    graph = picture()
+    graph = build_picture_graph()
     graph["3"] = {
         "class_type": "TestDynamicDependencyCycle",
         "inputs": {"input1": ["1", 0], "input2": ["1", 0]},
@@ -265,29 +271,35 @@ async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -
     with pytest.raises(RenderFailed, match="cycle") as exc_info:
         await render_events(renderer, graph)
     assert exc_info.value.details["node_id"] == "3"
-    assert len((await render_successfully(renderer, picture())).files) == 1
+    assert len((await render_successfully(renderer, build_picture_graph())).files) == 1
 
 
-async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> None:
-    victim, other_request = request(sleepy(30)), request(sleepy(0.5))
-    tasks = [
+async def test_cancel_stops_only_the_named_prompt(renderer: ComfyRenderer) -> None:
+    cancelled_request, other_request = (
+        build_request(build_sleepy_graph(30)),
+        build_request(build_sleepy_graph(0.5)),
+    )
+    render_tasks = [
         asyncio.create_task(render_successfully(renderer, dict(r.graph), r.prompt_id))
-        for r in (victim, other_request)
+        for r in (cancelled_request, other_request)
     ]
-    await eventually(lambda: _is_running(renderer, victim.prompt_id))
+    await eventually(lambda: _is_running(renderer, cancelled_request.prompt_id))
     await asyncio.sleep(0.5)
     started_at = time.monotonic()
-    await renderer.cancel(victim.prompt_id)
+    await renderer.cancel(cancelled_request.prompt_id)
     with pytest.raises(RenderFailed):
-        await tasks[0]
+        await render_tasks[0]
     assert time.monotonic() - started_at < 2
-    await renderer.cancel(victim.prompt_id)
+    await renderer.cancel(cancelled_request.prompt_id)
     await renderer.cancel(str(uuid.uuid4()))
-    assert len((await tasks[1]).files) == 1
+    assert len((await render_tasks[1]).files) == 1
 
 
 async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRenderer) -> None:
-    running_request, waiting_request = request(sleepy(2)), request(sleepy(30))
+    running_request, waiting_request = (
+        build_request(build_sleepy_graph(2)),
+        build_request(build_sleepy_graph(30)),
+    )
     first_task = asyncio.create_task(
         render_successfully(renderer, dict(running_request.graph), running_request.prompt_id)
     )
@@ -303,7 +315,7 @@ async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRende
 
 
 async def test_a_retry_does_not_share_the_end_of_a_cancelled_run(renderer: ComfyRenderer) -> None:
-    cancelled_request = request(sleepy(30))
+    cancelled_request = build_request(build_sleepy_graph(30))
     prompt_id = cancelled_request.prompt_id
     cancelled_task = asyncio.create_task(
         render_successfully(renderer, dict(cancelled_request.graph), prompt_id)
@@ -313,7 +325,7 @@ async def test_a_retry_does_not_share_the_end_of_a_cancelled_run(renderer: Comfy
     # The cancellation has begun, and ComfyUI still executes the prompt.
     await asyncio.sleep(0)
     assert prompt_id not in (await renderer.status()).known
-    assert len((await render_successfully(renderer, picture(), prompt_id)).files) == 1
+    assert len((await render_successfully(renderer, build_picture_graph(), prompt_id)).files) == 1
     await cancellation
     with pytest.raises(RenderFailed):
         await cancelled_task
@@ -322,14 +334,14 @@ async def test_a_retry_does_not_share_the_end_of_a_cancelled_run(renderer: Comfy
 async def test_a_failed_prompt_may_be_tried_again(renderer: ComfyRenderer) -> None:
     prompt_id = str(uuid.uuid4())
     with pytest.raises(RenderFailed):
-        await render_events(renderer, failing(), prompt_id)
-    assert len((await render_successfully(renderer, picture(), prompt_id)).files) == 1
+        await render_events(renderer, build_failing_graph(), prompt_id)
+    assert len((await render_successfully(renderer, build_picture_graph(), prompt_id)).files) == 1
 
 
 async def test_an_input_file_is_loaded_from_the_store(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
-    picture_file = (await render_successfully(renderer, picture(0xFF0000))).files[0]
+    picture_file = (await render_successfully(renderer, build_picture_graph(0xFF0000))).files[0]
     artifact = Artifact(
         id="art_1",
         name="red.png",
@@ -338,7 +350,7 @@ async def test_an_input_file_is_loaded_from_the_store(
         sha256=picture_file.sha256,
     )
     name = make_input_name(artifact)
-    graph = picture()
+    graph = build_picture_graph()
     graph["1"] = {"class_type": "LoadImage", "inputs": {"image": name}}
     render_request = RenderRequest(
         prompt_id=str(uuid.uuid4()), graph=graph, files={name: artifact.sha256}
@@ -359,7 +371,7 @@ async def test_an_input_file_is_loaded_from_the_store(
 async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     renderer: ComfyRenderer, options: ComfyOptions
 ) -> None:
-    task = asyncio.create_task(render_events(renderer, sleepy(30)))
+    task = asyncio.create_task(render_events(renderer, build_sleepy_graph(30)))
     await asyncio.sleep(0.5)
     pid = (await renderer.status()).pid
     assert pid is not None
@@ -367,21 +379,21 @@ async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     with pytest.raises(WorkerLost) as exc_info:
         await task
     assert "ended" not in exc_info.value.details, "no fault of the prompt's"
-    assert (await render_successfully(renderer, picture())).files
+    assert (await render_successfully(renderer, build_picture_graph())).files
     status = await renderer.status()
     assert status.pid not in (None, pid)
-    assert comfyui_processes(options.folder) == [status.pid]
+    assert list_comfyui_pids(options.folder) == [status.pid]
 
 
-async def test_a_stalled_socket_costs_nothing_but_progress(
+async def test_render_succeeds_without_events_of_the_socket(
     renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moyin.render.comfyui.prompts.RunningPrompt.process_event", lambda *_: None)
     monkeypatch.setattr("moyin.render.comfyui.renderer._POLL_SECONDS", 0.5)
-    assert len((await render_successfully(renderer, sleepy(0.2))).files) == 1
+    assert len((await render_successfully(renderer, build_sleepy_graph(0.2))).files) == 1
 
 
-async def test_bad_nodes(
+async def test_renderer_survives_bad_nodes(
     options: ComfyOptions,
     blobs: BlobStore,
     tmp_path: Path,
@@ -409,8 +421,8 @@ async def test_bad_nodes(
         await _check_hung_node_fails_its_prompt(renderer)
         await _check_zombie_is_replaced(renderer)
         assert list(renderer._folder.done.iterdir()) == [], "nothing of any prompt is left"
-        assert comfyui_processes(tmp_path) == [(await renderer.status()).pid]
-    assert comfyui_processes(tmp_path) == []
+        assert list_comfyui_pids(tmp_path) == [(await renderer.status()).pid]
+    assert list_comfyui_pids(tmp_path) == []
 
 
 async def _check_gc_ignores_imported_objects(renderer: ComfyRenderer) -> None:
@@ -425,15 +437,15 @@ async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.M
     The next prompt writes its file while the first one is still being stored.
     """
     blobs, folder = renderer._blobs, renderer._folder
-    may_store, put_stream = asyncio.Event(), blobs.put_stream
+    store_event, put_stream = asyncio.Event(), blobs.put_stream
 
     async def put_later(file: IO[bytes], limit: int) -> Blob:
-        await may_store.wait()
+        await store_event.wait()
         return await put_stream(file, limit)
 
-    async def follow(text: str, seen_events: list[RenderEvent]) -> None:
-        graph = {"1": {"class_type": "Latest", "inputs": {"text": text}}}
-        async for event in renderer.render(request(graph)):
+    async def follow(node_text: str, seen_events: list[RenderEvent]) -> None:
+        graph = {"1": {"class_type": "Latest", "inputs": {"text": node_text}}}
+        async for event in renderer.render(build_request(graph)):
             seen_events.append(event)
 
     monkeypatch.setattr(blobs, "put_stream", put_later)
@@ -443,15 +455,15 @@ async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.M
         asyncio.create_task(follow(*pair)) for pair in zip(texts, events_by_prompt, strict=True)
     ]
     await eventually(
-        lambda: all(ExecutionFinished() in render_events for render_events in events_by_prompt)
+        lambda: all(ExecutionFinished() in prompt_events for prompt_events in events_by_prompt)
     )
-    may_store.set()
+    store_event.set()
     await asyncio.gather(*tasks)
-    results = []
+    stored_texts = []
     for *_, last_event in events_by_prompt:
         assert isinstance(last_event, RenderSucceeded)
-        results.append((await blobs.get(last_event.files[0].sha256)).decode())
-    assert results == texts
+        stored_texts.append((await blobs.get(last_event.files[0].sha256)).decode())
+    assert stored_texts == texts
     emptied_folders = [*folder.writable, folder.done]
     assert not [p for folder_path in emptied_folders for p in folder_path.rglob("*") if p.is_file()]
 
@@ -463,14 +475,14 @@ async def _check_retry_after_freeing_memory(renderer: ComfyRenderer) -> None:
     await render_events(renderer, {"1": {"class_type": "Room", "inputs": {"failures": 2}}})
     with pytest.raises(OutOfMemory, match="no room"):
         await render_events(renderer, greedy_graph)
-    assert (await render_successfully(renderer, picture())).files
+    assert (await render_successfully(renderer, build_picture_graph())).files
 
 
 async def _check_hung_node_fails_its_prompt(renderer: ComfyRenderer) -> None:
     pid = (await renderer.status()).pid
     with pytest.raises(RenderFailed, match=r"no progress within .* of 1 s"):
         await render_events(renderer, {"1": {"class_type": "Stuck", "inputs": {}}})
-    assert (await render_successfully(renderer, picture())).files
+    assert (await render_successfully(renderer, build_picture_graph())).files
     assert (await renderer.status()).pid != pid
 
 
@@ -480,7 +492,7 @@ async def _check_zombie_is_replaced(renderer: ComfyRenderer) -> None:
     with pytest.raises(WorkerLost, match="executes prompts has ended") as exc_info:
         await render_events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
     assert exc_info.value.details == {"ended": "comfyui"}
-    assert (await render_successfully(renderer, picture())).files
+    assert (await render_successfully(renderer, build_picture_graph())).files
     assert (await renderer.status()).pid != pid
 
 
@@ -494,10 +506,10 @@ async def test_the_reason_of_a_failed_start_is_shown(
     await broken_renderer.start()
     try:
         with pytest.raises(ServiceUnavailable):
-            await render_events(broken_renderer, picture())
+            await render_events(broken_renderer, build_picture_graph())
         assert "--no-such-flag" in ((await broken_renderer.status()).error or "")
         with pytest.raises(ServiceUnavailable):
-            await broken_renderer.validate(picture())
+            await broken_renderer.validate(build_picture_graph())
     finally:
         await broken_renderer.close()
 
@@ -507,7 +519,7 @@ async def _run_renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterato
     renderer = ComfyRenderer(options, blobs)
     await renderer.start()
     try:
-        await render_successfully(renderer, picture())
+        await render_successfully(renderer, build_picture_graph())
         yield renderer
     finally:
         await renderer.close()

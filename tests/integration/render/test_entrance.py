@@ -23,7 +23,7 @@ _POOL = "entrance"
 
 
 @workflow.defn(sandboxed=False)
-class Enter:
+class EntryWorkflow:
     """A workflow with one activity in the pool's queue, which has the workflow's priority."""
 
     @workflow.run
@@ -36,7 +36,7 @@ class Enter:
         )
 
 
-class Entrance:
+class EntryRecorder:
     def __init__(self) -> None:
         self.order: list[str] = []
 
@@ -45,7 +45,7 @@ class Entrance:
         self.order.append(name)
 
 
-async def test_every_tenant_gets_in_while_another_floods_the_queue(
+async def test_every_tenant_enters_while_another_floods_the_queue(
     temporal_server: TemporalServer,
 ) -> None:
     client = await _connect_client(temporal_server)
@@ -62,7 +62,7 @@ async def test_every_tenant_gets_in_while_another_floods_the_queue(
     assert entry_order.index("patient") <= 25
 
 
-async def test_an_owner_of_more_weight_gets_in_more_often(temporal_server: TemporalServer) -> None:
+async def test_owner_with_more_weight_enters_more_often(temporal_server: TemporalServer) -> None:
     client = await _connect_client(temporal_server)
     await set_owner_weights(client, _POOL, {"heavy": 4.0})
     entry_order = await _enter_all(client, [("light", 3)] * 20 + [("heavy", 3)] * 20)
@@ -83,20 +83,23 @@ async def _enter_all(client: Client, submissions: list[tuple[str, int]]) -> list
         submissions: owner and priority of each job.
     """
     async with Worker(
-        client, task_queue=_QUEUE, workflows=[Enter], workflow_runner=UnsandboxedWorkflowRunner()
+        client,
+        task_queue=_QUEUE,
+        workflows=[EntryWorkflow],
+        workflow_runner=UnsandboxedWorkflowRunner(),
     ):
         handles = [
             await client.start_workflow(
-                Enter.run,
+                EntryWorkflow.run,
                 owner,
                 id=f"enter-{number}",
                 task_queue=_QUEUE,
-                priority=get_job_priority(_new_launch(owner, priority)),
+                priority=get_job_priority(_build_launch(owner, priority)),
             )
             for number, (owner, priority) in enumerate(submissions)
         ]
         await _wait_until_scheduled(handles)
-        entrance = Entrance()
+        entrance = EntryRecorder()
         async with Worker(
             client,
             task_queue=get_render_queue(_POOL),
@@ -118,7 +121,7 @@ async def _wait_until_scheduled(handles: list[WorkflowHandle[Any, Any]]) -> None
             await asyncio.sleep(0.05)
 
 
-def _new_launch(owner: str, priority: int) -> Launch:
+def _build_launch(owner: str, priority: int) -> Launch:
     return Launch(
         job_id="", owner=owner, attempt=1, spec="", heads=(), done=(), webhook=None,
         deadline=None, priority=priority,

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from moyin.render.comfyui.install import ComfyUI
 from tests.integration.render.cluster import RenderFarm, render_farm
-from tests.integration.render.hostile import attempt, read_finding, write_hostile_nodes
+from tests.integration.render.hostile import build_hostile_graph, read_finding, write_hostile_nodes
 from tests.integration.servers import TemporalServer, ValkeyServer
 
 _SECRET = "signs the stack's tokens"
@@ -45,7 +45,7 @@ for path in [*glob.glob("/proc/[0-9]*/environ"), *glob.glob("/proc/[0-9]*/cmdlin
 """
 
 
-async def test_it_reaches_nothing_of_the_farm(
+async def test_node_reaches_nothing_of_the_farm(
     comfyui: ComfyUI,
     tmp_path: Path,
     temporal_server: TemporalServer,
@@ -59,7 +59,7 @@ async def test_it_reaches_nothing_of_the_farm(
     ) as (farm, _):
         farm.bad_nodes = write_hostile_nodes(tmp_path)
         pool = await farm.deploy(actors=2, gpus=0.5)
-        await farm.ready(pool, 2)
+        await farm.wait_until_ready(pool, 2)
         addresses: dict[str, Any] = {"tcp": _list_servers(), "unix": _list_sockets(tmp_path)}
         ports = {port for _, port in addresses["tcp"]}
         assert {valkey_server.port, temporal_server.port} <= ports
@@ -68,32 +68,34 @@ async def test_it_reaches_nothing_of_the_farm(
         assert await asyncio.to_thread(_count_reachable, addresses) > 5, (
             "from outside all that can be"
         )
-        assert await _run_attempt(farm, _CONNECT, addresses) == []
+        assert await _run_hostile_code(farm, _CONNECT, addresses) == []
 
         sha256 = await farm.blobs.put(b"another tenant's")
-        private = [
+        private_paths = [
             *tmp_path.rglob(sha256),
             farm.settings.data / "moyin.db",
             valkey_server._folder,
             # Of both ComfyUIs, whichever is asked.
             *tmp_path.rglob("comfyui.log"),
         ]
-        assert len(private) == 5
-        assert all(path.exists() for path in private)
-        reached = await _run_attempt(farm, _LOOK, {"files": [str(path) for path in private]})
-        assert reached["files"] == []
+        assert len(private_paths) == 5
+        assert all(path.exists() for path in private_paths)
+        findings = await _run_hostile_code(
+            farm, _LOOK, {"files": [str(path) for path in private_paths]}
+        )
+        assert findings["files"] == []
         for secret in (_SECRET, "MOYIN_REDIS_URL", valkey_server.url):
-            assert secret not in str(reached["texts"])
+            assert secret not in str(findings["texts"])
 
 
-async def _run_attempt(farm: RenderFarm, code: str, arguments: Any = None) -> Any:
-    result = await farm.result(await farm.submit(attempt(code, arguments)))
+async def _run_hostile_code(farm: RenderFarm, code: str, arguments: Any = None) -> Any:
+    result = await farm.wait_for_result(await farm.submit_job(build_hostile_graph(code, arguments)))
     return read_finding(from_json(await farm.blobs.get(result.output))["body"]["outputs"])
 
 
 def _list_servers() -> list[tuple[str, int]]:
     """Return the addresses of all listening servers on this machine."""
-    result = psutil.net_connections("inet4")
+    connections = psutil.net_connections("inet4")
     own_addresses = [
         a.address
         for interface_addresses in psutil.net_if_addrs().values()
@@ -102,7 +104,7 @@ def _list_servers() -> list[tuple[str, int]]:
     ]
     return [
         (host, c.laddr.port)
-        for c in result
+        for c in connections
         if c.status == psutil.CONN_LISTEN and c.laddr
         for host in (own_addresses if c.laddr.ip == "0.0.0.0" else [c.laddr.ip])
     ]
@@ -112,8 +114,8 @@ def _list_sockets(folder: Path) -> list[str]:
     """Return the paths of all Unix sockets of servers, and of the ComfyUIs in ``folder``."""
     lines = Path("/proc/net/unix").read_text().splitlines()[1:]
     paths = [line.split(maxsplit=7)[7] for line in lines if len(line.split(maxsplit=7)) == 8]
-    socket_names = {"\0" + path[1:] if path.startswith("@") else path for path in paths}
-    return sorted(p for p in socket_names if "/proc/" not in p) + [
+    socket_paths = {"\0" + path[1:] if path.startswith("@") else path for path in paths}
+    return sorted(p for p in socket_paths if "/proc/" not in p) + [
         str(path) for path in folder.rglob("comfyui.sock")
     ]
 

@@ -49,28 +49,28 @@ def sdk(gateway: RunningStack) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def post(http: httpx.Client, body: Mapping[str, Any]) -> httpx.Response:
+def post_job(http: httpx.Client, body: Mapping[str, Any]) -> httpx.Response:
     return http.post("/jobs", json=body)
 
 
 def wait_until(http: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> Job:
-    def submit_and_wait() -> Job | None:
+    def fetch_if_met() -> Job | None:
         job: Job = http.get(f"/jobs/{job_id}").json()
         return job if condition(job) else None
 
-    result: Job = eventually_blocking(submit_and_wait, 240)
+    result: Job = eventually_blocking(fetch_if_met, 240)
     return result
 
 
 def submit_and_wait(http: httpx.Client, body: Mapping[str, Any]) -> Job:
-    answer = post(http, body)
-    assert answer.status_code == 202, answer.text
-    job = wait_until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+    response = post_job(http, body)
+    assert response.status_code == 202, response.text
+    job = wait_until(http, response.json()["id"], lambda job: job["status"] in FINAL)
     assert (job["status"], job["error"]) == ("succeeded", None)
     return job
 
 
-def swatch_job(**inputs: Any) -> Job:
+def build_swatch_job(**inputs: Any) -> Job:
     inputs = {"prompt": "x", "seed": next(_colors), "width": 16, "height": 8, **inputs}
     return {"kind": "render", "template": "swatch", "inputs": inputs}
 
@@ -86,17 +86,17 @@ def read_sizes(http: httpx.Client, job: Job) -> list[tuple[int, int]]:
 
 
 def test_templates_are_listed_with_the_schema_of_their_inputs(http: httpx.Client) -> None:
-    answer = http.get("/templates")
-    templates_by_name = {template["name"]: template for template in answer.json()["templates"]}
+    response = http.get("/templates")
+    templates_by_name = {template["name"]: template for template in response.json()["templates"]}
     assert templates_by_name.keys() >= {"swatch", "resize"}
     assert templates_by_name["swatch"]["inputs"]["required"] == ["prompt"]
     assert "graph" not in templates_by_name["swatch"]
     for path in ("/templates", "/templates/swatch"):
-        tag = http.get(path).headers["etag"]
-        cached_answer = http.get(path, headers={"if-none-match": tag})
-        assert (cached_answer.status_code, cached_answer.content) == (304, b"")
-    missing_answer = http.get("/templates/none")
-    assert (missing_answer.status_code, missing_answer.json()["code"]) == (
+        etag = http.get(path).headers["etag"]
+        cached_response = http.get(path, headers={"if-none-match": etag})
+        assert (cached_response.status_code, cached_response.content) == (304, b"")
+    unknown_response = http.get("/templates/none")
+    assert (unknown_response.status_code, unknown_response.json()["code"]) == (
         404,
         "template_not_found",
     )
@@ -105,30 +105,30 @@ def test_templates_are_listed_with_the_schema_of_their_inputs(http: httpx.Client
 @pytest.mark.parametrize(
     ("body", "field", "expected_text"),
     [
-        (swatch_job(width=4), "inputs.width", "at least 8"),
-        (swatch_job(width="16"), "inputs.width", "an integer"),
-        (swatch_job(prompt=["colour", 0]), "inputs.prompt", "a string"),
-        (swatch_job(colour=1), "inputs.colour", "prompt, seed, width, height"),
+        (build_swatch_job(width=4), "inputs.width", "at least 8"),
+        (build_swatch_job(width="16"), "inputs.width", "an integer"),
+        (build_swatch_job(prompt=["colour", 0]), "inputs.prompt", "a string"),
+        (build_swatch_job(colour=1), "inputs.colour", "prompt, seed, width, height"),
         ({"kind": "render", "template": "swatch"}, "inputs.prompt", "missing"),
         ({"kind": "render", "template": "swutch"}, "template", "swatch"),
-        ({**swatch_job(), "batch": {"seeds": 257}}, "batch.seeds", "1 to 256"),
-        ({**swatch_job(), "batch": {"sweep": {"inputs.width": [8, 4]}}},
+        ({**build_swatch_job(), "batch": {"seeds": 257}}, "batch.seeds", "1 to 256"),
+        ({**build_swatch_job(), "batch": {"sweep": {"inputs.width": [8, 4]}}},
          "batch.sweep.inputs.width", "at least 8"),
     ],
 )  # fmt: skip
 def test_errors_of_bad_inputs_name_valid_ones(
     http: httpx.Client, body: Job, field: str, expected_text: str
 ) -> None:
-    answer = post(http, body)
-    problem = answer.json()
-    assert (answer.status_code, problem["code"]) == (400, "invalid_request")
+    response = post_job(http, body)
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (400, "invalid_request")
     assert problem["field"] == field
     assert expected_text in problem["detail"]
 
 
 def test_a_template_renders_and_its_inputs_are_restored(http: httpx.Client) -> None:
     prompt = 'a ${steps.0.text} $${x} ["colour", 0]'
-    job = submit_and_wait(http, swatch_job(prompt=prompt, width=24, height=16))
+    job = submit_and_wait(http, build_swatch_job(prompt=prompt, width=24, height=16))
     assert read_sizes(http, job) == [(24, 16)], "the preview of the caption is no result"
     assert job["outputs"][0]["body"]["outputs"]["caption"]["text"] == [prompt]
 
@@ -136,25 +136,25 @@ def test_a_template_renders_and_its_inputs_are_restored(http: httpx.Client) -> N
 def test_template_input_accepts_only_own_pictures(
     http: httpx.Client,
 ) -> None:
-    text = http.post("/artifacts?name=a.txt", content=b"text").json()["id"]
-    for image, code in (("art_" + "0" * 32, "input_not_found"), (text, "invalid_request")):
+    text_file_id = http.post("/artifacts?name=a.txt", content=b"text").json()["id"]
+    for image, code in (("art_" + "0" * 32, "input_not_found"), (text_file_id, "invalid_request")):
         inputs = {"image": image, "width": 4, "height": 4}
-        answer = post(http, {"kind": "render", "template": "resize", "inputs": inputs})
-        assert answer.status_code == 400, answer.text
-        problem = answer.json()
+        response = post_job(http, {"kind": "render", "template": "resize", "inputs": inputs})
+        assert response.status_code == 400, response.text
+        problem = response.json()
         assert (problem["code"], problem["field"]) == (code, "inputs.image")
-    resize = {
+    resize_step = {
         "kind": "render",
         "template": "resize",
         "inputs": {"image": {"from": "steps.0.artifacts.0"}, "width": 4, "height": 12},
     }
-    job = submit_and_wait(http, {"kind": "pipeline", "steps": [swatch_job(), resize]})
+    job = submit_and_wait(http, {"kind": "pipeline", "steps": [build_swatch_job(), resize_step]})
     assert read_sizes(http, job) == [(16, 8), (4, 12)]
 
 
 def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
     batch = {"sweep": {"inputs.width": [8, 9], "inputs.height": [10, 11]}}
-    job = submit_and_wait(http, {**swatch_job(), "batch": batch})
+    job = submit_and_wait(http, {**build_swatch_job(), "batch": batch})
     assert read_sizes(http, job) == [(8, 10), (8, 11), (9, 10), (9, 11)]
     assert (job["steps"], job["progress"]["value"], job["progress"]["max"]) == (4, 4, 4)
     children = [(c["index"], c["status"], c["inputs"], c["progress"]) for c in job["children"]]
@@ -173,9 +173,9 @@ def test_a_retried_batch_continues_after_its_finished_children(
         "workflow": sleepy(0, next(_colors)),
         "batch": {"sweep": sweep},
     }
-    answer = post(http, body)
-    assert answer.status_code == 202, answer.text
-    job_id = answer.json()["id"]
+    response = post_job(http, body)
+    assert response.status_code == 202, response.text
+    job_id = response.json()["id"]
 
     # One ComfyUI, and nobody promises in which order it takes them.
     running_job = wait_until(http, job_id, lambda job: job["progress"]["value"] >= 1)
@@ -201,8 +201,8 @@ def test_a_failed_child_does_not_fail_the_others(http: httpx.Client) -> None:
     graph["2"]["inputs"]["images"] = ["3", 0]
     body = {"kind": "render", "workflow": graph, "batch": {"sweep": {
         "workflow.1.inputs.color": [next(_colors), next(_colors)]}}}  # fmt: skip
-    answer = post(http, body)
-    job = wait_until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+    response = post_job(http, body)
+    job = wait_until(http, response.json()["id"], lambda job: job["status"] in FINAL)
     assert (job["status"], job["error"]["code"]) == ("failed", "render_failed")
     assert job["error"]["message"].startswith("2 of 2 children failed")
     assert [child["error"]["code"] for child in job["children"]] == ["render_failed"] * 2
@@ -212,27 +212,27 @@ def test_openai_s_sdk_gets_pictures(
     gateway: RunningStack, sdk: openai.OpenAI, record_measurement: RecordMeasurement
 ) -> None:
     started_at = time.monotonic()
-    picture_file = sdk.images.generate(
+    images_response = sdk.images.generate(
         model="swatch", prompt="x", n=2, size="16x24", response_format="b64_json"
     )
     record_measurement(
         f"two pictures through images.generate: {time.monotonic() - started_at:.2f} s"
     )
-    assert picture_file.data is not None
-    pictures = [base64.b64decode(item.b64_json or "") for item in picture_file.data]
-    assert [read_size(item) for item in pictures] == [(16, 24)] * 2
+    assert images_response.data is not None
+    pictures = [base64.b64decode(image.b64_json or "") for image in images_response.data]
+    assert [read_size(image) for image in pictures] == [(16, 24)] * 2
     assert pictures[0] != pictures[1]
 
-    [item] = sdk.images.generate(model="swatch", prompt="x", size="8x8", user="u1").data or []
-    assert item.url is not None
-    assert item.url.startswith(f"{gateway.url}/artifacts/signed/")
+    [image] = sdk.images.generate(model="swatch", prompt="x", size="8x8", user="u1").data or []
+    assert image.url is not None
+    assert image.url.startswith(f"{gateway.url}/artifacts/signed/")
     # No key: the address is enough for this one file, and any other is not.
-    answer = httpx.get(item.url)
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
-    assert read_size(answer.content) == (8, 8)
-    head, _, name = item.url.rpartition("/")
-    altered_link_answer = httpx.get(f"{head[:-4]}AAAA/{name}")
-    assert (altered_link_answer.status_code, altered_link_answer.json()["code"]) == (
+    response = httpx.get(image.url)
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+    assert read_size(response.content) == (8, 8)
+    link_base, _, name = image.url.rpartition("/")
+    altered_link_response = httpx.get(f"{link_base[:-4]}AAAA/{name}")
+    assert (altered_link_response.status_code, altered_link_response.json()["code"]) == (
         401,
         "invalid_token",
     )
@@ -265,10 +265,10 @@ def test_openai_sdk_gets_errors_in_its_own_format(
 def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: openai.OpenAI) -> None:
     body = {"model": "swatch", "prompt": "x", "user": "soon", "size": "8x8"}
     headers = {"prefer": "respond-async", "idempotency-key": f"soon-{next(_colors)}"}
-    answers = [http.post("/v1/images/generations", json=body, headers=headers) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [202, 202], answers[0].text
-    assert answers[0].headers["location"] == answers[1].headers["location"]
-    job_id = answers[0].json()["id"]
+    responses = [http.post("/v1/images/generations", json=body, headers=headers) for _ in range(2)]
+    assert [response.status_code for response in responses] == [202, 202], responses[0].text
+    assert responses[0].headers["location"] == responses[1].headers["location"]
+    job_id = responses[0].json()["id"]
     job = wait_until(http, job_id, lambda job: job["status"] in FINAL)
     assert (job["metadata"], len(job["artifacts"])) == ({"user": "soon"}, 1)
 
@@ -292,11 +292,13 @@ def test_a_disconnect_cancels_the_calls_of_the_client(
     gateway: RunningStack, http: httpx.Client
 ) -> None:
     # The only ComfyUI is busy, so that nothing below can end by itself.
-    busy_job = post(http, {"kind": "render", "workflow": sleepy(600, next(_colors))}).json()["id"]
+    busy_job = post_job(http, {"kind": "render", "workflow": sleepy(600, next(_colors))}).json()[
+        "id"
+    ]
     wait_until(http, busy_job, lambda job: job["status"] == "running")
-    jobs = {}
-    key = {"idempotency-key": f"back-{next(_colors)}"}
-    for user, extra_headers in {"back": key, "gone": {}}.items():
+    job_ids = {}
+    key_headers = {"idempotency-key": f"back-{next(_colors)}"}
+    for user, extra_headers in {"back": key_headers, "gone": {}}.items():
         # It sends, and reads no answer.
         client = HTTPConnection("127.0.0.1", gateway.ports.door, timeout=60)
         body = {"model": "swatch", "prompt": "x", "user": user, "size": "8x8"}
@@ -304,12 +306,12 @@ def test_a_disconnect_cancels_the_calls_of_the_client(
         client.request(
             "POST", "/v1/images/generations", json.dumps(body), {**headers, **extra_headers}
         )
-        jobs[user] = find_job(http, user)
+        job_ids[user] = find_job(http, user)
         client.close()
-    wait_until(http, jobs["gone"], lambda job: job["status"] == "cancelled")
+    wait_until(http, job_ids["gone"], lambda job: job["status"] == "cancelled")
     # Who gave a key comes back for the same job.
-    assert http.get(f"/jobs/{jobs['back']}").json()["status"] not in FINAL
-    for job_id in (jobs["back"], busy_job):
+    assert http.get(f"/jobs/{job_ids['back']}").json()["status"] not in FINAL
+    for job_id in (job_ids["back"], busy_job):
         assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
         wait_until(http, job_id, lambda job: job["status"] == "cancelled")
 
@@ -317,18 +319,18 @@ def test_a_disconnect_cancels_the_calls_of_the_client(
 def find_job(http: httpx.Client, user: str) -> str:
     """Wait for a job with ``user`` in its metadata, and return the job's id."""
 
-    def ids() -> list[str]:
+    def list_ids() -> list[str]:
         jobs: list[Job] = http.get("/jobs").json()["jobs"]
         return [job["id"] for job in jobs if job["metadata"] == {"user": user}]
 
-    [job_id] = eventually_blocking(ids, 180)
+    [job_id] = eventually_blocking(list_ids, 180)
     return str(job_id)
 
 
 def test_an_equal_graph_is_rendered_once_for_its_tenant(
     gateway: RunningStack, http: httpx.Client, record_measurement: RecordMeasurement
 ) -> None:
-    body = swatch_job(prompt="once")
+    body = build_swatch_job(prompt="once")
     first_job = submit_and_wait(http, body)
     started_at = time.monotonic()
     second_job = submit_and_wait(http, body)
@@ -377,17 +379,17 @@ def test_failed_render_is_not_cached(http: httpx.Client) -> None:
     graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
     graph["2"]["inputs"]["images"] = ["3", 0]
     for _ in range(2):
-        answer = post(http, {"kind": "render", "workflow": graph})
-        job = wait_until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+        response = post_job(http, {"kind": "render", "workflow": graph})
+        job = wait_until(http, response.json()["id"], lambda job: job["status"] in FINAL)
         assert (job["status"], job["cached"]) == ("failed", False)
 
 
 def test_the_command_line_renders_a_template(gateway: RunningStack, tmp_path: Path) -> None:
-    process = gateway.run(
+    output_words = gateway.run(
         "render", "--template", "swatch", "-i", "prompt=sea", "-i", "width=16", "-i", "height=8",
         "-o", str(tmp_path),
     ).stdout.split()  # fmt: skip
-    assert read_size(Path(process[-1]).read_bytes()) == (16, 8)
+    assert read_size(Path(output_words[-1]).read_bytes()) == (16, 8)
     refused_process = gateway.run("render", "-t", "swatch", "-i", "width=4", check=False)
     assert refused_process.stderr.startswith("error: invalid_request: inputs.")
 
@@ -435,9 +437,9 @@ EDIT_TEMPLATE: dict[str, Any] = {
 def test_openai_s_sdk_edits_pictures_by_a_template(
     gateway: RunningStack, http: httpx.Client, sdk: openai.OpenAI
 ) -> None:
-    file = gateway.data / "templates" / "shrink.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps(EDIT_TEMPLATE))
+    template_path = gateway.data / "templates" / "shrink.json"
+    template_path.parent.mkdir()
+    template_path.write_text(json.dumps(EDIT_TEMPLATE))
     try:
         eventually_blocking(lambda: http.get("/templates/shrink").status_code == 200, 180)
         [made_picture] = (
@@ -447,24 +449,24 @@ def test_openai_s_sdk_edits_pictures_by_a_template(
             or []
         )
         picture = ("a.png", base64.b64decode(made_picture.b64_json or ""), "image/png")
-        answer = sdk.images.with_raw_response.edit(
+        response = sdk.images.with_raw_response.edit(
             model="shrink", prompt="Small.", image=picture, size="8x6", response_format="b64_json",
             extra_headers={"idempotency-key": f"edit-{next(_colors)}"},
         )  # fmt: skip
-        [edited_picture] = answer.parse().data or []
+        [edited_picture] = response.parse().data or []
         assert read_size(base64.b64decode(edited_picture.b64_json or "")) == (8, 6)
-        assert http.get(f"/jobs/{answer.headers['x-moyin-job']}").json()["status"] == "succeeded"
-        with pytest.raises(openai.BadRequestError) as mask:
+        assert http.get(f"/jobs/{response.headers['x-moyin-job']}").json()["status"] == "succeeded"
+        with pytest.raises(openai.BadRequestError) as mask_error:
             sdk.images.edit(model="shrink", prompt="x", image=picture, mask=picture)
-        assert mask.value.param == "mask"
-        with pytest.raises(openai.BadRequestError) as template:
+        assert mask_error.value.param == "mask"
+        with pytest.raises(openai.BadRequestError) as model_error:
             sdk.images.edit(model="swatch", prompt="x", image=picture)
-        assert template.value.param == "model"
+        assert model_error.value.param == "model"
         with pytest.raises(openai.NotFoundError) as exc_info:
             sdk.images.edit(model="gpt-image-9", prompt="x", image=picture)
         assert exc_info.value.code == "operation_not_configured"
     finally:
-        shutil.rmtree(file.parent)
+        shutil.rmtree(template_path.parent)
 
 
 def test_the_examples_of_the_page_make_and_edit_pictures(
@@ -472,27 +474,27 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
 ) -> None:
     variables: dict[str, Any] = {"client": sdk}
     exec(read_example("docs/templates.md", "images", "python"), variables)
-    pictures = [httpx.get(variable.url).content for variable in variables["made"].data]
+    pictures = [httpx.get(image.url).content for image in variables["made"].data]
     assert [read_size(picture) for picture in pictures] == [(512, 512)] * 2
 
     # Scales the picture instead of painting in it, which needs a model.
-    seed = {"class_type": "PreviewAny", "inputs": {"source": "${inputs.seed}"}}
-    inpaint = EDIT_TEMPLATE | {
+    seed_node = {"class_type": "PreviewAny", "inputs": {"source": "${inputs.seed}"}}
+    inpaint_template = EDIT_TEMPLATE | {
         "name": "inpaint",
         "inputs": EDIT_TEMPLATE["inputs"] | {"seed": {"type": "integer", "default": 0}},
-        "graph": EDIT_TEMPLATE["graph"] | {"seed": seed},
+        "graph": EDIT_TEMPLATE["graph"] | {"seed": seed_node},
     }
     house_path = tmp_path / "house.png"
     house_path.write_bytes(pictures[0])
-    file = gateway.data / "templates" / "inpaint.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps(inpaint))
+    template_path = gateway.data / "templates" / "inpaint.json"
+    template_path.parent.mkdir()
+    template_path.write_text(json.dumps(inpaint_template))
     try:
         eventually_blocking(lambda: http.get("/templates/inpaint").status_code == 200, 180)
         example = read_example("docs/templates.md", "edits", "python")
         assert '"house.png"' in example
         exec(example.replace('"house.png"', repr(str(house_path))), variables)
-        edited_pictures = [httpx.get(variable.url).content for variable in variables["made"].data]
+        edited_pictures = [httpx.get(image.url).content for image in variables["made"].data]
         assert [read_size(picture) for picture in edited_pictures] == [(4, 4)] * 2
     finally:
-        shutil.rmtree(file.parent)
+        shutil.rmtree(template_path.parent)

@@ -1,4 +1,4 @@
-"""Gives tests of the doctor an environment of its own."""
+"""Provides each test of the doctor with environment variables of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.stack import ROOT, free_port_base
 
 @pytest.fixture
 def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Return environment variables with a new data folder and free ports."""
+    """Yield environment variables with a new data folder and free ports."""
     inherited_environ = {
         n: v for n, v in os.environ.items() if not n.startswith(("MOYIN_", "RAY_"))
     }

@@ -11,7 +11,7 @@ from typing import Any
 from tests.stack import ROOT
 
 
-def examine(
+def run_doctor(
     environ: Mapping[str, str],
     *options: str,
     sandbox_command: Sequence[str] = (),
@@ -46,12 +46,12 @@ def examine(
     return process.returncode, {check["name"]: check for check in json.loads(process.stdout)}
 
 
-def list_fixed(checks: Mapping[str, Any]) -> set[str]:
+def list_fixed_checks(checks: Mapping[str, Any]) -> set[str]:
     """Return the names of the checks whose problem `--fix` has mended."""
     return {name for name, check in checks.items() if check["fixed"]}
 
 
-def list_problems(checks: Mapping[str, Any], *, mendable: bool = False) -> set[str]:
+def list_problem_checks(checks: Mapping[str, Any], *, mendable: bool = False) -> set[str]:
     """Return the names of the checks that failed or warned.
 
     Args:

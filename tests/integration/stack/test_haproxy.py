@@ -40,54 +40,54 @@ backend service
 
 
 @pytest.fixture
-async def departures() -> AsyncIterator[tuple[int, asyncio.Semaphore]]:
+async def silent_service() -> AsyncIterator[tuple[int, asyncio.Semaphore]]:
     """Run a service that never responds.
 
     Yields its port, and a semaphore that is released at each disconnect that the service notices.
     """
-    departure_count = asyncio.Semaphore(0)
+    disconnect_semaphore = asyncio.Semaphore(0)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def never_respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(BODY)
         with suppress(ConnectionError):
             await reader.read()
-        departure_count.release()
+        disconnect_semaphore.release()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(never_respond, "127.0.0.1", 0)
     async with server:
-        yield server.sockets[0].getsockname()[1], departure_count
+        yield server.sockets[0].getsockname()[1], disconnect_semaphore
 
 
 async def test_disconnect_of_a_client_reaches_the_service(
-    departures: tuple[int, asyncio.Semaphore], tmp_path: Path
+    silent_service: tuple[int, asyncio.Semaphore], tmp_path: Path
 ) -> None:
     """HAProxy must tell the service when a client disconnects before the response.
 
     The head and the body of the request are sent separately, as most clients do.
     """
-    service, departure_count = departures
-    async with _run_haproxy(tmp_path, service) as port:
+    service_port, disconnect_semaphore = silent_service
+    async with _run_haproxy(tmp_path, service_port) as port:
         for _ in range(CLIENTS):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
-            for part in (HEAD, BODY):
-                writer.write(part)
+            for request_part in (HEAD, BODY):
+                writer.write(request_part)
                 await writer.drain()
                 await asyncio.sleep(0.01)
             writer.close()
             await writer.wait_closed()
             async with asyncio.timeout(10):
-                await departure_count.acquire()
+                await disconnect_semaphore.acquire()
 
 
 @asynccontextmanager
-async def _run_haproxy(folder: Path, service: int) -> AsyncIterator[int]:
+async def _run_haproxy(folder: Path, service_port: int) -> AsyncIterator[int]:
     port = free_port()
-    config = folder / "haproxy.cfg"
-    config.write_text(_CONFIG.format(port=port, service=service))
+    config_path = folder / "haproxy.cfg"
+    config_path.write_text(_CONFIG.format(port=port, service=service_port))
     launcher = Path(ray.__file__).with_name("haproxy.sh")
     process = await asyncio.create_subprocess_exec(
-        "sh", launcher, "-db", "-f", config, env={**os.environ, **ray.build_ray_environ()}
+        "sh", launcher, "-db", "-f", config_path, env={**os.environ, **ray.build_ray_environ()}
     )
     try:
         await eventually(lambda: listens(port))

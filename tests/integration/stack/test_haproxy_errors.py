@@ -26,7 +26,7 @@ from moyin.errors import MoyinError, ServiceUnavailable, WorkerLost
 from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 from moyin.jobs.grpc.faults import Fault
 from tests.integration.servers import free_port
-from tests.integration.stack.serve_haproxy import App, Ports, run_haproxy
+from tests.integration.stack.serve_haproxy import HAProxyPorts, ServedApp, run_haproxy
 
 STARTING = "the service is starting or restarting; try again"
 PATHS = [
@@ -48,7 +48,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"]
 
 
 @pytest.fixture
-async def ports_without_apps(tmp_path: Path) -> AsyncIterator[Ports]:
+async def ports_without_apps(tmp_path: Path) -> AsyncIterator[HAProxyPorts]:
     """Run HAProxy without apps, as before the first deployment and after `serve shutdown`."""
     async with run_haproxy(tmp_path, {}) as ports:
         yield ports
@@ -60,8 +60,8 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def test_every_path_gets_its_own_shape(
-    ports_without_apps: Ports, http: aiohttp.ClientSession
+async def test_error_has_the_format_of_the_paths_protocol(
+    ports_without_apps: HAProxyPorts, http: aiohttp.ClientSession
 ) -> None:
     error = ServiceUnavailable(STARTING, retry_after=5)
     for path in PATHS:
@@ -69,49 +69,49 @@ async def test_every_path_gets_its_own_shape(
 
 
 async def test_every_method_gets_the_unavailable_error(
-    ports_without_apps: Ports, http: aiohttp.ClientSession
+    ports_without_apps: HAProxyPorts, http: aiohttp.ClientSession
 ) -> None:
     url = f"http://127.0.0.1:{ports_without_apps.http}/jobs"
     for method in METHODS:
-        async with http.request(method, url, data=b"{}") as answer:
-            assert answer.status == 503, method
-            assert (await answer.json(content_type=None))["code"] == "service_unavailable"
+        async with http.request(method, url, data=b"{}") as response:
+            assert response.status == 503, method
+            assert (await response.json(content_type=None))["code"] == "service_unavailable"
 
 
 async def test_a_head_request_gets_the_headers(
-    ports_without_apps: Ports, http: aiohttp.ClientSession
+    ports_without_apps: HAProxyPorts, http: aiohttp.ClientSession
 ) -> None:
-    async with http.head(f"http://127.0.0.1:{ports_without_apps.http}/v1/messages") as answer:
-        assert (answer.status, answer.headers["retry-after"]) == (503, "5")
-        assert answer.headers["request-id"] == answer.headers["x-request-id"]
-        assert await answer.read() == b""
+    async with http.head(f"http://127.0.0.1:{ports_without_apps.http}/v1/messages") as response:
+        assert (response.status, response.headers["retry-after"]) == (503, "5")
+        assert response.headers["request-id"] == response.headers["x-request-id"]
+        assert await response.read() == b""
 
 
 async def test_request_without_valid_id_gets_a_new_id(
-    ports_without_apps: Ports, http: aiohttp.ClientSession
+    ports_without_apps: HAProxyPorts, http: aiohttp.ClientSession
 ) -> None:
     for request_id in (None, "a b", "x" * 129, "a;b", ""):
         headers = {} if request_id is None else {"x-request-id": request_id}
         async with http.get(
             f"http://127.0.0.1:{ports_without_apps.http}/jobs", headers=headers
-        ) as answer:
-            new_request_id = answer.headers["x-request-id"]
-            assert (await answer.json(content_type=None))["request_id"] == new_request_id
+        ) as response:
+            new_request_id = response.headers["x-request-id"]
+            assert (await response.json(content_type=None))["request_id"] == new_request_id
         assert re.fullmatch("[0-9a-f]{32}", new_request_id), request_id
 
 
 async def test_long_path_is_truncated(
-    ports_without_apps: Ports, http: aiohttp.ClientSession
+    ports_without_apps: HAProxyPorts, http: aiohttp.ClientSession
 ) -> None:
-    async with http.get(f"http://127.0.0.1:{ports_without_apps.http}/{'a' * 8000}") as answer:
-        assert answer.status == 503
-        assert len((await answer.json(content_type=None))["instance"]) == 1024
+    async with http.get(f"http://127.0.0.1:{ports_without_apps.http}/{'a' * 8000}") as response:
+        assert response.status == 503
+        assert len((await response.json(content_type=None))["instance"]) == 1024
 
 
 async def test_an_app_without_replicas_is_unavailable(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
-    apps = {"gateway": _new_app("/"), "models": _new_app("/v1")}
+    apps = {"gateway": _build_app("/"), "models": _build_app("/v1")}
     async with run_haproxy(tmp_path, apps) as ports:
         error = ServiceUnavailable(STARTING, retry_after=5)
         for path in ("/jobs", "/v1/chat/completions", "/prompt"):
@@ -131,7 +131,7 @@ async def test_request_to_a_dying_replica_gets_an_error(
         writer.close()
 
     server = await asyncio.start_server(close_without_answer, "127.0.0.1", 0)
-    app = App(prefix="/", http=server.sockets[0].getsockname()[1], grpc=free_port())
+    app = ServedApp(prefix="/", http=server.sockets[0].getsockname()[1], grpc=free_port())
     error = WorkerLost(
         "the replica ended before it answered; the request may have been carried out",
         retry_after=1,
@@ -141,14 +141,14 @@ async def test_request_to_a_dying_replica_gets_an_error(
             await _check_response(http, ports, error, path)
 
 
-async def test_vendor_sdks_retry_unavailable_answers(ports_without_apps: Ports) -> None:
+async def test_vendor_sdks_retry_unavailable_answers(ports_without_apps: HAProxyPorts) -> None:
     gateway_url = f"http://127.0.0.1:{ports_without_apps.http}"
     sent_paths: list[str] = []
 
-    def count(request: Any) -> None:
+    def record_path(request: Any) -> None:
         sent_paths.append(request.url.path)
 
-    hooks = {"request": [count]}
+    hooks = {"request": [record_path]}
     messages: Any = [{"role": "user", "content": "Hi"}]
 
     def call_with_openai() -> None:
@@ -178,10 +178,10 @@ async def test_vendor_sdks_retry_unavailable_answers(ports_without_apps: Ports) 
 
 
 @pytest.mark.parametrize("application", [None, "gateway"])
-async def test_grpc_before_the_first_app(
-    application: str | None, ports_without_apps: Ports
+async def test_grpc_call_before_the_first_app_is_unavailable(
+    application: str | None, ports_without_apps: HAProxyPorts
 ) -> None:
-    failure = await _call(ports_without_apps, application)
+    failure = await _call_grpc(ports_without_apps, application)
     assert failure.code() == grpc.StatusCode.UNAVAILABLE
     assert failure.details() == STARTING
     trailers = dict(failure.trailing_metadata() or ())
@@ -198,29 +198,31 @@ async def test_grpc_without_the_app_is_unavailable(apps: list[str], tmp_path: Pa
 
     A call without an app's name goes to the gateway.
     """
-    known_apps = {name: _new_app(f"/{name}") for name in apps}
+    known_apps = {name: _build_app(f"/{name}") for name in apps}
     async with run_haproxy(tmp_path, known_apps) as ports:
         for application in ("gateway", None):
-            assert (await _call(ports, application)).code() == grpc.StatusCode.UNAVAILABLE
+            assert (await _call_grpc(ports, application)).code() == grpc.StatusCode.UNAVAILABLE
 
 
 async def test_grpc_without_an_app_is_sent_to_the_gateway(tmp_path: Path) -> None:
     servers, apps = [], {}
     for name in ("accounts", "gateway"):
         server = grpc.aio.server()
-        server.add_generic_rpc_handlers([_Replica(name)])
-        apps[name] = App(
+        server.add_generic_rpc_handlers([_FakeReplica(name)])
+        apps[name] = ServedApp(
             prefix=f"/{name}", http=free_port(), grpc=server.add_insecure_port("127.0.0.1:0")
         )
         await server.start()
         servers.append(server)
     try:
         async with run_haproxy(tmp_path, apps) as ports:
-            names = [(await _call(ports, app)).details() for app in (None, "accounts", "gateway")]
+            app_names = [
+                (await _call_grpc(ports, app)).details() for app in (None, "accounts", "gateway")
+            ]
     finally:
         for server in servers:
             await server.stop(None)
-    assert names == ["gateway", "accounts", "gateway"]
+    assert app_names == ["gateway", "accounts", "gateway"]
 
 
 async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
@@ -229,28 +231,32 @@ async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
     That proxy would answer NOT_FOUND in trailers, which HAProxy cannot change.
     """
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers([_Proxy()])
-    fallback = server.add_insecure_port("127.0.0.1:0")
+    server.add_generic_rpc_handlers([_FakeServeProxy()])
+    fallback_port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    apps = {"gateway": App(prefix="/", http=free_port(), grpc=free_port(), fallback=fallback)}
+    apps = {
+        "gateway": ServedApp(prefix="/", http=free_port(), grpc=free_port(), fallback=fallback_port)
+    }
     try:
         async with run_haproxy(tmp_path, apps) as ports:
             # HAProxy checks twice, four times a second, before it would trust the proxy.
-            failures = [await _call(ports, "gateway", pause=0.1) for _ in range(20)]
+            failures = [await _call_grpc(ports, "gateway", pause_seconds=0.1) for _ in range(20)]
     finally:
         await server.stop(None)
     assert {failure.code() for failure in failures} == {grpc.StatusCode.UNAVAILABLE}
 
 
-class _Replica(grpc.GenericRpcHandler):
+class _FakeReplica(grpc.GenericRpcHandler):
     """A healthy replica of an app; each call fails with a message that contains the app's name."""
 
     def __init__(self, app: str) -> None:
         self._app = app
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        healthy = call.method.endswith("/Healthz")
-        return grpc.unary_unary_rpc_method_handler(_send_health if healthy else self._refuse)
+        is_health_check = call.method.endswith("/Healthz")
+        return grpc.unary_unary_rpc_method_handler(
+            _send_health if is_health_check else self._refuse
+        )
 
     async def _refuse(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
         await context.abort(grpc.StatusCode.NOT_FOUND, self._app)
@@ -261,42 +267,46 @@ async def _send_health(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
     return bytes(HealthzResponse(message=HEALTHY_MESSAGE).SerializeToString())
 
 
-class _Proxy(grpc.GenericRpcHandler):
+class _FakeServeProxy(grpc.GenericRpcHandler):
     """A fake of Serve's own proxy: it is healthy, and each call fails with NOT_FOUND."""
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        healthy = call.method.endswith("/Healthz")
-        return grpc.unary_unary_rpc_method_handler(_send_health if healthy else self._refuse)
+        is_health_check = call.method.endswith("/Healthz")
+        return grpc.unary_unary_rpc_method_handler(
+            _send_health if is_health_check else self._refuse
+        )
 
     async def _refuse(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
         context.set_code(grpc.StatusCode.NOT_FOUND)
         return b""
 
 
-def _new_app(prefix: str) -> App:
-    return App(prefix=prefix, http=free_port(), grpc=free_port())
+def _build_app(prefix: str) -> ServedApp:
+    return ServedApp(prefix=prefix, http=free_port(), grpc=free_port())
 
 
 async def _check_response(
-    http: aiohttp.ClientSession, ports: Ports, error: MoyinError, path: str
+    http: aiohttp.ClientSession, ports: HAProxyPorts, error: MoyinError, path: str
 ) -> None:
     """Check that HAProxy responds to ``path`` exactly as the app behind it would for ``error``."""
-    expected = render_error(error, "mine", path)
+    expected_response = render_error(error, "mine", path)
     url = URL(f"http://127.0.0.1:{ports.http}{quote(path)}", encoded=True)
-    async with http.get(url, headers={"x-request-id": "mine"}) as answer:
-        body = await answer.read()
-    assert answer.status == expected.status
-    assert json.loads(body) == json.loads(expected.body)
+    async with http.get(url, headers={"x-request-id": "mine"}) as response:
+        body = await response.read()
+    assert response.status == expected_response.status
+    assert json.loads(body) == json.loads(expected_response.body)
     expected_headers = {
-        **expected.headers,
+        **expected_response.headers,
         "x-request-id": "mine",
         **{name.decode(): value.decode() for name, value in SECURITY_HEADERS},
     }
-    assert {name: answer.headers.get(name) for name in expected_headers} == expected_headers
+    assert {name: response.headers.get(name) for name in expected_headers} == expected_headers
 
 
-async def _call(ports: Ports, application: str | None, pause: float = 0) -> grpc.aio.AioRpcError:
-    await asyncio.sleep(pause)
+async def _call_grpc(
+    ports: HAProxyPorts, application: str | None, pause_seconds: float = 0
+) -> grpc.aio.AioRpcError:
+    await asyncio.sleep(pause_seconds)
     metadata = [("x-request-id", "mine")]
     if application is not None:
         metadata.append(("application", application))

@@ -24,7 +24,7 @@ import yaml
 
 from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 from moyin.stack.ports import REPLICA_PORTS, Ports
-from tests.chaos.watch import Probe, judge, probes
+from tests.chaos.watch import Probe, build_probes, judge_response
 from tests.stack import ROOT, free_port_base
 
 _BIN = Path(sys.executable).parent
@@ -34,22 +34,22 @@ _TINY = Probe(service="tiny", method="GET", path="/tiny/a", normal=200)
 _SERVICER = "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
 
 
-class Head:
+class HeadNode:
     """A head node that the test started with `ray start`."""
 
     def __init__(self, folder: Path) -> None:
         # Short: sockets lie below it.
         self.folder = folder
         self.ports = Ports.read({}, base=free_port_base())
-        token = folder / "token"
-        token.write_text(secrets.token_hex(32))
+        token_path = folder / "token"
+        token_path.write_text(secrets.token_hex(32))
         ports = self.ports
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            **_ray_env(),
+            **_read_ray_env(),
             "PYTHONPATH": str(ROOT),
             "MOYIN_DATA": str(folder / "data"),
-            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_AUTH_TOKEN_PATH": str(token_path),
             # `_belongs_to_stack` reads the environment, which Ray otherwise overwrites with titles.
             "SPT_NOENV": "1",
             # Beside other farms on this machine; a node has Serve's own ports and folder.
@@ -68,7 +68,7 @@ class Head:
             "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ports.replicas + REPLICA_PORTS - 1),
         }
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start_ray(self) -> subprocess.Popen[bytes]:
         ports = self.ports
         return subprocess.Popen(
             [
@@ -83,85 +83,87 @@ class Head:
             env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def serve(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
-        address = f"http://127.0.0.1:{self.ports.dashboard}"
+    def run_serve(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
+        dashboard_url = f"http://127.0.0.1:{self.ports.dashboard}"
         return subprocess.Popen(
-            [_BIN / "serve", command, "--address", address, *arguments],
+            [_BIN / "serve", command, "--address", dashboard_url, *arguments],
             env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def deploy(self) -> subprocess.Popen[bytes]:
+    def deploy_tiny_app(self) -> subprocess.Popen[bytes]:
         tiny_app = {
             "name": "tiny",
             "route_prefix": "/tiny",
             "import_path": "tests.integration.stack.tiny_app:build",
             "args": {"broken": False},
         }
-        path = self.folder / "serve_config.yaml"
+        config_path = self.folder / "serve_config.yaml"
         config = {
             "proxy_location": "HeadOnly",
             "http_options": {"host": "127.0.0.1", "port": self.ports.door},
             "grpc_options": {"port": self.ports.grpc, "grpc_servicer_functions": [_SERVICER]},
             "applications": [tiny_app],
         }
-        path.write_text(yaml.safe_dump(config))
-        return self.serve("deploy", str(path))
+        config_path.write_text(yaml.safe_dump(config))
+        return self.run_serve("deploy", str(config_path))
 
 
 @pytest.fixture
-def head() -> Iterator[Head]:
+def head() -> Iterator[HeadNode]:
     folder = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
-    head = Head(folder)
+    head = HeadNode(folder)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        process = head.start()
+        process = head.start_ray()
         stack.callback(_end_processes, process, folder)
         yield head
 
 
 @pytest.mark.timeout(300)
-def test_no_response_is_404_while_apps_start(head: Head) -> None:
+def test_no_response_is_404_while_apps_start(head: HeadNode) -> None:
     """No response is 404 before the first `serve deploy`, during it, and after `serve shutdown`."""
     # Refused until Ray's dashboard listens.
-    deploy_process = head.deploy()
-    seen_answers: set[str] = set()
-    while "ok" not in seen_answers:
+    deploy_process = head.deploy_tiny_app()
+    seen_outcomes: set[str] = set()
+    while "ok" not in seen_outcomes:
         time.sleep(_PAUSE)
-        seen_answers |= _check_answers(head)
+        seen_outcomes |= _check_responses(head)
         if deploy_process.poll() not in (None, 0):
-            deploy_process = head.deploy()
-    assert "503" in seen_answers, "HAProxy was there before the app"
+            deploy_process = head.deploy_tiny_app()
+    assert "503" in seen_outcomes, "HAProxy was there before the app"
     # Other paths have no app; no app but ours is called over gRPC.
-    assert _check_answers(head) == {"ok", "503", "UNAVAILABLE"}
+    assert _check_responses(head) == {"ok", "503", "UNAVAILABLE"}
 
-    stop_process = head.serve("shutdown", "-y")
-    while stop_process.poll() is None or seen_answers & {"ok", "cut"}:
+    stop_process = head.run_serve("shutdown", "-y")
+    while stop_process.poll() is None or seen_outcomes & {"ok", "cut"}:
         time.sleep(_PAUSE)
-        seen_answers = _check_answers(head)
+        seen_outcomes = _check_responses(head)
     assert stop_process.returncode == 0
-    assert seen_answers <= {"503", "refused", "UNAVAILABLE"}
+    assert seen_outcomes <= {"503", "refused", "UNAVAILABLE"}
 
 
-def _check_answers(head: Head) -> set[str]:
+def _check_responses(head: HeadNode) -> set[str]:
     """Request a path of every kind, check each response, and return the different responses."""
-    results = {_request(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
+    outcomes = {_probe_path(head.ports.door, probe) for probe in (_TINY, *build_probes("7"))}
     with grpc.insecure_channel(f"127.0.0.1:{head.ports.grpc}") as channel:
         stub = moyin_pb2_grpc.MoyinStub(channel)
         with pytest.raises(grpc.RpcError) as exc_info:
             metadata = (("application", "gateway"),)
             stub.GetJob(moyin_pb2.GetJobRequest(id="7"), metadata=metadata, timeout=30)
-    results.add(exc_info.value.code().name)
-    return results
+    outcomes.add(exc_info.value.code().name)
+    return outcomes
 
 
-def _request(port: int, probe: Probe) -> str:
+def _probe_path(port: int, probe: Probe) -> str:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{probe.path}", method=probe.method)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            outcome, problem = judge(probe, answer.status, answer.headers, answer.read())
+        with urllib.request.urlopen(request, timeout=30) as response:
+            outcome, problem = judge_response(
+                probe, response.status, response.headers, response.read()
+            )
     except urllib.error.HTTPError as error:
         with error:
-            outcome, problem = judge(probe, error.code, dict(error.headers), error.read())
+            outcome, problem = judge_response(probe, error.code, dict(error.headers), error.read())
     except OSError:
         time.sleep(0.05)
         return "refused"
@@ -172,13 +174,13 @@ def _request(port: int, probe: Probe) -> str:
     return outcome
 
 
-def _ray_env() -> Mapping[str, str]:
+def _read_ray_env() -> Mapping[str, str]:
     """Return the variables that `eval "$(moyin ray-env)"` exports."""
     output = subprocess.run(
         [_BIN / "moyin", "ray-env"], capture_output=True, text=True, check=True
     ).stdout
-    words = [shlex.split(line)[1] for line in output.splitlines()]
-    return dict(word.split("=", 1) for word in words)
+    assignments = [shlex.split(line)[1] for line in output.splitlines()]
+    return dict(assignment.split("=", 1) for assignment in assignments)
 
 
 def _end_processes(process: subprocess.Popen[bytes], folder: Path) -> None:
@@ -190,12 +192,14 @@ def _end_processes(process: subprocess.Popen[bytes], folder: Path) -> None:
         process.kill()
         process.wait()
     remaining_processes = [
-        item for item in psutil.process_iter() if _belongs_to_stack(item, folder)
+        remaining_process
+        for remaining_process in psutil.process_iter()
+        if _belongs_to_stack(remaining_process, folder)
     ]
-    for item in remaining_processes:
+    for remaining_process in remaining_processes:
         # One that ended by itself meanwhile.
         with suppress(psutil.NoSuchProcess):
-            item.kill()
+            remaining_process.kill()
     psutil.wait_procs(remaining_processes, timeout=10)
 
 

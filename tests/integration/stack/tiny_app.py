@@ -21,11 +21,11 @@ class Tiny:
             raise RuntimeError("this app is broken on purpose")
 
     async def __call__(self, request: Request) -> JSONResponse:
-        answer: dict[str, object] = {"path": request.url.path}
+        body: dict[str, object] = {"path": request.url.path}
         if request.url.path == "/valkey":
             async with redis.Redis.from_url(Settings().redis_url) as valkey:
-                answer["valkey"] = await valkey.ping()
-        return JSONResponse(answer)
+                body["valkey"] = await valkey.ping()
+        return JSONResponse(body)
 
 
 def build(args: TinyArgs) -> serve.Application:

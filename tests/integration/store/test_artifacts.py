@@ -43,7 +43,7 @@ async def test_newest_output_by_name_is_found_among_many_through_an_index(
     store, jobs = ArtifactStore(database), JobStore(database)
     own_condition = build_submitter_condition(Identity(owner="ann", key_id="own"))
 
-    async def render(owner: str, key_id: str) -> Artifact:
+    async def store_render(owner: str, key_id: str) -> Artifact:
         job_id = str(uuid.uuid4())
         await jobs.create(
             NewJob(
@@ -62,8 +62,8 @@ async def test_newest_output_by_name_is_found_among_many_through_an_index(
         await jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None, results=[result])
         return output
 
-    own_output, other_output = await render("ann", "own"), await render("ann", "other")
-    await render("bob", "own")
+    own_output, other_output = await store_render("ann", "own"), await store_render("ann", "other")
+    await store_render("bob", "own")
     uploads = [replace(ARTIFACT, id=f"art_{uuid.uuid4().hex}") for _ in range(300)]
     await database.write(lambda c: insert_artifacts(c, uploads, owner="ann", job_id=None))
     assert await store.find_newest_output("ann", "out.png", own_condition) == own_output
@@ -71,7 +71,7 @@ async def test_newest_output_by_name_is_found_among_many_through_an_index(
     for owner, name in (("eve", "out.png"), ("ann", "OUT.png"), ("ann", "out%"), ("", "out.png")):
         assert await store.find_newest_output(owner, name, own_condition) is None
 
-    explained_database = _Explained(database_url)
+    explained_database = _ExplainingDatabase(database_url)
     await ArtifactStore(explained_database).find_newest_output("ann", "out.png", own_condition)
     assert "ix_artifacts_outputs_by_name" in explained_database.plan
     assert (
@@ -86,7 +86,7 @@ async def test_newest_output_by_name_is_found_among_many_through_an_index(
     await database.close()
 
 
-class _Explained(Database):
+class _ExplainingDatabase(Database):
     """Stores in ``plan`` how the database executes the last query for a single row."""
 
     plan = ""
@@ -97,9 +97,9 @@ class _Explained(Database):
             if not is_sqlite:
                 # The tables are so small that reading them whole would be cheaper.
                 connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-            text = query.compile(connection, compile_kwargs={"literal_binds": True})
+            sql = query.compile(connection, compile_kwargs={"literal_binds": True})
             prefix = "EXPLAIN QUERY PLAN" if is_sqlite else "EXPLAIN"
-            rows = connection.exec_driver_sql(f"{prefix} {text}").all()
+            rows = connection.exec_driver_sql(f"{prefix} {sql}").all()
             return "\n".join(str(row) for row in rows)
 
         self.plan = await self.read(explain)

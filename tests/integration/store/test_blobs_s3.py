@@ -16,7 +16,7 @@ import pytest
 from moyin.errors import ServiceUnavailable
 from moyin.store.blobs import BlobStore
 from tests.blob_contract import BlobContract
-from tests.integration.gateway.fixtures import Farm, Services
+from tests.integration.gateway.fixtures import Farm, ScriptedService
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.integration.store.s3_server import BUCKET, S3Server, s3_server
 
@@ -34,7 +34,7 @@ CHAT = {
 
 
 @pytest.fixture(autouse=True)
-def _environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def _set_aws_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in s3_server.environment.items():
@@ -51,7 +51,7 @@ def blobs(url: str) -> BlobStore:
     return BlobStore(url)
 
 
-class TestBucket(BlobContract):
+class TestS3BlobStore(BlobContract):
     pass
 
 
@@ -60,7 +60,7 @@ async def test_objects_are_stored_under_the_prefix_of_the_url(
 ) -> None:
     digest = await blobs.put(b"abc")
     key = f"{url.removeprefix(f's3://{BUCKET}/')}/{digest[:2]}/{digest[2:4]}/{digest}"
-    client = s3_server.client()
+    client = s3_server.create_client()
     assert client.get_object(Bucket=BUCKET, Key=key)["Body"].read() == b"abc"
     client.close()
 
@@ -74,11 +74,11 @@ async def test_known_content_becomes_a_new_artifact_without_an_upload(
     monkeypatch: pytest.MonkeyPatch,
     uses_file: bool,
 ) -> None:
-    source = tmp_path / "source"
-    source.write_bytes(b"abc")
+    source_path = tmp_path / "source"
+    source_path.write_bytes(b"abc")
     digest = await blobs.put(b"abc")
     key = f"{url.removeprefix(f's3://{BUCKET}/')}/{digest[:2]}/{digest[2:4]}/{digest}"
-    client = s3_server.client()
+    client = s3_server.create_client()
     modified_before = client.head_object(Bucket=BUCKET, Key=key)["LastModified"]
     assert await blobs.renew(digest)
     assert client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == modified_before
@@ -88,14 +88,14 @@ async def test_known_content_becomes_a_new_artifact_without_an_upload(
         # S3 counts in seconds.
         while client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == modified_before:
             await asyncio.sleep(0.2)
-            await (blobs.put_file(source) if uses_file else blobs.renew(digest))
+            await (blobs.put_file(source_path) if uses_file else blobs.renew(digest))
     client.close()
     assert await blobs.get(digest) == b"abc"
     assert not await blobs.renew("0" * 64)
 
 
 async def test_writes_of_other_processes_are_visible(blobs: BlobStore, url: str) -> None:
-    neighbour = await blobs.put(b"there before")
+    earlier_digest = await blobs.put(b"there before")
     content = "written elsewhere"
     digest = await BlobStore(f"s3://{BUCKET}/elsewhere").put(content.encode())
     assert not await blobs.exists(digest)
@@ -111,30 +111,30 @@ async def test_writes_of_other_processes_are_visible(blobs: BlobStore, url: str)
     assert b"Unclosed" not in stderr and b"Warning" not in stderr, stderr.decode()
     assert await blobs.exists(digest)
     assert await blobs.get(digest) == content.encode()
-    assert await blobs.exists(neighbour)
+    assert await blobs.exists(earlier_digest)
 
 
-async def test_a_large_file_goes_in_parts(blobs: BlobStore, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    with source.open("wb") as file:
+async def test_large_file_is_uploaded_in_parts(blobs: BlobStore, tmp_path: Path) -> None:
+    source_path = tmp_path / "source"
+    with source_path.open("wb") as file:
         for number in range(50):
             file.write(number.to_bytes() * 1024 * 1024)
-    blob = await blobs.put_file(source)
+    blob = await blobs.put_file(source_path)
     await blobs.copy_to(blob.sha256, tmp_path / "copy")
     assert (await blobs.put_file(tmp_path / "copy")) == blob
     part_border = 32 * 1024 * 1024
-    part = [
+    border_chunks = [
         c async for c in blobs.read_chunks(blob.sha256, start=part_border - 2, end=part_border + 2)
     ]
-    assert b"".join(part) == b"\x1f\x1f\x20\x20"
+    assert b"".join(border_chunks) == b"\x1f\x1f\x20\x20"
 
 
 async def test_a_missing_bucket_is_an_error(tmp_path: Path, s3_server: S3Server) -> None:
     await _check_all_fail(BlobStore("s3://nowhere/below"), tmp_path)
-    client = s3_server.client()
-    names = [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
+    client = s3_server.create_client()
+    bucket_names = [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
     client.close()
-    assert names == [BUCKET]
+    assert bucket_names == [BUCKET]
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
@@ -158,23 +158,23 @@ async def test_store_without_keys_fails(
 async def test_cancelled_calls_close_their_connection(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    was_requested, client_left = asyncio.Event(), asyncio.Event()
+    request_event, disconnect_event = asyncio.Event(), asyncio.Event()
 
     async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        was_requested.set()
+        request_event.set()
         await reader.read()
-        client_left.set()
+        disconnect_event.set()
         writer.close()
 
     async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_port(server)}")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_get_port(server)}")
         get_task = asyncio.create_task(BlobStore(url).get("0" * 64))
-        await was_requested.wait()
+        await request_event.wait()
         get_task.cancel()
         # Left alone it would hold the connection for ten seconds.
         async with asyncio.timeout(5):
-            await client_left.wait()
+            await disconnect_event.wait()
         assert get_task.cancelled()
 
 
@@ -185,7 +185,7 @@ async def farm(
     valkey_server: ValkeyServer,
     url: str,
 ) -> AsyncIterator[Farm]:
-    farm = Farm(tmp_path, temporal_server, valkey_server, Services())
+    farm = Farm(tmp_path, temporal_server, valkey_server, ScriptedService())
     farm.artifacts_url = url
     await farm.open()
     yield farm
@@ -194,22 +194,22 @@ async def farm(
 
 async def test_job_and_its_files_are_stored_in_s3(farm: Farm) -> None:
     await farm.start_worker()
-    job = await farm.submit(CHAT)
-    ended_job = await farm.until(job["id"])
+    job = await farm.submit_job(CHAT)
+    ended_job = await farm.wait_for_status(job["id"])
     assert (ended_job["status"], ended_job["outputs"][0]["text"]) == ("succeeded", "re: hello")
 
 
 async def test_gateway_answers_while_the_server_restarts(farm: Farm, s3_server: S3Server) -> None:
-    data = bytes(range(256)) * 4000
-    async with farm.client.post("/artifacts", data=data) as response:
+    content = bytes(range(256)) * 4000
+    async with farm.client.post("/artifacts", data=content) as response:
         assert response.status == 201
-        address = (await response.json())["url"]
+        artifact_path = (await response.json())["url"]
     headers = {"range": "bytes=1000-999999"}
-    async with farm.client.get(address, headers=headers) as response:
-        assert (response.status, await response.read()) == (206, data[1000:1_000_000])
+    async with farm.client.get(artifact_path, headers=headers) as response:
+        assert (response.status, await response.read()) == (206, content[1000:1_000_000])
     s3_server.kill()
     try:
-        for method, path, body in (("GET", address, None), ("POST", "/artifacts", data)):
+        for method, path, body in (("GET", artifact_path, None), ("POST", "/artifacts", content)):
             async with farm.client.request(method, path, data=body) as response:
                 response_body = await response.json()
                 assert (response.status, response_body["code"]) == (503, "service_unavailable"), (
@@ -218,25 +218,25 @@ async def test_gateway_answers_while_the_server_restarts(farm: Farm, s3_server: 
                 assert int(response.headers["retry-after"]) > 0
     finally:
         s3_server.start()
-    async with farm.client.get(address) as response:
-        assert (response.status, await response.read()) == (200, data)
-    async with farm.client.post("/artifacts", data=b"new" + data) as response:
+    async with farm.client.get(artifact_path) as response:
+        assert (response.status, await response.read()) == (200, content)
+    async with farm.client.post("/artifacts", data=b"new" + content) as response:
         assert response.status == 201
 
 
-def _port(server: asyncio.Server) -> int:
+def _get_port(server: asyncio.Server) -> int:
     port: int = server.sockets[0].getsockname()[1]
     return port
 
 
 async def _check_all_fail(blobs: BlobStore, folder: Path) -> None:
     """Assert that every operation fails with an error about the store, not about one blob."""
-    source = folder / "source"
-    source.write_bytes(b"abc")
+    source_path = folder / "source"
+    source_path.write_bytes(b"abc")
     digest = "0" * 64
-    for attempt in (
+    for operation in (
         blobs.put(b"abc"),
-        blobs.put_file(source),
+        blobs.put_file(source_path),
         blobs.get(digest),
         blobs.exists(digest),
         blobs.copy_to(digest, folder / "copy"),
@@ -244,5 +244,5 @@ async def _check_all_fail(blobs: BlobStore, folder: Path) -> None:
         anext(blobs.read_chunks(digest, end=1)),
     ):
         with pytest.raises(ServiceUnavailable):
-            await attempt
+            await operation
     assert [path.name for path in folder.iterdir()] == ["source"]

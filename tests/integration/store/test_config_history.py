@@ -21,7 +21,7 @@ async def history(database_url: str) -> AsyncIterator[ConfigHistory]:
     await database.close()
 
 
-async def test_replicas_that_start_at_once_record_a_configuration_once(
+async def test_replicas_that_start_concurrently_record_a_configuration_once(
     history: ConfigHistory,
 ) -> None:
     for number in range(3):

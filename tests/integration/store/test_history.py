@@ -64,7 +64,7 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
     result = StepResult(index=0, output=output, artifacts=(picture,))
     await jobs.finish(ids[0], 1, JobStatus.SUCCEEDED, None, results=[result])
 
-    async def find(**conditions: Any) -> list[int]:
+    async def list_numbers(**conditions: Any) -> list[int]:
         numbers, cursor = [], None
         while True:
             page, cursor = await jobs.list_page(
@@ -76,30 +76,30 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
 
     both_statuses = (JobStatus.QUEUED, JobStatus.SUCCEEDED)
     assert (
-        await find()
-        == await find(statuses=both_statuses)
-        == await find(kind="render")
+        await list_numbers()
+        == await list_numbers(statuses=both_statuses)
+        == await list_numbers(kind="render")
         == [3, 2, 1, 0]
     )
-    assert await find(pool="big") == [1]
-    assert await find(template="swatch") == [3, 2]
-    assert await find(metadata=LABELS) == [2]
-    assert await find(metadata={"e": "x"}, statuses=both_statuses[:1]) == [3, 1]
-    assert await find(search="fox RED") == await find(search="赤い") == [2, 0]
-    assert await find(search="狐", metadata=LABELS) == [2]
-    assert await find(search="fox car") == []
-    assert await find(created_after=now()) == []
+    assert await list_numbers(pool="big") == [1]
+    assert await list_numbers(template="swatch") == [3, 2]
+    assert await list_numbers(metadata=LABELS) == [2]
+    assert await list_numbers(metadata={"e": "x"}, statuses=both_statuses[:1]) == [3, 1]
+    assert await list_numbers(search="fox RED") == await list_numbers(search="赤い") == [2, 0]
+    assert await list_numbers(search="狐", metadata=LABELS) == [2]
+    assert await list_numbers(search="fox car") == []
+    assert await list_numbers(created_after=now()) == []
     assert await jobs.count("ann", JobFilter(statuses=both_statuses[1:])) == 1
     for artifact_filter in (ArtifactFilter(job_id=ids[0]), ArtifactFilter(media_type="image/*")):
         [listed_artifact], _ = await artifacts.list_page("ann", artifact_filter, limit=9)
         assert (listed_artifact.artifact.id, listed_artifact.job_id) == (picture.id, ids[0])
 
-    painting = Artifact(
+    second_picture = Artifact(
         id=derive_step_artifact_id(ids[2], 0, 0), name="b.png", media_type="image/png", size=3,
         sha256=picture.sha256,
     )  # fmt: skip
-    await artifacts.add(painting, owner="ann", job_id=ids[2])
-    await artifacts.set_favourite("ann", painting.id, True)
+    await artifacts.add(second_picture, owner="ann", job_id=ids[2])
+    await artifacts.set_favourite("ann", second_picture.id, True)
     for artifact_filter in (
         ArtifactFilter(metadata=LABELS, media_type="image/*"),
         ArtifactFilter(user_id="user_1"),
@@ -107,7 +107,7 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
         ArtifactFilter(favourite=True, user_id="user_1", template="swatch"),
     ):
         [listed_artifact], _ = await artifacts.list_page("ann", artifact_filter, limit=9)
-        assert (listed_artifact.artifact.id, listed_artifact.favourite) == (painting.id, True)
+        assert (listed_artifact.artifact.id, listed_artifact.favourite) == (second_picture.id, True)
     for artifact_filter in (ArtifactFilter(metadata={"e": "y"}), ArtifactFilter(user_id="user_2")):
         assert await artifacts.list_page("ann", artifact_filter, limit=9) == ([], None)
     [listed_artifact], _ = await artifacts.list_page(
@@ -115,28 +115,28 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
     )
     assert listed_artifact.artifact.id == picture.id
     # The table says that it is another's job: what it has counts for its owner alone.
-    await artifacts.add(replace(painting, id="art_x"), owner="eve", job_id=ids[2])
+    await artifacts.add(replace(second_picture, id="art_x"), owner="eve", job_id=ids[2])
     assert await artifacts.list_page("eve", ArtifactFilter(user_id="user_1"), limit=9) == ([], None)
     with pytest.raises(ArtifactNotFound):
-        await artifacts.set_favourite("bob", painting.id, False)
+        await artifacts.set_favourite("bob", second_picture.id, False)
     await database.write(
         lambda connection: connection.execute(
-            schema.artifacts.delete().where(schema.artifacts.c.id.in_([painting.id, "art_x"]))
+            schema.artifacts.delete().where(schema.artifacts.c.id.in_([second_picture.id, "art_x"]))
         )
     )
 
     deletion = await jobs.delete("ann", ids)
     assert list(deletion.deleted) == [ids[0]]
     assert set(deletion.still_open) == set(ids[1:])
-    assert await find() == [3, 2, 1]
-    assert await find(search="fox") == [2]
+    assert await list_numbers() == [3, 2, 1]
+    assert await list_numbers(search="fox") == [2]
     assert await artifacts.list_page("ann", ArtifactFilter(), limit=9) == ([], None)
     with pytest.raises(PromptIdTaken):
         await jobs.create(
             NewJob(id=ids[0], owner="ann", kind="render", spec=spec, heads=(), has_chosen_id=True)
         )
-    pruned_count = await Pruner(database, blobs).run_deleted(now() + timedelta(hours=1))
-    assert pruned_count.files == 2, "the output and the picture; other jobs have the spec"
+    pruned = await Pruner(database, blobs).run_deleted(now() + timedelta(hours=1))
+    assert pruned.files == 2, "the output and the picture; other jobs have the spec"
     assert await blobs.exists(spec) and not await blobs.exists(picture.sha256)
 
 
@@ -157,13 +157,13 @@ async def test_a_rare_word_is_found_among_many_jobs(
     assert ([job.id for job in page], cursor) == ([ids[0]], None)
     # More matches than are sorted: the pages compare rows.
     monkeypatch.setattr(job_filter, "MAX_SCANNED", 10)
-    results, cursor = [], None
+    found_ids, cursor = [], None
     while True:
         page, cursor = await jobs.list_page("ann", JobFilter(search="hay"), limit=7, cursor=cursor)
-        results += [job.id for job in page]
+        found_ids += [job.id for job in page]
         if cursor is None:
             break
-    assert results == ids[:0:-1]
+    assert found_ids == ids[:0:-1]
 
 
 async def test_a_page_and_its_cursor_are_read_in_one_statement(
@@ -188,25 +188,25 @@ async def test_a_page_and_its_cursor_are_read_in_one_statement(
         await other_database.close()
 
     def delete_between_queries(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if "row_number" in statement and deleting.ident is None:
-            deleting.start()
-            deleting.join()
+        if "row_number" in statement and deletion_thread.ident is None:
+            deletion_thread.start()
+            deletion_thread.join()
 
-    deleting = threading.Thread(target=lambda: asyncio.run(delete_newest()))
+    deletion_thread = threading.Thread(target=lambda: asyncio.run(delete_newest()))
     job_filter = JobFilter(pool="rare")
     sa.event.listen(sa.Engine, "after_cursor_execute", delete_between_queries)
     try:
         page, cursor = await jobs.list_page("ann", job_filter)
     finally:
         sa.event.remove(sa.Engine, "after_cursor_execute", delete_between_queries)
-    assert page == [] and cursor is not None and not deleting.is_alive()
+    assert page == [] and cursor is not None and not deletion_thread.is_alive()
     assert len((await jobs.list_page("ann"))[0]) == 9, "the deletion came between the statements"
     page, _ = await jobs.list_page("ann", job_filter, cursor=cursor)
     assert [job.id for job in page] == [ids[7]]
 
 
 async def test_an_id_that_is_being_deleted_stays_taken(postgres: Postgres) -> None:
-    url = postgres.url(postgres.new())
+    url = postgres.url(postgres.create_database())
     await asyncio.to_thread(migrate, url)
     database, other_database = Database(url), Database(url)
     jobs = JobStore(database)
@@ -218,12 +218,12 @@ async def test_an_id_that_is_being_deleted_stays_taken(postgres: Postgres) -> No
     async with other_database.writing() as transaction:
         deletion = await transaction.run_sync(lambda c: delete_ended_jobs(c, "ann", [new_job.id]))
         assert list(deletion.deleted) == [new_job.id]
-        creation = asyncio.create_task(jobs.create(new_job))
+        creation_task = asyncio.create_task(jobs.create(new_job))
         lock_query = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
         while not (await transaction.execute(lock_query)).scalar_one():
-            assert not creation.done()
+            assert not creation_task.done()
             await asyncio.sleep(0.05)
     with pytest.raises(PromptIdTaken):
-        await creation
+        await creation_task
     await database.close()
     await other_database.close()

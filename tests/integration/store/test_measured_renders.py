@@ -24,7 +24,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-def _new_result(index: int = 0, seconds: float = 4.0, pool: str = "default") -> StepResult:
+def _build_result(index: int = 0, seconds: float = 4.0, pool: str = "default") -> StepResult:
     return StepResult(
         index=index,
         output="0" * 64,
@@ -39,7 +39,7 @@ def _new_result(index: int = 0, seconds: float = 4.0, pool: str = "default") -> 
 async def _store_ended_job(
     database: Database,
     *results: StepResult,
-    kinds: tuple[StepKind, ...] = (StepKind.RENDER,),
+    step_kinds: tuple[StepKind, ...] = (StepKind.RENDER,),
     pool: str = "default",
     status: JobStatus = JobStatus.SUCCEEDED,
     children: int | None = None,
@@ -50,7 +50,7 @@ async def _store_ended_job(
         owner="ann",
         kind="render",
         spec="0" * 64,
-        heads=tuple((kind, pool if kind is StepKind.RENDER else "") for kind in kinds),
+        heads=tuple((kind, pool if kind is StepKind.RENDER else "") for kind in step_kinds),
         children=children,
     )
     await jobs.create(new_job)
@@ -60,14 +60,14 @@ async def _store_ended_job(
 
 
 async def test_renders_of_all_jobs_are_listed_from_the_oldest(database: Database) -> None:
-    await _store_ended_job(database, _new_result(seconds=4.0))
-    chat = StepResult(index=0, output="0" * 64)
+    await _store_ended_job(database, _build_result(seconds=4.0))
+    chat_result = StepResult(index=0, output="0" * 64)
     await _store_ended_job(
-        database, chat, _new_result(1, 5.0), kinds=(StepKind.CHAT, StepKind.RENDER)
+        database, chat_result, _build_result(1, 5.0), step_kinds=(StepKind.CHAT, StepKind.RENDER)
     )
-    renders = (StepKind.RENDER, StepKind.RENDER)
+    step_kinds = (StepKind.RENDER, StepKind.RENDER)
     await _store_ended_job(
-        database, _new_result(0, 6.0), _new_result(1, 7.0), kinds=renders, children=2
+        database, _build_result(0, 6.0), _build_result(1, 7.0), step_kinds=step_kinds, children=2
     )
     assert await list_measured_renders(database, "default") == [
         MeasuredRender(shape=f"shape-{seconds}", seconds=seconds, load_seconds=1.0, pictures=2)
@@ -78,23 +78,25 @@ async def test_renders_of_all_jobs_are_listed_from_the_oldest(database: Database
 
 
 async def test_only_measured_successes_of_the_pool_count(database: Database) -> None:
-    await _store_ended_job(database, _new_result(pool="other"), pool="other")
-    await _store_ended_job(database, _new_result(pool="large"))  # needed the memory of another pool
-    await _store_ended_job(database, _new_result(pool="default-2"), pool="default-2")
-    await _store_ended_job(database, _new_result(), status=JobStatus.FAILED)
+    await _store_ended_job(database, _build_result(pool="other"), pool="other")
+    await _store_ended_job(
+        database, _build_result(pool="large")
+    )  # needed the memory of another pool
+    await _store_ended_job(database, _build_result(pool="default-2"), pool="default-2")
+    await _store_ended_job(database, _build_result(), status=JobStatus.FAILED)
     await _store_ended_job(database, StepResult(index=0, output="0" * 64))  # of an earlier version
     cached_result = StepResult(
         index=0, output="0" * 64, backend="cache", cached=True, gpu_seconds=0.0, load_seconds=0.0
     )
     await _store_ended_job(database, cached_result)
-    await _store_ended_job(database, *(_new_result(n) for n in range(65)), children=65)
+    await _store_ended_job(database, *(_build_result(n) for n in range(65)), children=65)
     assert await list_measured_renders(database, "default") == []
 
 
 async def test_at_most_256_renders_are_listed(database: Database) -> None:
     for number in range(5):
-        results = [_new_result(index, number) for index in range(64)]
-        await _store_ended_job(database, *results, kinds=(StepKind.RENDER,) * 64, children=64)
+        results = [_build_result(index, number) for index in range(64)]
+        await _store_ended_job(database, *results, step_kinds=(StepKind.RENDER,) * 64, children=64)
     renders = await list_measured_renders(database, "default")
     assert [render.seconds for render in renders] == [n for n in range(1, 5) for _ in range(64)]
 

@@ -34,37 +34,37 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'moyin.db'}"
     server: Postgres = request.getfixturevalue("postgres")
-    return server.url(server.new())
+    return server.url(server.create_database())
 
 
 def test_migrating_up_makes_the_schema_and_down_removes_it(empty_url: str) -> None:
     for _ in range(2):
         migrate(empty_url)
-        assert asyncio.run(_with_database(empty_url, _find_differences)) == []
-        asyncio.run(_with_database(empty_url, _insert_key))
-        identity = asyncio.run(_with_database(empty_url, lambda d: KeyStore(d).verify(KEY)))
+        assert asyncio.run(_run_with_database(empty_url, _find_differences)) == []
+        asyncio.run(_run_with_database(empty_url, _insert_key))
+        identity = asyncio.run(_run_with_database(empty_url, lambda d: KeyStore(d).verify(KEY)))
         assert (identity.owner, identity.scopes, identity.user) == ("studio", ALL_SCOPES, None)
         migrate(empty_url, "base", down=True)
-        assert asyncio.run(_with_database(empty_url, _list_tables)) == {"alembic_version"}
+        assert asyncio.run(_run_with_database(empty_url, _list_tables)) == {"alembic_version"}
 
 
-def test_one_step_down_and_unknown_revisions(empty_url: str) -> None:
+def test_migration_goes_one_step_down_and_refuses_unknown_revisions(empty_url: str) -> None:
     migrate(empty_url)
-    newest = get_newest_revision()
+    newest_revision = get_newest_revision()
     migrate(empty_url, "-1", down=True)
-    assert asyncio.run(read_revision(empty_url)) == f"{int(newest) - 1:04}"
+    assert asyncio.run(read_revision(empty_url)) == f"{int(newest_revision) - 1:04}"
     with pytest.raises(StackError, match="cannot migrate up to 'nothing': "):
         migrate(empty_url, "nothing")
     migrate(empty_url, "+1")
-    assert asyncio.run(read_revision(empty_url)) == newest
+    assert asyncio.run(read_revision(empty_url)) == newest_revision
 
 
 async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Postgres) -> None:
-    url = postgres.url(postgres.new())
+    url = postgres.url(postgres.create_database())
     await asyncio.to_thread(migrate, url, "0012")
     writer_database = Database(url)
 
-    async def write() -> None:
+    async def record_call() -> None:
         """Record a call while a migration runs; this fails if the migration locks the table."""
         async with writer_database.writing() as transaction:
             await transaction.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
@@ -73,7 +73,7 @@ async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Post
     loop = asyncio.get_running_loop()
     with _before_each_statement(
         lambda statement: (
-            asyncio.run_coroutine_threadsafe(write(), loop).result(30)
+            asyncio.run_coroutine_threadsafe(record_call(), loop).result(30)
             if "INDEX" in statement
             else None
         )
@@ -82,43 +82,45 @@ async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Post
     built_indexes = [
         text for text in statements if text.startswith("CREATE INDEX") and "usage" in text
     ]
-    assert len(built_indexes) == 8 and await _with_database(url, _count_calls) >= len(built_indexes)
-    assert await _with_database(url, _find_differences) == []
+    assert len(built_indexes) == 8 and await _run_with_database(url, _count_calls) >= len(
+        built_indexes
+    )
+    assert await _run_with_database(url, _find_differences) == []
     await writer_database.close()
 
 
-@pytest.mark.parametrize("statements_before", [4, 8, 17])
+@pytest.mark.parametrize("statement_count", [4, 8, 17])
 def test_an_interrupted_migration_of_postgresql_is_completed_later(
-    postgres: Postgres, statements_before: int
+    postgres: Postgres, statement_count: int
 ) -> None:
-    url = postgres.url(postgres.new())
+    url = postgres.url(postgres.create_database())
     migrate(url, "0012")
-    remaining_statements = statements_before
+    remaining_count = statement_count
 
     def interrupt(statement: str) -> None:
-        nonlocal remaining_statements
-        remaining_statements -= "usage" in statement or "pg_index" in statement
-        if not remaining_statements:
+        nonlocal remaining_count
+        remaining_count -= "usage" in statement or "pg_index" in statement
+        if not remaining_count:
             raise InterruptedError
 
     with _before_each_statement(interrupt), pytest.raises(InterruptedError):
         migrate(url)
     # What PostgreSQL leaves if it is interrupted while it builds the first index.
-    asyncio.run(_with_database(url, _mark_an_index_invalid))
+    asyncio.run(_run_with_database(url, _mark_an_index_invalid))
     migrate(url)
-    assert asyncio.run(_with_database(url, _find_differences)) == []
-    assert asyncio.run(_with_database(url, _list_invalid_indexes)) == []
+    assert asyncio.run(_run_with_database(url, _find_differences)) == []
+    assert asyncio.run(_run_with_database(url, _list_invalid_indexes)) == []
 
 
 def test_a_database_of_a_development_version_is_refused(empty_url: str) -> None:
     migrate(empty_url)
-    asyncio.run(_with_database(empty_url, _set_revision))
+    asyncio.run(_run_with_database(empty_url, _set_revision))
     for is_downgrade in (False, True):
         with pytest.raises(
             StackError, match=r"has the schema revision '0005'.*use that version or a new database"
         ):
             migrate(empty_url, "base" if is_downgrade else "head", down=is_downgrade)
-    assert "jobs" in asyncio.run(_with_database(empty_url, _list_tables))
+    assert "jobs" in asyncio.run(_run_with_database(empty_url, _list_tables))
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ async def jobs(database_url: str) -> AsyncIterator[JobStore]:
 async def test_concurrent_jobs_are_opened_up_to_the_limit(jobs: JobStore) -> None:
     limits = (Limit(subject="owner:studio", open_jobs=5), Limit(subject="key:k", open_jobs=9))
 
-    async def submit(number: int) -> bool:
+    async def create_job(number: int) -> bool:
         new_job = NewJob(
             id=f"job-{number}", owner="studio", kind="chat", spec="0" * 64,
             heads=((StepKind.CHAT, "default"),), key_id="k", limits=limits,
@@ -144,18 +146,22 @@ async def test_concurrent_jobs_are_opened_up_to_the_limit(jobs: JobStore) -> Non
             return False
         return is_created
 
-    assert sorted(await asyncio.gather(*map(submit, range(20)))) == [False] * 15 + [True] * 5
-    opened_jobs = [job.id for job in (await jobs.list_page("studio"))[0]]
-    assert len(opened_jobs) == 5
+    assert sorted(await asyncio.gather(*map(create_job, range(20)))) == [False] * 15 + [True] * 5
+    opened_ids = [job.id for job in (await jobs.list_page("studio"))[0]]
+    assert len(opened_ids) == 5
     # A repeat of what was accepted is no new job, whatever the limit.
-    number = int(opened_jobs[0].removeprefix("job-"))
-    assert await submit(number) is False
+    number = int(opened_ids[0].removeprefix("job-"))
+    assert await create_job(number) is False
     assert len((await jobs.list_page("studio"))[0]) == 5
 
 
 async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
-    labels = ({"client": "acme", "run no. 1": "a/b"}, {"client": "acme"}, {"client": "other"})
-    for number, labels_of_job in enumerate(labels):
+    labels_by_number = (
+        {"client": "acme", "run no. 1": "a/b"},
+        {"client": "acme"},
+        {"client": "other"},
+    )
+    for number, labels_of_job in enumerate(labels_by_number):
         step_kinds = ((StepKind.RENDER, "default"),)
         await jobs.create(
             NewJob(
@@ -178,23 +184,23 @@ _INSERT_CALL = sa.text(
 
 
 @contextmanager
-def _before_each_statement(work: Callable[[str], Any]) -> Iterator[list[str]]:
-    """Call ``work`` before each statement of a migration during the block; yield the statements.
+def _before_each_statement(on_statement: Callable[[str], Any]) -> Iterator[list[str]]:
+    """Call ``on_statement`` before each statement of a migration; yield the list of statements.
 
     The statements of the test's own inserts are left out.
     """
     statements: list[str] = []
 
-    def note_statement(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def record_statement(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         if "INSERT INTO usage" not in statement and "lock_timeout" not in statement:
-            work(statement)
+            on_statement(statement)
             statements.append(statement.strip())
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", note_statement)
+    sa.event.listen(sa.Engine, "before_cursor_execute", record_statement)
     try:
         yield statements
     finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", note_statement)
+        sa.event.remove(sa.Engine, "before_cursor_execute", record_statement)
 
 
 async def _count_calls(database: Database) -> int:
@@ -217,10 +223,10 @@ async def _list_invalid_indexes(database: Database) -> Any:
         return (await transaction.execute(query)).all()
 
 
-async def _with_database(url: str, work: Any) -> Any:
+async def _run_with_database(url: str, operation: Any) -> Any:
     database = Database(url)
     try:
-        return await work(database)
+        return await operation(database)
     finally:
         await database.close()
 

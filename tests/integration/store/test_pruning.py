@@ -26,15 +26,15 @@ async def test_concurrent_pruning_deletes_each_job_once(
     await databases[0].ensure_schema()
     past_jobs = PastJobs(databases[0], tmp_path / "blobs")
     for index in range(30):
-        await past_jobs.job(graph=str(index % 7), picture=str(index % 5).encode())
-    young_job = await past_jobs.job(days=1, graph="0", picture=b"0")
+        await past_jobs.create_job(graph=str(index % 7), picture=str(index % 5).encode())
+    young_job_id = await past_jobs.create_job(days=1, graph="0", picture=b"0")
     past_jobs.make_files_old()
 
     async def prune(database: Database) -> int:
-        return sum([part.jobs async for part in Pruner(database, past_jobs.blobs).run(BEFORE)])
+        return sum([pruned.jobs async for pruned in Pruner(database, past_jobs.blobs).run(BEFORE)])
 
     assert sum(await asyncio.gather(*map(prune, databases))) == 30
-    assert (await past_jobs.existing_ids(), len(past_jobs.files())) == ({young_job}, 3)
+    assert (await past_jobs.list_job_ids(), len(past_jobs.list_files())) == ({young_job_id}, 3)
     for database in databases:
         await database.close()
 
@@ -56,9 +56,9 @@ async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: P
     database = Database(database_url)
     await database.ensure_schema()
     past_jobs = PastJobs(database, tmp_path / "blobs")
-    old_jobs = [await past_jobs.job(graph=str(index)) for index in range(3)]
-    young_job = await past_jobs.job(days=1, graph="0")
-    remaining_files = past_jobs.files()
+    old_job_ids = [await past_jobs.create_job(graph=str(index)) for index in range(3)]
+    young_job_id = await past_jobs.create_job(days=1, graph="0")
+    remaining_files = past_jobs.list_files()
     past_jobs.make_files_old()
     environ = {
         **os.environ,
@@ -67,21 +67,25 @@ async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: P
     }
     command = [sys.executable, "-m", "moyin.cli.main", "prune", "--days", "30"]
 
-    def run(*more: str) -> str:
+    def run_prune(*options: str) -> str:
         process = subprocess.run(
-            [*command, *more], env=environ, text=True, capture_output=True, stdin=subprocess.DEVNULL
+            [*command, *options],
+            env=environ,
+            text=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
         )
-        assert process.returncode == (1 if not more else 0), process.stderr
+        assert process.returncode == (1 if not options else 0), process.stderr
         return process.stdout
 
-    assert run("--dry-run") == "3 jobs and 0 batches ended at least 30 days ago\n"
-    assert run().strip() == "", "nobody said that it may"
-    assert past_jobs.files() == remaining_files
+    assert run_prune("--dry-run") == "3 jobs and 0 batches ended at least 30 days ago\n"
+    assert run_prune().strip() == "", "nobody said that it may"
+    assert past_jobs.list_files() == remaining_files
     # Of three graphs one is the young job's as well, as is the picture.
-    assert run("--yes").startswith("deleted 3 jobs, 0 batches and 5 files, ")
-    assert run("--yes").startswith("deleted 0 jobs, 0 batches and 0 files, ")
-    for job in old_jobs:
+    assert run_prune("--yes").startswith("deleted 3 jobs, 0 batches and 5 files, ")
+    assert run_prune("--yes").startswith("deleted 0 jobs, 0 batches and 0 files, ")
+    for job_id in old_job_ids:
         with pytest.raises(JobNotFound):
-            await past_jobs.jobs.get("ada", job)
-    assert (await past_jobs.jobs.get("ada", young_job)).artifacts
+            await past_jobs.jobs.get("ada", job_id)
+    assert (await past_jobs.jobs.get("ada", young_job_id)).artifacts
     await database.close()

@@ -35,7 +35,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-def answered_line(batch_id: str, number: int) -> FinishedLine:
+def build_answered_line(batch_id: str, number: int) -> FinishedLine:
     entry = UsageEntry(
         request_id=f"{batch_id}-{number}", owner="ada", backend="b", model="m", input_tokens=1,
         cached_tokens=0, output_tokens=1, cost_usd=Decimal(0), complete=True,
@@ -62,32 +62,32 @@ async def create_batch(database: Database, batch_id: str, count: int) -> None:
     await batches.begin(batch_id, count)
 
 
-async def test_runners_at_once_answer_each_line_once(database: Database) -> None:
+async def test_concurrent_runners_answer_each_line_once(database: Database) -> None:
     lines = BatchLineStore(database)
-    ids = ["batch_1", "batch_2"]
-    for batch_id in ids:
+    batch_ids = ["batch_1", "batch_2"]
+    for batch_id in batch_ids:
         await create_batch(database, batch_id, LINES)
-    claimed_numbers: dict[str, list[int]] = {batch_id: [] for batch_id in ids}
+    claimed_numbers: dict[str, list[int]] = {batch_id: [] for batch_id in batch_ids}
 
-    async def run(name: str) -> None:
+    async def run_runner(name: str) -> None:
         # Half of the runners begin with the other batch, so that they lock both in turn.
-        batch_order = ids if int(name) % 2 else ids[::-1]
+        batch_order = batch_ids if int(name) % 2 else batch_ids[::-1]
         while True:
-            results = {}
+            lines_by_batch = {}
             for batch_id in batch_order:
-                results[batch_id] = await lines.claim(batch_id, name, 10, seconds=60)
-                claimed_numbers[batch_id] += [line.number for line in results[batch_id]]
-            group = [
-                answered_line(b, line.number)
-                for b, batch_lines in results.items()
+                lines_by_batch[batch_id] = await lines.claim(batch_id, name, 10, seconds=60)
+                claimed_numbers[batch_id] += [line.number for line in lines_by_batch[batch_id]]
+            finished_lines = [
+                build_answered_line(b, line.number)
+                for b, batch_lines in lines_by_batch.items()
                 for line in batch_lines
             ]
-            if not group:
+            if not finished_lines:
                 return
-            assert await lines.finish(group) == []
+            assert await lines.finish(finished_lines) == []
 
-    await asyncio.gather(*(run(str(number)) for number in range(RUNNERS)))
-    for batch_id in ids:
+    await asyncio.gather(*(run_runner(str(number)) for number in range(RUNNERS)))
+    for batch_id in batch_ids:
         assert sorted(claimed_numbers[batch_id]) == list(range(1, LINES + 1))
         query = sa.select(text_batches.c.completed).where(text_batches.c.id == batch_id)
         assert await database.fetch_value(query) == LINES
@@ -95,7 +95,7 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
     assert len(charged_requests) == len(set(charged_requests)) == 2 * LINES
 
 
-async def test_new_runners_at_once_claim_each_line_once(database: Database) -> None:
+async def test_new_concurrent_runners_claim_each_line_once(database: Database) -> None:
     """Runners that start concurrently must not claim the same line.
 
     Each round has new runners, because the others do not yet know that a new runner is alive.
@@ -103,38 +103,40 @@ async def test_new_runners_at_once_claim_each_line_once(database: Database) -> N
     lines = BatchLineStore(database)
     await create_batch(database, "batch_1", ROUNDS * NEW_RUNNERS * 10)
     for round_number in range(ROUNDS):
-        groups = await asyncio.gather(
+        line_groups = await asyncio.gather(
             *(
                 lines.claim("batch_1", f"{round_number}-{runner}", 10, seconds=60)
                 for runner in range(NEW_RUNNERS)
             )
         )
-        claimed_numbers = [line.number for group in groups for line in group]
+        claimed_numbers = [line.number for group in line_groups for line in group]
         assert len(claimed_numbers) == len(set(claimed_numbers))
 
 
 async def test_native_batches_take_no_line_from_a_new_runner(database: Database) -> None:
     lines, native_batches = BatchLineStore(database), NativeBatchStore(database)
-    numbers = range(1, 11)
+    line_numbers = range(1, 11)
     for round_number in range(NATIVE_ROUNDS):
         batch_id = f"batch_{round_number}"
-        await create_batch(database, batch_id, len(numbers))
+        await create_batch(database, batch_id, len(line_numbers))
         native_batch = NativeBatch(
             id=new_native_id(), batch_id=batch_id, backend="cloud", model="m",
             status=NativeStatus.ASSIGNED, created_at=now(), due_at=now(),
         )  # fmt: skip
         await native_batches.add(native_batch)
-        names = [f"{batch_id}-{runner}" for runner in range(4)]
-        groups, assigned = await asyncio.gather(
-            asyncio.gather(*(lines.claim(batch_id, name, 2, seconds=60) for name in names)),
-            native_batches.assign(native_batch, numbers),
+        runner_names = [f"{batch_id}-{runner}" for runner in range(4)]
+        line_groups, assigned_count = await asyncio.gather(
+            asyncio.gather(
+                *(lines.claim(batch_id, runner_name, 2, seconds=60) for runner_name in runner_names)
+            ),
+            native_batches.assign(native_batch, line_numbers),
         )
-        claimed_numbers = [line.number for group in groups for line in group]
+        claimed_numbers = [line.number for group in line_groups for line in group]
         native_numbers = [
             line.number for line in await native_batches.list_lines(native_batch, 0, 10)
         ]
         remaining_lines = await lines.claim(batch_id, "last", 10, seconds=60)
-        assert len(native_numbers) == assigned
+        assert len(native_numbers) == assigned_count
         assert sorted(
             claimed_numbers + native_numbers + [line.number for line in remaining_lines]
-        ) == list(numbers)
+        ) == list(line_numbers)

@@ -63,7 +63,7 @@ class RecordedCalls:
 
 
 @pytest.fixture
-async def recorded(
+async def recorded_calls(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RecordedCalls]:
     database = Database(database_url)
@@ -72,33 +72,33 @@ async def recorded(
     await database.close()
 
 
-async def test_pages_are_stable_while_calls_are_added(recorded: RecordedCalls) -> None:
+async def test_pages_are_stable_while_calls_are_added(recorded_calls: RecordedCalls) -> None:
     # A batch shares one time, so that the id decides the order.
     batch = [replace(ENTRY, request_id=f"r{number}") for number in range(25)]
-    await recorded.add(NOON, *batch)
-    seen_ids, cursor, pages = list[str](), None, 0
-    while pages == 0 or cursor is not None:
-        page, cursor = await recorded.reports.list_calls(
+    await recorded_calls.add(NOON, *batch)
+    seen_ids, cursor, page_count = list[str](), None, 0
+    while page_count == 0 or cursor is not None:
+        page, cursor = await recorded_calls.reports.list_calls(
             CallFilter(owner="ada"), limit=10, cursor=cursor
         )
         seen_ids += [entry.request_id for entry in page]
-        pages += 1
-        later_time = NOON + timedelta(seconds=pages)
-        await recorded.add(later_time, replace(ENTRY, request_id=f"later {pages}"))
-    assert pages == 3
+        page_count += 1
+        later_time = NOON + timedelta(seconds=page_count)
+        await recorded_calls.add(later_time, replace(ENTRY, request_id=f"later {page_count}"))
+    assert page_count == 3
     assert sorted(seen_ids) == sorted(entry.request_id for entry in batch)
-    [newest_call, *_], _ = await recorded.reports.list_calls(CallFilter(owner="ada"), limit=5)
+    [newest_call, *_], _ = await recorded_calls.reports.list_calls(CallFilter(owner="ada"), limit=5)
     assert (newest_call.request_id, newest_call.created_at) == (
         "later 3",
         NOON + timedelta(seconds=3),
     )
     with pytest.raises(InvalidRequest) as exc_info:
-        await recorded.reports.list_calls(CallFilter(owner="ada"), limit=5, cursor="x")
+        await recorded_calls.reports.list_calls(CallFilter(owner="ada"), limit=5, cursor="x")
     assert exc_info.value.field == "cursor"
 
 
-async def test_filters_select_calls(recorded: RecordedCalls) -> None:
-    variants: dict[str, dict[str, Any]] = {
+async def test_filters_select_calls(recorded_calls: RecordedCalls) -> None:
+    changes_by_id: dict[str, dict[str, Any]] = {
         "key": {"key_id": "k2"},
         "backend": {"backend": "local"},
         "model": {"model": "opus"},
@@ -108,10 +108,10 @@ async def test_filters_select_calls(recorded: RecordedCalls) -> None:
         "failed": {"complete": False, "error": "backend_timeout"},
         "old": {"complete": False, "key_id": None, "requested_model": None},
     }
-    for number, (name, changes) in enumerate(variants.items()):
+    for number, (request_id, changes) in enumerate(changes_by_id.items()):
         called_at = NOON + timedelta(minutes=number)
-        await recorded.add(called_at, replace(ENTRY, request_id=name, **changes))
-    list_ids = recorded.list_ids
+        await recorded_calls.add(called_at, replace(ENTRY, request_id=request_id, **changes))
+    list_ids = recorded_calls.list_ids
     assert await list_ids(key_id="k2") == ["key"]
     assert await list_ids(backend="local") == ["backend"]
     assert await list_ids(model="opus") == ["model"]
@@ -127,73 +127,73 @@ async def test_filters_select_calls(recorded: RecordedCalls) -> None:
     assert await list_ids(until=NOON + timedelta(minutes=2)) == ["backend", "key"]
 
 
-async def test_sums_by_groups_and_price_classes(
-    recorded: RecordedCalls, monkeypatch: pytest.MonkeyPatch
+async def test_calls_are_summed_by_groups_and_price_classes(
+    recorded_calls: RecordedCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long_call = replace(ENTRY, input_tokens=1_000)
-    vector = replace(ENTRY, model="vectors", output_tokens=0)
+    embedding_call = replace(ENTRY, model="vectors", output_tokens=0)
     failed_call = replace(ENTRY, complete=False, error="backend_timeout")
-    await recorded.add(NOON, ENTRY, ENTRY, long_call, vector)
+    await recorded_calls.add(NOON, ENTRY, ENTRY, long_call, embedding_call)
     # The day is that of UTC, whatever the time zone of the server.
-    await recorded.add(datetime(2026, 11, 20, 23, 59, tzinfo=UTC), failed_call)
-    await recorded.add(datetime(2026, 11, 21, 0, 1, tzinfo=UTC), ENTRY)
+    await recorded_calls.add(datetime(2026, 11, 20, 23, 59, tzinfo=UTC), failed_call)
+    await recorded_calls.add(datetime(2026, 11, 21, 0, 1, tzinfo=UTC), ENTRY)
     classes = PriceClasses(prompt_bounds=(100,), embeddings=frozenset({"vectors"}))
-    usage_sums = await recorded.reports.sum_calls(
+    usage_sums = await recorded_calls.reports.sum_calls(
         CallFilter(owner="ada"), [GroupBy.DAY, GroupBy.KEY], classes
     )
-    vectors = {(s.group[0], s.band, s.is_embedding, s.is_complete): s for s in usage_sums}
-    assert {key: item.calls for key, item in vectors.items()} == {
+    sums_by_class = {(s.group[0], s.band, s.is_embedding, s.is_complete): s for s in usage_sums}
+    assert {key: usage_sum.calls for key, usage_sum in sums_by_class.items()} == {
         ("2026-11-20", 0, False, True): 2,
         ("2026-11-20", 1, False, True): 1,
         ("2026-11-20", 0, True, True): 1,
         ("2026-11-20", 0, False, False): 1,
         ("2026-11-21", 0, False, True): 1,
     }
-    merged_group = vectors["2026-11-20", 0, False, True]
+    merged_group = sums_by_class["2026-11-20", 0, False, True]
     assert (merged_group.input_tokens, merged_group.cached_tokens, merged_group.output_tokens) == (
         200,
         80,
         14,
     )
     assert merged_group.cost_usd == Decimal("0.000000002")
-    assert {item.group[1] for item in usage_sums} == {"k1"}
-    by_model, by_day_and_key = await recorded.reports.sum_by_each(
+    assert {usage_sum.group[1] for usage_sum in usage_sums} == {"k1"}
+    by_model, by_day_and_key = await recorded_calls.reports.sum_by_each(
         CallFilter(owner="ada"), [[GroupBy.MODEL], [GroupBy.DAY, GroupBy.KEY]], classes
     )
     assert sorted(by_day_and_key, key=repr) == sorted(usage_sums, key=repr)
     assert sorted(by_model, key=repr) == sorted(
-        await recorded.reports.sum_calls(CallFilter(owner="ada"), [GroupBy.MODEL], classes),
+        await recorded_calls.reports.sum_calls(CallFilter(owner="ada"), [GroupBy.MODEL], classes),
         key=repr,
     )
-    assert {(item.group, item.is_embedding) for item in by_model} == {
+    assert {(usage_sum.group, usage_sum.is_embedding) for usage_sum in by_model} == {
         (("haiku",), False),
         (("vectors",), True),
     }
-    [total_sum] = await recorded.reports.sum_calls(
+    [total_sum] = await recorded_calls.reports.sum_calls(
         CallFilter(owner="ada", until=NOON + timedelta(hours=1), model="haiku"), [], PriceClasses()
     )
     assert (total_sum.group, total_sum.calls, total_sum.input_tokens) == ((), 3, 1_200)
-    assert await recorded.reports.sum_calls(CallFilter(owner="eve"), [], classes) == []
+    assert await recorded_calls.reports.sum_calls(CallFilter(owner="eve"), [], classes) == []
     monkeypatch.setattr(usage_reports, "_MAX_SUMS", 1)
     with pytest.raises(InvalidRequest) as exc_info:
-        await recorded.reports.sum_calls(CallFilter(owner="ada"), [GroupBy.DAY], classes)
+        await recorded_calls.reports.sum_calls(CallFilter(owner="ada"), [GroupBy.DAY], classes)
     assert exc_info.value.field == "group_by"
 
 
 async def test_calls_are_summed_by_user_and_renders_by_template(
-    recorded: RecordedCalls, database_url: str
+    recorded_calls: RecordedCalls, database_url: str
 ) -> None:
     database = Database(database_url)
     users, keys = UserStore(database), KeyStore(database)
-    organisation = (await users.create_organisation("studio")).id
+    organisation_id = (await users.create_organisation("studio")).id
     user = await users.create(
-        UserKind.SERVICE, email=None, name="bot", organisation=organisation, role=Role.MEMBER
+        UserKind.SERVICE, email=None, name="bot", organisation=organisation_id, role=Role.MEMBER
     )
-    key, _ = await keys.create(organisation, "bot's", user=user.id)
+    user_key, _ = await keys.create(organisation_id, "bot's", user=user.id)
     session, _ = await SessionStore(database, idle=timedelta(days=1)).open(user.id)
-    tenants, _ = await keys.create(organisation, "tenant's")
+    tenant_key, _ = await keys.create(organisation_id, "tenant's")
     row = {
-        "owner": organisation, "kind": "render", "status": "succeeded", "spec": "", "heads": [],
+        "owner": organisation_id, "kind": "render", "status": "succeeded", "spec": "", "heads": [],
         "results": [], "progress": {}, "attempts": 1, "priority": 3, "metadata": {},
         "dispatched": True, "created_at": NOON,
     }  # fmt: skip
@@ -204,28 +204,30 @@ async def test_calls_are_summed_by_user_and_renders_by_template(
             {**row, "id": "job_3", "owner": "bob", "templates": ["secret"]},
         ])
     )  # fmt: skip
-    call = replace(ENTRY, owner=organisation)
-    render = replace(call, operation="render", unit="gpu_milliseconds", quantity=5, key_id=tenants)
-    await recorded.add(
+    call = replace(ENTRY, owner=organisation_id)
+    render_call = replace(
+        call, operation="render", unit="gpu_milliseconds", quantity=5, key_id=tenant_key
+    )
+    await recorded_calls.add(
         NOON,
-        replace(call, key_id=key),
+        replace(call, key_id=user_key),
         replace(call, key_id=session.id),
         replace(call, key_id="ses_deleted"),
         # A client may choose the id of a request.
-        replace(call, request_id="job_1", key_id=tenants),
-        replace(render, request_id="job_1"),
-        replace(render, request_id="job_2"),
-        replace(render, request_id="job_3"),
+        replace(call, request_id="job_1", key_id=tenant_key),
+        replace(render_call, request_id="job_1"),
+        replace(render_call, request_id="job_2"),
+        replace(render_call, request_id="job_3"),
     )
 
-    async def count(group: GroupBy) -> dict[tuple[str | None, ...], int]:
-        counts = Counter[tuple[str | None, ...]]()
-        for item in await recorded.reports.sum_calls(
-            CallFilter(owner=organisation), [group], PriceClasses()
+    async def count_calls(group: GroupBy) -> dict[tuple[str | None, ...], int]:
+        call_counts = Counter[tuple[str | None, ...]]()
+        for usage_sum in await recorded_calls.reports.sum_calls(
+            CallFilter(owner=organisation_id), [group], PriceClasses()
         ):
-            counts[item.group] += item.calls
-        return dict(counts)
+            call_counts[usage_sum.group] += usage_sum.calls
+        return dict(call_counts)
 
-    assert await count(GroupBy.USER) == {(user.id,): 2, (None,): 5}
-    assert await count(GroupBy.TEMPLATE) == {("poster",): 1, (None,): 6}
+    assert await count_calls(GroupBy.USER) == {(user.id,): 2, (None,): 5}
+    assert await count_calls(GroupBy.TEMPLATE) == {("poster",): 1, (None,): 6}
     await database.close()

@@ -17,7 +17,7 @@ from tests.integration.servers import ValkeyServer
 
 async def test_every_cancelled_command_ends(valkey_server: ValkeyServer) -> None:
     """A cancelled command ends soon; with redis-py's own connection, every third one runs on."""
-    client = _new_client(valkey_server.url, 2.0)
+    client = _create_client(valkey_server.url, 2.0)
 
     async def ping_forever() -> None:
         while True:
@@ -25,12 +25,12 @@ async def test_every_cancelled_command_ends(valkey_server: ValkeyServer) -> None
 
     try:
         for turn in range(100):
-            ask_task = asyncio.create_task(ping_forever())
+            ping_task = asyncio.create_task(ping_forever())
             for _ in range(turn % 40):
                 await asyncio.sleep(0)
-            ask_task.cancel()
-            done_tasks, _ = await asyncio.wait([ask_task], timeout=2)
-            assert ask_task in done_tasks and ask_task.cancelled(), turn
+            ping_task.cancel()
+            done_tasks, _ = await asyncio.wait([ping_task], timeout=2)
+            assert ping_task in done_tasks and ping_task.cancelled(), turn
         assert await client.ping()
     finally:
         await client.aclose()
@@ -40,7 +40,7 @@ async def test_sending_to_a_server_that_does_not_read_times_out() -> None:
     with socket.socket() as silent_server:
         silent_server.bind(("127.0.0.1", 0))
         silent_server.listen()
-        client = _new_client(
+        client = _create_client(
             f"redis://127.0.0.1:{silent_server.getsockname()[1]}/0?protocol=2", 0.3
         )
         with pytest.raises(RedisTimeoutError):
@@ -50,11 +50,11 @@ async def test_sending_to_a_server_that_does_not_read_times_out() -> None:
     await asyncio.sleep(0.1)
 
 
-def _new_client(url: str, timeout: float) -> redis.Redis:
+def _create_client(url: str, timeout_seconds: float) -> redis.Redis:
     return redis.Redis.from_url(
         url,
         connection_class=ValkeyConnection,
-        socket_timeout=timeout,
+        socket_timeout=timeout_seconds,
         retry=Retry(NoBackoff(), 0),
         # Else it would greet first, and wait for an answer.
         driver_info=None,

@@ -31,7 +31,7 @@ BAD = "make an error"
 
 
 @dataclass(kw_only=True)
-class Provider:
+class MockProvider:
     """The common part of both mocks.
 
     Attributes:
@@ -58,17 +58,17 @@ class Provider:
     def prompts(self) -> list[str]:
         """Return the prompts of all requests in all batches."""
         return [
-            _prompt_of(request)
+            _get_prompt(request)
             for requests in self.batches.values()
             for request in requests.values()
         ]
 
-    def app(self) -> web.Application:
+    def build_app(self) -> web.Application:
         raise NotImplementedError
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        runner = web.AppRunner(self.app())
+        runner = web.AppRunner(self.build_app())
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -93,54 +93,58 @@ class Provider:
             request.transport.abort()
 
 
-class AnthropicProvider(Provider):
+class MockAnthropic(MockProvider):
     """A mock of Anthropic's ``/v1/messages`` and ``/v1/messages/batches``."""
 
     created: dict[str, datetime]
 
-    def app(self) -> web.Application:
+    def build_app(self) -> web.Application:
         self.created = {}
         app = web.Application(client_max_size=2**28, middlewares=[self._authenticate])
         path = "/v1/messages/batches"
-        app.router.add_get("/v1/models", _empty_list)
-        app.router.add_post("/v1/messages", self._answer)
-        app.router.add_post(path, self._create)
-        app.router.add_get(path, self._list)
-        app.router.add_get(path + "/{id}", self._get)
-        app.router.add_delete(path + "/{id}", self._delete)
-        app.router.add_post(path + "/{id}/cancel", self._cancel)
-        app.router.add_get(path + "/{id}/results", self._results)
+        app.router.add_get("/v1/models", _send_empty_list)
+        app.router.add_post("/v1/messages", self._answer_call)
+        app.router.add_post(path, self._create_batch)
+        app.router.add_get(path, self._list_batches)
+        app.router.add_get(path + "/{id}", self._get_batch)
+        app.router.add_delete(path + "/{id}", self._delete_object)
+        app.router.add_post(path + "/{id}/cancel", self._cancel_batch)
+        app.router.add_get(path + "/{id}/results", self._send_results)
         return app
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Any) -> web.StreamResponse:
         keys = (request.headers.get("x-api-key"), request.headers.get("authorization"))
         if keys not in ((KEY, None), (None, f"Bearer {KEY}")):
-            return _anthropic_error(401, "authentication_error", "invalid x-api-key")
+            return _build_anthropic_error(401, "authentication_error", "invalid x-api-key")
         if request.path != "/v1/models" and "anthropic-version" not in request.headers:
-            return _anthropic_error(400, "invalid_request_error", "anthropic-version is required")
+            return _build_anthropic_error(
+                400, "invalid_request_error", "anthropic-version is required"
+            )
         response: web.StreamResponse = await handler(request)
         return response
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer_call(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.calls.append(body)
-        if BAD in _prompt_of(body):
-            return _anthropic_error(400, "invalid_request_error", "it is bad")
-        return web.json_response(_new_message(body))
+        if BAD in _get_prompt(body):
+            return _build_anthropic_error(400, "invalid_request_error", "it is bad")
+        return web.json_response(_build_message(body))
 
-    async def _create(self, request: web.Request) -> web.Response:
+    async def _create_batch(self, request: web.Request) -> web.Response:
         if self.refuses is not None:
-            return _anthropic_error(self.refuses, "invalid_request_error", "no batches")
+            return _build_anthropic_error(self.refuses, "invalid_request_error", "no batches")
         body = await request.json()
         if set(body) != {"requests"} or not body["requests"]:
-            return _anthropic_error(400, "invalid_request_error", "requests is required")
+            return _build_anthropic_error(400, "invalid_request_error", "requests is required")
         requests: dict[str, dict[str, Any]] = {}
-        for item in body["requests"]:
-            custom_id, params = item.pop("custom_id"), item.pop("params")
+        for request_item in body["requests"]:
+            custom_id, params = request_item.pop("custom_id"), request_item.pop("params")
             problem = _find_problem(params)
-            if item or not 1 <= len(custom_id) <= 64 or custom_id in requests or problem:
-                return _anthropic_error(400, "invalid_request_error", f"{custom_id}: {problem}")
+            if request_item or not 1 <= len(custom_id) <= 64 or custom_id in requests or problem:
+                return _build_anthropic_error(
+                    400, "invalid_request_error", f"{custom_id}: {problem}"
+                )
             requests[custom_id] = params
         batch_id = f"msgbatch_{len(self.batches)}"
         self.batches[batch_id] = requests
@@ -148,7 +152,7 @@ class AnthropicProvider(Provider):
         self._drop_connection(request)
         return web.json_response(self._describe_batch(batch_id))
 
-    async def _list(self, request: web.Request) -> web.Response:
+    async def _list_batches(self, request: web.Request) -> web.Response:
         ids = [i for i in reversed(self.batches) if i not in self.deleted]
         if (after_id := request.query.get("after_id")) is not None:
             ids = ids[ids.index(after_id) + 1 :]
@@ -163,18 +167,18 @@ class AnthropicProvider(Provider):
             }
         )
 
-    async def _get(self, request: web.Request) -> web.Response:
+    async def _get_batch(self, request: web.Request) -> web.Response:
         return self._find_error(request) or web.json_response(
             self._describe_batch(request.match_info["id"])
         )
 
-    async def _cancel(self, request: web.Request) -> web.Response:
+    async def _cancel_batch(self, request: web.Request) -> web.Response:
         if (error := self._find_error(request)) is not None:
             return error
         self.cancelled.append(request.match_info["id"])
         return web.json_response(self._describe_batch(request.match_info["id"]))
 
-    async def _delete(self, request: web.Request) -> web.Response:
+    async def _delete_object(self, request: web.Request) -> web.Response:
         if (error := self._find_error(request)) is not None:
             return error
         batch_id = request.match_info["id"]
@@ -182,25 +186,25 @@ class AnthropicProvider(Provider):
         body = DeletedMessageBatch(id=batch_id, type="message_batch_deleted")
         return web.json_response(body.to_dict(mode="json"))
 
-    async def _results(self, request: web.Request) -> web.Response:
+    async def _send_results(self, request: web.Request) -> web.Response:
         if (error := self._find_error(request)) is not None:
             return error
         batch_id = request.match_info["id"]
         if not self._is_over(batch_id):
-            return _anthropic_error(400, "invalid_request_error", "the batch has not ended")
+            return _build_anthropic_error(400, "invalid_request_error", "the batch has not ended")
         answered_ids, unanswered_ids = self._split_ids(batch_id)
-        kind = "canceled" if batch_id in self.cancelled else self.unanswered_kind
-        results: dict[str, dict[str, Any]] = {i: {"type": kind} for i in unanswered_ids}
+        result_type = "canceled" if batch_id in self.cancelled else self.unanswered_kind
+        results: dict[str, dict[str, Any]] = {i: {"type": result_type} for i in unanswered_ids}
         for custom_id in answered_ids:
             params = self.batches[batch_id][custom_id]
-            if BAD in _prompt_of(params):
+            if BAD in _get_prompt(params):
                 error_body = {"type": "invalid_request_error", "message": "it is bad"}
                 results[custom_id] = {
                     "type": "errored",
                     "error": {"type": "error", "error": error_body, "request_id": "req_1"},
                 }
             else:
-                results[custom_id] = {"type": "succeeded", "message": _new_message(params)}
+                results[custom_id] = {"type": "succeeded", "message": _build_message(params)}
         lines = [
             MessageBatchIndividualResponse.model_validate(
                 {"custom_id": custom_id, "result": result}
@@ -214,24 +218,24 @@ class AnthropicProvider(Provider):
         batch_id = request.match_info["id"]
         if batch_id in self.batches and batch_id not in self.deleted:
             return None
-        return _anthropic_error(404, "not_found_error", "no such batch")
+        return _build_anthropic_error(404, "not_found_error", "no such batch")
 
     def _describe_batch(self, batch_id: str) -> dict[str, Any]:
         is_over = self._is_over(batch_id)
-        total = len(self.batches[batch_id])
+        request_count = len(self.batches[batch_id])
         answered_ids, unanswered_ids = self._split_ids(batch_id) if is_over else ([], [])
-        cancels = batch_id in self.cancelled
+        is_cancelled = batch_id in self.cancelled
         created_at = self.created[batch_id]
         batch = MessageBatch(
             id=batch_id,
             type="message_batch",
             processing_status="ended" if is_over else "in_progress",
             request_counts={
-                "processing": 0 if is_over else total,
+                "processing": 0 if is_over else request_count,
                 "succeeded": len(answered_ids),
                 "errored": 0,
-                "canceled": len(unanswered_ids) if cancels else 0,
-                "expired": 0 if cancels else len(unanswered_ids),
+                "canceled": len(unanswered_ids) if is_cancelled else 0,
+                "expired": 0 if is_cancelled else len(unanswered_ids),
             },
             created_at=created_at,
             expires_at=created_at + timedelta(days=1),
@@ -241,47 +245,47 @@ class AnthropicProvider(Provider):
         return batch.to_dict(mode="json")
 
 
-class OpenAIProvider(Provider):
+class MockOpenAI(MockProvider):
     """A mock of OpenAI's ``/v1/chat/completions``, ``/v1/files`` and ``/v1/batches``."""
 
     files: dict[str, str]
     shown: dict[str, dict[str, Any]]
 
-    def app(self) -> web.Application:
+    def build_app(self) -> web.Application:
         self.files, self.shown = {}, {}
         app = web.Application(client_max_size=2**28, middlewares=[self._authenticate])
-        app.router.add_get("/v1/models", _empty_list)
-        app.router.add_post("/v1/chat/completions", self._answer)
-        app.router.add_post("/v1/files", self._upload)
-        app.router.add_get("/v1/files/{id}/content", self._content)
-        app.router.add_delete("/v1/files/{id}", self._delete)
-        app.router.add_post("/v1/batches", self._create)
-        app.router.add_get("/v1/batches", self._list)
-        app.router.add_get("/v1/batches/{id}", self._get)
-        app.router.add_post("/v1/batches/{id}/cancel", self._cancel)
+        app.router.add_get("/v1/models", _send_empty_list)
+        app.router.add_post("/v1/chat/completions", self._answer_call)
+        app.router.add_post("/v1/files", self._upload_file)
+        app.router.add_get("/v1/files/{id}/content", self._send_content)
+        app.router.add_delete("/v1/files/{id}", self._delete_object)
+        app.router.add_post("/v1/batches", self._create_batch)
+        app.router.add_get("/v1/batches", self._list_batches)
+        app.router.add_get("/v1/batches/{id}", self._get_batch)
+        app.router.add_post("/v1/batches/{id}/cancel", self._cancel_batch)
         return app
 
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if request.headers.get("authorization") != f"Bearer {KEY}":
-            return _openai_error(401, "invalid key")
+            return _build_openai_error(401, "invalid key")
         response: web.StreamResponse = await handler(request)
         return response
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer_call(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.calls.append(body)
-        if BAD in _prompt_of(body):
-            return _openai_error(400, "it is bad")
-        return web.json_response(_new_completion(body))
+        if BAD in _get_prompt(body):
+            return _build_openai_error(400, "it is bad")
+        return web.json_response(_build_completion(body))
 
-    async def _upload(self, request: web.Request) -> web.Response:
+    async def _upload_file(self, request: web.Request) -> web.Response:
         form = await request.post()
         file = form.get("file")
         if set(form) != {"file", "purpose"} or form["purpose"] != "batch":
-            return _openai_error(400, "file and purpose are required")
+            return _build_openai_error(400, "file and purpose are required")
         if not isinstance(file, web.FileField):
-            return _openai_error(400, "file must be a file")
+            return _build_openai_error(400, "file must be a file")
         file_id, content = f"file-{len(self.files)}", file.file.read()
         self.files[file_id] = content.decode()
         body = FileObject(
@@ -290,48 +294,51 @@ class OpenAIProvider(Provider):
         )  # fmt: skip
         return web.json_response(body.to_dict(mode="json"))
 
-    async def _content(self, request: web.Request) -> web.Response:
+    async def _send_content(self, request: web.Request) -> web.Response:
         file_id = request.match_info["id"]
         if file_id not in self.files or file_id in self.deleted:
-            return _openai_error(404, "no such file")
+            return _build_openai_error(404, "no such file")
         return web.Response(text=self.files[file_id], content_type="application/octet-stream")
 
-    async def _delete(self, request: web.Request) -> web.Response:
+    async def _delete_object(self, request: web.Request) -> web.Response:
         file_id = request.match_info["id"]
         self.deleted.append(file_id)
         return web.json_response({"id": file_id, "object": "file", "deleted": True})
 
-    async def _create(self, request: web.Request) -> web.Response:
+    async def _create_batch(self, request: web.Request) -> web.Response:
         if self.refuses is not None:
-            return _openai_error(self.refuses, "no batches")
+            return _build_openai_error(self.refuses, "no batches")
         body = await request.json()
         if body.get("completion_window") != "24h" or body.get("input_file_id") not in self.files:
-            return _openai_error(400, "input_file_id and completion_window are required")
+            return _build_openai_error(400, "input_file_id and completion_window are required")
         requests: dict[str, dict[str, Any]] = {}
         for line in self.files[body["input_file_id"]].splitlines():
-            item = json.loads(line)
-            if set(item) != {"custom_id", "method", "url", "body"} or item["method"] != "POST":
-                return _openai_error(400, "a line has wrong members")
-            if item["url"] != body["endpoint"] or item["custom_id"] in requests:
-                return _openai_error(400, "a line has a wrong url, or its id is not unique")
-            requests[item["custom_id"]] = item["body"]
+            request_item = json.loads(line)
+            if (
+                set(request_item) != {"custom_id", "method", "url", "body"}
+                or request_item["method"] != "POST"
+            ):
+                return _build_openai_error(400, "a line has wrong members")
+            if request_item["url"] != body["endpoint"] or request_item["custom_id"] in requests:
+                return _build_openai_error(400, "a line has a wrong url, or its id is not unique")
+            requests[request_item["custom_id"]] = request_item["body"]
         batch_id = f"batch_{len(self.batches)}"
         self.batches[batch_id] = requests
         self.shown[batch_id] = body | {"created_at": int(time.time())}
         self._drop_connection(request)
         return web.json_response(self._describe_batch(batch_id))
 
-    async def _list(self, request: web.Request) -> web.Response:
+    async def _list_batches(self, request: web.Request) -> web.Response:
         ids = list(reversed(self.batches))
         if (after_id := request.query.get("after")) is not None:
             ids = ids[ids.index(after_id) + 1 :]
         page = [self._describe_batch(i) for i in ids[:1]]
         return web.json_response({"object": "list", "data": page, "has_more": len(ids) > 1})
 
-    async def _get(self, request: web.Request) -> web.Response:
+    async def _get_batch(self, request: web.Request) -> web.Response:
         return web.json_response(self._describe_batch(request.match_info["id"]))
 
-    async def _cancel(self, request: web.Request) -> web.Response:
+    async def _cancel_batch(self, request: web.Request) -> web.Response:
         self.cancelled.append(request.match_info["id"])
         return web.json_response(self._describe_batch(request.match_info["id"]))
 
@@ -345,7 +352,7 @@ class OpenAIProvider(Provider):
             if self.unanswered and status == "completed":
                 status = "expired"
             files = self._write_results(batch_id)
-        total = len(self.batches[batch_id])
+        request_count = len(self.batches[batch_id])
         batch = Batch(
             id=batch_id,
             object="batch",
@@ -355,7 +362,7 @@ class OpenAIProvider(Provider):
             status=status,
             created_at=body["created_at"],
             metadata=body.get("metadata"),
-            request_counts={"total": total, "completed": 0, "failed": 0},
+            request_counts={"total": request_count, "completed": 0, "failed": 0},
             **files,
         )
         return batch.to_dict(mode="json")
@@ -366,11 +373,11 @@ class OpenAIProvider(Provider):
         error_lines: list[dict[str, Any]] = []
         for custom_id in answered_ids:
             body = self.batches[batch_id][custom_id]
-            is_bad = BAD in _prompt_of(body)
+            is_bad = BAD in _get_prompt(body)
             response = {
                 "status_code": 400 if is_bad else 200,
                 "request_id": "req_1",
-                "body": {"error": {"message": "it is bad"}} if is_bad else _new_completion(body),
+                "body": {"error": {"message": "it is bad"}} if is_bad else _build_completion(body),
             }
             (error_lines if is_bad else output_lines).append(
                 {"id": "r", "custom_id": custom_id, "response": response, "error": None}
@@ -389,7 +396,7 @@ class OpenAIProvider(Provider):
         return files
 
 
-async def _empty_list(_: web.Request) -> web.Response:
+async def _send_empty_list(_: web.Request) -> web.Response:
     return web.json_response({"object": "list", "data": [], "has_more": False})
 
 
@@ -401,11 +408,11 @@ def _find_problem(params: Any) -> str | None:
     return f"{missing_members} are required" if missing_members else None
 
 
-def _prompt_of(body: Mapping[str, Any]) -> str:
+def _get_prompt(body: Mapping[str, Any]) -> str:
     return json.dumps(body["messages"])
 
 
-def _new_message(params: Mapping[str, Any]) -> dict[str, Any]:
+def _build_message(params: Mapping[str, Any]) -> dict[str, Any]:
     message = Message.model_validate(
         {
             "id": "msg_1",
@@ -421,7 +428,7 @@ def _new_message(params: Mapping[str, Any]) -> dict[str, Any]:
     return message.to_dict(mode="json")
 
 
-def _new_completion(body: Mapping[str, Any]) -> dict[str, Any]:
+def _build_completion(body: Mapping[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": ANSWER, "refusal": None}
     completion = ChatCompletion.model_validate(
         {
@@ -438,7 +445,7 @@ def _new_completion(body: Mapping[str, Any]) -> dict[str, Any]:
     return completion.to_dict(mode="json")
 
 
-def _anthropic_error(status: int, error_type: str, message: str) -> web.Response:
+def _build_anthropic_error(status: int, error_type: str, message: str) -> web.Response:
     body = {
         "type": "error",
         "error": {"type": error_type, "message": message},
@@ -447,6 +454,6 @@ def _anthropic_error(status: int, error_type: str, message: str) -> web.Response
     return web.json_response(body, status=status)
 
 
-def _openai_error(status: int, message: str) -> web.Response:
+def _build_openai_error(status: int, message: str) -> web.Response:
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     return web.json_response({"error": error}, status=status)

@@ -77,16 +77,16 @@ sys.stdin.read()
 @pytest.fixture(scope="session")
 def llama() -> Iterator[str]:
     """Run a llama.cpp server with SmolLM2-135M, and yield its URL without ``/v1``."""
-    yield from _llama()
+    yield from _run_llama()
 
 
 @pytest.fixture
 def llama_vectors() -> Iterator[str]:
     """Run a llama.cpp server for embeddings, and yield its URL without ``/v1``."""
-    yield from _llama("vectors")
+    yield from _run_llama("vectors")
 
 
-def _llama(*arguments: str) -> Iterator[str]:
+def _run_llama(*arguments: str) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVER, *arguments],
         stdin=subprocess.PIPE,
@@ -146,8 +146,8 @@ async def serving(
     """
     settings = Settings(data=folder)
     if temporal is not None:
-        places = {"temporal_address": temporal[0], "temporal_namespace": temporal[1]}
-        settings = settings.model_copy(update={**places, "redis_url": redis_url})
+        temporal_settings = {"temporal_address": temporal[0], "temporal_namespace": temporal[1]}
+        settings = settings.model_copy(update={**temporal_settings, "redis_url": redis_url})
     database = Database(settings.sql_url)
     await database.ensure_schema()
     _, key = await KeyStore(database).create("ada", "test", scopes=scopes)
@@ -160,8 +160,8 @@ async def serving(
     pictures = PictureFetcher(AllowedNetworks("127.0.0.0/8"))
     built_fleet, estimator = builder.build(config), Estimator()
     estimator.set_abilities(built_fleet.catalog.abilities)
-    store = QualityStore(database)
-    learning = QualityLearner(estimator, store)
+    quality_store = QualityStore(database)
+    learning = QualityLearner(estimator, quality_store)
     shared_answers = (
         None if follow_ups_url is None else SharedAnswers(FollowUpStore(follow_ups_url), learning)
     )
@@ -176,7 +176,7 @@ async def serving(
         text_router.fleet = builder.build(config)
         estimator.set_abilities(text_router.fleet.catalog.abilities)
 
-    jobs = GatewayClient(gateway_url, token_for=lambda identity: identity.owner)
+    gateway_client = GatewayClient(gateway_url, token_for=lambda identity: identity.owner)
 
     meter = None if redis_url is None else RequestMeter(redis_url)
     judge, judge_outcomes = None, list[Outcome]()
@@ -185,11 +185,11 @@ async def serving(
             settings,
             text_router=text_router,
             estimator=estimator,
-            signals=store,
+            signals=quality_store,
             count=judge_outcomes.append,
         )
-        result = config.routing.judge
-        judge.set_rules(None if result is None else result.to_rules())
+        judge_config = config.routing.judge
+        judge.set_rules(None if judge_config is None else judge_config.to_rules())
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -204,17 +204,17 @@ async def serving(
             await meter.close()
         await builder.close()
         await pictures.close()
-        await jobs.close()
+        await gateway_client.close()
         await follow_ups.close()
         await learning.close()
         await ledger.close()
         await database.close()
 
     blobs = BlobStore(settings.blobs_url)
-    parts = ModelsServices(
+    models_services = ModelsServices(
         text_router=text_router,
-        jobs=jobs,
-        images=ImageJobs(gateway=jobs, signing_key=b"0" * 32),
+        jobs=gateway_client,
+        images=ImageJobs(gateway=gateway_client, signing_key=b"0" * 32),
         image_settings=ImagesConfig,
         ledger=ledger,
         reports=UsageReports(database),
@@ -225,9 +225,9 @@ async def serving(
         batch_settings=lambda: config.batches,
         files=FileStore(database),
         blobs=blobs,
-        signals=store,
+        signals=quality_store,
         learning=learning,
-        feedback=FeedbackService(store, learning, ledger),
+        feedback=FeedbackService(quality_store, learning, ledger),
         judge=judge,
         authenticator=create_authenticator(database, SIGNING_KEY),
         meter=meter,
@@ -237,7 +237,7 @@ async def serving(
         on_models_changed=follow_models,
         lifespan=lifespan,
     )
-    server = uvicorn.Server(uvicorn.Config(new_app(parts), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(new_app(models_services), port=0, log_level="warning"))
     server_task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
@@ -267,7 +267,7 @@ async def wait_until_probed(models_app: ModelsApp) -> None:
     await eventually(lambda: all(runtime.is_up is not None for runtime in runtimes))
 
 
-def local(llama: str) -> dict[str, Any]:
+def build_local_backend(llama: str) -> dict[str, Any]:
     """Return the configuration of llama.cpp's OpenAI API, without a price."""
     return {
         "name": "local",
@@ -278,7 +278,7 @@ def local(llama: str) -> dict[str, Any]:
     }
 
 
-def claude(llama: str) -> dict[str, Any]:
+def build_claude_backend(llama: str) -> dict[str, Any]:
     """Return the configuration of llama.cpp's Anthropic API, with the price of Haiku."""
     return {
         "name": "claude",

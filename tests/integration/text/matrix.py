@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.text.fixtures import serving
-from tests.integration.text.matrix_clients import clients
+from tests.integration.text.matrix_clients import open_clients
 from tests.integration.text.matrix_features import (
     Client,
     ReceivedAnswer,
@@ -77,18 +77,18 @@ class _MatrixCase:
     client: Client
     picture_url: str
 
-    async def ask(self, features: RequestedFeatures, *, stream: bool) -> ReceivedAnswer:
-        answer = await self.client.ask(_MODELS[self.backend], features, stream=stream)
+    async def send_request(self, features: RequestedFeatures, *, stream: bool) -> ReceivedAnswer:
+        answer = await self.client.send_request(_MODELS[self.backend], features, stream=stream)
         if answer is None:
             raise _NotExpressible
         return answer
 
     def check_end(self, answer: ReceivedAnswer, expected_end: str) -> None:
-        expected = _REASONS[self.protocol][expected_end]
+        expected_reason = _REASONS[self.protocol][expected_end]
         # A back end that does not tell which stop string it met leaves a plain end.
         if expected_end == "stop" and self.backend == "Ollama":
-            expected = _REASONS[self.protocol]["end"]
-        assert answer.reason == expected, answer
+            expected_reason = _REASONS[self.protocol]["end"]
+        assert answer.reason == expected_reason, answer
         assert answer.prompt == PROMPT, answer
         assert answer.output > 0, answer
 
@@ -98,7 +98,7 @@ class _NotExpressible(Exception):
 
 
 async def _check_text(case: _MatrixCase, stream: bool) -> None:
-    answer = await case.ask(RequestedFeatures(history=True), stream=stream)
+    answer = await case.send_request(RequestedFeatures(history=True), stream=stream)
     assert answer.text == "Be brief. After 3 turns STOP: hello", answer
     case.check_end(answer, "end")
 
@@ -113,65 +113,67 @@ async def _check_streamed_text(case: _MatrixCase, stream: bool) -> None:
 
 async def _check_tools(case: _MatrixCase, stream: bool) -> None:
     features = RequestedFeatures(text="weather?", tools=True)
-    answer = await case.ask(features, stream=stream)
+    answer = await case.send_request(features, stream=stream)
     assert answer.calls == [PARIS], answer
     case.check_end(answer, "tools")
-    end = await case.ask(
+    final_answer = await case.send_request(
         replace(features, previous_answer=answer, results=("sunny",)), stream=stream
     )
-    assert (end.text, end.calls) == ("sunny", []), end
+    assert (final_answer.text, final_answer.calls) == ("sunny", []), final_answer
 
 
 async def _check_parallel_calls(case: _MatrixCase, stream: bool) -> None:
     features = RequestedFeatures(text="weather of both?", tools=True)
-    answer = await case.ask(features, stream=stream)
+    answer = await case.send_request(features, stream=stream)
     assert answer.calls == [PARIS, ROME], answer
     case.check_end(answer, "tools")
-    end = await case.ask(
+    final_answer = await case.send_request(
         replace(features, previous_answer=answer, results=("sunny", "rain")), stream=stream
     )
-    assert end.text == "sunny and rain", end
+    assert final_answer.text == "sunny and rain", final_answer
 
 
 async def _check_vision(case: _MatrixCase, stream: bool) -> None:
-    assert (await case.ask(RequestedFeatures(picture=PICTURE), stream=stream)).text == SEEN
+    assert (await case.send_request(RequestedFeatures(picture=PICTURE), stream=stream)).text == SEEN
 
 
 async def _check_vision_url(case: _MatrixCase, stream: bool) -> None:
-    assert (await case.ask(RequestedFeatures(picture=case.picture_url), stream=stream)).text == SEEN
+    assert (
+        await case.send_request(RequestedFeatures(picture=case.picture_url), stream=stream)
+    ).text == SEEN
 
 
 async def _check_schema(case: _MatrixCase, stream: bool) -> None:
     assert (
-        await case.ask(RequestedFeatures(has_schema=True), stream=stream)
+        await case.send_request(RequestedFeatures(has_schema=True), stream=stream)
     ).text == '{"city": "Paris"}'
 
 
 async def _check_any_json(case: _MatrixCase, stream: bool) -> None:
     assert (
-        await case.ask(RequestedFeatures(wants_json=True), stream=stream)
+        await case.send_request(RequestedFeatures(wants_json=True), stream=stream)
     ).text == '{"any": "shape"}'
 
 
 async def _check_stop(case: _MatrixCase, stream: bool) -> None:
-    answer = await case.ask(RequestedFeatures(stop="STOP"), stream=stream)
+    answer = await case.send_request(RequestedFeatures(stop="STOP"), stream=stream)
     assert answer.text.endswith("turns "), answer
     case.check_end(answer, "stop")
 
 
 async def _check_thinking(case: _MatrixCase, stream: bool) -> None:
-    answer = await case.ask(RequestedFeatures(thinking=True), stream=stream)
+    answer = await case.send_request(RequestedFeatures(thinking=True), stream=stream)
     assert answer.thinking == THOUGHT, answer
     assert answer.text.endswith("hello"), answer
 
 
 async def _check_forced_call(case: _MatrixCase, stream: bool) -> None:
-    answer = await case.ask(RequestedFeatures(tools=True, forces_tool=True), stream=stream)
+    answer = await case.send_request(RequestedFeatures(tools=True, forces_tool=True), stream=stream)
     assert answer.calls == [PARIS], answer
 
 
 async def _check_single_call(case: _MatrixCase, stream: bool) -> None:
-    answer = await case.ask(
+    answer = await case.send_request(
         RequestedFeatures(text="weather of both?", tools=True, allows_single_tool_call=True),
         stream=stream,
     )
@@ -179,11 +181,11 @@ async def _check_single_call(case: _MatrixCase, stream: bool) -> None:
 
 
 async def _check_seed(case: _MatrixCase, stream: bool) -> None:
-    assert (await case.ask(RequestedFeatures(seed=0), stream=stream)).text == "seed 0"
+    assert (await case.send_request(RequestedFeatures(seed=0), stream=stream)).text == "seed 0"
 
 
 async def _check_cached_tokens(case: _MatrixCase, stream: bool) -> None:
-    answer = await case.ask(RequestedFeatures(), stream=stream)
+    answer = await case.send_request(RequestedFeatures(), stream=stream)
     if answer.cached is None:
         raise _NotExpressible
     assert answer.cached == (0 if case.backend == "Ollama" else CACHED), answer
@@ -207,7 +209,7 @@ FEATURES: Mapping[str, Callable[[_MatrixCase, bool], Awaitable[None]]] = {
 }
 
 
-async def run(folder: Path) -> Matrix:
+async def run_matrix(folder: Path) -> Matrix:
     """Return all cells, each tested with and without streaming.
 
     Args:
@@ -219,8 +221,8 @@ async def run(folder: Path) -> Matrix:
     matrix: dict[tuple[str, str], dict[str, MatrixCell]] = {}
     async with (
         WireServer().running() as server,
-        serving(folder, *_backends(server.url)) as models_app,
-        clients(models_app.url, models_app.api_key) as protocol_clients,
+        serving(folder, *_build_backend_configs(server.url)) as models_app,
+        open_clients(models_app.url, models_app.api_key) as protocol_clients,
     ):
         for protocol, client in protocol_clients.items():
             for backend in BACKENDS:
@@ -236,31 +238,35 @@ async def run(folder: Path) -> Matrix:
     return matrix
 
 
-async def _test_cell(case: _MatrixCase, name: str) -> MatrixCell:
-    whole_cell, streamed_cell = [await _test_once(case, name, stream) for stream in (False, True)]
+async def _test_cell(case: _MatrixCase, feature_name: str) -> MatrixCell:
+    whole_cell, streamed_cell = [
+        await _test_once(case, feature_name, stream) for stream in (False, True)
+    ]
     assert whole_cell == streamed_cell, (
-        f"{case.protocol} to {case.backend}, {name}: {whole_cell} or {streamed_cell}"
+        f"{case.protocol} to {case.backend}, {feature_name}: {whole_cell} or {streamed_cell}"
     )
     return whole_cell
 
 
-async def _test_once(case: _MatrixCase, name: str, stream: bool) -> MatrixCell:
+async def _test_once(case: _MatrixCase, feature_name: str, stream: bool) -> MatrixCell:
     try:
-        await FEATURES[name](case, stream)
+        await FEATURES[feature_name](case, stream)
     except Refused as refused:
-        message = f"{case.protocol} to {case.backend}, {name}: {refused}"
+        message = f"{case.protocol} to {case.backend}, {feature_name}: {refused}"
         assert refused.status == 400, message
         assert refused.field is not None, message
         return MatrixCell(field=refused.field)
     except _NotExpressible:
         return MatrixCell()
     except AssertionError as error:
-        raise AssertionError(f"{case.protocol} to {case.backend}, {name}: {error}") from error
+        raise AssertionError(
+            f"{case.protocol} to {case.backend}, {feature_name}: {error}"
+        ) from error
     return MatrixCell(passed=True)
 
 
-def _backends(url: str) -> list[dict[str, Any]]:
-    places: dict[str, dict[str, Any]] = {
+def _build_backend_configs(url: str) -> list[dict[str, Any]]:
+    servers: dict[str, dict[str, Any]] = {
         "Claude": {"type": "anthropic", "base_url": url, "api_key_env": "LLAMA_KEY"},
         "Ollama": {"type": "ollama", "hosts": [url]},
         "OpenAI-compatible": {"type": "openai", "base_url": f"{url}/v1"},
@@ -277,13 +283,15 @@ def _backends(url: str) -> list[dict[str, Any]]:
         {
             "name": server["type"],
             **server,
-            "models": [{"name": _MODELS[name], "upstream": "up", "price": price, **capabilities}],
+            "models": [
+                {"name": _MODELS[server_name], "upstream": "up", "price": price, **capabilities}
+            ],
         }
-        for name, server in places.items()
+        for server_name, server in servers.items()
     ]
 
 
-def page(matrix: Matrix) -> str:
+def build_page(matrix: Matrix) -> str:
     """Return the matrix as a page of the documentation."""
     lines = [
         "# Any client on any model",

@@ -25,7 +25,7 @@ from tests.integration.text.wires.script import PICTURE, SCHEMA
 
 
 @asynccontextmanager
-async def clients(url: str, key: str) -> AsyncIterator[Mapping[str, Client]]:
+async def open_clients(url: str, key: str) -> AsyncIterator[Mapping[str, Client]]:
     """Yield the clients by protocol; ``url`` has no ``/v1``."""
     async with (
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as openai_client,
@@ -46,10 +46,10 @@ class _OpenAI:
     def __init__(self, sdk: openai.AsyncOpenAI) -> None:
         self._sdk = sdk
 
-    async def ask(
+    async def send_request(
         self, model: str, features: RequestedFeatures, *, stream: bool
     ) -> ReceivedAnswer | None:
-        body: dict[str, Any] = {"model": model, "messages": self._messages(features)}
+        body: dict[str, Any] = {"model": model, "messages": self._build_messages(features)}
         if features.tools:
             function = {"name": "weather", "parameters": SCHEMA}
             body["tools"] = [{"type": "function", "function": function}]
@@ -72,12 +72,12 @@ class _OpenAI:
             if not stream:
                 return self._to_answer(await self._sdk.chat.completions.create(**body))
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-            events = await self._sdk.chat.completions.create(**body)
-            return await self._join_chunks(events)
+            chunks = await self._sdk.chat.completions.create(**body)
+            return await self._join_chunks(chunks)
         except openai.APIStatusError as error:
             raise Refused(error.status_code, str(error.code), error.param) from None
 
-    def _messages(self, features: RequestedFeatures) -> list[Any]:
+    def _build_messages(self, features: RequestedFeatures) -> list[Any]:
         messages: list[Any] = []
         if features.history:
             messages += [{"role": "system", "content": SYSTEM}]
@@ -100,8 +100,8 @@ class _OpenAI:
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
         return messages
 
-    def _to_answer(self, answer: Any) -> ReceivedAnswer:
-        message = answer.choices[0].message
+    def _to_answer(self, completion: Any) -> ReceivedAnswer:
+        message = completion.choices[0].message
         received_answer = ReceivedAnswer(
             text=message.content or "",
             thinking=getattr(message, "reasoning_content", ""),
@@ -109,39 +109,41 @@ class _OpenAI:
                 (call.function.name, json.loads(call.function.arguments))
                 for call in message.tool_calls or ()
             ],
-            reason=answer.choices[0].finish_reason,
+            reason=completion.choices[0].finish_reason,
             message=message.to_dict(),
         )
-        self._count(received_answer, answer.usage)
+        self._record_usage(received_answer, completion.usage)
         return received_answer
 
-    async def _join_chunks(self, events: Any) -> ReceivedAnswer:
+    async def _join_chunks(self, chunks: Any) -> ReceivedAnswer:
         answer = ReceivedAnswer()
-        calls: list[dict[str, Any]] = []
-        async for chunk in events:
+        tool_calls: list[dict[str, Any]] = []
+        async for chunk in chunks:
             if chunk.usage is not None:
-                self._count(answer, chunk.usage)
+                self._record_usage(answer, chunk.usage)
             for choice in chunk.choices:
                 answer.text += choice.delta.content or ""
                 answer.thinking += getattr(choice.delta, "reasoning_content", None) or ""
                 answer.reason = choice.finish_reason or answer.reason
                 for call in choice.delta.tool_calls or ():
-                    if call.index == len(calls):
-                        calls.append({"id": call.id, "name": call.function.name, "arguments": ""})
-                    calls[call.index]["arguments"] += call.function.arguments or ""
-        answer.calls = [(call["name"], json.loads(call["arguments"])) for call in calls]
-        tools = [
+                    if call.index == len(tool_calls):
+                        tool_calls.append(
+                            {"id": call.id, "name": call.function.name, "arguments": ""}
+                        )
+                    tool_calls[call.index]["arguments"] += call.function.arguments or ""
+        answer.calls = [(call["name"], json.loads(call["arguments"])) for call in tool_calls]
+        message_calls = [
             {
                 "id": call["id"],
                 "type": "function",
                 "function": {"name": call["name"], "arguments": call["arguments"]},
             }
-            for call in calls
+            for call in tool_calls
         ]
-        answer.message = {"role": "assistant", "content": answer.text, "tool_calls": tools}
+        answer.message = {"role": "assistant", "content": answer.text, "tool_calls": message_calls}
         return answer
 
-    def _count(self, answer: ReceivedAnswer, usage: Any) -> None:
+    def _record_usage(self, answer: ReceivedAnswer, usage: Any) -> None:
         answer.prompt, answer.output = usage.prompt_tokens, usage.completion_tokens
         answer.cached = usage.prompt_tokens_details.cached_tokens
 
@@ -150,7 +152,7 @@ class _Anthropic:
     def __init__(self, sdk: anthropic.AsyncAnthropic) -> None:
         self._sdk = sdk
 
-    async def ask(
+    async def send_request(
         self, model: str, features: RequestedFeatures, *, stream: bool
     ) -> ReceivedAnswer | None:
         if features.seed is not None or features.wants_json:
@@ -158,7 +160,7 @@ class _Anthropic:
         body: dict[str, Any] = {
             "model": model,
             "max_tokens": 4000,
-            "messages": self._messages(features),
+            "messages": self._build_messages(features),
         }
         if features.history:
             body["system"] = SYSTEM
@@ -186,7 +188,7 @@ class _Anthropic:
                 error.status_code, response_body["code"], response_body.get("field")
             ) from None
 
-    def _messages(self, features: RequestedFeatures) -> list[Any]:
+    def _build_messages(self, features: RequestedFeatures) -> list[Any]:
         messages: list[Any] = []
         if features.history:
             messages += [{"role": role, "content": text} for role, text in HISTORY]
@@ -199,13 +201,15 @@ class _Anthropic:
             content.append({"type": "image", "source": {"type": "url", "url": features.picture}})
         messages.append({"role": "user", "content": content})
         if features.previous_answer is not None:
-            uses = [block for block in features.previous_answer.message if block.type == "tool_use"]
-            messages.append({"role": "assistant", "content": features.previous_answer.message})
-            results = [
-                {"type": "tool_result", "tool_use_id": use.id, "content": result}
-                for use, result in zip(uses, features.results, strict=True)
+            tool_uses = [
+                block for block in features.previous_answer.message if block.type == "tool_use"
             ]
-            messages.append({"role": "user", "content": results})
+            messages.append({"role": "assistant", "content": features.previous_answer.message})
+            tool_results = [
+                {"type": "tool_result", "tool_use_id": tool_use.id, "content": result}
+                for tool_use, result in zip(tool_uses, features.results, strict=True)
+            ]
+            messages.append({"role": "user", "content": tool_results})
         return messages
 
     def _collect_answer(self, message: Any) -> ReceivedAnswer:
@@ -232,7 +236,7 @@ class _Ollama:
     def __init__(self, sdk: ollama.AsyncClient) -> None:
         self._sdk = sdk
 
-    async def ask(
+    async def send_request(
         self, model: str, features: RequestedFeatures, *, stream: bool
     ) -> ReceivedAnswer | None:
         if (
@@ -241,7 +245,7 @@ class _Ollama:
             or isinstance(features.picture, str)
         ):
             return None
-        body: dict[str, Any] = {"model": model, "messages": self._messages(features)}
+        body: dict[str, Any] = {"model": model, "messages": self._build_messages(features)}
         options: dict[str, Any] = {}
         if features.tools:
             function = {"name": "weather", "parameters": SCHEMA}
@@ -256,7 +260,7 @@ class _Ollama:
             body["think"] = True
         body |= {"options": options, "stream": stream}
         try:
-            return self._collect_answer([piece async for piece in self._chat(body)])
+            return self._collect_answer([chunk async for chunk in self._send_chat(body)])
         except ollama.ResponseError as error:
             # Of an error the SDK keeps the sentence only.
             response_body = (await self._sdk._client.post("/api/chat", json=body)).json()
@@ -264,16 +268,16 @@ class _Ollama:
                 error.status_code, response_body["code"], response_body.get("field")
             ) from None
 
-    async def _chat(self, body: dict[str, Any]) -> AsyncIterator[Any]:
+    async def _send_chat(self, body: dict[str, Any]) -> AsyncIterator[Any]:
         # The SDK's own types keep four members of a tool's schema and drop the rest.
-        request_call = (ollama.ChatResponse, "POST", "/api/chat")
+        request_arguments = (ollama.ChatResponse, "POST", "/api/chat")
         if body["stream"]:
-            async for piece in await self._sdk._request(*request_call, json=body, stream=True):
-                yield piece
+            async for chunk in await self._sdk._request(*request_arguments, json=body, stream=True):
+                yield chunk
         else:
-            yield await self._sdk._request(*request_call, json=body)
+            yield await self._sdk._request(*request_arguments, json=body)
 
-    def _messages(self, features: RequestedFeatures) -> list[Any]:
+    def _build_messages(self, features: RequestedFeatures) -> list[Any]:
         messages: list[Any] = []
         if features.history:
             messages += [{"role": "system", "content": SYSTEM}]
@@ -292,19 +296,19 @@ class _Ollama:
             ]
         return messages
 
-    def _collect_answer(self, pieces: list[Any]) -> ReceivedAnswer:
+    def _collect_answer(self, chunks: list[Any]) -> ReceivedAnswer:
         answer = ReceivedAnswer()
         tool_calls: list[Any] = []
-        for piece in pieces:
-            answer.text += piece.message.content or ""
-            answer.thinking += piece.message.thinking or ""
-            tool_calls += piece.message.tool_calls or ()
+        for chunk in chunks:
+            answer.text += chunk.message.content or ""
+            answer.thinking += chunk.message.thinking or ""
+            tool_calls += chunk.message.tool_calls or ()
         answer.calls = [(call.function.name, dict(call.function.arguments)) for call in tool_calls]
-        last_piece = pieces[-1]
-        answer.reason = last_piece.done_reason
-        answer.prompt, answer.output = last_piece.prompt_eval_count, last_piece.eval_count
-        calls = [
+        last_chunk = chunks[-1]
+        answer.reason = last_chunk.done_reason
+        answer.prompt, answer.output = last_chunk.prompt_eval_count, last_chunk.eval_count
+        message_calls = [
             {"function": {"name": name, "arguments": arguments}} for name, arguments in answer.calls
         ]
-        answer.message = {"role": "assistant", "content": answer.text, "tool_calls": calls}
+        answer.message = {"role": "assistant", "content": answer.text, "tool_calls": message_calls}
         return answer

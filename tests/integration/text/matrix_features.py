@@ -60,7 +60,7 @@ class Refused(Exception):
 
 
 class Client(Protocol):
-    async def ask(
+    async def send_request(
         self, model: str, features: RequestedFeatures, *, stream: bool
     ) -> ReceivedAnswer | None:
         """Send a request and return the answer, or None if the protocol cannot express the request.

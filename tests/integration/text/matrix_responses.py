@@ -25,7 +25,7 @@ class ResponsesClient:
     def __init__(self, sdk: openai.AsyncOpenAI) -> None:
         self._sdk = sdk
 
-    async def ask(
+    async def send_request(
         self, model: str, features: RequestedFeatures, *, stream: bool
     ) -> ReceivedAnswer | None:
         # The Responses API has neither of them.
@@ -33,7 +33,7 @@ class ResponsesClient:
             return None
         body: dict[str, Any] = {
             "model": model,
-            "input": self._input_items(features),
+            "input": self._build_input(features),
             "store": False,
         }
         if features.history:
@@ -45,8 +45,8 @@ class ResponsesClient:
         if features.allows_single_tool_call:
             body["parallel_tool_calls"] = False
         if features.has_schema:
-            form = {"type": "json_schema", "name": "city", "schema": SCHEMA}
-            body["text"] = {"format": form}
+            text_format = {"type": "json_schema", "name": "city", "schema": SCHEMA}
+            body["text"] = {"format": text_format}
         if features.wants_json:
             body["text"] = {"format": {"type": "json_object"}}
         if features.thinking:
@@ -61,7 +61,7 @@ class ResponsesClient:
             raise Refused(error.status_code, str(error.code), error.param) from None
         return self._check_stream(events)
 
-    def _input_items(self, features: RequestedFeatures) -> list[Any]:
+    def _build_input(self, features: RequestedFeatures) -> list[Any]:
         items: list[Any] = []
         if features.history:
             items += [{"role": role, "content": text} for role, text in HISTORY]
@@ -90,12 +90,14 @@ class ResponsesClient:
             event.item.to_dict() for event in events if event.type.endswith("output_item.done")
         ]
         assert output_items == answer.message, events
-        for kind, text in (
+        for event_kind, expected_text in (
             ("output_text", answer.text),
             ("reasoning_summary_text", answer.thinking),
         ):
-            deltas = [event.delta for event in events if event.type == f"response.{kind}.delta"]
-            assert "".join(deltas) == text, events
+            deltas = [
+                event.delta for event in events if event.type == f"response.{event_kind}.delta"
+            ]
+            assert "".join(deltas) == expected_text, events
         return answer
 
     def _to_answer(self, response: Response) -> ReceivedAnswer:

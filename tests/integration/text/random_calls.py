@@ -31,7 +31,7 @@ _WORDS = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class RandomCall:
     """A call: its protocol's name for `POST /v1/route`, its path below `/v1`, and the body."""
 
     protocol: str
@@ -55,13 +55,13 @@ class RandomCalls:
             self._draw_generate, self._draw_completions, self._draw_embeddings,
         )  # fmt: skip
 
-    def draw(self) -> Call:
+    def draw_call(self) -> RandomCall:
         return self._random.choice(self._makers)()
 
     def _is_chosen(self, share: float) -> bool:
         return self._random.random() < share
 
-    def _common_members(self) -> dict[str, Any]:
+    def _draw_common_members(self) -> dict[str, Any]:
         """Return random values of the members that have the same name in all protocols."""
         body: dict[str, Any] = {"model": self._random.choice(MODELS)}
         if self._is_chosen(0.4):
@@ -69,30 +69,32 @@ class RandomCalls:
         return body
 
     def _draw_text(self) -> str:
-        count = self._random.choice((3, 3, 12, 12, 5_000))
-        words = " ".join(self._random.choices(_WORDS, k=count))
+        word_count = self._random.choice((3, 3, 12, 12, 5_000))
+        words = " ".join(self._random.choices(_WORDS, k=word_count))
         return f"{words} {'weather? ' * self._is_chosen(0.5)}{self._random.random()}"
 
-    def _draw_picture(self, *, urls: bool = True) -> str | None:
+    def _draw_picture(self, *, allow_urls: bool = True) -> str | None:
         """Return a picture for one call in five, otherwise None.
 
-        The picture is a data URL or, if ``urls``, sometimes the URL of a picture.
+        The picture is a data URL or, if ``allow_urls``, sometimes the URL of a picture.
         """
         if not self._is_chosen(0.2):
             return None
         return (
-            self._picture_url if urls and self._is_chosen(0.4) else f"data:image/png;base64,{_DATA}"
+            self._picture_url
+            if allow_urls and self._is_chosen(0.4)
+            else f"data:image/png;base64,{_DATA}"
         )
 
-    def _add_members(self, body: dict[str, Any], share: float, values: Mapping[str, Any]) -> None:
-        """Add each of ``values`` to the body with the probability ``share``, from 0 to 1."""
-        body |= {name: value for name, value in values.items() if self._is_chosen(share)}
+    def _add_members(self, body: dict[str, Any], share: float, members: Mapping[str, Any]) -> None:
+        """Add each of ``members`` to the body with the probability ``share``, from 0 to 1."""
+        body |= {name: value for name, value in members.items() if self._is_chosen(share)}
 
     def _draw_schema(self) -> dict[str, Any]:
         return self._random.choice((SCHEMA, SCHEMA, _BOUNDED))
 
-    def _draw_openai(self) -> Call:
-        body = self._common_members()
+    def _draw_openai(self) -> RandomCall:
+        body = self._draw_common_members()
         content: Any = self._draw_text()
         if (url := self._draw_picture()) is not None:
             content = [
@@ -101,10 +103,13 @@ class RandomCalls:
             ]
         body["messages"] = [{"role": "user", "content": content}]
         if self._is_chosen(0.2):
-            call = {"name": "weather", "arguments": self._random.choice(('{"city":"Rome"}', "[1]"))}
-            calls = [{"id": "c1", "type": "function", "function": call}]
-            result = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
-            body["messages"] += [{"role": "assistant", "tool_calls": calls}, result]
+            function_call = {
+                "name": "weather",
+                "arguments": self._random.choice(('{"city":"Rome"}', "[1]")),
+            }
+            tool_calls = [{"id": "c1", "type": "function", "function": function_call}]
+            tool_message = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
+            body["messages"] += [{"role": "assistant", "tool_calls": tool_calls}, tool_message]
         if self._is_chosen(0.3):
             function = {"name": "weather", "parameters": SCHEMA}
             self._add_members(function, 0.3, {"strict": True})
@@ -115,10 +120,10 @@ class RandomCalls:
             self._add_members(body, 0.2, {"parallel_tool_calls": self._is_chosen(0.5)})
         elif self._is_chosen(0.3):
             schema = {"name": "city", "schema": self._draw_schema()}
-            form = self._random.choice(
+            response_format = self._random.choice(
                 ({"type": "json_object"}, {"type": "json_schema", "json_schema": schema})
             )
-            body["response_format"] = form
+            body["response_format"] = response_format
         self._add_members(body, 0.15, self._draw_options() | {"n": self._random.choice((1, 2, 3))})
         self._add_members(body, 0.1, {"verbosity": self._random.choice(("low", "medium"))})
         self._add_members(
@@ -126,7 +131,7 @@ class RandomCalls:
         )
         self._add_members(body, 0.1, {"logit_bias": {"1": 1}, "user": "ada", "stop": ["STOP"]})
         self._add_members(body, 0.5, {"max_tokens": self._random.choice((5, 500, 200_000))})
-        return Call(protocol="openai", path="chat/completions", body=body)
+        return RandomCall(protocol="openai", path="chat/completions", body=body)
 
     def _draw_options(self) -> dict[str, Any]:
         return {
@@ -137,8 +142,8 @@ class RandomCalls:
             "presence_penalty": 0.0,
         }
 
-    def _draw_anthropic(self) -> Call:
-        body = self._common_members() | {
+    def _draw_anthropic(self) -> RandomCall:
+        body = self._draw_common_members() | {
             "max_tokens": self._random.choice((5, 500, 2_000, 200_000))
         }
         content: list[dict[str, Any]] = [{"type": "text", "text": self._draw_text()}]
@@ -155,8 +160,8 @@ class RandomCalls:
         body["messages"] = [{"role": "user", "content": content}]
         if self._is_chosen(0.3):
             body["tools"] = [{"name": "weather", "input_schema": SCHEMA}]
-            choice = {"type": self._random.choice(("auto", "any", "none"))}
-            self._add_members(body, 0.3, {"tool_choice": choice})
+            tool_choice = {"type": self._random.choice(("auto", "any", "none"))}
+            self._add_members(body, 0.3, {"tool_choice": tool_choice})
         elif self._is_chosen(0.3):
             body["output_config"] = {"format": {"type": "json_schema", "schema": SCHEMA}}
         thinking = {"type": "enabled", "budget_tokens": 1024}
@@ -169,10 +174,10 @@ class RandomCalls:
         self._add_members(
             body, 0.1, {"service_tier": "auto", "container": "c1", "temperature": 0.5}
         )
-        return Call(protocol="anthropic", path="messages", body=body)
+        return RandomCall(protocol="anthropic", path="messages", body=body)
 
-    def _draw_responses(self) -> Call:
-        body = self._common_members()
+    def _draw_responses(self) -> RandomCall:
+        body = self._draw_common_members()
         content: list[dict[str, Any]] = [{"type": "input_text", "text": self._draw_text()}]
         if (url := self._draw_picture()) is not None:
             content.append({"type": "input_image", "image_url": url, "detail": "auto"})
@@ -183,8 +188,8 @@ class RandomCalls:
                 body, 0.3, {"tool_choice": self._random.choice(("auto", "none", "required"))}
             )
         elif self._is_chosen(0.3):
-            form = {"type": "json_schema", "name": "city", "schema": self._draw_schema()}
-            body["text"] = {"format": self._random.choice((form, {"type": "json_object"}))}
+            text_format = {"type": "json_schema", "name": "city", "schema": self._draw_schema()}
+            body["text"] = {"format": self._random.choice((text_format, {"type": "json_object"}))}
         self._add_members(
             body, 0.15, {"instructions": "Be brief.", "temperature": 1.5, "top_p": 0.9}
         )
@@ -193,7 +198,7 @@ class RandomCalls:
         )
         self._add_members(body, 0.1, {"top_logprobs": 2, "store": False, "user": "ada"})
         self._add_members(body, 0.5, {"max_output_tokens": self._random.choice((16, 500, 200_000))})
-        return Call(protocol="responses", path="responses", body=body)
+        return RandomCall(protocol="responses", path="responses", body=body)
 
     def _draw_ollama_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {}
@@ -204,11 +209,11 @@ class RandomCalls:
         self._add_members(options, 0.1, {"mirostat": 1, "num_gpu": 1})
         return options
 
-    def _draw_ollama(self) -> Call:
+    def _draw_ollama(self) -> RandomCall:
         message: dict[str, Any] = {"role": "user", "content": self._draw_text()}
-        if self._draw_picture(urls=False) is not None:
+        if self._draw_picture(allow_urls=False) is not None:
             message["images"] = [_DATA]
-        body = self._common_members() | {
+        body = self._draw_common_members() | {
             "messages": [message],
             "options": self._draw_ollama_options(),
         }
@@ -219,30 +224,30 @@ class RandomCalls:
             body["format"] = self._random.choice(("json", self._draw_schema()))
         self._add_members(body, 0.15, {"think": self._random.choice((True, False, "low"))})
         self._add_members(body, 0.1, {"keep_alive": "1m", "template": "x"})
-        return Call(protocol="ollama", path="ollama/api/chat", body=body)
+        return RandomCall(protocol="ollama", path="ollama/api/chat", body=body)
 
-    def _draw_generate(self) -> Call:
-        body = self._common_members() | {
+    def _draw_generate(self) -> RandomCall:
+        body = self._draw_common_members() | {
             "prompt": self._draw_text(),
             "options": self._draw_ollama_options(),
         }
         self._add_members(body, 0.15, {"system": "Be brief.", "format": "json", "think": True})
         self._add_members(body, 0.1, {"raw": True, "images": [_DATA]})
-        return Call(protocol="generate", path="ollama/api/generate", body=body)
+        return RandomCall(protocol="generate", path="ollama/api/generate", body=body)
 
-    def _draw_completions(self) -> Call:
+    def _draw_completions(self) -> RandomCall:
         prompt = self._random.choice((self._draw_text(), [self._draw_text(), "b"], [1, 2, 3]))
-        body = self._common_members() | {"prompt": prompt}
+        body = self._draw_common_members() | {"prompt": prompt}
         self._add_members(
             body, 0.15, self._draw_options() | {"n": 2, "echo": True, "suffix": "x", "best_of": 1}
         )
         self._add_members(body, 0.5, {"max_tokens": self._random.choice((5, 500))})
-        return Call(protocol="completions", path="completions", body=body)
+        return RandomCall(protocol="completions", path="completions", body=body)
 
-    def _draw_embeddings(self) -> Call:
+    def _draw_embeddings(self) -> RandomCall:
         model = self._random.choice(("auto", "v-ollama", "v-openai", "m-claude"))
         text = self._draw_text()
-        value = self._random.choice((text, [text, "b"], [1, 2, 3]))
-        body = {"model": model, "input": value}
+        embedding_input = self._random.choice((text, [text, "b"], [1, 2, 3]))
+        body = {"model": model, "input": embedding_input}
         self._add_members(body, 0.2, {"dimensions": 3, "encoding_format": "base64", "user": "ada"})
-        return Call(protocol="embeddings", path="embeddings", body=body)
+        return RandomCall(protocol="embeddings", path="embeddings", body=body)

@@ -13,7 +13,7 @@ from moyin.store.keys import KeyStore
 from tests.integration.text.fixtures import serving
 
 
-def backend(name: str) -> dict[str, Any]:
+def build_backend(name: str) -> dict[str, Any]:
     model = {"name": name, "context": 4096, "price": {"input": 3, "output": 7}}
     endpoint = {"base_url": "http://127.0.0.1:9/v1", "residency": "on-premises"}
     return {"name": f"at-{name}", "type": "openai", **endpoint, "models": [model]}
@@ -22,10 +22,10 @@ def backend(name: str) -> dict[str, Any]:
 async def test_administrators_see_their_back_ends_without_load_and_prices(tmp_path: Path) -> None:
     tenants = {"eve": {"models": ["house"]}}
     async with serving(
-        tmp_path, backend("house"), backend("cloud"), rules={"tenants": tenants}
+        tmp_path, build_backend("house"), build_backend("cloud"), rules={"tenants": tenants}
     ) as models_app:
         scopes = frozenset({TEXT, ORG_ADMIN})
-        _, eve = await KeyStore(models_app.database).create("eve", "test", scopes=scopes)
+        _, eve_key = await KeyStore(models_app.database).create("eve", "test", scopes=scopes)
         runtime = models_app.text_router.fleet.runtimes["at-house"]
         for _ in range(3):
             lease = await runtime.acquire("ada", 1, 1)
@@ -34,7 +34,7 @@ async def test_administrators_see_their_back_ends_without_load_and_prices(tmp_pa
         lease = await models_app.text_router.fleet.runtimes["at-cloud"].acquire("ada", 1, 1)
         assert lease is not None
 
-        async def get(key: str) -> list[dict[str, Any]]:
+        async def list_backends(key: str) -> list[dict[str, Any]]:
             headers = {"authorization": f"Bearer {key}"}
             async with (
                 aiohttp.ClientSession(headers=headers) as http,
@@ -44,7 +44,7 @@ async def test_administrators_see_their_back_ends_without_load_and_prices(tmp_pa
                 backends: list[dict[str, Any]] = (await response.json())["backends"]
                 return backends
 
-        house_backend, cloud = await get(models_app.api_key)
+        house_backend, cloud_backend = await list_backends(models_app.api_key)
         assert (house_backend["name"], house_backend["kind"], house_backend["status"]) == (
             "at-house",
             "openai",
@@ -52,18 +52,18 @@ async def test_administrators_see_their_back_ends_without_load_and_prices(tmp_pa
         )
         assert (house_backend["breaker"], house_backend["residency"]) == ("open", "on-premises")
         assert 0 < house_backend["retry_after_seconds"] <= 2
-        assert (cloud["breaker"], cloud["load"]["in_flight"]) == ("closed", 1)
-        assert cloud["recent"] == {
+        assert (cloud_backend["breaker"], cloud_backend["load"]["in_flight"]) == ("closed", 1)
+        assert cloud_backend["recent"] == {
             "seconds": 300, "calls": 0, "errors": 0, "p50_seconds": None, "p90_seconds": None,
             "output_tokens_per_second": None,
         }  # fmt: skip
-        [model] = cloud["models"]
+        [model] = cloud_backend["models"]
         assert (model["name"], model["state"]) == ("cloud", "unknown")
         assert model["usd_per_million_tokens"] == {"input": "3", "output": "7"}
         assert model["output_tokens_per_second"] > 0
         lease.release()
 
-        [shown_backend] = await get(eve)
+        [shown_backend] = await list_backends(eve_key)
         assert (shown_backend["name"], shown_backend["load"], shown_backend["recent"]) == (
             "at-house",
             None,

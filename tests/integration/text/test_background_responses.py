@@ -28,7 +28,7 @@ def client(gateway: RunningStack) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_a_response_is_polled_continued_and_its_job_is_not_stored_again(
+def test_background_response_is_polled_continued_and_deleted(
     client: openai.OpenAI,
 ) -> None:
     first_response = client.responses.create(
@@ -74,14 +74,14 @@ def test_a_response_is_polled_continued_and_its_job_is_not_stored_again(
         client.responses.retrieve(first_response.id)
 
 
-def test_a_stream_is_resumed_after_any_number(client: openai.OpenAI) -> None:
+def test_a_stream_is_resumed_after_any_event(client: openai.OpenAI) -> None:
     events = list(
         client.responses.create(
             model=MODEL, input="Say hello.", max_output_tokens=4, background=True, stream=True
         )
     )
-    numbers = [event.sequence_number for event in events]
-    assert numbers == list(range(len(events)))
+    sequence_numbers = [event.sequence_number for event in events]
+    assert sequence_numbers == list(range(len(events)))
     assert [event.type for event in events[:3]] == [
         "response.created",
         "response.queued",
@@ -114,15 +114,17 @@ def test_a_response_is_cancelled_and_cannot_be_continued(client: openai.OpenAI) 
     assert exc_info.value.param == "previous_response_id"
 
 
-def test_a_repeat_under_one_key_is_one_response(client: openai.OpenAI) -> None:
-    call: dict[str, Any] = {"model": MODEL, "max_output_tokens": 4, "background": True}
-    key = {"idempotency-key": "one-response"}
-    first_response = client.responses.create(**call, input="hi", extra_headers=key)
+def test_repeated_request_with_an_idempotency_key_returns_the_same_response(
+    client: openai.OpenAI,
+) -> None:
+    request: dict[str, Any] = {"model": MODEL, "max_output_tokens": 4, "background": True}
+    key_headers = {"idempotency-key": "one-response"}
+    first_response = client.responses.create(**request, input="hi", extra_headers=key_headers)
     ended_response = _wait_for_end(client, first_response.id)
-    repeated_response = client.responses.create(**call, input="hi", extra_headers=key)
+    repeated_response = client.responses.create(**request, input="hi", extra_headers=key_headers)
     assert repeated_response == ended_response
     with pytest.raises(openai.APIStatusError) as exc_info:
-        client.responses.create(**call, input="ho", extra_headers=key)
+        client.responses.create(**request, input="ho", extra_headers=key_headers)
     assert exc_info.value.code == "idempotency_key_reused"
 
 
@@ -136,7 +138,7 @@ def test_deletion_cancels_the_job(client: openai.OpenAI, gateway: RunningStack) 
     ) as http:
         [job, *_] = http.get("/jobs", params={"kind": "chat", "limit": 1}).json()["jobs"]
         assert running_response.id == "resp_" + job["id"]
-        eventually_blocking(lambda: _status(http, job["id"]) == "cancelled", 180)
+        eventually_blocking(lambda: _read_job_status(http, job["id"]) == "cancelled", 180)
 
 
 def test_invalid_background_requests_are_refused(client: openai.OpenAI) -> None:
@@ -146,17 +148,17 @@ def test_invalid_background_requests_are_refused(client: openai.OpenAI) -> None:
         "previous_response_id": {"previous_response_id": "resp_none"},
     }
     for field, members in wrong_requests.items():
-        call: dict[str, Any] = {"model": MODEL, "input": "hi", "background": True, **members}
+        request: dict[str, Any] = {"model": MODEL, "input": "hi", "background": True, **members}
         with pytest.raises(openai.APIStatusError) as exc_info:
-            client.responses.create(**call)
+            client.responses.create(**request)
         assert exc_info.value.status_code in (400, 404), field
         if field != "model":
             assert exc_info.value.param == field
-    whole_response = client.responses.create(model=MODEL, input="hi", max_output_tokens=4)
+    foreground_response = client.responses.create(model=MODEL, input="hi", max_output_tokens=4)
     with pytest.raises(openai.BadRequestError, match="background"):
-        client.responses.cancel(whole_response.id)
+        client.responses.cancel(foreground_response.id)
     with pytest.raises(openai.BadRequestError, match="background"):
-        client.responses.retrieve(whole_response.id, stream=True)
+        client.responses.retrieve(foreground_response.id, stream=True)
 
 
 def test_a_deferred_continuation_has_the_conversation_once(
@@ -165,28 +167,30 @@ def test_a_deferred_continuation_has_the_conversation_once(
     first_response = client.responses.create(
         model=MODEL, input="My name is Ada.", max_output_tokens=4
     )
-    call: dict[str, Any] = {"model": MODEL, "input": "And now?"}
-    call |= {"max_output_tokens": 4, "previous_response_id": first_response.id}
+    request: dict[str, Any] = {"model": MODEL, "input": "And now?"}
+    request |= {"max_output_tokens": 4, "previous_response_id": first_response.id}
     direct_response = httpx.post(
-        f"{gateway.url}/v1/responses", json=call, headers=_headers(gateway)
+        f"{gateway.url}/v1/responses", json=request, headers=_build_headers(gateway)
     )
-    prefer_headers = _headers(gateway) | {"prefer": "respond-async"}
-    deferred_response = httpx.post(f"{gateway.url}/v1/responses", json=call, headers=prefer_headers)
+    prefer_headers = _build_headers(gateway) | {"prefer": "respond-async"}
+    deferred_response = httpx.post(
+        f"{gateway.url}/v1/responses", json=request, headers=prefer_headers
+    )
     assert deferred_response.status_code == 202, deferred_response.text
-    with httpx.Client(base_url=gateway.url, headers=_headers(gateway)) as http:
-        job = deferred_response.json()["id"]
-        eventually_blocking(lambda: _status(http, job) == "succeeded", 180)
-        [output] = http.get(f"/jobs/{job}").json()["outputs"]
-    expected = direct_response.json()["usage"]["input_tokens"]
-    assert output["body"]["usage"]["input_tokens"] == expected
+    with httpx.Client(base_url=gateway.url, headers=_build_headers(gateway)) as http:
+        job_id = deferred_response.json()["id"]
+        eventually_blocking(lambda: _read_job_status(http, job_id) == "succeeded", 180)
+        [output] = http.get(f"/jobs/{job_id}").json()["outputs"]
+    expected_tokens = direct_response.json()["usage"]["input_tokens"]
+    assert output["body"]["usage"]["input_tokens"] == expected_tokens
 
 
-def _headers(gateway: RunningStack) -> dict[str, str]:
+def _build_headers(gateway: RunningStack) -> dict[str, str]:
     return {"authorization": f"Bearer {gateway.api_key}"}
 
 
-def _status(http: httpx.Client, job: str) -> str:
-    return str(http.get(f"/jobs/{job}").json()["status"])
+def _read_job_status(http: httpx.Client, job_id: str) -> str:
+    return str(http.get(f"/jobs/{job_id}").json()["status"])
 
 
 def _wait_for_end(client: openai.OpenAI, response_id: str) -> Response:

@@ -74,26 +74,26 @@ class ScriptedModel:
         return web.json_response({"object": "list", "data": []})
 
     async def _answer_chat(self, request: web.Request) -> web.Response:
-        text = (await request.json())["messages"][-1]["content"]
-        self.calls_by_text[text] += 1
+        prompt = (await request.json())["messages"][-1]["content"]
+        self.calls_by_text[prompt] += 1
         self.running += 1
         self.most = max(self.most, self.running)
         try:
             await self.free.wait()
         finally:
             self.running -= 1
-        if text in self.refused:
+        if prompt in self.refused:
             error = {"message": "no such thing", "type": "invalid_request_error"}
             return web.json_response({"error": error}, status=400)
-        if self.failures[text] > 0:
-            self.failures[text] -= 1
+        if self.failures[prompt] > 0:
+            self.failures[prompt] -= 1
             return web.json_response({"error": {"message": "busy"}}, status=503)
-        message = {"role": "assistant", "content": text}
+        message = {"role": "assistant", "content": prompt}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
-        answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
+        completion = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
         # Indented, as some servers answer.
-        content = json.dumps({**answer, "choices": [choice], "usage": usage}, indent=1)
+        content = json.dumps({**completion, "choices": [choice], "usage": usage}, indent=1)
         return web.Response(text=content, content_type="application/json")
 
     async def _answer_embedding(self, request: web.Request) -> web.Response:
@@ -102,7 +102,7 @@ class ScriptedModel:
         return web.json_response({"object": "list", "data": data, "model": "v", "usage": usage})
 
 
-class Farm:
+class TextBatchFarm:
     """A models app, a worker for batches, and a client of OpenAI."""
 
     def __init__(self, app: ModelsApp, model: ScriptedModel, temporal: TemporalConnection) -> None:
@@ -121,7 +121,7 @@ class Farm:
             _strict_response_validation=True,
         )
 
-    async def upload(self, *lines: Any) -> str:
+    async def upload_lines(self, *lines: Any) -> str:
         content = b"\n".join(
             line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines
         )
@@ -138,31 +138,31 @@ class Farm:
         await self.files.add(file)
         return file.id
 
-    async def create(self, *lines: Any, endpoint: Any = "/v1/chat/completions") -> Batch:
+    async def create_batch(self, *lines: Any, endpoint: Any = "/v1/chat/completions") -> Batch:
         return await self.client.batches.create(
-            input_file_id=await self.upload(*lines),
+            input_file_id=await self.upload_lines(*lines),
             endpoint=endpoint,
             completion_window="24h",
             metadata={"run": "7"},
         )
 
-    async def until(
+    async def wait_for_status(
         self, batch: Batch, condition: Callable[[Batch], bool] = lambda state: state.status in ENDED
     ) -> Batch:
-        async def find() -> Batch | None:
+        async def find_batch() -> Batch | None:
             state = await self.client.batches.retrieve(batch.id)
             return state if condition(state) else None
 
-        state: Batch = await eventually(find, 180)
+        state: Batch = await eventually(find_batch, 180)
         return state
 
-    async def read(self, file_id: str | None) -> list[dict[str, Any]]:
+    async def read_lines(self, file_id: str | None) -> list[dict[str, Any]]:
         assert file_id is not None
         file = await self.files.get("ada", file_id)
         return [json.loads(line) for line in (await self.app.blobs.get(file.sha256)).splitlines()]
 
     @asynccontextmanager
-    async def worker(self) -> AsyncIterator[None]:
+    async def run_worker(self) -> AsyncIterator[None]:
         token_for = create_service_token_factory(SIGNING_KEY, "jobs")
         async with GatewayClient(self.app.url, token_for=token_for) as gateway:
             activities = TextBatchActivities(
@@ -174,10 +174,10 @@ class Farm:
                 max_line_bytes=1_000,
             )
 
-            async def new_workers(client: Client) -> list[Worker]:
+            async def create_workers(client: Client) -> list[Worker]:
                 return [new_text_batch_worker(client, activities)]
 
-            runner = WorkerRunner(self._temporal, new_workers)
+            runner = WorkerRunner(self._temporal, create_workers)
             sweeper = TextBatchSweeper(self.batches, self._temporal)
             tasks = [asyncio.create_task(runner.run()), asyncio.create_task(sweeper.run())]
             try:
@@ -188,7 +188,7 @@ class Farm:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def new_line(number: int, text: str | None = None, **changes: Any) -> dict[str, Any]:
+def build_line(number: int, text: str | None = None, **changes: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": text or f"text {number}"}]
     return {
         "custom_id": f"line-{number}",
@@ -202,7 +202,7 @@ def new_line(number: int, text: str | None = None, **changes: Any) -> dict[str, 
 @pytest.fixture
 async def farm(
     tmp_path: Path, temporal_server: TemporalServer, valkey_server: ValkeyServer
-) -> AsyncIterator[Farm]:
+) -> AsyncIterator[TextBatchFarm]:
     async with AsyncExitStack() as stack:
         model = ScriptedModel()
         url = await stack.enter_async_context(model.serving())
@@ -224,39 +224,46 @@ async def farm(
         temporal = TemporalConnection(
             temporal_server.address, NAMESPACE, retention=timedelta(days=1)
         )
-        farm = Farm(app, model, temporal)
-        await stack.enter_async_context(farm.worker())
+        farm = TextBatchFarm(app, model, temporal)
+        await stack.enter_async_context(farm.run_worker())
         stack.push_async_callback(farm.client.close)
         yield farm
 
 
-async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None:
+async def test_lines_are_answered_or_fail_and_both_are_files(farm: TextBatchFarm) -> None:
     farm.model.refused = {"text 3"}
     farm.model.failures["text 4"] = 2
-    lines: list[Any] = [new_line(number) for number in range(1, 41)]
+    lines: list[Any] = [build_line(number) for number in range(1, 41)]
     lines[1]["body"]["model"] = "nobody"
-    created_batch = await farm.create(*lines[:20], b"", *lines[20:], b"  ")
+    created_batch = await farm.create_batch(*lines[:20], b"", *lines[20:], b"  ")
     assert (created_batch.status, created_batch.endpoint) == ("validating", "/v1/chat/completions")
     assert created_batch.metadata == {"run": "7"}
-    ended_batch = await farm.until(created_batch)
+    ended_batch = await farm.wait_for_status(created_batch)
     assert ended_batch.status == "completed" and ended_batch.request_counts is not None
     counts = ended_batch.request_counts
     assert (counts.total, counts.completed, counts.failed) == (40, 38, 2)
-    output = {item["custom_id"]: item for item in await farm.read(ended_batch.output_file_id)}
-    answer = output["line-4"]["response"]
-    assert answer["status_code"] == 200 and output["line-4"]["error"] is None
-    assert answer["body"]["choices"][0]["message"]["content"] == "text 4"
-    errors = {
-        item["custom_id"]: item["response"] for item in await farm.read(ended_batch.error_file_id)
+    outputs_by_id = {
+        output_line["custom_id"]: output_line
+        for output_line in await farm.read_lines(ended_batch.output_file_id)
     }
-    assert errors.keys() == {"line-2", "line-3"} and output.keys() & errors.keys() == set()
-    assert errors["line-2"]["status_code"] == 404
-    assert errors["line-2"]["body"]["error"]["code"] == "model_not_found"
-    assert errors["line-3"]["body"]["error"]["code"] == "backend_rejected"
+    line_response = outputs_by_id["line-4"]["response"]
+    assert line_response["status_code"] == 200 and outputs_by_id["line-4"]["error"] is None
+    assert line_response["body"]["choices"][0]["message"]["content"] == "text 4"
+    errors_by_id = {
+        output_line["custom_id"]: output_line["response"]
+        for output_line in await farm.read_lines(ended_batch.error_file_id)
+    }
+    assert (
+        errors_by_id.keys() == {"line-2", "line-3"}
+        and outputs_by_id.keys() & errors_by_id.keys() == set()
+    )
+    assert errors_by_id["line-2"]["status_code"] == 404
+    assert errors_by_id["line-2"]["body"]["error"]["code"] == "model_not_found"
+    assert errors_by_id["line-3"]["body"]["error"]["code"] == "backend_rejected"
     assert farm.model.calls_by_text["text 1"] == 1 and farm.model.calls_by_text["text 4"] == 3
     # Half of the back end's places.
     assert 1 <= farm.model.most <= 4
-    entry = await farm.app.ledger.get("ada", answer["request_id"])
+    entry = await farm.app.ledger.get("ada", line_response["request_id"])
     assert entry is not None and entry.complete and entry.cost_usd > 0
 
 
@@ -264,24 +271,24 @@ async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None
     ("lines", "code", "number", "param"),
     [
         ([b""], "empty_file", None, None),
-        ([new_line(1), b"{"], "invalid_json_line", 2, None),
-        ([new_line(1), new_line(1)], "duplicate_custom_id", 2, "custom_id"),
-        ([new_line(1, method="GET")], "invalid_method", 1, "method"),
-        ([new_line(1, url="/v1/embeddings")], "mismatched_url", 1, "url"),
-        ([new_line(1, body=[])], "missing_required_parameter", 1, "body"),
+        ([build_line(1), b"{"], "invalid_json_line", 2, None),
+        ([build_line(1), build_line(1)], "duplicate_custom_id", 2, "custom_id"),
+        ([build_line(1, method="GET")], "invalid_method", 1, "method"),
+        ([build_line(1, url="/v1/embeddings")], "mismatched_url", 1, "url"),
+        ([build_line(1, body=[])], "missing_required_parameter", 1, "body"),
         (
-            [new_line(1, body={"model": "m", "stream": True})],
+            [build_line(1, body={"model": "m", "stream": True})],
             "unsupported_parameter",
             1,
             "body.stream",
         ),
-        ([new_line(1, "x" * 1_000)], "line_too_large", 1, None),
+        ([build_line(1, "x" * 1_000)], "line_too_large", 1, None),
     ],
 )
 async def test_invalid_files_fail_before_any_line_runs(
-    farm: Farm, lines: list[Any], code: str, number: int | None, param: str | None
+    farm: TextBatchFarm, lines: list[Any], code: str, number: int | None, param: str | None
 ) -> None:
-    ended_batch = await farm.until(await farm.create(*lines))
+    ended_batch = await farm.wait_for_status(await farm.create_batch(*lines))
     assert (
         ended_batch.status == "failed"
         and ended_batch.errors is not None
@@ -292,60 +299,64 @@ async def test_invalid_files_fail_before_any_line_runs(
     assert ended_batch.failed_at is not None and farm.model.calls_by_text.total() == 0
 
 
-async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
+async def test_a_cancelled_batch_keeps_its_answers(farm: TextBatchFarm) -> None:
     farm.model.free.clear()
-    batch = await farm.create(*(new_line(number) for number in range(1, 101)))
-    await farm.until(batch, lambda state: state.status == "in_progress")
+    batch = await farm.create_batch(*(build_line(number) for number in range(1, 101)))
+    await farm.wait_for_status(batch, lambda state: state.status == "in_progress")
     await eventually(lambda: farm.model.running == 4)
     assert (await farm.client.batches.cancel(batch.id)).status == "cancelling"
     farm.model.free.set()
-    ended_batch = await farm.until(batch)
+    ended_batch = await farm.wait_for_status(batch)
     assert ended_batch.status == "cancelled" and ended_batch.cancelled_at is not None
-    output = await farm.read(ended_batch.output_file_id)
-    errors = await farm.read(ended_batch.error_file_id)
+    output = await farm.read_lines(ended_batch.output_file_id)
+    errors = await farm.read_lines(ended_batch.error_file_id)
     assert 4 <= len(output) <= 32 and len(output) + len(errors) == 100
     assert {state["error"]["code"] for state in errors} == {"batch_cancelled"}
     assert farm.model.calls_by_text.total() == len(output)
     with pytest.raises(openai.ConflictError) as exc_info:
-        completed_batch = await farm.until(await farm.create(new_line(1)))
+        completed_batch = await farm.wait_for_status(await farm.create_batch(build_line(1)))
         await farm.client.batches.cancel(completed_batch.id)
     assert exc_info.value.code == "batch_finished"
 
 
-async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) -> None:
+async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: TextBatchFarm) -> None:
     farm.model.free.clear()
-    batch = await farm.create(*(new_line(number) for number in range(1, 51)))
+    batch = await farm.create_batch(*(build_line(number) for number in range(1, 51)))
     await eventually(lambda: farm.model.running == 4)
-    expiry = text_batches.update().where(text_batches.c.id == batch.id).values(expires_at=now())
-    await farm.app.database.execute(expiry)
+    expire_statement = (
+        text_batches.update().where(text_batches.c.id == batch.id).values(expires_at=now())
+    )
+    await farm.app.database.execute(expire_statement)
     farm.model.free.set()
-    ended_batch = await farm.until(batch)
+    ended_batch = await farm.wait_for_status(batch)
     assert ended_batch.status == "expired" and ended_batch.expired_at is not None
-    output = await farm.read(ended_batch.output_file_id)
-    errors = await farm.read(ended_batch.error_file_id)
+    output = await farm.read_lines(ended_batch.output_file_id)
+    errors = await farm.read_lines(ended_batch.error_file_id)
     assert 4 <= len(output) <= 32 and len(output) + len(errors) == 50
     assert {error["error"]["code"] for error in errors} == {"batch_expired"}
 
 
-async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
+async def test_lines_fail_when_the_budget_is_spent(farm: TextBatchFarm) -> None:
     limit = Limit(subject="owner:ada", usd_per_day=Decimal("0.0000001"))
     await LimitStore(farm.app.database).set(limit)
-    ended_batch = await farm.until(await farm.create(new_line(1), new_line(2)))
+    ended_batch = await farm.wait_for_status(await farm.create_batch(build_line(1), build_line(2)))
     assert ended_batch.status == "completed" and ended_batch.output_file_id is None
-    errors = [item["response"] for item in await farm.read(ended_batch.error_file_id)]
+    errors = [item["response"] for item in await farm.read_lines(ended_batch.error_file_id)]
     assert {(e["status_code"], e["body"]["error"]["code"]) for e in errors} == {
         (402, "budget_exceeded")
     }
     assert farm.model.calls_by_text.total() == 0
 
 
-async def test_embedding_batches_and_batch_lists_work(farm: Farm) -> None:
+async def test_embedding_batches_and_batch_lists_work(farm: TextBatchFarm) -> None:
     body = {"model": "v", "input": "x"}
-    lines = [new_line(number, url="/v1/embeddings", body=body) for number in (1, 2)]
-    first_batch = await farm.until(await farm.create(*lines, endpoint="/v1/embeddings"))
-    [answer, _] = await farm.read(first_batch.output_file_id)
-    assert answer["response"]["body"]["data"][0]["embedding"] == [0.5, 1.0]
-    second_batch = await farm.create(new_line(1))
+    lines = [build_line(number, url="/v1/embeddings", body=body) for number in (1, 2)]
+    first_batch = await farm.wait_for_status(
+        await farm.create_batch(*lines, endpoint="/v1/embeddings")
+    )
+    [output_line, _] = await farm.read_lines(first_batch.output_file_id)
+    assert output_line["response"]["body"]["data"][0]["embedding"] == [0.5, 1.0]
+    second_batch = await farm.create_batch(build_line(1))
     page = await farm.client.batches.list(limit=1)
     assert [item.id for item in page.data] == [second_batch.id] and page.has_more
     assert [item.id async for item in farm.client.batches.list(limit=1)] == [

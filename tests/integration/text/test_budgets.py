@@ -40,7 +40,7 @@ class BudgetedApp:
         self.database = database
         self._valkey = valkey
 
-    async def client(self, **limits: Any) -> tuple[str, openai.AsyncOpenAI]:
+    async def create_client(self, **limits: Any) -> tuple[str, openai.AsyncOpenAI]:
         """Create a key with its own limits; return its id and a client that uses it."""
         key_id, key = await KeyStore(self.database).create("studio", "k")
         await LimitStore(self.database).set(Limit(subject=f"key:{key_id}", **limits))
@@ -49,17 +49,17 @@ class BudgetedApp:
         )
         return key_id, client
 
-    async def booked(self, key_id: str) -> int:
+    async def read_booked_nano_usd(self, key_id: str) -> int:
         """Return the amount in Valkey for the key's current day, in billionths of a dollar."""
-        name = f"moyin:limit:{{studio}}:key:{key_id}:money"
-        return int(await self._valkey.hget(name, "day_nano") or 0)
+        budget_key = f"moyin:limit:{{studio}}:key:{key_id}:money"
+        return int(await self._valkey.hget(budget_key, "day_nano") or 0)
 
-    async def ledger(self) -> tuple[int, int]:
+    async def sum_ledger(self) -> tuple[int, int]:
         """Return the number of calls in the ledger, and their cost in billionths of a dollar."""
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(usage.c.cost_nano_usd), 0))
         async with self.database.reading() as connection:
-            count, total = tuple((await connection.execute(query)).one())
-        return count, total
+            call_count, cost_nano_usd = tuple((await connection.execute(query)).one())
+        return call_count, cost_nano_usd
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ async def budgeted_app(
     await database.close()
 
 
-def hello_body(**kwargs: Any) -> dict[str, Any]:
+def build_body(**kwargs: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": "Tell me a long story."}]
     return {"model": "smollm2", "messages": messages, "max_tokens": 8, **kwargs}
 
@@ -93,12 +93,12 @@ def hello_body(**kwargs: Any) -> dict[str, Any]:
 async def test_calls_at_the_same_time_never_overshoot_a_budget(
     budgeted_app: BudgetedApp, record_measurement: RecordMeasurement
 ) -> None:
-    budget = Decimal("0.03")
-    key_id, client = await budgeted_app.client(usd_per_day=budget)
+    budget_usd = Decimal("0.03")
+    key_id, client = await budgeted_app.create_client(usd_per_day=budget_usd)
 
     async def call() -> str:
         try:
-            await client.chat.completions.create(**hello_body())
+            await client.chat.completions.create(**build_body())
         except openai.APIStatusError as error:
             return f"{error.status_code} {error.code}"
         return "answered"
@@ -107,38 +107,41 @@ async def test_calls_at_the_same_time_never_overshoot_a_budget(
     assert outcome_counts.keys() == {"answered", "402 budget_exceeded"}
 
     async def is_settled_cost() -> bool:
-        count, cost = await budgeted_app.ledger()
-        return count == outcome_counts["answered"] and await budgeted_app.booked(key_id) == cost
+        count, cost = await budgeted_app.sum_ledger()
+        return (
+            count == outcome_counts["answered"]
+            and await budgeted_app.read_booked_nano_usd(key_id) == cost
+        )
 
     await eventually(is_settled_cost)
-    _, cost = await budgeted_app.ledger()
-    assert 0 < cost <= budget * NANO
+    _, cost = await budgeted_app.sum_ledger()
+    assert 0 < cost <= budget_usd * NANO
     # What was set aside and not used is there again.
     assert await call() == "answered"
     await client.close()
     record_measurement(
-        f"budget of {budget} USD, 12 calls at once: "
+        f"budget of {budget_usd} USD, 12 calls at once: "
         f"{outcome_counts['answered']} answered, 0 overshoot"
     )
 
 
 async def test_budgets_are_shown_in_usage_and_in_refusals(budgeted_app: BudgetedApp) -> None:
     # Less than the maximum cost of a call without max_tokens, which reserves a whole context.
-    key_id, client = await budgeted_app.client(usd_per_day=Decimal("0.015"))
-    await client.chat.completions.create(**hello_body())
+    key_id, client = await budgeted_app.create_client(usd_per_day=Decimal("0.015"))
+    await client.chat.completions.create(**build_body())
 
     async def is_settled() -> bool:
-        _, cost = await budgeted_app.ledger()
-        return 0 < cost == await budgeted_app.booked(key_id)
+        _, cost = await budgeted_app.sum_ledger()
+        return 0 < cost == await budgeted_app.read_booked_nano_usd(key_id)
 
     await eventually(is_settled)
-    _, cost = await budgeted_app.ledger()
+    _, cost = await budgeted_app.sum_ledger()
     with pytest.raises(openai.APIStatusError) as exc_info:
-        await client.chat.completions.create(**hello_body(max_tokens=openai.omit))
+        await client.chat.completions.create(**build_body(max_tokens=openai.omit))
     error: Any = exc_info.value.body
     assert (exc_info.value.status_code, error["code"]) == (402, "budget_exceeded")
-    report = await client.get("/usage", cast_to=httpx.Response)
-    [budget] = report.json()["budgets"]
+    usage_response = await client.get("/usage", cast_to=httpx.Response)
+    [budget] = usage_response.json()["budgets"]
     assert Decimal(budget["spent_usd"]) == Decimal(cost) / NANO
     assert budget["resets_at"].replace("Z", "+00:00") == error["details"].pop("resets_at")
     assert {**error["details"], "resets_at": budget["resets_at"]} == budget
@@ -152,39 +155,44 @@ async def test_budgets_are_shown_in_usage_and_in_refusals(budgeted_app: Budgeted
 
 
 async def test_an_interrupted_stream_settles_to_the_ledgers_cost(budgeted_app: BudgetedApp) -> None:
-    key_id, client = await budgeted_app.client(usd_per_month=Decimal(5), concurrent_requests=1)
-    stream = await client.chat.completions.create(**hello_body(stream=True, max_tokens=1500))
+    key_id, client = await budgeted_app.create_client(
+        usd_per_month=Decimal(5), concurrent_requests=1
+    )
+    stream = await client.chat.completions.create(**build_body(stream=True, max_tokens=1500))
     await anext(aiter(stream))
-    booked_during = await budgeted_app.booked(key_id)
+    reserved_nano_usd = await budgeted_app.read_booked_nano_usd(key_id)
     await stream.close()
 
     async def is_settled_cost() -> bool:
-        count, cost = await budgeted_app.ledger()
-        return count == 1 and 0 < await budgeted_app.booked(key_id) == cost < booked_during
+        count, cost = await budgeted_app.sum_ledger()
+        return (
+            count == 1
+            and 0 < await budgeted_app.read_booked_nano_usd(key_id) == cost < reserved_nano_usd
+        )
 
     await eventually(is_settled_cost)
     # The place of the cut stream is free again as well.
-    answer = await client.chat.completions.create(**hello_body())
-    assert answer.choices
+    completion = await client.chat.completions.create(**build_body())
+    assert completion.choices
     await client.close()
 
 
 async def test_a_refused_call_and_a_failed_one_cost_nothing(budgeted_app: BudgetedApp) -> None:
-    key_id, client = await budgeted_app.client(usd_per_day=Decimal(1), requests_per_minute=2)
+    key_id, client = await budgeted_app.create_client(usd_per_day=Decimal(1), requests_per_minute=2)
     with pytest.raises(openai.NotFoundError):
-        await client.chat.completions.create(**hello_body(model="nobody"))
-    raw_response = await client.chat.completions.with_raw_response.create(**hello_body())
+        await client.chat.completions.create(**build_body(model="nobody"))
+    raw_response = await client.chat.completions.with_raw_response.create(**build_body())
     assert raw_response.headers["ratelimit-limit"] == "2"
     with suppress(openai.RateLimitError):
-        await client.chat.completions.create(**hello_body())
+        await client.chat.completions.create(**build_body())
     with pytest.raises(openai.RateLimitError) as exc_info:
-        await client.chat.completions.create(**hello_body())
+        await client.chat.completions.create(**build_body())
     assert exc_info.value.code == "rate_limit_exceeded"
     assert 0 < int(exc_info.value.response.headers["retry-after"]) <= 60
 
     async def is_settled_cost() -> bool:
-        _, cost = await budgeted_app.ledger()
-        return await budgeted_app.booked(key_id) == cost
+        _, cost = await budgeted_app.sum_ledger()
+        return await budgeted_app.read_booked_nano_usd(key_id) == cost
 
     await eventually(is_settled_cost)
     await client.close()

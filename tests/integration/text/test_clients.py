@@ -14,7 +14,13 @@ import anthropic
 import openai
 import pytest
 
-from tests.integration.text.fixtures import ModelsApp, claude, local, serving, wait_until_probed
+from tests.integration.text.fixtures import (
+    ModelsApp,
+    build_claude_backend,
+    build_local_backend,
+    serving,
+    wait_until_probed,
+)
 
 MODELS = ["smollm2", "claude-haiku-5-5"]
 HELLO: Any = {"role": "user", "content": "Say hello."}
@@ -22,7 +28,9 @@ HELLO: Any = {"role": "user", "content": "Say hello."}
 
 @pytest.fixture
 async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
-    async with serving(tmp_path, local(llama), claude(llama)) as models_app:
+    async with serving(
+        tmp_path, build_local_backend(llama), build_claude_backend(llama)
+    ) as models_app:
         yield models_app
 
 
@@ -44,17 +52,17 @@ async def claude_client(models_app: ModelsApp) -> AsyncIterator[anthropic.AsyncA
 
 @pytest.mark.parametrize("model", MODELS)
 async def test_openai_client_gets_an_answer(openai_client: openai.AsyncOpenAI, model: str) -> None:
-    answer = await openai_client.chat.completions.create(
+    completion = await openai_client.chat.completions.create(
         model=model, messages=[HELLO], max_tokens=8, temperature=0
     )
-    assert answer.choices[0].message.content
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 8
+    assert completion.choices[0].message.content
+    assert completion.choices[0].finish_reason == "length"
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 8
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_openai_streamed_is_the_whole_answer(
+async def test_streamed_openai_answer_equals_the_whole_answer(
     openai_client: openai.AsyncOpenAI, model: str
 ) -> None:
     request: dict[str, Any] = {
@@ -63,13 +71,13 @@ async def test_openai_streamed_is_the_whole_answer(
         "max_tokens": 8,
         "temperature": 0,
     }
-    whole_answer = await openai_client.chat.completions.create(**request)
+    whole_completion = await openai_client.chat.completions.create(**request)
     stream = await openai_client.chat.completions.create(
         **request, stream=True, stream_options={"include_usage": True}
     )
     chunks = [chunk async for chunk in stream]
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-    assert text == whole_answer.choices[0].message.content
+    assert text == whole_completion.choices[0].message.content
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 8
 
@@ -84,7 +92,7 @@ async def test_a_client_that_did_not_ask_for_usage_gets_no_event_without_choices
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_anthropic_whole_and_streamed(
+async def test_streamed_anthropic_message_equals_the_whole_message(
     claude_client: anthropic.AsyncAnthropic, model: str
 ) -> None:
     request: dict[str, Any] = {
@@ -97,7 +105,7 @@ async def test_anthropic_whole_and_streamed(
     assert whole_message.stop_reason == "max_tokens"
     assert whole_message.usage.output_tokens == 8
     async with claude_client.messages.stream(**request) as stream:
-        text = "".join([piece async for piece in stream.text_stream])
+        text = "".join([chunk async for chunk in stream.text_stream])
         final_message = await stream.get_final_message()
     assert text == whole_message.content[0].text
     assert final_message.usage.output_tokens == 8
@@ -133,21 +141,25 @@ async def test_auto_uses_the_cloud_for_abilities_that_the_local_model_lacks(
     assert Decimal(raw_response.headers["x-moyin-cost-usd"]) > 0
 
 
-async def test_the_ledger_knows_every_call(models_app: ModelsApp) -> None:
+async def test_the_ledger_records_a_call(models_app: ModelsApp) -> None:
     async with aiohttp.ClientSession(
         headers={"authorization": f"Bearer {models_app.api_key}"}
     ) as http:
         body = {"model": "claude-haiku-5-5", "messages": [HELLO], "max_tokens": 4}
         async with http.post(f"{models_app.url}/v1/chat/completions", json=body) as response:
-            request_id, cost = (
+            request_id, cost_usd = (
                 response.headers["x-request-id"],
                 response.headers["x-moyin-cost-usd"],
             )
         await asyncio.sleep(1.5)
         async with http.get(f"{models_app.url}/v1/requests/{request_id}") as response:
-            entry = await response.json()
-    assert (entry["backend"], entry["output_tokens"], entry["complete"]) == ("claude", 4, True)
-    assert Decimal(entry["cost_usd"]) == Decimal(cost) > 0
+            ledger_entry = await response.json()
+    assert (ledger_entry["backend"], ledger_entry["output_tokens"], ledger_entry["complete"]) == (
+        "claude",
+        4,
+        True,
+    )
+    assert Decimal(ledger_entry["cost_usd"]) == Decimal(cost_usd) > 0
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "messages"])
@@ -171,19 +183,19 @@ async def test_disconnected_client_is_charged_and_frees_the_back_end(
     await asyncio.sleep(1)
     assert all(runtime.load == 0 for runtime in models_app.text_router.fleet.runtimes.values())
     await asyncio.sleep(1)
-    entry = await models_app.ledger.get("ada", request_id)
-    assert entry is not None
-    assert not entry.complete
-    assert 0 < entry.output_tokens < 1500
-    assert entry.input_tokens == usage["input_tokens"] + usage["cache_read_input_tokens"]
+    ledger_entry = await models_app.ledger.get("ada", request_id)
+    assert ledger_entry is not None
+    assert not ledger_entry.complete
+    assert 0 < ledger_entry.output_tokens < 1500
+    assert ledger_entry.input_tokens == usage["input_tokens"] + usage["cache_read_input_tokens"]
 
 
 async def test_both_kinds_of_client_read_the_list_of_models(
     openai_client: openai.AsyncOpenAI, claude_client: anthropic.AsyncAnthropic
 ) -> None:
-    names = ["auto", "smollm2", "claude-haiku-5-5"]
-    assert [model.id async for model in openai_client.models.list()] == names
-    assert [model.id async for model in claude_client.models.list()] == names
+    model_names = ["auto", "smollm2", "claude-haiku-5-5"]
+    assert [model.id async for model in openai_client.models.list()] == model_names
+    assert [model.id async for model in claude_client.models.list()] == model_names
     assert (await claude_client.models.retrieve("smollm2")).display_name == "smollm2"
 
 
@@ -202,8 +214,14 @@ async def test_the_description_is_complete(models_app: ModelsApp) -> None:
     assert {reference.rpartition("/")[2] for reference in references} <= set(schemas)
 
 
-def _find_references(value: object) -> list[str]:
-    if isinstance(value, dict):
-        own_references = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
-        return own_references + [r for item in value.values() for r in _find_references(item)]
-    return [r for item in value for r in _find_references(item)] if isinstance(value, list) else []
+def _find_references(json_node: object) -> list[str]:
+    if isinstance(json_node, dict):
+        own_references = [json_node["$ref"]] if isinstance(json_node.get("$ref"), str) else []
+        return own_references + [
+            r for inner_node in json_node.values() for r in _find_references(inner_node)
+        ]
+    return (
+        [r for inner_node in json_node for r in _find_references(inner_node)]
+        if isinstance(json_node, list)
+        else []
+    )

@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from tests.integration.text.fixtures import serving, wait_until_probed
-from tests.integration.text.random_calls import Call, RandomCalls
+from tests.integration.text.random_calls import RandomCall, RandomCalls
 from tests.integration.text.wires.server import WireServer
 
 CALLS = 200
@@ -20,7 +20,7 @@ SEED = 19
 _RULES = {"routing": {"rescue": "off"}}
 
 
-class _AnyServer(WireServer):
+class _LenientServer(WireServer):
     """Accepts unknown members, as real servers do, and supports text completions."""
 
     async def _read_body(
@@ -29,53 +29,55 @@ class _AnyServer(WireServer):
         return await super()._read_body(request, None)
 
     def _add_routes(self, app: web.Application) -> None:
-        app.router.add_post("/v1/completions", self._complete)
+        app.router.add_post("/v1/completions", self._answer_completion)
 
-    async def _complete(self, request: web.Request) -> web.StreamResponse:
+    async def _answer_completion(self, request: web.Request) -> web.StreamResponse:
         body = await self._read_body(request, None)
         choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}
-        answer = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up"}
+        completion = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up"}
         choices = [{**choice, "index": index} for index in range(body.get("n") or 1)]
         usage = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}
-        answer |= {"choices": choices, "usage": usage}
+        completion |= {"choices": choices, "usage": usage}
         if not body.get("stream"):
-            return web.json_response(answer)
+            return web.json_response(completion)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        await response.write(f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n".encode())
+        await response.write(f"data: {json.dumps(completion)}\n\ndata: [DONE]\n\n".encode())
         return response
 
 
-def _backends(url: str) -> list[dict[str, Any]]:
+def _build_backend_configs(url: str) -> list[dict[str, Any]]:
     capabilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
-    chat = {"upstream": "up", "context": 100_000}
-    claude = (
-        chat
+    chat_model = {"upstream": "up", "context": 100_000}
+    claude_model = (
+        chat_model
         | capabilities
         | {"name": "m-claude", "price": {"input": 3, "output": 15}, "quality": 3}
     )
-    ollama = chat | {"name": "m-ollama", "tools": True, "vision": True, "schema": True}
+    ollama_model = chat_model | {"name": "m-ollama", "tools": True, "vision": True, "schema": True}
     fast_model = (
-        chat | capabilities | {"name": "m-openai", "price": {"input": 1, "output": 5}, "quality": 2}
+        chat_model
+        | capabilities
+        | {"name": "m-openai", "price": {"input": 1, "output": 5}, "quality": 2}
     )
     plain_model = {"name": "m-plain", "upstream": "up", "context": 4_000}
-    vectors = {"upstream": "up", "context": 8_000, "embeddings": True}
+    embedding_model = {"upstream": "up", "context": 8_000, "embeddings": True}
     free_price = {"price": {"input": 0, "output": 0}}
     return [
         {"name": "claude", "type": "anthropic", "base_url": url, "api_key_env": "LLAMA_KEY",
-         "models": [claude]},
+         "models": [claude_model]},
         {"name": "ollama", "type": "ollama", "hosts": [url],
-         "models": [ollama, vectors | {"name": "v-ollama"}]},
+         "models": [ollama_model, embedding_model | {"name": "v-ollama"}]},
         {"name": "fast", "type": "openai", "base_url": f"{url}/v1",
          "models": [
-             fast_model, vectors | {"name": "v-openai", "price": {"input": 1, "output": 0}}
+             fast_model, embedding_model | {"name": "v-openai", "price": {"input": 1, "output": 0}}
          ]},
         {"name": "house", "type": "openai", "base_url": f"{url}/v1",
          "models": [plain_model | free_price]},
     ]  # fmt: skip
 
 
-async def _run_dry(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
+async def _run_dry(http: aiohttp.ClientSession, call: RandomCall) -> tuple[str, ...]:
     async with http.post(f"/v1/route?protocol={call.protocol}", json=call.body) as response:
         body = await response.json()
     if response.status != 200:
@@ -85,12 +87,12 @@ async def _run_dry(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
     return body["chosen"]["backend"], body["chosen"]["model"]
 
 
-async def _run_for_real(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
+async def _run_for_real(http: aiohttp.ClientSession, call: RandomCall) -> tuple[str, ...]:
     async with http.post(f"/v1/{call.path}", json=call.body) as response:
-        text = await response.text()
+        response_text = await response.text()
     if response.status == 200:
         return response.headers["x-moyin-backend"], response.headers["x-moyin-model"]
-    body = json.loads(text)
+    body = json.loads(response_text)
     inner_error = body["error"] if isinstance(body.get("error"), dict) else body
     return (inner_error["code"],)
 
@@ -98,8 +100,10 @@ async def _run_for_real(http: aiohttp.ClientSession, call: Call) -> tuple[str, .
 async def test_a_dry_run_names_the_model_that_answers(tmp_path: Path) -> None:
     aliases: dict[str, Any] = {"work": {"quality": 2}, "cheap": ["m-plain", "m-ollama"]}
     async with (
-        _AnyServer().running() as server,
-        serving(tmp_path, *_backends(server.url), rules=_RULES, **aliases) as models_app,
+        _LenientServer().running() as server,
+        serving(
+            tmp_path, *_build_backend_configs(server.url), rules=_RULES, **aliases
+        ) as models_app,
         aiohttp.ClientSession(
             models_app.url, headers={"authorization": f"Bearer {models_app.api_key}"}
         ) as http,
@@ -108,7 +112,7 @@ async def test_a_dry_run_names_the_model_that_answers(tmp_path: Path) -> None:
         calls = RandomCalls(SEED, f"{server.url}/picture.png")
         outcomes: Counter[tuple[str, ...]] = Counter()
         for number in range(CALLS):
-            call = calls.draw()
+            call = calls.draw_call()
             requests_before = len(server.requests)
             named_model = await _run_dry(http, call)
             assert len(server.requests) == requests_before, "a dry run calls no back end"

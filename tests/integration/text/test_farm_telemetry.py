@@ -34,8 +34,8 @@ async def read_metrics(gateway: RunningStack) -> str:
         return await response.text()
 
 
-def find_series(text: str, name: str, *labels: str) -> list[str]:
-    lines = (line for line in text.splitlines() if line.startswith(f"ray_{name}"))
+def find_series(metrics: str, name: str, *labels: str) -> list[str]:
+    lines = (line for line in metrics.splitlines() if line.startswith(f"ray_{name}"))
     return [line for line in lines if all(label in line for label in labels)]
 
 
@@ -46,21 +46,23 @@ async def test_calls_and_breakers_are_in_the_metrics(
     async with session.post("/v1/chat/completions", json=body) as response:
         assert response.status == 200
         assert "x-moyin-cost-usd" in await response.text()
-    call = ('gen_ai_request_model="fast"', 'gen_ai_response_model="smollm2-135m"')
-    text = ""
+    call_labels = ('gen_ai_request_model="fast"', 'gen_ai_response_model="smollm2-135m"')
+    metrics = ""
     async with asyncio.timeout(_METRICS_SECONDS):
-        while not find_series(text, "gen_ai_client_token_usage_sum", *call):
+        while not find_series(metrics, "gen_ai_client_token_usage_sum", *call_labels):
             await asyncio.sleep(1)
-            text = await read_metrics(gateway)
+            metrics = await read_metrics(gateway)
     for name in (
         "gen_ai_client_token_usage_bucket",
         "gen_ai_server_request_duration_seconds_bucket",
         "gen_ai_server_time_to_first_token_seconds_bucket",
         "gen_ai_server_time_per_output_token_seconds_bucket",
     ):
-        assert find_series(text, name, *call), name
-    (line,) = find_series(text, "moyin_backend_breaker{", 'moyin_backend="local"', 'state="closed"')
-    assert line.endswith(" 1.0")
+        assert find_series(metrics, name, *call_labels), name
+    (breaker_line,) = find_series(
+        metrics, "moyin_backend_breaker{", 'moyin_backend="local"', 'state="closed"'
+    )
+    assert breaker_line.endswith(" 1.0")
 
 
 async def test_route_of_the_farm_is_explained(session: aiohttp.ClientSession) -> None:
@@ -72,16 +74,16 @@ async def test_route_of_the_farm_is_explained(session: aiohttp.ClientSession) ->
 
 
 @dataclass
-class Flaky:
+class FlakyModelServer:
     """A model server whose calls can fail while its health checks succeed."""
 
     url: str = ""
     fails: bool = True
 
-    async def models(self, _: web.Request) -> web.Response:
+    async def list_models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": []})
 
-    async def chat(self, _: web.Request) -> web.Response:
+    async def answer_chat(self, _: web.Request) -> web.Response:
         if self.fails:
             return web.json_response({"error": {"message": "out of order"}}, status=500)
         message = {"role": "assistant", "content": "hello"}
@@ -90,11 +92,11 @@ class Flaky:
 
 
 @asynccontextmanager
-async def flaky_server() -> AsyncIterator[Flaky]:
-    flaky_backend = Flaky()
+async def run_flaky_server() -> AsyncIterator[FlakyModelServer]:
+    flaky_backend = FlakyModelServer()
     app = web.Application()
-    app.router.add_get("/v1/models", flaky_backend.models)
-    app.router.add_post("/v1/chat/completions", flaky_backend.chat)
+    app.router.add_get("/v1/models", flaky_backend.list_models)
+    app.router.add_post("/v1/chat/completions", flaky_backend.answer_chat)
     runner = web.AppRunner(app)
     await runner.setup()
     try:
@@ -106,13 +108,16 @@ async def flaky_server() -> AsyncIterator[Flaky]:
         await runner.cleanup()
 
 
-async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_metrics(
+async def test_back_end_is_added_at_runtime_and_the_metrics_show_its_breaker(
     gateway: RunningStack, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    config_before = gateway.env["MOYIN_SERVE_CONFIG"]
-    async with flaky_server() as flaky_backend:
+    original_config = gateway.env["MOYIN_SERVE_CONFIG"]
+    async with run_flaky_server() as flaky_backend:
         await asyncio.to_thread(
-            gateway.run, "deploy", "--config", _add_backend(config_before, flaky_backend, tmp_path)
+            gateway.run,
+            "deploy",
+            "--config",
+            _add_backend(original_config, flaky_backend, tmp_path),
         )
         try:
             assert await _ask_model(session) == 502
@@ -123,23 +128,23 @@ async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_m
                 lambda: _was_in_states(gateway, "half_open", "closed"), _METRICS_SECONDS
             )
         finally:
-            await asyncio.to_thread(gateway.run, "deploy", "--config", config_before)
+            await asyncio.to_thread(gateway.run, "deploy", "--config", original_config)
 
 
-def _add_backend(config: str, flaky_backend: Flaky, folder: Path) -> str:
+def _add_backend(config_path: str, flaky_backend: FlakyModelServer, folder: Path) -> str:
     """Write the configuration with one more back end to a file, and return its path."""
-    loaded_config = yaml.safe_load(Path(config).read_text())
-    [models] = [app for app in loaded_config["applications"] if app["name"] == "models"]
+    loaded_config = yaml.safe_load(Path(config_path).read_text())
+    [models_app] = [app for app in loaded_config["applications"] if app["name"] == "models"]
     backend = {
         "name": "flaky",
         "type": "openai",
         "base_url": flaky_backend.url,
         "models": [{"name": "flaky", "context": 8192, "price": 0}],
     }
-    models["deployments"][0]["user_config"]["backends"].append(backend)
-    path = folder / "serve_config.yaml"
-    path.write_text(yaml.safe_dump(loaded_config))
-    return str(path)
+    models_app["deployments"][0]["user_config"]["backends"].append(backend)
+    new_path = folder / "serve_config.yaml"
+    new_path.write_text(yaml.safe_dump(loaded_config))
+    return str(new_path)
 
 
 async def _ask_model(session: aiohttp.ClientSession) -> int:
@@ -162,6 +167,6 @@ async def _was_in_states(gateway: RunningStack, *states: str) -> bool:
 
     The states are read from the metrics.
     """
-    text = await read_metrics(gateway)
-    name, backend = "moyin_backend_breaker_transitions", 'moyin_backend="flaky"'
-    return all(find_series(text, name, backend, f'state="{state}"') for state in states)
+    metrics = await read_metrics(gateway)
+    name, backend_label = "moyin_backend_breaker_transitions", 'moyin_backend="flaky"'
+    return all(find_series(metrics, name, backend_label, f'state="{state}"') for state in states)

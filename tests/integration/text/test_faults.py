@@ -20,7 +20,12 @@ import psutil
 import pytest
 
 from moyin.http.breaker import BreakerState
-from tests.integration.text.fixtures import ModelsApp, local, serving, wait_until_probed
+from tests.integration.text.fixtures import (
+    ModelsApp,
+    build_local_backend,
+    serving,
+    wait_until_probed,
+)
 from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
 from tests.stack import RecordMeasurement
 from tests.waiting import eventually
@@ -32,7 +37,7 @@ ENDS, PROMISES = "connection: close", "content-length: 9999"
 
 
 @asynccontextmanager
-async def farm(
+async def serving_faulty_backends(
     folder: Path, upstreams: dict[str, Upstream], **kwargs: Any
 ) -> AsyncIterator[ModelsApp]:
     """Run the models app with a faulty back end of each kind, and one that works.
@@ -53,7 +58,7 @@ async def farm(
         yield await stack.enter_async_context(serving(folder, *backends, spare_backend, **aliases))
 
 
-async def ask(
+async def send_chat(
     models_app: ModelsApp, path: str, model: str, *, stream: bool = False, **headers: str
 ) -> tuple[aiohttp.ClientResponse, str]:
     headers = {"authorization": f"Bearer {models_app.api_key}", **headers}
@@ -68,7 +73,7 @@ async def ask(
         return response, await response.text()
 
 
-def code_of(path: str, text: str) -> str:
+def read_error_code(path: str, text: str) -> str:
     """Return the code of a well-formed error in the protocol of ``path``."""
     body = json.loads(text)
     if path.startswith("ollama"):
@@ -81,7 +86,7 @@ def code_of(path: str, text: str) -> str:
     return str(error["code"])
 
 
-class Clock:
+class ManualClock:
     now = 0.0
 
     def __call__(self) -> float:
@@ -94,7 +99,7 @@ def close_breaker(models_app: ModelsApp, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "status", "code"),
+    ("raw_response", "status", "code"),
     [
         ("HTTP/1.1 500 No\r\ncontent-length: 6\r\n\r\nsecret", 502, "backend_unavailable"),
         ("HTTP/1.1 429 No\r\nretry-after: 7\r\ncontent-length: 2\r\n\r\n{}", 429, "overloaded"),
@@ -111,81 +116,98 @@ def close_breaker(models_app: ModelsApp, kind: str) -> None:
     ],
     ids=["500", "429", "401", "400", "malformed", "cut", "cut body", "cut error"],
 )
-async def test_before_the_first_byte(
-    tmp_path: Path, answer: str, status: int, code: str | None
+async def test_faults_before_the_first_byte_become_errors_or_fallbacks(
+    tmp_path: Path, raw_response: str, status: int, code: str | None
 ) -> None:
-    async with farm(tmp_path, {kind: Upstream(answer) for kind in KINDS}) as models_app:
+    async with serving_faulty_backends(
+        tmp_path, {kind: Upstream(raw_response) for kind in KINDS}
+    ) as models_app:
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
             close_breaker(models_app, kind)
             cell = f"{path} to {kind}, stream={stream}"
-            response, text = await ask(models_app, path, f"m-{kind}", stream=stream)
-            assert response.status == status, (cell, text)
-            assert "secret" not in text, cell
-            assert code in (None, code_of(path, text)), cell
+            response, response_text = await send_chat(models_app, path, f"m-{kind}", stream=stream)
+            assert response.status == status, (cell, response_text)
+            assert "secret" not in response_text, cell
+            assert code in (None, read_error_code(path, response_text)), cell
             if code == "overloaded" and (kind != "ollama" or path.startswith("ollama")):
                 assert response.headers["retry-after"] == "7", cell
             # Another one answers instead, unless the request is at fault.
             close_breaker(models_app, kind)
-            response, text = await ask(models_app, path, f"{kind}-or-fine")
-            assert response.status == (400 if status == 400 else 200), (cell, text)
+            response, response_text = await send_chat(models_app, path, f"{kind}-or-fine")
+            assert response.status == (400 if status == 400 else 200), (cell, response_text)
             if response.status == 200:
-                assert "Hi" in text, cell
+                assert "Hi" in response_text, cell
                 assert response.headers["x-moyin-backend"] == "fine", cell
                 assert response.headers["x-moyin-route"].startswith("fallback after "), cell
 
 
 @pytest.mark.parametrize(
-    ("answer_head", "answer_rest"),
+    ("length_header", "stream_rest"),
     [(ENDS, ""), (PROMISES, ""), (ENDS, "data: {nope}\n\n")],
     ids=["ended", "cut", "malformed"],
 )
-async def test_after_the_first_byte(tmp_path: Path, answer_head: str, answer_rest: str) -> None:
+async def test_faults_after_the_first_byte_end_the_stream_with_an_error(
+    tmp_path: Path, length_header: str, stream_rest: str
+) -> None:
     upstreams = {
-        kind: Upstream(BEGUN[kind].replace(ENDS, answer_head), answer_rest) for kind in KINDS
+        kind: Upstream(BEGUN[kind].replace(ENDS, length_header), stream_rest) for kind in KINDS
     }
-    async with farm(tmp_path, upstreams) as models_app:
+    async with serving_faulty_backends(tmp_path, upstreams) as models_app:
         for kind, path in product(KINDS, PATHS):
             close_breaker(models_app, kind)
             cell = f"{path} to {kind}"
-            response, text = await ask(models_app, path, f"{kind}-or-fine", stream=True)
+            response, response_text = await send_chat(
+                models_app, path, f"{kind}-or-fine", stream=True
+            )
             assert response.status == 200, cell
-            assert "Hi" in text, cell
+            assert "Hi" in response_text, cell
             if path.startswith("ollama"):
-                error = text.rstrip().splitlines()[-1]
+                error_event = response_text.rstrip().splitlines()[-1]
             else:
-                *_, error, cost, _ = text.split("\n\n")
-                assert cost.startswith(": x-moyin-cost-usd=0.0000"), cell
-                assert path != "messages" or error.startswith("event: error\ndata: "), cell
-            assert code_of(path, error.rpartition("data: ")[2]) == "stream_interrupted", cell
+                *_, error_event, cost_comment, _ = response_text.split("\n\n")
+                assert cost_comment.startswith(": x-moyin-cost-usd=0.0000"), cell
+                assert path != "messages" or error_event.startswith("event: error\ndata: "), cell
+            assert (
+                read_error_code(path, error_event.rpartition("data: ")[2]) == "stream_interrupted"
+            ), cell
             assert models_app.telemetry.calls[-1].error == "stream_interrupted", cell
 
 
 async def test_call_of_a_silent_server_ends_at_the_deadline(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(None) for kind in KINDS}
-    async with farm(tmp_path, upstreams, timeout_s=0.2) as models_app, asyncio.timeout(30):
+    async with (
+        serving_faulty_backends(tmp_path, upstreams, timeout_s=0.2) as models_app,
+        asyncio.timeout(30),
+    ):
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
             close_breaker(models_app, kind)
-            response, text = await ask(models_app, path, f"m-{kind}", stream=stream)
+            response, text = await send_chat(models_app, path, f"m-{kind}", stream=stream)
             assert response.status == 504, (kind, path, text)
-            assert code_of(path, text) == "backend_timeout"
+            assert read_error_code(path, text) == "backend_timeout"
 
 
 async def test_a_stream_that_begins_late_is_retried_on_another_back_end(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(None) for kind in KINDS}
-    async with farm(tmp_path, upstreams, first_byte_s=0.1) as models_app, asyncio.timeout(30):
+    async with (
+        serving_faulty_backends(tmp_path, upstreams, first_byte_s=0.1) as models_app,
+        asyncio.timeout(30),
+    ):
         for kind, path in product(KINDS, PATHS):
             close_breaker(models_app, kind)
-            response, text = await ask(models_app, path, f"m-{kind}", stream=True)
-            assert (response.status, code_of(path, text)) == (504, "backend_timeout"), (kind, path)
+            response, text = await send_chat(models_app, path, f"m-{kind}", stream=True)
+            assert (response.status, read_error_code(path, text)) == (504, "backend_timeout"), (
+                kind,
+                path,
+            )
 
 
 async def test_the_clients_deadline_holds_for_the_whole_call(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(None) for kind in KINDS}
-    async with farm(tmp_path, upstreams) as models_app, asyncio.timeout(30):
+    async with serving_faulty_backends(tmp_path, upstreams) as models_app, asyncio.timeout(30):
         for kind, path in product(KINDS, PATHS):
             close_breaker(models_app, kind)
             headers: dict[str, Any] = {"x-moyin-timeout": "0.2"}
-            response, text = await ask(models_app, path, f"{kind}-or-fine", **headers)
+            response, text = await send_chat(models_app, path, f"{kind}-or-fine", **headers)
             assert response.status == 504, (kind, path, text)
 
 
@@ -194,30 +216,33 @@ async def test_unreachable_backends_are_unavailable(tmp_path: Path) -> None:
     async with serving(tmp_path, *backends) as models_app:
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
             close_breaker(models_app, kind)
-            response, text = await ask(models_app, path, f"m-{kind}", stream=stream)
+            response, text = await send_chat(models_app, path, f"m-{kind}", stream=stream)
             assert response.status in (502, 503), (kind, path)
-            assert code_of(path, text) in ("backend_unavailable", "service_unavailable")
+            assert read_error_code(path, text) in ("backend_unavailable", "service_unavailable")
 
 
 async def test_breaker_states_are_reported(tmp_path: Path) -> None:
-    error_answer = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
-    upstreams = {kind: Upstream(error_answer) for kind in KINDS}
+    error_response = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
+    upstreams = {kind: Upstream(error_response) for kind in KINDS}
     closed_state, breaker_states = BreakerState.CLOSED, BreakerState
-    async with farm(tmp_path, upstreams) as models_app:
+    async with serving_faulty_backends(tmp_path, upstreams) as models_app:
         for kind, upstream in upstreams.items():
-            states, clock = models_app.telemetry.states[kind], Clock()
+            states, clock = models_app.telemetry.states[kind], ManualClock()
             models_app.text_router.fleet.runtimes[kind].breaker._clock = clock
             for _ in range(3):
-                await ask(models_app, "messages", f"m-{kind}")
+                await send_chat(models_app, "messages", f"m-{kind}")
             assert states == [closed_state, breaker_states.OPEN]
             # Open: nobody is asked, and the client hears when to come back.
             for path in PATHS:
-                response, text = await ask(models_app, path, f"m-{kind}")
-                assert (response.status, code_of(path, text)) == (503, "service_unavailable")
+                response, text = await send_chat(models_app, path, f"m-{kind}")
+                assert (response.status, read_error_code(path, text)) == (
+                    503,
+                    "service_unavailable",
+                )
                 assert int(response.headers["retry-after"]) >= 1
             assert upstream.request_count == 3
             clock.now += 2
-            await ask(models_app, "messages", f"m-{kind}")
+            await send_chat(models_app, "messages", f"m-{kind}")
             assert states == [
                 closed_state,
                 breaker_states.OPEN,
@@ -230,7 +255,7 @@ async def test_breaker_states_are_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "seconds"),
+    ("raw_response", "seconds"),
     [
         ("HTTP/1.1 429 No\r\nretry-after: 7\r\ncontent-length: 2\r\n\r\n{}", 7),
         ("HTTP/1.1 401 No\r\ncontent-length: 2\r\n\r\n{}", 60),
@@ -239,15 +264,15 @@ async def test_breaker_states_are_reported(tmp_path: Path) -> None:
     ids=["429", "401", "403"],
 )
 async def test_some_faults_open_the_breaker_at_once(
-    tmp_path: Path, answer: str, seconds: int
+    tmp_path: Path, raw_response: str, seconds: int
 ) -> None:
-    upstreams = {kind: Upstream(answer) for kind in KINDS}
-    async with farm(tmp_path, upstreams) as models_app:
+    upstreams = {kind: Upstream(raw_response) for kind in KINDS}
+    async with serving_faulty_backends(tmp_path, upstreams) as models_app:
         for kind, upstream in upstreams.items():
             # Ollama's own format carries the header through; its SDK does not show it.
-            await ask(models_app, "ollama/api/chat", f"m-{kind}")
+            await send_chat(models_app, "ollama/api/chat", f"m-{kind}")
             assert models_app.telemetry.states[kind][-1] is BreakerState.OPEN, kind
-            response, _ = await ask(models_app, "messages", f"m-{kind}")
+            response, _ = await send_chat(models_app, "messages", f"m-{kind}")
             assert seconds - 3 <= int(response.headers["retry-after"]) <= seconds, kind
             assert upstream.request_count == 1, kind
 
@@ -256,8 +281,8 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
     tmp_path: Path, record_measurement: RecordMeasurement
 ) -> None:
     upstreams = {kind: Upstream(BEGUN[kind], holds=True) for kind in KINDS}
-    longest = 0.0
-    async with farm(tmp_path, upstreams) as models_app:
+    longest_seconds = 0.0
+    async with serving_faulty_backends(tmp_path, upstreams) as models_app:
         for kind, path in product(KINDS, PATHS):
             upstream = upstreams[kind]
             upstream.left.clear()
@@ -274,11 +299,11 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
                 left_at = time.monotonic()
                 async with asyncio.timeout(5):
                     await upstream.left.wait()
-            longest = max(longest, time.monotonic() - left_at)
-            entry = await find_booked_call(models_app, request_id)
-            assert (entry.complete, entry.output_tokens) == (False, 1), (kind, path)
-            assert entry.cost_usd > 0
-    record_measurement(f"upstream was cut {longest:.2f} s after its client left, at most")
+            longest_seconds = max(longest_seconds, time.monotonic() - left_at)
+            ledger_entry = await wait_for_ledger_entry(models_app, request_id)
+            assert (ledger_entry.complete, ledger_entry.output_tokens) == (False, 1), (kind, path)
+            assert ledger_entry.cost_usd > 0
+    record_measurement(f"upstream was cut {longest_seconds:.2f} s after its client left, at most")
 
 
 async def test_suspended_server_gets_no_calls(llama: str, tmp_path: Path) -> None:
@@ -291,30 +316,30 @@ async def test_suspended_server_gets_no_calls(llama: str, tmp_path: Path) -> Non
         and connection.laddr
         and connection.laddr.port == port
     ]
-    async with serving(tmp_path, local(llama)) as models_app:
+    async with serving(tmp_path, build_local_backend(llama)) as models_app:
         await wait_until_probed(models_app)
         runtime = models_app.text_router.fleet.runtimes["local"]
         process.suspend()
         try:
             await eventually(lambda: runtime.is_up is False)
-            response, _ = await ask(models_app, "chat/completions", "smollm2")
+            response, _ = await send_chat(models_app, "chat/completions", "smollm2")
             assert response.status == 503 and runtime.load == 0
         finally:
             process.resume()
         await eventually(lambda: runtime.is_up is True)
-        response, _ = await ask(models_app, "chat/completions", "smollm2")
+        response, _ = await send_chat(models_app, "chat/completions", "smollm2")
         assert response.status == 200
 
 
 async def test_health_checks_cost_nothing(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(FINE) for kind in KINDS}
-    async with farm(tmp_path, upstreams) as models_app, asyncio.timeout(10):
+    async with serving_faulty_backends(tmp_path, upstreams) as models_app, asyncio.timeout(10):
         while None in (runtime.is_up for runtime in models_app.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         assert [upstream.request_count for upstream in upstreams.values()] == [0, 0, 0]
 
 
-async def find_booked_call(models_app: ModelsApp, request_id: str) -> Any:
+async def wait_for_ledger_entry(models_app: ModelsApp, request_id: str) -> Any:
     return await eventually(lambda: models_app.ledger.get("ada", request_id))
 
 

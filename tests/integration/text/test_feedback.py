@@ -20,12 +20,12 @@ SORT = [{"role": "user", "content": "Write merge sort in Go"}]
 CHAT = {"model": "auto", "messages": SORT, "max_tokens": 200}
 
 
-def house(url: str, name: str, price: float) -> dict[str, Any]:
+def build_backend(url: str, name: str, price: float) -> dict[str, Any]:
     model = {"name": name, "context": 8_000, "price": {"input": price, "output": price}}
     return backend("openai", url) | {"name": name.partition("-")[0], "models": [model]}
 
 
-class Client:
+class FeedbackClient:
     def __init__(self, models_app: ModelsApp, key: str) -> None:
         self._url = f"{models_app.url}/v1/"
         self._headers = {"authorization": f"Bearer {key}"}
@@ -45,18 +45,18 @@ class Client:
                 {k.lower(): v for k, v in response.headers.items()},
             )
 
-    async def chat(self) -> str:
+    async def send_chat(self) -> str:
         status, body, headers = await self.call("POST", "chat/completions", CHAT)
         assert status == 200, body
         return headers["x-request-id"]
 
-    async def rate(self, request_id: str, **kwargs: Any) -> tuple[int, Any]:
+    async def rate_request(self, request_id: str, **kwargs: Any) -> tuple[int, Any]:
         body = {"request_id": request_id, **kwargs}
         status, response_body, _ = await self.call("POST", "feedback", body)
         return status, response_body
 
 
-async def key_for(folder: Path, owner: str, *scopes: str) -> str:
+async def create_key(folder: Path, owner: str, *scopes: str) -> str:
     from moyin.settings import Settings
 
     database = Database(Settings(data=folder).sql_url)
@@ -71,32 +71,34 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
     async with (
         Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
+            tmp_path,
+            build_backend(upstream.url, "qwen3-8b", 1),
+            build_backend(upstream.url, "smollm2-135m", 0),
         ) as models_app,
     ):
         ada, bob = (
-            Client(models_app, models_app.api_key),
-            Client(models_app, await key_for(tmp_path, "bob")),
+            FeedbackClient(models_app, models_app.api_key),
+            FeedbackClient(models_app, await create_key(tmp_path, "bob")),
         )
 
-        async def p_good(client: Client, model: str) -> float:
+        async def read_p_good(client: FeedbackClient, model: str) -> float:
             _, body, _ = await client.call("POST", "route", CHAT)
-            (item,) = (c for c in body["candidates"] if c["model"] == model)
-            return float(item["quality"]["p_good"])
+            (candidate,) = (c for c in body["candidates"] if c["model"] == model)
+            return float(candidate["quality"]["p_good"])
 
-        request = await ada.chat()
-        p_before = await p_good(ada, "qwen3-8b")
-        assert await ada.rate(request, score=0.0, comment="does not compile") == (
+        request_id = await ada.send_chat()
+        p_good_before = await read_p_good(ada, "qwen3-8b")
+        assert await ada.rate_request(request_id, score=0.0, comment="does not compile") == (
             200,
-            {"request_id": request, "learned": True, "scores": {request: 0.0}},
+            {"request_id": request_id, "learned": True, "scores": {request_id: 0.0}},
         )
-        assert await p_good(ada, "qwen3-8b") < p_before
-        assert await p_good(bob, "qwen3-8b") == p_before
+        assert await read_p_good(ada, "qwen3-8b") < p_good_before
+        assert await read_p_good(bob, "qwen3-8b") == p_good_before
         _, quality_page, _ = await ada.call("GET", "quality")
-        (qwen,) = (item for item in quality_page["models"] if item["model"] == "qwen3-8b")
-        assert qwen["signals"] == {"code": 1.0}
-        assert qwen["kinds"]["code"]["spread"] < qwen["spread"]
-        assert qwen["kinds"]["code"]["source"].startswith("qwen3-8b, EvalPlus 67.7 %")
+        (qwen_quality,) = (item for item in quality_page["models"] if item["model"] == "qwen3-8b")
+        assert qwen_quality["signals"] == {"code": 1.0}
+        assert qwen_quality["kinds"]["code"]["spread"] < qwen_quality["spread"]
+        assert qwen_quality["kinds"]["code"]["source"].startswith("qwen3-8b, EvalPlus 67.7 %")
         (calibration_point,) = quality_page["calibration"]
         assert (calibration_point["signals"], calibration_point["good"]) == (1, 0.0)
         dearest_price = quality_page["prices"][-1]
@@ -109,42 +111,46 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
         assert "merge sort" not in str(exported_signals)
         assert (await bob.call("GET", "quality/export"))[1]["signals"] == []
         assert (await ada.call("POST", "quality/reset"))[0] == 204
-        assert await p_good(ada, "qwen3-8b") == p_before
+        assert await read_p_good(ada, "qwen3-8b") == p_good_before
 
 
 async def test_errors_name_the_field(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
+            tmp_path,
+            build_backend(upstream.url, "qwen3-8b", 1),
+            build_backend(upstream.url, "smollm2-135m", 0),
         ) as models_app,
     ):
         ada, bob = (
-            Client(models_app, models_app.api_key),
-            Client(models_app, await key_for(tmp_path, "bob")),
+            FeedbackClient(models_app, models_app.api_key),
+            FeedbackClient(models_app, await create_key(tmp_path, "bob")),
         )
-        request = await ada.chat()
+        request_id = await ada.send_chat()
         for score in (-0.1, 1.1, "1", True, None):
-            status, body = await ada.rate(request, score=score)
+            status, body = await ada.rate_request(request_id, score=score)
             assert status == 400, score
-        assert (await ada.rate(request, score=2))[1]["field"] == "score"
-        assert (await ada.rate("", score=1))[1]["field"] == "request_id"
-        assert (await ada.rate(request, score=1, comment="x" * 2_001))[1]["field"] == "comment"
-        assert (await ada.rate(request, score=1, stars=5))[1]["field"] == "stars"
+        assert (await ada.rate_request(request_id, score=2))[1]["field"] == "score"
+        assert (await ada.rate_request("", score=1))[1]["field"] == "request_id"
+        assert (await ada.rate_request(request_id, score=1, comment="x" * 2_001))[1][
+            "field"
+        ] == "comment"
+        assert (await ada.rate_request(request_id, score=1, stars=5))[1]["field"] == "stars"
         for feedback in (
             {},
             {"score": 1, "better_request_id": "x"},
-            {"better_request_id": request},
+            {"better_request_id": request_id},
         ):
-            status, body = await ada.rate(request, **feedback)
+            status, body = await ada.rate_request(request_id, **feedback)
             assert (status, body["code"]) == (400, "invalid_request"), feedback
-        unknown_answer = await ada.rate("unknown", score=1)
-        foreign_answer = await bob.rate(request, score=1)
-        for status, body in (unknown_answer, foreign_answer):
+        unknown_response = await ada.rate_request("unknown", score=1)
+        foreign_response = await bob.rate_request(request_id, score=1)
+        for status, body in (unknown_response, foreign_response):
             assert (status, body["code"]) == (404, "request_not_found")
-        assert (await ada.rate(request, score=1))[0] == 200
-        assert (await ada.rate(request, score=1))[0] == 200
-        status, body = await ada.rate(request, score=0)
+        assert (await ada.rate_request(request_id, score=1))[0] == 200
+        assert (await ada.rate_request(request_id, score=1))[0] == 200
+        status, body = await ada.rate_request(request_id, score=0)
         assert (status, body["code"]) == (409, "feedback_given")
 
 
@@ -152,27 +158,31 @@ async def test_feedback_on_a_named_model_updates_its_quality(tmp_path: Path) -> 
     async with (
         Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
+            tmp_path,
+            build_backend(upstream.url, "qwen3-8b", 1),
+            build_backend(upstream.url, "smollm2-135m", 0),
         ) as models_app,
     ):
-        ada = Client(models_app, models_app.api_key)
+        ada = FeedbackClient(models_app, models_app.api_key)
         body = {**CHAT, "model": "qwen3-8b"}
         _, _, headers = await ada.call("POST", "chat/completions", body)
-        request = headers["x-request-id"]
-        await eventually(partial(models_app.ledger.get, "ada", request))
-        assert await ada.rate(request, score=1) == (
+        request_id = headers["x-request-id"]
+        await eventually(partial(models_app.ledger.get, "ada", request_id))
+        assert await ada.rate_request(request_id, score=1) == (
             200,
-            {"request_id": request, "learned": True, "scores": {request: 1.0}},
+            {"request_id": request_id, "learned": True, "scores": {request_id: 1.0}},
         )
         _, quality_page, _ = await ada.call("GET", "quality")
-        (qwen,) = (item for item in quality_page["models"] if item["model"] == "qwen3-8b")
-        assert qwen["signals"] == {"unknown": 1.0}
+        (qwen_quality,) = (item for item in quality_page["models"] if item["model"] == "qwen3-8b")
+        assert qwen_quality["signals"] == {"unknown": 1.0}
         assert quality_page["calibration"] == []
-        bob = Client(models_app, await key_for(tmp_path, "bob"))
-        assert (await bob.rate(request, score=1))[0] == 404
-        chosen_request = await ada.chat()
-        compared_answer = await ada.rate(chosen_request, better_request_id=request)
-        assert compared_answer[1]["scores"] == {chosen_request: 0.2, request: 0.8}
+        bob = FeedbackClient(models_app, await create_key(tmp_path, "bob"))
+        assert (await bob.rate_request(request_id, score=1))[0] == 404
+        chosen_request_id = await ada.send_chat()
+        comparison_response = await ada.rate_request(
+            chosen_request_id, better_request_id=request_id
+        )
+        assert comparison_response[1]["scores"] == {chosen_request_id: 0.2, request_id: 0.8}
 
 
 @pytest.mark.parametrize(
@@ -182,8 +192,8 @@ async def test_feedback_on_a_named_model_updates_its_quality(tmp_path: Path) -> 
 async def test_quality_routes_require_their_scopes(
     tmp_path: Path, scope: str, allowed_paths: set[str]
 ) -> None:
-    async with serving(tmp_path, house("http://127.0.0.1:9", "qwen3-8b", 1)) as models_app:
-        client = Client(models_app, await key_for(tmp_path, "ada", scope))
+    async with serving(tmp_path, build_backend("http://127.0.0.1:9", "qwen3-8b", 1)) as models_app:
+        client = FeedbackClient(models_app, await create_key(tmp_path, "ada", scope))
         for method, path, body in (
             ("POST", "feedback", {"request_id": "r", "score": 1}),
             ("GET", "quality", None),
@@ -194,15 +204,17 @@ async def test_quality_routes_require_their_scopes(
             assert is_refused is (path not in allowed_paths), (path, status, response_body)
 
 
-async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
+async def test_feedback_commands_rate_show_and_reset(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
+            tmp_path,
+            build_backend(upstream.url, "qwen3-8b", 1),
+            build_backend(upstream.url, "smollm2-135m", 0),
         ) as models_app,
     ):
-        request = await Client(models_app, models_app.api_key).chat()
-        assert await run_moyin(models_app, "feedback", request, "--score", "0.5") == (
+        request_id = await FeedbackClient(models_app, models_app.api_key).send_chat()
+        assert await run_moyin(models_app, "feedback", request_id, "--score", "0.5") == (
             0,
             "learned\n",
             "",
@@ -214,7 +226,7 @@ async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
         assert ["$0.3", "qwen3-8b 1"] in [[line[0], line[-1]] for line in lines]
         assert (await run_moyin(models_app, "quality", "freeze"))[:2] == (0, "frozen\n")
         assert '"frozen": true' in (await run_moyin(models_app, "quality", "export"))[1]
-        stderr = (await run_moyin(models_app, "feedback", request, "--score", "0.5"))[1]
+        stderr = (await run_moyin(models_app, "feedback", request_id, "--score", "0.5"))[1]
         assert stderr.startswith("stored, but not learned, because learning is frozen")
         assert (await run_moyin(models_app, "quality", "thaw"))[:2] == (0, "learning\n")
         assert (await run_moyin(models_app, "quality", "reset"))[:2] == (0, "signals deleted\n")

@@ -21,20 +21,20 @@ from moyin.store.sql import Database, now
 from tests.acceptance.openai_models import check_response_async
 from tests.acceptance.text_gateway import PNG
 from tests.examples import read_example
-from tests.integration.text.batch_providers import AnthropicProvider, OpenAIProvider
+from tests.integration.text.batch_providers import MockAnthropic, MockOpenAI
 from tests.integration.text.fixtures import ModelsApp, serving
 
 PDF = b"%PDF-1.7\nnot a real one"
 
 
 class FilesApp:
-    """A models app before Claude and an OpenAI-compatible server, whose requests are recorded."""
+    """A models app in front of Claude and an OpenAI-compatible server, both mocks."""
 
     def __init__(self, models_app: ModelsApp, database: Database) -> None:
         self.models_app = models_app
         self.database = database
-        self.claude = AnthropicProvider()
-        self.gpt = OpenAIProvider()
+        self.claude = MockAnthropic()
+        self.gpt = MockOpenAI()
         self.client = self.open_client(models_app.api_key)
 
     def open_client(self, key: str) -> openai.AsyncOpenAI:
@@ -51,7 +51,7 @@ class FilesApp:
 
 @pytest.fixture
 async def files_app(tmp_path: Path) -> AsyncIterator[FilesApp]:
-    claude_provider, openai_provider = AnthropicProvider(), OpenAIProvider()
+    claude_provider, openai_provider = MockAnthropic(), MockOpenAI()
     capabilities = {"context": 100_000, "vision": True, "price": 0}
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(claude_provider.running())
@@ -69,11 +69,11 @@ async def files_app(tmp_path: Path) -> AsyncIterator[FilesApp]:
                 },
             )
         )  # fmt: skip
-        studio = FilesApp(models_app, Database(Settings(data=tmp_path).sql_url))
-        studio.claude, studio.gpt = claude_provider, openai_provider
-        yield studio
-        await studio.client.close()
-        await studio.database.close()
+        app = FilesApp(models_app, Database(Settings(data=tmp_path).sql_url))
+        app.claude, app.gpt = claude_provider, openai_provider
+        yield app
+        await app.client.close()
+        await app.database.close()
 
 
 async def test_a_file_is_stored_listed_read_and_deleted(files_app: FilesApp) -> None:
@@ -108,8 +108,8 @@ async def test_lists_are_paged_filtered_and_ordered(files_app: FilesApp) -> None
     assert [file.id for file in page.data] == [ids[2], ids[1]] and page.has_more
     assert [file.id async for file in client.files.list(limit=1)] == ids[::-1]
     assert [file.id async for file in client.files.list(limit=1, order="asc")] == ids
-    results = [file.id async for file in client.files.list(purpose="user_data", limit=1)]
-    assert results == [ids[2], ids[0]]
+    listed_ids = [file.id async for file in client.files.list(purpose="user_data", limit=1)]
+    assert listed_ids == [ids[2], ids[0]]
 
 
 async def test_a_file_belongs_to_one_tenant(files_app: FilesApp) -> None:
@@ -126,10 +126,10 @@ async def test_a_file_belongs_to_one_tenant(files_app: FilesApp) -> None:
         ):
             with pytest.raises(openai.NotFoundError):
                 await call(stored_file.id)
-        part: Any = {"type": "input_file", "file_id": stored_file.id}
+        content_part: Any = {"type": "input_file", "file_id": stored_file.id}
         with pytest.raises(openai.BadRequestError) as exc_info:
             await other_client.responses.create(
-                model="claude", input=[{"role": "user", "content": [part]}]
+                model="claude", input=[{"role": "user", "content": [content_part]}]
             )
         assert exc_info.value.param == "input.0.content.0.file_id"
         with pytest.raises(openai.NotFoundError):
@@ -162,9 +162,12 @@ async def test_a_wrong_field_is_named(
         timeout=60, headers={"authorization": f"Bearer {files_app.models_app.api_key}"}
     ) as http:
         url = f"{files_app.models_app.url}/v1/files"
-        answer = await http.post(url, data=fields, files={"file": ("a.txt", b"text")})
-        assert answer.status_code == 400
-        assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == (field, code)
+        response = await http.post(url, data=fields, files={"file": ("a.txt", b"text")})
+        assert response.status_code == 400
+        assert (response.json()["error"]["param"], response.json()["error"]["code"]) == (
+            field,
+            code,
+        )
 
 
 async def test_a_file_that_is_empty_missing_or_too_large_is_refused(files_app: FilesApp) -> None:
@@ -203,14 +206,16 @@ async def test_an_expired_file_is_gone(files_app: FilesApp) -> None:
 
 async def test_claude_gets_files_of_a_response_and_of_its_continuation(files_app: FilesApp) -> None:
     client = files_app.client
-    pdf = await client.files.create(file=("report.pdf", PDF), purpose="user_data")
-    picture = await client.files.create(file=("dot.png", PNG), purpose="vision")
-    text = await client.files.create(file=("notes.md", "# Größe".encode()), purpose="assistants")
+    pdf_file = await client.files.create(file=("report.pdf", PDF), purpose="user_data")
+    picture_file = await client.files.create(file=("dot.png", PNG), purpose="vision")
+    text_file = await client.files.create(
+        file=("notes.md", "# Größe".encode()), purpose="assistants"
+    )
     content: Any = [
         {"type": "input_text", "text": "What is this?"},
-        {"type": "input_file", "file_id": pdf.id},
-        {"type": "input_image", "file_id": picture.id, "detail": "auto"},
-        {"type": "input_file", "file_id": text.id},
+        {"type": "input_file", "file_id": pdf_file.id},
+        {"type": "input_image", "file_id": picture_file.id, "detail": "auto"},
+        {"type": "input_file", "file_id": text_file.id},
         {"type": "input_file", "filename": "a.csv", "file_data": base64.b64encode(b"a,b").decode()},
     ]
     first_response = await client.responses.create(
@@ -225,13 +230,13 @@ async def test_claude_gets_files_of_a_response_and_of_its_continuation(files_app
     assert "a,b" in blocks[4]["text"]
     items = await client.responses.input_items.list(first_response.id)
     stored_item: Any = items.data[0]
-    assert stored_item.content[1].file_id == pdf.id, "the content is not stored again"
+    assert stored_item.content[1].file_id == pdf_file.id, "the content is not stored again"
     await client.responses.create(
         model="claude", input="And?", previous_response_id=first_response.id
     )
     assert files_app.claude.calls[-1]["messages"][0]["content"] == blocks
-    await client.files.delete(pdf.id)
-    with pytest.raises(openai.BadRequestError, match=pdf.id) as exc_info:
+    await client.files.delete(pdf_file.id)
+    with pytest.raises(openai.BadRequestError, match=pdf_file.id) as exc_info:
         await client.responses.create(
             model="claude", input="?", previous_response_id=first_response.id
         )
@@ -242,37 +247,39 @@ async def test_claude_gets_files_of_a_response_and_of_its_continuation(files_app
 async def test_files_of_a_chat_reach_the_model(files_app: FilesApp, model: str) -> None:
     client = files_app.client
     uploads = {"report.pdf": PDF, "notes.txt": b"it rains", "dot.png": PNG}
-    parts: Any = [
+    file_parts: Any = [
         {
             "type": "file",
             "file": {
-                "file_id": (await client.files.create(file=(name, data), purpose="user_data")).id
+                "file_id": (await client.files.create(file=(name, content), purpose="user_data")).id
             },
         }
-        for name, data in uploads.items()
+        for name, content in uploads.items()
     ]
     await client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": parts}], max_tokens=5
+        model=model, messages=[{"role": "user", "content": file_parts}], max_tokens=5
     )
     if model == "claude":
-        document, text, picture = files_app.claude.calls[-1]["messages"][0]["content"]
-        assert base64.b64decode(document["source"]["data"]) == PDF
+        document_part, text_part, picture_part = files_app.claude.calls[-1]["messages"][0][
+            "content"
+        ]
+        assert base64.b64decode(document_part["source"]["data"]) == PDF
     else:
-        document, text, picture = files_app.gpt.calls[-1]["messages"][0]["content"]
-        encoded = base64.b64encode(PDF).decode()
-        assert document["file"] == {
+        document_part, text_part, picture_part = files_app.gpt.calls[-1]["messages"][0]["content"]
+        encoded_pdf = base64.b64encode(PDF).decode()
+        assert document_part["file"] == {
             "filename": "report.pdf",
-            "file_data": f"data:application/pdf;base64,{encoded}",
+            "file_data": f"data:application/pdf;base64,{encoded_pdf}",
         }
-        assert picture["image_url"]["url"].startswith("data:image/png;base64,")
-    assert "it rains" in text["text"]
+        assert picture_part["image_url"]["url"].startswith("data:image/png;base64,")
+    assert "it rains" in text_part["text"]
 
 
 async def test_route_explanation_accepts_files(files_app: FilesApp) -> None:
     picture = await files_app.client.files.create(file=("dot.png", PNG), purpose="vision")
-    part = {"type": "input_image", "file_id": picture.id}
+    content_part = {"type": "input_image", "file_id": picture.id}
     bodies: dict[str, Any] = {
-        "responses": {"model": "auto", "input": [{"role": "user", "content": [part]}]},
+        "responses": {"model": "auto", "input": [{"role": "user", "content": [content_part]}]},
         "openai": {
             "model": "auto",
             "messages": [
@@ -287,9 +294,9 @@ async def test_route_explanation_accepts_files(files_app: FilesApp) -> None:
     async with httpx.AsyncClient(timeout=60, headers=headers) as http:
         for protocol, body in bodies.items():
             url = f"{files_app.models_app.url}/v1/route?protocol={protocol}"
-            answer = await http.post(url, json=body)
-            assert answer.status_code == 200, answer.text
-            assert answer.json()["needs"]["vision"] is True
+            response = await http.post(url, json=body)
+            assert response.status_code == 200, response.text
+            assert response.json()["needs"]["vision"] is True
 
 
 async def test_a_deferred_call_may_contain_files_that_must_be_converted(
@@ -298,18 +305,18 @@ async def test_a_deferred_call_may_contain_files_that_must_be_converted(
     stored_file = await files_app.client.files.create(
         file=("a.txt", b"it rains"), purpose="user_data"
     )
-    part = {"type": "file", "file": {"file_id": stored_file.id}}
+    content_part = {"type": "file", "file": {"file_id": stored_file.id}}
     headers = {
         "authorization": f"Bearer {files_app.models_app.api_key}",
         "prefer": "respond-async",
     }
     async with httpx.AsyncClient(timeout=60, headers=headers) as http:
-        answer = await http.post(
+        response = await http.post(
             f"{files_app.models_app.url}/v1/chat/completions",
-            json={"model": "claude", "messages": [{"role": "user", "content": [part]}]},
+            json={"model": "claude", "messages": [{"role": "user", "content": [content_part]}]},
         )
     # The call is good. The jobs API, to which it is then submitted, does not exist here.
-    assert answer.status_code == 503, answer.text
+    assert response.status_code == 503, response.text
 
 
 async def test_the_example_of_the_page_is_read_by_claude(
@@ -318,10 +325,10 @@ async def test_the_example_of_the_page_is_read_by_claude(
     (tmp_path / "report.pdf").write_bytes(PDF)
     monkeypatch.chdir(tmp_path)
     example = read_example("docs/clients.md", "files", "python")
-    text = example.replace("claude-haiku-5-5", "claude")
+    code = example.replace("claude-haiku-5-5", "claude")
     url, key = f"{files_app.models_app.url}/v1", files_app.models_app.api_key
     with openai.OpenAI(base_url=url, api_key=key) as client:
-        await asyncio.to_thread(exec, text, {"client": client})
+        await asyncio.to_thread(exec, code, {"client": client})
     document, question = files_app.claude.calls[-1]["messages"][0]["content"]
     assert base64.b64decode(document["source"]["data"]) == PDF
     assert question["text"] == "What does it say?"
@@ -330,15 +337,17 @@ async def test_the_example_of_the_page_is_read_by_claude(
 async def test_members_that_no_model_reads_are_refused_by_name(files_app: FilesApp) -> None:
     client = files_app.client
     zip_file = await client.files.create(file=("a.zip", b"PK\x03\x04\xff\xfe"), purpose="user_data")
-    part: Any = {"type": "input_file", "file_id": zip_file.id}
+    content_part: Any = {"type": "input_file", "file_id": zip_file.id}
     with pytest.raises(openai.BadRequestError, match="application/zip") as exc_info:
-        await client.responses.create(model="claude", input=[{"role": "user", "content": [part]}])
+        await client.responses.create(
+            model="claude", input=[{"role": "user", "content": [content_part]}]
+        )
     assert exc_info.value.code == "unsupported_feature"
     assert exc_info.value.param == "input.0.content.0.file_id"
     missing_part: Any = {"type": "file", "file": {"file_id": "file-" + "0" * 32}}
-    with pytest.raises(openai.BadRequestError) as bad_request:
+    with pytest.raises(openai.BadRequestError) as missing_file_error:
         await client.chat.completions.create(
             model="gpt", messages=[{"role": "user", "content": [missing_part]}]
         )
-    assert bad_request.value.param == "messages.0.content.0.file.file_id"
+    assert missing_file_error.value.param == "messages.0.content.0.file.file_id"
     assert not files_app.gpt.calls

@@ -10,7 +10,7 @@ import redis.asyncio as redis
 from moyin.store.followups import FollowUpStore
 from tests.integration.servers import ValkeyServer
 from tests.integration.text.fixtures import serving
-from tests.integration.text.test_feedback import CHAT, Client, house
+from tests.integration.text.test_feedback import CHAT, FeedbackClient, build_backend
 from tests.integration.text.upstreams import FINE, Upstream
 
 ASK = [{"role": "user", "content": "Write a function that merges two sorted lists in Go"}]
@@ -22,42 +22,48 @@ async def test_two_replicas_notice_each_others_follow_ups(
     for module in ("shared_answers", "followups"):
         monkeypatch.setattr(f"moyin.text.routing.{module}.MIN_SECONDS", 0.0)
     async with Upstream(FINE).running() as upstream:
-        houses = (house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0))
+        backends = (
+            build_backend(upstream.url, "qwen3-8b", 1),
+            build_backend(upstream.url, "smollm2-135m", 0),
+        )
         async with (
-            serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as item,
-            serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as second_app,
+            serving(tmp_path, *backends, follow_ups_url=valkey_server.url) as first_app,
+            serving(tmp_path, *backends, follow_ups_url=valkey_server.url) as second_app,
         ):
             # The same key at both, as behind one address.
             first_client, second_client = (
-                Client(item, item.api_key),
-                Client(second_app, item.api_key),
+                FeedbackClient(first_app, first_app.api_key),
+                FeedbackClient(second_app, first_app.api_key),
             )
 
-            async def settle() -> None:
-                for replica in (item, second_app):
+            async def process_signals() -> None:
+                for replica in (first_app, second_app):
                     assert replica.shared_answers is not None
                     await replica.learning.flush()
                     await replica.shared_answers.process_batch()
                     await replica.learning.flush()
 
-            async def ask(client: Client, *more: str) -> str:
+            async def send_chat(client: FeedbackClient, *further_texts: str) -> str:
                 messages = [
                     {"role": role, "content": text}
-                    for role, text in zip(("assistant", "user"), more, strict=False)
+                    for role, text in zip(("assistant", "user"), further_texts, strict=False)
                 ]
                 body = {**CHAT, "messages": ASK + messages}
                 status, _, headers = await client.call("POST", "chat/completions", body)
                 assert status == 200
-                await settle()
+                await process_signals()
                 return headers["x-request-id"]
 
-            first_request = await ask(first_client)
-            second_request = await ask(second_client)
-            await ask(first_client, "func", "That is wrong")
+            first_request = await send_chat(first_client)
+            second_request = await send_chat(second_client)
+            await send_chat(first_client, "func", "That is wrong")
             _, exported_signals, _ = await first_client.call("GET", "quality/export")
-            signals = {(item["request_id"], item["source"]) for item in exported_signals["signals"]}
+            signals = {
+                (first_app["request_id"], first_app["source"])
+                for first_app in exported_signals["signals"]
+            }
             assert signals == {(first_request, "regenerated"), (second_request, "corrected")}
-            assert all(item["kind"] == "code" for item in exported_signals["signals"])
+            assert all(first_app["kind"] == "code" for first_app in exported_signals["signals"])
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def cluster() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def spec(**changes: Any) -> LlamaSpec:
+def build_spec(**changes: Any) -> LlamaSpec:
     options = {
         "gguf": None,
         "alias": "smollm2",
@@ -67,7 +67,7 @@ async def find_endpoint(endpoints: LlamaEndpoints, seconds: float = 60) -> Endpo
                 await asyncio.sleep(0.2)
 
 
-def server_process(endpoint: Endpoint) -> psutil.Process:
+def find_server_process(endpoint: Endpoint) -> psutil.Process:
     port = int(endpoint.url.rpartition(":")[2].removesuffix("/v1"))
     for c in psutil.net_connections("tcp"):
         if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port and c.pid:
@@ -75,16 +75,19 @@ def server_process(endpoint: Endpoint) -> psutil.Process:
     raise LookupError(f"no process listens at {endpoint.url}")
 
 
-async def test_two_replicas_share_one_and_a_killed_one_comes_back(
+async def test_replicas_share_a_server_and_a_killed_one_is_replaced(
     cluster: None, record_measurement: RecordMeasurement
 ) -> None:
-    first_endpoints, second_endpoints = LlamaEndpoints("a", spec()), LlamaEndpoints("a", spec())
+    first_endpoints, second_endpoints = (
+        LlamaEndpoints("a", build_spec()),
+        LlamaEndpoints("a", build_spec()),
+    )
     endpoint = await find_endpoint(first_endpoints)
     assert await find_endpoint(second_endpoints) == endpoint
     backend = LlamaBackend(first_endpoints, connections=4)
     assert (await backend.chat(HI, asyncio.get_running_loop().time() + 60)).usage.output_tokens > 0
 
-    server_process(endpoint).kill()
+    find_server_process(endpoint).kill()
     started_at = time.monotonic()
     with pytest.raises(BackendError):
         await backend.chat(HI, asyncio.get_running_loop().time() + 5)
@@ -98,11 +101,11 @@ async def test_two_replicas_share_one_and_a_killed_one_comes_back(
 
 
 async def test_an_unused_actor_is_removed(cluster: None) -> None:
-    endpoints = LlamaEndpoints("b", spec(lease_seconds=1.0))
+    endpoints = LlamaEndpoints("b", build_spec(lease_seconds=1.0))
 
     async def find_process() -> psutil.Process | None:
         with suppress(LookupError, psutil.NoSuchProcess):
-            return server_process(await find_endpoint(endpoints))
+            return find_server_process(await find_endpoint(endpoints))
         return None
 
     # On a busy machine, the lease may end before this test has found the process.
@@ -112,7 +115,7 @@ async def test_an_unused_actor_is_removed(cluster: None) -> None:
 
 
 async def test_a_missing_model_is_an_unavailable_back_end(cluster: None) -> None:
-    endpoints = LlamaEndpoints("c", spec(gguf="/nowhere/model.gguf"))
+    endpoints = LlamaEndpoints("c", build_spec(gguf="/nowhere/model.gguf"))
     for _ in range(2):
         with pytest.raises(BackendError):
             await endpoints.find()
@@ -120,12 +123,12 @@ async def test_a_missing_model_is_an_unavailable_back_end(cluster: None) -> None
 
 
 async def test_a_back_end_may_have_several_servers(cluster: None) -> None:
-    places = []
+    served_endpoints = []
     for number in range(2):
-        endpoints = LlamaEndpoints(f"d-{number}", spec(cpus=0.1, lease_seconds=20.0))
-        places.append(await find_endpoint(endpoints))
+        endpoints = LlamaEndpoints(f"d-{number}", build_spec(cpus=0.1, lease_seconds=20.0))
+        served_endpoints.append(await find_endpoint(endpoints))
         backend = LlamaBackend(endpoints, connections=4)
-        answer = await backend.chat(HI, asyncio.get_running_loop().time() + 60)
-        assert answer.usage.output_tokens > 0
+        response = await backend.chat(HI, asyncio.get_running_loop().time() + 60)
+        assert response.usage.output_tokens > 0
         await backend.close()
-    assert places[0].url != places[1].url
+    assert served_endpoints[0].url != served_endpoints[1].url

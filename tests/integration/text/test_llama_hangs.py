@@ -21,7 +21,7 @@ from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from moyin.domain.chat import ChatRequest
 from moyin.errors import BackendError, BackendUnavailable, StreamInterrupted
 from moyin.text.backends.http import Endpoint
-from tests.integration.text.test_llama_actor import HI, server_process
+from tests.integration.text.test_llama_actor import HI, find_server_process
 from tests.stack import RecordMeasurement
 
 SPEC = LlamaSpec(gguf=None, alias="smollm2", context=1024, parallel=2, cpus=1, gpus=0)
@@ -47,7 +47,7 @@ def cluster() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def now() -> float:
+def get_loop_time() -> float:
     return asyncio.get_running_loop().time()
 
 
@@ -64,33 +64,33 @@ async def find_endpoint(
             await asyncio.sleep(0.2)
 
 
-async def stream_texts(backend: LlamaBackend, request: ChatRequest) -> AsyncIterator[object]:
-    async for delta in backend.stream(request, now() + 300):
+async def stream_deltas(backend: LlamaBackend, request: ChatRequest) -> AsyncIterator[object]:
+    async for delta in backend.stream(request, get_loop_time() + 300):
         yield delta
 
 
-async def test_a_stopped_one_is_replaced_and_its_streams_end(
+async def test_a_stopped_server_is_replaced_and_its_streams_end(
     record_measurement: RecordMeasurement,
 ) -> None:
     endpoints = LlamaEndpoints("stopped", SPEC, restart_after=3.0)
     endpoint = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=4)
-    stream = stream_texts(backend, LONG)
+    stream = stream_deltas(backend, LONG)
     await anext(stream)
     started_at = time.monotonic()
-    os.kill(server_process(endpoint).pid, signal.SIGSTOP)
+    os.kill(find_server_process(endpoint).pid, signal.SIGSTOP)
     with pytest.raises(BackendUnavailable):
         await backend.probe()
-    noticed_seconds = time.monotonic() - started_at
+    detection_seconds = time.monotonic() - started_at
     find_task = asyncio.create_task(find_endpoint(endpoints, old_endpoint=endpoint))
     with pytest.raises(StreamInterrupted):
         async for _ in stream:
             pass
     assert (await find_task).key != endpoint.key
-    assert (await backend.chat(HI, now() + 60)).usage.output_tokens > 0
+    assert (await backend.chat(HI, get_loop_time() + 60)).usage.output_tokens > 0
     replacement_seconds = time.monotonic() - started_at
     record_measurement(
-        f"a stopped llama.cpp was noticed after {noticed_seconds:.1f} s and another answered after "
+        f"a stopped llama.cpp was noticed after {detection_seconds:.1f} s and another answered after "
         f"{replacement_seconds:.1f} s"
     )
     await backend.close()
@@ -101,12 +101,12 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
     endpoint = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=4)
     # Past the bounds on schemas, which it would not get through.
-    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": BOMB}}
+    response_format = {"type": "json_schema", "json_schema": {"name": "a", "schema": BOMB}}
     body = {
         "model": "smollm2",
         "messages": [{"role": "user", "content": "Hi"}],
         "max_tokens": 8,
-        "response_format": form,
+        "response_format": response_format,
     }
     headers = {"authorization": f"Bearer {endpoint.key}"}
     async with aiohttp.ClientSession(headers=headers) as session:
@@ -123,7 +123,7 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
         with pytest.raises(aiohttp.ClientError):
             await chat_task
     assert (await find_endpoint(endpoints, old_endpoint=endpoint)).key != endpoint.key
-    assert (await backend.chat(HI, now() + 60)).usage.output_tokens > 0
+    assert (await backend.chat(HI, get_loop_time() + 60)).usage.output_tokens > 0
     await backend.close()
 
 
@@ -134,13 +134,15 @@ async def test_a_busy_server_is_not_restarted() -> None:
     backend = LlamaBackend(endpoints, connections=8)
     # Twice as many as it has places: the rest wait inside.
     long_request = replace(LONG, max_tokens=300)
-    calls = [asyncio.create_task(backend.chat(long_request, now() + 300)) for _ in range(4)]
-    checks = 0
-    while not all(call.done() for call in calls):
+    chat_tasks = [
+        asyncio.create_task(backend.chat(long_request, get_loop_time() + 300)) for _ in range(4)
+    ]
+    check_count = 0
+    while not all(chat_task.done() for chat_task in chat_tasks):
         await backend.probe()
-        checks += 1
+        check_count += 1
         await asyncio.sleep(1)
-    assert checks > 1
-    assert all([(await call).usage.output_tokens > 0 for call in calls])
+    assert check_count > 1
+    assert all([(await chat_task).usage.output_tokens > 0 for chat_task in chat_tasks])
     assert await endpoints.find() == endpoint
     await backend.close()

@@ -12,7 +12,13 @@ import ollama
 import openai
 import pytest
 
-from tests.integration.text.fixtures import ModelsApp, claude, local, serving, wait_until_probed
+from tests.integration.text.fixtures import (
+    ModelsApp,
+    build_claude_backend,
+    build_local_backend,
+    serving,
+    wait_until_probed,
+)
 
 MODELS = ["smollm2", "claude-haiku-5-5"]
 HELLO = {"role": "user", "content": "Say hello."}
@@ -27,7 +33,7 @@ CITY = {
 
 @pytest.fixture
 async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
-    backends = [local(llama), claude(llama)]
+    backends = [build_local_backend(llama), build_claude_backend(llama)]
     for backend in backends:
         backend["models"][0]["schema"] = True
     async with serving(tmp_path, *backends) as models_app:
@@ -36,7 +42,9 @@ async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_ollamas_sdk_whole_and_streamed(models_app: ModelsApp, model: str) -> None:
+async def test_streamed_ollama_answer_equals_the_whole_answer(
+    models_app: ModelsApp, model: str
+) -> None:
     headers = {"authorization": f"Bearer {models_app.api_key}"}
     client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
     request: dict[str, Any] = {
@@ -44,15 +52,19 @@ async def test_ollamas_sdk_whole_and_streamed(models_app: ModelsApp, model: str)
         "messages": [HELLO],
         "options": {"temperature": 0, "num_predict": 8},
     }
-    whole_message = await client.chat(**request)
-    pieces = [piece async for piece in await client.chat(**request, stream=True)]
-    assert "".join(piece.message.content or "" for piece in pieces) == whole_message.message.content
-    assert len(pieces) > 3
-    for final_message in (whole_message, pieces[-1]):
-        assert (final_message.done_reason, final_message.eval_count) == ("length", 8)
-        assert (final_message.prompt_eval_count or 0) > 8
-    body = await client.generate(model=model, prompt="Say hello.", options=request["options"])
-    assert body.response == whole_message.message.content
+    whole_response = await client.chat(**request)
+    chunks = [chunk async for chunk in await client.chat(**request, stream=True)]
+    assert (
+        "".join(chunk.message.content or "" for chunk in chunks) == whole_response.message.content
+    )
+    assert len(chunks) > 3
+    for final_response in (whole_response, chunks[-1]):
+        assert (final_response.done_reason, final_response.eval_count) == ("length", 8)
+        assert (final_response.prompt_eval_count or 0) > 8
+    generated_response = await client.generate(
+        model=model, prompt="Say hello.", options=request["options"]
+    )
+    assert generated_response.response == whole_response.message.content
     await client.close()
 
 
@@ -67,7 +79,7 @@ async def test_a_prompt_is_counted_as_it_will_be_billed(models_app: ModelsApp, m
     assert counted_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
 
 
-async def test_a_schema_binds_the_model_in_every_protocol(models_app: ModelsApp) -> None:
+async def test_schema_constrains_the_model_in_every_protocol(models_app: ModelsApp) -> None:
     headers = {"authorization": f"Bearer {models_app.api_key}"}
     model: Any = "smollm2"
     messages: Any = [{"role": "user", "content": "Name a city."}]
@@ -77,20 +89,23 @@ async def test_a_schema_binds_the_model_in_every_protocol(models_app: ModelsApp)
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
     ) as openai_client:
-        form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
-        openai_answer = await openai_client.chat.completions.create(
-            model=model, messages=messages, response_format=form
+        response_format: Any = {
+            "type": "json_schema",
+            "json_schema": {"name": "city", "schema": CITY},
+        }
+        openai_completion = await openai_client.chat.completions.create(
+            model=model, messages=messages, response_format=response_format
         )
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as anthropic_client:
-        config: Any = {"format": {"type": "json_schema", "schema": CITY}}
-        anthropic_answer = await anthropic_client.messages.create(
-            model=model, messages=messages, max_tokens=50, output_config=config
+        output_config: Any = {"format": {"type": "json_schema", "schema": CITY}}
+        anthropic_message = await anthropic_client.messages.create(
+            model=model, messages=messages, max_tokens=50, output_config=output_config
         )
-    [block] = anthropic_answer.content
+    [block] = anthropic_message.content
     assert block.type == "text"
-    for text in (ollama_text, openai_answer.choices[0].message.content, block.text):
+    for text in (ollama_text, openai_completion.choices[0].message.content, block.text):
         assert json.loads(text or "")["city"] in ("Paris", "Rome")
 
 
@@ -108,16 +123,18 @@ async def test_a_stop_string_ends_the_answer(models_app: ModelsApp, model: str) 
         unbounded_text = (await client.chat.completions.create(**request)).choices[
             0
         ].message.content or ""
-        stop = unbounded_text.split()[3]
-        bounded_choice = (await client.chat.completions.create(**request, stop=[stop])).choices[0]
+        stop_string = unbounded_text.split()[3]
+        bounded_choice = (
+            await client.chat.completions.create(**request, stop=[stop_string])
+        ).choices[0]
     assert bounded_choice.finish_reason == "stop"
-    assert bounded_choice.message.content == unbounded_text.partition(stop)[0]
+    assert bounded_choice.message.content == unbounded_text.partition(stop_string)[0]
 
 
 async def test_vectors_of_a_real_model_are_the_same_in_both_protocols(
     llama_vectors: str, tmp_path: Path
 ) -> None:
-    backend = local(llama_vectors)
+    backend = build_local_backend(llama_vectors)
     backend["models"] = [{**backend["models"][0], "embeddings": True}]
     texts = ["The sky is blue.", "The sky is very blue.", "Tax law"]
     async with serving(tmp_path, backend) as models_app:
@@ -130,9 +147,9 @@ async def test_vectors_of_a_real_model_are_the_same_in_both_protocols(
         async with openai.AsyncOpenAI(
             base_url=f"{models_app.url}/v1", api_key=models_app.api_key
         ) as openai_client:
-            answer = await openai_client.embeddings.create(model="smollm2", input=texts)
-    openai_vectors = [row.embedding for row in answer.data]
-    assert answer.usage.prompt_tokens > 10
+            openai_response = await openai_client.embeddings.create(model="smollm2", input=texts)
+    openai_vectors = [row.embedding for row in openai_response.data]
+    assert openai_response.usage.prompt_tokens > 10
     for openai_vector, other_vector in zip(openai_vectors, ollama_vectors, strict=True):
         assert openai_vector == pytest.approx(list(other_vector), rel=1e-3, abs=1e-4)
     alike_similarity, unlike_similarity = (

@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 
 from tests.integration.text.fixtures import serving
-from tests.integration.text.matrix import BACKENDS, FEATURES, PAGE, page, run
-from tests.integration.text.matrix_clients import clients
+from tests.integration.text.matrix import BACKENDS, FEATURES, PAGE, build_page, run_matrix
+from tests.integration.text.matrix_clients import open_clients
 from tests.integration.text.matrix_features import Refused, RequestedFeatures
 from tests.integration.text.wires.script import PICTURE
 
 
 async def test_every_cell_passes_or_is_refused_by_name(tmp_path: Path) -> None:
-    matrix = await run(tmp_path)
+    matrix = await run_matrix(tmp_path)
     assert len(matrix) == 4 * len(BACKENDS)
-    for case, cells in matrix.items():
+    for combination, cells in matrix.items():
         # What every protocol can express, every back end does. Responses have no stop sequences.
-        for name in list(FEATURES)[:8]:
-            can_express = (case[0], name) != ("Responses", "stop")
-            assert cells[name].passed is can_express, (case, name)
-    assert PAGE.read_text() == page(matrix), "run `make docs`"
+        for feature_name in list(FEATURES)[:8]:
+            can_express = (combination[0], feature_name) != ("Responses", "stop")
+            assert cells[feature_name].passed is can_express, (combination, feature_name)
+    assert PAGE.read_text() == build_page(matrix), "run `make docs`"
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ async def test_features_that_the_model_lacks_are_refused_by_name(
     ]
     async with (
         serving(tmp_path, backend) as models_app,
-        clients(models_app.url, models_app.api_key) as protocol_clients,
+        open_clients(models_app.url, models_app.api_key) as protocol_clients,
     ):
         for request, field in zip(requests, fields, strict=True):
             with pytest.raises(Refused) as exc_info:
-                await protocol_clients[protocol].ask("m", request, stream=False)
+                await protocol_clients[protocol].send_request("m", request, stream=False)
             error = exc_info.value
             assert (error.status, error.code, error.field) == (
                 400,

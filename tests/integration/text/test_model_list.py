@@ -21,7 +21,7 @@ NOWHERE = "http://127.0.0.1:9/v1"
 ALL = ["auto", "work", "house", "cloud", "gpu"]
 
 
-def backend(name: str, **members: Any) -> dict[str, Any]:
+def build_backend(name: str, **members: Any) -> dict[str, Any]:
     model = {"name": name, "context": 4096, "tools": name == "cloud", **members}
     model = {"price": {"input": 3, "output": 7}, **model}
     residency = "cloud" if name == "cloud" else "on-premises"
@@ -32,9 +32,9 @@ def backend(name: str, **members: Any) -> dict[str, Any]:
 @pytest.fixture
 async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
     backends = [
-        backend("house"),
-        backend("cloud", context=9000),
-        backend("gpu", price={"usd_per_gpu_hour": 9}),
+        build_backend("house"),
+        build_backend("cloud", context=9000),
+        build_backend("gpu", price={"usd_per_gpu_hour": 9}),
     ]
     tenants = {"eve": {"models": ["auto", "house", "cloud"], "residency": ["on-premises"]}}
     aliases: dict[str, Any] = {"work": {"models": ["house", "cloud"]}}
@@ -51,7 +51,7 @@ async def eve_key(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
     await database.close()
 
 
-async def get(models_app: ModelsApp, path: str, key: str, **headers: str) -> tuple[int, Any]:
+async def get_json(models_app: ModelsApp, path: str, key: str, **headers: str) -> tuple[int, Any]:
     headers = {"authorization": f"Bearer {key}", **headers}
     async with (
         aiohttp.ClientSession(headers=headers) as http,
@@ -60,7 +60,7 @@ async def get(models_app: ModelsApp, path: str, key: str, **headers: str) -> tup
         return response.status, await response.json()
 
 
-async def test_anthropics_clients_page(models_app: ModelsApp) -> None:
+async def test_anthropic_clients_read_pages(models_app: ModelsApp) -> None:
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as client:
@@ -71,8 +71,11 @@ async def test_anthropics_clients_page(models_app: ModelsApp) -> None:
         earlier_page = await client.models.list(limit=2, before_id="gpu")
         assert [model.id for model in earlier_page.data] == ["house", "cloud"]
         assert earlier_page.has_more
-        start = await client.models.list(before_id="work")
-        assert ([model.id for model in start.data], start.has_more) == (["auto"], False)
+        first_model_page = await client.models.list(before_id="work")
+        assert ([model.id for model in first_model_page.data], first_model_page.has_more) == (
+            ["auto"],
+            False,
+        )
         model = await client.models.retrieve("cloud")
         assert (model.lifecycle, model.max_input_tokens) == ("active", 9000)
 
@@ -81,27 +84,29 @@ async def test_anthropics_clients_page(models_app: ModelsApp) -> None:
     "query", ["limit=0", "limit=x", "limit=1001", "after_id=no", "after_id=auto&before_id=gpu"]
 )
 async def test_errors_of_a_page_have_anthropics_shape(models_app: ModelsApp, query: str) -> None:
-    version = {"anthropic-version": "2023-06-01"}
-    status, body = await get(models_app, f"models?{query}", models_app.api_key, **version)
+    version_headers = {"anthropic-version": "2023-06-01"}
+    status, body = await get_json(
+        models_app, f"models?{query}", models_app.api_key, **version_headers
+    )
     assert (status, body["type"], body["error"]["type"]) == (400, "error", "invalid_request_error")
     assert body["error"]["field"] in query
-    status, body = await get(models_app, f"models?{query}", models_app.api_key)
+    status, body = await get_json(models_app, f"models?{query}", models_app.api_key)
     assert (status, body["error"]["type"]) == (400, "invalid_request_error")
     assert body["error"]["param"] in query
 
 
-async def test_other_clients_get_all_unless_they_want_a_page(models_app: ModelsApp) -> None:
-    for query, names, has_more in (
+async def test_model_list_is_complete_unless_a_page_is_requested(models_app: ModelsApp) -> None:
+    for query, expected_names, has_more in (
         ("", ALL, False),
         ("?limit=2", ALL[:2], True),
         (f"?limit=2&after_id={ALL[1]}", ALL[2:4], True),
         ("?search=%20LOU&limit=9", ["cloud"], False),
         ("?search=none", [], False),
     ):
-        status, body = await get(models_app, f"models{query}", models_app.api_key)
-        assert (status, [model["id"] for model in body["data"]]) == (200, names), query
+        status, body = await get_json(models_app, f"models{query}", models_app.api_key)
+        assert (status, [model["id"] for model in body["data"]]) == (200, expected_names), query
         assert body["has_more"] is has_more, query
-    status, _ = await get(models_app, f"models?search={'x' * 201}", models_app.api_key)
+    status, _ = await get_json(models_app, f"models?search={'x' * 201}", models_app.api_key)
     assert status == 400
 
 
@@ -127,12 +132,12 @@ async def test_errors_have_the_format_of_each_protocol(models_app: ModelsApp) ->
 async def test_a_tenant_sees_its_permitted_models_without_prices(
     models_app: ModelsApp, eve_key: str
 ) -> None:
-    _, body = await get(models_app, "models", eve_key)
+    _, body = await get_json(models_app, "models", eve_key)
     assert [model["id"] for model in body["data"]] == ["auto", "house"]
     assert not any("backends" in model for model in body["data"])
     # What the tenant's data may not reach does not count as an ability either.
     assert {model["tools"] for model in body["data"]} == {False}
-    assert [(await get(models_app, f"models/{name}", eve_key))[0] for name in ALL] == [
+    assert [(await get_json(models_app, f"models/{name}", eve_key))[0] for name in ALL] == [
         200, 404, 200, 404, 404,
     ]  # fmt: skip
     client = ollama.AsyncClient(
@@ -147,7 +152,7 @@ async def test_a_tenant_sees_its_permitted_models_without_prices(
 
 
 async def test_operators_see_back_ends_and_what_their_tokens_cost(models_app: ModelsApp) -> None:
-    _, body = await get(models_app, "models", models_app.api_key)
+    _, body = await get_json(models_app, "models", models_app.api_key)
     backends_by_model = {model["id"]: model["backends"] for model in body["data"]}
     assert [item["name"] for item in backends_by_model["work"]] == ["at-house", "at-cloud"]
     assert backends_by_model["house"][0]["usd_per_million_tokens"] == {"input": "3", "output": "7"}
@@ -171,12 +176,12 @@ async def test_a_model_that_a_tenant_may_not_use_is_not_loaded_for_it(
             refusals = []
             for members in ({}, {"messages": messages}):
                 body = {"model": name, **members}
-                async with http.post(f"{models_app.url}/v1/ollama/api/chat", json=body) as answer:
-                    text = await answer.json()
-                    refusals.append((answer.status, text.get("code")))
+                async with http.post(f"{models_app.url}/v1/ollama/api/chat", json=body) as response:
+                    response_body = await response.json()
+                    refusals.append((response.status, response_body.get("code")))
             assert refusals[0] == refusals[1]
             assert refusals[0][0] in (400, 403, 404), refusals
         async with http.post(
             f"{models_app.url}/v1/ollama/api/chat", json={"model": "house"}
-        ) as answer:
-            assert (answer.status, (await answer.json())["done_reason"]) == (200, "load")
+        ) as response:
+            assert (response.status, (await response.json())["done_reason"]) == (200, "load")

@@ -44,23 +44,25 @@ async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def ask(http: aiohttp.ClientSession, path: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+async def send_request(
+    http: aiohttp.ClientSession, path: str, **kwargs: Any
+) -> tuple[Any, dict[str, Any]]:
     body = {"model": "smol", "messages": [HELLO], "max_tokens": 5, **kwargs}
     async with http.post(f"/v1/{path}", json=body) as response:
         return response, await response.json()
 
 
 async def test_calls_fall_back_from_a_dead_host(http: aiohttp.ClientSession) -> None:
-    response, answer = await ask(http, "chat/completions")
+    response, body = await send_request(http, "chat/completions")
     assert response.headers["x-moyin-backend"] == "gpu-1"
-    assert answer["choices"][0]["finish_reason"] == "length"
-    assert answer["usage"]["completion_tokens"] == 5
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["usage"]["completion_tokens"] == 5
 
 
 @pytest.mark.parametrize(
     ("path", "stream_end"), [("chat/completions", "data: [DONE]"), ("messages", '"message_stop"}')]
 )
-async def test_streams_in_both_protocols(
+async def test_streams_end_as_their_protocol_requires(
     http: aiohttp.ClientSession, path: str, stream_end: str
 ) -> None:
     body = {"model": "smol", "messages": [HELLO], "max_tokens": 5, "stream": True}
@@ -70,23 +72,27 @@ async def test_streams_in_both_protocols(
     assert text.endswith(": x-moyin-cost-usd=0\n\n")
 
 
-async def test_the_window_grows_with_the_request_and_schemas_arrive_whole(
+async def test_context_window_grows_with_the_request_and_schemas_arrive_whole(
     http: aiohttp.ClientSession, bridge: OllamaBridge
 ) -> None:
     long_message = {"role": "user", "content": "word " * 4000}
     tool = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
-    await ask(http, "chat/completions")
-    response, refusal = await ask(http, "chat/completions", messages=[long_message], tools=[tool])
+    await send_request(http, "chat/completions")
+    response, body = await send_request(
+        http, "chat/completions", messages=[long_message], tools=[tool]
+    )
     assert response.status == 400, "the model behind the bridge has a smaller context"
-    assert refusal["error"]["code"] == "backend_rejected"
+    assert body["error"]["code"] == "backend_rejected"
     assert [request["options"]["num_ctx"] for request in bridge.requests] == [4096, 8192]
     assert bridge.requests[1]["tools"][0]["function"]["parameters"] == SCHEMA
 
 
 async def test_features_that_ollama_lacks_are_refused_by_name(http: aiohttp.ClientSession) -> None:
     tool = {"type": "function", "function": {"name": "f"}}
-    response, answer = await ask(http, "chat/completions", tools=[tool], tool_choice="required")
-    assert (response.status, answer["error"]["param"]) == (400, "tool_choice")
+    response, body = await send_request(
+        http, "chat/completions", tools=[tool], tool_choice="required"
+    )
+    assert (response.status, body["error"]["param"]) == (400, "tool_choice")
 
 
 async def test_client_disconnect_cancels_the_upstream_call(

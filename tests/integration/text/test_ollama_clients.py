@@ -12,7 +12,7 @@ import ollama
 from tests.integration.text.fixtures import serving
 from tests.integration.text.upstreams import FINE, Upstream, backend
 
-# As an Ollama answers to a request without a prompt, streamed or not: without a line end.
+# Ollama's response to a request without a prompt, streamed or not; it has no line end.
 _LOADED = (
     '{"model":"m","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":""},'
     '"done":true,"done_reason":"unload"}'
@@ -39,7 +39,7 @@ async def test_a_streamed_request_unloads_the_model(tmp_path: Path) -> None:
         assert upstream.request_count == 6
 
 
-async def test_the_sdk_before_another_server(tmp_path: Path) -> None:
+async def test_ollamas_sdk_works_with_another_kind_of_back_end(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as upstream,
         serving(tmp_path, backend("openai", upstream.url)) as models_app,
@@ -48,27 +48,29 @@ async def test_the_sdk_before_another_server(tmp_path: Path) -> None:
             host=f"{models_app.url}/v1/ollama",
             headers={"authorization": f"Bearer {models_app.api_key}"},
         )
-        answer = await client.chat("m-openai:latest", [{"role": "user", "content": "hi"}])
-        assert answer.message.content == "Hi"
-        assert (answer.eval_count, answer.load_duration) == (1, 0)
-        assert answer.eval_duration and answer.prompt_eval_duration is not None
+        response = await client.chat("m-openai:latest", [{"role": "user", "content": "hi"}])
+        assert response.message.content == "Hi"
+        assert (response.eval_count, response.load_duration) == (1, 0)
+        assert response.eval_duration and response.prompt_eval_duration is not None
         assert (await client.generate("m-openai", keep_alive=0)).done_reason == "unload"
         assert (await client.show("m-openai:latest")).capabilities
         await client._client.aclose()
 
 
-async def test_the_sdks_older_call_for_a_vector(tmp_path: Path, llama_vectors: str) -> None:
+async def test_older_embeddings_call_returns_the_same_vector(
+    tmp_path: Path, llama_vectors: str
+) -> None:
     model = {"name": "vectors", "context": 2048, "embeddings": True, "price": 0}
-    llama = {"name": "llama", "type": "openai", "base_url": f"{llama_vectors}/v1"}
+    llama_backend = {"name": "llama", "type": "openai", "base_url": f"{llama_vectors}/v1"}
     async with serving(
-        tmp_path, {**llama, "api_key_env": "LLAMA_KEY", "models": [model]}
+        tmp_path, {**llama_backend, "api_key_env": "LLAMA_KEY", "models": [model]}
     ) as models_app:
         client = ollama.AsyncClient(
             host=f"{models_app.url}/v1/ollama",
             headers={"authorization": f"Bearer {models_app.api_key}"},
         )
-        old_answer = await client.embeddings("vectors", "hello")
-        new_answer = await client.embed("vectors", "hello")
-        assert len(old_answer.embedding) > 100
-        assert list(old_answer.embedding) == list(new_answer.embeddings[0])
+        old_response = await client.embeddings("vectors", "hello")
+        new_response = await client.embed("vectors", "hello")
+        assert len(old_response.embedding) > 100
+        assert list(old_response.embedding) == list(new_response.embeddings[0])
         await client._client.aclose()

@@ -78,9 +78,10 @@ async def open_client(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Wi
             {"name": "wire", "type": "openai", "base_url": f"{server.url}/v1", "models": models},
             chat={"models": ["plain"], "omit": ["tools"]},
             both=["lenient", "able"],
-        ) as app,
+        ) as models_app,
         httpx.AsyncClient(
-            base_url=f"{app.url}/v1/", headers={"authorization": f"Bearer {app.api_key}"}
+            base_url=f"{models_app.url}/v1/",
+            headers={"authorization": f"Bearer {models_app.api_key}"},
         ) as client,
     ):
         yield client, server
@@ -94,9 +95,9 @@ async def test_a_request_is_sent_without_unsupported_features(
     async with open_client(tmp_path) as (client, server):
         refused_response = await client.post(path, json={**body, "model": "plain"})
         assert refused_response.status_code == 400 and "tools" in refused_response.text
-        answer = await client.post(path, json={**body, "model": "lenient"})
-        assert answer.status_code == 200, answer.text
-        assert answer.headers["x-moyin-route"] == "free; without thinking and tools"
+        response = await client.post(path, json={**body, "model": "lenient"})
+        assert response.status_code == 200, response.text
+        assert response.headers["x-moyin-route"] == "free; without thinking and tools"
         _, request_body = server.requests[-1]
         assert (
             not {"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"}
@@ -109,13 +110,13 @@ async def test_a_request_is_sent_without_unsupported_features(
         assert route_response.json()["route"].endswith("; without thinking and tools")
         # The alias allows it for tools only.
         basic_body = {name: value for name, value in body.items() if name not in _REASONING}
-        answer = await client.post(path, json={**basic_body, "model": "chat"})
-        assert answer.headers["x-moyin-route"] == "free; without tools"
+        response = await client.post(path, json={**basic_body, "model": "chat"})
+        assert response.headers["x-moyin-route"] == "free; without tools"
         assert (await client.post(path, json={**body, "model": "chat"})).status_code == 400
         # A model under this name can call tools.
-        answer = await client.post(path, json={**body, "model": "both"})
-        assert answer.headers["x-moyin-route"] == "free; without thinking"
-        assert answer.headers["x-moyin-model"] == "able"
+        response = await client.post(path, json={**body, "model": "both"})
+        assert response.headers["x-moyin-route"] == "free; without thinking"
+        assert response.headers["x-moyin-model"] == "able"
         assert len(server.requests[-1][1]["tools"]) == 1
 
 
@@ -126,19 +127,21 @@ _REASONING = {"reasoning_effort", "reasoning", "thinking", "think"}
 async def test_request_with_forced_tool_is_refused(tmp_path: Path, protocol: str) -> None:
     path, body = REQUESTS[protocol]
     async with open_client(tmp_path) as (client, _):
-        forced_call = {**body, "model": "lenient", "tool_choice": FORCED[protocol]}
-        answer = await client.post(path, json=forced_call)
-        assert answer.status_code == 400 and "tools" in answer.text
+        forced_body = {**body, "model": "lenient", "tool_choice": FORCED[protocol]}
+        response = await client.post(path, json=forced_body)
+        assert response.status_code == 400 and "tools" in response.text
 
 
 async def test_effort_level_is_dropped_for_models_that_do_not_reason(tmp_path: Path) -> None:
     body = {"messages": MESSAGES, "max_tokens": 9, "output_config": {"effort": "high"}}
     async with open_client(tmp_path) as (client, server):
-        answer = await client.post("messages", json={**body, "model": "plain"})
-        assert answer.status_code == 200, answer.text
+        response = await client.post("messages", json={**body, "model": "plain"})
+        assert response.status_code == 200, response.text
         assert "reasoning_effort" not in server.requests[-1][1]
-        stream = await client.post("messages", json={**body, "model": "plain", "stream": True})
-        assert "message_stop" in stream.text
+        stream_response = await client.post(
+            "messages", json={**body, "model": "plain", "stream": True}
+        )
+        assert "message_stop" in stream_response.text
         assert "reasoning_effort" not in server.requests[-1][1]
 
 
@@ -155,6 +158,6 @@ async def test_responses_continue_and_show_the_usage(tmp_path: Path) -> None:
         assert (await client.post(path, json={**body, **next_members})).status_code == 200
         stored_response = (await client.get(f"responses/{first_response['id']}")).json()
         assert stored_response == first_response
-        events = await client.post(path, json={**body, "model": "lenient", "stream": True})
-        assert events.headers["x-moyin-route"].endswith("; without thinking and tools")
-        assert "response.completed" in events.text
+        stream_response = await client.post(path, json={**body, "model": "lenient", "stream": True})
+        assert stream_response.headers["x-moyin-route"].endswith("; without thinking and tools")
+        assert "response.completed" in stream_response.text

@@ -31,7 +31,7 @@ class SpeechServer:
 
     Attributes:
         left: set when the client has disconnected meanwhile.
-        uploaded: the size of the last upload.
+        uploaded: the size of the last upload in bytes.
     """
 
     def __init__(self) -> None:
@@ -69,20 +69,23 @@ async def speech_server() -> AsyncIterator[tuple[SpeechServer, str]]:
 
 
 class OperationsApp:
+    """The models app with back ends for speech and transcription, and what it has booked."""
+
     def __init__(self, models_app: ModelsApp, database: Database, valkey: Any) -> None:
         self.models_app = models_app
         self.database = database
         self._valkey = valkey
 
-    async def client(self, **limits: Any) -> tuple[str, aiohttp.ClientSession]:
+    async def create_client(self, **limits: Any) -> tuple[str, aiohttp.ClientSession]:
+        """Return the id of a new API key with these limits, and a client that uses the key."""
         key_id, key = await KeyStore(self.database).create("studio", "k")
         await LimitStore(self.database).set(Limit(subject=f"key:{key_id}", **limits))
         headers = {"authorization": f"Bearer {key}"}
         return key_id, aiohttp.ClientSession(f"{self.models_app.url}/v1/", headers=headers)
 
-    async def booked(self, key_id: str) -> Decimal:
-        name = f"moyin:limit:{{studio}}:key:{key_id}:money"
-        return Decimal(int(await self._valkey.hget(name, "day_nano") or 0)) / 10**9
+    async def read_booked_usd(self, key_id: str) -> Decimal:
+        budget_key = f"moyin:limit:{{studio}}:key:{key_id}:money"
+        return Decimal(int(await self._valkey.hget(budget_key, "day_nano") or 0)) / 10**9
 
 
 @pytest.fixture
@@ -103,20 +106,20 @@ async def operations_app(
     await database.close()
 
 
-def speech_body(characters: int) -> dict[str, Any]:
+def build_speech_body(characters: int) -> dict[str, Any]:
     return {"model": "tts", "voice": "a", "input": "x" * characters}
 
 
 async def test_units_are_reserved_settled_and_shown(
     operations_app: OperationsApp, speech_server: tuple[SpeechServer, str]
 ) -> None:
-    key_id, http = await operations_app.client(usd_per_day=Decimal("0.01"))
+    key_id, http = await operations_app.create_client(usd_per_day=Decimal("0.01"))
     async with http:
-        async with http.post("audio/speech", json=speech_body(600)) as first_response:
+        async with http.post("audio/speech", json=build_speech_body(600)) as first_response:
             assert first_response.status == 200
             assert await first_response.content.read(len(HEAD)) == HEAD
             # 0.006 of 0.01 USD are reserved while the first is spoken.
-            async with http.post("audio/speech", json=speech_body(600)) as second_response:
+            async with http.post("audio/speech", json=build_speech_body(600)) as second_response:
                 assert second_response.status == 402
                 error = (await second_response.json())["error"]
                 assert error["code"] == "budget_exceeded"
@@ -129,24 +132,24 @@ async def test_units_are_reserved_settled_and_shown(
 
         async def is_settled() -> bool:
             # The back end counts more seconds than the file can have; what it bills is booked.
-            return await operations_app.booked(key_id) == Decimal("0.012")
+            return await operations_app.read_booked_usd(key_id) == Decimal("0.012")
 
         await eventually(is_settled)
 
-        async def are_recorded() -> Any:
+        async def list_recorded_calls() -> Any:
             async with http.get("requests") as response:
                 calls = (await response.json())["requests"]
                 return calls if len(calls) == 2 else None
 
-        calls = await eventually(are_recorded)
+        calls = await eventually(list_recorded_calls)
         assert {(call["operation"], call["unit"], call["quantity"]) for call in calls} == {
             ("speech", "characters", 600),
             ("transcription", "seconds", 60),
         }
         async with http.get("usage", params={"group_by": "operation"}) as response:
-            report = await response.json()
-        assert report["total"]["units"] == {"characters": 600, "seconds": 60}
-        assert {group["operation"]: group["units"] for group in report["groups"]} == {
+            usage_report = await response.json()
+        assert usage_report["total"]["units"] == {"characters": 600, "seconds": 60}
+        assert {group["operation"]: group["units"] for group in usage_report["groups"]} == {
             "speech": {"characters": 600},
             "transcription": {"seconds": 60},
         }
@@ -155,9 +158,9 @@ async def test_units_are_reserved_settled_and_shown(
 async def test_client_disconnect_stops_the_back_end(
     operations_app: OperationsApp, speech_server: tuple[SpeechServer, str]
 ) -> None:
-    _, http = await operations_app.client(usd_per_day=Decimal(1))
+    _, http = await operations_app.create_client(usd_per_day=Decimal(1))
     async with http:
-        response = await http.post("audio/speech", json=speech_body(100))
+        response = await http.post("audio/speech", json=build_speech_body(100))
         assert await response.content.read(len(HEAD)) == HEAD
         response.close()
         await speech_server[0].left.wait()
@@ -165,8 +168,8 @@ async def test_client_disconnect_stops_the_back_end(
         await eventually(lambda: runtime.load == 0)
 
         async def is_recorded() -> bool:
-            async with http.get("requests", params={"status": "cancelled"}) as answer:
-                calls = (await answer.json())["requests"]
+            async with http.get("requests", params={"status": "cancelled"}) as list_response:
+                calls = (await list_response.json())["requests"]
                 return [call["quantity"] for call in calls] == [100]
 
         await eventually(is_recorded)
@@ -187,7 +190,7 @@ async def test_client_disconnect_stops_the_back_end(
 async def test_invalid_forms_are_refused(
     operations_app: OperationsApp, content_type: str, body: bytes, status: int, param: str | None
 ) -> None:
-    _, http = await operations_app.client()
+    _, http = await operations_app.create_client()
     headers = {"content-type": content_type}
     async with http, http.post("audio/transcriptions", data=body, headers=headers) as response:
         assert response.status == status

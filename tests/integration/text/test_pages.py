@@ -23,7 +23,7 @@ from tests.acceptance.scripted import new_scripted_app
 from tests.examples import DEFAULT_GATEWAY, find_missing_members, read_example, run_shell_example
 from tests.integration.servers import TemporalServer
 from tests.integration.text.fixtures import ModelsApp, serving, wait_until_probed
-from tests.integration.text.test_batches import NAMESPACE, Farm, ScriptedModel, new_line
+from tests.integration.text.test_batches import NAMESPACE, ScriptedModel, TextBatchFarm, build_line
 from tests.waiting import eventually
 
 TEXT = "Hello! It is sunny, and the answer is 3."
@@ -51,16 +51,16 @@ async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
     await runner.cleanup()
 
 
-async def run(models_app: ModelsApp, page: str, name: str, **kwargs: Any) -> str:
+async def run_example(models_app: ModelsApp, page: str, name: str, **kwargs: Any) -> str:
     return await asyncio.to_thread(
         run_shell_example, page, name, url=models_app.url, **({"KEY": models_app.api_key} | kwargs)
     )
 
 
-def execute(text: str, variables: dict[str, Any]) -> str:
+def run_code(code: str, variables: dict[str, Any]) -> str:
     """Run Python code, and return its output."""
     with redirect_stdout(io.StringIO()) as output:
-        exec(text, variables)
+        exec(code, variables)
     return output.getvalue()
 
 
@@ -73,7 +73,7 @@ def save_profile(folder: Path, models_app: ModelsApp) -> None:
 
 async def test_the_first_curl_streams_an_answer(models_app: ModelsApp, tmp_path: Path) -> None:
     save_profile(tmp_path, models_app)
-    output = await run(models_app, "README.md", "chat", folder=tmp_path, KEY="")
+    output = await run_example(models_app, "README.md", "chat", folder=tmp_path, KEY="")
     *chunks, last_chunk = [
         text.removeprefix("data: ") for text in output.splitlines() if text.startswith("data: ")
     ]
@@ -87,7 +87,7 @@ async def test_shell_variables_of_the_page_are_set(
     models_app: ModelsApp, tmp_path: Path, page: str
 ) -> None:
     save_profile(tmp_path, models_app)
-    output = await run(
+    output = await run_example(
         models_app, page, "variables", folder=tmp_path, KEY="", next_command='echo "$GATEWAY $KEY"'
     )
     assert output.split() == [models_app.url, models_app.api_key]
@@ -95,17 +95,17 @@ async def test_shell_variables_of_the_page_are_set(
 
 @pytest.mark.parametrize("page", QUICKSTARTS)
 async def test_the_sdk_streams_an_answer(models_app: ModelsApp, page: str) -> None:
-    text = read_example(page, "chat", "python").replace(DEFAULT_GATEWAY, models_app.url)
+    example = read_example(page, "chat", "python").replace(DEFAULT_GATEWAY, models_app.url)
     variables: dict[str, Any] = {}
-    text = text.replace("moyin_…", models_app.api_key)
-    assert await asyncio.to_thread(execute, text, variables) == TEXT
+    example = example.replace("moyin_…", models_app.api_key)
+    assert await asyncio.to_thread(run_code, example, variables) == TEXT
     variables["client"].close()
 
 
-async def test_a_route_is_shown(models_app: ModelsApp) -> None:
-    route = json.loads(await run(models_app, "docs/routing.md", "route"))
-    assert route["chosen"] == {"backend": "scripted", "model": "m"}
-    assert [candidate["backend"] for candidate in route["candidates"]] == ["scripted"]
+async def test_route_example_explains_the_choice(models_app: ModelsApp) -> None:
+    explanation = json.loads(await run_example(models_app, "docs/routing.md", "route"))
+    assert explanation["chosen"] == {"backend": "scripted", "model": "m"}
+    assert [candidate["backend"] for candidate in explanation["candidates"]] == ["scripted"]
 
 
 async def test_usage_is_summed_and_calls_are_listed(models_app: ModelsApp) -> None:
@@ -115,15 +115,15 @@ async def test_usage_is_summed_and_calls_are_listed(models_app: ModelsApp) -> No
         messages: Any = [{"role": "user", "content": "Hello"}]
         await client.chat.completions.create(model="m", messages=messages)
     # A report has 400 days at most.
-    day = {"2026-11-01": f"{now() - timedelta(days=1):%Y-%m-%d}"}
+    replacements = {"2026-11-01": f"{now() - timedelta(days=1):%Y-%m-%d}"}
 
-    async def read(name: str, replaced: dict[str, str]) -> Any:
-        return json.loads(await run(models_app, USAGE, name, replaced=replaced))
+    async def read_report(name: str, replaced: dict[str, str]) -> Any:
+        return json.loads(await run_example(models_app, USAGE, name, replaced=replaced))
 
-    [group] = await eventually(lambda: read_groups(read("usage", day)))
+    [group] = await eventually(lambda: read_groups(read_report("usage", replacements)))
     assert (group["model"], group["calls"]) == ("m", 1)
-    assert (await read("requests", day))["requests"] == []
-    [call] = (await read("requests", day | {"status=failed&": ""}))["requests"]
+    assert (await read_report("requests", replacements))["requests"] == []
+    [call] = (await read_report("requests", replacements | {"status=failed&": ""}))["requests"]
     assert call["model"] == "m"
 
 
@@ -132,41 +132,41 @@ async def read_groups(report: Awaitable[Any]) -> Any:
 
 
 @pytest.fixture
-async def farm(models_app: ModelsApp, temporal_server: TemporalServer) -> AsyncIterator[Farm]:
+async def farm(
+    models_app: ModelsApp, temporal_server: TemporalServer
+) -> AsyncIterator[TextBatchFarm]:
     """Run the models app with a worker for batches."""
     temporal = TemporalConnection(temporal_server.address, NAMESPACE, retention=timedelta(days=1))
     async with AsyncExitStack() as stack:
-        farm = Farm(models_app, ScriptedModel(), temporal)
+        farm = TextBatchFarm(models_app, ScriptedModel(), temporal)
         stack.push_async_callback(farm.client.close)
-        await stack.enter_async_context(farm.worker())
+        await stack.enter_async_context(farm.run_worker())
         yield farm
 
 
 async def test_documented_openai_batch_example_works(
-    farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    farm: TextBatchFarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "requests.jsonl").write_text(json.dumps(new_line(1)))
+    (tmp_path / "requests.jsonl").write_text(json.dumps(build_line(1)))
     monkeypatch.chdir(tmp_path)
-    first_part, later_mark, second_part = read_example(BATCHES, "openai", "python").partition(
-        "# later"
-    )
+    first_part, marker, second_part = read_example(BATCHES, "openai", "python").partition("# later")
     variables: dict[str, Any] = {"gateway": farm.app.url, "key": farm.app.api_key}
-    await asyncio.to_thread(execute, first_part, variables)
+    await asyncio.to_thread(run_code, first_part, variables)
     batch = variables["batch"]
-    assert (await farm.until(batch)).status == "completed"
-    answer = json.loads(await asyncio.to_thread(execute, later_mark + second_part, variables))
-    assert answer["custom_id"] == "line-1"
-    assert find_missing_members(BATCHES, "result", answer) == []
-    assert answer["response"]["body"]["choices"][0]["message"]["content"] == TEXT
+    assert (await farm.wait_for_status(batch)).status == "completed"
+    output_line = json.loads(await asyncio.to_thread(run_code, marker + second_part, variables))
+    assert output_line["custom_id"] == "line-1"
+    assert find_missing_members(BATCHES, "result", output_line) == []
+    assert output_line["response"]["body"]["choices"][0]["message"]["content"] == TEXT
     variables["client"].close()
 
 
-async def test_documented_anthropic_batch_example_works(farm: Farm) -> None:
-    first_part, later_mark, second_part = read_example(BATCHES, "anthropic", "python").partition(
+async def test_documented_anthropic_batch_example_works(farm: TextBatchFarm) -> None:
+    first_part, marker, second_part = read_example(BATCHES, "anthropic", "python").partition(
         "# later"
     )
     variables: dict[str, Any] = {"gateway": farm.app.url, "key": farm.app.api_key}
-    await asyncio.to_thread(execute, first_part, variables)
+    await asyncio.to_thread(run_code, first_part, variables)
     client, batch = variables["client"], variables["batch"]
 
     async def has_ended() -> bool:
@@ -174,7 +174,5 @@ async def test_documented_anthropic_batch_example_works(farm: Farm) -> None:
         return bool(batch_state.processing_status == "ended")
 
     await eventually(has_ended, 180)
-    assert (
-        await asyncio.to_thread(execute, later_mark + second_part, variables) == "first succeeded\n"
-    )
+    assert await asyncio.to_thread(run_code, marker + second_part, variables) == "first succeeded\n"
     client.close()

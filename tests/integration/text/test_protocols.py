@@ -30,11 +30,20 @@ async def wire_server() -> AsyncIterator[WireServer]:
 
 @pytest.fixture
 async def models_app(wire_server: WireServer, tmp_path: Path) -> AsyncIterator[ModelsApp]:
-    capabilities = {"upstream": "up", "context": 9000, "price": FREE, "vision": True, "tools": True}
-    vectors = {"upstream": "up", "context": 9000, "price": FREE, "embeddings": True}
+    chat_capabilities = {
+        "upstream": "up",
+        "context": 9000,
+        "price": FREE,
+        "vision": True,
+        "tools": True,
+    }
+    embedding_capabilities = {"upstream": "up", "context": 9000, "price": FREE, "embeddings": True}
 
-    def models(name: str) -> list[dict[str, Any]]:
-        return [{"name": name, **capabilities}, {"name": f"{name}-vectors", **vectors}]
+    def build_models(name: str) -> list[dict[str, Any]]:
+        return [
+            {"name": name, **chat_capabilities},
+            {"name": f"{name}-vectors", **embedding_capabilities},
+        ]
 
     async with serving(
         tmp_path,
@@ -42,15 +51,20 @@ async def models_app(wire_server: WireServer, tmp_path: Path) -> AsyncIterator[M
             "name": "gpt",
             "type": "openai",
             "base_url": f"{wire_server.url}/v1",
-            "models": models("gpt"),
+            "models": build_models("gpt"),
         },
-        {"name": "gpu", "type": "ollama", "hosts": [wire_server.url], "models": models("llama")},
+        {
+            "name": "gpu",
+            "type": "ollama",
+            "hosts": [wire_server.url],
+            "models": build_models("llama"),
+        },
         {
             "name": "claude",
             "type": "anthropic",
             "base_url": wire_server.url,
             "api_key_env": "LLAMA_KEY",
-            "models": [{"name": "claude", **capabilities}],
+            "models": [{"name": "claude", **chat_capabilities}],
         },
     ) as models_app:
         yield models_app
@@ -78,21 +92,21 @@ async def test_embeddings_are_answered_to_openai_and_ollama_clients(
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
     ) as client:
-        single_answer = await client.embeddings.create(model=model, input="four")
-        batch_answer = await client.embeddings.create(
+        single_response = await client.embeddings.create(model=model, input="four")
+        list_response = await client.embeddings.create(
             model=model, input=["a", "bc"], dimensions=2, encoding_format="float"
         )
-    assert [row.embedding for row in single_answer.data] == [[4.5, 4.5, 4.5]]
-    assert [row.embedding for row in batch_answer.data] == [[1.5, 1.5], [2.5, 2.5]]
-    assert single_answer.usage.total_tokens == PROMPT
-    ollama_answer = await ollama_client.embed(model=model, input=["a", "bc"], dimensions=1)
-    assert [list(row) for row in ollama_answer.embeddings] == [[1.5], [2.5]]
-    assert ollama_answer.prompt_eval_count == PROMPT
+    assert [row.embedding for row in single_response.data] == [[4.5, 4.5, 4.5]]
+    assert [row.embedding for row in list_response.data] == [[1.5, 1.5], [2.5, 2.5]]
+    assert single_response.usage.total_tokens == PROMPT
+    ollama_response = await ollama_client.embed(model=model, input=["a", "bc"], dimensions=1)
+    assert [list(row) for row in ollama_response.embeddings] == [[1.5], [2.5]]
+    assert ollama_response.prompt_eval_count == PROMPT
     if model == "llama-vectors":
         assert all(body["options"]["num_ctx"] == 4096 for _, body in wire_server.requests)
 
 
-async def test_chat_and_vectors_do_not_take_each_others_models(models_app: ModelsApp) -> None:
+async def test_chat_and_embeddings_refuse_each_others_models(models_app: ModelsApp) -> None:
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
     ) as client:
@@ -122,10 +136,10 @@ async def test_tokens_are_counted_by_the_backend_or_estimated(
             await client.messages.count_tokens(model="nobody", **request)
 
 
-async def test_model_routes_of_ollamas_client(ollama_client: ollama.AsyncClient) -> None:
+async def test_ollamas_client_lists_and_shows_models(ollama_client: ollama.AsyncClient) -> None:
     model_list = await ollama_client.list()
-    names = {f"{name}:latest" for name in ("auto", "gpt", "llama", "claude")}
-    assert names <= {model.model for model in model_list.models}
+    model_names = {f"{name}:latest" for name in ("auto", "gpt", "llama", "claude")}
+    assert model_names <= {model.model for model in model_list.models}
     shown_model = await ollama_client.show("llama")
     assert shown_model.capabilities == ["completion", "tools", "vision"]
     assert (shown_model.modelinfo or {})["moyin.context_length"] == 9000
@@ -133,35 +147,37 @@ async def test_model_routes_of_ollamas_client(ollama_client: ollama.AsyncClient)
     with pytest.raises(ollama.ResponseError) as exc_info:
         await ollama_client.show("nobody")
     assert exc_info.value.status_code == 404
-    assert {model.model for model in (await ollama_client.ps()).models} >= names - {"auto:latest"}
+    assert {model.model for model in (await ollama_client.ps()).models} >= model_names - {
+        "auto:latest"
+    }
 
 
 @pytest.mark.parametrize("model", ["gpt", "claude", "llama"])
-async def test_generate_whole_streamed_and_with_a_picture(
+async def test_generate_answers_whole_streamed_and_with_a_picture(
     ollama_client: ollama.AsyncClient, model: str
 ) -> None:
     request: dict[str, Any] = {"model": model, "prompt": "hi", "system": "Brief."}
-    whole_answer = await ollama_client.generate(**request)
-    assert whole_answer.response == "Brief. After 1 turns STOP: hello"
-    pieces = [piece async for piece in await ollama_client.generate(**request, stream=True)]
-    assert "".join(piece.response or "" for piece in pieces) == whole_answer.response
-    assert (pieces[-1].done, pieces[-1].prompt_eval_count) == (True, PROMPT)
-    picture_answer = await ollama_client.generate(model=model, prompt="look", images=[PICTURE])
-    assert picture_answer.response == SEEN
+    whole_response = await ollama_client.generate(**request)
+    assert whole_response.response == "Brief. After 1 turns STOP: hello"
+    chunks = [chunk async for chunk in await ollama_client.generate(**request, stream=True)]
+    assert "".join(chunk.response or "" for chunk in chunks) == whole_response.response
+    assert (chunks[-1].done, chunks[-1].prompt_eval_count) == (True, PROMPT)
+    picture_response = await ollama_client.generate(model=model, prompt="look", images=[PICTURE])
+    assert picture_response.response == SEEN
 
 
-async def test_a_request_that_only_loads_is_answered_at_once(
+async def test_request_that_only_loads_a_model_is_answered_without_a_back_end_call(
     ollama_client: ollama.AsyncClient, wire_server: WireServer
 ) -> None:
-    for load_answer in (
+    for load_response in (
         await ollama_client.generate(model="gpt"),
         await ollama_client.chat(model="gpt"),
     ):
-        assert (load_answer.done, load_answer.done_reason) == (True, "load")
+        assert (load_response.done, load_response.done_reason) == (True, "load")
     assert wire_server.requests == []
 
 
-async def test_ollamas_own_bytes_pass_with_a_window_of_the_right_size(
+async def test_ollama_requests_pass_with_a_context_window_of_the_right_size(
     http: aiohttp.ClientSession, wire_server: WireServer
 ) -> None:
     body = {
@@ -184,7 +200,7 @@ async def test_ollamas_own_bytes_pass_with_a_window_of_the_right_size(
     assert response_body["request_id"] == response.headers["x-request-id"]
 
 
-async def test_paths_and_versions_are_ollamas(http: aiohttp.ClientSession) -> None:
+async def test_ollama_paths_respond_as_ollama_does(http: aiohttp.ClientSession) -> None:
     async with http.get("/v1/ollama/") as response:
         assert await response.text() == "Ollama is running"
     async with http.get("/v1/ollama/api/version") as response:
@@ -220,8 +236,8 @@ async def test_unknown_members_are_passed_through(
     message = {"role": "user", "content": content}
     body = {"model": "gpt", "messages": [message], "n": 1, "user": "ada"}
     async with http.post("/v1/chat/completions", data=json.dumps(body)) as response:
-        answer = await response.json()
-    assert answer["choices"][0]["message"]["content"] == SEEN
+        response_body = await response.json()
+    assert response_body["choices"][0]["message"]["content"] == SEEN
     ((_, request_body),) = wire_server.requests
     assert (request_body["n"], request_body["user"]) == (1, "ada")
 
@@ -232,19 +248,19 @@ async def test_compressed_bodies_are_decoded_or_refused(
 ) -> None:
     body = json.dumps({"model": "gpt", "messages": [HELLO], "max_tokens": 5}).encode()
     headers = {"content-type": "application/json"}
-    for encoding, encoded, status, code in (
+    for encoding, encoded_body, status, code in (
         ("gzip", gzip.compress(body), 200, None),
         ("gzip", body, 400, "invalid_content_encoding"),
         ("zstd", body, 415, "unsupported_content_encoding"),
         ("gzip", gzip.compress(bytes(1_000_001)), 413, "body_too_large"),
     ):
         headers["content-encoding"] = encoding
-        async with http.post(f"/v1/{path}", data=encoded, headers=headers) as response:
-            text = await response.text()
-        assert response.status == status, text
+        async with http.post(f"/v1/{path}", data=encoded_body, headers=headers) as response:
+            response_text = await response.text()
+        assert response.status == status, response_text
         if code is None:
             continue
-        response_body = json.loads(text)
+        response_body = json.loads(response_text)
         error = (
             response_body["error"] if path in ("chat/completions", "messages") else response_body
         )

@@ -32,16 +32,21 @@ CLAUDE = BEGUN["anthropic"] + (
 )
 
 
-def shipped_rules(llama: str, claude: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def build_shipped_rules(
+    llama_url: str, claude_url: str
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the back ends and other rules of serve_config.yaml, with the servers of a test."""
     config = load_serve_config(Path("serve_config.yaml"), Ports())
-    (app,) = (item for item in config["applications"] if item["name"] == "models")
+    (app,) = (app for app in config["applications"] if app["name"] == "models")
     rules = dict(app["deployments"][0]["user_config"])
-    small_backend, cloud = rules.pop("backends")
-    server = {"type": "openai", "base_url": f"{llama}/v1", "api_key_env": "LLAMA_KEY"}
+    small_backend, cloud_backend = rules.pop("backends")
+    server = {"type": "openai", "base_url": f"{llama_url}/v1", "api_key_env": "LLAMA_KEY"}
     # The server in this test knows its model under another name.
     models = [{**small_backend["models"][0], "upstream": "smollm2"}]
-    return [{"name": "local", "models": models, **server}, {**cloud, "base_url": claude}], rules
+    return [
+        {"name": "local", "models": models, **server},
+        {**cloud_backend, "base_url": claude_url},
+    ], rules
 
 
 @asynccontextmanager
@@ -51,7 +56,7 @@ async def serve_shipped_rules(
     """Run the models app with the shipped rules and a fake key for Claude."""
     monkeypatch.setenv("MOYIN_ANTHROPIC_API_KEY", "anything")
     async with Upstream(CLAUDE).running() as claude:
-        backends, rules = shipped_rules(llama, claude.url)
+        backends, rules = build_shipped_rules(llama, claude.url)
         aliases = rules.pop("aliases")
         async with serving(folder, *backends, rules=rules, **aliases) as models_app:
             yield models_app, claude
@@ -71,8 +76,8 @@ async def run_moyin(models_app: ModelsApp, *arguments: str) -> tuple[int, str, s
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    stdout, error = await process.communicate()
-    return process.returncode or 0, stdout.decode(), error.decode()
+    stdout, stderr = await process.communicate()
+    return process.returncode or 0, stdout.decode(), stderr.decode()
 
 
 async def test_hard_requests_go_to_claude_and_routes_explain_why(
@@ -84,9 +89,9 @@ async def test_hard_requests_go_to_claude_and_routes_explain_why(
             assert (status, stdout) == (0, "Hi\n"), stderr
             assert "claude-haiku-5-5" in stderr
             assert "better; claude-haiku-5-5: code, p_good 0." in stderr
-            reason_line, request = stderr.splitlines()
+            reason_line, request_line = stderr.splitlines()
             assert reason_line.endswith("of smollm2-135m")
-            assert request.startswith("request ")
+            assert request_line.startswith("request ")
         assert claude.request_count == 2
 
 
@@ -100,7 +105,7 @@ async def test_easy_requests_use_the_local_model_and_explain_why(
         assert claude.request_count == 0
 
 
-async def test_the_command_line_explains_a_choice(
+async def test_route_command_explains_the_choice_of_a_model(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serve_shipped_rules(tmp_path, llama, monkeypatch) as (models_app, claude):
@@ -112,15 +117,15 @@ async def test_the_command_line_explains_a_choice(
             "table",
             "better",
         )
-        assert any(line[0] == "smollm2-135m" and "answers worse" in line[-1] for line in other_rows)
+        assert any(row[0] == "smollm2-135m" and "answers worse" in row[-1] for row in other_rows)
         status, stdout, _ = await run_moyin(
             models_app, "route", SORT, "--json", "--usd-per-bad-answer", "0"
         )
-        body = json.loads(stdout)
-        assert (body["quality"], body["chosen"]["model"]) == (None, "smollm2-135m")
-        status, _, body = await run_moyin(models_app, "route", SORT, "--quality", "1")
+        explanation = json.loads(stdout)
+        assert (explanation["quality"], explanation["chosen"]["model"]) == (None, "smollm2-135m")
+        status, _, stderr = await run_moyin(models_app, "route", SORT, "--quality", "1")
         assert status == 1
-        assert body.startswith("quality_unreachable: no model under this name reaches p_good 1")
+        assert stderr.startswith("quality_unreachable: no model under this name reaches p_good 1")
         assert claude.request_count == 0
 
 
@@ -132,7 +137,7 @@ PATHS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
-async def test_headers_count_in_every_protocol(
+async def test_quality_headers_apply_in_every_protocol(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     async with (
@@ -140,35 +145,35 @@ async def test_headers_count_in_every_protocol(
         aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
 
-        async def ask(prompt: str, **headers: str) -> tuple[int, str, dict[str, str]]:
+        async def send_chat(prompt: str, **headers: str) -> tuple[int, str, dict[str, str]]:
             body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
-            names = {name.replace("_", "-"): value for name, value in headers.items()}
+            request_headers = {name.replace("_", "-"): value for name, value in headers.items()}
             async with http.post(
-                f"{models_app.url}/v1/{path}", json={**body, **PATHS[path]}, headers=names
+                f"{models_app.url}/v1/{path}", json={**body, **PATHS[path]}, headers=request_headers
             ) as response:
                 return response.status, await response.text(), dict(response.headers)
 
-        status, text, _ = await ask(SORT, x_moyin_quality="much")
+        status, response_text, _ = await send_chat(SORT, x_moyin_quality="much")
         assert status == 400
-        assert "must be a number between 0 and 1" in text
-        status, text, _ = await ask(SORT, x_moyin_usd_per_bad_answer="-1")
+        assert "must be a number between 0 and 1" in response_text
+        status, response_text, _ = await send_chat(SORT, x_moyin_usd_per_bad_answer="-1")
         assert status == 400
-        assert "must be a number of at least 0" in text
-        status, text, _ = await ask(SORT, x_moyin_quality="1")
+        assert "must be a number of at least 0" in response_text
+        status, response_text, _ = await send_chat(SORT, x_moyin_quality="1")
         assert status == 400
-        assert "the best is 'claude-opus-5-5'" in text
+        assert "the best is 'claude-opus-5-5'" in response_text
         assert claude.request_count == 0
-        status, text, headers = await ask(HELLO)
-        assert status == 200, text
+        status, response_text, headers = await send_chat(HELLO)
+        assert status == 200, response_text
         assert headers["x-moyin-route"].startswith("free; smollm2-135m: greeting")
 
 
-async def test_embedder_of_the_configuration_reads_prompts(
+async def test_configured_embedder_adds_meaning_features(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOYIN_ANTHROPIC_API_KEY", "anything")
     async with Upstream(CLAUDE).running() as claude:
-        backends, rules = shipped_rules(llama, claude.url)
+        backends, rules = build_shipped_rules(llama, claude.url)
         aliases = rules.pop("aliases")
         rules["routing"] = {**rules.get("routing", {}), "embedder": "wordllama"}
         async with serving(tmp_path, *backends, rules=rules, **aliases) as models_app:
@@ -179,5 +184,5 @@ async def test_embedder_of_the_configuration_reads_prompts(
             decision = await models_app.learning.find_decision("ada", request_id)
     assert decision is not None, stderr
     features = question_from_json(decision.question).features
-    meaning = [number for number in features if number >= FIRST_MEANING_FEATURE]
-    assert len(meaning) == MEANING_DIMENSIONS
+    meaning_features = [number for number in features if number >= FIRST_MEANING_FEATURE]
+    assert len(meaning_features) == MEANING_DIMENSIONS

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from tests.integration.text.fixtures import serving
-from tests.integration.text.test_feedback import house
+from tests.integration.text.test_feedback import build_backend
 from tests.integration.text.upstreams import BEGUN, KINDS, SSE, Upstream, backend
 
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
@@ -35,20 +35,21 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-def writing_backend(url: str, name: str, price: float) -> dict[str, Any]:
-    backends = house(url, name, price)
-    return {**backends, "models": [{**backends["models"][0], "schema": True}]}
+def build_schema_backend(url: str, name: str, price: float) -> dict[str, Any]:
+    """Return the configuration of a back end whose model supports JSON schemas."""
+    backend_config = build_backend(url, name, price)
+    return {**backend_config, "models": [{**backend_config["models"][0], "schema": True}]}
 
 
 @pytest.mark.parametrize("path", sorted(FORMATS))
-async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str) -> None:
+async def test_client_sees_only_the_better_stream(tmp_path: Path, path: str) -> None:
     async with (
         Upstream(PROSE, holds=True).running() as weak_upstream,
         Upstream(JSON).running() as strong_upstream,
         serving(
             tmp_path,
-            writing_backend(weak_upstream.url, "smollm2-135m", 0),
-            writing_backend(strong_upstream.url, "qwen3-8b", 1),
+            build_schema_backend(weak_upstream.url, "smollm2-135m", 0),
+            build_schema_backend(strong_upstream.url, "qwen3-8b", 1),
         ) as models_app,
         aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
@@ -58,22 +59,26 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
             "messages": [{"role": "user", "content": "Write merge sort in Go, as JSON"}],
             **FORMATS[path],
         }
-        # So cheap that the weak model is asked first.
+        # A bad answer costs so little that the weak model is called first.
         headers = {"x-moyin-usd-per-bad-answer": "0.0000001"}
         async with http.post(f"{models_app.url}/v1/{path}", json=body, headers=headers) as response:
-            text = await response.text()
+            response_text = await response.text()
             route = response.headers["x-moyin-route"]
-            request = response.headers["x-request-id"]
-        assert response.status == 200, text
+            request_id = response.headers["x-request-id"]
+        assert response.status == 200, response_text
         assert route.startswith("rescue after json; qwen3-8b: code, p_good 0."), route
-        assert "Sure" not in text
-        assert "true}" in text
+        assert "Sure" not in response_text
+        assert "true}" in response_text
         async with asyncio.timeout(10):
             await weak_upstream.left.wait()
         await models_app.ledger.close()
-        entry = await models_app.ledger.get("ada", request)
-        assert entry is not None
-        assert (entry.model, entry.output_tokens, entry.complete) == ("qwen3-8b", 5, True)
+        ledger_entry = await models_app.ledger.get("ada", request_id)
+        assert ledger_entry is not None
+        assert (ledger_entry.model, ledger_entry.output_tokens, ledger_entry.complete) == (
+            "qwen3-8b",
+            5,
+            True,
+        )
         await models_app.learning.flush()
         async with http.get(f"{models_app.url}/v1/quality/export") as response:
             (signal,) = (await response.json())["signals"]
@@ -89,14 +94,14 @@ async def test_connection_of_an_abandoned_stream_is_closed(tmp_path: Path, kind:
     """The gateway closes the connection of an abandoned stream, whatever the kind of back end."""
     async with (
         Upstream(BEGUN[kind], holds=True).running() as weak_upstream,
-        Upstream(JSON).running() as upstream,
+        Upstream(JSON).running() as strong_upstream,
     ):
         model = {"name": "smollm2-135m", "upstream": "m", "context": 8_000, "schema": True}
         model["price"] = {"input": 0, "output": 0}
         weak_backend = {**backend(kind, weak_upstream.url), "name": "weak", "models": [model]}
         async with (
             serving(
-                tmp_path, weak_backend, writing_backend(upstream.url, "qwen3-8b", 1)
+                tmp_path, weak_backend, build_schema_backend(strong_upstream.url, "qwen3-8b", 1)
             ) as models_app,
             aiohttp.ClientSession(
                 headers={"authorization": f"Bearer {models_app.api_key}"}
@@ -111,10 +116,10 @@ async def test_connection_of_an_abandoned_stream_is_closed(tmp_path: Path, kind:
             headers = {"x-moyin-usd-per-bad-answer": "0.0000001"}
             url = f"{models_app.url}/v1/chat/completions"
             async with http.post(url, json=body, headers=headers) as response:
-                text = await response.text()
-                assert response.status == 200, text
+                response_text = await response.text()
+                assert response.status == 200, response_text
                 assert response.headers["x-moyin-route"].startswith("rescue after json; qwen3-8b")
-            assert "Hi" not in text
+            assert "Hi" not in response_text
             async with asyncio.timeout(10):
                 await weak_upstream.left.wait()
             assert models_app.text_router.fleet.runtimes["weak"].load == 0

@@ -12,7 +12,7 @@ import pytest
 from tests.stack import RunningStack
 from tests.waiting import eventually_blocking
 
-# As it stands here it would be a reference, were it part of a pipeline.
+# In a pipeline, `${steps.0.text}` would be a reference; here it must stay plain text.
 HELLO = {"role": "user", "content": "Say hello, ${steps.0.text}."}
 SOON = {"prefer": "respond-async"}
 CALLS: dict[str, dict[str, Any]] = {
@@ -30,15 +30,15 @@ def http(gateway: RunningStack) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_each_protocol_gets_a_job_whose_output_is_its_own_answer(http: httpx.Client) -> None:
-    jobs: dict[str, str] = {}
+def test_job_output_has_the_format_of_the_requests_protocol(http: httpx.Client) -> None:
+    job_paths: dict[str, str] = {}
     for path, body in CALLS.items():
-        answer = http.post(path, json={"model": "smollm2-135m", **body}, headers=SOON)
-        assert answer.status_code == 202, answer.text
-        assert answer.headers["preference-applied"] == "respond-async"
-        jobs[path] = answer.headers["location"]
-        assert answer.json()["kind"] == "chat"
-    outputs = {path: _wait_for_end(http, job)["outputs"][0] for path, job in jobs.items()}
+        response = http.post(path, json={"model": "smollm2-135m", **body}, headers=SOON)
+        assert response.status_code == 202, response.text
+        assert response.headers["preference-applied"] == "respond-async"
+        job_paths[path] = response.headers["location"]
+        assert response.json()["kind"] == "chat"
+    outputs = {path: _wait_for_end(http, job)["outputs"][0] for path, job in job_paths.items()}
     assert all(output["text"] and output["backend"] for output in outputs.values()), outputs
     bodies = {path: output["body"] for path, output in outputs.items()}
     assert bodies["/v1/chat/completions"]["object"] == "chat.completion"
@@ -47,7 +47,7 @@ def test_each_protocol_gets_a_job_whose_output_is_its_own_answer(http: httpx.Cli
     assert bodies["/v1/ollama/api/generate"]["response"]
 
 
-def test_a_repeat_under_one_key_is_one_job(http: httpx.Client) -> None:
+def test_repeated_request_with_an_idempotency_key_is_one_job(http: httpx.Client) -> None:
     body = {"model": "smollm2-135m", "messages": [HELLO], "max_tokens": 4}
     headers = {**SOON, "idempotency-key": "tell-me-once"}
     first_response, second_response = (
@@ -55,8 +55,8 @@ def test_a_repeat_under_one_key_is_one_job(http: httpx.Client) -> None:
     )
     assert first_response.headers["location"] == second_response.headers["location"]
     assert "idempotent-replayed" in second_response.headers
-    other_response = http.post("/v1/messages", json={**body, "max_tokens": 5}, headers=headers)
-    assert (other_response.status_code, other_response.json()["error"]["code"]) == (
+    conflict_response = http.post("/v1/messages", json={**body, "max_tokens": 5}, headers=headers)
+    assert (conflict_response.status_code, conflict_response.json()["error"]["code"]) == (
         422,
         "idempotency_key_reused",
     )
@@ -72,9 +72,9 @@ def test_errors_are_immediate_and_in_the_protocols_format(gateway: RunningStack)
         assert exc_info.value.param == "messages"
 
 
-def _wait_for_end(http: httpx.Client, job: str) -> dict[str, Any]:
+def _wait_for_end(http: httpx.Client, job_path: str) -> dict[str, Any]:
     def find_ended_job() -> dict[str, Any] | None:
-        shown_job: dict[str, Any] = http.get(job).json()
+        shown_job: dict[str, Any] = http.get(job_path).json()
         return shown_job if shown_job["status"] in ("succeeded", "failed", "cancelled") else None
 
     finished_job: dict[str, Any] = eventually_blocking(find_ended_job, 180)

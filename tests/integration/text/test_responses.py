@@ -25,7 +25,7 @@ STREAM = (
 )
 
 
-async def call(
+async def call_responses(
     models_app: ModelsApp, method: str, path: str = "", body: Any = None
 ) -> tuple[aiohttp.ClientResponse, str]:
     headers = {"authorization": f"Bearer {models_app.api_key}"}
@@ -37,13 +37,13 @@ async def call(
         return response, await response.text()
 
 
-def events(text: str) -> list[dict[str, Any]]:
+def parse_events(text: str) -> list[dict[str, Any]]:
     frames = FrameSplitter().feed(text.encode())
     return [parse_event(frame) for frame in frames if frame.data is not None]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_stream_that_breaks_ends_with_an_error_of_the_next_number(
+async def test_broken_stream_ends_with_an_error_of_the_next_sequence_number(
     tmp_path: Path, kind: str
 ) -> None:
     async with (
@@ -51,9 +51,9 @@ async def test_a_stream_that_breaks_ends_with_an_error_of_the_next_number(
         serving(tmp_path, backend(kind, upstream.url)) as models_app,
     ):
         body = {"model": f"m-{kind}", "input": "hi", "stream": True}
-        response, text = await call(models_app, "POST", "", body)
+        response, text = await call_responses(models_app, "POST", "", body)
         assert response.status == 200, text
-        received_events = events(text)
+        received_events = parse_events(text)
         assert [event["sequence_number"] for event in received_events] == list(
             range(len(received_events))
         )
@@ -61,7 +61,9 @@ async def test_a_stream_that_breaks_ends_with_an_error_of_the_next_number(
         assert received_events[-1]["type"] == "error" and received_events[-1]["code"]
         deltas = [e["delta"] for e in received_events if e["type"] == "response.output_text.delta"]
         assert deltas == ["Hi"]
-        response, _ = await call(models_app, "GET", f"/{received_events[0]['response']['id']}")
+        response, _ = await call_responses(
+            models_app, "GET", f"/{received_events[0]['response']['id']}"
+        )
         assert response.status == 404, "an answer that broke is not stored"
 
 
@@ -73,7 +75,7 @@ async def cache(valkey_server: ValkeyServer) -> AsyncIterator[ResponseCache]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_cached_answer_is_a_response_of_its_own(
+async def test_cached_answer_becomes_a_response_with_an_id_of_its_own(
     tmp_path: Path, cache: ResponseCache, stream: bool
 ) -> None:
     faq = {"models": ["m-openai"], "cache": {"ttl_s": 60}}
@@ -82,19 +84,22 @@ async def test_a_cached_answer_is_a_response_of_its_own(
         Upstream(STREAM if stream else FINE).running() as upstream,
         serving(tmp_path, backend("openai", upstream.url), cache=cache, faq=faq) as models_app,
     ):
-        first_answer, text = await call(models_app, "POST", "", body)
+        first_response, first_text = await call_responses(models_app, "POST", "", body)
         answer_cache = models_app.text_router._answer_cache
         assert answer_cache is not None
         await asyncio.gather(*answer_cache._writes)
-        await call(models_app, "DELETE", f"/{_read_response(text, stream)['id']}")
-        second_answer, second_text = await call(models_app, "POST", "", body)
-        assert (first_answer.headers["x-moyin-cache"], second_answer.headers["x-moyin-cache"]) == (
+        await call_responses(models_app, "DELETE", f"/{_read_response(first_text, stream)['id']}")
+        second_response, second_text = await call_responses(models_app, "POST", "", body)
+        assert (
+            first_response.headers["x-moyin-cache"],
+            second_response.headers["x-moyin-cache"],
+        ) == (
             "miss",
             "hit",
         )
         assert upstream.request_count == 1
         original_response, cached_response = (
-            _read_response(text, stream),
+            _read_response(first_text, stream),
             _read_response(second_text, stream),
         )
         assert cached_response["id"] != original_response["id"]
@@ -105,13 +110,15 @@ async def test_a_cached_answer_is_a_response_of_its_own(
         assert cached_response == json.loads(renewed_json)
         if stream:
             assert {
-                event["response"]["id"] for event in events(second_text) if "response" in event
+                event["response"]["id"]
+                for event in parse_events(second_text)
+                if "response" in event
             } == {cached_response["id"]}
-        response, stored_text = await call(models_app, "GET", f"/{cached_response['id']}")
+        response, stored_text = await call_responses(models_app, "GET", f"/{cached_response['id']}")
         assert (response.status, json.loads(stored_text)) == (200, cached_response)
 
 
 def _read_response(text: str, stream: bool) -> dict[str, Any]:
     if not stream:
         return dict(json.loads(text))
-    return dict(events(text)[-1]["response"])
+    return dict(parse_events(text)[-1]["response"])

@@ -28,7 +28,7 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
-async def post(
+async def post_json(
     models_app: ModelsApp, path: str, body: dict[str, Any], **headers: str
 ) -> tuple[aiohttp.ClientResponse, Any]:
     headers = {"authorization": f"Bearer {models_app.api_key}", **headers}
@@ -41,11 +41,11 @@ async def post(
         return response, await response.json(content_type=None) if is_json else text
 
 
-def house(url: str) -> dict[str, Any]:
+def build_house_backend(url: str) -> dict[str, Any]:
     return backend("openai", url) | {"name": "house", "residency": "on-premises"}
 
 
-def cloud(url: str) -> dict[str, Any]:
+def build_cloud_backend(url: str) -> dict[str, Any]:
     models = [{"name": "claude-haiku-5-5", "context": 200_000, "tools": True, "vision": True}]
     return backend("anthropic", url) | {"name": "claude", "models": models}
 
@@ -55,13 +55,20 @@ async def test_route_explanation_calls_no_back_end(tmp_path: Path, protocol: str
     rules = {"routing": {"usd_per_second": 0.001}}
     async with (
         Upstream(FINE).running() as upstream,
-        serving(tmp_path, house(upstream.url), cloud(upstream.url), rules=rules) as models_app,
+        serving(
+            tmp_path,
+            build_house_backend(upstream.url),
+            build_cloud_backend(upstream.url),
+            rules=rules,
+        ) as models_app,
     ):
-        response, body = await post(models_app, f"route?protocol={protocol}", BODIES[protocol])
+        response, explanation = await post_json(
+            models_app, f"route?protocol={protocol}", BODIES[protocol]
+        )
         assert response.status == 200
-        assert body["needs"]["max_tokens"] == 5
-        assert body["chosen"] == {"backend": "claude", "model": "claude-haiku-5-5"}
-        best_candidate, second_candidate = body["candidates"]
+        assert explanation["needs"]["max_tokens"] == 5
+        assert explanation["chosen"] == {"backend": "claude", "model": "claude-haiku-5-5"}
+        best_candidate, second_candidate = explanation["candidates"]
         assert (best_candidate["loses_by_usd"], second_candidate["backend"]) == (0, "house")
         assert best_candidate["reasons"] == [{"code": best_candidate["reason"]}]
         assert second_candidate["reasons"][0]["code"] in (
@@ -69,21 +76,21 @@ async def test_route_explanation_calls_no_back_end(tmp_path: Path, protocol: str
             "costs_more",
             "takes_longer",
         )
-        for candidate in body["candidates"]:
-            expected = candidate["expected"]
+        for candidate in explanation["candidates"]:
+            expected_figures = candidate["expected"]
             assert candidate["score_usd"] == pytest.approx(
-                float(expected["cost_usd"])
-                + 0.001 * expected["seconds"]
+                float(expected_figures["cost_usd"])
+                + 0.001 * expected_figures["seconds"]
                 + candidate["quality"]["risk_usd"]
             )
-        _, body = await post(
+        _, explanation = await post_json(
             models_app,
             "route",
             BODIES[protocol],
             **{"x-moyin-protocol": protocol, "x-moyin-residency": "on-premises"},
         )
-        assert body["chosen"] == {"backend": "house", "model": "m-openai"}
-        (refused_backend,) = body["refused"]
+        assert explanation["chosen"] == {"backend": "house", "model": "m-openai"}
+        (refused_backend,) = explanation["refused"]
         assert (refused_backend["backend"], refused_backend["reason"]) == (
             "claude",
             "not allowed: data would go to cloud",
@@ -95,31 +102,38 @@ async def test_route_explanation_calls_no_back_end(tmp_path: Path, protocol: str
 
 
 async def test_an_invalid_query_is_refused(tmp_path: Path) -> None:
-    async with serving(tmp_path, house("http://127.0.0.1:9")) as models_app:
-        response, body = await post(models_app, "route?protocol=gopher", BODIES["openai"])
+    async with serving(tmp_path, build_house_backend("http://127.0.0.1:9")) as models_app:
+        response, body = await post_json(models_app, "route?protocol=gopher", BODIES["openai"])
         assert (response.status, body["field"]) == (400, "protocol")
-        response, body = await post(models_app, "route", {"model": "auto"})
+        response, body = await post_json(models_app, "route", {"model": "auto"})
         assert (response.status, body["field"]) == (400, "messages")
-        response, body = await post(models_app, "route", {**BODIES["openai"], "model": "gpt-2"})
+        response, body = await post_json(
+            models_app, "route", {**BODIES["openai"], "model": "gpt-2"}
+        )
         assert (response.status, body["code"]) == (404, "model_not_found")
-        _, body = await post(models_app, "route", {**BODIES["openai"], "max_tokens": 10**6})
+        _, body = await post_json(models_app, "route", {**BODIES["openai"], "max_tokens": 10**6})
         assert body["chosen"] is None
         assert body["error"]["code"] == "context_too_long"
 
 
-async def test_data_stays_where_the_tenant_wants_it(tmp_path: Path) -> None:
+async def test_data_goes_only_where_the_tenant_allows(tmp_path: Path) -> None:
     rules = {"tenants": {"ada": {"residency": ["on-premises"]}}}
     async with (
         Upstream(FINE).running() as upstream,
-        serving(tmp_path, house(upstream.url), cloud(upstream.url), rules=rules) as models_app,
+        serving(
+            tmp_path,
+            build_house_backend(upstream.url),
+            build_cloud_backend(upstream.url),
+            rules=rules,
+        ) as models_app,
     ):
-        response, _ = await post(models_app, "chat/completions", BODIES["openai"])
+        response, _ = await post_json(models_app, "chat/completions", BODIES["openai"])
         assert response.headers["x-moyin-backend"] == "house"
         body = {**BODIES["openai"], "model": "claude-haiku-5-5"}
-        response, response_body = await post(models_app, "chat/completions", body)
+        response, response_body = await post_json(models_app, "chat/completions", body)
         assert (response.status, response_body["error"]["code"]) == (403, "model_not_allowed")
         residency_header = {"x-moyin-residency": "mars"}
-        response, response_body = await post(
+        response, response_body = await post_json(
             models_app, "messages", BODIES["anthropic"], **residency_header
         )
         assert response.status == 400
@@ -131,48 +145,52 @@ async def test_data_stays_where_the_tenant_wants_it(tmp_path: Path) -> None:
         assert upstream.request_count == 1
 
 
-async def test_counting_tokens_sends_nothing_where_it_may_not_go(tmp_path: Path) -> None:
+async def test_counting_tokens_respects_the_residency_header(tmp_path: Path) -> None:
     body = {"model": "auto", "messages": HELLO}
     async with (
         Upstream(
             'HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}'
         ).running() as upstream,
-        serving(tmp_path, house(upstream.url), cloud(upstream.url)) as models_app,
+        serving(
+            tmp_path, build_house_backend(upstream.url), build_cloud_backend(upstream.url)
+        ) as models_app,
     ):
         residency_header = {"x-moyin-residency": "on-premises"}
-        response, response_body = await post(
+        response, response_body = await post_json(
             models_app, "messages/count_tokens", body, **residency_header
         )
         assert (response.headers["x-moyin-estimated"], upstream.request_count) == ("true", 0)
-        response, response_body = await post(models_app, "messages/count_tokens", body)
+        response, response_body = await post_json(models_app, "messages/count_tokens", body)
         assert (response_body, upstream.request_count) == ({"input_tokens": 9}, 1)
 
 
-@pytest.mark.parametrize("kind", ["image", "document"])
-async def test_counting_tokens_makes_no_back_end_call_an_address(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("block_type", ["image", "document"])
+async def test_counting_tokens_makes_no_back_end_fetch_a_url(
+    tmp_path: Path, block_type: str
+) -> None:
     source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
-    message = {"role": "user", "content": [{"type": kind, "source": source}]}
+    message = {"role": "user", "content": [{"type": block_type, "source": source}]}
     async with (
         Upstream(
             'HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}'
         ).running() as upstream,
-        serving(tmp_path, cloud(upstream.url)) as models_app,
+        serving(tmp_path, build_cloud_backend(upstream.url)) as models_app,
     ):
         body = {"model": "auto", "messages": [message]}
-        response, response_body = await post(models_app, "messages/count_tokens", body)
+        response, response_body = await post_json(models_app, "messages/count_tokens", body)
         assert (response.headers["x-moyin-estimated"], upstream.request_count) == ("true", 0)
         assert response_body["input_tokens"] > 0
 
 
-async def test_a_documents_url_is_refused(tmp_path: Path) -> None:
+async def test_document_url_is_refused(tmp_path: Path) -> None:
     source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
     message = {"role": "user", "content": [{"type": "document", "source": source}]}
     async with (
         Upstream(FINE).running() as upstream,
-        serving(tmp_path, cloud(upstream.url)) as models_app,
+        serving(tmp_path, build_cloud_backend(upstream.url)) as models_app,
     ):
         body = {"model": "auto", "max_tokens": 5, "messages": [message]}
-        response, response_body = await post(models_app, "messages", body)
+        response, response_body = await post_json(models_app, "messages", body)
         assert (response.status, response_body["error"]["type"], upstream.request_count) == (
             400,
             "invalid_request_error",
@@ -181,9 +199,9 @@ async def test_a_documents_url_is_refused(tmp_path: Path) -> None:
         assert "documents by URL" in response_body["error"]["message"]
 
 
-async def find_booked_call(models_app: ModelsApp, request_id: str) -> UsageEntry:
-    entry: UsageEntry = await eventually(lambda: models_app.ledger.get("ada", request_id))
-    return entry
+async def wait_for_ledger_entry(models_app: ModelsApp, request_id: str) -> UsageEntry:
+    ledger_entry: UsageEntry = await eventually(lambda: models_app.ledger.get("ada", request_id))
+    return ledger_entry
 
 
 @pytest.fixture
@@ -194,11 +212,10 @@ async def store(valkey_server: ValkeyServer) -> AsyncIterator[ResponseCache]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_alias_may_keep_answers(
+async def test_alias_with_a_cache_answers_from_it(
     tmp_path: Path, store: ResponseCache, stream: bool
 ) -> None:
     faq = {"models": ["m-openai"], "cache": {"ttl_s": 60}}
-    # Translated, so that upstream's one kind of answer serves both.
     body = {
         "model": "faq",
         "max_tokens": 5,
@@ -207,32 +224,41 @@ async def test_an_alias_may_keep_answers(
         "seed": int(stream),
     }
     async with (
-        Upstream(_streamed_response() if stream else FINE).running() as upstream,
-        serving(tmp_path, house(upstream.url), cache=store, faq=faq) as models_app,
+        Upstream(_build_streamed_response() if stream else FINE).running() as upstream,
+        serving(tmp_path, build_house_backend(upstream.url), cache=store, faq=faq) as models_app,
     ):
-        first_answer, text = await post(models_app, "chat/completions", body)
+        first_response, first_text = await post_json(models_app, "chat/completions", body)
         answer_cache = models_app.text_router._answer_cache
         assert answer_cache is not None
         while answer_cache._writes:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        second_answer, second_text = await post(models_app, "chat/completions", body)
-        assert (first_answer.headers["x-moyin-cache"], second_answer.headers["x-moyin-cache"]) == (
+        second_response, second_text = await post_json(models_app, "chat/completions", body)
+        assert (
+            first_response.headers["x-moyin-cache"],
+            second_response.headers["x-moyin-cache"],
+        ) == (
             "miss",
             "hit",
         )
-        assert first_answer.content_type == second_answer.content_type
+        assert first_response.content_type == second_response.content_type
         if stream:
-            headers, _, cost = second_text.rpartition(": x-moyin-cost-usd=")
-            assert (cost, text.startswith(headers)) == ("0\n\n", True)
+            stream_body, _, cost_comment = second_text.rpartition(": x-moyin-cost-usd=")
+            assert (cost_comment, first_text.startswith(stream_body)) == ("0\n\n", True)
         else:
-            assert text == second_text
-            assert second_answer.headers["x-moyin-cost-usd"] == "0"
+            assert first_text == second_text
+            assert second_response.headers["x-moyin-cost-usd"] == "0"
         assert upstream.request_count == 1
-        entry = await find_booked_call(models_app, second_answer.headers["x-request-id"])
-        assert (entry.backend, entry.cost_usd, entry.output_tokens) == ("cache", 0, 1)
+        ledger_entry = await wait_for_ledger_entry(
+            models_app, second_response.headers["x-request-id"]
+        )
+        assert (ledger_entry.backend, ledger_entry.cost_usd, ledger_entry.output_tokens) == (
+            "cache",
+            0,
+            1,
+        )
 
 
-def _streamed_response() -> str:
+def _build_streamed_response() -> str:
     return (
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
         'data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
@@ -242,7 +268,7 @@ def _streamed_response() -> str:
     )
 
 
-def new_cached_response(text: str) -> CachedResponse:
+def build_cached_response(text: str) -> CachedResponse:
     return CachedResponse(
         backend="b",
         model="m",
@@ -254,19 +280,19 @@ def new_cached_response(text: str) -> CachedResponse:
 
 async def test_stored_answers_are_limited_and_private_per_tenant(store: ResponseCache) -> None:
     for number in range(5):
-        await store.put("ada", f"d{number}", new_cached_response(str(number)), ttl=60, entries=3)
-    cached_answers = [await store.get("ada", f"d{number}") for number in range(5)]
-    assert cached_answers == [
+        await store.put("ada", f"d{number}", build_cached_response(str(number)), ttl=60, entries=3)
+    cached_responses = [await store.get("ada", f"d{number}") for number in range(5)]
+    assert cached_responses == [
         None,
         None,
-        *(new_cached_response(str(number)) for number in (2, 3, 4)),
+        *(build_cached_response(str(number)) for number in (2, 3, 4)),
     ]
     assert await store.get("eve", "d4") is None
 
 
 async def test_answers_expire(store: ResponseCache) -> None:
-    await store.put("ada", "short", new_cached_response("x"), ttl=1, entries=3)
-    assert await store.get("ada", "short") == new_cached_response("x")
+    await store.put("ada", "short", build_cached_response("x"), ttl=1, entries=3)
+    assert await store.get("ada", "short") == build_cached_response("x")
     await asyncio.sleep(1.2)
     assert await store.get("ada", "short") is None
 
@@ -275,20 +301,20 @@ async def test_a_cache_outage_is_a_miss_and_pauses_lookups() -> None:
     store = ResponseCache("redis://127.0.0.1:9/0")
     assert await store.get("ada", "x") is None
     await store.close()
-    store._cache._redis = None  # whoever asks it now, fails
+    store._cache._redis = None  # any use of it now would fail
     assert await store.get("ada", "x") is None
-    await store.put("ada", "x", new_cached_response("x"), ttl=1, entries=1)
+    await store.put("ada", "x", build_cached_response("x"), ttl=1, entries=1)
 
 
-class Host:
+class FakeOllamaHost:
     """An Ollama host that reports which models it has in memory."""
 
-    def __init__(self, *resident: str) -> None:
-        self.resident = resident
+    def __init__(self, *resident_models: str) -> None:
+        self.resident_models = resident_models
         self.url = ""
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Host]:
+    async def running(self) -> AsyncIterator[FakeOllamaHost]:
         app = web.Application()
         app.router.add_get("/api/version", self._list_resident_models)
         app.router.add_get("/api/ps", self._list_resident_models)
@@ -300,20 +326,26 @@ class Host:
         await runner.cleanup()
 
     async def _list_resident_models(self, _: web.Request) -> web.Response:
-        models = [{"name": name, "size_vram": 1} for name in self.resident]
+        models = [{"name": name, "size_vram": 1} for name in self.resident_models]
         return web.json_response({"models": models})
 
 
 async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) -> None:
-    async with Host("other:1b").running() as cold_host, Host("m:latest").running() as warm_host:
-        ollama = backend("ollama", "") | {"hosts": [cold_host.url, warm_host.url], "load_s": 20}
-        async with serving(tmp_path, ollama) as models_app:
+    async with (
+        FakeOllamaHost("other:1b").running() as cold_host,
+        FakeOllamaHost("m:latest").running() as warm_host,
+    ):
+        ollama_backend = backend("ollama", "") | {
+            "hosts": [cold_host.url, warm_host.url],
+            "load_s": 20,
+        }
+        async with serving(tmp_path, ollama_backend) as models_app:
             runtimes = models_app.text_router.fleet.runtimes
             async with asyncio.timeout(5):
                 while None in (runtime.is_up for runtime in runtimes.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-            _, body = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
-            first_candidate, second_candidate = body["candidates"]
+            _, explanation = await post_json(models_app, "route?protocol=ollama", BODIES["ollama"])
+            first_candidate, second_candidate = explanation["candidates"]
             assert (first_candidate["backend"], first_candidate["state"]) == (
                 "ollama-1",
                 "resident",
@@ -325,8 +357,8 @@ async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) 
             assert second_candidate["expected"]["loading_seconds"] == 20
             # Ollama does one call at a time unless told otherwise: the next one would wait.
             assert runtimes["ollama-1"].slots.try_acquire("ada")
-            _, body = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
-            states = {item["backend"]: item for item in body["candidates"]}
-            assert states["ollama-1"]["state"] == "busy"
-            assert states["ollama-1"]["expected"]["waiting_seconds"] > 0
+            _, explanation = await post_json(models_app, "route?protocol=ollama", BODIES["ollama"])
+            candidates = {item["backend"]: item for item in explanation["candidates"]}
+            assert candidates["ollama-1"]["state"] == "busy"
+            assert candidates["ollama-1"]["expected"]["waiting_seconds"] > 0
             runtimes["ollama-1"].slots.release("ada")

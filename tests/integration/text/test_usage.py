@@ -37,7 +37,7 @@ DEAREST_CHAT = 2 * (600 * 3 + 400 * Decimal("0.3") + 100 * 15) / 1_000_000
 DEAREST = DEAREST_CHAT + Decimal(1_000) / 1_000_000
 
 
-def backend(name: str, **model: Any) -> dict[str, Any]:
+def build_backend(name: str, **model: Any) -> dict[str, Any]:
     model = {"name": name, "context": 4096, **model}
     return {"name": f"at-{name}", "type": "openai", "base_url": NOWHERE, "models": [model]}
 
@@ -45,10 +45,10 @@ def backend(name: str, **model: Any) -> dict[str, Any]:
 @pytest.fixture
 async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
     backends = [
-        backend("cheap", price={"input": 0, "output": 0}),
-        backend("dear", price={"input": 3, "output": 15, "cache_read": 0.3}),
-        backend("forbidden", price={"input": 99, "output": 99}),
-        backend("vectors", embeddings=True, price={"input": 1, "output": 0}),
+        build_backend("cheap", price={"input": 0, "output": 0}),
+        build_backend("dear", price={"input": 3, "output": 15, "cache_read": 0.3}),
+        build_backend("forbidden", price={"input": 99, "output": 99}),
+        build_backend("vectors", embeddings=True, price={"input": 1, "output": 0}),
     ]
     tenants = {"eve": {"models": ["cheap", "dear", "vectors"]}}
     async with serving(tmp_path, *backends, rules={"tenants": tenants}) as models_app:
@@ -66,7 +66,7 @@ async def eve_key(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
     await database.close()
 
 
-async def get(models_app: ModelsApp, path: str, key: str) -> tuple[int, Any]:
+async def get_json(models_app: ModelsApp, path: str, key: str) -> tuple[int, Any]:
     async with (
         aiohttp.ClientSession(headers={"authorization": f"Bearer {key}"}) as http,
         http.get(f"{models_app.url}/v1/{path}") as response,
@@ -77,9 +77,11 @@ async def get(models_app: ModelsApp, path: str, key: str) -> tuple[int, Any]:
 async def test_requests_are_listed_by_pages_and_filters(
     models_app: ModelsApp, eve_key: str
 ) -> None:
-    status, page = await get(models_app, "requests?limit=3", eve_key)
+    status, page = await get_json(models_app, "requests?limit=3", eve_key)
     assert (status, len(page["requests"])) == (200, 3)
-    _, last_page = await get(models_app, f"requests?limit=3&cursor={page['next_cursor']}", eve_key)
+    _, last_page = await get_json(
+        models_app, f"requests?limit=3&cursor={page['next_cursor']}", eve_key
+    )
     assert last_page["next_cursor"] is None
     listed_calls = [
         (call["request_id"], call["status"]) for call in page["requests"] + last_page["requests"]
@@ -87,7 +89,9 @@ async def test_requests_are_listed_by_pages_and_filters(
     assert sorted(listed_calls) == [
         ("first", "complete"), ("second", "complete"), ("second", "failed"), ("vector", "complete"),
     ]  # fmt: skip
-    _, failed_page = await get(models_app, "requests?status=failed&requested_model=auto", eve_key)
+    _, failed_page = await get_json(
+        models_app, "requests?status=failed&requested_model=auto", eve_key
+    )
     [call] = failed_page["requests"]
     assert call.pop("created_at").endswith("Z")
     assert call == {
@@ -97,44 +101,46 @@ async def test_requests_are_listed_by_pages_and_filters(
         "output_tokens": 100, "cost_usd": "0.000000001", "operation": None, "unit": None,
         "quantity": None, "load_milliseconds": None,
     }  # fmt: skip
-    _, [second_call] = (
-        0,
-        (await get(models_app, "requests?key=k2&backend=at-dear", eve_key))[1]["requests"],
-    )
+    _, second_key_page = await get_json(models_app, "requests?key=k2&backend=at-dear", eve_key)
+    [second_call] = second_key_page["requests"]
     assert second_call["request_id"] == "second"
-    _, empty_page = await get(models_app, "requests?before=2020-01-01", eve_key)
+    _, empty_page = await get_json(models_app, "requests?before=2020-01-01", eve_key)
     assert empty_page == {"requests": [], "next_cursor": None}
 
 
 async def test_usage_is_summed_and_compared_with_the_dearest_model(
     models_app: ModelsApp, eve_key: str
 ) -> None:
-    status, report = await get(models_app, "usage?group_by=day&group_by=model", eve_key)
+    status, usage_report = await get_json(models_app, "usage?group_by=day&group_by=model", eve_key)
     assert status == 200
-    total = report["total"]
-    assert (total["calls"], total["incomplete_calls"], total["input_tokens"]) == (4, 1, 4_000)
-    assert (total["cached_tokens"], total["output_tokens"]) == (1_600, 300)
-    assert total["cost_usd"] == "0.000000004"
-    assert Decimal(total["dearest_cost_usd"]) == DEAREST
+    total_usage = usage_report["total"]
+    assert (total_usage["calls"], total_usage["incomplete_calls"], total_usage["input_tokens"]) == (
+        4,
+        1,
+        4_000,
+    )
+    assert (total_usage["cached_tokens"], total_usage["output_tokens"]) == (1_600, 300)
+    assert total_usage["cost_usd"] == "0.000000004"
+    assert Decimal(total_usage["dearest_cost_usd"]) == DEAREST
     # The tenant may not use the model `forbidden`, so its price is not shown.
-    assert report["dearest"] == {
+    assert usage_report["dearest"] == {
         "chat": {"model": "dear", "backend": "at-dear"},
         "embeddings": {"model": "vectors", "backend": "at-vectors"},
     }
-    groups = {group["model"]: group for group in report["groups"]}
-    assert groups.keys() == {"cheap", "dear", "vectors"}
-    assert groups["cheap"]["calls"] == 2
-    assert groups["dear"]["day"] == f"{now():%Y-%m-%d}"
-    assert "owner" not in groups["dear"]
-    dearest_cost = sum(Decimal(group["dearest_cost_usd"]) for group in groups.values())
-    assert dearest_cost == DEAREST
-    assert "days" not in report
-    _, daily_report = await get(models_app, "usage?group_by=model&daily=true", eve_key)
-    assert daily_report["total"] == total
-    assert {group["model"] for group in daily_report["groups"]} == groups.keys()
-    [day] = daily_report["days"]
-    assert day == {"day": groups["dear"]["day"], **total}
-    _, past_usage = await get(models_app, "usage?from=2026-01-01&to=2026-02-01", eve_key)
+    groups_by_model = {group["model"]: group for group in usage_report["groups"]}
+    assert groups_by_model.keys() == {"cheap", "dear", "vectors"}
+    assert groups_by_model["cheap"]["calls"] == 2
+    assert groups_by_model["dear"]["day"] == f"{now():%Y-%m-%d}"
+    assert "owner" not in groups_by_model["dear"]
+    dearest_cost_usd = sum(Decimal(group["dearest_cost_usd"]) for group in groups_by_model.values())
+    assert dearest_cost_usd == DEAREST
+    assert "days" not in usage_report
+    _, daily_report = await get_json(models_app, "usage?group_by=model&daily=true", eve_key)
+    assert daily_report["total"] == total_usage
+    assert {group["model"] for group in daily_report["groups"]} == groups_by_model.keys()
+    [daily_usage] = daily_report["days"]
+    assert daily_usage == {"day": groups_by_model["dear"]["day"], **total_usage}
+    _, past_usage = await get_json(models_app, "usage?from=2026-01-01&to=2026-02-01", eve_key)
     assert (past_usage["total"]["calls"], past_usage["groups"]) == (0, [])
     assert (past_usage["from"], past_usage["to"]) == (
         "2026-01-01T00:00:00Z",
@@ -142,32 +148,37 @@ async def test_usage_is_summed_and_compared_with_the_dearest_model(
     )
 
 
-async def test_groups_come_in_pages(models_app: ModelsApp, eve_key: str) -> None:
+async def test_usage_groups_are_paginated(models_app: ModelsApp, eve_key: str) -> None:
     path = "usage?group_by=model&group_by=key"
-    _, whole = await get(models_app, path, eve_key)
-    assert whole["next_cursor"] is None
+    _, whole_report = await get_json(models_app, path, eve_key)
+    assert whole_report["next_cursor"] is None
     groups, cursor = [], ""
     while cursor is not None:
-        _, page = await get(models_app, f"{path}&limit=1{cursor and f'&cursor={cursor}'}", eve_key)
-        assert page["total"] == whole["total"]
+        _, page = await get_json(
+            models_app, f"{path}&limit=1{cursor and f'&cursor={cursor}'}", eve_key
+        )
+        assert page["total"] == whole_report["total"]
         groups += page["groups"]
         cursor = page["next_cursor"]
-    assert groups == whole["groups"]
+    assert groups == whole_report["groups"]
     assert len(groups) == 3
 
 
 async def test_only_operators_see_other_tenants(models_app: ModelsApp, eve_key: str) -> None:
     for path in ("requests?owner=bob", "requests?owner=*", "usage?owner=bob", "usage?owner=*"):
-        status, error = await get(models_app, path, eve_key)
+        status, error = await get_json(models_app, path, eve_key)
         assert (status, error["code"], error["scope"]) == (403, "insufficient_scope", "operator")
-    operator = models_app.api_key
-    _, page = await get(models_app, "requests?owner=bob", operator)
+    operator_key = models_app.api_key
+    _, page = await get_json(models_app, "requests?owner=bob", operator_key)
     assert [call["request_id"] for call in page["requests"]] == ["other"]
-    _, page = await get(models_app, "requests?owner=*", operator)
+    _, page = await get_json(models_app, "requests?owner=*", operator_key)
     assert len(page["requests"]) == len(CALLS)
-    _, report = await get(models_app, "usage?owner=*&group_by=owner", operator)
-    assert {group["owner"]: group["calls"] for group in report["groups"]} == {"eve": 4, "bob": 1}
-    assert report["dearest"]["chat"]["model"] == "forbidden"
+    _, usage_report = await get_json(models_app, "usage?owner=*&group_by=owner", operator_key)
+    assert {group["owner"]: group["calls"] for group in usage_report["groups"]} == {
+        "eve": 4,
+        "bob": 1,
+    }
+    assert usage_report["dearest"]["chat"]["model"] == "forbidden"
 
 
 @pytest.mark.parametrize(
@@ -191,8 +202,8 @@ async def test_only_operators_see_other_tenants(models_app: ModelsApp, eve_key: 
         ("usage?from=2026-02-01&to=2026-01-01", "from"),
     ],
 )
-async def test_wrong_parameters_are_named(
+async def test_invalid_query_parameter_is_named_in_the_error(
     models_app: ModelsApp, eve_key: str, path: str, field: str
 ) -> None:
-    status, error = await get(models_app, path, eve_key)
+    status, error = await get_json(models_app, path, eve_key)
     assert (status, error["code"], error["field"]) == (400, "invalid_request", field), error

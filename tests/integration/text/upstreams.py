@@ -32,7 +32,7 @@ FINE = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {l
 
 
 class Upstream:
-    """Answers every POST with the same bytes and closes; answers health checks with 200.
+    """Answers every POST with the same bytes and closes the connection; health checks get 200.
 
     ``later`` is sent after a pause, so that it arrives separately.
 
@@ -86,11 +86,18 @@ def backend(kind: str, url: str, **kwargs: Any) -> dict[str, Any]:
     Args:
         kwargs: further members of the configuration.
     """
-    places: dict[str, dict[str, Any]] = {
+    connections: dict[str, dict[str, Any]] = {
         "openai": {"base_url": f"{url}/v1"},
         "anthropic": {"base_url": url, "api_key_env": "LLAMA_KEY"},
         "ollama": {"hosts": [url]},
     }
     model: dict[str, Any] = {"name": f"m-{kind}", "upstream": "m", "context": 8000}
     model["price"] = {"input": 1, "output": 1}
-    return {"name": kind, "type": kind, "models": [model], "retries": 0, **places[kind], **kwargs}
+    return {
+        "name": kind,
+        "type": kind,
+        "models": [model],
+        "retries": 0,
+        **connections[kind],
+        **kwargs,
+    }

@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestServer
 
 from moyin.client.gateway import GatewayClient
 from moyin.stack.layout import Layout
-from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
+from moyin.stack.state import PartState, PartStatus, Phase, StackState, SupervisorLock, write_state
 from tests.unit.cli.scripted_gateway import ScriptedGateway
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -65,7 +65,7 @@ def running_stack(tmp_path: Path) -> StackState:
         pid=os.getpid(),
         phase=Phase.READY,
         ready_after=12.3,
-        parts={"ray": Part(status=PartStatus.UP, pid=99)},
+        parts={"ray": PartState(status=PartStatus.UP, pid=99)},
         addresses={"gateway": "http://127.0.0.1:8000"},
     )
     write_state(layout.state, state)

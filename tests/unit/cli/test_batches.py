@@ -33,7 +33,7 @@ async def batch_states(
     gateway, handlers = stub_gateway
     loop = asyncio.get_running_loop()
 
-    def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
+    def run_with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
         # The command runs in a thread, and the gateway in the loop of the test.
         return asyncio.run_coroutine_threadsafe(_call(work), loop).result(20)
 
@@ -43,7 +43,7 @@ async def batch_states(
     async def show(_: web.Request) -> web.Response:
         return web.json_response(states.pop(0) if len(states) > 1 else states[0])
 
-    monkeypatch.setattr(batches, "with_gateway", with_gateway)
+    monkeypatch.setattr(batches, "run_with_gateway", run_with_gateway)
     monkeypatch.setattr(batches, "_POLL_SECONDS", 0)
     handlers["/v1/batches/batch_1"] = show
     return states

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from moyin.cli.chat import stream_answer
-from moyin.cli.following import follow, save_artifacts
+from moyin.cli.following import follow_job, save_artifacts
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient
 from moyin.errors import JobNotFound
@@ -48,7 +48,7 @@ async def test_answer_streams_and_ends_with_its_cost(
     handlers["/v1/chat/completions"] = respond
     answer = await stream_answer(gateway, "hi", model="auto")
     assert answer.text == "Hello"
-    assert answer.summary() == "local · small · $0.25"
+    assert answer.format_summary() == "local · small · $0.25"
     assert answer.request_id == "r1"
     assert capsys.readouterr().out == "Hello"
 
@@ -86,7 +86,7 @@ async def test_following_resumes_after_a_broken_connection(
         return await _events(request, f"id: 2-0\nevent: succeeded\ndata: {json.dumps(_job())}\n\n")
 
     handlers["/jobs/j1/events"] = events
-    assert await follow(gateway, "j1") == _job()
+    assert await follow_job(gateway, "j1") == _job()
     assert last_event_ids == [None, "1-0", "1-0"]
 
 
@@ -98,7 +98,7 @@ async def test_following_an_unknown_job_ends_at_once(stub_gateway: Stub) -> None
 
     handlers["/jobs/j1/events"] = events
     with pytest.raises(JobNotFound):
-        await follow(gateway, "j1")
+        await follow_job(gateway, "j1")
 
 
 async def test_artifacts_never_overwrite_files_or_leave_the_folder(

@@ -61,7 +61,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
         return asyncio.run(work(fake))
 
     for module in (jobs, session):
-        monkeypatch.setattr(module, "with_gateway", run_with_fake)
+        monkeypatch.setattr(module, "run_with_gateway", run_with_fake)
     yield fake
     assert not fake.answers, "all prepared answers were requested"
 

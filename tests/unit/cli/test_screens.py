@@ -11,7 +11,7 @@ from rich.console import Console
 
 from moyin.cli import job_view, quality, route, screen
 from moyin.cli.job_view import describe_status, print_job
-from moyin.cli.screen import count, print_pairs, print_records, print_table
+from moyin.cli.screen import format_count, print_pairs, print_records, print_table
 
 _QUALITY = {"p_good": 0.9, "p_good_low": 0.86, "signals": 0, "basis": "table"}
 _EXPECTED = {"cost_usd": "0.0002287", "seconds": 6.1}
@@ -97,7 +97,7 @@ def test_quality_tables_have_captions(
     def gateway(_: Any) -> Any:
         return KNOWN
 
-    monkeypatch.setattr(quality, "with_gateway", gateway)
+    monkeypatch.setattr(quality, "run_with_gateway", gateway)
     quality.show()
     text = _plain(terminal_output.getvalue())
     assert "# is the share found good, | the expected share" in text
@@ -112,14 +112,14 @@ def test_brackets_in_a_value_are_not_markup(terminal_output: io.StringIO) -> Non
 
 
 def test_empty_table_says_what_to_do(terminal_output: io.StringIO) -> None:
-    print_table(("id", "name"), [], empty="no jobs: make one")
+    print_table(("id", "name"), [], empty_text="no jobs: make one")
     assert _plain(terminal_output.getvalue()) == "no jobs: make one\n"
 
 
 def test_narrow_terminal_leaves_out_empty_and_spare_columns(terminal_output: io.StringIO) -> None:
     columns = ("id", "alias", "time", "job", "name")
     row = ("i" * 40, "", "t" * 30, "j" * 40, "n" * 20)
-    print_table(columns, [row], spare=("job", "time"))
+    print_table(columns, [row], optional_columns=("job", "time"))
     heading, line = _plain(terminal_output.getvalue()).splitlines()
     assert heading.split() == ["id", "time", "name"]
     assert line.split() == [row[0], row[2], row[4]]
@@ -128,7 +128,7 @@ def test_narrow_terminal_leaves_out_empty_and_spare_columns(terminal_output: io.
 def test_terminal_too_narrow_for_a_table_shows_pairs_with_values(
     terminal_output: io.StringIO,
 ) -> None:
-    print_table(("id", "alias", "name"), [("i" * 60, "", "n" * 60)], spare=("alias",))
+    print_table(("id", "alias", "name"), [("i" * 60, "", "n" * 60)], optional_columns=("alias",))
     lines = _plain(terminal_output.getvalue()).splitlines()
     assert [line.split() for line in lines] == [["id", "i" * 60], ["name", "n" * 60]]
 
@@ -151,7 +151,7 @@ def test_members_of_objects_are_readable_on_a_terminal(
     ("number", "shown_count"), [(0, "0 batches"), (1, "1 batch"), (1200, "1,200 batches")]
 )
 def test_numbers_have_their_noun(number: int, shown_count: str) -> None:
-    assert count(number, "batch", "batches") == shown_count
+    assert format_count(number, "batch", "batches") == shown_count
 
 
 def test_job_of_several_attempts_is_readable(

@@ -93,7 +93,7 @@ def test_free_usage_is_charted_by_its_output(monkeypatch: pytest.MonkeyPatch) ->
     lines = print_report(monkeypatch, {**report, "budgets": None})
     assert lines[1].endswith("bar: output")
     assert lines[2].startswith("unknown 3 1")
-    assert lines[3:] == ["3 calls, $0.00", "budgets cannot be read at the moment"]
+    assert lines[3:] == ["3 calls, $0.00", "budgets cannot be read at the moment: try again later"]
 
 
 async def test_users_and_keys_have_their_names_where_these_may_be_read(

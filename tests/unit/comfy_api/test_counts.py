@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from moyin.comfy_api.counts import OpenPromptCounts
+from moyin.comfy_api.counts import OpenPromptCounter
 
 
 class FakePromptStore:
@@ -24,7 +24,7 @@ class FakePromptStore:
 
 async def test_concurrent_queries_of_one_tenant_are_merged() -> None:
     prompts: Any = FakePromptStore()
-    counts = OpenPromptCounts(prompts)
+    counts = OpenPromptCounter(prompts)
     prompts.count = 3
     assert await asyncio.gather(*(counts.count_recent("ann", 60) for _ in range(5))) == [3] * 5
     assert await counts.count_recent("ann", 60) == 3
@@ -36,7 +36,7 @@ async def test_concurrent_queries_of_one_tenant_are_merged() -> None:
 
 async def test_an_older_query_does_not_overwrite_a_newer_count() -> None:
     prompts: Any = FakePromptStore()
-    counts = OpenPromptCounts(prompts)
+    counts = OpenPromptCounter(prompts)
     prompts.may_respond.clear()
     counting_task = asyncio.create_task(counts.count_recent("ann", 60))
     await asyncio.sleep(0)

@@ -203,6 +203,8 @@ async def test_a_graph_can_name_uploads_and_earlier_outputs(rig: Rig) -> None:
     }
     # The output has an artifact row now, so that a job may reference it.
     graph = {"1": {"inputs": {"image": f"artifact:{outcome[earlier_output].id}"}}}
-    assert (await rig.files.find_referenced(OWNER, graph)).keys() == {outcome[earlier_output].id}
+    assert (await rig.files.find_referenced_artifacts(OWNER, graph)).keys() == {
+        outcome[earlier_output].id
+    }
     with pytest.raises(InputNotFound):
-        await rig.files.find_referenced("bob", graph)
+        await rig.files.find_referenced_artifacts("bob", graph)

@@ -7,7 +7,7 @@ import pytest
 from moyin.comfy_api.frontend import (
     RENEWAL_PATH,
     FrontendFolders,
-    add_renewal,
+    add_renewal_script,
     build_security_policy,
     find_frontend,
     rebase_picture_urls,
@@ -104,6 +104,6 @@ def test_picture_urls_are_rebased_below_the_page(tmp_path: Path) -> None:
 
 
 def test_the_renewal_is_a_script_of_the_gateway_that_the_policy_allows() -> None:
-    page = add_renewal(set_base_path("<html><head></head>", "/comfy/"))
+    page = add_renewal_script(set_base_path("<html><head></head>", "/comfy/"))
     assert page.count(f'<script src="{RENEWAL_PATH}" type="module"></script>') == 1
     assert "script-src 'self'" in build_security_policy(page)

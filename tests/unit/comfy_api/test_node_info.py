@@ -56,7 +56,7 @@ class FakePools:
 
 
 async def merged_list(node_info: NodeInfoCache, path: str = "/models/x") -> list[Any]:
-    return await node_info.fetch_merged(path, merge_lists)
+    return await node_info.fetch_merged_responses(path, merge_lists)
 
 
 async def test_pools_are_merged_and_concurrent_requests_share_a_call() -> None:
@@ -70,9 +70,9 @@ async def test_pools_are_merged_and_concurrent_requests_share_a_call() -> None:
 
 async def test_the_lists_of_one_pool_leave_the_merged_ones_as_they_are() -> None:
     node_info = NodeInfoCache(FakePools(a=["1"], b=["2"]))
-    assert await node_info.fetch_merged("/models/x", merge_lists, ["b"]) == ["2"]
+    assert await node_info.fetch_merged_responses("/models/x", merge_lists, ["b"]) == ["2"]
     assert await merged_list(node_info) == ["1", "2"]
-    assert await node_info.fetch_merged("/models/x", merge_lists, ["b"]) == ["2"]
+    assert await node_info.fetch_merged_responses("/models/x", merge_lists, ["b"]) == ["2"]
 
 
 async def test_an_old_response_is_served_while_a_new_one_is_fetched() -> None:
@@ -143,7 +143,7 @@ async def test_nodes_survive_a_restart(tmp_path: Path) -> None:
     restarted_cache = NodeInfoCache(FakePools(), folder=tmp_path / "nodes")
     assert await restarted_cache.fetch_nodes() == {"N": {}}
     with pytest.raises(ServiceUnavailable):
-        await restarted_cache.fetch_merged("/models", merge_lists)
+        await restarted_cache.fetch_merged_responses("/models", merge_lists)
 
 
 def graph(kind: str, file: str) -> dict[str, Any]:

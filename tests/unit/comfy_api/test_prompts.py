@@ -38,7 +38,7 @@ class Service:
         self.priority_fields: list[str | None] = []
 
     async def submit(self, caller: Identity, spec: JobSpec, **requested: Any) -> tuple[Job, bool]:
-        assert requested["validated"], "the graph must have been validated before"
+        assert requested["is_validated"], "the graph must have been validated before"
         self.specs.append(spec)
         self.priority_fields.append(requested["priority_field"])
         return await self._rig.job(), True

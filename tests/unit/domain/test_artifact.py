@@ -10,7 +10,7 @@ from moyin.http.headers import build_file_headers
 
 
 @pytest.mark.parametrize(
-    ("declared_type", "head", "expected_type"),
+    ("declared_type", "first_bytes", "expected_type"),
     [
         (None, b"\x89PNG\r\n\x1a\n", "image/png"),
         ("application/octet-stream", b"\xff\xd8\xff\xe0", "image/jpeg"),
@@ -20,8 +20,10 @@ from moyin.http.headers import build_file_headers
         ("text/html", b"\x89PNG\r\n\x1a\n", "text/html"),
     ],
 )
-def test_media_types(declared_type: str | None, head: bytes, expected_type: str) -> None:
-    assert detect_media_type(declared_type, head) == expected_type
+def test_media_type_is_declared_or_detected(
+    declared_type: str | None, first_bytes: bytes, expected_type: str
+) -> None:
+    assert detect_media_type(declared_type, first_bytes) == expected_type
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,16 @@ from moyin.domain.limits import Limit, PoolRules, filter_permitted_pools
 
 
 def test_pool_must_be_permitted_by_every_limit() -> None:
-    key, owner = (
+    key_limit, owner_limit = (
         Limit(subject="key:k", pools=("b", "c")),
         Limit(subject="owner:o", pools=("a", "b")),
     )
     assert filter_permitted_pools((), ["a", "b", "c"]) == ["a", "b", "c"]
-    assert filter_permitted_pools((key, Limit(subject="user:u")), ["a", "b", "c"]) == ["b", "c"]
-    assert filter_permitted_pools((key, owner), ["a", "b", "c"]) == ["b"]
+    assert filter_permitted_pools((key_limit, Limit(subject="user:u")), ["a", "b", "c"]) == [
+        "b",
+        "c",
+    ]
+    assert filter_permitted_pools((key_limit, owner_limit), ["a", "b", "c"]) == ["b"]
 
 
 def test_denied_nodes_win_over_allowed_nodes() -> None:
@@ -33,7 +36,7 @@ def test_denied_nodes_win_over_allowed_nodes() -> None:
     assert not rules.checks_input("MyLoader", "path") and rules.checks_input("Loader", "path")
 
 
-def test_limit_body_round_trip() -> None:
+def test_limit_body_round_trips() -> None:
     body = LimitBody.model_validate({"pools": ["a"], "allowed_nodes": [], "denied_nodes": ["X*"]})
     limit = parse_limit("owner:o", body)
     assert limit == Limit(subject="owner:o", pools=("a",), allowed_nodes=(), denied_nodes=("X*",))

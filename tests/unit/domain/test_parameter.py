@@ -10,12 +10,12 @@ from moyin.errors import InvalidRequest
 ART = "art_" + "0" * 32
 
 
-def parameter(kind: str, **members: Any) -> Parameter:
-    return Parameter(name="x", type=ParameterType(kind), **members)
+def make_parameter(type_name: str, **constraints: Any) -> Parameter:
+    return Parameter(name="x", type=ParameterType(type_name), **constraints)
 
 
 @pytest.mark.parametrize(
-    ("kind", "members", "given_value", "expected"),
+    ("type_name", "constraints", "given_value", "expected_value"),
     [
         ("string", {}, "a", "a"),
         ("integer", {}, 5, 5),
@@ -30,14 +30,14 @@ def parameter(kind: str, **members: Any) -> Parameter:
     ],
 )
 def test_valid_value_keeps_its_type(
-    kind: str, members: dict[str, Any], given_value: Any, expected: Any
+    type_name: str, constraints: dict[str, Any], given_value: Any, expected_value: Any
 ) -> None:
-    value = parameter(kind, **members).check_value(given_value, "inputs.x")
-    assert (value, type(value)) == (expected, type(expected))
+    value = make_parameter(type_name, **constraints).check_value(given_value, "inputs.x")
+    assert (value, type(value)) == (expected_value, type(expected_value))
 
 
 @pytest.mark.parametrize(
-    ("kind", "members", "value", "problem"),
+    ("type_name", "constraints", "value", "problem"),
     [
         ("string", {}, 5, "must be a string"),
         ("string", {}, ["1", 0], "must be a string"),
@@ -60,19 +60,19 @@ def test_valid_value_keeps_its_type(
     ],
 )
 def test_invalid_value_error_states_the_valid_values(
-    kind: str, members: dict[str, Any], value: Any, problem: str
+    type_name: str, constraints: dict[str, Any], value: Any, problem: str
 ) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        parameter(kind, **members).check_value(value, "inputs.x")
+        make_parameter(type_name, **constraints).check_value(value, "inputs.x")
     assert exc_info.value.field == "inputs.x"
     assert problem in exc_info.value.message
 
 
-def test_only_an_object_is_a_reference() -> None:
-    text = parameter("string")
-    assert text.to_reference({"from": "steps.0.text"}, "f") == "${steps.0.text:string}"
-    picture = parameter("string", image=True)
-    assert picture.to_reference({"from": "steps.0.artifacts.0"}, "f") == (
+def test_reference_object_has_only_a_valid_from() -> None:
+    text_parameter = make_parameter("string")
+    assert text_parameter.to_reference({"from": "steps.0.text"}, "f") == "${steps.0.text:string}"
+    image_parameter = make_parameter("string", image=True)
+    assert image_parameter.to_reference({"from": "steps.0.artifacts.0"}, "f") == (
         "${steps.0.artifacts.0:artifact}"
     )
     for not_a_reference in (
@@ -82,4 +82,4 @@ def test_only_an_object_is_a_reference() -> None:
         {"from": "steps.0.text", "a": 1},
     ):
         with pytest.raises(InvalidRequest, match="from"):
-            text.to_reference(not_a_reference, "f")
+            text_parameter.to_reference(not_a_reference, "f")

@@ -16,7 +16,7 @@ OUTPUTS = [
 
 
 @pytest.mark.parametrize(
-    ("payload", "expected"),
+    ("payload", "resolved_payload"),
     [
         ("${steps.0.text}", "a fox"),
         ("paint ${steps.0.text}!", "paint a fox!"),
@@ -30,8 +30,10 @@ OUTPUTS = [
         ("${other}", "${other}"),
     ],
 )
-def test_references_are_replaced_by_earlier_outputs(payload: object, expected: object) -> None:
-    assert resolve_references(payload, OUTPUTS) == expected
+def test_references_are_replaced_by_earlier_outputs(
+    payload: object, resolved_payload: object
+) -> None:
+    assert resolve_references(payload, OUTPUTS) == resolved_payload
 
 
 @pytest.mark.parametrize(

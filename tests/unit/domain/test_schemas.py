@@ -13,7 +13,7 @@ from moyin.errors import SchemaTooLarge
 BOUNDS = SchemaBounds()
 
 
-def check_all(*schemas: Any) -> None:
+def check_tool_schemas(*schemas: Any) -> None:
     check_schemas((f"tools.{n}.function.parameters", schema) for n, schema in enumerate(schemas))
 
 
@@ -23,15 +23,19 @@ def find_exceeded_bound(*schemas: Any) -> tuple[str, str | None]:
     Fails if the schemas exceed no bound.
     """
     with pytest.raises(SchemaTooLarge) as exc_info:
-        check_all(*schemas)
+        check_tool_schemas(*schemas)
     error = exc_info.value
     assert f"{error.details['limit']:,}" in error.message or "refer" in error.message
     assert error.field is not None and error.message.startswith(error.field)
     return error.details["bound"], error.field
 
 
-def object_schema(*names: str, **members: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": {name: {"type": "string"} for name in names}, **members}
+def make_object_schema(*names: str, **keywords: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {name: {"type": "string"} for name in names},
+        **keywords,
+    }
 
 
 def make_pattern_schema(pattern: str) -> dict[str, Any]:
@@ -50,10 +54,10 @@ class Node(BaseModel):
         {},
         True,
         None,
-        object_schema("a", "b", required=["a"], additionalProperties=False),
+        make_object_schema("a", "b", required=["a"], additionalProperties=False),
         Node.model_json_schema(),
         {"enum": [f"country {n}" for n in range(200)]},
-        {"anyOf": [object_schema(f"a{n}") for n in range(100)]},
+        {"anyOf": [make_object_schema(f"a{n}") for n in range(100)]},
         {"type": "array", "items": {"type": "string", "maxLength": 500}, "maxItems": 50},
         make_pattern_schema("^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"),
         make_pattern_schema(r"^((25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(25[0-5]|2[0-4]\d|1?\d?\d)$"),
@@ -68,11 +72,13 @@ class Node(BaseModel):
     ],
 )
 def test_common_schemas_are_accepted(schema: Any) -> None:
-    check_all(schema)
+    check_tool_schemas(schema)
 
 
 def test_tools_of_an_agent_are_accepted() -> None:
-    check_all(*(object_schema(*(f"argument_{n}" for n in range(15))) for _ in range(100)))
+    check_tool_schemas(
+        *(make_object_schema(*(f"argument_{n}" for n in range(15))) for _ in range(100))
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,9 +89,12 @@ def test_tools_of_an_agent_are_accepted() -> None:
         ({"enum": ["x" * 30 + str(n) for n in range(190)]}, "characters"),
         ({"anyOf": [{"const": n} for n in range(201)]}, "alternatives"),
         ({"anyOf": [{"enum": [f"{a}{n}" for n in range(70)]} for a in "abc"]}, "alternatives"),
-        (object_schema(*(f"p{n}" for n in range(257))), "properties"),
-        ({"allOf": [object_schema(*(f"{a}{n}" for n in range(90))) for a in "abc"]}, "properties"),
-        (object_schema(a={"description": "x" * 300_000}), "bytes"),
+        (make_object_schema(*(f"p{n}" for n in range(257))), "properties"),
+        (
+            {"allOf": [make_object_schema(*(f"{a}{n}" for n in range(90))) for a in "abc"]},
+            "properties",
+        ),
+        (make_object_schema(a={"description": "x" * 300_000}), "bytes"),
         (make_pattern_schema("a" * 257), "pattern"),
         (make_pattern_schema("^(a?){100}b$"), "repeats"),
         (make_pattern_schema("^((((a?){9}){9}){9}){9}$"), "repeats"),
@@ -102,18 +111,18 @@ def test_schema_that_blocks_a_server_is_refused(schema: Any, exceeded_bound: str
     assert find_exceeded_bound(schema) == (exceeded_bound, "tools.0.function.parameters")
 
 
-def test_references_are_resolved() -> None:
-    parts: dict[str, Any] = {"a0": {"type": "string"}}
+def test_references_are_expanded_before_counting() -> None:
+    definitions: dict[str, Any] = {"a0": {"type": "string"}}
     for n in range(1, 13):
-        parts[f"a{n}"] = {"anyOf": [{"$ref": f"#/$defs/a{n - 1}"}] * 2}
-    assert find_exceeded_bound({"$ref": "#/$defs/a12", "$defs": parts})[0] == "alternatives"
+        definitions[f"a{n}"] = {"anyOf": [{"$ref": f"#/$defs/a{n - 1}"}] * 2}
+    assert find_exceeded_bound({"$ref": "#/$defs/a12", "$defs": definitions})[0] == "alternatives"
 
 
 def test_a_long_chain_of_references_is_refused() -> None:
-    parts: dict[str, Any] = {"a0": {"type": "string"}}
+    definitions: dict[str, Any] = {"a0": {"type": "string"}}
     for n in range(1, 3_000):
-        parts[f"a{n}"] = {"$ref": f"#/$defs/a{n - 1}"}
-    assert find_exceeded_bound({"$ref": "#/$defs/a2999", "$defs": parts})[0] == "depth"
+        definitions[f"a{n}"] = {"$ref": f"#/$defs/a{n - 1}"}
+    assert find_exceeded_bound({"$ref": "#/$defs/a2999", "$defs": definitions})[0] == "depth"
 
 
 @pytest.mark.parametrize(
@@ -128,22 +137,22 @@ def test_directly_recursive_schema_is_refused(schema: Any) -> None:
     assert find_exceeded_bound(schema)[0] == "alternatives"
 
 
-def test_depth_and_number_are_bounded() -> None:
+def test_depth_and_number_of_schema_nodes_are_bounded() -> None:
     deep_schema: Any = {"type": "integer"}
     for _ in range(40):
-        deep_schema = object_schema(items=deep_schema)
+        deep_schema = make_object_schema(items=deep_schema)
     assert find_exceeded_bound(deep_schema)[0] == "depth"
     large_schema = {
         "type": "object",
-        "properties": {f"p{n}": object_schema(*map(str, range(40))) for n in range(99)},
+        "properties": {f"p{n}": make_object_schema(*map(str, range(40))) for n in range(99)},
     }
     assert find_exceeded_bound(large_schema)[0] == "nodes"
 
 
 def test_bounds_apply_to_all_schemas_of_a_request() -> None:
-    half_enum = {"enum": [f"v{n}" for n in range(200)]}
-    check_all(half_enum, half_enum)
-    assert find_exceeded_bound(half_enum, half_enum, half_enum) == (
+    enum_schema = {"enum": [f"v{n}" for n in range(200)]}
+    check_tool_schemas(enum_schema, enum_schema)
+    assert find_exceeded_bound(enum_schema, enum_schema, enum_schema) == (
         "values",
         "tools.2.function.parameters",
     )

@@ -16,7 +16,7 @@ OUTPUTS: list[dict[str, Any]] = [
 ]
 
 
-def template(text: Any = "${inputs.prompt}", **inputs: Any) -> Template:
+def make_template(text: Any = "${inputs.prompt}", **inputs: Any) -> Template:
     declared_inputs = {"prompt": {"type": "string"}, **inputs}
     node = {"class_type": "A", "inputs": {"text": text, "all": "${inputs.prompt}"}}
     other_inputs = {name: f"${{inputs.{name}}}" for name in inputs}
@@ -24,8 +24,8 @@ def template(text: Any = "${inputs.prompt}", **inputs: Any) -> Template:
     return to_template({"name": "t", "title": "T", "inputs": declared_inputs, "graph": graph})
 
 
-def test_whole_placeholder_keeps_type_and_part_becomes_text() -> None:
-    new_template = template(
+def test_sole_placeholder_keeps_its_type_and_embedded_one_becomes_text() -> None:
+    new_template = make_template(
         "a ${inputs.prompt}, ${inputs.n} ${inputs.on}",
         n={"type": "integer"},
         on={"type": "boolean", "default": True},
@@ -48,7 +48,7 @@ def test_whole_placeholder_keeps_type_and_part_becomes_text() -> None:
 )
 def test_error_names_the_invalid_input(inputs: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        fill_template(template(), inputs, "steps.1.")
+        fill_template(make_template(), inputs, "steps.1.")
     assert exc_info.value.field == f"steps.1.{field}"
 
 
@@ -59,7 +59,7 @@ _NASTY = st.text("${}steps.0txinpu:[]\"'a ", max_size=30) | st.sampled_from(
 
 @given(_NASTY, _NASTY)
 def test_client_text_is_unchanged_after_resolving(a: str, b: str) -> None:
-    new_template = template("<${inputs.prompt}${inputs.b}> $${x}", b={"type": "string"})
+    new_template = make_template("<${inputs.prompt}${inputs.b}> $${x}", b={"type": "string"})
     graph = fill_template(new_template, {"prompt": a, "b": b})
     assert not references.has_references(graph)
     resolved_graph = references.resolve_references(graph, OUTPUTS)
@@ -68,7 +68,7 @@ def test_client_text_is_unchanged_after_resolving(a: str, b: str) -> None:
 
 
 def test_reference_object_resolves_to_typed_output() -> None:
-    new_template = template(
+    new_template = make_template(
         "${inputs.n}: ${inputs.prompt}!", n={"type": "integer"},
         image={"type": "string", "format": "image"},
     )  # fmt: skip
@@ -84,6 +84,6 @@ def test_reference_object_resolves_to_typed_output() -> None:
 
 @pytest.mark.parametrize("path", ["steps.0.body", "steps.0.artifacts.0", "steps.0.body.n"])
 def test_step_output_of_another_type_is_refused(path: str) -> None:
-    graph = fill_template(template(), {"prompt": {"from": path}})
+    graph = fill_template(make_template(), {"prompt": {"from": path}})
     with pytest.raises(InvalidRequest, match="must be of type string"):
         references.resolve_references(graph, OUTPUTS)

@@ -7,6 +7,8 @@ from moyin.http.breaker import Breaker, BreakerState
 
 
 class Clock:
+    """A clock that shows the time that the test sets."""
+
     def __init__(self) -> None:
         self.now = 100.0
 
@@ -14,7 +16,7 @@ class Clock:
         return self.now
 
 
-def open_breaker() -> tuple[Breaker, Clock]:
+def make_open_breaker() -> tuple[Breaker, Clock]:
     clock = Clock()
     breaker = Breaker(clock)
     for _ in range(3):
@@ -24,13 +26,13 @@ def open_breaker() -> tuple[Breaker, Clock]:
 
 
 def test_three_failures_in_a_row_open_the_breaker() -> None:
-    breaker, _ = open_breaker()
+    breaker, _ = make_open_breaker()
     assert breaker.state is BreakerState.OPEN
     assert not breaker.admit()
     assert breaker.retry_after == 2.0
 
 
-def test_a_success_between_failures_keeps_it_closed() -> None:
+def test_success_between_failures_keeps_the_breaker_closed() -> None:
     breaker = Breaker(Clock())
     for _ in range(5):
         breaker.fail()
@@ -40,7 +42,7 @@ def test_a_success_between_failures_keeps_it_closed() -> None:
 
 
 def test_successful_probe_closes_the_breaker() -> None:
-    breaker, clock = open_breaker()
+    breaker, clock = make_open_breaker()
     clock.now += 2.0
     assert breaker.state is BreakerState.HALF_OPEN
     assert breaker.admit()
@@ -50,7 +52,7 @@ def test_successful_probe_closes_the_breaker() -> None:
 
 
 def test_failed_probe_doubles_cooldown_up_to_a_minute() -> None:
-    breaker, clock = open_breaker()
+    breaker, clock = make_open_breaker()
     wait_seconds = []
     for _ in range(7):
         wait_seconds.append(breaker.retry_after)
@@ -61,7 +63,7 @@ def test_failed_probe_doubles_cooldown_up_to_a_minute() -> None:
 
 
 def test_abandoned_probe_admits_another() -> None:
-    breaker, clock = open_breaker()
+    breaker, clock = make_open_breaker()
     clock.now += 2.0
     assert breaker.admit()
     breaker.abandon()
@@ -79,7 +81,7 @@ def test_retry_after_is_honoured_from_the_first_failure() -> None:
     assert breaker.ready
 
 
-def test_at_once_opens_for_the_longest_cooldown() -> None:
+def test_failure_at_once_opens_the_breaker_for_the_longest_cooldown() -> None:
     breaker = Breaker(Clock())
     breaker.fail(at_once=True)
     assert breaker.retry_after == 60
@@ -97,13 +99,13 @@ def test_late_failure_does_not_shorten_the_cooldown() -> None:
         st.sampled_from(["admit", "succeed", "fail", "abandon", "tick", "minute"]), max_size=60
     )
 )
-def test_breaker_reopens_eventually_with_one_probe_at_a_time(steps: list[str]) -> None:
+def test_breaker_becomes_ready_again_with_one_probe_at_a_time(operations: list[str]) -> None:
     clock = Clock()
     breaker = Breaker(clock)
     is_probing = False
-    for step in steps:
+    for operation in operations:
         state = breaker.state
-        match step:
+        match operation:
             case "admit":
                 was_admitted = breaker.admit()
                 assert not (was_admitted and is_probing and state is BreakerState.HALF_OPEN)
@@ -113,7 +115,7 @@ def test_breaker_reopens_eventually_with_one_probe_at_a_time(steps: list[str]) -
             case "minute":
                 clock.now += 60
             case _:
-                getattr(breaker, step)()
+                getattr(breaker, operation)()
                 is_probing = False
     breaker.abandon()
     clock.now += 60

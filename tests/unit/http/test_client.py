@@ -16,15 +16,15 @@ SIZE = sum(map(len, PIECES))
 
 @pytest.fixture
 async def response() -> AsyncIterator[aiohttp.ClientResponse]:
-    """Serve a body in two pieces; the reader starts before the second piece is sent."""
+    """Yield the response of a server that sends its body in pieces, with pauses between them."""
 
     async def respond_in_pieces(request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse()
-        await answer.prepare(request)
+        stream_response = web.StreamResponse()
+        await stream_response.prepare(request)
         for piece in PIECES:
-            await answer.write(piece)
+            await stream_response.write(piece)
             await asyncio.sleep(0.02)
-        return answer
+        return stream_response
 
     app = web.Application()
     app.router.add_get("/", respond_in_pieces)

@@ -10,15 +10,21 @@ from moyin.http.headers import build_file_headers, parse_byte_range, prefers_asy
 
 @given(st.text(alphabet="bytes=-0123456789 ,x"), st.integers(0, 1000))
 def test_byte_range_lies_inside_the_content(header: str, size: int) -> None:
-    result = parse_byte_range(header, size)
-    if result is not None:
-        assert 0 <= result[0] <= result[1] <= size
+    byte_range = parse_byte_range(header, size)
+    if byte_range is not None:
+        assert 0 <= byte_range[0] <= byte_range[1] <= size
 
 
 def test_only_safe_media_types_are_shown_inline() -> None:
-    for kind in ("text/html", "image/svg+xml", "application/pdf", "text/xml", "text/javascript"):
+    for media_type in (
+        "text/html",
+        "image/svg+xml",
+        "application/pdf",
+        "text/xml",
+        "text/javascript",
+    ):
         headers = build_file_headers(
-            Artifact(id="a", name="x", media_type=kind, size=1, sha256="0")
+            Artifact(id="a", name="x", media_type=media_type, size=1, sha256="0")
         )
         assert headers["content-type"] == "application/octet-stream"
         assert headers["content-disposition"].startswith("attachment")
@@ -42,7 +48,7 @@ def test_file_names_are_quoted_if_plain_and_encoded_otherwise(name: str, paramet
 
 
 @pytest.mark.parametrize(
-    ("values", "is_preferred"),
+    ("prefer_values", "is_preferred"),
     [
         ([b"respond-async"], True),
         ([b"wait=10, Respond-Async ; x=1"], True),
@@ -52,7 +58,7 @@ def test_file_names_are_quoted_if_plain_and_encoded_otherwise(name: str, paramet
     ],
 )
 def test_respond_async_is_found_among_the_preferences(
-    values: list[bytes], is_preferred: bool
+    prefer_values: list[bytes], is_preferred: bool
 ) -> None:
-    headers = [(b"accept", b"respond-async"), *((b"prefer", value) for value in values)]
+    headers = [(b"accept", b"respond-async"), *((b"prefer", value) for value in prefer_values)]
     assert prefers_async_response(headers) is is_preferred

@@ -4,19 +4,30 @@ from moyin import errors
 from moyin.access.gatekeeper import get_http_status
 
 
-def _family(kind: type[errors.MoyinError]) -> list[type[errors.MoyinError]]:
-    return [kind, *(descendant for child in kind.__subclasses__() for descendant in _family(child))]
+def _list_error_classes(error_class: type[errors.MoyinError]) -> list[type[errors.MoyinError]]:
+    return [
+        error_class,
+        *(
+            descendant
+            for child in error_class.__subclasses__()
+            for descendant in _list_error_classes(child)
+        ),
+    ]
 
 
 def test_every_error_has_a_status_and_a_unique_code() -> None:
-    family = [kind for kind in _family(errors.MoyinError) if kind.__module__ == errors.__name__]
-    codes = [kind.code for kind in family]
+    error_classes = [
+        error_class
+        for error_class in _list_error_classes(errors.MoyinError)
+        if error_class.__module__ == errors.__name__
+    ]
+    codes = [error_class.code for error_class in error_classes]
     assert len(set(codes)) == len(codes)
-    for kind in family:
-        assert 400 <= get_http_status(kind("x")) < 600
+    for error_class in error_classes:
+        assert 400 <= get_http_status(error_class("x")) < 600
 
 
-def test_statuses_of_common_errors() -> None:
+def test_common_errors_have_their_http_statuses() -> None:
     assert get_http_status(errors.IdempotencyMismatch("x")) == 422
     assert get_http_status(errors.JobFinished("x")) == 409
     assert get_http_status(errors.JobNotFound("x")) == 404

@@ -108,15 +108,15 @@ async def test_invalid_host_name_is_not_found(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "resolved_address", [["127.0.0.1"], ["127.0.0.1", "::1"], ["::1", "10.0.0.1"]]
+    "resolved_addresses", [["127.0.0.1"], ["127.0.0.1", "::1"], ["::1", "10.0.0.1"]]
 )
 @pytest.mark.parametrize("host", ["127.0.0.1", "name.example", *DISGUISED])
 async def test_no_socket_is_created_for_a_private_address(
-    host: str, resolved_address: list[str]
+    host: str, resolved_addresses: list[str]
 ) -> None:
     connector = PublicConnector(AllowedNetworks(), limit=1)
     # Nothing before the socket helps here.
-    connector._resolver = FakeResolver(*resolved_address)
+    connector._resolver = FakeResolver(*resolved_addresses)
     async with aiohttp.ClientSession(connector=connector) as session:
         with pytest.raises(AddressNotAllowed):
             await session.get(f"http://{host}:9/")

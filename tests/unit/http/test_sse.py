@@ -19,9 +19,9 @@ STREAM = (
 
 
 @given(st.lists(st.integers(1, len(STREAM) - 1), max_size=12), st.booleans())
-def test_frames_do_not_depend_on_chunking(cuts: list[int], crlf: bool) -> None:
-    stream = STREAM.replace(b"\n", b"\r\n") if crlf else STREAM
-    edges = [0, *sorted(cuts), len(stream)]
+def test_frames_do_not_depend_on_chunking(cut_offsets: list[int], has_crlf: bool) -> None:
+    stream = STREAM.replace(b"\n", b"\r\n") if has_crlf else STREAM
+    edges = [0, *sorted(cut_offsets), len(stream)]
     splitter = FrameSplitter()
     frames = [frame for start, end in pairwise(edges) for frame in splitter.feed(stream[start:end])]
     assert b"".join(frame.raw for frame in frames) == STREAM

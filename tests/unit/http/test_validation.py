@@ -85,8 +85,8 @@ def test_error_names_missing_member(codec: ProtocolCodec) -> None:
 
 @pytest.mark.parametrize("codec", BOTH, ids=["openai", "anthropic"])
 def test_unknown_members_are_kept(codec: ProtocolCodec) -> None:
-    call = codec.parse(json.dumps({**GOOD, "future": {"a": 1}}).encode())
-    assert json.loads(call.to_upstream("other", {}))["future"] == {"a": 1}
+    parsed_request = codec.parse(json.dumps({**GOOD, "future": {"a": 1}}).encode())
+    assert json.loads(parsed_request.to_upstream("other", {}))["future"] == {"a": 1}
 
 
 @pytest.mark.parametrize("value", [2**63, 10**30, -1, 1.5, "7", None, [1]])
@@ -99,7 +99,7 @@ def test_implausible_token_count_is_zero(value: Any) -> None:
     assert parse_token_count(10_000_000) == 10_000_000
 
 
-def test_error_about_several_fields_is_plain() -> None:
+def test_error_about_several_fields_names_them() -> None:
     with pytest.raises(InvalidRequest) as exc_info:
         validate(FeedbackBody, {"request_id": "r"})
     assert exc_info.value.message == "exactly one of 'score' and 'better_request_id' is required"

@@ -11,7 +11,7 @@ import pytest
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, apply_batch_patch
 from moyin.errors import InvalidRequest
-from moyin.jobs.file_names import FileNames
+from moyin.jobs.file_names import FileNameReplacer
 from moyin.jobs.protocol.request_to_domain import parse_job_body, to_job_spec
 from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
 from moyin.testing.fakes import InMemoryNamedFiles
@@ -38,7 +38,7 @@ CAT, DOG, DOLLAR = (f"artifact:art_{digit * 32}" for digit in "124")
 
 
 async def replace_file_names(body: Any, owner: str = "ann") -> JobSpec:
-    names = FileNames(FILES)
+    names = FileNameReplacer(FILES)
     request = parse_job_body(json.dumps(body).encode())
     request = await names.replace_in_templates(owner, request, TEMPLATES.find)
     return await names.replace_in_graphs(owner, to_job_spec(request, NOW, TEMPLATES.find))

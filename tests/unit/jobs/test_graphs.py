@@ -31,9 +31,9 @@ class Guard(PermissiveGraphGuard):
         self.nodes_are_known = True
 
     async def check_graph(
-        self, caller: Identity, pool: str, graph: Mapping[str, Any], own_ids: Collection[str]
+        self, caller: Identity, pool: str, graph: Mapping[str, Any], own_names: Collection[str]
     ) -> bool:
-        self.calls.append((pool, graph, own_ids))
+        self.calls.append((pool, graph, own_names))
         for node_id, node in graph.items():
             for name, value in node["inputs"].items():
                 if value == "bad":

@@ -71,7 +71,7 @@ def feed(store: Store, hub: Hub) -> PreviewFeed:
 async def test_the_newest_preview_is_sent_between_the_job_s_events() -> None:
     store, hub, source = Store(), Hub(), Source()
     async with asyncio.timeout(10):
-        joined_stream = feed(store, hub).join(JOB, source.follow())
+        joined_stream = feed(store, hub).add_previews(JOB, source.follow())
         source.queue.put_nowait([event(1, EventType.RUNNING)])
         assert await anext(joined_stream) == [event(1, EventType.RUNNING)]
         hub.offer(5, 6)
@@ -91,7 +91,7 @@ async def test_a_client_that_reads_slowly_misses_previews_and_no_events() -> Non
     store, hub, source = Store(), Hub(), Source()
     async with (
         asyncio.timeout(10),
-        aclosing(feed(store, hub).join(JOB, source.follow())) as joined_stream,
+        aclosing(feed(store, hub).add_previews(JOB, source.follow())) as joined_stream,
     ):
         hub.offer(1)
         await anext(joined_stream)
@@ -110,7 +110,7 @@ async def test_both_sources_are_closed_with_the_stream() -> None:
     hub, source = Hub(), Source()
     async with (
         asyncio.timeout(10),
-        aclosing(feed(Store(), hub).join(JOB, source.follow())) as joined_stream,
+        aclosing(feed(Store(), hub).add_previews(JOB, source.follow())) as joined_stream,
     ):
         hub.offer(5)
         await anext(joined_stream)
@@ -126,13 +126,13 @@ async def test_an_error_of_the_events_ends_the_stream() -> None:
     hub = Hub()
     with pytest.raises(OSError, match="lost"):
         async with asyncio.timeout(10):
-            await anext(feed(Store(), hub).join(JOB, failing()))
+            await anext(feed(Store(), hub).add_previews(JOB, failing()))
     assert hub.open == 0
 
 
 async def test_asking_for_a_picture_asks_workers_for_more_while_the_job_runs() -> None:
     store, hub = Store(), Hub()
-    assert await feed(store, hub).find(JOB) == ("image/png", b"png")
+    assert await feed(store, hub).find_newest(JOB) == ("image/png", b"png")
     assert store.watched_jobs == ["j"]
-    await feed(store, hub).find(DONE)
+    await feed(store, hub).find_newest(DONE)
     assert store.watched_jobs == ["j"]

@@ -93,7 +93,7 @@ async def test_a_refused_prompt_names_the_field_with_its_priority(jobs: Jobs) ->
     )
     with pytest.raises(PriorityNotAllowed) as exc_info:
         await jobs.service.submit(
-            identity_with_limits(3), spec, validated=True, priority_field="front"
+            identity_with_limits(3), spec, is_validated=True, priority_field="front"
         )
     assert exc_info.value.field == "front"
 

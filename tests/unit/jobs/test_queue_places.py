@@ -8,7 +8,7 @@ import pytest
 
 from moyin.domain.queue_place import QueuePlace
 from moyin.errors import ServiceUnavailable
-from moyin.jobs.queue_places import QueuePlaces
+from moyin.jobs.queue_places import QueuePlaceCache
 from tests.waiting import eventually
 
 
@@ -22,7 +22,9 @@ class Pools:
         self.hanging_pools: set[str] = set()
         self.released = asyncio.Event()
         self.now = 0.0
-        self.queue = QueuePlaces(self.list_places, ("a", "b"), clock=self.clock, wait_seconds=0.1)
+        self.queue = QueuePlaceCache(
+            self.list_places, ("a", "b"), clock=self.clock, wait_seconds=0.1
+        )
 
     def clock(self) -> float:
         return self.now
@@ -36,7 +38,7 @@ class Pools:
         return {job: QueuePlace(position=n) for job, n in self.positions[pool].items()}
 
     async def read(self) -> dict[str, int | None]:
-        """Return the positions of jobs in the queue that `QueuePlaces` knows, by job id."""
+        """Return the positions of jobs in the queue that `QueuePlaceCache` knows, by job id."""
         return {job: place.position for job, place in (await self.queue.read()).items()}
 
 

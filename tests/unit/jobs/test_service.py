@@ -55,7 +55,7 @@ class IdleServices:
         return False
 
     async def publish_end(self, job: Job) -> None: ...
-    async def notify(self, *_: Any) -> None: ...
+    async def start_webhook(self, *_: Any) -> None: ...
 
     async def publish(self, *_: Any) -> None: ...
     async def publish_status(self, job: Job) -> None: ...
@@ -140,7 +140,7 @@ async def test_job_with_the_id_of_a_pruned_job_has_its_own_spec(jobs: Jobs) -> N
     await jobs.database.execute(rows.delete().where(rows.c.id == job.id))
     bob = replace(ANN, owner="bob")
     other_job, is_new = await jobs.service.submit(
-        bob, replace(spec, metadata={"by": "bob"}), job_id=job.id, validated=True
+        bob, replace(spec, metadata={"by": "bob"}), job_id=job.id, is_validated=True
     )
     assert (other_job.id, is_new) == (job.id, True)
     shown_spec = await jobs.service.load_small_spec(other_job)
@@ -228,7 +228,7 @@ class ChangedGuard(PermissiveGraphGuard):
         super().__init__(*pools)
         self._denied = denied
 
-    async def check_graph(self, caller: Identity, pool: str, graph: Any, own: Any) -> bool:
+    async def check_graph(self, caller: Identity, pool: str, graph: Any, own_names: Any) -> bool:
         if any(node["class_type"] == self._denied for node in graph.values()):
             raise NodeNotAllowed("your limits allow no nodes of the class")
         return True

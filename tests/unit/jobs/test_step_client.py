@@ -134,7 +134,7 @@ async def test_a_response_larger_than_the_limit_fails_the_step(
 ) -> None:
     service, client = service_and_client
     service.response = web.Response(body=b"x" * 1001)
-    with pytest.raises(StepFailed, match="larger than 1000 bytes"):
+    with pytest.raises(StepFailed, match="larger than the 1000 bytes"):
         await call(client)
 
 
@@ -181,5 +181,7 @@ async def test_content_that_an_output_cannot_store_is_not_json(
 
 async def test_an_unreachable_gateway_is_retryable() -> None:
     async with GatewayClient("http://127.0.0.1:9", token_for=lambda _: "t") as gateway:
-        with pytest.raises(BackendUnavailable, match="POST /x could not be reached"):
+        with pytest.raises(
+            BackendUnavailable, match="POST /x failed, because the gateway could not be reached"
+        ):
             await call(StepClient(gateway))

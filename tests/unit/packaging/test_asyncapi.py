@@ -10,12 +10,12 @@ import pytest
 
 from moyin.domain.job import EventType
 from moyin.jobs.protocol.event_bodies import EVENT_BODIES
-from scripts.asyncapi import asyncapi_document
+from scripts.asyncapi import build_asyncapi_document
 
 
 @pytest.fixture(scope="module")
 def document() -> Any:
-    return json.loads(asyncapi_document())
+    return json.loads(build_asyncapi_document())
 
 
 def resolve(document: Any, reference: str) -> Any:

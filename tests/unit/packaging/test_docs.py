@@ -11,18 +11,18 @@ import pytest
 from moyin.settings import Settings
 from scripts.api_pages import list_error_types
 from scripts.error_advice import ADVICE
-from scripts.reference import settings_page, stale
+from scripts.reference import build_settings_page, list_stale_pages
 
 ROOT = Path(__file__).parents[3]
 _TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
 
 def test_the_reference_is_fresh() -> None:
-    assert stale() == [], "run `make docs`"
+    assert list_stale_pages() == [], "run `make docs`"
 
 
 def test_every_setting_is_documented() -> None:
-    page = settings_page()
+    page = build_settings_page()
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert f"`MOYIN_{name.upper()}`" in page

@@ -16,7 +16,7 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from scripts.docs_site import CONFIG, FOLDERS, PAGES, ROOT, SitePages, site_path
+from scripts.docs_site import CONFIG, FOLDERS, PAGES, ROOT, SitePages, find_site_path
 
 _MARKDOWN = MarkdownIt("commonmark").enable("table")
 _PAGES = sorted(
@@ -77,7 +77,7 @@ def _navigation(entries: list[Any]) -> Iterator[str]:
 
 def test_navigation_lists_every_page_once() -> None:
     listed_paths = list(_navigation(tomllib.loads(CONFIG.read_text())["project"]["nav"]))
-    paths = {site_path(page) or "" for page in _PAGES} - {""}
+    paths = {find_site_path(page) or "" for page in _PAGES} - {""}
     # A folder's own page lists its pages.
     in_folders = {path for path in paths if Path(path).parent.as_posix() in FOLDERS}
     assert sorted(listed_paths) == sorted(
@@ -121,7 +121,7 @@ def test_diagrams_become_pictures_and_other_code_stays(site_pages: Path) -> None
     assert "```mermaid" not in index_page
     assert re.search(r"!\[Diagram: Moyin\]\(diagrams/\w+\.svg\)\{ \.diagram", index_page)
     for page in _PAGES:
-        path = site_path(page)
+        path = find_site_path(page)
         if path is not None:
             copied_tokens = _tokens(site_pages / path)
             assert [token.content for token in copied_tokens if token.type == "fence"] == [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.page import PAGE, render_cost, throughput
+from benchmarks.page import PAGE, compute_throughput, read_render_costs
 
 _TABLES = """
 | text through `/v1`, one replica, over the bare forwarder | 0.25 | ≥ 0.6, **missed** |
@@ -22,7 +22,7 @@ _TABLES = """
 
 
 def test_bars_are_the_tables_ratios() -> None:
-    assert throughput(_TABLES) == {
+    assert compute_throughput(_TABLES) == {
         "bare forwarder": 4,
         "forwarder in Serve": 2,
         "Portkey": 0.5,
@@ -32,10 +32,10 @@ def test_bars_are_the_tables_ratios() -> None:
 
 
 def test_costs_are_the_means_of_the_rounds() -> None:
-    assert render_cost(_TABLES) == {"ComfyUIActor": (9, 5.5), "Valkey, HAProxy": (2, 1)}
+    assert read_render_costs(_TABLES) == {"ComfyUIActor": (9, 5.5), "Valkey, HAProxy": (2, 1)}
 
 
 def test_the_page_has_the_rows() -> None:
     page = PAGE.read_text()
-    assert all(bar > 0 for bar in throughput(page).values())
-    assert len(render_cost(page)) > 5
+    assert all(bar > 0 for bar in compute_throughput(page).values())
+    assert len(read_render_costs(page)) > 5

@@ -50,15 +50,15 @@ class FakeDeferral:
 
 @pytest.fixture
 async def proxy() -> AsyncIterator[Proxy]:
-    parts: Any = {"meter": ExhaustedMeter(), "deferral": FakeDeferral()}
-    proxy = Proxy(signing_key=b"s", **parts)
+    fakes: Any = {"meter": ExhaustedMeter(), "deferral": FakeDeferral()}
+    proxy = Proxy(signing_key=b"s", **fakes)
     proxy.configure(RouteTable([ROUTE]))
     await proxy.start()
     yield proxy
     await proxy.close()
 
 
-async def call(proxy: Proxy, identity: Identity) -> int:
+async def call_route(proxy: Proxy, identity: Identity) -> int:
     """Call the route and return the response's status."""
     messages: list[Any] = []
 
@@ -79,11 +79,11 @@ async def call(proxy: Proxy, identity: Identity) -> int:
 
 
 async def test_a_deferred_call_counts_against_limits_when_the_job_makes_it(proxy: Proxy) -> None:
-    assert await call(proxy, ANN) == 202
+    assert await call_route(proxy, ANN) == 202
     with pytest.raises(RateLimited):
-        await call(proxy, JOB)
+        await call_route(proxy, JOB)
 
 
 async def test_a_call_without_the_routes_scopes_is_not_deferred(proxy: Proxy) -> None:
     with pytest.raises(InsufficientScope):
-        await call(proxy, Identity(owner="ann", key_id="k", scopes=frozenset()))
+        await call_route(proxy, Identity(owner="ann", key_id="k", scopes=frozenset()))

@@ -25,10 +25,10 @@ def test_an_anonymous_caller_gets_no_identity_headers() -> None:
 
 
 def test_every_route_has_its_own_secret() -> None:
-    token = IdentitySigner(KEY, "assets").identity_headers(Identity(owner="ann", key_id="k"))
+    headers = IdentitySigner(KEY, "assets").identity_headers(Identity(owner="ann", key_id="k"))
     with pytest.raises(jwt.InvalidSignatureError):
         jwt.decode(
-            token["x-moyin-identity"], derive_route_secret(KEY, "b"), ["HS256"], audience="assets"
+            headers["x-moyin-identity"], derive_route_secret(KEY, "b"), ["HS256"], audience="assets"
         )
 
 

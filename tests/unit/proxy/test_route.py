@@ -11,7 +11,7 @@ from moyin.proxy.route import PathRewrite, Route, RouteTable, Upstream
 UP = (Upstream(url="http://10.0.0.1:80/base"),)
 
 
-def route(name: str, **kwargs: object) -> Route:
+def make_route(name: str, **kwargs: object) -> Route:
     return Route(name=name, upstreams=UP, **kwargs)  # type: ignore[arg-type]
 
 
@@ -19,10 +19,10 @@ def route(name: str, **kwargs: object) -> Route:
 def table() -> RouteTable:
     return RouteTable(
         [
-            route("wide", prefix="/a"),
-            route("deep", prefix="/a/b/"),
-            route("exact", paths=frozenset({"/a/b/c", "/api/chat"})),
-            route("site", prefix="/", hosts=frozenset({"wiki.studio"})),
+            make_route("wide", prefix="/a"),
+            make_route("deep", prefix="/a/b/"),
+            make_route("exact", paths=frozenset({"/a/b/c", "/api/chat"})),
+            make_route("site", prefix="/", hosts=frozenset({"wiki.studio"})),
         ]
     )
 
@@ -51,41 +51,43 @@ def test_the_closest_route_wins(table: RouteTable, host: str, path: str, name: s
 
 
 @pytest.mark.parametrize(
-    "conflicting",
+    "conflicting_routes",
     [
-        [route("a", prefix="/x"), route("b", prefix="/x/")],
-        [route("a", paths=frozenset({"/x"})), route("b", paths=frozenset({"/x"}))],
-        [route("a", prefix="/x"), route("a", prefix="/y")],
+        [make_route("a", prefix="/x"), make_route("b", prefix="/x/")],
+        [make_route("a", paths=frozenset({"/x"})), make_route("b", paths=frozenset({"/x"}))],
+        [make_route("a", prefix="/x"), make_route("a", prefix="/y")],
     ],
 )
-def test_conflicting_routes_are_rejected(conflicting: list[Route]) -> None:
+def test_conflicting_routes_are_rejected(conflicting_routes: list[Route]) -> None:
     with pytest.raises(ValueError, match="a"):
-        RouteTable(conflicting)
+        RouteTable(conflicting_routes)
 
 
-def test_prefix_stripping_and_rewriting() -> None:
-    stripping_route = route("a", prefix="/a/")
+def test_prefix_is_stripped_and_rewrite_is_applied() -> None:
+    stripping_route = make_route("a", prefix="/a/")
     assert to_upstream_path(stripping_route, "/a") == "/"
     assert to_upstream_path(stripping_route, "/a/b%2Fc") == "/b%2Fc"
-    assert to_upstream_path(route("a", prefix="/a", strip_prefix=False), "/a/b") == "/a/b"
+    assert to_upstream_path(make_route("a", prefix="/a", strip_prefix=False), "/a/b") == "/a/b"
     rewrite = PathRewrite(pattern=re.compile(r"^/v(\d)/"), replacement=r"/api/\1/")
-    assert to_upstream_path(route("a", prefix="/a", rewrite=rewrite), "/a/v2/x") == "/api/2/x"
+    assert to_upstream_path(make_route("a", prefix="/a", rewrite=rewrite), "/a/v2/x") == "/api/2/x"
 
 
 def test_exact_paths_are_forwarded_unchanged() -> None:
-    route_with_both = route("a", prefix="/a", paths=frozenset({"/api/chat", "/a-list"}))
+    route_with_prefix_and_paths = make_route(
+        "a", prefix="/a", paths=frozenset({"/api/chat", "/a-list"})
+    )
     for path in ("/api/chat", "/api/ch%61t", "/a-list"):
-        assert to_upstream_path(route_with_both, path) == path
-    assert to_upstream_path(route_with_both, "/a/x") == "/x"
+        assert to_upstream_path(route_with_prefix_and_paths, path) == path
+    assert to_upstream_path(route_with_prefix_and_paths, "/a/x") == "/x"
 
 
 def test_no_path_becomes_a_part_of_the_upstreams_address() -> None:
     for path in ("/a%2F@evil.example/x", "/a%2fx", "/a@evil.example"):
         with pytest.raises(InvalidRequest):
-            to_upstream_path(route("a", prefix="/a"), path)
+            to_upstream_path(make_route("a", prefix="/a"), path)
     careless_rewrite = PathRewrite(pattern=re.compile(r"^/v\d/"), replacement="")
     rewritten_path = to_upstream_path(
-        route("a", prefix="/a", rewrite=careless_rewrite), "/a/v1/@evil.example/x"
+        make_route("a", prefix="/a", rewrite=careless_rewrite), "/a/v1/@evil.example/x"
     )
     assert rewritten_path == "/@evil.example/x"
 
@@ -120,14 +122,14 @@ def test_no_path_becomes_a_part_of_the_upstreams_address() -> None:
 )
 def test_ambiguous_paths_are_rejected(path: str) -> None:
     with pytest.raises(InvalidRequest):
-        to_upstream_path(route("a", prefix="/a"), path)
+        to_upstream_path(make_route("a", prefix="/a"), path)
 
 
 @pytest.mark.parametrize(
     "path", ["/a/b;v=1/c", "/a/..b", "/a/...", "/a/caf%C3%A9", "/a/x;..", "/a/%e9"]
 )
 def test_unusual_but_unambiguous_paths_are_forwarded(path: str) -> None:
-    assert to_upstream_path(route("a", prefix="/a"), path) == path[2:]
+    assert to_upstream_path(make_route("a", prefix="/a"), path) == path[2:]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_lenient_reading_drops_parameters_and_repeated_slashes(
 
 
 @pytest.mark.parametrize(
-    ("location", "translated"),
+    ("location", "public_location"),
     [
         ("http://10.0.0.1:80/base/x?q#f", "/a/x?q#f"),
         ("/base/x", "/a/x"),
@@ -160,12 +162,12 @@ def test_lenient_reading_drops_parameters_and_repeated_slashes(
         ("https://10.0.0.1:80/x", "https://10.0.0.1:80/x"),
     ],
 )
-def test_redirects_are_translated_for_the_client(location: str, translated: str) -> None:
-    assert to_public_location(route("a", prefix="/a"), UP[0].url, location) == translated
+def test_redirects_are_translated_for_the_client(location: str, public_location: str) -> None:
+    assert to_public_location(make_route("a", prefix="/a"), UP[0].url, location) == public_location
 
 
 @pytest.mark.parametrize(
-    ("location", "translated"),
+    ("location", "public_location"),
     [
         ("/a/x?q", "/a/x?q"),
         # The service may redirect to its own address.
@@ -174,10 +176,10 @@ def test_redirects_are_translated_for_the_client(location: str, translated: str)
     ],
 )
 def test_redirects_keep_the_prefix_of_a_service_that_knows_it(
-    location: str, translated: str
+    location: str, public_location: str
 ) -> None:
-    rewriting_route = route("a", prefix="/a", proxy_redirect=False)
-    assert to_public_location(rewriting_route, UP[0].url, location) == translated
+    rewriting_route = make_route("a", prefix="/a", proxy_redirect=False)
+    assert to_public_location(rewriting_route, UP[0].url, location) == public_location
 
 
 def test_api_keys_are_removed_from_queries() -> None:

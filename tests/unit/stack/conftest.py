@@ -14,13 +14,13 @@ from moyin.stack.layout import Layout
 @pytest.fixture(autouse=True)
 def _remove_socket_folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     folders: list[Path] = []
-    prepare = Layout.prepare
+    original_prepare = Layout.prepare
 
-    def record(layout: Layout) -> None:
+    def record_sockets_folder(layout: Layout) -> None:
         folders.append(layout.sockets)
-        prepare(layout)
+        original_prepare(layout)
 
-    monkeypatch.setattr(Layout, "prepare", record)
+    monkeypatch.setattr(Layout, "prepare", record_sockets_folder)
     yield
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

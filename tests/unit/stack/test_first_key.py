@@ -16,12 +16,12 @@ async def test_first_key_is_an_operator_key_in_the_audit_log(tmp_path: Path) -> 
     for _ in range(2):
         await create_first_key(settings)
     database = Database(settings.sql_url)
-    text = read_profile(Layout(tmp_path).profile, {}).api_key
-    identity = await KeyStore(database).verify(text)
-    [entry] = await AuditLog(database).list_entries(AuditFilter(), limit=10)
+    api_key = read_profile(Layout(tmp_path).profile, {}).api_key
+    identity = await KeyStore(database).verify(api_key)
+    [audit_entry] = await AuditLog(database).list_entries(AuditFilter(), limit=10)
     await database.close()
     assert (identity.owner, identity.scopes) == ("admin", {"*"})
-    assert (entry.event.action, entry.event.target) == ("key.create", identity.key_id)
-    assert entry.event.details["scopes"] == ["*"]
-    assert entry.event.actor.startswith("moyin up, ")
-    assert text not in str(entry)
+    assert (audit_entry.event.action, audit_entry.event.target) == ("key.create", identity.key_id)
+    assert audit_entry.event.details["scopes"] == ["*"]
+    assert audit_entry.event.actor.startswith("moyin up, ")
+    assert api_key not in str(audit_entry)

@@ -41,16 +41,16 @@ frontend grpc_frontend
 _ERRORS = "/a folder/of R&D/haproxy.lua"
 
 
-def launch(folder: Path, config: str = _CONFIG) -> str:
+def write_config(folder: Path, config: str = _CONFIG) -> str:
     """Run the launcher and return the configuration that it wrote."""
     path = folder / "haproxy.cfg"
-    process = _launch(path, config)
+    process = run_launcher(path, config)
     assert process.returncode == 0, process.stderr
     assert process.stdout.split() == ["-db", "-f", str(path)]
     return path.read_text()
 
 
-def _launch(path: Path, config: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def run_launcher(path: Path, config: str, **environ: str) -> subprocess.CompletedProcess[str]:
     path.write_text(config)
     environ = {"MOYIN_HAPROXY": "/bin/echo", "MOYIN_HAPROXY_ERRORS": _ERRORS, **environ}
     return subprocess.run(
@@ -63,16 +63,16 @@ def _launch(path: Path, config: str, **environ: str) -> subprocess.CompletedProc
 
 
 def test_statistics_and_metrics_are_on_loopback(tmp_path: Path) -> None:
-    assert [line.strip() for line in launch(tmp_path).splitlines() if "bind" in line] == [
+    assert [line.strip() for line in write_config(tmp_path).splitlines() if "bind" in line] == [
         "bind 127.0.0.1:9101", "bind 127.0.0.1:8404", "bind 127.0.0.1:8000", "bind *:84041",
     ]  # fmt: skip
 
 
 def test_request_head_has_a_time_limit_and_no_path_is_logged(tmp_path: Path) -> None:
-    defaults = launch(tmp_path).partition("frontend")[0]
-    assert "    timeout http-request 20s\n" in defaults
-    assert "httplog" not in defaults
-    [line] = [line for line in defaults.splitlines() if "log-format" in line]
+    defaults_section = write_config(tmp_path).partition("frontend")[0]
+    assert "    timeout http-request 20s\n" in defaults_section
+    assert "httplog" not in defaults_section
+    [line] = [line for line in defaults_section.splitlines() if "log-format" in line]
     # Of the request the method alone; %r, %HP, %HQ and %HU would be its path or its query.
     assert line.endswith(' %tsc %HM"')
     assert not {"%r", "%HP", "%HQ", "%HU"} & set(line.split())
@@ -83,13 +83,13 @@ def test_splicing_is_disabled(tmp_path: Path) -> None:
 
     With splicing it would not notice them, as tests/integration/stack/test_haproxy.py shows.
     """
-    assert "splice" not in launch(tmp_path)
-    assert "option abortonclose" in launch(tmp_path)
+    assert "splice" not in write_config(tmp_path)
+    assert "option abortonclose" in write_config(tmp_path)
 
 
 def test_app_names_are_not_disclosed(tmp_path: Path) -> None:
-    """The configuration lists no app; an integration test sends requests to a whole farm."""
-    config = launch(tmp_path)
+    """The configuration contains no app name; an integration test also checks a whole farm."""
+    config = write_config(tmp_path)
     assert ':\\"gateway\\"' not in config
     assert "    http-request set-path /-/routes/ if routes\n" in config
     listing_rules = [
@@ -116,20 +116,20 @@ def test_serve_template_has_the_lines_that_the_launcher_edits() -> None:
         assert f"\n    option {option}\n" in HAPROXY_CONFIG_TEMPLATE
 
 
-def test_the_script_of_the_errors_is_loaded_from_any_folder(tmp_path: Path) -> None:
-    assert f'global\n    lua-load-per-thread "{_ERRORS}"\n' in launch(tmp_path)
+def test_error_script_is_loaded_from_any_folder(tmp_path: Path) -> None:
+    assert f'global\n    lua-load-per-thread "{_ERRORS}"\n' in write_config(tmp_path)
 
 
 def test_all_error_responses_of_serve_are_replaced(tmp_path: Path) -> None:
     """All of Serve's error responses are replaced; an integration test checks the new ones."""
-    config = launch(tmp_path)
+    config = write_config(tmp_path)
     assert "errorfile" not in config and "status 404" not in config
     for status in (400, 408, 500, 502, 503, 504):
         assert config.count(f'"%[lua.moyin_error({status})]"') == 1
 
 
 @pytest.mark.parametrize(
-    ("line", "other_line"),
+    ("line", "replacement"),
     [
         ("errorfile 503 /500.http", "errorfiles all"),
         ("frontend http_frontend", "frontend http"),
@@ -137,17 +137,17 @@ def test_all_error_responses_of_serve_are_replaced(tmp_path: Path) -> None:
     ],
 )
 def test_haproxy_does_not_start_with_an_unknown_template(
-    tmp_path: Path, line: str, other_line: str
+    tmp_path: Path, line: str, replacement: str
 ) -> None:
     """The launcher fails if Serve's configuration lacks a line that the launcher must edit."""
     assert line in _CONFIG
-    process = _launch(tmp_path / "haproxy.cfg", _CONFIG.replace(line, other_line))
+    process = run_launcher(tmp_path / "haproxy.cfg", _CONFIG.replace(line, replacement))
     assert (process.returncode, process.stdout) == (1, "")
     assert "has an unknown format" in process.stderr
 
 
 def test_haproxy_does_not_start_without_the_error_script(tmp_path: Path) -> None:
-    process = _launch(tmp_path / "haproxy.cfg", _CONFIG, MOYIN_HAPROXY_ERRORS="")
+    process = run_launcher(tmp_path / "haproxy.cfg", _CONFIG, MOYIN_HAPROXY_ERRORS="")
     assert process.returncode != 0 and process.stdout == ""
     assert "must be the path of haproxy.lua" in process.stderr
 

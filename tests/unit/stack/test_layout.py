@@ -28,10 +28,12 @@ def test_prepare_makes_private_folders(tmp_path: Path) -> None:
 
 def test_socket_paths_fit_however_long_the_data_folder_is(tmp_path: Path) -> None:
     layout = Layout(tmp_path / ("x" * 200))
-    haproxy = layout.haproxy / _NODE_ID / "s.4194304.tmp"
-    session = layout.ray / "session_2026-11-25_00-05-34_123456_1234567" / "sockets" / "plasma_store"
-    assert len(str(haproxy)) <= _UNIX_PATH_BYTES
-    assert len(str(session)) <= _UNIX_PATH_BYTES
+    haproxy_socket = layout.haproxy / _NODE_ID / "s.4194304.tmp"
+    plasma_socket = (
+        layout.ray / "session_2026-11-25_00-05-34_123456_1234567" / "sockets" / "plasma_store"
+    )
+    assert len(str(haproxy_socket)) <= _UNIX_PATH_BYTES
+    assert len(str(plasma_socket)) <= _UNIX_PATH_BYTES
 
 
 def test_two_data_folders_share_no_sockets(tmp_path: Path) -> None:
@@ -40,10 +42,10 @@ def test_two_data_folders_share_no_sockets(tmp_path: Path) -> None:
 
 def test_file_in_place_of_the_data_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
-    with pytest.raises(StackError) as failure:
+    with pytest.raises(StackError) as exc_info:
         Layout(tmp_path / "data").prepare()
-    assert "set MOYIN_DATA" in failure.value.message
-    assert "\n" not in failure.value.message
+    assert "set MOYIN_DATA" in exc_info.value.message
+    assert "\n" not in exc_info.value.message
 
 
 def test_a_socket_folder_of_another_user_is_refused(tmp_path: Path) -> None:
@@ -59,26 +61,26 @@ def test_a_socket_folder_of_another_user_is_refused(tmp_path: Path) -> None:
 def test_full_disk_is_reported_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**12, 10**12, 5 * 2**20))
+    DiskUsage = namedtuple("DiskUsage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: DiskUsage(10**12, 10**12, 5 * 2**20))
     with pytest.raises(StackError, match=r"5 MB are free.*disk is full"):
         Layout(tmp_path / "data").prepare()
 
 
 @pytest.mark.parametrize(
-    ("number", "message"),
+    ("error_number", "message"),
     [
         (errno.EACCES, "no permission to write there"),
         (errno.EROFS, "read-only"),
         (errno.ENOSPC, "the disk is full"),
     ],
 )
-def test_os_error_becomes_advice(number: int, message: str) -> None:
+def test_os_error_becomes_advice(error_number: int, message: str) -> None:
     with pytest.raises(StackError, match=message), explain_os_errors(Path("/somewhere")):
-        raise OSError(number, os.strerror(number))
+        raise OSError(error_number, os.strerror(error_number))
 
 
-def test_the_newest_log_of_an_app_comes_last(tmp_path: Path) -> None:
+def test_newest_log_with_lines_of_the_app_comes_last(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "data")
     layout.prepare()
     folder = layout.ray / "session_latest" / "logs" / "serve"
@@ -134,9 +136,9 @@ def test_failed_write_keeps_the_previous_content(
 
 def test_apps_with_logs_are_listed_by_name(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "data")
-    serve = layout.ray_logs / "serve"
-    serve.mkdir(parents=True)
+    serve_logs = layout.ray_logs / "serve"
+    serve_logs.mkdir(parents=True)
     for name in ("gateway_Gateway_x1", "gateway_Gateway_x1_moyin", "render-my_pool_RenderPool_y2"):
-        (serve / f"replica_{name}.log").touch()
-    (serve / "controller_12.log").touch()
+        (serve_logs / f"replica_{name}.log").touch()
+    (serve_logs / "controller_12.log").touch()
     assert layout.list_apps_with_logs() == {"gateway", "render-my_pool"}

@@ -13,7 +13,7 @@ from moyin.stack.supervisor import Supervisor
 
 
 @pytest.fixture(autouse=True)
-def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _set_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
     for name in ("MOYIN_REDIS_URL", "MOYIN_TEMPORAL_ADDRESS", "MOYIN_SERVE_CONFIG"):
         monkeypatch.delenv(name, raising=False)
@@ -56,8 +56,8 @@ def test_servers_that_run_elsewhere_are_not_started() -> None:
     assert options.unused_ports == {"valkey", "temporal", "temporal_ui"}
     # Nobody knows where the web interface of another Temporal is.
     assert "MOYIN_TEMPORAL_UI_URL" not in options.environ
-    names = [service.name for service in _create_services(options)]
-    assert names == ["ray"]
+    service_names = [service.name for service in _create_services(options)]
+    assert service_names == ["ray"]
 
 
 def test_all_servers_start_by_default_and_listen_on_loopback() -> None:
@@ -69,12 +69,12 @@ def test_all_servers_start_by_default_and_listen_on_loopback() -> None:
     assert "--dashboard-host=127.0.0.1" in services["ray"]
 
 
-def test_without_a_gpu_ray_gets_a_logical_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cards, expected in ((0, True), (2, False)):
-        monkeypatch.setattr("moyin.stack.options.count_gpus", lambda cards=cards: cards)
+def test_ray_gets_a_logical_gpu_where_none_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpu_count, has_logical_gpu in ((0, True), (2, False)):
+        monkeypatch.setattr("moyin.stack.options.count_gpus", lambda count=gpu_count: count)
         options = Options.read({}, port_base=20_000)
         [command] = [s.command for s in _create_services(options) if s.name == "ray"]
-        assert ("--num-gpus=1" in command) is expected
+        assert ("--num-gpus=1" in command) is has_logical_gpu
 
 
 def test_ray_token_is_private_and_persistent() -> None:
@@ -96,7 +96,7 @@ def test_valkey_password_is_private_persistent_and_on_no_command_line() -> None:
     for path in (options.layout.valkey_password, options.layout.valkey_config):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert options.layout.valkey_config.read_text() == f"requirepass {password}\n"
-    assert all(password not in part for service in services for part in service.command)
+    assert all(password not in argument for service in services for argument in service.command)
     _create_services(options)
     assert options.layout.valkey_password.read_text() == password
 

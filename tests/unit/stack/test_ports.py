@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from moyin.errors import StackError
-from moyin.stack.ports import Ports, require_free
+from moyin.stack.ports import Ports, require_free_ports
 from tests.stack import free_port_base
 
 
@@ -28,7 +28,7 @@ def test_the_default_ports_are_the_documented_ones() -> None:
     )
 
 
-def test_base_moves_every_port_but_those_set_individually() -> None:
+def test_port_base_moves_every_port_but_those_set_individually() -> None:
     ports = Ports.read({"MOYIN_PORT_BASE": "20000", "MOYIN_PORT_VALKEY": "7777"})
     assert ports.door == 20_000
     assert ports.valkey == 7777
@@ -69,9 +69,9 @@ def test_invalid_ports_are_rejected(environ: dict[str, str], message: str) -> No
 
 def test_port_in_use_error_names_service_process_and_setting(used_port: int) -> None:
     ports = Ports.read({"MOYIN_PORT_DOOR": str(used_port)}, base=free_port_base())
-    with pytest.raises(StackError) as failure:
-        require_free(ports)
-    message = failure.value.message
+    with pytest.raises(StackError) as exc_info:
+        require_free_ports(ports)
+    message = exc_info.value.message
     assert message.startswith(f"port {used_port} (door) is in use by ")
     assert message.endswith(
         "stop that process, set MOYIN_PORT_DOOR, or move all ports with MOYIN_PORT_BASE"
@@ -81,4 +81,4 @@ def test_port_in_use_error_names_service_process_and_setting(used_port: int) -> 
 
 def test_ports_of_external_services_are_not_checked(used_port: int) -> None:
     ports = Ports.read({"MOYIN_PORT_VALKEY": str(used_port)}, base=free_port_base())
-    require_free(ports, ignored_ports=frozenset({"valkey"}))
+    require_free_ports(ports, ignored_ports=frozenset({"valkey"}))

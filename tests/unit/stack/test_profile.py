@@ -16,7 +16,7 @@ def test_profile_is_private_and_round_trips(tmp_path: Path) -> None:
     write_profile(path, PROFILE)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert read_profile(path, {}) == PROFILE
-    assert [item.name for item in tmp_path.iterdir()] == ["profile.toml"]
+    assert [file.name for file in tmp_path.iterdir()] == ["profile.toml"]
 
 
 def test_saving_again_makes_a_public_file_private(tmp_path: Path) -> None:
@@ -29,8 +29,8 @@ def test_saving_again_makes_a_public_file_private(tmp_path: Path) -> None:
 def test_environment_overrides_the_profile(tmp_path: Path) -> None:
     path = tmp_path / "profile.toml"
     write_profile(path, PROFILE)
-    result = read_profile(path, {"MOYIN_URL": "https://farm.example/", "MOYIN_API_KEY": "other"})
-    assert result == Profile(url="https://farm.example", api_key="other")
+    profile = read_profile(path, {"MOYIN_URL": "https://farm.example/", "MOYIN_API_KEY": "other"})
+    assert profile == Profile(url="https://farm.example", api_key="other")
 
 
 def test_missing_url_error_explains_how_to_start(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from moyin.errors import StackError
 from moyin.stack.service import Service
 from moyin.stack.service_supervisor import ServiceSupervisor
-from moyin.stack.state import Part, PartStatus
+from moyin.stack.state import PartState, PartStatus
 from moyin.system.logfile import LogFile
 from moyin.system.processes import Backoff
 from tests.waiting import eventually
@@ -24,7 +24,7 @@ async def _wait_forever() -> None:
     await asyncio.Event().wait()
 
 
-class Recorder:
+class SupervisorRecorder:
     """Supervises a small process and records each of the supervisor's states."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Recorder:
         ready_seconds: float = 10,
         find_fault: Callable[[int], str | None] | None = None,
     ) -> None:
-        self.part = Part()
+        self.part = PartState()
         self.statuses: list[PartStatus] = []
         self.supervisor = ServiceSupervisor(
             Service(
@@ -69,7 +69,9 @@ async def test_faulty_process_is_restarted(
     def find_fault(pid: int) -> str | None:
         return "lacks a child process" if pid in faulty_pids else None
 
-    recorder = Recorder(tmp_path, ("sleep", "60"), find_fault=find_fault, after_ready=after_ready)
+    recorder = SupervisorRecorder(
+        tmp_path, ("sleep", "60"), find_fault=find_fault, after_ready=after_ready
+    )
     supervisor_task = asyncio.create_task(recorder.supervisor.run())
     async with asyncio.timeout(20):
         await recorder.supervisor.ready.wait()
@@ -89,7 +91,7 @@ async def test_faulty_process_is_restarted(
 
 
 async def test_ended_process_is_restarted(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, ("sleep", "60"))
+    recorder = SupervisorRecorder(tmp_path, ("sleep", "60"))
     supervisor_task = asyncio.create_task(recorder.supervisor.run())
     async with asyncio.timeout(10):
         await recorder.supervisor.ready.wait()
@@ -118,7 +120,7 @@ async def test_after_ready_runs_after_every_restart(tmp_path: Path) -> None:
     async def deploy() -> None:
         deployed_pids.append(recorder.part.pid)
 
-    recorder = Recorder(tmp_path, ("sleep", "60"), after_ready=deploy)
+    recorder = SupervisorRecorder(tmp_path, ("sleep", "60"), after_ready=deploy)
     supervisor_task = asyncio.create_task(recorder.supervisor.run())
     await eventually(lambda: len(deployed_pids) == 1)
     assert recorder.part.pid is not None
@@ -130,7 +132,7 @@ async def test_after_ready_runs_after_every_restart(tmp_path: Path) -> None:
 
 
 async def test_first_start_gives_up_after_several_failures(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, ("sh", "-c", "exit 3"), wait_ready=_wait_forever)
+    recorder = SupervisorRecorder(tmp_path, ("sh", "-c", "exit 3"), wait_ready=_wait_forever)
     async with asyncio.timeout(20):
         with pytest.raises(
             StackError, match="small does not start: its process exited with status 3"
@@ -141,10 +143,10 @@ async def test_first_start_gives_up_after_several_failures(tmp_path: Path) -> No
 
 
 async def test_rejected_deployment_is_not_retried(tmp_path: Path) -> None:
-    async def refuse() -> None:
+    async def reject_deployment() -> None:
         raise StackError("app x cannot start: no such module")
 
-    recorder = Recorder(tmp_path, ("sleep", "60"), after_ready=refuse)
+    recorder = SupervisorRecorder(tmp_path, ("sleep", "60"), after_ready=reject_deployment)
     async with asyncio.timeout(10):
         with pytest.raises(StackError, match=r"^app x cannot start: no such module$"):
             await recorder.supervisor.run()
@@ -152,14 +154,16 @@ async def test_rejected_deployment_is_not_retried(tmp_path: Path) -> None:
 
 
 async def test_process_that_is_never_ready_is_reported(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, ("sleep", "60"), wait_ready=_wait_forever, ready_seconds=0.05)
+    recorder = SupervisorRecorder(
+        tmp_path, ("sleep", "60"), wait_ready=_wait_forever, ready_seconds=0.05
+    )
     async with asyncio.timeout(20):
         with pytest.raises(StackError, match="was not ready within 0 s"):
             await recorder.supervisor.run()
 
 
 async def test_missing_program_is_reported(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, ("/nowhere/program",))
+    recorder = SupervisorRecorder(tmp_path, ("/nowhere/program",))
     async with asyncio.timeout(20):
         with pytest.raises(StackError, match="cannot be run: No such file or directory"):
             await recorder.supervisor.run()

@@ -7,7 +7,7 @@ import pytest
 
 from moyin.errors import StackError
 from moyin.stack.state import (
-    Part,
+    PartState,
     PartStatus,
     Phase,
     StackState,
@@ -22,12 +22,12 @@ def test_state_round_trips(tmp_path: Path) -> None:
     state = StackState(
         pid=7,
         phase=Phase.DEGRADED,
-        parts={"ray": Part(status=PartStatus.BACKING_OFF, restarts=2, detail="was ended")},
+        parts={"ray": PartState(status=PartStatus.BACKING_OFF, restarts=2, detail="was ended")},
         addresses={"gateway": "http://127.0.0.1:8000"},
     )
     write_state(tmp_path / "state.json", state)
     assert read_state(tmp_path / "state.json") == state
-    assert [item.name for item in tmp_path.iterdir()] == ["state.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["state.json"]
 
 
 def test_missing_file_reads_as_none(tmp_path: Path) -> None:

@@ -32,13 +32,13 @@ def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return deploy
 
-    def services(_: Supervisor) -> Iterator[Service]:
+    def create_services(_: Supervisor) -> Iterator[Service]:
         yield Service(
             name="ray", command=("sleep", "60"), environ=os.environ, wait_ready=_return_at_once
         )
 
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(Supervisor, "_create_services", services)
+    monkeypatch.setattr(Supervisor, "_create_services", create_services)
     monkeypatch.setattr(Supervisor, "_prepare_data", lambda _: _return_at_once())
     monkeypatch.setattr(ray, "prepare_files", lambda _: None)
     monkeypatch.setattr(apps, "deploy_apps", record_deployment("deploy"))
@@ -53,12 +53,12 @@ async def test_full_disk_stops_no_service_and_ended_ones_restart(
     disk_is_full = False
     states: list[StackState] = []
 
-    def write(path: Path, state: StackState) -> None:
+    def record_state(path: Path, state: StackState) -> None:
         states.append(state)
         if disk_is_full:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(supervisor, "write_state", write)
+    monkeypatch.setattr(supervisor, "write_state", record_state)
     supervisor_task = asyncio.create_task(
         Supervisor(Options.read(port_base=free_port_base())).run()
     )
@@ -73,17 +73,21 @@ async def test_full_disk_stops_no_service_and_ended_ones_restart(
 
 
 async def _wait_for_deployments(
-    running: asyncio.Task[None], states: list[StackState], deployments: list[str], *, times: int
+    supervisor_task: asyncio.Task[None],
+    states: list[StackState],
+    deployments: list[str],
+    *,
+    times: int,
 ) -> int:
     """Wait until there were ``times`` deployments and Ray runs; return Ray's process id.
 
     Args:
-        running: the task of the supervisor, which must not end.
+        supervisor_task: the task of the supervisor, which must not end.
         states: the states that the supervisor has reported.
     """
     async with asyncio.timeout(20):
         while len(deployments) < times or states[-1].parts["ray"].status is not PartStatus.UP:
-            assert not running.done(), running.exception()
+            assert not supervisor_task.done(), supervisor_task.exception()
             await asyncio.sleep(0.02)
     pid = states[-1].parts["ray"].pid
     assert pid is not None

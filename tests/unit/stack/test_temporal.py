@@ -16,15 +16,15 @@ def test_temporal_uses_half_of_the_cores(
     cores: int, threads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    assert _environ(tmp_path)["GOMAXPROCS"] == threads
+    assert _build_environ(tmp_path)["GOMAXPROCS"] == threads
 
 
 def test_gomaxprocs_of_the_environment_wins(tmp_path: Path) -> None:
-    assert _environ(tmp_path, GOMAXPROCS="3")["GOMAXPROCS"] == "3"
+    assert _build_environ(tmp_path, GOMAXPROCS="3")["GOMAXPROCS"] == "3"
 
 
-def _environ(folder: Path, **kwargs: str) -> dict[str, str]:
-    options = Options.read({"MOYIN_DATA": str(folder), **kwargs}, port_base=20_000)
+def _build_environ(folder: Path, **variables: str) -> dict[str, str]:
+    options = Options.read({"MOYIN_DATA": str(folder), **variables}, port_base=20_000)
     return dict(temporal.create_service(options).environ)
 
 
@@ -42,8 +42,8 @@ def test_unused_indexes_are_dropped(tmp_path: Path) -> None:
     temporal.drop_unused_indexes(path)
     temporal.drop_unused_indexes(path)
     with closing(sqlite3.connect(path)) as database:
-        result = database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
-        assert {name for (name,) in result} == {*kept_indexes, "by_int_01"}
+        rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
+        assert {name for (name,) in rows} == {*kept_indexes, "by_int_01"}
 
 
 def test_unreadable_database_is_logged_and_left_alone(

@@ -13,30 +13,34 @@ from moyin.store.sql import Database
 
 
 async def test_an_index_finds_favourites_among_many_files(database: Database) -> None:
-    """The query must use the index, or each page would read all files to find few favourites."""
+    """Without the index, each page would read all files to find a few favourites."""
 
-    def plan(connection: sa.Connection, artifact_filter: ArtifactFilter) -> str:
-        requests: list[Any] = []
+    def explain_query(connection: sa.Connection, artifact_filter: ArtifactFilter) -> str:
+        recorded_statements: list[Any] = []
 
-        def record(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-            requests.append((statement, parameters))
+        def record_statement(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+            recorded_statements.append((statement, parameters))
 
-        sa.event.listen(connection, "before_cursor_execute", record)
+        sa.event.listen(connection, "before_cursor_execute", record_statement)
         fetch_page(connection, artifact_filter.build_query("ann", "sqlite"), limit=9, cursor=None)
-        sa.event.remove(connection, "before_cursor_execute", record)
+        sa.event.remove(connection, "before_cursor_execute", record_statement)
         statement, parameters = next(
-            request for request in requests if "FROM artifacts" in request[0]
+            recorded_statement
+            for recorded_statement in recorded_statements
+            if "FROM artifacts" in recorded_statement[0]
         )
-        steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-        return "\n".join(step.detail for step in steps)
+        plan_rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        return "\n".join(plan_row.detail for plan_row in plan_rows)
 
     for artifact_filter in (
         ArtifactFilter(favourite=True),
         ArtifactFilter(favourite=True, media_type="image/*"),
     ):
-        shown_plan = await database.read(partial(plan, artifact_filter=artifact_filter))
-        assert "USING INDEX ix_artifacts_favourites (owner=? AND favourite=?)" in shown_plan, (
-            shown_plan
+        query_plan = await database.read(partial(explain_query, artifact_filter=artifact_filter))
+        assert "USING INDEX ix_artifacts_favourites (owner=? AND favourite=?)" in query_plan, (
+            query_plan
         )
-    plan_without_filter = await database.read(partial(plan, artifact_filter=ArtifactFilter()))
+    plan_without_filter = await database.read(
+        partial(explain_query, artifact_filter=ArtifactFilter())
+    )
     assert "USING INDEX ix_artifacts_visible (owner=?)" in plan_without_filter

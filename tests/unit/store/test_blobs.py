@@ -17,7 +17,7 @@ def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(f"file://{tmp_path / 'blobs'}")
 
 
-class TestFolder(BlobContract):
+class TestFolderBlobs(BlobContract):
     pass
 
 
@@ -40,9 +40,9 @@ def test_other_file_systems_are_refused() -> None:
         BlobStore("memory://blobs")
 
 
-@pytest.mark.parametrize("by_file", [False, True])
+@pytest.mark.parametrize("from_file", [False, True])
 async def test_storing_a_blob_again_renews_it(
-    blobs: BlobStore, tmp_path: Path, by_file: bool
+    blobs: BlobStore, tmp_path: Path, from_file: bool
 ) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"abc")
@@ -50,7 +50,7 @@ async def test_storing_a_blob_again_renews_it(
     [path] = (tmp_path / "blobs").rglob(digest)
     os.utime(path, (1, 1))
     yesterday = datetime.now(UTC) - timedelta(days=1)
-    await (blobs.put_file(source) if by_file else blobs.put(b"abc"))
+    await (blobs.put_file(source) if from_file else blobs.put(b"abc"))
     assert await blobs.delete(digest, yesterday) is None
     os.utime(path, (1, 1))
     assert await blobs.delete(digest, yesterday) == 3

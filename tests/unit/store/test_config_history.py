@@ -19,7 +19,7 @@ async def history(tmp_path: Path) -> AsyncIterator[ConfigHistory]:
     await database.close()
 
 
-async def test_only_changes_are_recorded(history: ConfigHistory) -> None:
+async def test_only_changed_configurations_are_recorded(history: ConfigHistory) -> None:
     assert await history.list_newest(10) == []
     # Each replica records the same configuration; an earlier one may come back.
     for values in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 2}, {"a": 2}, {"a": 1, "b": 2}):

@@ -11,7 +11,7 @@ from moyin.store.files import FileStore
 from moyin.store.sql import Database, now
 
 
-def file(number: int, *, owner: str = "ada", size: int = 3) -> StoredFile:
+def make_file(number: int, *, owner: str = "ada", size: int = 3) -> StoredFile:
     return StoredFile(
         id=f"file-{number}",
         owner=owner,
@@ -29,8 +29,8 @@ def files(database: Database) -> FileStore:
     return FileStore(database, max_bytes=100)
 
 
-async def test_a_file_is_its_tenants_only(files: FileStore) -> None:
-    stored_file = file(1)
+async def test_a_file_is_visible_to_its_tenant_only(files: FileStore) -> None:
+    stored_file = make_file(1)
     await files.add(stored_file)
     await files.add(replace(stored_file, filename="other"))
     assert await files.get("ada", "file-1") == stored_file
@@ -41,26 +41,26 @@ async def test_a_file_is_its_tenants_only(files: FileStore) -> None:
 
 
 async def test_a_deleted_file_is_hidden_but_a_batch_still_finds_it(files: FileStore) -> None:
-    await files.add(file(1))
+    await files.add(make_file(1))
     await files.delete("ada", "file-1")
     assert await files.find("ada", "file-1") is None
-    result = await files.find("ada", "file-1", with_deleted=True)
-    assert result is not None and result.sha256 == "a" * 64
+    deleted_file = await files.find("ada", "file-1", with_deleted=True)
+    assert deleted_file is not None and deleted_file.sha256 == "a" * 64
     with pytest.raises(StoredFileNotFound, match="may have been deleted"):
         await files.delete("ada", "file-1")
 
 
-async def test_expired_files_are_gone(files: FileStore) -> None:
-    await files.add(replace(file(1), expires_at=now() - timedelta(seconds=1)))
-    await files.add(replace(file(2), expires_at=now() + timedelta(hours=1)))
+async def test_expired_files_are_not_listed(files: FileStore) -> None:
+    await files.add(replace(make_file(1), expires_at=now() - timedelta(seconds=1)))
+    await files.add(replace(make_file(2), expires_at=now() + timedelta(hours=1)))
     page, _ = await files.list_page("ada")
     assert [f.id for f in page] == ["file-2"]
 
 
 async def test_pages_follow_each_other_in_either_order(files: FileStore) -> None:
     for number in range(1, 6):
-        await files.add(file(number))
-    await files.add(replace(file(6), purpose=INTERNAL))
+        await files.add(make_file(number))
+    await files.add(replace(make_file(6), purpose=INTERNAL))
     page, has_more = await files.list_page("ada", limit=2)
     assert ([f.id for f in page], has_more) == (["file-5", "file-4"], True)
     page, has_more = await files.list_page("ada", limit=3, after="file-4")
@@ -72,11 +72,11 @@ async def test_pages_follow_each_other_in_either_order(files: FileStore) -> None
         await files.list_page("ada", after="file-9")
 
 
-async def test_a_tenants_files_are_bounded(files: FileStore) -> None:
-    await files.add(file(1, size=60))
+async def test_total_size_of_a_tenants_files_is_bounded(files: FileStore) -> None:
+    await files.add(make_file(1, size=60))
     with pytest.raises(FileStorageFull) as exc_info:
-        await files.add(file(2, size=41))
+        await files.add(make_file(2, size=41))
     assert exc_info.value.details == {"used_bytes": 60, "max_bytes": 100}
-    await files.add(file(3, owner="bob", size=90))
+    await files.add(make_file(3, owner="bob", size=90))
     await files.delete("ada", "file-1")
-    await files.add(file(2, size=41))
+    await files.add(make_file(2, size=41))

@@ -38,7 +38,7 @@ class Rig:
         self.pruner = Pruner(database, self.blobs)
         self.folder = folder
 
-    async def job(
+    async def create_job(
         self,
         *,
         owner: str = "ada",
@@ -64,15 +64,15 @@ class Rig:
             has_chosen_id=True,
         )
         await self.jobs.create(new_job)
-        artifact = await self.artifact(picture, derive_step_artifact_id(new_job.id, 0, 0))
+        artifact = await self.make_artifact(picture, derive_step_artifact_id(new_job.id, 0, 0))
         output = await self.blobs.put(b'{"of": "%s"}' % new_job.id.encode())
-        result = StepResult(index=0, output=output, artifacts=(artifact,))
-        await self.jobs.record_step(new_job.id, 1, result)
+        step_result = StepResult(index=0, output=output, artifacts=(artifact,))
+        await self.jobs.record_step(new_job.id, 1, step_result)
         if not is_open:
             await self.jobs.finish(new_job.id, 1, JobStatus.SUCCEEDED, None)
         return new_job
 
-    async def artifact(self, content: bytes, artifact_id: str | None = None) -> Artifact:
+    async def make_artifact(self, content: bytes, artifact_id: str | None = None) -> Artifact:
         return Artifact(
             id=artifact_id or f"art_{uuid.uuid4().hex}",
             name="a.png",
@@ -81,8 +81,8 @@ class Rig:
             sha256=await self.blobs.put(content),
         )
 
-    async def upload(self, content: bytes) -> Artifact:
-        artifact = await self.artifact(content)
+    async def add_upload(self, content: bytes) -> Artifact:
+        artifact = await self.make_artifact(content)
         await self.artifacts.add(artifact, owner="ada")
         return artifact
 
@@ -91,7 +91,7 @@ class Rig:
         prune_before = now() + LATER
         return await self.pruner.run_deleted(prune_before)
 
-    def files(self) -> set[str]:
+    def list_files(self) -> set[str]:
         return {file.name for file in self.folder.rglob("*") if file.is_file()}
 
 
@@ -101,10 +101,10 @@ def rig(database: Database, tmp_path: Path) -> Rig:
 
 
 async def test_only_ended_jobs_of_the_owner_are_deleted(rig: Rig) -> None:
-    ended_job, running_job = await rig.job(), await rig.job(graph="b", is_open=True)
-    others_job = await rig.job(owner="bob")
-    ids = [ended_job.id, running_job.id, others_job.id, str(uuid.uuid4())]
-    deletion = await rig.jobs.delete("ada", ids)
+    ended_job, running_job = await rig.create_job(), await rig.create_job(graph="b", is_open=True)
+    others_job = await rig.create_job(owner="bob")
+    job_ids = [ended_job.id, running_job.id, others_job.id, str(uuid.uuid4())]
+    deletion = await rig.jobs.delete("ada", job_ids)
     assert (list(deletion.deleted), list(deletion.still_open)) == ([ended_job.id], [running_job.id])
     with pytest.raises(JobNotFound):
         await rig.jobs.get("ada", ended_job.id)
@@ -115,7 +115,7 @@ async def test_only_ended_jobs_of_the_owner_are_deleted(rig: Rig) -> None:
 
 
 async def test_artifacts_of_a_deleted_job_are_hidden_at_once(rig: Rig) -> None:
-    job = await rig.job()
+    job = await rig.create_job()
     await rig.jobs.delete("ada", [job.id])
     artifact_id = derive_step_artifact_id(job.id, 0, 0)
     with pytest.raises(ArtifactNotFound):
@@ -126,8 +126,10 @@ async def test_artifacts_of_a_deleted_job_are_hidden_at_once(rig: Rig) -> None:
     assert (await rig.artifacts.get_even_if_deleted("ada", artifact_id)).size == 7
 
 
-async def test_an_id_stays_taken_and_an_idempotency_key_becomes_free(rig: Rig) -> None:
-    job = await rig.job()
+async def test_id_of_a_deleted_job_stays_taken_but_its_idempotency_key_becomes_free(
+    rig: Rig,
+) -> None:
+    job = await rig.create_job()
     await rig.jobs.delete("ada", [job.id])
     with pytest.raises(PromptIdTaken):
         await rig.jobs.create(job)
@@ -138,8 +140,8 @@ async def test_an_id_stays_taken_and_an_idempotency_key_becomes_free(rig: Rig) -
     assert is_new and new_job.artifacts == ()
 
 
-async def test_an_id_becomes_free_when_jobs_of_that_age_are_pruned(rig: Rig) -> None:
-    job = await rig.job()
+async def test_id_of_a_deleted_job_becomes_free_when_jobs_of_that_age_are_pruned(rig: Rig) -> None:
+    job = await rig.create_job()
     await rig.jobs.delete("ada", [job.id])
     await rig.prune()
     for prune_before in (now() - LATER, now() + LATER):
@@ -152,8 +154,8 @@ async def test_an_id_becomes_free_when_jobs_of_that_age_are_pruned(rig: Rig) -> 
 
 
 async def test_files_are_deleted_with_their_last_reference(rig: Rig) -> None:
-    first_job = await rig.job(picture=b"same", graph="a")
-    second_job = await rig.job(picture=b"same", graph="b")
+    first_job = await rig.create_job(picture=b"same", graph="a")
+    second_job = await rig.create_job(picture=b"same", graph="b")
     await rig.jobs.delete("ada", [first_job.id])
     # The first job's own graph and output; the second job shows the same picture.
     assert (await rig.prune()).files == 2
@@ -161,49 +163,54 @@ async def test_files_are_deleted_with_their_last_reference(rig: Rig) -> None:
     assert await rig.blobs.get(artifact.sha256) == b"same"
     await rig.jobs.delete("ada", [second_job.id])
     assert (await rig.prune()).files == 3
-    assert rig.files() == set()
+    assert rig.list_files() == set()
     assert await rig.prune() == PruneResult()
 
 
 async def test_an_upload_with_the_same_content_keeps_the_file(rig: Rig) -> None:
-    job, upload = await rig.job(picture=b"same"), await rig.upload(b"same")
+    job, upload = await rig.create_job(picture=b"same"), await rig.add_upload(b"same")
     await rig.jobs.delete("ada", [job.id])
     await rig.prune()
-    assert rig.files() == {upload.sha256}
+    assert rig.list_files() == {upload.sha256}
     await rig.artifacts.delete("ada", upload.id)
     await rig.prune()
-    assert rig.files() == set()
+    assert rig.list_files() == set()
 
 
 async def test_files_of_an_open_job_are_kept_until_it_ends(rig: Rig) -> None:
-    job, upload = await rig.job(picture=b"first"), await rig.upload(b"mask")
-    output = derive_step_artifact_id(job.id, 0, 0)
-    user = await rig.job(picture=b"second", graph=f"artifact:{output} {upload.id}", is_open=True)
+    job, upload = await rig.create_job(picture=b"first"), await rig.add_upload(b"mask")
+    output_id = derive_step_artifact_id(job.id, 0, 0)
+    using_job = await rig.create_job(
+        picture=b"second", graph=f"artifact:{output_id} {upload.id}", is_open=True
+    )
     await rig.jobs.delete("ada", [job.id])
     await rig.artifacts.delete("ada", upload.id)
     await rig.prune()
-    for artifact_id in (output, upload.id):
+    for artifact_id in (output_id, upload.id):
         artifact = await rig.artifacts.get_even_if_deleted("ada", artifact_id)
         assert await rig.blobs.exists(artifact.sha256)
-    await rig.jobs.finish(user.id, 1, JobStatus.SUCCEEDED, None)
+    await rig.jobs.finish(using_job.id, 1, JobStatus.SUCCEEDED, None)
     await rig.prune()
-    for artifact_id in (output, upload.id):
+    for artifact_id in (output_id, upload.id):
         with pytest.raises(ArtifactNotFound):
             await rig.artifacts.get_even_if_deleted("ada", artifact_id)
-    assert len(rig.files()) == 3, "spec, output and picture of the job that used them"
+    assert len(rig.list_files()) == 3, "spec, output and picture of the job that used them"
 
 
-async def test_files_that_were_deleted_lately_stay(rig: Rig) -> None:
-    job = await rig.job()
-    files_before = rig.files()
+async def test_recently_deleted_files_stay(rig: Rig) -> None:
+    job = await rig.create_job()
+    files_before = rig.list_files()
     await rig.jobs.delete("ada", [job.id])
     assert await rig.pruner.run_deleted(now() - LATER) == PruneResult()
-    assert rig.files() == files_before
+    assert rig.list_files() == files_before
 
 
 async def test_the_name_of_a_deleted_upload_is_free(rig: Rig) -> None:
     name = ComfyFileName(filename="a.png", subfolder="", type="input")
-    first_artifact, second_artifact = await rig.artifact(b"first"), await rig.artifact(b"second")
+    first_artifact, second_artifact = (
+        await rig.make_artifact(b"first"),
+        await rig.make_artifact(b"second"),
+    )
     await rig.uploads.put("ada", name, first_artifact, replace=False)
     await rig.artifacts.delete("ada", first_artifact.id)
     assert await rig.uploads.find("ada", [name]) == {}
@@ -214,60 +221,62 @@ async def test_the_name_of_a_deleted_upload_is_free(rig: Rig) -> None:
 
 
 async def test_artifacts_are_listed_by_job_and_type(rig: Rig) -> None:
-    job, upload = await rig.job(), await rig.upload(b"x")
-    video = replace(await rig.artifact(b"film"), media_type="video/mp4")
+    job, upload = await rig.create_job(), await rig.add_upload(b"x")
+    video = replace(await rig.make_artifact(b"film"), media_type="video/mp4")
     await rig.artifacts.add(video, owner="ada")
 
-    async def find(owner: str = "ada", limit: int = 9, **conditions: Any) -> list[str]:
-        ids, cursor = [], None
+    async def list_ids(owner: str = "ada", limit: int = 9, **conditions: Any) -> list[str]:
+        artifact_ids, cursor = [], None
         while True:
             page, cursor = await rig.artifacts.list_page(
                 owner, ArtifactFilter(**conditions), limit=limit, cursor=cursor
             )
-            ids += [stored_artifact.artifact.id for stored_artifact in page]
+            artifact_ids += [stored_artifact.artifact.id for stored_artifact in page]
             if cursor is None:
-                return ids
+                return artifact_ids
 
-    output = derive_step_artifact_id(job.id, 0, 0)
-    assert await find() == await find(limit=1) == [video.id, upload.id, output]
-    assert await find(job_id=job.id) == [output]
-    assert await find(media_type="image/*", limit=1) == [upload.id, output]
-    assert await find(media_type="image/png", job_id=job.id) == [output]
-    assert await find(media_type="image/p*") == await find(media_type="video/m_4") == []
-    assert await find("bob") == await find("bob", job_id=job.id) == []
-    assert await find("bob", media_type="image/png") == []
+    output_id = derive_step_artifact_id(job.id, 0, 0)
+    assert await list_ids() == await list_ids(limit=1) == [video.id, upload.id, output_id]
+    assert await list_ids(job_id=job.id) == [output_id]
+    assert await list_ids(media_type="image/*", limit=1) == [upload.id, output_id]
+    assert await list_ids(media_type="image/png", job_id=job.id) == [output_id]
+    assert await list_ids(media_type="image/p*") == await list_ids(media_type="video/m_4") == []
+    assert await list_ids("bob") == await list_ids("bob", job_id=job.id) == []
+    assert await list_ids("bob", media_type="image/png") == []
 
 
-async def test_a_name_of_a_deleted_file_is_free(database: Database, tmp_path: Path) -> None:
+async def test_name_of_a_file_deleted_by_an_old_version_is_free(
+    database: Database, tmp_path: Path
+) -> None:
     """A new upload can have the name of a deleted file whose name an old version has not freed."""
     rig = Rig(database, tmp_path)
     name = ComfyFileName(filename="a.png", subfolder="", type="input")
-    old_artifact = await rig.artifact(b"old", "art_" + "0" * 32)
-    new_artifact = await rig.artifact(b"new", "art_" + "1" * 32)
+    old_artifact = await rig.make_artifact(b"old", "art_" + "0" * 32)
+    new_artifact = await rig.make_artifact(b"new", "art_" + "1" * 32)
     await rig.uploads.put("ada", name, old_artifact, replace=False)
-    mark_deleted = (
+    deletion_statement = (
         artifacts.update().where(artifacts.c.id == old_artifact.id).values(deleted_at=now())
     )
-    await database.execute(mark_deleted)
+    await database.execute(deletion_statement)
     assert await rig.uploads.put("ada", name, new_artifact, replace=False) == new_artifact
     assert await rig.uploads.find("ada", [name]) == {name: new_artifact}
 
 
-async def test_files_of_another_tenants_job_leave_no_trace(
+async def test_job_filter_reveals_no_files_of_another_tenant(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "MAX_SCANNED", 1)
     rig = Rig(database, tmp_path)
-    job = await rig.job()
-    by_job = ArtifactFilter(job_id=job.id)
-    own_artifacts, _ = await rig.artifacts.list_page("ada", by_job, limit=10)
+    job = await rig.create_job()
+    job_filter = ArtifactFilter(job_id=job.id)
+    own_artifacts, _ = await rig.artifacts.list_page("ada", job_filter, limit=10)
     assert len(own_artifacts) == 1
-    assert await rig.artifacts.list_page("eve", by_job, limit=10) == ([], None)
+    assert await rig.artifacts.list_page("eve", job_filter, limit=10) == ([], None)
 
 
 async def test_a_deleted_upload_can_be_restored(database: Database, tmp_path: Path) -> None:
     rig = Rig(database, tmp_path)
-    upload = await rig.upload(b"again")
+    upload = await rig.add_upload(b"again")
     await rig.artifacts.delete("ada", upload.id)
     with pytest.raises(ArtifactNotFound):
         await rig.artifacts.get("ada", upload.id)

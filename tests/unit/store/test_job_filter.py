@@ -21,7 +21,7 @@ from moyin.store.sql import Database
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class Jobs:
+class NumberedJobs:
     """Creates jobs, one a minute from ``START`` on, and lists them by their metadata ``n``."""
 
     def __init__(self, database: Database) -> None:
@@ -40,6 +40,7 @@ class Jobs:
         templates: tuple[str, ...] = (),
         text: str = "",
     ) -> str:
+        """Create a job with this status and return its metadata ``n``."""
         number = str(self._count)
         new_job = NewJob(
             id=str(uuid.uuid4()),
@@ -53,9 +54,9 @@ class Jobs:
         )
         await self.store.create(new_job)
         created_at = START + timedelta(minutes=self._count)
-        change = rows.update().where(rows.c.id == new_job.id)
-        values = {"status": status.value, "created_at": created_at}
-        await self._database.write(lambda c: c.execute(change.values(values)))
+        update_statement = rows.update().where(rows.c.id == new_job.id)
+        columns = {"status": status.value, "created_at": created_at}
+        await self._database.write(lambda c: c.execute(update_statement.values(columns)))
         self._count += 1
         return number
 
@@ -76,11 +77,11 @@ class Jobs:
 
 
 @pytest.fixture
-def jobs(database: Database) -> Jobs:
-    return Jobs(database)
+def jobs(database: Database) -> NumberedJobs:
+    return NumberedJobs(database)
 
 
-async def test_several_statuses_are_merged_by_time(jobs: Jobs) -> None:
+async def test_several_statuses_are_merged_by_time(jobs: NumberedJobs) -> None:
     statuses = [JobStatus.FAILED, JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED]
     for status in statuses:
         await jobs.add(status)
@@ -94,7 +95,7 @@ async def test_several_statuses_are_merged_by_time(jobs: Jobs) -> None:
     assert await jobs.find(statuses=(JobStatus.CANCELLED,)) == []
 
 
-async def test_pool_and_template_of_any_step_count(jobs: Jobs) -> None:
+async def test_pool_and_template_filters_match_any_step(jobs: NumberedJobs) -> None:
     two_heads = ((StepKind.RENDER, "big"), (StepKind.RENDER, "default"))
     await jobs.add(heads=two_heads, templates=("swatch", "poster_a"))
     await jobs.add(heads=((StepKind.CHAT, "big"),))
@@ -118,7 +119,7 @@ async def test_pool_and_template_of_any_step_count(jobs: Jobs) -> None:
         ("'", "_"),
     ],
 )
-async def test_metadata_match_exactly(jobs: Jobs, key: str, value: str) -> None:
+async def test_metadata_filter_matches_exactly(jobs: NumberedJobs, key: str, value: str) -> None:
     await jobs.add(metadata={key: value})
     await jobs.add(metadata={"other": value})
     await jobs.add(metadata={key: value + "x"})
@@ -127,7 +128,7 @@ async def test_metadata_match_exactly(jobs: Jobs, key: str, value: str) -> None:
     assert await jobs.find(metadata={key: value, "n": "1"}) == []
 
 
-async def test_times_include_the_first_and_exclude_the_last(jobs: Jobs) -> None:
+async def test_time_bounds_include_the_start_and_exclude_the_end(jobs: NumberedJobs) -> None:
     for _ in range(4):
         await jobs.add()
     time_bounds: dict[str, Any] = {
@@ -138,9 +139,9 @@ async def test_times_include_the_first_and_exclude_the_last(jobs: Jobs) -> None:
     assert await jobs.find(**time_bounds, pool="default") == ["2", "1"]
 
 
-async def test_other_owners_see_nothing(jobs: Jobs) -> None:
+async def test_filters_find_no_jobs_of_other_owners(jobs: NumberedJobs) -> None:
     await jobs.add(templates=("swatch",), text="fox")
-    alternatives: tuple[dict[str, Any], ...] = (
+    filters: tuple[dict[str, Any], ...] = (
         {},
         {"kind": "render"},
         {"pool": "default"},
@@ -148,7 +149,7 @@ async def test_other_owners_see_nothing(jobs: Jobs) -> None:
         {"metadata": {"n": "0"}},
         {"search": "fox"},
     )
-    for conditions in alternatives:
+    for conditions in filters:
         assert await jobs.find("bob", **conditions) == []
         assert await jobs.find("ada", **conditions) == ["0"]
 
@@ -161,7 +162,7 @@ async def test_other_owners_see_nothing(jobs: Jobs) -> None:
         {"search": "fox"},
     ],
 )
-async def test_new_jobs_do_not_change_later_pages(jobs: Jobs, conditions: Any) -> None:
+async def test_new_jobs_do_not_change_later_pages(jobs: NumberedJobs, conditions: Any) -> None:
     for _ in range(5):
         await jobs.add(text="fox")
     job_filter = JobFilter(**conditions)
@@ -172,21 +173,21 @@ async def test_new_jobs_do_not_change_later_pages(jobs: Jobs, conditions: Any) -
 
 
 async def test_a_page_reads_a_bounded_number_of_rows(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    jobs: NumberedJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "MAX_SCANNED", 3)
-    rare_id = await jobs.add(heads=((StepKind.RENDER, "rare"),))
+    rare_number = await jobs.add(heads=((StepKind.RENDER, "rare"),))
     for _ in range(7):
         await jobs.add()
     job_filter = JobFilter(pool="rare")
     page, cursor = await jobs.store.list_page("ada", job_filter, limit=2)
     assert page == [] and cursor is not None
-    assert await jobs.find(pool="rare", limit=2) == [rare_id]
+    assert await jobs.find(pool="rare", limit=2) == [rare_number]
     # Pages that are full before they have read all rows continue after their last job.
     assert await jobs.find(pool="default", limit=2) == ["7", "6", "5", "4", "3", "2", "1"]
 
 
-async def test_ids_and_counts_are_those_of_the_pages(jobs: Jobs) -> None:
+async def test_ids_and_counts_match_the_pages(jobs: NumberedJobs) -> None:
     for status in (JobStatus.FAILED, JobStatus.QUEUED, JobStatus.FAILED):
         await jobs.add(status)
     job_filter = JobFilter(statuses=(JobStatus.FAILED,))
@@ -197,7 +198,7 @@ async def test_ids_and_counts_are_those_of_the_pages(jobs: Jobs) -> None:
     assert await jobs.store.count("bob", job_filter) == 0
 
 
-async def test_all_words_of_a_search_must_occur(jobs: Jobs) -> None:
+async def test_all_words_of_a_search_must_occur(jobs: NumberedJobs) -> None:
     await jobs.add(text="A RED fox, long_hair; \uff26\uff35\uff2c\uff2c")
     await jobs.add(text="a red car")
     await jobs.add(text="redder")
@@ -208,7 +209,7 @@ async def test_all_words_of_a_search_must_occur(jobs: Jobs) -> None:
     assert await jobs.find(search="red blue") == await jobs.find(search="re") == []
 
 
-async def test_japanese_is_found_at_any_place(jobs: Jobs) -> None:
+async def test_japanese_words_are_found_inside_a_sentence(jobs: NumberedJobs) -> None:
     await jobs.add(text="夕焼けの海と少女、桜")
     await jobs.add(text="海の少年")
     assert await jobs.find(search="海") == ["1", "0"]
@@ -221,27 +222,27 @@ async def test_japanese_is_found_at_any_place(jobs: Jobs) -> None:
     "search",
     ["fox OR car", "fox NOT car", "fo*", 'a" OR "b', "words: fox", "%", "_o_", "fox') --", "a\0"],
 )
-async def test_a_search_has_no_operators(jobs: Jobs, search: str) -> None:
+async def test_a_search_has_no_operators(jobs: NumberedJobs, search: str) -> None:
     await jobs.add(text="car")
     await jobs.add(text=search)
-    expected = [] if search in ("%",) else ["1"]
-    assert (await jobs.find(search=search) if find_words(search) else []) == expected
+    expected_numbers = [] if search in ("%",) else ["1"]
+    assert (await jobs.find(search=search) if find_words(search) else []) == expected_numbers
 
 
-@pytest.mark.parametrize("indexed", [0, 3, 2_000])
+@pytest.mark.parametrize("index_limit", [0, 3, 2_000])
 async def test_searches_are_paged_and_combined(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, indexed: int
+    jobs: NumberedJobs, monkeypatch: pytest.MonkeyPatch, index_limit: int
 ) -> None:
     """Searches give the same results with the index and without it.
 
-    With more than ``indexed`` matches, the index is not used and the rows are searched.
+    With more than ``index_limit`` matches, the index is not used and the rows are searched.
     """
-    monkeypatch.setattr(job_filter, "MAX_SCANNED", indexed)
+    monkeypatch.setattr(job_filter, "MAX_SCANNED", index_limit)
     monkeypatch.setattr(pages, "MAX_SCANNED", 3)
     for number in range(12):
         status = JobStatus.FAILED if number in (2, 3) else JobStatus.SUCCEEDED
-        text = "rare word" if number in (0, 2, 9) else "other word"
-        await jobs.add(status, text=text, kind="chat" if number == 9 else "render")
+        job_text = "rare word" if number in (0, 2, 9) else "other word"
+        await jobs.add(status, text=job_text, kind="chat" if number == 9 else "render")
     await jobs.add(owner="bob", text="rare word")
     for limit in (1, 2, 50):
         assert await jobs.find(search="rare", limit=limit) == ["9", "2", "0"]
@@ -260,7 +261,7 @@ async def test_searches_are_paged_and_combined(
 
 
 async def test_a_rare_word_is_found_on_the_first_page(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    jobs: NumberedJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "MAX_SCANNED", 3)
     await jobs.add(text="needle")
@@ -271,7 +272,7 @@ async def test_a_rare_word_is_found_on_the_first_page(
 
 
 async def test_searches_for_many_words_compare_fewer_rows(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    jobs: NumberedJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "MAX_SCANNED", 12)
     monkeypatch.setattr(job_filter, "MAX_SCANNED", 0)
@@ -286,23 +287,23 @@ async def test_searches_for_many_words_compare_fewer_rows(
     assert await jobs.find(search="one two three") == [str(n) for n in range(6, -1, -1)]
 
 
-async def test_words_are_deleted_with_their_job(jobs: Jobs, database: Database) -> None:
+async def test_words_are_deleted_with_their_job(jobs: NumberedJobs, database: Database) -> None:
     for _ in range(2):
         await jobs.add(text="secret")
     [job, kept_job], _ = await jobs.store.list_page("ada")
     await jobs.store.delete("ada", [job.id])
 
-    def read(connection: sa.Connection) -> tuple[Any, ...]:
-        words = connection.execute(sa.select(job_texts.c.job_id)).scalars().all()
+    def read_words(connection: sa.Connection) -> tuple[Any, ...]:
+        job_ids = connection.execute(sa.select(job_texts.c.job_id)).scalars().all()
         # Raises an error if the index and the table do not agree.
-        check = "INSERT INTO job_words(job_words, rank) VALUES ('integrity-check', 1)"
-        connection.execute(sa.text(check))
-        return tuple(words), find_job_ids(connection, "ada", "secret", 9)
+        check_statement = "INSERT INTO job_words(job_words, rank) VALUES ('integrity-check', 1)"
+        connection.execute(sa.text(check_statement))
+        return tuple(job_ids), find_job_ids(connection, "ada", "secret", 9)
 
-    assert await database.write(read) == ((kept_job.id,), [kept_job.id])
+    assert await database.write(read_words) == ((kept_job.id,), [kept_job.id])
 
 
-def test_a_text_is_bounded_and_words_of_owners_differ() -> None:
+def test_search_words_are_bounded_and_differ_between_owners() -> None:
     words = join_words("ada", "海" * 2_000 + " end")
     assert "end" not in words and len(words.split()) == 2
     long_text_words = join_words("ada", "x" * 5_000)

@@ -47,7 +47,7 @@ class PastJobs:
         self.pruner = Pruner(database, self.blobs)
         self._folder = folder
 
-    async def job(
+    async def create_job(
         self,
         *,
         days: float | None = 40,
@@ -59,8 +59,10 @@ class PastJobs:
     ) -> str:
         """Create a job of one step that ended ``days`` ago, or that still runs if ``days`` is None.
 
-        Jobs with equal ``graph`` have equal graphs. The argument ``picture`` is the content of the
-        job's artifact, and ``preview`` that of a file that only ComfyUI's history refers to.
+        Args:
+            graph: a text; jobs with equal texts have equal graphs.
+            picture: the content of the job's artifact.
+            preview: the content of a file that only ComfyUI's history refers to.
         """
         step = step or Step(kind=StepKind.RENDER, payload={"1": graph})
         spec = JobSpec(kind=step.kind.value, steps=(step,))
@@ -85,19 +87,19 @@ class PastJobs:
         if preview is not None:
             step_output["record"] = {"files": [{"sha256": await self.blobs.put(preview)}]}
         output = await self.blobs.put(to_json(step_output))
-        result = StepResult(index=0, output=output, artifacts=(artifact,))
-        await self.jobs.record_step(job_id, 1, result)
+        step_result = StepResult(index=0, output=output, artifacts=(artifact,))
+        await self.jobs.record_step(job_id, 1, step_result)
         if days is not None:
             error = JobError(code="x", message="y") if status is JobStatus.FAILED else None
             await self.jobs.finish(job_id, 1, status, error)
-            await self.change(job_id, finished_at=NOW - timedelta(days=days))
+            await self.set_columns(job_id, finished_at=NOW - timedelta(days=days))
         return job_id
 
-    async def change(self, job_id: str, **values: Any) -> None:
-        change = rows.update().where(rows.c.id == job_id).values(values)
-        await self.database.write(lambda connection: connection.execute(change))
+    async def set_columns(self, job_id: str, **values: Any) -> None:
+        update_statement = rows.update().where(rows.c.id == job_id).values(values)
+        await self.database.write(lambda connection: connection.execute(update_statement))
 
-    async def upload(self, content: bytes) -> str:
+    async def add_upload(self, content: bytes) -> str:
         digest = await self.blobs.put(content)
         await self.artifacts.add(
             Artifact(
@@ -114,14 +116,14 @@ class PastJobs:
     async def prune(self) -> PruneResult:
         self.make_files_old()
         pruned_total = PruneResult()
-        async for part in self.pruner.run(BEFORE):
-            pruned_total += part
+        async for result in self.pruner.run(BEFORE):
+            pruned_total += result
         return pruned_total
 
-    def files(self) -> set[str]:
+    def list_files(self) -> set[str]:
         return {file.name for file in self._folder.rglob("*") if file.is_file()}
 
-    async def existing_ids(self) -> set[str]:
+    async def list_job_ids(self) -> set[str]:
         query = sa.select(rows.c.id)
         return set(await self.database.read(lambda c: c.execute(query).scalars().all()))
 
@@ -132,51 +134,54 @@ async def past_jobs(database: Database, tmp_path: Path) -> PastJobs:
 
 
 async def test_old_jobs_are_deleted_with_their_files(past_jobs: PastJobs) -> None:
-    old_jobs = [await past_jobs.job(), await past_jobs.job(status=JobStatus.FAILED)]
+    old_ids = [await past_jobs.create_job(), await past_jobs.create_job(status=JobStatus.FAILED)]
     assert await past_jobs.pruner.count_prunable(BEFORE) == 2
     # Both have the same graph and picture, and each has an output.
-    assert len(past_jobs.files()) == 4
+    assert len(past_jobs.list_files()) == 4
     pruned_total = await past_jobs.prune()
     assert (pruned_total.jobs, pruned_total.files) == (2, 4)
     assert pruned_total.size > 0
-    assert past_jobs.files() == set()
+    assert past_jobs.list_files() == set()
     assert await past_jobs.pruner.count_prunable(BEFORE) == 0
-    for job in old_jobs:
+    for job_id in old_ids:
         with pytest.raises(JobNotFound):
-            await past_jobs.jobs.get("ada", job)
+            await past_jobs.jobs.get("ada", job_id)
         with pytest.raises(ArtifactNotFound):
-            await past_jobs.artifacts.get("ada", derive_step_artifact_id(job, 0, 0))
+            await past_jobs.artifacts.get("ada", derive_step_artifact_id(job_id, 0, 0))
 
 
 async def test_running_and_recent_jobs_stay(past_jobs: PastJobs) -> None:
-    young_jobs = [
-        await past_jobs.job(days=None),
-        await past_jobs.job(days=29),
-        await past_jobs.job(days=0),
+    young_ids = [
+        await past_jobs.create_job(days=None),
+        await past_jobs.create_job(days=29),
+        await past_jobs.create_job(days=0),
     ]
-    files_before = past_jobs.files()
+    files_before = past_jobs.list_files()
     assert await past_jobs.prune() == PruneResult()
-    assert (await past_jobs.existing_ids(), past_jobs.files()) == (set(young_jobs), files_before)
+    assert (await past_jobs.list_job_ids(), past_jobs.list_files()) == (
+        set(young_ids),
+        files_before,
+    )
 
 
 async def test_a_file_stays_while_something_refers_to_it(past_jobs: PastJobs) -> None:
-    await past_jobs.job(graph="same", picture=b"same picture")
-    await past_jobs.job(graph="another", picture=b"uploaded, too")
-    young_job = await past_jobs.job(days=1, graph="same", picture=b"same picture")
-    upload = await past_jobs.upload(b"uploaded, too")
+    await past_jobs.create_job(graph="same", picture=b"same picture")
+    await past_jobs.create_job(graph="another", picture=b"uploaded, too")
+    young_id = await past_jobs.create_job(days=1, graph="same", picture=b"same picture")
+    upload_sha256 = await past_jobs.add_upload(b"uploaded, too")
     pruned_total = await past_jobs.prune()
     # The outputs of both, and the other graph.
     assert (pruned_total.jobs, pruned_total.files) == (2, 3)
-    assert await past_jobs.existing_ids() == {young_job}
-    for artifact in (await past_jobs.jobs.get("ada", young_job)).artifacts:
+    assert await past_jobs.list_job_ids() == {young_id}
+    for artifact in (await past_jobs.jobs.get("ada", young_id)).artifacts:
         assert await past_jobs.blobs.exists(artifact.sha256)
-    assert await past_jobs.blobs.exists(upload)
-    spec = (await past_jobs.jobs.get("ada", young_job)).spec
+    assert await past_jobs.blobs.exists(upload_sha256)
+    spec = (await past_jobs.jobs.get("ada", young_id)).spec
     assert await past_jobs.blobs.exists(spec)
 
 
 async def test_a_recently_renewed_file_stays(past_jobs: PastJobs) -> None:
-    await past_jobs.job(picture=b"popular")
+    await past_jobs.create_job(picture=b"popular")
     past_jobs.make_files_old()
     renewed_sha256 = await past_jobs.blobs.put(b"popular")
     async for _ in past_jobs.pruner.run(BEFORE):
@@ -185,57 +190,57 @@ async def test_a_recently_renewed_file_stays(past_jobs: PastJobs) -> None:
 
 
 async def test_the_body_of_a_deferred_request_is_deleted(past_jobs: PastJobs) -> None:
-    body = await past_jobs.blobs.put(b"a long body")
-    payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
-    await past_jobs.job(step=Step(kind=StepKind.HTTP, payload=payload))
+    body_sha256 = await past_jobs.blobs.put(b"a long body")
+    payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body_sha256}
+    await past_jobs.create_job(step=Step(kind=StepKind.HTTP, payload=payload))
     await past_jobs.prune()
-    assert past_jobs.files() == set()
+    assert past_jobs.list_files() == set()
 
 
 async def test_other_files_of_a_render_are_deleted(past_jobs: PastJobs) -> None:
     for status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
-        await past_jobs.job(status=status, preview=b"preview of " + status.encode())
+        await past_jobs.create_job(status=status, preview=b"preview of " + status.encode())
     pruned_total = await past_jobs.prune()
-    assert (pruned_total.jobs, past_jobs.files()) == (2, set())
+    assert (pruned_total.jobs, past_jobs.list_files()) == (2, set())
 
 
-async def test_files_of_a_job_that_waits_long_stay(past_jobs: PastJobs) -> None:
-    body = await past_jobs.blobs.put(b"every night the same")
-    payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
+async def test_files_of_a_long_waiting_job_are_kept(past_jobs: PastJobs) -> None:
+    body_sha256 = await past_jobs.blobs.put(b"every night the same")
+    payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body_sha256}
     step = Step(kind=StepKind.HTTP, payload=payload)
-    await past_jobs.job(step=step, preview=b"seen")
-    waiting_job = await past_jobs.job(days=None, step=step)
-    late_job = await past_jobs.job(days=1, preview=b"seen")
-    for job in (waiting_job, late_job):
-        await past_jobs.change(job, created_at=NOW - timedelta(days=50))
+    await past_jobs.create_job(step=step, preview=b"seen")
+    waiting_id = await past_jobs.create_job(days=None, step=step)
+    recent_id = await past_jobs.create_job(days=1, preview=b"seen")
+    for job_id in (waiting_id, recent_id):
+        await past_jobs.set_columns(job_id, created_at=NOW - timedelta(days=50))
     assert (await past_jobs.prune()).jobs == 1
-    assert await past_jobs.blobs.exists(body)
+    assert await past_jobs.blobs.exists(body_sha256)
     assert await past_jobs.blobs.exists(hashlib.sha256(b"seen").hexdigest())
 
 
 async def test_an_input_of_a_waiting_job_stays_for_that_job_only(past_jobs: PastJobs) -> None:
-    old_job = await past_jobs.job(picture=b"of the old one")
-    picture = derive_step_artifact_id(old_job, 0, 0)
-    graph: dict[str, Any] = {"1": {"inputs": {"image": f"artifact:{picture}"}}}
-    await past_jobs.job(days=None, step=Step(kind=StepKind.RENDER, payload=graph))
+    old_id = await past_jobs.create_job(picture=b"of the old one")
+    picture_id = derive_step_artifact_id(old_id, 0, 0)
+    graph: dict[str, Any] = {"1": {"inputs": {"image": f"artifact:{picture_id}"}}}
+    await past_jobs.create_job(days=None, step=Step(kind=StepKind.RENDER, payload=graph))
     assert (await past_jobs.prune()).jobs == 1
     with pytest.raises(ArtifactNotFound):
-        await past_jobs.artifacts.get("ada", picture)
-    result = await past_jobs.artifacts.get_even_if_deleted("ada", picture)
-    assert await past_jobs.blobs.get(result.sha256) == b"of the old one"
+        await past_jobs.artifacts.get("ada", picture_id)
+    stored_picture = await past_jobs.artifacts.get_even_if_deleted("ada", picture_id)
+    assert await past_jobs.blobs.get(stored_picture.sha256) == b"of the old one"
 
 
 async def test_a_job_retried_during_pruning_keeps_its_files(
     past_jobs: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await past_jobs.job(graph="same")
-    retried_id = await past_jobs.job(graph="same", status=JobStatus.FAILED)
+    await past_jobs.create_job(graph="same")
+    retried_id = await past_jobs.create_job(graph="same", status=JobStatus.FAILED)
     find_unreferenced_files = past_jobs.pruner._references.find_unreferenced_files
 
     async def retry_meanwhile(*arguments: Any) -> set[str]:
-        result = await find_unreferenced_files(*arguments)
+        unreferenced_files = await find_unreferenced_files(*arguments)
         await past_jobs.jobs.reopen("ada", retried_id)
-        return result
+        return unreferenced_files
 
     monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", retry_meanwhile)
     pruned_total = await past_jobs.prune()
@@ -251,25 +256,25 @@ async def test_concurrent_pruners_leave_no_files(
 ) -> None:
     monkeypatch.setattr(blob_references, "CHUNK", 1)
     for _ in range(4):
-        await past_jobs.job(graph="same", picture=b"same")
+        await past_jobs.create_job(graph="same", picture=b"same")
     past_jobs.make_files_old()
     other_pruner = Pruner(past_jobs.database, past_jobs.blobs)
     first_run, second_run = other_pruner.run(BEFORE), past_jobs.pruner.run(BEFORE)
-    find_unreferenced_files, pruned_total = past_jobs.pruner._references.find_unreferenced_files, []
+    find_unreferenced_files, results = past_jobs.pruner._references.find_unreferenced_files, []
 
     async def prune_meanwhile(*arguments: Any) -> set[str]:
-        result = await find_unreferenced_files(*arguments)
-        pruned_total.append(await anext(first_run))
-        return result
+        unreferenced_files = await find_unreferenced_files(*arguments)
+        results.append(await anext(first_run))
+        return unreferenced_files
 
     # Both have seen all four jobs before any is deleted, and each deletes some of them.
     monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", prune_meanwhile)
-    pruned_total += [await anext(second_run), await anext(second_run)]
+    results += [await anext(second_run), await anext(second_run)]
     for run in (first_run, second_run):
-        pruned_total += [part async for part in run]
-    assert [part.jobs for part in pruned_total] == [1, 0, 1, 0, 1, 1, 0, 0]
-    assert sum(part.files for part in pruned_total) == 6
-    assert (await past_jobs.existing_ids(), past_jobs.files()) == (set(), set())
+        results += [prune_result async for prune_result in run]
+    assert [prune_result.jobs for prune_result in results] == [1, 0, 1, 0, 1, 1, 0, 0]
+    assert sum(prune_result.files for prune_result in results) == 6
+    assert (await past_jobs.list_job_ids(), past_jobs.list_files()) == (set(), set())
 
 
 async def test_many_jobs_are_deleted_in_chunks(
@@ -279,13 +284,13 @@ async def test_many_jobs_are_deleted_in_chunks(
     monkeypatch.setattr(blob_references, "CHUNK", 2)
     monkeypatch.setattr(blob_references, "PAGE", 3)
     for index in range(8):
-        await past_jobs.job(graph=str(index % 2), picture=str(index % 3).encode())
-    young_job = await past_jobs.job(days=1, graph="0", picture=b"1")
+        await past_jobs.create_job(graph=str(index % 2), picture=str(index % 3).encode())
+    young_id = await past_jobs.create_job(days=1, graph="0", picture=b"1")
     past_jobs.make_files_old()
-    parts = [part.jobs async for part in past_jobs.pruner.run(BEFORE)]
-    assert parts == [2, 2, 1, 2, 1]
-    assert await past_jobs.existing_ids() == {young_job}
-    assert len(past_jobs.files()) == 3, "its own"
+    job_counts = [result.jobs async for result in past_jobs.pruner.run(BEFORE)]
+    assert job_counts == [2, 2, 1, 2, 1]
+    assert await past_jobs.list_job_ids() == {young_id}
+    assert len(past_jobs.list_files()) == 3, "its own"
 
 
 class SlowPruner(Pruner):
@@ -311,30 +316,30 @@ class CountingDatabase(Database):
         return super().advisory_lock(name)
 
 
-async def test_deleted_files_go_although_jobs_stay(
+async def test_deleted_files_are_pruned_while_jobs_are_kept(
     past_jobs: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "_PAUSE_SECONDS", 0.001)
     batches = PastBatches(past_jobs)
-    kept_file = await batches.file("kept", b"kept")
-    deleted_sha256 = await batches.file("deleted", b"deleted", deleted_days=1.1)
-    new_sha256 = await batches.file("new", b"new", deleted_days=0.9)
-    preview = await batches.file("preview", b"preview", deleted_days=2)
-    job = await past_jobs.job(preview=b"preview")
-    await past_jobs.change(job, created_at=NOW - timedelta(days=41))
+    kept_sha256 = await batches.add_file("kept", b"kept")
+    deleted_sha256 = await batches.add_file("deleted", b"deleted", deleted_days=1.1)
+    new_sha256 = await batches.add_file("new", b"new", deleted_days=0.9)
+    preview_sha256 = await batches.add_file("preview", b"preview", deleted_days=2)
+    job_id = await past_jobs.create_job(preview=b"preview")
+    await past_jobs.set_columns(job_id, created_at=NOW - timedelta(days=41))
     past_jobs.make_files_old()
 
     async def is_gone() -> bool:
         return not await past_jobs.blobs.exists(deleted_sha256)
 
-    task = asyncio.create_task(past_jobs.pruner.keep_pruning(0))
+    pruning_task = asyncio.create_task(past_jobs.pruner.keep_pruning(0))
     await eventually(is_gone)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    assert await batches.names() == ["kept", "new"]
-    for digest in (kept_file, new_sha256, preview):
+    pruning_task.cancel()
+    await asyncio.gather(pruning_task, return_exceptions=True)
+    assert await batches.list_file_ids() == ["kept", "new"]
+    for digest in (kept_sha256, new_sha256, preview_sha256):
         assert await past_jobs.blobs.exists(digest)
-    assert await past_jobs.existing_ids() == {job}
+    assert await past_jobs.list_job_ids() == {job_id}
 
 
 async def test_only_one_replica_prunes_at_a_time(
@@ -368,12 +373,14 @@ class PastBatches:
         self.files = FileStore(past_jobs.database)
         self.batches = TextBatchStore(past_jobs.database)
 
-    async def file(self, name: str, content: bytes, *, deleted_days: float | None = None) -> str:
+    async def add_file(
+        self, file_id: str, content: bytes, *, deleted_days: float | None = None
+    ) -> str:
         file = StoredFile(
-            id=name,
+            id=file_id,
             owner="ada",
             purpose=BATCH_INPUT,
-            filename=name,
+            filename=file_id,
             media_type="application/jsonl",
             size=len(content),
             sha256=await self.past.blobs.put(content),
@@ -382,27 +389,29 @@ class PastBatches:
         await self.files.add(file)
         if deleted_days is not None:
             deleted_at = NOW - timedelta(days=deleted_days)
-            change = file_rows.update().where(file_rows.c.id == name).values(deleted_at=deleted_at)
-            await self.past.database.execute(change)
+            update_statement = (
+                file_rows.update().where(file_rows.c.id == file_id).values(deleted_at=deleted_at)
+            )
+            await self.past.database.execute(update_statement)
         return file.sha256
 
-    async def batch(self, name: str, input_file: str, **values: Any) -> None:
-        moment = NOW - timedelta(days=41)
+    async def add_batch(self, batch_id: str, input_file_id: str, **values: Any) -> None:
+        created_at = NOW - timedelta(days=41)
         batch = TextBatch(
-            id=name,
+            id=batch_id,
             owner="ada",
             dialect=BatchDialect.OPENAI,
             endpoint="/v1/embeddings",
-            input_file_id=input_file,
-            created_at=moment,
-            expires_at=moment,
+            input_file_id=input_file_id,
+            created_at=created_at,
+            expires_at=created_at,
         )
         await self.batches.create(batch)
         if values:
-            change = batch_rows.update().where(batch_rows.c.id == name).values(values)
-            await self.past.database.execute(change)
+            update_statement = batch_rows.update().where(batch_rows.c.id == batch_id).values(values)
+            await self.past.database.execute(update_statement)
 
-    async def names(self) -> list[str]:
+    async def list_file_ids(self) -> list[str]:
         return sorted(await self.past.database.fetch_values(sa.select(file_rows.c.id)))
 
 
@@ -410,25 +419,28 @@ async def test_old_and_deleted_batches_are_pruned_with_their_results_and_files(
     past_jobs: PastJobs,
 ) -> None:
     batches = PastBatches(past_jobs)
-    days = [NOW - timedelta(days=n) for n in (20, 40)]
-    result = await batches.file("output", b"results")
-    input_file = await batches.file("input", b"input")
-    shared_file = await batches.file("gone", b"picture", deleted_days=40)
-    repeated_input = await batches.file("gone-too", b"input", deleted_days=40)
-    unused_file = await batches.file("deleted", b"unused", deleted_days=40)
-    new_file = await batches.file("new", b"new", deleted_days=20)
-    open_input = await batches.file("open-input", b"open", deleted_days=40)
-    await past_jobs.job(days=10, picture=b"picture")
-    ended_values = {"status": "completed", "ended_at": days[1], "output_file_id": "output"}
-    await batches.batch("batch_old", "input", **ended_values)
-    await batches.batch("batch_new", "input", status="cancelled", ended_at=days[0])
-    await batches.batch("batch_open", "open-input")
+    recently, long_ago = (NOW - timedelta(days=days) for days in (20, 40))
+    output_sha256 = await batches.add_file("output", b"results")
+    input_sha256 = await batches.add_file("input", b"input")
+    shared_sha256 = await batches.add_file("gone", b"picture", deleted_days=40)
+    repeated_sha256 = await batches.add_file("gone-too", b"input", deleted_days=40)
+    unused_sha256 = await batches.add_file("deleted", b"unused", deleted_days=40)
+    new_sha256 = await batches.add_file("new", b"new", deleted_days=20)
+    open_sha256 = await batches.add_file("open-input", b"open", deleted_days=40)
+    await past_jobs.create_job(days=10, picture=b"picture")
+    ended_values = {"status": "completed", "ended_at": long_ago, "output_file_id": "output"}
+    await batches.add_batch("batch_old", "input", **ended_values)
+    await batches.add_batch("batch_new", "input", status="cancelled", ended_at=recently)
+    await batches.add_batch("batch_open", "open-input")
     assert await past_jobs.pruner.count_prunable_batches(BEFORE) == 1
     pruned_total = await past_jobs.prune()
     assert (pruned_total.batches, pruned_total.files) == (1, 2)
-    assert await batches.names() == ["input", "new", "open-input"]
-    assert [await past_jobs.blobs.exists(b) for b in (result, unused_file)] == [False, False]
-    for digest in (input_file, shared_file, repeated_input, new_file, open_input):
+    assert await batches.list_file_ids() == ["input", "new", "open-input"]
+    assert [await past_jobs.blobs.exists(b) for b in (output_sha256, unused_sha256)] == [
+        False,
+        False,
+    ]
+    for digest in (input_sha256, shared_sha256, repeated_sha256, new_sha256, open_sha256):
         assert await past_jobs.blobs.exists(digest)
     assert await batches.batches.find("batch_old") is None
     assert await batches.batches.find("batch_new") is not None

@@ -46,7 +46,7 @@ async def test_longer_measurement_of_a_run_replaces_the_shorter(database: Databa
     assert (row.quantity, row.cost_usd, row.complete) == (5000, Decimal("0.05"), True)
 
 
-async def test_seen_end_replaces_an_assumed_loss_after_the_same_time(database: Database) -> None:
+async def test_recorded_end_replaces_an_assumed_loss_of_equal_length(database: Database) -> None:
     jobs, ledger = await create_job(database), RenderLedger(database)
     account = replace(ACCOUNT, price=RenderPrice(usd_per_picture=Decimal("0.5")))
     ended_run = replace(RUN, account=account, pictures=2)
@@ -58,7 +58,7 @@ async def test_seen_end_replaces_an_assumed_loss_after_the_same_time(database: D
     assert (row.cost_usd, row.complete, row.error) == (Decimal(1), True, None)
 
 
-async def test_result_that_an_older_worker_passed_on_does_not_double_the_cost(
+async def test_step_result_of_an_older_worker_does_not_double_the_cost(
     database: Database,
 ) -> None:
     jobs = await create_job(database)
@@ -69,7 +69,7 @@ async def test_result_that_an_older_worker_passed_on_does_not_double_the_cost(
     assert (await jobs.find(JOB)).cost_usd == RUN.cost_usd
 
 
-async def test_run_without_a_price_or_a_job_is_no_error(database: Database) -> None:
+async def test_run_without_an_account_or_a_job_is_accepted(database: Database) -> None:
     ledger, reports = RenderLedger(database), UsageReports(database)
     await ledger.book([replace(RUN, account=None)])
     assert (await reports.list_calls(CallFilter(owner=None), limit=9))[0] == []
@@ -84,16 +84,18 @@ async def test_reports_sum_renders_by_operation(database: Database) -> None:
     usage_sums = await UsageReports(database).sum_calls(
         CallFilter(owner="ann"), [GroupBy.OPERATION], PriceClasses()
     )
-    assert {(item.group, item.unit, item.is_complete) for item in usage_sums} == {
+    assert {
+        (usage_sum.group, usage_sum.unit, usage_sum.is_complete) for usage_sum in usage_sums
+    } == {
         (("render",), "gpu_milliseconds", True),
         (("render",), "gpu_milliseconds", False),
     }
-    assert sum(item.cost_usd for item in usage_sums) == Decimal("0.04")
+    assert sum(usage_sum.cost_usd for usage_sum in usage_sums) == Decimal("0.04")
 
 
-async def test_version_before_finds_no_rows_of_renders(database: Database, tmp_path: Path) -> None:
+async def test_downgrade_removes_the_rows_of_renders(database: Database, tmp_path: Path) -> None:
     await RenderLedger(database).book([RUN])
-    chat = UsageEntry(
+    chat_entry = UsageEntry(
         request_id="r",
         owner="ann",
         backend="b",
@@ -104,9 +106,9 @@ async def test_version_before_finds_no_rows_of_renders(database: Database, tmp_p
         cost_usd=Decimal(1),
         complete=True,
     )
-    row = build_usage_row(chat, now(), "2" * 32)
+    row = build_usage_row(chat_entry, now(), "2" * 32)
     await database.write(lambda connection: connection.execute(usage.insert(), row))
-    file = tmp_path / "moyin.db"
-    await asyncio.to_thread(migrate, f"sqlite:///{file}", "0015", down=True)
-    with closing(sqlite3.connect(file)) as connection:
+    path = tmp_path / "moyin.db"
+    await asyncio.to_thread(migrate, f"sqlite:///{path}", "0015", down=True)
+    with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT model FROM usage").fetchall() == [("m",)]

@@ -34,20 +34,20 @@ async def test_the_migrations_create_exactly_the_schema(database: Database) -> N
 
 def test_concurrent_migrations_create_one_schema(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
-    code = f"from moyin.store.sql import migrate; migrate({url!r})"
-    racing_processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    script = f"from moyin.store.sql import migrate; migrate({url!r})"
+    racing_processes = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(3)]
     assert [process.wait(60) for process in racing_processes] == [0, 0, 0]
 
 
 def test_a_failed_migration_changes_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "x.db"
-    with closing(sqlite3.connect(file)) as connection:
+    path = tmp_path / "x.db"
+    with closing(sqlite3.connect(path)) as connection:
         # The migration creates this table last, so it fails after most of its work.
         connection.execute("CREATE TABLE refresh_tokens (id TEXT)")
         connection.commit()
     with pytest.raises(sa.exc.OperationalError, match="refresh_tokens already exists"):
-        migrate(f"sqlite:///{file}")
-    with closing(sqlite3.connect(file)) as connection:
+        migrate(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [
             ("refresh_tokens",)
         ]
@@ -61,20 +61,20 @@ def test_the_newest_revision_is_the_head_of_alembic() -> None:
 
 def test_alembic_is_not_imported_if_the_schema_is_current(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
-    code = (
+    script = (
         "import asyncio, sys; from moyin.store.sql import Database; "
         f"asyncio.run(Database({url!r}).ensure_schema()); print('alembic' in sys.modules)"
     )
-    statements = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    processes = [
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         for _ in range(2)
     ]
-    assert [process.stdout.strip() for process in statements] == ["True", "False"]
+    assert [process.stdout.strip() for process in processes] == ["True", "False"]
 
 
 def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
-    code = (
+    script = (
         "import asyncio, sys\nfrom moyin.store.sql import Database\n"
         "async def hold():\n"
         f"    async with Database({url!r}).advisory_lock('x') as alone:\n"
@@ -83,13 +83,13 @@ def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Pat
     )
 
     async def try_locks(*names: str) -> list[bool]:
-        async with AsyncExitStack() as blocks:
+        async with AsyncExitStack() as exit_stack:
             return [
-                await blocks.enter_async_context(Database(url).advisory_lock(name))
+                await exit_stack.enter_async_context(Database(url).advisory_lock(name))
                 for name in names
             ]
 
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"True\n"
@@ -100,10 +100,10 @@ def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Pat
 
 
 def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> None:
-    file = tmp_path / "x.db"
-    url = f"sqlite:///{file}"
+    path = tmp_path / "x.db"
+    url = f"sqlite:///{path}"
     migrate(url, "0015")
-    server_options: dict[str, Any] = {
+    common_values: dict[str, Any] = {
         "owner": "ann", "spec": "s", "heads": "[]", "results": "[]", "progress": "{}",
         "attempts": 1, "priority": 3, "metadata": "{}", "dispatched": 1,
         "created_at": "2026-01-01 00:00:00.000000", "started_at": "2026-01-01 00:00:01.000000",
@@ -115,20 +115,21 @@ def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> No
         "ended": {"kind": "render", "status": "succeeded", "begun_at": None},
         "pipeline": {"kind": "pipeline", "status": "running", "begun_at": None},
     }
-    with closing(sqlite3.connect(file)) as connection:
+    with closing(sqlite3.connect(path)) as connection:
         for job_id, row in rows.items():
-            values = {**server_options, **row, "id": job_id}
-            marks = ", ".join("?" * len(values))
+            row_values = {**common_values, **row, "id": job_id}
+            placeholders = ", ".join("?" * len(row_values))
             connection.execute(
-                f"INSERT INTO jobs ({', '.join(values)}) VALUES ({marks})", tuple(values.values())
+                f"INSERT INTO jobs ({', '.join(row_values)}) VALUES ({placeholders})",
+                tuple(row_values.values()),
             )
         connection.commit()
     migrate(url, "0016")
-    with closing(sqlite3.connect(file)) as connection:
+    with closing(sqlite3.connect(path)) as connection:
         query = "SELECT id, status, started_at, queued_at FROM jobs ORDER BY id"
         assert connection.execute(query).fetchall() == [
-            ("ended", "succeeded", server_options["started_at"], None),
-            ("pipeline", "running", server_options["started_at"], None),
+            ("ended", "succeeded", common_values["started_at"], None),
+            ("pipeline", "running", common_values["started_at"], None),
             ("rendering", "running", began_at, None),
             ("waiting", "queued", None, None),
         ]

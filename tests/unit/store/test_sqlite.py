@@ -39,15 +39,15 @@ async def read_words(database: Database) -> list[str]:
 async def test_a_failed_transaction_changes_nothing(word_database: Database) -> None:
     await insert_words(word_database, "a")
 
-    def failing(connection: sa.Connection) -> None:
+    def insert_and_fail(connection: sa.Connection) -> None:
         connection.execute(WORDS.insert(), {"word": "b"})
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await word_database.write(failing)
+        await word_database.write(insert_and_fail)
     with pytest.raises(ValueError, match="no"):
         async with word_database.writing() as connection:
-            await connection.run_sync(failing)
+            await connection.run_sync(insert_and_fail)
     assert await read_words(word_database) == ["a"]
 
 
@@ -83,16 +83,16 @@ async def test_more_transactions_than_threads_wait_for_each_other(word_database:
 async def test_a_cancelled_transaction_is_rolled_back_and_releases_the_lock(
     word_database: Database,
 ) -> None:
-    is_inside = asyncio.Event()
+    has_inserted = asyncio.Event()
 
     async def insert_and_hang() -> None:
         async with word_database.writing() as connection:
             await connection.execute(WORDS.insert(), {"word": "lost"})
-            is_inside.set()
+            has_inserted.set()
             await asyncio.Event().wait()
 
     task = asyncio.create_task(insert_and_hang())
-    await is_inside.wait()
+    await has_inserted.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -117,8 +117,10 @@ async def test_a_new_file_can_be_opened_concurrently(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'moyin.db'}"
     databases = [Database(url) for _ in range(8)]
     await asyncio.gather(*(database.ensure_schema() for database in databases))
-    answers = await asyncio.gather(*(database.read(_mode) for database in databases * 3))
-    assert set(answers) == {"wal"}
+    journal_modes = await asyncio.gather(
+        *(database.read(read_journal_mode) for database in databases * 3)
+    )
+    assert set(journal_modes) == {"wal"}
     for database in databases:
         await database.close()
 
@@ -130,11 +132,11 @@ async def test_a_restored_file_is_set_to_wal_mode(tmp_path: Path) -> None:
         connection.execute("PRAGMA journal_mode=DELETE")
     database = Database(url)
     await database.ensure_schema()
-    assert await database.read(_mode) == "wal"
+    assert await database.read(read_journal_mode) == "wal"
     await database.close()
 
 
-def _mode(connection: sa.Connection) -> str:
+def read_journal_mode(connection: sa.Connection) -> str:
     return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
 
 
@@ -149,7 +151,7 @@ def _mode(connection: sa.Connection) -> str:
         -math.inf,
     ],
 )
-def test_the_text_is_equivalent_to_that_of_json_dumps(value: Any) -> None:
+def test_dumped_json_is_equivalent_to_that_of_json_dumps(value: Any) -> None:
     assert json.loads(dump_json(value)) == json.loads(json.dumps(value))
 
 

@@ -12,18 +12,20 @@ from moyin.store.sql import Database, now
 from moyin.store.stored_responses import StoredResponse, StoredResponses
 
 
-def user(text: str) -> dict[str, Any]:
+def make_user_message(text: str) -> dict[str, Any]:
     content = [{"type": "input_text", "text": text}]
     return {"type": "message", "role": "user", "content": content}
 
 
-def answer(number: int, *, owner: str = "ada", previous: int | None = None) -> StoredResponse:
+def make_response(
+    number: int, *, owner: str = "ada", previous_number: int | None = None
+) -> StoredResponse:
     output = [{"type": "reasoning", "id": f"rs_{number}", "encrypted_content": None}]
     return StoredResponse(
         id=f"resp_{number}",
         owner=owner,
-        previous=None if previous is None else f"resp_{previous}",
-        input=[user(f"question {number}")],
+        previous=None if previous_number is None else f"resp_{previous_number}",
+        input=[make_user_message(f"question {number}")],
         response={"id": f"resp_{number}", "output": output},
         proofs={f"rs_{number}": f"proof {number}"},
     )
@@ -34,48 +36,52 @@ def responses(database: Database) -> StoredResponses:
     return StoredResponses(database)
 
 
-async def test_an_answer_is_returned_as_it_was_stored(responses: StoredResponses) -> None:
-    await responses.add(answer(1))
-    assert await responses.get("ada", "resp_1") == answer(1)
+async def test_stored_response_is_returned_unchanged(responses: StoredResponses) -> None:
+    await responses.add(make_response(1))
+    assert await responses.get("ada", "resp_1") == make_response(1)
 
 
-async def test_an_answer_is_stored_once_and_updated(responses: StoredResponses) -> None:
-    await responses.add(answer(1))
-    await responses.add(replace(answer(1), owner="bob", response={"id": "resp_1", "output": []}))
-    assert await responses.get("ada", "resp_1") == answer(1)
+async def test_response_is_stored_once_and_updated(responses: StoredResponses) -> None:
+    await responses.add(make_response(1))
+    await responses.add(
+        replace(make_response(1), owner="bob", response={"id": "resp_1", "output": []})
+    )
+    assert await responses.get("ada", "resp_1") == make_response(1)
     assert await responses.find("bob", "resp_1") is None
-    changed_answer = replace(answer(1), response={"id": "resp_1", "output": [user("x")]})
-    await responses.update(changed_answer)
-    assert await responses.get("ada", "resp_1") == changed_answer
-    await responses.update(replace(answer(1), owner="bob"))
-    assert await responses.get("ada", "resp_1") == changed_answer
+    changed_response = replace(
+        make_response(1), response={"id": "resp_1", "output": [make_user_message("x")]}
+    )
+    await responses.update(changed_response)
+    assert await responses.get("ada", "resp_1") == changed_response
+    await responses.update(replace(make_response(1), owner="bob"))
+    assert await responses.get("ada", "resp_1") == changed_response
     await responses.delete("ada", "resp_1")
-    await responses.update(changed_answer)
+    await responses.update(changed_response)
     assert await responses.find("ada", "resp_1") is None
 
 
 async def test_a_chain_is_listed_oldest_first_with_its_proofs(responses: StoredResponses) -> None:
-    await responses.add(answer(1))
-    await responses.add(answer(2, previous=1))
-    await responses.add(answer(3, previous=2))
-    await responses.add(answer(9, previous=1))
+    await responses.add(make_response(1))
+    await responses.add(make_response(2, previous_number=1))
+    await responses.add(make_response(3, previous_number=2))
+    await responses.add(make_response(9, previous_number=1))
     items = await responses.list_items("ada", "resp_3")
     texts = [item["content"][0]["text"] for item in items if item["type"] == "message"]
     assert texts == ["question 1", "question 2", "question 3"]
     proofs = [item["encrypted_content"] for item in items if item["type"] == "reasoning"]
     assert proofs == ["proof 1", "proof 2", "proof 3"]
-    assert (await responses.get("ada", "resp_3")).response == answer(3).response, (
+    assert (await responses.get("ada", "resp_3")).response == make_response(3).response, (
         "without the proof"
     )
 
 
 async def test_items_are_found_with_their_proofs(responses: StoredResponses) -> None:
     for number in (1, 2):
-        await responses.add(answer(number))
-    await responses.add(answer(3, owner="bob"))
-    response_of_item = {"rs_1": "resp_1", "rs_2": "resp_2", "rs_3": "resp_3", "msg_9": "resp_1"}
-    result = await responses.find_items("ada", response_of_item)
-    assert {name: item["encrypted_content"] for name, item in result.items()} == {
+        await responses.add(make_response(number))
+    await responses.add(make_response(3, owner="bob"))
+    response_ids = {"rs_1": "resp_1", "rs_2": "resp_2", "rs_3": "resp_3", "msg_9": "resp_1"}
+    items = await responses.find_items("ada", response_ids)
+    assert {name: item["encrypted_content"] for name, item in items.items()} == {
         "rs_1": "proof 1",
         "rs_2": "proof 2",
     }
@@ -87,11 +93,11 @@ async def test_stored_requests_do_not_count_for_the_size_limit(
     """Stored requests do not count for the limit; they repeat the conversation and grow fast."""
     monkeypatch.setattr(stored_responses, "_MAX_BYTES", 10_000)
     for number in (1, 2):
-        await responses.add(replace(answer(number), input=[user("x" * 9_000)]))
-    response_of_item = {"rs_1": "resp_1", "rs_2": "resp_2"}
-    assert (await responses.find_items("ada", response_of_item)).keys() == response_of_item.keys()
+        await responses.add(replace(make_response(number), input=[make_user_message("x" * 9_000)]))
+    response_ids = {"rs_1": "resp_1", "rs_2": "resp_2"}
+    assert (await responses.find_items("ada", response_ids)).keys() == response_ids.keys()
     output = [{"type": "message", "id": "msg_3", "content": "x" * 10_000}]
-    await responses.add(replace(answer(3), response={"id": "resp_3", "output": output}))
+    await responses.add(replace(make_response(3), response={"id": "resp_3", "output": output}))
     with pytest.raises(BodyTooLarge, match=r"^input: ") as exc_info:
         await responses.find_items("ada", {"msg_3": "resp_3"})
     assert exc_info.value.field == "input"
@@ -100,46 +106,48 @@ async def test_stored_requests_do_not_count_for_the_size_limit(
     assert exc_info.value.field == "previous_response_id"
 
 
-async def test_a_broken_chain_names_the_missing_answer(responses: StoredResponses) -> None:
-    await responses.add(answer(1))
-    await responses.add(answer(2, previous=1))
-    await responses.add(answer(3, previous=2))
+async def test_error_of_a_broken_chain_names_the_missing_response(
+    responses: StoredResponses,
+) -> None:
+    await responses.add(make_response(1))
+    await responses.add(make_response(2, previous_number=1))
+    await responses.add(make_response(3, previous_number=2))
     await responses.delete("ada", "resp_1")
     with pytest.raises(ResponseNotFound, match="'resp_1'"):
         await responses.list_items("ada", "resp_3")
 
 
-async def test_a_chain_is_bounded(
+async def test_length_of_a_chain_is_bounded(
     responses: StoredResponses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_responses, "_MAX_ANSWERS", 2)
     for number in range(5):
-        await responses.add(answer(number, previous=number - 1 if number else None))
+        await responses.add(make_response(number, previous_number=number - 1 if number else None))
     assert len(await responses.list_items("ada", "resp_2")) == 6
     with pytest.raises(ResponseNotFound, match="'resp_0'"):
         await responses.list_items("ada", "resp_3")
 
 
-async def test_tenants_never_see_each_others_answers(responses: StoredResponses) -> None:
-    await responses.add(answer(1))
-    await responses.add(answer(2, owner="bob", previous=1))
-    for attempt in (responses.get, responses.list_items, responses.delete):
+async def test_tenants_never_see_each_others_responses(responses: StoredResponses) -> None:
+    await responses.add(make_response(1))
+    await responses.add(make_response(2, owner="bob", previous_number=1))
+    for operation in (responses.get, responses.list_items, responses.delete):
         with pytest.raises(ResponseNotFound, match="'resp_1'"):
-            await attempt("bob", "resp_1")
+            await operation("bob", "resp_1")
     with pytest.raises(ResponseNotFound, match="'resp_1'"):
         await responses.list_items("bob", "resp_2")
-    assert await responses.get("ada", "resp_1") == answer(1)
+    assert await responses.get("ada", "resp_1") == make_response(1)
 
 
-async def test_a_deleted_answer_is_gone(responses: StoredResponses) -> None:
-    await responses.add(answer(1))
+async def test_deleted_response_is_not_found(responses: StoredResponses) -> None:
+    await responses.add(make_response(1))
     await responses.delete("ada", "resp_1")
-    for attempt in (responses.get, responses.delete):
+    for operation in (responses.get, responses.delete):
         with pytest.raises(ResponseNotFound):
-            await attempt("ada", "resp_1")
+            await operation("ada", "resp_1")
 
 
-async def test_a_tenants_oldest_answers_beyond_the_bound_are_deleted(
+async def test_a_tenants_oldest_responses_beyond_the_bound_are_deleted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_responses, "_DELETION_INTERVAL", 1)
@@ -147,9 +155,9 @@ async def test_a_tenants_oldest_answers_beyond_the_bound_are_deleted(
     times = (started_at + timedelta(seconds=seconds) for seconds in range(100))
     monkeypatch.setattr(stored_responses, "now", lambda: next(times))
     response_store = StoredResponses(database, max_responses=2)
-    await response_store.add(answer(100, owner="bob"))
+    await response_store.add(make_response(100, owner="bob"))
     for number in range(4):
-        await response_store.add(answer(number))
+        await response_store.add(make_response(number))
     for deleted_number in (0, 1):
         with pytest.raises(ResponseNotFound):
             await response_store.get("ada", f"resp_{deleted_number}")
@@ -157,18 +165,18 @@ async def test_a_tenants_oldest_answers_beyond_the_bound_are_deleted(
     assert await response_store.get("bob", "resp_100"), "another tenant's answer is older and stays"
 
 
-async def test_answers_of_all_tenants_expire(
+async def test_responses_of_all_tenants_expire(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_responses, "_DELETION_INTERVAL", 1)
     response_store = StoredResponses(database)
     long_ago = now() - timedelta(days=31)
     monkeypatch.setattr(stored_responses, "now", lambda: long_ago)
-    await response_store.add(answer(1, owner="bob"))
+    await response_store.add(make_response(1, owner="bob"))
     monkeypatch.setattr(stored_responses, "now", lambda: long_ago + timedelta(days=2))
-    await response_store.add(answer(2))
+    await response_store.add(make_response(2))
     monkeypatch.setattr(stored_responses, "now", now)
-    await response_store.add(answer(3))
+    await response_store.add(make_response(3))
     with pytest.raises(ResponseNotFound):
         await response_store.get("bob", "resp_1")
     assert await response_store.get("ada", "resp_2")

@@ -28,8 +28,8 @@ from moyin.store.text_batches import TextBatchStore
 from moyin.store.usage import UsageEntry
 
 
-def batch(number: int = 1, **changes: Any) -> TextBatch:
-    moment = now() - timedelta(minutes=10 - number)
+def make_batch(number: int = 1, **changes: Any) -> TextBatch:
+    created_at = now() - timedelta(minutes=10 - number)
     return replace(
         TextBatch(
             id=f"batch_{number}",
@@ -37,8 +37,8 @@ def batch(number: int = 1, **changes: Any) -> TextBatch:
             dialect=BatchDialect.OPENAI,
             endpoint="/v1/chat/completions",
             input_file_id="file-1",
-            created_at=moment,
-            expires_at=moment + timedelta(hours=24),
+            created_at=created_at,
+            expires_at=created_at + timedelta(hours=24),
             key_id="key_1",
             scopes=frozenset({"text"}),
             metadata={"run": "7"},
@@ -47,12 +47,12 @@ def batch(number: int = 1, **changes: Any) -> TextBatch:
     )
 
 
-def line(number: int) -> NewLine:
+def make_line(number: int) -> NewLine:
     return NewLine(number=number, custom_id=f"line-{number}", start=number * 10, size=9)
 
 
-def answer(number: int, error: str | None = None) -> FinishedLine:
-    entry = UsageEntry(
+def make_finished_line(number: int, error: str | None = None) -> FinishedLine:
+    usage_entry = UsageEntry(
         request_id=f"batch_1-{number}",
         owner="ada",
         backend="mock",
@@ -63,16 +63,18 @@ def answer(number: int, error: str | None = None) -> FinishedLine:
         cost_usd=Decimal("0.001"),
         complete=error is None,
     )
-    result = LineResult(
+    line_result = LineResult(
         number=number,
         http_status=200 if error is None else 400,
         body=b'{"n": %d}' % number,
         error_code=error,
     )
-    return FinishedLine(batch_id="batch_1", result=result, usage=(entry,) if error is None else ())
+    return FinishedLine(
+        batch_id="batch_1", result=line_result, usage=(usage_entry,) if error is None else ()
+    )
 
 
-def output(name: str) -> StoredFile:
+def make_output_file(name: str) -> StoredFile:
     return StoredFile(
         id=name,
         owner="ada",
@@ -98,16 +100,16 @@ def lines(database: Database) -> BatchLineStore:
 async def start_batch(
     batches: TextBatchStore, lines: BatchLineStore, count: int, **changes: Any
 ) -> None:
-    await batches.create(batch(**changes))
-    await lines.add("batch_1", [line(number) for number in range(1, count + 1)])
-    await lines.add("batch_1", [line(1)])
+    await batches.create(make_batch(**changes))
+    await lines.add("batch_1", [make_line(number) for number in range(1, count + 1)])
+    await lines.add("batch_1", [make_line(1)])
     await batches.begin("batch_1", count)
     await lines.renew_runner("one", 60)
     await lines.renew_runner("two", 60)
 
 
 async def test_a_batch_is_returned_to_its_tenant_only(batches: TextBatchStore) -> None:
-    stored_batch = batch(user="user-1", output_expires_after=3600)
+    stored_batch = make_batch(user="user-1", output_expires_after=3600)
     await batches.create(stored_batch)
     assert await batches.get("ada", "batch_1") == stored_batch
     submitter = stored_batch.submitter
@@ -120,12 +122,12 @@ async def test_a_batch_is_returned_to_its_tenant_only(batches: TextBatchStore) -
 
 async def test_open_batches_are_bounded_per_tenant(batches: TextBatchStore) -> None:
     for number in (1, 2, 3):
-        await batches.create(batch(number))
+        await batches.create(make_batch(number))
     with pytest.raises(TooManyBatches, match="at most 3"):
-        await batches.create(batch(4))
-    await batches.create(batch(5, owner="bob"))
+        await batches.create(make_batch(4))
+    await batches.create(make_batch(5, owner="bob"))
     await batches.fail("batch_1", [BatchError(code="invalid_json", message="x", line=2)])
-    await batches.create(batch(4))
+    await batches.create(make_batch(4))
     failed_batch = await batches.get("ada", "batch_1")
     assert failed_batch.status is BatchStatus.FAILED and failed_batch.ended_at is not None
     assert failed_batch.errors == (BatchError(code="invalid_json", message="x", line=2),)
@@ -134,18 +136,18 @@ async def test_open_batches_are_bounded_per_tenant(batches: TextBatchStore) -> N
 async def test_pages_go_forwards_and_backwards(database: Database) -> None:
     batches = TextBatchStore(database)
     for number in range(1, 6):
-        await batches.create(batch(number))
+        await batches.create(make_batch(number))
 
-    async def ids(**options: Any) -> tuple[list[str], bool]:
+    async def list_numbers(**options: Any) -> tuple[list[str], bool]:
         page, has_more = await batches.list_page("ada", BatchDialect.OPENAI, **options)
-        return [item.id.removeprefix("batch_") for item in page], has_more
+        return [batch.id.removeprefix("batch_") for batch in page], has_more
 
-    assert await ids(limit=2) == (["5", "4"], True)
-    assert await ids(limit=3, after="batch_4") == (["3", "2", "1"], False)
-    assert await ids(limit=2, before="batch_2") == (["4", "3"], True)
+    assert await list_numbers(limit=2) == (["5", "4"], True)
+    assert await list_numbers(limit=3, after="batch_4") == (["3", "2", "1"], False)
+    assert await list_numbers(limit=2, before="batch_2") == (["4", "3"], True)
     assert await batches.list_page("ada", BatchDialect.ANTHROPIC) == ([], False)
     with pytest.raises(BatchNotFound):
-        await ids(after="batch_9")
+        await list_numbers(after="batch_9")
 
 
 async def test_a_claimed_line_is_run_by_no_other_runner(
@@ -170,27 +172,34 @@ async def test_a_line_has_one_result_and_is_charged_once(
     database: Database, batches: TextBatchStore, lines: BatchLineStore
 ) -> None:
     await start_batch(batches, lines, 3)
-    assert await lines.finish([answer(1), answer(2, "model_not_found")]) == []
-    assert await lines.finish([answer(1), answer(3)]) == [answer(1)]
+    assert (
+        await lines.finish([make_finished_line(1), make_finished_line(2, "model_not_found")]) == []
+    )
+    assert await lines.finish([make_finished_line(1), make_finished_line(3)]) == [
+        make_finished_line(1)
+    ]
     stored_batch = await batches.get("ada", "batch_1")
     assert (stored_batch.total, stored_batch.completed, stored_batch.failed) == (3, 2, 1)
     rows = await database.fetch_values(sa.select(usage.c.request_id).order_by(usage.c.request_id))
     assert rows == ["batch_1-1", "batch_1-3"]
-    results = [item.result for item in await lines.list_page("batch_1", 0, 10)]
+    results = [batch_line.result for batch_line in await lines.list_page("batch_1", 0, 10)]
     assert [r and r.error_code for r in results] == [None, "model_not_found", None]
     assert [x.number for x in await lines.list_page("batch_1", 1, 1)] == [2]
 
 
-async def test_an_answer_that_comes_too_late_is_charged_as_incomplete(
+async def test_answer_of_a_second_run_is_charged_as_incomplete(
     database: Database, batches: TextBatchStore, lines: BatchLineStore
 ) -> None:
     await start_batch(batches, lines, 1)
-    first_result, second_result = replace(answer(1), run="first"), replace(answer(1), run="second")
-    assert await lines.finish([first_result]) == []
+    first_run, second_run = (
+        replace(make_finished_line(1), run="first"),
+        replace(make_finished_line(1), run="second"),
+    )
+    assert await lines.finish([first_run]) == []
     # The answer to the first commit may be lost, which is no other run.
-    assert await lines.finish([first_result]) == [first_result]
+    assert await lines.finish([first_run]) == [first_run]
     for _ in range(2):
-        assert await lines.finish([second_result]) == [second_result]
+        assert await lines.finish([second_run]) == [second_run]
     query = sa.select(usage.c.complete).order_by(usage.c.complete)
     assert await database.fetch_values(query) == [False, True]
 
@@ -200,27 +209,37 @@ async def test_pages_of_large_results_are_short(
 ) -> None:
     monkeypatch.setattr(batch_lines, "_PAGE_BYTES", 20)
     await start_batch(batches, lines, 6)
-    large_result = answer(3)
-    large_result = replace(large_result, result=replace(large_result.result, body=b"x" * 50))
-    await lines.finish([answer(1), answer(2), large_result, answer(4), answer(5)])
-    pages, last_number = [], 0
+    large_line = make_finished_line(3)
+    large_line = replace(large_line, result=replace(large_line.result, body=b"x" * 50))
+    await lines.finish(
+        [
+            make_finished_line(1),
+            make_finished_line(2),
+            large_line,
+            make_finished_line(4),
+            make_finished_line(5),
+        ]
+    )
+    line_numbers_by_page, last_number = [], 0
     while page := await lines.list_page("batch_1", last_number, 2):
-        pages.append([item.number for item in page])
-        last_number = pages[-1][-1]
-    assert pages == [[1, 2], [3], [4, 5], [6]]
+        line_numbers_by_page.append([batch_line.number for batch_line in page])
+        last_number = line_numbers_by_page[-1][-1]
+    assert line_numbers_by_page == [[1, 2], [3], [4, 5], [6]]
 
 
-async def test_the_results_are_files_and_the_lines_are_deleted(
+async def test_batch_results_become_files_and_lines_are_deleted(
     database: Database, batches: TextBatchStore, lines: BatchLineStore
 ) -> None:
     await start_batch(batches, lines, 2)
-    await lines.finish([answer(1)])
+    await lines.finish([make_finished_line(1)])
     assert not await batches.seal("batch_1")
-    await lines.finish([answer(2)])
+    await lines.finish([make_finished_line(2)])
     assert await batches.seal("batch_1")
     assert (await batches.get("ada", "batch_1")).status is BatchStatus.FINALIZING
     for _ in range(2):
-        ended_batch = await batches.finish("batch_1", output=output("file-o"), errors=None)
+        ended_batch = await batches.finish(
+            "batch_1", output=make_output_file("file-o"), errors=None
+        )
         assert (
             ended_batch.status is BatchStatus.COMPLETED and ended_batch.output_file_id == "file-o"
         )
@@ -237,11 +256,13 @@ async def test_a_cancelled_batch_waits_for_its_running_lines(
     assert (await batches.cancel("ada", "batch_1")).status is BatchStatus.CANCELLING
     assert await lines.claim("batch_1", "two", 1) == []
     assert not await batches.seal("batch_1")
-    await lines.finish([answer(1)])
+    await lines.finish([make_finished_line(1)])
     assert await batches.seal("batch_1")
     # A line whose runner was thought dead comes too late.
-    assert await lines.finish([answer(2)]) == [answer(2)]
-    ended_batch = await batches.finish("batch_1", output=output("file-o"), errors=output("file-e"))
+    assert await lines.finish([make_finished_line(2)]) == [make_finished_line(2)]
+    ended_batch = await batches.finish(
+        "batch_1", output=make_output_file("file-o"), errors=make_output_file("file-e")
+    )
     assert (ended_batch.status, ended_batch.completed) == (BatchStatus.CANCELLED, 1)
     assert ended_batch.error_file_id == "file-e"
 
@@ -252,7 +273,7 @@ async def test_an_expired_batch_begins_no_line(
     await start_batch(batches, lines, 2, expires_at=now() - timedelta(seconds=1))
     assert await lines.claim("batch_1", "one", 1) == []
     assert await batches.seal("batch_1")
-    ended_batch = await batches.finish("batch_1", output=None, errors=output("file-e"))
+    ended_batch = await batches.finish("batch_1", output=None, errors=make_output_file("file-e"))
     assert ended_batch.status is BatchStatus.EXPIRED
     with pytest.raises(BatchFinished, match="expired"):
         await batches.cancel("ada", "batch_1")
@@ -261,7 +282,7 @@ async def test_an_expired_batch_begins_no_line(
 
 
 async def test_only_ended_batches_are_deleted(batches: TextBatchStore) -> None:
-    await batches.create(batch())
+    await batches.create(make_batch())
     with pytest.raises(BatchNotFinished):
         await batches.delete("ada", "batch_1")
     await batches.fail("batch_1", [])
@@ -270,8 +291,8 @@ async def test_only_ended_batches_are_deleted(batches: TextBatchStore) -> None:
 
 
 async def test_the_sweeper_finds_batches_without_a_workflow(batches: TextBatchStore) -> None:
-    await batches.create(batch(1))
-    await batches.create(batch(2, owner="bob"))
+    await batches.create(make_batch(1))
+    await batches.create(make_batch(2, owner="bob"))
     assert await batches.list_undispatched() == [("batch_1", "ada"), ("batch_2", "bob")]
     await batches.mark_dispatched("batch_1")
     await batches.fail("batch_2", [])
@@ -284,16 +305,16 @@ async def test_a_batch_is_locked_while_its_lines_are_claimed_or_written(
     await start_batch(batches, lines, 1)
     statements: list[str] = []
 
-    def note(self: sa.Connection, statement: Any, *args: Any, **options: Any) -> Any:
+    def record_statement(self: sa.Connection, statement: Any, *args: Any, **options: Any) -> Any:
         if isinstance(statement, sa.Select):
             compiled_statement = statement.compile(dialect=postgresql.dialect())
             statements.append(str(compiled_statement))
-        return execute(self, statement, *args, **options)
+        return original_execute(self, statement, *args, **options)
 
-    execute = sa.Connection.execute
-    monkeypatch.setattr(sa.Connection, "execute", note)
+    original_execute = sa.Connection.execute
+    monkeypatch.setattr(sa.Connection, "execute", record_statement)
     await lines.claim("batch_1", "one", 1)
     assert statements[0].endswith("FOR SHARE")
     statements.clear()
-    await lines.finish([answer(1)])
+    await lines.finish([make_finished_line(1)])
     assert statements[0].endswith("FOR UPDATE")

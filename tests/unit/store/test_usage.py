@@ -144,11 +144,11 @@ async def test_an_invalid_entry_does_not_block_others(
 ) -> None:
     ledger = UsageLedger(refusing_database)
     await ledger.start()
-    names = [f"r{number}" for number in range(5)]
-    for number, name in enumerate(names):
+    request_ids = [f"r{number}" for number in range(5)]
+    for number, request_id in enumerate(request_ids):
         # SQLite cannot store this number; Python raises an error that SQLAlchemy does not wrap.
-        size = 2**70 if number == 2 else 1
-        ledger.record(replace(ENTRY, request_id=name, input_tokens=size))
+        input_tokens = 2**70 if number == 2 else 1
+        ledger.record(replace(ENTRY, request_id=request_id, input_tokens=input_tokens))
     ledger.record(replace(ENTRY, request_id="r5", cost_usd=Decimal("NaN")))
     ledger.record(replace(ENTRY, request_id="r6"))
     async with asyncio.timeout(10):
@@ -185,18 +185,18 @@ async def test_an_unexpected_error_is_retried(refusing_database: RefusingDatabas
 
 async def test_entries_during_a_commit_wait_for_the_next_one(database: Database) -> None:
     """New entries wait for the next commit; one commit per request would be too slow under load."""
-    ledger, commits = UsageLedger(database), 0
+    ledger, commit_count = UsageLedger(database), 0
     original_writing = database.writing
 
-    def busy() -> AbstractAsyncContextManager[Transaction]:
-        nonlocal commits
-        commits += 1
-        assert commits < 3, "it goes on as long as requests come"
-        ledger.record(replace(ENTRY, request_id=f"r{commits + 1}"))
+    def record_during_commit() -> AbstractAsyncContextManager[Transaction]:
+        nonlocal commit_count
+        commit_count += 1
+        assert commit_count < 3, "commits continue as long as entries arrive"
+        ledger.record(replace(ENTRY, request_id=f"r{commit_count + 1}"))
         return original_writing()
 
-    database.writing = busy  # type: ignore[method-assign]
+    database.writing = record_during_commit  # type: ignore[method-assign]
     ledger.record(ENTRY)
     assert await ledger._write_waiting()
-    assert commits == 1
+    assert commit_count == 1
     assert len(ledger._waiting) == 1

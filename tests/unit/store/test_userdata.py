@@ -23,7 +23,7 @@ def files(database: Database) -> UserdataStore:
     return UserdataStore(database, max_file=100, max_bytes=250, max_files=3)
 
 
-async def paths(files: UserdataStore, scope: UserdataScope = ANN) -> list[str]:
+async def list_paths(files: UserdataStore, scope: UserdataScope = ANN) -> list[str]:
     return [file.path for file in await files.list(scope)]
 
 
@@ -43,21 +43,21 @@ async def test_a_written_file_can_be_read(files: UserdataStore) -> None:
     await files.write(ANN, "empty", b"")
     assert await files.read(ANN, "empty") == b""
     await files.delete(ANN, "a.json")
-    for attempt in (files.read(ANN, "a.json"), files.delete(ANN, "a.json")):
+    for operation in (files.read(ANN, "a.json"), files.delete(ANN, "a.json")):
         with pytest.raises(UserFileNotFound):
-            await attempt
+            await operation
 
 
 async def test_files_of_other_scopes_cannot_be_read_or_changed(files: UserdataStore) -> None:
     await files.write(ANN, "a.json", b"hers")
     for scope in OTHERS:
-        assert await paths(files, scope) == []
-        for attempt in (
+        assert await list_paths(files, scope) == []
+        for operation in (
             files.read(scope, "a.json"), files.delete(scope, "a.json"),
             files.move(scope, "a.json", "b.json"),
         ):  # fmt: skip
             with pytest.raises(UserFileNotFound):
-                await attempt
+                await operation
         await files.write(scope, "a.json", b"theirs", overwrite=False)
         await files.update(scope, "a.json", lambda before: (before or b"") + b"!")
         assert await files.read(scope, "a.json") == b"theirs!"
@@ -73,7 +73,11 @@ async def test_a_file_is_overwritten_only_if_allowed(files: UserdataStore) -> No
         await files.move(ANN, "a", "b", overwrite=False)
     assert await files.read(ANN, "b") == b"2"
     moved_file = await files.move(ANN, "a", "b")
-    assert (moved_file.path, await files.read(ANN, "b"), await paths(files)) == ("b", b"1", ["b"])
+    assert (moved_file.path, await files.read(ANN, "b"), await list_paths(files)) == (
+        "b",
+        b"1",
+        ["b"],
+    )
     assert (await files.move(ANN, "b", "b")).path == "b"
     with pytest.raises(UserFileNotFound):
         await files.move(ANN, "a", "c")
@@ -98,16 +102,16 @@ async def test_a_scope_has_a_maximum_size(files: UserdataStore) -> None:
 async def test_concurrent_updates_are_all_kept(database: Database) -> None:
     files = UserdataStore(database)
 
-    async def change(number: int) -> None:
-        def add_number(before: bytes | None) -> bytes:
-            return json.dumps({**json.loads(before or b"{}"), str(number): number}).encode()
+    async def store_number(number: int) -> None:
+        def add_number(content: bytes | None) -> bytes:
+            return json.dumps({**json.loads(content or b"{}"), str(number): number}).encode()
 
         await files.update(ANN, "settings", add_number)
 
-    await asyncio.gather(*map(change, range(20)))
+    await asyncio.gather(*map(store_number, range(20)))
     assert len(json.loads(await files.read(ANN, "settings"))) == 20
     outcomes = await asyncio.gather(
         *(files.write(ANN, "new", b"%d" % n, overwrite=False) for n in range(5)),
         return_exceptions=True,
     )
-    assert sum(isinstance(item, FileExists) for item in outcomes) == 4
+    assert sum(isinstance(outcome, FileExists) for outcome in outcomes) == 4

@@ -1,4 +1,4 @@
-"""Tests the reading of graphics cards from nvidia-smi's output."""
+"""Tests that GPUs are read from nvidia-smi's output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ No devices were found
 """
 
 
-def test_only_the_wanted_cards_are_returned() -> None:
+def test_only_selected_gpus_are_parsed() -> None:
     assert parse_gpus(OUTPUT, "GPU-aa") == (
         GpuReading(
             index=0,
@@ -31,7 +31,7 @@ def test_only_the_wanted_cards_are_returned() -> None:
     assert parse_gpus(OUTPUT, "7") == ()
 
 
-async def test_cards_are_read_by_the_driver_program(
+async def test_gpus_are_read_with_nvidia_smi(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -39,11 +39,11 @@ async def test_cards_are_read_by_the_driver_program(
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\necho '{OUTPUT.splitlines()[0]}'\n")
     program.chmod(0o700)
-    assert [card.index for card in await read_gpus("0")] == [0]
+    assert [gpu.index for gpu in await read_gpus("0")] == [0]
     assert await read_gpus(None) == ()
 
 
-def test_devices_are_numbers() -> None:
+def test_only_numeric_devices_are_parsed() -> None:
     assert parse_devices("0,2") == (0, 2)
     assert parse_devices("GPU-aa") == ()
     assert parse_devices(None) == ()

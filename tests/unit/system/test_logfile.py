@@ -19,9 +19,9 @@ def test_log_takes_at_most_twice_its_limit(tmp_path: Path) -> None:
 
 
 def test_reopened_log_is_appended_to(tmp_path: Path) -> None:
-    for text in (b"one\n", b"two\n"):
+    for line in (b"one\n", b"two\n"):
         log = LogFile(tmp_path / "x.log")
-        log.write(text)
+        log.write(line)
         log.close()
     assert read_last_lines(tmp_path / "x.log", 10) == ["one", "two"]
 

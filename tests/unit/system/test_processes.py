@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -35,7 +33,7 @@ STUBBORN = (
 )
 
 
-def _environ(folder: Path, service: str = "one") -> dict[str, str]:
+def _make_environ(folder: Path, service: str = "one") -> dict[str, str]:
     return {**os.environ, STACK_VARIABLE: str(folder), SERVICE_VARIABLE: service}
 
 
@@ -90,17 +88,17 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("service", [None, "one"])
-def test_end_all_ends_only_its_own_stack(tmp_path: Path, service: str | None) -> None:
-    own_process = subprocess.Popen(SLEEP, env=_environ(tmp_path / "own"))
-    other_process = subprocess.Popen(SLEEP, env=_environ(tmp_path / "other"))
-    second_process = subprocess.Popen(SLEEP, env=_environ(tmp_path / "own", "two"))
+def test_end_processes_ends_only_its_own_stack(tmp_path: Path, service: str | None) -> None:
+    own_process = subprocess.Popen(SLEEP, env=_make_environ(tmp_path / "own"))
+    other_process = subprocess.Popen(SLEEP, env=_make_environ(tmp_path / "other"))
+    second_process = subprocess.Popen(SLEEP, env=_make_environ(tmp_path / "own", "two"))
     try:
-        _wait_for(tmp_path / "own", 2)
-        ended_processes = end_processes(str(tmp_path / "own"), service)
+        _wait_for_processes(tmp_path / "own", 2)
+        ended_count = end_processes(str(tmp_path / "own"), service)
         # psutil has taken the exit status; only the end counts.
         assert own_process.poll() is not None
         assert other_process.poll() is None
-        assert ended_processes == (2 if service is None else 1)
+        assert ended_count == (2 if service is None else 1)
         assert (second_process.poll() is None) == (service is not None)
     finally:
         for process in (own_process, other_process, second_process):
@@ -108,19 +106,19 @@ def test_end_all_ends_only_its_own_stack(tmp_path: Path, service: str | None) ->
             process.wait()
 
 
-def test_end_all_kills_processes_that_ignore_sigterm(tmp_path: Path) -> None:
-    with subprocess.Popen(STUBBORN, env=_environ(tmp_path), stdout=subprocess.PIPE) as child:
+def test_end_processes_kills_those_that_ignore_sigterm(tmp_path: Path) -> None:
+    with subprocess.Popen(STUBBORN, env=_make_environ(tmp_path), stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
         assert end_processes(str(tmp_path), patience=0.2) == 1
         assert child.poll() is not None
 
 
-def test_end_all_spares_the_calling_process(tmp_path: Path) -> None:
+def test_end_processes_spares_the_calling_process(tmp_path: Path) -> None:
     script = f"from moyin.system.processes import end_processes\nprint(end_processes({str(tmp_path)!r}, patience=0.2))\n"
     process = subprocess.run(
         [sys.executable, "-c", script],
-        env=_environ(tmp_path),
+        env=_make_environ(tmp_path),
         capture_output=True,
         text=True,
         check=True,
@@ -144,7 +142,7 @@ def test_ended_child_is_missing_before_it_is_waited_for() -> None:
     assert find_missing_children(child.pid, (name,)) == []
 
 
-def _wait_for(folder: Path, count: int) -> None:
+def _wait_for_processes(folder: Path, count: int) -> None:
     """Wait until ``count`` processes show their own environment, which they do only after exec."""
     deadline = time.monotonic() + 5
     while len(list(find_processes(str(folder)))) < count:
@@ -152,20 +150,12 @@ def _wait_for(folder: Path, count: int) -> None:
         time.sleep(0.01)
 
 
-async def _until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if check():
-                return
-            await asyncio.sleep(0.01)
-
-
-def test_pauses_double_up_to_the_longest() -> None:
+def test_backoff_delays_double_up_to_the_longest() -> None:
     backoff = Backoff(first=1, longest=5, stable=60)
     assert [backoff.compute_delay(0.1) for _ in range(5)] == [1, 2, 4, 5, 5]
 
 
-def test_stable_run_resets_the_pause() -> None:
+def test_stable_run_resets_the_backoff_delay() -> None:
     backoff = Backoff(first=1, longest=5, stable=60)
     for _ in range(4):
         backoff.compute_delay(0.1)
@@ -173,18 +163,18 @@ def test_stable_run_resets_the_pause() -> None:
     assert backoff.compute_delay(1) == 2
 
 
-def test_many_failures_do_not_overflow() -> None:
+def test_backoff_does_not_overflow_after_many_failures() -> None:
     backoff = Backoff(first=1, longest=5)
     assert [backoff.compute_delay(0) for _ in range(5_000)][-1] == 5
 
 
 def test_startup_objects_are_not_collected_and_others_less_often() -> None:
-    threshold = gc.get_threshold()
+    thresholds = gc.get_threshold()
     try:
         freeze_startup_objects()
         assert gc.get_freeze_count() > 1_000
-        assert gc.get_threshold()[0] > threshold[0]
-        assert gc.get_threshold()[1:] == threshold[1:]
+        assert gc.get_threshold()[0] > thresholds[0]
+        assert gc.get_threshold()[1:] == thresholds[1:]
     finally:
-        gc.set_threshold(*threshold)
+        gc.set_threshold(*thresholds)
         gc.unfreeze()

@@ -51,9 +51,9 @@ async def test_a_pictures_type_is_detected_by_its_content(
     host: str, pictures: PictureFetcher
 ) -> None:
     urls = [f"{host}a.png", f"{host}there", f"{host}a.png"]
-    result = await pictures.fetch(urls)
-    assert set(result) == set(urls)
-    image = result[f"{host}there"]
+    images = await pictures.fetch(urls)
+    assert set(images) == set(urls)
+    image = images[f"{host}there"]
     assert (image.media_type, image.url) == ("image/png", None)
     assert base64.b64decode(image.data or "") == PNG
 
@@ -87,13 +87,15 @@ async def test_urls_without_a_usable_picture_are_rejected(
         "http://①⑥⑨.②⑤④.①⑥⑨.②⑤④/latest/meta-data",
     ],
 )
-async def test_private_networks_stay_private(pictures: PictureFetcher, url: str) -> None:
+async def test_pictures_in_private_networks_are_refused(pictures: PictureFetcher, url: str) -> None:
     with pytest.raises((AddressNotAllowed, InvalidRequest)) as exc_info:
         await pictures.fetch([url])
     assert exc_info.value.field == "messages"
 
 
-async def test_a_redirect_does_not_lead_inside(host: str, pictures: PictureFetcher) -> None:
+async def test_redirect_to_a_private_network_is_refused(
+    host: str, pictures: PictureFetcher
+) -> None:
     with pytest.raises(AddressNotAllowed):
         await pictures.fetch([f"{host}inside"])
 
@@ -109,7 +111,7 @@ async def test_loopback_is_private_however_it_is_spelled(host: str, spelled_host
 
 
 @pytest.mark.parametrize("url", ["http://a..b/a.png", f"http://{'a' * 64}.example/a.png"])
-async def test_a_name_that_no_host_can_have_is_the_clients_mistake(
+async def test_impossible_host_name_is_an_invalid_request(
     host: str, pictures: PictureFetcher, url: str
 ) -> None:
     for picture_url in (url, f"{host}nobody"):
@@ -134,6 +136,6 @@ async def test_only_absolute_urls_are_followed(pictures: PictureFetcher, url: st
         await pictures.fetch([url])
 
 
-async def test_a_request_names_only_so_many(pictures: PictureFetcher) -> None:
+async def test_number_of_pictures_per_request_is_limited(pictures: PictureFetcher) -> None:
     with pytest.raises(UnsupportedFeature, match="20"):
         await pictures.fetch(f"http://e.org/{number}" for number in range(21))

@@ -8,7 +8,7 @@ import { strings } from "#/components/access/strings";
 import { ErrorAlert } from "#/components/error-alert";
 import { useStrings } from "#/language";
 
-const SCOPES = ["text", "jobs:read", "jobs:write", "player", "org:read", "keys", "org:admin", "operator", "*"];
+const SCOPES = ["text", "jobs:read", "jobs:write", "player", "org:read", "keys", "org:admin", "metrics", "operator", "*"];
 
 interface DialogProps {
   opened: boolean;

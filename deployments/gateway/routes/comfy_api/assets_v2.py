@@ -55,7 +55,7 @@ def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) 
                 owner, artifact, expected=upload.fields.get("expected_hash")
             )
         response.status_code = 201 if is_new else 200
-        return new_presenter(request, retention).to_asset_body(stored, new=is_new)
+        return new_presenter(request, retention).to_asset_body(stored, is_new=is_new)
 
     @router.post("/from-hash", status_code=201, name="from_hash")
     async def create_from_hash(request: Request, body: wire.FromHash) -> wire.AssetBody:
@@ -63,7 +63,7 @@ def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) 
         stored = await assets.copy(
             context(request.scope).owner, parse_hash(body.hash), body.file_path
         )
-        return new_presenter(request, retention).to_asset_body(stored, new=False)
+        return new_presenter(request, retention).to_asset_body(stored, is_new=False)
 
     @router.head("/by-hash/{digest}", include_in_schema=False)
     async def exists_by_hash(request: Request, digest: str) -> Response:

@@ -48,7 +48,7 @@ def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
         """Accept a render job. `/jobs/{id}` and ComfyUI's own routes show the same job."""
         spec = parse_job(await request.body())
         job = await renders.submit(
-            context(request.scope).caller, spec, key=validate_idempotency_key(key)
+            context(request.scope).caller, spec, idempotency_key=validate_idempotency_key(key)
         )
         return new_presenter(request, retention).to_job_body(job, [])
 

@@ -155,7 +155,7 @@ def _node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
         caller = context(request.scope)
         nodes = await admission.list_nodes(caller.caller, pool)
         headers = {}
-        if page.is_given:
+        if page.is_partial:
             nodes, count = await asyncio.to_thread(select_nodes, nodes, page)
             headers[_COUNT_HEADER] = str(count)
         if summary:
@@ -260,8 +260,8 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
         """List the model files that any pool has in a folder."""
         pools = await select_pools(request, pool)
         path = f"/models/{quote(folder, safe='')}"
-        names: Sequence[str] = await node_info.fetch_merged(path, merge_lists, pools)
-        if page.is_given:
+        names: Sequence[str] = await node_info.fetch_merged_responses(path, merge_lists, pools)
+        if page.is_partial:
             names, count = await asyncio.to_thread(select_names, names, page)
             response.headers[_COUNT_HEADER] = str(count)
         return names
@@ -282,7 +282,7 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
     async def list_model_files_v2(folder: str) -> list[dict[str, Any]]:
         """List the model files in a folder, with their sizes and the times of last change."""
         path = f"/experiment/models/{quote(folder, safe='')}"
-        return await node_info.fetch_merged(path, merge_lists)
+        return await node_info.fetch_merged_responses(path, merge_lists)
 
     @router.get(
         "/experiment/models/preview/{folder}/{index}/{file:path}",
@@ -300,7 +300,7 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
     async def get_model_metadata(folder: str, filename: _Name) -> dict[str, Any]:
         """Return the metadata in the header of a safetensors file."""
         path = f"/view_metadata/{quote(folder, safe='')}?{urlencode({'filename': filename})}"
-        return await node_info.fetch_merged(path, merge_objects)
+        return await node_info.fetch_merged_responses(path, merge_objects)
 
     return router
 
@@ -320,7 +320,7 @@ async def _fetch_merged(
         pools: the names of the pools; None means all.
     """
     try:
-        return await node_info.fetch_merged(path, merge, pools)
+        return await node_info.fetch_merged_responses(path, merge, pools)
     except (ServiceUnavailable, NotFound):
         return default
 

@@ -27,7 +27,7 @@ def parse_request(body: Mapping[str, Any]) -> WireRequest:
     messages, options = body["messages"], body.get("options") or {}
     return WireRequest(
         system=" ".join(m["content"] for m in messages if m["role"] == "system"),
-        turns=sum(m["role"] in ("user", "assistant") for m in messages),
+        turn_count=sum(m["role"] in ("user", "assistant") for m in messages),
         text=" ".join(m["content"] for m in messages),
         tools=tuple(
             tool["function"]["name"]
@@ -36,7 +36,7 @@ def parse_request(body: Mapping[str, Any]) -> WireRequest:
         ),
         forces_tool=False,
         allows_single_tool_call=False,
-        results=tuple(m["content"] for m in messages if m["role"] == "tool"),
+        tool_results=tuple(m["content"] for m in messages if m["role"] == "tool"),
         images=tuple(base64.b64decode(i) for m in messages for i in m.get("images") or ()),
         has_schema=body.get("format") == SCHEMA,
         wants_json=body.get("format") == "json",
@@ -46,40 +46,53 @@ def parse_request(body: Mapping[str, Any]) -> WireRequest:
     )
 
 
-def _new_message(
-    answer: WireAnswer, text: str, thinking: str = "", *, calls: bool = False, chat: bool = True
+def _build_message(
+    answer: WireAnswer,
+    text: str,
+    thinking: str = "",
+    *,
+    with_calls: bool = False,
+    is_chat: bool = True,
 ) -> dict[str, Any]:
     common_members = {"model": "up", "created_at": "2026-01-01T00:00:00Z"}
-    if not chat:
+    if not is_chat:
         return {**common_members, "response": text, "thinking": thinking}
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if thinking:
         message["thinking"] = thinking
-    if calls and answer.calls:
+    if with_calls and answer.calls:
         message["tool_calls"] = [
             {"function": {"name": name, "arguments": arguments}} for name, arguments in answer.calls
         ]
     return {**common_members, "message": message}
 
 
-def _end_members(answer: WireAnswer) -> dict[str, Any]:
-    counts = {"prompt_eval_count": PROMPT, "eval_count": answer.tokens}
+def _build_end_members(answer: WireAnswer) -> dict[str, Any]:
+    counts = {"prompt_eval_count": PROMPT, "eval_count": answer.token_count}
     return {"done": True, "done_reason": "stop", **counts}
 
 
-def whole_answer(answer: WireAnswer, *, chat: bool = True) -> dict[str, Any]:
-    return _new_message(answer, answer.text, answer.thinking, calls=True, chat=chat) | _end_members(
-        answer
+def build_answer(answer: WireAnswer, *, is_chat: bool = True) -> dict[str, Any]:
+    return _build_message(
+        answer, answer.text, answer.thinking, with_calls=True, is_chat=is_chat
+    ) | _build_end_members(answer)
+
+
+def stream_answer(answer: WireAnswer, *, is_chat: bool = True) -> Iterator[bytes]:
+    chunks = (
+        [_build_message(answer, "", answer.thinking, is_chat=is_chat)] if answer.thinking else []
     )
-
-
-def stream_answer(answer: WireAnswer, *, chat: bool = True) -> Iterator[bytes]:
-    pieces = [_new_message(answer, "", answer.thinking, chat=chat)] if answer.thinking else []
-    pieces += [
-        _new_message(answer, word, chat=chat) for word in (answer.words if answer.text else ())
+    chunks += [
+        _build_message(answer, word, is_chat=is_chat)
+        for word in (answer.words if answer.text else ())
     ]
     if answer.calls:
-        pieces.append(_new_message(answer, "", calls=True))
-    for piece in pieces:
-        yield json.dumps({**piece, "done": False}).encode() + b"\n"
-    yield json.dumps(_new_message(answer, "", chat=chat) | _end_members(answer)).encode() + b"\n"
+        chunks.append(_build_message(answer, "", with_calls=True))
+    for chunk in chunks:
+        yield json.dumps({**chunk, "done": False}).encode() + b"\n"
+    yield (
+        json.dumps(
+            _build_message(answer, "", is_chat=is_chat) | _build_end_members(answer)
+        ).encode()
+        + b"\n"
+    )

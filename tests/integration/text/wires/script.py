@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-# Of keywords that every server takes: Claude refuses bounds.
+# It uses only keywords that every provider accepts: Claude refuses bounds such as `minimum`.
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "pattern": "^[A-Z][a-z]+$"}},
@@ -20,7 +20,7 @@ PICTURE = base64.b64decode(
 )
 SEEN = hashlib.sha256(PICTURE).hexdigest()[:8]
 THOUGHT = "Let me think. "
-# Tokens of every prompt, and how many of them every cache knows.
+# The token count of every prompt, and how many of these tokens are reported as cached.
 PROMPT, CACHED = 100, 60
 
 
@@ -29,12 +29,12 @@ class WireRequest:
     """A request, independent of the API format."""
 
     system: str
-    turns: int
+    turn_count: int
     text: str
     tools: tuple[str, ...]
     forces_tool: bool
     allows_single_tool_call: bool
-    results: tuple[str, ...]
+    tool_results: tuple[str, ...]
     images: tuple[bytes, ...]
     has_schema: bool
     wants_json: bool
@@ -45,6 +45,13 @@ class WireRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class WireAnswer:
+    """The mock model's answer, independent of the API format.
+
+    Attributes:
+        calls: name and arguments of each tool call.
+        stopped_by: the stop string at which the text was cut off; None if none occurred.
+    """
+
     text: str
     calls: tuple[tuple[str, dict[str, Any]], ...]
     thinking: str
@@ -56,14 +63,14 @@ class WireAnswer:
         return [*(f"{word} " for word in words), last_word]
 
     @property
-    def tokens(self) -> int:
+    def token_count(self) -> int:
         return len(self.text.split()) + len(self.calls) + len(self.thinking.split())
 
 
 def choose_answer(request: WireRequest) -> WireAnswer:
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()
-    if request.results:
-        text = " and ".join(request.results)
+    if request.tool_results:
+        text = " and ".join(request.tool_results)
     elif request.tools and (request.forces_tool or "weather" in request.text):
         is_multiple = "both" in request.text and not request.allows_single_tool_call
         cities = ("Paris", "Rome") if is_multiple else ("Paris",)
@@ -77,7 +84,7 @@ def choose_answer(request: WireRequest) -> WireAnswer:
     elif request.seed is not None:
         text = f"seed {request.seed}"
     else:
-        text = f"{request.system} After {request.turns} turns STOP: hello"
+        text = f"{request.system} After {request.turn_count} turns STOP: hello"
     stop_text = next((stop for stop in request.stop if stop in text), None)
     if stop_text is not None:
         text = text.partition(stop_text)[0]

@@ -37,13 +37,13 @@ class WireServer:
         app.router.add_get("/api/version", self._answer_empty_list)
         app.router.add_get("/api/ps", self._answer_resident_models)
         app.router.add_get("/picture.png", self._answer_picture)
-        app.router.add_post("/v1/chat/completions", self._openai)
-        app.router.add_post("/v1/messages", self._anthropic)
-        app.router.add_post("/v1/messages/count_tokens", self._count)
-        app.router.add_post("/api/chat", self._ollama)
-        app.router.add_post("/api/generate", self._ollama)
-        app.router.add_post("/v1/embeddings", self._embeddings)
-        app.router.add_post("/api/embed", self._embed)
+        app.router.add_post("/v1/chat/completions", self._answer_openai)
+        app.router.add_post("/v1/messages", self._answer_anthropic)
+        app.router.add_post("/v1/messages/count_tokens", self._count_tokens)
+        app.router.add_post("/api/chat", self._answer_ollama)
+        app.router.add_post("/api/generate", self._answer_ollama)
+        app.router.add_post("/v1/embeddings", self._answer_openai_embeddings)
+        app.router.add_post("/api/embed", self._answer_ollama_embeddings)
         self._add_routes(app)
         runner = web.AppRunner(app, shutdown_timeout=1)
         await runner.setup()
@@ -72,44 +72,50 @@ class WireServer:
         body: dict[str, Any] = await request.json()
         self.requests.append((request.path, body))
         if known_members is not None and (unknown_members := body.keys() - known_members):
-            text = json.dumps({"error": {"message": f"unknown: {sorted(unknown_members)}"}})
-            raise web.HTTPBadRequest(text=text, content_type="application/json")
+            error_body = json.dumps(
+                {"error": {"message": f"unknown members: {sorted(unknown_members)}"}}
+            )
+            raise web.HTTPBadRequest(text=error_body, content_type="application/json")
         return body
 
-    async def _openai(self, request: web.Request) -> web.StreamResponse:
+    async def _answer_openai(self, request: web.Request) -> web.StreamResponse:
         body = await self._read_body(request, openai.KNOWN)
-        answer = choose_answer(openai.parse_request(body))
+        wire_answer = choose_answer(openai.parse_request(body))
         if not body.get("stream"):
-            return web.json_response(openai.whole_answer(answer))
-        wants = (body.get("stream_options") or {}).get("include_usage", False)
-        return await _stream(
-            request, "text/event-stream", openai.stream_answer(answer, usage=wants)
+            return web.json_response(openai.build_answer(wire_answer))
+        includes_usage = (body.get("stream_options") or {}).get("include_usage", False)
+        return await _send_stream(
+            request,
+            "text/event-stream",
+            openai.stream_answer(wire_answer, with_usage=includes_usage),
         )
 
-    async def _anthropic(self, request: web.Request) -> web.StreamResponse:
+    async def _answer_anthropic(self, request: web.Request) -> web.StreamResponse:
         body = await self._read_body(request, anthropic.KNOWN)
-        answer = choose_answer(anthropic.parse_request(body))
+        wire_answer = choose_answer(anthropic.parse_request(body))
         if not body.get("stream"):
-            return web.json_response(anthropic.whole_answer(answer))
-        return await _stream(request, "text/event-stream", anthropic.stream_answer(answer))
+            return web.json_response(anthropic.build_answer(wire_answer))
+        return await _send_stream(
+            request, "text/event-stream", anthropic.stream_answer(wire_answer)
+        )
 
-    async def _ollama(self, request: web.Request) -> web.StreamResponse:
-        chat = request.path == "/api/chat"
-        body = await self._read_body(request, ollama.KNOWN if chat else ollama.GENERATE_KNOWN)
-        answer = choose_answer(
-            ollama.parse_request(body) if chat else ollama.parse_generate_request(body)
+    async def _answer_ollama(self, request: web.Request) -> web.StreamResponse:
+        is_chat = request.path == "/api/chat"
+        body = await self._read_body(request, ollama.KNOWN if is_chat else ollama.GENERATE_KNOWN)
+        wire_answer = choose_answer(
+            ollama.parse_request(body) if is_chat else ollama.parse_generate_request(body)
         )
         if body.get("stream") is False:
-            return web.json_response(ollama.whole_answer(answer, chat=chat))
-        return await _stream(
-            request, "application/x-ndjson", ollama.stream_answer(answer, chat=chat)
+            return web.json_response(ollama.build_answer(wire_answer, is_chat=is_chat))
+        return await _send_stream(
+            request, "application/x-ndjson", ollama.stream_answer(wire_answer, is_chat=is_chat)
         )
 
-    async def _count(self, request: web.Request) -> web.Response:
+    async def _count_tokens(self, request: web.Request) -> web.Response:
         await self._read_body(request, anthropic.KNOWN - {"max_tokens", "stream"})
         return web.json_response({"input_tokens": PROMPT})
 
-    async def _embeddings(self, request: web.Request) -> web.Response:
+    async def _answer_openai_embeddings(self, request: web.Request) -> web.Response:
         known_members = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
         body = await self._read_body(request, known_members)
         vectors = _make_vectors(body["input"], body.get("dimensions"))
@@ -120,27 +126,27 @@ class WireServer:
         usage = {"prompt_tokens": PROMPT, "total_tokens": PROMPT}
         return web.json_response({"object": "list", "data": rows, "model": "up", "usage": usage})
 
-    async def _embed(self, request: web.Request) -> web.Response:
+    async def _answer_ollama_embeddings(self, request: web.Request) -> web.Response:
         known_members = frozenset(
             {"model", "input", "truncate", "dimensions", "options", "keep_alive"}
         )
         body = await self._read_body(request, known_members)
         vectors = _make_vectors(body["input"], body.get("dimensions"))
-        answer = {"model": "up", "embeddings": vectors, "prompt_eval_count": PROMPT}
-        return web.json_response(answer)
+        response_body = {"model": "up", "embeddings": vectors, "prompt_eval_count": PROMPT}
+        return web.json_response(response_body)
 
 
-async def _stream(
-    request: web.Request, media_type: str, pieces: Iterator[bytes]
+async def _send_stream(
+    request: web.Request, media_type: str, chunks: Iterator[bytes]
 ) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-type": media_type})
     await response.prepare(request)
-    for piece in pieces:
-        await response.write(piece)
+    for chunk in chunks:
+        await response.write(chunk)
     return response
 
 
 def _make_vectors(inputs: str | list[Any], dimensions: int | None) -> list[list[float]]:
-    is_one = isinstance(inputs, str) or isinstance(inputs[0], int)
-    texts = [inputs] if is_one else inputs
+    is_single = isinstance(inputs, str) or isinstance(inputs[0], int)
+    texts = [inputs] if is_single else inputs
     return [[len(text) + 0.5] * (dimensions or 3) for text in texts]

@@ -113,9 +113,9 @@ def test_a_failure_without_a_node_has_the_strings_that_the_frontend_requires() -
 
 
 def test_a_job_is_pending_until_it_begins() -> None:
-    assert response.job_state(job(JobStatus.QUEUED, started_at=None)) == "pending"
-    assert response.job_state(job(JobStatus.RUNNING, started_at=NOON)) == "in_progress"
-    assert response.job_state(job(JobStatus.CANCELLED)) == "cancelled"
+    assert response.get_job_state(job(JobStatus.QUEUED, started_at=None)) == "pending"
+    assert response.get_job_state(job(JobStatus.RUNNING, started_at=NOON)) == "in_progress"
+    assert response.get_job_state(job(JobStatus.CANCELLED)) == "cancelled"
 
 
 def test_a_summary_prefers_a_saved_file_to_a_preview() -> None:

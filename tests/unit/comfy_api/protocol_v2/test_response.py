@@ -111,7 +111,7 @@ def test_a_failure_names_the_node() -> None:
 
 def test_an_asset_has_its_hash_if_it_is_known() -> None:
     upload = StoredArtifact(artifact=artifact(1, blake3="b" * 64), job_id=None, created_at=NOW)
-    body = PRESENTER.to_asset_body(upload, new=True)
+    body = PRESENTER.to_asset_body(upload, is_new=True)
     assert (body.hash, body.created_new, body.job_id) == (f"blake3:{'b' * 64}", True, None)
     files = StoredArtifact(artifact=artifact(1), job_id=JOB, created_at=NOW)
     assert (PRESENTER.to_asset_body(files).hash, PRESENTER.to_asset_body(files).job_id) == (

@@ -58,7 +58,7 @@ async def test_many_checks_read_the_state_once() -> None:
     gateway = Gateway()
     monitor = HealthMonitor(gateway.is_ready, interval=3600)
     await asyncio.gather(*(monitor.check(new_check_request()) for _ in range(100)))
-    assert {*(await monitor.list_all(pb.HealthListRequest())).statuses} == {"", MOYIN}
+    assert {*(await monitor.list_states(pb.HealthListRequest())).statuses} == {"", MOYIN}
     assert gateway.reads == 1
 
 

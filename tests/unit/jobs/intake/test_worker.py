@@ -45,10 +45,10 @@ class Broker:
         self.is_settled = asyncio.Event()
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Broker]:
+    async def connect(self) -> AsyncIterator[Broker]:
         yield self
 
-    async def deliveries(self) -> AsyncGenerator[Delivery, None]:
+    async def receive_deliveries(self) -> AsyncGenerator[Delivery, None]:
         if self.losses:
             self.losses -= 1
             raise BrokerLost("the connection broke")
@@ -56,7 +56,7 @@ class Broker:
             yield delivery
         await asyncio.Event().wait()
 
-    async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
+    async def complete_delivery(self, delivery: Delivery, result_id: str, result: bytes) -> None:
         self.completed_deliveries.append((delivery.message_id, result_id, json.loads(result)))
         self.is_settled.set()
 

@@ -26,7 +26,7 @@ class Jobs:
 
 async def test_marks_are_written_together() -> None:
     jobs: Any = Jobs()
-    marks = DispatchBuffer(jobs, seconds=0.01)
+    marks = DispatchBuffer(jobs, delay_seconds=0.01)
     for job_id in ("a", "b", "a"):
         marks.add(job_id)
     await asyncio.wait_for(jobs.has_written.wait(), 10)
@@ -37,7 +37,7 @@ async def test_marks_are_written_together() -> None:
 
 async def test_an_outage_of_the_database_loses_only_the_marks() -> None:
     jobs: Any = Jobs(failures=1)
-    marks = DispatchBuffer(jobs, seconds=60)
+    marks = DispatchBuffer(jobs, delay_seconds=60)
     marks.add("a")
     await marks.close()
     marks.add("b")

@@ -51,7 +51,10 @@ class Bench:
         self.jobs = JobStore(database)
         self.watchers = Watchers()
         watchers: Any = self.watchers
-        self.writer = JobStatusWriter(jobs=self.jobs, events=watchers, frames=watchers)
+        self.ended_jobs: list[Job] = []
+        self.writer = JobStatusWriter(
+            jobs=self.jobs, events=watchers, frames=watchers, on_end=self.ended_jobs.append
+        )
         self.runs = 0
 
     async def job(self, steps: int = 1) -> StepInput:
@@ -124,6 +127,7 @@ async def test_a_retry_after_a_lost_try_returns_the_recorded_result(
     published_kinds = bench.watchers.kinds[1:]
     assert await bench.run(step, attempt=2) == first_outcome
     assert bench.runs == 1, "the step does not run again"
+    assert len(bench.ended_jobs) == (1 if steps == 1 else 0), "an end is reported once"
     assert bench.watchers.kinds[1:] == [*published_kinds, *published_kinds], (
         "the events may have been lost"
     )

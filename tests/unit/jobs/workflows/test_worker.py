@@ -33,7 +33,7 @@ class Launcher:
         self.started_ids.append(job_id)
         self.was_swept.set()
 
-    async def notify(self, job_id: str, attempt: int) -> None:
+    async def start_webhook(self, job_id: str, attempt: int) -> None:
         self.notified_attempts.append((job_id, attempt))
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from moyin.errors import InvalidRequest, PictureTooLarge
 from moyin.render.imaging import worker
 from moyin.render.imaging.processes import PictureLimits, PictureProcesses
-from tests.videos import BLUE, RED, make_lying_video, make_sound, make_video
+from tests.videos import BLUE, RED, make_sound, make_video, make_video_with_false_size
 
 LIMITS = {"pixels": 100_000, "preview_pixels": 100_000}
 # The start of a WebM's first frames; all before is headers.
@@ -70,7 +70,7 @@ async def processes() -> AsyncIterator[PictureProcesses]:
     ],
 )
 def test_poster_is_the_first_frame(tmp_path: Path, container: str, codec: str, pixels: str) -> None:
-    poster = convert(tmp_path, make_video(container, codec, pixels=pixels))
+    poster = convert(tmp_path, make_video(container, codec, pixel_format=pixels))
     assert (poster.format, poster.mode, poster.size) == ("WEBP", "RGB", (100, 50))
     assert poster.getpixel((50, 25)) == pytest.approx(RED, abs=6)
 
@@ -96,7 +96,7 @@ def damage_first_frame(video: bytes) -> bytes:
 
 
 def test_damaged_first_frame_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    video = make_video("mov", "mjpeg", pixels="yuvj420p", colors=(RED, BLUE))
+    video = make_video("mov", "mjpeg", pixel_format="yuvj420p", colors=(RED, BLUE))
     poster = convert(tmp_path, damage_first_frame(video))
     assert poster.getpixel((50, 25)) == pytest.approx(BLUE, abs=6)
     # Only a limited number of packets is read.
@@ -106,7 +106,7 @@ def test_damaged_first_frame_is_skipped(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_truncated_video_has_a_poster_if_its_first_frame_is_complete(tmp_path: Path) -> None:
-    video = make_video("matroska", "ffv1", pixels="yuv444p", colors=(RED, *[BLUE] * 20))
+    video = make_video("matroska", "ffv1", pixel_format="yuv444p", colors=(RED, *[BLUE] * 20))
     poster = convert(tmp_path, video[: len(video) * 2 // 3])
     assert poster.getpixel((50, 25)) == pytest.approx(RED, abs=6)
 
@@ -121,12 +121,12 @@ def test_truncated_video_has_a_poster_if_its_first_frame_is_complete(tmp_path: P
         lambda: make_video("webm", "libvpx-vp9").partition(_CLUSTER)[0],
         lambda: make_video("webm", "libvpx-vp9")[:40],
         # More pixels than FFmpeg can count.
-        lambda: make_lying_video(65_535),
+        lambda: make_video_with_false_size(65_535),
         # Frames without data.
-        lambda: make_lying_video(100),
+        lambda: make_video_with_false_size(100),
         make_sound,
         # A decoder that is not allowed.
-        lambda: make_video("mov", "png", pixels="rgb24"),
+        lambda: make_video("mov", "png", pixel_format="rgb24"),
     ],
     ids=[
         "empty", "text", "no-index", "no-frames", "no-header", "endless", "no-data", "no-video",
@@ -219,7 +219,7 @@ async def test_damaged_videos_do_not_exceed_the_limits(
     processes: PictureProcesses, tmp_path: Path, container: str, codec: str
 ) -> None:
     pixels = "yuv422p10le" if codec == "prores_ks" else "yuv420p"
-    video = make_video(container, codec, pixels=pixels)
+    video = make_video(container, codec, pixel_format=pixels)
     randomness = random.Random(codec)
     for _ in range(100):
         damaged_video = bytearray(video)

@@ -8,11 +8,11 @@ from benchmarks.scheduling import (
     Farm,
     Load,
     Outcome,
-    fewest_changes,
-    fifo,
-    new_load,
-    own_share,
+    compute_own_share_waits,
+    find_fewest_changes,
+    generate_load,
     simulate,
+    simulate_fifo,
 )
 from moyin.render.scheduling.rules import OrderingRules
 
@@ -21,7 +21,7 @@ FARM = Farm(actors=20, window=200, rules=OrderingRules(ageing_seconds=60, bytes_
 
 @pytest.fixture(scope="module")
 def load() -> Load:
-    return new_load(renders=1_500, checkpoints=5, owners=10)
+    return generate_load(renders=1_500, checkpoints=5, owners=10)
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def test_every_render_is_rendered_once(load: Load, outcome: Outcome) -> None:
 
 
 def test_model_changes_stay_near_the_minimum(load: Load, outcome: Outcome) -> None:
-    result, lower_bound = fewest_changes(load, FARM.actors, outcome.makespan)
+    result, lower_bound = find_fewest_changes(load, FARM.actors, outcome.makespan)
     assert lower_bound <= result <= outcome.changes
     assert outcome.changes <= 2 * result, "changing takes no longer than a render here"
-    first_in_first_out = fifo(load, FARM)
+    first_in_first_out = simulate_fifo(load, FARM)
     assert outcome.changes <= 0.25 * first_in_first_out.changes
     assert outcome.makespan < first_in_first_out.makespan
 
@@ -45,7 +45,7 @@ def test_model_changes_stay_near_the_minimum(load: Load, outcome: Outcome) -> No
 def test_owner_waits_at_most_twice_as_long_as_with_a_farm_share_alone(
     load: Load, outcome: Outcome
 ) -> None:
-    for owner, share in own_share(load, FARM).items():
+    for owner, share in compute_own_share_waits(load, FARM).items():
         assert outcome.p95(owner) <= 2 * share, owner
 
 

@@ -36,6 +36,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     # A fix must not install anything into the environment that runs the tests.
-    monkeypatch.setattr("moyin.stack.doctor.packages._find_lock", lambda: None)
+    monkeypatch.setattr("moyin.stack.doctor.packages._find_lock_file", lambda: None)
     yield path
     Layout(tmp_path / "data").remove_runtime_files()

@@ -1,4 +1,4 @@
-"""Tests that `moyin doctor` finds and mends problems, and is content afterwards.
+"""Tests that `moyin doctor` finds and mends problems, and reports none afterwards.
 
 Fixes that need a server, a sandbox or an installation are in
 tests/integration/stack/test_doctor_fixes.py.
@@ -31,7 +31,7 @@ from moyin.store.keys import KeyStore
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database, get_newest_revision, migrate
 from tests.stack import free_port_base
-from tests.unit.stack.doctor.results import expect_problem, mend_one
+from tests.unit.stack.doctor.results import expect_problem, mend_problem
 
 
 def test_ports_in_use_are_replaced_by_free_ones() -> None:
@@ -42,41 +42,41 @@ def test_ports_in_use_are_replaced_by_free_ones() -> None:
     store_ports(layout.ports, dict(ports.items()))
     options = Options.read()
     assert options.ports == ports
-    with socket.socket() as database, socket.socket() as website:
-        for server, port in ((database, ports.gcs), (website, ports.door)):
+    with socket.socket() as gcs_socket, socket.socket() as door_socket:
+        for server, port in ((gcs_socket, ports.gcs), (door_socket, ports.door)):
             server.bind(("127.0.0.1", port))
             server.listen()
         result = services.check_ports(options)
         finding, _ = expect_problem(result)
         assert finding.startswith(f"port {ports.door} (door) is in use by")
         assert result.fix.startswith("take free ports instead: ")
-        result = mend_one(options, "ports")
+        result = mend_problem(options, "ports")
         assert (result.verdict, result.fixed) == (CheckVerdict.OK, True)
         moved_options = Options.read()
         assert services.check_ports(moved_options).verdict == CheckVerdict.OK
-        changed = {
+        changed_names = {
             name for name, port in moved_options.ports.items() if port != getattr(ports, name)
         }
-        assert changed == {"gcs", "door"}
+        assert changed_names == {"gcs", "door"}
         assert moved_options.settings.door == f"http://127.0.0.1:{moved_options.ports.door}"
-        assert database.fileno() != -1, "the other program is spared"
+        assert gcs_socket.fileno() != -1, "the other program is spared"
 
 
 def test_ports_that_the_environment_sets_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = free_port_base()
-    monkeypatch.setenv("MOYIN_PORT_BASE", str(base))
+    port_base = free_port_base()
+    monkeypatch.setenv("MOYIN_PORT_BASE", str(port_base))
     options = Options.read()
     options.layout.prepare()
     with socket.socket() as server:
-        server.bind(("127.0.0.1", base))
+        server.bind(("127.0.0.1", port_base))
         server.listen()
         result = services.check_ports(options)
     assert (expect_problem(result)[1].startswith("stop that process"), result.fix) == (True, "")
-    store_ports(options.layout.ports, {"door": base + 1})
-    assert Options.read().ports.door == base
+    store_ports(options.layout.ports, {"door": port_base + 1})
+    assert Options.read().ports.door == port_base
 
 
-def test_files_with_secrets_are_closed(tmp_path: Path) -> None:
+def test_files_with_secrets_are_made_private(tmp_path: Path) -> None:
     options = Options.read()
     options.layout.prepare()
     options.layout.ray_token.write_text("token")
@@ -85,7 +85,7 @@ def test_files_with_secrets_are_closed(tmp_path: Path) -> None:
     finding, advice = expect_problem(data.check_secret_files(options), CheckVerdict.WARN)
     assert finding == f"{options.layout.ray_token} is open to other users"
     assert advice == f"run `chmod 600 {options.layout.ray_token}`"
-    result = mend_one(options, "secret files")
+    result = mend_problem(options, "secret files")
     assert (result.verdict, result.fixed) == (CheckVerdict.OK, True)
     assert options.layout.ray_token.stat().st_mode & 0o777 == 0o600
 
@@ -101,7 +101,7 @@ def test_revoked_key_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     finding, advice = expect_problem(data.check_api_key(options))
     assert finding == f"that in {options.layout.profile} is unknown, expired or revoked"
     assert "moyin keys create admin" in advice
-    result = mend_one(options, "api key")
+    result = mend_problem(options, "api key")
     assert (result.found, result.fixed) == ("valid", True)
     profile_after = read_profile(options.layout.profile, {})
     assert (profile_after.url, profile_after.api_key != profile_before.api_key) == (
@@ -111,12 +111,14 @@ def test_revoked_key_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options.layout.profile.stat().st_mode & 0o777 == 0o600
 
     asyncio.run(revoke(options, profile_after.api_key))
-    text = options.layout.profile.read_text().replace(profile_after.url, "https://farm.example")
-    options.layout.profile.write_text(text)
-    result = mend_one(options, "api key")
+    foreign_profile = options.layout.profile.read_text().replace(
+        profile_after.url, "https://farm.example"
+    )
+    options.layout.profile.write_text(foreign_profile)
+    result = mend_problem(options, "api key")
     assert (result.verdict, result.fixed) == (CheckVerdict.FAIL, False)
     assert "the key of another gateway" in result.advice
-    assert options.layout.profile.read_text() == text
+    assert options.layout.profile.read_text() == foreign_profile
 
     monkeypatch.setenv("MOYIN_API_KEY", profile_before.api_key)
     result = data.check_api_key(options)
@@ -127,7 +129,7 @@ def test_revoked_key_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 100, b"\xff\xfe", b'url = "http://127'], ids=range(4)
 )
-def test_damaged_profile_is_set_aside_and_a_key_made(content: bytes) -> None:
+def test_damaged_profile_is_set_aside_and_a_key_is_created(content: bytes) -> None:
     options = Options.read()
     options.layout.prepare()
     asyncio.run(create_first_key(options.settings))
@@ -140,7 +142,7 @@ def test_damaged_profile_is_set_aside_and_a_key_made(content: bytes) -> None:
     finding, advice = expect_problem(data.check_api_key(options))
     assert finding == f"{profile} cannot be read"
     assert "correct or delete the file" in advice
-    result = mend_one(options, "api key")
+    result = mend_problem(options, "api key")
     assert (result.found, result.fixed) == ("valid", True)
     assert profile.with_name("profile.toml.broken").read_bytes() == content
     assert read_profile(profile, {}).url == options.settings.door
@@ -165,43 +167,46 @@ def test_empty_signing_key_is_replaced() -> None:
         )
     finally:
         lock.release()
-    result = mend_one(options, "signing key")
+    result = mend_problem(options, "signing key")
     assert (result.verdict, result.fixed) == (CheckVerdict.OK, True)
-    key = path.read_bytes()
-    assert len(key) == 64
-    assert key.strip(b"\0") == key == options.settings.signing_key()
+    signing_key = path.read_bytes()
+    assert len(signing_key) == 64
+    assert signing_key.strip(b"\0") == signing_key == options.settings.signing_key()
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("is_missing", [True, False])
 async def test_key_pair_of_another_signing_key_is_replaced(is_missing: bool) -> None:
-    """As after a database was restored without the file `secret`."""
+    """The keys differ after a database was restored without the file `secret`."""
     options = Options.read()
     options.layout.prepare()
     await create_first_key(options.settings)
-    assert (await check(data.check_signing_key, options)).verdict == CheckVerdict.OK
+    assert (await run_check(data.check_signing_key, options)).verdict == CheckVerdict.OK
     database = Database(options.settings.sql_url)
     old_pair = await SigningKeyStore(database, options.settings.signing_key()).get_newest()
     path = options.layout.data / "secret"
     path.unlink()
     if not is_missing:
         options.settings.signing_key()
-    finding, _ = expect_problem(await check(data.check_signing_key, options))
+    finding, _ = expect_problem(await run_check(data.check_signing_key, options))
     assert finding.startswith("people cannot sign in: the database was used with another key")
     assert finding.endswith("which is missing") == is_missing
-    result = await asyncio.to_thread(mend_one, options, "signing key")
+    result = await asyncio.to_thread(mend_problem, options, "signing key")
     assert (result.verdict, result.fixed) == (CheckVerdict.OK, True)
     new_pair = await SigningKeyStore(database, options.settings.signing_key()).get_newest()
     public_keys = await SigningKeyStore(database).list_public_keys()
-    entry = (await AuditLog(database).list_entries(AuditFilter(), limit=1))[0]
+    audit_entry = (await AuditLog(database).list_entries(AuditFilter(), limit=1))[0]
     await database.close()
     assert [key.kid for key in public_keys] == [new_pair.kid, old_pair.kid]
-    assert (entry.event.action, entry.event.target) == ("signing_key.create", new_pair.kid)
+    assert (audit_entry.event.action, audit_entry.event.target) == (
+        "signing_key.create",
+        new_pair.kid,
+    )
 
 
-def check(function: Callable[[Options], CheckResult], options: Options) -> Awaitable[CheckResult]:
+def run_check(check: Callable[[Options], CheckResult], options: Options) -> Awaitable[CheckResult]:
     """Run a check, which has an event loop of its own, in a thread."""
-    return asyncio.to_thread(function, options)
+    return asyncio.to_thread(check, options)
 
 
 def test_older_schema_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +224,7 @@ def test_older_schema_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     finding, advice = expect_problem(databases.check_database(options))
     assert finding == f"at revision 0024; this Moyin needs revision {get_newest_revision()}"
     assert advice == "stop older Moyins that use it, then run `moyin migrate`"
-    result = mend_one(options, "database")
+    result = mend_problem(options, "database")
     assert (result.found, result.fixed) == (f"revision {get_newest_revision()}", True)
     with closing(sqlite3.connect(tmp_path / "shared.db")) as connection:
         assert connection.execute("SELECT name FROM users").fetchall() == [("Ada",)]
@@ -238,10 +243,10 @@ def test_database_of_another_program_is_not_migrated(
     assert not result.fix
 
 
-async def revoke(options: Options, key: str) -> None:
+async def revoke(options: Options, api_key: str) -> None:
     database = Database(options.settings.sql_url)
     try:
-        await KeyStore(database).revoke(key.split("_")[1])
+        await KeyStore(database).revoke(api_key.split("_")[1])
     finally:
         await database.close()
 
@@ -259,7 +264,7 @@ def test_processes_of_a_killed_supervisor_are_ended() -> None:
             finding == f"left over by a supervisor that was killed: sleep ({leftover_process.pid})"
         )
         assert "moyin down" in advice
-        result = mend_one(options, "processes")
+        result = mend_problem(options, "processes")
         assert (result.found, result.fixed) == ("none runs", True)
     finally:
         leftover_process.kill()
@@ -269,7 +274,7 @@ def test_processes_of_a_killed_supervisor_are_ended() -> None:
 def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
     """The processes of a supervisor that holds its lock are not ended as left over.
 
-    It has no state file while it starts, and on a full disk.
+    A supervisor has no state file while it starts, and none on a full disk.
     """
     options = Options.read()
     options.layout.prepare()
@@ -278,7 +283,7 @@ def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
     child = subprocess.Popen(["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id})
     try:
         assert services.check_processes(options).found == "the supervisor owns them"
-        services.end_processes_left_over(options)
+        services.end_leftover_processes(options)
         assert child.poll() is None
     finally:
         child.kill()
@@ -286,32 +291,34 @@ def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
         lock.release()
 
 
-def test_replaced_key_is_kept_for_a_database_that_this_shell_does_not_name() -> None:
-    """As where a service's environment names PostgreSQL, and the data folder has an old SQLite."""
+def test_replaced_profile_is_backed_up() -> None:
+    """The key may be valid in a database that only a service's environment names."""
     options = Options.read()
     options.layout.prepare()
     asyncio.run(create_first_key(options.settings))
     profile = options.layout.profile
-    key = read_profile(profile, {}).api_key
-    other = profile.read_bytes().replace(key.encode(), b"moyin_valid_elsewhere")
-    profile.write_bytes(other)
-    result = mend_one(options, "api key")
+    api_key = read_profile(profile, {}).api_key
+    profile_with_unknown_key = profile.read_bytes().replace(
+        api_key.encode(), b"moyin_valid_elsewhere"
+    )
+    profile.write_bytes(profile_with_unknown_key)
+    result = mend_problem(options, "api key")
     assert (result.found, result.fixed) == ("valid", True)
-    copy = profile.with_name("profile.toml.broken")
-    assert copy.read_bytes() == other
-    assert copy.stat().st_mode & 0o777 == 0o600
+    backup = profile.with_name("profile.toml.broken")
+    assert backup.read_bytes() == profile_with_unknown_key
+    assert backup.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("content", [None, b"\0" * 64])
-async def test_signing_key_of_a_shared_database_is_left_to_its_people(
+async def test_signing_key_of_a_shared_database_is_not_replaced(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pair of this machine's key would end sign-ins on those that have the right one."""
+    """A pair made with this machine's key would end sign-ins on machines with the right key."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     migrate(url)
     database = Database(url)
-    farm = SigningKeyStore(database, b"the key of the farm")
-    pair = await farm.get_newest()
+    farm_store = SigningKeyStore(database, b"the key of the farm")
+    farm_pair = await farm_store.get_newest()
     monkeypatch.setenv("MOYIN_DATABASE_URL", url)
     options = Options.read()
     options.layout.prepare()
@@ -320,20 +327,24 @@ async def test_signing_key_of_a_shared_database_is_left_to_its_people(
         path.write_bytes(content)
         path.chmod(0o600)
     result = await asyncio.to_thread(mend_until, options, "signing key")
-    newest = await farm.get_newest()
+    newest_pair = await farm_store.get_newest()
     await database.close()
-    assert newest.kid == pair.kid
+    assert newest_pair.kid == farm_pair.kid
     _, advice = expect_problem(result)
     assert "set MOYIN_SECRET" in advice
     assert (result.fix, result.fixed) == ("", False)
 
 
-def mend_until(options: Options, name: str) -> CheckResult:
-    """Run the checks and fixes up to the check ``name``; those after it install programs."""
-    return next(result for result in checkup.mend(options, lambda _: None) if result.name == name)
+def mend_until(options: Options, check_name: str) -> CheckResult:
+    """Run the checks and fixes up to ``check_name``; the ones after it install programs."""
+    return next(
+        result
+        for result in checkup.mend_problems(options, lambda _: None)
+        if result.name == check_name
+    )
 
 
-def test_mended_problem_that_leaves_another_is_not_called_fixed(
+def test_fix_that_leaves_another_problem_is_not_reported_as_fixed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = Options.read()
@@ -341,12 +352,12 @@ def test_mended_problem_that_leaves_another_is_not_called_fixed(
     options.layout.ray_token.write_text("token")
     options.layout.ray_token.chmod(0o644)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    unreadable = data.check_secret_files(options)
+    unreadable_result = data.check_secret_files(options)
     monkeypatch.undo()
     monkeypatch.setenv("MOYIN_DATA", str(options.layout.data))
-    results = iter([data.check_secret_files(options), unreadable])
+    results = iter([data.check_secret_files(options), unreadable_result])
     monkeypatch.setattr(checkup, "run_checks", lambda _: [next(results)])
     fix = replace(checkup._FIXES["secret files"], check=lambda _: next(results))
     monkeypatch.setattr(checkup, "_FIXES", {"secret files": fix})
-    [result] = checkup.mend(options, lambda _: None)
+    [result] = checkup.mend_problems(options, lambda _: None)
     assert (result.verdict, result.fixed) == (CheckVerdict.FAIL, False)

@@ -34,28 +34,28 @@ from moyin.stack.doctor import (
 )
 from moyin.stack.doctor.result import CheckVerdict
 from moyin.stack.options import Options
-from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
+from moyin.stack.state import PartState, PartStatus, Phase, StackState, SupervisorLock, write_state
 from tests.stack import ROOT, free_port_base
 from tests.unit.stack.doctor.results import expect_problem
 
 
-def test_taken_port() -> None:
-    base = free_port_base()
+def test_used_port_is_reported() -> None:
+    port_base = free_port_base()
     with socket.socket() as server:
-        server.bind(("127.0.0.1", base))
+        server.bind(("127.0.0.1", port_base))
         server.listen()
-        options = Options.read({**os.environ, "MOYIN_PORT_BASE": str(base)})
+        options = Options.read({**os.environ, "MOYIN_PORT_BASE": str(port_base)})
         finding, advice = expect_problem(services.check_ports(options))
-    assert finding.startswith(f"port {base} (door) is in use by")
-    choice, _, free_base = advice.partition(" (`moyin up --port-base ")
-    assert choice == (
+    assert finding.startswith(f"port {port_base} (door) is in use by")
+    alternatives, _, free_base = advice.partition(" (`moyin up --port-base ")
+    assert alternatives == (
         "stop that process, set MOYIN_PORT_DOOR, or move all ports with MOYIN_PORT_BASE"
     )
     moved_options = Options.read({**os.environ, "MOYIN_PORT_BASE": free_base.partition("`")[0]})
     assert services.check_ports(moved_options).verdict == CheckVerdict.OK
 
 
-def test_data_folder_in_the_place_of_a_file(
+def test_doctor_has_advice_for_a_file_in_place_of_the_data_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -64,19 +64,21 @@ def test_data_folder_in_the_place_of_a_file(
     assert "set MOYIN_DATA" in advice
 
 
-def test_missing_comfyui() -> None:
+def test_missing_comfyui_is_reported() -> None:
     _, advice = expect_problem(software.check_comfyui(Options.read()), CheckVerdict.WARN)
     assert "run `moyin comfyui install`" in advice
 
 
-def test_broken_app_configuration(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_app_configuration_is_reported(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config.write_text("applications: [")
     finding, advice = expect_problem(configuration.check_serve_config(Options.read()))
     assert finding == f"{config} is not valid"
     assert advice
 
 
-def test_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_api_keys_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     finding, advice = expect_problem(
         configuration.check_model_keys(Options.read()), CheckVerdict.WARN
@@ -88,15 +90,15 @@ def test_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert configuration.check_model_keys(Options.read()).verdict == CheckVerdict.OK
 
 
-def test_missing_model_file(tmp_path: Path) -> None:
+def test_missing_model_file_is_reported(tmp_path: Path) -> None:
     finding, advice = expect_problem(configuration.check_model_files(Options.read()))
-    assert finding == f"{tmp_path / 'model.gguf'} is missing"
-    assert "put the file there" in advice
+    assert finding == f"missing: {tmp_path / 'model.gguf'}"
+    assert "put the files there" in advice
     (tmp_path / "model.gguf").touch()
     assert configuration.check_model_files(Options.read()).verdict == CheckVerdict.OK
 
 
-def test_clock_that_went_back() -> None:
+def test_clock_that_went_back_is_reported() -> None:
     options = Options.read()
     options.layout.prepare()
     assert machine.check_clock(options).verdict == CheckVerdict.OK
@@ -108,7 +110,7 @@ def test_clock_that_went_back() -> None:
     assert "timedatectl set-ntp true" in advice
 
 
-def test_database_of_a_newer_version() -> None:
+def test_database_of_a_newer_version_is_reported() -> None:
     options = Options.read()
     options.layout.prepare()
     assert databases.check_database(options).found == "`moyin up` migrates it"
@@ -121,7 +123,7 @@ def test_database_of_a_newer_version() -> None:
     assert "update Moyin" in advice
 
 
-def test_shared_database_that_is_not_migrated(
+def test_unmigrated_shared_database_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sqlite3.connect(tmp_path / "shared.db").close()
@@ -132,7 +134,7 @@ def test_shared_database_that_is_not_migrated(
     )
 
 
-def test_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_database_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"postgresql+asyncpg://moyin@127.0.0.1:{free_port_base()}/moyin"
     monkeypatch.setenv("MOYIN_DATABASE_URL", url)
     finding, advice = expect_problem(databases.check_database(Options.read()))
@@ -140,7 +142,7 @@ def test_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "MOYIN_DATABASE_URL" in advice
 
 
-def test_other_version_of_ray(tmp_path: Path) -> None:
+def test_other_version_of_ray_is_reported(tmp_path: Path) -> None:
     """An old Ray that precedes the installed one on Python's path is reported."""
     folder = tmp_path / "ray-2.9.3.dist-info"
     folder.mkdir()
@@ -149,23 +151,23 @@ def test_other_version_of_ray(tmp_path: Path) -> None:
     assert finding == "fail: 2.9.3, but Moyin needs 2.60"
 
 
-def test_ray_of_another_environment(tmp_path: Path) -> None:
-    """Warn if the program `ray` on the PATH is not beside the Python that runs Moyin."""
+def test_ray_of_another_environment_is_reported(tmp_path: Path) -> None:
+    """The doctor warns if the `ray` on the PATH is not beside the Python that runs Moyin."""
     venv.create(tmp_path / "venv")
-    packages = [path for path in sys.path if path.endswith("site-packages")]
+    package_folders = [path for path in sys.path if path.endswith("site-packages")]
     python = str(tmp_path / "venv" / "bin" / "python")
-    finding = check_ray_with(python, ":".join([str(ROOT), *packages]))
+    finding = check_ray_with(python, ":".join([str(ROOT), *package_folders]))
     program = Path(sys.executable).with_name("ray")
     assert finding == f"warn: {metadata.version('ray')}, {program}"
 
 
-def check_ray_with(python: str, packages: str) -> str:
+def check_ray_with(python: str, python_path: str) -> str:
     program = (
         "from moyin.stack.doctor.software import check_ray; result = check_ray(); "
         "print(f'{result.verdict}: {result.found}')"
     )
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    variables = {**os.environ, "PYTHONPATH": packages, "PATH": path}
+    variables = {**os.environ, "PYTHONPATH": python_path, "PATH": path}
     process = subprocess.run(
         [python, "-c", program], env=variables, capture_output=True, text=True, check=False
     )
@@ -196,7 +198,7 @@ def find_python(version: str) -> Path:
     pytest.skip(f"Python {version} is not installed")
 
 
-def test_missing_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_program_is_reported_by_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {check.verdict for check in software.check_programs(Options.read())} == {CheckVerdict.OK}
     monkeypatch.setattr("moyin.stack.valkey.importlib.util.find_spec", lambda name: None)
     checks = {check.name: check for check in software.check_programs(Options.read())}
@@ -206,7 +208,9 @@ def test_missing_program(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks["temporal"].verdict == CheckVerdict.OK
 
 
-def test_driver_that_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_that_does_not_work_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_program(
         tmp_path / "bin" / "nvidia-smi",
         'echo "NVIDIA-SMI has failed because it couldn\'t communicate with the NVIDIA driver."; exit 9',
@@ -217,17 +221,17 @@ def test_driver_that_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "install or load NVIDIA's driver" in advice
 
 
-def test_card_without_a_driver(tmp_path: Path) -> None:
-    for name, vendor, kind in (("0", "0x8086", "0x030000"), ("1", "0x10de", "0x040300")):
+def test_nvidia_card_is_detected_without_a_driver(tmp_path: Path) -> None:
+    for name, vendor, device_class in (("0", "0x8086", "0x030000"), ("1", "0x10de", "0x040300")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "vendor").write_text(f"{vendor}\n")
-        (tmp_path / name / "class").write_text(f"{kind}\n")
+        (tmp_path / name / "class").write_text(f"{device_class}\n")
     assert not machine.has_nvidia_card(tmp_path)
     (tmp_path / "1" / "class").write_text("0x030200\n")
     assert machine.has_nvidia_card(tmp_path)
 
 
-def test_shares_that_do_not_fit_on_a_card(
+def test_gpu_shares_that_do_not_fit_are_reported(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_program(tmp_path / "bin" / "nvidia-smi", "echo 'GPU 0: one'; echo 'GPU 1: two'")
@@ -243,14 +247,14 @@ def test_shares_that_do_not_fit_on_a_card(
     assert "lower `gpus`" in advice
 
 
-def test_part_of_a_running_stack_that_is_down() -> None:
+def test_stack_part_that_is_down_is_reported() -> None:
     options = Options.read()
     options.layout.prepare()
     lock = SupervisorLock(options.layout.lock)
     lock.acquire()
     parts = {
-        "temporal": Part(status=PartStatus.BACKING_OFF, detail="ended with status 1"),
-        "ray": Part(status=PartStatus.UP),
+        "temporal": PartState(status=PartStatus.BACKING_OFF, detail="ended with status 1"),
+        "ray": PartState(status=PartStatus.UP),
     }
     state = StackState(pid=os.getpid(), phase=Phase.DEGRADED, parts=parts)
     write_state(options.layout.state, state)
@@ -266,7 +270,7 @@ def test_part_of_a_running_stack_that_is_down() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "name", "words"),
+    ("variable", "value", "name", "message_start"),
     [
         ("MOYIN_TEMPORAL_ADDRESS", "127.0.0.1:{}", "temporal server", "no Temporal responds at"),
         (
@@ -277,15 +281,15 @@ def test_part_of_a_running_stack_that_is_down() -> None:
         ),
     ],
 )
-def test_server_that_is_down(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, name: str, words: str
+def test_server_that_is_down_is_reported(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, name: str, message_start: str
 ) -> None:
     port = free_port_base()
     monkeypatch.setenv(variable, value.format(port))
     [result] = services.check_servers(Options.read())
     finding, advice = expect_problem(result)
     assert result.name == name
-    assert finding.startswith(f"{words} 127.0.0.1:{port}")
+    assert finding.startswith(f"{message_start} 127.0.0.1:{port}")
     assert "secret" not in finding
     assert variable in advice
 
@@ -296,10 +300,12 @@ def test_command_prints_the_advice_and_fails(capsys: pytest.CaptureFixture[str])
     layout.ray_token.write_text("token")
     layout.ray_token.chmod(0o644)
     assert run(["doctor"]) == 1
-    rows = {line.split("\t")[1]: line.split("\t") for line in capsys.readouterr().out.splitlines()}
-    assert rows["model files"][0] == "fail"
-    assert "put the file there" in rows["model files"][3]
-    assert rows["secret files"][0] == "warn"
+    rows_by_name = {
+        line.split("\t")[1]: line.split("\t") for line in capsys.readouterr().out.splitlines()
+    }
+    assert rows_by_name["model files"][0] == "fail"
+    assert "put the files there" in rows_by_name["model files"][3]
+    assert rows_by_name["secret files"][0] == "warn"
     assert layout.ray_token.stat().st_mode & 0o777 == 0o644, "only --fix changes anything"
 
 
@@ -313,13 +319,13 @@ def write_program(path: Path, script: str) -> None:
 def test_valkey_data_is_not_checked_without_the_program(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All other checks are printed, of which that of the program has the advice."""
+    """The check passes; the missing program is reported by a check of its own."""
     options = Options.read()
     options.layout.prepare()
-    logs = options.layout.valkey / "appendonlydir"
-    logs.mkdir()
-    logs.joinpath("appendonly.aof.manifest").write_text("file a.aof seq 1 type i\n")
-    logs.joinpath("a.aof").write_bytes(b"*1\r\n$4\r\nPING\r\n")
+    append_only_folder = options.layout.valkey / "appendonlydir"
+    append_only_folder.mkdir()
+    append_only_folder.joinpath("appendonly.aof.manifest").write_text("file a.aof seq 1 type i\n")
+    append_only_folder.joinpath("a.aof").write_bytes(b"*1\r\n$4\r\nPING\r\n")
     assert databases.check_valkey_data(options).found == "can be loaded"
 
     def find_server() -> str:
@@ -331,42 +337,44 @@ def test_valkey_data_is_not_checked_without_the_program(
     assert result.found.startswith("not checked")
 
 
-def test_closed_lock_of_the_supervisor_is_a_problem_of_the_data_folder(
+def test_unreadable_supervisor_lock_is_reported_by_the_folder_check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Tests without the rights of root that root has: the lock cannot be read."""
+    """`os.access` is replaced, because root may read any file."""
     options = Options.read()
     options.layout.prepare()
     lock = options.layout.lock
     lock.touch()
     lock.chmod(0)
-    access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != lock and access(path, mode))
+    original_access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != lock and original_access(path, mode)
+    )
     finding, _ = expect_problem(folder.check_folder(options))
     assert finding.startswith(str(lock))
     assert folder.has_closed_folders(options)
 
 
-def test_packages_are_not_installed_where_a_stack_may_run_from_them(
+def test_packages_are_not_installed_while_a_stack_may_use_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = tmp_path / "requirements.lock"
     lock.write_text("not-installed==1.0\n")
-    environment = tmp_path / "venv"
-    program = environment / "bin" / "sleep"
+    venv_folder = tmp_path / "venv"
+    program = venv_folder / "bin" / "sleep"
     program.parent.mkdir(parents=True)
     shutil.copy(str(shutil.which("sleep")), program)
-    monkeypatch.setattr(packages, "_find_lock", lambda: lock)
-    monkeypatch.setattr(sys, "prefix", str(environment))
+    monkeypatch.setattr(packages, "_find_lock_file", lambda: lock)
+    monkeypatch.setattr(sys, "prefix", str(venv_folder))
     options = Options.read()
     options.layout.prepare()
     assert packages.check_packages(options).fix
-    other = subprocess.Popen([program, "600"], env={"MOYIN_STACK": "/another/data/folder"})
+    other_process = subprocess.Popen([program, "600"], env={"MOYIN_STACK": "/another/data/folder"})
     try:
         assert not packages.check_packages(options).fix
     finally:
-        other.kill()
-        other.wait()
+        other_process.kill()
+        other_process.wait()
     assert packages.check_packages(options).fix
 
     def find_lock_holder(_: Path) -> int | None:
@@ -376,7 +384,7 @@ def test_packages_are_not_installed_where_a_stack_may_run_from_them(
     assert not packages.check_packages(options).fix
 
 
-def test_busy_machine_is_no_reason_to_install_comfyui_again(
+def test_slow_python_does_not_cause_a_reinstallation_of_comfyui(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = tmp_path / "python"

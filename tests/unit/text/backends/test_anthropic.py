@@ -27,35 +27,35 @@ ERROR = 'event: error\ndata: {"type":"error","error":{"type":"overloaded_error",
 
 
 @asynccontextmanager
-async def claude(answer: str) -> AsyncIterator[FakeBackend]:
-    async with Upstream(answer).running() as upstream:
+async def run_claude(response: str) -> AsyncIterator[FakeBackend]:
+    async with Upstream(response).running() as upstream:
         backend = AnthropicBackend(Endpoint(url=upstream.url, key="k"), max_connections=4)
         yield cast(FakeBackend, backend)
         await backend.close()
 
 
 async def test_interrupted_stream_ends_with_error_and_partial_charge() -> None:
-    async with claude(CUT) as backend:
+    async with run_claude(CUT) as backend:
         rig = Rig(backend)
         for _ in range(3):
-            text = await read_stream(await rig.ask(OpenAICodec(), stream=True))
-            assert b'"content":"Hi"' in text
-            assert b'"code":"stream_interrupted"' in text
+            stream_bytes = await read_stream(await rig.ask(OpenAICodec(), stream=True))
+            assert b'"content":"Hi"' in stream_bytes
+            assert b'"code":"stream_interrupted"' in stream_bytes
         assert [(entry.complete, entry.output_tokens) for entry in rig.ledger] == [(False, 1)] * 3
         assert {call.error for call in rig.telemetry.calls} == {"stream_interrupted"}
         assert not rig.runtimes[0].is_ready, "the breaker counts it"
 
 
 async def test_interruption_is_reported_in_every_protocol() -> None:
-    async with claude(CUT) as backend:
-        text = await read_stream(
+    async with run_claude(CUT) as backend:
+        stream_bytes = await read_stream(
             await Rig(backend).ask(OllamaChatCodec(), max_tokens=None, stream=True)
         )
-        assert b'"code":"stream_interrupted"' in text
+        assert b'"code":"stream_interrupted"' in stream_bytes
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "raw_response",
     [
         HEAD,
         HEAD + ERROR,
@@ -64,8 +64,8 @@ async def test_interruption_is_reported_in_every_protocol() -> None:
     ],
     ids=["cut", "error", "cut error"],
 )
-async def test_failure_before_first_delta_falls_back(answer: str) -> None:
-    async with claude(answer) as backend:
+async def test_failure_before_first_delta_falls_back(raw_response: str) -> None:
+    async with run_claude(raw_response) as backend:
         rig = Rig(backend, FakeBackend(raw_stream=[CHUNK, DONE]))
         for _ in range(3):
             response = await rig.ask(OpenAICodec(), stream=True)
@@ -77,15 +77,15 @@ async def test_failure_before_first_delta_falls_back(answer: str) -> None:
             await Rig(backend).ask(OpenAICodec(), stream=True)
 
 
-async def test_interrupted_whole_response_falls_back() -> None:
-    async with claude("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{") as backend:
+async def test_interrupted_whole_response_raises_backend_unavailable() -> None:
+    async with run_claude("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{") as backend:
         for codec in (OpenAICodec(), AnthropicCodec()):
             with pytest.raises(BackendUnavailable):
                 await Rig(backend).ask(codec)
 
 
 @pytest.mark.parametrize(
-    ("cause", "kind", "may_be_billed"),
+    ("cause", "error_class", "may_be_billed"),
     [
         (httpx2.ConnectTimeout("x"), BackendUnavailable, False),
         (httpx2.PoolTimeout("x"), BackendUnavailable, False),
@@ -93,9 +93,9 @@ async def test_interrupted_whole_response_falls_back() -> None:
     ],
 )
 def test_call_that_did_not_reach_the_server_is_not_billed(
-    cause: Exception, kind: type[BackendError], may_be_billed: bool
+    cause: Exception, error_class: type[BackendError], may_be_billed: bool
 ) -> None:
     request = httpx2.Request("POST", "https://claude.example/v1/messages")
-    with pytest.raises(kind) as exc_info, _translate_errors():
+    with pytest.raises(error_class) as exc_info, _translate_errors():
         raise anthropic.APITimeoutError(cast(Any, request)) from cause
     assert exc_info.value.may_be_billed is may_be_billed

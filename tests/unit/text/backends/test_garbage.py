@@ -57,11 +57,13 @@ WHOLE = {
 
 
 @asynccontextmanager
-async def backend(kind: str, answer: str, later: str = "") -> AsyncIterator[FakeBackend]:
-    async with Upstream(answer, later).running() as upstream:
+async def run_backend(
+    api_format: str, response: str, delayed_response: str = ""
+) -> AsyncIterator[FakeBackend]:
+    async with Upstream(response, delayed_response).running() as upstream:
         url = upstream.url
         backend: AnthropicBackend | OllamaBackend | OpenAIBackend
-        match kind:
+        match api_format:
             case "anthropic":
                 backend = AnthropicBackend(Endpoint(url=url, key="k"), max_connections=4)
             case "ollama":
@@ -72,41 +74,41 @@ async def backend(kind: str, answer: str, later: str = "") -> AsyncIterator[Fake
         await backend.close()
 
 
-def json_answer(body: str) -> str:
-    head = f"content-type: application/json\r\ncontent-length: {len(body)}"
-    return f"HTTP/1.1 200 OK\r\n{head}\r\nconnection: close\r\n\r\n{body}"
+def make_json_response(body: str) -> str:
+    headers = f"content-type: application/json\r\ncontent-length: {len(body)}"
+    return f"HTTP/1.1 200 OK\r\n{headers}\r\nconnection: close\r\n\r\n{body}"
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize(
-    ("kind", "body"), [(kind, body) for kind in CLIENTS for body in (*ODD, *WHOLE[kind])]
+    ("api_format", "body"), [(kind, body) for kind in CLIENTS for body in (*ODD, *WHOLE[kind])]
 )
-async def test_malformed_whole_response_falls_back(kind: str, body: str) -> None:
-    async with backend(kind, json_answer(body)) as broken_backend:
+async def test_malformed_whole_response_falls_back(api_format: str, body: str) -> None:
+    async with run_backend(api_format, make_json_response(body)) as broken_backend:
         other_backend = FakeBackend(raw=RAW)
-        answer = await Rig(broken_backend, other_backend).ask(CLIENTS[kind])
+        answer = await Rig(broken_backend, other_backend).ask(CLIENTS[api_format])
         assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize(
-    ("kind", "event"), [(kind, event) for kind, events in EVENTS.items() for event in events]
+    ("api_format", "event"), [(kind, event) for kind, events in EVENTS.items() for event in events]
 )
-async def test_malformed_event_falls_back_or_ends_the_stream(kind: str, event: str) -> None:
-    async with backend(kind, SSE + event) as broken_backend:
+async def test_malformed_event_falls_back_or_ends_the_stream(api_format: str, event: str) -> None:
+    async with run_backend(api_format, SSE + event) as broken_backend:
         answer = await Rig(broken_backend, FakeBackend(raw_stream=[CHUNK, DONE])).ask(
-            CLIENTS[kind], stream=True
+            CLIENTS[api_format], stream=True
         )
         await read_stream(answer)
         assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
-    async with backend(kind, BEGUN[kind], event) as broken_backend:
+    async with run_backend(api_format, BEGUN[api_format], event) as broken_backend:
         rig = Rig(broken_backend)
-        text = await read_stream(await rig.ask(CLIENTS[kind], stream=True))
-        assert b"Hi" in text and b'"code":"stream_interrupted"' in text
+        stream_bytes = await read_stream(await rig.ask(CLIENTS[api_format], stream=True))
+        assert b"Hi" in stream_bytes and b'"code":"stream_interrupted"' in stream_bytes
         assert [entry.complete for entry in rig.ledger] == [False]
 
 
 async def test_malformed_event_ends_a_forwarded_stream() -> None:
-    async with backend("openai", BEGUN["openai"], EVENTS["openai"][4]) as broken_backend:
-        text = await read_stream(await Rig(broken_backend).ask(OpenAICodec(), stream=True))
-        assert b"Hi" in text and b'"code":"stream_interrupted"' in text
+    async with run_backend("openai", BEGUN["openai"], EVENTS["openai"][4]) as broken_backend:
+        stream_bytes = await read_stream(await Rig(broken_backend).ask(OpenAICodec(), stream=True))
+        assert b"Hi" in stream_bytes and b'"code":"stream_interrupted"' in stream_bytes

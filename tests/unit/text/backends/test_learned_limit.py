@@ -12,6 +12,8 @@ from moyin.text.backends.learned_limit import LearnedLimit, TrackedCall
 
 
 class Clock:
+    """A clock that shows the time that the test sets."""
+
     def __init__(self) -> None:
         self.now = 0.0
 
@@ -19,14 +21,14 @@ class Clock:
         return self.now
 
 
-class Server:
-    """A simulated server that runs ``parallel`` calls at a time, each for ten seconds."""
+class SimulatedServer:
+    """A simulated server that runs ``parallelism`` calls at a time, each for ten seconds."""
 
-    def __init__(self, parallel: int, *, max_limit: int = 64) -> None:
+    def __init__(self, parallelism: int, *, max_limit: int = 64) -> None:
         self.clock = Clock()
         self.slots = Slots(64, queue=64, patience=1e6, clock=self.clock)
         self.limit = LearnedLimit(self.slots, max_limit=max_limit, clock=self.clock)
-        self.parallel = parallel
+        self.parallelism = parallelism
         self.calls: list[tuple[ExitStack, TrackedCall]] = []
 
     def fill(self) -> None:
@@ -35,7 +37,7 @@ class Server:
             stack = ExitStack()
             self.calls.append((stack, stack.enter_context(self.limit.track("chat", 100))))
             self.clock.now += 0.1
-            if len(self.calls) <= self.parallel:
+            if len(self.calls) <= self.parallelism:
                 self.calls[-1][1].record_first_token()
 
     def end_first(self) -> None:
@@ -43,8 +45,8 @@ class Server:
         self.clock.now += 10
         self.calls.pop(0)[0].close()
         self.clock.now += 0.1
-        if len(self.calls) >= self.parallel:
-            self.calls[self.parallel - 1][1].record_first_token()
+        if len(self.calls) >= self.parallelism:
+            self.calls[self.parallelism - 1][1].record_first_token()
 
     def _limit_grows(self) -> bool:
         limit_before = self.slots.limit
@@ -53,24 +55,24 @@ class Server:
         return self.slots.limit != limit_before
 
 
-@pytest.mark.parametrize("parallel", [1, 2, 4, 8])
-def test_limit_converges_to_the_servers_parallelism(parallel: int) -> None:
-    server = Server(parallel)
+@pytest.mark.parametrize("parallelism", [1, 2, 4, 8])
+def test_limit_converges_to_the_servers_parallelism(parallelism: int) -> None:
+    server = SimulatedServer(parallelism)
     for _ in range(6):
         server.fill()
         server.end_first()
-    assert server.slots.limit == parallel
+    assert server.slots.limit == parallelism
 
 
 def test_a_higher_limit_is_tried_at_growing_intervals() -> None:
-    server = Server(1)
+    server = SimulatedServer(1)
     tried_limits = []
     for _ in range(100):
         server.fill()
         tried_limits.append(len(server.calls))
         server.end_first()
     assert tried_limits.count(2) in (4, 5), "after 60 s, 120 s, 240 s and so on"
-    server.parallel = 2
+    server.parallelism = 2
     for _ in range(100):
         server.fill()
         server.end_first()
@@ -78,7 +80,7 @@ def test_a_higher_limit_is_tried_at_growing_intervals() -> None:
 
 
 def test_limit_never_exceeds_the_number_of_connections() -> None:
-    server = Server(8, max_limit=3)
+    server = SimulatedServer(8, max_limit=3)
     for _ in range(6):
         server.fill()
         server.end_first()
@@ -86,7 +88,7 @@ def test_limit_never_exceeds_the_number_of_connections() -> None:
 
 
 def test_one_late_token_does_not_lower_a_confirmed_limit() -> None:
-    server = Server(2)
+    server = SimulatedServer(2)
     for _ in range(4):
         server.fill()
         server.end_first()
@@ -98,8 +100,8 @@ def test_one_late_token_does_not_lower_a_confirmed_limit() -> None:
     assert server.slots.limit == 1
 
 
-def test_whole_answers_report_when_they_began() -> None:
-    server = Server(2)
+def test_whole_answers_report_their_start() -> None:
+    server = SimulatedServer(2)
     with server.limit.track("chat", 100) as first_call:
         with server.limit.track("chat", 100) as second_call:
             server.clock.now += 10
@@ -126,32 +128,34 @@ async def test_waiting_call_begins_when_the_limit_is_tried() -> None:
     assert slots.taken == 2
 
 
-@pytest.mark.parametrize(("share", "parallel"), [(0.5, 4), (1.0, 4), (0.5, 2)])
-async def test_a_batch_alone_teaches_the_limit(share: float, parallel: int) -> None:
-    server = Server(parallel)
+@pytest.mark.parametrize(("background_share", "parallelism"), [(0.5, 4), (1.0, 4), (0.5, 2)])
+async def test_limit_is_learned_from_a_batch_alone(
+    background_share: float, parallelism: int
+) -> None:
+    server = SimulatedServer(parallelism)
     slots = server.slots
-    slots.background_share = share
-    lines = [asyncio.create_task(slots.acquire_in_background("ada", 1e6)) for _ in range(16)]
+    slots.background_share = background_share
+    line_tasks = [asyncio.create_task(slots.acquire_in_background("ada", 1e6)) for _ in range(16)]
     running_calls: list[tuple[ExitStack, TrackedCall]] = []
-    most_at_once = 0
+    max_running_calls = 0
     for _ in range(8):
         await asyncio.sleep(0)
         while len(running_calls) < slots.in_background:
             stack = ExitStack()
             running_calls.append((stack, stack.enter_context(server.limit.track("chat", 100))))
             server.clock.now += 0.1
-            if len(running_calls) <= parallel:
+            if len(running_calls) <= parallelism:
                 running_calls[-1][1].record_first_token()
             await asyncio.sleep(0)
-        most_at_once = max(most_at_once, len(running_calls))
+        max_running_calls = max(max_running_calls, len(running_calls))
         server.clock.now += 10
         running_calls.pop(0)[0].close()
         server.clock.now += 0.1
-        if len(running_calls) >= parallel:
-            running_calls[parallel - 1][1].record_first_token()
+        if len(running_calls) >= parallelism:
+            running_calls[parallelism - 1][1].record_first_token()
         slots.release_in_background("ada")
-        lines.append(asyncio.create_task(slots.acquire_in_background("ada", 1e6)))
-    for line in lines:
-        line.cancel()
-    await asyncio.gather(*lines, return_exceptions=True)
-    assert most_at_once >= parallel
+        line_tasks.append(asyncio.create_task(slots.acquire_in_background("ada", 1e6)))
+    for line_task in line_tasks:
+        line_task.cancel()
+    await asyncio.gather(*line_tasks, return_exceptions=True)
+    assert max_running_calls >= parallelism

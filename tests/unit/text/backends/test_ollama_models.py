@@ -29,7 +29,7 @@ async def http_client(host: FakeOllamaHost) -> AsyncIterator[HttpClient]:
     await client.close()
 
 
-async def test_pulled_and_removed_models_are_followed(
+async def test_pulled_and_removed_models_are_noticed(
     host: FakeOllamaHost, http_client: HttpClient
 ) -> None:
     models = HostModels()
@@ -38,11 +38,11 @@ async def test_pulled_and_removed_models_are_followed(
     host.models["qwen3:8b"] = ["completion", "tools", "thinking"]
     assert await models.refresh(http_client)
     assert host.shown == ["smollm2:latest", "qwen3:8b"], "only new models are asked for"
-    file = models.find("qwen3:8b")
-    assert file is not None and file.capabilities == {"completion", "tools", "thinking"}
-    assert (file.context, file.size) == (8192, 98_000_000)
-    assert file.details["quantization_level"] == "Q4_1"
-    assert "/root" not in f"{file}", "paths of the host are nobody's business"
+    model_file = models.find("qwen3:8b")
+    assert model_file is not None and model_file.capabilities == {"completion", "tools", "thinking"}
+    assert (model_file.context, model_file.size) == (8192, 98_000_000)
+    assert model_file.details["quantization_level"] == "Q4_1"
+    assert "/root" not in f"{model_file}", "paths of the host are nobody's business"
     del host.models["qwen3:8b"]
     assert await models.refresh(http_client)
     assert models.find("qwen3:8b") is None
@@ -56,11 +56,11 @@ async def test_a_recreated_model_is_described_again(
     await models.refresh(http_client)
     host.models["smollm2:latest"] = ["completion", "tools"]
     assert await models.refresh(http_client)
-    file = models.find("smollm2")
-    assert file is not None and "tools" in file.capabilities
+    model_file = models.find("smollm2")
+    assert model_file is not None and "tools" in model_file.capabilities
 
 
-async def test_models_that_leave_the_host_are_left_out(
+async def test_models_that_run_outside_the_host_are_excluded(
     host: FakeOllamaHost, http_client: HttpClient
 ) -> None:
     host.models["gpt-oss:120b-cloud"] = ["completion"]
@@ -84,7 +84,7 @@ async def test_a_host_that_fails_keeps_its_models(host: FakeOllamaHost) -> None:
     assert models.find("smollm2") is not None
 
 
-async def test_a_host_that_hangs_on_descriptions_is_not_waited_for(
+async def test_refresh_does_not_wait_for_a_host_that_hangs(
     host: FakeOllamaHost, http_client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.models["llama3.2:3b"] = ["completion"]
@@ -101,8 +101,10 @@ async def test_a_host_that_hangs_on_descriptions_is_not_waited_for(
     monkeypatch.undo()
     assert await models.refresh(http_client)
     assert len(models.files or ()) == 22
-    file = models.find("llama3.2:3b")
-    assert file is not None and "tools" in file.capabilities, "what was missed is asked for again"
+    model_file = models.find("llama3.2:3b")
+    assert model_file is not None and "tools" in model_file.capabilities, (
+        "what was missed is asked for again"
+    )
 
 
 async def test_models_with_the_same_weights_are_resident_together(host: FakeOllamaHost) -> None:
@@ -128,7 +130,7 @@ async def test_requests_for_models_without_configured_context_can_be_checked(
 
 
 @pytest.mark.parametrize(
-    ("parameters", "expected"),
+    ("parameters", "expected_context"),
     [
         ('num_ctx                        2048\nstop  "x"', 2048),
         ('stop  "num_ctx 5"', 8192),
@@ -136,13 +138,13 @@ async def test_requests_for_models_without_configured_context_can_be_checked(
     ],
 )
 async def test_context_of_the_modelfile_wins(
-    host: FakeOllamaHost, http_client: HttpClient, parameters: str, expected: int
+    host: FakeOllamaHost, http_client: HttpClient, parameters: str, expected_context: int
 ) -> None:
     host.parameters = parameters
     models = HostModels()
     await models.refresh(http_client)
-    file = models.find("smollm2")
-    assert file is not None and file.context == expected
+    model_file = models.find("smollm2")
+    assert model_file is not None and model_file.context == expected_context
 
 
 @pytest.mark.parametrize(

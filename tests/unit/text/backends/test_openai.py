@@ -69,7 +69,7 @@ async def test_stream_without_done_is_complete(
 
 
 @pytest.mark.parametrize(
-    ("owner", "sent"),
+    ("owner", "sent_members"),
     [
         ("llamacpp", {"min_p": 0.1, "repeat_penalty": 1.2}),
         ("vllm", {"min_p": 0.1, "repetition_penalty": 1.2}),
@@ -77,15 +77,15 @@ async def test_stream_without_done_is_complete(
     ],
 )
 async def test_extra_members_depend_on_the_server(
-    monkeypatch: pytest.MonkeyPatch, owner: str, sent: dict[str, float] | None
+    monkeypatch: pytest.MonkeyPatch, owner: str, sent_members: dict[str, float] | None
 ) -> None:
-    bodies: list[dict[str, object]] = []
+    sent_bodies: list[dict[str, object]] = []
 
     async def get(self: HttpClient, path: str, timeout_seconds: float) -> bytes:
         return f'{{"data":[{{"owned_by":"{owner}"}}]}}'.encode()
 
     async def post(self: HttpClient, path: str, body: bytes, deadline: float) -> bytes:
-        bodies.append(from_json(body))
+        sent_bodies.append(from_json(body))
         return b'{"choices":[{"message":{"content":"hi"}}]}'
 
     monkeypatch.setattr(HttpClient, "get", get)
@@ -94,13 +94,15 @@ async def test_extra_members_depend_on_the_server(
     await backend.probe()
     call_deadline = asyncio.get_running_loop().time() + 5
     await backend.chat(replace(FULL, reasoning=Reasoning(enabled=False)), call_deadline)
-    thoughtless = {"enable_thinking": False}
-    assert bodies[-1].get("chat_template_kwargs") == (thoughtless if sent else None)
-    assert "reasoning_effort" not in bodies[-1]
+    template_arguments = {"enable_thinking": False}
+    assert sent_bodies[-1].get("chat_template_kwargs") == (
+        template_arguments if sent_members else None
+    )
+    assert "reasoning_effort" not in sent_bodies[-1]
     request_with_sampling = replace(FULL, sampling=Sampling(min_p=0.1, repeat_penalty=1.2))
-    if sent is None:
+    if sent_members is None:
         with pytest.raises(UnsupportedFeature):
             await backend.chat(request_with_sampling, call_deadline)
     else:
         await backend.chat(request_with_sampling, call_deadline)
-        assert bodies[-1].items() >= sent.items()
+        assert sent_bodies[-1].items() >= sent_members.items()

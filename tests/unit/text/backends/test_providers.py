@@ -38,7 +38,7 @@ CLAUDE_ANSWER = {
 
 
 @dataclass
-class Cloud:
+class FakeProvider:
     """A fake provider that records requests and answers with ``status`` and ``body``."""
 
     body: Any = field(default_factory=lambda: ANSWER)
@@ -50,20 +50,20 @@ class Cloud:
     async def answer(self, request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.requests.append((request.method, request.path_qs, headers, await request.read()))
-        location_header = {} if self.location is None else {"location": self.location}
-        return web.json_response(self.body, status=self.status, headers=location_header)
+        location_headers = {} if self.location is None else {"location": self.location}
+        return web.json_response(self.body, status=self.status, headers=location_headers)
 
 
 @asynccontextmanager
-async def run_backend(cloud: Cloud, **settings: Any) -> AsyncIterator[BackendRuntime]:
+async def run_backend(provider: FakeProvider, **settings: Any) -> AsyncIterator[BackendRuntime]:
     """Run the provider, and a back end with these settings and the key ``secret``."""
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", cloud.answer)
+    app.router.add_route("*", "/{path:.*}", provider.answer)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    cloud.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    settings["base_url"] = cloud.url + settings["base_url"]
+    provider.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    settings["base_url"] = provider.url + settings["base_url"]
     model = {"name": "m", "context": 99, "price": 0}
     backend = {"name": "b", "api_key_env": "KEY", "models": [model], **settings}
     builder = FleetBuilder(Settings(), {"KEY": "secret"})
@@ -78,28 +78,30 @@ def new_raw_request(path: str) -> RawRequest:
     return RawRequest(path=path, body=b'{"model": "m"}', headers={}, deadline=deadline)
 
 
-async def forward(runtime: BackendRuntime, path: str = "/chat/completions") -> bytes:
+async def forward_request(runtime: BackendRuntime, path: str = "/chat/completions") -> bytes:
     assert runtime.pass_through is not None
     return await runtime.pass_through.forward(new_raw_request(path))
 
 
-async def ask(runtime: BackendRuntime) -> None:
+async def send_chat(runtime: BackendRuntime) -> None:
     message = Message(role=Role.USER, parts=(Text(text="Hi"),))
     request = ChatRequest(model="m", messages=(message,), max_tokens=5)
     await runtime.backend.chat(request, asyncio.get_running_loop().time() + 30)
 
 
 async def test_azure_gets_its_key_in_a_header_of_its_own() -> None:
-    cloud = Cloud()
-    async with run_backend(cloud, type="openai", base_url="/openai/v1", auth_header="api-key") as b:
-        await forward(b)
-    [(_, path, headers, _)] = cloud.requests
+    provider = FakeProvider()
+    async with run_backend(
+        provider, type="openai", base_url="/openai/v1", auth_header="api-key"
+    ) as b:
+        await forward_request(b)
+    [(_, path, headers, _)] = provider.requests
     assert path == "/openai/v1/chat/completions"
     assert headers["api-key"] == "secret" and "authorization" not in headers
 
 
 async def test_azures_older_api_has_the_deployment_and_a_version_in_its_urls() -> None:
-    cloud = Cloud()
+    provider = FakeProvider()
     settings = {
         "type": "openai",
         "base_url": "/openai/deployments/gpt",
@@ -107,43 +109,47 @@ async def test_azures_older_api_has_the_deployment_and_a_version_in_its_urls() -
         "query": {"api-version": "2024-10-21"},
         "headers": {"x-ms-client": "moyin"},
     }
-    async with run_backend(cloud, **settings) as backend:
-        await forward(backend)
-        await ask(backend)
-        cloud.status = 404
+    async with run_backend(provider, **settings) as backend:
+        await forward_request(backend)
+        await send_chat(backend)
+        provider.status = 404
         # There is no list of models here; that the server answers is enough.
         await backend.backend.probe()
-    paths = [path for _, path, _, _ in cloud.requests]
+    paths = [path for _, path, _, _ in provider.requests]
     query = "?api-version=2024-10-21"
-    base = "/openai/deployments/gpt"
-    assert paths == [f"{base}/chat/completions{query}"] * 2 + [f"{base}/models{query}"]
-    assert all(headers["x-ms-client"] == "moyin" for _, _, headers, _ in cloud.requests)
+    base_path = "/openai/deployments/gpt"
+    assert paths == [f"{base_path}/chat/completions{query}"] * 2 + [f"{base_path}/models{query}"]
+    assert all(headers["x-ms-client"] == "moyin" for _, _, headers, _ in provider.requests)
 
 
-async def test_without_health_path_no_health_check_is_sent() -> None:
-    cloud = Cloud(status=403)
-    async with run_backend(cloud, type="openai", base_url="/v1", health_path=None) as backend:
+async def test_no_health_check_is_sent_without_a_health_path() -> None:
+    provider = FakeProvider(status=403)
+    async with run_backend(provider, type="openai", base_url="/v1", health_path=None) as backend:
         await backend.backend.probe()
-    assert not cloud.requests
+    assert not provider.requests
 
 
 async def test_a_key_does_not_follow_redirects() -> None:
-    cloud = Cloud(status=307, location="/elsewhere")
-    async with run_backend(cloud, type="openai", base_url="/v1", auth_header="api-key") as backend:
+    provider = FakeProvider(status=307, location="/elsewhere")
+    async with run_backend(
+        provider, type="openai", base_url="/v1", auth_header="api-key"
+    ) as backend:
         with pytest.raises(BackendError):
             await backend.backend.probe()
-    assert [path for _, path, _, _ in cloud.requests] == ["/v1/models"]
+    assert [path for _, path, _, _ in provider.requests] == ["/v1/models"]
 
 
-async def test_claude_in_the_cloud_of_others_by_bearer_token() -> None:
-    cloud = Cloud(body=CLAUDE_ANSWER)
+async def test_claude_in_another_cloud_gets_a_bearer_token() -> None:
+    provider = FakeProvider(body=CLAUDE_ANSWER)
     settings = {"auth_header": "authorization", "headers": {"x-workspace": "w"}}
-    async with run_backend(cloud, type="anthropic", base_url="/anthropic", **settings) as backend:
-        await forward(backend, "/messages")
-        await ask(backend)
-        cloud.status = 404
+    async with run_backend(
+        provider, type="anthropic", base_url="/anthropic", **settings
+    ) as backend:
+        await forward_request(backend, "/messages")
+        await send_chat(backend)
+        provider.status = 404
         await backend.backend.probe()
-    for _, path, headers, _ in cloud.requests[:2]:
+    for _, path, headers, _ in provider.requests[:2]:
         assert path == "/anthropic/v1/messages"
         assert headers["authorization"] == "Bearer secret"
         assert "x-api-key" not in headers
@@ -153,10 +159,10 @@ async def test_claude_in_the_cloud_of_others_by_bearer_token() -> None:
 
 @pytest.mark.parametrize("header", ["x-api-key", "api-key"])
 async def test_claudes_key_is_in_one_header_alone(header: str) -> None:
-    cloud = Cloud(body=CLAUDE_ANSWER)
-    async with run_backend(cloud, type="anthropic", base_url="", auth_header=header) as backend:
-        await ask(backend)
-    [(_, _, headers, _)] = cloud.requests
+    provider = FakeProvider(body=CLAUDE_ANSWER)
+    async with run_backend(provider, type="anthropic", base_url="", auth_header=header) as backend:
+        await send_chat(backend)
+    [(_, _, headers, _)] = provider.requests
     assert [name for name, value in headers.items() if "secret" in value] == [header]
 
 
@@ -177,7 +183,7 @@ AZURE_FILTER = {
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "error", "message"),
+    ("status", "body", "error_class", "message"),
     [
         (400, [{"error": GOOGLE_KEY}], BackendKeyRejected, "configured API key"),
         (429, [{"error": GOOGLE_QUOTA}], Overloaded, "overloaded"),
@@ -193,13 +199,13 @@ AZURE_FILTER = {
         (400, {"error": {"message": {"en": "no"}}}, BackendRejected, "HTTP status 400"),
     ],
 )
-async def test_errors_of_providers(
-    status: int, body: Any, error: type[Exception], message: str
+async def test_provider_errors_are_translated(
+    status: int, body: Any, error_class: type[Exception], message: str
 ) -> None:
-    cloud = Cloud(body=body, status=status)
-    async with run_backend(cloud, type="openai", base_url="/v1") as backend:
-        with pytest.raises(error, match=message):
-            await forward(backend)
+    provider = FakeProvider(body=body, status=status)
+    async with run_backend(provider, type="openai", base_url="/v1") as backend:
+        with pytest.raises(error_class, match=message):
+            await forward_request(backend)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +231,7 @@ async def test_errors_of_providers(
         {"health_path": "models"},
     ],
 )
-def test_headers_carry_no_secrets_and_break_no_requests(settings: dict[str, Any]) -> None:
+def test_settings_with_secrets_or_invalid_headers_are_rejected(settings: dict[str, Any]) -> None:
     model = {"name": "m", "context": 99, "price": 0}
     backend = {"name": "b", "type": "openai", "base_url": "http://a", "models": [model], **settings}
     with pytest.raises(ValueError, match=r"headers|auth_header|query|health_path"):

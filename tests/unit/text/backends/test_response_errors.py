@@ -38,17 +38,17 @@ ANSWER = EmbeddingResponse(model="m", vectors=((1.0, 2.0), (3.0, 4.0)), usage=Us
         ("999999999", 3600.0),
     ],
 )
-def test_retry_after_in_seconds(header: str | None, seconds: float | None) -> None:
+def test_retry_after_in_seconds_is_parsed(header: str | None, seconds: float | None) -> None:
     assert parse_retry_after(header) == seconds
 
 
-def test_retry_after_with_a_date() -> None:
+def test_retry_after_date_is_converted_to_seconds() -> None:
     assert parse_retry_after(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=2)
     assert parse_retry_after(formatdate(time.time() - 60, usegmt=True)) == 0
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"),
+    ("status", "error_class"),
     [
         (400, BackendRejected),
         (401, BackendKeyRejected),
@@ -58,8 +58,8 @@ def test_retry_after_with_a_date() -> None:
         (504, BackendTimeout),
     ],
 )
-def test_statuses_map_to_errors(status: int, kind: type[Exception]) -> None:
-    assert isinstance(error_from_status(status, "why", None), kind)
+def test_statuses_map_to_errors(status: int, error_class: type[Exception]) -> None:
+    assert isinstance(error_from_status(status, "why", None), error_class)
 
 
 @pytest.mark.parametrize("dimensions", [None, 2])
@@ -68,7 +68,7 @@ def test_matching_vectors_are_accepted(dimensions: int | None) -> None:
     assert validate_embeddings(ANSWER, request) is ANSWER
 
 
-def test_missing_vector_is_a_backend_error() -> None:
+def test_wrong_number_of_vectors_is_a_backend_error() -> None:
     with pytest.raises(BackendUnavailable):
         validate_embeddings(ANSWER, EmbeddingRequest(model="m", inputs=("a",)))
 

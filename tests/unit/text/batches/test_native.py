@@ -80,8 +80,12 @@ class FakeBatchApi:
     async def find_submitted(
         self, key: str, count: int, since: datetime, deadline: float
     ) -> AsyncGenerator[RemoteBatch, None]:
-        for remote_id, ids in self.sent.items():
-            if (self.keys[remote_id] == key) if self.identifies_by_key else len(ids) == count:
+        for remote_id, custom_ids in self.sent.items():
+            if (
+                (self.keys[remote_id] == key)
+                if self.identifies_by_key
+                else len(custom_ids) == count
+            ):
                 yield RemoteBatch(id=remote_id, state=self.state)
 
     async def poll(self, batch_id: str, deadline: float) -> RemoteBatch:
@@ -105,7 +109,7 @@ class FakeBatchApi:
         self.discarded_ids.append(batch.id)
 
 
-class NativeLines:
+class FakeNativeLines:
     """Selects the lines with the model ``native`` for the batch API, and no other lines."""
 
     has_batch_api = True
@@ -136,17 +140,17 @@ class NativeLines:
         batch: TextBatch,
         line_number: int,
         body: bytes,
-        found: RemoteResult,
+        remote_result: RemoteResult,
         deployment: Any,
         api: Any,
     ) -> Any:
-        if found.outcome is RemoteOutcome.FAILED:
+        if remote_result.outcome is RemoteOutcome.FAILED:
             return None
-        entry = UsageEntry(
+        usage_entry = UsageEntry(
             request_id="r", owner="ada", backend="cloud", model="native", input_tokens=1,
             cached_tokens=0, output_tokens=1, cost_usd=Decimal("0.5"), complete=True,
         )  # fmt: skip
-        return LineResult(number=line_number, http_status=200, body=b"{}"), (entry,)
+        return LineResult(number=line_number, http_status=200, body=b"{}"), (usage_entry,)
 
 
 class Rig:
@@ -159,7 +163,7 @@ class Rig:
         self.blobs = BlobStore(f"file://{folder}")
         self.store = NativeBatchStore(database)
         self.api = FakeBatchApi()
-        self.translator = NativeLines(self.api)
+        self.translator = FakeNativeLines(self.api)
         self.replica, self.other = self.new_replica(), self.new_replica()
         self.written: list[LineResult] = []
 
@@ -177,22 +181,22 @@ class Rig:
     async def begin_batch(self, *models: str) -> None:
         content, lines = b"", []
         for number, model in enumerate(models, 1):
-            line = json.dumps({"custom_id": str(number), "body": {"model": model}}).encode()
+            raw_line = json.dumps({"custom_id": str(number), "body": {"model": model}}).encode()
             new_line = NewLine(
-                number=number, custom_id=str(number), start=len(content), size=len(line)
+                number=number, custom_id=str(number), start=len(content), size=len(raw_line)
             )
             lines.append(new_line)
-            content += line + b"\n"
+            content += raw_line + b"\n"
         self.file = StoredFile(
             id="file-1", owner="ada", purpose=BATCH_INPUT, filename="x", media_type="x/y",
             size=len(content), sha256=await self.blobs.put(content), created_at=now(),
         )  # fmt: skip
         await FileStore(self.database).add(self.file)
-        moment = now()
+        created_at = now()
         batch = TextBatch(
             id="batch_1", owner="ada", dialect=BatchDialect.OPENAI,
-            endpoint="/v1/chat/completions", input_file_id="file-1", created_at=moment,
-            expires_at=moment + timedelta(hours=24),
+            endpoint="/v1/chat/completions", input_file_id="file-1", created_at=created_at,
+            expires_at=created_at + timedelta(hours=24),
         )  # fmt: skip
         await self.batches.create(batch)
         await self.lines.add(batch.id, lines)
@@ -206,22 +210,22 @@ class Rig:
         return await (replica or self.replica).advance(batch, self.file, has_limits=has_limits)
 
     async def advance_until(self, **statuses: int) -> None:
-        """Advance until the number of native batches with each status is exactly as given."""
+        """Advance until exactly these numbers of native batches have these statuses."""
 
         async def has_statuses() -> bool:
             await self.advance()
-            rows = [row["status"] for row in await self.rows()]
-            return len(rows) == sum(statuses.values()) and all(
-                rows.count(name) == count for name, count in statuses.items()
+            row_statuses = [row["status"] for row in await self.fetch_native_rows()]
+            return len(row_statuses) == sum(statuses.values()) and all(
+                row_statuses.count(name) == count for name, count in statuses.items()
             )
 
         await eventually(has_statuses, 30)
 
-    async def rows(self) -> list[Any]:
+    async def fetch_native_rows(self) -> list[Any]:
         query = sa.select(native_batches).where(native_batches.c.model != "")
         return list(await self.database.fetch_all(query.order_by(native_batches.c.created_at)))
 
-    async def pending(self) -> list[int]:
+    async def list_pending_numbers(self) -> list[int]:
         query = sa.select(text_batch_lines.c.number).where(
             text_batch_lines.c.status == LineStatus.PENDING.value
         )
@@ -233,7 +237,7 @@ class Rig:
         await self.lines.release("batch_1", claimed_numbers, "r")
         return claimed_numbers
 
-    async def count_charged(self) -> int:
+    async def count_charges(self) -> int:
         return int(await self.database.fetch_value(sa.select(sa.func.count()).select_from(usage)))
 
 
@@ -257,12 +261,12 @@ async def test_lines_are_divided_sent_and_answered_once(rig: Rig) -> None:
     assert await rig.list_claimable() == [7]
     rig.api.state = RemoteState.ENDED
     await rig.advance_until(done=3)
-    assert await rig.pending() == [7] and await rig.count_charged() == 9
+    assert await rig.list_pending_numbers() == [7] and await rig.count_charges() == 9
     assert sorted(result.number for result in rig.written) == [1, 2, 3, 4, 5, 6, 8, 9, 10]
     assert sorted(rig.api.discarded_ids) == sorted(rig.api.sent)
 
 
-async def test_only_one_replica_takes_a_step(rig: Rig) -> None:
+async def test_two_replicas_send_a_batch_once(rig: Rig) -> None:
     await rig.begin_batch(*["native"] * 3)
     for _ in range(5):
         await asyncio.gather(rig.advance(), rig.advance(rig.other))
@@ -270,28 +274,28 @@ async def test_only_one_replica_takes_a_step(rig: Rig) -> None:
     assert len(rig.api.sent) == 1
 
 
-@pytest.mark.parametrize("identifies", [True, False])
-async def test_a_lost_batch_is_found_again(rig: Rig, identifies: bool) -> None:
+@pytest.mark.parametrize("identifies_by_key", [True, False])
+async def test_a_lost_batch_is_found_again(rig: Rig, identifies_by_key: bool) -> None:
     rig.api.loses_response = True
-    rig.api.identifies_by_key = identifies
-    if not identifies:
+    rig.api.identifies_by_key = identifies_by_key
+    if not identifies_by_key:
         # Somebody else's, of the same size.
         rig.api.sent["remote-0"], rig.api.keys["remote-0"] = ["x-1", "x-2"], "x"
     await rig.begin_batch("native", "native")
     await rig.advance_until(sending=1)
-    if not identifies:
+    if not identifies_by_key:
         sent_count = len(rig.api.sent)
         for _ in range(5):
             await rig.advance()
         assert len(rig.api.sent) == sent_count, "whose it is shows only when it has ended"
         rig.api.state = RemoteState.ENDED
-    await rig.advance_until(**({"running": 1} if identifies else {"done": 1}))
+    await rig.advance_until(**({"running": 1} if identifies_by_key else {"done": 1}))
     rig.api.state = RemoteState.ENDED
     await rig.advance_until(done=1)
-    [row] = await rig.rows()
-    assert row["remote_id"] == ("remote-0" if identifies else "remote-1")
-    assert await rig.pending() == [] and await rig.count_charged() == 2
-    assert len(rig.api.sent) == (1 if identifies else 2)
+    [row] = await rig.fetch_native_rows()
+    assert row["remote_id"] == ("remote-0" if identifies_by_key else "remote-1")
+    assert await rig.list_pending_numbers() == [] and await rig.count_charges() == 2
+    assert len(rig.api.sent) == (1 if identifies_by_key else 2)
 
 
 async def test_a_batch_that_never_arrived_is_sent_again(rig: Rig) -> None:
@@ -306,27 +310,28 @@ async def test_a_batch_that_never_arrived_is_sent_again(rig: Rig) -> None:
 async def test_a_lost_batch_is_waited_for_while_it_may_run(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searches, original_find = [0], rig.api.find_submitted
+    search_count, original_find = 0, rig.api.find_submitted
 
-    def search(*args: Any) -> Any:
-        searches[0] += 1
+    def count_search(*args: Any) -> Any:
+        nonlocal search_count
+        search_count += 1
         return original_find(*args)
 
     async def has_searched() -> bool:
         await rig.advance()
-        return searches[0] >= 3
+        return search_count >= 3
 
-    monkeypatch.setattr(rig.api, "find_submitted", search)
+    monkeypatch.setattr(rig.api, "find_submitted", count_search)
     monkeypatch.setattr(native_sender, "_SEARCH_PERIOD", timedelta())
     rig.api.loses_response, rig.api.identifies_by_key = True, False
     await rig.begin_batch("native", "native")
     await rig.advance_until(sending=1)
     await eventually(has_searched)
-    assert [row["status"] for row in await rig.rows()] == ["sending"]
+    assert [row["status"] for row in await rig.fetch_native_rows()] == ["sending"]
     assert await rig.list_claimable() == []
     rig.api.state = RemoteState.ENDED
     await rig.advance_until(done=1)
-    assert await rig.count_charged() == 2 and len(rig.api.sent) == 1
+    assert await rig.count_charges() == 2 and len(rig.api.sent) == 1
 
 
 async def test_a_cancelled_batch_does_not_wait_long_for_a_lost_one(
@@ -342,10 +347,10 @@ async def test_a_cancelled_batch_does_not_wait_long_for_a_lost_one(
 
 
 async def test_the_search_for_a_lost_batch_ends(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> Any:
+    def fail_search(*_: Any) -> Any:
         raise BackendTimeout("the API does not list its batches")
 
-    monkeypatch.setattr(rig.api, "find_submitted", fail)
+    monkeypatch.setattr(rig.api, "find_submitted", fail_search)
     rig.api.error = BackendTimeout("no answer")
     await rig.begin_batch("native")
     await rig.advance_until(sending=1)
@@ -365,7 +370,7 @@ async def test_the_lines_of_a_refused_batch_are_given_back(
     await rig.begin_batch("native", "native")
     await rig.advance_until(done=1)
     assert await rig.list_claimable() == [1, 2] and await rig.advance()
-    assert len(await rig.rows()) == 1, "they are not sent natively once more"
+    assert len(await rig.fetch_native_rows()) == 1, "they are not sent natively once more"
 
 
 async def test_an_overloaded_back_end_is_tried_later(rig: Rig) -> None:
@@ -382,8 +387,8 @@ async def test_unanswered_and_failed_lines_are_given_back(rig: Rig) -> None:
     rig.api.state = RemoteState.ENDED
     await rig.begin_batch(*["native"] * 4)
     await rig.advance_until(done=1)
-    assert await rig.list_claimable() == await rig.pending() == [1, 2]
-    assert await rig.count_charged() == 2
+    assert await rig.list_claimable() == await rig.list_pending_numbers() == [1, 2]
+    assert await rig.count_charges() == 2
 
 
 async def test_a_cancelled_batch_is_cancelled_at_the_back_end_and_ends(rig: Rig) -> None:
@@ -394,7 +399,7 @@ async def test_a_cancelled_batch_is_cancelled_at_the_back_end_and_ends(rig: Rig)
     rig.api.outcomes = {"1": RemoteOutcome.UNANSWERED}
     await rig.advance_until(done=1)
     assert rig.api.cancelled == ["remote-0"]
-    assert await rig.pending() == [1], "what was answered before is kept"
+    assert await rig.list_pending_numbers() == [1], "what was answered before is kept"
     assert await rig.batches.seal("batch_1")
 
 
@@ -419,42 +424,42 @@ async def test_a_batch_waits_for_its_back_end_to_be_configured_again(
         return "is not configured" in caplog.text
 
     await eventually(has_waited)
-    assert [row["status"] for row in await rig.rows()] == ["running"]
+    assert [row["status"] for row in await rig.fetch_native_rows()] == ["running"]
     rig.translator.api = rig.api
     rig.api.state = RemoteState.ENDED
     await rig.advance_until(done=1)
-    assert await rig.count_charged() == 1
+    assert await rig.count_charges() == 1
 
 
 async def test_lines_of_callers_with_limits_are_never_native(rig: Rig) -> None:
     await rig.begin_batch("native")
     assert await rig.advance(has_limits=True)
-    assert await rig.rows() == [] and await rig.list_claimable() == [1]
+    assert await rig.fetch_native_rows() == [] and await rig.list_claimable() == [1]
 
 
-async def test_a_plan_goes_on_after_its_replica_died(rig: Rig) -> None:
+async def test_plan_continues_after_its_replica_died(rig: Rig) -> None:
     await rig.begin_batch(*["native"] * 6)
-    moment = now()
+    created_at = now()
     # A replica died after it had assigned two lines.
     native_batch = NativeBatch(
         id=new_native_id(), batch_id="batch_1", backend="cloud", model="native",
-        status=NativeStatus.ASSIGNED, created_at=moment, due_at=moment + timedelta(seconds=0.2),
+        status=NativeStatus.ASSIGNED, created_at=created_at, due_at=created_at + timedelta(seconds=0.2),
     )  # fmt: skip
     await rig.store.add(native_batch)
     assert await rig.store.assign(native_batch, [1, 2]) == 2
     rig.api.state = RemoteState.ENDED
     await rig.advance_until(done=2)
     assert sorted(map(len, rig.api.sent.values())) == [2, 4]
-    assert await rig.pending() == [] and await rig.count_charged() == 6
+    assert await rig.list_pending_numbers() == [] and await rig.count_charges() == 6
 
 
 async def test_a_defect_in_the_plan_leaves_the_lines_to_single_calls(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> Any:
+    def fail_choice(*_: Any) -> Any:
         raise KeyError("a defect")
 
-    monkeypatch.setattr(rig.translator, "choose_backend", fail)
+    monkeypatch.setattr(rig.translator, "choose_backend", fail_choice)
     await rig.begin_batch("native", "native")
     await eventually(rig.advance)
     assert len(await rig.list_claimable()) == 2
@@ -462,10 +467,10 @@ async def test_a_defect_in_the_plan_leaves_the_lines_to_single_calls(
 
 async def test_no_line_joins_a_batch_that_is_being_sent(rig: Rig) -> None:
     await rig.begin_batch(*["native"] * 2)
-    moment = now()
+    created_at = now()
     native_batch = NativeBatch(
         id=new_native_id(), batch_id="batch_1", backend="cloud", model="native",
-        status=NativeStatus.ASSIGNED, created_at=moment, due_at=moment,
+        status=NativeStatus.ASSIGNED, created_at=created_at, due_at=created_at,
     )  # fmt: skip
     await rig.store.add(native_batch)
     assert await rig.store.take(native_batch, 60)
@@ -484,12 +489,12 @@ async def test_a_step_that_fails_is_tried_again(
     failures = iter([RuntimeError("a mistake"), sa.exc.SQLAlchemyError("away")])
     original_finish = rig.lines.finish
 
-    async def fail_twice(finished: Any) -> Any:
+    async def fail_twice(finished_lines: Any) -> Any:
         for error in failures:
             raise error
-        return await original_finish(finished)
+        return await original_finish(finished_lines)
 
     monkeypatch.setattr(rig.lines, "finish", fail_twice)
     await rig.advance_until(done=1)
     assert "a mistake" in caplog.text and "SQLAlchemyError" in caplog.text
-    assert await rig.count_charged() == 1
+    assert await rig.count_charges() == 1

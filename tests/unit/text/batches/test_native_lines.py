@@ -22,15 +22,17 @@ from tests.unit.text.routing.router_rig import CHEAP, Rig
 TOOL = {"name": "find", "input_schema": {"type": "object"}}
 
 
-def new_batch(endpoint: str = "/v1/messages") -> TextBatch:
-    moment = datetime.now(UTC)
+def make_batch(endpoint: str = "/v1/messages") -> TextBatch:
+    created_at = datetime.now(UTC)
     return TextBatch(
         id="batch_1", owner="ada", dialect=BatchDialect.ANTHROPIC, endpoint=endpoint,
-        input_file_id="file-1", created_at=moment, expires_at=moment,
+        input_file_id="file-1", created_at=created_at, expires_at=created_at,
     )  # fmt: skip
 
 
-def new_lines(*abilities: str, omitted_abilities: frozenset[str] = frozenset()) -> NativeLines:
+def make_native_lines(
+    *abilities: str, omitted_abilities: frozenset[str] = frozenset()
+) -> NativeLines:
     """Return the `NativeLines` of a gateway whose only back end has OpenAI's format.
 
     Args:
@@ -51,46 +53,52 @@ def new_lines(*abilities: str, omitted_abilities: frozenset[str] = frozenset()) 
     )
 
 
-def body(**changes: Any) -> bytes:
+def make_body(**changes: Any) -> bytes:
     messages = [{"role": "user", "content": "hello"}]
     return to_json({"model": "chat", "max_tokens": 9, "messages": messages, **changes})
 
 
-def test_a_line_from_which_tools_would_be_left_out_is_run_by_a_single_call() -> None:
-    lines = new_lines(omitted_abilities=frozenset({"tools"}))
-    assert lines.choose_backend(new_batch(), body()) is not None
-    assert lines.choose_backend(new_batch(), body(tools=[TOOL])) is None
-    assert new_lines("tools").choose_backend(new_batch(), body(tools=[TOOL])) is not None
+def test_line_whose_tools_would_be_omitted_is_not_sent_natively() -> None:
+    lines = make_native_lines(omitted_abilities=frozenset({"tools"}))
+    assert lines.choose_backend(make_batch(), make_body()) is not None
+    assert lines.choose_backend(make_batch(), make_body(tools=[TOOL])) is None
+    assert (
+        make_native_lines("tools").choose_backend(make_batch(), make_body(tools=[TOOL])) is not None
+    )
 
 
 @pytest.mark.parametrize(("abilities", "is_sent"), [((), False), (("thinking",), True)])
-def test_a_model_that_does_not_reason_gets_no_level_of_effort(
+def test_model_without_thinking_gets_no_reasoning_effort(
     abilities: tuple[str, ...], is_sent: bool
 ) -> None:
-    chosen_line = new_lines(*abilities).choose_backend(
-        new_batch(), body(output_config={"effort": "low"})
+    chosen_line = make_native_lines(*abilities).choose_backend(
+        make_batch(), make_body(output_config={"effort": "low"})
     )
     assert chosen_line is not None
     assert ("reasoning_effort" in chosen_line[1].body) is is_sent
 
 
 def test_an_answer_that_the_clients_protocol_cannot_express_is_booked() -> None:
-    lines = new_lines("tools")
-    call = {"id": "c", "type": "function", "function": {"name": "find", "arguments": "{oh"}}
-    answer = {
+    lines = make_native_lines("tools")
+    tool_call = {"id": "c", "type": "function", "function": {"name": "find", "arguments": "{oh"}}
+    response_body = {
         "id": "a", "model": "up",
         "choices": [
-            {"message": {"role": "assistant", "tool_calls": [call]}, "finish_reason": "tool_calls"}
+            {"message": {"role": "assistant", "tool_calls": [tool_call]}, "finish_reason": "tool_calls"}
         ],
         "usage": {"prompt_tokens": 1000, "completion_tokens": 500},
     }  # fmt: skip
-    outcome = RemoteResult(custom_id="x-1", outcome=RemoteOutcome.ANSWERED, body=answer)
+    remote_result = RemoteResult(
+        custom_id="x-1", outcome=RemoteOutcome.ANSWERED, body=response_body
+    )
     deployment, api = lines.find_deployment("b0", "m0"), lines.get_api("b0")
     assert deployment is not None and api is not None
-    decoded_line = lines.decode_result(new_batch(), 1, body(tools=[TOOL]), outcome, deployment, api)
+    decoded_line = lines.decode_result(
+        make_batch(), 1, make_body(tools=[TOOL]), remote_result, deployment, api
+    )
     assert decoded_line is not None
-    result, [entry] = decoded_line
-    assert result.error_code is not None and entry.error == result.error_code
-    assert not entry.complete
-    assert (entry.input_tokens, entry.output_tokens) == (1000, 500)
-    assert entry.cost_usd == Decimal("0.002")
+    result, [usage_entry] = decoded_line
+    assert result.error_code is not None and usage_entry.error == result.error_code
+    assert not usage_entry.complete
+    assert (usage_entry.input_tokens, usage_entry.output_tokens) == (1000, 500)
+    assert usage_entry.cost_usd == Decimal("0.002")

@@ -112,12 +112,12 @@ class Rig:
     async def begin_batch(self, count: int) -> None:
         content, lines = b"", []
         for number in range(1, count + 1):
-            line = json.dumps({"body": {"number": number}}).encode()
+            raw_line = json.dumps({"body": {"number": number}}).encode()
             new_line = NewLine(
-                number=number, custom_id=str(number), start=len(content), size=len(line)
+                number=number, custom_id=str(number), start=len(content), size=len(raw_line)
             )
             lines.append(new_line)
-            content += line + b"\n"
+            content += raw_line + b"\n"
         file = StoredFile(
             id="file-1",
             owner="ada",
@@ -144,10 +144,10 @@ class Rig:
         await self.lines.add("batch_1", lines)
         await self.batches.begin("batch_1", count)
 
-    async def show(self) -> TextBatch:
+    async def get_batch(self) -> TextBatch:
         return await self.batches.get("ada", "batch_1")
 
-    async def count_charged(self) -> dict[str, int]:
+    async def count_charges(self) -> dict[str, int]:
         query = sa.select(usage_table.c.request_id)
         return Counter(await self.database.fetch_values(query))
 
@@ -174,11 +174,11 @@ async def test_two_replicas_run_each_line_once(rig: Rig) -> None:
     assert WorkState.DONE in states
     assert rig.caller.calls_by_number == {number: 1 for number in range(1, 31)}
     assert rig.caller.bodies[7] == b'{"number":7}'
-    assert (await rig.show()).completed == 30
-    assert await rig.count_charged() == {f"batch_1-{n}": 1 for n in range(1, 31)}
+    assert (await rig.get_batch()).completed == 30
+    assert await rig.count_charges() == {f"batch_1-{n}": 1 for n in range(1, 31)}
 
 
-async def test_errors_that_may_pass_are_tried_again(rig: Rig) -> None:
+async def test_transient_errors_are_retried(rig: Rig) -> None:
     await rig.begin_batch(4)
     rig.caller.errors = {
         1: [Overloaded("x") for _ in range(20)],
@@ -187,15 +187,15 @@ async def test_errors_that_may_pass_are_tried_again(rig: Rig) -> None:
         4: [BudgetExceeded("x")],
     }
     assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
-    batch = await rig.show()
+    batch = await rig.get_batch()
     assert (batch.completed, batch.failed) == (2, 2)
     assert rig.caller.calls_by_number == {1: 21, 2: 5, 3: 5, 4: 1}
-    codes = {
+    error_codes = {
         line.number: line.result and line.result.error_code
         for line in await rig.lines.list_page("batch_1", 0, 9)
     }
-    assert codes == {1: None, 2: None, 3: "backend_unavailable", 4: "budget_exceeded"}
-    assert len(await rig.count_charged()) == 2
+    assert error_codes == {1: None, 2: None, 3: "backend_unavailable", 4: "budget_exceeded"}
+    assert len(await rig.count_charges()) == 2
 
 
 async def test_lines_continue_after_their_submitter_is_gone(rig: Rig) -> None:
@@ -211,7 +211,7 @@ async def test_lines_continue_after_their_submitter_is_gone(rig: Rig) -> None:
     rig.caller.may_answer.set()
     assert await rig.other.run_lines("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number.total() == 10
-    assert (await rig.show()).completed == 10
+    assert (await rig.get_batch()).completed == 10
 
 
 async def test_other_replicas_run_lines_that_a_stopped_replica_released(rig: Rig) -> None:
@@ -224,7 +224,7 @@ async def test_other_replicas_run_lines_that_a_stopped_replica_released(rig: Rig
     rig.caller.may_answer.set()
     assert await rig.other.run_lines("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number == {number: 2 for number in range(1, 5)}
-    assert await rig.count_charged() == {f"batch_1-{n}": 1 for n in range(1, 5)}
+    assert await rig.count_charges() == {f"batch_1-{n}": 1 for n in range(1, 5)}
 
 
 async def test_cancelled_lines_stop_waiting_for_another_try(
@@ -238,11 +238,11 @@ async def test_cancelled_lines_stop_waiting_for_another_try(
     assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number.total() == 4
     assert await rig.batches.seal("batch_1")
-    batch = await rig.show()
+    batch = await rig.get_batch()
     assert batch.status is BatchStatus.CANCELLING and batch.completed == 0
 
 
-async def test_only_the_batchs_tenant_is_worked_for(rig: Rig) -> None:
+async def test_batch_runs_only_for_its_tenant(rig: Rig) -> None:
     await rig.begin_batch(1)
     with pytest.raises(BatchNotFound):
         await rig.runner.run_lines("batch_1", Identity(owner="bob", key_id="k"))
@@ -254,57 +254,59 @@ async def test_results_wait_while_the_database_is_away(
     await rig.begin_batch(2)
     original_finish, outages = rig.lines.finish, [1, 2]
 
-    async def fail_then_finish(finished: list[FinishedLine]) -> list[FinishedLine]:
+    async def fail_then_finish(finished_lines: list[FinishedLine]) -> list[FinishedLine]:
         if outages:
             outages.pop()
             raise OperationalError("away", None, Exception())
-        return await original_finish(finished)
+        return await original_finish(finished_lines)
 
     monkeypatch.setattr(rig.lines, "finish", fail_then_finish)
     assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
-    assert rig.caller.calls_by_number.total() == 2 and (await rig.show()).completed == 2
+    assert rig.caller.calls_by_number.total() == 2 and (await rig.get_batch()).completed == 2
 
 
-@pytest.mark.parametrize("is_over", [False, True])
-async def test_lines_of_a_claim_that_was_cancelled_are_not_lost(rig: Rig, is_over: bool) -> None:
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_lines_of_a_claim_that_was_cancelled_are_not_lost(
+    rig: Rig, is_cancelled: bool
+) -> None:
     await rig.begin_batch(4)
     await rig.lines.renew_runner(rig.runner.id, 60)
     # The claim is committed, but its caller is gone.
     assert len(await rig.lines.claim("batch_1", rig.runner.id, 2)) == 2
-    if is_over:
+    if is_cancelled:
         await rig.batches.cancel("ada", "batch_1")
     assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     assert await rig.batches.seal("batch_1")
-    assert (await rig.show()).completed == (0 if is_over else 4)
+    assert (await rig.get_batch()).completed == (0 if is_cancelled else 4)
 
 
 async def test_lines_whose_release_failed_run_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await rig.begin_batch(2)
-    call = rig.caller.call
+    original_call = rig.caller.call
 
-    async def failing(*args: Any, **options: Any) -> LineOutcome:
-        outcome = await call(*args, **options)
+    async def fail_second_line_once(*args: Any, **options: Any) -> LineOutcome:
+        outcome = await original_call(*args, **options)
         if rig.caller.calls_by_number[2] == 1 and options["number"] == 2:
             raise RuntimeError("a bug")
         return outcome
 
-    async def release(batch_id: str, numbers: list[int], runner: str) -> None:
+    async def fail_release(batch_id: str, numbers: list[int], runner: str) -> None:
         raise OperationalError("away", None, Exception())
 
-    monkeypatch.setattr(rig.caller, "call", failing)
-    monkeypatch.setattr(rig.lines, "release", release)
+    monkeypatch.setattr(rig.caller, "call", fail_second_line_once)
+    monkeypatch.setattr(rig.lines, "release", fail_release)
     assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
-    assert rig.caller.calls_by_number == {1: 1, 2: 2} and (await rig.show()).completed == 2
+    assert rig.caller.calls_by_number == {1: 1, 2: 2} and (await rig.get_batch()).completed == 2
 
 
 async def test_a_line_is_not_paid_for_twice_when_an_error_follows_its_answer(rig: Rig) -> None:
     await rig.begin_batch(1)
     rig.caller.errors, rig.caller.errors_cost = {1: [ServiceUnavailable("x")]}, True
     assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
-    assert rig.caller.calls_by_number == {1: 1} and (await rig.show()).failed == 1
-    assert await rig.count_charged() == {"batch_1-1": 1}
+    assert rig.caller.calls_by_number == {1: 1} and (await rig.get_batch()).failed == 1
+    assert await rig.count_charges() == {"batch_1-1": 1}
 
 
 async def test_a_failed_renewal_of_the_lease_is_tried_again_soon(
@@ -313,19 +315,19 @@ async def test_a_failed_renewal_of_the_lease_is_tried_again_soon(
     monkeypatch.setattr(runner_module, "_RENEW_SECONDS", 3600.0)
     monkeypatch.setattr(runner_module, "_RETRY_SECONDS", 0.0)
     await rig.begin_batch(1)
-    original_renew, was_renewed, outages = rig.lines.renew_runner, asyncio.Event(), [1, 2]
+    original_renew, has_renewed, outages = rig.lines.renew_runner, asyncio.Event(), [1, 2]
 
-    async def failing(runner: str, seconds: float) -> None:
+    async def fail_twice_then_renew(runner: str, seconds: float) -> None:
         if outages:
             outages.pop()
             raise OperationalError("away", None, Exception())
         await original_renew(runner, seconds)
-        was_renewed.set()
+        has_renewed.set()
 
-    monkeypatch.setattr(rig.lines, "renew_runner", failing)
+    monkeypatch.setattr(rig.lines, "renew_runner", fail_twice_then_renew)
     assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     async with asyncio.timeout(30):
-        await was_renewed.wait()
+        await has_renewed.wait()
 
 
 async def test_a_replica_does_not_claim_its_running_lines_when_its_lease_has_ended(
@@ -349,23 +351,23 @@ async def test_large_results_are_written_one_by_one(
     await rig.begin_batch(4)
     original_finish, group_sizes = rig.lines.finish, list[int]()
 
-    async def finish_and_count(finished: list[FinishedLine]) -> list[FinishedLine]:
-        group_sizes.append(len(finished))
-        return await original_finish(finished)
+    async def finish_and_count(finished_lines: list[FinishedLine]) -> list[FinishedLine]:
+        group_sizes.append(len(finished_lines))
+        return await original_finish(finished_lines)
 
     monkeypatch.setattr(rig.lines, "finish", finish_and_count)
     assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     assert group_sizes == [1, 1, 1, 1]
 
 
-async def test_a_line_may_wait_for_its_limit_through_very_many_tries(
+async def test_overloaded_line_is_retried_more_than_a_thousand_times(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(runner_module, "_MAX_PAUSE_SECONDS", 0.0)
     await rig.begin_batch(1)
     rig.caller.errors = {1: [Overloaded("x") for _ in range(1100)]}
     assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
-    assert (await rig.show()).completed == 1
+    assert (await rig.get_batch()).completed == 1
     assert "not run to its end" not in caplog.text
 
 
@@ -376,10 +378,10 @@ async def test_no_line_begins_while_the_replica_stops(
     original_claim, has_claimed, may_proceed = rig.lines.claim, asyncio.Event(), asyncio.Event()
 
     async def claim_slowly(*args: Any, **options: Any) -> list[BatchLine]:
-        result = await original_claim(*args, **options)
+        claimed_lines = await original_claim(*args, **options)
         has_claimed.set()
         await may_proceed.wait()
-        return result
+        return claimed_lines
 
     monkeypatch.setattr(rig.lines, "claim", claim_slowly)
     monkeypatch.setattr(runner_module, "_CLOSE_SECONDS", 30.0)

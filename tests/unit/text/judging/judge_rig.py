@@ -23,9 +23,9 @@ from moyin.text.routing.catalog import UNRESTRICTED, Alias, Catalog
 from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.factories import make_runtime
 from tests.unit.text.routing.router_rig import RecordedLedger
-from tests.unit.text.routing.test_request_quality import rated_deployment
+from tests.unit.text.routing.test_request_quality import make_rated_deployment
 
 SMALL, HAIKU, OPUS = "smollm2-135m", "claude-haiku-5-5", "claude-opus-5-5"
 RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))
@@ -94,7 +94,7 @@ class InMemoryComparisons:
         self.second_answers.pop(comparison_id, None)
 
 
-class SignalLog:
+class FakeSignalLog:
     """Records signals, one per request and source."""
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class SignalLog:
             self.rows.setdefault((row.owner, row.request_id, row.source), row)
 
 
-class Queue:
+class FakeComparisonQueue:
     def __init__(self) -> None:
         self.started_ids: list[str] = []
         self.is_unavailable = False
@@ -126,7 +126,9 @@ class JudgeRig:
     here uses, so that every request is translated.
     """
 
-    def __init__(self, verdict: str = "", *, rules: JudgeRules = RULES, **fleet: Any) -> None:
+    def __init__(
+        self, verdict: str = "", *, rules: JudgeRules = RULES, **fleet_settings: Any
+    ) -> None:
         self.backends = {
             SMALL: FakeBackend(
                 make_text_response("mine", model=SMALL), api_format=ApiFormat.OLLAMA
@@ -137,20 +139,24 @@ class JudgeRig:
             OPUS: FakeBackend(make_text_response(verdict, model=OPUS), api_format=ApiFormat.OLLAMA),
         }
         deployments = (
-            rated_deployment(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
-            rated_deployment(HAIKU, "haiku", tariff=CLAUDE_TARIFFS[HAIKU]),
-            rated_deployment(OPUS, "opus", tariff=CLAUDE_TARIFFS[OPUS]),
+            make_rated_deployment(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
+            make_rated_deployment(HAIKU, "haiku", tariff=CLAUDE_TARIFFS[HAIKU]),
+            make_rated_deployment(OPUS, "opus", tariff=CLAUDE_TARIFFS[OPUS]),
         )
         runtimes = {
-            backend: runtime(backend, self.backends[model])
+            backend: make_runtime(backend, self.backends[model])
             for backend, model in (("local", SMALL), ("haiku", HAIKU), ("opus", OPUS))
         }
-        for value in runtimes.values():
-            value.pass_through = None
+        for backend_runtime in runtimes.values():
+            backend_runtime.pass_through = None
         self.runtimes = runtimes
         # Opus only judges here.
-        aliases = {"any": Alias(), "work": Alias(models=(SMALL, HAIKU)), **fleet.pop("aliases", {})}
-        self.policies = {JUDGE_OWNER: UNRESTRICTED, **fleet.pop("policies", {})}
+        aliases = {
+            "any": Alias(),
+            "work": Alias(models=(SMALL, HAIKU)),
+            **fleet_settings.pop("aliases", {}),
+        }
+        self.policies = {JUDGE_OWNER: UNRESTRICTED, **fleet_settings.pop("policies", {})}
         self.ledger, self.counted_outcomes = RecordedLedger(), list[Outcome]()
         self.estimator = Estimator()
         self.router = Router(
@@ -159,7 +165,7 @@ class JudgeRig:
                 runtimes=runtimes,
                 policies=self.policies,
                 usd_per_bad_answer=1e-9,
-                **fleet,
+                **fleet_settings,
             ),
             self.ledger,
             estimator=self.estimator,
@@ -167,25 +173,26 @@ class JudgeRig:
         self.budget, self.store, self.signals, self.queue = (
             FakeBudget(),
             InMemoryComparisons(),
-            SignalLog(),
-            Queue(),
+            FakeSignalLog(),
+            FakeComparisonQueue(),
         )
-        count = self.counted_outcomes.append
+        count_outcome = self.counted_outcomes.append
         self.random_numbers: list[float] = []
         self.sampler = AnswerSampler(
-            count, draw_random=lambda: self.random_numbers.pop(0) if self.random_numbers else 0.0
+            count_outcome,
+            draw_random=lambda: self.random_numbers.pop(0) if self.random_numbers else 0.0,
         )
-        parts: dict[str, Any] = {"store": self.store, "budget": self.budget}
+        shared_parts: dict[str, Any] = {"store": self.store, "budget": self.budget}
         self.starter = ComparisonStarter(
             self.sampler,
             get_fleet=lambda: self.router.fleet,
             estimator=self.estimator,
             queue=self.queue,
-            count_outcome=count,
-            **parts,
+            count_outcome=count_outcome,
+            **shared_parts,
         )
         signals: Any = self.signals
-        self.judge = Judge(self.router, signals=signals, **parts)
+        self.judge = Judge(self.router, signals=signals, **shared_parts)
         self.judge.rules = self.sampler.rules = rules
         self.router.sampler = self.sampler
 
@@ -207,9 +214,9 @@ class JudgeRig:
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "work", "max_tokens": 50, "messages": messages, **changes}
         body = {name: value for name, value in body.items() if value is not None}
-        call = codec.parse(json.dumps(body).encode())
+        parsed_request = codec.parse(json.dumps(body).encode())
         context = RoutingContext(request_id=request_id, owner=owner, headers=headers)
-        answer = await self.router.answer(codec, call, context)
+        answer = await self.router.answer(codec, parsed_request, context)
         if answer.stream is not None:
             async for _ in answer.stream:
                 pass

@@ -23,24 +23,24 @@ from tests.unit.text.judging.judge_rig import HAIKU, OPUS, RULES, SMALL, JudgeRi
 BETTER_FIRST = json.dumps({"reason": "x", "first": 4, "second": 1})
 
 
-def set_answer_order(rig: JudgeRig, name: str, swapped: bool) -> None:
-    """Set whether the judge sees the answers of the comparison ``name`` in swapped order.
+def set_answer_order(rig: JudgeRig, comparison_id: str, swapped: bool) -> None:
+    """Set whether the judge sees the answers of a comparison in swapped order.
 
     The order is otherwise random.
     """
-    comparison = decode(Comparison, rig.store.stored[name])
-    rig.store.stored[name] = encode(replace(comparison, swapped=swapped))
+    comparison = decode(Comparison, rig.store.stored[comparison_id])
+    rig.store.stored[comparison_id] = encode(replace(comparison, swapped=swapped))
 
 
 async def test_comparison_gives_one_signal_per_model() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
-    set_answer_order(rig, name, True)
-    assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
-    verdict = await rig.judge.fetch_verdict(name)
+    comparison_id = await rig.start_and_get_id()
+    set_answer_order(rig, comparison_id, True)
+    assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.ANSWERED
+    verdict = await rig.judge.fetch_verdict(comparison_id)
     assert verdict == Verdict(given=0.25, other=1.0)
-    assert await rig.judge.record_verdict(name, verdict)
-    assert await rig.judge.record_verdict(name, verdict)
+    assert await rig.judge.record_verdict(comparison_id, verdict)
+    assert await rig.judge.record_verdict(comparison_id, verdict)
     rows = {row.model: row for row in rig.signals.rows.values()}
     assert {model: row.score for model, row in rows.items()} == {SMALL: 0.25, HAIKU: 1.0}
     assert {row.owner for row in rows.values()} == {"ada"}
@@ -49,41 +49,43 @@ async def test_comparison_gives_one_signal_per_model() -> None:
     assert rows[SMALL].request_id == "r1"
     assert all(row.p_good is not None and row.comment is None for row in rows.values())
     assert "merge" not in str([row.question for row in rows.values()])
-    await rig.judge.delete_comparison(name)
-    await rig.judge.delete_comparison(name)
+    await rig.judge.delete_comparison(comparison_id)
+    await rig.judge.delete_comparison(comparison_id)
     assert (rig.store.stored, rig.store.second_answers) == ({}, {})
 
 
-async def test_the_judge_sees_both_answers_and_no_name() -> None:
+async def test_the_judge_sees_both_answers_and_no_model_name() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
-    set_answer_order(rig, name, False)
-    await rig.judge.fetch_second_answer(name)
-    await rig.judge.fetch_verdict(name)
-    (parsed,) = rig.backends[OPUS].requests
-    assert isinstance(parsed, ChatRequest)
-    text = str(parsed)
-    assert "mine" in text and "a better one" in text
-    assert not any(model in text for model in (SMALL, HAIKU))
-    assert parsed.output is not None and parsed.output.schema is not None
+    comparison_id = await rig.start_and_get_id()
+    set_answer_order(rig, comparison_id, False)
+    await rig.judge.fetch_second_answer(comparison_id)
+    await rig.judge.fetch_verdict(comparison_id)
+    (judge_request,) = rig.backends[OPUS].requests
+    assert isinstance(judge_request, ChatRequest)
+    request_text = str(judge_request)
+    assert "mine" in request_text and "a better one" in request_text
+    assert not any(model in request_text for model in (SMALL, HAIKU))
+    assert judge_request.output is not None and judge_request.output.schema is not None
 
 
 async def test_the_operator_pays_and_not_the_tenant() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
-    tenant = [item.owner for item in rig.ledger]
-    await rig.judge.fetch_second_answer(name)
-    await rig.judge.fetch_verdict(name)
-    assert tenant == ["ada"]
+    comparison_id = await rig.start_and_get_id()
+    owners_before = [entry.owner for entry in rig.ledger]
+    await rig.judge.fetch_second_answer(comparison_id)
+    await rig.judge.fetch_verdict(comparison_id)
+    assert owners_before == ["ada"]
     booked_entries = rig.ledger[1:]
-    assert [(item.owner, item.model) for item in booked_entries] == [
+    assert [(entry.owner, entry.model) for entry in booked_entries] == [
         (JUDGE_OWNER, HAIKU),
         (JUDGE_OWNER, OPUS),
     ]
-    assert rig.budget.booked_usd == sum((item.cost_usd for item in booked_entries), Decimal(0)) > 0
-    item = decode(Comparison, rig.store.stored[name])
+    assert (
+        rig.budget.booked_usd == sum((entry.cost_usd for entry in booked_entries), Decimal(0)) > 0
+    )
+    comparison = decode(Comparison, rig.store.stored[comparison_id])
     # Each call sets its worst case aside, no more than was foreseen, and gives the rest back.
-    assert rig.budget.booked_usd < sum(rig.budget.reserved) <= item.most_usd
+    assert rig.budget.booked_usd < sum(rig.budget.reserved) <= comparison.most_usd
     assert rig.budget.released == 2
 
 
@@ -91,27 +93,27 @@ async def test_the_judges_own_calls_are_not_sampled() -> None:
     rig = JudgeRig(BETTER_FIRST, rules=replace(RULES, model="bench"), aliases={
         "bench": Alias(models=(OPUS,))
     })  # fmt: skip
-    name = await rig.start_and_get_id()
-    await rig.judge.fetch_second_answer(name)
-    await rig.judge.fetch_verdict(name)
+    comparison_id = await rig.start_and_get_id()
+    await rig.judge.fetch_second_answer(comparison_id)
+    await rig.judge.fetch_verdict(comparison_id)
     assert rig.sampler.samples.empty()
     assert rig.backends[OPUS].requests
 
 
 async def test_stored_second_answer_is_not_requested_again() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
-    assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
-    assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
+    comparison_id = await rig.start_and_get_id()
+    assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.ANSWERED
+    assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.ANSWERED
     assert len(rig.backends[HAIKU].requests) == 1
 
 
-@pytest.mark.parametrize("text", ["The first.", "", '{"first": 9}'])
-async def test_unparsable_verdict_teaches_nothing(text: str) -> None:
-    rig = JudgeRig(text)
-    name = await rig.start_and_get_id()
-    await rig.judge.fetch_second_answer(name)
-    assert await rig.judge.fetch_verdict(name) is Outcome.UNPARSABLE
+@pytest.mark.parametrize("verdict_text", ["The first.", "", '{"first": 9}'])
+async def test_unparsable_verdict_teaches_nothing(verdict_text: str) -> None:
+    rig = JudgeRig(verdict_text)
+    comparison_id = await rig.start_and_get_id()
+    await rig.judge.fetch_second_answer(comparison_id)
+    assert await rig.judge.fetch_verdict(comparison_id) is Outcome.UNPARSABLE
     assert rig.signals.rows == {}
 
 
@@ -119,30 +121,30 @@ async def test_answer_cut_by_our_own_limit_is_not_judged() -> None:
     rig = JudgeRig(BETTER_FIRST, rules=replace(RULES, max_answer_tokens=20))
     cut_answer = replace(make_text_response("once upon a"), stop=StopReason.MAX_TOKENS)
     rig.backends[HAIKU].answer = cut_answer
-    name = await rig.start_and_get_id()
-    assert await rig.judge.fetch_second_answer(name) is Outcome.TRUNCATED
-    (parsed,) = rig.backends[HAIKU].requests
-    assert isinstance(parsed, ChatRequest) and parsed.max_tokens == 20
+    comparison_id = await rig.start_and_get_id()
+    assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.TRUNCATED
+    (chat_request,) = rig.backends[HAIKU].requests
+    assert isinstance(chat_request, ChatRequest) and chat_request.max_tokens == 20
     # Under the client's own limit both were cut alike.
-    limited_name = await rig.start_and_get_id(request_id="r2", max_tokens=10)
-    assert await rig.judge.fetch_second_answer(limited_name) is Outcome.ANSWERED
+    limited_id = await rig.start_and_get_id(request_id="r2", max_tokens=10)
+    assert await rig.judge.fetch_second_answer(limited_id) is Outcome.ANSWERED
 
 
-async def test_missing_comparison_ends_quietly() -> None:
+async def test_missing_comparison_counts_as_expired() -> None:
     rig = JudgeRig(BETTER_FIRST)
     assert await rig.judge.fetch_second_answer("judge-none") is Outcome.EXPIRED
     assert await rig.judge.fetch_verdict("judge-none") is Outcome.EXPIRED
     assert not await rig.judge.record_verdict("judge-none", Verdict(given=1.0, other=0.0))
 
 
-async def test_comparison_in_another_format_is_gone() -> None:
+async def test_comparison_in_another_format_counts_as_expired() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
-    rig.store.stored[name] = b'{"id": "x", "conversation": "codename Bluebird"}'
-    assert await rig.judge.fetch_second_answer(name) is Outcome.EXPIRED
-    rig.store.second_answers[name] = "an answer"
-    assert await rig.judge.fetch_verdict(name) is Outcome.EXPIRED
-    assert not await rig.judge.record_verdict(name, Verdict(given=1.0, other=0.0))
+    comparison_id = await rig.start_and_get_id()
+    rig.store.stored[comparison_id] = b'{"id": "x", "conversation": "codename Bluebird"}'
+    assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.EXPIRED
+    rig.store.second_answers[comparison_id] = "an answer"
+    assert await rig.judge.fetch_verdict(comparison_id) is Outcome.EXPIRED
+    assert not await rig.judge.record_verdict(comparison_id, Verdict(given=1.0, other=0.0))
 
 
 HOME = frozenset({"on-premises"})
@@ -159,41 +161,41 @@ async def test_tightened_policy_applies_to_running_comparisons(
     policy: TenantPolicy, outcome: Outcome
 ) -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
+    comparison_id = await rig.start_and_get_id()
     policies = {**rig.policies, "ada": policy}
     rig.router.fleet = replace(rig.router.fleet, policies=policies)
-    assert await rig.judge.fetch_second_answer(name) is outcome
-    rig.store.second_answers[name] = "an answer from before"
-    assert await rig.judge.fetch_verdict(name) is outcome
+    assert await rig.judge.fetch_second_answer(comparison_id) is outcome
+    rig.store.second_answers[comparison_id] = "an answer from before"
+    assert await rig.judge.fetch_verdict(comparison_id) is outcome
     assert rig.backends[HAIKU].requests == rig.backends[OPUS].requests == []
 
 
-async def test_no_calls_while_the_judge_is_off() -> None:
+async def test_judge_that_is_off_calls_no_model() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
+    comparison_id = await rig.start_and_get_id()
     rig.judge.rules = None
-    assert await rig.judge.fetch_second_answer(name) is Outcome.DISABLED
+    assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.DISABLED
     assert rig.backends[HAIKU].requests == []
 
 
-async def test_no_calls_without_budget() -> None:
+async def test_judge_without_budget_calls_no_model() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
+    comparison_id = await rig.start_and_get_id()
     rig.budget.left = Decimal(0)
-    assert await rig.judge.fetch_second_answer(name) is Outcome.BUDGET
+    assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.BUDGET
     assert rig.backends[HAIKU].requests == []
 
 
 async def test_tenants_have_priority_over_the_judge() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
+    comparison_id = await rig.start_and_get_id()
     slots = rig.runtimes["haiku"].slots = Slots(1, queue=1, patience=1)
     assert slots.try_acquire("ada")
     with pytest.raises(Overloaded) as exc_info:
-        await rig.judge.fetch_second_answer(name)
+        await rig.judge.fetch_second_answer(comparison_id)
     assert exc_info.value.retryable and exc_info.value.retry_after
     slots.release("ada")
-    assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
+    assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.ANSWERED
 
 
 @pytest.mark.parametrize(
@@ -202,37 +204,37 @@ async def test_tenants_have_priority_over_the_judge() -> None:
 )
 async def test_retryable_errors_are_retried(error: Any, outcome: Outcome | None) -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
+    comparison_id = await rig.start_and_get_id()
     rig.backends[HAIKU].error = error
     if outcome is None:
         with pytest.raises(BackendUnavailable):
-            await rig.judge.fetch_second_answer(name)
+            await rig.judge.fetch_second_answer(comparison_id)
     else:
-        assert await rig.judge.fetch_second_answer(name) is outcome
+        assert await rig.judge.fetch_second_answer(comparison_id) is outcome
     assert rig.budget.released == 1
 
 
 @pytest.mark.parametrize(
-    "raw", [b'{"choices": [], "usage": {"prompt_tokens": 9}}', b'{"choices": [{}]}']
+    "raw_response", [b'{"choices": [], "usage": {"prompt_tokens": 9}}', b'{"choices": [{}]}']
 )
-async def test_malformed_answer_is_paid_for_once(raw: bytes) -> None:
+async def test_malformed_answer_is_paid_for_once(raw_response: bytes) -> None:
     """The comparison fails at once; retries would be charged every five minutes for six hours."""
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
+    comparison_id = await rig.start_and_get_id()
     for backend_name, model in (("haiku", HAIKU), ("opus", OPUS)):
-        rig.backends[model].raw = raw
+        rig.backends[model].raw = raw_response
         rig.runtimes[backend_name].pass_through = rig.backends[model]
-    assert await rig.judge.fetch_second_answer(name) is Outcome.FAILED
-    rig.store.second_answers[name] = "an answer"
-    assert await rig.judge.fetch_verdict(name) is Outcome.FAILED
+    assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.FAILED
+    rig.store.second_answers[comparison_id] = "an answer"
+    assert await rig.judge.fetch_verdict(comparison_id) is Outcome.FAILED
 
 
 async def test_timed_out_call_is_not_repeated() -> None:
     """The comparison fails at once, because providers also charge for calls that timed out."""
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
+    comparison_id = await rig.start_and_get_id()
     rig.backends[HAIKU].error = BackendTimeout("too slow")
-    assert await rig.judge.fetch_second_answer(name) is Outcome.FAILED
+    assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.FAILED
 
 
 async def test_judge_takes_no_slot_from_a_single_tenant() -> None:
@@ -243,15 +245,15 @@ async def test_judge_takes_no_slot_from_a_single_tenant() -> None:
     rig = JudgeRig(BETTER_FIRST)
     slots = rig.runtimes["haiku"].slots = Slots(2, queue=1, patience=1)
     assert slots.try_acquire("ada")
-    name = await rig.start_and_get_id()
-    assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
+    comparison_id = await rig.start_and_get_id()
+    assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.ANSWERED
     assert slots.try_acquire("ada")
 
 
 async def test_changed_judge_does_not_evaluate_its_own_answer() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.start_and_get_id()
-    await rig.judge.fetch_second_answer(name)
+    comparison_id = await rig.start_and_get_id()
+    await rig.judge.fetch_second_answer(comparison_id)
     rig.judge.rules = replace(RULES, model=HAIKU)
-    assert await rig.judge.fetch_verdict(name) is Outcome.NO_SECOND_MODEL
+    assert await rig.judge.fetch_verdict(comparison_id) is Outcome.NO_SECOND_MODEL
     assert len(rig.backends[HAIKU].requests) == 1

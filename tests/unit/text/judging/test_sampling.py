@@ -1,4 +1,4 @@
-"""Tests that sampling answers for the judge has no effect on the client."""
+"""Tests which answers are sampled for the judge, and that sampling has no effect on clients."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tests.unit.text.judging.judge_rig import HAIKU, OPUS, RULES, SMALL, JudgeRi
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
 
 
-def comparison(rig: JudgeRig, comparison_id: str) -> Comparison:
+def load_comparison(rig: JudgeRig, comparison_id: str) -> Comparison:
     return decode(Comparison, rig.store.stored[comparison_id])
 
 
-async def test_a_share_is_sampled() -> None:
+async def test_configured_share_of_answers_is_sampled() -> None:
     rig = JudgeRig(rules=replace(RULES, share=0.25))
     rig.random_numbers = [0.0, 0.2499, 0.25, 0.9]
     for number in range(4):
         await rig.ask(request_id=f"r{number}")
     samples = rig.sampler.samples
-    ids = [samples.get_nowait().call.context.request_id for _ in range(samples.qsize())]
-    assert ids == ["r0", "r1"]
+    request_ids = [samples.get_nowait().call.context.request_id for _ in range(samples.qsize())]
+    assert request_ids == ["r0", "r1"]
 
 
 async def test_nothing_is_sampled_without_rules() -> None:
@@ -53,8 +53,8 @@ async def test_nothing_is_sampled_without_rules() -> None:
 async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
     rig = JudgeRig()
     max_tokens = None if isinstance(codec, OllamaChatCodec) else 50
-    name = await rig.start_and_get_id(codec=codec, stream=stream, max_tokens=max_tokens)
-    sampled_comparison = comparison(rig, name)
+    comparison_id = await rig.start_and_get_id(codec=codec, stream=stream, max_tokens=max_tokens)
+    sampled_comparison = load_comparison(rig, comparison_id)
     assert (sampled_comparison.model, sampled_comparison.second, sampled_comparison.answer) == (
         SMALL,
         HAIKU,
@@ -80,14 +80,14 @@ async def test_stream_that_was_held_back_is_judged(codec: Any) -> None:
         "ollama": {"format": "json", "max_tokens": None},
     }
     requested_schema = schemas[codec.api_format.value]
-    name = await rig.start_and_get_id(codec=codec, stream=True, **requested_schema)
-    assert comparison(rig, name).answer == '{"sorted": [1, 2]}'
+    comparison_id = await rig.start_and_get_id(codec=codec, stream=True, **requested_schema)
+    assert load_comparison(rig, comparison_id).answer == '{"sorted": [1, 2]}'
 
 
 async def test_sampling_does_not_change_the_answer() -> None:
     rig, unsampled_rig = JudgeRig(), JudgeRig()
     unsampled_rig.router.sampler = None
-    answers = [await answer.ask() for answer in (rig, unsampled_rig)]
+    answers = [await judge_rig.ask() for judge_rig in (rig, unsampled_rig)]
     texts = [from_json(answer.body)["choices"][0]["message"]["content"] for answer in answers]
     assert texts == ["mine", "mine"]
     assert answers[0].headers == answers[1].headers
@@ -95,11 +95,11 @@ async def test_sampling_does_not_change_the_answer() -> None:
 
 async def test_a_stream_that_is_cut_is_not_judged() -> None:
     rig = JudgeRig()
-    call = OpenAICodec().parse(
+    parsed_request = OpenAICodec().parse(
         b'{"model":"work","stream":true,"messages":[{"role":"user","content":"Write merge sort"}]}'
     )
     answer = await rig.router.answer(
-        OpenAICodec(), call, RoutingContext(request_id="r", owner="ada", headers=())
+        OpenAICodec(), parsed_request, RoutingContext(request_id="r", owner="ada", headers=())
     )
     assert answer.stream is not None
     await anext(answer.stream)
@@ -107,7 +107,7 @@ async def test_a_stream_that_is_cut_is_not_judged() -> None:
     assert rig.sampler.samples.empty()
 
 
-async def test_more_than_the_queue_holds_is_dropped_and_counted() -> None:
+async def test_samples_beyond_the_queue_are_dropped_and_counted() -> None:
     rig = JudgeRig()
     for number in range(70):
         await rig.ask(request_id=f"r{number}")
@@ -115,7 +115,7 @@ async def test_more_than_the_queue_holds_is_dropped_and_counted() -> None:
     assert rig.counted_outcomes == [Outcome.DROPPED] * 6
 
 
-async def test_nothing_is_sampled_where_quality_is_not_weighed() -> None:
+async def test_nothing_is_sampled_when_quality_does_not_count() -> None:
     rig = JudgeRig()
     await rig.ask(model=SMALL)
     await rig.ask(None, (b"x-moyin-usd-per-bad-answer", b"0"))
@@ -130,9 +130,9 @@ async def test_embeddings_are_never_sampled() -> None:
         for deployment in catalog.deployments
     )
     rig.router.fleet = replace(rig.router.fleet, catalog=replace(catalog, deployments=deployments))
-    call = OpenAIEmbeddingsCodec().parse(b'{"model": "work", "input": "text"}')
+    parsed_request = OpenAIEmbeddingsCodec().parse(b'{"model": "work", "input": "text"}')
     context = RoutingContext(request_id="r", owner="ada", headers=())
-    await rig.router.answer(OpenAIEmbeddingsCodec(), call, context)
+    await rig.router.answer(OpenAIEmbeddingsCodec(), parsed_request, context)
     assert (rig.sampler.samples.qsize(), rig.counted_outcomes) == (0, [])
 
 
@@ -158,11 +158,13 @@ async def test_unsuitable_requests_are_not_sampled(changes: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("modalities", [5, True, "audio"])
-async def test_invalid_unvalidated_member_does_not_fail_the_answer(modalities: Any) -> None:
+async def test_invalid_member_that_nothing_validates_does_not_fail_the_answer(
+    modalities: Any,
+) -> None:
     """The client gets its answer although ``modalities``, which nothing validates, is invalid."""
     rig = JudgeRig()
-    raw = b'{"choices": [{"message": {"role": "assistant", "content": "mine"}}]}'
-    rig.runtimes["local"].pass_through, rig.backends[SMALL].raw = rig.backends[SMALL], raw
+    raw_response = b'{"choices": [{"message": {"role": "assistant", "content": "mine"}}]}'
+    rig.runtimes["local"].pass_through, rig.backends[SMALL].raw = rig.backends[SMALL], raw_response
     answer = await rig.ask(modalities=modalities)
     assert b"mine" in answer.body
 
@@ -177,14 +179,14 @@ async def test_tenant_can_opt_out() -> None:
     rig = JudgeRig(policies={"ada": TenantPolicy(is_judged=False)})
     assert await rig.ask_and_start(owner="ada") is Outcome.OPTED_OUT
     assert await rig.ask_and_start(owner="bob") is Outcome.STARTED
-    assert comparison(rig, rig.queue.started_ids[-1]).owner == "bob"
+    assert load_comparison(rig, rig.queue.started_ids[-1]).owner == "bob"
 
 
 HOME = frozenset({"on-premises"})
 
 
 @pytest.mark.parametrize(
-    ("fleet", "headers", "model"),
+    ("fleet_settings", "headers", "model"),
     [
         ({"policies": {"ada": TenantPolicy(residency=HOME)}}, (), "work"),
         ({"aliases": {"home": Alias(residency=("on-premises",))}}, (), "home"),
@@ -193,9 +195,9 @@ HOME = frozenset({"on-premises"})
     ids=["tenant", "alias", "header"],
 )
 async def test_where_residency_forbids_the_judge_nothing_is_compared(
-    fleet: dict[str, Any], headers: Any, model: str
+    fleet_settings: dict[str, Any], headers: Any, model: str
 ) -> None:
-    rig = JudgeRig(**fleet)
+    rig = JudgeRig(**fleet_settings)
     # A second local model, so that quality has something to weigh within the house.
     deployments = rig.router.fleet.catalog.deployments
     twin_deployment = replace(deployments[1], residency="on-premises")
@@ -215,12 +217,12 @@ async def test_residency_rules_can_prevent_the_comparison() -> None:
     """
     rig = JudgeRig(rules=replace(RULES, second=HAIKU))
     deployments = rig.router.fleet.catalog.deployments
-    moved_catalog = (
+    moved_deployments = (
         deployments[0],
         replace(deployments[1], residency="eu"),
         replace(deployments[2], residency="on-premises"),
     )
-    catalog = replace(rig.router.fleet.catalog, deployments=moved_catalog)
+    catalog = replace(rig.router.fleet.catalog, deployments=moved_deployments)
     rig.router.fleet = replace(rig.router.fleet, catalog=catalog)
     header = (b"x-moyin-residency", b"on-premises")
     assert await rig.ask_and_start(None, header, model="any") is Outcome.RESIDENCY
@@ -249,18 +251,18 @@ async def test_removed_alias_prevents_the_comparison() -> None:
 
 async def test_the_second_model_is_the_next_better_else_the_next_cheaper() -> None:
     rig = JudgeRig()
-    assert comparison(rig, await rig.start_and_get_id()).second == HAIKU
+    assert load_comparison(rig, await rig.start_and_get_id()).second == HAIKU
     # Haiku answers now, and nothing but the judge's own model is better.
     fleet = replace(rig.router.fleet, usd_per_bad_answer=1.0)
     rig.router.fleet = fleet
-    assert comparison(rig, await rig.start_and_get_id(request_id="r2")).model == HAIKU
-    assert comparison(rig, rig.queue.started_ids[-1]).second == SMALL
+    assert load_comparison(rig, await rig.start_and_get_id(request_id="r2")).model == HAIKU
+    assert load_comparison(rig, rig.queue.started_ids[-1]).second == SMALL
 
 
 async def test_a_configured_second_model_need_not_be_a_candidate() -> None:
     aliases = {"lone": Alias(models=(SMALL, OPUS))}
     rig = JudgeRig(rules=replace(RULES, second=HAIKU), aliases=aliases)
-    assert comparison(rig, await rig.start_and_get_id(model="lone")).second == HAIKU
+    assert load_comparison(rig, await rig.start_and_get_id(model="lone")).second == HAIKU
     rig_with_aliases = JudgeRig(aliases=aliases)
     assert await rig_with_aliases.ask_and_start(model="lone") is Outcome.NO_SECOND_MODEL
 
@@ -274,11 +276,11 @@ async def test_the_same_request_id_is_compared_once() -> None:
     rig = JudgeRig()
     assert await rig.ask_and_start() is Outcome.STARTED
     assert await rig.ask_and_start() is Outcome.REPEATED
-    (name,) = rig.queue.started_ids
-    assert name == derive_comparison_id("ada", "r1")
-    assert derive_comparison_id("ad", "ar1") != name
+    (comparison_id,) = rig.queue.started_ids
+    assert comparison_id == derive_comparison_id("ada", "r1")
+    assert derive_comparison_id("ad", "ar1") != comparison_id
     # The job has ended, and its id is known to the queue.
-    await rig.store.remove(name)
+    await rig.store.remove(comparison_id)
     assert await rig.ask_and_start() is Outcome.REPEATED
     assert rig.store.stored == {}
 
@@ -288,7 +290,7 @@ async def test_order_of_the_answers_is_random() -> None:
     swapped_counts = Counter[bool]()
     for number in range(200):
         swapped_counts[
-            comparison(rig, await rig.start_and_get_id(request_id=f"r{number}")).swapped
+            load_comparison(rig, await rig.start_and_get_id(request_id=f"r{number}")).swapped
         ] += 1
     # Fewer than 60 or more than 140 of 200 by chance: once in 100 million.
     assert min(swapped_counts.values()) > 60
@@ -300,8 +302,8 @@ async def test_outages_drop_samples_and_store_no_prompt(unavailable_part: str) -
     rig.budget.is_unavailable = unavailable_part == "valkey"
     rig.queue.is_unavailable = unavailable_part == "temporal"
     rig.store.has_room = unavailable_part != "room"
-    expected = Outcome.DROPPED if unavailable_part == "room" else Outcome.UNAVAILABLE
-    assert await rig.ask_and_start() is expected
+    expected_outcome = Outcome.DROPPED if unavailable_part == "room" else Outcome.UNAVAILABLE
+    assert await rig.ask_and_start() is expected_outcome
     assert rig.store.stored == {}
 
 
@@ -322,7 +324,7 @@ async def test_frozen_tenant_causes_no_judge_calls() -> None:
 async def test_cached_answers_are_sampled_once() -> None:
     cached_responses: dict[str, CachedResponse] = {}
 
-    class Cache:
+    class FakeCache:
         async def get(self, owner: str, digest: str) -> CachedResponse | None:
             return cached_responses.get(digest)
 
@@ -331,7 +333,7 @@ async def test_cached_answers_are_sampled_once() -> None:
 
     caching_policy = CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10)
     rig = JudgeRig(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching_policy)})
-    rig.router._answer_cache = AnswerCache(Cache())
+    rig.router._answer_cache = AnswerCache(FakeCache())
     await rig.ask(model="faq")
     await asyncio.sleep(0)
     await rig.ask(model="faq")

@@ -28,43 +28,43 @@ CODECS: list[ProtocolCodec] = [
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
-def body_for(codec: ProtocolCodec, **kwargs: Any) -> bytes:
-    content: dict[str, Any] = {"prompt": "hello"}
+def make_body(codec: ProtocolCodec, **members: Any) -> bytes:
+    prompt_members: dict[str, Any] = {"prompt": "hello"}
     if not isinstance(codec, OllamaGenerateCodec | OpenAICompletionsCodec):
-        content = {"messages": MESSAGES}
+        prompt_members = {"messages": MESSAGES}
     if isinstance(codec, AnthropicCodec):
-        content["max_tokens"] = 9
-    return json.dumps({"model": "m", **content, **kwargs}).encode()
+        prompt_members["max_tokens"] = 9
+    return json.dumps({"model": "m", **prompt_members, **members}).encode()
 
 
-@pytest.mark.parametrize("codec", CODECS, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: type(codec).__name__)
 def test_a_stream_reads_like_the_whole_answer(codec: ProtocolCodec) -> None:
     answer = make_text_response("some words in a row")
-    call = codec.parse(body_for(codec, stream=True))
-    writer = call.create_stream_writer()
+    parsed_request = codec.parse(make_body(codec, stream=True))
+    writer = parsed_request.create_stream_writer()
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     streamed_answer = decode_stream(codec, stream)
     assert (format_answer(streamed_answer), streamed_answer.stop) == (
         "some words in a row",
         StopReason.END,
     )
-    whole_answer = codec.read_response(from_json(call.encode_response(answer)))
+    whole_answer = codec.read_response(from_json(parsed_request.encode_response(answer)))
     assert format_answer(whole_answer) == format_answer(streamed_answer)
 
 
-@pytest.mark.parametrize("codec", CODECS[:3], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("codec", CODECS[:3], ids=lambda codec: type(codec).__name__)
 def test_transcript_has_tool_calls_but_no_reasoning(codec: ProtocolCodec) -> None:
     plain_answer = make_text_response("look")
-    use = ToolUse(id="c1", name="weather", arguments='{"city":"Ulm"}')
-    parts = (Thinking(text="hidden"), *plain_answer.parts, use)
+    tool_use = ToolUse(id="c1", name="weather", arguments='{"city":"Ulm"}')
+    parts = (Thinking(text="hidden"), *plain_answer.parts, tool_use)
     fields = {name: getattr(plain_answer, name) for name in type(plain_answer).__dataclass_fields__}
     answer = type(plain_answer)(**{**fields, "parts": parts, "stop": StopReason.TOOL_USE})
-    call = codec.parse(body_for(codec, stream=True))
-    writer = call.create_stream_writer()
+    parsed_request = codec.parse(make_body(codec, stream=True))
+    writer = parsed_request.create_stream_writer()
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
-    expected = 'look\n[calls the tool weather with {"city":"Ulm"}]'
-    assert format_answer(decode_stream(codec, stream)) == expected
-    assert format_answer(answer) == expected
+    transcript = 'look\n[calls the tool weather with {"city":"Ulm"}]'
+    assert format_answer(decode_stream(codec, stream)) == transcript
+    assert format_answer(answer) == transcript
 
 
 def test_transcript_has_all_parts_of_the_conversation() -> None:

@@ -9,31 +9,33 @@ import pytest
 from moyin.text.judging.verdict import VERDICT_SCHEMA, Verdict, build_judge_request, parse_verdict
 
 
-def text_of(swapped: bool) -> str:
+def build_judge_prompt(swapped: bool) -> str:
     request = build_judge_request("opus", "Q", "GIVEN", "OTHER", is_swapped=swapped)
-    text: str = request["messages"][1]["content"]
-    return text
+    prompt: str = request["messages"][1]["content"]
+    return prompt
 
 
 def test_judge_request_follows_the_order_and_names_no_model() -> None:
-    unswapped_text, swapped_text = text_of(False), text_of(True)
-    assert unswapped_text.index("GIVEN") < unswapped_text.index("OTHER")
-    assert swapped_text.index("OTHER") < swapped_text.index("GIVEN")
-    for text in (unswapped_text, swapped_text):
-        assert text.index(" first answer>>") < text.index(" second answer>>")
-        assert "opus" not in text
+    unswapped_prompt, swapped_prompt = build_judge_prompt(False), build_judge_prompt(True)
+    assert unswapped_prompt.index("GIVEN") < unswapped_prompt.index("OTHER")
+    assert swapped_prompt.index("OTHER") < swapped_prompt.index("GIVEN")
+    for prompt in (unswapped_prompt, swapped_prompt):
+        assert prompt.index(" first answer>>") < prompt.index(" second answer>>")
+        assert "opus" not in prompt
 
 
-def test_text_cannot_fake_the_end_of_its_section() -> None:
-    marks = {text_of(False).split(" ", 1)[0] for _ in range(20)}
-    assert len(marks) == 20
+def test_delimiters_of_sections_are_random() -> None:
+    delimiters = {build_judge_prompt(False).split(" ", 1)[0] for _ in range(20)}
+    assert len(delimiters) == 20
 
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_grades_are_mapped_back_through_the_order(swapped: bool) -> None:
-    text = json.dumps({"reason": "x", "first": 4, "second": 1})
+    verdict_text = json.dumps({"reason": "x", "first": 4, "second": 1})
     given_grade, other_grade = (0.25, 1.0) if swapped else (1.0, 0.25)
-    assert parse_verdict(text, is_swapped=swapped) == Verdict(given=given_grade, other=other_grade)
+    assert parse_verdict(verdict_text, is_swapped=swapped) == Verdict(
+        given=given_grade, other=other_grade
+    )
 
 
 def test_verdict_agrees_unless_the_clients_answer_is_worse() -> None:
@@ -43,7 +45,7 @@ def test_verdict_agrees_unless_the_clients_answer_is_worse() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    "verdict_text",
     [
         "",
         "The first is better.",
@@ -59,8 +61,8 @@ def test_verdict_agrees_unless_the_clients_answer_is_worse() -> None:
         '{"first": 4, "second": 1}',
     ],
 )
-def test_verdict_with_the_wrong_format_is_ignored(text: str) -> None:
-    assert parse_verdict(text, is_swapped=False) is None
+def test_verdict_with_the_wrong_format_is_ignored(verdict_text: str) -> None:
+    assert parse_verdict(verdict_text, is_swapped=False) is None
 
 
 def test_judge_request_demands_the_schema() -> None:

@@ -61,11 +61,11 @@ CHECKABLE = {
 }
 
 
-def parse(**changes: Any) -> wire.MessagesBody:
+def parse_body(**changes: Any) -> wire.MessagesBody:
     return validate(wire.MessagesBody, {**SMALL, **changes})
 
 
-def test_request_round_trip() -> None:
+def test_request_round_trips() -> None:
     request = replace(
         FULL,
         system=(Text(text="Be brief.", cache="1h"),),
@@ -132,13 +132,13 @@ def test_tool_arguments_must_be_an_object(arguments: str) -> None:
 )
 def test_untranslatable_member_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UnsupportedFeature) as exc_info:
-        chat_request_to_domain(parse(**changes))
+        chat_request_to_domain(parse_body(**changes))
     assert exc_info.value.field == field
 
 
 def test_system_messages_in_the_conversation_join_the_system_prompt() -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "system", "content": "b"}]
-    request = chat_request_to_domain(parse(system="a", messages=turns))
+    request = chat_request_to_domain(parse_body(system="a", messages=turns))
     assert [text.text for text in request.system] == ["a", "b"]
     assert len(request.messages) == 1
 
@@ -166,13 +166,15 @@ def test_responses_have_null_only_where_claude_does(answer: ChatResponse) -> Non
             assert list_null_members(json.loads(line[6:])) <= NULLABLE
 
 
-def list_null_members(value: Any) -> set[str]:
+def list_null_members(json_value: Any) -> set[str]:
     """Return the names of all members that are null."""
-    if isinstance(value, list):
-        return set().union(*map(list_null_members, value))
-    if not isinstance(value, dict):
+    if isinstance(json_value, list):
+        return set().union(*map(list_null_members, json_value))
+    if not isinstance(json_value, dict):
         return set()
-    return {k for k, v in value.items() if v is None}.union(*map(list_null_members, value.values()))
+    return {k for k, v in json_value.items() if v is None}.union(
+        *map(list_null_members, json_value.values())
+    )
 
 
 def _drop_empty_signatures(answer: ChatResponse) -> ChatResponse:
@@ -193,16 +195,16 @@ SIGNED = replace(
 )
 
 
-@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("piece_size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", [*ANSWERS.values(), SIGNED], ids=[*ANSWERS, "signed"])
-def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
+def test_stream_round_trips(answer: ChatResponse, piece_size: int) -> None:
     writer = StreamWriter()
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     reader = StreamReader()
     read_deltas = [
         delta
-        for start in range(0, len(stream), size)
-        for delta in reader.feed(stream[start : start + size])
+        for start in range(0, len(stream), piece_size)
+        for delta in reader.feed(stream[start : start + piece_size])
     ]
     assert reader.is_finished
     assert read_deltas[1:] == split_into_deltas(answer)[1:]
@@ -212,8 +214,10 @@ def test_content_blocks_do_not_overlap() -> None:
     writer = StreamWriter()
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["tools"]))
     frames = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith(b"data: ")]
-    marks = [(f["type"], f["index"]) for f in frames if f["type"].startswith("content_block_st")]
-    assert marks == [
+    block_events = [
+        (f["type"], f["index"]) for f in frames if f["type"].startswith("content_block_st")
+    ]
+    assert block_events == [
         (f"content_block_{edge}", index) for index in range(3) for edge in ("start", "stop")
     ]
     assert frames[-2]["delta"]["stop_reason"] == "tool_use"
@@ -233,9 +237,9 @@ def test_invalid_tool_arguments_are_a_model_error() -> None:
     broken_answer = replace(ANSWERS["tools"], parts=(ToolUse(id="a", name="f", arguments="{oops"),))
     with pytest.raises(InvalidToolCall) as exc_info:
         chat_response_to_client(broken_answer)
-    body = render_error(exc_info.value, "r1", "/v1/messages")
-    assert body.status == 422
-    assert json.loads(body.body)["error"] == {
+    error_response = render_error(exc_info.value, "r1", "/v1/messages")
+    assert error_response.status == 422
+    assert json.loads(error_response.body)["error"] == {
         "type": "api_error",
         "message": "the model called the tool 'f' with arguments that are not a JSON object",
         "code": "invalid_tool_call",
@@ -244,14 +248,14 @@ def test_invalid_tool_arguments_are_a_model_error() -> None:
 
 
 def test_stream_usage_combines_both_events() -> None:
-    start = {
+    start_usage = {
         "input_tokens": 10,
         "cache_read_input_tokens": 100,
         "cache_creation_input_tokens": 50,
         "cache_creation": {"ephemeral_1h_input_tokens": 20, "ephemeral_5m_input_tokens": 30},
         "output_tokens": 1,
     }
-    usage = usage_to_domain({"output_tokens": 42}, earlier_usage=usage_to_domain(start))
+    usage = usage_to_domain({"output_tokens": 42}, earlier_usage=usage_to_domain(start_usage))
     assert usage == Usage(
         input_tokens=10,
         cached_tokens=100,
@@ -310,11 +314,11 @@ def test_needs_include_every_required_ability() -> None:
 )
 def test_error_names_untranslatable_member(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UnsupportedFeature) as exc_info:
-        chat_request_to_domain(parse(**changes))
+        chat_request_to_domain(parse_body(**changes))
     assert exc_info.value.field == field
     # Anthropic's SDK reads this to fall back to the whole conversation.
-    threads = exc_info.value.details.get("unsupported")
-    assert threads == (["thread"] if field == "thread" else None)
+    unsupported_features = exc_info.value.details.get("unsupported")
+    assert unsupported_features == (["thread"] if field == "thread" else None)
 
 
 @pytest.mark.parametrize("name", ["seed", "frequency_penalty", "presence_penalty"])
@@ -352,37 +356,43 @@ def test_errors_use_anthropics_field_names() -> None:
 
 
 def test_pictures_by_url_are_inlined_at_any_depth() -> None:
-    def picture(url: str) -> dict[str, Any]:
+    def make_picture(url: str) -> dict[str, Any]:
         return {"type": "image", "source": {"type": "url", "url": url}}
 
-    result = {"type": "tool_result", "tool_use_id": "c", "content": [picture("https://e.org/b")]}
-    content = [picture("https://e.org/a"), result]
-    data = {**SMALL, "messages": [{"role": "user", "content": content}], "future": 1}
-    call = AnthropicCodec().parse(to_json(data))
-    assert call.picture_urls == ("https://e.org/a", "https://e.org/b")
+    tool_result = {
+        "type": "tool_result",
+        "tool_use_id": "c",
+        "content": [make_picture("https://e.org/b")],
+    }
+    content = [make_picture("https://e.org/a"), tool_result]
+    client_body = {**SMALL, "messages": [{"role": "user", "content": content}], "future": 1}
+    parsed_request = AnthropicCodec().parse(to_json(client_body))
+    assert parsed_request.picture_urls == ("https://e.org/a", "https://e.org/b")
     image = Image(media_type="image/gif", data="R0k=")
-    call_with_pictures = call.with_pictures(dict.fromkeys(call.picture_urls, image))
-    assert call_with_pictures.picture_urls == ()
-    body = json.loads(call_with_pictures.to_upstream("m", {}))
-    gif = {"type": "base64", "media_type": "image/gif", "data": "R0k="}
-    assert body["messages"][0]["content"][0]["source"] == gif
-    assert body["messages"][0]["content"][1]["content"][0]["source"] == gif
+    request_with_pictures = parsed_request.with_pictures(
+        dict.fromkeys(parsed_request.picture_urls, image)
+    )
+    assert request_with_pictures.picture_urls == ()
+    body = json.loads(request_with_pictures.to_upstream("m", {}))
+    gif_source = {"type": "base64", "media_type": "image/gif", "data": "R0k="}
+    assert body["messages"][0]["content"][0]["source"] == gif_source
+    assert body["messages"][0]["content"][1]["content"][0]["source"] == gif_source
     assert body["future"] == 1
 
 
 def test_count_request_needs_no_max_tokens() -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "x" * 40}]}
-    call = ParsedCountTokensRequest.parse(to_json(body))
-    assert call.derive_needs().prompt_tokens == 14
-    assert json.loads(call.to_upstream("up")) == {**body, "model": "up"}
+    parsed_request = ParsedCountTokensRequest.parse(to_json(body))
+    assert parsed_request.derive_needs().prompt_tokens == 14
+    assert json.loads(parsed_request.to_upstream("up")) == {**body, "model": "up"}
 
 
 def test_final_total_does_not_count_1h_cache_writes_twice() -> None:
-    writes = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 20}
+    cache_writes = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 20}
     started_usage = {
         "input_tokens": 10,
         "cache_creation_input_tokens": 50,
-        "cache_creation": writes,
+        "cache_creation": cache_writes,
     }
     message = {"id": "m", "model": "m", "usage": {**started_usage, "output_tokens": 1}}
     final_usage = {"input_tokens": 10, "cache_creation_input_tokens": 50, "output_tokens": 42}
@@ -403,44 +413,49 @@ def test_final_total_does_not_count_1h_cache_writes_twice() -> None:
     assert (total_usage.cache_write_tokens, total_usage.cache_write_1h_tokens) == (30, 20)
 
 
-def needs_of(*content: dict[str, Any]) -> Needs:
+def derive_needs(*content: dict[str, Any]) -> Needs:
     turn = {"role": "user", "content": list(content)}
     return AnthropicCodec().parse(to_json({**SMALL, "messages": [turn]})).derive_needs()
 
 
-def document(**source: str) -> dict[str, Any]:
+def make_document(**source: str) -> dict[str, Any]:
     return {"type": "document", "source": source}
 
 
 def test_needs_include_documents() -> None:
-    text = document(type="text", media_type="text/plain", data="x" * 4_000)
-    assert 1_000 < needs_of(text).prompt_tokens < 1_050, "it is text"
-    pdf_document = document(type="base64", media_type="application/pdf", data="A" * 4_000)
-    needs = needs_of(pdf_document)
+    text_document = make_document(type="text", media_type="text/plain", data="x" * 4_000)
+    assert 1_000 < derive_needs(text_document).prompt_tokens < 1_050, "it is text"
+    pdf_document = make_document(type="base64", media_type="application/pdf", data="A" * 4_000)
+    needs = derive_needs(pdf_document)
     assert 4_000 < needs.attachment_bytes < 4_200
     assert needs.prompt_tokens < 50, "base64 is not counted as text"
-    nested_block = {"type": "tool_result", "tool_use_id": "c", "content": [text, pdf_document]}
-    assert needs_of(nested_block).prompt_tokens > 1_000
-    assert needs_of(nested_block).attachment_bytes > 4_000
+    nested_block = {
+        "type": "tool_result",
+        "tool_use_id": "c",
+        "content": [text_document, pdf_document],
+    }
+    assert derive_needs(nested_block).prompt_tokens > 1_000
+    assert derive_needs(nested_block).attachment_bytes > 4_000
     inner_image = {"type": "image", "source": {"type": "url", "url": "https://e.org/a"}}
     mixed_document = {"type": "document", "source": {"type": "content", "content": [inner_image]}}
     for block in (
-        document(type="url", url="https://e.org/a.pdf"),
-        document(type="file", file_id="f1"),
+        make_document(type="url", url="https://e.org/a.pdf"),
+        make_document(type="file", file_id="f1"),
         {
             "type": "tool_result",
             "tool_use_id": "c",
-            "content": [document(type="file", file_id="1")],
+            "content": [make_document(type="file", file_id="1")],
         },
         mixed_document,
     ):
-        assert needs_of(block).has_external_content, block
+        assert derive_needs(block).has_external_content, block
     # A URL in the text of a document is not a source.
-    text_with_url = document(type="text", media_type="text/plain", data='"type":"url"')
+    text_with_url = make_document(type="text", media_type="text/plain", data='"type":"url"')
     assert not any(
-        needs_of(block).has_external_content for block in (text, pdf_document, text_with_url)
+        derive_needs(block).has_external_content
+        for block in (text_document, pdf_document, text_with_url)
     )
-    assert needs_of({"type": "redacted_thinking", "data": "x" * 400}).prompt_tokens > 100
+    assert derive_needs({"type": "redacted_thinking", "data": "x" * 400}).prompt_tokens > 100
 
 
 @pytest.mark.parametrize(
@@ -455,36 +470,36 @@ def test_needs_include_documents() -> None:
 )
 def test_provider_tools_are_external_content(changes: dict[str, Any], is_external: bool) -> None:
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
-    call = AnthropicCodec().parse(to_json({**body, **changes}))
-    assert call.derive_needs().has_external_content is is_external
+    parsed_request = AnthropicCodec().parse(to_json({**body, **changes}))
+    assert parsed_request.derive_needs().has_external_content is is_external
 
 
 @pytest.mark.parametrize(
-    ("block", "names"),
+    ("block", "has_urls"),
     [
         ({"type": "text", "text": '"url":'}, False),
         ({"type": "image", "source": {"type": "base64", "data": "", "media_type": "x"}}, False),
         ({"type": "image", "source": {"type": "url", "url": "http://10.0.0.1"}}, True),
-        (document(type="url", url="http://10.0.0.1"), True),
-        (document(type="text", data='"url":"http://10.0.0.1"'), False),
-        (document(type="base64", data="", url="http://10.0.0.1"), True),
+        (make_document(type="url", url="http://10.0.0.1"), True),
+        (make_document(type="text", data='"url":"http://10.0.0.1"'), False),
+        (make_document(type="base64", data="", url="http://10.0.0.1"), True),
         ({"type": "web_search_tool_result", "content": [{"url": "http://e.org"}]}, False),
         (
             {
                 "type": "tool_result",
                 "tool_use_id": "c",
-                "content": [document(type="url", url="http://10.0.0.1")],
+                "content": [make_document(type="url", url="http://10.0.0.1")],
             },
             True,
         ),
     ],
 )
-def test_has_urls(block: dict[str, Any], names: bool) -> None:
+def test_urls_of_content_blocks_are_detected(block: dict[str, Any], has_urls: bool) -> None:
     turn = {"role": "user", "content": [block]}
-    call = ParsedCountTokensRequest.parse(to_json({"model": "m", "messages": [turn]}))
-    assert call.has_urls is names
+    parsed_request = ParsedCountTokensRequest.parse(to_json({"model": "m", "messages": [turn]}))
+    assert parsed_request.has_urls is has_urls
     if block["type"] != "image":
-        assert needs_of(block).has_urls is names, "messages and counts agree"
+        assert derive_needs(block).has_urls is has_urls, "messages and counts agree"
 
 
 def convert_turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
@@ -496,11 +511,11 @@ def convert_turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, An
 
 
 def test_blank_texts_are_dropped_and_turns_alternate() -> None:
-    result = ToolResult(tool_use_id="c", content=(Text(text=""),))
+    tool_result = ToolResult(tool_use_id="c", content=(Text(text=""),))
     sent_turns = convert_turns(
         (Role.USER, (Text(text="run"), Text(text=" \n"))),
         (Role.ASSISTANT, (Text(text=""), ToolUse(id="c", name="sh", arguments="{}"))),
-        (Role.USER, (result,)),
+        (Role.USER, (tool_result,)),
         (Role.ASSISTANT, (Text(text=""), Thinking(text="another's"))),
         (Role.USER, (Text(text="go on"),)),
     )
@@ -530,10 +545,10 @@ def test_jpg_media_type_is_corrected() -> None:
     assert block["source"] == {"type": "base64", "media_type": "image/jpeg", "data": "/9j/"}
 
 
-@pytest.mark.parametrize(("top_p", "sent"), [(1, None), (1.0, None), (0.9, 0.9), (0, 0)])
-def test_top_p_of_one_is_omitted(top_p: float, sent: float | None) -> None:
+@pytest.mark.parametrize(("top_p", "sent_top_p"), [(1, None), (1.0, None), (0.9, 0.9), (0, 0)])
+def test_top_p_of_one_is_omitted(top_p: float, sent_top_p: float | None) -> None:
     body = chat_request_to_upstream(replace(FULL, sampling=Sampling(temperature=0.7, top_p=top_p)))
-    assert (body["temperature"], body.get("top_p")) == (0.7, sent)
+    assert (body["temperature"], body.get("top_p")) == (0.7, sent_top_p)
 
 
 OPEN = {
@@ -557,12 +572,12 @@ def test_response_schemas_are_closed() -> None:
     assert "additionalProperties" not in OPEN, "the client's schema is not changed"
 
 
-def closed_object(**properties: Any) -> dict[str, Any]:
+def make_closed_object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 BOUND = {
-    **closed_object(
+    **make_closed_object(
         age={"type": "integer", "minimum": 0, "maximum": 150, "description": "In years."},
         # Property names and the values of defaults are not keywords.
         minimum={"type": ["number", "null"], "multipleOf": 0.5, "default": {"minimum": 1}},
@@ -576,7 +591,7 @@ BOUND = {
     "definitions": {"Size": {"type": "number", "exclusiveMinimum": 0}},
 }
 CHECKED = {
-    **closed_object(
+    **make_closed_object(
         age={"type": "integer", "description": "In years.\n\n{minimum: 0, maximum: 150}"},
         minimum={
             "type": ["number", "null"],
@@ -657,11 +672,11 @@ def test_strict_tool_without_parameters_has_a_closed_schema() -> None:
     tool = {"type": "function", "function": {"name": "now", "strict": True}}
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
     request = OpenAICodec().parse(to_json(body)).to_domain("m")
-    assert chat_request_to_upstream(request)["tools"][0]["input_schema"] == closed_object()
+    assert chat_request_to_upstream(request)["tools"][0]["input_schema"] == make_closed_object()
 
 
 @pytest.mark.parametrize(
-    ("pattern", "checked"),
+    ("pattern", "is_supported"),
     [
         (r"^\(?\d{3}\)?$", True),
         (r"^\\b$", True),
@@ -671,10 +686,10 @@ def test_strict_tool_without_parameters_has_a_closed_schema() -> None:
         (r"(a)\1", False),
     ],
 )
-def test_supported_pattern_is_kept(pattern: str, checked: bool) -> None:
+def test_supported_pattern_is_kept(pattern: str, is_supported: bool) -> None:
     schema = to_claude_schema({"type": "string", "pattern": pattern})
-    assert (schema.get("pattern") == pattern) is checked
-    assert ("description" in schema) is not checked
+    assert (schema.get("pattern") == pattern) is is_supported
+    assert ("description" in schema) is not is_supported
 
 
 @pytest.mark.parametrize(
@@ -688,12 +703,14 @@ def test_supported_pattern_is_kept(pattern: str, checked: bool) -> None:
 def test_incomplete_picture_source_is_refused(source: dict[str, Any]) -> None:
     block = {"type": "image", "source": source}
     with pytest.raises(InvalidRequest, match="requires") as exc_info:
-        parse(messages=[{"role": "user", "content": [block]}])
+        parse_body(messages=[{"role": "user", "content": [block]}])
     assert exc_info.value.field == "messages.0.content.0.source"
 
 
 def test_attachment_bytes_include_the_schema() -> None:
     schema = {"type": "object", "description": "x" * 4_000}
-    config = {"format": {"type": "json_schema", "schema": schema}}
-    needs = AnthropicCodec().parse(to_json({**SMALL, "output_config": config})).derive_needs()
+    output_config = {"format": {"type": "json_schema", "schema": schema}}
+    needs = (
+        AnthropicCodec().parse(to_json({**SMALL, "output_config": output_config})).derive_needs()
+    )
     assert needs.schema and 4_000 < needs.attachment_bytes < 4_200

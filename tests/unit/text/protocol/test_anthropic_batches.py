@@ -29,23 +29,23 @@ def parse_batch(batch: TextBatch) -> MessageBatch:
     return MessageBatch.model_validate_json(to_json(render_batch(batch, "http://r")), strict=True)
 
 
-def request(custom_id: str, **params: Any) -> dict[str, Any]:
+def make_request(custom_id: str, **params: Any) -> dict[str, Any]:
     return {"custom_id": custom_id, "params": params}
 
 
-def read(body: bytes, max_request_bytes: int = 1024 * 1024) -> Iterator[bytes]:
+def read_requests(body: bytes, max_request_bytes: int = 1024 * 1024) -> Iterator[bytes]:
     return read_batch_requests(body, max_request_bytes)
 
 
 def test_requests_are_read_one_by_one_whatever_is_in_their_strings() -> None:
     text_with_brackets = 'a "quote\\" } ] , {"requests": [ \n'
     requests = [
-        request("a", text=text_with_brackets, deep={"x": [{"y": []}]}),
-        request("b-_9", n=[[1], {}]),
+        make_request("a", text=text_with_brackets, deep={"x": [{"y": []}]}),
+        make_request("b-_9", n=[[1], {}]),
     ]
     body_with_extras = {"user_profile_id": None, "betas": ["x"], "requests": requests}
     for body in (to_json(body_with_extras), to_json(body_with_extras, indent=2)):
-        lines = list(read(body))
+        lines = list(read_requests(body))
         assert [from_json(line) for line in lines] == requests
         assert not any(b"\n" in line for line in lines)
 
@@ -79,9 +79,9 @@ def test_requests_are_read_one_by_one_whatever_is_in_their_strings() -> None:
         (b'{"requests": [{"custom_id": "a", "params": {}}], "requests": [{}]}', None),
     ],
 )
-def test_a_wrong_body_is_refused_by_its_field(body: bytes, field: str | None) -> None:
+def test_invalid_batch_body_is_refused_by_its_field(body: bytes, field: str | None) -> None:
     with pytest.raises(MoyinError) as exc_info:
-        list(read(body))
+        list(read_requests(body))
     if field is not None:
         assert exc_info.value.field == field
     elif b'"requests": [{}]' not in body:
@@ -91,40 +91,40 @@ def test_a_wrong_body_is_refused_by_its_field(body: bytes, field: str | None) ->
 def test_the_number_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "MAX_REQUESTS", 2)
     with pytest.raises(MoyinError, match="at most 2 requests"):
-        list(read(to_json({"requests": [request(n) for n in "abc"]})))
+        list(read_requests(to_json({"requests": [make_request(n) for n in "abc"]})))
 
 
 def test_the_work_of_reading_a_body_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BodyTooLarge, match="nested at most 200"):
-        list(read(b'{"requests":[' + b"[" * 1_000_000))
+        list(read_requests(b'{"requests":[' + b"[" * 1_000_000))
     monkeypatch.setattr(batches, "_MAX_TOKENS", 10)
     with pytest.raises(BodyTooLarge, match="at most 10 strings"):
-        list(read(to_json({"requests": [request(n) for n in "abc"]})))
+        list(read_requests(to_json({"requests": [make_request(n) for n in "abc"]})))
 
 
-def test_a_request_that_is_longer_than_a_line_may_be_is_refused(
+def test_request_beyond_the_maximum_length_of_a_line_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    small_request, large_request = request("a"), request("b", text="x" * 100)
+    small_request, large_request = make_request("a"), make_request("b", text="x" * 100)
     size = len(to_json(large_request))
     body = to_json({"requests": [small_request, large_request]})
-    assert len(list(read(body, size))) == 2
+    assert len(list(read_requests(body, size))) == 2
     with pytest.raises(BodyTooLarge, match="at most") as exc_info:
-        list(read(body, size - 1))
+        list(read_requests(body, size - 1))
     assert exc_info.value.field == "requests.1"
     # The line of the first has more bytes than it has in the body.
     short_body = b'{"requests":[{"custom_id":"a","params":{"n":1e15}}]}'
     with pytest.raises(BodyTooLarge) as exc_info:
-        list(read(short_body, len(b'{"custom_id":"a","params":{"n":1e15}}')))
+        list(read_requests(short_body, len(b'{"custom_id":"a","params":{"n":1e15}}')))
     assert exc_info.value.field == "requests.0"
     monkeypatch.setattr(batches, "_MAX_SKELETON", 100)
-    assert len(list(read(body, size))) == 2
+    assert len(list(read_requests(body, size))) == 2
     for long_body in (
         b'{"a":"%b","requests":[{"custom_id":"a","params":{}}]}',
         b'{"requests":[],"a":"%b"}',
     ):
         with pytest.raises(BodyTooLarge, match="outside"):
-            list(read(long_body % (b"x" * 100), size))
+            list(read_requests(long_body % (b"x" * 100), size))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_request_that_is_longer_than_a_line_may_be_is_refused(
 def test_reading_a_hostile_body_takes_time_in_proportion_to_its_size(body: bytes) -> None:
     # In quadratic time, these take hours.
     with pytest.raises(MoyinError):
-        list(read(body))
+        list(read_requests(body))
 
 
 def test_a_batch_shows_its_counts_when_it_has_ended() -> None:
@@ -180,8 +180,8 @@ def test_each_result_has_its_type() -> None:
         "expired": (BATCH, None),
         "canceled": (cancelled_batch, None),
     }
-    for kind, (batch, result) in cases.items():
+    for result_type, (batch, result) in cases.items():
         rendered_line = AnthropicBatchFormat().render_result(batch, replace(line, result=result))
         assert b"\n" not in rendered_line
-        parsed = MessageBatchIndividualResponse.model_validate_json(rendered_line, strict=True)
-        assert (parsed.custom_id, parsed.result.type) == ('a"b', kind)
+        response = MessageBatchIndividualResponse.model_validate_json(rendered_line, strict=True)
+        assert (response.custom_id, response.result.type) == ('a"b', result_type)

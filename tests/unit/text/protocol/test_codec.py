@@ -40,8 +40,8 @@ def test_turns_contain_only_text_parts() -> None:
         {"type": "text", "text": "and now?"},
     ]
     messages = [{"role": "user", "content": blocks}]
-    result = select_turns(AnthropicCodec(), messages=messages, max_tokens=5)
-    assert result == (("tool", "42"), ("user", "and now?"))
+    turns = select_turns(AnthropicCodec(), messages=messages, max_tokens=5)
+    assert turns == (("tool", "42"), ("user", "and now?"))
     messages = [{"role": "user", "content": blocks[:1]}]
     assert select_turns(AnthropicCodec(), messages=messages, max_tokens=5) == (("tool", "42"),)
 
@@ -51,7 +51,7 @@ def test_embeddings_have_no_turns(codec: ProtocolCodec) -> None:
     assert select_turns(codec, input=["one"]) == ()
 
 
-def test_newest_turns_stops_reading_at_the_bound() -> None:
+def test_selection_of_newest_turns_stops_at_the_bound() -> None:
     def iterate_too_many_turns() -> Iterator[Turn]:
         for number in range(MAX_TURNS):
             yield "user", f"turn {number}"

@@ -22,9 +22,9 @@ PDF = b"%PDF-1.7 and more"
 ENCODED = base64.b64encode(PDF).decode()
 
 
-def request(*parts: PromptFile) -> ChatRequest:
-    result = ToolResult(tool_use_id="1", content=parts)
-    return ChatRequest(model="m", messages=(Message(role=Role.USER, parts=(*parts, result)),))
+def make_request(*parts: PromptFile) -> ChatRequest:
+    tool_result = ToolResult(tool_use_id="1", content=parts)
+    return ChatRequest(model="m", messages=(Message(role=Role.USER, parts=(*parts, tool_result)),))
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ def test_the_content_decides_the_type_of_a_file(
         if declared_type is None
         else f"data:{declared_type};base64,{encoded_content}"
     )
-    file = read_file(content, name=name, declared_type=declared_type, field="f")
-    assert type(file) is file_class
-    assert read_encoded_file(url, name=name, field="f") == file
+    prompt_file = read_file(content, name=name, declared_type=declared_type, field="f")
+    assert type(prompt_file) is file_class
+    assert read_encoded_file(url, name=name, field="f") == prompt_file
 
 
 def test_text_has_the_name_of_its_file() -> None:
@@ -62,7 +62,7 @@ def test_text_has_the_name_of_its_file() -> None:
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04\xff", b"RIFF\xff\xff\xff\xffWAVE"])
-def test_members_that_no_model_reads_are_refused(content: bytes) -> None:
+def test_file_types_that_no_model_reads_are_refused(content: bytes) -> None:
     with pytest.raises(UnsupportedFeature, match=r"f: models read .* not") as exc_info:
         read_file(content, name="a.bin", declared_type=None, field="f")
     assert exc_info.value.field == "f"
@@ -74,44 +74,48 @@ def test_each_format_has_its_own_place_for_documents() -> None:
     document = Document(media_type="application/pdf", data=ENCODED, name="a.pdf")
     source = {"type": "base64", "media_type": "application/pdf", "data": ENCODED}
     block = {"type": "document", "source": source, "title": "a.pdf"}
-    [message] = to_anthropic(request(document))["messages"]
+    [message] = to_anthropic(make_request(document))["messages"]
     assert message["content"][0] == block
     assert message["content"][1]["content"] == [block]
     url = f"data:application/pdf;base64,{ENCODED}"
-    part = {"type": "file", "file": {"filename": "a.pdf", "file_data": url}}
-    messages = to_openai(request(document), stream=False)["messages"]
-    assert messages[1] == {"role": "user", "content": [part, part]}, "a tool's message is text"
+    file_part = {"type": "file", "file": {"filename": "a.pdf", "file_data": url}}
+    messages = to_openai(make_request(document), stream=False)["messages"]
+    assert messages[1] == {"role": "user", "content": [file_part, file_part]}, (
+        "a tool's message is text"
+    )
     with pytest.raises(UnsupportedFeature, match="Ollama does not support application/pdf"):
-        to_ollama(request(document), context=100, stream=False)
+        to_ollama(make_request(document), context=100, stream=False)
     with pytest.raises(UnsupportedFeature, match="Ollama does not support application/pdf"):
-        result = ToolResult(tool_use_id="1", content=(document,))
+        tool_result = ToolResult(tool_use_id="1", content=(document,))
         request_with_result = ChatRequest(
-            model="m", messages=(Message(role=Role.USER, parts=(result,)),)
+            model="m", messages=(Message(role=Role.USER, parts=(tool_result,)),)
         )
         to_ollama(request_with_result, context=100, stream=False)
 
 
-def test_a_chats_file_with_content_is_translated_and_one_by_id_is_not() -> None:
-    def parse(file: dict[str, Any]) -> Any:
+def test_chat_file_with_content_is_translated_and_file_id_is_refused() -> None:
+    def parse_file(file: dict[str, Any]) -> Any:
         content = [{"type": "file", "file": file}]
         body = {"model": "m", "messages": [{"role": "user", "content": content}]}
         return OpenAICodec().parse(to_json(body))
 
-    call = parse({"file_data": f"data:application/pdf;base64,{ENCODED}", "filename": "a.pdf"})
-    [message] = call.to_domain("m").messages
+    parsed_request = parse_file(
+        {"file_data": f"data:application/pdf;base64,{ENCODED}", "filename": "a.pdf"}
+    )
+    [message] = parsed_request.to_domain("m").messages
     assert message.parts == (Document(media_type="application/pdf", data=ENCODED, name="a.pdf"),)
-    assert not call.derive_needs().has_external_content
-    assert call.derive_needs().attachment_bytes > len(PDF)
+    assert not parsed_request.derive_needs().has_external_content
+    assert parsed_request.derive_needs().attachment_bytes > len(PDF)
     for file in ({"file_id": "file-of-theirs"}, {"file_data": "https://x.y/a.pdf"}, {}):
-        call = parse(file)
-        assert call.derive_needs().has_external_content
+        parsed_request = parse_file(file)
+        assert parsed_request.derive_needs().has_external_content
         with pytest.raises(UnsupportedFeature) as exc_info:
-            call.to_domain("m")
+            parsed_request.to_domain("m")
         assert exc_info.value.field == "messages.0.content.0"
 
 
 @pytest.mark.parametrize(
-    ("part", "error", "field"),
+    ("file_part", "error_class", "field"),
     [
         ({"type": "input_file", "file_id": "file-x"}, InvalidRequest, "file_id"),
         ({"type": "input_file", "file_url": "https://x.y"}, UnsupportedFeature, "file_url"),
@@ -120,18 +124,18 @@ def test_a_chats_file_with_content_is_translated_and_one_by_id_is_not() -> None:
         ({"type": "input_file", "file_data": "%%"}, InvalidRequest, "file_data"),
     ],
 )
-def test_a_response_without_its_file_is_refused(
-    part: dict[str, Any], error: type[Exception], field: str | None
+def test_request_without_its_file_is_refused(
+    file_part: dict[str, Any], error_class: type[Exception], field: str | None
 ) -> None:
-    body = {"model": "m", "input": [{"role": "user", "content": [part]}]}
-    with pytest.raises(error) as exc_info:
+    body = {"model": "m", "input": [{"role": "user", "content": [file_part]}]}
+    with pytest.raises(error_class) as exc_info:
         ResponsesCodec().parse(to_json(body))
     path = "input.0.content.0" if field is None else f"input.0.content.0.{field}"
     assert getattr(exc_info.value, "field", None) == path
 
 
 def test_a_documents_bytes_count_for_the_budget() -> None:
-    part = {"type": "input_file", "filename": "a.pdf", "file_data": ENCODED * 100}
-    body = {"model": "m", "input": [{"role": "user", "content": [part]}]}
+    file_part = {"type": "input_file", "filename": "a.pdf", "file_data": ENCODED * 100}
+    body = {"model": "m", "input": [{"role": "user", "content": [file_part]}]}
     needs = ResponsesCodec().parse(to_json(body)).derive_needs()
     assert needs.attachment_bytes == len(ENCODED) * 100

@@ -47,13 +47,13 @@ OTHER = {"token": "Yo", "logprob": -1.5, "bytes": [89, 111]}
 EXPECTED = [{**TOKEN, "top_logprobs": [TOKEN, OTHER]}]
 
 
-def parse(name: str, **members: Any) -> ParsedRequest:
-    codec, body = REQUESTS[name]
+def parse_request(protocol: str, **members: Any) -> ParsedRequest:
+    codec, body = REQUESTS[protocol]
     return codec.parse(json.dumps({**body, **members}).encode())
 
 
-def to_domain(name: str, **members: Any) -> ChatRequest:
-    request = parse(name, **members).to_domain("smollm2")
+def translate_request(protocol: str, **members: Any) -> ChatRequest:
+    request = parse_request(protocol, **members).to_domain("smollm2")
     assert isinstance(request, ChatRequest)
     return request
 
@@ -66,48 +66,50 @@ async def backend() -> AsyncIterator[OllamaBackend]:
         await backend.close()
 
 
-def deadline() -> float:
+def make_deadline() -> float:
     return asyncio.get_running_loop().time() + 5
 
 
-def read_client_logprobs(name: str, body: dict[str, Any]) -> Any:
-    if name == "openai":
+def read_client_logprobs(protocol: str, body: dict[str, Any]) -> Any:
+    if protocol == "openai":
         return body["choices"][0]["logprobs"]["content"]
-    if name == "responses":
+    if protocol == "responses":
         return body["output"][0]["content"][0]["logprobs"]
     return body["logprobs"]
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-async def test_whole_ollama_answer_contains_logprobs(name: str, backend: OllamaBackend) -> None:
-    answer = await backend.chat(to_domain(name), deadline())
-    body = json.loads(parse(name).encode_response(answer))
-    assert read_client_logprobs(name, body) == EXPECTED
+@pytest.mark.parametrize("protocol", REQUESTS)
+async def test_whole_ollama_answer_contains_logprobs(protocol: str, backend: OllamaBackend) -> None:
+    answer = await backend.chat(translate_request(protocol), make_deadline())
+    body = json.loads(parse_request(protocol).encode_response(answer))
+    assert read_client_logprobs(protocol, body) == EXPECTED
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-async def test_streamed_ollama_answer_contains_logprobs(name: str, backend: OllamaBackend) -> None:
-    writer = parse(name, stream=True).create_stream_writer()
-    deltas = backend.stream(to_domain(name, stream=True), deadline())
-    text = b"".join([writer.write(delta) async for delta in deltas]).decode()
-    lines = [line.removeprefix("data: ") for line in text.splitlines()]
+@pytest.mark.parametrize("protocol", REQUESTS)
+async def test_streamed_ollama_answer_contains_logprobs(
+    protocol: str, backend: OllamaBackend
+) -> None:
+    writer = parse_request(protocol, stream=True).create_stream_writer()
+    deltas = backend.stream(translate_request(protocol, stream=True), make_deadline())
+    stream_text = b"".join([writer.write(delta) async for delta in deltas]).decode()
+    lines = [line.removeprefix("data: ") for line in stream_text.splitlines()]
     events = [json.loads(line) for line in lines if line.startswith("{")]
-    if name == "openai":
-        tokens = [event["choices"][0]["logprobs"] for event in events if event["choices"]]
-        results = [token["content"] for token in tokens if token]
-    elif name == "responses":
-        kinds = ("response.output_text.delta", "response.output_text.done")
-        results = [event["logprobs"] for event in events if event["type"] in kinds]
-        assert read_client_logprobs(name, events[-1]["response"]) == EXPECTED
-        assert len(results) == 2
+    if protocol == "openai":
+        choice_logprobs = [event["choices"][0]["logprobs"] for event in events if event["choices"]]
+        event_logprobs = [logprobs["content"] for logprobs in choice_logprobs if logprobs]
+    elif protocol == "responses":
+        event_types = ("response.output_text.delta", "response.output_text.done")
+        event_logprobs = [event["logprobs"] for event in events if event["type"] in event_types]
+        assert read_client_logprobs(protocol, events[-1]["response"]) == EXPECTED
+        assert len(event_logprobs) == 2
     else:
-        results = [event["logprobs"] for event in events if "logprobs" in event]
-    assert results and all(tokens == EXPECTED for tokens in results)
+        event_logprobs = [event["logprobs"] for event in events if "logprobs" in event]
+    assert event_logprobs and all(token_logprobs == EXPECTED for token_logprobs in event_logprobs)
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_logprobs_are_requested_from_openai_and_refused_for_claude(name: str) -> None:
-    request = to_domain(name)
+@pytest.mark.parametrize("protocol", REQUESTS)
+def test_logprobs_are_requested_from_openai_and_refused_for_claude(protocol: str) -> None:
+    request = translate_request(protocol)
     body = to_openai(request, stream=False)
     assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
     with pytest.raises(UnsupportedFeature) as exc_info:
@@ -119,7 +121,7 @@ def test_openai_answers_contain_logprobs() -> None:
     choice = {"index": 0, "finish_reason": "stop", "logprobs": {"content": EXPECTED}}
     answer = from_openai({"choices": [{**choice, "message": {"content": "Hi"}}]})
     assert isinstance(answer, ChatResponse)
-    assert json.loads(parse("chat").encode_response(answer))["logprobs"] == EXPECTED
+    assert json.loads(parse_request("chat").encode_response(answer))["logprobs"] == EXPECTED
     event = json.dumps({"choices": [{**choice, "delta": {"content": "Hi"}}]})
     (delta,) = (
         delta
@@ -133,15 +135,20 @@ def test_answers_without_logprobs_have_null_or_no_member() -> None:
     answer = from_openai(
         {"choices": [{"message": {"content": "Hi"}, "logprobs": None, "finish_reason": "stop"}]}
     )
-    assert json.loads(parse("openai").encode_response(answer))["choices"][0]["logprobs"] is None
-    assert "logprobs" not in json.loads(parse("chat").encode_response(answer))
+    assert (
+        json.loads(parse_request("openai").encode_response(answer))["choices"][0]["logprobs"]
+        is None
+    )
+    assert "logprobs" not in json.loads(parse_request("chat").encode_response(answer))
 
 
 @pytest.mark.parametrize(
     "members", [{"logprobs": False, "top_logprobs": 1}, {"top_logprobs": 21}, {"top_logprobs": -1}]
 )
-@pytest.mark.parametrize("name", ["openai", "chat", "generate"])
-def test_impossible_numbers_of_alternatives_are_refused(name: str, members: dict[str, Any]) -> None:
+@pytest.mark.parametrize("protocol", ["openai", "chat", "generate"])
+def test_impossible_numbers_of_alternatives_are_refused(
+    protocol: str, members: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        to_domain(name, **members)
+        translate_request(protocol, **members)
     assert exc_info.value.field == "top_logprobs"

@@ -160,8 +160,8 @@ TYPES: Mapping[str, Any] = {
 
 def translate(protocol: str, members: Mapping[str, Any]) -> chat.ChatRequest:
     body = {"model": "m", **BASES[protocol], **members}
-    parsed = CODECS[protocol].parse(to_json(body))
-    request = parsed.to_domain("m")
+    parsed_request = CODECS[protocol].parse(to_json(body))
+    request = parsed_request.to_domain("m")
     assert isinstance(request, chat.ChatRequest)
     return request
 
@@ -175,10 +175,10 @@ def test_every_member_of_the_sdk_is_listed_here(protocol: str) -> None:
 @pytest.mark.parametrize(
     ("protocol", "name"), [(protocol, name) for protocol in TYPES for name in MEMBERS[protocol]]
 )
-def test_a_member_crosses_or_is_refused_by_name(protocol: str, name: str) -> None:
-    value = MEMBERS[protocol][name]
+def test_a_member_is_translated_or_refused_by_name(protocol: str, name: str) -> None:
+    member_value = MEMBERS[protocol][name]
     try:
-        request = translate(protocol, {name: value})
+        request = translate(protocol, {name: member_value})
     except RequestError as error:
         assert (error.field or "").split(".")[0] == name, error
     else:
@@ -188,7 +188,7 @@ def test_a_member_crosses_or_is_refused_by_name(protocol: str, name: str) -> Non
 @pytest.mark.parametrize(
     ("protocol", "name"), [(protocol, name) for protocol in TYPES for name in DROPPED[protocol]]
 )
-def test_a_dropped_member_is_on_the_page(protocol: str, name: str) -> None:
+def test_a_dropped_member_is_documented(protocol: str, name: str) -> None:
     assert translate(protocol, {name: DROPPED[protocol][name]}) == translate(protocol, {})
     [line] = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| {protocol} |")]
     assert f"`{name}`" in line
@@ -238,8 +238,8 @@ EXCEPTIONS = frozenset(
 
 
 def test_every_member_of_the_domain_is_listed_here() -> None:
-    own_members = {field.name for field in fields(chat.ChatRequest)} - {"model", "sampling"}
-    assert CHANGES.keys() == own_members
+    request_members = {field.name for field in fields(chat.ChatRequest)} - {"model", "sampling"}
+    assert CHANGES.keys() == request_members
     assert SAMPLING.keys() == {field.name for field in fields(chat.Sampling)}
 
 

@@ -86,12 +86,12 @@ PLAIN = replace(
 )
 
 
-def parse(**changes: Any) -> wire.ChatBody:
+def parse_body(**changes: Any) -> wire.ChatBody:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     return validate(wire.ChatBody, {**body, **changes})
 
 
-def test_request_round_trip() -> None:
+def test_request_round_trips() -> None:
     body = json.loads(json.dumps(chat_request_to_upstream(PLAIN, context=8192, stream=False)))
     assert chat_request_to_domain(validate(wire.ChatBody, body), "m") == PLAIN
 
@@ -109,7 +109,7 @@ def test_upstream_request_matches_ollamas_format() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer", "context", "window"),
+    ("prompt_tokens", "answer_tokens", "context", "expected_window"),
     [
         (10, 10, 100_000, 4096),
         (3000, None, 100_000, 8192),
@@ -119,22 +119,24 @@ def test_upstream_request_matches_ollamas_format() -> None:
     ],
 )
 def test_context_window_fits_prompt_and_answer(
-    prompt: int, answer: int | None, context: int, window: int
+    prompt_tokens: int, answer_tokens: int | None, context: int, expected_window: int
 ) -> None:
-    assert choose_context_window(prompt, answer, context) == window
+    assert choose_context_window(prompt_tokens, answer_tokens, context) == expected_window
 
 
 @pytest.mark.parametrize(
-    ("choice", "field"),
+    ("tool_choice", "field"),
     [
         (ToolChoice(mode="required"), "tool_choice"),
         (ToolChoice(mode="tool", name="weather"), "tool_choice"),
         (ToolChoice(parallel=False), "parallel_tool_calls"),
     ],
 )
-def test_unsupported_tool_choice_is_refused_by_name(choice: ToolChoice, field: str) -> None:
+def test_unsupported_tool_choice_is_refused_by_name(tool_choice: ToolChoice, field: str) -> None:
     with pytest.raises(UnsupportedFeature) as exc_info:
-        chat_request_to_upstream(replace(PLAIN, tool_choice=choice), context=8192, stream=False)
+        chat_request_to_upstream(
+            replace(PLAIN, tool_choice=tool_choice), context=8192, stream=False
+        )
     assert exc_info.value.field == field
 
 
@@ -161,14 +163,17 @@ def test_reasoning_becomes_think(
 
 
 def test_tool_results_without_ids_match_their_calls() -> None:
-    def call(name: str) -> dict[str, Any]:
+    def make_call(name: str) -> dict[str, Any]:
         return {"function": {"name": name, "arguments": {}}}
 
     request = chat_request_to_domain(
-        parse(
+        parse_body(
             messages=[
                 {"role": "user", "content": "hi"},
-                {"role": "assistant", "tool_calls": [call("a"), call("b"), call("a")]},
+                {
+                    "role": "assistant",
+                    "tool_calls": [make_call("a"), make_call("b"), make_call("a")],
+                },
                 {"role": "tool", "tool_name": "b", "content": "B"},
                 {"role": "tool", "tool_name": "a", "content": "A1"},
                 {"role": "tool", "content": "A2"},
@@ -176,17 +181,17 @@ def test_tool_results_without_ids_match_their_calls() -> None:
         ),
         "m",
     )
-    uses = [part.id for part in request.messages[1].parts if isinstance(part, ToolUse)]
-    assert len(set(uses)) == 3
+    tool_use_ids = [part.id for part in request.messages[1].parts if isinstance(part, ToolUse)]
+    assert len(set(tool_use_ids)) == 3
     assert request.messages[2].parts == (
-        ToolResult(tool_use_id=uses[1], content=(Text(text="B"),)),
-        ToolResult(tool_use_id=uses[0], content=(Text(text="A1"),)),
-        ToolResult(tool_use_id=uses[2], content=(Text(text="A2"),)),
+        ToolResult(tool_use_id=tool_use_ids[1], content=(Text(text="B"),)),
+        ToolResult(tool_use_id=tool_use_ids[0], content=(Text(text="A1"),)),
+        ToolResult(tool_use_id=tool_use_ids[2], content=(Text(text="A2"),)),
     )
 
 
 def test_options_become_sampling_or_are_refused_by_name() -> None:
-    body = parse(
+    body = parse_body(
         options={"seed": 0, "top_k": 5, "num_predict": -1, "stop": "END", "num_thread": 8},
         keep_alive="5m",
         think="low",
@@ -200,7 +205,7 @@ def test_options_become_sampling_or_are_refused_by_name() -> None:
         ({"suffix": "end"}, "suffix"),
     ):
         with pytest.raises(UnsupportedFeature) as exc_info:
-            chat_request_to_domain(parse(**changes), "m")
+            chat_request_to_domain(parse_body(**changes), "m")
         assert exc_info.value.field == field
 
 
@@ -213,21 +218,25 @@ def test_options_become_sampling_or_are_refused_by_name() -> None:
 )
 def test_error_names_invalid_message(messages: list[Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        chat_request_to_domain(parse(messages=messages), "m")
+        chat_request_to_domain(parse_body(messages=messages), "m")
     assert exc_info.value.field == field
 
 
 def test_generate_becomes_a_chat_of_one_turn() -> None:
-    data = {"model": "m", "prompt": "look", "system": "Brief.", "images": [PNG], "format": "json"}
-    call = OllamaGenerateCodec().parse(json.dumps(data).encode())
-    request = call.to_domain("up")
+    body = {"model": "m", "prompt": "look", "system": "Brief.", "images": [PNG], "format": "json"}
+    parsed_request = OllamaGenerateCodec().parse(json.dumps(body).encode())
+    request = parsed_request.to_domain("up")
     (turn,) = request.messages
     assert turn.parts == (Text(text="look"), Image(media_type="image/png", data=PNG))
     assert (request.model, request.system, request.output) == (
         *("up", (Text(text="Brief."),)),
         OutputFormat(),
     )
-    assert (call.is_streamed, call.derive_needs().vision, call.model_load_response) == (
+    assert (
+        parsed_request.is_streamed,
+        parsed_request.derive_needs().vision,
+        parsed_request.model_load_response,
+    ) == (
         True,
         True,
         None,
@@ -243,20 +252,22 @@ def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
     # Ollama's format has neither refusals nor cached tokens.
     assert parsed_answer.parts == answer.parts
     assert parsed_answer.usage.prompt_tokens == answer.usage.prompt_tokens
-    parsed = ollama.ChatResponse.model_validate_json(body)
-    assert (parsed.message.content, parsed.total_duration) == (answer.text, 5)
+    sdk_response = ollama.ChatResponse.model_validate_json(body)
+    assert (sdk_response.message.content, sdk_response.total_duration) == (answer.text, 5)
     if not any(isinstance(part, ToolUse) for part in answer.parts):
         generate_body = generate_response_to_client(answer, model="m", nanoseconds=5)
         assert ollama.GenerateResponse.model_validate_json(generate_body).response == answer.text
 
 
-@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("piece_size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, size: int) -> None:
+def test_stream_passes_the_tap_and_is_valid_for_the_sdk(
+    answer: ChatResponse, piece_size: int
+) -> None:
     writer = StreamWriter(encode_chat_content, "m")
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     tap = StreamTap("m")
-    pieces = [stream[start : start + size] for start in range(0, len(stream), size)]
+    pieces = [stream[start : start + piece_size] for start in range(0, len(stream), piece_size)]
     assert b"".join(map(tap.feed, pieces)) == stream
     assert tap.is_finished
     assert tap.usage == Usage(
@@ -264,10 +275,12 @@ def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, si
     )
     parsed_lines = [ollama.ChatResponse.model_validate_json(line) for line in stream.splitlines()]
     assert "".join(line.message.content or "" for line in parsed_lines) == answer.text
-    calls = [call for line in parsed_lines for call in line.message.tool_calls or ()]
+    calls = [
+        parsed_request for line in parsed_lines for parsed_request in line.message.tool_calls or ()
+    ]
     tool_uses = [part for part in answer.parts if isinstance(part, ToolUse)]
-    assert [dict(call.function.arguments) for call in calls] == [
-        json.loads(use.arguments) for use in tool_uses
+    assert [dict(parsed_request.function.arguments) for parsed_request in calls] == [
+        json.loads(tool_use.arguments) for tool_use in tool_uses
     ]
     thoughts = [part.text for part in answer.parts if isinstance(part, Thinking)]
     assert "".join(line.message.thinking or "" for line in parsed_lines) == "".join(thoughts)
@@ -287,9 +300,9 @@ def test_generate_stream_is_valid_for_the_sdk() -> None:
 
 @pytest.mark.parametrize("arguments", ["{", "[1]", "3"])
 def test_invalid_tool_arguments_are_a_model_error(arguments: str) -> None:
-    use = ToolUse(id="c", name="f", arguments=arguments)
+    tool_use = ToolUse(id="c", name="f", arguments=arguments)
     with pytest.raises(InvalidToolCall) as exc_info:
-        tool_call_to_client(0, use)
+        tool_call_to_client(0, tool_use)
     assert exc_info.value.details == {"tool": "f", "arguments": arguments}
     writer = StreamWriter(encode_chat_content, "m")
     writer.write(ToolStarted(index=0, id="c", name="f"))
@@ -308,11 +321,13 @@ def test_malformed_line_interrupts_without_leaking_its_text(line: bytes) -> None
 
 
 def test_only_changed_members_are_rewritten() -> None:
-    raw = b'{ "model":"m", "messages":[{"role":"user","content":"hi"}], "options":{"num_ctx":7} }'
-    call = OllamaChatCodec().parse(raw)
-    assert call.to_upstream("m", {}) is raw
-    body = json.loads(call.to_upstream("up", {"options": {"num_ctx": 4096, "x": 1}}))
-    assert body == {**json.loads(raw), "model": "up", "options": {"num_ctx": 7, "x": 1}}
+    raw_body = (
+        b'{ "model":"m", "messages":[{"role":"user","content":"hi"}], "options":{"num_ctx":7} }'
+    )
+    parsed_request = OllamaChatCodec().parse(raw_body)
+    assert parsed_request.to_upstream("m", {}) is raw_body
+    body = json.loads(parsed_request.to_upstream("up", {"options": {"num_ctx": 4096, "x": 1}}))
+    assert body == {**json.loads(raw_body), "model": "up", "options": {"num_ctx": 7, "x": 1}}
 
 
 def test_needs_include_every_required_ability() -> None:
@@ -323,8 +338,14 @@ def test_needs_include_every_required_ability() -> None:
     assert (needs.tools, needs.vision, needs.schema, needs.thinking) == (True, True, True, True)
     assert needs.max_tokens == 99
     assert 1200 < needs.prompt_tokens < 1400
-    vectors = OllamaEmbedCodec().parse(b'{"model":"m","input":["four","eightee!"]}').derive_needs()
-    assert (vectors.embeddings, vectors.prompt_tokens, vectors.longest_input) == (True, 3, 2)
+    embedding_needs = (
+        OllamaEmbedCodec().parse(b'{"model":"m","input":["four","eightee!"]}').derive_needs()
+    )
+    assert (
+        embedding_needs.embeddings,
+        embedding_needs.prompt_tokens,
+        embedding_needs.longest_input,
+    ) == (True, 3, 2)
 
 
 def test_embedding_request_does_not_truncate() -> None:
@@ -360,7 +381,7 @@ def test_errors_use_ollamas_field_names() -> None:
         ("", "the back end refused the request: HTTP status 400"),
     ],
 )
-def test_refusals_of_a_host_have_its_own_words(message: str, shown_message: str) -> None:
+def test_refusals_of_a_host_keep_its_message(message: str, shown_message: str) -> None:
     error = error_from_status(400, message, None)
     error_response = render_error(error, "r1", "/v1/ollama/api/embed")
     assert error_response.status == 400
@@ -372,23 +393,25 @@ def test_refusals_of_a_host_have_its_own_words(message: str, shown_message: str)
 
 
 def test_unknown_members_are_ignored() -> None:
-    body = parse(useTools=False, extra={"a": 1}, options={"no_such": 3, "num_gpu": 1, "min_p": 0})
+    body = parse_body(
+        useTools=False, extra={"a": 1}, options={"no_such": 3, "num_gpu": 1, "min_p": 0}
+    )
     request = chat_request_to_domain(body, "m")
     assert request.sampling == Sampling()
 
 
 def test_llama_sampling_options_are_translated() -> None:
     options = {"repeat_penalty": 1.1, "min_p": 0.05}
-    request = chat_request_to_domain(parse(options=options), "m")
+    request = chat_request_to_domain(parse_body(options=options), "m")
     assert request.sampling == Sampling(repeat_penalty=1.1, min_p=0.05)
     body = chat_request_to_upstream(request, context=8192, stream=False)
     assert body["options"].items() >= options.items()
-    neutral_request = parse(options={"repeat_penalty": 1.0, "min_p": 0.0})
+    neutral_request = parse_body(options={"repeat_penalty": 1.0, "min_p": 0.0})
     assert chat_request_to_domain(neutral_request, "m").sampling == Sampling()
 
 
 @pytest.mark.parametrize(
-    ("members", "reason"),
+    ("members", "done_reason"),
     [
         ({}, "load"), ({"keep_alive": "5m"}, "load"), ({"keep_alive": -1}, "load"),
         ({"keep_alive": 0}, "unload"), ({"keep_alive": "0"}, "unload"), ({"keep_alive": "0s"}, "unload"),
@@ -397,42 +420,44 @@ def test_llama_sampling_options_are_translated() -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("has_null_prompt", [False, True])
 def test_request_without_prompt_loads_or_unloads_the_model(
-    members: dict[str, Any], reason: str, has_null_prompt: bool
+    members: dict[str, Any], done_reason: str, has_null_prompt: bool
 ) -> None:
     for codec, name in ((OllamaChatCodec(), "messages"), (OllamaGenerateCodec(), "prompt")):
-        data = {"model": "m", **({name: None} if has_null_prompt else {}), **members}
-        call = codec.parse(json.dumps(data).encode())
-        assert call.model_load_response is not None
-        load_response = json.loads(call.model_load_response)
+        body = {"model": "m", **({name: None} if has_null_prompt else {}), **members}
+        parsed_request = codec.parse(json.dumps(body).encode())
+        assert parsed_request.model_load_response is not None
+        load_response = json.loads(parsed_request.model_load_response)
         assert (load_response["done"], load_response["done_reason"], load_response["model"]) == (
             True,
-            reason,
+            done_reason,
             "m",
         )
-        assert call.derive_needs().prompt_tokens >= 0
-        assert list(call.select_recent_turns()) == []
+        assert parsed_request.derive_needs().prompt_tokens >= 0
+        assert list(parsed_request.select_recent_turns()) == []
 
 
 def test_last_object_has_every_duration() -> None:
-    durations = ("load_duration", "prompt_eval_duration", "eval_duration")
+    duration_names = ("load_duration", "prompt_eval_duration", "eval_duration")
     answer = ANSWERS["text"]
     for body in (
         json.loads(chat_response_to_client(answer, model="m", nanoseconds=5)),
         json.loads(generate_response_to_client(answer, model="m", nanoseconds=5)),
     ):
-        assert [body[name] for name in durations] == [0, 0, 5]
+        assert [body[name] for name in duration_names] == [0, 0, 5]
     writer = StreamWriter(encode_chat_content, "m")
     last_object = json.loads(
         b"".join(map(writer.write, split_into_deltas(answer))).splitlines()[-1]
     )
     assert 0 < last_object["prompt_eval_duration"] < last_object["total_duration"]
-    parts = last_object["prompt_eval_duration"] + last_object["eval_duration"]
-    assert parts == last_object["total_duration"]
+    duration_sum = last_object["prompt_eval_duration"] + last_object["eval_duration"]
+    assert duration_sum == last_object["total_duration"]
 
 
 def test_older_embeddings_call_has_its_own_response_format() -> None:
-    call = OllamaEmbeddingsCodec().parse(b'{"model":"m","prompt":"hello","options":{"num_gpu":1}}')
-    assert call.derive_needs().embeddings
-    assert call.to_domain("up") == EmbeddingRequest(model="up", inputs=("hello",))
+    parsed_request = OllamaEmbeddingsCodec().parse(
+        b'{"model":"m","prompt":"hello","options":{"num_gpu":1}}'
+    )
+    assert parsed_request.derive_needs().embeddings
+    assert parsed_request.to_domain("up") == EmbeddingRequest(model="up", inputs=("hello",))
     answer = EmbeddingResponse(model="m", vectors=((0.5, 1.0),), usage=Usage())
-    assert json.loads(call.encode_response(answer)) == {"embedding": [0.5, 1.0]}
+    assert json.loads(parsed_request.encode_response(answer)) == {"embedding": [0.5, 1.0]}

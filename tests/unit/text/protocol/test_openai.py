@@ -77,11 +77,11 @@ def test_wrong_value_in_a_long_list_gives_few_errors() -> None:
 SMALL = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def parse(**changes: Any) -> wire.ChatBody:
+def parse_body(**changes: Any) -> wire.ChatBody:
     return validate(wire.ChatBody, {**SMALL, **changes})
 
 
-def test_request_round_trip() -> None:
+def test_request_round_trips() -> None:
     body = chat_request_to_upstream(FULL, stream=False)
     assert chat_request_to_domain(validate(wire.ChatBody, json.loads(to_json(body)))) == FULL
 
@@ -100,7 +100,7 @@ def test_upstream_request_matches_openais_format() -> None:
 
 def test_system_and_developer_messages_are_hoisted_in_order() -> None:
     request = chat_request_to_domain(
-        parse(
+        parse_body(
             messages=[
                 {"role": "developer", "content": "a"},
                 {"role": "user", "content": "hi"},
@@ -113,13 +113,15 @@ def test_system_and_developer_messages_are_hoisted_in_order() -> None:
 
 
 def test_failed_tool_result_with_picture_is_translated() -> None:
-    result = ToolResult(
+    tool_result = ToolResult(
         tool_use_id="c1", content=(Text(text="no"), Image(url="https://e.org/i")), is_error=True
     )
-    request = replace(FULL, messages=(Message(role=Role.USER, parts=(result,)),), system=())
-    tool, user = chat_request_to_upstream(request, stream=False)["messages"]
-    assert tool == {"role": "tool", "tool_call_id": "c1", "content": "Error: no"}
-    assert user["content"] == [{"type": "image_url", "image_url": {"url": "https://e.org/i"}}]
+    request = replace(FULL, messages=(Message(role=Role.USER, parts=(tool_result,)),), system=())
+    tool_message, user_message = chat_request_to_upstream(request, stream=False)["messages"]
+    assert tool_message == {"role": "tool", "tool_call_id": "c1", "content": "Error: no"}
+    assert user_message["content"] == [
+        {"type": "image_url", "image_url": {"url": "https://e.org/i"}}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -143,13 +145,13 @@ def test_failed_tool_result_with_picture_is_translated() -> None:
 )
 def test_untranslatable_member_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UnsupportedFeature) as exc_info:
-        chat_request_to_domain(parse(**changes))
+        chat_request_to_domain(parse_body(**changes))
     assert exc_info.value.field == field
 
 
 def test_harmless_and_empty_members_are_dropped() -> None:
     chat_request_to_domain(
-        parse(store=True, metadata={"a": "b"}, logprobs=False, n=1, functions=None)
+        parse_body(store=True, metadata={"a": "b"}, logprobs=False, n=1, functions=None)
     )
 
 
@@ -174,13 +176,13 @@ def test_reasoning_becomes_effort(reasoning: Reasoning | None, effort: str | Non
 def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
     body = chat_response_to_client(answer, created=1)
     assert chat_response_to_domain(json.loads(body)) == answer
-    parsed = ChatCompletion.model_validate_json(body)
-    assert parsed.choices[0].message.content == (answer.text or None)
+    completion = ChatCompletion.model_validate_json(body)
+    assert completion.choices[0].message.content == (answer.text or None)
 
 
 @pytest.mark.parametrize("piece_size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_stream_round_trip(answer: ChatResponse, piece_size: int) -> None:
+def test_stream_round_trips(answer: ChatResponse, piece_size: int) -> None:
     writer = StreamWriter(created=1, include_usage=True)
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     reader = StreamReader()
@@ -196,7 +198,7 @@ def test_stream_round_trip(answer: ChatResponse, piece_size: int) -> None:
 def test_every_event_is_valid_for_the_sdk() -> None:
     writer = StreamWriter(created=1, include_usage=True)
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["tools"]))
-    *events, end_marker = [part.removeprefix(b"data: ") for part in stream.strip().split(b"\n\n")]
+    *events, end_marker = [frame.removeprefix(b"data: ") for frame in stream.strip().split(b"\n\n")]
     assert end_marker == b"[DONE]"
     chunks = [ChatCompletionChunk.model_validate_json(event) for event in events]
     assert chunks[-1].usage is not None
@@ -216,40 +218,45 @@ def test_required_members_are_added_to_a_whole_response() -> None:
         "x": 1,
     }
     assert codec.add_missing_members(b"not touched", completed_body, None) == b"not touched"
-    calls: dict[str, Any] = {
+    body_with_calls: dict[str, Any] = {
         "choices": [{"logprobs": {"content": []}, "message": {"tool_calls": []}}]
     }
-    choice = json.loads(codec.add_missing_members(b"", calls, None))["choices"][0]
+    choice = json.loads(codec.add_missing_members(b"", body_with_calls, None))["choices"][0]
     assert choice["logprobs"] == {"content": []}
     assert choice["message"] == {"tool_calls": [], "content": None, "refusal": None}
 
 
 @pytest.mark.parametrize(
-    ("sent", "text"), [("{oops", "{oops"), ({"a": 1}, '{"a":1}'), (None, ""), ("", "")]
+    ("sent_arguments", "received_arguments"),
+    [("{oops", "{oops"), ({"a": 1}, '{"a":1}'), (None, ""), ("", "")],
 )
-def test_tool_arguments_are_passed_unchanged(sent: Any, text: str) -> None:
-    call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": sent}}
-    answer = chat_response_to_domain({"choices": [{"message": {"tool_calls": [call]}}]})
-    assert answer.parts == (ToolUse(id="c1", name="f", arguments=text),)
-    chunk = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
-    deltas = StreamReader().feed(events(chunk))
-    assert "".join(d.fragment for d in deltas if isinstance(d, ToolArguments)) == text
+def test_tool_arguments_are_passed_unchanged(sent_arguments: Any, received_arguments: str) -> None:
+    tool_call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": sent_arguments}}
+    answer = chat_response_to_domain({"choices": [{"message": {"tool_calls": [tool_call]}}]})
+    assert answer.parts == (ToolUse(id="c1", name="f", arguments=received_arguments),)
+    chunk = {
+        "id": "1",
+        "model": "m",
+        "choices": [{"index": 0, "delta": {"tool_calls": [tool_call]}}],
+    }
+    deltas = StreamReader().feed(encode_events(chunk))
+    assert "".join(d.fragment for d in deltas if isinstance(d, ToolArguments)) == received_arguments
 
 
 CHUNK = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": "four"}}]}
 TOTAL = {"id": "1", "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
 
 
-def events(*bodies: Any) -> bytes:
+def encode_events(*bodies: Any) -> bytes:
     return b"".join(b"data: " + json.dumps(body).encode() + b"\n\n" for body in bodies)
 
 
-@pytest.mark.parametrize("hide", [True, False])
-def test_tap_passes_bytes_and_reads_usage(hide: bool) -> None:
-    tap = StreamTap(hide_usage=hide)
+@pytest.mark.parametrize("hides_usage", [True, False])
+def test_tap_passes_bytes_and_reads_usage(hides_usage: bool) -> None:
+    tap = StreamTap(hide_usage=hides_usage)
     end_marker = b"data: [DONE]\n\n"
-    passed_bytes = tap.feed(b": ping\n\n" + events(CHUNK, TOTAL) + end_marker)
-    shown_events = events(CHUNK) if hide else events(CHUNK, TOTAL)
+    passed_bytes = tap.feed(b": ping\n\n" + encode_events(CHUNK, TOTAL) + end_marker)
+    shown_events = encode_events(CHUNK) if hides_usage else encode_events(CHUNK, TOTAL)
     assert passed_bytes == b": ping\n\n" + shown_events + end_marker
     assert tap.usage == Usage(input_tokens=5, output_tokens=2)
     assert (tap.is_finished, tap.tokens) == (True, 1)
@@ -257,7 +264,11 @@ def test_tap_passes_bytes_and_reads_usage(hide: bool) -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    [b"data: {nope}\n\n", b"data: 3\n\n", events({"error": {"message": "secret of the server"}})],
+    [
+        b"data: {nope}\n\n",
+        b"data: 3\n\n",
+        encode_events({"error": {"message": "secret of the server"}}),
+    ],
 )
 def test_malformed_event_interrupts_without_leaking_its_text(piece: bytes) -> None:
     for feed in (StreamTap(hide_usage=True).feed, StreamReader().feed):
@@ -267,10 +278,10 @@ def test_malformed_event_interrupts_without_leaking_its_text(piece: bytes) -> No
 
 
 def test_numeric_tool_call_id_becomes_text() -> None:
-    call = {"id": 7, "function": {"name": "f", "arguments": "{}"}}
-    answer = chat_response_to_domain({"choices": [{"message": {"tool_calls": [call]}}]})
+    tool_call = {"id": 7, "function": {"name": "f", "arguments": "{}"}}
+    answer = chat_response_to_domain({"choices": [{"message": {"tool_calls": [tool_call]}}]})
     _, tool_started, _ = StreamReader().feed(
-        events({"choices": [{"delta": {"tool_calls": [call]}}]})
+        encode_events({"choices": [{"delta": {"tool_calls": [tool_call]}}]})
     )
     assert isinstance(tool_started, ToolStarted)
     assert answer.parts == (ToolUse(id=tool_started.id, name="f", arguments="{}"),)
@@ -285,17 +296,17 @@ def test_malformed_response_is_a_backend_error(body: dict[str, Any]) -> None:
 
 
 def test_unchanged_request_keeps_its_bytes() -> None:
-    raw = b'{ "model":"m","messages":[{"role":"user","content":"hi"}], "seed": 1e0 }'
-    raw = raw.replace(b"1e0", b"1")
-    assert OpenAICodec().parse(raw).to_upstream("m", {}) is raw
+    raw_body = b'{ "model":"m","messages":[{"role":"user","content":"hi"}], "seed": 1e0 }'
+    raw_body = raw_body.replace(b"1e0", b"1")
+    assert OpenAICodec().parse(raw_body).to_upstream("m", {}) is raw_body
 
 
 def test_only_model_and_include_usage_change() -> None:
-    data = {**SMALL, "stream": True, "stream_options": {"x": 1}, "min_p": 0.25}
-    call = OpenAICodec().parse(json.dumps(data).encode())
-    body = json.loads(call.to_upstream("other", {}))
-    expected = {"stream_options": {"x": 1, "include_usage": True}}
-    assert body == {**data, "model": "other", **expected}
+    client_body = {**SMALL, "stream": True, "stream_options": {"x": 1}, "min_p": 0.25}
+    parsed_request = OpenAICodec().parse(json.dumps(client_body).encode())
+    body = json.loads(parsed_request.to_upstream("other", {}))
+    expected_options = {"stream_options": {"x": 1, "include_usage": True}}
+    assert body == {**client_body, "model": "other", **expected_options}
 
 
 def test_needs_include_every_required_ability() -> None:
@@ -326,25 +337,25 @@ def test_untranslatable_nested_member_is_refused_by_name(
     changes: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(UnsupportedFeature) as exc_info:
-        chat_request_to_domain(parse(**changes))
+        chat_request_to_domain(parse_body(**changes))
     assert exc_info.value.field == field
 
 
 def test_tool_choice_without_tools_is_refused() -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        chat_request_to_domain(parse(tool_choice="required"))
+        chat_request_to_domain(parse_body(tool_choice="required"))
     assert exc_info.value.field == "tool_choice"
 
 
 def test_cache_markers_and_signed_thinking_reach_claude() -> None:
-    marker = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    cache_marker = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
     thinking_block = {"type": "thinking", "thinking": "hm", "signature": "s"}
     function = {"name": "f", "parameters": {"type": "object"}}
     request = chat_request_to_domain(
-        parse(
+        parse_body(
             messages=[
-                {"role": "system", "content": [{"type": "text", "text": "a", **marker}]},
-                {"role": "user", "content": [{"type": "text", "text": "b", **marker}]},
+                {"role": "system", "content": [{"type": "text", "text": "a", **cache_marker}]},
+                {"role": "user", "content": [{"type": "text", "text": "b", **cache_marker}]},
                 {
                     "role": "assistant",
                     "content": "c",
@@ -355,13 +366,13 @@ def test_cache_markers_and_signed_thinking_reach_claude() -> None:
                 {"role": "assistant", "content": "f", "reasoning_content": "another's"},
                 {"role": "user", "content": "g"},
             ],
-            tools=[{"type": "function", "function": function, **marker}],
+            tools=[{"type": "function", "function": function, **cache_marker}],
         )
     )
     body = to_anthropic(request)
-    assert body["system"] == [{"type": "text", "text": "a", **marker}]
-    assert body["messages"][0]["content"] == [{"type": "text", "text": "b", **marker}]
-    assert body["tools"][0]["cache_control"] == marker["cache_control"]
+    assert body["system"] == [{"type": "text", "text": "a", **cache_marker}]
+    assert body["messages"][0]["content"] == [{"type": "text", "text": "b", **cache_marker}]
+    assert body["tools"][0]["cache_control"] == cache_marker["cache_control"]
     assert body["messages"][1]["content"] == [
         thinking_block,
         {"type": "redacted_thinking", "data": "d"},
@@ -395,14 +406,14 @@ TIMED = {**CHUNK, "timings": {"prompt_n": 5, "cache_n": 3, "predicted_n": 4, "pr
 
 def test_usage_reported_during_a_stream_is_used() -> None:
     usage = Usage(input_tokens=5, cached_tokens=3, output_tokens=4)
-    role = {**CHUNK, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+    role_event = {**CHUNK, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
     tap = StreamTap(hide_usage=True)
-    tap.feed(events(role, TIMED))
+    tap.feed(encode_events(role_event, TIMED))
     assert (tap.usage, tap.tokens, tap.is_finished) == (usage, 1, False)
-    started_event, usage_update, text = StreamReader().feed(events(role, TIMED))
+    started_event, usage_update, text_delta = StreamReader().feed(encode_events(role_event, TIMED))
     assert started_event == Started(id="1", model="m", usage=usage)
     assert usage_update == UsageUpdate(usage=usage)
-    assert text == TextDelta(text="four")
+    assert text_delta == TextDelta(text="four")
 
 
 def test_stop_sequence_is_read_from_the_response() -> None:
@@ -414,12 +425,12 @@ def test_stop_sequence_is_read_from_the_response() -> None:
 
 
 def test_additions_never_replace_client_members() -> None:
-    data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}, "a": 1}
-    call = OpenAICodec().parse(json.dumps(data).encode())
+    client_body = {**SMALL, "stream": True, "stream_options": {"include_usage": True}, "a": 1}
+    parsed_request = OpenAICodec().parse(json.dumps(client_body).encode())
     added_members = {"stream_options": {"continuous_usage_stats": True}, "a": 2, "b": 3}
     options = {"include_usage": True, "continuous_usage_stats": True}
-    assert json.loads(call.to_upstream("m", added_members)) == {
-        **data,
+    assert json.loads(parsed_request.to_upstream("m", added_members)) == {
+        **client_body,
         "stream_options": options,
         "b": 3,
     }
@@ -428,13 +439,15 @@ def test_additions_never_replace_client_members() -> None:
 def test_pictures_by_url_are_inlined() -> None:
     urls = ["https://e.org/a", "data:image/png;base64,aGk=", "https://e.org/b", "https://e.org/a"]
     content = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in urls]
-    data = {**SMALL, "messages": [{"role": "user", "content": content}], "min_p": 0.1}
-    call = OpenAICodec().parse(json.dumps(data).encode())
-    assert call.picture_urls == ("https://e.org/a", "https://e.org/b")
+    client_body = {**SMALL, "messages": [{"role": "user", "content": content}], "min_p": 0.1}
+    parsed_request = OpenAICodec().parse(json.dumps(client_body).encode())
+    assert parsed_request.picture_urls == ("https://e.org/a", "https://e.org/b")
     image = Image(media_type="image/gif", data="R0k=")
-    call_with_pictures = call.with_pictures({"https://e.org/a": image, "https://e.org/b": image})
-    assert call_with_pictures.picture_urls == ()
-    body = json.loads(call_with_pictures.to_upstream("m", {}))
+    request_with_pictures = parsed_request.with_pictures(
+        {"https://e.org/a": image, "https://e.org/b": image}
+    )
+    assert request_with_pictures.picture_urls == ()
+    body = json.loads(request_with_pictures.to_upstream("m", {}))
     assert body["min_p"] == 0.1
     gif = {"url": "data:image/gif;base64,R0k=", "detail": "low"}
     assert [part["image_url"] for part in body["messages"][0]["content"]] == [
@@ -448,12 +461,14 @@ def test_pictures_by_url_are_inlined() -> None:
     [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
 )
 def test_embedding_input_is_normalised_to_a_list(client_input: Any, inputs: list[Any]) -> None:
-    call = OpenAIEmbeddingsCodec().parse(json.dumps({"model": "m", "input": client_input}).encode())
-    assert call.body.inputs == inputs
-    assert call.derive_needs().embeddings
+    parsed_request = OpenAIEmbeddingsCodec().parse(
+        json.dumps({"model": "m", "input": client_input}).encode()
+    )
+    assert parsed_request.body.inputs == inputs
+    assert parsed_request.derive_needs().embeddings
     if isinstance(inputs[0], list):
         with pytest.raises(UnsupportedFeature) as exc_info:
-            call.to_domain("m")
+            parsed_request.to_domain("m")
         assert exc_info.value.field == "input"
 
 
@@ -474,7 +489,7 @@ PROGRESS = {**CHUNK, "usage": {"prompt_tokens": 5, "completion_tokens": 1, "tota
 
 
 @pytest.mark.parametrize(
-    ("options", "progress", "totals"),
+    ("options", "sends_progress", "sends_totals"),
     [
         (None, False, False),
         ({"include_usage": False}, False, False),
@@ -483,51 +498,54 @@ PROGRESS = {**CHUNK, "usage": {"prompt_tokens": 5, "completion_tokens": 1, "tota
     ],
 )
 def test_continuous_usage_reaches_only_clients_that_requested_it(
-    options: dict[str, bool] | None, progress: bool, totals: bool
+    options: dict[str, bool] | None, sends_progress: bool, sends_totals: bool
 ) -> None:
-    data = {**SMALL, "stream": True, "stream_options": options}
-    call = OpenAICodec().parse(json.dumps(data).encode())
-    tap = call.create_stream_tap({"stream_options": {"continuous_usage_stats": True}})
-    plain_events = events(CHUNK)
-    passed_bytes = tap.feed(plain_events + events(PROGRESS))
+    client_body = {**SMALL, "stream": True, "stream_options": options}
+    parsed_request = OpenAICodec().parse(json.dumps(client_body).encode())
+    tap = parsed_request.create_stream_tap({"stream_options": {"continuous_usage_stats": True}})
+    plain_events = encode_events(CHUNK)
+    passed_bytes = tap.feed(plain_events + encode_events(PROGRESS))
     assert passed_bytes.startswith(plain_events), "events without usage are unchanged"
     assert tap.usage == Usage(input_tokens=5, output_tokens=1), (
         "an interrupted stream is charged by it"
     )
     event = json.loads(passed_bytes.removeprefix(plain_events).removeprefix(b"data: "))
-    assert event == (PROGRESS if progress else CHUNK)
-    assert (tap.feed(events(TOTAL)) == events(TOTAL)) is totals
+    assert event == (PROGRESS if sends_progress else CHUNK)
+    assert (tap.feed(encode_events(TOTAL)) == encode_events(TOTAL)) is sends_totals
 
 
 def test_totals_in_an_event_with_text_reach_the_client() -> None:
-    data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}}
-    tap = OpenAICodec().parse(json.dumps(data).encode()).create_stream_tap({})
+    client_body = {**SMALL, "stream": True, "stream_options": {"include_usage": True}}
+    tap = OpenAICodec().parse(json.dumps(client_body).encode()).create_stream_tap({})
     # As OpenAI's document has it: in an event of its own, at the end.
-    total = {**PROGRESS, "choices": []}
+    total_event = {**PROGRESS, "choices": []}
     end_marker = b"data: [DONE]\n\n"
-    *received_events, end_event, _ = tap.feed(events(PROGRESS) + end_marker).split(b"\n\n")
+    *received_events, end_event, _ = tap.feed(encode_events(PROGRESS) + end_marker).split(b"\n\n")
     assert [json.loads(event.removeprefix(b"data: ")) for event in received_events] == [
         CHUNK,
-        total,
+        total_event,
     ]
     assert end_event == end_marker.strip()
 
 
-def needs_of(*parts: dict[str, Any]) -> Needs:
+def derive_needs(*parts: dict[str, Any]) -> Needs:
     turn = {"role": "user", "content": list(parts)}
     return OpenAICodec().parse(json.dumps({**SMALL, "messages": [turn]}).encode()).derive_needs()
 
 
 def test_needs_include_files_and_audio() -> None:
-    file = {"type": "file", "file": {"file_data": "data:application/pdf;base64," + "A" * 4_000}}
-    audio = {"type": "input_audio", "input_audio": {"data": "A" * 4_000, "format": "wav"}}
-    for part in (file, audio):
-        needs = needs_of(part)
+    file_part = {
+        "type": "file",
+        "file": {"file_data": "data:application/pdf;base64," + "A" * 4_000},
+    }
+    audio_part = {"type": "input_audio", "input_audio": {"data": "A" * 4_000, "format": "wav"}}
+    for part in (file_part, audio_part):
+        needs = derive_needs(part)
         assert 4_000 < needs.attachment_bytes < 4_200
         assert (needs.has_external_content, needs.prompt_tokens) == (False, 4)
     for external_file in ({"file_id": "f1"}, {"file_data": "https://e.org/a.pdf"}):
-        assert needs_of({"type": "file", "file": external_file}).has_external_content
-    text_needs = needs_of({"type": "text", "text": "hi"})
+        assert derive_needs({"type": "file", "file": external_file}).has_external_content
+    text_needs = derive_needs({"type": "text", "text": "hi"})
     assert (text_needs.attachment_bytes, text_needs.has_external_content) == (0, False)
     messages_with_audio = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]
     body = json.dumps({**SMALL, "messages": messages_with_audio}).encode()
@@ -535,7 +553,7 @@ def test_needs_include_files_and_audio() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "expected"),
+    ("limits", "expected_tokens"),
     [
         ({"max_tokens": 2, "n_predict": 40}, 40),
         ({"max_tokens": 40, "n_predict": 2}, 40),
@@ -549,29 +567,34 @@ def test_needs_include_files_and_audio() -> None:
     ],
 )
 def test_max_tokens_is_the_largest_limit_of_any_server(
-    limits: dict[str, Any], expected: int | None
+    limits: dict[str, Any], expected_tokens: int | None
 ) -> None:
-    """Of several limits in a request, the largest counts, as servers differ in which they use."""
+    """Of several limits the largest counts, because servers differ in the member that they use."""
     unlimited_body = {name: value for name, value in SMALL.items() if name != "max_tokens"}
     body = json.dumps({**unlimited_body, **limits}).replace("Infinity", "1e999").encode()
-    assert OpenAICodec().parse(body).derive_needs().max_tokens == expected
+    assert OpenAICodec().parse(body).derive_needs().max_tokens == expected_tokens
 
 
 def test_needs_include_schema_and_thinking() -> None:
-    form = {"type": "json_schema", "json_schema": {"schema": {"description": "x" * 4_000}}}
+    response_format = {
+        "type": "json_schema",
+        "json_schema": {"schema": {"description": "x" * 4_000}},
+    }
     plain_needs = OpenAICodec().parse(json.dumps(SMALL).encode()).derive_needs()
     needs = (
-        OpenAICodec().parse(json.dumps({**SMALL, "response_format": form}).encode()).derive_needs()
+        OpenAICodec()
+        .parse(json.dumps({**SMALL, "response_format": response_format}).encode())
+        .derive_needs()
     )
     assert needs.prompt_tokens == plain_needs.prompt_tokens
     assert 4_000 < needs.attachment_bytes < 4_200
     blocks = [{"type": "thinking", "thinking": "x" * 400, "signature": "s"}]
-    for thinking in (
+    for thinking_members in (
         {"reasoning_content": "x" * 400},
         {"thinking_blocks": blocks},
         {"reasoning_content": "x" * 400, "thinking_blocks": blocks},
     ):
-        turns = [*SMALL["messages"], {"role": "assistant", **thinking}]
+        turns = [*SMALL["messages"], {"role": "assistant", **thinking_members}]
         body = json.dumps({**SMALL, "messages": turns}).encode()
         assert (
             OpenAICodec().parse(body).derive_needs().prompt_tokens
@@ -580,14 +603,14 @@ def test_needs_include_schema_and_thinking() -> None:
 
 
 def test_only_default_verbosity_is_translatable() -> None:
-    data = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    client_body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     for verbosity, field in (("low", "verbosity"), ("medium", None), (None, None)):
-        body = validate(wire.ChatBody, {**data, "verbosity": verbosity})
+        body = validate(wire.ChatBody, {**client_body, "verbosity": verbosity})
         assert find_untranslatable_field(body) == field
 
 
 def test_events_after_done_are_dropped() -> None:
     tap, reader = StreamTap(hide_usage=True), StreamReader()
-    stream_end = events(CHUNK) + b"data: [DONE]\n\n"
+    stream_end = encode_events(CHUNK) + b"data: [DONE]\n\n"
     assert tap.feed(stream_end + b"data: nope\n\n") == stream_end
     assert len(reader.feed(stream_end + b"data: nope\n\n")) == len(StreamReader().feed(stream_end))

@@ -41,13 +41,13 @@ BATCH = TextBatch(
 FORMAT = OpenAIBatchFormat()
 
 
-def batch_body(**changes: Any) -> dict[str, Any]:
+def make_body(**changes: Any) -> dict[str, Any]:
     body = {"input_file_id": "f", "endpoint": "/v1/responses", "completion_window": "24h"}
     return {**body, **changes}
 
 
 def test_a_new_batch_has_its_submitters_rights() -> None:
-    body = validate(CreateBatch, batch_body(metadata={"a": "b"}))
+    body = validate(CreateBatch, make_body(metadata={"a": "b"}))
     caller = Identity(owner="ada", key_id="k", user="u", scopes=frozenset({"text"}))
     batch = body.to_domain(caller)
     assert batch.id.startswith("batch_") and batch.submitter == caller
@@ -72,7 +72,7 @@ def test_a_new_batch_has_its_submitters_rights() -> None:
 )
 def test_invalid_members_are_named(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        validate(CreateBatch, batch_body(**changes))
+        validate(CreateBatch, make_body(**changes))
     assert exc_info.value.field == field
 
 
@@ -90,24 +90,24 @@ def test_a_batch_is_valid_in_openais_own_model(status: BatchStatus, member: str)
     ended_batch = replace(BATCH, status=status, ended_at=NOW, errors=errors, completed=2, total=2)
     rendered_batch = render_batch(ended_batch)
     batch = Batch.model_validate(rendered_batch, strict=True)
-    moments = ("completed_at", "failed_at", "expired_at", "cancelled_at")
-    assert {name for name in moments if rendered_batch[name] is not None} == {member}
+    time_members = ("completed_at", "failed_at", "expired_at", "cancelled_at")
+    assert {name for name in time_members if rendered_batch[name] is not None} == {member}
     assert batch.request_counts is not None and batch.request_counts.completed == 2
     assert batch.errors is not None and batch.errors.data is not None
     assert batch.errors.data[0].line == 3
     Batch.model_validate(render_batch(BATCH), strict=True)
 
 
-def test_pages_name_their_ends() -> None:
+def test_pages_have_the_ids_of_their_ends() -> None:
     page = render_batch_page([BATCH, replace(BATCH, id="batch_2")], True)
     assert (page["first_id"], page["last_id"], page["has_more"]) == ("batch_1", "batch_2", True)
     assert render_batch_page([], False)["first_id"] is None
 
 
-def test_results_of_lines() -> None:
+def test_results_are_rendered_as_json_lines() -> None:
     line = BatchLine(number=7, custom_id='a"ü', start=0, size=1)
-    indented = json.dumps({"error": {"code": "x\n"}}, indent=1).encode()
-    result = LineResult(number=7, http_status=400, body=indented, error_code="x")
+    error_body = json.dumps({"error": {"code": "x\n"}}, indent=1).encode()
+    result = LineResult(number=7, http_status=400, body=error_body, error_code="x")
     rendered_line = FORMAT.render_result(BATCH, replace(line, result=result))
     assert b"\n" not in rendered_line
     assert json.loads(rendered_line) == {
@@ -126,7 +126,7 @@ def test_results_of_lines() -> None:
     assert unrun_line["error"]["code"] == "batch_cancelled"
 
 
-def test_lines_are_checked() -> None:
+def test_invalid_lines_are_refused_with_a_code() -> None:
     line = {
         "custom_id": "a",
         "method": "POST",
@@ -134,13 +134,13 @@ def test_lines_are_checked() -> None:
         "body": {"model": "m", "input": "x"},
     }
 
-    def check(**changes: Any) -> str:
-        data = json.dumps({**line, **changes}).encode()
-        return FORMAT.check_line(data, "/v1/embeddings")
+    def check_line(**changes: Any) -> str:
+        raw_line = json.dumps({**line, **changes}).encode()
+        return FORMAT.check_line(raw_line, "/v1/embeddings")
 
-    assert check() == "a" and check(more=1) == "a"
+    assert check_line() == "a" and check_line(more=1) == "a"
     assert json.loads(FORMAT.read_body(json.dumps(line).encode())) == line["body"]
-    for changes, code, field in (
+    for changes, line_code, field in (
         ({"custom_id": ""}, "invalid_custom_id", "custom_id"),
         ({"custom_id": "x" * 257}, "invalid_custom_id", "custom_id"),
         ({"custom_id": "\0"}, "invalid_custom_id", "custom_id"),
@@ -149,8 +149,8 @@ def test_lines_are_checked() -> None:
         ({"body": {"model": "m", "background": True}}, "unsupported_parameter", "body.background"),
     ):
         with pytest.raises(InvalidLine) as exc_info:
-            check(**changes)
-        assert (exc_info.value.line_code, exc_info.value.field) == (code, field)
+            check_line(**changes)
+        assert (exc_info.value.line_code, exc_info.value.field) == (line_code, field)
 
 
 def test_results_expire_at_the_requested_time() -> None:

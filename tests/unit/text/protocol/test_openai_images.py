@@ -26,11 +26,15 @@ TAKES: dict[str, dict[str, Any]] = {
 }
 
 
-def job(
-    template_inputs: dict[str, dict[str, Any]] = TAKES, key: str | None = None, **members: Any
+def make_job(
+    template_inputs: dict[str, dict[str, Any]] = TAKES,
+    idempotency_key: str | None = None,
+    **members: Any,
 ) -> dict[str, Any]:
     body = parse_images_request(json.dumps({"prompt": "a cat", "model": "t", **members}).encode())
-    return images_request_to_job(body, "swatch", template_inputs, cache=True, idempotency_key=key)
+    return images_request_to_job(
+        body, "swatch", template_inputs, cache=True, idempotency_key=idempotency_key
+    )
 
 
 def drop_inputs(*names: str) -> dict[str, dict[str, Any]]:
@@ -40,21 +44,21 @@ def drop_inputs(*names: str) -> dict[str, dict[str, Any]]:
 def test_random_seed_is_within_the_templates_bounds() -> None:
     seen_seeds = set()
     for _ in range(200):
-        [seed] = job()["batch"]["seeds"]
+        [seed] = make_job()["batch"]["seeds"]
         seen_seeds.add(seed)
     assert seen_seeds == set(range(10, 21))
-    seeds = job(n=4)["batch"]["seeds"]
+    seeds = make_job(n=4)["batch"]["seeds"]
     assert len(seeds) == 4
     assert min(seeds) >= 10
     assert max(seeds) <= 20
 
 
 def test_same_idempotency_key_gives_the_same_seeds() -> None:
-    assert job(key="k", n=2) == job(key="k", n=2)
+    assert make_job(idempotency_key="k", n=2) == make_job(idempotency_key="k", n=2)
 
 
 def test_openai_members_become_template_inputs() -> None:
-    image_job = job(size="640x480", quality="high", user="u1", inputs={"seed": 12})
+    image_job = make_job(size="640x480", quality="high", user="u1", inputs={"seed": 12})
     assert image_job["inputs"] == {
         "prompt": "a cat", "seed": 12, "width": 640, "height": 480, "quality": "high",
     }  # fmt: skip
@@ -63,9 +67,9 @@ def test_openai_members_become_template_inputs() -> None:
         {"user": "u1"},
         False,
     )
-    assert job(n=2, inputs={"seed": 12})["batch"] == {"seeds": [12, 13]}
-    assert "width" not in job(size="auto")["inputs"]
-    assert "batch" not in job(drop_inputs("seed"))
+    assert make_job(n=2, inputs={"seed": 12})["batch"] == {"seeds": [12, 13]}
+    assert "width" not in make_job(size="auto")["inputs"]
+    assert "batch" not in make_job(drop_inputs("seed"))
 
 
 def test_default_options_need_no_input() -> None:
@@ -75,7 +79,7 @@ def test_default_options_need_no_input() -> None:
         "stream": False,
         "style": None,
     }
-    assert job(drop_inputs("quality"), **ordinary_members)["inputs"].keys() == {"prompt"}
+    assert make_job(drop_inputs("quality"), **ordinary_members)["inputs"].keys() == {"prompt"}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_unsupported_member_is_refused_by_name(
     members: dict[str, Any], template_inputs: dict[str, dict[str, Any]], field: str
 ) -> None:
     with pytest.raises(RequestError) as exc_info:
-        job(template_inputs, **members)
+        make_job(template_inputs, **members)
     assert exc_info.value.field == field
 
 
@@ -115,12 +119,12 @@ def test_job_errors_use_the_clients_field_names() -> None:
     assert rename_job_field(InvalidRequest("no", field="pool")).field == "pool"
 
 
-def file(field: str) -> FormFile:
+def make_file(field: str) -> FormFile:
     content = MemoryFile(b"x")
     return FormFile(field=field, name="a.png", content_type="", size=1, content=content)
 
 
-def edit(*files: FormFile, **fields: str) -> ImageEdit:
+def parse_edit(*files: FormFile, **fields: str) -> ImageEdit:
     fields = {"prompt": "a cat", "model": "t", **fields}
     return parse_image_edit(MultipartForm(fields=list(fields.items()), files=files))
 
@@ -129,11 +133,21 @@ PICTURE = {"type": "string", "format": "image"}
 
 
 def test_pictures_of_an_edit_go_to_the_templates_inputs() -> None:
-    first_picture, second_picture, mask = file("image[]"), file("image[]"), file("mask")
-    parsed = edit(first_picture, second_picture, mask, n="2", stream="false", inputs='{"seed": 12}')
-    assert (parsed.body.n, parsed.body.stream, parsed.body.inputs) == (2, False, {"seed": 12})
+    first_picture, second_picture, mask = (
+        make_file("image[]"),
+        make_file("image[]"),
+        make_file("mask"),
+    )
+    image_edit = parse_edit(
+        first_picture, second_picture, mask, n="2", stream="false", inputs='{"seed": 12}'
+    )
+    assert (image_edit.body.n, image_edit.body.stream, image_edit.body.inputs) == (
+        2,
+        False,
+        {"seed": 12},
+    )
     template_inputs = {**TAKES, "image": PICTURE, "image_2": PICTURE, "mask": PICTURE}
-    assert assign_pictures(parsed, "t", template_inputs) == {
+    assert assign_pictures(image_edit, "t", template_inputs) == {
         "image": first_picture,
         "image_2": second_picture,
         "mask": mask,
@@ -141,7 +155,7 @@ def test_pictures_of_an_edit_go_to_the_templates_inputs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accepted", "field"),
+    ("template_inputs", "field"),
     [
         ({"image": {"type": "string"}, "image_2": PICTURE, "mask": PICTURE}, "model"),
         ({"image": PICTURE, "mask": PICTURE}, "image"),
@@ -149,10 +163,14 @@ def test_pictures_of_an_edit_go_to_the_templates_inputs() -> None:
     ],
 )
 def test_pictures_without_an_input_are_refused(
-    accepted: dict[str, dict[str, Any]], field: str
+    template_inputs: dict[str, dict[str, Any]], field: str
 ) -> None:
     with pytest.raises(RequestError) as exc_info:
-        assign_pictures(edit(file("image"), file("image"), file("mask")), "t", accepted)
+        assign_pictures(
+            parse_edit(make_file("image"), make_file("image"), make_file("mask")),
+            "t",
+            template_inputs,
+        )
     assert exc_info.value.field == field
 
 
@@ -165,7 +183,7 @@ def test_pictures_without_an_input_are_refused(
         (["image"], {"input_fidelity": "high"}, "input_fidelity"),
     ],
 )
-def test_bad_edits(files: list[str], fields: dict[str, str], field: str) -> None:
+def test_invalid_edits_are_refused(files: list[str], fields: dict[str, str], field: str) -> None:
     with pytest.raises(RequestError) as exc_info:
-        edit(*map(file, files), **fields)
+        parse_edit(*map(make_file, files), **fields)
     assert exc_info.value.field == field

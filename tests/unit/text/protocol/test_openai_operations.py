@@ -33,7 +33,7 @@ PARSERS: Any = {"moderation": parse_moderation, "rerank": parse_rerank, "speech"
 
 
 @pytest.mark.parametrize(
-    ("kind", "body", "field"),
+    ("operation", "body", "field"),
     [
         ("moderation", {}, "input"),
         ("moderation", {"input": []}, "input"),
@@ -54,9 +54,11 @@ PARSERS: Any = {"moderation": parse_moderation, "rerank": parse_rerank, "speech"
         ("speech", {**SPEECH, "stream_format": "ws"}, "stream_format"),
     ],
 )
-def test_bad_members_are_named(kind: str, body: dict[str, Any], field: str) -> None:
+def test_error_names_invalid_members_of_operations(
+    operation: str, body: dict[str, Any], field: str
+) -> None:
     with pytest.raises(MoyinError) as exc_info:
-        PARSERS[kind](json.dumps(body).encode())
+        PARSERS[operation](json.dumps(body).encode())
     assert exc_info.value.field == field
     assert isinstance(exc_info.value, InvalidRequest | UnsupportedFeature)
 
@@ -91,7 +93,7 @@ def test_long_documents_may_be_several_searches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("usage", "tokens"),
+    ("usage_member", "expected_usage"),
     [
         ({"prompt_tokens": 4, "total_tokens": 4}, Usage(input_tokens=4)),
         ({"total_tokens": 4}, Usage(input_tokens=4)),
@@ -102,26 +104,26 @@ def test_long_documents_may_be_several_searches() -> None:
         ([], Usage()),
     ],
 )  # fmt: skip
-def test_tokens_have_several_names(usage: Any, tokens: Usage) -> None:
-    assert read_token_usage({"usage": usage}) == tokens
+def test_tokens_have_several_names(usage_member: Any, expected_usage: Usage) -> None:
+    assert read_token_usage({"usage": usage_member}) == expected_usage
 
 
-def file(field: str, size: int = 10_000, name: str = "a") -> FormFile:
+def make_file(field: str, size: int = 10_000, name: str = "a") -> FormFile:
     content = MemoryFile(b"x" * size)
     return FormFile(field=field, name=name, content_type="", size=size, content=content)
 
 
-def form(*files: FormFile, **fields: str) -> MultipartForm:
+def make_form(*files: FormFile, **fields: str) -> MultipartForm:
     return MultipartForm(fields=list(fields.items()), files=files)
 
 
-def add_fields(received: MultipartForm, **fields: str) -> MultipartForm:
+def add_fields(form: MultipartForm, **fields: str) -> MultipartForm:
     """Return the form with further fields, whose names may already occur in it."""
-    return MultipartForm(fields=[*received.fields, *fields.items()], files=received.files)
+    return MultipartForm(fields=[*form.fields, *fields.items()], files=form.files)
 
 
 @pytest.mark.parametrize(
-    ("data", "usage"),
+    ("response_body", "expected_seconds"),
     [
         ({"text": "a", "usage": {"type": "duration", "seconds": 3.2}}, 4),
         ({"text": "a", "duration": 7.0}, 7),
@@ -132,69 +134,71 @@ def add_fields(received: MultipartForm, **fields: str) -> MultipartForm:
         (None, 12),
     ],
 )
-def test_seconds_are_those_of_the_back_end_or_of_the_file(data: Any, usage: int) -> None:
-    request = TranscriptionRequest(form(file("file"), model="m"), 11.5)
-    result = request.read_usage(data)
-    assert result.quantity == usage
-    assert result.is_estimated is (usage == 12)
+def test_seconds_are_those_of_the_back_end_or_of_the_file(
+    response_body: Any, expected_seconds: int
+) -> None:
+    request = TranscriptionRequest(make_form(make_file("file"), model="m"), 11.5)
+    usage = request.read_usage(response_body)
+    assert usage.quantity == expected_seconds
+    assert usage.is_estimated is (expected_seconds == 12)
 
 
 def test_a_forged_length_neither_avoids_the_reservation_nor_inflates_the_estimate() -> None:
-    upload = file("file", 30_000_000)
-    short_request = TranscriptionRequest(form(upload, model="m"), 1.0)
+    upload = make_file("file", 30_000_000)
+    short_request = TranscriptionRequest(make_form(upload, model="m"), 1.0)
     assert short_request.max_usage.quantity == 10_000
-    long_request = TranscriptionRequest(form(upload, model="m"), 1e9)
+    long_request = TranscriptionRequest(make_form(upload, model="m"), 1e9)
     assert long_request.expected_usage.quantity == long_request.max_usage.quantity == 60_000
-    unknown = TranscriptionRequest(form(upload, model="m"), None)
-    assert unknown.max_usage.quantity == 60_000
-    assert unknown.expected_usage.quantity == 7_500
+    unmeasured_request = TranscriptionRequest(make_form(upload, model="m"), None)
+    assert unmeasured_request.max_usage.quantity == 60_000
+    assert unmeasured_request.expected_usage.quantity == 7_500
 
 
 @pytest.mark.parametrize(
-    ("received", "field"),
+    ("form", "field"),
     [
-        (form(model="m"), "file"),
-        (form(file("file", 0), model="m"), "file"),
-        (form(file("file"), file("file"), model="m"), "file"),
-        (form(file("file")), "model"),
-        (form(file("file"), model=""), "model"),
-        (form(file("file"), model="m", url="http://127.0.0.1"), "url"),
+        (make_form(model="m"), "file"),
+        (make_form(make_file("file", 0), model="m"), "file"),
+        (make_form(make_file("file"), make_file("file"), model="m"), "file"),
+        (make_form(make_file("file")), "model"),
+        (make_form(make_file("file"), model=""), "model"),
+        (make_form(make_file("file"), model="m", url="http://127.0.0.1"), "url"),
     ],
 )
-def test_bad_transcriptions(received: MultipartForm, field: str) -> None:
+def test_invalid_transcriptions_are_refused(form: MultipartForm, field: str) -> None:
     with pytest.raises((InvalidRequest, UnsupportedFeature)) as exc_info:
-        TranscriptionRequest(received, None)
+        TranscriptionRequest(form, None)
     assert exc_info.value.field == field
 
 
 @pytest.mark.parametrize(
-    ("received", "field"),
+    ("form", "field"),
     [
-        (form(file("image")), "prompt"),
-        (form(prompt="p"), "image"),
-        (form(file("image"), prompt="p", n="0"), "n"),
-        (form(file("image"), prompt="p", n="1.5"), "n"),
-        (form(*[file("image[]")] * 17, prompt="p"), "image"),
-        (add_fields(form(file("image"), prompt="p", n="10"), n="1"), "n"),
-        (add_fields(form(file("image"), prompt="p"), prompt="q"), "prompt"),
-        (add_fields(form(file("image"), prompt="p", model="m"), model="n"), "model"),
+        (make_form(make_file("image")), "prompt"),
+        (make_form(prompt="p"), "image"),
+        (make_form(make_file("image"), prompt="p", n="0"), "n"),
+        (make_form(make_file("image"), prompt="p", n="1.5"), "n"),
+        (make_form(*[make_file("image[]")] * 17, prompt="p"), "image"),
+        (add_fields(make_form(make_file("image"), prompt="p", n="10"), n="1"), "n"),
+        (add_fields(make_form(make_file("image"), prompt="p"), prompt="q"), "prompt"),
+        (add_fields(make_form(make_file("image"), prompt="p", model="m"), model="n"), "model"),
     ],
 )
-def test_bad_edits(received: MultipartForm, field: str) -> None:
+def test_invalid_image_edits_are_refused(form: MultipartForm, field: str) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        ImageEditRequest(received)
+        ImageEditRequest(form)
     assert exc_info.value.field == field
 
 
-def test_pictures_that_were_made_are_billed() -> None:
-    request = ImageVariationRequest(form(file("image"), n="3"))
+def test_created_pictures_are_billed() -> None:
+    request = ImageVariationRequest(make_form(make_file("image"), n="3"))
     assert request.max_usage.quantity == 3
     assert request.read_usage({"data": [{}, {}]}).quantity == 2
     assert request.read_usage({"data": [{}] * 4}).quantity == 4
     assert request.read_usage(None).quantity == 3
 
 
-async def test_the_length_of_audio_is_read() -> None:
+async def test_length_of_audio_is_measured() -> None:
     content = io.BytesIO()
     with wave.open(content, "wb") as writer:
         writer.setparams((1, 2, 8000, 0, "NONE", ""))

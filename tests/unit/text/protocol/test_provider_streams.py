@@ -22,7 +22,7 @@ _HEAD = {"created": 1, "id": "gem-1", "model": "gemini", "object": "chat.complet
 _FILTER = {"hate": {"filtered": False, "severity": "safe"}}
 
 
-def usage(output_tokens: int) -> dict[str, int]:
+def make_usage(output_tokens: int) -> dict[str, int]:
     return {
         "prompt_tokens": 9,
         "completion_tokens": output_tokens,
@@ -30,35 +30,40 @@ def usage(output_tokens: int) -> dict[str, int]:
     }
 
 
-def gemini_call(name: str, arguments: str, **members: Any) -> dict[str, Any]:
+def make_gemini_call(name: str, arguments: str, **members: Any) -> dict[str, Any]:
     function = {"name": name, "arguments": arguments}
     return {"type": "function", "function": function, "extra_content": _SIGNATURE, **members}
 
 
-def gemini_chunk(output_tokens: int, finish: str | None = None, **delta: Any) -> dict[str, Any]:
+def make_gemini_chunk(
+    output_tokens: int, finish_reason: str | None = None, **delta: Any
+) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": 0, "delta": {"role": "assistant", **delta}}
-    if finish is not None:
-        choice["finish_reason"] = finish
-    return {**_HEAD, "choices": [choice], "usage": usage(output_tokens)}
+    if finish_reason is not None:
+        choice["finish_reason"] = finish_reason
+    return {**_HEAD, "choices": [choice], "usage": make_usage(output_tokens)}
 
 
-GEMINI_TEXT = [gemini_chunk(1, content="It is"), gemini_chunk(3, "stop", content=" sunny.")]
+GEMINI_TEXT = [
+    make_gemini_chunk(1, content="It is"),
+    make_gemini_chunk(3, "stop", content=" sunny."),
+]
 # Two calls at once: neither has an index, and one has no id; then the reason `stop`.
 GEMINI_TOOLS = [
-    gemini_chunk(
+    make_gemini_chunk(
         5,
         tool_calls=[
-            gemini_call("weather", '{"city":', id="call_1"),
-            gemini_call("time", "{}", id=""),
+            make_gemini_call("weather", '{"city":', id="call_1"),
+            make_gemini_call("time", "{}", id=""),
         ],
     ),
-    gemini_chunk(7, "stop"),
+    make_gemini_chunk(7, "stop"),
 ]
 # The arguments of one call in two events.
 GEMINI_PARTS = [
-    gemini_chunk(5, tool_calls=[gemini_call("weather", '{"city":', id="call_1")]),
-    gemini_chunk(6, tool_calls=[{"function": {"arguments": ' "Rome"}'}}]),
-    gemini_chunk(7, "stop"),
+    make_gemini_chunk(5, tool_calls=[make_gemini_call("weather", '{"city":', id="call_1")]),
+    make_gemini_chunk(6, tool_calls=[{"function": {"arguments": ' "Rome"}'}}]),
+    make_gemini_chunk(7, "stop"),
 ]
 _AZURE = {"id": "chatcmpl-1", "created": 1, "model": "gpt", "object": "chat.completion.chunk"}
 _NOTHING = {"id": "", "created": 0, "model": "", "object": ""}
@@ -73,18 +78,18 @@ AZURE = [
                               "content_filter_offsets": {"check_offset": 44, "start_offset": 44, "end_offset": 98}}]},
     {**_AZURE, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "logprobs": None,
                             "content_filter_results": {}}], "usage": None},
-    {**_AZURE, "choices": [], "usage": usage(4)},
+    {**_AZURE, "choices": [], "usage": make_usage(4)},
 ]  # fmt: skip
 _BEDROCK = {**_AZURE, "model": "openai.gpt-oss-20b-1:0", "service_tier": "default"}
 BEDROCK = [
     {**_BEDROCK, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "It is"}, "finish_reason": None}]},
     {**_BEDROCK, "choices": [{"index": 0, "delta": {"content": " sunny."}, "finish_reason": None}]},
     {**_BEDROCK, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
-    {**_BEDROCK, "choices": [], "usage": usage(4), "amazon-bedrock-invocationMetrics": {"inputTokenCount": 9}},
+    {**_BEDROCK, "choices": [], "usage": make_usage(4), "amazon-bedrock-invocationMetrics": {"inputTokenCount": 9}},
 ]  # fmt: skip
 
 
-def encode(events: list[dict[str, Any]], *, has_done: bool) -> bytes:
+def encode_stream(events: list[dict[str, Any]], *, has_done: bool) -> bytes:
     body = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
     return body + b"data: [DONE]\n\n" if has_done else body
 
@@ -95,14 +100,14 @@ def pass_through(body: bytes, **options: Any) -> list[ChatCompletionChunk]:
     if options:
         request["stream_options"] = options
     messages = [{"role": "user", "content": "Hi"}]
-    parsed = OpenAICodec().parse(json.dumps({**request, "messages": messages}).encode())
-    tap = parsed.create_stream_tap({})
+    parsed_request = OpenAICodec().parse(json.dumps({**request, "messages": messages}).encode())
+    tap = parsed_request.create_stream_tap({})
     received_bytes = (
         b"".join(tap.feed(body[at : at + 7]) for at in range(0, len(body), 7)) + tap.flush()
     )
     assert tap.is_finished
-    *events, end_event, rest = received_bytes.split(b"\n\n")
-    assert (end_event, rest) == (b"data: [DONE]", b"")
+    *events, end_event, remainder = received_bytes.split(b"\n\n")
+    assert (end_event, remainder) == (b"data: [DONE]", b"")
     chunks = [ChatCompletionChunk.model_validate_json(e.removeprefix(b"data: ")) for e in events]
     for chunk in chunks:
         for choice in chunk.choices:
@@ -124,43 +129,45 @@ def translate(body: bytes) -> list[chat.Delta]:
     [(GEMINI_TEXT, True), (GEMINI_TEXT, False), (AZURE, True), (BEDROCK, True)],
 )
 @pytest.mark.parametrize("wants_usage", [True, False])
-def test_text_and_one_total_usage(
+def test_clients_get_the_text_and_one_total_usage(
     events: list[dict[str, Any]], *, has_done: bool, wants_usage: bool
 ) -> None:
-    body = encode(events, has_done=has_done)
+    body = encode_stream(events, has_done=has_done)
     options = {"include_usage": True} if wants_usage else {}
     chunks = pass_through(body, **options)
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == "It is sunny."
-    totals = [chunk.usage for chunk in chunks if chunk.usage is not None]
-    assert len(totals) == wants_usage
+    usage_totals = [chunk.usage for chunk in chunks if chunk.usage is not None]
+    assert len(usage_totals) == wants_usage
     assert not wants_usage or chunks[-1].choices == []
     deltas = translate(body)
     assert "".join(d.text for d in deltas if isinstance(d, chat.TextDelta)) == "It is sunny."
     finished_event = deltas[-1]
     assert isinstance(finished_event, chat.Finished)
-    output_tokens = totals[0].completion_tokens if totals else finished_event.usage.output_tokens
+    output_tokens = (
+        usage_totals[0].completion_tokens if usage_totals else finished_event.usage.output_tokens
+    )
     assert finished_event.usage == Usage(input_tokens=9, output_tokens=output_tokens)
 
 
-def test_the_answer_of_azure_is_named_by_its_first_event_with_a_name() -> None:
-    started_event = translate(encode(AZURE, has_done=True))[0]
+def test_azure_answer_gets_its_id_and_model_from_the_first_event_with_both() -> None:
+    started_event = translate(encode_stream(AZURE, has_done=True))[0]
     assert isinstance(started_event, chat.Started)
     assert (started_event.id, started_event.model) == (_AZURE["id"], _AZURE["model"])
 
 
 def test_tool_calls_of_gemini_get_an_index_an_id_and_the_right_reason() -> None:
-    chunks = pass_through(encode(GEMINI_TOOLS, has_done=True))
-    calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
-    assert [call.index for call in calls] == [0, 1]
-    assert calls[0].id == "call_1" and (calls[1].id or "").startswith("call_")
+    chunks = pass_through(encode_stream(GEMINI_TOOLS, has_done=True))
+    tool_calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.index for call in tool_calls] == [0, 1]
+    assert tool_calls[0].id == "call_1" and (tool_calls[1].id or "").startswith("call_")
     # Gemini wants its signature back with the next request.
-    assert (calls[0].model_extra or {})["extra_content"] == _SIGNATURE
+    assert (tool_calls[0].model_extra or {})["extra_content"] == _SIGNATURE
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
-def test_tool_calls_of_gemini_for_other_protocols() -> None:
-    deltas = translate(encode(GEMINI_TOOLS, has_done=False))
+def test_tool_calls_of_gemini_are_translated_for_other_protocols() -> None:
+    deltas = translate(encode_stream(GEMINI_TOOLS, has_done=False))
     started_tools = [delta for delta in deltas if isinstance(delta, chat.ToolStarted)]
     assert [(delta.index, delta.name) for delta in started_tools] == [(0, "weather"), (1, "time")]
     assert started_tools[0].id == "call_1" and started_tools[1].id.startswith("call_")
@@ -171,11 +178,11 @@ def test_tool_calls_of_gemini_for_other_protocols() -> None:
     )
 
 
-def test_arguments_without_index_belong_to_the_call_before() -> None:
-    body = encode(GEMINI_PARTS, has_done=True)
+def test_arguments_without_index_belong_to_the_previous_call() -> None:
+    body = encode_stream(GEMINI_PARTS, has_done=True)
     chunks = pass_through(body)
-    calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
-    assert [call.index for call in calls] == [0, 0]
+    tool_calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.index for call in tool_calls] == [0, 0]
     fragments = [d for d in translate(body) if isinstance(d, chat.ToolArguments)]
     assert [(d.index, d.fragment) for d in fragments] == [(0, '{"city":'), (0, ' "Rome"}')]
 
@@ -183,40 +190,48 @@ def test_arguments_without_index_belong_to_the_call_before() -> None:
 def test_calls_of_gemini_with_the_same_index_are_numbered() -> None:
     later_call = {"index": 0, "function": {"arguments": ' "Rome"}'}}
     events = [
-        gemini_chunk(5, tool_calls=[gemini_call("time", "{}", id="a", index=0)]),
-        gemini_chunk(6, tool_calls=[gemini_call("weather", '{"city":', id="b", index=0)]),
-        gemini_chunk(7, tool_calls=[later_call]),
+        make_gemini_chunk(5, tool_calls=[make_gemini_call("time", "{}", id="a", index=0)]),
+        make_gemini_chunk(6, tool_calls=[make_gemini_call("weather", '{"city":', id="b", index=0)]),
+        make_gemini_chunk(7, tool_calls=[later_call]),
         # What another server would send next, and the same call once more with its name.
-        gemini_chunk(8, tool_calls=[gemini_call("time", "{", id="c", index=1)]),
-        gemini_chunk(9, tool_calls=[gemini_call("time", "}", id="c", index=1)]),
-        gemini_chunk(9, "stop"),
+        make_gemini_chunk(8, tool_calls=[make_gemini_call("time", "{", id="c", index=1)]),
+        make_gemini_chunk(9, tool_calls=[make_gemini_call("time", "}", id="c", index=1)]),
+        make_gemini_chunk(9, "stop"),
     ]
-    chunks = pass_through(encode(events, has_done=True))
-    calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
-    assert [call.index for call in calls] == [0, 1, 1, 2, 2]
+    chunks = pass_through(encode_stream(events, has_done=True))
+    tool_calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.index for call in tool_calls] == [0, 1, 1, 2, 2]
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
 def test_streamed_tool_call_that_ends_with_stop_reports_tool_calls() -> None:
     """Gemini, and OpenAI with a forced tool, send ``stop``; clients must get ``tool_calls``."""
-    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    tool_call = {
+        "index": 0,
+        "id": "c",
+        "type": "function",
+        "function": {"name": "f", "arguments": "{}"},
+    }
     events = [
-        {**_AZURE, "choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]},
+        {**_AZURE, "choices": [{"index": 0, "delta": {"tool_calls": [tool_call]}, "finish_reason": None}]},
         {**_AZURE, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
     ]  # fmt: skip
-    assert pass_through(encode(events, has_done=True))[-1].choices[0].finish_reason == "tool_calls"
+    assert (
+        pass_through(encode_stream(events, has_done=True))[-1].choices[0].finish_reason
+        == "tool_calls"
+    )
 
 
-@pytest.mark.parametrize("identifier", ["", "call_1"])
-def test_whole_answers_of_gemini_with_tool_calls(identifier: str) -> None:
-    call = gemini_call("weather", "{}", id=identifier)
-    message = {"role": "assistant", "tool_calls": [call]}
+@pytest.mark.parametrize("call_id", ["", "call_1"])
+def test_whole_answers_of_gemini_report_tool_calls(call_id: str) -> None:
+    tool_call = make_gemini_call("weather", "{}", id=call_id)
+    message = {"role": "assistant", "tool_calls": [tool_call]}
     choice = {"index": 0, "finish_reason": "stop", "message": message}
     body: dict[str, Any] = {
-        **_HEAD, "object": "chat.completion", "choices": [choice], "usage": usage(2),
+        **_HEAD, "object": "chat.completion", "choices": [choice], "usage": make_usage(2),
     }  # fmt: skip
-    domain = chat_response_to_domain(body)
-    assert domain.stop is chat.StopReason.TOOL_USE
+    response = chat_response_to_domain(body)
+    assert response.stop is chat.StopReason.TOOL_USE
     completed_body = OpenAICodec().add_missing_members(b"", body, None)
     answer = ChatCompletion.model_validate_json(completed_body)
     assert answer.choices[0].finish_reason == "tool_calls"

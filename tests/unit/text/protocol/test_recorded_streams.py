@@ -73,7 +73,7 @@ class ParsedRecording:
     usage: Usage = field(default_factory=Usage)
 
 
-def weather_calls(*cities: str) -> tuple[tuple[str, Any], ...]:
+def make_weather_calls(*cities: str) -> tuple[tuple[str, Any], ...]:
     return tuple(("get_weather", {"location": city}) for city in cities)
 
 
@@ -81,7 +81,7 @@ EXPECTED = {
     "anthropic": ParsedRecording(
         text="I'll look — one moment 🌤️.",
         thinking="The user wants Köln's weather: 晴れ?",
-        tools=weather_calls("Köln"),
+        tools=make_weather_calls("Köln"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=472, cached_tokens=1024, output_tokens=89),
     ),
@@ -96,7 +96,7 @@ EXPECTED = {
     ),
     "gemini": ParsedRecording(
         text="Ich sehe nach …",
-        tools=weather_calls("Köln", "Rom"),
+        tools=make_weather_calls("Köln", "Rom"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=71, output_tokens=34),
     ),
@@ -109,7 +109,7 @@ EXPECTED = {
     "mistral": ParsedRecording(
         text="Voyons ça.",
         thinking="Il faut la météo.",
-        tools=weather_calls("Paris", "Nîmes"),
+        tools=make_weather_calls("Paris", "Nîmes"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=94, output_tokens=37),
     ),
@@ -125,7 +125,7 @@ EXPECTED = {
     ),
     "openai": ParsedRecording(
         text="Let me check “both” 🌍.",
-        tools=weather_calls("Köln", "東京"),
+        tools=make_weather_calls("Köln", "東京"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=93, cached_tokens=1024, output_tokens=46),
     ),
@@ -144,11 +144,11 @@ EXPECTED = {
 
 
 def split_stream(stream: bytes, seed: int) -> list[bytes]:
-    """Split a stream into pieces of 1 to 64 bytes; some seeds give only the shortest pieces."""
-    chance, longest_piece = random.Random(seed), (1, 3, MAX_PIECE)[seed % 3]
+    """Split a stream into random pieces of at most 1, 3 or 64 bytes, depending on the seed."""
+    generator, longest_piece = random.Random(seed), (1, 3, MAX_PIECE)[seed % 3]
     pieces, start = [], 0
     while start < len(stream):
-        end = start + chance.randint(1, longest_piece)
+        end = start + generator.randint(1, longest_piece)
         pieces.append(stream[start:end])
         start = end
     return pieces
@@ -160,22 +160,22 @@ async def _iterate_pieces(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None
         yield piece
 
 
-def _mock_transport(pieces: Sequence[bytes], kind: str, library: Any) -> Any:
+def _mock_transport(pieces: Sequence[bytes], media_type: str, library: Any) -> Any:
     """Return a mock transport of ``library`` that answers each request with these pieces.
 
     Args:
-        kind: the media type of the responses.
+        media_type: the media type of the responses.
     """
 
     def handle(_: Any) -> Any:
         return library.Response(
-            200, headers={"content-type": kind}, content=_iterate_pieces(pieces)
+            200, headers={"content-type": media_type}, content=_iterate_pieces(pieces)
         )
 
     return library.MockTransport(handle)
 
 
-async def read(provider: str, pieces: Sequence[bytes]) -> list[Delta]:
+async def read_deltas(provider: str, pieces: Sequence[bytes]) -> list[Delta]:
     """Return the deltas that a back end with this provider's API reads from a stream."""
     backend: Any
     if provider == "anthropic":
@@ -203,19 +203,19 @@ async def read(provider: str, pieces: Sequence[bytes]) -> list[Delta]:
 
 
 def summarize(deltas: Sequence[Delta]) -> ParsedRecording:
-    names = {d.index: d.name for d in deltas if isinstance(d, ToolStarted)}
+    tool_names = {d.index: d.name for d in deltas if isinstance(d, ToolStarted)}
     arguments = {
         index: "".join(
             d.fragment for d in deltas if isinstance(d, ToolArguments) and d.index == index
         )
-        for index in names
+        for index in tool_names
     }
     last_delta = deltas[-1]
     assert isinstance(deltas[0], Started) and isinstance(last_delta, Finished)
     return ParsedRecording(
         text="".join(d.text for d in deltas if isinstance(d, TextDelta)),
         thinking="".join(d.text for d in deltas if isinstance(d, ThinkingDelta)),
-        tools=tuple((names[index], json.loads(arguments[index])) for index in names),
+        tools=tuple((tool_names[index], json.loads(arguments[index])) for index in tool_names),
         stop=last_delta.stop,
         usage=last_delta.usage,
     )
@@ -223,17 +223,17 @@ def summarize(deltas: Sequence[Delta]) -> ParsedRecording:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 async def test_a_stream_is_parsed_equally_for_any_split(provider: str) -> None:
-    whole_deltas = await read(provider, [STREAMS[provider]])
+    whole_deltas = await read_deltas(provider, [STREAMS[provider]])
     assert summarize(whole_deltas) == EXPECTED[provider]
     for seed in range(CUTS):
         pieces = split_stream(STREAMS[provider], seed)
-        assert [_drop_id(d) for d in await read(provider, pieces)] == [
+        assert [_drop_id(d) for d in await read_deltas(provider, pieces)] == [
             _drop_id(d) for d in whole_deltas
         ], seed
 
 
 def _drop_id(delta: Delta) -> Delta:
-    """Return ``delta`` without an id, because the gateway generates ids for Ollama's streams."""
+    """Return ``delta`` without its id, because the gateway generates ids for Ollama's streams."""
     return replace(delta, id="") if isinstance(delta, Started | ToolStarted) else delta
 
 
@@ -250,24 +250,25 @@ REPAIRED = ("azure", "gemini", "mistral")
 CORRECTED = ("index", "finish_reason")
 
 
-def contains_event(received: bytes, sent: bytes) -> bool:
+def contains_event(received_event: bytes, sent_event: bytes) -> bool:
     """Return True if the received event has at least the members of the sent event."""
-    if received == sent:
+    if received_event == sent_event:
         return True
     return _has_members(
-        json.loads(received.removeprefix(b"data: ")), json.loads(sent.removeprefix(b"data: "))
+        json.loads(received_event.removeprefix(b"data: ")),
+        json.loads(sent_event.removeprefix(b"data: ")),
     )
 
 
-def _has_members(value: Any, members: Any) -> bool:
+def _has_members(actual_value: Any, members: Any) -> bool:
     if isinstance(members, dict):
         return all(
-            name in value and (name in CORRECTED or _has_members(value[name], member))
+            name in actual_value and (name in CORRECTED or _has_members(actual_value[name], member))
             for name, member in members.items()
         )
     if isinstance(members, list):
-        return len(value) == len(members) and all(map(_has_members, value, members))
-    return bool(value == members) or members == ""
+        return len(actual_value) == len(members) and all(map(_has_members, actual_value, members))
+    return bool(actual_value == members) or members == ""
 
 
 def _create_tap(provider: str, *, hide_usage: bool) -> StreamTap:
@@ -276,20 +277,20 @@ def _create_tap(provider: str, *, hide_usage: bool) -> StreamTap:
     return OpenAITap(hide_usage=hide_usage, hide_progress=hide_usage)
 
 
-def forward(tap: StreamTap, pieces: Iterable[bytes]) -> bytes:
+def forward_stream(tap: StreamTap, pieces: Iterable[bytes]) -> bytes:
     return b"".join([*map(tap.feed, pieces), tap.flush()])
 
 
 @pytest.mark.parametrize("hide_usage", [False, True])
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_forwarded_stream_is_the_same_however_it_is_cut(provider: str, hide_usage: bool) -> None:
-    stream, expected = STREAMS[provider], EXPECTED[provider]
+    stream, recording = STREAMS[provider], EXPECTED[provider]
     first_tap = _create_tap(provider, hide_usage=hide_usage)
     transcript = first_tap.transcript = Transcript()
-    whole_stream = forward(first_tap, [stream])
+    whole_stream = forward_stream(first_tap, [stream])
     assert first_tap.is_finished and transcript.is_readable
-    assert (transcript.text, transcript.stop) == (expected.text, expected.stop)
-    assert (first_tap.usage or Usage()) == expected.usage
+    assert (transcript.text, transcript.stop) == (recording.text, recording.stop)
+    assert (first_tap.usage or Usage()) == recording.usage
     if not hide_usage:
         end_marker = b"" if b"[DONE]" in stream or provider in TAPS else b"data: [DONE]\n\n"
         sent_stream = stream.replace(b"\r\n", b"\n") + end_marker
@@ -301,7 +302,7 @@ def test_a_forwarded_stream_is_the_same_however_it_is_cut(provider: str, hide_us
     for seed in range(CUTS):
         tap = _create_tap(provider, hide_usage=hide_usage)
         tap.transcript = Transcript()
-        assert forward(tap, split_stream(stream, seed)) == whole_stream, seed
+        assert forward_stream(tap, split_stream(stream, seed)) == whole_stream, seed
         assert (tap.usage, tap.tokens) == (first_tap.usage, first_tap.tokens), seed
         assert tap.transcript.text == transcript.text, seed
 
@@ -317,24 +318,24 @@ REASONS = {
 @pytest.mark.parametrize("provider", [name for name in PROVIDERS if name not in TAPS])
 def test_openais_sdk_reads_a_forwarded_stream(provider: str) -> None:
     state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
-    received_bytes = forward(_create_tap(provider, hide_usage=False), [STREAMS[provider]])
+    received_bytes = forward_stream(_create_tap(provider, hide_usage=False), [STREAMS[provider]])
     for event in received_bytes.split(b"\n\n"):
-        data = event.partition(b"data: ")[2]
-        if data in (b"", b"[DONE]"):
+        event_data = event.partition(b"data: ")[2]
+        if event_data in (b"", b"[DONE]"):
             continue
-        chunk = json.loads(data)
+        chunk = json.loads(event_data)
         for choice in chunk["choices"]:
             if isinstance(choice["delta"].get("content"), list):
                 # The parts of Mistral's thinking models are no content of OpenAI's.
                 del choice["delta"]["content"]
         state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
     (answer,) = state.current_completion_snapshot.choices
-    calls = answer.message.tool_calls or ()
-    functions = [call.function for call in calls if call.type == "function"]
-    expected = EXPECTED[provider]
-    assert [(f.name, json.loads(f.arguments)) for f in functions] == list(expected.tools)
-    assert len({call.id for call in calls}) == len(expected.tools)
-    assert answer.finish_reason == REASONS[expected.stop]
+    tool_calls = answer.message.tool_calls or ()
+    functions = [call.function for call in tool_calls if call.type == "function"]
+    recording = EXPECTED[provider]
+    assert [(f.name, json.loads(f.arguments)) for f in functions] == list(recording.tools)
+    assert len({call.id for call in tool_calls}) == len(recording.tools)
+    assert answer.finish_reason == REASONS[recording.stop]
 
 
 CLIENTS: dict[str, tuple[ProtocolCodec, dict[str, Any]]] = {
@@ -355,33 +356,37 @@ CLIENTS: dict[str, tuple[ProtocolCodec, dict[str, Any]]] = {
 async def test_each_client_gets_the_content_of_the_stream(provider: str, protocol: str) -> None:
     codec, body = CLIENTS[protocol]
     request = codec.parse(json.dumps({"model": "m", "stream": True, **body}).encode())
-    expected, pieces = EXPECTED[provider], split_stream(STREAMS[provider], 2)
+    recording, pieces = EXPECTED[provider], split_stream(STREAMS[provider], 2)
     writer = request.create_stream_writer()
-    answer = decode_stream(codec, b"".join([writer.write(d) for d in await read(provider, pieces)]))
-    assert answer.text == expected.text
+    answer = decode_stream(
+        codec, b"".join([writer.write(d) for d in await read_deltas(provider, pieces)])
+    )
+    assert answer.text == recording.text
     if protocol not in ("completions", "generate"):
         parts = [part for part in answer.parts if isinstance(part, ToolUse)]
         calls = [(part.name, json.loads(part.arguments)) for part in parts]
-        assert calls == list(expected.tools)
+        assert calls == list(recording.tools)
 
 
 @pytest.mark.parametrize("protocol", ["openai", "anthropic", "responses", "ollama"])
-def test_tool_calls_may_be_written_in_turn(protocol: str) -> None:
-    calls = weather_calls("Köln", "Rom", "Paris")
+def test_interleaved_tool_calls_stay_separate(protocol: str) -> None:
+    calls = make_weather_calls("Köln", "Rom", "Paris")
     pieces: dict[int, list[str]] = {
         index: [text[start : start + 6] for start in range(0, len(text), 6)]
         for index, text in enumerate(json.dumps(arguments) for _, arguments in calls)
     }
     codec, body = CLIENTS[protocol]
     for seed in range(CUTS):
-        chance = random.Random(seed)
+        generator = random.Random(seed)
         deltas: list[Delta] = [Started(id="a", model="m")]
-        starts = [ToolStarted(index=i, id=f"c{i}", name=name) for i, (name, _) in enumerate(calls)]
+        start_deltas = [
+            ToolStarted(index=i, id=f"c{i}", name=name) for i, (name, _) in enumerate(calls)
+        ]
         remaining_pieces = {index: list(fragments) for index, fragments in pieces.items()}
-        while starts or any(remaining_pieces.values()):
-            index = chance.randrange(len(calls))
-            if starts and index >= len(calls) - len(starts):
-                deltas.append(starts.pop(0))
+        while start_deltas or any(remaining_pieces.values()):
+            index = generator.randrange(len(calls))
+            if start_deltas and index >= len(calls) - len(start_deltas):
+                deltas.append(start_deltas.pop(0))
             elif remaining_pieces[index]:
                 deltas.append(ToolArguments(index=index, fragment=remaining_pieces[index].pop(0)))
         deltas.append(Finished(stop=StopReason.TOOL_USE, usage=Usage(output_tokens=9)))
@@ -392,22 +397,23 @@ def test_tool_calls_may_be_written_in_turn(protocol: str) -> None:
         assert tuple((p.name, json.loads(p.arguments)) for p in parts) == calls, seed
 
 
-def test_streams_that_are_read_in_turn_do_not_mix() -> None:
-    chance = random.Random(7)
-    names = [name for name in PROVIDERS if name != "ollama"]
+def test_streams_that_are_read_alternately_do_not_mix() -> None:
+    generator = random.Random(7)
+    providers = [provider for provider in PROVIDERS if provider != "ollama"]
     readers: dict[str, Any] = {
-        name: AnthropicReader() if name == "anthropic" else OpenAIReader() for name in names
+        provider: AnthropicReader() if provider == "anthropic" else OpenAIReader()
+        for provider in providers
     }
-    remaining_pieces = {name: split_stream(STREAMS[name], 2) for name in names}
-    deltas: dict[str, list[Delta]] = {name: [] for name in names}
+    remaining_pieces = {provider: split_stream(STREAMS[provider], 2) for provider in providers}
+    deltas: dict[str, list[Delta]] = {provider: [] for provider in providers}
     while remaining_pieces:
-        name = chance.choice(sorted(remaining_pieces))
-        deltas[name] += readers[name].feed(remaining_pieces[name].pop(0))
-        if not remaining_pieces[name]:
-            del remaining_pieces[name]
-    for name, reader in readers.items():
+        provider = generator.choice(sorted(remaining_pieces))
+        deltas[provider] += readers[provider].feed(remaining_pieces[provider].pop(0))
+        if not remaining_pieces[provider]:
+            del remaining_pieces[provider]
+    for provider, reader in readers.items():
         flushed_deltas = reader.flush() if isinstance(reader, OpenAIReader) else []
-        assert summarize([*deltas[name], *flushed_deltas]) == EXPECTED[name]
+        assert summarize([*deltas[provider], *flushed_deltas]) == EXPECTED[provider]
 
 
 # An error within a stream has a choice at OpenRouter, none elsewhere.
@@ -420,7 +426,7 @@ _ERRORS = (
 
 
 @pytest.mark.parametrize("error", _ERRORS)
-def test_an_error_within_a_stream_is_no_end(error: dict[str, Any]) -> None:
+def test_error_event_interrupts_the_stream(error: dict[str, Any]) -> None:
     event = b"data: " + json.dumps(error).encode() + b"\n\ndata: [DONE]\n\n"
     with pytest.raises(StreamInterrupted):
         OpenAIReader().feed(event)
@@ -429,11 +435,11 @@ def test_an_error_within_a_stream_is_no_end(error: dict[str, Any]) -> None:
 
 
 async def test_event_that_is_not_json_ends_every_stream() -> None:
-    """Translated and forwarded streams raise like errors; at the start, the router falls back."""
+    """Translated and forwarded streams raise an error; at the start, the router falls back."""
     broken_event = b"data: {nope}\n\n"
-    for provider in ("openai", "anthropic"):
+    for api in ("openai", "anthropic"):
         with pytest.raises(Exception) as exc_info:
-            await read(provider, [broken_event])
+            await read_deltas(api, [broken_event])
         assert getattr(exc_info.value, "code", "") in ("stream_interrupted", "backend_unavailable")
     for tap in (OpenAITap(hide_usage=True), AnthropicTap()):
         with pytest.raises(StreamInterrupted):

@@ -41,7 +41,7 @@ EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 WEATHER = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}
 
 
-def parse(**members: Any) -> ParsedResponseRequest:
+def parse_request(**members: Any) -> ParsedResponseRequest:
     return CODEC.parse(to_json({"model": "m", "input": "hi", **members}))
 
 
@@ -71,34 +71,34 @@ def drop_varying_members(response: dict[str, Any]) -> dict[str, Any]:
     return {**response, "id": "", "created_at": 0, "output": output}
 
 
-@pytest.mark.parametrize("name", ANSWERS)
-def test_streamed_answer_ends_with_the_whole_one(name: str) -> None:
-    answer = ANSWERS[name]
-    request = parse(tools=[WEATHER])
+@pytest.mark.parametrize("answer_name", ANSWERS)
+def test_streamed_answer_ends_with_the_whole_one(answer_name: str) -> None:
+    answer = ANSWERS[answer_name]
+    request = parse_request(tools=[WEATHER])
     events = encode_stream(request, answer)
-    expected = encode_answer(parse(tools=[WEATHER]), answer)
-    assert drop_varying_members(events[-1]["response"]) == drop_varying_members(expected)
-    assert events[-1]["type"] == f"response.{expected['status']}"
+    whole_response = encode_answer(parse_request(tools=[WEATHER]), answer)
+    assert drop_varying_members(events[-1]["response"]) == drop_varying_members(whole_response)
+    assert events[-1]["type"] == f"response.{whole_response['status']}"
     assert list(request.record.responses.values()) == [events[-1]["response"]]
 
 
-@pytest.mark.parametrize("name", ANSWERS)
-def test_response_is_read_back(name: str) -> None:
-    answer = ANSWERS[name]
-    parsed_answer = CODEC.read_response(encode_answer(parse(tools=[WEATHER]), answer))
+@pytest.mark.parametrize("answer_name", ANSWERS)
+def test_response_is_read_back(answer_name: str) -> None:
+    answer = ANSWERS[answer_name]
+    parsed_answer = CODEC.read_response(encode_answer(parse_request(tools=[WEATHER]), answer))
     assert (parsed_answer.parts, parsed_answer.stop, parsed_answer.usage) == (
         answer.parts,
         answer.stop,
         answer.usage,
     )
     body = b"".join(
-        map(parse(tools=[WEATHER]).create_stream_writer().write, split_into_deltas(answer))
+        map(parse_request(tools=[WEATHER]).create_stream_writer().write, split_into_deltas(answer))
     )
     assert decode_stream(CODEC, body).parts == answer.parts
 
 
 def test_text_events_are_nested_in_their_item() -> None:
-    events = encode_stream(parse(), ANSWERS["text"])
+    events = encode_stream(parse_request(), ANSWERS["text"])
     assert [event["type"].removeprefix("response.") for event in events] == [
         "created",
         "in_progress",
@@ -118,7 +118,7 @@ def test_text_events_are_nested_in_their_item() -> None:
 
 
 def test_answer_that_was_cut_is_incomplete() -> None:
-    response = encode_answer(parse(max_output_tokens=16), ANSWERS["cut"])
+    response = encode_answer(parse_request(max_output_tokens=16), ANSWERS["cut"])
     assert response["status"] == "incomplete"
     assert response["incomplete_details"] == {"reason": "max_output_tokens"}
     assert response["max_output_tokens"] == 16
@@ -127,11 +127,11 @@ def test_answer_that_was_cut_is_incomplete() -> None:
 def test_refusal_has_its_own_part() -> None:
     parts = (Text(text="Well"), Text(text="I refuse", refusal=True))
     answer = replace(ANSWERS["refusal"], parts=parts)
-    response = encode_answer(parse(), answer)
+    response = encode_answer(parse_request(), answer)
     assert [item["content"][0]["type"] for item in response["output"]] == ["output_text", "refusal"]
     assert response["output"][1]["content"] == [{"type": "refusal", "refusal": "I refuse"}]
     assert (response["status"], response["incomplete_details"]) == ("completed", None)
-    events = encode_stream(parse(), answer)
+    events = encode_stream(parse_request(), answer)
     assert "response.refusal.done" in [event["type"] for event in events]
     assert drop_varying_members(events[-1]["response"]) == drop_varying_members(response)
     parsed_answer = CODEC.read_response(response)
@@ -140,62 +140,67 @@ def test_refusal_has_its_own_part() -> None:
 
 def test_text_before_a_refusal_is_an_incomplete_answer() -> None:
     """An answer that was cut off by a refusal is incomplete; its reason is ``content_filter``."""
-    response = encode_answer(parse(), ANSWERS["refusal"])
+    response = encode_answer(parse_request(), ANSWERS["refusal"])
     assert response["output"][0]["content"][0]["text"] == "No"
     assert response["status"] == "incomplete"
     assert response["incomplete_details"] == {"reason": "content_filter"}
 
 
 def test_each_tool_call_is_an_item_with_its_arguments() -> None:
-    events = encode_stream(parse(tools=[WEATHER]), ANSWERS["tools"])
-    finished_calls = [e for e in events if e["type"] == "response.function_call_arguments.done"]
-    assert [event["arguments"] for event in finished_calls] == [
+    events = encode_stream(parse_request(tools=[WEATHER]), ANSWERS["tools"])
+    done_events = [e for e in events if e["type"] == "response.function_call_arguments.done"]
+    assert [event["arguments"] for event in done_events] == [
         '{"city":"Paris"}',
         '{"city":"Rome"}',
     ]
     items = events[-1]["response"]["output"]
     assert [item["type"] for item in items] == ["message", "function_call", "function_call"]
     assert [item.get("call_id") for item in items] == [None, "c1", "c2"]
-    assert [event["output_index"] for event in finished_calls] == [1, 2]
+    assert [event["output_index"] for event in done_events] == [1, 2]
 
 
 def test_custom_tool_takes_and_gives_plain_text() -> None:
     custom_tool = {"type": "custom", "name": "patch", "description": "Applies a patch."}
-    call = ToolUse(id="c1", name="patch", arguments='{"input":"*** Begin\\n\\"x\\""}')
+    tool_use = ToolUse(id="c1", name="patch", arguments='{"input":"*** Begin\\n\\"x\\""}')
     answer = ChatResponse(
-        id="a", model="m", parts=(call,), stop=StopReason.TOOL_USE, usage=Usage(output_tokens=3)
+        id="a", model="m", parts=(tool_use,), stop=StopReason.TOOL_USE, usage=Usage(output_tokens=3)
     )
-    request = parse(tools=[custom_tool])
+    request = parse_request(tools=[custom_tool])
     assert request.chat.tools[0].schema["required"] == ["input"]
     [item] = encode_answer(request, answer)["output"]
     assert (item["type"], item["input"]) == ("custom_tool_call", '*** Begin\n"x"')
     events = encode_stream(request, answer)
     inputs = [e["input"] for e in events if e["type"] == "response.custom_tool_call_input.done"]
     assert inputs == ['*** Begin\n"x"']
-    next_request = parse(
+    next_request = parse_request(
         tools=[custom_tool],
         input=[item, {"type": "custom_tool_call_output", "call_id": "c1", "output": "ok"}],
     )
     assert next_request.chat.messages == (
-        Message(role=Role.ASSISTANT, parts=(call,)),
+        Message(role=Role.ASSISTANT, parts=(tool_use,)),
         Message(role=Role.USER, parts=(ToolResult(tool_use_id="c1", content=(Text(text="ok"),)),)),
     )
 
 
 def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
     inner_tool = {"type": "function", "name": "stop", "parameters": SCHEMA, "strict": False}
-    patch = {"type": "custom", "name": "patch"}
-    group = {"type": "namespace", "name": "agents", "description": "", "tools": [inner_tool, patch]}
+    patch_tool = {"type": "custom", "name": "patch"}
+    namespace = {
+        "type": "namespace",
+        "name": "agents",
+        "description": "",
+        "tools": [inner_tool, patch_tool],
+    }
     outer_tool = {**inner_tool, "name": "stop"}
-    request = parse(tools=[outer_tool, group])
-    names = [tool.name for tool in request.to_domain("m").tools]
-    assert names == ["stop", "agents__stop", "agents__patch"]
-    calls = (
+    request = parse_request(tools=[outer_tool, namespace])
+    tool_names = [tool.name for tool in request.to_domain("m").tools]
+    assert tool_names == ["stop", "agents__stop", "agents__patch"]
+    tool_uses = (
         ToolUse(id="c1", name="agents__stop", arguments="{}"),
         ToolUse(id="c2", name="stop", arguments="{}"),
         ToolUse(id="c3", name="agents__patch", arguments='{"input":"x"}'),
     )
-    answer = replace(ANSWERS["text"], parts=calls, stop=StopReason.TOOL_USE)
+    answer = replace(ANSWERS["text"], parts=tool_uses, stop=StopReason.TOOL_USE)
     items = encode_answer(request, answer)["output"]
     assert [(item["name"], item.get("namespace")) for item in items] == [
         ("stop", "agents"),
@@ -210,11 +215,11 @@ def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
     assert [drop_varying_members({"output": [a]}) for a in finished_items] == [
         drop_varying_members({"output": [b]}) for b in items
     ]
-    next_request = parse(tools=[outer_tool, group], input=items).to_domain("m")
-    assert next_request.messages[0].parts == calls
+    next_request = parse_request(tools=[outer_tool, namespace], input=items).to_domain("m")
+    assert next_request.messages[0].parts == tool_uses
     parsed_answer = CODEC.read_response(encode_answer(request, answer))
     assert [part.name for part in parsed_answer.parts if isinstance(part, ToolUse)] == [
-        call.name for call in calls
+        tool_use.name for tool_use in tool_uses
     ]
     assert [field for field, _ in request.iterate_schemas()] == [
         "tools.0.parameters",
@@ -224,15 +229,15 @@ def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
 
 def test_two_tools_of_one_name_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="'weather'") as exc_info:
-        parse(tools=[WEATHER, WEATHER])
+        parse_request(tools=[WEATHER, WEATHER])
     assert exc_info.value.field == "tools.1.name"
 
 
 def test_each_encoded_answer_is_recorded_by_its_id() -> None:
     """A call may encode several answers, as after a rescue; each is recorded under its own id."""
-    request = parse()
-    for name in ("text", "thinking"):
-        body = request.encode_response(ANSWERS[name])
+    request = parse_request()
+    for answer_name in ("text", "thinking"):
+        body = request.encode_response(ANSWERS[answer_name])
         response_id = find_response_id(body)
         assert response_id is not None
         assert request.record.responses[response_id] == json.loads(body)
@@ -252,12 +257,13 @@ def test_each_encoded_answer_is_recorded_by_its_id() -> None:
 
 def test_custom_tool_call_is_read_back_as_json() -> None:
     custom_tool = {"type": "custom", "name": "shell"}
-    call = ToolUse(id="c", name="shell", arguments='{"input":"ls -l"}')
+    tool_use = ToolUse(id="c", name="shell", arguments='{"input":"ls -l"}')
     answer = ChatResponse(
-        id="a", model="m", parts=(call,), stop=StopReason.TOOL_USE, usage=Usage(output_tokens=3)
+        id="a", model="m", parts=(tool_use,), stop=StopReason.TOOL_USE, usage=Usage(output_tokens=3)
     )
     assert (
-        CODEC.read_response(encode_answer(parse(tools=[custom_tool]), answer)).parts == answer.parts
+        CODEC.read_response(encode_answer(parse_request(tools=[custom_tool]), answer)).parts
+        == answer.parts
     )
 
 
@@ -266,7 +272,7 @@ def test_forged_proof_is_refused(proof: dict[str, Any]) -> None:
     content = to_json({"text": "", "signature": None, "redacted": None} | proof)
     item = {"type": "reasoning", "encrypted_content": base64.urlsafe_b64encode(content).decode()}
     with pytest.raises(InvalidRequest) as exc_info:
-        parse(input=[item])
+        parse_request(input=[item])
     assert exc_info.value.field == "input.0.encrypted_content"
 
 
@@ -275,7 +281,7 @@ def test_forged_proof_is_refused(proof: dict[str, Any]) -> None:
 )
 def test_metadata_is_bounded(metadata: dict[str, str]) -> None:
     with pytest.raises(InvalidRequest, match="metadata"):
-        parse(metadata=metadata)
+        parse_request(metadata=metadata)
 
 
 @pytest.mark.parametrize(
@@ -293,17 +299,17 @@ def test_reasoning_returns_with_the_proof_of_its_origin(thinking: Thinking) -> N
         stop=StopReason.END,
         usage=Usage(output_tokens=3),
     )
-    request = parse(include=["reasoning.encrypted_content"])
+    request = parse_request(include=["reasoning.encrypted_content"])
     for response in (
         encode_answer(request, answer),
         encode_stream(request, answer)[-1]["response"],
     ):
-        assert parse(input=response["output"]).chat.messages[0].parts == answer.parts
-    assert encode_answer(parse(), answer)["output"][0]["encrypted_content"] is None
+        assert parse_request(input=response["output"]).chat.messages[0].parts == answer.parts
+    assert encode_answer(parse_request(), answer)["output"][0]["encrypted_content"] is None
 
 
 def test_request_is_translated() -> None:
-    request = parse(
+    request = parse_request(
         instructions="Be brief.",
         input=[
             {"role": "developer", "content": "Speak English."},
@@ -342,10 +348,10 @@ def test_request_is_translated() -> None:
         temperature=0.5,
         metadata={"project": "x"},
     )
-    chat = request.to_domain("upstream")
-    assert chat.model == "upstream"
-    assert chat.system == (Text(text="Be brief."), Text(text="Speak English."))
-    assert chat.messages == (
+    chat_request = request.to_domain("upstream")
+    assert chat_request.model == "upstream"
+    assert chat_request.system == (Text(text="Be brief."), Text(text="Speak English."))
+    assert chat_request.messages == (
         Message(
             role=Role.USER,
             parts=(
@@ -362,9 +368,9 @@ def test_request_is_translated() -> None:
             role=Role.USER, parts=(ToolResult(tool_use_id="c", content=(Text(text="sunny"),)),)
         ),
     )
-    assert chat.tool_choice == ToolChoice(mode="tool", name="weather", parallel=False)
-    assert chat.reasoning == Reasoning(effort="low", budget=2048)
-    assert chat.output is not None and chat.output.schema == SCHEMA
+    assert chat_request.tool_choice == ToolChoice(mode="tool", name="weather", parallel=False)
+    assert chat_request.reasoning == Reasoning(effort="low", budget=2048)
+    assert chat_request.output is not None and chat_request.output.schema == SCHEMA
     needs = request.derive_needs()
     assert needs.tools and needs.vision and needs.schema and needs.thinking
     assert needs.prompt_tokens > 2 * IMAGE_TOKENS
@@ -383,14 +389,14 @@ def test_request_is_translated() -> None:
 
 def test_allowed_tools_hide_the_others() -> None:
     other_tool = {"type": "function", "name": "other"}
-    choice = {
+    tool_choice = {
         "type": "allowed_tools",
         "mode": "required",
         "tools": [{"type": "function", "name": "other"}],
     }
-    chat = parse(tools=[WEATHER, other_tool], tool_choice=choice).chat
-    assert [tool.name for tool in chat.tools] == ["other"]
-    assert chat.tool_choice == ToolChoice(mode="required")
+    chat_request = parse_request(tools=[WEATHER, other_tool], tool_choice=tool_choice).chat
+    assert [tool.name for tool in chat_request.tools] == ["other"]
+    assert chat_request.tool_choice == ToolChoice(mode="required")
 
 
 @pytest.mark.parametrize(
@@ -412,7 +418,7 @@ def test_allowed_tools_hide_the_others() -> None:
 )
 def test_invalid_request_names_the_field(members: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        parse(**members)
+        parse_request(**members)
     assert exc_info.value.field == field
 
 
@@ -429,9 +435,11 @@ def test_invalid_request_names_the_field(members: dict[str, Any], field: str) ->
         ),
     ],
 )
-def test_nothing_is_dropped_in_silence(members: dict[str, Any], field: str) -> None:
+def test_unsupported_members_of_responses_are_refused_by_name(
+    members: dict[str, Any], field: str
+) -> None:
     with pytest.raises(UnsupportedFeature) as exc_info:
-        parse(**members)
+        parse_request(**members)
     assert exc_info.value.field == field
 
 

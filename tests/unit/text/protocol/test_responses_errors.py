@@ -30,7 +30,7 @@ def test_errors_have_the_field_names_of_the_api(field: str | None, param: str | 
     assert parse_event(frame)["param"] == param
 
 
-def test_chat_completions_keep_their_names() -> None:
+def test_chat_completions_keep_their_field_names() -> None:
     error = UnsupportedFeature("no", field="response_format")
     body = json.loads(render_error(error, "r", "/v1/chat/completions").body)
     assert body["error"]["param"] == "response_format"

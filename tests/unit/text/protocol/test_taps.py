@@ -18,33 +18,33 @@ from moyin.text.protocol.openai.stream import StreamReader
 from moyin.text.protocol.openai.stream import StreamTap as OpenAITap
 
 
-def openai(delta: Mapping[str, Any], finish: str | None = None) -> bytes:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+def encode_openai_event(delta: Mapping[str, Any], finish_reason: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
 
 
-def anthropic(kind: str, **members: Any) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **members})}\n\n".encode()
+def encode_anthropic_event(event_type: str, **members: Any) -> bytes:
+    return f"event: {event_type}\ndata: {json.dumps({'type': event_type, **members})}\n\n".encode()
 
 
-def content_event(**delta: Any) -> bytes:
-    return anthropic("content_block_delta", index=0, delta=delta)
+def encode_content_event(**delta: Any) -> bytes:
+    return encode_anthropic_event("content_block_delta", index=0, delta=delta)
 
 
-def line(done: bool = False, **message: Any) -> bytes:
-    body = {"message": {"role": "assistant", **message}, "done": done}
-    return json.dumps(body | ({"done_reason": "stop"} if done else {})).encode() + b"\n"
+def encode_ollama_line(is_done: bool = False, **message: Any) -> bytes:
+    body = {"message": {"role": "assistant", **message}, "done": is_done}
+    return json.dumps(body | ({"done_reason": "stop"} if is_done else {})).encode() + b"\n"
 
 
 STREAMS: dict[str, tuple[StreamTap, list[bytes], int]] = {
     "openai": (
         OpenAITap(hide_usage=True),
         [
-            openai({"role": "assistant", "content": ""}),
-            openai({"reasoning_content": "so"}),
-            openai({"content": "Hello "}),
-            openai({"content": "there"}),
-            openai({"content": "!"}, "stop"),
+            encode_openai_event({"role": "assistant", "content": ""}),
+            encode_openai_event({"reasoning_content": "so"}),
+            encode_openai_event({"content": "Hello "}),
+            encode_openai_event({"content": "there"}),
+            encode_openai_event({"content": "!"}, "stop"),
             b"data: [DONE]\n\n",
         ],
         4,
@@ -52,22 +52,22 @@ STREAMS: dict[str, tuple[StreamTap, list[bytes], int]] = {
     "anthropic": (
         AnthropicTap(),
         [
-            content_event(type="thinking_delta", thinking="so"),
-            content_event(type="text_delta", text="Hello "),
-            content_event(type="text_delta", text="there"),
-            content_event(type="text_delta", text="!"),
-            anthropic("message_delta", delta={"stop_reason": "end_turn"}, usage={}),
-            anthropic("message_stop"),
+            encode_content_event(type="thinking_delta", thinking="so"),
+            encode_content_event(type="text_delta", text="Hello "),
+            encode_content_event(type="text_delta", text="there"),
+            encode_content_event(type="text_delta", text="!"),
+            encode_anthropic_event("message_delta", delta={"stop_reason": "end_turn"}, usage={}),
+            encode_anthropic_event("message_stop"),
         ],
         4,
     ),
     "ollama": (
         OllamaTap("m"),
         [
-            line(content="", thinking="so"),
-            line(content="Hello "),
-            line(content="there"),
-            line(content="!", done=True),
+            encode_ollama_line(content="", thinking="so"),
+            encode_ollama_line(content="Hello "),
+            encode_ollama_line(content="there"),
+            encode_ollama_line(content="!", is_done=True),
         ],
         4,
     ),
@@ -76,7 +76,7 @@ STREAMS: dict[str, tuple[StreamTap, list[bytes], int]] = {
 
 @pytest.mark.parametrize("protocol", STREAMS)
 def test_text_and_thinking_are_recorded_and_counted(protocol: str) -> None:
-    tap, events, tokens = STREAMS[protocol]
+    tap, events, token_count = STREAMS[protocol]
     transcript = tap.transcript = Transcript()
     assert b"".join(tap.feed(event) for event in events) == b"".join(events)
     assert (transcript.text, transcript.has_thinking, transcript.is_readable) == (
@@ -86,21 +86,21 @@ def test_text_and_thinking_are_recorded_and_counted(protocol: str) -> None:
     )
     assert transcript.stop is StopReason.END
     assert tap.is_finished
-    assert tap.tokens == tokens
+    assert tap.tokens == token_count
 
 
 def test_ollama_event_with_text_and_tool_call_records_both() -> None:
     tap = OllamaTap("m")
     transcript = tap.transcript = Transcript()
-    call = {"function": {"name": "look", "arguments": {}}}
-    tap.feed(line(content="Wait", tool_calls=[call]))
+    tool_call = {"function": {"name": "look", "arguments": {}}}
+    tap.feed(encode_ollama_line(content="Wait", tool_calls=[tool_call]))
     assert (transcript.text, list(transcript.tools)) == ("Wait", ["look"])
 
 
 def test_text_that_is_not_a_string_is_unreadable() -> None:
     for tap, event in (
-        (OpenAITap(hide_usage=True), openai({"content": 3})),
-        (AnthropicTap(), content_event(type="text_delta", text=3)),
+        (OpenAITap(hide_usage=True), encode_openai_event({"content": 3})),
+        (AnthropicTap(), encode_content_event(type="text_delta", text=3)),
     ):
         transcript = tap.transcript = Transcript()
         tap.feed(event)
@@ -111,7 +111,7 @@ def test_text_that_is_not_a_string_is_unreadable() -> None:
 def test_a_stream_without_done_is_complete_once_its_choice_has_a_finish_reason(
     ending: bytes,
 ) -> None:
-    stream = openai({"content": "Hello"}) + openai({}, "stop")
+    stream = encode_openai_event({"content": "Hello"}) + encode_openai_event({}, "stop")
     tap = OpenAITap(hide_usage=True)
     transcript = tap.transcript = Transcript()
     passed_bytes = tap.feed(stream.rstrip() + ending) + tap.flush()
@@ -124,7 +124,7 @@ def test_a_stream_without_done_is_complete_once_its_choice_has_a_finish_reason(
 
 def test_stream_with_done_finishes_once() -> None:
     tap, reader = OpenAITap(hide_usage=True), StreamReader()
-    stream = openai({"content": "Hello"}, "stop") + b"data: [DONE]"
+    stream = encode_openai_event({"content": "Hello"}, "stop") + b"data: [DONE]"
     assert tap.feed(stream) + tap.flush() == stream + b"\n\n"
     read_deltas = reader.feed(stream) + reader.flush()
     assert sum(isinstance(delta, Finished) for delta in read_deltas) == 1
@@ -132,32 +132,32 @@ def test_stream_with_done_finishes_once() -> None:
 
 def test_stream_is_incomplete_until_every_choice_has_a_finish_reason() -> None:
     tap, reader = OpenAITap(hide_usage=True), StreamReader()
-    tap.feed(openai({"content": "Hello"}))
-    reader.feed(openai({"content": "Hello"}))
+    tap.feed(encode_openai_event({"content": "Hello"}))
+    reader.feed(encode_openai_event({"content": "Hello"}))
     assert (tap.flush(), reader.flush()) == (b"", [])
     assert not tap.is_finished and not reader.is_finished
     tap_of_two_choices = OpenAITap(hide_usage=True, choice_count=2)
-    tap_of_two_choices.feed(openai({"content": "Hello"}, "stop"))
+    tap_of_two_choices.feed(encode_openai_event({"content": "Hello"}, "stop"))
     assert tap_of_two_choices.flush() == b"" and not tap_of_two_choices.is_finished
 
 
 def test_stream_that_ends_within_an_event_is_interrupted() -> None:
-    for chunk_ends, partial_event in (
+    for stream_reader, partial_event in (
         (OpenAITap(hide_usage=True), b'data: {"choices":['),
         (StreamReader(), b'data: {"choices":['),
         (AnthropicTap(), b'event: message_stop\ndata: {"type":'),
         (OllamaTap("m"), b'{"done":tr'),
     ):
-        chunk_ends.feed(partial_event)
+        stream_reader.feed(partial_event)
         with pytest.raises(StreamInterrupted):
-            chunk_ends.flush()
+            stream_reader.flush()
 
 
 @pytest.mark.parametrize("protocol", ["anthropic", "ollama"])
 def test_last_event_may_lack_its_terminator(protocol: str) -> None:
     taps: dict[str, tuple[bytes, AnthropicTap | OllamaTap]] = {
-        "anthropic": (anthropic("message_stop"), AnthropicTap()),
-        "ollama": (line(content="", done=True), OllamaTap("m")),
+        "anthropic": (encode_anthropic_event("message_stop"), AnthropicTap()),
+        "ollama": (encode_ollama_line(content="", is_done=True), OllamaTap("m")),
     }
     last_event, tap = taps[protocol]
     assert tap.feed(last_event.rstrip(b"\n")) == b""

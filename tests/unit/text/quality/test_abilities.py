@@ -7,7 +7,7 @@ from moyin.text.quality.abilities import (
     normalize_model_name,
 )
 from moyin.text.quality.estimator import Estimator
-from tests.unit.text.quality.questions import ask
+from tests.unit.text.quality.questions import make_question
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ from tests.unit.text.quality.questions import ask
         ("deepseek-v3", "deepseek-v3"),
     ],
 )
-def test_packaging_is_removed_from_names(model: str, plain_name: str) -> None:
+def test_packaging_is_removed_from_model_names(model: str, plain_name: str) -> None:
     assert normalize_model_name(model) == plain_name
 
 
 @pytest.mark.parametrize(
-    ("model", "entry"),
+    ("model", "source_start"),
     [
         ("hf.co/bartowski/Llama-3.2-3B-Instruct-GGUF:Q4_K_M", "llama-3.2-3b"),
         ("anthropic.claude-sonnet-4-20250514-v1:0", "claude-sonnet-4"),
@@ -100,10 +100,10 @@ def test_packaging_is_removed_from_names(model: str, plain_name: str) -> None:
         ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "tinyllama-1.1b"),
     ],
 )
-def test_names_as_servers_and_clouds_write_them(model: str, entry: str) -> None:
+def test_model_names_of_servers_and_clouds_are_recognized(model: str, source_start: str) -> None:
     ability = look_up_ability(model)
     assert ability is not None
-    assert ability.source.startswith(entry) and ability.source[len(entry)] in ", "
+    assert ability.source.startswith(source_start) and ability.source[len(source_start)] in ", "
 
 
 def test_names_of_one_model_have_one_ability() -> None:
@@ -111,8 +111,8 @@ def test_names_of_one_model_have_one_ability() -> None:
     assert len({look_up_ability(name) for name in names}) == 1
 
 
-def test_abilities_rise_with_size_and_line() -> None:
-    line = (
+def test_abilities_rise_with_the_size_and_class_of_models() -> None:
+    model_names = (
         "smollm2-135m",
         "llama3.2:1b",
         "llama3.1:8b",
@@ -122,9 +122,9 @@ def test_abilities_rise_with_size_and_line() -> None:
         "claude-opus-5-5",
         "claude-fable-5-1",
     )
-    abilities = [look_up_ability(name) for name in line]
+    abilities = [look_up_ability(name) for name in model_names]
     means = [ability.mean for ability in abilities if ability is not None]
-    assert len(means) == len(line)
+    assert len(means) == len(model_names)
     assert means == sorted(means)
 
 
@@ -208,7 +208,7 @@ def look_up_known_ability(model: str) -> Ability:
 def test_estimate_equals_the_published_score_minus_its_bias(
     model: str, text: str, kind: str, score: float
 ) -> None:
-    question = ask(text)
+    question = make_question(text)
     assert question.kind == kind
     estimate = Estimator().estimate("studio", model, look_up_known_ability(model), question)
     assert score - 0.12 < estimate.p < score + 0.03
@@ -237,14 +237,14 @@ def test_unverified_scores_have_a_wider_spread() -> None:
 
 
 def test_a_newer_claude_is_rated_above_the_last_measured_one_in_each_kind() -> None:
-    measured_ability, now = (
+    measured_ability, newer_ability = (
         look_up_known_ability("claude-3-5-sonnet"),
         look_up_known_ability("claude-haiku-5-5"),
     )
     for kind in ("mathematics", "code", "reasoning"):
-        gain = now.kinds[kind].mean - measured_ability.kinds[kind].mean
-        assert gain == pytest.approx(now.mean - measured_ability.mean)
-        assert now.kinds[kind].mean > look_up_known_ability("qwen3:235b").kinds[kind].mean
+        gain = newer_ability.kinds[kind].mean - measured_ability.kinds[kind].mean
+        assert gain == pytest.approx(newer_ability.mean - measured_ability.mean)
+        assert newer_ability.kinds[kind].mean > look_up_known_ability("qwen3:235b").kinds[kind].mean
 
 
 @pytest.mark.parametrize("model", ["smollm2:135m", "mixtral:8x7b", "gpt-oss:20b", "studio/tune-7b"])
@@ -265,7 +265,7 @@ def test_coarse_quantisation_costs_each_kind() -> None:
     )
 
 
-def test_scores_with_given_texts_count_half() -> None:
+def test_scores_of_tasks_with_a_given_text_count_half() -> None:
     ability = look_up_known_ability("qwen3:8b")
     for kind, score in (("extraction", "RULER 96.3 %"), ("summary", "Vectara 95.1 %")):
         assert ability.mean < ability.kinds[kind].mean < ability.kinds["mathematics"].mean
@@ -276,18 +276,21 @@ def test_scores_with_given_texts_count_half() -> None:
 
 def test_texts_that_were_not_summarised_count_against_a_model() -> None:
     # Of Gemma 3 4B's summaries 93.6 % were faithful, but of a third of the texts it made none.
-    gemma = look_up_known_ability("gemma3:4b").kinds["summary"]
-    assert "Vectara 63.0 %" in gemma.source
-    assert gemma.mean < look_up_known_ability("ministral:3b").kinds["summary"].mean
+    gemma_ability = look_up_known_ability("gemma3:4b").kinds["summary"]
+    assert "Vectara 63.0 %" in gemma_ability.source
+    assert gemma_ability.mean < look_up_known_ability("ministral:3b").kinds["summary"].mean
 
 
 def test_a_newer_claude_is_rated_above_the_measured_one_in_summaries() -> None:
-    measured_ability, now = (
+    measured_ability, newer_ability = (
         look_up_known_ability("claude-haiku-4-5"),
         look_up_known_ability("claude-haiku-5-5"),
     )
-    gain = now.kinds["summary"].mean - measured_ability.kinds["summary"].mean
-    assert gain == pytest.approx(now.mean - measured_ability.mean)
-    assert "claude-haiku-4-5" in now.kinds["summary"].source
-    assert now.kinds["summary"].mean > look_up_known_ability("qwen3:235b").kinds["summary"].mean
-    assert "extraction" not in now.kinds
+    gain = newer_ability.kinds["summary"].mean - measured_ability.kinds["summary"].mean
+    assert gain == pytest.approx(newer_ability.mean - measured_ability.mean)
+    assert "claude-haiku-4-5" in newer_ability.kinds["summary"].source
+    assert (
+        newer_ability.kinds["summary"].mean
+        > look_up_known_ability("qwen3:235b").kinds["summary"].mean
+    )
+    assert "extraction" not in newer_ability.kinds

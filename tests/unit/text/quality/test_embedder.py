@@ -1,4 +1,4 @@
-"""Tests that an embedder's features are the same in every process, and are learned as words are."""
+"""Tests that an embedder's features are the same in every process, and are learned like words."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from moyin.text.quality.question import (
 )
 from moyin.text.quality.tenant_state import TenantState
 from moyin.text.routing.request_quality import question_from_json, question_to_json
-from tests.unit.text.quality.questions import ask, signal
+from tests.unit.text.quality.questions import make_question, make_signal
 
 PHYSICIAN = "Which drug helps a feverish child?"
 PARAPHRASE = "What medicine should toddlers with high temperature take?"
@@ -42,14 +42,14 @@ def embed() -> Embedder:
     return load_embedder("wordllama")
 
 
-def decode_meaning(numbers: tuple[int, ...]) -> list[float]:
+def decode_meaning(features: tuple[int, ...]) -> list[float]:
     return [
-        ((number - FIRST_MEANING_FEATURE) % MEANING_STEPS - MEANING_STEPS // 2) / MEANING_SCALE
-        for number in numbers
+        ((feature - FIRST_MEANING_FEATURE) % MEANING_STEPS - MEANING_STEPS // 2) / MEANING_SCALE
+        for feature in features
     ]
 
 
-def likeness(first_features: tuple[int, ...], second_features: tuple[int, ...]) -> float:
+def compute_likeness(first_features: tuple[int, ...], second_features: tuple[int, ...]) -> float:
     return sum(
         x * y
         for x, y in zip(
@@ -58,47 +58,52 @@ def likeness(first_features: tuple[int, ...], second_features: tuple[int, ...]) 
     )
 
 
-def test_numbers_are_the_same_in_every_process_and_version(embed: Embedder) -> None:
+def test_features_are_the_same_in_every_process_and_version(embed: Embedder) -> None:
     # Stored weights are of these dimensions: whatever changes them makes them those of others.
     assert [
         round(value * MEANING_SCALE) for value in decode_meaning(embed("Say hello"))[:8]
     ] == FIRST
 
 
-def test_each_dimension_has_one_number_and_together_they_have_unit_length(embed: Embedder) -> None:
-    numbers = embed(PHYSICIAN * 40)
-    assert [(number - FIRST_MEANING_FEATURE) // MEANING_STEPS for number in numbers] == list(
+def test_each_dimension_has_one_feature_and_the_vector_has_unit_length(embed: Embedder) -> None:
+    features = embed(PHYSICIAN * 40)
+    assert [(feature - FIRST_MEANING_FEATURE) // MEANING_STEPS for feature in features] == list(
         range(MEANING_DIMENSIONS)
     )
-    assert math.hypot(*decode_meaning(numbers)) == pytest.approx(1.0, abs=0.02)
+    assert math.hypot(*decode_meaning(features)) == pytest.approx(1.0, abs=0.02)
 
 
 def test_texts_of_one_meaning_are_nearer_than_others(embed: Embedder) -> None:
-    likeness_of_paraphrase = likeness(embed(PHYSICIAN), embed(PARAPHRASE))
-    assert likeness_of_paraphrase > likeness(embed(PHYSICIAN), embed(ENGINE)) + 0.2
+    likeness_of_paraphrase = compute_likeness(embed(PHYSICIAN), embed(PARAPHRASE))
+    assert likeness_of_paraphrase > compute_likeness(embed(PHYSICIAN), embed(ENGINE)) + 0.2
 
 
 @pytest.mark.parametrize("text", ["", "\ud83d", "\x00", "こんにちは", "🙂" * 500])
 def test_embedder_accepts_any_text(embed: Embedder, text: str) -> None:
     assert len(embed(text)) in (0, MEANING_DIMENSIONS)
-    assert restore_features(ask(text, embed=embed).features) == ask(text, embed=embed).features
+    assert (
+        restore_features(make_question(text, embed=embed).features)
+        == make_question(text, embed=embed).features
+    )
 
 
 def test_features_are_unchanged_without_an_embedder(embed: Embedder) -> None:
-    embedded_question = ask(PHYSICIAN, embed=embed)
-    words = tuple(number for number in embedded_question.features if number < FIRST_MEANING_FEATURE)
-    assert replace(embedded_question, features=words) == ask(PHYSICIAN)
+    embedded_question = make_question(PHYSICIAN, embed=embed)
+    word_features = tuple(
+        number for number in embedded_question.features if number < FIRST_MEANING_FEATURE
+    )
+    assert replace(embedded_question, features=word_features) == make_question(PHYSICIAN)
 
 
 def test_learning_carries_over_to_words_of_similar_meaning(embed: Embedder) -> None:
     estimator = Estimator()
     for number in range(20):
-        bad_signal = signal(ask(PHYSICIAN, embed=embed), 0.0, key=f"key-{number}")
+        bad_signal = make_signal(make_question(PHYSICIAN, embed=embed), 0.0, key=f"key-{number}")
         estimator.learn("studio", bad_signal)
 
     def estimate_p(text: str) -> float:
         """Return p_good of llama3.1:8b for a question that means ``text`` in other words."""
-        short_question = ask("Hm")
+        short_question = make_question("Hm")
         question = replace(short_question, features=(*short_question.features, *embed(text)))
         return estimator.estimate("studio", "llama3.1:8b", None, question).p
 
@@ -106,19 +111,22 @@ def test_learning_carries_over_to_words_of_similar_meaning(embed: Embedder) -> N
 
 
 def test_questions_and_weights_are_stored_and_read(embed: Embedder) -> None:
-    question = ask(PHYSICIAN, embed=embed)
+    question = make_question(PHYSICIAN, embed=embed)
     assert question_from_json(json.loads(json.dumps(question_to_json(question)))) == question
     estimator = Estimator()
-    estimator.learn("studio", signal(question, 0.0))
+    estimator.learn("studio", make_signal(question, 0.0))
     saved_state = json.loads(json.dumps(estimator.get_state("studio").to_json()))
-    memory = TenantState.from_json(saved_state).models["llama3.1:8b"]
-    weights = memory.mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS]
+    learned_weights = TenantState.from_json(saved_state).models["llama3.1:8b"]
+    weights = learned_weights.mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS]
     assert any(weights)
     # A question of before the embedder was switched on, or of after it was switched off.
     estimator.replace_state("studio", TenantState.from_json(saved_state))
-    estimator.learn("studio", signal(ask(PHYSICIAN), 0.0, key="grace"))
-    now = estimator.get_state("studio").models["llama3.1:8b"]
-    assert now.mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS] == weights
+    estimator.learn("studio", make_signal(make_question(PHYSICIAN), 0.0, key="grace"))
+    relearned_weights = estimator.get_state("studio").models["llama3.1:8b"]
+    assert (
+        relearned_weights.mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS]
+        == weights
+    )
 
 
 def test_missing_package_is_reported_with_its_field(

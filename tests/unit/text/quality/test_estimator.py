@@ -15,7 +15,7 @@ from moyin.text.quality.estimator import (
     Signal,
 )
 from moyin.text.quality.tenant_state import TenantState
-from tests.unit.text.quality.questions import ask, signal
+from tests.unit.text.quality.questions import make_question, make_signal
 
 DAY = 86_400.0
 MODEL = "llama3.1:8b"
@@ -26,15 +26,17 @@ CODE = "Write merge sort in Go"
 def estimate_quality(
     estimator: Estimator, text: str = LAW, tenant: str = "studio", model: str = MODEL
 ) -> Estimate:
-    return estimator.estimate(tenant, model, look_up_ability(model), ask(text))
+    return estimator.estimate(tenant, model, look_up_ability(model), make_question(text))
 
 
 def teach(
     estimator: Estimator, score: float, count: int, text: str = LAW, **changes: object
 ) -> None:
-    question = ask(text)
+    question = make_question(text)
     for number in range(count):
-        estimator.learn("studio", signal(question, score, **{"key": f"k{number % 20}", **changes}))
+        estimator.learn(
+            "studio", make_signal(question, score, **{"key": f"k{number % 20}", **changes})
+        )
 
 
 @pytest.mark.parametrize(
@@ -59,22 +61,28 @@ def test_small_model_is_trusted_with_greetings() -> None:
 
 def test_bounds_enclose_the_expectation_and_are_wider_for_unknown_models() -> None:
     known_estimate = estimate_quality(Estimator())
-    unknown = Estimator().estimate("studio", "x", None, ask(LAW))
+    unknown_estimate = Estimator().estimate("studio", "x", None, make_question(LAW))
     assert known_estimate.low < known_estimate.p < known_estimate.high
-    assert unknown.high - unknown.low > known_estimate.high - known_estimate.low
-    assert (known_estimate.basis, unknown.basis) == ("table", "unknown")
-    assert unknown == Estimator().estimate("studio", "x", UNKNOWN_ABILITY, ask(LAW))
+    assert unknown_estimate.high - unknown_estimate.low > known_estimate.high - known_estimate.low
+    assert (known_estimate.basis, unknown_estimate.basis) == ("table", "unknown")
+    assert unknown_estimate == Estimator().estimate(
+        "studio", "x", UNKNOWN_ABILITY, make_question(LAW)
+    )
 
 
 def test_upper_bound_is_twice_as_far_as_the_lower_one() -> None:
-    bounds = estimate_quality(Estimator(), model="llama3.1:8b")
-    low_logit, high_logit = (math.log(bound / (1 - bound)) for bound in (bounds.low, bounds.high))
+    estimate = estimate_quality(Estimator(), model="llama3.1:8b")
+    low_logit, high_logit = (
+        math.log(bound / (1 - bound)) for bound in (estimate.low, estimate.high)
+    )
     ability = look_up_ability("llama3.1:8b")
     assert ability is not None
-    logit_deviation = math.sqrt(ability.spread**2 + (1 - _VARIETY_SHARE) * ask(LAW).spread ** 2)
-    flat = 1 / math.sqrt(1 + math.pi / 8 * _VARIETY_SHARE * ask(LAW).spread ** 2)
+    logit_deviation = math.sqrt(
+        ability.spread**2 + (1 - _VARIETY_SHARE) * make_question(LAW).spread ** 2
+    )
+    flattening = 1 / math.sqrt(1 + math.pi / 8 * _VARIETY_SHARE * make_question(LAW).spread ** 2)
     assert high_logit - low_logit == pytest.approx(
-        (LOWER_DEVIATIONS + UPPER_DEVIATIONS) * logit_deviation * flat
+        (LOWER_DEVIATIONS + UPPER_DEVIATIONS) * logit_deviation * flattening
     )
     assert UPPER_DEVIATIONS == 2 * LOWER_DEVIATIONS
 
@@ -111,14 +119,16 @@ def test_words_distinguish_topics_of_one_kind() -> None:
 def test_one_signal_moves_its_question_by_a_bounded_step() -> None:
     estimator = Estimator(limits=LearningLimits(max_signal_shift=0.01))
     estimate_before = estimate_quality(estimator)
-    estimator.learn("studio", signal(ask(LAW), 0.0))
+    estimator.learn("studio", make_signal(make_question(LAW), 0.0))
     assert abs(estimate_before.p - estimate_quality(estimator).p) < 0.005
 
 
 def test_flood_of_one_key_weighs_no_more_than_its_allowance() -> None:
     flooded_estimator, filled_estimator = Estimator(), Estimator()
     for estimator, count in ((flooded_estimator, 5_000), (filled_estimator, 50)):
-        weights = [estimator.learn("studio", signal(ask(LAW), 0.0)) for _ in range(count)]
+        weights = [
+            estimator.learn("studio", make_signal(make_question(LAW), 0.0)) for _ in range(count)
+        ]
         assert sum(weights) == pytest.approx(50.0)
     assert estimate_quality(flooded_estimator) == estimate_quality(filled_estimator)
 
@@ -128,7 +138,7 @@ def test_flood_of_one_key_does_not_silence_the_others() -> None:
     teach(estimator, 1.0, 400)
     p_before = estimate_quality(estimator).p
     for _ in range(10_000):
-        estimator.learn("studio", signal(ask(LAW), 0.0, key="mallory"))
+        estimator.learn("studio", make_signal(make_question(LAW), 0.0, key="mallory"))
     assert logit(estimate_quality(estimator).p) == pytest.approx(
         logit(p_before) - LearningLimits().max_key_shift, abs=0.2
     )
@@ -137,20 +147,23 @@ def test_flood_of_one_key_does_not_silence_the_others() -> None:
 
 
 def test_flood_of_one_key_moves_estimates_by_the_same_step_however_long_it_is() -> None:
-    short_flooded, long_flooded = Estimator(), Estimator()
-    for estimator, count in ((short_flooded, 20), (long_flooded, 2_000)):
+    short_flood_estimator, long_flood_estimator = Estimator(), Estimator()
+    for estimator, count in ((short_flood_estimator, 20), (long_flood_estimator, 2_000)):
         teach(estimator, 1.0, 100)
         for _ in range(count):
-            estimator.learn("studio", signal(ask(LAW), 0.0, key="mallory"))
-    assert estimate_quality(long_flooded).p == pytest.approx(
-        estimate_quality(short_flooded).p, abs=0.01
+            estimator.learn("studio", make_signal(make_question(LAW), 0.0, key="mallory"))
+    assert estimate_quality(long_flood_estimator).p == pytest.approx(
+        estimate_quality(short_flood_estimator).p, abs=0.01
     )
 
 
 def test_exhausted_keys_do_not_stop_learning_from_others() -> None:
     estimator = Estimator()
     for number in range(60):  # at one moment, about words without other signals
-        estimator.learn("studio", signal(ask(f"Clause {number}x of a{number}"), 0.0, key="mallory"))
+        estimator.learn(
+            "studio",
+            make_signal(make_question(f"Clause {number}x of a{number}"), 0.0, key="mallory"),
+        )
     p_before = estimate_quality(estimator).p
     teach(estimator, 1.0, 20, at=DAY)
     assert estimate_quality(estimator).p > p_before
@@ -159,12 +172,12 @@ def test_exhausted_keys_do_not_stop_learning_from_others() -> None:
 def test_allowance_comes_back_with_time() -> None:
     estimator = Estimator()
     for _ in range(200):
-        estimator.learn("studio", signal(ask(LAW), 0.0))
-    assert estimator.learn("studio", signal(ask(LAW), 0.0, at=1.0)) < 0.01
-    assert estimator.learn("studio", signal(ask(LAW), 0.0, at=DAY)) == 1.0
+        estimator.learn("studio", make_signal(make_question(LAW), 0.0))
+    assert estimator.learn("studio", make_signal(make_question(LAW), 0.0, at=1.0)) < 0.01
+    assert estimator.learn("studio", make_signal(make_question(LAW), 0.0, at=DAY)) == 1.0
 
 
-def test_no_signal_moves_another_tenant() -> None:
+def test_signals_do_not_change_estimates_of_another_tenant() -> None:
     estimator = Estimator()
     estimate_before = estimate_quality(estimator, tenant="other")
     teach(estimator, 0.0, 1_000)
@@ -176,7 +189,7 @@ def test_learned_state_fades() -> None:
     p_before = estimate_quality(estimator).p
     teach(estimator, 0.0, 100)
     taught_p = estimate_quality(estimator).p
-    estimator.learn("studio", signal(ask(CODE), 1.0, at=365 * DAY))
+    estimator.learn("studio", make_signal(make_question(CODE), 1.0, at=365 * DAY))
     assert p_before - estimate_quality(estimator).p < (p_before - taught_p) / 3
 
 
@@ -199,7 +212,7 @@ def test_frozen_tenant_learns_nothing_until_thawed() -> None:
     assert estimate_quality(estimator).p < estimate_before.p
 
 
-def test_reset_forgets() -> None:
+def test_reset_removes_what_was_learned() -> None:
     estimator = Estimator()
     estimate_before = estimate_quality(estimator)
     teach(estimator, 0.0, 10)
@@ -210,13 +223,13 @@ def test_reset_forgets() -> None:
 def test_state_survives_json_and_is_bounded() -> None:
     estimator, restored_estimator = Estimator(), Estimator()
     for number in range(3_000):
-        text = f"w{number} x{number} y{number} z{number}"
+        question_text = f"w{number} x{number} y{number} z{number}"
         changes = {"model": f"model-{number % 40}-7b", "key": f"key-{number}"}
-        teach(estimator, number % 2, 1, text, **changes)
+        teach(estimator, number % 2, 1, question_text, **changes)
     teach(estimator, 0.0, 30)
-    text = json.dumps(estimator.get_state("studio").to_json())
-    assert len(text) < 3_000_000
-    restored_estimator.replace_state("studio", TenantState.from_json(json.loads(text)))
+    state_json = json.dumps(estimator.get_state("studio").to_json())
+    assert len(state_json) < 3_000_000
+    restored_estimator.replace_state("studio", TenantState.from_json(json.loads(state_json)))
     assert estimate_quality(restored_estimator).p == pytest.approx(
         estimate_quality(estimator).p, abs=1e-6
     )
@@ -224,7 +237,7 @@ def test_state_survives_json_and_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "value",
+    "broken_state",
     [
         None,
         [],
@@ -235,9 +248,9 @@ def test_state_survives_json_and_is_bounded() -> None:
         {"version": 1, "keys": {"k": {"at": 1}}, "models": {}},
     ],
 )
-def test_broken_state_is_refused(value: object) -> None:
+def test_broken_state_is_refused(broken_state: object) -> None:
     with pytest.raises(ValueError):
-        TenantState.from_json(value)
+        TenantState.from_json(broken_state)
 
 
 def test_replicas_that_learned_apart_agree_whichever_is_merged_first() -> None:
@@ -260,12 +273,12 @@ def test_replicas_that_learned_apart_agree_whichever_is_merged_first() -> None:
 def test_merging_counts_a_common_base_once() -> None:
     base_estimator, first_replica, second_replica = Estimator(), Estimator(), Estimator()
     teach(base_estimator, 0.0, 20)
-    start = base_estimator.get_state("studio").to_json()
+    base_state = base_estimator.get_state("studio").to_json()
     for estimator in (first_replica, second_replica):
-        estimator.replace_state("studio", TenantState.from_json(start))
+        estimator.replace_state("studio", TenantState.from_json(base_state))
     teach(first_replica, 0.0, 5)
     second_replica.merge_state(
-        "studio", first_replica.get_state("studio"), TenantState.from_json(start)
+        "studio", first_replica.get_state("studio"), TenantState.from_json(base_state)
     )
     assert estimate_quality(second_replica).signals == 25
     assert estimate_quality(second_replica).p == pytest.approx(
@@ -276,7 +289,7 @@ def test_merging_counts_a_common_base_once() -> None:
 def test_number_of_held_tenants_is_bounded() -> None:
     estimator = Estimator(limits=LearningLimits(max_tenants=3))
     for number in range(10):
-        estimator.learn(f"tenant-{number}", signal(ask(LAW), 0.0))
+        estimator.learn(f"tenant-{number}", make_signal(make_question(LAW), 0.0))
     assert estimate_quality(estimator, tenant="tenant-0").basis == "table"
     assert estimate_quality(estimator, tenant="tenant-9").basis == "learned"
 
@@ -286,16 +299,16 @@ def test_signals_are_compared_with_the_configured_ability() -> None:
         mean=8.0, spread=0.3, source="tuned on this", basis="configuration"
     )
     estimator = Estimator({MODEL: configured_ability})
-    p_before = estimator.estimate("studio", MODEL, configured_ability, ask(LAW)).p
+    p_before = estimator.estimate("studio", MODEL, configured_ability, make_question(LAW)).p
     teach(estimator, 1.0, 50)
-    assert estimator.estimate("studio", MODEL, configured_ability, ask(LAW)).p == pytest.approx(
-        p_before, abs=0.01
-    )
+    assert estimator.estimate(
+        "studio", MODEL, configured_ability, make_question(LAW)
+    ).p == pytest.approx(p_before, abs=0.01)
 
 
 @pytest.mark.parametrize("field", ["score", "weight"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_signal_out_of_range_is_refused(field: str, value: float) -> None:
-    make: Callable[..., Signal] = signal
+    factory: Callable[..., Signal] = make_signal
     with pytest.raises(ValueError, match=field):
-        make(ask(LAW), **{"score": 1.0, field: value})
+        factory(make_question(LAW), **{"score": 1.0, field: value})

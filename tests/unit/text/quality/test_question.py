@@ -18,7 +18,7 @@ from moyin.text.quality.question import (
     _StemFeatureCache,
     build_question,
 )
-from tests.unit.text.quality.questions import ask
+from tests.unit.text.quality.questions import make_question
 
 
 @pytest.mark.parametrize(
@@ -61,40 +61,52 @@ from tests.unit.text.quality.questions import ask
     ],
 )
 def test_kind_and_language_show_in_words_and_script(text: str, kind: str, language: str) -> None:
-    question = ask(text)
+    question = make_question(text)
     assert (question.kind, question.language) == (kind, language)
 
 
-def test_greeting_is_far_easier_than_anything_else() -> None:
+def test_greeting_is_far_easier_than_other_questions() -> None:
     other_texts = (
         "Tell me a joke",
         "What is the capital of France?",
         "Tag this: red, blue",
         "Write a haiku",
     )
-    assert all(ask("Say hello").difficulty < ask(text).difficulty - 3 for text in other_texts)
+    assert all(
+        make_question("Say hello").difficulty < make_question(text).difficulty - 3
+        for text in other_texts
+    )
 
 
 def test_greeting_before_a_request_does_not_change_its_kind() -> None:
-    assert ask("Hi, can you fix the bug in my python function?").kind == "code"
+    assert make_question("Hi, can you fix the bug in my python function?").kind == "code"
 
 
-def test_greeting_in_another_language_is_no_easier_than_the_language() -> None:
-    assert ask("こんにちは").difficulty >= 0.0
+def test_greeting_in_another_language_keeps_the_difficulty_of_the_language() -> None:
+    assert make_question("こんにちは").difficulty >= 0.0
 
 
 @pytest.mark.parametrize("trait", ["tools", "schema", "pictures", "thinking"])
 def test_each_demand_adds_difficulty(trait: str) -> None:
     text = "List three rivers of France"
     demand: dict[str, Any] = {trait: True}
-    assert ask(text, **demand).difficulty > ask(text).difficulty
+    assert make_question(text, **demand).difficulty > make_question(text).difficulty
 
 
 def test_long_prompts_proofs_and_later_turns_are_harder() -> None:
     text = "Is the number 17 prime?"
-    assert ask(text, tokens=20_000).difficulty > ask(text, tokens=400).difficulty
-    assert ask("Prove that 17 is prime").difficulty > ask("Is 17 a prime integer").difficulty
-    assert ask("Write a long story about rain", text * 3).difficulty > ask(text * 3).difficulty
+    assert (
+        make_question(text, prompt_tokens=20_000).difficulty
+        > make_question(text, prompt_tokens=400).difficulty
+    )
+    assert (
+        make_question("Prove that 17 is prime").difficulty
+        > make_question("Is 17 a prime integer").difficulty
+    )
+    assert (
+        make_question("Write a long story about rain", text * 3).difficulty
+        > make_question(text * 3).difficulty
+    )
 
 
 # Has cues of every kind, and is longer than the part that is read.
@@ -120,36 +132,36 @@ MINUTES = "\n".join(
     ],
 )
 def test_topic_of_a_long_text_is_not_the_kind_of_the_request(request_text: str, kind: str) -> None:
-    assert ask(f"{MINUTES}\n\n{request_text}").kind == kind
-    assert ask(f"{request_text}\n\n{MINUTES}").kind == kind
+    assert make_question(f"{MINUTES}\n\n{request_text}").kind == kind
+    assert make_question(f"{request_text}\n\n{MINUTES}").kind == kind
 
 
 @pytest.mark.parametrize("request_text", ["Is that right?", "What should we do now?", ""])
 def test_words_of_a_long_text_count_without_a_request(request_text: str) -> None:
-    assert ask(f"{MINUTES}\n\n{request_text}").kind == ask(MINUTES).kind
+    assert make_question(f"{MINUTES}\n\n{request_text}").kind == make_question(MINUTES).kind
 
 
 def test_request_about_long_code_is_code() -> None:
     code = "def add(left, right):\n    return left + right\n\n" * 60
-    assert ask(f"{code}\n\nWhat did I do wrong?").kind == "code"
+    assert make_question(f"{code}\n\nWhat did I do wrong?").kind == "code"
 
 
-def test_exam_on_a_long_text_is_no_reading_request() -> None:
+def test_exam_question_about_a_long_text_has_the_kind_of_the_text() -> None:
     exam_question = "Which of these was said?\nA. Nothing\nB. All of it\nAnswer:"
-    assert ask(f"{MINUTES}\n\n{exam_question}").kind == ask(MINUTES).kind
+    assert make_question(f"{MINUTES}\n\n{exam_question}").kind == make_question(MINUTES).kind
 
 
-def test_words_of_a_long_text_are_no_demands() -> None:
-    request = "Summarize the whole meeting."
+def test_words_of_a_long_text_do_not_change_the_difficulty() -> None:
+    request_text = "Summarize the whole meeting."
     plain_minutes = "\n".join(
         f"Speaker {number}: good morning, dear friends of ours" for number in range(90)
     )
-    texts = [f"{text[:3_000]}\n\n{request}" for text in (MINUTES, plain_minutes)]
-    assert ask(texts[0]).difficulty == ask(texts[1]).difficulty
+    texts = [f"{text[:3_000]}\n\n{request_text}" for text in (MINUTES, plain_minutes)]
+    assert make_question(texts[0]).difficulty == make_question(texts[1]).difficulty
 
 
 def test_short_follow_up_has_the_kind_of_the_previous_message() -> None:
-    assert ask("Write merge sort in Python", "And in Rust?").kind == "code"
+    assert make_question("Write merge sort in Python", "And in Rust?").kind == "code"
 
 
 def test_system_and_assistant_messages_are_ignored() -> None:
@@ -169,8 +181,8 @@ def test_empty_request_gives_a_question() -> None:
 
 
 @given(st.lists(st.text(max_size=3_000), max_size=3), st.integers(0, 10**7))
-def test_any_text_gives_a_bounded_question(texts: list[str], tokens: int) -> None:
-    question = ask(*texts, tokens=tokens)
+def test_any_text_gives_a_bounded_question(texts: list[str], prompt_tokens: int) -> None:
+    question = make_question(*texts, prompt_tokens=prompt_tokens)
     assert question.kind in KINDS
     assert question.language in LANGUAGES
     assert -12 < question.difficulty < 15
@@ -180,7 +192,7 @@ def test_any_text_gives_a_bounded_question(texts: list[str], tokens: int) -> Non
 
 def test_long_text_costs_no_more_features_than_a_page() -> None:
     words = " ".join(f"word{number}" for number in range(200_000))
-    assert len(ask(words).features) <= 128
+    assert len(make_question(words).features) <= 128
 
 
 def test_questions_are_the_same_in_every_process() -> None:
@@ -190,7 +202,7 @@ def test_questions_are_the_same_in_every_process() -> None:
         "Calculate the tax in Python for the patient's contract",
         "und les para gli",  # one function word of each of several languages
     ]
-    script = f"from tests.unit.text.quality.questions import ask\nfor text in {texts!r}: print(ask(text))"
+    script = f"from tests.unit.text.quality.questions import make_question\nfor text in {texts!r}: print(make_question(text))"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", script],
@@ -211,29 +223,29 @@ def test_words_are_the_same_with_and_without_the_ascii_table(text: str) -> None:
 
 def test_cache_of_word_features_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.quality.question._MAX_CACHED_WORDS", 10)
-    numbers = _StemFeatureCache(6)
+    cache = _StemFeatureCache(6)
     for number in range(100):
-        assert numbers[f"word{number}"] == numbers["word" + str(number)[:2]]
-        assert len(numbers) <= 11
-    assert numbers["contracts" * 10] == numbers["contractual"]
-    assert "contracts" * 10 not in numbers
+        assert cache[f"word{number}"] == cache["word" + str(number)[:2]]
+        assert len(cache) <= 11
+    assert cache["contracts" * 10] == cache["contractual"]
+    assert "contracts" * 10 not in cache
 
 
 @pytest.mark.parametrize("text", ["Solve x^2 = 4", r"What is \frac{1}{2} of it?", "Let a = 3"])
 def test_formulae_are_a_feature_of_the_shape(text: str) -> None:
-    assert FORMULA_FEATURE + 1 in ask(text).features[:SHAPE_FEATURES]
-    assert FORMULA_FEATURE in ask("What is half of it?").features[:SHAPE_FEATURES]
+    assert FORMULA_FEATURE + 1 in make_question(text).features[:SHAPE_FEATURES]
+    assert FORMULA_FEATURE in make_question("What is half of it?").features[:SHAPE_FEATURES]
 
 
 def test_words_of_one_stem_share_a_feature() -> None:
     def find_word_features(word: str) -> set[int]:
-        return set(ask(f"which is the {word} that we all want").features[SHAPE_FEATURES:])
+        return set(make_question(f"which is the {word} that we all want").features[SHAPE_FEATURES:])
 
     assert find_word_features("contract") == find_word_features("contractual")
     assert len(find_word_features("contract") - find_word_features("calls")) == 1
     assert min(find_word_features("contract")) >= FIRST_WORD_FEATURE
 
 
-def test_most_words_that_a_text_can_have_are_within_the_bound() -> None:
+def test_features_of_a_text_with_many_words_are_within_the_bound() -> None:
     text = " ".join(f"{chr(97 + n // 26)}{chr(97 + n % 26)}{n}xyz" for n in range(600))
-    assert 90 < len(ask(text).features) <= 128
+    assert 90 < len(make_question(text).features) <= 128

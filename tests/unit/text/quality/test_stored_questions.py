@@ -20,7 +20,7 @@ from moyin.text.quality.question import (
 )
 from moyin.text.quality.tenant_state import TenantState
 from moyin.text.routing.request_quality import question_from_json, question_to_json
-from tests.unit.text.quality.questions import ask, signal
+from tests.unit.text.quality.questions import make_question, make_signal
 
 TEXT = "Is this clause of the licence contract valid?"
 _DAY = 86_400.0
@@ -28,50 +28,63 @@ _DAY = 86_400.0
 
 def read_earlier_question(question: Question) -> Question:
     """Return the question as it is read after a version without the formula feature stored it."""
-    value = question_to_json(question)
-    value["features"] = [number for number in question.features if number != FORMULA_FEATURE]
+    stored_question = question_to_json(question)
+    stored_question["features"] = [
+        number for number in question.features if number != FORMULA_FEATURE
+    ]
     assert (
-        len([number for number in value["features"] if number < FIRST_WORD_FEATURE])
+        len([number for number in stored_question["features"] if number < FIRST_WORD_FEATURE])
         == SHAPE_FEATURES - 1
     )
-    return question_from_json(json.loads(json.dumps(value)))
+    return question_from_json(json.loads(json.dumps(stored_question)))
 
 
-def learned(question: Question) -> LearnedWeights:
+def learn_weights(question: Question) -> LearnedWeights:
     estimator = Estimator()
-    estimator.learn("studio", signal(question, 0.0))
+    estimator.learn("studio", make_signal(question, 0.0))
     return estimator.get_state("studio").models["llama3.1:8b"]
 
 
 def test_words_of_an_earlier_version_are_not_mistaken_for_shape() -> None:
-    now, earlier_question = ask(TEXT), read_earlier_question(ask(TEXT))
-    assert earlier_question.features[SHAPE_FEATURES:] == now.features[SHAPE_FEATURES:]
-    assert all(number < FIRST_WORD_FEATURE for number in earlier_question.features[:SHAPE_FEATURES])
-    memory = learned(earlier_question)
-    (moved_mean,) = {memory.mean[number] for number in earlier_question.features[SHAPE_FEATURES:]}
-    assert moved_mean == pytest.approx(learned(now).mean[now.features[-1]], rel=0.1)
-
-
-def test_missing_features_of_earlier_questions_move_no_estimate() -> None:
-    memory = learned(read_earlier_question(ask(TEXT)))
-    assert memory.mean[FORMULA_FEATURE] == memory.mean[FORMULA_FEATURE + 1] == 0.0
-    (missing_feature,) = set(read_earlier_question(ask(TEXT)).features[:SHAPE_FEATURES]) - set(
-        ask(TEXT).features
+    current_question, earlier_question = (
+        make_question(TEXT),
+        read_earlier_question(make_question(TEXT)),
     )
+    assert earlier_question.features[SHAPE_FEATURES:] == current_question.features[SHAPE_FEATURES:]
+    assert all(number < FIRST_WORD_FEATURE for number in earlier_question.features[:SHAPE_FEATURES])
+    weights = learn_weights(earlier_question)
+    (moved_mean,) = {weights.mean[number] for number in earlier_question.features[SHAPE_FEATURES:]}
+    assert moved_mean == pytest.approx(
+        learn_weights(current_question).mean[current_question.features[-1]], rel=0.1
+    )
+
+
+def test_missing_features_of_earlier_questions_do_not_change_estimates() -> None:
+    weights = learn_weights(read_earlier_question(make_question(TEXT)))
+    assert weights.mean[FORMULA_FEATURE] == weights.mean[FORMULA_FEATURE + 1] == 0.0
+    (missing_feature,) = set(
+        read_earlier_question(make_question(TEXT)).features[:SHAPE_FEATURES]
+    ) - set(make_question(TEXT).features)
     assert not any(
-        missing_feature in ask(text).features for text in (TEXT, "x = 3", "Say hello", "こんにちは")
+        missing_feature in make_question(text).features
+        for text in (TEXT, "x = 3", "Say hello", "こんにちは")
     )
 
 
 def test_features_of_a_later_version_are_dropped() -> None:
-    now = ask(TEXT).features
-    later_features = (*now[:SHAPE_FEATURES], 300, *now[SHAPE_FEATURES:], 80_000)
-    assert restore_features(later_features) == now
+    current_features = make_question(TEXT).features
+    later_features = (
+        *current_features[:SHAPE_FEATURES],
+        300,
+        *current_features[SHAPE_FEATURES:],
+        80_000,
+    )
+    assert restore_features(later_features) == current_features
 
 
 def test_current_question_is_read_unchanged() -> None:
     for text in ("", "x", TEXT, "Solve x^2 = 4"):
-        question = ask(text)
+        question = make_question(text)
         stored_question = json.loads(json.dumps(question_to_json(question)))
         assert question_from_json(stored_question).features == question.features
 
@@ -80,7 +93,8 @@ def test_earlier_learning_counts_and_fades() -> None:
     estimator = Estimator()
     for number in range(40):
         estimator.learn(
-            "studio", signal(read_earlier_question(ask(TEXT)), 0.0, key=f"key-{number}")
+            "studio",
+            make_signal(read_earlier_question(make_question(TEXT)), 0.0, key=f"key-{number}"),
         )
     saved_state = json.dumps(estimator.get_state("studio").to_json())
 
@@ -88,13 +102,13 @@ def test_earlier_learning_counts_and_fades() -> None:
         restored_state = TenantState.from_json(json.loads(saved_state))
         restored_state.models["llama3.1:8b"].fade(seconds)
         estimator.replace_state("studio", restored_state)
-        return estimator.estimate("studio", "llama3.1:8b", None, ask(TEXT)).p
+        return estimator.estimate("studio", "llama3.1:8b", None, make_question(TEXT)).p
 
-    unlearned_p = Estimator().estimate("studio", "llama3.1:8b", None, ask(TEXT)).p
-    chances = [estimate_p(days * _DAY) for days in (0.0, 10.0, 30.0, 365.0)]
-    assert chances == sorted(chances)
-    assert chances[0] < unlearned_p - 0.2
-    assert chances[-1] == pytest.approx(unlearned_p, abs=0.02)
+    unlearned_p = Estimator().estimate("studio", "llama3.1:8b", None, make_question(TEXT)).p
+    probabilities = [estimate_p(days * _DAY) for days in (0.0, 10.0, 30.0, 365.0)]
+    assert probabilities == sorted(probabilities)
+    assert probabilities[0] < unlearned_p - 0.2
+    assert probabilities[-1] == pytest.approx(unlearned_p, abs=0.02)
 
 
 def test_feature_numbers_are_stable() -> None:

@@ -4,7 +4,7 @@ from moyin.text.quality.wording import format_probability
 
 
 @pytest.mark.parametrize(
-    ("p", "text"),
+    ("p", "formatted_p"),
     [
         (0.5, "0.50"),
         (0.994, "0.99"),
@@ -14,5 +14,5 @@ from moyin.text.quality.wording import format_probability
         (0.006, "0.01"),
     ],
 )
-def test_no_probability_is_shown_as_certain(p: float, text: str) -> None:
-    assert format_probability(p) == text
+def test_no_probability_is_shown_as_certain(p: float, formatted_p: str) -> None:
+    assert format_probability(p) == formatted_p

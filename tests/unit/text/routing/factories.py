@@ -23,6 +23,8 @@ ALL_SCOPES = ("tools", "vision", "schema", "thinking")
 
 
 class Clock:
+    """A clock that shows the time that the test sets."""
+
     def __init__(self) -> None:
         self.now = 100.0
 
@@ -30,7 +32,7 @@ class Clock:
         return self.now
 
 
-def deployment(
+def make_deployment(
     backend: str,
     tariff: Tariff = FREE_TARIFF,
     *,
@@ -45,7 +47,7 @@ def deployment(
     operations: tuple[Operation, ...] = (),
     unit_rates: UnitRates = FREE_UNITS,
 ) -> ModelDeployment:
-    flags: dict[str, Any] = dict.fromkeys(abilities, True)
+    ability_flags: dict[str, Any] = dict.fromkeys(abilities, True)
     return ModelDeployment(
         backend=backend,
         model=Model(
@@ -58,7 +60,7 @@ def deployment(
             operations=frozenset(operations),
             chat=False if operations else None,
             unit_rates=unit_rates,
-            **flags,
+            **ability_flags,
         ),
         api_format=api_format,
         configured=configured,
@@ -67,7 +69,7 @@ def deployment(
     )
 
 
-def runtime(
+def make_runtime(
     name: str, backend: FakeBackend | None = None, *, limit: int | None = None
 ) -> BackendRuntime:
     clock = Clock()
@@ -83,20 +85,20 @@ def runtime(
     )
 
 
-def fleet(
-    deployments: Sequence[ModelDeployment], *, limit: int | None = None, **parts: object
+def make_fleet(
+    deployments: Sequence[ModelDeployment], *, limit: int | None = None, **fleet_settings: object
 ) -> Fleet:
     runtimes = {
-        deployment.backend: runtime(deployment.backend, limit=limit)
+        deployment.backend: make_runtime(deployment.backend, limit=limit)
         for deployment in deployments
         if deployment.configured
     }
-    aliases: dict[str, Alias] = parts.pop("aliases", {})  # type: ignore[assignment]
+    aliases: dict[str, Alias] = fleet_settings.pop("aliases", {})  # type: ignore[assignment]
     catalog = Catalog(deployments=tuple(deployments), aliases=aliases)
-    return Fleet(catalog=catalog, runtimes=runtimes, **parts)  # type: ignore[arg-type]
+    return Fleet(catalog=catalog, runtimes=runtimes, **fleet_settings)  # type: ignore[arg-type]
 
 
-def route(
-    models: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
+def make_route(
+    fleet: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
 ) -> CompiledRoute:
-    return models.get_route(name, owner, residency, ApiFormat.OPENAI, DAY)
+    return fleet.get_route(name, owner, residency, ApiFormat.OPENAI, DAY)

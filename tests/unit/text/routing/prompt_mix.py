@@ -195,33 +195,33 @@ _DOCUMENT_TASKS = (
 )
 
 
-def _documents() -> Iterator[str]:
-    for pages in range(5):
-        text = "".join(_MINUTES.format(n=100 + shot) for shot in range(8 + 15 * pages))
+def _generate_documents() -> Iterator[str]:
+    for page_count in range(5):
+        minutes = "".join(_MINUTES.format(n=100 + shot) for shot in range(8 + 15 * page_count))
         for task in _DOCUMENT_TASKS:
-            yield f"{text}\n\n{task}"
+            yield f"{minutes}\n\n{task}"
 
 
-def _lines(block: str) -> list[str]:
+def _split_lines(block: str) -> list[str]:
     return block.strip().splitlines()
 
 
 CLASSES: dict[str, tuple[str, ...]] = {
-    "easy chat": tuple(_lines(_CHAT)),
-    "extraction": tuple(f"{field}\n{line}" for field in _FIELDS for line in _lines(_RECORDS)),
-    "arithmetic": tuple(_lines(_SUMS)),
-    "code": tuple(_lines(_CODE)),
-    "law": tuple(_lines(_LAW)),
-    "German": tuple(_lines(_GERMAN)),
-    "Japanese": tuple(_lines(_JAPANESE)),
-    "long documents": tuple(_documents()),
+    "easy chat": tuple(_split_lines(_CHAT)),
+    "extraction": tuple(f"{field}\n{line}" for field in _FIELDS for line in _split_lines(_RECORDS)),
+    "arithmetic": tuple(_split_lines(_SUMS)),
+    "code": tuple(_split_lines(_CODE)),
+    "law": tuple(_split_lines(_LAW)),
+    "German": tuple(_split_lines(_GERMAN)),
+    "Japanese": tuple(_split_lines(_JAPANESE)),
+    "long documents": tuple(_generate_documents()),
 }
 # A model of 135M parameters answers none of these usefully.
 HARD = frozenset(CLASSES) - {"easy chat"}
 
 
-def prompts() -> Iterator[tuple[str, str]]:
+def iterate_prompts() -> Iterator[tuple[str, str]]:
     """Yield the class and the text of each prompt."""
-    for name, texts in CLASSES.items():
+    for class_name, texts in CLASSES.items():
         for text in texts:
-            yield name, text
+            yield class_name, text

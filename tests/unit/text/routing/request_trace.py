@@ -24,6 +24,7 @@ class RequestKind:
         share: the kind's share of all requests.
         cached: the part of the prompt that is in Claude's cache, which the request marks.
         alias: the requested alias.
+        limit: the token limit that the request sets for its answer.
     """
 
     name: str
@@ -63,7 +64,7 @@ KINDS = (
     ),
     RequestKind(name="plan", share=0.06, prompt=(2_500, 0.6), output=(900, 0.5), alias="smart"),
 )
-# Ada's texts are under wraps: they stay in the house. A tenth of the others' do as well.
+# All texts of Ada must stay on the premises, and so must a tenth of the others' texts.
 _TENANTS = ("ada", "ben", "ben", "ben", "cleo", "cleo", "cleo", "cleo")
 _AT_HOME = 0.1
 
@@ -75,6 +76,7 @@ class TraceRequest:
     Attributes:
         prompt: the length of the prompt in tokens, as the back end counts them.
         bytes_: the length of the prompt in bytes.
+        output: the length of the answer in tokens.
     """
 
     id: str
@@ -90,17 +92,17 @@ class TraceRequest:
         return [(b"x-moyin-residency", b"on-premises")] if self.at_home else []
 
 
-def requests() -> Iterator[TraceRequest]:
-    chance = random.Random(_SEED)
+def generate_requests() -> Iterator[TraceRequest]:
+    generator = random.Random(_SEED)
     weights = [kind.share for kind in KINDS]
     for number in range(_COUNT):
-        (kind,) = chance.choices(KINDS, weights)
-        prompt = _length(chance, kind.prompt)
-        output = _length(chance, kind.output)
-        owner = chance.choice(_TENANTS)
+        (kind,) = generator.choices(KINDS, weights)
+        prompt = _draw_length(generator, kind.prompt)
+        output = _draw_length(generator, kind.output)
+        owner = generator.choice(_TENANTS)
         # Claude's tier is asked for only where the data may go there.
         must_stay_on_premises = (
-            kind.alias == "auto" and not kind.vision and chance.random() < _AT_HOME
+            kind.alias == "auto" and not kind.vision and generator.random() < _AT_HOME
         )
         yield TraceRequest(
             id=str(number),
@@ -109,11 +111,11 @@ def requests() -> Iterator[TraceRequest]:
             at_home=must_stay_on_premises,
             prompt=prompt,
             # Prose has more bytes per token than code; the router only sees bytes.
-            bytes_=round(prompt * chance.uniform(3.4, 4.6)),
+            bytes_=round(prompt * generator.uniform(3.4, 4.6)),
             output=output if kind.limit is None else min(output, kind.limit),
         )
 
 
-def _length(generator: random.Random, distribution: tuple[float, float]) -> int:
+def _draw_length(generator: random.Random, distribution: tuple[float, float]) -> int:
     median, sigma = distribution
     return max(1, round(generator.lognormvariate(math.log(median), sigma)))

@@ -64,7 +64,7 @@ class Rig:
             tariff or (FREE_TARIFF if not n else create_flat_tariff(Decimal(n), Decimal(n)))
             for n in range(9)
         ]
-        flags: dict[str, Any] = dict.fromkeys(abilities, True)
+        ability_flags: dict[str, Any] = dict.fromkeys(abilities, True)
         deployments = tuple(
             ModelDeployment(
                 backend=runtime.name,
@@ -74,7 +74,7 @@ class Rig:
                     upstream="up",
                     context=9000,
                     tariff=prices[number],
-                    **flags,
+                    **ability_flags,
                 ),
             )
             for number, (runtime, backend) in enumerate(zip(self.runtimes, backends, strict=True))
@@ -89,7 +89,7 @@ class Rig:
             cache,
         )
 
-    def body(self, **changes: object) -> bytes:
+    def make_body(self, **changes: object) -> bytes:
         """Return the body of a request for a chat, with ``changes`` of its members."""
         messages = [{"role": "user", "content": "hello"}]
         return json.dumps(
@@ -105,9 +105,9 @@ class Rig:
         **changes: object,
     ) -> Answer:
         codec = codec or OpenAICodec()
-        call = codec.parse(self.body(**changes))
+        parsed_request = codec.parse(self.make_body(**changes))
         context = RoutingContext(request_id="r1", owner=owner, headers=headers)
-        return await self.router.answer(codec, call, context)
+        return await self.router.answer(codec, parsed_request, context)
 
 
 async def read_stream(answer: Answer) -> bytes:

@@ -33,62 +33,60 @@ class InMemoryAnswers:
         self.kept_responses[owner, digest] = response
 
 
-def rig(backend: FakeBackend, *, max_bytes: int = 10_000) -> Rig:
+def make_rig(backend: FakeBackend, *, max_bytes: int = 10_000) -> Rig:
     caching_policy = CachingPolicy(ttl=60, max_bytes=max_bytes, max_entries=10)
     aliases = {"fast": Alias(cache=caching_policy), "plain": Alias()}
     return Rig(backend, tariff=CHEAP, cache=InMemoryAnswers(), aliases=aliases)
 
 
-def backend() -> FakeBackend:
+def make_backend() -> FakeBackend:
     return FakeBackend(raw=RAW, raw_stream=[CHUNK, TOTAL, DONE])
 
 
 async def test_repeated_request_is_free_and_calls_no_back_end() -> None:
-    fake = backend()
-    text_router = rig(fake)
-    first_answer = await text_router.ask(model="fast")
+    fake_backend = make_backend()
+    rig = make_rig(fake_backend)
+    first_answer = await rig.ask(model="fast")
     await asyncio.sleep(0)
-    second_answer = await text_router.ask(model="fast")
+    second_answer = await rig.ask(model="fast")
     assert second_answer.body == first_answer.body == RAW
     assert dict(first_answer.headers)[b"x-moyin-cache"] == b"miss"
     headers = dict(second_answer.headers)
     assert headers[b"x-moyin-cache"] == b"hit"
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-cost-usd"]) == (b"b0", b"0")
-    assert len(fake.requests) == 1
-    booked_calls = [
-        (entry.backend, entry.cost_usd, entry.output_tokens) for entry in text_router.ledger
-    ]
+    assert len(fake_backend.requests) == 1
+    booked_calls = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in rig.ledger]
     assert booked_calls == [("b0", Decimal("0.002"), 500), ("cache", 0, 500)]
 
 
 async def test_cached_answer_to_a_line_of_a_batch_is_booked_with_the_line() -> None:
-    text_router = rig(backend())
-    await text_router.ask(model="fast")
+    rig = make_rig(make_backend())
+    await rig.ask(model="fast")
     await asyncio.sleep(0)
     codec, booked_entries = OpenAICodec(), list[UsageEntry]()
     context = RoutingContext(
         request_id="batch_1-1", owner="ada", headers=(), record_usage=booked_entries.append
     )
-    call = codec.parse(text_router.body(model="fast"))
-    answer = await text_router.router.answer(codec, call, context)
+    parsed_request = codec.parse(rig.make_body(model="fast"))
+    answer = await rig.router.answer(codec, parsed_request, context)
     assert dict(answer.headers)[b"x-moyin-cache"] == b"hit"
-    assert [entry.backend for entry in booked_entries] == ["cache"] and len(text_router.ledger) == 1
+    assert [entry.backend for entry in booked_entries] == ["cache"] and len(rig.ledger) == 1
 
 
 async def test_cached_stream_states_its_own_cost() -> None:
-    fake = backend()
-    text_router = rig(fake)
-    first_body = await read_stream(await text_router.ask(model="fast", stream=True))
+    fake_backend = make_backend()
+    rig = make_rig(fake_backend)
+    first_body = await read_stream(await rig.ask(model="fast", stream=True))
     await asyncio.sleep(0)
-    second_answer = await text_router.ask(model="fast", stream=True)
+    second_answer = await rig.ask(model="fast", stream=True)
     assert first_body == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
     assert second_answer.body == CHUNK + DONE + COST
     assert dict(second_answer.headers)[b"content-type"].startswith(b"text/event-stream")
-    assert len(fake.requests) == 1
+    assert len(fake_backend.requests) == 1
 
 
 @pytest.mark.parametrize(
-    "change",
+    "changes",
     [
         {"owner": "eve"},
         {"temperature": 0.5},
@@ -100,50 +98,48 @@ async def test_cached_stream_states_its_own_cost() -> None:
     ],
     ids=["tenant", "sampling", "stream", "prompt", "fresh", "protocol", "alias without"],
 )
-async def test_changed_request_is_not_served_from_the_cache(change: dict[str, object]) -> None:
-    fake = backend()
-    text_router = rig(fake)
-    await text_router.ask(model="fast")
+async def test_changed_request_is_not_served_from_the_cache(changes: dict[str, object]) -> None:
+    fake_backend = make_backend()
+    rig = make_rig(fake_backend)
+    await rig.ask(model="fast")
     await asyncio.sleep(0)
-    answer = await text_router.ask(**{"model": "fast", **change})  # type: ignore[arg-type]
+    answer = await rig.ask(**{"model": "fast", **changes})  # type: ignore[arg-type]
     if answer.stream is not None:
         await read_stream(answer)
-    assert len(fake.requests) == 2
+    assert len(fake_backend.requests) == 2
     assert dict(answer.headers).get(b"x-moyin-cache", b"miss") == b"miss"
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_long_answer_is_not_cached(stream: bool) -> None:
-    fake = backend()
-    text_router = rig(fake, max_bytes=50)
+    fake_backend = make_backend()
+    rig = make_rig(fake_backend, max_bytes=50)
     for _ in range(2):
-        answer = await text_router.ask(model="fast", stream=stream)
+        answer = await rig.ask(model="fast", stream=stream)
         if answer.stream is not None:
             assert (await read_stream(answer)).startswith(CHUNK)
         await asyncio.sleep(0)
-    assert len(fake.requests) == 2
+    assert len(fake_backend.requests) == 2
 
 
 async def test_interrupted_answer_is_not_cached() -> None:
-    fake = FakeBackend(
+    fake_backend = FakeBackend(
         raw_stream=[CHUNK, CHUNK], error=StreamInterrupted("x"), chunks_before_error=1
     )
-    text_router = rig(fake)
+    rig = make_rig(fake_backend)
     for _ in range(2):
-        assert b"stream_interrupted" in await read_stream(
-            await text_router.ask(model="fast", stream=True)
-        )
+        assert b"stream_interrupted" in await read_stream(await rig.ask(model="fast", stream=True))
         await asyncio.sleep(0)
-    interrupted_answer = await text_router.ask(model="fast", stream=True)
+    interrupted_answer = await rig.ask(model="fast", stream=True)
     assert interrupted_answer.stream is not None
     await interrupted_answer.stream.aclose()
-    assert len(fake.requests) == 3
+    assert len(fake_backend.requests) == 3
 
 
 async def test_failure_is_not_cached() -> None:
-    fake = FakeBackend(error=BackendUnavailable("x"))
-    text_router = rig(fake)
+    fake_backend = FakeBackend(error=BackendUnavailable("x"))
+    rig = make_rig(fake_backend)
     for _ in range(2):
         with pytest.raises(BackendUnavailable):
-            await text_router.ask(model="fast")
-    assert len(fake.requests) == 2
+            await rig.ask(model="fast")
+    assert len(fake_backend.requests) == 2

@@ -24,43 +24,46 @@ SHOT = {
 }
 
 
-def answer(*parts: Part, stop: StopReason = StopReason.END) -> ChatResponse:
+def make_answer(*parts: Part, stop: StopReason = StopReason.END) -> ChatResponse:
     return ChatResponse(id="a", model="m", parts=parts, stop=stop, usage=Usage())
 
 
-def fault(
-    text: str, form: ResponseConstraints | None = None, stop: StopReason = StopReason.END
+def find_text_fault(
+    text: str, constraints: ResponseConstraints | None = None, stop: StopReason = StopReason.END
 ) -> str | None:
-    return find_fault(answer(Text(text=text), stop=stop), form or ResponseConstraints())
+    return find_fault(make_answer(Text(text=text), stop=stop), constraints or ResponseConstraints())
 
 
 def test_plain_text_has_no_fault() -> None:
-    assert fault("Hello!") is None
-    assert fault("| a | b |\n|---|---|\n" + "-" * 500) is None
-    assert fault("no " * 10) is None
+    assert find_text_fault("Hello!") is None
+    assert find_text_fault("| a | b |\n|---|---|\n" + "-" * 500) is None
+    assert find_text_fault("no " * 10) is None
 
 
 def test_each_fault_is_named() -> None:
     constraints = ResponseConstraints(json=True, schema=SHOT)
-    assert fault("  \n") == "empty"
-    assert fault("I can't", stop=StopReason.REFUSAL) == "refused"
-    assert fault("So: " + "the river and the bridge and " * 20) == "repeating"
-    assert fault("ha" * 100) == "repeating"
-    assert fault("{'shot': 1}", constraints) == "json"
-    assert fault('{"shot": "one"}', constraints) == "schema"
-    assert fault('{"shot": 1}', constraints) is None
-    assert fault("[]", ResponseConstraints(json=True)) is None
-    assert find_fault(answer(Thinking(text="hm")), ResponseConstraints()) == "empty"
+    assert find_text_fault("  \n") == "empty"
+    assert find_text_fault("I can't", stop=StopReason.REFUSAL) == "refused"
+    assert find_text_fault("So: " + "the river and the bridge and " * 20) == "repeating"
+    assert find_text_fault("ha" * 100) == "repeating"
+    assert find_text_fault("{'shot': 1}", constraints) == "json"
+    assert find_text_fault('{"shot": "one"}', constraints) == "schema"
+    assert find_text_fault('{"shot": 1}', constraints) is None
+    assert find_text_fault("[]", ResponseConstraints(json=True)) is None
+    assert find_fault(make_answer(Thinking(text="hm")), ResponseConstraints()) == "empty"
 
 
 def test_answer_cut_by_the_clients_limit_is_no_fault() -> None:
-    assert fault('{"shot":', ResponseConstraints(json=True), stop=StopReason.MAX_TOKENS) is None
-    assert fault("", stop=StopReason.MAX_TOKENS) is None
-    assert fault("", stop=StopReason.STOP_SEQUENCE) is None
+    assert (
+        find_text_fault('{"shot":', ResponseConstraints(json=True), stop=StopReason.MAX_TOKENS)
+        is None
+    )
+    assert find_text_fault("", stop=StopReason.MAX_TOKENS) is None
+    assert find_text_fault("", stop=StopReason.STOP_SEQUENCE) is None
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "expected"),
+    ("name", "arguments", "expected_fault"),
     [
         ("render", '{"shot": 1}', None),
         ("render", "", None),
@@ -69,12 +72,15 @@ def test_answer_cut_by_the_clients_limit_is_no_fault() -> None:
         ("delete", "{}", "tool_name"),
     ],
 )
-def test_tool_calls(name: str, arguments: str, expected: str | None) -> None:
-    call = ToolUse(id="t", name=name, arguments=arguments)
+def test_faults_of_tool_calls_are_found(
+    name: str, arguments: str, expected_fault: str | None
+) -> None:
+    tool_call = ToolUse(id="t", name=name, arguments=arguments)
     fault = find_fault(
-        answer(call, stop=StopReason.TOOL_USE), ResponseConstraints(tools=frozenset({"render"}))
+        make_answer(tool_call, stop=StopReason.TOOL_USE),
+        ResponseConstraints(tools=frozenset({"render"})),
     )
-    assert fault == expected
+    assert fault == expected_fault
 
 
 @pytest.mark.parametrize(
@@ -95,7 +101,7 @@ def test_tool_calls(name: str, arguments: str, expected: str | None) -> None:
         ({"shot": 1, "next": {"shot": "2"}}, False),
     ],
 )
-def test_schemas(value: Any, is_valid: bool) -> None:
+def test_values_are_checked_against_the_schema(value: Any, is_valid: bool) -> None:
     assert matches_schema(value, SHOT) is is_valid
 
 

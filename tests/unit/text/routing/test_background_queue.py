@@ -16,13 +16,13 @@ async def test_tasks_run_in_order_and_yield(monkeypatch: pytest.MonkeyPatch) -> 
     for number in range(40):
         queue.add(finished_numbers.append, number)
     queue.add(all_done.set)
-    order = []
+    finished_counts = []
     async with asyncio.timeout(20):
         while not all_done.is_set():
             await asyncio.sleep(0)
-            order.append(len(finished_numbers))
+            finished_counts.append(len(finished_numbers))
     assert finished_numbers == list(range(40))
-    assert {16, 32} <= set(order), "others have their turn after each slice"
+    assert {16, 32} <= set(finished_counts), "others have their turn after each slice"
     assert queue._scheduled_run is None, "nothing runs while nothing waits"
     queue.add(finished_numbers.append, 40)
     async with asyncio.timeout(20):

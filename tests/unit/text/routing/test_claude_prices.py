@@ -32,12 +32,12 @@ USAGES = st.builds(
 
 
 @given(USAGES)
-def test_free_is_free(usage: Usage) -> None:
+def test_free_tariff_costs_nothing(usage: Usage) -> None:
     assert pico_to_usd(FREE_TARIFF.get_price_on(PRICES_CHECKED_ON).compute_pico_cost(usage)) == 0
 
 
 @given(USAGES, st.sampled_from(sorted(CLAUDE_TARIFFS)))
-def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) -> None:
+def test_cost_is_the_exact_sum_over_kinds_of_tokens(usage: Usage, model: str) -> None:
     rates = CLAUDE_TARIFFS[model].get_price_on(PRICES_CHECKED_ON).select_rates(usage.prompt_tokens)
     exact_cost = (
         usage.input_tokens * rates.input
@@ -52,8 +52,8 @@ def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) ->
 
 def test_the_band_is_chosen_by_the_whole_prompt() -> None:
     price = CLAUDE_TARIFFS["claude-haiku-5-5"].get_price_on(PRICES_CHECKED_ON)
-    million = Usage(input_tokens=50_000, cached_tokens=50_000, output_tokens=1_000_000)
-    assert pico_to_usd(price.compute_pico_cost(million)) == Decimal("0.005") + Decimal(
+    usage = Usage(input_tokens=50_000, cached_tokens=50_000, output_tokens=1_000_000)
+    assert pico_to_usd(price.compute_pico_cost(usage)) == Decimal("0.005") + Decimal(
         "0.0005"
     ) + Decimal("0.5")
     longer_usage = Usage(input_tokens=50_000, cached_tokens=50_001, output_tokens=1_000_000)
@@ -116,10 +116,10 @@ def test_a_snapshot_has_the_price_of_its_model(model: str, base_model: str | Non
 
 @given(st.integers(0, 10**18))
 def test_money_is_written_out_exactly(pico_usd: int) -> None:
-    text = format_usd(pico_usd)
-    assert "e" not in text.lower()
-    assert Decimal(text) * 10**12 == pico_usd
-    assert "." not in text or not text.endswith("0")
+    formatted_usd = format_usd(pico_usd)
+    assert "e" not in formatted_usd.lower()
+    assert Decimal(formatted_usd) * 10**12 == pico_usd
+    assert "." not in formatted_usd or not formatted_usd.endswith("0")
 
 
 @pytest.mark.parametrize("rate", ["-1", "0.0000001"])

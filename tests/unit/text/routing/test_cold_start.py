@@ -21,7 +21,7 @@ from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.prompt_mix import HARD, prompts
+from tests.unit.text.routing.prompt_mix import HARD, iterate_prompts
 from tests.unit.text.routing.router_rig import RecordedLedger
 
 ROOT = Path(__file__).parents[4]
@@ -38,34 +38,38 @@ OLLAMA = {
 
 def read_shipped_config() -> dict[str, Any]:
     config = load_serve_config(ROOT / "serve_config.yaml", Ports())
-    (app,) = (item for item in config["applications"] if item["name"] == "models")
-    rules: dict[str, Any] = app["deployments"][0]["user_config"]
-    return rules
+    (app,) = (
+        application for application in config["applications"] if application["name"] == "models"
+    )
+    user_config: dict[str, Any] = app["deployments"][0]["user_config"]
+    return user_config
 
 
 Decisions = list[tuple[str, list[Candidate]]]
 
 
-def decide_all(
+def rank_models_for_prompts(
     prompts: Iterable[tuple[str, str]],
-    data: Path,
-    more_backends: tuple[dict[str, Any], ...] = (OLLAMA,),
+    data_folder: Path,
+    extra_backends: tuple[dict[str, Any], ...] = (OLLAMA,),
 ) -> Decisions:
     """Return the router's candidates for each prompt, with the shipped rules and more back ends."""
     rules = read_shipped_config()
     config = ModelsConfig.model_validate(
-        {**rules, "backends": [*rules["backends"], *more_backends]}
+        {**rules, "backends": [*rules["backends"], *extra_backends]}
     )
-    fleet = FleetBuilder(Settings(data=data), {"ANTHROPIC_API_KEY": "anything"}).build(config)
+    fleet = FleetBuilder(Settings(data=data_folder), {"ANTHROPIC_API_KEY": "anything"}).build(
+        config
+    )
     router = Router(fleet, RecordedLedger(), estimator=Estimator())
     codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=())
-    results = []
-    for name, prompt in prompts:
+    decisions = []
+    for class_name, prompt in prompts:
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
         explanation = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
-        results.append((name, list(explanation.candidates)))
-    return results
+        decisions.append((class_name, list(explanation.candidates)))
+    return decisions
 
 
 def read_public_prompts() -> list[tuple[str, str]]:
@@ -75,47 +79,53 @@ def read_public_prompts() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def decisions(tmp_path_factory: pytest.TempPathFactory) -> Decisions:
-    return decide_all(read_public_prompts(), tmp_path_factory.mktemp("data"))
+    return rank_models_for_prompts(read_public_prompts(), tmp_path_factory.mktemp("data"))
 
 
-def model_of(candidate: Candidate) -> str:
+def get_model_name(candidate: Candidate) -> str:
     return candidate.deployment.model.name
 
 
 def test_prompt_mix_is_unchanged() -> None:
-    # Who changes the mix must draw it anew and say so: it may not be adapted to the router.
+    # Whoever changes the mix must draw all prompts again: it must not be adapted to the router.
     digest = "c02cc2573f9d072f67f7fd4a9bc7efe23d930d5bf7077bff31c07bffbcf622d1"
     assert hashlib.sha256(MIX.read_bytes()).hexdigest() == digest
 
 
 def test_the_smallest_model_gets_no_hard_work(decisions: Decisions) -> None:
-    assert Counter(name for name, _ in decisions) == dict.fromkeys({*HARD, "easy chat"}, 25)
+    assert Counter(class_name for class_name, _ in decisions) == dict.fromkeys(
+        {*HARD, "easy chat"}, 25
+    )
     assert not [
-        name
-        for name, (best_candidate, *_) in decisions
-        if name in HARD and model_of(best_candidate) == SMALL
+        class_name
+        for class_name, (best_candidate, *_) in decisions
+        if class_name in HARD and get_model_name(best_candidate) == SMALL
     ]
 
 
-def test_smallest_model_gets_no_hard_own_prompts(tmp_path: Path) -> None:
-    results = decide_all(prompts(), tmp_path)
+def test_the_smallest_model_gets_no_hard_prompts_of_this_repository(tmp_path: Path) -> None:
+    decisions = rank_models_for_prompts(iterate_prompts(), tmp_path)
     assert not [
-        name
-        for name, (best_candidate, *_) in results
-        if name in HARD and model_of(best_candidate) == SMALL
+        class_name
+        for class_name, (best_candidate, *_) in decisions
+        if class_name in HARD and get_model_name(best_candidate) == SMALL
     ]
 
 
 def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path) -> None:
-    results = decide_all([*read_public_prompts(), *prompts()], tmp_path, more_backends=())
-    assert {model_of(candidate) for _, candidates in results for candidate in candidates} >= {
+    decisions = rank_models_for_prompts(
+        [*read_public_prompts(), *iterate_prompts()], tmp_path, extra_backends=()
+    )
+    assert {
+        get_model_name(candidate) for _, candidates in decisions for candidate in candidates
+    } >= {
         SMALL,
         HAIKU,
     }
     assert not [
-        name
-        for name, (best_candidate, *_) in results
-        if name in HARD and model_of(best_candidate) == SMALL
+        class_name
+        for class_name, (best_candidate, *_) in decisions
+        if class_name in HARD and get_model_name(best_candidate) == SMALL
     ]
 
 
@@ -123,17 +133,17 @@ def test_estimate_of_arithmetic_matches_the_models_report(
     decisions: Decisions,
 ) -> None:
     # GSM8K 89.8 %, less for optimism; a third of these questions is not recognised as arithmetic.
-    expected = [
-        result.forecast.estimate.p
-        for name, results in decisions
-        for result in results
-        if name == "arithmetic"
-        and model_of(result) == LOCAL
-        and result.forecast
-        and result.forecast.estimate
+    estimates = [
+        candidate.forecast.estimate.p
+        for class_name, candidates in decisions
+        for candidate in candidates
+        if class_name == "arithmetic"
+        and get_model_name(candidate) == LOCAL
+        and candidate.forecast
+        and candidate.forecast.estimate
     ]
-    assert len(expected) == 25
-    assert 0.8 < sum(expected) / len(expected) < 0.898
+    assert len(estimates) == 25
+    assert 0.8 < sum(estimates) / len(estimates) < 0.898
 
 
 def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
@@ -144,39 +154,43 @@ def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
             candidate.forecast for candidate in candidates if candidate.forecast is not None
         ]
         bad_answers = sum(
-            1 - candidate.estimate.p for candidate in forecasts if candidate.estimate is not None
+            1 - forecast.estimate.p for forecast in forecasts if forecast.estimate is not None
         )
-        return sum(candidate.cost_pico for candidate in forecasts), bad_answers
+        return sum(forecast.cost_pico for forecast in forecasts), bad_answers
 
-    cost, bad_answers = sum_expectations([best_candidate for _, (best_candidate, *_) in decisions])
-    haikus = [
+    cost_pico, bad_answers = sum_expectations(
+        [best_candidate for _, (best_candidate, *_) in decisions]
+    )
+    haiku_candidates = [
         candidate
-        for _, results in decisions
-        for candidate in results
-        if model_of(candidate) == HAIKU
+        for _, ranked_candidates in decisions
+        for candidate in ranked_candidates
+        if get_model_name(candidate) == HAIKU
     ]
-    haiku_cost, haiku_bad = sum_expectations(haikus)
-    assert bad_answers <= 1.2 * haiku_bad
-    assert cost <= 0.7 * haiku_cost
-    text = (ROOT / "docs" / "routing.md").read_text()
-    expected_sentence = f"{bad_answers / haiku_bad:.2f} times the useless answers of Haiku alone at {cost / haiku_cost:.2f}"
-    assert expected_sentence in " ".join(text.split()), expected_sentence
+    haiku_cost_pico, haiku_bad_answers = sum_expectations(haiku_candidates)
+    assert bad_answers <= 1.2 * haiku_bad_answers
+    assert cost_pico <= 0.7 * haiku_cost_pico
+    page = (ROOT / "docs" / "routing.md").read_text()
+    expected_sentence = f"{bad_answers / haiku_bad_answers:.2f} times the useless answers of Haiku alone at {cost_pico / haiku_cost_pico:.2f}"
+    assert expected_sentence in " ".join(page.split()), expected_sentence
 
 
 def test_table_in_the_docs_is_current(decisions: Decisions) -> None:
-    table: dict[str, Counter[str]] = {}
-    for name, (best_candidate, *_) in decisions:
-        table.setdefault(name, Counter())[model_of(best_candidate)] += 1
+    counts_by_class: dict[str, Counter[str]] = {}
+    for class_name, (best_candidate, *_) in decisions:
+        counts_by_class.setdefault(class_name, Counter())[get_model_name(best_candidate)] += 1
     rows = [
-        f"| {name} | " + " | ".join(str(counts[column]) for column in (SMALL, LOCAL, HAIKU)) + " |"
-        for name, counts in table.items()
+        f"| {class_name} | "
+        + " | ".join(str(counts[column]) for column in (SMALL, LOCAL, HAIKU))
+        + " |"
+        for class_name, counts in counts_by_class.items()
     ]
-    text = (ROOT / "docs" / "routing.md").read_text()
-    missing_rows = [row for row in rows if row not in text]
+    page = (ROOT / "docs" / "routing.md").read_text()
+    missing_rows = [row for row in rows if row not in page]
     assert not missing_rows, "\n".join(rows)
 
 
-def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path) -> None:
+def test_easy_work_without_a_local_model_stays_on_the_smallest_model(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path)
     fleet = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "anything"}).build(
         ModelsConfig.model_validate(read_shipped_config())
@@ -189,5 +203,5 @@ def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path
         for prompt in ("Say hello", "Write merge sort in Go", "Erkläre § 823 BGB"):
             body = {"model": alias, "messages": [{"role": "user", "content": prompt}]}
             explanation = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
-            chosen_models.append(model_of(explanation.candidates[0]))
+            chosen_models.append(get_model_name(explanation.candidates[0]))
         assert chosen_models == [SMALL, HAIKU, HAIKU]

@@ -13,7 +13,7 @@ from moyin.domain.money import Price, PriceBand, Rates, Usage, create_flat_tarif
 from moyin.domain.needs import Needs
 from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.compiled_route import compute_max_request_cost
-from tests.unit.text.routing.factories import deployment, fleet, route
+from tests.unit.text.routing.factories import make_deployment, make_fleet, make_route
 
 TOKENS = st.integers(0, 400_000)
 
@@ -44,14 +44,15 @@ def test_maximum_cost_covers_every_allowed_usage(
 
 
 def test_maximum_cost_covers_expensive_short_prompts() -> None:
-    def rates(amount: int) -> Rates:
+    def make_rates(amount: int) -> Rates:
         price = Decimal(amount)
         return Rates(
             input=price, output=price, cache_read=price, cache_write=price, cache_write_1h=price
         )
 
     price = Price(
-        since=date.min, bands=(PriceBand(up_to=100, rates=rates(9)), PriceBand(rates=rates(1)))
+        since=date.min,
+        bands=(PriceBand(up_to=100, rates=make_rates(9)), PriceBand(rates=make_rates(1))),
     )
     short_usage = Usage(input_tokens=100, output_tokens=50)
     assert price.compute_pico_cost(short_usage) <= price.compute_max_pico_cost(200, 50)
@@ -59,15 +60,27 @@ def test_maximum_cost_covers_expensive_short_prompts() -> None:
 
 
 def test_attachments_reserve_by_size_and_external_content_a_whole_context() -> None:
-    deployments = fleet(
-        [deployment("dear", create_flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)]
+    fleet = make_fleet(
+        [
+            make_deployment(
+                "dear", create_flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000
+            )
+        ]
     )
-    compiled_route = route(deployments)
+    compiled_route = make_route(fleet)
 
-    def prompt(needs: Needs) -> Decimal:
+    def compute_reservation(needs: Needs) -> Decimal:
         return compute_max_request_cost(compiled_route, needs, streams=False)
 
-    assert prompt(Needs(prompt_tokens=10, max_tokens=1)) == 1_040
-    assert prompt(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000)) == 6_040
-    assert prompt(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000_000)) == 90_000
-    assert prompt(Needs(prompt_tokens=10, max_tokens=1, has_external_content=True)) == 90_000
+    assert compute_reservation(Needs(prompt_tokens=10, max_tokens=1)) == 1_040
+    assert (
+        compute_reservation(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000)) == 6_040
+    )
+    assert (
+        compute_reservation(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000_000))
+        == 90_000
+    )
+    assert (
+        compute_reservation(Needs(prompt_tokens=10, max_tokens=1, has_external_content=True))
+        == 90_000
+    )

@@ -23,8 +23,8 @@ from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
 from tests.stack import RecordMeasurement
-from tests.unit.text.routing.factories import ALL_SCOPES, deployment
-from tests.unit.text.routing.request_trace import TraceRequest, requests
+from tests.unit.text.routing.factories import ALL_SCOPES, make_deployment
+from tests.unit.text.routing.request_trace import TraceRequest, generate_requests
 from tests.unit.text.routing.router_rig import RecordedLedger
 
 DAY = date(2026, 11, 25)
@@ -39,21 +39,21 @@ PAID_FOR = (("0", "0"), ("0", "0"))
 
 
 def build_deployments(
-    small: tuple[str, str], large: tuple[str, str]
+    small_prices: tuple[str, str], large_prices: tuple[str, str]
 ) -> tuple[ModelDeployment, ...]:
     """Return a fleet's deployments: a small and a large local model at these prices, and Claude."""
     return (
-        deployment(
+        make_deployment(
             "small",
-            create_flat_tariff(*map(Decimal, small)),
+            create_flat_tariff(*map(Decimal, small_prices)),
             context=16_384,
             abilities=("schema",),
             residency=HOME,
             quality=1,
         ),
-        deployment(
+        make_deployment(
             "large",
-            create_flat_tariff(*map(Decimal, large)),
+            create_flat_tariff(*map(Decimal, large_prices)),
             context=131_072,
             abilities=("schema", "tools"),
             residency=HOME,
@@ -64,7 +64,7 @@ def build_deployments(
 
 
 CLOUD = tuple(
-    deployment(
+    make_deployment(
         model,
         CLAUDE_TARIFFS[model],
         model=model,
@@ -82,7 +82,7 @@ ALIASES = {"smart": Alias(quality=3)}
 POLICIES = {"ada": TenantPolicy(residency=frozenset({HOME}))}
 
 
-class Server(FakeBackend):
+class BillingBackend(FakeBackend):
     """A fake back end that counts tokens like its provider and records its own bill."""
 
     def __init__(self, deployment: ModelDeployment, trace: Mapping[str, TraceRequest]) -> None:
@@ -93,7 +93,9 @@ class Server(FakeBackend):
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         traced_request = self._trace[request.user or ""]
-        usage = self.billed_usage[traced_request.id] = true_usage(traced_request, self._deployment)
+        usage = self.billed_usage[traced_request.id] = compute_true_usage(
+            traced_request, self._deployment
+        )
         return ChatResponse(
             id=traced_request.id,
             model="m",
@@ -103,7 +105,7 @@ class Server(FakeBackend):
         )
 
 
-def true_usage(request: TraceRequest, deployment: ModelDeployment) -> Usage:
+def compute_true_usage(request: TraceRequest, deployment: ModelDeployment) -> Usage:
     cached_tokens = (
         round(request.prompt * request.kind.cached) if deployment.residency == "cloud" else 0
     )
@@ -114,9 +116,9 @@ def true_usage(request: TraceRequest, deployment: ModelDeployment) -> Usage:
     )
 
 
-def cost(request: TraceRequest, deployment: ModelDeployment) -> int:
+def compute_cost(request: TraceRequest, deployment: ModelDeployment) -> int:
     return deployment.model.tariff.get_price_on(DAY).compute_pico_cost(
-        true_usage(request, deployment)
+        compute_true_usage(request, deployment)
     )
 
 
@@ -130,20 +132,20 @@ def meets_constraints(request: TraceRequest, deployment: ModelDeployment) -> boo
         and (model.tools or not kind.tools)
         and (model.vision or not kind.vision)
         and (model.schema or not kind.schema)
-        and body_tokens(request) + (kind.limit or 0) <= model.context
+        and estimate_body_tokens(request) + (kind.limit or 0) <= model.context
     )
 
 
-def body_tokens(request: TraceRequest) -> int:
+def estimate_body_tokens(request: TraceRequest) -> int:
     """Return the router's estimate of a request's tokens before the call."""
-    return codec_of(request).parse(body_of(request)).derive_needs().prompt_tokens
+    return choose_codec(request).parse(build_body(request)).derive_needs().prompt_tokens
 
 
-def codec_of(request: TraceRequest) -> ProtocolCodec:
+def choose_codec(request: TraceRequest) -> ProtocolCodec:
     return AnthropicCodec() if request.kind.cached else OpenAICodec()
 
 
-def body_of(request: TraceRequest) -> bytes:
+def build_body(request: TraceRequest) -> bytes:
     kind = request.kind
     if kind.cached:
         return build_marked_body(request)
@@ -167,34 +169,34 @@ def body_of(request: TraceRequest) -> bytes:
 
 def build_marked_body(request: TraceRequest) -> bytes:
     """Return a body in Anthropic's format, which can mark a prompt for caching."""
-    mark = {"cache_control": {"type": "ephemeral"}}
+    cache_marker = {"cache_control": {"type": "ephemeral"}}
     body = {
         "model": request.kind.alias,
         "max_tokens": 4_096,
         "metadata": {"user_id": request.id},
         "tools": [{"name": "grep", "input_schema": {"type": "object"}}],
-        "system": [{"type": "text", "text": "x" * request.bytes_, **mark}],
+        "system": [{"type": "text", "text": "x" * request.bytes_, **cache_marker}],
         "messages": [{"role": "user", "content": "go on"}],
     }
     return json.dumps(body).encode()
 
 
-@pytest.mark.parametrize("cards", [AMORTISED, PAID_FOR], ids=["amortised", "paid for"])
+@pytest.mark.parametrize("card_prices", [AMORTISED, PAID_FOR], ids=["amortised", "paid for"])
 async def test_total_cost_is_within_a_twentieth_of_an_oracle(
-    cards: tuple[tuple[str, str], tuple[str, str]], record_measurement: RecordMeasurement
+    card_prices: tuple[tuple[str, str], tuple[str, str]], record_measurement: RecordMeasurement
 ) -> None:
-    all_deployments = build_deployments(*cards)
-    trace = {request.id: request for request in requests()}
+    all_deployments = build_deployments(*card_prices)
+    trace = {request.id: request for request in generate_requests()}
     assert len(trace) >= 2_000
-    servers = {
-        model_deployment.backend: Server(model_deployment, trace)
+    billing_backends = {
+        model_deployment.backend: BillingBackend(model_deployment, trace)
         for model_deployment in all_deployments
     }
     runtimes = {
         name: BackendRuntime(
             name=name, backend=server, pass_through=None, timeout=60, breaker=Breaker(lambda: 0.0)
         )
-        for name, server in servers.items()
+        for name, server in billing_backends.items()
     }
     fleet = Fleet(
         catalog=Catalog(deployments=all_deployments, aliases=ALIASES),
@@ -203,18 +205,20 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     )
     ledger = RecordedLedger()
     router = Router(fleet, ledger)
-    deployments = {
+    deployments_by_backend = {
         model_deployment.backend: model_deployment for model_deployment in all_deployments
     }
-    spent_pico = oracle = chosen_for = best_for = claude_cost = cheapest_claude = sonnet = 0
+    spent_pico = oracle_pico = mixed_pico = mixed_oracle_pico = unrestricted_pico = (
+        cheapest_claude_pico
+    ) = sonnet_pico = 0
     for request in trace.values():
         context = RoutingContext(
             request_id=request.id, owner=request.owner, headers=request.headers
         )
-        codec = codec_of(request)
-        await router.answer(codec, codec.parse(body_of(request)), context)
+        codec = choose_codec(request)
+        await router.answer(codec, codec.parse(build_body(request)), context)
         entry = ledger[-1]
-        chosen_deployment = deployments[entry.backend]
+        chosen_deployment = deployments_by_backend[entry.backend]
         assert meets_constraints(request, chosen_deployment), (
             f"{request.kind.name} went to {chosen_deployment.backend}"
         )
@@ -223,26 +227,30 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
             for model_deployment in all_deployments
             if meets_constraints(request, model_deployment)
         ]
-        spent_pico += cost(request, chosen_deployment)
-        oracle += min(cost(request, model_deployment) for model_deployment in able_deployments)
-        if clouds := [
+        spent_pico += compute_cost(request, chosen_deployment)
+        oracle_pico += min(
+            compute_cost(request, model_deployment) for model_deployment in able_deployments
+        )
+        if cloud_deployments := [
             model_deployment
             for model_deployment in able_deployments
             if model_deployment.residency == "cloud"
         ]:
-            claude_cost += cost(request, chosen_deployment)
-            cheapest_claude += min(cost(request, model_deployment) for model_deployment in clouds)
-            sonnet += cost(request, deployments["claude-sonnet-5-5"])
-            if len(clouds) < len(able_deployments):
-                chosen_for += cost(request, chosen_deployment)
-                best_for += min(
-                    cost(request, model_deployment) for model_deployment in able_deployments
+            unrestricted_pico += compute_cost(request, chosen_deployment)
+            cheapest_claude_pico += min(
+                compute_cost(request, model_deployment) for model_deployment in cloud_deployments
+            )
+            sonnet_pico += compute_cost(request, deployments_by_backend["claude-sonnet-5-5"])
+            if len(cloud_deployments) < len(able_deployments):
+                mixed_pico += compute_cost(request, chosen_deployment)
+                mixed_oracle_pico += min(
+                    compute_cost(request, model_deployment) for model_deployment in able_deployments
                 )
 
     # The ledger, the providers' bills and the money agree, to the token.
     assert [entry.request_id for entry in ledger] == list(trace)
     for entry in ledger:
-        billed_usage = servers[entry.backend].billed_usage[entry.request_id]
+        billed_usage = billing_backends[entry.backend].billed_usage[entry.request_id]
         assert (entry.input_tokens, entry.cached_tokens, entry.output_tokens) == (
             billed_usage.prompt_tokens,
             billed_usage.cached_tokens,
@@ -250,14 +258,14 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         )
     assert sum((entry.cost_usd for entry in ledger), Decimal(0)) == pico_to_usd(spent_pico)
 
-    share = spent_pico / oracle - 1
+    excess_share = spent_pico / oracle_pico - 1
     record_measurement(
-        f"money, cards at {'/'.join(cards[0])} and {'/'.join(cards[1])} USD per million: "
-        f"{len(trace)} requests for {pico_to_usd(spent_pico):.4f} USD, {share:.2%} above an oracle that knows "
-        f"every length ({chosen_for / best_for - 1 if best_for else 0:.2%} where house and cloud "
-        f"could both answer); where data may leave the house {1 - claude_cost / cheapest_claude:.0%} below "
-        f"the cheapest able Claude model, {1 - claude_cost / sonnet:.0%} below Sonnet for all"
+        f"money, cards at {'/'.join(card_prices[0])} and {'/'.join(card_prices[1])} USD per million: "
+        f"{len(trace)} requests for {pico_to_usd(spent_pico):.4f} USD, {excess_share:.2%} above an oracle that knows "
+        f"every length ({mixed_pico / mixed_oracle_pico - 1 if mixed_oracle_pico else 0:.2%} where house and cloud "
+        f"could both answer); where data may leave the house {1 - unrestricted_pico / cheapest_claude_pico:.0%} below "
+        f"the cheapest able Claude model, {1 - unrestricted_pico / sonnet_pico:.0%} below Sonnet for all"
     )
-    assert oracle <= spent_pico <= oracle * 1.05
-    assert chosen_for <= best_for * 1.05
-    assert claude_cost < cheapest_claude
+    assert oracle_pico <= spent_pico <= oracle_pico * 1.05
+    assert mixed_pico <= mixed_oracle_pico * 1.05
+    assert unrestricted_pico < cheapest_claude_pico

@@ -33,29 +33,33 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loaded_models import LoadedModels, ModelState
 from moyin.text.routing.request_preferences import parse_preferences
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.factories import Clock, deployment, fleet, route
+from tests.unit.text.routing.factories import Clock, make_deployment, make_fleet, make_route
 
 HI = Needs(prompt_tokens=100, max_tokens=50)
 HAIKU = CLAUDE_TARIFFS["claude-haiku-5-5"]
 
 
-def choose(models: Fleet, needs: Needs = HI, **kwargs: Any) -> list[Candidate]:
-    return rank_candidates(route(models, **kwargs), needs, UsageHistory(), always_weigh=True)
+def rank_for_needs(fleet: Fleet, needs: Needs = HI, **route_options: Any) -> list[Candidate]:
+    return rank_candidates(
+        make_route(fleet, **route_options), needs, UsageHistory(), always_weigh=True
+    )
 
 
-def names(candidates: Sequence[Candidate]) -> list[str]:
+def list_backends(candidates: Sequence[Candidate]) -> list[str]:
     return [candidate.deployment.backend for candidate in candidates]
 
 
 def test_a_free_local_model_wins() -> None:
-    candidates = choose(fleet([deployment("claude", HAIKU, context=200_000), deployment("local")]))
-    assert names(candidates) == ["local", "claude"]
+    candidates = rank_for_needs(
+        make_fleet([make_deployment("claude", HAIKU, context=200_000), make_deployment("local")])
+    )
+    assert list_backends(candidates) == ["local", "claude"]
     assert candidates[0].reason == "free"
 
 
 def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
-    local_and_cloud = fleet(
-        [deployment("local", abilities=()), deployment("claude", HAIKU, context=200_000)]
+    local_and_cloud_fleet = make_fleet(
+        [make_deployment("local", abilities=()), make_deployment("claude", HAIKU, context=200_000)]
     )
     for needs in (
         Needs(prompt_tokens=5000),
@@ -64,7 +68,9 @@ def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
         Needs(prompt_tokens=1, vision=True),
         Needs(prompt_tokens=1, schema=True),
     ):
-        (only_candidate,) = rank_candidates(route(local_and_cloud), needs, UsageHistory())
+        (only_candidate,) = rank_candidates(
+            make_route(local_and_cloud_fleet), needs, UsageHistory()
+        )
         assert (
             only_candidate.deployment.backend,
             only_candidate.reason,
@@ -73,79 +79,91 @@ def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
 
 
 def test_cost_depends_on_token_counts_not_on_the_sum_of_prices() -> None:
-    two_backends = fleet(
+    fleet_of_two = make_fleet(
         [
-            deployment("in", create_flat_tariff(Decimal("0.1"), Decimal(9))),
-            deployment("out", create_flat_tariff(Decimal(1), Decimal(1))),
+            make_deployment("in", create_flat_tariff(Decimal("0.1"), Decimal(9))),
+            make_deployment("out", create_flat_tariff(Decimal(1), Decimal(1))),
         ]
     )
-    assert names(choose(two_backends, Needs(prompt_tokens=900, max_tokens=10)))[0] == "in"
-    assert names(choose(two_backends, Needs(prompt_tokens=10, max_tokens=900)))[0] == "out"
+    assert (
+        list_backends(rank_for_needs(fleet_of_two, Needs(prompt_tokens=900, max_tokens=10)))[0]
+        == "in"
+    )
+    assert (
+        list_backends(rank_for_needs(fleet_of_two, Needs(prompt_tokens=10, max_tokens=900)))[0]
+        == "out"
+    )
 
 
 def test_cached_tokens_are_weighed_at_their_own_price() -> None:
-    cheap_cache_deployment = deployment(
+    cheap_cache_deployment = make_deployment(
         "a", create_flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
     )
-    plain_deployment = deployment("b", create_flat_tariff(Decimal(2), Decimal(0)), context=10**6)
-    two_backends, history = fleet([cheap_cache_deployment, plain_deployment]), UsageHistory()
+    plain_deployment = make_deployment(
+        "b", create_flat_tariff(Decimal(2), Decimal(0)), context=10**6
+    )
+    fleet_of_two, history = make_fleet([cheap_cache_deployment, plain_deployment]), UsageHistory()
     needs = Needs(prompt_tokens=50_000, max_tokens=1)
-    assert names(rank_candidates(route(two_backends), needs, history)) == ["b", "a"]
+    assert list_backends(rank_candidates(make_route(fleet_of_two), needs, history)) == ["b", "a"]
     for _ in range(20):
         usage = Usage(input_tokens=5_000, cached_tokens=45_000, output_tokens=1)
         history.record("a-model", needs, usage)
-    assert names(rank_candidates(route(two_backends), needs, history)) == ["a", "b"]
+    assert list_backends(rank_candidates(make_route(fleet_of_two), needs, history)) == ["a", "b"]
     # A cache marker is trusted before any usage was recorded.
     needs_with_marker = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
-    assert names(rank_candidates(route(two_backends), needs_with_marker, UsageHistory())) == [
+    assert list_backends(
+        rank_candidates(make_route(fleet_of_two), needs_with_marker, UsageHistory())
+    ) == [
         "a",
         "b",
     ]
 
 
 def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() -> None:
-    fleet_of_four = fleet(
+    fleet_of_four = make_fleet(
         [
-            deployment("ollama", api_format=None),
-            deployment("busy"),
-            deployment("idle"),
-            deployment("idle2"),
+            make_deployment("ollama", api_format=None),
+            make_deployment("busy"),
+            make_deployment("idle"),
+            make_deployment("idle2"),
         ]
     )
     for _ in range(3):
         fleet_of_four.runtimes["busy"].slots.try_acquire("ada")
-    assert names(choose(fleet_of_four)) == ["idle", "idle2", "busy", "ollama"]
+    assert list_backends(rank_for_needs(fleet_of_four)) == ["idle", "idle2", "busy", "ollama"]
 
 
-def test_a_second_of_waiting_has_a_price() -> None:
-    deployments = [deployment("local"), deployment("claude", HAIKU, context=200_000)]
+def test_waiting_time_is_weighed_at_its_price() -> None:
+    deployments = [make_deployment("local"), make_deployment("claude", HAIKU, context=200_000)]
     for usd_per_second, expected_backend in ((0.0, "local"), (0.001, "claude")):
-        local_and_cloud = fleet(deployments, limit=1, usd_per_second=usd_per_second)
-        local_and_cloud.runtimes["local"].slots.try_acquire("ada")
-        candidates = choose(local_and_cloud, Needs(prompt_tokens=100, max_tokens=500))
-        assert names(candidates)[0] == expected_backend
+        local_and_cloud_fleet = make_fleet(deployments, limit=1, usd_per_second=usd_per_second)
+        local_and_cloud_fleet.runtimes["local"].slots.try_acquire("ada")
+        candidates = rank_for_needs(local_and_cloud_fleet, Needs(prompt_tokens=100, max_tokens=500))
+        assert list_backends(candidates)[0] == expected_backend
     assert candidates[0].reason == "soonest"
-    wait_by_backend = {
+    wait_seconds_by_backend = {
         candidate.deployment.backend: candidate.forecast.waiting_seconds
         for candidate in candidates
         if candidate.forecast
     }
-    assert wait_by_backend["claude"] == 0 < wait_by_backend["local"]
+    assert wait_seconds_by_backend["claude"] == 0 < wait_seconds_by_backend["local"]
 
 
 async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
-    cold_and_warm = fleet([deployment("cold"), deployment("warm")], usd_per_second=0.001)
+    cold_and_warm_fleet = make_fleet(
+        [make_deployment("cold"), make_deployment("warm")], usd_per_second=0.001
+    )
     clock = Clock()
 
     async def list_loaded() -> dict[str, dict[str, str]]:
         return {}
 
     loaded_models = LoadedModels(list_loaded, load_seconds=lambda _: 20.0, clock=clock)
-    cold_and_warm.runtimes["cold"].loaded = loaded_models
-    assert names(choose(cold_and_warm)) == ["cold", "warm"]  # unknown so far
+    cold_and_warm_fleet.runtimes["cold"].loaded = loaded_models
+    assert list_backends(rank_for_needs(cold_and_warm_fleet)) == ["cold", "warm"]  # unknown so far
     await loaded_models.refresh()
     assert loaded_models.get_state("x") is ModelState.ABSENT
-    assert names(choose(cold_and_warm)) == ["warm", "cold"]
+    assert list_backends(rank_for_needs(cold_and_warm_fleet)) == ["warm", "cold"]
     loaded_models.record_call_start("x")
     clock.now += 15
     assert loaded_models.get_state("x") is ModelState.LOADING
@@ -157,69 +175,80 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
 
 
 def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
-    local = deployment("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
-    (lone_choice,) = choose(fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
-    assert lone_choice.forecast is not None
-    assert lone_choice.forecast.cost_pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
-    measured_fleet = fleet([local])
-    latency = measured_fleet.runtimes["local"].get_latency_estimator("local-model")
+    local_deployment = make_deployment("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
+    (lone_candidate,) = rank_for_needs(
+        make_fleet([local_deployment]), Needs(prompt_tokens=0, max_tokens=50)
+    )
+    assert lone_candidate.forecast is not None
+    assert (
+        lone_candidate.forecast.cost_pico == 50 * 10**12 // 1000 // 50
+    )  # 50 tokens at 50 a second
+    measured_fleet = make_fleet([local_deployment])
+    latency_estimator = measured_fleet.runtimes["local"].get_latency_estimator("local-model")
     for _ in range(200):
-        latency.record(
+        latency_estimator.record(
             prompt_tokens=0, output_tokens=1000, first_token_seconds=None, seconds=10, concurrency=4
         )
-    (shared_choice,) = choose(measured_fleet, Needs(prompt_tokens=0, max_tokens=50))
-    assert shared_choice.forecast is not None
+    (shared_candidate,) = rank_for_needs(measured_fleet, Needs(prompt_tokens=0, max_tokens=50))
+    assert shared_candidate.forecast is not None
     # A hundred a second, shared with three others: an eighth of the time; the prior fades.
-    assert shared_choice.forecast.cost_pico == pytest.approx(
-        lone_choice.forecast.cost_pico / 8, rel=0.15
+    assert shared_candidate.forecast.cost_pico == pytest.approx(
+        lone_candidate.forecast.cost_pico / 8, rel=0.15
     )
 
 
 def test_slow_latency_measurements_fade() -> None:
-    fleet_of_one = fleet([deployment("a")])
+    fleet_of_one = make_fleet([make_deployment("a")])
     runtime = fleet_of_one.runtimes["a"]
-    latency = runtime.get_latency_estimator("a-model")
-    seconds_before = latency.estimate_first_token_seconds(100)
+    latency_estimator = runtime.get_latency_estimator("a-model")
+    seconds_before = latency_estimator.estimate_first_token_seconds(100)
     for _ in range(30):
-        latency.record(
+        latency_estimator.record(
             prompt_tokens=100, output_tokens=2, first_token_seconds=9.0, seconds=9.1, concurrency=1
         )
-    assert latency.estimate_first_token_seconds(100) > 7
-    assert latency.get_first_token_p95() == 9.0
+    assert latency_estimator.estimate_first_token_seconds(100) > 7
+    assert latency_estimator.get_first_token_p95() == 9.0
     runtime.clock.now += 3600  # type: ignore[attr-defined]
-    assert latency.estimate_first_token_seconds(100) == pytest.approx(seconds_before, rel=0.1)
+    assert latency_estimator.estimate_first_token_seconds(100) == pytest.approx(
+        seconds_before, rel=0.1
+    )
 
 
 def test_unavailable_back_end_is_skipped_and_the_error_has_retry_after() -> None:
-    two_backends = fleet([deployment("a"), deployment("b")])
-    two_backends.runtimes["a"].breaker.fail(retry_after=9)
-    two_backends.runtimes["b"].breaker.fail(retry_after=4)
-    assert not choose(two_backends)
-    error = build_no_candidate_error(route(two_backends), HI)
+    fleet_of_two = make_fleet([make_deployment("a"), make_deployment("b")])
+    fleet_of_two.runtimes["a"].breaker.fail(retry_after=9)
+    fleet_of_two.runtimes["b"].breaker.fail(retry_after=4)
+    assert not rank_for_needs(fleet_of_two)
+    error = build_no_candidate_error(make_route(fleet_of_two), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after == 4
 
 
 def test_back_end_without_a_key_is_never_a_candidate() -> None:
-    fleet_without_keys = fleet([deployment("claude", configured=False)])
-    assert not choose(fleet_without_keys)
-    error = build_no_candidate_error(route(fleet_without_keys), HI)
+    fleet_without_keys = make_fleet([make_deployment("claude", configured=False)])
+    assert not rank_for_needs(fleet_without_keys)
+    error = build_no_candidate_error(make_route(fleet_without_keys), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.message.endswith(": claude lacks its key (CLAUDE_KEY)")
 
 
 def test_prompt_too_long_for_every_model_reports_token_counts() -> None:
     needs = Needs(prompt_tokens=5000, max_tokens=50)
-    models = fleet([deployment("a"), deployment("cloud", configured=False, context=10**6)])
-    error = build_no_candidate_error(route(models), needs)
+    fleet = make_fleet(
+        [make_deployment("a"), make_deployment("cloud", configured=False, context=10**6)]
+    )
+    error = build_no_candidate_error(make_route(fleet), needs)
     assert isinstance(error, ContextTooLong)
     assert error.details == {"prompt_tokens": 5000, "max_tokens": 50, "context": 1000}
     assert error.field == "messages"
 
 
-def test_too_long_an_answer_names_max_tokens() -> None:
+def test_error_of_too_long_an_answer_names_max_tokens() -> None:
     needs = Needs(prompt_tokens=10, max_tokens=5000)
-    assert build_no_candidate_error(route(fleet([deployment("a")])), needs).field == "max_tokens"
+    assert (
+        build_no_candidate_error(make_route(make_fleet([make_deployment("a")])), needs).field
+        == "max_tokens"
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,17 +262,19 @@ def test_too_long_an_answer_names_max_tokens() -> None:
 )
 def test_error_names_an_ability_that_no_model_has(ability: str, field: str) -> None:
     needs = Needs(prompt_tokens=1, **{ability: True})
-    error = build_no_candidate_error(route(fleet([deployment("a", abilities=())])), needs)
+    error = build_no_candidate_error(
+        make_route(make_fleet([make_deployment("a", abilities=())])), needs
+    )
     assert isinstance(error, UnsupportedFeature)
     assert error.field == field
 
 
-AT_HOME = deployment("local", residency="on-premises", abilities=())
-CLOUD = deployment("claude", HAIKU, context=200_000)
+AT_HOME = make_deployment("local", residency="on-premises", abilities=())
+CLOUD = make_deployment("claude", HAIKU, context=200_000)
 
 
 @pytest.mark.parametrize(
-    ("parts", "route_options"),
+    ("fleet_settings", "route_options"),
     [
         ({"policies": {"ada": TenantPolicy(residency=frozenset({"on-premises"}))}}, {}),
         ({"policies": {"*": TenantPolicy(residency=frozenset({"on-premises"}))}}, {}),
@@ -253,49 +284,49 @@ CLOUD = deployment("claude", HAIKU, context=200_000)
     ids=["tenant", "everybody", "alias", "header"],
 )
 def test_residency_rules_exclude_back_ends(
-    parts: dict[str, Any], route_options: dict[str, Any]
+    fleet_settings: dict[str, Any], route_options: dict[str, Any]
 ) -> None:
-    models = fleet([CLOUD, AT_HOME], **parts)
-    assert names(choose(models, HI, **route_options)) == ["local"]
+    fleet = make_fleet([CLOUD, AT_HOME], **fleet_settings)
+    assert list_backends(rank_for_needs(fleet, HI, **route_options)) == ["local"]
     needs = Needs(prompt_tokens=1, vision=True)
-    assert not choose(models, needs, **route_options)
-    error = build_no_candidate_error(route(models, **route_options), needs)
+    assert not rank_for_needs(fleet, needs, **route_options)
+    error = build_no_candidate_error(make_route(fleet, **route_options), needs)
     assert isinstance(error, UnsupportedFeature)
     assert error.field == "messages"
 
 
 def test_header_never_widens_the_tenants_residency() -> None:
-    models = fleet(
+    fleet = make_fleet(
         [CLOUD, AT_HOME], policies={"ada": TenantPolicy(residency=frozenset({"on-premises"}))}
     )
-    assert not choose(models, HI, residency=("cloud",))
+    assert not rank_for_needs(fleet, HI, residency=("cloud",))
     assert isinstance(
-        build_no_candidate_error(route(models, residency=("cloud",)), HI), ModelNotAllowed
+        build_no_candidate_error(make_route(fleet, residency=("cloud",)), HI), ModelNotAllowed
     )
-    assert names(choose(models, HI, owner="eve")) == ["local", "claude"]
+    assert list_backends(rank_for_needs(fleet, HI, owner="eve")) == ["local", "claude"]
 
 
 def test_tenant_may_use_only_its_allowed_names() -> None:
-    models = fleet(
+    fleet = make_fleet(
         [AT_HOME, CLOUD], policies={"ada": TenantPolicy(names=frozenset({"local-model"}))}
     )
-    assert names(choose(models, HI, name="local-model")) == ["local"]
+    assert list_backends(rank_for_needs(fleet, HI, name="local-model")) == ["local"]
     for name in ("auto", "claude-model", "local/local-model"):
         with pytest.raises(ModelNotAllowed):
-            choose(models, HI, name=name)
+            rank_for_needs(fleet, HI, name=name)
 
 
 def test_preferences_are_read_from_headers() -> None:
-    places = frozenset({"cloud", "on-premises", "eu"})
+    known_residencies = frozenset({"cloud", "on-premises", "eu"})
     headers = [(b"x-moyin-residency", b"on-premises, eu"), (b"x-moyin-timeout", b"2.5")]
-    preferences = parse_preferences(headers, places)
+    preferences = parse_preferences(headers, known_residencies)
     assert (preferences.residency, preferences.timeout, preferences.bypass_cache) == (
         ("eu", "on-premises"),
         2.5,
         False,
     )
-    assert parse_preferences([(b"cache-control", b"no-cache")], places).bypass_cache
-    assert parse_preferences([(b"host", b"x")], places).residency is None
+    assert parse_preferences([(b"cache-control", b"no-cache")], known_residencies).bypass_cache
+    assert parse_preferences([(b"host", b"x")], known_residencies).residency is None
 
 
 @pytest.mark.parametrize(
@@ -316,13 +347,13 @@ def test_invalid_preference_is_rejected(name: bytes, value: bytes) -> None:
 
 
 def test_compiled_route_is_cached_for_the_day() -> None:
-    models = fleet([CLOUD])
-    first_route = route(models)
-    assert route(models) is first_route
-    assert route(models, owner="eve") is first_route
+    fleet = make_fleet([CLOUD])
+    first_route = make_route(fleet)
+    assert make_route(fleet) is first_route
+    assert make_route(fleet, owner="eve") is first_route
     assert CLOUD.api_format is not None
     assert (
-        models.get_route("auto", "ada", None, CLOUD.api_format, first_route.day + 1)
+        fleet.get_route("auto", "ada", None, CLOUD.api_format, first_route.day + 1)
         is not first_route
     )
 
@@ -331,22 +362,25 @@ def test_compiled_route_is_cached_for_the_day() -> None:
     ("deployments", "usd_per_second", "is_busy", "explanation_text", "code"),
     [
         (
-            [deployment("a"), deployment("b", create_flat_tariff(Decimal(1), Decimal(1)))],
+            [
+                make_deployment("a"),
+                make_deployment("b", create_flat_tariff(Decimal(1), Decimal(1))),
+            ],
             0.0,
             False,
             "costs 0.00015 USD more",
             "costs_more",
         ),
-        ([deployment("a"), deployment("b")], 0.0, True, "has more load", "more_load"),
+        ([make_deployment("a"), make_deployment("b")], 0.0, True, "has more load", "more_load"),
         (
-            [deployment("a"), deployment("b")],
+            [make_deployment("a"), make_deployment("b")],
             0.0,
             False,
             "comes later in the configuration",
             "later_in_configuration",
         ),
         (
-            [deployment("a"), deployment("b", api_format=None)],
+            [make_deployment("a"), make_deployment("b", api_format=None)],
             0.0,
             False,
             "needs a translation of the request",
@@ -361,10 +395,10 @@ def test_explanation_has_the_reason_why_a_candidate_was_not_chosen(
     explanation_text: str,
     code: str,
 ) -> None:
-    models = fleet(deployments, usd_per_second=usd_per_second)
+    fleet = make_fleet(deployments, usd_per_second=usd_per_second)
     if is_busy:
-        models.runtimes["b"].slots.try_acquire("ada")
-    chosen_candidate, other_candidate = choose(models)
+        fleet.runtimes["b"].slots.try_acquire("ada")
+    chosen_candidate, other_candidate = rank_for_needs(fleet)
     assert explain_loss(other_candidate, chosen_candidate, usd_per_second) == explanation_text
     [reason] = list_losses(other_candidate, chosen_candidate, usd_per_second)
     # All numbers of the words are parameters, too.
@@ -377,10 +411,10 @@ def test_explanation_has_the_reason_why_a_candidate_was_not_chosen(
     )
 
 
-def test_slower_candidate_loses_by_its_seconds() -> None:
-    models = fleet([deployment("a"), deployment("b")], limit=1, usd_per_second=0.001)
-    models.runtimes["b"].slots.try_acquire("ada")
-    chosen_candidate, other_candidate = choose(models)
+def test_explanation_of_a_slower_candidate_states_the_seconds() -> None:
+    fleet = make_fleet([make_deployment("a"), make_deployment("b")], limit=1, usd_per_second=0.001)
+    fleet.runtimes["b"].slots.try_acquire("ada")
+    chosen_candidate, other_candidate = rank_for_needs(fleet)
     assert other_candidate.forecast is not None
     assert (
         explain_loss(other_candidate, chosen_candidate, 0.001)
@@ -408,7 +442,7 @@ OFFERS = st.lists(
     max_size=8,
 ).map(
     lambda all_of_them: [
-        deployment(
+        make_deployment(
             f"b{number}",
             tariff,
             context=context,
@@ -432,8 +466,8 @@ POLICIES = st.sampled_from([{}, {"ada": TenantPolicy(residency=frozenset({"on-pr
 def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
     deployments: list[ModelDeployment], needs: Needs, policies: dict[str, TenantPolicy]
 ) -> None:
-    models = fleet(deployments, policies=policies)
-    candidates, exclusions = choose(models, needs), list_exclusions(route(models), needs)
+    fleet = make_fleet(deployments, policies=policies)
+    candidates, exclusions = rank_for_needs(fleet, needs), list_exclusions(make_route(fleet), needs)
     assert len(candidates) + len(exclusions) == len(deployments)
     for candidate in candidates:
         assert candidate.deployment.configured
@@ -442,27 +476,31 @@ def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
         assert not policies or candidate.deployment.residency == "on-premises"
     assert all(exclusion.reason and exclusion.code for exclusion in exclusions)
     if not candidates:
-        assert build_no_candidate_error(route(models), needs).message
+        assert build_no_candidate_error(make_route(fleet), needs).message
 
 
 @given(OFFERS, NEEDS, st.sampled_from([0.0, 0.001]))
 def test_candidates_are_sorted_by_score(
     deployments: list[ModelDeployment], needs: Needs, usd_per_second: float
 ) -> None:
-    candidates = choose(fleet(deployments, usd_per_second=usd_per_second), needs)
+    candidates = rank_for_needs(make_fleet(deployments, usd_per_second=usd_per_second), needs)
     scores = [candidate.forecast.score for candidate in candidates if candidate.forecast]
     assert len(scores) == len(candidates)
     assert scores == sorted(scores)
 
 
 CATALOG = Catalog(
-    deployments=(deployment("a", quality=1), deployment("b", quality=2), deployment("c")),
+    deployments=(
+        make_deployment("a", quality=1),
+        make_deployment("b", quality=2),
+        make_deployment("c"),
+    ),
     aliases={"good": Alias(quality=1), "pair": Alias(models=("a-model", "c-model"))},
 )
 
 
 @pytest.mark.parametrize(
-    ("name", "candidates"),
+    ("name", "backends"),
     [
         ("auto", "abc"),
         ("good", "ab"),
@@ -471,16 +509,14 @@ CATALOG = Catalog(
         ("c/c-model", "c"),
     ],
 )
-def test_auto_aliases_models_and_qualified_names_are_found(name: str, candidates: str) -> None:
-    assert (
-        "".join(deployment.backend for deployment in CATALOG.find_deployments(name)) == candidates
-    )
+def test_auto_aliases_models_and_qualified_names_are_found(name: str, backends: str) -> None:
+    assert "".join(deployment.backend for deployment in CATALOG.find_deployments(name)) == backends
 
 
 def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
     hosts = tuple(
         ModelDeployment(
-            backend=f"gpu-{number}", family="gpu", model=deployment("gpu", model="qwen").model
+            backend=f"gpu-{number}", family="gpu", model=make_deployment("gpu", model="qwen").model
         )
         for number in range(2)
     )
@@ -490,15 +526,15 @@ def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
 
 
 def test_many_names_are_found_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    deployments = [deployment(f"b{number}") for number in range(3)]
+    deployments = [make_deployment(f"b{number}") for number in range(3)]
     catalog = Catalog(deployments=(*deployments, deployments[1]))
     searched_deployments: list[ModelDeployment] = []
 
-    def record(searched_one: ModelDeployment) -> tuple[str, ...]:
-        searched_deployments.append(searched_one)
+    def record_search(deployment: ModelDeployment) -> tuple[str, ...]:
+        searched_deployments.append(deployment)
         return ()
 
-    monkeypatch.setattr(ModelDeployment, "names", property(record))
+    monkeypatch.setattr(ModelDeployment, "names", property(record_search))
     assert catalog.find_deployments("b1-model:latest") == (deployments[1], deployments[1])
     assert not catalog.is_group_name("b2/b2-model")
     assert searched_deployments == [], "lists of models look up every name"
@@ -514,18 +550,20 @@ def test_catalog_lists_every_name_once() -> None:
     assert CATALOG.names == ("auto", "good", "pair", "a-model", "b-model", "c-model")
 
 
-@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("abcd", 1), ("abcde", 2), ("墨印", 2)])
-def test_tokens_are_estimated_by_bytes(text: str, tokens: int) -> None:
-    assert estimate_tokens(text) == tokens
+@pytest.mark.parametrize(
+    ("text", "expected_tokens"), [("", 0), ("abcd", 1), ("abcde", 2), ("墨印", 2)]
+)
+def test_tokens_are_estimated_by_bytes(text: str, expected_tokens: int) -> None:
+    assert estimate_tokens(text) == expected_tokens
 
 
-def test_the_table_of_prices_is_dated() -> None:
+def test_table_of_prices_has_a_recent_date() -> None:
     assert date(2026, 10, 1) < PRICES_CHECKED_ON
 
 
 @pytest.mark.parametrize("requested_name", ["llama", "llama:latest", "b/llama:latest"])
 @pytest.mark.parametrize("name", ["llama", "llama:latest"])
-def test_a_name_without_a_tag_is_the_latest(name: str, requested_name: str) -> None:
+def test_name_without_a_tag_means_latest(name: str, requested_name: str) -> None:
     model = Model(name=name, upstream="up", context=9, tariff=FREE_TARIFF)
     catalog = Catalog(
         deployments=(ModelDeployment(backend="b", model=model),), aliases={"work": Alias()}
@@ -539,9 +577,9 @@ def test_a_name_without_a_tag_is_the_latest(name: str, requested_name: str) -> N
         == catalog.deployments
     )
     assert catalog.is_group_name("work:latest") and not catalog.is_group_name(requested_name)
-    for unknown in ("llama:7b", "other:latest", ":latest"):
+    for unknown_name in ("llama:7b", "other:latest", ":latest"):
         with pytest.raises(ModelNotFound):
-            catalog.find_deployments(unknown)
+            catalog.find_deployments(unknown_name)
 
 
 def test_latest_tag_does_not_change_tenant_permissions() -> None:

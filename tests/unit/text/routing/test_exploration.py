@@ -24,22 +24,24 @@ from tests.unit.text.routing.test_request_quality import (
     OPUS,
     PRICE,
     SORT,
-    explain,
-    rated_deployment,
-    router,
+    explain_route,
+    make_rated_deployment,
+    make_router,
 )
 from tests.unit.text.routing.test_rescue_streams import RecordingLearning
 
-# Its bounds lie far apart, so that it may be worth its while.
-LOCAL = rated_deployment("qwen3-14b", "house", tariff=FREE_TARIFF)
-NAMES = (OPUS, LOCAL)
+# The bounds of its estimate lie far apart, so that a trial may be worth its cost.
+LOCAL = make_rated_deployment("qwen3-14b", "house", tariff=FREE_TARIFF)
+DEPLOYMENTS = (OPUS, LOCAL)
 
 
-def small_router(*deployments: Any, **rules: Any) -> Router:
-    return router(*(deployments or NAMES), **({"explore": 1.0, "usd_per_bad_answer": 0.03} | rules))
+def make_exploring_router(*deployments: Any, **rules: Any) -> Router:
+    return make_router(
+        *(deployments or DEPLOYMENTS), **({"explore": 1.0, "usd_per_bad_answer": 0.03} | rules)
+    )
 
 
-async def ask(
+async def send_request(
     router: Router, *headers: tuple[bytes, bytes], model: str = "auto"
 ) -> tuple[str, str]:
     """Send a request; return the model that answered and the reported route."""
@@ -53,7 +55,7 @@ async def ask(
 
 
 async def test_a_model_that_may_be_better_is_explored_and_the_route_shows_it() -> None:
-    model, route = await ask(small_router())
+    model, route = await send_request(make_exploring_router())
     assert model == "qwen3-14b"
     assert route.startswith("trying; qwen3-14b: code, p_good 0.")
     low_bound, _, rest_of_route = route.partition("p_good ")[2].partition(" to ")
@@ -61,15 +63,15 @@ async def test_a_model_that_may_be_better_is_explored_and_the_route_shows_it() -
     assert route.endswith(" of claude-opus-5-5")
 
 
-async def test_without_a_share_nothing_is_tried() -> None:
-    assert (await ask(small_router(explore=0.0)))[0] == "claude-opus-5-5"
+async def test_no_model_is_tried_without_an_exploration_share() -> None:
+    assert (await send_request(make_exploring_router(explore=0.0)))[0] == "claude-opus-5-5"
     assert ModelsConfig().routing.explore == 0.0
 
 
-async def test_the_share_is_drawn_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    router, random_numbers = small_router(explore=0.25), iter([0.0, 0.249, 0.25, 0.9])
+async def test_exploration_is_decided_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, random_numbers = make_exploring_router(explore=0.25), iter([0.0, 0.249, 0.25, 0.9])
     monkeypatch.setattr("moyin.text.routing.router.random.random", lambda: next(random_numbers))
-    models = [(await ask(router))[0] for _ in range(4)]
+    models = [(await send_request(router))[0] for _ in range(4)]
     assert models == ["qwen3-14b", "qwen3-14b", "claude-opus-5-5", "claude-opus-5-5"]
 
 
@@ -82,20 +84,22 @@ async def test_the_share_is_drawn_per_request(monkeypatch: pytest.MonkeyPatch) -
         ((), {"aliases": {"auto": Alias(cache=CachingPolicy(ttl=1, max_bytes=1, max_entries=1))}}),
     ],
 )
-async def test_no_trial_where_it_is_not_allowed(headers: Any, rules: dict[str, Any]) -> None:
-    router = small_router(**rules)
-    assert (await ask(router, *headers))[0] == "claude-opus-5-5"
-    explanation = explain(router, SORT, *headers)
+async def test_no_model_is_tried_where_trials_are_not_allowed(
+    headers: Any, rules: dict[str, Any]
+) -> None:
+    router = make_exploring_router(**rules)
+    assert (await send_request(router, *headers))[0] == "claude-opus-5-5"
+    explanation = explain_route(router, SORT, *headers)
     assert (explanation.explore, explanation.trial) == (0.0, None)
 
 
-async def test_where_bad_answers_cost_nothing_money_decides() -> None:
-    explanation = explain(small_router(), SORT, (PRICE, b"0"))
+async def test_cost_alone_decides_if_bad_answers_cost_nothing() -> None:
+    explanation = explain_route(make_exploring_router(), SORT, (PRICE, b"0"))
     assert (explanation.quality, explanation.explore) == (None, 0.0)
 
 
-async def test_no_trial_after_an_answer_that_did_not_help() -> None:
-    class FollowUps:
+async def test_no_model_is_tried_after_an_unhelpful_answer() -> None:
+    class FakeFollowUps:
         def may_match(self, _: Any) -> bool:
             return True
 
@@ -104,39 +108,39 @@ async def test_no_trial_after_an_answer_that_did_not_help() -> None:
 
         def remember_answer(self, *_: Any) -> None: ...
 
-    router = small_router()
-    router._reviewer._follow_ups = FollowUps()  # type: ignore[assignment]
+    router = make_exploring_router()
+    router._reviewer._follow_ups = FakeFollowUps()  # type: ignore[assignment]
     router._reviewer._learning = RecordingLearning()  # type: ignore[assignment]
-    assert (await ask(router))[0] == "claude-opus-5-5"
+    assert (await send_request(router))[0] == "claude-opus-5-5"
 
 
 async def test_fallback_after_a_failed_trial_uses_the_lower_bound() -> None:
-    worse_deployment = rated_deployment("smollm2-135m", "local", tariff=FREE_TARIFF)
-    router = small_router(worse_deployment, *NAMES)
+    worse_deployment = make_rated_deployment("smollm2-135m", "local", tariff=FREE_TARIFF)
+    router = make_exploring_router(worse_deployment, *DEPLOYMENTS)
     local_runtime = router.fleet.runtimes["house"]
     local_runtime.backend = local_runtime.pass_through = FakeBackend(
         error=BackendUnavailable("away")
     )
-    assert (await ask(router))[0] == "claude-opus-5-5"
+    assert (await send_request(router))[0] == "claude-opus-5-5"
 
 
 async def test_missing_model_is_not_tried() -> None:
-    router = small_router()
+    router = make_exploring_router()
     model_breaker = router.fleet.runtimes["house"].get_model_breaker("x")
     for _ in range(3):
         model_breaker.fail()
-    assert (await ask(router))[0] == "claude-opus-5-5"
+    assert (await send_request(router))[0] == "claude-opus-5-5"
 
 
 def test_explanation_names_the_share_and_the_trial_model() -> None:
-    explanation: Explanation = explain(small_router(explore=0.05), SORT)
+    explanation: Explanation = explain_route(make_exploring_router(explore=0.05), SORT)
     assert explanation.explore == 0.05
     assert explanation.trial is not None
     assert explanation.trial.deployment.model.name == "qwen3-14b"
     assert explanation.candidates[0].deployment.model.name == "claude-opus-5-5"
 
 
-def test_the_share_is_configured_and_bounded() -> None:
+def test_exploration_share_is_configured_and_bounded() -> None:
     config = ModelsConfig.model_validate(
         {"routing": {"explore": 0.05}, "aliases": {"own": {"explore": 0.1}}}
     )

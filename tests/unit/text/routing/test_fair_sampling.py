@@ -27,12 +27,12 @@ class Traffic:
             rates: the requests per second of each tenant.
         """
         accepted_before, started_at = len(self.accepted), self.now
-        times = [
+        arrivals = [
             (started_at + (number + 0.5) / rate, owner)
             for owner, rate in rates.items()
             for number in range(seconds * rate)
         ]
-        for at, owner in sorted(times):
+        for at, owner in sorted(arrivals):
             self.now = at
             if self.share.accept(owner):
                 self.accepted.append((at, owner))
@@ -56,7 +56,7 @@ def test_a_flood_is_sampled_at_the_rate_and_counted() -> None:
     assert traffic.share.accepted + traffic.share.skipped == 25 * 2_000
 
 
-def test_no_part_of_a_second_is_preferred() -> None:
+def test_sampling_prefers_no_part_of_a_second() -> None:
     traffic = Traffic()
     traffic.run(5, ada=2_000)
     traffic.run(40, ada=2_000)
@@ -66,9 +66,9 @@ def test_no_part_of_a_second_is_preferred() -> None:
 
 def test_quiet_tenant_is_accepted_in_full_beside_a_flood() -> None:
     traffic = Traffic()
-    for is_start in (True, False):
+    for is_first_run in (True, False):
         accepted_counts = traffic.run(10, flood=3_000, small=20, tiny=1)
-        assert (accepted_counts["small"], accepted_counts["tiny"]) == (200, 10), is_start
+        assert (accepted_counts["small"], accepted_counts["tiny"]) == (200, 10), is_first_run
         assert accepted_counts["flood"] > 0.6 * 10 * (RATE - 21)
 
 

@@ -15,8 +15,8 @@ from moyin.text.routing.decision import rank_candidates
 from moyin.text.routing.followups import FollowUpDetector
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.factories import route
-from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
+from tests.unit.text.routing.factories import make_route
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, make_router
 
 ASK = "Write a function that merges two sorted lists in Go"
 U, A = "user", "assistant"
@@ -32,14 +32,14 @@ class RecordingLearning:
         self.signals.append((request_id, signal))
 
 
-class Gateway:
+class FakeGateway:
     """A gateway whose small model answers every request that names no other model."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
         self.learning = RecordingLearning()
         self.follow_ups = FollowUpDetector(cast(Any, self.learning), clock=lambda: self.now)
-        self.fleet = router(SMALL, HAIKU).fleet
+        self.fleet = make_router(SMALL, HAIKU).fleet
         self._count = 0
 
     def ask(
@@ -56,44 +56,56 @@ class Gateway:
         self._count += 1
         roles = [U if index % 2 == 0 else A for index in range(len(texts))]
         messages: list[Any] = [
-            {"role": candidate, "content": text}
-            for candidate, text in zip(roles, texts, strict=True)
+            {"role": speaker, "content": text} for speaker, text in zip(roles, texts, strict=True)
         ]
         if role == "tool":
-            call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-            messages.append({"role": A, "tool_calls": [call]})
+            tool_call = {
+                "id": "t",
+                "type": "function",
+                "function": {"name": "f", "arguments": "{}"},
+            }
+            messages.append({"role": A, "tool_calls": [tool_call]})
             messages.append({"role": "tool", "tool_call_id": "t", "content": "3"})
-        parsed = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
+        parsed_request = OpenAICodec().parse(
+            json.dumps({"model": model, "messages": messages}).encode()
+        )
         context = RoutingContext(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
-        names = route(self.fleet, model)
+        compiled_route = make_route(self.fleet, model)
         signals_before = len(self.learning.signals)
-        self.is_repeat = self.follow_ups.detect(Conversation(context, parsed), names, self.now)
+        self.is_repeat = self.follow_ups.detect(
+            Conversation(context, parsed_request), compiled_route, self.now
+        )
         if model == "auto":
             quality = RequestQuality(
                 Estimator(),
                 owner,
-                parsed,
-                parsed.derive_needs(),
+                parsed_request,
+                parsed_request.derive_needs(),
                 usd_per_bad_answer=0.01,
                 floor=0.0,
             )
             candidates = rank_candidates(
-                names, parsed.derive_needs(), UsageHistory(), always_weigh=True, quality=quality
+                compiled_route,
+                parsed_request.derive_needs(),
+                UsageHistory(),
+                always_weigh=True,
+                quality=quality,
             )
             (small_candidate,) = (
                 candidate for candidate in candidates if candidate.deployment is SMALL
             )
             self.follow_ups.remember_answer(
-                Conversation(context, parsed), quality, small_candidate, self.now
+                Conversation(context, parsed_request), quality, small_candidate, self.now
             )
         self.now += 20
         return [
-            (request, signal.source) for request, signal in self.learning.signals[signals_before:]
+            (request_id, signal.source)
+            for request_id, signal in self.learning.signals[signals_before:]
         ]
 
 
 def test_repeated_request_counts_once() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     assert gateway.ask(ASK) == []
     assert gateway.ask(ASK) == [("r1", "regenerated")]
     _, signal = gateway.learning.signals[0]
@@ -104,14 +116,14 @@ def test_repeated_request_counts_once() -> None:
 
 
 def test_repeat_within_two_seconds_is_no_follow_up() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     gateway.ask(ASK)
     gateway.now -= 19
     assert gateway.ask(ASK) == []
 
 
 def test_an_old_answer_is_forgotten() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     gateway.ask(ASK)
     gateway.now += 300
     assert gateway.ask(ASK) == []
@@ -129,20 +141,20 @@ def test_an_old_answer_is_forgotten() -> None:
     ],
 )
 def test_next_message_is_evidence_about_the_answer(text: str, source: str) -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, "func merge() {}", text) == [("r1", source)]
 
 
 def test_edited_message_is_evidence_against_the_first_answer() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, "func", "Add tests") == [("r1", "continued")]
     assert gateway.ask(ASK, "func", "Add table tests for empty lists") == [("r2", "edited")]
 
 
 def test_selecting_a_better_model_by_name_is_a_switch() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, model="claude-haiku-5-5") == [("r1", "switched")]
     gateway.ask(ASK)
@@ -150,20 +162,20 @@ def test_selecting_a_better_model_by_name_is_a_switch() -> None:
 
 
 def test_other_tenants_and_keys_do_not_follow_up() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, key="other") == []
     assert gateway.ask(ASK, owner="bob") == []
 
 
 def test_short_greeting_is_no_repeated_request() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     gateway.ask("hello")
     assert gateway.ask("hello") == []
 
 
 def test_tool_result_is_no_user_message() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, role="tool") == []
     assert gateway.ask(ASK, role="tool") == []
@@ -171,7 +183,7 @@ def test_tool_result_is_no_user_message() -> None:
 
 def test_remembered_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.routing.followups._MAX_ANSWERS", 2)
-    gateway = Gateway()
+    gateway = FakeGateway()
     for number in range(3):
         gateway.ask(f"{ASK}, variant {number}")
     assert gateway.ask(f"{ASK}, variant 2") == [("r3", "regenerated")]
@@ -179,7 +191,7 @@ def test_remembered_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_detect_reports_at_once_that_an_answer_did_not_help() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     gateway.ask(ASK)
     assert not gateway.is_repeat
     gateway.ask(ASK)
@@ -189,15 +201,17 @@ def test_detect_reports_at_once_that_an_answer_did_not_help() -> None:
 
 
 def test_requests_are_matched_only_while_answers_are_remembered() -> None:
-    gateway = Gateway()
-    names = replace(route(gateway.fleet), usd_per_bad_answer=0.01)
-    assert not gateway.follow_ups.may_match(names), "no answer is known, and no other replica"
+    gateway = FakeGateway()
+    compiled_route = replace(make_route(gateway.fleet), usd_per_bad_answer=0.01)
+    assert not gateway.follow_ups.may_match(compiled_route), (
+        "no answer is known, and no other replica"
+    )
     gateway.learning.background._tasks.append(cast(Any, None))
-    assert gateway.follow_ups.may_match(names), "an answer may be among what waits"
+    assert gateway.follow_ups.may_match(compiled_route), "an answer may be among what waits"
     gateway.learning.background._tasks.clear()
     shared_answers: Any = object()
     detector = FollowUpDetector(cast(Any, gateway.learning), shared_answers=shared_answers)
-    assert detector.may_match(names)
-    assert not detector.may_match(replace(names, usd_per_bad_answer=0.0))
+    assert detector.may_match(compiled_route)
+    assert not detector.may_match(replace(compiled_route, usd_per_bad_answer=0.0))
     gateway.ask(ASK)
-    assert gateway.follow_ups.may_match(names)
+    assert gateway.follow_ups.may_match(compiled_route)

@@ -34,7 +34,7 @@ from tests.unit.text.routing.test_rescue_streams import (
 CACHED = {"own": Alias(cache=CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10))}
 
 
-def with_cache(gateway: StreamGateway) -> InMemoryAnswers:
+def enable_cache(gateway: StreamGateway) -> InMemoryAnswers:
     """Enable the answer cache of the gateway, and return the store that holds the answers."""
     cache, fleet = InMemoryAnswers(), gateway.router.fleet
     gateway.router = Router(fleet, gateway.ledger, cache=cache, estimator=Estimator())
@@ -57,7 +57,7 @@ async def ask_twice(gateway: StreamGateway, **changes: Any) -> tuple[bytes, byte
 
 async def test_fully_held_stream_is_cached_as_it_was_sent() -> None:
     gateway = StreamGateway(first_answer=GOOD, hold_streams=True, aliases=CACHED)
-    with_cache(gateway)
+    enable_cache(gateway)
     first_body, cached_body = await ask_twice(gateway, response_format=FORMAT)
     assert b"[DONE]" in first_body
     assert cached_body == first_body
@@ -71,30 +71,30 @@ async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
         gateway.router.fleet,
         catalog=replace(gateway.router.fleet.catalog, aliases=CACHED),
     )
-    with_cache(gateway)
+    enable_cache(gateway)
     first_body, cached_body = await ask_twice(gateway)
     assert b"Yes." in first_body
     assert cached_body == first_body
 
 
 async def test_cached_answer_is_no_follow_up() -> None:
-    """A repeated request that is answered from the cache is no complaint about the first answer."""
-    gateway, noticed_conversations = (
+    """A request that is answered from the cache does not count as a complaint about an answer."""
+    gateway, detected_conversations = (
         StreamGateway(first_answer=GOOD, aliases=CACHED),
         list[Conversation](),
     )
 
-    class FollowUps:
+    class FakeFollowUps:
         def may_match(self, _: CompiledRoute) -> bool:
             return True
 
         def detect(self, conversation: Conversation, *_: Any) -> bool:
-            noticed_conversations.append(conversation)
+            detected_conversations.append(conversation)
             return False
 
         def remember_answer(self, *_: Any) -> None: ...
 
-    follow_ups: Any = FollowUps()
+    follow_ups: Any = FakeFollowUps()
     gateway.router = Router(
         gateway.router.fleet,
         gateway.ledger,
@@ -105,7 +105,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
     )
     await ask_twice(gateway)
     gateway.learning.background.run_tasks()
-    assert len(noticed_conversations) == 1
+    assert len(detected_conversations) == 1
 
 
 class WaitingBackend(FakeBackend):
@@ -133,20 +133,20 @@ async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
     assert call_task.cancelled()
     assert gateway.small.closed_early == 1
     assert [runtime.load for runtime in runtimes.values()] == [0, 0]
-    assert sorted((item.model, item.complete) for item in gateway.ledger) == [
+    assert sorted((entry.model, entry.complete) for entry in gateway.ledger) == [
         ("claude-haiku-5-5", False),
         ("smollm2-135m", False),
     ]
 
 
-async def test_disconnect_while_the_first_stream_closes_ends_both(
+async def test_disconnect_while_the_first_stream_closes_ends_both_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gateway, is_closing, closed_streams = StreamGateway(), asyncio.Event(), list[MeteredStream]()
-    close = MeteredStream.aclose
+    original_close = MeteredStream.aclose
 
     async def close_slowly(stream: MeteredStream) -> None:
-        await close(stream)
+        await original_close(stream)
         if not closed_streams:
             closed_streams.append(stream)
             is_closing.set()

@@ -8,7 +8,7 @@ from moyin.text.routing.latency import LatencyEstimator, LatencyPrior
 SLOW = LatencyPrior(first_token=10.0, speed=TokenSpeed(prompt=100.0, output=1.0))
 
 
-def record(estimator: LatencyEstimator, first_token_seconds: float) -> None:
+def record_calls(estimator: LatencyEstimator, first_token_seconds: float) -> None:
     for _ in range(100):
         estimator.record(
             prompt_tokens=50,
@@ -26,8 +26,8 @@ def test_unmeasured_host_is_expected_to_be_faster_than_its_peers() -> None:
     )
     peers.extend((first_estimator, second_estimator, third_estimator))
     assert third_estimator.estimate_first_token_seconds(50) == 10.5, "no host was measured"
-    record(first_estimator, 0.5)
-    record(second_estimator, 2.0)
+    record_calls(first_estimator, 0.5)
+    record_calls(second_estimator, 2.0)
     fastest_seconds = first_estimator.estimate_first_token_seconds(50)
     assert (
         0.5 * fastest_seconds < third_estimator.estimate_first_token_seconds(50) < fastest_seconds
@@ -35,5 +35,5 @@ def test_unmeasured_host_is_expected_to_be_faster_than_its_peers() -> None:
     assert (
         third_estimator.estimate_seconds_per_token() < first_estimator.estimate_seconds_per_token()
     )
-    record(third_estimator, 20.0)
+    record_calls(third_estimator, 20.0)
     assert third_estimator.estimate_first_token_seconds(50) > 10, "its own measurements count"

@@ -23,7 +23,7 @@ from moyin.store.usage import UsageEntry, UsageLedger
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimate, Estimator
 from moyin.text.quality.question import build_question
-from moyin.text.routing import learning as learnings
+from moyin.text.routing import learning as learning_module
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.decision import rank_candidates
@@ -33,14 +33,14 @@ from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import RequestQuality, question_from_json
 from moyin.text.routing.router import Router
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.factories import route
+from tests.unit.text.routing.factories import make_route
 from tests.unit.text.routing.router_rig import RecordedLedger
-from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, make_router
 
 NOW = 1_795_000_000.0
 
 
-class Call:
+class FakeParsedRequest:
     """A minimal parsed request."""
 
     def select_recent_turns(self) -> tuple[tuple[str, str], ...]:
@@ -48,6 +48,8 @@ class Call:
 
 
 class Replica:
+    """A replica of the router with its own estimator and the shared database."""
+
     def __init__(self, database: Database) -> None:
         self.now = NOW
         self.estimator = Estimator()
@@ -58,21 +60,23 @@ class Replica:
             self.store, self.learning, self.ledger, clock=lambda: self.now
         )
 
-    async def answer(
-        self, request_id: str, owner: str = "ada", by: ModelDeployment = SMALL
+    async def record_answer(
+        self, request_id: str, owner: str = "ada", deployment: ModelDeployment = SMALL
     ) -> None:
-        """Record a routing decision, as if the deployment ``by`` had answered the request."""
+        """Record a routing decision, as if the deployment had answered the request."""
         await self.learning.load_tenant(owner)
         needs = Needs(prompt_tokens=20)
-        call: Any = Call()
+        parsed_request: Any = FakeParsedRequest()
         quality = RequestQuality(
-            self.estimator, owner, call, needs, usd_per_bad_answer=0.003, floor=0.0
+            self.estimator, owner, parsed_request, needs, usd_per_bad_answer=0.003, floor=0.0
         )
-        fleet = router(SMALL, HAIKU).fleet
-        result = rank_candidates(route(fleet), needs, UsageHistory(), quality=quality)
-        (chosen_candidate,) = (item for item in result if item.deployment is by)
+        fleet = make_router(SMALL, HAIKU).fleet
+        candidates = rank_candidates(make_route(fleet), needs, UsageHistory(), quality=quality)
+        (chosen_candidate,) = (
+            candidate for candidate in candidates if candidate.deployment is deployment
+        )
         self.learning.record_decision(
-            owner, request_id, quality, result, chosen_candidate, self.now
+            owner, request_id, quality, candidates, chosen_candidate, self.now
         )
 
     async def rate(self, request_id: str, score: float, **caller: str) -> Any:
@@ -98,12 +102,12 @@ class Replica:
         return self.estimator.estimate(owner, model, deployment.ability, question)
 
 
-def are_alike(first: Estimate, second: Estimate) -> bool:
+def are_alike(first_estimate: Estimate, second_estimate: Estimate) -> bool:
     """Return True if two estimates differ only by rounding."""
-    return (first.signals, first.basis) == (
-        second.signals,
-        second.basis,
-    ) and first.p == pytest.approx(second.p, abs=1e-6)
+    return (first_estimate.signals, first_estimate.basis) == (
+        second_estimate.signals,
+        second_estimate.basis,
+    ) and first_estimate.p == pytest.approx(second_estimate.p, abs=1e-6)
 
 
 @pytest.fixture
@@ -116,7 +120,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 async def test_feedback_moves_the_next_estimate(database: Database) -> None:
     replica = Replica(database)
-    await replica.answer("r1")
+    await replica.record_answer("r1")
     estimate_before = replica.estimate()
     assert await replica.rate("r1", 1.0) == {"r1": 1.0}
     estimate_after = replica.estimate()
@@ -128,10 +132,10 @@ async def test_feedback_moves_the_next_estimate(database: Database) -> None:
 async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: Database) -> None:
     """A rescued request has two decisions; the second counts even if it is not yet stored."""
     replica = Replica(database)
-    await replica.answer("r1")
+    await replica.record_answer("r1")
     await replica.learning.flush()
     replica.now += 1
-    await replica.answer("r1", by=HAIKU)
+    await replica.record_answer("r1", deployment=HAIKU)
     await replica.rate("r1", 1.0)
     (row,) = await replica.store.list_latest_signals("ada", 10)
     assert row.model == "claude-haiku-5-5"
@@ -140,7 +144,7 @@ async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: 
 async def test_learned_state_survives_a_restart(database: Database) -> None:
     first_replica = Replica(database)
     for number in range(3):
-        await first_replica.answer(f"r{number}")
+        await first_replica.record_answer(f"r{number}")
         await first_replica.rate(f"r{number}", 1.0)
     # Once from the log alone, once from a saved state; nothing is counted twice.
     for closes_first in (False, True):
@@ -156,9 +160,9 @@ async def test_replicas_agree_after_reading_the_same_signals(database: Database)
     first_replica, second_replica = Replica(database), Replica(database)
     for replica in (first_replica, second_replica):
         await replica.learning.load_tenant("ada")
-    await first_replica.answer("r1")
+    await first_replica.record_answer("r1")
     await first_replica.rate("r1", 1.0)
-    await second_replica.answer("r2")
+    await second_replica.record_answer("r2")
     await second_replica.rate("r2", 0.5, key="key_2")
     await first_replica.learning.learn_new_signals()
     assert first_replica.estimate() == second_replica.estimate()
@@ -169,7 +173,7 @@ async def test_repeated_rating_changes_nothing_and_another_score_is_rejected(
     database: Database,
 ) -> None:
     replica = Replica(database)
-    await replica.answer("r1")
+    await replica.record_answer("r1")
     await replica.rate("r1", 1.0)
     estimate_of_one_rating = replica.estimate()
     await replica.rate("r1", 1.0)
@@ -184,13 +188,13 @@ async def test_repeated_rating_changes_nothing_and_another_score_is_rejected(
 
 async def test_unknown_requests_and_those_of_others_are_not_found(database: Database) -> None:
     replica = Replica(database)
-    await replica.answer("r1")
+    await replica.record_answer("r1")
     for request_id, owner in (("r2", "ada"), ("r1", "bob")):
         with pytest.raises(RequestNotFound):
             await replica.rate(request_id, 1.0, owner=owner)
 
 
-def entry(request_id: str, model: str = "smollm2-135m", **members: Any) -> UsageEntry:
+def make_entry(request_id: str, model: str = "smollm2-135m", **members: Any) -> UsageEntry:
     entry = UsageEntry(
         request_id=request_id,
         owner="ada",
@@ -208,14 +212,14 @@ def entry(request_id: str, model: str = "smollm2-135m", **members: Any) -> Usage
 async def add_to_ledger(replica: Replica, request_id: str, model: str = "smollm2-135m") -> None:
     """Add a request without a routing decision to the ledger."""
     await replica.ledger.start()
-    replica.ledger.record(entry(request_id, model))
+    replica.ledger.record(make_entry(request_id, model))
     await replica.ledger.close()
 
 
 async def test_a_rating_may_come_before_the_ledger_has_written(database: Database) -> None:
     replica = Replica(database)
-    replica.ledger.record(entry("r1", complete=False, model="claude-haiku-5-5"))
-    replica.ledger.record(entry("r1"))
+    replica.ledger.record(make_entry("r1", complete=False, model="claude-haiku-5-5"))
+    replica.ledger.record(make_entry("r1"))
     assert await replica.rate("r1", 1.0) == {"r1": 1.0}
     (row,) = await replica.store.list_latest_signals("ada", 10)
     assert row.model == "smollm2-135m", "not the one that lost the race"
@@ -225,8 +229,8 @@ async def test_a_rating_may_come_before_the_ledger_has_written(database: Databas
 
 async def test_requests_without_output_cannot_be_rated(database: Database) -> None:
     replica = Replica(database)
-    replica.ledger.record(entry("left", complete=False, output_tokens=0))
-    replica.ledger.record(entry("vectors", output_tokens=0))
+    replica.ledger.record(make_entry("left", complete=False, output_tokens=0))
+    replica.ledger.record(make_entry("vectors", output_tokens=0))
     for request_id in ("left", "vectors"):
         with pytest.raises(RequestNotFound):
             await replica.rate(request_id, 0.0)
@@ -263,7 +267,7 @@ async def test_compared_requests_may_be_known_to_the_ledger_only(
 ) -> None:
     replica = Replica(database)
     replica.now = time.time()
-    await replica.answer("decided")
+    await replica.record_answer("decided")
     await add_to_ledger(replica, "named", model="claude-haiku-5-5")
     scores = await replica.feedback.submit(
         "ada", "key_1", "decided", score=None, better_request_id="named", comment=None
@@ -279,10 +283,10 @@ async def test_compared_requests_may_be_known_to_the_ledger_only(
         )
 
 
-async def test_a_comparison_counts_for_both(database: Database) -> None:
+async def test_a_comparison_counts_for_both_requests(database: Database) -> None:
     replica = Replica(database)
-    await replica.answer("bad")
-    await replica.answer("good")
+    await replica.record_answer("bad")
+    await replica.record_answer("good")
     scores = await replica.feedback.submit(
         "ada", "key_1", "bad", score=None, better_request_id="good", comment="clearer"
     )
@@ -294,7 +298,7 @@ async def test_a_comparison_counts_for_both(database: Database) -> None:
 
 async def test_feedback_of_one_key_is_rate_limited(database: Database) -> None:
     replica = Replica(database)
-    await replica.answer("r1")
+    await replica.record_answer("r1")
     for _ in range(60):
         await replica.rate("r1", 1.0)
     with pytest.raises(RateLimited) as exc_info:
@@ -310,14 +314,14 @@ async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> N
     for replica in (first_replica, second_replica):
         await replica.learning.load_tenant("ada")
     untaught_estimate = first_replica.estimate()
-    await first_replica.answer("r1")
+    await first_replica.record_answer("r1")
     await first_replica.rate("r1", 1.0)
     await second_replica.learning.learn_new_signals()
     await second_replica.learning.apply_owner_action("ada", "reset")
     await first_replica.learning.learn_new_signals()
     assert first_replica.estimate() == second_replica.estimate() == untaught_estimate
     await first_replica.learning.apply_owner_action("ada", "freeze")
-    await second_replica.answer("r2")
+    await second_replica.record_answer("r2")
     await second_replica.rate("r2", 1.0)
     assert second_replica.estimate() == untaught_estimate
     later_replica = Replica(database)
@@ -325,7 +329,7 @@ async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> N
     assert later_replica.estimate() == untaught_estimate
     await later_replica.learning.apply_owner_action("ada", "thaw")
     await second_replica.learning.learn_new_signals()
-    await second_replica.answer("r3")
+    await second_replica.record_answer("r3")
     await second_replica.rate("r3", 1.0)
     assert second_replica.estimate() != untaught_estimate
 
@@ -333,9 +337,9 @@ async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> N
 async def test_evicted_tenant_is_reloaded_with_its_learned_state(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learnings, "_MAX_TENANTS", 1)
+    monkeypatch.setattr(learning_module, "_MAX_TENANTS", 1)
     replica = Replica(database)
-    await replica.answer("r1")
+    await replica.record_answer("r1")
     await replica.rate("r1", 1.0)
     learned_estimate = replica.estimate()
     await replica.learning.load_tenant("bob")
@@ -344,11 +348,11 @@ async def test_evicted_tenant_is_reloaded_with_its_learned_state(
     assert are_alike(replica.estimate(), learned_estimate)
 
 
-async def create_learned_tenants(database: Database, tenants: int, score: float = 0.0) -> None:
+async def create_learned_tenants(database: Database, tenant_count: int, score: float = 0.0) -> None:
     """Create tenants, each of which has learned from signals with the same score."""
-    for number in range(tenants):
+    for number in range(tenant_count):
         owner, replica = f"studio-{number}", Replica(database)
-        await replica.answer("r", owner)
+        await replica.record_answer("r", owner)
         await replica.learning.flush()
         row = await replica.store.get_decision(owner, "r")
         assert row is not None
@@ -398,14 +402,14 @@ async def test_four_tenants_are_too_few_to_share_levels(database: Database) -> N
     assert replica.estimate("newcomer") == estimate_before
 
 
-async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
+async def test_poisoned_tenant_does_not_change_estimates_of_others(database: Database) -> None:
     await create_learned_tenants(database, 6, score=1.0)
     replica = Replica(database)
     await replica.learning.refresh_shared_levels()
     estimate_before = replica.estimate("newcomer")
     assert estimate_before.basis == "shared"
     await replica.learning.load_tenant("studio-0")
-    await replica.answer("flood", "studio-0")
+    await replica.record_answer("flood", "studio-0")
     for number in range(50):
         await replica.rate("flood", 0.0, owner="studio-0", key=f"bot-{number}")
     await replica.learning.close()
@@ -451,7 +455,7 @@ async def test_estimates_continue_without_the_database(
     assert not replica.learning.needs_load("ada"), "it is not tried again at once"
     monkeypatch.undo()
     replica.now += 60
-    await replica.answer("r1")
+    await replica.record_answer("r1")
     await replica.rate("r1", 1.0)
     assert replica.estimate().basis == "learned"
 
@@ -459,19 +463,19 @@ async def test_estimates_continue_without_the_database(
 async def test_dropped_records_are_counted_and_logged(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(learnings, "_MAX_QUEUED", 1)
+    monkeypatch.setattr(learning_module, "_MAX_QUEUED", 1)
     replica = Replica(database)
-    await replica.answer("r1")
-    await replica.answer("r2")
+    await replica.record_answer("r1")
+    await replica.record_answer("r2")
     await replica.learning.flush()
     assert "1 quality records were dropped" in caplog.text
     assert await replica.store.get_decision("ada", "r1") is not None
     assert await replica.store.get_decision("ada", "r2") is None
 
 
-async def test_no_text_is_stored(database: Database) -> None:
+async def test_stored_decisions_contain_no_text(database: Database) -> None:
     replica = Replica(database)
-    await replica.answer("r1")
+    await replica.record_answer("r1")
     await replica.learning.flush()
     row = await replica.store.get_decision("ada", "r1")
     assert row is not None
@@ -486,8 +490,8 @@ async def test_router_records_decisions_and_follow_ups(
     monkeypatch.setattr("moyin.text.routing.followups.MIN_SECONDS", 0.0)
     replica = Replica(database)
     follow_ups = FollowUpDetector(replica.learning)
-    text_router = Router(
-        router(SMALL, HAIKU).fleet,
+    router = Router(
+        make_router(SMALL, HAIKU).fleet,
         RecordedLedger(),
         estimator=replica.estimator,
         learning=replica.learning,
@@ -498,7 +502,7 @@ async def test_router_records_decisions_and_follow_ups(
     body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
     for request_id in ("r1", "r2"):
         context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="key_1")
-        await text_router.answer(codec, codec.parse(json.dumps(body).encode()), context)
+        await router.answer(codec, codec.parse(json.dumps(body).encode()), context)
     await follow_ups.close()
     await replica.learning.flush()
     row = await replica.store.get_decision("ada", "r1")
@@ -511,11 +515,11 @@ async def test_router_records_decisions_and_follow_ups(
 async def test_loading_shared_levels_blocks_no_request(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learnings, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(learning_module, "_TICK_SECONDS", 0.0)
     replica, threads = Replica(database), list[threading.Thread]()
-    is_reading, may_read, levels_shared = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    is_reading, may_read, has_shared_levels = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def levels() -> list[Any]:
+    async def list_levels() -> list[Any]:
         is_reading.set()
         await may_read.wait()
         return []
@@ -524,14 +528,14 @@ async def test_loading_shared_levels_blocks_no_request(
         threads.append(threading.current_thread())
         return {}
 
-    monkeypatch.setattr(replica.store, "list_levels", levels)
-    monkeypatch.setattr(learnings, "compute_shared_levels", compute_levels)
-    monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: levels_shared.set())
+    monkeypatch.setattr(replica.store, "list_levels", list_levels)
+    monkeypatch.setattr(learning_module, "compute_shared_levels", compute_levels)
+    monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: has_shared_levels.set())
     await replica.learning.start()
     await is_reading.wait()
     async with asyncio.timeout(30):
         await replica.learning.get_tenant_state("ada")
     may_read.set()
-    await levels_shared.wait()
+    await has_shared_levels.wait()
     assert threads != [threading.current_thread()]
     await replica.learning.close()

@@ -82,7 +82,7 @@ async def test_calls_that_cannot_be_translated_go_to_a_server_with_that_call() -
     assert exc_info.value.field == "prompt"
 
 
-class Budget:
+class FakeBudget:
     """A budget that records what is reserved."""
 
     limits_spending = True
@@ -98,14 +98,16 @@ class Budget:
 
 
 async def test_every_answer_to_every_prompt_is_reserved() -> None:
-    raw = b'{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}'
-    rig = Rig(FakeBackend(raw=raw), tariff=CHEAP)
-    budget = Budget()
+    raw_response = b'{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}'
+    rig = Rig(FakeBackend(raw=raw_response), tariff=CHEAP)
+    budget = FakeBudget()
     for changes in ({"prompt": "a"}, {"prompt": ["a", "a"], "n": 2, "best_of": 3}):
-        call = CODEC.parse(json.dumps({"model": "m0", "max_tokens": 1000, **changes}).encode())
+        parsed_request = CODEC.parse(
+            json.dumps({"model": "m0", "max_tokens": 1000, **changes}).encode()
+        )
         context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
-        await rig.router.answer(CODEC, call, context)
-    (one_usd, one_tokens), (usd, tokens) = budget.taken_amounts
-    assert (one_tokens, tokens) == (1001, 6002)
+        await rig.router.answer(CODEC, parsed_request, context)
+    (single_usd, single_tokens), (usd, tokens) = budget.taken_amounts
+    assert (single_tokens, tokens) == (1001, 6002)
     # Two US dollars for a million tokens of answers, and the same reserve for the prompt.
-    assert usd - one_usd == pytest.approx(Decimal("0.01"), abs=Decimal("0.0001"))
+    assert usd - single_usd == pytest.approx(Decimal("0.01"), abs=Decimal("0.0001"))

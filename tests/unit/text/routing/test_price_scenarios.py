@@ -24,7 +24,7 @@ def test_higher_price_of_bad_answers_means_fewer_of_them() -> None:
     assert expensive_scenario.bad_answers == pytest.approx(0.11)
 
 
-def test_no_decisions_give_empty_scenarios() -> None:
+def test_scenarios_without_decisions_are_empty() -> None:
     (empty_scenario,) = simulate_prices([[]], (0.1,))
     assert (empty_scenario.cost_usd, empty_scenario.bad_answers, empty_scenario.models) == (
         0,

@@ -17,20 +17,20 @@ SEED = UnsupportedFeature("seed is not supported: omit it", field="seed")
 ARGUMENTS = InvalidRequest("messages.1: must be a JSON object", field="messages.1")
 
 
-def explain(rig: Rig, **changes: object) -> Explanation:
+def explain_route(rig: Rig, **changes: object) -> Explanation:
     codec = OpenAICodec()
     context = RoutingContext(request_id="r1", owner="ada", headers=())
-    return rig.router.explain(codec, codec.parse(rig.body(**changes)), context)
+    return rig.router.explain(codec, codec.parse(rig.make_body(**changes)), context)
 
 
-def rig_with_gaps(*gaps: Any) -> Rig:
+def make_rig_with_gaps(*gaps: Any) -> Rig:
     """Return a router with an Anthropic back end for each gap: a feature that it lacks, or None."""
     return Rig(*(FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=gap) for gap in gaps))
 
 
-async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None:
-    rig = rig_with_gaps(SEED, None)
-    explanation = explain(rig)
+async def test_explanation_and_call_exclude_a_back_end_with_a_gap() -> None:
+    rig = make_rig_with_gaps(SEED, None)
+    explanation = explain_route(rig)
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
     [exclusion] = explanation.exclusions
     assert (exclusion.deployment.backend, exclusion.reason) == ("b0", SEED.message)
@@ -42,9 +42,9 @@ async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None
 
 
 @pytest.mark.parametrize("gaps", [(SEED, ARGUMENTS), (ARGUMENTS, SEED), (SEED,)])
-async def test_the_error_of_a_dry_run_is_that_of_the_call(gaps: Any) -> None:
-    rig = rig_with_gaps(*gaps)
-    error = explain(rig).error
+async def test_dry_run_reports_the_same_error_as_the_call(gaps: Any) -> None:
+    rig = make_rig_with_gaps(*gaps)
+    error = explain_route(rig).error
     with pytest.raises(type(gaps[0])) as exc_info:
         await rig.ask()
     assert error is not None and error.code == exc_info.value.code == gaps[0].code
@@ -53,7 +53,7 @@ async def test_the_error_of_a_dry_run_is_that_of_the_call(gaps: Any) -> None:
 async def test_a_back_end_that_is_down_may_have_no_gap() -> None:
     rig = Rig(FakeBackend(), FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=SEED))
     rig.runtimes[0].is_up = False
-    error = explain(rig).error
+    error = explain_route(rig).error
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
     assert isinstance(error, ServiceUnavailable)
@@ -61,22 +61,22 @@ async def test_a_back_end_that_is_down_may_have_no_gap() -> None:
 
 def test_members_that_only_the_clients_own_protocol_has_are_gaps_of_others() -> None:
     rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), FakeBackend())
-    explanation = explain(rig, n=2)
+    explanation = explain_route(rig, n=2)
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
     assert explanation.exclusions[0].reason.startswith("n requires")
 
 
 async def test_files_are_translated_for_a_server_that_reads_none() -> None:
-    part = {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}
-    messages = [{"role": "user", "content": [part]}]
+    file_part = {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}
+    messages = [{"role": "user", "content": [file_part]}]
     file_error = UnsupportedFeature("files are not supported", field="messages")
-    blind_backend, able_backend = FakeBackend(gap=file_error), FakeBackend()
-    blind_backend.reads_files = False
-    explanation = explain(Rig(blind_backend, able_backend), messages=messages)
+    text_only_backend, able_backend = FakeBackend(gap=file_error), FakeBackend()
+    text_only_backend.reads_files = False
+    explanation = explain_route(Rig(text_only_backend, able_backend), messages=messages)
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
     assert [e.reason for e in explanation.exclusions] == [file_error.message]
     # The same server gets the bytes of other requests.
-    assert explain(Rig(blind_backend)).error is None
-    blind_backend.gap = None
-    await Rig(blind_backend).ask(messages=messages)
-    assert [type(request) for request in blind_backend.requests] == [ChatRequest]
+    assert explain_route(Rig(text_only_backend)).error is None
+    text_only_backend.gap = None
+    await Rig(text_only_backend).ask(messages=messages)
+    assert [type(request) for request in text_only_backend.requests] == [ChatRequest]

@@ -22,7 +22,7 @@ from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Alias, Catalog, RescuePolicy
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.factories import make_runtime
 from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 
@@ -31,7 +31,7 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
 BAD, GOOD = "Sure! Here it is.", '{"ok": true}'
 
 
-class Budget:
+class FakeBudget:
     limits_spending = True
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Budget:
         self.spent += usd
 
 
-class Gateway:
+class RescueGateway:
     """A gateway whose small model answers first; Claude, the better model, replaces bad answers."""
 
     def __init__(self, first_answer: str = BAD, second_answer: str = GOOD, **rules: Any) -> None:
@@ -52,9 +52,12 @@ class Gateway:
         self.small = FakeBackend(make_text_response(first_answer), api_format=ApiFormat.OLLAMA)
         self.claude = FakeBackend(make_text_response(second_answer), api_format=ApiFormat.OLLAMA)
         self.ledger = RecordedLedger()
-        runtimes = {"local": runtime("local", self.small), "claude": runtime("claude", self.claude)}
-        for value in runtimes.values():
-            value.pass_through = None
+        runtimes = {
+            "local": make_runtime("local", self.small),
+            "claude": make_runtime("claude", self.claude),
+        }
+        for backend_runtime in runtimes.values():
+            backend_runtime.pass_through = None
         catalog = Catalog(deployments=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))
         rules = {"usd_per_bad_answer": 1e-9, "rescue": RescuePolicy.CHECKED, **rules}
         fleet = Fleet(catalog=catalog, runtimes=runtimes, **rules)
@@ -73,35 +76,35 @@ class Gateway:
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "auto", "max_tokens": 50, "messages": messages, **changes}
         body = {name: value for name, value in body.items() if value is not None}
-        call = codec.parse(json.dumps(body).encode())
+        parsed_request = codec.parse(json.dumps(body).encode())
         context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
-        answer = await self.router.answer(codec, call, context)
+        answer = await self.router.answer(codec, parsed_request, context)
         headers = dict(answer.headers)
         return headers[b"x-moyin-model"].decode(), headers[b"x-moyin-route"].decode(), answer
 
 
 async def test_answer_violating_its_schema_is_rescued_and_both_calls_are_recorded() -> None:
-    gateway = Gateway()
+    gateway = RescueGateway()
     model, route, answer = await gateway.ask(response_format=FORMAT)
     assert model == "claude-haiku-5-5"
     assert route.startswith("rescue after json; claude-haiku-5-5: code, p_good 0.")
     assert route.endswith(" of smollm2-135m")
     assert from_json(answer.body)["choices"][0]["message"]["content"] == GOOD
-    assert [(item.model, item.complete) for item in gateway.ledger] == [
+    assert [(entry.model, entry.complete) for entry in gateway.ledger] == [
         ("smollm2-135m", True),
         ("claude-haiku-5-5", True),
     ]
 
 
 async def test_good_answer_is_not_replaced() -> None:
-    gateway = Gateway(first_answer=GOOD)
+    gateway = RescueGateway(first_answer=GOOD)
     model, route, _ = await gateway.ask(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("smollm2-135m", "free")
     assert gateway.claude.requests == []
 
 
 @pytest.mark.parametrize(
-    ("policy", "format", "first_answer", "is_rescued"),
+    ("policy", "has_format", "first_answer", "is_rescued"),
     [
         (RescuePolicy.OFF, True, BAD, False),
         (RescuePolicy.SCHEMA, True, BAD, True),
@@ -111,12 +114,12 @@ async def test_good_answer_is_not_replaced() -> None:
     ],
 )
 async def test_rescue_policy_decides_which_faults_are_rescued(
-    policy: RescuePolicy, format: bool, first_answer: str, is_rescued: bool
+    policy: RescuePolicy, has_format: bool, first_answer: str, is_rescued: bool
 ) -> None:
-    gateway = Gateway(
+    gateway = RescueGateway(
         first_answer=first_answer, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)}
     )
-    members: dict[str, Any] = {"response_format": FORMAT} if format else {}
+    members: dict[str, Any] = {"response_format": FORMAT} if has_format else {}
     model, _, _ = await gateway.ask(model="own", **members)
     assert (model == "claude-haiku-5-5") is is_rescued
 
@@ -144,12 +147,12 @@ async def test_rescue_policy_decides_which_faults_are_rescued(
 async def test_rescue_works_in_every_protocol(
     codec: ProtocolCodec, changes: dict[str, Any]
 ) -> None:
-    model, route, _ = await Gateway().ask(codec, **changes)
+    model, route, _ = await RescueGateway().ask(codec, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
 
 
 async def test_first_answer_is_kept_when_the_better_model_fails() -> None:
-    gateway = Gateway()
+    gateway = RescueGateway()
     gateway.claude.error = BackendUnavailable("away")
     model, _, answer = await gateway.ask(response_format=FORMAT)
     assert model == "smollm2-135m"
@@ -157,21 +160,21 @@ async def test_first_answer_is_kept_when_the_better_model_fails() -> None:
 
 
 async def test_named_models_are_not_rescued() -> None:
-    gateway = Gateway()
+    gateway = RescueGateway()
     model, _, _ = await gateway.ask(response_format=FORMAT, model="smollm2-135m")
     assert model == "smollm2-135m"
     assert gateway.claude.requests == []
 
 
 async def test_both_answers_stay_within_the_reservation() -> None:
-    budget = Budget()
-    gateway = Gateway()
+    budget = FakeBudget()
+    gateway = RescueGateway()
     assert (await gateway.ask(budget=budget, response_format=FORMAT))[0] == "claude-haiku-5-5"
     assert 0 < budget.spent <= budget.reserved
 
 
-async def test_no_rescue_without_time_left() -> None:
-    gateway = Gateway(timeout=1.0)
+async def test_answer_without_time_left_is_not_rescued() -> None:
+    gateway = RescueGateway(timeout=1.0)
     model, _, _ = await gateway.ask(response_format=FORMAT)
     assert model == "smollm2-135m"
 

@@ -25,17 +25,17 @@ from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.catalog import Alias, Catalog, HedgingPolicy, RescuePolicy
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.factories import make_runtime
 from tests.unit.text.routing.router_rig import read_stream
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
-from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Budget, Gateway
+from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, FakeBudget, RescueGateway
 
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
 USED = '{"prompt_tokens": 9, "completion_tokens": 4}'
 
 
 class RecordingLearning:
-    """A stand-in for `Learning` that records signals."""
+    """A stand-in for `QualityLearner` that records signals."""
 
     def __init__(self) -> None:
         self.background = BackgroundQueue()
@@ -61,8 +61,8 @@ class RecordingLearning:
         self.signals.append((signal.model, signal.source, comment, signal.score))
 
 
-class StreamGateway(Gateway):
-    """A `Gateway` with streams and recorded signals."""
+class StreamGateway(RescueGateway):
+    """A `RescueGateway` with streams and recorded signals."""
 
     def __init__(self, first_answer: str = BAD, second_answer: str = GOOD, **rules: Any) -> None:
         super().__init__(first_answer, second_answer, **rules)
@@ -73,28 +73,31 @@ class StreamGateway(Gateway):
         )
 
     async def stream(
-        self, codec: ProtocolCodec | None = None, **kwargs: Any
+        self, codec: ProtocolCodec | None = None, **changes: Any
     ) -> tuple[str, str, str]:
         """Send a request for a stream, and return the model, the route and the whole body.
 
         The arguments are those of `ask`.
         """
-        model, route, answer = await self.ask(codec, **{"stream": True, **kwargs})
+        model, route, answer = await self.ask(codec, **{"stream": True, **changes})
         body = await read_stream(answer)
-        await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
+        await asyncio.sleep(0)  # the gateway checks the whole answer right after its stream
         self.learning.background.run_tasks()
         return model, route, body.decode()
 
 
-def encode_stream(*texts: str, finish: str = "stop") -> list[bytes]:
+def encode_stream(*texts: str, finish_reason: str = "stop") -> list[bytes]:
     """Return the pieces of an OpenAI stream with these texts, as an upstream sends it.
 
     Args:
-        finish: the reason for the end, ``finish_reason``.
+        finish_reason: the reason for the end of the answer.
     """
     chunks = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
     chunks += [{"choices": [{"delta": {"content": text}}]} for text in texts]
-    last_chunk = {"choices": [{"delta": {}, "finish_reason": finish}], "usage": json.loads(USED)}
+    last_chunk = {
+        "choices": [{"delta": {}, "finish_reason": finish_reason}],
+        "usage": json.loads(USED),
+    }
     return [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in (*chunks, last_chunk)] + [
         b"data: [DONE]\n\n"
     ]
@@ -107,7 +110,7 @@ async def test_prose_instead_of_requested_json_never_reaches_the_client() -> Non
     assert route.startswith("rescue after json; claude-haiku-5-5: code, p_good 0.")
     assert "Sure!" not in body
     assert "true" in body
-    assert [(item.model, item.complete) for item in gateway.ledger] == [
+    assert [(entry.model, entry.complete) for entry in gateway.ledger] == [
         ("smollm2-135m", False),
         ("claude-haiku-5-5", True),
     ]
@@ -140,7 +143,7 @@ async def test_rescue_works_in_every_protocol(
     assert "Sure" not in body
 
 
-PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] = {
+PASS_THROUGH_CASES: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] = {
     ApiFormat.OPENAI: (
         OpenAICodec(),
         {"response_format": FORMAT},
@@ -173,50 +176,52 @@ PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] 
 }
 
 
-@pytest.mark.parametrize("wire", PASSED)
-async def test_pass_through_streams_are_checked(wire: ApiFormat) -> None:
-    codec, changes, upstream, fault = PASSED[wire]
-    gateway = make_forwarding_gateway(wire, upstream)
+@pytest.mark.parametrize("api_format", PASS_THROUGH_CASES)
+async def test_pass_through_streams_are_checked(api_format: ApiFormat) -> None:
+    codec, changes, upstream_pieces, fault = PASS_THROUGH_CASES[api_format]
+    gateway = make_forwarding_gateway(api_format, upstream_pieces)
     model, route, _ = await gateway.stream(codec, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", f"rescue after {fault}")
     assert gateway.ledger[0].input_tokens > 0
 
 
-@pytest.mark.parametrize("wire", PASSED)
-async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> None:
-    codec, changes, upstream, fault = PASSED[wire]
-    gateway = make_forwarding_gateway(wire, upstream, rescue=RescuePolicy.OFF)
+@pytest.mark.parametrize("api_format", PASS_THROUGH_CASES)
+async def test_finished_pass_through_streams_become_signals(api_format: ApiFormat) -> None:
+    codec, changes, upstream_pieces, fault = PASS_THROUGH_CASES[api_format]
+    gateway = make_forwarding_gateway(api_format, upstream_pieces, rescue=RescuePolicy.OFF)
     model, _, body = await gateway.stream(codec, **changes)
     assert model == "smollm2-135m"
     assert body
     assert gateway.learning.signals == [("smollm2-135m", "checked", fault, 0.0)]
 
 
-def make_forwarding_gateway(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> StreamGateway:
-    """Return a `StreamGateway` whose small model has the client's API format and is not translated."""
+def make_forwarding_gateway(
+    api_format: ApiFormat, upstream_pieces: list[bytes], **rules: Any
+) -> StreamGateway:
+    """Return a `StreamGateway` that forwards the small model's stream without translation."""
     gateway = StreamGateway(**rules)
-    gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
+    gateway.small = FakeBackend(raw_stream=upstream_pieces, api_format=api_format)
     fleet = gateway.router.fleet
-    local = runtime("local", gateway.small)
+    local_runtime = make_runtime("local", gateway.small)
     catalog = Catalog(
-        deployments=(replace(SMALL, api_format=wire), replace(HAIKU, api_format=None))
+        deployments=(replace(SMALL, api_format=api_format), replace(HAIKU, api_format=None))
     )
     gateway.router.fleet = replace(
-        fleet, catalog=catalog, runtimes={**fleet.runtimes, "local": local}
+        fleet, catalog=catalog, runtimes={**fleet.runtimes, "local": local_runtime}
     )
     return gateway
 
 
 async def test_good_beginning_passes_unchanged() -> None:
-    upstream = encode_stream('{"ok"', ": ", "true}")
-    gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream)
+    upstream_pieces = encode_stream('{"ok"', ": ", "true}")
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream_pieces)
     model, _, answer = await gateway.ask(stream=True, response_format=FORMAT)
     assert model == "smollm2-135m"
     assert answer.stream is not None
     pieces = [piece async for piece in answer.stream]
     # The event without a word and the first word come together, the rest as before.
-    assert pieces[0] == upstream[0] + upstream[1]
-    assert (pieces[1:3], pieces[-2]) == (upstream[2:4], upstream[-1])
+    assert pieces[0] == upstream_pieces[0] + upstream_pieces[1]
+    assert (pieces[1:3], pieces[-2]) == (upstream_pieces[2:4], upstream_pieces[-1])
     assert gateway.learning.signals == []
 
 
@@ -224,7 +229,7 @@ async def test_empty_stream_is_rescued_and_recorded_as_complete() -> None:
     gateway = StreamGateway(first_answer="")
     model, route, _ = await gateway.stream()
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after empty")
-    assert [item.complete for item in gateway.ledger] == [True, True]
+    assert [entry.complete for entry in gateway.ledger] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -254,13 +259,13 @@ async def test_first_stream_continues_when_the_better_model_fails() -> None:
     model, _, body = await gateway.stream(response_format=FORMAT)
     assert model == "smollm2-135m"
     assert all(word in body for word in BAD.split())
-    assert [item.complete for item in gateway.ledger if item.model == "smollm2-135m"] == [True]
+    assert [entry.complete for entry in gateway.ledger if entry.model == "smollm2-135m"] == [True]
 
 
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("price", [Decimal(0), Decimal("0.01")])
 async def test_both_calls_are_charged_to_the_reservation(price: Decimal, streams: bool) -> None:
-    gateway, budget = StreamGateway(), Budget()
+    gateway, budget = StreamGateway(), FakeBudget()
     model = replace(SMALL.model, tariff=create_flat_tariff(price, price))
     catalog = Catalog(deployments=(replace(SMALL, model=model), HAIKU))
     gateway.router.fleet = replace(gateway.router.fleet, catalog=catalog)
@@ -273,7 +278,7 @@ async def test_both_calls_are_charged_to_the_reservation(price: Decimal, streams
     assert 0 < budget.spent <= budget.reserved
 
 
-async def test_no_rescue_without_time_left() -> None:
+async def test_stream_without_time_left_is_not_rescued() -> None:
     assert (await StreamGateway(timeout=1.0).stream(response_format=FORMAT))[0] == "smollm2-135m"
 
 
@@ -306,31 +311,31 @@ class SlowBackend(FakeBackend):
 
 
 @pytest.fixture
-def short_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def shorten_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.routing.metered_stream._MAX_HELD_SECONDS", 0.01)
 
 
-@pytest.mark.usefixtures("short_hold")
+@pytest.mark.usefixtures("shorten_hold")
 async def test_slow_first_word_ends_the_hold_without_loss() -> None:
-    upstream = encode_stream("Hello", " there")
-    gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream)
-    slow_backend = SlowBackend(upstream)
+    upstream_pieces = encode_stream("Hello", " there")
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream_pieces)
+    slow_backend = SlowBackend(upstream_pieces)
     gateway.router.fleet.runtimes["local"].backend = slow_backend
     gateway.router.fleet.runtimes["local"].pass_through = slow_backend
     model, _, answer = await gateway.ask(stream=True)
     assert model == "smollm2-135m"
     assert answer.stream is not None
-    assert await anext(answer.stream) == upstream[0]
+    assert await anext(answer.stream) == upstream_pieces[0]
     slow_backend.may_proceed.set()
     assert b"Hello" in await anext(answer.stream)
     assert b"[DONE]" in await read_stream(answer)
 
 
-@pytest.mark.usefixtures("short_hold")
+@pytest.mark.usefixtures("shorten_hold")
 async def test_disconnect_while_waiting_for_a_word_ends_the_call() -> None:
-    upstream = encode_stream("Hello")
-    gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream)
-    slow_backend = SlowBackend(upstream)
+    upstream_pieces = encode_stream("Hello")
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream_pieces)
+    slow_backend = SlowBackend(upstream_pieces)
     gateway.router.fleet.runtimes["local"].backend = slow_backend
     gateway.router.fleet.runtimes["local"].pass_through = slow_backend
     _, _, answer = await gateway.ask(stream=True)
@@ -352,19 +357,19 @@ async def test_disconnect_while_the_stream_is_held_ends_the_call() -> None:
     assert call_task.cancelled()
     assert slow_backend.closed_early == 1
     assert gateway.router.fleet.runtimes["local"].load == 0
-    assert [item.complete for item in gateway.ledger] == [False]
+    assert [entry.complete for entry in gateway.ledger] == [False]
 
 
 async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
-    late_fault = '{"ok": "not a boolean"}'
-    assert (await StreamGateway(first_answer=late_fault).stream(response_format=FORMAT))[
+    faulty_answer = '{"ok": "not a boolean"}'
+    assert (await StreamGateway(first_answer=faulty_answer).stream(response_format=FORMAT))[
         0
     ] == "smollm2-135m"
-    holding_gateway = StreamGateway(first_answer=late_fault, hold_streams=True)
+    holding_gateway = StreamGateway(first_answer=faulty_answer, hold_streams=True)
     model, route, body = await holding_gateway.stream(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after schema")
     assert "not" not in body
-    # Text of no form is never held so long.
+    # Text without a required format is not held until its end.
     plain_text_gateway = StreamGateway(first_answer="one two three", hold_streams=True)
     _, _, answer = await plain_text_gateway.ask(stream=True)
     assert answer.stream is not None
@@ -372,7 +377,7 @@ async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
     await answer.stream.aclose()
 
 
-async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
+async def test_held_stream_without_a_fault_is_sent_unchanged() -> None:
     holding_gateway = StreamGateway(first_answer=GOOD, hold_streams=True)
     model, _, body = await holding_gateway.stream(response_format=FORMAT)
     assert model == "smollm2-135m"
@@ -383,11 +388,13 @@ async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
 async def test_rescue_does_not_wait_for_the_last_slot() -> None:
     """The first answer is sent, because it occupies the only slot of the host of both models."""
     gateway = StreamGateway()
-    local = runtime("local", gateway.small, limit=1)
-    local.pass_through = None
+    local_runtime = make_runtime("local", gateway.small, limit=1)
+    local_runtime.pass_through = None
     deployments = (SMALL, replace(HAIKU, backend="local"))
     gateway.router.fleet = replace(
-        gateway.router.fleet, catalog=Catalog(deployments=deployments), runtimes={"local": local}
+        gateway.router.fleet,
+        catalog=Catalog(deployments=deployments),
+        runtimes={"local": local_runtime},
     )
     assert (await gateway.stream(response_format=FORMAT))[0] == "smollm2-135m"
 
@@ -414,28 +421,28 @@ async def test_faults_of_a_stream_become_signals_when_it_has_ended(
     assert gateway.learning.signals == expected_signals
 
 
-def finished_response(*parts: Any, stop: StopReason) -> ChatResponse:
+def make_finished_response(*parts: Any, stop: StopReason) -> ChatResponse:
     return ChatResponse(id="1", model="m", parts=parts, stop=stop, usage=Usage(output_tokens=3))
 
 
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize(
-    ("answer", "limit", "signal"),
+    ("answer", "max_tokens", "expected_signal"),
     [
         (
-            finished_response(Text(text="a b"), stop=StopReason.MAX_TOKENS),
+            make_finished_response(Text(text="a b"), stop=StopReason.MAX_TOKENS),
             2_000,
             ("cut", "cut", 0.3),
         ),
         (
-            finished_response(Text(text="a b"), stop=StopReason.MAX_TOKENS),
+            make_finished_response(Text(text="a b"), stop=StopReason.MAX_TOKENS),
             None,
             ("cut", "cut", 0.3),
         ),
-        (finished_response(Text(text="a b"), stop=StopReason.MAX_TOKENS), 50, None),
-        (finished_response(stop=StopReason.REFUSAL), 50, ("checked", "refused", 0.0)),
+        (make_finished_response(Text(text="a b"), stop=StopReason.MAX_TOKENS), 50, None),
+        (make_finished_response(stop=StopReason.REFUSAL), 50, ("checked", "refused", 0.0)),
         (
-            finished_response(
+            make_finished_response(
                 ToolUse(id="1", name="look_up", arguments="{x"), stop=StopReason.TOOL_USE
             ),
             50,
@@ -443,21 +450,26 @@ def finished_response(*parts: Any, stop: StopReason) -> ChatResponse:
         ),
     ],
 )
-async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
-    answer: ChatResponse, limit: int | None, signal: tuple[str, str, float] | None, streams: bool
+async def test_cut_answers_refusals_and_broken_arguments_become_signals(
+    answer: ChatResponse,
+    max_tokens: int | None,
+    expected_signal: tuple[str, str, float] | None,
+    streams: bool,
 ) -> None:
     gateway = StreamGateway(rescue=RescuePolicy.OFF)
     gateway.small.answer = answer
-    changes: dict[str, Any] = {"max_tokens": limit, "tools": [TOOL]}
+    changes: dict[str, Any] = {"max_tokens": max_tokens, "tools": [TOOL]}
     if streams:
         await gateway.stream(**changes)
     else:
         await gateway.ask(**changes)
         gateway.learning.background.run_tasks()
-    assert gateway.learning.signals == ([] if signal is None else [("smollm2-135m", *signal)])
+    assert gateway.learning.signals == (
+        [] if expected_signal is None else [("smollm2-135m", *expected_signal)]
+    )
 
 
-class Late(FakeBackend):
+class NeverStartingBackend(FakeBackend):
     """A back end that never begins to answer."""
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
@@ -468,12 +480,12 @@ class Late(FakeBackend):
 
 async def test_hedged_call_records_the_model_that_answered() -> None:
     gateway = StreamGateway(rescue=RescuePolicy.OFF, hedging=HedgingPolicy(share=0.5))
-    local = gateway.router.fleet.runtimes["local"]
-    local.backend = Late()
-    gateway.claude.answer = finished_response(stop=StopReason.REFUSAL)
-    latency = local.get_latency_estimator("smollm2-135m")
+    local_runtime = gateway.router.fleet.runtimes["local"]
+    local_runtime.backend = NeverStartingBackend()
+    gateway.claude.answer = make_finished_response(stop=StopReason.REFUSAL)
+    latency_estimator = local_runtime.get_latency_estimator("smollm2-135m")
     for _ in range(40):
-        latency.record(
+        latency_estimator.record(
             prompt_tokens=9, output_tokens=9, first_token_seconds=0.001, seconds=0.1, concurrency=1
         )
     gateway.router._hedge._credit = 5.0

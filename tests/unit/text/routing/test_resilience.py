@@ -42,15 +42,15 @@ from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, R
 
 
 class FlakyBackend(FakeBackend):
-    """A back end that fails ``times`` times and then answers."""
+    """A back end that fails ``failure_count`` times and then answers."""
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, failure_count: int) -> None:
         super().__init__(raw=RAW)
-        self.times = times
+        self.failure_count = failure_count
 
     async def forward(self, request: RawRequest) -> bytes:
         await super().forward(request)
-        if len(self.requests) <= self.times:
+        if len(self.requests) <= self.failure_count:
             raise BackendUnavailable("x")
         return RAW
 
@@ -80,14 +80,14 @@ class HeldBackend(FakeBackend):
             yield piece
 
 
-def backend_of(answer: object) -> bytes:
+def get_backend_name(answer: object) -> bytes:
     return dict(answer.headers)[b"x-moyin-backend"]  # type: ignore[attr-defined,no-any-return]
 
 
 async def test_quick_failure_is_retried_before_falling_back() -> None:
     first_backend = FlakyBackend(1)
     rig = Rig(first_backend, FakeBackend(raw=RAW), runtime={"retries": 1})
-    assert backend_of(await rig.ask()) == b"b0"
+    assert get_backend_name(await rig.ask()) == b"b0"
     assert len(first_backend.requests) == 2
     assert [call.error for call in rig.telemetry.calls] == ["backend_unavailable", None]
 
@@ -106,20 +106,20 @@ async def test_retries_are_bounded_before_falling_back() -> None:
 async def test_errors_that_a_retry_cannot_fix_are_not_retried(error: Exception) -> None:
     first_backend = FakeBackend(error=error)  # type: ignore[arg-type]
     rig = Rig(first_backend, FakeBackend(raw=RAW), runtime={"retries": 3})
-    assert backend_of(await rig.ask()) == b"b1"
+    assert get_backend_name(await rig.ask()) == b"b1"
     assert len(first_backend.requests) == 1
 
 
 async def test_the_whole_call_has_one_deadline() -> None:
     seconds_left: list[float] = []
 
-    class Noting(FakeBackend):
+    class FailingBackend(FakeBackend):
         async def forward(self, request: RawRequest) -> bytes:
             seconds_left.append(request.deadline - asyncio.get_running_loop().time())
             await asyncio.sleep(0.05)
             raise BackendUnavailable("x")
 
-    rig = Rig(Noting(), Noting(), timeout=2.0)
+    rig = Rig(FailingBackend(), FailingBackend(), timeout=2.0)
     with pytest.raises(BackendUnavailable):
         await rig.ask()
     assert seconds_left[0] <= 2.0
@@ -144,7 +144,7 @@ async def test_late_stream_falls_back() -> None:
         runtime={"first_byte_timeout": 0.05},
     )
     answer = await rig.ask(stream=True)
-    assert backend_of(answer) == b"b1"
+    assert get_backend_name(answer) == b"b1"
     assert slow_backend.closed_early == 1
     await read_stream(answer)
 
@@ -188,7 +188,7 @@ async def test_cancelled_waiter_leaves_the_queue_unchanged() -> None:
     slots.release("ada")  # to the second, in the moment in which the first leaves
     waiting_tasks[1].cancel()  # whose slot goes on to the third
     await asyncio.gather(*waiting_tasks, return_exceptions=True)
-    assert [task.cancelled() for task in waiting_tasks] == [True, True, False]
+    assert [call_task.cancelled() for call_task in waiting_tasks] == [True, True, False]
     assert (slots.taken, slots.waiting) == (1, 0)
     slots.release("ada")
     assert slots.taken == 0
@@ -196,11 +196,11 @@ async def test_cancelled_waiter_leaves_the_queue_unchanged() -> None:
 
 async def test_disconnect_before_the_answer_charges_the_prompt() -> None:
     rig = Rig(HeldBackend(), tariff=CHEAP)
-    task = asyncio.create_task(rig.ask())
+    call_task = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
-    task.cancel()
+    call_task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await task
+        await call_task
     (entry,) = rig.ledger
     assert (entry.complete, entry.output_tokens) == (False, 0)
     assert entry.cost_usd == Decimal(entry.input_tokens) / 1_000_000 > 0
@@ -208,9 +208,9 @@ async def test_disconnect_before_the_answer_charges_the_prompt() -> None:
 
 
 def record_first_token_times(rig: Rig, seconds: float) -> None:
-    latency = rig.runtimes[0].get_latency_estimator("m0")
+    latency_estimator = rig.runtimes[0].get_latency_estimator("m0")
     for _ in range(100):
-        latency.record(
+        latency_estimator.record(
             prompt_tokens=1,
             output_tokens=2,
             first_token_seconds=seconds,
@@ -251,11 +251,11 @@ async def test_only_a_share_of_requests_is_hedged() -> None:
     routes = []
     async with asyncio.timeout(10):
         for number in range(6):
-            tool_response = asyncio.create_task(rig.ask(stream=True))
+            call_task = asyncio.create_task(rig.ask(stream=True))
             if number % 2 == 0:
                 await asyncio.sleep(0.03)
                 slow_backend.may_proceed.set()
-            answer = await tool_response
+            answer = await call_task
             routes.append(dict(answer.headers)[b"x-moyin-route"])
             await read_stream(answer)
             slow_backend.may_proceed.clear()
@@ -266,12 +266,12 @@ async def test_disconnect_cancels_both_hedged_calls() -> None:
     slow_backend, other_backend = HeldBackend(), HeldBackend()
     rig = Rig(slow_backend, other_backend, hedging=HedgingPolicy(share=1.0))
     record_first_token_times(rig, 0.005)
-    task = asyncio.create_task(rig.ask(stream=True))
+    call_task = asyncio.create_task(rig.ask(stream=True))
     await asyncio.gather(slow_backend.was_reached.wait(), other_backend.was_reached.wait())
     assert len(slow_backend.requests) == len(other_backend.requests) == 1
-    task.cancel()
+    call_task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await task
+        await call_task
     assert slow_backend.closed_early == other_backend.closed_early == 1
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
@@ -284,7 +284,7 @@ def test_hedging_credit_is_bounded() -> None:
 
 
 async def test_first_failure_is_raised_when_both_fail() -> None:
-    async def overloaded() -> None:
+    async def fail_first() -> None:
         await asyncio.sleep(0.02)
         raise Overloaded("x", retry_after=7)
 
@@ -294,7 +294,7 @@ async def test_first_failure_is_raised_when_both_fail() -> None:
 
     with pytest.raises(Overloaded):
         await race_calls(
-            overloaded(), fail_later, delay_seconds=0.001, may_start_second=lambda: True
+            fail_first(), fail_later, delay_seconds=0.001, may_start_second=lambda: True
         )
 
 
@@ -368,8 +368,10 @@ async def test_repeatedly_missing_model_is_tried_last() -> None:
     assert len(missing_model_backend.requests) == 3
     assert rig.runtimes[0].is_ready, "its other models are there"
     codec, context = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
-    call = codec.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
-    best_candidate, other_candidate = rig.router.explain(codec, call, context).candidates
+    parsed_request = codec.parse(
+        b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}'
+    )
+    best_candidate, other_candidate = rig.router.explain(codec, parsed_request, context).candidates
     assert (best_candidate.deployment.backend, other_candidate.deployment.backend) == ("b1", "b0")
     assert (
         explain_loss(other_candidate, best_candidate, 0.0)
@@ -397,19 +399,19 @@ async def test_only_available_back_end_is_tried_despite_a_missing_model() -> Non
 async def test_invented_file_ids_do_not_demote_a_model() -> None:
     missing_model_backend = FakeBackend(error=error_from_status(404, "", None))
     rig = Rig(missing_model_backend, FakeBackend(raw=RAW))
-    file = {"type": "file", "file": {"file_id": "made-up"}}
+    file_part = {"type": "file", "file": {"file_id": "made-up"}}
     for _ in range(5):
-        await rig.ask(messages=[{"role": "user", "content": [file]}])
+        await rig.ask(messages=[{"role": "user", "content": [file_part]}])
     assert len(missing_model_backend.requests) == 5
 
 
-@pytest.mark.parametrize(("demanded", "expected"), [(None, 1), (7, 7)])
+@pytest.mark.parametrize(("stated_seconds", "expected_seconds"), [(None, 1), (7, 7)])
 async def test_error_of_an_overloaded_back_end_always_has_retry_after(
-    demanded: float | None, expected: float
+    stated_seconds: float | None, expected_seconds: float
 ) -> None:
     with pytest.raises(Overloaded) as exc_info:
-        await Rig(FakeBackend(error=Overloaded("x", retry_after=demanded))).ask()
-    assert exc_info.value.retry_after == expected
+        await Rig(FakeBackend(error=Overloaded("x", retry_after=stated_seconds))).ask()
+    assert exc_info.value.retry_after == expected_seconds
 
 
 async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
@@ -458,7 +460,7 @@ async def test_failed_calls_that_a_provider_may_bill_are_in_the_ledger(
     assert [call.error for call in rig.telemetry.calls] == [error.code]
 
 
-async def test_estimates_of_failed_calls_leave_the_budget_to_the_answer() -> None:
+async def test_estimated_costs_of_failed_calls_are_not_charged_to_the_budget() -> None:
     failing_backend = FakeBackend(error=BackendUnavailable("x", may_be_billed=True))
     rig = Rig(failing_backend, FakeBackend(raw=RAW), tariff=CHEAP)
     recorded_costs: list[Decimal] = []
@@ -468,9 +470,9 @@ async def test_estimates_of_failed_calls_leave_the_budget_to_the_answer() -> Non
         record=lambda usd, tokens: recorded_costs.append(usd),
     )
     codec = OpenAICodec()
-    call = codec.parse(rig.body())
+    parsed_request = codec.parse(rig.make_body())
     context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=cast(Any, budget))
-    await rig.router.answer(codec, call, context)
+    await rig.router.answer(codec, parsed_request, context)
     costs = {entry.error: entry.cost_usd for entry in rig.ledger}
     assert len(failing_backend.requests) >= 1 and costs["backend_unavailable"] > 0
     assert recorded_costs == [costs[None]]
@@ -511,9 +513,9 @@ async def test_answers_that_are_no_json_are_charged() -> None:
 
 async def test_interrupted_unsent_tool_call_is_charged() -> None:
     """The tokens cost money, although an Ollama client gets no part of an incomplete tool call."""
-    use = ToolUse(id="c", name="f", arguments='{"a": "some words"}')
+    tool_use = ToolUse(id="c", name="f", arguments='{"a": "some words"}')
     breaking_backend = FakeBackend(
-        replace(make_text_response(), parts=(use,)),
+        replace(make_text_response(), parts=(tool_use,)),
         error=StreamInterrupted("broke off"),
         chunks_before_error=3,
     )
@@ -529,19 +531,21 @@ async def test_interrupted_unsent_tool_call_is_charged() -> None:
 async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
     streams: bool, text_before: str
 ) -> None:
-    use = ToolUse(id="c", name="f", arguments="{oops")
-    broken_backend = FakeBackend(replace(make_text_response(), parts=(Text(text=text_before), use)))
+    tool_use = ToolUse(id="c", name="f", arguments="{oops")
+    broken_backend = FakeBackend(
+        replace(make_text_response(), parts=(Text(text=text_before), tool_use))
+    )
     rig = Rig(broken_backend)
     # Ollama's clients have another word for it.
-    limit: dict[str, Any] = {"max_tokens": 0} if streams else {}
+    limit_members: dict[str, Any] = {"max_tokens": 0} if streams else {}
     for _ in range(5):
         if streams and text_before:
-            answer = await rig.ask(OllamaChatCodec(), stream=True, **limit)
+            answer = await rig.ask(OllamaChatCodec(), stream=True, **limit_members)
             assert b'"code":"invalid_tool_call"' in await read_stream(answer)
         else:
             codec = OllamaChatCodec() if streams else AnthropicCodec()
             with pytest.raises(InvalidToolCall):
-                await rig.ask(codec, stream=streams, **limit)
+                await rig.ask(codec, stream=streams, **limit_members)
     assert rig.runtimes[0].is_ready
     assert len(broken_backend.requests) == 5
     assert [entry.complete for entry in rig.ledger] == [False] * 5

@@ -77,9 +77,9 @@ async def test_a_failure_before_the_first_byte_falls_back(error: MoyinError, str
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 
-@pytest.mark.parametrize("raw", [b"<html>", b"[]"])
-async def test_malformed_answer_falls_back(raw: bytes) -> None:
-    rig = Rig(FakeBackend(raw=raw), FakeBackend(raw=RAW))
+@pytest.mark.parametrize("raw_response", [b"<html>", b"[]"])
+async def test_malformed_answer_falls_back(raw_response: bytes) -> None:
+    rig = Rig(FakeBackend(raw=raw_response), FakeBackend(raw=RAW))
     assert (await rig.ask()).body is RAW
 
 
@@ -123,33 +123,33 @@ async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
 async def test_error_after_the_first_byte_becomes_an_error_event() -> None:
     error = StreamInterrupted("cut")
     rig = Rig(FakeBackend(raw_stream=[CHUNK, CHUNK], error=error, chunks_before_error=1))
-    text = await read_stream(await rig.ask(stream=True))
-    assert text.startswith(CHUNK)
-    assert b'"code":"stream_interrupted"' in text
-    assert text.endswith(b": x-moyin-cost-usd=0\n\n")
+    stream_bytes = await read_stream(await rig.ask(stream=True))
+    assert stream_bytes.startswith(CHUNK)
+    assert b'"code":"stream_interrupted"' in stream_bytes
+    assert stream_bytes.endswith(b": x-moyin-cost-usd=0\n\n")
     assert not rig.ledger[0].complete
     assert rig.ledger[0].output_tokens == 1
 
 
-async def test_a_silent_end_is_an_error() -> None:
+async def test_stream_that_ends_without_done_is_interrupted() -> None:
     rig = Rig(FakeBackend(raw_stream=[CHUNK]))
     assert b"stream_interrupted" in await read_stream(await rig.ask(stream=True))
 
 
 async def test_a_stream_ends_with_its_cost() -> None:
     rig = Rig(FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP)
-    text = await read_stream(await rig.ask(stream=True))
-    assert text == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
+    stream_bytes = await read_stream(await rig.ask(stream=True))
+    assert stream_bytes == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
     assert rig.ledger[0].complete
 
 
-@pytest.mark.parametrize("count_received", [0, 1])
-async def test_disconnect_cancels_upstream_and_charges_the_sent_part(count_received: int) -> None:
+@pytest.mark.parametrize("received_count", [0, 1])
+async def test_disconnect_cancels_upstream_and_charges_the_sent_part(received_count: int) -> None:
     backend = FakeBackend(raw_stream=[CHUNK] * 100)
     rig = Rig(backend, tariff=CHEAP)
     stream = (await rig.ask(stream=True)).stream
     assert stream is not None
-    for _ in range(count_received):
+    for _ in range(received_count):
         await anext(stream)
     await stream.aclose()
     assert backend.closed_early == 1
@@ -162,18 +162,18 @@ async def test_disconnect_cancels_upstream_and_charges_the_sent_part(count_recei
 
 
 async def test_cancelled_call_releases_its_slot() -> None:
-    class Slow(FakeBackend):
+    class SlowBackend(FakeBackend):
         async def forward(self, request: object) -> bytes:
             await asyncio.sleep(30)
             return b""
 
-    rig = Rig(Slow())
-    task = asyncio.create_task(rig.ask())
+    rig = Rig(SlowBackend())
+    call_task = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
     assert rig.runtimes[0].load == 1
-    task.cancel()
+    call_task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await task
+        await call_task
     assert rig.runtimes[0].load == 0
 
 
@@ -185,7 +185,7 @@ async def test_three_failures_exclude_a_back_end() -> None:
     assert len(broken_backend.requests) == 3
 
 
-async def test_an_unknown_model() -> None:
+async def test_unknown_model_is_not_found() -> None:
     with pytest.raises(ModelNotFound):
         await Rig(FakeBackend()).ask(model="gpt-2")
 
@@ -193,16 +193,16 @@ async def test_an_unknown_model() -> None:
 async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
     backend = FakeBackend(raw=RAW, error=BackendUnavailable("x"))
     rig = Rig(backend)
-    events: list[tuple[str, bool]] = []
+    health_changes: list[tuple[str, bool]] = []
     (runtime,) = rig.runtimes
-    await runtime.check_health(lambda name, up: events.append((name, up)))
+    await runtime.check_health(lambda name, up: health_changes.append((name, up)))
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
     assert not backend.requests
     backend.error = None
-    await runtime.check_health(lambda name, up: events.append((name, up)))
+    await runtime.check_health(lambda name, up: health_changes.append((name, up)))
     assert (await rig.ask()).body is RAW
-    assert events == [("b0", False), ("b0", True)]
+    assert health_changes == [("b0", False), ("b0", True)]
 
 
 async def test_one_failed_probe_does_not_exclude_a_back_end() -> None:
@@ -234,9 +234,9 @@ async def test_inability_of_one_back_end_does_not_hide_a_retryable_failure() -> 
         await rig.ask()
     assert exc_info.value.retry_after == 7
     # From now on its breaker is open, and only the other one is asked.
-    with pytest.raises(ServiceUnavailable) as usage:
+    with pytest.raises(ServiceUnavailable) as second_exc_info:
         await rig.ask()
-    assert usage.value.retry_after == 7
+    assert second_exc_info.value.retry_after == 7
     assert len(overloaded_backend.requests) == 1
 
 
@@ -300,8 +300,8 @@ async def test_usage_is_estimated_when_an_answer_states_none(
 
 async def test_usage_is_estimated_for_translated_answers() -> None:
     parts = (Thinking(text="x" * 40), Text(text="x" * 40))
-    call = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
-    answer_without_usage = replace(make_text_response(), parts=(*parts, call), usage=Usage())
+    tool_use = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
+    answer_without_usage = replace(make_text_response(), parts=(*parts, tool_use), usage=Usage())
     rig = Rig(FakeBackend(answer_without_usage, api_format=ApiFormat.OPENAI), tariff=CHEAP)
     answer = await rig.ask(AnthropicCodec())
     assert (rig.ledger[0].input_tokens, rig.ledger[0].output_tokens) == (6, 25)
@@ -346,7 +346,7 @@ async def test_answer_that_cannot_be_translated_is_still_charged() -> None:
     assert call.error == "invalid_tool_call"
 
 
-class Budget:
+class FakeBudget:
     limits_spending = True
 
     def __init__(self) -> None:
@@ -368,10 +368,10 @@ async def test_unknown_member_does_not_change_the_reservation(
     reservations = []
     for extra_members in ({}, {"n": n}):
         body = {"model": "auto", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
-        budget, codec = Budget(), AnthropicCodec()
-        call = codec.parse(json.dumps({**body, **extra_members}).encode())
+        budget, codec = FakeBudget(), AnthropicCodec()
+        parsed_request = codec.parse(json.dumps({**body, **extra_members}).encode())
         context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
-        await rig.router.answer(codec, call, context)
+        await rig.router.answer(codec, parsed_request, context)
         reservations += budget.taken_amounts
     assert reservations[0] == reservations[1] > 0
 
@@ -379,7 +379,7 @@ async def test_unknown_member_does_not_change_the_reservation(
 async def test_interrupted_call_is_charged_by_the_observed_token_ratio() -> None:
     backend = FakeBackend(raw=RAW, raw_stream=[CHUNK, CHUNK])
     rig = Rig(backend)
-    estimated_tokens = OpenAICodec().parse(rig.body()).derive_needs().prompt_tokens
+    estimated_tokens = OpenAICodec().parse(rig.make_body()).derive_needs().prompt_tokens
     await read_stream(await rig.ask(stream=True))
     assert rig.ledger[-1].input_tokens == estimated_tokens
     for _ in range(99):

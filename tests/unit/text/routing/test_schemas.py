@@ -22,7 +22,7 @@ ABLE = ("tools", "schema")
 GPT, CLAUDE = OpenAICodec(), AnthropicCodec()
 
 
-def function(schema: Any) -> dict[str, Any]:
+def make_function_tool(schema: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "f", "parameters": schema}}
 
 
@@ -38,7 +38,11 @@ PLACES: list[tuple[ProtocolCodec, str, dict[str, Any]]] = [
         {"response_format": {"type": "json_object", "schema": BOMB}},
     ),
     (GPT, "json_schema", {"json_schema": BOMB}),
-    (GPT, "tools.1.function.parameters", {"tools": [function({}), function(MANY)]}),
+    (
+        GPT,
+        "tools.1.function.parameters",
+        {"tools": [make_function_tool({}), make_function_tool(MANY)]},
+    ),
     (
         CLAUDE,
         "output_config.format.schema",
@@ -47,7 +51,7 @@ PLACES: list[tuple[ProtocolCodec, str, dict[str, Any]]] = [
     (CLAUDE, "output_format.schema", {"output_format": {"type": "json_schema", "schema": BOMB}}),
     (CLAUDE, "tools.0.input_schema", {"tools": [{"name": "f", "input_schema": MANY}]}),
     (OllamaChatCodec(), "format", {"format": BOMB}),
-    (OllamaChatCodec(), "tools.0.function.parameters", {"tools": [function(MANY)]}),
+    (OllamaChatCodec(), "tools.0.function.parameters", {"tools": [make_function_tool(MANY)]}),
     (OllamaGenerateCodec(), "format", {"format": BOMB, "prompt": "x"}),
 ]
 
@@ -61,8 +65,8 @@ async def test_schema_beyond_the_bounds_is_sent_to_no_back_end(
     with pytest.raises(SchemaTooLarge) as exc_info:
         await rig.ask(codec, **members)
     assert exc_info.value.field == field
-    kind = ("values", 400) if "tools" in members else ("repeats", 16)
-    assert exc_info.value.details == dict(zip(("bound", "limit"), kind, strict=True))
+    expected_bound = ("values", 400) if "tools" in members else ("repeats", 16)
+    assert exc_info.value.details == dict(zip(("bound", "limit"), expected_bound, strict=True))
     assert not backend.requests and not rig.runtimes[0].load
 
 
@@ -70,7 +74,7 @@ async def test_cloud_back_end_gets_schemas_that_own_servers_do_not() -> None:
     local_backend, cloud_backend = FakeBackend(raw=RAW), FakeBackend(raw=RAW)
     rig = Rig(local_backend, cloud_backend, abilities=ABLE)
     rig.runtimes[1].checks_schemas = False
-    answer = await rig.ask(tools=[function(MANY)])
+    answer = await rig.ask(tools=[make_function_tool(MANY)])
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert (len(local_backend.requests), len(cloud_backend.requests)) == (0, 1)
 
@@ -88,5 +92,5 @@ async def test_usual_schemas_reach_every_back_end() -> None:
     backend = FakeBackend(raw=RAW, api_format=ApiFormat.OPENAI)
     rig = Rig(backend, abilities=ABLE)
     schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}}
-    answer = await rig.ask(tools=[function(schema)])
+    answer = await rig.ask(tools=[make_function_tool(schema)])
     assert answer.body is RAW

@@ -12,7 +12,7 @@ import pytest
 
 from moyin.store.sql import Database
 from moyin.text.protocol.openai.codec import OpenAICodec
-from moyin.text.routing import shared_answers as exchanges
+from moyin.text.routing import shared_answers as shared_answers_module
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.decision import rank_candidates
@@ -21,10 +21,10 @@ from moyin.text.routing.followups import FollowUpDetector
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.shared_answers import SharedAnswers
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.factories import route
+from tests.unit.text.routing.factories import make_route
 from tests.unit.text.routing.test_followups import ASK
 from tests.unit.text.routing.test_learning import Replica
-from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, make_router
 
 
 class FakeValkey(dict[bytes, bytes]):
@@ -52,7 +52,7 @@ class SharingReplica(Replica):
         super().__init__(database)
         self.valkey = valkey
         self.shared_answers = SharedAnswers(valkey, self.learning, clock=lambda: self.now)
-        # Tests say when it is time.
+        # `ask` calls `process_batch` itself.
         self.shared_answers._wake_up = lambda: None  # type: ignore[method-assign]
         self.follow_ups = FollowUpDetector(
             self.learning,
@@ -60,31 +60,32 @@ class SharingReplica(Replica):
             secret=secret,
             clock=lambda: self.now,
         )
-        self.fleet = router(SMALL, HAIKU).fleet
+        self.fleet = make_router(SMALL, HAIKU).fleet
 
     async def ask(
         self, request_id: str, *texts: str, model: str = "auto", key: str = "k"
     ) -> list[tuple[str, str]]:
         """Send a conversation whose turns are ``texts``, the user's first.
 
-        Returns request and source of the recorded signals.
+        Returns the request and the source of each recorded signal.
         """
         roles = ["user", "assistant"] * len(texts)
         messages = [
-            {"role": candidate, "content": text}
-            for candidate, text in zip(roles, texts, strict=False)
+            {"role": speaker, "content": text} for speaker, text in zip(roles, texts, strict=False)
         ]
-        call = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
+        parsed_request = OpenAICodec().parse(
+            json.dumps({"model": model, "messages": messages}).encode()
+        )
         context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id=key)
-        names, signals_before = route(self.fleet, model), len(self.learning._signals)
-        self.follow_ups.detect(Conversation(context, call), names, self.now)
+        compiled_route, signals_before = make_route(self.fleet, model), len(self.learning._signals)
+        self.follow_ups.detect(Conversation(context, parsed_request), compiled_route, self.now)
         if model == "auto":
-            needs = call.derive_needs()
+            needs = parsed_request.derive_needs()
             quality = RequestQuality(
-                self.estimator, "ada", call, needs, usd_per_bad_answer=0.01, floor=0.0
+                self.estimator, "ada", parsed_request, needs, usd_per_bad_answer=0.01, floor=0.0
             )
             candidates = rank_candidates(
-                names, needs, UsageHistory(), always_weigh=True, quality=quality
+                compiled_route, needs, UsageHistory(), always_weigh=True, quality=quality
             )
             (small_candidate,) = (
                 candidate for candidate in candidates if candidate.deployment is SMALL
@@ -93,11 +94,11 @@ class SharingReplica(Replica):
                 "ada", request_id, quality, candidates, small_candidate, self.now
             )
             self.follow_ups.remember_answer(
-                Conversation(context, call), quality, small_candidate, self.now
+                Conversation(context, parsed_request), quality, small_candidate, self.now
             )
         await self.shared_answers.process_batch()
         new_signals = list(self.learning._signals)[signals_before:]
-        # Without the signals, which stay for the assertion of what comes next.
+        # The decisions are stored; the signals stay in the queue, where tests read them.
         while self.learning._decisions:
             row = self.learning._decisions.popleft()
             await self.store.write([row.to_row()], ())  # type: ignore[union-attr]
@@ -127,7 +128,7 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
     await advance_clocks(first_replica, second_replica)
     assert await second_replica.ask("r2", ASK) == [("r1", "regenerated")]
     await advance_clocks(first_replica, second_replica)
-    # The first replica still knows of r1; what counts is what all know.
+    # The first replica still remembers r1, but the shared answers take precedence.
     assert await first_replica.ask("r3", ASK, "func", "That's wrong") == [("r2", "corrected")]
     await advance_clocks(first_replica, second_replica)
     assert await second_replica.ask("r4", ASK, "func", "Add table tests") == [("r3", "edited")]
@@ -192,19 +193,21 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
         SharingReplica(database, valkey),
     )
 
-    class Same(FakeValkey):
+    class SharedValkey(FakeValkey):
         async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
             return await valkey.pop(names)
 
-    third_replica = SharingReplica(database, Same())
+    third_replica = SharingReplica(database, SharedValkey())
     await first_replica.ask("r1", ASK)
     await advance_clocks(first_replica, second_replica, third_replica)
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
-    call = OpenAICodec().parse(body.encode())
+    parsed_request = OpenAICodec().parse(body.encode())
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     for replica in (second_replica, third_replica):
-        names = route(replica.fleet, "claude-haiku-5-5")
-        replica.follow_ups.detect(Conversation(context, call), names, replica.now)
+        compiled_route = make_route(replica.fleet, "claude-haiku-5-5")
+        replica.follow_ups.detect(
+            Conversation(context, parsed_request), compiled_route, replica.now
+        )
     # Both read before either takes.
     earlier_values = FakeValkey(valkey)
     third_replica.valkey.get = earlier_values.get
@@ -227,27 +230,29 @@ async def test_replica_matches_its_own_answers_without_valkey(database: Database
 
 
 async def test_outage_between_read_and_take_falls_back_to_own_answers(database: Database) -> None:
-    class Failing(FakeValkey):
+    class FailingValkey(FakeValkey):
         async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
             return None
 
-    replica = SharingReplica(database, Failing())
+    replica = SharingReplica(database, FailingValkey())
     await replica.ask("r1", ASK)
     await advance_clocks(replica)
     assert await replica.ask("r2", ASK) == [("r1", "regenerated")]
 
 
 async def test_pending_work_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanges, "_MAX_QUERIES", 2)
+    monkeypatch.setattr(shared_answers_module, "_MAX_QUERIES", 2)
     replica = SharingReplica(database, FakeValkey())
-    was_queued = [replica.shared_answers.queue_query(lookup(), lambda: None) for _ in range(3)]
-    assert was_queued == [True, True, False]
+    queue_results = [
+        replica.shared_answers.queue_query(make_query(), lambda: None) for _ in range(3)
+    ]
+    assert queue_results == [True, True, False]
     for number in range(9):
         replica.shared_answers.queue_answer(bytes([number]), None, "r", 0.0, replica.now)
     assert len(replica.shared_answers._answers) == 4
 
 
-def lookup() -> Any:
+def make_query() -> Any:
     return FollowUpQuery(
         owner="ada", key_id="k", fingerprint=b"p", previous=None, opening="", ability=None, at=0.0
     )
@@ -260,9 +265,9 @@ async def test_fingerprints_differ_without_the_secret(database: Database) -> Non
         SharingReplica(database, valkey, secret=b"another"),
     )
     await first_replica.ask("r1", ASK)
-    names = set(valkey)
+    keys_before = set(valkey)
     await foreign_replica.ask("r2", ASK)
-    assert len(set(valkey) - names) == 1
+    assert len(set(valkey) - keys_before) == 1
     assert all(ASK.encode() not in name + value for name, value in valkey.items())
 
 
@@ -287,11 +292,13 @@ async def test_time_window_uses_the_arrival_of_the_request(
     await first_replica.ask("r1", ASK)
     arrival_time = second_replica.now + 1.9
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
-    call = OpenAICodec().parse(body.encode())
+    parsed_request = OpenAICodec().parse(body.encode())
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     second_replica.now += 60
-    names = route(second_replica.fleet, "claude-haiku-5-5")
-    second_replica.follow_ups.detect(Conversation(context, call), names, arrival_time)
+    compiled_route = make_route(second_replica.fleet, "claude-haiku-5-5")
+    second_replica.follow_ups.detect(
+        Conversation(context, parsed_request), compiled_route, arrival_time
+    )
     await second_replica.shared_answers.process_batch()
     assert not second_replica.learning._signals
 
@@ -300,7 +307,7 @@ async def test_unshared_answer_is_matched_by_its_own_replica(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica = SharingReplica(database, FakeValkey())
-    monkeypatch.setattr(exchanges, "_MAX_QUERIES", 0)
+    monkeypatch.setattr(shared_answers_module, "_MAX_QUERIES", 0)
     await replica.ask("r1", ASK)
     monkeypatch.undo()
     await advance_clocks(replica)
@@ -330,17 +337,17 @@ async def test_answers_are_shared_during_a_database_outage(
     assert await first_replica.ask("r3", ASK) == [("r2", "regenerated")]
 
 
-async def test_no_lookup_where_quality_is_not_weighed(database: Database) -> None:
+async def test_answers_are_not_looked_up_where_quality_does_not_count(database: Database) -> None:
     replica = SharingReplica(database, FakeValkey())
-    replica.fleet = router(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
-    call = OpenAICodec().parse(
+    replica.fleet = make_router(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
+    parsed_request = OpenAICodec().parse(
         json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()
     )
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
-    names = route(replica.fleet)
-    assert not replica.follow_ups.may_match(names)
+    compiled_route = make_route(replica.fleet)
+    assert not replica.follow_ups.may_match(compiled_route)
     # A request may have named a price of its own.
     await replica.ask("r1", ASK)
-    assert replica.follow_ups.may_match(names)
-    replica.follow_ups.detect(Conversation(context, call), names, replica.now)
+    assert replica.follow_ups.may_match(compiled_route)
+    replica.follow_ups.detect(Conversation(context, parsed_request), compiled_route, replica.now)
     assert len(replica.shared_answers._queries) == 1

@@ -50,8 +50,8 @@ async def test_a_client_that_asks_for_the_usage_gets_the_estimate_that_is_booked
     sent_events = [event | {"choices": [choice]}, *([zero_usage_event] if states_zero else [])]
 
     async def upstream() -> AsyncGenerator[bytes, None]:
-        for item in sent_events:
-            yield b"data: " + json.dumps(item).encode() + b"\n\n"
+        for sent_event in sent_events:
+            yield b"data: " + json.dumps(sent_event).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 
     tap = StreamTap(hide_usage=not include_usage)
@@ -66,12 +66,12 @@ async def test_a_client_that_asks_for_the_usage_gets_the_estimate_that_is_booked
         assert (last_chunk.usage.prompt_tokens, last_chunk.usage.completion_tokens) == (10, 1)
 
 
-@pytest.mark.parametrize(("by_token", "output"), [(True, 2), (False, 4)])
+@pytest.mark.parametrize(("by_token", "output_tokens"), [(True, 2), (False, 4)])
 async def test_a_cut_stream_is_counted_by_its_pieces_or_else_by_its_length(
-    by_token: bool, output: int
+    by_token: bool, output_tokens: int
 ) -> None:
     usage = await read_usage(STARTED, *TEXTS, by_token=by_token)
-    assert usage == Usage(input_tokens=10, output_tokens=output)
+    assert usage == Usage(input_tokens=10, output_tokens=output_tokens)
 
 
 async def test_running_usage_of_a_server_is_used() -> None:
@@ -99,7 +99,7 @@ async def test_complete_stream_without_usage_is_counted() -> None:
     assert usage == Usage(input_tokens=7, output_tokens=4)
 
 
-async def read_forwarded(*pieces: bytes) -> ForwardedSource:
+async def read_forwarded_stream(*pieces: bytes) -> ForwardedSource:
     """Read a forwarded OpenAI stream to its end, and return its source."""
 
     async def upstream() -> AsyncGenerator[bytes, None]:
@@ -113,13 +113,13 @@ async def read_forwarded(*pieces: bytes) -> ForwardedSource:
     return source
 
 
-async def test_stream_without_done_has_ended_well() -> None:
-    text = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
+async def test_stream_with_a_finish_reason_is_complete_without_done() -> None:
+    text_event = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
     last_event = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
-    source = await read_forwarded(text, last_event)
+    source = await read_forwarded_stream(text_event, last_event)
     assert source.usage == Usage(input_tokens=10, output_tokens=1)
     with pytest.raises(StreamInterrupted):
-        await read_forwarded(text)
+        await read_forwarded_stream(text_event)
 
 
 async def read_stated_usage(*deltas: Delta) -> list[tuple[int, int]]:

@@ -24,96 +24,108 @@ JSON = ResponseConstraints(json=True)
 PLAIN = ResponseConstraints(tools=frozenset({"look_up"}))
 
 
-def transcript_of(*deltas: Delta) -> Transcript:
+def make_transcript(*deltas: Delta) -> Transcript:
     transcript = Transcript()
     transcript.add(deltas)
     return transcript
 
 
-def end(stop: StopReason = StopReason.END) -> Finished:
+def make_finished_event(stop: StopReason = StopReason.END) -> Finished:
     return Finished(stop=stop, usage=Usage())
 
 
-def constraints(**members: Any) -> ResponseConstraints:
-    return ResponseConstraints(json=True, schema=members)
+def make_constraints(**keywords: Any) -> ResponseConstraints:
+    return ResponseConstraints(json=True, schema=keywords)
 
 
 @pytest.mark.parametrize(
     "text", ["{", ' \n{"a"', "[1", '"a', "-1", "7", "t", "true", "null", "NaN"]
 )
 def test_valid_start_of_json_has_no_fault(text: str) -> None:
-    assert find_start_fault(transcript_of(TextDelta(text=text)), JSON) == NO_FAULT
+    assert find_start_fault(make_transcript(TextDelta(text=text)), JSON) == NO_FAULT
 
 
 @pytest.mark.parametrize(
     "text", ["Sure", "```json\n{", "the", "nothing", "None", "\ufeff{", "<think>"]
 )
 def test_invalid_start_of_json_is_a_fault(text: str) -> None:
-    assert find_start_fault(transcript_of(TextDelta(text=text)), JSON) == "json"
-    assert find_start_fault(transcript_of(TextDelta(text=text)), PLAIN) == NO_FAULT
+    assert find_start_fault(make_transcript(TextDelta(text=text)), JSON) == "json"
+    assert find_start_fault(make_transcript(TextDelta(text=text)), PLAIN) == NO_FAULT
 
 
 @pytest.mark.parametrize(
-    ("form", "text", "expected_fault"),
+    ("constraints", "text", "expected_fault"),
     [
-        (constraints(type="object"), "[", "schema"),
-        (constraints(type="object"), "{", NO_FAULT),
-        (constraints(type=["array", "null"]), "null", NO_FAULT),
-        (constraints(type=["array", "null"]), "1", "schema"),
-        (constraints(type="integer"), "1", NO_FAULT),
-        (constraints(type="boolean"), "f", NO_FAULT),
-        (constraints(anyOf=[{"type": "object"}]), "[", NO_FAULT),
+        (make_constraints(type="object"), "[", "schema"),
+        (make_constraints(type="object"), "{", NO_FAULT),
+        (make_constraints(type=["array", "null"]), "null", NO_FAULT),
+        (make_constraints(type=["array", "null"]), "1", "schema"),
+        (make_constraints(type="integer"), "1", NO_FAULT),
+        (make_constraints(type="boolean"), "f", NO_FAULT),
+        (make_constraints(anyOf=[{"type": "object"}]), "[", NO_FAULT),
         ({"$ref": "#/$defs/a", "type": "object"}, "[", NO_FAULT),
     ],
 )
-def test_the_type_of_a_schema_is_known_by_the_first_character(
-    form: Any, text: str, expected_fault: str
+def test_type_of_a_schema_is_checked_by_the_first_character(
+    constraints: Any, text: str, expected_fault: str
 ) -> None:
-    form = (
-        form
-        if isinstance(form, ResponseConstraints)
-        else ResponseConstraints(json=True, schema=form)
+    constraints = (
+        constraints
+        if isinstance(constraints, ResponseConstraints)
+        else ResponseConstraints(json=True, schema=constraints)
     )
-    assert find_start_fault(transcript_of(TextDelta(text=text)), form) == expected_fault
+    assert find_start_fault(make_transcript(TextDelta(text=text)), constraints) == expected_fault
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "<|im_end|>", "</s> ", "<|start_header_id|>\n"])
 def test_white_space_and_template_marks_are_not_checked_yet(text: str) -> None:
-    assert find_start_fault(transcript_of(TextDelta(text=text)), PLAIN) is None
-    assert find_start_fault(transcript_of(TextDelta(text=text), end()), PLAIN) == "empty"
+    assert find_start_fault(make_transcript(TextDelta(text=text)), PLAIN) is None
+    assert (
+        find_start_fault(make_transcript(TextDelta(text=text), make_finished_event()), PLAIN)
+        == "empty"
+    )
     # The client's own limit or stop sequence may have ended it.
     for stop in (StopReason.MAX_TOKENS, StopReason.STOP_SEQUENCE):
-        assert find_start_fault(transcript_of(TextDelta(text=text), end(stop)), PLAIN) == NO_FAULT
+        assert (
+            find_start_fault(
+                make_transcript(TextDelta(text=text), make_finished_event(stop)), PLAIN
+            )
+            == NO_FAULT
+        )
 
 
 def test_a_refusal_is_no_fault() -> None:
-    assert find_start_fault(transcript_of(end(StopReason.REFUSAL)), JSON) == NO_FAULT
+    assert (
+        find_start_fault(make_transcript(make_finished_event(StopReason.REFUSAL)), JSON) == NO_FAULT
+    )
 
 
 def test_a_tool_that_does_not_exist_is_a_fault() -> None:
-    def call(name: str) -> Delta:
+    def start_tool(name: str) -> Delta:
         return ToolStarted(index=0, id="1", name=name)
 
-    assert find_start_fault(transcript_of(call("look_up")), PLAIN) == NO_FAULT
-    assert find_start_fault(transcript_of(call("lookup")), PLAIN) == "tool_name"
-    transcript = transcript_of(
-        call("look_up"), ToolArguments(index=0, fragment="{"), end(StopReason.TOOL_USE)
+    assert find_start_fault(make_transcript(start_tool("look_up")), PLAIN) == NO_FAULT
+    assert find_start_fault(make_transcript(start_tool("lookup")), PLAIN) == "tool_name"
+    transcript = make_transcript(
+        start_tool("look_up"),
+        ToolArguments(index=0, fragment="{"),
+        make_finished_event(StopReason.TOOL_USE),
     )
     assert find_start_fault(transcript, PLAIN) == "tool_arguments"
 
 
-def test_reasoning_is_shown_as_it_comes() -> None:
-    assert find_start_fault(transcript_of(ThinkingDelta(text="Let")), JSON) == NO_FAULT
+def test_reasoning_at_the_start_is_no_fault() -> None:
+    assert find_start_fault(make_transcript(ThinkingDelta(text="Let")), JSON) == NO_FAULT
 
 
 def test_unreadable_stream_is_no_fault() -> None:
-    transcript = transcript_of(TextDelta(text="Sure"))
+    transcript = make_transcript(TextDelta(text="Sure"))
     transcript.mark_unreadable()
     assert find_start_fault(transcript, JSON) == NO_FAULT
 
 
 def test_only_the_end_of_a_long_text_is_checked() -> None:
-    transcript = transcript_of(
+    transcript = make_transcript(
         *[TextDelta(text="a" * 1_000) for _ in range(200)], TextDelta(text="end")
     )
     assert (transcript.is_complete, transcript.is_readable) == (False, True)

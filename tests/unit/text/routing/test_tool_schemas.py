@@ -30,7 +30,7 @@ CALLS: dict[str, tuple[ProtocolCodec, dict[str, Any], list[str]]] = {
 }
 
 
-def tool(protocol: str, schema: Any, **members: Any) -> dict[str, Any]:
+def make_tool(protocol: str, schema: Any, **members: Any) -> dict[str, Any]:
     if protocol in ("openai", "ollama"):
         function = {"name": "send", "parameters": schema, **members}
         return {"type": "function", "function": function}
@@ -42,14 +42,14 @@ def tool(protocol: str, schema: Any, **members: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("protocol", CALLS)
 def test_an_expensive_pattern_of_a_tool_is_left_out(protocol: str) -> None:
     codec, body, path = CALLS[protocol]
-    tools = [tool(protocol, {"type": "object"}), tool(protocol, SCHEMA)]
+    tools = [make_tool(protocol, {"type": "object"}), make_tool(protocol, SCHEMA)]
     if protocol == "responses":
         tools[0]["name"] = "other"
     request = codec.parse(to_json({"model": "m", **body, "tools": tools}))
     limited_request = limit_schemas(codec, request)
     schema: Any = limited_request.data["tools"][1]
-    for name in path:
-        schema = schema[name]
+    for key in path:
+        schema = schema[key]
     patterns = schema["properties"]["to"]["allOf"]
     assert patterns == [{"pattern": "^[^\\n\\r]*$"}, {}]
     assert (
@@ -62,7 +62,7 @@ def test_an_expensive_pattern_of_a_tool_is_left_out(protocol: str) -> None:
 @pytest.mark.parametrize("protocol", ["anthropic", "openai", "responses"])
 def test_a_strict_tool_keeps_its_patterns_and_is_refused(protocol: str) -> None:
     codec, body, _ = CALLS[protocol]
-    tools = [tool(protocol, SCHEMA, strict=True)]
+    tools = [make_tool(protocol, SCHEMA, strict=True)]
     request = codec.parse(to_json({"model": "m", **body, "tools": tools}))
     with pytest.raises(SchemaTooLarge):
         limit_schemas(codec, request)
@@ -70,19 +70,21 @@ def test_a_strict_tool_keeps_its_patterns_and_is_refused(protocol: str) -> None:
 
 def test_an_answer_keeps_its_pattern_and_other_bounds_hold() -> None:
     codec, body, _ = CALLS["openai"]
-    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
-    request = codec.parse(to_json({"model": "m", **body, "response_format": form}))
+    response_format = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+    request = codec.parse(to_json({"model": "m", **body, "response_format": response_format}))
     with pytest.raises(SchemaTooLarge):
         limit_schemas(codec, request)
     large_schema = {**SCHEMA, "required": [], "enum": [str(number) for number in range(500)]}
-    request = codec.parse(to_json({"model": "m", **body, "tools": [tool("openai", large_schema)]}))
+    request = codec.parse(
+        to_json({"model": "m", **body, "tools": [make_tool("openai", large_schema)]})
+    )
     with pytest.raises(SchemaTooLarge):
         limit_schemas(codec, request)
 
 
-def test_cheap_schemas_are_the_same_objects() -> None:
+def test_cheap_schemas_are_not_copied() -> None:
     schema = {"properties": {"pattern": {"pattern": "^a+$"}, "b": [{"pattern": 3}]}}
     assert drop_expensive_patterns(schema) is schema
     codec, body, _ = CALLS["openai"]
-    request = codec.parse(to_json({"model": "m", **body, "tools": [tool("openai", schema)]}))
+    request = codec.parse(to_json({"model": "m", **body, "tools": [make_tool("openai", schema)]}))
     assert limit_schemas(codec, request) is request

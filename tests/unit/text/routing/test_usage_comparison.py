@@ -15,14 +15,14 @@ from moyin.domain.operation import Operation
 from moyin.store.usage_reports import UsageSum
 from moyin.text.routing.catalog import TenantPolicy
 from moyin.text.routing.usage_comparison import UsageComparison
-from tests.unit.text.routing.factories import deployment, fleet
+from tests.unit.text.routing.factories import make_deployment, make_fleet
 
 
-def flat_tariff(usd: int) -> Tariff:
+def make_flat_tariff(usd: int) -> Tariff:
     return create_flat_tariff(Decimal(usd), Decimal(usd))
 
 
-def rates(usd: int) -> Rates:
+def make_rates(usd: int) -> Rates:
     price = Decimal(usd)
     return Rates(
         input=price, output=price, cache_read=price, cache_write=price, cache_write_1h=price
@@ -34,17 +34,17 @@ BANDED = Tariff(
     prices=(
         Price(
             since=date.min,
-            bands=(PriceBand(rates=rates(1), up_to=100), PriceBand(rates=rates(50))),
+            bands=(PriceBand(rates=make_rates(1), up_to=100), PriceBand(rates=make_rates(50))),
         ),
     )
 )
 
 
-def usage_sum(
+def make_usage_sum(
     price_band: int,
     tokens: int,
     *,
-    complete: bool = True,
+    is_complete: bool = True,
     is_embedding: bool = False,
     unit: str | None = None,
     cost_usd: Decimal = Decimal(0),
@@ -53,7 +53,7 @@ def usage_sum(
         group=("day",),
         band=price_band,
         is_embedding=is_embedding,
-        is_complete=complete,
+        is_complete=is_complete,
         unit=unit,
         calls=1,
         input_tokens=tokens,
@@ -66,90 +66,106 @@ def usage_sum(
 
 
 def test_the_dearest_model_depends_on_the_length_of_prompts() -> None:
-    models = fleet(
+    fleet = make_fleet(
         [
-            deployment("free", FREE_TARIFF),
-            deployment("flat", flat_tariff(2)),
-            deployment("banded", BANDED),
+            make_deployment("free", FREE_TARIFF),
+            make_deployment("flat", make_flat_tariff(2)),
+            make_deployment("banded", BANDED),
         ]
     )
-    usage_comparison = UsageComparison(models, "ada")
+    usage_comparison = UsageComparison(fleet, "ada")
     assert usage_comparison.price_classes.prompt_bounds == (100,)
-    short_prompts, long_prompts = usage_sum(0, 1_000_000), usage_sum(1, 1_000_000)
-    chosen_models = usage_comparison.choose_models([short_prompts])
+    short_sum, long_sum = make_usage_sum(0, 1_000_000), make_usage_sum(1, 1_000_000)
+    chosen_models = usage_comparison.choose_models([short_sum])
     assert chosen_models[False].model == "flat-model"
-    assert usage_comparison.compute_pico_cost([short_prompts], chosen_models) == 2 * 10**12
-    chosen_models = usage_comparison.choose_models([short_prompts, long_prompts])
+    assert usage_comparison.compute_pico_cost([short_sum], chosen_models) == 2 * 10**12
+    chosen_models = usage_comparison.choose_models([short_sum, long_sum])
     assert chosen_models[False].model == "banded-model"
     assert (
-        usage_comparison.compute_pico_cost([short_prompts, long_prompts], chosen_models)
+        usage_comparison.compute_pico_cost([short_sum, long_sum], chosen_models)
         == (1 + 50) * 10**12
     )
 
 
 def test_only_complete_calls_are_compared_and_sums_are_not_changed() -> None:
-    usage_comparison = UsageComparison(fleet([deployment("flat", flat_tariff(2))]), "ada")
-    sums = [usage_sum(0, 10), usage_sum(0, 5), usage_sum(0, 70, complete=False)]
+    usage_comparison = UsageComparison(
+        make_fleet([make_deployment("flat", make_flat_tariff(2))]), "ada"
+    )
+    usage_sums = [
+        make_usage_sum(0, 10),
+        make_usage_sum(0, 5),
+        make_usage_sum(0, 70, is_complete=False),
+    ]
     assert (
-        usage_comparison.compute_pico_cost(sums, usage_comparison.choose_models(sums))
+        usage_comparison.compute_pico_cost(usage_sums, usage_comparison.choose_models(usage_sums))
         == 15 * 2 * 10**6
     )
-    assert [item.input_tokens for item in sums] == [10, 5, 70]
+    assert [usage_sum.input_tokens for usage_sum in usage_sums] == [10, 5, 70]
 
 
 def test_other_operations_count_with_their_own_cost() -> None:
-    whisper_deployment = deployment(
-        "whisper", flat_tariff(99), operations=(Operation.TRANSCRIPTION,)
+    whisper_deployment = make_deployment(
+        "whisper", make_flat_tariff(99), operations=(Operation.TRANSCRIPTION,)
     )
     usage_comparison = UsageComparison(
-        fleet([deployment("flat", flat_tariff(2)), whisper_deployment]), "ada"
+        make_fleet([make_deployment("flat", make_flat_tariff(2)), whisper_deployment]), "ada"
     )
-    speech = usage_sum(0, 7, unit="seconds", cost_usd=Decimal("0.5"))
-    failed_speech = usage_sum(0, 7, unit="seconds", cost_usd=Decimal(9), complete=False)
-    sums = [usage_sum(0, 10), speech, failed_speech]
-    chosen_models = usage_comparison.choose_models(sums)
+    speech_sum = make_usage_sum(0, 7, unit="seconds", cost_usd=Decimal("0.5"))
+    failed_speech_sum = make_usage_sum(0, 7, unit="seconds", cost_usd=Decimal(9), is_complete=False)
+    usage_sums = [make_usage_sum(0, 10), speech_sum, failed_speech_sum]
+    chosen_models = usage_comparison.choose_models(usage_sums)
     assert chosen_models[False].model == "flat-model"
-    assert usage_comparison.compute_pico_cost(sums, chosen_models) == 10 * 2 * 10**6 + 5 * 10**11
+    assert (
+        usage_comparison.compute_pico_cost(usage_sums, chosen_models) == 10 * 2 * 10**6 + 5 * 10**11
+    )
 
 
 def test_embeddings_are_compared_with_embedding_models() -> None:
-    vectors = deployment("vectors", flat_tariff(1), abilities=("embeddings",))
-    usage_comparison = UsageComparison(fleet([deployment("flat", flat_tariff(2)), vectors]), "ada")
+    embedding_deployment = make_deployment(
+        "vectors", make_flat_tariff(1), abilities=("embeddings",)
+    )
+    usage_comparison = UsageComparison(
+        make_fleet([make_deployment("flat", make_flat_tariff(2)), embedding_deployment]), "ada"
+    )
     assert usage_comparison.price_classes.embeddings == {"vectors-model"}
-    sums = [usage_sum(0, 10, is_embedding=True), usage_sum(0, 10)]
-    chosen_models = usage_comparison.choose_models(sums)
-    assert {kind: model.backend for kind, model in chosen_models.items()} == {
+    usage_sums = [make_usage_sum(0, 10, is_embedding=True), make_usage_sum(0, 10)]
+    chosen_models = usage_comparison.choose_models(usage_sums)
+    assert {is_embedding: model.backend for is_embedding, model in chosen_models.items()} == {
         True: "vectors",
         False: "flat",
     }
-    assert usage_comparison.compute_pico_cost(sums, chosen_models) == (10 * 1 + 10 * 2) * 10**6
+    assert (
+        usage_comparison.compute_pico_cost(usage_sums, chosen_models) == (10 * 1 + 10 * 2) * 10**6
+    )
 
 
 def test_models_without_key_or_price_and_forbidden_models_are_left_out() -> None:
-    models = fleet(
+    fleet = make_fleet(
         [
-            deployment("free", FREE_TARIFF),
-            deployment("keyless", flat_tariff(90), configured=False),
-            deployment("cloud", flat_tariff(80)),
+            make_deployment("free", FREE_TARIFF),
+            make_deployment("keyless", make_flat_tariff(90), configured=False),
+            make_deployment("cloud", make_flat_tariff(80)),
         ],
         policies={"ada": TenantPolicy(residency=frozenset({"on-premises"}))},
     )
-    usage_comparison = UsageComparison(models, "ada")
+    usage_comparison = UsageComparison(fleet, "ada")
     assert usage_comparison.choose_models([]) == {}
-    assert usage_comparison.compute_pico_cost([usage_sum(0, 10)], {}) is None
-    [model] = UsageComparison(models, None).choose_models([]).values()
+    assert usage_comparison.compute_pico_cost([make_usage_sum(0, 10)], {}) is None
+    [model] = UsageComparison(fleet, None).choose_models([]).values()
     assert model.backend == "cloud"
 
 
 def test_failed_renders_cost_the_same_on_the_dearest_model() -> None:
-    usage_comparison = UsageComparison(fleet([deployment("flat", flat_tariff(2))]), "ada")
-    sums = [
-        usage_sum(0, 1_000_000),
-        usage_sum(0, 0, unit="gpu_milliseconds", cost_usd=Decimal(3)),
-        usage_sum(0, 0, unit="gpu_milliseconds", cost_usd=Decimal(5), complete=False),
-        usage_sum(0, 0, unit="seconds", cost_usd=Decimal(7), complete=False),
+    usage_comparison = UsageComparison(
+        make_fleet([make_deployment("flat", make_flat_tariff(2))]), "ada"
+    )
+    usage_sums = [
+        make_usage_sum(0, 1_000_000),
+        make_usage_sum(0, 0, unit="gpu_milliseconds", cost_usd=Decimal(3)),
+        make_usage_sum(0, 0, unit="gpu_milliseconds", cost_usd=Decimal(5), is_complete=False),
+        make_usage_sum(0, 0, unit="seconds", cost_usd=Decimal(7), is_complete=False),
     ]
     assert (
-        usage_comparison.compute_pico_cost(sums, usage_comparison.choose_models(sums))
+        usage_comparison.compute_pico_cost(usage_sums, usage_comparison.choose_models(usage_sums))
         == (2 + 3 + 5) * 10**12
     )

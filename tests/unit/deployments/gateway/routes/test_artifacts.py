@@ -30,7 +30,7 @@ from moyin.store.jobs import JobStore, NewJob
 from moyin.store.schema import artifacts as artifacts_table
 from moyin.store.schema import jobs as jobs_table
 from moyin.store.sql import Database
-from tests.videos import make_lying_video, make_video
+from tests.videos import make_video, make_video_with_false_size
 
 SIGNING_KEY = b"k" * 32
 
@@ -124,7 +124,7 @@ async def test_the_thumbnail_of_a_video_is_its_poster(
 
 
 async def test_a_video_with_too_many_pixels_has_no_poster(client: httpx.AsyncClient) -> None:
-    url = await upload(client, make_lying_video(16_000), "video/quicktime")
+    url = await upload(client, make_video_with_false_size(16_000), "video/quicktime")
     response = await client.get(url, params={"w": 64})
     problem = response.json()
     assert (response.status_code, problem["code"]) == (413, "picture_too_large")

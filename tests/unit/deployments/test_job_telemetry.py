@@ -1,0 +1,91 @@
+"""Tests of the metrics of jobs that end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from deployments import job_telemetry, observer
+from deployments.job_telemetry import JobTelemetry
+from moyin.domain.job import Job, JobStatus, Progress
+
+SUBMITTED = datetime(2026, 1, 1, tzinfo=UTC)
+JOB = Job(
+    id="1", owner="ann", kind="render", status=JobStatus.SUCCEEDED, spec="s", steps=1,
+    progress=Progress(value=1, max=1), results=(), error=None, attempts=1, priority=3, metadata={},
+    created_at=SUBMITTED, started_at=SUBMITTED, finished_at=SUBMITTED + timedelta(seconds=20),
+)  # fmt: skip
+
+
+class RecordingMetrics:
+    """Stands for `ray.util.metrics`, and records the values of counters by name and tags."""
+
+    def __init__(self) -> None:
+        self.values: defaultdict[tuple[str, ...], float] = defaultdict(float)
+
+    def Counter(self, name: str, description: str, tag_keys: tuple[str, ...]) -> Any:
+        recorder = self
+
+        class Counter:
+            def inc(self, value: float, tags: dict[str, str]) -> None:
+                assert tuple(tags) == tag_keys
+                recorder.values[name, *tags.values()] += value
+
+        return Counter()
+
+
+@pytest.fixture
+def metrics(monkeypatch: pytest.MonkeyPatch) -> RecordingMetrics:
+    recording_metrics = RecordingMetrics()
+    monkeypatch.setattr(observer, "metrics", recording_metrics)
+    monkeypatch.setattr(job_telemetry, "metrics", recording_metrics)
+    return recording_metrics
+
+
+def test_ended_jobs_are_counted_with_their_time(metrics: RecordingMetrics) -> None:
+    telemetry = JobTelemetry()
+    telemetry.record(JOB)
+    telemetry.record(replace(JOB, status=JobStatus.FAILED))
+    telemetry.record(replace(JOB, kind="chat"))
+    assert not metrics.values, "nothing is passed to Ray before the export"
+    telemetry.export()
+    telemetry.export()
+    assert metrics.values["moyin_jobs_ended", "render", "succeeded"] == 1
+    assert metrics.values["moyin_jobs_ended", "render", "failed"] == 1
+    assert metrics.values["moyin_jobs_ended", "chat", "succeeded"] == 1
+    assert metrics.values["moyin_job_seconds_sum", "render", "succeeded"] == 20
+    assert metrics.values["moyin_job_seconds_bucket", "render", "succeeded", "30"] == 1
+    assert ("moyin_job_seconds_bucket", "render", "succeeded", "10") not in metrics.values
+
+
+def test_time_of_a_retried_job_is_that_of_its_last_attempt(metrics: RecordingMetrics) -> None:
+    telemetry = JobTelemetry()
+    telemetry.record(replace(JOB, queued_at=SUBMITTED + timedelta(seconds=15)))
+    telemetry.export()
+    assert metrics.values["moyin_job_seconds_sum", "render", "succeeded"] == 5
+
+
+async def test_exports_go_on_after_an_error(
+    metrics: RecordingMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_telemetry, "_INTERVAL_SECONDS", 0)
+    telemetry = JobTelemetry()
+    exports = 0
+    exported_again = asyncio.Event()
+
+    def export() -> None:
+        nonlocal exports
+        exports += 1
+        if exports == 1:
+            raise RuntimeError("Ray is away")
+        exported_again.set()
+
+    monkeypatch.setattr(telemetry, "export", export)
+    exporting = asyncio.create_task(telemetry.keep_exporting())
+    await asyncio.wait_for(exported_again.wait(), 30)
+    exporting.cancel()
