@@ -83,9 +83,7 @@ class AnthropicBackend:
         )
         self.batches = AnthropicBatches(self._http)
 
-    def get_request_additions(
-        self, model: Model, needs: Needs, *, streams: bool
-    ) -> Mapping[str, Any]:
+    def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         return {}
 
     async def forward(self, request: RawRequest) -> bytes:

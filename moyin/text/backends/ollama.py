@@ -136,9 +136,7 @@ class OllamaBackend:
         self._connections = max_connections
         self._sdk: _OllamaClient | None = None
 
-    def get_request_additions(
-        self, model: Model, needs: Needs, *, streams: bool
-    ) -> Mapping[str, Any]:
+    def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         prompt_tokens, max_tokens = needs.prompt_tokens, needs.max_tokens
         if needs.embeddings:
             prompt_tokens, max_tokens = needs.longest_input or prompt_tokens, 0
