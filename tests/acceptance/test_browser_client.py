@@ -17,10 +17,10 @@ from tests.unit.clients.python.scripted_gateway import (
     LOST,
     Reply,
     ScriptedGateway,
-    answer,
-    event,
-    problem,
-    stream,
+    build_event,
+    json_reply,
+    problem_reply,
+    stream_reply,
 )
 
 # Browsers trust 127.0.0.1 as if it had TLS, and offer more of their API there.
@@ -82,17 +82,17 @@ def test_a_page_uploads_submits_follows_and_downloads(
 ) -> None:
     gateway = page_gateway
     ended_job = {"id": "j1", "status": "succeeded"}
-    gateway.script("POST", "/artifacts", LOST, answer({"id": "art_1"}, 201))
-    gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
+    gateway.script("POST", "/artifacts", LOST, json_reply({"id": "art_1"}, 201))
+    gateway.script("POST", "/jobs", json_reply({"id": "j1", "status": "queued"}, 202))
     gateway.script(
         "GET", "/jobs/j1/events",
         # It ends early but in order: after a reset, Chromium drops what it has not read.
-        stream(event("running", {"id": "j1", "status": "running"}, "1-0")),
-        stream(event("succeeded", ended_job, "2-0")),
+        stream_reply(build_event("running", {"id": "j1", "status": "running"}, "1-0")),
+        stream_reply(build_event("succeeded", ended_job, "2-0")),
     )  # fmt: skip
     picture = Reply(headers={"content-type": "image/webp"}, body=b"picture")
     gateway.script("GET", "/artifacts/art_2", picture)
-    gateway.script("GET", "/jobs/j2", problem(404, "job_not_found"))
+    gateway.script("GET", "/jobs/j2", problem_reply(404, "job_not_found"))
     page.goto(f"http://{_HOST}:{urlsplit(gateway.url).port}/page")
     assert page.evaluate("isSecureContext") is False
     result: Any = page.evaluate(_SCRIPT)

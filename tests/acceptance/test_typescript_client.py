@@ -19,17 +19,17 @@ from tests.stack import ROOT
 from tests.unit.clients.python.scripted_gateway import (
     Reply,
     ScriptedGateway,
-    answer,
-    event,
-    problem,
-    stream,
+    build_event,
+    json_reply,
+    problem_reply,
+    stream_reply,
 )
 
 
 @pytest.fixture
 def page_gateway() -> Iterator[ScriptedGateway]:
     gateway = ScriptedGateway()
-    gateway.script("POST", "/artifacts", answer({"id": "art_1"}, 201))
+    gateway.script("POST", "/artifacts", json_reply({"id": "art_1"}, 201))
     yield gateway
     gateway.stop()
 
@@ -67,15 +67,15 @@ def run_example(
 def test_the_example_renders_a_photo(page_gateway: ScriptedGateway, tmp_path: Path) -> None:
     gateway = page_gateway
     ended_job = {"id": "j1", "status": "succeeded", "artifacts": [{"id": "art_2"}]}
-    gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
+    gateway.script("POST", "/jobs", json_reply({"id": "j1", "status": "queued"}, 202))
     gateway.script(
         "GET", "/jobs/j1/events",
-        stream(
-            event("progress", {"value": 3, "max": 20, "step": 0}, "1-0"),
-            event("succeeded", ended_job, "2-0"),
+        stream_reply(
+            build_event("progress", {"value": 3, "max": 20, "step": 0}, "1-0"),
+            build_event("succeeded", ended_job, "2-0"),
         ),
     )  # fmt: skip
-    gateway.script("GET", "/jobs/j1", answer(ended_job))
+    gateway.script("GET", "/jobs/j1", json_reply(ended_job))
     gateway.script("GET", "/artifacts/art_2", Reply(body=b"picture"))
     process = run_example(gateway, tmp_path)
     assert (process.returncode, process.stdout) == (0, "3 of 20\n"), process.stderr
@@ -88,7 +88,7 @@ def test_the_example_renders_a_photo(page_gateway: ScriptedGateway, tmp_path: Pa
 
 
 def test_the_example_shows_the_error(page_gateway: ScriptedGateway, tmp_path: Path) -> None:
-    page_gateway.script("POST", "/jobs", problem(400, "invalid_request", field="inputs.seed"))
+    page_gateway.script("POST", "/jobs", problem_reply(400, "invalid_request", field="inputs.seed"))
     process = run_example(page_gateway, tmp_path)
     assert process.returncode == 1
     assert re.search(r"MoyinError.*invalid_request", process.stderr)
@@ -104,9 +104,11 @@ def test_the_example_of_the_readme_asks_for_a_colour(
         "status": "succeeded",
         "outputs": [{"step": 0, "kind": "chat", "text": "teal"}],
     }
-    gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
-    gateway.script("GET", "/jobs/j1/events", stream(event("succeeded", ended_job, "2-0")))
-    gateway.script("GET", "/jobs/j1", answer(ended_job))
+    gateway.script("POST", "/jobs", json_reply({"id": "j1", "status": "queued"}, 202))
+    gateway.script(
+        "GET", "/jobs/j1/events", stream_reply(build_event("succeeded", ended_job, "2-0"))
+    )
+    gateway.script("GET", "/jobs/j1", json_reply(ended_job))
     process = run_example(gateway, tmp_path, FOLDER / "README.md", "example")
     assert (process.returncode, process.stdout) == (0, "teal\n"), process.stderr
     assert gateway.requests[0].json["kind"] == "chat"

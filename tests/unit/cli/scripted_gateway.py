@@ -34,27 +34,27 @@ class ScriptedGateway:
         self._server.server_close()
 
     def _make_handler(self) -> type[BaseHTTPRequestHandler]:
-        scripted = self
+        gateway = self
 
         class Handler(BaseHTTPRequestHandler):
             def _answer(self) -> None:
-                sent_body = self._read_body()
+                raw_body = self._read_body()
                 key = self.headers.get("authorization")
                 try:
-                    body: Any = json.loads(sent_body) if sent_body else None
+                    body: Any = json.loads(raw_body) if raw_body else None
                 except ValueError:
-                    body = sent_body
-                scripted.requests.append((self.command, self.path, body, key))
+                    body = raw_body
+                gateway.requests.append((self.command, self.path, body, key))
                 route = f"{self.command.replace('HEAD', 'GET')} {urlsplit(self.path).path}"
-                if route not in scripted.routes:
+                if route not in gateway.routes:
                     error = {"code": "not_found", "detail": f"there is no {route}"}
                     self._send(404, json.dumps(error).encode(), "application/problem+json")
-                elif (answer := scripted.routes[route]) is None:
+                elif (response_body := gateway.routes[route]) is None:
                     self._send(204, b"", "text/plain")
-                elif isinstance(answer, bytes):
-                    self._send(200, answer, "image/png")
+                elif isinstance(response_body, bytes):
+                    self._send(200, response_body, "image/png")
                 else:
-                    self._send(200, json.dumps(answer).encode(), "application/json")
+                    self._send(200, json.dumps(response_body).encode(), "application/json")
 
             def _read_body(self) -> bytes:
                 if "chunked" not in self.headers.get("transfer-encoding", ""):
@@ -66,11 +66,11 @@ class ScriptedGateway:
                 self.rfile.readline()
                 return b"".join(pieces)
 
-            def _send(self, status: int, body: bytes, kind: str) -> None:
+            def _send(self, status: int, body: bytes, media_type: str) -> None:
                 self.send_response(status)
-                self.send_header("content-type", kind)
+                self.send_header("content-type", media_type)
                 self.send_header("content-length", str(len(body)))
-                if kind == "image/png":
+                if media_type == "image/png":
                     self.send_header("content-disposition", "inline; filename*=UTF-8''d%2Fawn.png")
                 self.end_headers()
                 if self.command != "HEAD":

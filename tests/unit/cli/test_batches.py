@@ -17,8 +17,8 @@ from tests.unit.cli.conftest import Handler
 T = TypeVar("T")
 
 
-def batch(status: str, completed: int = 0, **changes: Any) -> dict[str, Any]:
-    counts = {"total": 3, "completed": completed, "failed": 0}
+def make_batch(status: str, completed_count: int = 0, **changes: Any) -> dict[str, Any]:
+    counts = {"total": 3, "completed": completed_count, "failed": 0}
     batch_body = {"id": "batch_1", "status": status, "request_counts": counts, "created_at": 0}
     files = {"output_file_id": None, "error_file_id": None, "errors": None}
     return {**batch_body, **files, **changes}
@@ -35,21 +35,21 @@ async def batch_states(
 
     def run_with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
         # The command runs in a thread, and the gateway in the loop of the test.
-        return asyncio.run_coroutine_threadsafe(_call(work), loop).result(20)
+        return asyncio.run_coroutine_threadsafe(run_work(work), loop).result(20)
 
-    async def _call(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
+    async def run_work(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
         return await work(gateway)
 
-    async def show(_: web.Request) -> web.Response:
+    async def show_batch(_: web.Request) -> web.Response:
         return web.json_response(states.pop(0) if len(states) > 1 else states[0])
 
     monkeypatch.setattr(batches, "run_with_gateway", run_with_gateway)
     monkeypatch.setattr(batches, "_POLL_SECONDS", 0)
-    handlers["/v1/batches/batch_1"] = show
+    handlers["/v1/batches/batch_1"] = show_batch
     return states
 
 
-async def test_a_file_is_submitted_and_followed(
+async def test_a_batch_file_is_submitted_and_followed(
     stub_gateway: tuple[GatewayClient, dict[str, Handler]],
     batch_states: list[dict[str, Any]],
     tmp_path: Path,
@@ -59,21 +59,25 @@ async def test_a_file_is_submitted_and_followed(
     file.write_text('{"url": "/v1/embeddings"}\n{}')
     received_fields: dict[str, Any] = {}
 
-    async def upload(request: web.Request) -> web.Response:
+    async def upload_file(request: web.Request) -> web.Response:
         form = await request.post()
-        content = form["file"]
-        assert isinstance(content, web.FileField)
+        file_field = form["file"]
+        assert isinstance(file_field, web.FileField)
         received_fields.update(
-            purpose=form["purpose"], file=content.file.read(), name=content.filename
+            purpose=form["purpose"], file=file_field.file.read(), name=file_field.filename
         )
         return web.json_response({"id": "file-1"})
 
-    async def create(request: web.Request) -> web.Response:
+    async def create_batch(request: web.Request) -> web.Response:
         received_fields["body"] = await request.json()
-        return web.json_response(batch("validating"))
+        return web.json_response(make_batch("validating"))
 
-    stub_gateway[1].update({"/v1/files": upload, "/v1/batches": create})
-    batch_states += [batch("in_progress", 1), batch("in_progress", 1), batch("completed", 3)]
+    stub_gateway[1].update({"/v1/files": upload_file, "/v1/batches": create_batch})
+    batch_states += [
+        make_batch("in_progress", 1),
+        make_batch("in_progress", 1),
+        make_batch("completed", 3),
+    ]
     command = ["batches", "submit", str(file), "--label", "a=b", "--wait"]
     assert await asyncio.to_thread(run, command) == 0
     assert received_fields == {
@@ -87,22 +91,22 @@ async def test_a_file_is_submitted_and_followed(
             "metadata": {"a": "b"},
         },
     }
-    captured = capsys.readouterr()
-    assert captured.out == "batch_1\n"
-    assert captured.err.splitlines() == ["in_progress 1/3, 0 failed", "completed 3/3, 0 failed"]
+    output = capsys.readouterr()
+    assert output.out == "batch_1\n"
+    assert output.err.splitlines() == ["in_progress 1/3, 0 failed", "completed 3/3, 0 failed"]
 
 
-async def test_an_invalid_file_is_explained(
+async def test_problems_of_an_invalid_file_are_printed(
     batch_states: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     problems = [
         {"code": "a", "message": "b", "line": 2},
         {"code": "empty_file", "message": "c", "line": None},
     ]
-    batch_states.append(batch("failed", errors={"data": problems}))
+    batch_states.append(make_batch("failed", errors={"data": problems}))
     assert await asyncio.to_thread(run, ["batches", "watch", "batch_1"]) == 3
-    errors = capsys.readouterr().err.splitlines()
-    assert errors[1:] == ["line 2: a: b", "empty_file: c"]
+    error_lines = capsys.readouterr().err.splitlines()
+    assert error_lines[1:] == ["line 2: a: b", "empty_file: c"]
 
 
 async def test_results_are_printed_or_written_to_a_file(
@@ -111,23 +115,23 @@ async def test_results_are_printed_or_written_to_a_file(
     tmp_path: Path,
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    async def content(request: web.Request) -> web.Response:
+    async def send_path(request: web.Request) -> web.Response:
         return web.Response(body=request.path.encode())
 
     for name in ("o", "e"):
-        stub_gateway[1][f"/v1/files/{name}/content"] = content
-    batch_states.append(batch("in_progress"))
-    results = ["batches", "results", "batch_1"]
-    assert await asyncio.to_thread(run, results) == 1
+        stub_gateway[1][f"/v1/files/{name}/content"] = send_path
+    batch_states.append(make_batch("in_progress"))
+    command = ["batches", "results", "batch_1"]
+    assert await asyncio.to_thread(run, command) == 1
     assert b"the batch is in_progress" in capfdbinary.readouterr().err
-    batch_states[0] = batch("completed", output_file_id="o")
-    assert await asyncio.to_thread(run, results) == 0
+    batch_states[0] = make_batch("completed", output_file_id="o")
+    assert await asyncio.to_thread(run, command) == 0
     assert capfdbinary.readouterr().out == b"/v1/files/o/content"
-    assert await asyncio.to_thread(run, [*results, "--errors"]) == 0
+    assert await asyncio.to_thread(run, [*command, "--errors"]) == 0
     assert capfdbinary.readouterr().out == b""
-    batch_states[0] = batch("completed", output_file_id="o", error_file_id="e")
+    batch_states[0] = make_batch("completed", output_file_id="o", error_file_id="e")
     target = tmp_path / "errors.jsonl"
-    assert await asyncio.to_thread(run, [*results, "--errors", "--to", str(target)]) == 0
+    assert await asyncio.to_thread(run, [*command, "--errors", "--to", str(target)]) == 0
     assert target.read_bytes() == b"/v1/files/e/content"
 
 
@@ -136,19 +140,21 @@ async def test_batches_are_listed_shown_and_cancelled(
     batch_states: list[dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def list_page(request: web.Request) -> web.Response:
+    async def list_batches(request: web.Request) -> web.Response:
         assert request.query["limit"] == "20"
-        return web.json_response({"data": [batch("completed", 3)]})
+        return web.json_response({"data": [make_batch("completed", 3)]})
 
-    async def cancel(_: web.Request) -> web.Response:
-        return web.json_response(batch("cancelling"))
+    async def cancel_batch(_: web.Request) -> web.Response:
+        return web.json_response(make_batch("cancelling"))
 
-    stub_gateway[1].update({"/v1/batches": list_page, "/v1/batches/batch_1/cancel": cancel})
-    batch_states.append(batch("completed"))
+    stub_gateway[1].update(
+        {"/v1/batches": list_batches, "/v1/batches/batch_1/cancel": cancel_batch}
+    )
+    batch_states.append(make_batch("completed"))
     assert await asyncio.to_thread(run, ["batches", "list"]) == 0
     assert capsys.readouterr().out == "batch_1\tcompleted\t3\t3\t0\t1970-01-01 00:00:00\n"
     assert await asyncio.to_thread(run, ["batches", "show", "batch_1"]) == 0
-    assert json.loads(capsys.readouterr().out) == batch("completed")
+    assert json.loads(capsys.readouterr().out) == make_batch("completed")
     assert await asyncio.to_thread(run, ["batches", "cancel", "batch_1"]) == 0
     assert capsys.readouterr().out == "batch_1 cancelling\n"
 

@@ -121,11 +121,11 @@ def test_down_without_a_stack_succeeds(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_keys_are_created_listed_rotated_and_revoked(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["keys", "create", "ann", "--name", "laptop"]) == 0
-    text = capsys.readouterr().out.strip()
-    assert text.startswith("moyin_")
+    secret = capsys.readouterr().out.strip()
+    assert secret.startswith("moyin_")
     assert run(["keys", "list"]) == 0
     key_id, owner, name, _, scopes, state = capsys.readouterr().out.strip().split("\t")
-    assert (text.split("_")[1], owner, name, scopes, state) == (
+    assert (secret.split("_")[1], owner, name, scopes, state) == (
         key_id, "ann", "laptop", "jobs:read jobs:write text", "active",
     )  # fmt: skip
     assert run(["keys", "rotate", key_id]) == 0
@@ -148,9 +148,9 @@ def test_keys_are_created_listed_rotated_and_revoked(capsys: pytest.CaptureFixtu
 def test_invalid_graph_is_rejected_before_submission(
     content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    graph = tmp_path / "graph.json"
-    graph.write_text(content)
-    assert run(["render", str(graph)]) == 1
+    graph_file = tmp_path / "graph.json"
+    graph_file.write_text(content)
+    assert run(["render", str(graph_file)]) == 1
     assert message in capsys.readouterr().err
 
 

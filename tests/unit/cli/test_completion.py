@@ -10,7 +10,9 @@ from moyin.cli.main import run
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_script_names_the_program(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completion_script_names_the_program(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert f"_MOYIN_COMPLETE=complete_{shell}" in script

@@ -34,13 +34,13 @@ class FakeGateway:
         self.may_proceed = asyncio.Event()
         self.client_left = asyncio.Event()
 
-    def app(self) -> web.Application:
+    def build_app(self) -> web.Application:
         app = web.Application(client_max_size=2**30)
-        app.router.add_post("/upload/image", self.echo)
-        app.router.add_get("/events", self.stream)
+        app.router.add_post("/upload/image", self.handle_upload)
+        app.router.add_get("/events", self.handle_events)
         app.router.add_get("/broken", self.handle_broken)
         app.router.add_get("/packed", self.handle_compressed)
-        app.router.add_get("/ws", self.socket)
+        app.router.add_get("/ws", self.handle_websocket)
         app.router.add_route("*", "/{path:.*}", self.handle_plain)
         return app
 
@@ -50,60 +50,60 @@ class FakeGateway:
             return web.json_response({"error": "no"}, status=418, reason="Teapot")
         return web.json_response({"path": request.raw_path}, headers={"x-moyin-cost": "0"})
 
-    async def echo(self, request: web.Request) -> web.StreamResponse:
+    async def handle_upload(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
-        answer = web.StreamResponse()
-        await answer.prepare(request)
+        response = web.StreamResponse()
+        await response.prepare(request)
         async for piece in request.content.iter_any():
-            await answer.write(piece)
-        return answer
+            await response.write(piece)
+        return response
 
-    async def stream(self, request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
-        await answer.prepare(request)
-        await answer.write(b"first")
+    async def handle_events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"first")
         try:
             await self.may_proceed.wait()
-            await answer.write(b"second")
+            await response.write(b"second")
         except asyncio.CancelledError:
             self.client_left.set()
             raise
-        return answer
+        return response
 
     async def handle_broken(self, request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse()
-        await answer.prepare(request)
-        await answer.write(b"half")
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"half")
         await asyncio.sleep(0.05)
         assert request.transport is not None
         request.transport.abort()
-        return answer
+        return response
 
     async def handle_compressed(self, request: web.Request) -> web.Response:
         compressed_body = gzip.compress(b"packed")
         return web.Response(body=compressed_body, headers={"content-encoding": "gzip"})
 
-    async def socket(self, request: web.Request) -> web.StreamResponse:
+    async def handle_websocket(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
         if request.query.get("clientId") == "nobody":
             return web.json_response({"code": "invalid_api_key"}, status=401)
-        answer = web.WebSocketResponse(protocols=["comfy"], max_msg_size=0)
-        await answer.prepare(request)
-        async for message in answer:
+        websocket = web.WebSocketResponse(protocols=["comfy"], max_msg_size=0)
+        await websocket.prepare(request)
+        async for message in websocket:
             if message.data == "leave":
-                await answer.close(code=1013, message=b"slow_consumer")
+                await websocket.close(code=1013, message=b"slow_consumer")
             elif message.type is aiohttp.WSMsgType.TEXT:
-                await answer.send_str(f"echo {message.data}")
+                await websocket.send_str(f"echo {message.data}")
             else:
-                await answer.send_bytes(message.data[::-1])
+                await websocket.send_bytes(message.data[::-1])
         self.client_left.set()
-        return answer
+        return websocket
 
 
 @pytest.fixture
 async def gateway_and_url() -> AsyncIterator[tuple[FakeGateway, str]]:
     gateway = FakeGateway()
-    runner = web.AppRunner(gateway.app(), handler_cancellation=True, shutdown_timeout=0.1)
+    runner = web.AppRunner(gateway.build_app(), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield gateway, f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -120,11 +120,11 @@ async def client(gateway_and_url: tuple[FakeGateway, str]) -> AsyncIterator[aioh
         yield session
 
 
-Fake = tuple[FakeGateway, str]
+GatewayAndUrl = tuple[FakeGateway, str]
 
 
 async def test_gateway_gets_the_key_and_no_local_headers(
-    gateway_and_url: Fake, client: aiohttp.ClientSession
+    gateway_and_url: GatewayAndUrl, client: aiohttp.ClientSession
 ) -> None:
     sent_headers = {
         "x-api-key": "other", "authorization": "Basic b3RoZXI=", "cookie": "a=b",
@@ -143,7 +143,7 @@ async def test_gateway_gets_the_key_and_no_local_headers(
 
 
 async def test_responses_are_forwarded_unchanged(
-    gateway_and_url: Fake, client: aiohttp.ClientSession
+    gateway_and_url: GatewayAndUrl, client: aiohttp.ClientSession
 ) -> None:
     async with client.post("/refused", json={}) as response:
         assert (response.status, response.reason) == (418, "Teapot")
@@ -154,28 +154,28 @@ async def test_responses_are_forwarded_unchanged(
 
 
 async def test_compressed_request_is_forwarded_unchanged(
-    gateway_and_url: Fake, client: aiohttp.ClientSession
+    gateway_and_url: GatewayAndUrl, client: aiohttp.ClientSession
 ) -> None:
     compressed_body = gzip.compress(b"x" * 1000)
     headers = {"content-encoding": "gzip"}
     async with client.post("/upload/image", data=compressed_body, headers=headers) as response:
-        assert await response.read() == b"x" * 1000, "the server has decoded it, nobody before"
+        assert await response.read() == b"x" * 1000, "only the server may decode the body"
     [request] = gateway_and_url[0].requests
     assert request.headers["content-encoding"] == "gzip"
     assert request.headers["content-length"] == str(len(compressed_body))
 
 
 async def test_bodies_stream_in_both_directions(
-    gateway_and_url: Fake, client: aiohttp.ClientSession
+    gateway_and_url: GatewayAndUrl, client: aiohttp.ClientSession
 ) -> None:
     parts_to_send: asyncio.Queue[bytes] = asyncio.Queue()
 
-    async def body() -> AsyncIterator[bytes]:
+    async def generate_body() -> AsyncIterator[bytes]:
         while part := await parts_to_send.get():
             yield part
 
     parts_to_send.put_nowait(b"one")
-    async with client.post("/upload/image", data=body()) as response:
+    async with client.post("/upload/image", data=generate_body()) as response:
         assert await response.content.readany() == b"one"
         parts_to_send.put_nowait(PICTURE)
         assert await response.content.readexactly(len(PICTURE)) == PICTURE
@@ -188,7 +188,7 @@ async def test_bodies_stream_in_both_directions(
 
 
 async def test_client_disconnect_reaches_the_gateway(
-    gateway_and_url: Fake, client: aiohttp.ClientSession
+    gateway_and_url: GatewayAndUrl, client: aiohttp.ClientSession
 ) -> None:
     async with client.get("/events") as response:
         assert await response.content.readany() == b"first"
@@ -203,7 +203,7 @@ async def test_interrupted_response_does_not_look_complete(client: aiohttp.Clien
 
 
 async def test_websockets_relay_text_and_pictures(
-    gateway_and_url: Fake, client: aiohttp.ClientSession
+    gateway_and_url: GatewayAndUrl, client: aiohttp.ClientSession
 ) -> None:
     socket = await client.ws_connect("/ws?clientId=a", protocols=["comfy"], max_msg_size=0)
     assert socket.protocol == "comfy"
@@ -277,7 +277,7 @@ def test_local_clients_are_accepted(headers: dict[str, str]) -> None:
 
 
 async def test_rejection_has_comfyui_format_and_is_not_forwarded(
-    gateway_and_url: Fake, client: aiohttp.ClientSession
+    gateway_and_url: GatewayAndUrl, client: aiohttp.ClientSession
 ) -> None:
     async with client.post("/prompt", headers={"origin": "http://farm.example"}) as response:
         assert response.status == 403
@@ -289,7 +289,7 @@ async def test_rejection_has_comfyui_format_and_is_not_forwarded(
 
 
 async def test_absolute_request_urls_are_rejected(
-    gateway_and_url: Fake, client: aiohttp.ClientSession
+    gateway_and_url: GatewayAndUrl, client: aiohttp.ClientSession
 ) -> None:
     port = client._base_url.port if client._base_url else 0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -327,7 +327,7 @@ async def test_unreachable_gateway_is_reported_to_the_client() -> None:
         assert exc_info.value.status == 502
 
 
-async def test_port_in_use_is_reported(gateway_and_url: Fake) -> None:
+async def test_port_in_use_is_reported(gateway_and_url: GatewayAndUrl) -> None:
     with socket.socket() as used_socket:
         used_socket.bind(("127.0.0.1", 0))
         used_socket.listen()
@@ -350,9 +350,14 @@ def test_connect_reports_missing_profile_key_and_gateway(
     assert "no response from the gateway at http://127.0.0.1:9" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, ["--json"])])
-async def test_the_command_ends_in_peace(
-    gateway_and_url: Fake, tmp_path: Path, number: signal.Signals, options: list[str]
+@pytest.mark.parametrize(
+    ("signal_number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, ["--json"])]
+)
+async def test_the_command_ends_cleanly_on_a_signal(
+    gateway_and_url: GatewayAndUrl,
+    tmp_path: Path,
+    signal_number: signal.Signals,
+    options: list[str],
 ) -> None:
     write_profile(tmp_path / "profile.toml", Profile(url=gateway_and_url[1], api_key=KEY))
     environment: dict[str, Any] = {**os.environ, "MOYIN_DATA": str(tmp_path)}
@@ -361,11 +366,11 @@ async def test_the_command_ends_in_peace(
         cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
-    line = (await process.stdout.readline()).decode()
-    url = json.loads(line)["url"] if options else line.split(" at ")[1].split()[0]
+    first_line = (await process.stdout.readline()).decode()
+    url = json.loads(first_line)["url"] if options else first_line.split(" at ")[1].split()[0]
     async with aiohttp.ClientSession(url) as session:
         socket = await session.ws_connect("/ws?clientId=a")
-        process.send_signal(number)
+        process.send_signal(signal_number)
         close_message = await socket.receive()
         assert (close_message.type, close_message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
     _, stderr = await process.communicate()

@@ -13,14 +13,14 @@ from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient
 from moyin.errors import JobNotFound
 
-Stub = tuple[GatewayClient, dict[str, Any]]
+StubGateway = tuple[GatewayClient, dict[str, Any]]
 
 
-def _job(status: str = "succeeded", **kwargs: Any) -> dict[str, Any]:
+def _make_job(status: str = "succeeded", **kwargs: Any) -> dict[str, Any]:
     return {"id": "j1", "status": status, "artifacts": [], "error": None, **kwargs}
 
 
-async def _events(request: web.Request, *frames: str) -> web.StreamResponse:
+async def _send_events(request: web.Request, *frames: str) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
     for frame in frames:
@@ -29,7 +29,7 @@ async def _events(request: web.Request, *frames: str) -> web.StreamResponse:
 
 
 async def test_answer_streams_and_ends_with_its_cost(
-    stub_gateway: Stub, capsys: pytest.CaptureFixture[str]
+    stub_gateway: StubGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gateway, handlers = stub_gateway
 
@@ -53,11 +53,11 @@ async def test_answer_streams_and_ends_with_its_cost(
     assert capsys.readouterr().out == "Hello"
 
 
-async def test_error_in_a_stream_is_raised(stub_gateway: Stub) -> None:
+async def test_error_in_a_stream_is_raised(stub_gateway: StubGateway) -> None:
     gateway, handlers = stub_gateway
 
     async def respond(request: web.Request) -> web.StreamResponse:
-        return await _events(
+        return await _send_events(
             request, 'data: {"error":{"code":"stream_interrupted","message":"gone"}}\n\n'
         )
 
@@ -67,15 +67,15 @@ async def test_error_in_a_stream_is_raised(stub_gateway: Stub) -> None:
 
 
 async def test_following_resumes_after_a_broken_connection(
-    stub_gateway: Stub,
+    stub_gateway: StubGateway,
 ) -> None:
     gateway, handlers = stub_gateway
     last_event_ids: list[str | None] = []
 
-    async def events(request: web.Request) -> web.StreamResponse:
+    async def stream_events(request: web.Request) -> web.StreamResponse:
         last_event_ids.append(request.headers.get("last-event-id"))
         if len(last_event_ids) == 1:
-            response = await _events(
+            response = await _send_events(
                 request, 'id: 1-0\nevent: progress\ndata: {"value":1,"max":2}\n\n'
             )
             assert request.transport is not None
@@ -83,34 +83,36 @@ async def test_following_resumes_after_a_broken_connection(
             return response
         if len(last_event_ids) == 2:
             return web.json_response({"code": "overloaded", "detail": ""}, status=503)
-        return await _events(request, f"id: 2-0\nevent: succeeded\ndata: {json.dumps(_job())}\n\n")
+        return await _send_events(
+            request, f"id: 2-0\nevent: succeeded\ndata: {json.dumps(_make_job())}\n\n"
+        )
 
-    handlers["/jobs/j1/events"] = events
-    assert await follow_job(gateway, "j1") == _job()
+    handlers["/jobs/j1/events"] = stream_events
+    assert await follow_job(gateway, "j1") == _make_job()
     assert last_event_ids == [None, "1-0", "1-0"]
 
 
-async def test_following_an_unknown_job_ends_at_once(stub_gateway: Stub) -> None:
+async def test_following_an_unknown_job_ends_at_once(stub_gateway: StubGateway) -> None:
     gateway, handlers = stub_gateway
 
-    async def events(_: web.Request) -> web.Response:
+    async def report_unknown_job(_: web.Request) -> web.Response:
         return web.json_response({"code": "job_not_found", "detail": "no"}, status=404)
 
-    handlers["/jobs/j1/events"] = events
+    handlers["/jobs/j1/events"] = report_unknown_job
     with pytest.raises(JobNotFound):
         await follow_job(gateway, "j1")
 
 
 async def test_artifacts_never_overwrite_files_or_leave_the_folder(
-    stub_gateway: Stub, tmp_path: Path
+    stub_gateway: StubGateway, tmp_path: Path
 ) -> None:
     gateway, handlers = stub_gateway
 
-    async def picture(_: web.Request) -> web.Response:
+    async def send_picture(_: web.Request) -> web.Response:
         return web.Response(body=b"png")
 
-    handlers["/artifacts/a"] = picture
-    job = _job(
+    handlers["/artifacts/a"] = send_picture
+    job = _make_job(
         artifacts=[
             {"url": "/artifacts/a", "name": "x.png"},
             {"url": "/artifacts/a", "name": "x.png"},

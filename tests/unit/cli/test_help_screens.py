@@ -21,7 +21,7 @@ def test_help_of_every_command_is_complete() -> None:
         for name, screen in zip(commands, screens, strict=True):
             assert screen.status == 0, screen.text
             assert find_flaws(screen) == [], f"moyin {name} --help"
-            assert find_missing(screen, name, commands[name]) == [], screen.text
+            assert find_missing_texts(screen, name, commands[name]) == [], screen.text
             assert screen.has_colours is not bool(variables), name
 
 
@@ -30,7 +30,7 @@ def test_help_in_a_pipe_has_no_control_sequences() -> None:
     screens = run_in_pipe([[*name.split(), "--help"] for name in commands])
     for name, screen in zip(commands, screens, strict=True):
         assert (screen.status, b"\x1b" in screen.output) == (0, False)
-        assert find_missing(screen, name, commands[name]) == []
+        assert find_missing_texts(screen, name, commands[name]) == []
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -46,25 +46,25 @@ def test_wrong_usage_names_the_mistake_and_the_help(columns: int) -> None:
     }
     screens = capture([call.split() for call in calls], columns=columns)
     for (call, message), screen in zip(calls.items(), screens, strict=True):
-        text = join_words(screen)
+        screen_text = join_words(screen)
         assert screen.status == 2, screen.text
         assert find_flaws(screen) == [], call
-        assert message in text, text
-        assert "Usage: moyin" in text
-        assert "--help" in text
+        assert message in screen_text, screen_text
+        assert "Usage: moyin" in screen_text
+        assert "--help" in screen_text
 
 
-def find_missing(screen: Screen, name: str, command: Any) -> list[str]:
+def find_missing_texts(screen: Screen, name: str, command: Any) -> list[str]:
     """Return those help texts of a command that its screen does not show, or shows cut off."""
     shown_text = join_words(screen)
-    texts = [f"Usage: moyin {name}".strip(), " ".join((command.help or "").split())]
+    help_texts = [f"Usage: moyin {name}".strip(), " ".join((command.help or "").split())]
     for parameter in command.params:
-        texts += parameter.opts if parameter.param_type_name == "option" else []
-        texts.append(getattr(parameter, "help", None) or "")
+        help_texts += parameter.opts if parameter.param_type_name == "option" else []
+        help_texts.append(getattr(parameter, "help", None) or "")
     for child in getattr(command, "commands", {}).values():
         if not child.hidden:
-            texts.append(" ".join((child.help or "").split("\n\n")[0].split()))
-    return [text for text in texts if not is_shown(text, shown_text)]
+            help_texts.append(" ".join((child.help or "").split("\n\n")[0].split()))
+    return [text for text in help_texts if not is_shown(text, shown_text)]
 
 
 def is_shown(text: str, shown_text: str) -> bool:

@@ -35,15 +35,15 @@ JOB = {
 
 
 class FakeGateway:
-    """Answers requests with prepared bodies, and records them."""
+    """Answers requests with the bodies in `responses`, in order, and records the requests."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, Any]] = []
-        self.answers: list[Any] = []
+        self.responses: list[Any] = []
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
         self.requests.append((method, path, body))
-        return self.answers.pop(0)
+        return self.responses.pop(0)
 
     def open(self, method: str, path: str, body: Any) -> FakeGateway:
         self.requests.append((method, path, body))
@@ -55,26 +55,33 @@ class FakeGateway:
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
-    fake = FakeGateway()
+    fake_gateway = FakeGateway()
 
-    def run_with_fake(work: Callable[[Any], Any]) -> Any:
-        return asyncio.run(work(fake))
+    def run_with_fake_gateway(work: Callable[[Any], Any]) -> Any:
+        return asyncio.run(work(fake_gateway))
 
     for module in (jobs, session):
-        monkeypatch.setattr(module, "run_with_gateway", run_with_fake)
-    yield fake
-    assert not fake.answers, "all prepared answers were requested"
+        monkeypatch.setattr(module, "run_with_gateway", run_with_fake_gateway)
+    yield fake_gateway
+    assert not fake_gateway.responses, "not all prepared responses were requested"
 
 
-def counts(matched: int, skipped: int = 0, cursor: str | None = None) -> dict[str, Any]:
-    done_count = matched - skipped
-    return {"matched": matched, "done": done_count, "skipped": skipped, "next_cursor": cursor}
+def make_counts(
+    matched_count: int, skipped_count: int = 0, next_cursor: str | None = None
+) -> dict[str, Any]:
+    done_count = matched_count - skipped_count
+    return {
+        "matched": matched_count,
+        "done": done_count,
+        "skipped": skipped_count,
+        "next_cursor": next_cursor,
+    }
 
 
-def test_all_filters_reach_the_gateway_and_empty_pages_are_passed(
+def test_all_filters_reach_the_gateway_and_empty_pages_are_skipped(
     gateway: FakeGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gateway.answers = [
+    gateway.responses = [
         {"jobs": [], "next_cursor": "c 1"},
         {"jobs": [JOB], "next_cursor": None},
     ]
@@ -90,16 +97,16 @@ def test_all_filters_reach_the_gateway_and_empty_pages_are_passed(
 
 
 def test_a_list_ends_at_its_limit(gateway: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
-    gateway.answers = [{"jobs": [JOB, JOB], "next_cursor": "c"}]
+    gateway.responses = [{"jobs": [JOB, JOB], "next_cursor": "c"}]
     assert run(["jobs", "list", "--limit", "2"]) == 0
     assert capsys.readouterr().out == "j1\trender\tsucceeded\t100%\t2026-01-01T00:00:00Z\n" * 2
 
 
 @pytest.mark.parametrize("action", ["cancel", "delete"])
-def test_matching_jobs_are_changed_over_several_requests(
+def test_all_matching_jobs_are_changed_in_several_requests(
     gateway: FakeGateway, capsys: pytest.CaptureFixture[str], action: str
 ) -> None:
-    gateway.answers = [counts(10, cursor="c"), counts(2)]
+    gateway.responses = [make_counts(10, next_cursor="c"), make_counts(2)]
     assert run(["jobs", action, *FILTERS, "--yes"]) == 0
     body = {"filter": WHERE, "dry_run": False}
     path = f"/jobs/{action}"
@@ -110,7 +117,7 @@ def test_matching_jobs_are_changed_over_several_requests(
 def test_a_dry_run_changes_nothing(
     gateway: FakeGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gateway.answers = [{"matched": 7, "done": 0, "skipped": 0, "next_cursor": None}] * 2
+    gateway.responses = [{"matched": 7, "done": 0, "skipped": 0, "next_cursor": None}] * 2
     assert run(["jobs", "delete", "--search", "fox", "--dry-run"]) == 0
     assert capsys.readouterr().out == "7 jobs match\n"
     assert run(["jobs", "cancel", "--search", "fox", "--dry-run", "--json"]) == 0
@@ -119,7 +126,7 @@ def test_a_dry_run_changes_nothing(
 
 
 def test_skipped_jobs_exit_with_3(gateway: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
-    gateway.answers = [counts(3, skipped=1)] * 2
+    gateway.responses = [make_counts(3, skipped_count=1)] * 2
     assert run(["jobs", "delete", "--kind", "render", "-y"]) == 3
     assert capsys.readouterr().out == "deleted 2 of 3 jobs; 1 were open\n"
     assert run(["jobs", "cancel", "--kind", "render", "-y", "--json"]) == 3
@@ -129,7 +136,7 @@ def test_skipped_jobs_exit_with_3(gateway: FakeGateway, capsys: pytest.CaptureFi
 def test_nothing_is_deleted_without_a_confirmation(
     gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gateway.answers = [counts(3)]
+    gateway.responses = [make_counts(3)]
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert run(["jobs", "delete", "--kind", "render"]) == 1
     assert [body["dry_run"] for _, _, body in gateway.requests] == [True]
@@ -138,7 +145,7 @@ def test_nothing_is_deleted_without_a_confirmation(
 def test_one_job_is_cancelled_or_deleted_by_its_id(
     gateway: FakeGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gateway.answers = [{"id": "j1", "status": "running"}]
+    gateway.responses = [{"id": "j1", "status": "running"}]
     assert run(["jobs", "cancel", "j1"]) == 0
     assert run(["jobs", "delete", "a/b"]) == 0
     assert gateway.requests == [

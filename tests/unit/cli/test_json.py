@@ -1,4 +1,4 @@
-"""Tests what commands print with ``--json``: JSON only on standard output, and the same status."""
+"""Tests that commands with ``--json`` print only JSON to standard output, and keep their exit status."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from moyin.stack.state import StackState
 from moyin.store.sql import get_newest_revision
 from scripts.reference import WITHOUT_JSON
 from tests.unit.cli.scripted_gateway import ScriptedGateway
-from tests.unit.cli.test_batches import batch
-from tests.unit.cli.test_management import FILE, audit_entry
+from tests.unit.cli.test_batches import make_batch
+from tests.unit.cli.test_management import FILE, make_audit_entry
 
 _CHUNKS = [{"choices": [{"delta": {"content": text}}]} for text in ("Bl", "ue")]
 _JOB: dict[str, Any] = {"id": "j1", "status": "succeeded", "artifacts": [], "error": None}
 _PROBLEM = {"code": "step_failed", "message": "no"}
 
 
-def frame(data: Any, kind: str = "message") -> bytes:
-    return f"id: 1-0\nevent: {kind}\ndata: {json.dumps(data)}\n\n".encode()
+def build_frame(data: Any, event_type: str = "message") -> bytes:
+    return f"id: 1-0\nevent: {event_type}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def test_every_command_has_json_but_those_of_the_reference() -> None:
+def test_commands_without_json_are_those_of_the_reference() -> None:
     assert set(list_commands_without_json("", typer.main.get_command(app))) == set(WITHOUT_JSON)
 
 
@@ -46,7 +46,7 @@ def list_commands_without_json(name: str, command: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("line", "routes", "document"),
+    ("command_line", "routes", "document"),
     [
         ("artifacts delete art_1", {"DELETE /artifacts/art_1": None},
          {"id": "art_1", "deleted": True}),
@@ -57,23 +57,23 @@ def list_commands_without_json(name: str, command: Any) -> Iterator[str]:
         ("quality thaw", {"POST /v1/quality/freeze": None}, {"frozen": False}),
     ],
 )  # fmt: skip
-def test_changes_are_one_document(
-    line: str,
+def test_a_command_that_changes_something_prints_one_document(
+    command_line: str,
     routes: dict[str, Any],
     document: Any,
     gateway: ScriptedGateway,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     gateway.routes = routes
-    assert read_document(line, capsys) == document
+    assert read_document(command_line, capsys) == document
     gateway.routes = {}
-    assert run([*line.split(), "--json"]) == 1
+    assert run([*command_line.split(), "--json"]) == 1
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("error: not_found: ")
 
 
-def test_downloads_have_their_paths(
+def test_documents_of_downloads_contain_the_paths(
     gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = {**_JOB, "artifacts": [FILE]}
@@ -82,90 +82,95 @@ def test_downloads_have_their_paths(
         "POST /artifacts/archive": {"url": "/artifacts/signed/files.zip"},
         "GET /artifacts/signed/files.zip": b"zip",
         "POST /jobs": {"id": "j1"},
-        "GET /jobs/j1/events": frame(job, "succeeded"),
+        "GET /jobs/j1/events": build_frame(job, "succeeded"),
     }
-    saved = read_document(f"artifacts get art_1 -o {tmp_path}", capsys)
-    assert saved["id"] == "art_1"
-    assert Path(saved["path"]).read_bytes() == b"png"
-    archive = read_document(f"artifacts archive art_1 -o {tmp_path}", capsys)
-    assert Path(archive["path"]).read_bytes() == b"zip"
-    rendered = read_document(f"render -t swatch -o {tmp_path}", capsys)
-    assert rendered.items() > job.items()
-    assert [Path(path).read_bytes() for path in rendered["paths"]] == [b"png"]
+    file_document = read_document(f"artifacts get art_1 -o {tmp_path}", capsys)
+    assert file_document["id"] == "art_1"
+    assert Path(file_document["path"]).read_bytes() == b"png"
+    archive_document = read_document(f"artifacts archive art_1 -o {tmp_path}", capsys)
+    assert Path(archive_document["path"]).read_bytes() == b"zip"
+    job_document = read_document(f"render -t swatch -o {tmp_path}", capsys)
+    assert job_document.items() > job.items()
+    assert [Path(path).read_bytes() for path in job_document["paths"]] == [b"png"]
 
 
-def test_chunks_of_an_answer_are_lines_and_the_last_line_is_the_whole(
+def test_chat_prints_a_line_per_chunk_and_then_the_whole_answer(
     gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    end = b"data: [DONE]\n\n: x-moyin-cost-usd=0.25\n\n"
-    gateway.routes["POST /v1/chat/completions"] = b"".join(map(frame, _CHUNKS)) + end
+    stream_end = b"data: [DONE]\n\n: x-moyin-cost-usd=0.25\n\n"
+    gateway.routes["POST /v1/chat/completions"] = b"".join(map(build_frame, _CHUNKS)) + stream_end
     *chunks, answer = read_lines("chat colour?", capsys)
     assert chunks == _CHUNKS
     assert (answer["object"], answer["text"], answer["cost_usd"]) == (
         "moyin.answer", "Blue", "0.25",
     )  # fmt: skip
-    failure = frame({"error": {"code": "stream_interrupted", "message": "gone"}})
-    gateway.routes["POST /v1/chat/completions"] = frame(_CHUNKS[0]) + failure
+    error_frame = build_frame({"error": {"code": "stream_interrupted", "message": "gone"}})
+    gateway.routes["POST /v1/chat/completions"] = build_frame(_CHUNKS[0]) + error_frame
     assert run(["chat", "colour?", "--json"]) == 1
     output = capsys.readouterr()
     assert json.loads(output.out) == _CHUNKS[0]
     assert output.err == "error: stream_interrupted: gone\n"
 
 
-def test_events_of_a_job_are_lines(
+def test_watching_a_job_prints_a_line_per_event(
     gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = {"value": 1, "max": 2}
-    events = frame(progress, "progress")
-    gateway.routes["GET /jobs/j1/events"] = events + frame(_JOB, "succeeded")
+    first_frame = build_frame(progress, "progress")
+    gateway.routes["GET /jobs/j1/events"] = first_frame + build_frame(_JOB, "succeeded")
     assert read_lines("jobs watch j1", capsys) == [
         {"type": "progress", "id": "1-0", "data": progress},
         {"type": "succeeded", "id": "1-0", "data": _JOB},
     ]
-    failed = {**_JOB, "status": "failed", "error": _PROBLEM}
-    gateway.routes["GET /jobs/j1/events"] = events + frame(failed, "failed")
+    failed_job = {**_JOB, "status": "failed", "error": _PROBLEM}
+    gateway.routes["GET /jobs/j1/events"] = first_frame + build_frame(failed_job, "failed")
     assert run(["jobs", "watch", "j1", "--json"]) == 3
     output = capsys.readouterr()
-    assert json.loads(output.out.splitlines()[-1])["data"] == failed
+    assert json.loads(output.out.splitlines()[-1])["data"] == failed_job
     assert output.err == "step_failed: no\n"
 
 
-def test_batches_are_lines(
+def test_batches_commands_print_a_line_per_batch(
     gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "in.jsonl"
     file.write_text('{"url": "/v1/embeddings"}\n')
-    new, failed = batch("validating"), batch("failed", errors={"data": []})
+    new_batch, failed_batch = make_batch("validating"), make_batch("failed", errors={"data": []})
     gateway.routes = {
         "POST /v1/files": {"id": "file-1"},
-        "POST /v1/batches": new,
-        "GET /v1/batches/batch_1": batch("completed", 3),
+        "POST /v1/batches": new_batch,
+        "GET /v1/batches/batch_1": make_batch("completed", 3),
     }
-    assert read_lines(f"batches submit {file}", capsys) == [new]
-    assert read_lines(f"batches submit {file} --wait", capsys) == [new, batch("completed", 3)]
-    gateway.routes["GET /v1/batches/batch_1"] = failed
+    assert read_lines(f"batches submit {file}", capsys) == [new_batch]
+    assert read_lines(f"batches submit {file} --wait", capsys) == [
+        new_batch,
+        make_batch("completed", 3),
+    ]
+    gateway.routes["GET /v1/batches/batch_1"] = failed_batch
     assert run(["batches", "watch", "batch_1", "--json"]) == 3
     output = capsys.readouterr()
-    assert (json.loads(output.out), output.err) == (failed, "")
+    assert (json.loads(output.out), output.err) == (failed_batch, "")
 
 
-def test_exported_audit_entries_are_lines(
+def test_audit_export_prints_a_line_per_entry(
     gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entries = [audit_entry(number) for number in (1, 2)]
+    entries = [make_audit_entry(number) for number in (1, 2)]
     gateway.routes["GET /accounts/audit"] = {"entries": entries}
     assert read_lines("audit export", capsys) == entries
 
 
-def test_lines_of_logs_are_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_prints_an_object_per_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layout = Layout(tmp_path / "data")
     layout.prepare()
     layout.get_log_path("ray").write_text('{"level": "INFO"}\nno JSON\n[1]\n')
-    expected = [{"level": "INFO"}, {"message": "no JSON"}, {"message": "[1]"}]
-    assert read_lines("logs ray", capsys) == expected
+    expected_objects = [{"level": "INFO"}, {"message": "no JSON"}, {"message": "[1]"}]
+    assert read_lines("logs ray", capsys) == expected_objects
 
 
-def test_followed_log_has_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_followed_log_is_read_in_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "ray.log"
     path.write_text("before\n")
     pieces = iter(["half ", "line\nnext"])
@@ -178,7 +183,7 @@ def test_followed_log_has_whole_lines(tmp_path: Path, monkeypatch: pytest.Monkey
     assert next(stack._follow_log(path)) == "half line"
 
 
-def test_a_running_stack_is_a_document(
+def test_status_and_up_print_the_same_document(
     running_stack: StackState,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -199,7 +204,7 @@ def test_a_running_stack_is_a_document(
     assert read_document(f"deploy --config {path}", capsys) == {"deployed": str(path)}
 
 
-def test_down_and_the_environment_of_ray_are_documents(capsys: pytest.CaptureFixture[str]) -> None:
+def test_down_and_ray_env_print_documents(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         read_document("down", capsys).items()
         > {
@@ -210,9 +215,9 @@ def test_down_and_the_environment_of_ray_are_documents(capsys: pytest.CaptureFix
     assert read_document("ray-env", capsys)["RAY_AUTH_MODE"] == "token"
 
 
-def test_database_commands_are_documents(capsys: pytest.CaptureFixture[str]) -> None:
-    newest = get_newest_revision()
-    assert read_document("migrate", capsys) == {"revision": newest}
+def test_database_commands_print_documents(capsys: pytest.CaptureFixture[str]) -> None:
+    newest_revision = get_newest_revision()
+    assert read_document("migrate", capsys) == {"revision": newest_revision}
     assert read_document("prune --days 1 --dry-run", capsys) == {
         "dry_run": True, "jobs": 0, "batches": 0,
     }  # fmt: skip
@@ -227,13 +232,13 @@ def test_database_commands_are_documents(capsys: pytest.CaptureFixture[str]) -> 
 def test_migrating_down_names_the_revision_that_is_reached(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    newest = get_newest_revision()
+    newest_revision = get_newest_revision()
     assert run(["migrate"]) == 0
     assert run(["migrate", "-1", "--down"]) == 0
-    previous = f"{int(newest) - 1:04}"
+    previous_revision = f"{int(newest_revision) - 1:04}"
     assert capsys.readouterr().out.splitlines() == [
-        f"the database is at revision {newest}",
-        f"the database is at revision {previous}",
+        f"the database is at revision {newest_revision}",
+        f"the database is at revision {previous_revision}",
     ]
     assert run(["migrate", "--down", "base"]) == 0
     assert capsys.readouterr().out == "the database has no tables\n"
@@ -248,17 +253,17 @@ def test_unknown_revisions_and_options_of_migrate_are_refused(
     assert "No such option: --dwon" in capsys.readouterr().err
 
 
-def test_profiles_are_documents(
+def test_profile_commands_print_documents(
     gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("moyin_secret\n"))
-    added = read_document(f"profiles add studio {gateway.url} --no-check", capsys)
-    assert added == {"name": "studio", "url": gateway.url}
+    added_profile = read_document(f"profiles add studio {gateway.url} --no-check", capsys)
+    assert added_profile == {"name": "studio", "url": gateway.url}
     assert read_document("profiles use studio", capsys) == {"name": "studio", "default": True}
     assert read_document("profiles remove studio", capsys) == {"name": "studio", "removed": True}
 
 
-def test_secrets_and_installations_are_documents(
+def test_route_secrets_and_installations_are_printed_as_documents(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MOYIN_SECRET", "s" * 32)
@@ -278,19 +283,19 @@ def test_secrets_and_installations_are_documents(
     assert output.err == "installing\n"
 
 
-def read_document(line: str, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Return the JSON document that a successful command prints, and require that it is all."""
+def read_document(command_line: str, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command with ``--json``; return the document, which must be all that it prints."""
     capsys.readouterr()
-    assert run([*line.split(), "--json"]) == 0
+    assert run([*command_line.split(), "--json"]) == 0
     output = capsys.readouterr()
     assert output.err == ""
     return json.loads(output.out)
 
 
-def read_lines(line: str, capsys: pytest.CaptureFixture[str]) -> list[Any]:
-    """Return the JSON values that a successful command prints, each on a line of its own."""
+def read_lines(command_line: str, capsys: pytest.CaptureFixture[str]) -> list[Any]:
+    """Run a command with ``--json``; return the JSON values that it prints, one per line."""
     capsys.readouterr()
-    assert run([*line.split(), "--json"]) == 0
+    assert run([*command_line.split(), "--json"]) == 0
     output = capsys.readouterr()
     assert output.err == ""
     return [json.loads(text) for text in output.out.splitlines()]

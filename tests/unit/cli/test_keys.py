@@ -14,7 +14,7 @@ from moyin.store.sql import Database
 def _read_events_and_keys() -> tuple[list[AuditEvent], list[ApiKey]]:
     """Return the audit events, oldest first, and all API keys in the database of the settings."""
 
-    async def read() -> tuple[list[AuditEvent], list[ApiKey]]:
+    async def read_database() -> tuple[list[AuditEvent], list[ApiKey]]:
         database = Database(Settings().sql_url)
         await database.ensure_schema()
         entries = await AuditLog(database).list_entries(AuditFilter(), limit=10)
@@ -22,7 +22,7 @@ def _read_events_and_keys() -> tuple[list[AuditEvent], list[ApiKey]]:
         await database.close()
         return [entry.event for entry in reversed(entries)], keys
 
-    return asyncio.run(read())
+    return asyncio.run(read_database())
 
 
 def test_key_operations_are_in_the_audit_log(
@@ -30,8 +30,8 @@ def test_key_operations_are_in_the_audit_log(
 ) -> None:
     monkeypatch.setenv("LOGNAME", "ann")
     assert run(["keys", "create", "studio", "--name", "ci", "--scope", "text"]) == 0
-    text = capsys.readouterr().out.strip()
-    key_id = text.split("_")[1]
+    secret = capsys.readouterr().out.strip()
+    key_id = secret.split("_")[1]
     assert run(["keys", "rotate", key_id, "--overlap", "60"]) == 0
     assert run(["keys", "revoke", key_id]) == 0
     assert run(["keys", "revoke", "nothing"]) == 1
@@ -43,7 +43,7 @@ def test_key_operations_are_in_the_audit_log(
     ]
     assert {(event.owner, event.actor) for event in events} == {("studio", "moyin keys, ann")}
     assert key.revoked_at is not None
-    assert text not in str(events)
+    assert secret not in str(events)
 
 
 def test_operator_scopes_must_be_named() -> None:
@@ -71,10 +71,10 @@ def test_key_without_audit_entry_is_not_created(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_unknown_user_name_does_not_prevent_key_creation(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nameless() -> str:
+    def raise_key_error() -> str:
         raise KeyError("getpwuid(): uid not found")
 
-    monkeypatch.setattr("getpass.getuser", nameless)
+    monkeypatch.setattr("getpass.getuser", raise_key_error)
     assert run(["keys", "create", "studio"]) == 0
     [event], _ = _read_events_and_keys()
     assert event.actor == "moyin keys, unknown"

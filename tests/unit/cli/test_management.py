@@ -50,7 +50,7 @@ FILE = {
 MEMBERS = "/accounts/organisations/org1/members"
 
 
-def audit_entry(number: int, **members: Any) -> dict[str, Any]:
+def make_audit_entry(number: int, **members: Any) -> dict[str, Any]:
     return {
         "id": f"e{number}", "at": f"2026-11-{number % 28 + 1:02}T00:00:00Z", "owner": "org1",
         "actor": "ann", "action": "key.create", "target": "k", "details": {}, "request_id": "r",
@@ -189,7 +189,7 @@ def test_one_of_several_organisations_must_be_named(
     assert run(["members", "list", "--organisation", "org1"]) == 0
 
 
-def test_limits_that_are_not_named_stay(
+def test_limits_that_are_not_named_keep_their_values(
     gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stored_limit = {"subject": "key:k", "usd_per_day": "5", "open_jobs": 3, "pools": None}
@@ -209,11 +209,11 @@ def test_audit_log_is_searched_over_all_pages(
     gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gateway.routes["GET /accounts/audit"] = {
-        "entries": [audit_entry(3), audit_entry(2, target="=cmd()"), audit_entry(1)]
+        "entries": [make_audit_entry(3), make_audit_entry(2, target="=cmd()"), make_audit_entry(1)]
     }
     assert run(["audit", "list", "--search", "CMD", "--json"]) == 0
-    [entry] = json.loads(capsys.readouterr().out)["entries"]
-    assert entry["id"] == "e2"
+    [audit_entry] = json.loads(capsys.readouterr().out)["entries"]
+    assert audit_entry["id"] == "e2"
     assert run(["audit", "list", "--from", "2026-11-03", "--to", "2026-11-04"]) == 0
     assert [row[0] for row in read_rows(capsys)] == ["2026-11-03T00:00:00Z"]
     assert run(["audit", "export"]) == 0
@@ -240,12 +240,14 @@ def test_usage_is_exported_as_csv(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status"),
+    ("arguments", "exit_status"),
     [
         (["models", "show", "none"], 1),
         (["artifacts", "put", "/missing"], 2),
         (["audit", "export", "--format", "xml"], 2),
     ],
 )
-def test_exit_status_of_errors(gateway: ScriptedGateway, arguments: list[str], status: int) -> None:
-    assert run(arguments) == status
+def test_errors_exit_with_their_status(
+    gateway: ScriptedGateway, arguments: list[str], exit_status: int
+) -> None:
+    assert run(arguments) == exit_status

@@ -28,10 +28,10 @@ class FakeGateway:
     def __init__(self) -> None:
         self.requests: list[web.Request] = []
 
-    def app(self) -> web.Application:
+    def build_app(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/v1/ollama/api/tags", self.handle_tags)
-        app.router.add_post("/v1/ollama/api/chat", self.chat)
+        app.router.add_post("/v1/ollama/api/chat", self.handle_chat)
         app.router.add_route("*", "/{path:.*}", self.handle_plain)
         return app
 
@@ -39,7 +39,7 @@ class FakeGateway:
         self.requests.append(request)
         return web.json_response({"models": [{"model": "auto"}]})
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
+    async def handle_chat(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
         body = await request.json()
         lines = [
@@ -61,7 +61,7 @@ class FakeGateway:
 @pytest.fixture
 async def gateway_and_url() -> AsyncIterator[tuple[FakeGateway, str]]:
     gateway = FakeGateway()
-    runner = web.AppRunner(gateway.app(), shutdown_timeout=0.1)
+    runner = web.AppRunner(gateway.build_app(), shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield gateway, f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -75,14 +75,14 @@ async def url(gateway_and_url: tuple[FakeGateway, str]) -> AsyncIterator[str]:
         yield url
 
 
-Fake = tuple[FakeGateway, str]
+GatewayAndUrl = tuple[FakeGateway, str]
 
 
-async def test_ollamas_sdk_needs_no_key(gateway_and_url: Fake, url: str) -> None:
+async def test_the_ollama_sdk_needs_no_key(gateway_and_url: GatewayAndUrl, url: str) -> None:
     async with ollama.AsyncClient(url) as client:
         assert [model.model for model in (await client.list()).models] == ["auto"]
-        parts = await client.chat("auto", [{"role": "user", "content": "hi"}], stream=True)
-        texts = [part.message.content async for part in parts]
+        chunks = await client.chat("auto", [{"role": "user", "content": "hi"}], stream=True)
+        texts = [chunk.message.content async for chunk in chunks]
     assert "".join(filter(None, texts)) == "one two"
     assert [request.headers["authorization"] for request in gateway_and_url[0].requests] == [
         f"Bearer {KEY}"
@@ -90,7 +90,7 @@ async def test_ollamas_sdk_needs_no_key(gateway_and_url: Fake, url: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("path", "forwarded"),
+    ("path", "forwarded_path"),
     [
         ("/api/show?x=%20y", "/v1/ollama/api/show?x=%20y"),
         ("/api/blobs/a%2Fb", "/v1/ollama/api/blobs/a%2Fb"),
@@ -100,13 +100,17 @@ async def test_ollamas_sdk_needs_no_key(gateway_and_url: Fake, url: str) -> None
         ("/v1/models/qwen3:8b", "/v1/models/qwen3:8b"),
     ],
 )
-async def test_paths_become_the_gateways(url: str, path: str, forwarded: str) -> None:
+async def test_paths_are_mapped_to_those_of_the_gateway(
+    url: str, path: str, forwarded_path: str
+) -> None:
     target = URL(url + path, encoded=True)
     async with aiohttp.ClientSession() as session, session.post(target, json={}) as response:
-        assert await response.json() == {"path": forwarded}
+        assert await response.json() == {"path": forwarded_path}
 
 
-async def test_named_host_gets_calls_that_change_its_models(gateway_and_url: Fake) -> None:
+async def test_calls_that_change_models_are_sent_to_the_named_host(
+    gateway_and_url: GatewayAndUrl,
+) -> None:
     connector = OllamaConnector(Profile(url=gateway_and_url[1], api_key=KEY), "gpu-1")
     async with connector.serve(0) as url, aiohttp.ClientSession(url) as session:
         for path in ("pull", "blobs/sha256-1", "chat"):
@@ -118,7 +122,9 @@ async def test_named_host_gets_calls_that_change_its_models(gateway_and_url: Fak
     assert backend_headers == ["gpu-1", "gpu-1", None, "gpu-0"]
 
 
-async def test_the_port_responds_that_ollama_is_running(gateway_and_url: Fake, url: str) -> None:
+async def test_the_port_responds_that_ollama_is_running(
+    gateway_and_url: GatewayAndUrl, url: str
+) -> None:
     async with aiohttp.ClientSession(url) as session:
         async with session.get("/") as response:
             assert (response.status, await response.text()) == (200, "Ollama is running")
@@ -135,7 +141,7 @@ async def test_the_port_responds_that_ollama_is_running(gateway_and_url: Fake, u
     ],
 )  # fmt: skip
 async def test_other_paths_of_the_gateway_are_out_of_reach(
-    gateway_and_url: Fake, url: str, path: str
+    gateway_and_url: GatewayAndUrl, url: str, path: str
 ) -> None:
     async with aiohttp.ClientSession(url) as session, session.get(path) as response:
         assert response.status == 404
@@ -153,8 +159,8 @@ async def test_other_paths_of_the_gateway_are_out_of_reach(
          "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA=="},
     ],
 )  # fmt: skip
-async def test_refusals_have_ollamas_format(
-    gateway_and_url: Fake, url: str, headers: dict[str, str]
+async def test_refusals_have_the_error_format_of_ollama(
+    gateway_and_url: GatewayAndUrl, url: str, headers: dict[str, str]
 ) -> None:
     async with (
         aiohttp.ClientSession(url) as session,
@@ -183,7 +189,7 @@ def test_the_command_reports_a_missing_key(
 
 
 async def test_the_command_serves_until_it_is_interrupted(
-    gateway_and_url: Fake, tmp_path: Path
+    gateway_and_url: GatewayAndUrl, tmp_path: Path
 ) -> None:
     write_profile(tmp_path / "profile.toml", Profile(url=gateway_and_url[1], api_key=KEY))
     process = await asyncio.create_subprocess_exec(
@@ -192,8 +198,8 @@ async def test_the_command_serves_until_it_is_interrupted(
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
-    line = (await process.stdout.readline()).decode()
-    async with ollama.AsyncClient(line.split(" at ")[1].split()[0]) as client:
+    first_line = (await process.stdout.readline()).decode()
+    async with ollama.AsyncClient(first_line.split(" at ")[1].split()[0]) as client:
         assert (await client.list()).models
     process.send_signal(signal.SIGTERM)
     _, stderr = await process.communicate()

@@ -31,7 +31,7 @@ def show_in_terminal(path: Path, reply: bytes, **variables: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("reply", "variables", "mark"),
+    ("reply", "variables", "expected_sequence"),
     [
         (b"\x1b_Gi=1;OK\x1b\\\x1b[?62c", {}, b"\x1b_Ga=T,f=100,q=2,m=0;"),
         (b"\x1b[?62;4;22c", {}, b"\x1bPq"),
@@ -41,13 +41,13 @@ def show_in_terminal(path: Path, reply: bytes, **variables: str) -> bytes:
     ],
 )
 def test_terminal_gets_pictures_that_it_can_show(
-    picture: Path, reply: bytes, variables: dict[str, str], mark: bytes | None
+    picture: Path, reply: bytes, variables: dict[str, str], expected_sequence: bytes | None
 ) -> None:
     output = show_in_terminal(picture, reply, **variables)
-    if mark is None:
+    if expected_sequence is None:
         assert not re.search(rb"\x1bP|\x1b_Ga|\x1b]1337", output)
     else:
-        assert mark in output
+        assert expected_sequence in output
     assert str(picture).encode() in output
     assert output.endswith(b"end\r\n")
 
@@ -58,14 +58,14 @@ def test_piped_output_has_no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kitty_chunks_carry_the_picture() -> None:
-    noise = Image.effect_noise((200, 200), 90)
-    pieces = list(encode_picture(noise, PictureProtocol.KITTY))
-    parts = [re.fullmatch(r"\x1b_G([^;]*);(.*)\x1b\\", piece) for piece in pieces]
-    assert len(parts) > 1
-    assert [part[1][-3:] for part in parts if part] == ["m=1"] * (len(parts) - 1) + ["m=0"]
-    assert all(len(part[2]) <= 4096 for part in parts if part)
-    data = base64.b64decode("".join(part[2] for part in parts if part))
-    assert Image.open(io.BytesIO(data)).tobytes() == noise.tobytes()
+    picture = Image.effect_noise((200, 200), 90)
+    sequences = list(encode_picture(picture, PictureProtocol.KITTY))
+    chunks = [re.fullmatch(r"\x1b_G([^;]*);(.*)\x1b\\", sequence) for sequence in sequences]
+    assert len(chunks) > 1
+    assert [chunk[1][-3:] for chunk in chunks if chunk] == ["m=1"] * (len(chunks) - 1) + ["m=0"]
+    assert all(len(chunk[2]) <= 4096 for chunk in chunks if chunk)
+    picture_file = base64.b64decode("".join(chunk[2] for chunk in chunks if chunk))
+    assert Image.open(io.BytesIO(picture_file)).tobytes() == picture.tobytes()
 
 
 def test_sixels_carry_the_picture() -> None:
@@ -75,14 +75,14 @@ def test_sixels_carry_the_picture() -> None:
     assert decoded_picture.tobytes() == picture.tobytes()
 
 
-def decode_sixels(text: str) -> Image.Image:
+def decode_sixels(sixels: str) -> Image.Image:
     """Decode sixels as a terminal does, and return the picture."""
-    head = re.match(r'\x1bPq"1;1;(\d+);(\d+)', text)
-    assert head is not None
-    image = Image.new("RGB", (int(head[1]), int(head[2])))
+    header = re.match(r'\x1bPq"1;1;(\d+);(\d+)', sixels)
+    assert header is not None
+    image = Image.new("RGB", (int(header[1]), int(header[2])))
     colours: dict[int, tuple[int, ...]] = {}
     colour, x, y = (0, 0, 0), 0, 0
-    for token in re.findall(r"#\d+;2;\d+;\d+;\d+|#\d+|!\d+.|[$\-?-~]", text[head.end() : -2]):
+    for token in re.findall(r"#\d+;2;\d+;\d+;\d+|#\d+|!\d+.|[$\-?-~]", sixels[header.end() : -2]):
         if token[0] == "#":
             number, *values = map(int, token[1:].split(";"))
             if values:
@@ -94,9 +94,9 @@ def decode_sixels(text: str) -> Image.Image:
         elif token == "-":
             x, y = 0, y + 6
         else:
-            count = int(token[1:-1]) if token[0] == "!" else 1
+            repeat_count = int(token[1:-1]) if token[0] == "!" else 1
             mask = ord(token[-1]) - 63
             for row in (row for row in range(6) if mask >> row & 1):
-                image.paste(colour, (x, y + row, x + count, y + row + 1))
-            x += count
+                image.paste(colour, (x, y + row, x + repeat_count, y + row + 1))
+            x += repeat_count
     return image

@@ -14,7 +14,7 @@ from tests.unit.cli.scripted_gateway import ScriptedGateway
 
 
 @pytest.fixture
-def remote(gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch) -> ScriptedGateway:
+def remote_gateway(gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch) -> ScriptedGateway:
     """Return a gateway whose profile is stored as `studio`, without environment variables."""
     monkeypatch.delenv("MOYIN_URL")
     monkeypatch.delenv("MOYIN_API_KEY")
@@ -28,14 +28,14 @@ def remote(gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch) -> Scripte
 
 
 def test_profile_is_private_and_sends_its_key(
-    remote: ScriptedGateway, capsys: pytest.CaptureFixture[str]
+    remote_gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert stat.S_IMODE(find_profiles_file(os.environ).stat().st_mode) == 0o600
     assert run(["limits", "list"]) == 1  # the default is this machine
     assert run(["--profile", "studio", "limits", "list"]) == 0
     assert run(["profiles", "use", "studio"]) == 0
     assert run(["limits", "list"]) == 0
-    assert [key for *_, key in remote.requests] == ["Bearer moyin_secret"] * 3
+    assert [key for *_, key in remote_gateway.requests] == ["Bearer moyin_secret"] * 3
     capsys.readouterr()
     assert run(["profiles", "list", "--json"]) == 0
     output = capsys.readouterr().out
@@ -47,11 +47,13 @@ def test_profile_is_private_and_sends_its_key(
 
 
 def test_key_of_a_profile_goes_to_its_url_only(
-    remote: ScriptedGateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    remote_gateway: ScriptedGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MOYIN_PROFILE", "studio")
     with ScriptedGateway() as other_gateway:
-        other_gateway.routes = remote.routes
+        other_gateway.routes = remote_gateway.routes
         monkeypatch.setenv("MOYIN_URL", other_gateway.url)
         assert run(["limits", "list"]) == 1
         assert "whose key is for that URL only" in capsys.readouterr().err
@@ -78,14 +80,14 @@ def test_invalid_names_are_refused(
 
 
 def test_file_that_others_can_read_is_refused(
-    remote: ScriptedGateway, capsys: pytest.CaptureFixture[str]
+    remote_gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find_profiles_file(os.environ).chmod(0o644)
     assert run(["--profile", "studio", "limits", "list"]) == 1
     assert "run `chmod 600 " in capsys.readouterr().err
 
 
-def test_removed_profile_is_no_longer_the_default(remote: ScriptedGateway) -> None:
+def test_removed_profile_is_no_longer_the_default(remote_gateway: ScriptedGateway) -> None:
     assert run(["profiles", "use", "studio"]) == 0
     assert run(["profiles", "remove", "studio"]) == 0
     assert "moyin_secret" not in find_profiles_file(os.environ).read_text()
@@ -93,16 +95,16 @@ def test_removed_profile_is_no_longer_the_default(remote: ScriptedGateway) -> No
 
 
 def test_keys_of_a_profile_are_managed_by_the_gateway(
-    remote: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    remote_gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    key = {
+    key_body = {
         "id": "k1", "owner": "org", "user": None, "name": "ci", "scopes": ["text"],
         "created_at": "2026-11-01T00:00:00Z", "expires_at": "2026-11-02T00:00:00Z",
         "revoked_at": None, "last_used_at": None,
     }  # fmt: skip
-    remote.routes |= {
-        "GET /accounts/keys": {"keys": [key]},
-        "POST /accounts/keys": {**key, "key": "moyin_new"},
+    remote_gateway.routes |= {
+        "GET /accounts/keys": {"keys": [key_body]},
+        "POST /accounts/keys": {**key_body, "key": "moyin_new"},
         "POST /accounts/keys/k1/rotate": {"id": "k1", "key": "moyin_newer"},
         "DELETE /accounts/keys/k1": None,
     }

@@ -44,19 +44,24 @@ def test_invalid_output_folder_is_rejected_before_submission(
 def test_a_graph_of_the_editor_is_converted_before_it_is_submitted(
     gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved, converted = make_simple(2**60), {"1": {"class_type": "A", "inputs": {}}}
-    part = {"node": "1", "class_type": "A", "input": "ckpt_name", "value": "sea.safetensors"}
+    editor_graph, converted_graph = make_simple(2**60), {"1": {"class_type": "A", "inputs": {}}}
+    missing_choice = {
+        "node": "1",
+        "class_type": "A",
+        "input": "ckpt_name",
+        "value": "sea.safetensors",
+    }
     gateway.routes["POST /graphs/convert"] = {
-        "format": "editor", "graph": converted, "pool": "big", "left_out": [],
+        "format": "editor", "graph": converted_graph, "pool": "big", "left_out": [],
         "missing": {
-            "nodes": [{"class_type": "A", "nodes": ["1"]}], "choices": [part], "files": [],
+            "nodes": [{"class_type": "A", "nodes": ["1"]}], "choices": [missing_choice], "files": [],
         },
     }  # fmt: skip
-    file = tmp_path / "editor.json"
-    file.write_text(json.dumps(saved))
+    graph_file = tmp_path / "editor.json"
+    graph_file.write_text(json.dumps(editor_graph))
     # The gateway has no route for the job itself.
-    assert run(["render", str(file), "--pool", "big", "-o", str(tmp_path)]) == 1
+    assert run(["render", str(graph_file), "--pool", "big", "-o", str(tmp_path)]) == 1
     assert "pool big lacks: A, sea.safetensors" in capsys.readouterr().err
-    (_, path, body, _), (_, jobs, job, _) = gateway.requests
-    assert (path, body) == ("/graphs/convert", {"graph": saved, "pool": "big"})
-    assert (jobs, job["workflow"]) == ("/jobs", converted)
+    (_, path, body, _), (_, jobs_path, job, _) = gateway.requests
+    assert (path, body) == ("/graphs/convert", {"graph": editor_graph, "pool": "big"})
+    assert (jobs_path, job["workflow"]) == ("/jobs", converted_graph)

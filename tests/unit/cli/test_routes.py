@@ -23,14 +23,14 @@ def test_unknown_route_name_gives_a_warning(
 ) -> None:
     layout = Layout(tmp_path / "data")
     layout.prepare()
-    file = tmp_path / "apps.yaml"
-    file.write_text(
+    config_file = tmp_path / "apps.yaml"
+    config_file.write_text(
         "applications:\n"
         "- name: gateway\n"
         "  deployments: [{name: Gateway, user_config: {routes: [{name: assets}, {name: wiki}]}}]\n"
         "- {name: workers}\n"
     )
-    layout.deployed_from.write_text(str(file))
+    layout.deployed_from.write_text(str(config_file))
     monkeypatch.setenv("MOYIN_SECRET", "s" * 32)
     assert run(["routes", "secret", "assets"]) == 0
     assert capsys.readouterr() == (derive_route_secret(b"s" * 32, "assets") + "\n", "")
@@ -45,7 +45,7 @@ def test_unknown_route_name_gives_a_warning(
         "applications:\n- {name: gateway, deployments: [7]}\n",
         "applications: [",
     ):
-        file.write_text(incomplete_config)
+        config_file.write_text(incomplete_config)
         assert run(["routes", "secret", "assts"]) == 0
-    file.unlink()
+    config_file.unlink()
     assert run(["routes", "secret", "assts"]) == 0

@@ -83,9 +83,11 @@ def terminal_output(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return output
 
 
-def test_reason_stays_on_one_line(terminal_output: io.StringIO) -> None:
+def test_the_reason_for_a_candidate_stays_on_one_line(terminal_output: io.StringIO) -> None:
     route._print_decision(DECISION)
-    lines = [" ".join(_plain(line).split()) for line in terminal_output.getvalue().splitlines()]
+    lines = [
+        " ".join(_remove_colours(line).split()) for line in terminal_output.getvalue().splitlines()
+    ]
     assert f"claude-sonnet-5-5 {_REASON}" in lines
     assert "smollm2-135m out: tools [none]" in lines
     assert max(map(len, lines)) <= 100
@@ -94,16 +96,16 @@ def test_reason_stays_on_one_line(terminal_output: io.StringIO) -> None:
 def test_quality_tables_have_captions(
     terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gateway(_: Any) -> Any:
+    def return_quality(_: Any) -> Any:
         return KNOWN
 
-    monkeypatch.setattr(quality, "run_with_gateway", gateway)
+    monkeypatch.setattr(quality, "run_with_gateway", return_quality)
     quality.show()
-    text = _plain(terminal_output.getvalue())
-    assert "# is the share found good, | the expected share" in text
-    assert "under other prices of a bad answer" in text
-    assert "code +2.4" in text
-    assert "qwen3-8b, MMLU" not in text, "the source repeats the name"
+    screen_text = _remove_colours(terminal_output.getvalue())
+    assert "# is the share found good, | the expected share" in screen_text
+    assert "under other prices of a bad answer" in screen_text
+    assert "code +2.4" in screen_text
+    assert "qwen3-8b, MMLU" not in screen_text, "the source repeats the name"
 
 
 def test_brackets_in_a_value_are_not_markup(terminal_output: io.StringIO) -> None:
@@ -113,14 +115,14 @@ def test_brackets_in_a_value_are_not_markup(terminal_output: io.StringIO) -> Non
 
 def test_empty_table_says_what_to_do(terminal_output: io.StringIO) -> None:
     print_table(("id", "name"), [], empty_text="no jobs: make one")
-    assert _plain(terminal_output.getvalue()) == "no jobs: make one\n"
+    assert _remove_colours(terminal_output.getvalue()) == "no jobs: make one\n"
 
 
 def test_narrow_terminal_leaves_out_empty_and_spare_columns(terminal_output: io.StringIO) -> None:
     columns = ("id", "alias", "time", "job", "name")
     row = ("i" * 40, "", "t" * 30, "j" * 40, "n" * 20)
     print_table(columns, [row], optional_columns=("job", "time"))
-    heading, line = _plain(terminal_output.getvalue()).splitlines()
+    heading, line = _remove_colours(terminal_output.getvalue()).splitlines()
     assert heading.split() == ["id", "time", "name"]
     assert line.split() == [row[0], row[2], row[4]]
 
@@ -129,7 +131,7 @@ def test_terminal_too_narrow_for_a_table_shows_pairs_with_values(
     terminal_output: io.StringIO,
 ) -> None:
     print_table(("id", "alias", "name"), [("i" * 60, "", "n" * 60)], optional_columns=("alias",))
-    lines = _plain(terminal_output.getvalue()).splitlines()
+    lines = _remove_colours(terminal_output.getvalue()).splitlines()
     assert [line.split() for line in lines] == [["id", "i" * 60], ["name", "n" * 60]]
 
 
@@ -140,7 +142,7 @@ def test_members_of_objects_are_readable_on_a_terminal(
 ) -> None:
     details = {"disabled": False, "pools": ["a", "b"], "name": "[red]\x1b"}
     print_records(("details",), [(details,)])
-    line = _plain(terminal_output.getvalue()).splitlines()[1]
+    line = _remove_colours(terminal_output.getvalue()).splitlines()[1]
     assert line == "disabled=false, pools=a, b, name=[red]\N{REPLACEMENT CHARACTER}"
     monkeypatch.setattr(screen, "out", Console(file=io.StringIO()))
     print_records(("details",), [({"disabled": False},)])
@@ -148,10 +150,10 @@ def test_members_of_objects_are_readable_on_a_terminal(
 
 
 @pytest.mark.parametrize(
-    ("number", "shown_count"), [(0, "0 batches"), (1, "1 batch"), (1200, "1,200 batches")]
+    ("number", "expected_text"), [(0, "0 batches"), (1, "1 batch"), (1200, "1,200 batches")]
 )
-def test_numbers_have_their_noun(number: int, shown_count: str) -> None:
-    assert format_count(number, "batch", "batches") == shown_count
+def test_numbers_have_a_noun_in_singular_or_plural(number: int, expected_text: str) -> None:
+    assert format_count(number, "batch", "batches") == expected_text
 
 
 def test_job_of_several_attempts_is_readable(
@@ -159,14 +161,14 @@ def test_job_of_several_attempts_is_readable(
 ) -> None:
     monkeypatch.setattr(job_view, "out", screen.out)
     print_job(JOB)
-    text = " ".join(_plain(terminal_output.getvalue()).split())
-    assert "status running 30% " in text
-    assert "place in queue 2 " in text
-    assert "starts in 4 s probably, 9 s at most (9 of 10)" in text
-    assert "attempts 2 priority 1 cost $0.25 metadata shot=12" in text
-    assert "0 render comfyui-default-0 $0.25 a.png" in text
-    assert "1 chat local $0.00 Hello there" in text
-    assert "art_1 a.png image/png 2.0 kB" in text
+    screen_text = " ".join(_remove_colours(terminal_output.getvalue()).split())
+    assert "status running 30% " in screen_text
+    assert "place in queue 2 " in screen_text
+    assert "starts in 4 s probably, 9 s at most (9 of 10)" in screen_text
+    assert "attempts 2 priority 1 cost $0.25 metadata shot=12" in screen_text
+    assert "0 render comfyui-default-0 $0.25 a.png" in screen_text
+    assert "1 chat local $0.00 Hello there" in screen_text
+    assert "art_1 a.png image/png 2.0 kB" in screen_text
 
 
 def test_children_of_a_batch_are_listed_with_their_errors(
@@ -176,7 +178,9 @@ def test_children_of_a_batch_are_listed_with_their_errors(
     child = {"index": 0, "status": "failed", "inputs": {"seed": 7}, "artifacts": [],
              "error": {"code": "node_failed", "message": "no"}}  # fmt: skip
     print_job({**JOB, "children": [child]})
-    assert "0 failed: node_failed seed=7" in " ".join(_plain(terminal_output.getvalue()).split())
+    assert "0 failed: node_failed seed=7" in " ".join(
+        _remove_colours(terminal_output.getvalue()).split()
+    )
 
 
 @pytest.mark.parametrize("last_child", [0, 9])
@@ -192,9 +196,9 @@ def test_long_text_without_spaces_is_cut(
     monkeypatch.setattr(job_view, "out", screen.out)
     output = {**JOB["outputs"][1], "text": "答案\n" + "雨" * 400}
     print_job({**JOB, "outputs": [output]})
-    text = "".join(_plain(terminal_output.getvalue()).split())
-    assert f"答案{'雨' * 297}…" in text
+    screen_text = "".join(_remove_colours(terminal_output.getvalue()).split())
+    assert f"答案{'雨' * 297}…" in screen_text
 
 
-def _plain(text: str) -> str:
+def _remove_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)

@@ -15,11 +15,11 @@ from tests.unit.cli.test_management import (
     MODEL,
     ORGANISATION,
     TEMPLATE,
-    audit_entry,
+    make_audit_entry,
 )
 
 
-def test_screens_of_management(gateway: ScriptedGateway) -> None:
+def test_screens_of_management_commands_are_complete(gateway: ScriptedGateway) -> None:
     user_with_markup = {**ANN, "name": "[bold]Ann[/] \x1b]0;title\x07"}
     gateway.routes = {
         "GET /v1/models": {"data": [MODEL]},
@@ -29,18 +29,18 @@ def test_screens_of_management(gateway: ScriptedGateway) -> None:
         "GET /accounts/organisations": {"organisations": [ORGANISATION]},
         f"GET {MEMBERS}": {"members": [user_with_markup]},
         "GET /accounts/limits": {"limits": [{"subject": "key:k", "usd_per_day": "5"}]},
-        "GET /accounts/audit": {"entries": [audit_entry(1)]},
+        "GET /accounts/audit": {"entries": [make_audit_entry(1)]},
     }
     commands = (
         "models list", "models show fast", "templates show poster", "artifacts list",
         "organisations list", "members list", "limits list", "audit list", "models show none",
     )  # fmt: skip
-    captured = capture([command.split() for command in commands], columns=100)
-    screens = {
+    captured_screens = capture([command.split() for command in commands], columns=100)
+    lines_by_command = {
         command: [line for line in screen.lines if line]
-        for command, screen in zip(commands, captured, strict=True)
+        for command, screen in zip(commands, captured_screens, strict=True)
     }
-    assert screens["models list"][0].split() == [
+    assert lines_by_command["models list"][0].split() == [
         "name",
         "status",
         "context",
@@ -48,15 +48,21 @@ def test_screens_of_management(gateway: ScriptedGateway) -> None:
         "back",
         "ends",
     ]
-    assert "$1 in, $5 out per M tokens" in " ".join(screens["models show fast"])
-    assert screens["templates show poster"][1].split(maxsplit=1) == ["title", "A poster"]
-    assert "[bold]Ann[/] \ufffd]0;title\ufffd" in screens["members list"][1]
-    assert screens["limits list"][1].split() == ["key:k", "usd_per_day", "5"]
-    assert screens["audit list"][0].split() == ["at", "actor", "action", "target", "details"]
-    for command, screen in zip(commands, captured, strict=True):
+    assert "$1 in, $5 out per M tokens" in " ".join(lines_by_command["models show fast"])
+    assert lines_by_command["templates show poster"][1].split(maxsplit=1) == ["title", "A poster"]
+    assert "[bold]Ann[/] \ufffd]0;title\ufffd" in lines_by_command["members list"][1]
+    assert lines_by_command["limits list"][1].split() == ["key:k", "usd_per_day", "5"]
+    assert lines_by_command["audit list"][0].split() == [
+        "at",
+        "actor",
+        "action",
+        "target",
+        "details",
+    ]
+    for command, screen in zip(commands, captured_screens, strict=True):
         assert screen.status == (1 if command == "models show none" else 0), screen.text
         assert find_flaws(screen) == [], command
-    assert screens["models show none"][0].startswith("error: not_found: ")
+    assert lines_by_command["models show none"][0].startswith("error: not_found: ")
 
 
 def test_quality_of_many_kinds_fits_a_narrow_terminal(gateway: ScriptedGateway) -> None:
@@ -84,21 +90,21 @@ def test_quality_of_many_kinds_fits_a_narrow_terminal(gateway: ScriptedGateway) 
     assert len(rows) == 4, "by kind of request each model has one entry per list"
     # Two lines of heading, a table, and three lists with at most two lines per entry.
     assert len(screen.lines) <= 33
-    [piped] = run_in_pipe([["quality", "show"]])
-    ability = "+4.6 ± 0.7, " + ", ".join(f"{kind} +5.1" for kind in kinds)
-    assert piped.lines[0].split("\t") == [
-        names[0], ability, "the vendor's line-up on 2026-11-27",
+    [piped_screen] = run_in_pipe([["quality", "show"]])
+    ability_column = "+4.6 ± 0.7, " + ", ".join(f"{kind} +5.1" for kind in kinds)
+    assert piped_screen.lines[0].split("\t") == [
+        names[0], ability_column, "the vendor's line-up on 2026-11-27",
         ", ".join(f"{kind} 2" for kind in kinds), "code +0.4",
     ]  # fmt: skip
 
 
-def test_json_of_a_render_has_no_bar_on_a_terminal(
+def test_json_of_a_render_has_no_progress_bar_on_a_terminal(
     gateway: ScriptedGateway, tmp_path: Path
 ) -> None:
     job: dict[str, Any] = {"id": "j1", "status": "succeeded", "artifacts": [], "error": None}
     events = f"event: queued\ndata: {{}}\n\nevent: succeeded\ndata: {json.dumps(job)}\n\n"
     gateway.routes = {"POST /jobs": {"id": "j1"}, "GET /jobs/j1/events": events.encode()}
     command = ["render", "-t", "swatch", "-o", str(tmp_path)]
-    with_bar, as_json = capture([command, [*command, "--json"]])
-    assert "queued" in with_bar.output.decode()
-    assert json.loads(as_json.text) == {**job, "paths": []}
+    bar_screen, json_screen = capture([command, [*command, "--json"]])
+    assert "queued" in bar_screen.output.decode()
+    assert json.loads(json_screen.text) == {**job, "paths": []}

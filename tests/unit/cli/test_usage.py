@@ -39,7 +39,7 @@ REPORT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def print_report(
+def capture_report(
     monkeypatch: pytest.MonkeyPatch, report: dict[str, Any], names: dict[str, str] | None = None
 ) -> list[str]:
     """Return the lines of the report on a terminal, without colours and repeated blanks."""
@@ -59,7 +59,7 @@ def print_report(
 def test_report_has_a_chart_with_empty_days_the_saving_and_budgets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert print_report(monkeypatch, REPORT) == [
+    assert capture_report(monkeypatch, REPORT) == [
         "2026-11-01 00:00 to 2026-11-04 00:00 (UTC)",
         "day calls not complete input cached output cost dearest bar: cost",
         f"2026-11-01 3 1 12.3k 0 812 $1.00 $6.00 {'█' * 20}",
@@ -73,12 +73,12 @@ def test_report_has_a_chart_with_empty_days_the_saving_and_budgets(
 
 def test_renders_are_not_part_of_the_saving(monkeypatch: pytest.MonkeyPatch) -> None:
     total = {**TOTAL, "cost_usd": "101", "render_cost_usd": "100", "dearest_cost_usd": "104"}
-    assert "3 calls, $101.00; on opus $104.00: 75% saved" in print_report(
+    assert "3 calls, $101.00; on opus $104.00: 75% saved" in capture_report(
         monkeypatch, {**REPORT, "total": total}
     )
-    only_renders = {**total, "cost_usd": "100", "dearest_cost_usd": "100"}
-    assert "3 calls, $100.00; on opus $100.00" in print_report(
-        monkeypatch, {**REPORT, "total": only_renders}
+    render_total = {**total, "cost_usd": "100", "dearest_cost_usd": "100"}
+    assert "3 calls, $100.00; on opus $100.00" in capture_report(
+        monkeypatch, {**REPORT, "total": render_total}
     )
 
 
@@ -90,7 +90,7 @@ def test_free_usage_is_charted_by_its_output(monkeypatch: pytest.MonkeyPatch) ->
         "groups": [{"key": None, **free_totals}],
         "group_by": ["key"],
     }
-    lines = print_report(monkeypatch, {**report, "budgets": None})
+    lines = capture_report(monkeypatch, {**report, "budgets": None})
     assert lines[1].endswith("bar: output")
     assert lines[2].startswith("unknown 3 1")
     assert lines[3:] == ["3 calls, $0.00", "budgets cannot be read at the moment: try again later"]
@@ -100,14 +100,14 @@ async def test_users_and_keys_have_their_names_where_these_may_be_read(
     stub_gateway: tuple[GatewayClient, dict[str, Handler]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gateway, handlers = stub_gateway
-    members = {"": ([{"id": "u1", "name": "", "email": "mi@x"}], "2"), "2": ([ANN], None)}
+    member_pages = {"": ([{"id": "u1", "name": "", "email": "mi@x"}], "2"), "2": ([ANN], None)}
 
     async def list_members(request: web.Request) -> web.Response:
         assert request.query["limit"] == "200"
-        users, cursor = members[request.query.get("cursor", "")]
+        users, cursor = member_pages[request.query.get("cursor", "")]
         return web.json_response({"members": users, "next_cursor": cursor})
 
-    async def refuse(request: web.Request) -> web.Response:
+    async def refuse_keys(request: web.Request) -> web.Response:
         assert request.query["owner"] == "org_1"
         return web.json_response({"code": "insufficient_scope", "detail": "no"}, status=403)
 
@@ -116,7 +116,7 @@ async def test_users_and_keys_have_their_names_where_these_may_be_read(
 
     handlers["/accounts/whoami"] = show_caller
     handlers["/accounts/organisations/org_1/members"] = list_members
-    handlers["/accounts/keys"] = refuse
+    handlers["/accounts/keys"] = refuse_keys
     names = await read_names(gateway, ["user", "key"], None)
     assert names == {"u1": "mi@x", "u2": "Ann\x1b[2J"}
     assert (
@@ -124,9 +124,9 @@ async def test_users_and_keys_have_their_names_where_these_may_be_read(
     )
     groups = [{"user": user, "key": "k", **TOTAL} for user in ("u2", "u1", "u3", None)]
     report = {**REPORT, "group_by": ["user", "key"], "groups": groups}
-    lines = print_report(monkeypatch, report, {**names, "k": "farm"})
-    shown = [line.split(" 3 ")[0] for line in lines[2:6]]
-    assert shown == [
+    lines = capture_report(monkeypatch, report, {**names, "k": "farm"})
+    shown_names = [line.split(" 3 ")[0] for line in lines[2:6]]
+    assert shown_names == [
         "Ann\N{REPLACEMENT CHARACTER}[2J farm",
         "mi@x farm",
         "u3 farm",
@@ -156,24 +156,24 @@ async def test_pages_are_read_until_the_limit(
 
 
 @pytest.mark.parametrize(
-    ("value", "expected_text"),
+    ("number", "expected_text"),
     [(0, "0"), (999, "999"), (1_000, "1.00k"), (12_345, "12.3k"), (4_060_000, "4.06M")],
 )
-def test_numbers_have_three_digits(value: int, expected_text: str) -> None:
-    assert shorten_number(value) == expected_text
+def test_numbers_are_shortened_to_three_digits(number: int, expected_text: str) -> None:
+    assert shorten_number(number) == expected_text
 
 
 @pytest.mark.parametrize(
     ("usd", "expected_text"),
     [("0", "$0.00"), ("1234.5", "$1,234.50"), ("0.0831", "$0.083"), ("0.0000012", "$0.0000012")],
 )
-def test_small_costs_keep_two_digits(usd: str, expected_text: str) -> None:
+def test_small_costs_keep_two_significant_digits(usd: str, expected_text: str) -> None:
     assert format_cost(usd) == expected_text
 
 
-def test_bars_show_the_least_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), width=100)
-    monkeypatch.setattr(usage, "out", console)
+def test_a_bar_shows_even_the_smallest_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide_console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), width=100)
+    monkeypatch.setattr(usage, "out", wide_console)
     assert draw_bar(Decimal(0), Decimal(9)) == ""
     assert draw_bar(Decimal("0.001"), Decimal(9)) == "▏"
     assert draw_bar(Decimal(9), Decimal(9)) == "█" * 20

@@ -25,7 +25,7 @@ ADA = Identity(owner="ada", key_id="k1")
 JOB = {"kind": "chat", "request": {}}
 
 
-class Gateway:
+class ScriptedGateway:
     """A test gateway that sends scripted responses and records the requests."""
 
     def __init__(self) -> None:
@@ -40,8 +40,11 @@ class Gateway:
         self.requests.append((headers, await request.read()))
         return web.json_response(self.body, status=self.status, headers=self.headers)
 
-    async def events(self, request: web.Request) -> web.StreamResponse:
-        """Send the next scripted stream; None in it breaks the connection."""
+    async def stream_events(self, request: web.Request) -> web.StreamResponse:
+        """Send the next of `streams`: its events, or an error with that status.
+
+        None among the events breaks the connection.
+        """
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.requests.append((headers, b""))
         stream = self.streams.pop(0)
@@ -56,21 +59,21 @@ class Gateway:
                 request.transport.abort()
                 break
             event_id, kind, data = event
-            text = f"id: {event_id}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
-            await response.write(text.encode())
+            frame = f"id: {event_id}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
+            await response.write(frame.encode())
         return response
 
 
 @pytest.fixture
-def scripted() -> Gateway:
-    return Gateway()
+def gateway() -> ScriptedGateway:
+    return ScriptedGateway()
 
 
 @pytest.fixture
-async def client(scripted: Gateway) -> AsyncIterator[GatewayClient]:
+async def client(gateway: ScriptedGateway) -> AsyncIterator[GatewayClient]:
     app = web.Application()
-    app.router.add_get("/jobs/j1/events", scripted.events)
-    app.router.add_route("*", "/{path:.*}", scripted.respond)
+    app.router.add_get("/jobs/j1/events", gateway.stream_events)
+    app.router.add_route("*", "/{path:.*}", gateway.respond)
     async with (
         TestServer(app) as server,
         GatewayClient(
@@ -83,33 +86,37 @@ async def client(scripted: Gateway) -> AsyncIterator[GatewayClient]:
 
 
 async def test_a_job_is_submitted_with_the_rights_of_its_identity(
-    scripted: Gateway, client: GatewayClient
+    gateway: ScriptedGateway, client: GatewayClient
 ) -> None:
     accepted_job = await client.submit_job(JOB, identity=ADA, idempotency_key="once")
     assert (accepted_job.location, accepted_job.replayed) == ("/jobs/j1", False)
     assert b'"j1"' in accepted_job.body
-    ((headers, body),) = scripted.requests
+    ((headers, body),) = gateway.requests
     assert json.loads(body) == JOB
     assert headers["authorization"] == "Bearer for-ada"
     assert headers["idempotency-key"] == "once"
 
 
-async def test_an_accepted_job_can_be_cancelled(scripted: Gateway, client: GatewayClient) -> None:
+async def test_an_accepted_job_can_be_cancelled(
+    gateway: ScriptedGateway, client: GatewayClient
+) -> None:
     accepted_job = await client.submit_job(JOB, identity=ADA)
     await client.cancel_job(accepted_job.location, identity=ADA)
-    assert scripted.requests[-1][0]["authorization"] == "Bearer for-ada"
-    scripted.status, scripted.body = 409, {"code": "job_finished", "detail": "it has ended"}
+    assert gateway.requests[-1][0]["authorization"] == "Bearer for-ada"
+    gateway.status, gateway.body = 409, {"code": "job_finished", "detail": "it has ended"}
     with pytest.raises(JobFinished):
         await client.cancel_job(accepted_job.location, identity=ADA)
 
 
-async def test_a_repeated_submission_is_marked(scripted: Gateway, client: GatewayClient) -> None:
-    scripted.headers["idempotent-replayed"] = "true"
+async def test_a_repeated_submission_is_marked_as_replayed(
+    gateway: ScriptedGateway, client: GatewayClient
+) -> None:
+    gateway.headers["idempotent-replayed"] = "true"
     assert (await client.submit_job(JOB, identity=ADA, idempotency_key="once")).replayed
 
 
 @pytest.mark.parametrize(
-    ("status", "problem", "kind", "field"),
+    ("status", "problem", "error_type", "field"),
     [
         (400, {"code": "invalid_request", "detail": "no", "field": "x.y"}, InvalidRequest, "x.y"),
         (422, {"code": "idempotency_key_reused", "detail": "no"}, IdempotencyMismatch, None),
@@ -120,31 +127,31 @@ async def test_a_repeated_submission_is_marked(scripted: Gateway, client: Gatewa
     ],
 )
 async def test_a_refused_job_raises_the_type_of_the_reported_code(
-    scripted: Gateway,
+    gateway: ScriptedGateway,
     client: GatewayClient,
     status: int,
     problem: dict[str, str],
-    kind: type[Exception],
+    error_type: type[Exception],
     field: str | None,
 ) -> None:
-    scripted.status, scripted.body, scripted.headers = status, problem, {"retry-after": "7"}
-    with pytest.raises(kind) as exc_info:
+    gateway.status, gateway.body, gateway.headers = status, problem, {"retry-after": "7"}
+    with pytest.raises(error_type) as exc_info:
         await client.submit_job(JOB, identity=ADA)
     assert getattr(exc_info.value, "field", None) == field
     assert getattr(exc_info.value, "retry_after", None) in (5, 7)
 
 
 async def test_waiting_for_a_job_survives_broken_streams(
-    scripted: Gateway, client: GatewayClient
+    gateway: ScriptedGateway, client: GatewayClient
 ) -> None:
     ended_job = {"id": "j1", "status": "failed"}
-    scripted.streams = [
+    gateway.streams = [
         [("1-0", "queued", {"id": "j1", "status": "queued"}), ("2-0", "progress", {}), None],
         503,
         [("3-0", "step", {"step": 0}), ("4-0", "failed", ended_job)],
     ]
     assert await client.wait_for_job("j1", identity=ADA) == ended_job
-    assert [headers.get("last-event-id") for headers, _ in scripted.requests] == [
+    assert [headers.get("last-event-id") for headers, _ in gateway.requests] == [
         None,
         "2-0",
         "2-0",
@@ -152,39 +159,39 @@ async def test_waiting_for_a_job_survives_broken_streams(
 
 
 async def test_waiting_for_an_unknown_job_ends_at_once(
-    scripted: Gateway, client: GatewayClient
+    gateway: ScriptedGateway, client: GatewayClient
 ) -> None:
-    scripted.streams = [404]
+    gateway.streams = [404]
     with pytest.raises(JobNotFound):
         await client.wait_for_job("j1", identity=ADA)
 
 
 async def test_the_end_of_a_retried_attempt_is_not_the_end_of_the_job(
-    scripted: Gateway, client: GatewayClient
+    gateway: ScriptedGateway, client: GatewayClient
 ) -> None:
     first_events = [("1-0", "failed", {"status": "failed", "attempt": 1}), ("2-0", "queued", {})]
     ended_job = {"id": "j1", "status": "succeeded", "attempt": 2}
-    scripted.streams = [first_events, [*first_events, ("3-0", "succeeded", ended_job)]]
+    gateway.streams = [first_events, [*first_events, ("3-0", "succeeded", ended_job)]]
     assert await client.wait_for_job("j1", identity=ADA) == ended_job
 
 
 async def test_a_stream_that_breaks_after_the_final_event_is_complete(
-    scripted: Gateway, client: GatewayClient
+    gateway: ScriptedGateway, client: GatewayClient
 ) -> None:
     ended_job = {"id": "j1", "status": "succeeded"}
     # The gateway has no event after the final one.
-    scripted.streams = [[("1-0", "succeeded", ended_job), None], []]
+    gateway.streams = [[("1-0", "succeeded", ended_job), None], []]
     assert await client.wait_for_job("j1", identity=ADA) == ended_job
 
 
-async def test_following_a_job_gives_up_after_the_most_reconnects(
-    scripted: Gateway, client: GatewayClient
+async def test_following_a_job_gives_up_after_the_maximum_of_reconnects(
+    gateway: ScriptedGateway, client: GatewayClient
 ) -> None:
-    scripted.streams = [[("1-0", "queued", {})], 503, []]
+    gateway.streams = [[("1-0", "queued", {})], 503, []]
     with pytest.raises(GatewayUnreachable):
         async for _ in client.follow_job("j1", identity=ADA, max_reconnects=2):
             continue
-    assert scripted.streams == []
+    assert gateway.streams == []
 
 
 @pytest.mark.parametrize(
@@ -197,19 +204,21 @@ async def test_following_a_job_gives_up_after_the_most_reconnects(
         ({}, None, "the gateway answered with status 404"),
     ],
 )
-async def test_every_shape_of_error_gives_its_code(
-    scripted: Gateway, client: GatewayClient, body: Any, code: str | None, message: str
+async def test_every_format_of_an_error_body_gives_its_code(
+    gateway: ScriptedGateway, client: GatewayClient, body: Any, code: str | None, message: str
 ) -> None:
-    scripted.status, scripted.body = 404, body
+    gateway.status, gateway.body = 404, body
     with pytest.raises(RequestRefused) as exc_info:
         await client.call("GET", "/x")
     assert (exc_info.value.reported_code, exc_info.value.message) == (code, message)
 
 
-async def test_a_refused_graph_names_its_nodes(scripted: Gateway, client: GatewayClient) -> None:
+async def test_a_refused_graph_names_its_nodes(
+    gateway: ScriptedGateway, client: GatewayClient
+) -> None:
     error = {"message": "Value not in list", "details": "color: -1"}
-    scripted.status = 400
-    scripted.body = {
+    gateway.status = 400
+    gateway.body = {
         "code": "invalid_graph",
         "detail": "bad",
         "node_errors": {"3": {"errors": [error]}},
@@ -219,12 +228,12 @@ async def test_a_refused_graph_names_its_nodes(scripted: Gateway, client: Gatewa
 
 
 async def test_a_file_larger_than_the_limit_is_not_read(
-    scripted: Gateway, client: GatewayClient, monkeypatch: pytest.MonkeyPatch
+    gateway: ScriptedGateway, client: GatewayClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moyin.client.gateway._LARGEST_FILE", 10)
-    scripted.status, scripted.body = 200, "x" * 8
+    gateway.status, gateway.body = 200, "x" * 8
     assert await client.read("/artifacts/a", identity=ADA) == b'"xxxxxxxx"'
-    scripted.body = "x" * 9
+    gateway.body = "x" * 9
     with pytest.raises(StepFailed, match="larger than the limit of 10 bytes"):
         await client.read("/artifacts/a", identity=ADA)
 
@@ -266,7 +275,7 @@ def test_a_refusal_with_an_unexpected_body_is_still_a_refusal(body: bytes) -> No
     assert (error.status, error.reported_code) == (400, None)
 
 
-async def test_error_of_the_block_is_not_changed(
+async def test_an_error_raised_inside_the_open_block_is_not_changed(
     client: GatewayClient,
 ) -> None:
     """An error of the `async with` block, such as BrokenPipeError, is no error of the gateway."""

@@ -45,94 +45,105 @@ class FakePools:
         return {}
 
 
-def admission(**rules: PoolRules) -> GraphAdmission:
+def make_admission(**rules: PoolRules) -> GraphAdmission:
     return GraphAdmission(NodeInfoCache(FakePools(**rules)))
 
 
-def caller(owner: str = "ann", **limits: Any) -> Identity:
-    result = (Limit(subject=f"owner:{owner}", **limits),) if limits else ()
-    return Identity(owner=owner, key_id="k", limits=result)
+def make_caller(owner: str = "ann", **limits: Any) -> Identity:
+    caller_limits = (Limit(subject=f"owner:{owner}", **limits),) if limits else ()
+    return Identity(owner=owner, key_id="k", limits=caller_limits)
 
 
-def graph(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"1": {"class_type": kind, "inputs": inputs}}
+def make_graph(node_class: str, **inputs: Any) -> dict[str, Any]:
+    return {"1": {"class_type": node_class, "inputs": inputs}}
 
 
 async def test_a_pool_serves_only_its_tenants() -> None:
-    graph_admission = admission(a=PoolRules(tenants=("ann",)), b=PoolRules())
-    assert await graph_admission.list_pools(caller("ann")) == ["a", "b"]
-    assert await graph_admission.list_pools(caller("bob")) == ["b"]
-    assert await graph_admission.list_pools(caller("ann", pools=("a",))) == ["a"]
-    assert await graph_admission.choose_pool(caller("bob"), graph("Load")) == "b"
+    graph_admission = make_admission(a=PoolRules(tenants=("ann",)), b=PoolRules())
+    assert await graph_admission.list_pools(make_caller("ann")) == ["a", "b"]
+    assert await graph_admission.list_pools(make_caller("bob")) == ["b"]
+    assert await graph_admission.list_pools(make_caller("ann", pools=("a",))) == ["a"]
+    assert await graph_admission.choose_pool(make_caller("bob"), make_graph("Load")) == "b"
 
 
 async def test_a_tenant_without_a_pool_gets_an_error() -> None:
-    graph_admission = admission(a=PoolRules(tenants=("ann",)), b=PoolRules(tenants=("ann",)))
+    graph_admission = make_admission(a=PoolRules(tenants=("ann",)), b=PoolRules(tenants=("ann",)))
     with pytest.raises(InvalidRequest, match="no render pool runs your jobs"):
-        await graph_admission.choose_pool(caller("bob"), graph("Load"))
-    assert await graph_admission.list_nodes(caller("bob")) == {}
+        await graph_admission.choose_pool(make_caller("bob"), make_graph("Load"))
+    assert await graph_admission.list_nodes(make_caller("bob")) == {}
 
 
 async def test_a_graph_goes_to_a_pool_that_allows_its_nodes() -> None:
-    graph_admission = admission(a=PoolRules(deny=("Load",)), b=PoolRules())
-    assert await graph_admission.choose_pool(caller(), graph("Load")) == "b"
-    assert await graph_admission.choose_pool(caller(), graph("Folder")) == "a"
+    graph_admission = make_admission(a=PoolRules(deny=("Load",)), b=PoolRules())
+    assert await graph_admission.choose_pool(make_caller(), make_graph("Load")) == "b"
+    assert await graph_admission.choose_pool(make_caller(), make_graph("Folder")) == "a"
 
 
 async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
-    graph_admission = admission(a=PoolRules())
-    assert (await graph_admission.list_nodes(caller())).keys() == {"Load", "Folder"}
-    limited_caller = caller(denied_nodes=("Fold*",))
+    graph_admission = make_admission(a=PoolRules())
+    assert (await graph_admission.list_nodes(make_caller())).keys() == {"Load", "Folder"}
+    limited_caller = make_caller(denied_nodes=("Fold*",))
     assert (await graph_admission.list_nodes(limited_caller)).keys() == {"Load"}
-    assert (await graph_admission.list_nodes(caller(allowed_nodes=()))) == {}
-    for identity, kind, reason in (
-        (caller(), "SaveLoRA", "this render pool does not allow nodes of class SaveLoRA"),
+    assert (await graph_admission.list_nodes(make_caller(allowed_nodes=()))) == {}
+    for identity, node_class, reason in (
+        (make_caller(), "SaveLoRA", "this render pool does not allow nodes of class SaveLoRA"),
         (limited_caller, "Folder", "your limits do not allow nodes of class Folder"),
     ):
         with pytest.raises(NodeNotAllowed, match=reason) as exc_info:
-            await graph_admission.check_graph(identity, "a", graph(kind), ())
+            await graph_admission.check_graph(identity, "a", make_graph(node_class), ())
         assert exc_info.value.field == "1.class_type"
-        assert exc_info.value.details["node_errors"]["1"]["class_type"] == kind
-    admission_without_denials = admission(a=PoolRules(deny=()))
-    assert "SaveLoRA" in await admission_without_denials.list_nodes(caller())
-    assert await admission_without_denials.check_graph(caller(), "a", graph("SaveLoRA"), ())
+        assert exc_info.value.details["node_errors"]["1"]["class_type"] == node_class
+    admission_without_denials = make_admission(a=PoolRules(deny=()))
+    assert "SaveLoRA" in await admission_without_denials.list_nodes(make_caller())
+    assert await admission_without_denials.check_graph(
+        make_caller(), "a", make_graph("SaveLoRA"), ()
+    )
 
 
 async def test_the_nodes_of_one_pool_are_listed_for_its_tenants_only() -> None:
-    graph_admission = admission(a=PoolRules(tenants=("ann",), deny=("Load",)), b=PoolRules())
-    assert "Load" not in await graph_admission.list_nodes(caller("ann"), "a")
-    assert "Load" in await graph_admission.list_nodes(caller("ann"), "b")
+    graph_admission = make_admission(a=PoolRules(tenants=("ann",), deny=("Load",)), b=PoolRules())
+    assert "Load" not in await graph_admission.list_nodes(make_caller("ann"), "a")
+    assert "Load" in await graph_admission.list_nodes(make_caller("ann"), "b")
     for pool in ("a", "other"):
         with pytest.raises(InvalidRequest, match=f"no render pool '{pool}'.* pools: b") as exc_info:
-            await graph_admission.list_nodes(caller("bob"), pool)
+            await graph_admission.list_nodes(make_caller("bob"), pool)
         assert exc_info.value.field == "pool"
 
 
 async def test_the_input_folder_is_not_listed_as_a_choice() -> None:
-    nodes = await admission(a=PoolRules()).list_nodes(caller())
+    nodes = await make_admission(a=PoolRules()).list_nodes(make_caller())
     assert nodes["Folder"]["input"]["required"]["kind"][1]["options"] == ["x"]
 
 
 async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input() -> None:
-    graph_admission = admission(a=PoolRules())
-    assert await graph_admission.check_graph(caller(), "a", graph("Load", image=OWN), {OWN})
-    answers = []
+    graph_admission = make_admission(a=PoolRules())
+    assert await graph_admission.check_graph(
+        make_caller(), "a", make_graph("Load", image=OWN), {OWN}
+    )
+    errors = []
     for name in ("/etc/passwd", "/etc/nope", OWN):
         with pytest.raises(InputNotFound, match="you have no file") as exc_info:
-            await graph_admission.check_graph(caller(), "a", graph("Load", image=name), ())
-        answers.append((exc_info.value.message, exc_info.value.field, exc_info.value.details))
-    assert answers[0] == answers[1] == answers[2]
-    assert answers[0][1] == "1.inputs.image"
-    unchecking_admission = admission(a=PoolRules(unchecked=("Load.ima*",)))
-    assert await unchecking_admission.check_graph(caller(), "a", graph("Load", image="/data/x"), ())
+            await graph_admission.check_graph(
+                make_caller(), "a", make_graph("Load", image=name), ()
+            )
+        errors.append((exc_info.value.message, exc_info.value.field, exc_info.value.details))
+    assert errors[0] == errors[1] == errors[2]
+    assert errors[0][1] == "1.inputs.image"
+    unchecking_admission = make_admission(a=PoolRules(unchecked=("Load.ima*",)))
+    assert await unchecking_admission.check_graph(
+        make_caller(), "a", make_graph("Load", image="/data/x"), ()
+    )
 
 
 async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:
-    graph_admission = admission()
+    graph_admission = make_admission()
     assert (
-        await graph_admission.check_graph(caller(), "a", graph("Load", image="x.png"), ()) is False
+        await graph_admission.check_graph(make_caller(), "a", make_graph("Load", image="x.png"), ())
+        is False
     )
     with pytest.raises(InputNotFound):
-        await graph_admission.check_graph(caller(), "a", graph("Load", image="../x.png"), ())
+        await graph_admission.check_graph(
+            make_caller(), "a", make_graph("Load", image="../x.png"), ()
+        )
     with pytest.raises(NodeNotAllowed):
-        await graph_admission.check_graph(caller(), "a", graph("SaveLoRA"), ())
+        await graph_admission.check_graph(make_caller(), "a", make_graph("SaveLoRA"), ())

@@ -38,13 +38,13 @@ async def test_an_older_query_does_not_overwrite_a_newer_count() -> None:
     prompts: Any = FakePromptStore()
     counts = OpenPromptCounter(prompts)
     prompts.may_respond.clear()
-    counting_task = asyncio.create_task(counts.count_recent("ann", 60))
+    older_task = asyncio.create_task(counts.count_recent("ann", 60))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     prompts.count = 1
-    count = asyncio.create_task(counts.count_now("ann"))
+    newer_task = asyncio.create_task(counts.count_now("ann"))
     await asyncio.sleep(0)
     prompts.may_respond.set()
-    assert await count == 1
-    await counting_task
+    assert await newer_task == 1
+    await older_task
     assert await counts.count_recent("ann", 60) == 1

@@ -17,39 +17,39 @@ from moyin.errors import StackError
 from moyin.settings import Settings
 
 
-def environment(folder: Path) -> tuple[Path, Path]:
+def create_environment(folder: Path) -> tuple[Path, Path]:
     """Create a ComfyUI with an interpreter; return its folder and its package folder."""
     home, python = folder / "comfy", folder / "venv" / "bin" / "python"
     home.mkdir()
     (home / "main.py").touch()
     python.parent.mkdir(parents=True)
     python.touch(0o755)
-    packages = folder / "venv" / "lib" / "python3.11" / "site-packages"
-    packages.mkdir(parents=True)
-    return home, packages
+    packages_folder = folder / "venv" / "lib" / "python3.11" / "site-packages"
+    packages_folder.mkdir(parents=True)
+    return home, packages_folder
 
 
-def page(root: Path) -> Path:
+def create_page(root: Path) -> Path:
     root.mkdir(parents=True)
     (root / "index.html").write_text("<html>")
     return root
 
 
 def test_the_frontend_is_found_in_comfyuis_environment(tmp_path: Path) -> None:
-    home, packages = environment(tmp_path)
+    home, packages_folder = create_environment(tmp_path)
     settings = Settings(
         data=tmp_path, comfyui_home=home, comfyui_python=tmp_path / "venv" / "bin" / "python"
     )
     with pytest.raises(StackError, match="comfyui-frontend-package"):
         find_frontend(settings)
-    root = page(packages / "comfyui_frontend_package" / "static")
+    root = create_page(packages_folder / "comfyui_frontend_package" / "static")
     folders = ["comfyui_workflow_templates_a/templates", "comfyui_workflow_templates_b/templates"]
     for name in (*folders, "comfyui_embedded_docs/docs"):
-        (packages / name).mkdir(parents=True)
+        (packages_folder / name).mkdir(parents=True)
     assert find_frontend(settings) == FrontendFolders(
         root=root,
-        templates=tuple(packages / name for name in folders),
-        docs=(packages / "comfyui_embedded_docs" / "docs",),
+        templates=tuple(packages_folder / name for name in folders),
+        docs=(packages_folder / "comfyui_embedded_docs" / "docs",),
     )
 
 
@@ -62,13 +62,13 @@ def test_the_configured_frontend_needs_no_comfyui(
     root = tmp_path / "static"
     with pytest.raises(StackError, match="has no index"):
         find_frontend(Settings(data=tmp_path, comfyui_frontend=root))
-    page(root)
+    create_page(root)
     assert find_frontend(Settings(data=tmp_path, comfyui_frontend=root)).root == root
 
 
 def test_the_policy_allows_only_the_pages_own_scripts() -> None:
-    index = '<script type="importmap">{}</script><script type="module" src="./x.js"></script>'
-    policy = build_security_policy(index)
+    index_html = '<script type="importmap">{}</script><script type="module" src="./x.js"></script>'
+    policy = build_security_policy(index_html)
     # echo -n '{}' | openssl dgst -sha256 -binary | base64
     assert "'sha256-RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o='" in policy
     assert policy.count("sha256-") == 1
@@ -84,7 +84,7 @@ def test_the_base_path_and_our_scripts_are_inserted_and_allowed() -> None:
 
 
 def test_picture_urls_are_rebased_below_the_page(tmp_path: Path) -> None:
-    assets = page(tmp_path / "static") / "assets"
+    assets = create_page(tmp_path / "static") / "assets"
     assets.mkdir()
     sources = {
         "a.js": 'e=`/assets/images/x/frame_${n}.png`,t="./assets/images/y.png",u=`/assets/${id}`',

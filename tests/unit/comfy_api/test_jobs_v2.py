@@ -29,5 +29,5 @@ async def test_the_graph_of_a_render_or_batch_is_returned_as_submitted(
         spec=await blobs.put(encode(spec)), progress=Progress(), results=(), error=None,
         attempts=1, priority=3, metadata={}, created_at=NOW, started_at=None, finished_at=None,
     )  # fmt: skip
-    parts: Any = {"service": None, "jobs": None, "feed": None}
-    assert await ComfyJobs(**parts, blobs=blobs).get_graph(job) == GRAPH
+    unused_services: Any = {"service": None, "jobs": None, "feed": None}
+    assert await ComfyJobs(**unused_services, blobs=blobs).get_graph(job) == GRAPH

@@ -55,55 +55,57 @@ class FakePools:
         }
 
 
-async def merged_list(node_info: NodeInfoCache, path: str = "/models/x") -> list[Any]:
+async def fetch_merged_list(node_info: NodeInfoCache, path: str = "/models/x") -> list[Any]:
     return await node_info.fetch_merged_responses(path, merge_lists)
 
 
 async def test_pools_are_merged_and_concurrent_requests_share_a_call() -> None:
     pools = FakePools(a=["1"], b=["2"])
     node_info = NodeInfoCache(pools)
-    assert await asyncio.gather(*(merged_list(node_info) for _ in range(5))) == [["1", "2"]] * 5
+    assert (
+        await asyncio.gather(*(fetch_merged_list(node_info) for _ in range(5))) == [["1", "2"]] * 5
+    )
     assert pools.requests == [("a", "/models/x"), ("b", "/models/x")]
     assert await node_info.fetch_from_renderers("/x") == [["1"], ["2"]]
     assert json.loads(await node_info.fetch_first("/models/x")) == ["1"]
 
 
-async def test_the_lists_of_one_pool_leave_the_merged_ones_as_they_are() -> None:
+async def test_fetching_the_list_of_one_pool_does_not_change_the_merged_list() -> None:
     node_info = NodeInfoCache(FakePools(a=["1"], b=["2"]))
     assert await node_info.fetch_merged_responses("/models/x", merge_lists, ["b"]) == ["2"]
-    assert await merged_list(node_info) == ["1", "2"]
+    assert await fetch_merged_list(node_info) == ["1", "2"]
     assert await node_info.fetch_merged_responses("/models/x", merge_lists, ["b"]) == ["2"]
 
 
 async def test_an_old_response_is_served_while_a_new_one_is_fetched() -> None:
     pools = FakePools(a=["1"], b=None)
     node_info = NodeInfoCache(pools, fresh_seconds=0.0, wait_seconds=0.01)
-    assert await merged_list(node_info) == ["1"]
+    assert await fetch_merged_list(node_info) == ["1"]
     pools.responses["a"] = ["2"]
     pools.may_respond.clear()
-    assert await merged_list(node_info) == ["1"]
+    assert await fetch_merged_list(node_info) == ["1"]
     pools.may_respond.set()
     for _ in range(100):
         await asyncio.sleep(0.01)
-        if await merged_list(node_info) == ["2"]:
+        if await fetch_merged_list(node_info) == ["2"]:
             break
-    assert await merged_list(node_info) == ["2"]
+    assert await fetch_merged_list(node_info) == ["2"]
     await node_info.close()
 
 
 async def test_the_response_of_a_pool_that_went_down_stays_cached() -> None:
     pools = FakePools(a=["1"])
     node_info = NodeInfoCache(pools, fresh_seconds=0.0)
-    assert await merged_list(node_info) == ["1"]
+    assert await fetch_merged_list(node_info) == ["1"]
     del pools.responses["a"]
-    assert await merged_list(node_info) == ["1"]
+    assert await fetch_merged_list(node_info) == ["1"]
     with pytest.raises(ServiceUnavailable):
-        await merged_list(node_info, "/models/y")
+        await fetch_merged_list(node_info, "/models/y")
 
 
 async def test_a_path_that_no_pool_has_is_not_found() -> None:
     with pytest.raises(NotFound):
-        await merged_list(NodeInfoCache(FakePools(a=None, b=None)))
+        await fetch_merged_list(NodeInfoCache(FakePools(a=None, b=None)))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ async def test_a_path_that_no_pool_has_is_not_found() -> None:
 async def test_no_path_reaches_another_route_of_the_worker(path: str) -> None:
     pools = FakePools(a=["1"], b=["1"])
     with pytest.raises(NotFound):
-        await merged_list(NodeInfoCache(pools), path)
+        await fetch_merged_list(NodeInfoCache(pools), path)
     assert pools.requests == []
 
 
@@ -128,12 +130,12 @@ async def test_large_files_of_node_packages_are_not_cached() -> None:
 
 
 async def test_malformed_responses_are_not_forwarded() -> None:
-    class Odd(FakePools):
+    class MalformedPools(FakePools):
         async def get(self, pool: str, path: str) -> PoolResponse:
             return PoolResponse(version="1", state="up", content=b"<html>")
 
     with pytest.raises(ServiceUnavailable):
-        await merged_list(NodeInfoCache(Odd()))
+        await fetch_merged_list(NodeInfoCache(MalformedPools()))
 
 
 async def test_nodes_survive_a_restart(tmp_path: Path) -> None:
@@ -146,71 +148,75 @@ async def test_nodes_survive_a_restart(tmp_path: Path) -> None:
         await restarted_cache.fetch_merged_responses("/models", merge_lists)
 
 
-def graph(kind: str, file: str) -> dict[str, Any]:
-    return {"1": {"class_type": kind, "inputs": {"ckpt": file, "n": 1, "image": ["2", 0]}}}
+def make_graph(node_class: str, model_file: str) -> dict[str, Any]:
+    return {
+        "1": {"class_type": node_class, "inputs": {"ckpt": model_file, "n": 1, "image": ["2", 0]}}
+    }
 
 
 async def test_a_graph_gets_the_first_pool_that_has_its_nodes_and_files() -> None:
-    def loader_node(*files: str) -> dict[str, Any]:
+    def make_loader_node(*files: str) -> dict[str, Any]:
         return {"input": {"required": {"ckpt": [list(files)], "n": ["INT", {}]}}}
 
     pools = FakePools(
-        a={"Load": loader_node("x", "y")},
-        b={"Load": loader_node("y", "z"), "New": loader_node("z")},
+        a={"Load": make_loader_node("x", "y")},
+        b={"Load": make_loader_node("y", "z"), "New": make_loader_node("z")},
     )
     node_info = NodeInfoCache(pools)
-    assert await node_info.choose_pool(graph("Load", "y")) == "a"
-    assert await node_info.choose_pool(graph("Load", "z")) == "b"
-    assert await node_info.choose_pool(graph("New", "z")) == "b"
-    assert await node_info.choose_pool(graph("New", "unlisted")) == "b", (
+    assert await node_info.choose_pool(make_graph("Load", "y")) == "a"
+    assert await node_info.choose_pool(make_graph("Load", "z")) == "b"
+    assert await node_info.choose_pool(make_graph("New", "z")) == "b"
+    assert await node_info.choose_pool(make_graph("New", "unlisted")) == "b", (
         "it may still have the file"
     )
-    assert await node_info.choose_pool(graph("Load", "unlisted")) == "a"
-    assert await node_info.choose_pool(graph("None", "z")) == "a", "its error is the most useful"
+    assert await node_info.choose_pool(make_graph("Load", "unlisted")) == "a"
+    assert await node_info.choose_pool(make_graph("None", "z")) == "a", (
+        "its error is the most useful"
+    )
     assert (
-        await NodeInfoCache(FakePools(b=pools.responses["b"])).choose_pool(graph("Load", "y"))
+        await NodeInfoCache(FakePools(b=pools.responses["b"])).choose_pool(make_graph("Load", "y"))
         == "b"
     )
-    assert await NodeInfoCache(FakePools()).choose_pool(graph("Load", "y")) == "a"
+    assert await NodeInfoCache(FakePools()).choose_pool(make_graph("Load", "y")) == "a"
 
 
-def one_node(name: str) -> dict[str, Any]:
+def make_nodes(name: str) -> dict[str, Any]:
     return {name: {"input": {"required": {"ckpt": [["x"]], "n": ["INT", {}]}}}}
 
 
 async def test_a_graph_waits_for_an_earlier_pool_that_is_starting() -> None:
-    pools = FakePools(a=one_node("Load"), b=one_node("Load"))
+    pools = FakePools(a=make_nodes("Load"), b=make_nodes("Load"))
     pools.states["a"] = "starting"
     node_info = NodeInfoCache(pools)
-    choice = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
+    choosing_task = asyncio.create_task(node_info.choose_pool(make_graph("Load", "x")))
     await pools.was_repeated.wait()
-    assert not choice.done()
+    assert not choosing_task.done()
     del pools.states["a"]
-    assert await choice == "a"
+    assert await choosing_task == "a"
 
 
 async def test_a_graph_does_not_wait_for_a_later_pool() -> None:
-    pools = FakePools(a=one_node("Load"))
+    pools = FakePools(a=make_nodes("Load"))
     pools.states["b"] = "starting"
-    assert await NodeInfoCache(pools).choose_pool(graph("Load", "x")) == "a"
+    assert await NodeInfoCache(pools).choose_pool(make_graph("Load", "x")) == "a"
     assert {pool for pool, _ in pools.requests} == {"a"}
 
 
 async def test_a_graph_is_rejected_when_an_earlier_pool_takes_too_long_to_start() -> None:
-    pools = FakePools(b=one_node("Load"))
+    pools = FakePools(b=make_nodes("Load"))
     pools.states["a"] = "starting"
     with pytest.raises(ServiceUnavailable, match="'a' is starting") as exc_info:
-        await NodeInfoCache(pools, start_seconds=0.01).choose_pool(graph("Load", "x"))
+        await NodeInfoCache(pools, start_seconds=0.01).choose_pool(make_graph("Load", "x"))
     assert exc_info.value.retry_after
 
 
 async def test_a_slow_pool_is_not_skipped() -> None:
-    pools = FakePools(a=one_node("Load"), b=one_node("Load"))
+    pools = FakePools(a=make_nodes("Load"), b=make_nodes("Load"))
     pools.may_respond.clear()
     node_info, impatient_cache = NodeInfoCache(pools), NodeInfoCache(pools, start_seconds=0.05)
-    waiting_task = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
+    waiting_task = asyncio.create_task(node_info.choose_pool(make_graph("Load", "x")))
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await impatient_cache.choose_pool(graph("Load", "x"))
+        await impatient_cache.choose_pool(make_graph("Load", "x"))
     pools.may_respond.set()
     assert await waiting_task == "a"
     for cache in (node_info, impatient_cache):
@@ -218,38 +224,40 @@ async def test_a_slow_pool_is_not_skipped() -> None:
 
 
 async def test_a_pool_that_is_down_and_never_responded_is_skipped() -> None:
-    pools = FakePools(b=one_node("Load"))
+    pools = FakePools(b=make_nodes("Load"))
     pools.states["a"] = "down"
-    assert await NodeInfoCache(pools).choose_pool(graph("Load", "x")) == "b"
+    assert await NodeInfoCache(pools).choose_pool(make_graph("Load", "x")) == "b"
 
 
 async def test_cached_nodes_end_with_the_pools_configuration(tmp_path: Path) -> None:
-    pools = FakePools(a=one_node("Load"), b=one_node("Load"))
+    pools = FakePools(a=make_nodes("Load"), b=make_nodes("Load"))
     folder = tmp_path / "nodes"
     node_info = NodeInfoCache(pools, fresh_seconds=0.0, folder=folder)
-    assert await node_info.choose_pool(graph("Load", "x")) == "a"
+    assert await node_info.choose_pool(make_graph("Load", "x")) == "a"
     pools.states["a"] = "starting"
-    assert await node_info.choose_pool(graph("Load", "x")) == "a", "the configuration is the same"
+    assert await node_info.choose_pool(make_graph("Load", "x")) == "a", (
+        "the configuration is the same"
+    )
     pools.versions["a"] = "2"
-    waiting_task = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
+    waiting_task = asyncio.create_task(node_info.choose_pool(make_graph("Load", "x")))
     restarted_cache = NodeInfoCache(pools, start_seconds=0.05, folder=folder)
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await restarted_cache.choose_pool(graph("Load", "x"))
+        await restarted_cache.choose_pool(make_graph("Load", "x"))
     assert not waiting_task.done()
     del pools.states["a"]
-    pools.responses["a"] = one_node("Other")
+    pools.responses["a"] = make_nodes("Other")
     assert await waiting_task == "b"
 
 
 async def test_input_rules_are_refetched_only_for_new_nodes() -> None:
-    load = {"input": {"required": {"image": [[], {"image_upload": True}]}}}
-    pools = FakePools(a={"Load": load})
+    load_node = {"input": {"required": {"image": [[], {"image_upload": True}]}}}
+    pools = FakePools(a={"Load": load_node})
     node_info = NodeInfoCache(pools, fresh_seconds=0.0)
     for _ in range(3):
         rules = await node_info.fetch_input_rules("a", {"Load"})
         assert rules is not None and rules["Load"]["image"].kind == "file"
     assert pools.requests == [("a", "/object_info")]
-    pools.responses["a"]["New"] = load
+    pools.responses["a"]["New"] = load_node
     rules = await node_info.fetch_input_rules("a", {"Load", "New"})
     assert rules is not None and rules.keys() == {"Load", "New"}
     assert await node_info.fetch_input_rules("b", {"Load"}) is None

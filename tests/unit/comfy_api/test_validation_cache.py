@@ -18,7 +18,7 @@ UNCHECKED: dict[str, dict[str, list[Any]]] = {
 }
 
 
-def graph(**changed_inputs: Any) -> dict[str, Any]:
+def make_graph(**changed_inputs: Any) -> dict[str, Any]:
     inputs = {"seed": 1, "cfg": 7.5, "text": "a", "on": True, "name": "a.ckpt", "strength": 1.0}
     return {
         "1": {"class_type": "K", "inputs": inputs | changed_inputs},
@@ -29,7 +29,7 @@ def graph(**changed_inputs: Any) -> dict[str, Any]:
 @pytest.fixture
 def cache() -> ValidationCache:
     cache = ValidationCache()
-    cache.store("p", graph(), None, BODY, UNCHECKED)
+    cache.store("p", make_graph(), None, BODY, UNCHECKED)
     return cache
 
 
@@ -40,7 +40,7 @@ def cache() -> ValidationCache:
 def test_a_graph_that_differs_only_in_unchecked_inputs_is_cached(
     cache: ValidationCache, changed_inputs: dict[str, Any]
 ) -> None:
-    assert cache.find("p", graph(**changed_inputs), None) == BODY
+    assert cache.find("p", make_graph(**changed_inputs), None) == BODY
 
 
 @pytest.mark.parametrize(
@@ -73,25 +73,25 @@ def test_a_graph_that_differs_only_in_unchecked_inputs_is_cached(
 def test_a_graph_that_differs_in_a_checked_value_is_not_cached(
     cache: ValidationCache, changed_inputs: dict[str, Any]
 ) -> None:
-    assert cache.find("p", graph(**changed_inputs), None) is None
+    assert cache.find("p", make_graph(**changed_inputs), None) is None
 
 
 def test_results_are_cached_per_pool_and_target_nodes(cache: ValidationCache) -> None:
-    assert cache.find("q", graph(), None) is None
-    assert cache.find("p", graph(), ["2"]) is None
-    cache.store("p", graph(), ["2"], BODY, UNCHECKED)
-    assert cache.find("p", graph(seed=5), ["2"]) == BODY
+    assert cache.find("q", make_graph(), None) is None
+    assert cache.find("p", make_graph(), ["2"]) is None
+    cache.store("p", make_graph(), ["2"], BODY, UNCHECKED)
+    assert cache.find("p", make_graph(seed=5), ["2"]) == BODY
 
 
 def test_links_classes_and_node_ids_are_part_of_the_shape(cache: ValidationCache) -> None:
-    for path, value in (("class_type", "L"), ("inputs", {}), ("inputs", None)):
-        other_graph = graph()
-        other_graph["1"][path] = value
+    for member, value in (("class_type", "L"), ("inputs", {}), ("inputs", None)):
+        other_graph = make_graph()
+        other_graph["1"][member] = value
         assert cache.find("p", other_graph, None) is None
-    renamed_graph = graph()
+    renamed_graph = make_graph()
     renamed_graph["3"] = renamed_graph.pop("1")
     assert cache.find("p", renamed_graph, None) is None
-    titled_graph = graph(seed=9)
+    titled_graph = make_graph(seed=9)
     titled_graph["1"]["_meta"] = {"title": "mine"}
     assert cache.find("p", titled_graph, None) == BODY
 
@@ -99,21 +99,21 @@ def test_links_classes_and_node_ids_are_part_of_the_shape(cache: ValidationCache
 def test_several_checked_values_are_cached_at_once(
     cache: ValidationCache,
 ) -> None:
-    cache.store("p", graph(name="b.ckpt"), None, BODY, UNCHECKED)
+    cache.store("p", make_graph(name="b.ckpt"), None, BODY, UNCHECKED)
     for name in ("a.ckpt", "b.ckpt"):
-        assert cache.find("p", graph(name=name, seed=4), None) == BODY
+        assert cache.find("p", make_graph(name=name, seed=4), None) == BODY
 
 
 def test_results_expire() -> None:
     cache = ValidationCache(ttl_seconds=0)
-    cache.store("p", graph(), None, BODY, UNCHECKED)
-    assert cache.find("p", graph(), None) is None
+    cache.store("p", make_graph(), None, BODY, UNCHECKED)
+    assert cache.find("p", make_graph(), None) is None
 
 
 def test_a_result_with_node_errors_is_not_cached() -> None:
     cache = ValidationCache()
-    cache.store("p", graph(), None, {"outputs": ["2"], "node_errors": {"3": {}}}, UNCHECKED)
-    assert cache.find("p", graph(), None) is None
+    cache.store("p", make_graph(), None, {"outputs": ["2"], "node_errors": {"3": {}}}, UNCHECKED)
+    assert cache.find("p", make_graph(), None) is None
 
 
 @pytest.mark.parametrize("malformed_graph", [{"1": 1}, {"1": {}}, {"1": {"class_type": "K"}}])

@@ -21,23 +21,25 @@ def read_pages(folder: Path) -> str:
 
 @pytest.mark.parametrize(("documents", "pictures"), _LANGUAGES)
 def test_each_page_of_the_console_is_shown(documents: Path, pictures: Path) -> None:
-    text = read_pages(documents)
-    missing = [
+    pages_text = read_pages(documents)
+    missing_pages = [
         page for page in _PAGES
         if not any(
             # A job's picture stands for the list of jobs.
             path.stem == page or path.stem.startswith((f"{page}-", f"{page.removesuffix('s')}-"))
-            for path in pictures.glob("*.png") if f"{path.relative_to(_DOCS)})" in text
+            for path in pictures.glob("*.png") if f"{path.relative_to(_DOCS)})" in pages_text
         )
     ]  # fmt: skip
     assert len(_PAGES) >= 10
-    assert missing == []
+    assert missing_pages == []
 
 
 @pytest.mark.parametrize(("documents", "pictures"), _LANGUAGES)
 def test_each_picture_is_used(documents: Path, pictures: Path) -> None:
-    text = read_pages(documents)
-    unused = [
-        path.name for path in pictures.glob("*.png") if f"{path.relative_to(_DOCS)})" not in text
+    pages_text = read_pages(documents)
+    unused_pictures = [
+        path.name
+        for path in pictures.glob("*.png")
+        if f"{path.relative_to(_DOCS)})" not in pages_text
     ]
-    assert unused == [], "the browser tests write more pictures than the documents show"
+    assert unused_pictures == [], "the browser tests write more pictures than the documents show"

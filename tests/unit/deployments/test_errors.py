@@ -15,11 +15,11 @@ Answer = tuple[int, dict[str, str], bytes]
 NOT_FOUND = "Path '/jobs' not found. Ping http://.../-/routes for available routes."
 
 
-def serve_answers(text: str, status: int, **headers: str) -> ASGIApp:
+def make_serve_app(error_text: str, status: int, **headers: str) -> ASGIApp:
     """Return an app that responds as Ray Serve does to a request that it can't serve itself.
 
     Args:
-        text: the text of Ray Serve's message.
+        error_text: the text of Ray Serve's message.
         headers: headers of the response, with underscores in their names.
     """
 
@@ -27,13 +27,15 @@ def serve_answers(text: str, status: int, **headers: str) -> ASGIApp:
         extra_headers = [
             (name.replace("_", "-").encode(), v.encode()) for name, v in headers.items()
         ]
-        for message in convert_object_to_asgi_messages(text, status, extra_headers):
+        for message in convert_object_to_asgi_messages(error_text, status, extra_headers):
             await send(message)
 
     return app
 
 
-async def messages_of(app: ASGIApp, path: str = "/jobs", kind: str = "http") -> list[Message]:
+async def collect_messages(
+    app: ASGIApp, path: str = "/jobs", scope_type: str = "http"
+) -> list[Message]:
     messages: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -42,16 +44,21 @@ async def messages_of(app: ASGIApp, path: str = "/jobs", kind: str = "http") -> 
     async def receive() -> Message:
         return {"type": "http.request", "body": b""}
 
-    scope = {"type": kind, "path": path, "method": "GET", "headers": [(b"x-request-id", b"r1")]}
+    scope = {
+        "type": scope_type,
+        "path": path,
+        "method": "GET",
+        "headers": [(b"x-request-id", b"r1")],
+    }
     await ServeErrorMiddleware(app)(scope, receive, send)
     return messages
 
 
 async def respond(app: ASGIApp, path: str = "/jobs") -> Answer:
-    start, body = await messages_of(app, path)
-    headers = {name.decode(): value.decode() for name, value in start["headers"]}
-    assert len(headers) == len(start["headers"])
-    return start["status"], headers, body["body"]
+    response_start, response_body = await collect_messages(app, path)
+    headers = {name.decode(): value.decode() for name, value in response_start["headers"]}
+    assert len(headers) == len(response_start["headers"])
+    return response_start["status"], headers, response_body["body"]
 
 
 @pytest.mark.parametrize(
@@ -64,10 +71,10 @@ async def respond(app: ASGIApp, path: str = "/jobs") -> Answer:
         (500, 500, "internal_error", None),
     ],
 )
-async def test_errors_of_serve_are_replaced_by_ours(
+async def test_errors_of_serve_are_replaced_by_errors_of_moyin(
     serve_status: int, status: int, code: str, retry_after: str | None
 ) -> None:
-    received_status, headers, body = await respond(serve_answers(NOT_FOUND, serve_status))
+    received_status, headers, body = await respond(make_serve_app(NOT_FOUND, serve_status))
     problem = json.loads(body)
     assert (received_status, problem["status"], problem["code"]) == (status, status, code)
     assert headers["content-type"] == "application/problem+json"
@@ -79,12 +86,12 @@ async def test_errors_of_serve_are_replaced_by_ours(
 
 
 async def test_error_has_the_format_of_the_path() -> None:
-    app = serve_answers(NOT_FOUND, 404)
-    members = {
+    app = make_serve_app(NOT_FOUND, 404)
+    members_by_path = {
         path: set(json.loads((await respond(app, path))[2]))
         for path in ("/v1/chat/completions", "/v1/messages", "/api/chat", "/prompt", "/accounts/a")
     }
-    assert members == {
+    assert members_by_path == {
         "/v1/chat/completions": {"error", "request_id"},
         "/v1/messages": {"type", "error", "request_id"},
         "/api/chat": {"error", "code", "request_id"},
@@ -96,11 +103,11 @@ async def test_error_has_the_format_of_the_path() -> None:
 
 
 async def test_request_id_of_serve_is_kept() -> None:
-    _, headers, body = await respond(serve_answers("no", 503, x_request_id="from-serve"))
+    _, headers, body = await respond(make_serve_app("no", 503, x_request_id="from-serve"))
     assert headers["x-request-id"] == json.loads(body)["request_id"] == "from-serve"
 
 
-async def test_missing_response_means_a_lost_replica() -> None:
+async def test_missing_response_is_reported_as_a_lost_replica() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         return
 
@@ -120,7 +127,7 @@ async def test_exception_gets_a_response_and_reaches_the_server() -> None:
 
     scope = {"type": "http", "path": "/jobs", "headers": []}
     with pytest.raises(ValueError, match="secret"):
-        await ServeErrorMiddleware(app)(scope, _nothing, send)
+        await ServeErrorMiddleware(app)(scope, _receive_disconnect, send)
     assert messages[0]["status"] == 500
     problem = json.loads(messages[1]["body"])
     assert problem["code"] == "internal_error" and "secret" not in str(problem)
@@ -148,12 +155,12 @@ async def test_stream_of_an_upstream_is_not_changed() -> None:
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
         await send({"type": "http.response.body", "body": b"b"})
 
-    assert [message.get("body") for message in await messages_of(app)] == [None, b"a", b"b"]
+    assert [message.get("body") for message in await collect_messages(app)] == [None, b"a", b"b"]
 
 
 @pytest.mark.parametrize("path", ["/-/healthz", "/-/routes"])
 async def test_endpoints_of_serve_are_not_changed(path: str) -> None:
-    status, _, body = await respond(serve_answers("No replicas are available yet.", 503), path)
+    status, _, body = await respond(make_serve_app("No replicas are available yet.", 503), path)
     assert (status, body) == (503, b"No replicas are available yet.")
 
 
@@ -161,22 +168,28 @@ async def test_websocket_is_not_changed() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1001})
 
-    assert await messages_of(app, kind="websocket") == [{"type": "websocket.close", "code": 1001}]
+    assert await collect_messages(app, scope_type="websocket") == [
+        {"type": "websocket.close", "code": 1001}
+    ]
 
 
 async def test_configured_origin_may_read_the_error() -> None:
     [middleware] = new_cors_middleware("https://play.example")
-    inner_app = ServeErrorMiddleware(serve_answers(NOT_FOUND, 404))
+    inner_app = ServeErrorMiddleware(make_serve_app(NOT_FOUND, 404))
     app: Any = middleware.cls(inner_app, *middleware.args, **middleware.kwargs)
     messages: list[Message] = []
 
     async def send(message: Message) -> None:
         messages.append(message)
 
-    origin = [(b"origin", b"https://play.example")]
-    await app({"type": "http", "method": "GET", "path": "/jobs", "headers": origin}, _nothing, send)
+    origin_headers = [(b"origin", b"https://play.example")]
+    await app(
+        {"type": "http", "method": "GET", "path": "/jobs", "headers": origin_headers},
+        _receive_disconnect,
+        send,
+    )
     assert (b"access-control-allow-origin", b"https://play.example") in messages[0]["headers"]
 
 
-async def _nothing() -> Message:
+async def _receive_disconnect() -> Message:
     return {"type": "http.disconnect"}

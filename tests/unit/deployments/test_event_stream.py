@@ -11,7 +11,7 @@ import pytest
 from deployments.event_stream import merge_streams
 
 
-class Source:
+class FakeSource:
     """A stream whose values a test sends."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Source:
 
 
 async def test_values_come_with_the_name_of_their_stream() -> None:
-    first_source, second_source = Source(), Source()
+    first_source, second_source = FakeSource(), FakeSource()
     merged_stream = merge_streams(
         {"a": first_source.stream(), "b": second_source.stream()}, heartbeat=60
     )
@@ -47,7 +47,7 @@ async def test_values_come_with_the_name_of_their_stream() -> None:
 
 
 async def test_silence_is_reported_and_loses_no_value() -> None:
-    source = Source()
+    source = FakeSource()
     async with aclosing(merge_streams({"a": source.stream()}, heartbeat=0.01)) as merged_stream:
         assert await anext(merged_stream) is None
         source.values.put_nowait(1)
@@ -58,7 +58,7 @@ async def test_silence_is_reported_and_loses_no_value() -> None:
 
 
 async def test_an_error_of_one_stream_ends_all() -> None:
-    first_source, second_source = Source(), Source()
+    first_source, second_source = FakeSource(), FakeSource()
     merged_stream = merge_streams(
         {"a": first_source.stream(), "b": second_source.stream()}, heartbeat=60
     )

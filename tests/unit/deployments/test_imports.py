@@ -30,7 +30,7 @@ def test_builders_and_middleware_import_no_heavy_library_of_ours() -> None:
         f"    found[module] = [n for n in {_HEAVY!r} if n in sys.modules and n not in known]\n"
         "print(json.dumps(found))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
-    assert json.loads(done.stdout) == {module: [] for module in _BUILT}
+    assert json.loads(process.stdout) == {module: [] for module in _BUILT}

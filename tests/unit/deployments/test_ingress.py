@@ -17,7 +17,7 @@ from moyin.access.gatekeeper.observation import NoObserver
 from moyin.testing.fakes import StaticAuthenticator
 
 
-async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
+async def respond_with_error(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
     """Return status, headers and body of the response to a request whose route raises ``error``."""
     app = new_fastapi("test", errors=render_problem_details, description="")
 
@@ -47,8 +47,12 @@ async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
         "headers": [(b"host", b"gateway")], "scheme": "http", "http_version": "1.1",
     }  # fmt: skip
     await gatekeeper(scope, receive, send)
-    start, body = messages
-    return start["status"], dict(start["headers"]), json.loads(body["body"])
+    response_start, response_body = messages
+    return (
+        response_start["status"],
+        dict(response_start["headers"]),
+        json.loads(response_body["body"]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +70,7 @@ async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
 async def test_unexpected_exception_becomes_a_problem_document(
     error: Exception, status: int, code: str
 ) -> None:
-    received_status, headers, body = await respond(error)
+    received_status, headers, body = await respond_with_error(error)
     assert (received_status, body["code"]) == (status, code)
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"x-content-type-options"] == b"nosniff"

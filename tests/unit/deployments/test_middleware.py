@@ -17,31 +17,31 @@ async def respond(_: Request) -> PlainTextResponse:
     return PlainTextResponse("a")
 
 
-def client(origins: str) -> TestClient:
+def make_client(origins: str) -> TestClient:
     app = Starlette(
         routes=[Route("/", respond, methods=["POST"])], middleware=new_cors_middleware(origins)
     )
     return TestClient(app)
 
 
-def preflight(client: TestClient, origin: str) -> Any:
+def send_preflight(client: TestClient, origin: str) -> Any:
     headers = {"origin": origin, "access-control-request-method": "POST",
                "access-control-request-headers": "authorization"}  # fmt: skip
     return client.options("/", headers=headers)
 
 
 def test_configured_origin_may_call_and_read() -> None:
-    preflight_response = preflight(client(f"{PAGE}, https://other.example"), PAGE)
+    preflight_response = send_preflight(make_client(f"{PAGE}, https://other.example"), PAGE)
     assert preflight_response.headers["access-control-allow-origin"] == PAGE
     assert preflight_response.headers["access-control-allow-headers"] == "authorization"
-    response = client(PAGE).post("/", headers={"origin": PAGE})
+    response = make_client(PAGE).post("/", headers={"origin": PAGE})
     assert response.headers["access-control-allow-origin"] == PAGE
     assert "x-request-id" in response.headers["access-control-expose-headers"]
     assert "access-control-allow-credentials" not in response.headers
 
 
 def test_other_origins_may_not_call() -> None:
-    assert preflight(client(PAGE), "https://evil.example").status_code == 400
-    response = client(PAGE).post("/", headers={"origin": "https://evil.example"})
+    assert send_preflight(make_client(PAGE), "https://evil.example").status_code == 400
+    response = make_client(PAGE).post("/", headers={"origin": "https://evil.example"})
     assert "access-control-allow-origin" not in response.headers
     assert new_cors_middleware("") == []

@@ -32,17 +32,17 @@ PUBLIC = {
 
 
 @pytest.fixture(params=APPS)
-def name(request: pytest.FixtureRequest) -> str:
+def app_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def openapi_document(name: str) -> Any:
-    """Return the OpenAPI document of the app ``name``, built from mocks."""
-    return describe_app(APPS[name])
+def openapi_document(app_name: str) -> Any:
+    """Return the OpenAPI document of the app ``app_name``, built from mocks."""
+    return describe_app(APPS[app_name])
 
 
-def _operations(openapi_document: Any) -> Iterator[tuple[str, Any]]:
+def _list_operations(openapi_document: Any) -> Iterator[tuple[str, Any]]:
     for path, methods in openapi_document["paths"].items():
         for operation in methods.values():
             yield path, operation
@@ -54,21 +54,21 @@ def test_document_is_valid(openapi_document: Any) -> None:
     ] == []
 
 
-def test_document_lists_routes_that_need_no_key(name: str, openapi_document: Any) -> None:
+def test_document_lists_routes_that_need_no_key(app_name: str, openapi_document: Any) -> None:
     assert openapi_document["security"] == [{"bearer": []}, {"apiKey": []}]
     schemes = openapi_document["components"]["securitySchemes"]
-    open_paths = set()
-    for path, operation in _operations(openapi_document):
+    public_paths = set()
+    for path, operation in _list_operations(openapi_document):
         if operation.get("security") == []:
-            open_paths.add(path)
-        for choice in operation.get("security", ()):
-            assert choice.keys() <= schemes.keys(), path
-    assert open_paths == PUBLIC[name]
+            public_paths.add(path)
+        for requirement in operation.get("security", ()):
+            assert requirement.keys() <= schemes.keys(), path
+    assert public_paths == PUBLIC[app_name]
 
 
 def test_body_of_every_response_is_described(openapi_document: Any) -> None:
     """Each response has a schema, unless its status allows no body."""
-    for path, operation in _operations(openapi_document):
+    for path, operation in _list_operations(openapi_document):
         for status, response in operation["responses"].items():
             assert response.get("description"), (path, status)
             if status in ("202", "204", "303", "304", "416"):
@@ -84,7 +84,7 @@ EMPTY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["gateway"])
+@pytest.mark.parametrize("app_name", ["gateway"])
 def test_events_of_jobs_have_types(openapi_document: Any) -> None:
     [content] = openapi_document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"][
         "content"
@@ -102,9 +102,9 @@ def test_events_of_jobs_have_types(openapi_document: Any) -> None:
     assert event_schemas == {
         kind.value: f"#/components/schemas/{body.__name__}" for kind, body in EVENT_BODIES.items()
     }
-    types = schemas["JobEvent"]["discriminator"]["mapping"]
-    assert types.keys() == {kind.value for kind in EventType}
-    for kind, reference in types.items():
+    references = schemas["JobEvent"]["discriminator"]["mapping"]
+    assert references.keys() == {kind.value for kind in EventType}
+    for kind, reference in references.items():
         message = schemas[reference.removeprefix("#/components/schemas/")]
         body = EVENT_BODIES[EventType(kind)].__name__
         assert message["properties"]["data"] == {"$ref": f"#/components/schemas/{body}"}

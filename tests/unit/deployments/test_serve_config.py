@@ -21,12 +21,12 @@ def config() -> Any:
     return yaml.safe_load((ROOT / "serve_config.yaml").read_text())
 
 
-def _app(config: Any, name: str) -> Any:
+def _find_app(config: Any, name: str) -> Any:
     return next(app for app in config["applications"] if app["name"] == name)
 
 
-def _user_config(config: Any) -> Any:
-    return _app(config, "models")["deployments"][0]["user_config"]
+def _get_models_config(config: Any) -> Any:
+    return _find_app(config, "models")["deployments"][0]["user_config"]
 
 
 def test_shipped_file_is_valid(config: Any) -> None:
@@ -34,8 +34,8 @@ def test_shipped_file_is_valid(config: Any) -> None:
 
 
 def test_shipped_file_has_five_apps_on_loopback(config: Any) -> None:
-    routes = {app["name"]: app["route_prefix"] for app in config["applications"]}
-    assert routes == {
+    prefixes = {app["name"]: app["route_prefix"] for app in config["applications"]}
+    assert prefixes == {
         "gateway": "/",
         "accounts": "/accounts",
         "models": "/v1",
@@ -50,28 +50,28 @@ def test_gateway_lists_every_pool(config: Any) -> None:
     pools = {
         app["args"]["pool"] for app in config["applications"] if app["name"].startswith("render-")
     }
-    assert set(_app(config, "gateway")["args"]["pools"]) == pools
+    assert set(_find_app(config, "gateway")["args"]["pools"]) == pools
 
 
 def _set_value(*path: Any) -> Callable[[Any], None]:
     *parents, key, value = path
 
     def change(target: Any) -> None:
-        for part in parents:
-            target = target[part]
+        for parent in parents:
+            target = target[parent]
         target[key] = value
 
     return change
 
 
 def _rename_models(config: Any) -> None:
-    _app(config, "models")["deployments"][0]["name"] = "Modles"
+    _find_app(config, "models")["deployments"][0]["name"] = "Modles"
 
 
 def _rename_pool(config: Any) -> None:
     """Rename the only pool to ``big``, so that the gateway's default pool does not exist."""
-    del _app(config, "gateway")["args"]
-    app = _app(config, "render-default")
+    del _find_app(config, "gateway")["args"]
+    app = _find_app(config, "render-default")
     app["name"], app["args"]["pool"] = "render-big", "big"
 
 
@@ -114,27 +114,27 @@ def _rename_pool(config: Any) -> None:
         ),
         (_rename_models, "there is no deployment 'Modles'; the app's deployments are Models"),
         (
-            lambda config: _user_config(config).update(alias={}),
+            lambda config: _get_models_config(config).update(alias={}),
             "user_config.alias: unknown key; did you mean 'aliases'?",
         ),
         (
-            lambda config: _user_config(config)["backends"][0]["models"][0].update(ctx=1),
+            lambda config: _get_models_config(config)["backends"][0]["models"][0].update(ctx=1),
             "ctx: unknown key",
         ),
         (
-            lambda config: _user_config(config)["routing"].update(explor=0.1),
+            lambda config: _get_models_config(config)["routing"].update(explor=0.1),
             "routing.explor: unknown key; did you mean 'explore'?",
         ),
         (
-            lambda config: _user_config(config)["routing"].update(judge=True),
+            lambda config: _get_models_config(config)["routing"].update(judge=True),
             "routing.judge: must be a mapping of names to values",
         ),
         (
-            lambda config: _user_config(config)["routing"].update(judge={"share": 0.1}),
+            lambda config: _get_models_config(config)["routing"].update(judge={"share": 0.1}),
             "routing.judge.model: is missing",
         ),
         (
-            lambda config: _user_config(config)["routing"].update(hold_streams="sometimes"),
+            lambda config: _get_models_config(config)["routing"].update(hold_streams="sometimes"),
             "routing.hold_streams: must be true or false",
         ),
         (lambda config: config["applications"][0].pop("route_prefix"), "route_prefix: is missing"),
@@ -143,15 +143,15 @@ def _rename_pool(config: Any) -> None:
             "applications.gateway.args.pools: there is no pool 'defaul'; the pools are default",
         ),
         (
-            lambda config: _app(config, "render-default")["args"].update(larger_pool="lage"),
+            lambda config: _find_app(config, "render-default")["args"].update(larger_pool="lage"),
             "args.larger_pool: there is no pool 'lage'; the pools are default",
         ),
         (
-            lambda config: _app(config, "render-default")["args"].update(pool="big"),
+            lambda config: _find_app(config, "render-default")["args"].update(pool="big"),
             ".name: must be 'render-big' for the pool 'big'",
         ),
         (
-            lambda config: _app(config, "render-default").pop("name"),
+            lambda config: _find_app(config, "render-default").pop("name"),
             ".name: must be 'render-default' for the pool 'default'",
         ),
         (
@@ -160,23 +160,25 @@ def _rename_pool(config: Any) -> None:
         ),
     ],
 )
-def test_mistake_is_found(config: Any, change: Callable[[Any], None], problem: str) -> None:
+def test_mistake_in_the_file_is_found(
+    config: Any, change: Callable[[Any], None], problem: str
+) -> None:
     change(config)
     assert any(problem in line for line in find_problems(config)), list(find_problems(config))
 
 
 def test_wrong_type_of_pools_is_reported_once(config: Any) -> None:
-    _app(config, "gateway")["args"]["pools"] = 7
+    _find_app(config, "gateway")["args"]["pools"] = 7
     [problem] = find_problems(config)
     assert problem.startswith("applications.gateway.args.pools: must be a list")
 
 
-def test_farm_for_text_needs_no_pool(config: Any) -> None:
-    config["applications"].remove(_app(config, "render-default"))
+def test_stack_for_text_alone_needs_no_pool(config: Any) -> None:
+    config["applications"].remove(_find_app(config, "render-default"))
     assert list(find_problems(config)) == []
 
 
-def test_stack_changes_only_the_ports(config: Any) -> None:
+def test_loading_changes_only_the_ports(config: Any) -> None:
     ports = Ports.read({}, base=20_000)
     moved_config = load_serve_config(ROOT / "serve_config.yaml", ports)
     assert moved_config["http_options"].pop("port") == 20_000

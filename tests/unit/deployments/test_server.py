@@ -27,35 +27,32 @@ print("survived", flush=True)
 """
 
 
-async def _iterations_until_accepted(kind: type[uvicorn.Server]) -> int:
-    """Return how many iterations of the event loop a server of the class ``kind`` needs.
-
-    In these iterations, it accepts the connections of `CLIENTS` clients.
-    """
+async def _accept_connections(server_class: type[uvicorn.Server]) -> int:
+    """Return how many iterations of the event loop a server needs to accept `CLIENTS` clients."""
     listener = socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
     config = uvicorn.Config(lambda: None, factory=True, lifespan="off", log_config=None)
     config.load()
-    server = kind(config)
+    server = server_class(config)
     server.lifespan = config.lifespan_class(config)
     await server.startup([listener])
-    iterations = 0
+    iteration_count = 0
     with ExitStack() as stack:
         for _ in range(CLIENTS):
             stack.enter_context(socket.create_connection(address))
         while len(server.server_state.connections) < CLIENTS:
-            iterations += 1
-            assert iterations < 10 * CLIENTS
+            iteration_count += 1
+            assert iteration_count < 10 * CLIENTS
             await asyncio.sleep(0)
     await server.shutdown([listener])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
-    return iterations
+    return iteration_count
 
 
-def _count_iterations(kind: type[uvicorn.Server]) -> int:
+def _count_iterations(server_class: type[uvicorn.Server]) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_iterations_until_accepted(kind))
+        return runner.run(_accept_connections(server_class))
 
 
 def test_several_connections_are_accepted_per_iteration() -> None:
@@ -67,7 +64,7 @@ def test_several_connections_are_accepted_per_iteration() -> None:
     )
 
 
-async def test_serve_uses_our_server(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_serve_creates_the_server_class_for_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray must create the server class with which `deployments.middleware` replaces uvicorn's."""
     monkeypatch.setattr(uvicorn, "Server", ReplicaServer)
 

@@ -38,7 +38,7 @@ def test_only_renders_are_estimated() -> None:
     assert (index, pool, shape, pictures) == (1, "fast", compute_shape(BASE), 2)
 
 
-def test_children_of_a_batch_store_their_batch_at_every_node_that_saves() -> None:
+def test_pictures_of_every_node_that_saves_are_counted() -> None:
     base = {**BASE, "3": BASE["2"], "4": BASE["2"]}
     step = Step(kind=StepKind.RENDER, pool="fast", payload={"1": {"batch_size": 8}})
     [(*_, pictures)] = _list_renders(JobSpec(kind="batch", steps=(step,), base=base))

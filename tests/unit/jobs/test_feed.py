@@ -24,11 +24,11 @@ JOB = Job(
 DONE = replace(JOB, status=JobStatus.SUCCEEDED)
 
 
-def event(number: int, kind: EventType, **data: Any) -> JobEvent:
-    return JobEvent(id=f"{number}-0", type=kind, data=data)
+def make_event(number: int, event_type: EventType, **data: Any) -> JobEvent:
+    return JobEvent(id=f"{number}-0", type=event_type, data=data)
 
 
-class Jobs:
+class FakeJobStore:
     def __init__(self, job: Job) -> None:
         self.job = job
 
@@ -36,7 +36,7 @@ class Jobs:
         return self.job
 
 
-class Hub:
+class FakeHub:
     """A fake hub that delivers the given events and then nothing more."""
 
     def __init__(self, *stored_events: JobEvent) -> None:
@@ -48,15 +48,15 @@ class Hub:
         self, job_id: str, after: str | None
     ) -> AsyncIterator[Subscription[JobEvent]]:
         self.open += 1
-        watch: Subscription[JobEvent] = Subscription("0-0")
-        watch.offer(self.known)
+        subscription: Subscription[JobEvent] = Subscription("0-0")
+        subscription.offer(self.known)
         try:
-            yield watch
+            yield subscription
         finally:
             self.open -= 1
 
 
-class Events:
+class FakeEventStore:
     def __init__(self, stored_events: Sequence[JobEvent] | Exception = ()) -> None:
         self._known = stored_events
 
@@ -66,58 +66,62 @@ class Events:
         return self._known
 
 
-def feed(job: Job, hub: Hub, events: Events | None = None) -> JobFeed:
-    parts: Any = {"jobs": Jobs(job), "hub": hub, "events": events or Events()}
-    return JobFeed(**parts, quiet_seconds=0.05)
+def make_feed(job: Job, hub: FakeHub, events: FakeEventStore | None = None) -> JobFeed:
+    stores: Any = {"jobs": FakeJobStore(job), "hub": hub, "events": events or FakeEventStore()}
+    return JobFeed(**stores, quiet_seconds=0.05)
 
 
-async def followed_events(feed: JobFeed, job: Job) -> list[JobEvent]:
+async def list_followed_events(feed: JobFeed, job: Job) -> list[JobEvent]:
     return [event async for batch in feed.follow(job, None) for event in batch]
 
 
 async def test_a_stream_ends_with_the_final_event() -> None:
-    hub = Hub(event(1, EventType.RUNNING), event(2, EventType.SUCCEEDED, attempt=1),
-              event(3, EventType.PROGRESS))  # fmt: skip
-    events = [e.type for e in await followed_events(feed(JOB, hub), JOB)]
-    assert events == [EventType.RUNNING, EventType.SUCCEEDED]
+    hub = FakeHub(make_event(1, EventType.RUNNING), make_event(2, EventType.SUCCEEDED, attempt=1),
+              make_event(3, EventType.PROGRESS))  # fmt: skip
+    event_types = [e.type for e in await list_followed_events(make_feed(JOB, hub), JOB)]
+    assert event_types == [EventType.RUNNING, EventType.SUCCEEDED]
     assert hub.open == 0
 
 
 async def test_the_end_of_an_earlier_attempt_is_not_the_end() -> None:
     retried_job = replace(DONE, attempts=2)
-    hub = Hub(event(1, EventType.FAILED, attempt=1), event(2, EventType.SUCCEEDED, attempt=2))
-    events = [e.type for e in await followed_events(feed(retried_job, hub), retried_job)]
-    assert events == [EventType.FAILED, EventType.SUCCEEDED]
+    hub = FakeHub(
+        make_event(1, EventType.FAILED, attempt=1), make_event(2, EventType.SUCCEEDED, attempt=2)
+    )
+    event_types = [
+        e.type for e in await list_followed_events(make_feed(retried_job, hub), retried_job)
+    ]
+    assert event_types == [EventType.FAILED, EventType.SUCCEEDED]
 
 
 async def test_lost_events_are_replaced_by_the_row() -> None:
-    events = await followed_events(feed(DONE, Hub()), DONE)
+    events = await list_followed_events(make_feed(DONE, FakeHub()), DONE)
     assert [(e.id, e.type, e.data["status"]) for e in events] == [
         ("", EventType.SUCCEEDED, "succeeded")
     ]
 
 
 async def test_silence_yields_empty_lists_and_closing_ends_the_subscription() -> None:
-    hub = Hub()
-    followed_events = feed(JOB, hub).follow(JOB, None)
-    assert [await anext(followed_events), await anext(followed_events)] == [[], []]
+    hub = FakeHub()
+    event_batches = make_feed(JOB, hub).follow(JOB, None)
+    assert [await anext(event_batches), await anext(event_batches)] == [[], []]
     assert hub.open == 1
-    await followed_events.aclose()
+    await event_batches.aclose()
     assert hub.open == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def test_a_bad_event_id_is_refused_at_once() -> None:
+def test_an_invalid_event_id_is_refused_at_once() -> None:
     with pytest.raises(InvalidRequest):
-        feed(JOB, Hub()).follow(JOB, "x")
+        make_feed(JOB, FakeHub()).follow(JOB, "x")
 
 
 async def test_a_stream_is_complete_after_the_last_event() -> None:
-    end_event = event(2, EventType.SUCCEEDED)
-    stored_events = Events([event(1, EventType.RUNNING), end_event])
-    assert await feed(DONE, Hub(), stored_events).is_complete(DONE, "2-0")
-    assert not await feed(DONE, Hub(), stored_events).is_complete(DONE, "1-0")
-    assert not await feed(DONE, Hub(), stored_events).is_complete(DONE, None)
-    assert not await feed(JOB, Hub(), stored_events).is_complete(JOB, "2-0")
-    unavailable_events = Events(RedisConnectionError("unavailable"))
-    assert not await feed(DONE, Hub(), unavailable_events).is_complete(DONE, "2-0")
+    end_event = make_event(2, EventType.SUCCEEDED)
+    event_store = FakeEventStore([make_event(1, EventType.RUNNING), end_event])
+    assert await make_feed(DONE, FakeHub(), event_store).is_complete(DONE, "2-0")
+    assert not await make_feed(DONE, FakeHub(), event_store).is_complete(DONE, "1-0")
+    assert not await make_feed(DONE, FakeHub(), event_store).is_complete(DONE, None)
+    assert not await make_feed(JOB, FakeHub(), event_store).is_complete(JOB, "2-0")
+    unavailable_store = FakeEventStore(RedisConnectionError("unavailable"))
+    assert not await make_feed(DONE, FakeHub(), unavailable_store).is_complete(DONE, "2-0")

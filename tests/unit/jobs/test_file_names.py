@@ -20,7 +20,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TEMPLATES = read_templates([SHIPPED_FOLDER])
 
 
-def artifact(digit: str) -> Artifact:
+def make_artifact(digit: str) -> Artifact:
     return Artifact(
         id=f"art_{digit * 32}", name="f", media_type="image/png", size=1, sha256=digit * 64
     )
@@ -28,10 +28,10 @@ def artifact(digit: str) -> Artifact:
 
 FILES = InMemoryNamedFiles(
     {
-        ("ann", "cat.png"): artifact("1"),
-        ("ann", "sub/dog.png"): artifact("2"),
-        ("bob", "secret.png"): artifact("3"),
-        ("ann", "${cat}.png"): artifact("4"),
+        ("ann", "cat.png"): make_artifact("1"),
+        ("ann", "sub/dog.png"): make_artifact("2"),
+        ("bob", "secret.png"): make_artifact("3"),
+        ("ann", "${cat}.png"): make_artifact("4"),
     }
 )
 CAT, DOG, DOLLAR = (f"artifact:art_{digit * 32}" for digit in "124")
@@ -44,16 +44,16 @@ async def replace_file_names(body: Any, owner: str = "ann") -> JobSpec:
     return await names.replace_in_graphs(owner, to_job_spec(request, NOW, TEMPLATES.find))
 
 
-def load_image_step(image: Any, **inputs: Any) -> dict[str, Any]:
+def make_load_image_graph(image: Any, **inputs: Any) -> dict[str, Any]:
     return {"1": {"class_type": "LoadImage", "inputs": {"image": image, **inputs}}}
 
 
-def resize(image: str, **members: Any) -> dict[str, Any]:
+def make_resize_job(image: str, **members: Any) -> dict[str, Any]:
     inputs = {"image": image, "width": 8, "height": 8}
     return {"kind": "render", "template": "resize", "inputs": inputs, **members}
 
 
-def images(spec: JobSpec) -> list[Any]:
+def list_images(spec: JobSpec) -> list[Any]:
     graphs = [
         step.payload if spec.base is None else apply_batch_patch(spec.base, step.payload)
         for step in spec.steps
@@ -62,7 +62,7 @@ def images(spec: JobSpec) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("given_name", "stored_name"),
+    ("submitted_name", "stored_name"),
     [
         ("cat.png", CAT),
         ("sub/dog.png", DOG),
@@ -76,54 +76,61 @@ def images(spec: JobSpec) -> list[Any]:
         (["4", 0], ["4", 0]),
     ],
 )
-async def test_names_in_a_graph(given_name: Any, stored_name: Any) -> None:
+async def test_file_names_in_a_graph_are_replaced(submitted_name: Any, stored_name: Any) -> None:
     spec = await replace_file_names(
-        {"kind": "render", "workflow": load_image_step(given_name, seed=5)}
+        {"kind": "render", "workflow": make_load_image_graph(submitted_name, seed=5)}
     )
-    assert spec.steps[0].payload == load_image_step(stored_name, seed=5)
+    assert spec.steps[0].payload == make_load_image_graph(stored_name, seed=5)
 
 
-async def test_names_in_pipelines() -> None:
+async def test_file_names_in_pipelines_are_replaced() -> None:
     chat = {"model": "m", "messages": [{"role": "user", "content": "cat.png"}]}
     spec = await replace_file_names(
         {
             "kind": "pipeline",
             "steps": [
                 {"kind": "chat", "request": chat},
-                {"kind": "render", "workflow": load_image_step("cat.png", text="${steps.0.text}")},
-                resize("sub/dog.png"),
+                {
+                    "kind": "render",
+                    "workflow": make_load_image_graph("cat.png", text="${steps.0.text}"),
+                },
+                make_resize_job("sub/dog.png"),
             ],
         }
     )
     assert spec.steps[0].payload == chat, "a chat has no files"
-    assert spec.steps[1].payload == load_image_step(CAT, text="${steps.0.text}")
+    assert spec.steps[1].payload == make_load_image_graph(CAT, text="${steps.0.text}")
     assert spec.steps[2].payload["load"]["inputs"]["image"] == DOG
 
 
 async def test_file_names_in_batches_of_a_graph_are_replaced() -> None:
-    job = {"kind": "render", "workflow": load_image_step("cat.png", seed=5)}
+    job = {"kind": "render", "workflow": make_load_image_graph("cat.png", seed=5)}
     spec = await replace_file_names({**job, "batch": {"seeds": 2}})
-    assert images(spec) == [CAT, CAT]
+    assert list_images(spec) == [CAT, CAT]
     names_by_field = {"workflow.1.inputs.image": ["cat.png", "sub/dog.png", "other.png"]}
     spec = await replace_file_names({**job, "batch": {"sweep": names_by_field}})
-    assert images(spec) == [CAT, DOG, "other.png"]
+    assert list_images(spec) == [CAT, DOG, "other.png"]
 
 
-async def test_names_in_templates_and_their_batches() -> None:
-    assert images(await replace_file_names(resize("cat.png"))) == [CAT]
+async def test_file_names_in_templates_and_their_batches_are_replaced() -> None:
+    assert list_images(await replace_file_names(make_resize_job("cat.png"))) == [CAT]
     inputs = [{"image": "sub/dog.png"}, {"width": 9}]
-    assert images(await replace_file_names(resize("cat.png", batch={"inputs": inputs}))) == [
+    assert list_images(
+        await replace_file_names(make_resize_job("cat.png", batch={"inputs": inputs}))
+    ) == [
         DOG,
         CAT,
     ]
     names_by_field = {"inputs.image": ["sub/dog.png", "cat.png"]}
-    assert images(await replace_file_names(resize("cat.png", batch={"sweep": names_by_field}))) == [
+    assert list_images(
+        await replace_file_names(make_resize_job("cat.png", batch={"sweep": names_by_field}))
+    ) == [
         DOG,
         CAT,
     ]
 
 
-async def test_only_images_of_a_template_are_names() -> None:
+async def test_only_image_inputs_of_a_template_are_replaced() -> None:
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "cat.png"}}
     spec = await replace_file_names(body)
     assert spec.steps[0].payload["caption"]["inputs"]["source"] == "cat.png"
@@ -132,8 +139,8 @@ async def test_only_images_of_a_template_are_names() -> None:
 @pytest.mark.parametrize("name", ["secret.png", "other.png"])
 async def test_file_of_another_tenant_is_like_a_missing_one(name: str) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        await replace_file_names(resize(name))
+        await replace_file_names(make_resize_job(name))
     assert exc_info.value.field == "inputs.image"
     with pytest.raises(InvalidRequest) as exc_info:
-        await replace_file_names(resize("cat.png", batch={"inputs": [{"image": name}]}))
+        await replace_file_names(make_resize_job("cat.png", batch={"inputs": [{"image": name}]}))
     assert exc_info.value.field == "batch.inputs.0.image"

@@ -13,7 +13,7 @@ from moyin.domain.job import JobSpec, JobStatus, Step, StepKind
 from moyin.domain.limits import Limit
 from moyin.errors import PriorityNotAllowed
 from moyin.jobs.deferred import DeferredCalls
-from tests.unit.jobs.test_service import SWATCH, Jobs, jobs
+from tests.unit.jobs.test_service import SWATCH, JobSubmitter, jobs
 
 __all__ = ["jobs"]
 
@@ -22,7 +22,7 @@ CHAT: dict[str, Any] = {"kind": "chat", "request": {"model": "auto", "messages":
 STEP = {"kind": "chat", "request": CHAT["request"]}
 
 
-def identity_with_limits(*best_priorities: int | None) -> Identity:
+def make_identity_with_limits(*best_priorities: int | None) -> Identity:
     limits = (
         Limit(subject=f"key:{number}", best_priority=b) for number, b in enumerate(best_priorities)
     )
@@ -37,10 +37,10 @@ def identity_with_limits(*best_priorities: int | None) -> Identity:
         (replace(MEMBER, scopes=ROLE_SCOPES[Role.ADMIN]), 1),
         (replace(MEMBER, scopes=frozenset({OPERATOR})), 1),
         (replace(MEMBER, scopes=frozenset({"*"})), 1),
-        (identity_with_limits(None), 2),
-        (identity_with_limits(1), 1),
-        (identity_with_limits(1, None, 4), 4),
-        (replace(identity_with_limits(3), scopes=frozenset({"*"})), 3),
+        (make_identity_with_limits(None), 2),
+        (make_identity_with_limits(1), 1),
+        (make_identity_with_limits(1, None, 4), 4),
+        (replace(make_identity_with_limits(3), scopes=frozenset({"*"})), 3),
     ],
 )
 def test_the_strictest_limit_gives_the_best_priority(
@@ -60,7 +60,9 @@ def test_the_strictest_limit_gives_the_best_priority(
     ],
     ids=["chat", "template", "batch", "pipeline", "http"],
 )
-async def test_a_better_priority_than_allowed_is_refused(jobs: Jobs, body: dict[str, Any]) -> None:
+async def test_a_better_priority_than_allowed_is_refused(
+    jobs: JobSubmitter, body: dict[str, Any]
+) -> None:
     jobs.caller = MEMBER
     with pytest.raises(PriorityNotAllowed, match="your best priority is 2") as exc_info:
         await jobs.submit({**body, "priority": 1})
@@ -69,39 +71,41 @@ async def test_a_better_priority_than_allowed_is_refused(jobs: Jobs, body: dict[
     assert job.priority == 2
 
 
-async def test_a_job_without_a_priority_gets_the_nearest_allowed_one(jobs: Jobs) -> None:
-    jobs.caller = identity_with_limits(4)
+async def test_a_job_without_a_priority_gets_the_nearest_allowed_one(jobs: JobSubmitter) -> None:
+    jobs.caller = make_identity_with_limits(4)
     job, _ = await jobs.submit(CHAT, key=None)
     assert job.priority == 4
     with pytest.raises(PriorityNotAllowed):
         await jobs.submit({**CHAT, "priority": 3}, key=None)
-    jobs.caller = identity_with_limits(2)
+    jobs.caller = make_identity_with_limits(2)
     assert (await jobs.submit(CHAT, key=None))[0].priority == 3
 
 
-async def test_a_repeated_key_returns_the_first_job_if_limits_have_changed(jobs: Jobs) -> None:
-    jobs.caller = identity_with_limits(1)
+async def test_a_repeated_key_returns_the_first_job_if_limits_have_changed(
+    jobs: JobSubmitter,
+) -> None:
+    jobs.caller = make_identity_with_limits(1)
     first_job, _ = await jobs.submit({**CHAT, "priority": 1})
-    jobs.caller = identity_with_limits(5)
+    jobs.caller = make_identity_with_limits(5)
     repeated_job, is_new = await jobs.submit({**CHAT, "priority": 1})
     assert (repeated_job.id, is_new) == (first_job.id, False)
 
 
-async def test_a_refused_prompt_names_the_field_with_its_priority(jobs: Jobs) -> None:
+async def test_a_refused_prompt_names_the_field_with_its_priority(jobs: JobSubmitter) -> None:
     spec = JobSpec(
         kind="render", steps=(Step(kind=StepKind.RENDER, payload={}, pool="default"),), priority=2
     )
     with pytest.raises(PriorityNotAllowed) as exc_info:
         await jobs.service.submit(
-            identity_with_limits(3), spec, is_validated=True, priority_field="front"
+            make_identity_with_limits(3), spec, is_validated=True, priority_field="front"
         )
     assert exc_info.value.field == "front"
 
 
-async def test_a_deferred_call_gets_a_priority_that_its_caller_may_use(jobs: Jobs) -> None:
-    calls = DeferredCalls(jobs.service, jobs.service._blobs)
-    job, _ = await calls.submit(
-        identity_with_limits(5),
+async def test_a_deferred_call_gets_a_priority_that_its_caller_may_use(jobs: JobSubmitter) -> None:
+    deferred_calls = DeferredCalls(jobs.service, jobs.service._blobs)
+    job, _ = await deferred_calls.submit(
+        make_identity_with_limits(5),
         method="POST",
         path="/x",
         headers=(),
@@ -111,10 +115,12 @@ async def test_a_deferred_call_gets_a_priority_that_its_caller_may_use(jobs: Job
     assert job.priority == 5
 
 
-async def test_a_job_with_a_better_priority_than_the_callers_is_not_retried(jobs: Jobs) -> None:
-    jobs.caller = identity_with_limits(1)
+async def test_a_job_with_a_better_priority_than_the_callers_is_not_retried(
+    jobs: JobSubmitter,
+) -> None:
+    jobs.caller = make_identity_with_limits(1)
     job, _ = await jobs.submit({**CHAT, "priority": 1})
     await jobs.store.finish(job.id, 1, JobStatus.CANCELLED, None)
     with pytest.raises(PriorityNotAllowed):
         await jobs.service.retry(MEMBER, job.id)
-    assert (await jobs.service.retry(identity_with_limits(1), job.id)).priority == 1
+    assert (await jobs.service.retry(make_identity_with_limits(1), job.id)).priority == 1

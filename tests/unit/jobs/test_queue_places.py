@@ -12,7 +12,7 @@ from moyin.jobs.queue_places import QueuePlaceCache
 from tests.waiting import eventually
 
 
-class Pools:
+class FakePools:
     """Two fake pools and a clock; a test sets the pools' positions, outages and delays."""
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class Pools:
 
 
 @pytest.fixture
-async def pools() -> AsyncIterator[Pools]:
-    pools = Pools()
+async def pools() -> AsyncIterator[FakePools]:
+    pools = FakePools()
     yield pools
     await pools.queue.close()
 
 
-async def test_a_pool_is_called_once_a_second_for_all_clients(pools: Pools) -> None:
-    assert not pools.calls, "no client has asked"
+async def test_a_pool_is_called_once_a_second_for_all_clients(pools: FakePools) -> None:
+    assert not pools.calls, "no client has read positions yet"
     for now in (0.0, 0.3, 0.99):
         pools.now = now
         all_positions = await asyncio.gather(*(pools.read() for _ in range(20)))
@@ -61,7 +61,7 @@ async def test_a_pool_is_called_once_a_second_for_all_clients(pools: Pools) -> N
     assert pools.calls == {"a": 2, "b": 2}
 
 
-async def test_positions_of_a_pool_that_is_down_are_unknown(pools: Pools) -> None:
+async def test_positions_of_a_pool_that_is_down_are_unknown(pools: FakePools) -> None:
     await pools.read()
     pools.down_pools, pools.now = {"a"}, 1.0
     assert await pools.read() == {"else": 1}
@@ -69,7 +69,7 @@ async def test_positions_of_a_pool_that_is_down_are_unknown(pools: Pools) -> Non
     assert await pools.read() == {"one": 1, "two": 2, "else": 1}
 
 
-async def test_a_client_does_not_wait_for_a_pool_that_hangs(pools: Pools) -> None:
+async def test_a_client_does_not_wait_for_a_pool_that_hangs(pools: FakePools) -> None:
     pools.hanging_pools = {"a"}
     async with asyncio.timeout(30):
         assert await pools.read() == {"else": 1}
@@ -78,13 +78,13 @@ async def test_a_client_does_not_wait_for_a_pool_that_hangs(pools: Pools) -> Non
     assert pools.calls["a"] == 1, "the first call is still in progress"
     pools.released.set()
 
-    async def knows_all() -> bool:
+    async def knows_all_positions() -> bool:
         return len(await pools.read()) == 3
 
-    await eventually(knows_all)
+    await eventually(knows_all_positions)
 
 
-async def test_old_positions_are_not_shown(pools: Pools) -> None:
+async def test_old_positions_are_not_shown(pools: FakePools) -> None:
     await pools.read()
     pools.hanging_pools, pools.now = {"a"}, 2.0
     assert (await pools.read())["one"] == 1

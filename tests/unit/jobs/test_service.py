@@ -66,7 +66,7 @@ class IdleServices:
         return {}
 
 
-class Jobs:
+class JobSubmitter:
     """Submits jobs as one caller."""
 
     def __init__(self, service: JobService, store: JobStore, database: Database) -> None:
@@ -90,26 +90,26 @@ class Jobs:
 
 
 @pytest.fixture
-async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
+async def jobs(tmp_path: Path) -> AsyncIterator[JobSubmitter]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ensure_schema()
     store = JobStore(database)
-    idle: Any = IdleServices()
+    idle_services: Any = IdleServices()
     service = JobService(
         jobs=store,
         artifacts=ArtifactStore(database),
         files=InMemoryNamedFiles({("ann", "photo.png"): PHOTO}),
         blobs=BlobStore(f"file://{tmp_path / 'blobs'}"),
-        events=idle,
-        frames=idle,
-        launcher=idle,
-        validator=idle,
+        events=idle_services,
+        frames=idle_services,
+        launcher=idle_services,
+        validator=idle_services,
         guard=PermissiveGraphGuard("default"),
         budgets=FreeBudgets(),
         pools=["default"],
         networks=AllowedNetworks(),
     )
-    yield Jobs(service, store, database)
+    yield JobSubmitter(service, store, database)
     await database.close()
 
 
@@ -122,7 +122,7 @@ def find_changed_template(name: str, field: str) -> Template:
 
 
 async def test_a_cancelled_job_names_its_canceller_and_other_tenants_jobs_are_safe(
-    jobs: Jobs,
+    jobs: JobSubmitter,
 ) -> None:
     job, _ = await jobs.submit(SWATCH)
     with pytest.raises(JobNotFound):
@@ -132,7 +132,7 @@ async def test_a_cancelled_job_names_its_canceller_and_other_tenants_jobs_are_sa
     assert cancelled_job.cancelled_by == Canceller(kind=CancellerKind.KEY, id="k2")
 
 
-async def test_job_with_the_id_of_a_pruned_job_has_its_own_spec(jobs: Jobs) -> None:
+async def test_job_with_the_id_of_a_pruned_job_has_its_own_spec(jobs: JobSubmitter) -> None:
     """The cached spec of a pruned job is not used for another tenant's job with the same id."""
     job, _ = await jobs.submit(SWATCH)
     spec = await jobs.service.load_small_spec(job)
@@ -147,14 +147,14 @@ async def test_job_with_the_id_of_a_pruned_job_has_its_own_spec(jobs: Jobs) -> N
     assert shown_spec is not None and shown_spec.metadata == {"by": "bob"}
 
 
-async def test_a_cancellation_that_failed_leaves_no_canceller(jobs: Jobs) -> None:
+async def test_a_cancellation_that_failed_leaves_no_canceller(jobs: JobSubmitter) -> None:
     job, _ = await jobs.submit(SWATCH)
     launcher: Any = jobs.service._launcher
 
     async def fail(*_: Any) -> bool:
         raise ServiceUnavailable("Temporal is down")
 
-    cancel, launcher.cancel = launcher.cancel, fail
+    original_cancel, launcher.cancel = launcher.cancel, fail
     with pytest.raises(ServiceUnavailable):
         await jobs.service.cancel(ANN, job.id)
     assert (await jobs.store.find(job.id)).cancel_requested_by is None
@@ -164,13 +164,13 @@ async def test_a_cancellation_that_failed_leaves_no_canceller(jobs: Jobs) -> Non
     with pytest.raises(ServiceUnavailable):
         await jobs.service.cancel(ANN, job.id)
     assert (await jobs.store.find(job.id)).cancel_requested_by == other_canceller
-    launcher.cancel = cancel
+    launcher.cancel = original_cancel
     assert (await jobs.service.cancel(ANN, job.id)).cancelled_by == other_canceller
 
 
-@pytest.mark.parametrize("same", [False, True], ids=["another key", "the same key"])
+@pytest.mark.parametrize("has_same_key", [False, True], ids=["another key", "the same key"])
 async def test_a_cancellation_that_fails_late_keeps_that_of_another_request(
-    jobs: Jobs, same: bool
+    jobs: JobSubmitter, has_same_key: bool
 ) -> None:
     job, _ = await jobs.submit(SWATCH)
     launcher: Any = jobs.service._launcher
@@ -181,15 +181,15 @@ async def test_a_cancellation_that_fails_late_keeps_that_of_another_request(
         await may_fail.wait()
         raise ServiceUnavailable("Temporal is down")
 
-    async def accept(*_: Any) -> bool:
+    async def accept_cancellation(*_: Any) -> bool:
         return True
 
     launcher.cancel = fail_late
     failing_cancellation = asyncio.create_task(jobs.service.cancel(ANN, job.id))
     async with asyncio.timeout(10):
         await is_sent.wait()
-    launcher.cancel = accept
-    colleague = ANN if same else replace(ANN, key_id="k2")
+    launcher.cancel = accept_cancellation
+    colleague = ANN if has_same_key else replace(ANN, key_id="k2")
     await jobs.service.cancel(colleague, job.id)
     may_fail.set()
     with pytest.raises(ServiceUnavailable):
@@ -199,34 +199,34 @@ async def test_a_cancellation_that_fails_late_keeps_that_of_another_request(
 
 
 async def test_names_of_uploads_become_artifacts_when_the_job_is_accepted(
-    jobs: Jobs,
+    jobs: JobSubmitter,
 ) -> None:
     await ArtifactStore(jobs.database).add(PHOTO, owner="ann")
-    resize = {"kind": "render", "template": "resize",
+    resize_body = {"kind": "render", "template": "resize",
               "inputs": {"image": "photo.png", "width": 8, "height": 8}}  # fmt: skip
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}}}
     workflow_body = {"kind": "render", "workflow": graph}
-    for body, node in ((resize, "load"), (workflow_body, "1")):
+    for body, node in ((resize_body, "load"), (workflow_body, "1")):
         job, _ = await jobs.submit(body, key=None)
         spec = await jobs.service.load_spec(job)
         assert spec is not None
         assert spec.steps[0].payload[node]["inputs"]["image"] == f"artifact:{PHOTO.id}"
     # The name counts for the repetition of a request, whatever it stands for by then.
-    first_job, _ = await jobs.submit(resize, key="again")
-    assert await jobs.submit(resize, key="again") == (first_job, False)
+    first_job, _ = await jobs.submit(resize_body, key="again")
+    assert await jobs.submit(resize_body, key="again") == (first_job, False)
     jobs.caller = replace(ANN, owner="bob")
     with pytest.raises(InvalidRequest) as exc_info:
-        await jobs.submit(resize, key=None)
+        await jobs.submit(resize_body, key=None)
     assert exc_info.value.field == "inputs.image"
     assert "POST /upload/image" in exc_info.value.message
 
 
 class ChangedGuard(PermissiveGraphGuard):
-    """A guard that refuses the node class ``denied``, as after a change of the permissions."""
+    """A guard that refuses one node class, as after a change of the permissions."""
 
-    def __init__(self, *pools: str, denied: str = "") -> None:
+    def __init__(self, *pools: str, denied_class: str = "") -> None:
         super().__init__(*pools)
-        self._denied = denied
+        self._denied = denied_class
 
     async def check_graph(self, caller: Identity, pool: str, graph: Any, own_names: Any) -> bool:
         if any(node["class_type"] == self._denied for node in graph.values()):
@@ -236,28 +236,28 @@ class ChangedGuard(PermissiveGraphGuard):
 
 @pytest.mark.parametrize("batch", [None, {"seeds": 2}])
 async def test_a_retry_may_use_only_the_pools_and_nodes_of_a_new_job(
-    jobs: Jobs, batch: Any
+    jobs: JobSubmitter, batch: Any
 ) -> None:
     body = SWATCH if batch is None else {**SWATCH, "batch": batch}
     job, _ = await jobs.submit(body)
     with pytest.raises(JobNotFinished):
         await jobs.service.retry(ANN, job.id)
     await jobs.service.cancel(ANN, job.id)
-    jobs.service._graphs._guard = ChangedGuard("default", denied="SaveImage")
+    jobs.service._graphs._guard = ChangedGuard("default", denied_class="SaveImage")
     with pytest.raises(NodeNotAllowed):
         await jobs.service.retry(ANN, job.id)
     jobs.service._graphs._guard = ChangedGuard("large")
     with pytest.raises(InvalidRequest) as exc_info:
         await jobs.service.retry(ANN, job.id)
     assert exc_info.value.field == "pool"
-    jobs.service._graphs._guard = ChangedGuard("default", denied="LoadImage")
+    jobs.service._graphs._guard = ChangedGuard("default", denied_class="LoadImage")
     assert (await jobs.service.retry(ANN, job.id)).attempts == 2
 
 
 @pytest.mark.parametrize("batch", [None, {"seeds": 2}])
 @pytest.mark.parametrize("templates", [find_changed_template, refuse_templates])
 async def test_a_repeated_key_returns_the_first_job_if_the_template_has_changed(
-    jobs: Jobs, templates: Any, batch: Any
+    jobs: JobSubmitter, templates: Any, batch: Any
 ) -> None:
     body = SWATCH if batch is None else {**SWATCH, "batch": batch}
     first_job, is_new = await jobs.submit(body)
@@ -266,7 +266,9 @@ async def test_a_repeated_key_returns_the_first_job_if_the_template_has_changed(
     assert repeated_job.id == first_job.id
 
 
-async def test_a_repeated_key_returns_the_first_job_if_the_deadline_has_passed(jobs: Jobs) -> None:
+async def test_a_repeated_key_returns_the_first_job_if_the_deadline_has_passed(
+    jobs: JobSubmitter,
+) -> None:
     body = {**SWATCH, "deadline": (NOW + timedelta(hours=1)).isoformat()}
     first_job, _ = await jobs.submit(body)
     repeated_job, _ = await jobs.submit(body, now=NOW + timedelta(hours=2))
@@ -276,62 +278,68 @@ async def test_a_repeated_key_returns_the_first_job_if_the_deadline_has_passed(j
 @pytest.mark.parametrize(
     "other_body", [{"inputs": {"prompt": "y"}}, {"priority": 1}, {"batch": {"seeds": 2}}]
 )
-async def test_another_request_with_the_same_key_is_refused(jobs: Jobs, other_body: Any) -> None:
+async def test_another_request_with_the_same_key_is_refused(
+    jobs: JobSubmitter, other_body: Any
+) -> None:
     await jobs.submit(SWATCH)
     with pytest.raises(IdempotencyMismatch):
         await jobs.submit({**SWATCH, **other_body})
 
 
-async def test_requests_without_a_key_are_separate_jobs(jobs: Jobs) -> None:
+async def test_requests_without_a_key_are_separate_jobs(jobs: JobSubmitter) -> None:
     first_job, _ = await jobs.submit(SWATCH, key=None)
     second_job, is_new = await jobs.submit({**SWATCH, "priority": 3}, key=None)
     assert is_new
     assert second_job.id != first_job.id
 
 
-def nested(levels: int) -> Any:
+def make_nested_list(levels: int) -> Any:
     value: Any = "x"
     for _ in range(levels):
         value = [value]
     return value
 
 
-def graph(levels: int) -> dict[str, Any]:
-    return {"1": {"class_type": "A", "inputs": {"x": nested(levels)}}}
+def make_nested_graph(levels: int) -> dict[str, Any]:
+    return {"1": {"class_type": "A", "inputs": {"x": make_nested_list(levels)}}}
 
 
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"kind": "render", "workflow": graph(196)}, "workflow"),
+        ({"kind": "render", "workflow": make_nested_graph(196)}, "workflow"),
         (
             {
                 "kind": "chat",
-                "request": {"model": "m", "messages": [{"role": "user"}], "x": nested(198)},
+                "request": {
+                    "model": "m",
+                    "messages": [{"role": "user"}],
+                    "x": make_nested_list(198),
+                },
             },
             "request",
         ),
-        ({"kind": "http", "request": {"path": "/x", "body": nested(198)}}, "request"),
+        ({"kind": "http", "request": {"path": "/x", "body": make_nested_list(198)}}, "request"),
     ],
 )
 async def test_a_job_that_is_nested_too_deeply_is_refused(
-    jobs: Jobs, body: Any, field: str
+    jobs: JobSubmitter, body: Any, field: str
 ) -> None:
     with pytest.raises(InvalidRequest, match="nested too deeply") as exc_info:
         await jobs.submit(body)
     assert exc_info.value.field == field
 
 
-async def test_a_comfyui_prompt_that_is_nested_too_deeply_is_refused(jobs: Jobs) -> None:
-    step = Step(kind=StepKind.RENDER, payload=graph(1))
-    body = ComfyPrompt(extra_data={"extra_pnginfo": nested(300)})
+async def test_a_comfyui_prompt_that_is_nested_too_deeply_is_refused(jobs: JobSubmitter) -> None:
+    step = Step(kind=StepKind.RENDER, payload=make_nested_graph(1))
+    body = ComfyPrompt(extra_data={"extra_pnginfo": make_nested_list(300)})
     with pytest.raises(InvalidRequest) as exc_info:
         await jobs.service.submit(ANN, JobSpec(kind="render", steps=(step,), comfyui=body))
     assert exc_info.value.field == "extra_data"
 
 
-async def test_a_job_with_allowed_nesting_is_accepted(jobs: Jobs) -> None:
-    job, _ = await jobs.submit({"kind": "render", "workflow": graph(190)})
+async def test_a_job_with_allowed_nesting_is_accepted(jobs: JobSubmitter) -> None:
+    job, _ = await jobs.submit({"kind": "render", "workflow": make_nested_graph(190)})
     spec = await jobs.service.load_spec(job)
     assert spec is not None
-    assert spec.steps[0].payload == graph(190)
+    assert spec.steps[0].payload == make_nested_graph(190)

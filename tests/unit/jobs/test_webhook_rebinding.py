@@ -26,14 +26,14 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 40
 class RebindingResolver(AbstractResolver):
     """Resolves a name to the public address once, and to the private address from then on."""
 
-    looked_up = 0
+    lookup_count = 0
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         assert host == NAME
-        address = INSIDE if RebindingResolver.looked_up else OUTSIDE
-        RebindingResolver.looked_up += 1
+        address = INSIDE if RebindingResolver.lookup_count else OUTSIDE
+        RebindingResolver.lookup_count += 1
         return [
             ResolveResult(
                 hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0
@@ -44,7 +44,7 @@ class RebindingResolver(AbstractResolver):
         return None
 
 
-class Server:
+class CountingServer:
     """A server that counts its calls."""
 
     def __init__(self) -> None:
@@ -60,11 +60,13 @@ class Server:
 
 
 @pytest.fixture
-async def servers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Server, Server]]:
+async def servers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[tuple[CountingServer, CountingServer]]:
     """Return servers at the public and the private address, on the same port."""
     monkeypatch.setattr(addresses, "ThreadedResolver", RebindingResolver)
-    monkeypatch.setattr(RebindingResolver, "looked_up", 0)
-    public_server, private_server = Server(), Server()
+    monkeypatch.setattr(RebindingResolver, "lookup_count", 0)
+    public_server, private_server = CountingServer(), CountingServer()
     apps = []
     for server in (public_server, private_server):
         app = web.Application()
@@ -77,12 +79,14 @@ async def servers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Server
             yield public_server, private_server
 
 
-async def test_a_webhook_is_sent_to_the_checked_address(servers: tuple[Server, Server]) -> None:
+async def test_a_webhook_is_sent_to_the_checked_address(
+    servers: tuple[CountingServer, CountingServer],
+) -> None:
     public_server, private_server = servers
     url = f"http://{NAME}:{public_server.port}/hook"
     async with WebhookSender(signing_key=b"k", networks=PUBLIC) as sender:
         await sender.send(url, owner="ann", message_id="msg_1", payload={})
-        assert RebindingResolver.looked_up == 1, "a second look might find another address"
+        assert RebindingResolver.lookup_count == 1, "a second lookup might return another address"
         with pytest.raises(AddressNotAllowed):
             await sender.send(url, owner="ann", message_id="msg_1", payload={})
     assert (public_server.calls, private_server.calls) == (["/hook"], [])
@@ -90,16 +94,16 @@ async def test_a_webhook_is_sent_to_the_checked_address(servers: tuple[Server, S
 
 @pytest.mark.parametrize("path", ["/away", "/a.png"])
 async def test_a_picture_is_fetched_from_the_checked_address(
-    servers: tuple[Server, Server], path: str
+    servers: tuple[CountingServer, CountingServer], path: str
 ) -> None:
     public_server, private_server = servers
-    pictures = PictureFetcher(PUBLIC)
+    picture_fetcher = PictureFetcher(PUBLIC)
     try:
         if path == "/a.png":
-            await pictures.fetch([f"http://{NAME}:{public_server.port}{path}"])
-            assert RebindingResolver.looked_up == 1
+            await picture_fetcher.fetch([f"http://{NAME}:{public_server.port}{path}"])
+            assert RebindingResolver.lookup_count == 1
         with pytest.raises(AddressNotAllowed):
-            await pictures.fetch([f"http://{NAME}:{public_server.port}{path}"])
+            await picture_fetcher.fetch([f"http://{NAME}:{public_server.port}{path}"])
     finally:
-        await pictures.close()
+        await picture_fetcher.close()
     assert (public_server.calls, private_server.calls) == ([path], [])

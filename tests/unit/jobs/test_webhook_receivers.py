@@ -50,10 +50,10 @@ def verify_in_node(secret: str, headers: dict[str, str], body: str) -> Any:
         check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr.decode()
-    answer = json.loads(process.stdout)
-    if "error" in answer:
-        raise ValueError(answer["error"])
-    return answer["content"]
+    response = json.loads(process.stdout)
+    if "error" in response:
+        raise ValueError(response["error"])
+    return response["content"]
 
 
 @pytest.fixture(params=[verify_in_python, verify_in_node])
@@ -62,18 +62,18 @@ def verify(request: pytest.FixtureRequest) -> Verify:
     return verify
 
 
-def sign(secret: str = SECRET, age: int = 0) -> dict[str, str]:
+def sign_webhook(secret: str = SECRET, age_seconds: int = 0) -> dict[str, str]:
     return build_signature_headers(
-        secret, message_id="msg_1", timestamp=int(time.time()) - age, body=BODY.encode()
+        secret, message_id="msg_1", timestamp=int(time.time()) - age_seconds, body=BODY.encode()
     )
 
 
 def test_a_signed_webhook_is_accepted(verify: Verify) -> None:
-    assert verify(SECRET, sign(), BODY) == json.loads(BODY)
+    assert verify(SECRET, sign_webhook(), BODY) == json.loads(BODY)
 
 
 def test_one_of_several_signatures_is_enough(verify: Verify) -> None:
-    headers = sign()
+    headers = sign_webhook()
     headers["webhook-signature"] = f"v1,AAAA {headers['webhook-signature']}"
     assert verify(SECRET, headers, BODY) == json.loads(BODY)
 
@@ -81,10 +81,10 @@ def test_one_of_several_signatures_is_enough(verify: Verify) -> None:
 @pytest.mark.parametrize(
     ("headers", "body"),
     [
-        (sign(derive_webhook_secret(b"key", "bob")), BODY),
-        (sign(), BODY + " "),
-        (sign() | {"webhook-id": "msg_2"}, BODY),
-        (sign() | {"webhook-signature": "v1,"}, BODY),
+        (sign_webhook(derive_webhook_secret(b"key", "bob")), BODY),
+        (sign_webhook(), BODY + " "),
+        (sign_webhook() | {"webhook-id": "msg_2"}, BODY),
+        (sign_webhook() | {"webhook-signature": "v1,"}, BODY),
     ],
     ids=["another tenant's secret", "changed body", "changed id", "no signature"],
 )
@@ -95,4 +95,4 @@ def test_a_wrong_signature_is_refused(verify: Verify, headers: dict[str, str], b
 
 def test_an_old_webhook_is_refused(verify: Verify) -> None:
     with pytest.raises(ValueError, match="the webhook is too old"):
-        verify(SECRET, sign(age=3600), BODY)
+        verify(SECRET, sign_webhook(age_seconds=3600), BODY)

@@ -36,7 +36,7 @@ COMMANDS = list_commands()
 USAGE_ERROR = typer.BadParameter.__base__ or Exception
 
 
-def parse(arguments: list[str]) -> None:
+def parse_command_line(arguments: list[str]) -> None:
     """Parse a moyin command line with its own parser, without running the command."""
     command: Any = _MOYIN
     context: Any = None
@@ -50,19 +50,19 @@ def parse(arguments: list[str]) -> None:
 
 
 def test_all_examples_of_commands_are_found() -> None:
-    shown_commands = {
+    pages_with_commands = {
         block.page for page in list_pages() for block in list_blocks(page)
         if block.mark == "tested" and (block.name or "").startswith("command-")
     }  # fmt: skip
     assert len(COMMANDS) > 30
-    assert shown_commands == {page for page, _, _ in COMMANDS} & shown_commands
+    assert pages_with_commands == {page for page, _, _ in COMMANDS} & pages_with_commands
 
 
 @pytest.mark.parametrize(
     ("page", "program", "arguments"), COMMANDS,
     ids=[f"{page}: {shlex.join([program, *words])}" for page, program, words in COMMANDS],
 )  # fmt: skip
-def test_a_command_is_one_that_exists(
+def test_a_command_of_the_examples_exists(
     page: str,
     program: str,
     arguments: list[str],
@@ -76,10 +76,12 @@ def test_a_command_is_one_that_exists(
     if program == "make":
         assert set(arguments) <= _TARGETS, page
     else:
-        parse(arguments)
+        parse_command_line(arguments)
 
 
-@pytest.mark.parametrize("line", ["jobs lst", "render --templat swatch", "logs ray -n fifty"])
-def test_a_wrong_command_is_found(line: str) -> None:
+@pytest.mark.parametrize(
+    "command_line", ["jobs lst", "render --templat swatch", "logs ray -n fifty"]
+)
+def test_a_wrong_command_is_refused(command_line: str) -> None:
     with pytest.raises(USAGE_ERROR):
-        parse(line.split())
+        parse_command_line(command_line.split())

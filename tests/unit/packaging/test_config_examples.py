@@ -15,7 +15,7 @@ from tests.examples import ROOT, list_blocks, list_pages, read_example
 ELSEWHERE = "docs/providers.md"
 
 
-def read(page: str, name: str) -> Any:
+def read_yaml_example(page: str, name: str) -> Any:
     return yaml.safe_load(textwrap.dedent(read_example(page, name, "yaml")))
 
 
@@ -38,14 +38,14 @@ def update_user_config(app: Any, changes: dict[str, Any]) -> None:
 
 
 def test_every_example_is_checked() -> None:
-    results = {
+    marked_examples = {
         (block.page, block.name)
         for page in list_pages()
         for block in list_blocks(page)
         if block.mark == "tested" and (block.name or "").startswith("config-")
     }
     checked_examples = {(page, name) for page, names in CHECKED.items() for name in names}
-    assert {(page, name) for page, name in results if page != ELSEWHERE} == checked_examples
+    assert {(page, name) for page, name in marked_examples if page != ELSEWHERE} == checked_examples
 
 
 CHECKED = {
@@ -60,28 +60,30 @@ CHECKED = {
 }
 
 
-def test_an_unknown_key_would_be_found(apps: dict[str, Any]) -> None:
+def test_an_unknown_key_in_the_settings_is_found(apps: dict[str, Any]) -> None:
     apps["render-default"]["args"]["actor"] = 8
     with pytest.raises(AssertionError, match="actor"):
         check_apps(apps)
 
 
-def test_a_pool(apps: dict[str, Any]) -> None:
-    [pool] = read("docs/farm.md", "config-pool")
+def test_the_example_of_a_pool_is_valid(apps: dict[str, Any]) -> None:
+    [pool] = read_yaml_example("docs/farm.md", "config-pool")
     big_app = apps["render-default"] | {"name": "render-big", "args": {"pool": "big"}}
     apps |= {"render-default": pool, "render-big": big_app}
     apps["gateway"]["args"]["pools"] = ["default", "big"]
     check_apps(apps)
 
 
-def test_the_isolation_of_a_pool(apps: dict[str, Any]) -> None:
-    [pool] = read("docs/isolation.md", "config-isolation")
+def test_the_example_of_isolation_is_valid(apps: dict[str, Any]) -> None:
+    [pool] = read_yaml_example("docs/isolation.md", "config-isolation")
     apps["render-default"]["args"].update(pool["args"])
     check_apps(apps)
 
 
-def test_the_cache_of_a_pool(apps: dict[str, Any]) -> None:
-    apps["render-default"]["args"].update(read("docs/templates.md", "config-cache")["args"])
+def test_the_example_of_a_render_cache_is_valid(apps: dict[str, Any]) -> None:
+    apps["render-default"]["args"].update(
+        read_yaml_example("docs/templates.md", "config-cache")["args"]
+    )
     check_apps(apps)
 
 
@@ -92,38 +94,40 @@ def test_the_cache_of_a_pool(apps: dict[str, Any]) -> None:
         ("gateway", "docs/proxy.md", "config-routes"),
     ],
 )
-def test_a_user_config(apps: dict[str, Any], app: str, page: str, name: str) -> None:
-    update_user_config(apps[app], read(page, name)["user_config"])
+def test_the_example_of_a_user_config_is_valid(
+    apps: dict[str, Any], app: str, page: str, name: str
+) -> None:
+    update_user_config(apps[app], read_yaml_example(page, name)["user_config"])
     check_apps(apps)
 
 
 @pytest.mark.parametrize(
     ("page", "name"), [("docs/batches.md", "config-native"), ("docs/ollama.md", "config-hosts")]
 )
-def test_back_ends(apps: dict[str, Any], page: str, name: str) -> None:
-    update_user_config(apps["models"], read(page, name) | {"aliases": {}})
+def test_the_example_of_back_ends_is_valid(apps: dict[str, Any], page: str, name: str) -> None:
+    update_user_config(apps["models"], read_yaml_example(page, name) | {"aliases": {}})
     check_apps(apps)
 
 
-def test_the_models_of_an_ollama(apps: dict[str, Any]) -> None:
-    [ollama] = read("docs/ollama.md", "config-hosts")["backends"]
-    ollama |= read("docs/ollama.md", "config-models")
+def test_the_example_of_ollama_models_is_valid(apps: dict[str, Any]) -> None:
+    [ollama] = read_yaml_example("docs/ollama.md", "config-hosts")["backends"]
+    ollama |= read_yaml_example("docs/ollama.md", "config-models")
     update_user_config(apps["models"], {"backends": [ollama], "aliases": {}})
     check_apps(apps)
 
 
-def test_an_alias(apps: dict[str, Any]) -> None:
-    update_user_config(apps["models"], read("docs/routing.md", "config-alias"))
+def test_the_example_of_an_alias_is_valid(apps: dict[str, Any]) -> None:
+    update_user_config(apps["models"], read_yaml_example("docs/routing.md", "config-alias"))
     check_apps(apps)
 
 
-def test_the_template_is_a_part_of_the_one_to_begin_with() -> None:
-    shown_template = read("docs/templates.md", "config-template")
+def test_the_shown_template_is_a_part_of_the_shipped_example() -> None:
+    shown_template = read_yaml_example("docs/templates.md", "config-template")
     whole_template = yaml.safe_load((ROOT / "examples/templates/sdxl.yaml").read_text())
-    for part in ("inputs", "graph"):
-        assert_part(shown_template.pop(part), whole_template[part])
-    assert_part(shown_template, whole_template)
+    for section in ("inputs", "graph"):
+        assert_is_part(shown_template.pop(section), whole_template[section])
+    assert_is_part(shown_template, whole_template)
 
 
-def assert_part(shown_part: dict[str, Any], whole_config: dict[str, Any]) -> None:
-    assert shown_part == {key: whole_config[key] for key in shown_part}
+def assert_is_part(shown_section: dict[str, Any], whole_config: dict[str, Any]) -> None:
+    assert shown_section == {key: whole_config[key] for key in shown_section}

@@ -25,7 +25,7 @@ _PAGES = sorted(
 
 
 @cache
-def _tokens(page: Path) -> list[Token]:
+def _list_tokens(page: Path) -> list[Token]:
     flat_tokens: list[Token] = []
     for token in _MARKDOWN.parse(page.read_text()):
         flat_tokens += [token, *(token.children or [])]
@@ -33,23 +33,23 @@ def _tokens(page: Path) -> list[Token]:
 
 
 @cache
-def _anchors(page: Path) -> frozenset[str]:
+def _list_anchors(page: Path) -> frozenset[str]:
     """Return the anchors that GitHub gives the page's headings."""
-    results: Counter[str] = Counter()
+    slug_counts: Counter[str] = Counter()
     anchors = set()
-    parsed = _MARKDOWN.parse(page.read_text())
-    for opening_token, inline_token in pairwise(parsed):
+    parsed_tokens = _MARKDOWN.parse(page.read_text())
+    for opening_token, inline_token in pairwise(parsed_tokens):
         if opening_token.type != "heading_open":
             continue
-        text = "".join(child.content for child in inline_token.children or [])
-        slug = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
-        anchors.add(f"{slug}-{results[slug]}" if results[slug] else slug)
-        results[slug] += 1
+        heading = "".join(child.content for child in inline_token.children or [])
+        slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        anchors.add(f"{slug}-{slug_counts[slug]}" if slug_counts[slug] else slug)
+        slug_counts[slug] += 1
     return frozenset(anchors)
 
 
-def _broken_links(page: Path) -> Iterator[str]:
-    for token in _tokens(page):
+def _find_broken_links(page: Path) -> Iterator[str]:
+    for token in _list_tokens(page):
         link = str(token.attrs.get("href") or token.attrs.get("src") or "")
         if not link or re.match(r"[a-z]+:", link):
             continue
@@ -57,31 +57,31 @@ def _broken_links(page: Path) -> Iterator[str]:
         target = (page.parent / name).resolve() if name else page
         if not target.exists():
             yield f"{link}: no such file"
-        elif anchor and anchor not in _anchors(target):
+        elif anchor and anchor not in _list_anchors(target):
             yield f"{link}: no such heading"
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_and_anchors_lead_somewhere(page: Path) -> None:
-    assert list(_broken_links(page)) == []
+    assert list(_find_broken_links(page)) == []
 
 
-def _navigation(entries: list[Any]) -> Iterator[str]:
+def _list_navigation_paths(entries: list[Any]) -> Iterator[str]:
     for entry in entries:
         for value in entry.values():
             if isinstance(value, str):
                 yield value
             else:
-                yield from _navigation(value)
+                yield from _list_navigation_paths(value)
 
 
 def test_navigation_lists_every_page_once() -> None:
-    listed_paths = list(_navigation(tomllib.loads(CONFIG.read_text())["project"]["nav"]))
+    listed_paths = list(_list_navigation_paths(tomllib.loads(CONFIG.read_text())["project"]["nav"]))
     paths = {find_site_path(page) or "" for page in _PAGES} - {""}
     # A folder's own page lists its pages.
-    in_folders = {path for path in paths if Path(path).parent.as_posix() in FOLDERS}
+    paths_in_folders = {path for path in paths if Path(path).parent.as_posix() in FOLDERS}
     assert sorted(listed_paths) == sorted(
-        (paths - in_folders) | {f"{folder}/index.md" for folder in FOLDERS}
+        (paths - paths_in_folders) | {f"{folder}/index.md" for folder in FOLDERS}
     )
 
 
@@ -103,7 +103,7 @@ def test_every_link_of_the_sites_copy_leads_somewhere(site_pages: Path) -> None:
     broken_links = {
         page.relative_to(site_pages).as_posix(): links
         for page in pages
-        if (links := list(_broken_links(page)))
+        if (links := list(_find_broken_links(page)))
     }
     assert broken_links == {}
 
@@ -123,10 +123,10 @@ def test_diagrams_become_pictures_and_other_code_stays(site_pages: Path) -> None
     for page in _PAGES:
         path = find_site_path(page)
         if path is not None:
-            copied_tokens = _tokens(site_pages / path)
+            copied_tokens = _list_tokens(site_pages / path)
             assert [token.content for token in copied_tokens if token.type == "fence"] == [
                 token.content
-                for token in _tokens(page)
+                for token in _list_tokens(page)
                 if token.type == "fence" and token.info != "mermaid"
             ], path
 

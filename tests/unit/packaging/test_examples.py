@@ -50,12 +50,12 @@ COUNTED_THERE = {
 
 
 def test_no_fence_is_overlooked() -> None:
-    count_of_fences = sum(
+    fence_count = sum(
         line.lstrip().startswith("```")
         for page in list_pages()
         for line in page.read_text().splitlines()
     )
-    assert count_of_fences == 2 * len(BLOCKS)
+    assert fence_count == 2 * len(BLOCKS)
 
 
 def test_every_example_is_marked() -> None:

@@ -17,17 +17,19 @@ _EXTRAS = _PROJECT["optional-dependencies"]
 
 
 def _read_locked_versions(name: str) -> dict[str, set[Version]]:
-    results: dict[str, set[Version]] = {}
+    versions_by_name: dict[str, set[Version]] = {}
     for line in (ROOT / name).read_text().splitlines():
         requirement = Requirement(line)
         [pin] = requirement.specifier
         assert pin.operator == "==", line
-        results.setdefault(canonicalize_name(requirement.name), set()).add(Version(pin.version))
-    return results
+        versions_by_name.setdefault(canonicalize_name(requirement.name), set()).add(
+            Version(pin.version)
+        )
+    return versions_by_name
 
 
 @pytest.mark.parametrize(
-    ("lock", "declared_bounds"),
+    ("lock_file", "declared_bounds"),
     [
         (
             "requirements.lock",
@@ -47,14 +49,14 @@ def _read_locked_versions(name: str) -> dict[str, set[Version]]:
     ],
 )
 def test_every_dependency_is_locked_within_its_bounds(
-    lock: str, declared_bounds: list[str]
+    lock_file: str, declared_bounds: list[str]
 ) -> None:
-    locked_versions = _read_locked_versions(lock)
-    for text in declared_bounds:
-        requirement = Requirement(text)
+    locked_versions = _read_locked_versions(lock_file)
+    for bound in declared_bounds:
+        requirement = Requirement(bound)
         versions = locked_versions.get(canonicalize_name(requirement.name), set())
-        assert versions, f"{requirement.name} is not in {lock}: run `make lock`"
-        assert all(requirement.specifier.contains(version) for version in versions), text
+        assert versions, f"{requirement.name} is not in {lock_file}: run `make lock`"
+        assert all(requirement.specifier.contains(version) for version in versions), bound
 
 
 def test_tests_run_on_the_versions_that_users_get() -> None:

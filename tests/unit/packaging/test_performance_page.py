@@ -35,7 +35,7 @@ def test_costs_are_the_means_of_the_rounds() -> None:
     assert read_render_costs(_TABLES) == {"ComfyUIActor": (9, 5.5), "Valkey, HAProxy": (2, 1)}
 
 
-def test_the_page_has_the_rows() -> None:
+def test_the_page_has_rows_for_both_plots() -> None:
     page = PAGE.read_text()
     assert all(bar > 0 for bar in compute_throughput(page).values())
     assert len(read_render_costs(page)) > 5

@@ -54,10 +54,10 @@ def test_one_process_runs_all_files_that_share_the_farm(tmp_path: Path) -> None:
         env={**environ, "PYTHONPATH": str(ROOT)},
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    passed_files = re.findall(r"\[(gw\d)\].* PASSED (\w+)\.py::", process.stdout)
-    assert len(passed_files) == 8, process.stdout + process.stderr
+    passed_tests = re.findall(r"\[(gw\d)\].* PASSED (\w+)\.py::", process.stdout)
+    assert len(passed_tests) == 8, process.stdout + process.stderr
     workers = {
-        file: {worker for worker, name in passed_files if name == file} for _, file in passed_files
+        file: {worker for worker, name in passed_tests if name == file} for _, file in passed_tests
     }
     assert len(workers["test_b"] | workers["test_d"] | workers["test_f"]) == 1
-    assert {worker for worker, _ in passed_files} == {"gw0", "gw1"}
+    assert {worker for worker, _ in passed_tests} == {"gw0", "gw1"}

@@ -45,17 +45,17 @@ class Studio:
     operator: Identity
     organisation: str
 
-    async def member(self, role: Role = Role.ADMIN) -> tuple[SignInResult, Identity]:
-        """Add a member; return the session and the identity of its access token."""
+    async def add_member(self, role: Role = Role.ADMIN) -> tuple[SignInResult, Identity]:
+        """Add a member and sign in as it; return the session and the identity of its access token."""
         email = f"{secrets.token_hex(6)}@example.com"
         _, token = await self.parts.organisations.add_member(
             make_caller(self.operator), self.organisation, email=email, name="", role=role
         )
         await self.parts.sign_in.reset_password(str(token), PASSWORD, "")
-        signed_in = await self.parts.sign_in.sign_in(email, PASSWORD, "")
-        return signed_in, await self.parts.authenticator.authenticate(signed_in.access_token)
+        session = await self.parts.sign_in.sign_in(email, PASSWORD, "")
+        return session, await self.parts.authenticator.authenticate(session.access_token)
 
-    async def audited_actions(self) -> list[str]:
+    async def list_audited_actions(self) -> list[str]:
         """Return the actions in the audit log, in order."""
         return [
             e.event.action
@@ -75,20 +75,20 @@ def make_caller(identity: Identity) -> Caller:
 @pytest.fixture
 async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
     settings = Settings(data=tmp_path, redis_url="redis://127.0.0.1:1/0", secret=SECRET)
-    parts = new_services(
+    services = new_services(
         settings,
         observer=NoObserver(),
         mailer=NoMail(),
         token_lifetime=timedelta(minutes=5),
         session_idle=timedelta(days=1),
     )
-    parts.sign_in._passwords = PasswordService(QUICK)
-    async with parts.lifespan():
+    services.sign_in._passwords = PasswordService(QUICK)
+    async with services.lifespan():
         database = Database(settings.sql_url)
-        _, text = await KeyStore(database).create("admin", "operator")
-        operator = await parts.authenticator.authenticate(text)
-        organisation_id = await parts.organisations.create_organisation(
+        _, operator_key = await KeyStore(database).create("admin", "operator")
+        operator = await services.authenticator.authenticate(operator_key)
+        organisation = await services.organisations.create_organisation(
             make_caller(operator), "studio"
         )
-        yield Studio(parts, database, operator, organisation_id.id)
+        yield Studio(services, database, operator, organisation.id)
         await database.close()

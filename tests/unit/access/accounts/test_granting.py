@@ -28,21 +28,21 @@ from tests.unit.access.accounts.studio import PASSWORD, Studio, make_caller
 TOMORROW, NEXT_WEEK = timedelta(days=1), timedelta(days=7)
 
 
-async def _key_of(
+async def _create_key(
     studio: Studio,
     identity: Identity,
     scopes: Iterable[str] | None = None,
     expires_at: datetime | None = None,
 ) -> tuple[Any, Identity]:
-    key, text = await studio.parts.api_keys.create_key(
+    key, secret = await studio.parts.api_keys.create_key(
         make_caller(identity), name="", scopes=scopes, expires_at=expires_at, user_id=None
     )
-    return key, await studio.parts.authenticator.authenticate(text)
+    return key, await studio.parts.authenticator.authenticate(secret)
 
 
 async def test_assigning_a_role_needs_all_of_its_scopes(studio: Studio) -> None:
-    organisations, (_, admin) = studio.parts.organisations, await studio.member()
-    _, hiring_caller = await _key_of(studio, admin, [ORG_ADMIN])
+    organisations, (_, admin) = studio.parts.organisations, await studio.add_member()
+    _, hiring_caller = await _create_key(studio, admin, [ORG_ADMIN])
     viewer_account = await organisations.add_service_account(
         make_caller(admin), studio.organisation, "bot", Role.VIEWER
     )
@@ -71,7 +71,7 @@ async def test_assigning_a_role_needs_all_of_its_scopes(studio: Studio) -> None:
     assert [user.role for user in members] == [
         Role.VIEWER, Role.ADMIN,
     ]  # fmt: skip
-    _, sufficient_caller = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    _, sufficient_caller = await _create_key(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
     await organisations.add_service_account(
         make_caller(sufficient_caller), studio.organisation, "reader", Role.VIEWER
     )
@@ -91,47 +91,51 @@ async def test_an_operator_may_assign_any_role(studio: Studio) -> None:
     assert user.role is Role.ADMIN
 
 
-async def test_a_key_cannot_create_one_that_outlives_it(studio: Studio) -> None:
-    _, admin = await studio.member()
+async def test_a_key_cannot_create_a_key_that_outlives_it(studio: Studio) -> None:
+    _, admin = await studio.add_member()
     expires_at = now() + TOMORROW
-    own_key, visitor = await _key_of(studio, admin, admin.scopes, expires_at)
-    child_key, child_caller = await _key_of(studio, visitor, admin.scopes)
+    own_key, expiring_caller = await _create_key(studio, admin, admin.scopes, expires_at)
+    child_key, child_caller = await _create_key(studio, expiring_caller, admin.scopes)
     assert child_key.expires_at == own_key.expires_at
-    earlier_key, _ = await _key_of(studio, child_caller, expires_at=expires_at - timedelta(hours=1))
+    earlier_key, _ = await _create_key(
+        studio, child_caller, expires_at=expires_at - timedelta(hours=1)
+    )
     assert earlier_key.expires_at == expires_at - timedelta(hours=1)
     with pytest.raises(InvalidRequest) as exc_info:
-        await _key_of(studio, visitor, expires_at=expires_at + timedelta(seconds=1))
+        await _create_key(studio, expiring_caller, expires_at=expires_at + timedelta(seconds=1))
     assert exc_info.value.field == "expires_at"
     # A key that expires later cannot be rotated; the own key can.
-    lasting_key, _ = await _key_of(studio, admin, [JOBS_WRITE])
+    lasting_key, _ = await _create_key(studio, admin, [JOBS_WRITE])
     with pytest.raises(InsufficientScope, match="expires later than your own key"):
-        await studio.parts.api_keys.rotate_key(make_caller(visitor), lasting_key.id, timedelta(0))
-    await studio.parts.api_keys.rotate_key(make_caller(visitor), own_key.id, timedelta(0))
+        await studio.parts.api_keys.rotate_key(
+            make_caller(expiring_caller), lasting_key.id, timedelta(0)
+        )
+    await studio.parts.api_keys.rotate_key(make_caller(expiring_caller), own_key.id, timedelta(0))
     # Keys of a session may outlive it.
-    lasting_key, permanent_caller = await _key_of(studio, admin, [KEYS], now() + NEXT_WEEK)
+    lasting_key, permanent_caller = await _create_key(studio, admin, [KEYS], now() + NEXT_WEEK)
     assert lasting_key.expires_at > expires_at
     await studio.parts.sign_in.sign_out(str(admin.user), admin.key_id, everywhere=True)
-    await _key_of(studio, permanent_caller, [KEYS])
+    await _create_key(studio, permanent_caller, [KEYS])
 
 
 async def test_a_member_can_be_invited_again(studio: Studio) -> None:
     organisations, sign_in = studio.parts.organisations, studio.parts.sign_in
-    _, admin = await studio.member()
-    organisation_id, first_token = await organisations.add_member(
+    _, admin = await studio.add_member()
+    new_user, first_token = await organisations.add_member(
         make_caller(admin), studio.organisation, email="New@example.com", name="", role=Role.MEMBER
     )
-    user, second_token = await organisations.invite_member(
-        make_caller(admin), studio.organisation, organisation_id.id
+    invited_user, second_token = await organisations.invite_member(
+        make_caller(admin), studio.organisation, new_user.id
     )
-    assert user.id == organisation_id.id
+    assert invited_user.id == new_user.id
     with pytest.raises(InvalidToken):
         await sign_in.reset_password(str(first_token), PASSWORD, "")
     await sign_in.reset_password(str(second_token), PASSWORD, "")
     session = await sign_in.sign_in("new@example.com", PASSWORD, "")
-    assert (await studio.audited_actions())[:2] == ["member.invite", "member.create"]
+    assert (await studio.list_audited_actions())[:2] == ["member.invite", "member.create"]
     # Without a mail server, only an invitation can replace a forgotten password.
     _, third_token = await organisations.invite_member(
-        make_caller(admin), studio.organisation, organisation_id.id
+        make_caller(admin), studio.organisation, new_user.id
     )
     await sign_in.reset_password(str(third_token), "another password", "")
     with pytest.raises(InvalidCredentials):
@@ -142,20 +146,20 @@ async def test_a_member_can_be_invited_again(studio: Studio) -> None:
 
 async def test_inviting_a_member_needs_all_scopes_of_the_role(studio: Studio) -> None:
     organisations = studio.parts.organisations
-    boss_session, admin = await studio.member()
-    _, member = await studio.member(Role.MEMBER)
-    _, hiring_caller = await _key_of(studio, admin, [ORG_ADMIN])
+    admin_session, admin = await studio.add_member()
+    _, member = await studio.add_member(Role.MEMBER)
+    _, hiring_caller = await _create_key(studio, admin, [ORG_ADMIN])
     for identity in (member, hiring_caller):
         with pytest.raises(InsufficientScope):
             await organisations.invite_member(
-                make_caller(identity), studio.organisation, boss_session.user.id
+                make_caller(identity), studio.organisation, admin_session.user.id
             )
     other_organisation = await organisations.create_organisation(
         make_caller(studio.operator), "rival"
     )
     with pytest.raises(NotFound):
         await organisations.invite_member(
-            make_caller(studio.operator), other_organisation.id, boss_session.user.id
+            make_caller(studio.operator), other_organisation.id, admin_session.user.id
         )
     service_account = await organisations.add_service_account(
         make_caller(admin), studio.organisation, "bot", Role.MEMBER
@@ -178,9 +182,9 @@ async def test_an_invitation_checks_the_role_inside_its_transaction(
         studio.parts.organisations,
         studio.parts.organisations._transactions,
     )
-    _, admin = await studio.member()
-    other_member, _ = await studio.member(Role.VIEWER)
-    _, hiring_caller = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    _, admin = await studio.add_member()
+    viewer_session, _ = await studio.add_member(Role.VIEWER)
+    _, hiring_caller = await _create_key(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
     begin = transactions.begin
 
     @asynccontextmanager
@@ -189,7 +193,7 @@ async def test_an_invitation_checks_the_role_inside_its_transaction(
     ) -> AsyncIterator[Transaction]:
         monkeypatch.setattr(transactions, "begin", begin)
         await organisations.change_member(
-            make_caller(admin), studio.organisation, other_member.user.id, role=Role.ADMIN
+            make_caller(admin), studio.organisation, viewer_session.user.id, role=Role.ADMIN
         )
         async with begin(identity, **kwargs) as transaction:
             yield transaction
@@ -197,20 +201,20 @@ async def test_an_invitation_checks_the_role_inside_its_transaction(
     monkeypatch.setattr(transactions, "begin", begin_after_promotion)
     with pytest.raises(InsufficientScope):
         await organisations.invite_member(
-            make_caller(hiring_caller), studio.organisation, other_member.user.id
+            make_caller(hiring_caller), studio.organisation, viewer_session.user.id
         )
 
 
 async def test_a_new_role_invalidates_invitations(studio: Studio) -> None:
     organisations = studio.parts.organisations
-    _, admin = await studio.member()
-    other_member, _ = await studio.member(Role.VIEWER)
-    _, hiring_caller = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    _, admin = await studio.add_member()
+    viewer_session, _ = await studio.add_member(Role.VIEWER)
+    _, hiring_caller = await _create_key(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
     _, token = await organisations.invite_member(
-        make_caller(hiring_caller), studio.organisation, other_member.user.id
+        make_caller(hiring_caller), studio.organisation, viewer_session.user.id
     )
     await organisations.change_member(
-        make_caller(admin), studio.organisation, other_member.user.id, role=Role.ADMIN
+        make_caller(admin), studio.organisation, viewer_session.user.id, role=Role.ADMIN
     )
     with pytest.raises(InvalidToken):
         await studio.parts.sign_in.reset_password(str(token), "another password", "")
@@ -219,7 +223,7 @@ async def test_a_new_role_invalidates_invitations(studio: Studio) -> None:
 async def test_with_a_mail_server_an_invitation_is_only_mailed(
     studio: Studio,
 ) -> None:
-    class Outbox:
+    class FakeMailer:
         can_deliver = True
 
         def __init__(self) -> None:
@@ -228,23 +232,23 @@ async def test_with_a_mail_server_an_invitation_is_only_mailed(
         async def send(self, mail: Mail) -> None:
             self.mails.append(mail)
 
-    _, admin = await studio.member()
-    old_member, _ = await studio.member(Role.MEMBER)
-    studio.parts.sign_in._mailer = outbox = Outbox()
+    _, admin = await studio.add_member()
+    old_session, _ = await studio.add_member(Role.MEMBER)
+    studio.parts.sign_in._mailer = mailer = FakeMailer()
     new_user, _ = await studio.parts.organisations.add_member(
         make_caller(admin), studio.organisation, email="n@example.com", name="", role=Role.MEMBER
     )
-    for user in (new_user.id, old_member.user.id):
+    for user_id in (new_user.id, old_session.user.id):
         assert (
             await studio.parts.organisations.invite_member(
-                make_caller(admin), studio.organisation, user
+                make_caller(admin), studio.organisation, user_id
             )
         )[1] is None
     await studio.parts.sign_in.close()
-    assert [(mail.to, mail.subject) for mail in outbox.mails] == [
+    assert [(mail.to, mail.subject) for mail in mailer.mails] == [
         (new_user.email, "Your new account"),
         (new_user.email, "Your new account"),
-        (old_member.user.email, "Set a new password"),
+        (old_session.user.email, "Set a new password"),
     ]
 
 
@@ -272,24 +276,24 @@ async def test_unfinished_provider_sign_ins_are_limited(
     assert counted_events == ["begin 203.0.113.1"]
 
 
-async def test_a_key_without_named_scopes_gets_the_default_ones(
+async def test_a_key_without_named_scopes_gets_the_default_scopes(
     studio: Studio,
 ) -> None:
     default_scopes = {"text", "jobs:read", "jobs:write"}
-    _, admin = await studio.member()
+    _, admin = await studio.add_member()
     service_account = await studio.parts.organisations.add_service_account(
         make_caller(admin), studio.organisation, "b", Role.VIEWER
     )
     for creator in (studio.operator, admin):
-        key, _ = await _key_of(studio, creator)
+        key, _ = await _create_key(studio, creator)
         assert key.scopes == default_scopes
     key, _ = await studio.parts.api_keys.create_key(
         make_caller(admin), name="", scopes=None, expires_at=None, user_id=service_account.id
     )
     assert key.scopes == {"jobs:read"}
-    _, narrow_caller = await _key_of(studio, admin, [KEYS])
+    _, narrow_caller = await _create_key(studio, admin, [KEYS])
     with pytest.raises(InvalidRequest, match="scopes must be set") as exc_info:
-        await _key_of(studio, narrow_caller)
+        await _create_key(studio, narrow_caller)
     assert exc_info.value.field == "scopes"
 
 
@@ -297,27 +301,29 @@ async def test_an_operator_creates_keys_for_service_accounts_of_any_organisation
     studio: Studio,
 ) -> None:
     organisations, api_keys = studio.parts.organisations, studio.parts.api_keys
-    rival = await organisations.create_organisation(make_caller(studio.operator), "rival")
+    rival_organisation = await organisations.create_organisation(
+        make_caller(studio.operator), "rival"
+    )
     bot = await organisations.add_service_account(
-        make_caller(studio.operator), rival.id, "bot", Role.MEMBER
+        make_caller(studio.operator), rival_organisation.id, "bot", Role.MEMBER
     )
 
-    async def create(identity: Identity, user_id: str) -> Identity:
-        _, text = await api_keys.create_key(
+    async def create_key(identity: Identity, user_id: str) -> Identity:
+        _, secret = await api_keys.create_key(
             make_caller(identity), name="n", scopes=None, expires_at=None, user_id=user_id
         )
-        return await studio.parts.authenticator.authenticate(text)
+        return await studio.parts.authenticator.authenticate(secret)
 
-    made = await create(studio.operator, bot.id)
-    assert (made.owner, made.user) == (rival.id, bot.id)
-    assert made.scopes <= ROLE_SCOPES[Role.MEMBER]
-    [entry] = await AuditLog(studio.database).list_entries(
-        AuditFilter(owner=rival.id, action="key.create"), limit=5
+    bot_caller = await create_key(studio.operator, bot.id)
+    assert (bot_caller.owner, bot_caller.user) == (rival_organisation.id, bot.id)
+    assert bot_caller.scopes <= ROLE_SCOPES[Role.MEMBER]
+    [audit_entry] = await AuditLog(studio.database).list_entries(
+        AuditFilter(owner=rival_organisation.id, action="key.create"), limit=5
     )
-    assert entry.event.target == made.key_id
-    # An admin sees nothing of another organisation, and nobody makes keys for a person.
-    person, admin = await studio.member()
+    assert audit_entry.event.target == bot_caller.key_id
+    # An admin sees nothing of another organisation, and keys of a person cannot be created by others.
+    person_session, admin = await studio.add_member()
     with pytest.raises(NotFound):
-        await create(admin, bot.id)
+        await create_key(admin, bot.id)
     with pytest.raises(InvalidRequest, match=r"^user must be the id of a service account$"):
-        await create(studio.operator, person.user.id)
+        await create_key(studio.operator, person_session.user.id)

@@ -25,16 +25,16 @@ async def open_id() -> AsyncIterator[OpenIdSignIn]:
     await throttle.close()
 
 
-def provider(body: bytes, pause: float = 0) -> TestServer:
-    """Return a server that sends ``body`` in two halves, with ``pause`` seconds in between."""
+def make_provider_server(body: bytes, pause_seconds: float = 0) -> TestServer:
+    """Return a server that sends ``body`` in two halves, with a pause in between."""
 
     async def respond_in_halves(request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse(headers={"content-type": "application/json"})
-        await answer.prepare(request)
-        await answer.write(body[: len(body) // 2])
-        await asyncio.sleep(pause)
-        await answer.write(body[len(body) // 2 :])
-        return answer
+        response = web.StreamResponse(headers={"content-type": "application/json"})
+        await response.prepare(request)
+        await response.write(body[: len(body) // 2])
+        await asyncio.sleep(pause_seconds)
+        await response.write(body[len(body) // 2 :])
+        return response
 
     app = web.Application()
     app.router.add_get("/", respond_in_halves)
@@ -42,20 +42,20 @@ def provider(body: bytes, pause: float = 0) -> TestServer:
 
 
 async def test_a_provider_response_in_two_parts_is_read_completely(open_id: OpenIdSignIn) -> None:
-    async with provider(json.dumps(METADATA).encode(), pause=0.05) as server:
+    async with make_provider_server(json.dumps(METADATA).encode(), pause_seconds=0.05) as server:
         assert await open_id._fetch_json(str(server.make_url("/"))) == METADATA
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    ("body", "expected_reason"),
     [(b'"' + b"x" * 600_000 + b'"', "more than 524288 bytes"), (b"[" * 100_000, "not JSON")],
     ids=["large", "deep"],
 )
 async def test_an_invalid_provider_response_is_an_outage(
-    open_id: OpenIdSignIn, body: bytes, reason: str
+    open_id: OpenIdSignIn, body: bytes, expected_reason: str
 ) -> None:
-    async with provider(body) as server:
-        with pytest.raises(ServiceUnavailable, match=reason):
+    async with make_provider_server(body) as server:
+        with pytest.raises(ServiceUnavailable, match=expected_reason):
             await open_id._fetch_json(str(server.make_url("/")))
 
 
@@ -77,8 +77,8 @@ async def test_incomplete_provider_metadata_is_an_outage(
     open_id: OpenIdSignIn, metadata: dict[str, object], keys: dict[str, object]
 ) -> None:
     async def serve_metadata(request: web.Request) -> web.Response:
-        results = {"issuer": issuer, "jwks_uri": f"{issuer}/keys", **metadata}
-        return web.json_response(results)
+        document = {"issuer": issuer, "jwks_uri": f"{issuer}/keys", **metadata}
+        return web.json_response(document)
 
     async def serve_keys(request: web.Request) -> web.Response:
         return web.json_response(keys)

@@ -33,72 +33,76 @@ async def test_a_weaker_hash_needs_a_rehash() -> None:
     assert not PasswordService(QUICK).needs_rehash(weak_hash)
 
 
-async def test_a_full_queue_refuses_work() -> None:
+async def test_a_full_password_queue_refuses_work() -> None:
     passwords = PasswordService(QUICK)
-    answers = await asyncio.gather(
+    results = await asyncio.gather(
         *(passwords.hash("x") for _ in range(80)), return_exceptions=True
     )
-    rejections = [answer for answer in answers if isinstance(answer, Overloaded)]
+    rejections = [result for result in results if isinstance(result, Overloaded)]
     assert len(rejections) == 80 - 66
     assert await passwords.hash("x")
 
 
 async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None:
-    running_count, most_at_once, may_proceed = 0, 0, threading.Event()
-    lock, starts = threading.Lock(), asyncio.Queue[None]()
+    running_count, peak_count, may_proceed = 0, 0, threading.Event()
+    lock, start_signals = threading.Lock(), asyncio.Queue[None]()
     loop = asyncio.get_running_loop()
 
-    class Held(PasswordHasher):
+    class BlockingHasher(PasswordHasher):
         def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
-            nonlocal running_count, most_at_once
+            nonlocal running_count, peak_count
             if password != "x":
                 return QUICK.hash(password)
             with lock:
                 running_count += 1
-                most_at_once = max(most_at_once, running_count)
-            loop.call_soon_threadsafe(starts.put_nowait, None)
+                peak_count = max(peak_count, running_count)
+            loop.call_soon_threadsafe(start_signals.put_nowait, None)
             may_proceed.wait()
             with lock:
                 running_count -= 1
             return "hashed"
 
-    passwords = PasswordService(Held())
+    passwords = PasswordService(BlockingHasher())
     cancelled_tasks = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
     for _ in cancelled_tasks:
-        await starts.get()
-    staying_tasks = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
+        await start_signals.get()
+    waiting_tasks = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
     for task in cancelled_tasks:
         task.cancel()
     # After a few turns of the loop, waiting tasks would have begun if they could.
     for _ in range(20):
         await asyncio.sleep(0)
-    further_starts = starts.qsize()
+    further_start_count = start_signals.qsize()
     may_proceed.set()
     for task in cancelled_tasks:
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert await asyncio.gather(*staying_tasks) == ["hashed"] * 2
-    assert (further_starts, most_at_once) == (0, 2)
+    assert await asyncio.gather(*waiting_tasks) == ["hashed"] * 2
+    assert (further_start_count, peak_count) == (0, 2)
 
 
 async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
-    may_proceed, loop, starts = threading.Event(), asyncio.get_running_loop(), asyncio.Queue[None]()
+    may_proceed, loop, start_signals = (
+        threading.Event(),
+        asyncio.get_running_loop(),
+        asyncio.Queue[None](),
+    )
 
-    class Held(PasswordHasher):
+    class BlockingHasher(PasswordHasher):
         def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:
             if password == "slow":
-                loop.call_soon_threadsafe(starts.put_nowait, None)
+                loop.call_soon_threadsafe(start_signals.put_nowait, None)
                 may_proceed.wait()
             return QUICK.verify(hash, password)
 
     password_hash = QUICK.hash("right")
-    passwords = PasswordService(Held())
+    passwords = PasswordService(BlockingHasher())
     flood_tasks = [
         asyncio.create_task(passwords.verify(password_hash, "slow", account=str(n)))
         for n in range(66)
     ]
     for _ in range(2):
-        await starts.get()
+        await start_signals.get()
     with pytest.raises(Overloaded):
         await passwords.verify(password_hash, "right", account="ann")
     assert await passwords.verify(password_hash, "right", account="ann", trusted=True)
@@ -109,15 +113,15 @@ async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
 async def test_one_account_cannot_fill_the_queue() -> None:
     passwords = PasswordService(QUICK)
     password_hash = await passwords.hash("right")
-    answers = await asyncio.gather(
+    results = await asyncio.gather(
         *(passwords.verify(password_hash, "wrong", account="ann") for _ in range(20)),
         return_exceptions=True,
     )
-    assert sum(isinstance(answer, Overloaded) for answer in answers) == 20 - 8
+    assert sum(isinstance(result, Overloaded) for result in results) == 20 - 8
     assert await passwords.verify(password_hash, "right", account="ann")
 
 
-def check(
+def check_strength(
     password: str, *, email: str | None = "ann.lee@example.com", name: str = "Ann Lee"
 ) -> None:
     require_strong_password(password, email=email, name=name, field="new_password")
@@ -133,7 +137,7 @@ def check(
 )  # fmt: skip
 def test_weak_passwords_are_refused(password: str) -> None:
     with pytest.raises(WeakPassword) as exc_info:
-        check(password)
+        check_strength(password)
     assert (exc_info.value.code, exc_info.value.field) == ("weak_password", "new_password")
     assert password.casefold() not in exc_info.value.message.casefold()
 
@@ -143,5 +147,5 @@ def test_weak_passwords_are_refused(password: str) -> None:
     ["correct horse battery", "a brand new one", "x9$kQ!vv2LpZ", "lee likes long green walks", "画" * 3 + "雨夜山中歌曲", "w" * 3 + "e7 fjord quilt" * 30],
 )  # fmt: skip
 def test_strong_passwords_are_accepted(password: str) -> None:
-    check(password)
-    check(password, email=None, name="")
+    check_strength(password)
+    check_strength(password, email=None, name="")

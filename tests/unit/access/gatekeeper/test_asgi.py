@@ -6,7 +6,7 @@ from moyin.access.gatekeeper.asgi import TrustedProxies
 
 
 @pytest.mark.parametrize(
-    ("trusted", "peer", "forwarded", "client"),
+    ("trusted_blocks", "peer", "forwarded_for", "client_address"),
     [
         ("", "203.0.113.9", None, "203.0.113.9"),
         # The gateway's own proxy: headers of the client are ignored.
@@ -23,19 +23,19 @@ from moyin.access.gatekeeper.asgi import TrustedProxies
     ],
 )
 def test_the_client_is_the_nearest_untrusted_address(
-    trusted: str, peer: str, forwarded: str | None, client: str
+    trusted_blocks: str, peer: str, forwarded_for: str | None, client_address: str
 ) -> None:
-    headers = [] if forwarded is None else [(b"x-forwarded-for", forwarded.encode())]
+    headers = [] if forwarded_for is None else [(b"x-forwarded-for", forwarded_for.encode())]
     scope = {"client": (peer, 1) if peer else None, "headers": headers}
-    assert TrustedProxies(trusted).get_client_address(scope) == client
+    assert TrustedProxies(trusted_blocks).get_client_address(scope) == client_address
 
 
-def test_several_forwarded_headers_are_one_list() -> None:
+def test_several_forwarded_headers_are_joined() -> None:
     headers = [(b"x-forwarded-for", b"1.1.1.1"), (b"x-forwarded-for", b"198.51.100.1")]
     scope = {"client": ("127.0.0.1", 1), "headers": headers}
     assert TrustedProxies("127.0.0.0/8").get_client_address(scope) == "198.51.100.1"
 
 
-def test_an_invalid_block_is_an_error() -> None:
+def test_an_invalid_address_block_is_an_error() -> None:
     with pytest.raises(ValueError, match="does not appear to be"):
         TrustedProxies("localhost")

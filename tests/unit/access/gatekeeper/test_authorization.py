@@ -51,7 +51,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def middleware(meter: Any = None) -> AuthorizationMiddleware:
+def make_middleware(meter: Any = None) -> AuthorizationMiddleware:
     return AuthorizationMiddleware(
         app,
         scope_of=lambda scope: "text" if scope["path"] == "/text" else None,
@@ -60,8 +60,8 @@ def middleware(meter: Any = None) -> AuthorizationMiddleware:
     )
 
 
-async def ask(
-    app: AuthorizationMiddleware, path: str, identity: Identity | None, kind: str = "http"
+async def send_request(
+    app: AuthorizationMiddleware, path: str, identity: Identity | None, scope_type: str = "http"
 ) -> Any:
     messages: list[Any] = []
 
@@ -72,52 +72,58 @@ async def ask(
         return {"type": "http.request"}
 
     context = RequestContext(request_id="r", identity=identity)
-    await app({"type": kind, "path": path, "moyin": context}, receive, send)
+    await app({"type": scope_type, "path": path, "moyin": context}, receive, send)
     return dict(messages[0]["headers"])
 
 
-def caller(*scopes: str, limits: tuple[Limit, ...] = ()) -> Identity:
+def make_identity(*scopes: str, limits: tuple[Limit, ...] = ()) -> Identity:
     return Identity(owner="o", key_id="k", scopes=frozenset(scopes), limits=limits)
 
 
-@pytest.mark.parametrize("kind", ["http", "websocket"])
-async def test_a_missing_scope_is_refused_and_named(kind: str) -> None:
+@pytest.mark.parametrize("scope_type", ["http", "websocket"])
+async def test_a_missing_scope_is_refused_and_named(scope_type: str) -> None:
     with pytest.raises(InsufficientScope) as exc_info:
-        await ask(middleware(), "/text", caller("jobs:read"), kind)
+        await send_request(make_middleware(), "/text", make_identity("jobs:read"), scope_type)
     assert exc_info.value.details == {"scope": "text"}
-    for allowed in (caller("text"), caller("*"), None):
-        await ask(middleware(), "/text", allowed)
-    await ask(middleware(), "/elsewhere", caller())
+    for allowed_identity in (make_identity("text"), make_identity("*"), None):
+        await send_request(make_middleware(), "/text", allowed_identity)
+    await send_request(make_middleware(), "/elsewhere", make_identity())
 
 
 async def test_callers_without_limits_are_not_counted() -> None:
     meter = TwoRequestMeter()
-    for identity in (caller("*"), None, caller("*", limits=(Limit(subject="key:k", open_jobs=1),))):
-        assert await ask(middleware(meter), "/", identity) == {b"a": b"b"}
+    for identity in (
+        make_identity("*"),
+        None,
+        make_identity("*", limits=(Limit(subject="key:k", open_jobs=1),)),
+    ):
+        assert await send_request(make_middleware(meter), "/", identity) == {b"a": b"b"}
     assert meter.admissions == []
 
 
 async def test_a_limited_request_is_counted_once_and_has_limit_headers() -> None:
     meter = TwoRequestMeter()
-    limited_caller = caller("*", limits=(LIMIT,))
-    headers = await ask(middleware(meter), "/", limited_caller)
+    identity = make_identity("*", limits=(LIMIT,))
+    headers = await send_request(make_middleware(meter), "/", identity)
     assert (headers[b"ratelimit-limit"], headers[b"ratelimit-remaining"]) == (b"2", b"1")
-    await ask(middleware(meter), "/", limited_caller)
+    await send_request(make_middleware(meter), "/", identity)
     with pytest.raises(RateLimited):
-        await ask(middleware(meter), "/", limited_caller)
+        await send_request(make_middleware(meter), "/", identity)
     assert len(meter.admissions) == 3
 
 
 async def test_a_priced_call_reserves_and_settles_its_cost() -> None:
     meter = TwoRequestMeter()
-    await ask(middleware(meter), "/priced", caller("*", limits=(LIMIT,)))
+    await send_request(make_middleware(meter), "/priced", make_identity("*", limits=(LIMIT,)))
     assert [arguments[2] for arguments in meter.admissions] == [500_000_000]
     assert [arguments[1] for arguments in meter.settlements] == [200_000_000]
 
 
 async def test_an_unpriced_response_on_a_priced_path_counts_as_a_request() -> None:
     meter = TwoRequestMeter()
-    headers = await ask(middleware(meter), "/cached", caller("*", limits=(LIMIT,)))
+    headers = await send_request(
+        make_middleware(meter), "/cached", make_identity("*", limits=(LIMIT,))
+    )
     assert headers[b"ratelimit-remaining"] == b"1"
     assert [arguments[2] for arguments in meter.admissions] == [0]
 
@@ -125,5 +131,5 @@ async def test_an_unpriced_response_on_a_priced_path_counts_as_a_request() -> No
 async def test_a_failed_app_releases_its_reservation() -> None:
     meter = TwoRequestMeter()
     with pytest.raises(ZeroDivisionError):
-        await ask(middleware(meter), "/bug", caller("*", limits=(LIMIT,)))
+        await send_request(make_middleware(meter), "/bug", make_identity("*", limits=(LIMIT,)))
     assert len(meter.settlements) == 1

@@ -51,33 +51,33 @@ def sessions(ended_sessions: EndedSessions) -> BrowserSessions:
     return BrowserSessions(KNOWN, ended_sessions.end)
 
 
-def scope(**headers: str) -> dict[str, Any]:
+def make_scope(**headers: str) -> dict[str, Any]:
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     return {"type": "http", "method": "POST", "scheme": "http", "headers": pairs}
 
 
 async def test_the_key_cookie_is_hidden_from_scripts(sessions: BrowserSessions) -> None:
-    identity, cookies = await sessions.sign_in(scope(), "good")
+    identity, cookies = await sessions.sign_in(make_scope(), "good")
     assert identity.owner == "ada"
     assert cookies == [
         "moyin_session=good; Path=/; Max-Age=2592000; HttpOnly; SameSite=Strict",
         NO_FORMER,
         NO_REFRESH,
     ]
-    _, tls_cookies = await sessions.sign_in(scope(x_forwarded_proto="https"), "good")
+    _, tls_cookies = await sessions.sign_in(make_scope(x_forwarded_proto="https"), "good")
     assert all(cookie.endswith("; Secure") for cookie in tls_cookies)
 
 
 async def test_a_token_cookie_expires_with_the_token(sessions: BrowserSessions) -> None:
     time_before = time.time()
-    _, [cookie, *_] = await sessions.sign_in(scope(), TOKEN)
-    age = int(cookie.partition("Max-Age=")[2].partition(";")[0])
-    assert EXPIRES - time.time() - 1 <= age <= EXPIRES - time_before
+    _, [cookie, *_] = await sessions.sign_in(make_scope(), TOKEN)
+    max_age = int(cookie.partition("Max-Age=")[2].partition(";")[0])
+    assert EXPIRES - time.time() - 1 <= max_age <= EXPIRES - time_before
 
 
-def test_only_renewal_gets_the_refresh_secret() -> None:
-    refresh = build_cookies(scope(), TOKEN, "moyinr_x", 60)[-1]
-    assert refresh == (
+def test_the_refresh_cookie_is_sent_to_the_session_path_only() -> None:
+    refresh_cookie = build_cookies(make_scope(), TOKEN, "moyinr_x", 60)[-1]
+    assert refresh_cookie == (
         "moyin_refresh=moyinr_x; Path=/accounts/session; Max-Age=60; HttpOnly; SameSite=Strict"
     )
 
@@ -87,7 +87,7 @@ def test_only_renewal_gets_the_refresh_secret() -> None:
 )
 async def test_invalid_keys_get_no_cookie(sessions: BrowserSessions, secret: str) -> None:
     with pytest.raises(InvalidKey):
-        await sessions.sign_in(scope(), secret)
+        await sessions.sign_in(make_scope(), secret)
 
 
 async def test_pages_of_other_sites_cannot_sign_in_or_out(
@@ -95,9 +95,9 @@ async def test_pages_of_other_sites_cannot_sign_in_or_out(
 ) -> None:
     foreign_headers = {"host": "gateway.example", "origin": "http://evil.example"}
     with pytest.raises(CrossSiteRequest):
-        await sessions.sign_in(scope(**foreign_headers), "good")
+        await sessions.sign_in(make_scope(**foreign_headers), "good")
     with pytest.raises(CrossSiteRequest):
-        await sessions.sign_out(scope(**foreign_headers, cookie=f"moyin_session={TOKEN}"))
+        await sessions.sign_out(make_scope(**foreign_headers, cookie=f"moyin_session={TOKEN}"))
     assert ended_sessions.ids == []
 
 
@@ -108,14 +108,14 @@ async def test_signing_out_deletes_the_cookies_and_ends_the_session(
         "moyin_session=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict", NO_FORMER, NO_REFRESH
     ]  # fmt: skip
     for cookie in ("", "moyin_session=bad", "moyin_session=good"):
-        assert await sessions.sign_out(scope(cookie=cookie)) == deleted_cookies
+        assert await sessions.sign_out(make_scope(cookie=cookie)) == deleted_cookies
     assert ended_sessions.ids == []
-    assert await sessions.sign_out(scope(cookie=f"moyin_session={TOKEN}")) == deleted_cookies
+    assert await sessions.sign_out(make_scope(cookie=f"moyin_session={TOKEN}")) == deleted_cookies
     assert ended_sessions.ids == ["ses_1"]
 
 
 async def test_a_cookie_has_an_identity_while_its_key_is_valid(sessions: BrowserSessions) -> None:
-    identity = await sessions.find_identity(scope(cookie="moyin_session=good"))
+    identity = await sessions.find_identity(make_scope(cookie="moyin_session=good"))
     assert identity is not None and identity.owner == "ada"
-    assert await sessions.find_identity(scope(cookie="moyin_session=bad")) is None
-    assert await sessions.find_identity(scope()) is None
+    assert await sessions.find_identity(make_scope(cookie="moyin_session=bad")) is None
+    assert await sessions.find_identity(make_scope()) is None

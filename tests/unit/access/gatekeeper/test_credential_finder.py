@@ -13,43 +13,45 @@ from moyin.access.gatekeeper.credential_finder import (
 from moyin.errors import CrossSiteRequest
 
 
-def is_comfy(scope: Scope) -> bool:
+def is_comfy_path(scope: Scope) -> bool:
     return str(scope["path"]).startswith("/comfy/")
 
 
-def is_proxied(scope: Scope) -> bool:
+def is_proxied_path(scope: Scope) -> bool:
     return str(scope["path"]).startswith("/svc")
 
 
-def is_events(scope: Scope) -> bool:
+def is_events_path(scope: Scope) -> bool:
     return str(scope["path"]).endswith("/events")
 
 
-TAKEN = CredentialFinder(query=is_comfy, proxied=is_proxied, cookie=is_comfy, event_token=is_events)
+TAKEN = CredentialFinder(
+    query=is_comfy_path, proxied=is_proxied_path, cookie=is_comfy_path, event_token=is_events_path
+)
 SAME = {"sec-fetch-site": "same-origin"}
 
 
-def scope(
+def make_scope(
     path: str = "/comfy/api/prompt",
     method: str = "GET",
     query: str = "",
-    kind: str = "http",
+    scope_type: str = "http",
     **headers: str,
 ) -> Scope:
     new_scope: Scope = {
-        "type": kind,
+        "type": scope_type,
         "path": path,
         "scheme": "http",
         "query_string": query.encode(),
         "headers": [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()],
     }
-    if kind == "http":
+    if scope_type == "http":
         new_scope["method"] = method
     return new_scope
 
 
-def with_headers(headers: dict[str, str], **scope_members: str) -> Scope:
-    return scope(**scope_members, **headers)
+def make_scope_with_headers(headers: dict[str, str], **scope_members: str) -> Scope:
+    return make_scope(**scope_members, **headers)
 
 
 @pytest.mark.parametrize(
@@ -73,58 +75,63 @@ def with_headers(headers: dict[str, str], **scope_members: str) -> Scope:
 def test_the_key_of_a_request_is_found(
     headers: dict[str, str], query: str, expected_key: str | None
 ) -> None:
-    assert TAKEN.extract(with_headers(headers, query=query)) == expected_key
+    assert TAKEN.extract(make_scope_with_headers(headers, query=query)) == expected_key
 
 
 @pytest.mark.parametrize("name", ["api_key", "api%5Fkey"])
 def test_the_key_is_removed_from_the_query(name: str) -> None:
-    request_scope = scope(query=f"filename=a%20b.png&{name}=secret&type=output")
+    request_scope = make_scope(query=f"filename=a%20b.png&{name}=secret&type=output")
     assert TAKEN.extract(request_scope) == "secret"
     assert request_scope["query_string"] == b"filename=a%20b.png&type=output"
 
 
 def test_the_query_key_is_removed_even_if_a_header_has_another() -> None:
-    request_scope = scope(query="api_key=secret", x_api_key="good")
+    request_scope = make_scope(query="api_key=secret", x_api_key="good")
     assert TAKEN.extract(request_scope) == "good"
     assert request_scope["query_string"] == b""
 
 
 @pytest.mark.parametrize("query", ["key=c", "token=c", "api_key=c"])
 def test_a_query_key_is_ignored_on_other_paths(query: str) -> None:
-    request_scope = scope(path="/jobs", query=query)
+    request_scope = make_scope(path="/jobs", query=query)
     assert TAKEN.extract(request_scope) is None
     assert request_scope["query_string"] == query.encode()
 
 
 def test_a_websocket_of_a_proxied_service_may_have_a_key_in_its_query() -> None:
-    request_scope = scope("/svc", query="a=1&api_key=c", kind="websocket")
+    request_scope = make_scope("/svc", query="a=1&api_key=c", scope_type="websocket")
     assert TAKEN.extract(request_scope) == "c"
     assert request_scope["query_string"] == b"a=1&api_key=c", "the proxy removes it"
-    assert TAKEN.extract(scope("/svc", query="token=c", kind="websocket")) is None
-    assert TAKEN.extract(scope("/svc", query="api_key=c")) is None
-    assert TAKEN.extract(scope("/jobs/j/ws", query="api_key=c", kind="websocket")) is None
+    assert TAKEN.extract(make_scope("/svc", query="token=c", scope_type="websocket")) is None
+    assert TAKEN.extract(make_scope("/svc", query="api_key=c")) is None
+    assert (
+        TAKEN.extract(make_scope("/jobs/j/ws", query="api_key=c", scope_type="websocket")) is None
+    )
 
 
 def test_an_event_token_is_found_and_removed_on_its_paths_only() -> None:
-    request_scope = scope("/jobs/j/events", query="after=1&%74oken=t&tokens=2")
+    request_scope = make_scope("/jobs/j/events", query="after=1&%74oken=t&tokens=2")
     assert TAKEN.extract_event_token(request_scope) == "t"
     assert request_scope["query_string"] == b"after=1&tokens=2"
     assert TAKEN.extract(request_scope) is None
-    other_path_scope = scope("/jobs", query="token=t")
+    other_path_scope = make_scope("/jobs", query="token=t")
     assert TAKEN.extract_event_token(other_path_scope) is None
-    assert CredentialFinder().extract_event_token(scope("/jobs/j/events", query="token=t")) is None
+    assert (
+        CredentialFinder().extract_event_token(make_scope("/jobs/j/events", query="token=t"))
+        is None
+    )
 
 
 def test_a_cookie_is_ignored_on_other_paths() -> None:
-    assert TAKEN.extract(scope("/jobs", cookie="moyin_session=d")) is None
-    assert CredentialFinder().extract(scope(cookie="moyin_session=d")) is None
+    assert TAKEN.extract(make_scope("/jobs", cookie="moyin_session=d")) is None
+    assert CredentialFinder().extract(make_scope(cookie="moyin_session=d")) is None
 
 
 OWN = "http://gateway.example:8000"
 
 
 @pytest.mark.parametrize(
-    ("headers", "fine"),
+    ("headers", "is_accepted"),
     [
         ({"sec-fetch-site": "same-origin"}, True),
         ({"sec-fetch-site": "none"}, True),
@@ -140,25 +147,25 @@ OWN = "http://gateway.example:8000"
         ({}, False),
     ],
 )
-@pytest.mark.parametrize("kind", ["POST", "DELETE", "websocket"])
-def test_a_cookie_is_accepted_from_own_pages_only(
-    headers: dict[str, str], fine: bool, kind: str
+@pytest.mark.parametrize("method", ["POST", "DELETE", "websocket"])
+def test_a_cookie_is_accepted_from_pages_of_the_gateway_only(
+    headers: dict[str, str], is_accepted: bool, method: str
 ) -> None:
-    socket = {"kind": "websocket"} if kind == "websocket" else {"method": kind}
+    scope_members = {"scope_type": "websocket"} if method == "websocket" else {"method": method}
     request_headers = {"host": "gateway.example:8000", "cookie": "moyin_session=d", **headers}
-    request_scope = with_headers(request_headers, **socket)
-    if fine:
+    request_scope = make_scope_with_headers(request_headers, **scope_members)
+    if is_accepted:
         assert TAKEN.extract(request_scope) == "d"
     else:
         with pytest.raises(CrossSiteRequest):
             TAKEN.extract(request_scope)
 
 
-def test_reads_and_header_keys_need_no_origin() -> None:
+def test_get_requests_and_header_keys_need_no_origin() -> None:
     foreign_headers = {"host": "gateway.example", "origin": "http://evil.example"}
-    cookie_scope = with_headers({**foreign_headers, "cookie": "moyin_session=d"})
+    cookie_scope = make_scope_with_headers({**foreign_headers, "cookie": "moyin_session=d"})
     assert TAKEN.extract(cookie_scope) == "d"
-    header_scope = with_headers({**foreign_headers, "x-api-key": "b"}, method="POST")
+    header_scope = make_scope_with_headers({**foreign_headers, "x-api-key": "b"}, method="POST")
     assert TAKEN.extract(header_scope) == "b"
 
 
@@ -171,14 +178,14 @@ def test_reads_and_header_keys_need_no_origin() -> None:
     ],
 )
 def test_an_origin_is_compared_by_host_and_port(origin: str, host: str) -> None:
-    require_same_origin(with_headers({"origin": origin, "host": host}, method="POST"))
+    require_same_origin(make_scope_with_headers({"origin": origin, "host": host}, method="POST"))
 
 
 def test_a_client_without_origin_headers_may_sign_in() -> None:
-    require_same_origin(scope(method="POST"), requires_origin=False)
+    require_same_origin(make_scope(method="POST"), requires_origin=False)
     with pytest.raises(CrossSiteRequest):
         require_same_origin(
-            scope(method="POST", origin="http://evil.example"), requires_origin=False
+            make_scope(method="POST", origin="http://evil.example"), requires_origin=False
         )
 
 
@@ -186,12 +193,14 @@ def test_a_client_without_origin_headers_may_sign_in() -> None:
 def test_an_invalid_host_matches_no_origin(host: str) -> None:
     with pytest.raises(CrossSiteRequest):
         require_same_origin(
-            with_headers({"origin": "http://gateway.example", "host": host}, method="POST")
+            make_scope_with_headers(
+                {"origin": "http://gateway.example", "host": host}, method="POST"
+            )
         )
 
 
 @pytest.mark.parametrize(
-    ("value", "remaining_cookies"),
+    ("cookie_header", "remaining_cookies"),
     [
         ("moyin_session=x", ""),
         ("a=1; moyin_session=x; b=2", "a=1; b=2"),
@@ -201,5 +210,7 @@ def test_an_invalid_host_matches_no_origin(host: str) -> None:
         ("moyin_refresh=x; a=1; moyin_session=y", "a=1"),
     ],
 )
-def test_the_session_cookie_is_removed_for_upstreams(value: str, remaining_cookies: str) -> None:
-    assert remove_session_cookie(value) == remaining_cookies
+def test_session_cookies_are_not_forwarded_to_upstreams(
+    cookie_header: str, remaining_cookies: str
+) -> None:
+    assert remove_session_cookie(cookie_header) == remaining_cookies

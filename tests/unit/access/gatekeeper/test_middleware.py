@@ -27,15 +27,19 @@ from moyin.testing.fakes import StaticAuthenticator
 LIMIT = 10
 
 
-def one_key() -> StaticAuthenticator:
-    token = Identity(owner="ada", key_id="k1", job="j")
+def make_authenticator() -> StaticAuthenticator:
+    event_identity = Identity(owner="ada", key_id="k1", job="j")
     other_identity = Identity(owner="bob", key_id="k2")
     return StaticAuthenticator(
-        {"good": Identity(owner="ada", key_id="k1"), "other": other_identity, "event": token}
+        {
+            "good": Identity(owner="ada", key_id="k1"),
+            "other": other_identity,
+            "event": event_identity,
+        }
     )
 
 
-class Recorder:
+class RecordingObserver:
     """An observer that records every observation."""
 
     def __init__(self) -> None:
@@ -43,15 +47,18 @@ class Recorder:
 
     @property
     def summaries(self) -> list[tuple[str, str, int]]:
-        return [(item.service, item.method, item.status) for item in self.all]
+        return [
+            (observation.service, observation.method, observation.status)
+            for observation in self.all
+        ]
 
     def observe(self, observation: Observation) -> None:
         self.all.append(observation)
 
 
 def find_owner(scope: Scope) -> str:
-    request = context(scope)
-    return request.reader.owner if scope["path"] == "/job/read" else request.owner
+    request_context = context(scope)
+    return request_context.reader.owner if scope["path"] == "/job/read" else request_context.owner
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,15 +88,15 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": owner.encode()})
 
 
-class Client:
+class GatekeeperClient:
     """Calls the gatekeeper as a server would."""
 
     def __init__(self) -> None:
-        self.metrics = Recorder()
+        self.metrics = RecordingObserver()
         self.app = Gatekeeper(
             echo,
             service="echo",
-            authenticator=one_key(),
+            authenticator=make_authenticator(),
             errors=render_problem_details,
             max_body_bytes=LIMIT,
             observer=self.metrics,
@@ -105,24 +112,24 @@ class Client:
         self,
         path: str = "/",
         *,
-        kind: str = "http",
+        scope_type: str = "http",
         headers: dict[str, str] | None = None,
         chunks: tuple[bytes, ...] = (b"",),
         query: bytes = b"",
     ) -> tuple[int, dict[str, str], bytes, list[Any]]:
         scope: Scope = {
-            "type": kind,
+            "type": scope_type,
             "path": path,
             "query_string": query,
             "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
         }
-        if kind == "http":
+        if scope_type == "http":
             scope["method"] = "POST"
         pending_messages: list[Any] = [
             {"type": "http.request", "body": c, "more_body": i < len(chunks) - 1}
             for i, c in enumerate(chunks)
         ]
-        if kind == "websocket":
+        if scope_type == "websocket":
             pending_messages = [{"type": "websocket.connect"}]
         messages: list[Any] = []
 
@@ -133,15 +140,17 @@ class Client:
             messages.append(message)
 
         await self.app(scope, receive, send)
-        start = next((m for m in messages if m["type"] == "http.response.start"), None)
+        response_start = next((m for m in messages if m["type"] == "http.response.start"), None)
         body = b"".join(m.get("body", b"") for m in messages if m["type"] == "http.response.body")
-        response_headers = {k.decode(): v.decode() for k, v in start["headers"]} if start else {}
-        return (start["status"] if start else 0), response_headers, body, messages
+        response_headers = (
+            {k.decode(): v.decode() for k, v in response_start["headers"]} if response_start else {}
+        )
+        return (response_start["status"] if response_start else 0), response_headers, body, messages
 
 
 @pytest.fixture
-def client() -> Client:
-    return Client()
+def client() -> GatekeeperClient:
+    return GatekeeperClient()
 
 
 BEARER = {"authorization": "Bearer good"}
@@ -150,7 +159,7 @@ BEARER = {"authorization": "Bearer good"}
 @pytest.mark.parametrize(
     "headers", [BEARER, {"x-api-key": "good"}, {"authorization": "bearer good"}]
 )
-async def test_a_valid_key_is_accepted(client: Client, headers: dict[str, str]) -> None:
+async def test_a_valid_key_is_accepted(client: GatekeeperClient, headers: dict[str, str]) -> None:
     status, response_headers, body, _ = await client.call(headers=headers, chunks=(b"abc", b"de"))
     assert (status, body) == (200, b"5ada")
     assert len(response_headers["x-request-id"]) == 32
@@ -166,8 +175,8 @@ async def test_a_valid_key_is_accepted(client: Client, headers: dict[str, str]) 
         ({"x-api-key": "bad"}, "invalid_api_key"),
     ],
 )
-async def test_a_missing_or_wrong_key_is_401(
-    client: Client, headers: dict[str, str], code: str
+async def test_a_missing_or_wrong_key_gets_status_401(
+    client: GatekeeperClient, headers: dict[str, str], code: str
 ) -> None:
     status, response_headers, body, _ = await client.call(headers=headers)
     problem = json.loads(body)
@@ -177,39 +186,43 @@ async def test_a_missing_or_wrong_key_is_401(
     assert problem["request_id"] == response_headers["x-request-id"]
 
 
-async def test_public_paths_need_no_key_and_have_no_owner(client: Client) -> None:
+async def test_public_paths_need_no_key_and_have_no_owner(client: GatekeeperClient) -> None:
     status, _, body, _ = await client.call("/open")
     assert (status, body) == (200, b"0nobody")
     with pytest.raises(MissingKey):
         _ = RequestContext(request_id="r", identity=None).owner
 
 
-async def test_a_valid_request_id_is_kept(client: Client) -> None:
+async def test_a_valid_request_id_is_kept(client: GatekeeperClient) -> None:
     _, response_headers, _, _ = await client.call(headers={**BEARER, "x-request-id": "shot-12.a"})
     assert response_headers["x-request-id"] == "shot-12.a"
     _, response_headers, _, _ = await client.call(headers={**BEARER, "x-request-id": "a b\n"})
     assert response_headers["x-request-id"] != "a b\n"
 
 
-async def test_a_declared_body_over_the_limit_is_refused_without_reading_it(client: Client) -> None:
+async def test_a_declared_body_over_the_limit_is_refused_without_reading_it(
+    client: GatekeeperClient,
+) -> None:
     status, _, body, _ = await client.call(headers={**BEARER, "content-length": "11"})
     assert (status, json.loads(body)["code"]) == (413, "body_too_large")
     assert json.loads(body)["max_body_bytes"] == LIMIT
 
 
-async def test_a_streamed_body_over_the_limit_is_refused(client: Client) -> None:
+async def test_a_streamed_body_over_the_limit_is_refused(client: GatekeeperClient) -> None:
     status, _, body, _ = await client.call(headers=BEARER, chunks=(b"123456", b"123456", b"1"))
     assert (status, json.loads(body)["code"]) == (413, "body_too_large")
     status, _, body, _ = await client.call(headers=BEARER, chunks=(b"12345", b"12345"))
     assert (status, body) == (200, b"10ada")
 
 
-async def test_an_invalid_content_length_is_named(client: Client) -> None:
+async def test_an_invalid_content_length_is_refused_with_its_field(
+    client: GatekeeperClient,
+) -> None:
     status, _, body, _ = await client.call(headers={**BEARER, "content-length": "-1"})
     assert (status, json.loads(body)["field"]) == (400, "Content-Length")
 
 
-async def test_errors_of_the_app_are_rendered(client: Client) -> None:
+async def test_errors_of_the_app_are_rendered(client: GatekeeperClient) -> None:
     status, _, body, _ = await client.call("/known", headers=BEARER)
     problem = json.loads(body)
     assert status == 400
@@ -218,7 +231,7 @@ async def test_errors_of_the_app_are_rendered(client: Client) -> None:
 
 
 async def test_an_unhandled_error_is_only_logged(
-    client: Client, caplog: pytest.LogCaptureFixture
+    client: GatekeeperClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     status, _, body, _ = await client.call("/bug", headers=BEARER)
     assert (status, json.loads(body)["code"]) == (500, "internal_error")
@@ -226,46 +239,50 @@ async def test_an_unhandled_error_is_only_logged(
     assert "secret detail" in caplog.text
 
 
-async def test_an_error_after_the_first_byte_closes_the_connection(client: Client) -> None:
+async def test_an_error_after_the_first_byte_closes_the_connection(
+    client: GatekeeperClient,
+) -> None:
     with pytest.raises(MoyinError, match="too late"):
         await client.call("/late", headers=BEARER)
     assert client.metrics.summaries == [("echo", "POST", 200)]
 
 
-async def test_a_websocket_may_have_its_key_in_the_query(client: Client) -> None:
-    *_, messages = await client.call(kind="websocket", query=b"api_key=good")
+async def test_a_websocket_may_have_its_key_in_the_query(client: GatekeeperClient) -> None:
+    *_, messages = await client.call(scope_type="websocket", query=b"api_key=good")
     assert [m["type"] for m in messages] == ["websocket.accept", "websocket.send"]
     assert messages[1]["text"] == "ada"
 
 
-async def test_a_websocket_without_a_key_is_closed_with_the_reason(client: Client) -> None:
-    *_, messages = await client.call(kind="websocket", query=b"api_key=bad")
+async def test_a_websocket_without_a_key_is_closed_with_the_reason(
+    client: GatekeeperClient,
+) -> None:
+    *_, messages = await client.call(scope_type="websocket", query=b"api_key=bad")
     assert [m["type"] for m in messages] == ["websocket.accept", "websocket.close"]
     assert (messages[1]["code"], messages[1]["reason"][:15]) == (1008, "invalid_api_key")
 
 
-async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None:
+async def test_a_key_in_the_query_is_for_websockets_only(client: GatekeeperClient) -> None:
     status, *_ = await client.call(query=b"api_key=good")
     assert status == 401
 
 
-@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize("scope_type", ["http", "websocket"])
 @pytest.mark.parametrize("cookie", ["other", "bad"])
-async def test_event_token_has_precedence_over_the_cookie(cookie: str, kind: str) -> None:
+async def test_event_token_has_precedence_over_the_cookie(cookie: str, scope_type: str) -> None:
     """A request with both is authenticated by the event token.
 
     Browsers send the console's cookie even for other pages of the same site.
     """
-    client = Client()
+    client = GatekeeperClient()
     headers = {
         "cookie": f"moyin_session={cookie}",
         "origin": "https://studio.example",
         "sec-fetch-site": "same-site",
     }
     status, _, body, messages = await client.call(
-        "/job/read", kind=kind, headers=headers, query=b"token=event"
+        "/job/read", scope_type=scope_type, headers=headers, query=b"token=event"
     )
-    if kind == "http":
+    if scope_type == "http":
         assert (status, body) == (200, b"0ada")
     else:
         assert messages[-1] == {"type": "websocket.send", "text": "ada"}
@@ -274,7 +291,9 @@ async def test_event_token_has_precedence_over_the_cookie(cookie: str, kind: str
     assert (status, json.loads(body)["code"]) == (403, "cross_site_request")
 
 
-async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client: Client) -> None:
+async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(
+    client: GatekeeperClient,
+) -> None:
     """An event token is valid only in the query of paths for event tokens, and only as ``token``.
 
     There, an app that reads ``owner`` fails, because the holder of an event token may only read.
@@ -292,7 +311,9 @@ async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client:
     assert (status, body[-3:]) == (200, b"ada"), "a key counts before a token"
 
 
-async def test_the_access_log_has_caller_and_request_but_no_secret(client: Client) -> None:
+async def test_the_access_log_has_caller_and_request_but_no_secret(
+    client: GatekeeperClient,
+) -> None:
     await client.call("/known", headers=BEARER, query=b"api_key=good")
     [access_entry] = client.metrics.all
     line = format_access_line(access_entry)
@@ -302,7 +323,7 @@ async def test_the_access_log_has_caller_and_request_but_no_secret(client: Clien
     assert "good" not in line
 
 
-async def test_the_access_log_has_no_token_of_a_file_link(client: Client) -> None:
+async def test_the_access_log_has_no_token_of_a_file_link(client: GatekeeperClient) -> None:
     link = create_file_link(b"0" * 32, "ada", "art_1", "a.png", 60)
     await client.call(link, headers=BEARER)
     [access_entry] = client.metrics.all
@@ -310,7 +331,7 @@ async def test_the_access_log_has_no_token_of_a_file_link(client: Client) -> Non
     assert json.loads(format_access_line(access_entry))["path"].startswith("/artifacts/signed/eyJ")
 
 
-class Hanging:
+class HangingApp:
     """An app that never responds, and records its cancellation."""
 
     def __init__(self) -> None:
@@ -328,11 +349,11 @@ class Hanging:
             raise
 
 
-def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
+def wrap_in_gatekeeper(app: ASGIApp, metrics: RecordingObserver) -> Gatekeeper:
     return Gatekeeper(
         app,
         service="hang",
-        authenticator=one_key(),
+        authenticator=make_authenticator(),
         errors=render_problem_details,
         max_body_bytes=LIMIT,
         observer=metrics,
@@ -340,7 +361,7 @@ def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
 
 
 async def test_a_disconnect_cancels_the_request() -> None:
-    app, metrics = Hanging(), Recorder()
+    app, metrics = HangingApp(), RecordingObserver()
     has_disconnected = asyncio.Event()
     pending_messages: list[Any] = [
         {"type": "http.request", "body": b"a", "more_body": True},
@@ -362,7 +383,7 @@ async def test_a_disconnect_cancels_the_request() -> None:
         "path": "/",
         "headers": [(b"x-api-key", b"good")],
     }
-    serving_task = asyncio.create_task(behind_gatekeeper(app, metrics)(scope, receive, send))
+    serving_task = asyncio.create_task(wrap_in_gatekeeper(app, metrics)(scope, receive, send))
     await app.is_working.wait()
     await asyncio.sleep(0.3)
     assert not app.cancelled
@@ -373,10 +394,10 @@ async def test_a_disconnect_cancels_the_request() -> None:
     assert metrics.summaries == [("hang", "POST", 499)]
 
 
-async def test_a_cancellation_from_outside_is_not_swallowed() -> None:
-    app, metrics = Hanging(), Recorder()
-    client = Client()
-    client.app = behind_gatekeeper(app, metrics)
+async def test_a_cancellation_by_the_server_is_not_swallowed() -> None:
+    app, metrics = HangingApp(), RecordingObserver()
+    client = GatekeeperClient()
+    client.app = wrap_in_gatekeeper(app, metrics)
     task = asyncio.create_task(client.call(headers=BEARER))
     await app.is_working.wait()
     task.cancel()
@@ -409,8 +430,8 @@ async def test_a_body_that_is_too_slow_ends_the_request(
     async def send(message: Any) -> None:
         messages.append(message)
 
-    gatekeeper = behind_gatekeeper(echo, Recorder())
-    await asyncio.wait_for(gatekeeper(post_scope(), receive, send), 30)
+    gatekeeper = wrap_in_gatekeeper(echo, RecordingObserver())
+    await asyncio.wait_for(gatekeeper(make_post_scope(), receive, send), 30)
     assert (messages[0]["status"], json.loads(messages[1]["body"])["code"]) == (
         408,
         "body_too_slow",
@@ -429,7 +450,7 @@ async def test_an_app_that_reads_slowly_does_not_end_the_request(
         piece = pieces.pop(0)
         return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
 
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+    async def slow_app(scope: Scope, receive: Receive, send: Send) -> None:
         for _ in range(3):
             await receive()
             await asyncio.sleep(0.15)
@@ -439,25 +460,27 @@ async def test_an_app_that_reads_slowly_does_not_end_the_request(
     async def send(message: Any) -> None:
         messages.append(message)
 
-    await asyncio.wait_for(behind_gatekeeper(slow, Recorder())(post_scope(), receive, send), 30)
+    await asyncio.wait_for(
+        wrap_in_gatekeeper(slow_app, RecordingObserver())(make_post_scope(), receive, send), 30
+    )
     assert messages[0]["status"] == 200
 
 
-def post_scope() -> Scope:
+def make_post_scope() -> Scope:
     return {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-api-key", b"good")]}
 
 
 async def test_the_app_does_not_see_a_query_key() -> None:
     seen_scopes: list[Scope] = []
-    recorder = Recorder()
+    recorder = RecordingObserver()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen_scopes.append(scope)
         await echo(scope, receive, send)
 
-    client = Client()
+    client = GatekeeperClient()
     client.app = Gatekeeper(
-        app, service="s", authenticator=one_key(), errors=render_problem_details, max_body_bytes=LIMIT,
+        app, service="s", authenticator=make_authenticator(), errors=render_problem_details, max_body_bytes=LIMIT,
         observer=recorder,
         credentials=CredentialFinder(query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip
@@ -474,13 +497,13 @@ async def test_the_app_does_not_see_a_query_key() -> None:
 class HalfSentRequest:
     """A request whose body stops after some parts, as a server delivers it."""
 
-    def __init__(self, path: str, parts: int = 1, **headers: str) -> None:
+    def __init__(self, path: str, part_count: int = 1, **headers: str) -> None:
         self.scope: Scope = {
             "type": "http", "path": path, "method": "POST", "query_string": b"",
             "headers": [(name.replace("_", "-").encode(), value.encode())
                         for name, value in {"content_length": "9", **headers}.items()],
         }  # fmt: skip
-        self.remaining_parts = parts
+        self.remaining_parts = part_count
         self.sent: list[Any] = []
 
     async def receive(self) -> Any:
@@ -495,10 +518,10 @@ class HalfSentRequest:
     @property
     def outcome(self) -> tuple[int, bool]:
         """Return the status, and True if the connection closes after the response."""
-        [start] = [m for m in self.sent if m["type"] == "http.response.start"]
-        connection_headers = [v for k, v in start["headers"] if k == b"connection"]
+        [response_start] = [m for m in self.sent if m["type"] == "http.response.start"]
+        connection_headers = [v for k, v in response_start["headers"] if k == b"connection"]
         assert connection_headers in ([], [b"close"])
-        return start["status"], bool(connection_headers)
+        return response_start["status"], bool(connection_headers)
 
 
 async def respond_at_once(scope: Scope, receive: Receive, send: Send) -> None:
@@ -521,27 +544,29 @@ async def test_a_response_does_not_wait_for_a_missing_body(
 ) -> None:
     monkeypatch.setattr(body, "_DRAIN_SECONDS", 0.01)
     request = HalfSentRequest("/", 1, **headers)
-    await behind_gatekeeper(respond_at_once, Recorder())(
+    await wrap_in_gatekeeper(respond_at_once, RecordingObserver())(
         request.scope, request.receive, request.send
     )
     assert request.outcome == (status, True)
 
 
 @pytest.mark.parametrize("headers", [{}, {"x_api_key": "good"}])
-async def test_a_body_that_is_sent_keeps_the_connection(headers: dict[str, str]) -> None:
+async def test_a_completely_sent_body_keeps_the_connection_open(headers: dict[str, str]) -> None:
     request = HalfSentRequest("/", 1, **headers)
 
     async def receive() -> Any:
         return {**(await request.receive()), "more_body": request.remaining_parts > 0}
 
     request.remaining_parts = 3
-    await behind_gatekeeper(respond_at_once, Recorder())(request.scope, receive, request.send)
+    await wrap_in_gatekeeper(respond_at_once, RecordingObserver())(
+        request.scope, receive, request.send
+    )
     assert request.outcome == (200 if headers else 401, False)
 
 
 async def test_a_refused_client_gets_no_100_continue() -> None:
-    request = HalfSentRequest("/", parts=0, expect="100-continue")
-    await behind_gatekeeper(respond_at_once, Recorder())(
+    request = HalfSentRequest("/", part_count=0, expect="100-continue")
+    await wrap_in_gatekeeper(respond_at_once, RecordingObserver())(
         request.scope, request.receive, request.send
     )
     assert request.outcome == (401, True)

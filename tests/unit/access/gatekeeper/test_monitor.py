@@ -25,7 +25,7 @@ EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 EVENT = b"data: 1\n\n"
 
 
-class Farm:
+class MonitoredApp:
     """A gatekeeper in front of an app that never ends by itself."""
 
     def __init__(self) -> None:
@@ -59,20 +59,22 @@ class Farm:
             self.cancelled += 1
             raise
 
-    def open(self, path: str = "/", *, kind: str = "http", key: str = "good") -> OpenConnection:
-        return OpenConnection(self, path, kind, key)
+    def open(
+        self, path: str = "/", *, scope_type: str = "http", key: str = "good"
+    ) -> OpenConnection:
+        return OpenConnection(self, path, scope_type, key)
 
 
 class OpenConnection:
     """An open connection to the app."""
 
-    def __init__(self, farm: Farm, path: str, kind: str, key: str) -> None:
+    def __init__(self, app: MonitoredApp, path: str, scope_type: str, key: str) -> None:
         self.sent: list[Any] = []
         scope = {
-            "type": kind, "path": path, "method": "GET", "query_string": b"",
+            "type": scope_type, "path": path, "method": "GET", "query_string": b"",
             "headers": [(b"x-api-key", key.encode())],
         }  # fmt: skip
-        first_messages: list[Any] = [{"type": "websocket.connect"} if kind == "websocket" else
+        first_messages: list[Any] = [{"type": "websocket.connect"} if scope_type == "websocket" else
                             {"type": "http.request", "body": b""}]  # fmt: skip
 
         async def receive() -> Any:
@@ -83,7 +85,7 @@ class OpenConnection:
         async def send(message: Any) -> None:
             self.sent.append(message)
 
-        self.task = asyncio.create_task(farm.gatekeeper(scope, receive, send))
+        self.task = asyncio.create_task(app.gatekeeper(scope, receive, send))
 
     @property
     def body(self) -> bytes:
@@ -91,39 +93,45 @@ class OpenConnection:
 
 
 @pytest.fixture
-def farm(monkeypatch: pytest.MonkeyPatch) -> Farm:
+def monitored_app(monkeypatch: pytest.MonkeyPatch) -> MonitoredApp:
     monkeypatch.setattr(disconnect, "_GRACE_SECONDS", 0.0)
-    return Farm()
+    return MonitoredApp()
 
 
-async def wait_until_watched(farm: Farm, connection: OpenConnection) -> OpenConnection:
-    """Wait until the connection has begun and the monitor watches it."""
-    await farm.under_way.wait()
-    while not farm.gatekeeper.monitor._credentials:  # noqa: ASYNC110
+async def wait_until_monitored(
+    monitored_app: MonitoredApp, connection: OpenConnection
+) -> OpenConnection:
+    """Wait until the app serves the connection and the monitor watches it; return it."""
+    await monitored_app.under_way.wait()
+    while not monitored_app.gatekeeper.monitor._credentials:  # noqa: ASYNC110
         await asyncio.sleep(0)
     return connection
 
 
-async def test_a_websocket_is_closed_with_the_reason_when_its_key_ends(farm: Farm) -> None:
-    socket = await wait_until_watched(farm, farm.open(kind="websocket"))
-    await farm.gatekeeper.monitor.recheck()
+async def test_a_websocket_is_closed_with_the_reason_when_its_key_ends(
+    monitored_app: MonitoredApp,
+) -> None:
+    socket = await wait_until_monitored(monitored_app, monitored_app.open(scope_type="websocket"))
+    await monitored_app.gatekeeper.monitor.recheck()
     assert not socket.task.done()
-    del farm.keys.identities["good"]
-    await farm.gatekeeper.monitor.recheck()
+    del monitored_app.keys.identities["good"]
+    await monitored_app.gatekeeper.monitor.recheck()
     await socket.task
     assert socket.sent[-1] == {
         "type": "websocket.close",
         "code": 1008,
         "reason": "invalid_api_key: the API key or the session of this connection has ended; authenticate again",
     }
-    assert farm.cancelled == 1
-    assert not farm.gatekeeper.monitor._credentials
+    assert monitored_app.cancelled == 1
+    assert not monitored_app.gatekeeper.monitor._credentials
 
 
-async def test_a_stream_ends_with_an_error_event_when_its_key_ends(farm: Farm) -> None:
-    stream = await wait_until_watched(farm, farm.open())
-    del farm.keys.identities["good"]
-    await farm.gatekeeper.monitor.recheck()
+async def test_a_stream_ends_with_an_error_event_when_its_key_ends(
+    monitored_app: MonitoredApp,
+) -> None:
+    stream = await wait_until_monitored(monitored_app, monitored_app.open())
+    del monitored_app.keys.identities["good"]
+    await monitored_app.gatekeeper.monitor.recheck()
     await stream.task
     first_event, last_event = stream.body.removesuffix(b"\n\n").split(b"\n\n")
     name, data = last_event.split(b"\n")
@@ -134,35 +142,35 @@ async def test_a_stream_ends_with_an_error_event_when_its_key_ends(farm: Farm) -
 
 
 @pytest.mark.parametrize(
-    "change",
+    "changed_identity",
     [
         replace(ANN, scopes=frozenset({"text"})),
         replace(ANN, limits=(Limit(subject="key:k1", concurrent_requests=0),)),
     ],
     ids=["scope", "limit"],
 )
-async def test_a_connection_ends_when_its_caller_loses_the_scope(
-    farm: Farm, change: Identity
+async def test_a_connection_ends_when_its_caller_may_no_longer_use_it(
+    monitored_app: MonitoredApp, changed_identity: Identity
 ) -> None:
-    stream = await wait_until_watched(farm, farm.open())
-    farm.keys.identities["good"] = replace(ANN, scopes=ANN.scopes - {"text"})
-    await farm.gatekeeper.monitor.recheck()
+    stream = await wait_until_monitored(monitored_app, monitored_app.open())
+    monitored_app.keys.identities["good"] = replace(ANN, scopes=ANN.scopes - {"text"})
+    await monitored_app.gatekeeper.monitor.recheck()
     assert not stream.task.done()
-    farm.keys.identities["good"] = change
-    await farm.gatekeeper.monitor.recheck()
+    monitored_app.keys.identities["good"] = changed_identity
+    await monitored_app.gatekeeper.monitor.recheck()
     await stream.task
     assert b"event: error" in stream.body
 
 
-async def test_only_connections_of_ended_credentials_end(farm: Farm) -> None:
+async def test_only_connections_of_ended_credentials_end(monitored_app: MonitoredApp) -> None:
     ended_connection, lasting_connection = (
-        farm.open(kind="websocket"),
-        farm.open(kind="websocket", key="other"),
+        monitored_app.open(scope_type="websocket"),
+        monitored_app.open(scope_type="websocket", key="other"),
     )
-    while len(farm.gatekeeper.monitor._credentials) < 2:  # noqa: ASYNC110
+    while len(monitored_app.gatekeeper.monitor._credentials) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)
-    del farm.keys.identities["good"]
-    await farm.gatekeeper.monitor.recheck()
+    del monitored_app.keys.identities["good"]
+    await monitored_app.gatekeeper.monitor.recheck()
     await ended_connection.task
     assert not lasting_connection.task.done()
     lasting_connection.task.cancel()
@@ -170,27 +178,27 @@ async def test_only_connections_of_ended_credentials_end(farm: Farm) -> None:
         await lasting_connection.task
 
 
-async def test_a_stream_in_the_middle_of_an_event_is_closed(farm: Farm) -> None:
-    farm.piece = b"data: 1"
-    stream = await wait_until_watched(farm, farm.open())
-    del farm.keys.identities["good"]
-    await farm.gatekeeper.monitor.recheck()
+async def test_a_stream_in_the_middle_of_an_event_is_closed(monitored_app: MonitoredApp) -> None:
+    monitored_app.piece = b"data: 1"
+    stream = await wait_until_monitored(monitored_app, monitored_app.open())
+    del monitored_app.keys.identities["good"]
+    await monitored_app.gatekeeper.monitor.recheck()
     with pytest.raises(Exception, match="has ended"):
         await stream.task
     assert stream.body == b"data: 1"
 
 
-async def test_a_response_of_known_length_is_completed(farm: Farm) -> None:
-    farm.headers = [(b"Content-Length", b"100")]
+async def test_a_response_of_known_length_is_completed(monitored_app: MonitoredApp) -> None:
+    monitored_app.headers = [(b"Content-Length", b"100")]
     for path in ("/", "/slow"):
-        answer = await wait_until_watched(farm, farm.open(path))
-        del farm.keys.identities["good"]
-        await farm.gatekeeper.monitor.recheck()
-        assert not answer.task.cancelling()
-        answer.task.cancel()
+        connection = await wait_until_monitored(monitored_app, monitored_app.open(path))
+        del monitored_app.keys.identities["good"]
+        await monitored_app.gatekeeper.monitor.recheck()
+        assert not connection.task.cancelling()
+        connection.task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await answer.task
-        farm.keys.identities["good"] = ANN
+            await connection.task
+        monitored_app.keys.identities["good"] = ANN
 
 
 class CountingKeys(StaticAuthenticator):
@@ -224,14 +232,14 @@ class FakeConnection:
 async def test_a_thousand_connections_of_one_key_take_one_recheck() -> None:
     keys = CountingKeys()
     monitor = CredentialMonitor(keys, interval=3600)
-    lines = [FakeConnection() for _ in range(1_000)]
-    for line in lines:
-        monitor.add("good", ANN, line)
+    connections = [FakeConnection() for _ in range(1_000)]
+    for connection in connections:
+        monitor.add("good", ANN, connection)
     await monitor.recheck()
     assert keys.recheck_sizes == [1]
     keys.identities.clear()
     await monitor.recheck()
-    assert all(line.ended for line in lines)
+    assert all(connection.ended for connection in connections)
 
 
 async def test_connections_continue_while_the_database_is_unavailable() -> None:
@@ -247,26 +255,26 @@ async def test_connections_continue_while_the_database_is_unavailable() -> None:
 
 
 async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:
-    class Broken(CountingKeys):
+    class FailingOnceKeys(CountingKeys):
         async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
             self.recheck_sizes.append(len(credentials))
             if len(self.recheck_sizes) == 1:
                 raise ZeroDivisionError
-            twice.set()
+            second_recheck.set()
             return {}
 
-    twice = asyncio.Event()
-    line = FakeConnection()
-    monitor = CredentialMonitor(Broken(), interval=0)
-    monitor.add("good", ANN, line)
+    second_recheck = asyncio.Event()
+    connection = FakeConnection()
+    monitor = CredentialMonitor(FailingOnceKeys(), interval=0)
+    monitor.add("good", ANN, connection)
     async with asyncio.timeout(10):
-        await twice.wait()
-        while not line.ended:  # noqa: ASYNC110
+        await second_recheck.wait()
+        while not connection.ended:  # noqa: ASYNC110
             await asyncio.sleep(0)
-    monitor.discard("good", line)
+    monitor.discard("good", connection)
 
 
-async def test_a_service_token_is_not_watched() -> None:
+async def test_a_connection_of_a_service_token_is_not_monitored() -> None:
     monitor = CredentialMonitor(CountingKeys(), interval=3600)
     monitor.add("token", replace(ANN, service="jobs"), FakeConnection())
     assert not monitor._credentials

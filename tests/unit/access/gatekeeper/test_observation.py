@@ -37,10 +37,10 @@ def test_only_secrets_are_redacted(text: str, redacted_text: str | None) -> None
     assert redact(text) == (text if redacted_text is None else redacted_text)
 
 
-def test_every_secret_of_moyin_is_recognised() -> None:
-    for kind in "rp":
-        secret = generate_secret(kind)
-        assert redact(f"it was {secret}!") == f"it was moyin{kind}_…!"
+def test_every_secret_of_moyin_is_redacted() -> None:
+    for secret_kind in "rp":
+        secret = generate_secret(secret_kind)
+        assert redact(f"it was {secret}!") == f"it was moyin{secret_kind}_…!"
 
 
 def test_log_lines_are_redacted_with_their_exceptions() -> None:

@@ -37,7 +37,7 @@ from tests.forging import encode_base64url, sign_with_hs256
 SECRET = b"s" * 32
 
 
-class Studio:
+class SignedInPlayer:
     """A database with a signed-in player."""
 
     def __init__(self, database: Database) -> None:
@@ -54,11 +54,11 @@ class Studio:
         self.session, _ = await self.sessions.open(self.user.id)
         self.pair = await self.keys.get_newest()
 
-    async def token(self, lifetime: timedelta = timedelta(minutes=5)) -> str:
-        mint = AccessTokenIssuer(self.keys, lifetime)
-        return await mint.issue(self.user, self.session, {"player", "text"})
+    async def issue_token(self, lifetime: timedelta = timedelta(minutes=5)) -> str:
+        issuer = AccessTokenIssuer(self.keys, lifetime)
+        return await issuer.issue(self.user, self.session, {"player", "text"})
 
-    def claims(self, **changes: Any) -> dict[str, Any]:
+    def build_claims(self, **changes: Any) -> dict[str, Any]:
         now = int(time.time())
         return {
             "iss": "moyin", "aud": "moyin", "sub": self.user.id, "sid": self.session.id,
@@ -67,17 +67,17 @@ class Studio:
 
     def sign_token(self, key: Any = None, **changes: Any) -> str:
         headers = {"kid": self.pair.kid, "typ": changes.pop("typ", "at+jwt")}
-        claims = {k: v for k, v in self.claims(**changes).items() if v is not None}
+        claims = {k: v for k, v in self.build_claims(**changes).items() if v is not None}
         return jwt.encode(claims, key or self.pair.key, "EdDSA", headers)
 
 
 @pytest.fixture
-async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
+async def player(tmp_path: Path) -> AsyncIterator[SignedInPlayer]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ensure_schema()
-    studio = Studio(database)
-    await studio.open()
-    yield studio
+    player = SignedInPlayer(database)
+    await player.open()
+    yield player
     await database.close()
 
 
@@ -88,42 +88,42 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-async def test_an_access_token_authenticates_its_user(studio: Studio) -> None:
-    identity = await studio.authenticator.authenticate(await studio.token())
-    assert (identity.owner, identity.user) == (studio.user.id, studio.user.id)
+async def test_an_access_token_authenticates_its_user(player: SignedInPlayer) -> None:
+    identity = await player.authenticator.authenticate(await player.issue_token())
+    assert (identity.owner, identity.user) == (player.user.id, player.user.id)
     assert identity.scopes == {"player", "text"}
-    assert identity.key_id == studio.session.id
+    assert identity.key_id == player.session.id
 
 
-async def test_a_token_from_a_clock_slightly_ahead_is_valid(studio: Studio) -> None:
+async def test_a_token_from_a_clock_slightly_ahead_is_valid(player: SignedInPlayer) -> None:
     """A token that seems to be issued in the future is accepted, since replicas' clocks differ."""
     now = int(time.time())
-    token = studio.sign_token(iat=now + 3, exp=now + 303, own=studio.user.id)
-    assert (await studio.authenticator.authenticate(token)).user == studio.user.id
+    token = player.sign_token(iat=now + 3, exp=now + 303, own=player.user.id)
+    assert (await player.authenticator.authenticate(token)).user == player.user.id
 
 
-def _with_public_key(studio: Studio) -> str:
+def _sign_with_public_key(player: SignedInPlayer) -> str:
     """Forge a token by using the public key as a shared secret (algorithm confusion); return it."""
-    pem = studio.pair.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return sign_with_hs256(studio.claims(), {"kid": studio.pair.kid, "typ": "at+jwt"}, pem)
+    pem = player.pair.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return sign_with_hs256(player.build_claims(), {"kid": player.pair.kid, "typ": "at+jwt"}, pem)
 
 
-def _unsigned(studio: Studio) -> str:
-    return jwt.encode(studio.claims(), "", "none", {"kid": studio.pair.kid, "typ": "at+jwt"})
+def _make_unsigned_token(player: SignedInPlayer) -> str:
+    return jwt.encode(player.build_claims(), "", "none", {"kid": player.pair.kid, "typ": "at+jwt"})
 
 
-def _alter_claims(studio: Studio) -> str:
-    head, _, signature = studio.sign_token(own="me").split(".")
+def _alter_claims(player: SignedInPlayer) -> str:
+    head, _, signature = player.sign_token(own="me").split(".")
 
-    return f"{head}.{encode_base64url(json.dumps(studio.claims()).encode())}.{signature}"
+    return f"{head}.{encode_base64url(json.dumps(player.build_claims()).encode())}.{signature}"
 
 
-FORGERIES: dict[str, Callable[[Studio], str]] = {
-    "algorithm confusion": _with_public_key,
-    "none": _unsigned,
+FORGERIES: dict[str, Callable[[SignedInPlayer], str]] = {
+    "algorithm confusion": _sign_with_public_key,
+    "none": _make_unsigned_token,
     "altered": _alter_claims,
     "other key": lambda s: s.sign_token(Ed25519PrivateKey.generate()),
-    "internal secret, person's claims": lambda s: sign_with_hs256(s.claims(), {}, SECRET),
+    "internal secret, person's claims": lambda s: sign_with_hs256(s.build_claims(), {}, SECRET),
     "expired": lambda s: s.sign_token(exp=int(time.time()) - 1),
     "other audience": lambda s: s.sign_token(aud="moyin-internal"),
     "other issuer": lambda s: s.sign_token(iss="evil"),
@@ -132,7 +132,7 @@ FORGERIES: dict[str, Callable[[Studio], str]] = {
     "made-up session": lambda s: s.sign_token(sid="ses_0"),
     "no expiry": lambda s: s.sign_token(exp=None),
     "unknown kid": lambda s: jwt.encode(
-        s.claims(), s.pair.key, "EdDSA", {"kid": "../../dev/null", "typ": "at+jwt"}
+        s.build_claims(), s.pair.key, "EdDSA", {"kid": "../../dev/null", "typ": "at+jwt"}
     ),
     "garbage": lambda s: "a.b.c",
     "empty": lambda s: "..",
@@ -140,80 +140,86 @@ FORGERIES: dict[str, Callable[[Studio], str]] = {
 
 
 @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES.keys())
-async def test_a_forged_token_is_refused(studio: Studio, forge: Callable[[Studio], str]) -> None:
+async def test_a_forged_token_is_refused(
+    player: SignedInPlayer, forge: Callable[[SignedInPlayer], str]
+) -> None:
     with pytest.raises(InvalidKey):
-        await studio.authenticator.authenticate(forge(studio))
+        await player.authenticator.authenticate(forge(player))
 
 
-async def test_access_tokens_are_refused_without_a_verifier(studio: Studio) -> None:
+async def test_access_tokens_are_refused_without_a_verifier(player: SignedInPlayer) -> None:
     with pytest.raises(InvalidKey):
-        await KeyAuthenticator(KeyStore(studio.database), SECRET).authenticate(await studio.token())
+        await KeyAuthenticator(KeyStore(player.database), SECRET).authenticate(
+            await player.issue_token()
+        )
 
 
 async def test_signing_out_takes_effect_within_five_seconds(
-    studio: Studio, clock: list[float]
+    player: SignedInPlayer, clock: list[float]
 ) -> None:
-    token = await studio.token()
-    await studio.authenticator.authenticate(token)
-    await studio.sessions.revoke(studio.session.id)
+    token = await player.issue_token()
+    await player.authenticator.authenticate(token)
+    await player.sessions.revoke(player.session.id)
     clock[0] += 4.9
     with pytest.raises(InvalidKey, match="sign in again"):
-        await studio.authenticator.authenticate(token)
+        await player.authenticator.authenticate(token)
 
 
-async def test_a_cached_token_ends_when_it_expires(studio: Studio, clock: list[float]) -> None:
-    token = await studio.token(timedelta(seconds=2))
-    await studio.authenticator.authenticate(token)
+async def test_a_cached_token_ends_when_it_expires(
+    player: SignedInPlayer, clock: list[float]
+) -> None:
+    token = await player.issue_token(timedelta(seconds=2))
+    await player.authenticator.authenticate(token)
     # Cached until the token expires, not longer.
-    assert studio.authenticator._cache[token].fresh_until <= clock[0] + 2
+    assert player.authenticator._cache[token].fresh_until <= clock[0] + 2
 
 
-async def test_after_a_rotation_the_old_key_still_verifies(studio: Studio) -> None:
-    token_before = await studio.token()
-    await studio.authenticator.authenticate(token_before)
-    pair = await studio.keys.add()
-    token_after = await studio.token()
-    assert jwt.get_unverified_header(token_after)["kid"] == pair.kid
-    authenticator = create_authenticator(studio.database, SECRET)
+async def test_after_a_rotation_the_old_key_still_verifies(player: SignedInPlayer) -> None:
+    token_before = await player.issue_token()
+    await player.authenticator.authenticate(token_before)
+    new_key = await player.keys.add()
+    token_after = await player.issue_token()
+    assert jwt.get_unverified_header(token_after)["kid"] == new_key.kid
+    authenticator = create_authenticator(player.database, SECRET)
     for token in (token_before, token_after):
-        assert (await authenticator.authenticate(token)).user == studio.user.id
+        assert (await authenticator.authenticate(token)).user == player.user.id
 
 
 async def test_without_the_database_cached_identities_stay_valid(
-    studio: Studio, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    player: SignedInPlayer, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, key = await KeyStore(studio.database).create("studio", "k")
-    token, other_token = await studio.token(), await studio.token(timedelta(minutes=4))
+    _, key = await KeyStore(player.database).create("studio", "k")
+    token, other_token = await player.issue_token(), await player.issue_token(timedelta(minutes=4))
     for credential in (key, token):
-        await studio.authenticator.authenticate(credential)
+        await player.authenticator.authenticate(credential)
 
     def fail(*_: Any) -> Any:
         raise OperationalError("SELECT", {}, OSError("away"))
 
     for method_name in ("read", "reading"):
-        monkeypatch.setattr(studio.database, method_name, fail)
+        monkeypatch.setattr(player.database, method_name, fail)
     clock[0] += 60
-    assert (await studio.authenticator.authenticate(key)).owner == "studio"
-    assert (await studio.authenticator.authenticate(token)).user == studio.user.id
+    assert (await player.authenticator.authenticate(key)).owner == "studio"
+    assert (await player.authenticator.authenticate(token)).user == player.user.id
     with pytest.raises(ServiceUnavailable):
-        await studio.authenticator.authenticate(other_token)
+        await player.authenticator.authenticate(other_token)
     clock[0] += 600
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
-            await studio.authenticator.authenticate(key)
+            await player.authenticator.authenticate(key)
 
 
-async def test_an_identity_has_its_limits(studio: Studio) -> None:
-    key_id, key = await KeyStore(studio.database).create("studio", "k", scopes={"text"})
-    limits = LimitStore(studio.database)
+async def test_an_identity_has_its_limits(player: SignedInPlayer) -> None:
+    key_id, key = await KeyStore(player.database).create("studio", "k", scopes={"text"})
+    limits = LimitStore(player.database)
     key_limit = Limit(subject=f"key:{key_id}", requests_per_minute=5, open_jobs=2)
     await limits.set(Limit(subject="owner:studio", concurrent_requests=3))
     await limits.set(key_limit)
-    identity = await studio.authenticator.authenticate(key)
+    identity = await player.authenticator.authenticate(key)
     assert [limit.subject for limit in identity.limits] == [key_limit.subject, "owner:studio"]
     assert identity.limits[0] == key_limit
     # Requests of Moyin's services are not counted, since the client's request was.
-    service_identity = await studio.authenticator.authenticate(
+    service_identity = await player.authenticator.authenticate(
         create_service_token_factory(SECRET, "jobs")(identity)
     )
     assert (service_identity.service, service_identity.key_id, service_identity.scopes) == (
@@ -224,24 +230,28 @@ async def test_an_identity_has_its_limits(studio: Studio) -> None:
     assert service_identity.limits[0] == replace(key_limit, requests_per_minute=None)
 
 
-async def test_the_private_key_is_not_in_the_database(studio: Studio, tmp_path: Path) -> None:
-    raw = studio.pair.key.private_bytes_raw()
+async def test_the_private_key_is_not_in_the_database(
+    player: SignedInPlayer, tmp_path: Path
+) -> None:
+    raw_key = player.pair.key.private_bytes_raw()
     database_bytes = b"".join(path.read_bytes() for path in tmp_path.glob("moyin.db*"))
-    assert studio.pair.kid.encode() in database_bytes
+    assert player.pair.kid.encode() in database_bytes
     assert (
-        raw not in database_bytes
-        and encode_base64url(raw).encode() not in database_bytes
-        and raw.hex().encode() not in database_bytes
+        raw_key not in database_bytes
+        and encode_base64url(raw_key).encode() not in database_bytes
+        and raw_key.hex().encode() not in database_bytes
     )
     with pytest.raises(RuntimeError):
-        await SigningKeyStore(studio.database).get_newest()
+        await SigningKeyStore(player.database).get_newest()
 
 
-async def test_a_new_key_signs_even_after_a_clock_ahead(studio: Studio) -> None:
+async def test_a_new_key_is_the_newest_even_after_one_dated_in_the_future(
+    player: SignedInPlayer,
+) -> None:
     future_time = now() + timedelta(days=400)
-    async with studio.database.writing() as connection:
+    async with player.database.writing() as connection:
         await connection.execute(signing_keys.update().values(created_at=future_time))
     for _ in range(2):
-        new_key = await studio.keys.add()
-        assert (await studio.keys.get_newest()).kid == new_key.kid
-        assert (await studio.keys.list_public_keys())[0].kid == new_key.kid
+        new_key = await player.keys.add()
+        assert (await player.keys.get_newest()).kid == new_key.kid
+        assert (await player.keys.list_public_keys())[0].kid == new_key.kid

@@ -47,12 +47,12 @@ class ReceivedRequest:
         return json.loads(self.body)
 
 
-def answer(value: Any, status: int = 200) -> Reply:
-    body = json.dumps(value).encode()
+def json_reply(body_value: Any, status: int = 200) -> Reply:
+    body = json.dumps(body_value).encode()
     return Reply(status=status, headers={"content-type": "application/json"}, body=body)
 
 
-def problem(
+def problem_reply(
     status: int, code: str, *, headers: Mapping[str, str] | None = None, **kwargs: Any
 ) -> Reply:
     """Return an error as docs/reference/errors.md describes it.
@@ -71,13 +71,13 @@ def problem(
     )
 
 
-def stream(*pieces: bytes, breaks: bool = False) -> Reply:
+def stream_reply(*pieces: bytes, breaks: bool = False) -> Reply:
     return Reply(headers={"content-type": "text/event-stream"}, pieces=pieces, breaks=breaks)
 
 
-def event(kind: str, data: Any, event_id: str | None = None) -> bytes:
-    head = f"id: {event_id}\n" if event_id else ""
-    return f"{head}event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
+def build_event(event_type: str, data: Any, event_id: str | None = None) -> bytes:
+    id_line = f"id: {event_id}\n" if event_id else ""
+    return f"{id_line}event: {event_type}\ndata: {json.dumps(data)}\n\n".encode()
 
 
 class ScriptedGateway:
@@ -96,10 +96,10 @@ class ScriptedGateway:
     def script(self, method: str, path: str, *replies: Reply) -> None:
         self._replies[method, path].extend(replies)
 
-    def next_reply(self, request: ReceivedRequest) -> Reply:
+    def take_next_reply(self, request: ReceivedRequest) -> Reply:
         self.requests.append(request)
         replies = self._replies[request.method, request.path]
-        return replies.pop(0) if replies else problem(404, "route_not_found")
+        return replies.pop(0) if replies else problem_reply(404, "route_not_found")
 
     def start(self) -> None:
         """Listen on a free port, or after a stop on the same port as before."""
@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         address = urlsplit(self.path)
-        reply = self.server.gateway.next_reply(
+        reply = self.server.gateway.take_next_reply(
             ReceivedRequest(
                 method=self.command,
                 path=address.path,

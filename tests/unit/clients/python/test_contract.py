@@ -48,7 +48,7 @@ NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("shape", "body", "extra_members"),
+    ("dataclass_type", "body", "extra_members"),
     [
         (client.Job, wire.JobDetail, set()),
         (client.Progress, wire.ProgressBody, {"node"}),
@@ -73,9 +73,11 @@ NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
     ],
 )
 def test_a_dataclass_has_the_members_of_its_body(
-    shape: Any, body: type[BaseModel], extra_members: set[str]
+    dataclass_type: Any, body: type[BaseModel], extra_members: set[str]
 ) -> None:
-    assert {field.name for field in fields(shape)} == body.model_fields.keys() | extra_members
+    assert {
+        field.name for field in fields(dataclass_type)
+    } == body.model_fields.keys() | extra_members
 
 
 def test_final_statuses_are_those_of_the_gateway() -> None:
@@ -83,18 +85,18 @@ def test_final_statuses_are_those_of_the_gateway() -> None:
     assert {kind.value for kind in EventType if kind.is_final} == FINAL_STATUSES
 
 
-def test_the_default_life_of_a_token_is_that_of_the_gateway() -> None:
+def test_the_default_lifetime_of_a_token_is_that_of_the_gateway() -> None:
     parameters = inspect.signature(client.Client.create_token).parameters
     assert parameters["expires_in"].default == wire.TokenRequest().expires_in
 
 
-def test_codes_that_are_sent_again_are_retryable() -> None:
-    types = list_error_types()
+def test_error_codes_that_the_client_retries_are_retryable() -> None:
+    error_types = list_error_types()
     codes = retry._CODES - {"connection_failed"}
     assert codes
     for code in codes:
-        kind: type[MoyinError] = types[code]
-        assert kind.retryable, code
+        error_type: type[MoyinError] = error_types[code]
+        assert error_type.retryable, code
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_the_gateway_accepts_the_requests_of_the_client(work: Work) -> None:
     )
 
 
-def test_the_gateway_takes_the_filters() -> None:
+def test_the_gateway_accepts_the_filters_of_the_client() -> None:
     conditions = JobFilter(
         status=["failed", "cancelled"], kind="render", pool="fast", template="dawn",
         metadata={"project": "aurora"}, created_after=NOON, created_before=NOON, search="fox",
@@ -134,12 +136,12 @@ def test_the_gateway_takes_the_filters() -> None:
     assert (query.metadata, query.limit, query.cursor) == ({"project": "aurora"}, 7, "c1")
     assert (query.created_after, query.pool, query.template) == (NOON, "fast", "dawn")
     assert query.search == "fox"
-    files = ArtifactFilter(
+    artifact_conditions = ArtifactFilter(
         job="j1", media_type="image/*", created_after=NOON, created_before=NOON, favourite=False,
         template="dawn", user="u1", metadata={"project": "aurora"}, page_size=7,
     )  # fmt: skip
-    assert files.keys() == ArtifactFilter.__annotations__.keys()
-    artifacts_query = parse_artifacts_query(build_query(files, None).items())
+    assert artifact_conditions.keys() == ArtifactFilter.__annotations__.keys()
+    artifacts_query = parse_artifacts_query(build_query(artifact_conditions, None).items())
     assert (artifacts_query.media_type, artifacts_query.favourite, artifacts_query.user) == (
         "image/*",
         False,
@@ -148,7 +150,7 @@ def test_the_gateway_takes_the_filters() -> None:
     assert (artifacts_query.template, artifacts_query.metadata) == ("dawn", {"project": "aurora"})
 
 
-def test_the_gateway_takes_requests_for_many_jobs() -> None:
+def test_the_gateway_accepts_bulk_requests_of_the_client() -> None:
     conditions = JobConditions(status="failed", metadata={"a": "b"}, created_after=NOON)
     body = json.dumps(build_bulk(conditions, True, "c1")).encode()
     parsed_request = parse_bulk_request(body)
@@ -159,7 +161,7 @@ def test_the_gateway_takes_requests_for_many_jobs() -> None:
     assert (parsed_request.dry_run, parsed_request.cursor) == (True, "c1")
 
 
-def test_the_gateway_takes_queries_of_usage() -> None:
+def test_the_gateway_accepts_usage_queries_of_the_client() -> None:
     query = UsageQuery(
         group_by=["day", "key"], since=NOON, until=NOON, key="k", model="m", backend="b",
         requested_model="auto", owner="*", daily=True, limit=5, cursor="c1",
@@ -176,8 +178,8 @@ def test_the_gateway_takes_queries_of_usage() -> None:
 
 def test_the_client_imports_only_declared_dependencies() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    names = {re.split(r"[^\w-]", text)[0] for text in project["dependencies"]}
-    assert names == {"httpx"}
+    dependency_names = {re.split(r"[^\w-]", text)[0] for text in project["dependencies"]}
+    assert dependency_names == {"httpx"}
     imported_modules = set()
     paths = list((PROJECT / "moyin_client").glob("*.py"))
     for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):

@@ -11,22 +11,22 @@ from tests.unit.clients.python.scripted_gateway import (
     LOST,
     Reply,
     ScriptedGateway,
-    answer,
-    event,
-    problem,
-    stream,
+    build_event,
+    json_reply,
+    problem_reply,
+    stream_reply,
 )
 
 EVENTS = "/jobs/j1/events"
 
 
-def status(name: str, event_id: str | None, **kwargs: Any) -> bytes:
-    return event(name, {"id": "j1", "status": name, "attempt": 1, **kwargs}, event_id)
+def build_status_event(name: str, event_id: str | None, **kwargs: Any) -> bytes:
+    return build_event(name, {"id": "j1", "status": name, "attempt": 1, **kwargs}, event_id)
 
 
-RUNNING = status("running", "2-0")
-SUCCEEDED = status("succeeded", "9-0")
-SEEN = {
+RUNNING = build_status_event("running", "2-0")
+SUCCEEDED = build_status_event("succeeded", "9-0")
+PREVIEW_DATA = {
     "step": 0,
     "node": "KSampler",
     "media_type": "image/jpeg",
@@ -38,12 +38,12 @@ async def test_events_are_typed_by_their_kind(client: AnyClient, gateway: Script
     artifact = {"id": "art_1", "name": "a.png"}
     gateway.script(
         "GET", EVENTS,
-        stream(
-            b"retry: 2000\n\n" + status("queued", "1-0"),
+        stream_reply(
+            b"retry: 2000\n\n" + build_status_event("queued", "1-0"),
             b": still here\n\n",
-            event("progress", {"value": 3, "max": 20, "step": 0, "node": "KSampler"}, "2-0"),
-            event("step", {"step": 0, "artifacts": [artifact], "attempt": 1}, "3-0"),
-            event("novelty", {"x": 1}, "4-0"),
+            build_event("progress", {"value": 3, "max": 20, "step": 0, "node": "KSampler"}, "2-0"),
+            build_event("step", {"step": 0, "artifacts": [artifact], "attempt": 1}, "3-0"),
+            build_event("novelty", {"x": 1}, "4-0"),
             SUCCEEDED,
         ),
     )  # fmt: skip
@@ -68,9 +68,9 @@ async def test_a_broken_stream_resumes_after_the_last_whole_event(
 ) -> None:
     gateway.script(
         "GET", EVENTS,
-        stream(status("queued", "1-0"), RUNNING[:20], breaks=breaks),
-        stream(RUNNING, breaks=breaks),
-        stream(SUCCEEDED),
+        stream_reply(build_status_event("queued", "1-0"), RUNNING[:20], breaks=breaks),
+        stream_reply(RUNNING, breaks=breaks),
+        stream_reply(SUCCEEDED),
     )  # fmt: skip
     events = await client.collect("events", "j1", last_event_id="0-0")
     assert [event.id for event in events] == ["1-0", "2-0", "9-0"]
@@ -82,36 +82,38 @@ async def test_a_broken_stream_resumes_after_the_last_whole_event(
     assert len(pauses.seconds) == 2
 
 
-async def test_a_dead_gateway_is_waited_for(
+async def test_a_stream_waits_for_a_gateway_that_is_down(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
-    gateway.script("GET", EVENTS, stream(RUNNING, breaks=True), stream(SUCCEEDED))
-    steps = [gateway.stop, lambda: None, gateway.start]
-    pauses.on_pause = lambda: steps.pop(0)()
+    gateway.script("GET", EVENTS, stream_reply(RUNNING, breaks=True), stream_reply(SUCCEEDED))
+    pause_actions = [gateway.stop, lambda: None, gateway.start]
+    pauses.on_pause = lambda: pause_actions.pop(0)()
     events = await client.collect("events", "j1")
     assert [event.id for event in events] == ["2-0", "9-0"]
-    assert steps == []
+    assert pause_actions == []
     assert [request.headers.get("last-event-id") for request in gateway.requests] == [None, "2-0"]
 
 
-async def test_errors_that_pass_are_waited_for(
+async def test_a_stream_resumes_after_temporary_errors(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
-    slow_consumer_event = event("error", {"code": "slow_consumer", "message": "too slow"})
+    slow_consumer_event = build_event("error", {"code": "slow_consumer", "message": "too slow"})
     gateway.script(
         "GET", EVENTS,
-        problem(503, "service_unavailable", headers={"retry-after": "3"}),
-        stream(RUNNING + slow_consumer_event),
-        stream(SUCCEEDED),
+        problem_reply(503, "service_unavailable", headers={"retry-after": "3"}),
+        stream_reply(RUNNING + slow_consumer_event),
+        stream_reply(SUCCEEDED),
     )  # fmt: skip
     assert [item.id for item in await client.collect("events", "j1")] == ["2-0", "9-0"]
     assert pauses.seconds[0] == 3
 
 
-async def test_the_pause_that_the_gateway_asks_for_is_kept(
+async def test_the_client_pauses_as_long_as_the_gateway_requests(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
-    gateway.script("GET", EVENTS, stream(b"retry: 2000\n\n" + RUNNING), stream(SUCCEEDED))
+    gateway.script(
+        "GET", EVENTS, stream_reply(b"retry: 2000\n\n" + RUNNING), stream_reply(SUCCEEDED)
+    )
     await client.collect("events", "j1")
     assert pauses.seconds == [2.0]
 
@@ -119,17 +121,19 @@ async def test_the_pause_that_the_gateway_asks_for_is_kept(
 async def test_an_event_without_id_does_not_move_the_cursor(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
-    last_event = status("succeeded", None)
-    gateway.script("GET", EVENTS, stream(RUNNING, last_event, breaks=True), stream(last_event))
+    last_event = build_status_event("succeeded", None)
+    gateway.script(
+        "GET", EVENTS, stream_reply(RUNNING, last_event, breaks=True), stream_reply(last_event)
+    )
     assert [item.id for item in await client.collect("events", "j1")] == ["2-0", None, None]
     assert gateway.requests[1].headers["last-event-id"] == "2-0"
 
 
 @pytest.mark.parametrize(
-    "reply", [problem(404, "job_not_found"),
-              stream(event("error", {"code": "job_not_found", "message": "no"}))],
+    "reply", [problem_reply(404, "job_not_found"),
+              stream_reply(build_event("error", {"code": "job_not_found", "message": "no"}))],
 )  # fmt: skip
-async def test_other_errors_end_the_stream(
+async def test_permanent_errors_end_the_stream(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses, reply: Reply
 ) -> None:
     gateway.script("GET", EVENTS, reply)
@@ -139,8 +143,12 @@ async def test_other_errors_end_the_stream(
     assert pauses.seconds == []
 
 
-async def test_only_failures_in_a_row_count(client: AnyClient, gateway: ScriptedGateway) -> None:
-    broken_streams = [stream(status("running", f"2-{n}"), breaks=True) for n in range(6)]
+async def test_only_consecutive_failures_count_as_tries(
+    client: AnyClient, gateway: ScriptedGateway
+) -> None:
+    broken_streams = [
+        stream_reply(build_status_event("running", f"2-{n}"), breaks=True) for n in range(6)
+    ]
     gateway.script("GET", EVENTS, *broken_streams, LOST, LOST, LOST, LOST)
     with pytest.raises(MoyinError) as exc_info:
         await client.collect("events", "j1")
@@ -149,7 +157,7 @@ async def test_only_failures_in_a_row_count(client: AnyClient, gateway: Scripted
     assert len(gateway.requests) == 9
 
 
-async def test_nothing_comes_after_the_last_event(
+async def test_a_stream_after_the_last_event_is_empty(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
     gateway.script("GET", EVENTS, Reply(status=204))
@@ -162,8 +170,8 @@ async def test_a_stream_goes_on_after_a_retry_of_the_job(
 ) -> None:
     gateway.script(
         "GET", EVENTS,
-        stream(status("failed", "3-0"), status("queued", "4-0"), breaks=True),
-        stream(status("succeeded", None)),
+        stream_reply(build_status_event("failed", "3-0"), build_status_event("queued", "4-0"), breaks=True),
+        stream_reply(build_status_event("succeeded", None)),
     )  # fmt: skip
     events = await client.collect("events", "j1")
     assert [(event.type, event.id) for event in events] == [
@@ -177,16 +185,16 @@ async def test_waiting_reports_progress_and_returns_the_job(
 ) -> None:
     gateway.script(
         "GET", EVENTS,
-        stream(event("progress", {"value": 1, "max": 2, "step": 0}, "2-0"), breaks=True),
-        stream(
-            event("step", {"step": 0, "artifacts": [], "value": 1, "max": 2}, "3-0"),
-            event("step", {"step": 1, "artifacts": []}, "4-0"),
+        stream_reply(build_event("progress", {"value": 1, "max": 2, "step": 0}, "2-0"), breaks=True),
+        stream_reply(
+            build_event("step", {"step": 0, "artifacts": [], "value": 1, "max": 2}, "3-0"),
+            build_event("step", {"step": 1, "artifacts": []}, "4-0"),
             SUCCEEDED,
         ),
     )  # fmt: skip
     output = {"step": 0, "text": "blue"}
     gateway.script(
-        "GET", "/jobs/j1", answer({"id": "j1", "status": "succeeded", "outputs": [output]})
+        "GET", "/jobs/j1", json_reply({"id": "j1", "status": "succeeded", "outputs": [output]})
     )
     reported_progress: list[Progress] = []
     job = await client.call("wait", "j1", on_progress=reported_progress.append)
@@ -197,23 +205,25 @@ async def test_waiting_reports_progress_and_returns_the_job(
 async def test_waiting_follows_a_job_that_was_retried_meanwhile(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
-    gateway.script("GET", EVENTS, stream(status("failed", "3-0")), stream(SUCCEEDED))
+    gateway.script(
+        "GET", EVENTS, stream_reply(build_status_event("failed", "3-0")), stream_reply(SUCCEEDED)
+    )
     gateway.script(
         "GET", "/jobs/j1",
-        answer({"id": "j1", "status": "queued"}), answer({"id": "j1", "status": "succeeded"}),
+        json_reply({"id": "j1", "status": "queued"}), json_reply({"id": "j1", "status": "succeeded"}),
     )  # fmt: skip
     assert (await client.call("wait", "j1")).status == "succeeded"
     assert gateway.requests[2].headers["last-event-id"] == "3-0"
 
 
-async def test_previews_are_typed_and_never_cursors(
+async def test_previews_are_typed_and_do_not_move_the_cursor(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script(
         "GET", EVENTS,
-        stream(RUNNING, event("preview", SEEN), breaks=True),
-        stream(event("preview", SEEN), breaks=True),
-        stream(SUCCEEDED),
+        stream_reply(RUNNING, build_event("preview", PREVIEW_DATA), breaks=True),
+        stream_reply(build_event("preview", PREVIEW_DATA), breaks=True),
+        stream_reply(SUCCEEDED),
     )  # fmt: skip
     events = await client.collect("events", "j1", previews=True)
     assert [(item.type, item.id) for item in events] == [
@@ -233,7 +243,7 @@ async def test_previews_are_typed_and_never_cursors(
 async def test_a_preview_after_the_last_event_does_not_reopen_the_stream(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
-    gateway.script("GET", EVENTS, stream(SUCCEEDED, event("preview", SEEN)))
+    gateway.script("GET", EVENTS, stream_reply(SUCCEEDED, build_event("preview", PREVIEW_DATA)))
     events = await client.collect("events", "j1", previews=True)
     assert [item.type for item in events] == ["succeeded", "preview"]
     assert (len(gateway.requests), pauses.seconds) == (1, [])
@@ -242,7 +252,7 @@ async def test_a_preview_after_the_last_event_does_not_reopen_the_stream(
 async def test_previews_are_sent_only_on_request(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
-    gateway.script("GET", EVENTS, stream(SUCCEEDED))
+    gateway.script("GET", EVENTS, stream_reply(SUCCEEDED))
     await client.collect("events", "j1")
     assert gateway.requests[0].query == {}
 
@@ -252,9 +262,9 @@ async def test_the_newest_preview_is_a_picture_or_none(
 ) -> None:
     gateway.script(
         "GET", "/jobs/j1/preview",
-        problem(404, "preview_not_found"), problem(503, "service_unavailable"),
+        problem_reply(404, "preview_not_found"), problem_reply(503, "service_unavailable"),
         Reply(headers={"content-type": "image/jpeg"}, body=b"picture"),
-        problem(404, "job_not_found"),
+        problem_reply(404, "job_not_found"),
     )  # fmt: skip
     assert await client.call("preview", "j1") is None
     picture = await client.call("preview", "j1")
@@ -266,7 +276,7 @@ async def test_the_newest_preview_is_a_picture_or_none(
 
 async def test_a_token_for_a_page_is_created(client: AnyClient, gateway: ScriptedGateway) -> None:
     token = {"token": "e.y.J", "expires_at": "2026-11-28T12:05:00Z"}
-    gateway.script("POST", "/jobs/j1/token", LOST, answer(token), answer(token))
+    gateway.script("POST", "/jobs/j1/token", LOST, json_reply(token), json_reply(token))
     assert await client.call("create_token", "j1") == EventToken(
         token="e.y.J", expires_at=datetime(2026, 11, 28, 12, 5, tzinfo=UTC)
     )

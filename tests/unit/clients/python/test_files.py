@@ -11,8 +11,8 @@ from tests.unit.clients.python.scripted_gateway import (
     LOST,
     Reply,
     ScriptedGateway,
-    answer,
-    problem,
+    json_reply,
+    problem_reply,
 )
 
 STORED = {
@@ -30,7 +30,7 @@ async def test_an_upload_is_repeated_as_a_whole_with_its_key(
     client: AnyClient, gateway: ScriptedGateway, tmp_path: Path
 ) -> None:
     (tmp_path / "ü.png").write_bytes(LARGE)
-    gateway.script("POST", "/artifacts", LOST, answer(STORED, 201))
+    gateway.script("POST", "/artifacts", LOST, json_reply(STORED, 201))
     artifact = await client.call("upload", tmp_path / "ü.png")
     assert (artifact.id, artifact.name) == ("art_1", "ü.png")
     assert [request.body for request in gateway.requests] == [LARGE, LARGE]
@@ -41,7 +41,7 @@ async def test_an_upload_is_repeated_as_a_whole_with_its_key(
 
 
 async def test_bytes_are_uploaded(client: AnyClient, gateway: ScriptedGateway) -> None:
-    gateway.script("POST", "/artifacts", answer(STORED, 201), answer(STORED, 201))
+    gateway.script("POST", "/artifacts", json_reply(STORED, 201), json_reply(STORED, 201))
     await client.call("upload", b"abc", name="a.bin", media_type="text/plain")
     await client.call("upload", b"")
     first_request, second_request = gateway.requests
@@ -80,7 +80,9 @@ async def test_a_failed_download_leaves_the_file_as_it_was(
     client: AnyClient, gateway: ScriptedGateway, tmp_path: Path
 ) -> None:
     broken_reply = Reply(pieces=(b"half",), breaks=True)
-    gateway.script("GET", "/artifacts/art_1", broken_reply, problem(404, "artifact_not_found"))
+    gateway.script(
+        "GET", "/artifacts/art_1", broken_reply, problem_reply(404, "artifact_not_found")
+    )
     target = tmp_path / "a.png"
     target.write_bytes(b"old")
     with pytest.raises(MoyinError) as exc_info:
@@ -95,12 +97,16 @@ async def test_files_are_listed_linked_and_deleted(
 ) -> None:
     listed_artifact = STORED | {"job": "j1", "created_at": "2026-11-28T12:00:00Z"}
     gateway.script(
-        "GET", "/artifacts", answer({"artifacts": [listed_artifact], "next_cursor": None})
+        "GET", "/artifacts", json_reply({"artifacts": [listed_artifact], "next_cursor": None})
     )
     link = {"url": "/files/signed/abc/a.png", "expires_at": "2026-11-28T13:00:00Z"}
-    gateway.script("POST", "/artifacts/art_1/link", answer(link))
+    gateway.script("POST", "/artifacts/art_1/link", json_reply(link))
     gateway.script(
-        "DELETE", "/artifacts/art_1", LOST, problem(404, "artifact_not_found"), Reply(status=204)
+        "DELETE",
+        "/artifacts/art_1",
+        LOST,
+        problem_reply(404, "artifact_not_found"),
+        Reply(status=204),
     )
     [artifact] = await client.collect("artifacts", job="j1", media_type="image/*")
     assert (artifact.job, artifact.created_at) == ("j1", datetime(2026, 11, 28, 12, tzinfo=UTC))
@@ -113,5 +119,5 @@ async def test_files_are_listed_linked_and_deleted(
 
 
 async def test_the_secret_of_webhooks_is_read(client: AnyClient, gateway: ScriptedGateway) -> None:
-    gateway.script("GET", "/jobs/webhook-secret", answer({"secret": "whsec_YQ=="}))
+    gateway.script("GET", "/jobs/webhook-secret", json_reply({"secret": "whsec_YQ=="}))
     assert await client.call("webhook_secret") == "whsec_YQ=="

@@ -18,25 +18,31 @@ from moyin_client import (
     Render,
 )
 from tests.unit.clients.python.conftest import AnyClient, Pauses
-from tests.unit.clients.python.scripted_gateway import LOST, Reply, ScriptedGateway, answer, problem
+from tests.unit.clients.python.scripted_gateway import (
+    LOST,
+    Reply,
+    ScriptedGateway,
+    json_reply,
+    problem_reply,
+)
 
 QUEUED = {"id": "j1", "status": "queued"}
 CHAT = Chat(request={"model": "auto", "messages": []})
 
 
 def test_both_clients_have_the_same_methods_and_parameters() -> None:
-    def describe(kind: type) -> dict[str, list[tuple[str, Any, Any]]]:
+    def describe_methods(client_type: type) -> dict[str, list[tuple[str, Any, Any]]]:
         return {
             name.replace("__a", "__"): [
                 (parameter.name, parameter.default, parameter.annotation)
                 for parameter in inspect.signature(method).parameters.values()
             ]
-            for name, method in vars(kind).items()
+            for name, method in vars(client_type).items()
             if inspect.isfunction(method) and (not name.startswith("_") or name == "__init__")
         }
 
-    assert describe(Client) == describe(AsyncClient)
-    assert len(describe(Client)) > 15
+    assert describe_methods(Client) == describe_methods(AsyncClient)
+    assert len(describe_methods(Client)) > 15
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,7 @@ def test_both_clients_have_the_same_methods_and_parameters() -> None:
 async def test_work_is_submitted_as_documented(
     client: AnyClient, gateway: ScriptedGateway, work: Any, body: dict[str, Any]
 ) -> None:
-    gateway.script("POST", "/jobs", answer(QUEUED, 202))
+    gateway.script("POST", "/jobs", json_reply(QUEUED, 202))
     job = await client.call(
         "submit", work, priority=2, metadata={"project": "dawn"}, webhook="https://a.example/b",
         deadline=datetime(2026, 12, 1, tzinfo=UTC),
@@ -93,8 +99,10 @@ async def test_work_is_submitted_as_documented(
 async def test_retries_of_a_submission_have_the_same_key(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
-    busy_reply = problem(503, "service_unavailable", headers={"retry-after": "7"})
-    gateway.script("POST", "/jobs", LOST, busy_reply, answer(QUEUED, 202), answer(QUEUED, 202))
+    busy_reply = problem_reply(503, "service_unavailable", headers={"retry-after": "7"})
+    gateway.script(
+        "POST", "/jobs", LOST, busy_reply, json_reply(QUEUED, 202), json_reply(QUEUED, 202)
+    )
     await client.call("submit", CHAT)
     await client.call("submit", CHAT)
     keys = [request.headers["idempotency-key"] for request in gateway.requests]
@@ -106,18 +114,18 @@ async def test_retries_of_a_submission_have_the_same_key(
 
 
 async def test_a_key_of_the_caller_is_sent(client: AnyClient, gateway: ScriptedGateway) -> None:
-    gateway.script("POST", "/jobs", answer(QUEUED, 202))
+    gateway.script("POST", "/jobs", json_reply(QUEUED, 202))
     await client.call("submit", CHAT, idempotency_key="order-4711")
     assert gateway.requests[0].headers["idempotency-key"] == "order-4711"
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 413, 422, 500])
-async def test_other_errors_are_raised_at_once(
+async def test_permanent_errors_are_raised_at_once(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses, status: int
 ) -> None:
     gateway.script(
         "POST", "/jobs",
-        problem(status, "some_code", field="steps.0.request", node_errors={"3": "bad"}),
+        problem_reply(status, "some_code", field="steps.0.request", node_errors={"3": "bad"}),
     )  # fmt: skip
     with pytest.raises(MoyinError, match="wrong: some_code") as exc_info:
         await client.call("submit", CHAT)
@@ -130,10 +138,10 @@ async def test_other_errors_are_raised_at_once(
 
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
-async def test_a_passing_error_is_raised_after_the_last_try(
+async def test_a_temporary_error_is_raised_after_the_last_try(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses, status: int
 ) -> None:
-    gateway.script("GET", "/jobs/j1", *[problem(status, "passing")] * 4)
+    gateway.script("GET", "/jobs/j1", *[problem_reply(status, "passing")] * 4)
     with pytest.raises(MoyinError) as exc_info:
         await client.call("job", "j1")
     assert (exc_info.value.status, exc_info.value.code) == (status, "passing")
@@ -143,14 +151,14 @@ async def test_a_passing_error_is_raised_after_the_last_try(
 async def test_a_gateway_that_is_down_is_tried_again(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
-    gateway.script("GET", "/jobs/j1", answer(QUEUED))
+    gateway.script("GET", "/jobs/j1", json_reply(QUEUED))
     gateway.stop()
     pauses.on_pause = gateway.start
     assert (await client.call("job", "j1")).id == "j1"
     assert len(pauses.seconds) == 1
 
 
-async def test_a_lost_gateway_is_an_error_without_status(
+async def test_a_lost_connection_is_an_error_without_status(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script("GET", "/jobs/j1", *[LOST] * 4)
@@ -159,14 +167,14 @@ async def test_a_lost_gateway_is_an_error_without_status(
     assert (exc_info.value.status, exc_info.value.code) == (None, "connection_failed")
 
 
-async def test_a_job_is_parsed_with_members_that_are_new(
+async def test_a_job_is_parsed_and_its_unknown_members_are_ignored(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     artifact = {"id": "art_1", "url": "/artifacts/art_1", "name": "a.png", "media_type": "image/png",
                 "size": 3, "poster": None}  # fmt: skip
     gateway.script(
         "GET", "/jobs/j1",
-        answer({
+        json_reply({
             "id": "j1", "status": "failed", "kind": "render", "mood": "blue", "steps": 2,
             "progress": {"value": 3, "max": 4.5, "step": 1}, "artifacts": [artifact],
             "error": {"code": "render_failed", "message": "no", "details": {"node": "3"}},
@@ -197,7 +205,7 @@ async def test_a_job_is_parsed_with_members_that_are_new(
 async def test_a_response_that_is_not_a_job_is_an_error(
     client: AnyClient, gateway: ScriptedGateway, body: bytes
 ) -> None:
-    gateway.script("GET", "/jobs/j1", answer(None))
+    gateway.script("GET", "/jobs/j1", json_reply(None))
     gateway.script("GET", "/jobs/j2", Reply(body=body))
     for job_id in ("j1", "j2"):
         with pytest.raises(MoyinError) as exc_info:
@@ -214,46 +222,46 @@ async def test_an_error_of_another_server_has_its_status(
     assert (exc_info.value.status, exc_info.value.code) == (418, "http_error")
 
 
-async def test_pages_are_read_to_the_end(client: AnyClient, gateway: ScriptedGateway) -> None:
+async def test_all_pages_of_jobs_are_read(client: AnyClient, gateway: ScriptedGateway) -> None:
     gateway.script(
         "GET", "/jobs",
-        answer({"jobs": [QUEUED, QUEUED | {"id": "j2"}], "next_cursor": "c1"}),
-        answer({"jobs": [], "next_cursor": "c2"}),
-        answer({"jobs": [QUEUED | {"id": "j3"}], "next_cursor": None}),
+        json_reply({"jobs": [QUEUED, QUEUED | {"id": "j2"}], "next_cursor": "c1"}),
+        json_reply({"jobs": [], "next_cursor": "c2"}),
+        json_reply({"jobs": [QUEUED | {"id": "j3"}], "next_cursor": None}),
     )  # fmt: skip
     jobs = await client.collect(
         "jobs", status=["failed", "cancelled"], kind="render", metadata={"project": "aurora"},
         created_after=datetime(2026, 1, 1, tzinfo=UTC), page_size=2,
     )  # fmt: skip
     assert [job.id for job in jobs] == ["j1", "j2", "j3"]
-    conditions = {
+    expected_query = {
         "status": "failed,cancelled", "kind": "render", "metadata.project": "aurora",
         "created_after": "2026-01-01T00:00:00+00:00", "limit": "2",
     }  # fmt: skip
     assert [request.query for request in gateway.requests] == [
-        conditions, conditions | {"cursor": "c1"}, conditions | {"cursor": "c2"},
+        expected_query, expected_query | {"cursor": "c1"}, expected_query | {"cursor": "c2"},
     ]  # fmt: skip
 
 
-async def test_a_time_needs_a_zone(client: AnyClient) -> None:
+async def test_a_time_without_time_zone_is_refused(client: AnyClient) -> None:
     with pytest.raises(ValueError, match="time zone"):
         await client.collect("jobs", created_before=datetime(2026, 1, 1))
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../v1/models", "a/b", "a?b", "%2e%2e"])
+@pytest.mark.parametrize("job_id", ["", ".", "..", "../v1/models", "a/b", "a?b", "%2e%2e"])
 async def test_an_id_cannot_lead_to_another_route(
-    client: AnyClient, gateway: ScriptedGateway, name: str
+    client: AnyClient, gateway: ScriptedGateway, job_id: str
 ) -> None:
     with pytest.raises(ValueError, match="not the id of a job or file"):
-        await client.call("delete", name)
+        await client.call("delete", job_id)
     assert gateway.requests == []
 
 
 async def test_jobs_are_cancelled_retried_and_deleted(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
-    gateway.script("POST", "/jobs/j1/cancel", answer(QUEUED, 202))
-    gateway.script("POST", "/jobs/j1/retry", answer(QUEUED | {"attempts": 2}, 202))
+    gateway.script("POST", "/jobs/j1/cancel", json_reply(QUEUED, 202))
+    gateway.script("POST", "/jobs/j1/retry", json_reply(QUEUED | {"attempts": 2}, 202))
     gateway.script("DELETE", "/jobs/j1", Reply(status=204))
     job = await client.call("cancel", "j1")
     assert (await client.call("retry", job)).attempts == 2
@@ -267,8 +275,10 @@ async def test_jobs_are_cancelled_retried_and_deleted(
 async def test_a_repeated_change_that_was_made_already_returns_the_job(
     client: AnyClient, gateway: ScriptedGateway, method: str, code: str
 ) -> None:
-    gateway.script("POST", f"/jobs/j1/{method}", LOST, problem(409, code), problem(409, code))
-    gateway.script("GET", "/jobs/j1", answer({"id": "j1", "status": "cancelled"}))
+    gateway.script(
+        "POST", f"/jobs/j1/{method}", LOST, problem_reply(409, code), problem_reply(409, code)
+    )
+    gateway.script("GET", "/jobs/j1", json_reply({"id": "j1", "status": "cancelled"}))
     assert (await client.call(method, "j1")).status == "cancelled"
     with pytest.raises(MoyinError) as exc_info:
         await client.call(method, "j1")
@@ -276,8 +286,8 @@ async def test_a_repeated_change_that_was_made_already_returns_the_job(
 
 
 async def test_a_repeated_deletion_succeeds(client: AnyClient, gateway: ScriptedGateway) -> None:
-    missing_reply = problem(404, "job_not_found")
-    limited_reply = problem(429, "rate_limit_exceeded", headers={"retry-after": "1"})
+    missing_reply = problem_reply(404, "job_not_found")
+    limited_reply = problem_reply(429, "rate_limit_exceeded", headers={"retry-after": "1"})
     gateway.script("DELETE", "/jobs/j1", LOST, missing_reply, limited_reply, missing_reply)
     await client.call("delete", "j1")
     # A limit does not hide that there was no such job.
@@ -291,10 +301,10 @@ async def test_many_jobs_are_changed_until_no_cursor_is_left(
 ) -> None:
     gateway.script(
         "POST", "/jobs/delete",
-        answer({"matched": 10_000, "done": 9_000, "skipped": 1_000, "next_cursor": "c1"}),
-        answer({"matched": 5, "done": 5, "skipped": 0, "next_cursor": None}),
+        json_reply({"matched": 10_000, "done": 9_000, "skipped": 1_000, "next_cursor": "c1"}),
+        json_reply({"matched": 5, "done": 5, "skipped": 0, "next_cursor": None}),
     )  # fmt: skip
-    gateway.script("POST", "/jobs/cancel", answer({"matched": 3, "done": 0, "skipped": 0}))
+    gateway.script("POST", "/jobs/cancel", json_reply({"matched": 3, "done": 0, "skipped": 0}))
     conditions = {
         "status": ["failed"], "metadata": {"project": "aurora"},
         "created_before": datetime(2026, 1, 1, tzinfo=UTC),
@@ -311,7 +321,7 @@ async def test_many_jobs_are_changed_until_no_cursor_is_left(
 
 
 async def test_a_graph_is_read(client: AnyClient, gateway: ScriptedGateway) -> None:
-    gateway.script("GET", "/jobs/j1/graph", answer({"1": {}}), answer([]))
+    gateway.script("GET", "/jobs/j1/graph", json_reply({"1": {}}), json_reply([]))
     assert await client.call("graph", "j1", step=2) == {"1": {}}
     assert gateway.requests[0].query == {"step": "2"}
     with pytest.raises(MoyinError, match="not a graph"):
@@ -330,7 +340,7 @@ async def test_usage_is_parsed(client: AnyClient, gateway: ScriptedGateway) -> N
         "dearest": {"chat": None, "embeddings": None}, "budgets": None,
         "days": [total | {"day": "2026-11-02"}],
     }  # fmt: skip
-    gateway.script("GET", "/v1/usage", answer(report))
+    gateway.script("GET", "/v1/usage", json_reply(report))
     start = datetime(2026, 11, 1, tzinfo=UTC)
     usage = await client.call(
         "usage", group_by=["day", "model"], daily=True, since=start, backend="b"
@@ -351,7 +361,7 @@ async def test_an_error_in_the_format_of_openai_has_the_same_members(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     error = {"message": "no", "type": "x", "code": "invalid_request", "param": "group_by"}
-    gateway.script("GET", "/v1/usage", answer({"error": error}, 400))
+    gateway.script("GET", "/v1/usage", json_reply({"error": error}, 400))
     with pytest.raises(MoyinError, match=r"^no$") as exc_info:
         await client.call("usage", group_by="day")
     assert (exc_info.value.code, exc_info.value.field, exc_info.value.details) == (

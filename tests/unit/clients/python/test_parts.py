@@ -24,10 +24,10 @@ STREAM = (
 ).encode()  # fmt: skip
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1_000])
-def test_a_stream_is_parsed_alike_in_all_pieces(size: int) -> None:
+@pytest.mark.parametrize("piece_bytes", [1, 2, 3, 7, 1_000])
+def test_a_stream_is_parsed_alike_in_pieces_of_any_size(piece_bytes: int) -> None:
     parser = SseParser()
-    pieces = [STREAM[start : start + size] for start in range(0, len(STREAM), size)]
+    pieces = [STREAM[start : start + piece_bytes] for start in range(0, len(STREAM), piece_bytes)]
     events = [event for piece in pieces for event in parser.feed(piece)]
     assert [(event.type, event.id, event.data) for event in events] == [
         ("progress", "1-0", '{"a":\n"ü"}'),
@@ -53,7 +53,7 @@ def new_error(status: int | None, code: str = "x", retry_after: float | None = N
 
 def test_pauses_double_up_to_the_longest() -> None:
     policy = RetryPolicy(tries=5_000, first_pause=1.0, longest_pause=10.0)
-    for failures, longest_pause in [
+    for failure_count, longest_pause in [
         (1, 1.0),
         (2, 2.0),
         (3, 4.0),
@@ -61,11 +61,11 @@ def test_pauses_double_up_to_the_longest() -> None:
         (5, 10.0),
         (4_000, 10.0),
     ]:
-        pause = policy.pause_after(new_error(503), failures)
+        pause = policy.pause_after(new_error(503), failure_count)
         assert longest_pause / 2 <= pause <= longest_pause
 
 
-def test_the_pause_is_never_shorter_than_the_gateway_asks_for() -> None:
+def test_the_pause_is_never_shorter_than_the_gateway_requests() -> None:
     policy = RetryPolicy()
     assert policy.pause_after(new_error(429, retry_after=30), 1) == 30
     assert policy.pause_after(new_error(429, retry_after=0), 1) > 0
@@ -74,7 +74,7 @@ def test_the_pause_is_never_shorter_than_the_gateway_asks_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "is_sent_again"),
+    ("error", "is_retried"),
     [
         (new_error(408), True),
         (new_error(500), False),
@@ -86,9 +86,9 @@ def test_the_pause_is_never_shorter_than_the_gateway_asks_for() -> None:
         (new_error(400, "service_unavailable"), False),
     ],
 )
-def test_only_passing_errors_are_sent_again(error: MoyinError, is_sent_again: bool) -> None:
+def test_only_temporary_errors_are_retried(error: MoyinError, is_retried: bool) -> None:
     policy = RetryPolicy(tries=3)
-    if is_sent_again:
+    if is_retried:
         assert policy.pause_after(error, 2) > 0
     else:
         with pytest.raises(MoyinError):
@@ -99,7 +99,7 @@ def test_only_passing_errors_are_sent_again(error: MoyinError, is_sent_again: bo
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"),
+    ("header", "seconds"),
     [
         ("7", 7.0),
         (" 0 ", 0.0),
@@ -111,18 +111,18 @@ def test_only_passing_errors_are_sent_again(error: MoyinError, is_sent_again: bo
         ("", None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
-    assert parse_retry_after(value, NOON) == seconds
+def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) -> None:
+    assert parse_retry_after(header, NOON) == seconds
 
 
 @pytest.mark.parametrize("body", [b"[]", b"3", b'{"code": 4, "detail": ""}', b"\xff"])
-def test_an_error_that_is_not_as_documented_is_one_all_the_same(body: bytes) -> None:
+def test_an_error_with_an_undocumented_body_keeps_its_status(body: bytes) -> None:
     error = build_error(503, {"x-request-id": "req_8"}, body)
     assert (error.status, error.code, error.request_id) == (503, "http_error", "req_8")
     assert str(error) == "HTTP status 503"
 
 
-def test_an_error_can_be_sent_to_another_process() -> None:
+def test_an_error_can_be_pickled() -> None:
     error = MoyinError("no", status=409, code="conflict", details={"a": 1})
-    copy: Any = pickle.loads(pickle.dumps(error))
-    assert (str(copy), vars(copy)) == ("no", vars(error))
+    copied_error: Any = pickle.loads(pickle.dumps(error))
+    assert (str(copied_error), vars(copied_error)) == ("no", vars(error))

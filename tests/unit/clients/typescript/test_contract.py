@@ -35,25 +35,27 @@ def test_the_client_calls_the_routes_of_the_document() -> None:
     assert called_routes == set(ROUTES)
 
 
-def test_it_has_the_methods_of_the_python_client() -> None:
+def test_the_client_has_the_methods_of_the_python_client() -> None:
     source = (SOURCES / "client.ts").read_text()
     methods = set(re.findall(r"^  (?:async )?([a-z]\w+)\(", source, re.MULTILINE)) - {"constructor"}
-    python = {name for name in vars(Client) if not name.startswith("_")}
+    python_methods = {name for name in vars(Client) if not name.startswith("_")}
     # `fetch` owns the connections.
-    assert methods == {_to_camel_case(name) for name in python} - {"close"}
+    assert methods == {_to_camel_case(name) for name in python_methods} - {"close"}
 
 
 def test_a_page_calls_only_routes_that_accept_event_tokens() -> None:
-    names = r"^  (?:async )?([a-z]\w+)\("
-    page = (SOURCES / "page.ts").read_text()
-    methods = set(re.findall(names, page, re.MULTILINE)) - {"constructor", "url"}
+    method_pattern = r"^  (?:async )?([a-z]\w+)\("
+    page_source = (SOURCES / "page.ts").read_text()
+    methods = set(re.findall(method_pattern, page_source, re.MULTILINE)) - {"constructor", "url"}
     assert methods == {"events", "preview", "download"}
-    assert methods <= set(re.findall(names, (SOURCES / "client.ts").read_text(), re.MULTILINE))
-    for path in re.findall(r"`\$\{jobPath\(job\)\}(/\w+)`", page):
+    assert methods <= set(
+        re.findall(method_pattern, (SOURCES / "client.ts").read_text(), re.MULTILINE)
+    )
+    for path in re.findall(r"`\$\{jobPath\(job\)\}(/\w+)`", page_source):
         assert _accepts_event_token("GET", f"/jobs/j1{path}"), path
 
 
-def test_it_sends_the_same_errors_again() -> None:
+def test_the_client_retries_the_same_errors_as_the_python_client() -> None:
     source = (SOURCES / "retry.ts").read_text()
     statuses, codes = (
         re.search(rf"{name} = new Set\(\[(.*?)\]\)", source, re.DOTALL)
@@ -64,7 +66,7 @@ def test_it_sends_the_same_errors_again() -> None:
     assert {"connection_failed", *re.findall(r'"(\w+)"', codes[1])} == retry._CODES
 
 
-def test_final_statuses_are_the_same() -> None:
+def test_final_statuses_are_those_of_the_gateway() -> None:
     source = (SOURCES / "types.ts").read_text()
     statuses_match = re.search(r"FINAL.* = new Set\(\[(.*?)\]\)", source)
     assert statuses_match is not None

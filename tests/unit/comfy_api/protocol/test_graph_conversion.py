@@ -22,6 +22,6 @@ NODES = {"LoadImage": {"input": {"required": {"image": [[], {"image_upload": Tru
 )
 def test_only_names_in_the_input_folder_are_uploads(value: str, is_upload: bool) -> None:
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": value}}}
-    missing, uploads = find_missing_parts(graph, NODES)
+    missing_parts, uploads = find_missing_parts(graph, NODES)
     assert [upload.value for upload in uploads] == ([value] if is_upload else [])
-    assert not missing.choices
+    assert not missing_parts.choices

@@ -16,21 +16,25 @@ from moyin.comfy_api.protocol.node_info import (
 )
 
 
-def loader_node(*files: str) -> dict[str, Any]:
+def make_loader_node(*files: str) -> dict[str, Any]:
     return {"input": {"required": {"ckpt": [list(files), {"tooltip": "x"}], "n": ["INT", {}]}}}
 
 
-def combo_node(*files: str) -> dict[str, Any]:
+def make_combo_node(*files: str) -> dict[str, Any]:
     return {"input": {"required": {"m": ["COMBO", {"options": list(files)}]}, "hidden": "x"}}
 
 
 def test_a_node_of_several_pools_has_the_choices_of_all() -> None:
-    first_nodes = {"Load": loader_node("a", "b"), "New": combo_node("x"), "Only": {"input": {}}}
-    second_nodes = {"Load": loader_node("b", "c"), "New": combo_node("y"), "Other": {}}
+    first_nodes = {
+        "Load": make_loader_node("a", "b"),
+        "New": make_combo_node("x"),
+        "Only": {"input": {}},
+    }
+    second_nodes = {"Load": make_loader_node("b", "c"), "New": make_combo_node("y"), "Other": {}}
     nodes_before = copy.deepcopy((first_nodes, second_nodes))
     assert merge_nodes([first_nodes, second_nodes]) == {
-        "Load": loader_node("a", "b", "c"),
-        "New": combo_node("x", "y"),
+        "Load": make_loader_node("a", "b", "c"),
+        "New": make_combo_node("x", "y"),
         "Only": {"input": {}},
         "Other": {},
     }
@@ -40,7 +44,7 @@ def test_a_node_of_several_pools_has_the_choices_of_all() -> None:
 
 def test_the_first_definition_counts_when_an_input_differs_in_kind() -> None:
     first_nodes, second_nodes = (
-        {"Load": loader_node("a")},
+        {"Load": make_loader_node("a")},
         {"Load": {"input": {"required": {"ckpt": ["STRING", {}]}}}},
     )
     assert merge_nodes([first_nodes, second_nodes]) == first_nodes
@@ -64,7 +68,7 @@ def test_upload_inputs_offer_only_the_callers_files() -> None:
         "Output": {
             "input": {"required": {"image": ["COMBO", {"image_upload": True, "remote": {}}]}}
         },
-        "Load": loader_node("a"),
+        "Load": make_loader_node("a"),
     }
     nodes_before = copy.deepcopy(nodes)
     changed_nodes = set_upload_choices(nodes, ["mine.png"])
@@ -91,7 +95,7 @@ NODES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("inputs", "expected"),
+    ("inputs", "is_supported"),
     [
         ({"ckpt": "a", "mode": "fast", "n": 1}, True),
         ({"ckpt": ["2", 0], "n": "text"}, True),
@@ -101,9 +105,13 @@ NODES: dict[str, Any] = {
         ({"mode": "slow"}, False),
     ],
 )
-def test_a_graph_must_use_choices_of_the_inventory(inputs: dict[str, Any], expected: bool) -> None:
+def test_a_graph_must_use_choices_of_the_inventory(
+    inputs: dict[str, Any], is_supported: bool
+) -> None:
     inventory = build_inventory(NODES)
-    assert supports_graph(inventory, {"1": {"class_type": "Load", "inputs": inputs}}) is expected
+    assert (
+        supports_graph(inventory, {"1": {"class_type": "Load", "inputs": inputs}}) is is_supported
+    )
 
 
 def test_a_graph_must_use_nodes_of_the_inventory() -> None:

@@ -24,7 +24,7 @@ NODES = {
     [
         (PageQuery(limit=2), ["A.ckpt", "a.ckpt"], 4),
         (PageQuery(limit=2, after="a.ckpt"), ["b.gguf", "sub/c.ckpt"], 4),
-        # It was deleted after its page was read.
+        # The cursor names a file that has been deleted since.
         (PageQuery(after="aa.ckpt"), ["b.gguf", "sub/c.ckpt"], 4),
         (PageQuery(search="CKPT"), ["A.ckpt", "a.ckpt", "sub/c.ckpt"], 3),
         (PageQuery(search=" ckpt  sub "), ["sub/c.ckpt"], 1),
@@ -32,7 +32,9 @@ NODES = {
         (PageQuery(search=""), ["A.ckpt", "a.ckpt", "b.gguf", "sub/c.ckpt"], 4),
     ],
 )
-def test_pages_of_files(query: PageQuery, names: list[str], count: int) -> None:
+def test_a_page_follows_its_cursor_and_matches_the_search(
+    query: PageQuery, names: list[str], count: int
+) -> None:
     assert select_names(FILES, query) == (names, count)
 
 
@@ -44,9 +46,13 @@ def test_all_pages_have_every_name_once() -> None:
 
 
 def test_nodes_are_found_by_their_texts() -> None:
-    for search, found in (("file save", ["SaveImage"]), ("sampl", ["KSampler"]), ("old", ["Old"])):
+    for search, found_names in (
+        ("file save", ["SaveImage"]),
+        ("sampl", ["KSampler"]),
+        ("old", ["Old"]),
+    ):
         nodes, count = select_nodes(NODES, PageQuery(search=search))
-        assert (list(nodes), count) == (found, 1), search
+        assert (list(nodes), count) == (found_names, 1), search
     assert select_nodes(NODES, PageQuery(limit=1)) == ({"KSampler": NODES["KSampler"]}, 3)
 
 

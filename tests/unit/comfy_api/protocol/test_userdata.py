@@ -18,15 +18,19 @@ from moyin.errors import InvalidRequest, MoyinError, PathNotAllowed, UserFileNot
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
 
 
-def file(path: str) -> UserFile:
+def make_file(path: str) -> UserFile:
     return UserFile(path=path, size=3, created=MOMENT, modified=MOMENT)
 
 
-FILES = [file("comfy.settings.json"), file("workflows/a.json"), file("workflows/b/c.json")]
+FILES = [
+    make_file("comfy.settings.json"),
+    make_file("workflows/a.json"),
+    make_file("workflows/b/c.json"),
+]
 
 
 @pytest.mark.parametrize(
-    ("raw", "expected"),
+    ("raw_path", "expected_paths"),
     [
         ("workflows%2Fa.json", ("workflows/a.json", None)),
         ("workflows/a.json", ("workflows/a.json", None)),
@@ -40,28 +44,28 @@ FILES = [file("comfy.settings.json"), file("workflows/a.json"), file("workflows/
     ],
 )
 def test_paths_are_parsed_from_the_undecoded_url(
-    raw: str, expected: tuple[str, str | None]
+    raw_path: str, expected_paths: tuple[str, str | None]
 ) -> None:
-    assert parse_paths(raw) == expected
+    assert parse_paths(raw_path) == expected_paths
 
 
 @pytest.mark.parametrize(
-    "raw",
+    "raw_path",
     [
         "..", "../x", "..%2Fx", "%2e%2e%2fx", "%252e%252e%252fx", "a%2F..%2Fb", "a/../b", ".",
         "%2Fetc%2Fpasswd", "/etc/passwd", "a%5C..%5Cb", "C%3A%5Cx", "a%00b", "a%0Ab", "a/move/..%2Fb",
         "../a/move/b", "%FF", "%25FF",
     ],
 )  # fmt: skip
-def test_paths_that_lead_out_of_the_folder_are_rejected(raw: str) -> None:
+def test_paths_that_lead_out_of_the_folder_are_rejected(raw_path: str) -> None:
     with pytest.raises(PathNotAllowed):
-        parse_paths(raw)
+        parse_paths(raw_path)
 
 
-@pytest.mark.parametrize("text", ["", "a" * 600, "a" * 300])
-def test_empty_and_too_long_paths_are_rejected(text: str) -> None:
+@pytest.mark.parametrize("path", ["", "a" * 600, "a" * 300])
+def test_empty_and_too_long_paths_are_rejected(path: str) -> None:
     with pytest.raises(InvalidRequest):
-        normalize_path(text)
+        normalize_path(path)
 
 
 @given(st.text(max_size=60))
@@ -75,20 +79,23 @@ def test_accepted_paths_stay_within_the_folder(text: str) -> None:
 
 
 def test_a_listing_contains_one_folder() -> None:
-    def names(**kwargs: bool) -> object:
+    def list_names(**kwargs: bool) -> object:
         flags = {"recurse": False, "full_info": False, "split": False, **kwargs}
         return list_folder(FILES, "workflows", **flags)
 
-    assert names() == ["a.json"]
-    assert names(recurse=True) == ["a.json", "b/c.json"]
-    assert names(recurse=True, split=True) == [["a.json", "a.json"], ["b/c.json", "b", "c.json"]]
+    assert list_names() == ["a.json"]
+    assert list_names(recurse=True) == ["a.json", "b/c.json"]
+    assert list_names(recurse=True, split=True) == [
+        ["a.json", "a.json"],
+        ["b/c.json", "b", "c.json"],
+    ]
     info = {"path": "a.json", "size": 3, "modified": 1767312000.0, "created": 1767312000.0}
-    assert names(full_info=True, split=True) == [info]
+    assert list_names(full_info=True, split=True) == [info]
     with pytest.raises(UserFileNotFound):
         list_folder(FILES, "work", recurse=True, full_info=False, split=False)
 
 
-def test_the_second_listing_has_folders_first() -> None:
+def test_the_v2_listing_has_folders_first() -> None:
     assert [(entry["type"], entry["path"]) for entry in list_folder_v2(FILES, "")] == [
         ("directory", "workflows/b"), ("directory", "workflows"), ("file", "workflows/a.json"),
         ("file", "workflows/b/c.json"), ("file", "comfy.settings.json"),

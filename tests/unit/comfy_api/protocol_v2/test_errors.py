@@ -25,7 +25,7 @@ from moyin.comfy_api.protocol_v2.errors import render_error
         (errors.EditorGraphFormat("no", field="workflow"), 422, "workflow_format_ui"),
     ],
 )
-def test_the_sdk_has_an_exception_for_each(
+def test_the_sdk_has_an_exception_for_the_code(
     error: errors.MoyinError, status: int, code: str
 ) -> None:
     error_response = render_error(error, "r1", "/api/v2/jobs")
@@ -46,7 +46,7 @@ def test_the_sdk_has_an_exception_for_each(
         (errors.MoyinError("no"), 500, "internal_error"),
     ],
 )
-def test_other_errors_keep_a_suitable_code(
+def test_errors_unknown_to_the_sdk_have_a_suitable_code(
     error: errors.MoyinError, status: int, code: str
 ) -> None:
     error_response = render_error(error, "r1", "/api/v2/jobs")

@@ -14,12 +14,12 @@ from moyin.errors import InvalidJson, InvalidRequest, MoyinError
 GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {"text": "a ${steps.0.text}"}}}
 
 
-def parsed(body: Any) -> Any:
+def parse_body(body: Any) -> Any:
     return parse_job(json.dumps(body).encode())
 
 
 def test_a_graph_is_kept_unchanged() -> None:
-    spec = parsed({"workflow": GRAPH, "metadata": {"client": "acme"}})
+    spec = parse_body({"workflow": GRAPH, "metadata": {"client": "acme"}})
     [step] = spec.steps
     assert (spec.kind, spec.metadata, step.kind) == ("render", {"client": "acme"}, StepKind.RENDER)
     assert resolve_references(step.payload, ()) == GRAPH
@@ -47,7 +47,7 @@ def test_a_graph_is_kept_unchanged() -> None:
 )
 def test_invalid_submissions_have_the_sdks_error_codes(body: Any, status: int, code: str) -> None:
     with pytest.raises(MoyinError) as exc_info:
-        parsed(body)
+        parse_body(body)
     error_response = render_error(exc_info.value, "r1", "/api/v2/jobs")
     error = json.loads(error_response.body)["error"]
     assert (error_response.status, error["code"]) == (status, code)
@@ -55,12 +55,12 @@ def test_invalid_submissions_have_the_sdks_error_codes(body: Any, status: int, c
     assert "secret" not in error["message"]
 
 
-def test_no_json() -> None:
+def test_a_body_that_is_not_json_is_refused() -> None:
     with pytest.raises(InvalidJson):
         parse_job(b"{")
 
 
-def test_hashes() -> None:
+def test_only_blake3_hashes_are_parsed() -> None:
     assert parse_hash(f"blake3:{'a' * 64}") == "a" * 64
     for wrong_hash in (
         "",
@@ -72,7 +72,7 @@ def test_hashes() -> None:
         assert parse_hash(wrong_hash) is None
 
 
-def test_labels_to_filter_by() -> None:
+def test_label_filters_are_parsed_from_the_query() -> None:
     query = [("metadata[client]", "acme"), ("metadata[run no]", "7"), ("limit", "5")]
     assert parse_label_filters(query) == {"client": "acme", "run no": "7"}
 
@@ -86,7 +86,7 @@ def test_labels_to_filter_by() -> None:
         [(f"metadata[{n}]", "x") for n in range(17)],
     ],
 )
-def test_labels_that_cannot_be_filtered_by(query: list[tuple[str, str]]) -> None:
+def test_invalid_label_filters_are_refused(query: list[tuple[str, str]]) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
         parse_label_filters(query)
     error_body = json.loads(render_error(exc_info.value, "r", "/api/v2/jobs").body)

@@ -14,7 +14,7 @@ JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
 PRESENTER = V2Presenter(base_url="https://gateway.example/", retention=timedelta(days=2), now=NOW)
 
 
-def artifact(number: int, media_type: str = "image/png", **changes: Any) -> Artifact:
+def make_artifact(number: int, media_type: str = "image/png", **changes: Any) -> Artifact:
     values = {
         "id": f"art_{number:032x}", "name": f"{number}.bin", "media_type": media_type,
         "size": 7, "sha256": "a" * 64, **changes,
@@ -22,7 +22,7 @@ def artifact(number: int, media_type: str = "image/png", **changes: Any) -> Arti
     return Artifact(**values)
 
 
-def job(status: JobStatus = JobStatus.RUNNING, **changes: Any) -> Job:
+def make_job(status: JobStatus = JobStatus.RUNNING, **changes: Any) -> Job:
     values: dict[str, Any] = {
         "id": JOB, "owner": "ann", "kind": "render", "status": status, "spec": "", "steps": 1,
         "progress": Progress(value=1, max=4), "results": (), "error": None, "attempts": 1,
@@ -32,8 +32,8 @@ def job(status: JobStatus = JobStatus.RUNNING, **changes: Any) -> Job:
     return Job(**values)
 
 
-def test_a_running_job() -> None:
-    body = PRESENTER.to_job_body(job(), [])
+def test_a_running_job_has_progress_and_metrics() -> None:
+    body = PRESENTER.to_job_body(make_job(), [])
     assert (body.id, body.status, body.metadata) == (JOB, "running", {"batch": "7"})
     assert body.progress is not None
     assert (body.progress.value, body.progress.nodes_done, body.progress.nodes_total) == (
@@ -48,7 +48,7 @@ def test_a_running_job() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "expected"),
+    ("status", "v2_status"),
     [
         (JobStatus.QUEUED, "queued"),
         (JobStatus.SUCCEEDED, "succeeded"),
@@ -56,53 +56,55 @@ def test_a_running_job() -> None:
         (JobStatus.CANCELLED, "canceled"),
     ],
 )
-def test_statuses(status: JobStatus, expected: str) -> None:
-    assert PRESENTER.to_job_body(job(status), []).status == expected
-    assert to_summary(job(status)).status == expected
+def test_a_status_has_its_v2_name(status: JobStatus, v2_status: str) -> None:
+    assert PRESENTER.to_job_body(make_job(status), []).status == v2_status
+    assert to_summary(make_job(status)).status == v2_status
 
 
 def test_a_queued_job_has_no_progress() -> None:
-    assert PRESENTER.to_job_body(job(JobStatus.QUEUED), []).progress is None
+    assert PRESENTER.to_job_body(make_job(JobStatus.QUEUED), []).progress is None
 
 
 def test_output_files_have_their_nodes_and_types() -> None:
     files = (
-        artifact(1),
-        artifact(2, "video/mp4"),
-        artifact(3, "application/octet-stream"),
-        artifact(4, "model/gltf-binary"),
-        artifact(5, "audio/flac"),
+        make_artifact(1),
+        make_artifact(2, "video/mp4"),
+        make_artifact(3, "application/octet-stream"),
+        make_artifact(4, "model/gltf-binary"),
+        make_artifact(5, "audio/flac"),
     )
-    refs = [f"artifact:{output.id}" for output in files]
+    references = [f"artifact:{output.id}" for output in files]
     outputs = {
-        "9": {"images": [refs[0], refs[1]], "text": ["a fox", {"a": 1}]},
-        "12": {"latents": [refs[2]], "audio": [refs[4]]},
+        "9": {"images": [references[0], references[1]], "text": ["a fox", {"a": 1}]},
+        "12": {"latents": [references[2]], "audio": [references[4]]},
     }
-    result = StepResult(index=0, output="", artifacts=files)
-    [*body] = PRESENTER.to_output_bodies(job(results=(result,)), [{"body": {"outputs": outputs}}])
-    assert [(output.node_id, output.type, output.id) for output in body] == [
+    step_result = StepResult(index=0, output="", artifacts=files)
+    [*bodies] = PRESENTER.to_output_bodies(
+        make_job(results=(step_result,)), [{"body": {"outputs": outputs}}]
+    )
+    assert [(output.node_id, output.type, output.id) for output in bodies] == [
         ("9", "image", files[0].id),
         ("9", "video", files[1].id),
         ("12", "latent", files[2].id),
         ("12", "audio", files[4].id),
         ("", "file", files[3].id),
     ]
-    assert body[0].url == f"https://gateway.example/api/v2/assets/{files[0].id}/content"
-    assert (body[0].hash, body[0].job_id, body[0].size_bytes) == (None, JOB, 7)
+    assert bodies[0].url == f"https://gateway.example/api/v2/assets/{files[0].id}/content"
+    assert (bodies[0].hash, bodies[0].job_id, bodies[0].size_bytes) == (None, JOB, 7)
 
 
 @pytest.mark.parametrize("output", [{}, {"body": None}, {"body": []}])
 def test_files_without_an_output_are_listed(output: dict[str, Any]) -> None:
-    result = StepResult(index=0, output="", artifacts=(artifact(1),))
-    [body] = PRESENTER.to_output_bodies(job(results=(result,)), [output])
-    assert (body.node_id, body.id) == ("", artifact(1).id)
+    step_result = StepResult(index=0, output="", artifacts=(make_artifact(1),))
+    [body] = PRESENTER.to_output_bodies(make_job(results=(step_result,)), [output])
+    assert (body.node_id, body.id) == ("", make_artifact(1).id)
 
 
 def test_a_failure_names_the_node() -> None:
     error = JobError(
         code="render_failed", message="no", details={"node_id": 4, "node_type": "KSampler"}
     )
-    body = PRESENTER.to_job_body(job(JobStatus.FAILED, error=error), []).error
+    body = PRESENTER.to_job_body(make_job(JobStatus.FAILED, error=error), []).error
     assert body is not None
     assert body.model_dump() == {
         "code": "render_failed", "message": "no", "node_id": "4", "class_type": "KSampler",
@@ -110,20 +112,20 @@ def test_a_failure_names_the_node() -> None:
 
 
 def test_an_asset_has_its_hash_if_it_is_known() -> None:
-    upload = StoredArtifact(artifact=artifact(1, blake3="b" * 64), job_id=None, created_at=NOW)
+    upload = StoredArtifact(artifact=make_artifact(1, blake3="b" * 64), job_id=None, created_at=NOW)
     body = PRESENTER.to_asset_body(upload, is_new=True)
     assert (body.hash, body.created_new, body.job_id) == (f"blake3:{'b' * 64}", True, None)
-    files = StoredArtifact(artifact=artifact(1), job_id=JOB, created_at=NOW)
-    assert (PRESENTER.to_asset_body(files).hash, PRESENTER.to_asset_body(files).job_id) == (
+    output = StoredArtifact(artifact=make_artifact(1), job_id=JOB, created_at=NOW)
+    assert (PRESENTER.to_asset_body(output).hash, PRESENTER.to_asset_body(output).job_id) == (
         None,
         JOB,
     )
 
 
 @pytest.mark.parametrize(
-    ("progress", "value"),
+    ("progress", "fraction"),
     [(Progress(value=0, max=0), 0.0), (Progress(value=9, max=4), 1.0), (Progress(max=3), 0.0)],
 )
-def test_progress_is_a_fraction(progress: Progress, value: float) -> None:
-    assert to_progress(progress, "5").value == value
+def test_progress_is_a_fraction(progress: Progress, fraction: float) -> None:
+    assert to_progress(progress, "5").value == fraction
     assert to_progress(progress, "5").current_node == "5"

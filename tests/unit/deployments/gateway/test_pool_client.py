@@ -12,14 +12,14 @@ from moyin.errors import ServiceUnavailable, WorkerLost
 from moyin.render.comfyui.pool_client import PoolResponse
 
 
-class Handle:
+class FakeHandle:
     """A fake Serve handle of a `RenderPool` with one response per call; None means no response."""
 
     def __init__(self, *responses: Any) -> None:
         self.responses = list(responses)
         self.arguments: list[Any] = []
 
-    def __getattr__(self, method: str) -> Handle:
+    def __getattr__(self, method: str) -> FakeHandle:
         return self
 
     async def remote(self, arguments: Any) -> Any:
@@ -33,50 +33,56 @@ class Handle:
 
 
 @pytest.fixture
-def pools(monkeypatch: pytest.MonkeyPatch) -> dict[str, Handle]:
-    handles: dict[str, Handle] = {}
+def handles_by_pool(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeHandle]:
+    handles: dict[str, FakeHandle] = {}
     monkeypatch.setattr(
         "ray.serve.get_deployment_handle", lambda _, app_name: handles[app_name[len("render-") :]]
     )
     return handles
 
 
-def as_serve_raises(error: Exception) -> Exception:
+def wrap_like_serve(error: Exception) -> Exception:
     serve_error: Exception = RayTaskError("ask", "traceback", error).as_instanceof_cause()
     return serve_error
 
 
 @pytest.mark.parametrize(
-    ("error", "arguments"),
+    ("error", "expected_arguments"),
     [
         # ComfyUI failed on this request, or no renderer is up: the pool itself responds.
-        (as_serve_raises(WorkerLost("status 500")), ["/a", "/b"]),
-        (as_serve_raises(ServiceUnavailable("none is up")), ["/a", "/b"]),
+        (wrap_like_serve(WorkerLost("status 500")), ["/a", "/b"]),
+        (wrap_like_serve(ServiceUnavailable("none is up")), ["/a", "/b"]),
         (RayServeException("no replica"), ["/a"]),
     ],
 )
 async def test_only_an_unreachable_pool_is_paused(
-    pools: dict[str, Handle], error: Exception, arguments: list[str]
+    handles_by_pool: dict[str, FakeHandle], error: Exception, expected_arguments: list[str]
 ) -> None:
-    pools["default"] = Handle(error, response := PoolResponse(version="1", state="up"))
+    handles_by_pool["default"] = FakeHandle(
+        error, response := PoolResponse(version="1", state="up")
+    )
     pool_client = ServePoolClient(["default"])
     with pytest.raises(ServiceUnavailable):
         await pool_client.get("default", "/a")
-    if len(arguments) == 2:
+    if len(expected_arguments) == 2:
         assert await pool_client.get("default", "/b") == response
     else:
         with pytest.raises(ServiceUnavailable):
             await pool_client.get("default", "/b")
-    assert pools["default"].arguments == arguments
+    assert handles_by_pool["default"].arguments == expected_arguments
 
 
-async def test_find_executed_queries_all_pools_and_skips_silent_ones(
-    pools: dict[str, Handle], monkeypatch: pytest.MonkeyPatch
+async def test_find_executed_queries_all_pools_and_skips_unresponsive_ones(
+    handles_by_pool: dict[str, FakeHandle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.gateway.pools._EXECUTED_SECONDS", 0.05)
-    pools |= {"a": Handle(b"", ["p"]), "b": Handle(RayServeException("gone")), "c": Handle(None)}
+    handles_by_pool |= {
+        "a": FakeHandle(b"", ["p"]),
+        "b": FakeHandle(RayServeException("gone")),
+        "c": FakeHandle(None),
+    }
     pool_client = ServePoolClient(["a", "b", "c"])
     # Fetch the handle of pool a now, so that the short timeout below cannot hit it.
     await pool_client.get("a", "/models")
     assert await pool_client.find_executed(["p", "q"]) == {"p"}
-    assert pools["a"].arguments == ["/models", ["p", "q"]]
+    assert handles_by_pool["a"].arguments == ["/models", ["p", "q"]]

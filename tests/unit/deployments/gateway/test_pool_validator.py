@@ -13,28 +13,28 @@ from moyin.errors import InvalidGraph, ServiceUnavailable
 BODY = {"error": {"type": "invalid_prompt", "message": "no"}, "node_errors": {"1": {}}}
 
 
-class Remote:
-    """A fake method of a handle; ``answer`` is a response, an error, or ``hang``."""
+class FakeRemoteMethod:
+    """A fake method of a handle; ``outcome`` is a response, an error, or ``hang``."""
 
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
         self.calls: list[Any] = []
 
     async def remote(self, *arguments: Any) -> Any:
         self.calls.append(arguments)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        if self.answer == "hang":
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        if self.outcome == "hang":
             await asyncio.sleep(60)
-        return self.answer
+        return self.outcome
 
 
-class Pool:
+class FakePool:
     """A fake pool and its renderer actors."""
 
-    def __init__(self, answer: Any, names: Any = ("a", "b")) -> None:
-        self.list_renderers = Remote(list(names))
-        self.actors = {name: SimpleNamespace(validate=Remote(answer)) for name in names}
+    def __init__(self, outcome: Any, names: Any = ("a", "b")) -> None:
+        self.list_renderers = FakeRemoteMethod(list(names))
+        self.actors = {name: SimpleNamespace(validate=FakeRemoteMethod(outcome)) for name in names}
 
     @property
     def calls(self) -> list[list[Any]]:
@@ -42,69 +42,69 @@ class Pool:
 
 
 @pytest.fixture
-def serving_pool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def install(pool: Pool) -> Pool:
-        def handle(name: str, *, app_name: str) -> Pool:
+def serve_pool(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def install_pool(pool: FakePool) -> FakePool:
+        def get_handle(name: str, *, app_name: str) -> FakePool:
             assert (name, app_name) == ("RenderPool", "render-fast")
             return pool
 
-        def actor(name: str, namespace: str) -> Any:
+        def get_actor(name: str, namespace: str) -> Any:
             if name not in pool.actors:
                 raise ValueError(f"no actor {name}")
             return pool.actors[name]
 
-        monkeypatch.setattr("ray.serve.get_deployment_handle", handle)
-        monkeypatch.setattr("deployments.gateway.pools.ray.get_actor", actor)
+        monkeypatch.setattr("ray.serve.get_deployment_handle", get_handle)
+        monkeypatch.setattr("deployments.gateway.pools.ray.get_actor", get_actor)
         return pool
 
-    return install
+    return install_pool
 
 
-@pytest.mark.parametrize("answer", [{}, {"outputs": ["1"], "node_errors": {}}])
-async def test_a_valid_graph_is_accepted(serving_pool: Any, answer: Any) -> None:
-    pool = serving_pool(Pool(answer))
-    assert await PoolValidator().validate("fast", {"1": {}}, ["1"]) == answer
+@pytest.mark.parametrize("outcome", [{}, {"outputs": ["1"], "node_errors": {}}])
+async def test_a_valid_graph_is_accepted(serve_pool: Any, outcome: Any) -> None:
+    pool = serve_pool(FakePool(outcome))
+    assert await PoolValidator().validate("fast", {"1": {}}, ["1"]) == outcome
     assert pool.calls == [[({"1": {}}, ["1"])], []]
 
 
-async def test_renderers_take_turns_and_their_list_is_cached(serving_pool: Any) -> None:
-    pool = serving_pool(Pool({}))
+async def test_renderers_take_turns_and_their_list_is_cached(serve_pool: Any) -> None:
+    pool = serve_pool(FakePool({}))
     validator = PoolValidator()
     for _ in range(4):
         await validator.validate("fast", {})
     assert ([len(calls) for calls in pool.calls], len(pool.list_renderers.calls)) == ([2, 2], 1)
 
 
-async def test_graphs_that_differ_in_unchecked_inputs_are_validated_once(serving_pool: Any) -> None:
-    def graph(seed: int) -> dict[str, Any]:
+async def test_graphs_that_differ_in_unchecked_inputs_are_validated_once(serve_pool: Any) -> None:
+    def make_graph(seed: int) -> dict[str, Any]:
         return {"1": {"class_type": "K", "inputs": {"seed": seed}}}
 
     body = {"outputs": ["1"], "node_errors": {}}
-    pool = serving_pool(Pool({**body, "free": {"1": {"seed": ["INT", 0, 99]}}}, names="a"))
+    pool = serve_pool(FakePool({**body, "free": {"1": {"seed": ["INT", 0, 99]}}}, names="a"))
     validator = PoolValidator()
     for seed in (1, 2, 99):
-        assert await validator.validate("fast", graph(seed)) == body
-    assert pool.calls == [[(graph(1), None)]]
-    await validator.validate("fast", graph(100))
-    await validator.validate("fast", graph(3), ["1"])
-    assert pool.calls == [[(graph(1), None), (graph(100), None), (graph(3), ["1"])]]
+        assert await validator.validate("fast", make_graph(seed)) == body
+    assert pool.calls == [[(make_graph(1), None)]]
+    await validator.validate("fast", make_graph(100))
+    await validator.validate("fast", make_graph(3), ["1"])
+    assert pool.calls == [[(make_graph(1), None), (make_graph(100), None), (make_graph(3), ["1"])]]
 
 
-async def test_comfyuis_rejection_is_forwarded(serving_pool: Any) -> None:
-    serving_pool(Pool(BODY))
+async def test_comfyuis_rejection_is_forwarded(serve_pool: Any) -> None:
+    serve_pool(FakePool(BODY))
     with pytest.raises(InvalidGraph) as exc_info:
         await PoolValidator().validate("fast", {"1": {}})
     assert (exc_info.value.message, exc_info.value.details) == ("no", BODY)
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "outcome",
     [RayError("dead"), KeyError("not deployed"), ServiceUnavailable("starting"), "hang"],
 )
 async def test_an_unavailable_pool_accepts_graphs_and_is_paused(
-    serving_pool: Any, answer: Any
+    serve_pool: Any, outcome: Any
 ) -> None:
-    pool = serving_pool(Pool(answer))
+    pool = serve_pool(FakePool(outcome))
     validator = PoolValidator(timeout=1.0, pause=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
@@ -116,18 +116,18 @@ async def test_an_unavailable_pool_accepts_graphs_and_is_paused(
     [[], ["gone"], KeyError("not deployed"), ServiceUnavailable("starting"), "hang"],
 )
 async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
-    serving_pool: Any, renderers_response: Any
+    serve_pool: Any, renderers_response: Any
 ) -> None:
-    pool = serving_pool(Pool({}))
-    pool.list_renderers.answer = renderers_response
+    pool = serve_pool(FakePool({}))
+    pool.list_renderers.outcome = renderers_response
     validator = PoolValidator(timeout=1.0, pause=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
     assert (len(pool.list_renderers.calls), pool.calls) == (1, [[], []])
 
 
-async def test_after_the_pause_the_pool_is_called_again(serving_pool: Any) -> None:
-    pool = serving_pool(Pool(RayError("dead")))
+async def test_after_the_pause_the_pool_is_called_again(serve_pool: Any) -> None:
+    pool = serve_pool(FakePool(RayError("dead")))
     validator = PoolValidator(pause=0)
     await validator.validate("fast", {})
     await validator.validate("fast", {})

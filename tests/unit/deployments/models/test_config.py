@@ -20,12 +20,12 @@ VLLM = {"name": "vllm", "type": "openai", "base_url": "http://h:1/v1/"}
 PAID = {**SMALL, "price": {"input": 0.1, "output": 0}}
 
 
-def config(*backends: dict[str, Any], **aliases: Any) -> ModelsConfig:
+def make_config(*backends: dict[str, Any], **aliases: Any) -> ModelsConfig:
     return ModelsConfig.model_validate({"backends": backends, "aliases": aliases})
 
 
-def test_price_comes_from_configuration_table_or_kind_of_back_end() -> None:
-    models_config = config(
+def test_price_comes_from_the_configuration_the_table_or_the_type_of_back_end() -> None:
+    models_config = make_config(
         LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "paid"}]}, fast=["small"]
     )
     local, cloud, vllm = models_config.backends
@@ -42,7 +42,7 @@ def test_price_comes_from_configuration_table_or_kind_of_back_end() -> None:
 
 def test_price_is_found_by_the_upstream_name() -> None:
     renamed_model = {**HAIKU, "name": "cheap", "upstream": "claude-haiku-5-5"}
-    (cloud,) = config({**CLOUD, "models": [renamed_model]}).backends
+    (cloud,) = make_config({**CLOUD, "models": [renamed_model]}).backends
     assert cloud.find_tariff(cloud.models[0]) is CLAUDE_TARIFFS["claude-haiku-5-5"]
 
 
@@ -104,9 +104,11 @@ def test_price_is_found_by_the_upstream_name() -> None:
         ),
     ],
 )
-def test_mistake_is_reported(backends: list[Any], aliases: dict[str, Any], message: str) -> None:
+def test_mistake_in_back_ends_or_aliases_is_reported(
+    backends: list[Any], aliases: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
-        config(*backends, **aliases)
+        make_config(*backends, **aliases)
 
 
 def test_prices_may_depend_on_day_and_prompt_length() -> None:
@@ -115,7 +117,7 @@ def test_prices_may_depend_on_day_and_prompt_length() -> None:
         {"input": 2, "output": 10},
         {"since": "2027-01-01", "input": 3, "output": 15},
     ]
-    (vllm,) = config({**VLLM, "models": [{**SMALL, "price": prices}]}).backends
+    (vllm,) = make_config({**VLLM, "models": [{**SMALL, "price": prices}]}).backends
     tariff = vllm.find_tariff(vllm.models[0])
     assert tariff.get_price_on(PRICES_CHECKED_ON).select_rates(1000).input == 1
     assert tariff.get_price_on(PRICES_CHECKED_ON).select_rates(1001).input == 2
@@ -126,7 +128,7 @@ def test_batches_cost_half_unless_they_have_prices() -> None:
     prices = [{"input": 1, "output": "0.000005", "up_to": 1000}, {"input": 2, "output": 10}]
     priced_model = {**PAID, "name": "x", "batch_price": {"input": 7, "output": 9}}
     models = [{**SMALL, "price": prices}, priced_model]
-    vllm, cloud = config({**VLLM, "batch": True, "models": models}, CLOUD).backends
+    vllm, cloud = make_config({**VLLM, "batch": True, "models": models}, CLOUD).backends
     tariff = vllm.find_batch_tariff(vllm.models[0])
     assert tariff is not None
     price = tariff.get_price_on(PRICES_CHECKED_ON)
@@ -136,7 +138,7 @@ def test_batches_cost_half_unless_they_have_prices() -> None:
     assert other_tariff is not None
     assert other_tariff.get_price_on(PRICES_CHECKED_ON).select_rates(1).input == 7
     assert cloud.find_batch_tariff(cloud.models[0]) is None
-    (claude,) = config({**CLOUD, "batch": True}).backends
+    (claude,) = make_config({**CLOUD, "batch": True}).backends
     halved_tariff = claude.find_batch_tariff(claude.models[0])
     assert halved_tariff is not None
     for tariff, factor in ((CLAUDE_TARIFFS["claude-haiku-5-5"], 1), (halved_tariff, 2)):
@@ -151,7 +153,9 @@ def test_batches_cost_half_unless_they_have_prices() -> None:
 
 
 def test_configured_price_overrides_the_table() -> None:
-    (cloud,) = config({**CLOUD, "models": [{**HAIKU, "price": {"input": 7, "output": 9}}]}).backends
+    (cloud,) = make_config(
+        {**CLOUD, "models": [{**HAIKU, "price": {"input": 7, "output": 9}}]}
+    ).backends
     assert (
         cloud.find_tariff(cloud.models[0]).get_price_on(PRICES_CHECKED_ON).select_rates(1).input
         == 7
@@ -159,7 +163,7 @@ def test_configured_price_overrides_the_table() -> None:
 
 
 def test_model_may_be_priced_by_gpu_hour() -> None:
-    (local,) = config(
+    (local,) = make_config(
         {**LOCAL, "models": [{**SMALL, "price": {"usd_per_gpu_hour": "0.6"}}]}
     ).backends
     assert local.models[0].gpu_rate == GpuRate(usd_per_hour=Decimal("0.6"))
@@ -183,7 +187,7 @@ def test_mistake_about_tenants_is_reported(tenants: dict[str, Any], message: str
 
 
 def test_local_back_ends_are_on_premises_by_default() -> None:
-    models_config = config(
+    models_config = make_config(
         LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "p"}], "residency": "eu"}
     )
     assert [backend.residency for backend in models_config.backends] == [
@@ -200,27 +204,29 @@ def test_concurrent_calls_depend_on_the_kind_of_server() -> None:
         "hosts": ["http://h:1"],
         "models": [{**SMALL, "name": "s"}],
     }
-    models_config = config({**LOCAL, "server": {"parallel": 3}}, ollama, CLOUD)
+    models_config = make_config({**LOCAL, "server": {"parallel": 3}}, ollama, CLOUD)
     assert [backend.max_calls for backend in models_config.backends] == [3, 256, 256]
 
 
-def operation_config(**model: Any) -> ModelsConfig:
+def make_operation_config(**model: Any) -> ModelsConfig:
     backend = {"name": "b", "type": "openai", "base_url": "http://127.0.0.1:9/v1"}
     return ModelsConfig.model_validate({"backends": [{**backend, "models": [model]}]})
 
 
-def test_models_with_abilities_only_need_no_context_and_answer_no_chats() -> None:
-    config = operation_config(name="m", abilities=["rerank"], price=0)
+def test_models_that_answer_no_chats_need_no_context() -> None:
+    config = make_operation_config(name="m", abilities=["rerank"], price=0)
     [model] = config.backends[0].models
     assert not model.answers_chats and model.abilities == (Operation.RERANK,)
     with pytest.raises(ValueError, match="context"):
-        operation_config(name="m", abilities=["transcription"], chat=True, price=0)
-    chat_config = operation_config(
+        make_operation_config(name="m", abilities=["transcription"], chat=True, price=0)
+    chat_config = make_operation_config(
         name="m", context=9, abilities=["transcription"], chat=True, price=0
     )
     assert chat_config.backends[0].models[0].answers_chats
-    vectors = operation_config(name="m", context=9, embeddings=True, abilities=["rerank"], price=0)
-    assert not vectors.backends[0].models[0].answers_chats
+    embedding_config = make_operation_config(
+        name="m", context=9, embeddings=True, abilities=["rerank"], price=0
+    )
+    assert not embedding_config.backends[0].models[0].answers_chats
 
 
 @pytest.mark.parametrize(
@@ -233,9 +239,9 @@ def test_models_with_abilities_only_need_no_context_and_answer_no_chats() -> Non
         ({"abilities": ["speech"]}, "price of 'm' is unknown"),
     ],
 )
-def test_bad_abilities_and_unit_prices(model: dict[str, Any], message: str) -> None:
+def test_invalid_abilities_and_unit_prices_are_refused(model: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        operation_config(name="m", **model)
+        make_operation_config(name="m", **model)
 
 
 def test_only_back_ends_with_openais_api_have_abilities() -> None:
@@ -247,7 +253,7 @@ def test_only_back_ends_with_openais_api_have_abilities() -> None:
 
 def test_prices_by_unit_may_be_joined_by_prices_of_tokens() -> None:
     price = {"usd_per_image": 0.04, "usd_per_minute": 0.006, "output": 40}
-    config = operation_config(name="m", abilities=["image_edit"], price=price)
+    config = make_operation_config(name="m", abilities=["image_edit"], price=price)
     [model] = config.backends[0].models
     assert model.unit_rates.compute_pico_cost(Unit.IMAGES, 2) == 8 * 10**10
     assert model.unit_rates.compute_pico_cost(Unit.SECONDS, 61) == 61 * 10**8

@@ -27,7 +27,7 @@ OLLAMA = {
 }
 
 
-def config(*backends: dict[str, Any]) -> ModelsConfig:
+def make_config(*backends: dict[str, Any]) -> ModelsConfig:
     return ModelsConfig.model_validate({"backends": backends})
 
 
@@ -38,7 +38,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 async def test_claude_without_a_key_is_listed_but_not_usable(settings: Settings) -> None:
-    fleet = FleetBuilder(settings, {}).build(config(CLOUD))
+    fleet = FleetBuilder(settings, {}).build(make_config(CLOUD))
     (deployment,) = fleet.catalog.deployments
     assert (deployment.configured, deployment.key_env) == (False, "ANTHROPIC_API_KEY")
     assert not fleet.runtimes
@@ -56,7 +56,7 @@ async def test_claude_with_a_key_is_usable(
     settings: Settings, changes: dict[str, str], environment: dict[str, str]
 ) -> None:
     builder = FleetBuilder(settings, environment)
-    fleet = builder.build(config({**CLOUD, **changes}))
+    fleet = builder.build(make_config({**CLOUD, **changes}))
     assert fleet.is_usable
     assert fleet.catalog.deployments[0].api_format is ApiFormat.ANTHROPIC
     await builder.close()
@@ -66,13 +66,13 @@ async def test_empty_key_variable_does_not_fall_back_to_the_default_one(
     settings: Settings,
 ) -> None:
     builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k", "OTHER": ""})
-    fleet = builder.build(config({**CLOUD, "api_key_env": "OTHER"}))
+    fleet = builder.build(make_config({**CLOUD, "api_key_env": "OTHER"}))
     assert not fleet.runtimes
     assert fleet.catalog.deployments[0].key_env == "OTHER"
 
 
 async def test_every_ollama_host_is_a_separate_back_end(settings: Settings) -> None:
-    fleet = FleetBuilder(settings, {}).build(config(OLLAMA))
+    fleet = FleetBuilder(settings, {}).build(make_config(OLLAMA))
     assert list(fleet.runtimes) == ["gpu-0", "gpu-1"]
     assert [deployment.backend for deployment in fleet.catalog.find_deployments("qwen3")] == [
         "gpu-0",
@@ -83,8 +83,8 @@ async def test_every_ollama_host_is_a_separate_back_end(settings: Settings) -> N
 
 async def test_new_configuration_keeps_unchanged_back_ends(settings: Settings) -> None:
     builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
-    first_fleet = builder.build(config(CLOUD, OLLAMA))
-    second_fleet = builder.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
+    first_fleet = builder.build(make_config(CLOUD, OLLAMA))
+    second_fleet = builder.build(make_config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
     assert second_fleet.runtimes["claude"] is first_fleet.runtimes["claude"]
     assert list(second_fleet.runtimes) == ["claude", "gpu"]
     await builder.close()
@@ -95,7 +95,7 @@ async def test_removed_back_end_closes_after_its_last_request(
 ) -> None:
     monkeypatch.setattr("deployments.models.fleet._IDLE_CHECK_SECONDS", 0.01)
     builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
-    runtime = builder.build(config(CLOUD)).runtimes["claude"]
+    runtime = builder.build(make_config(CLOUD)).runtimes["claude"]
     was_closed = asyncio.Event()
 
     async def close() -> None:
@@ -104,7 +104,7 @@ async def test_removed_back_end_closes_after_its_last_request(
     monkeypatch.setattr(runtime.backend, "close", close)
     lease = await runtime.acquire("ada", 1, 1)
     assert lease is not None
-    builder.build(config())
+    builder.build(make_config())
     await asyncio.sleep(0.05)
     assert not was_closed.is_set()
     lease.release()
@@ -117,7 +117,7 @@ async def test_every_embedded_server_is_a_separate_back_end(
 ) -> None:
     llama_backend = {"name": "local", "type": "llamacpp", "server": {"replicas": 2}}
     models = [{"name": "small", "context": 2048}]
-    fleet = FleetBuilder(settings, {}).build(config({**llama_backend, "models": models}))
+    fleet = FleetBuilder(settings, {}).build(make_config({**llama_backend, "models": models}))
     assert list(fleet.runtimes) == ["local-0", "local-1"]
     assert [deployment.backend for deployment in fleet.catalog.find_deployments("local/small")] == [
         "local-0",
@@ -130,15 +130,15 @@ async def test_every_embedded_server_is_a_separate_back_end(
 async def test_telemetry_records_breakers_from_their_first_state(settings: Settings) -> None:
     telemetry = RecordingTelemetry()
     builder = FleetBuilder(settings, {}, telemetry=telemetry)
-    fleet = builder.build(config(OLLAMA))
+    fleet = builder.build(make_config(OLLAMA))
     fleet.runtimes["gpu-0"].breaker.fail(at_once=True)
     assert telemetry.states == {
         "gpu-0": [BreakerState.CLOSED, BreakerState.OPEN],
         "gpu-1": [BreakerState.CLOSED],
     }
-    builder.build(config(OLLAMA))
+    builder.build(make_config(OLLAMA))
     assert set(telemetry.states) == {"gpu-0", "gpu-1"}
-    builder.build(config())
+    builder.build(make_config())
     assert telemetry.states == {}
     await builder.close()
 
@@ -155,7 +155,7 @@ async def test_schema_size_is_limited_except_for_the_vendors_own_apis(
         {"name": "e", "type": "anthropic", "base_url": "http://x", "models": [model]},
     ]
     builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "x"})
-    runtimes = builder.build(config(*backends)).runtimes
+    runtimes = builder.build(make_config(*backends)).runtimes
     assert [name for name, runtime in runtimes.items() if not runtime.checks_schemas] == ["a", "d"]
     await builder.close()
 

@@ -51,6 +51,6 @@ async def test_a_template_renders_no_edit_beyond_the_limits() -> None:
     async def send(_: Any) -> None:
         raise AssertionError
 
-    parts: Any = NoModels(), NeverSubmits(), NeverRenders()
+    dependencies: Any = NoModels(), NeverSubmits(), NeverRenders()
     with pytest.raises(RateLimited):
-        await ImageEditRoute(*parts)(scope, receive, send)
+        await ImageEditRoute(*dependencies)(scope, receive, send)

@@ -22,7 +22,7 @@ CLAUDE = {"name": "claude", "type": "anthropic", "models": [HAIKU, OPUS]}
 JUDGE = {"share": 0.1, "model": "claude-opus-5-5", "usd_per_month": 5}
 
 
-def config(judge: Any, tenants: Any = None, **aliases: Any) -> ModelsConfig:
+def make_config(judge: Any, tenants: Any = None, **aliases: Any) -> ModelsConfig:
     return ModelsConfig.model_validate(
         {
             "backends": [LOCAL, CLAUDE, VECTORS, SHORT],
@@ -35,20 +35,20 @@ def config(judge: Any, tenants: Any = None, **aliases: Any) -> ModelsConfig:
 
 def test_judge_is_off_unless_configured() -> None:
     assert ModelsConfig().routing.judge is None
-    judge = config({**JUDGE, "share": 0}).routing.judge
+    judge = make_config({**JUDGE, "share": 0}).routing.judge
     assert judge is not None and judge.to_rules() is None
 
 
-def test_rules_follow_the_configuration() -> None:
-    judge = config({**JUDGE, "second": "small", "usd_per_month": "0.1"}).routing.judge
+def test_judge_rules_follow_the_configuration() -> None:
+    judge = make_config({**JUDGE, "second": "small", "usd_per_month": "0.1"}).routing.judge
     assert judge is not None
     assert judge.to_rules() == JudgeRules(
         share=0.1, model="claude-opus-5-5", second="small", usd_per_month=Decimal("0.1")
     )
 
 
-def test_an_alias_may_judge() -> None:
-    assert config({**JUDGE, "model": "smart"}, smart={"quality": 4}).routing.judge is not None
+def test_an_alias_may_be_the_judge() -> None:
+    assert make_config({**JUDGE, "model": "smart"}, smart={"quality": 4}).routing.judge is not None
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_an_alias_may_judge() -> None:
 )
 def test_error_names_the_field(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as exc_info:
-        config(
+        make_config(
             {**JUDGE, **changes},
             all={},
             most={"models": ["small", "claude-opus-5-5", "brief-one"]},
@@ -94,17 +94,17 @@ def test_error_names_the_field(changes: dict[str, Any], message: str) -> None:
 
 def test_internal_owner_is_refused_as_tenant() -> None:
     with pytest.raises(ValidationError, match=r"tenants\.moyin:judge: names that begin with"):
-        config(JUDGE, {"moyin:judge": {"residency": ["on-premises"]}})
+        make_config(JUDGE, {"moyin:judge": {"residency": ["on-premises"]}})
 
 
 def test_share_model_and_budget_are_required() -> None:
     for name in JUDGE:
         with pytest.raises(ValidationError, match=f"routing.judge.{name}"):
-            config({key: value for key, value in JUDGE.items() if key != name})
+            make_config({key: value for key, value in JUDGE.items() if key != name})
 
 
 @pytest.mark.parametrize(
-    ("tenants", "judged"),
+    ("tenants", "expected_judging"),
     [
         ({}, {}),
         ({"a": {"judge": False}, "b": {}}, {"a": False, "b": True}),
@@ -114,7 +114,9 @@ def test_share_model_and_budget_are_required() -> None:
         ),
     ],
 )
-def test_tenants_opt_out_and_in(tenants: dict[str, Any], judged: dict[str, bool]) -> None:
-    policies = build_policies(config(JUDGE, tenants).tenants)
+def test_tenants_can_opt_out_of_and_into_judging(
+    tenants: dict[str, Any], expected_judging: dict[str, bool]
+) -> None:
+    policies = build_policies(make_config(JUDGE, tenants).tenants)
     assert policies.pop(JUDGE_OWNER) == UNRESTRICTED
-    assert {owner: policy.is_judged for owner, policy in policies.items()} == judged
+    assert {owner: policy.is_judged for owner, policy in policies.items()} == expected_judging

@@ -35,7 +35,7 @@ class FakeJudge:
         return self._spent_usd
 
 
-def row(request_id: str, score: float, **kwargs: Any) -> SignalRow:
+def make_row(request_id: str, score: float, **kwargs: Any) -> SignalRow:
     values: dict[str, Any] = {
         "owner": "ada", "request_id": request_id, "key_id": "", "source": "judge", "model": "m",
         "question": None, "score": score, "weight": 0.5, "p_good": 0.5,
@@ -44,12 +44,12 @@ def row(request_id: str, score: float, **kwargs: Any) -> SignalRow:
     return SignalRow(**(values | kwargs))
 
 
-def test_pair_counts_once_and_a_tie_agrees() -> None:
-    def second(name: str) -> str:
+def test_pair_of_verdicts_counts_once_and_a_tie_agrees() -> None:
+    def derive_second_id(name: str) -> str:
         return derive_comparison_id("ada", name)
 
-    scores = [("a", 1.0), (second("a"), 0.5), ("b", 0.5), (second("b"), 0.5), ("c", 0.0),
-              (second("c"), 1.0), ("unpaired", 1.0)]  # fmt: skip
+    scores = [("a", 1.0), (derive_second_id("a"), 0.5), ("b", 0.5), (derive_second_id("b"), 0.5), ("c", 0.0),
+              (derive_second_id("c"), 1.0), ("unpaired", 1.0)]  # fmt: skip
     assert count_agreements("ada", scores) == (3, 2)
     assert count_agreements("bob", scores) == (0, 0)
 
@@ -62,19 +62,19 @@ async def test_verdicts_are_of_this_month_and_only_operators_see_spending(tmp_pa
     assert await summarize_verdicts(store, FakeJudge(None), OPERATOR) is None
     long_ago = datetime.now(UTC) - timedelta(days=40)
     rows = [
-        row("r1", 1.0), row(derive_comparison_id("ada", "r1"), 0.5),
-        row("r2", 0.0), row(derive_comparison_id("ada", "r2"), 0.5),
-        row("r0", 1.0, created_at=long_ago),
-        row(derive_comparison_id("ada", "r0"), 1.0, created_at=long_ago),
-        row("r1", 1.0, source="feedback"), row("b1", 1.0, owner="bob"),
+        make_row("r1", 1.0), make_row(derive_comparison_id("ada", "r1"), 0.5),
+        make_row("r2", 0.0), make_row(derive_comparison_id("ada", "r2"), 0.5),
+        make_row("r0", 1.0, created_at=long_ago),
+        make_row(derive_comparison_id("ada", "r0"), 1.0, created_at=long_ago),
+        make_row("r1", 1.0, source="feedback"), make_row("b1", 1.0, owner="bob"),
     ]  # fmt: skip
     await store.write((), rows)
     counts = {"share": 0.1, "judged": 2, "agreed": 1}
     assert await summarize_verdicts(store, FakeJudge(), CLIENT) == counts
     money = {"spent_usd": 2.0, "usd_per_month": 5.0}
     assert await summarize_verdicts(store, FakeJudge(), OPERATOR) == {**counts, **money}
-    unknown = await summarize_verdicts(store, FakeJudge(spent_usd=None), OPERATOR)
-    assert unknown == {**counts, **money, "spent_usd": None}
+    summary_without_spending = await summarize_verdicts(store, FakeJudge(spent_usd=None), OPERATOR)
+    assert summary_without_spending == {**counts, **money, "spent_usd": None}
     assert await summarize_verdicts(store, FakeJudge(None), OPERATOR) == {**counts, "share": 0.0}
     await database.close()
 
@@ -84,5 +84,7 @@ def test_command_line_shows_the_judge_in_one_line() -> None:
     assert _describe_judge(counts) == "2 judged this month, 1 agreed"
     all_members = {**counts, "spent_usd": 1.5, "usd_per_month": 20.0}
     assert _describe_judge(all_members) == "2 judged this month, 1 agreed, $1.5000 of $20 spent"
-    unknown = {**all_members, "spent_usd": None}
-    assert _describe_judge(unknown) == "2 judged this month, 1 agreed, ? of $20 spent"
+    members_without_spending = {**all_members, "spent_usd": None}
+    assert (
+        _describe_judge(members_without_spending) == "2 judged this month, 1 agreed, ? of $20 spent"
+    )

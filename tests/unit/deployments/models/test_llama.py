@@ -18,13 +18,13 @@ def replies(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return the actor's replies, to be filled by the test: endpoints, or errors to raise."""
     replies: list[Any] = []
 
-    async def reply() -> tuple[str, str]:
-        result = replies.pop(0)
-        if isinstance(result, Exception):
-            raise result
-        return str(result), "key"
+    async def send_reply() -> tuple[str, str]:
+        next_reply = replies.pop(0)
+        if isinstance(next_reply, Exception):
+            raise next_reply
+        return str(next_reply), "key"
 
-    actor = SimpleNamespace(get_endpoint=SimpleNamespace(remote=reply))
+    actor = SimpleNamespace(get_endpoint=SimpleNamespace(remote=send_reply))
     monkeypatch.setattr(llama, "find_or_start", lambda *_: actor)
     return replies
 
@@ -34,7 +34,7 @@ def endpoints() -> llama.LlamaEndpoints:
     return llama.LlamaEndpoints("small", SPEC)
 
 
-async def test_forgotten_endpoint_is_found_again(
+async def test_invalidated_endpoint_is_looked_up_again(
     endpoints: llama.LlamaEndpoints, replies: list[Any]
 ) -> None:
     replies += ["http://127.0.0.1:1", "http://127.0.0.1:2"]

@@ -25,7 +25,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture(autouse=True)
-def _frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+def _check_frequently(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.models.backend_checks._INTERVAL_SECONDS", 0.1)
 
 
@@ -41,13 +41,13 @@ async def second_host() -> AsyncIterator[FakeOllamaHost]:
         yield host
 
 
-def backend(*hosts: FakeOllamaHost, **members: Any) -> dict[str, Any]:
+def make_backend(*hosts: FakeOllamaHost, **members: Any) -> dict[str, Any]:
     return {"name": "gpu", "type": "ollama", "hosts": [host.url for host in hosts], **members}
 
 
 @pytest.fixture
 async def models_app(host: FakeOllamaHost, tmp_path: Path) -> AsyncIterator[ModelsApp]:
-    cloud = {
+    cloud_backend = {
         "name": "claude",
         "type": "anthropic",
         "api_key_env": "NO_SUCH_KEY",
@@ -55,16 +55,16 @@ async def models_app(host: FakeOllamaHost, tmp_path: Path) -> AsyncIterator[Mode
             {"name": "claude-haiku-5-5", "context": 200_000, "thinking": True, "vision": True}
         ],
     }
-    async with serving(tmp_path, backend(host), cloud, any=[]) as models_app:
+    async with serving(tmp_path, make_backend(host), cloud_backend, any=[]) as models_app:
         await wait_until_discovered(models_app, "smollm2")
         yield models_app
 
 
 @pytest.fixture
-async def two_hosts(
+async def app_with_two_hosts(
     host: FakeOllamaHost, second_host: FakeOllamaHost, tmp_path: Path
 ) -> AsyncIterator[ModelsApp]:
-    async with serving(tmp_path, backend(host, second_host)) as models_app:
+    async with serving(tmp_path, make_backend(host, second_host)) as models_app:
         await wait_until_discovered(models_app, "smollm2", "qwen3:8b")
         yield models_app
 
@@ -73,7 +73,7 @@ async def wait_until_discovered(models_app: ModelsApp, *names: str) -> None:
     await eventually(lambda: set(names) <= set(models_app.text_router.fleet.catalog.names))
 
 
-async def call(
+async def call_ollama(
     models_app: ModelsApp,
     method: str,
     path: str,
@@ -89,11 +89,11 @@ async def call(
     async with aiohttp.ClientSession(headers=headers) as http:
         url = f"{models_app.url}/v1/ollama/{path}"
         async with http.request(method, url, data=data) as response:
-            text = await response.text()
-            return response.status, [json.loads(line) for line in text.splitlines()]
+            response_text = await response.text()
+            return response.status, [json.loads(line) for line in response_text.splitlines()]
 
 
-async def tenant_key(tmp_path: Path) -> str:
+async def create_tenant_key(tmp_path: Path) -> str:
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     _, key = await KeyStore(database).create("eve", "test", scopes=frozenset({TEXT}))
     await database.close()
@@ -107,17 +107,21 @@ async def test_hosts_serve_the_models_that_they_have_pulled(
     host.models["nomic:latest"] = ["embedding"]
     await wait_until_discovered(models_app, "qwen3:8b", "nomic")
     fleet = models_app.text_router.fleet
-    (result,) = fleet.catalog.find_deployments("qwen3:8b")
-    assert (result.model.tools, result.model.thinking, result.model.vision) == (True, True, False)
-    assert (result.model.context, result.model.schema) == (8192, True)
-    (vectors,) = fleet.catalog.find_deployments("nomic:latest")
-    assert (vectors.model.embeddings, vectors.model.chat) == (True, False)
+    (chat_deployment,) = fleet.catalog.find_deployments("qwen3:8b")
+    assert (
+        chat_deployment.model.tools,
+        chat_deployment.model.thinking,
+        chat_deployment.model.vision,
+    ) == (True, True, False)
+    assert (chat_deployment.model.context, chat_deployment.model.schema) == (8192, True)
+    (embedding_deployment,) = fleet.catalog.find_deployments("nomic:latest")
+    assert (embedding_deployment.model.embeddings, embedding_deployment.model.chat) == (True, False)
     for name in ("smollm2", "smollm2:latest", "gpu/smollm2"):
-        status, lines = await call(
+        status, lines = await call_ollama(
             models_app, "POST", "api/chat", {"model": name, "messages": HELLO}
         )
         assert status == 200
-        assert {line["model"] for line in lines} == {name}, "the name that was asked for"
+        assert {line["model"] for line in lines} == {name}, "the requested name"
     assert {body["model"] for _, _, body in host.received} == {"smollm2:latest"}
     del host.models["qwen3:8b"]
     await eventually(lambda: "qwen3:8b" not in models_app.text_router.fleet.catalog.names)
@@ -132,7 +136,7 @@ async def test_listed_settings_override_discovered_ones(
         {"name": "qwen3:8b", "thinking": False},
         {"name": "missing"},
     ]
-    async with serving(tmp_path, backend(host, models=listed_models)) as models_app:
+    async with serving(tmp_path, make_backend(host, models=listed_models)) as models_app:
         await wait_until_discovered(models_app, "qwen3:8b")
         catalog = models_app.text_router.fleet.catalog
         assert catalog.names == ("auto", "small", "qwen3:8b"), "and no other model is served"
@@ -145,7 +149,7 @@ async def test_listed_settings_override_discovered_ones(
         )
         assert (qwen_model.context, qwen_model.tools, qwen_model.thinking) == (8192, True, False)
     async with serving(
-        tmp_path, backend(host, models=listed_models[:1], discover=True)
+        tmp_path, make_backend(host, models=listed_models[:1], discover=True)
     ) as models_app:
         await wait_until_discovered(models_app, "qwen3:8b")
         assert models_app.text_router.fleet.catalog.names == ("auto", "small", "qwen3:8b")
@@ -156,7 +160,9 @@ async def test_discovered_model_does_not_take_the_name_of_a_configured_one(
 ) -> None:
     host.models = {name: ["completion"] for name in ("qwen:latest", "qwen3:32b", "qwen:7b")}
     listed_models = [{"name": "qwen", "upstream": "qwen3:32b"}]
-    async with serving(tmp_path, backend(host, models=listed_models, discover=True)) as models_app:
+    async with serving(
+        tmp_path, make_backend(host, models=listed_models, discover=True)
+    ) as models_app:
         await wait_until_discovered(models_app, "qwen:7b")
         catalog = models_app.text_router.fleet.catalog
         assert [deployment.model.upstream for deployment in catalog.deployments] == [
@@ -203,37 +209,41 @@ async def test_lists_have_tags_sizes_and_details(
 
 async def test_alias_shows_only_abilities_of_available_models(models_app: ModelsApp) -> None:
     for name in ("auto", "any"):
-        _, (shown_model,) = await call(models_app, "POST", "api/show", {"model": name})
+        _, (shown_model,) = await call_ollama(models_app, "POST", "api/show", {"model": name})
         assert shown_model["capabilities"] == ["completion"]
-    _, (claude,) = await call(models_app, "POST", "api/show", {"model": "claude-haiku-5-5"})
-    assert "thinking" in claude["capabilities"], "a model that is only off is described as it is"
+    _, (claude_model,) = await call_ollama(
+        models_app, "POST", "api/show", {"model": "claude-haiku-5-5"}
+    )
+    assert "thinking" in claude_model["capabilities"], (
+        "an unavailable model is described with all its abilities"
+    )
 
 
 async def test_groups_compute_no_vectors_with_chat_models(models_app: ModelsApp) -> None:
     body = {"model": "auto", "input": "text"}
-    status, (error,) = await call(models_app, "POST", "api/embed", body)
+    status, (error,) = await call_ollama(models_app, "POST", "api/embed", body)
     assert (status, error["code"]) == (400, "unsupported_feature")
 
 
 async def test_model_is_unloaded_on_every_host_that_has_it(
-    two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
+    app_with_two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
 ) -> None:
     second_host.models["smollm2:latest"] = ["completion"]
-    await load_on_all_hosts(two_hosts, host, second_host)
+    await load_on_all_hosts(app_with_two_hosts, host, second_host)
     body = {"model": "smollm2", "keep_alive": 0}
-    status, lines = await call(two_hosts, "POST", "api/generate", body)
+    status, lines = await call_ollama(app_with_two_hosts, "POST", "api/generate", body)
     assert (status, lines[-1]["done_reason"], lines[-1]["model"]) == (200, "unload", "smollm2")
     assert host.resident == second_host.resident == set()
 
 
 async def test_host_that_fails_does_not_keep_others_from_unloading(
-    two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
+    app_with_two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
 ) -> None:
     second_host.models["smollm2:latest"] = ["completion"]
-    await load_on_all_hosts(two_hosts, host, second_host)
+    await load_on_all_hosts(app_with_two_hosts, host, second_host)
     host.failing = True
     body = {"model": "smollm2", "keep_alive": 0}
-    status, (error,) = await call(two_hosts, "POST", "api/generate", body)
+    status, (error,) = await call_ollama(app_with_two_hosts, "POST", "api/generate", body)
     assert status >= 500 and error["code"], "the model is still in the memory of one host"
     assert (host.resident, second_host.resident) == ({"smollm2:latest"}, set())
 
@@ -244,13 +254,13 @@ async def test_only_operators_unload_all_models_of_a_group(
 ) -> None:
     second_host.models = {"smollm2:latest": ["completion"]}
     body = {"model": name, "keep_alive": 0}
-    async with serving(tmp_path, backend(host, second_host), any=[]) as models_app:
+    async with serving(tmp_path, make_backend(host, second_host), any=[]) as models_app:
         await load_on_all_hosts(models_app, host, second_host)
-        key = await tenant_key(tmp_path)
-        status, (last_line,) = await call(models_app, "POST", "api/generate", body, key=key)
+        key = await create_tenant_key(tmp_path)
+        status, (last_line,) = await call_ollama(models_app, "POST", "api/generate", body, key=key)
         assert (status, last_line["done_reason"], last_line["model"]) == (200, "unload", name)
         assert host.received == second_host.received == []
-        await call(models_app, "POST", "api/generate", body)
+        await call_ollama(models_app, "POST", "api/generate", body)
     assert host.resident == second_host.resident == set()
 
 
@@ -268,48 +278,53 @@ async def test_request_without_prompt_loads_the_model(
 ) -> None:
     for stream in (True, False):
         body = {"model": "smollm2", "stream": stream}
-        status, (load_answer,) = await call(models_app, "POST", "api/generate", body)
-        assert (status, load_answer["done_reason"], load_answer["done"]) == (200, "load", True)
+        status, (load_line,) = await call_ollama(models_app, "POST", "api/generate", body)
+        assert (status, load_line["done_reason"], load_line["done"]) == (200, "load", True)
     assert host.resident == {"smollm2:latest"}
     # Some models of a group need no loading.
-    status, (load_answer,) = await call(models_app, "POST", "api/generate", {"model": "auto"})
-    assert (status, load_answer["done_reason"]) == (200, "load")
+    status, (load_line,) = await call_ollama(models_app, "POST", "api/generate", {"model": "auto"})
+    assert (status, load_line["done_reason"]) == (200, "load")
 
 
 async def test_operators_change_the_models_of_the_only_host(
     models_app: ModelsApp, host: FakeOllamaHost
 ) -> None:
-    status, lines = await call(models_app, "POST", "api/pull", {"model": "qwen3:8b"})
+    status, lines = await call_ollama(models_app, "POST", "api/pull", {"model": "qwen3:8b"})
     assert (status, lines[-1]) == (200, {"status": "success"})
     assert "qwen3:8b" in models_app.text_router.fleet.catalog.names, "known at once"
-    copy = {"source": "qwen3:8b", "destination": "mine:latest"}
-    assert await call(models_app, "POST", "api/copy", copy) == (200, [])
+    copy_body = {"source": "qwen3:8b", "destination": "mine:latest"}
+    assert await call_ollama(models_app, "POST", "api/copy", copy_body) == (200, [])
     assert "mine" in models_app.text_router.fleet.catalog.names
     # The program ollama sends both members.
     body_with_both_names = {"model": "", "name": "mine:latest"}
-    assert await call(models_app, "DELETE", "api/delete", body_with_both_names) == (200, [])
+    assert await call_ollama(models_app, "DELETE", "api/delete", body_with_both_names) == (200, [])
     assert "mine" not in models_app.text_router.fleet.catalog.names
-    status, (error,) = await call(models_app, "DELETE", "api/delete", {"model": "none"})
-    assert (status, error) == (404, {"error": "model 'none' not found"}), "the host's own words"
+    status, (error,) = await call_ollama(models_app, "DELETE", "api/delete", {"model": "none"})
+    assert (status, error) == (404, {"error": "model 'none' not found"}), "the host's own error"
     blob = b"x" * (2 * 2**20)
-    assert await call(models_app, "POST", f"api/blobs/{DIGEST}", blob) == (201, [])
-    assert (await call(models_app, "POST", "api/blobs/sha256:..%2F..", blob))[0] in (400, 404)
-    assert (await call(models_app, "POST", "api/blobs/sha256:x%3Fy", blob))[0] == 400
+    assert await call_ollama(models_app, "POST", f"api/blobs/{DIGEST}", blob) == (201, [])
+    assert (await call_ollama(models_app, "POST", "api/blobs/sha256:..%2F..", blob))[0] in (
+        400,
+        404,
+    )
+    assert (await call_ollama(models_app, "POST", "api/blobs/sha256:x%3Fy", blob))[0] == 400
     assert host.received[-1] == ("POST", f"/api/blobs/{DIGEST}", len(blob))
 
 
 async def test_one_of_several_hosts_must_be_named(
-    two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
+    app_with_two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
 ) -> None:
-    status, (error,) = await call(two_hosts, "POST", "api/pull", {"model": "new"})
+    status, (error,) = await call_ollama(app_with_two_hosts, "POST", "api/pull", {"model": "new"})
     assert (status, error["field"]) == (400, "x-moyin-backend")
     assert "gpu-0, gpu-1" in error["error"]
-    await call(two_hosts, "POST", "api/pull", {"model": "new"}, x_moyin_backend="gpu-1")
-    await call(two_hosts, "POST", "api/pull", {"model": "gpu-0/other"})
+    await call_ollama(
+        app_with_two_hosts, "POST", "api/pull", {"model": "new"}, x_moyin_backend="gpu-1"
+    )
+    await call_ollama(app_with_two_hosts, "POST", "api/pull", {"model": "gpu-0/other"})
     assert [body["model"] for _, _, body in second_host.received] == ["new"]
     assert [body["model"] for _, _, body in host.received] == ["other"]
-    status, (error,) = await call(
-        two_hosts, "POST", "api/pull", {"model": "new"}, x_moyin_backend="gpu-7"
+    status, (error,) = await call_ollama(
+        app_with_two_hosts, "POST", "api/pull", {"model": "new"}, x_moyin_backend="gpu-7"
     )
     assert (status, error["field"]) == (400, "x-moyin-backend")
 
@@ -317,21 +332,21 @@ async def test_one_of_several_hosts_must_be_named(
 async def test_tenants_cannot_change_hosts_but_may_pull_existing_models(
     models_app: ModelsApp, host: FakeOllamaHost, tmp_path: Path
 ) -> None:
-    key = await tenant_key(tmp_path)
+    key = await create_tenant_key(tmp_path)
     for method, path in (
         ("POST", "push"), ("POST", "create"), ("POST", "copy"), ("DELETE", "delete"),
         ("POST", f"blobs/{DIGEST}"), ("POST", "pull"),
     ):  # fmt: skip
         body = {"model": "new", "source": "smollm2", "destination": "x"}
-        status, (error,) = await call(models_app, method, f"api/{path}", body, key=key)
+        status, (error,) = await call_ollama(models_app, method, f"api/{path}", body, key=key)
         assert (status, error["code"]) == (403, "insufficient_scope")
         assert f"/api/{path.partition('/')[0]}" in error["error"]
     large_blob = b"x" * (2 * 2**20)
-    status, _ = await call(models_app, "POST", f"api/blobs/{DIGEST}", large_blob, key=key)
+    status, _ = await call_ollama(models_app, "POST", f"api/blobs/{DIGEST}", large_blob, key=key)
     assert status in (403, 413)
     for name in ("smollm2", "auto:latest"):
         unstreamed_pull: dict[str, Any] = {"model": name, "stream": False}
-        assert await call(models_app, "POST", "api/pull", unstreamed_pull, key=key) == (
+        assert await call_ollama(models_app, "POST", "api/pull", unstreamed_pull, key=key) == (
             200,
             [{"status": "success"}],
         )
@@ -343,5 +358,5 @@ async def test_host_that_is_down_is_an_error_in_ollamas_format(
 ) -> None:
     down_backend = {"name": "off", "type": "ollama", "hosts": ["http://127.0.0.1:9"]}
     async with serving(tmp_path, down_backend) as models_app:
-        status, (error,) = await call(models_app, "POST", "api/pull", {"model": "new"})
+        status, (error,) = await call_ollama(models_app, "POST", "api/pull", {"model": "new"})
     assert (status, error["code"]) == (502, "backend_unavailable")

@@ -7,7 +7,9 @@ from moyin.domain.money import Usage
 from moyin.text.routing.telemetry import CallRecord
 
 
-def call(backend: str, ended_at: float, seconds: float, error: str | None = None) -> CallRecord:
+def make_call(
+    backend: str, ended_at: float, seconds: float, error: str | None = None
+) -> CallRecord:
     return CallRecord(
         operation="chat", provider="openai", backend=backend, requested_model="m", model="m",
         request_id="r", usage=Usage(output_tokens=0 if error else 20), seconds=seconds,
@@ -16,14 +18,14 @@ def call(backend: str, ended_at: float, seconds: float, error: str | None = None
 
 
 def test_calls_of_five_minutes_are_summed_by_backend() -> None:
-    now = [1000.0]
-    recent_calls = RecentCalls(lambda: now[0])
-    recent_calls.record(call("a", 600, 9.0))
+    clock = [1000.0]
+    recent_calls = RecentCalls(lambda: clock[0])
+    recent_calls.record(make_call("a", 600, 9.0))
     for seconds in range(1, 11):
-        recent_calls.record(call("a", 990, float(seconds)))
-    recent_calls.record(call("a", 990, 60.0, "backend_timeout"))
-    recent_calls.record(call("a", 990, 60.0, "cancelled"))
-    recent_calls.record(call("b", 990, 1.0, "backend_error"))
+        recent_calls.record(make_call("a", 990, float(seconds)))
+    recent_calls.record(make_call("a", 990, 60.0, "backend_timeout"))
+    recent_calls.record(make_call("a", 990, 60.0, "cancelled"))
+    recent_calls.record(make_call("b", 990, 1.0, "backend_error"))
     summaries = recent_calls.summarize()
     assert summaries["a"] == CallSummary(
         calls=11,
@@ -33,15 +35,15 @@ def test_calls_of_five_minutes_are_summed_by_backend() -> None:
         output_tokens_per_second=200 / 55,
     )
     assert summaries["b"] == CallSummary(calls=1, errors=1)
-    now[0] = 1500
+    clock[0] = 1500
     assert recent_calls.summarize() == {}
 
 
-def test_sums_are_shared_for_a_second() -> None:
-    now = [1000.0]
-    recent_calls = RecentCalls(lambda: now[0])
+def test_a_summary_is_reused_for_a_second() -> None:
+    clock = [1000.0]
+    recent_calls = RecentCalls(lambda: clock[0])
     first_summary = recent_calls.summarize()
-    recent_calls.record(call("a", 1000, 1.0))
+    recent_calls.record(make_call("a", 1000, 1.0))
     assert recent_calls.summarize() is first_summary
-    now[0] = 1001
+    clock[0] = 1001
     assert recent_calls.summarize()["a"].calls == 1

@@ -27,17 +27,17 @@ from moyin.text.protocol.responses.codec import ParsedResponseRequest
 from moyin.text.routing.answer import Answer
 
 
-async def _pieces() -> AsyncGenerator[bytes, None]:
+async def _generate_pieces() -> AsyncGenerator[bytes, None]:
     yield b'data: {"id":"resp_1"}\n\n'
     yield b"data: last\n\n"
 
 
 async def test_answer_that_cannot_be_stored_ends_with_an_error_event() -> None:
-    attempts: list[str | None] = []
+    saved_ids: list[str | None] = []
 
     async def save(response_id: str | None) -> bool:
-        attempts.append(response_id)
-        if len(attempts) < 2:
+        saved_ids.append(response_id)
+        if len(saved_ids) < 2:
             return False
         with _storage_errors():
             raise OperationalError("INSERT", {}, Exception("the database is away"))
@@ -45,16 +45,16 @@ async def test_answer_that_cannot_be_stored_ends_with_an_error_event() -> None:
     def render(error: MoyinError) -> bytes:
         return error.code.encode()
 
-    stream = _SavedStream(cast(Any, _pieces()), save, render)
+    stream = _SavedStream(cast(Any, _generate_pieces()), save, render)
     assert [piece async for piece in stream] == [
         b'data: {"id":"resp_1"}\n\n',
         b"service_unavailable",
     ]
-    assert attempts == ["resp_1", "resp_1"]
+    assert saved_ids == ["resp_1", "resp_1"]
 
 
 def test_each_item_of_the_input_has_an_id_of_its_own() -> None:
-    items: list[dict[str, Any]] = [
+    input_items: list[dict[str, Any]] = [
         {"id": "msg_1"},
         {"n": 1},
         {"id": "msg_1", "n": 2},
@@ -62,7 +62,7 @@ def test_each_item_of_the_input_has_an_id_of_its_own() -> None:
         {"id": "msg_2"},
     ]
     stored_response = StoredResponse(
-        id="resp_7", owner="ada", previous=None, input=items, response={}, proofs={}
+        id="resp_7", owner="ada", previous=None, input=input_items, response={}, proofs={}
     )
     named_items = _name_items(stored_response)
     ids = [item["id"] for item in named_items]
@@ -72,9 +72,9 @@ def test_each_item_of_the_input_has_an_id_of_its_own() -> None:
 
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])
 def test_messages_of_the_input_have_lists_of_parts(role: str) -> None:
-    items: list[dict[str, Any]] = [{"type": "message", "role": role, "content": "hi"}]
+    input_items: list[dict[str, Any]] = [{"type": "message", "role": role, "content": "hi"}]
     stored_response = StoredResponse(
-        id="resp_7", owner="ada", previous=None, input=items, response={}, proofs={}
+        id="resp_7", owner="ada", previous=None, input=input_items, response={}, proofs={}
     )
     page_body = to_json({"data": _name_items(stored_response), "object": "list"})
     page = SyncCursorPage[ResponseItem].model_validate_json(page_body, strict=True)
@@ -89,7 +89,7 @@ def test_database_errors_tell_clients_to_try_again(caplog: pytest.LogCaptureFixt
     assert "secret" not in exc_info.value.message + caplog.text
 
 
-class _Router:
+class _FakeRouter:
     """A fake router that answers every request."""
 
     async def answer(self, codec: ProtocolCodec, call: ParsedResponseRequest, _: object) -> Answer:
@@ -98,24 +98,24 @@ class _Router:
         return Answer(headers=(), body=to_json(response), usage=Usage())
 
 
-class _AwayStore:
+class _UnavailableStore:
     async def add(self, response: StoredResponse) -> None:
         raise OperationalError("INSERT", {}, Exception("the database is away"))
 
 
-@pytest.mark.parametrize("is_line", [False, True])
-async def test_only_a_batchs_answer_is_sent_without_being_stored(is_line: bool) -> None:
+@pytest.mark.parametrize("is_batch_line", [False, True])
+async def test_only_a_batchs_answer_is_sent_without_being_stored(is_batch_line: bool) -> None:
     unused_dependency = cast(Any, None)
     route = ResponsesRoute(
-        cast(Any, _Router()),
+        cast(Any, _FakeRouter()),
         unused_dependency,
-        cast(Any, _AwayStore()),
+        cast(Any, _UnavailableStore()),
         unused_dependency,
         unused_dependency,
     )
     identity = Identity(owner="ada", key_id="k")
     scope: Scope = {"headers": [], "moyin": RequestContext(request_id="r", identity=identity)}
-    if is_line:
+    if is_batch_line:
         set_background(scope, lambda entry: None)
     messages: list[Message] = []
 
@@ -125,7 +125,7 @@ async def test_only_a_batchs_answer_is_sent_without_being_stored(is_line: bool) 
     async def send(message: Message) -> None:
         messages.append(message)
 
-    if is_line:
+    if is_batch_line:
         await route(scope, receive, send)
         assert b"resp_7" in messages[-1]["body"]
     else:

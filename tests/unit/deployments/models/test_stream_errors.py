@@ -13,7 +13,7 @@ ENDED = InvalidKey("the key or the session has ended")
 
 
 @pytest.mark.parametrize(
-    ("path", "media_type", "start"),
+    ("path", "media_type", "expected_start"),
     [
         ("/v1/chat/completions", "text/event-stream", b'data: {"error":'),
         ("/v1/messages", "text/event-stream", b"event: error\ndata: "),
@@ -22,10 +22,10 @@ ENDED = InvalidKey("the key or the session has ended")
     ],
 )
 def test_stream_ends_with_an_error_of_its_protocol(
-    path: str, media_type: str, start: bytes
+    path: str, media_type: str, expected_start: bytes
 ) -> None:
     event = render_stream_error(ENDED, "r", path, media_type)
-    assert event is not None and event.startswith(start) and event.endswith(b"\n")
+    assert event is not None and event.startswith(expected_start) and event.endswith(b"\n")
     assert "invalid_api_key" in json.dumps(event.decode())
 
 

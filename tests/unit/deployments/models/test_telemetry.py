@@ -30,14 +30,14 @@ CALL = {
 }
 
 
-class Metrics:
+class FakeMetrics:
     """Replaces Ray's metrics: stores values in memory by name and labels."""
 
     def __init__(self) -> None:
         self.values: defaultdict[tuple[str, frozenset[tuple[str, str]]], float] = defaultdict(float)
 
     def Counter(self, name: str, description: str, tag_keys: tuple[str, ...]) -> Any:
-        return _Metric(self, name, tag_keys)
+        return _FakeMetric(self, name, tag_keys)
 
     Gauge = Counter
 
@@ -45,8 +45,8 @@ class Metrics:
         return self.values[name, frozenset(labels.items())]
 
 
-class _Metric:
-    def __init__(self, metrics: Metrics, name: str, keys: tuple[str, ...]) -> None:
+class _FakeMetric:
+    def __init__(self, metrics: FakeMetrics, name: str, keys: tuple[str, ...]) -> None:
         self._metrics, self._name, self._keys = metrics, name, set(keys)
 
     def inc(self, number: float, tags: dict[str, str]) -> None:
@@ -60,14 +60,14 @@ class _Metric:
 
 
 @pytest.fixture
-def metrics(monkeypatch: pytest.MonkeyPatch) -> Metrics:
-    new_metrics = Metrics()
+def metrics(monkeypatch: pytest.MonkeyPatch) -> FakeMetrics:
+    new_metrics = FakeMetrics()
     monkeypatch.setattr("deployments.observer.metrics", new_metrics)
     monkeypatch.setattr("deployments.models.telemetry.metrics", new_metrics)
     return new_metrics
 
 
-def record(**changes: Any) -> CallRecord:
+def make_record(**changes: Any) -> CallRecord:
     values = {
         "operation": "chat",
         "provider": "ollama",
@@ -85,45 +85,47 @@ def record(**changes: Any) -> CallRecord:
     return CallRecord(**{**values, **changes})
 
 
-def test_metrics_have_opentelemetry_names(metrics: Metrics) -> None:
+def test_metrics_have_opentelemetry_names(metrics: FakeMetrics) -> None:
     telemetry = CallTelemetry()
-    telemetry.record_call(record())
+    telemetry.record_call(make_record())
     telemetry.record_call(
-        record(usage=Usage(), first_token_seconds=None, seconds=0.2, error="overloaded")
+        make_record(usage=Usage(), first_token_seconds=None, seconds=0.2, error="overloaded")
     )
     telemetry.export()
-    tokens = "gen_ai_client_token_usage"
-    assert metrics.get(f"{tokens}_sum", **CALL, gen_ai_token_type="input") == 100
-    assert metrics.get(f"{tokens}_count", **CALL, gen_ai_token_type="output") == 1
+    tokens_metric = "gen_ai_client_token_usage"
+    assert metrics.get(f"{tokens_metric}_sum", **CALL, gen_ai_token_type="input") == 100
+    assert metrics.get(f"{tokens_metric}_count", **CALL, gen_ai_token_type="output") == 1
     buckets = [
-        metrics.get(f"{tokens}_bucket", **CALL, gen_ai_token_type="output", le=upper_bound)
+        metrics.get(f"{tokens_metric}_bucket", **CALL, gen_ai_token_type="output", le=upper_bound)
         for upper_bound in ("4", "16", "64", "+Inf")
     ]
     assert buckets == [0, 1, 1, 1]
-    duration = "gen_ai_server_request_duration_seconds"
-    assert metrics.get(f"{duration}_sum", **CALL, error_type="") == 1.5
-    assert metrics.get(f"{duration}_count", **CALL, error_type="overloaded") == 1
+    duration_metric = "gen_ai_server_request_duration_seconds"
+    assert metrics.get(f"{duration_metric}_sum", **CALL, error_type="") == 1.5
+    assert metrics.get(f"{duration_metric}_count", **CALL, error_type="overloaded") == 1
     assert metrics.get("gen_ai_server_time_to_first_token_seconds_sum", **CALL) == 0.5
     assert metrics.get("gen_ai_server_time_per_output_token_seconds_sum", **CALL) == 0.1
 
 
-def test_breaker_has_one_state_at_a_time(metrics: Metrics) -> None:
+def test_breaker_has_one_state_at_a_time(metrics: FakeMetrics) -> None:
     telemetry = CallTelemetry()
     for state in (BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN):
         telemetry.record_breaker_state("gpu-0", state)
         telemetry.export()
-        gauge = {
+        values_by_state = {
             other_state: metrics.get(
                 "moyin_backend_breaker", moyin_backend="gpu-0", state=other_state.value
             )
             for other_state in BreakerState
         }
-        assert [other_state for other_state, value in gauge.items() if value == 1] == [state]
+        assert [other_state for other_state, value in values_by_state.items() if value == 1] == [
+            state
+        ]
     name = "moyin_backend_breaker_transitions"
     assert metrics.get(name, moyin_backend="gpu-0", state="open") == 1
 
 
-def test_breaker_state_is_exported_until_its_back_end_is_removed(metrics: Metrics) -> None:
+def test_breaker_state_is_exported_until_its_back_end_is_removed(metrics: FakeMetrics) -> None:
     telemetry = CallTelemetry()
     telemetry.record_breaker_state("gpu-0", BreakerState.CLOSED)
     telemetry.export()
@@ -138,18 +140,20 @@ def test_breaker_state_is_exported_until_its_back_end_is_removed(metrics: Metric
 
 
 def test_spans_go_to_the_tracer_of_the_process(
-    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    metrics: FakeMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spans = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    monkeypatch.setattr("deployments.models.telemetry.trace.get_tracer_provider", lambda: provider)
+    tracer_provider = TracerProvider()
+    tracer_provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(
+        "deployments.models.telemetry.trace.get_tracer_provider", lambda: tracer_provider
+    )
     telemetry = CallTelemetry()
-    parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    telemetry.record_call(record(traceparent=parent))
-    telemetry.record_call(record(error="cancelled"))
+    traceparent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    telemetry.record_call(make_record(traceparent=traceparent))
+    telemetry.record_call(make_record(error="cancelled"))
     telemetry.export()
-    provider.shutdown()
+    tracer_provider.shutdown()
     answered_span, cancelled_span = spans.get_finished_spans()
     assert answered_span.name == "chat qwen3"
     assert answered_span.parent is not None
@@ -168,41 +172,41 @@ def test_spans_go_to_the_tracer_of_the_process(
     )
 
 
-def test_no_spans_without_a_tracer(metrics: Metrics) -> None:
+def test_no_span_is_recorded_without_a_tracer(metrics: FakeMetrics) -> None:
     telemetry = CallTelemetry()
-    telemetry.record_call(record())
+    telemetry.record_call(make_record())
     telemetry.export()  # must neither fail nor create a tracer
     assert metrics.values
 
 
-def test_each_learned_request_is_counted_once(metrics: Metrics) -> None:
+def test_each_learned_request_is_counted_once(metrics: FakeMetrics) -> None:
     queue = BackgroundQueue()
-    counts = LearningMetrics(queue)
+    learning_metrics = LearningMetrics(queue)
     queue.sampler.accepted, queue.sampler.skipped, queue.failed = 3, 7, 1
-    counts.export()
+    learning_metrics.export()
     queue.sampler.accepted = 5
-    counts.export()
+    learning_metrics.export()
     assert metrics.get("moyin_quality_requests", outcome="learned") == 5
     assert metrics.get("moyin_quality_requests", outcome="left_out") == 7
     assert metrics.get("moyin_quality_requests", outcome="failed") == 1
 
 
-def test_each_outcome_is_counted_once(metrics: Metrics) -> None:
-    counts = JudgeMetrics()
+def test_each_outcome_of_the_judge_is_counted_once(metrics: FakeMetrics) -> None:
+    judge_metrics = JudgeMetrics()
     for outcome in (Outcome.STARTED, Outcome.AGREED, Outcome.STARTED):
-        counts.record_outcome(outcome)
-    counts.export()
-    counts.export()
+        judge_metrics.record_outcome(outcome)
+    judge_metrics.export()
+    judge_metrics.export()
     assert metrics.get("moyin_judge_samples", outcome="started") == 2
     assert metrics.get("moyin_judge_samples", outcome="agreed") == 1
 
 
-def test_each_line_of_a_batch_is_counted_once(metrics: Metrics) -> None:
-    counts = BatchMetrics()
+def test_each_line_of_a_batch_is_counted_once(metrics: FakeMetrics) -> None:
+    batch_metrics = BatchMetrics()
     for code in (None, "backend_timeout", None):
-        counts.record_line(LineResult(number=1, http_status=200, body=b"", error_code=code))
-    counts.export()
-    counts.record_line(LineResult(number=1, http_status=200, body=b""))
-    counts.export()
+        batch_metrics.record_line(LineResult(number=1, http_status=200, body=b"", error_code=code))
+    batch_metrics.export()
+    batch_metrics.record_line(LineResult(number=1, http_status=200, body=b""))
+    batch_metrics.export()
     assert metrics.get("moyin_batch_lines", status="completed", error_type="") == 3
     assert metrics.get("moyin_batch_lines", status="failed", error_type="backend_timeout") == 1

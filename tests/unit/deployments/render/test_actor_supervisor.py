@@ -30,10 +30,10 @@ SPEC = ComfySpec(gpus=0.5)
 class FakeActor(FakeRenderer):
     """A fake of the `RayRenderer` of an actor."""
 
-    def __init__(self, spec: ComfySpec, retired: Callable[[], Any]) -> None:
+    def __init__(self, spec: ComfySpec, on_retire: Callable[[], Any]) -> None:
         super().__init__()
         self._spec = spec
-        self._retired = retired
+        self._retired = on_retire
         self.is_placed = asyncio.Event()
         self.is_placed.set()
 
@@ -49,7 +49,7 @@ class FakeActor(FakeRenderer):
         self._retired()
 
 
-class Cluster:
+class FakeCluster:
     """A fake cluster that starts and finds fake actors by name."""
 
     def __init__(self) -> None:
@@ -69,8 +69,8 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    cluster = Cluster()
+def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    cluster = FakeCluster()
     monkeypatch.setattr(module, "find_or_start", cluster.find_or_start)
     monkeypatch.setattr(module, "list_actors", cluster.list_actors)
     monkeypatch.setattr(module, "RayRenderer", lambda handle: handle)
@@ -95,25 +95,25 @@ class RecordingLedger:
 def new_supervisor(
     pool: Pool,
     spec: ComfySpec,
-    scale: ScalingPolicy,
+    scaling_policy: ScalingPolicy,
     on_counts: Callable[[ActorCounts], None] = lambda _: None,
     ledger: RecordingLedger | None = None,
 ) -> ActorSupervisor:
     run_ledger: Any = ledger or RecordingLedger()
-    return ActorSupervisor(pool, spec, scale, RunBookkeeper(run_ledger), on_counts)
+    return ActorSupervisor(pool, spec, scaling_policy, RunBookkeeper(run_ledger), on_counts)
 
 
-def render(pool: Pool, prompt_id: str | None = None) -> asyncio.Task[Any]:
+def start_render(pool: Pool, prompt_id: str | None = None) -> asyncio.Task[Any]:
     """Start a render; ``prompt_id`` continues the prompt of an earlier attempt."""
     render_request = RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph={"1": {}})
-    pending = PendingRender(id=render_request.prompt_id, priority=3, arrived=0)
+    pending_render = PendingRender(id=render_request.prompt_id, priority=3, arrived=0)
     is_retry = prompt_id is not None
     return asyncio.create_task(
-        pool.render(render_request, pending, lambda _: None, is_retry=is_retry)
+        pool.render(render_request, pending_render, lambda _: None, is_retry=is_retry)
     )
 
 
-async def test_actors_are_started_for_the_queue_and_removed_when_idle(cluster: Cluster) -> None:
+async def test_actors_are_started_for_the_queue_and_removed_when_idle(cluster: FakeCluster) -> None:
     pool = Pool("p")
     supervisor = new_supervisor(
         pool, SPEC, ScalingPolicy(minimum=0, maximum=3, patience=10, idle=0.2)
@@ -121,17 +121,17 @@ async def test_actors_are_started_for_the_queue_and_removed_when_idle(cluster: C
     supervisor.start()
     await asyncio.sleep(0.1)
     assert cluster.actors == {}
-    tasks = [render(pool) for _ in range(2)]
+    tasks = [start_render(pool) for _ in range(2)]
     await eventually(lambda: len(cluster.actors) == 2)
     await asyncio.gather(*tasks)
     await eventually(lambda: cluster.actors == {})
     supervisor.check_running()
-    await render(pool)
+    await start_render(pool)
     await supervisor.remove_idle_actors()
     assert cluster.actors == {}
 
 
-async def test_minimum_number_of_actors_stays(cluster: Cluster) -> None:
+async def test_minimum_number_of_actors_stays(cluster: FakeCluster) -> None:
     supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=2, maximum=3, idle=0.05))
     supervisor.start()
     await eventually(lambda: len(supervisor.statuses) == 2)
@@ -140,14 +140,14 @@ async def test_minimum_number_of_actors_stays(cluster: Cluster) -> None:
     await supervisor.remove_idle_actors()
 
 
-async def test_busy_actor_survives_its_pool(cluster: Cluster) -> None:
+async def test_busy_actor_survives_its_pool(cluster: FakeCluster) -> None:
     pool = Pool("p")
     supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=2, maximum=2))
     supervisor.start()
     await eventually(lambda: len(supervisor.statuses) == 2)
     cluster.actors["comfyui-p-0"].held.clear()
     cluster.actors["comfyui-p-1"].held.clear()
-    task = render(pool)
+    task = start_render(pool)
     await eventually(lambda: any(actor.busy.is_set() for actor in cluster.actors.values()))
     await supervisor.remove_idle_actors()
     [last_actor] = cluster.actors.values()
@@ -156,17 +156,17 @@ async def test_busy_actor_survives_its_pool(cluster: Cluster) -> None:
     await task
 
 
-async def test_attached_renderer_is_not_idle(cluster: Cluster) -> None:
+async def test_attached_renderer_is_not_idle(cluster: FakeCluster) -> None:
     old_pool = Pool("p")
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
     actor.held.clear()
     old_pool.add_renderer("comfyui-p-0", actor, await actor.status())
-    abandoned_render = render(old_pool)
+    abandoned_render = start_render(old_pool)
     await actor.busy.wait()
     pool = Pool("p")
     supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=0, maximum=1, idle=0.05))
     supervisor.start()
-    task = render(pool, prompt_id=actor.started[0])
+    task = start_render(pool, prompt_id=actor.started[0])
     await asyncio.sleep(0.3)
     assert "comfyui-p-0" in cluster.actors
     actor.held.set()
@@ -175,7 +175,9 @@ async def test_attached_renderer_is_not_idle(cluster: Cluster) -> None:
     await supervisor.remove_idle_actors()
 
 
-async def test_actor_of_another_configuration_finishes_and_is_replaced(cluster: Cluster) -> None:
+async def test_actor_of_another_configuration_finishes_and_is_replaced(
+    cluster: FakeCluster,
+) -> None:
     old_actor = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
     surplus_actor = cluster.find_or_start("comfyui-p-7", SPEC)
     for actor in (old_actor, surplus_actor):
@@ -193,27 +195,29 @@ async def test_actor_of_another_configuration_finishes_and_is_replaced(cluster: 
     await supervisor.remove_idle_actors()
 
 
-async def test_result_of_a_removed_actor_is_returned_to_a_late_attempt(cluster: Cluster) -> None:
+async def test_result_of_a_removed_actor_is_returned_to_a_late_attempt(
+    cluster: FakeCluster,
+) -> None:
     old_actor = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
     old_actor._finished.add("left-over")
     pool = Pool("p")
     supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await eventually(lambda: cluster.actors.get("comfyui-p-0") not in (None, old_actor))
-    name, result = await render(pool, "left-over")
+    name, result = await start_render(pool, "left-over")
     assert (name, result.files) == ("comfyui-p-0", (old_actor.file,))
     assert cluster.actors["comfyui-p-0"].started == []
     await supervisor.remove_idle_actors()
 
 
-async def test_actor_with_an_unfetched_result_survives_its_pool(cluster: Cluster) -> None:
+async def test_actor_with_an_unfetched_result_survives_its_pool(cluster: FakeCluster) -> None:
     pool = Pool("p")
     supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await eventually(lambda: len(supervisor.statuses) == 1)
     [actor] = cluster.actors.values()
     actor.held.clear()
-    task = render(pool)
+    task = start_render(pool)
     await actor.busy.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -223,7 +227,7 @@ async def test_actor_with_an_unfetched_result_survives_its_pool(cluster: Cluster
 
 
 async def test_unplaced_actor_waits_while_renders_wait(
-    cluster: Cluster, caplog: pytest.LogCaptureFixture
+    cluster: FakeCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", module.__name__)
     cluster.capacity = 0
@@ -232,7 +236,7 @@ async def test_unplaced_actor_waits_while_renders_wait(
         pool, SPEC, ScalingPolicy(minimum=0, maximum=2, idle=0.05), counts.add
     )
     supervisor.start()
-    task = render(pool)
+    task = start_render(pool)
     await eventually(lambda: supervisor.placing_seconds.get("comfyui-p-0", 0) > 0.4)
     assert ActorCounts(ready=0, starting=0, placing=1) in counts
     assert [r.getMessage() for r in caplog.records] == [
@@ -246,19 +250,19 @@ async def test_unplaced_actor_waits_while_renders_wait(
     await supervisor.remove_idle_actors()
 
 
-async def test_unneeded_unplaced_actor_is_removed(cluster: Cluster) -> None:
+async def test_unneeded_unplaced_actor_is_removed(cluster: FakeCluster) -> None:
     cluster.capacity = 1
     pool = Pool("p")
     supervisor = new_supervisor(
         pool, SPEC, ScalingPolicy(minimum=0, maximum=2, patience=0.01, idle=100)
     )
     supervisor.start()
-    await asyncio.gather(*(render(pool) for _ in range(3)))
+    await asyncio.gather(*(start_render(pool) for _ in range(3)))
     await eventually(lambda: list(cluster.actors) == ["comfyui-p-0"])
     await supervisor.remove_idle_actors()
 
 
-async def test_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Cluster) -> None:
+async def test_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: FakeCluster) -> None:
     pool = Pool("p")
     supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     assert supervisor.is_starting, "before it has looked for actors"
@@ -275,7 +279,7 @@ async def test_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Clust
     await supervisor.remove_idle_actors()
 
 
-async def test_actor_that_waits_for_a_node_is_not_starting(cluster: Cluster) -> None:
+async def test_actor_that_waits_for_a_node_is_not_starting(cluster: FakeCluster) -> None:
     cluster.capacity = 0
     supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
@@ -285,7 +289,7 @@ async def test_actor_that_waits_for_a_node_is_not_starting(cluster: Cluster) -> 
     await supervisor.remove_idle_actors()
 
 
-async def test_actor_of_another_configuration_gets_no_requests(cluster: Cluster) -> None:
+async def test_actor_of_another_configuration_gets_no_requests(cluster: FakeCluster) -> None:
     old_actor = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
     old_actor.held.clear()
     old_actor._running.add("left-over")
@@ -302,19 +306,19 @@ async def test_actor_of_another_configuration_gets_no_requests(cluster: Cluster)
 
 
 async def test_start_error_is_logged_once(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tries = 0
+    try_count = 0
 
-    def fail(name: str, spec: ComfySpec) -> FakeActor:
-        nonlocal tries
-        tries += 1
-        raise StackError("ComfyUI is not installed" if tries < 4 else "it is broken")
+    def fail_to_start(name: str, spec: ComfySpec) -> FakeActor:
+        nonlocal try_count
+        try_count += 1
+        raise StackError("ComfyUI is not installed" if try_count < 4 else "it is broken")
 
-    monkeypatch.setattr(module, "find_or_start", fail)
+    monkeypatch.setattr(module, "find_or_start", fail_to_start)
     supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1, idle=0.05))
     supervisor.start()
-    await eventually(lambda: tries > 6)
+    await eventually(lambda: try_count > 6)
     await supervisor.remove_idle_actors()
     assert [record.getMessage() for record in caplog.records] == [
         "actor comfyui-p-0 failed and is started again: ComfyUI is not installed",
@@ -328,7 +332,7 @@ ACCOUNT = RenderAccount(
 OPEN_RUN = RenderRun(id="1" * 32, prompt_id="j", account=ACCOUNT, seconds=4.0, is_ended=False)
 
 
-async def test_runs_that_no_attempt_waited_for_are_booked_and_settled(cluster: Cluster) -> None:
+async def test_runs_that_no_attempt_waited_for_are_booked_and_settled(cluster: FakeCluster) -> None:
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
     ended_run = replace(OPEN_RUN, id="2" * 32, is_ended=True)
     actor.runs = [ended_run, OPEN_RUN]
@@ -343,7 +347,7 @@ async def test_runs_that_no_attempt_waited_for_are_booked_and_settled(cluster: C
     assert cluster.actors == {}
 
 
-async def test_actor_remains_until_its_runs_are_booked(cluster: Cluster) -> None:
+async def test_actor_remains_until_its_runs_are_booked(cluster: FakeCluster) -> None:
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
     ended_run = replace(OPEN_RUN, is_ended=True)
     actor.runs = [ended_run]
@@ -368,7 +372,7 @@ async def test_actor_remains_until_its_runs_are_booked(cluster: Cluster) -> None
     await supervisor.remove_idle_actors()
 
 
-async def test_run_of_a_lost_actor_is_booked_as_it_was_last_seen(cluster: Cluster) -> None:
+async def test_run_of_a_lost_actor_is_booked_as_it_was_last_seen(cluster: FakeCluster) -> None:
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
     actor.runs = [OPEN_RUN]
     ledger = RecordingLedger()
@@ -384,7 +388,7 @@ async def test_run_of_a_lost_actor_is_booked_as_it_was_last_seen(cluster: Cluste
     await supervisor.remove_idle_actors()
 
 
-async def test_ended_run_of_a_lost_actor_is_booked_after_an_outage(cluster: Cluster) -> None:
+async def test_ended_run_of_a_lost_actor_is_booked_after_an_outage(cluster: FakeCluster) -> None:
     ledger: Any = RecordingLedger()
     bookkeeper, ended_run = RunBookkeeper(ledger), replace(OPEN_RUN, is_ended=True)
     ledger.failure = OSError("the database is down")
@@ -412,7 +416,7 @@ class HangingLedger(RecordingLedger):
         await asyncio.Event().wait()
 
 
-async def test_lost_actor_gets_no_renders_while_the_database_hangs(cluster: Cluster) -> None:
+async def test_lost_actor_gets_no_renders_while_the_database_hangs(cluster: FakeCluster) -> None:
     pool, ledger = Pool("p"), HangingLedger()
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
     actor.runs = [OPEN_RUN]

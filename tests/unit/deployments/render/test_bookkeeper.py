@@ -53,16 +53,16 @@ async def test_a_booking_does_not_wait_for_the_writer_of_another_process(
 ) -> None:
     monkeypatch.setattr(bookkeeper, "_TIMEOUT_SECONDS", 0.05)
     ledger = CountingLedger(database)
-    books = RunBookkeeper(ledger)
+    run_bookkeeper = RunBookkeeper(ledger)
     run = RenderRun(id="1" * 32, prompt_id="p", seconds=2.0, is_ended=True, account=ACCOUNT)
     with closing(sqlite3.connect(tmp_path / "moyin.db", isolation_level=None)) as other_writer:
         other_writer.execute("BEGIN IMMEDIATE")
         for _ in range(3):
-            assert await books.settle("actor", [run]) == []
+            assert await run_bookkeeper.settle("actor", [run]) == []
         assert (ledger.open, ledger.most_open) == (1, 1), "the others wait for the first"
         other_writer.execute("ROLLBACK")
     await eventually(lambda: ledger.open == 0)
     monkeypatch.setattr(bookkeeper, "_TIMEOUT_SECONDS", 60)
-    assert await books.settle("actor", [run]) == [run.id]
+    assert await run_bookkeeper.settle("actor", [run]) == [run.id]
     rows = await database.fetch_all(sa.select(usage.c.id, usage.c.cost_nano_usd))
     assert [tuple(row.values()) for row in rows] == [(run.id, 2_000_000_000)]

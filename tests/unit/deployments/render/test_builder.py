@@ -40,11 +40,11 @@ def test_invalid_arguments_are_refused(invalid_arguments: dict[str, object]) -> 
         RenderArgs.model_validate(invalid_arguments)
 
 
-def test_price_is_that_of_the_process_share() -> None:
+def test_price_by_the_hour_is_that_of_the_share_of_a_gpu() -> None:
     assert RenderArgs().to_price() is None
-    by_time = RenderArgs.model_validate({"usd_per_gpu_hour": 2.4, "gpus": 0.25}).to_price()
-    assert by_time is not None
-    assert by_time.compute_cost(1800, 7) == Decimal("0.3")
-    by_picture = RenderArgs.model_validate({"usd_per_picture": 0.02, "gpus": 0.25}).to_price()
-    assert by_picture is not None
-    assert by_picture.compute_cost(1800, 7) == Decimal("0.14")
+    price_by_time = RenderArgs.model_validate({"usd_per_gpu_hour": 2.4, "gpus": 0.25}).to_price()
+    assert price_by_time is not None
+    assert price_by_time.compute_cost(1800, 7) == Decimal("0.3")
+    price_by_picture = RenderArgs.model_validate({"usd_per_picture": 0.02, "gpus": 0.25}).to_price()
+    assert price_by_picture is not None
+    assert price_by_picture.compute_cost(1800, 7) == Decimal("0.14")

@@ -15,7 +15,7 @@ def count_failures(*errors: Exception) -> FailureCounts:
     return counts
 
 
-def test_two_comfyuis_that_die_during_a_render_poison_it() -> None:
+def test_a_render_is_poisoned_by_two_deaths_of_comfyui() -> None:
     assert count_failures(DIED).find_final_error(DIED) is None
     final_error = count_failures(DIED, DIED).find_final_error(DIED)
     assert final_error is not None
@@ -31,10 +31,10 @@ def test_lost_actors_poison_a_render_only_after_five() -> None:
 def test_only_failures_and_not_outages_are_counted() -> None:
     unavailable_error = ServiceUnavailable("ComfyUI is not running yet")
     assert count_failures(*[unavailable_error] * 50) == FailureCounts()
-    bug = ValueError("a bug")
-    assert count_failures(*[bug] * 5).allows_retry(bug)
-    assert not count_failures(*[bug] * 6).allows_retry(bug)
-    assert count_failures(*[bug] * 3).allows_retry(LOST)
+    internal_error = ValueError("a bug")
+    assert count_failures(*[internal_error] * 5).allows_retry(internal_error)
+    assert not count_failures(*[internal_error] * 6).allows_retry(internal_error)
+    assert count_failures(*[internal_error] * 3).allows_retry(LOST)
 
 
 def test_final_errors_are_not_retried() -> None:

@@ -16,7 +16,7 @@ from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 OWN = f"moyin/{'a' * 64}.png"
 
 
-class Limits:
+class FakeLimits:
     def __init__(self, *pools: str) -> None:
         self._pools = pools
 
@@ -26,50 +26,52 @@ class Limits:
         )
 
 
-def guard(*permitted_classes: str, **rules: Any) -> RenderGuard:
-    return RenderGuard("big", PoolRules(**rules), Limits(*permitted_classes))
+def make_guard(*permitted_pools: str, **rules: Any) -> RenderGuard:
+    return RenderGuard("big", PoolRules(**rules), FakeLimits(*permitted_pools))
 
 
-def graph(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"1": {"class_type": kind, "inputs": inputs}}
+def make_graph(node_class: str, **inputs: Any) -> dict[str, Any]:
+    return {"1": {"class_type": node_class, "inputs": inputs}}
 
 
 async def test_reserved_pool_renders_only_for_its_tenants() -> None:
-    await guard(tenants=("ann",)).check_render("ann", "big", graph("Load"), ())
+    await make_guard(tenants=("ann",)).check_render("ann", "big", make_graph("Load"), ())
     with pytest.raises(PoolNotAllowed, match="big"):
-        await guard(tenants=("ann",)).check_render("bob", "big", graph("Load"), ())
+        await make_guard(tenants=("ann",)).check_render("bob", "big", make_graph("Load"), ())
 
 
 async def test_redirected_render_needs_permission_for_the_larger_pool() -> None:
-    await guard("small", "big").check_render("ann", "small", graph("Load"), ())
-    await guard().check_render("ann", "small", graph("Load"), ())
+    await make_guard("small", "big").check_render("ann", "small", make_graph("Load"), ())
+    await make_guard().check_render("ann", "small", make_graph("Load"), ())
     with pytest.raises(PoolNotAllowed):
-        await guard("small").check_render("ann", "small", graph("Load"), ())
+        await make_guard("small").check_render("ann", "small", make_graph("Load"), ())
 
 
 async def test_denied_node_is_refused() -> None:
     with pytest.raises(NodeNotAllowed, match="node '1'"):
-        await guard().check_render("ann", "big", graph("SaveLoRA"), ())
-    await guard(deny=()).check_render("ann", "big", graph("SaveLoRA"), ())
+        await make_guard().check_render("ann", "big", make_graph("SaveLoRA"), ())
+    await make_guard(deny=()).check_render("ann", "big", make_graph("SaveLoRA"), ())
 
 
 async def test_input_file_of_another_prompt_is_refused() -> None:
-    await guard().check_render("ann", "big", graph("Load", image=OWN, more={"deep": [OWN]}), {OWN})
+    await make_guard().check_render(
+        "ann", "big", make_graph("Load", image=OWN, more={"deep": [OWN]}), {OWN}
+    )
     for image in (OWN, f"{OWN} [input]", {"deep": [OWN]}):
         with pytest.raises(InputNotFound, match="you have no file"):
-            await guard().check_render("ann", "big", graph("Load", image=image), ())
+            await make_guard().check_render("ann", "big", make_graph("Load", image=image), ())
 
 
 def test_client_cannot_override_the_rules_in_extra_data() -> None:
     client_data = {"extra_pnginfo": {"a": 1}, MOYIN_KEY: {"deny": []}}
-    extra_data = guard(unchecked=("A.b",)).add_pool_rules("ann", client_data)
+    extra_data = make_guard(unchecked=("A.b",)).add_pool_rules("ann", client_data)
     tenant = extra_data[MOYIN_KEY].pop(TENANT_KEY)
     assert extra_data == {
         "extra_pnginfo": {"a": 1},
         MOYIN_KEY: {"allow": ["*"], "deny": list(DISK_NODES), "unchecked": ["A.b"]},
     }
     assert "ann" not in tenant
-    assert guard().add_pool_rules("bob", client_data)[MOYIN_KEY][TENANT_KEY] != tenant
+    assert make_guard().add_pool_rules("bob", client_data)[MOYIN_KEY][TENANT_KEY] != tenant
 
 
 def test_rules_come_from_the_configuration() -> None:

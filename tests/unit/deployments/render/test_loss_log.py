@@ -5,18 +5,18 @@ from __future__ import annotations
 from deployments.render.loss_log import LossLog
 
 
-def test_losses_of_ten_minutes_count() -> None:
-    now = [0.0]
-    log = LossLog(lambda: now[0])
-    log.record("a")
-    now[0] = 500
-    log.observe_pid("a", 1)
-    log.observe_pid("a", None)
-    log.observe_pid("a", 1)
-    assert log.count("a") == 1
-    log.observe_pid("a", 2)
-    assert (log.count("a"), log.count("b")) == (2, 0)
-    now[0] = 700
-    assert log.count("a") == 1
-    log.remove_actor("a")
-    assert log.count("a") == 0
+def test_losses_are_counted_for_ten_minutes() -> None:
+    clock = [0.0]
+    loss_log = LossLog(lambda: clock[0])
+    loss_log.record("a")
+    clock[0] = 500
+    loss_log.observe_pid("a", 1)
+    loss_log.observe_pid("a", None)
+    loss_log.observe_pid("a", 1)
+    assert loss_log.count("a") == 1
+    loss_log.observe_pid("a", 2)
+    assert (loss_log.count("a"), loss_log.count("b")) == (2, 0)
+    clock[0] = 700
+    assert loss_log.count("a") == 1
+    loss_log.remove_actor("a")
+    assert loss_log.count("a") == 0

@@ -37,7 +37,7 @@ ACCOUNT = RenderAccount(
 )
 
 
-def request(
+def make_request(
     models: dict[str, int] | None = None, files: dict[str, str] | None = None
 ) -> RenderRequest:
     return RenderRequest(
@@ -45,7 +45,7 @@ def request(
     )
 
 
-def render(
+def start_render(
     pool: Pool,
     render_request: RenderRequest,
     progress: list[RenderProgress] | None = None,
@@ -54,24 +54,24 @@ def render(
     job_id: str = "",
     is_retry: bool = False,
 ) -> asyncio.Task[tuple[str, RenderSucceeded]]:
-    pending = PendingRender(
+    pending_render = PendingRender(
         id=render_request.prompt_id, job_id=job_id, priority=3, arrived=0,
         models=render_request.models,
     )  # fmt: skip
     received_progress = [] if progress is None else progress
     return asyncio.create_task(
         pool.render(
-            render_request, pending, received_progress.append,
+            render_request, pending_render, received_progress.append,
             job_attempt=job_attempt, is_retry=is_retry,
         )
     )  # fmt: skip
 
 
-def status(*running: str, models: tuple[str, ...] = ()) -> RendererStatus:
-    return RendererStatus(ready=True, running=running, models=models)
+def make_status(*running_ids: str, models: tuple[str, ...] = ()) -> RendererStatus:
+    return RendererStatus(ready=True, running=running_ids, models=models)
 
 
-async def settle() -> None:
+async def run_pending_tasks() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -82,9 +82,9 @@ def pool() -> Pool:
 
 
 async def test_render_goes_to_a_free_renderer_and_reports_progress(pool: Pool) -> None:
-    pool.add_renderer("a", FakeRenderer(), status())
+    pool.add_renderer("a", FakeRenderer(), make_status())
     received_progress: list[RenderProgress] = []
-    name, result = await render(pool, request(), received_progress)
+    name, result = await start_render(pool, make_request(), received_progress)
     assert (name, len(result.files), received_progress) == (
         "a",
         1,
@@ -93,48 +93,52 @@ async def test_render_goes_to_a_free_renderer_and_reports_progress(pool: Pool) -
 
 
 async def test_start_is_reported_by_first_and_attached_attempts(pool: Pool) -> None:
-    renderer, render_request = FakeRenderer(), request()
+    renderer, render_request = FakeRenderer(), make_request()
     renderer.held.clear()
-    starts: list[str] = []
+    started_attempts: list[str] = []
 
-    def attempt(in_pool: Pool, name: str, *, is_retry: bool) -> asyncio.Task[Any]:
-        pending = PendingRender(id=render_request.prompt_id, job_id="job", priority=3, arrived=0)
+    def start_attempt(target_pool: Pool, name: str, *, is_retry: bool) -> asyncio.Task[Any]:
+        pending_render = PendingRender(
+            id=render_request.prompt_id, job_id="job", priority=3, arrived=0
+        )
         return asyncio.create_task(
-            in_pool.render(
+            target_pool.render(
                 render_request,
-                pending,
+                pending_render,
                 lambda _: None,
-                on_start=lambda: starts.append(name),
+                on_start=lambda: started_attempts.append(name),
                 is_retry=is_retry,
             )
         )
 
-    first_attempt = attempt(pool, "first", is_retry=False)
-    await settle()
-    assert (starts, pool.list_places()) == ([], {"job": QueuePlace(position=1)})
-    pool.add_renderer("a", renderer, status())
-    await settle()
-    assert (starts, pool.list_places()) == (["first"], {"job": QueuePlace()})
+    first_attempt = start_attempt(pool, "first", is_retry=False)
+    await run_pending_tasks()
+    assert (started_attempts, pool.list_places()) == ([], {"job": QueuePlace(position=1)})
+    pool.add_renderer("a", renderer, make_status())
+    await run_pending_tasks()
+    assert (started_attempts, pool.list_places()) == (["first"], {"job": QueuePlace()})
     # A new replica may be the one that writes the start.
     successor = Pool("default")
-    successor.add_renderer("a", renderer, status(render_request.prompt_id))
-    second_attempt = attempt(successor, "second", is_retry=True)
-    await settle()
-    assert starts == ["first", "second"]
+    successor.add_renderer("a", renderer, make_status(render_request.prompt_id))
+    second_attempt = start_attempt(successor, "second", is_retry=True)
+    await run_pending_tasks()
+    assert started_attempts == ["first", "second"]
     renderer.held.set()
     await asyncio.gather(first_attempt, second_attempt)
-    assert starts == ["first", "second"]
+    assert started_attempts == ["first", "second"]
 
 
 async def test_batch_has_the_position_of_its_first_waiting_render(pool: Pool) -> None:
     tasks = []
     for arrival, job_id in enumerate(["batch", "batch", "other", "batch"]):
-        render_request = request()
-        pending = PendingRender(
+        render_request = make_request()
+        pending_render = PendingRender(
             id=render_request.prompt_id, job_id=job_id, priority=3, arrived=arrival
         )
-        tasks.append(asyncio.create_task(pool.render(render_request, pending, lambda _: None)))
-    await settle()
+        tasks.append(
+            asyncio.create_task(pool.render(render_request, pending_render, lambda _: None))
+        )
+    await run_pending_tasks()
     assert pool.list_places() == {
         "batch": QueuePlace(position=1),
         "other": QueuePlace(position=3),
@@ -148,9 +152,9 @@ async def test_each_renderer_has_one_render_at_a_time(pool: Pool) -> None:
     first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
     for name, renderer in (("a", first_renderer), ("b", second_renderer)):
         renderer.held.clear()
-        pool.add_renderer(name, renderer, status())
-    tasks = [render(pool, request()) for _ in range(5)]
-    await settle()
+        pool.add_renderer(name, renderer, make_status())
+    tasks = [start_render(pool, make_request()) for _ in range(5)]
+    await run_pending_tasks()
     assert (len(first_renderer.started), len(second_renderer.started), pool.waiting_renders) == (
         1,
         1,
@@ -164,17 +168,17 @@ async def test_each_renderer_has_one_render_at_a_time(pool: Pool) -> None:
 
 async def test_retry_attaches_to_the_prompt_on_its_renderer(pool: Pool) -> None:
     first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
-    render_request = request()
+    render_request = make_request()
     first_renderer.held.clear()
-    pool.add_renderer("a", first_renderer, status())
-    first_attempt = render(pool, render_request)
-    await settle()
+    pool.add_renderer("a", first_renderer, make_status())
+    first_attempt = start_render(pool, render_request)
+    await run_pending_tasks()
     # A new replica knows only what the renderers report.
     successor = Pool("default")
-    successor.add_renderer("b", second_renderer, status())
-    successor.add_renderer("a", first_renderer, status(render_request.prompt_id))
-    second_attempt = render(successor, render_request, is_retry=True)
-    await settle()
+    successor.add_renderer("b", second_renderer, make_status())
+    successor.add_renderer("a", first_renderer, make_status(render_request.prompt_id))
+    second_attempt = start_render(successor, render_request, is_retry=True)
+    await run_pending_tasks()
     first_renderer.held.set()
     assert (await first_attempt)[0] == (await second_attempt)[0] == "a"
     assert first_renderer.started == [render_request.prompt_id]
@@ -183,57 +187,57 @@ async def test_retry_attaches_to_the_prompt_on_its_renderer(pool: Pool) -> None:
 
 async def test_prompt_of_an_earlier_replica_keeps_its_renderer_busy(pool: Pool) -> None:
     renderer = FakeRenderer()
-    pool.add_renderer("a", renderer, status("left-over"))
-    task = render(pool, request())
-    await settle()
+    pool.add_renderer("a", renderer, make_status("left-over"))
+    task = start_render(pool, make_request())
+    await run_pending_tasks()
     assert renderer.started == []
-    pool.add_renderer("a", renderer, status())
+    pool.add_renderer("a", renderer, make_status())
     await task
 
 
 async def test_attached_renderer_gets_no_other_render_until_it_has_ended(pool: Pool) -> None:
-    renderer, render_request = FakeRenderer(), request()
+    renderer, render_request = FakeRenderer(), make_request()
     renderer.held.clear()
-    pool.add_renderer("a", renderer, status())
-    first_attempt = render(pool, render_request)
-    await settle()
+    pool.add_renderer("a", renderer, make_status())
+    first_attempt = start_render(pool, render_request)
+    await run_pending_tasks()
     successor = Pool("default")
-    successor.add_renderer("a", renderer, status(render_request.prompt_id))
-    second_attempt = render(successor, render_request, is_retry=True)
-    await settle()
+    successor.add_renderer("a", renderer, make_status(render_request.prompt_id))
+    second_attempt = start_render(successor, render_request, is_retry=True)
+    await run_pending_tasks()
     # The actor reports its status every second.
-    successor.add_renderer("a", renderer, status(render_request.prompt_id))
-    other_render = render(successor, request())
-    await settle()
+    successor.add_renderer("a", renderer, make_status(render_request.prompt_id))
+    other_render = start_render(successor, make_request())
+    await run_pending_tasks()
     assert renderer.started == [render_request.prompt_id]
     renderer.held.set()
     await asyncio.gather(first_attempt, second_attempt)
-    successor.add_renderer("a", renderer, status())
+    successor.add_renderer("a", renderer, make_status())
     async with asyncio.timeout(1):
         await other_render
 
 
 async def test_abandoned_prompt_keeps_its_renderer_busy(pool: Pool) -> None:
-    renderer, render_request = FakeRenderer(), request()
+    renderer, render_request = FakeRenderer(), make_request()
     renderer.held.clear()
-    pool.add_renderer("a", renderer, status())
-    abandoned_render = render(pool, render_request)
-    await settle()
+    pool.add_renderer("a", renderer, make_status())
+    abandoned_render = start_render(pool, render_request)
+    await run_pending_tasks()
     abandoned_render.cancel()
     await asyncio.gather(abandoned_render, return_exceptions=True)
-    pool.add_renderer("a", renderer, status(render_request.prompt_id))
-    other_render = render(pool, request())
-    await settle()
-    pool.add_renderer("a", renderer, status(render_request.prompt_id))
-    await settle()
+    pool.add_renderer("a", renderer, make_status(render_request.prompt_id))
+    other_render = start_render(pool, make_request())
+    await run_pending_tasks()
+    pool.add_renderer("a", renderer, make_status(render_request.prompt_id))
+    await run_pending_tasks()
     assert renderer.started == [render_request.prompt_id]
     assert pool.abandoned_renderers == {"a"}
-    retry = render(pool, render_request, is_retry=True)
-    await settle()
+    retry = start_render(pool, render_request, is_retry=True)
+    await run_pending_tasks()
     renderer.held.set()
     await retry
     assert pool.abandoned_renderers == frozenset()
-    pool.add_renderer("a", renderer, status(render_request.prompt_id))
+    pool.add_renderer("a", renderer, make_status(render_request.prompt_id))
     async with asyncio.timeout(1):
         await other_render
 
@@ -246,42 +250,42 @@ async def test_abandoned_prompt_is_remembered_however_many_end_after_it(
         Pool("default"),
         FakeRenderer(),
         FakeRenderer(),
-        request(),
+        make_request(),
     )
     first_renderer.held.clear()
-    pool.add_renderer("a", first_renderer, status())
-    abandoned_render = render(pool, render_request)
-    await settle()
+    pool.add_renderer("a", first_renderer, make_status())
+    abandoned_render = start_render(pool, render_request)
+    await run_pending_tasks()
     abandoned_render.cancel()
     await asyncio.gather(abandoned_render, return_exceptions=True)
-    pool.add_renderer("b", second_renderer, status())
-    pool.add_renderer("a", first_renderer, status(render_request.prompt_id))
+    pool.add_renderer("b", second_renderer, make_status())
+    pool.add_renderer("a", first_renderer, make_status(render_request.prompt_id))
     for _ in range(5):
-        assert (await render(pool, request()))[0] == "b"
+        assert (await start_render(pool, make_request()))[0] == "b"
     assert pool.abandoned_renderers == {"a"}
     first_renderer.held.set()
-    assert (await render(pool, render_request, is_retry=True))[0] == "a"
+    assert (await start_render(pool, render_request, is_retry=True))[0] == "a"
     assert pool.abandoned_renderers == frozenset()
 
 
 async def test_stale_status_of_a_finished_prompt_delays_no_render(pool: Pool) -> None:
     renderer = FakeRenderer()
-    pool.add_renderer("a", renderer, status())
-    render_request = request()
-    await render(pool, render_request)
-    pool.add_renderer("a", renderer, status(render_request.prompt_id))
+    pool.add_renderer("a", renderer, make_status())
+    render_request = make_request()
+    await start_render(pool, render_request)
+    pool.add_renderer("a", renderer, make_status(render_request.prompt_id))
     async with asyncio.timeout(1):
-        await render(pool, request())
+        await start_render(pool, make_request())
 
 
 async def test_cancellation_goes_to_the_renderer_of_the_prompt(pool: Pool) -> None:
     first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
-    render_request = request()
+    render_request = make_request()
     first_renderer.held.clear()
-    pool.add_renderer("a", first_renderer, status())
-    task = render(pool, render_request)
-    await settle()
-    pool.add_renderer("b", second_renderer, status())
+    pool.add_renderer("a", first_renderer, make_status())
+    task = start_render(pool, render_request)
+    await run_pending_tasks()
+    pool.add_renderer("b", second_renderer, make_status())
     await pool.cancel(render_request.prompt_id, 1)
     await pool.cancel("unknown", 1)
     first_renderer.held.set()
@@ -292,15 +296,15 @@ async def test_cancellation_goes_to_the_renderer_of_the_prompt(pool: Pool) -> No
 
 async def test_late_cancellation_spares_the_render_that_a_retry_follows(pool: Pool) -> None:
     """A job counts as cancelled, and may be retried, before its activity cancels the prompt."""
-    renderer, render_request = FakeRenderer(), request()
+    renderer, render_request = FakeRenderer(), make_request()
     renderer.held.clear()
-    pool.add_renderer("a", renderer, status())
-    cancelled_attempt = render(pool, render_request)
-    await settle()
+    pool.add_renderer("a", renderer, make_status())
+    cancelled_attempt = start_render(pool, render_request)
+    await run_pending_tasks()
     cancelled_attempt.cancel()
     await asyncio.gather(cancelled_attempt, return_exceptions=True)
-    retry = render(pool, render_request, job_attempt=2)
-    await settle()
+    retry = start_render(pool, render_request, job_attempt=2)
+    await run_pending_tasks()
     await pool.cancel(render_request.prompt_id, 1)
     assert renderer.cancelled == []
     renderer.held.set()
@@ -309,20 +313,20 @@ async def test_late_cancellation_spares_the_render_that_a_retry_follows(pool: Po
 
 
 async def test_retry_after_the_cancellation_waits_for_its_turn(pool: Pool) -> None:
-    """It gets no place before others by following the cancelled run, which still ends."""
-    renderer, render_request = FakeRenderer(), request()
+    """The retry does not skip the queue by following the cancelled run, which still ends."""
+    renderer, render_request = FakeRenderer(), make_request()
     renderer.held.clear()
-    pool.add_renderer("a", renderer, status())
-    cancelled_attempt = render(pool, render_request)
-    await settle()
+    pool.add_renderer("a", renderer, make_status())
+    cancelled_attempt = start_render(pool, render_request)
+    await run_pending_tasks()
     cancelled_attempt.cancel()
     await asyncio.gather(cancelled_attempt, return_exceptions=True)
     # As the actor reports it while ComfyUI still ends the prompt.
-    pool.add_renderer("a", renderer, status(render_request.prompt_id))
-    waiting_render = render(pool, request(), job_id="waiting")
+    pool.add_renderer("a", renderer, make_status(render_request.prompt_id))
+    waiting_render = start_render(pool, make_request(), job_id="waiting")
     await pool.cancel(render_request.prompt_id, 1)
-    retry = render(pool, render_request, job_attempt=2, job_id="retried")
-    await settle()
+    retry = start_render(pool, render_request, job_attempt=2, job_id="retried")
+    await run_pending_tasks()
     places = pool.list_places()
     assert sorted(places[job_id].position or 0 for job_id in ("waiting", "retried")) == [1, 2]
     for task in (waiting_render, retry):
@@ -333,69 +337,69 @@ async def test_retry_after_the_cancellation_waits_for_its_turn(pool: Pool) -> No
 async def test_failed_render_frees_its_renderer(pool: Pool) -> None:
     renderer = FakeRenderer()
     renderer.failure = WorkerLost("gone")
-    pool.add_renderer("a", renderer, status())
+    pool.add_renderer("a", renderer, make_status())
     with pytest.raises(WorkerLost):
-        await render(pool, request())
+        await start_render(pool, make_request())
     renderer.failure = None
-    assert (await render(pool, request()))[0] == "a"
+    assert (await start_render(pool, make_request()))[0] == "a"
 
 
 async def test_removed_renderer_gets_no_render(pool: Pool) -> None:
     first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
-    pool.add_renderer("a", first_renderer, status())
+    pool.add_renderer("a", first_renderer, make_status())
     pool.remove_renderer("a")
-    task = render(pool, request())
-    await settle()
-    pool.add_renderer("b", second_renderer, status())
+    task = start_render(pool, make_request())
+    await run_pending_tasks()
+    pool.add_renderer("b", second_renderer, make_status())
     assert (await task)[0] == "b"
     assert first_renderer.started == []
 
 
 async def test_prompt_is_executed_before_its_files_are_stored(pool: Pool) -> None:
-    renderer, files_stored = FakeRenderer(), asyncio.Event()
+    renderer, files_are_stored = FakeRenderer(), asyncio.Event()
     original_render = renderer.render
 
     async def render_slowly(request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         async for event in original_render(request):
             yield event
             if isinstance(event, ExecutionFinished):
-                await files_stored.wait()
+                await files_are_stored.wait()
 
     renderer.render = render_slowly  # type: ignore[method-assign]
     renderer.held.clear()
-    pool.add_renderer("a", renderer, status())
-    render_request = request()
-    task = render(pool, render_request)
-    await settle()
+    pool.add_renderer("a", renderer, make_status())
+    render_request = make_request()
+    task = start_render(pool, render_request)
+    await run_pending_tasks()
     assert pool.find_executed([render_request.prompt_id]) == []
     renderer.held.set()
-    await settle()
+    await run_pending_tasks()
     assert pool.find_executed([render_request.prompt_id, "other"]) == [render_request.prompt_id]
-    files_stored.set()
+    files_are_stored.set()
     await task
     assert pool.find_executed([render_request.prompt_id]) == [render_request.prompt_id], (
         "its row has yet to be written"
     )
     # Another attempt at the same job is another execution.
     renderer.held.clear()
-    second_attempt = render(pool, render_request)
-    await settle()
+    second_attempt = start_render(pool, render_request)
+    await run_pending_tasks()
     assert pool.find_executed([render_request.prompt_id]) == []
     renderer.held.set()
     await second_attempt
 
 
 async def test_prompt_that_waits_for_another_execution_is_not_executed(pool: Pool) -> None:
-    pool.add_renderer("a", FakeRenderer(), status())
-    render_request = request()
-    await render(pool, render_request)
+    pool.add_renderer("a", FakeRenderer(), make_status())
+    render_request = make_request()
+    await start_render(pool, render_request)
     assert pool.find_executed([render_request.prompt_id]) == [render_request.prompt_id]
     # Files that were not stored yet are lost with the renderer.
     pool.remove_renderer("a")
-    retry = render(pool, render_request, is_retry=True)
-    await settle()
+    retry = start_render(pool, render_request, is_retry=True)
+    await run_pending_tasks()
     assert (pool.waiting_renders, pool.find_executed([render_request.prompt_id])) == (1, [])
-    pool.add_renderer("b", FakeRenderer(), status())
+    pool.add_renderer("b", FakeRenderer(), make_status())
     await retry
 
 
@@ -404,53 +408,56 @@ async def test_closed_pool_rejects_waiting_renders_and_finishes_the_others(
 ) -> None:
     renderer = FakeRenderer()
     renderer.held.clear()
-    pool.add_renderer("a", renderer, status())
-    running_render, waiting_render = render(pool, request()), render(pool, request())
-    await settle()
+    pool.add_renderer("a", renderer, make_status())
+    running_render, waiting_render = (
+        start_render(pool, make_request()),
+        start_render(pool, make_request()),
+    )
+    await run_pending_tasks()
     pool.close()
     with pytest.raises(ServiceUnavailable):
         await waiting_render
     with pytest.raises(ServiceUnavailable):
-        await render(pool, request())
+        await start_render(pool, make_request())
     renderer.held.set()
     await running_render
     assert (len(renderer.started), pool.waiting_renders) == (1, 0)
 
 
-async def test_get_needs_a_renderer(pool: Pool) -> None:
+async def test_get_fails_without_a_renderer(pool: Pool) -> None:
     with pytest.raises(ServiceUnavailable):
         await pool.get("/models")
     renderer = FakeRenderer()
     renderer.bodies["/models"] = b"[]"
-    pool.add_renderer("a", renderer, status())
+    pool.add_renderer("a", renderer, make_status())
     assert await pool.get("/models") == b"[]"
     assert await pool.get_all("/models") == {"a": b"[]"}
 
 
 async def test_render_goes_to_the_renderer_with_its_models(pool: Pool) -> None:
     first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
-    pool.add_renderer("a", first_renderer, status(models=("checkpoints/ink",)))
-    pool.add_renderer("b", second_renderer, status(models=("checkpoints/oil",)))
+    pool.add_renderer("a", first_renderer, make_status(models=("checkpoints/ink",)))
+    pool.add_renderer("b", second_renderer, make_status(models=("checkpoints/oil",)))
     for name, model in (("a", "ink"), ("b", "oil"), ("b", "oil"), ("a", "ink"), ("a", "ink")):
-        assert (await render(pool, request({f"checkpoints/{model}": 10**9})))[0] == name
+        assert (await start_render(pool, make_request({f"checkpoints/{model}": 10**9})))[0] == name
 
 
 async def test_two_waiting_attempts_render_once(pool: Pool) -> None:
     first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
-    render_request = request()
+    render_request = make_request()
     first_attempt, second_attempt = (
-        render(pool, render_request),
-        render(pool, render_request, is_retry=True),
+        start_render(pool, render_request),
+        start_render(pool, render_request, is_retry=True),
     )
-    await settle()
+    await run_pending_tasks()
     for name, renderer in (("a", first_renderer), ("b", second_renderer)):
         renderer.held.clear()
-        pool.add_renderer(name, renderer, status())
-    await settle()
+        pool.add_renderer(name, renderer, make_status())
+    await run_pending_tasks()
     assert len(first_renderer.started) + len(second_renderer.started) == 1
     # The other renderer is free for other renders.
-    other_render = render(pool, request())
-    await settle()
+    other_render = start_render(pool, make_request())
+    await run_pending_tasks()
     assert len(first_renderer.started) + len(second_renderer.started) == 2
     first_renderer.held.set()
     second_renderer.held.set()
@@ -462,18 +469,18 @@ async def test_retry_waits_until_earlier_renderers_have_been_seen(
     pool: Pool,
 ) -> None:
     first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
-    render_request = request()
+    render_request = make_request()
     first_renderer.held.clear()
-    pool.add_renderer("a", first_renderer, status())
-    first_attempt = render(pool, render_request)
-    await settle()
+    pool.add_renderer("a", first_renderer, make_status())
+    first_attempt = start_render(pool, render_request)
+    await run_pending_tasks()
     successor = Pool("default")
     successor.settled.clear()
-    successor.add_renderer("b", second_renderer, status())
-    second_attempt = render(successor, render_request, is_retry=True)
-    await settle()
+    successor.add_renderer("b", second_renderer, make_status())
+    second_attempt = start_render(successor, render_request, is_retry=True)
+    await run_pending_tasks()
     assert second_renderer.started == []
-    successor.add_renderer("a", first_renderer, status(render_request.prompt_id))
+    successor.add_renderer("a", first_renderer, make_status(render_request.prompt_id))
     successor.settled.set()
     first_renderer.held.set()
     assert (await first_attempt)[0] == (await second_attempt)[0] == "a"
@@ -486,11 +493,11 @@ async def test_inputs_of_the_next_render_are_fetched_early(
     renderer = FakeRenderer()
     renderer.held.clear()
     files = [{f"moyin/{n}.png": n} for n in "123"]
-    requests = [request(files=f) for f in files]
-    tasks = [render(pool, render_request) for render_request in requests]
-    await settle()
-    pool.add_renderer("a", renderer, status())
-    await settle()
+    requests = [make_request(files=f) for f in files]
+    tasks = [start_render(pool, render_request) for render_request in requests]
+    await run_pending_tasks()
+    pool.add_renderer("a", renderer, make_status())
+    await run_pending_tasks()
     assert len(renderer.started) == 1
     assert len(renderer.prepared) == 1
     assert renderer.prepared[0] != renderer.started[0]
@@ -503,17 +510,17 @@ async def test_models_that_ran_out_of_memory_go_to_the_larger_pool() -> None:
     pool = Pool("small", memory=MemoryGuard("large"))
     renderer = FakeRenderer()
     renderer.failure = OutOfMemory("node 3 failed", details={"node_id": "3"})
-    pool.add_renderer("a", renderer, status())
+    pool.add_renderer("a", renderer, make_status())
     models = {"checkpoints/big": 10**9}
     with pytest.raises(OutOfMemory) as exc_info:
-        await render(pool, request(models))
+        await start_render(pool, make_request(models))
     assert exc_info.value.details == {"node_id": "3", "pool": "large"}
     with pytest.raises(OutOfMemory) as exc_info:
-        await render(pool, request(models))
+        await start_render(pool, make_request(models))
     assert exc_info.value.details["pool"] == "large"
     assert len(renderer.started) == 1, "the second was not sent to a renderer"
     renderer.failure = None
-    await render(pool, request({"checkpoints/other": 10**9}))
+    await start_render(pool, make_request({"checkpoints/other": 10**9}))
 
 
 async def test_too_large_models_go_to_the_larger_pool_at_once() -> None:
@@ -522,31 +529,33 @@ async def test_too_large_models_go_to_the_larger_pool_at_once() -> None:
         pool = Pool("small", memory=MemoryGuard(larger_pool))
         pool.add_renderer("a", FakeRenderer(), RendererStatus(ready=True, memory=8 * 10**9))
         if larger_pool is None:
-            await render(pool, request(models))
+            await start_render(pool, make_request(models))
             continue
         with pytest.raises(OutOfMemory):
-            await render(pool, request(models))
+            await start_render(pool, make_request(models))
 
 
 async def test_runs_reach_the_caller_also_after_a_failure_and_from_a_removed_renderer(
     pool: Pool,
 ) -> None:
-    renderer, render_request = FakeRenderer(), replace(request(), account=ACCOUNT)
-    pool.add_renderer("a", renderer, status())
-    pending = PendingRender(id=render_request.prompt_id, priority=3, arrived=0)
+    renderer, render_request = FakeRenderer(), replace(make_request(), account=ACCOUNT)
+    pool.add_renderer("a", renderer, make_status())
+    pending_render = PendingRender(id=render_request.prompt_id, priority=3, arrived=0)
     runs: list[RenderRun] = []
     renderer.failure = RenderFailed("a node failed")
     with pytest.raises(RenderFailed):
-        await pool.render(render_request, pending, lambda _: None, on_run=runs.append)
+        await pool.render(render_request, pending_render, lambda _: None, on_run=runs.append)
     assert [run.error for run in runs] == ["render_failed"]
     assert await pool.find_ended_runs(render_request.prompt_id) == runs
     assert await pool.find_ended_runs(str(uuid.uuid4())) == []
 
     renderer.failure = None
-    await pool.render(render_request, pending, lambda _: None, on_run=runs.append)
+    await pool.render(render_request, pending_render, lambda _: None, on_run=runs.append)
     pool.inherit_results("a", await renderer.results())
     pool.remove_renderer("a")
-    await pool.render(render_request, pending, lambda _: None, on_run=runs.append, is_retry=True)
+    await pool.render(
+        render_request, pending_render, lambda _: None, on_run=runs.append, is_retry=True
+    )
     assert [run.error for run in runs] == ["render_failed", None, None]
     assert runs[1] == runs[2]
 
@@ -559,23 +568,23 @@ async def test_unknown_event_of_a_later_version_is_not_the_result(pool: Pool) ->
                 yield event
 
     renderer = LaterRenderer()
-    pool.add_renderer("a", renderer, status())
-    assert (await render(pool, request()))[1].files == (renderer.file,)
+    pool.add_renderer("a", renderer, make_status())
+    assert (await start_render(pool, make_request()))[1].files == (renderer.file,)
 
 
 async def test_successful_renders_are_measured_once() -> None:
     window = Window()
     pool, renderer = Pool("default", RenderScheduler(window)), FakeRenderer()
     renderer.seconds = 4.0
-    pool.add_renderer("a", renderer, status())
-    render_request = request({"m": 5_000_000_000})
-    await render(pool, render_request)
+    pool.add_renderer("a", renderer, make_status())
+    render_request = make_request({"m": 5_000_000_000})
+    await start_render(pool, render_request)
     first_estimate = window.measured.estimate("")
     assert first_estimate is not None and first_estimate.mean == 4.0
-    await render(pool, render_request, is_retry=True)
+    await start_render(pool, render_request, is_retry=True)
     assert window.measured.estimate("") == first_estimate, "the second attempt found the same run"
     renderer.seconds = 8.0
-    await render(pool, request())
+    await start_render(pool, make_request())
     estimate_of_both = window.measured.estimate("")
     assert estimate_of_both is not None and estimate_of_both.mean == 6.0
 
@@ -585,13 +594,13 @@ async def test_results_of_removed_renderers_are_measured() -> None:
     pool, renderer, render_request = (
         Pool("default", RenderScheduler(window)),
         FakeRenderer(),
-        request(),
+        make_request(),
     )
     renderer.seconds = 4.0
     async for _ in renderer.render(render_request):
         pass
     pool.inherit_results("a", await renderer.results())
-    await render(pool, render_request, is_retry=True)
+    await start_render(pool, render_request, is_retry=True)
     estimate = window.measured.estimate_any_shape()
     assert estimate is not None and estimate.mean == 4.0
 
@@ -600,13 +609,13 @@ async def test_failed_and_cancelled_renders_are_not_measured() -> None:
     window = Window()
     pool, renderer = Pool("default", RenderScheduler(window)), FakeRenderer()
     renderer.seconds, renderer.failure = 4.0, RenderFailed("refused")
-    pool.add_renderer("a", renderer, status())
+    pool.add_renderer("a", renderer, make_status())
     with pytest.raises(RenderFailed):
-        await render(pool, request())
+        await start_render(pool, make_request())
     renderer.failure = None
     renderer.held.clear()
-    task = render(pool, request())
-    await settle()
+    task = start_render(pool, make_request())
+    await run_pending_tasks()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert window.measured.estimate_any_shape() is None

@@ -16,7 +16,7 @@ from moyin.domain.renderer import RenderProgress
 from tests.waiting import eventually
 
 
-class Stores:
+class FakeStores:
     """The two stores that the reporter writes to; they record what is written."""
 
     def __init__(self) -> None:
@@ -54,25 +54,30 @@ class Stores:
 
 
 @pytest.fixture
-def stores(monkeypatch: pytest.MonkeyPatch) -> Stores:
+def stores(monkeypatch: pytest.MonkeyPatch) -> FakeStores:
     monkeypatch.setattr(module, "_EVENT_INTERVAL_SECONDS", 0.02)
     monkeypatch.setattr(module, "_ROW_INTERVAL_SECONDS", 0.1)
-    return Stores()
+    return FakeStores()
 
 
-def reporter(stores: Stores) -> ProgressReporter:
-    parts: Any = stores
+def make_reporter(stores: FakeStores) -> ProgressReporter:
+    untyped_stores: Any = stores
     return ProgressReporter(
-        parts, parts, job_id="job", attempt=3, step=2, mark_started=stores.mark_started
+        untyped_stores,
+        untyped_stores,
+        job_id="job",
+        attempt=3,
+        step=2,
+        mark_started=stores.mark_started,
     )
 
 
-async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) -> None:
+async def test_only_the_newest_of_many_progress_events_are_sent(stores: FakeStores) -> None:
     started_at = time.monotonic()
-    async with reporter(stores) as reporting:
-        reporting.start()
+    async with make_reporter(stores) as reporter:
+        reporter.start()
         for value in range(200):
-            reporting.report(RenderProgress(value=value, max=200, node="7"))
+            reporter.report(RenderProgress(value=value, max=200, node="7"))
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.2)
     # A loaded machine takes longer, and then more events are sent.
@@ -83,11 +88,11 @@ async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) 
     assert stores.rows[-1] == Progress(value=199, max=200, step=2)
 
 
-async def test_failed_row_is_written_again(stores: Stores) -> None:
+async def test_failed_row_is_written_again(stores: FakeStores) -> None:
     stores.failures_left = 1
-    async with reporter(stores) as reporting:
-        reporting.start()
-        reporting.report(RenderProgress(value=1, max=2))
+    async with make_reporter(stores) as reporter:
+        reporter.start()
+        reporter.report(RenderProgress(value=1, max=2))
         async with asyncio.timeout(30):
             await stores.written.wait()
     assert stores.rows == [Progress(value=1, max=2, step=2)]
@@ -95,7 +100,7 @@ async def test_failed_row_is_written_again(stores: Stores) -> None:
 
 
 async def test_hanging_store_does_not_delay_the_end(
-    stores: Stores, monkeypatch: pytest.MonkeyPatch
+    stores: FakeStores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CLOSE_TIMEOUT_SECONDS", 0.1)
     never_set = asyncio.Event()
@@ -108,19 +113,19 @@ async def test_hanging_store_does_not_delay_the_end(
 
     monkeypatch.setattr(stores, "publish", hang)
     async with asyncio.timeout(30):
-        async with reporter(stores) as reporting:
-            reporting.start()
-            reporting.report(RenderProgress(value=1, max=2))
+        async with make_reporter(stores) as reporter:
+            reporter.start()
+            reporter.report(RenderProgress(value=1, max=2))
             await asyncio.sleep(0.1)
     never_set.set()
     await asyncio.sleep(0.05)
 
 
-async def test_start_is_written_before_all_progress(stores: Stores) -> None:
+async def test_start_is_written_before_all_progress(stores: FakeStores) -> None:
     stores.can_start.clear()
-    async with reporter(stores) as reporting:
-        reporting.start()
-        reporting.report(RenderProgress(value=1, max=2))
+    async with make_reporter(stores) as reporter:
+        reporter.start()
+        reporter.report(RenderProgress(value=1, max=2))
         await asyncio.sleep(0.3)
         assert stores.order == []
         stores.can_start.set()
@@ -130,22 +135,22 @@ async def test_start_is_written_before_all_progress(stores: Stores) -> None:
     assert sorted(stores.order[1:]) == ["event", "row"]
 
 
-async def test_render_that_never_began_writes_nothing(stores: Stores) -> None:
-    async with reporter(stores) as reporting:
-        reporting.report(RenderProgress(value=0, max=2))
+async def test_render_that_never_began_writes_nothing(stores: FakeStores) -> None:
+    async with make_reporter(stores) as reporter:
+        reporter.report(RenderProgress(value=0, max=2))
         await asyncio.sleep(0.3)
     assert stores.order == []
 
 
-async def test_start_of_a_short_render_is_written(stores: Stores) -> None:
-    async with reporter(stores) as reporting:
-        reporting.start()
+async def test_start_of_a_short_render_is_written(stores: FakeStores) -> None:
+    async with make_reporter(stores) as reporter:
+        reporter.start()
     assert stores.order == ["start"]
 
 
-async def test_failed_start_is_written_again(stores: Stores) -> None:
+async def test_failed_start_is_written_again(stores: FakeStores) -> None:
     stores.failed_starts = 1
-    async with reporter(stores) as reporting:
-        reporting.start()
+    async with make_reporter(stores) as reporter:
+        reporter.start()
         await eventually(lambda: "start" in stores.order)
     assert stores.order == ["start"]

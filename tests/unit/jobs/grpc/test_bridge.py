@@ -14,7 +14,7 @@ from moyin.jobs.grpc.bridge import GrpcBridge, RefusingBridge
 from moyin.jobs.grpc.faults import Fault
 
 
-async def refuse(request: web.Request) -> web.StreamResponse:
+async def send_error_in_pieces(request: web.Request) -> web.StreamResponse:
     """Respond with an error in two pieces; the job id is the length of the error's detail."""
     size = int(request.match_info["id"])
     body = json.dumps({"detail": "x" * size, "code": "job_not_found"}).encode()
@@ -26,7 +26,7 @@ async def refuse(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def end_early(request: web.Request) -> web.StreamResponse:
+async def end_stream_early(request: web.Request) -> web.StreamResponse:
     """Respond with a stream that ends because the caller has lost access to it."""
     error = {"code": "invalid_api_key", "message": "the key or the session has ended"}
     if request.path.endswith("/events"):
@@ -42,12 +42,12 @@ async def list_jobs(request: web.Request) -> web.StreamResponse:
     """
     if "metadata.sizes" in request.query:
         sizes = json.loads(request.query["metadata.sizes"])
-        start = int(request.query.get("cursor", "0"))
-        end = start + int(request.query.get("limit", "50"))
-        jobs = [{"id": str(start + i), "metadata": {"x": "x" * size}}
-                for i, size in enumerate(sizes[start:end])]  # fmt: skip
+        first_index = int(request.query.get("cursor", "0"))
+        end_index = first_index + int(request.query.get("limit", "50"))
+        jobs = [{"id": str(first_index + i), "metadata": {"x": "x" * size}}
+                for i, size in enumerate(sizes[first_index:end_index])]  # fmt: skip
         return web.json_response(
-            {"jobs": jobs, "next_cursor": str(end) if end < len(sizes) else None}
+            {"jobs": jobs, "next_cursor": str(end_index) if end_index < len(sizes) else None}
         )
     query = [[name, value] for name, value in request.query.items()]
     return web.json_response({"jobs": [], "next_cursor": json.dumps(query)})
@@ -58,9 +58,9 @@ async def bridge() -> AsyncIterator[GrpcBridge]:
     app = web.Application()
     app.router.add_get("/jobs", list_jobs)
     app.router.add_get("/readyz", list_jobs)
-    app.router.add_get("/jobs/{id}", refuse)
-    app.router.add_get("/jobs/{id}/events", end_early)
-    app.router.add_post("/v1/chat/completions", end_early)
+    app.router.add_get("/jobs/{id}", send_error_in_pieces)
+    app.router.add_get("/jobs/{id}/events", end_stream_early)
+    app.router.add_post("/v1/chat/completions", end_stream_early)
     async with TestServer(app) as server:
         bridge = GrpcBridge(str(server.make_url("")))
         yield bridge
@@ -78,26 +78,33 @@ async def test_an_error_response_is_read_whole_unless_it_is_too_large(
     assert (exc_info.value.status, exc_info.value.code) == (grpc.StatusCode.NOT_FOUND, code)
 
 
-async def submit(bridge: GrpcBridge, value: str) -> object:
-    return await bridge.submit_job(pb.SubmitJobRequest(job_json="{}", idempotency_key=value), ())
+async def submit_with_key(bridge: GrpcBridge, key: str) -> object:
+    return await bridge.submit_job(pb.SubmitJobRequest(job_json="{}", idempotency_key=key), ())
 
 
-async def watch(bridge: GrpcBridge, value: str) -> object:
-    return [event async for event in bridge.watch_job(pb.WatchJobRequest(id="1", after=value), ())]
+async def list_events_after(bridge: GrpcBridge, event_id: str) -> object:
+    return [
+        event async for event in bridge.watch_job(pb.WatchJobRequest(id="1", after=event_id), ())
+    ]
 
 
-@pytest.mark.parametrize("value", ["a\nb", "a\r\nx-moyin-owner: admin", "\0", "a\x7f"])
-@pytest.mark.parametrize(("call", "field"), [(submit, "idempotency_key"), (watch, "after")])
+@pytest.mark.parametrize("field_value", ["a\nb", "a\r\nx-moyin-owner: admin", "\0", "a\x7f"])
+@pytest.mark.parametrize(
+    ("call", "field"), [(submit_with_key, "idempotency_key"), (list_events_after, "after")]
+)
 async def test_a_field_with_control_characters_is_refused(
-    bridge: GrpcBridge, call: Callable[[GrpcBridge, str], Awaitable[object]], field: str, value: str
+    bridge: GrpcBridge,
+    call: Callable[[GrpcBridge, str], Awaitable[object]],
+    field: str,
+    field_value: str,
 ) -> None:
     with pytest.raises(Fault) as exc_info:
-        await call(bridge, value)
+        await call(bridge, field_value)
     fault = (exc_info.value.status, exc_info.value.code, exc_info.value.field)
     assert fault == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", field)
 
 
-@pytest.mark.parametrize("call", [submit, watch])
+@pytest.mark.parametrize("call", [submit_with_key, list_events_after])
 async def test_an_app_without_the_calls_names_the_app_that_has_them(
     call: Callable[[GrpcBridge, str], Awaitable[object]],
 ) -> None:
@@ -116,7 +123,7 @@ async def test_a_stream_whose_key_was_revoked_ends_unauthenticated(bridge: GrpcB
         assert fault == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
 
 
-async def test_filters_arrive_as_they_are(bridge: GrpcBridge) -> None:
+async def test_filters_reach_the_gateway_unchanged(bridge: GrpcBridge) -> None:
     metadata = {"a+b c%2F": "x&status=queued;日本\n", "": ""}
     page = await bridge.list_jobs(pb.ListJobsRequest(metadata=metadata, cursor="a+/="), ())
     assert json.loads(page.next_cursor) == [
@@ -125,7 +132,7 @@ async def test_filters_arrive_as_they_are(bridge: GrpcBridge) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "pages"),
+    ("sizes", "page_lengths"),
     [
         ([40_000] * 200, [87, 87, 26]),
         ([1_000_000] * 7, [3, 3, 1]),
@@ -134,14 +141,14 @@ async def test_filters_arrive_as_they_are(bridge: GrpcBridge) -> None:
     ],
 )
 async def test_a_page_of_large_jobs_fits_into_a_message(
-    bridge: GrpcBridge, sizes: list[int], pages: list[int]
+    bridge: GrpcBridge, sizes: list[int], page_lengths: list[int]
 ) -> None:
     request = pb.ListJobsRequest(metadata={"sizes": json.dumps(sizes)}, limit=200)
     listed_pages = [await bridge.list_jobs(request, ())]
     while listed_pages[-1].next_cursor:
         request.cursor = listed_pages[-1].next_cursor
         listed_pages.append(await bridge.list_jobs(request, ()))
-    assert [len(page.jobs) for page in listed_pages] == pages
+    assert [len(page.jobs) for page in listed_pages] == page_lengths
     assert [job.id for page in listed_pages for job in page.jobs] == [
         str(i) for i in range(len(sizes))
     ]

@@ -19,7 +19,7 @@ SERVING = pb.HealthCheckResponse.SERVING
 NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
 
 
-class Gateway:
+class FakeGateway:
     """A fake gateway that counts how often its state is read."""
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ def new_check_request(service: str = MOYIN) -> Any:
 
 
 @pytest.mark.parametrize("service", ["", MOYIN])
-@pytest.mark.parametrize(("ready", "status"), [(True, SERVING), (False, NOT_SERVING)])
-async def test_health_check_returns_the_state(service: str, ready: bool, status: int) -> None:
-    gateway = Gateway()
-    gateway.ready = ready
+@pytest.mark.parametrize(("is_ready", "status"), [(True, SERVING), (False, NOT_SERVING)])
+async def test_health_check_returns_the_state(service: str, is_ready: bool, status: int) -> None:
+    gateway = FakeGateway()
+    gateway.ready = is_ready
     assert (
         await HealthMonitor(gateway.is_ready).check(new_check_request(service))
     ).status == status
@@ -48,14 +48,14 @@ async def test_health_check_returns_the_state(service: str, ready: bool, status:
 
 @pytest.mark.parametrize("service", ["moyin.v1.moyin", "grpc.health.v1.Health", "x" * 10_000])
 async def test_an_unknown_service_is_not_found(service: str) -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     with pytest.raises(Fault) as exc_info:
         await HealthMonitor(gateway.is_ready).check(new_check_request(service))
     assert (exc_info.value.status, gateway.reads) == (grpc.StatusCode.NOT_FOUND, 0)
 
 
 async def test_many_checks_read_the_state_once() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     monitor = HealthMonitor(gateway.is_ready, interval=3600)
     await asyncio.gather(*(monitor.check(new_check_request()) for _ in range(100)))
     assert {*(await monitor.list_states(pb.HealthListRequest())).statuses} == {"", MOYIN}
@@ -63,11 +63,11 @@ async def test_many_checks_read_the_state_once() -> None:
 
 
 async def test_a_failure_is_read_once_per_interval_and_counts_as_not_serving() -> None:
-    reads = 0
+    read_count = 0
 
     async def fail() -> bool:
-        nonlocal reads
-        reads += 1
+        nonlocal read_count
+        read_count += 1
         raise Fault(grpc.StatusCode.INTERNAL, "internal_error", "a bug")
 
     monitor = HealthMonitor(fail, interval=3600)
@@ -75,11 +75,11 @@ async def test_a_failure_is_read_once_per_interval_and_counts_as_not_serving() -
     assert {check.status for check in checks} == {NOT_SERVING}
     async with aclosing(monitor.watch(new_check_request())) as statuses:
         assert (await anext(statuses)).status == NOT_SERVING
-    assert reads == 1
+    assert read_count == 1
 
 
 async def test_a_watcher_gets_every_change() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     async with aclosing(
         HealthMonitor(gateway.is_ready, interval=0.01).watch(new_check_request())
     ) as statuses:
@@ -90,7 +90,7 @@ async def test_a_watcher_gets_every_change() -> None:
 
 
 async def test_a_watcher_of_an_unknown_service_stays() -> None:
-    gateway = Gateway()
+    gateway = FakeGateway()
     async with aclosing(
         HealthMonitor(gateway.is_ready, interval=0.01).watch(new_check_request("x"))
     ) as statuses:
@@ -106,11 +106,11 @@ async def test_client_can_call_when_no_watcher_is_free(
 ) -> None:
     """A client that watches the server's health can still call if too many clients watch it.
 
-    The number of watchers is limited. Watching needs no key, so anybody could use all places.
+    The number of watchers is limited. Watching needs no key, so any client could occupy all places.
     """
     monkeypatch.setattr(health, "_MAX_WATCHERS", 0)
     calls = health.HealthCalls()
-    calls.grpc_health = HealthMonitor(Gateway().is_ready)
+    calls.grpc_health = HealthMonitor(FakeGateway().is_ready)
     server = grpc.aio.server()
     health_pb2_grpc.add_HealthServicer_to_server(calls, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -129,9 +129,9 @@ async def test_client_can_call_when_no_watcher_is_free(
     assert response.status == SERVING
 
 
-async def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_watchers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "_MAX_WATCHERS", 1)
-    monitor = HealthMonitor(Gateway().is_ready)
+    monitor = HealthMonitor(FakeGateway().is_ready)
     async with aclosing(monitor.watch(new_check_request())) as first_watch:
         await anext(first_watch)
         with pytest.raises(Fault) as exc_info:

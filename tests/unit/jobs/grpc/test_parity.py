@@ -52,13 +52,17 @@ def list_members(descriptor: Descriptor) -> dict[str, str]:
     return members
 
 
-def find_models(kind: Any) -> Iterator[type[BaseModel]]:
+def find_models(annotation: Any) -> Iterator[type[BaseModel]]:
     """Yield the pydantic models within a type such as ``list[Model] | None``."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel) and get_origin(kind) is None:
-        yield kind
-    elif get_origin(kind) in (list, types.UnionType):
-        for part in get_args(kind):
-            yield from find_models(part)
+    if (
+        isinstance(annotation, type)
+        and issubclass(annotation, BaseModel)
+        and get_origin(annotation) is None
+    ):
+        yield annotation
+    elif get_origin(annotation) in (list, types.UnionType):
+        for argument in get_args(annotation):
+            yield from find_models(argument)
 
 
 @pytest.mark.parametrize("model", MESSAGES, ids=lambda model: model.__name__)
@@ -67,8 +71,8 @@ def test_a_message_has_the_members_of_its_model(model: type[BaseModel]) -> None:
     assert members.keys() == model.model_fields.keys()
     for name, field in model.model_fields.items():
         for nested_model in find_models(field.annotation):
-            expected = "json" if nested_model is wire.OutputBody else NAMES[nested_model]
-            assert members[name] == expected, name
+            expected_type = "json" if nested_model is wire.OutputBody else NAMES[nested_model]
+            assert members[name] == expected_type, name
 
 
 def test_every_status_is_listed() -> None:

@@ -56,10 +56,10 @@ def test_a_chat_request_becomes_a_streamed_body() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "1", pytest.param("[" * 100_000, id="deep")])
-def test_bad_json_is_named(text: str) -> None:
+@pytest.mark.parametrize("extra_json", ["{", "[]", "1", pytest.param("[" * 100_000, id="deep")])
+def test_invalid_json_is_refused_with_its_field(extra_json: str) -> None:
     with pytest.raises(Fault) as exc_info:
-        to_chat_body(pb.ChatRequest(model="m", extra_json=text))
+        to_chat_body(pb.ChatRequest(model="m", extra_json=extra_json))
     assert (exc_info.value.status, exc_info.value.field) == (
         grpc.StatusCode.INVALID_ARGUMENT, "extra_json",
     )  # fmt: skip
@@ -69,21 +69,23 @@ def test_chunks_become_events() -> None:
     chunk: dict[str, Any] = {"choices": [{"delta": {"content": "he"}, "finish_reason": "stop"}]}
     event = to_chat_event(chunk)
     assert (event.text, event.finish_reason) == ("he", "stop")
-    usage = to_chat_event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}})
-    assert (usage.usage.prompt_tokens, usage.usage.completion_tokens) == (3, 4)
-    calls = [{"index": 0, "function": {"name": "f"}}]
-    event = to_chat_event({"choices": [{"delta": {"tool_calls": calls}}]})
-    assert json.loads(event.tool_calls_json) == calls
+    usage_event = to_chat_event(
+        {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+    )
+    assert (usage_event.usage.prompt_tokens, usage_event.usage.completion_tokens) == (3, 4)
+    tool_calls = [{"index": 0, "function": {"name": "f"}}]
+    event = to_chat_event({"choices": [{"delta": {"tool_calls": tool_calls}}]})
+    assert json.loads(event.tool_calls_json) == tool_calls
     assert to_chat_event({"choices": [{"delta": {"role": "assistant"}}]}).ByteSize() == 0
-    details = {
+    token_details = {
         "prompt_tokens_details": {"cached_tokens": 2},
         "completion_tokens_details": {"reasoning_tokens": 1},
     }
-    usage = to_chat_event({"choices": [], "usage": {"prompt_tokens": 3, **details}})
-    assert (usage.usage.cached_tokens, usage.usage.reasoning_tokens) == (2, 1)
+    usage_event = to_chat_event({"choices": [], "usage": {"prompt_tokens": 3, **token_details}})
+    assert (usage_event.usage.cached_tokens, usage_event.usage.reasoning_tokens) == (2, 1)
 
 
-def test_a_job() -> None:
+def test_a_job_becomes_a_message() -> None:
     job = to_job_message(JOB | {"outputs": [{"text": "x"}]})
     assert (job.status, job.error.code) == (pb.JOB_STATUS_FAILED, "render_failed")
     assert (job.progress.value, job.artifacts[0].size, job.metadata["shot"]) == (3, 9, "7")
@@ -121,13 +123,13 @@ def test_a_batch_shows_its_children_and_its_submission() -> None:
 
 
 def test_a_list_request_becomes_a_query() -> None:
-    unknown: Any = 99
+    unknown_status: Any = 99
     request = pb.ListJobsRequest(
         status=[pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED, pb.JOB_STATUS_UNSPECIFIED],
         kind="", metadata={"shot": "a&b=7", "": "x"}, limit=0, cursor="c/1",
         created_after=Timestamp(seconds=1, nanos=5000),
     )  # fmt: skip
-    request.MergeFromString(pb.ListJobsRequest(status=[unknown]).SerializeToString())
+    request.MergeFromString(pb.ListJobsRequest(status=[unknown_status]).SerializeToString())
     assert to_jobs_query(request) == [
         ("status", "failed"), ("status", "cancelled"), ("status", "unspecified"), ("status", "99"),
         ("kind", ""), ("metadata.", "x"), ("metadata.shot", "a&b=7"),
@@ -138,8 +140,11 @@ def test_a_list_request_becomes_a_query() -> None:
 
 def test_a_list_request_that_cannot_be_sent_is_refused() -> None:
     late_request = pb.ListJobsRequest(created_before=Timestamp(seconds=2**60))
-    unknown = pb.ListJobsRequest.FromString(b"\xfa\x07\x01x")
-    for request, field in ((late_request, "created_before"), (unknown, "request")):
+    request_with_unknown_field = pb.ListJobsRequest.FromString(b"\xfa\x07\x01x")
+    for request, field in (
+        (late_request, "created_before"),
+        (request_with_unknown_field, "request"),
+    ):
         with pytest.raises(Fault) as exc_info:
             to_jobs_query(request)
         fault = (exc_info.value.status, exc_info.value.field)
@@ -168,7 +173,7 @@ def test_a_cancelled_job_names_its_canceller() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "expected"),
+    ("status", "body", "expected_fault"),
     [
         (404, {"code": "job_not_found", "detail": "no"}, (grpc.StatusCode.NOT_FOUND, "job_not_found")),
         (400, {"error": {"code": "invalid_request", "message": "no", "param": "model"}},
@@ -177,24 +182,24 @@ def test_a_cancelled_job_names_its_canceller() -> None:
         (500, "<html>", (grpc.StatusCode.INTERNAL, "internal_error")),
     ],
 )  # fmt: skip
-def test_an_error_keeps_its_code(status: int, body: Any, expected: tuple[Any, str]) -> None:
+def test_an_error_keeps_its_code(status: int, body: Any, expected_fault: tuple[Any, str]) -> None:
     headers = {"x-request-id": "r1", "retry-after": "3"}
     fault = to_fault(RequestRefused(status, headers, json.dumps(body).encode()))
-    assert (fault.status, fault.code) == expected
+    assert (fault.status, fault.code) == expected_fault
     details = status_pb2.Status.FromString(fault.to_status().SerializeToString())
     assert details.code == fault.status.value[0]
     first_detail, second_detail, *_, last_detail = details.details
-    error_info, request_info, delay = (
+    error_info, request_info, retry_info = (
         error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo(), error_details_pb2.RetryInfo(),
     )  # fmt: skip
     assert (
         first_detail.Unpack(error_info)
         and second_detail.Unpack(request_info)
-        and last_detail.Unpack(delay)
+        and last_detail.Unpack(retry_info)
     )
     assert (error_info.reason, error_info.domain, request_info.request_id) == (
         fault.code,
         "moyin",
         "r1",
     )
-    assert delay.retry_delay.seconds == 3
+    assert retry_info.retry_delay.seconds == 3

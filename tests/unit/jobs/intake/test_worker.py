@@ -28,12 +28,12 @@ JOB = Job(
     created_at=datetime.now(UTC), started_at=None, finished_at=None,
 )  # fmt: skip
 BODY = json.dumps({"kind": "http", "request": {"path": "/x"}}).encode()
-LATE = json.dumps(
+LATE_BODY = json.dumps(
     {"kind": "http", "request": {"path": "/x"}, "deadline": "2020-01-01T00:00:00Z"}
 ).encode()
 
 
-class Broker:
+class FakeBroker:
     """A fake broker that delivers the given messages and records how each was settled."""
 
     def __init__(self, *deliveries: Delivery) -> None:
@@ -45,7 +45,7 @@ class Broker:
         self.is_settled = asyncio.Event()
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Broker]:
+    async def connect(self) -> AsyncIterator[FakeBroker]:
         yield self
 
     async def receive_deliveries(self) -> AsyncGenerator[Delivery, None]:
@@ -65,7 +65,7 @@ class Broker:
         self.is_settled.set()
 
 
-class Service:
+class FakeJobService:
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.keys: list[str | None] = []
@@ -107,11 +107,11 @@ class EndedJobs:
         yield None
 
 
-def delivery(message_id: str | None = "m1", body: bytes = BODY, count: int = 1) -> Delivery:
+def make_delivery(message_id: str | None = "m1", body: bytes = BODY, count: int = 1) -> Delivery:
     return Delivery(message_id=message_id, body=body, count=count, handle=None)
 
 
-class Limits:
+class FakeLimits:
     """A fake store of limits."""
 
     def __init__(self, *limits: Limit) -> None:
@@ -122,8 +122,11 @@ class Limits:
 
 
 async def run_worker(
-    broker: Broker, service: Service, jobs: EndedJobs | None = None, limits: Limits | None = None
-) -> Broker:
+    broker: FakeBroker,
+    service: FakeJobService,
+    jobs: EndedJobs | None = None,
+    limits: FakeLimits | None = None,
+) -> FakeBroker:
     worker = IntakeWorker(
         broker,
         name="list",
@@ -132,7 +135,7 @@ async def run_worker(
         feed=EndedJobs(),  # type: ignore[arg-type]
         submitter=Identity(owner="ann", key_id="intake"),
         templates=TemplateCatalog(()),
-        limits=limits or Limits(),  # type: ignore[arg-type]
+        limits=limits or FakeLimits(),  # type: ignore[arg-type]
         max_deliveries=5,
         max_body_bytes=500,
     )
@@ -149,8 +152,8 @@ async def run_worker(
 
 
 async def test_a_message_becomes_a_job_and_its_result_is_published() -> None:
-    service = Service()
-    broker = await run_worker(Broker(delivery()), service)
+    service = FakeJobService()
+    broker = await run_worker(FakeBroker(make_delivery()), service)
     [(message_id, result_id, result)] = broker.completed_deliveries
     assert (message_id, result_id) == ("m1", "j1-1")
     assert (result["message_id"], result["job"]["status"]) == ("m1", "succeeded")
@@ -162,34 +165,40 @@ async def test_a_message_becomes_a_job_and_its_result_is_published() -> None:
 
 
 @pytest.mark.parametrize(
-    ("invalid", "code"),
+    ("invalid_delivery", "code"),
     [
-        (delivery(message_id=None), "invalid_request"),
-        (delivery(message_id="m" * 300), "invalid_request"),
-        (delivery(message_id="m\0"), "invalid_request"),
-        (delivery(body=b"{"), "invalid_json"),
-        (delivery(body=b'"' + b"x" * 500 + b'"'), "body_too_large"),
-        (delivery(count=6), "invalid_request"),
+        (make_delivery(message_id=None), "invalid_request"),
+        (make_delivery(message_id="m" * 300), "invalid_request"),
+        (make_delivery(message_id="m\0"), "invalid_request"),
+        (make_delivery(body=b"{"), "invalid_json"),
+        (make_delivery(body=b'"' + b"x" * 500 + b'"'), "body_too_large"),
+        (make_delivery(count=6), "invalid_request"),
     ],
 )
-async def test_an_invalid_message_becomes_a_dead_letter(invalid: Delivery, code: str) -> None:
-    broker = await run_worker(Broker(invalid), Service())
-    assert broker.dead_letters == [(invalid.message_id, code)]
+async def test_an_invalid_message_becomes_a_dead_letter(
+    invalid_delivery: Delivery, code: str
+) -> None:
+    broker = await run_worker(FakeBroker(invalid_delivery), FakeJobService())
+    assert broker.dead_letters == [(invalid_delivery.message_id, code)]
     assert broker.completed_deliveries == []
     assert (broker.worker.counts.accepted, broker.worker.counts.refused) == (0, 1)
 
 
 async def test_a_message_that_the_service_refuses_becomes_a_dead_letter() -> None:
-    broker = await run_worker(Broker(delivery()), Service(RenderFailed("no")))
+    broker = await run_worker(FakeBroker(make_delivery()), FakeJobService(RenderFailed("no")))
     assert broker.dead_letters == [("m1", "render_failed")]
 
 
 async def test_an_accepted_job_continues_if_its_message_would_be_refused_now() -> None:
-    unknown_template = json.dumps({"kind": "render", "template": "no-longer-there"}).encode()
+    body_with_unknown_template = json.dumps(
+        {"kind": "render", "template": "no-longer-there"}
+    ).encode()
     jobs = EndedJobs()
     jobs.keys["ann", "list:m1"] = JOB
     broker = await run_worker(
-        Broker(delivery(body=unknown_template, count=2)), Service(RenderFailed("no")), jobs
+        FakeBroker(make_delivery(body=body_with_unknown_template, count=2)),
+        FakeJobService(RenderFailed("no")),
+        jobs,
     )
     assert broker.dead_letters == []
     assert [result_id for _, result_id, _ in broker.completed_deliveries] == ["j1-1"]
@@ -197,41 +206,41 @@ async def test_an_accepted_job_continues_if_its_message_would_be_refused_now() -
 
 
 async def test_a_redelivered_message_without_a_job_is_submitted() -> None:
-    broker = await run_worker(Broker(delivery(count=2)), Service())
+    broker = await run_worker(FakeBroker(make_delivery(count=2)), FakeJobService())
     assert [message for message, _, _ in broker.completed_deliveries] == ["m1"]
 
 
 @pytest.mark.parametrize("outage", [ServiceUnavailable("away"), OSError("away"), TimeoutError()])
 async def test_an_outage_only_delays_the_job(outage: Exception) -> None:
-    broker = await run_worker(Broker(delivery()), Service(outage))
+    broker = await run_worker(FakeBroker(make_delivery()), FakeJobService(outage))
     assert [message for message, _, _ in broker.completed_deliveries] == ["m1"]
 
 
 async def test_a_deadline_that_has_passed_does_not_make_a_dead_letter() -> None:
-    broker = await run_worker(Broker(delivery(body=LATE)), Service())
+    broker = await run_worker(FakeBroker(make_delivery(body=LATE_BODY)), FakeJobService())
     assert broker.dead_letters == []
 
 
 async def test_a_lost_connection_is_opened_again() -> None:
-    broker = Broker(delivery())
+    broker = FakeBroker(make_delivery())
     broker.losses = 1
-    await run_worker(broker, Service())
+    await run_worker(broker, FakeJobService())
     assert len(broker.completed_deliveries) == 1
 
 
 async def test_a_bug_is_logged_and_the_message_retried() -> None:
-    broker = await run_worker(Broker(delivery()), Service(ZeroDivisionError()))
+    broker = await run_worker(FakeBroker(make_delivery()), FakeJobService(ZeroDivisionError()))
     assert not issubclass(ZeroDivisionError, MoyinError)
     assert len(broker.completed_deliveries) == 1
 
 
 async def test_the_tenants_limits_apply_except_for_the_number_of_open_jobs() -> None:
-    limits = Limits(
+    limits = FakeLimits(
         Limit(subject="owner:ann", best_priority=4, open_jobs=0, pools=("a",)),
         Limit(subject="owner:bob"),
     )
-    service = Service()
-    await run_worker(Broker(delivery()), service, limits=limits)
+    service = FakeJobService()
+    await run_worker(FakeBroker(make_delivery()), service, limits=limits)
     [submitter] = service.submitters
     assert submitter.best_priority == 4
     assert submitter.limits == (Limit(subject="owner:ann", best_priority=4, pools=("a",)),)

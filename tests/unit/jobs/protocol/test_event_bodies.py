@@ -44,30 +44,34 @@ def build_job(status: JobStatus) -> Job:
     )  # fmt: skip
 
 
-def check_event(kind: EventType, data: Any, *, absent: frozenset[str] = frozenset()) -> None:
+def check_event(
+    event_type: EventType, data: Any, *, absent_members: frozenset[str] = frozenset()
+) -> None:
     """Check that an event has exactly the documented members, with their types.
 
     Args:
-        absent: documented members that this event must not have.
+        absent_members: documented members that this event must not have.
     """
-    model: type[BaseModel] = EVENT_BODIES[kind]
+    model: type[BaseModel] = EVENT_BODIES[event_type]
     model.model_validate(data)
-    assert data.keys() == model.model_fields.keys() - absent
+    assert data.keys() == model.model_fields.keys() - absent_members
 
 
 def test_every_type_of_event_is_described() -> None:
     assert EVENT_BODIES.keys() == set(EventType)
 
 
-@pytest.mark.parametrize("kind", list(EventType))
-def test_a_message_of_the_websocket_has_the_data_of_its_type(kind: EventType) -> None:
-    messages = {
+@pytest.mark.parametrize("event_type", list(EventType))
+def test_a_message_of_the_websocket_has_the_data_of_its_type(event_type: EventType) -> None:
+    models_by_type = {
         name: model
         for model in (StatusMessage, ProgressMessage, PreviewMessage, StepMessage)
         for name in get_args(model.model_fields["type"].annotation)
     }
-    assert messages[kind.value].model_fields["data"].annotation is EVENT_BODIES[kind]
-    assert messages.keys() == {*EventType}
+    assert (
+        models_by_type[event_type.value].model_fields["data"].annotation is EVENT_BODIES[event_type]
+    )
+    assert models_by_type.keys() == {*EventType}
 
 
 def test_a_message_is_parsed_by_its_type() -> None:
@@ -78,7 +82,7 @@ def test_a_message_is_parsed_by_its_type() -> None:
         JOB_EVENT.validate_python({"id": "1-0", "type": "step", "data": data})
 
 
-def test_webhooks() -> None:
+def test_a_webhook_has_the_documented_data() -> None:
     job = build_job(JobStatus.SUCCEEDED)
     body = build_webhook_body(job)
     WebhookBody.model_validate(body)
@@ -88,11 +92,11 @@ def test_webhooks() -> None:
 
 
 @pytest.mark.parametrize("status", list(JobStatus))
-def test_status_events(status: JobStatus) -> None:
+def test_a_status_event_has_the_documented_data(status: JobStatus) -> None:
     check_event(*build_status_event(build_job(status)))
 
 
-async def test_step_events() -> None:
+async def test_a_step_event_has_the_documented_data() -> None:
     jobs, events, frames = AsyncMock(), AsyncMock(), AsyncMock()
     jobs.record_step.return_value = Progress(value=1, max=2)
     writer = JobStatusWriter(jobs=jobs, events=events, frames=frames)
@@ -102,7 +106,7 @@ async def test_step_events() -> None:
     check_event(kind, data)
 
 
-async def test_the_event_of_the_last_step() -> None:
+async def test_the_event_of_the_last_step_has_no_progress() -> None:
     jobs, events, frames = AsyncMock(), AsyncMock(), AsyncMock()
     jobs.finish.return_value = build_job(JobStatus.SUCCEEDED)
     outcome = JobOutcome(
@@ -111,12 +115,12 @@ async def test_the_event_of_the_last_step() -> None:
     await JobStatusWriter(jobs=jobs, events=events, frames=frames).finish(outcome)
     _, published_events = events.publish_all.call_args.args
     assert [kind for kind, _ in published_events] == [EventType.STEP, EventType.SUCCEEDED]
-    check_event(*published_events[0], absent=frozenset({"value", "max"}))
+    check_event(*published_events[0], absent_members=frozenset({"value", "max"}))
     check_event(*published_events[1])
 
 
 @pytest.mark.parametrize("node", [None, "7"])
-async def test_progress_events(node: str | None) -> None:
+async def test_a_progress_event_has_the_documented_data(node: str | None) -> None:
     jobs, events = AsyncMock(), AsyncMock()
     async with ProgressReporter(
         jobs, events, job_id="j", attempt=1, step=0, mark_started=AsyncMock(return_value=True)
@@ -126,4 +130,4 @@ async def test_progress_events(node: str | None) -> None:
         await eventually(lambda: events.publish.call_count, seconds=10)
     _, kind, data = events.publish.call_args.args
     assert kind is EventType.PROGRESS
-    check_event(kind, data, absent=frozenset({"node"} if node is None else ()))
+    check_event(kind, data, absent_members=frozenset({"node"} if node is None else ()))

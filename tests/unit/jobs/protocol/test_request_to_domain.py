@@ -23,56 +23,65 @@ CHAT = {
 GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
 
 
-def parse(body: Any) -> Any:
+def parse_body(body: Any) -> Any:
     return parse_job(json.dumps(body).encode(), NOW)
 
 
 def test_a_chat_request_becomes_a_job_with_defaults() -> None:
-    spec = parse(CHAT)
+    spec = parse_body(CHAT)
     assert (spec.kind, spec.priority, spec.webhook) == ("chat", 3, None)
     assert [(s.kind, s.payload) for s in spec.steps] == [(StepKind.CHAT, CHAT["request"])]
 
 
 def test_a_deadline_is_converted_to_utc() -> None:
-    deadline = parse({**CHAT, "deadline": "2099-01-01T18:00:00+09:00"}).deadline
+    deadline = parse_body({**CHAT, "deadline": "2099-01-01T18:00:00+09:00"}).deadline
     # SQLite would otherwise return 18:00 as a time in UTC.
     assert deadline.isoformat() == "2099-01-01T09:00:00+00:00"
 
 
 def test_a_pool_comes_from_the_step_or_the_job_or_the_default() -> None:
-    render = {"kind": "render", "workflow": GRAPH}
-    job = {"kind": "pipeline", "pool": "slow", "steps": [render, {**render, "pool": "fast"}]}
-    assert [step.pool for step in parse(job).steps] == ["slow", "fast"]
-    assert parse(render).steps[0].pool == "default"
-    assert parse({**render, "pool": "fast"}).steps[0].pool == "fast"
+    render_job = {"kind": "render", "workflow": GRAPH}
+    job = {
+        "kind": "pipeline",
+        "pool": "slow",
+        "steps": [render_job, {**render_job, "pool": "fast"}],
+    }
+    assert [step.pool for step in parse_body(job).steps] == ["slow", "fast"]
+    assert parse_body(render_job).steps[0].pool == "default"
+    assert parse_body({**render_job, "pool": "fast"}).steps[0].pool == "fast"
 
 
-def test_an_http_step_keeps_its_call() -> None:
-    call = {"method": "PUT", "path": "/a?b=c", "headers": {"x-a": "b"}, "body": {"c": [1, None]}}
-    assert parse({"kind": "http", "request": call}).steps[0].payload == call
+def test_an_http_step_keeps_its_request() -> None:
+    http_request = {
+        "method": "PUT",
+        "path": "/a?b=c",
+        "headers": {"x-a": "b"},
+        "body": {"c": [1, None]},
+    }
+    assert parse_body({"kind": "http", "request": http_request}).steps[0].payload == http_request
 
 
 def test_the_options_of_a_job_are_kept() -> None:
     deadline = NOW + timedelta(hours=1)
-    spec = parse({**CHAT, "priority": 1, "deadline": deadline.isoformat(),
+    spec = parse_body({**CHAT, "priority": 1, "deadline": deadline.isoformat(),
                   "metadata": {"a": "b"}, "webhook": "https://x.example/h"})  # fmt: skip
     assert (spec.priority, spec.deadline, spec.metadata) == (1, deadline, {"a": "b"})
     assert spec.webhook == "https://x.example/h"
 
 
 def test_a_path_with_a_reference_is_checked_when_the_step_runs() -> None:
-    http = {"kind": "http", "request": {"path": "${steps.0.text}"}}
-    assert len(parse({"kind": "pipeline", "steps": [CHAT, http]}).steps) == 2
+    http_step = {"kind": "http", "request": {"path": "${steps.0.text}"}}
+    assert len(parse_body({"kind": "pipeline", "steps": [CHAT, http_step]}).steps) == 2
 
 
 def test_equivalent_requests_have_the_same_fingerprint() -> None:
-    fingerprint = compute_fingerprint(parse(dict(reversed(CHAT.items()))))
+    fingerprint = compute_fingerprint(parse_body(dict(reversed(CHAT.items()))))
     assert (
-        compute_fingerprint(parse(CHAT))
+        compute_fingerprint(parse_body(CHAT))
         == fingerprint
-        == compute_fingerprint(parse({**CHAT, "priority": 3}))
+        == compute_fingerprint(parse_body({**CHAT, "priority": 3}))
     )
-    assert compute_fingerprint(parse({**CHAT, "priority": 2})) != fingerprint
+    assert compute_fingerprint(parse_body({**CHAT, "priority": 2})) != fingerprint
 
 
 JSON = st.recursive(
@@ -99,9 +108,9 @@ def test_any_body_is_parsed_or_refused_with_its_field(body: Any) -> None:
         assert isinstance(error, RequestError)
 
 
-@pytest.mark.parametrize("labels", [{"a\0": "b"}, {"a": "b\0"}])
-def test_metadata_with_nul_is_refused(labels: dict[str, str]) -> None:
-    body = {"kind": "http", "request": {"path": "/x"}, "metadata": labels}
+@pytest.mark.parametrize("metadata", [{"a\0": "b"}, {"a": "b\0"}])
+def test_metadata_with_nul_is_refused(metadata: dict[str, str]) -> None:
+    body = {"kind": "http", "request": {"path": "/x"}, "metadata": metadata}
     with pytest.raises(InvalidRequest) as exc_info:
         parse_job(json.dumps(body).encode(), NOW)
     assert (exc_info.value.field or "").startswith("metadata")
@@ -138,15 +147,15 @@ def test_an_invalid_render_names_its_field(step: dict[str, Any], field: str) -> 
 
 def test_a_template_takes_inputs_from_earlier_steps() -> None:
     catalog = read_templates([SHIPPED_FOLDER])
-    render = {
+    render_step = {
         "kind": "render",
         "template": "swatch",
         "inputs": {"prompt": {"from": "steps.0.text"}},
     }
-    body = {"kind": "pipeline", "steps": [CHAT, render]}
+    body = {"kind": "pipeline", "steps": [CHAT, render_step]}
     steps = parse_job(json.dumps(body).encode(), NOW, catalog.find).steps
     assert steps[1].payload["caption"]["inputs"]["source"] == "${steps.0.text:string}"
-    body["steps"] = [render, CHAT]
+    body["steps"] = [render_step, CHAT]
     with pytest.raises(RequestError) as exc_info:
         parse_job(json.dumps(body).encode(), NOW, catalog.find)
     assert exc_info.value.field == "steps.0"

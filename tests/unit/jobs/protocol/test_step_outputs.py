@@ -21,7 +21,7 @@ RENDER = {"kind": "render", "workflow": {"6": {"class_type": "A", "inputs": {"se
 HTTP = {"kind": "http", "request": {"path": "/svc"}}
 
 
-def parse(*steps: dict[str, Any]) -> None:
+def parse_pipeline(*steps: dict[str, Any]) -> None:
     templates = read_templates([SHIPPED_FOLDER])
     body = json.dumps({"kind": "pipeline", "steps": steps}).encode()
     parse_job(body, NOW, templates.find)
@@ -66,7 +66,7 @@ def test_output_that_the_earlier_step_never_has_is_refused(
     earlier_step: dict[str, Any], later_step: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        parse(earlier_step, later_step)
+        parse_pipeline(earlier_step, later_step)
     assert exc_info.value.field == field
     assert exc_info.value.message.startswith(f"{field}: ${{steps.0.")
 
@@ -87,12 +87,12 @@ def test_output_that_the_earlier_step_never_has_is_refused(
 def test_output_that_the_earlier_step_may_have_is_accepted(
     earlier_step: dict[str, Any], reference: str
 ) -> None:
-    parse(earlier_step, make_chat_step(reference))
+    parse_pipeline(earlier_step, make_chat_step(reference))
 
 
-def test_the_kind_of_the_named_step_counts() -> None:
-    parse(CHAT, RENDER, make_chat_step("${steps.0.text}"))
+def test_a_reference_is_checked_against_the_kind_of_its_step() -> None:
+    parse_pipeline(CHAT, RENDER, make_chat_step("${steps.0.text}"))
     with pytest.raises(InvalidRequest) as exc_info:
-        parse(CHAT, RENDER, make_chat_step("${steps.0.text} ${steps.1.text}"))
+        parse_pipeline(CHAT, RENDER, make_chat_step("${steps.0.text} ${steps.1.text}"))
     assert "${steps.1.text} cannot exist: a render has no text" in exc_info.value.message
     assert "body.outputs" in exc_info.value.message

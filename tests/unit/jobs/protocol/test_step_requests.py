@@ -18,7 +18,7 @@ HELLO = [{"role": "user", "content": "hi"}]
 
 
 @pytest.mark.parametrize(
-    ("protocol", "request_", "path"),
+    ("protocol", "chat_request", "path"),
     [
         ("openai", {"model": "m", "messages": HELLO}, "/v1/chat/completions"),
         ("anthropic", {"model": "m", "messages": HELLO, "max_tokens": 5}, "/v1/messages"),
@@ -27,18 +27,18 @@ HELLO = [{"role": "user", "content": "hi"}]
     ],
 )
 def test_a_request_has_the_route_of_its_protocol_and_no_stream(
-    protocol: str, request_: dict[str, Any], path: str
+    protocol: str, chat_request: dict[str, Any], path: str
 ) -> None:
-    kind = ChatProtocol(protocol)
-    check_chat_request(kind, request_, "request")
-    assert get_chat_path(kind, request_) == path
-    assert disable_streaming(kind, request_).get("stream") is (
+    chat_protocol = ChatProtocol(protocol)
+    check_chat_request(chat_protocol, chat_request, "request")
+    assert get_chat_path(chat_protocol, chat_request) == path
+    assert disable_streaming(chat_protocol, chat_request).get("stream") is (
         False if protocol == "ollama" else None
     )
 
 
 @pytest.mark.parametrize(
-    ("protocol", "request_", "field"),
+    ("protocol", "chat_request", "field"),
     [
         ("openai", {"model": "m", "prompt": "hi"}, "request.messages"),
         ("anthropic", {"messages": HELLO}, "request.model"),
@@ -47,15 +47,15 @@ def test_a_request_has_the_route_of_its_protocol_and_no_stream(
     ],
 )
 def test_an_invalid_request_names_its_member(
-    protocol: str, request_: dict[str, Any], field: str
+    protocol: str, chat_request: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        check_chat_request(ChatProtocol(protocol), request_, "request")
+        check_chat_request(ChatProtocol(protocol), chat_request, "request")
     assert exc_info.value.field == field
 
 
 @pytest.mark.parametrize(
-    ("protocol", "body", "text"),
+    ("protocol", "body", "expected_text"),
     [
         ("openai", {"choices": [{"message": {"content": "hi"}}]}, "hi"),
         ("openai", {"choices": [{"message": {"content": None}}]}, None),
@@ -71,9 +71,9 @@ def test_an_invalid_request_names_its_member(
     ],
 )
 def test_the_text_of_a_response_is_read(
-    protocol: str, body: dict[str, Any], text: str | None
+    protocol: str, body: dict[str, Any], expected_text: str | None
 ) -> None:
-    assert extract_text(ChatProtocol(protocol), body) == text
+    assert extract_text(ChatProtocol(protocol), body) == expected_text
 
 
 @pytest.mark.parametrize("protocol", list(ChatProtocol))
@@ -99,7 +99,7 @@ def test_plain_paths_are_allowed(path: str) -> None:
      "/jobs%2f1", "///jobs", "/%2fjobs", "/prompt", "/api/prompt", "/api/v2/jobs", "/comfy/api/prompt",
      "/v1/images/generations", "/accounts", "/accounts/keys", "/%61ccounts/me"],
 )  # fmt: skip
-def test_other_paths_are_refused(path: str) -> None:
+def test_unsafe_and_reserved_paths_are_refused(path: str) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
         check_step_path(path, field="steps.0.request.path")
     assert exc_info.value.field == "steps.0.request.path"

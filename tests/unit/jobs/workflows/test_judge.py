@@ -22,7 +22,7 @@ from moyin.text.judging.verdict import Outcome, Verdict
 SECRET = "codename Bluebird"
 
 
-class Steps:
+class FakeJudge:
     """A stand-in for `Judge` with scripted results."""
 
     def __init__(self) -> None:
@@ -36,10 +36,10 @@ class Steps:
 
     async def fetch_second_answer(self, comparison_id: str) -> Outcome:
         self.calls["answer"] += 1
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        scripted_outcome = self.answers.pop(0)
+        if isinstance(scripted_outcome, Exception):
+            raise scripted_outcome
+        return scripted_outcome
 
     async def fetch_verdict(self, comparison_id: str) -> Verdict | Outcome:
         self.calls["decide"] += 1
@@ -59,10 +59,10 @@ class Steps:
         self.calls["close"] += 1
 
 
-class Bench:
+class JudgeHarness:
     def __init__(self, environment: WorkflowEnvironment) -> None:
         self.environment = environment
-        self.steps = Steps()
+        self.steps = FakeJudge()
         self.counted_outcomes: list[Outcome] = []
 
     @asynccontextmanager
@@ -80,9 +80,9 @@ class Bench:
             yield
 
     async def start(self) -> Any:
-        name = f"judge-{uuid.uuid4().hex}"
+        comparison_id = f"judge-{uuid.uuid4().hex}"
         return await self.environment.client.start_workflow(
-            JudgeWorkflow.run, name, id=name, task_queue=JUDGE_QUEUE
+            JudgeWorkflow.run, comparison_id, id=comparison_id, task_queue=JUDGE_QUEUE
         )
 
     async def run(self) -> str:
@@ -91,63 +91,65 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(environment: WorkflowEnvironment) -> AsyncIterator[Bench]:
-    bench = Bench(environment)
-    async with bench.running_workers():
-        yield bench
+async def harness(environment: WorkflowEnvironment) -> AsyncIterator[JudgeHarness]:
+    harness = JudgeHarness(environment)
+    async with harness.running_workers():
+        yield harness
 
 
-async def test_a_verdict_is_recorded_and_the_compared_answers_deleted(bench: Bench) -> None:
-    assert await bench.run() == Outcome.AGREED
-    assert bench.steps.recorded_verdicts == [Verdict(given=1.0, other=0.5)]
-    assert bench.steps.calls == {"answer": 1, "decide": 1, "close": 1}
-    assert bench.counted_outcomes == [Outcome.AGREED]
+async def test_a_verdict_is_recorded_and_the_compared_answers_deleted(
+    harness: JudgeHarness,
+) -> None:
+    assert await harness.run() == Outcome.AGREED
+    assert harness.steps.recorded_verdicts == [Verdict(given=1.0, other=0.5)]
+    assert harness.steps.calls == {"answer": 1, "decide": 1, "close": 1}
+    assert harness.counted_outcomes == [Outcome.AGREED]
 
 
-async def test_a_worse_answer_counts_as_disagreement(bench: Bench) -> None:
-    bench.steps.decision = Verdict(given=0.25, other=0.5)
-    assert await bench.run() == Outcome.DISAGREED
+async def test_a_worse_answer_counts_as_disagreement(harness: JudgeHarness) -> None:
+    harness.steps.decision = Verdict(given=0.25, other=0.5)
+    assert await harness.run() == Outcome.DISAGREED
 
 
 @pytest.mark.parametrize("outcome", [Outcome.BUDGET, Outcome.RESIDENCY, Outcome.EXPIRED])
 async def test_the_judge_is_not_called_without_a_second_answer(
-    bench: Bench, outcome: Outcome
+    harness: JudgeHarness, outcome: Outcome
 ) -> None:
-    bench.steps.answers = [outcome]
-    assert await bench.run() == outcome
-    assert bench.steps.calls == {"answer": 1, "close": 1}
-    assert bench.counted_outcomes == [outcome]
+    harness.steps.answers = [outcome]
+    assert await harness.run() == outcome
+    assert harness.steps.calls == {"answer": 1, "close": 1}
+    assert harness.counted_outcomes == [outcome]
 
 
-async def test_an_unparsable_verdict_is_counted_but_not_recorded(bench: Bench) -> None:
-    bench.steps.decision = Outcome.UNPARSABLE
-    assert await bench.run() == Outcome.UNPARSABLE
-    assert bench.steps.recorded_verdicts == []
-    assert bench.steps.calls["close"] == 1
+async def test_an_unparsable_verdict_is_counted_but_not_recorded(harness: JudgeHarness) -> None:
+    harness.steps.decision = Outcome.UNPARSABLE
+    assert await harness.run() == Outcome.UNPARSABLE
+    assert harness.steps.recorded_verdicts == []
+    assert harness.steps.calls["close"] == 1
 
 
-async def test_an_outage_of_a_back_end_only_delays_the_comparison(bench: Bench) -> None:
-    bench.steps.answers = [*[BackendUnavailable("away")] * 3, Outcome.ANSWERED]
-    assert await bench.run() == Outcome.AGREED
-    assert bench.steps.calls["answer"] == 4
+async def test_an_outage_of_a_back_end_only_delays_the_comparison(harness: JudgeHarness) -> None:
+    harness.steps.answers = [*[BackendUnavailable("away")] * 3, Outcome.ANSWERED]
+    assert await harness.run() == Outcome.AGREED
+    assert harness.steps.calls["answer"] == 4
 
 
-async def test_a_comparison_fails_if_the_outage_does_not_end(bench: Bench) -> None:
-    bench.steps.answers = [BackendUnavailable("away")] * 1_000
-    assert await bench.run() == Outcome.FAILED
-    assert bench.steps.recorded_verdicts == []
-    assert bench.steps.calls["close"] == 1
+async def test_a_comparison_fails_if_the_outage_does_not_end(harness: JudgeHarness) -> None:
+    harness.steps.answers = [BackendUnavailable("away")] * 1_000
+    assert await harness.run() == Outcome.FAILED
+    assert harness.steps.recorded_verdicts == []
+    assert harness.steps.calls["close"] == 1
 
 
 @pytest.mark.parametrize("error", [ValueError(SECRET), BackendRejected(SECRET)])
 async def test_a_bug_is_not_retried_and_its_message_is_not_stored(
-    bench: Bench, error: Exception, caplog: pytest.LogCaptureFixture
+    harness: JudgeHarness, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The messages of unexpected errors stay out of the history, as they may contain a prompt."""
-    bench.steps.answers = [error, Outcome.ANSWERED]
-    handle = await bench.start()
+    harness.steps.answers = [error, Outcome.ANSWERED]
+    handle = await harness.start()
     assert await handle.result() == Outcome.FAILED
-    assert bench.steps.calls == {"answer": 1, "close": 1}
+    assert harness.steps.calls == {"answer": 1, "close": 1}
     history = (await handle.fetch_history()).to_json()
     assert "activityTaskFailed" in history
     assert SECRET not in history
@@ -155,35 +157,35 @@ async def test_a_bug_is_not_retried_and_its_message_is_not_stored(
 
 
 async def test_an_outage_of_the_database_does_not_repeat_the_call_of_the_judge(
-    bench: Bench,
+    harness: JudgeHarness,
 ) -> None:
-    bench.steps.write_failures = 3
-    assert await bench.run() == Outcome.AGREED
-    assert bench.steps.calls["decide"] == 1
-    assert len(bench.steps.recorded_verdicts) == 1
+    harness.steps.write_failures = 3
+    assert await harness.run() == Outcome.AGREED
+    assert harness.steps.calls["decide"] == 1
+    assert len(harness.steps.recorded_verdicts) == 1
 
 
-async def test_a_cancelled_comparison_records_nothing_and_is_deleted(bench: Bench) -> None:
-    bench.steps.hold = asyncio.Event()
-    handle = await bench.start()
+async def test_a_cancelled_comparison_records_nothing_and_is_deleted(harness: JudgeHarness) -> None:
+    harness.steps.hold = asyncio.Event()
+    handle = await harness.start()
     async with asyncio.timeout(20):
-        await bench.steps.deciding.wait()
+        await harness.steps.deciding.wait()
         await handle.cancel()
         assert await handle.result() == Outcome.CANCELLED
-    assert bench.steps.recorded_verdicts == []
-    assert bench.steps.calls["close"] == 1
+    assert harness.steps.recorded_verdicts == []
+    assert harness.steps.calls["close"] == 1
 
 
 async def test_another_worker_continues_after_one_is_stopped(
     environment: WorkflowEnvironment,
 ) -> None:
-    bench = Bench(environment)
-    bench.steps.hold = asyncio.Event()
+    harness = JudgeHarness(environment)
+    harness.steps.hold = asyncio.Event()
     async with asyncio.timeout(60):
-        async with bench.running_workers():
-            handle = await bench.start()
-            await bench.steps.deciding.wait()
-        bench.steps.hold.set()
-        async with bench.running_workers():
+        async with harness.running_workers():
+            handle = await harness.start()
+            await harness.steps.deciding.wait()
+        harness.steps.hold.set()
+        async with harness.running_workers():
             assert await handle.result() == Outcome.AGREED
-    assert bench.steps.calls == {"answer": 1, "decide": 2, "close": 1}
+    assert harness.steps.calls == {"answer": 1, "decide": 2, "close": 1}

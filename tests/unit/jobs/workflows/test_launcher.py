@@ -13,7 +13,7 @@ from moyin.jobs.workflows.launcher import JobLauncher
 CLOSED, RUNNING = WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.RUNNING
 
 
-class Run(SimpleNamespace):
+class FakeRun(SimpleNamespace):
     run_id: str
     attempt: int
     status: WorkflowExecutionStatus
@@ -23,35 +23,35 @@ class Run(SimpleNamespace):
         return self.attempt
 
 
-def run(attempt: int, status: WorkflowExecutionStatus) -> Run:
-    return Run(run_id=f"run-{attempt}", attempt=attempt, status=status, cancelled=False)
+def make_run(attempt: int, status: WorkflowExecutionStatus) -> FakeRun:
+    return FakeRun(run_id=f"run-{attempt}", attempt=attempt, status=status, cancelled=False)
 
 
-class Temporal:
+class FakeTemporal:
     """A fake Temporal with the runs of one workflow id, newest last.
 
     Attributes:
-        coming: a run that starts after the next call, or None.
+        next_run: a run that starts after the next call, or None.
     """
 
-    def __init__(self, *runs: Run, next_run: Run | None = None) -> None:
+    def __init__(self, *runs: FakeRun, next_run: FakeRun | None = None) -> None:
         self.runs = list(runs)
         self.next_run = next_run
 
-    async def get_client(self) -> Temporal:
+    async def get_client(self) -> FakeTemporal:
         return self
 
     def get_workflow_handle(self, workflow_id: str, *, run_id: str | None = None) -> Any:
         async def cancel(**_: Any) -> None:
-            if (current := self._found(run_id)).status is RUNNING:
+            if (current := self._find_newest_run(run_id)).status is RUNNING:
                 current.cancelled = True
 
-        async def describe(**_: Any) -> Run:
-            return self._found(run_id)
+        async def describe(**_: Any) -> FakeRun:
+            return self._find_newest_run(run_id)
 
         return SimpleNamespace(cancel=cancel, describe=describe)
 
-    def _found(self, run_id: str | None) -> Run:
+    def _find_newest_run(self, run_id: str | None) -> FakeRun:
         known_runs = [run for run in self.runs if run_id in (None, run.run_id)]
         if self.next_run is not None:
             self.runs.append(self.next_run)
@@ -61,24 +61,24 @@ class Temporal:
         return known_runs[-1]
 
 
-async def was_cancelled_by(temporal: Temporal, attempt: int) -> bool:
-    parts: Any = {"jobs": None, "temporal": temporal}
-    return await JobLauncher(**parts).cancel("j", attempt)
+async def cancel_attempt(temporal: FakeTemporal, attempt: int) -> bool:
+    dependencies: Any = {"jobs": None, "temporal": temporal}
+    return await JobLauncher(**dependencies).cancel("j", attempt)
 
 
 async def test_a_running_attempt_is_cancelled() -> None:
-    running_attempt = run(2, RUNNING)
-    assert await was_cancelled_by(Temporal(run(1, CLOSED), running_attempt), 2)
+    running_attempt = make_run(2, RUNNING)
+    assert await cancel_attempt(FakeTemporal(make_run(1, CLOSED), running_attempt), 2)
     assert running_attempt.cancelled
 
 
 async def test_an_attempt_that_does_not_run_is_not_cancelled() -> None:
-    assert not await was_cancelled_by(Temporal(), 1)
-    assert not await was_cancelled_by(Temporal(run(1, CLOSED)), 1)
-    assert not await was_cancelled_by(Temporal(run(1, RUNNING)), 2)
+    assert not await cancel_attempt(FakeTemporal(), 1)
+    assert not await cancel_attempt(FakeTemporal(make_run(1, CLOSED)), 1)
+    assert not await cancel_attempt(FakeTemporal(make_run(1, RUNNING)), 2)
 
 
 async def test_an_attempt_that_starts_meanwhile_is_not_reported_as_cancelled() -> None:
-    started_run = run(2, RUNNING)
-    was_cancelled = await was_cancelled_by(Temporal(run(1, CLOSED), next_run=started_run), 2)
+    started_run = make_run(2, RUNNING)
+    was_cancelled = await cancel_attempt(FakeTemporal(make_run(1, CLOSED), next_run=started_run), 2)
     assert was_cancelled is started_run.cancelled

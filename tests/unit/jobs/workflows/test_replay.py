@@ -27,7 +27,7 @@ async def test_a_recorded_history_replays(path: Path) -> None:
     await replayer.replay_workflow(history)
 
 
-def test_every_kind_of_end_has_a_history() -> None:
+def test_every_kind_of_job_end_has_a_recorded_history() -> None:
     recorded_ends = {path.stem.rpartition("-")[0] for path in HISTORIES}
     assert recorded_ends == {
         "succeeded", "failed", "cancelled", "deadline", "retried", "webhook", "judge",

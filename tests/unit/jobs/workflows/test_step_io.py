@@ -33,7 +33,7 @@ def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(f"file://{tmp_path}")
 
 
-def step_input(spec: str, *earlier_outputs: str) -> StepInput:
+def make_step_input(spec: str, *earlier_outputs: str) -> StepInput:
     return StepInput(
         job_id="j", owner="ann", index=1, spec=spec, earlier=earlier_outputs, attempt=1
     )
@@ -42,7 +42,7 @@ def step_input(spec: str, *earlier_outputs: str) -> StepInput:
 async def test_a_step_receives_the_outputs_of_earlier_steps(blobs: BlobStore) -> None:
     spec = await blobs.put(encode(SPEC))
     earlier_output = await save_output(blobs, text="a cat")
-    loaded_spec, step, payload = await load_step(blobs, step_input(spec, earlier_output))
+    loaded_spec, step, payload = await load_step(blobs, make_step_input(spec, earlier_output))
     assert loaded_spec == SPEC
     assert (step.kind, step.pool) == (StepKind.RENDER, "fast")
     assert payload == {"1": {"inputs": {"t": "a cat"}}}
@@ -59,26 +59,26 @@ async def test_an_output_has_its_text_body_and_artifacts(blobs: BlobStore) -> No
 async def test_a_reference_to_a_missing_output_is_refused(blobs: BlobStore) -> None:
     spec = await blobs.put(encode(SPEC))
     with pytest.raises(InvalidRequest):
-        await load_step(blobs, step_input(spec))
+        await load_step(blobs, make_step_input(spec))
 
 
 async def test_a_missing_blob_fails_the_step(blobs: BlobStore) -> None:
     with pytest.raises(StepFailed):
-        await load_step(blobs, step_input("0" * 64))
+        await load_step(blobs, make_step_input("0" * 64))
 
 
-@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("iteration_count", range(12))
 async def test_heartbeats_stop_whenever_the_step_ends(
-    turns: int, monkeypatch: pytest.MonkeyPatch
+    iteration_count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No heartbeat follows the step's end, in whichever iteration of the event loop it ends."""
     monkeypatch.setattr(module, "HEARTBEAT_INTERVAL", timedelta(0))
 
-    async def step() -> None:
+    async def run_step() -> None:
         async with send_heartbeats(60) as heartbeat:
             heartbeat.use_shortest_interval()
-            for _ in range(turns):
+            for _ in range(iteration_count):
                 await asyncio.sleep(0)
 
     async with asyncio.timeout(5):
-        await ActivityEnvironment().run(step)
+        await ActivityEnvironment().run(run_step)

@@ -75,8 +75,8 @@ async def test_a_batch_cancelled_before_its_check_has_all_lines_in_its_results(
     ended_batch = await batches.get("ada", "batch_1")
     file_id = ended_batch.error_file_id if is_openai else ended_batch.output_file_id
     assert ended_batch.total == 2 and file_id is not None
-    outcome = await files.find("ada", file_id)
-    assert outcome is not None
-    results = [from_json(line) for line in (await blobs.get(outcome.sha256)).splitlines()]
+    results_file = await files.find("ada", file_id)
+    assert results_file is not None
+    results = [from_json(line) for line in (await blobs.get(results_file.sha256)).splitlines()]
     assert [result["custom_id"] for result in results] == ["a", "b"]
     await database.close()

@@ -8,7 +8,7 @@ from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 
 
-class Jobs:
+class FakeJobStore:
     def __init__(self, *due_ids: str) -> None:
         self.due_ids = list(due_ids)
         self.failures = 0
@@ -20,7 +20,7 @@ class Jobs:
         return [(job_id, 2, job_id.startswith("ended")) for job_id in self.due_ids]
 
 
-class Launcher:
+class FakeLauncher:
     def __init__(self, *stuck_ids: str) -> None:
         self.stuck = stuck_ids
         self.started_ids: list[str] = []
@@ -37,26 +37,26 @@ class Launcher:
         self.notified_attempts.append((job_id, attempt))
 
 
-def sweeper(jobs: Any, launcher: Any) -> Sweeper:
+def make_sweeper(jobs: Any, launcher: Any) -> Sweeper:
     return Sweeper(jobs=jobs, launcher=launcher, interval=timedelta(milliseconds=10))
 
 
 async def test_a_job_that_cannot_start_does_not_delay_the_others() -> None:
-    launcher = Launcher("a")
-    assert await sweeper(Jobs("a", "b", "c"), launcher).sweep() == 2
+    launcher = FakeLauncher("a")
+    assert await make_sweeper(FakeJobStore("a", "b", "c"), launcher).sweep() == 2
     assert launcher.started_ids == ["b", "c"]
 
 
 async def test_an_ended_job_gets_its_webhook_and_is_not_started_again() -> None:
-    launcher = Launcher()
-    assert await sweeper(Jobs("ended", "a"), launcher).sweep() == 2
+    launcher = FakeLauncher()
+    assert await make_sweeper(FakeJobStore("ended", "a"), launcher).sweep() == 2
     assert (launcher.started_ids, launcher.notified_attempts) == (["a"], [("ended", 2)])
 
 
 async def test_an_outage_of_the_database_only_delays_the_sweeper() -> None:
-    jobs, launcher = Jobs("a"), Launcher()
+    jobs, launcher = FakeJobStore("a"), FakeLauncher()
     jobs.failures = 3
-    sweeper_task = asyncio.create_task(sweeper(jobs, launcher).run())
+    sweeper_task = asyncio.create_task(make_sweeper(jobs, launcher).run())
     await asyncio.wait_for(launcher.was_swept.wait(), 5)
     sweeper_task.cancel()
     await asyncio.gather(sweeper_task, return_exceptions=True)
@@ -70,8 +70,10 @@ async def test_a_runner_waits_for_temporal_and_can_be_stopped() -> None:
             is_connecting.set()
             raise ServiceUnavailable("unavailable")
 
-    parts: Any = {"temporal": UnavailableTemporal(), "activities": None}
-    runner = JobRunner(**parts, sweeper=sweeper(Jobs(), Launcher()), concurrency=1)
+    dependencies: Any = {"temporal": UnavailableTemporal(), "activities": None}
+    runner = JobRunner(
+        **dependencies, sweeper=make_sweeper(FakeJobStore(), FakeLauncher()), concurrency=1
+    )
     runner_task = asyncio.create_task(runner.run())
     await is_connecting.wait()
     await runner.stop()

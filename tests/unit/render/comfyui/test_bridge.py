@@ -29,12 +29,12 @@ from moyin.render.comfyui.bridge.bridge import (
 PROMPTS = [f"{number:08d}-0000-0000-0000-000000000000" for number in (1, 2)]
 
 
-class Queue:
-    """A fake of ComfyUI's PromptQueue, whose executor ignores the first ``ignored`` signals."""
+class FakePromptQueue:
+    """A fake of ComfyUI's PromptQueue, whose executor misses the first ``ignored_count`` flags."""
 
-    def __init__(self, *, ignored: int = 0, running: bool = False) -> None:
-        self.currently_running = {0: "prompt"} if running else {}
-        self._ignored = ignored
+    def __init__(self, *, ignored_count: int = 0, is_running: bool = False) -> None:
+        self.currently_running = {0: "prompt"} if is_running else {}
+        self._ignored = ignored_count
         self._flags: dict[str, bool] = {}
 
     def set_flag(self, name: str, value: bool) -> None:
@@ -49,24 +49,24 @@ class Queue:
 
 
 async def test_executor_that_misses_a_flag_gets_another() -> None:
-    assert await is_executor_responsive(Queue(ignored=3), 1)
-    assert await is_executor_responsive(Queue(ignored=10**6, running=True), 1)
-    assert not await is_executor_responsive(Queue(ignored=10**6), 0.1)
+    assert await is_executor_responsive(FakePromptQueue(ignored_count=3), 1)
+    assert await is_executor_responsive(FakePromptQueue(ignored_count=10**6, is_running=True), 1)
+    assert not await is_executor_responsive(FakePromptQueue(ignored_count=10**6), 0.1)
 
 
 def test_executor_thread_is_dead_only_after_it_was_seen() -> None:
     executor = ExecutorThread()
     assert executor.is_alive(), "its thread may have another name"
-    stop = threading.Event()
-    thread = threading.Thread(target=stop.wait, name="Thread-7 (prompt_worker)")
+    may_end = threading.Event()
+    thread = threading.Thread(target=may_end.wait, name="Thread-7 (prompt_worker)")
     thread.start()
     assert executor.is_alive()
-    stop.set()
+    may_end.set()
     thread.join()
     assert not executor.is_alive()
 
 
-async def test_validation_answers_as_post_prompt_does() -> None:
+async def test_validation_responds_as_post_prompt_does() -> None:
     async def validate(prompt_id: str, prompt: Any, targets: None) -> Any:
         if prompt == "bad":
             return False, {"type": "invalid_prompt"}, [], {"1": "why"}
@@ -83,7 +83,7 @@ async def test_validation_answers_as_post_prompt_does() -> None:
     assert (status, body["error"]["type"]) == (400, "no_prompt")
 
 
-class Plain:
+class PlainNode:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
@@ -97,13 +97,13 @@ class Plain:
         }
 
 
-class Validating(Plain):
+class ValidatingNode(PlainNode):
     @classmethod
     def VALIDATE_INPUTS(cls, text: str) -> bool:
         return bool(text)
 
 
-class Broken:
+class BrokenNode:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         raise RuntimeError("the prompt's folder is gone")
@@ -119,12 +119,16 @@ def test_inputs_with_only_type_and_range_checks_are_listed() -> None:
         "odd": 1.0,
         "?": 1,
     }
-    classes = {kind.__name__: kind for kind in (Plain, Validating, Broken)}
-    graph: dict[str, Any] = {name: {"class_type": name, "inputs": inputs} for name in classes}
+    classes_by_name = {
+        node_type.__name__: node_type for node_type in (PlainNode, ValidatingNode, BrokenNode)
+    }
+    graph: dict[str, Any] = {
+        name: {"class_type": name, "inputs": inputs} for name in classes_by_name
+    }
     graph["unknown"] = {"class_type": "Unknown"}
-    graph["bare"] = {"class_type": "Plain"}
-    assert find_unchecked_inputs(graph, classes) == {
-        "Plain": {
+    graph["bare"] = {"class_type": "PlainNode"}
+    assert find_unchecked_inputs(graph, classes_by_name) == {
+        "PlainNode": {
             "seed": ["INT", 0, 9],
             "text": ["STRING", None, None],
             "on": ["BOOLEAN", None, None],
@@ -148,8 +152,8 @@ def test_prompt_state_drops_entries_that_were_read() -> None:
         "queued": False,
         "entry": {"outputs": {}},
     }
-    state = read_prompt_state(queue, {"prompt_id": "b", "forget": ["a", "unknown"]})
-    assert state == {"queued": False, "entry": {"outputs": {"2": {}}, "status": None}}
+    prompt_state = read_prompt_state(queue, {"prompt_id": "b", "forget": ["a", "unknown"]})
+    assert prompt_state == {"queued": False, "entry": {"outputs": {"2": {}}, "status": None}}
     assert read_prompt_state(queue, {"prompt_id": "a"}) == {"queued": False, "entry": None}
     assert [read_prompt_state(queue, {"prompt_id": p})["queued"] for p in "cde"] == [
         True,
@@ -160,15 +164,19 @@ def test_prompt_state_drops_entries_that_were_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("context", "prefix"), [(None, "a/b"), (SimpleNamespace(prompt_id="id"), "id/a/b")]
+    ("context", "expected_prefix"), [(None, "a/b"), (SimpleNamespace(prompt_id="id"), "id/a/b")]
 )
-def test_files_of_a_prompt_go_into_its_folder(context: Any, prefix: str) -> None:
-    def original(filename_prefix: str, output_dir: str, width: int = 0) -> Any:
+def test_files_of_a_prompt_go_into_its_folder(context: Any, expected_prefix: str) -> None:
+    def save_path(filename_prefix: str, output_dir: str, width: int = 0) -> Any:
         return filename_prefix, output_dir, width
 
-    wrapped_save_path = wrap_save_path(original, lambda: context)
-    assert wrapped_save_path("a/b", "/out", width=5) == (prefix, "/out", 5)
-    assert wrapped_save_path(filename_prefix="a/b", output_dir="/out") == (prefix, "/out", 0)
+    wrapped_save_path = wrap_save_path(save_path, lambda: context)
+    assert wrapped_save_path("a/b", "/out", width=5) == (expected_prefix, "/out", 5)
+    assert wrapped_save_path(filename_prefix="a/b", output_dir="/out") == (
+        expected_prefix,
+        "/out",
+        0,
+    )
 
 
 @pytest.mark.parametrize("prefix", ["../x", "/out/other/x", "a/../../x", "..\\x", "x [temp]"])
@@ -180,7 +188,7 @@ def test_files_of_a_prompt_stay_in_its_folder(prefix: str) -> None:
         wrapped_save_path(prefix, "/out")
 
 
-class Prompts:
+class EventSender:
     """Sends the events of a prompt in which a node reports files."""
 
     def __init__(self, folder: Path) -> None:
@@ -194,50 +202,50 @@ class Prompts:
 
 
 def test_file_named_by_a_node_is_reported_in_its_prompts_folder(tmp_path: Path) -> None:
-    prompts, folder = Prompts(tmp_path), tmp_path / "output"
+    sender, folder = EventSender(tmp_path), tmp_path / "output"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "latest.png").touch()
     # A node may report the same object every time.
-    item = {"filename": "latest.png", "subfolder": "sub", "type": "output", "format": "png"}
+    named_file = {"filename": "latest.png", "subfolder": "sub", "type": "output", "format": "png"}
     for prompt_id in PROMPTS:
-        output = {"images": [item], "text": ["a word"]}
-        prompts.report(prompt_id, output)
-        reported_item = {**item, "subfolder": f"{prompt_id}/sub"}
-        assert output == {"images": [reported_item], "text": ["a word"]}
-        assert prompts.sent[-1] == (
+        output = {"images": [named_file], "text": ["a word"]}
+        sender.report(prompt_id, output)
+        reported_file = {**named_file, "subfolder": f"{prompt_id}/sub"}
+        assert output == {"images": [reported_file], "text": ["a word"]}
+        assert sender.sent[-1] == (
             "executed", {"output": output, "prompt_id": prompt_id}, "client",
         )  # fmt: skip
-    assert item["subfolder"] == "sub"
+    assert named_file["subfolder"] == "sub"
 
 
 @pytest.mark.parametrize("subfolder", ["{folder}/sub", "./sub", "sub/", "other/../sub"])
 def test_reported_folder_is_normalised(tmp_path: Path, subfolder: str) -> None:
-    prompts, folder = Prompts(tmp_path), tmp_path / "output"
+    sender, folder = EventSender(tmp_path), tmp_path / "output"
     for name in ("sub", "other"):
         (folder / name).mkdir(parents=True)
     (folder / "sub" / "a.png").write_text("made")
     reported_folder = subfolder.format(folder=folder)
     output = {"images": [{"filename": "a.png", "subfolder": reported_folder, "type": "output"}]}
-    prompts.report(PROMPTS[0], output)
+    sender.report(PROMPTS[0], output)
     assert output["images"][0]["subfolder"] == f"{PROMPTS[0]}/sub"
 
 
 def test_absolute_path_in_the_prompts_folder_is_normalised(tmp_path: Path) -> None:
-    prompts, folder = Prompts(tmp_path), tmp_path / "output" / PROMPTS[0]
+    sender, folder = EventSender(tmp_path), tmp_path / "output" / PROMPTS[0]
     folder.mkdir(parents=True)
     (folder / "a.png").touch()
-    item = {"filename": "a.png", "subfolder": str(folder), "type": "output"}
-    prompts.report(PROMPTS[0], output := {"images": [item]})
-    assert output == {"images": [{**item, "subfolder": PROMPTS[0]}]}
+    named_file = {"filename": "a.png", "subfolder": str(folder), "type": "output"}
+    sender.report(PROMPTS[0], output := {"images": [named_file]})
+    assert output == {"images": [{**named_file, "subfolder": PROMPTS[0]}]}
 
 
 def test_other_reported_items_are_unchanged(tmp_path: Path) -> None:
-    prompts, folder = Prompts(tmp_path), tmp_path / "output"
+    sender, folder = EventSender(tmp_path), tmp_path / "output"
     [first_prompt, second_prompt] = PROMPTS
     (folder / first_prompt).mkdir(parents=True)
     for path in (folder / first_prompt / "a.png", folder / "a.png", tmp_path / "a.png"):
         path.touch()
-    items = [
+    reported_items = [
         {"filename": "a.png", "subfolder": first_prompt, "type": "output"},
         {"filename": "a.png", "subfolder": "", "type": "input"},
         {"filename": "a.png", "subfolder": "..", "type": "output"},
@@ -246,20 +254,23 @@ def test_other_reported_items_are_unchanged(tmp_path: Path) -> None:
         {"filename": "\0", "type": "temp"},
         "a word",
     ]
-    for output in ({"images": [*items], "flag": True}, None):
-        prompts.report(second_prompt, output)
-    assert [event[1]["output"] for event in prompts.sent] == [{"images": items, "flag": True}, None]
+    for output in ({"images": [*reported_items], "flag": True}, None):
+        sender.report(second_prompt, output)
+    assert [event[1]["output"] for event in sender.sent] == [
+        {"images": reported_items, "flag": True},
+        None,
+    ]
 
 
 def test_own_input_files_count_as_existing() -> None:
-    exists = wrap_file_check(lambda name: name == "there.png")
+    file_exists = wrap_file_check(lambda name: name == "there.png")
     own_name = f"moyin/{'a' * 64}"
     assert all(
-        exists(name)
+        file_exists(name)
         for name in ("there.png", own_name, f"{own_name}.png", f"{own_name}.png [input]")
     )
     other_names = ("away.png", f"moyin/{'a' * 63}", f"{own_name}/../x", f"x/{own_name}", 7)
-    assert not any(exists(name) for name in other_names)
+    assert not any(file_exists(name) for name in other_names)
 
 
 async def test_startup_objects_are_frozen() -> None:
@@ -271,11 +282,11 @@ async def test_startup_objects_are_frozen() -> None:
         gc.unfreeze()
 
 
-class Cuda:
+class FakeCuda:
     """A fake GPU with 1000 bytes, of which this process has reserved some."""
 
-    def __init__(self, reserved: int) -> None:
-        self.reserved = reserved
+    def __init__(self, reserved_bytes: int) -> None:
+        self.reserved = reserved_bytes
         self.fraction = 1.0
 
     def is_available(self) -> bool:
@@ -295,7 +306,7 @@ class Cuda:
 
 
 @pytest.mark.parametrize(
-    ("free", "reserved", "cached", "expected"),
+    ("free_bytes", "reserved_bytes", "cached_bytes", "expected_bytes"),
     [
         (900, 100, 40, 340),  # the share leaves 300, and 40 reserved bytes are unused
         (900, 400, 0, 0),  # the share is used up
@@ -303,46 +314,56 @@ class Cuda:
     ],
 )
 def test_memory_is_capped_and_comfyui_plans_with_the_cap(
-    monkeypatch: pytest.MonkeyPatch, free: int, reserved: int, cached: int, expected: int
+    monkeypatch: pytest.MonkeyPatch,
+    free_bytes: int,
+    reserved_bytes: int,
+    cached_bytes: int,
+    expected_bytes: int,
 ) -> None:
-    cuda = Cuda(reserved)
+    cuda = FakeCuda(reserved_bytes)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    management = SimpleNamespace(get_free_memory=lambda dev, too: (free, cached))
-    limit_gpu_memory(0.4, management)
+    model_management = SimpleNamespace(get_free_memory=lambda dev, too: (free_bytes, cached_bytes))
+    limit_gpu_memory(0.4, model_management)
     assert cuda.fraction == 0.4
     device = SimpleNamespace(type="cuda")
-    assert management.get_free_memory(device) == expected
-    assert management.get_free_memory(device, torch_free_too=True) == (expected, cached)
-    assert management.get_free_memory(SimpleNamespace(type="cpu")) == free
+    assert model_management.get_free_memory(device) == expected_bytes
+    assert model_management.get_free_memory(device, torch_free_too=True) == (
+        expected_bytes,
+        cached_bytes,
+    )
+    assert model_management.get_free_memory(SimpleNamespace(type="cpu")) == free_bytes
 
 
 def test_memory_is_not_capped_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = SimpleNamespace(is_available=lambda: False)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    management = SimpleNamespace(get_free_memory=asyncio.sleep)
-    limit_gpu_memory(0.5, management)
-    assert management.get_free_memory is asyncio.sleep
+    model_management = SimpleNamespace(get_free_memory=asyncio.sleep)
+    limit_gpu_memory(0.5, model_management)
+    assert model_management.get_free_memory is asyncio.sleep
 
 
 def test_custom_nodes_with_a_change_check_are_volatile() -> None:
-    class Plain:
+    class PlainNode:
         pass
 
-    class Loads(Plain):
+    class CheckedNode(PlainNode):
         IS_CHANGED = classmethod(lambda cls: "hash of a file")
 
-    class Extra(Loads):
+    class ExtraNode(CheckedNode):
         RELATIVE_PYTHON_MODULE = "comfy_extras.nodes_audio"
 
-    class Clock(Loads):
+    class ClockNode(CheckedNode):
         RELATIVE_PYTHON_MODULE = "custom_nodes.clock"
 
-    class NewClock:
+    class NewClockNode:
         RELATIVE_PYTHON_MODULE = "custom_nodes.clock"
         fingerprint_inputs = classmethod(lambda cls: "")
 
-    class Quiet:
+    class QuietNode:
         RELATIVE_PYTHON_MODULE = "custom_nodes.quiet"
 
-    nodes = {kind.__name__: kind for kind in (Plain, Loads, Extra, Clock, NewClock, Quiet)}
-    assert find_volatile_classes(nodes) == ["Clock", "NewClock"]
+    nodes = {
+        node_type.__name__: node_type
+        for node_type in (PlainNode, CheckedNode, ExtraNode, ClockNode, NewClockNode, QuietNode)
+    }
+    assert find_volatile_classes(nodes) == ["ClockNode", "NewClockNode"]

@@ -20,9 +20,9 @@ async def test_prompt_with_too_large_outputs_fails_and_is_dropped(
 
     async def serve_prompt_state(request: web.Request) -> web.Response:
         requests.append(await request.json())
-        text = "x" * (9 * 1024 * 1024 if requests[-1]["prompt_id"] == "huge" else 1024)
+        output_text = "x" * (9 * 1024 * 1024 if requests[-1]["prompt_id"] == "huge" else 1024)
         status = {"status_str": "success", "completed": True}
-        entry = {"outputs": {"1": {"text": [text]}}, "status": status}
+        entry = {"outputs": {"1": {"text": [output_text]}}, "status": status}
         return web.json_response({"queued": False, "entry": entry})
 
     app = web.Application()

@@ -33,7 +33,7 @@ NEEDED = {
 INTERPRETER = {"PYTHONPATH": "/moyin", "PYTHONHOME": "/usr", "VIRTUAL_ENV": "/moyin/.venv"}
 
 
-def options(**changes: object) -> ComfyOptions:
+def make_options(**changes: object) -> ComfyOptions:
     path = Path("/x")
     settings: dict[str, object] = {"home": path, "python": path, "folder": path, "models": path}
     return ComfyOptions(**(settings | changes))  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ def options(**changes: object) -> ComfyOptions:
 def test_process_gets_needed_variables_and_no_secret(isolation: Isolation) -> None:
     environ = {**SECRETS, **NEEDED, **INTERPRETER, "HOME": "/users/ada", "EDITOR": "vi"}
     env = build_child_environment(
-        environ, options(isolation=isolation, share=0.5), Path("/scratch")
+        environ, make_options(isolation=isolation, share=0.5), Path("/scratch")
     )
     assert env == {
         **NEEDED,
@@ -57,7 +57,7 @@ def test_process_gets_needed_variables_and_no_secret(isolation: Isolation) -> No
 
 
 def test_process_gets_variables_that_the_pool_names() -> None:
-    comfy_options = options(environment=("HF_TOKEN", "NOT_THERE"))
+    comfy_options = make_options(environment=("HF_TOKEN", "NOT_THERE"))
     env = build_child_environment(SECRETS, comfy_options, Path("/scratch"))
     assert env["HF_TOKEN"] == "h"
     assert not {*SECRETS, "NOT_THERE"} - {"HF_TOKEN"} & env.keys()
@@ -65,7 +65,7 @@ def test_process_gets_variables_that_the_pool_names() -> None:
 
 def test_process_without_isolation_gets_all_but_the_interpreters_variables() -> None:
     environ = {**SECRETS, **INTERPRETER, "HOME": "/users/ada"}
-    env = build_child_environment(environ, options(isolation=Isolation.OFF), Path("/scratch"))
+    env = build_child_environment(environ, make_options(isolation=Isolation.OFF), Path("/scratch"))
     assert SECRETS.items() <= env.items()
     assert env["HOME"] == "/users/ada"
     assert not INTERPRETER.keys() & env.keys()

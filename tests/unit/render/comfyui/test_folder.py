@@ -11,7 +11,7 @@ from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions
 
 
-def folder(path: Path, **changes: object) -> ProcessFolder:
+def make_folder(path: Path, **changes: object) -> ProcessFolder:
     settings: dict[str, object] = {
         "home": path, "python": path, "folder": path / "run", "models": path / "models",
     }  # fmt: skip
@@ -19,16 +19,16 @@ def folder(path: Path, **changes: object) -> ProcessFolder:
 
 
 def test_new_process_finds_no_old_files(tmp_path: Path) -> None:
-    nodes = tmp_path / "nodes"
-    nodes.mkdir()
-    process_folder = folder(tmp_path, custom_nodes=(nodes,))
+    node_package = tmp_path / "nodes"
+    node_package.mkdir()
+    process_folder = make_folder(tmp_path, custom_nodes=(node_package,))
     for _ in range(2):
         process_folder.prepare()
         assert sorted(p.name for p in (process_folder.base / "custom_nodes").iterdir()) == [
             "moyin_bridge",
             "nodes",
         ]
-        assert (process_folder.base / "custom_nodes" / "nodes").resolve() == nodes
+        assert (process_folder.base / "custom_nodes" / "nodes").resolve() == node_package
         assert (process_folder.base / "models").resolve() == tmp_path / "models"
         folders = [
             *process_folder.writable,
@@ -45,13 +45,13 @@ def test_new_process_finds_no_old_files(tmp_path: Path) -> None:
 
 def test_missing_node_package_is_named(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="absent"):
-        folder(tmp_path, custom_nodes=(tmp_path / "absent",)).prepare()
+        make_folder(tmp_path, custom_nodes=(tmp_path / "absent",)).prepare()
 
 
 def test_folder_is_private_and_its_base_is_readable(
     tmp_path: Path,
 ) -> None:
-    process_folder = folder(tmp_path)
+    process_folder = make_folder(tmp_path)
     umask = os.umask(0o077)
     try:
         process_folder.prepare()
@@ -71,7 +71,7 @@ def test_folder_is_private_and_its_base_is_readable(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_writable_folders_belong_to_the_processs_user(tmp_path: Path) -> None:
-    process_folder = folder(tmp_path)
+    process_folder = make_folder(tmp_path)
     process_folder.prepare(uid=1_900_000_001)
     assert {path.stat().st_uid for path in process_folder.writable} == {1_900_000_001}
     assert {

@@ -27,8 +27,8 @@ from moyin.render.comfyui.bridge.input_rules import (
 )
 from moyin.render.protocol.graph import INPUT_FOLDER
 
-OWN = f"moyin/{'a' * 64}.png"
-OUTSIDE = [
+OWN_FILE_NAME = f"moyin/{'a' * 64}.png"
+OUTSIDE_PATHS = [
     "/etc/passwd",
     "../x.png",
     "a/../../x",
@@ -58,15 +58,15 @@ OUTSIDE = [
 
 
 def is_own(text: str) -> bool:
-    return text == OWN
+    return text == OWN_FILE_NAME
 
 
-def rules(node: Mapping[str, Any], kind: str = "Some") -> dict[str, str]:
-    return {name: rule.kind for name, rule in derive_rules(kind, node).items()}
+def derive_kinds(node: Mapping[str, Any], node_class: str = "Some") -> dict[str, str]:
+    return {name: rule.kind for name, rule in derive_rules(node_class, node).items()}
 
 
-def node(output_node: bool = False, outputs: tuple[str, ...] = ("IMAGE",), **inputs: Any) -> Any:
-    return {"input": {"required": inputs}, "output": list(outputs), "output_node": output_node}
+def make_node(is_output: bool = False, outputs: tuple[str, ...] = ("IMAGE",), **inputs: Any) -> Any:
+    return {"input": {"required": inputs}, "output": list(outputs), "output_node": is_output}
 
 
 def test_input_folder_is_the_same_in_both_modules() -> None:
@@ -74,8 +74,8 @@ def test_input_folder_is_the_same_in_both_modules() -> None:
 
 
 def test_kind_of_an_input_follows_from_its_description() -> None:
-    assert rules(
-        node(
+    assert derive_kinds(
+        make_node(
             image=[["a.png"], {"image_upload": True}],
             audio=["COMBO", {"options": [], "audio_upload": True}],
             remote=["COMBO", {"image_upload": True, "remote": {"route": "/x"}}],
@@ -99,7 +99,7 @@ def test_kind_of_an_input_follows_from_its_description() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "loading", "saving"),
+    ("name", "kind_when_loading", "kind_when_saving"),
     [
         ("filename_prefix", PREFIX, PREFIX),
         ("prefix", LINE, PREFIX),
@@ -111,26 +111,28 @@ def test_kind_of_an_input_follows_from_its_description() -> None:
         ("profile", LINE, LINE),
     ],
 )
-def test_kind_of_a_text_input_follows_from_its_name(name: str, loading: str, saving: str) -> None:
-    spec: dict[str, Any] = {name: ["STRING", {}]}
-    assert rules(node(**spec)) == {name: loading}
-    assert rules(node(output_node=True, **spec)) == {name: saving}
+def test_kind_of_a_text_input_follows_from_its_name(
+    name: str, kind_when_loading: str, kind_when_saving: str
+) -> None:
+    inputs: dict[str, Any] = {name: ["STRING", {}]}
+    assert derive_kinds(make_node(**inputs)) == {name: kind_when_loading}
+    assert derive_kinds(make_node(is_output=True, **inputs)) == {name: kind_when_saving}
 
 
-def test_textual_node_takes_any_text() -> None:
-    kinds = rules(node(outputs=("STRING",), prefix=["STRING", {}], path=["STRING", {}]))
+def test_node_with_text_output_accepts_any_text() -> None:
+    kinds = derive_kinds(make_node(outputs=("STRING",), prefix=["STRING", {}], path=["STRING", {}]))
     assert kinds == {"prefix": TEXT, "path": FILE}
 
 
 def test_stock_inputs_without_a_description_are_files() -> None:
-    latent_node = node(latent=[["x.latent"]])
-    assert (rules(latent_node, "LoadLatent"), rules(latent_node)) == (
+    latent_node = make_node(latent=[["x.latent"]])
+    assert (derive_kinds(latent_node, "LoadLatent"), derive_kinds(latent_node)) == (
         {"latent": FILE},
         {"latent": CHOICE},
     )
 
 
-@pytest.mark.parametrize("text", OUTSIDE)
+@pytest.mark.parametrize("text", OUTSIDE_PATHS)
 def test_path_that_leads_outside_is_refused_in_every_encoding(text: str) -> None:
     assert leads_outside(text)
     for kind in (FILE, FOLDER, WIDGET, PREFIX, CHOICE):
@@ -174,7 +176,7 @@ def test_only_own_file_names_are_allowed() -> None:
         "moyin",
     ]
     for kind in (FILE, FOLDER, WIDGET, CHOICE, LINE):
-        assert allows_value(Rule(kind), OWN, is_own)
+        assert allows_value(Rule(kind), OWN_FILE_NAME, is_own)
         for name in foreign_names:
             assert not allows_value(Rule(kind, frozenset({"x"})), name, is_own)
     assert not allows_value(Rule(FILE), "example.png", is_own)
@@ -182,8 +184,8 @@ def test_only_own_file_names_are_allowed() -> None:
 
 
 def test_listed_choice_may_be_a_path() -> None:
-    spec = node(folder=["COMBO", {"options": ["/models/a", "moyin", "b"]}])
-    rule = derive_rules("Some", spec)["folder"]
+    node = make_node(folder=["COMBO", {"options": ["/models/a", "moyin", "b"]}])
+    rule = derive_rules("Some", node)["folder"]
     assert allows_value(rule, "/models/a", is_own)
     assert allows_value(rule, "gone.safetensors", is_own)
     assert not allows_value(rule, "/models/b", is_own)
@@ -196,22 +198,26 @@ def test_line_may_be_a_sentence_a_slash_or_an_address() -> None:
 
 
 def test_widget_may_hold_words_and_own_files() -> None:
-    value = {"image": OWN, "recording": "", "camera_info": {"type": "perspective", "fov": 35}}
+    value = {
+        "image": OWN_FILE_NAME,
+        "recording": "",
+        "camera_info": {"type": "perspective", "fov": 35},
+    }
     assert allows_value(Rule(WIDGET), value, is_own)
     assert not allows_value(Rule(WIDGET), {**value, "mask": "threed/scene.png"}, is_own)
 
 
 def test_refusals_name_node_and_input() -> None:
     rules_by_class = {
-        "LoadImage": derive_rules("LoadImage", node(image=[[], {"image_upload": True}])),
+        "LoadImage": derive_rules("LoadImage", make_node(image=[[], {"image_upload": True}])),
         "SaveImage": derive_rules(
-            "SaveImage", node(output_node=True, filename_prefix=["STRING", {}])
+            "SaveImage", make_node(is_output=True, filename_prefix=["STRING", {}])
         ),
     }
     graph = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "/etc/passwd"}},
         "2": {"class_type": "LoadImage", "inputs": {"image": ["9", 0]}},
-        "3": {"class_type": "LoadImage", "inputs": {"image": OWN, "upload": "image"}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": OWN_FILE_NAME, "upload": "image"}},
         "4": {"class_type": "SaveImage", "inputs": {"filename_prefix": ["9", 0]}},
         "5": {"class_type": "SaveImage", "inputs": {"filename_prefix": "../x"}},
         "6": {"class_type": "Unknown", "inputs": {"a": "/etc/passwd", "b": "said / done", "c": 1}},

@@ -34,7 +34,7 @@ async def store_content(blobs: BlobStore, content: bytes) -> tuple[str, str]:
     return f"moyin/{sha256}.png", sha256
 
 
-def names(folder: Path) -> set[str]:
+def list_names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
@@ -42,20 +42,22 @@ async def test_staged_files_are_hidden_until_they_are_placed(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     inputs = InputFiles(folder, 1000)
-    (ada, ada_sha256), (bob, bob_sha256) = [
+    (ada_name, ada_sha256), (bob_name, bob_sha256) = [
         await store_content(blobs, text) for text in (b"Ada", b"Bob")
     ]
-    await inputs.fetch(blobs, {ada: ada_sha256})
-    await inputs.fetch(blobs, {bob: bob_sha256})
-    assert inputs.are_staged([ada, bob])
-    assert names(folder.inputs) == set()
-    inputs.place_files([ada])
-    assert names(folder.inputs) == {Path(ada).name}
-    inputs.place_files([bob])
-    assert names(folder.inputs) == {Path(bob).name}, "the files of an unfinished prompt are removed"
+    await inputs.fetch(blobs, {ada_name: ada_sha256})
+    await inputs.fetch(blobs, {bob_name: bob_sha256})
+    assert inputs.are_staged([ada_name, bob_name])
+    assert list_names(folder.inputs) == set()
+    inputs.place_files([ada_name])
+    assert list_names(folder.inputs) == {Path(ada_name).name}
+    inputs.place_files([bob_name])
+    assert list_names(folder.inputs) == {Path(bob_name).name}, (
+        "the files of an unfinished prompt are removed"
+    )
     inputs.remove_placed_files()
-    assert names(folder.inputs) == set()
-    assert inputs.are_staged([ada, bob])
+    assert list_names(folder.inputs) == set()
+    assert inputs.are_staged([ada_name, bob_name])
     with pytest.raises(FileNotFoundError):
         inputs.place_files([f"moyin/{'0' * 64}"])
 
@@ -78,19 +80,19 @@ async def test_least_recently_used_inputs_are_trimmed(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     inputs = InputFiles(folder, 25)
-    staged_files = []
+    staged_names = []
     for number in range(4):
         name, sha256 = await store_content(blobs, bytes([number]) * 10)
-        staged_files.append(name)
+        staged_names.append(name)
         await inputs.fetch(blobs, {name: sha256})
         os.utime(folder.staging / Path(name).name, (number, number))
     partial_file = folder.staging / ".copying.1"
     partial_file.write_bytes(bytes(100))
-    inputs.trim_staged({staged_files[0]})
+    inputs.trim_staged({staged_names[0]})
     assert partial_file.exists()
     partial_file.unlink()
-    remaining_names = {f"moyin/{name}" for name in names(folder.staging)}
-    assert remaining_names == {staged_files[0], staged_files[3]}, "the oldest is needed"
+    remaining_names = {f"moyin/{name}" for name in list_names(folder.staging)}
+    assert remaining_names == {staged_names[0], staged_names[3]}, "the oldest is needed"
 
     with pytest.raises(ValueError, match="must be a name"):
         await inputs.fetch(blobs, {"../escape.png": "0" * 64})

@@ -21,7 +21,7 @@ while True:
 """
 
 
-def _start(pipe: int) -> subprocess.Popen[bytes]:
+def _start_busy_process(pipe: int) -> subprocess.Popen[bytes]:
     folder = str(Path(launcher.__file__).parent)
     command = [sys.executable, "-c", _BUSY, folder, str(pipe)]
     return subprocess.Popen(command, pass_fds=[pipe], stdout=subprocess.PIPE)
@@ -29,7 +29,7 @@ def _start(pipe: int) -> subprocess.Popen[bytes]:
 
 def test_a_busy_process_is_killed_when_the_pipe_is_closed() -> None:
     child_end, parent_end = os.pipe()
-    with _start(child_end) as process:
+    with _start_busy_process(child_end) as process:
         os.close(child_end)
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         assert process.poll() is None
@@ -40,6 +40,6 @@ def test_a_busy_process_is_killed_when_the_pipe_is_closed() -> None:
 def test_a_process_ends_if_its_pipe_was_already_closed() -> None:
     child_end, parent_end = os.pipe()
     os.close(parent_end)
-    with _start(child_end) as process:
+    with _start_busy_process(child_end) as process:
         os.close(child_end)
         assert process.wait(60) == 1

@@ -12,29 +12,29 @@ from moyin.render.comfyui.model_paths import find_extra_model_paths
 FLAG = "--extra-model-paths-config"
 
 
-def write_config(folder: Path, text: str, *folders: str) -> Path:
+def write_config(folder: Path, config: str, *folders: str) -> Path:
     for name in folders:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    file = folder / "paths.yaml"
-    file.write_text(text)
-    return file
+    config_file = folder / "paths.yaml"
+    config_file.write_text(config)
+    return config_file
 
 
 def test_folders_are_resolved_as_comfyui_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISK", str(tmp_path / "disk"))
-    text = (
+    config = (
         f"a:\n  checkpoints: {tmp_path}/large\n"
         "b:\n  base_path: $DISK\n  is_default: true\n  loras: |\n    loras\n    more/../old\n"
         "c:\n  vae: beside\n"
         "d:\n"
     )
     folders = ["large", "disk/loras", "disk/old", "disk/more", "beside"]
-    file = write_config(tmp_path, text, *folders)
-    paths = find_extra_model_paths(("--fast", FLAG, str(file), "--lowvram"))
+    config_file = write_config(tmp_path, config, *folders)
+    paths = find_extra_model_paths(("--fast", FLAG, str(config_file), "--lowvram"))
     assert paths == [
-        file,
+        config_file,
         *(tmp_path / name for name in ("large", "disk/loras", "disk/old", "beside")),
     ]
 
@@ -56,15 +56,15 @@ def test_every_form_of_the_flag_is_read(tmp_path: Path, flags: tuple[str, ...]) 
 
 
 def test_missing_folders_are_left_out(tmp_path: Path) -> None:
-    file = write_config(tmp_path, "a:\n  vae: nowhere\n  loras: loras\n", "loras")
-    assert find_extra_model_paths((FLAG, str(file))) == [file, tmp_path / "loras"]
+    config_file = write_config(tmp_path, "a:\n  vae: nowhere\n  loras: loras\n", "loras")
+    assert find_extra_model_paths((FLAG, str(config_file))) == [config_file, tmp_path / "loras"]
     assert find_extra_model_paths(("--cpu", "--reserve-vram", "1")) == []
 
 
-@pytest.mark.parametrize("text", [None, "- a list", "a: [", "just text"])
-def test_invalid_file_is_named(tmp_path: Path, text: str | None) -> None:
-    file = tmp_path / "paths.yaml"
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(StackError, match=str(file)):
-        find_extra_model_paths((FLAG, str(file)))
+@pytest.mark.parametrize("config", [None, "- a list", "a: [", "just text"])
+def test_invalid_file_is_named(tmp_path: Path, config: str | None) -> None:
+    config_file = tmp_path / "paths.yaml"
+    if config is not None:
+        config_file.write_text(config)
+    with pytest.raises(StackError, match=str(config_file)):
+        find_extra_model_paths((FLAG, str(config_file)))

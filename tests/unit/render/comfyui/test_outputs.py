@@ -14,7 +14,10 @@ from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.wire import HistoryEntry
 from moyin.store.blobs import BlobStore
 
-FIRST, SECOND = f"{1:08d}-0000-0000-0000-000000000000", f"{2:08d}-0000-0000-0000-000000000000"
+FIRST_PROMPT, SECOND_PROMPT = (
+    f"{1:08d}-0000-0000-0000-000000000000",
+    f"{2:08d}-0000-0000-0000-000000000000",
+)
 
 
 @pytest.fixture
@@ -33,21 +36,23 @@ def folder(tmp_path: Path) -> ProcessFolder:
     return folder
 
 
-def write_ended_file(folder: ProcessFolder, prompt_id: str, name: str, text: bytes) -> None:
-    """Write a file where a prompt's files lie after the prompt has ended."""
+def write_file_and_end_prompt(
+    folder: ProcessFolder, prompt_id: str, name: str, content: bytes
+) -> None:
+    """Write an output file as a node of the prompt does, and end the prompt."""
     written_files = WrittenFiles(folder)
     written_files.begin_prompt(prompt_id)
     path = folder.base / "output" / name
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(text)
+    path.write_bytes(content)
     written_files.end_prompt(prompt_id)
 
 
-def new_outputs(folder: ProcessFolder, blobs: BlobStore, limit: int = 1000) -> OutputStore:
-    return OutputStore(WrittenFiles(folder), blobs, limit)
+def new_outputs(folder: ProcessFolder, blobs: BlobStore, limit_bytes: int = 1000) -> OutputStore:
+    return OutputStore(WrittenFiles(folder), blobs, limit_bytes)
 
 
-def entry(filename: str, subfolder: str = "") -> HistoryEntry:
+def make_entry(filename: str, subfolder: str = "") -> HistoryEntry:
     images = [{"filename": filename, "subfolder": subfolder, "type": "output"}]
     return HistoryEntry.model_validate(
         {
@@ -57,7 +62,7 @@ def entry(filename: str, subfolder: str = "") -> HistoryEntry:
     )
 
 
-async def content(
+async def collect_content(
     outputs: OutputStore, blobs: BlobStore, prompt_id: str, entry: HistoryEntry
 ) -> bytes:
     result = await outputs.collect(prompt_id, entry)
@@ -68,56 +73,56 @@ async def content(
 async def test_cached_file_is_remembered_after_it_is_gone(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
-    outputs, history = new_outputs(folder, blobs), entry("a.png", FIRST)
-    write_ended_file(folder, FIRST, f"{FIRST}/a.png", b"first")
-    assert await content(outputs, blobs, FIRST, history) == b"first"
+    outputs, history_entry = new_outputs(folder, blobs), make_entry("a.png", FIRST_PROMPT)
+    write_file_and_end_prompt(folder, FIRST_PROMPT, f"{FIRST_PROMPT}/a.png", b"first")
+    assert await collect_content(outputs, blobs, FIRST_PROMPT, history_entry) == b"first"
     assert not list(folder.done.iterdir())
-    assert await content(outputs, blobs, SECOND, history) == b"first"
-    assert await outputs.collect(SECOND, entry("b.png", FIRST)) is None
+    assert await collect_content(outputs, blobs, SECOND_PROMPT, history_entry) == b"first"
+    assert await outputs.collect(SECOND_PROMPT, make_entry("b.png", FIRST_PROMPT)) is None
 
 
 async def test_pruned_cached_file_is_not_returned(
     folder: ProcessFolder, blobs: BlobStore, tmp_path: Path
 ) -> None:
-    outputs, history = new_outputs(folder, blobs), entry("a.png", FIRST)
-    write_ended_file(folder, FIRST, f"{FIRST}/a.png", b"first")
-    result = await outputs.collect(FIRST, history)
+    outputs, history_entry = new_outputs(folder, blobs), make_entry("a.png", FIRST_PROMPT)
+    write_file_and_end_prompt(folder, FIRST_PROMPT, f"{FIRST_PROMPT}/a.png", b"first")
+    result = await outputs.collect(FIRST_PROMPT, history_entry)
     assert result is not None
     sha256 = result.done.files[0].sha256
     [path] = (tmp_path / "blobs").rglob(sha256)
     os.utime(path, (1, 1))
-    assert await outputs.collect(SECOND, history) is not None
+    assert await outputs.collect(SECOND_PROMPT, history_entry) is not None
     yesterday = datetime.now(UTC) - timedelta(days=1)
     assert await blobs.delete(sha256, yesterday) is None, "the second prompt refers to it, too"
     os.utime(path, (1, 1))
     assert await blobs.delete(sha256, yesterday) == len(b"first")
     # The prompt must be rendered again.
-    assert await outputs.collect(SECOND, history) is None
+    assert await outputs.collect(SECOND_PROMPT, history_entry) is None
 
 
 async def test_reused_file_name_is_another_file(folder: ProcessFolder, blobs: BlobStore) -> None:
     """A prompt gets its own file, even if another tenant's prompt used the file name before."""
-    outputs, history = new_outputs(folder, blobs), entry("latest.png")
-    write_ended_file(folder, FIRST, "latest.png", b"Ada's")
-    assert await content(outputs, blobs, FIRST, history) == b"Ada's"
-    write_ended_file(folder, SECOND, "latest.png", b"Bob's picture")
-    assert await content(outputs, blobs, SECOND, history) == b"Bob's picture"
+    outputs, history_entry = new_outputs(folder, blobs), make_entry("latest.png")
+    write_file_and_end_prompt(folder, FIRST_PROMPT, "latest.png", b"Ada's")
+    assert await collect_content(outputs, blobs, FIRST_PROMPT, history_entry) == b"Ada's"
+    write_file_and_end_prompt(folder, SECOND_PROMPT, "latest.png", b"Bob's picture")
+    assert await collect_content(outputs, blobs, SECOND_PROMPT, history_entry) == b"Bob's picture"
 
 
 async def test_files_larger_than_the_limit_fail_their_render(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
-    outputs = new_outputs(folder, blobs, limit=10)
-    write_ended_file(folder, FIRST, "a.png", bytes(6))
-    assert await outputs.collect(FIRST, entry("a.png")) is not None
+    outputs = new_outputs(folder, blobs, limit_bytes=10)
+    write_file_and_end_prompt(folder, FIRST_PROMPT, "a.png", bytes(6))
+    assert await outputs.collect(FIRST_PROMPT, make_entry("a.png")) is not None
     (folder.base / "output" / "b.png").write_bytes(bytes(6))
     written_files = WrittenFiles(folder)
-    written_files.end_prompt(SECOND)
-    (folder.done / SECOND / "output" / "c.png").write_bytes(bytes(6))
-    two_node_entry = entry("b.png")
-    two_node_entry.outputs["2"] = entry("c.png").outputs["1"]
+    written_files.end_prompt(SECOND_PROMPT)
+    (folder.done / SECOND_PROMPT / "output" / "c.png").write_bytes(bytes(6))
+    two_node_entry = make_entry("b.png")
+    two_node_entry.outputs["2"] = make_entry("c.png").outputs["1"]
     with pytest.raises(RenderFailed, match="exceed the limit of 10 bytes"):
-        await outputs.collect(SECOND, two_node_entry)
+        await outputs.collect(SECOND_PROMPT, two_node_entry)
     assert not list(folder.done.iterdir())
 
 
@@ -134,7 +139,7 @@ async def test_outputs_of_all_kinds_have_their_media_types(
     folder: ProcessFolder, blobs: BlobStore, name: str, media_type: str
 ) -> None:
     outputs = new_outputs(folder, blobs)
-    write_ended_file(folder, FIRST, name, b"content")
-    result = await outputs.collect(FIRST, entry(name))
+    write_file_and_end_prompt(folder, FIRST_PROMPT, name, b"content")
+    result = await outputs.collect(FIRST_PROMPT, make_entry(name))
     assert result is not None
     assert [file.media_type for file in result.done.files] == [media_type]

@@ -105,7 +105,7 @@ ERROR = {
     "traceback": [f'  File "{HOME}/execution.py", line 1\n', '  File "/usr/lib/x.py"\n'],
     "current_inputs": {"image": [f"{HOME}/a.png"]},
 }
-SHOWN = {
+SHOWN_ERROR = {
     "exception_message": "cannot open <path>",
     "traceback": ['  File "<comfyui>/execution.py", line 1\n', '  File "<path>"\n'],
     "current_inputs": {"image": ["<comfyui>/a.png"]},
@@ -115,7 +115,7 @@ SHOWN = {
 def test_error_hides_all_paths_and_output_only_known_folders(
     paths: HostPathFilter,
 ) -> None:
-    assert paths.hide_in_event(EventMessage(type="execution_error", data=ERROR)).data == SHOWN
+    assert paths.hide_in_event(EventMessage(type="execution_error", data=ERROR)).data == SHOWN_ERROR
     output = {"text": [f"{HOME}/a", "/etc/motd says hello"]}
     shown_output = paths.hide_in_event(EventMessage(type="executed", data={"output": output})).data[
         "output"
@@ -131,7 +131,7 @@ def test_history_entry_hides_paths_in_errors(paths: HostPathFilter) -> None:
     shown_entry = paths.hide_in_state({"queued": False, "entry": entry})["entry"]
     assert shown_entry["status"]["messages"] == [
         ["execution_start", {}],
-        ["execution_error", SHOWN],
+        ["execution_error", SHOWN_ERROR],
     ]
     assert shown_entry["outputs"] == {"1": {"text": ["/etc/motd"]}}
     malformed_states: list[Any] = [
@@ -145,8 +145,8 @@ def test_history_entry_hides_paths_in_errors(paths: HostPathFilter) -> None:
 
 
 def test_text_frame_hides_paths_and_picture_is_unchanged(paths: HostPathFilter) -> None:
-    text = struct.pack(">II", 3, 2) + b"12" + f"from {HOME}/x".encode()
-    assert paths.hide_in_frame(text) == struct.pack(">II", 3, 2) + b"12from <comfyui>/x"
-    picture = struct.pack(">II", 1, 2) + str(HOME).encode()
-    assert paths.hide_in_frame(picture) == picture
+    text_frame = struct.pack(">II", 3, 2) + b"12" + f"from {HOME}/x".encode()
+    assert paths.hide_in_frame(text_frame) == struct.pack(">II", 3, 2) + b"12from <comfyui>/x"
+    picture_frame = struct.pack(">II", 1, 2) + str(HOME).encode()
+    assert paths.hide_in_frame(picture_frame) == picture_frame
     assert paths.hide_in_frame(b"\0\0\0\3") == b"\0\0\0\3"

@@ -23,11 +23,11 @@ def pack_frame(picture: bytes) -> bytes:
 
 
 def pack_named_frame(picture: bytes, **metadata: Any) -> bytes:
-    head = to_json(metadata)
-    return struct.pack(">II", 4, len(head)) + head + picture
+    header = to_json(metadata)
+    return struct.pack(">II", 4, len(header)) + header + picture
 
 
-class Store:
+class FakePreviewStore:
     def __init__(self) -> None:
         self.published: list[tuple[str, Preview, bytes]] = []
 
@@ -35,31 +35,33 @@ class Store:
         self.published.append((job_id, preview, picture))
 
 
-def publisher(store: Store) -> PreviewPublisher:
-    fake: Any = store
-    return PreviewPublisher(fake, RenderRequest(prompt_id="p", graph={}, job_id="j", step=2))
+def make_publisher(store: FakePreviewStore) -> PreviewPublisher:
+    untyped_store: Any = store
+    return PreviewPublisher(
+        untyped_store, RenderRequest(prompt_id="p", graph={}, job_id="j", step=2)
+    )
 
 
 async def test_the_newest_frame_is_published_and_those_in_between_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pause = asyncio.Event()
+    pause_has_ended = asyncio.Event()
 
     async def sleep(_: float) -> None:
-        await pause.wait()
+        await pause_has_ended.wait()
 
     monkeypatch.setattr("moyin.render.comfyui.preview_publisher.asyncio.sleep", sleep)
-    store = Store()
-    previews = publisher(store)
-    previews.schedule_frame(pack_named_frame(JPEG, node_id="3"))
+    store = FakePreviewStore()
+    publisher = make_publisher(store)
+    publisher.schedule_frame(pack_named_frame(JPEG, node_id="3"))
     for _ in range(5):
         await _run_other_tasks()
     for number in range(9):
-        previews.schedule_frame(pack_frame(PNG + b"%d" % number))
+        publisher.schedule_frame(pack_frame(PNG + b"%d" % number))
         await _run_other_tasks()
     first_preview = Preview(step=2, node="3", media_type="image/jpeg")
     assert store.published == [("j", first_preview, JPEG)]
-    pause.set()
+    pause_has_ended.set()
     for _ in range(5):
         await _run_other_tasks()
     last_preview = Preview(step=2, node="", media_type="image/png")
@@ -67,26 +69,26 @@ async def test_the_newest_frame_is_published_and_those_in_between_are_not(
 
 
 async def test_large_frames_and_frames_without_a_picture_are_dropped() -> None:
-    store = Store()
+    store = FakePreviewStore()
     for frame in (
         pack_frame(JPEG + bytes(256 * 1024)),
         pack_frame(b"<html>"),
         pack_named_frame(b"", node_id="1"),
         b"",
     ):
-        previews = publisher(store)
-        previews.schedule_frame(frame)
+        publisher = make_publisher(store)
+        publisher.schedule_frame(frame)
         await _run_other_tasks()
         await _run_other_tasks()
-        previews.stop()
-    previews = publisher(store)
-    previews.schedule_frame(pack_frame(JPEG))
+        publisher.stop()
+    publisher = make_publisher(store)
+    publisher.schedule_frame(pack_frame(JPEG))
     await eventually(lambda: len(store.published) == 1, 10)
-    previews.stop()
+    publisher.stop()
 
 
 @pytest.mark.parametrize(
-    ("frame", "parsed"),
+    ("frame", "expected_preview"),
     [
         (pack_frame(JPEG), ({}, "image/jpeg", JPEG)),
         (
@@ -100,8 +102,8 @@ async def test_large_frames_and_frames_without_a_picture_are_dropped() -> None:
         (b"", None),
     ],
 )
-def test_only_pictures_are_previews(frame: bytes, parsed: Any) -> None:
-    assert parse_preview(frame) == parsed
+def test_only_pictures_are_previews(frame: bytes, expected_preview: Any) -> None:
+    assert parse_preview(frame) == expected_preview
 
 
 async def _run_other_tasks() -> None:

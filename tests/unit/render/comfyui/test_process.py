@@ -18,7 +18,7 @@ from moyin.render.comfyui.sandbox import choose_user_id
 from tests.waiting import eventually
 
 
-def options(folder: Path, **changes: object) -> ComfyOptions:
+def make_options(folder: Path, **changes: object) -> ComfyOptions:
     settings = {
         "home": folder / "home",
         "python": Path(sys.executable),
@@ -28,10 +28,10 @@ def options(folder: Path, **changes: object) -> ComfyOptions:
     return ComfyOptions(**(settings | changes))  # type: ignore[arg-type]
 
 
-async def start(
+async def start_process(
     folder: Path, script: str, isolation: Isolation = Isolation.FILES
 ) -> tuple[ComfyProcess, Spawner]:
-    comfy_options = options(folder, isolation=isolation)
+    comfy_options = make_options(folder, isolation=isolation)
     comfy_options.home.mkdir()
     (comfy_options.home / "main.py").write_text(script)
     process_folder = ProcessFolder(comfy_options)
@@ -40,34 +40,34 @@ async def start(
     return await ComfyProcess.start(comfy_options, process_folder, spawner), spawner
 
 
-async def _first_line(process: ComfyProcess) -> str:
+async def _read_first_line(process: ComfyProcess) -> str:
     await eventually(process.read_last_log_lines)
     return process.read_last_log_lines()
 
 
 def test_command_line_separates_processes(tmp_path: Path) -> None:
-    comfy_options = options(
+    comfy_options = make_options(
         tmp_path, cpu=True, flags=("--fast",), custom_nodes=(tmp_path / "nodes" / "extra",)
     )
     folder = ProcessFolder(comfy_options)
-    line = build_command(comfy_options, folder, {"socket": 7})
-    assert line[1:4] == [
+    command = build_command(comfy_options, folder, {"socket": 7})
+    assert command[1:4] == [
         str(folder.launcher), '{"socket": 7}', str(tmp_path / "home" / "main.py"),
     ]  # fmt: skip
-    joined_line = " ".join(line)
-    for part in (
+    command_line = " ".join(command)
+    for arguments in (
         f"--base-directory {tmp_path / 'run' / 'base'}",
         "--database-url sqlite:///:memory:",
         "--cpu",
         "--fast",
         "--disable-all-custom-nodes --whitelist-custom-nodes moyin_bridge extra",
     ):
-        assert part in joined_line
-    assert "--cpu" not in build_command(options(tmp_path), folder, {})
+        assert arguments in command_line
+    assert "--cpu" not in build_command(make_options(tmp_path), folder, {})
 
 
-async def test_last_lines_and_status_are_available(tmp_path: Path) -> None:
-    process, spawner = await start(
+async def test_last_log_lines_and_exit_status_are_available(tmp_path: Path) -> None:
+    process, spawner = await start_process(
         tmp_path, "import os, sys\nprint('share', os.environ['MOYIN_GPU_SHARE'])\nsys.exit(3)"
     )
     assert await process.exited == 3
@@ -79,7 +79,7 @@ async def test_last_lines_and_status_are_available(tmp_path: Path) -> None:
 async def test_main_imports_only_from_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     script = "import sys\nprint(sys.path[0], sys.argv[0], __name__)\nimport folder_options"
-    process, spawner = await start(tmp_path, script)
+    process, spawner = await start_process(tmp_path, script)
     assert await process.exited == 1
     home = tmp_path / "home"
     assert f"{home} {home / 'main.py'} __main__" in process.read_last_log_lines()
@@ -88,7 +88,7 @@ async def test_main_imports_only_from_its_own_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ignores_signals", [True, False])
-async def test_stop_ends_the_whole_group(tmp_path: Path, ignores_signals: bool) -> None:
+async def test_stop_ends_the_whole_process_group(tmp_path: Path, ignores_signals: bool) -> None:
     script = f"""
 import signal, subprocess, sys, time
 if {ignores_signals}:
@@ -97,8 +97,8 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(child.pid, flush=True)
 time.sleep(60)
 """
-    process, spawner = await start(tmp_path, script)
-    grandchild = psutil.Process(int(await _first_line(process)))
+    process, spawner = await start_process(tmp_path, script)
+    grandchild = psutil.Process(int(await _read_first_line(process)))
     await process.stop(patience=0.5)
     assert await process.exited == (-9 if ignores_signals else -15)
     # Only init reaps it.
@@ -143,37 +143,43 @@ async def test_garbage_collection_starts_with_the_server_and_skips_imported_obje
     )
     from moyin.render.comfyui import launcher
 
-    alive_pipe, held_end = os.pipe()
+    alive_pipe, parent_end = os.pipe()
     with socket.socket(socket.AF_UNIX) as listening_socket:
-        launch = {"socket": listening_socket.fileno(), "alive": alive_pipe, "file_bytes": 1 << 20}
+        launch_options = {
+            "socket": listening_socket.fileno(),
+            "alive": alive_pipe,
+            "file_bytes": 1 << 20,
+        }
         process = await asyncio.create_subprocess_exec(
-            sys.executable, launcher.__file__, json.dumps(launch), str(script),
+            sys.executable, launcher.__file__, json.dumps(launch_options), str(script),
             stdout=asyncio.subprocess.PIPE, pass_fds=(alive_pipe, listening_socket.fileno()),
             env={**os.environ, "TMPDIR": str(tmp_path)},
         )  # fmt: skip
         output, _ = await process.communicate()
     os.close(alive_pipe)
-    os.close(held_end)
+    os.close(parent_end)
     assert output.decode().splitlines() == ["False", "True True"]
 
 
 async def test_killed_process_is_distinguished_from_memory_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process, spawner = await start(tmp_path, "import time; print('up', flush=True); time.sleep(60)")
-    await _first_line(process)
+    process, spawner = await start_process(
+        tmp_path, "import time; print('up', flush=True); time.sleep(60)"
+    )
+    await _read_first_line(process)
     assert not process.was_killed
     os.kill(process.pid, signal.SIGKILL)
     await process.exited
     assert process.was_killed
     monkeypatch.setattr("moyin.render.comfyui.process.count_memory_kills", lambda: 1_000_000)
-    assert not process.was_killed, "the kernel killed it for want of memory"
+    assert not process.was_killed, "the kernel killed it because memory ran out"
     await process.stop()
     spawner.close()
 
 
 async def test_crashed_process_was_not_killed(tmp_path: Path) -> None:
-    process, spawner = await start(tmp_path, "import os; os.abort()")
+    process, spawner = await start_process(tmp_path, "import os; os.abort()")
     await process.exited
     assert not process.was_killed
     await process.stop()

@@ -13,7 +13,7 @@ import pytest
 from moyin.render.comfyui.prompt_lock import PromptLock
 
 
-class Files:
+class FakeFiles:
     """Records the placed files and the finished prompts; blocks the thread of two prompts.
 
     The prompt ``slow`` blocks at its start, and ``lingering`` at its end.
@@ -42,7 +42,7 @@ class Files:
             assert self.may_proceed.wait(10)
 
 
-def new_lock(files: Files) -> tuple[PromptLock, Any]:
+def new_lock(files: FakeFiles) -> tuple[PromptLock, Any]:
     session = SimpleNamespace(written=files, finish_prompt=files.finish_prompt)
     supervisor: Any = SimpleNamespace(session=session, replace_session=lambda _: None)
     inputs: Any = files
@@ -53,17 +53,17 @@ def new_lock(files: Files) -> tuple[PromptLock, Any]:
 async def test_files_of_a_cancelled_prompt_are_not_moved_during_the_next(
     prompt_id: str,
 ) -> None:
-    files = Files()
+    files = FakeFiles()
     lock, session = new_lock(files)
 
-    async def execute(name: str) -> list[str]:
+    async def execute_prompt(name: str) -> list[str]:
         async with lock.hold_for(session, name, [name]) as is_present:
             assert is_present
             return files.placed_names
 
-    cancelled_prompt = asyncio.create_task(execute(prompt_id))
+    cancelled_prompt = asyncio.create_task(execute_prompt(prompt_id))
     assert await asyncio.to_thread(files.is_blocked.wait, 10)
-    next_prompt = asyncio.create_task(execute("next"))
+    next_prompt = asyncio.create_task(execute_prompt("next"))
     for _ in range(3):
         # A caller may cancel more than once.
         cancelled_prompt.cancel()

@@ -43,7 +43,7 @@ class FakeProcess:
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
 
-class Bench:
+class RendererHarness:
     """A renderer whose ComfyUI accepts connections but never responds."""
 
     def __init__(self, folder: Path, blobs: BlobStore, comfyui: ComfyClient) -> None:
@@ -61,7 +61,7 @@ class Bench:
         self.session = Session(self.process, comfyui, written_files, lambda: False, None)  # type: ignore[arg-type]
         self.renderer._supervisor.set_session(self.session)
 
-    async def error(self, **members: object) -> MoyinError:
+    async def collect_error(self, **members: object) -> MoyinError:
         request = RenderRequest(prompt_id=str(uuid.uuid4()), graph={"1": {}}, **members)  # type: ignore[arg-type]
         with pytest.raises(MoyinError) as exc_info:
             [_ async for _ in self.renderer.render(request)]
@@ -69,63 +69,63 @@ class Bench:
 
 
 @pytest.fixture
-async def new_bench(
+async def make_harness(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Callable[[BlobStore], Bench]]:
+) -> AsyncIterator[Callable[[BlobStore], RendererHarness]]:
     monkeypatch.setattr(client, "_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
     monkeypatch.setattr(session, "_EXIT_SECONDS", 0.05)
     is_over = asyncio.Event()
 
-    async def never_answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def never_respond(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await is_over.wait()
         writer.close()
 
     address = str(tmp_path / "comfyui.sock")
-    server = await asyncio.start_unix_server(never_answer, address)
+    server = await asyncio.start_unix_server(never_respond, address)
     async with server, ComfyClient(address, "c", HostPathFilter({})) as comfyui:
-        yield lambda blobs: Bench(tmp_path, blobs, comfyui)
+        yield lambda blobs: RendererHarness(tmp_path, blobs, comfyui)
         is_over.set()
         await asyncio.sleep(0.01)
 
 
 async def test_hanging_comfyui_is_replaced_and_the_prompt_not_blamed(
-    new_bench: Callable[[BlobStore], Bench], tmp_path: Path
+    make_harness: Callable[[BlobStore], RendererHarness], tmp_path: Path
 ) -> None:
-    bench = new_bench(BlobStore(f"file://{tmp_path / 'blobs'}"))
-    broken_task = asyncio.create_task(bench.session.wait_until_broken())
-    error = await bench.error()
+    harness = make_harness(BlobStore(f"file://{tmp_path / 'blobs'}"))
+    broken_task = asyncio.create_task(harness.session.wait_until_broken())
+    error = await harness.collect_error()
     assert isinstance(error, WorkerLost)
     assert error.details == {}
     assert await asyncio.wait_for(broken_task, 1) == "its process hung"
-    assert not (await bench.renderer.status()).ready
+    assert not (await harness.renderer.status()).ready
 
 
 async def test_dead_comfyui_is_not_mistaken_for_a_hanging_one(
-    new_bench: Callable[[BlobStore], Bench], tmp_path: Path
+    make_harness: Callable[[BlobStore], RendererHarness], tmp_path: Path
 ) -> None:
-    bench = new_bench(BlobStore(f"file://{tmp_path / 'blobs'}"))
-    bench.process.exited.set_result(-11)
-    assert (await bench.error()).details == {"ended": "comfyui"}
+    harness = make_harness(BlobStore(f"file://{tmp_path / 'blobs'}"))
+    harness.process.exited.set_result(-11)
+    assert (await harness.collect_error()).details == {"ended": "comfyui"}
 
 
 async def test_failing_artifact_store_is_retried(
-    new_bench: Callable[[BlobStore], Bench], tmp_path: Path
+    make_harness: Callable[[BlobStore], RendererHarness], tmp_path: Path
 ) -> None:
-    class Stale(BlobStore):
+    class FailingBlobStore(BlobStore):
         async def copy_to(self, sha256: str, path: Path) -> None:
             raise OSError(116, "Stale file handle")
 
-    bench = new_bench(Stale(f"file://{tmp_path / 'blobs'}"))
-    error = await bench.error(files={f"moyin/{'0' * 64}.png": "0" * 64})
+    harness = make_harness(FailingBlobStore(f"file://{tmp_path / 'blobs'}"))
+    error = await harness.collect_error(files={f"moyin/{'0' * 64}.png": "0" * 64})
     assert isinstance(error, ServiceUnavailable)
     assert error.retryable
 
 
 async def test_inputs_of_concurrent_renders_stay_within_the_limit(
-    new_bench: Callable[[BlobStore], Bench], tmp_path: Path
+    make_harness: Callable[[BlobStore], RendererHarness], tmp_path: Path
 ) -> None:
     blobs = BlobStore(f"file://{tmp_path / 'blobs'}")
-    bench = new_bench(blobs)
+    harness = make_harness(blobs)
     requests = []
     for number in range(160):
         sha256 = await blobs.put(number.to_bytes(4, "big") * 250)
@@ -133,7 +133,7 @@ async def test_inputs_of_concurrent_renders_stay_within_the_limit(
         requests.append(RenderRequest(prompt_id=name, graph={"1": {}}, files={name: sha256}))
     folder = tmp_path / "run"
     for start in range(0, len(requests), 8):
-        await asyncio.gather(*map(bench.renderer.prepare, requests[start : start + 8]))
+        await asyncio.gather(*map(harness.renderer.prepare, requests[start : start + 8]))
     staged_bytes = sum(path.stat().st_size for path in folder.rglob("staging/*"))
     assert 0 < staged_bytes <= 40 * 1000
 
@@ -141,10 +141,10 @@ async def test_inputs_of_concurrent_renders_stay_within_the_limit(
 async def test_strict_comfyui_does_not_start_without_confinement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse() -> Path:
+    def refuse_confinement() -> Path:
         raise StackError("can't confine ComfyUI (no permission): allow user namespaces")
 
-    monkeypatch.setattr("moyin.render.comfyui.process.require_confinement", refuse)
+    monkeypatch.setattr("moyin.render.comfyui.process.require_confinement", refuse_confinement)
     options = ComfyOptions(
         home=tmp_path,
         python=tmp_path / "python",
@@ -159,17 +159,17 @@ async def test_strict_comfyui_does_not_start_without_confinement(
     ):
         renderer = ComfyRenderer(replace(options, isolation=isolation), blobs)
         await renderer.start()
-        assert message in await _error_of(renderer)
+        assert message in await _wait_for_error(renderer)
         with pytest.raises(ServiceUnavailable):
             await renderer.validate({})
         await renderer.close()
 
 
-async def _error_of(renderer: ComfyRenderer) -> str:
-    async def reported() -> str | None:
+async def _wait_for_error(renderer: ComfyRenderer) -> str:
+    async def read_error() -> str | None:
         return (await renderer.status()).error
 
-    error: str = await eventually(reported)
+    error: str = await eventually(read_error)
     return error
 
 
@@ -194,7 +194,7 @@ class AcceptingComfyUI:
         self.is_over.set()
 
 
-PRICED = RenderRequest(
+PRICED_REQUEST = RenderRequest(
     prompt_id="5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a",
     graph={"1": {}},
     account=RenderAccount(
@@ -204,33 +204,33 @@ PRICED = RenderRequest(
 
 
 @pytest.fixture
-async def accepting_bench(
+async def accepting_harness(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Bench, AcceptingComfyUI]:
+) -> tuple[RendererHarness, AcceptingComfyUI]:
     monkeypatch.setattr(renderer_module, "_POLL_SECONDS", 0.01)
     comfyui = AcceptingComfyUI()
     blobs = BlobStore(f"file://{tmp_path / 'blobs'}")
     client: Any = comfyui
-    bench = Bench(tmp_path, blobs, client)
-    bench.renderer._outputs = OutputStore(bench.session.written, blobs, 1000)
-    return bench, comfyui
+    harness = RendererHarness(tmp_path, blobs, client)
+    harness.renderer._outputs = OutputStore(harness.session.written, blobs, 1000)
+    return harness, comfyui
 
 
 async def test_each_follower_and_the_status_report_the_same_run(
-    accepting_bench: tuple[Bench, AcceptingComfyUI],
+    accepting_harness: tuple[RendererHarness, AcceptingComfyUI],
 ) -> None:
-    bench, comfyui = accepting_bench
+    harness, comfyui = accepting_harness
 
-    async def follow() -> list[RenderRun]:
-        events = [event async for event in bench.renderer.render(PRICED)]
+    async def follow_runs() -> list[RenderRun]:
+        events = [event async for event in harness.renderer.render(PRICED_REQUEST)]
         return [event for event in events if isinstance(event, RenderRun)]
 
-    tasks = [asyncio.create_task(follow()) for _ in range(2)]
+    tasks = [asyncio.create_task(follow_runs()) for _ in range(2)]
 
-    async def find_open() -> RenderRun | None:
-        return next(iter((await bench.renderer.status()).runs), None)
+    async def find_open_run() -> RenderRun | None:
+        return next(iter((await harness.renderer.status()).runs), None)
 
-    open_run = await eventually(find_open)
+    open_run = await eventually(find_open_run)
     assert not open_run.is_ended
     status = HistoryStatus(messages=[("execution_success", {})])
     comfyui.state = PromptState(queued=False, entry=HistoryEntry(status=status))
@@ -238,29 +238,33 @@ async def test_each_follower_and_the_status_report_the_same_run(
     [run], [same_run] = await asyncio.gather(*tasks)
     assert (run, run.id, run.error) == (same_run, open_run.id, None)
     assert run.seconds >= open_run.seconds
-    assert (await bench.renderer.status()).runs == (run,)
-    assert await follow() == [run], "the result is remembered, and nothing was executed"
-    assert (await bench.renderer.results())[PRICED.prompt_id].runs == (run,)
-    await bench.renderer.settle([run.id])
-    assert (await bench.renderer.status()).runs == ()
+    assert (await harness.renderer.status()).runs == (run,)
+    assert await follow_runs() == [run], "the result is remembered, and nothing was executed"
+    assert (await harness.renderer.results())[PRICED_REQUEST.prompt_id].runs == (run,)
+    await harness.renderer.settle([run.id])
+    assert (await harness.renderer.status()).runs == ()
 
 
-async def test_cancelled_prompt_has_a_run(accepting_bench: tuple[Bench, AcceptingComfyUI]) -> None:
-    bench, _ = accepting_bench
-    task = asyncio.create_task(bench.error(account=PRICED.account))
+async def test_cancelled_prompt_is_recorded_as_a_run(
+    accepting_harness: tuple[RendererHarness, AcceptingComfyUI],
+) -> None:
+    harness, _ = accepting_harness
+    task = asyncio.create_task(harness.collect_error(account=PRICED_REQUEST.account))
 
-    async def find_open() -> RenderRun | None:
-        return next(iter((await bench.renderer.status()).runs), None)
+    async def find_open_run() -> RenderRun | None:
+        return next(iter((await harness.renderer.status()).runs), None)
 
-    run = await eventually(find_open)
-    await bench.renderer.cancel(run.prompt_id)
+    run = await eventually(find_open_run)
+    await harness.renderer.cancel(run.prompt_id)
     await task
-    [ended_run] = (await bench.renderer.status()).runs
+    [ended_run] = (await harness.renderer.status()).runs
     assert (ended_run.id, ended_run.error, ended_run.is_ended) == (run.id, "cancelled", True)
 
 
-async def test_refused_graph_has_no_run(accepting_bench: tuple[Bench, AcceptingComfyUI]) -> None:
-    bench, comfyui = accepting_bench
+async def test_refused_graph_has_no_run(
+    accepting_harness: tuple[RendererHarness, AcceptingComfyUI],
+) -> None:
+    harness, comfyui = accepting_harness
     comfyui.refusal = InvalidGraph("no such node")
-    assert isinstance(await bench.error(account=PRICED.account), InvalidGraph)
-    assert (await bench.renderer.status()).runs == ()
+    assert isinstance(await harness.collect_error(account=PRICED_REQUEST.account), InvalidGraph)
+    assert (await harness.renderer.status()).runs == ()

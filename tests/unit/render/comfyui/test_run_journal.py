@@ -14,7 +14,7 @@ ACCOUNT = RenderAccount(
 REQUEST = RenderRequest(prompt_id="p", graph={}, account=ACCOUNT)
 
 
-class Clock:
+class FakeClock:
     def __init__(self) -> None:
         self.now = 100.0
 
@@ -23,7 +23,7 @@ class Clock:
 
 
 def test_run_is_open_until_its_prompt_ends_and_unsettled_until_it_is_booked() -> None:
-    clock = Clock()
+    clock = FakeClock()
     journal = RunJournal(clock)
     with journal.measure(REQUEST):
         clock.now += 2
@@ -50,7 +50,7 @@ def test_run_is_open_until_its_prompt_ends_and_unsettled_until_it_is_booked() ->
 
 
 def test_repeated_execution_is_a_run_of_its_own_without_pictures() -> None:
-    clock = Clock()
+    clock = FakeClock()
     journal = RunJournal(clock)
     for seconds in (4, 1):
         with journal.measure(REQUEST):
@@ -63,7 +63,7 @@ def test_repeated_execution_is_a_run_of_its_own_without_pictures() -> None:
 
 
 def test_prompt_that_ends_during_its_run_stops_the_clock() -> None:
-    clock = Clock()
+    clock = FakeClock()
     journal = RunJournal(clock)
     with pytest.raises(KeyError), journal.measure(REQUEST):
         clock.now += 1
@@ -75,7 +75,7 @@ def test_prompt_that_ends_during_its_run_stops_the_clock() -> None:
 
 
 def test_run_without_a_price_is_not_kept_for_booking() -> None:
-    journal = RunJournal(Clock())
+    journal = RunJournal(FakeClock())
     with journal.measure(RenderRequest(prompt_id="q", graph={})):
         assert journal.list_unsettled() == ()
     [run] = journal.end_prompt("q")
@@ -83,11 +83,11 @@ def test_run_without_a_price_is_not_kept_for_booking() -> None:
 
 
 def test_loading_is_the_time_of_nodes_that_load_models() -> None:
-    clock = Clock()
+    clock = FakeClock()
     journal = RunJournal(clock)
     with journal.measure(REQUEST):
-        for seconds, loads in ((1, False), (2, True), (4, True), (8, False), (16, True)):
-            journal.record_node("p", loads_models=loads)
+        for seconds, loads_models in ((1, False), (2, True), (4, True), (8, False), (16, True)):
+            journal.record_node("p", loads_models=loads_models)
             clock.now += seconds
         [run] = journal.list_unsettled()
         assert (run.seconds, run.load_seconds) == (31, 22)

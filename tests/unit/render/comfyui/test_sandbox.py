@@ -20,7 +20,7 @@ from moyin.render.comfyui.sandbox import (
 )
 
 
-def options(base: Path, **changes: object) -> ComfyOptions:
+def make_options(base: Path, **changes: object) -> ComfyOptions:
     settings: dict[str, object] = {
         "home": base / "comfyui",
         "python": Path(sys.executable),
@@ -32,36 +32,39 @@ def options(base: Path, **changes: object) -> ComfyOptions:
     return ComfyOptions(**(settings | changes))  # type: ignore[arg-type]
 
 
-def command(comfy_options: ComfyOptions, **env: str) -> list[str]:
+def build_arguments(comfy_options: ComfyOptions, **env: str) -> list[str]:
     comfy_options.home.mkdir(parents=True, exist_ok=True)
     folder = ProcessFolder(comfy_options)
     folder.prepare()
     return build_bubblewrap_options(comfy_options, folder, env)
 
 
-def mounts(words: list[str], option: str) -> dict[str, str]:
+def find_mounts(arguments: list[str], option: str) -> dict[str, str]:
     """Return the source path of each mount in bubblewrap's arguments, by its path in the sandbox.
 
     Args:
-        words: the arguments.
+        arguments: bubblewrap's arguments.
         option: the kind of mount, such as ``--bind``.
     """
-    return {words[i + 2]: words[i + 1] for i, word in enumerate(words) if word == option}
+    return {
+        arguments[i + 2]: arguments[i + 1] for i, word in enumerate(arguments) if word == option
+    }
 
 
-def arguments(words: list[str], option: str) -> list[str]:
-    return [words[i + 1] for i, word in enumerate(words) if word == option]
+def find_option_values(arguments: list[str], option: str) -> list[str]:
+    return [arguments[i + 1] for i, word in enumerate(arguments) if word == option]
 
 
 def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
     (tmp_path / "nodes").mkdir()
     (tmp_path / "more").mkdir()
-    comfy_options = options(
+    comfy_options = make_options(
         tmp_path, custom_nodes=(tmp_path / "nodes",), readable=(tmp_path / "more",)
     )
-    words = command(comfy_options)
+    arguments = build_arguments(comfy_options)
     base = tmp_path / "data" / "run" / "base"
-    read_mounts, write_mounts = mounts(words, "--ro-bind"), mounts(words, "--bind")
+    read_mounts = find_mounts(arguments, "--ro-bind")
+    write_mounts = find_mounts(arguments, "--bind")
     for path in (tmp_path / "comfyui", tmp_path / "models", tmp_path / "nodes", tmp_path / "more"):
         assert read_mounts[str(path)] == str(path)
     assert read_mounts["/etc/passwd"] == str(tmp_path / "data" / "run" / "etc" / "passwd")
@@ -89,22 +92,24 @@ def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
         *write_mounts,
         *write_mounts.values(),
     }
-    assert words[-4:] == ["--remount-ro", "/", "--chdir", "/"]
+    assert arguments[-4:] == ["--remount-ro", "/", "--chdir", "/"]
 
 
 @pytest.mark.parametrize(
-    ("network", "sharing", "absent"),
+    ("network", "shares_gpu", "absent_flags"),
     [
         (Network.NONE, False, set()),
         (Network.HOST, False, {"--unshare-net"}),
         (Network.NONE, True, {"--unshare-ipc"}),
     ],
 )
-def test_namespaces(tmp_path: Path, network: Network, sharing: bool, absent: set[str]) -> None:
-    pipes = tmp_path / "mps"
-    pipes.mkdir()
-    env = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes)} if sharing else {}
-    words = command(options(tmp_path, network=network), **env)
+def test_namespaces_are_separate_unless_they_must_be_shared(
+    tmp_path: Path, network: Network, shares_gpu: bool, absent_flags: set[str]
+) -> None:
+    pipe_folder = tmp_path / "mps"
+    pipe_folder.mkdir()
+    env = {"CUDA_MPS_PIPE_DIRECTORY": str(pipe_folder)} if shares_gpu else {}
+    arguments = build_arguments(make_options(tmp_path, network=network), **env)
     all_flags = {
         "--unshare-pid",
         "--unshare-net",
@@ -112,18 +117,18 @@ def test_namespaces(tmp_path: Path, network: Network, sharing: bool, absent: set
         "--unshare-uts",
         "--new-session",
     }
-    assert all_flags - set(words) == absent
-    assert {"--die-with-parent", "--unshare-cgroup-try"} <= set(words)
-    shared_mounts = mounts(words, "--bind")
-    assert (str(pipes) in shared_mounts, shared_mounts.get("/dev/shm") == "/dev/shm") == (
-        sharing,
-        sharing,
+    assert all_flags - set(arguments) == absent_flags
+    assert {"--die-with-parent", "--unshare-cgroup-try"} <= set(arguments)
+    shared_mounts = find_mounts(arguments, "--bind")
+    assert (str(pipe_folder) in shared_mounts, shared_mounts.get("/dev/shm") == "/dev/shm") == (
+        shares_gpu,
+        shares_gpu,
     )
-    assert ("/etc/hosts" in mounts(words, "--ro-bind")) == (network is Network.HOST)
+    assert ("/etc/hosts" in find_mounts(arguments, "--ro-bind")) == (network is Network.HOST)
 
 
 @pytest.mark.parametrize(
-    ("uid", "expected_words", "has_not"),
+    ("uid", "expected_arguments", "absent_option"),
     [
         (0, ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID"], "--unshare-user"),
         (1000, ["--unshare-user", "--disable-userns"], "--cap-add"),
@@ -133,30 +138,36 @@ def test_root_drops_capabilities_and_other_users_get_a_namespace(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     uid: int,
-    expected_words: list[str],
-    has_not: str,
+    expected_arguments: list[str],
+    absent_option: str,
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
-    words = command(options(tmp_path))
-    assert any(words[i : i + len(expected_words)] == expected_words for i in range(len(words)))
-    assert has_not not in words
+    arguments = build_arguments(make_options(tmp_path))
+    assert any(
+        arguments[i : i + len(expected_arguments)] == expected_arguments
+        for i in range(len(arguments))
+    )
+    assert absent_option not in arguments
 
 
-def test_user_of_a_confined_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_confined_process_has_a_user_id_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     all_ids, some_ids = tmp_path / "uid_map", tmp_path / "some"
     all_ids.write_text("         0          0 4294967295\n")
     some_ids.write_text("         0       1000          1\n         1     100000      65536\n")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert choose_user_id(options(tmp_path), all_ids) is None
+    assert choose_user_id(make_options(tmp_path), all_ids) is None
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    first_user, second_user = (
-        choose_user_id(options(tmp_path, folder=tmp_path / name), all_ids) for name in ("1", "2")
+    first_uid, second_uid = (
+        choose_user_id(make_options(tmp_path, folder=tmp_path / name), all_ids)
+        for name in ("1", "2")
     )
-    assert first_user != second_user
-    assert all(uid is not None and uid >= 1_900_000_000 for uid in (first_user, second_user))
-    assert choose_user_id(options(tmp_path), some_ids) == 65534
-    assert choose_user_id(options(tmp_path, uid=4711), all_ids) == 4711
-    assert choose_user_id(options(tmp_path, isolation=Isolation.FILES), all_ids) is None
+    assert first_uid != second_uid
+    assert all(uid is not None and uid >= 1_900_000_000 for uid in (first_uid, second_uid))
+    assert choose_user_id(make_options(tmp_path), some_ids) == 65534
+    assert choose_user_id(make_options(tmp_path, uid=4711), all_ids) == 4711
+    assert choose_user_id(make_options(tmp_path, isolation=Isolation.FILES), all_ids) is None
 
 
 def test_hidden_folder_stays_hidden_in_a_readable_one(tmp_path: Path) -> None:
@@ -164,17 +175,17 @@ def test_hidden_folder_stays_hidden_in_a_readable_one(tmp_path: Path) -> None:
     home = tmp_path / "comfyui"
     for name in ("output", "input", "models", "data/artifacts"):
         (home / name).mkdir(parents=True)
-    comfy_options = options(
+    comfy_options = make_options(
         tmp_path, folder=home / "data" / "run", models=home / "models", hidden=(home / "data",)
     )
-    words = command(comfy_options)
-    hidden_folders = arguments(words, "--tmpfs")
+    arguments = build_arguments(comfy_options)
+    hidden_folders = find_option_values(arguments, "--tmpfs")
     assert {str(home / name) for name in ("data", "output", "input")} <= set(hidden_folders)
-    assert set(hidden_folders) <= set(arguments(words, "--remount-ro"))
-    order = [
-        words.index(str(path)) for path in (home, home / "data", home / "data" / "run" / "base")
+    assert set(hidden_folders) <= set(find_option_values(arguments, "--remount-ro"))
+    positions = [
+        arguments.index(str(path)) for path in (home, home / "data", home / "data" / "run" / "base")
     ]
-    assert order == sorted(order), "outer folders come first"
+    assert positions == sorted(positions), "outer folders come first"
 
 
 def test_targets_of_linked_models_are_mounted(tmp_path: Path) -> None:
@@ -190,7 +201,7 @@ def test_targets_of_linked_models_are_mounted(tmp_path: Path) -> None:
     (checkpoints / "loras").symlink_to(disk / "big")
     (checkpoints / "gone").symlink_to(tmp_path / "gone")
     (checkpoints / "secret").symlink_to(secret)
-    read_mounts = mounts(command(options(tmp_path)), "--ro-bind")
+    read_mounts = find_mounts(build_arguments(make_options(tmp_path)), "--ro-bind")
     file = tmp_path / "alias" / "big" / "a.safetensors"
     assert read_mounts[str(file)] == str(disk / "big" / "a.safetensors")
     assert read_mounts[str(disk / "big")] == str(disk / "big")
@@ -201,12 +212,12 @@ def test_targets_of_linked_models_are_mounted(tmp_path: Path) -> None:
 def test_too_broad_and_missing_folders_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(StackError, match=name):
-        command(options(tmp_path, readable=(tmp_path / name,)))
+        build_arguments(make_options(tmp_path, readable=(tmp_path / name,)))
 
 
 def test_interpreter_that_does_not_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="absent can't be run"):
-        command(options(tmp_path, python=tmp_path / "absent"))
+        build_arguments(make_options(tmp_path, python=tmp_path / "absent"))
 
 
 def test_graphics_devices_and_their_groups_are_passed(
@@ -214,12 +225,12 @@ def test_graphics_devices_and_their_groups_are_passed(
 ) -> None:
     cards = [Path("/dev/null"), Path("/dev/zero")]
     monkeypatch.setattr(sandbox, "find_graphics_devices", lambda: cards)
-    words = command(options(tmp_path, cpu=False))
-    assert mounts(words, "--dev-bind") == {str(card): str(card) for card in cards}
-    assert "/sys" in mounts(words, "--ro-bind")
-    words_without_gpu = command(options(tmp_path))
-    assert not mounts(words_without_gpu, "--dev-bind")
-    assert "/sys" not in mounts(words_without_gpu, "--ro-bind")
+    arguments = build_arguments(make_options(tmp_path, cpu=False))
+    assert find_mounts(arguments, "--dev-bind") == {str(card): str(card) for card in cards}
+    assert "/sys" in find_mounts(arguments, "--ro-bind")
+    words_without_gpu = build_arguments(make_options(tmp_path))
+    assert not find_mounts(words_without_gpu, "--dev-bind")
+    assert "/sys" not in find_mounts(words_without_gpu, "--ro-bind")
     assert find_device_groups(cards) == [], "every user may use them"
     console = Path("/dev/console")
     if console.exists() and console.stat().st_gid:
@@ -228,9 +239,9 @@ def test_graphics_devices_and_their_groups_are_passed(
 
 def test_no_mount_lies_in_a_writable_mount(tmp_path: Path) -> None:
     """No read-only mount lies below a writable one, where the sandbox could move its folder."""
-    words = command(options(tmp_path))
-    writable_mounts = [Path(path) for path in mounts(words, "--bind")]
-    read_only_mounts = [Path(path) for path in mounts(words, "--ro-bind")]
+    arguments = build_arguments(make_options(tmp_path))
+    writable_mounts = [Path(path) for path in find_mounts(arguments, "--bind")]
+    read_only_mounts = [Path(path) for path in find_mounts(arguments, "--ro-bind")]
     assert not [p for p in read_only_mounts for w in writable_mounts if p.is_relative_to(w)]
 
 

@@ -59,15 +59,15 @@ async def process(tmp_path: Path) -> AsyncIterator[ComfyProcess]:
     spawner.close()
 
 
-def sleepers(process: ComfyProcess) -> set[str]:
-    """Return the arguments of the living `sleep` processes in the sandbox."""
+def find_sleepers(process: ComfyProcess) -> set[str]:
+    """Return the arguments of the running `sleep` processes in the sandbox."""
     assert process._sandboxed is not None
     processes = psutil.Process(process._sandboxed.init).children(recursive=True)
     return {p.cmdline()[1] for p in processes if p.name() == "sleep" and p.status() != "zombie"}
 
 
-async def wait_for_output(process: ComfyProcess, word: str, times: int) -> None:
-    while process.read_last_log_lines().split().count(word) < times:
+async def wait_for_output(process: ComfyProcess, word: str, count: int) -> None:
+    while process.read_last_log_lines().split().count(word) < count:
         assert not process.exited.done(), process.read_last_log_lines()
         await asyncio.sleep(0.02)
 
@@ -77,12 +77,12 @@ async def test_processes_of_a_prompt_are_killed_and_earlier_ones_stay(
 ) -> None:
     await wait_for_output(process, "up", 1)
     process.exempt_present_processes()
-    for time in (1, 2):
+    for count in (1, 2):
         psutil.Process(process.pid).send_signal(signal.SIGUSR1)
-        await wait_for_output(process, "left", time)
-        assert "3000" in sleepers(process)
+        await wait_for_output(process, "left", count)
+        assert "3000" in find_sleepers(process)
         process.kill_new_processes()
-        assert sleepers(process) == {"1000"}
+        assert find_sleepers(process) == {"1000"}
     # The dead ones are not reaped yet, which must not count as a new stray.
     process.kill_new_processes()
     assert not process.exited.done()

@@ -14,10 +14,10 @@ from moyin.render.comfyui.stream import EventStream
 from moyin.render.protocol.wire import EventMessage
 
 
-async def test_messages_after_bad_ones_are_read(
+async def test_messages_after_invalid_ones_are_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def send(request: web.Request) -> web.WebSocketResponse:
+    async def send_messages(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         await socket.send_str("{")
@@ -38,20 +38,20 @@ async def test_messages_after_bad_ones_are_read(
     received_names: list[str] = []
     all_received, is_over = asyncio.Event(), asyncio.Event()
     app = web.Application()
-    app.router.add_get("/ws", send)
+    app.router.add_get("/ws", send_messages)
     runner = web.AppRunner(app)
     await runner.setup()
     address = str(tmp_path / "comfyui.sock")
     await web.UnixSite(runner, address).start()
     async with ComfyClient(address, "c", HostPathFilter({})) as client:
-        reading = asyncio.create_task(EventStream(client, on_message, on_message).run())
+        reading_task = asyncio.create_task(EventStream(client, on_message, on_message).run())
         try:
             async with asyncio.timeout(10):
                 await all_received.wait()
         finally:
             is_over.set()
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            reading_task.cancel()
+            await asyncio.gather(reading_task, return_exceptions=True)
     await runner.cleanup()
     assert received_names == ["odd"] * 4 + ["sane"] * 2
     assert len(caplog.records) == 1

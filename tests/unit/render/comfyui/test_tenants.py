@@ -10,29 +10,29 @@ from moyin.render.comfyui.bridge.guard import MOYIN_KEY
 from moyin.render.comfyui.bridge.tenants import wrap_execution, wrap_signature
 
 
-def node(hidden: Any = None, output: bool = False) -> type:
+def make_node_class(hidden: Any = None, is_output: bool = False) -> type:
     inputs = {"required": {}} | ({} if hidden is None else {"hidden": hidden})
-    members = {"OUTPUT_NODE": output, "INPUT_TYPES": classmethod(lambda _: inputs)}
+    members = {"OUTPUT_NODE": is_output, "INPUT_TYPES": classmethod(lambda _: inputs)}
     return type("Node", (), members)
 
 
-class Broken:
+class BrokenNode:
     @classmethod
     def INPUT_TYPES(cls) -> Any:
         raise OSError("no such folder")
 
 
 CLASSES = {
-    "Latent": node(),
-    "Seed": node({"unique_id": "UNIQUE_ID"}),
-    "Save": node(output=True),
-    "Stamp": node({"info": "EXTRA_PNGINFO"}),
-    "Newer": node({"prompt": ("PROMPT",)}),
-    "Broken": Broken,
+    "Latent": make_node_class(),
+    "Seed": make_node_class({"unique_id": "UNIQUE_ID"}),
+    "Save": make_node_class(is_output=True),
+    "Stamp": make_node_class({"info": "EXTRA_PNGINFO"}),
+    "Newer": make_node_class({"prompt": ("PROMPT",)}),
+    "Broken": BrokenNode,
 }
 
 
-class Prompt:
+class FakePrompt:
     """A fake of ComfyUI's DynamicPrompt with one node."""
 
     def __init__(self, class_type: str) -> None:
@@ -46,17 +46,19 @@ class Prompt:
 
 
 async def sign_inputs(class_type: str, extra_data: Any, node_id: str = "1") -> Any:
-    async def signature(_keys: Any, _prompt: Any, _node_id: str, _order: Any) -> list[Any]:
+    async def compute_signature(_keys: Any, _prompt: Any, _node_id: str, _order: Any) -> list[Any]:
         return ["inputs"]
 
     async def execute_async(*_: Any) -> Any:
-        return await wrap_signature(signature, CLASSES)(None, Prompt(class_type), node_id, {})
+        return await wrap_signature(compute_signature, CLASSES)(
+            None, FakePrompt(class_type), node_id, {}
+        )
 
     return await wrap_execution(execute_async)(None, {}, "id", extra_data, [])
 
 
 @pytest.mark.parametrize(
-    ("class_type", "shared_between_tenants"),
+    ("class_type", "is_shared"),
     [
         ("Latent", True),
         ("Seed", True),
@@ -66,16 +68,12 @@ async def sign_inputs(class_type: str, extra_data: Any, node_id: str = "1") -> A
         ("Broken", False),
     ],
 )
-async def test_nodes_that_reveal_the_graph_are_not_shared(
-    class_type: str, shared_between_tenants: bool
-) -> None:
+async def test_nodes_that_reveal_the_graph_are_not_shared(class_type: str, is_shared: bool) -> None:
     ann, bob = [{MOYIN_KEY: {"tenant": name}} for name in ("ann", "bob")]
     assert await sign_inputs(class_type, ann) == await sign_inputs(class_type, ann)
-    assert (
-        await sign_inputs(class_type, ann) == await sign_inputs(class_type, bob)
-    ) == shared_between_tenants
+    assert (await sign_inputs(class_type, ann) == await sign_inputs(class_type, bob)) == is_shared
 
 
-async def test_signature_without_a_tenant_or_node() -> None:
+async def test_prompts_without_a_tenant_share_signatures() -> None:
     assert await sign_inputs("Save", None) == await sign_inputs("Save", {})
     assert await sign_inputs("Save", {}, node_id="2") == ["inputs"]

@@ -45,7 +45,7 @@ def read_target(folder: Path) -> Image.Image:
     return picture
 
 
-def convert(folder: Path, video: bytes, width: int = 100) -> Image.Image:
+def convert_to_poster(folder: Path, video: bytes, width: int = 100) -> Image.Image:
     worker.convert(make_poster_task(folder, video, width), LIMITS)
     return read_target(folder)
 
@@ -58,7 +58,7 @@ async def processes() -> AsyncIterator[PictureProcesses]:
 
 
 @pytest.mark.parametrize(
-    ("container", "codec", "pixels"),
+    ("container", "codec", "pixel_format"),
     [
         ("mp4", "h264", "yuv420p"),
         ("mp4", "mpeg4", "yuv420p"),
@@ -69,8 +69,10 @@ async def processes() -> AsyncIterator[PictureProcesses]:
         ("matroska", "ffv1", "yuv444p"),
     ],
 )
-def test_poster_is_the_first_frame(tmp_path: Path, container: str, codec: str, pixels: str) -> None:
-    poster = convert(tmp_path, make_video(container, codec, pixel_format=pixels))
+def test_poster_is_the_first_frame(
+    tmp_path: Path, container: str, codec: str, pixel_format: str
+) -> None:
+    poster = convert_to_poster(tmp_path, make_video(container, codec, pixel_format=pixel_format))
     assert (poster.format, poster.mode, poster.size) == ("WEBP", "RGB", (100, 50))
     assert poster.getpixel((50, 25)) == pytest.approx(RED, abs=6)
 
@@ -79,14 +81,14 @@ def test_poster_is_the_first_frame(tmp_path: Path, container: str, codec: str, p
 def test_poster_is_no_wider_than_requested(
     tmp_path: Path, width: int, size: tuple[int, int]
 ) -> None:
-    assert convert(tmp_path, make_video(), width).size == size
+    assert convert_to_poster(tmp_path, make_video(), width).size == size
 
 
 def test_poster_of_a_large_video_is_scaled_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LIMITS, "preview_pixels", 5_000)
-    assert convert(tmp_path, make_video(), 320).size == (100, 50)
+    assert convert_to_poster(tmp_path, make_video(), 320).size == (100, 50)
 
 
 def damage_first_frame(video: bytes) -> bytes:
@@ -97,22 +99,22 @@ def damage_first_frame(video: bytes) -> bytes:
 
 def test_damaged_first_frame_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = make_video("mov", "mjpeg", pixel_format="yuvj420p", colors=(RED, BLUE))
-    poster = convert(tmp_path, damage_first_frame(video))
+    poster = convert_to_poster(tmp_path, damage_first_frame(video))
     assert poster.getpixel((50, 25)) == pytest.approx(BLUE, abs=6)
     # Only a limited number of packets is read.
     monkeypatch.setattr(worker, "_MAX_PACKETS", 1)
     with pytest.raises(worker.ConversionError, match="not a readable video"):
-        convert(tmp_path, damage_first_frame(video))
+        convert_to_poster(tmp_path, damage_first_frame(video))
 
 
 def test_truncated_video_has_a_poster_if_its_first_frame_is_complete(tmp_path: Path) -> None:
     video = make_video("matroska", "ffv1", pixel_format="yuv444p", colors=(RED, *[BLUE] * 20))
-    poster = convert(tmp_path, video[: len(video) * 2 // 3])
+    poster = convert_to_poster(tmp_path, video[: len(video) * 2 // 3])
     assert poster.getpixel((50, 25)) == pytest.approx(RED, abs=6)
 
 
 @pytest.mark.parametrize(
-    "make",
+    "make_file",
     [
         lambda: b"",
         lambda: b"not a video, but a text",
@@ -133,9 +135,11 @@ def test_truncated_video_has_a_poster_if_its_first_frame_is_complete(tmp_path: P
         "other-codec",
     ],
 )  # fmt: skip
-def test_video_without_readable_frame_is_refused(tmp_path: Path, make: Callable[[], bytes]) -> None:
+def test_video_without_readable_frame_is_refused(
+    tmp_path: Path, make_file: Callable[[], bytes]
+) -> None:
     with pytest.raises(worker.ConversionError, match="not a readable video") as exc_info:
-        convert(tmp_path, make())
+        convert_to_poster(tmp_path, make_file())
     assert exc_info.value.kind == "unreadable"
     assert not (tmp_path / "target").exists()
 
@@ -157,7 +161,7 @@ def test_playlist_opens_no_file_and_no_url(tmp_path: Path, prefix: bytes, playli
         url = f"http://127.0.0.1:{server.getsockname()[1]}/a.mp4"
         for name in (url, "file:///etc/passwd"):
             with pytest.raises(worker.ConversionError, match="not a readable video"):
-                convert(tmp_path, prefix + playlist.format(name).encode())
+                convert_to_poster(tmp_path, prefix + playlist.format(name).encode())
         with pytest.raises(BlockingIOError):
             server.accept()
 
@@ -174,7 +178,7 @@ def test_video_with_too_many_pixels_is_not_decoded(
     with pytest.raises(
         worker.ConversionError, match="400 x 320 pixels; only videos of at most 100,000"
     ) as exc_info:
-        convert(tmp_path, make_video(container, codec, size=(400, 320), colors=(RED,)))
+        convert_to_poster(tmp_path, make_video(container, codec, size=(400, 320), colors=(RED,)))
     assert exc_info.value.kind == "large"
     assert exc_info.value.details == {"width": 400, "height": 320, "max_pixels": 100_000}
 
@@ -185,7 +189,7 @@ def test_server_without_a_decoder_refuses_videos(
     video = make_video()
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(worker.ConversionError, match="no video decoder") as exc_info:
-        convert(tmp_path, video)
+        convert_to_poster(tmp_path, video)
     assert exc_info.value.kind == "unfit"
 
 
@@ -196,7 +200,7 @@ async def test_largest_video_is_converted_within_the_memory_limit(
     async with processes.acquire_process("ada") as process:
         await process.run(make_poster_task(tmp_path, video, 256))
     assert read_target(tmp_path).size == (256, 256)
-    assert peak_mib(processes.idle_pids[0]) <= PictureLimits().memory_mib
+    assert read_peak_mib(processes.idle_pids[0]) <= PictureLimits().memory_mib
     assert psutil.Process(processes.idle_pids[0]).num_threads() == 1
 
 
@@ -218,13 +222,13 @@ async def test_too_much_memory_fails_only_one_poster(tmp_path: Path) -> None:
 async def test_damaged_videos_do_not_exceed_the_limits(
     processes: PictureProcesses, tmp_path: Path, container: str, codec: str
 ) -> None:
-    pixels = "yuv422p10le" if codec == "prores_ks" else "yuv420p"
-    video = make_video(container, codec, pixel_format=pixels)
-    randomness = random.Random(codec)
+    pixel_format = "yuv422p10le" if codec == "prores_ks" else "yuv420p"
+    video = make_video(container, codec, pixel_format=pixel_format)
+    generator = random.Random(codec)
     for _ in range(100):
         damaged_video = bytearray(video)
-        for _ in range(randomness.choice((1, 4, 16))):
-            damaged_video[randomness.randrange(4, len(damaged_video))] = randomness.choice(
+        for _ in range(generator.choice((1, 4, 16))):
+            damaged_video[generator.randrange(4, len(damaged_video))] = generator.choice(
                 (0, 127, 255)
             )
         async with processes.acquire_process("ada") as process:
@@ -232,14 +236,14 @@ async def test_damaged_videos_do_not_exceed_the_limits(
                 await process.run(make_poster_task(tmp_path, bytes(damaged_video)))
             except (InvalidRequest, PictureTooLarge):
                 continue
-            assert peak_mib(process.pid) <= PictureLimits().memory_mib
+            assert read_peak_mib(process.pid) <= PictureLimits().memory_mib
         assert read_target(tmp_path).format == "WEBP"
     async with processes.acquire_process("ada") as process:
         await process.run(make_poster_task(tmp_path, video))
     assert read_target(tmp_path).size == (100, 50)
 
 
-def peak_mib(pid: int) -> int:
+def read_peak_mib(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmPeak")]
     return int(line.split()[1]) // 1024

@@ -33,46 +33,59 @@ async def processes() -> AsyncIterator[PictureProcesses]:
     await processes.close()
 
 
-def make_plain_picture(size: tuple[int, int], kind: str = "PNG", mode: str = "1") -> bytes:
+def make_plain_picture(size: tuple[int, int], file_format: str = "PNG", mode: str = "1") -> bytes:
     """Return a picture of one colour, so that its file is small whatever its dimensions.
 
     Args:
-        kind: file format.
+        file_format: the format's name in Pillow.
         mode: Pillow's pixel format; ``1`` has one bit per pixel.
     """
     buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, kind)
+    Image.new(mode, size).save(buffer, file_format)
     return buffer.getvalue()
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def make_chunk(chunk_type: bytes, data: bytes) -> bytes:
+    return (
+        struct.pack(">I", len(data))
+        + chunk_type
+        + data
+        + struct.pack(">I", zlib.crc32(chunk_type + data))
+    )
 
 
-def lying_png(width: int, height: int, *, interlaced: bool = False, extra: bytes = b"") -> bytes:
+def make_lying_png(
+    width: int, height: int, *, is_interlaced: bool = False, extra_chunks: bytes = b""
+) -> bytes:
     """Return a PNG whose header declares a size for which the file contains too little data.
 
     Args:
-        extra: further PNG chunks before the pixels.
+        extra_chunks: further PNG chunks before the pixels.
     """
-    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, int(interlaced))
-    data = chunk(b"IDAT", zlib.compress(bytes(1000)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + data + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, int(is_interlaced))
+    data = make_chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + make_chunk(b"IHDR", header)
+        + extra_chunks
+        + data
+        + make_chunk(b"IEND", b"")
+    )
 
 
-def animation(kind: str) -> bytes:
+def make_animation(file_format: str) -> bytes:
     frames = [Image.new("RGB", (400, 400), (n, 0, 0)) for n in range(0, 200, 10)]
     buffer = io.BytesIO()
-    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+    frames[0].save(buffer, file_format, save_all=True, append_images=frames[1:])
     return buffer.getvalue()
 
 
-def preview(folder: Path, picture: bytes, kind: str = "webp") -> dict[str, Any]:
+def make_preview_task(folder: Path, picture: bytes, file_format: str = "webp") -> dict[str, Any]:
     source = folder / "source"
     source.write_bytes(picture)
     return {
         "action": "preview",
-        "format": kind,
+        "format": file_format,
         "quality": 90,
         "channels": "",
         "source": str(source),
@@ -80,17 +93,17 @@ def preview(folder: Path, picture: bytes, kind: str = "webp") -> dict[str, Any]:
     }
 
 
-async def convert(
+async def convert_picture(
     processes: PictureProcesses, folder: Path, picture: bytes, tenant: str = "ada"
 ) -> Image.Image:
     async with processes.acquire_process(tenant) as process:
-        await process.run(preview(folder, picture))
+        await process.run(make_preview_task(folder, picture))
     with Image.open(folder / "target") as result:
         result.load()
     return result
 
 
-def peak_mib(pid: int) -> int:
+def read_peak_mib(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmPeak")]
     return int(line.split()[1]) // 1024
@@ -102,28 +115,28 @@ async def test_picture_with_too_many_pixels_is_refused(
     with pytest.raises(
         PictureTooLarge, match="9900 x 9900 pixels; only pictures of at most 67,108,864"
     ) as exc_info:
-        await convert(processes, tmp_path, make_plain_picture((9900, 9900)))
+        await convert_picture(processes, tmp_path, make_plain_picture((9900, 9900)))
     assert exc_info.value.details == {"width": 9900, "height": 9900, "max_pixels": 8192 * 8192}
     # The picture was not decoded.
-    assert peak_mib(processes.idle_pids[0]) < 200
+    assert read_peak_mib(processes.idle_pids[0]) < 200
 
 
 async def test_largest_picture_is_converted_within_the_memory_limit(
     processes: PictureProcesses, tmp_path: Path
 ) -> None:
     # This mode needs the most memory for a preview.
-    picture = await convert(processes, tmp_path, make_plain_picture((8192, 8192), mode="P"))
+    picture = await convert_picture(processes, tmp_path, make_plain_picture((8192, 8192), mode="P"))
     assert (picture.format, picture.size) == ("WEBP", (4096, 4096))
-    assert peak_mib(processes.idle_pids[0]) <= LIMITS.memory_mib
+    assert read_peak_mib(processes.idle_pids[0]) <= LIMITS.memory_mib
 
 
 @pytest.mark.parametrize(
     "picture",
     [
-        lying_png(60_000, 60_000),
-        lying_png(8000, 8000, interlaced=True),
-        lying_png(8000, 8000, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000)))),
-        lying_png(8000, 8000, extra=chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100_000_000)))),
+        make_lying_png(60_000, 60_000),
+        make_lying_png(8000, 8000, is_interlaced=True),
+        make_lying_png(8000, 8000, extra_chunks=make_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000)))),
+        make_lying_png(8000, 8000, extra_chunks=make_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100_000_000)))),
         make_plain_picture((9000, 9000), "TIFF", "1"),
         make_plain_picture((9000, 9000), "GIF", "1"),
         make_plain_picture((9000, 9000), "BMP", "1"),
@@ -142,25 +155,25 @@ async def test_malicious_headers_do_not_exceed_the_limits(
     processes: PictureProcesses, tmp_path: Path, picture: bytes
 ) -> None:
     with pytest.raises((PictureTooLarge, InvalidRequest)):
-        await convert(processes, tmp_path, picture)
+        await convert_picture(processes, tmp_path, picture)
     # The next picture is converted, by the same process or another.
-    assert (await convert(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
-    assert peak_mib(processes.idle_pids[0]) <= LIMITS.memory_mib
+    assert (await convert_picture(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
+    assert read_peak_mib(processes.idle_pids[0]) <= LIMITS.memory_mib
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
 async def test_only_one_frame_of_an_animation_is_decoded(
-    processes: PictureProcesses, tmp_path: Path, kind: str
+    processes: PictureProcesses, tmp_path: Path, file_format: str
 ) -> None:
-    picture = await convert(processes, tmp_path, animation(kind))
+    picture = await convert_picture(processes, tmp_path, make_animation(file_format))
     assert (picture.size, getattr(picture, "n_frames", 1)) == ((400, 400), 1)
 
 
 async def test_too_much_memory_fails_only_one_conversion(tmp_path: Path) -> None:
     processes = PictureProcesses(replace(LIMITS, memory_mib=200))
     with pytest.raises(PictureTooLarge, match="more than the allowed 200 MiB"):
-        await convert(processes, tmp_path, make_plain_picture((8000, 8000)))
-    assert (await convert(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
+        await convert_picture(processes, tmp_path, make_plain_picture((8000, 8000)))
+    assert (await convert_picture(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
     await processes.close()
 
 
@@ -170,7 +183,7 @@ async def test_too_slow_conversion_is_ended(tmp_path: Path) -> None:
         # A stopped process never answers.
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(PictureTooLarge, match="longer than 1 seconds"):
-            await process.run(preview(tmp_path, make_plain_picture((8, 8))))
+            await process.run(make_preview_task(tmp_path, make_plain_picture((8, 8))))
     assert not processes.idle_pids
     await processes.close()
 
@@ -180,17 +193,21 @@ async def test_each_conversion_has_its_own_processor_time(
 ) -> None:
     async with processes.acquire_process("ada") as process:
         for _ in range(2):
-            await process.run(preview(tmp_path, make_plain_picture((8, 8))))
+            await process.run(make_preview_task(tmp_path, make_plain_picture((8, 8))))
             limit, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_CPU)
-            times = psutil.Process(process.pid).cpu_times()
-            assert limit <= times.user + times.system + LIMITS.seconds + 2
+            cpu_times = psutil.Process(process.pid).cpu_times()
+            assert limit <= cpu_times.user + cpu_times.system + LIMITS.seconds + 2
 
 
 async def test_too_large_result_is_refused(tmp_path: Path) -> None:
     processes = PictureProcesses(replace(LIMITS, result_mib=1))
     buffer = io.BytesIO()
     Image.frombytes("RGB", (1000, 1000), os.urandom(3_000_000)).save(buffer, "BMP")
-    task = {**preview(tmp_path, buffer.getvalue()), "action": "channel", "channels": "rgb"}
+    task = {
+        **make_preview_task(tmp_path, buffer.getvalue()),
+        "action": "channel",
+        "channels": "rgb",
+    }
     async with processes.acquire_process("ada") as process:
         with pytest.raises(PictureTooLarge, match="more than the allowed 1,048,576 bytes"):
             await process.run(task)
@@ -198,7 +215,7 @@ async def test_too_large_result_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "error"),
+    ("signal_number", "error"),
     [
         (signal.SIGSEGV, InvalidRequest),
         (signal.SIGKILL, PictureTooLarge),
@@ -206,15 +223,18 @@ async def test_too_large_result_is_refused(tmp_path: Path) -> None:
     ],
 )
 async def test_dead_process_fails_only_its_own_picture(
-    processes: PictureProcesses, tmp_path: Path, number: signal.Signals, error: type[Exception]
+    processes: PictureProcesses,
+    tmp_path: Path,
+    signal_number: signal.Signals,
+    error: type[Exception],
 ) -> None:
     async with processes.acquire_process("ada") as process:
         os.kill(process.pid, signal.SIGSTOP)
-        asyncio.get_running_loop().call_soon(os.kill, process.pid, number)
+        asyncio.get_running_loop().call_soon(os.kill, process.pid, signal_number)
         asyncio.get_running_loop().call_soon(os.kill, process.pid, signal.SIGCONT)
         with pytest.raises(error):
-            await process.run(preview(tmp_path, make_plain_picture((8, 8))))
-    assert (await convert(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
+            await process.run(make_preview_task(tmp_path, make_plain_picture((8, 8))))
+    assert (await convert_picture(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
 
 
 async def test_cancelled_conversion_ends_its_process(
@@ -222,13 +242,13 @@ async def test_cancelled_conversion_ends_its_process(
 ) -> None:
     pids: list[int] = []
 
-    async def stuck() -> None:
+    async def convert_forever() -> None:
         async with processes.acquire_process("ada") as process:
             pids.append(process.pid)
             os.kill(process.pid, signal.SIGSTOP)
-            await process.run(preview(tmp_path, make_plain_picture((8, 8))))
+            await process.run(make_preview_task(tmp_path, make_plain_picture((8, 8))))
 
-    task = asyncio.create_task(stuck())
+    task = asyncio.create_task(convert_forever())
     while not pids:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     task.cancel()
@@ -239,7 +259,7 @@ async def test_cancelled_conversion_ends_its_process(
 
 async def test_idle_processes_end(tmp_path: Path) -> None:
     processes = PictureProcesses(idle=0.05)
-    await convert(processes, tmp_path, make_plain_picture((8, 8)))
+    await convert_picture(processes, tmp_path, make_plain_picture((8, 8)))
     [pid] = processes.idle_pids
     await asyncio.to_thread(_wait_until_ended, pid)
     assert not processes.idle_pids
@@ -253,14 +273,14 @@ async def test_no_tenant_gets_every_process(tmp_path: Path) -> None:
             async with processes.acquire_process("ada"):
                 pass
         assert (
-            await convert(processes, tmp_path, make_plain_picture((8, 8)), tenant="bob")
+            await convert_picture(processes, tmp_path, make_plain_picture((8, 8)), tenant="bob")
         ).size == (8, 8)
     await processes.close()
 
 
 async def test_close_ends_all_processes(tmp_path: Path) -> None:
     processes = PictureProcesses()
-    await convert(processes, tmp_path, make_plain_picture((8, 8)))
+    await convert_picture(processes, tmp_path, make_plain_picture((8, 8)))
     [pid] = processes.idle_pids
     await processes.close()
     assert not psutil.pid_exists(pid)

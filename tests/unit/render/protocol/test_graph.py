@@ -19,7 +19,7 @@ ID = f"art_{'1' * 32}"
 OTHER = f"art_{'2' * 32}"
 
 
-def artifact(name: str) -> Artifact:
+def make_artifact(name: str) -> Artifact:
     return Artifact(id=ID, name=name, media_type="image/png", size=1, sha256="a" * 64)
 
 
@@ -68,12 +68,12 @@ def test_malformed_reference_has_an_unused_id(info: object) -> None:
     ],
 )
 def test_input_name_keeps_only_a_plain_suffix(name: str, suffix: str) -> None:
-    assert make_input_name(artifact(name)) == f"moyin/{'a' * 64}{suffix}"
+    assert make_input_name(make_artifact(name)) == f"moyin/{'a' * 64}{suffix}"
 
 
 @given(st.text())
 def test_every_input_name_is_valid_and_stays_in_its_folder(name: str) -> None:
-    generated_name = make_input_name(artifact(name))
+    generated_name = make_input_name(make_artifact(name))
     assert is_input_name(generated_name)
     assert ".." not in generated_name
 
@@ -87,16 +87,16 @@ def test_other_names_are_not_input_names(name: str) -> None:
 
 def test_model_files_of_every_loader_are_found() -> None:
     graph = {
-        "1": _node("CheckpointLoaderSimple", ckpt_name="sdxl.safetensors"),
-        "2": _node("UNETLoader", unet_name="flux.safetensors", weight_dtype="default"),
-        "3": _node("DualCLIPLoader", clip_name1="t5.safetensors", clip_name2="l.safetensors"),
-        "4": _node("VAELoader", vae_name="ae.safetensors"),
-        "5": _node("LoraLoader", lora_name="style/ink.safetensors", model=["1", 0]),
-        "6": _node("ControlNetLoader", control_net_name="depth.safetensors"),
-        "7": _node("UpscaleModelLoader", model_name="4x.pth"),
-        "8": _node("CLIPVisionLoader", clip_name="vit.safetensors"),
-        "9": _node("KSampler", sampler_name="euler", model=["5", 0]),
-        "10": _node("Lora Stack", lora_name_1="a.safetensors", lora_name_2="b.safetensors"),
+        "1": _make_node("CheckpointLoaderSimple", ckpt_name="sdxl.safetensors"),
+        "2": _make_node("UNETLoader", unet_name="flux.safetensors", weight_dtype="default"),
+        "3": _make_node("DualCLIPLoader", clip_name1="t5.safetensors", clip_name2="l.safetensors"),
+        "4": _make_node("VAELoader", vae_name="ae.safetensors"),
+        "5": _make_node("LoraLoader", lora_name="style/ink.safetensors", model=["1", 0]),
+        "6": _make_node("ControlNetLoader", control_net_name="depth.safetensors"),
+        "7": _make_node("UpscaleModelLoader", model_name="4x.pth"),
+        "8": _make_node("CLIPVisionLoader", clip_name="vit.safetensors"),
+        "9": _make_node("KSampler", sampler_name="euler", model=["5", 0]),
+        "10": _make_node("Lora Stack", lora_name_1="a.safetensors", lora_name_2="b.safetensors"),
     }
     assert find_model_files(graph) == {
         "checkpoints/sdxl.safetensors",
@@ -120,5 +120,5 @@ def test_node_without_a_model_name_loads_no_model(node: Any) -> None:
     assert find_model_files({"1": node}) == frozenset()
 
 
-def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+def _make_node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}

@@ -14,9 +14,9 @@ _BODIES: list[tuple[type[BaseModel], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("model", "body"), _BODIES)
-def test_prompt_ids_are_any_text_without_nul(model: type[BaseModel], body: Any) -> None:
+@pytest.mark.parametrize(("model", "make_body"), _BODIES)
+def test_prompt_ids_are_any_text_without_nul(model: type[BaseModel], make_body: Any) -> None:
     for prompt_id in ("a\nb", "", "ü"):
-        model.model_validate(body(prompt_id))
+        model.model_validate(make_body(prompt_id))
     with pytest.raises(ValidationError):
-        model.model_validate(body("a\0b"))
+        model.model_validate(make_body("a\0b"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moyin.render.scheduling.waits import WaitTimes
 
 
-def test_quantiles_of_the_last_hour() -> None:
+def test_quantiles_are_those_of_the_last_hour() -> None:
     waits = WaitTimes()
     assert waits.quantile(0.5, 0) is None
     for seconds in range(100):

@@ -15,7 +15,7 @@ RULES = OrderingRules(ageing_seconds=10.0, bytes_per_second=GB, deadline_margin_
 FAMILIES = ("", "a", "b", "c")
 
 
-def pending(
+def make_render(
     name: str,
     model: str = "",
     *,
@@ -36,42 +36,42 @@ def pending(
     )
 
 
-def window(
-    loaded: Sequence[str],
+def make_window(
+    loaded_models: Sequence[str],
     renders: Sequence[PendingRender],
     weights: dict[str, float] | None = None,
 ) -> Window:
-    """Return a window with these renders; ``loaded`` is the model of each renderer.
+    """Return a window with these renders; ``loaded_models`` is the model of each renderer.
 
     Args:
         weights: the owners' weights in the fair share.
     """
     render_window = Window(RULES, OwnerFairShare(weights))
-    for number, model in enumerate(loaded):
+    for number, model in enumerate(loaded_models):
         render_window.add_renderer(str(number), [model] if model else [], 0.0)
     for render in renders:
         render_window.add(render)
     return render_window
 
 
-def list_served(render_window: Window, now: float, seconds: float = 1.0) -> list[str]:
+def list_served_ids(render_window: Window, now: float, seconds: float = 1.0) -> list[str]:
     """Return the order in which the window assigns all renders, if each takes ``seconds``."""
     order = []
     while len(render_window):
-        choice = render_window.choose_assignment(now)
-        if choice is not None:
-            render_window.begin_render(choice, now)
-            order.append(choice.pending.id)
+        assignment = render_window.choose_assignment(now)
+        if assignment is not None:
+            render_window.begin_render(assignment, now)
+            order.append(assignment.pending.id)
             render_window.record_render_seconds(seconds)
         now += seconds
-        if choice is not None:
-            render_window.mark_free(choice.slot.name, now)
+        if assignment is not None:
+            render_window.mark_free(assignment.slot.name, now)
     return order
 
 
 RENDERS = st.lists(
     st.builds(
-        pending,
+        make_render,
         st.uuids().map(str),
         st.sampled_from(FAMILIES),
         owner=st.sampled_from(["ann", "bob", "cid"]),
@@ -84,81 +84,87 @@ RENDERS = st.lists(
     max_size=25,
     unique_by=lambda render: render.id,
 )
-LOADED = st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=6)
+LOADED_MODELS = st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=6)
 
 
-@given(LOADED, RENDERS, st.floats(60, 200))
+@given(LOADED_MODELS, RENDERS, st.floats(60, 200))
 def test_due_render_goes_first_whatever_is_loaded(
-    loaded: list[str], renders: list[PendingRender], now: float
+    loaded_models: list[str], renders: list[PendingRender], now: float
 ) -> None:
-    choice = window(loaded, renders).choose_assignment(now)
+    assignment = make_window(loaded_models, renders).choose_assignment(now)
     due_renders = [render for render in renders if RULES.compute_due_time(render) <= now]
     if due_renders:
-        assert choice is not None
-        assert RULES.compute_due_time(choice.pending) == min(
+        assert assignment is not None
+        assert RULES.compute_due_time(assignment.pending) == min(
             RULES.compute_due_time(render) for render in due_renders
         )
 
 
-@given(LOADED, RENDERS)
+@given(LOADED_MODELS, RENDERS)
 @settings(max_examples=50)
-def test_every_render_is_served_once(loaded: list[str], renders: list[PendingRender]) -> None:
-    assert sorted(list_served(window(loaded, renders), 60.0)) == sorted(r.id for r in renders)
-
-
-@given(LOADED, RENDERS, st.floats(60, 120))
-def test_renderer_changes_models_only_for_a_reason(
-    loaded: list[str], renders: list[PendingRender], now: float
+def test_every_render_is_served_once(
+    loaded_models: list[str], renders: list[PendingRender]
 ) -> None:
-    render_window = window(loaded, renders)
-    choice = render_window.choose_assignment(now)
-    if choice is None:
+    assert sorted(list_served_ids(make_window(loaded_models, renders), 60.0)) == sorted(
+        r.id for r in renders
+    )
+
+
+@given(LOADED_MODELS, RENDERS, st.floats(60, 120))
+def test_renderer_changes_models_only_for_a_reason(
+    loaded_models: list[str], renders: list[PendingRender], now: float
+) -> None:
+    render_window = make_window(loaded_models, renders)
+    assignment = render_window.choose_assignment(now)
+    if assignment is None:
         assert render_window.must_choose_again
         return
-    render, family = choice.pending, choice.slot.family
+    render, family = assignment.pending, assignment.slot.family
     if RULES.compute_due_time(render) <= now or render.family in ("", family) or not family:
         return
-    load = RULES.estimate_load_seconds(render, choice.slot)
+    load_seconds = RULES.estimate_load_seconds(render, assignment.slot)
     if any(waiting_render.family == family for waiting_render in renders):
         same_family_renders = [
             waiting_render for waiting_render in renders if waiting_render.family == render.family
         ]
         longest_wait = max(now - waiting_render.entered for waiting_render in same_family_renders)
-        assert longest_wait > RULES.compute_max_wait(load) or len(
+        assert longest_wait > RULES.compute_max_wait(load_seconds) or len(
             same_family_renders
-        ) * 10 > RULES.compute_max_imbalance(load)
+        ) * 10 > RULES.compute_max_imbalance(load_seconds)
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 3)), min_size=1, max_size=12))
-def test_suiting_renders_go_by_class_then_owner_then_arrival(
+def test_renders_are_ordered_by_priority_then_owner_then_arrival(
     owners_and_priorities: list[tuple[str, int]],
 ) -> None:
     renders = [
-        pending(str(number), owner=owner, priority=priority, arrived=number, entered=0)
+        make_render(str(number), owner=owner, priority=priority, arrived=number, entered=0)
         for number, (owner, priority) in enumerate(owners_and_priorities)
     ]
-    order = list_served(window([""], renders), 0.0, seconds=0.01)
-    classes = [renders[int(name)].priority for name in order]
-    assert classes == sorted(classes)
+    order = list_served_ids(make_window([""], renders), 0.0, seconds=0.01)
+    priorities = [renders[int(name)].priority for name in order]
+    assert priorities == sorted(priorities)
     for owner in "ab":
         own_renders = [int(n) for n in order if renders[int(n)].owner == owner]
         assert own_renders == sorted(own_renders, key=lambda n: (renders[n].priority, n))
 
 
 def test_owner_with_many_renders_does_not_delay_others() -> None:
-    flood_renders = [pending(f"flood-{n:02}", owner="flood", arrived=n) for n in range(20)]
-    small_renders = [pending(f"small-{n}", owner="small", arrived=50 + n) for n in range(3)]
-    order = list_served(window([""], [*flood_renders, *small_renders]), 0.0, seconds=0.1)
+    flood_renders = [make_render(f"flood-{n:02}", owner="flood", arrived=n) for n in range(20)]
+    small_renders = [make_render(f"small-{n}", owner="small", arrived=50 + n) for n in range(3)]
+    order = list_served_ids(make_window([""], [*flood_renders, *small_renders]), 0.0, seconds=0.1)
     assert [order.index(render.id) for render in small_renders] == [1, 3, 5]
 
 
 def test_owner_with_more_weight_is_served_more_often() -> None:
-    renders = [pending(f"{o}-{n}", owner=o, arrived=n) for n in range(9) for o in ("one", "two")]
-    order = list_served(window([""], renders, {"two": 2.0}), 0.0, seconds=0.1)
+    renders = [
+        make_render(f"{o}-{n}", owner=o, arrived=n) for n in range(9) for o in ("one", "two")
+    ]
+    order = list_served_ids(make_window([""], renders, {"two": 2.0}), 0.0, seconds=0.1)
     assert sum(name.startswith("two") for name in order[:9]) == 6
 
 
-def test_absent_owner_saves_up_no_turns() -> None:
+def test_absent_owner_accumulates_no_credit() -> None:
     fair_share = OwnerFairShare()
     for _ in range(5):
         fair_share.charge("busy", ["busy"])
@@ -169,28 +175,32 @@ def test_absent_owner_saves_up_no_turns() -> None:
 
 
 def test_render_goes_to_the_renderer_with_its_model() -> None:
-    choice = window(["a", "b", ""], [pending("1", "b")]).choose_assignment(0.0)
-    assert _assignment(choice) == ("1", "1")
+    assignment = make_window(["a", "b", ""], [make_render("1", "b")]).choose_assignment(0.0)
+    assert _get_render_and_renderer(assignment) == ("1", "1")
 
 
 def test_empty_renderer_is_filled_before_another_changes() -> None:
-    choice = window(["a", ""], [pending("1", "b")]).choose_assignment(0.0)
-    assert _assignment(choice) == ("1", "1")
+    assignment = make_window(["a", ""], [make_render("1", "b")]).choose_assignment(0.0)
+    assert _get_render_and_renderer(assignment) == ("1", "1")
 
 
 def test_unloaded_models_go_to_the_least_needed_renderer() -> None:
-    choice = window(["a", "b"], [pending("1", "a"), pending("2", "c")]).choose_assignment(0.0)
-    assert _assignment(choice) == ("2", "1")
+    assignment = make_window(
+        ["a", "b"], [make_render("1", "a"), make_render("2", "c")]
+    ).choose_assignment(0.0)
+    assert _get_render_and_renderer(assignment) == ("2", "1")
 
 
 def test_render_waits_shortly_for_the_busy_renderer_with_its_model() -> None:
-    render_window = window(["a", "b"], [pending("1", "a"), pending("2", "a", arrived=1)])
+    render_window = make_window(
+        ["a", "b"], [make_render("1", "a"), make_render("2", "a", arrived=1)]
+    )
     first_assignment = render_window.choose_assignment(0.0)
     assert first_assignment is not None
     render_window.begin_render(first_assignment, 0.0)
     assert render_window.choose_assignment(0.0) is None
     assert render_window.must_choose_again
-    assert _assignment(
+    assert _get_render_and_renderer(
         render_window.choose_assignment(
             RULES.estimate_load_seconds(first_assignment.pending, first_assignment.slot) + 2
         )
@@ -198,39 +208,39 @@ def test_render_waits_shortly_for_the_busy_renderer_with_its_model() -> None:
 
 
 def test_renderer_keeps_its_models_until_the_patience_of_others_ends() -> None:
-    renders = [pending(f"a-{n}", "a", arrived=n) for n in range(50)]
-    render_window = window(["a"], [*renders, pending("b", "b", owner="bob")])
-    order = list_served(render_window, 0.0)
+    renders = [make_render(f"a-{n}", "a", arrived=n) for n in range(50)]
+    render_window = make_window(["a"], [*renders, make_render("b", "b", owner="bob")])
+    order = list_served_ids(render_window, 0.0)
     assert 5 <= order.index("b") <= 7, "5 s of patience, at one a second"
 
 
 def test_render_with_a_near_deadline_goes_first() -> None:
-    renders = [pending("1", priority=1), pending("2", priority=5, deadline=12.0)]
-    assert _assignment(window([""], renders).choose_assignment(0.0)) == ("1", "0")
-    assert _assignment(window([""], renders).choose_assignment(7.5)) == ("2", "0")
+    renders = [make_render("1", priority=1), make_render("2", priority=5, deadline=12.0)]
+    assert _get_render_and_renderer(make_window([""], renders).choose_assignment(0.0)) == ("1", "0")
+    assert _get_render_and_renderer(make_window([""], renders).choose_assignment(7.5)) == ("2", "0")
 
 
 def test_next_render_of_a_busy_renderer_is_peeked() -> None:
-    render_window = window(
-        ["a"], [pending("1", "a"), pending("2", "a", arrived=1), pending("3", "b")]
+    render_window = make_window(
+        ["a"], [make_render("1", "a"), make_render("2", "a", arrived=1), make_render("3", "b")]
     )
-    choice = render_window.choose_assignment(0.0)
-    assert choice is not None
-    render_window.begin_render(choice, 0.0)
-    next_renders = render_window.peek_next("0", 0.0)
-    assert next_renders is not None
-    assert next_renders.id == "2"
+    assignment = render_window.choose_assignment(0.0)
+    assert assignment is not None
+    render_window.begin_render(assignment, 0.0)
+    next_render = render_window.peek_next("0", 0.0)
+    assert next_render is not None
+    assert next_render.id == "2"
     assert render_window.peek_next("missing", 0.0) is None
 
 
-def _assignment(choice: Assignment | None) -> tuple[str, str]:
-    assert choice is not None
-    return choice.pending.id, choice.slot.name
+def _get_render_and_renderer(assignment: Assignment | None) -> tuple[str, str]:
+    assert assignment is not None
+    return assignment.pending.id, assignment.slot.name
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    loaded=st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=3),
+    loaded_models=st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=3),
     renders=st.lists(
         st.tuples(
             st.sampled_from(FAMILIES),
@@ -242,41 +252,45 @@ def _assignment(choice: Assignment | None) -> tuple[str, str]:
     ),
 )
 def test_forecast_has_every_render_once_and_changes_nothing(
-    loaded: list[str], renders: list[tuple[str, str, int, float | None]]
+    loaded_models: list[str], renders: list[tuple[str, str, int, float | None]]
 ) -> None:
     waiting_renders = [
-        pending(str(n), model, owner=owner, priority=priority, arrived=n, deadline=deadline)
+        make_render(str(n), model, owner=owner, priority=priority, arrived=n, deadline=deadline)
         for n, (model, owner, priority, deadline) in enumerate(renders)
     ]
-    render_window = window(loaded, waiting_renders)
-    first_forecast = _forecast(render_window)
+    render_window = make_window(loaded_models, waiting_renders)
+    first_forecast = _list_forecast_ids(render_window)
     assert sorted(first_forecast) == sorted(render.id for render in waiting_renders)
-    assert _forecast(render_window) == first_forecast
-    choice = render_window.choose_assignment(0.0)
-    if choice is not None:
-        assert choice.pending.id == first_forecast[0]
-        render_window.begin_render(choice, 0.0)
-        assert sorted(_forecast(render_window)) == sorted(first_forecast[1:])
+    assert _list_forecast_ids(render_window) == first_forecast
+    assignment = render_window.choose_assignment(0.0)
+    if assignment is not None:
+        assert assignment.pending.id == first_forecast[0]
+        render_window.begin_render(assignment, 0.0)
+        assert sorted(_list_forecast_ids(render_window)) == sorted(first_forecast[1:])
 
 
 def test_forecast_is_the_order_in_which_renders_begin() -> None:
     waiting_renders = [
-        pending(f"{owner}{n}", owner=owner, priority=priority, arrived=n)
+        make_render(f"{owner}{n}", owner=owner, priority=priority, arrived=n)
         for n in range(3)
         for owner, priority in (("ann", 3), ("bob", 3), ("eve", 1))
     ]
-    render_window = window(["a"], waiting_renders)
-    order = _forecast(render_window)
+    render_window = make_window(["a"], waiting_renders)
+    order = _list_forecast_ids(render_window)
     assert order[:3] == ["eve0", "eve1", "eve2"]
-    assert _forecast(render_window, 2) == order[:2]
-    assert order == list_served(render_window, 0.0, render_window.mean_seconds)
+    assert _list_forecast_ids(render_window, 2) == order[:2]
+    assert order == list_served_ids(render_window, 0.0, render_window.mean_seconds)
 
 
 def test_forecast_of_an_empty_pool_assumes_one_renderer() -> None:
-    waiting_renders = [pending("late", arrived=2.0), pending("first", priority=1), pending("early")]
-    render_window = window([], waiting_renders)
-    assert _forecast(render_window) == ["first", "early", "late"]
+    waiting_renders = [
+        make_render("late", arrived=2.0),
+        make_render("first", priority=1),
+        make_render("early"),
+    ]
+    render_window = make_window([], waiting_renders)
+    assert _list_forecast_ids(render_window) == ["first", "early", "late"]
 
 
-def _forecast(render_window: Window, limit: int = 99) -> list[str]:
-    return [expected.pending.id for expected in render_window.forecast(0.0, limit)]
+def _list_forecast_ids(render_window: Window, limit: int = 99) -> list[str]:
+    return [expectation.pending.id for expectation in render_window.forecast(0.0, limit)]

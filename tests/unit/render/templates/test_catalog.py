@@ -14,7 +14,7 @@ from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog, read
 ROOT = Path(__file__).parents[4]
 
 
-def content(name: str = "t", **changes: Any) -> dict[str, Any]:
+def make_template(name: str = "t", **changes: Any) -> dict[str, Any]:
     node = {"class_type": "A", "inputs": {"text": "${inputs.prompt}"}}
     return {
         "name": name,
@@ -66,8 +66,8 @@ def test_templates_of_the_repository_are_valid(folder: Path) -> None:
 def test_invalid_file_is_reported_with_its_field(
     tmp_path: Path, changes: dict[str, Any], field: str
 ) -> None:
-    path = write_template(tmp_path, "wrong.json", content(**changes))
-    write_template(tmp_path, "right.json", content("right"))
+    path = write_template(tmp_path, "wrong.json", make_template(**changes))
+    write_template(tmp_path, "right.json", make_template("right"))
     snapshot = read_templates([tmp_path])
     [problem] = snapshot.problems
     assert problem.startswith(f"{path}: {field}: ")
@@ -87,10 +87,10 @@ def test_later_folder_wins_and_names_are_unique(tmp_path: Path) -> None:
     first_folder, second_folder = tmp_path / "a", tmp_path / "b"
     first_folder.mkdir()
     second_folder.mkdir()
-    write_template(first_folder, "x.json", content("x", title="old", aliases=["other"]))
-    write_template(second_folder, "x.yaml", yaml.safe_dump(content("x", title="new")))
-    write_template(second_folder, "y.json", content("y", aliases=["x"]))
-    write_template(second_folder, "z.json", content("y"))
+    write_template(first_folder, "x.json", make_template("x", title="old", aliases=["other"]))
+    write_template(second_folder, "x.yaml", yaml.safe_dump(make_template("x", title="new")))
+    write_template(second_folder, "y.json", make_template("y", aliases=["x"]))
+    write_template(second_folder, "z.json", make_template("y"))
     snapshot = read_templates([first_folder, second_folder, tmp_path / "none"])
     assert snapshot.names["x"].title == "new"
     assert "other" not in snapshot.names
@@ -107,7 +107,7 @@ async def test_changed_files_are_read_and_invalid_ones_keep_the_last_template(
     templates = TemplateCatalog((tmp_path,))
     with pytest.raises(TemplateNotFound):
         await templates.get("t")
-    path = write_template(tmp_path, "t.json", content(aliases=["u"]))
+    path = write_template(tmp_path, "t.json", make_template(aliases=["u"]))
     assert (await templates.get("u")).name == "t"
     path.write_text("{")
     assert (await templates.get("u")).name == "t"

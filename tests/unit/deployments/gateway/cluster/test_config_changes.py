@@ -16,41 +16,42 @@ from moyin.store.sql import Database
 BEGAN = datetime(2026, 11, 29, tzinfo=UTC)
 
 
-def record_config(**values: Any) -> RecordedConfig:
+def make_config(**values: Any) -> RecordedConfig:
     return RecordedConfig(values=values, applied_at=BEGAN)
 
 
 def test_changes_name_the_values_that_differ() -> None:
     shop_route, wiki_route = {"name": "shop", "retries": 1}, {"name": "wiki", "retries": 1}
-    body = build_changes(
+    changes_body = build_changes(
         [
-            record_config(routes=[{**shop_route, "retries": 2}, wiki_route], pools=["a", "b"]),
+            make_config(routes=[{**shop_route, "retries": 2}, wiki_route], pools=["a", "b"]),
             # The same routes in another order.
-            record_config(routes=[wiki_route, shop_route], pools=["a"]),
-            record_config(routes=[shop_route], pools=["a"]),
-            record_config(routes=[], pools=["a"]),
+            make_config(routes=[wiki_route, shop_route], pools=["a"]),
+            make_config(routes=[shop_route], pools=["a"]),
+            make_config(routes=[], pools=["a"]),
         ]
     )
     assert [
-        [(item.path, item.before, item.after) for item in change.differences]
-        for change in body.changes
+        [
+            (difference.path, difference.before, difference.after)
+            for difference in change.differences
+        ]
+        for change in changes_body.changes
     ] == [
         [("pools", ["a"], ["a", "b"]), ("routes.shop.retries", 1, 2)],
         [("routes.wiki", None, wiki_route)],
         [("routes.shop", None, shop_route)],
     ]
-    assert {change.more for change in body.changes} == {0}
+    assert {change.more for change in changes_body.changes} == {0}
 
 
 def test_the_list_of_differences_is_bounded() -> None:
     values_before, values_after = (
         {f"n{number}": value for number in range(120)} for value in (1, 2)
     )
-    [change] = build_changes(
-        [record_config(**values_after), record_config(**values_before)]
-    ).changes
+    [change] = build_changes([make_config(**values_after), make_config(**values_before)]).changes
     assert (len(change.differences), change.more) == (100, 20)
-    assert build_changes([record_config(a=1)]).changes == []
+    assert build_changes([make_config(a=1)]).changes == []
 
 
 async def test_a_recorded_configuration_has_routes_pools_and_versions_only(

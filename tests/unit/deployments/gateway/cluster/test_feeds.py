@@ -16,7 +16,7 @@ _CLUSTER = ClusterBody(
 )
 
 
-class Sources:
+class CountingSources:
     """Counts the readings for each tenant."""
 
     def __init__(self) -> None:
@@ -70,11 +70,11 @@ class Sources:
         )
 
 
-def member(owner: str) -> Viewer:
+def make_viewer(owner: str) -> Viewer:
     return Viewer(owner=owner, is_operator=False)
 
 
-async def view(
+async def collect_first_values(
     feeds: ClusterFeeds, viewer: Viewer, *included: Included
 ) -> dict[str, ClusterBody | str | None]:
     """Return the first value of each stream by its name.
@@ -91,14 +91,16 @@ async def view(
     return first_values
 
 
-async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
-    sources = Sources()
+async def test_viewers_share_readings_within_their_tenant_only() -> None:
+    sources = CountingSources()
     feeds = sources.build_feeds()
-    ann, bob = member("ann"), member("bob")
+    ann, bob = make_viewer("ann"), make_viewer("bob")
     # An operator belongs to a tenant, but sees the back ends of all.
     operator = Viewer(owner="ann", is_operator=True)
     viewers = [operator, ann, bob] * 20
-    views = await asyncio.gather(*(view(feeds, viewer, *Included) for viewer in viewers))
+    views = await asyncio.gather(
+        *(collect_first_values(feeds, viewer, *Included) for viewer in viewers)
+    )
     for viewer, values in zip(viewers, views, strict=True):
         assert values == {
             "cluster": _CLUSTER,
@@ -121,25 +123,25 @@ async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
 
 
 async def test_all_callers_share_a_checkup() -> None:
-    sources = Sources()
+    sources = CountingSources()
     feeds = sources.build_feeds()
-    first, second = await asyncio.gather(feeds.doctor.get(), feeds.doctor.get())
-    assert first is second is await feeds.doctor.get()
-    assert [check.name for check in first.checks] == ["python"]
+    first_checkup, second_checkup = await asyncio.gather(feeds.doctor.get(), feeds.doctor.get())
+    assert first_checkup is second_checkup is await feeds.doctor.get()
+    assert [check.name for check in first_checkup.checks] == ["python"]
     assert sources.readings["doctor"] == 1
     await feeds.close()
 
 
-async def test_at_most_two_sums_are_read_concurrently() -> None:
+async def test_at_most_two_usage_sums_are_read_concurrently() -> None:
     """At most two sums are read at once, so that they do not fill the models app's queue.
 
     That app lets at most eight calls wait, and refuses others.
     """
-    sources = Sources()
+    sources = CountingSources()
     feeds = sources.build_feeds()
     tenants = [f"tenant{number}" for number in range(20)]
     views = await asyncio.gather(
-        *(view(feeds, member(tenant), Included.USAGE) for tenant in tenants)
+        *(collect_first_values(feeds, make_viewer(tenant), Included.USAGE) for tenant in tenants)
     )
     assert [values["usage"] for values in views] == [f'"usage of {tenant}"' for tenant in tenants]
     assert sources.most_sums_at_once == 2
@@ -147,11 +149,11 @@ async def test_at_most_two_sums_are_read_concurrently() -> None:
 
 
 async def test_excluded_sections_are_not_read() -> None:
-    sources = Sources()
+    sources = CountingSources()
     feeds = sources.build_feeds()
-    assert await view(feeds, member("ann")) == {"cluster": _CLUSTER}
+    assert await collect_first_values(feeds, make_viewer("ann")) == {"cluster": _CLUSTER}
     assert sources.readings == {"cluster": 1}
-    assert await view(feeds, member("broken"), Included.USAGE) == {
+    assert await collect_first_values(feeds, make_viewer("broken"), Included.USAGE) == {
         "cluster": _CLUSTER,
         "usage": None,
     }
@@ -159,16 +161,16 @@ async def test_excluded_sections_are_not_read() -> None:
 
 
 async def test_a_view_is_formatted_once_for_all_with_the_same_rights() -> None:
-    feeds = Sources().build_feeds()
-    whole_json, part_json = (
+    feeds = CountingSources().build_feeds()
+    complete_json, restricted_json = (
         feeds.format_cluster(_CLUSTER, None),
         feeds.format_cluster(_CLUSTER, ["a"]),
     )
-    assert ClusterBody.model_validate_json(whole_json) == _CLUSTER
-    restricted_cluster = ClusterBody.model_validate_json(part_json)
+    assert ClusterBody.model_validate_json(complete_json) == _CLUSTER
+    restricted_cluster = ClusterBody.model_validate_json(restricted_json)
     assert (restricted_cluster.nodes, restricted_cluster.pools[0].renderers) == (None, None)
     assert [pool.name for pool in restricted_cluster.pools] == ["a"]
-    assert feeds.format_cluster(_CLUSTER, ["a"]) is part_json
-    assert feeds.format_cluster(_CLUSTER, None) is whole_json
+    assert feeds.format_cluster(_CLUSTER, ["a"]) is restricted_json
+    assert feeds.format_cluster(_CLUSTER, None) is complete_json
     changed_cluster = _CLUSTER.model_copy(update={"pools": []})
     assert ClusterBody.model_validate_json(feeds.format_cluster(changed_cluster, ["a"])).pools == []

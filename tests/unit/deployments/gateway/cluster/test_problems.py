@@ -33,7 +33,9 @@ HEALTHY = ClusterReading(
 )
 
 
-def find(reading: ClusterReading, finder: ProblemFinder | None = None) -> list[ProblemBody]:
+def find_problems(
+    reading: ClusterReading, finder: ProblemFinder | None = None
+) -> list[ProblemBody]:
     return (finder or ProblemFinder()).find(build_cluster(["p"], reading), reading, ())
 
 
@@ -43,7 +45,7 @@ def make_reading(renderer: RendererSummary = RENDERER, **values: Any) -> Cluster
 
 
 def test_nothing_is_wrong_with_a_healthy_cluster() -> None:
-    assert find(HEALTHY) == []
+    assert find_problems(HEALTHY) == []
 
 
 @pytest.mark.parametrize(
@@ -79,21 +81,21 @@ def test_nothing_is_wrong_with_a_healthy_cluster() -> None:
         ),
     ],
 )
-def test_each_problem_has_words_and_advice(
+def test_each_problem_has_a_message_and_advice(
     reading: ClusterReading, code: str, subject: str
 ) -> None:
-    [problem] = find(reading)
+    [problem] = find_problems(reading)
     assert (problem.code, problem.subject) == (code, subject)
     assert problem.message.rstrip(".")
     assert problem.advice.endswith(".")
 
 
-def test_pool_names_the_error_of_its_renderer_and_since_when() -> None:
+def test_problem_of_a_pool_names_the_error_of_its_renderer_and_its_start() -> None:
     since = time.time() - 90
     failed_renderer = replace(
         RENDERER, state=RendererState.FAILED, error="ComfyUI ended with status -9"
     )
-    [problem] = find(make_reading(failed_renderer, unready_since=since))
+    [problem] = find_problems(make_reading(failed_renderer, unready_since=since))
     assert "status -9" in problem.message
     assert problem.since == datetime.fromtimestamp(int(since), UTC)
 
@@ -112,52 +114,52 @@ def test_values_in_messages_are_parameters_too() -> None:
             {"error": "title: is missing"},
         ),
     ):
-        [problem] = find(reading)
+        [problem] = find_problems(reading)
         assert problem.parameters == parameters
-    [problem] = find(make_reading(oldest_wait=700.0, waiting=4))
+    [problem] = find_problems(make_reading(oldest_wait=700.0, waiting=4))
     assert problem.parameters["queued"] == 4
     since = datetime.fromisoformat(str(problem.parameters["waiting_since"]))
     assert f"{since:%H:%M}" in problem.message
 
 
 def test_pool_that_needs_no_renderer_is_no_problem() -> None:
-    idle = replace(POOL, minimum=0, renderers=(), unready_since=1.0)
-    assert find(replace(HEALTHY, pools={"p": idle})) == []
-    starting_pool = replace(idle, waiting=1, oldest_wait=20.0)
-    assert find(replace(HEALTHY, pools={"p": starting_pool})) == []
-    stuck_pool = replace(idle, waiting=1, oldest_wait=300.0)
-    [problem] = find(replace(HEALTHY, pools={"p": stuck_pool}))
+    idle_pool = replace(POOL, minimum=0, renderers=(), unready_since=1.0)
+    assert find_problems(replace(HEALTHY, pools={"p": idle_pool})) == []
+    starting_pool = replace(idle_pool, waiting=1, oldest_wait=20.0)
+    assert find_problems(replace(HEALTHY, pools={"p": starting_pool})) == []
+    stuck_pool = replace(idle_pool, waiting=1, oldest_wait=300.0)
+    [problem] = find_problems(replace(HEALTHY, pools={"p": stuck_pool}))
     assert problem.code == "pool_without_renderer"
     assert datetime.now(UTC) - problem.since < timedelta(minutes=6)
 
 
-def test_other_renderers_of_the_pool_continue() -> None:
+def test_a_failed_renderer_beside_others_is_a_problem_of_its_own() -> None:
     failed_renderer = replace(
         RENDERER, name="comfyui-p-1", state=RendererState.FAILED, error="no memory"
     )
     reading = replace(HEALTHY, pools={"p": replace(POOL, renderers=(RENDERER, failed_renderer))})
-    [problem] = find(reading)
+    [problem] = find_problems(reading)
     assert (problem.code, problem.subject) == ("renderer_failed", "comfyui-p-1")
 
 
-def test_time_of_a_problem_stays_until_it_is_solved(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock(datetime):
+def test_start_of_a_problem_stays_until_it_is_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FakeClock(datetime):
         present = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return cls.present
 
-    monkeypatch.setattr(module, "datetime", Clock)
+    monkeypatch.setattr(module, "datetime", FakeClock)
     finder, unhealthy_reading = ProblemFinder(), replace(HEALTHY, checks={"valkey": False})
-    [first_problem] = find(unhealthy_reading, finder)
-    Clock.present += timedelta(minutes=5)
-    assert find(unhealthy_reading, finder)[0].since == first_problem.since
-    assert find(HEALTHY, finder) == []
-    assert find(unhealthy_reading, finder)[0].since == Clock.present
+    [first_problem] = find_problems(unhealthy_reading, finder)
+    FakeClock.present += timedelta(minutes=5)
+    assert find_problems(unhealthy_reading, finder)[0].since == first_problem.since
+    assert find_problems(HEALTHY, finder) == []
+    assert find_problems(unhealthy_reading, finder)[0].since == FakeClock.present
 
 
-def test_route_without_a_healthy_upstream() -> None:
+def test_route_without_a_healthy_upstream_is_a_problem() -> None:
     route = Route(name="assets", upstreams=(Upstream(url="http://a"),), prefix="/assets")
     members = [PoolMember(upstream) for upstream in route.upstreams]
     pool, cluster = UpstreamPool(route, members), build_cluster(["p"], HEALTHY)
@@ -168,7 +170,7 @@ def test_route_without_a_healthy_upstream() -> None:
 
 
 def test_many_template_files_with_long_errors_make_a_bounded_list() -> None:
-    problems = [f"/t/{number}.yaml: {'x' * 9_000}" for number in range(10_000)]
-    found = find(replace(HEALTHY, template_problems=problems))
-    assert len(found) == 20
-    assert max(len(problem.message) for problem in found) < 600
+    template_problems = [f"/t/{number}.yaml: {'x' * 9_000}" for number in range(10_000)]
+    found_problems = find_problems(replace(HEALTHY, template_problems=template_problems))
+    assert len(found_problems) == 20
+    assert max(len(problem.message) for problem in found_problems) < 600

@@ -13,8 +13,10 @@ from moyin.settings import Settings
 
 def test_routes_have_the_health_and_load_of_their_upstreams() -> None:
     config = ReloadableConfig(GatewayConfig, lambda _: None)
-    values = {"routes": [{"name": "a", "prefix": "/a", "upstreams": ["http://one", "http://two"]}]}
-    config.load(values)
+    config_values = {
+        "routes": [{"name": "a", "prefix": "/a", "upstreams": ["http://one", "http://two"]}]
+    }
+    config.load(config_values)
     config.load({"routes": "none"})
     assert config.current is not None
     [route] = config.current.to_route_table("http://door").routes

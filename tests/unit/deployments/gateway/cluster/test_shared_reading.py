@@ -12,25 +12,25 @@ from deployments.gateway.cluster.shared_reading import SharedReading
 from tests.waiting import eventually
 
 
-class Source:
+class FakeSource:
     """A fake source of a cluster with one pool; it counts how often it is read."""
 
     def __init__(self) -> None:
-        self.readings = 0
+        self.reading_count = 0
         self.queued = 0
         self.failure: Exception | None = None
-        self.may_answer = asyncio.Event()
-        self.may_answer.set()
+        self.may_respond = asyncio.Event()
+        self.may_respond.set()
 
     async def read(self) -> ClusterBody:
-        self.readings += 1
-        await self.may_answer.wait()
+        self.reading_count += 1
+        await self.may_respond.wait()
         if self.failure is not None:
             raise self.failure
         return ClusterBody(pools=[PoolBody(name="p", is_responding=True, queued=self.queued)])
 
 
-class Clock:
+class FakeClock:
     def __init__(self) -> None:
         self.now = 100.0
 
@@ -39,24 +39,24 @@ class Clock:
 
 
 async def test_concurrent_viewers_share_one_reading() -> None:
-    source, clock = Source(), Clock()
+    source, clock = FakeSource(), FakeClock()
     monitor = SharedReading(source.read, interval=2, clock=clock)
-    source.may_answer.clear()
+    source.may_respond.clear()
     viewers = [asyncio.create_task(monitor.get()) for _ in range(20)]
-    await eventually(lambda: source.readings == 1)
+    await eventually(lambda: source.reading_count == 1)
     viewers[0].cancel()
-    source.may_answer.set()
+    source.may_respond.set()
     snapshots = await asyncio.gather(*viewers[1:])
     assert all(snapshot is snapshots[0] for snapshot in snapshots)
     await monitor.get()
-    assert source.readings == 1
+    assert source.reading_count == 1
     clock.now += 2
     await monitor.get()
-    assert source.readings == 2
+    assert source.reading_count == 2
 
 
 async def test_failed_reading_is_repeated_for_the_next_viewer() -> None:
-    source = Source()
+    source = FakeSource()
     monitor = SharedReading(source.read, interval=2)
     source.failure = RuntimeError("no")
     try:
@@ -70,29 +70,29 @@ async def test_failed_reading_is_repeated_for_the_next_viewer() -> None:
 
 
 async def test_viewers_receive_only_changes() -> None:
-    source, clock = Source(), Clock()
+    source, clock = FakeSource(), FakeClock()
     monitor = SharedReading(source.read, interval=0.01, clock=clock)
     queue_lengths: list[int | None] = []
 
-    async def view(snapshots: AsyncGenerator[ClusterBody, None]) -> None:
+    async def record_queue_lengths(snapshots: AsyncGenerator[ClusterBody, None]) -> None:
         async with aclosing(snapshots):
             async for snapshot in snapshots:
                 queue_lengths.append(snapshot.pools[0].queued)
 
-    viewer_task = asyncio.create_task(view(monitor.follow()))
+    viewer_task = asyncio.create_task(record_queue_lengths(monitor.follow()))
     await eventually(lambda: queue_lengths == [0])
     clock.now += 1
-    await eventually(lambda: source.readings == 2)
+    await eventually(lambda: source.reading_count == 2)
     assert queue_lengths == [0]
     source.queued = 3
     clock.now += 1
     await eventually(lambda: queue_lengths == [0, 3])
     viewer_task.cancel()
     await asyncio.gather(viewer_task, return_exceptions=True)
-    readings = source.readings
+    reading_count = source.reading_count
     clock.now += 10
     await asyncio.sleep(0.05)
-    assert source.readings == readings, "nothing is read while nobody looks"
+    assert source.reading_count == reading_count, "nothing is read without viewers"
 
 
 async def test_reading_runs_outside_of_any_request() -> None:
@@ -110,13 +110,13 @@ async def test_reading_runs_outside_of_any_request() -> None:
 
 
 async def test_the_pause_after_a_long_reading_is_bounded() -> None:
-    clock, readings = Clock(), 0
+    clock, reading_count = FakeClock(), 0
 
     async def read() -> int:
-        nonlocal readings
-        readings += 1
+        nonlocal reading_count
+        reading_count += 1
         clock.now += 25
-        return readings
+        return reading_count
 
     monitor = SharedReading(read, interval=60, pause_factor=100, clock=clock)
     assert await monitor.get() == 1
@@ -124,14 +124,14 @@ async def test_the_pause_after_a_long_reading_is_bounded() -> None:
     assert await monitor.get() == 2
 
 
-async def test_an_expensive_source_rests_longer() -> None:
-    clock, readings = Clock(), 0
+async def test_an_expensive_source_is_read_less_often() -> None:
+    clock, reading_count = FakeClock(), 0
 
     async def read() -> int:
-        nonlocal readings
-        readings += 1
+        nonlocal reading_count
+        reading_count += 1
         clock.now += 3
-        return readings
+        return reading_count
 
     monitor = SharedReading(read, interval=60, pause_factor=100, clock=clock)
     assert await monitor.get() == 1
@@ -142,12 +142,12 @@ async def test_an_expensive_source_rests_longer() -> None:
 
 
 async def test_a_source_that_does_not_respond_is_soon_read_again() -> None:
-    clock = Clock()
-    answers: list[str | None] = [None, "answer"]
+    clock = FakeClock()
+    responses: list[str | None] = [None, "answer"]
 
     async def read() -> str | None:
         clock.now += 30
-        return answers.pop(0)
+        return responses.pop(0)
 
     monitor = SharedReading(read, interval=60, pause_factor=100, clock=clock)
     assert await monitor.get() is None
@@ -158,14 +158,14 @@ async def test_a_source_that_does_not_respond_is_soon_read_again() -> None:
 
 
 async def test_a_new_viewer_sees_the_last_value_until_there_is_a_new_one() -> None:
-    source, clock = Source(), Clock()
+    source, clock = FakeSource(), FakeClock()
     monitor = SharedReading(source.read, interval=1, shows_old=True, clock=clock)
     async with aclosing(monitor.follow()) as first_viewer:
         assert (await anext(first_viewer)).pools[0].queued == 0
     clock.now += 1
     source.queued = 3
-    source.may_answer.clear()
+    source.may_respond.clear()
     async with aclosing(monitor.follow()) as second_viewer:
         assert (await anext(second_viewer)).pools[0].queued == 0
-        source.may_answer.set()
+        source.may_respond.set()
         assert (await anext(second_viewer)).pools[0].queued == 3

@@ -12,11 +12,11 @@ from tests.waiting import eventually
 
 
 async def test_calls_that_hang_are_bounded() -> None:
-    release, started_calls = threading.Event(), threading.Semaphore(0)
+    may_end, started_calls = threading.Event(), threading.Semaphore(0)
 
     def hang() -> None:
         started_calls.release()
-        release.wait(60)
+        may_end.wait(60)
 
     try:
         hanging_tasks = [
@@ -24,13 +24,13 @@ async def test_calls_that_hang_are_bounded() -> None:
         ]
         for _ in hanging_tasks:
             assert await asyncio.to_thread(started_calls.acquire, timeout=60)
-        # Whoever waited has given up, but the threads are taken.
+        # The first caller has given up, but its call still occupies a thread.
         hanging_tasks[0].cancel()
         for _ in range(2):
             with pytest.raises(TimeoutError):
                 await sources._run(hang)
     finally:
-        release.set()
+        may_end.set()
     await asyncio.wait(hanging_tasks)
 
     async def can_call() -> bool:

@@ -35,13 +35,13 @@ from tests.videos import make_video, make_video_with_false_size
 SIGNING_KEY = b"k" * 32
 
 
-def identify(app: ASGIApp) -> ASGIApp:
+def add_identity(app: ASGIApp) -> ASGIApp:
     """Wrap an app so that requests get the identity that their headers describe.
 
     ``x-owner`` is the tenant; ``x-job`` makes it an event token for that job.
     """
 
-    async def identified(scope: Any, receive: Any, send: Any) -> None:
+    async def call_with_identity(scope: Any, receive: Any, send: Any) -> None:
         headers = dict(scope["headers"])
         owner = headers.get(b"x-owner", b"").decode()
         job = headers[b"x-job"].decode() if b"x-job" in headers else None
@@ -50,7 +50,7 @@ def identify(app: ASGIApp) -> ASGIApp:
             {**scope, "moyin": RequestContext(request_id="r", identity=identity)}, receive, send
         )
 
-    return identified
+    return call_with_identity
 
 
 @pytest.fixture
@@ -65,12 +65,12 @@ async def store(tmp_path: Path) -> AsyncIterator[ArtifactStore]:
 async def client(tmp_path: Path, store: ArtifactStore) -> AsyncIterator[httpx.AsyncClient]:
     jobs = JobStore(Database(f"sqlite:///{tmp_path / 'moyin.db'}"))
     blobs, processes = BlobStore(f"file://{tmp_path / 'blobs'}"), PictureProcesses()
-    parts = (store, blobs, PictureConverter(blobs, processes), SIGNING_KEY)
+    services = (store, blobs, PictureConverter(blobs, processes), SIGNING_KEY)
     app = new_fastapi("test", errors=render_error, description="")
-    app.include_router(signed_link_routes(*parts))
-    app.include_router(artifact_routes(*parts, TemplateCatalog([SHIPPED_FOLDER])))
+    app.include_router(signed_link_routes(*services))
+    app.include_router(artifact_routes(*services, TemplateCatalog([SHIPPED_FOLDER])))
     app.include_router(archive_routes(store, jobs, blobs, SIGNING_KEY))
-    transport = httpx.ASGITransport(app=identify(app))
+    transport = httpx.ASGITransport(app=add_identity(app))
     async with httpx.AsyncClient(
         transport=transport, base_url="http://test", headers={"x-owner": "ann"}
     ) as client:
@@ -78,20 +78,24 @@ async def client(tmp_path: Path, store: ArtifactStore) -> AsyncIterator[httpx.As
     await processes.close()
 
 
-def png(width: int, height: int) -> bytes:
+def make_png(width: int, height: int) -> bytes:
     buffer = BytesIO()
     Image.new("RGB", (width, height), (200, 30, 30)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-async def upload(client: httpx.AsyncClient, content: bytes, kind: str = "image/png") -> str:
-    response = await client.post("/artifacts", content=content, headers={"content-type": kind})
+async def upload_artifact(
+    client: httpx.AsyncClient, content: bytes, media_type: str = "image/png"
+) -> str:
+    response = await client.post(
+        "/artifacts", content=content, headers={"content-type": media_type}
+    )
     assert response.status_code == 201
     return str(response.json()["url"])
 
 
 async def test_a_thumbnail_is_a_small_webp_that_never_changes(client: httpx.AsyncClient) -> None:
-    url = await upload(client, png(400, 200))
+    url = await upload_artifact(client, make_png(400, 200))
     response = await client.get(url, params={"w": 100})
     assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
     assert Image.open(BytesIO(response.content)).size == (100, 50)
@@ -105,7 +109,7 @@ async def test_a_thumbnail_is_a_small_webp_that_never_changes(client: httpx.Asyn
 
 
 @pytest.mark.parametrize(
-    ("container", "codec", "kind"),
+    ("container", "codec", "media_type"),
     [
         ("mp4", "h264", "video/mp4"),
         ("mov", "mpeg4", "video/quicktime"),
@@ -114,9 +118,9 @@ async def test_a_thumbnail_is_a_small_webp_that_never_changes(client: httpx.Asyn
     ],
 )
 async def test_the_thumbnail_of_a_video_is_its_poster(
-    client: httpx.AsyncClient, container: str, codec: str, kind: str
+    client: httpx.AsyncClient, container: str, codec: str, media_type: str
 ) -> None:
-    url = await upload(client, make_video(container, codec, size=(320, 160)), kind)
+    url = await upload_artifact(client, make_video(container, codec, size=(320, 160)), media_type)
     response = await client.get(url, params={"w": 64})
     assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
     assert "immutable" in response.headers["cache-control"]
@@ -124,7 +128,7 @@ async def test_the_thumbnail_of_a_video_is_its_poster(
 
 
 async def test_a_video_with_too_many_pixels_has_no_poster(client: httpx.AsyncClient) -> None:
-    url = await upload(client, make_video_with_false_size(16_000), "video/quicktime")
+    url = await upload_artifact(client, make_video_with_false_size(16_000), "video/quicktime")
     response = await client.get(url, params={"w": 64})
     problem = response.json()
     assert (response.status_code, problem["code"]) == (413, "picture_too_large")
@@ -132,10 +136,10 @@ async def test_a_video_with_too_many_pixels_has_no_poster(client: httpx.AsyncCli
 
 
 @pytest.mark.parametrize(
-    ("content", "kind", "width"),
+    ("content", "media_type", "width"),
     [
-        (png(8, 8), "image/png", 63),
-        (png(8, 8), "image/png", 1025),
+        (make_png(8, 8), "image/png", 63),
+        (make_png(8, 8), "image/png", 1025),
         (b"text", "text/plain", 64),
         (b"\x89PNG\r\n\x1a\n", "image/png", 64),
         (b"\x89PNG\r\n\x1a\n", "video/mp4", 64),
@@ -144,9 +148,11 @@ async def test_a_video_with_too_many_pixels_has_no_poster(client: httpx.AsyncCli
     ],
 )
 async def test_an_impossible_thumbnail_is_refused(
-    client: httpx.AsyncClient, content: bytes, kind: str, width: int
+    client: httpx.AsyncClient, content: bytes, media_type: str, width: int
 ) -> None:
-    response = await client.get(await upload(client, content, kind), params={"w": width})
+    response = await client.get(
+        await upload_artifact(client, content, media_type), params={"w": width}
+    )
     problem = response.json()
     assert (response.status_code, problem["code"], problem["field"]) == (
         400,
@@ -155,25 +161,28 @@ async def test_an_impossible_thumbnail_is_refused(
     )
 
 
-async def test_a_link_returns_one_file_to_anybody(client: httpx.AsyncClient) -> None:
-    url, other_url = await upload(client, png(400, 200)), await upload(client, b"other")
+async def test_a_link_opens_one_file_without_a_key(client: httpx.AsyncClient) -> None:
+    url, other_url = (
+        await upload_artifact(client, make_png(400, 200)),
+        await upload_artifact(client, b"other"),
+    )
     link = (await client.post(f"{url}/link", json={"expires_in": 60})).json()
-    no_owner = {"x-owner": ""}
-    response = await client.get(link["url"], headers=no_owner)
-    assert (response.status_code, response.content) == (200, png(400, 200))
-    small_thumbnail = await client.get(link["url"], params={"w": 64}, headers=no_owner)
+    anonymous_headers = {"x-owner": ""}
+    response = await client.get(link["url"], headers=anonymous_headers)
+    assert (response.status_code, response.content) == (200, make_png(400, 200))
+    small_thumbnail = await client.get(link["url"], params={"w": 64}, headers=anonymous_headers)
     assert Image.open(BytesIO(small_thumbnail.content)).size == (64, 32)
     assert small_thumbnail.headers["cache-control"] == "private, max-age=3600"
     tampered_url = link["url"].replace(".", ".x", 1)
-    assert (await client.get(tampered_url, headers=no_owner)).status_code == 401
-    assert (await client.get(other_url, headers=no_owner)).status_code == 401
+    assert (await client.get(tampered_url, headers=anonymous_headers)).status_code == 401
+    assert (await client.get(other_url, headers=anonymous_headers)).status_code == 401
     assert (await client.delete(url)).status_code == 204
-    assert (await client.get(link["url"], headers=no_owner)).status_code == 404
+    assert (await client.get(link["url"], headers=anonymous_headers)).status_code == 404
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 86_401, "60", 1.5, None])
 async def test_the_lifetime_of_a_link_is_bounded(client: httpx.AsyncClient, seconds: Any) -> None:
-    url = await upload(client, b"x")
+    url = await upload_artifact(client, b"x")
     response = await client.post(f"{url}/link", json={"expires_in": seconds})
     assert (response.status_code, response.json()["field"]) == (400, "expires_in")
 
@@ -181,14 +190,14 @@ async def test_the_lifetime_of_a_link_is_bounded(client: httpx.AsyncClient, seco
 async def test_a_link_needs_no_body_and_an_artifact_of_the_caller(
     client: httpx.AsyncClient,
 ) -> None:
-    url = await upload(client, b"x")
+    url = await upload_artifact(client, b"x")
     assert (await client.post(f"{url}/link")).status_code == 200
     response = await client.post(f"{url}/link", headers={"x-owner": "bob"})
     assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
 
 
 async def test_files_are_listed_until_they_are_deleted(client: httpx.AsyncClient) -> None:
-    urls = [await upload(client, b"%d" % number) for number in range(3)]
+    urls = [await upload_artifact(client, b"%d" % number) for number in range(3)]
     page = (await client.get("/artifacts", params={"limit": 2})).json()
     assert [artifact["url"] for artifact in page["artifacts"]] == [urls[2], urls[1]]
     assert page["artifacts"][0]["job"] is None
@@ -210,76 +219,80 @@ async def test_files_are_listed_until_they_are_deleted(client: httpx.AsyncClient
 async def test_an_event_token_reads_files_of_its_job_and_nothing_else(
     client: httpx.AsyncClient, store: ArtifactStore
 ) -> None:
-    url = await upload(client, png(100, 80))
+    url = await upload_artifact(client, make_png(100, 80))
     uploaded_artifact = await store.get("ann", url.rpartition("/")[2])
     artifact_of_job = replace(uploaded_artifact, id="art_" + "1" * 32)
     await store.add(artifact_of_job, owner="ann", job_id="j")
-    path, token = f"/artifacts/{artifact_of_job.id}", {"x-job": "j"}
+    path, token_headers = f"/artifacts/{artifact_of_job.id}", {"x-job": "j"}
     for params in ({}, {"w": 64}):
-        response = await client.get(path, params=params, headers=token)
+        response = await client.get(path, params=params, headers=token_headers)
         assert response.status_code == 200
         assert response.headers["referrer-policy"] == "no-referrer"
         assert response.headers["cross-origin-resource-policy"] == "cross-origin"
         assert response.headers["cache-control"] == "private, max-age=3600"
     for other_url, headers in (
         (path, {"x-job": "k"}),
-        (url, token),
-        (path, {**token, "x-owner": "b"}),
+        (url, token_headers),
+        (path, {**token_headers, "x-owner": "b"}),
     ):
         response = await client.get(other_url, headers=headers)
         assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
     for response in (
-        await client.get("/artifacts", headers=token),
-        await client.delete(path, headers=token),
-        await client.post(f"{path}/link", headers=token),
-        await client.post("/artifacts", content=b"x", headers=token),
+        await client.get("/artifacts", headers=token_headers),
+        await client.delete(path, headers=token_headers),
+        await client.post(f"{path}/link", headers=token_headers),
+        await client.post("/artifacts", content=b"x", headers=token_headers),
     ):
         assert (response.status_code, response.json()["code"]) == (403, "insufficient_scope")
     assert (await client.get(path)).headers["cross-origin-resource-policy"] == "same-site"
 
 
 async def test_favourites_are_marked_and_listed(client: httpx.AsyncClient) -> None:
-    marked_url, other_url = [await upload(client, png(64 + number, 64)) for number in range(2)]
+    marked_url, other_url = [
+        await upload_artifact(client, make_png(64 + number, 64)) for number in range(2)
+    ]
     for _ in range(2):
         assert (await client.put(f"{marked_url}/favourite")).status_code == 204
 
-    async def find(**query: str) -> list[tuple[str, bool]]:
+    async def list_artifacts(**query: str) -> list[tuple[str, bool]]:
         response = await client.get("/artifacts", params=query)
-        return [(item["url"], item["favourite"]) for item in response.json()["artifacts"]]
+        return [
+            (artifact["url"], artifact["favourite"]) for artifact in response.json()["artifacts"]
+        ]
 
-    assert await find(favourite="true") == [(marked_url, True)]
-    assert await find(favourite="false") == [(other_url, False)]
-    assert await find() == [(other_url, False), (marked_url, True)]
+    assert await list_artifacts(favourite="true") == [(marked_url, True)]
+    assert await list_artifacts(favourite="false") == [(other_url, False)]
+    assert await list_artifacts() == [(other_url, False), (marked_url, True)]
     assert (await client.delete(f"{marked_url}/favourite")).status_code == 204
-    assert await find(favourite="true") == []
-    assert await find(template="swatch") == await find(user="u") == []
-    assert await find(**{"metadata.project": "dawn"}) == []
+    assert await list_artifacts(favourite="true") == []
+    assert await list_artifacts(template="swatch") == await list_artifacts(user="u") == []
+    assert await list_artifacts(**{"metadata.project": "dawn"}) == []
 
 
 async def test_a_favourite_of_another_tenant_is_not_found(client: httpx.AsyncClient) -> None:
-    url = await upload(client, png(64, 64))
-    other_owner = {"x-owner": "bob"}
+    url = await upload_artifact(client, make_png(64, 64))
+    other_owner_headers = {"x-owner": "bob"}
     for method in ("PUT", "DELETE"):
-        response = await client.request(method, f"{url}/favourite", headers=other_owner)
+        response = await client.request(method, f"{url}/favourite", headers=other_owner_headers)
         assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
     listed_artifacts = (await client.get("/artifacts")).json()["artifacts"]
-    assert [item["favourite"] for item in listed_artifacts] == [False]
+    assert [artifact["favourite"] for artifact in listed_artifacts] == [False]
 
 
 JOB = "00000000-0000-4000-8000-00000000000a"
 
 
 async def test_an_archive_has_the_chosen_files_and_needs_no_key(client: httpx.AsyncClient) -> None:
-    contents = [png(64 + number, 64) for number in range(3)]
-    urls = [await upload(client, content) for content in contents]
+    contents = [make_png(64 + number, 64) for number in range(3)]
+    urls = [await upload_artifact(client, content) for content in contents]
     ids = [url.rpartition("/")[2] for url in urls]
     body = {"artifacts": [ids[2], ids[0], ids[2]], "name": "../shots/day 1"}
     link = (await client.post("/artifacts/archive", json=body)).json()
     assert (link["files"], link["url"].rpartition("/")[2]) == (2, "day%201.zip")
-    no_owner = {"x-owner": ""}
-    head = await client.head(link["url"], headers=no_owner)
-    response = await client.get(link["url"], headers=no_owner)
-    assert (head.status_code, response.status_code) == (200, 200)
+    anonymous_headers = {"x-owner": ""}
+    head_response = await client.head(link["url"], headers=anonymous_headers)
+    response = await client.get(link["url"], headers=anonymous_headers)
+    assert (head_response.status_code, response.status_code) == (200, 200)
     for name, value in {
         "content-length": str(link["size"]),
         "content-type": "application/zip",
@@ -287,15 +300,15 @@ async def test_an_archive_has_the_chosen_files_and_needs_no_key(client: httpx.As
         "cache-control": "private, no-store",
         "referrer-policy": "no-referrer",
     }.items():
-        assert head.headers[name] == response.headers[name] == value
+        assert head_response.headers[name] == response.headers[name] == value
     assert len(response.content) == link["size"]
     with ZipFile(BytesIO(response.content)) as archive:
         assert archive.namelist() == ["upload.png", "upload (2).png"]
         assert [archive.read(name) for name in archive.namelist()] == [contents[2], contents[0]]
     tampered_url = link["url"].replace(".", ".x", 1)
-    assert (await client.get(tampered_url, headers=no_owner)).status_code == 401
+    assert (await client.get(tampered_url, headers=anonymous_headers)).status_code == 401
     assert (await client.delete(urls[0])).status_code == 204
-    assert (await client.get(link["url"], headers=no_owner)).status_code == 404
+    assert (await client.get(link["url"], headers=anonymous_headers)).status_code == 404
 
 
 async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
@@ -310,7 +323,7 @@ async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
     response = await client.post("/artifacts/archive", json={"job": JOB})
     assert (response.status_code, response.json()["field"]) == (400, "job")
     for number in range(3):
-        url = await upload(client, b"%d" % number)
+        url = await upload_artifact(client, b"%d" % number)
         uploaded_artifact = await store.get("ann", url.rpartition("/")[2])
         artifact = replace(uploaded_artifact, id=f"art_{3 - number:032x}", name="a.txt")
         await store.add(artifact, owner="ann", job_id=JOB)
@@ -336,11 +349,13 @@ async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
 
 
 async def test_other_tenants_files_are_in_no_archive(client: httpx.AsyncClient) -> None:
-    own_id = (await upload(client, b"x")).rpartition("/")[2]
+    own_id = (await upload_artifact(client, b"x")).rpartition("/")[2]
     body = {"artifacts": [own_id]}
     others_response = await client.post("/artifacts/archive", json=body, headers={"x-owner": "bob"})
-    unknown = await client.post("/artifacts/archive", json={"artifacts": [own_id, "nonsense"]})
-    for response in (others_response, unknown):
+    unknown_id_response = await client.post(
+        "/artifacts/archive", json={"artifacts": [own_id, "nonsense"]}
+    )
+    for response in (others_response, unknown_id_response):
         assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
 
 
@@ -373,7 +388,9 @@ async def test_a_wrong_request_for_an_archive_is_refused(
 async def test_the_link_of_the_largest_archive_fits_into_a_request_line(
     client: httpx.AsyncClient,
 ) -> None:
-    ids = [(await upload(client, b"%d" % number)).rpartition("/")[2] for number in range(200)]
+    ids = [
+        (await upload_artifact(client, b"%d" % number)).rpartition("/")[2] for number in range(200)
+    ]
     link = (await client.post("/artifacts/archive", json={"artifacts": ids})).json()
     assert link["files"] == 200
     assert len(link["url"]) < 7_000

@@ -48,11 +48,11 @@ class FakeNotifier:
         await self._send(json.dumps({"type": kind, "data": data}))
 
 
-class Socket:
+class FakeSocket:
     """The server's side of a fake connection.
 
     Attributes:
-        stuck: True if the client reads no more messages.
+        is_stuck: True if the client reads no more messages.
     """
 
     def __init__(self) -> None:
@@ -65,28 +65,30 @@ class Socket:
             await asyncio.Event().wait()
         await self.outgoing.put(message)
 
-    async def next_message(self) -> dict[str, Any]:
+    async def receive_message(self) -> dict[str, Any]:
         return await asyncio.wait_for(self.outgoing.get(), _SECONDS)
 
-    def client_sends(self, message: Any) -> None:
+    def send_from_client(self, message: Any) -> None:
         self.incoming.put_nowait({"type": "websocket.receive", "text": json.dumps(message)})
 
 
 @asynccontextmanager
-async def connect_socket(notifier: FakeNotifier, *, stuck: bool = False) -> AsyncIterator[Socket]:
+async def connect_socket(
+    notifier: FakeNotifier, *, is_stuck: bool = False
+) -> AsyncIterator[FakeSocket]:
     app = FastAPI()
     app.include_router(websocket_routes(cast(PromptNotifiers, notifier), 1_000))
-    request = RequestContext(request_id="r", identity=Identity(owner="ada", key_id="k"))
+    request_context = RequestContext(request_id="r", identity=Identity(owner="ada", key_id="k"))
     scope = {
         "type": "websocket", "path": "/ws", "raw_path": b"/ws", "query_string": b"clientId=c",
-        "headers": [], "subprotocols": [], "scheme": "ws", "root_path": "", "moyin": request,
+        "headers": [], "subprotocols": [], "scheme": "ws", "root_path": "", "moyin": request_context,
         "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
     }  # fmt: skip
-    socket = Socket()
-    socket.is_stuck = stuck
+    socket = FakeSocket()
+    socket.is_stuck = is_stuck
     socket.incoming.put_nowait({"type": "websocket.connect"})
     serving_task = asyncio.create_task(app(scope, socket.incoming.get, socket.send))
-    assert (await socket.next_message())["type"] == "websocket.accept"
+    assert (await socket.receive_message())["type"] == "websocket.accept"
     yield socket
     socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
     await asyncio.wait_for(serving_task, _SECONDS)
@@ -97,18 +99,18 @@ async def test_messages_are_sent_to_the_client() -> None:
     notifier = FakeNotifier(["text", b"picture"])
     async with connect_socket(notifier) as socket:
         assert notifier.arguments == ("ada", "c")
-        assert (await socket.next_message())["text"] == "text"
-        assert (await socket.next_message())["bytes"] == b"picture"
+        assert (await socket.receive_message())["text"] == "text"
+        assert (await socket.receive_message())["bytes"] == b"picture"
 
 
 async def test_the_first_message_may_carry_feature_flags() -> None:
     notifier = FakeNotifier([])
     async with connect_socket(notifier) as socket:
-        socket.client_sends(_FLAGS)
-        message = json.loads((await socket.next_message())["text"])
+        socket.send_from_client(_FLAGS)
+        message = json.loads((await socket.receive_message())["text"])
         assert message["data"] == {"supports_preview_metadata": True, "max_upload_size": 1_000}
         assert notifier.supports_preview_metadata
-        socket.client_sends({**_FLAGS, "data": {}})
+        socket.send_from_client({**_FLAGS, "data": {}})
         socket.incoming.put_nowait({"type": "websocket.receive", "bytes": b"\x00"})
     assert notifier.supports_preview_metadata, "later messages are ignored"
 
@@ -117,19 +119,19 @@ async def test_the_first_message_may_carry_feature_flags() -> None:
 async def test_other_first_messages_are_ignored(first_message: Any) -> None:
     notifier = FakeNotifier([])
     async with connect_socket(notifier) as socket:
-        socket.client_sends(first_message)
-        socket.client_sends(_FLAGS)
+        socket.send_from_client(first_message)
+        socket.send_from_client(_FLAGS)
     assert not notifier.supports_preview_metadata
 
 
-@pytest.mark.parametrize("stuck", [False, True])
+@pytest.mark.parametrize("is_stuck", [False, True])
 async def test_a_client_that_does_not_keep_up_is_disconnected(
-    stuck: bool, monkeypatch: pytest.MonkeyPatch
+    is_stuck: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.gateway.routes.comfy_api.websocket._SEND_SECONDS", 0.05)
     # The client reads nothing, or it reads too slowly.
-    notifier = FakeNotifier(["text"] if stuck else [SlowConsumer("too slow")])
-    async with connect_socket(notifier, stuck=stuck) as socket:
-        close_message = await socket.next_message()
+    notifier = FakeNotifier(["text"] if is_stuck else [SlowConsumer("too slow")])
+    async with connect_socket(notifier, is_stuck=is_stuck) as socket:
+        close_message = await socket.receive_message()
     assert (close_message["type"], close_message["code"]) == ("websocket.close", 1013)
     assert close_message["reason"] == "slow_consumer"

@@ -30,7 +30,7 @@ OWNER, CLIENT = "ada", "browser"
 GRAPH = {"1": {"class_type": "SaveImage", "inputs": {}}}
 
 
-class Frames:
+class FakeFrames:
     """A fake of the `FrameStore` and `FrameHub` of one client."""
 
     is_half_full = False
@@ -47,7 +47,7 @@ class Frames:
         return self.files.get((prompt_id, path))
 
     @asynccontextmanager
-    async def subscribe(self, name: str, after: str | None) -> AsyncIterator[Frames]:
+    async def subscribe(self, name: str, after: str | None) -> AsyncIterator[FakeFrames]:
         yield self
 
     async def next(self) -> list[Frame]:
@@ -58,46 +58,46 @@ class Frames:
 
 
 @dataclass
-class Client:
+class ReceivingClient:
     """Collects the messages of a notifier."""
 
     notifier: PromptNotifier
-    received: asyncio.Queue[str | bytes]
-    running: asyncio.Task[None]
+    received_messages: asyncio.Queue[str | bytes]
+    notifier_task: asyncio.Task[None]
 
     async def receive(self) -> str | bytes:
         """Return the next message."""
-        return await asyncio.wait_for(self.received.get(), 5)
+        return await asyncio.wait_for(self.received_messages.get(), 5)
 
     def is_idle(self) -> bool:
         """Return True if all messages have been received."""
-        return self.received.empty()
+        return self.received_messages.empty()
 
 
 @dataclass
-class Rig:
+class ComfyApiHarness:
     """The stores, with helpers that create jobs and clients."""
 
     jobs: JobStore
     prompts: PromptStore
     blobs: BlobStore
     files: ComfyFiles
-    frames: Frames = field(default_factory=Frames)
+    frames: FakeFrames = field(default_factory=FakeFrames)
 
-    async def job(
+    async def create_job(
         self,
         *,
         owner: str = OWNER,
         is_running: bool = False,
         graph: Mapping[str, Any] = GRAPH,
         client: str = CLIENT,
-        **submitted: Any,
+        **job_fields: Any,
     ) -> Job:
         """Create a prompt that waits, or runs if ``is_running``.
 
         Args:
             client: ComfyUI's client id.
-            submitted: further fields of `NewJob`, such as the submitter's key.
+            job_fields: further fields of `NewJob`, such as the submitter's key.
         """
         step = Step(kind=StepKind.RENDER, payload=graph)
         prompt = ComfyPrompt(client_id=client)
@@ -109,19 +109,19 @@ class Rig:
             spec=spec,
             heads=((StepKind.RENDER, "default"),),
             channel=build_channel_name(owner, client),
-            **{"key_id": "k", "comfyui": True, **submitted},
+            **{"key_id": "k", "comfyui": True, **job_fields},
         )
         job, _ = await self.jobs.create(new_job)
         if is_running:
             await self.jobs.start(job.id, 1)
         return job
 
-    async def result(self, record: PromptRecord) -> StepResult:
+    async def store_result(self, record: PromptRecord) -> StepResult:
         """Store the record and return the step's result that contains it."""
         output = await self.blobs.put(to_json({"record": to_plain(record)}))
         return StepResult(index=0, output=output)
 
-    def events(self, *, tick: float = 60.0) -> PromptNotifiers:
+    def new_notifiers(self, *, tick: float = 60.0) -> PromptNotifiers:
         return PromptNotifiers(
             prompts=self.prompts,
             files=self.files,
@@ -132,23 +132,27 @@ class Rig:
         )
 
     @asynccontextmanager
-    async def client(self, events: PromptNotifiers | None = None) -> AsyncIterator[Client]:
+    async def connect_client(
+        self, notifiers: PromptNotifiers | None = None
+    ) -> AsyncIterator[ReceivingClient]:
         """Connect a client, and collect its messages during the block."""
         received_messages: asyncio.Queue[str | bytes] = asyncio.Queue()
-        notifier = (events or self.events()).new_notifier(OWNER, CLIENT, received_messages.put)
+        notifier = (notifiers or self.new_notifiers()).new_notifier(
+            OWNER, CLIENT, received_messages.put
+        )
         notifier_task = asyncio.create_task(notifier.run())
         try:
-            yield Client(notifier, received_messages, notifier_task)
+            yield ReceivingClient(notifier, received_messages, notifier_task)
         finally:
             notifier_task.cancel()
             await asyncio.gather(notifier_task, return_exceptions=True)
 
 
 @pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+async def harness(tmp_path: Path) -> AsyncIterator[ComfyApiHarness]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ensure_schema()
-    frames = Frames()
+    frames = FakeFrames()
     prompts, blobs = PromptStore(database), BlobStore(f"file://{tmp_path / 'blobs'}")
     files = ComfyFiles(
         uploads=UploadStore(database),
@@ -157,12 +161,12 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         blobs=blobs,
         frames=cast(FrameStore, frames),
     )
-    yield Rig(JobStore(database), prompts, blobs, files, frames)
+    yield ComfyApiHarness(JobStore(database), prompts, blobs, files, frames)
     await database.close()
 
 
-def record(**changes: Any) -> PromptRecord:
-    """Return ComfyUI's history entry of a successful prompt, with ``changes`` of its attributes."""
+def make_record(**changes: Any) -> PromptRecord:
+    """Return ComfyUI's history entry of a successful prompt; ``changes`` replace its attributes."""
     default_record = PromptRecord(
         outputs={}, meta={}, status="success", completed=True, messages=()
     )
