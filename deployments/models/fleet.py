@@ -294,12 +294,12 @@ def _new_backend(
                 LearnedLimit(slots, max_limit=connections) if config.parallel == "auto" else None
             )
             return OllamaBackend(
-                plan.url, contexts=contexts, connections=connections, models=host, limit=limit
+                plan.url, contexts=contexts, max_connections=connections, models=host, limit=limit
             )
         case OpenAIConfig():
             return OpenAIBackend(
                 FixedEndpoint(endpoint),
-                connections=connections,
+                max_connections=connections,
                 auth_header=config.auth_header,
                 health_path=config.health_path,
                 prompt_cache=config.prompt_cache,
@@ -309,7 +309,7 @@ def _new_backend(
             from moyin.text.backends.anthropic import AnthropicBackend
 
             return AnthropicBackend(
-                endpoint, connections=connections, auth_header=config.auth_header
+                endpoint, max_connections=connections, auth_header=config.auth_header
             )
 
 

@@ -145,12 +145,12 @@ class JudgeService:
         )
         starter = ComparisonStarter(
             self._sampler,
-            fleet=lambda: self._text_router.fleet,
+            get_fleet=lambda: self._text_router.fleet,
             estimator=self._estimator,
             budget=self.budget,
             store=self._store,
             queue=JudgeQueue(temporal),
-            count=self._count,
+            count_outcome=self._count,
         )
         activities = JudgeActivities(self._judge, self._count)
 

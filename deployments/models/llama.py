@@ -113,7 +113,7 @@ class LlamaBackend(OpenAIBackend):
     def __init__(
         self, endpoints: LlamaEndpoints, *, connections: int, prompt_cache: bool = False
     ) -> None:
-        super().__init__(endpoints, connections=connections, prompt_cache=prompt_cache)
+        super().__init__(endpoints, max_connections=connections, prompt_cache=prompt_cache)
         self._endpoints = endpoints
         # Set here, because prompt reuse would otherwise be on until the first probe reads the name.
         self._owned_by = "llamacpp"

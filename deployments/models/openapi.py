@@ -79,7 +79,7 @@ _CALLS = (
         "OpenAI text completion",
         "OpenAI's older call, which continues a text. Back ends of the same format get the request "
         "unchanged. For others the prompt becomes the one message of a chat; they refuse several "
-        "prompts, token numbers, `n` and `best_of` above 1, `echo`, `logprobs` and `suffix`.",
+        "prompts, token ids, `n` and `best_of` above 1, `echo`, `logprobs` and `suffix`.",
     ),
     _CallDescription(
         "/responses",

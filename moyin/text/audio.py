@@ -9,7 +9,7 @@ from typing import BinaryIO
 from tinytag import TinyTag, TinyTagException
 
 
-async def measure_seconds(file: BinaryIO, name: str) -> float | None:
+async def read_duration_seconds(file: BinaryIO, name: str) -> float | None:
     """Return the duration in seconds that an audio file states in its header.
 
     The value is not verified, so a client may forge it. None means that it cannot be read.
@@ -17,10 +17,10 @@ async def measure_seconds(file: BinaryIO, name: str) -> float | None:
     Args:
         name: the name of the file, whose ending helps if the content does not show the format.
     """
-    return await asyncio.to_thread(_measure, file, name)
+    return await asyncio.to_thread(_read_duration, file, name)
 
 
-def _measure(file: BinaryIO, name: str) -> float | None:
+def _read_duration(file: BinaryIO, name: str) -> float | None:
     file.seek(0)
     try:
         seconds = TinyTag.get(name, file_obj=file, tags=False).duration

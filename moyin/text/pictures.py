@@ -61,7 +61,9 @@ class PictureFetcher:
         budget = _ByteBudget(_MAX_BYTES_TOTAL)
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS), asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._fetch_one(url, budget)) for url in distinct_urls]
+                tasks = [
+                    group.create_task(self._fetch_picture(url, budget)) for url in distinct_urls
+                ]
         except TimeoutError:
             raise InvalidRequest(
                 f"the pictures could not be fetched within {_TIMEOUT_SECONDS:.0f} seconds; send them as base64",
@@ -74,20 +76,22 @@ class PictureFetcher:
     async def close(self) -> None:
         await self._session.close()
 
-    async def _fetch_one(self, url: str, budget: _ByteBudget) -> Image:
+    async def _fetch_picture(self, url: str, budget: _ByteBudget) -> Image:
         try:
             content = await self._download(url, budget)
         except aiohttp.ClientError:
-            raise _build_picture_error(url, "cannot be fetched: the connection failed") from None
+            raise _build_picture_error(
+                url, "cannot be fetched, because the connection failed: send it as base64"
+            ) from None
         except AddressNotAllowed:
             # The connector's own message is about webhooks.
             raise AddressNotAllowed(
                 f"the picture URL {url[:200]!r} must resolve to a public address", field=_FIELD
             ) from None
-        kind = detect_media_type(None, content[:SNIFF_BYTES])
-        if kind not in _MEDIA_TYPES:
+        media_type = detect_media_type(None, content[:SNIFF_BYTES])
+        if media_type not in _MEDIA_TYPES:
             raise _build_picture_error(url, "must be a PNG, JPEG, GIF or WebP")
-        return Image(media_type=kind, data=base64.b64encode(content).decode())
+        return Image(media_type=media_type, data=base64.b64encode(content).decode())
 
     async def _download(self, url: str, budget: _ByteBudget) -> bytes:
         current_url = url
@@ -100,9 +104,13 @@ class PictureFetcher:
                     return await _read_body(url, response, budget)
                 else:
                     raise _build_picture_error(
-                        url, f"cannot be fetched: its server responded {response.status}"
+                        url,
+                        f"cannot be fetched, because its server responded {response.status}: "
+                        "correct the URL or send the picture as base64",
                     )
-        raise _build_picture_error(url, f"redirects more than {_MAX_REDIRECTS} times")
+        raise _build_picture_error(
+            url, f"redirects more than {_MAX_REDIRECTS} times: send its final URL"
+        )
 
     def _check_url(self, current_url: str) -> None:
         try:
@@ -124,7 +132,7 @@ class PictureFetcher:
 
 @dataclass(slots=True)
 class _ByteBudget:
-    """Tracks how many more bytes the pictures of one request may have."""
+    """Tracks the bytes that further pictures of one request may have."""
 
     left: int
 
@@ -149,7 +157,9 @@ def _find_redirect_target(url: str, response: aiohttp.ClientResponse) -> str:
     try:
         return str(response.url.join(URL(response.headers["location"])))
     except (KeyError, ValueError):
-        raise _build_picture_error(url, "redirects without a valid Location header") from None
+        raise _build_picture_error(
+            url, "redirects without a valid Location header: send it as base64"
+        ) from None
 
 
 def _build_picture_error(url: str, problem: str) -> InvalidRequest:

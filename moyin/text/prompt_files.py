@@ -65,22 +65,26 @@ class PromptFiles:
             BodyTooLarge: the files are too many or too large together.
             UnsupportedFeature: no model can read a file.
         """
-        by_id = {reference.file_id: reference for reference in references}
-        if len(by_id) > _MAX_FILES:
+        references_by_id = {reference.file_id: reference for reference in references}
+        if len(references_by_id) > _MAX_FILES:
             raise BodyTooLarge(
                 f"{references[_MAX_FILES].field}: a request may refer to at most {_MAX_FILES} files",
                 field=references[_MAX_FILES].field,
                 details={"max_files": _MAX_FILES},
             )
-        stored_files = [await self._find(owner, reference) for reference in by_id.values()]
+        stored_files = [
+            await self._find_file(owner, reference) for reference in references_by_id.values()
+        ]
         size = sum(file.size for file in stored_files)
         if size > _MAX_BYTES:
             raise BodyTooLarge(
-                f"the files of the request have {size} bytes; the limit is {_MAX_BYTES}",
+                f"the files of the request have {size} bytes, more than {_MAX_BYTES}: send fewer or smaller files",
                 field=references[-1].field,
                 details={"max_bytes": _MAX_BYTES},
             )
-        return {file.id: await self._read(file, by_id[file.id]) for file in stored_files}
+        return {
+            file.id: await self._read_file(file, references_by_id[file.id]) for file in stored_files
+        }
 
     async def embed_in_chat(
         self, owner: str, data: Mapping[str, Any], body: bytes
@@ -106,17 +110,17 @@ class PromptFiles:
         embedded_data = {**data, "messages": messages}
         return embedded_data, await asyncio.to_thread(to_json, embedded_data)
 
-    async def _find(self, owner: str, reference: FileReference) -> StoredFile:
+    async def _find_file(self, owner: str, reference: FileReference) -> StoredFile:
         try:
             return await self._files.get(owner, reference.file_id)
         except StoredFileNotFound:
-            raise _new_missing_error(reference) from None
+            raise _new_missing_file_error(reference) from None
 
-    async def _read(self, file: StoredFile, reference: FileReference) -> PromptFile:
+    async def _read_file(self, file: StoredFile, reference: FileReference) -> PromptFile:
         try:
             content = await self._blobs.get(file.sha256)
         except FileNotFoundError:
-            raise _new_missing_error(reference) from None
+            raise _new_missing_file_error(reference) from None
         # Encoding thirty megabytes takes a twentieth of a second.
         return await asyncio.to_thread(
             read_file,
@@ -152,11 +156,11 @@ def find_response_references(
 
 def _find_chat_references(data: Mapping[str, Any]) -> Iterator[FileReference]:
     """Yield the references to files in a validated request for a chat completion."""
-    for number, message in enumerate(data["messages"]):
+    for message_number, message in enumerate(data["messages"]):
         content = message.get("content")
-        for place, part in enumerate(content if isinstance(content, list) else ()):
+        for part_number, part in enumerate(content if isinstance(content, list) else ()):
             if part["type"] == "file" and isinstance(part["file"].get("file_id"), str):
-                field = f"messages.{number}.content.{place}.file.file_id"
+                field = f"messages.{message_number}.content.{part_number}.file.file_id"
                 yield FileReference(field, part["file"]["file_id"])
 
 
@@ -185,9 +189,9 @@ def _embed_file(part: Mapping[str, Any], files: Mapping[str, PromptFile]) -> Map
             }
 
 
-def _new_missing_error(reference: FileReference) -> InvalidRequest:
+def _new_missing_file_error(reference: FileReference) -> InvalidRequest:
     return InvalidRequest(
-        f"{reference.field}: there is no file {reference.file_id[:80]!r}: it may have expired or "
-        "been deleted",
+        f"{reference.field}: there is no file {reference.file_id[:80]!r}; it may have expired or "
+        "been deleted: upload it again",
         field=reference.field,
     )

@@ -20,13 +20,13 @@ from moyin.errors import InvalidRequest, JobFinished, JobNotFound, MissingKey, M
 from moyin.http.sse import encode_event
 from moyin.store.stored_responses import StoredResponse, StoredResponses
 from moyin.text.protocol.responses.background import (
+    add_job_status,
     build_first_events,
     build_last_events,
     build_start_event,
     has_ended,
     is_pending,
     render_failure,
-    render_job,
     require_storable,
     to_job_request,
 )
@@ -192,7 +192,7 @@ class BackgroundResponses:
         except JobNotFound:
             message = "its job was deleted before the response was read"
             return replace(stored, response=render_failure(stored.response, "job_gone", message))
-        updated_response = replace(stored, response=render_job(stored.response, job))
+        updated_response = replace(stored, response=add_job_status(stored.response, job))
         # A failed or cancelled job can be retried, so only an answer is final.
         if updated_response.response["status"] in ("completed", "incomplete"):
             await self._stored.update(updated_response)

@@ -83,6 +83,6 @@ def new_batch_routes(batches: TextBatchStore, files: FileStore, runner: BatchRun
         caller = context(request.scope).caller
         if caller.service != _WORKER_SERVICE:
             raise RouteNotFound(f"there is no route {request.url.path}")
-        return {"state": await runner.work(batch_id, caller)}
+        return {"state": await runner.run_lines(batch_id, caller)}
 
     return router

@@ -109,7 +109,7 @@ def new_message_batch_routes(
         caller = context(request.scope).caller
         file, total = await _receive_requests(request, caller.owner, blobs, max_request_bytes)
         await files.add(file)
-        batch = new_batch(caller, file.id, total=total, created_at=file.created_at)
+        batch = new_batch(caller, file.id, request_count=total, created_at=file.created_at)
         try:
             await batches.create(batch)
         except BaseException:

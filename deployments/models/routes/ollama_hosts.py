@@ -58,11 +58,11 @@ def new_ollama_host_routes(
     async def pull(request: Request) -> Response:
         data = parse_object(await request.body())
         body = validate(wire.PullBody, data)
-        names_host = HOST_HEADER in request.headers or hosts.split_name(body.name_of_model)[0]
-        if not names_host and _is_known(text_router, request, body.name_of_model):
+        names_host = HOST_HEADER in request.headers or hosts.split_name(body.model_name)[0]
+        if not names_host and _is_known(text_router, request, body.model_name):
             return _new_pulled_response(body)
         if not _is_operator(request):
-            raise _new_scope_error("pull", f"no host has the model {body.name_of_model!r}, and ")
+            raise _new_scope_error("pull", f"no host has the model {body.model_name!r}, and ")
         return hosts.forward_request(request, "POST", "pull", data, "model")
 
     @router.post(

@@ -19,7 +19,7 @@ from moyin.domain.operation import Operation
 from moyin.errors import InvalidRequest, ModelNotFound
 from moyin.http.multipart import FormFile, MultipartForm
 from moyin.jobs.images import ImageJobs
-from moyin.text.audio import measure_seconds
+from moyin.text.audio import read_duration_seconds
 from moyin.text.protocol.openai.images import parse_image_edit
 from moyin.text.protocol.openai.operations import (
     OperationRequest,
@@ -166,7 +166,7 @@ async def _build_image_variation(form: MultipartForm, _: list[UploadFile]) -> Im
 
 
 async def _measure_seconds(files: list[UploadFile]) -> float | None:
-    return await measure_seconds(files[0].file, files[0].filename or "") if files else None
+    return await read_duration_seconds(files[0].file, files[0].filename or "") if files else None
 
 
 @asynccontextmanager

@@ -40,7 +40,7 @@ from moyin.text.protocol.responses.codec import (
     ResponsesCodec,
     find_response_id,
 )
-from moyin.text.protocol.responses.response import new_id, text_part
+from moyin.text.protocol.responses.response import encode_text_part, new_id
 from moyin.text.routing.answer import AnswerStream
 from moyin.text.routing.router import Router
 
@@ -309,7 +309,7 @@ def _list_content(item: Mapping[str, Any]) -> Mapping[str, Any]:
     if item.get("type") != "message" or not isinstance(text, str):
         return item
     if item["role"] == "assistant":
-        return {"status": "completed", **item, "content": [text_part(text)]}
+        return {"status": "completed", **item, "content": [encode_text_part(text)]}
     return {**item, "content": [{"type": "input_text", "text": text}]}
 
 

@@ -34,7 +34,7 @@ from moyin.text.protocol.usage import (
     UsageBody,
     UsageQuery,
     UsageReport,
-    build_call,
+    build_call_body,
 )
 from moyin.text.protocol.usage_pages import cut_page, sort_groups
 from moyin.text.routing.fleet import Fleet
@@ -75,7 +75,7 @@ def new_usage_routes(
             until=query.before,
         )
         page, cursor = await reports.list_calls(calls, limit=query.limit, cursor=query.cursor)
-        return CallPage(requests=[build_call(entry) for entry in page], next_cursor=cursor)
+        return CallPage(requests=[build_call_body(entry) for entry in page], next_cursor=cursor)
 
     @router.get(
         "/requests/{request_id}", summary="Show tokens and cost of a call by its x-request-id"
@@ -86,7 +86,7 @@ def new_usage_routes(
             raise RequestNotFound(
                 "there is no call with this x-request-id; calls are recorded a second after they end"
             )
-        return build_call(entry)
+        return build_call_body(entry)
 
     @router.get(
         "/usage",

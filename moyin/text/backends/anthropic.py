@@ -54,7 +54,7 @@ class AnthropicBackend:
 
     Args:
         endpoint: the server's base URL without ``/v1``, and its API key.
-        connections: maximum number of concurrent connections to the server.
+        max_connections: maximum number of concurrent connections to the server.
         auth_header: header with the API key; ``authorization`` means a bearer token.
 
     Attributes:
@@ -68,7 +68,7 @@ class AnthropicBackend:
     overrides: Mapping[str, Any] = {}
 
     def __init__(
-        self, endpoint: Endpoint, *, connections: int, auth_header: str = "x-api-key"
+        self, endpoint: Endpoint, *, max_connections: int, auth_header: str = "x-api-key"
     ) -> None:
         # Claude fetches pictures from its own network. Another server may be in ours, and must not
         # fetch a URL that a client chose.
@@ -79,11 +79,11 @@ class AnthropicBackend:
         self._http = HttpClient(
             FixedEndpoint(endpoint),
             credentials=lambda key: build_credentials(auth_header, key),
-            connections=connections,
+            max_connections=max_connections,
         )
         self.batches = AnthropicBatches(self._http)
 
-    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+    def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         return {}
 
     async def forward(self, request: RawRequest) -> bytes:
@@ -107,7 +107,8 @@ class AnthropicBackend:
         # The SDK returns a response as text if its content type is not JSON.
         if not isinstance(message, Message):
             raise BackendUnavailable(
-                "the back end's response to /v1/messages is not JSON", may_be_billed=True
+                "the back end's response to /v1/messages is not JSON; check its URL in the configuration",
+                may_be_billed=True,
             )
         return chat_response_to_domain(message.to_dict(mode="json"))
 
@@ -118,12 +119,15 @@ class AnthropicBackend:
             events = await self._get_sdk().messages.create(**arguments, stream=True)
         has_started = False
         try:
-            async with events, aclosing(iterate_until_deadline(deadline, aiter(events))) as pieces:
-                async for event in pieces:
+            async with (
+                events,
+                aclosing(iterate_until_deadline(deadline, aiter(events))) as timed_events,
+            ):
+                async for event in timed_events:
                     # The SDK returns JSON that is not an object unchanged.
                     if not isinstance(event, anthropic.BaseModel):
                         raise StreamInterrupted(
-                            "the back end sent an event that is not a JSON object"
+                            "the back end sent an event that is not a JSON object; check its type in the configuration"
                         )
                     for delta in reader.feed(event.to_dict(mode="json")):
                         has_started = True
@@ -131,7 +135,9 @@ class AnthropicBackend:
         except (anthropic.AnthropicError, httpx2.HTTPError, ValueError, OSError) as error:
             raise _translate_stream_error(error, has_started=has_started) from None
         if not reader.is_finished:
-            raise StreamInterrupted("the back end ended the stream without the event message_stop")
+            raise StreamInterrupted(
+                "the back end ended the stream without the event message_stop; retry later"
+            )
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         raise _new_no_embeddings_error()
@@ -188,9 +194,9 @@ def _translate_stream_error(error: Exception, *, has_started: bool) -> MoyinErro
     if has_started:
         is_timeout = isinstance(error, TimeoutError | httpx2.TimeoutException)
         return StreamInterrupted(
-            "the back end's response exceeded the timeout and was cut off"
+            "the back end's response exceeded the timeout and was cut off; request a shorter answer"
             if is_timeout
-            else "the back end closed the connection during its response to /v1/messages"
+            else "the back end closed the connection during its response to /v1/messages; retry later"
         )
     if isinstance(error, anthropic.APIStatusError) and error.status_code == 200:
         # The first event reports the error.
@@ -218,7 +224,7 @@ def _translate_errors() -> Iterator[None]:
                 "cannot connect to the back end for /v1/messages; check that its server is running"
             ) from None
         raise BackendTimeout(
-            "the back end did not respond to /v1/messages within the timeout"
+            "the back end did not respond to /v1/messages within the timeout; retry later"
         ) from None
     except anthropic.APIConnectionError:
         raise BackendUnavailable(
@@ -227,10 +233,11 @@ def _translate_errors() -> Iterator[None]:
     except (httpx2.HTTPError, OSError):
         # The connection broke while the body was read. The SDK translates only earlier errors.
         raise BackendUnavailable(
-            "the back end closed the connection during its response to /v1/messages",
+            "the back end closed the connection during its response to /v1/messages; retry later",
             may_be_billed=True,
         ) from None
     except (anthropic.AnthropicError, ValueError):
         raise BackendUnavailable(
-            "the back end's response to /v1/messages is malformed", may_be_billed=True
+            "the back end's response to /v1/messages is malformed; check its URL in the configuration",
+            may_be_billed=True,
         ) from None

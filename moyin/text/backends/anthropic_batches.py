@@ -82,16 +82,16 @@ class AnthropicBatches:
         return chat_response_to_domain(body)
 
     async def submit(self, payload: Payload, deadline: float) -> RemoteBatch:
-        start, end = b'{"requests":[', b"]}"
+        prefix, suffix = b'{"requests":[', b"]}"
         # Commas replace the line breaks between the requests.
-        size = len(start) + payload.size - 1 + len(end)
+        size = len(prefix) + payload.size - 1 + len(suffix)
         headers = {**_HEADERS, "content-length": str(size)}
         # Opened here and not in a generator, because a generator would stay open if the back end
         # responded before reading all of it.
         async with await anyio.open_file(payload.file, "rb") as file:
-            body = _join_requests(file, payload.size, start, end)
-            answer = await self._http.upload(_PATH, body, deadline, headers)
-        return _parse_batch(parse_object(answer))
+            body = _join_requests(file, payload.size, prefix, suffix)
+            response_body = await self._http.upload(_PATH, body, deadline, headers)
+        return _parse_batch(parse_object(response_body))
 
     async def find_submitted(
         self, key: str, count: int, since: datetime, deadline: float
@@ -137,15 +137,15 @@ class AnthropicBatches:
 
 
 async def _join_requests(
-    file: anyio.AsyncFile[bytes], size: int, start: bytes, end: bytes
+    file: anyio.AsyncFile[bytes], size: int, prefix: bytes, suffix: bytes
 ) -> AsyncIterator[bytes]:
-    yield start
+    yield prefix
     bytes_left = size
     while chunk := await file.read(_CHUNK):
         bytes_left -= len(chunk)
         # JSON has no line breaks within strings.
         yield (chunk if bytes_left else chunk[:-1]).replace(b"\n", b",")
-    yield end
+    yield suffix
 
 
 def _parse_batch(data: Mapping[str, Any]) -> RemoteBatch:
@@ -177,12 +177,12 @@ def _find_status(outcome: RemoteOutcome, body: Mapping[str, Any]) -> int:
     if outcome is not RemoteOutcome.FAILED:
         return 200
     error = body.get("error")
-    kind = error.get("type") if isinstance(error, dict) else None
-    return _ERROR_STATUSES.get(kind or "", _UNKNOWN_ERROR_STATUS)
+    error_type = error.get("type") if isinstance(error, dict) else None
+    return _ERROR_STATUSES.get(error_type or "", _UNKNOWN_ERROR_STATUS)
 
 
-def _parse_time(value: Any) -> datetime:
+def _parse_time(timestamp: Any) -> datetime:
     try:
-        return datetime.fromisoformat(value)
+        return datetime.fromisoformat(timestamp)
     except (TypeError, ValueError):
         raise new_malformed_response_error() from None

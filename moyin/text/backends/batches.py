@@ -35,6 +35,7 @@ class RemoteBatch:
         count: the number of its requests; None while the back end does not know it.
         reason: why the batch was rejected.
         files: the ids of files that the back end keeps for the batch, the results first.
+        input_file: the id of the file with the requests at the back end; None if it has no such file.
     """
 
     id: str

@@ -32,7 +32,6 @@ _ERROR_SECONDS = 2.0
 # Seconds that a server may be silent, for example while it checks or converts a large file.
 _MAX_SILENCE_SECONDS = 3_600.0
 _GOOGLE_KEY_REASONS = frozenset({"API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED"})
-_UNREACHABLE = "cannot connect to the back end; check that its server is running. Request:"
 _JSON_HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 
 
@@ -126,11 +125,11 @@ class HttpResponse:
             ) from None
         except TimeoutError:
             raise BackendTimeout(
-                f"the back end did not respond to {path} within the timeout"
+                f"the back end did not respond to {path} within the timeout; retry later"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
             raise BackendUnavailable(
-                f"the back end closed the connection during its response to {path}",
+                f"the back end closed the connection during its response to {path}; retry later",
                 may_be_billed=True,
             ) from None
         finally:
@@ -142,7 +141,7 @@ class HttpResponse:
             while piece := await self._response.content.readany():
                 yield piece
         except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
-            raise _new_interruption(error, self._path) from None
+            raise _new_stream_interrupted_error(error, self._path) from None
         finally:
             self._response.close()
 
@@ -158,7 +157,7 @@ class HttpClient:
     Args:
         endpoints: finds the server's address.
         credentials: function that returns the authentication headers for an API key.
-        connections: maximum number of concurrent connections. Further requests wait for a free
+        max_connections: maximum number of concurrent connections. Further requests wait for a free
             connection for up to five seconds.
     """
 
@@ -167,11 +166,11 @@ class HttpClient:
         endpoints: EndpointFinder,
         *,
         credentials: Callable[[str], Mapping[str, str]],
-        connections: int,
+        max_connections: int,
     ) -> None:
         self._endpoints = endpoints
         self._credentials = credentials
-        self._connections = connections
+        self._connections = max_connections
         self._session = LazySession(self._new_session)
 
     async def post(
@@ -227,16 +226,16 @@ class HttpClient:
             BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the request failed, or
                 the response has another status than 200.
         """
-        response = await self._check(await self._send("POST", path, body, deadline, headers))
+        response = await self._check_status(await self._send("POST", path, body, deadline, headers))
         try:
             return await read_up_to(response, _MAX_RESPONSE_BYTES)
         except (BodyTooLong, aiohttp.ClientError, ConnectionError):
             raise BackendUnavailable(
-                f"the back end's response to {path} broke off, or exceeds 256 MiB"
+                f"the back end's response to {path} broke off, or exceeds 256 MiB; retry later"
             ) from None
         except TimeoutError:
             raise BackendTimeout(
-                f"the back end did not respond to {path} within the timeout"
+                f"the back end did not respond to {path} within the timeout; retry later"
             ) from None
         finally:
             response.close()
@@ -249,7 +248,9 @@ class HttpClient:
         Args:
             deadline: the ``loop.time()`` by which the whole call must end.
         """
-        response = await self._check(await self._send("DELETE", path, b"", deadline, headers))
+        response = await self._check_status(
+            await self._send("DELETE", path, b"", deadline, headers)
+        )
         response.close()
 
     async def open(self, request: OpenRequest) -> HttpResponse:
@@ -264,14 +265,14 @@ class HttpClient:
         response = await self._post(request.path, content, request.deadline, headers)
         return HttpResponse(response, request.path)
 
-    async def get(self, path: str, seconds: float) -> bytes:
+    async def get(self, path: str, timeout_seconds: float) -> bytes:
         """Send a GET request and return the body of the response; the errors are those of `post`.
 
         Args:
-            seconds: the maximum time for the whole call.
+            timeout_seconds: the maximum time for the whole call.
         """
         endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
-        timeout = aiohttp.ClientTimeout(total=seconds)
+        timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         try:
             async with self._session.get().get(
                 endpoint.url + _add_query(path, endpoint.query),
@@ -288,11 +289,11 @@ class HttpClient:
         except TimeoutError:
             self._endpoints.invalidate_endpoint()
             raise BackendTimeout(
-                f"the back end did not respond to {path} within the timeout"
+                f"the back end did not respond to {path} within the timeout; retry later"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
             self._endpoints.invalidate_endpoint()
-            raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
+            raise _new_unreachable_error(path) from None
 
     @asynccontextmanager
     async def forward_request(
@@ -320,7 +321,7 @@ class HttpClient:
             )
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             self._endpoints.invalidate_endpoint()
-            raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
+            raise _new_unreachable_error(path) from None
         try:
             yield RawResponse(
                 status=response.status,
@@ -341,17 +342,17 @@ class HttpClient:
         deadline: float,
         headers: Mapping[str, str] | None,
     ) -> AsyncGenerator[bytes, None]:
-        response = await self._check(await self._send(method, path, body, deadline, headers))
+        response = await self._check_status(await self._send(method, path, body, deadline, headers))
         try:
             while piece := await response.content.readany():
                 yield piece
         except TimeoutError:
             raise StreamInterrupted(
-                f"the back end's response to {path} exceeded the timeout and was cut off"
+                f"the back end's response to {path} exceeded the timeout and was cut off; request a shorter answer"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
             raise StreamInterrupted(
-                f"the back end closed the connection during its response to {path}"
+                f"the back end closed the connection during its response to {path}; retry later"
             ) from None
         finally:
             response.close()
@@ -368,9 +369,9 @@ class HttpClient:
         Args:
             deadline: the ``loop.time()`` by which the whole call must end.
         """
-        return await self._check(await self._send("POST", path, body, deadline, headers))
+        return await self._check_status(await self._send("POST", path, body, deadline, headers))
 
-    async def _check(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
+    async def _check_status(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
         """Return the response if its status is 200; else close it and raise the matching error."""
         if response.status == 200:
             return response
@@ -408,14 +409,14 @@ class HttpClient:
             )
         except aiohttp.ConnectionTimeoutError:
             self._endpoints.invalidate_endpoint()
-            raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
+            raise _new_unreachable_error(path) from None
         except TimeoutError:
             raise BackendTimeout(
-                f"the back end did not respond to {path} within the timeout"
+                f"the back end did not respond to {path} within the timeout; retry later"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
             self._endpoints.invalidate_endpoint()
-            raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
+            raise _new_unreachable_error(path) from None
 
     def _build_headers(
         self, endpoint: Endpoint, headers: Mapping[str, str] | None
@@ -442,16 +443,24 @@ async def _iterate_pieces(
             yield piece
     except (aiohttp.ClientError, ConnectionError, TimeoutError):
         raise StreamInterrupted(
-            f"the back end closed the connection during its response to {path}"
+            f"the back end closed the connection during its response to {path}; retry later"
         ) from None
 
 
-def _new_interruption(error: Exception, path: str) -> StreamInterrupted:
+def _new_stream_interrupted_error(error: Exception, path: str) -> StreamInterrupted:
     if isinstance(error, TimeoutError):
         return StreamInterrupted(
-            f"the back end's response to {path} exceeded the timeout and was cut off"
+            f"the back end's response to {path} exceeded the timeout and was cut off; request a shorter answer"
         )
-    return StreamInterrupted(f"the back end closed the connection during its response to {path}")
+    return StreamInterrupted(
+        f"the back end closed the connection during its response to {path}; retry later"
+    )
+
+
+def _new_unreachable_error(path: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"cannot connect to the back end for {path}; check that its server is running"
+    )
 
 
 def _add_query(path: str, query: str) -> str:
@@ -485,14 +494,14 @@ def _parse_error(body: bytes) -> Mapping[str, Any]:
     Gemini sends the error in a list, and AWS without the member ``error``.
     """
     try:
-        value = from_json(body)
+        parsed_body = from_json(body)
     except ValueError:
         return {}
-    if isinstance(value, list) and value:
-        value = value[0]
-    if not isinstance(value, dict):
+    if isinstance(parsed_body, list) and parsed_body:
+        parsed_body = parsed_body[0]
+    if not isinstance(parsed_body, dict):
         return {}
-    error = value.get("error", value)
+    error = parsed_body.get("error", parsed_body)
     return error if isinstance(error, dict) else {"message": str(error)}
 
 

@@ -37,7 +37,7 @@ class TrackedCall:
     on_first_token: Callable[[TrackedCall, float], None] | None = None
 
     def record_first_token(self, seconds_ago: float = 0.0) -> None:
-        """Record that the first token arrived; later calls have no effect.
+        """Record that the first token arrived; the method has no effect if it is called again.
 
         Args:
             seconds_ago: the seconds since the first token; 0 for an answer that arrived as a whole.
@@ -119,45 +119,45 @@ class LearnedLimit:
 
     def record_waiting(self, call: TrackedCall) -> None:
         """Record that a call waited in the server's queue, or was refused by a full queue."""
-        running_calls = call.running
+        running_count = call.running
         self._late_calls += 1
-        if running_calls < 2 or (
-            running_calls <= self._confirmed_limit and self._late_calls < _MAX_LATE_CALLS
+        if running_count < 2 or (
+            running_count <= self._confirmed_limit and self._late_calls < _MAX_LATE_CALLS
         ):
             return
         limit = self._slots.limit
-        if limit is not None and running_calls <= limit:
-            self._slots.set_limit(running_calls - 1)
+        if limit is not None and running_count <= limit:
+            self._slots.set_limit(running_count - 1)
             self._was_too_high = True
-            self._confirmed_limit = min(self._confirmed_limit, running_calls - 1)
+            self._confirmed_limit = min(self._confirmed_limit, running_count - 1)
             self._late_calls = 0
             self._grows_after = self._clock() + self._pause
             self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
 
-    def _confirm_concurrency(self, running_calls: int) -> None:
-        if running_calls < self._confirmed_limit:
+    def _confirm_concurrency(self, running_count: int) -> None:
+        if running_count < self._confirmed_limit:
             return
         self._late_calls = 0
-        if running_calls == self._confirmed_limit:
+        if running_count == self._confirmed_limit:
             return
-        self._confirmed_limit = running_calls
+        self._confirmed_limit = running_count
         self._pause = _MIN_PAUSE_SECONDS
         limit = self._slots.limit
-        if limit is not None and limit < running_calls:
-            self._slots.set_limit(min(running_calls, self._max_limit))
+        if limit is not None and limit < running_count:
+            self._slots.set_limit(min(running_count, self._max_limit))
         if self._slots.is_awaited:
             self._raise_limit()
 
     def _raise_limit(self) -> None:
-        """Raise the limit if the server has already run as many calls at once as slots are usable.
+        """Raise the limit if the server has run as many concurrent calls as there are usable slots.
 
-        If only background calls wait, some slots are reserved for other calls and are not usable.
+        While only background calls wait, the slots reserved for other calls are not usable.
         """
-        limit, usable_slots = self._slots.limit, self._slots.usable
+        limit, usable_count = self._slots.limit, self._slots.usable
         if (
             limit is not None
-            and usable_slots is not None
-            and usable_slots <= self._confirmed_limit
+            and usable_count is not None
+            and usable_count <= self._confirmed_limit
             and limit < self._max_limit
             and self._clock() >= self._grows_after
         ):

@@ -49,8 +49,8 @@ from moyin.text.protocol.ollama.response import (
     create_response_id,
     embedding_response_to_domain,
     message_to_deltas,
+    read_generation_seconds,
     read_stop_reason,
-    read_writing_seconds,
     usage_to_domain,
 )
 
@@ -62,7 +62,7 @@ _EMBED_PATH = "/api/embed"
 DEFAULT_CONTEXT = 4096
 
 
-class _Client(ollama.AsyncClient):
+class _OllamaClient(ollama.AsyncClient):
     """SDK client that sends request bodies unchanged.
 
     The SDK's own ``chat`` converts the body to its types. That drops most members of a tool's JSON
@@ -78,21 +78,21 @@ class _Client(ollama.AsyncClient):
     async def request_chat_stream(
         self, body: Mapping[str, Any]
     ) -> AsyncGenerator[ollama.ChatResponse, None]:
-        objects = await self._request(
+        untyped_responses = await self._request(
             ollama.ChatResponse, "POST", "/api/chat", json=body, stream=True
         )
-        pieces = cast(AsyncGenerator[ollama.ChatResponse, None], objects)
-        async with aclosing(pieces):
+        responses = cast(AsyncGenerator[ollama.ChatResponse, None], untyped_responses)
+        async with aclosing(responses):
             with _check_json_object():
-                async for piece in pieces:
-                    yield piece
+                async for response in responses:
+                    yield response
 
     async def request_embeddings(self, body: Mapping[str, Any]) -> ollama.EmbedResponse:
         with _check_json_object():
             return await self._request(ollama.EmbedResponse, "POST", "/api/embed", json=body)
 
-    async def request_version(self, seconds: float) -> None:
-        response = await self._client.get("/api/version", timeout=seconds)
+    async def request_version(self, timeout_seconds: float) -> None:
+        response = await self._client.get("/api/version", timeout=timeout_seconds)
         response.raise_for_status()
 
 
@@ -105,7 +105,7 @@ class OllamaBackend:
         models: the models on the host's disk, for context lengths that are not configured.
         limit: learns how many calls the host runs concurrently; None if the configuration states
             that number.
-        connections: maximum number of concurrent connections to the server.
+        max_connections: maximum number of concurrent connections to the server.
     """
 
     api_format = ApiFormat.OLLAMA
@@ -120,30 +120,34 @@ class OllamaBackend:
         host: str,
         *,
         contexts: Mapping[str, int],
-        connections: int,
+        max_connections: int,
         models: HostModels | None = None,
         limit: LearnedLimit | None = None,
     ) -> None:
         self._host = host
         self._http = HttpClient(
-            FixedEndpoint(Endpoint(url=host)), credentials=lambda key: {}, connections=connections
+            FixedEndpoint(Endpoint(url=host)),
+            credentials=lambda key: {},
+            max_connections=max_connections,
         )
         self._contexts = contexts
         self._models = models or HostModels()
         self._limit = limit
-        self._connections = connections
-        self._sdk: _Client | None = None
+        self._connections = max_connections
+        self._sdk: _OllamaClient | None = None
 
-    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        tokens, limit = needs.prompt_tokens, needs.max_tokens
+    def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+        prompt_tokens, max_tokens = needs.prompt_tokens, needs.max_tokens
         if needs.embeddings:
-            tokens, limit = needs.longest_input or tokens, 0
-        return {"options": {"num_ctx": choose_context_window(tokens, limit, model.context)}}
+            prompt_tokens, max_tokens = needs.longest_input or prompt_tokens, 0
+        return {
+            "options": {"num_ctx": choose_context_window(prompt_tokens, max_tokens, model.context)}
+        }
 
     async def forward(self, request: RawRequest) -> bytes:
         with self._track_call(request.path, len(request.body)) as call:
             body = await self._http.post(request.path, request.body, request.deadline)
-            call.record_first_token(read_writing_seconds(body))
+            call.record_first_token(read_generation_seconds(body))
             return body
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
@@ -180,37 +184,39 @@ class OllamaBackend:
     async def _stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         context = self._find_context(request.model)
         body = chat_request_to_upstream(request, context=context, stream=True)
-        objects = self._get_sdk().request_chat_stream(body)
+        responses = self._get_sdk().request_chat_stream(body)
         tool_count, has_started = 0, False
         try:
             async with (
-                aclosing(objects),
-                aclosing(iterate_until_deadline(deadline, objects)) as pieces,
+                aclosing(responses),
+                aclosing(iterate_until_deadline(deadline, responses)) as timed_responses,
             ):
-                async for piece in pieces:
+                async for response in timed_responses:
                     if not has_started:
                         has_started = True
                         yield Started(
-                            id=create_response_id(), model=str(piece.model or request.model)
+                            id=create_response_id(), model=str(response.model or request.model)
                         )
                     deltas = message_to_deltas(
-                        piece.message.model_dump(),
-                        tools_before=tool_count,
-                        logprobs=[token.model_dump() for token in piece.logprobs or ()],
+                        response.message.model_dump(),
+                        earlier_tool_count=tool_count,
+                        logprobs=[token.model_dump() for token in response.logprobs or ()],
                     )
-                    tool_count += len(piece.message.tool_calls or ())
+                    tool_count += len(response.message.tool_calls or ())
                     for delta in deltas:
                         yield delta
-                    if piece.done:
-                        last_object = piece.model_dump()
+                    if response.done:
+                        last_response = response.model_dump()
                         yield Finished(
-                            stop=read_stop_reason(last_object, has_tool_calls=tool_count > 0),
-                            usage=usage_to_domain(last_object),
+                            stop=read_stop_reason(last_response, has_tool_calls=tool_count > 0),
+                            usage=usage_to_domain(last_response),
                         )
                         return
         except (ollama.ResponseError, httpx.HTTPError, TimeoutError, ValueError, OSError) as error:
             raise _translate_stream_error(error, has_started=has_started) from None
-        raise StreamInterrupted('the Ollama server ended the stream without "done": true')
+        raise StreamInterrupted(
+            'the Ollama server ended the stream without "done": true; retry later'
+        )
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = embedding_request_to_upstream(request, context=self._find_context(request.model))
@@ -227,13 +233,13 @@ class OllamaBackend:
         Models with the same weights share the memory. The server lists only one of their names; the
         result has all of them.
         """
-        entries = await list_resident_models(self._http)
+        descriptions = await list_resident_models(self._http)
         models_by_name: dict[str, Mapping[str, Any]] = {}
-        for name, entry in entries.items():
+        for name, description in descriptions.items():
             for model_name in (name, *self._models.find_names_sharing_weights(frozenset({name}))):
                 models_by_name[model_name] = models_by_name[
                     model_name.removesuffix(DEFAULT_TAG)
-                ] = entry
+                ] = description
         return models_by_name
 
     async def refresh_models(self) -> bool:
@@ -270,8 +276,8 @@ class OllamaBackend:
     def _find_context(self, model: str) -> int:
         if (context := self._contexts.get(model)) is not None:
             return context
-        file = self._models.find(model)
-        return (file and file.context) or DEFAULT_CONTEXT
+        model_file = self._models.find(model)
+        return (model_file and model_file.context) or DEFAULT_CONTEXT
 
     async def probe(self) -> None:
         with _translate_errors():
@@ -282,9 +288,9 @@ class OllamaBackend:
         if self._sdk is not None:
             await self._sdk.close()  # type: ignore[no-untyped-call]
 
-    def _get_sdk(self) -> _Client:
+    def _get_sdk(self) -> _OllamaClient:
         if self._sdk is None:
-            self._sdk = _Client(
+            self._sdk = _OllamaClient(
                 host=self._host,
                 timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS),
                 limits=httpx.Limits(max_connections=self._connections),
@@ -295,19 +301,21 @@ class OllamaBackend:
 
 def _measure_prompt(request: ChatRequest) -> int:
     """Return the size of the prompt in characters, an estimate of the request's size in bytes."""
-    texts = [len(part.text) for part in request.system]
-    texts += [
+    text_lengths = [len(part.text) for part in request.system]
+    text_lengths += [
         len(part.text)
         for message in request.messages
         for part in message.parts
         if isinstance(part, Text | Thinking)
     ]
-    return sum(texts)
+    return sum(text_lengths)
 
 
 def _translate_stream_error(error: Exception, *, has_started: bool) -> Exception:
     if has_started:
-        return StreamInterrupted("the Ollama server closed the connection during its response")
+        return StreamInterrupted(
+            "the Ollama server closed the connection during its response; retry later"
+        )
     try:
         with _translate_errors():
             raise error
@@ -341,10 +349,13 @@ def _translate_errors() -> Iterator[None]:
             "cannot connect to the Ollama server; check that it is running"
         ) from None
     except (httpx.TimeoutException, TimeoutError):
-        raise BackendTimeout("the Ollama server did not respond within the timeout") from None
+        raise BackendTimeout(
+            "the Ollama server did not respond within the timeout; retry later"
+        ) from None
     except (httpx.HTTPError, ValueError):
         raise BackendUnavailable(
-            "the Ollama server's response is malformed", may_be_billed=True
+            "the Ollama server's response is malformed; check its URL in the configuration",
+            may_be_billed=True,
         ) from None
 
 
@@ -358,4 +369,6 @@ async def list_resident_models(http: HttpClient) -> dict[str, Mapping[str, Any]]
     try:
         return {str(model["name"]): dict(model) for model in from_json(body)["models"]}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BackendUnavailable("the Ollama server's response to /api/ps is malformed") from None
+        raise BackendUnavailable(
+            "the Ollama server's response to /api/ps is malformed; check its URL in the configuration"
+        ) from None

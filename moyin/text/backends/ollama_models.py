@@ -64,25 +64,25 @@ class HostModels:
         Raises:
             BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
         """
-        entries = _parse_entries(await http.get("/api/tags", _SECONDS))
+        listed_models = _parse_listed_models(await http.get("/api/tags", _SECONDS))
         known_files = self.files or {}
         semaphore = asyncio.Semaphore(_PARALLEL_REQUESTS)
 
         new_files: dict[str, ModelFile | None] = {}
 
-        async def describe(entry: Mapping[str, Any]) -> None:
-            file = known_files.get(entry["name"])
-            if file is None or not _is_same(file, entry):
+        async def describe_model(listed_model: Mapping[str, Any]) -> None:
+            file = known_files.get(listed_model["name"])
+            if file is None or not _is_unchanged(file, listed_model):
                 async with semaphore:
-                    file = await _request_file(http, entry) or file
-            new_files[entry["name"]] = file
+                    file = await _request_file(http, listed_model) or file
+            new_files[listed_model["name"]] = file
 
         with suppress(TimeoutError):
             async with asyncio.timeout(_REFRESH_SECONDS):
-                await asyncio.gather(*map(describe, entries))
-        names = [entry["name"] for entry in entries]
-        files_or_none = {name: new_files.get(name, known_files.get(name)) for name in names}
-        files = {name: file for name, file in files_or_none.items() if file is not None}
+                await asyncio.gather(*map(describe_model, listed_models))
+        names = [listed_model["name"] for listed_model in listed_models]
+        optional_files = {name: new_files.get(name, known_files.get(name)) for name in names}
+        files = {name: file for name, file in optional_files.items() if file is not None}
         undescribed_names = frozenset(names) - files.keys()
         for name in undescribed_names - self._undescribed:
             _log.warning("an Ollama host does not describe its model %r, so it is left out", name)
@@ -97,71 +97,79 @@ def add_default_tag(name: str) -> str:
     return name if ":" in name.rpartition("/")[2] else f"{name}{DEFAULT_TAG}"
 
 
-def _parse_entries(body: bytes) -> list[Mapping[str, Any]]:
+def _parse_listed_models(body: bytes) -> list[Mapping[str, Any]]:
     try:
         models = from_json(body)["models"] or []
-        entries = [model for model in models if not model.get("remote_host")]
-        if not all(isinstance(entry["name"], str) for entry in entries):
+        listed_models = [model for model in models if not model.get("remote_host")]
+        if not all(isinstance(entry["name"], str) for entry in listed_models):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BackendUnavailable("the Ollama server's response to /api/tags is malformed") from None
-    return entries[:_MAX_MODELS]
+        raise BackendUnavailable(
+            "the Ollama server's response to /api/tags is malformed; check its URL in the configuration"
+        ) from None
+    return listed_models[:_MAX_MODELS]
 
 
-def _is_same(file: ModelFile, entry: Mapping[str, Any]) -> bool:
-    return (file.digest, file.modified_at) == (entry.get("digest"), entry.get("modified_at"))
+def _is_unchanged(file: ModelFile, listed_model: Mapping[str, Any]) -> bool:
+    return (file.digest, file.modified_at) == (
+        listed_model.get("digest"),
+        listed_model.get("modified_at"),
+    )
 
 
-async def _request_file(http: HttpClient, entry: Mapping[str, Any]) -> ModelFile | None:
+async def _request_file(http: HttpClient, listed_model: Mapping[str, Any]) -> ModelFile | None:
     """Fetch the description of a model in the host's list; return None if that fails.
 
     Args:
-        entry: the model as the host's list describes it.
+        listed_model: the model as the host's list describes it.
     """
-    name = entry["name"]
+    name = listed_model["name"]
     try:
         deadline = asyncio.get_running_loop().time() + _SECONDS
         details = from_json(await http.post("/api/show", to_json({"model": name}), deadline))
-        return _build_file(entry, details)
+        return _build_file(listed_model, details)
     except (MoyinError, ValueError, KeyError, TypeError, AttributeError):
         # The model may have been removed meanwhile; if not, the next refresh tries again.
         return None
 
 
-def _build_file(entry: Mapping[str, Any], details: Mapping[str, Any]) -> ModelFile:
+def _build_file(listed_model: Mapping[str, Any], details: Mapping[str, Any]) -> ModelFile:
     description = {name: details[name] for name in _DESCRIPTION if details.get(name)}
     if len(to_json(description)) > _MAX_DESCRIPTION_BYTES:
-        description = {"model_info": _shorten_info(description.get("model_info") or {})}
-    weights = _WEIGHTS.search(str(details.get("modelfile") or ""))
+        description = {"model_info": _shorten_model_info(description.get("model_info") or {})}
+    weights_match = _WEIGHTS.search(str(details.get("modelfile") or ""))
     return ModelFile(
-        name=entry["name"],
-        digest=str(entry.get("digest") or ""),
-        size=int(entry.get("size") or 0),
-        modified_at=str(entry.get("modified_at") or ""),
+        name=listed_model["name"],
+        digest=str(listed_model.get("digest") or ""),
+        size=int(listed_model.get("size") or 0),
+        modified_at=str(listed_model.get("modified_at") or ""),
         capabilities=frozenset(map(str, details.get("capabilities") or ("completion",))),
         context=_find_context(details),
         # `parent_model` is a path on the host if the model was created from a file.
-        details={**(details.get("details") or entry.get("details") or {}), "parent_model": ""},
+        details={
+            **(details.get("details") or listed_model.get("details") or {}),
+            "parent_model": "",
+        },
         description=description,
-        weights=weights[1] if weights else "",
+        weights=weights_match[1] if weights_match else "",
     )
 
 
 def _find_context(details: Mapping[str, Any]) -> int | None:
     """Return the context length in tokens: the Modelfile's ``num_ctx``, else the trained length."""
-    parameter = _CONTEXT_PARAMETER.search(str(details.get("parameters") or ""))
-    if parameter:
-        return int(parameter[1]) or None
+    num_ctx_match = _CONTEXT_PARAMETER.search(str(details.get("parameters") or ""))
+    if num_ctx_match:
+        return int(num_ctx_match[1]) or None
     info = details.get("model_info") or {}
     architecture = info.get("general.architecture")
     length = info.get(f"{architecture}.context_length")
     return length if isinstance(length, int) and length > 0 else None
 
 
-def _shorten_info(info: Mapping[str, Any]) -> dict[str, Any]:
+def _shorten_model_info(model_info: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's metadata without long values: only numbers and short strings."""
     return {
         name: value
-        for name, value in info.items()
+        for name, value in model_info.items()
         if isinstance(value, int | float) or (isinstance(value, str) and len(value) < 200)
     }

@@ -65,7 +65,7 @@ class OpenAIBackend:
 
     Args:
         endpoints: finds the base URL, such as ``http://127.0.0.1:8080/v1``.
-        connections: maximum number of concurrent connections to the server.
+        max_connections: maximum number of concurrent connections to the server.
         auth_header: header with the API key; ``authorization`` means a bearer token.
         health_path: path of the health check; None for no check.
         prompt_cache: True lets llama.cpp reuse the computation of earlier prompts. The timing and
@@ -84,7 +84,7 @@ class OpenAIBackend:
         self,
         endpoints: EndpointFinder,
         *,
-        connections: int,
+        max_connections: int,
         auth_header: str = AUTHORIZATION,
         health_path: str | None = "/models",
         prompt_cache: bool = False,
@@ -96,14 +96,14 @@ class OpenAIBackend:
         self._http = HttpClient(
             endpoints,
             credentials=lambda key: build_credentials(auth_header, key),
-            connections=connections,
+            max_connections=max_connections,
         )
         endpoint = endpoints.known_endpoint
         self.batches = OpenAIBatches(
             self._http, renames_max_tokens=endpoint is not None and _is_openai(endpoint.url)
         )
 
-    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+    def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         return _USAGE_REPORTING.get(self._owned_by, {}) if streams else {}
 
     @property
@@ -139,7 +139,8 @@ class OpenAIBackend:
             return chat_response_to_domain(from_json(body))
         except ValueError:
             raise BackendUnavailable(
-                "the back end's response to /chat/completions is not JSON", may_be_billed=True
+                "the back end's response to /chat/completions is not JSON; check its URL in the configuration",
+                may_be_billed=True,
             ) from None
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
@@ -153,7 +154,9 @@ class OpenAIBackend:
         for delta in reader.flush():
             yield delta
         if not reader.is_finished:
-            raise StreamInterrupted("the back end ended the stream without a finish_reason")
+            raise StreamInterrupted(
+                "the back end ended the stream without a finish_reason; retry later"
+            )
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = await self._http.post(
@@ -163,18 +166,19 @@ class OpenAIBackend:
             return validate_embeddings(embedding_response_to_domain(from_json(body)), request)
         except ValueError:
             raise BackendUnavailable(
-                "the back end's response to /embeddings is not JSON", may_be_billed=True
+                "the back end's response to /embeddings is not JSON; check its URL in the configuration",
+                may_be_billed=True,
             ) from None
 
     async def probe(self) -> None:
         if self._health_path is None:
             return
         try:
-            models = await self._http.get(self._health_path, _PROBE_SECONDS)
+            model_list = await self._http.get(self._health_path, _PROBE_SECONDS)
         except ModelNotFound:
             # The server is up, but has no list of models, as on Azure and Bedrock.
             return
-        self._owned_by = _read_owned_by(models)
+        self._owned_by = _read_owned_by(model_list)
 
     async def close(self) -> None:
         await self._http.close()
@@ -195,18 +199,18 @@ class OpenAIBackend:
         Raises:
             UnsupportedFeature: the request sets a sampling option that the server lacks.
         """
-        names = _SAMPLING_OPTION_NAMES.get(self._owned_by, {})
+        option_names = _SAMPLING_OPTION_NAMES.get(self._owned_by, {})
         members: dict[str, Any] = {}
         for name in ("min_p", "repeat_penalty"):
-            value = getattr(request.sampling, name)
-            if value is None:
+            option_value = getattr(request.sampling, name)
+            if option_value is None:
                 continue
-            if name not in names:
+            if name not in option_names:
                 raise UnsupportedFeature(
                     f"the chosen back end does not support {name}; omit it", field=name
                 )
-            members[names[name]] = value
-        if names and request.reasoning is not None and not request.reasoning.enabled:
+            members[option_names[name]] = option_value
+        if option_names and request.reasoning is not None and not request.reasoning.enabled:
             members |= _NO_THINKING
         return members
 
@@ -215,9 +219,9 @@ def _is_openai(url: str) -> bool:
     return url == OPENAI_URL or (urlsplit(url).hostname or "").endswith(_AZURE_DOMAINS)
 
 
-def _read_owned_by(models: bytes) -> str:
+def _read_owned_by(model_list: bytes) -> str:
     """Return ``owned_by`` of the first model in a list of models; empty if it is missing."""
     try:
-        return str(from_json(models)["data"][0]["owned_by"])
+        return str(from_json(model_list)["data"][0]["owned_by"])
     except (ValueError, KeyError, IndexError, TypeError):
         return ""

@@ -83,21 +83,21 @@ class OpenAIBatches:
         return chat_response_to_domain(body)
 
     async def submit(self, payload: Payload, deadline: float) -> RemoteBatch:
-        file = parse_object(await self._upload(payload, deadline))
+        input_file = parse_object(await self._upload(payload, deadline))
         body = {
-            "input_file_id": file.get("id"),
+            "input_file_id": input_file.get("id"),
             "endpoint": f"/v1{payload.path}",
             "completion_window": "24h",
             "metadata": {_KEY_MEMBER: payload.key},
         }
         try:
-            answer = await self._http.post("/batches", to_json(body), deadline)
+            response_body = await self._http.post("/batches", to_json(body), deadline)
         except (BackendRejected, BackendKeyRejected, ModelNotFound):
             # The batch was not started, so the file is no longer needed.
             with suppress(MoyinError):
-                await self._http.delete(f"/files/{quote(str(file.get('id')))}", deadline)
+                await self._http.delete(f"/files/{quote(str(input_file.get('id')))}", deadline)
             raise
-        return _parse_batch(parse_object(answer))
+        return _parse_batch(parse_object(response_body))
 
     async def find_submitted(
         self, key: str, count: int, since: datetime, deadline: float
@@ -134,8 +134,8 @@ class OpenAIBatches:
                     yield _parse_result(line)
 
     async def discard(self, batch: RemoteBatch, deadline: float) -> None:
-        inputs = () if batch.input_file is None else (batch.input_file,)
-        for file in (*batch.files, *inputs):
+        input_files = () if batch.input_file is None else (batch.input_file,)
+        for file in (*batch.files, *input_files):
             with suppress(ModelNotFound):
                 await self._http.delete(f"/files/{quote(file)}", deadline)
 
@@ -146,30 +146,30 @@ class OpenAIBatches:
 
     async def _upload(self, payload: Payload, deadline: float) -> bytes:
         boundary = f"moyin-{payload.key}"
-        start = (
+        prefix = (
             f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
             f'--{boundary}\r\nContent-Disposition: form-data; name="file"; '
             f'filename="{payload.key}.jsonl"\r\nContent-Type: application/jsonl\r\n\r\n'
         ).encode()
-        end = f"\r\n--{boundary}--\r\n".encode()
+        suffix = f"\r\n--{boundary}--\r\n".encode()
         headers = {
             "content-type": f"multipart/form-data; boundary={boundary}",
-            "content-length": str(len(start) + payload.size + len(end)),
+            "content-length": str(len(prefix) + payload.size + len(suffix)),
         }
         # Opened here and not in a generator, because a generator would stay open if the back end
         # responded before reading all of it.
         async with await anyio.open_file(payload.file, "rb") as file:
-            body = _wrap_file(file, start, end)
+            body = _wrap_file(file, prefix, suffix)
             return await self._http.upload("/files", body, deadline, headers)
 
 
 async def _wrap_file(
-    file: anyio.AsyncFile[bytes], start: bytes, end: bytes
+    file: anyio.AsyncFile[bytes], prefix: bytes, suffix: bytes
 ) -> AsyncIterator[bytes]:
-    yield start
+    yield prefix
     while chunk := await file.read(_CHUNK):
         yield chunk
-    yield end
+    yield suffix
 
 
 def _parse_batch(data: Mapping[str, Any]) -> RemoteBatch:
@@ -183,13 +183,13 @@ def _parse_batch(data: Mapping[str, Any]) -> RemoteBatch:
         state=_STATES.get(data.get("status", ""), RemoteState.RUNNING),
         # `total` is zero until the back end has validated the file.
         count=(counts.get("total") if isinstance(counts, dict) else None) or None,
-        reason=_find_reason(data),
+        reason=_find_rejection_reason(data),
         files=tuple(file for file in files if isinstance(file, str)),
         input_file=input_file if isinstance(input_file, str) else None,
     )
 
 
-def _find_reason(data: Mapping[str, Any]) -> str:
+def _find_rejection_reason(data: Mapping[str, Any]) -> str:
     try:
         return str(data["errors"]["data"][0]["message"])
     except (KeyError, IndexError, TypeError):

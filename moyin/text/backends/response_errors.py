@@ -47,7 +47,8 @@ def error_from_status(status: int, message: str, retry_after: str | None) -> Moy
     if status == 404:
         # The request may name a wrong file id, or a model that this back end has not loaded.
         return ModelNotFound(
-            "the back end does not have the requested model or file", field="model"
+            "the back end does not have the requested model or file; choose another one",
+            field="model",
         )
     if status in (401, 403):
         return BackendKeyRejected(

@@ -37,7 +37,7 @@ class BatchFormat(Protocol):
     def render_result(self, batch: TextBatch, line: BatchLine) -> bytes:
         """Return the result of a line as JSON, without a line break.
 
-        If the line was not run, because the batch was cancelled or expired, the JSON says so.
+        If the batch was cancelled or expired before the line was run, the result is that error.
         """
 
 

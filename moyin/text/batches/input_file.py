@@ -28,7 +28,10 @@ class _RawLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputBounds:
-    """The maximum number of lines (None: the format's own limit) and of bytes per line."""
+    """The maximum number of lines and of bytes per line.
+
+    If ``max_lines`` is None, the limit of the batch format applies.
+    """
 
     max_lines: int | None = None
     max_line_bytes: int = 64 * 1024 * 1024
@@ -51,26 +54,31 @@ async def check_input(
     Raises:
         FileNotFoundError: the file's blob was deleted.
     """
-    checker = _Checker(batch_format, endpoint)
+    checker = _LineChecker(batch_format, endpoint)
     max_lines = batch_format.max_lines if bounds.max_lines is None else bounds.max_lines
-    total = 0
+    line_count = 0
     try:
-        async for part in _read_parts(blobs, sha256, bounds):
-            total += len(part)
-            if total > max_lines:
+        async for raw_lines in _read_line_groups(blobs, sha256, bounds):
+            line_count += len(raw_lines)
+            if line_count > max_lines:
                 message = f"the file has more than {max_lines} lines; split it"
-                return total, [BatchError(code="too_many_lines", message=message)]
+                return line_count, [BatchError(code="too_many_lines", message=message)]
             # Parsing a megabyte takes milliseconds, too long for the event loop.
-            lines = await asyncio.to_thread(checker.check, part)
+            lines = await asyncio.to_thread(checker.check, raw_lines)
             if len(checker.errors) >= _MAX_ERRORS:
                 break
             await add_lines(lines)
     except _LineTooLarge as error:
-        message = f"the line is larger than {bounds.max_line_bytes} bytes"
-        return total, [BatchError(code="line_too_large", message=message, line=error.number)]
-    if not total:
-        return 0, [BatchError(code="empty_file", message="the file has no lines")]
-    return total, checker.errors[:_MAX_ERRORS]
+        message = f"the line is too large; a line may have at most {bounds.max_line_bytes} bytes"
+        return line_count, [BatchError(code="line_too_large", message=message, line=error.number)]
+    if not line_count:
+        return 0, [
+            BatchError(
+                code="empty_file",
+                message="the file has no lines; it must have at least one request",
+            )
+        ]
+    return line_count, checker.errors[:_MAX_ERRORS]
 
 
 async def read_lines(blobs: BlobStore, sha256: str, lines: Sequence[BatchLine]) -> list[bytes]:
@@ -91,11 +99,11 @@ async def read_lines(blobs: BlobStore, sha256: str, lines: Sequence[BatchLine]) 
 
 
 class _LineTooLarge(Exception):
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, line_number: int) -> None:
+        self.number = line_number
 
 
-class _Checker:
+class _LineChecker:
     """Validates the lines of one file; blank lines are skipped and not counted."""
 
     def __init__(self, batch_format: BatchFormat, endpoint: str) -> None:
@@ -104,9 +112,9 @@ class _Checker:
         self._numbers_by_id: dict[str, int] = {}
         self.errors: list[BatchError] = []
 
-    def check(self, part: Sequence[_RawLine]) -> list[NewLine]:
+    def check(self, raw_lines: Sequence[_RawLine]) -> list[NewLine]:
         valid_lines = []
-        for line in part:
+        for line in raw_lines:
             try:
                 custom_id = self._format.check_line(line.content, self._endpoint)
                 first_number = self._numbers_by_id.setdefault(custom_id, line.number)
@@ -137,20 +145,20 @@ class _Checker:
         return valid_lines
 
 
-async def _read_parts(
+async def _read_line_groups(
     blobs: BlobStore, sha256: str, bounds: InputBounds
 ) -> AsyncIterator[list[_RawLine]]:
     """Yield the non-blank lines in groups of about a megabyte."""
-    part: list[_RawLine] = []
+    group: list[_RawLine] = []
     size = 0
     async for line in _read_raw_lines(blobs, sha256, bounds):
-        part.append(line)
+        group.append(line)
         size += len(line.content)
-        if len(part) >= _LINES_PER_PART or size >= _BYTES_PER_PART:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+        if len(group) >= _LINES_PER_PART or size >= _BYTES_PER_PART:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 async def _read_raw_lines(
@@ -163,8 +171,8 @@ async def _read_raw_lines(
         pieces.append(chunk)
         size += len(chunk)
         if b"\n" in chunk:
-            *lines, line_start = b"".join(pieces).split(b"\n")
-            pieces, size = [line_start], len(line_start)
+            *lines, incomplete_line = b"".join(pieces).split(b"\n")
+            pieces, size = [incomplete_line], len(incomplete_line)
             for content in lines:
                 number += 1
                 if len(content) > bounds.max_line_bytes:
@@ -178,19 +186,19 @@ async def _read_raw_lines(
         yield line
 
 
-def _strip_line(number: int, start: int, content: bytes) -> _RawLine | None:
+def _strip_line(line_number: int, start: int, content: bytes) -> _RawLine | None:
     """Return a line without white space at its ends, or None if nothing is left.
 
     Args:
-        number: the number of the line, from 1.
+        line_number: the number of the line, from 1.
         start: the offset of ``content`` in the file, in bytes.
     """
-    if number == 1 and content.startswith(_BOM):
+    if line_number == 1 and content.startswith(_BOM):
         start, content = start + len(_BOM), content[len(_BOM) :]
     stripped_content = content.lstrip()
     start += len(content) - len(stripped_content)
     stripped_content = stripped_content.rstrip()
-    return _RawLine(number, start, stripped_content) if stripped_content else None
+    return _RawLine(line_number, start, stripped_content) if stripped_content else None
 
 
 def _group_neighbours(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:

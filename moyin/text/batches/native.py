@@ -28,7 +28,7 @@ from moyin.text.batches.native_collector import NativeCollector
 from moyin.text.batches.native_lines import NativeLines
 from moyin.text.batches.native_planner import NativePlanner
 from moyin.text.batches.native_sender import NativeSender
-from moyin.text.batches.native_work import LEASE_SECONDS, NativeWork, abandon
+from moyin.text.batches.native_work import LEASE_SECONDS, BatchInput, abandon_native_batch
 
 _log = logging.getLogger(__name__)
 _RENEW_SECONDS = 15.0
@@ -92,19 +92,21 @@ class NativeBatches:
             True once the lines for native batches are chosen. Single calls may then run the
             remaining lines.
         """
-        rows = await self._store.list_open(batch.id)
+        native_batches = await self._store.list_open(batch.id)
         is_open = batch.status is BatchStatus.IN_PROGRESS and batch.expires_at > now()
-        if not rows and (has_limits or not is_open or not self._native_lines.has_batch_api):
+        if not native_batches and (
+            has_limits or not is_open or not self._native_lines.has_batch_api
+        ):
             return True
-        if not rows:
-            rows = [await self._add_plan(batch)]
-        work = NativeWork(batch=batch, format=FORMATS[batch.dialect], input=input_file)
+        if not native_batches:
+            native_batches = [await self._add_plan(batch)]
+        batch_input = BatchInput(batch=batch, format=FORMATS[batch.dialect], input=input_file)
         is_planned = False
-        for row in rows:
-            if row.is_plan and (row.status is NativeStatus.DONE or not is_open):
+        for native_batch in native_batches:
+            if native_batch.is_plan and (native_batch.status is NativeStatus.DONE or not is_open):
                 is_planned = True
-            elif row.id not in self._steps and row.due_at <= now():
-                await self._start_step(work, row, is_open=is_open)
+            elif native_batch.id not in self._steps and native_batch.due_at <= now():
+                await self._start_step(batch_input, native_batch, is_open=is_open)
         return is_planned
 
     @property
@@ -129,47 +131,53 @@ class NativeBatches:
         await self._store.add(plan)
         return plan
 
-    async def _start_step(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
-        if not await self._store.take(row, LEASE_SECONDS):
+    async def _start_step(
+        self, batch_input: BatchInput, native_batch: NativeBatch, *, is_open: bool
+    ) -> None:
+        if not await self._store.take(native_batch, LEASE_SECONDS):
             return
-        task = asyncio.create_task(self._run_step(work, row, is_open=is_open))
-        self._steps[row.id] = task
-        task.add_done_callback(lambda _: self._steps.pop(row.id, None))
+        task = asyncio.create_task(self._run_step(batch_input, native_batch, is_open=is_open))
+        self._steps[native_batch.id] = task
+        task.add_done_callback(lambda _: self._steps.pop(native_batch.id, None))
 
-    async def _run_step(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
+    async def _run_step(
+        self, batch_input: BatchInput, native_batch: NativeBatch, *, is_open: bool
+    ) -> None:
         try:
-            async with self._renewing_lease(row.id):
-                if row.is_plan:
-                    await self._planner.divide(work, row)
+            async with self._renewing_lease(native_batch.id):
+                if native_batch.is_plan:
+                    await self._planner.create_native_batches(batch_input, native_batch)
                 else:
-                    await self._take_step(work, row, is_open=is_open)
+                    await self._advance_native_batch(batch_input, native_batch, is_open=is_open)
         except (MoyinError, SQLAlchemyError, OSError) as error:
             # The error's text may contain prompts.
             reason = error.message if isinstance(error, MoyinError) else type(error).__name__
-            _log.warning("native batch %s: a step failed and is tried again: %s", row.id, reason)
-            await self._postpone_step(row.id)
+            _log.warning(
+                "native batch %s: a step failed and is tried again: %s", native_batch.id, reason
+            )
+            await self._postpone_step(native_batch.id)
         except Exception:
-            _log.exception("native batch %s: a step failed unexpectedly", row.id)
-            await self._postpone_step(row.id)
-            if row.is_plan:
+            _log.exception("native batch %s: a step failed unexpectedly", native_batch.id)
+            await self._postpone_step(native_batch.id)
+            if native_batch.is_plan:
                 # A defect in the choice of lines must not block the batch: single calls run its
                 # lines instead.
                 with suppress(SQLAlchemyError, OSError):
-                    await self._store.save(replace(row, status=NativeStatus.DONE))
+                    await self._store.save(replace(native_batch, status=NativeStatus.DONE))
 
-    async def _postpone_step(self, native_id: str) -> None:
+    async def _postpone_step(self, native_batch_id: str) -> None:
         with suppress(SQLAlchemyError, OSError):
-            await self._store.renew(native_id, self._retry_seconds)
+            await self._store.renew(native_batch_id, self._retry_seconds)
 
     @asynccontextmanager
-    async def _renewing_lease(self, native_id: str) -> AsyncIterator[None]:
+    async def _renewing_lease(self, native_batch_id: str) -> AsyncIterator[None]:
         """Renew this replica's claim on a native batch's current step during the ``with`` block."""
 
         async def renew() -> None:
             while True:
                 await asyncio.sleep(_RENEW_SECONDS)
                 with suppress(SQLAlchemyError, OSError):
-                    await self._store.renew(native_id, LEASE_SECONDS)
+                    await self._store.renew(native_batch_id, LEASE_SECONDS)
 
         task = asyncio.create_task(renew())
         try:
@@ -178,19 +186,29 @@ class NativeBatches:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _take_step(self, work: NativeWork, native: NativeBatch, *, is_open: bool) -> None:
-        api = self._native_lines.get_api(native.backend)
-        if api is None or self._native_lines.find_deployment(native.backend, native.model) is None:
+    async def _advance_native_batch(
+        self, batch_input: BatchInput, native_batch: NativeBatch, *, is_open: bool
+    ) -> None:
+        api = self._native_lines.get_api(native_batch.backend)
+        if (
+            api is None
+            or self._native_lines.find_deployment(native_batch.backend, native_batch.model) is None
+        ):
             if not is_open:
-                await abandon(self._store, native, "its back end is no longer configured")
+                await abandon_native_batch(
+                    self._store, native_batch, "its back end is no longer configured"
+                )
                 return
-            raise ServiceUnavailable(f"the batch API of {native.backend!r} is not configured")
-        match native.status:
+            raise ServiceUnavailable(
+                f"the batch API of {native_batch.backend!r} is not configured for the model "
+                f"{native_batch.model!r}; set 'batch: true' and 'batch_price'"
+            )
+        match native_batch.status:
             case NativeStatus.ASSIGNED if not is_open:
-                await abandon(self._store, native, "the batch is over")
+                await abandon_native_batch(self._store, native_batch, "the batch is over")
             case NativeStatus.ASSIGNED:
-                await self._sender.send(work, native, api)
+                await self._sender.send(batch_input, native_batch, api)
             case NativeStatus.SENDING:
-                await self._sender.recover(native, api, is_open=is_open)
+                await self._sender.recover(native_batch, api, is_open=is_open)
             case NativeStatus.RUNNING:
-                await self._collector.poll(work, native, api, is_open=is_open)
+                await self._collector.poll(batch_input, native_batch, api, is_open=is_open)

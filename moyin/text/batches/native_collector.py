@@ -26,9 +26,9 @@ from moyin.text.batches.native_lines import NativeLines
 from moyin.text.batches.native_work import (
     CALL_SECONDS,
     TRANSFER_SECONDS,
-    NativeWork,
-    abandon,
-    finish,
+    BatchInput,
+    abandon_native_batch,
+    finish_native_batch,
     run_in_thread_with_pause,
 )
 
@@ -63,7 +63,7 @@ class NativeCollector:
         self._on_result = on_result
 
     async def poll(
-        self, work: NativeWork, native: NativeBatch, api: BatchApi, *, is_open: bool
+        self, batch_input: BatchInput, native_batch: NativeBatch, api: BatchApi, *, is_open: bool
     ) -> None:
         """Collect the results if the back end has run the whole batch; else schedule the next poll.
 
@@ -71,89 +71,116 @@ class NativeCollector:
             is_open: False if the client's batch was cancelled or expired. A native batch that still
                 runs is then cancelled.
         """
-        assert native.remote_id is not None, "a running native batch must have an id"
+        assert native_batch.remote_id is not None, "a running native batch must have an id"
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         try:
-            remote = await api.poll(native.remote_id, deadline)
+            remote_batch = await api.poll(native_batch.remote_id, deadline)
         except ModelNotFound:
-            await abandon(self._store, native, "its back end no longer knows it")
+            await abandon_native_batch(self._store, native_batch, "its back end no longer knows it")
             return
-        match remote.state:
+        match remote_batch.state:
             case RemoteState.REJECTED:
-                await abandon(self._store, native, remote.reason or "its back end rejected it")
+                await abandon_native_batch(
+                    self._store, native_batch, remote_batch.reason or "its back end rejected it"
+                )
             case RemoteState.ENDED:
-                await self._collect_results(work, native, api, remote)
+                await self._collect_results(batch_input, native_batch, api, remote_batch)
             case RemoteState.RUNNING:
-                if not is_open and not native.state.get("is_cancelled"):
-                    await api.cancel(native.remote_id, deadline)
-                    native = replace(native, state={**native.state, "is_cancelled": True})
-                await self._store.save(native, due_in=self._get_poll_seconds())
+                if not is_open and not native_batch.state.get("is_cancelled"):
+                    await api.cancel(native_batch.remote_id, deadline)
+                    native_batch = replace(
+                        native_batch, state={**native_batch.state, "is_cancelled": True}
+                    )
+                await self._store.save(native_batch, due_in=self._get_poll_seconds())
 
     async def _collect_results(
-        self, work: NativeWork, native: NativeBatch, api: BatchApi, remote_batch: RemoteBatch
+        self,
+        batch_input: BatchInput,
+        native_batch: NativeBatch,
+        api: BatchApi,
+        remote_batch: RemoteBatch,
     ) -> None:
         """Store the results of a native batch, and release the lines without a result."""
         deadline = asyncio.get_running_loop().time() + TRANSFER_SECONDS
-        group: dict[int, RemoteResult] = {}
+        results_by_number: dict[int, RemoteResult] = {}
         async with aclosing(api.read_results(remote_batch, deadline)) as results:
             async for result in results:
-                number = native.read_number(result.custom_id)
-                if number is None:
-                    _log.error("native batch %s: a result has a foreign id", native.id)
+                line_number = native_batch.read_number(result.custom_id)
+                if line_number is None:
+                    _log.error("native batch %s: a result has a foreign id", native_batch.id)
                 elif result.outcome is not RemoteOutcome.UNANSWERED:
-                    group[number] = result
-                if len(group) >= _GROUP:
-                    await self._store_results(work, native, api, group)
-                    group = {}
-        await self._store_results(work, native, api, group)
-        await finish(self._store, native)
+                    results_by_number[line_number] = result
+                if len(results_by_number) >= _GROUP:
+                    await self._store_results(batch_input, native_batch, api, results_by_number)
+                    results_by_number = {}
+        await self._store_results(batch_input, native_batch, api, results_by_number)
+        await finish_native_batch(self._store, native_batch)
         try:
             await api.discard(remote_batch, asyncio.get_running_loop().time() + CALL_SECONDS)
         except MoyinError as error:
-            _log.info("native batch %s stays at its back end: %s", native.id, error.message)
+            _log.info("native batch %s stays at its back end: %s", native_batch.id, error.message)
 
     async def _store_results(
-        self, work: NativeWork, native: NativeBatch, api: BatchApi, group: dict[int, RemoteResult]
+        self,
+        batch_input: BatchInput,
+        native_batch: NativeBatch,
+        api: BatchApi,
+        results_by_number: dict[int, RemoteResult],
     ) -> None:
         """Store the results of those lines that are still assigned to the native batch.
 
         Args:
             group: the back end's results, by the number of the line.
         """
-        if not group:
+        if not results_by_number:
             return
-        lines = await self._lines.list_numbers(native.batch_id, sorted(group), native.id)
-        contents = await read_lines(self._blobs, work.input.sha256, lines)
+        lines = await self._lines.list_numbers(
+            native_batch.batch_id, sorted(results_by_number), native_batch.id
+        )
+        contents = await read_lines(self._blobs, batch_input.input.sha256, lines)
         finished_lines = await run_in_thread_with_pause(
-            self._decode_results, work, native, api, group, list(zip(lines, contents, strict=True))
+            self._decode_results,
+            batch_input,
+            native_batch,
+            api,
+            results_by_number,
+            list(zip(lines, contents, strict=True)),
         )
         refused_lines = await self._lines.finish(finished_lines) if finished_lines else []
         if self._on_result is not None:
-            refused_numbers = {item.result.number for item in refused_lines}
-            for item in finished_lines:
-                if item.result.number not in refused_numbers:
-                    self._on_result(item.result)
+            refused_numbers = {finished_line.result.number for finished_line in refused_lines}
+            for finished_line in finished_lines:
+                if finished_line.result.number not in refused_numbers:
+                    self._on_result(finished_line.result)
 
     def _decode_results(
         self,
-        work: NativeWork,
-        native: NativeBatch,
+        batch_input: BatchInput,
+        native_batch: NativeBatch,
         api: BatchApi,
-        group: dict[int, RemoteResult],
+        results_by_number: dict[int, RemoteResult],
         lines: Sequence[tuple[BatchLine, bytes]],
     ) -> list[FinishedLine]:
-        deployment = self._native_lines.find_deployment(native.backend, native.model)
+        deployment = self._native_lines.find_deployment(native_batch.backend, native_batch.model)
         if deployment is None:
-            raise ServiceUnavailable(f"the model {native.model!r} is no longer configured")
+            raise ServiceUnavailable(
+                f"the model {native_batch.model!r} of {native_batch.backend!r} is no longer configured "
+                "for batches; set 'batch_price'"
+            )
         finished_lines = []
         for line, content in lines:
-            body = work.format.read_body(content)
-            decoded_result = self._native_lines.decode(
-                work.batch, line.number, body, group[line.number], deployment, api
+            body = batch_input.format.read_body(content)
+            decoded_result = self._native_lines.decode_result(
+                batch_input.batch,
+                line.number,
+                body,
+                results_by_number[line.number],
+                deployment,
+                api,
             )
             if decoded_result is not None:
                 result, usage = decoded_result
                 finished_lines.append(
-                    FinishedLine(batch_id=native.batch_id, result=result, usage=usage)
+                    FinishedLine(batch_id=native_batch.batch_id, result=result, usage=usage)
                 )
         return finished_lines

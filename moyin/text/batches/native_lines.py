@@ -69,10 +69,12 @@ class NativeLines:
         runtime = self._router.fleet.runtimes.get(backend)
         return None if runtime is None else runtime.batch_api
 
-    def choose(self, batch: TextBatch, body: bytes) -> tuple[RouteTarget, NativeLine] | None:
-        """Choose the back end that can run a line in its batch API, and translate the line for it.
+    def choose_backend(
+        self, batch: TextBatch, body: bytes
+    ) -> tuple[RouteTarget, NativeLine] | None:
+        """Choose the back end whose batch API runs a line, and translate the line for it.
 
-        A model name that stands for several models is resolved as for a single call.
+        An alias is resolved as for a single call.
 
         Returns:
             The chosen target and the translated line; None if a single call must run the line.
@@ -92,8 +94,10 @@ class NativeLines:
             # A single call reports the error, or another back end answers it.
             return None
 
-    def encode(self, batch: TextBatch, body: bytes, backend: str, model: str) -> NativeLine | None:
-        """Translate a line for a model that `choose` has chosen, or return None if that fails."""
+    def encode_line(
+        self, batch: TextBatch, body: bytes, backend: str, model: str
+    ) -> NativeLine | None:
+        """Translate a line for a model that `choose_backend` has chosen, or return None if that fails."""
         deployment, api = self.find_deployment(backend, model), self.get_api(backend)
         if deployment is None or api is None:
             return None
@@ -110,10 +114,10 @@ class NativeLines:
                 return None if deployment.batch_tariff is None else deployment
         return None
 
-    def decode(
+    def decode_result(
         self,
         batch: TextBatch,
-        number: int,
+        line_number: int,
         body: bytes,
         remote_result: RemoteResult,
         deployment: ModelDeployment,
@@ -122,7 +126,7 @@ class NativeLines:
         """Translate a back end's result to the result of a line and its ledger entries.
 
         Args:
-            number: the number of the line.
+            line_number: the number of the line.
             body: the request that the line contains.
 
         Returns:
@@ -138,31 +142,35 @@ class NativeLines:
             error = BackendRejected(
                 f"the back end refused the request: {_read_message(remote_result)}"
             )
-            return self._build_failed_result(batch, number, error), ()
+            return self._build_failed_result(batch, line_number, error), ()
         request = codec.parse(body)
         usage: Usage | None = None
         try:
             if deployment.api_format is codec.api_format:
-                answer, usage = _read_forwarded(codec, remote_result.body)
+                answer_body, usage = _read_forwarded_answer(codec, remote_result.body)
             else:
                 response = api.read_chat(remote_result.body)
                 # The answer is billed even if the client's protocol cannot express it.
                 usage = response.usage
-                answer = request.encode_response(response)
-        except MoyinError as malformed:
-            failed_result = self._build_failed_result(batch, number, malformed)
+                answer_body = request.encode_response(response)
+        except MoyinError as translation_error:
+            failed_result = self._build_failed_result(batch, line_number, translation_error)
             if usage is None:
                 return failed_result, ()
-            entry = _build_entry(batch, number, request.model, deployment, usage, malformed.code)
-            return failed_result, (entry,)
-        entry = _build_entry(batch, number, request.model, deployment, usage)
-        return LineResult(number=number, http_status=200, body=answer), (entry,)
+            ledger_entry = _build_entry(
+                batch, line_number, request.model, deployment, usage, translation_error.code
+            )
+            return failed_result, (ledger_entry,)
+        ledger_entry = _build_entry(batch, line_number, request.model, deployment, usage)
+        return LineResult(number=line_number, http_status=200, body=answer_body), (ledger_entry,)
 
-    def _build_failed_result(self, batch: TextBatch, number: int, error: MoyinError) -> LineResult:
-        request_id = get_line_request_id(batch.id, number)
+    def _build_failed_result(
+        self, batch: TextBatch, line_number: int, error: MoyinError
+    ) -> LineResult:
+        request_id = get_line_request_id(batch.id, line_number)
         error_body = self._render_error(error, request_id, batch.endpoint)
         return LineResult(
-            number=number,
+            number=line_number,
             http_status=error_body.status,
             body=error_body.body,
             error_code=error.code,
@@ -200,18 +208,18 @@ class NativeLines:
 def _encode_line(
     codec: ProtocolCodec, request: ParsedRequest, deployment: ModelDeployment, api: BatchApi
 ) -> NativeLine:
-    upstream = deployment.model.upstream
+    upstream_model = deployment.model.upstream
     if deployment.api_format is codec.api_format:
-        return NativeLine(path=codec.path, body={**request.data, "model": upstream})
-    chat = request.to_domain(upstream)
-    assert isinstance(chat, ChatRequest), "embeddings are never translated for batches"
-    chat = omit_unusable_effort(chat, request.derive_needs(), deployment.model)
-    return NativeLine(path=api.chat_path, body=api.encode_chat(chat))
+        return NativeLine(path=codec.path, body={**request.data, "model": upstream_model})
+    chat_request = request.to_domain(upstream_model)
+    assert isinstance(chat_request, ChatRequest), "embeddings are never translated for batches"
+    chat_request = omit_unusable_effort(chat_request, request.derive_needs(), deployment.model)
+    return NativeLine(path=api.chat_path, body=api.encode_chat(chat_request))
 
 
 def _build_entry(
     batch: TextBatch,
-    number: int,
+    line_number: int,
     requested_model: str,
     deployment: ModelDeployment,
     usage: Usage,
@@ -220,12 +228,12 @@ def _build_entry(
     """Return the ledger entry of an answered line, at the batch price.
 
     Args:
-        number: the number of the line.
+        line_number: the number of the line.
         error: the code of the error because of which the line has no answer; None if it has one.
     """
     assert deployment.batch_tariff is not None, "find_deployment returns only models with one"
     context = RoutingContext(
-        request_id=get_line_request_id(batch.id, number),
+        request_id=get_line_request_id(batch.id, line_number),
         owner=batch.owner,
         headers=(),
         key_id=batch.key_id,
@@ -241,7 +249,7 @@ def _build_entry(
     )
 
 
-def _read_forwarded(codec: ProtocolCodec, body: Mapping[str, Any]) -> tuple[bytes, Usage]:
+def _read_forwarded_answer(codec: ProtocolCodec, body: Mapping[str, Any]) -> tuple[bytes, Usage]:
     """Return an answer that is already in the client's format, as bytes, and its usage."""
     answer = dict(body)
     codec.require_answer_member(answer)

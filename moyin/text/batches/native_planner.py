@@ -16,7 +16,7 @@ from moyin.text.batches.native_lines import NativeLines
 from moyin.text.batches.native_work import (
     LEASE_SECONDS,
     PAGE,
-    NativeWork,
+    BatchInput,
     encode_line,
     run_in_thread_with_pause,
     split_lines,
@@ -27,7 +27,7 @@ _MAX_LINES = 10_000
 
 
 @dataclass(slots=True)
-class _Group:
+class _NativeBatchDraft:
     """A native batch that is still being filled with lines."""
 
     native: NativeBatch
@@ -45,42 +45,44 @@ class NativePlanner:
         self._blobs = blobs
         self._native_lines = native_lines
 
-    async def divide(self, work: NativeWork, plan: NativeBatch) -> None:
+    async def create_native_batches(self, batch_input: BatchInput, plan: NativeBatch) -> None:
         """Choose the lines of a batch that back ends run natively, and create their native batches.
 
         Args:
             plan: the row that represents this step; it is marked as done at the end.
         """
-        groups: dict[tuple[str, str], _Group] = {}
+        drafts: dict[tuple[str, str], _NativeBatchDraft] = {}
         last_number = 0
-        while page := await self._store.list_free_lines(work.batch.id, last_number, PAGE):
-            for part in split_lines(page):
-                contents = await read_lines(self._blobs, work.input.sha256, part)
+        while page := await self._store.list_free_lines(batch_input.batch.id, last_number, PAGE):
+            for page_lines in split_lines(page):
+                contents = await read_lines(self._blobs, batch_input.input.sha256, page_lines)
                 lines_by_target = await run_in_thread_with_pause(
-                    self._choose_lines, work, part, contents
+                    self._choose_lines, batch_input, page_lines, contents
                 )
                 for key, chosen_lines in lines_by_target.items():
-                    await self._assign_lines(work, groups, key, chosen_lines)
+                    await self._assign_lines(batch_input, drafts, key, chosen_lines)
             last_number = page[-1].number
-        for group in groups.values():
-            await self._store.make_due(group.native)
+        for draft in drafts.values():
+            await self._store.make_due(draft.native)
         await self._store.save(replace(plan, status=NativeStatus.DONE))
 
     def _choose_lines(
-        self, work: NativeWork, page: Sequence[BatchLine], contents: Sequence[bytes]
+        self, batch_input: BatchInput, lines: Sequence[BatchLine], contents: Sequence[bytes]
     ) -> dict[tuple[str, str], list[tuple[int, int]]]:
         """Choose those lines that back ends run natively.
 
         Args:
-            page: lines of the batch that are not assigned yet.
-            contents: the content of each line of ``page``.
+            lines: lines of the batch that are not assigned yet.
+            contents: the content of each of ``lines``.
 
         Returns:
             Number and size in bytes of each chosen line, by back end and model.
         """
         chosen_lines: dict[tuple[str, str], list[tuple[int, int]]] = {}
-        for line, content in zip(page, contents, strict=True):
-            choice = self._native_lines.choose(work.batch, work.format.read_body(content))
+        for line, content in zip(lines, contents, strict=True):
+            choice = self._native_lines.choose_backend(
+                batch_input.batch, batch_input.format.read_body(content)
+            )
             if choice is None:
                 continue
             target, native_line = choice
@@ -92,8 +94,8 @@ class NativePlanner:
 
     async def _assign_lines(
         self,
-        work: NativeWork,
-        groups: dict[tuple[str, str], _Group],
+        batch_input: BatchInput,
+        drafts: dict[tuple[str, str], _NativeBatchDraft],
         key: tuple[str, str],
         chosen_lines: Sequence[tuple[int, int]],
     ) -> None:
@@ -102,26 +104,28 @@ class NativePlanner:
             return
         numbers: list[int] = []
         for number, size in chosen_lines:
-            group = groups.get(key)
+            draft = drafts.get(key)
             limit = min(api.max_requests, _MAX_LINES)
-            if group is not None and (group.count >= limit or group.size + size > api.max_bytes):
-                await self._store.assign(group.native, numbers)
-                await self._store.make_due(group.native)
-                numbers, group = [], None
-            if group is None:
-                group = groups[key] = _Group(await self._add_native_batch(work.batch, *key))
-            group.count, group.size = group.count + 1, group.size + size
+            if draft is not None and (draft.count >= limit or draft.size + size > api.max_bytes):
+                await self._store.assign(draft.native, numbers)
+                await self._store.make_due(draft.native)
+                numbers, draft = [], None
+            if draft is None:
+                draft = drafts[key] = _NativeBatchDraft(
+                    await self._add_native_batch(batch_input.batch, *key)
+                )
+            draft.count, draft.size = draft.count + 1, draft.size + size
             numbers.append(number)
-        await self._store.assign(groups[key].native, numbers)
+        await self._store.assign(drafts[key].native, numbers)
 
     async def _add_native_batch(self, batch: TextBatch, backend: str, model: str) -> NativeBatch:
-        moment = now()
-        native = NativeBatch(
+        created_at = now()
+        native_batch = NativeBatch(
             id=new_native_id(), batch_id=batch.id, backend=backend, model=model,
-            status=NativeStatus.ASSIGNED, created_at=moment,
+            status=NativeStatus.ASSIGNED, created_at=created_at,
             # No replica sends the batch before all of its lines are assigned, unless this replica
             # dies.
-            due_at=moment + timedelta(seconds=2 * LEASE_SECONDS),
+            due_at=created_at + timedelta(seconds=2 * LEASE_SECONDS),
         )  # fmt: skip
-        await self._store.add(native)
-        return native
+        await self._store.add(native_batch)
+        return native_batch

@@ -32,8 +32,8 @@ from moyin.text.batches.native_work import (
     LEASE_SECONDS,
     PAGE,
     TRANSFER_SECONDS,
-    NativeWork,
-    abandon,
+    BatchInput,
+    abandon_native_batch,
     encode_line,
     run_in_thread_with_pause,
     split_lines,
@@ -41,8 +41,8 @@ from moyin.text.batches.native_work import (
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 15.0
-# Seconds for which a failed search is retried, and for which a batch that is over waits for a
-# running one.
+# How long a failed search is retried, and how long a batch that is over waits for one that may be
+# running.
 _SEARCH_PERIOD = timedelta(hours=6)
 
 
@@ -79,72 +79,78 @@ class NativeSender:
         self._get_poll_seconds = get_poll_seconds
         self._appearance = timedelta(seconds=appearance_seconds)
 
-    async def send(self, work: NativeWork, native: NativeBatch, api: BatchApi) -> None:
+    async def send(self, batch_input: BatchInput, native_batch: NativeBatch, api: BatchApi) -> None:
         """Send a native batch whose lines are assigned, after recording that it is being sent."""
         with tempfile.TemporaryDirectory(prefix="moyin-batch-") as folder:
-            payload = await self._write_payload(work, native, api, Path(folder) / "requests")
+            payload = await self._write_payload(
+                batch_input, native_batch, api, Path(folder) / "requests"
+            )
             if payload is None:
-                await abandon(self._store, native, "it has no lines")
+                await abandon_native_batch(self._store, native_batch, "it has no lines")
                 return
             sent_batch = replace(
-                native,
+                native_batch,
                 status=NativeStatus.SENDING,
                 state={"since": datetime.now(UTC).isoformat(), "count": payload.count},
             )
             await self._store.save(sent_batch, due_in=LEASE_SECONDS)
             deadline = asyncio.get_running_loop().time() + TRANSFER_SECONDS
             try:
-                remote = await api.submit(payload, deadline)
+                remote_batch = await api.submit(payload, deadline)
             except (BackendRejected, BackendKeyRejected, ModelNotFound) as error:
-                await abandon(self._store, native, error.message)
+                await abandon_native_batch(self._store, native_batch, error.message)
                 return
             except (BackendError, Overloaded) as error:
                 # Overloaded is included, because a proxy may report it after the server accepted
                 # the batch.
                 _log.warning(
                     "native batch %s: whether %s has received it is unknown: %s",
-                    native.id, native.backend, error.message,
+                    native_batch.id, native_batch.backend, error.message,
                 )  # fmt: skip
                 pause = max(error.retry_after or 0.0, self._retry_seconds)
                 await self._store.save(sent_batch, due_in=pause)
                 return
-        await self._record_remote_id(sent_batch, remote)
+        await self._record_remote_id(sent_batch, remote_batch)
 
-    async def recover(self, native: NativeBatch, api: BatchApi, *, is_open: bool) -> None:
+    async def recover(self, native_batch: NativeBatch, api: BatchApi, *, is_open: bool) -> None:
         """Find a sent native batch whose id was lost, or send it again if the back end has none.
 
         Args:
             is_open: False if the client's batch is over. The search then ends after a while, even if
                 a running batch may be the one sent.
         """
-        if "lost_at" not in native.state:
-            native = replace(native, state={**native.state, "lost_at": now().isoformat()})
-        lost_at = datetime.fromisoformat(native.state["lost_at"])
+        if "lost_at" not in native_batch.state:
+            native_batch = replace(
+                native_batch, state={**native_batch.state, "lost_at": now().isoformat()}
+            )
+        lost_at = datetime.fromisoformat(native_batch.state["lost_at"])
         is_late = now() > lost_at + _SEARCH_PERIOD
-        await self._store.save(native, due_in=LEASE_SECONDS)
-        known_ids = await self._store.list_remote_ids(native.backend)
+        await self._store.save(native_batch, due_in=LEASE_SECONDS)
+        known_ids = await self._store.list_remote_ids(native_batch.backend)
         try:
-            remote, may_run = await self._find_remote_batch(native, api, known_ids)
+            remote_batch, may_run = await self._find_remote_batch(native_batch, api, known_ids)
         except Exception as error:
             # The search may fail every time, for example if the back end has no batch API.
             if not is_late:
                 raise
             reason = error.message if isinstance(error, MoyinError) else type(error).__name__
-            await abandon(self._store, native, f"unknown if its back end received it: {reason}")
+            await abandon_native_batch(
+                self._store, native_batch, f"unknown if its back end received it: {reason}"
+            )
             return
-        if remote is not None:
-            await self._record_remote_id(native, remote)
+        if remote_batch is not None:
+            await self._record_remote_id(native_batch, remote_batch)
         elif may_run and is_late and not is_open:
-            await abandon(self._store, native, "unknown if its back end runs it")
+            await abandon_native_batch(self._store, native_batch, "unknown if its back end runs it")
         elif may_run or now() < lost_at + self._appearance:
             # Releasing the lines of a running batch would get them answered twice.
-            await self._store.save(native, due_in=self._get_poll_seconds())
+            await self._store.save(native_batch, due_in=self._get_poll_seconds())
         else:
-            unsent_batch = replace(native, status=NativeStatus.ASSIGNED, state={})
+            unsent_batch = replace(native_batch, status=NativeStatus.ASSIGNED, state={})
             await self._store.save(unsent_batch)
 
     async def _find_remote_batch(
-        self, native: NativeBatch, api: BatchApi, known_ids: Collection[str]
+        self, native_batch: NativeBatch, api: BatchApi, known_ids: Collection[str]
     ) -> tuple[RemoteBatch | None, bool]:
         """Search the back end for this native batch.
 
@@ -155,20 +161,24 @@ class NativeSender:
             The batch that matches, or None; and True if a running batch may be the right one.
         """
         may_run = False
-        since = datetime.fromisoformat(native.state["since"])
+        since = datetime.fromisoformat(native_batch.state["since"])
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
-        async for remote in api.find_submitted(native.id, native.state["count"], since, deadline):
-            if remote.id in known_ids:
+        async for remote_batch in api.find_submitted(
+            native_batch.id, native_batch.state["count"], since, deadline
+        ):
+            if remote_batch.id in known_ids:
                 continue
-            match = api.identifies_by_key or await self._matches_native_batch(native, api, remote)
-            if match:
-                return remote, False
+            is_match = api.identifies_by_key or await self._matches_native_batch(
+                native_batch, api, remote_batch
+            )
+            if is_match:
+                return remote_batch, False
             # Only the results show which batch this is.
-            may_run |= match is None
+            may_run |= is_match is None
         return None, may_run
 
     async def _matches_native_batch(
-        self, native: NativeBatch, api: BatchApi, remote_batch: RemoteBatch
+        self, native_batch: NativeBatch, api: BatchApi, remote_batch: RemoteBatch
     ) -> bool | None:
         """Return True if the results of ``remote_batch`` belong to this native batch.
 
@@ -179,43 +189,57 @@ class NativeSender:
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         async with aclosing(api.read_results(remote_batch, deadline)) as results:
             async for result in results:
-                return native.read_number(result.custom_id) is not None
+                return native_batch.read_number(result.custom_id) is not None
         return False
 
-    async def _record_remote_id(self, native: NativeBatch, remote_batch: RemoteBatch) -> None:
+    async def _record_remote_id(self, native_batch: NativeBatch, remote_batch: RemoteBatch) -> None:
         """Record the id that the back end gave a native batch."""
-        running_batch = replace(native, status=NativeStatus.RUNNING, remote_id=remote_batch.id)
+        running_batch = replace(
+            native_batch, status=NativeStatus.RUNNING, remote_id=remote_batch.id
+        )
         await self._store.save(running_batch, due_in=self._get_poll_seconds())
-        _log.info("native batch %s is %s at %s", native.id, remote_batch.id, native.backend)
+        _log.info(
+            "native batch %s is %s at %s", native_batch.id, remote_batch.id, native_batch.backend
+        )
 
     async def _write_payload(
-        self, work: NativeWork, native: NativeBatch, api: BatchApi, path: Path
+        self, batch_input: BatchInput, native_batch: NativeBatch, api: BatchApi, path: Path
     ) -> Payload | None:
         """Write the requests of a native batch to the file ``path``.
 
         Returns:
             The payload to send; None if the native batch has no requests.
         """
-        content = _PayloadContent()
+        payload_content = _PayloadContent()
         last_number = 0
-        while page := await self._store.list_lines(native, last_number, PAGE):
-            for part in split_lines(page):
-                contents = await read_lines(self._blobs, work.input.sha256, part)
-                lines = list(zip(part, contents, strict=True))
+        while page := await self._store.list_lines(native_batch, last_number, PAGE):
+            for page_lines in split_lines(page):
+                contents = await read_lines(self._blobs, batch_input.input.sha256, page_lines)
+                lines = list(zip(page_lines, contents, strict=True))
                 await run_in_thread_with_pause(
-                    self._write_part, work, native, api, lines, path, content
+                    self._append_requests,
+                    batch_input,
+                    native_batch,
+                    api,
+                    lines,
+                    path,
+                    payload_content,
                 )
             last_number = page[-1].number
-        if not content.count:
+        if not payload_content.count:
             return None
         return Payload(
-            key=native.id, path=content.path, file=path, size=content.size, count=content.count
+            key=native_batch.id,
+            path=payload_content.path,
+            file=path,
+            size=payload_content.size,
+            count=payload_content.count,
         )
 
-    def _write_part(
+    def _append_requests(
         self,
-        work: NativeWork,
-        native: NativeBatch,
+        batch_input: BatchInput,
+        native_batch: NativeBatch,
         api: BatchApi,
         lines: Sequence[tuple[BatchLine, bytes]],
         path: Path,
@@ -230,13 +254,16 @@ class NativeSender:
         """
         with path.open("ab") as file:
             for line, content in lines:
-                encoded_line = self._native_lines.encode(
-                    work.batch, work.format.read_body(content), native.backend, native.model
+                encoded_line = self._native_lines.encode_line(
+                    batch_input.batch,
+                    batch_input.format.read_body(content),
+                    native_batch.backend,
+                    native_batch.model,
                 )
                 # A line that can no longer be encoded gets no result, and is released later.
                 if encoded_line is not None:
                     payload_content.size += file.write(
-                        encode_line(api, native.get_custom_id(line.number), encoded_line)
+                        encode_line(api, native_batch.get_custom_id(line.number), encoded_line)
                     )
                     payload_content.count += 1
                     payload_content.path = encoded_line.path

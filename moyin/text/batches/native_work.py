@@ -31,7 +31,7 @@ _PART_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(kw_only=True, slots=True)
-class NativeWork:
+class BatchInput:
     """The data for the steps of native batches: a batch, its input file and its format."""
 
     batch: TextBatch
@@ -39,44 +39,54 @@ class NativeWork:
     input: StoredFile
 
 
-async def abandon(store: NativeBatchStore, native: NativeBatch, reason: str) -> None:
-    """End a native batch for ``reason`` and release its lines, which single calls then answer."""
-    _log.warning("native batch %s at %s is not used: %s", native.id, native.backend, reason)
-    await finish(store, native)
+async def abandon_native_batch(
+    store: NativeBatchStore, native_batch: NativeBatch, reason: str
+) -> None:
+    """End a native batch and release its lines, which single calls then answer.
+
+    Args:
+        reason: why the back end does not run the batch, for the log.
+    """
+    _log.warning(
+        "native batch %s at %s is not used: %s", native_batch.id, native_batch.backend, reason
+    )
+    await finish_native_batch(store, native_batch)
 
 
-async def finish(store: NativeBatchStore, native: NativeBatch) -> None:
+async def finish_native_batch(store: NativeBatchStore, native_batch: NativeBatch) -> None:
     """Release the lines without a result, and record that the native batch is done."""
-    released_count = await store.release(native)
+    released_count = await store.release(native_batch)
     if released_count:
-        _log.info("native batch %s gives %d lines back", native.id, released_count)
-    await store.save(replace(native, status=NativeStatus.DONE))
+        _log.info("native batch %s gives %d lines back", native_batch.id, released_count)
+    await store.save(replace(native_batch, status=NativeStatus.DONE))
 
 
-async def run_in_thread_with_pause(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run ``work`` in a thread, pause for as long as it took, and return its result.
+async def run_in_thread_with_pause(
+    function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run ``function`` in a thread, pause for as long as it took, and return its result.
 
     The pause leaves processor time for other requests.
     """
     loop = asyncio.get_running_loop()
     started_at = loop.time()
-    result = await asyncio.to_thread(work, *args, **kwargs)
+    result = await asyncio.to_thread(function, *args, **kwargs)
     await asyncio.sleep(loop.time() - started_at)
     return result
 
 
 def split_lines(page: Sequence[BatchLine]) -> Iterator[list[BatchLine]]:
     """Yield the lines of ``page`` in groups whose contents are small enough to hold in memory."""
-    part: list[BatchLine] = []
+    group: list[BatchLine] = []
     size = 0
     for line in page:
-        if part and (len(part) >= _PART_LINES or size + line.size > _PART_BYTES):
-            yield part
-            part, size = [], 0
-        part.append(line)
+        if group and (len(group) >= _PART_LINES or size + line.size > _PART_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(line)
         size += line.size
-    if part:
-        yield part
+    if group:
+        yield group
 
 
 def encode_line(api: BatchApi, custom_id: str, line: NativeLine) -> bytes:

@@ -45,19 +45,19 @@ async def write_results(
 async def _write_pages(batch: TextBatch, lines: BatchLineStore, paths: dict[str, Path]) -> None:
     last_number = 0
     with ExitStack() as stack:
-        output, errors = (stack.enter_context(path.open("wb")) for path in paths.values())
+        output_file, error_file = (stack.enter_context(path.open("wb")) for path in paths.values())
         while page := await lines.list_page(batch.id, last_number, _PAGE):
-            await asyncio.to_thread(_write_page, batch, page, output, errors)
+            await asyncio.to_thread(_write_page, batch, page, output_file, error_file)
             last_number = page[-1].number
 
 
 def _write_page(
-    batch: TextBatch, page: list[BatchLine], output: IO[bytes], errors: IO[bytes]
+    batch: TextBatch, page: list[BatchLine], output_file: IO[bytes], error_file: IO[bytes]
 ) -> None:
     batch_format = FORMATS[batch.dialect]
     for line in page:
         is_answered = line.result is not None and line.result.status is LineStatus.COMPLETED
-        file = output if is_answered or not batch_format.has_error_file else errors
+        file = output_file if is_answered or not batch_format.has_error_file else error_file
         file.write(batch_format.render_result(batch, line) + b"\n")
 
 

@@ -22,7 +22,7 @@ _GATHER_SECONDS = 0.03
 _RETRY_SECONDS = 0.5
 _INTERNAL = {
     "error": {
-        "message": "the answer cannot be stored",
+        "message": "the answer cannot be stored in the database; send the request again",
         "type": "server_error",
         "param": None,
         "code": MoyinError.code,
@@ -49,36 +49,36 @@ class ResultWriter:
 
     async def write(self, finished_line: FinishedLine) -> None:
         """Write a result, and return once it is in the database."""
-        written_event: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting_lines.append((finished_line, written_event))
+        written_future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting_lines.append((finished_line, written_future))
         if self._writing_task is None or self._writing_task.done():
-            self._writing_task = asyncio.create_task(self._write_waiting())
-        await asyncio.shield(written_event)
+            self._writing_task = asyncio.create_task(self._write_waiting_lines())
+        await asyncio.shield(written_future)
 
     async def close(self) -> None:
         """Write all remaining results, giving up after a few failed attempts."""
         if self._writing_task is not None and not self._writing_task.done():
-            _, pending = await asyncio.wait([self._writing_task], timeout=4 * _RETRY_SECONDS)
-            for task in pending:
+            _, pending_tasks = await asyncio.wait([self._writing_task], timeout=4 * _RETRY_SECONDS)
+            for task in pending_tasks:
                 task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
-            if pending:
+            await asyncio.gather(*pending_tasks, return_exceptions=True)
+            if pending_tasks:
                 _log.error(
                     "%d results of batches were not written; their lines run again",
                     len(self._waiting_lines),
                 )
 
-    async def _write_waiting(self) -> None:
+    async def _write_waiting_lines(self) -> None:
         while self._waiting_lines:
             await asyncio.sleep(_GATHER_SECONDS)
-            group = self._waiting_lines[: self._count_group()]
+            group = self._waiting_lines[: self._count_next_group()]
             await self._write_group([finished_line for finished_line, _ in group])
             del self._waiting_lines[: len(group)]
-            for _, written_event in group:
-                if not written_event.done():
-                    written_event.set_result(None)
+            for _, written_future in group:
+                if not written_future.done():
+                    written_future.set_result(None)
 
-    def _count_group(self) -> int:
+    def _count_next_group(self) -> int:
         """Return the number of results to write in the next transaction, at least one."""
         size = 0
         for count, (finished_line, _) in enumerate(self._waiting_lines[:_GROUP]):
@@ -106,7 +106,7 @@ class ResultWriter:
                     _log.error("a line's result cannot be stored; it runs again")
                     return
                 else:
-                    group, is_replaced = [self._replace_invalid(group[0], error)], True
+                    group, is_replaced = [self._replace_invalid_result(group[0], error)], True
         for finished_line in refused_lines:
             _log.warning(
                 "line %d of batch %s had a result already; another answer was thrown away",
@@ -121,7 +121,9 @@ class ResultWriter:
                 if id(finished_line) in written_ids:
                     self._on_written(finished_line.result)
 
-    def _replace_invalid(self, finished_line: FinishedLine, error: Exception) -> FinishedLine:
+    def _replace_invalid_result(
+        self, finished_line: FinishedLine, error: Exception
+    ) -> FinishedLine:
         """Return an error result in place of a result that the database rejects."""
         _log.error(
             "line %d of batch %s has an answer or usage that cannot be stored: %s",

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 _LEASE_SECONDS = 15.0
 _RENEW_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
-# Duration of one call of `BatchRunner.work`, in seconds.
+# Duration of one call of `BatchRunner.run_lines`, in seconds.
 _WORK_SECONDS = 10.0
 _IDLE_SECONDS = 1.0
 _WINDOW = 32
@@ -56,7 +56,7 @@ _CLOSE_SECONDS = 8.0
 
 
 class WorkState(StrEnum):
-    """Tells if a batch needs another call of `BatchRunner.work`.
+    """Shows whether a batch needs another call of `BatchRunner.run_lines`.
 
     ``more`` means that lines are left to run or are running; otherwise the state is ``done``.
     """
@@ -115,7 +115,7 @@ class _OpenBatch:
 class BatchRunner:
     """Runs the lines of batches in one replica.
 
-    A running line continues after the caller of `work` is gone, and its result is stored, so that
+    A running line continues after the caller of `run_lines` is gone, and its result is stored, so that
     the line is not paid for twice.
 
     Args:
@@ -149,12 +149,12 @@ class BatchRunner:
         self._pacer = pacer or Pacer()
         self._writer = ResultWriter(lines, on_result)
         self._open: dict[str, _OpenBatch] = {}
-        # Number of running calls of `work`, by batch.
+        # Number of running calls of `run_lines`, by batch.
         self._running_calls: Counter[str] = Counter()
         self._renewal_task: asyncio.Task[None] | None = None
         self._is_closing = False
 
-    async def work(
+    async def run_lines(
         self, batch_id: str, identity: Identity, seconds: float = _WORK_SECONDS
     ) -> WorkState:
         """Run lines of a batch for some seconds; lines that still run afterwards continue.
@@ -169,7 +169,7 @@ class BatchRunner:
             BatchNotFound: there is no such batch.
             ServiceUnavailable: the replica is stopping, or the database is unavailable.
         """
-        self._start_renewing()
+        self._start_renewing_lease()
         self._running_calls[batch_id] += 1
         loop = asyncio.get_running_loop()
         end_time = loop.time() + seconds
@@ -191,7 +191,7 @@ class BatchRunner:
         except (SQLAlchemyError, OSError) as error:
             _log.warning("lines of batch %s cannot be run: %s", batch_id, type(error).__name__)
             raise ServiceUnavailable(
-                "the database or the artifact store is unavailable", retry_after=1
+                "the database or the artifact store is unavailable; retry later", retry_after=1
             ) from error
         finally:
             self._running_calls[batch_id] -= 1
@@ -233,25 +233,27 @@ class BatchRunner:
         Returns:
             `WorkState.MORE` if lines are left to run or still run.
         """
-        open_batch = await self._open_batch(batch_id, identity)
+        open_batch = await self._get_open_batch(batch_id, identity)
         batch = open_batch.batch
-        may_begin = True
+        may_start_lines = True
         if self._native is not None:
             has_limits = bool(identity.limits)
-            may_begin = await self._native.advance(batch, open_batch.input, has_limits=has_limits)
+            may_start_lines = await self._native.advance(
+                batch, open_batch.input, has_limits=has_limits
+            )
         if batch.status is not BatchStatus.IN_PROGRESS or batch.expires_at <= now():
             return await self._end_batch(open_batch)
-        if not may_begin:
+        if not may_start_lines:
             return WorkState.MORE
         async with open_batch.claim_lock:
             window = self._get_window()
-            free_places = window - len(open_batch.running)
+            free_count = window - len(open_batch.running)
             # Claiming few lines at a time would take many transactions.
-            if free_places < max(1, window // 2):
+            if free_count < max(1, window // 2):
                 return WorkState.MORE
             running_numbers = list(open_batch.running.values())
             claimed_lines = await self._lines.claim(
-                batch_id, self.id, free_places, running=running_numbers, seconds=_LEASE_SECONDS
+                batch_id, self.id, free_count, running=running_numbers, seconds=_LEASE_SECONDS
             )
             await self._start_lines(open_batch, claimed_lines)
         if claimed_lines or open_batch.running:
@@ -273,7 +275,7 @@ class BatchRunner:
             await self._lines.release_all(open_batch.batch.id, self.id)
         return WorkState.DONE
 
-    async def _open_batch(self, batch_id: str, identity: Identity) -> _OpenBatch:
+    async def _get_open_batch(self, batch_id: str, identity: Identity) -> _OpenBatch:
         """Return this replica's state of a batch, after reloading the batch's row."""
         if self._is_closing:
             raise _new_closing_error()
@@ -282,7 +284,9 @@ class BatchRunner:
         if open_batch is None:
             input_file = await self._files.find(batch.owner, batch.input_file_id, with_deleted=True)
             if input_file is None:
-                raise ServiceUnavailable(f"the input file of batch {batch_id} is missing")
+                raise ServiceUnavailable(
+                    f"the input file {batch.input_file_id} of batch {batch_id} does not exist"
+                )
             open_batch = self._open.setdefault(
                 batch_id,
                 _OpenBatch(
@@ -324,7 +328,7 @@ class BatchRunner:
             )
 
     def _drop_if_idle(self, batch_id: str) -> None:
-        """Drop the state of a batch that has no running line and no running call of `work`."""
+        """Drop the state of a batch that has no running line and no running call of `run_lines`."""
         open_batch = self._open.get(batch_id)
         if self._running_calls[batch_id] <= 0:
             del self._running_calls[batch_id]
@@ -360,7 +364,7 @@ class BatchRunner:
             The outcome; None if the batch ends first.
         """
         body = open_batch.format.read_body(content)
-        failures = failed_calls = 0
+        backend_failure_count = failed_call_count = 0
         while True:
             outcome = await self._caller.call(
                 open_batch.batch.endpoint,
@@ -373,14 +377,14 @@ class BatchRunner:
             # A complete call is paid for; another attempt would cost as much again.
             if error is None or not error.retryable or outcome.usage:
                 return outcome
-            failures += isinstance(error, BackendError)
-            if failures >= _MAX_FAILURES:
+            backend_failure_count += isinstance(error, BackendError)
+            if backend_failure_count >= _MAX_FAILURES:
                 return outcome
             pause = min(
-                max(error.retry_after or 0.0, 0.5 * 2 ** min(failed_calls, _MAX_DOUBLINGS)),
+                max(error.retry_after or 0.0, 0.5 * 2 ** min(failed_call_count, _MAX_DOUBLINGS)),
                 _MAX_PAUSE_SECONDS,
             )
-            failed_calls += 1
+            failed_call_count += 1
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await open_batch.end_event.wait()
@@ -396,11 +400,11 @@ class BatchRunner:
                 "lines of batch %s were not given back: %s", batch_id, type(error).__name__
             )
 
-    def _start_renewing(self) -> None:
+    def _start_renewing_lease(self) -> None:
         if self._renewal_task is None:
-            self._renewal_task = asyncio.create_task(self._renew_forever())
+            self._renewal_task = asyncio.create_task(self._renew_lease_forever())
 
-    async def _renew_forever(self) -> None:
+    async def _renew_lease_forever(self) -> None:
         while True:
             pause = _RENEW_SECONDS
             try:

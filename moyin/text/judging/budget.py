@@ -30,7 +30,7 @@ class JudgeBudget:
         return Admission(self._meter, [limit], JUDGE_OWNER)
 
     async def read_spent_usd(self) -> Decimal:
-        """Read how many US dollars of this month's budget are spent or reserved.
+        """Return the US dollars of this month's budget that are spent or reserved.
 
         Raises:
             ServiceUnavailable: Valkey does not answer.

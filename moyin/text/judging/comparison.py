@@ -99,8 +99,8 @@ class Comparison:
 
 def derive_comparison_id(owner: str, request_id: str) -> str:
     """Derive the id of a comparison from its request; the same request gives the same id."""
-    text = f"{len(owner)}:{owner}{request_id}"
-    return _ID_PREFIX + hashlib.sha256(text.encode()).hexdigest()[:40]
+    hashed_text = f"{len(owner)}:{owner}{request_id}"
+    return _ID_PREFIX + hashlib.sha256(hashed_text.encode()).hexdigest()[:40]
 
 
 def create_comparison(sample: SampledAnswer, fleet: Fleet, rules: JudgeRules) -> Comparison:
@@ -231,8 +231,8 @@ def _find_answering_candidate(sample: SampledAnswer) -> Candidate:
     )
 
 
-def _is_cheaper(candidate: Candidate, other: Candidate) -> bool:
-    forecast, other_forecast = candidate.forecast, other.forecast
+def _is_cheaper(candidate: Candidate, other_candidate: Candidate) -> bool:
+    forecast, other_forecast = candidate.forecast, other_candidate.forecast
     return (
         forecast is not None
         and other_forecast is not None
@@ -241,7 +241,7 @@ def _is_cheaper(candidate: Candidate, other: Candidate) -> bool:
 
 
 def _find_capable_targets(
-    fleet: Fleet, name: str, places: Sequence[str], needs: Needs
+    fleet: Fleet, model_name: str, places: Sequence[str], needs: Needs
 ) -> tuple[list[RouteTarget], Decimal]:
     """Return the deployments that can answer, and the highest cost of an answer in US dollars.
 
@@ -254,7 +254,7 @@ def _find_capable_targets(
         NotComparable: no deployment of the model can answer.
     """
     try:
-        route = compile_judge_route(fleet, name, places)
+        route = compile_judge_route(fleet, model_name, places)
     except ModelNotFound:
         # A reload of the configuration removed the model.
         raise NotComparable(Outcome.NO_SECOND_MODEL) from None

@@ -94,19 +94,19 @@ class Judge:
         comparison = _decode_comparison(stored_comparison)
         if comparison is None:
             return Outcome.EXPIRED
-        if self._has_written_answer(comparison, rules):
+        if self._judge_wrote_answer(comparison, rules):
             return Outcome.NO_SECOND_MODEL
         request = build_judge_request(
             rules.model,
             comparison.conversation,
             comparison.answer,
             stored_comparison.second,
-            swapped=comparison.swapped,
+            is_swapped=comparison.swapped,
         )
         answer = await self._call_model(comparison, request, f"{comparison.id}-verdict")
         if isinstance(answer, Outcome):
             return answer
-        return parse_verdict(answer.text, swapped=comparison.swapped) or Outcome.UNPARSABLE
+        return parse_verdict(answer.text, is_swapped=comparison.swapped) or Outcome.UNPARSABLE
 
     async def record_verdict(self, comparison_id: str, verdict: Verdict) -> bool:
         """Store the verdict as two signals, one per answer; storing them again has no effect.
@@ -121,10 +121,23 @@ class Judge:
         comparison = None if stored_comparison is None else _decode_comparison(stored_comparison)
         if comparison is None:
             return False
-        given_signal = (comparison.request_id, comparison.model, verdict.given, comparison.p_good)
+        client_answer_signal = (
+            comparison.request_id,
+            comparison.model,
+            verdict.given,
+            comparison.p_good,
+        )
         # The signal about the second answer has the id of the comparison as its request id.
-        second_signal = (comparison.id, comparison.second, verdict.other, comparison.second_p_good)
-        rows = [_build_signal_row(comparison, *parts) for parts in (given_signal, second_signal)]
+        second_answer_signal = (
+            comparison.id,
+            comparison.second,
+            verdict.other,
+            comparison.second_p_good,
+        )
+        rows = [
+            _build_signal_row(comparison, *signal)
+            for signal in (client_answer_signal, second_answer_signal)
+        ]
         await self._signals.write((), rows)
         return True
 
@@ -136,7 +149,7 @@ class Judge:
         """
         await self._store.remove(comparison_id)
 
-    def _has_written_answer(self, comparison: Comparison, rules: JudgeRules) -> bool:
+    def _judge_wrote_answer(self, comparison: Comparison, rules: JudgeRules) -> bool:
         """Return True if the current judge model wrote one of the two answers."""
         deployments = self._router.fleet.catalog.find_deployments(rules.model)
         return not {comparison.model, comparison.second}.isdisjoint(
@@ -165,7 +178,7 @@ class Judge:
             all_slots = [target.runtime.slots for target in route.targets]
             if all_slots and all(slots.is_full or slots.waiting for slots in all_slots):
                 raise Overloaded(
-                    "the judge must wait, because tenants use all slots of its back ends",
+                    "the judge must wait, because tenants use all slots of its back ends; retry later",
                     retry_after=_RETRY_SECONDS,
                 )
             codec = OpenAICodec()

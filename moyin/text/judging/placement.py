@@ -1,4 +1,4 @@
-"""Decides where calls by the judge may go."""
+"""Decides in which places the judge's calls may be processed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def compile_judge_route(fleet: Fleet, name: str, places: Sequence[str]) -> Compi
 
     Args:
         name: the model or alias to call.
-        places: the places where the data may go.
+        places: the places where data-residency rules allow the data to be processed.
 
     Raises:
         ModelNotFound: no model or alias has this name.

@@ -50,19 +50,21 @@ class AnswerSampler:
     All methods must be called from the same event loop.
 
     Args:
-        count: called with the reason for each answer that is drawn, but not queued.
-        draw: returns a random number from 0 to 1.
+        count_outcome: called with the reason for each answer that is sampled, but not queued.
+        draw_random: returns a random number in [0, 1).
 
     Attributes:
         rules: the current rules, which may be replaced at any time; None stops the sampling.
         samples: the queue of samples for `ComparisonStarter`.
     """
 
-    def __init__(self, count: OutcomeCounter, *, draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, count_outcome: OutcomeCounter, *, draw_random: Callable[[], float] = random.random
+    ) -> None:
         self.rules: JudgeRules | None = None
         self.samples: asyncio.Queue[SampledAnswer] = asyncio.Queue(_MAX_QUEUED_SAMPLES)
-        self._count = count
-        self._draw = draw
+        self._count_outcome = count_outcome
+        self._draw_random = draw_random
 
     def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
         """Queue a random share of the answers for the judge, and return the answer for the client.
@@ -72,16 +74,16 @@ class AnswerSampler:
         rules = self.rules
         if rules is None or call.quality is None or not call.quality.is_estimated:
             return answer
-        if self._draw() >= rules.share:
+        if self._draw_random() >= rules.share:
             return answer
         if not _is_suitable(call, rules) or not call.constraints.plain:
-            self._count(Outcome.UNSUITABLE)
+            self._count_outcome(Outcome.UNSUITABLE)
             return answer
         model = dict(answer.headers)[b"x-moyin-model"].decode()
 
         def enqueue(body: bytes, usage: Usage) -> None:
             if usage.output_tokens > rules.max_answer_tokens or len(body) > _MAX_ANSWER_BYTES:
-                self._count(Outcome.UNSUITABLE)
+                self._count_outcome(Outcome.UNSUITABLE)
                 return
             sample = SampledAnswer(
                 call=call, candidates=candidates, model=model, body=body, usage=usage
@@ -89,7 +91,7 @@ class AnswerSampler:
             try:
                 self.samples.put_nowait(sample)
             except asyncio.QueueFull:
-                self._count(Outcome.DROPPED)
+                self._count_outcome(Outcome.DROPPED)
 
         if answer.stream is None:
             enqueue(answer.body, answer.usage)
@@ -150,37 +152,38 @@ class ComparisonStarter:
     """Creates the comparisons of queued samples one after another, and starts their jobs.
 
     Args:
-        fleet: returns the current fleet.
-        estimator: tells for which tenants learning is frozen.
+        get_fleet: returns the current fleet.
+        estimator: knows the tenants for which learning is frozen.
+        count_outcome: called with the outcome of each sample.
     """
 
     def __init__(
         self,
         sampler: AnswerSampler,
         *,
-        fleet: Callable[[], Fleet],
+        get_fleet: Callable[[], Fleet],
         estimator: Estimator,
         budget: JudgeBudget,
         store: ComparisonStore,
         queue: ComparisonQueue,
-        count: OutcomeCounter,
+        count_outcome: OutcomeCounter,
     ) -> None:
         self._sampler = sampler
-        self._fleet = fleet
+        self._get_fleet = get_fleet
         self._estimator = estimator
         self._budget = budget
         self._store = store
         self._queue = queue
-        self._count = count
+        self._count_outcome = count_outcome
 
     async def run(self) -> None:
         """Start a comparison for each queued sample until cancelled."""
         while True:
             sample = await self._sampler.samples.get()
             try:
-                self._count(await self.start(sample))
+                self._count_outcome(await self.start(sample))
             except Exception:
-                self._count(Outcome.FAILED)
+                self._count_outcome(Outcome.FAILED)
                 request_id = sample.call.context.request_id
                 _log.exception(
                     "dropped the sampled answer of request %s: unexpected error", request_id
@@ -198,7 +201,7 @@ class ComparisonStarter:
         if self._estimator.get_state(sample.call.context.owner).frozen:
             return Outcome.FROZEN
         try:
-            comparison = create_comparison(sample, self._fleet(), rules)
+            comparison = create_comparison(sample, self._get_fleet(), rules)
         except NotComparable as error:
             return error.outcome
         try:

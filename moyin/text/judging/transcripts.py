@@ -42,8 +42,8 @@ def _iterate_sections(request: chat.ChatRequest) -> Iterator[str]:
 
 def format_answer(answer: chat.ChatResponse) -> str:
     """Format the text and the tool calls of an answer as text, without its reasoning."""
-    calls = [_format_part(part) for part in answer.parts if isinstance(part, chat.ToolUse)]
-    return "\n".join(filter(None, (answer.text.strip(), *calls)))
+    tool_calls = [_format_part(part) for part in answer.parts if isinstance(part, chat.ToolUse)]
+    return "\n".join(filter(None, (answer.text.strip(), *tool_calls)))
 
 
 def _format_part(part: chat.Part) -> str:
@@ -92,42 +92,45 @@ def _decode_last_response(codec: ProtocolCodec, body: bytes) -> chat.ChatRespons
 
 def _join_deltas(deltas: list[chat.Delta]) -> chat.ChatResponse:
     texts: list[str] = []
-    calls: dict[int, tuple[chat.ToolStarted, list[str]]] = {}
+    tool_calls: dict[int, tuple[chat.ToolStarted, list[str]]] = {}
     stop, usage = chat.StopReason.END, Usage()
     for delta in deltas:
         match delta:
             case chat.TextDelta():
                 texts.append(delta.text)
             case chat.ToolStarted():
-                calls[delta.index] = (delta, [])
-            case chat.ToolArguments() if delta.index in calls:
-                calls[delta.index][1].append(delta.fragment)
+                tool_calls[delta.index] = (delta, [])
+            case chat.ToolArguments() if delta.index in tool_calls:
+                tool_calls[delta.index][1].append(delta.fragment)
             case chat.Finished():
                 stop, usage = delta.stop, delta.usage
     parts: list[chat.Part] = [chat.Text(text="".join(texts))] if texts else []
     parts += [
-        chat.ToolUse(id=call.id, name=call.name, arguments="".join(fragments))
-        for call, fragments in calls.values()
+        chat.ToolUse(id=tool_call.id, name=tool_call.name, arguments="".join(fragments))
+        for tool_call, fragments in tool_calls.values()
     ]
     return chat.ChatResponse(id="", model="", parts=tuple(parts), stop=stop, usage=usage)
 
 
 def _join_ollama_lines(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
-    """Join Ollama's stream of lines to one answer: each has a part, and the last has the usage."""
+    """Join the lines of an Ollama stream to one answer.
+
+    Each line contains a part of the text; the last line also contains the usage.
+    """
     texts: list[str] = []
-    calls: list[Any] = []
+    tool_calls: list[Any] = []
     last_line: dict[str, Any] = {}
     try:
         for line in LineSplitter().feed(body):
             last_line = from_json(line)
             message = last_line.get("message", {})
             texts.append(message.get("content") or last_line.get("response") or "")
-            calls += message.get("tool_calls") or ()
+            tool_calls += message.get("tool_calls") or ()
     except (ValueError, AttributeError, TypeError):
         raise StreamInterrupted(
             "the sampled stream must consist of JSON objects in Ollama's format"
         ) from None
-    message = {"role": "assistant", "content": "".join(texts), "tool_calls": calls}
+    message = {"role": "assistant", "content": "".join(texts), "tool_calls": tool_calls}
     try:
         return codec.read_response(
             {**last_line, "message": message, "response": message["content"]}

@@ -84,7 +84,7 @@ class Verdict:
 
 
 def build_judge_request(
-    model: str, conversation: str, given_answer: str, second_answer_text: str, *, swapped: bool
+    model: str, conversation: str, client_answer: str, second_answer_text: str, *, is_swapped: bool
 ) -> dict[str, Any]:
     """Return the body of the judge's chat completion.
 
@@ -93,40 +93,42 @@ def build_judge_request(
         conversation: the conversation as text.
         given_answer: the client's answer.
         second_answer_text: the second answer.
-        swapped: True if the judge reads the second answer first.
+        is_swapped: True if the judge reads the second answer first.
     """
     # The marker is random, so that no text can contain the end of its own section.
     marker = secrets.token_hex(4)
     first_answer, second_answer = (
-        (second_answer_text, given_answer) if swapped else (given_answer, second_answer_text)
+        (second_answer_text, client_answer) if is_swapped else (client_answer, second_answer_text)
     )
-    parts = (
+    sections = (
         ("conversation", conversation),
         ("first answer", first_answer),
         ("second answer", second_answer),
     )
-    text = "\n\n".join(f"<<{marker} {name}>>\n{text}\n<<{marker} end>>" for name, text in parts)
+    prompt = "\n\n".join(
+        f"<<{marker} {name}>>\n{content}\n<<{marker} end>>" for name, content in sections
+    )
     schema = {"name": "grades", "strict": True, "schema": dict(VERDICT_SCHEMA)}
     return {
         "model": model,
         "messages": [
             {"role": "system", "content": _INSTRUCTIONS},
-            {"role": "user", "content": text},
+            {"role": "user", "content": prompt},
         ],
         "max_tokens": MAX_VERDICT_TOKENS,
         "response_format": {"type": "json_schema", "json_schema": schema},
     }
 
 
-def parse_verdict(text: str, *, swapped: bool) -> Verdict | None:
+def parse_verdict(answer_text: str, *, is_swapped: bool) -> Verdict | None:
     """Parse the judge's answer; return None if it does not match `VERDICT_SCHEMA`."""
     try:
-        grades = GradesBody.model_validate_json(text)
+        grades = GradesBody.model_validate_json(answer_text)
     except ValidationError:
         return None
     first_score, second_score = grades.first / BEST_GRADE, grades.second / BEST_GRADE
     return (
         Verdict(given=second_score, other=first_score)
-        if swapped
+        if is_swapped
         else Verdict(given=first_score, other=second_score)
     )

@@ -197,7 +197,7 @@ class ProtocolCodec(Protocol):
         """
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
         """Add the members that the vendor's API reference requires and the back end omitted.
 
@@ -206,7 +206,7 @@ class ProtocolCodec(Protocol):
         Args:
             raw: the back end's whole response, returned unchanged if no member is missing.
             body: the same response parsed as JSON; missing members are added to it.
-            estimate: the usage to report; None if the back end reported it.
+            estimated_usage: the usage to report; None if the back end reported it.
         """
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody: ...
@@ -242,14 +242,14 @@ class BaseEmbeddingRequest:
 
 
 def merge_adjacent_messages(
-    parts: Iterable[tuple[chat.Role, Iterable[chat.Part]]],
+    role_parts: Iterable[tuple[chat.Role, Iterable[chat.Part]]],
 ) -> tuple[chat.Message, ...]:
     """Merge neighbouring messages of the same role, because some models require alternating roles.
 
     Tool messages have the user's role, so they are merged with a user's message next to them.
     """
     turns: list[tuple[chat.Role, list[chat.Part]]] = []
-    for role, content in parts:
+    for role, content in role_parts:
         if not turns or turns[-1][0] is not role:
             turns.append((role, []))
         turns[-1][1].extend(content)

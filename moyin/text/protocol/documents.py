@@ -46,19 +46,23 @@ def read_file(
     Raises:
         UnsupportedFeature: the file is not a picture, PDF or text.
     """
-    kind = _detect_type(content[:SNIFF_BYTES], name, declared_type)
-    if kind == PDF:
+    media_type = _detect_type(content[:SNIFF_BYTES], name, declared_type)
+    if media_type == PDF:
         return chat.Document(media_type=PDF, data=base64.b64encode(content).decode(), name=name)
-    if kind in PICTURE_TYPES:
-        return chat.Image(media_type=kind, data=base64.b64encode(content).decode())
-    if kind == UNKNOWN_MEDIA_TYPE or kind in _TEXT_TYPES or kind.startswith("text/"):
+    if media_type in PICTURE_TYPES:
+        return chat.Image(media_type=media_type, data=base64.b64encode(content).decode())
+    if (
+        media_type == UNKNOWN_MEDIA_TYPE
+        or media_type in _TEXT_TYPES
+        or media_type.startswith("text/")
+    ):
         try:
             return _wrap_text(content.decode("utf-8-sig"), name)
         except UnicodeDecodeError:
             pass
     raise UnsupportedFeature(
         f"{field}: models read pictures (PNG, JPEG, GIF, WebP), PDF and text in UTF-8, not "
-        f"{kind}: convert the file",
+        f"{media_type}: convert the file",
         field=field,
     )
 
@@ -71,15 +75,15 @@ def read_encoded_file(data: str, *, name: str | None, field: str) -> PromptFile:
     """
     declared_type = None
     if data.startswith("data:"):
-        head, _, data = data.partition(",")
-        declared_type = head[5:].partition(";")[0] or None
+        header, _, data = data.partition(",")
+        declared_type = header[5:].partition(";")[0] or None
     try:
-        start = base64.b64decode(data[:_SNIFFED_BASE64], validate=True)
-        kind = _detect_type(start, name, declared_type)
-        if kind == PDF:
+        first_bytes = base64.b64decode(data[:_SNIFFED_BASE64], validate=True)
+        media_type = _detect_type(first_bytes, name, declared_type)
+        if media_type == PDF:
             return chat.Document(media_type=PDF, data=data, name=name)
-        if kind in PICTURE_TYPES:
-            return chat.Image(media_type=kind, data=data)
+        if media_type in PICTURE_TYPES:
+            return chat.Image(media_type=media_type, data=data)
         content = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest(
@@ -108,17 +112,17 @@ def refuse_documents(request: chat.ChatRequest, server: str) -> None:
 def _iterate_documents(request: chat.ChatRequest) -> Iterator[chat.Document]:
     for message in request.messages:
         for part in message.parts:
-            items = part.content if isinstance(part, chat.ToolResult) else (part,)
-            yield from (item for item in items if isinstance(item, chat.Document))
+            parts = part.content if isinstance(part, chat.ToolResult) else (part,)
+            yield from (inner_part for inner_part in parts if isinstance(inner_part, chat.Document))
 
 
-def _detect_type(head: bytes, name: str | None, declared_type: str | None) -> str:
+def _detect_type(first_bytes: bytes, name: str | None, declared_type: str | None) -> str:
     """Return a file's media type: by its content, else as declared, else by its name.
 
     Args:
-        head: the first bytes of the content.
+        first_bytes: the beginning of the content.
     """
-    detected_type = detect_media_type(None, head)
+    detected_type = detect_media_type(None, first_bytes)
     if detected_type != UNKNOWN_MEDIA_TYPE:
         return detected_type
     declared_type = (declared_type or "").partition(";")[0].strip().lower()

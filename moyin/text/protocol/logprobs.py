@@ -32,39 +32,51 @@ def read_requested_logprobs(logprobs: bool | None, top_logprobs: int | None) -> 
     return count
 
 
-def logprobs_to_domain(items: Iterable[Mapping[str, Any]] | None) -> tuple[TokenLogprob, ...]:
+def logprobs_to_domain(
+    token_logprobs: Iterable[Mapping[str, Any]] | None,
+) -> tuple[TokenLogprob, ...]:
     """Translate the probabilities of tokens in a back end's answer.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: an item is malformed.
     """
     return tuple(
-        _item_to_domain(item, tuple(map(_item_to_domain, item.get("top_logprobs") or ())))
-        for item in items or ()
+        _token_to_domain(
+            token_logprob, tuple(map(_token_to_domain, token_logprob.get("top_logprobs") or ()))
+        )
+        for token_logprob in token_logprobs or ()
     )
 
 
-def _item_to_domain(
-    item: Mapping[str, Any], alternatives: tuple[TokenLogprob, ...] = ()
+def _token_to_domain(
+    token_logprob: Mapping[str, Any], alternatives: tuple[TokenLogprob, ...] = ()
 ) -> TokenLogprob:
-    data = item.get("bytes")
+    data = token_logprob.get("bytes")
     return TokenLogprob(
-        token=require_text(item["token"]),
-        logprob=float(item["logprob"]),
+        token=require_text(token_logprob["token"]),
+        logprob=float(token_logprob["logprob"]),
         data=None if data is None else bytes(data),
         alternatives=alternatives,
     )
 
 
-def encode_logprobs(items: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
+def encode_logprobs(token_logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
     """Encode the probabilities of tokens for a client."""
     return [
-        _encode_item(item)
-        | {"top_logprobs": [_encode_item(alternative) for alternative in item.alternatives]}
-        for item in items
+        _encode_token(token_logprob)
+        | {
+            "top_logprobs": [
+                _encode_token(alternative) for alternative in token_logprob.alternatives
+            ]
+        }
+        for token_logprob in token_logprobs
     ]
 
 
-def _encode_item(item: TokenLogprob) -> dict[str, Any]:
-    data = item.token.encode(errors="surrogatepass") if item.data is None else item.data
-    return {"token": item.token, "logprob": item.logprob, "bytes": list(data)}
+def _encode_token(token_logprob: TokenLogprob) -> dict[str, Any]:
+    data = (
+        token_logprob.token.encode(errors="surrogatepass")
+        if token_logprob.data is None
+        else token_logprob.data
+    )
+    return {"token": token_logprob.token, "logprob": token_logprob.logprob, "bytes": list(data)}

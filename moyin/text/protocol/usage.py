@@ -110,10 +110,10 @@ class UsageQuery(_FilterQuery):
 
     @field_validator("group_by")
     @classmethod
-    def _require_distinct(cls, value: list[GroupBy]) -> list[GroupBy]:
-        if len(set(value)) < len(value):
+    def _require_distinct(cls, group_by: list[GroupBy]) -> list[GroupBy]:
+        if len(set(group_by)) < len(group_by):
             raise ValueError("must not name a property twice")
-        return value
+        return group_by
 
     def resolve_period(self, now: datetime) -> tuple[datetime, datetime]:
         """Return the start and the end of the requested period.
@@ -291,7 +291,7 @@ class UsageReport(BaseModel):
     )
 
 
-def build_call(entry: UsageEntry) -> CallBody:
+def build_call_body(entry: UsageEntry) -> CallBody:
     """Return the body that describes a ledger entry."""
     return CallBody(
         request_id=entry.request_id,

@@ -1,7 +1,7 @@
 """Cuts the groups of a usage report into pages.
 
-A cursor holds the place of the last group in the order of groups. Groups only grow while calls are
-added, and so move to earlier pages: no group is on two pages.
+A cursor contains the position of the last group of a page. Groups only grow while calls are added, and
+so move to earlier pages. Therefore no group is on two pages.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from moyin.text.protocol.usage import GroupBody
 _NANO = 10**9
 
 
-class _Place(BaseModel):
-    """Where a group stands: by day, then the highest cost, then the most calls."""
+class _GroupPosition(BaseModel):
+    """The position of a group in the report's order: by day, then by cost, then by calls."""
 
     day: str
     cost: int
@@ -35,28 +35,28 @@ class _Place(BaseModel):
 
 def sort_groups(groups: Sequence[GroupBody], group_by: Sequence[GroupBy]) -> list[GroupBody]:
     """Return the groups by day, then by cost, the highest first."""
-    return sorted(groups, key=lambda group: _find_place(group, group_by).key)
+    return sorted(groups, key=lambda group: _find_position(group, group_by).key)
 
 
 def cut_page(
     groups: Sequence[GroupBody], group_by: Sequence[GroupBy], limit: int, cursor: str | None
 ) -> tuple[list[GroupBody], str | None]:
-    """Return a page of sorted groups, and the cursor of the next page, None on the last.
+    """Return a page of sorted groups and the cursor of the next page; on the last page it is None.
 
     Raises:
         InvalidRequest: ``cursor`` is not one that this function returned.
     """
     if cursor is not None:
-        last_key = _decode(cursor).key
-        groups = [group for group in groups if _find_place(group, group_by).key > last_key]
+        last_key = _decode_cursor(cursor).key
+        groups = [group for group in groups if _find_position(group, group_by).key > last_key]
     page = list(groups[:limit])
     if len(groups) <= limit:
         return page, None
-    return page, _encode(_find_place(page[-1], group_by))
+    return page, _encode_cursor(_find_position(page[-1], group_by))
 
 
-def _find_place(group: GroupBody, group_by: Sequence[GroupBy]) -> _Place:
-    return _Place(
+def _find_position(group: GroupBody, group_by: Sequence[GroupBy]) -> _GroupPosition:
+    return _GroupPosition(
         day=group.day or "",
         cost=int(Decimal(group.cost_usd) * _NANO),
         calls=group.calls,
@@ -68,14 +68,14 @@ def _find_place(group: GroupBody, group_by: Sequence[GroupBy]) -> _Place:
     )
 
 
-def _encode(place: _Place) -> str:
-    return base64.urlsafe_b64encode(place.model_dump_json().encode()).decode().rstrip("=")
+def _encode_cursor(position: _GroupPosition) -> str:
+    return base64.urlsafe_b64encode(position.model_dump_json().encode()).decode().rstrip("=")
 
 
-def _decode(cursor: str) -> _Place:
+def _decode_cursor(cursor: str) -> _GroupPosition:
     try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        return _Place.model_validate_json(text, strict=True)
+        content = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        return _GroupPosition.model_validate_json(content, strict=True)
     except ValueError:
         raise InvalidRequest(
             "cursor: must be the next_cursor of the previous page", field="cursor"

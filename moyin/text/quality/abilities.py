@@ -205,25 +205,25 @@ def look_up_ability(model: str) -> Ability | None:
     name = normalize_model_name(model)
     quantisation_loss = _LOW_BIT_LOSS if _LOW_BIT_PATTERN.search(model.lower()) else 0.0
     # A family's name without a size means its default size.
-    entry = _find_longest_entry(_DEFAULT_SIZES.get(name, name))
-    if entry in _RANKS:
-        mean = _RANKS[entry] - quantisation_loss
+    table_name = _find_longest_entry(_DEFAULT_SIZES.get(name, name))
+    if table_name in _RANKS:
+        mean = _RANKS[table_name] - quantisation_loss
         return Ability(
             mean=mean,
             spread=_RANK_SPREAD,
-            source=f"{entry}, the vendor's line-up on {TABLE_DATE}",
-            kinds=_build_ranked_abilities(entry, mean),
+            source=f"{table_name}, the vendor's line-up on {TABLE_DATE}",
+            kinds=_build_ranked_abilities(table_name, mean),
         )
-    if entry in _MMLU and not _states_other_size(entry, name):
-        mean = _convert_mmlu_to_logits(_MMLU[entry]) - quantisation_loss
-        is_unverified = _UNVERIFIED_FAMILIES.match(entry)
-        origin = "as remembered" if is_unverified else "by its card"
+    if table_name in _MMLU and not _states_other_size(table_name, name):
+        mean = _convert_mmlu_to_logits(_MMLU[table_name]) - quantisation_loss
+        is_unverified = _UNVERIFIED_FAMILIES.match(table_name)
+        origin = "from memory" if is_unverified else "by its card"
         spread = _UNVERIFIED_SPREAD if is_unverified else _CARD_SPREAD
         return Ability(
             mean=mean,
             spread=spread,
-            source=f"{entry}, MMLU {_MMLU[entry]:g} % {origin}, table of {TABLE_DATE}",
-            kinds=_build_measured_abilities(entry, mean, spread, quantisation_loss),
+            source=f"{table_name}, MMLU {_MMLU[table_name]:g} % {origin}, table of {TABLE_DATE}",
+            kinds=_build_measured_abilities(table_name, mean, spread, quantisation_loss),
         )
     if (size := _parse_billions(name)) is not None:
         return Ability(
@@ -240,9 +240,9 @@ def create_tier_ability(quality: int) -> Ability:
     The shipped configuration uses 0 for a model of 135 million parameters, 1 for local models of a
     few billion parameters, 2 for Haiku, 3 for Sonnet and 4 for Opus.
     """
-    levels = (-2.5, 1.0, 4.2, 4.9, 5.4)
+    tier_means = (-2.5, 1.0, 4.2, 4.9, 5.4)
     return Ability(
-        mean=levels[min(max(quality, 0), len(levels) - 1)],
+        mean=tier_means[min(max(quality, 0), len(tier_means) - 1)],
         spread=_TIER_SPREAD,
         source=f"quality {quality} in the configuration",
         basis="configuration",
@@ -250,36 +250,36 @@ def create_tier_ability(quality: int) -> Ability:
 
 
 def _build_measured_abilities(
-    entry: str, general_ability: float, general_spread: float, quantisation_loss: float
+    table_name: str, general_ability: float, general_spread: float, quantisation_loss: float
 ) -> dict[str, Ability]:
     """Return a model's abilities by kind of request, for the kinds in which it has public scores.
 
     Args:
-        entry: the model's name in the table of scores.
+        table_name: the model's name in the table of scores.
         general_ability: its general ability in logits.
         general_spread: the standard deviation of ``general_ability``.
         quantisation_loss: the logits to subtract for a quantised model.
     """
-    spread = _UNVERIFIED_KIND_SPREAD if entry in UNVERIFIED_MODELS else _KIND_SPREAD
+    spread = _UNVERIFIED_KIND_SPREAD if table_name in UNVERIFIED_MODELS else _KIND_SPREAD
     return _blend_abilities(
         {
             kind: Ability(
                 mean=mean - quantisation_loss,
                 spread=spread,
-                source=f"{entry}, {score}, table of {TABLE_DATE}",
+                source=f"{table_name}, {score}, table of {TABLE_DATE}",
             )
-            for kind, mean, score in iterate_kind_scores(entry)
+            for kind, mean, score in iterate_kind_scores(table_name)
         },
         general_ability,
         general_spread,
     )
 
 
-def _build_ranked_abilities(entry: str, general_ability: float) -> dict[str, Ability]:
+def _build_ranked_abilities(table_name: str, general_ability: float) -> dict[str, Ability]:
     """Return a Claude model's abilities by kind, derived from the last Claude with public scores.
 
     Args:
-        entry: the model's name in the vendor's ranking.
+        table_name: the model's name in the vendor's ranking.
         general_ability: its general ability in logits.
     """
     return _blend_abilities(
@@ -287,7 +287,7 @@ def _build_ranked_abilities(entry: str, general_ability: float) -> dict[str, Abi
             kind: Ability(
                 mean=mean + general_ability - _RANKS[measured_model],
                 spread=_RANK_SPREAD,
-                source=f"{entry}, {score} of {measured_model} and the line-up on {TABLE_DATE}",
+                source=f"{table_name}, {score} of {measured_model} and the line-up on {TABLE_DATE}",
             )
             for measured_model in _LAST_MEASURED
             for kind, mean, score in iterate_kind_scores(measured_model)
@@ -298,17 +298,17 @@ def _build_ranked_abilities(entry: str, general_ability: float) -> dict[str, Abi
 
 
 def _blend_abilities(
-    kinds: dict[str, Ability], general_ability: float, spread: float
+    abilities_by_kind: dict[str, Ability], general_ability: float, spread: float
 ) -> dict[str, Ability]:
-    """Return ``kinds`` after adding reasoning and averaging some kinds with the general ability.
+    """Add the ability for reasoning, and average those of some kinds with the general ability.
 
     Args:
-        kinds: abilities by kind of request.
+        abilities_by_kind: the abilities by kind of request, as public scores show them.
         general_ability: the model's general ability in logits.
         spread: the standard deviation of the averaged abilities.
     """
-    if (ability := kinds.get("mathematics")) is not None:
-        kinds["reasoning"] = ability
+    if (ability := abilities_by_kind.get("mathematics")) is not None:
+        abilities_by_kind["reasoning"] = ability
     return {
         kind: Ability(
             mean=(general_ability + ability.mean) / 2,
@@ -317,7 +317,7 @@ def _blend_abilities(
         )
         if kind in _AVERAGED_KINDS
         else ability
-        for kind, ability in kinds.items()
+        for kind, ability in abilities_by_kind.items()
     }
 
 
@@ -356,7 +356,7 @@ def _find_longest_entry(name: str) -> str:
     return ""
 
 
-def _states_other_size(entry: str, name: str) -> bool:
-    """Return True if ``name`` states another number of parameters than the table's ``entry``."""
+def _states_other_size(table_name: str, name: str) -> bool:
+    """Return True if ``name`` states another number of parameters than ``table_name``."""
     size = _parse_billions(name)
-    return size is not None and _parse_billions(entry) not in (None, size)
+    return size is not None and _parse_billions(table_name) not in (None, size)

@@ -118,16 +118,16 @@ _VECTARA: dict[str, tuple[float, float]] = {
 UNVERIFIED_MODELS = frozenset({"phi-4", "phi-4-mini", "smollm2-1.7b"})
 
 
-def iterate_kind_scores(entry: str) -> Iterator[tuple[str, float, str]]:
+def iterate_kind_scores(table_name: str) -> Iterator[tuple[str, float, str]]:
     """Yield the kinds of request in which a model has a score.
 
     Args:
-        entry: the model's name in the table.
+        table_name: the model's name in the tables of scores.
 
     Yields:
         The kind, the ability in logits, and the score as text for people.
     """
-    gsm8k, mean_score, evalplus = _SCORES.get(entry, (None, None, None))
+    gsm8k, mean_score, evalplus = _SCORES.get(table_name, (None, None, None))
     if gsm8k is not None:
         yield (
             "mathematics",
@@ -142,10 +142,10 @@ def iterate_kind_scores(entry: str) -> Iterator[tuple[str, float, str]]:
             _CODE_DIFFICULTY + _FLATTENING * (_logit(mean_score) - _PUBLICATION_BIAS),
             f"HumanEval and MBPP {mean_score:g} %",
         )
-    if (ruler := _RULER.get(entry)) is not None:
+    if (ruler := _RULER.get(table_name)) is not None:
         mean = _READING_DIFFICULTY + _TEXT_FLATTENING * (_logit(ruler) - _PUBLICATION_BIAS)
         yield "extraction", mean, f"RULER {ruler:g} %"
-    if (vectara := _VECTARA.get(entry)) is not None:
+    if (vectara := _VECTARA.get(table_name)) is not None:
         faithful_share = vectara[0] * vectara[1] / 100
         mean = _SUMMARY_DIFFICULTY + _TEXT_FLATTENING * (_logit(faithful_share) - _PUBLICATION_BIAS)
         yield "summary", mean, f"Vectara {faithful_share:.1f} %"

@@ -46,7 +46,8 @@ class Embedder:
         self._vectors = load_file(folder / _WEIGHTS_PATH)["embedding.weight"].astype(np.float32)
         if self._vectors.shape[1] != MEANING_DIMENSIONS:
             raise ValueError(
-                f"{folder / _WEIGHTS_PATH} must have {MEANING_DIMENSIONS} numbers per token"
+                f"{folder / _WEIGHTS_PATH} must have {MEANING_DIMENSIONS} numbers per token: "
+                "reinstall the extra 'embedder' (pip install 'moyin[embedder]')"
             )
         self._tokenizer: Any = Tokenizer.from_file(str(folder / _TOKENIZER_PATH))
         self._tokenizer.no_padding()
@@ -60,18 +61,18 @@ class Embedder:
     def __call__(self, text: str) -> tuple[int, ...]:
         """Return the features of the text's meaning: one number per dimension of its embedding.
 
-        The number stands for the dimension and for the rounded value in it. The result is an empty
-        tuple if ``text`` has no tokens.
+        Each number encodes a dimension and the rounded value of the embedding in this dimension. The
+        result is an empty tuple if ``text`` has no tokens.
         """
         # JSON may contain lone surrogates, which the tokenizer rejects.
         text = text.encode(errors="replace").decode()
-        tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
-        sums = self._vectors[tokens].sum(axis=0) if tokens else None
-        if sums is None or not (length := float(self._np.linalg.norm(sums))):
+        token_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        vector_sum = self._vectors[token_ids].sum(axis=0) if token_ids else None
+        if vector_sum is None or not (norm := float(self._np.linalg.norm(vector_sum))):
             return ()
         max_steps = MEANING_STEPS // 2
         steps = (
-            self._np.clip(self._np.rint(sums * (MEANING_SCALE / length)), -max_steps, max_steps)
+            self._np.clip(self._np.rint(vector_sum * (MEANING_SCALE / norm)), -max_steps, max_steps)
             .astype(int)
             .tolist()
         )

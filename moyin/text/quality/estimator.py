@@ -134,14 +134,14 @@ class Estimator:
             ability = UNKNOWN_ABILITY
         ability = ability.kinds.get(question.kind, ability)
         state = self._tenants.get(tenant)
-        terms = self._terms_for(question)
-        weights, signals, level = None, 0, 0.0
+        terms = self._get_terms(question)
+        weights, signals, shared_level = None, 0, 0.0
         if state is not None and (weights := state.models.get(model)) is not None:
             signals = int(weights.counts.get(question.kind, 0.0) + 0.5)
         if self._shared_levels and not (state is not None and state.frozen):
             # Other tenants' signals count less the more signals the tenant has itself.
-            level = self._shared_levels.get(model, _NO_LEVELS).get(question.kind, 0.0)
-        logit = terms.compute_logit(ability, weights, level)
+            shared_level = self._shared_levels.get(model, _NO_LEVELS).get(question.kind, 0.0)
+        logit = terms.compute_logit(ability, weights, shared_level)
         uncertainty = terms.compute_uncertainty(ability, weights)
         flattening, tanh = terms.flattening, math.tanh
         # Calls of `_logistic` would be slower, and a decision needs two dozen of them.
@@ -152,11 +152,11 @@ class Estimator:
         low = 0.5 + 0.5 * tanh(0.5 * ((logit - LOWER_DEVIATIONS * deviation) * flattening))
         high = 0.5 + 0.5 * tanh(0.5 * ((logit + UPPER_DEVIATIONS * deviation) * flattening))
         # Uncertainty moves the expectation towards 1/2, possibly beyond a bound.
-        basis = "learned" if signals else "shared" if level else ability.basis
+        basis = "learned" if signals else "shared" if shared_level else ability.basis
         return Estimate(p, low if low < p else p, signals, basis, high if high > p else p)
 
     def learn(self, tenant: str, signal: Signal) -> float:
-        """Learn from ``signal``.
+        """Update the tenant's weights of the signal's model.
 
         Returns:
             The weight with which the signal counted; 0 if the tenant is frozen or the key used up
@@ -170,14 +170,14 @@ class Estimator:
             return 0.0
         self._tenants.move_to_end(tenant)
         limits, weight = self._limits, signal.weight
-        low, high = -limits.max_signal_shift, limits.max_signal_shift
-        use = state.get_or_create_key_usage(signal.key, signal.at) if signal.key else None
-        if use is not None:
-            use.decay(limits.key_per_day / _DAY, signal.at)
-            weight = min(weight, max(limits.key_burst - use.used, 0.0))
-            already_moved = use.moved.get(signal.model, 0.0)
-            low = max(low, min(-limits.max_key_shift - already_moved, 0.0))
-            high = min(high, max(limits.max_key_shift - already_moved, 0.0))
+        min_shift, max_shift = -limits.max_signal_shift, limits.max_signal_shift
+        key_usage = state.get_or_create_key_usage(signal.key, signal.at) if signal.key else None
+        if key_usage is not None:
+            key_usage.decay(limits.key_per_day / _DAY, signal.at)
+            weight = min(weight, max(limits.key_burst - key_usage.used, 0.0))
+            past_shift = key_usage.moved.get(signal.model, 0.0)
+            min_shift = max(min_shift, min(-limits.max_key_shift - past_shift, 0.0))
+            max_shift = min(max_shift, max(limits.max_key_shift - past_shift, 0.0))
         if weight <= 0.0:
             return 0.0
         weights = state.get_or_create_weights(signal.model, signal.at)
@@ -186,7 +186,7 @@ class Estimator:
             self._abilities.get(signal.model) or look_up_ability(signal.model) or UNKNOWN_ABILITY
         )
         ability = ability.kinds.get(signal.question.kind, ability)
-        terms = self._terms_for(signal.question)
+        terms = self._get_terms(signal.question)
         flattening = terms.flattening
         # Shared levels are not added, because all replicas must learn the same from a signal.
         logit = terms.compute_logit(ability, weights, 0.0) * flattening
@@ -196,14 +196,16 @@ class Estimator:
         slope = math.tanh(logit / 2) / (2 * logit) if abs(logit) > 1e-6 else 0.25
         slope *= flattening * flattening
         error = (signal.score - expected_score) * flattening
-        shift = weights.learn(signal.question.features, error, slope, weight, (low, high))
+        shift = weights.learn(
+            signal.question.features, error, slope, weight, (min_shift, max_shift)
+        )
         weights.count_signal(signal.question.kind, weight)
-        if use is not None:
-            use.used += weight
-            use.moved[signal.model] = use.moved.get(signal.model, 0.0) + shift
+        if key_usage is not None:
+            key_usage.used += weight
+            key_usage.moved[signal.model] = key_usage.moved.get(signal.model, 0.0) + shift
         return weight
 
-    def _terms_for(self, question: Question) -> _QuestionTerms:
+    def _get_terms(self, question: Question) -> _QuestionTerms:
         # A decision estimates several candidates for the same question, one after another.
         terms = self._last_terms
         if terms is None or terms.question is not question:
@@ -219,7 +221,7 @@ class Estimator:
         self._shared_levels = levels
 
     def get_shared_levels(self, tenant: str, model: str) -> Mapping[str, float]:
-        """Return by how many logits a model is better than its public scores, by kind of request.
+        """Return the logits by which a model is better than its public scores, by kind of request.
 
         These are medians over all tenants. The result is empty for a frozen tenant.
         """

@@ -45,8 +45,8 @@ def detect_language(text: str, words: Set[str]) -> str:
     Args:
         words: the distinct words of ``text`` in lower case.
     """
-    if not text.isascii() and (script := _detect_script(text[:_SAMPLE_LENGTH])):
-        return script
+    if not text.isascii() and (script_language := _detect_script(text[:_SAMPLE_LENGTH])):
+        return script_language
     # English wins ties and texts without function words, such as "Merge sort in Go".
     votes = {"en": 0.5}
     for word in words & _KNOWN_WORDS:
@@ -62,10 +62,10 @@ def _detect_script(sample: str) -> str:
         return ""
     counts = dict.fromkeys(_SCRIPT_LANGUAGES, 0)
     for letter in non_latin_letters:
-        name, _, last_letter = _SCRIPTS_BY_START[bisect_right(_SCRIPT_STARTS, letter) - 1]
+        language, _, last_letter = _SCRIPTS_BY_START[bisect_right(_SCRIPT_STARTS, letter) - 1]
         if letter <= last_letter:
-            counts[name] += 1
+            counts[language] += 1
     if counts["ja"] and counts["ja"] * 8 >= counts["zh"]:
         return "ja"
-    most_frequent = max(counts, key=counts.__getitem__)
-    return most_frequent if counts[most_frequent] else "other"
+    most_frequent_language = max(counts, key=counts.__getitem__)
+    return most_frequent_language if counts[most_frequent_language] else "other"

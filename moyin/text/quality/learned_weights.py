@@ -62,7 +62,7 @@ class WeightSpreads:
 
     def compute_precisions(self) -> list[float]:
         """Return the precision (inverse variance) of each feature's weight."""
-        steps = (
+        spreads_by_end = (
             (16, self.general),
             (48, self.kind),
             (80, self.language),
@@ -74,7 +74,7 @@ class WeightSpreads:
             (FIRST_WORD_FEATURE, self.formulae),
             (FEATURE_COUNT, self.words),
         )
-        return [spread**-2 for spread in _expand_by_feature(steps)]
+        return [spread**-2 for spread in _expand_by_feature(spreads_by_end)]
 
 
 # The uncertainty of an estimate starts at the spread of the questions of a kind. `WeightSpreads`
@@ -94,9 +94,9 @@ _STORED_ROW = struct.Struct("<Hff")  # feature, mean, information
 _MAX_BYTES = FEATURE_COUNT * _STORED_ROW.size
 
 
-def _expand_by_feature(steps: tuple[tuple[int, float], ...]) -> list[float]:
+def _expand_by_feature(values_by_end: tuple[tuple[int, float], ...]) -> list[float]:
     values: list[float] = []
-    for end, value in steps:
+    for end, value in values_by_end:
         values.extend([value] * (end - len(values)))
     return values
 
@@ -122,11 +122,11 @@ def _split_features(features: tuple[int, ...]) -> tuple[tuple[int, ...], list[fl
     first_meaning_index = next(
         index for index, number in enumerate(features) if number >= FIRST_MEANING_FEATURE
     )
-    values = [0.0] * MEANING_DIMENSIONS
+    embedding = [0.0] * MEANING_DIMENSIONS
     for number in features[first_meaning_index:]:
         dimension, step = divmod(number - FIRST_MEANING_FEATURE, MEANING_STEPS)
-        values[dimension] = (step - MEANING_STEPS // 2) / MEANING_SCALE
-    return features[:first_meaning_index], values
+        embedding[dimension] = (step - MEANING_STEPS // 2) / MEANING_SCALE
+    return features[:first_meaning_index], embedding
 
 
 class WeightReader:
@@ -136,14 +136,14 @@ class WeightReader:
 
     def __init__(self, features: tuple[int, ...]) -> None:
         features, self._meaning = _split_features(features)
-        words = features[SHAPE_FEATURES:]
+        word_features = features[SHAPE_FEATURES:]
         # An itemgetter of one number returns no tuple, but a text with words has more features.
-        self._words = itemgetter(*words) if len(words) > 1 else None
-        self._scale = 1.0 / math.sqrt(max(len(words), 1))
+        self._words = itemgetter(*word_features) if len(word_features) > 1 else None
+        self._scale = 1.0 / math.sqrt(max(len(word_features), 1))
         self._shape = itemgetter(*features[:SHAPE_FEATURES])
 
     def compute_residual(self, mean: list[float]) -> float:
-        """Return by how many logits the tenant's signals move the estimate for the question.
+        """Return the logits by which the tenant's signals move the estimate for the question.
 
         Args:
             mean: the weights of a model, as in `LearnedWeights`.
@@ -175,8 +175,8 @@ class LearnedWeights:
 
     def compute_remaining_variance(self, feature: int) -> float:
         """Return the share of a feature's initial variance that remains: 1 before any signal."""
-        prior = _UNCERTAINTY_PRECISION[feature]
-        return prior / (prior + self.information.get(feature, 0.0))
+        prior_precision = _UNCERTAINTY_PRECISION[feature]
+        return prior_precision / (prior_precision + self.information.get(feature, 0.0))
 
     def learn(
         self,
@@ -199,19 +199,19 @@ class LearnedWeights:
         Returns:
             The logits by which the estimate of the question moved.
         """
-        features, meaning = _split_features(features)
-        words = len(features) - SHAPE_FEATURES
-        scale = 1.0 / math.sqrt(max(words, 1))
+        features, embedding = _split_features(features)
+        word_count = len(features) - SHAPE_FEATURES
+        scale = 1.0 / math.sqrt(max(word_count, 1))
         word_sum = scale * sum(self.mean[feature] for feature in features[SHAPE_FEATURES:])
-        shares = [1.0] * SHAPE_FEATURES + [scale * (1.0 + self.mean[WORD_TRUST])] * words
-        if meaning:
+        shares = [1.0] * SHAPE_FEATURES + [scale * (1.0 + self.mean[WORD_TRUST])] * word_count
+        if embedding:
             features += _MEANING_WEIGHTS
-            shares += meaning
+            shares += embedding
         features += (WORD_TRUST,)
         shares.append(word_sum)
-        known_information = self.information
+        information_by_feature = self.information
         gains = [
-            share / (_PRECISION[feature] + known_information.get(feature, 0.0))
+            share / (_PRECISION[feature] + information_by_feature.get(feature, 0.0))
             for feature, share in zip(features, shares, strict=True)
         ]
         variance = sum(gain * share for gain, share in zip(gains, shares, strict=True))
@@ -224,15 +224,15 @@ class LearnedWeights:
         step = shift / variance
         # The product of words and trust moves the estimate further if both grow.
         actual_shift = shift + step * gains[-1] * step * scale * sum(
-            gains[SHAPE_FEATURES : SHAPE_FEATURES + words]
+            gains[SHAPE_FEATURES : SHAPE_FEATURES + word_count]
         )
         shift = max(bounds[0], min(actual_shift, bounds[1]))
         if shift != actual_shift:
             step *= shift / actual_shift
         for feature, share, gain in zip(features, shares, gains, strict=True):
             self.mean[feature] += step * gain
-            known_information[feature] = (
-                known_information.get(feature, 0.0) + information * share * share
+            information_by_feature[feature] = (
+                information_by_feature.get(feature, 0.0) + information * share * share
             )
         self.mean[WORD_TRUST] = _clamp_trust(self.mean[WORD_TRUST])
         return shift
@@ -254,14 +254,18 @@ class LearnedWeights:
             return
         self.faded_at = now
         for feature, information in self.information.items():
-            fade = 0.5 ** (elapsed_seconds / _HALF_LIFE[feature])
-            remaining_information, prior = information * fade, _PRECISION[feature]
+            fade_factor = 0.5 ** (elapsed_seconds / _HALF_LIFE[feature])
+            remaining_information, prior_precision = information * fade_factor, _PRECISION[feature]
             # The product of mean and precision fades like the information, as if the signal had
             # been weaker.
-            self.mean[feature] *= fade * (prior + information) / (prior + remaining_information)
+            self.mean[feature] *= (
+                fade_factor
+                * (prior_precision + information)
+                / (prior_precision + remaining_information)
+            )
             self.information[feature] = remaining_information
-        fade = 0.5 ** (elapsed_seconds / _HALF_LIFE[0])
-        self.counts = {kind: count * fade for kind, count in self.counts.items()}
+        fade_factor = 0.5 ** (elapsed_seconds / _HALF_LIFE[0])
+        self.counts = {kind: count * fade_factor for kind, count in self.counts.items()}
 
     def merge_with(
         self, other: LearnedWeights, base: LearnedWeights | None = None
@@ -271,23 +275,25 @@ class LearnedWeights:
         Args:
             base: the weights from which both started, so that they are counted only once.
         """
-        start = base or LearnedWeights()
-        result = LearnedWeights(faded_at=max(self.faded_at, other.faded_at))
+        base_weights = base or LearnedWeights()
+        merged_weights = LearnedWeights(faded_at=max(self.faded_at, other.faded_at))
         for feature in sorted(self.information.keys() | other.information.keys()):
-            prior = _PRECISION[feature]
-            weighted_mean, total = 0.0, 0.0
-            for sign, part in ((1.0, self), (1.0, other), (-1.0, start)):
-                information = part.information.get(feature, 0.0)
-                total += sign * information
-                weighted_mean += sign * part.mean[feature] * (prior + information)
-            result.information[feature] = max(total, 0.0)
-            result.mean[feature] = weighted_mean / (prior + max(total, 0.0))
-        result.mean[WORD_TRUST] = _clamp_trust(result.mean[WORD_TRUST])
+            prior_precision = _PRECISION[feature]
+            weighted_mean, total_information = 0.0, 0.0
+            for sign, weights in ((1.0, self), (1.0, other), (-1.0, base_weights)):
+                information = weights.information.get(feature, 0.0)
+                total_information += sign * information
+                weighted_mean += sign * weights.mean[feature] * (prior_precision + information)
+            merged_weights.information[feature] = max(total_information, 0.0)
+            merged_weights.mean[feature] = weighted_mean / (
+                prior_precision + max(total_information, 0.0)
+            )
+        merged_weights.mean[WORD_TRUST] = _clamp_trust(merged_weights.mean[WORD_TRUST])
         for kind in KINDS:
             count = self.counts.get(kind, 0.0) + other.counts.get(kind, 0.0)
-            if (count := count - start.counts.get(kind, 0.0)) > 0:
-                result.counts[kind] = count
-        return result
+            if (count := count - base_weights.counts.get(kind, 0.0)) > 0:
+                merged_weights.counts[kind] = count
+        return merged_weights
 
     def to_json(self) -> dict[str, Any]:
         """Encode the weights as a JSON value of at most about 110 kB."""
@@ -302,17 +308,19 @@ class LearnedWeights:
         }
 
     @classmethod
-    def from_json(cls, value: Any) -> LearnedWeights:
+    def from_json(cls, stored_weights: Any) -> LearnedWeights:
         """Decode weights that `to_json` encoded.
 
         Raises:
-            ValueError: ``value`` is malformed.
+            ValueError: ``stored_weights`` is malformed.
         """
         try:
-            at, counts = float(value["at"]), value["counts"]
-            packed_weights = base64.b64decode(value["weights"], validate=True)
+            faded_at, counts = float(stored_weights["at"]), stored_weights["counts"]
+            packed_weights = base64.b64decode(stored_weights["weights"], validate=True)
             rows = zlib.decompressobj().decompress(packed_weights, _MAX_BYTES)
-            weights = cls(faded_at=at, counts={str(kind): float(counts[kind]) for kind in counts})
+            weights = cls(
+                faded_at=faded_at, counts={str(kind): float(counts[kind]) for kind in counts}
+            )
             for feature, mean, information in _STORED_ROW.iter_unpack(rows):
                 if not math.isfinite(mean) or not 0.0 <= information < math.inf:
                     raise ValueError(f"the weight of feature {feature} is not a finite number")

@@ -73,11 +73,11 @@ def classify_reading(request_words: list[str], kind: str) -> str:
         return kind
     if request_words[0] not in QUESTION_WORDS and request_words[0] not in _REPORT_WORDS:
         return ""
-    is_about_others = _PERSONAL_WORDS.isdisjoint(request_words)
-    is_reported = not _PAST_WORDS.isdisjoint(request_words[1:6]) or (
-        is_about_others and not _REPORT_WORDS.isdisjoint(request_words)
+    is_impersonal = _PERSONAL_WORDS.isdisjoint(request_words)
+    asks_about_report = not _PAST_WORDS.isdisjoint(request_words[1:6]) or (
+        is_impersonal and not _REPORT_WORDS.isdisjoint(request_words)
     )
-    if not is_reported and not (is_about_others and kind in _GENERAL_KINDS):
+    if not asks_about_report and not (is_impersonal and kind in _GENERAL_KINDS):
         return ""
     return (
         "extraction"

@@ -143,7 +143,7 @@ class Question:
 
 
 def build_question(
-    texts: Sequence[tuple[str, str]],
+    turns: Sequence[tuple[str, str]],
     *,
     tools: bool,
     schema: bool,
@@ -160,19 +160,19 @@ def build_question(
         schema: True if the answer must match a JSON schema.
         pictures: True if the request has pictures.
         thinking: True if the client enabled thinking.
-        prompt_tokens: the tokens of the whole prompt, which may be longer than ``texts``.
+        prompt_tokens: the tokens of the whole prompt, which may be longer than ``turns``.
         embed: returns the features of a text's meaning; None if only words are used.
     """
-    text, turns, (request, request_words) = _extract_request(texts)
+    text, turn_count, (request, request_words) = _extract_request(turns)
     lower_text = text.lower()
     words = _split_words(text, lower_text)
     distinct_words = dict.fromkeys(words)
     # The words of all lists are found once, because `&` with the keys of a dictionary, which the
     # functions for language, kind and demands use, takes eight times as long.
     cues = _ALL_CUES.intersection(words)
-    digits = _count_digits(text)
+    digit_count = _count_digits(text)
     language = detect_language(text, cues)
-    has_sums = digits > 0 and _ARITHMETIC_PATTERN.search(text) is not None
+    has_sums = digit_count > 0 and _ARITHMETIC_PATTERN.search(text) is not None
     demand_cues, kind, is_certain = cues, "", False
     is_exam = _MULTIPLE_CHOICE_PATTERN.search(request) is not None
     if request and not is_exam and not _looks_like_code(text, words, cues):
@@ -199,11 +199,11 @@ def build_question(
         difficulty += min(
             _PER_TOKEN_DOUBLING * math.log2(prompt_tokens / _USUAL_TOKENS), _MAX_LENGTH_DIFFICULTY
         )
-    steps = (
+    list_item_count = (
         len(_LIST_ITEM_PATTERN.findall(text)) if "\n" in text and len(text) < _HEAD_LENGTH else 0
     )
-    difficulty += _PER_LIST_ITEM * min(steps, _MAX_LIST_ITEMS) + _PER_TURN * min(
-        turns - 1, _MAX_COUNTED_TURNS
+    difficulty += _PER_LIST_ITEM * min(list_item_count, _MAX_LIST_ITEMS) + _PER_TURN * min(
+        turn_count - 1, _MAX_COUNTED_TURNS
     )
     # Booleans count as 0 or 1.
     difficulty += (
@@ -222,7 +222,7 @@ def build_question(
         spread=spread,
         features=(
             *_compute_shape_features(
-                text, len(words), digits, kind, language, steps, tools or schema
+                text, len(words), digit_count, kind, language, list_item_count, tools or schema
             ),
             *_hash_words(text if language in _SPACELESS_LANGUAGES else "", words, distinct_words),
             *(() if embed is None else embed(text)),
@@ -236,20 +236,29 @@ def restore_features(features: Iterable[int]) -> tuple[int, ...]:
     Features of the shape, such as length and number of lines, have numbers below
     `FIRST_WORD_FEATURE`. Another version may have stored fewer or more of them.
     """
-    numbers = tuple(features)
-    shape = [number for number in numbers if number < FIRST_WORD_FEATURE][:SHAPE_FEATURES]
-    words = [number for number in numbers if FIRST_WORD_FEATURE <= number < FEATURE_COUNT]
-    meaning = [
+    feature_numbers = tuple(features)
+    shape_features = [number for number in feature_numbers if number < FIRST_WORD_FEATURE][
+        :SHAPE_FEATURES
+    ]
+    word_features = [
+        number for number in feature_numbers if FIRST_WORD_FEATURE <= number < FEATURE_COUNT
+    ]
+    meaning_features = [
         number
-        for number in numbers
+        for number in feature_numbers
         if FIRST_MEANING_FEATURE
         <= number
         < FIRST_MEANING_FEATURE + MEANING_STEPS * MEANING_DIMENSIONS
     ]
-    return (*shape, *[_MISSING_FEATURE] * (SHAPE_FEATURES - len(shape)), *words, *meaning)
+    return (
+        *shape_features,
+        *[_MISSING_FEATURE] * (SHAPE_FEATURES - len(shape_features)),
+        *word_features,
+        *meaning_features,
+    )
 
 
-def _extract_request(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[str, list[str]]]:
+def _extract_request(turns: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[str, list[str]]]:
     """Return the user's text, the number of user turns, and the request within a long text.
 
     A long text is reduced to its beginning and end. The request is the result of `find_request`.
@@ -257,8 +266,8 @@ def _extract_request(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[
     Args:
         texts: the role and the text of each of the last turns, the newest last.
     """
-    user_texts = [text for role, text in texts if role == "user"] or [
-        text for _, text in texts[-1:]
+    user_texts = [text for role, text in turns if role == "user"] or [
+        text for _, text in turns[-1:]
     ]
     if not user_texts:
         return "", 1, _NO_REQUEST
@@ -275,10 +284,10 @@ def _extract_request(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[
 def _split_words(text: str, lower_text: str) -> list[str]:
     """Return the words of a text in lower case.
 
+    ASCII is split by a table, which is five times as fast as the regular expression.
+
     Args:
         lower_text: the same text in lower case.
-
-    ASCII is split by a table, which is five times as fast as the regular expression.
     """
     if text.isascii():
         return text.encode().translate(_ASCII_TABLE).decode().split()
@@ -331,8 +340,8 @@ def _looks_like_code(text: str, words: list[str], cues: Set[str]) -> bool:
     for marker in _CODE_MARKERS:  # A loop is three times as fast as `any` with a generator.
         if marker in text:
             return True
-    for name in cues & AMBIGUOUS_PROGRAMMING_LANGUAGES:
-        previous_index = words.index(name) - 1
+    for language in cues & AMBIGUOUS_PROGRAMMING_LANGUAGES:
+        previous_index = words.index(language) - 1
         if previous_index >= 0 and words[previous_index] in PROGRAMMING_LANGUAGE_PREFIXES:
             return True
     return False
@@ -352,37 +361,46 @@ def _compute_demand_difficulty(cues: Set[str]) -> float:
 
 
 def _compute_shape_features(
-    text: str, count: int, digits: int, kind: str, language: str, steps: int, has_format: bool
+    text: str,
+    word_count: int,
+    digit_count: int,
+    kind: str,
+    language: str,
+    list_item_count: int,
+    has_format: bool,
 ) -> tuple[int, ...]:
     """Return the features of the request's shape, such as its length and its number of lines.
 
     Each property, such as the length, has a range of feature numbers, of which it sets one.
 
     Args:
-        count: the number of words.
-        digits: the number of digits.
-        steps: the number of list items.
+        word_count: the number of words.
+        digit_count: the number of digits.
+        list_item_count: the number of list items.
         has_format: True if the request has tools or a JSON schema.
     """
-    lines = text.count("\n")
-    choices = lines > 0 and _MULTIPLE_CHOICE_PATTERN.search(text) is not None
+    line_count = text.count("\n")
+    has_choices = line_count > 0 and _MULTIPLE_CHOICE_PATTERN.search(text) is not None
     return (
         0,  # part of every question: how the model does in general for this tenant
         KIND_NUMBER[kind],
         _LANGUAGE_NUMBER[language],
-        80 + min(count.bit_length(), 30),
-        112 + min(digits * 20 // (len(text) + 1), 14),
-        128 + min(len(text) // (count + 1), 30),
-        160 + min(steps, 6) + 8 * has_format + 16 * choices,
-        200 + min(lines.bit_length(), 15),
+        80 + min(word_count.bit_length(), 30),
+        112 + min(digit_count * 20 // (len(text) + 1), 14),
+        128 + min(len(text) // (word_count + 1), 30),
+        160 + min(list_item_count, 6) + 8 * has_format + 16 * has_choices,
+        200 + min(line_count.bit_length(), 15),
         FORMULA_FEATURE + ("=" in text or "\\" in text or "^" in text),
     )
 
 
 def _count_digits(text: str) -> int:
-    """Return the number of digits, quickly: by how much deleting them shortens the text."""
-    letters = text.encode(errors="surrogatepass")
-    return len(letters) - len(letters.translate(None, b"0123456789"))
+    """Return the number of digits in a text.
+
+    Deleting the digits and comparing the lengths is faster than counting them.
+    """
+    encoded_text = text.encode(errors="surrogatepass")
+    return len(encoded_text) - len(encoded_text.translate(None, b"0123456789"))
 
 
 def _hash_words(
@@ -417,16 +435,16 @@ def _hash_words(
 class _StemFeatureCache(dict[str, int]):
     """A cache of features by word, in which a lookup is twice as fast as in an `lru_cache`."""
 
-    def __init__(self, letters: int) -> None:
-        self._letters = letters
+    def __init__(self, stem_length: int) -> None:
+        self._stem_length = stem_length
 
     def __missing__(self, word: str) -> int:
-        number = _hash_word(word[: self._letters])
+        feature = _hash_word(word[: self._stem_length])
         if len(word) <= _MAX_CACHED_LENGTH:
             if len(self) >= _MAX_CACHED_WORDS:
                 self.clear()
-            self[word] = number
-        return number
+            self[word] = feature
+        return feature
 
 
 _STEM_FEATURES = _StemFeatureCache(6)  # six letters make "contract" and "contractual" equal

@@ -34,7 +34,7 @@ class KeyUsage:
 
     Attributes:
         used: the total weight of the key's signals, which decreases evenly over time.
-        moved: by how many logits the key moved estimates, by model; halved every day.
+        moved: the logits by which the key moved estimates, by model; halved every day.
         at: the time of the last update in Unix seconds.
     """
 
@@ -43,7 +43,7 @@ class KeyUsage:
     moved: dict[str, float] = field(default_factory=dict)
 
     def decay(self, per_second: float, now: float) -> None:
-        """Let the key's recorded influence decrease for the time since the last update.
+        """Reduce the key's recorded influence for the time since the last update.
 
         Args:
             per_second: the weight that is subtracted from ``used`` per second.
@@ -51,19 +51,19 @@ class KeyUsage:
         """
         elapsed_seconds = max(now - self.at, 0.0)
         self.used = max(self.used - elapsed_seconds * per_second, 0.0)
-        fade = 0.5 ** (elapsed_seconds / _DAY)
+        fade_factor = 0.5 ** (elapsed_seconds / _DAY)
         self.moved = {
             model: remaining_logits
             for model, logits in self.moved.items()
-            if abs(remaining_logits := logits * fade) > 0.01
+            if abs(remaining_logits := logits * fade_factor) > 0.01
         }
         self.at = max(now, self.at)
 
     @classmethod
-    def from_json(cls, value: Any) -> KeyUsage:
+    def from_json(cls, stored_usage: Any) -> KeyUsage:
         """Decode a `KeyUsage` from a value within the JSON that `TenantState.to_json` returns."""
-        moved = {str(model): float(logits) for model, logits in value["moved"].items()}
-        return cls(at=float(value["at"]), used=float(value["used"]), moved=moved)
+        moved = {str(model): float(logits) for model, logits in stored_usage["moved"].items()}
+        return cls(at=float(stored_usage["at"]), used=float(stored_usage["used"]), moved=moved)
 
 
 @dataclass(slots=True)
@@ -94,19 +94,19 @@ class TenantState:
         self.models[model] = weights  # moves to the end, so that the first is unused for longest
         return weights
 
-    def get_or_create_key_usage(self, name: str, now: float) -> KeyUsage:
+    def get_or_create_key_usage(self, key_id: str, now: float) -> KeyUsage:
         """Return the tracked influence of an API key, which is created on first use.
 
         Args:
-            name: the id of the key.
+            key_id: the id of the key.
             now: the current time in Unix seconds.
         """
-        use = self.keys.pop(name, None) or KeyUsage(at=now)
+        key_usage = self.keys.pop(key_id, None) or KeyUsage(at=now)
         if len(self.keys) >= _MAX_KEYS:
             # Dropping the smallest usage gives away the smallest part of the limits.
             del self.keys[min(self.keys, key=lambda other: self.keys[other].used)]
-        self.keys[name] = use
-        return use
+        self.keys[key_id] = key_usage
+        return key_usage
 
     def merge_with(self, other: TenantState, base: TenantState | None = None) -> TenantState:
         """Return the combination of this state and another replica's state.
@@ -114,21 +114,27 @@ class TenantState:
         Args:
             base: the state from which both started; None if it was empty.
         """
-        start = base or TenantState()
-        result = TenantState(frozen=self.frozen or other.frozen)
+        base_state = base or TenantState()
+        merged_state = TenantState(frozen=self.frozen or other.frozen)
         for model in sorted(self.models.keys() | other.models.keys()):
             own_weights = self.models.get(model) or LearnedWeights()
             other_weights = other.models.get(model) or LearnedWeights()
-            result.models[model] = own_weights.merge_with(other_weights, start.models.get(model))
-        while len(result.models) > _MAX_MODELS:
-            del result.models[min(result.models, key=lambda name: result.models[name].faded_at)]
+            merged_state.models[model] = own_weights.merge_with(
+                other_weights, base_state.models.get(model)
+            )
+        while len(merged_state.models) > _MAX_MODELS:
+            del merged_state.models[
+                min(merged_state.models, key=lambda name: merged_state.models[name].faded_at)
+            ]
         for name in sorted(self.keys.keys() | other.keys.keys()):
             usages = [use for state in (self, other) if (use := state.keys.get(name))]
             # If a key used both replicas, the larger usage counts.
-            result.keys[name] = max(usages, key=lambda use: (use.used, use.at))
-        while len(result.keys) > _MAX_KEYS:
-            del result.keys[min(result.keys, key=lambda name: result.keys[name].used)]
-        return result
+            merged_state.keys[name] = max(usages, key=lambda use: (use.used, use.at))
+        while len(merged_state.keys) > _MAX_KEYS:
+            del merged_state.keys[
+                min(merged_state.keys, key=lambda name: merged_state.keys[name].used)
+            ]
+        return merged_state
 
     def to_json(self) -> dict[str, Any]:
         """Encode the state as a JSON value of bounded size."""
@@ -140,27 +146,30 @@ class TenantState:
         }
 
     @classmethod
-    def from_json(cls, value: Any) -> TenantState:
+    def from_json(cls, stored_state: Any) -> TenantState:
         """Decode a state that `to_json` encoded.
 
         Raises:
-            ValueError: ``value`` is malformed or has another version.
+            ValueError: ``stored_state`` is malformed or has another version.
         """
-        if not isinstance(value, dict) or value.get("version") != _VERSION:
+        if not isinstance(stored_state, dict) or stored_state.get("version") != _VERSION:
             raise ValueError(f"the stored tenant state must be an object of version {_VERSION}")
         try:
-            keys = {str(name): KeyUsage.from_json(use) for name, use in value["keys"].items()}
+            keys = {
+                str(name): KeyUsage.from_json(stored_usage)
+                for name, stored_usage in stored_state["keys"].items()
+            }
             models = {
                 str(name): LearnedWeights.from_json(weights)
-                for name, weights in value["models"].items()
+                for name, weights in stored_state["models"].items()
             }
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the stored tenant state is malformed: {error!r}") from error
-        return cls(models=models, keys=keys, frozen=bool(value.get("frozen")))
+        return cls(models=models, keys=keys, frozen=bool(stored_state.get("frozen")))
 
 
 def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
-    """Return by how many logits each model is better than its public scores, by kind of request.
+    """Return the logits by which models are better than their public scores, by model and kind.
 
     Args:
         state: the state of one tenant. Kinds with few signals are left out. The result is empty if
@@ -182,9 +191,9 @@ def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
 def compute_shared_levels(
     contributions: Iterable[Mapping[str, Any]],
 ) -> dict[str, dict[str, float]]:
-    """Return by how many logits each model is better than its public scores, by kind of request.
+    """Return the logits by which models are better than their public scores, by model and kind.
 
-    The result is the median over tenants.
+    Each is the median over tenants.
 
     Args:
         contributions: the stored result of `extract_levels` for each tenant. Malformed values are

@@ -12,20 +12,20 @@ from typing import TypeVar
 V = TypeVar("V")
 
 
-def _index_by_word(table: Mapping[V, str]) -> dict[str, V]:
-    return {word: value for value, words in table.items() for word in words.split()}
+def _index_by_word(words_by_value: Mapping[V, str]) -> dict[str, V]:
+    return {word: value for value, words in words_by_value.items() for word in words.split()}
 
 
-def _index_distinct_words(table: Mapping[str, str]) -> dict[str, str]:
+def _index_distinct_words(words_by_language: Mapping[str, str]) -> dict[str, str]:
     """Return the language of each word, without words that several languages share.
 
     English keeps the words that it shares with another language.
 
     Args:
-        table: the words of each language, separated by spaces, by the code of the language.
+        words_by_language: the words of each language, separated by spaces, by the code of the language.
     """
     languages: dict[str, list[str]] = {}
-    for language, words in table.items():
+    for language, words in words_by_language.items():
         for word in words.split():
             languages.setdefault(word, []).append(language)
     return {

@@ -31,7 +31,8 @@ _MAX_WRITES = 64
 class CachedResponses(Protocol):
     """Storage of cached responses by tenant and digest of the request.
 
-    An outage of the storage never causes an error: `get` returns None, and `put` does nothing.
+    Responses expire after ``ttl`` seconds, or if the tenant has more than ``entries`` newer ones. An
+    outage of the storage never causes an error: `get` returns None, and `put` does nothing.
     """
 
     async def get(self, owner: str, digest: str) -> CachedResponse | None: ...
@@ -57,9 +58,9 @@ class AnswerCache:
     ) -> Answer:
         """Return the cached answer to an equal request, or call a model and store its answer."""
         owner, digest = call.context.owner, hash_request(call, route)
-        cached = await self._cache.get(owner, digest)
-        if cached is not None:
-            return _serve_cached(call, cached)
+        cached_response = await self._cache.get(owner, digest)
+        if cached_response is not None:
+            return _serve_cached(call, cached_response)
         answer = await call_model()
 
         def store(body: bytes, usage: Usage) -> None:
@@ -79,13 +80,13 @@ class AnswerCache:
         return Answer(headers=headers, body=answer.body, usage=answer.usage)
 
     def _start_write(self, write: Awaitable[None]) -> None:
-        call = asyncio.ensure_future(write)
-        self._writes.add(call)
-        call.add_done_callback(self._on_write_done)
+        write_task = asyncio.ensure_future(write)
+        self._writes.add(write_task)
+        write_task.add_done_callback(self._on_write_done)
 
-    def _on_write_done(self, call: asyncio.Task[None]) -> None:
-        self._writes.discard(call)
-        if not call.cancelled() and (error := call.exception()) is not None:
+    def _on_write_done(self, write_task: asyncio.Task[None]) -> None:
+        self._writes.discard(write_task)
+        if not write_task.cancelled() and (error := write_task.exception()) is not None:
             _log.error("an answer could not be stored in the answer cache", exc_info=error)
 
 
@@ -131,7 +132,7 @@ def hash_request(call: RoutedCall, route: CompiledRoute) -> str:
     demanded quality.
     """
     request, codec = call.request, call.codec
-    parts: list[Any] = [
+    key_parts: list[Any] = [
         call.context.owner,
         codec.api_format.value,
         codec.path,
@@ -145,27 +146,32 @@ def hash_request(call: RoutedCall, route: CompiledRoute) -> str:
     ]
     if call.quality is not None:
         # A cached answer of a weak model must not be served to a client that demands a better one.
-        parts.append([call.quality.floor, call.quality.usd_per_bad_answer])
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        key_parts.append([call.quality.floor, call.quality.usd_per_bad_answer])
+    return hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()
 
 
-def _serve_cached(call: RoutedCall, cached: CachedResponse) -> Answer:
+def _serve_cached(call: RoutedCall, cached_response: CachedResponse) -> Answer:
     entry = build_usage_entry(
-        call.context, call.request.model, _LEDGER_BACKEND, cached.model, cached.usage, pico_cost=0
+        call.context,
+        call.request.model,
+        _LEDGER_BACKEND,
+        cached_response.model,
+        cached_response.usage,
+        pico_cost=0,
     )
     call.record(entry)
     trailer = call.codec.encode_cost_trailer(b"0") if call.request.is_streamed else b""
     return Answer(
         headers=(
-            (b"content-type", cached.content_type.encode()),
-            (b"x-moyin-backend", cached.backend.encode()),
-            (b"x-moyin-model", cached.model.encode()),
+            (b"content-type", cached_response.content_type.encode()),
+            (b"x-moyin-backend", cached_response.backend.encode()),
+            (b"x-moyin-model", cached_response.model.encode()),
             (b"x-moyin-route", describe_omission("cache", call.omitted).encode()),
             (b"x-moyin-cost-usd", b"0"),
             _CACHE_HIT,
         ),
-        body=cached.body + trailer,
-        usage=cached.usage,
+        body=cached_response.body + trailer,
+        usage=cached_response.usage,
     )
 
 

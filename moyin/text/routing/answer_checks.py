@@ -68,13 +68,13 @@ def find_fault(answer: ChatResponse, constraints: ResponseConstraints) -> str | 
         One of ``tool_name``, ``tool_arguments``, ``refused``, ``empty``, ``json``, ``schema`` and
         ``repeating``.
     """
-    calls = [part for part in answer.parts if isinstance(part, ToolUse)]
-    for call in calls:
+    tool_calls = [part for part in answer.parts if isinstance(part, ToolUse)]
+    for call in tool_calls:
         if call.name not in constraints.tools:
             return "tool_name"
         if not isinstance(_parse_json(call.arguments or "{}"), dict):
             return "tool_arguments"
-    if calls:
+    if tool_calls:
         return None
     if answer.stop is StopReason.REFUSAL:
         return REFUSED
@@ -127,15 +127,15 @@ def _repeats_itself(text: str) -> bool:
 
     Repetitions without two different letters, such as rows of dashes, do not count.
     """
-    end = text[-_SAMPLE_LENGTH:]
+    text_end = text[-_SAMPLE_LENGTH:]
     previous_start = text.rfind(
-        end, max(0, len(text) - _SAMPLE_LENGTH - _MAX_REPEATED_UNIT), len(text) - 1
+        text_end, max(0, len(text) - _SAMPLE_LENGTH - _MAX_REPEATED_UNIT), len(text) - 1
     )
     if previous_start < 0:
         return False
-    unit = text[previous_start - len(text) + len(end) :]
-    repetitions = max(_MIN_REPETITIONS, -(-_MIN_REPEATED_LENGTH // len(unit)))
-    return text.endswith(unit * repetitions) and len(set(filter(str.isalpha, unit))) > 1
+    unit = text[previous_start - len(text) + len(text_end) :]
+    repetition_count = max(_MIN_REPETITIONS, -(-_MIN_REPEATED_LENGTH // len(unit)))
+    return text.endswith(unit * repetition_count) and len(set(filter(str.isalpha, unit))) > 1
 
 
 def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
@@ -168,16 +168,17 @@ class _SchemaChecker:
     def _resolve_reference(self, reference: str) -> Any:
         """Return the part of the schema to which a ``$ref`` points.
 
-        If there is no such part, return the schema ``True``, which accepts every value."""
-        part: Any = self._root
+        If there is no such part, return the schema ``True``, which accepts every value.
+        """
+        subschema: Any = self._root
         if not reference.startswith("#"):
             return True
         for name in filter(None, reference[1:].split("/")):
             name = name.replace("~1", "/").replace("~0", "~")
-            if not isinstance(part, dict) or name not in part:
+            if not isinstance(subschema, dict) or name not in subschema:
                 return True
-            part = part[name]
-        return part
+            subschema = subschema[name]
+        return subschema
 
     def _matches_combinations(self, value: Any, schema: Mapping[str, Any], depth: int) -> bool:
         for keyword in ("anyOf", "oneOf"):
@@ -188,16 +189,16 @@ class _SchemaChecker:
                 and not any(self.matches_subschema(value, option, depth + 1) for option in options)
             ):
                 return False
-        parts = schema.get("allOf")
-        return not isinstance(parts, list) or all(
-            self.matches_subschema(value, part, depth + 1) for part in parts
+        subschemas = schema.get("allOf")
+        return not isinstance(subschemas, list) or all(
+            self.matches_subschema(value, subschema, depth + 1) for subschema in subschemas
         )
 
     def _matches_members(self, value: Any, schema: Mapping[str, Any], depth: int) -> bool:
         if isinstance(value, list):
-            items = schema.get("items", True)
+            item_schema = schema.get("items", True)
             return all(
-                self.matches_subschema(item, items, depth + 1) for item in value[:_MAX_STEPS]
+                self.matches_subschema(item, item_schema, depth + 1) for item in value[:_MAX_STEPS]
             )
         if not isinstance(value, dict):
             return True
@@ -217,21 +218,21 @@ class _SchemaChecker:
         )
 
 
-def matches_type(value: Any, kinds: Any) -> bool:
-    """Return True if ``value`` has one of the JSON schema types ``kinds``."""
-    names = [kinds] if isinstance(kinds, str) else kinds
+def matches_type(value: Any, types: Any) -> bool:
+    """Return True if ``value`` has one of the JSON schema ``types``."""
+    names = [types] if isinstance(types, str) else types
     if not isinstance(names, list):
         return True
     return any(_has_type(value, name) for name in names)
 
 
-def _has_type(value: Any, kind: Any) -> bool:
-    python_types = _TYPES.get(kind) if isinstance(kind, str) else None
+def _has_type(value: Any, type_name: Any) -> bool:
+    python_types = _TYPES.get(type_name) if isinstance(type_name, str) else None
     if python_types is None:
         return True
     if isinstance(value, bool):
-        return bool(kind == "boolean")
-    if kind == "integer" and isinstance(value, float):
+        return bool(type_name == "boolean")
+    if type_name == "integer" and isinstance(value, float):
         return value.is_integer()
     return isinstance(value, python_types)
 
@@ -247,10 +248,10 @@ def _matches_enum(value: Any, schema: Mapping[str, Any]) -> bool:
     return "const" not in schema or _are_equal_in_json(value, schema["const"])
 
 
-def _are_equal_in_json(option: Any, other: Any) -> bool:
+def _are_equal_in_json(left_value: Any, right_value: Any) -> bool:
     """Return True if two JSON values are equal; unlike in Python, true does not equal 1."""
-    is_equal: bool = option == other
-    return is_equal and isinstance(option, bool) is isinstance(other, bool)
+    is_equal: bool = left_value == right_value
+    return is_equal and isinstance(left_value, bool) is isinstance(right_value, bool)
 
 
 def find_start_fault(transcript: Transcript, constraints: ResponseConstraints) -> str | None:
@@ -280,10 +281,10 @@ def _find_json_start_fault(text: str, constraints: ResponseConstraints) -> str:
     if text[0] in _VALUE_BY_FIRST_CHARACTER:
         value = _VALUE_BY_FIRST_CHARACTER[text[0]]
     else:
-        words = [word for word in _VALUE_BY_WORD if _can_become(text, word)]
-        if not words:
+        possible_words = [word for word in _VALUE_BY_WORD if _can_become(text, word)]
+        if not possible_words:
             return "json"
-        value = _VALUE_BY_WORD[words[0]]
+        value = _VALUE_BY_WORD[possible_words[0]]
     schema = constraints.schema
     if schema is None or "$ref" in schema or matches_type(value, schema.get("type")):
         return NO_FAULT

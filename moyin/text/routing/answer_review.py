@@ -77,10 +77,10 @@ class AnswerReviewer:
             return False
         run_detection = partial(follow_ups.detect, call.conversation, route, learning.now())
         if allows_trial:
-            results: list[bool] = []
-            self._defer_work(call, lambda: results.append(run_detection()))
+            detections: list[bool] = []
+            self._defer_work(call, lambda: detections.append(run_detection()))
             learning.background.run_tasks()
-            return any(results)
+            return any(detections)
         self._defer_work(call, run_detection)
         return False
 
@@ -112,7 +112,7 @@ class AnswerReviewer:
         route: CompiledRoute,
         candidates: Sequence[Candidate],
         first_answer: tuple[Candidate, Answer],
-        reserved: Decimal | None,
+        reserved_usd: Decimal | None,
         try_candidate: _TryCandidate,
     ) -> Answer:
         """Check an answer and return it, or the answer of a better candidate if it has a fault.
@@ -121,7 +121,7 @@ class AnswerReviewer:
 
         Args:
             first_answer: the candidate that answered, and its answer.
-            reserved: US dollars reserved for the request; None if spending is not limited.
+            reserved_usd: US dollars reserved for the request; None if spending is not limited.
             try_candidate: calls another candidate.
         """
         answering_candidate, answer = first_answer
@@ -153,9 +153,13 @@ class AnswerReviewer:
         for candidate in better_candidates:
             if _occupies_last_slot(answer, answering_candidate, candidate):
                 continue
-            remaining = call.deadline - asyncio.get_running_loop().time()
+            remaining_seconds = call.deadline - asyncio.get_running_loop().time()
             if not can_afford(
-                call, candidate, first_answer, reserved=reserved, remaining=remaining
+                call,
+                candidate,
+                first_answer,
+                reserved_usd=reserved_usd,
+                remaining_seconds=remaining_seconds,
             ):
                 continue
             comparison = describe_choice([candidate, answering_candidate], call.quality).partition(
@@ -182,33 +186,48 @@ class AnswerReviewer:
         return answer
 
     def _defer_work(
-        self, call: RoutedCall, work: Callable[..., object], *args: Any, size: int = 0
+        self, call: RoutedCall, function: Callable[..., object], *args: Any, size: int = 0
     ) -> None:
         if self._learning is not None:
-            self._learning.background.add(work, *args, size=len(call.request.raw) + size)
+            self._learning.background.add(function, *args, size=len(call.request.raw) + size)
 
     def _defer_decision(
-        self, call: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate
+        self, call: RoutedCall, candidates: Sequence[Candidate], chosen_candidate: Candidate
     ) -> None:
         if self._learning is not None:
             self._defer_work(
-                call, self._record_decision, call, candidates, chosen, self._learning.now()
+                call,
+                self._record_decision,
+                call,
+                candidates,
+                chosen_candidate,
+                self._learning.now(),
             )
 
     def _record_decision(
-        self, call: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate, at: float
+        self,
+        call: RoutedCall,
+        candidates: Sequence[Candidate],
+        chosen_candidate: Candidate,
+        decided_at: float,
     ) -> None:
-        """Record a routing decision made at time ``at``, and remember the answer for follow-ups."""
+        """Record a routing decision, and remember the answer, so that follow-ups are detected.
+
+        Args:
+            decided_at: the Unix time of the decision.
+        """
         quality, context = call.quality, call.context
         assert self._learning is not None and quality is not None, (
             "AnswerReviewer: a decision can be recorded only if quality was weighed"
         )
         if call.is_learned_from or not candidates:
             self._learning.record_decision(
-                context.owner, context.request_id, quality, candidates, chosen, at
+                context.owner, context.request_id, quality, candidates, chosen_candidate, decided_at
             )
         if self._follow_ups is not None:
-            self._follow_ups.remember_answer(call.conversation, quality, chosen, at)
+            self._follow_ups.remember_answer(
+                call.conversation, quality, chosen_candidate, decided_at
+            )
 
     def _defer_check(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, is_rescue: bool = False
@@ -281,9 +300,9 @@ class AnswerReviewer:
             return
         if forecast is not None and forecast.estimate is not None:
             signal = build_fault_signal(call, candidate, fault, is_rescue=is_rescue)
-            expected = forecast.estimate.p
+            p_good = forecast.estimate.p
             self._learning.record_signal(
-                context.owner, context.request_id, signal, p_good=expected, comment=fault
+                context.owner, context.request_id, signal, p_good=p_good, comment=fault
             )
 
 
@@ -315,12 +334,14 @@ async def _replace_answer(
     return better_answer
 
 
-def _occupies_last_slot(answer: Answer, answering_candidate: Candidate, other: Candidate) -> bool:
+def _occupies_last_slot(
+    answer: Answer, answering_candidate: Candidate, other_candidate: Candidate
+) -> bool:
     """Return True if the other candidate cannot be called while the answer's stream is open.
 
     This is so if both use the same back end, and the stream holds its last slot. The stream must
     stay open until the other candidate has answered.
     """
-    runtime = other.target.runtime
+    runtime = other_candidate.target.runtime
     is_running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete
     return is_running and runtime is answering_candidate.target.runtime and runtime.slots.is_full

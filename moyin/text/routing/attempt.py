@@ -98,13 +98,13 @@ class Attempt:
             # If the request has a file id, the file may be missing instead of the model.
             if isinstance(error, ModelNotFound) and not call.needs.has_external_content:
                 self.target.model_breaker.fail()
-            billed = self._find_billed_usage(error)
-            if billed is None:
+            billed_usage = self._find_billed_usage(error)
+            if billed_usage is None:
                 self._record_call(Usage(), error.code)
                 call.note_failure(self._build_entry(Usage(), pico_cost=0, error=error.code))
             else:
-                is_known = self._usage_so_far is not None
-                self.record(billed, error=error.code, charges_budget=is_known)
+                is_usage_known = self._usage_so_far is not None
+                self.record(billed_usage, error=error.code, charges_budget=is_usage_known)
             raise
         except Exception as error:
             if self._usage_so_far is not None:
@@ -124,19 +124,21 @@ class Attempt:
         runtime, path = self.runtime, self.call.codec.path
         pass_through = runtime.pass_through
         if pass_through is None or needs_translation(self.target, path, self.call.needs):
-            return await self._call(None, deadline)
+            return await self._call_backend(None, deadline)
         try:
-            return await self._call(pass_through, deadline)
+            return await self._call_backend(pass_through, deadline)
         except ModelNotFound:
             if path not in OPTIONAL_PATHS:
                 raise
         # If the model is missing instead of the call, the translated request fails with the same
         # error.
-        answer = await self._call(None, deadline)
+        answer = await self._call_backend(None, deadline)
         runtime.missing_calls[path, self._upstream] = time.monotonic() + _MISSING_CALL_SECONDS
         return answer
 
-    async def _call(self, pass_through: PassThroughBackend | None, deadline: float) -> Answer:
+    async def _call_backend(
+        self, pass_through: PassThroughBackend | None, deadline: float
+    ) -> Answer:
         if self.call.request.is_streamed:
             return await self._call_streaming(pass_through, deadline)
         if pass_through is None:
@@ -227,7 +229,7 @@ class Attempt:
     def _get_request_additions(self, pass_through: PassThroughBackend) -> Mapping[str, Any]:
         call = self.call
         model = self.target.deployment.model
-        return pass_through.additions(model, call.needs, streams=call.request.is_streamed)
+        return pass_through.build_additions(model, call.needs, streams=call.request.is_streamed)
 
     def _build_raw_request(
         self, pass_through: PassThroughBackend, additions: Mapping[str, Any], deadline: float
@@ -249,14 +251,16 @@ class Attempt:
         request = self.call.request
         if pass_through is not None:
             additions = self._get_request_additions(pass_through)
-            upstream = pass_through.forward_stream(
+            pieces = pass_through.forward_stream(
                 self._build_raw_request(pass_through, additions, deadline)
             )
             tap = request.create_stream_tap(additions)
-            return ForwardedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
-        chat, backend = self._to_domain(), self.runtime.backend
-        assert isinstance(chat, ChatRequest), "Attempt: an embedding request cannot be streamed"
-        deltas = backend.stream(chat, deadline)
+            return ForwardedSource(pieces, tap, transcript, prompt_tokens=self._prompt_tokens)
+        chat_request, backend = self._to_domain(), self.runtime.backend
+        assert isinstance(chat_request, ChatRequest), (
+            "Attempt: an embedding request cannot be streamed"
+        )
+        deltas = backend.stream(chat_request, deadline)
         return TranslatedSource(
             deltas,
             request.create_stream_writer(),
@@ -275,24 +279,28 @@ class Attempt:
             answer = from_json(body)
         except ValueError:
             raise BackendUnavailable(
-                "the back end's response is not valid JSON", may_be_billed=True
+                "the back end's response is not valid JSON; check its URL in the configuration",
+                may_be_billed=True,
             ) from None
         if not isinstance(answer, dict):
             raise BackendUnavailable(
-                "the back end's response must be a JSON object", may_be_billed=True
+                "the back end's response must be a JSON object; check its URL in the configuration",
+                may_be_billed=True,
             )
         if answer.get("error"):
             # Some servers report errors with status 200.
-            raise BackendUnavailable("the back end returned an error in a response with status 200")
+            raise BackendUnavailable(
+                "the back end returned an error in a response with status 200; retry later"
+            )
         codec = self.call.codec
         codec.require_answer_member(answer)
-        usage, estimate = codec.read_usage(answer), None
+        usage, estimated_usage = codec.read_usage(answer), None
         if usage == _NO_USAGE:
-            usage = estimate = self._estimate_usage(
+            usage = estimated_usage = self._estimate_usage(
                 estimate_tokens_from_bytes(codec.count_output_bytes(answer))
             )
-        body = codec.add_missing_members(body, answer, estimate)
-        return self._build_answer(body, usage, answer, estimated=estimate is not None)
+        body = codec.add_missing_members(body, answer, estimated_usage)
+        return self._build_answer(body, usage, answer, is_estimated=estimated_usage is not None)
 
     def _to_domain(self) -> ChatRequest | EmbeddingRequest:
         """Translate the request; drop its reasoning effort if the model does not reason."""
@@ -304,20 +312,20 @@ class Attempt:
     async def _call_translated(self, deadline: float) -> Answer:
         request, backend = self._to_domain(), self.runtime.backend
         answer: ChatResponse | EmbeddingResponse
-        written = ""
+        answer_text = ""
         if isinstance(request, EmbeddingRequest):
             answer = await backend.embed(request, deadline)
         else:
             answer = await backend.chat(request, deadline)
-            written = answer.output_text
-        usage, estimated = answer.usage, answer.usage == _NO_USAGE
-        if estimated:
-            usage = self._estimate_usage(estimate_tokens(written))
+            answer_text = answer.output_text
+        usage, is_estimated = answer.usage, answer.usage == _NO_USAGE
+        if is_estimated:
+            usage = self._estimate_usage(estimate_tokens(answer_text))
             answer = replace(answer, usage=usage)
         # The call is charged even if the client's protocol cannot express its answer.
         self._usage_so_far = usage
         return self._build_answer(
-            self.call.request.encode_response(answer), usage, estimated=estimated
+            self.call.request.encode_response(answer), usage, is_estimated=is_estimated
         )
 
     def _find_billed_usage(self, error: MoyinError) -> Usage | None:
@@ -341,15 +349,20 @@ class Attempt:
         )
 
     def _build_answer(
-        self, body: bytes, usage: Usage, data: Mapping[str, Any] | None = None, *, estimated: bool
+        self,
+        body: bytes,
+        usage: Usage,
+        data: Mapping[str, Any] | None = None,
+        *,
+        is_estimated: bool,
     ) -> Answer:
         self._record_first_byte()
-        cost = (b"x-moyin-cost-usd", self.record(usage))
+        cost_header = (b"x-moyin-cost-usd", self.record(usage))
         headers = (
             _JSON_HEADER,
-            cost,
+            cost_header,
             *self._build_headers(),
-            *((_ESTIMATED_HEADER,) if estimated else ()),
+            *((_ESTIMATED_HEADER,) if is_estimated else ()),
         )
         return Answer(headers=headers, body=body, usage=usage, data=data)
 
@@ -379,7 +392,7 @@ class Attempt:
             if isinstance(error, TimeoutError):
                 raise BackendTimeout(
                     "the back end did not send the first byte within "
-                    f"{self.runtime.first_byte_timeout:g} seconds"
+                    f"{self.runtime.first_byte_timeout:g} seconds; retry later"
                 ) from None
             raise
         self._first_token_seconds = asyncio.get_running_loop().time() - self._started_at

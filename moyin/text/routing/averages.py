@@ -13,13 +13,13 @@ class Average:
     """Moving average of about the last forty samples.
 
     Args:
-        half_life: seconds after which a sample has half its weight. None keeps the full weight.
+        half_life_seconds: seconds after which a sample has half its weight. None keeps the full weight.
     """
 
     __slots__ = ("_count", "_half_life", "_last_sample_at", "_mean")
 
-    def __init__(self, half_life: float | None = None) -> None:
-        self._half_life = half_life
+    def __init__(self, half_life_seconds: float | None = None) -> None:
+        self._half_life = half_life_seconds
         self._mean = 0.0
         self._count = 0.0
         self._last_sample_at = 0.0
@@ -48,8 +48,8 @@ class Average:
 class KeyedAverages:
     """One moving average per key; with more than 4,096 keys the oldest key is dropped."""
 
-    def __init__(self, half_life: float | None = None) -> None:
-        self._half_life = half_life
+    def __init__(self, half_life_seconds: float | None = None) -> None:
+        self._half_life = half_life_seconds
         self._averages: dict[Hashable, Average] = {}
 
     def add(self, key: Hashable, sample: float, now: float = 0.0) -> None:

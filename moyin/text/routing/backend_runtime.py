@@ -61,7 +61,7 @@ class BackendRuntime:
         checks_schemas: True if JSON schemas must be checked before they are sent, because the
             server may compile them into grammars.
         loaded: models in the server's memory; None if the server does not report them.
-        refresh_models: asks the server for its models and returns True if they changed; None if
+        refresh_models: reloads the list of the server's models; returns True if they changed; None if
             only the configuration names them.
         peers: the runtimes of all hosts of this back end, including this one; empty if it has one
             host.
@@ -141,32 +141,39 @@ class BackendRuntime:
             model_breaker = self._model_breakers[upstream] = Breaker(self.clock)
         return model_breaker
 
-    def estimate_service_time(self, expected: float) -> float:
-        """Return the average seconds of recent calls; with few calls, it is close to ``expected``."""
-        return self._service_time.estimate(expected, self.clock())
+    def estimate_service_time(self, expected_seconds: float) -> float:
+        """Return the average seconds of recent calls, close to ``expected_seconds`` if they are few."""
+        return self._service_time.estimate(expected_seconds, self.clock())
 
     def record_service_time(self, seconds: float) -> None:
         """Record the duration of a successful call."""
         self._service_time.add(seconds, self.clock())
 
     async def acquire(
-        self, tenant: str, seconds: float, expected: float, *, is_background: bool = False
+        self,
+        tenant: str,
+        max_wait_seconds: float,
+        expected_seconds: float,
+        *,
+        is_background: bool = False,
     ) -> Lease | None:
         """Wait for a slot and return its lease; return None if the breaker rejects the call.
 
         Args:
             tenant: the tenant whose share of the slots the call uses.
-            seconds: maximum time to wait.
-            expected: estimated duration of the call in seconds.
+            max_wait_seconds: maximum time to wait.
+            expected_seconds: estimated duration of the call.
             is_background: True if all other calls have priority over this one.
 
         Raises:
             Overloaded: too many calls wait already, or no slot became free in time.
         """
         if is_background:
-            await self.slots.acquire_in_background(tenant, seconds)
+            await self.slots.acquire_in_background(tenant, max_wait_seconds)
         elif not self.slots.try_acquire(tenant):
-            await self.slots.wait(tenant, seconds, self.estimate_service_time(expected))
+            await self.slots.wait(
+                tenant, max_wait_seconds, self.estimate_service_time(expected_seconds)
+            )
         lease = Lease(self, tenant, is_background)
         if not self.breaker.admit():
             lease.release_slot()

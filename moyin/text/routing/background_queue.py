@@ -47,7 +47,8 @@ class BackgroundQueue:
         """Queue a task, which runs within about half a second.
 
         Args:
-            size: the bytes that the task keeps in memory until it has run."""
+            size: the bytes that the task keeps in memory until it has run.
+        """
         if self._closed or len(self._tasks) >= _MAX_TASKS:
             self.dropped += 1
             return
@@ -77,10 +78,10 @@ class BackgroundQueue:
 
     async def drain(self) -> None:
         """Run the tasks that are queued now, and let the event loop run other work in between."""
-        remaining = len(self._tasks)
-        while remaining > 0:
-            self.run_tasks(min(remaining, _TASKS_PER_SLICE))
-            remaining -= _TASKS_PER_SLICE
+        remaining_count = len(self._tasks)
+        while remaining_count > 0:
+            self.run_tasks(min(remaining_count, _TASKS_PER_SLICE))
+            remaining_count -= _TASKS_PER_SLICE
             await asyncio.sleep(0)
 
     async def close(self) -> None:

@@ -179,12 +179,14 @@ class Catalog:
     def __post_init__(self) -> None:
         group = tuple(map(_limit_to_chat, self.deployments))
         object.__setattr__(self, "_group", group)
-        by_name: dict[str, list[ModelDeployment]] = {}
+        deployments_by_name: dict[str, list[ModelDeployment]] = {}
         for deployment in self.deployments:
             for name in frozenset(deployment.names):
-                by_name.setdefault(name, []).append(deployment)
+                deployments_by_name.setdefault(name, []).append(deployment)
         object.__setattr__(
-            self, "_by_name", {name: tuple(deployments) for name, deployments in by_name.items()}
+            self,
+            "_by_name",
+            {name: tuple(deployments) for name, deployments in deployments_by_name.items()},
         )
 
     def get_alias(self, name: str) -> Alias:

@@ -204,12 +204,14 @@ def compute_max_call_cost(target: RouteTarget, needs: Needs) -> Decimal:
 
 
 def _compute_max_pico(price: Price, context: int, needs: Needs) -> int:
-    prompt = (
+    prompt_tokens = (
         _MAX_TOKENS_PER_ESTIMATED_TOKEN * needs.prompt_tokens
         + needs.attachment_bytes
         + _ADDED_PROVIDER_TOKENS
     )
     if needs.longest_input is None:
-        prompt = context if needs.has_external_content else min(prompt, context)
-    output = 0 if needs.embeddings else needs.choices * min(needs.max_tokens or context, context)
-    return price.compute_max_pico_cost(prompt, output)
+        prompt_tokens = context if needs.has_external_content else min(prompt_tokens, context)
+    output_tokens = (
+        0 if needs.embeddings else needs.choices * min(needs.max_tokens or context, context)
+    )
+    return price.compute_max_pico_cost(prompt_tokens, output_tokens)

@@ -55,11 +55,11 @@ class Conversation:
 
 def _hash_messages(secret: bytes, context: RoutingContext, user_messages: Sequence[str]) -> bytes:
     """Return the keyed hash of tenant, API key and the user's last two messages."""
-    texts = [
+    hashed_texts = [
         f"{len(text)}:{text if len(text) <= 2 * _MAX_HASHED_LENGTH else text[:_MAX_HASHED_LENGTH] + text[-_MAX_HASHED_LENGTH:]}"
         for text in (context.owner, context.key_id, *user_messages[:2])
     ]
-    data = "".join(texts).encode(errors="surrogatepass")
+    data = "".join(hashed_texts).encode(errors="surrogatepass")
     return hashlib.blake2b(data, key=secret, digest_size=16).digest()
 
 

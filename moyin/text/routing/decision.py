@@ -139,14 +139,14 @@ def rank_candidates(
         _add_risk(forecasts, quality)
     forecasts.sort(key=_get_sort_key)
     preferred_forecasts = [pair for pair in forecasts if pair[1].model_breaker.ready] or forecasts
-    cheapest = min((forecast.cost_pico for forecast, _ in preferred_forecasts), default=0)
+    lowest_cost_pico = min((forecast.cost_pico for forecast, _ in preferred_forecasts), default=0)
     score_without_risk = min(
         (forecast.score - forecast.risk for forecast, _ in preferred_forecasts), default=0.0
     )
     return [
         Candidate(
             target=target,
-            reason=_describe_rank(forecast, cheapest, score_without_risk),
+            reason=_describe_rank(forecast, lowest_cost_pico, score_without_risk),
             forecast=forecast,
         )
         for forecast, target in forecasts
@@ -154,11 +154,11 @@ def rank_candidates(
 
 
 def _add_risk(forecasts: Sequence[tuple[Forecast, RouteTarget]], quality: RequestQuality) -> None:
-    cost = quality.usd_per_bad_answer
+    usd_per_bad_answer = quality.usd_per_bad_answer
     for forecast, target in forecasts:
         estimate = forecast.estimate = quality.estimate(target.deployment)
         # With the lower bound, a model that is little known does not get difficult requests.
-        forecast.risk = (1.0 - estimate.low) * cost
+        forecast.risk = (1.0 - estimate.low) * usd_per_bad_answer
         forecast.score += forecast.risk
 
 
@@ -197,9 +197,9 @@ def _build_forecast(
 
 def _get_sort_key(pair: tuple[Forecast, RouteTarget]) -> tuple[bool, float, bool, int, int]:
     forecast, target = pair
-    is_missing = not target.model_breaker.ready
+    lacks_model = not target.model_breaker.ready
     return (
-        is_missing,
+        lacks_model,
         forecast.score,
         target.needs_translation,
         target.runtime.load,
@@ -207,8 +207,8 @@ def _get_sort_key(pair: tuple[Forecast, RouteTarget]) -> tuple[bool, float, bool
     )
 
 
-def _describe_rank(forecast: Forecast, cheapest: int, score_without_risk: float) -> str:
-    if forecast.cost_pico <= cheapest:
+def _describe_rank(forecast: Forecast, lowest_cost_pico: int, score_without_risk: float) -> str:
+    if forecast.cost_pico <= lowest_cost_pico:
         return "free" if forecast.cost_pico == 0 else "cheapest"
     return (
         "better"
@@ -224,17 +224,17 @@ def list_exclusions(
     exclusions = list(route.exclusions)
     for target in route.targets:
         deployment, health = target.deployment, target.runtime.health
-        if missing := deployment.model.list_unmet_needs(needs):
+        if unmet_needs := deployment.model.list_unmet_needs(needs):
             exclusions.append(
                 Exclusion(
                     deployment=deployment,
-                    reason=", ".join(missing),
+                    reason=", ".join(unmet_needs),
                     code="unmet_needs",
                     parameters={
                         "missing": deployment.model.list_lacks(needs),
                         "context": deployment.model.context,
                     },
-                    missing=missing,
+                    missing=unmet_needs,
                 )
             )
         elif not health.is_up:
@@ -249,13 +249,13 @@ def list_exclusions(
                 )
             )
         elif quality is not None and not quality.meets_floor(deployment):
-            low = quality.estimate(deployment).low
+            p_good = quality.estimate(deployment).low
             exclusions.append(
                 Exclusion(
                     deployment=deployment,
-                    reason=f"p_good {low:.2f} is below {quality.floor:g}",
+                    reason=f"p_good {p_good:.2f} is below {quality.floor:g}",
                     code="quality_below_floor",
-                    parameters={"p_good": low, "floor": quality.floor},
+                    parameters={"p_good": p_good, "floor": quality.floor},
                 )
             )
     return exclusions
@@ -275,7 +275,8 @@ def build_no_candidate_error(
     allowed_exclusions = [exclusion for exclusion in exclusions if exclusion.is_allowed]
     if exclusions and not allowed_exclusions:
         return ModelNotAllowed(
-            "data-residency rules exclude every back end for this model", field="model"
+            "data-residency rules exclude every back end for this model: choose another model",
+            field="model",
         )
     configured_exclusions = [
         exclusion for exclusion in allowed_exclusions if exclusion.deployment.configured
@@ -309,15 +310,15 @@ def _build_quality_error(
         or any(quality.meets_floor(target.deployment) for target in capable_targets)
     ):
         return None
-    bounds = {
+    p_good_by_model = {
         target.model.name: quality.estimate(target.deployment).low for target in capable_targets
     }
-    best_model = max(bounds, key=lambda name: bounds[name])
+    best_model = max(p_good_by_model, key=lambda name: p_good_by_model[name])
     # Rounded down, so that a request that demands exactly this number succeeds.
-    best_p_good = math.floor(bounds[best_model] * 100) / 100
+    best_p_good = math.floor(p_good_by_model[best_model] * 100) / 100
     return QualityUnreachable(
         f"no model under this name reaches p_good {quality.floor:g} for this request; the best is "
-        f"{best_model!r} with {best_p_good:.2f}",
+        f"{best_model!r} with {best_p_good:.2f}: lower x-moyin-quality",
         field="x-moyin-quality",
         details={"best": best_model, "p_good": best_p_good, "kind": quality.question.kind},
     )
@@ -330,7 +331,9 @@ def _build_not_configured_error(deployments: Sequence[ModelDeployment]) -> Servi
     }
     message = "no back end for this model is configured"
     return ServiceUnavailable(
-        f"{message}: {', '.join(sorted(missing_keys))}" if missing_keys else message
+        f"{message}: {', '.join(sorted(missing_keys))}"
+        if missing_keys
+        else f"{message}; choose another model"
     )
 
 
@@ -368,35 +371,37 @@ def _build_unsupported_error(needs: Needs, exclusions: Sequence[Exclusion]) -> M
     """Return the error that names the first ability that every deployment lacks."""
     for ability, field in _FIELD_BY_ABILITY.items():
         if all(f"no {ability}" in exclusion.missing for exclusion in exclusions):
-            return UnsupportedFeature(f"no model under this name supports {ability}", field=field)
+            return UnsupportedFeature(
+                f"no model under this name supports {ability}: choose another model", field=field
+            )
     if all(
         any(need.startswith("context") for need in exclusion.missing) for exclusion in exclusions
     ):
         return _build_context_error(needs, exclusions)
-    missing = sorted({need for exclusion in exclusions for need in exclusion.missing})
+    unmet_needs = sorted({need for exclusion in exclusions for need in exclusion.missing})
     return UnsupportedFeature(
-        f"no model under this name meets every need of the request ({', '.join(missing)}): "
+        f"no model under this name meets every need of the request ({', '.join(unmet_needs)}): "
         "choose another model",
         field="model",
     )
 
 
 def _build_context_error(needs: Needs, exclusions: Sequence[Exclusion]) -> ContextTooLong:
-    largest = max(exclusion.deployment.model.context for exclusion in exclusions)
+    largest_context = max(exclusion.deployment.model.context for exclusion in exclusions)
     max_tokens = needs.max_tokens or 0
     return ContextTooLong(
         f"the prompt (about {needs.prompt_tokens} tokens) and the answer (up to {max_tokens}) exceed "
-        f"the largest context of this model name, {largest} tokens",
-        field=_name_longest_field(needs, largest),
+        f"the largest context of this model name, {largest_context} tokens: shorten them or choose another model",
+        field=_name_longest_field(needs, largest_context),
         details={
             "prompt_tokens": needs.prompt_tokens,
             "max_tokens": max_tokens,
-            "context": largest,
+            "context": largest_context,
         },
     )
 
 
-def _name_longest_field(needs: Needs, largest: int) -> str:
+def _name_longest_field(needs: Needs, largest_context: int) -> str:
     if needs.embeddings:
         return "input"
-    return "messages" if needs.prompt_tokens > largest else "max_tokens"
+    return "messages" if needs.prompt_tokens > largest_context else "max_tokens"

@@ -80,7 +80,7 @@ def explain_decision(
         error = build_no_candidate_error(route, needs, quality)
     elif not candidates:
         error = build_gap_error(route, needs, gaps)
-    share = compute_trial_share(route, quality)
+    trial_share = compute_trial_share(route, quality)
     return Explanation(
         requested_model=requested_model,
         needs=needs,
@@ -89,14 +89,14 @@ def explain_decision(
         exclusions=(*list_exclusions(callable_route, needs, quality), *describe_gaps(gaps)),
         error=error,
         quality=quality,
-        explore=share,
-        trial=choose_trial(candidates, quality) if share and quality is not None else None,
+        explore=trial_share,
+        trial=choose_trial(candidates, quality) if trial_share and quality is not None else None,
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reason:
-    """A reason as text, and as a code with parameters, from which programs build their own text."""
+    """A reason, as text for people and as a code with parameters for programs."""
 
     text: str
     code: str
@@ -104,7 +104,7 @@ class Reason:
 
 
 def explain_loss(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
-    """Return a short text that says why ``loser`` ranks behind ``winner``."""
+    """Return a short text that explains why ``loser`` ranks behind ``winner``."""
     return " and ".join(reason.text for reason in list_losses(loser, winner, usd_per_second))
 
 
@@ -170,18 +170,20 @@ def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | N
         or best_candidate.forecast.estimate is None
     ):
         return best_candidate.reason
-    name, lower_bound_of_best = (
+    best_model, lower_bound_of_best = (
         best_candidate.deployment.model.name,
         best_candidate.forecast.estimate.low,
     )
-    text = f"{best_candidate.reason}; {name}: {quality.question.kind}, p_good {format_probability(lower_bound_of_best)}"
+    description = f"{best_candidate.reason}; {best_model}: {quality.question.kind}, p_good {format_probability(lower_bound_of_best)}"
     if best_candidate.reason == TRIAL_REASON:
-        text += f" to {format_probability(best_candidate.forecast.estimate.high)}"
+        description += f" to {format_probability(best_candidate.forecast.estimate.high)}"
     other_candidates = [
-        other for other in candidates[1:] if other.deployment.model.name != name and other.forecast
+        other
+        for other in candidates[1:]
+        if other.deployment.model.name != best_model and other.forecast
     ]
     if not other_candidates:
-        return text
+        return description
     # For `better`, the rival is the candidate that would win by cost and time alone.
     compared_candidate = (
         min(other_candidates, key=_get_score_without_risk)
@@ -192,7 +194,7 @@ def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | N
         compared_candidate.forecast is not None and compared_candidate.forecast.estimate is not None
     )
     lower_bound = format_probability(compared_candidate.forecast.estimate.low)
-    return f"{text} against {lower_bound} of {compared_candidate.deployment.model.name}"
+    return f"{description} against {lower_bound} of {compared_candidate.deployment.model.name}"
 
 
 def _get_score_without_risk(candidate: Candidate) -> float:

@@ -61,7 +61,7 @@ def choose_at_upper_bound(
 
 
 def put_trial_first(candidates: list[Candidate], quality: RequestQuality) -> list[Candidate]:
-    """Return the candidates with the one chosen for a trial moved to the front, if there is one.
+    """Return the candidates after moving the one chosen for a trial, if any, to the front.
 
     The others keep their order, so that a failed trial falls back to the normal choice.
     """

@@ -24,7 +24,7 @@ class FairSampler:
     Args:
         rate: maximum of accepted requests per second on average; a burst may have twice as many.
         clock: returns monotonic seconds.
-        draw: returns a random number in [0, 1).
+        draw_random: returns a random number in [0, 1).
 
     Attributes:
         accepted: number of requests that were accepted.
@@ -36,12 +36,12 @@ class FairSampler:
         rate: float = _REQUESTS_PER_SECOND,
         *,
         clock: Callable[[], float] = time.monotonic,
-        draw: Callable[[], float] = random.random,
+        draw_random: Callable[[], float] = random.random,
     ) -> None:
         self.accepted = self.skipped = 0
         self._rate = rate
         self._clock = clock
-        self._draw = draw
+        self._draw_random = draw_random
         self._tokens = 2 * rate  # capacity of a token bucket
         self._refilled_at = self._second_began = clock()
         # Requests by tenant in this second, and decayed counts of the earlier seconds.
@@ -58,19 +58,20 @@ class FairSampler:
             self._start_second(now)
         self._tokens = min(self._tokens + (now - self._refilled_at) * self._rate, 2 * self._rate)
         self._refilled_at = now
-        requests: float = self._counts.get(owner, 0) + 1
-        self._counts[owner] = int(requests)
+        request_count: float = self._counts.get(owner, 0) + 1
+        self._counts[owner] = int(request_count)
         self._total += 1
         if self._total > self._next_check_total:
             # A burst that has just begun does not appear in the counts of earlier seconds.
             self._next_check_total *= 2
             self._fair_share = self._compute_fair_share()
-        requests = max(requests, self._earlier_counts.get(owner, 0.0))
+        request_count = max(request_count, self._earlier_counts.get(owner, 0.0))
         fair_share = self._fair_share
         if self._tokens < 1.0 or (
-            requests > fair_share
+            request_count > fair_share
             and (
-                self._tokens < self._rate * _RESERVED_SHARE or self._draw() * requests >= fair_share
+                self._tokens < self._rate * _RESERVED_SHARE
+                or self._draw_random() * request_count >= fair_share
             )
         ):
             self.skipped += 1
@@ -85,11 +86,15 @@ class FairSampler:
         Args:
             now: the current time in seconds, from the sampler's clock.
         """
-        fade = 0.5 ** min(int(now - self._second_began), 60)
-        earlier = {owner: count * fade for owner, count in self._earlier_counts.items()}
+        fade_factor = 0.5 ** min(int(now - self._second_began), 60)
+        earlier_counts = {
+            owner: count * fade_factor for owner, count in self._earlier_counts.items()
+        }
         for owner, count in self._counts.items():
-            earlier[owner] = max(count * fade * 2, earlier.get(owner, 0.0))
-        self._earlier_counts = {owner: count for owner, count in earlier.items() if count >= 1.0}
+            earlier_counts[owner] = max(count * fade_factor * 2, earlier_counts.get(owner, 0.0))
+        self._earlier_counts = {
+            owner: count for owner, count in earlier_counts.items() if count >= 1.0
+        }
         self._counts, self._total = {}, 0
         self._next_check_total, self._second_began = self._rate, now
         self._fair_share = self._compute_fair_share()
@@ -99,10 +104,10 @@ class FairSampler:
             max(self._counts.get(owner, 0), self._earlier_counts.get(owner, 0.0))
             for owner in self._counts.keys() | self._earlier_counts.keys()
         )
-        remaining = self._rate
+        remaining_rate = self._rate
         for index, count in enumerate(counts):
-            share = remaining / (len(counts) - index)
+            share = remaining_rate / (len(counts) - index)
             if count > share:
                 return share
-            remaining -= count
+            remaining_rate -= count
         return math.inf

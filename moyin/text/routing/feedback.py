@@ -100,28 +100,28 @@ class FeedbackService:
                 _COMPARISON_WEIGHT,
             )
         rows = []
-        for name, value in scores.items():
-            model, question, p_good = await self._find_answer(owner, name)
+        for rated_request_id, rated_score in scores.items():
+            model, question, p_good = await self._find_answer(owner, rated_request_id)
             rows.append(
                 SignalRow(
                     owner=owner,
-                    request_id=name,
+                    request_id=rated_request_id,
                     key_id=key_id,
                     source=source,
                     model=model,
                     question=question,
-                    score=value,
+                    score=rated_score,
                     weight=weight,
                     p_good=p_good,
                     created_at=datetime.fromtimestamp(self._clock(), UTC),
-                    comment=comment if name == request_id else None,
+                    comment=comment if rated_request_id == request_id else None,
                 )
             )
         stored_rows = await self._store.add(rows)
         for row in stored_rows:
             if row.score != scores[row.request_id]:
                 raise FeedbackAlreadyGiven(
-                    f"this key already rated the request {row.request_id!r} with {row.score:g}",
+                    f"this key already rated the request {row.request_id!r} with {row.score:g}; a rating cannot be changed",
                     field="score" if better_request_id is None else "better_request_id",
                 )
         await self._learning.learn_new_signals()
@@ -146,17 +146,22 @@ class FeedbackService:
         # Embeddings and requests that the client cancelled early have no answer to rate.
         if entry is None or not entry.output_tokens:
             raise RequestNotFound(
-                f"no model answered a request {request_id!r} of this tenant in the last thirty days"
+                f"no model answered a request {request_id!r} of this tenant in the last thirty days; send the x-request-id of an answer"
             )
         return entry.model, question_to_json(_UNKNOWN_QUESTION), None
 
     def _check_rate(self, key_id: str) -> None:
         now = self._clock()
-        tokens, at = self._buckets.pop(key_id, (_MAX_BURST, now))
-        tokens = min(tokens + max(now - at, 0.0) * _MAX_BURST / 60.0, _MAX_BURST)
-        self._buckets[key_id] = (max(tokens - 1.0, tokens if tokens < 1.0 else 0.0), now)
-        if tokens < 1.0:
+        bucket_tokens, updated_at = self._buckets.pop(key_id, (_MAX_BURST, now))
+        bucket_tokens = min(
+            bucket_tokens + max(now - updated_at, 0.0) * _MAX_BURST / 60.0, _MAX_BURST
+        )
+        self._buckets[key_id] = (
+            max(bucket_tokens - 1.0, bucket_tokens if bucket_tokens < 1.0 else 0.0),
+            now,
+        )
+        if bucket_tokens < 1.0:
             raise RateLimited(
-                f"an API key may give at most {_MAX_BURST:.0f} ratings per minute",
-                retry_after=(1.0 - tokens) * 60.0 / _MAX_BURST,
+                f"an API key may give at most {_MAX_BURST:.0f} ratings per minute; retry later",
+                retry_after=(1.0 - bucket_tokens) * 60.0 / _MAX_BURST,
             )

@@ -163,10 +163,12 @@ class Fleet:
         key = (name, id(policy), residency, api_format)
         route = self._routes.get(key)
         if route is None or route.day != day:
-            route = self._routes[key] = self._compile(name, policy, residency, api_format, day)
+            route = self._routes[key] = self._compile_route(
+                name, policy, residency, api_format, day
+            )
         return route
 
-    def _compile(
+    def _compile_route(
         self,
         name: str,
         policy: TenantPolicy,
@@ -178,7 +180,8 @@ class Fleet:
         deployments = self.catalog.find_deployments(name)
         if not policy.allows(name):
             raise ModelNotAllowed(
-                f"the policy of this tenant does not allow the model {name!r}", field="model"
+                f"the policy of this tenant does not allow the model {name!r}; GET /v1/models lists those allowed",
+                field="model",
             )
         alias, residencies = self.catalog.get_alias(name), policy.residency
         if residency is not None:
@@ -228,7 +231,7 @@ class Fleet:
 def _find_omitted_abilities(alias: Alias, targets: Sequence[RouteTarget]) -> frozenset[str]:
     """Return the abilities whose request fields are removed, because no target has the ability.
 
-    Only abilities are returned that the alias, or every target's deployment, allows to omit.
+    The alias, or the deployment of every target, must allow that the ability is omitted.
     """
     allowed_abilities = set(alias.omitted_abilities)
     if targets:

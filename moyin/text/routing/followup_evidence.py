@@ -60,7 +60,7 @@ CONTINUED = Evidence("continued", 0.9, 0.05)
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class FollowUpQuery:
-    """The data of a request with which an earlier answer is found that the request follows up.
+    """The data of a request by which the answer that it follows up is found.
 
     Attributes:
         fingerprint: keyed hash of the request's conversation.
@@ -92,8 +92,8 @@ def evidence_from_repeat(query: FollowUpQuery, ability: float) -> Evidence:
 
 
 def evidence_from_next_message(query: FollowUpQuery) -> Evidence:
-    """Return what the client's next message says about the answer before it.
+    """Return the evidence that the client's next message gives about the answer before it.
 
-    A complaint shows that the answer was bad; any other message, that it was probably good.
+    A complaint shows that the answer was bad. Any other message shows that it was probably good.
     """
     return _CORRECTED if _COMPLAINT.search(query.opening) else CONTINUED

@@ -98,32 +98,40 @@ class FollowUpDetector:
         return bool(self._answers) or len(self._learning.background) > 0
 
     def remember_answer(
-        self, conversation: Conversation, quality: RequestQuality, chosen: Candidate, at: float
+        self,
+        conversation: Conversation,
+        quality: RequestQuality,
+        chosen_candidate: Candidate,
+        arrived_at: float,
     ) -> None:
-        """Remember the answer to a request that arrived ``at`` (Unix time) for later follow-ups."""
-        forecast, user_messages = chosen.forecast, conversation.user_messages
+        """Remember the answer to a request, so that later follow-ups are detected.
+
+        Args:
+            arrived_at: the Unix time at which the request arrived.
+        """
+        forecast, user_messages = chosen_candidate.forecast, conversation.user_messages
         if forecast is None or forecast.estimate is None or user_messages is None:
             return
         if len(user_messages) == 1 and len(user_messages[0]) < _MIN_FIRST_MESSAGE_LENGTH:
             return
-        ability, context = chosen.deployment.ability, conversation.context
+        ability, context = chosen_candidate.deployment.ability, conversation.context
         answer = _PastAnswer(
             context.owner,
             context.request_id,
-            chosen.deployment.model.name,
+            chosen_candidate.deployment.model.name,
             0.0 if ability is None else ability.mean,
             quality.question,
             forecast.estimate.p,
-            at,
+            arrived_at,
         )
-        fingerprint, previous = conversation.compute_fingerprints(self._secret)
+        fingerprint, previous_fingerprint = conversation.compute_fingerprints(self._secret)
         if self._shared_answers is not None:
             answer.is_shared = self._shared_answers.queue_answer(
-                fingerprint, previous, context.request_id, answer.ability, answer.at
+                fingerprint, previous_fingerprint, context.request_id, answer.ability, answer.at
             )
         self._answers[fingerprint] = answer
-        if previous is not None:
-            self._latest_by_conversation[previous] = fingerprint
+        if previous_fingerprint is not None:
+            self._latest_by_conversation[previous_fingerprint] = fingerprint
 
     async def close(self) -> None:
         """Finish the queued detections; further requests are not examined."""
@@ -131,11 +139,13 @@ class FollowUpDetector:
         if self._shared_answers is not None:
             await self._shared_answers.close()
 
-    def detect(self, conversation: Conversation, route: CompiledRoute, at: float) -> bool:
-        """Detect whether a request that arrived ``at`` follows up an answer, and record the signal.
+    def detect(self, conversation: Conversation, route: CompiledRoute, arrived_at: float) -> bool:
+        """Detect whether a request follows up an answer, and record the signal.
 
         This must be called before `remember_answer` for the same request.
 
+        Args:
+            arrived_at: the Unix time at which the request arrived.
         Returns:
             True if the request shows that an answer of this replica did not help.
         """
@@ -143,21 +153,25 @@ class FollowUpDetector:
         context, user_messages = conversation.context, conversation.user_messages
         if user_messages is None:
             return False
-        fingerprint, previous = conversation.compute_fingerprints(self._secret)
+        fingerprint, previous_fingerprint = conversation.compute_fingerprints(self._secret)
         query = FollowUpQuery(
             owner=context.owner,
             key_id=context.key_id,
             fingerprint=fingerprint,
-            previous=previous,
+            previous=previous_fingerprint,
             opening=user_messages[0][:OPENING_LENGTH],
             ability=_get_requested_model_ability(route),
-            at=at,
+            at=arrived_at,
         )
         evidence, past_answer = self._find_evidence(query)
-        record = partial(self._record_signal, query, evidence, past_answer)
+        record_signal = partial(self._record_signal, query, evidence, past_answer)
         is_local = past_answer is not None and not past_answer.is_shared
-        if shared_answers is None or is_local or not shared_answers.queue_query(query, record):
-            record()
+        if (
+            shared_answers is None
+            or is_local
+            or not shared_answers.queue_query(query, record_signal)
+        ):
+            record_signal()
         return evidence is not None and evidence is not CONTINUED
 
     def _record_signal(
@@ -174,7 +188,7 @@ class FollowUpDetector:
         """Find and forget the recent answer that a request follows up.
 
         Returns:
-            The evidence about the answer's quality, and the answer; twice None if there is none.
+            The evidence about the answer's quality, and the answer; both are None if there is none.
         """
         if (past_answer := self._pop_recent_answer(query.fingerprint, query.at)) is not None:
             return evidence_from_repeat(query, past_answer.ability), past_answer
@@ -190,12 +204,12 @@ class FollowUpDetector:
             return EDITED, past_answer
         return None, None
 
-    def _pop_recent_answer(self, fingerprint: bytes, at: float) -> _PastAnswer | None:
+    def _pop_recent_answer(self, fingerprint: bytes, arrived_at: float) -> _PastAnswer | None:
         answer = self._answers.get(fingerprint)
-        if answer is None or at - answer.at < MIN_SECONDS:
+        if answer is None or arrived_at - answer.at < MIN_SECONDS:
             return None
         del self._answers[fingerprint]
-        return answer if at - answer.at <= MAX_SECONDS else None
+        return answer if arrived_at - answer.at <= MAX_SECONDS else None
 
 
 def _get_requested_model_ability(route: CompiledRoute) -> float | None:

@@ -104,9 +104,9 @@ class LatencyEstimator:
             self._add_recent(first_token_seconds)
             if prompt_tokens >= _MIN_LONG_PROMPT:
                 self._per_prompt_token.add(first_token_seconds / prompt_tokens, now)
-        writing = seconds - (first_token_seconds or 0.0)
-        if output_tokens > 1 and writing > 0:
-            self._per_token.add(writing / output_tokens, now)
+        writing_seconds = seconds - (first_token_seconds or 0.0)
+        if output_tokens > 1 and writing_seconds > 0:
+            self._per_token.add(writing_seconds / output_tokens, now)
 
     def estimate_first_token_seconds(self, prompt_tokens: int) -> float:
         """Return the expected seconds from the start of a call to its first token."""

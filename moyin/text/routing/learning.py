@@ -118,7 +118,7 @@ class QualityLearner:
         try:
             async with self._lock:
                 await self._flush()
-                await self._save_changed()
+                await self._save_changed_tenants()
         except Exception:
             _log.exception(
                 "the queued quality records could not be written at shutdown and are lost"
@@ -140,7 +140,7 @@ class QualityLearner:
     def needs_load(self, owner: str) -> bool:
         """Return True if `load_tenant` should be called before a request of this tenant.
 
-        After a failed load, the answer is False for ten seconds, so that requests are not delayed.
+        After a failed load, the result is False for ten seconds, so that requests are not delayed.
         """
         return owner not in self._loaded and self._clock() >= self._retry_at
 
@@ -150,33 +150,40 @@ class QualityLearner:
         request_id: str,
         quality: RequestQuality,
         candidates: Sequence[Candidate],
-        chosen: Candidate,
-        at: float,
+        chosen_candidate: Candidate,
+        decided_at: float,
     ) -> None:
-        """Queue the record of a decision made ``at`` (Unix time).
+        """Queue the record of a decision.
 
         When a client rates the answer later, the record shows which model is rated.
+
+        Args:
+            decided_at: the Unix time of the decision.
         """
-        forecast = chosen.forecast
+        forecast = chosen_candidate.forecast
         if forecast is None or forecast.estimate is None:
             return
         if len(self._decisions) >= _MAX_QUEUED:
             self._dropped_rows += 1
             return
         options = tuple(
-            (option.deployment.model.name, option.forecast.cost_pico, option.forecast.estimate)
-            for option in candidates
-            if option.forecast is not None and option.forecast.estimate is not None
+            (
+                candidate.deployment.model.name,
+                candidate.forecast.cost_pico,
+                candidate.forecast.estimate,
+            )
+            for candidate in candidates
+            if candidate.forecast is not None and candidate.forecast.estimate is not None
         )
         self._decisions.append(
             _QueuedDecision(
                 owner=owner,
                 request_id=request_id,
-                model=chosen.deployment.model.name,
+                model=chosen_candidate.deployment.model.name,
                 question=quality.question,
                 estimate=forecast.estimate,
                 options=options,
-                at=at,
+                at=decided_at,
             )
         )
 
@@ -226,7 +233,7 @@ class QualityLearner:
             return
         try:
             async with asyncio.timeout(_LOAD_SECONDS), self._lock:
-                await self._load_locked(owner)
+                await self._load_tenant_locked(owner)
         except Exception:
             self._retry_at = self._clock() + _RETRY_SECONDS
             _log.exception(
@@ -267,7 +274,7 @@ class QualityLearner:
         async with self._lock:
             # The state is loaded first, so that the saved state changes as well.
             if owner not in self._loaded:
-                await self._load_locked(owner)
+                await self._load_tenant_locked(owner)
         await (self._store.reset_owner(row) if action == "reset" else self._store.write((), (row,)))
         await self.learn_new_signals()
 
@@ -275,20 +282,16 @@ class QualityLearner:
         """Return the tenant's learned state after learning from all signals in the database."""
         async with self._lock:
             if owner not in self._loaded:
-                await self._load_locked(owner)
+                await self._load_tenant_locked(owner)
             await self._learn_new_signals()
         return self._estimator.get_state(owner)
 
     def get_levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
-        """Return how far the signals of other tenants shift a model's estimates.
-
-        Returns:
-            Logits by kind of request.
-        """
+        """Return the logits by which other tenants' signals shift a model's estimates, by kind."""
         return self._estimator.get_shared_levels(owner, model)
 
     async def refresh_shared_levels(self) -> None:
-        """Load by how many logits the signals of all tenants shift the estimates of each model.
+        """Load the logits by which the signals of all tenants shift the estimates of each model.
 
         All replicas compute these levels from the same rows, so they agree within two minutes. The
         levels affect estimates but not the learned states.
@@ -310,7 +313,7 @@ class QualityLearner:
                     await self._flush()
                     await self._learn_new_signals()
                     if self._clock() - last_saved_at >= _SAVE_SECONDS:
-                        await self._save_changed()
+                        await self._save_changed_tenants()
                         last_saved_at = self._clock()
                 if self._clock() - last_shared_at >= _SAVE_SECONDS:
                     await self.refresh_shared_levels()
@@ -332,17 +335,15 @@ class QualityLearner:
             self._dropped_rows = 0
         # Rows that are added meanwhile wait for the next flush. Otherwise each request would cause a
         # transaction of its own under load.
-        pending = max(len(self._decisions), len(self._signals))
-        for _ in range(-(-pending // _BATCH_ROWS)):
+        pending_count = max(len(self._decisions), len(self._signals))
+        for _ in range(-(-pending_count // _BATCH_ROWS)):
             # The rows replace their decisions in the queue, so that a retry uses the same ids.
             for index in range(min(_BATCH_ROWS, len(self._decisions))):
                 decision = self._decisions[index]
                 if isinstance(decision, _QueuedDecision):
                     self._decisions[index] = decision.to_row()
             rows = [
-                option
-                for option in islice(self._decisions, _BATCH_ROWS)
-                if isinstance(option, DecisionRow)
+                row for row in islice(self._decisions, _BATCH_ROWS) if isinstance(row, DecisionRow)
             ]
             signals = list(islice(self._signals, _BATCH_ROWS))
             try:
@@ -373,14 +374,14 @@ class QualityLearner:
             if len(rows) < _PAGE_ROWS:
                 return
 
-    async def _load_locked(self, owner: str) -> None:
+    async def _load_tenant_locked(self, owner: str) -> None:
         if self._last_number < 0:
             self._last_number = await self._store.get_last_number()
         saved_state = await self._store.get_state(owner)
-        state, number = TenantState(), 0
+        state, last_number = TenantState(), 0
         if saved_state is not None:
             try:
-                state, number = TenantState.from_json(saved_state.state), saved_state.number
+                state, last_number = TenantState.from_json(saved_state.state), saved_state.number
             except ValueError:
                 # Another version wrote the state.
                 _log.exception(
@@ -390,11 +391,11 @@ class QualityLearner:
         self._estimator.replace_state(owner, state)
         while True:
             rows = await self._store.list_signals(
-                number, _PAGE_ROWS, owner=owner, up_to=self._last_number
+                last_number, _PAGE_ROWS, owner=owner, up_to=self._last_number
             )
             for row in rows:
                 self._learn_signal(row)
-                number = row.number
+                last_number = row.number
             if len(rows) < _PAGE_ROWS:
                 break
         self._loaded[owner] = None
@@ -424,7 +425,7 @@ class QualityLearner:
                 ),
             )
 
-    async def _save_changed(self) -> None:
+    async def _save_changed_tenants(self) -> None:
         for owner in list(self._changed_tenants):
             await self._save_tenant(owner)
 

@@ -52,7 +52,9 @@ class LoadedModels:
             self._resident = None
         else:
             self._loading = {
-                model: at for model, at in self._loading.items() if model not in reports
+                model: started_at
+                for model, started_at in self._loading.items()
+                if model not in reports
             }
 
     def get_report(self, model: str) -> Mapping[str, Any]:
@@ -101,5 +103,5 @@ class LoadedModels:
         return True
 
     def record_call_failure(self, model: str) -> None:
-        """Record that a call failed before its answer, so that the model counts as not loading."""
+        """Record that a call failed before its answer; the model then no longer counts as loading."""
         self._loading.pop(model, None)

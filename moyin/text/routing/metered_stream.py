@@ -36,7 +36,7 @@ class MeteredStream:
     ``finish`` is called exactly once, whether the stream ends, fails or is closed.
 
     Args:
-        first: the first bytes of the stream, which were already read.
+        first_piece: the first bytes of the stream, which were already read.
         pieces: the rest of the stream.
         finish: records the usage, releases the slot and returns the cost as text.
         transcript: records the text of the answer. If it is None, the stream is not checked.
@@ -51,7 +51,7 @@ class MeteredStream:
 
     call: RoutedCall
     source: StreamSource
-    first: bytes
+    first_piece: bytes
     pieces: AsyncGenerator[bytes, None]
     _: KW_ONLY
     finish: FinishStream
@@ -60,7 +60,7 @@ class MeteredStream:
     final_usage: Usage | None = None
     fault: str = NO_FAULT
     on_end: Callable[[], None] | None = None
-    _pending: asyncio.Task[bytes] | None = None
+    _pending_read: asyncio.Task[bytes] | None = None
     _is_finished: bool = False
     # Set if the stream ends while it is held back.
     _cost_trailer: tuple[Usage, bytes] | None = None
@@ -70,9 +70,9 @@ class MeteredStream:
         return self
 
     async def __anext__(self) -> bytes:
-        if self.first:
-            first, self.first = self.first, b""
-            return first
+        if self.first_piece:
+            first_piece, self.first_piece = self.first_piece, b""
+            return first_piece
         if self._cost_trailer is not None:
             (self.final_usage, trailer), self._cost_trailer = self._cost_trailer, None
             return trailer
@@ -107,7 +107,7 @@ class MeteredStream:
         max_bytes = _MAX_HELD_WHOLE_BYTES if is_whole else _MAX_HELD_BYTES
         loop = asyncio.get_running_loop()
         deadline = self.call.deadline if is_whole else loop.time() + _MAX_HELD_SECONDS
-        pieces, size = [self.first], len(self.first)
+        pieces, size = [self.first_piece], len(self.first_piece)
         try:
             # After the last event the stream is read to its end, so that it is recorded as complete.
             while (
@@ -128,7 +128,7 @@ class MeteredStream:
         except BaseException:
             await self._close_source()
             raise
-        self.first = b"".join(pieces)
+        self.first_piece = b"".join(pieces)
 
     def _check_transcript(
         self, transcript: Transcript, constraints: ResponseConstraints, *, is_whole: bool
@@ -142,27 +142,30 @@ class MeteredStream:
         if is_running and self._start_has_no_fault:
             # A check of the whole text after every piece would take quadratic time.
             return False
-        verdict = find_start_fault(transcript, constraints)
-        self.fault = verdict or NO_FAULT
-        self._start_has_no_fault = verdict == NO_FAULT
-        return verdict is not None and not (is_running and self._start_has_no_fault)
+        start_fault = find_start_fault(transcript, constraints)
+        self.fault = start_fault or NO_FAULT
+        self._start_has_no_fault = start_fault == NO_FAULT
+        return start_fault is not None and not (is_running and self._start_has_no_fault)
 
-    async def _read_piece_within(self, seconds: float) -> bytes | None:
-        """Return the next piece; None if it does not arrive in time and is left for later."""
+    async def _read_piece_within(self, timeout_seconds: float) -> bytes | None:
+        """Return the next piece, or None if it does not arrive in time.
+
+        `_read_piece` then returns that piece.
+        """
         # The read runs in its own task, because cancelling it would end the stream.
-        self._pending = asyncio.create_task(self._read_next())
-        done_tasks, _ = await asyncio.wait((self._pending,), timeout=max(seconds, 0.0))
+        self._pending_read = asyncio.create_task(self._read_next())
+        done_tasks, _ = await asyncio.wait((self._pending_read,), timeout=max(timeout_seconds, 0.0))
         if not done_tasks:
             return None
-        pending, self._pending = self._pending, None
-        return pending.result()
+        pending_read, self._pending_read = self._pending_read, None
+        return pending_read.result()
 
     async def _read_next(self) -> bytes:
         return await anext(self.pieces)
 
     async def _read_piece(self) -> bytes:
-        pending, self._pending = self._pending, None
-        return await (anext(self.pieces) if pending is None else pending)
+        pending_read, self._pending_read = self._pending_read, None
+        return await (anext(self.pieces) if pending_read is None else pending_read)
 
     async def aclose(self) -> None:
         """Close the stream, and cancel the request to the back end if it still runs."""
@@ -171,10 +174,10 @@ class MeteredStream:
             await self._close_source()
 
     async def _close_source(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.cancel()
-            await asyncio.wait((pending,))
+        pending_read, self._pending_read = self._pending_read, None
+        if pending_read is not None:
+            pending_read.cancel()
+            await asyncio.wait((pending_read,))
         await self.pieces.aclose()
 
     @property
@@ -195,11 +198,11 @@ class MeteredStream:
 def to_client_error(error: MoyinError) -> MoyinError:
     """Return the error that the client receives instead of ``error``.
 
-    The client is not told that a back end rejected the gateway's API key. An overload error without
-    a time to wait gets one, because most clients would otherwise retry at once.
+    The result hides that a back end rejected the gateway's API key. An overload error without a time
+    to wait gets one, because most clients would otherwise retry at once.
     """
     if isinstance(error, BackendKeyRejected):
-        return ServiceUnavailable("the back end for this model is unavailable")
+        return ServiceUnavailable("the back end for this model is unavailable; retry later")
     if isinstance(error, Overloaded) and error.retry_after is None:
         return Overloaded(error.message, retry_after=_OVERLOADED_SECONDS)
     return error

@@ -33,12 +33,12 @@ def omit_unusable_members(
     )
     if "tools" in abilities and _requires_tool_call(request.data.get("tool_choice")):
         abilities = tuple(ability for ability in abilities if ability != "tools")
-    names = {
+    omitted_fields = {
         name for ability in abilities for name in codec.request_fields_by_ability.get(ability, ())
     }
-    if not names:
+    if not omitted_fields:
         return request, ()
-    data = {name: value for name, value in request.data.items() if name not in names}
+    data = {name: value for name, value in request.data.items() if name not in omitted_fields}
     return codec.replace_body(request, data), abilities
 
 
@@ -53,14 +53,14 @@ def omit_unusable_effort(request: ChatRequest, needs: Needs, model: Model) -> Ch
     return replace(request, reasoning=None)
 
 
-def describe_omission(reason: str, omitted: Sequence[str]) -> str:
+def describe_omission(reason: str, omitted_abilities: Sequence[str]) -> str:
     """Return a routing reason with the removed abilities, such as ``free; without tools``."""
-    return f"{reason}; without {' and '.join(omitted)}" if omitted else reason
+    return f"{reason}; without {' and '.join(omitted_abilities)}" if omitted_abilities else reason
 
 
-def _requires_tool_call(choice: object) -> bool:
+def _requires_tool_call(tool_choice: object) -> bool:
     """Return True if ``tool_choice``, in any protocol's format, requires a tool call."""
-    if isinstance(choice, dict):
-        mode = choice.get("mode") or choice.get("type")
+    if isinstance(tool_choice, dict):
+        mode = tool_choice.get("mode") or tool_choice.get("type")
         return mode not in ("auto", "none")
-    return choice not in (None, "auto", "none")
+    return tool_choice not in (None, "auto", "none")

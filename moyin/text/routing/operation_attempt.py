@@ -48,7 +48,7 @@ def compute_pico_cost(
     usage: OperationUsage,
     seconds: float,
     *,
-    shares: bool = True,
+    shares_gpu: bool = True,
 ) -> int:
     """Return the cost of a call in picodollars.
 
@@ -57,11 +57,11 @@ def compute_pico_cost(
 
     Args:
         seconds: the duration of the call.
-        shares: True if concurrent calls share the cost of the GPU.
+        shares_gpu: True if concurrent calls share the cost of the GPU.
     """
     model = target.model
     if model.gpu is not None:
-        return model.gpu.compute_pico_cost(seconds, target.runtime.load if shares else 1)
+        return model.gpu.compute_pico_cost(seconds, target.runtime.load if shares_gpu else 1)
     return target.get_price().compute_pico_cost(usage.tokens) + model.unit_rates.compute_pico_cost(
         UNITS[operation], usage.quantity
     )
@@ -102,7 +102,7 @@ class OperationAttempt:
         runtime = self.target.runtime
         self._started_at = asyncio.get_running_loop().time()
         try:
-            return await self._call(min(self._started_at + runtime.timeout, deadline))
+            return await self._call_backend(min(self._started_at + runtime.timeout, deadline))
         except asyncio.CancelledError:
             # The back end has probably read the request and charges for it.
             self.record(self.request.expected_usage, error=CANCELLED)
@@ -117,7 +117,7 @@ class OperationAttempt:
                 self._report_call(Usage(), error.code)
             raise
 
-    async def _call(self, deadline: float) -> Answer:
+    async def _call_backend(self, deadline: float) -> Answer:
         request, target = self.request, self.target
         backend = target.runtime.operations
         assert backend is not None, f"the back end {target.runtime.name!r} has no operations"
@@ -140,7 +140,7 @@ class OperationAttempt:
                 )
             if response.media_type == JSON_TYPE:
                 return await self._read_json(response)
-            if response.media_type.startswith("text/") and not _is_events(response):
+            if response.media_type.startswith("text/") and not _has_events(response):
                 return await self._read_text(response)
             return await self._open_stream(response)
         except BaseException:
@@ -153,17 +153,21 @@ class OperationAttempt:
             data = from_json(raw)
         except ValueError:
             raise BackendUnavailable(
-                "the back end's response is not valid JSON", may_be_billed=True
+                "the back end's response is not valid JSON; check its URL in the configuration",
+                may_be_billed=True,
             ) from None
         if not isinstance(data, dict):
             raise BackendUnavailable(
-                "the back end's response must be a JSON object", may_be_billed=True
+                "the back end's response must be a JSON object; check its URL in the configuration",
+                may_be_billed=True,
             )
         if data.get("error"):
             # Some servers report errors with status 200.
-            raise BackendUnavailable("the back end returned an error in a response with status 200")
+            raise BackendUnavailable(
+                "the back end returned an error in a response with status 200; retry later"
+            )
         usage = self.request.read_usage(data)
-        body = self.request.complete(raw, data, self.context.request_id)
+        body = self.request.complete_response(raw, data, self.context.request_id)
         return self._build_answer(JSON_TYPE, body, usage)
 
     async def _read_text(self, response: OpenResponse) -> Answer:
@@ -192,15 +196,15 @@ class OperationAttempt:
             ) from None
         except TimeoutError:
             raise BackendTimeout(
-                f"the back end did not send the first byte within {first_byte_timeout:g} seconds"
+                f"the back end did not send the first byte within {first_byte_timeout:g} seconds; retry later"
             ) from None
         self._first_piece_seconds = asyncio.get_running_loop().time() - self._started_at
         self.target.model_breaker.succeed()
         self.lease.transfer_to_stream()
         usage = self.request.read_usage(None)
         headers = (*self._build_headers(response.content_type, usage), _NO_CACHE_HEADER)
-        events = _is_events(response)
-        if not events:
+        has_events = _has_events(response)
+        if not has_events:
             # The request alone determines the units of such a call.
             pico_cost = compute_pico_cost(
                 self.target, self.request.operation, usage, self._first_piece_seconds
@@ -211,7 +215,7 @@ class OperationAttempt:
             self.context.request_id,
             first_piece,
             pieces,
-            tap=_EventTap() if events else None,
+            tap=_EventTap() if has_events else None,
             finish=self._finish_stream,
         )
         return Answer(headers=headers, stream=stream)
@@ -230,11 +234,11 @@ class OperationAttempt:
         self, last_event: Mapping[str, Any] | None, error: BaseException | None
     ) -> bytes:
         """Record a stream, release its slot, and return its cost as text."""
-        code = None
+        error_code = None
         if error is not None:
             is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
-            code = CANCELLED if is_cancelled else getattr(error, "code", MoyinError.code)
-        cost = self.record(self.request.read_usage(last_event), error=code)
+            error_code = CANCELLED if is_cancelled else getattr(error, "code", MoyinError.code)
+        cost = self.record(self.request.read_usage(last_event), error=error_code)
         self.lease.release(error)
         return cost
 
@@ -266,8 +270,8 @@ class OperationAttempt:
         entry.quantity = usage.quantity
         self.accounting.ledger.record(entry)
         if charges_budget and context.budget is not None:
-            tokens = usage.tokens.prompt_tokens + usage.tokens.output_tokens
-            context.budget.record(entry.cost_usd, tokens)
+            token_count = usage.tokens.prompt_tokens + usage.tokens.output_tokens
+            context.budget.record(entry.cost_usd, token_count)
         if error is None:
             target.runtime.record_service_time(seconds)
         return format_usd(pico_cost).encode()
@@ -282,7 +286,7 @@ class OperationAttempt:
             return usage
         return replace(usage, tokens=request.max_usage.tokens, is_estimated=True)
 
-    def _report_call(self, tokens: Usage, error: str | None) -> float:
+    def _report_call(self, usage: Usage, error: str | None) -> float:
         context, target = self.context, self.target
         seconds = asyncio.get_running_loop().time() - self._started_at
         self.accounting.telemetry.record_call(
@@ -293,7 +297,7 @@ class OperationAttempt:
                 requested_model=self.request.model,
                 model=target.model.name,
                 request_id=context.request_id,
-                usage=tokens,
+                usage=usage,
                 seconds=seconds,
                 first_token_seconds=self._first_piece_seconds,
                 error=error,
@@ -310,7 +314,7 @@ class OperationStream:
     ``finish`` is called exactly once, whether the stream ends, fails or is closed.
 
     Args:
-        first: the first bytes of the stream, which were already read.
+        first_piece: the first bytes of the stream, which were already read.
         tap: reads the usage from events; None for other bytes.
         finish: called with the last event that has usage, or None, and with the error that ended
             the stream, or None. It returns the cost as text.
@@ -321,7 +325,7 @@ class OperationStream:
     def __init__(
         self,
         request_id: str,
-        first: bytes,
+        first_piece: bytes,
         pieces: AsyncGenerator[bytes, None],
         *,
         tap: _EventTap | None,
@@ -332,7 +336,7 @@ class OperationStream:
         self._tap = tap
         self._finish = finish
         self._is_finished = False
-        self._chunks = self._iterate(first)
+        self._chunks = self._iterate_pieces(first_piece)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -345,18 +349,18 @@ class OperationStream:
         await self._chunks.aclose()
         if not self._is_finished:
             # The stream was closed before its first piece was read.
-            self._end(asyncio.CancelledError())
+            self._finish_stream(asyncio.CancelledError())
             await self._pieces.aclose()
 
-    async def _iterate(self, first_piece: bytes) -> AsyncGenerator[bytes, None]:
+    async def _iterate_pieces(self, first_piece: bytes) -> AsyncGenerator[bytes, None]:
         tap = self._tap
         try:
             async with aclosing(self._pieces) as pieces:
-                yield self._feed(first_piece)
+                yield self._feed_tap(first_piece)
                 async for piece in pieces:
-                    yield self._feed(piece)
+                    yield self._feed_tap(piece)
         except MoyinError as error:
-            cost = self._end(error)
+            cost = self._finish_stream(error)
             if tap is None:
                 # Breaking the connection is the only way to show the client that the audio is
                 # incomplete.
@@ -365,19 +369,19 @@ class OperationStream:
             # Terminates an event that was received only partly.
             yield (b"\n\n" if tap.is_within_event else b"") + event + encode_cost_comment(cost)
         except BaseException as error:
-            self._end(error)
+            self._finish_stream(error)
             raise
         else:
-            cost = self._end(None)
+            cost = self._finish_stream(None)
             if tap is not None:
                 yield encode_cost_comment(cost)
 
-    def _feed(self, piece: bytes) -> bytes:
+    def _feed_tap(self, piece: bytes) -> bytes:
         if self._tap is not None:
             self._tap.feed(piece)
         return piece
 
-    def _end(self, error: BaseException | None) -> bytes:
+    def _finish_stream(self, error: BaseException | None) -> bytes:
         self._is_finished = True
         return self._finish(None if self._tap is None else self._tap.last_event, error)
 
@@ -386,7 +390,7 @@ class _EventTap:
     """Reads the last event with usage from a stream of events.
 
     Attributes:
-        last: the event; None if no event had usage.
+        last_event: the event; None if no event had usage.
     """
 
     def __init__(self) -> None:
@@ -405,5 +409,5 @@ class _EventTap:
                     self.last_event = event
 
 
-def _is_events(response: OpenResponse) -> bool:
+def _has_events(response: OpenResponse) -> bool:
     return response.media_type == EVENT_STREAM_TYPE

@@ -84,7 +84,7 @@ class OperationRouter:
         )
         capable_targets = [t for t in route.targets if request.operation in t.model.operations]
         if not capable_targets:
-            raise _build_unable_error(route, request)
+            raise _build_no_capable_target_error(route, request)
         max_usage = request.max_usage
         candidates = _rank_candidates(capable_targets, request.operation, max_usage)
         if not candidates:
@@ -93,12 +93,12 @@ class OperationRouter:
                 "every back end that can answer this request is unavailable; retry later",
                 retry_after=max(1.0, min(retry_seconds)),
             )
-        seconds = min(route.timeout, preferences.timeout or route.timeout)
+        timeout_seconds = min(route.timeout, preferences.timeout or route.timeout)
         if context.budget is not None:
             await _reserve_budget(
-                context.budget, capable_targets, request.operation, max_usage, seconds
+                context.budget, capable_targets, request.operation, max_usage, timeout_seconds
             )
-        deadline = asyncio.get_running_loop().time() + seconds
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
         failure: MoyinError | None = None
         for candidate in candidates:
             reason = candidate.reason
@@ -143,7 +143,7 @@ class OperationRouter:
             traceparent: the client's trace context in W3C format; None if it sent none.
         """
         runtime, loop = target.runtime, asyncio.get_running_loop()
-        failed_calls = 0
+        failed_call_count = 0
         while True:
             lease = await runtime.acquire(context.tenant, deadline - loop.time(), _EXPECTED_SECONDS)
             if lease is None:
@@ -161,16 +161,16 @@ class OperationRouter:
                     )
                     return await attempt.run(deadline)
             except MoyinError as error:
-                pause = random.uniform(0, _MAX_FIRST_PAUSE_SECONDS * 2**failed_calls)
+                pause = random.uniform(0, _MAX_FIRST_PAUSE_SECONDS * 2**failed_call_count)
                 if (
-                    failed_calls >= runtime.retries
+                    failed_call_count >= runtime.retries
                     or not is_retryable(error)
                     or not runtime.is_ready
                 ):
                     raise
                 if loop.time() + pause >= deadline:
                     raise
-            failed_calls += 1
+            failed_call_count += 1
             await asyncio.sleep(pause)
 
 
@@ -184,7 +184,7 @@ def _require_operation(fleet: Fleet, operation: Operation) -> None:
         )
 
 
-def _build_unable_error(route: CompiledRoute, request: OperationRequest) -> MoyinError:
+def _build_no_capable_target_error(route: CompiledRoute, request: OperationRequest) -> MoyinError:
     capable_exclusions = [
         exclusion
         for exclusion in route.exclusions
@@ -198,14 +198,15 @@ def _build_unable_error(route: CompiledRoute, request: OperationRequest) -> Moyi
         )
     if not any(exclusion.is_allowed for exclusion in capable_exclusions):
         return ModelNotAllowed(
-            "data-residency rules exclude every back end for this model", field="model"
+            "data-residency rules exclude every back end for this model: choose another model",
+            field="model",
         )
-    missing = sorted(
+    missing_keys = sorted(
         f"{d.family or d.backend} lacks its key ({d.key_env})"
         for d in (exclusion.deployment for exclusion in capable_exclusions if exclusion.is_allowed)
     )
     return ServiceUnavailable(
-        f"no back end for this model is configured: {', '.join(dict.fromkeys(missing))}"
+        f"no back end for this model is configured: {', '.join(dict.fromkeys(missing_keys))}"
     )
 
 
@@ -218,12 +219,12 @@ def _rank_candidates(
         usage: the highest possible usage, because tokens are not known before the call.
     """
     ready_targets = [target for target in targets if target.runtime.is_ready]
-    costs = {
+    pico_costs = {
         id(target): compute_pico_cost(target, operation, usage, _EXPECTED_SECONDS)
         for target in ready_targets
     }
     ready_targets.sort(
-        key=lambda t: (not t.model_breaker.ready, costs[id(t)], t.runtime.load, t.position)
+        key=lambda t: (not t.model_breaker.ready, pico_costs[id(t)], t.runtime.load, t.position)
     )
     return [
         _Candidate(target=target, reason=_describe_rank(target, is_only=len(ready_targets) == 1))
@@ -242,12 +243,12 @@ async def _reserve_budget(
     targets: Sequence[RouteTarget],
     operation: Operation,
     max_usage: OperationUsage,
-    seconds: float,
+    max_seconds: float,
 ) -> None:
     """Reserve the maximum cost of a request at the most expensive target.
 
     Args:
-        seconds: the maximum duration of the call, for targets that are priced by time.
+        max_seconds: the maximum duration of the call, for targets that are priced by time.
 
     Raises:
         LimitExceeded: the remaining budget is too small.
@@ -255,9 +256,9 @@ async def _reserve_budget(
     """
     max_pico_cost = max(
         compute_pico_cost(
-            target, operation, max_usage, min(seconds, target.runtime.timeout), shares=False
+            target, operation, max_usage, min(max_seconds, target.runtime.timeout), shares_gpu=False
         )
         for target in targets
     )
-    tokens = max_usage.tokens.prompt_tokens + max_usage.tokens.output_tokens
-    await budget.reserve(pico_to_usd(max_pico_cost), min(tokens, _MAX_COUNTED_TOKENS))
+    token_count = max_usage.tokens.prompt_tokens + max_usage.tokens.output_tokens
+    await budget.reserve(pico_to_usd(max_pico_cost), min(token_count, _MAX_COUNTED_TOKENS))

@@ -44,19 +44,20 @@ def simulate_prices(
 
 def _simulate_price(decisions: Sequence[Sequence[Sequence[Any]]], price: float) -> PriceScenario:
     cost_nano, bad_answers = 0, 0.0
-    models: Counter[str] = Counter()
-    for options in decisions:
-        if not options:
+    requests_by_model: Counter[str] = Counter()
+    for candidates in decisions:
+        if not candidates:
             continue
-        model, cost, p_good, _ = min(
-            options, key=lambda option: option[1] / _NANO_PER_USD + (1.0 - option[3]) * price
+        model, candidate_cost_nano, p_good, _ = min(
+            candidates,
+            key=lambda candidate: candidate[1] / _NANO_PER_USD + (1.0 - candidate[3]) * price,
         )
-        cost_nano += cost
+        cost_nano += candidate_cost_nano
         bad_answers += 1.0 - p_good
-        models[model] += 1
+        requests_by_model[model] += 1
     return PriceScenario(
         usd_per_bad_answer=price,
         cost_usd=cost_nano / _NANO_PER_USD,
         bad_answers=bad_answers,
-        models=dict(models.most_common()),
+        models=dict(requests_by_model.most_common()),
     )

@@ -29,7 +29,7 @@ def find_gap(
     *,
     fetches_pictures: bool,
 ) -> RequestError | None:
-    """Check, without calling the target, whether it can accept the request.
+    """Check whether a target can accept a request, without calling the target.
 
     Args:
         fetches_pictures: True if the router fetches pictures for back ends that do not.

@@ -58,17 +58,20 @@ def parse_preferences(
     Raises:
         InvalidRequest: a value is invalid; ``field`` is the name of the header.
     """
-    values = {name: value for name, value in headers if name in _HEADERS}
-    if not values:
+    header_values = {name: value for name, value in headers if name in _HEADERS}
+    if not header_values:
         return _NO_PREFERENCES
-    residency, timeout = values.get(_RESIDENCY), values.get(_TIMEOUT)
-    quality, usd_per_bad_answer = values.get(_QUALITY), values.get(_USD_PER_BAD_ANSWER)
-    control = values.get(_CACHE_CONTROL, b"").lower()
+    residency, timeout = header_values.get(_RESIDENCY), header_values.get(_TIMEOUT)
+    quality, usd_per_bad_answer = (
+        header_values.get(_QUALITY),
+        header_values.get(_USD_PER_BAD_ANSWER),
+    )
+    cache_control = header_values.get(_CACHE_CONTROL, b"").lower()
     return RequestPreferences(
         residency=None if residency is None else _parse_residency(residency, residencies),
         timeout=None if timeout is None else _parse_timeout(timeout),
-        bypass_cache=b"no-cache" in control or b"no-store" in control,
-        traceparent=values.get(_TRACEPARENT),
+        bypass_cache=b"no-cache" in cache_control or b"no-store" in cache_control,
+        traceparent=header_values.get(_TRACEPARENT),
         quality=0.0 if quality is None else _parse_number(_QUALITY, quality, 1.0),
         usd_per_bad_answer=None
         if usd_per_bad_answer is None
@@ -83,8 +86,10 @@ def _parse_number(header: bytes, value: bytes, maximum: float) -> float:
         number = math.nan
     # A comparison with NaN is false. Infinity is invalid even if the operator sets no maximum.
     if not 0 <= number <= maximum or number == math.inf:
-        limit = "of at least 0" if maximum == math.inf else f"between 0 and {maximum:g}"
-        raise InvalidRequest(f"{header.decode()}: must be a number {limit}", field=header.decode())
+        allowed_range = "of at least 0" if maximum == math.inf else f"between 0 and {maximum:g}"
+        raise InvalidRequest(
+            f"{header.decode()}: must be a number {allowed_range}", field=header.decode()
+        )
     return number
 
 
@@ -93,7 +98,8 @@ def _parse_residency(value: bytes, residencies: frozenset[str]) -> tuple[str, ..
     if unknown_places := sorted(requested_places - residencies):
         available_places = ", ".join(sorted(residencies))
         raise InvalidRequest(
-            f"no back end processes data in {unknown_places[0]!r}; use one or more of: {available_places}",
+            f"{_RESIDENCY.decode()}: no back end processes data in {unknown_places[0]!r}; use one or "
+            f"more of: {available_places}",
             field=_RESIDENCY.decode(),
         )
     return tuple(sorted(requested_places))

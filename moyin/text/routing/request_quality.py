@@ -83,20 +83,20 @@ def question_to_json(question: Question) -> dict[str, Any]:
     """Return a question as a JSON object, which `question_from_json` parses."""
     features = question.features
     # Packed, because a list of a hundred numbers takes longer to write than the rest of the row.
-    packed = struct.pack(f"<{len(features)}I", *features)
+    packed_features = struct.pack(f"<{len(features)}I", *features)
     return {
         "kind": question.kind,
         "language": question.language,
         "difficulty": round(question.difficulty, 4),
         "spread": round(question.spread, 4),
-        "features": base64.b64encode(packed).decode(),
+        "features": base64.b64encode(packed_features).decode(),
     }
 
 
-def question_from_json(value: Mapping[str, Any]) -> Question:
+def question_from_json(stored_question: Mapping[str, Any]) -> Question:
     """Parse a question from the JSON object of this or an earlier version of the gateway."""
-    features = value["features"]
+    features = stored_question["features"]
     if isinstance(features, str):
-        packed = base64.b64decode(features)
-        features = struct.unpack(f"<{len(packed) // 4}I", packed)
-    return Question(**{**value, "features": restore_features(features)})
+        packed_features = base64.b64decode(features)
+        features = struct.unpack(f"<{len(packed_features) // 4}I", packed_features)
+    return Question(**{**stored_question, "features": restore_features(features)})

@@ -83,9 +83,9 @@ def requires_format(call: RoutedCall) -> bool:
     return constraints.json or bool(constraints.tools)
 
 
-def has_higher_quality(candidate: Candidate, other: Candidate) -> bool:
-    """Return True if a candidate's lower bound of quality is above that of ``other``."""
-    forecast, other_forecast = candidate.forecast, other.forecast
+def has_higher_quality(candidate: Candidate, other_candidate: Candidate) -> bool:
+    """Return True if a candidate's lower bound of quality is above that of ``other_candidate``."""
+    forecast, other_forecast = candidate.forecast, other_candidate.forecast
     if (
         forecast is None
         or other_forecast is None
@@ -101,26 +101,26 @@ def can_afford(
     candidate: Candidate,
     first_call: tuple[Candidate, Answer],
     *,
-    reserved: Decimal | None,
-    remaining: float,
+    reserved_usd: Decimal | None,
+    remaining_seconds: float,
 ) -> bool:
     """Return True if the reserved money and the remaining time suffice for a second call.
 
     Args:
         candidate: the candidate of the second call.
         first_call: the candidate of the first call, and its answer.
-        reserved: US dollars reserved for the request; None if spending is not limited.
-        remaining: seconds until the deadline of the request.
+        reserved_usd: US dollars reserved for the request; None if spending is not limited.
+        remaining_seconds: seconds until the deadline of the request.
     """
-    if candidate.forecast is None or candidate.forecast.seconds >= remaining:
+    if candidate.forecast is None or candidate.forecast.seconds >= remaining_seconds:
         return False
-    if reserved is None:
+    if reserved_usd is None:
         return True
     first_candidate, answer = first_call
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
-    cost = pico_to_usd(first_candidate.target.get_price().compute_pico_cost(usage))
-    return cost + compute_max_call_cost(candidate.target, call.needs) <= reserved
+    first_cost_usd = pico_to_usd(first_candidate.target.get_price().compute_pico_cost(usage))
+    return first_cost_usd + compute_max_call_cost(candidate.target, call.needs) <= reserved_usd
 
 
 def build_fault_signal(

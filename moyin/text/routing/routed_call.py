@@ -120,7 +120,7 @@ class RoutedCall:
     def record_failure(self) -> None:
         """Add the last unbilled failed attempt to the ledger, if no other attempt was added.
 
-        So the ledger shows each request that failed at all candidates, but not the unbilled failed
+        The ledger then shows each request that failed at all candidates, but not the unbilled failed
         attempts of a request that succeeded.
         """
         if self._failure is not None and not self._is_recorded:

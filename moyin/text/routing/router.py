@@ -147,7 +147,7 @@ class Router:
             InvalidRequest: a header of the request is invalid.
         """
         preferences, route = self._resolve_route(request.model, codec.api_format, context)
-        request, omitted = omit_unusable_members(codec, request, route)
+        request, omitted_abilities = omit_unusable_members(codec, request, route)
         needs = request.derive_needs()
         quality = self._build_quality(request, needs, context, preferences, route)
         find_target_gap = partial(
@@ -160,7 +160,7 @@ class Router:
         explanation = explain_decision(
             request.model, route, needs, self._history, quality, find_gap=find_target_gap
         )
-        return replace(explanation, omitted=omitted)
+        return replace(explanation, omitted=omitted_abilities)
 
     def _rank_candidates(self, call: RoutedCall, route: CompiledRoute) -> list[Candidate]:
         """Return the candidates in the order in which they are called, with a trial in front."""
@@ -168,8 +168,8 @@ class Router:
         candidates = rank_candidates(route, call.needs, self._history, quality=quality)
         if quality is None or call.is_repeat:
             return candidates
-        share = compute_trial_share(route, quality)
-        if not share or random.random() >= share:
+        trial_share = compute_trial_share(route, quality)
+        if not trial_share or random.random() >= trial_share:
             return candidates
         return put_trial_first(candidates, quality)
 
@@ -185,10 +185,10 @@ class Router:
             BackendError, Overloaded: all candidates failed; this is the error of the last one.
         """
         preferences, route = self._resolve_route(request.model, codec.api_format, context)
-        seconds = route.timeout
+        timeout_seconds = route.timeout
         if preferences.timeout is not None:
-            seconds = min(seconds, preferences.timeout)
-        request, omitted = omit_unusable_members(codec, request, route)
+            timeout_seconds = min(timeout_seconds, preferences.timeout)
+        request, omitted_abilities = omit_unusable_members(codec, request, route)
         needs = request.derive_needs()
         call = RoutedCall(
             codec=codec,
@@ -197,10 +197,10 @@ class Router:
             context=context,
             accounting=self._accounting,
             pictures=self._pictures,
-            deadline=asyncio.get_running_loop().time() + seconds,
+            deadline=asyncio.get_running_loop().time() + timeout_seconds,
             traceparent=preferences.traceparent,
             quality=self._build_quality(request, needs, context, preferences, route),
-            omitted=omitted,
+            omitted=omitted_abilities,
         )
         if call.quality is not None:
             await self.load_learned_state(context.owner)
@@ -238,17 +238,17 @@ class Router:
         """
         if self._estimator is None or not route.chooses_model or needs.embeddings:
             return None
-        cost = preferences.usd_per_bad_answer
-        if cost is None:
-            cost = route.usd_per_bad_answer
-        if not cost and not preferences.quality:
+        usd_per_bad_answer = preferences.usd_per_bad_answer
+        if usd_per_bad_answer is None:
+            usd_per_bad_answer = route.usd_per_bad_answer
+        if not usd_per_bad_answer and not preferences.quality:
             return None
         return RequestQuality(
             self._estimator,
             context.owner,
             request,
             needs,
-            usd_per_bad_answer=cost,
+            usd_per_bad_answer=usd_per_bad_answer,
             floor=preferences.quality,
             embed=self.fleet.embed,
         )
@@ -258,23 +258,27 @@ class Router:
         # same request.
         call.is_repeat = self._reviewer.detect_follow_up(call, route)
         candidates = self._rank_candidates(call, route)
-        chosen, rescued_candidate = "", None
+        choice_description, rescued_candidate = "", None
         if candidates:
-            chosen = describe_choice(candidates, call.quality)
+            choice_description = describe_choice(candidates, call.quality)
             if self._reviewer.plan_checks(call, route, candidates):
                 rescued_candidate = candidates[0]
-        reserved = None
+        reserved_usd = None
         if call.context.budget is not None:
-            reserved = await _reserve_budget(call.context.budget, call, route, rescued_candidate)
+            reserved_usd = await _reserve_budget(
+                call.context.budget, call, route, rescued_candidate
+            )
         failure: MoyinError | None = None
         unsupported_formats: set[ApiFormat | None] = set()
         for index, candidate in enumerate(candidates):
             try:
                 if index == 0 and route.hedging is not None and _is_hedgeable(call):
-                    answer = await self._call_hedged(call, route.hedging, candidates, chosen)
+                    answer = await self._call_hedged(
+                        call, route.hedging, candidates, choice_description
+                    )
                     candidate = _find_answering_candidate(answer, candidates, candidate)
                 else:
-                    reason = candidate.reason if index else chosen
+                    reason = candidate.reason if index else choice_description
                     answer = await _call_candidate(
                         call, candidate, _describe_reason(reason, failure)
                     )
@@ -294,7 +298,7 @@ class Router:
             else:
                 if answer is not None:
                     answer = await self._reviewer.review(
-                        call, route, candidates, (candidate, answer), reserved, _call_candidate
+                        call, route, candidates, (candidate, answer), reserved_usd, _call_candidate
                     )
                     sampler = self.sampler
                     return answer if sampler is None else sampler.sample(call, candidates, answer)
@@ -337,9 +341,10 @@ def _find_answering_candidate(
     answer: Answer | None, candidates: Sequence[Candidate], first_candidate: Candidate
 ) -> Candidate:
     """Return the candidate that gave a hedged answer, or ``first_candidate`` if there is no answer."""
-    names = () if answer is None else answer.headers
+    answer_headers = () if answer is None else answer.headers
     return next(
-        (other for other in candidates if set(other.target.headers) <= set(names)), first_candidate
+        (other for other in candidates if set(other.target.headers) <= set(answer_headers)),
+        first_candidate,
     )
 
 
@@ -359,13 +364,13 @@ async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -
         call.check_schemas()
     tenant = call.context.tenant
     loop = asyncio.get_running_loop()
-    failed_calls = 0
+    failed_call_count = 0
     while True:
-        remaining = call.deadline - loop.time()
+        remaining_seconds = call.deadline - loop.time()
         lease = await runtime.acquire(
             tenant,
-            remaining,
-            _estimate_seconds(candidate),
+            remaining_seconds,
+            _estimate_call_seconds(candidate),
             is_background=call.context.is_background,
         )
         if lease is None:
@@ -374,12 +379,16 @@ async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -
             with lease:
                 return await Attempt(call=call, target=target, reason=reason, lease=lease).run()
         except MoyinError as error:
-            pause = random.uniform(0, _MAX_FIRST_PAUSE_SECONDS * 2**failed_calls)
-            if failed_calls >= runtime.retries or not is_retryable(error) or not runtime.is_ready:
+            pause = random.uniform(0, _MAX_FIRST_PAUSE_SECONDS * 2**failed_call_count)
+            if (
+                failed_call_count >= runtime.retries
+                or not is_retryable(error)
+                or not runtime.is_ready
+            ):
                 raise
             if loop.time() + pause >= call.deadline:
                 raise
-        failed_calls += 1
+        failed_call_count += 1
         await asyncio.sleep(pause)
 
 
@@ -419,7 +428,7 @@ async def _reserve_budget(
     return max_usd
 
 
-def _estimate_seconds(candidate: Candidate) -> float:
+def _estimate_call_seconds(candidate: Candidate) -> float:
     forecast = candidate.forecast
     return (
         _DEFAULT_CALL_SECONDS

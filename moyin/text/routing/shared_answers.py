@@ -36,7 +36,10 @@ Fallback: TypeAlias = Callable[[], None]
 
 
 class AnswerStore(Protocol):
-    """Storage of answers in Valkey; `get` and `take` return None during an outage."""
+    """Storage of answers in Valkey; `get` and `pop` return None during an outage.
+
+    Values that `put` stores expire after ``seconds``.
+    """
 
     @property
     def is_unavailable(self) -> bool: ...
@@ -102,23 +105,30 @@ class SharedAnswers:
         return True
 
     def queue_answer(
-        self, fingerprint: bytes, previous: bytes | None, request_id: str, ability: float, at: float
+        self,
+        fingerprint: bytes,
+        previous_fingerprint: bytes | None,
+        request_id: str,
+        ability: float,
+        arrived_at: float,
     ) -> bool:
         """Queue an answer for storage; return False if Valkey is unavailable or the batch is full.
 
         Args:
             fingerprint: keyed hash of the answered request's conversation.
-            previous: keyed hash of the conversation without its newest message; None if it has no
-                other message.
+            previous_fingerprint: keyed hash of the conversation without its newest message; None if
+                it has no other message.
             ability: ability of the model that answered, in logits.
-            at: arrival time of the request, in seconds since 1970.
+            arrived_at: the Unix time at which the request arrived.
         """
         if self._store.is_unavailable or len(self._answers) >= 2 * _MAX_QUERIES:
             return False
-        value = _HEADER.pack(_VERSION, ability, at, fingerprint) + request_id.encode()
-        self._answers[_BY_FINGERPRINT + fingerprint] = value
-        if previous is not None:
-            self._answers[_BY_PREVIOUS + previous] = value
+        encoded_answer = (
+            _HEADER.pack(_VERSION, ability, arrived_at, fingerprint) + request_id.encode()
+        )
+        self._answers[_BY_FINGERPRINT + fingerprint] = encoded_answer
+        if previous_fingerprint is not None:
+            self._answers[_BY_PREVIOUS + previous_fingerprint] = encoded_answer
         self._wake_up()
         return True
 
@@ -170,45 +180,45 @@ class SharedAnswers:
         Returns:
             False if Valkey is unavailable.
         """
-        names = [name for query, _ in queries for name in _build_keys(query)]
-        values = await self._store.get(names)
+        keys = [name for query, _ in queries for name in _build_keys(query)]
+        values = await self._store.get(keys)
         if values is None:
             return False
-        stored = dict(zip(names, values, strict=True))
+        stored_values = dict(zip(keys, values, strict=True))
         matches: list[tuple[FollowUpQuery, Evidence, _StoredAnswer]] = []
         for query, _ in queries:
-            match = self._find_evidence(query, stored)
-            if match is not None:
-                matches.append((query, *match))
+            answer_match = self._find_evidence(query, stored_values)
+            if answer_match is not None:
+                matches.append((query, *answer_match))
         if not matches:
             return True
-        taken_answers = await self._store.pop([answer.key for _, _, answer in matches])
-        if taken_answers is None:
+        popped_values = await self._store.pop([answer.key for _, _, answer in matches])
+        if popped_values is None:
             return False
-        for (query, evidence, answer), value in zip(matches, taken_answers, strict=True):
+        for (query, evidence, answer), value in zip(matches, popped_values, strict=True):
             if value is not None and _decode_answer(value) == answer:
                 await self._record_signal(query, evidence, answer)
         return True
 
     def _find_evidence(
-        self, query: FollowUpQuery, stored: Mapping[bytes, bytes | None]
+        self, query: FollowUpQuery, stored_values: Mapping[bytes, bytes | None]
     ) -> tuple[Evidence, _StoredAnswer] | None:
         """Return the answer that a request follows up and the evidence about it, or None.
 
         Args:
-            stored: the values in Valkey of the keys that `_build_keys` returns.
+            stored_values: the values in Valkey, by the keys that `_build_keys` returns.
         """
         repeated_answer, *earlier_answers = (
-            _decode_recent_answer(stored[name], query.at) for name in _build_keys(query)
+            _decode_recent_answer(stored_values[name], query.at) for name in _build_keys(query)
         )
         if repeated_answer is not None:
             return evidence_from_repeat(query, repeated_answer.ability), repeated_answer
         if not earlier_answers:
             return None
-        previous, sibling = earlier_answers
-        if previous is not None:
-            return evidence_from_next_message(query), previous
-        return None if sibling is None else (EDITED, sibling)
+        previous_answer, sibling_answer = earlier_answers
+        if previous_answer is not None:
+            return evidence_from_next_message(query), previous_answer
+        return None if sibling_answer is None else (EDITED, sibling_answer)
 
     async def _record_signal(
         self, query: FollowUpQuery, evidence: Evidence, answer: _StoredAnswer
@@ -237,18 +247,24 @@ def _build_keys(query: FollowUpQuery) -> list[bytes]:
     ]
 
 
-def _decode_recent_answer(value: bytes | None, at: float) -> _StoredAnswer | None:
-    """Decode a stored answer; return None if a request at the time ``at`` cannot follow it up."""
+def _decode_recent_answer(value: bytes | None, arrived_at: float) -> _StoredAnswer | None:
+    """Decode a stored answer; return None if it is too old or too new to be followed up.
+
+    Args:
+        arrived_at: the Unix time at which the later request arrived.
+    """
     answer = None if value is None else _decode_answer(value)
     if answer is None:
         return None
-    return answer if MIN_SECONDS <= at - answer.at <= MAX_SECONDS else None
+    return answer if MIN_SECONDS <= arrived_at - answer.at <= MAX_SECONDS else None
 
 
 def _decode_answer(value: bytes) -> _StoredAnswer | None:
     if len(value) <= _HEADER.size:
         return None
-    version, ability, at, fingerprint = _HEADER.unpack_from(value)
+    version, ability, arrived_at, fingerprint = _HEADER.unpack_from(value)
     if version != _VERSION:
         return None
-    return _StoredAnswer(value[_HEADER.size :].decode(errors="replace"), ability, at, fingerprint)
+    return _StoredAnswer(
+        value[_HEADER.size :].decode(errors="replace"), ability, arrived_at, fingerprint
+    )

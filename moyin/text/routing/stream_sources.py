@@ -68,7 +68,9 @@ class ForwardedSource:
         if last_bytes := tap.flush():
             yield last_bytes
         if not tap.is_finished:
-            raise StreamInterrupted("the back end ended the stream before its final event")
+            raise StreamInterrupted(
+                "the back end ended the stream before its final event; retry later"
+            )
 
     @property
     def usage(self) -> Usage:
@@ -113,9 +115,11 @@ class TranslatedSource:
 
     @property
     def usage(self) -> Usage:
-        tokens = self._delta_count if self.by_token else estimate_tokens_from_bytes(self._text_size)
+        output_tokens = (
+            self._delta_count if self.by_token else estimate_tokens_from_bytes(self._text_size)
+        )
         return _complete_usage(
-            self._usage, self.prompt_tokens, tokens, is_final=self._usage_is_final
+            self._usage, self.prompt_tokens, output_tokens, is_final=self._usage_is_final
         )
 
     def _add_usage(self, delta: Started | Finished) -> Started | Finished:
@@ -146,20 +150,20 @@ class TranslatedSource:
 
 
 def _complete_usage(
-    reported_usage: Usage | None, prompt_tokens: int, tokens: int, *, is_final: bool
+    reported_usage: Usage | None, prompt_tokens: int, output_tokens: int, *, is_final: bool
 ) -> Usage:
     """Return the reported usage, completed by the counted tokens.
 
     Args:
         reported_usage: the usage that the back end reported so far; None if it reported none.
         prompt_tokens: the estimated tokens of the prompt, used if none were reported.
-        tokens: the output tokens that were counted so far.
+        output_tokens: the output tokens that were counted so far.
         is_final: True if the answer is complete, so that the reported output tokens are right.
     """
     if reported_usage is None or reported_usage == _NO_USAGE:
-        return Usage(input_tokens=prompt_tokens, output_tokens=tokens)
+        return Usage(input_tokens=prompt_tokens, output_tokens=output_tokens)
     return (
         reported_usage
         if is_final
-        else replace(reported_usage, output_tokens=max(reported_usage.output_tokens, tokens))
+        else replace(reported_usage, output_tokens=max(reported_usage.output_tokens, output_tokens))
     )

@@ -36,22 +36,30 @@ def limit_schemas(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest
 def _relax_tools(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest:
     data: Any = request.data
     for field, schema in request.iterate_schemas():
-        path = field.split(".")
-        if path[0] == "tools" and not isinstance(schema, str):
+        path_parts = field.split(".")
+        if path_parts[0] == "tools" and not isinstance(schema, str):
             relaxed_schema = drop_expensive_patterns(schema)
             if relaxed_schema is not schema:
-                data = _replace_in_tool(data, path, relaxed_schema)
+                data = _replace_in_tool(data, path_parts, relaxed_schema)
     return request if data is request.data else codec.replace_body(request, data)
 
 
-def _replace_in_tool(value: Any, path: list[str], schema: Any) -> Any:
-    """Return ``value`` with the schema at ``path`` replaced, unless it belongs to a strict tool."""
-    if isinstance(value, list):
-        place = int(path[0])
-        item = _replace_in_tool(value[place], path[1:], schema)
-        return value if item is value[place] else [*value[:place], item, *value[place + 1 :]]
-    if not isinstance(value, Mapping) or value.get("strict"):
-        return value
-    name = path[0]
-    member = schema if len(path) == 1 else _replace_in_tool(value[name], path[1:], schema)
-    return value if member is value[name] else {**value, name: member}
+def _replace_in_tool(json_value: Any, path_parts: list[str], schema: Any) -> Any:
+    """Return ``json_value`` with the schema at ``path_parts`` replaced, unless its tool is strict."""
+    if isinstance(json_value, list):
+        index = int(path_parts[0])
+        new_item = _replace_in_tool(json_value[index], path_parts[1:], schema)
+        return (
+            json_value
+            if new_item is json_value[index]
+            else [*json_value[:index], new_item, *json_value[index + 1 :]]
+        )
+    if not isinstance(json_value, Mapping) or json_value.get("strict"):
+        return json_value
+    name = path_parts[0]
+    new_member = (
+        schema
+        if len(path_parts) == 1
+        else _replace_in_tool(json_value[name], path_parts[1:], schema)
+    )
+    return json_value if new_member is json_value[name] else {**json_value, name: new_member}

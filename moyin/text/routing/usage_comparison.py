@@ -70,64 +70,66 @@ class UsageComparison:
         merged_sums = _merge_groups(sums)
         return {
             embeddings: max(
-                candidates, key=lambda model: self._add_up(merged_sums, {model.embeddings: model})
+                candidates,
+                key=lambda model: self._add_costs(merged_sums, {model.embeddings: model}),
             )
             for embeddings in (False, True)
             if (candidates := [m for m in self._models if m.embeddings is embeddings])
         }
 
     def compute_pico_cost(
-        self, sums: Sequence[UsageSum], dearest: Mapping[bool, PricedModel]
+        self, sums: Sequence[UsageSum], dearest_models: Mapping[bool, PricedModel]
     ) -> int | None:
-        """Return what the usage would have cost with the most expensive models, in picodollars.
+        """Return the cost of the usage with the most expensive models, in picodollars.
 
         Failed and cancelled model calls are left out, because the most expensive models are assumed
         to answer every call. Renders keep their actual cost. The result is None if no model has a
         price.
 
         Args:
-            dearest: the most expensive models, as `choose_models` returns them.
+            dearest_models: the most expensive models, as `choose_models` returns them.
         """
-        return self._add_up(sums, dearest) if dearest else None
+        return self._add_costs(sums, dearest_models) if dearest_models else None
 
-    def _add_up(self, sums: Sequence[UsageSum], models: Mapping[bool, PricedModel]) -> int:
+    def _add_costs(self, sums: Sequence[UsageSum], models: Mapping[bool, PricedModel]) -> int:
         return sum(
-            self._compute_cost(models[item.is_embedding].price, item)
-            for item in sums
-            if item.is_complete and item.unit is None and item.is_embedding in models
+            self._compute_cost(models[usage_sum.is_embedding].price, usage_sum)
+            for usage_sum in sums
+            if usage_sum.is_complete and usage_sum.unit is None and usage_sum.is_embedding in models
         ) + sum(
-            int(item.cost_usd * PICO_PER_USD)
-            for item in sums
-            if item.unit == Unit.GPU_MILLISECONDS or (item.is_complete and item.unit is not None)
+            int(usage_sum.cost_usd * PICO_PER_USD)
+            for usage_sum in sums
+            if usage_sum.unit == Unit.GPU_MILLISECONDS
+            or (usage_sum.is_complete and usage_sum.unit is not None)
         )
 
-    def _compute_cost(self, price: Price, item: UsageSum) -> int:
+    def _compute_cost(self, price: Price, usage_sum: UsageSum) -> int:
         # Any number of tokens in the band, because all calls in it have the same rates.
-        is_last = item.band == len(self._bounds)
-        prompt = self._bounds[-1] + 1 if is_last and self._bounds else 0
-        if not is_last:
-            prompt = self._bounds[item.band]
+        is_last_band = usage_sum.band == len(self._bounds)
+        prompt_tokens = self._bounds[-1] + 1 if is_last_band and self._bounds else 0
+        if not is_last_band:
+            prompt_tokens = self._bounds[usage_sum.band]
         usage = Usage(
-            input_tokens=item.input_tokens - item.cached_tokens,
-            cached_tokens=item.cached_tokens,
-            output_tokens=item.output_tokens,
+            input_tokens=usage_sum.input_tokens - usage_sum.cached_tokens,
+            cached_tokens=usage_sum.cached_tokens,
+            output_tokens=usage_sum.output_tokens,
         )
-        return price.select_rates(prompt).compute_pico_cost(usage)
+        return price.select_rates(prompt_tokens).compute_pico_cost(usage)
 
 
 def _merge_groups(sums: Sequence[UsageSum]) -> list[UsageSum]:
     """Add up the token counts of complete calls that belong to the same class of prices."""
     merged_sums: dict[tuple[int, bool], UsageSum] = {}
-    for item in sums:
-        if not item.is_complete or item.unit is not None:
+    for usage_sum in sums:
+        if not usage_sum.is_complete or usage_sum.unit is not None:
             continue
-        total = merged_sums.get((item.band, item.is_embedding))
-        if total is None:
-            merged_sums[item.band, item.is_embedding] = replace(item, group=())
+        merged_sum = merged_sums.get((usage_sum.band, usage_sum.is_embedding))
+        if merged_sum is None:
+            merged_sums[usage_sum.band, usage_sum.is_embedding] = replace(usage_sum, group=())
         else:
-            total.input_tokens += item.input_tokens
-            total.cached_tokens += item.cached_tokens
-            total.output_tokens += item.output_tokens
+            merged_sum.input_tokens += usage_sum.input_tokens
+            merged_sum.cached_tokens += usage_sum.cached_tokens
+            merged_sum.output_tokens += usage_sum.output_tokens
     return list(merged_sums.values())
 
 

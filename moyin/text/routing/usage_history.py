@@ -52,23 +52,23 @@ class UsageHistory:
         """Return the expected usage of a call, with an output within the client's token limit."""
         if needs.embeddings:
             return Usage(input_tokens=needs.prompt_tokens)
-        output = self._output.estimate(model, _DEFAULT_OUTPUT_TOKENS)
-        output = self._output.estimate(shape, output)
-        output = self._output.estimate((model, shape), output)
-        if needs.max_tokens is not None and output > needs.max_tokens:
-            output = needs.max_tokens
-        prompt = self.estimate_prompt_tokens(model, needs)
-        prior = _DEFAULT_CACHED_SHARE if needs.has_cache_markers else 0.0
-        cached_tokens = round(prompt * self._cached.estimate((model, shape), prior))
+        output_tokens = self._output.estimate(model, _DEFAULT_OUTPUT_TOKENS)
+        output_tokens = self._output.estimate(shape, output_tokens)
+        output_tokens = self._output.estimate((model, shape), output_tokens)
+        if needs.max_tokens is not None and output_tokens > needs.max_tokens:
+            output_tokens = needs.max_tokens
+        prompt_tokens = self.estimate_prompt_tokens(model, needs)
+        prior_share = _DEFAULT_CACHED_SHARE if needs.has_cache_markers else 0.0
+        cached_tokens = round(prompt_tokens * self._cached.estimate((model, shape), prior_share))
         return Usage(
-            input_tokens=prompt - cached_tokens,
+            input_tokens=prompt_tokens - cached_tokens,
             cached_tokens=cached_tokens,
-            output_tokens=round(output),
+            output_tokens=round(output_tokens),
         )
 
 
 def compute_request_shape(needs: Needs) -> RequestShape:
     """Return a number that similar requests share, so that `UsageHistory` can average them."""
-    limit = 0 if needs.max_tokens is None else needs.max_tokens.bit_length() + 1
+    limit_magnitude = 0 if needs.max_tokens is None else needs.max_tokens.bit_length() + 1
     features = needs.tools | needs.schema << 1 | needs.thinking << 2 | needs.has_cache_markers << 3
-    return needs.prompt_tokens.bit_length() | limit << 6 | features << 12
+    return needs.prompt_tokens.bit_length() | limit_magnitude << 6 | features << 12

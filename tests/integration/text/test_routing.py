@@ -139,7 +139,8 @@ async def test_data_goes_only_where_the_tenant_allows(tmp_path: Path) -> None:
         assert response.status == 400
         assert (
             response_body["error"]["message"]
-            == "no back end processes data in 'mars'; use one or more of: cloud, on-premises"
+            == "x-moyin-residency: no back end processes data in 'mars'; use one or more of: "
+            "cloud, on-premises"
         )
         assert upstream.request_count == 1
 

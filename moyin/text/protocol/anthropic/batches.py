@@ -23,7 +23,7 @@ from moyin.domain.text_batch import (
     new_batch_id,
 )
 from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedFeature
-from moyin.text.protocol.openai.batches import compact
+from moyin.text.protocol.openai.batches import remove_line_breaks
 
 MESSAGES_ENDPOINT = "/v1/messages"
 MAX_REQUESTS = 100_000
@@ -43,9 +43,9 @@ _HARMLESS = frozenset({"user_profile_id", "workspace_id", "betas"})
 
 
 def new_batch(
-    caller: Identity, input_file_id: str, *, total: int, created_at: datetime
+    caller: Identity, input_file_id: str, *, request_count: int, created_at: datetime
 ) -> TextBatch:
-    """Create a batch for the caller from a file with ``total`` requests, one per line."""
+    """Create a batch for the caller from a file with ``request_count`` requests, one per line."""
     return TextBatch(
         id=new_batch_id(BatchDialect.ANTHROPIC),
         owner=caller.owner,
@@ -57,7 +57,7 @@ def new_batch(
         key_id=caller.key_id,
         user=caller.user,
         scopes=caller.scopes,
-        total=total,
+        total=request_count,
         output_expires_after=int(_RESULTS_KEPT.total_seconds()),
     )
 
@@ -76,17 +76,17 @@ def read_batch_requests(body: bytes | mmap.mmap, max_request_bytes: int) -> Iter
     """
     skeleton = bytearray()
     custom_ids: set[str] = set()
-    end = 0
+    previous_end = 0
     for start, stop in _find_requests(body):
         number = len(custom_ids)
         if number >= MAX_REQUESTS:
             raise InvalidRequest(
                 f"requests: a batch may have at most {MAX_REQUESTS} requests", field="requests"
             )
-        _check_size(stop - start, max_request_bytes, number)
+        _check_request_size(stop - start, max_request_bytes, number)
         custom_id, line = _parse_request(body[start:stop], number)
         # Some numbers become longer when they are encoded again.
-        _check_size(len(line), max_request_bytes, number)
+        _check_request_size(len(line), max_request_bytes, number)
         if custom_id in custom_ids:
             raise InvalidRequest(
                 f"requests.{number}.custom_id: {custom_id!r} is the id of an earlier request; ids "
@@ -95,11 +95,11 @@ def read_batch_requests(body: bytes | mmap.mmap, max_request_bytes: int) -> Iter
             )
         custom_ids.add(custom_id)
         yield line
-        _check_skeleton_size(len(skeleton) + start - end)
-        skeleton += body[end:start] + b"0"
-        end = stop
-    _check_skeleton_size(len(skeleton) + len(body) - end)
-    skeleton += body[end : len(body)]
+        _check_skeleton_size(len(skeleton) + start - previous_end)
+        skeleton += body[previous_end:start] + b"0"
+        previous_end = stop
+    _check_skeleton_size(len(skeleton) + len(body) - previous_end)
+    skeleton += body[previous_end : len(body)]
     _check_skeleton(bytes(skeleton), len(custom_ids))
 
 
@@ -172,9 +172,9 @@ class AnthropicBatchFormat:
             is_cancelled = batch.cancelling_at is not None
             content = b'{"type":"canceled"}' if is_cancelled else b'{"type":"expired"}'
         elif result.error_code is None:
-            content = b'{"type":"succeeded","message":%b}' % compact(result.body)
+            content = b'{"type":"succeeded","message":%b}' % remove_line_breaks(result.body)
         else:
-            content = b'{"type":"errored","error":%b}' % compact(result.body)
+            content = b'{"type":"errored","error":%b}' % remove_line_breaks(result.body)
         return b'{"custom_id":%b,"result":%b}' % (to_json(line.custom_id), content)
 
 
@@ -186,25 +186,30 @@ def _find_requests(body: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
     depth = start = 0
     in_requests = is_key = False
     for number, token in enumerate(_TOKEN.finditer(body)):
-        text = token[0]
+        token_text = token[0]
         if number >= _MAX_TOKENS or depth > _MAX_DEPTH:
             raise BodyTooLarge(
                 f"the JSON body may have at most {_MAX_TOKENS} strings and brackets (split the batch), "
                 f"nested at most {_MAX_DEPTH} levels deep",
                 details={"max_tokens": _MAX_TOKENS, "max_depth": _MAX_DEPTH},
             )
-        if text in (b"{", b"["):
+        if token_text in (b"{", b"["):
             depth += 1
             if depth == 2:
-                in_requests = is_key and text == b"["
+                in_requests = is_key and token_text == b"["
             elif depth == 3 and in_requests:
                 start = token.start()
-        elif text in (b"}", b"]"):
-            if depth == 3 and in_requests and text == b"}" and body[start : start + 1] == b"{":
+        elif token_text in (b"}", b"]"):
+            if (
+                depth == 3
+                and in_requests
+                and token_text == b"}"
+                and body[start : start + 1] == b"{"
+            ):
                 yield start, token.end()
             depth -= 1
         elif depth == 1:
-            is_key = text == _REQUESTS
+            is_key = token_text == _REQUESTS
 
 
 def _parse_request(raw: bytes, number: int) -> tuple[str, bytes]:
@@ -232,12 +237,13 @@ def _parse_request(raw: bytes, number: int) -> tuple[str, bytes]:
     if unknown_members := set(request) - {"custom_id", "params"}:
         name = min(unknown_members)
         raise InvalidRequest(
-            f"{path}.{name}: a request has only custom_id and params", field=f"{path}.{name}"
+            f"{path}.{name}: a request may have only custom_id and params; omit {name}",
+            field=f"{path}.{name}",
         )
     return custom_id, to_json(request)
 
 
-def _check_size(size: int, max_bytes: int, number: int) -> None:
+def _check_request_size(size: int, max_bytes: int, number: int) -> None:
     if size > max_bytes:
         raise BodyTooLarge(
             f"requests.{number}: a request must have at most {max_bytes} bytes",
@@ -272,7 +278,7 @@ def _check_skeleton(skeleton: bytes, count: int) -> None:
         )
     for name, value in data.items():
         if name != "requests" and value and name not in _HARMLESS:
-            raise UnsupportedFeature(f"{name} is not supported for batches", field=name)
+            raise UnsupportedFeature(f"{name} is not supported for batches; omit it", field=name)
 
 
 def _count_requests(batch: TextBatch) -> dict[str, int]:

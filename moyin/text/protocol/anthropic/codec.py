@@ -56,9 +56,11 @@ class ParsedChatRequest:
         return bool(self.body.stream)
 
     def derive_needs(self) -> Needs:
-        is_marked, limit = _CACHE_MARKER in self.raw, self.body.max_tokens
         return request_to_domain.derive_chat_needs(
-            self.body, self.data, max_tokens=limit, has_cache_markers=is_marked
+            self.body,
+            self.data,
+            max_tokens=self.body.max_tokens,
+            has_cache_markers=_CACHE_MARKER in self.raw,
         )
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
@@ -178,9 +180,9 @@ class AnthropicCodec:
             raise new_malformed_response_error()
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
-        if estimate is None:
+        if estimated_usage is None:
             return raw
-        body["usage"] = usage_to_client(estimate)
+        body["usage"] = usage_to_client(estimated_usage)
         return to_json(body)

@@ -50,9 +50,9 @@ def find_untranslatable_field(body: wire.MessagesBody) -> str | None:
         if not tool.is_custom:
             return f"tools.{number}.type"
     for number, message in enumerate(body.messages):
-        for place, block in enumerate(message.content):
+        for block_number, block in enumerate(message.content):
             if isinstance(block, wire.OtherBlock):
-                return f"messages.{number}.content.{place}.type"
+                return f"messages.{number}.content.{block_number}.type"
     return find_unsupported_field(body, _DROPPED_MEMBERS)
 
 
@@ -71,7 +71,7 @@ def chat_request_to_domain(body: wire.MessagesBody) -> chat.ChatRequest:
             if field.startswith("thread.") or field == "thread"
             else None,
         )
-    config = body.output_config
+    output_config = body.output_config
     return chat.ChatRequest(
         model=body.model,
         system=tuple(_convert_system_prompts(body)),
@@ -82,8 +82,8 @@ def chat_request_to_domain(body: wire.MessagesBody) -> chat.ChatRequest:
         ),
         tools=tuple(_convert_tool(tool) for tool in body.tools or ()),
         tool_choice=_convert_tool_choice(body),
-        output=chat.OutputFormat(schema=config.format.schema_)
-        if config and config.format
+        output=chat.OutputFormat(schema=output_config.format.schema_)
+        if output_config and output_config.format
         else None,
         reasoning=_convert_reasoning(body),
         max_tokens=body.max_tokens,
@@ -107,30 +107,30 @@ def derive_chat_needs(
         has_cache_markers: True if the request contains prompt-cache markers.
     """
     blocks = list(iterate_content_blocks(body))
-    images = sum(1 for block in blocks if isinstance(block, wire.ImageBlock))
-    tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
-    form = body.output_config.format if body.output_config is not None else None
-    schema = 0 if form is None else len(to_json(form))
+    image_count = sum(1 for block in blocks if isinstance(block, wire.ImageBlock))
+    tool_tokens = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
+    output_format = body.output_config.format if body.output_config is not None else None
+    schema_bytes = 0 if output_format is None else len(to_json(output_format))
     other_blocks = [block for block in blocks if isinstance(block, wire.OtherBlock)]
     serialised_blocks = list(map(_serialize_without_base64, other_blocks))
     has_urls = any(refers_to_url(block.extras) for block in other_blocks)
-    texts = sum(map(estimate_tokens, _iterate_prompt_texts(body, blocks)))
-    texts += sum(
+    text_tokens = sum(map(estimate_tokens, _iterate_prompt_texts(body, blocks)))
+    text_tokens += sum(
         estimate_tokens_from_bytes(len(serialised_block))
         for serialised_block, _ in serialised_blocks
         if _BASE64_SOURCE_MARKER not in serialised_block
     )
-    attachments = [
+    attachment_sizes = [
         len(serialised_block) + size
         for serialised_block, size in serialised_blocks
         if _BASE64_SOURCE_MARKER in serialised_block
     ]
     return Needs(
-        prompt_tokens=texts
+        prompt_tokens=text_tokens
         + estimate_delimiter_tokens(len(body.messages))
-        + images * IMAGE_TOKENS
-        + tools,
-        attachment_bytes=sum(attachments) + schema,
+        + image_count * IMAGE_TOKENS
+        + tool_tokens,
+        attachment_bytes=sum(attachment_sizes) + schema_bytes,
         has_external_content=has_urls
         or any(
             marker in serialised_block
@@ -142,8 +142,8 @@ def derive_chat_needs(
         has_urls=has_urls,
         max_tokens=max_tokens,
         tools=bool(body.tools),
-        vision=images > 0,
-        schema=form is not None,
+        vision=image_count > 0,
+        schema=output_format is not None,
         thinking=body.thinking is not None and body.thinking.type != "disabled",
         has_cache_markers=has_cache_markers,
     )
@@ -151,11 +151,11 @@ def derive_chat_needs(
 
 def derive_chat_constraints(body: wire.MessagesBody) -> ResponseConstraints:
     """Return the constraints, such as a JSON schema, that a message request sets for its answer."""
-    config = body.output_config
-    form = None if config is None else config.format
+    output_config = body.output_config
+    output_format = None if output_config is None else output_config.format
     return ResponseConstraints(
-        json=form is not None,
-        schema=None if form is None else form.schema_,
+        json=output_format is not None,
+        schema=None if output_format is None else output_format.schema_,
         tools=frozenset(tool.name for tool in body.tools or ()),
     )
 
@@ -188,18 +188,18 @@ def iterate_content_blocks(body: wire.CountBody) -> Iterator[Any]:
                 yield from block.content
 
 
-def refers_to_url(value: Any) -> bool:
+def refers_to_url(json_value: Any) -> bool:
     """Return True if a block's ``source``, at any depth, has a URL that a server may fetch.
 
     Servers do not fetch the URLs of search results, which are outside of ``source``.
     """
-    if isinstance(value, list):
-        return any(map(refers_to_url, value))
-    if not isinstance(value, dict):
+    if isinstance(json_value, list):
+        return any(map(refers_to_url, json_value))
+    if not isinstance(json_value, dict):
         return False
-    source = value.get("source")
+    source = json_value.get("source")
     has_url = isinstance(source, dict) and source.get("url") is not None
-    return has_url or any(map(refers_to_url, value.values()))
+    return has_url or any(map(refers_to_url, json_value.values()))
 
 
 def _serialize_without_base64(block: wire.OtherBlock) -> tuple[bytes, int]:
@@ -239,8 +239,8 @@ def _iterate_prompt_texts(body: wire.CountBody, blocks: Iterable[Any]) -> Iterat
                 yield block.content
 
 
-def _join_texts(content: list[Any], kind: type[wire.TextBlock | wire.ToolResultBlock]) -> str:
-    texts = (_read_block_text(block) for block in content if isinstance(block, kind))
+def _join_texts(content: list[Any], block_type: type[wire.TextBlock | wire.ToolResultBlock]) -> str:
+    texts = (_read_block_text(block) for block in content if isinstance(block, block_type))
     return "\n".join(filter(None, texts))
 
 
@@ -290,7 +290,8 @@ def _convert_block(block: wire.Block) -> chat.Part:
             return chat.Thinking(redacted=block.data)
         case _:
             raise UnsupportedFeature(
-                f"messages: {block.type!r} blocks require a back end with Anthropic's API",
+                f"messages: {block.type!r} blocks require a back end with Anthropic's API: omit "
+                "them or choose another model",
                 field="messages",
             )
 
@@ -315,8 +316,8 @@ def _convert_tool_result(block: wire.ToolResultBlock) -> chat.ToolResult:
     if isinstance(block.content, str):
         content.append(chat.Text(text=block.content))
     else:
-        for item in block.content or ():
-            part = _convert_block(item)
+        for inner_block in block.content or ():
+            part = _convert_block(inner_block)
             assert isinstance(part, chat.Text | chat.Image)
             content.append(part)
     return chat.ToolResult(

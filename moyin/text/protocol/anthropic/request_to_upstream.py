@@ -74,7 +74,7 @@ def _refuse_unsupported_members(request: chat.ChatRequest) -> None:
 
 
 def _encode_messages(messages: Iterable[chat.Message]) -> list[dict[str, Any]]:
-    """Encode messages, without empty ones, and merge neighbours of the same role."""
+    """Encode the messages that are not empty, and merge neighbours of the same role."""
     turns: list[dict[str, Any]] = []
     for message in messages:
         content = _encode_parts(message.parts)
@@ -163,17 +163,17 @@ def embed_pictures(
 def _encode_image_source(image: chat.Image) -> dict[str, Any]:
     if image.url is not None:
         return {"type": "url", "url": image.url}
-    kind = image.media_type
+    media_type = image.media_type
     return {
         "type": "base64",
-        "media_type": _CORRECTED_MEDIA_TYPES.get(kind or "", kind),
+        "media_type": _CORRECTED_MEDIA_TYPES.get(media_type or "", media_type),
         "data": image.data,
     }
 
 
-def _add_cache_marker(block: dict[str, Any], cache: str | None) -> dict[str, Any]:
-    if cache is not None:
-        block["cache_control"] = {"type": "ephemeral", "ttl": cache}
+def _add_cache_marker(block: dict[str, Any], cache_ttl: str | None) -> dict[str, Any]:
+    if cache_ttl is not None:
+        block["cache_control"] = {"type": "ephemeral", "ttl": cache_ttl}
     return block
 
 
@@ -188,14 +188,14 @@ def _encode_tool(tool: chat.Tool) -> dict[str, Any]:
     return _add_cache_marker(body, tool.cache)
 
 
-def _encode_tool_choice(choice: chat.ToolChoice | None) -> dict[str, Any] | None:
-    if choice is None:
+def _encode_tool_choice(tool_choice: chat.ToolChoice | None) -> dict[str, Any] | None:
+    if tool_choice is None:
         return None
-    body: dict[str, Any] = {"type": _TOOL_CHOICE_TYPES[choice.mode]}
-    if choice.mode == "tool":
-        body["name"] = choice.name
-    if choice.parallel is not None and choice.mode != "none":
-        body["disable_parallel_tool_use"] = not choice.parallel
+    body: dict[str, Any] = {"type": _TOOL_CHOICE_TYPES[tool_choice.mode]}
+    if tool_choice.mode == "tool":
+        body["name"] = tool_choice.name
+    if tool_choice.parallel is not None and tool_choice.mode != "none":
+        body["disable_parallel_tool_use"] = not tool_choice.parallel
     return body
 
 

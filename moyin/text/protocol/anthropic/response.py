@@ -39,35 +39,35 @@ WIRE_STOP_REASONS = {
 }
 
 
-def usage_to_domain(usage: Any, *, earlier: Usage | None = None) -> Usage:
+def usage_to_domain(usage: Any, *, earlier_usage: Usage | None = None) -> Usage:
     """Translate the ``usage`` of a response or an event.
 
     Args:
         earlier: usage of an earlier event, from which missing counts are taken.
     """
-    earlier_usage = earlier or Usage()
+    default_usage = earlier_usage or Usage()
     if not isinstance(usage, Mapping):
-        return earlier_usage
+        return default_usage
     cache_writes = usage.get("cache_creation")
-    cache_write_1h_tokens = earlier_usage.cache_write_1h_tokens
+    cache_write_1h_tokens = default_usage.cache_write_1h_tokens
     if isinstance(cache_writes, Mapping):
         cache_write_1h_tokens = parse_token_count(cache_writes.get("ephemeral_1h_input_tokens"))
     all_cache_write_tokens = usage.get("cache_creation_input_tokens")
     details = usage.get("output_tokens_details")
     return Usage(
-        input_tokens=_read_count(usage.get("input_tokens"), earlier_usage.input_tokens),
+        input_tokens=_read_count(usage.get("input_tokens"), default_usage.input_tokens),
         cached_tokens=_read_count(
-            usage.get("cache_read_input_tokens"), earlier_usage.cached_tokens
+            usage.get("cache_read_input_tokens"), default_usage.cached_tokens
         ),
         # The last event of a stream reports only the total of both kinds of cache writes.
-        cache_write_tokens=earlier_usage.cache_write_tokens
+        cache_write_tokens=default_usage.cache_write_tokens
         if all_cache_write_tokens is None
         else max(parse_token_count(all_cache_write_tokens) - cache_write_1h_tokens, 0),
         cache_write_1h_tokens=cache_write_1h_tokens,
-        output_tokens=_read_count(usage.get("output_tokens"), earlier_usage.output_tokens),
+        output_tokens=_read_count(usage.get("output_tokens"), default_usage.output_tokens),
         reasoning_tokens=parse_token_count(details.get("thinking_tokens"))
         if isinstance(details, Mapping)
-        else earlier_usage.reasoning_tokens,
+        else default_usage.reasoning_tokens,
     )
 
 
@@ -161,19 +161,21 @@ def encode_text_block(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text, "citations": []}
 
 
-def sanitize_tool_call_id(identity: str) -> str:
+def sanitize_tool_call_id(tool_call_id: str) -> str:
     """Replace the characters that Anthropic refuses in the id of a tool call.
 
     The id may come from another server, whose ids have other characters.
     """
-    return _INVALID_ID_CHARACTERS.sub("_", identity) or "_"
+    return _INVALID_ID_CHARACTERS.sub("_", tool_call_id) or "_"
 
 
-def encode_tool_use_block(identity: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def encode_tool_use_block(
+    tool_call_id: str, name: str, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
     """Encode the model's call of a client's tool as a ``tool_use`` block."""
     return {
         "type": "tool_use",
-        "id": sanitize_tool_call_id(identity),
+        "id": sanitize_tool_call_id(tool_call_id),
         "name": name,
         "input": arguments,
         "caller": {"type": "direct"},
@@ -193,7 +195,7 @@ def _part_to_block(part: Part) -> dict[str, Any]:
                 return {"type": "redacted_thinking", "data": part.redacted}
             return {"type": "thinking", "thinking": part.text, "signature": part.signature or ""}
         case _:
-            kind = type(part).__name__
+            part_type = type(part).__name__
             raise BackendUnavailable(
-                f"the back end's answer must not contain a part of type {kind}"
+                f"the back end's answer must not contain a part of type {part_type}"
             )

@@ -55,7 +55,10 @@ def to_claude_schema(
             f"{field}: Claude does not support 'definitions' in a JSON schema: use '$defs'",
             field=field,
         )
-    if not all(part.get("properties") or _is_closed(part) for part in object_schemas):
+    if not all(
+        object_schema.get("properties") or _is_closed(object_schema)
+        for object_schema in object_schemas
+    ):
         raise UnsupportedFeature(
             f"{field}: for Claude, every object in a JSON schema must have properties", field=field
         )
@@ -67,7 +70,9 @@ def to_claude_schema(
     # The SDK raises these for any schema that it does not expect.
     except (ValueError, TypeError, AttributeError, AssertionError) as error:
         raise UnsupportedFeature(
-            f"{field}: Claude's structured outputs do not support this JSON schema", field=field
+            f"{field}: Claude's structured outputs do not support this JSON schema: simplify it or "
+            "choose another model",
+            field=field,
         ) from error
 
 
@@ -79,25 +84,29 @@ def _move_refused_keywords(schema: Any) -> Any:
     """
     if not isinstance(schema, Mapping):
         return schema
-    part: dict[str, Any] = {}
+    translated_schema: dict[str, Any] = {}
     refused_keywords: list[str] = []
     for name, value in schema.items():
         if _is_refused_keyword(name, value):
             refused_keywords.append(f"{name}: {value}")
         elif name in _SCHEMA_KEYWORDS:
-            part[name] = _move_refused_keywords(value)
+            translated_schema[name] = _move_refused_keywords(value)
         elif name in _SCHEMA_LIST_KEYWORDS and isinstance(value, list):
             # Claude refuses ``oneOf``. Alternatives seldom overlap, so ``anyOf`` means the same.
             keyword = "anyOf" if name == "oneOf" and "anyOf" not in schema else name
-            part[keyword] = list(map(_move_refused_keywords, value))
+            translated_schema[keyword] = list(map(_move_refused_keywords, value))
         elif name in _SCHEMA_MAP_KEYWORDS and isinstance(value, Mapping):
-            part[name] = {key: _move_refused_keywords(member) for key, member in value.items()}
+            translated_schema[name] = {
+                key: _move_refused_keywords(member) for key, member in value.items()
+            }
         else:
-            part[name] = value
+            translated_schema[name] = value
     if refused_keywords:
-        texts = (part.get("description"), f"{{{', '.join(refused_keywords)}}}")
-        part["description"] = "\n\n".join(str(text) for text in texts if text)
-    return part
+        descriptions = (translated_schema.get("description"), f"{{{', '.join(refused_keywords)}}}")
+        translated_schema["description"] = "\n\n".join(
+            str(description) for description in descriptions if description
+        )
+    return translated_schema
 
 
 def _is_refused_keyword(keyword: str, value: Any) -> bool:
@@ -115,14 +124,14 @@ def _is_refused_keyword(keyword: str, value: Any) -> bool:
 def _iterate_object_schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
     """Yield ``schema`` and all schemas inside it that describe JSON objects."""
     if isinstance(schema, Mapping):
-        kind = schema.get("type")
-        if kind == "object" or (isinstance(kind, list) and "object" in kind):
+        schema_type = schema.get("type")
+        if schema_type == "object" or (isinstance(schema_type, list) and "object" in schema_type):
             yield schema
-        for part in schema.values():
-            yield from _iterate_object_schemas(part)
+        for subschema in schema.values():
+            yield from _iterate_object_schemas(subschema)
     elif isinstance(schema, list):
-        for part in schema:
-            yield from _iterate_object_schemas(part)
+        for subschema in schema:
+            yield from _iterate_object_schemas(subschema)
 
 
 def _is_closed(schema: Mapping[str, Any]) -> bool:

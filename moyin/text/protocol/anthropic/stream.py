@@ -109,11 +109,13 @@ class StreamWriter:
         """
         events = b""
         while self._waiting_calls and not (only_complete and not self._is_call_complete()):
-            started, fragments = self._waiting_calls.pop(next(iter(self._waiting_calls)))
-            events += self._start_call(started)
-            if text := "".join(fragments):
-                self._arguments.append(text)
-                events += self._encode_delta({"type": "input_json_delta", "partial_json": text})
+            call_start, fragments = self._waiting_calls.pop(next(iter(self._waiting_calls)))
+            events += self._start_call(call_start)
+            if arguments := "".join(fragments):
+                self._arguments.append(arguments)
+                events += self._encode_delta(
+                    {"type": "input_json_delta", "partial_json": arguments}
+                )
         return events
 
     def _encode_start(self, delta: chat.Started) -> bytes:
@@ -145,19 +147,22 @@ class StreamWriter:
         return events
 
     def _encode_end(self, delta: chat.Finished) -> bytes:
-        end = {"stop_reason": WIRE_STOP_REASONS[delta.stop], "stop_sequence": delta.stop_sequence}
+        message_delta = {
+            "stop_reason": WIRE_STOP_REASONS[delta.stop],
+            "stop_sequence": delta.stop_sequence,
+        }
         events = self._close_block() + _encode_event(
-            "message_delta", delta=end, usage=usage_to_client(delta.usage)
+            "message_delta", delta=message_delta, usage=usage_to_client(delta.usage)
         )
         return events + _encode_event("message_stop")
 
-    def _switch_block(self, kind: str | int, block: Mapping[str, Any]) -> bytes:
-        if self._open == kind:
+    def _switch_block(self, block_kind: str | int, block: Mapping[str, Any]) -> bytes:
+        if self._open == block_kind:
             return b""
-        return self._close_block() + self._open_block(kind, block)
+        return self._close_block() + self._open_block(block_kind, block)
 
-    def _open_block(self, kind: str | int, block: Mapping[str, Any]) -> bytes:
-        self._open, self._index = kind, self._index + 1
+    def _open_block(self, block_kind: str | int, block: Mapping[str, Any]) -> bytes:
+        self._open, self._index = block_kind, self._index + 1
         return _encode_event("content_block_start", index=self._index, content_block=block)
 
     def _encode_delta(self, delta: Mapping[str, Any]) -> bytes:
@@ -170,8 +175,8 @@ class StreamWriter:
         return _encode_event("content_block_stop", index=self._index)
 
 
-def _encode_event(kind: str, **members: Any) -> bytes:
-    return encode_event({"type": kind, **members}, name=kind)
+def _encode_event(event_type: str, **members: Any) -> bytes:
+    return encode_event({"type": event_type, **members}, name=event_type)
 
 
 class EventReader:
@@ -194,7 +199,7 @@ class EventReader:
             return self._translate_event(body)
         except (KeyError, TypeError, AttributeError):
             raise StreamInterrupted(
-                "the back end sent an event that does not have the members of Anthropic's format"
+                "the back end sent an event that does not have the members of Anthropic's format; check its type in the configuration"
             ) from None
 
     def _translate_event(self, body: Mapping[str, Any]) -> list[chat.Delta]:
@@ -208,7 +213,7 @@ class EventReader:
             case "content_block_delta":
                 return self._translate_block_delta(body["index"], body["delta"])
             case "message_delta":
-                self._usage = usage_to_domain(body.get("usage"), earlier=self._usage)
+                self._usage = usage_to_domain(body.get("usage"), earlier_usage=self._usage)
                 self._stop_reason = STOP_REASONS.get(
                     body["delta"].get("stop_reason"), chat.StopReason.END
                 )
@@ -221,7 +226,9 @@ class EventReader:
                     )
                 ]
             case "error":
-                raise StreamInterrupted("the back end reported an error event in its stream")
+                raise StreamInterrupted(
+                    "the back end reported an error event in its stream; retry later"
+                )
         return []
 
     def _translate_block_start(self, index: int, block: Mapping[str, Any]) -> list[chat.Delta]:
@@ -231,11 +238,11 @@ class EventReader:
             case "redacted_thinking":
                 return [chat.ThinkingDelta(redacted=block["data"])]
             case "tool_use":
-                number = self._tools[index] = len(self._tools)
-                call_start = chat.ToolStarted(index=number, id=block["id"], name=block["name"])
+                call_index = self._tools[index] = len(self._tools)
+                call_start = chat.ToolStarted(index=call_index, id=block["id"], name=block["name"])
                 initial_input = block.get("input")
                 arguments = [
-                    chat.ToolArguments(index=number, fragment=to_json(initial_input).decode())
+                    chat.ToolArguments(index=call_index, fragment=to_json(initial_input).decode())
                 ]
                 return [call_start, *arguments] if initial_input else [call_start]
         return []
@@ -314,9 +321,9 @@ class StreamTap:
         if frame.data is None:
             return
         body = parse_event(frame)
-        kind = body.get("type")
+        event_type = body.get("type")
         if (
-            kind == "content_block_delta"
+            event_type == "content_block_delta"
             and (text := _read_plain_text(body.get("delta"))) is not None
         ):
             self._output_bytes += count_utf8_bytes(text)
@@ -325,17 +332,19 @@ class StreamTap:
             return
         if self.transcript is not None:
             self._record_event(body, self.transcript)
-        match kind:
+        match event_type:
             case "content_block_delta":
                 self._output_bytes += _count_delta_bytes(body.get("delta"))
             case "message_start" if isinstance(body.get("message"), dict):
                 self.usage = usage_to_domain(body["message"].get("usage"))
             case "message_delta":
-                self.usage = usage_to_domain(body.get("usage"), earlier=self.usage)
+                self.usage = usage_to_domain(body.get("usage"), earlier_usage=self.usage)
             case "message_stop":
                 self.is_finished = True
             case "error":
-                raise StreamInterrupted("the back end reported an error event in its stream")
+                raise StreamInterrupted(
+                    "the back end reported an error event in its stream; retry later"
+                )
 
     def _record_event(self, body: Mapping[str, Any], transcript: Transcript) -> None:
         try:

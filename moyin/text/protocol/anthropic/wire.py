@@ -82,9 +82,9 @@ _TRANSLATED_BLOCK_TYPES = (
 )
 
 
-def _select_block_tag(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return kind if kind in _TRANSLATED_BLOCK_TYPES else "other"
+def _select_block_tag(block: Any) -> str:
+    block_type = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
+    return block_type if block_type in _TRANSLATED_BLOCK_TYPES else "other"
 
 
 ResultContent = Annotated[

@@ -111,9 +111,9 @@ class ParsedChatRequest(_BaseParsedRequest):
         return request_to_domain.derive_chat_needs(self.body, self.data)
 
     def derive_constraints(self) -> ResponseConstraints:
-        tools = frozenset(tool.function.name for tool in self.body.tools or ())
+        tool_names = frozenset(tool.function.name for tool in self.body.tools or ())
         return ResponseConstraints(
-            json=bool(self.body.format), schema=self.body.schema_, tools=tools
+            json=bool(self.body.format), schema=self.body.schema_, tools=tool_names
         )
 
     def select_recent_turns(self) -> tuple[Turn, ...]:
@@ -213,9 +213,9 @@ class ParsedEmbeddingsRequest(ParsedEmbedRequest):
 
 
 def _encode_model_load_response(body: wire.GenerationBody, content: Mapping[str, Any]) -> bytes:
-    reason = "unload" if body.unloads_model else "load"
+    done_reason = "unload" if body.unloads_model else "load"
     return to_json(
-        {**build_first_members(body.model), **content, "done": True, "done_reason": reason}
+        {**build_first_members(body.model), **content, "done": True, "done_reason": done_reason}
     )
 
 
@@ -256,13 +256,13 @@ class _BaseCodec:
             raise new_malformed_response_error()
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
-        if estimate is None or not self._has_usage:
+        if estimated_usage is None or not self._has_usage:
             return raw
-        body["prompt_eval_count"] = estimate.prompt_tokens
-        if estimate.output_tokens:
-            body["eval_count"] = estimate.output_tokens
+        body["prompt_eval_count"] = estimated_usage.prompt_tokens
+        if estimated_usage.output_tokens:
+            body["eval_count"] = estimated_usage.output_tokens
         return to_json(body)
 
 

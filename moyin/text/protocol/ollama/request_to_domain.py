@@ -65,10 +65,10 @@ def generate_request_to_domain(body: wire.GenerateBody, model: str) -> chat.Chat
     system = (chat.Text(text=body.system),) if body.system else ()
     parts: list[chat.Part] = [chat.Text(text=body.prompt or "")]
     parts += [
-        _convert_image(data, f"images.{place}") for place, data in enumerate(body.images or ())
+        _convert_image(data, f"images.{index}") for index, data in enumerate(body.images or ())
     ]
-    turn = chat.Message(role=chat.Role.USER, parts=tuple(parts))
-    return _build_chat_request(body, model, system=system, messages=(turn,), tools=())
+    message = chat.Message(role=chat.Role.USER, parts=tuple(parts))
+    return _build_chat_request(body, model, system=system, messages=(message,), tools=())
 
 
 def embedding_request_to_domain(body: wire.EmbedBody, model: str) -> chat.EmbeddingRequest:
@@ -79,34 +79,41 @@ def embedding_request_to_domain(body: wire.EmbedBody, model: str) -> chat.Embedd
 def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any]) -> Needs:
     """Return the abilities and the context length that a model needs for a chat request."""
     messages = body.messages or []
-    images = sum(len(message.images or ()) for message in messages)
-    tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
-    texts = sum(map(estimate_tokens, _iterate_prompt_texts(body)))
-    tokens = texts + estimate_delimiter_tokens(len(messages)) + tools
-    return _build_needs(body, tokens, images=images, tools=bool(body.tools))
+    image_count = sum(len(message.images or ()) for message in messages)
+    tool_tokens = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
+    text_tokens = sum(map(estimate_tokens, _iterate_prompt_texts(body)))
+    prompt_tokens = text_tokens + estimate_delimiter_tokens(len(messages)) + tool_tokens
+    return _build_needs(body, prompt_tokens, image_count=image_count, has_tools=bool(body.tools))
 
 
 def derive_generate_needs(body: wire.GenerateBody) -> Needs:
     """Return the abilities and the context length that a model needs for ``/api/generate``."""
-    texts = estimate_tokens(body.prompt or "") + estimate_tokens(body.system or "")
+    text_tokens = estimate_tokens(body.prompt or "") + estimate_tokens(body.system or "")
     return _build_needs(
-        body, texts + estimate_delimiter_tokens(1), images=len(body.images or ()), tools=False
+        body,
+        text_tokens + estimate_delimiter_tokens(1),
+        image_count=len(body.images or ()),
+        has_tools=False,
     )
 
 
 def derive_embedding_needs(body: wire.EmbedBody | wire.EmbeddingsBody) -> Needs:
     """Return the context length that a model needs for a request for embeddings."""
-    sizes = [estimate_tokens(text) for text in body.inputs]
-    return Needs(prompt_tokens=sum(sizes), longest_input=max(sizes, default=0), embeddings=True)
-
-
-def _build_needs(body: wire.GenerationBody, text_tokens: int, *, images: int, tools: bool) -> Needs:
+    token_counts = [estimate_tokens(text) for text in body.inputs]
     return Needs(
-        prompt_tokens=text_tokens + images * IMAGE_TOKENS,
+        prompt_tokens=sum(token_counts), longest_input=max(token_counts, default=0), embeddings=True
+    )
+
+
+def _build_needs(
+    body: wire.GenerationBody, text_tokens: int, *, image_count: int, has_tools: bool
+) -> Needs:
+    return Needs(
+        prompt_tokens=text_tokens + image_count * IMAGE_TOKENS,
         attachment_bytes=0 if body.schema_ is None else len(to_json(body.schema_)),
         max_tokens=body.output_limit,
-        tools=tools,
-        vision=images > 0,
+        tools=has_tools,
+        vision=image_count > 0,
         schema=body.schema_ is not None,
         thinking=bool(body.think),
     )
@@ -160,9 +167,9 @@ def _refuse_native_members(body: wire.GenerationBody) -> None:
         _refuse_members(body.options.extras, _NATIVE_OPTIONS, "options.")
 
 
-def _refuse_members(members: Mapping[str, Any], native: frozenset[str], prefix: str) -> None:
+def _refuse_members(members: Mapping[str, Any], native_names: frozenset[str], prefix: str) -> None:
     for name, value in members.items():
-        if value and name in native:
+        if value and name in native_names:
             field = f"{prefix}{name}"
             raise UnsupportedFeature(
                 f"{field} requires a model on an Ollama server: omit it or choose such a model",
@@ -173,11 +180,11 @@ def _refuse_members(members: Mapping[str, Any], native: frozenset[str], prefix: 
 def _iterate_parts_by_role(
     messages: Sequence[wire.Message],
 ) -> Iterator[tuple[chat.Role, Iterator[chat.Part]]]:
-    calls = _PendingToolCalls()
-    for number, message in enumerate(messages):
+    pending_calls = _PendingToolCalls()
+    for message_index, message in enumerate(messages):
         if message.role != "system":
             role = chat.Role.ASSISTANT if message.role == "assistant" else chat.Role.USER
-            yield role, _convert_message(message, number, calls)
+            yield role, _convert_message(message, message_index, pending_calls)
 
 
 class _PendingToolCalls:
@@ -189,15 +196,15 @@ class _PendingToolCalls:
 
     def add(self, call: wire.ToolCall) -> str:
         self._count += 1
-        identity = call.id or f"call_{self._count}"
-        self._pending.append((identity, call.function.name))
-        return identity
+        call_id = call.id or f"call_{self._count}"
+        self._pending.append((call_id, call.function.name))
+        return call_id
 
-    def resolve_call_id(self, message: wire.Message, number: int) -> str:
+    def resolve_call_id(self, message: wire.Message, message_index: int) -> str:
         """Remove the pending call that the tool result ``message`` answers, and return its id.
 
         Args:
-            number: the index of the message in the request, for the error.
+            message_index: the index of the message in the request, for the error.
 
         Raises:
             InvalidRequest: no pending call matches the result.
@@ -206,27 +213,28 @@ class _PendingToolCalls:
             self._pending = [call for call in self._pending if call[0] != message.tool_call_id]
             return message.tool_call_id
         name = message.tool_name or message.extras.get("name")
-        for place, (identity, tool) in enumerate(self._pending):
-            if name in (None, tool):
-                del self._pending[place]
-                return identity
+        for index, (call_id, tool_name) in enumerate(self._pending):
+            if name in (None, tool_name):
+                del self._pending[index]
+                return call_id
         raise InvalidRequest(
-            f"messages.{number} must name an earlier tool call by tool_call_id or tool_name",
-            field=f"messages.{number}",
+            f"messages.{message_index} must name an earlier tool call by tool_call_id or tool_name",
+            field=f"messages.{message_index}",
         )
 
 
 def _convert_message(
-    message: wire.Message, number: int, calls: _PendingToolCalls
+    message: wire.Message, message_index: int, pending_calls: _PendingToolCalls
 ) -> Iterator[chat.Part]:
     images = [
-        _convert_image(data, f"messages.{number}.images.{place}")
-        for place, data in enumerate(message.images or ())
+        _convert_image(data, f"messages.{message_index}.images.{image_index}")
+        for image_index, data in enumerate(message.images or ())
     ]
     if message.role == "tool":
         content: list[chat.Text | chat.Image] = [chat.Text(text=message.text), *images]
         yield chat.ToolResult(
-            tool_use_id=calls.resolve_call_id(message, number), content=tuple(content)
+            tool_use_id=pending_calls.resolve_call_id(message, message_index),
+            content=tuple(content),
         )
         return
     if message.thinking:
@@ -236,16 +244,18 @@ def _convert_message(
     yield from images
     for call in message.tool_calls or ():
         arguments = to_json(call.function.arguments).decode()
-        yield chat.ToolUse(id=calls.add(call), name=call.function.name, arguments=arguments)
+        yield chat.ToolUse(id=pending_calls.add(call), name=call.function.name, arguments=arguments)
 
 
 def _convert_image(data: str, field: str) -> chat.Image:
     try:
-        head = base64.b64decode(data[:_MEDIA_TYPE_SAMPLE_CHARACTERS], validate=True)
+        first_bytes = base64.b64decode(data[:_MEDIA_TYPE_SAMPLE_CHARACTERS], validate=True)
     except binascii.Error:
         raise InvalidRequest(f"{field} must be base64", field=field) from None
-    kind = detect_media_type(None, head)
-    return chat.Image(media_type="image/png" if kind == UNKNOWN_MEDIA_TYPE else kind, data=data)
+    media_type = detect_media_type(None, first_bytes)
+    return chat.Image(
+        media_type="image/png" if media_type == UNKNOWN_MEDIA_TYPE else media_type, data=data
+    )
 
 
 def _convert_tool(tool: wire.Tool) -> chat.Tool:

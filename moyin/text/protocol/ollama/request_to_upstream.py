@@ -41,10 +41,10 @@ def choose_context_window(prompt_tokens: int, max_tokens: int | None, context: i
     needed_tokens = prompt_tokens * _ESTIMATE_MARGIN + (
         _TYPICAL_OUTPUT_TOKENS if max_tokens is None else max_tokens
     )
-    size = _MIN_CONTEXT_TOKENS
-    while size < needed_tokens:
-        size *= 2
-    return min(size, context)
+    window_tokens = _MIN_CONTEXT_TOKENS
+    while window_tokens < needed_tokens:
+        window_tokens *= 2
+    return min(window_tokens, context)
 
 
 def chat_request_to_upstream(
@@ -115,7 +115,12 @@ def embedding_request_to_upstream(
 
 def _estimate_prompt_tokens(request: chat.ChatRequest) -> int:
     parts: list[chat.Part] = [part for message in request.messages for part in message.parts]
-    parts += [item for part in parts if isinstance(part, chat.ToolResult) for item in part.content]
+    parts += [
+        inner_part
+        for part in parts
+        if isinstance(part, chat.ToolResult)
+        for inner_part in part.content
+    ]
     texts = [
         part.text
         for part in (*request.system, *parts)
@@ -123,55 +128,57 @@ def _estimate_prompt_tokens(request: chat.ChatRequest) -> int:
     ]
     texts += [part.arguments for part in parts if isinstance(part, chat.ToolUse)]
     texts += [to_json(_encode_tool(tool)).decode() for tool in request.tools]
-    images = sum(1 for part in parts if isinstance(part, chat.Image))
-    frame = estimate_delimiter_tokens(len(request.messages) + 1)
-    return sum(map(estimate_tokens, texts)) + images * IMAGE_TOKENS + frame
+    image_count = sum(1 for part in parts if isinstance(part, chat.Image))
+    delimiter_tokens = estimate_delimiter_tokens(len(request.messages) + 1)
+    return sum(map(estimate_tokens, texts)) + image_count * IMAGE_TOKENS + delimiter_tokens
 
 
 def _select_tools(request: chat.ChatRequest) -> Sequence[chat.Tool]:
-    choice = request.tool_choice
-    if choice is None:
+    tool_choice = request.tool_choice
+    if tool_choice is None:
         return request.tools
-    if choice.mode in ("required", "tool"):
+    if tool_choice.mode in ("required", "tool"):
         raise UnsupportedFeature(
             "tool_choice can't force a tool call on Ollama: use auto or none", field="tool_choice"
         )
-    if choice.parallel is False and request.tools:
+    if tool_choice.parallel is False and request.tools:
         raise UnsupportedFeature(
             "parallel_tool_calls can't be false on Ollama: omit it", field="parallel_tool_calls"
         )
-    return () if choice.mode == "none" else request.tools
+    return () if tool_choice.mode == "none" else request.tools
 
 
 def _encode_messages(request: chat.ChatRequest) -> Iterator[dict[str, Any]]:
     if request.system:
         yield {"role": "system", "content": "\n\n".join(part.text for part in request.system)}
-    names = {
+    tool_names = {
         part.id: part.name
         for message in request.messages
         for part in message.parts
         if isinstance(part, chat.ToolUse)
     }
     for message in request.messages:
-        results = [part for part in message.parts if isinstance(part, chat.ToolResult)]
-        for result in results:
-            yield _encode_tool_result(result, names)
+        tool_results = [part for part in message.parts if isinstance(part, chat.ToolResult)]
+        for tool_result in tool_results:
+            yield _encode_tool_result(tool_result, tool_names)
         other_parts = [part for part in message.parts if not isinstance(part, chat.ToolResult)]
         if other_parts:
             yield _encode_message(message.role, other_parts)
 
 
-def _encode_tool_result(result: chat.ToolResult, names: Mapping[str, str]) -> dict[str, Any]:
-    text = "".join(part.text for part in result.content if isinstance(part, chat.Text))
+def _encode_tool_result(
+    tool_result: chat.ToolResult, tool_names: Mapping[str, str]
+) -> dict[str, Any]:
+    text = "".join(part.text for part in tool_result.content if isinstance(part, chat.Text))
     body: dict[str, Any] = {
         "role": "tool",
-        "content": f"Error: {text}" if result.is_error else text,
-        "tool_call_id": result.tool_use_id,
+        "content": f"Error: {text}" if tool_result.is_error else text,
+        "tool_call_id": tool_result.tool_use_id,
     }
-    if name := names.get(result.tool_use_id):
+    if name := tool_names.get(tool_result.tool_use_id):
         body["tool_name"] = name
     if images := [
-        _require_image_data(part) for part in result.content if isinstance(part, chat.Image)
+        _require_image_data(part) for part in tool_result.content if isinstance(part, chat.Image)
     ]:
         body["images"] = images
     return body
@@ -186,7 +193,7 @@ def _encode_message(role: chat.Role, parts: Sequence[chat.Part]) -> dict[str, An
         body["images"] = images
     if thinking := "".join(part.text for part in parts if isinstance(part, chat.Thinking)):
         body["thinking"] = thinking
-    calls = [
+    tool_calls = [
         {
             "id": part.id,
             "function": {"name": part.name, "arguments": parse_arguments(part.arguments)},
@@ -194,15 +201,16 @@ def _encode_message(role: chat.Role, parts: Sequence[chat.Part]) -> dict[str, An
         for part in parts
         if isinstance(part, chat.ToolUse)
     ]
-    if calls:
-        body["tool_calls"] = calls
+    if tool_calls:
+        body["tool_calls"] = tool_calls
     return body
 
 
 def _require_image_data(image: chat.Image) -> str:
     if image.data is None:
         raise UnsupportedFeature(
-            "messages: Ollama accepts pictures only as base64, not by URL", field="messages"
+            "messages: Ollama accepts pictures only as base64, not by URL: send base64",
+            field="messages",
         )
     return image.data
 

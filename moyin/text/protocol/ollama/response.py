@@ -36,7 +36,7 @@ def usage_to_domain(body: Mapping[str, Any]) -> Usage:
     )
 
 
-def read_writing_seconds(body: bytes) -> float:
+def read_generation_seconds(body: bytes) -> float:
     """Return the seconds from the first token to the end of a whole response; 0 if unknown."""
     durations = _EVAL_DURATION.findall(body, max(len(body) - _END_BYTES, 0))
     return int(durations[-1]) / 1e9 if durations else 0.0
@@ -70,12 +70,12 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
     if message.get("content"):
         logprobs = _read_logprobs(body)
         parts.append(chat.Text(text=message["content"], logprobs=logprobs))
-    calls = [_tool_call_to_domain(call) for call in message.get("tool_calls") or ()]
+    tool_calls = [_tool_call_to_domain(call) for call in message.get("tool_calls") or ()]
     return chat.ChatResponse(
         id=create_response_id(),
         model=str(body.get("model") or ""),
-        parts=(*parts, *calls),
-        stop=read_stop_reason(body, has_tool_calls=bool(calls)),
+        parts=(*parts, *tool_calls),
+        stop=read_stop_reason(body, has_tool_calls=bool(tool_calls)),
         usage=usage_to_domain(body),
     )
 
@@ -90,13 +90,13 @@ def _read_logprobs(body: Mapping[str, Any]) -> tuple[chat.TokenLogprob, ...]:
 def message_to_deltas(
     message: Mapping[str, Any],
     *,
-    tools_before: int,
+    earlier_tool_count: int,
     logprobs: Iterable[Mapping[str, Any]] | None = None,
 ) -> list[chat.Delta]:
     """Translate the message in an object of a stream to deltas.
 
     Args:
-        tools_before: the number of tool calls in earlier objects of the stream.
+        earlier_tool_count: the number of tool calls in earlier objects of the stream.
         logprobs: the object's probabilities of tokens, which belong to its text.
 
     Raises:
@@ -106,21 +106,21 @@ def message_to_deltas(
     if message.get("thinking"):
         deltas.append(chat.ThinkingDelta(text=message["thinking"]))
     if message.get("content"):
-        tokens = logprobs_to_domain(logprobs)
-        deltas.append(chat.TextDelta(text=message["content"], logprobs=tokens))
-    for index, call in enumerate(message.get("tool_calls") or (), start=tools_before):
-        use = _tool_call_to_domain(call)
-        deltas.append(chat.ToolStarted(index=index, id=use.id, name=use.name))
-        deltas.append(chat.ToolArguments(index=index, fragment=use.arguments))
+        token_logprobs = logprobs_to_domain(logprobs)
+        deltas.append(chat.TextDelta(text=message["content"], logprobs=token_logprobs))
+    for index, tool_call in enumerate(message.get("tool_calls") or (), start=earlier_tool_count):
+        tool_use = _tool_call_to_domain(tool_call)
+        deltas.append(chat.ToolStarted(index=index, id=tool_use.id, name=tool_use.name))
+        deltas.append(chat.ToolArguments(index=index, fragment=tool_use.arguments))
     return deltas
 
 
 def _tool_call_to_domain(call: Mapping[str, Any]) -> chat.ToolUse:
     function = call["function"]
     # Older servers send no id, but clients of other protocols answer a call by its id.
-    identity = call.get("id") or f"call_{uuid.uuid4().hex[:24]}"
+    call_id = call.get("id") or f"call_{uuid.uuid4().hex[:24]}"
     return chat.ToolUse(
-        id=identity, name=function["name"], arguments=to_json(function["arguments"]).decode()
+        id=call_id, name=function["name"], arguments=to_json(function["arguments"]).decode()
     )
 
 
@@ -134,19 +134,19 @@ def rename_model(body: bytes, model: str) -> bytes:
 
     Ollama's clients compare this name with the name in their request.
     """
-    name = _MODEL_NAME.match(body)
-    if name is not None:
-        return body[: name.start(1)] + to_json(model) + body[name.end(1) :]
+    name_match = _MODEL_NAME.match(body)
+    if name_match is not None:
+        return body[: name_match.start(1)] + to_json(model) + body[name_match.end(1) :]
     if b'"model"' not in body:
         return body
     try:
-        value = from_json(body)
+        parsed_body = from_json(body)
     except ValueError:
         return body
-    if not isinstance(value, dict) or "model" not in value:
+    if not isinstance(parsed_body, dict) or "model" not in parsed_body:
         return body
-    end = b"\n" if body.endswith(b"\n") else b""
-    return to_json({**value, "model": model}) + end
+    line_end = b"\n" if body.endswith(b"\n") else b""
+    return to_json({**parsed_body, "model": model}) + line_end
 
 
 def build_first_members(model: str) -> dict[str, Any]:
@@ -187,13 +187,15 @@ def chat_response_to_client(response: chat.ChatResponse, *, model: str, nanoseco
     message: dict[str, Any] = {"role": "assistant", "content": response.text}
     if thinking := _join_thinking(response):
         message["thinking"] = thinking
-    if calls := [
+    if tool_calls := [
         tool_call_to_client(i, part) for i, part in enumerate(_select_tool_uses(response))
     ]:
-        message["tool_calls"] = calls
-    end = build_last_members(response.stop, response.usage, nanoseconds=nanoseconds)
-    tokens = encode_logprobs_member(response.logprobs)
-    return to_json({**build_first_members(model), "message": message, **tokens, **end})
+        message["tool_calls"] = tool_calls
+    last_members = build_last_members(response.stop, response.usage, nanoseconds=nanoseconds)
+    logprobs_member = encode_logprobs_member(response.logprobs)
+    return to_json(
+        {**build_first_members(model), "message": message, **logprobs_member, **last_members}
+    )
 
 
 def generate_response_to_client(
@@ -209,13 +211,13 @@ def generate_response_to_client(
     if thinking := _join_thinking(response):
         content["thinking"] = thinking
     content |= encode_logprobs_member(response.logprobs)
-    end = build_last_members(response.stop, response.usage, nanoseconds=nanoseconds)
-    return to_json({**build_first_members(model), **content, **end})
+    last_members = build_last_members(response.stop, response.usage, nanoseconds=nanoseconds)
+    return to_json({**build_first_members(model), **content, **last_members})
 
 
-def encode_logprobs_member(tokens: tuple[chat.TokenLogprob, ...]) -> dict[str, Any]:
+def encode_logprobs_member(token_logprobs: tuple[chat.TokenLogprob, ...]) -> dict[str, Any]:
     """Return the member ``logprobs``, or an empty dict if there are no probabilities of tokens."""
-    return {"logprobs": encode_logprobs(tokens)} if tokens else {}
+    return {"logprobs": encode_logprobs(token_logprobs)} if token_logprobs else {}
 
 
 def tool_call_to_client(index: int, tool_use: chat.ToolUse) -> dict[str, Any]:

@@ -33,18 +33,20 @@ _MAX_LINE_BYTES = 16 * 1024 * 1024  # bounds the memory for a line without an en
 ContentEncoder = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
 
 
-def encode_chat_content(text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+def encode_chat_content(
+    text: str, thinking: str, tool_calls: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Encode a piece of an answer as members of a line in a stream of ``/api/chat``."""
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if thinking:
         message["thinking"] = thinking
-    if calls:
-        message["tool_calls"] = calls
+    if tool_calls:
+        message["tool_calls"] = tool_calls
     return {"message": message}
 
 
 def encode_generate_content(
-    text: str, thinking: str, calls: list[dict[str, Any]]
+    text: str, thinking: str, tool_calls: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Encode a piece of an answer as members of a line in a stream of ``/api/generate``."""
     return {"response": text, **({"thinking": thinking} if thinking else {})}
@@ -124,27 +126,29 @@ class StreamWriter:
             case chat.UsageUpdate():
                 return b""
             case chat.Finished():
-                end = build_last_members(
+                last_members = build_last_members(
                     delta.stop,
                     delta.usage,
                     nanoseconds=time.perf_counter_ns() - self._began,
                     prompt_nanoseconds=self._prompt_nanoseconds,
                 )
                 return self._flush_tool_calls() + self._encode_line(
-                    self._encode_content("", "", []) | end
+                    self._encode_content("", "", []) | last_members
                 )
 
     def _flush_tool_calls(self) -> bytes:
         """Encode the collected tool calls as a line, or return no bytes if there are none."""
         if not self._open:
             return b""
-        calls = []
+        tool_calls = []
         for call_start, fragments in self._open.values():
-            use = chat.ToolUse(id=call_start.id, name=call_start.name, arguments="".join(fragments))
-            calls.append(tool_call_to_client(self._calls, use))
+            tool_use = chat.ToolUse(
+                id=call_start.id, name=call_start.name, arguments="".join(fragments)
+            )
+            tool_calls.append(tool_call_to_client(self._calls, tool_use))
             self._calls += 1
         self._open = {}
-        return self._encode_line(self._encode_content("", "", calls))
+        return self._encode_line(self._encode_content("", "", tool_calls))
 
     def _encode_line(self, body: Mapping[str, Any]) -> bytes:
         return to_json({**build_first_members(self._model), "done": False, **body}) + b"\n"
@@ -188,7 +192,7 @@ class StreamTap:
 
     def _inspect_line(self, body: Mapping[str, Any]) -> None:
         if "error" in body:
-            raise StreamInterrupted("the back end reported an error in its stream")
+            raise StreamInterrupted("the back end reported an error in its stream; retry later")
         message = body.get("message", body)
         if not body.get("done") and (text := _read_plain_text(message)) is not None:
             self.tokens += 1
@@ -219,7 +223,7 @@ def _record_line(body: Mapping[str, Any], transcript: Transcript) -> None:
         "thinking": body.get("thinking"),
     }
     try:
-        transcript.add(message_to_deltas(message, tools_before=len(transcript.tools)))
+        transcript.add(message_to_deltas(message, earlier_tool_count=len(transcript.tools)))
         if body.get("done"):
             stop = read_stop_reason(body, has_tool_calls=bool(transcript.tools))
             transcript.add([chat.Finished(stop=stop, usage=Usage())])
@@ -229,9 +233,13 @@ def _record_line(body: Mapping[str, Any], transcript: Transcript) -> None:
 
 def _parse_line(line: bytes) -> dict[str, Any]:
     try:
-        value = from_json(line)
+        parsed_line = from_json(line)
     except ValueError:
-        raise StreamInterrupted("the back end sent a stream line that is not JSON") from None
-    if not isinstance(value, dict):
-        raise StreamInterrupted("the back end sent a stream line that is not a JSON object")
-    return value
+        raise StreamInterrupted(
+            "the back end sent a stream line that is not JSON; check its type in the configuration"
+        ) from None
+    if not isinstance(parsed_line, dict):
+        raise StreamInterrupted(
+            "the back end sent a stream line that is not a JSON object; check its type in the configuration"
+        )
+    return parsed_line

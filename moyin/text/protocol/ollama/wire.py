@@ -168,5 +168,5 @@ class PullBody(WireModel):
     stream: bool | None = None
 
     @property
-    def name_of_model(self) -> str:
+    def model_name(self) -> str:
         return self.model or self.name or ""

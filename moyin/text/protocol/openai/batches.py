@@ -81,15 +81,15 @@ class CreateBatch(WireModel):
 
     def to_domain(self, caller: Identity) -> TextBatch:
         """Return a new batch that belongs to the caller."""
-        moment = datetime.now(UTC)
+        created_at = datetime.now(UTC)
         return TextBatch(
             id=new_batch_id(BatchDialect.OPENAI),
             owner=caller.owner,
             dialect=BatchDialect.OPENAI,
             endpoint=self.endpoint,
             input_file_id=self.input_file_id,
-            created_at=moment,
-            expires_at=moment + COMPLETION_WINDOW,
+            created_at=created_at,
+            expires_at=created_at + COMPLETION_WINDOW,
             key_id=caller.key_id,
             user=caller.user,
             scopes=caller.scopes,
@@ -152,21 +152,24 @@ class OpenAIBatchFormat:
 
     def render_result(self, batch: TextBatch, line: BatchLine) -> bytes:
         request_id = get_line_request_id(batch.id, line.number)
-        head: dict[str, Any] = {"id": f"batch_req_{request_id}", "custom_id": line.custom_id}
+        first_members: dict[str, Any] = {
+            "id": f"batch_req_{request_id}",
+            "custom_id": line.custom_id,
+        }
         if line.result is None:
             is_cancelled = batch.cancelling_at is not None
             code = CANCELLED_LINE if is_cancelled else EXPIRED_LINE
             error = {"code": code, "message": _UNRUN_MESSAGES[code]}
-            return to_json({**head, "response": None, "error": error})
+            return to_json({**first_members, "response": None, "error": error})
         response = {"status_code": line.result.http_status, "request_id": request_id}
         return b'%b,"response":%b,"body":%b},"error":null}' % (
-            to_json(head)[:-1],
+            to_json(first_members)[:-1],
             to_json(response)[:-1],
-            compact(line.result.body),
+            remove_line_breaks(line.result.body),
         )
 
 
-def compact(body: bytes) -> bytes:
+def remove_line_breaks(body: bytes) -> bytes:
     """Replace line breaks in JSON by spaces, which mean the same between tokens."""
     return body.replace(b"\n", b" ").replace(b"\r", b" ") if b"\n" in body else body
 
@@ -245,11 +248,11 @@ def _parse_line(line: bytes) -> Mapping[str, Any]:
     except InvalidRequest:
         raise InvalidLine("invalid_json_line", "the line must be a JSON object") from None
     except MoyinError:
-        raise InvalidLine("invalid_json_line", "the line is not valid JSON") from None
+        raise InvalidLine("invalid_json_line", "the line must be valid JSON") from None
 
 
 def _get_text(data: Mapping[str, Any], name: str) -> str:
-    value = data.get(name)
-    if not isinstance(value, str):
+    text = data.get(name)
+    if not isinstance(text, str):
         raise InvalidLine("missing_required_parameter", f"{name} must be a string", name)
-    return value
+    return text

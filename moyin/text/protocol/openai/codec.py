@@ -75,7 +75,7 @@ class BaseGenerationRequest:
         return options is not None and bool(options.extras.get(_CONTINUOUS_USAGE))
 
     @property
-    def _choices(self) -> int:
+    def _choice_count(self) -> int:
         return self.body.n or 1
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
@@ -99,7 +99,7 @@ class BaseGenerationRequest:
             hide_usage=hides_usage,
             # Gemini reports the usage in every event, even if it is not requested.
             hide_progress=not self._wants_continuous_usage,
-            choices=self._choices,
+            choice_count=self._choice_count,
         )
 
 
@@ -219,12 +219,12 @@ class OpenAICodec(BaseCodec):
             raise new_malformed_response_error()
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
         was_incomplete = add_required_members(body)
-        if estimate is not None:
-            body["usage"] = usage_to_client(estimate)
-        return to_json(body) if was_incomplete or estimate is not None else raw
+        if estimated_usage is not None:
+            body["usage"] = usage_to_client(estimated_usage)
+        return to_json(body) if was_incomplete or estimated_usage is not None else raw
 
     def parse(self, body: bytes) -> ParsedChatRequest:
         data = parse_object(body)
@@ -241,12 +241,12 @@ class OpenAIEmbeddingsCodec(BaseCodec):
             raise new_malformed_response_error()
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
-        if estimate is None:
+        if estimated_usage is None:
             return raw
-        tokens = estimate.prompt_tokens
-        body["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
+        prompt_tokens = estimated_usage.prompt_tokens
+        body["usage"] = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens}
         return to_json(body)
 
     def parse(self, body: bytes) -> ParsedEmbeddingRequest:

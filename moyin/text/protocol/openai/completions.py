@@ -59,8 +59,8 @@ class ParsedCompletionRequest(BaseGenerationRequest):
     body: wire.CompletionBody
 
     @property
-    def _choices(self) -> int:
-        return self.body.choices
+    def _choice_count(self) -> int:
+        return self.body.choice_count
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
@@ -71,20 +71,22 @@ class ParsedCompletionRequest(BaseGenerationRequest):
 
     def derive_needs(self) -> Needs:
         body, prompts = self.body, self.body.prompts
-        sizes = [estimate_tokens(i) if isinstance(i, str) else len(i) for i in prompts]
+        prompt_token_counts = [
+            estimate_tokens(i) if isinstance(i, str) else len(i) for i in prompts
+        ]
         return Needs(
-            prompt_tokens=sum(sizes) + estimate_tokens(body.suffix or ""),
-            longest_input=max(sizes) if len(sizes) > 1 else None,
+            prompt_tokens=sum(prompt_token_counts) + estimate_tokens(body.suffix or ""),
+            longest_input=max(prompt_token_counts) if len(prompt_token_counts) > 1 else None,
             max_tokens=body.max_output_tokens,
-            choices=len(sizes) * max(body.n or 1, body.best_of or 1),
+            choices=len(prompt_token_counts) * max(body.n or 1, body.best_of or 1),
         )
 
     def derive_constraints(self) -> ResponseConstraints:
         return ResponseConstraints(plain=_find_untranslatable_field(self.body) is None)
 
     def select_recent_turns(self) -> tuple[Turn, ...]:
-        text = _read_text(self.body)
-        return (("user", text),) if text else ()
+        prompt = _read_prompt(self.body)
+        return (("user", prompt),) if prompt else ()
 
     def to_domain(self, model: str) -> chat.ChatRequest:
         """Translate the request to a chat whose only message is the prompt.
@@ -93,8 +95,8 @@ class ParsedCompletionRequest(BaseGenerationRequest):
             UnsupportedFeature: a chat cannot express a member; the error names it.
         """
         body = self.body
-        text = _read_text(body)
-        if text is None:
+        prompt = _read_prompt(body)
+        if prompt is None:
             raise UnsupportedFeature(
                 "prompt: lists of prompts and token ids need a back end that supports OpenAI's "
                 "completions API; send a single string",
@@ -106,7 +108,7 @@ class ParsedCompletionRequest(BaseGenerationRequest):
             raise new_unsupported_error(field)
         return chat.ChatRequest(
             model=model,
-            messages=(chat.Message(role=chat.Role.USER, parts=(chat.Text(text=text),)),),
+            messages=(chat.Message(role=chat.Role.USER, parts=(chat.Text(text=prompt),)),),
             max_tokens=body.max_tokens,
             stop=convert_stop(body),
             sampling=convert_sampling(body),
@@ -118,9 +120,11 @@ class ParsedCompletionRequest(BaseGenerationRequest):
 
     def encode_response(self, response: chat.ChatResponse | chat.EmbeddingResponse) -> bytes:
         assert isinstance(response, chat.ChatResponse)
-        head = _build_head(response.id, response.model, int(time.time()))
+        first_members = _build_first_members(response.id, response.model, int(time.time()))
         choice = _build_choice(response.text, response.stop)
-        return to_json(head | {"choices": [choice], "usage": usage_to_client(response.usage)})
+        return to_json(
+            first_members | {"choices": [choice], "usage": usage_to_client(response.usage)}
+        )
 
 
 class OpenAICompletionsCodec(BaseCodec):
@@ -146,11 +150,11 @@ class OpenAICompletionsCodec(BaseCodec):
             raise new_malformed_response_error()
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
-        if estimate is None:
+        if estimated_usage is None:
             return raw
-        body["usage"] = usage_to_client(estimate)
+        body["usage"] = usage_to_client(estimated_usage)
         return to_json(body)
 
 
@@ -166,7 +170,7 @@ class CompletionStreamWriter:
         """Encode ``delta`` as events, or as no bytes if text completions have no event for it."""
         match delta:
             case chat.Started():
-                self._head = _build_head(delta.id, delta.model, self._created)
+                self._head = _build_first_members(delta.id, delta.model, self._created)
             case chat.TextDelta():
                 return self._encode_text(delta.text)
             case chat.Finished():
@@ -194,33 +198,33 @@ def completion_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
         choice = body["choices"][0]
         text = require_text(choice["text"])
         stop = STOP_REASONS.get(choice.get("finish_reason") or "stop", chat.StopReason.END)
-        sequence = read_stop_sequence(choice)
-        if stop is chat.StopReason.END and sequence is not None:
+        stop_sequence = read_stop_sequence(choice)
+        if stop is chat.StopReason.END and stop_sequence is not None:
             stop = chat.StopReason.STOP_SEQUENCE
         return chat.ChatResponse(
             id=str(body.get("id", "")),
             model=str(body.get("model", "")),
             parts=(chat.Text(text=text),) if text else (),
             stop=stop,
-            stop_sequence=sequence,
+            stop_sequence=stop_sequence,
             usage=usage_to_domain(body) or Usage(),
         )
     except (KeyError, IndexError, TypeError, AttributeError):
         raise new_malformed_response_error() from None
 
 
-def _read_text(body: wire.CompletionBody) -> str | None:
-    """Return the prompt, or None if there are several or it consists of token numbers."""
+def _read_prompt(body: wire.CompletionBody) -> str | None:
+    """Return the prompt, or None if there are several or it consists of token ids."""
     prompts = body.prompts
-    text = prompts[0] if len(prompts) == 1 else None
-    return text if isinstance(text, str) else None
+    prompt = prompts[0] if len(prompts) == 1 else None
+    return prompt if isinstance(prompt, str) else None
 
 
 def _find_untranslatable_field(body: wire.CompletionBody) -> str | None:
     """Return the name of the first member whose value a chat cannot express, or None."""
-    if _read_text(body) is None:
+    if _read_prompt(body) is None:
         return "prompt"
-    values: Mapping[str, bool] = {
+    set_by_member: Mapping[str, bool] = {
         "n": (body.n or 1) > 1,
         "best_of": (body.best_of or 1) > 1,
         "echo": bool(body.echo),
@@ -229,13 +233,13 @@ def _find_untranslatable_field(body: wire.CompletionBody) -> str | None:
         "suffix": bool(body.suffix),
         "max_tokens": body.max_tokens == 0,
     }
-    return next((name for name, is_set in values.items() if is_set), None)
+    return next((name for name, is_set in set_by_member.items() if is_set), None)
 
 
-def _build_head(identifier: str, model: str, created: int) -> dict[str, Any]:
-    return {"id": identifier, "object": "text_completion", "created": created, "model": model}
+def _build_first_members(completion_id: str, model: str, created: int) -> dict[str, Any]:
+    return {"id": completion_id, "object": "text_completion", "created": created, "model": model}
 
 
 def _build_choice(text: str, stop: chat.StopReason | None) -> dict[str, Any]:
-    reason = None if stop is None else _FINISH_REASONS[stop]
-    return {"index": 0, "text": text, "finish_reason": reason, "logprobs": None}
+    finish_reason = None if stop is None else _FINISH_REASONS[stop]
+    return {"index": 0, "text": text, "finish_reason": finish_reason, "logprobs": None}

@@ -55,13 +55,13 @@ def parse_upload_fields(fields: Mapping[str, str]) -> UploadFields:
 
 def render_file(file: StoredFile) -> dict[str, Any]:
     """Return the file object that clients receive."""
-    expires = file.expires_at
+    expires_at = file.expires_at
     return {
         "id": file.id,
         "object": "file",
         "bytes": file.size,
         "created_at": int(file.created_at.timestamp()),
-        "expires_at": None if expires is None else int(expires.timestamp()),
+        "expires_at": None if expires_at is None else int(expires_at.timestamp()),
         "filename": file.filename,
         "purpose": file.purpose,
         "status": "processed",

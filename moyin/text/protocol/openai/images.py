@@ -85,12 +85,12 @@ def parse_images_request(body: bytes) -> ImagesBody:
         InvalidJson, InvalidRequest: the body is invalid; the error names the field.
         UnsupportedFeature: a member is unknown.
     """
-    parsed = validate(ImagesBody, parse_object(body))
-    for name in parsed.extras:
+    images_body = validate(ImagesBody, parse_object(body))
+    for name in images_body.extras:
         raise UnsupportedFeature(
             f"{name[:64]} is not supported for images: omit it", field=name[:64]
         )
-    return parsed
+    return images_body
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +120,7 @@ def parse_image_edit(form: MultipartForm) -> ImageEdit:
             "image: must be a file, in a part of the form with a filename", field="image"
         )
     if len(masks) > 1:
-        raise InvalidRequest("mask: must be at most one file", field="mask")
+        raise InvalidRequest("mask: send at most one file", field="mask")
     members = {name: _parse_field(name, value) for name, value in form.fields}
     body = parse_images_request(to_json(members))
     return ImageEdit(body=body, pictures=pictures, mask=masks[0] if masks else None)
@@ -205,22 +205,23 @@ def images_request_to_job(
         **_parse_size(body, template, input_schemas),
     }
     for name, default_values in _OPTIONAL_MEMBERS.items():
-        value = getattr(body, name)
-        if name in input_schemas and value is not None:
-            inputs[name] = value
-        elif value not in default_values:
+        member_value = getattr(body, name)
+        if name in input_schemas and member_value is not None:
+            inputs[name] = member_value
+        elif member_value not in default_values:
             raise UnsupportedFeature(
                 f"{name}: the template {template!r} has no such input: omit {name}", field=name
             )
     job = {"kind": "render", "template": template, "inputs": inputs, "cache": cache}
-    count = body.n or 1
-    if "seed" in input_schemas and not (count == 1 and "seed" in inputs):
+    picture_count = body.n or 1
+    if "seed" in input_schemas and not (picture_count == 1 and "seed" in inputs):
         job["batch"] = {
-            "seeds": _choose_seeds(count, input_schemas["seed"], inputs, idempotency_key)
+            "seeds": _choose_seeds(picture_count, input_schemas["seed"], inputs, idempotency_key)
         }
-    elif count > 1:
+    elif picture_count > 1:
         raise UnsupportedFeature(
-            f"n must be 1: the template {template!r} has no input 'seed' to make pictures differ",
+            f"n must be 1, because the template {template!r} has no input 'seed' by which several "
+            "pictures would differ",
             field="n",
         )
     if body.user is not None:
@@ -258,23 +259,29 @@ def _parse_size(
 
 
 def _choose_seeds(
-    count: int, schema: Mapping[str, Any], inputs: Mapping[str, Any], key: str | None
+    count: int,
+    seed_schema: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    idempotency_key: str | None,
 ) -> list[int]:
     """Return ``count`` seeds, one per picture, counting up from a first seed.
 
-    The first seed is ``inputs["seed"]`` if set, else a hash of ``key`` if set, else random.
+    The first seed is ``inputs["seed"]`` if set, else a hash of ``idempotency_key`` if set, else random.
 
     Args:
         schema: the JSON Schema of the template's input ``seed``, with its bounds.
         inputs: the client's inputs.
     """
-    min_seed, max_seed = int(schema.get("minimum", 0)), int(schema.get("maximum", 2**32 - 1))
+    min_seed, max_seed = (
+        int(seed_schema.get("minimum", 0)),
+        int(seed_schema.get("maximum", 2**32 - 1)),
+    )
     first_seed = inputs.get("seed")
     if isinstance(first_seed, int):
         return list(range(first_seed, first_seed + count))
-    choices = max(1, max_seed - min_seed + 2 - count)
-    if key is None:
-        start = secrets.randbelow(choices)
+    start_count = max(1, max_seed - min_seed + 2 - count)
+    if idempotency_key is None:
+        offset = secrets.randbelow(start_count)
     else:
-        start = int.from_bytes(hashlib.sha256(key.encode()).digest()) % choices
-    return list(range(min_seed + start, min_seed + start + count))
+        offset = int.from_bytes(hashlib.sha256(idempotency_key.encode()).digest()) % start_count
+    return list(range(min_seed + offset, min_seed + offset + count))

@@ -86,7 +86,7 @@ class OperationRequest(Protocol):
             data: a JSON response, or the last event of a stream; None for other media types.
         """
 
-    def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
+    def complete_response(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
         """Return a JSON response with the members that the vendor's API reference requires.
 
         Args:
@@ -100,7 +100,7 @@ class OperationRequest(Protocol):
 
 
 def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any]) -> bytes:
-    """Return a JSON object as bytes, with those of ``members`` added that are missing.
+    """Return a JSON object as bytes, after adding those ``members`` that it lacks.
 
     Args:
         raw: the object as bytes, which is returned if nothing is missing.
@@ -166,31 +166,31 @@ class ModerationBody(_JsonRequest):
 
     @property
     def expected_usage(self) -> OperationUsage:
-        texts = isinstance(self.input, list) and isinstance(self.input[0], str)
-        return OperationUsage(quantity=len(self.input) if texts else 1)
+        has_texts = isinstance(self.input, list) and isinstance(self.input[0], str)
+        return OperationUsage(quantity=len(self.input) if has_texts else 1)
 
     @property
     def max_usage(self) -> OperationUsage:
-        tokens = Usage(input_tokens=len(to_json(self.input)))
-        return OperationUsage(quantity=self.expected_usage.quantity, tokens=tokens)
+        token_usage = Usage(input_tokens=len(to_json(self.input)))
+        return OperationUsage(quantity=self.expected_usage.quantity, tokens=token_usage)
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
         return OperationUsage(quantity=self.expected_usage.quantity, tokens=read_token_usage(data))
 
-    def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
+    def complete_response(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
         results = data.get("results")
         if not _is_list_of_objects(results):
             raise new_malformed_response_error()
-        missing = [
+        incomplete_results = [
             result
             for result in results
             if isinstance(result.get("categories"), Mapping)
             and result.get("category_applied_input_types") is None
         ]
-        for result in missing:
+        for result in incomplete_results:
             types = {category: ["text"] for category in result["categories"]}
             result["category_applied_input_types"] = types
-        if missing:
+        if incomplete_results:
             raw = to_json(data)
         return add_members(raw, data, {"id": f"modr-{request_id}", "model": self.model})
 
@@ -236,37 +236,37 @@ class RerankBody(_JsonRequest):
     @property
     def max_usage(self) -> OperationUsage:
         # A token has at least one byte, and each part of a long document is sent with the query.
-        query = count_utf8_bytes(self.query)
+        query_bytes = count_utf8_bytes(self.query)
         sizes = [
             count_utf8_bytes(document if isinstance(document, str) else document.text)
             for document in self.documents
         ]
-        parts = sum(1 + size // _TOKENS_PER_DOCUMENT for size in sizes)
+        part_count = sum(1 + size // _TOKENS_PER_DOCUMENT for size in sizes)
         return OperationUsage(
-            quantity=-(-parts // _DOCUMENTS_PER_SEARCH),
-            tokens=Usage(input_tokens=sum(sizes) + parts * query),
+            quantity=-(-part_count // _DOCUMENTS_PER_SEARCH),
+            tokens=Usage(input_tokens=sum(sizes) + part_count * query_bytes),
         )
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
-        tokens, quantity = read_token_usage(data), self.expected_usage.quantity
+        token_usage, quantity = read_token_usage(data), self.expected_usage.quantity
         meta = (data or {}).get("meta")
         billed_units = meta.get("billed_units") if isinstance(meta, Mapping) else None
         if isinstance(billed_units, Mapping):
             # Cohere's SDKs type the number as a float.
-            searches = billed_units.get("search_units")
-            if isinstance(searches, int | float) and 0 < searches < 1e9:
-                quantity = -int(-searches // 1)
-            if tokens == Usage():
-                tokens = read_token_usage({"usage": billed_units})
-        return OperationUsage(quantity=quantity, tokens=tokens)
+            search_count = billed_units.get("search_units")
+            if isinstance(search_count, int | float) and 0 < search_count < 1e9:
+                quantity = -int(-search_count // 1)
+            if token_usage == Usage():
+                token_usage = read_token_usage({"usage": billed_units})
+        return OperationUsage(quantity=quantity, tokens=token_usage)
 
-    def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
+    def complete_response(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
         results = data.get("results")
         if not _is_list_of_objects(results) or not all(map(self._is_result, results)):
             raise new_malformed_response_error()
-        missing = [result for result in results if result.get("document") is None]
-        if self.return_documents and missing:
-            for result in missing:
+        incomplete_results = [result for result in results if result.get("document") is None]
+        if self.return_documents and incomplete_results:
+            for result in incomplete_results:
                 document = self.documents[result["index"]]
                 text = document if isinstance(document, str) else document.text
                 result["document"] = {"text": text}
@@ -312,19 +312,22 @@ class SpeechBody(_JsonRequest):
 
     @property
     def max_usage(self) -> OperationUsage:
-        characters = len(self.input)
+        character_count = len(self.input)
         instructions = self.extras.get("instructions")
-        size = count_utf8_bytes(f"{self.input}{instructions or ''}")
-        tokens = Usage(
-            input_tokens=size, output_tokens=_MAX_TOKENS_PER_CHARACTER * characters + 1_000
+        input_bytes = count_utf8_bytes(f"{self.input}{instructions or ''}")
+        token_usage = Usage(
+            input_tokens=input_bytes,
+            output_tokens=_MAX_TOKENS_PER_CHARACTER * character_count + 1_000,
         )
-        return OperationUsage(quantity=characters, tokens=tokens)
+        return OperationUsage(quantity=character_count, tokens=token_usage)
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
         return OperationUsage(quantity=len(self.input), tokens=read_token_usage(data))
 
-    def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
-        raise AssertionError("SpeechBody.complete was called, but speech is never answered in JSON")
+    def complete_response(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
+        raise AssertionError(
+            "SpeechBody.complete_response was called, but speech is never answered in JSON"
+        )
 
 
 def parse_moderation(body: bytes) -> ModerationBody:
@@ -334,8 +337,10 @@ def parse_moderation(body: bytes) -> ModerationBody:
         InvalidJson, InvalidRequest: the body is invalid; the error names the field.
         UnsupportedFeature: a picture is given by URL.
     """
-    parsed = validate(ModerationBody, parse_object(body))
-    for number, part in enumerate(parsed.input if isinstance(parsed.input, list) else ()):
+    moderation_body = validate(ModerationBody, parse_object(body))
+    for number, part in enumerate(
+        moderation_body.input if isinstance(moderation_body.input, list) else ()
+    ):
         if not isinstance(part, _ModerationPart):
             continue
         field = f"input.{number}.{part.type}"
@@ -346,7 +351,7 @@ def parse_moderation(body: bytes) -> ModerationBody:
             raise UnsupportedFeature(
                 f"{field}.url: send the picture as a data: URL with base64", field=f"{field}.url"
             )
-    return parsed
+    return moderation_body
 
 
 def parse_rerank(body: bytes) -> RerankBody:
@@ -356,9 +361,9 @@ def parse_rerank(body: bytes) -> RerankBody:
         InvalidJson, InvalidRequest: the body is invalid; the error names the field.
         UnsupportedFeature: a document has another member than ``text``.
     """
-    parsed = validate(RerankBody, parse_object(body))
-    parsed.check_documents()
-    return parsed
+    rerank_body = validate(RerankBody, parse_object(body))
+    rerank_body.check_documents()
+    return rerank_body
 
 
 def parse_speech(body: bytes) -> SpeechBody:

@@ -51,13 +51,13 @@ def find_untranslatable_field(body: wire.ChatBody) -> str | None:
     for number, message in enumerate(body.messages):
         content = message.content
         if isinstance(content, list):
-            for place, part in enumerate(content):
+            for part_number, part in enumerate(content):
                 if not _is_translatable(part):
-                    return f"messages.{number}.content.{place}"
+                    return f"messages.{number}.content.{part_number}"
     # Medium verbosity is the default of every model.
-    is_default = body.extras.get("verbosity") == "medium"
+    has_default_verbosity = body.extras.get("verbosity") == "medium"
     return find_unsupported_field(
-        body, DROPPED_MEMBERS | {"verbosity"} if is_default else DROPPED_MEMBERS
+        body, DROPPED_MEMBERS | {"verbosity"} if has_default_verbosity else DROPPED_MEMBERS
     )
 
 
@@ -122,7 +122,7 @@ def embedding_request_to_domain(body: wire.EmbeddingBody, model: str) -> chat.Em
     """Translate a request for embeddings to an `EmbeddingRequest`.
 
     Raises:
-        UnsupportedFeature: the input is token numbers, which only the model itself can decode, or
+        UnsupportedFeature: the input is token ids, which only the model itself can decode, or
             `EmbeddingRequest` cannot express a member; the error names it.
     """
     texts = tuple(text for text in body.inputs if isinstance(text, str))
@@ -141,28 +141,32 @@ def embedding_request_to_domain(body: wire.EmbeddingBody, model: str) -> chat.Em
 def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) -> Needs:
     """Return the abilities and the context length that a model needs for a chat completion."""
     parts = list(iterate_content_parts(body))
-    images, other_parts = 0, []
+    image_count, other_parts = 0, []
     for part in parts:
         if isinstance(part, wire.OtherPart | wire.FilePart):
             other_parts.append(part)
         elif not isinstance(part, wire.TextPart):
-            images += 1
-    tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
-    form = body.response_format
-    schema = len(to_json(form.json_schema)) if form and form.json_schema else 0
+            image_count += 1
+    tool_tokens = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
+    response_format = body.response_format
+    schema_bytes = (
+        len(to_json(response_format.json_schema))
+        if response_format and response_format.json_schema
+        else 0
+    )
     return Needs(
         prompt_tokens=sum(map(estimate_tokens, _iterate_prompt_texts(body, parts)))
         + estimate_delimiter_tokens(len(body.messages))
-        + images * IMAGE_TOKENS
-        + tools,
+        + image_count * IMAGE_TOKENS
+        + tool_tokens,
         max_tokens=body.max_output_tokens,
         choices=body.n or 1,
         tools=bool(body.tools),
-        vision=images > 0,
-        schema=form is not None and form.type == "json_schema",
+        vision=image_count > 0,
+        schema=response_format is not None and response_format.type == "json_schema",
         thinking=body.reasoning_effort not in (None, "none"),
         has_cache_markers=_CACHE_MARKER in raw,
-        attachment_bytes=sum(map(_count_content_bytes, other_parts)) + schema,
+        attachment_bytes=sum(map(_count_content_bytes, other_parts)) + schema_bytes,
         has_files=any(isinstance(part, wire.FilePart) for part in other_parts),
         has_external_content=any(map(_is_external_file, other_parts))
         or (_AUDIO_MARKER in raw and _refers_to_audio(body)),
@@ -171,21 +175,23 @@ def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) 
 
 def derive_embedding_needs(body: wire.EmbeddingBody) -> Needs:
     """Return the context length that a model needs for a request for embeddings."""
-    sizes = [estimate_tokens(i) if isinstance(i, str) else len(i) for i in body.inputs]
-    return Needs(prompt_tokens=sum(sizes), longest_input=max(sizes, default=0), embeddings=True)
+    token_counts = [estimate_tokens(i) if isinstance(i, str) else len(i) for i in body.inputs]
+    return Needs(
+        prompt_tokens=sum(token_counts), longest_input=max(token_counts, default=0), embeddings=True
+    )
 
 
 def derive_chat_constraints(body: wire.ChatBody, data: Mapping[str, Any]) -> ResponseConstraints:
     """Return the constraints, such as a JSON schema, that a chat completion sets for its answer."""
-    form = body.response_format
-    if form is None and not body.tools and not body.n and "modalities" not in data:
+    response_format = body.response_format
+    if response_format is None and not body.tools and not body.n and "modalities" not in data:
         return UNCONSTRAINED
-    schema = None if form is None else form.json_schema
+    schema = None if response_format is None else response_format.json_schema
     # The back end, not `wire.ChatBody`, validates this member.
     modalities = data.get("modalities")
     has_audio = isinstance(modalities, list) and "audio" in modalities
     return ResponseConstraints(
-        json=form is not None and form.type != "text",
+        json=response_format is not None and response_format.type != "text",
         schema=None if schema is None else schema.schema_,
         tools=frozenset(tool.function.name for tool in body.tools or ()),
         plain=(body.n or 1) == 1 and not has_audio,
@@ -318,8 +324,8 @@ def _convert_part(part: wire.ContentPart) -> chat.Part:
 def _convert_image_url(url: str) -> chat.Image:
     if not url.startswith("data:"):
         return chat.Image(url=url)
-    head, _, data = url.partition(",")
-    return chat.Image(media_type=head[5:].partition(";")[0] or "image/png", data=data)
+    header, _, data = url.partition(",")
+    return chat.Image(media_type=header[5:].partition(";")[0] or "image/png", data=data)
 
 
 def _convert_texts(content: str | list[wire.TextPart]) -> tuple[chat.Text, ...]:
@@ -347,22 +353,24 @@ def _convert_tool(tool: wire.Tool) -> chat.Tool:
 
 
 def _convert_tool_choice(body: wire.ChatBody) -> chat.ToolChoice | None:
-    choice, allows_parallel_calls = body.tool_choice, body.parallel_tool_calls
-    if not body.tools and choice not in (None, "none", "auto"):
+    tool_choice, allows_parallel_calls = body.tool_choice, body.parallel_tool_calls
+    if not body.tools and tool_choice not in (None, "none", "auto"):
         raise InvalidRequest("tool_choice requires at least one tool in tools", field="tool_choice")
-    if isinstance(choice, wire.NamedChoice):
+    if isinstance(tool_choice, wire.NamedChoice):
         return chat.ToolChoice(
-            mode="tool", name=choice.function.name, parallel=allows_parallel_calls
+            mode="tool", name=tool_choice.function.name, parallel=allows_parallel_calls
         )
-    if choice is None and allows_parallel_calls is None:
+    if tool_choice is None and allows_parallel_calls is None:
         return None
-    return chat.ToolChoice(mode=choice or "auto", parallel=allows_parallel_calls)
+    return chat.ToolChoice(mode=tool_choice or "auto", parallel=allows_parallel_calls)
 
 
-def _convert_response_format(form: wire.ResponseFormat | None) -> chat.OutputFormat | None:
-    if form is None or form.type == "text":
+def _convert_response_format(
+    response_format: wire.ResponseFormat | None,
+) -> chat.OutputFormat | None:
+    if response_format is None or response_format.type == "text":
         return None
-    schema = form.json_schema
+    schema = response_format.json_schema
     if schema is None:
         return chat.OutputFormat()
     return chat.OutputFormat(

@@ -96,7 +96,7 @@ def _encode_messages(request: chat.ChatRequest) -> Iterator[dict[str, Any]]:
 
 def _encode_assistant_message(parts: Sequence[chat.Part]) -> dict[str, Any]:
     text = "".join(part.text for part in parts if isinstance(part, chat.Text))
-    calls = [
+    tool_calls = [
         {
             "id": part.id,
             "type": "function",
@@ -106,8 +106,8 @@ def _encode_assistant_message(parts: Sequence[chat.Part]) -> dict[str, Any]:
         if isinstance(part, chat.ToolUse)
     ]
     body: dict[str, Any] = {"role": "assistant", "content": text or None}
-    if calls:
-        body["tool_calls"] = calls
+    if tool_calls:
+        body["tool_calls"] = tool_calls
     if thinking := "".join(part.text for part in parts if isinstance(part, chat.Thinking)):
         body["reasoning_content"] = thinking
     return body
@@ -124,8 +124,12 @@ def _encode_user_messages(parts: Sequence[chat.Part]) -> Iterator[dict[str, Any]
         if not isinstance(part, chat.ToolResult):
             user_parts.append(part)
             continue
-        text = "".join(item.text for item in part.content if isinstance(item, chat.Text))
-        user_parts.extend(item for item in part.content if not isinstance(item, chat.Text))
+        text = "".join(
+            inner_part.text for inner_part in part.content if isinstance(inner_part, chat.Text)
+        )
+        user_parts.extend(
+            inner_part for inner_part in part.content if not isinstance(inner_part, chat.Text)
+        )
         content = f"Error: {text}" if part.is_error else text
         yield {"role": "tool", "tool_call_id": part.tool_use_id, "content": content}
     if len(user_parts) == 1 and isinstance(user_parts[0], chat.Text):

@@ -65,8 +65,8 @@ def event_usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
     )
 
 
-def _read_token_detail(usage: Mapping[str, Any], group: str, name: str) -> int:
-    details = usage.get(group)
+def _read_token_detail(usage: Mapping[str, Any], details_name: str, name: str) -> int:
+    details = usage.get(details_name)
     return parse_token_count(details.get(name)) if isinstance(details, dict) else 0
 
 
@@ -114,23 +114,23 @@ def new_tool_call_id() -> str:
 
 
 def _complete_tool_calls(choice: dict[str, Any], message: Mapping[str, Any]) -> bool:
-    """Add what Gemini omits in tool calls: ids, types, and the finish reason ``tool_calls``.
+    """Add the ids and types that Gemini omits in tool calls, and correct their finish reason.
 
     Gemini ends tool calls with the finish reason ``stop``, so that agents stop instead of calling
     the tool. OpenAI, too, uses ``stop``, but only if the client forced the call. Such a client
     reads the call whatever the reason is, so ``stop`` can always be replaced.
 
     Returns:
-        True if something was missing.
+        True if a member was added or changed.
     """
-    calls = message.get("tool_calls")
-    if not isinstance(calls, list) or not calls:
+    tool_calls = message.get("tool_calls")
+    if not isinstance(tool_calls, list) or not tool_calls:
         return False
     is_incomplete = False
-    for call in calls:
-        if isinstance(call, dict) and not (call.get("id") and call.get("type")):
-            call["id"] = call.get("id") or new_tool_call_id()
-            call["type"] = call.get("type") or "function"
+    for tool_call in tool_calls:
+        if isinstance(tool_call, dict) and not (tool_call.get("id") and tool_call.get("type")):
+            tool_call["id"] = tool_call.get("id") or new_tool_call_id()
+            tool_call["type"] = tool_call.get("type") or "function"
             is_incomplete = True
     if choice.get("finish_reason") == "stop":
         choice["finish_reason"] = "tool_calls"
@@ -160,8 +160,8 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
         stop = STOP_REASONS.get(choice.get("finish_reason") or "stop", chat.StopReason.END)
         if stop is chat.StopReason.END and any(isinstance(part, chat.ToolUse) for part in parts):
             stop = chat.StopReason.TOOL_USE
-        sequence = read_stop_sequence(choice)
-        if stop is chat.StopReason.END and sequence is not None:
+        stop_sequence = read_stop_sequence(choice)
+        if stop is chat.StopReason.END and stop_sequence is not None:
             stop = chat.StopReason.STOP_SEQUENCE
         if message.get("refusal"):
             stop = chat.StopReason.REFUSAL
@@ -170,7 +170,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
             model=str(body.get("model", "")),
             parts=parts,
             stop=stop,
-            stop_sequence=sequence,
+            stop_sequence=stop_sequence,
             usage=usage_to_domain(body) or Usage(),
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
@@ -197,8 +197,8 @@ def _message_to_parts(
     if reasoning and not parts:
         parts.append(chat.Thinking(text=str(reasoning)))
     if text:
-        tokens = logprobs_to_domain((logprobs or {}).get("content"))
-        parts.append(chat.Text(text=text, logprobs=tokens))
+        token_logprobs = logprobs_to_domain((logprobs or {}).get("content"))
+        parts.append(chat.Text(text=text, logprobs=token_logprobs))
     if refusal := message.get("refusal"):
         parts.append(chat.Text(text=str(refusal), refusal=True))
     for call in message.get("tool_calls") or ():
@@ -223,17 +223,17 @@ def split_content(content: Any) -> tuple[str, str]:
     """
     if not isinstance(content, list):
         return "", "" if content is None else require_text(content)
-    thinking: list[str] = []
+    thinking_texts: list[str] = []
     texts: list[str] = []
     for part in content:
         match part["type"]:
             case "text":
                 texts.append(require_text(part["text"]))
             case "thinking":
-                thinking += (
+                thinking_texts += (
                     require_text(thinking_part["text"]) for thinking_part in part["thinking"]
                 )
-    return "".join(thinking), "".join(texts)
+    return "".join(thinking_texts), "".join(texts)
 
 
 def encode_thinking_block(part: chat.Thinking) -> dict[str, Any]:
@@ -243,9 +243,9 @@ def encode_thinking_block(part: chat.Thinking) -> dict[str, Any]:
     return {"type": "thinking", "thinking": part.text, "signature": part.signature}
 
 
-def encode_choice_logprobs(tokens: tuple[chat.TokenLogprob, ...]) -> dict[str, Any] | None:
+def encode_choice_logprobs(token_logprobs: tuple[chat.TokenLogprob, ...]) -> dict[str, Any] | None:
     """Encode the member ``logprobs`` of a choice: null if there are no probabilities."""
-    return {"content": encode_logprobs(tokens), "refusal": None} if tokens else None
+    return {"content": encode_logprobs(token_logprobs), "refusal": None} if token_logprobs else None
 
 
 def chat_response_to_client(response: chat.ChatResponse, *, created: int) -> bytes:
@@ -260,12 +260,12 @@ def chat_response_to_client(response: chat.ChatResponse, *, created: int) -> byt
         "refusal": None,
         "annotations": [],
     }
-    thinking = [part for part in response.parts if isinstance(part, chat.Thinking)]
-    if text := "".join(part.text for part in thinking):
-        message["reasoning_content"] = text
-    if any(part.signature or part.redacted for part in thinking):
-        message["thinking_blocks"] = [encode_thinking_block(part) for part in thinking]
-    calls = [
+    thinking_parts = [part for part in response.parts if isinstance(part, chat.Thinking)]
+    if thinking_text := "".join(part.text for part in thinking_parts):
+        message["reasoning_content"] = thinking_text
+    if any(part.signature or part.redacted for part in thinking_parts):
+        message["thinking_blocks"] = [encode_thinking_block(part) for part in thinking_parts]
+    tool_calls = [
         {
             "id": part.id,
             "type": "function",
@@ -274,8 +274,8 @@ def chat_response_to_client(response: chat.ChatResponse, *, created: int) -> byt
         for part in response.parts
         if isinstance(part, chat.ToolUse)
     ]
-    if calls:
-        message["tool_calls"] = calls
+    if tool_calls:
+        message["tool_calls"] = tool_calls
     choice = {
         "index": 0,
         "message": message,
@@ -324,8 +324,8 @@ def embedding_response_to_client(response: chat.EmbeddingResponse, *, as_base64:
         }
         for index, vector in enumerate(response.vectors)
     ]
-    tokens = response.usage.prompt_tokens
-    usage: Mapping[str, int] = {"prompt_tokens": tokens, "total_tokens": tokens}
+    prompt_tokens = response.usage.prompt_tokens
+    usage: Mapping[str, int] = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens}
     return to_json({"object": "list", "data": rows, "model": response.model, "usage": usage})
 
 

@@ -33,7 +33,7 @@ DONE_EVENT = b"data: [DONE]\n\n"
 _NO_USAGE = Usage()
 _ERROR_MARKER = b'"error"'
 _DONE_FRAME = Frame(DONE_EVENT, _DONE)
-_MALFORMED_EVENT = "the back end sent an event that does not have the members of OpenAI's format"
+_MALFORMED_EVENT = "the back end sent an event that does not have the members of OpenAI's format; check its type in the configuration"
 
 
 class StreamWriter:
@@ -73,14 +73,16 @@ class StreamWriter:
         chunk = self._encode_chunk({"reasoning_content": delta.text}) if delta.text else b""
         if delta.signature is None and delta.redacted is None:
             return chunk
-        part = chat.Thinking(
+        thinking_part = chat.Thinking(
             text=self._thinking, signature=delta.signature, redacted=delta.redacted
         )
         self._thinking = ""
-        return chunk + self._encode_chunk({"thinking_blocks": [encode_thinking_block(part)]})
+        return chunk + self._encode_chunk(
+            {"thinking_blocks": [encode_thinking_block(thinking_part)]}
+        )
 
     def _encode_end(self, delta: chat.Finished) -> bytes:
-        chunks = self._encode_chunk({}, finish=FINISH_REASONS[delta.stop])
+        chunks = self._encode_chunk({}, finish_reason=FINISH_REASONS[delta.stop])
         if self._include_usage:
             chunks += encode_event(
                 self._build_chunk_head() | {"choices": [], "usage": usage_to_client(delta.usage)}
@@ -95,13 +97,13 @@ class StreamWriter:
     def _encode_chunk(
         self,
         delta: Mapping[str, Any],
-        finish: str | None = None,
+        finish_reason: str | None = None,
         logprobs: tuple[chat.TokenLogprob, ...] = (),
     ) -> bytes:
         choice = {
             "index": 0,
             "delta": delta,
-            "finish_reason": finish,
+            "finish_reason": finish_reason,
             "logprobs": encode_choice_logprobs(logprobs),
         }
         return encode_event(self._build_chunk_head() | {"choices": [choice]})
@@ -222,17 +224,19 @@ class StreamReader:
         function = call.get("function") or {}
         index = self._find_tool_index(call, function)
         deltas: list[chat.Delta] = []
-        number, known_id = self._tools.get(index, (None, None))
+        call_index, known_id = self._tools.get(index, (None, None))
         # Gemini gives all calls the index 0, each with its own id and name.
         is_next = function.get("name") and call.get("id") not in (None, known_id)
-        if number is None or is_next:
-            number, self._tool_count = self._tool_count, self._tool_count + 1
+        if call_index is None or is_next:
+            call_index, self._tool_count = self._tool_count, self._tool_count + 1
             name = require_text(function["name"])
-            identifier = str(call.get("id") or new_tool_call_id())
-            self._tools[index] = number, identifier
-            deltas.append(chat.ToolStarted(index=number, id=identifier, name=name))
+            call_id = str(call.get("id") or new_tool_call_id())
+            self._tools[index] = call_index, call_id
+            deltas.append(chat.ToolStarted(index=call_index, id=call_id, name=name))
         if fragment := function.get("arguments"):
-            deltas.append(chat.ToolArguments(index=number, fragment=arguments_to_text(fragment)))
+            deltas.append(
+                chat.ToolArguments(index=call_index, fragment=arguments_to_text(fragment))
+            )
         return deltas
 
     def _find_tool_index(self, call: Mapping[str, Any], function: Mapping[str, Any]) -> int:
@@ -267,12 +271,14 @@ class StreamTap:
         hide_progress: remove ``usage`` from the events with text, because the client did not
             request it, and clients that add up all of them would count tokens several times. If
             the back end reports no total, the last removed usage serves as the total.
-        choices: the number of answers that the client requested.
+        choice_count: the number of answers that the client requested.
     """
 
-    def __init__(self, *, hide_usage: bool, hide_progress: bool = False, choices: int = 1) -> None:
+    def __init__(
+        self, *, hide_usage: bool, hide_progress: bool = False, choice_count: int = 1
+    ) -> None:
         self._splitter = FrameSplitter()
-        self._choices = choices
+        self._choices = choice_count
         self._repair = EventRepair()
         # The event with the total usage, for back ends that report usage only in other events.
         self._total: dict[str, Any] | None = None
@@ -328,7 +334,7 @@ class StreamTap:
             for choice in choices or ():
                 self.tokens += _has_output(choice)
                 self._record_finished_choice(choice)
-            if self._repair.apply(body):
+            if self._repair.repair_event(body):
                 frame = Frame(encode_event(body), frame.data)
         if (usage := event_usage_to_domain(body)) is None:
             return frame.raw
@@ -344,7 +350,9 @@ class StreamTap:
         return frame.raw
 
     def _encode_total(self) -> bytes:
-        """Encode the event with the total usage if the client requested it and none was sent.
+        """Encode the event with the total usage, which the client has requested but not received yet.
+
+        Otherwise the result is empty.
 
         If the back end reports no usage, the event has the estimate that is charged.
         """
@@ -356,8 +364,8 @@ class StreamTap:
             return b""
         usage = Usage(input_tokens=self.prompt_tokens, output_tokens=self.tokens)
         names = ("id", "object", "created", "model")
-        head = {name: self._last_event[name] for name in names if name in self._last_event}
-        return encode_event({**head, "choices": [], "usage": usage_to_client(usage)})
+        first_members = {name: self._last_event[name] for name in names if name in self._last_event}
+        return encode_event({**first_members, "choices": [], "usage": usage_to_client(usage)})
 
     def _record_finished_choice(self, choice: Any) -> None:
         if isinstance(choice, dict) and choice.get("finish_reason"):
@@ -426,5 +434,5 @@ def _parse_chunk(frame: Frame) -> dict[str, Any]:
         raise StreamInterrupted(_MALFORMED_EVENT)
     # Most events need no closer look. Inside a text, the quotes would be escaped.
     if _ERROR_MARKER in (frame.data or b"") and _reports_error(body, choices):
-        raise StreamInterrupted("the back end reported an error in its stream")
+        raise StreamInterrupted("the back end reported an error in its stream; retry later")
     return body

@@ -44,7 +44,7 @@ class _UploadRequest:
         for name in _SINGLE_FIELDS:
             # Servers differ in which one of several values they use.
             if sum(field == name for field, _ in form.fields) > 1:
-                raise InvalidRequest(f"{name}: must be sent once", field=name)
+                raise InvalidRequest(f"{name}: must be sent only once", field=name)
         self.form = form
         self.model = _read_model(form)
 
@@ -69,7 +69,9 @@ class TranscriptionRequest(_UploadRequest):
         super().__init__(form)
         [self._file] = _require_files(form, ("file",), max_count=1)
         if form.get("url") is not None:
-            raise UnsupportedFeature("url is not supported: send the audio as file", field="url")
+            raise UnsupportedFeature(
+                "url is not supported: send the audio in the field 'file'", field="url"
+            )
         if self.model == _AUTO and form.get("model") is None:
             raise InvalidRequest("model: Field required", field="model")
         self._seconds = seconds
@@ -91,33 +93,33 @@ class TranscriptionRequest(_UploadRequest):
             likely_seconds = max(self._seconds, size / _TYPICAL_BYTES_PER_SECOND)
             seconds = min(likely_seconds, size / _MIN_BYTES_PER_SECOND)
         quantity = _round_up(seconds)
-        prompt = count_utf8_bytes(self.form.get("prompt") or "")
-        tokens = Usage(
-            input_tokens=quantity * _MAX_TOKENS_PER_SECOND + prompt,
+        prompt_bytes = count_utf8_bytes(self.form.get("prompt") or "")
+        token_usage = Usage(
+            input_tokens=quantity * _MAX_TOKENS_PER_SECOND + prompt_bytes,
             output_tokens=quantity * _MAX_TOKENS_PER_SECOND,
         )
-        return OperationUsage(quantity=quantity, tokens=tokens)
+        return OperationUsage(quantity=quantity, tokens=token_usage)
 
     def accepts(self, media_type: str) -> bool:
         return media_type in (JSON_TYPE, EVENT_STREAM_TYPE) or media_type in _TEXT_TYPES
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
-        tokens = read_token_usage(data)
+        token_usage = read_token_usage(data)
         usage = (data or {}).get("usage")
         candidates = [usage.get("seconds") if isinstance(usage, Mapping) else None]
         candidates.append((data or {}).get("duration"))
         for seconds in candidates:
             # OpenAI's older reference shows the number as a string.
-            value = _to_seconds(seconds)
-            if value:
-                return OperationUsage(quantity=_round_up(value), tokens=tokens)
+            audio_seconds = _to_seconds(seconds)
+            if audio_seconds:
+                return OperationUsage(quantity=_round_up(audio_seconds), tokens=token_usage)
         return OperationUsage(
             quantity=self.expected_usage.quantity,
-            tokens=tokens,
-            is_estimated=tokens == Usage(),
+            tokens=token_usage,
+            is_estimated=token_usage == Usage(),
         )
 
-    def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
+    def complete_response(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
         if not isinstance(data.get("text"), str):
             raise new_malformed_response_error()
         return raw
@@ -133,9 +135,9 @@ class TranslationRequest(TranscriptionRequest):
 class _ImageRequest(_UploadRequest):
     """Base of requests that create pictures from pictures."""
 
-    def __init__(self, form: MultipartForm, pictures: int) -> None:
+    def __init__(self, form: MultipartForm, picture_count: int) -> None:
         super().__init__(form)
-        self._count, self._pictures = _parse_count(form), pictures
+        self._count, self._pictures = _parse_count(form), picture_count
 
     @property
     def expected_usage(self) -> OperationUsage:
@@ -143,12 +145,12 @@ class _ImageRequest(_UploadRequest):
 
     @property
     def max_usage(self) -> OperationUsage:
-        prompt = count_utf8_bytes(self.form.get("prompt") or "")
-        tokens = Usage(
-            input_tokens=_MAX_TOKENS_PER_IMAGE * self._pictures + prompt,
+        prompt_bytes = count_utf8_bytes(self.form.get("prompt") or "")
+        token_usage = Usage(
+            input_tokens=_MAX_TOKENS_PER_IMAGE * self._pictures + prompt_bytes,
             output_tokens=_MAX_TOKENS_PER_IMAGE * self._count,
         )
-        return OperationUsage(quantity=self._count, tokens=tokens)
+        return OperationUsage(quantity=self._count, tokens=token_usage)
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
         pictures = (data or {}).get("data")
@@ -156,7 +158,7 @@ class _ImageRequest(_UploadRequest):
         count = len(pictures) if isinstance(pictures, list) and pictures else self._count
         return OperationUsage(quantity=count, tokens=read_token_usage(data))
 
-    def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
+    def complete_response(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
         return complete_images(raw, data)
 
 
@@ -211,17 +213,21 @@ def _require_files(
         )
     if len(files) > max_count:
         limit = "one file" if max_count == 1 else f"{max_count} files"
-        raise InvalidRequest(f"{field}: must be at most {limit}", field=field)
+        raise InvalidRequest(f"{field}: send at most {limit}", field=field)
     if not all(file.size for file in files):
         raise InvalidRequest(f"{field}: must not be an empty file", field=field)
     return files
 
 
 def _parse_count(form: MultipartForm) -> int:
-    value = form.get("n")
-    if value is None:
+    field_value = form.get("n")
+    if field_value is None:
         return 1
-    count = int(value) if value.isascii() and value.isdecimal() and len(value) <= 3 else 0
+    count = (
+        int(field_value)
+        if field_value.isascii() and field_value.isdecimal() and len(field_value) <= 3
+        else 0
+    )
     if not 1 <= count <= MAX_IMAGES:
         raise InvalidRequest(f"n: must be a number from 1 to {MAX_IMAGES}", field="n")
     return count

@@ -189,13 +189,13 @@ class GenerationBody(WireModel):
         Returns:
             The limit; None if some server may apply none.
         """
-        set_limits = [limit for limit in limits if limit]
+        positive_limits = [limit for limit in limits if limit]
         n_predict = self.extras.get("n_predict")
         if isinstance(n_predict, int | float):
             if n_predict < 0 or n_predict == math.inf:
                 return None
-            set_limits.append(int(n_predict))
-        return max(filter(None, set_limits), default=None)
+            positive_limits.append(int(n_predict))
+        return max(filter(None, positive_limits), default=None)
 
 
 class ChatBody(GenerationBody):
@@ -231,7 +231,7 @@ class ChatBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """The body of ``POST /v1/completions``, OpenAI's older call that continues a text.
 
-    ``prompt`` is one text or several, each as a string or as the model's token numbers.
+    ``prompt`` is one text or several, each as a string or as the model's token ids.
     """
 
     prompt: TextsOrTokens = Field(min_length=1)
@@ -251,7 +251,7 @@ class CompletionBody(GenerationBody):
         return self.prompt
 
     @property
-    def choices(self) -> int:
+    def choice_count(self) -> int:
         """The number of answers in the response: ``n`` for each prompt."""
         return len(self.prompts) * (self.n or 1)
 
@@ -267,7 +267,7 @@ class CompletionBody(GenerationBody):
 class EmbeddingBody(WireModel):
     """The body of ``POST /v1/embeddings``.
 
-    ``input`` is one text or several, each as a string or as the model's token numbers.
+    ``input`` is one text or several, each as a string or as the model's token ids.
     """
 
     model: str = Field(min_length=1)

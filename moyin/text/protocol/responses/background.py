@@ -30,29 +30,29 @@ def is_pending(response: Mapping[str, Any]) -> bool:
     return bool(response["status"] == "queued")
 
 
-def require_storable(call: ParsedResponseRequest) -> None:
+def require_storable(response_request: ParsedResponseRequest) -> None:
     """Raise InvalidRequest if a background response sets ``store: false``, as it must be stored."""
-    if call.body.store is False:
+    if response_request.body.store is False:
         raise InvalidRequest(
             "background: true requires a stored response: omit store: false", field="store"
         )
 
 
-def to_job_request(call: ParsedResponseRequest) -> dict[str, Any]:
+def to_job_request(response_request: ParsedResponseRequest) -> dict[str, Any]:
     """Return the request that the job of a background response sends.
 
     The request contains the whole conversation. It sets ``store: false``, because the client's own
-    response is stored instead. It also asks for ``reasoning.encrypted_content``, which the model
+    response is stored instead. It also requests ``reasoning.encrypted_content``, which the model
     needs in the next turn.
     """
-    request = dict(call.data)
+    job_request = dict(response_request.data)
     for name in ("background", "previous_response_id"):
-        request.pop(name, None)
-    include = dict.fromkeys((*(call.body.include or ()), PROOF_OF_REASONING))
-    return request | {"store": False, "include": list(include)}
+        job_request.pop(name, None)
+    include = dict.fromkeys((*(response_request.body.include or ()), PROOF_OF_REASONING))
+    return job_request | {"store": False, "include": list(include)}
 
 
-def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+def add_job_status(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
     """Return the response with the status of its job, and with the answer if the job succeeded.
 
     Args:
@@ -63,7 +63,9 @@ def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str,
     if status is JobStatus.SUCCEEDED:
         answer = job["outputs"][-1].get("body")
         if answer is None:
-            return render_failure(response, "job_gone", "the job's output was deleted")
+            return render_failure(
+                response, "job_gone", "the job's output was deleted; send the request again"
+            )
         members = {name: answer[name] for name in _ANSWER_MEMBERS}
         return {**response, **members, "output": _rename_items(answer, response["id"])}
     if status is JobStatus.CANCELLED:
@@ -91,14 +93,18 @@ def render_failure(response: Mapping[str, Any], code: str, message: str) -> dict
 
 def _render_job_error(response: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
     """Return the response as failed, with the error of the job's model call if it can be read."""
-    call = _read_call_error((error.get("details") or {}).get("answer"))
-    code, message = call.get("code", error["code"]), call.get("message")
+    call_error = _read_call_error((error.get("details") or {}).get("answer"))
+    code, message = call_error.get("code", error["code"]), call_error.get("message")
     if not isinstance(code, str) or not isinstance(message, str):
         return render_failure(response, error["code"], error["message"])
     failure = render_failure(response, code, message)
-    texts = {name: call[name] for name in ("type", "param") if isinstance(call.get(name), str)}
-    failure["error"] |= texts
-    if texts.get("type") == _INVALID_REQUEST:
+    error_members = {
+        name: call_error[name]
+        for name in ("type", "param")
+        if isinstance(call_error.get(name), str)
+    }
+    failure["error"] |= error_members
+    if error_members.get("type") == _INVALID_REQUEST:
         failure["error"]["code"] = "invalid_prompt"
     return failure
 
@@ -145,49 +151,49 @@ def build_last_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[s
             "response.output_item.added",
             position | {"item": empty_item | {"status": "in_progress"}},
         )
-        yield from _item_events(item, {"item_id": item["id"], **position})
+        yield from _build_item_events(item, {"item_id": item["id"], **position})
         yield "response.output_item.done", position | {"item": item}
     status = response["status"]
-    end = status if status in ("completed", "incomplete") else "failed"
-    yield f"response.{end}", {"response": dict(response)}
+    event_name = status if status in ("completed", "incomplete") else "failed"
+    yield f"response.{event_name}", {"response": dict(response)}
 
 
-def _item_events(
+def _build_item_events(
     item: Mapping[str, Any], position: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     match item["type"]:
         case "message":
-            for number, part in enumerate(item["content"]):
-                yield from _part_events(part, position | {"content_index": number})
+            for part_index, part in enumerate(item["content"]):
+                yield from _build_part_events(part, position | {"content_index": part_index})
         case "reasoning":
-            for number, part in enumerate(item["summary"]):
-                kind, part_position = (
+            for part_index, part in enumerate(item["summary"]):
+                event_prefix, part_position = (
                     "response.reasoning_summary",
-                    position | {"summary_index": number},
+                    position | {"summary_index": part_index},
                 )
-                yield f"{kind}_part.added", part_position | {"part": {**part, "text": ""}}
-                yield f"{kind}_text.delta", part_position | {"delta": part["text"]}
-                yield f"{kind}_text.done", part_position | {"text": part["text"]}
-                yield f"{kind}_part.done", part_position | {"part": part}
+                yield f"{event_prefix}_part.added", part_position | {"part": {**part, "text": ""}}
+                yield f"{event_prefix}_text.delta", part_position | {"delta": part["text"]}
+                yield f"{event_prefix}_text.done", part_position | {"text": part["text"]}
+                yield f"{event_prefix}_part.done", part_position | {"part": part}
         case "function_call":
-            kind, arguments = "response.function_call_arguments", item["arguments"]
-            yield f"{kind}.delta", position | {"delta": arguments}
-            yield f"{kind}.done", position | {"arguments": arguments, "name": item["name"]}
+            event_prefix, arguments = "response.function_call_arguments", item["arguments"]
+            yield f"{event_prefix}.delta", position | {"delta": arguments}
+            yield f"{event_prefix}.done", position | {"arguments": arguments, "name": item["name"]}
         case "custom_tool_call":
-            kind = "response.custom_tool_call_input"
-            yield f"{kind}.delta", position | {"delta": item["input"]}
-            yield f"{kind}.done", position | {"input": item["input"]}
+            event_prefix = "response.custom_tool_call_input"
+            yield f"{event_prefix}.delta", position | {"delta": item["input"]}
+            yield f"{event_prefix}.done", position | {"input": item["input"]}
 
 
-def _part_events(
+def _build_part_events(
     part: Mapping[str, Any], position: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    name = "refusal" if part["type"] == "refusal" else "text"
-    kind = "response.refusal" if name == "refusal" else "response.output_text"
+    text_member = "refusal" if part["type"] == "refusal" else "text"
+    event_prefix = "response.refusal" if text_member == "refusal" else "response.output_text"
     extra_members: dict[str, Any] = (
-        {} if name == "refusal" else {"logprobs": part.get("logprobs") or []}
+        {} if text_member == "refusal" else {"logprobs": part.get("logprobs") or []}
     )
-    yield "response.content_part.added", position | {"part": {**part, name: ""}}
-    yield f"{kind}.delta", position | {"delta": part[name], **extra_members}
-    yield f"{kind}.done", position | {name: part[name], **extra_members}
+    yield "response.content_part.added", position | {"part": {**part, text_member: ""}}
+    yield f"{event_prefix}.delta", position | {"delta": part[text_member], **extra_members}
+    yield f"{event_prefix}.done", position | {text_member: part[text_member], **extra_members}
     yield "response.content_part.done", position | {"part": part}

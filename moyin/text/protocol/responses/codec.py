@@ -120,10 +120,10 @@ class ParsedResponseRequest:
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedResponseRequest:
         data = {**self.data, "input": _inline_pictures(self.data["input"], pictures)}
-        parsed = _build_parsed_request(
+        parsed_request = _build_parsed_request(
             to_json(data), data, validate(wire.ResponseBody, data), self.files
         )
-        return replace(parsed, record=self.record, own_items=self.own_items)
+        return replace(parsed_request, record=self.record, own_items=self.own_items)
 
     def to_domain(self, model: str) -> ChatRequest:
         return replace(self.chat, model=model)
@@ -137,24 +137,26 @@ class ParsedResponseRequest:
         raise AssertionError("create_stream_tap was called, but no back end sends such streams")
 
     def create_stream_writer(self) -> StreamWriter:
-        writer = StreamWriter(self._template(), self.record.add)
+        writer = StreamWriter(self._create_template(), self.record.add)
         self.record.writers.append(writer)
         return writer
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, ChatResponse)
-        template = self._template()
-        output = template.items(response)
-        response_object = template.ended(response.model, output, response.usage, response.stop)
+        template = self._create_template()
+        output = template.encode_items(response)
+        response_object = template.build_ended_response(
+            response.model, output, response.usage, response.stop
+        )
         self.record.add(response_object, template.proofs)
         return to_json(response_object)
 
     def render_queued(self, response_id: str) -> dict[str, Any]:
         """Return the queued response object of a background request, before its job answers."""
         template = ResponseTemplate(response_id, int(time.time()), self.body)
-        return template.in_progress(self.model) | {"status": "queued"}
+        return template.build_started_response(self.model) | {"status": "queued"}
 
-    def _template(self) -> ResponseTemplate:
+    def _create_template(self) -> ResponseTemplate:
         return ResponseTemplate(new_id("resp"), int(time.time()), self.body)
 
 
@@ -187,7 +189,7 @@ class ResponsesCodec:
         self,
         body: bytes,
         data: Mapping[str, Any],
-        earlier: Sequence[Mapping[str, Any]],
+        earlier_items: Sequence[Mapping[str, Any]],
         files: Mapping[str, PromptFile] = NO_FILES,
     ) -> ParsedResponseRequest:
         """Parse a request that continues a conversation.
@@ -195,16 +197,16 @@ class ResponsesCodec:
         Args:
             body: the client's bytes.
             data: ``body`` parsed as JSON.
-            earlier: the items of the conversation so far.
+            earlier_items: the items of the conversation so far.
             files: the files that the request and the earlier items reference, by id.
 
         Raises:
             InvalidRequest: the body is invalid; the error names the field.
         """
         own_body = validate(wire.ResponseBody, data)
-        if not earlier:
+        if not earlier_items:
             return _build_parsed_request(body, data, own_body, files)
-        merged_data = {**data, "input": [*earlier, *_list_items(data["input"])]}
+        merged_data = {**data, "input": [*earlier_items, *_list_items(data["input"])]}
         return replace(
             _build_parsed_request(
                 to_json(merged_data), merged_data, validate(wire.ResponseBody, merged_data), files
@@ -218,8 +220,8 @@ class ResponsesCodec:
         """Return the request with another body; the answers to both go to one `AnswerRecord`."""
         assert isinstance(request, ParsedResponseRequest)
         body = validate(wire.ResponseBody, data)
-        parsed = _build_parsed_request(to_json(data), data, body, request.files)
-        return replace(parsed, record=request.record, own_items=request.own_items)
+        parsed_request = _build_parsed_request(to_json(data), data, body, request.files)
+        return replace(parsed_request, record=request.record, own_items=request.own_items)
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -235,7 +237,7 @@ class ResponsesCodec:
             raise new_malformed_response_error()
 
     def add_missing_members(
-        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+        self, raw: bytes, body: dict[str, Any], estimated_usage: Usage | None
     ) -> bytes:
         return raw
 
@@ -246,13 +248,15 @@ class ResponsesCodec:
         sort by it.
         """
         writers = () if self._record is None else self._record.writers
-        number = max((writer.next_number for writer in writers), default=_MAX_SEQUENCE_NUMBER)
-        return encode_error_event(error, request_id, number)
+        sequence_number = max(
+            (writer.next_number for writer in writers), default=_MAX_SEQUENCE_NUMBER
+        )
+        return encode_error_event(error, request_id, sequence_number)
 
 
-def find_response_id(start: bytes) -> str | None:
+def find_response_id(first_bytes: bytes) -> str | None:
     """Return the response id in the first bytes of a response or stream; None if it is missing."""
-    match = _ID.search(start)
+    match = _ID.search(first_bytes)
     return None if match is None else match[1].decode()
 
 
@@ -272,17 +276,17 @@ def _build_parsed_request(
     return ParsedResponseRequest(raw, data, body, chat, AnswerRecord(), items, files)
 
 
-def _list_items(value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _list_items(input_value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the items of a valid ``input``; a string becomes one message of the user."""
-    if isinstance(value, str):
-        content = [{"type": "input_text", "text": value}]
+    if isinstance(input_value, str):
+        content = [{"type": "input_text", "text": input_value}]
         return [{"type": "message", "role": "user", "content": content}]
-    return [{"type": "message", **item} for item in value]
+    return [{"type": "message", **item} for item in input_value]
 
 
-def _iterate_url_images(value: Any) -> Iterator[dict[str, Any]]:
+def _iterate_url_images(content: Any) -> Iterator[dict[str, Any]]:
     """Yield the images by URL in the input, including those in tool results."""
-    for part in value if isinstance(value, list) else ():
+    for part in content if isinstance(content, list) else ():
         if part.get("type") == "input_image" and isinstance(part.get("image_url"), str):
             yield part
         else:
@@ -290,10 +294,10 @@ def _iterate_url_images(value: Any) -> Iterator[dict[str, Any]]:
             yield from _iterate_url_images(part.get("output"))
 
 
-def _inline_pictures(value: Any, pictures: Mapping[str, Image]) -> Any:
-    if not isinstance(value, list):
-        return value
-    return [_inline_part(part, pictures) for part in value]
+def _inline_pictures(content: Any, pictures: Mapping[str, Image]) -> Any:
+    if not isinstance(content, list):
+        return content
+    return [_inline_part(part, pictures) for part in content]
 
 
 def _inline_part(part: dict[str, Any], pictures: Mapping[str, Image]) -> dict[str, Any]:

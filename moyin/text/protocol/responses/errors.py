@@ -25,15 +25,15 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
     return render_openai_error(error, request_id, path, _CLIENT_FIELDS)
 
 
-def encode_error_event(error: MoyinError, request_id: str, number: int) -> bytes:
+def encode_error_event(error: MoyinError, request_id: str, sequence_number: int) -> bytes:
     """Encode the event that ends a broken stream.
 
     Args:
-        number: the event's sequence number in the stream.
+        sequence_number: the number of the event in the stream.
     """
     members = {
         "type": "error",
-        "sequence_number": number,
+        "sequence_number": sequence_number,
         "code": error.code,
         "message": error.message,
         "param": _CLIENT_FIELDS.get(error.field or "", error.field),

@@ -73,14 +73,14 @@ def chat_request_to_domain(
             field=field,
         )
     items = _list_items(body)
-    form = body.text.format if body.text is not None else None
+    text_format = body.text.format if body.text is not None else None
     return ChatRequest(
         model=body.model,
         system=tuple(_convert_system(body, items, files)),
         messages=merge_adjacent_messages(_iterate_parts_by_role(items, files)),
         tools=tuple(_convert_tools(body)),
         tool_choice=_convert_tool_choice(body),
-        output=_convert_output_format(form),
+        output=_convert_output_format(text_format),
         reasoning=_convert_reasoning(body.reasoning),
         max_tokens=body.max_output_tokens,
         sampling=Sampling(temperature=body.temperature, top_p=body.top_p),
@@ -92,42 +92,42 @@ def chat_request_to_domain(
 def derive_chat_needs(request: ChatRequest) -> Needs:
     """Return the abilities and the context length that a model needs for a request."""
     parts = [part for message in request.messages for part in message.parts]
-    images = sum(isinstance(part, Image) for part in _flatten_tool_results(parts))
-    tools = sum(
+    image_count = sum(isinstance(part, Image) for part in _flatten_tool_results(parts))
+    tool_tokens = sum(
         estimate_tokens(f"{tool.name} {tool.description or ''}")
         + estimate_tokens(to_json(dict(tool.schema)).decode())
         for tool in request.tools
     )
-    documents = sum(
+    document_bytes = sum(
         len(part.data) for part in _flatten_tool_results(parts) if isinstance(part, Document)
     )
-    form = request.output
-    schema = None if form is None else form.schema
+    output_format = request.output
+    schema = None if output_format is None else output_format.schema
     texts = [part.text for part in request.system]
     texts += [_read_part_text(part) for part in _flatten_tool_results(parts)]
     return Needs(
         prompt_tokens=sum(map(estimate_tokens, texts))
         + estimate_delimiter_tokens(len(request.messages) + bool(request.system))
-        + images * IMAGE_TOKENS
-        + tools,
+        + image_count * IMAGE_TOKENS
+        + tool_tokens,
         max_tokens=request.max_tokens,
         tools=bool(request.tools),
-        vision=images > 0,
+        vision=image_count > 0,
         schema=schema is not None,
         thinking=request.reasoning is not None and request.reasoning.enabled,
-        attachment_bytes=documents + (0 if schema is None else len(to_json(dict(schema)))),
+        attachment_bytes=document_bytes + (0 if schema is None else len(to_json(dict(schema)))),
     )
 
 
 def iterate_turns_newest_first(request: ChatRequest) -> Iterator[Turn]:
     """Yield the role and the text of each message, newest first, then the system prompt."""
     for message in reversed(request.messages):
-        results = [part for part in message.parts if isinstance(part, ToolResult)]
+        tool_results = [part for part in message.parts if isinstance(part, ToolResult)]
         texts = [part.text for part in message.parts if isinstance(part, Text)]
         yield message.role.value, "\n".join(texts)
-        if results:
+        if tool_results:
             # A tool's result is not the user's own text.
-            yield "tool", "\n".join(map(_read_part_text, _flatten_tool_results(results)))
+            yield "tool", "\n".join(map(_read_part_text, _flatten_tool_results(tool_results)))
     yield "system", "\n".join(part.text for part in request.system)
 
 
@@ -137,8 +137,8 @@ def decode_custom_tool_input(arguments: str) -> str:
     If the arguments do not have the expected format, they are returned unchanged.
     """
     try:
-        value = from_json(arguments)
-        text = value[_CUSTOM_ARGUMENT]
+        parsed_arguments = from_json(arguments)
+        text = parsed_arguments[_CUSTOM_ARGUMENT]
     except (ValueError, KeyError, TypeError):
         return arguments
     return text if isinstance(text, str) else arguments
@@ -164,8 +164,8 @@ def image_from_url(url: str) -> Image:
     """Return the image that an HTTP URL references or a ``data:`` URL contains."""
     if not url.startswith("data:"):
         return Image(url=url)
-    head, _, data = url.partition(",")
-    return Image(media_type=head[5:].partition(";")[0] or "image/png", data=data)
+    header, _, data = url.partition(",")
+    return Image(media_type=header[5:].partition(";")[0] or "image/png", data=data)
 
 
 def _find_untranslatable_field(body: wire.ResponseBody) -> str | None:
@@ -181,8 +181,8 @@ def _find_untranslatable_field(body: wire.ResponseBody) -> str | None:
 
 
 def _convert_logprobs(body: wire.ResponseBody) -> int | None:
-    includes = wire.LOGPROBS_OF_TEXT in (body.include or ())
-    return read_requested_logprobs(includes or bool(body.top_logprobs), body.top_logprobs)
+    includes_logprobs = wire.LOGPROBS_OF_TEXT in (body.include or ())
+    return read_requested_logprobs(includes_logprobs or bool(body.top_logprobs), body.top_logprobs)
 
 
 def _list_items(body: wire.ResponseBody) -> list[Any]:
@@ -221,13 +221,13 @@ def _iterate_parts_by_role(
                 )
             case wire.FunctionCall():
                 name = join_name(item.namespace, item.name)
-                call = ToolUse(id=item.call_id, name=name, arguments=item.arguments)
-                yield Role.ASSISTANT, iter((call,))
+                tool_use = ToolUse(id=item.call_id, name=name, arguments=item.arguments)
+                yield Role.ASSISTANT, iter((tool_use,))
             case wire.CustomToolCall():
                 arguments = encode_custom_tool_arguments(item.input)
                 name = join_name(item.namespace, item.name)
-                call = ToolUse(id=item.call_id, name=name, arguments=arguments)
-                yield Role.ASSISTANT, iter((call,))
+                tool_use = ToolUse(id=item.call_id, name=name, arguments=arguments)
+                yield Role.ASSISTANT, iter((tool_use,))
             case wire.ToolOutput():
                 yield Role.USER, iter((_convert_tool_result(item, number, files),))
             case wire.ReasoningItem():
@@ -240,7 +240,7 @@ def _convert_content(
     if isinstance(content, str):
         yield Text(text=content)
         return
-    for place, part in enumerate(content):
+    for part_number, part in enumerate(content):
         match part:
             case wire.InputText() | wire.OutputText():
                 yield Text(text=part.text)
@@ -249,20 +249,21 @@ def _convert_content(
             case wire.InputImage(image_url=str(url)):
                 yield image_from_url(url)
             case wire.InputImage(file_id=str(file_id)):
-                picture = _find_file(file_id, f"{field}.{place}.file_id", files)
+                picture = _find_file(file_id, f"{field}.{part_number}.file_id", files)
                 if not isinstance(picture, Image):
                     raise InvalidRequest(
-                        f"{field}.{place}.file_id must be a PNG, JPEG, GIF or WebP: send others "
+                        f"{field}.{part_number}.file_id must be a PNG, JPEG, GIF or WebP: send others "
                         "as input_file",
-                        field=f"{field}.{place}.file_id",
+                        field=f"{field}.{part_number}.file_id",
                     )
                 yield picture
             case wire.InputImage():
                 raise InvalidRequest(
-                    f"{field}.{place} must have image_url or file_id", field=f"{field}.{place}"
+                    f"{field}.{part_number} must have image_url or file_id",
+                    field=f"{field}.{part_number}",
                 )
             case wire.InputFile():
-                yield _convert_file(part, f"{field}.{place}", files)
+                yield _convert_file(part, f"{field}.{part_number}", files)
 
 
 def _convert_file(part: wire.InputFile, field: str, files: Mapping[str, PromptFile]) -> PromptFile:
@@ -281,7 +282,9 @@ def _convert_file(part: wire.InputFile, field: str, files: Mapping[str, PromptFi
 
 def _find_file(file_id: str, field: str, files: Mapping[str, PromptFile]) -> PromptFile:
     if file_id not in files:
-        raise InvalidRequest(f"{field}: there is no file {file_id[:80]!r}", field=field)
+        raise InvalidRequest(
+            f"{field}: there is no file {file_id[:80]!r}: upload it to /v1/files first", field=field
+        )
     return files[file_id]
 
 
@@ -334,9 +337,11 @@ def _read_part_text(part: Part) -> str:
 
 
 def _convert_tools(body: wire.ResponseBody) -> Iterator[Tool]:
-    choice = body.tool_choice
+    tool_choice = body.tool_choice
     allowed_names = (
-        {tool.name for tool in choice.tools} if isinstance(choice, wire.AllowedTools) else None
+        {tool.name for tool in tool_choice.tools}
+        if isinstance(tool_choice, wire.AllowedTools)
+        else None
     )
     for name, offered_tool in list_tools(body).items():
         if allowed_names is None or name in allowed_names:
@@ -357,40 +362,44 @@ def _convert_tool(name: str, tool: wire.FunctionTool | wire.CustomTool) -> Tool:
 
 
 def _convert_tool_choice(body: wire.ResponseBody) -> ToolChoice | None:
-    choice, allows_parallel_calls = body.tool_choice, body.parallel_tool_calls
-    names = list_tools(body).keys()
-    if not names:
-        if choice not in (None, "none", "auto"):
+    tool_choice, allows_parallel_calls = body.tool_choice, body.parallel_tool_calls
+    tool_names = list_tools(body).keys()
+    if not tool_names:
+        if tool_choice not in (None, "none", "auto"):
             raise InvalidRequest(
                 "tool_choice requires at least one tool in tools", field="tool_choice"
             )
         return None
-    chosen_tools = [choice] if isinstance(choice, wire.NamedTool) else []
-    chosen_tools = choice.tools if isinstance(choice, wire.AllowedTools) else chosen_tools
+    chosen_tools = [tool_choice] if isinstance(tool_choice, wire.NamedTool) else []
+    chosen_tools = tool_choice.tools if isinstance(tool_choice, wire.AllowedTools) else chosen_tools
     for tool in chosen_tools:
-        if tool.name not in names:
+        if tool.name not in tool_names:
             raise InvalidRequest(
-                f"tool_choice names {tool.name!r}, which is not in tools", field="tool_choice"
+                f"tool_choice names {tool.name!r}, which is not in tools: add it to tools",
+                field="tool_choice",
             )
-    if isinstance(choice, wire.NamedTool):
-        return ToolChoice(mode="tool", name=choice.name, parallel=allows_parallel_calls)
-    if isinstance(choice, wire.AllowedTools):
-        return ToolChoice(mode=choice.mode, parallel=allows_parallel_calls)
-    if choice is None and allows_parallel_calls is None:
+    if isinstance(tool_choice, wire.NamedTool):
+        return ToolChoice(mode="tool", name=tool_choice.name, parallel=allows_parallel_calls)
+    if isinstance(tool_choice, wire.AllowedTools):
+        return ToolChoice(mode=tool_choice.mode, parallel=allows_parallel_calls)
+    if tool_choice is None and allows_parallel_calls is None:
         return None
-    return ToolChoice(mode=choice or "auto", parallel=allows_parallel_calls)
+    return ToolChoice(mode=tool_choice or "auto", parallel=allows_parallel_calls)
 
 
-def _convert_output_format(form: wire.TextFormat | None) -> OutputFormat | None:
-    if form is None or form.type == "text":
+def _convert_output_format(text_format: wire.TextFormat | None) -> OutputFormat | None:
+    if text_format is None or text_format.type == "text":
         return None
     return OutputFormat(
-        name=form.name, schema=form.schema_, description=form.description, strict=form.strict
+        name=text_format.name,
+        schema=text_format.schema_,
+        description=text_format.description,
+        strict=text_format.strict,
     )
 
 
-def _convert_reasoning(config: wire.ReasoningConfig | None) -> Reasoning | None:
-    effort = None if config is None else config.effort
+def _convert_reasoning(reasoning_config: wire.ReasoningConfig | None) -> Reasoning | None:
+    effort = None if reasoning_config is None else reasoning_config.effort
     if effort is None:
         return None
     if effort == "none":

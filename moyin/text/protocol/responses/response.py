@@ -67,7 +67,7 @@ class ResponseTemplate:
         """The tools that the client offers, by the names under which models see them."""
         return list_tools(self.body)
 
-    def in_progress(self, model: str) -> dict[str, Any]:
+    def build_started_response(self, model: str) -> dict[str, Any]:
         """Return the response object with the status ``in_progress``.
 
         Args:
@@ -75,7 +75,7 @@ class ResponseTemplate:
         """
         return self._build_response_object(model, "in_progress", [], None, StopReason.END)
 
-    def ended(
+    def build_ended_response(
         self, model: str, output: list[dict[str, Any]], usage: Usage, stop: StopReason
     ) -> dict[str, Any]:
         """Return the response object of an answer that has ended."""
@@ -84,7 +84,7 @@ class ResponseTemplate:
         status = "incomplete" if is_incomplete else "completed"
         return self._build_response_object(model, status, output, usage_to_client(usage), stop)
 
-    def items(self, response: ChatResponse) -> list[dict[str, Any]]:
+    def encode_items(self, response: ChatResponse) -> list[dict[str, Any]]:
         """Encode the parts of a whole answer as output items; adjacent texts become one message."""
         items: list[dict[str, Any]] = []
         for part in response.parts:
@@ -92,10 +92,10 @@ class ResponseTemplate:
                 case Text() if items and _continues_message(items[-1], part):
                     content = items[-1]["content"]
                     content.append(
-                        text_part(part.text, is_refusal=part.refusal, logprobs=part.logprobs)
+                        encode_text_part(part.text, is_refusal=part.refusal, logprobs=part.logprobs)
                     )
                 case Text():
-                    item = message_item(
+                    item = encode_message_item(
                         part.text,
                         is_refusal=part.refusal,
                         item_id=self.new_item_id("msg"),
@@ -103,10 +103,10 @@ class ResponseTemplate:
                     )
                     items.append(item)
                 case Thinking():
-                    items.append(self.reasoning_item(part, item_id=self.new_item_id("rs")))
+                    items.append(self.encode_reasoning_item(part, item_id=self.new_item_id("rs")))
                 case ToolUse():
                     item_id = self.new_item_id("fc")
-                    items.append(function_call_item(part, self.tools, item_id=item_id))
+                    items.append(encode_function_call_item(part, self.tools, item_id=item_id))
         return items
 
     def new_item_id(self, prefix: str) -> str:
@@ -116,7 +116,7 @@ class ResponseTemplate:
         """
         return f"{prefix}_{self.id.removeprefix('resp_')}_{next(self._item_numbers)}"
 
-    def reasoning_item(self, part: Thinking, *, item_id: str) -> dict[str, Any]:
+    def encode_reasoning_item(self, part: Thinking, *, item_id: str) -> dict[str, Any]:
         """Encode reasoning as an item, which the client may send back."""
         proof = encode_reasoning_proof(part)
         if proof is not None:
@@ -139,7 +139,7 @@ class ResponseTemplate:
     ) -> dict[str, Any]:
         body = self.body
         extra_members = body.extras
-        form = body.text.format if body.text is not None else None
+        text_format = body.text.format if body.text is not None else None
         reasoning = body.reasoning
         return {
             "id": self.id,
@@ -167,10 +167,10 @@ class ResponseTemplate:
             "store": body.store is not False,
             "temperature": body.temperature,
             "text": {
-                "format": {"type": "text"} if form is None else _dump(form),
+                "format": {"type": "text"} if text_format is None else _dump_model(text_format),
                 "verbosity": (body.text.verbosity if body.text is not None else None) or "medium",
             },
-            "tool_choice": "auto" if body.tool_choice is None else _dump(body.tool_choice),
+            "tool_choice": "auto" if body.tool_choice is None else _dump_model(body.tool_choice),
             "tools": [_dump_tool(tool) for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": body.top_p,
@@ -180,7 +180,7 @@ class ResponseTemplate:
         }
 
 
-def message_item(
+def encode_message_item(
     text: str,
     *,
     is_refusal: bool = False,
@@ -198,11 +198,11 @@ def message_item(
         "type": "message",
         "status": "completed",
         "role": "assistant",
-        "content": [text_part(text, is_refusal=is_refusal, logprobs=logprobs)],
+        "content": [encode_text_part(text, is_refusal=is_refusal, logprobs=logprobs)],
     }
 
 
-def text_part(
+def encode_text_part(
     text: str, *, is_refusal: bool = False, logprobs: Iterable[TokenLogprob] = ()
 ) -> dict[str, Any]:
     """Encode text as a part of a message item.
@@ -213,11 +213,11 @@ def text_part(
     """
     if is_refusal:
         return {"type": "refusal", "refusal": text}
-    tokens = encode_logprobs(logprobs)
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}
+    token_logprobs = encode_logprobs(logprobs)
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": token_logprobs}
 
 
-def function_call_item(
+def encode_function_call_item(
     call: ToolUse,
     tools: Mapping[str, OfferedTool],
     *,
@@ -360,14 +360,14 @@ def _is_refusal(item: Mapping[str, Any]) -> bool:
     return item["type"] == "message" and any(part["type"] == "refusal" for part in item["content"])
 
 
-def _dump(value: Any) -> Any:
+def _dump_model(value: Any) -> Any:
     if isinstance(value, str):
         return value
     return value.model_dump(by_alias=True, exclude_none=True)
 
 
 def _dump_tool(tool: Any) -> dict[str, Any]:
-    encoded_tool: dict[str, Any] = _dump(tool)
+    encoded_tool: dict[str, Any] = _dump_model(tool)
     if encoded_tool["type"] == "function":
         # OpenAI's API reference requires both members.
         return {"parameters": None, "strict": None, **encoded_tool}

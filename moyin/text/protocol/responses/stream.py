@@ -23,16 +23,16 @@ from moyin.http.sse import encode_event
 from moyin.text.protocol.logprobs import encode_logprobs
 from moyin.text.protocol.responses.response import (
     ResponseTemplate,
-    function_call_item,
-    message_item,
-    text_part,
+    encode_function_call_item,
+    encode_message_item,
+    encode_text_part,
 )
 
 OnEnd = Callable[[dict[str, Any], dict[str, str]], None]
 
 
 @dataclass(slots=True)
-class _Message:
+class _OpenMessage:
     """A message item that is being written."""
 
     id: str
@@ -43,7 +43,7 @@ class _Message:
 
 
 @dataclass(slots=True)
-class _Reasoning:
+class _OpenReasoning:
     """A reasoning item that is being written."""
 
     id: str
@@ -52,7 +52,7 @@ class _Reasoning:
 
 
 @dataclass(slots=True)
-class _Call:
+class _OpenToolCall:
     """A tool call that is being written; ``item`` is the call without its arguments."""
 
     index: int
@@ -76,8 +76,8 @@ class StreamWriter:
         self._model = ""
         self._output: dict[int, dict[str, Any]] = {}
         self._next_index = 0
-        self._open: _Message | _Reasoning | None = None
-        self._calls: dict[int, _Call] = {}
+        self._open: _OpenMessage | _OpenReasoning | None = None
+        self._calls: dict[int, _OpenToolCall] = {}
 
     @property
     def next_number(self) -> int:
@@ -93,7 +93,7 @@ class StreamWriter:
             case Started():
                 self._model = delta.model
                 for name in ("created", "in_progress"):
-                    response = self._template.in_progress(self._model)
+                    response = self._template.build_started_response(self._model)
                     yield self._encode_event(f"response.{name}", {"response": response})
             case TextDelta():
                 yield from self._write_text(delta)
@@ -107,26 +107,28 @@ class StreamWriter:
             case UsageUpdate():
                 return
             case Finished():
-                yield from self._finish(delta)
+                yield from self._encode_end(delta)
 
     def _write_text(self, delta: TextDelta) -> Iterator[bytes]:
         message = self._open
-        if not isinstance(message, _Message) or message.is_refusal is not delta.refusal:
+        if not isinstance(message, _OpenMessage) or message.is_refusal is not delta.refusal:
             yield from self._close_open_item()
-            message = _Message(self._template.new_item_id("msg"), self._take_index(), delta.refusal)
+            message = _OpenMessage(
+                self._template.new_item_id("msg"), self._take_index(), delta.refusal
+            )
             self._open = message
-            item = message_item("", item_id=message.id)
+            item = encode_message_item("", item_id=message.id)
             item |= {"status": "in_progress", "content": []}
-            yield self._item_event("added", message.index, item)
-            part = text_part("", is_refusal=message.is_refusal)
-            yield self._part_event("response.content_part.added", message, {"part": part})
+            yield self._encode_item_event("added", message.index, item)
+            part = encode_text_part("", is_refusal=message.is_refusal)
+            yield self._encode_part_event("response.content_part.added", message, {"part": part})
         message.texts.append(delta.text)
         if message.is_refusal:
-            yield self._part_event("response.refusal.delta", message, {"delta": delta.text})
+            yield self._encode_part_event("response.refusal.delta", message, {"delta": delta.text})
         else:
             message.logprobs.extend(delta.logprobs)
             members = {"delta": delta.text, "logprobs": encode_logprobs(delta.logprobs)}
-            yield self._part_event("response.output_text.delta", message, members)
+            yield self._encode_part_event("response.output_text.delta", message, members)
 
     def _write_thinking(self, delta: ThinkingDelta) -> Iterator[bytes]:
         if delta.redacted is not None:
@@ -134,130 +136,138 @@ class StreamWriter:
             yield from self._start_reasoning()
             yield from self._close_reasoning(Thinking(redacted=delta.redacted))
             return
-        if not isinstance(self._open, _Reasoning):
+        if not isinstance(self._open, _OpenReasoning):
             yield from self._close_open_item()
             yield from self._start_reasoning()
         reasoning = self._open
-        assert isinstance(reasoning, _Reasoning)
+        assert isinstance(reasoning, _OpenReasoning)
         if delta.text:
             if not reasoning.texts:
-                yield self._summary_event(
+                yield self._encode_summary_event(
                     "part.added", reasoning, {"part": {"type": "summary_text", "text": ""}}
                 )
             reasoning.texts.append(delta.text)
-            yield self._summary_event("text.delta", reasoning, {"delta": delta.text})
+            yield self._encode_summary_event("text.delta", reasoning, {"delta": delta.text})
         if delta.signature is not None:
             text = "".join(reasoning.texts)
             yield from self._close_reasoning(Thinking(text=text, signature=delta.signature))
 
     def _start_reasoning(self) -> Iterator[bytes]:
-        reasoning = _Reasoning(self._template.new_item_id("rs"), self._take_index())
+        reasoning = _OpenReasoning(self._template.new_item_id("rs"), self._take_index())
         self._open = reasoning
-        item = self._template.reasoning_item(Thinking(), item_id=reasoning.id)
+        item = self._template.encode_reasoning_item(Thinking(), item_id=reasoning.id)
         item["status"] = "in_progress"
-        yield self._item_event("added", reasoning.index, item)
+        yield self._encode_item_event("added", reasoning.index, item)
 
     def _close_open_item(self) -> Iterator[bytes]:
         """Yield the events that end the message or reasoning being written, if there is one."""
         match self._open:
-            case _Message() as message:
+            case _OpenMessage() as message:
                 yield from self._close_message(message)
-            case _Reasoning() as reasoning:
+            case _OpenReasoning() as reasoning:
                 yield from self._close_reasoning(Thinking(text="".join(reasoning.texts)))
 
-    def _close_message(self, message: _Message) -> Iterator[bytes]:
+    def _close_message(self, message: _OpenMessage) -> Iterator[bytes]:
         text = "".join(message.texts)
-        item = message_item(
+        item = encode_message_item(
             text, is_refusal=message.is_refusal, item_id=message.id, logprobs=message.logprobs
         )
         if message.is_refusal:
-            yield self._part_event("response.refusal.done", message, {"refusal": text})
+            yield self._encode_part_event("response.refusal.done", message, {"refusal": text})
         else:
             members = {"text": text, "logprobs": item["content"][0]["logprobs"]}
-            yield self._part_event("response.output_text.done", message, members)
+            yield self._encode_part_event("response.output_text.done", message, members)
         members = {"part": item["content"][0]}
-        yield self._part_event("response.content_part.done", message, members)
-        yield self._item_done(message.index, item)
+        yield self._encode_part_event("response.content_part.done", message, members)
+        yield self._encode_item_end(message.index, item)
 
-    def _close_reasoning(self, part: Thinking) -> Iterator[bytes]:
+    def _close_reasoning(self, thinking: Thinking) -> Iterator[bytes]:
         reasoning = self._open
-        assert isinstance(reasoning, _Reasoning)
+        assert isinstance(reasoning, _OpenReasoning)
         if reasoning.texts:
             text = "".join(reasoning.texts)
-            yield self._summary_event("text.done", reasoning, {"text": text})
+            yield self._encode_summary_event("text.done", reasoning, {"text": text})
             summary = {"type": "summary_text", "text": text}
-            yield self._summary_event("part.done", reasoning, {"part": summary})
-        item = self._template.reasoning_item(part, item_id=reasoning.id)
-        yield self._item_done(reasoning.index, item)
+            yield self._encode_summary_event("part.done", reasoning, {"part": summary})
+        item = self._template.encode_reasoning_item(thinking, item_id=reasoning.id)
+        yield self._encode_item_end(reasoning.index, item)
 
     def _start_call(self, delta: ToolStarted) -> bytes:
         call = ToolUse(id=delta.id, name=delta.name, arguments="")
-        item = function_call_item(
+        item = encode_function_call_item(
             call,
             self._template.tools,
             item_id=self._template.new_item_id("fc"),
             status="in_progress",
         )
         index = self._take_index()
-        self._calls[delta.index] = _Call(index, call, item)
-        return self._item_event("added", index, item)
+        self._calls[delta.index] = _OpenToolCall(index, call, item)
+        return self._encode_item_event("added", index, item)
 
     def _write_arguments(self, delta: ToolArguments) -> Iterator[bytes]:
         call = self._calls[delta.index]
         call.fragments.append(delta.fragment)
         if call.item["type"] == "function_call":
             members = {"delta": delta.fragment}
-            yield self._call_event("response.function_call_arguments.delta", call, members)
+            yield self._encode_call_event("response.function_call_arguments.delta", call, members)
 
-    def _close_call(self, call: _Call) -> Iterator[bytes]:
+    def _close_call(self, call: _OpenToolCall) -> Iterator[bytes]:
         arguments = "".join(call.fragments)
         finished_call = ToolUse(id=call.call.id, name=call.call.name, arguments=arguments)
-        item = function_call_item(finished_call, self._template.tools, item_id=call.item["id"])
+        item = encode_function_call_item(
+            finished_call, self._template.tools, item_id=call.item["id"]
+        )
         if item["type"] == "function_call":
             members = {"arguments": arguments, "name": item["name"]}
-            yield self._call_event("response.function_call_arguments.done", call, members)
+            yield self._encode_call_event("response.function_call_arguments.done", call, members)
         else:
             # The free text can be read only once the JSON around it is complete.
             text = item["input"]
-            kind = "response.custom_tool_call_input"
-            yield self._call_event(f"{kind}.delta", call, {"delta": text})
-            yield self._call_event(f"{kind}.done", call, {"input": text})
-        yield self._item_done(call.index, item)
+            event_prefix = "response.custom_tool_call_input"
+            yield self._encode_call_event(f"{event_prefix}.delta", call, {"delta": text})
+            yield self._encode_call_event(f"{event_prefix}.done", call, {"input": text})
+        yield self._encode_item_end(call.index, item)
 
-    def _finish(self, delta: Finished) -> Iterator[bytes]:
+    def _encode_end(self, delta: Finished) -> Iterator[bytes]:
         yield from self._close_open_item()
         for call in self._calls.values():
             yield from self._close_call(call)
         output = [self._output[index] for index in sorted(self._output)]
-        response = self._template.ended(self._model, output, delta.usage, delta.stop)
+        response = self._template.build_ended_response(self._model, output, delta.usage, delta.stop)
         self._on_end(response, self._template.proofs)
         yield self._encode_event(f"response.{response['status']}", {"response": response})
 
-    def _item_done(self, index: int, item: dict[str, Any]) -> bytes:
+    def _encode_item_end(self, index: int, item: dict[str, Any]) -> bytes:
         self._open = None
         self._output[index] = item
-        return self._item_event("done", index, item)
+        return self._encode_item_event("done", index, item)
 
-    def _item_event(self, name: str, index: int, item: dict[str, Any]) -> bytes:
+    def _encode_item_event(self, name: str, index: int, item: dict[str, Any]) -> bytes:
         return self._encode_event(
             f"response.output_item.{name}", {"output_index": index, "item": item}
         )
 
-    def _part_event(self, name: str, message: _Message, members: dict[str, Any]) -> bytes:
-        place = {"item_id": message.id, "output_index": message.index, "content_index": 0}
-        return self._encode_event(name, place | members)
+    def _encode_part_event(
+        self, name: str, message: _OpenMessage, members: dict[str, Any]
+    ) -> bytes:
+        position = {"item_id": message.id, "output_index": message.index, "content_index": 0}
+        return self._encode_event(name, position | members)
 
-    def _summary_event(self, name: str, reasoning: _Reasoning, members: dict[str, Any]) -> bytes:
-        place = {"item_id": reasoning.id, "output_index": reasoning.index, "summary_index": 0}
-        return self._encode_event(f"response.reasoning_summary_{name}", place | members)
+    def _encode_summary_event(
+        self, name: str, reasoning: _OpenReasoning, members: dict[str, Any]
+    ) -> bytes:
+        position = {"item_id": reasoning.id, "output_index": reasoning.index, "summary_index": 0}
+        return self._encode_event(f"response.reasoning_summary_{name}", position | members)
 
-    def _call_event(self, name: str, call: _Call, members: dict[str, Any]) -> bytes:
-        place = {"item_id": call.item["id"], "output_index": call.index}
-        return self._encode_event(name, place | members)
+    def _encode_call_event(self, name: str, call: _OpenToolCall, members: dict[str, Any]) -> bytes:
+        position = {"item_id": call.item["id"], "output_index": call.index}
+        return self._encode_event(name, position | members)
 
     def _encode_event(self, name: str, members: dict[str, Any]) -> bytes:
-        number, self._sequence = self._sequence, self._sequence + 1
-        return encode_event({"type": name, "sequence_number": number, **members}, name=name)
+        sequence_number, self._sequence = self._sequence, self._sequence + 1
+        return encode_event(
+            {"type": name, "sequence_number": sequence_number, **members}, name=name
+        )
 
     def _take_index(self) -> int:
         index, self._next_index = self._next_index, self._next_index + 1

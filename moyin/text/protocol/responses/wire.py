@@ -153,7 +153,7 @@ class TextFormat(WireModel):
     strict: bool | None = None
 
     @model_validator(mode="after")
-    def _has_schema(self) -> TextFormat:
+    def _require_schema(self) -> TextFormat:
         if self.type == "json_schema" and self.schema_ is None:
             raise ValueError("schema is required for json_schema")
         return self
@@ -209,7 +209,7 @@ class ResponseBody(WireModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_types(cls, data: Any) -> Any:
+    def _add_missing_types(cls, data: Any) -> Any:
         """Add the type ``message`` to items without a type, which clients may omit."""
         if not isinstance(data, dict) or not isinstance(items := data.get("input"), list):
             return data

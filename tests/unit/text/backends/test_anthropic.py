@@ -29,7 +29,7 @@ ERROR = 'event: error\ndata: {"type":"error","error":{"type":"overloaded_error",
 @asynccontextmanager
 async def run_claude(response: str) -> AsyncIterator[FakeBackend]:
     async with Upstream(response).running() as upstream:
-        backend = AnthropicBackend(Endpoint(url=upstream.url, key="k"), connections=4)
+        backend = AnthropicBackend(Endpoint(url=upstream.url, key="k"), max_connections=4)
         yield cast(FakeBackend, backend)
         await backend.close()
 

@@ -65,11 +65,11 @@ async def run_backend(
         backend: AnthropicBackend | OllamaBackend | OpenAIBackend
         match api_format:
             case "anthropic":
-                backend = AnthropicBackend(Endpoint(url=url, key="k"), connections=4)
+                backend = AnthropicBackend(Endpoint(url=url, key="k"), max_connections=4)
             case "ollama":
-                backend = OllamaBackend(url, contexts={"up": 4096}, connections=4)
+                backend = OllamaBackend(url, contexts={"up": 4096}, max_connections=4)
             case _:
-                backend = OpenAIBackend(FixedEndpoint(Endpoint(url=url)), connections=4)
+                backend = OpenAIBackend(FixedEndpoint(Endpoint(url=url)), max_connections=4)
         yield cast(FakeBackend, backend)
         await backend.close()
 

@@ -16,7 +16,7 @@ from tests.integration.text.upstreams import Upstream
 async def open_client(upstream: Upstream) -> AsyncIterator[HttpClient]:
     async with upstream.running():
         client = HttpClient(
-            FixedEndpoint(Endpoint(url=upstream.url)), credentials=lambda key: {}, connections=1
+            FixedEndpoint(Endpoint(url=upstream.url)), credentials=lambda key: {}, max_connections=1
         )
         yield client
         await client.close()

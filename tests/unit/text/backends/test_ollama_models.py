@@ -24,7 +24,7 @@ async def host() -> AsyncIterator[FakeOllamaHost]:
 @pytest.fixture
 async def http_client(host: FakeOllamaHost) -> AsyncIterator[HttpClient]:
     endpoint = FixedEndpoint(Endpoint(url=host.url))
-    client = HttpClient(endpoint, credentials=lambda key: {}, connections=4)
+    client = HttpClient(endpoint, credentials=lambda key: {}, max_connections=4)
     yield client
     await client.close()
 
@@ -72,11 +72,11 @@ async def test_models_that_run_outside_the_host_are_excluded(
 
 async def test_a_host_that_fails_keeps_its_models(host: FakeOllamaHost) -> None:
     models = HostModels()
-    backend = OllamaBackend(host.url, contexts={}, connections=2, models=models)
+    backend = OllamaBackend(host.url, contexts={}, max_connections=2, models=models)
     await backend.refresh_models()
     await backend.close()
     missing_host_backend = OllamaBackend(
-        "http://127.0.0.1:9", contexts={}, connections=2, models=models
+        "http://127.0.0.1:9", contexts={}, max_connections=2, models=models
     )
     with pytest.raises(BackendUnavailable):
         await missing_host_backend.refresh_models()
@@ -112,7 +112,7 @@ async def test_models_with_the_same_weights_are_resident_together(host: FakeOlla
     host.models["other:latest"] = ["completion"]
     host.weights["tools:latest"] = "smollm2:latest"
     host.resident = {"smollm2:latest"}
-    backend = OllamaBackend(host.url, contexts={}, connections=2)
+    backend = OllamaBackend(host.url, contexts={}, max_connections=2)
     await backend.refresh_models()
     resident_models = await backend.list_resident_models()
     await backend.close()
@@ -123,7 +123,7 @@ async def test_models_with_the_same_weights_are_resident_together(host: FakeOlla
 async def test_requests_for_models_without_configured_context_can_be_checked(
     host: FakeOllamaHost,
 ) -> None:
-    backend = OllamaBackend(host.url, contexts={}, connections=2)
+    backend = OllamaBackend(host.url, contexts={}, max_connections=2)
     message = chat.Message(role=chat.Role.USER, parts=(chat.Text(text="hi"),))
     backend.check_request(chat.ChatRequest(model="smollm2", messages=(message,)))
     await backend.close()

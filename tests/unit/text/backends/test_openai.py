@@ -40,7 +40,7 @@ async def test_token_limit_has_the_member_name_of_the_server(
 
     monkeypatch.setattr(HttpClient, "post", post)
     monkeypatch.setattr(HttpClient, "stream", stream)
-    backend = OpenAIBackend(FixedEndpoint(Endpoint(url=url)), connections=1)
+    backend = OpenAIBackend(FixedEndpoint(Endpoint(url=url)), max_connections=1)
     call_deadline = asyncio.get_running_loop().time() + 5
     await backend.chat(FULL, call_deadline)
     assert [delta async for delta in backend.stream(FULL, call_deadline)]
@@ -59,7 +59,7 @@ async def test_stream_without_done_is_complete(
         yield f'data: {{"choices":[{choice}]}}\n\n'.encode()
 
     monkeypatch.setattr(HttpClient, "stream", stream)
-    backend = OpenAIBackend(FixedEndpoint(Endpoint(url=HERE)), connections=1)
+    backend = OpenAIBackend(FixedEndpoint(Endpoint(url=HERE)), max_connections=1)
     call_deadline = asyncio.get_running_loop().time() + 5
     with pytest.raises(StreamInterrupted):
         [delta async for delta in backend.stream(FULL, call_deadline)]
@@ -81,7 +81,7 @@ async def test_extra_members_depend_on_the_server(
 ) -> None:
     sent_bodies: list[dict[str, object]] = []
 
-    async def get(self: HttpClient, path: str, seconds: float) -> bytes:
+    async def get(self: HttpClient, path: str, timeout_seconds: float) -> bytes:
         return f'{{"data":[{{"owned_by":"{owner}"}}]}}'.encode()
 
     async def post(self: HttpClient, path: str, body: bytes, deadline: float) -> bytes:
@@ -90,7 +90,7 @@ async def test_extra_members_depend_on_the_server(
 
     monkeypatch.setattr(HttpClient, "get", get)
     monkeypatch.setattr(HttpClient, "post", post)
-    backend = OpenAIBackend(FixedEndpoint(Endpoint(url=HERE)), connections=1)
+    backend = OpenAIBackend(FixedEndpoint(Endpoint(url=HERE)), max_connections=1)
     await backend.probe()
     call_deadline = asyncio.get_running_loop().time() + 5
     await backend.chat(replace(FULL, reasoning=Reasoning(enabled=False)), call_deadline)

@@ -123,7 +123,7 @@ class FakeNativeLines:
     def find_deployment(self, backend: str, model: str) -> Any:
         return model
 
-    def choose(self, batch: TextBatch, body: bytes) -> Any:
+    def choose_backend(self, batch: TextBatch, body: bytes) -> Any:
         if json.loads(body)["model"] != "native":
             return None
         target = SimpleNamespace(
@@ -132,13 +132,13 @@ class FakeNativeLines:
         )
         return target, NativeLine(path="/chat/completions", body=json.loads(body))
 
-    def encode(self, batch: TextBatch, body: bytes, backend: str, model: str) -> NativeLine:
+    def encode_line(self, batch: TextBatch, body: bytes, backend: str, model: str) -> NativeLine:
         return NativeLine(path="/chat/completions", body=json.loads(body))
 
-    def decode(
+    def decode_result(
         self,
         batch: TextBatch,
-        number: int,
+        line_number: int,
         body: bytes,
         remote_result: RemoteResult,
         deployment: Any,
@@ -150,7 +150,7 @@ class FakeNativeLines:
             request_id="r", owner="ada", backend="cloud", model="native", input_tokens=1,
             cached_tokens=0, output_tokens=1, cost_usd=Decimal("0.5"), complete=True,
         )  # fmt: skip
-        return LineResult(number=number, http_status=200, body=b"{}"), (usage_entry,)
+        return LineResult(number=line_number, http_status=200, body=b"{}"), (usage_entry,)
 
 
 class Rig:
@@ -459,7 +459,7 @@ async def test_a_defect_in_the_plan_leaves_the_lines_to_single_calls(
     def fail_choice(*_: Any) -> Any:
         raise KeyError("a defect")
 
-    monkeypatch.setattr(rig.translator, "choose", fail_choice)
+    monkeypatch.setattr(rig.translator, "choose_backend", fail_choice)
     await rig.begin_batch("native", "native")
     await eventually(rig.advance)
     assert len(await rig.list_claimable()) == 2

@@ -60,16 +60,18 @@ def make_body(**changes: Any) -> bytes:
 
 def test_line_whose_tools_would_be_omitted_is_not_sent_natively() -> None:
     lines = make_native_lines(omitted_abilities=frozenset({"tools"}))
-    assert lines.choose(make_batch(), make_body()) is not None
-    assert lines.choose(make_batch(), make_body(tools=[TOOL])) is None
-    assert make_native_lines("tools").choose(make_batch(), make_body(tools=[TOOL])) is not None
+    assert lines.choose_backend(make_batch(), make_body()) is not None
+    assert lines.choose_backend(make_batch(), make_body(tools=[TOOL])) is None
+    assert (
+        make_native_lines("tools").choose_backend(make_batch(), make_body(tools=[TOOL])) is not None
+    )
 
 
 @pytest.mark.parametrize(("abilities", "is_sent"), [((), False), (("thinking",), True)])
 def test_model_without_thinking_gets_no_reasoning_effort(
     abilities: tuple[str, ...], is_sent: bool
 ) -> None:
-    chosen_line = make_native_lines(*abilities).choose(
+    chosen_line = make_native_lines(*abilities).choose_backend(
         make_batch(), make_body(output_config={"effort": "low"})
     )
     assert chosen_line is not None
@@ -91,7 +93,7 @@ def test_an_answer_that_the_clients_protocol_cannot_express_is_booked() -> None:
     )
     deployment, api = lines.find_deployment("b0", "m0"), lines.get_api("b0")
     assert deployment is not None and api is not None
-    decoded_line = lines.decode(
+    decoded_line = lines.decode_result(
         make_batch(), 1, make_body(tools=[TOOL]), remote_result, deployment, api
     )
     assert decoded_line is not None

@@ -168,7 +168,9 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 async def test_two_replicas_run_each_line_once(rig: Rig) -> None:
     await rig.begin_batch(30)
-    states = await asyncio.gather(rig.runner.work("batch_1", ADA), rig.other.work("batch_1", ADA))
+    states = await asyncio.gather(
+        rig.runner.run_lines("batch_1", ADA), rig.other.run_lines("batch_1", ADA)
+    )
     assert WorkState.DONE in states
     assert rig.caller.calls_by_number == {number: 1 for number in range(1, 31)}
     assert rig.caller.bodies[7] == b'{"number":7}'
@@ -184,7 +186,7 @@ async def test_transient_errors_are_retried(rig: Rig) -> None:
         3: [BackendUnavailable("x") for _ in range(9)],
         4: [BudgetExceeded("x")],
     }
-    assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
+    assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     batch = await rig.get_batch()
     assert (batch.completed, batch.failed) == (2, 2)
     assert rig.caller.calls_by_number == {1: 21, 2: 5, 3: 5, 4: 1}
@@ -199,15 +201,15 @@ async def test_transient_errors_are_retried(rig: Rig) -> None:
 async def test_lines_continue_after_their_submitter_is_gone(rig: Rig) -> None:
     await rig.begin_batch(10)
     rig.caller.may_answer.clear()
-    working_task = asyncio.create_task(rig.runner.work("batch_1", ADA))
+    working_task = asyncio.create_task(rig.runner.run_lines("batch_1", ADA))
     await eventually(lambda: rig.caller.calls_by_number.total() == 4)
     working_task.cancel()
     await asyncio.gather(working_task, return_exceptions=True)
     # They count as running for all replicas, and the window of this one is full.
-    assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
+    assert await rig.runner.run_lines("batch_1", ADA, 0.1) is WorkState.MORE
     assert rig.caller.calls_by_number.total() == 4
     rig.caller.may_answer.set()
-    assert await rig.other.work("batch_1", ADA) is WorkState.DONE
+    assert await rig.other.run_lines("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number.total() == 10
     assert (await rig.get_batch()).completed == 10
 
@@ -215,12 +217,12 @@ async def test_lines_continue_after_their_submitter_is_gone(rig: Rig) -> None:
 async def test_other_replicas_run_lines_that_a_stopped_replica_released(rig: Rig) -> None:
     await rig.begin_batch(4)
     rig.caller.may_answer.clear()
-    assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
+    assert await rig.runner.run_lines("batch_1", ADA, 0.1) is WorkState.MORE
     await rig.runner.close()
     with pytest.raises(ServiceUnavailable):
-        await rig.runner.work("batch_1", ADA)
+        await rig.runner.run_lines("batch_1", ADA)
     rig.caller.may_answer.set()
-    assert await rig.other.work("batch_1", ADA) is WorkState.DONE
+    assert await rig.other.run_lines("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number == {number: 2 for number in range(1, 5)}
     assert await rig.count_charges() == {f"batch_1-{n}": 1 for n in range(1, 5)}
 
@@ -231,9 +233,9 @@ async def test_cancelled_lines_stop_waiting_for_another_try(
     monkeypatch.setattr(runner_module, "_MAX_PAUSE_SECONDS", 60.0)
     await rig.begin_batch(10)
     rig.caller.errors = {n: [Overloaded("x", retry_after=60)] for n in range(1, 11)}
-    assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
+    assert await rig.runner.run_lines("batch_1", ADA, 0.1) is WorkState.MORE
     await rig.batches.cancel("ada", "batch_1")
-    assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
+    assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number.total() == 4
     assert await rig.batches.seal("batch_1")
     batch = await rig.get_batch()
@@ -243,7 +245,7 @@ async def test_cancelled_lines_stop_waiting_for_another_try(
 async def test_batch_runs_only_for_its_tenant(rig: Rig) -> None:
     await rig.begin_batch(1)
     with pytest.raises(BatchNotFound):
-        await rig.runner.work("batch_1", Identity(owner="bob", key_id="k"))
+        await rig.runner.run_lines("batch_1", Identity(owner="bob", key_id="k"))
 
 
 async def test_results_wait_while_the_database_is_away(
@@ -259,7 +261,7 @@ async def test_results_wait_while_the_database_is_away(
         return await original_finish(finished_lines)
 
     monkeypatch.setattr(rig.lines, "finish", fail_then_finish)
-    assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
+    assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number.total() == 2 and (await rig.get_batch()).completed == 2
 
 
@@ -273,7 +275,7 @@ async def test_lines_of_a_claim_that_was_cancelled_are_not_lost(
     assert len(await rig.lines.claim("batch_1", rig.runner.id, 2)) == 2
     if is_cancelled:
         await rig.batches.cancel("ada", "batch_1")
-    assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
+    assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     assert await rig.batches.seal("batch_1")
     assert (await rig.get_batch()).completed == (0 if is_cancelled else 4)
 
@@ -295,14 +297,14 @@ async def test_lines_whose_release_failed_run_again(
 
     monkeypatch.setattr(rig.caller, "call", fail_second_line_once)
     monkeypatch.setattr(rig.lines, "release", fail_release)
-    assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
+    assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number == {1: 1, 2: 2} and (await rig.get_batch()).completed == 2
 
 
 async def test_a_line_is_not_paid_for_twice_when_an_error_follows_its_answer(rig: Rig) -> None:
     await rig.begin_batch(1)
     rig.caller.errors, rig.caller.errors_cost = {1: [ServiceUnavailable("x")]}, True
-    assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
+    assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number == {1: 1} and (await rig.get_batch()).failed == 1
     assert await rig.count_charges() == {"batch_1-1": 1}
 
@@ -323,7 +325,7 @@ async def test_a_failed_renewal_of_the_lease_is_tried_again_soon(
         has_renewed.set()
 
     monkeypatch.setattr(rig.lines, "renew_runner", fail_twice_then_renew)
-    assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
+    assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     async with asyncio.timeout(30):
         await has_renewed.wait()
 
@@ -333,10 +335,10 @@ async def test_a_replica_does_not_claim_its_running_lines_when_its_lease_has_end
 ) -> None:
     await rig.begin_batch(4)
     rig.caller.may_answer.clear()
-    assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
+    assert await rig.runner.run_lines("batch_1", ADA, 0.1) is WorkState.MORE
     await rig.lines.renew_runner(rig.runner.id, -1)
     rig.window = 8
-    assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
+    assert await rig.runner.run_lines("batch_1", ADA, 0.1) is WorkState.MORE
     assert rig.caller.calls_by_number.total() == 4
     # Nor does another, since whoever claims is alive.
     assert (await rig.lines.count("batch_1")).running == 4
@@ -354,7 +356,7 @@ async def test_large_results_are_written_one_by_one(
         return await original_finish(finished_lines)
 
     monkeypatch.setattr(rig.lines, "finish", finish_and_count)
-    assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
+    assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     assert group_sizes == [1, 1, 1, 1]
 
 
@@ -364,7 +366,7 @@ async def test_overloaded_line_is_retried_more_than_a_thousand_times(
     monkeypatch.setattr(runner_module, "_MAX_PAUSE_SECONDS", 0.0)
     await rig.begin_batch(1)
     rig.caller.errors = {1: [Overloaded("x") for _ in range(1100)]}
-    assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
+    assert await rig.runner.run_lines("batch_1", ADA) is WorkState.DONE
     assert (await rig.get_batch()).completed == 1
     assert "not run to its end" not in caplog.text
 
@@ -383,7 +385,7 @@ async def test_no_line_begins_while_the_replica_stops(
 
     monkeypatch.setattr(rig.lines, "claim", claim_slowly)
     monkeypatch.setattr(runner_module, "_CLOSE_SECONDS", 30.0)
-    working_task = asyncio.create_task(rig.runner.work("batch_1", ADA))
+    working_task = asyncio.create_task(rig.runner.run_lines("batch_1", ADA))
     await has_claimed.wait()
     closing_task = asyncio.create_task(rig.runner.close())
     await asyncio.sleep(0)

@@ -179,15 +179,16 @@ class JudgeRig:
         count_outcome = self.counted_outcomes.append
         self.random_numbers: list[float] = []
         self.sampler = AnswerSampler(
-            count_outcome, draw=lambda: self.random_numbers.pop(0) if self.random_numbers else 0.0
+            count_outcome,
+            draw_random=lambda: self.random_numbers.pop(0) if self.random_numbers else 0.0,
         )
         shared_parts: dict[str, Any] = {"store": self.store, "budget": self.budget}
         self.starter = ComparisonStarter(
             self.sampler,
-            fleet=lambda: self.router.fleet,
+            get_fleet=lambda: self.router.fleet,
             estimator=self.estimator,
             queue=self.queue,
-            count=count_outcome,
+            count_outcome=count_outcome,
             **shared_parts,
         )
         signals: Any = self.signals

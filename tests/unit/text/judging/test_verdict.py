@@ -10,7 +10,7 @@ from moyin.text.judging.verdict import VERDICT_SCHEMA, Verdict, build_judge_requ
 
 
 def build_judge_prompt(swapped: bool) -> str:
-    request = build_judge_request("opus", "Q", "GIVEN", "OTHER", swapped=swapped)
+    request = build_judge_request("opus", "Q", "GIVEN", "OTHER", is_swapped=swapped)
     prompt: str = request["messages"][1]["content"]
     return prompt
 
@@ -33,7 +33,7 @@ def test_delimiters_of_sections_are_random() -> None:
 def test_grades_are_mapped_back_through_the_order(swapped: bool) -> None:
     verdict_text = json.dumps({"reason": "x", "first": 4, "second": 1})
     given_grade, other_grade = (0.25, 1.0) if swapped else (1.0, 0.25)
-    assert parse_verdict(verdict_text, swapped=swapped) == Verdict(
+    assert parse_verdict(verdict_text, is_swapped=swapped) == Verdict(
         given=given_grade, other=other_grade
     )
 
@@ -62,9 +62,9 @@ def test_verdict_agrees_unless_the_clients_answer_is_worse() -> None:
     ],
 )
 def test_verdict_with_the_wrong_format_is_ignored(verdict_text: str) -> None:
-    assert parse_verdict(verdict_text, swapped=False) is None
+    assert parse_verdict(verdict_text, is_swapped=False) is None
 
 
 def test_judge_request_demands_the_schema() -> None:
-    request = build_judge_request("opus", "Q", "a", "b", swapped=False)
+    request = build_judge_request("opus", "Q", "a", "b", is_swapped=False)
     assert request["response_format"]["json_schema"]["schema"] == VERDICT_SCHEMA

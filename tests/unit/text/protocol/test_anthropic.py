@@ -255,7 +255,7 @@ def test_stream_usage_combines_both_events() -> None:
         "cache_creation": {"ephemeral_1h_input_tokens": 20, "ephemeral_5m_input_tokens": 30},
         "output_tokens": 1,
     }
-    usage = usage_to_domain({"output_tokens": 42}, earlier=usage_to_domain(start_usage))
+    usage = usage_to_domain({"output_tokens": 42}, earlier_usage=usage_to_domain(start_usage))
     assert usage == Usage(
         input_tokens=10,
         cached_tokens=100,

@@ -21,7 +21,7 @@ from moyin.text.protocol.anthropic.batches import (
 )
 
 NOW = datetime.now(UTC)
-BATCH = new_batch(Identity(owner="ada", key_id="k"), "file-1", total=4, created_at=NOW)
+BATCH = new_batch(Identity(owner="ada", key_id="k"), "file-1", request_count=4, created_at=NOW)
 
 
 def parse_batch(batch: TextBatch) -> MessageBatch:

@@ -12,12 +12,12 @@ from pydantic_core import to_json
 from moyin.domain.chat import ChatResponse
 from moyin.errors import BackendRejected, InvalidRequest
 from moyin.text.protocol.responses.background import (
+    add_job_status,
     build_first_events,
     build_last_events,
     build_start_event,
     has_ended,
     is_pending,
-    render_job,
     require_storable,
     to_job_request,
 )
@@ -59,7 +59,7 @@ def test_an_answer_replaces_the_queued_response_and_its_events_are_valid(name: s
     queued_response = request.render_queued("resp_1")
     Response.model_validate_json(to_json(queued_response), strict=True)
     assert is_pending(queued_response) and not has_ended(queued_response)
-    final_response = render_job(queued_response, make_succeeded_job(request, ANSWERS[name]))
+    final_response = add_job_status(queued_response, make_succeeded_job(request, ANSWERS[name]))
     Response.model_validate_json(to_json(final_response), strict=True)
     assert has_ended(final_response) and not is_pending(final_response)
     assert (final_response["id"], final_response["background"], final_response["store"]) == (
@@ -103,7 +103,7 @@ def test_an_answer_replaces_the_queued_response_and_its_events_are_valid(name: s
 def test_first_events_are_the_same_for_a_later_reader() -> None:
     request = parse_request()
     queued_response = request.render_queued("resp_1")
-    final_response = render_job(queued_response, make_succeeded_job(request, ANSWERS["text"]))
+    final_response = add_job_status(queued_response, make_succeeded_job(request, ANSWERS["text"]))
     [(_, early_event), _], [(_, late_event), _] = (
         build_first_events(queued_response),
         build_first_events(final_response),
@@ -137,7 +137,7 @@ def test_a_job_carries_the_conversation_and_is_not_stored_again() -> None:
 def test_the_state_of_a_job_is_the_state_of_the_response(
     job: dict[str, Any], status: str, error_code: str | None
 ) -> None:
-    shown_response = render_job(parse_request().render_queued("resp_1"), job)
+    shown_response = add_job_status(parse_request().render_queued("resp_1"), job)
     Response.model_validate_json(to_json(shown_response), strict=True)
     assert shown_response["status"] == status
     assert (shown_response["error"] or {}).get("code") == error_code
@@ -160,7 +160,9 @@ def make_failed_job(answer: str) -> dict[str, Any]:
 def test_a_failed_response_shows_the_error_of_its_call(message_length: int) -> None:
     error = BackendRejected("The prompt is bad: " + "x" * message_length, field="input.0")
     answer = CODEC.render_error(error, "r", "/v1/responses").body.decode()[:2_000]
-    shown_response = render_job(parse_request().render_queued("resp_1"), make_failed_job(answer))
+    shown_response = add_job_status(
+        parse_request().render_queued("resp_1"), make_failed_job(answer)
+    )
     Response.model_validate_json(to_json(shown_response), strict=True)
     assert shown_response["status"] == "failed"
     assert ": The prompt is bad: xxx" in shown_response["error"]["message"]
@@ -175,7 +177,9 @@ def test_a_failed_response_shows_the_error_of_its_call(message_length: int) -> N
 
 @pytest.mark.parametrize("answer", ["", "<html>", "[]", "{}", '{"error": "x"}', '{"error": {"me'])
 def test_a_failure_without_the_error_of_its_call_shows_that_of_the_job(answer: str) -> None:
-    shown_response = render_job(parse_request().render_queued("resp_1"), make_failed_job(answer))
+    shown_response = add_job_status(
+        parse_request().render_queued("resp_1"), make_failed_job(answer)
+    )
     message = "step_failed: POST /v1/responses answered with status 400"
     assert shown_response["error"] == {"code": "server_error", "message": message}
 

@@ -61,7 +61,7 @@ def translate_request(protocol: str, **members: Any) -> ChatRequest:
 @pytest.fixture
 async def backend() -> AsyncIterator[OllamaBackend]:
     async with FakeOllamaHost().running() as host:
-        backend = OllamaBackend(host.url, contexts={}, connections=2)
+        backend = OllamaBackend(host.url, contexts={}, max_connections=2)
         yield backend
         await backend.close()
 

@@ -12,7 +12,7 @@ import pytest
 from moyin.domain.money import Usage
 from moyin.errors import InvalidRequest, MoyinError, UnsupportedFeature
 from moyin.http.multipart import FormFile, MultipartForm
-from moyin.text.audio import measure_seconds
+from moyin.text.audio import read_duration_seconds
 from moyin.text.protocol.openai.operations import (
     parse_moderation,
     parse_rerank,
@@ -203,6 +203,6 @@ async def test_length_of_audio_is_measured() -> None:
     with wave.open(content, "wb") as writer:
         writer.setparams((1, 2, 8000, 0, "NONE", ""))
         writer.writeframes(bytes(2 * 8000 * 3))
-    assert await measure_seconds(content, "a.bin") == 3
-    assert await measure_seconds(io.BytesIO(b"no audio at all"), "a.mp3") is None
-    assert await measure_seconds(io.BytesIO(content.getvalue()[:20]), "a.wav") is None
+    assert await read_duration_seconds(content, "a.bin") == 3
+    assert await read_duration_seconds(io.BytesIO(b"no audio at all"), "a.mp3") is None
+    assert await read_duration_seconds(io.BytesIO(content.getvalue()[:20]), "a.wav") is None

@@ -179,18 +179,18 @@ async def read_deltas(provider: str, pieces: Sequence[bytes]) -> list[Delta]:
     """Return the deltas that a back end with this provider's API reads from a stream."""
     backend: Any
     if provider == "anthropic":
-        backend = AnthropicBackend(Endpoint(url="http://up", key="k"), connections=1)
+        backend = AnthropicBackend(Endpoint(url="http://up", key="k"), max_connections=1)
         client = httpx2.AsyncClient(transport=_mock_transport(pieces, "text/event-stream", httpx2))
         backend._sdk = anthropic.AsyncAnthropic(
             api_key="k", base_url="http://up", max_retries=0, http_client=client
         )
     elif provider == "ollama":
-        backend = OllamaBackend("http://up", contexts={"m": 4096}, connections=1)
+        backend = OllamaBackend("http://up", contexts={"m": 4096}, max_connections=1)
         transport = _mock_transport(pieces, "application/x-ndjson", httpx)
-        backend._sdk = ollama_backend._Client(host="http://up", transport=transport)
+        backend._sdk = ollama_backend._OllamaClient(host="http://up", transport=transport)
     else:
         endpoint = FixedEndpoint(Endpoint(url="http://up", key="k"))
-        backend = OpenAIBackend(endpoint, connections=1)
+        backend = OpenAIBackend(endpoint, max_connections=1)
         backend._http.stream = lambda *_: _iterate_pieces(pieces)
     codec = OpenAICodec()
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

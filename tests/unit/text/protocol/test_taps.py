@@ -136,7 +136,7 @@ def test_stream_is_incomplete_until_every_choice_has_a_finish_reason() -> None:
     reader.feed(encode_openai_event({"content": "Hello"}))
     assert (tap.flush(), reader.flush()) == (b"", [])
     assert not tap.is_finished and not reader.is_finished
-    tap_of_two_choices = OpenAITap(hide_usage=True, choices=2)
+    tap_of_two_choices = OpenAITap(hide_usage=True, choice_count=2)
     tap_of_two_choices.feed(encode_openai_event({"content": "Hello"}, "stop"))
     assert tap_of_two_choices.flush() == b"" and not tap_of_two_choices.is_finished
 

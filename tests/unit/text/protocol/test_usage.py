@@ -7,7 +7,7 @@ import pytest
 
 from moyin.errors import InvalidRequest
 from moyin.store.usage import UsageEntry
-from moyin.text.protocol.usage import CallsQuery, UsageQuery, build_call
+from moyin.text.protocol.usage import CallsQuery, UsageQuery, build_call_body
 
 NOW = datetime(2026, 11, 28, 9, 30, tzinfo=UTC)
 
@@ -60,7 +60,7 @@ def test_render_is_shown_with_its_time() -> None:
         unit="gpu_milliseconds",
         quantity=2500,
     )
-    shown_call = build_call(entry).model_dump(mode="json")
+    shown_call = build_call_body(entry).model_dump(mode="json")
     assert (shown_call["operation"], shown_call["unit"], shown_call["quantity"]) == (
         "render",
         "gpu_milliseconds",

@@ -229,7 +229,7 @@ def test_unverified_scores_have_a_wider_spread() -> None:
         look_up_known_ability("command-r-plus").spread
         > look_up_known_ability("llama3.1:70b").spread
     )
-    assert "as remembered" in look_up_known_ability("command-r-plus").source
+    assert "from memory" in look_up_known_ability("command-r-plus").source
     assert (
         look_up_known_ability("phi4").kinds["code"].spread
         > look_up_known_ability("qwen3:8b").kinds["code"].spread

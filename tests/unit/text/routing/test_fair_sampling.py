@@ -17,7 +17,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self.now = 50.0
-        self.share = FairSampler(RATE, clock=lambda: self.now, draw=random.Random(7).random)
+        self.share = FairSampler(RATE, clock=lambda: self.now, draw_random=random.Random(7).random)
         self.accepted: list[tuple[float, str]] = []
 
     def run(self, seconds: int, **rates: int) -> Counter[str]:

@@ -27,7 +27,9 @@ class DecisionRecordingLearning(RecordingLearning):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.background = BackgroundQueue(FairSampler(rate, clock=lambda: 50.0, draw=lambda: 0.999))
+        self.background = BackgroundQueue(
+            FairSampler(rate, clock=lambda: 50.0, draw_random=lambda: 0.999)
+        )
         self.decisions: list[str] = []
 
     def record_decision(self, owner: str, request_id: str, *_: Any) -> None:

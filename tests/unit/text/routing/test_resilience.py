@@ -323,7 +323,11 @@ async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
 
     # Both were up when they were chosen.
     async def open_breaker(
-        tenant: str, seconds: float, expected: float, *, is_background: bool = False
+        tenant: str,
+        max_wait_seconds: float,
+        expected_seconds: float,
+        *,
+        is_background: bool = False,
     ) -> None:
         slow_backend.may_proceed.set()
 
