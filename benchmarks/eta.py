@@ -113,7 +113,7 @@ def replay(recording: Recording, actors: int) -> StartEstimates:
     while arrivals or len(window) or ends:
         while ends and ends[0][0] <= now:
             _, name, seconds = heapq.heappop(ends)
-            window.measured.record(*measurements.pop(name))
+            window.measurements.record(*measurements.pop(name))
             window.end_render(name, seconds)
             window.mark_free(name, now)
         has_arrived = False

@@ -157,7 +157,7 @@ class ActorSupervisor:
 
     def _scale_actors(self) -> None:
         waiting = self._pool.waiting_renders
-        missing = self._scale.count_needed(waiting, self._pool.mean_render_seconds) - len(
+        missing = self._scale.count_needed_renderers(waiting, self._pool.mean_render_seconds) - len(
             self._tasks
         )
         unused_names = [n for n in self._names if n not in self._tasks and n not in self._retiring]
@@ -165,7 +165,7 @@ class ActorSupervisor:
             self._start_supervising(name)
         names = list(self._tasks)
         idle_seconds = [self._idle_seconds(name) for name in names]
-        for position in self._scale.select_removable(idle_seconds, waiting):
+        for position in self._scale.select_removable_renderers(idle_seconds, waiting):
             self._remove_actor(names[position])
 
     def _count_actors(self) -> ActorCounts:

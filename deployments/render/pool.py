@@ -122,12 +122,12 @@ class Pool:
         """The seconds since the oldest waiting render's step was queued; None if none waits."""
         return self._scheduler.oldest_wait
 
-    def wait_quantile(self, share: float) -> float | None:
+    def compute_wait_quantile(self, share: float) -> float | None:
         """Return the seconds within which the given share (0 to 1) of the last renders began.
 
         The result is None without recent renders.
         """
-        return self._scheduler.wait_quantile(share)
+        return self._scheduler.compute_wait_quantile(share)
 
     def is_busy(self, name: str) -> bool:
         """Return True if the renderer executes a render."""
@@ -422,7 +422,7 @@ class Pool:
         measured_render = MeasuredRender(
             shape=shape, seconds=run.seconds, load_seconds=loaded, pictures=run.pictures
         )
-        self._scheduler.measured.record(measured_render, load_seconds)
+        self._scheduler.measurements.record(measured_render, load_seconds)
 
     def _prepare_next(self, name: str) -> None:
         """Make the renderer fetch the input files of its probable next render in advance."""

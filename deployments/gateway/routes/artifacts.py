@@ -230,7 +230,7 @@ async def _build_thumbnail_response(
 ) -> Response:
     """Return a thumbnail, which clients may cache for a year.
 
-    Raises the errors of `PictureConverter.thumbnail`.
+    Raises the errors of `PictureConverter.make_thumbnail`.
     """
     headers = {
         "etag": f'"{artifact.sha256}-w{width}"',
@@ -241,7 +241,7 @@ async def _build_thumbnail_response(
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     try:
-        picture = await pictures.thumbnail(owner, artifact, width)
+        picture = await pictures.make_thumbnail(owner, artifact, width)
     except (InvalidRequest, PictureTooLarge) as error:
         error.field = "w"
         raise

@@ -141,18 +141,18 @@ class ComfyClient:
         Raises:
             RenderFailed: The history entry exceeds 8 MiB.
         """
-        read = tuple(self._read_ids)
-        body = {"prompt_id": prompt_id, "forget": read}
+        read_ids = tuple(self._read_ids)
+        body = {"prompt_id": prompt_id, "forget": read_ids}
         try:
             _, response = await self._call("POST", "/moyin/look", body, _MAX_ENTRY_BYTES)
         except ResponseTooLarge:
             self._read_ids.append(prompt_id)
             raise RenderFailed(
                 "the nodes' outputs (without files) and error messages exceed the limit of "
-                f"{_MAX_ENTRY_BYTES:,} bytes"
+                f"{_MAX_ENTRY_BYTES:,} bytes: let the nodes save long outputs as files"
             ) from None
         state = _parse(PromptState, self._paths.hide_in_state(response))
-        self._read_ids = [entry for entry in self._read_ids if entry not in read]
+        self._read_ids = [entry for entry in self._read_ids if entry not in read_ids]
         if state.entry is not None:
             self._read_ids.append(prompt_id)
         return state
@@ -199,7 +199,7 @@ class ComfyClient:
         return status == 200
 
     async def _call(
-        self, method: str, path: str, body: Any = None, limit: int = _MAX_RESPONSE_BYTES
+        self, method: str, path: str, body: Any = None, max_bytes: int = _MAX_RESPONSE_BYTES
     ) -> tuple[int, Any]:
         try:
             async with self.session.request(method, path, json=body) as response:
@@ -208,7 +208,7 @@ class ComfyClient:
                 if response.status not in _EXPECTED_STATUSES:
                     raise _make_status_error(response)
                 # JSON is UTF-8, so the encoding need not be detected as aiohttp would.
-                content = self._paths.hide_known_in_body(await _read_body(response, limit))
+                content = self._paths.hide_known_in_body(await _read_body(response, max_bytes))
                 return response.status, json.loads(content) if content else None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise NoResponse(f"ComfyUI did not respond to {method} {path}") from error
@@ -216,16 +216,16 @@ class ComfyClient:
             raise WorkerLost(f"ComfyUI's response to {method} {path} is not JSON") from error
 
 
-async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return the body of a response, or raise `ResponseTooLarge` if it exceeds ``limit`` bytes."""
+async def _read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """Return the body of a response, or raise `ResponseTooLarge` if it exceeds ``max_bytes``."""
     chunks, size = [], 0
     async for chunk in response.content.iter_any():
         chunks.append(chunk)
         size += len(chunk)
-        if size > limit:
+        if size > max_bytes:
             path = response.url.path
             raise ResponseTooLarge(
-                f"ComfyUI's response from {path} exceeds the limit of {limit:,} bytes"
+                f"ComfyUI's response from {path} exceeds the limit of {max_bytes:,} bytes"
             )
     return b"".join(chunks)
 
@@ -239,7 +239,7 @@ def get_error_message(body: Mapping[str, Any]) -> str:
     """Return the error message in ComfyUI's response to an invalid graph, or a default message."""
     error = body.get("error")
     message = error.get("message") if isinstance(error, Mapping) else None
-    return str(message or "ComfyUI refuses the graph without a reason")
+    return str(message or "ComfyUI refused the graph and gave no reason")
 
 
 def _parse(model: type[ModelT], response: Any) -> ModelT:

@@ -76,13 +76,13 @@ def change_user(user: int, groups: list[int]) -> None:
         raise OSError(f"could not switch to user id {user} and drop all capabilities")
 
 
-def die_with_parent(parent: int) -> None:
+def die_with_parent(parent_pid: int) -> None:
     """Make the kernel kill this process when its parent ends."""
     # SIGKILL, because a hanging CUDA call would ignore other signals and occupy the GPU.
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     # The parent may have ended before the line above.
-    if os.getppid() != parent:
+    if os.getppid() != parent_pid:
         os._exit(1)
 
 
@@ -123,7 +123,7 @@ def listen_on(descriptor: int) -> None:
     """Make the first server that this process starts, ComfyUI's, use the inherited socket."""
     from aiohttp import web
 
-    listening = socket.socket(fileno=descriptor)
+    listening_socket = socket.socket(fileno=descriptor)
     original_site = web.TCPSite
 
     def create_site(runner: Any, *_address: Any, **_options: Any) -> Any:
@@ -134,7 +134,7 @@ def listen_on(descriptor: int) -> None:
         # would take half a second to visit these.
         gc.freeze()
         gc.enable()
-        return web.SockSite(runner, listening)
+        return web.SockSite(runner, listening_socket)
 
     web.TCPSite = create_site  # type: ignore[assignment, misc]
 

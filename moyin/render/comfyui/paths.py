@@ -48,18 +48,24 @@ class HostPathFilter:
                 if path_form.is_absolute() and path_form != Path(path_form.anchor):
                     names.setdefault(str(path_form), name)
         self._names = names | {_escape(path_form): name for path_form, name in names.items()}
-        longest_first = sorted(self._names, key=len, reverse=True)
+        paths_longest_first = sorted(self._names, key=len, reverse=True)
         # Patterns that begin with a slash make the search fast. The lookahead ensures that the
         # match ends at the end of a folder's name.
-        folders = "|".join(re.escape(path[1:]) for path in longest_first)
+        folder_pattern = "|".join(re.escape(path[1:]) for path in paths_longest_first)
         self._known = re.compile(
-            rf"/(?<![\w.]/)(?:{folders})(?![\w-]|\.\w)" if longest_first else "(?!)"
+            rf"/(?<![\w.]/)(?:{folder_pattern})(?![\w-]|\.\w)" if paths_longest_first else "(?!)"
         )
-        top_names = "|".join(re.escape(name) for name in sorted({*_TOP_NAMES, *_list_root_names()}))
-        path_rest = r"\b(?:/[^\s'\"\\,;:)\]}<>|]*)*"
+        top_name_pattern = "|".join(
+            re.escape(name) for name in sorted({*_TOP_NAMES, *_list_root_names()})
+        )
+        rest_pattern = r"\b(?:/[^\s'\"\\,;:)\]}<>|]*)*"
         # `file:///…` is the only kind of URL that names a file of this machine.
-        self._other = re.compile(rf"(?:/(?<![\w.:/<>)-]/)|(?<=:///))(?:{top_names}){path_rest}")
-        self._quoted = re.compile(rf"(?P<quote>['\"])/(?:{top_names})(?:/[^'\"\n\\]*)?(?P=quote)")
+        self._other = re.compile(
+            rf"(?:/(?<![\w.:/<>)-]/)|(?<=:///))(?:{top_name_pattern}){rest_pattern}"
+        )
+        self._quoted = re.compile(
+            rf"(?P<quote>['\"])/(?:{top_name_pattern})(?:/[^'\"\n\\]*)?(?P=quote)"
+        )
 
     @classmethod
     def for_process(cls, options: ComfyOptions) -> HostPathFilter:

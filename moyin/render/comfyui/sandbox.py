@@ -78,31 +78,33 @@ class Mounts:
 
     def to_options(self) -> list[str]:
         """Return bubblewrap's options, sorted so that outer folders precede inner folders."""
-        lines: list[tuple[Path, list[str]]] = []
+        options_by_path: list[tuple[Path, list[str]]] = []
         for path, target in self.links.items():
-            lines.append((path, ["--symlink", target, str(path)]))
+            options_by_path.append((path, ["--symlink", target, str(path)]))
         for path, source in self.read.items():
-            lines.append((path, ["--ro-bind", str(source), str(path)]))
+            options_by_path.append((path, ["--ro-bind", str(source), str(path)]))
         for path, source in self.write.items():
-            lines.append((path, ["--bind", str(source), str(path)]))
+            options_by_path.append((path, ["--bind", str(source), str(path)]))
         hidden_folders = {path for path in self.hide if self._would_be_visible(path)}
         for path in hidden_folders:
-            lines.append((path, ["--perms", "0755", "--tmpfs", str(path)]))
+            options_by_path.append((path, ["--perms", "0755", "--tmpfs", str(path)]))
         for path in self.devices:
-            lines.append((path, ["--dev-bind", str(path), str(path)]))
+            options_by_path.append((path, ["--dev-bind", str(path), str(path)]))
         # By default, bubblewrap would copy the permissions of folders outside, such as those of
         # /root.
-        for path in self._parents_to_create({line[0] for line in lines} - {*self.links}):
-            lines.append((path, ["--perms", "0755", "--dir", str(path)]))
-        lines.sort(key=lambda line: line[0].parts)
+        for path in self._find_parents_to_create(
+            {path for path, _ in options_by_path} - {*self.links}
+        ):
+            options_by_path.append((path, ["--perms", "0755", "--dir", str(path)]))
+        options_by_path.sort(key=lambda path_and_options: path_and_options[0].parts)
         return [
             *("--proc", "/proc", "--dev", "/dev"),
-            *(word for _, words in lines for word in words),
-            *(word for path in sorted(hidden_folders) for word in ("--remount-ro", str(path))),
+            *(option for _, path_options in options_by_path for option in path_options),
+            *(option for path in sorted(hidden_folders) for option in ("--remount-ro", str(path))),
             *("--remount-ro", "/dev", "--remount-ro", "/"),
         ]
 
-    def _parents_to_create(self, paths: Iterable[Path]) -> set[Path]:
+    def _find_parents_to_create(self, paths: Iterable[Path]) -> set[Path]:
         """Return the parent folders of ``paths`` that are in no mount, so they must be created."""
         mounted_paths = {*self.read, *self.write, Path("/dev"), Path("/proc")}
         parents = {parent for path in paths for parent in path.parents if parent != Path("/")}
@@ -163,13 +165,17 @@ def find_device_groups(paths: Iterable[Path]) -> list[int]:
     Args:
         paths: device files, and folders of device files.
     """
-    groups = set()
+    group_ids = set()
     for path in paths:
         for device in (path, *(path.iterdir() if path.is_dir() else ())):
-            info = device.stat()
-            if stat.S_ISCHR(info.st_mode) and not info.st_mode & stat.S_IWOTH and info.st_gid:
-                groups.add(info.st_gid)
-    return sorted(groups)
+            device_stat = device.stat()
+            if (
+                stat.S_ISCHR(device_stat.st_mode)
+                and not device_stat.st_mode & stat.S_IWOTH
+                and device_stat.st_gid
+            ):
+                group_ids.add(device_stat.st_gid)
+    return sorted(group_ids)
 
 
 def find_graphics_devices(root: Path = Path("/dev")) -> list[Path]:
@@ -183,7 +189,7 @@ def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]
     """
     try:
         # Run with ComfyUI's environment, whose variables may change the folders.
-        completed = subprocess.run(
+        completed_process = subprocess.run(
             [str(python), "-c", _PRINT_FOLDERS],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -192,9 +198,12 @@ def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]
             timeout=_PYTHON_SECONDS,
             check=True,
         )
-        folders = [Path(path) for path in json.loads(completed.stdout) if path]
+        folders = [Path(path) for path in json.loads(completed_process.stdout) if path]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise StackError(f"ComfyUI's interpreter {python} can't be run: {error}") from error
+        raise StackError(
+            f"ComfyUI's interpreter {python} can't be run: {error}; run `moyin comfyui install`, or "
+            "correct MOYIN_COMFYUI_PYTHON"
+        ) from error
     return [path for path in [*folders, *_follow_links(python)] if path.exists()]
 
 
@@ -206,7 +215,7 @@ def find_shared_folders(options: ComfyOptions) -> list[Path]:
     return [options.models, *options.custom_nodes, *find_extra_model_paths(options.flags)]
 
 
-def find_unreadable_file(user: int, folders: Iterable[Path]) -> Path | None:
+def find_unreadable_file(uid: int, folders: Iterable[Path]) -> Path | None:
     """Return the first file in the folders that the user may not read, or None.
 
     Checks at most 10,000 files. Libraries such as safetensors write files that only their owner may
@@ -220,8 +229,8 @@ def find_unreadable_file(user: int, folders: Iterable[Path]) -> Path | None:
                 if file_count > _MAX_FILES:
                     return None
                 with contextlib.suppress(OSError):
-                    info = Path(parent, name).stat()
-                    if info.st_uid != user and not info.st_mode & stat.S_IROTH:
+                    file_stat = Path(parent, name).stat()
+                    if file_stat.st_uid != uid and not file_stat.st_mode & stat.S_IROTH:
                         return Path(parent, name)
     return None
 
@@ -282,7 +291,9 @@ def _build_mounts(
 def _mount_folders(mounts: Mounts, paths: Iterable[Path], *, required: bool = False) -> None:
     for path in paths:
         if required and not path.exists():
-            raise StackError(f"{path} in the render pool's options does not exist")
+            raise StackError(
+                f"{path} in the render pool's options does not exist: create it or correct the path"
+            )
         if path in (Path("/"), Path("/etc"), *mounts.hide):
             if required:
                 raise StackError(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from moyin.render.comfyui.folder import ProcessFolder, remove_tree, unlock
+from moyin.render.comfyui.folder import ProcessFolder, make_folder_writable, remove_tree
 from moyin.render.protocol.wire import OutputFile
 
 _MAX_DEPTH = 64
@@ -66,15 +66,15 @@ class WrittenFiles:
         if len(parts) > _MAX_DEPTH or any(part in ("/", "..") for part in parts):
             return None
         # The first folder is named after the prompt that wrote the file, because of the bridge.
-        origin = parts[0] if parts and _UUID.fullmatch(parts[0]) else prompt_id
-        roots = [self._folder.done / origin / file.type]
-        if origin == self._executing:
+        origin_id = parts[0] if parts and _UUID.fullmatch(parts[0]) else prompt_id
+        roots = [self._folder.done / origin_id / file.type]
+        if origin_id == self._executing:
             # The process's folder is tried first, because the file may meanwhile be moved to the
             # other one.
             roots.insert(0, self._folder.base / file.type)
         for root in roots:
-            for candidate in _candidate_paths(parts, origin):
-                opened_file = _open_below(root, candidate)
+            for candidate_parts in _candidate_paths(parts, origin_id):
+                opened_file = _open_file_below(root, candidate_parts)
                 if opened_file is not None:
                     return opened_file
         return None
@@ -84,7 +84,7 @@ class WrittenFiles:
         for source in self._folder.writable:
             if stat.S_IMODE(source.lstat().st_mode) != _OWNER_ONLY:
                 # The process owns the folder and may have removed the permissions.
-                unlock(source)
+                make_folder_writable(source)
             children = list(source.iterdir())
             if not children:
                 continue
@@ -97,17 +97,17 @@ class WrittenFiles:
                 _move_entry(child, folder / child.name)
 
 
-def _candidate_paths(parts: tuple[str, ...], origin: str) -> Iterator[tuple[str, ...]]:
+def _candidate_paths(parts: tuple[str, ...], origin_id: str) -> Iterator[tuple[str, ...]]:
     """Yield the paths where a file may be, as tuples of path segments.
 
     Some nodes ignore the folder of their prompt, so the path without it is yielded, too.
 
     Args:
         parts: the path that ComfyUI reports.
-        origin: the id of the prompt that wrote the file.
+        origin_id: the id of the prompt that wrote the file.
     """
     yield parts
-    if parts[:1] == (origin,):
+    if parts[:1] == (origin_id,):
         yield parts[1:]
 
 
@@ -116,13 +116,13 @@ def _move_entry(source: Path, target: Path) -> None:
         source.rename(target)
     except PermissionError:
         for folder in (source.parent, source):
-            unlock(folder)
+            make_folder_writable(folder)
         source.rename(target)
     except FileNotFoundError:
         pass  # a thread of the process has removed the file meanwhile
 
 
-def _open_below(root: Path, parts: tuple[str, ...]) -> BinaryIO | None:
+def _open_file_below(root: Path, parts: tuple[str, ...]) -> BinaryIO | None:
     """Open a regular file below ``root`` without following links.
 
     Returns None if the file is missing, or if it or a folder on the way is of another kind.

@@ -72,8 +72,8 @@ def make_unique_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
     if first_folder == prompt_id:
         subfolder = file.subfolder
     elif _UUID.fullmatch(first_folder):
-        origin = hashlib.sha256(first_folder.encode()).hexdigest()[:8]
-        subfolder = "/".join(part for part in (prompt_id, origin, subfolders) if part)
+        origin_digest = hashlib.sha256(first_folder.encode()).hexdigest()[:8]
+        subfolder = "/".join(part for part in (prompt_id, origin_digest, subfolders) if part)
     else:
         subfolder = "/".join(part for part in (prompt_id, file.subfolder) if part)
     return ComfyFileName(filename=file.filename, subfolder=subfolder, type=file.type)
@@ -166,10 +166,10 @@ class ProgressMeter:
     @property
     def value(self) -> float:
         """The number of executed nodes, including fractions."""
-        parts = sum(
+        fraction_sum = sum(
             part for node, part in self._fractions.items() if node not in self._cached_nodes
         )
-        return min(float(self.max), len(self._cached_nodes) + parts)
+        return min(float(self.max), len(self._cached_nodes) + fraction_sum)
 
     def update(self, message: EventMessage) -> bool:
         """Process an event, and return whether the progress may have changed."""
@@ -226,11 +226,11 @@ def _parse_file(item: Any) -> OutputFile | None:
 
 def _make_node_error(data: Mapping[str, Any]) -> RenderFailed:
     message = str(data.get("exception_message", "")).strip() or "its exception has no message"
-    node = f"node {data.get('node_id')} ({data.get('node_type')})"
+    node_label = f"node {data.get('node_id')} ({data.get('node_type')})"
     # Compare only the name of the exception, because its module differs between versions of torch.
-    is_memory = str(data.get("exception_type", "")).endswith("OutOfMemoryError")
-    error_class = OutOfMemory if is_memory else RenderFailed
-    return error_class(f"{node} failed: {message}", details=_select_node_details(data))
+    is_out_of_memory = str(data.get("exception_type", "")).endswith("OutOfMemoryError")
+    error_class = OutOfMemory if is_out_of_memory else RenderFailed
+    return error_class(f"{node_label} failed: {message}", details=_select_node_details(data))
 
 
 def _select_node_details(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class OwnerFairShare:
     def get_virtual_time(self, owner: str) -> float:
         return max(self._served.get(owner, self._present), self._present)
 
-    def charge(self, owner: str, others: Iterable[str] = ()) -> None:
+    def charge(self, owner: str, waiting_owners: Iterable[str] = ()) -> None:
         """Add a new render of ``owner`` to the owner's virtual time.
 
         Args:
@@ -167,7 +167,9 @@ class OwnerFairShare:
         start = self.get_virtual_time(owner)
         # The present virtual time is the smallest one of the waiting owners. If an owner is served
         # out of turn, because its models are loaded, the other owners must not lose their turns.
-        self._present = min((self.get_virtual_time(other) for other in others), default=start)
+        self._present = min(
+            (self.get_virtual_time(other) for other in waiting_owners), default=start
+        )
         self._present = min(self._present, start)
         self._served[owner] = start + 1.0 / self._weights.get(owner, 1.0)
 
@@ -188,27 +190,29 @@ class ScalingPolicy:
     patience: float = 30.0
     idle: float = 300.0
 
-    def count_needed(self, waiting: int, mean_seconds: float) -> int:
+    def count_needed_renderers(self, waiting_count: int, mean_seconds: float) -> int:
         """Return how many renderers are needed to begin all waiting renders within ``patience``.
 
         Args:
             waiting: the number of waiting renders.
             mean_seconds: the mean duration of a render.
         """
-        needed_count = math.ceil(waiting * mean_seconds / self.patience)
+        needed_count = math.ceil(waiting_count * mean_seconds / self.patience)
         return max(self.minimum, min(self.maximum, needed_count))
 
-    def select_removable(self, idle_seconds: list[float | None], waiting: int) -> list[int]:
+    def select_removable_renderers(
+        self, idle_seconds: list[float | None], waiting_count: int
+    ) -> list[int]:
         """Return the indexes of renderers to remove, in descending order; none while renders wait.
 
         A value in ``idle_seconds`` is None while the renderer is busy.
         """
-        if waiting:
+        if waiting_count:
             return []
         removable_count = len(idle_seconds) - self.minimum
-        idle = [
+        idle_positions = [
             position
             for position, seconds in enumerate(idle_seconds)
             if seconds is not None and seconds >= self.idle
         ]
-        return idle[::-1][: max(0, removable_count)]
+        return idle_positions[::-1][: max(0, removable_count)]

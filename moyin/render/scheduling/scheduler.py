@@ -94,16 +94,16 @@ class RenderScheduler:
     @property
     def oldest_wait(self) -> float | None:
         """The seconds since the oldest waiting render arrived, or None if none is waiting."""
-        arrived = self._window.oldest_arrival
-        return None if arrived is None else max(0.0, self._clock() - arrived)
+        arrival_time = self._window.oldest_arrival
+        return None if arrival_time is None else max(0.0, self._clock() - arrival_time)
 
-    def wait_quantile(self, share: float) -> float | None:
+    def compute_wait_quantile(self, share: float) -> float | None:
         """Return the waiting time that the share ``share`` of recent renders did not exceed.
 
         The result is in seconds, or None if no render began in the last hour. A ``share`` of 0.5
         means the median.
         """
-        return self._waits.quantile(share, self._clock())
+        return self._waits.compute_quantile(share, self._clock())
 
     def is_busy(self, name: str) -> bool:
         """Return whether the renderer executes a render."""
@@ -131,7 +131,7 @@ class RenderScheduler:
             self._window.mark_busy(name)
         else:
             self._window.mark_free(name, self._clock())
-        self._assign()
+        self._assign_renders()
 
     def remove_renderer(self, name: str) -> None:
         """Stop assigning renders to the renderer; its present lease stays valid until released."""
@@ -157,7 +157,7 @@ class RenderScheduler:
         lease_future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._pending_leases[id(pending)] = lease_future
         self._window.add(pending)
-        self._assign()
+        self._assign_renders()
         try:
             lease = await lease_future
         except asyncio.CancelledError:
@@ -178,8 +178,8 @@ class RenderScheduler:
             lease.release()
 
     @property
-    def measured(self) -> RenderMeasurements:
-        return self._window.measured
+    def measurements(self) -> RenderMeasurements:
+        return self._window.measurements
 
     def forecast(self) -> list[Expectation]:
         """Return the next waiting renders with their expected times, in the expected order.
@@ -202,7 +202,7 @@ class RenderScheduler:
         """
         return self._window.peek_next(name, self._clock())
 
-    def _assign(self) -> None:
+    def _assign_renders(self) -> None:
         now = self._clock()
         while (choice := self._window.choose_assignment(now)) is not None:
             lease_future = self._pending_leases.pop(id(choice.pending))
@@ -218,11 +218,11 @@ class RenderScheduler:
             lease_future.set_result(Lease(name, load_seconds, partial(self._release, name)))
         if self._window.must_choose_again and self._next_check is None:
             loop = asyncio.get_running_loop()
-            self._next_check = loop.call_later(_CHECK_SECONDS, self._check)
+            self._next_check = loop.call_later(_CHECK_SECONDS, self._check_again)
 
-    def _check(self) -> None:
+    def _check_again(self) -> None:
         self._next_check = None
-        self._assign()
+        self._assign_renders()
 
     def _is_executing(self, name: str) -> bool:
         return name in self._leased or bool(self._foreign_prompts.get(name))
@@ -233,7 +233,7 @@ class RenderScheduler:
         self._window.end_render(name, seconds)
         if name in self._renderers and not self._is_executing(name):
             self._window.mark_free(name, now)
-        self._assign()
+        self._assign_renders()
 
 
 def _make_closed_error() -> ServiceUnavailable:

@@ -18,7 +18,7 @@ class WaitTimes:
         """Record that a render, which begins now, has waited ``seconds``."""
         self._waits.append((now, max(0.0, seconds)))
 
-    def quantile(self, share: float, now: float) -> float | None:
+    def compute_quantile(self, share: float, now: float) -> float | None:
         """Return the waiting time that the share ``share`` of recent renders did not exceed.
 
         The result is in seconds, or None if no render began in the last hour. A ``share`` of 0.5

@@ -102,7 +102,7 @@ class Window:
         self,
         rules: OrderingRules | None = None,
         fair_share: OwnerFairShare | None = None,
-        measured: RenderMeasurements | None = None,
+        measurements: RenderMeasurements | None = None,
     ) -> None:
         self._rules = rules or OrderingRules()
         self._fair_share = fair_share or OwnerFairShare()
@@ -114,7 +114,7 @@ class Window:
         self._owners: Counter[str] = Counter()
         self._dues: list[tuple[float, float, int, PendingRender]] = []
         self._pending: dict[int, PendingRender] = {}
-        self.measured = measured or RenderMeasurements()
+        self.measurements = measurements or RenderMeasurements()
         self.mean_seconds = _FIRST_MEAN_SECONDS
         self.model_changes = 0
 
@@ -215,7 +215,7 @@ class Window:
         """Return the render that the renderer could begin next without loading models, or None."""
         slot = self._slots.get(name)
         families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
-        first_renders = [self._find_first(family, now) for family in families]
+        first_renders = [self._find_first_render(family, now) for family in families]
         return min(first_renders, key=lambda render: self._make_sort_key(render, now), default=None)
 
     def forecast(self, now: float, limit: int) -> list[Expectation]:
@@ -225,17 +225,17 @@ class Window:
         (`moyin.render.protocol.shape`), or of the pool's renders if there are none. A pool without
         renderers is assumed to get one, at an unknown time.
         """
-        began, is_time_known = now, bool(self._slots)
-        pool_duration = self.measured.estimate_any_shape()
+        forecast_start, is_time_known = now, bool(self._slots)
+        pool_duration = self.measurements.estimate_any_shape()
         window_copy = self._copy_for_forecast(now)
-        # The variance of the time at which each renderer becomes free, by renderer.
+        # The variances of the times at which the renderers become free, by renderer.
         variances: dict[str, float] = {}
         busy_until: list[tuple[float, str]] = []
         for name, slot in window_copy._slots.items():
             if name not in window_copy._free:
-                remaining = self._estimate_remaining(slot, now)
-                is_time_known = is_time_known and remaining is not None
-                remaining_time = remaining or Duration(
+                known_remaining = self._estimate_remaining(slot, now)
+                is_time_known = is_time_known and known_remaining is not None
+                remaining_time = known_remaining or Duration(
                     mean=max(0.0, slot.began + self.mean_seconds - now)
                 )
                 variances[name] = remaining_time.variance
@@ -247,8 +247,8 @@ class Window:
             if choice is not None:
                 name = choice.slot.name
                 window_copy.begin_render(choice, now)
-                starts_in = Duration(mean=now - began, variance=variances.get(name, 0.0))
-                shape_duration = self.measured.estimate(
+                starts_in = Duration(mean=now - forecast_start, variance=variances.get(name, 0.0))
+                shape_duration = self.measurements.estimate_duration(
                     choice.pending.shape, choice.slot.load_seconds
                 )
                 assumed_duration = (
@@ -283,7 +283,7 @@ class Window:
             Expectation(
                 pending=slot.latest,
                 starts_in=None,
-                ends_in=self.measured.estimate_remaining(
+                ends_in=self.measurements.estimate_remaining(
                     slot.latest.shape, max(0.0, now - slot.began), slot.load_seconds
                 ),
             )
@@ -309,20 +309,22 @@ class Window:
         elapsed = max(0.0, now - slot.began)
         if slot.latest is None:
             # The renderer executes a prompt of an earlier pool, whose shape and start are unknown.
-            return self.measured.estimate_any_shape()
-        return self.measured.estimate_remaining(
+            return self.measurements.estimate_any_shape()
+        return self.measurements.estimate_remaining(
             slot.latest.shape, elapsed, slot.load_seconds
-        ) or self.measured.estimate_any_shape(elapsed)
+        ) or self.measurements.estimate_any_shape(elapsed)
 
     def choose_assignment(self, now: float) -> Assignment | None:
         """Return the next render to begin and its renderer, or None if no render should begin."""
         if not self._free or not self._pending:
             return None
         return (
-            self._choose_due(now) or self._choose_switch(now) or self._choose_for_loaded_models(now)
+            self._choose_due_render(now)
+            or self._choose_switch(now)
+            or self._choose_for_loaded_models(now)
         )
 
-    def _choose_due(self, now: float) -> Assignment | None:
+    def _choose_due_render(self, now: float) -> Assignment | None:
         while self._dues and self._dues[0][2] not in self._pending:
             heapq.heappop(self._dues)
         if not self._dues or self._dues[0][0] > now:
@@ -331,27 +333,29 @@ class Window:
         return Assignment(pending, self._find_cheapest_slot(pending, self._free.values()))
 
     def _choose_switch(self, now: float) -> Assignment | None:
-        slowest_first = sorted(filter(None, self._queues), key=self._estimate_delay, reverse=True)
+        families_slowest_first = sorted(
+            filter(None, self._queues), key=self._estimate_delay, reverse=True
+        )
         # The renderer that has been free for the longest time, by family.
         free_slots = {slot.family: slot for slot in reversed(self._free.values())}
-        for family in slowest_first:
+        for family in families_slowest_first:
             if family in free_slots:
                 continue
-            oldest = min(self._queues[family].list_heads(), key=lambda head: head.entered)
-            slots = [s for s in free_slots.values() if self._should_switch(s, oldest, now)]
+            oldest_render = min(self._queues[family].list_heads(), key=lambda head: head.entered)
+            slots = [s for s in free_slots.values() if self._should_switch(s, oldest_render, now)]
             if slots:
-                pending = self._find_first(family, now)
+                pending = self._find_first_render(family, now)
                 return Assignment(pending, self._find_cheapest_slot(pending, slots))
         return None
 
-    def _should_switch(self, slot: RendererSlot, oldest: PendingRender, now: float) -> bool:
-        family, rules = oldest.family, self._rules
+    def _should_switch(self, slot: RendererSlot, oldest_render: PendingRender, now: float) -> bool:
+        family, rules = oldest_render.family, self._rules
         if not slot.family:
             return True
-        load_seconds = rules.estimate_load_seconds(oldest, slot)
+        load_seconds = rules.estimate_load_seconds(oldest_render, slot)
         if slot.family in self._queues:
             if not self._renderer_counts[family]:
-                return now - oldest.entered > rules.compute_max_wait(load_seconds)
+                return now - oldest_render.entered > rules.compute_max_wait(load_seconds)
             difference = self._estimate_delay(family) - self._estimate_delay(
                 slot.family, leaving_count=1
             )
@@ -362,12 +366,12 @@ class Window:
             return True
         # Switch anyway if the renderers that have these models are busy with long renders.
         latest_begin = max(s.began for s in self._slots.values() if s.family == family)
-        return now - max(latest_begin, oldest.entered, slot.free_since) > load_seconds
+        return now - max(latest_begin, oldest_render.entered, slot.free_since) > load_seconds
 
     def _choose_for_loaded_models(self, now: float) -> Assignment | None:
         families = {slot.family for slot in self._free.values()} | {""}
         first_renders = [
-            self._find_first(family, now) for family in families if family in self._queues
+            self._find_first_render(family, now) for family in families if family in self._queues
         ]
         if not first_renders:
             return None
@@ -412,7 +416,7 @@ class Window:
         if not self._renderer_counts[family]:
             del self._renderer_counts[family]
 
-    def _find_first(self, family: str, now: float) -> PendingRender:
+    def _find_first_render(self, family: str, now: float) -> PendingRender:
         return min(
             self._queues[family].list_heads(), key=lambda head: self._make_sort_key(head, now)
         )

@@ -95,7 +95,9 @@ class TemplateCatalog:
         """Return the template with the name or alias ``name``, or raise `TemplateNotFound`."""
         template = (await self.snapshot()).names.get(name)
         if template is None:
-            raise TemplateNotFound(f"there is no template with the name {name[:64]!r}")
+            raise TemplateNotFound(
+                f"there is no template with the name {name[:64]!r}; GET /templates lists them all"
+            )
         return template
 
     def _reload_if_changed(self) -> None:
@@ -141,10 +143,10 @@ def read_templates(
             problems.append(f"{path}: {error}")
         if path in last_valid:
             template = last_valid[path]
-            other_file = chosen_templates.get(template.name)
-            if other_file is not None and other_file[0].parent == path.parent:
+            other_choice = chosen_templates.get(template.name)
+            if other_choice is not None and other_choice[0].parent == path.parent:
                 problems.append(
-                    f"{path}: name: {other_file[0].name} also has the name {template.name!r}"
+                    f"{path}: name: {other_choice[0].name} also has the name {template.name!r}"
                 )
             else:
                 chosen_templates[template.name] = (path, template)
@@ -153,9 +155,11 @@ def read_templates(
     names = {name: template for name, (_, template) in chosen_templates.items()}
     for path, template in chosen_templates.values():
         for alias in template.aliases:
-            owner = names.get(alias)
-            if owner is not None and owner is not template:
-                problems.append(f"{path}: aliases: {alias!r} already names template {owner.name!r}")
+            other_template = names.get(alias)
+            if other_template is not None and other_template is not template:
+                problems.append(
+                    f"{path}: aliases: {alias!r} already names template {other_template.name!r}"
+                )
             else:
                 names[alias] = template
     return TemplateSnapshot(

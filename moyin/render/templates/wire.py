@@ -48,13 +48,13 @@ class InputSchema(_File):
 
     @field_validator("pattern")
     @classmethod
-    def _check_pattern(cls, value: str | None) -> str | None:
-        if value is not None:
+    def _check_pattern(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
             try:
-                re.compile(value)
+                re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"must be a regular expression of Python: {error}") from None
-        return value
+        return pattern
 
 
 class TemplateFile(_File):
@@ -79,7 +79,9 @@ class TemplateBody(BaseModel):
     aliases: list[str]
     pool: str | None = Field(description="Pool that renders it if the job names no pool.")
     inputs: dict[str, Any] = Field(description="JSON Schema (2020-12) of a job's `inputs`.")
-    outputs: list[str] = Field(description="Nodes whose files are the result; none: all nodes.")
+    outputs: list[str] = Field(
+        description="Ids of the nodes whose files are the result; empty: of all nodes."
+    )
 
 
 class TemplateList(BaseModel):

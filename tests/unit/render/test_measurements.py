@@ -30,7 +30,7 @@ def _new_measurements(
 
 
 def _estimate(measurements: RenderMeasurements, shape: str = "s", load: float = 0.0) -> Duration:
-    duration = measurements.estimate(shape, load)
+    duration = measurements.estimate_duration(shape, load)
     assert duration is not None
     return duration
 
@@ -42,7 +42,7 @@ def _tariff(measurements: RenderMeasurements, price: RenderPrice | None = PRICE)
 def test_unmeasured_shape_has_no_estimate() -> None:
     assert RenderMeasurements().estimate_any_shape() is None
     measurements = _new_measurements(4.0)
-    assert measurements.estimate("other") is None
+    assert measurements.estimate_duration("other") is None
     any_shape = measurements.estimate_any_shape()
     assert any_shape is not None and any_shape.mean == 4.0
 
@@ -75,7 +75,7 @@ def test_shapes_are_bounded_and_the_last_used_stay() -> None:
     shapes = _tariff(measurements).shapes
     assert len(shapes) == 1024
     assert "kept" in shapes
-    assert "old" not in shapes and measurements.estimate("old") is None
+    assert "old" not in shapes and measurements.estimate_duration("old") is None
 
 
 def test_loading_models_takes_as_long_as_it_did_for_other_shapes() -> None:

@@ -59,9 +59,11 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
             return response
         if preview is not None:
             return _picture_response(
-                await pictures.preview(caller.owner, artifact, preview, channel)
+                await pictures.make_preview(caller.owner, artifact, preview, channel)
             )
-        return _picture_response(await pictures.channel(caller.owner, artifact, channel))
+        return _picture_response(
+            await pictures.make_channel_picture(caller.owner, artifact, channel)
+        )
 
     @router.post("/upload/image", openapi_extra=describe_file_form("image", _FORM_FIELDS))
     async def upload_image(request: Request) -> dict[str, str]:

@@ -47,24 +47,24 @@ class NodeRules:
     """
 
     def __init__(self, classes: Mapping[str, Any]) -> None:
-        self._find_classes = classes
-        self._known: dict[str, dict[str, Rule]] = {}
+        self._classes = classes
+        self._rules: dict[str, dict[str, Rule]] = {}
 
     def get_rules(self, class_type: str) -> Mapping[str, Rule]:
         """Return the rules of a class's inputs by input name; empty if the class is unknown."""
-        if class_type not in self._known:
+        if class_type not in self._rules:
             try:
-                node = self._find_classes[class_type]
+                node_class = self._classes[class_type]
                 description = {
-                    "input": node.INPUT_TYPES(),
-                    "output": node.RETURN_TYPES,
-                    "output_node": getattr(node, "OUTPUT_NODE", False),
+                    "input": node_class.INPUT_TYPES(),
+                    "output": node_class.RETURN_TYPES,
+                    "output_node": getattr(node_class, "OUTPUT_NODE", False),
                 }
             except Exception:
                 # ComfyUI reports unknown and failing classes, and executes neither.
                 return {}
-            self._known[class_type] = derive_rules(class_type, description)
-        return self._known[class_type]
+            self._rules[class_type] = derive_rules(class_type, description)
+        return self._rules[class_type]
 
 
 def store_patterns(body: dict[str, Any]) -> dict[str, Any]:
@@ -117,11 +117,11 @@ def wrap_input_data(get_input_data: Callable[..., Any], rules: NodeRules) -> Cal
         extra_data: Any = None,
     ) -> Any:
         extra = extra_data or {}
-        data = get_input_data(inputs, class_def, unique_id, execution_list, dynprompt, extra)
+        input_data = get_input_data(inputs, class_def, unique_id, execution_list, dynprompt, extra)
         if dynprompt is not None:
             class_type = dynprompt.get_node(unique_id)["class_type"]
-            _check_values(class_type, data[0], inputs, rules, get_moyin_data(extra))
-        return data
+            _check_values(class_type, input_data[0], inputs, rules, get_moyin_data(extra))
+        return input_data
 
     return get_checked
 
@@ -164,7 +164,7 @@ def _find_errors(prompt: Any, rules: NodeRules, patterns: Mapping[str, Any]) -> 
     if not isinstance(prompt, Mapping):
         return errors
 
-    def add(node: str, class_type: str, name: str, details: str) -> None:
+    def add(node_id: str, class_type: str, name: str, details: str) -> None:
         error = {
             "type": "custom_validation_failed",
             "message": "Custom validation failed for node",
@@ -172,7 +172,7 @@ def _find_errors(prompt: Any, rules: NodeRules, patterns: Mapping[str, Any]) -> 
             "extra_info": {"input_name": name},
         }
         node_error = {"errors": [], "dependent_outputs": [], "class_type": class_type}
-        errors.setdefault(node, node_error)["errors"].append(error)
+        errors.setdefault(node_id, node_error)["errors"].append(error)
 
     for node_id, node in prompt.items():
         class_type = str(node.get("class_type")) if isinstance(node, Mapping) else ""
@@ -186,7 +186,10 @@ def _find_errors(prompt: Any, rules: NodeRules, patterns: Mapping[str, Any]) -> 
 
 
 def _make_denial(class_type: str) -> str:
-    return f"this pool does not allow nodes of the class {class_type}"
+    return (
+        f"this pool does not allow nodes of the class {class_type}: remove them, or choose a pool "
+        "that allows them"
+    )
 
 
 def _explain_kind(kind: str) -> str:

@@ -96,7 +96,7 @@ class Bench:
         self.jobs = JobStore(self.database)
         self.renderer = FakeRenderer()
         window = Window()
-        self.measured = window.measured
+        self.measurements = window.measurements
         self.pool = Pool("default", RenderScheduler(window))
         self.pool.add_renderer("comfyui-default-0", self.renderer, RendererStatus(ready=True))
         self.cache = InMemoryRenderCache()
@@ -475,14 +475,14 @@ async def test_estimates_follow_the_last_renders_of_a_graph(bench: Bench) -> Non
     bench.renderer.seconds = 2.5
     result = await bench.run(GRAPH)
     shape, price = compute_shape(GRAPH), RenderPrice(usd_per_gpu_hour=Decimal(36))
-    assert bench.measured.build_tariff(price, 60).estimate_cost(shape, 1) == Decimal("0.025")
-    first_estimate = bench.measured.estimate(shape)
+    assert bench.measurements.build_tariff(price, 60).estimate_cost(shape, 1) == Decimal("0.025")
+    first_estimate = bench.measurements.estimate_duration(shape)
     assert first_estimate is not None and first_estimate.mean == 2.5
     # A restarted pool reads these from the job.
     assert (result.shape, result.pictures) == (shape, 1)
     # A repeated attempt sees the same run again.
     await bench.run(GRAPH)
-    assert bench.measured.estimate(shape) == first_estimate
+    assert bench.measurements.estimate_duration(shape) == first_estimate
 
 
 async def test_cached_and_failed_renders_are_not_measured(bench: Bench) -> None:
@@ -490,13 +490,13 @@ async def test_cached_and_failed_renders_are_not_measured(bench: Bench) -> None:
     bench.renderer.failure = RenderFailed("refused")
     with pytest.raises(ApplicationError):
         await bench.run(GRAPH)
-    assert bench.measured.estimate_any_shape() is None
+    assert bench.measurements.estimate_any_shape() is None
     bench.renderer.failure, bench.renderer.seconds = None, 2.5
     await bench.run(GRAPH, job_id=OTHER)
-    first_estimate = bench.measured.estimate_any_shape()
+    first_estimate = bench.measurements.estimate_any_shape()
     cached_result = await bench.run(GRAPH)
     assert (cached_result.cached, cached_result.shape, cached_result.pictures) == (True, None, None)
-    assert bench.measured.estimate_any_shape() == first_estimate is not None
+    assert bench.measurements.estimate_any_shape() == first_estimate is not None
 
 
 async def test_failed_renders_cost_their_time(bench: Bench) -> None:

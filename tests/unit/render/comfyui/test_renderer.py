@@ -212,7 +212,7 @@ async def accepting_bench(
     blobs = BlobStore(f"file://{tmp_path / 'blobs'}")
     client: Any = comfyui
     bench = Bench(tmp_path, blobs, client)
-    bench.renderer._outputs = OutputStore(bench.session.written, blobs, 1000)
+    bench.renderer._outputs = OutputStore(bench.session.written_files, blobs, 1000)
     return bench, comfyui
 
 

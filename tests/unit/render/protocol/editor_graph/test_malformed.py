@@ -106,7 +106,7 @@ def test_subgraphs_that_contain_themselves_or_multiply_are_refused() -> None:
     own = subgraph("A", [node(1, make_id("B"))], [], {}, {})
     other = subgraph("B", [node(1, make_id("A"))], [], {}, {})
     saved = graph([node(1, make_id("A"))], [], definitions={"subgraphs": [own, other]})
-    with pytest.raises(InvalidRequest, match="contains itself"):
+    with pytest.raises(InvalidRequest, match="must not contain itself"):
         run(saved)
     levels = [
         subgraph(f"L{level}", [node(at, make_id(f"L{level + 1}")) for at in range(10)], [], {}, {})
@@ -120,7 +120,7 @@ def test_subgraphs_that_contain_themselves_or_multiply_are_refused() -> None:
         for level in range(60)
     ]
     saved = graph([node(1, make_id("L0"))], [], definitions={"subgraphs": deep})
-    with pytest.raises(InvalidRequest, match="nested too deeply"):
+    with pytest.raises(InvalidRequest, match="must be nested at most 50 levels"):
         run(saved)
 
 
@@ -175,7 +175,7 @@ def test_ids_of_nested_subgraphs_are_bounded() -> None:
         {"id": f"L{level}", "nodes": [{"id": long, "type": f"L{level + 1}"}]} for level in range(9)
     ]
     saved = {"nodes": [{"id": long, "type": "L0"}], "definitions": {"subgraphs": levels}}
-    with pytest.raises(InvalidRequest, match="nested too deeply"):
+    with pytest.raises(InvalidRequest, match="must be nested at most 50 levels"):
         run(saved)
 
 
