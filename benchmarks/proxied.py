@@ -42,7 +42,7 @@ async def _serve_gateway(port: int, service: str) -> None:
     await proxy.start()
     freeze_startup_objects()
     app = Gatekeeper(
-        ProxyOrApp(proxy, guarded=proxy, app=_not_found),
+        ProxyOrApp(proxy, limited_proxy=proxy, app=_not_found),
         service="gateway",
         authenticator=StaticAuthenticator({KEY: Identity(owner="bench", key_id="bench")}),
         errors=render_problem_details,

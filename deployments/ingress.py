@@ -104,7 +104,9 @@ def _to_public_error(error: Exception, request_id: str) -> MoyinError:
         _log.warning("request %s failed because the database is unavailable: %r", request_id, cause)
         return ServiceUnavailable("the database is unavailable; try again", retry_after=1)
     _log.error("request %s failed with an unexpected error", request_id, exc_info=error)
-    return MoyinError("an internal error occurred")
+    return MoyinError(
+        "an internal error occurred; the server's log has the cause for this request id"
+    )
 
 
 def _is_database_down(error: Exception) -> bool:

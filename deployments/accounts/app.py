@@ -185,7 +185,7 @@ def new_app(services: AccountsServices) -> Gatekeeper:
         description="Players, members, organisations, API keys, limits and budgets.",
         lifespan=lifespan,
     )
-    app.openapi = lambda: _openapi_document(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _build_openapi_document(app)  # type: ignore[method-assign]
     callers = CallerResolver(services.proxies)
     app.include_router(new_health_routes(services.checks))
     app.include_router(_jwks_routes(services.token_issuer))
@@ -201,18 +201,18 @@ def new_app(services: AccountsServices) -> Gatekeeper:
     app.include_router(limit_routes(services.api_keys, callers))
     app.include_router(signing_key_routes(services.api_keys, callers))
 
-    async def with_root_path(scope: Scope, receive: Receive, send: Send) -> None:
+    async def add_root_path(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "root_path": scope.get("root_path") or _PREFIX}, receive, send)
 
     return Gatekeeper(
-        AuthorizationMiddleware(with_root_path, scope_of=lambda _: None, meter=services.meter),
+        AuthorizationMiddleware(add_root_path, scope_of=lambda _: None, meter=services.meter),
         service="accounts", authenticator=services.authenticator, errors=render_problem_details,
         max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public=_PUBLIC,
         credentials=CredentialFinder(cookie=lambda _: True),
     )  # fmt: skip
 
 
-def _openapi_document(app: FastAPI) -> dict[str, Any]:
+def _build_openapi_document(app: FastAPI) -> dict[str, Any]:
     """Return the app's OpenAPI document, which the first call builds for all later ones."""
     if app.openapi_schema is None:
         document = get_openapi(

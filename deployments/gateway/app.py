@@ -143,7 +143,7 @@ def new_app(services: GatewayServices) -> Gatekeeper:
         description="Durable jobs, their events and their files.",
         lifespan=lambda _: services.lifespan(),
     )
-    app.add_exception_handler(ClientDisconnect, _client_disconnected)
+    app.add_exception_handler(ClientDisconnect, _handle_client_disconnect)
     _add_routes(app, services)
     app.openapi = lambda: build_document(  # type: ignore[method-assign]
         app, _is_public, _accepts_event_token
@@ -151,14 +151,14 @@ def new_app(services: GatewayServices) -> Gatekeeper:
     proxy_or_app = ProxyOrApp(
         services.proxy,
         # The proxy itself checks the scopes that the route table requires.
-        guarded=AuthorizationMiddleware(
+        limited_proxy=AuthorizationMiddleware(
             services.proxy, scope_of=lambda _: None, meter=services.meter
         ),
         app=AuthorizationMiddleware(app, scope_of=_required_scope, meter=services.meter),
     )
 
-    # Such rules apply only to the gateway's own routes, because the route table may use the same
-    # path for a service.
+    # The following rules apply only to the gateway's own routes, because the route table may use
+    # the same path for a service.
     def is_public(scope: Scope) -> bool:
         path = scope["path"]
         # `ProxyOrApp` responds to these paths with status 503, also without a key.
@@ -198,14 +198,14 @@ class ProxyOrApp:
     """Sends a request to the proxy if it matches the route table, and otherwise to ``app``.
 
     Args:
-        guarded: the proxy behind rate limiting. Requests to Moyin's other apps go to the proxy
-            directly, because these apps count requests themselves.
+        limited_proxy: the proxy behind rate limiting. Requests to Moyin's other apps go to the
+            proxy directly, because these apps count requests themselves.
         app: the gateway's own app.
     """
 
-    def __init__(self, proxy: Proxy, *, guarded: ASGIApp, app: ASGIApp) -> None:
+    def __init__(self, proxy: Proxy, *, limited_proxy: ASGIApp, app: ASGIApp) -> None:
         self._proxy = proxy
-        self._guarded = guarded
+        self._guarded = limited_proxy
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -217,14 +217,14 @@ class ProxyOrApp:
             )
         route = self._proxy.match(scope) if scope["type"] != "lifespan" else None
         if route is None:
-            await self._app(_with_server_path(scope), receive, send)
+            await self._app(_strip_page_prefix(scope), receive, send)
         elif route.pass_credentials:
             await self._proxy(scope, receive, send)
         else:
             await self._guarded(scope, receive, send)
 
 
-def _with_server_path(scope: Scope) -> Scope:
+def _strip_page_prefix(scope: Scope) -> Scope:
     """Return the ASGI scope without the prefix ``/comfy`` that ComfyUI's page adds to paths.
 
     ``/comfy/api/queue`` becomes ``/api/queue``; other paths do not change.
@@ -232,17 +232,17 @@ def _with_server_path(scope: Scope) -> Scope:
     path = to_server_path(scope["path"]) if scope["type"] != "lifespan" else None
     if path is None:
         return scope
-    raw: bytes = scope.get("raw_path") or b""
-    if raw.startswith(PAGE_PATH.encode()):
-        return {**scope, "path": path, "raw_path": raw[len(PAGE_PATH) - 1 :]}
+    raw_path: bytes = scope.get("raw_path") or b""
+    if raw_path.startswith(PAGE_PATH.encode()):
+        return {**scope, "path": path, "raw_path": raw_path[len(PAGE_PATH) - 1 :]}
     return {**scope, "path": path}
 
 
 def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     node_info, blobs, retention = services.node_info, services.blobs, services.retention
-    artifact_parts = (services.artifacts, blobs, services.pictures, services.signing_key)
+    artifact_services = (services.artifacts, blobs, services.pictures, services.signing_key)
     # ComfyUI serves these routes at the root and under `/api`.
-    comfyui = (
+    comfyui_routers = (
         prompts.prompt_routes(services.prompts),
         files.file_routes(services.files, blobs, services.pictures),
         websocket.websocket_routes(services.events, services.max_body_bytes),
@@ -278,14 +278,14 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
             services.config_history,
             services.links,
         ),
-        artifacts.signed_link_routes(*artifact_parts),
-        artifacts.artifact_routes(*artifact_parts, services.templates),
+        artifacts.signed_link_routes(*artifact_services),
+        artifacts.artifact_routes(*artifact_services, services.templates),
         archives.archive_routes(services.artifacts, services.jobs, blobs, services.signing_key),
         jobs_v2.job_v2_routes(renders, retention),
         assets_v2.asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
     ):
         app.include_router(router)
-    for router in comfyui:
+    for router in comfyui_routers:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)
     app.include_router(prompts.job_list_routes(services.prompts))
@@ -325,6 +325,6 @@ def _is_public(path: str) -> bool:
     )
 
 
-async def _client_disconnected(request: Request, error: Exception) -> Response:
+async def _handle_client_disconnect(request: Request, error: Exception) -> Response:
     """Return status 499 for the access log: the client disconnected while sending its body."""
     return Response(status_code=499)

@@ -210,13 +210,13 @@ class Pool:
         A batch has the place of its first waiting render.
         """
         places: dict[str, QueuePlace] = {}
-        for position, expected in enumerate(self._scheduler.forecast(), start=1):
+        for position, expectation in enumerate(self._scheduler.forecast(), start=1):
             place = QueuePlace(
-                position=position, starts_in=expected.starts_in, ends_in=expected.ends_in
+                position=position, starts_in=expectation.starts_in, ends_in=expectation.ends_in
             )
-            places.setdefault(expected.pending.job_id, place)
-        for expected in self._scheduler.list_running():
-            places.setdefault(expected.pending.job_id, QueuePlace(ends_in=expected.ends_in))
+            places.setdefault(expectation.pending.job_id, place)
+        for expectation in self._scheduler.list_running():
+            places.setdefault(expectation.pending.job_id, QueuePlace(ends_in=expectation.ends_in))
         return places
 
     def find_executed(self, prompt_ids: Collection[str]) -> list[str]:
@@ -300,8 +300,8 @@ class Pool:
         """Interrupt the prompt on its renderer; do nothing if the prompt does not run.
 
         Args:
-            job_attempt: the number of the cancelled attempt of the job. If a later attempt has asked
-                for the prompt meanwhile, the prompt goes on for that attempt.
+            job_attempt: the number of the cancelled attempt of the job. If a later attempt has
+                requested the prompt meanwhile, the prompt is not interrupted.
 
         Returns:
             ComfyUI's history entry of the interrupted prompt; None if there is none.
@@ -393,9 +393,9 @@ class Pool:
             async with asyncio.timeout(_SETTLE_TIMEOUT_SECONDS):
                 await self.settled.wait()
         names = list(self._renderers)
-        answers = await asyncio.gather(*(self._has_prompt(name, prompt_id) for name in names))
+        prompt_flags = await asyncio.gather(*(self._has_prompt(name, prompt_id) for name in names))
         return next(
-            (name for name, has_prompt in zip(names, answers, strict=True) if has_prompt), None
+            (name for name, has_prompt in zip(names, prompt_flags, strict=True) if has_prompt), None
         )
 
     async def _has_prompt(self, name: str, prompt_id: str) -> bool:
@@ -418,9 +418,12 @@ class Pool:
             return
         state.measured_run = run.id
         # Actors of earlier versions do not measure the loading of models.
-        loaded = getattr(run, "load_seconds", 0.0)
+        measured_load_seconds = getattr(run, "load_seconds", 0.0)
         measured_render = MeasuredRender(
-            shape=shape, seconds=run.seconds, load_seconds=loaded, pictures=run.pictures
+            shape=shape,
+            seconds=run.seconds,
+            load_seconds=measured_load_seconds,
+            pictures=run.pictures,
         )
         self._scheduler.measurements.record(measured_render, load_seconds)
 

@@ -154,16 +154,16 @@ class RenderActivities:
     async def _build_request(
         self, step: StepInput, graph: Mapping[str, Any], prompt: ComfyPrompt
     ) -> RenderRequest:
-        names, files = {}, {}
+        file_names, files = {}, {}
         for artifact_id in sorted({*find_artifact_ids(graph), *prompt.files.values()}):
             artifact = await self._services.artifacts.get_even_if_deleted(step.owner, artifact_id)
             name = make_input_name(artifact)
-            names[artifact_id] = name
+            file_names[artifact_id] = name
             files[name] = artifact.sha256
-        texts = {text: names[artifact_id] for text, artifact_id in prompt.files.items()}
+        replacements = {text: file_names[artifact_id] for text, artifact_id in prompt.files.items()}
         return RenderRequest(
             prompt_id=derive_prompt_id(step.job_id, step.index),
-            graph=replace_inputs(graph, names, texts),
+            graph=replace_inputs(graph, file_names, replacements),
             files=files,
             models=await self._model_sizes.measure(find_model_files(graph)),
             extra_data=self._guard.add_pool_rules(step.owner, prompt.extra_data),
@@ -261,13 +261,15 @@ def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
     counts = FailureCounts.from_heartbeat(heartbeat.details).add(error)
     heartbeat.details = (counts.to_heartbeat(),)
     heartbeat.send()
-    cause = counts.find_final_error(error) or error
-    if not isinstance(cause, MoyinError):
+    reported_error = counts.find_final_error(error) or error
+    if not isinstance(reported_error, MoyinError):
         job_id = activity.info().workflow_id
         _log.error("the render of job %s failed with an unexpected error", job_id, exc_info=error)
-        cause = MoyinError("the render failed with an internal error; see the log of its pool")
-        return to_application_error(cause, retryable=counts.allows_retry(error))
-    return to_application_error(cause, retryable=counts.allows_retry(cause))
+        reported_error = MoyinError(
+            "the render failed with an internal error; see the log of its pool"
+        )
+        return to_application_error(reported_error, retryable=counts.allows_retry(error))
+    return to_application_error(reported_error, retryable=counts.allows_retry(reported_error))
 
 
 def derive_prompt_id(job_id: str, index: int) -> str:
@@ -305,8 +307,8 @@ def _collect_outputs(
     """Return the outputs by node and slot, as in ComfyUI's history; files are ``artifact:<id>``."""
     outputs: dict[str, dict[str, list[Any]]] = {}
     for file, artifact in zip(success.files, artifacts, strict=True):
-        slot = outputs.setdefault(file.node, {}).setdefault(file.slot, [])
-        slot.append(f"artifact:{artifact.id}")
+        slot_values = outputs.setdefault(file.node, {}).setdefault(file.slot, [])
+        slot_values.append(f"artifact:{artifact.id}")
     for node, values in success.values.items():
         for name, items in values.items():
             outputs.setdefault(node, {}).setdefault(name, []).extend(items)

@@ -49,7 +49,7 @@ async def _read_cards(supervisor: ActorSupervisor) -> Mapping[str, tuple[GpuRead
     Actors that do not respond within two seconds have no measurements.
     """
 
-    async def read(name: str) -> tuple[GpuReading, ...]:
+    async def read_actor_cards(name: str) -> tuple[GpuReading, ...]:
         try:
             async with asyncio.timeout(_READING_SECONDS):
                 return await supervisor.read_gpus(name)
@@ -57,7 +57,7 @@ async def _read_cards(supervisor: ActorSupervisor) -> Mapping[str, tuple[GpuRead
             return ()  # The card may be too busy to measure, or the actor has just died.
 
     names = [name for name, status in supervisor.statuses.items() if status.spec.gpus]
-    return dict(zip(names, await asyncio.gather(*map(read, names)), strict=True))
+    return dict(zip(names, await asyncio.gather(*map(read_actor_cards, names)), strict=True))
 
 
 def _iterate_renderers(

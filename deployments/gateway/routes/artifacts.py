@@ -82,18 +82,20 @@ def artifact_routes(
         artifact_id = derive_artifact_id(owner, validate_idempotency_key(key))
         async with receive_upload(request, "file") as upload:
             artifact = await store_upload(
-                blobs, upload, artifact_id, name=name or upload.name, declared=upload.declared
+                blobs, upload, artifact_id, name=name or upload.name, declared_type=upload.declared
             )
-        stored = await _find_stored(artifacts, owner, artifact) if key is not None else None
-        if stored is not None:
-            artifact = stored
+        earlier_artifact = (
+            await _find_stored_artifact(artifacts, owner, artifact) if key is not None else None
+        )
+        if earlier_artifact is not None:
+            artifact = earlier_artifact
             response.headers["idempotent-replayed"] = "true"
         else:
             await artifacts.add_or_restore(artifact, owner=owner)
             if key is not None:
                 # If requests with the same key are concurrent, the artifact that was stored first
                 # is returned.
-                artifact = await _find_stored(artifacts, owner, artifact) or artifact
+                artifact = await _find_stored_artifact(artifacts, owner, artifact) or artifact
         body = render_artifact(artifact)
         response.headers["location"] = body.url
         return body
@@ -109,13 +111,13 @@ def artifact_routes(
         with an event token of the job that produced the file.
         """
         reader = context(request.scope).reader
-        stored = await artifacts.get_with_origin(reader.owner, artifact_id)
-        if not reader.may_read_job(stored.job_id):
+        stored_artifact = await artifacts.get_with_origin(reader.owner, artifact_id)
+        if not reader.may_read_job(stored_artifact.job_id):
             raise ArtifactNotFound(
                 f"artifact {artifact_id!r} does not exist, or you may not see it"
             )
         response = await _build_file_response(
-            request, reader.owner, stored.artifact, w, blobs, pictures
+            request, reader.owner, stored_artifact.artifact, w, blobs, pictures
         )
         if reader.job is not None:
             _protect_secret_url(response)
@@ -152,7 +154,7 @@ def artifact_routes(
     @router.post(
         "/artifacts/{artifact_id}/link",
         summary="Create a link that works without a key",
-        openapi_extra=describe_body(wire.LinkRequest.model_json_schema(), required=False),
+        openapi_extra=describe_body(wire.LinkRequest.model_json_schema(), is_required=False),
     )
     async def create_link(request: Request, artifact_id: str) -> wire.LinkBody:
         """Return a link that serves this file without a key until it expires.
@@ -160,11 +162,11 @@ def artifact_routes(
         A page can use the link in `<img>`, for example.
         """
         owner = context(request.scope).owner
-        options = validate(wire.LinkRequest, parse_object(await request.body() or b"{}"))
+        link_request = validate(wire.LinkRequest, parse_object(await request.body() or b"{}"))
         artifact = await artifacts.get(owner, artifact_id)
-        expires_at = now() + timedelta(seconds=options.expires_in)
+        expires_at = now() + timedelta(seconds=link_request.expires_in)
         url = create_file_link(
-            signing_key, owner, artifact.id, artifact.name, ttl_s=options.expires_in
+            signing_key, owner, artifact.id, artifact.name, ttl_s=link_request.expires_in
         )
         return wire.LinkBody(url=url, expires_at=expires_at.replace(microsecond=0))
 
@@ -249,7 +251,9 @@ async def _build_thumbnail_response(
     return StreamingResponse(picture.chunks(), media_type=picture.media_type, headers=headers)
 
 
-async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact) -> Artifact | None:
+async def _find_stored_artifact(
+    artifacts: ArtifactStore, owner: str, artifact: Artifact
+) -> Artifact | None:
     """Return the artifact that an earlier request stored with the same Idempotency-Key.
 
     Return None if there is none or if it was deleted, so that the file is stored again.
@@ -259,8 +263,8 @@ async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact)
             was deleted, because open jobs may still read it.
     """
     try:
-        stored = await artifacts.get_even_if_deleted(owner, artifact.id)
-        if stored.sha256 == artifact.sha256:
+        stored_artifact = await artifacts.get_even_if_deleted(owner, artifact.id)
+        if stored_artifact.sha256 == artifact.sha256:
             return await artifacts.get(owner, artifact.id)
     except ArtifactNotFound:
         return None

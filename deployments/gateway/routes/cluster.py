@@ -67,7 +67,7 @@ def cluster_routes(
     """Return the routes that show the state of the cluster."""
     router = APIRouter(tags=["cluster"])
 
-    async def view(cluster: ClusterBody, caller: Identity) -> ClusterBody:
+    async def restrict_for(cluster: ClusterBody, caller: Identity) -> ClusterBody:
         if caller.has_scope(OPERATOR):
             return cluster
         return restrict_cluster(cluster, await admission.list_pools(caller))
@@ -78,7 +78,7 @@ def cluster_routes(
 
         Operators see all pools with their renderers, and the nodes with the shares of each GPU.
         """
-        return await view(await feeds.cluster.get(), context(request.scope).caller)
+        return await restrict_for(await feeds.cluster.get(), context(request.scope).caller)
 
     @router.get("/cluster/problems", name="problems", summary="Show what is wrong now")
     async def show_problems() -> ProblemsBody:
@@ -142,13 +142,13 @@ def _event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRouter:
         """Send the body of `GET /cluster` now and whenever it has changed, every two seconds at most."""
         caller = context(request.scope).caller
         is_operator = caller.has_scope(OPERATOR)
-        included = _select_allowed(request, include)
+        included_parts = _select_allowed(request, include)
         viewer = Viewer(owner=caller.owner, is_operator=is_operator)
 
         async def format_events() -> AsyncGenerator[str, None]:
             prefix, previous_value = _RETRY, None
             async with aclosing(
-                feeds.follow(viewer, included, with_cluster=with_cluster)
+                feeds.follow(viewer, included_parts, with_cluster=with_cluster)
             ) as changes:
                 async for change in changes:
                     if change is None:
@@ -182,7 +182,7 @@ def _select_allowed(request: Request, include: Sequence[Included]) -> list[Inclu
         if caller.has_scope(scope):
             # Checked again while the stream lasts.
             request_context.require(scope)
-    allowed = {
+    is_allowed = {
         Included.BACKENDS: caller.has_scope(TEXT)
         and (caller.has_scope(OPERATOR) or caller.has_scope(ORG_ADMIN)),
         Included.USAGE: caller.has_scope(TEXT),
@@ -190,4 +190,4 @@ def _select_allowed(request: Request, include: Sequence[Included]) -> list[Inclu
         Included.JOBS: caller.has_scope(JOBS_READ),
         Included.ROUTES: caller.has_scope(OPERATOR),
     }
-    return [name for name in Included if name in include and allowed[name]]
+    return [name for name in Included if name in include and is_allowed[name]]

@@ -89,9 +89,9 @@ def job_routes(
             limit=query.limit,
             cursor=query.cursor,
         )
-        queue = await view_queue(places, page_jobs)
+        queue_view = await view_queue(places, page_jobs)
         return wire.JobPage(
-            jobs=[render_job(job, queue) for job in page_jobs], next_cursor=next_cursor
+            jobs=[render_job(job, queue_view) for job in page_jobs], next_cursor=next_cursor
         )
 
     @router.post("/jobs/cancel", summary="Cancel jobs by a filter", openapi_extra=_BULK_BODY)
@@ -189,7 +189,9 @@ def template_routes(templates: TemplateCatalog) -> APIRouter:
         body = template_wire.TemplateList(
             templates=[to_response_body(t) for t in snapshot.templates]
         )
-        return _cacheable_response(body, hashlib.sha256(digests.encode()).hexdigest(), known_etag)
+        return _build_cacheable_response(
+            body, hashlib.sha256(digests.encode()).hexdigest(), known_etag
+        )
 
     @router.get(
         "/templates/{name}",
@@ -202,7 +204,7 @@ def template_routes(templates: TemplateCatalog) -> APIRouter:
     ) -> Response:
         """Return a template by its name or an alias."""
         template = await templates.get(name)
-        return _cacheable_response(to_response_body(template), template.digest, known_etag)
+        return _build_cacheable_response(to_response_body(template), template.digest, known_etag)
 
     return router
 
@@ -220,10 +222,10 @@ def validate_idempotency_key(header: str | None) -> str | None:
     return header
 
 
-def _cacheable_response(body: BaseModel, digest: str, known_etag: str | None) -> Response:
+def _build_cacheable_response(body: BaseModel, digest: str, known_etag: str | None) -> Response:
     """Return the body, or status 304 if the client's ``If-None-Match`` names the digest."""
-    tag = f'"{digest[:32]}"'
-    headers = {"etag": tag, "cache-control": "private, no-cache"}
-    if known_etag is not None and (tag in known_etag or known_etag.strip() == "*"):
+    etag = f'"{digest[:32]}"'
+    headers = {"etag": etag, "cache-control": "private, no-cache"}
+    if known_etag is not None and (etag in known_etag or known_etag.strip() == "*"):
         return Response(status_code=304, headers=headers)
     return Response(body.model_dump_json(), media_type="application/json", headers=headers)

@@ -141,18 +141,18 @@ def _list_chat_models(text_router: Router) -> set[str]:
 
 
 def _describe_ability(text_router: Router, name: str) -> dict[str, Any]:
-    estimate = text_router.fleet.catalog.abilities.get(name) or look_up_ability(name)
-    if estimate is None:
+    known_ability = text_router.fleet.catalog.abilities.get(name) or look_up_ability(name)
+    if known_ability is None:
         unknown_members: dict[str, Any] = {"ability": None, "spread": None, "kinds": {}}
         return {"model": name, "source": "nothing is known", **unknown_members}
     return {
         "model": name,
-        "ability": estimate.mean,
-        "spread": estimate.spread,
-        "source": estimate.source,
+        "ability": known_ability.mean,
+        "spread": known_ability.spread,
+        "source": known_ability.source,
         "kinds": {
             kind: {"ability": ability.mean, "spread": ability.spread, "source": ability.source}
-            for kind, ability in estimate.kinds.items()
+            for kind, ability in known_ability.kinds.items()
         },
     }
 
@@ -169,10 +169,10 @@ def _describe_signal(row: SignalRow) -> Mapping[str, Any]:
 
 def _calibrate(signals: list[SignalRow]) -> list[dict[str, Any]]:
     """Return expected and rated quality of answers, grouped by tenths of the expected quality."""
-    tenths: dict[int, list[SignalRow]] = {}
+    rows_by_tenth: dict[int, list[SignalRow]] = {}
     for row in signals:
         if row.p_good is not None:
-            tenths.setdefault(min(int(row.p_good * 10), 9), []).append(row)
+            rows_by_tenth.setdefault(min(int(row.p_good * 10), 9), []).append(row)
     return [
         {
             "from": tenth / 10,
@@ -181,5 +181,5 @@ def _calibrate(signals: list[SignalRow]) -> list[dict[str, Any]]:
             "expected": sum(row.p_good or 0.0 for row in rows) / len(rows),
             "good": sum(row.score for row in rows) / len(rows),
         }
-        for tenth, rows in sorted(tenths.items())
+        for tenth, rows in sorted(rows_by_tenth.items())
     ]

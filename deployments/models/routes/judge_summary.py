@@ -48,11 +48,11 @@ async def summarize_verdicts(
     if rules is None and not scores:
         return None
     # Thousands of hashes take milliseconds, too long for the event loop.
-    total, agreements = await asyncio.to_thread(count_agreements, caller.owner, scores)
+    judged_count, agreed_count = await asyncio.to_thread(count_agreements, caller.owner, scores)
     counts: dict[str, Any] = {
         "share": 0.0 if rules is None else rules.share,
-        "judged": total,
-        "agreed": agreements,
+        "judged": judged_count,
+        "agreed": agreed_count,
     }
     if judge is None or rules is None or not caller.has_scope(OPERATOR):
         return counts
@@ -72,8 +72,8 @@ def count_agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[i
     """
     scores_by_id = dict(scores)
     pairs = [
-        (score, scores_by_id[other])
+        (score, scores_by_id[comparison_id])
         for request_id, score in scores_by_id.items()
-        if (other := derive_comparison_id(owner, request_id)) in scores_by_id
+        if (comparison_id := derive_comparison_id(owner, request_id)) in scores_by_id
     ]
     return len(pairs), sum(first_score >= second_score for first_score, second_score in pairs)

@@ -86,14 +86,14 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
             for deployment in fleet.find_allowed_deployments(name, owner)
         )
         # The list omits models that the tenant can use only through an alias.
-        loaded: dict[str, ModelDeployment] = {}
+        loaded_deployments: dict[str, ModelDeployment] = {}
         for deployment in deployments:
             if deployment.model.name in names and _is_loaded(fleet, deployment):
-                loaded.setdefault(deployment.model.name, deployment)
+                loaded_deployments.setdefault(deployment.model.name, deployment)
         return {
             "models": [
                 _describe_list_entry(name, (deployment,)) | _describe_residency(fleet, deployment)
-                for name, deployment in loaded.items()
+                for name, deployment in loaded_deployments.items()
             ]
         }
 

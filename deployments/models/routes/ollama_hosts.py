@@ -56,14 +56,14 @@ def new_ollama_host_routes(
         response_model=None,
     )
     async def pull(request: Request) -> Response:
-        data = parse_object(await request.body())
-        body = validate(wire.PullBody, data)
-        names_host = HOST_HEADER in request.headers or hosts.split_name(body.name_of_model)[0]
-        if not names_host and _is_known(text_router, request, body.name_of_model):
+        body_members = parse_object(await request.body())
+        body = validate(wire.PullBody, body_members)
+        is_host_named = HOST_HEADER in request.headers or hosts.split_name(body.name_of_model)[0]
+        if not is_host_named and _is_known_model(text_router, request, body.name_of_model):
             return _new_pulled_response(body)
         if not _is_operator(request):
             raise _new_scope_error("pull", f"no host has the model {body.name_of_model!r}, and ")
-        return hosts.forward_request(request, "POST", "pull", data, "model")
+        return hosts.forward_request(request, "POST", "pull", body_members, "model")
 
     @router.post(
         "/push", summary="Push a model to a registry", description=_DESCRIPTION, response_model=None
@@ -291,7 +291,7 @@ def _new_scope_error(call: str, reason: str) -> InsufficientScope:
     )
 
 
-def _is_known(text_router: Router, request: Request, name: str) -> bool:
+def _is_known_model(text_router: Router, request: Request, name: str) -> bool:
     """Return True if the caller may use a model or alias of this name."""
     try:
         return bool(text_router.fleet.find_allowed_deployments(name, context(request.scope).owner))
@@ -300,9 +300,9 @@ def _is_known(text_router: Router, request: Request, name: str) -> bool:
 
 
 def _new_pulled_response(body: wire.PullBody) -> Response:
-    success = b'{"status":"success"}'
+    success_line = b'{"status":"success"}'
     if body.stream is False:
-        return Response(success, media_type="application/json")
+        return Response(success_line, media_type="application/json")
     return Response(
-        b'{"status":"pulling manifest"}\n' + success + b"\n", media_type=JSON_LINES.decode()
+        b'{"status":"pulling manifest"}\n' + success_line + b"\n", media_type=JSON_LINES.decode()
     )

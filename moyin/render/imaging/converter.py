@@ -84,8 +84,8 @@ class PictureConverter:
             channels: the channels to keep; ``rgb`` removes the transparency.
 
         Raises:
-            InvalidRequest: The source is not a readable picture, ``make_preview`` is malformed, or the
-                format does not support pictures of this size.
+            InvalidRequest: The source is not a readable picture, ``preview_format`` is malformed,
+                or the format does not support pictures of this size.
             PictureTooLarge: The source or the conversion exceeds a limit.
             Overloaded: Too many pictures are waiting for conversion.
             ArtifactNotFound: The store no longer has the content of the source.

@@ -79,9 +79,7 @@ class TemplateBody(BaseModel):
     aliases: list[str]
     pool: str | None = Field(description="Pool that renders it if the job names no pool.")
     inputs: dict[str, Any] = Field(description="JSON Schema (2020-12) of a job's `inputs`.")
-    outputs: list[str] = Field(
-        description="Ids of the nodes whose files are the result; empty: of all nodes."
-    )
+    outputs: list[str] = Field(description="Nodes whose files are the result; none: all nodes.")
 
 
 class TemplateList(BaseModel):

@@ -387,7 +387,7 @@ class Farm:
                 routes=lambda _: build_routes(proxy.pools, table, {}).model_dump_json(),
                 doctor=self.scripted_pools.check_machine,
             ),
-            seconds=dict.fromkeys(READING_SECONDS, 0.1), clock=lambda: self.clock(),
+            intervals=dict.fromkeys(READING_SECONDS, 0.1), clock=lambda: self.clock(),
         )  # fmt: skip
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet_seconds=0.5)
         farm_events = PromptNotifiers(

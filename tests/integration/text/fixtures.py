@@ -186,7 +186,7 @@ async def serving(
             text_router=text_router,
             estimator=estimator,
             signals=store,
-            count=judge_outcomes.append,
+            count_outcome=judge_outcomes.append,
         )
         result = config.routing.judge
         judge.set_rules(None if result is None else result.to_rules())

@@ -49,21 +49,21 @@ def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) 
         async with receive_upload(request, "file") as upload:
             artifact = await store_upload(
                 blobs, upload, artifact_id, name=upload.fields.get("file_path") or upload.name,
-                declared=upload.fields.get("content_type") or upload.declared,
+                declared_type=upload.fields.get("content_type") or upload.declared,
             )  # fmt: skip
-            stored, is_new = await assets.add(
+            stored_asset, is_new = await assets.add(
                 owner, artifact, expected=upload.fields.get("expected_hash")
             )
         response.status_code = 201 if is_new else 200
-        return new_presenter(request, retention).to_asset_body(stored, new=is_new)
+        return new_presenter(request, retention).to_asset_body(stored_asset, new=is_new)
 
     @router.post("/from-hash", status_code=201, name="from_hash")
     async def create_from_hash(request: Request, body: wire.FromHash) -> wire.AssetBody:
         """Create an asset from content that you have already stored."""
-        stored = await assets.copy(
+        stored_asset = await assets.copy(
             context(request.scope).owner, parse_hash(body.hash), body.file_path
         )
-        return new_presenter(request, retention).to_asset_body(stored, new=False)
+        return new_presenter(request, retention).to_asset_body(stored_asset, new=False)
 
     @router.head("/by-hash/{digest}", include_in_schema=False)
     async def exists_by_hash(request: Request, digest: str) -> Response:
@@ -73,8 +73,8 @@ def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) 
     @router.get("/{asset_id}", name="show")
     async def get_asset(request: Request, asset_id: str) -> wire.AssetBody:
         """Return an asset without its content."""
-        stored = await assets.get(context(request.scope).owner, asset_id)
-        return new_presenter(request, retention).to_asset_body(stored)
+        stored_asset = await assets.get(context(request.scope).owner, asset_id)
+        return new_presenter(request, retention).to_asset_body(stored_asset)
 
     @router.get(
         "/{asset_id}/content",
@@ -84,8 +84,8 @@ def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) 
     )
     async def download(request: Request, asset_id: str) -> Response:
         """Download an asset's content. `Range` and `If-None-Match` are supported."""
-        stored = await assets.get(context(request.scope).owner, asset_id)
-        return await build_artifact_response(request, stored.artifact, blobs)
+        stored_asset = await assets.get(context(request.scope).owner, asset_id)
+        return await build_artifact_response(request, stored_asset.artifact, blobs)
 
     @router.delete("/{asset_id}", status_code=204, name="delete")
     async def delete_asset(request: Request, asset_id: str) -> None:

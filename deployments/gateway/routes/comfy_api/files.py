@@ -58,10 +58,10 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
             response.headers["cache-control"] = "private, no-cache"
             return response
         if preview is not None:
-            return _picture_response(
+            return _build_picture_response(
                 await pictures.make_preview(caller.owner, artifact, preview, channel)
             )
-        return _picture_response(
+        return _build_picture_response(
             await pictures.make_channel_picture(caller.owner, artifact, channel)
         )
 
@@ -91,15 +91,17 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
             Path(upload.name or "").name, fields.get("subfolder", ""), fields.get("type", "input")
         )
         artifact = await store_upload(
-            blobs, upload, generate_artifact_id(), name=name.filename, declared=upload.declared
+            blobs, upload, generate_artifact_id(), name=name.filename, declared_type=upload.declared
         )
         overwrite = fields.get("overwrite") in _TRUE_VALUES
-        final_name, stored = await files.add_upload(owner, name, artifact, overwrite=overwrite)
+        final_name, stored_artifact = await files.add_upload(
+            owner, name, artifact, overwrite=overwrite
+        )
         return {
             "name": final_name.filename,
             "subfolder": final_name.subfolder,
             "type": final_name.type,
-            "artifact_id": stored.id,
+            "artifact_id": stored_artifact.id,
         }
 
     return router
@@ -119,7 +121,7 @@ def _parse_original_ref(fields: Mapping[str, str]) -> ComfyFileName:
     return parse_file_name(**parts)
 
 
-def _picture_response(picture: ConvertedPicture) -> Response:
+def _build_picture_response(picture: ConvertedPicture) -> Response:
     headers = {
         "cache-control": "private, no-cache",
         "x-content-type-options": "nosniff",

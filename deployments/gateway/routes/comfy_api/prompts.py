@@ -174,4 +174,4 @@ async def _read_body(request: Request, model: type[B]) -> B:
 
 
 def _describe_body(model: type[BaseModel]) -> dict[str, Any]:
-    return describe_body(model.model_json_schema(), required=False)
+    return describe_body(model.model_json_schema(), is_required=False)

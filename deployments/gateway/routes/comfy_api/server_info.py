@@ -152,8 +152,8 @@ def _node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
 
         `search` finds words in names, titles, categories and descriptions.
         """
-        caller = context(request.scope)
-        nodes = await admission.list_nodes(caller.caller, pool)
+        request_context = context(request.scope)
+        nodes = await admission.list_nodes(request_context.caller, pool)
         headers = {}
         if page.is_given:
             nodes, count = await asyncio.to_thread(select_nodes, nodes, page)
@@ -161,17 +161,17 @@ def _node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
         if summary:
             nodes = summarize_nodes(nodes)
         else:
-            nodes = set_upload_choices(nodes, await files.list_uploads(caller.owner))
+            nodes = set_upload_choices(nodes, await files.list_uploads(request_context.owner))
         return Response(to_json(nodes), media_type="application/json", headers=headers)
 
     @router.get("/object_info/{node}", name="one_object_info")
     async def get_node(request: Request, node: str) -> dict[str, Any]:
         """Return a node class, or an empty object if no class has this name."""
-        caller = context(request.scope)
-        nodes = await admission.list_nodes(caller.caller)
+        request_context = context(request.scope)
+        nodes = await admission.list_nodes(request_context.caller)
         if node not in nodes:
             return {}
-        uploads = await files.list_uploads(caller.owner)
+        uploads = await files.list_uploads(request_context.owner)
         return set_upload_choices({node: nodes[node]}, uploads)
 
     return router
@@ -195,16 +195,16 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
     async def get_extension_file(request: Request, path: str) -> Response:
         """Return a file that a node package provides for the frontend."""
         content = await node_info.fetch_first(f"/extensions/{quote(path)}")
-        tag = await asyncio.to_thread(_compute_etag, content)
+        etag = await asyncio.to_thread(_compute_etag, content)
         headers = {
-            "etag": tag,
+            "etag": etag,
             "cache-control": "private, no-cache",
             "cross-origin-resource-policy": "same-origin",
         }
-        if request.headers.get("if-none-match") == tag:
+        if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers=headers)
-        kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
-        return Response(content, media_type=kind, headers=headers)
+        media_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        return Response(content, media_type=media_type, headers=headers)
 
     @router.get("/workflow_templates", name="workflow_templates")
     async def list_workflow_templates() -> dict[str, Any]:

@@ -122,8 +122,8 @@ def _parse_paths(request: Request) -> tuple[str, str | None]:
 
     Both are parsed from the undecoded URL, in which an encoded slash is part of a file's path.
     """
-    raw = (request.scope.get("raw_path") or request.scope["path"].encode()).decode("latin-1")
-    return parse_paths(raw.partition("?")[0].partition("/userdata/")[2])
+    raw_path = (request.scope.get("raw_path") or request.scope["path"].encode()).decode("latin-1")
+    return parse_paths(raw_path.partition("?")[0].partition("/userdata/")[2])
 
 
 def _is_true(flag: str) -> bool:

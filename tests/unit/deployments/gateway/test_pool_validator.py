@@ -105,7 +105,7 @@ async def test_an_unavailable_pool_accepts_graphs_and_is_paused(
     serving_pool: Any, answer: Any
 ) -> None:
     pool = serving_pool(Pool(answer))
-    validator = PoolValidator(timeout=1.0, pause=60)
+    validator = PoolValidator(timeout_seconds=1.0, pause_seconds=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
     assert (len(pool.list_renderers.calls), sum(map(len, pool.calls))) == (1, 1)
@@ -120,7 +120,7 @@ async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
 ) -> None:
     pool = serving_pool(Pool({}))
     pool.list_renderers.answer = renderers_response
-    validator = PoolValidator(timeout=1.0, pause=60)
+    validator = PoolValidator(timeout_seconds=1.0, pause_seconds=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
     assert (len(pool.list_renderers.calls), pool.calls) == (1, [[], []])
@@ -128,7 +128,7 @@ async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
 
 async def test_after_the_pause_the_pool_is_called_again(serving_pool: Any) -> None:
     pool = serving_pool(Pool(RayError("dead")))
-    validator = PoolValidator(pause=0)
+    validator = PoolValidator(pause_seconds=0)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
     assert (len(pool.list_renderers.calls), sum(map(len, pool.calls))) == (2, 2)
