@@ -154,7 +154,9 @@ def _to_moyin_error(error: Exception, request: Request) -> MoyinError:
         if isinstance(error.__cause__, MoyinError):
             return error.__cause__
         if error.status_code in (404, 405):
-            return RouteNotFound(f"there is no route {request.method} {request.url.path}")
+            return RouteNotFound(
+                f"there is no route {request.method} {request.url.path}; the OpenAPI document lists all"
+            )
         return InvalidRequest(str(error.detail))
     assert isinstance(error, RequestValidationError)
     first_error = error.errors()[0]

@@ -154,7 +154,7 @@ def new_app(services: GatewayServices) -> Gatekeeper:
         limited_proxy=AuthorizationMiddleware(
             services.proxy, scope_of=lambda _: None, meter=services.meter
         ),
-        app=AuthorizationMiddleware(app, scope_of=_required_scope, meter=services.meter),
+        app=AuthorizationMiddleware(app, scope_of=_get_required_scope, meter=services.meter),
     )
 
     # The following rules apply only to the gateway's own routes, because the route table may use
@@ -296,7 +296,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     app.include_router(frontend.frontend_routes(sessions, services.frontend, node_info))
 
 
-def _required_scope(scope: Scope) -> str:
+def _get_required_scope(scope: Scope) -> str:
     """Return the right, such as ``jobs:read``, that a request to the gateway's own routes needs."""
     method, path = scope.get("method", "GET"), scope["path"]
     if path in _OPERATOR_PATHS:

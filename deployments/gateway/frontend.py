@@ -84,12 +84,12 @@ class FrontendFiles:
                     else await files.get_response(name, scope)
                 )
             except HTTPException:
-                raise RouteNotFound(f"ComfyUI's frontend has no file {path}") from None
+                raise _make_missing_file_error(path) from None
             is_cacheable = path.startswith(_HASHED_FOLDERS)
             response.headers["cache-control"] = _CACHE_FOREVER if is_cacheable else _REVALIDATE
             response.headers["cross-origin-resource-policy"] = "same-origin"
             return response
-        raise RouteNotFound(f"ComfyUI's frontend has no file {path}")
+        raise _make_missing_file_error(path)
 
     async def _load_folders(self) -> dict[str, StaticFiles] | None:
         """Return the served folders by their first path segment, or None if none are installed."""
@@ -114,6 +114,10 @@ class FrontendFiles:
             if frontend.docs:
                 self._folders["docs"] = _new_static_files(frontend.docs)
         return self._folders
+
+
+def _make_missing_file_error(path: str) -> RouteNotFound:
+    return RouteNotFound(f"ComfyUI's frontend has no file {path}; its page is at {PAGE_PATH}")
 
 
 def _new_static_files(folders: tuple[Path, ...]) -> StaticFiles:

@@ -76,8 +76,8 @@ def _normalize_url(url: str) -> str:
 
 def _check_headers(headers: dict[str, str]) -> dict[str, str]:
     lowercase_headers = {name.lower(): value for name, value in headers.items()}
-    if secret := next((name for name in lowercase_headers if name in _SECRET_HEADERS), None):
-        raise ValueError(f"{secret} must not be set here: use 'api_key_env' and 'auth_header'")
+    if secret_name := next((name for name in lowercase_headers if name in _SECRET_HEADERS), None):
+        raise ValueError(f"{secret_name} must not be set here: use 'api_key_env' and 'auth_header'")
     for name in lowercase_headers:
         _check_not_fixed(name)
     return lowercase_headers
@@ -90,8 +90,8 @@ def _check_not_fixed(name: str) -> str:
 
 
 def _check_query(query: dict[str, str]) -> dict[str, str]:
-    if secret := next((name for name in query if name.lower() in _SECRET_PARAMETERS), None):
-        raise ValueError(f"{secret} must not be set here: use 'api_key_env' and 'auth_header'")
+    if secret_name := next((name for name in query if name.lower() in _SECRET_PARAMETERS), None):
+        raise ValueError(f"{secret_name} must not be set here: use 'api_key_env' and 'auth_header'")
     return query
 
 

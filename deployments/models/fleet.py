@@ -146,11 +146,11 @@ class FleetBuilder:
                 runtime.peers = [
                     peer for other, peer in runtimes.items() if other.config == plan.config
                 ]
-        names = {plan.name for plan in runtimes}
+        current_names = {plan.name for plan in runtimes}
         for plan, runtime in self._runtimes.items():
             if plan not in runtimes:
                 self._close_later(runtime)
-            if plan.name not in names:
+            if plan.name not in current_names:
                 self._telemetry.forget_backend(plan.name)
         self._runtimes = runtimes
         deployments = [

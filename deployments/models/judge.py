@@ -124,7 +124,8 @@ class JudgeService:
                 for task in done_tasks - {change_task}:
                     await task  # Awaiting the tasks raises the exception of a failed one.
                     raise RuntimeError(
-                        "the task that samples or judges answers ended although the judge is on"
+                        "the task that samples or judges answers ended although the judge is on; it is "
+                        "started again"
                     )
         finally:
             tasks[0].cancel()

@@ -175,7 +175,7 @@ class RenderPool:
         return {
             "pool": self._pool.name,
             "waiting": self._pool.waiting_renders,
-            "changes": self._pool.model_changes,
+            "changes": self._pool.model_change_count,
             "actors": actors,
             "placing": self._supervisor.placing_seconds,
         }

@@ -110,12 +110,12 @@ class Pool:
     @property
     def waiting_renders(self) -> int:
         """The number of renders that wait for a renderer."""
-        return self._scheduler.waiting
+        return self._scheduler.waiting_count
 
     @property
     def running_renders(self) -> int:
         """The number of renders that have a renderer."""
-        return self._scheduler.running
+        return self._scheduler.running_count
 
     @property
     def oldest_wait(self) -> float | None:
@@ -144,9 +144,9 @@ class Pool:
         return self._scheduler.mean_seconds
 
     @property
-    def model_changes(self) -> int:
+    def model_change_count(self) -> int:
         """The number of renders, since this process began, for which other models were loaded."""
-        return self._scheduler.model_changes
+        return self._scheduler.model_change_count
 
     @property
     def abandoned_renderers(self) -> frozenset[str]:

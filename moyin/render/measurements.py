@@ -95,11 +95,11 @@ class RenderMeasurements:
 
         If the shape is None, all renders count. Returns None if no such render has been measured.
         """
-        samples = self._list_seconds(shape, load_seconds)
-        if not samples:
+        measured_seconds = self._list_seconds(shape, load_seconds)
+        if not measured_seconds:
             return None
         return _summarise(
-            [s - elapsed_seconds for s in samples if s > elapsed_seconds]
+            [s - elapsed_seconds for s in measured_seconds if s > elapsed_seconds]
             or [elapsed_seconds * _OVERTIME]
         )
 
@@ -150,9 +150,9 @@ def _get_high_quantile(seconds: Sequence[float]) -> float:
     return sorted(seconds)[math.ceil(_QUANTILE * len(seconds)) - 1]
 
 
-def _summarise(samples: Sequence[float]) -> Duration | None:
-    if not samples:
+def _summarise(seconds: Sequence[float]) -> Duration | None:
+    if not seconds:
         return None
-    mean = sum(samples) / len(samples)
-    squared_errors = sum((value - mean) ** 2 for value in samples) + (_PRIOR_ERROR * mean) ** 2
-    return Duration(mean=mean, variance=squared_errors / len(samples))
+    mean = sum(seconds) / len(seconds)
+    squared_errors = sum((value - mean) ** 2 for value in seconds) + (_PRIOR_ERROR * mean) ** 2
+    return Duration(mean=mean, variance=squared_errors / len(seconds))

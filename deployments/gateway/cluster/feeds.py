@@ -28,7 +28,8 @@ _JOBS_PAUSE_FACTOR = 50.0
 _MAX_SUMS = 2
 _MAX_TENANTS = 1_000
 _MAX_VIEWS = 128
-# Returns JSON for one tenant, or for all if it is None; the result is None if the source does not respond.
+# Returns JSON for the given tenant, or for all tenants if it is None. The result is None if the source
+# does not respond.
 ReadForTenant = Callable[[str | None], Awaitable[str | None]]
 KeyT = TypeVar("KeyT")
 

@@ -163,11 +163,11 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
     errors = [renderer.error for renderer in renderers if renderer.error is not None]
     if not pool.ready and _needs_renderer(pool, has_errors=bool(errors), now=now):
         is_placing = any(renderer.state is RendererState.PLACING for renderer in renderers)
-        reason = f": {errors[0]}" if errors else ""
+        error_suffix = f": {errors[0]}" if errors else ""
         yield _Finding(
             code="pool_without_renderer",
             subject=pool.name,
-            message=f"The render pool {pool.name} has no renderer that is ready{reason}",
+            message=f"The render pool {pool.name} has no renderer that is ready{error_suffix}",
             advice="Ray has no node with enough free resources for a renderer: add one, or lower "
             "`gpus` or `cpus` of the pool."
             if is_placing

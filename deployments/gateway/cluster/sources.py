@@ -235,12 +235,12 @@ async def _read_models() -> ModelsSummary:
 # One lookup serves the readings of all tenants, which would otherwise occupy all threads.
 _MODELS = SharedReading[Any](
     lambda: _run_in_thread(partial(serve.get_deployment_handle, "Models", app_name="models")),
-    interval=60.0,
+    interval_seconds=60.0,
 )
 
 _INTAKE_HANDLE = SharedReading[Any](
     lambda: _run_in_thread(partial(serve.get_deployment_handle, "Intake", app_name=_INTAKE)),
-    interval=60.0,
+    interval_seconds=60.0,
 )
 
 

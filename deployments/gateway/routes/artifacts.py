@@ -75,24 +75,26 @@ def artifact_routes(
         request: Request,
         response: Response,
         name: Annotated[str | None, Query(max_length=1024)] = None,
-        key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+        idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.ArtifactBody:
         """Store a file: the request body, or the part `file` of a multipart form."""
         owner = context(request.scope).owner
-        artifact_id = derive_artifact_id(owner, validate_idempotency_key(key))
+        artifact_id = derive_artifact_id(owner, validate_idempotency_key(idempotency_key))
         async with receive_upload(request, "file") as upload:
             artifact = await store_upload(
                 blobs, upload, artifact_id, name=name or upload.name, declared_type=upload.declared
             )
         earlier_artifact = (
-            await _find_stored_artifact(artifacts, owner, artifact) if key is not None else None
+            await _find_stored_artifact(artifacts, owner, artifact)
+            if idempotency_key is not None
+            else None
         )
         if earlier_artifact is not None:
             artifact = earlier_artifact
             response.headers["idempotent-replayed"] = "true"
         else:
             await artifacts.add_or_restore(artifact, owner=owner)
-            if key is not None:
+            if idempotency_key is not None:
                 # If requests with the same key are concurrent, the artifact that was stored first
                 # is returned.
                 artifact = await _find_stored_artifact(artifacts, owner, artifact) or artifact
@@ -114,7 +116,8 @@ def artifact_routes(
         stored_artifact = await artifacts.get_with_origin(reader.owner, artifact_id)
         if not reader.may_read_job(stored_artifact.job_id):
             raise ArtifactNotFound(
-                f"artifact {artifact_id!r} does not exist, or you may not see it"
+                f"artifact {artifact_id!r} does not exist, or you may not see it; GET /artifacts lists "
+                "yours"
             )
         response = await _build_file_response(
             request, reader.owner, stored_artifact.artifact, w, blobs, pictures
@@ -195,11 +198,11 @@ def signed_link_routes(
     return router
 
 
-def derive_artifact_id(owner: str, key: str | None) -> str:
+def derive_artifact_id(owner: str, idempotency_key: str | None) -> str:
     """Return a new artifact id, derived from the Idempotency-Key if there is one, else random."""
-    if key is None:
+    if idempotency_key is None:
         return generate_artifact_id()
-    digest = hashlib.sha256("\0".join((owner, key)).encode()).hexdigest()
+    digest = hashlib.sha256("\0".join((owner, idempotency_key)).encode()).hexdigest()
     return f"art_{digest[:32]}"
 
 

@@ -73,7 +73,7 @@ def cluster_routes(
         return restrict_cluster(cluster, await admission.list_pools(caller))
 
     @router.get("/cluster", name="cluster", summary="Show what runs on the cluster")
-    async def show(request: Request) -> ClusterBody:
+    async def show_cluster(request: Request) -> ClusterBody:
         """Return the render pools that you may use, and their load, at most two seconds old.
 
         Operators see all pools with their renderers, and the nodes with the shares of each GPU.
@@ -134,7 +134,7 @@ def _event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRouter:
         response_class=StreamingResponse,
         responses=_EVENT_RESPONSES,
     )
-    async def follow(
+    async def follow_cluster(
         request: Request,
         include: _Include = [],  # noqa: B006
         with_cluster: _WithCluster = True,

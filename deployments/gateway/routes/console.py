@@ -36,7 +36,7 @@ def console_routes(console: ConsoleFiles) -> APIRouter:
         if path != "index.html" and (
             "." in first_segment or (first_segment == "assets" and remaining_path)
         ):
-            raise RouteNotFound(f"the console has no file {path}")
+            raise RouteNotFound(f"the console has no file {path}; its page is at {CONSOLE_PATH}")
         return await _build_page_response(console)
 
     return router

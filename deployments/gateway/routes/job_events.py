@@ -56,7 +56,9 @@ def job_event_routes(
         """Return a job that the caller may read by a key or an event token."""
         reader = context(scope).reader
         if not reader.may_read_job(job_id):
-            raise JobNotFound(f"job {job_id!r} does not exist, or you may not see it")
+            raise JobNotFound(
+                f"job {job_id!r} does not exist, or you may not see it; GET /jobs lists yours"
+            )
         return await jobs.get(reader.owner, job_id)
 
     def open_feed(
@@ -73,7 +75,7 @@ def job_event_routes(
     async def follow(
         request: Request,
         job_id: str,
-        last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+        last_event_header: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
         last_event_id: str | None = None,
         with_previews: _Previews = False,
     ) -> Response:
@@ -86,7 +88,7 @@ def job_event_routes(
         job = await get_readable_job(request.scope, job_id)
         # The header takes precedence, because an EventSource that reconnects repeats the original
         # query.
-        after = last or last_event_id or None
+        after = last_event_header or last_event_id or None
         events = open_feed(job, after, with_previews)
         if await feed.is_complete(job, after):
             # Status 204 tells an EventSource not to reconnect.
@@ -99,7 +101,7 @@ def job_event_routes(
         websocket: WebSocket,
         job_id: str,
         after: str | None = None,
-        last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+        last_event_header: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
         last_event_id: str | None = None,
         with_previews: _Previews = False,
     ) -> None:
@@ -114,7 +116,9 @@ def job_event_routes(
         await websocket.accept()
         try:
             job = await get_readable_job(websocket.scope, job_id)
-            events = open_feed(job, last or last_event_id or after or None, with_previews)
+            events = open_feed(
+                job, last_event_header or last_event_id or after or None, with_previews
+            )
             await run_until_disconnect(
                 _send_events(websocket, events), _wait_for_disconnect(websocket)
             )

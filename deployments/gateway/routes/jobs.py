@@ -61,14 +61,14 @@ def job_routes(
     async def submit(
         request: Request,
         response: Response,
-        key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+        idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
         """Accept a job and return its id. The job survives the failure of any service."""
         caller = context(request.scope).caller
         snapshot = await templates.snapshot()
         job, is_new = await service.submit_request(
             caller, await request.body(), snapshot.find, now=datetime.now(UTC),
-            idempotency_key=validate_idempotency_key(key),
+            idempotency_key=validate_idempotency_key(idempotency_key),
         )  # fmt: skip
         response.headers["location"] = f"/jobs/{job.id}"
         if not is_new:

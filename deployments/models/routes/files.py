@@ -145,7 +145,9 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
 async def _get_visible_file(files: FileStore, request: Request, file_id: str) -> StoredFile:
     file = await files.get(context(request.scope).owner, file_id)
     if file.purpose == INTERNAL:
-        raise StoredFileNotFound(f"there is no file {file_id[:80]!r}: it may have been deleted")
+        raise StoredFileNotFound(
+            f"there is no file {file_id[:80]!r}: it may have been deleted; GET /v1/files lists yours"
+        )
     return file
 
 

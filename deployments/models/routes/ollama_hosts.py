@@ -46,7 +46,7 @@ def new_ollama_host_routes(
         on_models_changed: called when the models of a host changed.
     """
     router = APIRouter(prefix="/ollama/api", tags=["ollama"])
-    hosts = _Hosts(text_router, on_models_changed)
+    hosts = _OllamaHosts(text_router, on_models_changed)
 
     @router.post(
         "/pull",
@@ -137,7 +137,7 @@ def is_blob_upload(scope: Mapping[str, Any]) -> bool:
     return identity is not None and identity.has_scope(OPERATOR)
 
 
-class _Hosts:
+class _OllamaHosts:
     """Finds the Ollama host of a call and forwards the call to it."""
 
     def __init__(self, text_router: Router, on_models_changed: Callable[[], None] | None) -> None:

@@ -129,8 +129,10 @@ class ResponsesRoute(CallRoute):
         }
         if not references or not isinstance(items, list):
             return data
-        matches = {item_id: _ITEM_ID.fullmatch(item_id) for item_id in references.values()}
-        response_ids = {item_id: f"resp_{match[1]}" for item_id, match in matches.items() if match}
+        id_matches = {item_id: _ITEM_ID.fullmatch(item_id) for item_id in references.values()}
+        response_ids = {
+            item_id: f"resp_{match[1]}" for item_id, match in id_matches.items() if match
+        }
         if len(response_ids) > _MAX_REFERENCES:
             raise InvalidRequest(
                 f"input: at most {_MAX_REFERENCES} items may be item_references", field="input"

@@ -158,7 +158,8 @@ def _resolve_owner(request: Request, owner: str | None) -> str | None:
         return caller.owner
     if not caller.has_scope(OPERATOR):
         raise InsufficientScope(
-            f"owner: the calls of other tenants require the scope {OPERATOR}",
+            f"owner: the calls of other tenants require the scope {OPERATOR}; leave owner out to get "
+            "your own",
             field="owner",
             details={"scope": OPERATOR},
         )

@@ -83,7 +83,9 @@ class ComfyClient:
     @property
     def session(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
-            raise WorkerLost("the connection to ComfyUI is closed, because its process has ended")
+            raise WorkerLost(
+                "the connection to ComfyUI is closed, because its process has ended; try again"
+            )
         return self._session
 
     async def submit(
@@ -180,7 +182,7 @@ class ComfyClient:
                 # The description of all nodes has megabytes, so a thread processes the response.
                 return await asyncio.to_thread(self._paths.hide_in_body, body)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise NoResponse(f"ComfyUI did not respond to GET {path}") from error
+            raise NoResponse(f"ComfyUI did not respond to GET {path}; try again") from error
 
     async def list_volatile_classes(self) -> frozenset[str]:
         """Return the node classes that may return different outputs for the same inputs."""
@@ -211,9 +213,12 @@ class ComfyClient:
                 content = self._paths.hide_known_in_body(await _read_body(response, max_bytes))
                 return response.status, json.loads(content) if content else None
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise NoResponse(f"ComfyUI did not respond to {method} {path}") from error
+            raise NoResponse(f"ComfyUI did not respond to {method} {path}; try again") from error
         except ValueError as error:
-            raise WorkerLost(f"ComfyUI's response to {method} {path} is not JSON") from error
+            raise WorkerLost(
+                f"ComfyUI's response to {method} {path} is not JSON; a custom node may have replaced "
+                "the route"
+            ) from error
 
 
 async def _read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
@@ -232,7 +237,9 @@ async def _read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
 
 def _make_status_error(response: aiohttp.ClientResponse) -> WorkerLost:
     path = response.url.path
-    return WorkerLost(f"ComfyUI responded to {path} with the unexpected status {response.status}")
+    return WorkerLost(
+        f"ComfyUI responded to {path} with the unexpected status {response.status}; see its log"
+    )
 
 
 def get_error_message(body: Mapping[str, Any]) -> str:

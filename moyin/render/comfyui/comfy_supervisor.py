@@ -54,7 +54,10 @@ class ComfySupervisor:
     def check_supervision(self) -> None:
         """Raise `RuntimeError` if the supervising task has ended, which would be a bug."""
         if self._supervising is not None and self._supervising.done():
-            raise RuntimeError("ComfySupervisor's task has ended before ComfySupervisor.close")
+            raise RuntimeError(
+                "the task that supervises ComfyUI has ended before ComfySupervisor.close, so Ray "
+                "restarts the actor"
+            )
 
     async def wait_for_session(self) -> Session:
         """Return the session when ComfyUI is ready.

@@ -58,10 +58,10 @@ def find_comfyui(settings: Settings) -> ComfyUI:
 def read_comfyui_version(settings: Settings) -> str:
     """Return the version of the ComfyUI that `find_comfyui` finds, or "" if there is no ComfyUI."""
     try:
-        text = (find_comfyui(settings).home / "comfyui_version.py").read_text()
+        source = (find_comfyui(settings).home / "comfyui_version.py").read_text()
     except (StackError, OSError):
         return ""
-    match = _VERSION.search(text)
+    match = _VERSION.search(source)
     return match[1] if match else ""
 
 

@@ -59,7 +59,7 @@ def _read_section(base: Path, section: Mapping[Any, Any]) -> Iterator[Path]:
     if isinstance(base_path, str):
         # Unlike `Path.expanduser`, and like ComfyUI, this ignores the home of an unknown user.
         base = base / os.path.expandvars(os.path.expanduser(base_path))  # noqa: PTH111
-    for kind, folder_lines in section.items():
-        if kind not in ("base_path", "is_default") and isinstance(folder_lines, str):
-            for line in filter(None, folder_lines.split("\n")):
-                yield Path(os.path.normpath(base / line))
+    for model_kind, folder_lines in section.items():
+        if model_kind not in ("base_path", "is_default") and isinstance(folder_lines, str):
+            for folder_line in filter(None, folder_lines.split("\n")):
+                yield Path(os.path.normpath(base / folder_line))

@@ -200,10 +200,10 @@ class ComfyProcess:
     async def _copy_output(self, descriptor: int) -> None:
         while True:
             await _wait_until_readable(descriptor)
-            data = os.read(descriptor, _CHUNK_BYTES)
-            if not data:
+            output = os.read(descriptor, _CHUNK_BYTES)
+            if not output:
                 return
-            self._log.write(data)
+            self._log.write(output)
 
 
 def count_memory_kills(path: Path = Path("/proc/vmstat")) -> int:
@@ -244,8 +244,8 @@ def _make_launcher_options(options: ComfyOptions, channels: ProcessChannels) -> 
     uid = choose_user_id(options)
     if uid is not None:
         devices = [] if options.cpu else find_graphics_devices()
-        groups = find_device_groups(devices)
-        launcher_options |= {"user": uid, "groups": groups, "threads": _MAX_THREADS}
+        group_ids = find_device_groups(devices)
+        launcher_options |= {"user": uid, "groups": group_ids, "threads": _MAX_THREADS}
     return launcher_options
 
 

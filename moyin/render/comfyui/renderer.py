@@ -446,7 +446,9 @@ class ComfyRenderer:
         if prompt.is_cancelled:
             raise RenderFailed("the render was cancelled")
         prompt_id = prompt.request.prompt_id
-        raise WorkerLost(f"prompt {prompt_id} is neither in ComfyUI's queue nor in its history")
+        raise WorkerLost(
+            f"prompt {prompt_id} is neither in ComfyUI's queue nor in its history; try again"
+        )
 
     async def _interrupt_hanging(self, session: Session, prompt: RunningPrompt) -> NoReturn:
         """Interrupt a hanging prompt, or replace the process, and raise an error.
@@ -455,7 +457,9 @@ class ComfyRenderer:
         Otherwise raises `RenderFailed`.
         """
         if not prompt.has_begun:
-            raise NoResponse(f"ComfyUI hangs and has not begun prompt {prompt.request.prompt_id}")
+            raise NoResponse(
+                f"ComfyUI hangs and has not begun prompt {prompt.request.prompt_id}; try again"
+            )
         prompt_id = prompt.request.prompt_id
         async with self._submit_lock:
             await session.client.interrupt(prompt_id)

@@ -317,8 +317,8 @@ def _find_link_targets(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Pa
     targets: dict[Path, Path] = {}
     file_count = 0
     for folder in folders:
-        for parent, names, files in os.walk(folder):
-            for name in (*names, *files):
+        for parent, folder_names, files in os.walk(folder):
+            for name in (*folder_names, *files):
                 file_count += 1
                 if file_count > _MAX_FILES:
                     return targets

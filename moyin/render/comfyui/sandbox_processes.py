@@ -57,7 +57,9 @@ class SandboxProcesses:
                 return
             if time.monotonic() > deadline:
                 pids = ", ".join(str(process.pid) for process in new_processes)
-                raise WorkerLost(f"processes that a prompt has started can't be killed: {pids}")
+                raise WorkerLost(
+                    f"processes that a prompt has started can't be killed, so ComfyUI is replaced: {pids}"
+                )
             for process in new_processes:
                 with contextlib.suppress(psutil.Error):
                     process.kill()

@@ -29,7 +29,7 @@ _MAX_RESPONSE_BYTES = 64 * 1024
 _MAX_WAIT_SECONDS = 30.0
 # Time limit in seconds for the exit of a process whose output has ended.
 _EXIT_SECONDS = 2.0
-_UNREADABLE = "this file is not a readable picture or video"
+_UNREADABLE = "this file is not a readable picture or video: it may be damaged"
 # Signals that end a process whose decoder crashes on a picture.
 _CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 

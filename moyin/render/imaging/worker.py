@@ -34,8 +34,10 @@ _PR_SET_PDEATHSIG = 1
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _NICENESS = 5
 _MIB = 2**20
-_UNREADABLE = "this file is not a readable picture"
-_UNREADABLE_VIDEO = "this file is not a readable video"
+_UNREADABLE = f"this file is not a readable picture in one of the formats {', '.join(_FORMATS)}"
+_UNREADABLE_VIDEO = (
+    "this file is not a readable video in the format MP4, QuickTime, WebM or Matroska"
+)
 _MAX_OPEN_FILES = 64
 # The messages of libwebp when memory is exhausted.
 _WEBP_MEMORY_ERRORS = ("encoding error 1", "encoding error 2")

@@ -133,7 +133,8 @@ def raise_for_failure(entry: HistoryEntry) -> None:
                 details=_select_node_details(data),
             )
     raise RenderFailed(
-        "the render ended before all of its nodes were executed, and ComfyUI reported no error"
+        "the render ended before all of its nodes were executed, and ComfyUI reported no error; see "
+        "ComfyUI's log"
     )
 
 

@@ -75,7 +75,7 @@ class RenderScheduler:
         self._is_closed = False
 
     @property
-    def waiting(self) -> int:
+    def waiting_count(self) -> int:
         return len(self._window)
 
     @property
@@ -83,11 +83,11 @@ class RenderScheduler:
         return self._window.mean_seconds
 
     @property
-    def model_changes(self) -> int:
-        return self._window.model_changes
+    def model_change_count(self) -> int:
+        return self._window.model_change_count
 
     @property
-    def running(self) -> int:
+    def running_count(self) -> int:
         """The number of busy renderers, even if an earlier scheduler started their renders."""
         return sum(self._is_executing(name) for name in self._renderers | self._leased.keys())
 
@@ -187,7 +187,7 @@ class RenderScheduler:
         The number of renders is limited, because a forecast of a long queue takes much time.
         """
         now = self._clock()
-        limit = _MAX_FORECAST_WORK // max(1, self._window.flows)
+        limit = _MAX_FORECAST_WORK // max(1, self._window.flow_count)
         limit = max(_MIN_FORECAST, min(_MAX_FORECAST, limit))
         return self._start_errors.widen_forecasts(self._window.forecast(now, limit), now)
 

@@ -95,7 +95,7 @@ class Window:
     Attributes:
         measured: the measured renders of the pool, which are used only for forecasts.
         mean_seconds: mean duration of a render, in seconds.
-        model_changes: number of times that a renderer had to load models.
+        model_change_count: number of times that a renderer had to load models.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Window:
         self._pending: dict[int, PendingRender] = {}
         self.measurements = measurements or RenderMeasurements()
         self.mean_seconds = _FIRST_MEAN_SECONDS
-        self.model_changes = 0
+        self.model_change_count = 0
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -148,7 +148,7 @@ class Window:
             del self._owners[pending.owner]
 
     @property
-    def flows(self) -> int:
+    def flow_count(self) -> int:
         """The number of different combinations of family, owner and class of the waiting renders.
 
         The time of each choice is proportional to this number.
@@ -195,7 +195,7 @@ class Window:
         slot.began, slot.latest = now, pending
         slot.load_seconds = self._rules.estimate_load_seconds(pending, slot)
         if pending.models:
-            self.model_changes += not slot.models.issuperset(pending.models)
+            self.model_change_count += not slot.models.issuperset(pending.models)
             self._decrement_renderer_count(slot.family)
             slot.models, slot.family = frozenset(pending.models), pending.family
             self._renderer_counts[slot.family] += 1

@@ -185,6 +185,6 @@ def _parse_file(path: Path) -> Any:
         parse = json.loads if path.suffix == ".json" else yaml.safe_load
         return parse(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        kind = "JSON" if path.suffix == ".json" else "YAML"
+        format_name = "JSON" if path.suffix == ".json" else "YAML"
         message = " ".join(str(error).split())
-        raise InvalidTemplate(f"the file: is not valid {kind}: {message}") from None
+        raise InvalidTemplate(f"the file: is not valid {format_name}: {message}") from None

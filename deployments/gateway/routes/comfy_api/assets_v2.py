@@ -41,11 +41,11 @@ def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) 
     async def create_asset(
         request: Request,
         response: Response,
-        key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+        idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.AssetBody:
         """Store the part `file` of a form as an asset. Each Idempotency-Key may be used once."""
         owner = context(request.scope).owner
-        artifact_id = derive_artifact_id(owner, validate_idempotency_key(key))
+        artifact_id = derive_artifact_id(owner, validate_idempotency_key(idempotency_key))
         async with receive_upload(request, "file") as upload:
             artifact = await store_upload(
                 blobs, upload, artifact_id, name=upload.fields.get("file_path") or upload.name,

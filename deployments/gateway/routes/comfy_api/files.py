@@ -109,16 +109,16 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
 
 def _parse_original_ref(fields: Mapping[str, str]) -> ComfyFileName:
     reference = parse_object(fields.get("original_ref", "").encode())
-    parts = {
+    name_parts = {
         "filename": reference.get("filename", ""),
         "subfolder": reference.get("subfolder", ""),
         "kind": reference.get("type", "output"),
     }
-    if not all(isinstance(part, str) for part in parts.values()):
+    if not all(isinstance(part, str) for part in name_parts.values()):
         raise InvalidRequest(
             "filename, subfolder and type in original_ref must be strings", field="original_ref"
         )
-    return parse_file_name(**parts)
+    return parse_file_name(**name_parts)
 
 
 def _build_picture_response(picture: ConvertedPicture) -> Response:

@@ -43,12 +43,13 @@ def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
 
     @router.post("", status_code=201, openapi_extra=submission_body)
     async def submit(
-        request: Request, key: Annotated[str | None, Header(alias="Idempotency-Key")] = None
+        request: Request,
+        idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
         """Accept a render job. `/jobs/{id}` and ComfyUI's own routes show the same job."""
         spec = parse_job(await request.body())
         job = await renders.submit(
-            context(request.scope).caller, spec, key=validate_idempotency_key(key)
+            context(request.scope).caller, spec, key=validate_idempotency_key(idempotency_key)
         )
         return new_presenter(request, retention).to_job_body(job, [])
 

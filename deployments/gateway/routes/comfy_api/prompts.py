@@ -36,7 +36,8 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
 
     @router.post("/prompt", openapi_extra=_describe_body(wire.PromptBody))
     async def submit(
-        request: Request, key: Annotated[str | None, Header(alias="Idempotency-Key")] = None
+        request: Request,
+        idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> dict[str, Any]:
         """Queue a graph. The job that renders the graph has the prompt's id."""
         body = parse_object(await request.body())
@@ -45,7 +46,7 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
         return await prompts.submit(
             context(request.scope).caller,
             validate(wire.PromptBody, body),
-            idempotency_key=validate_idempotency_key(key),
+            idempotency_key=validate_idempotency_key(idempotency_key),
         )
 
     @router.get("/prompt", name="remaining")

@@ -292,8 +292,10 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
     )
     async def get_preview(folder: str, index: int, file: str) -> Response:
         """Return a model's preview picture."""
-        parts = (quote(folder, safe=""), str(index), quote(file, safe="/"))
-        picture = await node_info.fetch_first(f"/experiment/models/preview/{'/'.join(parts)}")
+        path_segments = (quote(folder, safe=""), str(index), quote(file, safe="/"))
+        picture = await node_info.fetch_first(
+            f"/experiment/models/preview/{'/'.join(path_segments)}"
+        )
         return Response(picture, media_type="image/webp")
 
     @router.get("/view_metadata/{folder}", name="metadata")

@@ -44,7 +44,8 @@ def websocket_routes(events: PromptNotifiers, max_upload_bytes: int) -> APIRoute
                         await websocket.send_bytes(message)
             except TimeoutError:
                 raise SlowConsumer(
-                    f"the client has not read a message for {_SEND_SECONDS:.0f} seconds"
+                    f"the client has not read a message for {_SEND_SECONDS:.0f} seconds; it must read "
+                    "messages when they arrive"
                 ) from None
 
         owner = context(websocket.scope).owner

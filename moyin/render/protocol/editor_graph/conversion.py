@@ -70,7 +70,7 @@ _VIRTUAL_REASONS = {PRIMITIVE: Reason.PRIMITIVE, REROUTE: Reason.REROUTE}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOut:
+class LeftOutPart:
     """A node, a node's input, or a group that is left out; ``node`` is None for a group."""
 
     reason: Reason
@@ -85,7 +85,7 @@ class Conversion:
     """A graph in the API format, with the parts of the editor's graph that were left out."""
 
     graph: Mapping[str, Any]
-    left_out: Sequence[LeftOut]
+    left_out: Sequence[LeftOutPart]
 
 
 def convert(
@@ -140,7 +140,7 @@ class _Converter:
 
     def convert(self) -> Conversion:
         placed_nodes = list(inline_subgraphs(self._document, self._field))
-        left_out_items: list[LeftOut] = []
+        left_out_items: list[LeftOutPart] = []
         nodes: dict[str, Any] = {}
         for instance, node in placed_nodes:
             self._count_characters(len(instance.prefix) + len(node.id))
@@ -159,7 +159,7 @@ class _Converter:
                 if not isinstance(value, list) or value[0] in nodes
             }
         left_out_items += [
-            LeftOut(reason=Reason.GROUP, title=title) for title in self._document.groups
+            LeftOutPart(reason=Reason.GROUP, title=title) for title in self._document.groups
         ]
         if not nodes:
             raise InvalidRequest(
@@ -180,8 +180,8 @@ class _Converter:
 
     def _make_left_out(
         self, instance: Instance, node: EditorNode, reason: Reason, input: str | None = None
-    ) -> LeftOut:
-        return LeftOut(
+    ) -> LeftOutPart:
+        return LeftOutPart(
             reason=reason,
             title=self._get_title(node),
             node=f"{instance.prefix}{node.id}",
@@ -189,7 +189,7 @@ class _Converter:
             input=input,
         )
 
-    def _list_page_made_inputs(self, instance: Instance, node: EditorNode) -> Iterator[LeftOut]:
+    def _list_page_made_inputs(self, instance: Instance, node: EditorNode) -> Iterator[LeftOutPart]:
         node_class = self._classes.get(node.type)
         for widget in node_class.widgets.values() if node_class is not None else ():
             if widget.is_page_made:

@@ -294,23 +294,23 @@ class LinkResolver:
         if wanted_type in ("*", ""):
             return slot if len(inputs) > slot else (0 if inputs else None)
 
-        def fits(index: int) -> bool:
+        def is_fitting(index: int) -> bool:
             kind = inputs[index].type
             return is_connectable(kind, outputs[slot]) and is_connectable(kind, wanted_type)
 
-        if slot < len(inputs) and fits(slot):
+        if slot < len(inputs) and is_fitting(slot):
             return slot
         for index, item in enumerate(inputs):
             if item.type == wanted_type:
                 return index
-        return next(filter(fits, range(len(inputs))), None)
+        return next(filter(is_fitting, range(len(inputs))), None)
 
     def _count_steps(self, steps: int) -> None:
         self._steps += steps
         if self._steps > _MAX_STEPS:
             raise InvalidRequest(
-                "the links of the graph are too complicated: too many reroutes, bypassed nodes"
-                " or nested subgraphs follow each other",
+                "the links of the graph are too complicated: too many reroutes, bypassed nodes or"
+                " nested subgraphs follow each other; remove some of them",
                 field=f"{self._path}.links",
             )
 

@@ -26,7 +26,7 @@ def replace_patterns(text: str, now: datetime, find_value: Callable[[str, str], 
     if len(text) > _MAX_REPLACED:
         return text
 
-    def replace(match: re.Match[str]) -> str:
+    def replace_match(match: re.Match[str]) -> str:
         node, dot, widget = match[1].partition(".")
         if not dot:
             if not node.startswith("date:"):
@@ -37,12 +37,12 @@ def replace_patterns(text: str, now: datetime, find_value: Callable[[str, str], 
             return match[0]
         return _FORBIDDEN_IN_NAMES.sub("_", value[:_MAX_REPLACED])
 
-    return _PATTERN.sub(replace, text)
+    return _PATTERN.sub(replace_match, text)
 
 
-def choose_alternatives(text: str, choose: Callable[[Sequence[str]], str]) -> str:
+def choose_alternatives(text: str, choose_alternative: Callable[[Sequence[str]], str]) -> str:
     r"""Remove comments, and replace each ``{a|b}`` by one alternative; ``\{`` stays a brace."""
-    return _choose_in_text(_remove_comments(text), choose, 0)
+    return _choose_in_text(_remove_comments(text), choose_alternative, 0)
 
 
 def _format_part(date_part: str, now: datetime) -> str:
@@ -75,7 +75,9 @@ def _remove_comments(text: str) -> str:
     return "".join(parts) + text[position:]
 
 
-def _choose_in_text(text: str, choose: Callable[[Sequence[str]], str], depth: int) -> str:
+def _choose_in_text(
+    text: str, choose_alternative: Callable[[Sequence[str]], str], depth: int
+) -> str:
     parts: list[str] = []
     position = 0
     while position < len(text):
@@ -85,7 +87,9 @@ def _choose_in_text(text: str, choose: Callable[[Sequence[str]], str], depth: in
             position += 2
         elif char == "{" and depth < MAX_DEPTH:
             alternatives, position = _read_alternatives(text, position + 1)
-            parts.append(_choose_in_text(choose(alternatives), choose, depth + 1))
+            parts.append(
+                _choose_in_text(choose_alternative(alternatives), choose_alternative, depth + 1)
+            )
         else:
             parts.append(char)
             position += 1
