@@ -167,7 +167,7 @@ def _translate_error(start_message: Message) -> MoyinError | None:
     """Return the error that replaces a response; None if an app, and not Serve, sent it.
 
     Args:
-        start: the response's first ASGI message, with its status and headers.
+        start_message: the response's first ASGI message, with its status and headers.
     """
     status: int = start_message["status"]
     headers = {name.lower(): value for name, value in start_message.get("headers", ())}

@@ -231,7 +231,7 @@ class Pool:
     async def render(
         self,
         request: RenderRequest,
-        pending: PendingRender,
+        pending_render: PendingRender,
         on_progress: Callable[[RenderProgress], None],
         *,
         on_record: Callable[[PromptRecord], None] = lambda _: None,
@@ -243,7 +243,7 @@ class Pool:
         """Render a prompt on the renderer that already has it, or on the next free renderer.
 
         Args:
-            pending: the description of the render for the scheduler.
+            pending_render: the description of the render for the scheduler.
             on_record: called with ComfyUI's history entry, also when the render fails.
             on_run: called with each run of the prompt when it ends, also when the render fails.
             on_start: called when ComfyUI has received the prompt, but not for a prompt that has
@@ -261,7 +261,7 @@ class Pool:
         prompt_id = request.prompt_id
         with self._track_attempt(request) as state:
             state.newest_job_attempt = max(state.newest_job_attempt, job_attempt)
-            record_duration = partial(self._record_duration, state, pending.shape)
+            record_duration = partial(self._record_duration, state, pending_render.shape)
             callbacks = _AttemptCallbacks(
                 on_progress, on_record, on_run, on_start, lambda: None, record_duration
             )
@@ -280,7 +280,7 @@ class Pool:
                     return name, result.done
             state.is_executed = False
             self._memory.check_memory(request)
-            async with self._scheduler.lease(pending) as lease:
+            async with self._scheduler.lease(pending_render) as lease:
                 # Another attempt may have sent the prompt to a renderer during the wait.
                 if state.followed_renderer is not None:
                     holder_name = state.followed_renderer
@@ -429,8 +429,8 @@ class Pool:
 
     def _prepare_next(self, name: str) -> None:
         """Make the renderer fetch the input files of its probable next render in advance."""
-        pending, renderer = self._scheduler.peek_next(name), self._renderers.get(name)
-        state = None if pending is None else self._active_states.get(pending.id)
+        pending_render, renderer = self._scheduler.peek_next(name), self._renderers.get(name)
+        state = None if pending_render is None else self._active_states.get(pending_render.id)
         request = None if state is None else state.request
         if renderer is None or request is None or not request.files or name in self._preparing:
             return

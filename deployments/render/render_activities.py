@@ -118,12 +118,12 @@ class RenderActivities:
             heartbeat.use_shortest_interval()
             reporter.report(progress)
 
-        pending = _to_pending_render(step, spec, request)
+        pending_render = _to_pending_render(step, spec, request)
         try:
             async with reporter:
                 backend, success = await self._pool.render(
                     request,
-                    pending,
+                    pending_render,
                     on_progress,
                     on_record=records.append,
                     on_run=runs.append,
@@ -149,7 +149,7 @@ class RenderActivities:
             result = CachedRender(prompt_id=request.prompt_id, done=success, record=record)
             await self._result_cache.store(step.owner, key, result)
         success = _select_files(success, step_spec.outputs)
-        return await self._save_result(step, backend, success, record, runs, pending.shape)
+        return await self._save_result(step, backend, success, record, runs, pending_render.shape)
 
     async def _build_request(
         self, step: StepInput, graph: Mapping[str, Any], prompt: ComfyPrompt

@@ -128,14 +128,14 @@ class BackgroundResponses:
         Each event has the same number for all readers. If following the job fails, an error event
         ends the stream, and the reader can resume.
         """
-        number = 0
+        sequence_number = 0
 
         def encode(event: tuple[str, dict[str, Any]]) -> bytes:
-            nonlocal number
+            nonlocal sequence_number
             name, members = event
-            numbered_event = {"type": name, "sequence_number": number, **members}
-            number += 1
-            return encode_event(numbered_event, name=name) if number - 1 > after else b""
+            numbered_event = {"type": name, "sequence_number": sequence_number, **members}
+            sequence_number += 1
+            return encode_event(numbered_event, name=name) if sequence_number - 1 > after else b""
 
         try:
             yield b"".join(map(encode, build_first_events(stored_response.response)))
@@ -146,16 +146,16 @@ class BackgroundResponses:
                     async for event in job_events:
                         if event is None:
                             yield _KEEP_ALIVE
-                        elif number == 2 and event.type in _STARTED:
+                        elif sequence_number == 2 and event.type in _STARTED:
                             yield encode(build_start_event(stored_response.response))
                 response = (await self.get(scope, stored_response.id)).response
-            if number == 2:
+            if sequence_number == 2:
                 yield encode(build_start_event(stored_response.response))
             yield b"".join(map(encode, build_last_events(response)))
         except MoyinError as error:
             # The error event gets the number of the last event, so that a reader that resumes after
             # it misses nothing.
-            yield encode_error_event(error, context(scope).request_id, max(number - 1, 0))
+            yield encode_error_event(error, context(scope).request_id, max(sequence_number - 1, 0))
 
     async def _follow_job(
         self, stored_response: StoredResponse, identity: Identity | None

@@ -249,8 +249,8 @@ class _HostResponse(Response):
                 {"type": "http.response.start", "status": response.status, "headers": headers}
             )
             try:
-                async for piece in response.pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                async for chunk in response.pieces:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
             except BackendError as error:
                 event = render_error_event(error, context(scope).request_id)
                 await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -272,16 +272,16 @@ class _SavedStream:
     async def __anext__(self) -> bytes:
         if self._has_failed:
             raise StopAsyncIteration
-        piece = await anext(self._stream)
+        chunk = await anext(self._stream)
         if self._response_id is None:
-            self._response_id = find_response_id(piece)
+            self._response_id = find_response_id(chunk)
         if not self._is_saved:
             try:
                 self._is_saved = await self._save_answer(self._response_id)
             except ServiceUnavailable as error:
                 self._has_failed = True
                 return self._render_error(error)
-        return piece
+        return chunk
 
     @property
     def final_usage(self) -> Usage | None:
@@ -309,12 +309,12 @@ def _assign_item_ids(stored_response: StoredResponse) -> list[Mapping[str, Any]]
 
 def _expand_content(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a message item with its string content converted to parts, as OpenAI requires."""
-    text = item.get("content")
-    if item.get("type") != "message" or not isinstance(text, str):
+    content = item.get("content")
+    if item.get("type") != "message" or not isinstance(content, str):
         return item
     if item["role"] == "assistant":
-        return {"status": "completed", **item, "content": [text_part(text)]}
-    return {**item, "content": [{"type": "input_text", "text": text}]}
+        return {"status": "completed", **item, "content": [text_part(content)]}
+    return {**item, "content": [{"type": "input_text", "text": content}]}
 
 
 _STREAM: dict[int | str, dict[str, Any]] = {

@@ -117,7 +117,7 @@ class ComfyClient:
         response = self._paths.hide_in_json(response)
         if status != 200:
             raise InvalidGraph(get_error_message(response), details=response)
-        return _parse(PromptAccepted, response)
+        return _parse_response(PromptAccepted, response)
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
@@ -153,7 +153,7 @@ class ComfyClient:
                 "the nodes' outputs (without files) and error messages exceed the limit of "
                 f"{_MAX_ENTRY_BYTES:,} bytes: let the nodes save long outputs as files"
             ) from None
-        state = _parse(PromptState, self._paths.hide_in_state(response))
+        state = _parse_response(PromptState, self._paths.hide_in_state(response))
         self._read_ids = [entry for entry in self._read_ids if entry not in read_ids]
         if state.entry is not None:
             self._read_ids.append(prompt_id)
@@ -192,7 +192,7 @@ class ComfyClient:
     async def read_total_memory(self) -> int | None:
         """Return the size of the GPU's memory in bytes, or None without a GPU."""
         _, response = await self._call("GET", "/system_stats")
-        stats = _parse(SystemStats, response)
+        stats = _parse_response(SystemStats, response)
         return next((d.vram_total for d in stats.devices if d.type == "cuda"), None)
 
     async def is_executor_alive(self) -> bool:
@@ -249,7 +249,7 @@ def get_error_message(body: Mapping[str, Any]) -> str:
     return str(message or "ComfyUI refused the graph and gave no reason")
 
 
-def _parse(model: type[ModelT], response: Any) -> ModelT:
+def _parse_response(model: type[ModelT], response: Any) -> ModelT:
     try:
         return model.model_validate(response)
     except ValidationError as error:

@@ -149,9 +149,9 @@ class ComfyProcess:
             return False
         return count_memory_kills() == self._first_memory_kills
 
-    def read_last_log_lines(self, count: int = 12) -> str:
-        """Return the last ``count`` lines of the process's log."""
-        return "\n".join(read_last_lines(self._log_path, count))
+    def read_last_log_lines(self, line_count: int = 12) -> str:
+        """Return the last ``line_count`` lines of the process's log."""
+        return "\n".join(read_last_lines(self._log_path, line_count))
 
     def exempt_present_processes(self) -> None:
         """Exempt all present processes of the sandbox from `kill_new_processes` (blocking)."""
@@ -177,9 +177,9 @@ class ComfyProcess:
                 async with asyncio.timeout(_SANDBOX_END_SECONDS):
                     await _wait_for_exit(self._sandbox_processes.init_pid)
 
-    def _send_signal(self, number: signal.Signals) -> None:
+    def _send_signal(self, signal_number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+            os.killpg(self._process.pid, signal_number)
 
     async def _watch(self) -> int:
         assert self._process.stdout is not None

@@ -153,8 +153,8 @@ def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_m
         return options.uid
     uid = _FIRST_UID + zlib.crc32(str(options.folder).encode()) % _UID_COUNT
     for line in uid_map.read_text().splitlines():
-        first_id, _, count = map(int, line.split())
-        if first_id <= uid < first_id + count:
+        first_id, _, id_count = map(int, line.split())
+        if first_id <= uid < first_id + id_count:
             return uid
     return _NOBODY_UID
 

@@ -107,25 +107,25 @@ class OrderingRules:
         """
         return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
 
-    def compute_due_time(self, pending: PendingRender) -> float:
-        """Return the time after which no render that entered later can overtake ``pending``."""
-        due_time = pending.entered + pending.priority * self.ageing_seconds
-        if pending.deadline is None:
+    def compute_due_time(self, pending_render: PendingRender) -> float:
+        """Return the time after which no render that entered later can overtake this render."""
+        due_time = pending_render.entered + pending_render.priority * self.ageing_seconds
+        if pending_render.deadline is None:
             return due_time
-        return min(due_time, pending.deadline - self.deadline_margin_seconds)
+        return min(due_time, pending_render.deadline - self.deadline_margin_seconds)
 
-    def compute_rank(self, pending: PendingRender, now: float) -> int:
+    def compute_rank(self, pending_render: PendingRender, now: float) -> int:
         """Return the class of a render, which improves by one every ``ageing_seconds`` of waiting.
 
         The class is from 1 (first) to 5 (last).
         """
-        gained_classes = int(max(0.0, now - pending.entered) // self.ageing_seconds)
-        return max(1, pending.priority - gained_classes)
+        gained_classes = int(max(0.0, now - pending_render.entered) // self.ageing_seconds)
+        return max(1, pending_render.priority - gained_classes)
 
-    def estimate_load_seconds(self, pending: PendingRender, slot: RendererSlot) -> float:
+    def estimate_load_seconds(self, pending_render: PendingRender, slot: RendererSlot) -> float:
         """Return how many seconds the renderer needs to load the render's models."""
         missing_bytes = sum(
-            size for name, size in pending.models.items() if name not in slot.models
+            size for name, size in pending_render.models.items() if name not in slot.models
         )
         return missing_bytes / self.bytes_per_second
 
@@ -162,7 +162,8 @@ class OwnerFairShare:
         """Add a new render of ``owner`` to the owner's virtual time.
 
         Args:
-            others: the owners with waiting renders, which determine the present virtual time.
+            waiting_owners: the owners with waiting renders; they determine the present virtual
+                time.
         """
         start = self.get_virtual_time(owner)
         # The present virtual time is the smallest one of the waiting owners. If an owner is served
@@ -194,7 +195,7 @@ class ScalingPolicy:
         """Return how many renderers are needed to begin all waiting renders within ``patience``.
 
         Args:
-            waiting: the number of waiting renders.
+            waiting_count: the number of waiting renders.
             mean_seconds: the mean duration of a render.
         """
         needed_count = math.ceil(waiting_count * mean_seconds / self.patience)
@@ -205,7 +206,9 @@ class ScalingPolicy:
     ) -> list[int]:
         """Return the indexes of renderers to remove, in descending order; none while renders wait.
 
-        A value in ``idle_seconds`` is None while the renderer is busy.
+        Args:
+            idle_seconds: how long each renderer has been idle; None for a busy renderer.
+            waiting_count: the number of waiting renders.
         """
         if waiting_count:
             return []

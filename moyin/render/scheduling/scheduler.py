@@ -146,17 +146,17 @@ class RenderScheduler:
                 lease_future.set_exception(_make_closed_error())
 
     @asynccontextmanager
-    async def lease(self, pending: PendingRender) -> AsyncIterator[Lease]:
+    async def lease(self, pending_render: PendingRender) -> AsyncIterator[Lease]:
         """Wait for a free renderer and lease it until the block ends or releases the lease.
 
         Raises `ServiceUnavailable` if the scheduler is closed while the render waits.
         """
         if self._is_closed:
             raise _make_closed_error()
-        pending = replace(pending, entered=self._clock())
+        pending_render = replace(pending_render, entered=self._clock())
         lease_future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._pending_leases[id(pending)] = lease_future
-        self._window.add(pending)
+        self._pending_leases[id(pending_render)] = lease_future
+        self._window.add(pending_render)
         self._assign_renders()
         try:
             lease = await lease_future
@@ -169,9 +169,9 @@ class RenderScheduler:
                 lease_future.result().release()
             raise
         finally:
-            self._pending_leases.pop(id(pending), None)
-            self._window.remove(pending)
-            self._start_errors.drop_forecast(pending.id)
+            self._pending_leases.pop(id(pending_render), None)
+            self._window.remove(pending_render)
+            self._start_errors.drop_forecast(pending_render.id)
         try:
             yield lease
         finally:

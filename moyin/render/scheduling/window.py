@@ -69,16 +69,18 @@ class _Queue:
         self.flows: dict[tuple[str, int], list[tuple[float, str, int, PendingRender]]] = {}
         self.count = 0
 
-    def add(self, pending: PendingRender) -> None:
-        flow = self.flows.setdefault((pending.owner, pending.priority), [])
-        insort(flow, (pending.arrived, pending.id, id(pending), pending))
+    def add(self, pending_render: PendingRender) -> None:
+        flow = self.flows.setdefault((pending_render.owner, pending_render.priority), [])
+        insort(
+            flow, (pending_render.arrived, pending_render.id, id(pending_render), pending_render)
+        )
         self.count += 1
 
-    def remove(self, pending: PendingRender) -> None:
-        flow = self.flows[pending.owner, pending.priority]
-        del flow[bisect_left(flow, (pending.arrived, pending.id, id(pending)))]
+    def remove(self, pending_render: PendingRender) -> None:
+        flow = self.flows[pending_render.owner, pending_render.priority]
+        del flow[bisect_left(flow, (pending_render.arrived, pending_render.id, id(pending_render)))]
         if not flow:
-            del self.flows[pending.owner, pending.priority]
+            del self.flows[pending_render.owner, pending_render.priority]
         self.count -= 1
 
     def list_heads(self) -> Iterator[PendingRender]:
@@ -126,26 +128,32 @@ class Window:
         """The time at which the oldest waiting render arrived, or None if none is waiting."""
         return min((pending.arrived for pending in self._pending.values()), default=None)
 
-    def add(self, pending: PendingRender) -> None:
+    def add(self, pending_render: PendingRender) -> None:
         """Add a waiting render, whose ``entered`` must be the present time."""
-        key = id(pending)
-        self._pending[key] = pending
-        self._queues.setdefault(pending.family, _Queue()).add(pending)
-        self._owners[pending.owner] += 1
+        key = id(pending_render)
+        self._pending[key] = pending_render
+        self._queues.setdefault(pending_render.family, _Queue()).add(pending_render)
+        self._owners[pending_render.owner] += 1
         heapq.heappush(
-            self._dues, (self._rules.compute_due_time(pending), pending.arrived, key, pending)
+            self._dues,
+            (
+                self._rules.compute_due_time(pending_render),
+                pending_render.arrived,
+                key,
+                pending_render,
+            ),
         )
 
-    def remove(self, pending: PendingRender) -> None:
-        if self._pending.pop(id(pending), None) is None:
+    def remove(self, pending_render: PendingRender) -> None:
+        if self._pending.pop(id(pending_render), None) is None:
             return
-        queue = self._queues[pending.family]
-        queue.remove(pending)
+        queue = self._queues[pending_render.family]
+        queue.remove(pending_render)
         if not queue.count:
-            del self._queues[pending.family]
-        self._owners[pending.owner] -= 1
-        if not self._owners[pending.owner]:
-            del self._owners[pending.owner]
+            del self._queues[pending_render.family]
+        self._owners[pending_render.owner] -= 1
+        if not self._owners[pending_render.owner]:
+            del self._owners[pending_render.owner]
 
     @property
     def flow_count(self) -> int:
@@ -188,16 +196,16 @@ class Window:
 
     def begin_render(self, choice: Assignment, now: float) -> None:
         """Mark the renderer of the assignment as busy, and its new render's models as loaded."""
-        pending, slot = choice.pending, choice.slot
-        self.remove(pending)
-        self._fair_share.charge(pending.owner, self._owners)
+        pending_render, slot = choice.pending, choice.slot
+        self.remove(pending_render)
+        self._fair_share.charge(pending_render.owner, self._owners)
         del self._free[slot.name]
-        slot.began, slot.latest = now, pending
-        slot.load_seconds = self._rules.estimate_load_seconds(pending, slot)
-        if pending.models:
-            self.model_change_count += not slot.models.issuperset(pending.models)
+        slot.began, slot.latest = now, pending_render
+        slot.load_seconds = self._rules.estimate_load_seconds(pending_render, slot)
+        if pending_render.models:
+            self.model_change_count += not slot.models.issuperset(pending_render.models)
             self._decrement_renderer_count(slot.family)
-            slot.models, slot.family = frozenset(pending.models), pending.family
+            slot.models, slot.family = frozenset(pending_render.models), pending_render.family
             self._renderer_counts[slot.family] += 1
 
     def end_render(self, name: str, seconds: float) -> None:
@@ -300,8 +308,8 @@ class Window:
         window_copy._free = {name: window_copy._slots[name] for name in self._free}
         if not window_copy._slots:
             window_copy.add_renderer("", (), now)
-        for pending in self._pending.values():
-            window_copy.add(pending)
+        for pending_render in self._pending.values():
+            window_copy.add(pending_render)
         return window_copy
 
     def _estimate_remaining(self, slot: RendererSlot, now: float) -> Duration | None:
@@ -329,8 +337,10 @@ class Window:
             heapq.heappop(self._dues)
         if not self._dues or self._dues[0][0] > now:
             return None
-        pending = self._dues[0][3]
-        return Assignment(pending, self._find_cheapest_slot(pending, self._free.values()))
+        pending_render = self._dues[0][3]
+        return Assignment(
+            pending_render, self._find_cheapest_slot(pending_render, self._free.values())
+        )
 
     def _choose_switch(self, now: float) -> Assignment | None:
         families_slowest_first = sorted(
@@ -344,8 +354,8 @@ class Window:
             oldest_render = min(self._queues[family].list_heads(), key=lambda head: head.entered)
             slots = [s for s in free_slots.values() if self._should_switch(s, oldest_render, now)]
             if slots:
-                pending = self._find_first_render(family, now)
-                return Assignment(pending, self._find_cheapest_slot(pending, slots))
+                pending_render = self._find_first_render(family, now)
+                return Assignment(pending_render, self._find_cheapest_slot(pending_render, slots))
         return None
 
     def _should_switch(self, slot: RendererSlot, oldest_render: PendingRender, now: float) -> bool:
@@ -375,9 +385,9 @@ class Window:
         ]
         if not first_renders:
             return None
-        pending = min(first_renders, key=lambda render: self._make_sort_key(render, now))
-        suitable_slots = [s for s in self._free.values() if pending.family in ("", s.family)]
-        return Assignment(pending, self._find_cheapest_slot(pending, suitable_slots))
+        pending_render = min(first_renders, key=lambda render: self._make_sort_key(render, now))
+        suitable_slots = [s for s in self._free.values() if pending_render.family in ("", s.family)]
+        return Assignment(pending_render, self._find_cheapest_slot(pending_render, suitable_slots))
 
     def _estimate_delay(self, family: str, leaving_count: int = 0) -> float:
         """Return the seconds until a family's queue is empty.
@@ -395,16 +405,16 @@ class Window:
         )
 
     def _find_cheapest_slot(
-        self, pending: PendingRender, slots: Collection[RendererSlot]
+        self, pending_render: PendingRender, slots: Collection[RendererSlot]
     ) -> RendererSlot:
         """Return the renderer that can load the render's models fastest.
 
-        Among equal ones, the renderer whose loaded models are needed least is chosen.
+        Among equally fast renderers, the one whose loaded models are needed least is chosen.
         """
         return min(
             slots,
             key=lambda slot: (
-                self._rules.estimate_load_seconds(pending, slot),
+                self._rules.estimate_load_seconds(pending_render, slot),
                 self._estimate_delay(slot.family),
                 -self._renderer_counts[slot.family],
                 slot.free_since,
@@ -421,6 +431,13 @@ class Window:
             self._queues[family].list_heads(), key=lambda head: self._make_sort_key(head, now)
         )
 
-    def _make_sort_key(self, pending: PendingRender, now: float) -> tuple[int, float, float, str]:
-        rank = self._rules.compute_rank(pending, now)
-        return (rank, self._fair_share.get_virtual_time(pending.owner), pending.arrived, pending.id)
+    def _make_sort_key(
+        self, pending_render: PendingRender, now: float
+    ) -> tuple[int, float, float, str]:
+        rank = self._rules.compute_rank(pending_render, now)
+        return (
+            rank,
+            self._fair_share.get_virtual_time(pending_render.owner),
+            pending_render.arrived,
+            pending_render.id,
+        )

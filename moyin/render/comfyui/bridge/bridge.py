@@ -68,7 +68,7 @@ def register() -> None:
     # Bound before the guard wraps the function, because the gateway has checked these graphs.
     validate_prompt = execution.validate_prompt
 
-    async def validate(request: web.Request) -> web.Response:
+    async def handle_validate(request: web.Request) -> web.Response:
         request_body = await request.json()
         status, body = await validate_graph(validate_prompt, request_body)
         if status == 200:
@@ -85,7 +85,7 @@ def register() -> None:
         is_alive = executor.is_alive() and await is_executor_responsive(server.prompt_queue)
         return web.json_response({"alive": is_alive}, status=200 if is_alive else 503)
 
-    server.routes.post("/moyin/validate")(validate)
+    server.routes.post("/moyin/validate")(handle_validate)
     server.routes.post("/moyin/look")(handle_look)
     server.routes.get("/moyin/pulse")(handle_pulse)
     server.routes.get("/moyin/volatile")(handle_volatile)
@@ -236,9 +236,9 @@ class ExecutorThread:
         return is_present or not self._was_seen
 
 
-async def is_executor_responsive(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
-    """Return True if the executor runs a prompt, or responds to a signal within ``seconds``."""
-    deadline = time.monotonic() + seconds
+async def is_executor_responsive(queue: Any, timeout_seconds: float = _PULSE_SECONDS) -> bool:
+    """Return True if the executor runs a prompt or responds to a signal in time."""
+    deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         # Repeated, because an executor that is finishing a prompt may miss the notification.
         queue.set_flag(_PULSE_FLAG, True)

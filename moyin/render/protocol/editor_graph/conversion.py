@@ -1,4 +1,4 @@
-"""Converts a graph in the editor's format to the API format, and reports what is left out."""
+"""Converts a graph in the editor's format to the API format, and reports the parts left out."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def convert(
     *,
     now: datetime,
     field: str = "graph",
-    choose: Callable[[Sequence[str]], str] = random.choice,
+    choose_alternative: Callable[[Sequence[str]], str] = random.choice,
 ) -> Conversion:
     """Convert a graph in the editor's format to the API format.
 
@@ -110,7 +110,7 @@ def convert(
         InvalidRequest: the graph is malformed, too large or circular; the error names the field.
     """
     document = parse_document(graph, field)
-    converter = _Converter(document, node_info, now, field, choose)
+    converter = _Converter(document, node_info, now, field, choose_alternative)
     return converter.convert()
 
 

@@ -194,10 +194,10 @@ def _parse_slots(container: Mapping[str, Any], member: str, field: str) -> Seque
 
 
 def _parse_links(links: Any, field: str) -> Iterator[tuple[str, Link]]:
-    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
+    member_names = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
     for item_field, link in _iterate_items(links, field, MAX_LINKS):
-        if isinstance(link, list) and len(link) >= len(names):
-            link = dict(zip(names, link, strict=False))
+        if isinstance(link, list) and len(link) >= len(member_names):
+            link = dict(zip(member_names, link, strict=False))
         if not isinstance(link, Mapping):
             raise InvalidRequest(
                 f"{item_field} must be an object or the list [id, origin_id, origin_slot, target_id, "
