@@ -61,7 +61,7 @@ async def merge_streams(
 
 
 def _read_next(stream: AsyncGenerator[ValueT, None]) -> asyncio.Task[ValueT]:
-    async def read() -> ValueT:
+    async def read_value() -> ValueT:
         return await anext(stream)
 
-    return asyncio.create_task(read())
+    return asyncio.create_task(read_value())

@@ -243,16 +243,16 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     artifact_services = (services.artifacts, blobs, services.pictures, services.signing_key)
     # ComfyUI serves these routes at the root and under `/api`.
     comfyui_routers = (
-        prompts.prompt_routes(services.prompts),
-        files.file_routes(services.files, blobs, services.pictures),
-        websocket.websocket_routes(services.events, services.max_body_bytes),
-        server_info.server_info_routes(
+        prompts.new_prompt_routes(services.prompts),
+        files.new_file_routes(services.files, blobs, services.pictures),
+        websocket.new_websocket_routes(services.events, services.max_body_bytes),
+        server_info.new_server_info_routes(
             node_info, services.admission, services.files, services.max_body_bytes
         ),
-        server_info.package_routes(node_info),
-        server_info.model_routes(node_info, services.admission),
-        userdata.userdata_routes(services.userdata),
-        settings.settings_routes(services.userdata),
+        server_info.new_package_routes(node_info),
+        server_info.new_model_routes(node_info, services.admission),
+        userdata.new_userdata_routes(services.userdata),
+        settings.new_settings_routes(services.userdata),
     )
     renders = ComfyJobs(
         service=services.service, jobs=services.jobs, feed=services.feed, blobs=blobs
@@ -260,17 +260,17 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     sessions = BrowserSessions(services.authenticator, services.sessions.revoke)
     for router in (
         new_health_routes(services.checks),
-        jobs.job_routes(
+        jobs.new_job_routes(
             services.service,
             services.jobs,
             services.templates,
             services.signing_key,
             services.places,
         ),
-        job_events.job_event_routes(
+        job_events.new_job_event_routes(
             services.jobs, services.feed, services.previews, services.signing_key
         ),
-        cluster.cluster_routes(
+        cluster.new_cluster_routes(
             services.cluster,
             services.admission,
             services.proxy,
@@ -278,22 +278,22 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
             services.config_history,
             services.links,
         ),
-        artifacts.signed_link_routes(*artifact_services),
-        artifacts.artifact_routes(*artifact_services, services.templates),
-        archives.archive_routes(services.artifacts, services.jobs, blobs, services.signing_key),
-        jobs_v2.job_v2_routes(renders, retention),
-        assets_v2.asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
+        artifacts.new_signed_link_routes(*artifact_services),
+        artifacts.new_artifact_routes(*artifact_services, services.templates),
+        archives.new_archive_routes(services.artifacts, services.jobs, blobs, services.signing_key),
+        jobs_v2.new_job_v2_routes(renders, retention),
+        assets_v2.new_asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
     ):
         app.include_router(router)
     for router in comfyui_routers:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)
-    app.include_router(prompts.job_list_routes(services.prompts))
-    app.include_router(jobs.template_routes(services.templates))
-    app.include_router(graphs.graph_routes(GraphConverter(services.admission, services.files)))
-    app.include_router(console.console_routes(services.console))
-    app.include_router(frontend.session_routes(sessions))
-    app.include_router(frontend.frontend_routes(sessions, services.frontend, node_info))
+    app.include_router(prompts.new_job_list_routes(services.prompts))
+    app.include_router(jobs.new_template_routes(services.templates))
+    app.include_router(graphs.new_graph_routes(GraphConverter(services.admission, services.files)))
+    app.include_router(console.new_console_routes(services.console))
+    app.include_router(frontend.new_session_routes(sessions))
+    app.include_router(frontend.new_frontend_routes(sessions, services.frontend, node_info))
 
 
 def _get_required_scope(scope: Scope) -> str:

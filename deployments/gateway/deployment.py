@@ -163,7 +163,7 @@ class Gateway(MoyinCalls):
 
         async def read_cluster() -> ClusterBody:
             reading = await sources.read()
-            template_snapshot = await templates.snapshot()
+            template_snapshot = await templates.get_snapshot()
             reading = replace(reading, template_problems=template_snapshot.problems)
             cluster = build_cluster(pools, reading)
             found_problems = problems.find(cluster, reading, proxy.pools)

@@ -234,7 +234,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         priced=frozenset(f"{_PREFIX}{path}" for path in hot_routes),
     )
 
-    def body_limit_of(scope: Scope) -> int | None:
+    def get_body_limit(scope: Scope) -> int | None:
         if is_blob_upload(scope):
             return None
         return services.max_file_bytes if _may_have_large_body(scope) else services.max_body_bytes
@@ -245,7 +245,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         authenticator=services.authenticator,
         errors=render_error,
         max_body_bytes=services.max_body_bytes,
-        body_limit_of=body_limit_of,
+        body_limit_of=get_body_limit,
         observer=services.observer,
         public=_PUBLIC_PATHS,
         credentials=CredentialFinder(cookie=lambda _: True),

@@ -208,7 +208,7 @@ class ActorSupervisor:
         if self._pool.is_followed(name) or self._has_unsettled_runs(name):
             return None
         if self._pool.has_renderer(name):
-            return self._pool.idle_seconds(name)
+            return self._pool.measure_idle_seconds(name)
         if self.placing_seconds.get(name, 0.0) > _PLACEMENT_SECONDS:
             return math.inf  # An autoscaler must not add a node for an idle actor.
         return time.monotonic() - self._supervised_since[name]

@@ -187,9 +187,9 @@ class Pool:
         """Return True if the renderer only finishes its prompts and gets no more renders."""
         return name in self._draining
 
-    def idle_seconds(self, name: str) -> float | None:
+    def measure_idle_seconds(self, name: str) -> float | None:
         """Return the seconds for which the renderer has been idle; None if it is busy."""
-        return self._scheduler.idle_seconds(name)
+        return self._scheduler.measure_idle_seconds(name)
 
     def is_followed(self, name: str) -> bool:
         """Return True if an attempt is waiting for a prompt on the renderer."""

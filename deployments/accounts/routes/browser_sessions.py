@@ -22,7 +22,7 @@ from moyin.errors import InvalidToken
 from moyin.store.sessions import SessionStore
 
 
-def browser_session_routes(
+def new_browser_session_routes(
     sign_in: SignInService,
     sessions: SessionStore,
     authenticator: Authenticator,

@@ -22,7 +22,7 @@ from moyin.access.protocol.response import build_key, build_limit
 _Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
 
 
-def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
+def new_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     """Return the routes that list, create, rotate and revoke API keys."""
     router = APIRouter(tags=["keys"])
 
@@ -79,7 +79,7 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     return router
 
 
-def signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
+def new_signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     """Return the routes by which operators replace the key pairs that sign access tokens."""
     router = APIRouter(tags=["signing keys"])
 
@@ -104,7 +104,7 @@ def signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIR
     return router
 
 
-def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
+def new_limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     """Return the routes that show and set the limits and budgets of keys, users and tenants."""
     router = APIRouter(tags=["limits"])
 

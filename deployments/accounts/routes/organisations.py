@@ -22,7 +22,9 @@ from moyin.store.audit import AuditFilter
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=160, pattern=r"^[^\x00]*$")]
 
 
-def organisation_routes(organisations: OrganisationService, callers: CallerResolver) -> APIRouter:
+def new_organisation_routes(
+    organisations: OrganisationService, callers: CallerResolver
+) -> APIRouter:
     """Return the routes by which administrators and operators manage organisations."""
     router = APIRouter(tags=["organisations"])
 

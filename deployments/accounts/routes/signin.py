@@ -13,7 +13,7 @@ from moyin.store.sessions import SessionStore
 from moyin.store.users import UserStore
 
 
-def sign_in_routes(
+def new_sign_in_routes(
     sign_in: SignInService,
     open_id: OpenIdSignIn,
     sessions: SessionStore,
@@ -130,7 +130,7 @@ def _build_providers(open_id: OpenIdSignIn) -> list[wire.ProviderBody]:
     ]
 
 
-def own_account_routes(
+def new_own_account_routes(
     users: UserStore, sign_in: SignInService, callers: CallerResolver
 ) -> APIRouter:
     """Return the routes that show, change and close the caller's own account."""

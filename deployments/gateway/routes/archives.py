@@ -36,7 +36,7 @@ _ARCHIVE_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def archive_routes(
+def new_archive_routes(
     artifacts: ArtifactStore, jobs: JobStore, blobs: BlobStore, signing_key: bytes
 ) -> APIRouter:
     """Return the routes that create links to archives, and that return archives by these links."""

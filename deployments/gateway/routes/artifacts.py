@@ -43,7 +43,7 @@ _UPLOAD["requestBody"]["content"] |= describe_body(
 )["requestBody"]["content"]
 
 
-def artifact_routes(
+def new_artifact_routes(
     artifacts: ArtifactStore, blobs: BlobStore, pictures: PictureConverter, signing_key: bytes,
     templates: TemplateCatalog,
 ) -> APIRouter:  # fmt: skip
@@ -60,7 +60,7 @@ def artifact_routes(
         `limit`, or none, although `next_cursor` is not null.
         """
         query = parse_artifacts_query(request.query_params.multi_items())
-        aliases = {} if query.template is None else (await templates.snapshot()).aliases
+        aliases = {} if query.template is None else (await templates.get_snapshot()).aliases
         page_items, next_cursor = await artifacts.list_page(
             context(request.scope).owner,
             query.to_domain(aliases),
@@ -176,7 +176,7 @@ def artifact_routes(
     return router
 
 
-def signed_link_routes(
+def new_signed_link_routes(
     artifacts: ArtifactStore, blobs: BlobStore, pictures: PictureConverter, signing_key: bytes
 ) -> APIRouter:
     """Return the routes that return files by signed links, without a key."""
@@ -251,7 +251,9 @@ async def _build_thumbnail_response(
         error.field = "w"
         raise
     headers["content-length"] = str(picture.size)
-    return StreamingResponse(picture.chunks(), media_type=picture.media_type, headers=headers)
+    return StreamingResponse(
+        picture.iterate_chunks(), media_type=picture.media_type, headers=headers
+    )
 
 
 async def _find_stored_artifact(

@@ -56,7 +56,7 @@ _WithCluster = Annotated[
 ]
 
 
-def cluster_routes(
+def new_cluster_routes(
     feeds: ClusterFeeds,
     admission: GraphAdmission,
     proxy: Proxy,
@@ -119,11 +119,11 @@ def cluster_routes(
         """Return what changed in each of the last twenty configurations of the gateway."""
         return build_changes(await history.list_newest(CHANGES + 1))
 
-    router.include_router(_event_routes(feeds, admission))
+    router.include_router(_new_event_routes(feeds, admission))
     return router
 
 
-def _event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRouter:
+def _new_event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRouter:
     """Return the route of the event stream."""
     router = APIRouter()
 

@@ -15,7 +15,7 @@ _CACHE_FOREVER = "public, max-age=31536000, immutable"
 _REVALIDATE = "no-cache"
 
 
-def console_routes(console: ConsoleFiles) -> APIRouter:
+def new_console_routes(console: ConsoleFiles) -> APIRouter:
     """Return the routes of the console's page, its files, and the paths of its views."""
     router = APIRouter(tags=["console"])
 

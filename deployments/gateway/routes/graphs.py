@@ -11,7 +11,7 @@ from moyin.comfy_api.protocol.graph_conversion import ConversionRequest, Convert
 from moyin.http.validation import parse_object, validate
 
 
-def graph_routes(converter: GraphConverter) -> APIRouter:
+def new_graph_routes(converter: GraphConverter) -> APIRouter:
     """Return the route that takes graphs in the format that ComfyUI's editor saves."""
     router = APIRouter(tags=["jobs"])
 

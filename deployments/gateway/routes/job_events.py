@@ -46,7 +46,7 @@ _PREVIEW_HEADERS = {
 }
 
 
-def job_event_routes(
+def new_job_event_routes(
     jobs: JobStore, feed: JobFeed, previews: PreviewFeed, signing_key: bytes
 ) -> APIRouter:
     """Return the routes by which clients follow a job."""

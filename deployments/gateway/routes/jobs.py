@@ -42,19 +42,19 @@ _BULK_BODY = describe_body({"$ref": "#/components/schemas/BulkRequest"})
 _JOB_BODY = describe_body({"$ref": "#/components/schemas/JobRequest"})
 
 
-def job_routes(
+def new_job_routes(
     service: JobService,
     jobs: JobStore,
     templates: TemplateCatalog,
     signing_key: bytes,
     places: QueuePlaces,
 ) -> APIRouter:
-    """Return the routes of jobs; `job_event_routes` has the routes of their events."""
+    """Return the routes of jobs; `new_job_event_routes` has the routes of their events."""
     router = APIRouter(tags=["jobs"])
     history = JobHistory(service, jobs)
 
     async def to_filter(body: JobFilterBody) -> JobFilter:
-        aliases = {} if body.template is None else (await templates.snapshot()).aliases
+        aliases = {} if body.template is None else (await templates.get_snapshot()).aliases
         return body.to_domain(aliases)
 
     @router.post("/jobs", status_code=202, openapi_extra=_JOB_BODY)
@@ -65,7 +65,7 @@ def job_routes(
     ) -> wire.JobBody:
         """Accept a job and return its id. The job survives the failure of any service."""
         caller = context(request.scope).caller
-        snapshot = await templates.snapshot()
+        snapshot = await templates.get_snapshot()
         job, is_new = await service.submit_request(
             caller, await request.body(), snapshot.find, now=datetime.now(UTC),
             idempotency_key=validate_idempotency_key(idempotency_key),
@@ -173,7 +173,7 @@ def job_routes(
     return router
 
 
-def template_routes(templates: TemplateCatalog) -> APIRouter:
+def new_template_routes(templates: TemplateCatalog) -> APIRouter:
     """Return the routes that list and show templates."""
     router = APIRouter(tags=["templates"])
 
@@ -184,7 +184,7 @@ def template_routes(templates: TemplateCatalog) -> APIRouter:
         known_etag: Annotated[str | None, Header(alias="If-None-Match")] = None,
     ) -> Response:
         """List all templates, each with the JSON Schema of its inputs."""
-        snapshot = await templates.snapshot()
+        snapshot = await templates.get_snapshot()
         digests = "".join(template.digest for template in snapshot.templates)
         body = template_wire.TemplateList(
             templates=[to_response_body(t) for t in snapshot.templates]

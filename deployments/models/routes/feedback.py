@@ -87,7 +87,7 @@ def new_feedback_routes(
                 }
                 for name in sorted(_list_chat_models(text_router) | state.models.keys())
             ],
-            "calibration": _calibrate(signals),
+            "calibration": _group_by_expected_quality(signals),
             "judge": await summarize_verdicts(store, judge, caller),
             "prices": [
                 {
@@ -167,7 +167,7 @@ def _describe_signal(row: SignalRow) -> Mapping[str, Any]:
     }
 
 
-def _calibrate(signals: list[SignalRow]) -> list[dict[str, Any]]:
+def _group_by_expected_quality(signals: list[SignalRow]) -> list[dict[str, Any]]:
     """Return expected and rated quality of answers, grouped by tenths of the expected quality."""
     rows_by_tenth: dict[int, list[SignalRow]] = {}
     for row in signals:

@@ -44,10 +44,10 @@ class HostPathFilter:
     def __init__(self, known_folders: Mapping[Path, str]) -> None:
         names: dict[str, str] = {}
         for folder, name in known_folders.items():
-            for path_form in (folder, folder.absolute(), _resolve(folder)):
+            for path_form in (folder, folder.absolute(), _resolve_path(folder)):
                 if path_form.is_absolute() and path_form != Path(path_form.anchor):
                     names.setdefault(str(path_form), name)
-        self._names = names | {_escape(path_form): name for path_form, name in names.items()}
+        self._names = names | {_escape_path(path_form): name for path_form, name in names.items()}
         paths_longest_first = sorted(self._names, key=len, reverse=True)
         # Patterns that begin with a slash make the search fast. The lookahead ensures that the
         # match ends at the end of a folder's name.
@@ -68,7 +68,7 @@ class HostPathFilter:
         )
 
     @classmethod
-    def for_process(cls, options: ComfyOptions) -> HostPathFilter:
+    def create_for_process(cls, options: ComfyOptions) -> HostPathFilter:
         """Create the filter for the process that runs with these options."""
         folder = options.folder
         base = folder / "base"
@@ -84,7 +84,7 @@ class HostPathFilter:
             environment: "<python>",
             # The standard library of a virtual environment is in the folder of its base
             # interpreter.
-            _resolve(options.python).parent.parent: "<python>",
+            _resolve_path(options.python).parent.parent: "<python>",
             Path(moyin.__file__).parent: "<moyin>",
         }
         return cls(known_folders)
@@ -163,12 +163,12 @@ def _list_root_names() -> Iterable[str]:
         return []  # if the root is not readable, only the usual names are known
 
 
-def _resolve(path: Path) -> Path:
+def _resolve_path(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError):
         return path.absolute()  # the path is a loop of links
 
 
-def _escape(path: str) -> str:
+def _escape_path(path: str) -> str:
     return json.dumps(path)[1:-1]

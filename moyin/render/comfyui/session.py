@@ -92,7 +92,7 @@ class Session:
         """
         process = await ComfyProcess.start(options, folder, spawner)
         try:
-            paths = HostPathFilter.for_process(options)
+            paths = HostPathFilter.create_for_process(options)
             async with ComfyClient(process.address, uuid.uuid4().hex, paths) as client:
                 stream = EventStream(
                     client,

@@ -73,7 +73,7 @@ class WrittenFiles:
             # other one.
             roots.insert(0, self._folder.base / file.type)
         for root in roots:
-            for candidate_parts in _candidate_paths(parts, origin_id):
+            for candidate_parts in _iterate_candidate_paths(parts, origin_id):
                 opened_file = _open_file_below(root, candidate_parts)
                 if opened_file is not None:
                     return opened_file
@@ -97,7 +97,7 @@ class WrittenFiles:
                 _move_entry(child, folder / child.name)
 
 
-def _candidate_paths(parts: tuple[str, ...], origin_id: str) -> Iterator[tuple[str, ...]]:
+def _iterate_candidate_paths(parts: tuple[str, ...], origin_id: str) -> Iterator[tuple[str, ...]]:
     """Yield the paths where a file may be, as tuples of path segments.
 
     Some nodes ignore the folder of their prompt, so the path without it is yielded, too.

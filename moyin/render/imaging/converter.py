@@ -49,7 +49,7 @@ class ConvertedPicture:
     content: bytes | None = None
     file: BinaryIO | None = None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def iterate_chunks(self) -> AsyncIterator[bytes]:
         """Yield the picture's bytes, then close its file. Call this method only once."""
         if self.content is not None:
             yield self.content
@@ -145,7 +145,7 @@ class PictureConverter:
         """
         self._check_size((await anyio.Path(mask).stat()).st_size)
         async with self._run_task(owner, source, {"action": "mask", "mask": str(mask)}) as target:
-            await anyio.to_thread.run_sync(_replace, target, mask)
+            await anyio.to_thread.run_sync(_replace_file, target, mask)
 
     async def _convert(
         self,
@@ -165,7 +165,7 @@ class PictureConverter:
         async with self._run_task(owner, source, task) as target:
             size = (await anyio.Path(target).stat()).st_size
             if size > _CACHED_BYTES:
-                file = await anyio.to_thread.run_sync(_open, target)
+                file = await anyio.to_thread.run_sync(_open_file, target)
                 return ConvertedPicture(media_type=media_type, size=size, file=file)
             content = await anyio.Path(target).read_bytes()
         if self._cache is not None:
@@ -203,9 +203,9 @@ class PictureConverter:
             )
 
 
-def _open(path: Path) -> BinaryIO:
+def _open_file(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _replace(source: Path, target: Path) -> None:
+def _replace_file(source: Path, target: Path) -> None:
     source.replace(target)

@@ -109,9 +109,9 @@ class RenderScheduler:
         """Return whether the renderer executes a render."""
         return self._is_executing(name)
 
-    def idle_seconds(self, name: str) -> float | None:
+    def measure_idle_seconds(self, name: str) -> float | None:
         """Return how many seconds the renderer has been free, or None if it is busy."""
-        return self._window.idle_seconds(name, self._clock())
+        return self._window.measure_idle_seconds(name, self._clock())
 
     def add_renderer(
         self, name: str, foreign_prompts: Collection[str] = (), models: Sequence[str] = ()

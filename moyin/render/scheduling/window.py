@@ -190,7 +190,7 @@ class Window:
             self._slots[name].free_since = now
             self._free[name] = self._slots[name]
 
-    def idle_seconds(self, name: str, now: float) -> float | None:
+    def measure_idle_seconds(self, name: str, now: float) -> float | None:
         """Return how many seconds a renderer has been free, or None if it is busy."""
         return now - self._free[name].free_since if name in self._free else None
 

@@ -78,7 +78,7 @@ class TemplateCatalog:
         self._checked_at = float("-inf")
         self._check_lock = asyncio.Lock()
 
-    async def snapshot(self) -> TemplateSnapshot:
+    async def get_snapshot(self) -> TemplateSnapshot:
         """Return the present templates, after a check of the files if one is due."""
         if time.monotonic() - self._checked_at > _CHECK_SECONDS:
             async with self._check_lock:
@@ -93,7 +93,7 @@ class TemplateCatalog:
 
     async def get(self, name: str) -> Template:
         """Return the template with the name or alias ``name``, or raise `TemplateNotFound`."""
-        template = (await self.snapshot()).names.get(name)
+        template = (await self.get_snapshot()).names.get(name)
         if template is None:
             raise TemplateNotFound(
                 f"there is no template with the name {name[:64]!r}; GET /templates lists them all"

@@ -255,7 +255,7 @@ async def test_it_writes_nowhere_but_in_its_own_folders(
     assert await run_attempt(hostile_renderer, _WRITE, places) == []
     own_folders = [str(path) for path in hostile_renderer._folder.writable]
     # What a node says comes without the machine's paths.
-    names = HostPathFilter.for_process(hostile_renderer._options)
+    names = HostPathFilter.create_for_process(hostile_renderer._options)
     assert await run_attempt(hostile_renderer, _WRITE, own_folders) == [
         names.hide_known(path) for path in own_folders
     ]

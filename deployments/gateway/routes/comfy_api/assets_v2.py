@@ -33,7 +33,7 @@ _STORED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) -> APIRouter:
+def new_asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) -> APIRouter:
     """Return the routes of assets, which are the Comfy API's view of the caller's artifacts."""
     router = APIRouter(prefix="/api/v2/assets", tags=["Comfy API v2"], responses=ERROR_RESPONSES)
 

@@ -28,7 +28,7 @@ _TEXT = {"type": "string"}
 _FORM_FIELDS = {"overwrite": _TEXT, "type": _TEXT, "subfolder": _TEXT}
 
 
-def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter) -> APIRouter:
+def new_file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter) -> APIRouter:
     """Return the routes that store and return files by ComfyUI's names."""
     router = APIRouter(tags=["comfyui"])
 
@@ -127,4 +127,6 @@ def _build_picture_response(picture: ConvertedPicture) -> Response:
         "x-content-type-options": "nosniff",
         "content-length": str(picture.size),
     }
-    return StreamingResponse(picture.chunks(), media_type=picture.media_type, headers=headers)
+    return StreamingResponse(
+        picture.iterate_chunks(), media_type=picture.media_type, headers=headers
+    )

@@ -46,7 +46,7 @@ class SessionBody(BaseModel):
     user: str | None
 
 
-def session_routes(sessions: BrowserSessions) -> APIRouter:
+def new_session_routes(sessions: BrowserSessions) -> APIRouter:
     """Return the routes that sign a browser in and out."""
     router = APIRouter(tags=["comfyui"])
 
@@ -103,7 +103,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
     return router
 
 
-def frontend_routes(
+def new_frontend_routes(
     sessions: BrowserSessions, frontend: FrontendFiles, node_info: NodeInfoCache
 ) -> APIRouter:
     """Return the routes of the frontend's page and of its files, which are public."""

@@ -35,7 +35,7 @@ def new_presenter(request: Request, retention: timedelta) -> V2Presenter:
     return V2Presenter(base_url=str(base_url), retention=retention, now=datetime.now(UTC))
 
 
-def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
+def new_job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
     """Return the routes that submit, list, show, cancel and follow render jobs."""
     router = APIRouter(prefix="/api/v2/jobs", tags=["Comfy API v2"], responses=ERROR_RESPONSES)
 

@@ -30,7 +30,7 @@ _NO_PROMPT = {
 }
 
 
-def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
+def new_prompt_routes(prompts: ComfyPrompts) -> APIRouter:
     """Return the routes of prompts, which ComfyUI serves at the root and under ``/api``."""
     router = APIRouter(tags=["comfyui"])
 
@@ -119,7 +119,7 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
     return router
 
 
-def job_list_routes(prompts: ComfyPrompts) -> APIRouter:
+def new_job_list_routes(prompts: ComfyPrompts) -> APIRouter:
     """Return the routes of ComfyUI's job list, which ComfyUI serves only under ``/api``."""
     router = APIRouter(prefix="/api/jobs", tags=["comfyui"])
 

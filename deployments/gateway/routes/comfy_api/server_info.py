@@ -73,13 +73,13 @@ def _read_page_query(
 _Page = Annotated[PageQuery, Depends(_read_page_query)]
 
 
-def server_info_routes(
+def new_server_info_routes(
     node_info: NodeInfoCache, admission: GraphAdmission, files: ComfyFiles, max_body_bytes: int
 ) -> APIRouter:
     """Return the routes of the farm's nodes, devices, feature flags, logs and uploads."""
     router = APIRouter(tags=["comfyui"])
 
-    router.include_router(_node_routes(admission, files))
+    router.include_router(_new_node_routes(admission, files))
 
     @router.get("/system_stats", name="system_stats")
     async def get_system_stats() -> dict[str, Any]:
@@ -135,7 +135,7 @@ def server_info_routes(
     return router
 
 
-def _node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
+def _new_node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
     """Return the routes of the nodes."""
     router = APIRouter()
 
@@ -177,7 +177,7 @@ def _node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
     return router
 
 
-def package_routes(node_info: NodeInfoCache) -> APIRouter:
+def new_package_routes(node_info: NodeInfoCache) -> APIRouter:
     """Return the routes of the files, graphs and translations that node packages provide."""
     router = APIRouter(tags=["comfyui"])
 
@@ -236,7 +236,7 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
     return router
 
 
-def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRouter:
+def new_model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRouter:
     """Return the routes that list the model files on the pools' machines."""
     router = APIRouter(tags=["comfyui"])
 

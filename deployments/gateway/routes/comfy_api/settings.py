@@ -18,7 +18,7 @@ from moyin.http.validation import parse_json
 from moyin.store.userdata import UserdataStore
 
 
-def settings_routes(files: UserdataStore) -> APIRouter:
+def new_settings_routes(files: UserdataStore) -> APIRouter:
     """Return the routes that read and change the settings in the user's settings file."""
     router = APIRouter(tags=["comfyui"])
 

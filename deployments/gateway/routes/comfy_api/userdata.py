@@ -50,7 +50,7 @@ _TYPES = {"css": "text/css", "json": "application/json", "txt": "text/plain"}
 _Flag = Annotated[str, Query(max_length=16)]
 
 
-def userdata_routes(files: UserdataStore) -> APIRouter:
+def new_userdata_routes(files: UserdataStore) -> APIRouter:
     """Return the routes that list, read, write, move and delete a user's files."""
     router = APIRouter(tags=["comfyui"])
 

@@ -139,10 +139,10 @@ class _Converter:
         self._named_values: dict[str, Mapping[str, Any]] = {}
 
     def convert(self) -> Conversion:
-        placed_nodes = list(inline_subgraphs(self._document, self._field))
+        inlined_nodes = list(inline_subgraphs(self._document, self._field))
         left_out_items: list[LeftOutPart] = []
         nodes: dict[str, Any] = {}
-        for instance, node in placed_nodes:
+        for instance, node in inlined_nodes:
             self._count_characters(len(instance.prefix) + len(node.id))
             reason = self._find_reason(node)
             if reason is not None:
@@ -202,7 +202,7 @@ class _Converter:
             for name, value in read_values(node_class, node).items():
                 inputs[name] = self._replace_text(node_class, node, name, value)
         for slot_number, slot in enumerate(self._resolver.list_inputs(node)):
-            source = self._resolver.resolve(instance, node, slot_number)
+            source = self._resolver.resolve_input(instance, node, slot_number)
             if source is REMOVED:
                 inputs.pop(slot.name, None)
             elif isinstance(source, Constant):
@@ -274,8 +274,8 @@ class _Converter:
         )
         return {"__value__": value} if isinstance(value, list) else value
 
-    def _count_characters(self, characters: int) -> None:
-        self._size += characters
+    def _count_characters(self, character_count: int) -> None:
+        self._size += character_count
         if self._size > _MAX_CHARACTERS:
             raise InvalidRequest(
                 f"the graph must have at most {_MAX_CHARACTERS} characters with its subgraphs inlined",

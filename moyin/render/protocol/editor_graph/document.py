@@ -208,9 +208,9 @@ def _parse_links(links: Any, field: str) -> Iterator[tuple[str, Link]]:
             _parse_id(link, "id", item_field),
             Link(
                 origin=_parse_id(link, "origin_id", item_field),
-                origin_slot=_parse_number(link, "origin_slot", item_field),
+                origin_slot=_parse_slot_number(link, "origin_slot", item_field),
                 target=_parse_id(link, "target_id", item_field),
-                target_slot=_parse_number(link, "target_slot", item_field),
+                target_slot=_parse_slot_number(link, "target_slot", item_field),
             ),
         )
 
@@ -240,15 +240,15 @@ def _iterate_items(items: Any, field: str, max_count: int) -> Iterator[tuple[str
 def _parse_id(container: Mapping[str, Any], name: str, field: str) -> str:
     value = container.get(name)
     is_id = isinstance(value, int | str) and not isinstance(value, bool)
-    if not is_id or not 0 < len(text := str(value)[: _MAX_NAME + 1]) <= _MAX_NAME:
+    if not is_id or not 0 < len(id_text := str(value)[: _MAX_NAME + 1]) <= _MAX_NAME:
         raise InvalidRequest(
             f"{field}.{name} must be a whole number or a string of 1 to {_MAX_NAME} characters",
             field=f"{field}.{name}",
         )
-    return text
+    return id_text
 
 
-def _parse_number(container: Mapping[str, Any], name: str, field: str) -> int:
+def _parse_slot_number(container: Mapping[str, Any], name: str, field: str) -> int:
     value = container.get(name)
     if isinstance(value, str) and value.isdecimal() and len(value) <= 6:
         value = int(value)

@@ -144,7 +144,7 @@ class LinkResolver:
             self._count_steps(len(input_slots))
         return input_slots
 
-    def resolve(self, instance: Instance, node: EditorNode, slot: int) -> Any:
+    def resolve_input(self, instance: Instance, node: EditorNode, slot: int) -> Any:
         """Return an `Origin`, a `Constant`, `REMOVED`, or None if nothing is linked to the input.
 
         Raises:
@@ -184,7 +184,7 @@ class LinkResolver:
             current_input = source
 
     def _follow_link(self, instance: Instance, link: Link, wanted_type: str) -> Any:
-        """Return what `resolve` returns, or the next input whose link leads on to the source."""
+        """Return the result of `resolve_input`, or the next input whose link must be followed."""
         while link.origin != INPUT_NODE or instance.user is None:
             child = instance.children.get(link.origin)
             if child is None:
@@ -278,7 +278,10 @@ class LinkResolver:
         ]
 
     def _find_passed_input(self, node: EditorNode, slot: int, wanted_type: str) -> int | None:
-        """Return the number of the input that a bypassed node passes on as its output, or None."""
+        """Return the number of the input that a bypassed node passes on as its output ``slot``.
+
+        Returns None if no input has a fitting type.
+        """
         inputs = self.list_inputs(node)
         self._count_steps(len(inputs) + len(node.outputs))
         node_class = self._classes.get(node.type)
@@ -287,9 +290,9 @@ class LinkResolver:
             outputs[: len(node_class.outputs)] = node_class.outputs
         if not 0 <= slot < len(outputs):
             return None
-        type_characters = len(wanted_type) + len(outputs[slot])
+        character_count = len(wanted_type) + len(outputs[slot])
         self._count_steps(
-            sum(type_characters + len(item.type) for item in inputs) // _STEP_CHARACTERS
+            sum(character_count + len(item.type) for item in inputs) // _STEP_CHARACTERS
         )
         if wanted_type in ("*", ""):
             return slot if len(inputs) > slot else (0 if inputs else None)
@@ -305,8 +308,8 @@ class LinkResolver:
                 return index
         return next(filter(is_fitting, range(len(inputs))), None)
 
-    def _count_steps(self, steps: int) -> None:
-        self._steps += steps
+    def _count_steps(self, step_count: int) -> None:
+        self._steps += step_count
         if self._steps > _MAX_STEPS:
             raise InvalidRequest(
                 "the links of the graph are too complicated: too many reroutes, bypassed nodes or"

@@ -27,7 +27,7 @@ class Widget:
     """An input whose value is set in the editor.
 
     Attributes:
-        places: number of values of the widget in the node's list of values.
+        value_count: number of values of the widget in the node's list of values.
         is_page_made: True if only the editor's page can make its value.
         is_dynamic: True if the editor chooses among the alternatives in its text, as in ``{a|b}``.
     """
@@ -35,7 +35,7 @@ class Widget:
     name: str
     type: str
     default: Any
-    places: int = 1
+    value_count: int = 1
     is_page_made: bool = False
     is_dynamic: bool = False
 
@@ -47,7 +47,7 @@ class NodeClass:
     Attributes:
         sockets: the names and types of the inputs, which are also the slots of the node.
         widgets: the inputs that have a widget, by name, in the order of their values.
-        forced: indexes in the list of values at which old versions of the editor saved the values
+        forced_indexes: indexes in the list of values at which old versions of the editor saved the values
             of inputs without a widget.
     """
 
@@ -55,7 +55,7 @@ class NodeClass:
     sockets: Sequence[tuple[str, str]]
     widgets: Mapping[str, Widget]
     outputs: Sequence[str]
-    forced: frozenset[int]
+    forced_indexes: frozenset[int]
 
 
 def derive_class(name: str, info: Mapping[str, Any]) -> NodeClass:
@@ -79,7 +79,7 @@ def derive_class(name: str, info: Mapping[str, Any]) -> NodeClass:
             continue
         widget = _derive_widget(input_name, kind, spec, options)
         widgets[input_name] = widget
-        value_index += widget.places
+        value_index += widget.value_count
         widget_sockets.append((input_name, slot_type))
     outputs = info.get("output")
     return NodeClass(
@@ -87,7 +87,7 @@ def derive_class(name: str, info: Mapping[str, Any]) -> NodeClass:
         sockets=[*sockets, *widget_sockets],
         widgets=widgets,
         outputs=[kind if isinstance(kind, str) else "COMBO" for kind in outputs or ()],
-        forced=frozenset(forced_indexes),
+        forced_indexes=frozenset(forced_indexes),
     )
 
 
@@ -101,8 +101,8 @@ def read_values(node_class: NodeClass, node: EditorNode) -> dict[str, Any]:
     if isinstance(node.values, Mapping):
         values_by_name = node.values
         return {name: values_by_name.get(name, default) for name, default in values.items()}
-    value_count = sum(widget.places for widget in node_class.widgets.values())
-    forced_indexes = node_class.forced
+    value_count = sum(widget.value_count for widget in node_class.widgets.values())
+    forced_indexes = node_class.forced_indexes
     saved_values: Sequence[Any] = node.values[: value_count + len(forced_indexes)]
     if forced_indexes and len(node.values) == value_count + len(forced_indexes):
         saved_values = [
@@ -112,7 +112,7 @@ def read_values(node_class: NodeClass, node: EditorNode) -> dict[str, Any]:
     for widget in node_class.widgets.values():
         if value_index < len(saved_values) and not widget.is_page_made:
             values[widget.name] = saved_values[value_index]
-        value_index += widget.places
+        value_index += widget.value_count
     return values
 
 
@@ -131,7 +131,7 @@ def _derive_widget(name: str, kind: str, spec: Sequence[Any], options: Mapping[s
         name=name,
         type=kind,
         default=default,
-        places=value_count,
+        value_count=value_count,
         is_page_made=kind in _PAGE_TYPES,
         is_dynamic=options.get("dynamicPrompts") is True,
     )
