@@ -34,7 +34,7 @@ ReadForTenant = Callable[[str | None], Awaitable[str | None]]
 KeyT = TypeVar("KeyT")
 
 
-class Included(StrEnum):
+class IncludedPart(StrEnum):
     """The optional parts of the cluster's event stream, which a client requests by name."""
 
     BACKENDS = "backends"
@@ -167,7 +167,7 @@ class ClusterFeeds:
         self._views: BoundedDict[tuple[str, ...] | None, str] = BoundedDict(_MAX_VIEWS)
 
     def follow(
-        self, viewer: Viewer, included_parts: Iterable[Included], *, with_cluster: bool = True
+        self, viewer: Viewer, included_parts: Iterable[IncludedPart], *, with_cluster: bool = True
     ) -> AsyncGenerator[tuple[str, ClusterBody | str | None] | None, None]:
         """Yield the cluster and the included parts now, and each of them again when it has changed.
 
@@ -180,17 +180,17 @@ class ClusterFeeds:
             streams["cluster"] = self.cluster.follow()
         return merge_streams(streams)
 
-    def _follow_part(self, part: Included, viewer: Viewer) -> AsyncGenerator[str | None, None]:
+    def _follow_part(self, part: IncludedPart, viewer: Viewer) -> AsyncGenerator[str | None, None]:
         match part:
-            case Included.BACKENDS:
+            case IncludedPart.BACKENDS:
                 return self._backends.follow(viewer.tenant)
-            case Included.USAGE:
+            case IncludedPart.USAGE:
                 return self._usage.follow(viewer.tenant)
-            case Included.MODELS:
+            case IncludedPart.MODELS:
                 return self._models.follow(viewer)
-            case Included.JOBS:
+            case IncludedPart.JOBS:
                 return self._jobs.follow(viewer.owner)
-            case Included.ROUTES:
+            case IncludedPart.ROUTES:
                 return self._routes.follow(None)
 
     def format_cluster(self, cluster: ClusterBody, pools: Sequence[str] | None) -> str:

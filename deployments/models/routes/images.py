@@ -48,7 +48,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class SubmitPictures(Protocol):
+class PictureSubmitter(Protocol):
     """Function that submits the render job of an image request and returns the job."""
 
     def __call__(
@@ -103,7 +103,7 @@ class PictureRenderer:
         self._public_url = public_url
 
     async def respond(
-        self, request: Request, body: protocol.ImagesBody, submit: SubmitPictures
+        self, request: Request, body: protocol.ImagesBody, submit: PictureSubmitter
     ) -> Response:
         """Submit a job, wait for its pictures, and return a response with the pictures."""
         images, caller = self._images, context(request.scope).caller

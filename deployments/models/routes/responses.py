@@ -181,7 +181,7 @@ class ResponsesRoute(CallRoute):
                     request_id=context(scope).request_id,
                 )
                 answer = replace(
-                    answer, stream=_SavedStream(answer.stream, save_answer, render_error)
+                    answer, stream=_AnswerSavingStream(answer.stream, save_answer, render_error)
                 )
         await send_answer(answer, send)
 
@@ -247,7 +247,7 @@ def _translate_storage_errors() -> Iterator[None]:
         ) from error
 
 
-class _SavedStream:
+class _AnswerSavingStream:
     """Forwards a stream, and stores the complete answer before it forwards the last piece.
 
     If the answer cannot be stored, an error event replaces the last piece.

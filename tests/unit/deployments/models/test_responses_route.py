@@ -12,8 +12,8 @@ from sqlalchemy.exc import OperationalError
 from deployments.models.routes.calls import set_background
 from deployments.models.routes.responses import (
     ResponsesRoute,
+    _AnswerSavingStream,
     _assign_item_ids,
-    _SavedStream,
     _translate_storage_errors,
 )
 from moyin.access.gatekeeper import RequestContext
@@ -45,7 +45,7 @@ async def test_answer_that_cannot_be_stored_ends_with_an_error_event() -> None:
     def render(error: MoyinError) -> bytes:
         return error.code.encode()
 
-    stream = _SavedStream(cast(Any, _pieces()), save, render)
+    stream = _AnswerSavingStream(cast(Any, _pieces()), save, render)
     assert [piece async for piece in stream] == [
         b'data: {"id":"resp_1"}\n\n',
         b"service_unavailable",
