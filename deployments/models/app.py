@@ -165,12 +165,12 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     """Build the models app, which serves paths below ``/v1``, behind its gatekeeper."""
     text_router = services.text_router
     job_submitter = JobSubmitter(text_router, services.jobs)
-    background = BackgroundResponses(services.responses, job_submitter, services.jobs)
+    background_responses = BackgroundResponses(services.responses, job_submitter, services.jobs)
     prompt_files = PromptFiles(services.files, services.blobs)
     call_routes = _new_call_routes(text_router, job_submitter)
     call_routes["/chat/completions"] = ChatRoute(text_router, job_submitter, prompt_files)
     call_routes["/responses"] = ResponsesRoute(
-        text_router, job_submitter, services.responses, background, prompt_files
+        text_router, job_submitter, services.responses, background_responses, prompt_files
     )
     batch_runner = _new_batch_runner(services, call_routes)
 
@@ -201,7 +201,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         new_usage_routes(
             services.ledger, services.reports, lambda: text_router.fleet, services.meter
         ),
-        new_response_routes(services.responses, background),
+        new_response_routes(services.responses, background_responses),
         new_batch_routes(services.batches, services.files, batch_runner),
         new_message_batch_routes(
             services.batches,

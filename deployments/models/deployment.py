@@ -114,7 +114,7 @@ class Models(MoyinCalls):
             settings,
             text_router=self._text_router,
             estimator=self._estimator,
-            signals=quality_store,
+            signal_store=quality_store,
             count_outcome=judge_metrics.record_outcome,
         )
 

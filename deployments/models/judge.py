@@ -44,7 +44,7 @@ class JudgeService:
         *,
         text_router: Router,
         estimator: Estimator,
-        signals: QualityStore,
+        signal_store: QualityStore,
         count_outcome: OutcomeCounter,
     ) -> None:
         self._settings = settings
@@ -56,7 +56,9 @@ class JudgeService:
         # the judge must not exceed its own. Therefore it has a separate meter.
         self._meter = RequestMeter(settings.redis_url, budgets_fail_open=False)
         self.budget = JudgeBudget(self._meter)
-        self._judge = Judge(text_router, store=self._store, signals=signals, budget=self.budget)
+        self._judge = Judge(
+            text_router, store=self._store, signals=signal_store, budget=self.budget
+        )
         self._sampler = AnswerSampler(count_outcome)
         self._changed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None

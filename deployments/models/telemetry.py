@@ -179,8 +179,8 @@ class LearningMetrics:
     A thread calls `export`.
     """
 
-    def __init__(self, background: BackgroundQueue) -> None:
-        self._background = background
+    def __init__(self, background_queue: BackgroundQueue) -> None:
+        self._background = background_queue
         self._exported = dict.fromkeys(self._read_counts(), 0)
         self._requests = metrics.Counter(
             "moyin_quality_requests",
@@ -196,13 +196,13 @@ class LearningMetrics:
                 self._exported[outcome] = count
 
     def _read_counts(self) -> dict[str, int]:
-        background = self._background
-        sampler = background.sampler
+        background_queue = self._background
+        sampler = background_queue.sampler
         return {
             "learned": sampler.accepted,
             "left_out": sampler.skipped,
-            "failed": background.failed,
-            "lost": background.dropped,
+            "failed": background_queue.failed,
+            "lost": background_queue.dropped,
         }
 
 

@@ -156,8 +156,8 @@ class OllamaRoute(CallRoute):
         deadline = asyncio.get_running_loop().time() + _UNLOAD_SECONDS
         errors = await asyncio.gather(
             *(
-                self._unload_model(call, runtime, upstream, deadline)
-                for runtime, upstream in loaded_pairs
+                self._unload_model(call, runtime, upstream_model, deadline)
+                for runtime, upstream_model in loaded_pairs
             ),
             return_exceptions=True,
         )
@@ -167,11 +167,11 @@ class OllamaRoute(CallRoute):
         return bool(loaded_pairs) or len(host_deployments) < len(deployments)
 
     async def _unload_model(
-        self, call: ParsedRequest, runtime: BackendRuntime, upstream: str, deadline: float
+        self, call: ParsedRequest, runtime: BackendRuntime, upstream_model: str, deadline: float
     ) -> None:
         request = RawRequest(
             path=self.codec.path,
-            body=call.to_upstream(upstream, {}, {"stream": False}),
+            body=call.to_upstream(upstream_model, {}, {"stream": False}),
             headers={},
             deadline=deadline,
         )

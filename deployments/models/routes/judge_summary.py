@@ -42,8 +42,8 @@ async def summarize_verdicts(
         The counts, with the spending for operators only, because it is the sum over all tenants.
         None if the judge is off and there are no verdicts.
     """
-    since = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    scores = await store.list_verdicts(caller.owner, since, _MAX_VERDICTS)
+    month_start = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    scores = await store.list_verdicts(caller.owner, month_start, _MAX_VERDICTS)
     rules = None if judge is None else judge.rules
     if rules is None and not scores:
         return None

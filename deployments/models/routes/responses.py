@@ -67,13 +67,13 @@ class ResponsesRoute(CallRoute):
         text_router: Router,
         job_submitter: JobSubmitter,
         stored_responses: StoredResponses,
-        background: BackgroundResponses,
+        background_responses: BackgroundResponses,
         prompt_files: PromptFiles,
     ) -> None:
         self._responses_codec = ResponsesCodec()
         super().__init__(self._responses_codec, text_router, job_submitter)
         self._stored = stored_responses
-        self._background = background
+        self._background = background_responses
         self._prompt_files = prompt_files
 
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
@@ -323,7 +323,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 
 
 def new_response_routes(
-    stored_responses: StoredResponses, background: BackgroundResponses
+    stored_responses: StoredResponses, background_responses: BackgroundResponses
 ) -> APIRouter:
     """Return the routes of stored responses."""
     router = APIRouter(prefix="/responses", tags=["responses"])
@@ -345,7 +345,7 @@ def new_response_routes(
         With `stream`, a response that runs in the background is returned as a stream of its events,
         beginning after the event number `starting_after`.
         """
-        stored_response = await background.get(request.scope, response_id)
+        stored_response = await background_responses.get(request.scope, response_id)
         if not stream:
             if starting_after is not None:
                 raise InvalidRequest("starting_after requires stream=true", field="starting_after")
@@ -355,17 +355,19 @@ def new_response_routes(
                 "only responses with background: true can be streamed again", field="stream"
             )
         after = -1 if starting_after is None else starting_after
-        return EventStreamResponse(background.follow(request.scope, stored_response, after))
+        return EventStreamResponse(
+            background_responses.follow(request.scope, stored_response, after)
+        )
 
     @router.post("/{response_id}/cancel", summary="Cancel a response in the background")
     async def cancel_response(response_id: str, request: Request) -> Mapping[str, Any]:
         """Cancel a response that runs in the background. An ended response does not change."""
-        return (await background.cancel(request.scope, response_id)).response
+        return (await background_responses.cancel(request.scope, response_id)).response
 
     @router.delete("/{response_id}", summary="Delete a stored response")
     async def delete_response(response_id: str, request: Request) -> Mapping[str, Any]:
         """Delete a response, and cancel it if it is running. It cannot be continued afterwards."""
-        await background.delete(request.scope, response_id)
+        await background_responses.delete(request.scope, response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
     @router.get("/{response_id}/input_items", summary="List the input of a stored response")

@@ -112,8 +112,8 @@ def new_usage_routes(
 
 async def report_month(reports: UsageReports, fleet: Fleet, owner: str | None) -> str:
     """Return this month's usage by day as JSON, without budgets, which belong to single callers."""
-    start = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    query = UsageQuery.model_validate({"from": start, "group_by": [GroupBy.DAY]})
+    month_start = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    query = UsageQuery.model_validate({"from": month_start, "group_by": [GroupBy.DAY]})
     report = await report_usage(reports, fleet, owner, query)
     # As FastAPI writes the body of the route.
     return report.model_dump_json(

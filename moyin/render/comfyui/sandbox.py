@@ -268,7 +268,7 @@ def _build_mounts(
         mounts, [path for path in library_folders if path.is_absolute() and path.is_dir()]
     )
     shared_folders = find_shared_folders(options)
-    _mount_folders(mounts, [options.home, *shared_folders, *options.readable], required=True)
+    _mount_folders(mounts, [options.home, *shared_folders, *options.readable], must_exist=True)
     mounts.read |= _find_link_targets(shared_folders, mounts)
     mounts.hide |= {options.home / name for name in _PERSONAL_FOLDERS}
     mounts.read[folder.base] = folder.base
@@ -288,14 +288,14 @@ def _build_mounts(
     return mounts
 
 
-def _mount_folders(mounts: Mounts, paths: Iterable[Path], *, required: bool = False) -> None:
+def _mount_folders(mounts: Mounts, paths: Iterable[Path], *, must_exist: bool = False) -> None:
     for path in paths:
-        if required and not path.exists():
+        if must_exist and not path.exists():
             raise StackError(
                 f"{path} in the render pool's options does not exist: create it or correct the path"
             )
         if path in (Path("/"), Path("/etc"), *mounts.hide):
-            if required:
+            if must_exist:
                 raise StackError(
                     f"{path} in the render pool's options is too large to share with "
                     "ComfyUI: name a folder within it"

@@ -185,7 +185,7 @@ async def serving(
             settings,
             text_router=text_router,
             estimator=estimator,
-            signals=store,
+            signal_store=store,
             count_outcome=judge_outcomes.append,
         )
         result = config.routing.judge

@@ -156,8 +156,8 @@ def _new_node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
         nodes = await admission.list_nodes(request_context.caller, pool)
         headers = {}
         if page.is_given:
-            nodes, count = await asyncio.to_thread(select_nodes, nodes, page)
-            headers[_COUNT_HEADER] = str(count)
+            nodes, match_count = await asyncio.to_thread(select_nodes, nodes, page)
+            headers[_COUNT_HEADER] = str(match_count)
         if summary:
             nodes = summarize_nodes(nodes)
         else:
@@ -262,8 +262,8 @@ def new_model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> API
         path = f"/models/{quote(folder, safe='')}"
         names: Sequence[str] = await node_info.fetch_merged(path, merge_lists, pools)
         if page.is_given:
-            names, count = await asyncio.to_thread(select_names, names, page)
-            response.headers[_COUNT_HEADER] = str(count)
+            names, match_count = await asyncio.to_thread(select_names, names, page)
+            response.headers[_COUNT_HEADER] = str(match_count)
         return names
 
     @router.get("/embeddings", name="embeddings")

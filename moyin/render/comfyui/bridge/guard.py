@@ -116,11 +116,13 @@ def wrap_input_data(get_input_data: Callable[..., Any], rules: NodeRules) -> Cal
         dynprompt: Any = None,
         extra_data: Any = None,
     ) -> Any:
-        extra = extra_data or {}
-        input_data = get_input_data(inputs, class_def, unique_id, execution_list, dynprompt, extra)
+        prompt_data = extra_data or {}
+        input_data = get_input_data(
+            inputs, class_def, unique_id, execution_list, dynprompt, prompt_data
+        )
         if dynprompt is not None:
             class_type = dynprompt.get_node(unique_id)["class_type"]
-            _check_values(class_type, input_data[0], inputs, rules, get_moyin_data(extra))
+            _check_values(class_type, input_data[0], inputs, rules, get_moyin_data(prompt_data))
         return input_data
 
     return get_checked_input_data
