@@ -292,10 +292,7 @@ def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -
 
 
 def _select_files(success: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
-    """Return the result without files of nodes that are not in ``outputs``.
-
-    If no file would be left, the result is unchanged.
-    """
+    """Return the result with only the files of the nodes in ``outputs``; if empty, of all nodes."""
     if not outputs:
         return success
     return replace(success, files=tuple(file for file in success.files if file.node in outputs))

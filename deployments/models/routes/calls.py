@@ -74,7 +74,7 @@ class CallRoute:
         return self.codec.parse(body)
 
     async def embed_files(self, call: ParsedRequest, scope: Scope) -> ParsedRequest:
-        """Return the request with its stored files; requests that become jobs skip this step."""
+        """Return the request with the stored files that it references; a job reads them later."""
         return call
 
     async def answer_call(

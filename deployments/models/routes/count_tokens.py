@@ -57,10 +57,11 @@ async def _count_by_back_end(
 ) -> bytes | None:
     """Return the response body of the first back end that can count tokens; None if none can.
 
-    ``headers`` are sent to the back end with the prompt.
-
     Servers inside our network do not get prompts with picture URLs, because they would fetch these
     URLs, which can be internal addresses.
+
+    Args:
+        headers: the request headers that are sent to the back end with the prompt.
     """
     has_urls = call.has_urls
     for target in allowed_targets:

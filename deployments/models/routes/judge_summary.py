@@ -64,11 +64,11 @@ async def summarize_verdicts(
 
 
 def count_agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, int]:
-    """Return how many answers were judged, and how many were as good as the second or better.
+    """Return how many answers were judged, and how many were at least as good as the second answer.
 
     Args:
         scores: pairs of an id and a score. The id of a judged answer is its request id; the id of a
-            second answer is `comparison_id` of that request id.
+            second answer is derived from it by `derive_comparison_id`.
     """
     scores_by_id = dict(scores)
     pairs = [

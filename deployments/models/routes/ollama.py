@@ -92,7 +92,7 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
                 loaded_deployments.setdefault(deployment.model.name, deployment)
         return {
             "models": [
-                _describe_list_entry(name, (deployment,)) | _describe_residency(fleet, deployment)
+                _describe_list_entry(name, (deployment,)) | _describe_memory_use(fleet, deployment)
                 for name, deployment in loaded_deployments.items()
             ]
         }
@@ -134,7 +134,7 @@ def _is_loaded(fleet: Fleet, deployment: ModelDeployment) -> bool:
     )
 
 
-def _describe_residency(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
+def _describe_memory_use(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
     """Return the memory use and the expiry time of a loaded model, as `/api/ps` shows them."""
     loaded_models = fleet.runtimes[deployment.backend].loaded
     report = (

@@ -174,7 +174,7 @@ def _to_rendered_file(file: PromptFile, node: str, slot: str) -> RenderedFile:
 
 
 def _get_version(file: BinaryIO) -> _Version:
-    """Return a file's time, size and inode number; at least one differs in each new version."""
+    """Return a file's modification time, size and inode; at least one differs in a new version."""
     stat = os.fstat(file.fileno())
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 

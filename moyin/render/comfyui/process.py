@@ -275,7 +275,7 @@ def _read_sandbox_processes(
 ) -> SandboxProcesses:
     """Read the id of the sandbox's first process from bubblewrap's JSON output.
 
-    Raises `StackError` if bubblewrap ``process`` failed.
+    Raises `StackError` if bubblewrap, the process, has failed.
     """
     try:
         return SandboxProcesses(int(json.loads(info_reader.read())["child-pid"]))

@@ -218,7 +218,7 @@ class ComfyRenderer:
         self._journal.settle(run_ids)
 
     async def _wait_until_cancelled(self, prompt_id: str) -> None:
-        """Wait until a prompt that was cancelled has ended, because a retry must not share its end."""
+        """Wait until a cancelled run of the prompt has ended, so that a retry starts a new run."""
         while prompt_id in self._active_prompts:
             prompt, task = self._active_prompts[prompt_id]
             if not prompt.is_cancelled:

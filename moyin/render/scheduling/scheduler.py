@@ -98,7 +98,7 @@ class RenderScheduler:
         return None if arrival_time is None else max(0.0, self._clock() - arrival_time)
 
     def compute_wait_quantile(self, share: float) -> float | None:
-        """Return the waiting time that the share ``share`` of recent renders did not exceed.
+        """Return the waiting time that the given share (0 to 1) of recent renders did not exceed.
 
         The result is in seconds, or None if no render began in the last hour. A ``share`` of 0.5
         means the median.

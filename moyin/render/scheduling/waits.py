@@ -19,7 +19,7 @@ class WaitTimes:
         self._waits.append((now, max(0.0, seconds)))
 
     def compute_quantile(self, share: float, now: float) -> float | None:
-        """Return the waiting time that the share ``share`` of recent renders did not exceed.
+        """Return the waiting time that the given share (0 to 1) of recent renders did not exceed.
 
         The result is in seconds, or None if no render began in the last hour. A ``share`` of 0.5
         means the median.

@@ -54,7 +54,7 @@ def _format_part(date_part: str, now: datetime) -> str:
 
 
 def _remove_comments(text: str) -> str:
-    """Remove ``// …`` and ``/* … */``."""
+    """Remove the comments, ``// …`` and ``/* … */``, from a text."""
     parts: list[str] = []
     position = 0
     while (slash := text.find("/", position)) >= 0:
