@@ -77,17 +77,17 @@ class _UnhandledErrorMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        has_started = False
 
         async def track_start(message: Message) -> None:
-            nonlocal started
-            started = True
+            nonlocal has_started
+            has_started = True
             await send(message)
 
         try:
             await self._app(scope, receive, track_start)
         except Exception as error:
-            if started:
+            if has_started:
                 raise
             request_id = context(scope).request_id
             error_body = self._errors(

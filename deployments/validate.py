@@ -238,8 +238,10 @@ def _describe_errors(
         message = _PLAIN_MESSAGES.get(
             error_type, error_details["msg"].removeprefix("Value error, ")
         )
-        if error_type == "extra_forbidden" and (closest := _find_closest_field(model, location)):
-            message += f"; did you mean {closest!r}?"
+        if error_type == "extra_forbidden" and (
+            closest_name := _find_closest_field(model, location)
+        ):
+            message += f"; did you mean {closest_name!r}?"
         field_path = f"{path}{'.'.join(map(str, location))}".rstrip(".")
         yield f"{field_path or 'the file'}: {message}"
 

@@ -128,10 +128,10 @@ def new_services(
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await database.ensure_schema()
-        purging = asyncio.create_task(_delete_ended_sessions_hourly(sessions))
+        purge_task = asyncio.create_task(_delete_ended_sessions_hourly(sessions))
         yield
-        purging.cancel()
-        await asyncio.gather(purging, return_exceptions=True)
+        purge_task.cancel()
+        await asyncio.gather(purge_task, return_exceptions=True)
         await sign_in.close()
         await open_id.close()
         await throttle.close()

@@ -306,7 +306,7 @@ def render_stream_error(
     """
     relative_path = path.removeprefix(_PREFIX)
     names = {"/ollama": "ollama", "/messages": "anthropic", "/responses": "responses"}
-    name = next((names[start] for start in names if relative_path.startswith(start)), "openai")
+    name = next((names[prefix] for prefix in names if relative_path.startswith(prefix)), "openai")
     codec = _CODECS[name]
     if media_type != codec.stream_content_type.partition(b";")[0].decode():
         return None

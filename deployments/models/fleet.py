@@ -144,7 +144,9 @@ class FleetBuilder:
         for plan, runtime in runtimes.items():
             if plan.config.server_count > 1:
                 runtime.peers = [
-                    peer for other, peer in runtimes.items() if other.config == plan.config
+                    peer
+                    for other_plan, peer in runtimes.items()
+                    if other_plan.config == plan.config
                 ]
         current_names = {plan.name for plan in runtimes}
         for plan, runtime in self._runtimes.items():

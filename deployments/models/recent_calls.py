@@ -74,8 +74,8 @@ class RecentCalls:
         now = self._clock()
         if 0 <= now - self._summed_at < _REUSE_SECONDS:
             return self._sums
-        since = now - WINDOW_SECONDS
-        while self._calls and self._calls[0].ended_at < since:
+        window_start = now - WINDOW_SECONDS
+        while self._calls and self._calls[0].ended_at < window_start:
             self._calls.popleft()
         calls_by_backend = defaultdict[str, list[_Call]](list)
         for call in self._calls:

@@ -49,17 +49,17 @@ class ActorSupervisor:
         self,
         pool: Pool,
         spec: ComfySpec,
-        scale: ScalingPolicy,
+        scaling_policy: ScalingPolicy,
         bookkeeper: RunBookkeeper,
         on_counts: Callable[[ActorCounts], None] = lambda _: None,
     ) -> None:
         self._on_counts = on_counts
         self._pool = pool
         self._spec = spec
-        self._scale = scale
+        self._scale = scaling_policy
         self._bookkeeper = bookkeeper
         self._prefix = f"comfyui-{pool.name}-"
-        self._names = [f"{self._prefix}{number}" for number in range(scale.maximum)]
+        self._names = [f"{self._prefix}{number}" for number in range(scaling_policy.maximum)]
         self._scaling: asyncio.Task[None] | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._supervised_since: dict[str, float] = {}

@@ -19,12 +19,15 @@ _READING_SECONDS = 2.0
 
 
 async def build_summary(
-    pool: Pool, supervisor: ActorSupervisor, scale: ScalingPolicy, comfyui_version: str | None
+    pool: Pool,
+    supervisor: ActorSupervisor,
+    scaling_policy: ScalingPolicy,
+    comfyui_version: str | None,
 ) -> PoolSummary:
     """Return the state of the pool and its actors, with measurements of their graphics cards.
 
     Args:
-        scale: the minimum and maximum number of actors.
+        scaling_policy: the minimum and maximum number of actors.
         comfyui_version: the version of the pool's ComfyUI; None if it is unknown.
     """
     cards = await _read_cards(supervisor)
@@ -35,8 +38,8 @@ async def build_summary(
         oldest_wait=pool.oldest_wait,
         wait_p50=pool.compute_wait_quantile(0.5),
         wait_p90=pool.compute_wait_quantile(0.9),
-        minimum=scale.minimum,
-        maximum=scale.maximum,
+        minimum=scaling_policy.minimum,
+        maximum=scaling_policy.maximum,
         unready_since=supervisor.unready_since,
         comfyui_version=comfyui_version,
         renderers=tuple(_iterate_renderers(pool, supervisor, cards)),

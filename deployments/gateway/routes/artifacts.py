@@ -67,7 +67,7 @@ def new_artifact_routes(
             limit=query.limit,
             cursor=query.cursor,
         )
-        bodies = [render_stored_artifact(stored) for stored in page_items]
+        bodies = [render_stored_artifact(stored_artifact) for stored_artifact in page_items]
         return wire.ArtifactPage(artifacts=bodies, next_cursor=next_cursor)
 
     @router.post("/artifacts", status_code=201, openapi_extra=_UPLOAD)

@@ -159,11 +159,11 @@ def _describe_backend(
 ) -> BackendBody:
     runtime = fleet.runtimes.get(name)
     is_operator = summaries is not None
-    load = recent = None
+    load_body = recent_body = None
     if summaries is not None:
-        recent = _describe_calls(summaries.get(name, CallSummary()))
+        recent_body = _describe_calls(summaries.get(name, CallSummary()))
         if runtime is not None:
-            load = LoadBody(
+            load_body = LoadBody(
                 in_flight=runtime.slots.taken,
                 waiting=runtime.slots.waiting,
                 limit=runtime.slots.limit,
@@ -179,8 +179,8 @@ def _describe_backend(
             _describe_model(fleet, runtime, deployment, with_prices=is_operator)
             for deployment in deployments
         ],
-        load=load,
-        recent=recent,
+        load=load_body,
+        recent=recent_body,
     )
 
 

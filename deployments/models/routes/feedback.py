@@ -30,7 +30,7 @@ def new_feedback_routes(
     text_router: Router,
     feedback: FeedbackService,
     learning: QualityLearner,
-    store: QualityStore,
+    quality_store: QualityStore,
     judge: JudgeStatus | None = None,
 ) -> APIRouter:
     """Return the routes that rate answers and that show, export or reset the learned quality."""
@@ -66,7 +66,7 @@ def new_feedback_routes(
         caller = context(request.scope).caller
         owner = caller.owner
         state = await learning.get_tenant_state(owner)
-        signals = await store.list_latest_signals(owner, _MAX_SIGNALS)
+        signals = await quality_store.list_latest_signals(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "frozen": state.frozen,
@@ -88,7 +88,7 @@ def new_feedback_routes(
                 for name in sorted(_list_chat_models(text_router) | state.models.keys())
             ],
             "calibration": _group_by_expected_quality(signals),
-            "judge": await summarize_verdicts(store, judge, caller),
+            "judge": await summarize_verdicts(quality_store, judge, caller),
             "prices": [
                 {
                     "usd_per_bad_answer": outcome.usd_per_bad_answer,
@@ -96,7 +96,9 @@ def new_feedback_routes(
                     "bad_answers": outcome.bad_answers,
                     "models": dict(outcome.models),
                 }
-                for outcome in simulate_prices(await store.list_options(owner, _MAX_DECISIONS))
+                for outcome in simulate_prices(
+                    await quality_store.list_options(owner, _MAX_DECISIONS)
+                )
             ],
         }
 
@@ -104,7 +106,7 @@ def new_feedback_routes(
     async def export_quality(request: Request) -> dict[str, Any]:
         owner = context(request.scope).owner
         state = await learning.get_tenant_state(owner)
-        signals = await store.list_latest_signals(owner, _MAX_SIGNALS)
+        signals = await quality_store.list_latest_signals(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "state": state.to_json(),

@@ -34,7 +34,7 @@ class JudgeStatus(Protocol):
 
 
 async def summarize_verdicts(
-    store: QualityStore, judge: JudgeStatus | None, caller: Identity
+    quality_store: QualityStore, judge: JudgeStatus | None, caller: Identity
 ) -> dict[str, Any] | None:
     """Count the verdicts about answers to the caller's tenant in this calendar month (UTC).
 
@@ -43,7 +43,7 @@ async def summarize_verdicts(
         None if the judge is off and there are no verdicts.
     """
     month_start = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    scores = await store.list_verdicts(caller.owner, month_start, _MAX_VERDICTS)
+    scores = await quality_store.list_verdicts(caller.owner, month_start, _MAX_VERDICTS)
     rules = None if judge is None else judge.rules
     if rules is None and not scores:
         return None

@@ -184,7 +184,7 @@ def _describe_model(fleet: Fleet, owner: str, name: str, *, with_prices: bool) -
         "max_input_tokens": max(
             (model.context for model in models if model.takes_prompts), default=None
         ),
-        "status": next(word for word in ("up", "down", "not_configured") if word in states),
+        "status": next(status for status in ("up", "down", "not_configured") if status in states),
         **{ability: any(getattr(model, ability) for model in models) for ability in _ABILITIES},
         "abilities": sorted({call for model in models for call in model.calls}),
     }

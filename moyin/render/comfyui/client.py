@@ -223,11 +223,11 @@ class ComfyClient:
 
 async def _read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     """Return the body of a response, or raise `ResponseTooLarge` if it exceeds ``max_bytes``."""
-    chunks, size = [], 0
+    chunks, total_bytes = [], 0
     async for chunk in response.content.iter_any():
         chunks.append(chunk)
-        size += len(chunk)
-        if size > max_bytes:
+        total_bytes += len(chunk)
+        if total_bytes > max_bytes:
             path = response.url.path
             raise ResponseTooLarge(
                 f"ComfyUI's response from {path} exceeds the limit of {max_bytes:,} bytes"

@@ -95,8 +95,8 @@ class OutputStore:
             _to_rendered_file(file, output.node, output.slot) for file, output in stored_files
         )
         record = replace(to_prompt_record(entry, prompt_id), files=files)
-        done = RenderSucceeded(files=rendered_files, values=collect_values(entry))
-        return StoredResult(record=record, done=done)
+        final_event = RenderSucceeded(files=rendered_files, values=collect_values(entry))
+        return StoredResult(record=record, done=final_event)
 
     async def _store_files(
         self, prompt_id: str, entry: HistoryEntry

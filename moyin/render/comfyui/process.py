@@ -329,9 +329,9 @@ async def _wait_for_exit(pid: int) -> None:
 
 async def _wait_until_readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(descriptor, ready.set)
+    readable_event = asyncio.Event()
+    loop.add_reader(descriptor, readable_event.set)
     try:
-        await ready.wait()
+        await readable_event.wait()
     finally:
         loop.remove_reader(descriptor)

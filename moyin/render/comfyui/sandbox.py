@@ -113,7 +113,11 @@ class Mounts:
             for path in parents
             if not any(path.is_relative_to(mount) for mount in mounted_paths)
             # A hidden folder is empty, so the folders within it must be created.
-            or any(hidden in path.parents for hidden in self.hide if self._would_be_visible(hidden))
+            or any(
+                hidden_folder in path.parents
+                for hidden_folder in self.hide
+                if self._would_be_visible(hidden_folder)
+            )
         } - mounted_paths
 
     def _would_be_visible(self, path: Path) -> bool:
@@ -283,7 +287,7 @@ def _build_mounts(
         path = Path(name)
         # Create no mount point within a writable mount: bubblewrap would create it outside the
         # sandbox, too.
-        if not any(other.is_relative_to(path) for other in mounted_paths):
+        if not any(mounted_path.is_relative_to(path) for mounted_path in mounted_paths):
             mounts.write[path] = folder.scratch
     return mounts
 
@@ -326,7 +330,9 @@ def _find_link_targets(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Pa
                 if not path.is_symlink() or not path.exists():
                     continue
                 target = Path(os.path.normpath(path.parent / path.readlink()))
-                is_hidden = any(target.resolve().is_relative_to(hidden) for hidden in mounts.hide)
+                is_hidden = any(
+                    target.resolve().is_relative_to(hidden_folder) for hidden_folder in mounts.hide
+                )
                 if not is_hidden and not _is_visible(mounts, target):
                     targets[target] = target.resolve()
     return targets

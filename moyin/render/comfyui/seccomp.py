@@ -107,8 +107,8 @@ def _assemble(machine: _Machine) -> bytes:
     ]
     if machine.has_x32:
         program += [_make_instruction(_JUMP_ATLEAST, _X32, 0, 1), missing_instruction]
-    for number in machine.denied:
-        program += [_make_instruction(_JUMP_EQUAL, number, 0, 1), deny_instruction]
+    for call_number in machine.denied:
+        program += [_make_instruction(_JUMP_EQUAL, call_number, 0, 1), deny_instruction]
     # A filter can't read clone3's flags, which are in memory. The C library falls back to clone.
     program += [_make_instruction(_JUMP_EQUAL, _CLONE3, 0, 1), missing_instruction]
     program += [

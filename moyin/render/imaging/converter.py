@@ -179,19 +179,19 @@ class PictureConverter:
         """Run a task of `worker.convert`, and yield the path of the result until the block ends."""
         self._check_size(source.size)
         with tempfile.TemporaryDirectory(prefix="moyin-picture-") as folder:
-            original, target = Path(folder) / "source", Path(folder) / "target"
+            source_path, target_path = Path(folder) / "source", Path(folder) / "target"
             # Copy the source only when a process is free, so that waiting pictures take no disk
             # space.
             async with self._processes.acquire_process(owner) as process:
                 try:
-                    await self._blobs.copy_to(source.sha256, original)
+                    await self._blobs.copy_to(source.sha256, source_path)
                 except FileNotFoundError:
                     raise ArtifactNotFound(
                         f"the content of file {source.name!r} was deleted from the artifact store: "
                         "upload the file again"
                     ) from None
-                await process.run({**task, "source": str(original), "target": str(target)})
-            yield target
+                await process.run({**task, "source": str(source_path), "target": str(target_path)})
+            yield target_path
 
     def _check_size(self, size_bytes: int) -> None:
         max_bytes = self._processes.limits.source_mib * _MIB

@@ -73,9 +73,11 @@ def make_unique_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
         subfolder = file.subfolder
     elif _UUID.fullmatch(first_folder):
         origin_digest = hashlib.sha256(first_folder.encode()).hexdigest()[:8]
-        subfolder = "/".join(part for part in (prompt_id, origin_digest, subfolders) if part)
+        subfolder = "/".join(
+            segment for segment in (prompt_id, origin_digest, subfolders) if segment
+        )
     else:
-        subfolder = "/".join(part for part in (prompt_id, file.subfolder) if part)
+        subfolder = "/".join(segment for segment in (prompt_id, file.subfolder) if segment)
     return ComfyFileName(filename=file.filename, subfolder=subfolder, type=file.type)
 
 
@@ -168,7 +170,7 @@ class ProgressMeter:
     def value(self) -> float:
         """The number of executed nodes, including fractions."""
         fraction_sum = sum(
-            part for node, part in self._fractions.items() if node not in self._cached_nodes
+            fraction for node, fraction in self._fractions.items() if node not in self._cached_nodes
         )
         return min(float(self.max), len(self._cached_nodes) + fraction_sum)
 

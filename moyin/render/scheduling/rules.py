@@ -165,14 +165,15 @@ class OwnerFairShare:
             waiting_owners: the owners with waiting renders; they determine the present virtual
                 time.
         """
-        start = self.get_virtual_time(owner)
+        start_time = self.get_virtual_time(owner)
         # The present virtual time is the smallest one of the waiting owners. If an owner is served
         # out of turn, because its models are loaded, the other owners must not lose their turns.
         self._present = min(
-            (self.get_virtual_time(other) for other in waiting_owners), default=start
+            (self.get_virtual_time(waiting_owner) for waiting_owner in waiting_owners),
+            default=start_time,
         )
-        self._present = min(self._present, start)
-        self._served[owner] = start + 1.0 / self._weights.get(owner, 1.0)
+        self._present = min(self._present, start_time)
+        self._served[owner] = start_time + 1.0 / self._weights.get(owner, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -187,9 +187,9 @@ class RenderScheduler:
         The number of renders is limited, because a forecast of a long queue takes much time.
         """
         now = self._clock()
-        limit = _MAX_FORECAST_WORK // max(1, self._window.flow_count)
-        limit = max(_MIN_FORECAST, min(_MAX_FORECAST, limit))
-        return self._start_errors.widen_forecasts(self._window.forecast(now, limit), now)
+        max_renders = _MAX_FORECAST_WORK // max(1, self._window.flow_count)
+        max_renders = max(_MIN_FORECAST, min(_MAX_FORECAST, max_renders))
+        return self._start_errors.widen_forecasts(self._window.forecast(now, max_renders), now)
 
     def list_running(self) -> list[Expectation]:
         """Return the renders that have been assigned to a renderer, with their expected times."""

@@ -226,8 +226,8 @@ class Window:
         first_renders = [self._find_first_render(family, now) for family in families]
         return min(first_renders, key=lambda render: self._make_sort_key(render, now), default=None)
 
-    def forecast(self, now: float, limit: int) -> list[Expectation]:
-        """Forecast the next ``limit`` renders in their order, assuming that no others arrive.
+    def forecast(self, now: float, max_renders: int) -> list[Expectation]:
+        """Forecast the next ``max_renders`` renders in order, assuming that no others arrive.
 
         A render is assumed to take the mean duration of renders with the same shape
         (`moyin.render.protocol.shape`), or of the pool's renders if there are none. A pool without
@@ -250,7 +250,7 @@ class Window:
                 busy_until.append((now + remaining_time.mean, name))
         heapq.heapify(busy_until)
         expectations: list[Expectation] = []
-        while window_copy._pending and len(expectations) < limit:
+        while window_copy._pending and len(expectations) < max_renders:
             choice = window_copy.choose_assignment(now)
             if choice is not None:
                 name = choice.slot.name
@@ -314,13 +314,13 @@ class Window:
 
     def _estimate_remaining(self, slot: RendererSlot, now: float) -> Duration | None:
         """Return the remaining time of a busy renderer; None if no render has been measured."""
-        elapsed = max(0.0, now - slot.began)
+        elapsed_seconds = max(0.0, now - slot.began)
         if slot.latest is None:
             # The renderer executes a prompt of an earlier pool, whose shape and start are unknown.
             return self.measurements.estimate_any_shape()
         return self.measurements.estimate_remaining(
-            slot.latest.shape, elapsed, slot.load_seconds
-        ) or self.measurements.estimate_any_shape(elapsed)
+            slot.latest.shape, elapsed_seconds, slot.load_seconds
+        ) or self.measurements.estimate_any_shape(elapsed_seconds)
 
     def choose_assignment(self, now: float) -> Assignment | None:
         """Return the next render to begin and its renderer, or None if no render should begin."""

@@ -101,15 +101,15 @@ class TemplateCatalog:
         return template
 
     def _reload_if_changed(self) -> None:
-        stamp = [
+        file_stamps = [
             (path, status.st_mtime_ns, status.st_size)
             for path in _list_files(self._folders)
             if (status := path.stat())
         ]
-        if stamp == self._stamp:
+        if file_stamps == self._stamp:
             return
         self._snapshot = read_templates(self._folders, self._last_valid)
-        self._stamp = stamp
+        self._stamp = file_stamps
         for problem in self._snapshot.problems:
             _log.error("invalid template file: %s", problem)
 

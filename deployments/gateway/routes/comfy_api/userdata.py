@@ -99,11 +99,11 @@ def new_userdata_routes(files: UserdataStore) -> APIRouter:
         """
         scope = get_userdata_scope(context(request.scope).caller)
         path, destination = _parse_paths(request)
-        replace = overwrite != "false"
+        overwrites = overwrite != "false"
         if destination is not None:
-            file = await files.move(scope, path, destination, overwrite=replace)
+            file = await files.move(scope, path, destination, overwrite=overwrites)
         else:
-            file = await files.write(scope, path, await request.body(), overwrite=replace)
+            file = await files.write(scope, path, await request.body(), overwrite=overwrites)
         return build_file_entry(file) if _is_true(full_info) else file.path
 
     @router.delete(

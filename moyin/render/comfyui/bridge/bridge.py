@@ -249,7 +249,7 @@ async def is_executor_responsive(queue: Any, timeout_seconds: float = _PULSE_SEC
 
 
 def wrap_save_path(
-    original: Callable[..., Any], get_context: Callable[[], Any]
+    original_function: Callable[..., Any], get_context: Callable[[], Any]
 ) -> Callable[..., Any]:
     """Wrap ``folder_paths.get_save_image_path`` to use a folder named after the prompt.
 
@@ -257,20 +257,20 @@ def wrap_save_path(
         get_context: returns ComfyUI's context of the executing prompt, or None.
     """
 
-    @functools.wraps(original)
+    @functools.wraps(original_function)
     def get_save_image_path(filename_prefix: str, *args: Any, **kwargs: Any) -> Any:
         context = get_context()
         if context is not None:
             if leads_outside(filename_prefix):
                 raise ValueError("filename_prefix must be a relative name without '..'")
             filename_prefix = posixpath.join(context.prompt_id, filename_prefix)
-        return original(filename_prefix, *args, **kwargs)
+        return original_function(filename_prefix, *args, **kwargs)
 
     return get_save_image_path
 
 
 def wrap_send(
-    original: Callable[..., None], get_folder: Callable[[str], str]
+    original_function: Callable[..., None], get_folder: Callable[[str], str]
 ) -> Callable[..., None]:
     """Wrap ``PromptServer.send_sync`` so that events report each file in the folder of its prompt.
 
@@ -281,14 +281,14 @@ def wrap_send(
         get_folder: returns the path of the folder for a file type, such as ``output``.
     """
 
-    @functools.wraps(original)
+    @functools.wraps(original_function)
     def send_sync(event: Any, data: Any, *args: Any, **kwargs: Any) -> None:
         if event == "executed" and isinstance(data, dict):
             output, prompt_id = data.get("output"), str(data.get("prompt_id"))
             for items in output.values() if isinstance(output, dict) else ():
                 if isinstance(items, list):
                     items[:] = [_add_prompt_folder(item, prompt_id, get_folder) for item in items]
-        original(event, data, *args, **kwargs)
+        original_function(event, data, *args, **kwargs)
 
     return send_sync
 
@@ -315,16 +315,16 @@ def _add_prompt_folder(item: Any, prompt_id: str, get_folder: Callable[[str], st
     return {**item, "filename": path.name, "subfolder": folder}
 
 
-def wrap_file_check(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def wrap_file_check(original_function: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """Wrap ``folder_paths.exists_annotated_filepath`` to accept names of Moyin's input files.
 
     The renderer places these files after the validation, just before it submits the prompt.
     """
 
-    @functools.wraps(original)
+    @functools.wraps(original_function)
     def exists_annotated_filepath(name: Any) -> bool:
         is_input_file = isinstance(name, str) and _INPUT.fullmatch(name) is not None
-        return is_input_file or original(name)
+        return is_input_file or original_function(name)
 
     return exists_annotated_filepath
 
@@ -344,11 +344,11 @@ def limit_gpu_memory(share: float, model_management: Any) -> None:
         return
     torch.cuda.set_per_process_memory_fraction(share)
     limit_bytes = share * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    original = model_management.get_free_memory
+    original_function = model_management.get_free_memory
 
-    @functools.wraps(original)
+    @functools.wraps(original_function)
     def get_free_memory(dev: Any = None, torch_free_too: bool = False) -> Any:
-        free_bytes, cached_bytes = original(dev, True)
+        free_bytes, cached_bytes = original_function(dev, True)
         if getattr(dev, "type", "cuda") == "cuda":
             # Add the memory that may still be reserved and the unused part of the reserved memory.
             free_bytes = min(

@@ -159,7 +159,7 @@ def leads_outside(text: str) -> bool:
     for form in _decode_forms(text):
         if _OUTSIDE.match(form) or _ANNOTATED.search(form):
             return True
-        if any(part.strip(" ") == ".." for part in form.split("/")):
+        if any(segment.strip(" ") == ".." for segment in form.split("/")):
             return True
         if any(ord(letter) < 32 and letter not in "\t\r\n" for letter in form):
             return True
@@ -173,7 +173,7 @@ def _derive_rule(
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
     if (class_type, name) in _BUILT_IN_INPUTS:
         return Rule(_BUILT_IN_INPUTS[class_type, name])
-    if any(word.endswith("_upload") and options[word] for word in options):
+    if any(option_name.endswith("_upload") and options[option_name] for option_name in options):
         return Rule(FILE)
     choices = kind if isinstance(kind, (list, tuple)) else options.get("options")
     if kind == "COMBO" or isinstance(kind, (list, tuple)):
@@ -245,8 +245,8 @@ def _leads_to_input_folder(text: str) -> bool:
 
 
 def _get_first_folder(path: str) -> str:
-    parts = (part.strip().casefold() for part in path.split("/"))
-    return next((part for part in parts if part not in ("", ".")), "")
+    segments = (segment.strip().casefold() for segment in path.split("/"))
+    return next((segment for segment in segments if segment not in ("", ".")), "")
 
 
 def _decode_forms(text: str) -> Iterator[str]:

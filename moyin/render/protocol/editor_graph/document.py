@@ -122,7 +122,10 @@ def parse_document(graph: Mapping[str, Any], field: str) -> EditorDocument:
     for item_field, subgraph in _iterate_objects(subgraphs, path, MAX_SUBGRAPHS):
         subgraphs_by_id[_parse_id(subgraph, "id", item_field)] = _parse_graph(subgraph, item_field)
     root = _parse_graph(graph, field)
-    if sum(len(part.nodes) for part in (root, *subgraphs_by_id.values())) > MAX_NODES:
+    if (
+        sum(len(editor_graph.nodes) for editor_graph in (root, *subgraphs_by_id.values()))
+        > MAX_NODES
+    ):
         raise _make_too_many_error("nodes", MAX_NODES, f"{field}.nodes")
     groups = [
         _get_text(group, "title")
