@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from deployments.gateway.cluster.feeds import IncludedPart
+from deployments.gateway.cluster.feeds import Included
 from deployments.openapi import (
     EVENT_TOKEN_SCHEME,
     QUERY_KEY_SCHEME,
@@ -30,7 +30,7 @@ _EVENT_OF_MODELS_APP = {
     "type": "object",
     "required": ["event", "data"],
     "properties": {
-        "event": {"enum": [IncludedPart.BACKENDS, IncludedPart.MODELS, IncludedPart.USAGE]},
+        "event": {"enum": [Included.BACKENDS, Included.MODELS, Included.USAGE]},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
@@ -75,8 +75,8 @@ def build_document(
         schemas["ClusterEvent"] = {
             "oneOf": [
                 _describe_event("cluster", "ClusterBody"),
-                _describe_event(IncludedPart.JOBS, "NewestJobs"),
-                _describe_event(IncludedPart.ROUTES, "RoutesBody"),
+                _describe_event(Included.JOBS, "NewestJobs"),
+                _describe_event(Included.ROUTES, "RoutesBody"),
                 _EVENT_OF_MODELS_APP,
             ]
         }

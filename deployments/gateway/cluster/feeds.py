@@ -34,7 +34,7 @@ ReadForTenant = Callable[[str | None], Awaitable[str | None]]
 KeyT = TypeVar("KeyT")
 
 
-class IncludedPart(StrEnum):
+class Included(StrEnum):
     """The optional parts of the cluster's event stream, which a client requests by name."""
 
     BACKENDS = "backends"
@@ -167,7 +167,7 @@ class ClusterFeeds:
         self._views: BoundedDict[tuple[str, ...] | None, str] = BoundedDict(_MAX_VIEWS)
 
     def follow(
-        self, viewer: Viewer, included_parts: Iterable[IncludedPart], *, with_cluster: bool = True
+        self, viewer: Viewer, included_parts: Iterable[Included], *, with_cluster: bool = True
     ) -> AsyncGenerator[tuple[str, ClusterBody | str | None] | None, None]:
         """Yield the cluster and the included parts now, and each of them again when it has changed.
 
@@ -180,17 +180,17 @@ class ClusterFeeds:
             streams["cluster"] = self.cluster.follow()
         return merge_streams(streams)
 
-    def _follow_part(self, part: IncludedPart, viewer: Viewer) -> AsyncGenerator[str | None, None]:
+    def _follow_part(self, part: Included, viewer: Viewer) -> AsyncGenerator[str | None, None]:
         match part:
-            case IncludedPart.BACKENDS:
+            case Included.BACKENDS:
                 return self._backends.follow(viewer.tenant)
-            case IncludedPart.USAGE:
+            case Included.USAGE:
                 return self._usage.follow(viewer.tenant)
-            case IncludedPart.MODELS:
+            case Included.MODELS:
                 return self._models.follow(viewer)
-            case IncludedPart.JOBS:
+            case Included.JOBS:
                 return self._jobs.follow(viewer.owner)
-            case IncludedPart.ROUTES:
+            case Included.ROUTES:
                 return self._routes.follow(None)
 
     def format_cluster(self, cluster: ClusterBody, pools: Sequence[str] | None) -> str:

@@ -19,7 +19,7 @@ from deployments.gateway.cluster.bodies import (
     RoutesBody,
 )
 from deployments.gateway.cluster.config_changes import CHANGES, build_changes
-from deployments.gateway.cluster.feeds import ClusterFeeds, IncludedPart, Viewer
+from deployments.gateway.cluster.feeds import ClusterFeeds, Included, Viewer
 from deployments.gateway.cluster.routes_view import build_routes
 from deployments.gateway.cluster.snapshot import restrict_cluster
 from deployments.gateway.config import GatewayConfig
@@ -39,9 +39,9 @@ _EVENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     }
 }
 _Include = Annotated[
-    list[IncludedPart],
+    list[Included],
     Query(
-        max_length=len(IncludedPart),
+        max_length=len(Included),
         description="Also send `jobs`, whose data is the body of `GET /jobs` with the numbers of all "
         "queued and running jobs of your tenant; `models`, `backends` or `routes`, whose data is the body "
         "of `GET /v1/models`, `GET /v1/backends` or `GET /cluster/routes`; or `usage`, whose data is that "
@@ -171,7 +171,7 @@ def _new_event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRout
     return router
 
 
-def _select_allowed(request: Request, include: Sequence[IncludedPart]) -> list[IncludedPart]:
+def _select_allowed(request: Request, include: Sequence[Included]) -> list[Included]:
     """Return the requested parts of the stream that the caller's scopes permit.
 
     The stream ends when the caller loses one of these scopes.
@@ -183,11 +183,11 @@ def _select_allowed(request: Request, include: Sequence[IncludedPart]) -> list[I
             # Checked again while the stream lasts.
             request_context.require(scope)
     is_allowed = {
-        IncludedPart.BACKENDS: caller.has_scope(TEXT)
+        Included.BACKENDS: caller.has_scope(TEXT)
         and (caller.has_scope(OPERATOR) or caller.has_scope(ORG_ADMIN)),
-        IncludedPart.USAGE: caller.has_scope(TEXT),
-        IncludedPart.MODELS: caller.has_scope(TEXT),
-        IncludedPart.JOBS: caller.has_scope(JOBS_READ),
-        IncludedPart.ROUTES: caller.has_scope(OPERATOR),
+        Included.USAGE: caller.has_scope(TEXT),
+        Included.MODELS: caller.has_scope(TEXT),
+        Included.JOBS: caller.has_scope(JOBS_READ),
+        Included.ROUTES: caller.has_scope(OPERATOR),
     }
-    return [name for name in IncludedPart if name in include and is_allowed[name]]
+    return [name for name in Included if name in include and is_allowed[name]]

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 import sqlalchemy as sa
 
-from deployments.gateway.cluster.feeds import IncludedPart
+from deployments.gateway.cluster.feeds import Included
 from moyin.access.gatekeeper.identity import create_authenticator
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE, OPERATOR, ORG_ADMIN, TEXT, Identity
 from moyin.store.keys import KeyStore
@@ -24,8 +24,8 @@ from tests.integration.gateway.fixtures import SIGNING_KEY, Farm
 from tests.integration.gateway.test_cluster import POOL
 from tests.integration.gateway.test_jobs import CHAT
 
-STREAM = "/cluster/events?" + "&".join(f"include={part}" for part in IncludedPart)
-ALL = ("cluster", *IncludedPart)
+STREAM = "/cluster/events?" + "&".join(f"include={part}" for part in Included)
+ALL = ("cluster", *Included)
 FOR_MEMBERS = ("cluster", "usage", "models", "jobs")
 FOR_ADMINS = (*FOR_MEMBERS, "backends")
 # More than the time between two readings of the farm.

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from deployments.gateway.cluster.bodies import ClusterBody, DoctorBody, PoolBody
 from deployments.gateway.cluster.doctor import describe_checks
-from deployments.gateway.cluster.feeds import ClusterFeeds, FeedSources, IncludedPart, Viewer
+from deployments.gateway.cluster.feeds import ClusterFeeds, FeedSources, Included, Viewer
 from moyin.stack.doctor.machine import check_python
 
 _CLUSTER = ClusterBody(
@@ -75,7 +75,7 @@ def member(owner: str) -> Viewer:
 
 
 async def view(
-    feeds: ClusterFeeds, viewer: Viewer, *included: IncludedPart
+    feeds: ClusterFeeds, viewer: Viewer, *included: Included
 ) -> dict[str, ClusterBody | str | None]:
     """Return the first value of each stream by its name.
 
@@ -98,7 +98,7 @@ async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
     # An operator belongs to a tenant, but sees the back ends of all.
     operator = Viewer(owner="ann", is_operator=True)
     viewers = [operator, ann, bob] * 20
-    views = await asyncio.gather(*(view(feeds, viewer, *IncludedPart) for viewer in viewers))
+    views = await asyncio.gather(*(view(feeds, viewer, *Included) for viewer in viewers))
     for viewer, values in zip(viewers, views, strict=True):
         assert values == {
             "cluster": _CLUSTER,
@@ -139,7 +139,7 @@ async def test_at_most_two_sums_are_read_concurrently() -> None:
     feeds = sources.build_feeds()
     tenants = [f"tenant{number}" for number in range(20)]
     views = await asyncio.gather(
-        *(view(feeds, member(tenant), IncludedPart.USAGE) for tenant in tenants)
+        *(view(feeds, member(tenant), Included.USAGE) for tenant in tenants)
     )
     assert [values["usage"] for values in views] == [f'"usage of {tenant}"' for tenant in tenants]
     assert sources.most_sums_at_once == 2
@@ -151,7 +151,7 @@ async def test_excluded_sections_are_not_read() -> None:
     feeds = sources.build_feeds()
     assert await view(feeds, member("ann")) == {"cluster": _CLUSTER}
     assert sources.readings == {"cluster": 1}
-    assert await view(feeds, member("broken"), IncludedPart.USAGE) == {
+    assert await view(feeds, member("broken"), Included.USAGE) == {
         "cluster": _CLUSTER,
         "usage": None,
     }
