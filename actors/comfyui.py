@@ -80,9 +80,9 @@ class ComfySpec:
     @property
     def resources(self) -> str:
         """The resources and labels that an actor needs from its node, as text for the log."""
-        card = f" of {self.accelerator}" if self.accelerator else ""
+        card_text = f" of {self.accelerator}" if self.accelerator else ""
         labels = "".join(f", {name}={value}" for name, value in self.labels)
-        return f"{self.gpus:g} GPU{card}, {self.cpus:g} CPU{labels}"
+        return f"{self.gpus:g} GPU{card_text}, {self.cpus:g} CPU{labels}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -250,14 +250,14 @@ def list_actors(prefix: str) -> list[str]:
 def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
     settings = Settings()
     comfyui = find_comfyui(settings)
-    models = settings.data / "comfyui" / "models"
+    models_folder = settings.data / "comfyui" / "models"
     if settings.comfyui_home is not None:
-        models = comfyui.home / "models"
+        models_folder = comfyui.home / "models"
     options = ComfyOptions(
         home=comfyui.home,
         python=comfyui.python,
         folder=settings.data / "comfyui" / "run" / name,
-        models=Path(spec.models) if spec.models else models,
+        models=Path(spec.models) if spec.models else models_folder,
         custom_nodes=tuple(comfyui.home / path for path in spec.custom_nodes),
         flags=spec.flags,
         warm_up=spec.warm_up,

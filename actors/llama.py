@@ -99,10 +99,10 @@ class LlamaServer:
                 asyncio.create_task(self._terminate_when_unused()),
                 asyncio.create_task(self._restart_when_stalled()),
             ]
-        seconds = time.monotonic() - self._latest_progress_at
-        if seconds > self._spec.stalled_seconds:
+        stalled_seconds = time.monotonic() - self._latest_progress_at
+        if stalled_seconds > self._spec.stalled_seconds:
             raise ServerStalled(
-                f"the llama.cpp server of {self._spec.alias!r} has made no progress for {seconds:.0f} "
+                f"the llama.cpp server of {self._spec.alias!r} has made no progress for {stalled_seconds:.0f} "
                 "seconds; send the request to another back end"
             )
         return str(self._server.listening_address), self._key
@@ -121,21 +121,21 @@ class LlamaServer:
 
     async def _terminate_when_unused(self) -> None:
         while True:
-            remaining = self._lease_renewed_at + self._spec.lease_seconds - time.monotonic()
-            if remaining <= 0:
+            remaining_seconds = self._lease_renewed_at + self._spec.lease_seconds - time.monotonic()
+            if remaining_seconds <= 0:
                 break
-            await asyncio.sleep(remaining)
+            await asyncio.sleep(remaining_seconds)
         terminate_actor()
 
     async def _restart_when_stalled(self) -> None:
         while True:
             # An HTTP request could hang, because other requests may occupy all of the server's
             # threads.
-            metrics = asyncio.ensure_future(asyncio.to_thread(self._server.handle_metrics))
-            await asyncio.wait({metrics}, timeout=self._spec.restart_seconds)
-            if not metrics.done():
+            metrics_task = asyncio.ensure_future(asyncio.to_thread(self._server.handle_metrics))
+            await asyncio.wait({metrics_task}, timeout=self._spec.restart_seconds)
+            if not metrics_task.done():
                 break
-            metrics.result()
+            metrics_task.result()
             self._latest_progress_at = time.monotonic()
             await asyncio.sleep(_PROGRESS_CHECK_SECONDS)
         _log.critical(

@@ -113,7 +113,7 @@ def replay_recording(recording: Recording, actors: int) -> StartEstimates:
     while arrivals or len(window) or running_ends:
         while running_ends and running_ends[0][0] <= now:
             _, name, seconds = heapq.heappop(running_ends)
-            window.measured.record(*measurements.pop(name))
+            window.measurements.record(*measurements.pop(name))
             window.end_render(name, seconds)
             window.mark_free(name, now)
         has_arrived = False

@@ -44,7 +44,7 @@ async def _serve_gateway(port: int, service_url: str) -> None:
     await proxy.start()
     freeze_startup_objects()
     app = Gatekeeper(
-        ProxyOrApp(proxy, guarded=proxy, app=_refuse_request),
+        ProxyOrApp(proxy, limited_proxy=proxy, app=_refuse_request),
         service="gateway",
         authenticator=StaticAuthenticator({KEY: Identity(owner="bench", key_id="bench")}),
         errors=render_problem_details,

@@ -36,6 +36,7 @@ _COMFYUI_V2_PATHS = ("/api/v2/jobs", "/api/v2/assets")
 _SERVE_PATH_PREFIX = "/-/"
 # Serve's own errors have only these headers. Errors of apps have a length or another content type.
 _SERVE_ERROR_HEADERS = frozenset({b"content-type", b"retry-after", b"x-request-id"})
+_INTERNAL_ERROR = "an internal error occurred; the server's log has the cause for this request id"
 _PLAIN_TEXT = b"text/plain"
 _RETRY_AFTER = 5
 
@@ -56,7 +57,11 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
 def render_stream_error(
     error: MoyinError, request_id: str, path: str, media_type: str
 ) -> bytes | None:
-    """Render ``error`` as the last event of a stream; None if ``media_type`` is no stream of events."""
+    """Render ``error`` as the last event of a stream.
+
+    Returns:
+        None if ``media_type`` is not a media type of event streams.
+    """
     if path in _OLLAMA_PATHS:
         return (
             render_ollama_error_event(error, request_id)
@@ -91,7 +96,7 @@ class ServeErrorMiddleware:
             await self._app(scope, receive, response.send)
         except Exception:
             if not response.has_started:
-                await response.send_error(MoyinError("an internal error occurred"))
+                await response.send_error(MoyinError(_INTERNAL_ERROR))
             raise
         if not response.has_started:
             # Serve's proxy sends no response when the replica died or failed during the request.
@@ -139,7 +144,7 @@ class _ReplaceableResponse:
             or uuid.uuid4().hex
         )
         error_body = render_error(error, request_id, self._scope["path"])
-        start = [
+        start_headers = [
             (b"content-length", str(len(error_body.body)).encode()),
             (b"x-request-id", request_id.encode("latin-1")),
             *(
@@ -149,7 +154,7 @@ class _ReplaceableResponse:
             *SECURITY_HEADERS,
         ]
         await self._send(
-            {"type": "http.response.start", "status": error_body.status, "headers": start}
+            {"type": "http.response.start", "status": error_body.status, "headers": start_headers}
         )
         await self._send({"type": "http.response.body", "body": error_body.body})
 
@@ -158,14 +163,14 @@ async def _drop_message() -> None:
     """Do nothing with a message of a response that was replaced."""
 
 
-def _translate_error(start: Message) -> MoyinError | None:
+def _translate_error(start_message: Message) -> MoyinError | None:
     """Return the error that replaces a response; None if an app, and not Serve, sent it.
 
     Args:
-        start: the response's first ASGI message, with its status and headers.
+        start_message: the response's first ASGI message, with its status and headers.
     """
-    status: int = start["status"]
-    headers = {name.lower(): value for name, value in start.get("headers", ())}
+    status: int = start_message["status"]
+    headers = {name.lower(): value for name, value in start_message.get("headers", ())}
     if (
         not headers.get(b"content-type", b"").startswith(_PLAIN_TEXT)
         or headers.keys() - _SERVE_ERROR_HEADERS
@@ -178,13 +183,15 @@ def _translate_error(start: Message) -> MoyinError | None:
                 "the service is starting or restarting; try again", retry_after=_RETRY_AFTER
             )
         case 408:
-            return BackendTimeout("the replica did not answer in time", retry_after=_RETRY_AFTER)
+            return BackendTimeout(
+                "the replica did not answer in time; try again", retry_after=_RETRY_AFTER
+            )
         case 429 | 503:
             return ServiceUnavailable(
                 "the service is overloaded; try again", retry_after=_RETRY_AFTER
             )
         case 500:
-            return MoyinError("an internal error occurred")
+            return MoyinError(_INTERNAL_ERROR)
         case _:
             return None
 

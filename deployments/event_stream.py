@@ -28,38 +28,40 @@ class EventStreamResponse(StreamingResponse):
 
 
 async def merge_streams(
-    streams: Mapping[str, AsyncGenerator[ValueT, None]], *, heartbeat: float = _HEARTBEAT_SECONDS
+    streams: Mapping[str, AsyncGenerator[ValueT, None]],
+    *,
+    heartbeat_seconds: float = _HEARTBEAT_SECONDS,
 ) -> AsyncGenerator[tuple[str, ValueT] | None, None]:
     """Yield the values of several endless streams as they come, each with the name of its stream.
 
-    Yields None after ``heartbeat`` seconds without a value, even if there are no streams. Closes
+    Yields None after ``heartbeat_seconds`` without a value, even if there are no streams. Closes
     all streams when the caller closes this generator, or when a stream fails.
     """
-    pending = {_read_next(stream): name for name, stream in streams.items()}
+    pending_tasks = {_read_next(stream): name for name, stream in streams.items()}
     try:
-        while not pending:
-            await asyncio.sleep(heartbeat)
+        while not pending_tasks:
+            await asyncio.sleep(heartbeat_seconds)
             yield None
         while True:
-            done, _ = await asyncio.wait(
-                pending, timeout=heartbeat, return_when=asyncio.FIRST_COMPLETED
+            done_tasks, _ = await asyncio.wait(
+                pending_tasks, timeout=heartbeat_seconds, return_when=asyncio.FIRST_COMPLETED
             )
-            if not done:
+            if not done_tasks:
                 yield None
-            for task in done:
-                name = pending.pop(task)
+            for task in done_tasks:
+                name = pending_tasks.pop(task)
                 yield name, task.result()
-                pending[_read_next(streams[name])] = name
+                pending_tasks[_read_next(streams[name])] = name
     finally:
-        for task in pending:
+        for task in pending_tasks:
             task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        await asyncio.gather(*pending_tasks, return_exceptions=True)
         for stream in streams.values():
             await stream.aclose()
 
 
 def _read_next(stream: AsyncGenerator[ValueT, None]) -> asyncio.Task[ValueT]:
-    async def read() -> ValueT:
+    async def read_value() -> ValueT:
         return await anext(stream)
 
-    return asyncio.create_task(read())
+    return asyncio.create_task(read_value())

@@ -42,50 +42,56 @@ class Upload:
 
 
 @asynccontextmanager
-async def receive_upload(request: Request, part: str) -> AsyncIterator[Upload]:
+async def receive_upload(request: Request, part_name: str) -> AsyncIterator[Upload]:
     """Receive an uploaded file, which is deleted when the context ends.
 
     Args:
-        part: the name of the file part in a multipart form. Any other body is the file itself.
+        part_name: the name of the file's part in a multipart form. Any other body is the file
+            itself.
 
     Raises:
         InvalidRequest: the multipart form is malformed, or has no file part of this name.
     """
     with tempfile.TemporaryDirectory(prefix="moyin-upload-") as folder:
-        yield await _receive_to_file(request, part, Path(folder) / "content")
+        yield await _receive_to_file(request, part_name, Path(folder) / "content")
 
 
 async def store_upload(
-    blobs: BlobStore, upload: Upload, artifact_id: str, *, name: str | None, declared: str | None
+    blobs: BlobStore,
+    upload: Upload,
+    artifact_id: str,
+    *,
+    name: str | None,
+    declared_type: str | None,
 ) -> Artifact:
-    """Store the content of an upload and return its artifact; the caller must insert the artifact's row.
+    """Store the content of an upload, and return its artifact, whose row the caller must insert.
 
     Args:
         name: the file name of the artifact; if None, a name is made.
-        declared: the media type of the artifact; if None, the content determines it.
+        declared_type: the media type of the artifact; if None, the content determines it.
 
     Raises:
-        InvalidRequest: the file is empty, or ``declared`` is not a media type.
+        InvalidRequest: the file is empty, or ``declared_type`` is not a media type.
     """
-    kind = await detect_upload_type(upload, declared)
+    media_type = await detect_upload_type(upload, declared_type)
     blob = await blobs.put_file(upload.path)
     return Artifact(
-        id=artifact_id, name=sanitize_file_name(name, kind), media_type=kind, size=blob.size,
+        id=artifact_id, name=sanitize_file_name(name, media_type), media_type=media_type, size=blob.size,
         sha256=blob.sha256, blake3=await asyncio.to_thread(_hash_blake3, upload.path),
     )  # fmt: skip
 
 
-async def detect_upload_type(upload: Upload, declared: str | None) -> str:
-    """Return the media type that the client ``declared``; if None, detect it from the content.
+async def detect_upload_type(upload: Upload, declared_type: str | None) -> str:
+    """Return the media type that the client declared; if it is None, detect it from the content.
 
     Raises:
-        InvalidRequest: the file is empty, or ``declared`` is not a media type.
+        InvalidRequest: the file is empty, or ``declared_type`` is not a media type.
     """
     async with await anyio.open_file(upload.path, "rb") as file:
-        head = await file.read(SNIFF_BYTES)
-    if not head:
+        first_bytes = await file.read(SNIFF_BYTES)
+    if not first_bytes:
         raise InvalidRequest("the file is empty: upload at least one byte", field="file")
-    return detect_media_type(declared, head)
+    return detect_media_type(declared_type, first_bytes)
 
 
 async def build_artifact_response(
@@ -97,20 +103,24 @@ async def build_artifact_response(
         ArtifactNotFound: the artifact's blob has been deleted.
     """
     if not await blobs.exists(artifact.sha256):
-        raise ArtifactNotFound(f"the content of artifact {artifact.id!r} has been deleted")
+        raise ArtifactNotFound(
+            f"the content of artifact {artifact.id!r} has been deleted: upload it again"
+        )
     return _stream_response(request, artifact, blobs)
 
 
-async def _receive_to_file(request: Request, part: str, path: Path) -> Upload:
-    declared = request.headers.get("content-type")
-    if declared is None or not declared.lower().startswith("multipart/form-data"):
+async def _receive_to_file(request: Request, part_name: str, path: Path) -> Upload:
+    declared_type = request.headers.get("content-type")
+    if declared_type is None or not declared_type.lower().startswith("multipart/form-data"):
         await _write_chunks(request.stream(), path)
-        return Upload(path=path, declared=declared, name=None)
+        return Upload(path=path, declared=declared_type, name=None)
     try:
         async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
-            file = form.get(part)
+            file = form.get(part_name)
             if not isinstance(file, UploadFile):
-                raise InvalidRequest(f"the form must have a file part named `{part}`", field=part)
+                raise InvalidRequest(
+                    f"the form must have a file part named `{part_name}`", field=part_name
+                )
             await _write_chunks(_read_chunks(file), path)
             fields = {name: value for name, value in form.items() if isinstance(value, str)}
             return Upload(path=path, declared=file.content_type, name=file.filename, fields=fields)

@@ -77,17 +77,17 @@ class _UnhandledErrorMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        has_started = False
 
         async def track_start(message: Message) -> None:
-            nonlocal started
-            started = True
+            nonlocal has_started
+            has_started = True
             await send(message)
 
         try:
             await self._app(scope, receive, track_start)
         except Exception as error:
-            if started:
+            if has_started:
                 raise
             request_id = context(scope).request_id
             error_body = self._errors(
@@ -104,7 +104,9 @@ def _to_public_error(error: Exception, request_id: str) -> MoyinError:
         _log.warning("request %s failed because the database is unavailable: %r", request_id, cause)
         return ServiceUnavailable("the database is unavailable; try again", retry_after=1)
     _log.error("request %s failed with an unexpected error", request_id, exc_info=error)
-    return MoyinError("an internal error occurred")
+    return MoyinError(
+        "an internal error occurred; the server's log has the cause for this request id"
+    )
 
 
 def _is_database_down(error: Exception) -> bool:
@@ -152,7 +154,9 @@ def _to_moyin_error(error: Exception, request: Request) -> MoyinError:
         if isinstance(error.__cause__, MoyinError):
             return error.__cause__
         if error.status_code in (404, 405):
-            return RouteNotFound(f"there is no route {request.method} {request.url.path}")
+            return RouteNotFound(
+                f"there is no route {request.method} {request.url.path}; the OpenAPI document lists all"
+            )
         return InvalidRequest(str(error.detail))
     assert isinstance(error, RequestValidationError)
     first_error = error.errors()[0]

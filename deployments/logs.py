@@ -30,15 +30,15 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         if record.name == ACCESS_LOGGER:
             return record.getMessage()
-        line = {
+        members = {
             "time": self.formatTime(record),
             "level": record.levelname,
             "logger": record.name,
             "message": redact(record.getMessage()),
         }
         if record.exc_info:
-            line["exception"] = redact(self.formatException(record.exc_info))
-        return json.dumps(line)
+            members["exception"] = redact(self.formatException(record.exc_info))
+        return json.dumps(members)
 
 
 def configure_logs(level: str) -> None:

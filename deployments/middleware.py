@@ -57,13 +57,13 @@ def new_cors_middleware(origins: str) -> list[Middleware]:
     Credentials are not allowed, because such pages send keys and tokens in headers. Session cookies
     are for the console and ComfyUI's page, which the gateway itself serves.
     """
-    allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
-    if not allowed:
+    allowed_origins = [origin.strip() for origin in origins.split(",") if origin.strip()]
+    if not allowed_origins:
         return []
     return [
         Middleware(
             CORSMiddleware,
-            allow_origins=allowed,
+            allow_origins=allowed_origins,
             allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
@@ -80,11 +80,11 @@ class _RequestHeaderFilter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
-            allowed = [
+            allowed_headers = [
                 h for h in scope["headers"] if h[0] not in _FILTERED_HEADERS or _is_allowed(*h)
             ]
-            allowed.append(_NO_DISCONNECT_CHECK)
-            scope["headers"] = allowed
+            allowed_headers.append(_NO_DISCONNECT_CHECK)
+            scope["headers"] = allowed_headers
         await self._app(scope, receive, send)
 
 

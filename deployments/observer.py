@@ -67,22 +67,22 @@ class BatchHistogram:
         """Add samples, which are pairs of label values and a measured value."""
         buckets: Counter[tuple[tuple[str, ...], int]] = Counter()
         sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
-        counts: Counter[tuple[str, ...]] = Counter()
-        for values, sample in samples:
-            buckets[values, bisect_left(self._bounds, sample)] += 1
-            sums[values] += sample
-            counts[values] += 1
-        for (values, bucket), number in buckets.items():
-            tags = self._to_tags(values)
+        sample_counts: Counter[tuple[str, ...]] = Counter()
+        for label_values, sample in samples:
+            buckets[label_values, bisect_left(self._bounds, sample)] += 1
+            sums[label_values] += sample
+            sample_counts[label_values] += 1
+        for (label_values, bucket), count in buckets.items():
+            tags = self._to_tags(label_values)
             for le in self._le[bucket:]:
-                self._buckets.inc(number, {**tags, "le": le})
-        for values, number in counts.items():
-            self._count.inc(number, self._to_tags(values))
-            if sums[values] > 0:
-                self._sum.inc(sums[values], self._to_tags(values))
+                self._buckets.inc(count, {**tags, "le": le})
+        for label_values, count in sample_counts.items():
+            self._count.inc(count, self._to_tags(label_values))
+            if sums[label_values] > 0:
+                self._sum.inc(sums[label_values], self._to_tags(label_values))
 
-    def _to_tags(self, values: tuple[str, ...]) -> dict[str, str]:
-        return dict(zip(self._labels, values, strict=True))
+    def _to_tags(self, label_values: tuple[str, ...]) -> dict[str, str]:
+        return dict(zip(self._labels, label_values, strict=True))
 
 
 class RequestObserver:

@@ -105,11 +105,11 @@ def document_security(
     schemes = dict(_KEY_SCHEMES)
     document["security"] = _require_any(_KEY_SCHEMES)
     for path, methods in document["paths"].items():
-        example = _PATH_PARAMETER.sub("x", path)
+        example_path = _PATH_PARAMETER.sub("x", path)
         for method, operation in methods.items():
-            extra_security = extra_schemes(method.upper(), example)
+            extra_security = extra_schemes(method.upper(), example_path)
             schemes |= extra_security
-            if is_public(example):
+            if is_public(example_path):
                 operation["security"] = []
             elif extra_security:
                 operation["security"] = _require_any({**_KEY_SCHEMES, **extra_security})

@@ -43,13 +43,13 @@ def new_deployment(import_path: str, **options: Any) -> serve.Deployment:
     Args:
         options: arguments of ``serve.deployment``.
     """
-    deployment = serve.deployment(**options, **REPLICA_OPTIONS)(_ImportedByReplicas)
+    deployment = serve.deployment(**options, **REPLICA_OPTIONS)(_ReplicaClassPlaceholder)
     # Serve accepts an import path in place of a class, but its annotation does not say so.
     return deployment.options(func_or_class=cast("Any", import_path))
 
 
-class _ImportedByReplicas:
-    """Placeholder for a deployment's class until `new_deployment` sets its import path."""
+class _ReplicaClassPlaceholder:
+    """Stands in for a deployment's class until `new_deployment` sets the class's import path."""
 
 
 class StrictModel(BaseModel):

@@ -27,8 +27,10 @@ class ReplicaServer(uvicorn.Server):
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        copies = [listener.dup() for listener in sockets or () for _ in range(_LISTENERS - 1)]
-        await super().startup([*sockets, *copies] if sockets else None)
+        listener_copies = [
+            listener.dup() for listener in sockets or () for _ in range(_LISTENERS - 1)
+        ]
+        await super().startup([*sockets, *listener_copies] if sockets else None)
 
 
 @functools.cache

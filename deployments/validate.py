@@ -89,9 +89,9 @@ def _find_numbered_problems(config: Any) -> Iterator[str]:
     yield from _check_pools(config["applications"])
 
 
-def _check_grpc(functions: Sequence[str]) -> Iterator[str]:
+def _check_grpc(function_paths: Sequence[str]) -> Iterator[str]:
     """Yield a problem for each gRPC service that cannot be imported; Serve would not start."""
-    for number, path in enumerate(functions):
+    for number, path in enumerate(function_paths):
         module, _, name = path.rpartition(".")
         try:
             getattr(importlib.import_module(module), name)
@@ -165,11 +165,11 @@ def _check_deployments(path: str, app: Mapping[str, Any], application: Any) -> I
     """
     bound_names = {deployment.name for deployment in _iterate_bound_deployments(application)}
     for number, deployment in enumerate(app.get("deployments") or []):
-        place = f"{path}.deployments.{number}"
+        field_path = f"{path}.deployments.{number}"
         if deployment["name"] not in bound_names:
             deployment_names = ", ".join(sorted(bound_names))
             yield (
-                f"{place}.name: there is no deployment {deployment['name']!r}; the app's deployments "
+                f"{field_path}.name: there is no deployment {deployment['name']!r}; the app's deployments "
                 f"are {deployment_names}"
             )
             continue
@@ -177,19 +177,19 @@ def _check_deployments(path: str, app: Mapping[str, Any], application: Any) -> I
             continue
         model = _USER_CONFIG_MODELS.get(deployment["name"])
         if model is None:
-            yield f"{place}.user_config: {deployment['name']} has no user_config; remove it"
+            yield f"{field_path}.user_config: {deployment['name']} has no user_config; remove it"
             continue
         try:
             model.model_validate(deployment["user_config"])
         except ValidationError as error:
-            yield from _describe_errors(f"{place}.user_config.", error, model)
+            yield from _describe_errors(f"{field_path}.user_config.", error, model)
 
 
 def _iterate_bound_deployments(application: Any) -> Iterator[Any]:
     """Yield the deployment that ``application`` binds and the deployments in its arguments."""
-    bound = application._bound_deployment
-    yield bound
-    for argument in (*bound.init_args, *bound.init_kwargs.values()):
+    bound_deployment = application._bound_deployment
+    yield bound_deployment
+    for argument in (*bound_deployment.init_args, *bound_deployment.init_kwargs.values()):
         if hasattr(argument, "_bound_deployment"):
             yield from _iterate_bound_deployments(argument)
 
@@ -208,12 +208,12 @@ def _find_unknown_keys(path: str, value: Any, annotation: Any) -> Iterator[str]:
         if not isinstance(item, dict):
             continue
         item_path = path if position is None else f"{path}{position}."
-        for key, inner in item.items():
+        for key, inner_value in item.items():
             field = model.model_fields.get(key)
             if field is None:
                 yield f"{item_path}{key}: unknown key"
             else:
-                yield from _find_unknown_keys(f"{item_path}{key}.", inner, field.annotation)
+                yield from _find_unknown_keys(f"{item_path}{key}.", inner_value, field.annotation)
 
 
 def _find_models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -233,25 +233,32 @@ def _describe_errors(
         path: path of the validated value in the file, with a dot at its end.
         model: model of the value, used to suggest corrections of mistyped keys; None if unknown.
     """
-    for item in error.errors():
-        loc, error_type = item["loc"], item["type"]
-        message = _PLAIN_MESSAGES.get(error_type, item["msg"].removeprefix("Value error, "))
-        if error_type == "extra_forbidden" and (closest := _closest_field(model, loc)):
-            message += f"; did you mean {closest!r}?"
-        place = f"{path}{'.'.join(map(str, loc))}".rstrip(".")
-        yield f"{place or 'the file'}: {message}"
+    for error_details in error.errors():
+        location, error_type = error_details["loc"], error_details["type"]
+        message = _PLAIN_MESSAGES.get(
+            error_type, error_details["msg"].removeprefix("Value error, ")
+        )
+        if error_type == "extra_forbidden" and (
+            closest_name := _find_closest_field(model, location)
+        ):
+            message += f"; did you mean {closest_name!r}?"
+        field_path = f"{path}{'.'.join(map(str, location))}".rstrip(".")
+        yield f"{field_path or 'the file'}: {message}"
 
 
-def _closest_field(model: type[BaseModel] | None, loc: Sequence[int | str]) -> str | None:
-    """Return the name of the field that is most similar to the mistyped last part of ``loc``."""
-    for part in loc[:-1]:
-        field = model.model_fields.get(str(part)) if model is not None else None
+def _find_closest_field(model: type[BaseModel] | None, location: Sequence[int | str]) -> str | None:
+    """Return the name of the field that is most similar to the mistyped last key of a location.
+
+    Returns None if no field is similar.
+    """
+    for key in location[:-1]:
+        field = model.model_fields.get(str(key)) if model is not None else None
         if field is not None:
             # If the field is a union of models, the intended model is unknown.
-            inner = set(_find_models(field.annotation))
-            model = inner.pop() if len(inner) == 1 else None
+            inner_models = set(_find_models(field.annotation))
+            model = inner_models.pop() if len(inner_models) == 1 else None
     names = model.model_fields if model is not None else ()
-    return next(iter(difflib.get_close_matches(str(loc[-1]), names, n=1)), None)
+    return next(iter(difflib.get_close_matches(str(location[-1]), names, n=1)), None)
 
 
 def main() -> int:

@@ -14,11 +14,15 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from sqlalchemy.exc import SQLAlchemyError
 
-from deployments.accounts.routes.browser_sessions import browser_session_routes
+from deployments.accounts.routes.browser_sessions import new_browser_session_routes
 from deployments.accounts.routes.callers import CallerResolver
-from deployments.accounts.routes.keys import key_routes, limit_routes, signing_key_routes
-from deployments.accounts.routes.organisations import organisation_routes
-from deployments.accounts.routes.signin import own_account_routes, sign_in_routes
+from deployments.accounts.routes.keys import (
+    new_key_routes,
+    new_limit_routes,
+    new_signing_key_routes,
+)
+from deployments.accounts.routes.organisations import new_organisation_routes
+from deployments.accounts.routes.signin import new_own_account_routes, new_sign_in_routes
 from deployments.health import ServiceCheck, new_health_routes
 from deployments.ingress import new_fastapi
 from deployments.openapi import document_problems, document_security
@@ -124,10 +128,10 @@ def new_services(
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await database.ensure_schema()
-        purging = asyncio.create_task(_delete_ended_sessions_hourly(sessions))
+        purge_task = asyncio.create_task(_delete_ended_sessions_hourly(sessions))
         yield
-        purging.cancel()
-        await asyncio.gather(purging, return_exceptions=True)
+        purge_task.cancel()
+        await asyncio.gather(purge_task, return_exceptions=True)
         await sign_in.close()
         await open_id.close()
         await throttle.close()
@@ -185,34 +189,36 @@ def new_app(services: AccountsServices) -> Gatekeeper:
         description="Players, members, organisations, API keys, limits and budgets.",
         lifespan=lifespan,
     )
-    app.openapi = lambda: _openapi_document(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _build_openapi_document(app)  # type: ignore[method-assign]
     callers = CallerResolver(services.proxies)
     app.include_router(new_health_routes(services.checks))
-    app.include_router(_jwks_routes(services.token_issuer))
+    app.include_router(_new_jwks_routes(services.token_issuer))
     app.include_router(
-        sign_in_routes(services.sign_in, services.open_id, services.sessions, callers)
+        new_sign_in_routes(services.sign_in, services.open_id, services.sessions, callers)
     )
     app.include_router(
-        browser_session_routes(services.sign_in, services.sessions, services.authenticator, callers)
+        new_browser_session_routes(
+            services.sign_in, services.sessions, services.authenticator, callers
+        )
     )
-    app.include_router(own_account_routes(services.users, services.sign_in, callers))
-    app.include_router(organisation_routes(services.organisations, callers))
-    app.include_router(key_routes(services.api_keys, callers))
-    app.include_router(limit_routes(services.api_keys, callers))
-    app.include_router(signing_key_routes(services.api_keys, callers))
+    app.include_router(new_own_account_routes(services.users, services.sign_in, callers))
+    app.include_router(new_organisation_routes(services.organisations, callers))
+    app.include_router(new_key_routes(services.api_keys, callers))
+    app.include_router(new_limit_routes(services.api_keys, callers))
+    app.include_router(new_signing_key_routes(services.api_keys, callers))
 
-    async def with_root_path(scope: Scope, receive: Receive, send: Send) -> None:
+    async def add_root_path(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "root_path": scope.get("root_path") or _PREFIX}, receive, send)
 
     return Gatekeeper(
-        AuthorizationMiddleware(with_root_path, scope_of=lambda _: None, meter=services.meter),
+        AuthorizationMiddleware(add_root_path, scope_of=lambda _: None, meter=services.meter),
         service="accounts", authenticator=services.authenticator, errors=render_problem_details,
         max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public=_PUBLIC,
         credentials=CredentialFinder(cookie=lambda _: True),
     )  # fmt: skip
 
 
-def _openapi_document(app: FastAPI) -> dict[str, Any]:
+def _build_openapi_document(app: FastAPI) -> dict[str, Any]:
     """Return the app's OpenAPI document, which the first call builds for all later ones."""
     if app.openapi_schema is None:
         document = get_openapi(
@@ -225,7 +231,7 @@ def _openapi_document(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _jwks_routes(token_issuer: AccessTokenIssuer) -> APIRouter:
+def _new_jwks_routes(token_issuer: AccessTokenIssuer) -> APIRouter:
     """Return the route that serves the public keys for verifying access tokens."""
     router = APIRouter(tags=["sign-in"])
 

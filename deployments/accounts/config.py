@@ -52,7 +52,7 @@ class ProviderConfig(BaseModel):
             if not secret:
                 raise ValueError(
                     f"providers.{self.name}.client_secret_env: the environment variable "
-                    f"{self.client_secret_env} is not set"
+                    f"{self.client_secret_env} must be set to the provider's client secret"
                 )
         return OpenIdProvider(
             name=self.name, issuer=self.issuer, client_id=self.client_id, client_secret=secret,
@@ -101,7 +101,7 @@ class AccountsConfig(BaseModel):
             trusted_issuers=frozenset(p.issuer for p in self.providers if p.links_emails),
         )
 
-    def providers_by_name(
+    def build_providers_by_name(
         self, environment: Mapping[str, str] = os.environ
     ) -> Mapping[str, OpenIdProvider]:
         """Return the OpenID providers by name, with their client secrets from the environment.

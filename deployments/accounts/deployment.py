@@ -35,7 +35,7 @@ class Accounts:
         self._config.load(user_config)
 
     def _apply_config(self, config: AccountsConfig) -> None:
-        self._services.open_id.providers = config.providers_by_name()
+        self._services.open_id.providers = config.build_providers_by_name()
         self._services.sign_in.policy = config.sign_in_policy
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:

@@ -144,7 +144,7 @@ def new_app(services: GatewayServices) -> Gatekeeper:
         description="Durable jobs, their events and their files.",
         lifespan=lambda _: services.lifespan(),
     )
-    app.add_exception_handler(ClientDisconnect, _client_disconnected)
+    app.add_exception_handler(ClientDisconnect, _handle_client_disconnect)
     _add_routes(app, services)
     app.openapi = lambda: build_document(  # type: ignore[method-assign]
         app, _is_public, _accepts_event_token
@@ -152,14 +152,14 @@ def new_app(services: GatewayServices) -> Gatekeeper:
     proxy_or_app = ProxyOrApp(
         services.proxy,
         # The proxy itself checks the scopes that the route table requires.
-        guarded=AuthorizationMiddleware(
+        limited_proxy=AuthorizationMiddleware(
             services.proxy, scope_of=lambda _: None, meter=services.meter
         ),
-        app=AuthorizationMiddleware(app, scope_of=_required_scope, meter=services.meter),
+        app=AuthorizationMiddleware(app, scope_of=_get_required_scope, meter=services.meter),
     )
 
-    # Such rules apply only to the gateway's own routes, because the route table may use the same
-    # path for a service.
+    # The following rules apply only to the gateway's own routes, because the route table may use
+    # the same path for a service.
     def is_public(scope: Scope) -> bool:
         path = scope["path"]
         # `ProxyOrApp` responds to these paths with status 503, also without a key.
@@ -199,14 +199,14 @@ class ProxyOrApp:
     """Sends a request to the proxy if it matches the route table, and otherwise to ``app``.
 
     Args:
-        guarded: the proxy behind rate limiting. Requests to Moyin's other apps go to the proxy
-            directly, because these apps count requests themselves.
+        limited_proxy: the proxy behind rate limiting. Requests to Moyin's other apps go to the
+            proxy directly, because these apps count requests themselves.
         app: the gateway's own app.
     """
 
-    def __init__(self, proxy: Proxy, *, guarded: ASGIApp, app: ASGIApp) -> None:
+    def __init__(self, proxy: Proxy, *, limited_proxy: ASGIApp, app: ASGIApp) -> None:
         self._proxy = proxy
-        self._guarded = guarded
+        self._guarded = limited_proxy
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -218,14 +218,14 @@ class ProxyOrApp:
             )
         route = self._proxy.match(scope) if scope["type"] != "lifespan" else None
         if route is None:
-            await self._app(_with_server_path(scope), receive, send)
+            await self._app(_strip_page_prefix(scope), receive, send)
         elif route.pass_credentials:
             await self._proxy(scope, receive, send)
         else:
             await self._guarded(scope, receive, send)
 
 
-def _with_server_path(scope: Scope) -> Scope:
+def _strip_page_prefix(scope: Scope) -> Scope:
     """Return the ASGI scope without the prefix ``/comfy`` that ComfyUI's page adds to paths.
 
     ``/comfy/api/queue`` becomes ``/api/queue``; other paths do not change.
@@ -233,27 +233,27 @@ def _with_server_path(scope: Scope) -> Scope:
     path = to_server_path(scope["path"]) if scope["type"] != "lifespan" else None
     if path is None:
         return scope
-    raw: bytes = scope.get("raw_path") or b""
-    if raw.startswith(PAGE_PATH.encode()):
-        return {**scope, "path": path, "raw_path": raw[len(PAGE_PATH) - 1 :]}
+    raw_path: bytes = scope.get("raw_path") or b""
+    if raw_path.startswith(PAGE_PATH.encode()):
+        return {**scope, "path": path, "raw_path": raw_path[len(PAGE_PATH) - 1 :]}
     return {**scope, "path": path}
 
 
 def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     node_info, blobs, retention = services.node_info, services.blobs, services.retention
-    artifact_parts = (services.artifacts, blobs, services.pictures, services.signing_key)
+    artifact_services = (services.artifacts, blobs, services.pictures, services.signing_key)
     # ComfyUI serves these routes at the root and under `/api`.
-    comfyui = (
-        prompts.prompt_routes(services.prompts),
-        files.file_routes(services.files, blobs, services.pictures),
-        websocket.websocket_routes(services.events, services.max_body_bytes),
-        server_info.server_info_routes(
+    comfyui_routers = (
+        prompts.new_prompt_routes(services.prompts),
+        files.new_file_routes(services.files, blobs, services.pictures),
+        websocket.new_websocket_routes(services.events, services.max_body_bytes),
+        server_info.new_server_info_routes(
             node_info, services.admission, services.files, services.max_body_bytes
         ),
-        server_info.package_routes(node_info),
-        server_info.model_routes(node_info, services.admission),
-        userdata.userdata_routes(services.userdata),
-        settings.settings_routes(services.userdata),
+        server_info.new_package_routes(node_info),
+        server_info.new_model_routes(node_info, services.admission),
+        userdata.new_userdata_routes(services.userdata),
+        settings.new_settings_routes(services.userdata),
     )
     renders = ComfyJobs(
         service=services.service, jobs=services.jobs, feed=services.feed, blobs=blobs
@@ -261,17 +261,17 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     sessions = BrowserSessions(services.authenticator, services.sessions.revoke)
     for router in (
         new_health_routes(services.checks),
-        jobs.job_routes(
+        jobs.new_job_routes(
             services.service,
             services.jobs,
             services.templates,
             services.signing_key,
             services.places,
         ),
-        job_events.job_event_routes(
+        job_events.new_job_event_routes(
             services.jobs, services.feed, services.previews, services.signing_key
         ),
-        cluster.cluster_routes(
+        cluster.new_cluster_routes(
             services.cluster,
             services.admission,
             services.proxy,
@@ -279,25 +279,25 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
             services.config_history,
             services.links,
         ),
-        artifacts.signed_link_routes(*artifact_parts),
-        artifacts.artifact_routes(*artifact_parts, services.templates),
-        archives.archive_routes(services.artifacts, services.jobs, blobs, services.signing_key),
-        jobs_v2.job_v2_routes(renders, retention),
-        assets_v2.asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
+        artifacts.new_signed_link_routes(*artifact_services),
+        artifacts.new_artifact_routes(*artifact_services, services.templates),
+        archives.new_archive_routes(services.artifacts, services.jobs, blobs, services.signing_key),
+        jobs_v2.new_job_v2_routes(renders, retention),
+        assets_v2.new_asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
     ):
         app.include_router(router)
-    for router in comfyui:
+    for router in comfyui_routers:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)
-    app.include_router(prompts.job_list_routes(services.prompts))
-    app.include_router(jobs.template_routes(services.templates))
-    app.include_router(graphs.graph_routes(GraphConverter(services.admission, services.files)))
-    app.include_router(console.console_routes(services.console))
-    app.include_router(frontend.session_routes(sessions))
-    app.include_router(frontend.frontend_routes(sessions, services.frontend, node_info))
+    app.include_router(prompts.new_job_list_routes(services.prompts))
+    app.include_router(jobs.new_template_routes(services.templates))
+    app.include_router(graphs.new_graph_routes(GraphConverter(services.admission, services.files)))
+    app.include_router(console.new_console_routes(services.console))
+    app.include_router(frontend.new_session_routes(sessions))
+    app.include_router(frontend.new_frontend_routes(sessions, services.frontend, node_info))
 
 
-def _required_scope(scope: Scope) -> str:
+def _get_required_scope(scope: Scope) -> str:
     """Return the right, such as ``jobs:read``, that a request to the gateway's own routes needs."""
     method, path = scope.get("method", "GET"), scope["path"]
     if path in _OPERATOR_PATHS:
@@ -328,6 +328,6 @@ def _is_public(path: str) -> bool:
     )
 
 
-async def _client_disconnected(request: Request, error: Exception) -> Response:
+async def _handle_client_disconnect(request: Request, error: Exception) -> Response:
     """Return status 499 for the access log: the client disconnected while sending its body."""
     return Response(status_code=499)

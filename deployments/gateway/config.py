@@ -64,14 +64,14 @@ class UpstreamConfig(_StrictModel):
     @field_validator("url")
     @classmethod
     def _validate_url(cls, url: str) -> str:
-        if _is_gateway(url):
+        if _is_gateway_url(url):
             return url.rstrip("/")
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        url_parts = urlsplit(url)
+        if url_parts.scheme not in ("http", "https") or not url_parts.hostname:
             raise ValueError("url must be an http(s) URL, or 'door/…' for one of Moyin's own apps")
-        if parts.username or parts.password or parts.query or parts.fragment:
+        if url_parts.username or url_parts.password or url_parts.query or url_parts.fragment:
             raise ValueError("url must not contain a user, password, query or fragment")
-        _ = parts.port  # Reading `port` raises ValueError if it is invalid.
+        _ = url_parts.port  # Reading `port` raises ValueError if it is invalid.
         return url.rstrip("/")
 
     def to_upstream(self, gateway_url: str) -> Upstream:
@@ -81,7 +81,7 @@ class UpstreamConfig(_StrictModel):
         this word.
         """
         url = self.url
-        if _is_gateway(url):
+        if _is_gateway_url(url):
             url = gateway_url.rstrip("/") + url.removeprefix(_GATEWAY)
         return Upstream(url=url, weight=self.weight)
 
@@ -189,11 +189,11 @@ class RouteConfig(_StrictModel):
         return sorted(scopes)
 
     @model_validator(mode="after")
-    def _require_reachable(self) -> RouteConfig:
+    def _check_route(self) -> RouteConfig:
         if self.prefix is None and not self.paths:
             raise ValueError("the route must have prefix or paths")
         if self.prefix is not None:
-            first_segment = _first_segment(self.prefix)
+            first_segment = _get_first_segment(self.prefix)
             if first_segment in _OTHER_APPS:
                 raise ValueError(
                     f"prefix {self.prefix} is reserved for another of Moyin's apps: choose another"
@@ -204,7 +204,7 @@ class RouteConfig(_StrictModel):
                 )
         for path in self.paths:
             reserved_segments = _OTHER_APPS if self.hosts else _RESERVED_SEGMENTS - {"api"}
-            if _first_segment(path) in reserved_segments:
+            if _get_first_segment(path) in reserved_segments:
                 raise ValueError(f"path {path} is reserved for the gateway: choose another")
         if len({upstream.url for upstream in self.upstreams}) < len(self.upstreams):
             raise ValueError("upstreams: two have the same url; every url must be different")
@@ -212,8 +212,8 @@ class RouteConfig(_StrictModel):
             raise ValueError(
                 "async and hosts cannot be combined: jobs call routes by the gateway's own address"
             )
-        own_apps_only = all(_is_gateway(upstream.url) for upstream in self.upstreams)
-        if self.pass_credentials and not own_apps_only:
+        has_only_own_apps = all(_is_gateway_url(upstream.url) for upstream in self.upstreams)
+        if self.pass_credentials and not has_only_own_apps:
             raise ValueError("pass_credentials is only allowed if all upstreams are 'door/…'")
         return self
 
@@ -249,11 +249,11 @@ class RouteConfig(_StrictModel):
         )
 
 
-def _is_gateway(url: str) -> bool:
+def _is_gateway_url(url: str) -> bool:
     return url == _GATEWAY or url.startswith(f"{_GATEWAY}/")
 
 
-def _first_segment(path: str) -> str:
+def _get_first_segment(path: str) -> str:
     return path.strip("/").partition("/")[0]
 
 

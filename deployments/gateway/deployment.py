@@ -99,7 +99,7 @@ class Gateway(MoyinCalls):
         events = close_at_shutdown(EventStore(settings.redis_url, retention=retention))
         frames = close_at_shutdown(FrameStore(settings.redis_url))
         frame_hub = close_at_shutdown(FrameHub(settings.redis_url))
-        hub = close_at_shutdown(EventHub(settings.redis_url))
+        event_hub = close_at_shutdown(EventHub(settings.redis_url))
         jobs = JobStore(database)
         temporal = TemporalConnection(
             settings.temporal_address, settings.temporal_namespace, retention=retention
@@ -112,10 +112,10 @@ class Gateway(MoyinCalls):
         node_info = close_at_shutdown(
             NodeInfoCache(pool_client, folder=settings.data / "comfyui" / "nodes")
         )
-        pictures = close_at_shutdown(TenantCache(settings.redis_url, "moyin:pictures"))
+        picture_cache = close_at_shutdown(TenantCache(settings.redis_url, "moyin:pictures"))
         previews = close_at_shutdown(PreviewStore(settings.redis_url))
         preview_hub = close_at_shutdown(PreviewHub(settings.redis_url))
-        processes = close_at_shutdown(PictureProcesses())
+        picture_processes = close_at_shutdown(PictureProcesses())
         artifacts = ArtifactStore(database)
         blobs = BlobStore(settings.blobs_url)
         admission = GraphAdmission(node_info)
@@ -143,7 +143,7 @@ class Gateway(MoyinCalls):
             GatewayConfig, lambda config: proxy.configure(config.to_route_table(settings.door))
         )
         self._history = ConfigRecorder(database, pools)
-        feed = JobFeed(jobs=jobs, events=events, hub=hub)
+        feed = JobFeed(jobs=jobs, events=events, hub=event_hub)
         farm_events = PromptNotifiers(
             prompts=prompts, files=files, blobs=blobs, frames=frames, hub=frame_hub
         )
@@ -156,20 +156,20 @@ class Gateway(MoyinCalls):
         checks = {"database": database.ping, "temporal": launcher.ping, "valkey": events.ping}
         sources = ClusterSources(
             pools, pool_client.read_summary, partial(read_backlog, temporal),
-            checks={**checks, "artifacts": blobs.ping}, data=settings.data,
+            checks={**checks, "artifacts": blobs.ping}, data_folder=settings.data,
             is_config_rejected=lambda: self._config.is_rejected,
         )  # fmt: skip
         problems, templates = ProblemFinder(), create_catalog(settings)
 
         async def read_cluster() -> ClusterBody:
             reading = await sources.read()
-            files = await templates.snapshot()
-            reading = replace(reading, template_problems=files.problems)
+            template_snapshot = await templates.get_snapshot()
+            reading = replace(reading, template_problems=template_snapshot.problems)
             cluster = build_cluster(pools, reading)
             found_problems = problems.find(cluster, reading, proxy.pools)
             return cluster.model_copy(update={"problems": found_problems})
 
-        async def read_models_of(viewer: Viewer) -> str | None:
+        async def read_models_for(viewer: Viewer) -> str | None:
             return await read_models(viewer.owner, viewer.is_operator)
 
         def read_routes(cluster: ClusterBody) -> str:
@@ -178,7 +178,7 @@ class Gateway(MoyinCalls):
 
         feed_sources = FeedSources(
             cluster=read_cluster, backends=read_backends, usage=read_usage,
-            models=read_models_of, jobs=NewestJobsReader(jobs, places).read, routes=read_routes,
+            models=read_models_for, jobs=NewestJobsReader(jobs, places).read, routes=read_routes,
             doctor=check_machine,
         )  # fmt: skip
         cluster = close_at_shutdown(ClusterFeeds(feed_sources))
@@ -194,7 +194,7 @@ class Gateway(MoyinCalls):
         self._services = GatewayServices(
             service=service, jobs=jobs, feed=feed, previews=PreviewFeed(previews, preview_hub),
             places=places, artifacts=artifacts,
-            blobs=blobs, pictures=PictureConverter(blobs, processes, pictures), prompts=farm_prompts,
+            blobs=blobs, pictures=PictureConverter(blobs, picture_processes, picture_cache), prompts=farm_prompts,
             files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
             sessions=SessionStore(database), admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(settings)),

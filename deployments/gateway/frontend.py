@@ -35,12 +35,12 @@ class FrontendFiles:
     """Serves ComfyUI's frontend. Until its folders are found, each request searches for them again.
 
     Args:
-        find: blocking function that returns the frontend's folders, or raises StackError if none
-            are installed.
+        find_folders: blocking function that returns the frontend's folders, or raises StackError if
+            none are installed.
     """
 
-    def __init__(self, find: Callable[[], FrontendFolders]) -> None:
-        self._find = find
+    def __init__(self, find_folders: Callable[[], FrontendFolders]) -> None:
+        self._find = find_folders
         self._folders: dict[str, StaticFiles] | None = None
         self._rebased_files: dict[str, bytes] = {}
         self._index = ""
@@ -53,12 +53,12 @@ class FrontendFiles:
             renews_session: True to make the page renew its session, which otherwise expires in minutes.
         """
         if await self._load_folders() is None:
-            missing = render_plain_page(
+            missing_page = render_plain_page(
                 "ComfyUI's frontend is not installed",
                 "Run `moyin comfyui install` on the gateway's machine, or set "
                 "MOYIN_COMFYUI_FRONTEND to the frontend's folder.",
             )
-            return HTMLResponse(missing.html, 503, missing.headers)
+            return HTMLResponse(missing_page.html, 503, missing_page.headers)
         headers = {"content-security-policy": self._policy, "cache-control": "no-store"}
         page = add_renewal_script(self._index) if renews_session else self._index
         return HTMLResponse(page, headers=headers)
@@ -84,12 +84,12 @@ class FrontendFiles:
                     else await files.get_response(name, scope)
                 )
             except HTTPException:
-                raise RouteNotFound(f"ComfyUI's frontend has no file {path}") from None
-            cacheable = path.startswith(_HASHED_FOLDERS)
-            response.headers["cache-control"] = _CACHE_FOREVER if cacheable else _REVALIDATE
+                raise _make_missing_file_error(path) from None
+            is_cacheable = path.startswith(_HASHED_FOLDERS)
+            response.headers["cache-control"] = _CACHE_FOREVER if is_cacheable else _REVALIDATE
             response.headers["cross-origin-resource-policy"] = "same-origin"
             return response
-        raise RouteNotFound(f"ComfyUI's frontend has no file {path}")
+        raise _make_missing_file_error(path)
 
     async def _load_folders(self) -> dict[str, StaticFiles] | None:
         """Return the served folders by their first path segment, or None if none are installed."""
@@ -108,15 +108,19 @@ class FrontendFiles:
                 return None
             self._index = set_base_path(index, PAGE_PATH)
             self._policy = build_security_policy(self._index)
-            self._folders = {"": _static_files((frontend.root,))}
+            self._folders = {"": _new_static_files((frontend.root,))}
             if frontend.templates:
-                self._folders["templates"] = _static_files(frontend.templates)
+                self._folders["templates"] = _new_static_files(frontend.templates)
             if frontend.docs:
-                self._folders["docs"] = _static_files(frontend.docs)
+                self._folders["docs"] = _new_static_files(frontend.docs)
         return self._folders
 
 
-def _static_files(folders: tuple[Path, ...]) -> StaticFiles:
+def _make_missing_file_error(path: str) -> RouteNotFound:
+    return RouteNotFound(f"ComfyUI's frontend has no file {path}; its page is at {PAGE_PATH}")
+
+
+def _new_static_files(folders: tuple[Path, ...]) -> StaticFiles:
     """Return an app that serves several folders as one; earlier folders take precedence."""
     files = StaticFiles(directory=folders[0], check_dir=False)
     files.all_directories = list(folders)

@@ -57,19 +57,21 @@ def build_document(
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        request = wire.JOB_REQUEST.json_schema(ref_template=_SCHEMA_REFERENCE)
-        bulk = BulkRequest.model_json_schema(ref_template=_SCHEMA_REFERENCE)
+        request_schema = wire.JOB_REQUEST.json_schema(ref_template=_SCHEMA_REFERENCE)
+        bulk_schema = BulkRequest.model_json_schema(ref_template=_SCHEMA_REFERENCE)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        event = JOB_EVENT.json_schema(ref_template=_SCHEMA_REFERENCE, mode="serialization")
-        error = StreamError.model_json_schema(mode="serialization")
-        schemas.update(request.pop("$defs") | bulk.pop("$defs") | event.pop("$defs"))
-        schemas |= {"JobRequest": request, "BulkRequest": bulk}
-        schemas |= {"JobEvent": event, "StreamError": error}
+        event_schema = JOB_EVENT.json_schema(ref_template=_SCHEMA_REFERENCE, mode="serialization")
+        error_schema = StreamError.model_json_schema(mode="serialization")
+        schemas.update(
+            request_schema.pop("$defs") | bulk_schema.pop("$defs") | event_schema.pop("$defs")
+        )
+        schemas |= {"JobRequest": request_schema, "BulkRequest": bulk_schema}
+        schemas |= {"JobEvent": event_schema, "StreamError": error_schema}
         schemas["ServerSentEvent"] = {"oneOf": list(_list_server_sent_events())}
-        newest = wire.NewestJobs.model_json_schema(
+        newest_jobs_schema = wire.NewestJobs.model_json_schema(
             ref_template=_SCHEMA_REFERENCE, mode="serialization"
         )
-        schemas |= {**newest.pop("$defs"), **schemas, "NewestJobs": newest}
+        schemas |= {**newest_jobs_schema.pop("$defs"), **schemas, "NewestJobs": newest_jobs_schema}
         schemas["ClusterEvent"] = {
             "oneOf": [
                 _describe_event("cluster", "ClusterBody"),
@@ -108,25 +110,27 @@ def _describe_event(kind: str, body: str) -> dict[str, Any]:
 
 
 def describe_body(
-    schema: Mapping[str, Any], *media_types: str, required: bool = True
+    schema: Mapping[str, Any], *media_types: str, is_required: bool = True
 ) -> dict[str, Any]:
     """Return the `openapi_extra` of a route whose body, by default JSON, has the schema."""
     schema = _inline_definitions(schema, schema.get("$defs", {}))
     content = {kind: {"schema": schema} for kind in media_types or ("application/json",)}
     body: dict[str, Any] = {"content": content}
-    return {"requestBody": {"required": True, **body} if required else body}
+    return {"requestBody": {"required": True, **body} if is_required else body}
 
 
-def describe_file_form(file: str, texts: Mapping[str, Any], *required: str) -> dict[str, Any]:
+def describe_file_form(
+    file_field: str, text_fields: Mapping[str, Any], *required_texts: str
+) -> dict[str, Any]:
     """Return the `openapi_extra` of a route that receives a file and text fields as a form.
 
     Args:
-        file: the name of the form's file field, which is mandatory.
-        texts: the schemas of the form's text fields, by name.
-        required: the names of the mandatory text fields.
+        file_field: the name of the form's file field, which is mandatory.
+        text_fields: the schemas of the form's text fields, by name.
+        required_texts: the names of the mandatory text fields.
     """
-    members = {**texts, file: {"type": "string", "format": "binary"}}
-    schema = {"type": "object", "required": [file, *required], "properties": members}
+    members = {**text_fields, file_field: {"type": "string", "format": "binary"}}
+    schema = {"type": "object", "required": [file_field, *required_texts], "properties": members}
     return describe_body(schema, "multipart/form-data")
 
 

@@ -25,7 +25,7 @@ from moyin.render.comfyui.pool_client import PoolResponse
 # Serve raises KeyError for an app that is not deployed. A pool raises MoyinError if no renderer is
 # up or a renderer fails during the request.
 _POOL_ERRORS = (RayError, RayServeException, KeyError, TimeoutError, MoyinError)
-# Ray raises ValueError for an actor that has ended. `_next_renderer` raises ServiceUnavailable.
+# Ray raises ValueError for an actor that has ended. `_get_next_renderer` raises ServiceUnavailable.
 _VALIDATION_ERRORS = (
     RayError, RayServeException, KeyError, ValueError, TimeoutError, ServiceUnavailable
 )  # fmt: skip
@@ -53,15 +53,17 @@ class ServePoolClient:
     """Sends GET requests to the ComfyUIs of render pools; implements the protocol `PoolClient`.
 
     Args:
-        timeout: the time limit of a call in seconds.
-        pause: the seconds for which a pool that did not respond is not called. An error that the
-            pool itself raises causes no pause, because it may concern only one request.
+        timeout_seconds: the time limit of a call.
+        pause_seconds: the time for which a pool that did not respond is not called. An error that
+            the pool itself raises causes no pause, because it may concern only one request.
     """
 
-    def __init__(self, pools: Sequence[str], *, timeout: float = 10.0, pause: float = 2.0) -> None:
+    def __init__(
+        self, pools: Sequence[str], *, timeout_seconds: float = 10.0, pause_seconds: float = 2.0
+    ) -> None:
         self._pools = tuple(pools)
-        self._timeout = timeout
-        self._pause = pause
+        self._timeout = timeout_seconds
+        self._pause = pause_seconds
         self._handles = _PoolHandles()
         self._paused_until: dict[str, float] = {}
 
@@ -76,16 +78,16 @@ class ServePoolClient:
         Raises:
             ServiceUnavailable: the pool does not respond.
         """
-        answer: PoolResponse = await self._call_pool(pool, "get", path)
-        return answer
+        response: PoolResponse = await self._call_pool(pool, "get", path)
+        return response
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         """Return the responses of all renderers of the pool to GET ``path``, by renderer name."""
         try:
-            answers: Mapping[str, bytes] = await self._call_pool(pool, "get_all", path)
+            responses: Mapping[str, bytes] = await self._call_pool(pool, "get_all", path)
         except ServiceUnavailable:
             return {}
-        return answers
+        return responses
 
     async def find_executed(self, prompt_ids: Sequence[str]) -> set[str]:
         """Return those of ``prompt_ids`` that were executed, from the pools that respond."""
@@ -178,13 +180,13 @@ class PoolValidator:
     called directly, in rotation, because a call through the pool would take twice as long.
 
     Args:
-        timeout: the seconds after which a submission no longer waits for the pool.
-        pause: the seconds for which a pool that did not respond is not called.
+        timeout_seconds: the time after which a submission no longer waits for the pool.
+        pause_seconds: the time for which a pool that did not respond is not called.
     """
 
-    def __init__(self, *, timeout: float = 2.0, pause: float = 2.0) -> None:
-        self._timeout = timeout
-        self._pause = pause
+    def __init__(self, *, timeout_seconds: float = 2.0, pause_seconds: float = 2.0) -> None:
+        self._timeout = timeout_seconds
+        self._pause = pause_seconds
         self._handles = _PoolHandles()
         self._actors: dict[str, Any] = {}
         self._renderers: dict[str, _RendererCycle] = {}
@@ -208,7 +210,7 @@ class PoolValidator:
             return {}
         try:
             async with asyncio.timeout(self._timeout):
-                actor = await self._next_renderer(pool)
+                actor = await self._get_next_renderer(pool)
                 result: dict[str, Any] = await actor.validate.remote(dict(graph), targets)
         except _VALIDATION_ERRORS as error:
             _log.info(
@@ -229,19 +231,19 @@ class PoolValidator:
             self._cache.store(pool, graph, targets, result, unchecked_inputs)
         return result
 
-    async def _next_renderer(self, pool: str) -> Any:
+    async def _get_next_renderer(self, pool: str) -> Any:
         """Return the next running renderer's actor; raise ServiceUnavailable if none is up."""
         cycle = self._renderers.get(pool)
         if cycle is None or time.monotonic() > cycle.expires_at:
             names = await (await self._handles.fetch(pool)).list_renderers.remote()
             if not names:
-                raise ServiceUnavailable(f"no renderer of pool {pool!r} is up")
-            actors = [await self._renderer_actor(name) for name in names]
+                raise ServiceUnavailable(f"no renderer of pool {pool!r} is up; try again")
+            actors = [await self._get_renderer_actor(name) for name in names]
             cycle = _RendererCycle(time.monotonic() + _RENDERERS_SECONDS, itertools.cycle(actors))
             self._renderers[pool] = cycle
         return next(cycle.actors)
 
-    async def _renderer_actor(self, name: str) -> Any:
+    async def _get_renderer_actor(self, name: str) -> Any:
         if name not in self._actors:
             self._actors[name] = await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
         return self._actors[name]

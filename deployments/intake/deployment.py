@@ -59,7 +59,10 @@ class Intake:
         """
         for worker, task in zip(self._workers, self._running, strict=True):
             if task.done() or worker.error is not None:
-                raise RuntimeError("an intake worker has crashed; see the cause") from worker.error
+                raise RuntimeError(
+                    "an intake worker has crashed, so Serve replaces the replica, whose log has the "
+                    "cause"
+                ) from worker.error
 
     async def read_sources(self) -> list[IntakeSourceSummary]:
         """Return the state of each configured source, without secrets."""
@@ -174,13 +177,13 @@ def find_address(url: str) -> str | None:
     In a URL that is not valid, a part of the password could look like the host.
     """
     try:
-        parts = urlsplit(url)
-        port = parts.port
+        url_parts = urlsplit(url)
+        port = url_parts.port
     except ValueError:
         return None
-    if parts.hostname is None or parts.netloc.count("@") != url.count("@"):
+    if url_parts.hostname is None or url_parts.netloc.count("@") != url.count("@"):
         return None
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = f"[{url_parts.hostname}]" if ":" in url_parts.hostname else url_parts.hostname
     return host if port is None else f"{host}:{port}"
 
 
@@ -191,7 +194,7 @@ def _new_broker(source: RabbitConfig | StreamConfig, environment: Mapping[str, s
             f"the environment variable {source.url_env} must be set to the URL of the {source.type} broker"
         )
     if isinstance(source, StreamConfig):
-        options = {
+        option_names = {
             "stream",
             "results",
             "dead_letters",
@@ -200,12 +203,12 @@ def _new_broker(source: RabbitConfig | StreamConfig, environment: Mapping[str, s
             "claim_after",
             "kept",
         }
-        return StreamBroker(url, **source.model_dump(include=options))
+        return StreamBroker(url, **source.model_dump(include=option_names))
     try:
         from moyin.jobs.intake.rabbit import RabbitBroker
     except ImportError:
         raise ValueError(
             "a source of type rabbitmq needs the package aio-pika: pip install -e '.[intake]'"
         ) from None
-    options = {"queue", "results", "dead_letters", "declare", "concurrency", "max_deliveries"}
-    return RabbitBroker(url, **source.model_dump(include=options))
+    option_names = {"queue", "results", "dead_letters", "declare", "concurrency", "max_deliveries"}
+    return RabbitBroker(url, **source.model_dump(include=option_names))

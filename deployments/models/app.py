@@ -165,14 +165,14 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     """Build the models app, which serves paths below ``/v1``, behind its gatekeeper."""
     text_router = services.text_router
     job_submitter = JobSubmitter(text_router, services.jobs)
-    background = BackgroundResponses(services.responses, job_submitter, services.jobs)
+    background_responses = BackgroundResponses(services.responses, job_submitter, services.jobs)
     prompt_files = PromptFiles(services.files, services.blobs)
-    calls = _new_call_routes(text_router, job_submitter)
-    calls["/chat/completions"] = ChatRoute(text_router, job_submitter, prompt_files)
-    calls["/responses"] = ResponsesRoute(
-        text_router, job_submitter, services.responses, background, prompt_files
+    call_routes = _new_call_routes(text_router, job_submitter)
+    call_routes["/chat/completions"] = ChatRoute(text_router, job_submitter, prompt_files)
+    call_routes["/responses"] = ResponsesRoute(
+        text_router, job_submitter, services.responses, background_responses, prompt_files
     )
-    batch_runner = _new_batch_runner(services, calls)
+    batch_runner = _new_batch_runner(services, call_routes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -201,7 +201,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         new_usage_routes(
             services.ledger, services.reports, lambda: text_router.fleet, services.meter
         ),
-        new_response_routes(services.responses, background),
+        new_response_routes(services.responses, background_responses),
         new_batch_routes(services.batches, services.files, batch_runner),
         new_message_batch_routes(
             services.batches,
@@ -212,7 +212,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         ),
         new_file_routes(services.files, services.blobs),
         new_explanation_routes(
-            text_router, {name: calls[path] for name, path in _EXPLAINED_PATHS.items()}
+            text_router, {name: call_routes[path] for name, path in _EXPLAINED_PATHS.items()}
         ),
         new_feedback_routes(
             text_router, services.feedback, services.learning, services.signals, services.judge
@@ -226,7 +226,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         services.images,
         PictureRenderer(services.images, services.image_settings, services.public_url),
     )
-    hot_routes: dict[str, ASGIApp] = {**calls, **operations}
+    hot_routes: dict[str, ASGIApp] = {**call_routes, **operations}
     guard = AuthorizationMiddleware(
         _HotPathRouter(hot_routes, fastapi),
         scope_of=lambda scope: _SCOPES.get(scope["path"], TEXT),
@@ -234,10 +234,10 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         priced=frozenset(f"{_PREFIX}{path}" for path in hot_routes),
     )
 
-    def body_limit_of(scope: Scope) -> int | None:
+    def get_body_limit(scope: Scope) -> int | None:
         if is_blob_upload(scope):
             return None
-        return services.max_file_bytes if _is_large(scope) else services.max_body_bytes
+        return services.max_file_bytes if _may_have_large_body(scope) else services.max_body_bytes
 
     return Gatekeeper(
         guard,
@@ -245,7 +245,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         authenticator=services.authenticator,
         errors=render_error,
         max_body_bytes=services.max_body_bytes,
-        body_limit_of=body_limit_of,
+        body_limit_of=get_body_limit,
         observer=services.observer,
         public=_PUBLIC_PATHS,
         credentials=CredentialFinder(cookie=lambda _: True),
@@ -254,9 +254,11 @@ def new_app(services: ModelsServices) -> Gatekeeper:
     )
 
 
-def _new_batch_runner(services: ModelsServices, calls: Mapping[str, CallRoute]) -> BatchRunner:
-    routes = {f"{_PREFIX}{path}": route for path, route in calls.items()}
-    native = NativeBatches(
+def _new_batch_runner(
+    services: ModelsServices, call_routes: Mapping[str, CallRoute]
+) -> BatchRunner:
+    routes = {f"{_PREFIX}{path}": route for path, route in call_routes.items()}
+    native_batches = NativeBatches(
         services.native_batches,
         services.batch_lines,
         services.blobs,
@@ -272,7 +274,7 @@ def _new_batch_runner(services: ModelsServices, calls: Mapping[str, CallRoute]) 
         caller=BatchLineCaller(routes, services.meter, services.ledger),
         get_window=lambda: services.batch_settings().window,
         on_result=services.record_batch_line,
-        native=native,
+        native=native_batches,
     )
 
 
@@ -289,7 +291,7 @@ def _new_call_routes(text_router: Router, job_submitter: JobSubmitter) -> dict[s
     }
 
 
-def _is_large(scope: Scope) -> bool:
+def _may_have_large_body(scope: Scope) -> bool:
     """Return True if a request may have a large body, which must not be held in memory."""
     return scope["method"] == "POST" and scope["path"] in _LARGE_PATHS
 
@@ -304,7 +306,7 @@ def render_stream_error(
     """
     relative_path = path.removeprefix(_PREFIX)
     names = {"/ollama": "ollama", "/messages": "anthropic", "/responses": "responses"}
-    name = next((names[start] for start in names if relative_path.startswith(start)), "openai")
+    name = next((names[prefix] for prefix in names if relative_path.startswith(prefix)), "openai")
     codec = _CODECS[name]
     if media_type != codec.stream_content_type.partition(b";")[0].decode():
         return None
@@ -314,8 +316,8 @@ def render_stream_error(
 class _HotPathRouter:
     """Routes model calls to their handlers, and all other requests to FastAPI."""
 
-    def __init__(self, calls: Mapping[str, ASGIApp], fastapi: ASGIApp) -> None:
-        self._calls = {f"{_PREFIX}{path}": route for path, route in calls.items()}
+    def __init__(self, call_routes: Mapping[str, ASGIApp], fastapi: ASGIApp) -> None:
+        self._calls = {f"{_PREFIX}{path}": route for path, route in call_routes.items()}
         self._fastapi = fastapi
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

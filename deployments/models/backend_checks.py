@@ -71,7 +71,7 @@ def new_health_routes(text_router: Router) -> APIRouter:
         }
         if not fleet.is_usable:
             raise ServiceUnavailable(
-                "no back end is available; the member `backends` has their states",
+                "no back end is available; try again when one of `backends` is up",
                 details={"backends": states},
             )
         return {"status": "ok", "backends": states}

@@ -85,7 +85,10 @@ class BatchLineCaller:
         """Call the route of an endpoint; convert unexpected exceptions to a `MoyinError`."""
         route = self._routes.get(endpoint)
         if route is None:
-            raise UnsupportedFeature(f"{endpoint} cannot be called by batches", field="url")
+            raise UnsupportedFeature(
+                f"url: must be one of {', '.join(sorted(self._routes))}, not {endpoint}",
+                field="url",
+            )
 
         async def receive() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
@@ -97,7 +100,9 @@ class BatchLineCaller:
         except Exception as error:
             request_id = scope["moyin"].request_id
             _log.exception("the request %s of a batch raised an unexpected error", request_id)
-            raise MoyinError(f"an internal error occurred in request {request_id}") from error
+            raise MoyinError(
+                f"an internal error occurred; the server's log has the cause for request {request_id}"
+            ) from error
 
 
 class _Response:

@@ -76,8 +76,8 @@ def _normalize_url(url: str) -> str:
 
 def _check_headers(headers: dict[str, str]) -> dict[str, str]:
     lowercase_headers = {name.lower(): value for name, value in headers.items()}
-    if secret := next((name for name in lowercase_headers if name in _SECRET_HEADERS), None):
-        raise ValueError(f"{secret} must not be set here: use 'api_key_env' and 'auth_header'")
+    if secret_name := next((name for name in lowercase_headers if name in _SECRET_HEADERS), None):
+        raise ValueError(f"{secret_name} must not be set here: use 'api_key_env' and 'auth_header'")
     for name in lowercase_headers:
         _check_not_fixed(name)
     return lowercase_headers
@@ -90,8 +90,8 @@ def _check_not_fixed(name: str) -> str:
 
 
 def _check_query(query: dict[str, str]) -> dict[str, str]:
-    if secret := next((name for name in query if name.lower() in _SECRET_PARAMETERS), None):
-        raise ValueError(f"{secret} must not be set here: use 'api_key_env' and 'auth_header'")
+    if secret_name := next((name for name in query if name.lower() in _SECRET_PARAMETERS), None):
+        raise ValueError(f"{secret_name} must not be set here: use 'api_key_env' and 'auth_header'")
     return query
 
 
@@ -157,7 +157,7 @@ class ModelSettings(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_context(cls, data: Any) -> Any:
+    def _set_default_context(cls, data: Any) -> Any:
         if not isinstance(data, Mapping) or "context" in data or not data.get("abilities"):
             return data
         if data.get("embeddings") or data.get("chat"):
@@ -283,13 +283,13 @@ class _BackendSettings(StrictModel):
                 return model.price.to_tariff()
             case tuple():
                 return build_tariff(model.price)
-        default = self.find_default_tariff(model)
-        if default is None:
+        default_tariff = self.find_default_tariff(model)
+        if default_tariff is None:
             raise ValueError(
                 f"back end {self.name!r}: the price of {model.name!r} is unknown; "
                 "set its 'price' (0 if it is free)"
             )
-        return default
+        return default_tariff
 
     def find_default_tariff(self, model: ModelSettings) -> Tariff | None:
         """Return the default prices, which apply if ``model`` has none; None if unknown."""
@@ -541,18 +541,23 @@ class ModelsConfig(StrictModel):
         )
 
     def _check_references(self, names: set[str]) -> None:
-        places = {backend.residency for backend in self.backends}
-        rules = {f"aliases.{name}": alias.residency for name, alias in self.aliases.items()}
-        rules |= {f"tenants.{name}": tenant.residency for name, tenant in self.tenants.items()}
-        for rule, residency in rules.items():
-            if unknown_names := set(residency) - places:
+        residencies = {backend.residency for backend in self.backends}
+        residencies_by_rule = {
+            f"aliases.{name}": alias.residency for name, alias in self.aliases.items()
+        }
+        residencies_by_rule |= {
+            f"tenants.{name}": tenant.residency for name, tenant in self.tenants.items()
+        }
+        for rule, residency in residencies_by_rule.items():
+            if unknown_names := set(residency) - residencies:
                 raise ValueError(
                     f"{rule}.residency: no back end has the residency {sorted(unknown_names)[0]!r}; name another"
                 )
         for tenant, restrictions in self.tenants.items():
             if is_internal_owner(tenant):
                 raise ValueError(
-                    f"tenants.{tenant}: names that begin with 'moyin:' are reserved for Moyin"
+                    f"tenants.{tenant}: names that begin with 'moyin:' are reserved for Moyin; choose "
+                    "another name"
                 )
             if not self._discovers_models and (unknown_names := set(restrictions.models) - names):
                 raise ValueError(

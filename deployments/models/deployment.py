@@ -77,9 +77,9 @@ class Models(MoyinCalls):
         ledger = UsageLedger(database)
         meter = create_meter(settings)
         telemetry = CallTelemetry()
-        responses = ResponseCache(settings.redis_url)
+        response_cache = ResponseCache(settings.redis_url)
         self._fleet_builder = FleetBuilder(settings, telemetry=telemetry)
-        pictures = PictureFetcher(AllowedNetworks(settings.picture_networks))
+        picture_fetcher = PictureFetcher(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = GatewayClient(
             settings.door,
@@ -91,8 +91,8 @@ class Models(MoyinCalls):
         self._batch_settings = BatchesConfig()
         batches = self._batches = TextBatchStore(database)
         self._estimator = Estimator()
-        store = QualityStore(database)
-        learning = self._learning = QualityLearner(self._estimator, store)
+        quality_store = QualityStore(database)
+        learning = self._learning = QualityLearner(self._estimator, quality_store)
         follow_ups = FollowUpDetector(
             learning,
             shared_answers=SharedAnswers(FollowUpStore(settings.redis_url), learning),
@@ -101,9 +101,9 @@ class Models(MoyinCalls):
         self._text_router = Router(
             Fleet(catalog=Catalog(deployments=()), runtimes={}),
             ledger,
-            pictures,
+            picture_fetcher,
             telemetry,
-            responses,
+            response_cache,
             self._estimator,
             learning,
             follow_ups,
@@ -114,8 +114,8 @@ class Models(MoyinCalls):
             settings,
             text_router=self._text_router,
             estimator=self._estimator,
-            signals=store,
-            count=judge_metrics.record_outcome,
+            signal_store=quality_store,
+            count_outcome=judge_metrics.record_outcome,
         )
 
         learning_metrics = LearningMetrics(learning.background)
@@ -138,8 +138,8 @@ class Models(MoyinCalls):
             # The judge is closed first, because its calls use the other services.
             await self._judge.close()
             await self._fleet_builder.close()
-            await responses.close()
-            await pictures.close()
+            await response_cache.close()
+            await picture_fetcher.close()
             await jobs.close()
             await follow_ups.close()
             await learning.close()
@@ -163,9 +163,9 @@ class Models(MoyinCalls):
             blobs=BlobStore(settings.blobs_url),
             batch_settings=lambda: self._batch_settings,
             record_batch_line=batch_metrics.record_line,
-            signals=store,
+            signals=quality_store,
             learning=learning,
-            feedback=FeedbackService(store, learning, ledger),
+            feedback=FeedbackService(quality_store, learning, ledger),
             judge=self._judge,
             authenticator=create_authenticator(database, signing_key),
             meter=meter,
@@ -177,7 +177,7 @@ class Models(MoyinCalls):
             recent_calls=telemetry.recent,
         )
         self._models_config = ModelsConfig()
-        self._config = ReloadableConfig(ModelsConfig, self._apply)
+        self._config = ReloadableConfig(ModelsConfig, self._apply_config)
 
     async def read_summary(self) -> ModelsSummary:
         """Return the availability of the back ends, and whether the configuration was rejected."""
@@ -197,8 +197,8 @@ class Models(MoyinCalls):
 
         If ``tenant`` is None, it is the JSON for operators.
         """
-        fleet, recent = self._text_router.fleet, self._services.recent_calls
-        return describe_backends(fleet, recent, tenant).model_dump_json(ensure_ascii=True)
+        fleet, recent_calls = self._text_router.fleet, self._services.recent_calls
+        return describe_backends(fleet, recent_calls, tenant).model_dump_json(ensure_ascii=True)
 
     async def read_models(self, owner: str, prices: bool) -> str:
         """Return the JSON of ``GET /v1/models`` for a tenant, with prices for operators."""
@@ -211,12 +211,12 @@ class Models(MoyinCalls):
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a new ``user_config`` to later requests, but not to requests in progress."""
         routing = user_config.get("routing")
-        name = routing.get("embedder") if isinstance(routing, dict) else None
-        if name in SUPPORTED_EMBEDDERS:
+        embedder_name = routing.get("embedder") if isinstance(routing, dict) else None
+        if embedder_name in SUPPORTED_EMBEDDERS:
             # `load` has already reported a missing embedder.
             with suppress(EmbedderNotInstalled):
                 # Loading takes half a second, too long for the event loop. The result is cached.
-                await asyncio.to_thread(load_embedder, name)
+                await asyncio.to_thread(load_embedder, embedder_name)
         self._config.load(user_config)
         # The replica receives requests once this method returns, so it must know its models.
         runtimes = self._text_router.fleet.runtimes.values()
@@ -225,7 +225,7 @@ class Models(MoyinCalls):
         ):
             self._build_fleet()
 
-    def _apply(self, config: ModelsConfig) -> None:
+    def _apply_config(self, config: ModelsConfig) -> None:
         self._models_config = config
         self._build_fleet()
         self._learning.set_sharing(config.routing.share_levels)

@@ -144,13 +144,15 @@ class FleetBuilder:
         for plan, runtime in runtimes.items():
             if plan.config.server_count > 1:
                 runtime.peers = [
-                    peer for other, peer in runtimes.items() if other.config == plan.config
+                    peer
+                    for other_plan, peer in runtimes.items()
+                    if other_plan.config == plan.config
                 ]
-        names = {plan.name for plan in runtimes}
+        current_names = {plan.name for plan in runtimes}
         for plan, runtime in self._runtimes.items():
             if plan not in runtimes:
                 self._close_later(runtime)
-            if plan.name not in names:
+            if plan.name not in current_names:
                 self._telemetry.forget_backend(plan.name)
         self._runtimes = runtimes
         deployments = [
@@ -193,8 +195,8 @@ class FleetBuilder:
                 for name, host in zip(config.server_names, config.hosts, strict=True):
                     yield _ServerPlan(name=name, config=config, url=host)
             case OpenAIConfig():
-                variable = config.api_key_env
-                key = self._environment.get(variable) or None if variable else ""
+                key_variable = config.api_key_env
+                key = self._environment.get(key_variable) or None if key_variable else ""
                 yield _ServerPlan(name=config.name, config=config, url=config.base_url, key=key)
             case AnthropicConfig():
                 key = self._find_claude_key(config) or None
@@ -206,9 +208,9 @@ class FleetBuilder:
             for model in config.models:
                 yield _new_deployment(plan, model, context=model.context)
             return
-        host = self._host_models[plan.url]
+        host_models = self._host_models[plan.url]
         for listed_model in config.models:
-            file = host.find(listed_model.upstream or listed_model.name)
+            file = host_models.find(listed_model.upstream or listed_model.name)
             context = listed_model.context or (file.context if file is not None else None)
             if context is not None:
                 yield _new_deployment(plan, listed_model, context=context, file=file)
@@ -220,12 +222,12 @@ class FleetBuilder:
                 for model in config.models
                 for name in (model.name, model.upstream or model.name)
             }
-            for file in (host.files or {}).values():
+            for file in (host_models.files or {}).values():
                 if file.name not in names and _is_servable(file):
                     name = file.name.removesuffix(LATEST_TAG)
-                    found = OllamaModelConfig(name=name, upstream=file.name)
+                    discovered_model = OllamaModelConfig(name=name, upstream=file.name)
                     context = file.context or DEFAULT_CONTEXT
-                    yield _new_deployment(plan, found, context=context, file=file)
+                    yield _new_deployment(plan, discovered_model, context=context, file=file)
 
     def _find_claude_key(self, config: AnthropicConfig) -> str:
         if config.api_key_env is not None:
@@ -233,10 +235,10 @@ class FleetBuilder:
         return self._settings.anthropic_api_key or self._environment.get(_CLAUDE_KEY_VARIABLE, "")
 
     def _new_runtime(self, plan: _ServerPlan) -> BackendRuntime:
-        host = self._host_models.get(plan.url)
+        host_models = self._host_models.get(plan.url)
         config, telemetry = plan.config, self._telemetry
         slots = Slots(config.max_calls, queue=config.queue, patience=config.max_wait_s)
-        backend = _new_backend(plan, host, slots)
+        backend = _new_backend(plan, host_models, slots)
         telemetry.record_breaker_state(plan.name, BreakerState.CLOSED)
         return BackendRuntime(
             name=plan.name,
@@ -253,7 +255,7 @@ class FleetBuilder:
             retries=config.retries,
             provider=_PROVIDERS.get(config.type, config.type),
             checks_schemas=plan.url not in _CLOUD_URLS,
-            loaded=_new_loaded_models(config, backend, host),
+            loaded=_new_loaded_models(config, backend, host_models),
             refresh_models=backend.refresh_models if isinstance(backend, OllamaBackend) else None,
             priors={model.name: model.latency_prior for model in config.models},
             batch_api=_find_batch_api(config, backend),
@@ -274,7 +276,7 @@ async def _close_when_idle(runtime: BackendRuntime) -> None:
 
 
 def _new_backend(
-    plan: _ServerPlan, host: HostModels | None, slots: Slots
+    plan: _ServerPlan, host_models: HostModels | None, slots: Slots
 ) -> LlamaBackend | OllamaBackend | OpenAIBackend | AnthropicBackend:
     config, connections = plan.config, plan.config.connections
     endpoint = _new_endpoint(plan)
@@ -290,11 +292,15 @@ def _new_backend(
                 for model in config.models
                 if model.context is not None
             }
-            limit = (
+            learned_limit = (
                 LearnedLimit(slots, max_limit=connections) if config.parallel == "auto" else None
             )
             return OllamaBackend(
-                plan.url, contexts=contexts, max_connections=connections, models=host, limit=limit
+                plan.url,
+                contexts=contexts,
+                max_connections=connections,
+                models=host_models,
+                limit=learned_limit,
             )
         case OpenAIConfig():
             return OpenAIBackend(
@@ -342,7 +348,7 @@ def _new_llama_spec(config: LlamaConfig) -> LlamaSpec:
 
 
 def _new_loaded_models(
-    config: BackendConfig, backend: ModelBackend, host: HostModels | None
+    config: BackendConfig, backend: ModelBackend, host_models: HostModels | None
 ) -> LoadedModels | None:
     if not isinstance(config, OllamaConfig) or not isinstance(backend, OllamaBackend):
         return None
@@ -350,7 +356,7 @@ def _new_loaded_models(
     def estimate_load_seconds(model: str) -> float:
         if config.load_s is not None:
             return config.load_s
-        file = host.find(model) if host is not None else None
+        file = host_models.find(model) if host_models is not None else None
         return file.size / _LOADED_BYTES_PER_SECOND if file is not None else _LOAD_SECONDS
 
     return LoadedModels(
@@ -387,8 +393,10 @@ def _find_abilities(model: ModelSettings, file: ModelFile | None) -> _Abilities:
         chat="completion" in file.capabilities,
     )
     configured_names = {name.rstrip("_") for name in model.model_fields_set}
-    changes = {name: value for name, value in abilities.items() if name in configured_names}
-    return cast(_Abilities, reported_abilities | changes)
+    configured_abilities = {
+        name: value for name, value in abilities.items() if name in configured_names
+    }
+    return cast(_Abilities, reported_abilities | configured_abilities)
 
 
 def _new_deployment(

@@ -35,7 +35,7 @@ class JudgeService:
     """Samples answers and judges them with Temporal jobs while rules are set.
 
     Args:
-        count: called with the outcome of every sample.
+        count_outcome: called with the outcome of every sample.
     """
 
     def __init__(
@@ -44,20 +44,22 @@ class JudgeService:
         *,
         text_router: Router,
         estimator: Estimator,
-        signals: QualityStore,
-        count: OutcomeCounter,
+        signal_store: QualityStore,
+        count_outcome: OutcomeCounter,
     ) -> None:
         self._settings = settings
         self._text_router = text_router
         self._estimator = estimator
-        self._count = count
+        self._count = count_outcome
         self._store = ComparisonStore(settings.redis_url, secret=settings.signing_key())
         # While Valkey is unavailable, the settings may allow tenants to exceed their budgets, but
         # the judge must not exceed its own. Therefore it has a separate meter.
         self._meter = RequestMeter(settings.redis_url, budgets_fail_open=False)
         self.budget = JudgeBudget(self._meter)
-        self._judge = Judge(text_router, store=self._store, signals=signals, budget=self.budget)
-        self._sampler = AnswerSampler(count)
+        self._judge = Judge(
+            text_router, store=self._store, signals=signal_store, budget=self.budget
+        )
+        self._sampler = AnswerSampler(count_outcome)
         self._changed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
@@ -116,15 +118,16 @@ class JudgeService:
         try:
             while self.rules is not None and self.rules.parallel == parallel:
                 change_task = asyncio.create_task(self._changed.wait())
-                done, _ = await asyncio.wait(
+                done_tasks, _ = await asyncio.wait(
                     (*tasks, change_task), return_when=asyncio.FIRST_COMPLETED
                 )
                 change_task.cancel()
                 self._changed.clear()
-                for task in done - {change_task}:
+                for task in done_tasks - {change_task}:
                     await task  # Awaiting the tasks raises the exception of a failed one.
                     raise RuntimeError(
-                        "the task that samples or judges answers ended although the judge is on"
+                        "the task that samples or judges answers ended although the judge is on; it is "
+                        "started again"
                     )
         finally:
             tasks[0].cancel()

@@ -28,19 +28,19 @@ class LlamaEndpoints:
     """Finds a server's address through its actor, and starts or restarts the actor if necessary.
 
     Args:
-        restart_after: seconds without a response after which the actor is restarted. This does not
-            apply before the actor's first response.
+        restart_after_seconds: time without a response after which the actor is restarted. This does
+            not apply before the actor's first response.
     """
 
     def __init__(
-        self, name: str, spec: LlamaSpec, *, restart_after: float = _UNRESPONSIVE_SECONDS
+        self, name: str, spec: LlamaSpec, *, restart_after_seconds: float = _UNRESPONSIVE_SECONDS
     ) -> None:
         # The actor's name includes the configuration, so that replicas with another configuration
         # use another actor.
         digest = hashlib.sha256(serialization.encode(spec)).hexdigest()[:8]
         self._name = f"{NAME_PREFIX}{name}-{digest}"
         self._spec = spec
-        self._restart_after = restart_after
+        self._restart_after = restart_after_seconds
         # Until the first response since its start, the actor may be loading the model.
         self._has_responded = False
         self._unresponsive_since: float | None = None
@@ -77,7 +77,7 @@ class LlamaEndpoints:
         return self.known_endpoint
 
     def _new_unavailable_error(self, state: str) -> BackendUnavailable:
-        return BackendUnavailable(f"the embedded llama.cpp server {state}")
+        return BackendUnavailable(f"the embedded llama.cpp server {state}; try again")
 
     def _record_response(self) -> None:
         self._has_responded, self._unresponsive_since = True, None
@@ -89,12 +89,14 @@ class LlamaEndpoints:
         now = time.monotonic()
         if self._unresponsive_since is None:
             self._unresponsive_since = now
-        seconds = now - self._unresponsive_since
-        if seconds < self._restart_after:
+        unresponsive_seconds = now - self._unresponsive_since
+        if unresponsive_seconds < self._restart_after:
             return False
         self._has_responded, self._unresponsive_since = False, None
         _log.error(
-            "actor %s has not responded for %.0f seconds; restarting it", self._name, seconds
+            "actor %s has not responded for %.0f seconds; restarting it",
+            self._name,
+            unresponsive_seconds,
         )
         await asyncio.to_thread(ray.kill, actor, no_restart=False)
         return True

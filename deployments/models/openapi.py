@@ -342,9 +342,9 @@ def _prefix_references(value: Any, prefix: str) -> Any:
         return {name: _prefix_references(item, prefix) for name, item in value.items()}
     if isinstance(value, list):
         return [_prefix_references(item, prefix) for item in value]
-    base = "#/components/schemas/"
-    if isinstance(value, str) and value.startswith(base):
-        return base + prefix + value.removeprefix(base)
+    reference_base = "#/components/schemas/"
+    if isinstance(value, str) and value.startswith(reference_base):
+        return reference_base + prefix + value.removeprefix(reference_base)
     return value
 
 

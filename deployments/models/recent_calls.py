@@ -74,26 +74,31 @@ class RecentCalls:
         now = self._clock()
         if 0 <= now - self._summed_at < _REUSE_SECONDS:
             return self._sums
-        since = now - WINDOW_SECONDS
-        while self._calls and self._calls[0].ended_at < since:
+        window_start = now - WINDOW_SECONDS
+        while self._calls and self._calls[0].ended_at < window_start:
             self._calls.popleft()
-        calls = defaultdict[str, list[_Call]](list)
+        calls_by_backend = defaultdict[str, list[_Call]](list)
         for call in self._calls:
-            calls[call.backend].append(call)
-        self._sums = {backend: _summarize(members) for backend, members in calls.items()}
+            calls_by_backend[call.backend].append(call)
+        self._sums = {backend: _summarize(members) for backend, members in calls_by_backend.items()}
         self._summed_at = now
         return self._sums
 
 
 def _summarize(calls: Iterable[_Call]) -> CallSummary:
     calls = list(calls)
-    succeeded = [call for call in calls if not call.failed]
-    durations = sorted(call.seconds for call in succeeded)
-    total, tokens = sum(durations), sum(call.output_tokens for call in succeeded)
+    successful_calls = [call for call in calls if not call.failed]
+    durations = sorted(call.seconds for call in successful_calls)
+    total_seconds, output_tokens = (
+        sum(durations),
+        sum(call.output_tokens for call in successful_calls),
+    )
     return CallSummary(
         calls=len(calls),
-        errors=len(calls) - len(succeeded),
+        errors=len(calls) - len(successful_calls),
         p50_seconds=durations[len(durations) // 2] if durations else None,
         p90_seconds=durations[len(durations) * 9 // 10] if durations else None,
-        output_tokens_per_second=tokens / total if tokens and total > 0 else None,
+        output_tokens_per_second=output_tokens / total_seconds
+        if output_tokens and total_seconds > 0
+        else None,
     )

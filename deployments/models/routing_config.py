@@ -130,13 +130,17 @@ class TenantConfig(StrictModel):
     usd_per_bad_answer: float | None = Field(None, ge=0, allow_inf_nan=False)
     judge: bool | None = None
 
-    def to_policy(self, *, default_judge: bool) -> TenantPolicy:
-        """Return the tenant's policy, with ``default_judge`` if the tenant does not set ``judge``."""
+    def to_policy(self, *, is_judged_by_default: bool) -> TenantPolicy:
+        """Return the tenant's policy.
+
+        Args:
+            is_judged_by_default: whether answers are judged if the tenant does not set ``judge``.
+        """
         return TenantPolicy(
             residency=frozenset(self.residency) if self.residency else None,
             names=frozenset(self.models) if self.models else None,
             usd_per_bad_answer=self.usd_per_bad_answer,
-            is_judged=default_judge if self.judge is None else self.judge,
+            is_judged=is_judged_by_default if self.judge is None else self.judge,
         )
 
 
@@ -224,7 +228,10 @@ def build_policies(tenants: Mapping[str, TenantConfig]) -> dict[str, TenantPolic
     The judge's own policy has no restrictions, because each call of the judge follows the policy of
     the tenant whose answers it compares.
     """
-    default = tenants.get(ANY_TENANT)
-    judge = default is None or default.judge is not False
-    policies = {owner: tenant.to_policy(default_judge=judge) for owner, tenant in tenants.items()}
+    default_tenant = tenants.get(ANY_TENANT)
+    is_judged_by_default = default_tenant is None or default_tenant.judge is not False
+    policies = {
+        owner: tenant.to_policy(is_judged_by_default=is_judged_by_default)
+        for owner, tenant in tenants.items()
+    }
     return {**policies, JUDGE_OWNER: UNRESTRICTED}

@@ -108,19 +108,19 @@ class CallTelemetry:
 
     def export(self) -> None:
         """Export the queued calls and the states of circuit breakers."""
-        for backend, state in _drain(self._breaker_changes):
+        for backend, state in _drain_queue(self._breaker_changes):
             if state is None:
                 self._states.pop(backend, None)
                 continue
             self._states[backend] = state
             self._transitions.inc(1, {"moyin_backend": backend, "state": state.value})
         # All gauges are set in every export, because Ray drops a gauge that was not set for a while.
-        for backend, current in self._states.items():
+        for backend, current_state in self._states.items():
             for state in BreakerState:
                 self._breaker_state.set(
-                    float(state is current), {"moyin_backend": backend, "state": state.value}
+                    float(state is current_state), {"moyin_backend": backend, "state": state.value}
                 )
-        calls = _drain(self._calls)
+        calls = _drain_queue(self._calls)
         if calls:
             self._export_metrics(calls)
             _export_spans(calls)
@@ -138,8 +138,10 @@ class CallTelemetry:
             if call.first_token_seconds is not None:
                 first_token_samples.append((labels, call.first_token_seconds))
                 if call.error is None and usage.output_tokens > 1:
-                    generation = call.seconds - call.first_token_seconds
-                    per_token_samples.append((labels, generation / (usage.output_tokens - 1)))
+                    generation_seconds = call.seconds - call.first_token_seconds
+                    per_token_samples.append(
+                        (labels, generation_seconds / (usage.output_tokens - 1))
+                    )
         self._tokens.add(token_samples)
         self._duration.add(duration_samples)
         self._first_token.add(first_token_samples)
@@ -177,8 +179,8 @@ class LearningMetrics:
     A thread calls `export`.
     """
 
-    def __init__(self, background: BackgroundQueue) -> None:
-        self._background = background
+    def __init__(self, background_queue: BackgroundQueue) -> None:
+        self._background = background_queue
         self._exported = dict.fromkeys(self._read_counts(), 0)
         self._requests = metrics.Counter(
             "moyin_quality_requests",
@@ -194,13 +196,13 @@ class LearningMetrics:
                 self._exported[outcome] = count
 
     def _read_counts(self) -> dict[str, int]:
-        background = self._background
-        share = background.sampler
+        background_queue = self._background
+        sampler = background_queue.sampler
         return {
-            "learned": share.accepted,
-            "left_out": share.skipped,
-            "failed": background.failed,
-            "lost": background.dropped,
+            "learned": sampler.accepted,
+            "left_out": sampler.skipped,
+            "failed": background_queue.failed,
+            "lost": background_queue.dropped,
         }
 
 
@@ -222,15 +224,15 @@ class BatchMetrics:
 
     def export(self) -> None:
         """Add to Ray's metrics the number of lines that have ended since the previous export."""
-        for code, count in list(self._ended.items()):
-            if count > self._exported[code]:
-                status = LineStatus.FAILED if code else LineStatus.COMPLETED
-                tags = {"status": status.value, "error_type": code}
-                self._lines.inc(count - self._exported[code], tags)
-                self._exported[code] = count
+        for error_code, count in list(self._ended.items()):
+            if count > self._exported[error_code]:
+                status = LineStatus.FAILED if error_code else LineStatus.COMPLETED
+                tags = {"status": status.value, "error_type": error_code}
+                self._lines.inc(count - self._exported[error_code], tags)
+                self._exported[error_code] = count
 
 
-def _drain(queue: deque[_T]) -> list[_T]:
+def _drain_queue(queue: deque[_T]) -> list[_T]:
     return [queue.popleft() for _ in range(len(queue))]
 
 
@@ -240,15 +242,15 @@ def _export_spans(calls: Iterable[CallRecord]) -> None:
         return
     tracer, propagator = provider.get_tracer("moyin"), TraceContextTextMapPropagator()
     for call in calls:
-        parent = None
+        parent_context = None
         if call.traceparent is not None:
-            parent = propagator.extract({"traceparent": call.traceparent.decode("latin-1")})
+            parent_context = propagator.extract({"traceparent": call.traceparent.decode("latin-1")})
         span = tracer.start_span(
             f"{call.operation} {call.model}",
-            context=parent,
+            context=parent_context,
             kind=SpanKind.CLIENT,
             start_time=int((call.ended_at - call.seconds) * _NANOSECONDS),
-            attributes=_span_attributes(call),
+            attributes=_build_span_attributes(call),
         )
         if call.error is not None:
             span.set_attribute("error.type", call.error)
@@ -256,7 +258,7 @@ def _export_spans(calls: Iterable[CallRecord]) -> None:
         span.end(end_time=int(call.ended_at * _NANOSECONDS))
 
 
-def _span_attributes(call: CallRecord) -> dict[str, str | int | float]:
+def _build_span_attributes(call: CallRecord) -> dict[str, str | int | float]:
     attributes: dict[str, str | int | float] = {
         "gen_ai.operation.name": call.operation,
         "gen_ai.provider.name": call.provider,

@@ -49,17 +49,17 @@ class ActorSupervisor:
         self,
         pool: Pool,
         spec: ComfySpec,
-        scale: ScalingPolicy,
+        scaling_policy: ScalingPolicy,
         bookkeeper: RunBookkeeper,
         on_counts: Callable[[ActorCounts], None] = lambda _: None,
     ) -> None:
         self._on_counts = on_counts
         self._pool = pool
         self._spec = spec
-        self._scale = scale
+        self._scale = scaling_policy
         self._bookkeeper = bookkeeper
         self._prefix = f"comfyui-{pool.name}-"
-        self._names = [f"{self._prefix}{number}" for number in range(scale.maximum)]
+        self._names = [f"{self._prefix}{number}" for number in range(scaling_policy.maximum)]
         self._scaling: asyncio.Task[None] | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._supervised_since: dict[str, float] = {}
@@ -119,7 +119,8 @@ class ActorSupervisor:
         """Raise RuntimeError if a task that supervises actors has ended because of a bug."""
         if any(task.done() for task in self._list_tasks()):
             raise RuntimeError(
-                f"a task that supervises the actors of render pool {self._pool.name!r} has ended"
+                f"a task that supervises the actors of render pool {self._pool.name!r} has ended, so "
+                "Serve replaces the replica"
             )
 
     async def remove_idle_actors(self) -> None:
@@ -131,12 +132,12 @@ class ActorSupervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *self._retiring.values(), return_exceptions=True)
-        abandoned = self._pool.abandoned_renderers
+        abandoned_names = self._pool.abandoned_renderers
         await asyncio.gather(
             *(
                 self._retire_if_idle(name, renderer, is_placed=name not in self._requested_at)
                 for name, renderer in self._renderers.items()
-                if name not in abandoned
+                if name not in abandoned_names
             )
         )
 
@@ -156,16 +157,16 @@ class ActorSupervisor:
             await asyncio.sleep(_WATCH_SECONDS)
 
     def _scale_actors(self) -> None:
-        waiting = self._pool.waiting_renders
-        missing = self._scale.count_needed(waiting, self._pool.mean_render_seconds) - len(
-            self._tasks
-        )
+        waiting_count = self._pool.waiting_renders
+        missing_count = self._scale.count_needed_renderers(
+            waiting_count, self._pool.mean_render_seconds
+        ) - len(self._tasks)
         unused_names = [n for n in self._names if n not in self._tasks and n not in self._retiring]
-        for name in unused_names[: max(0, missing)]:
+        for name in unused_names[: max(0, missing_count)]:
             self._start_supervising(name)
         names = list(self._tasks)
-        idle_seconds = [self._idle_seconds(name) for name in names]
-        for position in self._scale.select_removable(idle_seconds, waiting):
+        idle_seconds = [self._measure_idle_seconds(name) for name in names]
+        for position in self._scale.select_removable_renderers(idle_seconds, waiting_count):
             self._remove_actor(names[position])
 
     def _count_actors(self) -> ActorCounts:
@@ -174,14 +175,14 @@ class ActorSupervisor:
             if seconds_by_name[name] > _PLACEMENT_SECONDS:
                 self._logged_waits.add(name)
                 _log.info("actor %s is waiting for a node with %s", name, self._spec.resources)
-        ready = sum(self._pool.has_renderer(name) for name in self._tasks)
-        if ready:
+        ready_count = sum(self._pool.has_renderer(name) for name in self._tasks)
+        if ready_count:
             self.unready_since = None
         elif self.unready_since is None:
             self.unready_since = time.time()
         return ActorCounts(
-            ready=ready,
-            starting=len(self._tasks) - ready - len(seconds_by_name),
+            ready=ready_count,
+            starting=len(self._tasks) - ready_count - len(seconds_by_name),
             placing=len(seconds_by_name),
         )
 
@@ -201,13 +202,13 @@ class ActorSupervisor:
         self._retiring[name] = task
         task.add_done_callback(lambda _: self._retiring.pop(name, None))
 
-    def _idle_seconds(self, name: str) -> float | None:
+    def _measure_idle_seconds(self, name: str) -> float | None:
         if name not in self._renderers:
             return None
         if self._pool.is_followed(name) or self._has_unsettled_runs(name):
             return None
         if self._pool.has_renderer(name):
-            return self._pool.idle_seconds(name)
+            return self._pool.measure_idle_seconds(name)
         if self.placing_seconds.get(name, 0.0) > _PLACEMENT_SECONDS:
             return math.inf  # An autoscaler must not add a node for an idle actor.
         return time.monotonic() - self._supervised_since[name]
@@ -252,7 +253,7 @@ class ActorSupervisor:
         """
         self._renderers[name] = renderer
         while True:
-            status = await renderer.actor_status()
+            status = await renderer.get_actor_status()
             self.statuses[name] = status
             self.losses.observe_pid(name, status.renderer.pid)
             self._mark_placed(name)
@@ -280,7 +281,7 @@ class ActorSupervisor:
     async def _retire_if_idle(self, name: str, renderer: RayRenderer, *, is_placed: bool) -> None:
         try:
             async with asyncio.timeout(_STATUS_SECONDS):
-                status = (await renderer.actor_status()).renderer
+                status = (await renderer.get_actor_status()).renderer
         except TimeoutError:
             if is_placed:
                 return  # The actor is too busy to respond. If no pool adopts it, its lease will expire.

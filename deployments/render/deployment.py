@@ -76,7 +76,7 @@ class RenderPool:
         cache = ValkeyRenderCache(settings.redis_url)
         self._resources.push_async_callback(cache.close)
         self._measured = await load_measurements(services.database, args.pool)
-        window = Window(fair_share=OwnerFairShare(args.weights), measured=self._measured)
+        window = Window(fair_share=OwnerFairShare(args.weights), measurements=self._measured)
         self._pool = Pool(args.pool, RenderScheduler(window), MemoryGuard(args.larger_pool))
         self._rules = args.to_rules()
         self._places: dict[str, QueuePlace] = {}
@@ -175,7 +175,7 @@ class RenderPool:
         return {
             "pool": self._pool.name,
             "waiting": self._pool.waiting_renders,
-            "changes": self._pool.model_changes,
+            "changes": self._pool.model_change_count,
             "actors": actors,
             "placing": self._supervisor.placing_seconds,
         }

@@ -56,13 +56,13 @@ class FailureCounts:
 
     def find_final_error(self, error: Exception) -> RenderPoisoned | None:
         """Return the final error if the render has lost too many processes; None if it has not."""
-        lost = self.died + self.lost
-        if not isinstance(error, WorkerLost) or (self.died < _MAX_DIED and lost < _MAX_LOST):
+        lost_count = self.died + self.lost
+        if not isinstance(error, WorkerLost) or (self.died < _MAX_DIED and lost_count < _MAX_LOST):
             return None
         return RenderPoisoned(
-            f"ComfyUI was lost {lost} times during this render, so the graph is probably the cause and is "
+            f"ComfyUI was lost {lost_count} times during this render, so the graph is probably the cause and is "
             f"not rendered again; the last loss: {error.message}",
-            details={"lost": lost},
+            details={"lost": lost_count},
         )
 
     def allows_retry(self, error: Exception) -> bool:

@@ -69,7 +69,7 @@ class RenderGuard:
             if not self._rules.permits_node(class_type):
                 raise NodeNotAllowed(
                     f"node {node_id!r}: render pool {self._pool!r} does not allow nodes of the class "
-                    f"{class_type[:64]}"
+                    f"{class_type[:64]}: remove the node or use another pool"
                 )
         for node_id, name in find_input_names(graph):
             if name not in own_files:
@@ -110,10 +110,10 @@ class MemoryGuard:
         self._available_bytes: int | None = None
         self._failed: BoundedDict[frozenset[str], None] = BoundedDict(_REMEMBERED_FAILURES)
 
-    def set_available_memory(self, memory: int | None) -> None:
-        """Set the GPU memory in bytes that an actor may use; None, for no GPU, changes nothing."""
-        if memory is not None:
-            self._available_bytes = memory
+    def set_available_memory(self, memory_bytes: int | None) -> None:
+        """Set the GPU memory that an actor may use; None, for no GPU, changes nothing."""
+        if memory_bytes is not None:
+            self._available_bytes = memory_bytes
 
     def check_memory(self, request: RenderRequest) -> None:
         """Raise OutOfMemory if the request's models are too large for an actor of this pool.

@@ -42,5 +42,5 @@ class LossLog:
 
     def count(self, name: str) -> int:
         """Return how often the actor was lost in the last ten minutes."""
-        since = self._clock() - _SECONDS
-        return sum(at >= since for at in self._losses.get(name, ()))
+        window_start = self._clock() - _SECONDS
+        return sum(at >= window_start for at in self._losses.get(name, ()))

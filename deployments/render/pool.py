@@ -110,24 +110,24 @@ class Pool:
     @property
     def waiting_renders(self) -> int:
         """The number of renders that wait for a renderer."""
-        return self._scheduler.waiting
+        return self._scheduler.waiting_count
 
     @property
     def running_renders(self) -> int:
         """The number of renders that have a renderer."""
-        return self._scheduler.running
+        return self._scheduler.running_count
 
     @property
     def oldest_wait(self) -> float | None:
         """The seconds since the oldest waiting render's step was queued; None if none waits."""
         return self._scheduler.oldest_wait
 
-    def wait_quantile(self, share: float) -> float | None:
+    def compute_wait_quantile(self, share: float) -> float | None:
         """Return the seconds within which the given share (0 to 1) of the last renders began.
 
         The result is None without recent renders.
         """
-        return self._scheduler.wait_quantile(share)
+        return self._scheduler.compute_wait_quantile(share)
 
     def is_busy(self, name: str) -> bool:
         """Return True if the renderer executes a render."""
@@ -144,9 +144,9 @@ class Pool:
         return self._scheduler.mean_seconds
 
     @property
-    def model_changes(self) -> int:
+    def model_change_count(self) -> int:
         """The number of renders, since this process began, for which other models were loaded."""
-        return self._scheduler.model_changes
+        return self._scheduler.model_change_count
 
     @property
     def abandoned_renderers(self) -> frozenset[str]:
@@ -187,9 +187,9 @@ class Pool:
         """Return True if the renderer only finishes its prompts and gets no more renders."""
         return name in self._draining
 
-    def idle_seconds(self, name: str) -> float | None:
+    def measure_idle_seconds(self, name: str) -> float | None:
         """Return the seconds for which the renderer has been idle; None if it is busy."""
-        return self._scheduler.idle_seconds(name)
+        return self._scheduler.measure_idle_seconds(name)
 
     def is_followed(self, name: str) -> bool:
         """Return True if an attempt is waiting for a prompt on the renderer."""
@@ -210,13 +210,13 @@ class Pool:
         A batch has the place of its first waiting render.
         """
         places: dict[str, QueuePlace] = {}
-        for position, expected in enumerate(self._scheduler.forecast(), start=1):
+        for position, expectation in enumerate(self._scheduler.forecast(), start=1):
             place = QueuePlace(
-                position=position, starts_in=expected.starts_in, ends_in=expected.ends_in
+                position=position, starts_in=expectation.starts_in, ends_in=expectation.ends_in
             )
-            places.setdefault(expected.pending.job_id, place)
-        for expected in self._scheduler.list_running():
-            places.setdefault(expected.pending.job_id, QueuePlace(ends_in=expected.ends_in))
+            places.setdefault(expectation.pending.job_id, place)
+        for expectation in self._scheduler.list_running():
+            places.setdefault(expectation.pending.job_id, QueuePlace(ends_in=expectation.ends_in))
         return places
 
     def find_executed(self, prompt_ids: Collection[str]) -> list[str]:
@@ -231,7 +231,7 @@ class Pool:
     async def render(
         self,
         request: RenderRequest,
-        pending: PendingRender,
+        pending_render: PendingRender,
         on_progress: Callable[[RenderProgress], None],
         *,
         on_record: Callable[[PromptRecord], None] = lambda _: None,
@@ -243,7 +243,7 @@ class Pool:
         """Render a prompt on the renderer that already has it, or on the next free renderer.
 
         Args:
-            pending: the description of the render for the scheduler.
+            pending_render: the description of the render for the scheduler.
             on_record: called with ComfyUI's history entry, also when the render fails.
             on_run: called with each run of the prompt when it ends, also when the render fails.
             on_start: called when ComfyUI has received the prompt, but not for a prompt that has
@@ -261,7 +261,7 @@ class Pool:
         prompt_id = request.prompt_id
         with self._track_attempt(request) as state:
             state.newest_job_attempt = max(state.newest_job_attempt, job_attempt)
-            record_duration = partial(self._record_duration, state, pending.shape)
+            record_duration = partial(self._record_duration, state, pending_render.shape)
             callbacks = _AttemptCallbacks(
                 on_progress, on_record, on_run, on_start, lambda: None, record_duration
             )
@@ -280,7 +280,7 @@ class Pool:
                     return name, result.done
             state.is_executed = False
             self._memory.check_memory(request)
-            async with self._scheduler.lease(pending) as lease:
+            async with self._scheduler.lease(pending_render) as lease:
                 # Another attempt may have sent the prompt to a renderer during the wait.
                 if state.followed_renderer is not None:
                     holder_name = state.followed_renderer
@@ -300,8 +300,8 @@ class Pool:
         """Interrupt the prompt on its renderer; do nothing if the prompt does not run.
 
         Args:
-            job_attempt: the number of the cancelled attempt of the job. If a later attempt has asked
-                for the prompt meanwhile, the prompt goes on for that attempt.
+            job_attempt: the number of the cancelled attempt of the job. If a later attempt has
+                requested the prompt meanwhile, the prompt is not interrupted.
 
         Returns:
             ComfyUI's history entry of the interrupted prompt; None if there is none.
@@ -393,9 +393,9 @@ class Pool:
             async with asyncio.timeout(_SETTLE_TIMEOUT_SECONDS):
                 await self.settled.wait()
         names = list(self._renderers)
-        answers = await asyncio.gather(*(self._has_prompt(name, prompt_id) for name in names))
+        prompt_flags = await asyncio.gather(*(self._has_prompt(name, prompt_id) for name in names))
         return next(
-            (name for name, has_prompt in zip(names, answers, strict=True) if has_prompt), None
+            (name for name, has_prompt in zip(names, prompt_flags, strict=True) if has_prompt), None
         )
 
     async def _has_prompt(self, name: str, prompt_id: str) -> bool:
@@ -418,16 +418,19 @@ class Pool:
             return
         state.measured_run = run.id
         # Actors of earlier versions do not measure the loading of models.
-        loaded = getattr(run, "load_seconds", 0.0)
+        measured_load_seconds = getattr(run, "load_seconds", 0.0)
         measured_render = MeasuredRender(
-            shape=shape, seconds=run.seconds, load_seconds=loaded, pictures=run.pictures
+            shape=shape,
+            seconds=run.seconds,
+            load_seconds=measured_load_seconds,
+            pictures=run.pictures,
         )
-        self._scheduler.measured.record(measured_render, load_seconds)
+        self._scheduler.measurements.record(measured_render, load_seconds)
 
     def _prepare_next(self, name: str) -> None:
         """Make the renderer fetch the input files of its probable next render in advance."""
-        pending, renderer = self._scheduler.peek_next(name), self._renderers.get(name)
-        state = None if pending is None else self._active_states.get(pending.id)
+        pending_render, renderer = self._scheduler.peek_next(name), self._renderers.get(name)
+        state = None if pending_render is None else self._active_states.get(pending_render.id)
         request = None if state is None else state.request
         if renderer is None or request is None or not request.files or name in self._preparing:
             return

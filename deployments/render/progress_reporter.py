@@ -138,7 +138,7 @@ class ProgressReporter:
             assert progress is not None
             row = Progress(value=progress.value, max=progress.max, step=self._step)
             try:
-                overall = await self._jobs.record_progress(self._job_id, self._attempt, row)
+                batch_progress = await self._jobs.record_progress(self._job_id, self._attempt, row)
             except (SQLAlchemyError, OSError) as error:
                 # The render continues, because only clients that poll need the row.
                 _log.warning(
@@ -148,8 +148,8 @@ class ProgressReporter:
                 )
                 self._to_record.set()
                 continue
-            if self._is_batch and overall is not None:
-                await self._events.publish(self._job_id, *build_progress_event(overall))
+            if self._is_batch and batch_progress is not None:
+                await self._events.publish(self._job_id, *build_progress_event(batch_progress))
 
     async def _wait_for_progress(self, event: asyncio.Event, seconds: float) -> bool:
         """Wait for progress and then for ``seconds``; return False if the render ends before."""

@@ -59,9 +59,9 @@ class RayRenderer:
         return await _await_result(self._handle.results.remote())
 
     async def status(self) -> RendererStatus:
-        return (await self.actor_status()).renderer
+        return (await self.get_actor_status()).renderer
 
-    async def actor_status(self) -> ActorStatus:
+    async def get_actor_status(self) -> ActorStatus:
         """Return the actor's status; wait without a time limit until Ray has placed the actor."""
         status: ActorStatus = await _await_result(self._handle.status.remote())
         self._is_placed = True

@@ -118,12 +118,12 @@ class RenderActivities:
             heartbeat.use_shortest_interval()
             reporter.report(progress)
 
-        pending = _to_pending_render(step, spec, request)
+        pending_render = _to_pending_render(step, spec, request)
         try:
             async with reporter:
                 backend, success = await self._pool.render(
                     request,
-                    pending,
+                    pending_render,
                     on_progress,
                     on_record=records.append,
                     on_run=runs.append,
@@ -149,21 +149,21 @@ class RenderActivities:
             result = CachedRender(prompt_id=request.prompt_id, done=success, record=record)
             await self._result_cache.store(step.owner, key, result)
         success = _select_files(success, step_spec.outputs)
-        return await self._save_result(step, backend, success, record, runs, pending.shape)
+        return await self._save_result(step, backend, success, record, runs, pending_render.shape)
 
     async def _build_request(
         self, step: StepInput, graph: Mapping[str, Any], prompt: ComfyPrompt
     ) -> RenderRequest:
-        names, files = {}, {}
+        file_names, files = {}, {}
         for artifact_id in sorted({*find_artifact_ids(graph), *prompt.files.values()}):
             artifact = await self._services.artifacts.get_even_if_deleted(step.owner, artifact_id)
             name = make_input_name(artifact)
-            names[artifact_id] = name
+            file_names[artifact_id] = name
             files[name] = artifact.sha256
-        texts = {text: names[artifact_id] for text, artifact_id in prompt.files.items()}
+        replacements = {text: file_names[artifact_id] for text, artifact_id in prompt.files.items()}
         return RenderRequest(
             prompt_id=derive_prompt_id(step.job_id, step.index),
-            graph=replace_inputs(graph, names, texts),
+            graph=replace_inputs(graph, file_names, replacements),
             files=files,
             models=await self._model_sizes.measure(find_model_files(graph)),
             extra_data=self._guard.add_pool_rules(step.owner, prompt.extra_data),
@@ -261,13 +261,15 @@ def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
     counts = FailureCounts.from_heartbeat(heartbeat.details).add(error)
     heartbeat.details = (counts.to_heartbeat(),)
     heartbeat.send()
-    cause = counts.find_final_error(error) or error
-    if not isinstance(cause, MoyinError):
+    reported_error = counts.find_final_error(error) or error
+    if not isinstance(reported_error, MoyinError):
         job_id = activity.info().workflow_id
         _log.error("the render of job %s failed with an unexpected error", job_id, exc_info=error)
-        cause = MoyinError("the render failed with an internal error; see the log of its pool")
-        return to_application_error(cause, retryable=counts.allows_retry(error))
-    return to_application_error(cause, retryable=counts.allows_retry(cause))
+        reported_error = MoyinError(
+            "the render failed with an internal error; see the log of its pool"
+        )
+        return to_application_error(reported_error, retryable=counts.allows_retry(error))
+    return to_application_error(reported_error, retryable=counts.allows_retry(reported_error))
 
 
 def derive_prompt_id(job_id: str, index: int) -> str:
@@ -290,10 +292,7 @@ def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -
 
 
 def _select_files(success: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
-    """Return the result without files of nodes that are not in ``outputs``.
-
-    If no file would be left, the result is unchanged.
-    """
+    """Return the result with only the files of the nodes in ``outputs``; if empty, of all nodes."""
     if not outputs:
         return success
     return replace(success, files=tuple(file for file in success.files if file.node in outputs))
@@ -305,8 +304,8 @@ def _collect_outputs(
     """Return the outputs by node and slot, as in ComfyUI's history; files are ``artifact:<id>``."""
     outputs: dict[str, dict[str, list[Any]]] = {}
     for file, artifact in zip(success.files, artifacts, strict=True):
-        slot = outputs.setdefault(file.node, {}).setdefault(file.slot, [])
-        slot.append(f"artifact:{artifact.id}")
+        slot_values = outputs.setdefault(file.node, {}).setdefault(file.slot, [])
+        slot_values.append(f"artifact:{artifact.id}")
     for node, values in success.values.items():
         for name, items in values.items():
             outputs.setdefault(node, {}).setdefault(name, []).extend(items)

@@ -19,12 +19,15 @@ _READING_SECONDS = 2.0
 
 
 async def build_summary(
-    pool: Pool, supervisor: ActorSupervisor, scale: ScalingPolicy, comfyui_version: str | None
+    pool: Pool,
+    supervisor: ActorSupervisor,
+    scaling_policy: ScalingPolicy,
+    comfyui_version: str | None,
 ) -> PoolSummary:
     """Return the state of the pool and its actors, with measurements of their graphics cards.
 
     Args:
-        scale: the minimum and maximum number of actors.
+        scaling_policy: the minimum and maximum number of actors.
         comfyui_version: the version of the pool's ComfyUI; None if it is unknown.
     """
     cards = await _read_cards(supervisor)
@@ -33,10 +36,10 @@ async def build_summary(
         waiting=pool.waiting_renders,
         running=pool.running_renders,
         oldest_wait=pool.oldest_wait,
-        wait_p50=pool.wait_quantile(0.5),
-        wait_p90=pool.wait_quantile(0.9),
-        minimum=scale.minimum,
-        maximum=scale.maximum,
+        wait_p50=pool.compute_wait_quantile(0.5),
+        wait_p90=pool.compute_wait_quantile(0.9),
+        minimum=scaling_policy.minimum,
+        maximum=scaling_policy.maximum,
         unready_since=supervisor.unready_since,
         comfyui_version=comfyui_version,
         renderers=tuple(_iterate_renderers(pool, supervisor, cards)),
@@ -49,7 +52,7 @@ async def _read_cards(supervisor: ActorSupervisor) -> Mapping[str, tuple[GpuRead
     Actors that do not respond within two seconds have no measurements.
     """
 
-    async def read(name: str) -> tuple[GpuReading, ...]:
+    async def read_actor_cards(name: str) -> tuple[GpuReading, ...]:
         try:
             async with asyncio.timeout(_READING_SECONDS):
                 return await supervisor.read_gpus(name)
@@ -57,7 +60,7 @@ async def _read_cards(supervisor: ActorSupervisor) -> Mapping[str, tuple[GpuRead
             return ()  # The card may be too busy to measure, or the actor has just died.
 
     names = [name for name, status in supervisor.statuses.items() if status.spec.gpus]
-    return dict(zip(names, await asyncio.gather(*map(read, names)), strict=True))
+    return dict(zip(names, await asyncio.gather(*map(read_actor_cards, names)), strict=True))
 
 
 def _iterate_renderers(

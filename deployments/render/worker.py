@@ -68,7 +68,7 @@ class RenderWorker:
         has_ended = self._running is not None and self._running.done()
         if has_ended or self._runner.error is not None:
             raise RuntimeError(
-                "the Temporal worker of the render pool has crashed; see the cause"
+                "the Temporal worker of the render pool has crashed; the replica's log has the cause"
             ) from self._runner.error
 
     async def stop(self) -> None:

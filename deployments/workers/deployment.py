@@ -95,7 +95,9 @@ class JobWorker:
         An outage of Temporal does not count as a crash.
         """
         if self._running.done() or self._runner.error is not None:
-            raise RuntimeError("the job worker has crashed; see the cause") from self._runner.error
+            raise RuntimeError(
+                "the job worker has crashed, so Serve replaces the replica, whose log has the cause"
+            ) from self._runner.error
 
     async def __del__(self) -> None:
         await self._runner.stop()

@@ -37,15 +37,15 @@ class RenderMeasurements:
     a shape.
 
     Args:
-        earlier: successful renders from before the pool's start, the oldest first.
+        earlier_renders: successful renders from before the pool's start, the oldest first.
     """
 
-    def __init__(self, earlier: Iterable[MeasuredRender] = ()) -> None:
+    def __init__(self, earlier_renders: Iterable[MeasuredRender] = ()) -> None:
         self._shapes: BoundedDict[str, deque[MeasuredRender]] = BoundedDict(_MAX_SHAPES)
         self._seconds: deque[float] = deque(maxlen=_RENDERS_OF_POOL)
         # Pairs of the measured and the estimated seconds for loading models.
         self._loads: deque[tuple[float, float]] = deque(maxlen=_RENDERS_PER_SHAPE)
-        for render in earlier:
+        for render in earlier_renders:
             self.record(render)
 
     def record(self, render: MeasuredRender, load_seconds: float = 0.0) -> None:
@@ -84,29 +84,32 @@ class RenderMeasurements:
             },
         )
 
-    def estimate(self, shape: str, load_seconds: float = 0.0) -> Duration | None:
+    def estimate_duration(self, shape: str, load_seconds: float = 0.0) -> Duration | None:
         """Return the estimated duration of a render, or None if its shape has not been measured."""
         return _summarise(self._list_seconds(shape, load_seconds))
 
     def estimate_remaining(
-        self, shape: str | None, elapsed: float, load_seconds: float = 0.0
+        self, shape: str | None, elapsed_seconds: float, load_seconds: float = 0.0
     ) -> Duration | None:
-        """Return the estimated remaining time of a render that began ``elapsed`` seconds ago.
+        """Return the estimated remaining time of a render that began ``elapsed_seconds`` ago.
 
         If the shape is None, all renders count. Returns None if no such render has been measured.
         """
-        samples = self._list_seconds(shape, load_seconds)
-        if not samples:
+        measured_seconds = self._list_seconds(shape, load_seconds)
+        if not measured_seconds:
             return None
-        return _summarise([s - elapsed for s in samples if s > elapsed] or [elapsed * _OVERTIME])
+        return _summarise(
+            [s - elapsed_seconds for s in measured_seconds if s > elapsed_seconds]
+            or [elapsed_seconds * _OVERTIME]
+        )
 
-    def estimate_any_shape(self, elapsed: float = 0.0) -> Duration | None:
+    def estimate_any_shape(self, elapsed_seconds: float = 0.0) -> Duration | None:
         """Return the remaining time of a render of unknown shape; None before the first render.
 
         Args:
-            elapsed: seconds since the render began, or 0 for a render that has not begun.
+            elapsed_seconds: seconds since the render began, or 0 if it has not begun.
         """
-        return self.estimate_remaining(None, elapsed)
+        return self.estimate_remaining(None, elapsed_seconds)
 
     def _list_seconds(self, shape: str | None, load_seconds: float) -> list[float]:
         if shape is None:
@@ -147,9 +150,9 @@ def _get_high_quantile(seconds: Sequence[float]) -> float:
     return sorted(seconds)[math.ceil(_QUANTILE * len(seconds)) - 1]
 
 
-def _summarise(samples: Sequence[float]) -> Duration | None:
-    if not samples:
+def _summarise(seconds: Sequence[float]) -> Duration | None:
+    if not seconds:
         return None
-    mean = sum(samples) / len(samples)
-    squared_errors = sum((value - mean) ** 2 for value in samples) + (_PRIOR_ERROR * mean) ** 2
-    return Duration(mean=mean, variance=squared_errors / len(samples))
+    mean = sum(seconds) / len(seconds)
+    squared_errors = sum((value - mean) ** 2 for value in seconds) + (_PRIOR_ERROR * mean) ** 2
+    return Duration(mean=mean, variance=squared_errors / len(seconds))

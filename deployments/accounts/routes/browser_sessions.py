@@ -22,7 +22,7 @@ from moyin.errors import InvalidToken
 from moyin.store.sessions import SessionStore
 
 
-def browser_session_routes(
+def new_browser_session_routes(
     sign_in: SignInService,
     sessions: SessionStore,
     authenticator: Authenticator,
@@ -62,7 +62,7 @@ def browser_session_routes(
             result = await sign_in.refresh_session(body.refresh_token)
         else:
             assert body.email is not None and body.password is not None
-            address = callers.client_address(request)
+            address = callers.get_client_address(request)
             result = await sign_in.sign_in(body.email, body.password, address)
         return await respond(result, request, response)
 
@@ -89,10 +89,13 @@ def browser_session_routes(
     @router.get("/sessions", name="list")
     async def list_sessions(request: Request) -> wire.SessionList:
         """List your sessions, the last used first."""
-        user, current = callers.require_session(request)
+        user, current_session_id = callers.require_session(request)
         open_sessions = await sessions.list_open(user)
         return wire.SessionList(
-            sessions=[build_open_session(open_session, current) for open_session in open_sessions]
+            sessions=[
+                build_open_session(open_session, current_session_id)
+                for open_session in open_sessions
+            ]
         )
 
     @router.delete("/sessions/{session}", status_code=204, name="end_other")

@@ -44,7 +44,7 @@ class CallerResolver:
     def __init__(self, proxies: TrustedProxies) -> None:
         self._proxies = proxies
 
-    def client_address(self, request: Request) -> str:
+    def get_client_address(self, request: Request) -> str:
         """Return the client's IP address, or an empty string if it is unknown."""
         return self._proxies.get_client_address(request.scope)
 
@@ -55,11 +55,11 @@ class CallerResolver:
 
         The user's list of sessions shows them.
         """
-        agent = request.headers.get("user-agent", "")
+        user_agent = request.headers.get("user-agent", "")
         await sessions.record_client(
             result.session.id,
-            self.client_address(request),
-            "".join(character for character in agent if character.isprintable()),
+            self.get_client_address(request),
+            "".join(character for character in user_agent if character.isprintable()),
         )
 
     def resolve_caller(self, request: Request) -> Caller:
@@ -76,7 +76,7 @@ class CallerResolver:
         return Caller(
             identity=request_context.identity,
             request_id=request_context.request_id,
-            address=self.client_address(request),
+            address=self.get_client_address(request),
         )
 
     def require_user(self, request: Request) -> str:

@@ -22,7 +22,7 @@ from moyin.access.protocol.response import build_key, build_limit
 _Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
 
 
-def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
+def new_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     """Return the routes that list, create, rotate and revoke API keys."""
     router = APIRouter(tags=["keys"])
 
@@ -38,7 +38,7 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
         search: SearchText = "",
     ) -> wire.KeyList:
         """List your API keys, newest first. Administrators get all keys of the organisation."""
-        keys, cursor = await api_keys.list_keys(
+        keys, next_cursor = await api_keys.list_keys(
             callers.resolve_caller(request),
             owner=owner,
             user=user,
@@ -46,7 +46,7 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
             search=search,
             page=page,
         )
-        return wire.KeyList(keys=[build_key(key) for key in keys], next_cursor=cursor)
+        return wire.KeyList(keys=[build_key(key) for key in keys], next_cursor=next_cursor)
 
     @router.post("/keys", status_code=201, name="create")
     async def create_key(
@@ -54,11 +54,11 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     ) -> wire.CreatedKey:
         """Create an API key. Its scopes must be among your own."""
         response.headers.update(NO_STORE_HEADERS)
-        key, text = await api_keys.create_key(
+        key, secret = await api_keys.create_key(
             callers.resolve_caller(request), name=body.name, scopes=body.scopes,
             expires_at=body.expires_at, user_id=body.user,
         )  # fmt: skip
-        return wire.CreatedKey(**build_key(key).model_dump(), key=text)
+        return wire.CreatedKey(**build_key(key).model_dump(), key=secret)
 
     @router.post("/keys/{key}/rotate", name="rotate")
     async def rotate_key(
@@ -79,7 +79,7 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     return router
 
 
-def signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
+def new_signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     """Return the routes by which operators replace the key pairs that sign access tokens."""
     router = APIRouter(tags=["signing keys"])
 
@@ -104,7 +104,7 @@ def signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIR
     return router
 
 
-def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
+def new_limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     """Return the routes that show and set the limits and budgets of keys, users and tenants."""
     router = APIRouter(tags=["limits"])
 
@@ -122,9 +122,11 @@ def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     @router.get("/limits/{subject}/budgets", name="budgets")
     async def list_budgets(subject: str, request: Request) -> wire.SubjectBudgetList:
         """List the budgets of a subject with their spent, reserved and remaining amounts."""
-        states = await api_keys.list_budgets(callers.resolve_caller(request), subject)
+        budget_states = await api_keys.list_budgets(callers.resolve_caller(request), subject)
         return wire.SubjectBudgetList(
-            budgets=[wire.SubjectBudget.model_validate(state.to_details()) for state in states]
+            budgets=[
+                wire.SubjectBudget.model_validate(state.to_details()) for state in budget_states
+            ]
         )
 
     @router.put("/limits/{subject}", name="put")

@@ -22,7 +22,9 @@ from moyin.store.audit import AuditFilter
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=160, pattern=r"^[^\x00]*$")]
 
 
-def organisation_routes(organisations: OrganisationService, callers: CallerResolver) -> APIRouter:
+def new_organisation_routes(
+    organisations: OrganisationService, callers: CallerResolver
+) -> APIRouter:
     """Return the routes by which administrators and operators manage organisations."""
     router = APIRouter(tags=["organisations"])
 
@@ -40,11 +42,11 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         request: Request, page: RequestedPage, search: SearchText = ""
     ) -> wire.OrganisationList:
         """List your organisation. Operators get all organisations, newest first."""
-        page_items, cursor = await organisations.list_organisations(
+        page_items, next_cursor = await organisations.list_organisations(
             callers.resolve_caller(request), search=search, page=page
         )
         return wire.OrganisationList(
-            organisations=[build_organisation(o) for o in page_items], next_cursor=cursor
+            organisations=[build_organisation(o) for o in page_items], next_cursor=next_cursor
         )
 
     @router.get("/organisations/{organisation}", name="show")
@@ -62,10 +64,12 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
 
         `search` selects those whose name or email contains this text.
         """
-        users, cursor = await organisations.list_members(
+        users, next_cursor = await organisations.list_members(
             callers.resolve_caller(request), organisation, search=search, page=page
         )
-        return wire.MemberList(members=[build_user(user) for user in users], next_cursor=cursor)
+        return wire.MemberList(
+            members=[build_user(user) for user in users], next_cursor=next_cursor
+        )
 
     @router.post("/organisations/{organisation}/members", status_code=201, name="add")
     async def add_member(

@@ -13,7 +13,7 @@ from moyin.store.sessions import SessionStore
 from moyin.store.users import UserStore
 
 
-def sign_in_routes(
+def new_sign_in_routes(
     sign_in: SignInService,
     open_id: OpenIdSignIn,
     sessions: SessionStore,
@@ -34,14 +34,14 @@ def sign_in_routes(
         body: wire.Register, request: Request, response: Response
     ) -> wire.SessionBody:
         """Register as a player, and sign in."""
-        address = callers.client_address(request)
+        address = callers.get_client_address(request)
         result = await sign_in.register(body.email, body.password, body.name, address)
         return await respond(result, request, response)
 
     @router.post("/login")
     async def login(body: wire.Login, request: Request, response: Response) -> wire.SessionBody:
         """Sign in with an email and a password, and return the tokens of a new session."""
-        address = callers.client_address(request)
+        address = callers.get_client_address(request)
         result = await sign_in.sign_in(body.email, body.password, address, body.device_token)
         return await respond(result, request, response)
 
@@ -64,7 +64,7 @@ def sign_in_routes(
     @router.post("/password/forgot", status_code=202, name="forgot")
     async def request_password_reset(body: wire.ForgotPassword, request: Request) -> dict[str, str]:
         """Mail a token that sets a new password. Unknown emails get the same response."""
-        await sign_in.request_password_reset(body.email, callers.client_address(request))
+        await sign_in.request_password_reset(body.email, callers.get_client_address(request))
         return {"status": "a mail is on its way, if there is such an account"}
 
     @router.post("/password/reset", name="reset")
@@ -74,7 +74,7 @@ def sign_in_routes(
         """Set a new password with a mailed token. All sessions of the user end."""
         response.headers.update(NO_STORE_HEADERS)
         token = await sign_in.reset_password(
-            body.token, body.password, callers.client_address(request)
+            body.token, body.password, callers.get_client_address(request)
         )
         return wire.PasswordResetResult(device_token=token)
 
@@ -102,7 +102,7 @@ def sign_in_routes(
     async def begin_sign_in(body: wire.BeginSignIn, request: Request) -> wire.StartedSignIn:
         """Return the provider's sign-in URL, and the `state` that the provider sends back later."""
         url, state = await open_id.begin_sign_in(
-            body.provider, body.redirect_uri, callers.client_address(request)
+            body.provider, body.redirect_uri, callers.get_client_address(request)
         )
         return wire.StartedSignIn(authorization_url=url, state=state)
 
@@ -112,7 +112,7 @@ def sign_in_routes(
     ) -> wire.SessionBody:
         """Sign in with the `code` and the `state` that the provider sent to the redirect URI."""
         verified_identity = await open_id.finish_sign_in(
-            state=body.state, code=body.code, address=callers.client_address(request)
+            state=body.state, code=body.code, address=callers.get_client_address(request)
         )
         return await respond(await sign_in.sign_in_verified(verified_identity), request, response)
 
@@ -130,7 +130,7 @@ def _build_providers(open_id: OpenIdSignIn) -> list[wire.ProviderBody]:
     ]
 
 
-def own_account_routes(
+def new_own_account_routes(
     users: UserStore, sign_in: SignInService, callers: CallerResolver
 ) -> APIRouter:
     """Return the routes that show, change and close the caller's own account."""

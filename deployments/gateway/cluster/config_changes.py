@@ -48,14 +48,19 @@ class ConfigRecorder:
                 await self._database.ensure_schema()
                 await self.store.record(values)
         except Exception as error:
-            # Serve would stop a replica that raises here, whatever the database's driver says.
+            # Any exception of the database's driver, because Serve would stop a replica that raises
+            # here.
             _log.warning("the configuration was not recorded: %r", error)
 
 
-def build_changes(recorded: Sequence[RecordedConfig]) -> ConfigChangesBody:
-    """Return how each configuration differs from the one before; ``recorded`` is newest first."""
+def build_changes(recorded_configs: Sequence[RecordedConfig]) -> ConfigChangesBody:
+    """Return how each configuration differs from the previous one.
+
+    Args:
+        recorded_configs: the configurations, the newest first.
+    """
     changes = []
-    for after, before in pairwise(recorded):
+    for after, before in pairwise(recorded_configs):
         differences = sorted(
             find_differences(before.values, after.values), key=lambda item: item.path
         )

@@ -28,7 +28,8 @@ _JOBS_PAUSE_FACTOR = 50.0
 _MAX_SUMS = 2
 _MAX_TENANTS = 1_000
 _MAX_VIEWS = 128
-# Returns JSON for one tenant, or for all if it is None; the result is None if the source does not respond.
+# Returns JSON for the given tenant, or for all tenants if it is None. The result is None if the source
+# does not respond.
 ReadForTenant = Callable[[str | None], Awaitable[str | None]]
 KeyT = TypeVar("KeyT")
 
@@ -45,7 +46,7 @@ class Included(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Viewer:
-    """A client of the stream: clients that are equal see the same, and so share readings."""
+    """A client of the stream; clients that compare equal see the same data and share readings."""
 
     owner: str
     is_operator: bool
@@ -85,17 +86,17 @@ class _Readings(Generic[KeyT]):
     def __init__(
         self,
         read: Callable[[KeyT], Awaitable[str | None]],
-        interval: float,
+        interval_seconds: float,
         clock: Callable[[], float],
         *,
         pause_factor: float = 0.0,
-        shows_old: bool = False,
+        shows_old_value: bool = False,
     ) -> None:
         self._read = read
-        self._interval = interval
+        self._interval = interval_seconds
         self._clock = clock
         self._pause_factor = pause_factor
-        self._shows_old = shows_old
+        self._shows_old = shows_old_value
         self._readings: BoundedDict[KeyT, SharedReading[str | None]] = BoundedDict(_MAX_TENANTS)
 
     def follow(self, key: KeyT) -> AsyncGenerator[str | None, None]:
@@ -104,9 +105,9 @@ class _Readings(Generic[KeyT]):
         if reading is None:
             reading = SharedReading(
                 lambda: self._read(key),
-                interval=self._interval,
+                interval_seconds=self._interval,
                 pause_factor=self._pause_factor,
-                shows_old=self._shows_old,
+                shows_old_value=self._shows_old,
                 clock=self._clock,
             )
         self._readings[key] = reading  # makes it the newest
@@ -122,7 +123,7 @@ class ClusterFeeds:
     """Shares readings of the sources among all clients of a replica with the same rights.
 
     Args:
-        seconds: the seconds between two readings of each part, by its name.
+        intervals: the seconds between two readings of each part, by its name.
         clock: returns the present monotonic time in seconds.
     """
 
@@ -130,39 +131,43 @@ class ClusterFeeds:
         self,
         sources: FeedSources,
         *,
-        seconds: Mapping[str, float] = READING_SECONDS,
+        intervals: Mapping[str, float] = READING_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        sums = asyncio.Semaphore(_MAX_SUMS)
+        sum_slots = asyncio.Semaphore(_MAX_SUMS)
 
         async def read_usage_in_turn(tenant: str | None) -> str | None:
-            async with sums:
+            async with sum_slots:
                 return await sources.usage(tenant)
 
         async def read_routes(_: None) -> str | None:
             return sources.routes(await self.cluster.get())
 
-        self.cluster = SharedReading(sources.cluster, interval=seconds["cluster"], clock=clock)
-        self.doctor = SharedReading(sources.doctor, interval=seconds["doctor"], clock=clock)
-        self._backends = _Readings(sources.backends, seconds["backends"], clock)
+        self.cluster = SharedReading(
+            sources.cluster, interval_seconds=intervals["cluster"], clock=clock
+        )
+        self.doctor = SharedReading(
+            sources.doctor, interval_seconds=intervals["doctor"], clock=clock
+        )
+        self._backends = _Readings(sources.backends, intervals["backends"], clock)
         # A sum takes tenths of a second, in which an overview would have an empty part.
         self._usage = _Readings(
             read_usage_in_turn,
-            seconds["usage"],
+            intervals["usage"],
             clock,
             pause_factor=_USAGE_PAUSE_FACTOR,
-            shows_old=True,
+            shows_old_value=True,
         )
-        self._models = _Readings(sources.models, seconds["models"], clock)
+        self._models = _Readings(sources.models, intervals["models"], clock)
         self._jobs = _Readings(
-            sources.jobs, seconds["jobs"], clock, pause_factor=_JOBS_PAUSE_FACTOR
+            sources.jobs, intervals["jobs"], clock, pause_factor=_JOBS_PAUSE_FACTOR
         )
-        self._routes = _Readings(read_routes, seconds["routes"], clock)
+        self._routes = _Readings(read_routes, intervals["routes"], clock)
         self._formatted_cluster: ClusterBody | None = None
         self._views: BoundedDict[tuple[str, ...] | None, str] = BoundedDict(_MAX_VIEWS)
 
     def follow(
-        self, viewer: Viewer, included: Iterable[Included], *, with_cluster: bool = True
+        self, viewer: Viewer, included_parts: Iterable[Included], *, with_cluster: bool = True
     ) -> AsyncGenerator[tuple[str, ClusterBody | str | None] | None, None]:
         """Yield the cluster and the included parts now, and each of them again when it has changed.
 
@@ -170,7 +175,7 @@ class ClusterFeeds:
         without a change, None is yielded.
         """
         streams: dict[str, AsyncGenerator[ClusterBody | str | None, None]]
-        streams = {name: self._follow_part(name, viewer) for name in included}
+        streams = {name: self._follow_part(name, viewer) for name in included_parts}
         if with_cluster:
             streams["cluster"] = self.cluster.follow()
         return merge_streams(streams)

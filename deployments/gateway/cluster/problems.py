@@ -94,7 +94,7 @@ def _check_services(reading: ClusterReading) -> Iterator[_Finding]:
         yield _Finding(
             code="ray_not_responding",
             subject="ray",
-            message="Ray does not say which nodes it has.",
+            message="Ray does not list its nodes.",
             advice="Look at the logs of Ray's head node.",
         )
     if reading.disk_free is not None and reading.disk_free < _MIN_FREE_BYTES:
@@ -141,16 +141,19 @@ def _check_pools(
             )
             continue
         yield from _check_renderers(pool, reading, now)
-        oldest = pool.oldest_waiting_since
-        if oldest is not None and now - oldest > _LONG_WAIT:
+        oldest_waiting_since = pool.oldest_waiting_since
+        if oldest_waiting_since is not None and now - oldest_waiting_since > _LONG_WAIT:
             yield _Finding(
                 code="long_wait",
                 subject=pool.name,
-                message=f"A render has waited in the pool {pool.name} since {oldest:%H:%M} UTC; "
+                message=f"A render has waited in the pool {pool.name} since {oldest_waiting_since:%H:%M} UTC; "
                 f"{pool.queued} wait.",
                 advice="Add renderers to the pool, or send renders to another one.",
-                parameters={"waiting_since": oldest.isoformat(), "queued": pool.queued},
-                since=oldest + _LONG_WAIT,
+                parameters={
+                    "waiting_since": oldest_waiting_since.isoformat(),
+                    "queued": pool.queued,
+                },
+                since=oldest_waiting_since + _LONG_WAIT,
             )
 
 
@@ -160,11 +163,11 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
     errors = [renderer.error for renderer in renderers if renderer.error is not None]
     if not pool.ready and _needs_renderer(pool, has_errors=bool(errors), now=now):
         is_placing = any(renderer.state is RendererState.PLACING for renderer in renderers)
-        reason = f": {errors[0]}" if errors else ""
+        error_suffix = f": {errors[0]}" if errors else ""
         yield _Finding(
             code="pool_without_renderer",
             subject=pool.name,
-            message=f"The render pool {pool.name} has no renderer that is ready{reason}",
+            message=f"The render pool {pool.name} has no renderer that is ready{error_suffix}",
             advice="Ray has no node with enough free resources for a renderer: add one, or lower "
             "`gpus` or `cpus` of the pool."
             if is_placing
@@ -203,9 +206,13 @@ def _needs_renderer(pool: PoolBody, *, has_errors: bool, now: datetime) -> bool:
     Args:
         has_errors: True if a renderer of the pool reports an error.
     """
-    oldest = pool.oldest_waiting_since
+    oldest_waiting_since = pool.oldest_waiting_since
     return bool(
-        pool.minimum or (oldest is not None and (has_errors or now - oldest > _START_PATIENCE))
+        pool.minimum
+        or (
+            oldest_waiting_since is not None
+            and (has_errors or now - oldest_waiting_since > _START_PATIENCE)
+        )
     )
 
 
@@ -248,7 +255,10 @@ def _check_routes(routes: Sequence[UpstreamPool]) -> Iterator[_Finding]:
 
 
 def _check_templates(problems: Sequence[str]) -> Iterator[_Finding]:
-    """Yield the first problem of each file; files beyond the first twenty follow once these are valid."""
+    """Yield the first problem of each of the first twenty invalid files.
+
+    Further files are reported when these are valid.
+    """
     errors: dict[str, str] = {}
     for problem in problems:
         file, _, error = problem.partition(": ")

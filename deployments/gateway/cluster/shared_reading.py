@@ -22,11 +22,11 @@ class SharedReading(Generic[ValueT]):
 
     Args:
         read: returns the present value; None stands for a source that does not respond.
-        interval: the seconds between two readings.
+        interval_seconds: the seconds between two readings.
         pause_factor: minimum pause between two readings, as a multiple of the duration of a
             reading.
-        shows_old: True to send a new client the last value at once, even if it is older than the
-            interval.
+        shows_old_value: True to send a new client the last value at once, even if it is older than
+            the interval.
         clock: returns the present monotonic time in seconds.
     """
 
@@ -34,15 +34,15 @@ class SharedReading(Generic[ValueT]):
         self,
         read: Callable[[], Awaitable[ValueT]],
         *,
-        interval: float,
+        interval_seconds: float,
         pause_factor: float = 0.0,
-        shows_old: bool = False,
+        shows_old_value: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
-        self._interval = interval
+        self._interval = interval_seconds
         self._pause_factor = pause_factor
-        self._shows_old = shows_old
+        self._shows_old = shows_old_value
         self._clock = clock
         self._value: ValueT
         self._version = 0
@@ -70,8 +70,8 @@ class SharedReading(Generic[ValueT]):
             if self._version != version:
                 version = self._version
                 yield value
-            shortest = min(self._interval, _RETRY_SECONDS)
-            await asyncio.sleep(max(shortest, self._fresh_until - self._clock()))
+            min_pause_seconds = min(self._interval, _RETRY_SECONDS)
+            await asyncio.sleep(max(min_pause_seconds, self._fresh_until - self._clock()))
 
     async def close(self) -> None:
         """Cancel the reading in progress."""
@@ -90,8 +90,10 @@ class SharedReading(Generic[ValueT]):
             self._value = value
             self._version += 1
         now = self._clock()
-        pause = max(
+        pause_seconds = max(
             self._interval, min(self._pause_factor * (now - started_at), _MAX_PAUSE_SECONDS)
         )
-        self._fresh_until = now + (min(pause, _RETRY_SECONDS) if value is None else pause)
+        self._fresh_until = now + (
+            min(pause_seconds, _RETRY_SECONDS) if value is None else pause_seconds
+        )
         return self._value

@@ -31,12 +31,12 @@ _READY = (RendererState.READY, RendererState.BUSY)
 _GpuKey = tuple[str, int]
 
 
-def build_cluster(names: Sequence[str], reading: ClusterReading) -> ClusterBody:
-    """Return the body of ``GET /cluster`` for operators, with the pools ``names`` in this order."""
+def build_cluster(pool_names: Sequence[str], reading: ClusterReading) -> ClusterBody:
+    """Return the body of ``GET /cluster`` for operators, with the named pools in this order."""
     now = time.time()
     pools = [
         _build_pool(name, reading.pools.get(name), reading.backlogs.get(name), now)
-        for name in names
+        for name in pool_names
     ]
     return ClusterBody(
         pools=pools,
@@ -69,14 +69,14 @@ def _build_pool(
     if summary is None:
         return PoolBody(name=name, is_responding=False)
     backlog = backlog or Backlog()
-    waits = [wait for wait in (summary.oldest_wait, backlog.oldest_wait) if wait is not None]
+    wait_seconds = [wait for wait in (summary.oldest_wait, backlog.oldest_wait) if wait is not None]
     return PoolBody(
         name=name,
         is_responding=True,
         queued=summary.waiting + backlog.count,
         running=summary.running,
         # Rounded to seconds, so that snapshots are equal if nothing has happened.
-        oldest_waiting_since=_to_time(now - max(waits)) if waits else None,
+        oldest_waiting_since=_to_time(now - max(wait_seconds)) if wait_seconds else None,
         wait_p50_seconds=summary.wait_p50,
         wait_p90_seconds=summary.wait_p90,
         ready=sum(renderer.state in _READY for renderer in summary.renderers),
@@ -151,14 +151,14 @@ def _collect_shares(reading: ClusterReading) -> Mapping[_GpuKey, list[ShareBody]
     return shares
 
 
-def _to_fraction(gpus: float, count: int) -> float:
+def _to_fraction(gpus: float, gpu_count: int) -> float:
     """Return the fraction of each GPU (0 to 1) that an actor uses.
 
     Args:
         gpus: the number of GPUs that Ray reserves for the actor, such as 0.5 or 2.
-        count: the number of GPUs over which this number is spread.
+        gpu_count: the number of GPUs over which this number is spread.
     """
-    return min(1.0, gpus / count)
+    return min(1.0, gpus / gpu_count)
 
 
 def _collect_cards(reading: ClusterReading) -> Mapping[_GpuKey, GpuReading]:

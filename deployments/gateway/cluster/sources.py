@@ -93,7 +93,7 @@ class ClusterSources:
         read_backlog: returns the waiting renders of one pool in Temporal; raises
             ServiceUnavailable.
         checks: health checks of the services that jobs need, by name.
-        data: the data folder, whose disk's free space is read.
+        data_folder: the data folder, whose disk's free space is read.
         is_config_rejected: returns True if the gateway rejected its newest configuration.
     """
 
@@ -104,29 +104,38 @@ class ClusterSources:
         read_backlog: Callable[[str], Awaitable[Backlog]],
         *,
         checks: Mapping[str, ServiceCheck],
-        data: Path,
+        data_folder: Path,
         is_config_rejected: Callable[[], bool],
     ) -> None:
         self._pools = tuple(pools)
         self._read_pool = read_pool
         self._read_backlog = read_backlog
         self._checks = checks
-        self._data = data
+        self._data = data_folder
         self._is_config_rejected = is_config_rejected
 
     async def read(self) -> ClusterReading:
         """Read all sources concurrently, each for at most three seconds."""
-        nodes, servers, pools, backlogs, checks, apps, models, disk = await asyncio.gather(
+        (
+            nodes,
+            servers,
+            pools,
+            backlogs,
+            checks,
+            app_states,
+            models,
+            disk_usage,
+        ) = await asyncio.gather(
             self._read_nodes(),
             self._read_servers(),
-            asyncio.gather(*(_read(self._read_pool(name)) for name in self._pools)),
-            asyncio.gather(*(_read(self._read_backlog(name)) for name in self._pools)),
+            asyncio.gather(*(_read_or_none(self._read_pool(name)) for name in self._pools)),
+            asyncio.gather(*(_read_or_none(self._read_backlog(name)) for name in self._pools)),
             run_checks(self._checks),
             self._read_apps(),
-            _read(_read_models()),
-            _read(_run(partial(shutil.disk_usage, self._data))),
+            _read_or_none(_read_models()),
+            _read_or_none(_run_in_thread(partial(shutil.disk_usage, self._data))),
         )
-        applications, intake = apps
+        applications, intake = app_states
         rejected_apps = ["gateway"] if self._is_config_rejected() else []
         if models is not None and models.is_config_rejected:
             rejected_apps.append("models")
@@ -137,7 +146,7 @@ class ClusterSources:
             checks=checks,
             applications=applications,
             intake=intake,
-            disk_free=None if disk is None else disk.free,
+            disk_free=None if disk_usage is None else disk_usage.free,
             rejected_configs=rejected_apps,
             pools={summary.name: summary for summary in pools if summary is not None},
             backlogs={
@@ -148,25 +157,29 @@ class ClusterSources:
         )
 
     async def _read_nodes(self) -> Sequence[Mapping[str, Any]] | None:
-        nodes: Sequence[Mapping[str, Any]] | None = await _read(_run(ray.nodes))
+        nodes: Sequence[Mapping[str, Any]] | None = await _read_or_none(_run_in_thread(ray.nodes))
         return nodes
 
     async def _read_apps(
         self,
     ) -> tuple[Mapping[str, str], Sequence[IntakeSourceSummary] | None]:
         """Return the status of each app, and the sources of the intake if this app is deployed."""
-        applications: Mapping[str, str] = await _read(_run(_read_applications)) or {}
+        applications: Mapping[str, str] = (
+            await _read_or_none(_run_in_thread(_read_applications)) or {}
+        )
         if _INTAKE not in applications:
             return applications, None
-        return applications, await _read(_read_intake())
+        return applications, await _read_or_none(_read_intake())
 
     async def _read_servers(self) -> Sequence[ModelServerSummary]:
-        handles = await _read(_run(_find_servers)) or ()
-        summaries = await asyncio.gather(*(_read(handle.describe.remote()) for handle in handles))
+        handles = await _read_or_none(_run_in_thread(_find_model_servers)) or ()
+        summaries = await asyncio.gather(
+            *(_read_or_none(handle.describe.remote()) for handle in handles)
+        )
         return [summary for summary in summaries if summary is not None]
 
 
-async def _run(call: Callable[[], _ResultT]) -> _ResultT:
+async def _run_in_thread(call: Callable[[], _ResultT]) -> _ResultT:
     """Run a blocking call in a thread; raise TimeoutError if earlier calls occupy all threads.
 
     If calls could wait for a thread, more and more of them would wait while Ray hangs.
@@ -191,7 +204,7 @@ async def read_backends(tenant: str | None) -> str | None:
 
     The result is None if the models app does not respond.
     """
-    backends: str | None = await _read(_call_models("read_backends", tenant))
+    backends: str | None = await _read_or_none(_call_models("read_backends", tenant))
     return backends
 
 
@@ -200,7 +213,7 @@ async def read_models(owner: str, prices: bool) -> str | None:
 
     The result is None if the models app does not respond.
     """
-    models: str | None = await _read(_call_models("read_models", owner, prices))
+    models: str | None = await _read_or_none(_call_models("read_models", owner, prices))
     return models
 
 
@@ -210,7 +223,7 @@ async def read_usage(tenant: str | None) -> str | None:
     If ``tenant`` is None, this is the usage of all tenants. The result is None if the models app
     does not respond.
     """
-    usage: str | None = await _read(_call_models("read_usage", tenant), _USAGE_SECONDS)
+    usage: str | None = await _read_or_none(_call_models("read_usage", tenant), _USAGE_SECONDS)
     return usage
 
 
@@ -221,11 +234,13 @@ async def _read_models() -> ModelsSummary:
 
 # One lookup serves the readings of all tenants, which would otherwise occupy all threads.
 _MODELS = SharedReading[Any](
-    lambda: _run(partial(serve.get_deployment_handle, "Models", app_name="models")), interval=60.0
+    lambda: _run_in_thread(partial(serve.get_deployment_handle, "Models", app_name="models")),
+    interval_seconds=60.0,
 )
 
 _INTAKE_HANDLE = SharedReading[Any](
-    lambda: _run(partial(serve.get_deployment_handle, "Intake", app_name=_INTAKE)), interval=60.0
+    lambda: _run_in_thread(partial(serve.get_deployment_handle, "Intake", app_name=_INTAKE)),
+    interval_seconds=60.0,
 )
 
 
@@ -240,7 +255,7 @@ async def _read_intake() -> Sequence[IntakeSourceSummary]:
     return sources
 
 
-def _find_servers() -> list[Any]:
+def _find_model_servers() -> list[Any]:
     names = sorted(
         actor["name"]
         for actor in list_named_actors(all_namespaces=True)
@@ -255,11 +270,11 @@ def _find_servers() -> list[Any]:
     return handles
 
 
-async def _read(answer: Awaitable[Any], seconds: float = _CALL_SECONDS) -> Any:
+async def _read_or_none(response: Awaitable[Any], seconds: float = _CALL_SECONDS) -> Any:
     """Await the response of a source; return None if the source fails or exceeds ``seconds``."""
     try:
         async with asyncio.timeout(seconds):
-            return await answer
+            return await response
     except _SOURCE_ERRORS as error:
         _log.info("a part of the cluster did not report its state: %r", error)
         return None

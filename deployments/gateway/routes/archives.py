@@ -36,7 +36,7 @@ _ARCHIVE_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def archive_routes(
+def new_archive_routes(
     artifacts: ArtifactStore, jobs: JobStore, blobs: BlobStore, signing_key: bytes
 ) -> APIRouter:
     """Return the routes that create links to archives, and that return archives by these links."""
@@ -55,17 +55,21 @@ def archive_routes(
         the job has produced by then.
         """
         owner = context(request.scope).owner
-        options = validate(wire.ArchiveRequest, parse_object(await request.body()))
+        archive_request = validate(wire.ArchiveRequest, parse_object(await request.body()))
         selection = ArchivedFiles(
-            artifact_ids=list(dict.fromkeys(options.artifacts)), job_id=options.job
+            artifact_ids=list(dict.fromkeys(archive_request.artifacts)), job_id=archive_request.job
         )
         files = await _find_archived_files(artifacts, jobs, owner, selection)
         if not files:
-            raise InvalidRequest("the job has no files yet", field="job")
-        name = _name_archive(options.name or options.job)
-        expires_at = now() + timedelta(seconds=options.expires_in)
+            raise InvalidRequest(
+                "job: the job has no files yet; wait until it has produced one", field="job"
+            )
+        name = _name_archive(archive_request.name or archive_request.job)
+        expires_at = now() + timedelta(seconds=archive_request.expires_in)
         return wire.ArchiveBody(
-            url=create_archive_link(signing_key, owner, selection, name, ttl_s=options.expires_in),
+            url=create_archive_link(
+                signing_key, owner, selection, name, ttl_s=archive_request.expires_in
+            ),
             expires_at=expires_at.replace(microsecond=0),
             files=len(files),
             size=Archive(files).size,

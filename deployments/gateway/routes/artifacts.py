@@ -43,7 +43,7 @@ _UPLOAD["requestBody"]["content"] |= describe_body(
 )["requestBody"]["content"]
 
 
-def artifact_routes(
+def new_artifact_routes(
     artifacts: ArtifactStore, blobs: BlobStore, pictures: PictureConverter, signing_key: bytes,
     templates: TemplateCatalog,
 ) -> APIRouter:  # fmt: skip
@@ -60,14 +60,14 @@ def artifact_routes(
         `limit`, or none, although `next_cursor` is not null.
         """
         query = parse_artifacts_query(request.query_params.multi_items())
-        aliases = {} if query.template is None else (await templates.snapshot()).aliases
+        aliases = {} if query.template is None else (await templates.get_snapshot()).aliases
         page_items, next_cursor = await artifacts.list_page(
             context(request.scope).owner,
             query.to_domain(aliases),
             limit=query.limit,
             cursor=query.cursor,
         )
-        bodies = [render_stored_artifact(stored) for stored in page_items]
+        bodies = [render_stored_artifact(stored_artifact) for stored_artifact in page_items]
         return wire.ArtifactPage(artifacts=bodies, next_cursor=next_cursor)
 
     @router.post("/artifacts", status_code=201, openapi_extra=_UPLOAD)
@@ -75,25 +75,29 @@ def artifact_routes(
         request: Request,
         response: Response,
         name: Annotated[str | None, Query(max_length=1024)] = None,
-        key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+        idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.ArtifactBody:
         """Store a file: the request body, or the part `file` of a multipart form."""
         owner = context(request.scope).owner
-        artifact_id = derive_artifact_id(owner, validate_idempotency_key(key))
+        artifact_id = derive_artifact_id(owner, validate_idempotency_key(idempotency_key))
         async with receive_upload(request, "file") as upload:
             artifact = await store_upload(
-                blobs, upload, artifact_id, name=name or upload.name, declared=upload.declared
+                blobs, upload, artifact_id, name=name or upload.name, declared_type=upload.declared
             )
-        stored = await _find_stored(artifacts, owner, artifact) if key is not None else None
-        if stored is not None:
-            artifact = stored
+        earlier_artifact = (
+            await _find_stored_artifact(artifacts, owner, artifact)
+            if idempotency_key is not None
+            else None
+        )
+        if earlier_artifact is not None:
+            artifact = earlier_artifact
             response.headers["idempotent-replayed"] = "true"
         else:
             await artifacts.add_or_restore(artifact, owner=owner)
-            if key is not None:
+            if idempotency_key is not None:
                 # If requests with the same key are concurrent, the artifact that was stored first
                 # is returned.
-                artifact = await _find_stored(artifacts, owner, artifact) or artifact
+                artifact = await _find_stored_artifact(artifacts, owner, artifact) or artifact
         body = render_artifact(artifact)
         response.headers["location"] = body.url
         return body
@@ -109,13 +113,14 @@ def artifact_routes(
         with an event token of the job that produced the file.
         """
         reader = context(request.scope).reader
-        stored = await artifacts.get_with_origin(reader.owner, artifact_id)
-        if not reader.may_read_job(stored.job_id):
+        stored_artifact = await artifacts.get_with_origin(reader.owner, artifact_id)
+        if not reader.may_read_job(stored_artifact.job_id):
             raise ArtifactNotFound(
-                f"artifact {artifact_id!r} does not exist, or you may not see it"
+                f"artifact {artifact_id!r} does not exist, or you may not see it; GET /artifacts lists "
+                "yours"
             )
         response = await _build_file_response(
-            request, reader.owner, stored.artifact, w, blobs, pictures
+            request, reader.owner, stored_artifact.artifact, w, blobs, pictures
         )
         if reader.job is not None:
             _protect_secret_url(response)
@@ -152,7 +157,7 @@ def artifact_routes(
     @router.post(
         "/artifacts/{artifact_id}/link",
         summary="Create a link that works without a key",
-        openapi_extra=describe_body(wire.LinkRequest.model_json_schema(), required=False),
+        openapi_extra=describe_body(wire.LinkRequest.model_json_schema(), is_required=False),
     )
     async def create_link(request: Request, artifact_id: str) -> wire.LinkBody:
         """Return a link that serves this file without a key until it expires.
@@ -160,18 +165,18 @@ def artifact_routes(
         A page can use the link in `<img>`, for example.
         """
         owner = context(request.scope).owner
-        options = validate(wire.LinkRequest, parse_object(await request.body() or b"{}"))
+        link_request = validate(wire.LinkRequest, parse_object(await request.body() or b"{}"))
         artifact = await artifacts.get(owner, artifact_id)
-        expires_at = now() + timedelta(seconds=options.expires_in)
+        expires_at = now() + timedelta(seconds=link_request.expires_in)
         url = create_file_link(
-            signing_key, owner, artifact.id, artifact.name, ttl_s=options.expires_in
+            signing_key, owner, artifact.id, artifact.name, ttl_s=link_request.expires_in
         )
         return wire.LinkBody(url=url, expires_at=expires_at.replace(microsecond=0))
 
     return router
 
 
-def signed_link_routes(
+def new_signed_link_routes(
     artifacts: ArtifactStore, blobs: BlobStore, pictures: PictureConverter, signing_key: bytes
 ) -> APIRouter:
     """Return the routes that return files by signed links, without a key."""
@@ -193,11 +198,11 @@ def signed_link_routes(
     return router
 
 
-def derive_artifact_id(owner: str, key: str | None) -> str:
+def derive_artifact_id(owner: str, idempotency_key: str | None) -> str:
     """Return a new artifact id, derived from the Idempotency-Key if there is one, else random."""
-    if key is None:
+    if idempotency_key is None:
         return generate_artifact_id()
-    digest = hashlib.sha256("\0".join((owner, key)).encode()).hexdigest()
+    digest = hashlib.sha256("\0".join((owner, idempotency_key)).encode()).hexdigest()
     return f"art_{digest[:32]}"
 
 
@@ -230,7 +235,7 @@ async def _build_thumbnail_response(
 ) -> Response:
     """Return a thumbnail, which clients may cache for a year.
 
-    Raises the errors of `PictureConverter.thumbnail`.
+    Raises the errors of `PictureConverter.make_thumbnail`.
     """
     headers = {
         "etag": f'"{artifact.sha256}-w{width}"',
@@ -241,15 +246,19 @@ async def _build_thumbnail_response(
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     try:
-        picture = await pictures.thumbnail(owner, artifact, width)
+        picture = await pictures.make_thumbnail(owner, artifact, width)
     except (InvalidRequest, PictureTooLarge) as error:
         error.field = "w"
         raise
     headers["content-length"] = str(picture.size)
-    return StreamingResponse(picture.chunks(), media_type=picture.media_type, headers=headers)
+    return StreamingResponse(
+        picture.iterate_chunks(), media_type=picture.media_type, headers=headers
+    )
 
 
-async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact) -> Artifact | None:
+async def _find_stored_artifact(
+    artifacts: ArtifactStore, owner: str, artifact: Artifact
+) -> Artifact | None:
     """Return the artifact that an earlier request stored with the same Idempotency-Key.
 
     Return None if there is none or if it was deleted, so that the file is stored again.
@@ -259,8 +268,8 @@ async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact)
             was deleted, because open jobs may still read it.
     """
     try:
-        stored = await artifacts.get_even_if_deleted(owner, artifact.id)
-        if stored.sha256 == artifact.sha256:
+        stored_artifact = await artifacts.get_even_if_deleted(owner, artifact.id)
+        if stored_artifact.sha256 == artifact.sha256:
             return await artifacts.get(owner, artifact.id)
     except ArtifactNotFound:
         return None

@@ -58,7 +58,7 @@ _WithCluster = Annotated[
 ]
 
 
-def cluster_routes(
+def new_cluster_routes(
     feeds: ClusterFeeds,
     admission: GraphAdmission,
     proxy: Proxy,
@@ -69,18 +69,18 @@ def cluster_routes(
     """Return the routes that show the state of the cluster."""
     router = APIRouter(tags=["cluster"])
 
-    async def view(cluster: ClusterBody, caller: Identity) -> ClusterBody:
+    async def restrict_for(cluster: ClusterBody, caller: Identity) -> ClusterBody:
         if caller.has_scope(OPERATOR):
             return cluster
         return restrict_cluster(cluster, await admission.list_pools(caller))
 
     @router.get("/cluster", name="cluster", summary="Show what runs on the cluster")
-    async def show(request: Request) -> ClusterBody:
+    async def show_cluster(request: Request) -> ClusterBody:
         """Return the render pools that you may use, and their load, at most two seconds old.
 
         Operators see all pools with their renderers, and the nodes with the shares of each GPU.
         """
-        return await view(await feeds.cluster.get(), context(request.scope).caller)
+        return await restrict_for(await feeds.cluster.get(), context(request.scope).caller)
 
     @router.get("/cluster/problems", name="problems", summary="Show what is wrong now")
     async def show_problems() -> ProblemsBody:
@@ -148,11 +148,11 @@ def cluster_routes(
         """Return what changed in each of the last twenty configurations of the gateway."""
         return build_changes(await history.list_newest(CHANGES + 1))
 
-    router.include_router(_event_routes(feeds, admission))
+    router.include_router(_new_event_routes(feeds, admission))
     return router
 
 
-def _event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRouter:
+def _new_event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRouter:
     """Return the route of the event stream."""
     router = APIRouter()
 
@@ -163,7 +163,7 @@ def _event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRouter:
         response_class=StreamingResponse,
         responses=_EVENT_RESPONSES,
     )
-    async def follow(
+    async def follow_cluster(
         request: Request,
         include: _Include = [],  # noqa: B006
         with_cluster: _WithCluster = True,
@@ -171,13 +171,13 @@ def _event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRouter:
         """Send the body of `GET /cluster` now and whenever it has changed, every two seconds at most."""
         caller = context(request.scope).caller
         is_operator = caller.has_scope(OPERATOR)
-        included = _select_allowed(request, include)
+        included_parts = _select_allowed(request, include)
         viewer = Viewer(owner=caller.owner, is_operator=is_operator)
 
         async def format_events() -> AsyncGenerator[str, None]:
             prefix, previous_value = _RETRY, None
             async with aclosing(
-                feeds.follow(viewer, included, with_cluster=with_cluster)
+                feeds.follow(viewer, included_parts, with_cluster=with_cluster)
             ) as changes:
                 async for change in changes:
                     if change is None:
@@ -211,7 +211,7 @@ def _select_allowed(request: Request, include: Sequence[Included]) -> list[Inclu
         if caller.has_scope(scope):
             # Checked again while the stream lasts.
             request_context.require(scope)
-    allowed = {
+    is_allowed = {
         Included.BACKENDS: caller.has_scope(TEXT)
         and (caller.has_scope(OPERATOR) or caller.has_scope(ORG_ADMIN)),
         Included.USAGE: caller.has_scope(TEXT),
@@ -219,4 +219,4 @@ def _select_allowed(request: Request, include: Sequence[Included]) -> list[Inclu
         Included.JOBS: caller.has_scope(JOBS_READ),
         Included.ROUTES: caller.has_scope(OPERATOR),
     }
-    return [name for name in Included if name in include and allowed[name]]
+    return [name for name in Included if name in include and is_allowed[name]]

@@ -15,7 +15,7 @@ _CACHE_FOREVER = "public, max-age=31536000, immutable"
 _REVALIDATE = "no-cache"
 
 
-def console_routes(console: ConsoleFiles) -> APIRouter:
+def new_console_routes(console: ConsoleFiles) -> APIRouter:
     """Return the routes of the console's page, its files, and the paths of its views."""
     router = APIRouter(tags=["console"])
 
@@ -30,32 +30,32 @@ def console_routes(console: ConsoleFiles) -> APIRouter:
         """Return a file of the console, or the page if the path is one of its views."""
         file = await console.find(path)
         if file is not None:
-            return _file_response(file, request)
+            return _build_file_response(file, request)
         # An address of a page may contain a dot, too, such as that of a job with a wrong id.
         first_segment, _, remaining_path = path.partition("/")
         if path != "index.html" and (
             "." in first_segment or (first_segment == "assets" and remaining_path)
         ):
-            raise RouteNotFound(f"the console has no file {path}")
-        return await _page_response(console)
+            raise RouteNotFound(f"the console has no file {path}; its page is at {CONSOLE_PATH}")
+        return await _build_page_response(console)
 
     return router
 
 
-async def _page_response(console: ConsoleFiles) -> Response:
+async def _build_page_response(console: ConsoleFiles) -> Response:
     nonce = secrets.token_urlsafe(16)
     page = await console.render_page(nonce)
     if page is None:
-        missing = render_plain_page(
+        missing_page = render_plain_page(
             "The console is not built",
             "This installation has no built files of the console; install a released package.",
         )
-        return HTMLResponse(missing.html, 503, missing.headers)
+        return HTMLResponse(missing_page.html, 503, missing_page.headers)
     headers = {"content-security-policy": build_security_policy(nonce), "cache-control": "no-store"}
     return HTMLResponse(page, headers=headers)
 
 
-def _file_response(file: ConsoleFile, request: Request) -> Response:
+def _build_file_response(file: ConsoleFile, request: Request) -> Response:
     headers = {
         "etag": file.etag,
         "cache-control": _CACHE_FOREVER if file.is_immutable else _REVALIDATE,

@@ -11,7 +11,7 @@ from moyin.comfy_api.protocol.graph_conversion import ConversionRequest, Convert
 from moyin.http.validation import parse_object, validate
 
 
-def graph_routes(converter: GraphConverter) -> APIRouter:
+def new_graph_routes(converter: GraphConverter) -> APIRouter:
     """Return the route that takes graphs in the format that ComfyUI's editor saves."""
     router = APIRouter(tags=["jobs"])
 
@@ -30,7 +30,7 @@ def graph_routes(converter: GraphConverter) -> APIRouter:
         """
         body = validate(ConversionRequest, parse_object(await request.body()))
         caller = context(request.scope).caller
-        converted = await converter.convert(caller, body.graph, body.pool)
-        return Response(converted.model_dump_json(), media_type="application/json")
+        converted_graph = await converter.convert(caller, body.graph, body.pool)
+        return Response(converted_graph.model_dump_json(), media_type="application/json")
 
     return router

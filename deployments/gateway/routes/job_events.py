@@ -46,7 +46,7 @@ _PREVIEW_HEADERS = {
 }
 
 
-def job_event_routes(
+def new_job_event_routes(
     jobs: JobStore, feed: JobFeed, previews: PreviewFeed, signing_key: bytes
 ) -> APIRouter:
     """Return the routes by which clients follow a job."""
@@ -56,7 +56,9 @@ def job_event_routes(
         """Return a job that the caller may read by a key or an event token."""
         reader = context(scope).reader
         if not reader.may_read_job(job_id):
-            raise JobNotFound(f"job {job_id!r} does not exist, or you may not see it")
+            raise JobNotFound(
+                f"job {job_id!r} does not exist, or you may not see it; GET /jobs lists yours"
+            )
         return await jobs.get(reader.owner, job_id)
 
     def open_feed(
@@ -77,7 +79,7 @@ def job_event_routes(
     async def follow(
         request: Request,
         job_id: str,
-        last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+        last_event_header: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
         last_event_id: str | None = None,
         with_previews: _Previews = False,
     ) -> Response:
@@ -90,7 +92,7 @@ def job_event_routes(
         job = await get_readable_job(request.scope, job_id)
         # The header takes precedence, because an EventSource that reconnects repeats the original
         # query.
-        after = last or last_event_id or None
+        after = last_event_header or last_event_id or None
         events = open_feed(job, after, with_previews)
         if await feed.is_complete(job, after):
             # Status 204 tells an EventSource not to reconnect.
@@ -103,7 +105,7 @@ def job_event_routes(
         websocket: WebSocket,
         job_id: str,
         after: str | None = None,
-        last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+        last_event_header: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
         last_event_id: str | None = None,
         with_previews: _Previews = False,
     ) -> None:
@@ -118,9 +120,11 @@ def job_event_routes(
         await websocket.accept()
         try:
             job = await get_readable_job(websocket.scope, job_id)
-            events = open_feed(job, last or last_event_id or after or None, with_previews)
+            events = open_feed(
+                job, last_event_header or last_event_id or after or None, with_previews
+            )
             await run_until_disconnect(
-                _send_all(websocket, events), _wait_for_disconnect(websocket)
+                _send_events(websocket, events), _wait_for_disconnect(websocket)
             )
         except MoyinError as error:
             await websocket.close(4000 + get_http_status(error), error.code)
@@ -147,7 +151,9 @@ def job_event_routes(
         """
         preview = await previews.find_newest(await get_readable_job(request.scope, job_id))
         if preview is None:
-            raise PreviewNotFound(f"job {job_id!r} has no preview now")
+            raise PreviewNotFound(
+                f"job {job_id!r} has no preview now; follow the running job with ?previews=true"
+            )
         media_type, picture = preview
         return Response(picture, media_type=media_type, headers=_PREVIEW_HEADERS)
 
@@ -155,7 +161,7 @@ def job_event_routes(
         "/jobs/{job_id}/token",
         name="token",
         summary="Create a token for pages that follow a job",
-        openapi_extra=describe_body(wire.TokenRequest.model_json_schema(), required=False),
+        openapi_extra=describe_body(wire.TokenRequest.model_json_schema(), is_required=False),
     )
     async def create_token(request: Request, response: Response, job_id: str) -> wire.TokenBody:
         """Return a token with which a page can read the job's events, previews and files.
@@ -164,10 +170,10 @@ def job_event_routes(
         is valid until `expires_at`, but not longer than the key or session that created it.
         """
         caller = context(request.scope).caller
-        options = validate(wire.TokenRequest, parse_object(await request.body() or b"{}"))
+        token_request = validate(wire.TokenRequest, parse_object(await request.body() or b"{}"))
         job = await jobs.get(caller.owner, job_id)
-        expires_at = now() + timedelta(seconds=options.expires_in)
-        token = create_event_token(signing_key, caller, job.id, options.expires_in)
+        expires_at = now() + timedelta(seconds=token_request.expires_in)
+        token = create_event_token(signing_key, caller, job.id, token_request.expires_in)
         response.headers["cache-control"] = "no-store"
         return wire.TokenBody(token=token, expires_at=expires_at.replace(microsecond=0))
 
@@ -175,31 +181,33 @@ def job_event_routes(
 
 
 async def _format_events(
-    feed: AsyncGenerator[list[JobEvent], None], request_id: str
+    event_batches: AsyncGenerator[list[JobEvent], None], request_id: str
 ) -> AsyncGenerator[str, None]:
     # Sent together with the first event, because each chunk costs time in each layer.
     prefix = f"retry: {_RETRY_MS}\n\n"
-    async with aclosing(feed):
+    async with aclosing(event_batches):
         try:
-            async for events in feed:
+            async for events in event_batches:
                 yield prefix + ("".join(map(_format_event, events)) or ": still here\n\n")
                 prefix = ""
         except MoyinError as error:
             body = StreamError(code=error.code, message=error.message, request_id=request_id)
-            yield f"{prefix}event: error\ndata: {_ascii_json(body)}\n\n"
+            yield f"{prefix}event: error\ndata: {_to_ascii_json(body)}\n\n"
 
 
 def _format_event(event: JobEvent) -> str:
-    head = f"id: {event.id}\n" if event.id else ""
-    return f"{head}event: {event.type.value}\ndata: {_ascii_json(event.data)}\n\n"
+    id_line = f"id: {event.id}\n" if event.id else ""
+    return f"{id_line}event: {event.type.value}\ndata: {_to_ascii_json(event.data)}\n\n"
 
 
-async def _send_all(websocket: WebSocket, feed: AsyncGenerator[list[JobEvent], None]) -> None:
-    async with aclosing(feed):
-        async for events in feed:
+async def _send_events(
+    websocket: WebSocket, event_batches: AsyncGenerator[list[JobEvent], None]
+) -> None:
+    async with aclosing(event_batches):
+        async for events in event_batches:
             for event in events:
                 body = {"id": event.id or None, "type": event.type.value, "data": dict(event.data)}
-                await websocket.send_text(_ascii_json(body))
+                await websocket.send_text(_to_ascii_json(body))
     await websocket.close(1000)
 
 
@@ -207,8 +215,8 @@ async def run_until_disconnect(*coroutines: Coroutine[Any, Any, None]) -> None:
     """Run the coroutines of a WebSocket until one returns, fails or detects a disconnect."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
+        done_tasks, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done_tasks:
             task.result()
     except WebSocketDisconnect:
         return
@@ -224,6 +232,6 @@ async def _wait_for_disconnect(websocket: WebSocket) -> None:
         continue
 
 
-def _ascii_json(value: Any) -> str:
+def _to_ascii_json(value: Any) -> str:
     # Many clients also split lines at U+2028, which error messages may contain.
     return to_json(value, ensure_ascii=True).decode()

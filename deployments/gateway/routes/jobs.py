@@ -42,33 +42,33 @@ _BULK_BODY = describe_body({"$ref": "#/components/schemas/BulkRequest"})
 _JOB_BODY = describe_body({"$ref": "#/components/schemas/JobRequest"})
 
 
-def job_routes(
+def new_job_routes(
     service: JobService,
     jobs: JobStore,
     templates: TemplateCatalog,
     signing_key: bytes,
     places: QueuePlaceCache,
 ) -> APIRouter:
-    """Return the routes of jobs; `job_event_routes` has the routes of their events."""
+    """Return the routes of jobs; `new_job_event_routes` has the routes of their events."""
     router = APIRouter(tags=["jobs"])
     history = JobHistory(service, jobs)
 
     async def to_filter(body: JobFilterBody) -> JobFilter:
-        aliases = {} if body.template is None else (await templates.snapshot()).aliases
+        aliases = {} if body.template is None else (await templates.get_snapshot()).aliases
         return body.to_domain(aliases)
 
     @router.post("/jobs", status_code=202, openapi_extra=_JOB_BODY)
     async def submit(
         request: Request,
         response: Response,
-        key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+        idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
         """Accept a job and return its id. The job survives the failure of any service."""
         caller = context(request.scope).caller
-        snapshot = await templates.snapshot()
+        snapshot = await templates.get_snapshot()
         job, is_new = await service.submit_request(
             caller, await request.body(), snapshot.find, now=datetime.now(UTC),
-            idempotency_key=validate_idempotency_key(key),
+            idempotency_key=validate_idempotency_key(idempotency_key),
         )  # fmt: skip
         response.headers["location"] = f"/jobs/{job.id}"
         if not is_new:
@@ -89,9 +89,9 @@ def job_routes(
             limit=query.limit,
             cursor=query.cursor,
         )
-        queue = await view_queue(places, page_jobs)
+        queue_view = await view_queue(places, page_jobs)
         return wire.JobPage(
-            jobs=[render_job(job, queue) for job in page_jobs], next_cursor=next_cursor
+            jobs=[render_job(job, queue_view) for job in page_jobs], next_cursor=next_cursor
         )
 
     @router.post("/jobs/cancel", summary="Cancel jobs by a filter", openapi_extra=_BULK_BODY)
@@ -173,7 +173,7 @@ def job_routes(
     return router
 
 
-def template_routes(templates: TemplateCatalog) -> APIRouter:
+def new_template_routes(templates: TemplateCatalog) -> APIRouter:
     """Return the routes that list and show templates."""
     router = APIRouter(tags=["templates"])
 
@@ -184,12 +184,14 @@ def template_routes(templates: TemplateCatalog) -> APIRouter:
         known_etag: Annotated[str | None, Header(alias="If-None-Match")] = None,
     ) -> Response:
         """List all templates, each with the JSON Schema of its inputs."""
-        snapshot = await templates.snapshot()
+        snapshot = await templates.get_snapshot()
         digests = "".join(template.digest for template in snapshot.templates)
         body = template_wire.TemplateList(
             templates=[to_response_body(t) for t in snapshot.templates]
         )
-        return _cacheable_response(body, hashlib.sha256(digests.encode()).hexdigest(), known_etag)
+        return _build_cacheable_response(
+            body, hashlib.sha256(digests.encode()).hexdigest(), known_etag
+        )
 
     @router.get(
         "/templates/{name}",
@@ -202,7 +204,7 @@ def template_routes(templates: TemplateCatalog) -> APIRouter:
     ) -> Response:
         """Return a template by its name or an alias."""
         template = await templates.get(name)
-        return _cacheable_response(to_response_body(template), template.digest, known_etag)
+        return _build_cacheable_response(to_response_body(template), template.digest, known_etag)
 
     return router
 
@@ -220,10 +222,10 @@ def validate_idempotency_key(header: str | None) -> str | None:
     return header
 
 
-def _cacheable_response(body: BaseModel, digest: str, known_etag: str | None) -> Response:
+def _build_cacheable_response(body: BaseModel, digest: str, known_etag: str | None) -> Response:
     """Return the body, or status 304 if the client's ``If-None-Match`` names the digest."""
-    tag = f'"{digest[:32]}"'
-    headers = {"etag": tag, "cache-control": "private, no-cache"}
-    if known_etag is not None and (tag in known_etag or known_etag.strip() == "*"):
+    etag = f'"{digest[:32]}"'
+    headers = {"etag": etag, "cache-control": "private, no-cache"}
+    if known_etag is not None and (etag in known_etag or known_etag.strip() == "*"):
         return Response(status_code=304, headers=headers)
     return Response(body.model_dump_json(), media_type="application/json", headers=headers)

@@ -97,7 +97,7 @@ class BackendsBody(_Body):
     backends: list[BackendBody]
 
 
-def new_backend_routes(text_router: Router, recent: RecentCalls) -> APIRouter:
+def new_backend_routes(text_router: Router, recent_calls: RecentCalls) -> APIRouter:
     """Return the route that shows the state of the back ends."""
     router = APIRouter(tags=["models"])
 
@@ -113,20 +113,22 @@ def new_backend_routes(text_router: Router, recent: RecentCalls) -> APIRouter:
         is_operator = caller.has_scope(OPERATOR)
         if not is_operator and not caller.has_scope(ORG_ADMIN):
             raise InsufficientScope(
-                f"the caller lacks the required scope {OPERATOR} or {ORG_ADMIN}",
+                f"the caller lacks the required scope {OPERATOR} or {ORG_ADMIN}: use a key that has one",
                 details={"scope": OPERATOR},
             )
-        return describe_backends(text_router.fleet, recent, None if is_operator else caller.owner)
+        return describe_backends(
+            text_router.fleet, recent_calls, None if is_operator else caller.owner
+        )
 
     return router
 
 
-def describe_backends(fleet: Fleet, recent: RecentCalls, tenant: str | None) -> BackendsBody:
+def describe_backends(fleet: Fleet, recent_calls: RecentCalls, tenant: str | None) -> BackendsBody:
     """Return the back ends that a tenant's administrators see, or all if ``tenant`` is None."""
-    calls = recent.summarize() if tenant is None else None
+    summaries = recent_calls.summarize() if tenant is None else None
     return BackendsBody(
         backends=[
-            _describe_backend(fleet, name, members, calls)
+            _describe_backend(fleet, name, members, summaries)
             for name, members in _group_deployments(fleet, tenant).items()
         ]
     )
@@ -134,17 +136,17 @@ def describe_backends(fleet: Fleet, recent: RecentCalls, tenant: str | None) -> 
 
 def _group_deployments(fleet: Fleet, owner: str | None) -> Mapping[str, list[ModelDeployment]]:
     """Return the deployments that ``owner`` may use, by back end; None means all deployments."""
-    allowed = None
+    allowed_ids = None
     if owner is not None:
         names = fleet.list_names(owner)
-        allowed = {
+        allowed_ids = {
             id(deployment)
             for name in names
             for deployment in fleet.find_allowed_deployments(name, owner)
         }
     groups: dict[str, list[ModelDeployment]] = {}
     for deployment in fleet.catalog.deployments:
-        if allowed is None or id(deployment) in allowed:
+        if allowed_ids is None or id(deployment) in allowed_ids:
             groups.setdefault(deployment.backend, []).append(deployment)
     return groups
 
@@ -153,15 +155,15 @@ def _describe_backend(
     fleet: Fleet,
     name: str,
     deployments: list[ModelDeployment],
-    calls: Mapping[str, CallSummary] | None,
+    summaries: Mapping[str, CallSummary] | None,
 ) -> BackendBody:
     runtime = fleet.runtimes.get(name)
-    is_operator = calls is not None
-    load = recent = None
-    if calls is not None:
-        recent = _describe_calls(calls.get(name, CallSummary()))
+    is_operator = summaries is not None
+    load_body = recent_body = None
+    if summaries is not None:
+        recent_body = _describe_calls(summaries.get(name, CallSummary()))
         if runtime is not None:
-            load = LoadBody(
+            load_body = LoadBody(
                 in_flight=runtime.slots.taken,
                 waiting=runtime.slots.waiting,
                 limit=runtime.slots.limit,
@@ -174,11 +176,11 @@ def _describe_backend(
         breaker=None if runtime is None else runtime.breaker.state,
         retry_after_seconds=0.0 if runtime is None else round(runtime.breaker.retry_after, 1),
         models=[
-            _describe_model(fleet, runtime, deployment, prices=is_operator)
+            _describe_model(fleet, runtime, deployment, with_prices=is_operator)
             for deployment in deployments
         ],
-        load=load,
-        recent=recent,
+        load=load_body,
+        recent=recent_body,
     )
 
 
@@ -191,7 +193,7 @@ def _describe_status(
 
 
 def _describe_model(
-    fleet: Fleet, runtime: BackendRuntime | None, deployment: ModelDeployment, *, prices: bool
+    fleet: Fleet, runtime: BackendRuntime | None, deployment: ModelDeployment, *, with_prices: bool
 ) -> BackendModelBody:
     model, ability = deployment.model, deployment.ability
     latency = None if runtime is None else runtime.get_latency_estimator(model.name)
@@ -199,7 +201,7 @@ def _describe_model(
     if runtime is not None and runtime.loaded is not None:
         state = runtime.loaded.get_state(model.upstream)
     price = None
-    if prices:
+    if with_prices:
         rates = fleet.get_price(deployment).select_rates(0)
         price = PriceBody(input=str(rates.input), output=str(rates.output))
     return BackendModelBody(
@@ -220,11 +222,11 @@ def _describe_model(
     )
 
 
-def _describe_calls(calls: CallSummary) -> RecentBody:
+def _describe_calls(summary: CallSummary) -> RecentBody:
     return RecentBody(
-        calls=calls.calls,
-        errors=calls.errors,
-        p50_seconds=calls.p50_seconds,
-        p90_seconds=calls.p90_seconds,
-        output_tokens_per_second=calls.output_tokens_per_second,
+        calls=summary.calls,
+        errors=summary.errors,
+        p50_seconds=summary.p50_seconds,
+        p90_seconds=summary.p90_seconds,
+        output_tokens_per_second=summary.output_tokens_per_second,
     )

@@ -49,9 +49,9 @@ class BackgroundResponses:
     """
 
     def __init__(
-        self, stored: StoredResponses, submitter: JobSubmitter, gateway: GatewayClient
+        self, stored_responses: StoredResponses, submitter: JobSubmitter, gateway: GatewayClient
     ) -> None:
-        self._stored = stored
+        self._stored = stored_responses
         self._submitter = submitter
         self._gateway = gateway
         self._codec = ResponsesCodec()
@@ -69,7 +69,7 @@ class BackgroundResponses:
         )
         response_id = _ID_PREFIX + from_json(body)["id"]
         owner = context(scope).owner
-        stored = StoredResponse(
+        queued_response = StoredResponse(
             id=response_id,
             owner=owner,
             previous=call.body.previous_response_id,
@@ -79,7 +79,7 @@ class BackgroundResponses:
         )
         # A repetition with the same Idempotency-Key finds the stored row, unless the first request
         # ended after the job was created and before the row was stored.
-        await self._stored.add(stored)
+        await self._stored.add(queued_response)
         return await self._stored.get(owner, response_id)
 
     async def get(self, scope: Scope, response_id: str) -> StoredResponse:
@@ -99,73 +99,75 @@ class BackgroundResponses:
         Raises:
             InvalidRequest: the response was not requested with ``background: true``.
         """
-        stored = await self.get(scope, response_id)
-        if not stored.response["background"]:
+        stored_response = await self.get(scope, response_id)
+        if not stored_response.response["background"]:
             raise InvalidRequest(
                 "only responses with background: true can be cancelled", field="response_id"
             )
-        if await self._cancel_job(stored, context(scope).identity):
+        if await self._cancel_job(stored_response, context(scope).identity):
             identity = context(scope).identity
             with suppress(TimeoutError):
                 async with asyncio.timeout(_CANCEL_SECONDS):
-                    await self._gateway.wait_for_job(_job_id(stored), identity=identity)
+                    await self._gateway.wait_for_job(
+                        _get_job_id(stored_response), identity=identity
+                    )
         return await self.get(scope, response_id)
 
     async def delete(self, scope: Scope, response_id: str) -> None:
         """Delete a response, and cancel its job if the job has not ended."""
         owner = context(scope).owner
-        stored = await self._stored.get(owner, response_id)
-        await self._cancel_job(stored, context(scope).identity)
+        stored_response = await self._stored.get(owner, response_id)
+        await self._cancel_job(stored_response, context(scope).identity)
         await self._stored.delete(owner, response_id)
 
     async def follow(
-        self, scope: Scope, stored: StoredResponse, after: int = -1
+        self, scope: Scope, stored_response: StoredResponse, after: int = -1
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events of a response up to its end, omitting those numbered up to ``after``.
 
         Each event has the same number for all readers. If following the job fails, an error event
         ends the stream, and the reader can resume.
         """
-        number = 0
+        sequence_number = 0
 
         def encode(event: tuple[str, dict[str, Any]]) -> bytes:
-            nonlocal number
+            nonlocal sequence_number
             name, members = event
-            numbered_event = {"type": name, "sequence_number": number, **members}
-            number += 1
-            return encode_event(numbered_event, name=name) if number - 1 > after else b""
+            numbered_event = {"type": name, "sequence_number": sequence_number, **members}
+            sequence_number += 1
+            return encode_event(numbered_event, name=name) if sequence_number - 1 > after else b""
 
         try:
-            yield b"".join(map(encode, build_first_events(stored.response)))
-            response = (await self.get(scope, stored.id)).response
+            yield b"".join(map(encode, build_first_events(stored_response.response)))
+            response = (await self.get(scope, stored_response.id)).response
             while not has_ended(response):
-                job_events = self._follow_job(stored, context(scope).identity)
+                job_events = self._follow_job(stored_response, context(scope).identity)
                 async with aclosing(job_events):
                     async for event in job_events:
                         if event is None:
                             yield _KEEP_ALIVE
-                        elif number == 2 and event.type in _STARTED:
-                            yield encode(build_start_event(stored.response))
-                response = (await self.get(scope, stored.id)).response
-            if number == 2:
-                yield encode(build_start_event(stored.response))
+                        elif sequence_number == 2 and event.type in _STARTED:
+                            yield encode(build_start_event(stored_response.response))
+                response = (await self.get(scope, stored_response.id)).response
+            if sequence_number == 2:
+                yield encode(build_start_event(stored_response.response))
             yield b"".join(map(encode, build_last_events(response)))
         except MoyinError as error:
             # The error event gets the number of the last event, so that a reader that resumes after
             # it misses nothing.
-            yield encode_error_event(error, context(scope).request_id, max(number - 1, 0))
+            yield encode_error_event(error, context(scope).request_id, max(sequence_number - 1, 0))
 
     async def _follow_job(
-        self, stored: StoredResponse, identity: Identity | None
+        self, stored_response: StoredResponse, identity: Identity | None
     ) -> AsyncGenerator[ServerSentEvent | None, None]:
         """Yield the events of a job, and None whenever no event came for some seconds."""
-        events = self._gateway.follow_job(_job_id(stored), identity=identity)
+        events = self._gateway.follow_job(_get_job_id(stored_response), identity=identity)
         async with aclosing(events):
             next_event = asyncio.ensure_future(anext(events))
             try:
                 while True:
-                    done, _ = await asyncio.wait({next_event}, timeout=_SILENCE_SECONDS)
-                    if not done:
+                    done_tasks, _ = await asyncio.wait({next_event}, timeout=_SILENCE_SECONDS)
+                    if not done_tasks:
                         yield None
                         continue
                     try:
@@ -179,31 +181,38 @@ class BackgroundResponses:
                 await asyncio.gather(next_event, return_exceptions=True)
 
     async def _update_from_job(
-        self, stored: StoredResponse, identity: Identity | None
+        self, stored_response: StoredResponse, identity: Identity | None
     ) -> StoredResponse:
         """Return a stored response with its job's state; store the answer of a successful job."""
-        if not is_pending(stored.response):
-            return stored
+        if not is_pending(stored_response.response):
+            return stored_response
         if identity is None:
-            raise MissingKey("background: true requires an API key")
+            raise MissingKey("background: true requires an API key: send one as a Bearer token")
         try:
-            path = f"/jobs/{_job_id(stored)}"
+            path = f"/jobs/{_get_job_id(stored_response)}"
             job = await self._gateway.read_json(path, identity=identity)
         except JobNotFound:
             message = "its job was deleted before the response was read"
-            return replace(stored, response=render_failure(stored.response, "job_gone", message))
-        updated_response = replace(stored, response=add_job_status(stored.response, job))
+            return replace(
+                stored_response,
+                response=render_failure(stored_response.response, "job_gone", message),
+            )
+        updated_response = replace(
+            stored_response, response=add_job_status(stored_response.response, job)
+        )
         # A failed or cancelled job can be retried, so only an answer is final.
         if updated_response.response["status"] in ("completed", "incomplete"):
             await self._stored.update(updated_response)
         return updated_response
 
-    async def _cancel_job(self, stored: StoredResponse, identity: Identity | None) -> bool:
+    async def _cancel_job(self, stored_response: StoredResponse, identity: Identity | None) -> bool:
         """Cancel the job of a response; return False if the job does not run."""
-        if has_ended(stored.response):
+        if has_ended(stored_response.response):
             return False
         try:
-            await self._gateway.cancel_job(f"/jobs/{_job_id(stored)}", identity=identity)
+            await self._gateway.cancel_job(
+                f"/jobs/{_get_job_id(stored_response)}", identity=identity
+            )
         except (JobFinished, JobNotFound):
             return False
         return True
@@ -220,5 +229,5 @@ def require_ended(response: Mapping[str, Any]) -> None:
         )
 
 
-def _job_id(stored: StoredResponse) -> str:
-    return stored.id.removeprefix(_ID_PREFIX)
+def _get_job_id(stored_response: StoredResponse) -> str:
+    return stored_response.id.removeprefix(_ID_PREFIX)

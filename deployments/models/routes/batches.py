@@ -79,7 +79,7 @@ def new_batch_routes(batches: TextBatchStore, files: FileStore, runner: BatchRun
         return render_batch(await batches.cancel(owner, batch_id))
 
     @router.post("/{batch_id}/work", include_in_schema=False)
-    async def work(batch_id: str, request: Request) -> dict[str, str]:
+    async def run_lines(batch_id: str, request: Request) -> dict[str, str]:
         caller = context(request.scope).caller
         if caller.service != _WORKER_SERVICE:
             raise RouteNotFound(f"there is no route {request.url.path}")

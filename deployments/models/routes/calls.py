@@ -60,21 +60,21 @@ class CallRoute:
         if body is None:
             return
         call = await self.parse(body, scope)
-        completed = await self.embed_files(call, scope)
+        call_with_files = await self.embed_files(call, scope)
         if prefers_async_response(scope["headers"]):
-            headers, job = await self._job_submitter.submit(
-                self.codec, call, scope, completed=completed
+            headers, job_body = await self._job_submitter.submit(
+                self.codec, call, scope, call_with_files=call_with_files
             )
-            await _send_body(send, 202, [_JSON, *headers], job)
+            await _send_body(send, 202, [_JSON, *headers], job_body)
         else:
-            await self.answer_call(completed, scope, receive, send)
+            await self.answer_call(call_with_files, scope, receive, send)
 
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
         """Parse and validate the client's request."""
         return self.codec.parse(body)
 
     async def embed_files(self, call: ParsedRequest, scope: Scope) -> ParsedRequest:
-        """Return the request with its stored files; requests that become jobs skip this step."""
+        """Return the request with the stored files that it references; a job reads them later."""
         return call
 
     async def answer_call(
@@ -138,38 +138,40 @@ class OllamaRoute(CallRoute):
         """Load or unload the named model; return False if the call must still go to a back end."""
         fleet = self._text_router.fleet
         deployments = fleet.find_allowed_deployments(call.model, caller.owner)
-        hosts = [
+        host_deployments = [
             deployment for deployment in deployments if deployment.api_format is ApiFormat.OLLAMA
         ]
         body = cast(ParsedChatRequest | ParsedGenerateRequest, call).body
         if not body.unloads_model:
             # The router raises the error for a model that the tenant may not use. Some of several
             # servers need no loading.
-            return len(hosts) < len(deployments)
+            return len(host_deployments) < len(deployments)
         if fleet.catalog.is_group_name(call.model) and not caller.has_scope(OPERATOR):
             # Other tenants use the models behind the name, too.
             return bool(deployments)
-        pairs = [(fleet.runtimes[host.backend], host.model.upstream) for host in hosts]
-        loaded_pairs = [pair for pair in pairs if pair[0].has_loaded(pair[1])]
+        runtime_pairs = [
+            (fleet.runtimes[host.backend], host.model.upstream) for host in host_deployments
+        ]
+        loaded_pairs = [pair for pair in runtime_pairs if pair[0].has_loaded(pair[1])]
         deadline = asyncio.get_running_loop().time() + _UNLOAD_SECONDS
         errors = await asyncio.gather(
             *(
-                self._unload(call, runtime, upstream, deadline)
-                for runtime, upstream in loaded_pairs
+                self._unload_model(call, runtime, upstream_model, deadline)
+                for runtime, upstream_model in loaded_pairs
             ),
             return_exceptions=True,
         )
         for error in errors:
             if error is not None:
                 raise error
-        return bool(loaded_pairs) or len(hosts) < len(deployments)
+        return bool(loaded_pairs) or len(host_deployments) < len(deployments)
 
-    async def _unload(
-        self, call: ParsedRequest, runtime: BackendRuntime, upstream: str, deadline: float
+    async def _unload_model(
+        self, call: ParsedRequest, runtime: BackendRuntime, upstream_model: str, deadline: float
     ) -> None:
         request = RawRequest(
             path=self.codec.path,
-            body=call.to_upstream(upstream, {}, {"stream": False}),
+            body=call.to_upstream(upstream_model, {}, {"stream": False}),
             headers={},
             deadline=deadline,
         )
@@ -201,8 +203,10 @@ async def send_answer(answer: Answer, send: Send) -> None:
 async def _send_body(
     send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
 ) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    length_header = (b"content-length", str(len(body)).encode())
+    await send(
+        {"type": "http.response.start", "status": status, "headers": [*headers, length_header]}
+    )
     await send({"type": "http.response.body", "body": body})
 
 

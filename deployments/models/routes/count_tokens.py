@@ -39,31 +39,32 @@ def new_count_tokens_routes(text_router: Router) -> APIRouter:
             owner=request_context.owner,
             headers=request.scope["headers"],
         )
-        allowed = text_router.list_allowed_targets(
+        allowed_targets = text_router.list_allowed_targets(
             call.body.model, ApiFormat.ANTHROPIC, routing_context
         )
-        count = await _count_by_back_end(allowed, call, headers)
-        if count is not None:
-            return Response(count, media_type="application/json")
-        estimate = to_json({"input_tokens": call.derive_needs().prompt_tokens})
+        count_body = await _count_by_back_end(allowed_targets, call, headers)
+        if count_body is not None:
+            return Response(count_body, media_type="application/json")
+        estimate_body = to_json({"input_tokens": call.derive_needs().prompt_tokens})
         estimate_headers = {"x-moyin-estimated": "true"}
-        return Response(estimate, media_type="application/json", headers=estimate_headers)
+        return Response(estimate_body, media_type="application/json", headers=estimate_headers)
 
     return router
 
 
 async def _count_by_back_end(
-    allowed: Iterable[RouteTarget], call: ParsedCountTokensRequest, headers: dict[str, str]
+    allowed_targets: Iterable[RouteTarget], call: ParsedCountTokensRequest, headers: dict[str, str]
 ) -> bytes | None:
     """Return the response body of the first back end that can count tokens; None if none can.
 
-    ``headers`` are sent to the back end with the prompt.
-
     Servers inside our network do not get prompts with picture URLs, because they would fetch these
     URLs, which can be internal addresses.
+
+    Args:
+        headers: the request headers that are sent to the back end with the prompt.
     """
     has_urls = call.has_urls
-    for target in allowed:
+    for target in allowed_targets:
         runtime = target.runtime
         if runtime.pass_through is None or not runtime.pass_through.can_count_tokens:
             continue
@@ -71,14 +72,14 @@ async def _count_by_back_end(
             continue
         if runtime.checks_schemas and not _has_small_schemas(call):
             continue
-        raw = RawRequest(
+        raw_request = RawRequest(
             path=_PATH,
             body=call.to_upstream(target.model.upstream),
             headers=headers,
             deadline=asyncio.get_running_loop().time() + _TIMEOUT_SECONDS,
         )
         try:
-            return await runtime.pass_through.forward(raw)
+            return await runtime.pass_through.forward(raw_request)
         except BackendRejected:
             raise
         except MoyinError:

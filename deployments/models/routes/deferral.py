@@ -43,14 +43,14 @@ class JobSubmitter:
         call: ParsedRequest,
         scope: Scope,
         *,
-        completed: ParsedRequest | None = None,
+        call_with_files: ParsedRequest | None = None,
         requested_by: str = "`Prefer: respond-async`",
     ) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Submit the call as a job.
 
         Args:
-            completed: the call with its stored files, for validation only, because the job reads
-                the files again; None if the call references no files.
+            call_with_files: the call with its stored files, for validation only, because the job
+                reads the files again; None if the call references no files.
             requested_by: the part of the request that requests a job, named in error messages.
 
         Returns:
@@ -63,22 +63,22 @@ class JobSubmitter:
         request_context = context(scope)
         identity = request_context.identity
         if identity is None:
-            raise MissingKey(f"{requested_by} requires an API key")
+            raise MissingKey(f"{requested_by} requires an API key: send one as a Bearer token")
         for name in _UNSUPPORTED_HEADERS:
             if get_header(scope, name) is not None:
                 field = name.decode()
                 raise UnsupportedFeature(
-                    f"the header {field} cannot be combined with {requested_by}",
+                    f"the header {field} cannot be combined with {requested_by}: send only one of them",
                     field=field,
                 )
         routing_context = RoutingContext(
             request_id=request_context.request_id, owner=request_context.owner, headers=()
         )
-        error = self._text_router.explain(codec, completed or call, routing_context).error
+        error = self._text_router.explain(codec, call_with_files or call, routing_context).error
         if isinstance(error, RequestError):
             raise error
         try:
-            accepted = await self._gateway.submit_job(
+            accepted_job = await self._gateway.submit_job(
                 _to_job_spec(codec, call, scope["path"]),
                 identity=identity,
                 idempotency_key=get_header(scope, b"idempotency-key"),
@@ -89,22 +89,24 @@ class JobSubmitter:
             error.field = error.field and error.field.removeprefix("request.")
             raise
         headers = [
-            (b"location", accepted.location.encode()),
+            (b"location", accepted_job.location.encode()),
             (b"preference-applied", b"respond-async"),
         ]
-        if accepted.replayed:
+        if accepted_job.replayed:
             headers.append((b"idempotent-replayed", b"true"))
-        return headers, accepted.body
+        return headers, accepted_job.body
 
 
 def _to_job_spec(codec: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
-    request = {name: value for name, value in call.data.items() if name not in _REMOVED_MEMBERS}
+    request_members = {
+        name: value for name, value in call.data.items() if name not in _REMOVED_MEMBERS
+    }
     # A chat job must have messages.
     if call.derive_needs().embeddings or codec.path == "/completions":
-        http_request = {"method": "POST", "path": path, "body": escape_references(request)}
+        http_request = {"method": "POST", "path": path, "body": escape_references(request_members)}
         return {"kind": "http", "request": http_request}
     return {
         "kind": "chat",
         "protocol": codec.api_format.value,
-        "request": escape_references(request),
+        "request": escape_references(request_members),
     }

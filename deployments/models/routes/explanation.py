@@ -58,11 +58,12 @@ def new_explanation_routes(text_router: Router, calls: Mapping[str, CallRoute]) 
         },
     )
     async def explain_choice(request: Request, protocol: str | None = None) -> dict[str, Any]:
-        name = protocol or request.headers.get(_PROTOCOL_HEADER) or next(iter(calls))
-        route = calls.get(name)
+        protocol_name = protocol or request.headers.get(_PROTOCOL_HEADER) or next(iter(calls))
+        route = calls.get(protocol_name)
         if route is None:
             raise InvalidRequest(
-                f"protocol: must be one of {', '.join(calls)}, not {name[:64]!r}", field="protocol"
+                f"protocol: must be one of {', '.join(calls)}, not {protocol_name[:64]!r}",
+                field="protocol",
             )
         call = await route.parse(await request.body(), request.scope)
         call = await route.embed_files(call, request.scope)
@@ -80,7 +81,7 @@ def new_explanation_routes(text_router: Router, calls: Mapping[str, CallRoute]) 
 
 def _describe_explanation(explanation: Explanation) -> dict[str, Any]:
     needs, error = explanation.needs, explanation.error
-    best = explanation.candidates[0] if explanation.candidates else None
+    best_candidate = explanation.candidates[0] if explanation.candidates else None
     return {
         "model": explanation.requested_model,
         "needs": {
@@ -97,7 +98,7 @@ def _describe_explanation(explanation: Explanation) -> dict[str, Any]:
         )
         if explanation.candidates
         else None,
-        "chosen": _name_candidate(best),
+        "chosen": _name_candidate(best_candidate),
         "candidates": [
             _describe_candidate(candidate, explanation) for candidate in explanation.candidates
         ],
@@ -113,13 +114,15 @@ def _name_candidate(candidate: Candidate | None) -> dict[str, str] | None:
 
 
 def _describe_candidate(candidate: Candidate, explanation: Explanation) -> dict[str, Any]:
-    best, forecast = explanation.candidates[0], candidate.forecast
+    best_candidate, forecast = explanation.candidates[0], candidate.forecast
     assert forecast is not None, "Router.explain makes a forecast for every candidate"
-    assert best.forecast is not None, "Router.explain makes a forecast for every candidate"
+    assert best_candidate.forecast is not None, (
+        "Router.explain makes a forecast for every candidate"
+    )
     reasons = (
         [Reason(text=candidate.reason, code=candidate.reason)]
-        if candidate is best
-        else list_losses(candidate, best, explanation.usd_per_second)
+        if candidate is best_candidate
+        else list_losses(candidate, best_candidate, explanation.usd_per_second)
     )
     return {
         "backend": candidate.deployment.backend,
@@ -128,7 +131,7 @@ def _describe_candidate(candidate: Candidate, explanation: Explanation) -> dict[
         "reasons": [{"code": reason.code, **reason.parameters} for reason in reasons],
         "score_usd": forecast.score,
         "quality": _describe_estimate(forecast),
-        "loses_by_usd": forecast.score - best.forecast.score,
+        "loses_by_usd": forecast.score - best_candidate.forecast.score,
         "state": describe_model_state(candidate),
         "expected": {
             "cost_usd": format_usd(forecast.cost_pico),

@@ -30,7 +30,7 @@ def new_feedback_routes(
     text_router: Router,
     feedback: FeedbackService,
     learning: QualityLearner,
-    store: QualityStore,
+    quality_store: QualityStore,
     judge: JudgeStatus | None = None,
 ) -> APIRouter:
     """Return the routes that rate answers and that show, export or reset the learned quality."""
@@ -66,7 +66,7 @@ def new_feedback_routes(
         caller = context(request.scope).caller
         owner = caller.owner
         state = await learning.get_tenant_state(owner)
-        signals = await store.list_latest_signals(owner, _MAX_SIGNALS)
+        signals = await quality_store.list_latest_signals(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "frozen": state.frozen,
@@ -87,8 +87,8 @@ def new_feedback_routes(
                 }
                 for name in sorted(_list_chat_models(text_router) | state.models.keys())
             ],
-            "calibration": _calibrate(signals),
-            "judge": await summarize_verdicts(store, judge, caller),
+            "calibration": _group_by_expected_quality(signals),
+            "judge": await summarize_verdicts(quality_store, judge, caller),
             "prices": [
                 {
                     "usd_per_bad_answer": outcome.usd_per_bad_answer,
@@ -96,7 +96,9 @@ def new_feedback_routes(
                     "bad_answers": outcome.bad_answers,
                     "models": dict(outcome.models),
                 }
-                for outcome in simulate_prices(await store.list_options(owner, _MAX_DECISIONS))
+                for outcome in simulate_prices(
+                    await quality_store.list_options(owner, _MAX_DECISIONS)
+                )
             ],
         }
 
@@ -104,7 +106,7 @@ def new_feedback_routes(
     async def export_quality(request: Request) -> dict[str, Any]:
         owner = context(request.scope).owner
         state = await learning.get_tenant_state(owner)
-        signals = await store.list_latest_signals(owner, _MAX_SIGNALS)
+        signals = await quality_store.list_latest_signals(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "state": state.to_json(),
@@ -141,18 +143,18 @@ def _list_chat_models(text_router: Router) -> set[str]:
 
 
 def _describe_ability(text_router: Router, name: str) -> dict[str, Any]:
-    estimate = text_router.fleet.catalog.abilities.get(name) or look_up_ability(name)
-    if estimate is None:
+    known_ability = text_router.fleet.catalog.abilities.get(name) or look_up_ability(name)
+    if known_ability is None:
         unknown_members: dict[str, Any] = {"ability": None, "spread": None, "kinds": {}}
         return {"model": name, "source": "nothing is known", **unknown_members}
     return {
         "model": name,
-        "ability": estimate.mean,
-        "spread": estimate.spread,
-        "source": estimate.source,
+        "ability": known_ability.mean,
+        "spread": known_ability.spread,
+        "source": known_ability.source,
         "kinds": {
             kind: {"ability": ability.mean, "spread": ability.spread, "source": ability.source}
-            for kind, ability in estimate.kinds.items()
+            for kind, ability in known_ability.kinds.items()
         },
     }
 
@@ -167,12 +169,12 @@ def _describe_signal(row: SignalRow) -> Mapping[str, Any]:
     }
 
 
-def _calibrate(signals: list[SignalRow]) -> list[dict[str, Any]]:
+def _group_by_expected_quality(signals: list[SignalRow]) -> list[dict[str, Any]]:
     """Return expected and rated quality of answers, grouped by tenths of the expected quality."""
-    tenths: dict[int, list[SignalRow]] = {}
+    rows_by_tenth: dict[int, list[SignalRow]] = {}
     for row in signals:
         if row.p_good is not None:
-            tenths.setdefault(min(int(row.p_good * 10), 9), []).append(row)
+            rows_by_tenth.setdefault(min(int(row.p_good * 10), 9), []).append(row)
     return [
         {
             "from": tenth / 10,
@@ -181,5 +183,5 @@ def _calibrate(signals: list[SignalRow]) -> list[dict[str, Any]]:
             "expected": sum(row.p_good or 0.0 for row in rows) / len(rows),
             "good": sum(row.score for row in rows) / len(rows),
         }
-        for tenth, rows in sorted(tenths.items())
+        for tenth, rows in sorted(rows_by_tenth.items())
     ]

@@ -63,8 +63,8 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
         purpose `user_data`, `vision` or `assistants`. A batch file expires after 30 days, or after
         `expires_after`.
         """
-        kind = request.headers.get("content-type", "")
-        if not kind.lower().startswith("multipart/form-data"):
+        content_type = request.headers.get("content-type", "")
+        if not content_type.lower().startswith("multipart/form-data"):
             raise InvalidRequest(
                 "Content-Type must be multipart/form-data, with the parts file and purpose",
                 field="Content-Type",
@@ -112,7 +112,7 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
     @router.get("/{file_id}", summary="Show a file")
     async def get_file(file_id: str, request: Request) -> dict[str, Any]:
         """Return one of your files; 404 `stored_file_not_found` if there is none with this id."""
-        return render_file(await _get_visible(files, request, file_id))
+        return render_file(await _get_visible_file(files, request, file_id))
 
     @router.get(
         "/{file_id}/content",
@@ -124,26 +124,30 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
     )
     async def get_content(file_id: str, request: Request) -> StreamingResponse:
         """Return the content of a file, piece by piece."""
-        file = await _get_visible(files, request, file_id)
+        file = await _get_visible_file(files, request, file_id)
         if not await blobs.exists(file.sha256):
-            raise StoredFileNotFound(f"the content of the file {file_id!r} has been deleted")
+            raise StoredFileNotFound(
+                f"the content of the file {file_id!r} has been deleted: upload it again"
+            )
         chunks = blobs.read_chunks(file.sha256, end=file.size)
         return StreamingResponse(chunks, headers=_build_headers(file))
 
     @router.delete("/{file_id}", summary="Delete a file")
     async def delete_file(file_id: str, request: Request) -> dict[str, Any]:
         """Delete a file. A running batch that reads the file continues."""
-        file = await _get_visible(files, request, file_id)
+        file = await _get_visible_file(files, request, file_id)
         await files.delete(file.owner, file.id)
         return {"id": file.id, "object": "file", "deleted": True}
 
     return router
 
 
-async def _get_visible(files: FileStore, request: Request, file_id: str) -> StoredFile:
+async def _get_visible_file(files: FileStore, request: Request, file_id: str) -> StoredFile:
     file = await files.get(context(request.scope).owner, file_id)
     if file.purpose == INTERNAL:
-        raise StoredFileNotFound(f"there is no file {file_id[:80]!r}: it may have been deleted")
+        raise StoredFileNotFound(
+            f"there is no file {file_id[:80]!r}: it may have been deleted; GET /v1/files lists yours"
+        )
     return file
 
 

@@ -48,7 +48,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class SubmitPictures(Protocol):
+class PictureSubmitter(Protocol):
     """Function that submits the render job of an image request and returns the job."""
 
     def __call__(
@@ -103,7 +103,7 @@ class PictureRenderer:
         self._public_url = public_url
 
     async def respond(
-        self, request: Request, body: protocol.ImagesBody, submit: SubmitPictures
+        self, request: Request, body: protocol.ImagesBody, submit: PictureSubmitter
     ) -> Response:
         """Submit a job, wait for its pictures, and return a response with the pictures."""
         images, caller = self._images, context(request.scope).caller
@@ -111,21 +111,23 @@ class PictureRenderer:
         preferences = parse_preferences(
             [h for h in headers if h[0] != _RESIDENCY_HEADER], frozenset()
         )
-        key = request.headers.get("idempotency-key")
-        submission = asyncio.create_task(
-            submit(caller, cache=not preferences.bypass_cache, idempotency_key=key)
+        idempotency_key = request.headers.get("idempotency-key")
+        submit_task = asyncio.create_task(
+            submit(caller, cache=not preferences.bypass_cache, idempotency_key=idempotency_key)
         )
-        waits, settings = not prefers_async_response(headers), self._get_settings()
+        waits_for_pictures, settings = not prefers_async_response(headers), self._get_settings()
         try:
-            accepted = await asyncio.shield(submission)
-            if not waits:
-                return _new_accepted_response(accepted)
-            seconds = min(settings.timeout_s, preferences.timeout or settings.timeout_s)
-            job = await images.wait_for_job(caller, _parse_job_id(accepted), seconds)
+            accepted_job = await asyncio.shield(submit_task)
+            if not waits_for_pictures:
+                return _new_accepted_response(accepted_job)
+            wait_seconds = min(settings.timeout_s, preferences.timeout or settings.timeout_s)
+            job = await images.wait_for_job(caller, _parse_job_id(accepted_job), wait_seconds)
         except asyncio.CancelledError:
             # The client disconnected. If it sent an Idempotency-Key, it may request the same job
             # again.
-            await images.abandon(caller, submission, cancel=waits and key is None)
+            await images.abandon(
+                caller, submit_task, cancel=waits_for_pictures and idempotency_key is None
+            )
             raise
         except JobStillRunning as error:
             return _new_error_response(request, error, error.job)
@@ -137,15 +139,15 @@ class PictureRenderer:
         return _new_pictures_response(job, data)
 
 
-def _parse_job_id(accepted: AcceptedJob) -> str:
-    return accepted.location.rpartition("/")[2]
+def _parse_job_id(accepted_job: AcceptedJob) -> str:
+    return accepted_job.location.rpartition("/")[2]
 
 
-def _new_accepted_response(accepted: AcceptedJob) -> Response:
-    headers = {"location": accepted.location, "preference-applied": "respond-async"}
-    if accepted.replayed:
+def _new_accepted_response(accepted_job: AcceptedJob) -> Response:
+    headers = {"location": accepted_job.location, "preference-applied": "respond-async"}
+    if accepted_job.replayed:
         headers["idempotent-replayed"] = "true"
-    return Response(accepted.body, 202, headers, "application/json")
+    return Response(accepted_job.body, 202, headers, "application/json")
 
 
 def _new_pictures_response(job: Mapping[str, Any], data: list[dict[str, str]]) -> Response:

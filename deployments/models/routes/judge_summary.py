@@ -34,7 +34,7 @@ class JudgeStatus(Protocol):
 
 
 async def summarize_verdicts(
-    store: QualityStore, judge: JudgeStatus | None, caller: Identity
+    quality_store: QualityStore, judge: JudgeStatus | None, caller: Identity
 ) -> dict[str, Any] | None:
     """Count the verdicts about answers to the caller's tenant in this calendar month (UTC).
 
@@ -42,17 +42,17 @@ async def summarize_verdicts(
         The counts, with the spending for operators only, because it is the sum over all tenants.
         None if the judge is off and there are no verdicts.
     """
-    since = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    scores = await store.list_verdicts(caller.owner, since, _MAX_VERDICTS)
+    month_start = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    scores = await quality_store.list_verdicts(caller.owner, month_start, _MAX_VERDICTS)
     rules = None if judge is None else judge.rules
     if rules is None and not scores:
         return None
     # Thousands of hashes take milliseconds, too long for the event loop.
-    total, agreements = await asyncio.to_thread(count_agreements, caller.owner, scores)
+    judged_count, agreed_count = await asyncio.to_thread(count_agreements, caller.owner, scores)
     counts: dict[str, Any] = {
         "share": 0.0 if rules is None else rules.share,
-        "judged": total,
-        "agreed": agreements,
+        "judged": judged_count,
+        "agreed": agreed_count,
     }
     if judge is None or rules is None or not caller.has_scope(OPERATOR):
         return counts
@@ -64,16 +64,16 @@ async def summarize_verdicts(
 
 
 def count_agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, int]:
-    """Return how many answers were judged, and how many were as good as the second or better.
+    """Return how many answers were judged, and how many were at least as good as the second answer.
 
     Args:
         scores: pairs of an id and a score. The id of a judged answer is its request id; the id of a
-            second answer is `comparison_id` of that request id.
+            second answer is derived from it by `derive_comparison_id`.
     """
     scores_by_id = dict(scores)
     pairs = [
-        (score, scores_by_id[other])
+        (score, scores_by_id[comparison_id])
         for request_id, score in scores_by_id.items()
-        if (other := derive_comparison_id(owner, request_id)) in scores_by_id
+        if (comparison_id := derive_comparison_id(owner, request_id)) in scores_by_id
     ]
     return len(pairs), sum(first_score >= second_score for first_score, second_score in pairs)

@@ -90,11 +90,11 @@ def new_message_batch_routes(
     """
     router = APIRouter(prefix=MESSAGE_BATCHES_PATH, tags=["batches"])
 
-    def render(batch: TextBatch, request: Request) -> dict[str, Any]:
-        base = public_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
-        return render_batch(batch, f"{base}/v1{MESSAGE_BATCHES_PATH}/{batch.id}/results")
+    def render_with_url(batch: TextBatch, request: Request) -> dict[str, Any]:
+        base_url = public_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
+        return render_batch(batch, f"{base_url}/v1{MESSAGE_BATCHES_PATH}/{batch.id}/results")
 
-    async def find(request: Request, batch_id: str) -> TextBatch:
+    async def find_batch(request: Request, batch_id: str) -> TextBatch:
         owner = context(request.scope).owner
         return await batches.get(owner, batch_id, dialect=BatchDialect.ANTHROPIC)
 
@@ -107,15 +107,17 @@ def new_message_batch_routes(
     )
     async def create_batch(request: Request) -> dict[str, Any]:
         caller = context(request.scope).caller
-        file, total = await _receive_requests(request, caller.owner, blobs, max_request_bytes)
+        file, request_count = await _receive_requests(
+            request, caller.owner, blobs, max_request_bytes
+        )
         await files.add(file)
-        batch = new_batch(caller, file.id, request_count=total, created_at=file.created_at)
+        batch = new_batch(caller, file.id, request_count=request_count, created_at=file.created_at)
         try:
             await batches.create(batch)
         except BaseException:
             await files.delete(file.owner, file.id)
             raise
-        return render(batch, request)
+        return render_with_url(batch, request)
 
     @router.get("", summary="List batches of messages, newest first")
     async def list_batches(
@@ -139,11 +141,11 @@ def new_message_batch_routes(
         except BatchNotFound as error:
             field = "after_id" if after_id is not None else "before_id"
             raise InvalidRequest(f"{field}: {error.message}", field=field) from None
-        return render_page([render(batch, request) for batch in page], has_more=has_more)
+        return render_page([render_with_url(batch, request) for batch in page], has_more=has_more)
 
     @router.get("/{batch_id}", summary="Show a batch of messages")
     async def get_batch(batch_id: str, request: Request) -> dict[str, Any]:
-        return render(await find(request, batch_id), request)
+        return render_with_url(await find_batch(request, batch_id), request)
 
     @router.post("/{batch_id}/cancel", summary="Cancel a batch of messages")
     async def cancel_batch(batch_id: str, request: Request) -> dict[str, Any]:
@@ -151,17 +153,17 @@ def new_message_batch_routes(
 
         A batch that has already ended does not change.
         """
-        batch = await find(request, batch_id)
+        batch = await find_batch(request, batch_id)
         try:
-            return render(await batches.cancel(batch.owner, batch.id), request)
+            return render_with_url(await batches.cancel(batch.owner, batch.id), request)
         except BatchFinished:
             # All requests have results, which are written or being written.
-            return render(await find(request, batch_id), request)
+            return render_with_url(await find_batch(request, batch_id), request)
 
     @router.delete("/{batch_id}", summary="Delete a batch of messages that has ended")
     async def delete_batch(batch_id: str, request: Request) -> dict[str, Any]:
         """Delete a batch with its results; 409 `batch_not_finished` while it runs."""
-        batch = await find(request, batch_id)
+        batch = await find_batch(request, batch_id)
         await batches.delete(batch.owner, batch.id)
         await _delete_files(files, batch)
         return render_deleted_batch(batch.id)
@@ -174,9 +176,11 @@ def new_message_batch_routes(
     )
     async def get_results(batch_id: str, request: Request) -> StreamingResponse:
         """Return a line of JSON for each request, once the batch has ended."""
-        batch = await find(request, batch_id)
+        batch = await find_batch(request, batch_id)
         if not batch.status.is_final:
-            raise BatchNotFinished("the batch has not ended; its results do not exist yet")
+            raise BatchNotFinished(
+                "the batch has no results yet; wait until its processing_status is ended"
+            )
         return StreamingResponse(await _open_results(files, blobs, batch), media_type=_RESULTS_TYPE)
 
     return router
@@ -189,7 +193,9 @@ async def _receive_requests(
     with tempfile.TemporaryDirectory(prefix="moyin-batch-") as folder:
         path = Path(folder) / "requests.jsonl"
         async with receive_upload(request, "requests") as upload:
-            total = await asyncio.to_thread(_write_lines, upload.path, path, max_request_bytes)
+            request_count = await asyncio.to_thread(
+                _write_lines, upload.path, path, max_request_bytes
+            )
         blob = await blobs.put_file(path)
     created_at = now()
     file = StoredFile(
@@ -203,7 +209,7 @@ async def _receive_requests(
         created_at=created_at,
         expires_at=created_at + _REQUESTS_KEPT,
     )
-    return file, total
+    return file, request_count
 
 
 async def _delete_files(files: FileStore, batch: TextBatch) -> None:
@@ -219,7 +225,9 @@ async def _open_results(
         return _yield_no_results()
     file = await files.find(batch.owner, batch.output_file_id)
     if file is None or not await blobs.exists(file.sha256):
-        raise StoredFileNotFound("the results of the batch have expired or been deleted")
+        raise StoredFileNotFound(
+            "the results of the batch have expired or been deleted: create the batch again"
+        )
     return blobs.read_chunks(file.sha256, end=file.size)
 
 
@@ -236,8 +244,8 @@ def _write_lines(body: Path, target: Path, max_request_bytes: int) -> int:
                 "requests must be a list with at least one request", field="requests"
             )
         with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            number = 0
+            request_count = 0
             for line in read_batch_requests(content, max_request_bytes):
                 lines.write(line + b"\n")
-                number += 1
-    return number
+                request_count += 1
+    return request_count

@@ -70,7 +70,7 @@ def new_model_routes(text_router: Router) -> APIRouter:
                 f"there is no model or alias {name!r}; GET /v1/models lists all", field="model"
             )
             return _new_error_response(error, request)
-        return _describe_model(fleet, owner, name, prices=_is_operator(request))
+        return _describe_model(fleet, owner, name, with_prices=_is_operator(request))
 
     return router
 
@@ -86,25 +86,25 @@ def _is_operator(request: Request) -> bool:
 
 
 def _list_page(fleet: Fleet, request: Request) -> dict[str, Any]:
-    owner, prices = context(request.scope).owner, _is_operator(request)
+    owner, with_prices = context(request.scope).owner, _is_operator(request)
     default_limit = _MAX_PAGE if is_anthropic_client(request.scope) else None
     names, has_more = _select_page(
         fleet.list_names(owner), request.query_params, default_limit=default_limit
     )
-    return _describe_page(fleet, owner, names, has_more=has_more, prices=prices)
+    return _describe_page(fleet, owner, names, has_more=has_more, with_prices=with_prices)
 
 
 def list_models(fleet: Fleet, owner: str, *, prices: bool) -> dict[str, Any]:
     """Return all models and aliases that a tenant may use, with prices for operators."""
-    return _describe_page(fleet, owner, fleet.list_names(owner), has_more=False, prices=prices)
+    return _describe_page(fleet, owner, fleet.list_names(owner), has_more=False, with_prices=prices)
 
 
 def _describe_page(
-    fleet: Fleet, owner: str, names: Sequence[str], *, has_more: bool, prices: bool
+    fleet: Fleet, owner: str, names: Sequence[str], *, has_more: bool, with_prices: bool
 ) -> dict[str, Any]:
     return {
         "object": "list",
-        "data": [_describe_model(fleet, owner, name, prices=prices) for name in names],
+        "data": [_describe_model(fleet, owner, name, with_prices=with_prices) for name in names],
         "has_more": has_more,
         "first_id": names[0] if names else None,
         "last_id": names[-1] if names else None,
@@ -122,7 +122,7 @@ def _select_page(
     Returns:
         The names, and True if more names follow in the direction of the request.
     """
-    names = _search(names, query.get("search", ""))
+    names = _search_names(names, query.get("search", ""))
     limit = _parse_limit(query.get("limit"), default_limit or len(names))
     after, before = query.get("after_id"), query.get("before_id")
     if after is not None and before is not None:
@@ -137,18 +137,22 @@ def _select_page(
     return names[start : start + limit], start + limit < len(names)
 
 
-def _search(names: Sequence[str], text: str) -> Sequence[str]:
+def _search_names(names: Sequence[str], text: str) -> Sequence[str]:
     if len(text) > _MAX_SEARCH:
         raise InvalidRequest(f"search: must have at most {_MAX_SEARCH} characters", field="search")
-    wanted = text.strip().casefold()
-    return [name for name in names if wanted in name.casefold()]
+    search_text = text.strip().casefold()
+    return [name for name in names if search_text in name.casefold()]
 
 
-def _parse_limit(value: str | None, default: int) -> int:
-    if value is None:
+def _parse_limit(limit_text: str | None, default: int) -> int:
+    if limit_text is None:
         return default
     # ASCII digits only: int() also accepts underscores, signs and digits of other scripts.
-    limit = int(value) if value.isascii() and value.isdigit() and len(value) <= 4 else 0
+    limit = (
+        int(limit_text)
+        if limit_text.isascii() and limit_text.isdigit() and len(limit_text) <= 4
+        else 0
+    )
     if not 1 <= limit <= _MAX_PAGE:
         raise InvalidRequest(f"limit: must be a number from 1 to {_MAX_PAGE}", field="limit")
     return limit
@@ -156,11 +160,13 @@ def _parse_limit(value: str | None, default: int) -> int:
 
 def _find_position(names: Sequence[str], name: str, field: str) -> int:
     if name not in names:
-        raise InvalidRequest(f"{field}: there is no model or alias {name!r}", field=field)
+        raise InvalidRequest(
+            f"{field}: there is no model or alias {name!r}; GET /v1/models lists all", field=field
+        )
     return names.index(name)
 
 
-def _describe_model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, Any]:
+def _describe_model(fleet: Fleet, owner: str, name: str, *, with_prices: bool) -> dict[str, Any]:
     deployments = fleet.find_allowed_deployments(name, owner)
     states = {_describe_status(fleet, deployment) for deployment in deployments}
     # An alias has the abilities of the models that can answer, not of models whose API key is
@@ -178,11 +184,11 @@ def _describe_model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dic
         "max_input_tokens": max(
             (model.context for model in models if model.takes_prompts), default=None
         ),
-        "status": next(word for word in ("up", "down", "not_configured") if word in states),
+        "status": next(status for status in ("up", "down", "not_configured") if status in states),
         **{ability: any(getattr(model, ability) for model in models) for ability in _ABILITIES},
         "abilities": sorted({call for model in models for call in model.calls}),
     }
-    if prices:
+    if with_prices:
         body["backends"] = [_describe_backend(fleet, deployment) for deployment in deployments]
     return body
 

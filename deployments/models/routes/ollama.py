@@ -86,14 +86,14 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
             for deployment in fleet.find_allowed_deployments(name, owner)
         )
         # The list omits models that the tenant can use only through an alias.
-        loaded: dict[str, ModelDeployment] = {}
+        loaded_deployments: dict[str, ModelDeployment] = {}
         for deployment in deployments:
             if deployment.model.name in names and _is_loaded(fleet, deployment):
-                loaded.setdefault(deployment.model.name, deployment)
+                loaded_deployments.setdefault(deployment.model.name, deployment)
         return {
             "models": [
-                _describe_list_entry(name, (deployment,)) | _describe_residency(fleet, deployment)
-                for name, deployment in loaded.items()
+                _describe_list_entry(name, (deployment,)) | _describe_memory_use(fleet, deployment)
+                for name, deployment in loaded_deployments.items()
             ]
         }
 
@@ -134,7 +134,7 @@ def _is_loaded(fleet: Fleet, deployment: ModelDeployment) -> bool:
     )
 
 
-def _describe_residency(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
+def _describe_memory_use(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
     """Return the memory use and the expiry time of a loaded model, as `/api/ps` shows them."""
     loaded_models = fleet.runtimes[deployment.backend].loaded
     report = (

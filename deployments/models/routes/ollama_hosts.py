@@ -46,7 +46,7 @@ def new_ollama_host_routes(
         on_models_changed: called when the models of a host changed.
     """
     router = APIRouter(prefix="/ollama/api", tags=["ollama"])
-    hosts = _Hosts(text_router, on_models_changed)
+    hosts = _OllamaHosts(text_router, on_models_changed)
 
     @router.post(
         "/pull",
@@ -56,14 +56,14 @@ def new_ollama_host_routes(
         response_model=None,
     )
     async def pull(request: Request) -> Response:
-        data = parse_object(await request.body())
-        body = validate(wire.PullBody, data)
-        names_host = HOST_HEADER in request.headers or hosts.split_name(body.model_name)[0]
-        if not names_host and _is_known(text_router, request, body.model_name):
+        body_members = parse_object(await request.body())
+        body = validate(wire.PullBody, body_members)
+        is_host_named = HOST_HEADER in request.headers or hosts.split_name(body.model_name)[0]
+        if not is_host_named and _is_known_model(text_router, request, body.model_name):
             return _new_pulled_response(body)
         if not _is_operator(request):
             raise _new_scope_error("pull", f"no host has the model {body.model_name!r}, and ")
-        return hosts.forward_request(request, "POST", "pull", data, "model")
+        return hosts.forward_request(request, "POST", "pull", body_members, "model")
 
     @router.post(
         "/push", summary="Push a model to a registry", description=_DESCRIPTION, response_model=None
@@ -137,7 +137,7 @@ def is_blob_upload(scope: Mapping[str, Any]) -> bool:
     return identity is not None and identity.has_scope(OPERATOR)
 
 
-class _Hosts:
+class _OllamaHosts:
     """Finds the Ollama host of a call and forwards the call to it."""
 
     def __init__(self, text_router: Router, on_models_changed: Callable[[], None] | None) -> None:
@@ -249,8 +249,8 @@ class _HostResponse(Response):
                 {"type": "http.response.start", "status": response.status, "headers": headers}
             )
             try:
-                async for piece in response.pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                async for chunk in response.pieces:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
             except BackendError as error:
                 event = render_error_event(error, context(scope).request_id)
                 await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -291,7 +291,7 @@ def _new_scope_error(call: str, reason: str) -> InsufficientScope:
     )
 
 
-def _is_known(text_router: Router, request: Request, name: str) -> bool:
+def _is_known_model(text_router: Router, request: Request, name: str) -> bool:
     """Return True if the caller may use a model or alias of this name."""
     try:
         return bool(text_router.fleet.find_allowed_deployments(name, context(request.scope).owner))
@@ -300,9 +300,9 @@ def _is_known(text_router: Router, request: Request, name: str) -> bool:
 
 
 def _new_pulled_response(body: wire.PullBody) -> Response:
-    success = b'{"status":"success"}'
+    success_line = b'{"status":"success"}'
     if body.stream is False:
-        return Response(success, media_type="application/json")
+        return Response(success_line, media_type="application/json")
     return Response(
-        b'{"status":"pulling manifest"}\n' + success + b"\n", media_type=JSON_LINES.decode()
+        b'{"status":"pulling manifest"}\n' + success_line + b"\n", media_type=JSON_LINES.decode()
     )

@@ -49,9 +49,11 @@ class OperationRoute:
     The gatekeeper renders errors, and cancels the task when the client disconnects.
     """
 
-    def __init__(self, router: OperationRouter, parse: Callable[[bytes], OperationRequest]) -> None:
+    def __init__(
+        self, router: OperationRouter, parse_request: Callable[[bytes], OperationRequest]
+    ) -> None:
         self._router = router
-        self._parse = parse
+        self._parse = parse_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive)
@@ -74,10 +76,10 @@ class ImageEditRoute:
         self._renderer = renderer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with receive_form(scope, receive) as received:
-            if received is None:
+        async with receive_form(scope, receive) as received_form:
+            if received_form is None:
                 return
-            form, model = received[0], received[0].get("model")
+            form, model = received_form[0], received_form[0].get("model")
             if model is None or self._router.knows_model(model):
                 await _send_answer(self._router, ImageEditRequest(form), scope, send)
                 return
@@ -107,15 +109,15 @@ class UploadRoute:
     def __init__(
         self,
         router: OperationRouter,
-        build: Callable[[MultipartForm, list[UploadFile]], Awaitable[OperationRequest]],
+        build_request: Callable[[MultipartForm, list[UploadFile]], Awaitable[OperationRequest]],
     ) -> None:
         self._router = router
-        self._build = build
+        self._build = build_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with receive_form(scope, receive) as received:
-            if received is not None:
-                request = await self._build(*received)
+        async with receive_form(scope, receive) as received_form:
+            if received_form is not None:
+                request = await self._build(*received_form)
                 await _send_answer(self._router, request, scope, send)
 
 
@@ -188,7 +190,7 @@ async def receive_form(
         )
     is_complete = False
 
-    async def stream() -> AsyncGenerator[bytes, None]:
+    async def read_chunks() -> AsyncGenerator[bytes, None]:
         nonlocal is_complete
         while not is_complete:
             message = await receive()
@@ -199,18 +201,22 @@ async def receive_form(
 
     parser = MultiPartParser(
         Headers(scope=scope),
-        stream(),
+        read_chunks(),
         max_files=_MAX_FILES,
         max_fields=_MAX_FIELDS,
         max_part_size=_MAX_FIELD_BYTES,
     )
     try:
-        data = await parser.parse()
+        form_data = await parser.parse()
     except MultiPartException as error:
         raise InvalidRequest(f"the body is not a valid form: {error.message}") from None
     try:
-        fields = [(name, value) for name, value in data.multi_items() if isinstance(value, str)]
-        files = [(n, value) for n, value in data.multi_items() if isinstance(value, UploadFile)]
+        fields = [
+            (name, value) for name, value in form_data.multi_items() if isinstance(value, str)
+        ]
+        files = [
+            (n, value) for n, value in form_data.multi_items() if isinstance(value, UploadFile)
+        ]
         form = MultipartForm(
             fields=fields,
             files=[
@@ -226,4 +232,4 @@ async def receive_form(
         )
         yield (form, [file for _, file in files]) if is_complete else None
     finally:
-        await data.close()
+        await form_data.close()

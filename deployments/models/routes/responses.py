@@ -66,14 +66,14 @@ class ResponsesRoute(CallRoute):
         self,
         text_router: Router,
         job_submitter: JobSubmitter,
-        stored: StoredResponses,
-        background: BackgroundResponses,
+        stored_responses: StoredResponses,
+        background_responses: BackgroundResponses,
         prompt_files: PromptFiles,
     ) -> None:
         self._responses_codec = ResponsesCodec()
         super().__init__(self._responses_codec, text_router, job_submitter)
-        self._stored = stored
-        self._background = background
+        self._stored = stored_responses
+        self._background = background_responses
         self._prompt_files = prompt_files
 
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
@@ -83,7 +83,7 @@ class ResponsesRoute(CallRoute):
         sends this JSON again.
         """
         data = parse_object(body)
-        with _storage_errors():
+        with _translate_storage_errors():
             resolved_data = await self._resolve_references(data, context(scope).owner)
         if resolved_data is not data:
             data, body = resolved_data, to_json(resolved_data)
@@ -100,7 +100,7 @@ class ResponsesRoute(CallRoute):
         try:
             if not _RESPONSE_ID.fullmatch(previous_id):
                 raise ResponseNotFound("previous_response_id must be the id of a response, resp_…")
-            with _storage_errors():
+            with _translate_storage_errors():
                 require_ended((await self._background.get(scope, previous_id)).response)
                 earlier_items = await self._stored.list_items(owner, previous_id)
         except ResponseNotFound as error:
@@ -129,8 +129,10 @@ class ResponsesRoute(CallRoute):
         }
         if not references or not isinstance(items, list):
             return data
-        matches = {item_id: _ITEM_ID.fullmatch(item_id) for item_id in references.values()}
-        response_ids = {item_id: f"resp_{match[1]}" for item_id, match in matches.items() if match}
+        id_matches = {item_id: _ITEM_ID.fullmatch(item_id) for item_id in references.values()}
+        response_ids = {
+            item_id: f"resp_{match[1]}" for item_id, match in id_matches.items() if match
+        }
         if len(response_ids) > _MAX_REFERENCES:
             raise InvalidRequest(
                 f"input: at most {_MAX_REFERENCES} items may be item_references", field="input"
@@ -164,21 +166,23 @@ class ResponsesRoute(CallRoute):
         if not call.record.responses and answer.stream is None:
             answer = replace(answer, body=await self._renew_response_id(call, answer.body, scope))
         if call.body.store is not False:
-            save = partial(self._save_answer, call, context(scope).owner)
+            save_answer = partial(self._save_answer, call, context(scope).owner)
             if answer.stream is None:
                 try:
-                    await save(find_response_id(answer.body))
+                    await save_answer(find_response_id(answer.body))
                 except ServiceUnavailable:
                     # The answer to a batch line is stored in a file, and another answer would cost
                     # again.
                     if not is_background(scope):
                         raise
             else:
-                render = partial(
+                render_error = partial(
                     ResponsesCodec(call.record).render_error_event,
                     request_id=context(scope).request_id,
                 )
-                answer = replace(answer, stream=_SavedStream(answer.stream, save, render))
+                answer = replace(
+                    answer, stream=_AnswerSavingStream(answer.stream, save_answer, render_error)
+                )
         await send_answer(answer, send)
 
     async def _renew_response_id(
@@ -196,7 +200,7 @@ class ResponsesRoute(CallRoute):
             response = parse_event(last_frame)["response"]
         else:
             response = from_json(body)
-        with _storage_errors():
+        with _translate_storage_errors():
             stored_original = await self._stored.find(context(scope).owner, response["id"])
         old_part, new_part = (
             name.removeprefix("resp_") for name in (response["id"], new_id("resp"))
@@ -217,7 +221,7 @@ class ResponsesRoute(CallRoute):
         response = call.record.responses.get(response_id or "")
         if response is None:
             return False
-        stored = StoredResponse(
+        stored_response = StoredResponse(
             id=response["id"],
             owner=owner,
             previous=call.body.previous_response_id,
@@ -225,13 +229,13 @@ class ResponsesRoute(CallRoute):
             response=response,
             proofs=call.record.proofs,
         )
-        with _storage_errors():
-            await self._stored.add(stored)
+        with _translate_storage_errors():
+            await self._stored.add(stored_response)
         return True
 
 
 @contextmanager
-def _storage_errors() -> Iterator[None]:
+def _translate_storage_errors() -> Iterator[None]:
     """Raise ServiceUnavailable if the database fails in the ``with`` block."""
     try:
         yield
@@ -243,7 +247,7 @@ def _storage_errors() -> Iterator[None]:
         ) from error
 
 
-class _SavedStream:
+class _AnswerSavingStream:
     """Forwards a stream, and stores the complete answer before it forwards the last piece.
 
     If the answer cannot be stored, an error event replaces the last piece.
@@ -252,11 +256,11 @@ class _SavedStream:
     def __init__(
         self,
         stream: AnswerStream,
-        save: Callable[[str | None], Awaitable[bool]],
+        save_answer: Callable[[str | None], Awaitable[bool]],
         render_error: Callable[[MoyinError], bytes],
     ) -> None:
         self._stream = stream
-        self._save_answer = save
+        self._save_answer = save_answer
         self._render_error = render_error
         self._has_failed = False
         self._response_id: str | None = None
@@ -268,16 +272,16 @@ class _SavedStream:
     async def __anext__(self) -> bytes:
         if self._has_failed:
             raise StopAsyncIteration
-        piece = await anext(self._stream)
+        chunk = await anext(self._stream)
         if self._response_id is None:
-            self._response_id = find_response_id(piece)
+            self._response_id = find_response_id(chunk)
         if not self._is_saved:
             try:
                 self._is_saved = await self._save_answer(self._response_id)
             except ServiceUnavailable as error:
                 self._has_failed = True
                 return self._render_error(error)
-        return piece
+        return chunk
 
     @property
     def final_usage(self) -> Usage | None:
@@ -287,30 +291,30 @@ class _SavedStream:
         await self._stream.aclose()
 
 
-def _name_items(stored: StoredResponse) -> list[Mapping[str, Any]]:
+def _assign_item_ids(stored_response: StoredResponse) -> list[Mapping[str, Any]]:
     """Return the items of a request, each with a unique id.
 
     Clients may send an item without an id, or the same item twice.
     """
     items: list[Mapping[str, Any]] = []
-    names: set[str] = set()
-    for number, item in enumerate(stored.input):
-        name = item.get("id")
-        if not isinstance(name, str) or name in names:
-            name = f"item_{number}_{stored.id}"
-        names.add(name)
-        items.append({**_list_content(item), "id": name})
+    used_ids: set[str] = set()
+    for number, item in enumerate(stored_response.input):
+        item_id = item.get("id")
+        if not isinstance(item_id, str) or item_id in used_ids:
+            item_id = f"item_{number}_{stored_response.id}"
+        used_ids.add(item_id)
+        items.append({**_expand_content(item), "id": item_id})
     return items
 
 
-def _list_content(item: Mapping[str, Any]) -> Mapping[str, Any]:
+def _expand_content(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a message item with its string content converted to parts, as OpenAI requires."""
-    text = item.get("content")
-    if item.get("type") != "message" or not isinstance(text, str):
+    content = item.get("content")
+    if item.get("type") != "message" or not isinstance(content, str):
         return item
     if item["role"] == "assistant":
-        return {"status": "completed", **item, "content": [encode_text_part(text)]}
-    return {**item, "content": [{"type": "input_text", "text": text}]}
+        return {"status": "completed", **item, "content": [encode_text_part(content)]}
+    return {**item, "content": [{"type": "input_text", "text": content}]}
 
 
 _STREAM: dict[int | str, dict[str, Any]] = {
@@ -318,7 +322,9 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-def new_response_routes(stored: StoredResponses, background: BackgroundResponses) -> APIRouter:
+def new_response_routes(
+    stored_responses: StoredResponses, background_responses: BackgroundResponses
+) -> APIRouter:
     """Return the routes of stored responses."""
     router = APIRouter(prefix="/responses", tags=["responses"])
 
@@ -339,7 +345,7 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
         With `stream`, a response that runs in the background is returned as a stream of its events,
         beginning after the event number `starting_after`.
         """
-        stored_response = await background.get(request.scope, response_id)
+        stored_response = await background_responses.get(request.scope, response_id)
         if not stream:
             if starting_after is not None:
                 raise InvalidRequest("starting_after requires stream=true", field="starting_after")
@@ -349,17 +355,19 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
                 "only responses with background: true can be streamed again", field="stream"
             )
         after = -1 if starting_after is None else starting_after
-        return EventStreamResponse(background.follow(request.scope, stored_response, after))
+        return EventStreamResponse(
+            background_responses.follow(request.scope, stored_response, after)
+        )
 
     @router.post("/{response_id}/cancel", summary="Cancel a response in the background")
     async def cancel_response(response_id: str, request: Request) -> Mapping[str, Any]:
         """Cancel a response that runs in the background. An ended response does not change."""
-        return (await background.cancel(request.scope, response_id)).response
+        return (await background_responses.cancel(request.scope, response_id)).response
 
     @router.delete("/{response_id}", summary="Delete a stored response")
     async def delete_response(response_id: str, request: Request) -> Mapping[str, Any]:
         """Delete a response, and cancel it if it is running. It cannot be continued afterwards."""
-        await background.delete(request.scope, response_id)
+        await background_responses.delete(request.scope, response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
     @router.get("/{response_id}/input_items", summary="List the input of a stored response")
@@ -371,8 +379,8 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
         order: Literal["asc", "desc"] = "desc",
     ) -> Mapping[str, Any]:
         """List the input items of one request, without those of the responses that it continued."""
-        stored_response = await stored.get(context(request.scope).owner, response_id)
-        items = _name_items(stored_response)
+        stored_response = await stored_responses.get(context(request.scope).owner, response_id)
+        items = _assign_item_ids(stored_response)
         if order == "desc":
             items.reverse()
         if after is not None:

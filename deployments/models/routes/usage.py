@@ -64,7 +64,7 @@ def new_usage_routes(
         "stable while calls are added: `next_cursor` continues after the last call of the page.",
     )
     async def list_requests(request: Request, query: Annotated[CallsQuery, Query()]) -> CallPage:
-        calls = CallFilter(
+        call_filter = CallFilter(
             owner=_resolve_owner(request, query.owner),
             key_id=query.key,
             backend=query.backend,
@@ -74,8 +74,12 @@ def new_usage_routes(
             since=query.after,
             until=query.before,
         )
-        page, cursor = await reports.list_calls(calls, limit=query.limit, cursor=query.cursor)
-        return CallPage(requests=[build_call_body(entry) for entry in page], next_cursor=cursor)
+        page, next_cursor = await reports.list_calls(
+            call_filter, limit=query.limit, cursor=query.cursor
+        )
+        return CallPage(
+            requests=[build_call_body(entry) for entry in page], next_cursor=next_cursor
+        )
 
     @router.get(
         "/requests/{request_id}", summary="Show tokens and cost of a call by its x-request-id"
@@ -110,8 +114,8 @@ def new_usage_routes(
 
 async def report_month(reports: UsageReports, fleet: Fleet, owner: str | None) -> str:
     """Return this month's usage by day as JSON, without budgets, which belong to single callers."""
-    start = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    query = UsageQuery.model_validate({"from": start, "group_by": [GroupBy.DAY]})
+    month_start = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    query = UsageQuery.model_validate({"from": month_start, "group_by": [GroupBy.DAY]})
     report = await report_usage(reports, fleet, owner, query)
     # As FastAPI writes the body of the route.
     return report.model_dump_json(
@@ -130,7 +134,7 @@ async def report_usage(
     """
     since, until = query.resolve_period(now())
     comparison = UsageComparison(fleet, owner)
-    calls = CallFilter(
+    call_filter = CallFilter(
         owner=owner,
         key_id=query.key,
         backend=query.backend,
@@ -140,7 +144,7 @@ async def report_usage(
         until=until,
     )
     groupings = [query.group_by, [GroupBy.DAY]] if query.daily else [query.group_by]
-    sums = await reports.sum_by_each(calls, groupings, comparison.price_classes)
+    sums = await reports.sum_by_each(call_filter, groupings, comparison.price_classes)
     # Thousands of groups take milliseconds, too long for the event loop.
     return await asyncio.to_thread(_build_report, query, (since, until), sums, comparison)
 
@@ -156,7 +160,8 @@ def _resolve_owner(request: Request, owner: str | None) -> str | None:
         return caller.owner
     if not caller.has_scope(OPERATOR):
         raise InsufficientScope(
-            f"owner: the calls of other tenants require the scope {OPERATOR}",
+            f"owner: the calls of other tenants require the scope {OPERATOR}; leave owner out to get "
+            "your own",
             field="owner",
             details={"scope": OPERATOR},
         )
@@ -184,7 +189,7 @@ def _build_report(
     """Return the report of a period.
 
     Args:
-        sums: by the groups of the query, and by day if it asks for that.
+        sums: the sums by the groups of the query, then the sums by day if the query requests them.
     """
     since, until = period
     group_sums, *day_sums = sums
@@ -218,10 +223,10 @@ def _build_groups(
     comparison: UsageComparison,
     models: Mapping[bool, PricedModel],
 ) -> list[GroupBody]:
-    members = defaultdict[tuple[str | None, ...], list[UsageSum]](list)
-    for item in sums:
-        members[item.group].append(item)
-    if len(members) > _MAX_GROUPS:
+    sums_by_group = defaultdict[tuple[str | None, ...], list[UsageSum]](list)
+    for usage_sum in sums:
+        sums_by_group[usage_sum.group].append(usage_sum)
+    if len(sums_by_group) > _MAX_GROUPS:
         raise InvalidRequest(
             f"group_by: there are more than {_MAX_GROUPS} groups; shorten the period from `from` to "
             f"`to`, or filter",
@@ -230,9 +235,9 @@ def _build_groups(
     names = [name.value for name in group_by]
     groups = [
         GroupBody.model_validate(
-            {**dict(zip(names, values, strict=True)), **_sum_usage(items, comparison, models)}
+            {**dict(zip(names, values, strict=True)), **_sum_usage(group_sums, comparison, models)}
         )
-        for values, items in members.items()
+        for values, group_sums in sums_by_group.items()
     ]
     return sort_groups(groups, group_by)
 
@@ -241,8 +246,8 @@ def _sum_usage(
     sums: Iterable[UsageSum], comparison: UsageComparison, models: Mapping[bool, PricedModel]
 ) -> dict[str, Any]:
     sums = list(sums)
-    pico = comparison.compute_pico_cost(sums, models)
-    renders = [item for item in sums if item.unit == Unit.GPU_MILLISECONDS]
+    dearest_pico = comparison.compute_pico_cost(sums, models)
+    render_sums = [item for item in sums if item.unit == Unit.GPU_MILLISECONDS]
     return {
         "calls": sum(item.calls for item in sums),
         "incomplete_calls": sum(item.calls for item in sums if not item.is_complete),
@@ -252,16 +257,16 @@ def _sum_usage(
         "units": dict(_add_units(sums)),
         "load_milliseconds": sum(item.load_milliseconds for item in sums),
         "cost_usd": f"{sum(item.cost_usd for item in sums):f}",
-        "render_cost_usd": f"{sum(item.cost_usd for item in renders):f}",
-        "dearest_cost_usd": None if pico is None else format_usd(pico),
+        "render_cost_usd": f"{sum(item.cost_usd for item in render_sums):f}",
+        "dearest_cost_usd": None if dearest_pico is None else format_usd(dearest_pico),
     }
 
 
 def _add_units(sums: Iterable[UsageSum]) -> Counter[str]:
     units = Counter[str]()
-    for item in sums:
-        if item.unit is not None:
-            units[item.unit] += item.quantity
+    for usage_sum in sums:
+        if usage_sum.unit is not None:
+            units[usage_sum.unit] += usage_sum.quantity
     return units
 
 

@@ -172,7 +172,7 @@ class IntakeWorker:
                 return first_job
         if len(delivery.body) > self._max_body_bytes:
             raise BodyTooLarge(f"the message must have at most {self._max_body_bytes} bytes")
-        templates = await self._templates.snapshot()
+        templates = await self._templates.get_snapshot()
         job, is_new = await _retry_until_done(lambda: self._submit_job(delivery, templates, key))
         self.counts.accepted += is_new
         return job

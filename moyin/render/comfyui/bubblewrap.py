@@ -82,15 +82,23 @@ def require_confinement() -> Path:
 
 def _find_problem(bwrap: Path) -> str | None:
     true_program = shutil.which("true") or "/bin/true"
-    filters = open_filter()
+    filter_descriptor = open_filter()
     command = [
         str(bwrap),
         *NAMESPACES,
         *("--unshare-net", "--unshare-ipc", "--ro-bind", "/", "/", "--proc", "/proc"),
-        *("--dev", "/dev", *build_user_options(), "--seccomp", str(filters), "--", true_program),
+        *(
+            "--dev",
+            "/dev",
+            *build_user_options(),
+            "--seccomp",
+            str(filter_descriptor),
+            "--",
+            true_program,
+        ),
     ]
     try:
-        completed = subprocess.run(
+        completed_process = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -98,15 +106,17 @@ def _find_problem(bwrap: Path) -> str | None:
             errors="replace",
             timeout=_TEST_SECONDS,
             check=False,
-            pass_fds=(filters,),
+            pass_fds=(filter_descriptor,),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     finally:
-        os.close(filters)
-    if completed.returncode == 0:
+        os.close(filter_descriptor)
+    if completed_process.returncode == 0:
         return None
-    return (completed.stderr.strip().splitlines() or [f"status {completed.returncode}"])[-1]
+    return (
+        completed_process.stderr.strip().splitlines() or [f"status {completed_process.returncode}"]
+    )[-1]
 
 
 def build_user_options() -> Sequence[str]:

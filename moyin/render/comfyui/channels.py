@@ -30,13 +30,13 @@ class ProcessChannels:
             open_files.callback(os.close, self._folder)
             self.address = f"/proc/self/fd/{self._folder}/{_SOCKET_NAME}"
             (folder / _SOCKET_NAME).unlink(missing_ok=True)
-            listening = open_files.enter_context(socket.socket(socket.AF_UNIX))
-            listening.bind(self.address)
+            listening_socket = open_files.enter_context(socket.socket(socket.AF_UNIX))
+            listening_socket.bind(self.address)
             (folder / _SOCKET_NAME).chmod(0o600)
-            listening.listen(_BACKLOG)
+            listening_socket.listen(_BACKLOG)
             self.alive, self._parent_end = os.pipe()
             open_files.pop_all()
-            self.listening = listening.detach()
+            self.listening = listening_socket.detach()
 
     def close_child_ends(self) -> None:
         """Close the parent's copies of the child's descriptors.

@@ -83,7 +83,9 @@ class ComfyClient:
     @property
     def session(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
-            raise WorkerLost("the connection to ComfyUI is closed, because its process has ended")
+            raise WorkerLost(
+                "the connection to ComfyUI is closed, because its process has ended; try again"
+            )
         return self._session
 
     async def submit(
@@ -115,7 +117,7 @@ class ComfyClient:
         response = self._paths.hide_in_json(response)
         if status != 200:
             raise InvalidGraph(get_error_message(response), details=response)
-        return _parse(PromptAccepted, response)
+        return _parse_response(PromptAccepted, response)
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
@@ -141,18 +143,18 @@ class ComfyClient:
         Raises:
             RenderFailed: The history entry exceeds 8 MiB.
         """
-        read = tuple(self._read_ids)
-        body = {"prompt_id": prompt_id, "forget": read}
+        read_ids = tuple(self._read_ids)
+        body = {"prompt_id": prompt_id, "forget": read_ids}
         try:
             _, response = await self._call("POST", "/moyin/look", body, _MAX_ENTRY_BYTES)
         except ResponseTooLarge:
             self._read_ids.append(prompt_id)
             raise RenderFailed(
                 "the nodes' outputs (without files) and error messages exceed the limit of "
-                f"{_MAX_ENTRY_BYTES:,} bytes"
+                f"{_MAX_ENTRY_BYTES:,} bytes: let the nodes save long outputs as files"
             ) from None
-        state = _parse(PromptState, self._paths.hide_in_state(response))
-        self._read_ids = [entry for entry in self._read_ids if entry not in read]
+        state = _parse_response(PromptState, self._paths.hide_in_state(response))
+        self._read_ids = [entry for entry in self._read_ids if entry not in read_ids]
         if state.entry is not None:
             self._read_ids.append(prompt_id)
         return state
@@ -180,7 +182,7 @@ class ComfyClient:
                 # The description of all nodes has megabytes, so a thread processes the response.
                 return await asyncio.to_thread(self._paths.hide_in_body, body)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise NoResponse(f"ComfyUI did not respond to GET {path}") from error
+            raise NoResponse(f"ComfyUI did not respond to GET {path}; try again") from error
 
     async def list_volatile_classes(self) -> frozenset[str]:
         """Return the node classes that may return different outputs for the same inputs."""
@@ -190,7 +192,7 @@ class ComfyClient:
     async def read_total_memory(self) -> int | None:
         """Return the size of the GPU's memory in bytes, or None without a GPU."""
         _, response = await self._call("GET", "/system_stats")
-        stats = _parse(SystemStats, response)
+        stats = _parse_response(SystemStats, response)
         return next((d.vram_total for d in stats.devices if d.type == "cuda"), None)
 
     async def is_executor_alive(self) -> bool:
@@ -199,7 +201,7 @@ class ComfyClient:
         return status == 200
 
     async def _call(
-        self, method: str, path: str, body: Any = None, limit: int = _MAX_RESPONSE_BYTES
+        self, method: str, path: str, body: Any = None, max_bytes: int = _MAX_RESPONSE_BYTES
     ) -> tuple[int, Any]:
         try:
             async with self.session.request(method, path, json=body) as response:
@@ -208,41 +210,46 @@ class ComfyClient:
                 if response.status not in _EXPECTED_STATUSES:
                     raise _make_status_error(response)
                 # JSON is UTF-8, so the encoding need not be detected as aiohttp would.
-                content = self._paths.hide_known_in_body(await _read_body(response, limit))
+                content = self._paths.hide_known_in_body(await _read_body(response, max_bytes))
                 return response.status, json.loads(content) if content else None
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise NoResponse(f"ComfyUI did not respond to {method} {path}") from error
+            raise NoResponse(f"ComfyUI did not respond to {method} {path}; try again") from error
         except ValueError as error:
-            raise WorkerLost(f"ComfyUI's response to {method} {path} is not JSON") from error
+            raise WorkerLost(
+                f"ComfyUI's response to {method} {path} is not JSON; a custom node may have replaced "
+                "the route"
+            ) from error
 
 
-async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return the body of a response, or raise `ResponseTooLarge` if it exceeds ``limit`` bytes."""
-    chunks, size = [], 0
+async def _read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """Return the body of a response, or raise `ResponseTooLarge` if it exceeds ``max_bytes``."""
+    chunks, total_bytes = [], 0
     async for chunk in response.content.iter_any():
         chunks.append(chunk)
-        size += len(chunk)
-        if size > limit:
+        total_bytes += len(chunk)
+        if total_bytes > max_bytes:
             path = response.url.path
             raise ResponseTooLarge(
-                f"ComfyUI's response from {path} exceeds the limit of {limit:,} bytes"
+                f"ComfyUI's response from {path} exceeds the limit of {max_bytes:,} bytes"
             )
     return b"".join(chunks)
 
 
 def _make_status_error(response: aiohttp.ClientResponse) -> WorkerLost:
     path = response.url.path
-    return WorkerLost(f"ComfyUI responded to {path} with the unexpected status {response.status}")
+    return WorkerLost(
+        f"ComfyUI responded to {path} with the unexpected status {response.status}; see its log"
+    )
 
 
 def get_error_message(body: Mapping[str, Any]) -> str:
     """Return the error message in ComfyUI's response to an invalid graph, or a default message."""
     error = body.get("error")
     message = error.get("message") if isinstance(error, Mapping) else None
-    return str(message or "ComfyUI refuses the graph without a reason")
+    return str(message or "ComfyUI refused the graph and gave no reason")
 
 
-def _parse(model: type[ModelT], response: Any) -> ModelT:
+def _parse_response(model: type[ModelT], response: Any) -> ModelT:
     try:
         return model.model_validate(response)
     except ValidationError as error:

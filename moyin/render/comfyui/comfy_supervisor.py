@@ -54,7 +54,10 @@ class ComfySupervisor:
     def check_supervision(self) -> None:
         """Raise `RuntimeError` if the supervising task has ended, which would be a bug."""
         if self._supervising is not None and self._supervising.done():
-            raise RuntimeError("ComfySupervisor's task has ended before ComfySupervisor.close")
+            raise RuntimeError(
+                "the task that supervises ComfyUI has ended before ComfySupervisor.close, so Ray "
+                "restarts the actor"
+            )
 
     async def wait_for_session(self) -> Session:
         """Return the session when ComfyUI is ready.
@@ -105,7 +108,7 @@ class ComfySupervisor:
         backoff = Backoff()
         while True:
             try:
-                await self._run_once()
+                await self._run_process()
                 # Reset the delay before the next start, because the process was ready and has
                 # rendered a prompt.
                 backoff = Backoff()
@@ -114,7 +117,7 @@ class ComfySupervisor:
                 _log.warning("ComfyUI did not start and is started again: %s", error)
             await asyncio.sleep(backoff.compute_delay(0))
 
-    async def _run_once(self) -> None:
+    async def _run_process(self) -> None:
         """Run one ComfyUI process from its start to its end."""
         async with self._run_session() as session:
             self.set_session(session)

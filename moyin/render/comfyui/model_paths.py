@@ -28,16 +28,16 @@ def find_extra_model_paths(flags: Sequence[str]) -> list[Path]:
 
 def _find_flag_values(flags: Sequence[str]) -> Iterator[Path]:
     """Yield the paths that follow ``--extra-model-paths-config``, up to the next flag."""
-    is_value = False
-    for word in flags:
-        name, equals, value = word.partition("=")
+    is_config_path = False
+    for argument in flags:
+        name, equals, value = argument.partition("=")
         if name.startswith("--"):
             # ComfyUI accepts unambiguous abbreviations of the flag.
-            is_value = len(name) > len("--extra") and _FLAG.startswith(name)
-            if is_value and equals:
+            is_config_path = len(name) > len("--extra") and _FLAG.startswith(name)
+            if is_config_path and equals:
                 yield Path(value)
-        elif is_value:
-            yield Path(word)
+        elif is_config_path:
+            yield Path(argument)
 
 
 def _read_folders(file: Path) -> Iterator[Path]:
@@ -59,7 +59,7 @@ def _read_section(base: Path, section: Mapping[Any, Any]) -> Iterator[Path]:
     if isinstance(base_path, str):
         # Unlike `Path.expanduser`, and like ComfyUI, this ignores the home of an unknown user.
         base = base / os.path.expandvars(os.path.expanduser(base_path))  # noqa: PTH111
-    for kind, lines in section.items():
-        if kind not in ("base_path", "is_default") and isinstance(lines, str):
-            for line in filter(None, lines.split("\n")):
-                yield Path(os.path.normpath(base / line))
+    for model_kind, folder_lines in section.items():
+        if model_kind not in ("base_path", "is_default") and isinstance(folder_lines, str):
+            for folder_line in filter(None, folder_lines.split("\n")):
+                yield Path(os.path.normpath(base / folder_line))

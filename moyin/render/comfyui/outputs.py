@@ -62,13 +62,13 @@ class OutputStore:
     exists has precedence, because a node may write to the same name every time.
 
     Args:
-        limit: largest total size in bytes of a prompt's output files.
+        max_bytes: largest total size in bytes of a prompt's output files.
     """
 
-    def __init__(self, written_files: WrittenFiles, blobs: BlobStore, limit: int) -> None:
+    def __init__(self, written_files: WrittenFiles, blobs: BlobStore, max_bytes: int) -> None:
         self._written = written_files
         self._blobs = blobs
-        self._limit = limit
+        self._limit = max_bytes
         # The stored files, each with the version of the file that was read.
         self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Version]]
         self._stored = BoundedDict(_MAX_STORED)
@@ -85,7 +85,7 @@ class OutputStore:
         """
         try:
             async with self._store_lock:
-                stored_files = await self._store_all(prompt_id, entry)
+                stored_files = await self._store_files(prompt_id, entry)
         finally:
             await asyncio.to_thread(self._written.discard_files, prompt_id)
         if stored_files is None:
@@ -95,16 +95,16 @@ class OutputStore:
             _to_rendered_file(file, output.node, output.slot) for file, output in stored_files
         )
         record = replace(to_prompt_record(entry, prompt_id), files=files)
-        done = RenderSucceeded(files=rendered_files, values=collect_values(entry))
-        return StoredResult(record=record, done=done)
+        final_event = RenderSucceeded(files=rendered_files, values=collect_values(entry))
+        return StoredResult(record=record, done=final_event)
 
-    async def _store_all(
+    async def _store_files(
         self, prompt_id: str, entry: HistoryEntry
     ) -> list[tuple[PromptFile, NodeOutputFile]] | None:
         stored_files = []
         remaining_bytes = self._limit
         for output in list_output_files(entry):
-            file = await self._store(prompt_id, output.file, remaining_bytes)
+            file = await self._store_file(prompt_id, output.file, remaining_bytes)
             if file is not None:
                 remaining_bytes -= file.size
                 stored_files.append((file, output))
@@ -117,13 +117,17 @@ class OutputStore:
     ) -> list[PromptFile]:
         """Store the output files of one node of a running prompt, and leave missing files out."""
         async with self._store_lock:
-            files = [await self._store(prompt_id, file, self._limit) for file in find_files(output)]
+            files = [
+                await self._store_file(prompt_id, file, self._limit) for file in find_files(output)
+            ]
         return [file for file in files if file is not None]
 
-    async def _store(self, prompt_id: str, output: OutputFile, limit: int) -> PromptFile | None:
+    async def _store_file(
+        self, prompt_id: str, output: OutputFile, max_bytes: int
+    ) -> PromptFile | None:
         """Store a new version of a file; return None if the file does not exist.
 
-        Raises `RenderFailed` if the file has more than ``limit`` bytes.
+        Raises `RenderFailed` if the file has more than ``max_bytes``.
         """
         name = make_unique_name(output, prompt_id)
         known_file, version = self._stored.get(output, (None, None))
@@ -140,11 +144,12 @@ class OutputStore:
             if file is None:
                 return None
             version = _get_version(file)
-            if os.fstat(file.fileno()).st_size > limit:
+            if os.fstat(file.fileno()).st_size > max_bytes:
                 raise RenderFailed(
-                    f"the render's output files exceed the limit of {self._limit:,} bytes"
+                    f"the render's output files exceed the limit of {self._limit:,} bytes: write "
+                    "fewer or smaller files"
                 )
-            blob = await self._blobs.put_stream(file, limit)
+            blob = await self._blobs.put_stream(file, max_bytes)
         finally:
             if file is not None:
                 file.close()
@@ -169,7 +174,7 @@ def _to_rendered_file(file: PromptFile, node: str, slot: str) -> RenderedFile:
 
 
 def _get_version(file: BinaryIO) -> _Version:
-    """Return a file's time, size and inode number; at least one differs in each new version."""
+    """Return a file's modification time, size and inode; at least one differs in a new version."""
     stat = os.fstat(file.fileno())
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 

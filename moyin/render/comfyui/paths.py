@@ -44,25 +44,31 @@ class HostPathFilter:
     def __init__(self, known_folders: Mapping[Path, str]) -> None:
         names: dict[str, str] = {}
         for folder, name in known_folders.items():
-            for path_form in (folder, folder.absolute(), _resolve(folder)):
+            for path_form in (folder, folder.absolute(), _resolve_path(folder)):
                 if path_form.is_absolute() and path_form != Path(path_form.anchor):
                     names.setdefault(str(path_form), name)
-        self._names = names | {_escape(path_form): name for path_form, name in names.items()}
-        longest_first = sorted(self._names, key=len, reverse=True)
+        self._names = names | {_escape_path(path_form): name for path_form, name in names.items()}
+        paths_longest_first = sorted(self._names, key=len, reverse=True)
         # Patterns that begin with a slash make the search fast. The lookahead ensures that the
         # match ends at the end of a folder's name.
-        folders = "|".join(re.escape(path[1:]) for path in longest_first)
+        folder_pattern = "|".join(re.escape(path[1:]) for path in paths_longest_first)
         self._known = re.compile(
-            rf"/(?<![\w.]/)(?:{folders})(?![\w-]|\.\w)" if longest_first else "(?!)"
+            rf"/(?<![\w.]/)(?:{folder_pattern})(?![\w-]|\.\w)" if paths_longest_first else "(?!)"
         )
-        top_names = "|".join(re.escape(name) for name in sorted({*_TOP_NAMES, *_list_root_names()}))
-        path_rest = r"\b(?:/[^\s'\"\\,;:)\]}<>|]*)*"
+        top_name_pattern = "|".join(
+            re.escape(name) for name in sorted({*_TOP_NAMES, *_list_root_names()})
+        )
+        rest_pattern = r"\b(?:/[^\s'\"\\,;:)\]}<>|]*)*"
         # `file:///…` is the only kind of URL that names a file of this machine.
-        self._other = re.compile(rf"(?:/(?<![\w.:/<>)-]/)|(?<=:///))(?:{top_names}){path_rest}")
-        self._quoted = re.compile(rf"(?P<quote>['\"])/(?:{top_names})(?:/[^'\"\n\\]*)?(?P=quote)")
+        self._other = re.compile(
+            rf"(?:/(?<![\w.:/<>)-]/)|(?<=:///))(?:{top_name_pattern}){rest_pattern}"
+        )
+        self._quoted = re.compile(
+            rf"(?P<quote>['\"])/(?:{top_name_pattern})(?:/[^'\"\n\\]*)?(?P=quote)"
+        )
 
     @classmethod
-    def for_process(cls, options: ComfyOptions) -> HostPathFilter:
+    def create_for_process(cls, options: ComfyOptions) -> HostPathFilter:
         """Create the filter for the process that runs with these options."""
         folder = options.folder
         base = folder / "base"
@@ -78,7 +84,7 @@ class HostPathFilter:
             environment: "<python>",
             # The standard library of a virtual environment is in the folder of its base
             # interpreter.
-            _resolve(options.python).parent.parent: "<python>",
+            _resolve_path(options.python).parent.parent: "<python>",
             Path(moyin.__file__).parent: "<moyin>",
         }
         return cls(known_folders)
@@ -157,12 +163,12 @@ def _list_root_names() -> Iterable[str]:
         return []  # if the root is not readable, only the usual names are known
 
 
-def _resolve(path: Path) -> Path:
+def _resolve_path(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError):
         return path.absolute()  # the path is a loop of links
 
 
-def _escape(path: str) -> str:
+def _escape_path(path: str) -> str:
     return json.dumps(path)[1:-1]

@@ -128,37 +128,40 @@ class PoolResponseCache:
         `PoolStarting` or `ServiceUnavailable` if no response is available.
         """
         cache = self._choose_cache(path)
-        cached = cache.get((pool, path))
+        cached_response = cache.get((pool, path))
         fresh_seconds = self._fresh if fresh_seconds is None else fresh_seconds
-        if cached is not None and time.monotonic() - cached.received_at < fresh_seconds:
-            return cached
+        if (
+            cached_response is not None
+            and time.monotonic() - cached_response.received_at < fresh_seconds
+        ):
+            return cached_response
         task = self._loading.get((pool, path))
         if task is None:
-            task = asyncio.create_task(self._request(pool, path))
+            task = asyncio.create_task(self._send_request(pool, path))
             self._loading[pool, path] = task
             task.add_done_callback(lambda _: self._loading.pop((pool, path), None))
-        if cached is None:
+        if cached_response is None:
             return await asyncio.shield(task)
         await asyncio.wait([task], timeout=self._patience if wait_seconds is None else wait_seconds)
-        return task.result() if task.done() else cached
+        return task.result() if task.done() else cached_response
 
     def _choose_cache(self, path: str) -> BoundedDict[tuple[str, str], CachedResponse]:
         return self._files if path.startswith(_FILE_PATHS) else self._responses
 
-    async def _request(self, pool: str, path: str) -> CachedResponse:
+    async def _send_request(self, pool: str, path: str) -> CachedResponse:
         key, cache = (pool, path), self._choose_cache(path)
-        cached = cache.get(key)
+        cached_response = cache.get(key)
         try:
             response = await self._client.get(pool, path)
         except ServiceUnavailable:
             # An unreachable pool's configuration is unknown, so assume that the cached response is
             # valid.
-            cached = cached or await self._read_from_disk(pool, path)
-            if cached is None:
+            cached_response = cached_response or await self._read_from_disk(pool, path)
+            if cached_response is None:
                 raise
-            new_response = replace(cached, received_at=time.monotonic())
+            new_response = replace(cached_response, received_at=time.monotonic())
         else:
-            new_response = await self._merge_response(pool, path, cached, response)
+            new_response = await self._merge_response(pool, path, cached_response, response)
         if cache is self._files and len(new_response.value or b"") > _MAX_CACHED_FILE_BYTES:
             cache.pop(key, None)
         else:
@@ -166,7 +169,7 @@ class PoolResponseCache:
         return new_response
 
     async def _merge_response(
-        self, pool: str, path: str, cached: CachedResponse | None, response: PoolResponse
+        self, pool: str, path: str, cached_response: CachedResponse | None, response: PoolResponse
     ) -> CachedResponse:
         """Return the new response, or the cached one if no renderer is up.
 
@@ -175,19 +178,19 @@ class PoolResponseCache:
         if response.state == "up":
             new_response = CachedResponse(response.content, time.monotonic(), response.version)
             if (
-                cached is None
-                or replace(cached, received_at=new_response.received_at) != new_response
+                cached_response is None
+                or replace(cached_response, received_at=new_response.received_at) != new_response
             ):
                 await self._write_to_disk(pool, path, new_response)
             return new_response
-        cached = cached or await self._read_from_disk(pool, path)
-        if cached is not None and cached.version == response.version:
+        cached_response = cached_response or await self._read_from_disk(pool, path)
+        if cached_response is not None and cached_response.version == response.version:
             # Mark the cached response as fresh, because a new request would find no renderer
             # either.
-            return replace(cached, received_at=time.monotonic())
+            return replace(cached_response, received_at=time.monotonic())
         self._choose_cache(path).pop((pool, path), None)
-        error = PoolStarting if response.state == "starting" else ServiceUnavailable
-        raise error(f"pool {pool!r} has no running renderer; try again", retry_after=5)
+        error_class = PoolStarting if response.state == "starting" else ServiceUnavailable
+        raise error_class(f"pool {pool!r} has no running renderer; try again", retry_after=5)
 
     async def _read_from_disk(self, pool: str, path: str) -> CachedResponse | None:
         file = self._find_file(pool, path)
@@ -204,19 +207,19 @@ class PoolResponseCache:
         if file is not None and response.value is not None:
             try:
                 content = response.version.encode() + b"\n" + response.value
-                await asyncio.to_thread(_write, file, content)
+                await asyncio.to_thread(_write_file, file, content)
             except OSError as error:
                 _log.warning("pool %s: the response to %s is not cached: %s", pool, path, error)
 
     def _find_file(self, pool: str, path: str) -> Path | None:
         if self._folder is None or path not in _PATHS_ON_DISK:
             return None
-        kind = _PATHS_ON_DISK[path]
-        return self._folder / f"{hashlib.sha256(pool.encode()).hexdigest()[:16]}{kind}.json"
+        suffix = _PATHS_ON_DISK[path]
+        return self._folder / f"{hashlib.sha256(pool.encode()).hexdigest()[:16]}{suffix}.json"
 
 
-def _write(file: Path, content: bytes) -> None:
+def _write_file(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".new")
-    temporary.write_bytes(content)
-    temporary.replace(file)
+    temporary_file = file.with_suffix(".new")
+    temporary_file.write_bytes(content)
+    temporary_file.replace(file)

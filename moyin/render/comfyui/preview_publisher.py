@@ -18,8 +18,8 @@ _MAX_NODE_ID = 200
 class PreviewPublisher:
     """Publishes the newest preview of a prompt in the background, at most twice per second."""
 
-    def __init__(self, store: PreviewStore, request: RenderRequest) -> None:
-        self._store = store
+    def __init__(self, preview_store: PreviewStore, request: RenderRequest) -> None:
+        self._store = preview_store
         self._job_id = request.job_id
         self._step = request.step
         self._newest: bytes | None = None

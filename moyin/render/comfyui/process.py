@@ -74,15 +74,15 @@ class ComfyProcess:
         self,
         process: subprocess.Popen[bytes],
         channels: ProcessChannels,
-        log: Path,
-        sandboxed: SandboxProcesses | None = None,
+        log_path: Path,
+        sandbox_processes: SandboxProcesses | None = None,
     ) -> None:
         self._process = process
         self._channels = channels
-        self._sandboxed = sandboxed
+        self._sandbox_processes = sandbox_processes
         self._first_memory_kills = count_memory_kills()
-        self._log = LogFile(log)
-        self._log_path = log
+        self._log = LogFile(log_path)
+        self._log_path = log_path
         self.address = channels.address
         self.exited = asyncio.create_task(self._watch())
 
@@ -96,7 +96,7 @@ class ComfyProcess:
         """
         env = build_child_environment(os.environ, options, folder.scratch)
         is_strict = options.isolation is Isolation.STRICT
-        sandbox = (
+        sandbox_command = (
             await asyncio.to_thread(_build_sandbox_command, options, folder, env)
             if is_strict
             else None
@@ -106,16 +106,27 @@ class ComfyProcess:
         try:
             command = build_command(options, folder, _make_launcher_options(options, channels))
             descriptors = [channels.listening, channels.alive]
-            if sandbox is None:
+            if sandbox_command is None:
                 process = await spawner.spawn(command, env, descriptors)
                 return cls(process, channels, folder.log)
-            with _open_pipe() as (info, info_end), _close_at_exit(open_filter()) as filters:
-                sandbox += ["--seccomp", str(filters), "--info-fd", str(info_end.fileno()), "--"]
-                descriptors += [filters, info_end.fileno()]
-                process = await spawner.spawn([*sandbox, *command], env, descriptors)
-                info_end.close()
-                sandboxed = await asyncio.to_thread(_read_sandbox_processes, info, process)
-            return cls(process, channels, folder.log, sandboxed)
+            with (
+                _open_pipe() as (info_reader, info_writer),
+                _close_at_exit(open_filter()) as filter_descriptor,
+            ):
+                sandbox_command += [
+                    "--seccomp",
+                    str(filter_descriptor),
+                    "--info-fd",
+                    str(info_writer.fileno()),
+                    "--",
+                ]
+                descriptors += [filter_descriptor, info_writer.fileno()]
+                process = await spawner.spawn([*sandbox_command, *command], env, descriptors)
+                info_writer.close()
+                sandbox_processes = await asyncio.to_thread(
+                    _read_sandbox_processes, info_reader, process
+                )
+            return cls(process, channels, folder.log, sandbox_processes)
         except BaseException:
             channels.close()
             if process is not None:
@@ -128,8 +139,8 @@ class ComfyProcess:
     @property
     def pid(self) -> int:
         """The process id of ComfyUI, or of bubblewrap until ComfyUI has started."""
-        main = None if self._sandboxed is None else self._sandboxed.main
-        return self._process.pid if main is None else main
+        main_pid = None if self._sandbox_processes is None else self._sandbox_processes.main_pid
+        return self._process.pid if main_pid is None else main_pid
 
     @property
     def was_killed(self) -> bool:
@@ -138,19 +149,19 @@ class ComfyProcess:
             return False
         return count_memory_kills() == self._first_memory_kills
 
-    def read_last_log_lines(self, count: int = 12) -> str:
-        """Return the last ``count`` lines of the process's log."""
-        return "\n".join(read_last_lines(self._log_path, count))
+    def read_last_log_lines(self, line_count: int = 12) -> str:
+        """Return the last ``line_count`` lines of the process's log."""
+        return "\n".join(read_last_lines(self._log_path, line_count))
 
     def exempt_present_processes(self) -> None:
         """Exempt all present processes of the sandbox from `kill_new_processes` (blocking)."""
-        if self._sandboxed is not None:
-            self._sandboxed.exempt_present_processes()
+        if self._sandbox_processes is not None:
+            self._sandbox_processes.exempt_present_processes()
 
     def kill_new_processes(self) -> None:
         """Kill the processes that a prompt has started, or raise `WorkerLost` if that fails."""
-        if self._sandboxed is not None:
-            self._sandboxed.kill_new_processes()
+        if self._sandbox_processes is not None:
+            self._sandbox_processes.kill_new_processes()
 
     async def stop(self, patience: float = 5.0) -> None:
         """Send SIGTERM to the process group, then SIGKILL after ``patience`` seconds."""
@@ -160,15 +171,15 @@ class ComfyProcess:
         # Sent even if ComfyUI has ended, because its child processes belong to the group as well.
         self._send_signal(signal.SIGKILL)
         await self.exited
-        if self._sandboxed is not None:
+        if self._sandbox_processes is not None:
             # The kernel ends the other processes of a sandbox shortly after its first process.
             with contextlib.suppress(TimeoutError, ProcessLookupError):
                 async with asyncio.timeout(_SANDBOX_END_SECONDS):
-                    await _wait_for_exit(self._sandboxed.init)
+                    await _wait_for_exit(self._sandbox_processes.init_pid)
 
-    def _send_signal(self, number: signal.Signals) -> None:
+    def _send_signal(self, signal_number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+            os.killpg(self._process.pid, signal_number)
 
     async def _watch(self) -> int:
         assert self._process.stdout is not None
@@ -189,10 +200,10 @@ class ComfyProcess:
     async def _copy_output(self, descriptor: int) -> None:
         while True:
             await _wait_until_readable(descriptor)
-            data = os.read(descriptor, _CHUNK_BYTES)
-            if not data:
+            output = os.read(descriptor, _CHUNK_BYTES)
+            if not output:
                 return
-            self._log.write(data)
+            self._log.write(output)
 
 
 def count_memory_kills(path: Path = Path("/proc/vmstat")) -> int:
@@ -230,11 +241,11 @@ def _make_launcher_options(options: ComfyOptions, channels: ProcessChannels) -> 
     }
     if options.isolation is not Isolation.STRICT:
         return {**launcher_options, "parent": os.getpid()}
-    user = choose_user_id(options)
-    if user is not None:
+    uid = choose_user_id(options)
+    if uid is not None:
         devices = [] if options.cpu else find_graphics_devices()
-        groups = find_device_groups(devices)
-        launcher_options |= {"user": user, "groups": groups, "threads": _MAX_THREADS}
+        group_ids = find_device_groups(devices)
+        launcher_options |= {"user": uid, "groups": group_ids, "threads": _MAX_THREADS}
     return launcher_options
 
 
@@ -245,38 +256,42 @@ def _build_sandbox_command(
 
     Raises `StackError` if no installed bubblewrap works.
     """
-    user = choose_user_id(options)
+    uid = choose_user_id(options)
     unreadable_file = (
-        None if user is None else find_unreadable_file(user, find_shared_folders(options))
+        None if uid is None else find_unreadable_file(uid, find_shared_folders(options))
     )
     if unreadable_file is not None:
         _log.warning(
             "ComfyUI's user id %s can't read %s: run `chmod -R a+rX` on its folder, or set "
             "MOYIN_COMFYUI_UID to the owner of the files",
-            user,
+            uid,
             unreadable_file,
         )
     return [str(require_confinement()), *build_bubblewrap_options(options, folder, env)]
 
 
-def _read_sandbox_processes(info: IO[str], process: subprocess.Popen[bytes]) -> SandboxProcesses:
-    """Read the id of the sandbox's first process from ``info``, bubblewrap's JSON output.
+def _read_sandbox_processes(
+    info_reader: IO[str], process: subprocess.Popen[bytes]
+) -> SandboxProcesses:
+    """Read the id of the sandbox's first process from bubblewrap's JSON output.
 
-    Raises `StackError` if bubblewrap ``process`` failed.
+    Raises `StackError` if bubblewrap, the process, has failed.
     """
     try:
-        return SandboxProcesses(int(json.loads(info.read())["child-pid"]))
+        return SandboxProcesses(int(json.loads(info_reader.read())["child-pid"]))
     except (ValueError, KeyError) as error:
         output, _ = process.communicate()
         reason = output.decode(errors="replace")
-        raise StackError(f"bubblewrap can't create a sandbox for ComfyUI: {reason}") from error
+        raise StackError(
+            f"bubblewrap can't create a sandbox for ComfyUI, see docs/isolation.md: {reason}"
+        ) from error
 
 
 @contextlib.contextmanager
 def _open_pipe() -> Iterator[tuple[IO[str], IO[str]]]:
     read_end, write_end = os.pipe()
-    with os.fdopen(read_end) as source, os.fdopen(write_end, "w") as target:
-        yield source, target
+    with os.fdopen(read_end) as reader, os.fdopen(write_end, "w") as writer:
+        yield reader, writer
 
 
 @contextlib.contextmanager
@@ -314,9 +329,9 @@ async def _wait_for_exit(pid: int) -> None:
 
 async def _wait_until_readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(descriptor, ready.set)
+    readable_event = asyncio.Event()
+    loop.add_reader(descriptor, readable_event.set)
     try:
-        await ready.wait()
+        await readable_event.wait()
     finally:
         loop.remove_reader(descriptor)

@@ -33,7 +33,7 @@ class PromptLock:
 
     @asynccontextmanager
     async def hold_for(
-        self, session: Session, prompt_id: str, names: Collection[str]
+        self, session: Session, prompt_id: str, file_names: Collection[str]
     ) -> AsyncIterator[bool]:
         """Hold the lock for a prompt, with its input files in the process's folder.
 
@@ -45,14 +45,16 @@ class PromptLock:
                 yield False
                 return
             try:
-                await _run_in_thread(self._prepare_prompt, session, prompt_id, names)
+                await _run_in_thread(self._prepare_prompt, session, prompt_id, file_names)
                 yield True
             finally:
                 await self._release_prompt(session, prompt_id)
 
-    def _prepare_prompt(self, session: Session, prompt_id: str, names: Collection[str]) -> None:
-        session.written.begin_prompt(prompt_id)
-        self._inputs.place_files(names)
+    def _prepare_prompt(
+        self, session: Session, prompt_id: str, file_names: Collection[str]
+    ) -> None:
+        session.written_files.begin_prompt(prompt_id)
+        self._inputs.place_files(file_names)
 
     async def _release_prompt(self, session: Session, prompt_id: str) -> None:
         if session is not self._supervisor.session:
@@ -72,12 +74,12 @@ class PromptLock:
         self._inputs.remove_placed_files()
 
 
-async def _run_in_thread(work: Callable[..., None], *arguments: Any) -> None:
-    """Run ``work`` in a thread, and wait for its end even if this task is cancelled.
+async def _run_in_thread(function: Callable[..., None], *arguments: Any) -> None:
+    """Run the function in a thread, and wait for its end even if this task is cancelled.
 
     A cancelled task can't stop its thread, which would move files while the next prompt executes.
     """
-    thread_task = asyncio.create_task(asyncio.to_thread(work, *arguments))
+    thread_task = asyncio.create_task(asyncio.to_thread(function, *arguments))
     try:
         await asyncio.shield(thread_task)
     except asyncio.CancelledError:

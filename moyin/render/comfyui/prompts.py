@@ -127,11 +127,11 @@ class RunningPrompt:
             if self._result is not None:
                 yield self._result
                 return
-            if not has_sent_executed and self._progress() != sent_progress:
+            if not has_sent_executed and self._read_progress() != sent_progress:
                 # Delayed before the event, because a small picture finishes within the delay.
                 if await self._wait_for_urgent(_EVENT_SECONDS):
                     continue
-                sent_progress = self._progress()
+                sent_progress = self._read_progress()
                 yield sent_progress
             elif not self._is_over:
                 await change_event.wait()
@@ -147,7 +147,7 @@ class RunningPrompt:
                 return await self._urgent.wait()
         return False
 
-    def _progress(self) -> RenderProgress:
+    def _read_progress(self) -> RenderProgress:
         meter = self._meter
         return RenderProgress(value=round(meter.value, 3), max=meter.max, node=meter.node)
 

@@ -111,7 +111,7 @@ class Relay:
 
     async def _to_frames(self, message: EventMessage | bytes) -> list[Frame]:
         if isinstance(message, bytes):
-            return [await self._binary_frame(message)]
+            return [await self._make_binary_frame(message)]
         data = message.data
         if message.type == "executed":
             data = {**data, "output": await self._store_output(data.get("output"))}
@@ -128,18 +128,19 @@ class Relay:
     async def _store_output(self, output: Any) -> Any:
         """Store the files of a node's output, and return the output with the stored names.
 
-        Clients fetch the files as soon as they receive the event.
-
-        The new names are those of `make_unique_name`.
+        The files are stored before the event is published, because clients then fetch them at
+        once. The stored names are those of `make_unique_name`.
         """
         if isinstance(output, Mapping):
             for file in await self._store_files(self._prompt_id, output):
                 await self._frames.add_file(self._prompt_id, file)
         return replace_file_names(output, self._prompt_id)
 
-    async def _binary_frame(self, frame: bytes) -> Frame:
+    async def _make_binary_frame(self, frame: bytes) -> Frame:
         if not self._is_output(frame):
             return Frame(kind=FrameKind.BINARY, prompt=self._prompt_id, body=frame)
-        start = parse_image_metadata(frame)[1]
-        blob = await self._blobs.put(frame[start:])
-        return Frame(kind=FrameKind.BLOB, prompt=self._prompt_id, body=frame[:start], blob=blob)
+        image_start = parse_image_metadata(frame)[1]
+        blob = await self._blobs.put(frame[image_start:])
+        return Frame(
+            kind=FrameKind.BLOB, prompt=self._prompt_id, body=frame[:image_start], blob=blob
+        )

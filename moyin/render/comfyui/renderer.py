@@ -155,7 +155,7 @@ class ComfyRenderer:
         prompt.is_cancelled = True
         session = self._supervisor.session
         if session is None or not prompt.is_submitted:
-            self._fail(prompt, RenderFailed("the render was cancelled"))
+            self._fail_prompt(prompt, RenderFailed("the render was cancelled"))
             task.cancel()
             return None
         async with self._submit_lock:
@@ -210,7 +210,7 @@ class ComfyRenderer:
             ),
             error=self._supervisor.error,
             models=self._models,
-            memory=None if session is None else session.memory,
+            memory=None if session is None else session.memory_bytes,
             runs=self._journal.list_unsettled(),
         )
 
@@ -218,23 +218,23 @@ class ComfyRenderer:
         self._journal.settle(run_ids)
 
     async def _wait_until_cancelled(self, prompt_id: str) -> None:
-        """Wait until a prompt that was cancelled has ended, because a retry must not share its end."""
+        """Wait until a cancelled run of the prompt has ended, so that a retry starts a new run."""
         while prompt_id in self._active_prompts:
             prompt, task = self._active_prompts[prompt_id]
             if not prompt.is_cancelled:
                 return
             await asyncio.wait([task])
-            self._remove_active(prompt)
+            self._remove_active_prompt(prompt)
 
     def _get_or_start_prompt(self, request: RenderRequest) -> RunningPrompt:
         if request.prompt_id not in self._active_prompts:
             prompt = RunningPrompt(
-                request, self._create_relay(request), self._create_previews(request)
+                request, self._create_relay(request), self._create_preview_publisher(request)
             )
             task = asyncio.create_task(self._run_prompt(prompt))
             self._active_prompts[request.prompt_id] = (prompt, task)
             # A callback, because it also runs if the task is cancelled before it starts.
-            task.add_done_callback(lambda _: self._remove_active(prompt))
+            task.add_done_callback(lambda _: self._remove_active_prompt(prompt))
         return self._active_prompts[request.prompt_id][0]
 
     def _create_relay(self, request: RenderRequest) -> Relay | None:
@@ -242,7 +242,7 @@ class ComfyRenderer:
             return None
         return Relay(self._frames, self._blobs, request, request.channel, self._collect_node_output)
 
-    def _create_previews(self, request: RenderRequest) -> PreviewPublisher | None:
+    def _create_preview_publisher(self, request: RenderRequest) -> PreviewPublisher | None:
         if self._previews is None or not request.job_id:
             return None
         return PreviewPublisher(self._previews, request)
@@ -254,48 +254,52 @@ class ComfyRenderer:
             if prompt.relay is not None:
                 await prompt.relay.flush()
             self._finished_results[prompt_id] = result
-            self._end_runs(prompt, pictures=_count_pictures(result))
-            self._remove_active(prompt)
+            self._end_runs(prompt, picture_count=_count_pictures(result))
+            self._remove_active_prompt(prompt)
             prompt.succeed(result.done)
         except WorkerLost as error:
             is_hanging = isinstance(error, NoResponse) and prompt.is_submitted
             if is_hanging and await self._supervisor.replace_hanging_session():
                 # Not an error of the render, because the prompt may not be the cause: a disk may
                 # hang, for example.
-                self._fail(prompt, error)
+                self._fail_prompt(prompt, error)
                 return
             prompt_may_be_cause = prompt.is_submitted and not await self._supervisor.was_killed()
-            self._fail(prompt, _make_loss_error(error.message) if prompt_may_be_cause else error)
+            self._fail_prompt(
+                prompt, _make_loss_error(error.message) if prompt_may_be_cause else error
+            )
         except MoyinError as error:
             if prompt.relay is not None:
                 await prompt.relay.flush()
-            self._fail(prompt, error)
+            self._fail_prompt(prompt, error)
         except OSError as error:
             _log.warning("prompt %s failed, because a file is not accessible: %s", prompt_id, error)
             message = "the artifact store or ComfyUI's folder is not available; try again"
-            self._fail(prompt, ServiceUnavailable(message, retry_after=5))
+            self._fail_prompt(prompt, ServiceUnavailable(message, retry_after=5))
         except Exception:
             _log.exception("prompt %s failed", prompt_id)
             message = (
                 f"the render failed with an internal error; see the log for prompt {prompt_id}"
             )
-            self._fail(prompt, StepFailed(message))
+            self._fail_prompt(prompt, StepFailed(message))
 
-    def _fail(self, prompt: RunningPrompt, error: MoyinError) -> None:
+    def _fail_prompt(self, prompt: RunningPrompt, error: MoyinError) -> None:
         self._end_runs(prompt, error=CANCELLED if prompt.is_cancelled else error.code)
         # Remove the prompt first, so that a caller's immediate retry starts the prompt again.
-        self._remove_active(prompt)
+        self._remove_active_prompt(prompt)
         prompt.fail(error)
 
     def _end_runs(
-        self, prompt: RunningPrompt, *, pictures: int = 0, error: str | None = None
+        self, prompt: RunningPrompt, *, picture_count: int = 0, error: str | None = None
     ) -> None:
         prompt_id = prompt.request.prompt_id
         # A prompt that has been replaced by a new try must not end the new try's runs.
         if prompt_id in self._active_prompts and self._active_prompts[prompt_id][0] is prompt:
-            prompt.runs = self._journal.end_prompt(prompt_id, pictures=pictures, error=error)
+            prompt.runs = self._journal.end_prompt(
+                prompt_id, picture_count=picture_count, error=error
+            )
 
-    def _remove_active(self, prompt: RunningPrompt) -> None:
+    def _remove_active_prompt(self, prompt: RunningPrompt) -> None:
         prompt_id = prompt.request.prompt_id
         if prompt_id in self._active_prompts and self._active_prompts[prompt_id][0] is prompt:
             del self._active_prompts[prompt_id]
@@ -312,7 +316,9 @@ class ComfyRenderer:
         except MoyinError:
             # Discard files that are left because storing them failed.
             if (session := self._supervisor.session) is not None:
-                await asyncio.to_thread(session.written.discard_files, prompt.request.prompt_id)
+                await asyncio.to_thread(
+                    session.written_files.discard_files, prompt.request.prompt_id
+                )
             raise
 
     async def _execute_with_retries(self, prompt: RunningPrompt) -> StoredResult:
@@ -330,17 +336,21 @@ class ComfyRenderer:
                 raise_for_failure(entry)
             except RenderFailed as error:
                 if ran_out_of_memory or not isinstance(error, OutOfMemory):
-                    await self._collect(prompt, entry)
+                    await self._collect_result(prompt, entry)
                     raise
                 # Retry without models and results of earlier prompts, which may fill the memory.
                 ran_out_of_memory = True
                 continue
-            result = await self._collect(prompt, entry)
+            result = await self._collect_result(prompt, entry)
             if result is not None:
-                is_repeatable = not _find_classes(prompt.request.graph) & session.volatile
+                is_repeatable = (
+                    not _find_node_classes(prompt.request.graph) & session.volatile_classes
+                )
                 return replace(result, done=replace(result.done, repeatable=is_repeatable))
             # Retry without ComfyUI's cache, which names files that no longer exist.
-        raise StepFailed("an output file that ComfyUI reports does not exist")
+        raise StepFailed(
+            "ComfyUI reports an output file that does not exist: a node may have removed the file"
+        )
 
     @asynccontextmanager
     async def _acquire_session(self, prompt: RunningPrompt) -> AsyncIterator[Session]:
@@ -350,14 +360,16 @@ class ComfyRenderer:
             session = await self._supervisor.wait_for_session()
             await self._fetch_inputs(request)
             lock_context = self._prompt_lock.hold_for(session, request.prompt_id, request.files)
-            async with lock_context as is_present:
-                if is_present:
+            async with lock_context as is_current_session:
+                if is_current_session:
                     yield session
             # Otherwise the process was replaced, and the folder of the next process is empty.
-            if is_present:
+            if is_current_session:
                 return
 
-    async def _collect(self, prompt: RunningPrompt, entry: HistoryEntry) -> StoredResult | None:
+    async def _collect_result(
+        self, prompt: RunningPrompt, entry: HistoryEntry
+    ) -> StoredResult | None:
         assert self._outputs is not None
         result = await self._outputs.collect(prompt.request.prompt_id, entry)
         prompt.record = None if result is None else result.record
@@ -381,13 +393,13 @@ class ComfyRenderer:
                     "the artifact store no longer has an input file of the render: upload it again"
                 ) from None
             async with self._trim_lock:
-                needed = {
+                needed_names = {
                     name
                     for active_prompt, _ in self._active_prompts.values()
                     for name in active_prompt.request.files
                 }
-                needed.update(request.files)
-                await asyncio.to_thread(self._inputs.trim_staged, needed)
+                needed_names.update(request.files)
+                await asyncio.to_thread(self._inputs.trim_staged, needed_names)
                 if self._inputs.are_staged(request.files):
                     return
 
@@ -434,7 +446,9 @@ class ComfyRenderer:
         if prompt.is_cancelled:
             raise RenderFailed("the render was cancelled")
         prompt_id = prompt.request.prompt_id
-        raise WorkerLost(f"prompt {prompt_id} is neither in ComfyUI's queue nor in its history")
+        raise WorkerLost(
+            f"prompt {prompt_id} is neither in ComfyUI's queue nor in its history; try again"
+        )
 
     async def _interrupt_hanging(self, session: Session, prompt: RunningPrompt) -> NoReturn:
         """Interrupt a hanging prompt, or replace the process, and raise an error.
@@ -443,7 +457,9 @@ class ComfyRenderer:
         Otherwise raises `RenderFailed`.
         """
         if not prompt.has_begun:
-            raise NoResponse(f"ComfyUI hangs and has not begun prompt {prompt.request.prompt_id}")
+            raise NoResponse(
+                f"ComfyUI hangs and has not begun prompt {prompt.request.prompt_id}; try again"
+            )
         prompt_id = prompt.request.prompt_id
         async with self._submit_lock:
             await session.client.interrupt(prompt_id)
@@ -454,7 +470,10 @@ class ComfyRenderer:
                 break
             await asyncio.sleep(0.2)
         seconds = self._options.progress_timeout
-        message = f"the render made no progress within the pool's progress_timeout of {seconds:g} s"
+        message = (
+            f"the render made no progress within the pool's progress_timeout of {seconds:g} s: let "
+            "its nodes do less, or set a longer progress_timeout"
+        )
         raise RenderFailed(message)
 
     def _on_event(self, message: EventMessage) -> None:
@@ -479,19 +498,19 @@ class ComfyRenderer:
                 loads_models=isinstance(node, str) and node in prompt.loader_nodes,
             )
 
-    def _on_binary(self, frame: bytes) -> None:
+    def _on_binary_frame(self, frame: bytes) -> None:
         prompt_id = parse_image_metadata(frame)[0].get("prompt_id")
         self._enqueue_for_relay(prompt_id, frame)
-        prompt = self._find_active(prompt_id)
+        prompt = self._find_active_prompt(prompt_id)
         if prompt is not None and prompt.previews is not None:
             prompt.previews.schedule_frame(frame)
 
     def _enqueue_for_relay(self, prompt_id: str | None, message: EventMessage | bytes) -> None:
-        prompt = self._find_active(prompt_id)
+        prompt = self._find_active_prompt(prompt_id)
         if prompt is not None and prompt.relay is not None:
             prompt.relay.enqueue(message)
 
-    def _find_active(self, prompt_id: str | None) -> RunningPrompt | None:
+    def _find_active_prompt(self, prompt_id: str | None) -> RunningPrompt | None:
         """Return the prompt with this id, or the executing prompt if the id is None.
 
         Returns None if that prompt is not active.
@@ -501,18 +520,20 @@ class ComfyRenderer:
 
     @asynccontextmanager
     async def _run_session(self) -> AsyncIterator[Session]:
-        user = choose_user_id(self._options)
+        uid = choose_user_id(self._options)
         async with self._prompt_lock.hold():
-            await asyncio.to_thread(self._folder.prepare, user)
+            await asyncio.to_thread(self._folder.prepare, uid)
         async with Session.open(
             self._options,
             self._folder,
             self._spawner,
             on_event=self._on_event,
-            on_binary=self._on_binary,
+            on_binary=self._on_binary_frame,
             is_idle=lambda: not self._active_prompts,
         ) as session:
-            self._outputs = OutputStore(session.written, self._blobs, self._options.output_bytes)
+            self._outputs = OutputStore(
+                session.written_files, self._blobs, self._options.output_bytes
+            )
             self._models = await self._find_warm_models()
             yield session
 
@@ -532,14 +553,14 @@ class ComfyRenderer:
         for prompt, task in list(self._active_prompts.values()):
             if prompt.is_submitted:
                 message = f"ComfyUI was lost during the render: {reason}"
-                self._fail(
+                self._fail_prompt(
                     prompt,
                     _make_loss_error(message) if prompt_may_be_cause else WorkerLost(message),
                 )
                 task.cancel()
 
 
-def _find_classes(graph: Mapping[str, Any]) -> set[str]:
+def _find_node_classes(graph: Mapping[str, Any]) -> set[str]:
     return {str(node.get("class_type")) for node in graph.values() if isinstance(node, Mapping)}
 
 

@@ -52,7 +52,7 @@ class RunJournal:
         finally:
             # `end_prompt` may have ended the run meanwhile, for example because the process was
             # lost.
-            self._end(run)
+            self._end_measurement(run)
 
     def record_node(self, prompt_id: str, *, loads_models: bool) -> None:
         """Record that ComfyUI begins the prompt's next node, or has executed the last one.
@@ -67,16 +67,16 @@ class RunJournal:
                 run.loading_since = self._clock() if loads_models else None
 
     def end_prompt(
-        self, prompt_id: str, *, pictures: int = 0, error: str | None = None
+        self, prompt_id: str, *, picture_count: int = 0, error: str | None = None
     ) -> tuple[RenderRun, ...]:
         """End the open runs of a prompt and return them.
 
-        The last run has the prompt's number of pictures or error. The earlier runs failed and were
-        repeated.
+        The last run gets the prompt's ``picture_count`` and ``error``. The earlier runs failed and
+        were repeated.
         """
         runs = self._open.pop(prompt_id, [])
         for run in runs:
-            self._end(run)
+            self._end_measurement(run)
         last_index = len(runs) - 1
         ended_runs = tuple(
             RenderRun(
@@ -85,10 +85,10 @@ class RunJournal:
                 account=run.account,
                 seconds=self._measure_seconds(run),
                 load_seconds=self._measure_loading(run),
-                pictures=pictures if number == last_index else 0,
-                error=error if number == last_index else StepFailed.code,
+                pictures=picture_count if index == last_index else 0,
+                error=error if index == last_index else StepFailed.code,
             )
-            for number, run in enumerate(runs)
+            for index, run in enumerate(runs)
         )
         if ended_runs:
             self._ended[prompt_id] = ended_runs
@@ -123,7 +123,7 @@ class RunJournal:
         for run_id in run_ids:
             self._unsettled.pop(run_id, None)
 
-    def _end(self, run: _Measurement) -> None:
+    def _end_measurement(self, run: _Measurement) -> None:
         if run.ended_at is None:
             run.ended_at = self._clock()
 

@@ -78,31 +78,33 @@ class Mounts:
 
     def to_options(self) -> list[str]:
         """Return bubblewrap's options, sorted so that outer folders precede inner folders."""
-        lines: list[tuple[Path, list[str]]] = []
+        options_by_path: list[tuple[Path, list[str]]] = []
         for path, target in self.links.items():
-            lines.append((path, ["--symlink", target, str(path)]))
+            options_by_path.append((path, ["--symlink", target, str(path)]))
         for path, source in self.read.items():
-            lines.append((path, ["--ro-bind", str(source), str(path)]))
+            options_by_path.append((path, ["--ro-bind", str(source), str(path)]))
         for path, source in self.write.items():
-            lines.append((path, ["--bind", str(source), str(path)]))
+            options_by_path.append((path, ["--bind", str(source), str(path)]))
         hidden_folders = {path for path in self.hide if self._would_be_visible(path)}
         for path in hidden_folders:
-            lines.append((path, ["--perms", "0755", "--tmpfs", str(path)]))
+            options_by_path.append((path, ["--perms", "0755", "--tmpfs", str(path)]))
         for path in self.devices:
-            lines.append((path, ["--dev-bind", str(path), str(path)]))
+            options_by_path.append((path, ["--dev-bind", str(path), str(path)]))
         # By default, bubblewrap would copy the permissions of folders outside, such as those of
         # /root.
-        for path in self._parents_to_create({line[0] for line in lines} - {*self.links}):
-            lines.append((path, ["--perms", "0755", "--dir", str(path)]))
-        lines.sort(key=lambda line: line[0].parts)
+        for path in self._find_parents_to_create(
+            {path for path, _ in options_by_path} - {*self.links}
+        ):
+            options_by_path.append((path, ["--perms", "0755", "--dir", str(path)]))
+        options_by_path.sort(key=lambda path_and_options: path_and_options[0].parts)
         return [
             *("--proc", "/proc", "--dev", "/dev"),
-            *(word for _, words in lines for word in words),
-            *(word for path in sorted(hidden_folders) for word in ("--remount-ro", str(path))),
+            *(option for _, path_options in options_by_path for option in path_options),
+            *(option for path in sorted(hidden_folders) for option in ("--remount-ro", str(path))),
             *("--remount-ro", "/dev", "--remount-ro", "/"),
         ]
 
-    def _parents_to_create(self, paths: Iterable[Path]) -> set[Path]:
+    def _find_parents_to_create(self, paths: Iterable[Path]) -> set[Path]:
         """Return the parent folders of ``paths`` that are in no mount, so they must be created."""
         mounted_paths = {*self.read, *self.write, Path("/dev"), Path("/proc")}
         parents = {parent for path in paths for parent in path.parents if parent != Path("/")}
@@ -111,7 +113,11 @@ class Mounts:
             for path in parents
             if not any(path.is_relative_to(mount) for mount in mounted_paths)
             # A hidden folder is empty, so the folders within it must be created.
-            or any(hidden in path.parents for hidden in self.hide if self._would_be_visible(hidden))
+            or any(
+                hidden_folder in path.parents
+                for hidden_folder in self.hide
+                if self._would_be_visible(hidden_folder)
+            )
         } - mounted_paths
 
     def _would_be_visible(self, path: Path) -> bool:
@@ -151,8 +157,8 @@ def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_m
         return options.uid
     uid = _FIRST_UID + zlib.crc32(str(options.folder).encode()) % _UID_COUNT
     for line in uid_map.read_text().splitlines():
-        first_id, _, count = map(int, line.split())
-        if first_id <= uid < first_id + count:
+        first_id, _, id_count = map(int, line.split())
+        if first_id <= uid < first_id + id_count:
             return uid
     return _NOBODY_UID
 
@@ -163,13 +169,17 @@ def find_device_groups(paths: Iterable[Path]) -> list[int]:
     Args:
         paths: device files, and folders of device files.
     """
-    groups = set()
+    group_ids = set()
     for path in paths:
         for device in (path, *(path.iterdir() if path.is_dir() else ())):
-            info = device.stat()
-            if stat.S_ISCHR(info.st_mode) and not info.st_mode & stat.S_IWOTH and info.st_gid:
-                groups.add(info.st_gid)
-    return sorted(groups)
+            device_stat = device.stat()
+            if (
+                stat.S_ISCHR(device_stat.st_mode)
+                and not device_stat.st_mode & stat.S_IWOTH
+                and device_stat.st_gid
+            ):
+                group_ids.add(device_stat.st_gid)
+    return sorted(group_ids)
 
 
 def find_graphics_devices(root: Path = Path("/dev")) -> list[Path]:
@@ -183,7 +193,7 @@ def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]
     """
     try:
         # Run with ComfyUI's environment, whose variables may change the folders.
-        completed = subprocess.run(
+        completed_process = subprocess.run(
             [str(python), "-c", _PRINT_FOLDERS],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -192,9 +202,12 @@ def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]
             timeout=_PYTHON_SECONDS,
             check=True,
         )
-        folders = [Path(path) for path in json.loads(completed.stdout) if path]
+        folders = [Path(path) for path in json.loads(completed_process.stdout) if path]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise StackError(f"ComfyUI's interpreter {python} can't be run: {error}") from error
+        raise StackError(
+            f"ComfyUI's interpreter {python} can't be run: {error}; run `moyin comfyui install`, or "
+            "correct MOYIN_COMFYUI_PYTHON"
+        ) from error
     return [path for path in [*folders, *_follow_links(python)] if path.exists()]
 
 
@@ -206,7 +219,7 @@ def find_shared_folders(options: ComfyOptions) -> list[Path]:
     return [options.models, *options.custom_nodes, *find_extra_model_paths(options.flags)]
 
 
-def find_unreadable_file(user: int, folders: Iterable[Path]) -> Path | None:
+def find_unreadable_file(uid: int, folders: Iterable[Path]) -> Path | None:
     """Return the first file in the folders that the user may not read, or None.
 
     Checks at most 10,000 files. Libraries such as safetensors write files that only their owner may
@@ -220,8 +233,8 @@ def find_unreadable_file(user: int, folders: Iterable[Path]) -> Path | None:
                 if file_count > _MAX_FILES:
                     return None
                 with contextlib.suppress(OSError):
-                    info = Path(parent, name).stat()
-                    if info.st_uid != user and not info.st_mode & stat.S_IROTH:
+                    file_stat = Path(parent, name).stat()
+                    if file_stat.st_uid != uid and not file_stat.st_mode & stat.S_IROTH:
                         return Path(parent, name)
     return None
 
@@ -259,7 +272,7 @@ def _build_mounts(
         mounts, [path for path in library_folders if path.is_absolute() and path.is_dir()]
     )
     shared_folders = find_shared_folders(options)
-    _mount_folders(mounts, [options.home, *shared_folders, *options.readable], required=True)
+    _mount_folders(mounts, [options.home, *shared_folders, *options.readable], must_exist=True)
     mounts.read |= _find_link_targets(shared_folders, mounts)
     mounts.hide |= {options.home / name for name in _PERSONAL_FOLDERS}
     mounts.read[folder.base] = folder.base
@@ -274,17 +287,19 @@ def _build_mounts(
         path = Path(name)
         # Create no mount point within a writable mount: bubblewrap would create it outside the
         # sandbox, too.
-        if not any(other.is_relative_to(path) for other in mounted_paths):
+        if not any(mounted_path.is_relative_to(path) for mounted_path in mounted_paths):
             mounts.write[path] = folder.scratch
     return mounts
 
 
-def _mount_folders(mounts: Mounts, paths: Iterable[Path], *, required: bool = False) -> None:
+def _mount_folders(mounts: Mounts, paths: Iterable[Path], *, must_exist: bool = False) -> None:
     for path in paths:
-        if required and not path.exists():
-            raise StackError(f"{path} in the render pool's options does not exist")
+        if must_exist and not path.exists():
+            raise StackError(
+                f"{path} in the render pool's options does not exist: create it or correct the path"
+            )
         if path in (Path("/"), Path("/etc"), *mounts.hide):
-            if required:
+            if must_exist:
                 raise StackError(
                     f"{path} in the render pool's options is too large to share with "
                     "ComfyUI: name a folder within it"
@@ -306,8 +321,8 @@ def _find_link_targets(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Pa
     targets: dict[Path, Path] = {}
     file_count = 0
     for folder in folders:
-        for parent, names, files in os.walk(folder):
-            for name in (*names, *files):
+        for parent, folder_names, files in os.walk(folder):
+            for name in (*folder_names, *files):
                 file_count += 1
                 if file_count > _MAX_FILES:
                     return targets
@@ -315,7 +330,9 @@ def _find_link_targets(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Pa
                 if not path.is_symlink() or not path.exists():
                     continue
                 target = Path(os.path.normpath(path.parent / path.readlink()))
-                is_hidden = any(target.resolve().is_relative_to(hidden) for hidden in mounts.hide)
+                is_hidden = any(
+                    target.resolve().is_relative_to(hidden_folder) for hidden_folder in mounts.hide
+                )
                 if not is_hidden and not _is_visible(mounts, target):
                     targets[target] = target.resolve()
     return targets

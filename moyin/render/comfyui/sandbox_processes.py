@@ -18,11 +18,11 @@ class SandboxProcesses:
     """The processes in the PID namespace of a sandbox.
 
     Args:
-        init: process id of the sandbox's first process, in the namespace of the host.
+        init_pid: process id of the sandbox's first process, in the namespace of the host.
     """
 
-    def __init__(self, init: int) -> None:
-        self.init = init
+    def __init__(self, init_pid: int) -> None:
+        self.init_pid = init_pid
         self._main: int | None = None
         # The checked processes by their ids inside the sandbox, and the exempt ones by their ids
         # outside.
@@ -30,11 +30,11 @@ class SandboxProcesses:
         self._exempt_ids: frozenset[int] = frozenset()
 
     @property
-    def main(self) -> int | None:
+    def main_pid(self) -> int | None:
         """ComfyUI's process id in the namespace of the host, or None if ComfyUI is not running."""
         if self._main is None:
             with contextlib.suppress(psutil.Error):
-                children = psutil.Process(self.init).children()
+                children = psutil.Process(self.init_pid).children()
                 self._main = children[0].pid if children else None
         return self._main
 
@@ -57,7 +57,9 @@ class SandboxProcesses:
                 return
             if time.monotonic() > deadline:
                 pids = ", ".join(str(process.pid) for process in new_processes)
-                raise WorkerLost(f"processes that a prompt has started can't be killed: {pids}")
+                raise WorkerLost(
+                    f"processes that a prompt has started can't be killed, so ComfyUI is replaced: {pids}"
+                )
             for process in new_processes:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
@@ -65,14 +67,14 @@ class SandboxProcesses:
 
     def _list_processes(self) -> list[psutil.Process]:
         try:
-            return psutil.Process(self.init).children(recursive=True)
+            return psutil.Process(self.init_pid).children(recursive=True)
         except psutil.Error:
             return []
 
     def _list_inner_ids(self) -> frozenset[int]:
         """Return the process ids in the sandbox's /proc, which excludes the host's processes."""
         try:
-            names = [path.name for path in Path(f"/proc/{self.main}/root/proc").iterdir()]
+            names = [path.name for path in Path(f"/proc/{self.main_pid}/root/proc").iterdir()]
         except OSError:
             return frozenset()  # ComfyUI has ended, and the sandbox with it
         return frozenset(int(name) for name in names if name.isdigit())

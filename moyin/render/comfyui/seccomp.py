@@ -96,31 +96,31 @@ def build_filter(machine: str | None = None) -> bytes | None:
 
 
 def _assemble(machine: _Machine) -> bytes:
-    deny_instruction = _instruction(_RETURN, _ERRNO | errno.EPERM)
-    missing_instruction = _instruction(_RETURN, _ERRNO | errno.ENOSYS)
-    allow_instruction = _instruction(_RETURN, _ALLOW)
+    deny_instruction = _make_instruction(_RETURN, _ERRNO | errno.EPERM)
+    missing_instruction = _make_instruction(_RETURN, _ERRNO | errno.ENOSYS)
+    allow_instruction = _make_instruction(_RETURN, _ALLOW)
     program = [
-        _instruction(_LOAD, _ARCHITECTURE),
-        _instruction(_JUMP_EQUAL, machine.audit, 1, 0),
+        _make_instruction(_LOAD, _ARCHITECTURE),
+        _make_instruction(_JUMP_EQUAL, machine.audit, 1, 0),
         deny_instruction,  # 32-bit calls have other numbers
-        _instruction(_LOAD, _NUMBER),
+        _make_instruction(_LOAD, _NUMBER),
     ]
     if machine.has_x32:
-        program += [_instruction(_JUMP_ATLEAST, _X32, 0, 1), missing_instruction]
-    for number in machine.denied:
-        program += [_instruction(_JUMP_EQUAL, number, 0, 1), deny_instruction]
+        program += [_make_instruction(_JUMP_ATLEAST, _X32, 0, 1), missing_instruction]
+    for call_number in machine.denied:
+        program += [_make_instruction(_JUMP_EQUAL, call_number, 0, 1), deny_instruction]
     # A filter can't read clone3's flags, which are in memory. The C library falls back to clone.
-    program += [_instruction(_JUMP_EQUAL, _CLONE3, 0, 1), missing_instruction]
+    program += [_make_instruction(_JUMP_EQUAL, _CLONE3, 0, 1), missing_instruction]
     program += [
-        _instruction(_JUMP_EQUAL, machine.clone, 0, 4),
-        _instruction(_LOAD, _FIRST_ARGUMENT),
-        _instruction(_JUMP_SET, _NAMESPACES, 0, 1),
+        _make_instruction(_JUMP_EQUAL, machine.clone, 0, 4),
+        _make_instruction(_LOAD, _FIRST_ARGUMENT),
+        _make_instruction(_JUMP_SET, _NAMESPACES, 0, 1),
         deny_instruction,
         allow_instruction,
-        _instruction(_JUMP_EQUAL, machine.socket, 0, len(_FAMILIES) + 2),
-        _instruction(_LOAD, _FIRST_ARGUMENT),
+        _make_instruction(_JUMP_EQUAL, machine.socket, 0, len(_FAMILIES) + 2),
+        _make_instruction(_LOAD, _FIRST_ARGUMENT),
         *(
-            _instruction(_JUMP_EQUAL, family, len(_FAMILIES) - position, 0)
+            _make_instruction(_JUMP_EQUAL, family, len(_FAMILIES) - position, 0)
             for position, family in enumerate(_FAMILIES)
         ),
         deny_instruction,
@@ -129,5 +129,5 @@ def _assemble(machine: _Machine) -> bytes:
     return b"".join(program)
 
 
-def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+def _make_instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)

@@ -42,24 +42,24 @@ class Session:
 
     Attributes:
         client: HTTP client of the process.
-        written: files that prompts have written.
-        memory: bytes of GPU memory that the process may use, or None without a GPU.
-        volatile: node classes that may return different outputs for the same inputs.
+        written_files: files that prompts have written.
+        memory_bytes: GPU memory that the process may use, or None without a GPU.
+        volatile_classes: node classes that may return different outputs for the same inputs.
     """
 
     def __init__(
         self,
         process: ComfyProcess,
         client: ComfyClient,
-        written: WrittenFiles,
+        written_files: WrittenFiles,
         is_idle: Callable[[], bool],
-        memory: int | None,
-        volatile: frozenset[str] = frozenset(),
+        memory_bytes: int | None,
+        volatile_classes: frozenset[str] = frozenset(),
     ) -> None:
         self.client = client
-        self.written = written
-        self.memory = memory
-        self.volatile = volatile
+        self.written_files = written_files
+        self.memory_bytes = memory_bytes
+        self.volatile_classes = volatile_classes
         self._process = process
         self._is_idle = is_idle
         self._was_marked_broken = asyncio.Event()
@@ -92,7 +92,7 @@ class Session:
         """
         process = await ComfyProcess.start(options, folder, spawner)
         try:
-            paths = HostPathFilter.for_process(options)
+            paths = HostPathFilter.create_for_process(options)
             async with ComfyClient(process.address, uuid.uuid4().hex, paths) as client:
                 stream = EventStream(
                     client,
@@ -102,13 +102,17 @@ class Session:
                 reading_task = asyncio.create_task(stream.run())
                 try:
                     await _run_first_prompts(process, client, stream, options)
-                    written = WrittenFiles(folder)
+                    written_files = WrittenFiles(folder)
                     await asyncio.to_thread(process.exempt_present_processes)
-                    await asyncio.to_thread(written.remove_unclaimed)
+                    await asyncio.to_thread(written_files.remove_unclaimed)
                     total_memory = await client.read_total_memory()
-                    memory = None if total_memory is None else int(total_memory * options.share)
-                    volatile = await client.list_volatile_classes()
-                    yield cls(process, client, written, is_idle, memory, volatile)
+                    memory_bytes = (
+                        None if total_memory is None else int(total_memory * options.share)
+                    )
+                    volatile_classes = await client.list_volatile_classes()
+                    yield cls(
+                        process, client, written_files, is_idle, memory_bytes, volatile_classes
+                    )
                 finally:
                     reading_task.cancel()
                     await asyncio.gather(reading_task, return_exceptions=True)
@@ -121,7 +125,7 @@ class Session:
         Blocks. Raises `OSError` or `WorkerLost` if that fails; then ComfyUI must be replaced.
         """
         self._process.kill_new_processes()
-        self.written.end_prompt(prompt_id)
+        self.written_files.end_prompt(prompt_id)
 
     def mark_broken(self) -> None:
         """Make `wait_until_broken` return, because the process hangs."""
@@ -200,15 +204,15 @@ async def _run_first_prompts(
         await asyncio.gather(rendering_task, return_exceptions=True)
 
 
-async def _warm_up(client: ComfyClient, stream: EventStream, graph: str | None) -> None:
+async def _warm_up(client: ComfyClient, stream: EventStream, graph_json: str | None) -> None:
     await stream.connected.wait()
     if not await client.is_executor_alive():
         raise StackError("ComfyUI could not load Moyin's bridge; see its log for the import error")
     await _render(client, _TEST_GRAPH)
-    if graph is None:
+    if graph_json is None:
         return
     try:
-        await _render(client, from_json(graph))
+        await _render(client, from_json(graph_json))
     except (InvalidGraph, RenderFailed) as error:
         # The failure is only logged, because the pool can still render.
         _log.warning("the pool's warm_up graph failed, so the first job will be slow: %s", error)

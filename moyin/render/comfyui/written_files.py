@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from moyin.render.comfyui.folder import ProcessFolder, remove_tree, unlock
+from moyin.render.comfyui.folder import ProcessFolder, make_folder_writable, remove_tree
 from moyin.render.protocol.wire import OutputFile
 
 _MAX_DEPTH = 64
@@ -62,19 +62,19 @@ class WrittenFiles:
         If the file comes from ComfyUI's cache, an earlier prompt has written it. Returns None if
         the file is missing, not regular, or outside the folder of its type.
         """
-        parts = PurePosixPath(file.subfolder, file.filename).parts
-        if len(parts) > _MAX_DEPTH or any(part in ("/", "..") for part in parts):
+        segments = PurePosixPath(file.subfolder, file.filename).parts
+        if len(segments) > _MAX_DEPTH or any(segment in ("/", "..") for segment in segments):
             return None
         # The first folder is named after the prompt that wrote the file, because of the bridge.
-        origin = parts[0] if parts and _UUID.fullmatch(parts[0]) else prompt_id
-        roots = [self._folder.done / origin / file.type]
-        if origin == self._executing:
+        origin_id = segments[0] if segments and _UUID.fullmatch(segments[0]) else prompt_id
+        roots = [self._folder.done / origin_id / file.type]
+        if origin_id == self._executing:
             # The process's folder is tried first, because the file may meanwhile be moved to the
             # other one.
             roots.insert(0, self._folder.base / file.type)
         for root in roots:
-            for candidate in _candidate_paths(parts, origin):
-                opened_file = _open_below(root, candidate)
+            for candidate_segments in _iterate_candidate_paths(segments, origin_id):
+                opened_file = _open_file_below(root, candidate_segments)
                 if opened_file is not None:
                     return opened_file
         return None
@@ -84,7 +84,7 @@ class WrittenFiles:
         for source in self._folder.writable:
             if stat.S_IMODE(source.lstat().st_mode) != _OWNER_ONLY:
                 # The process owns the folder and may have removed the permissions.
-                unlock(source)
+                make_folder_writable(source)
             children = list(source.iterdir())
             if not children:
                 continue
@@ -97,18 +97,20 @@ class WrittenFiles:
                 _move_entry(child, folder / child.name)
 
 
-def _candidate_paths(parts: tuple[str, ...], origin: str) -> Iterator[tuple[str, ...]]:
+def _iterate_candidate_paths(
+    segments: tuple[str, ...], origin_id: str
+) -> Iterator[tuple[str, ...]]:
     """Yield the paths where a file may be, as tuples of path segments.
 
     Some nodes ignore the folder of their prompt, so the path without it is yielded, too.
 
     Args:
-        parts: the path that ComfyUI reports.
-        origin: the id of the prompt that wrote the file.
+        segments: the path that ComfyUI reports.
+        origin_id: the id of the prompt that wrote the file.
     """
-    yield parts
-    if parts[:1] == (origin,):
-        yield parts[1:]
+    yield segments
+    if segments[:1] == (origin_id,):
+        yield segments[1:]
 
 
 def _move_entry(source: Path, target: Path) -> None:
@@ -116,28 +118,28 @@ def _move_entry(source: Path, target: Path) -> None:
         source.rename(target)
     except PermissionError:
         for folder in (source.parent, source):
-            unlock(folder)
+            make_folder_writable(folder)
         source.rename(target)
     except FileNotFoundError:
         pass  # a thread of the process has removed the file meanwhile
 
 
-def _open_below(root: Path, parts: tuple[str, ...]) -> BinaryIO | None:
+def _open_file_below(root: Path, segments: tuple[str, ...]) -> BinaryIO | None:
     """Open a regular file below ``root`` without following links.
 
     Returns None if the file is missing, or if it or a folder on the way is of another kind.
     """
-    if not parts:
+    if not segments:
         return None
     descriptor = -1
     with contextlib.ExitStack() as stack:
         try:
             folder = os.open(root, _FOLDER_FLAGS)
             stack.callback(os.close, folder)
-            for part in parts[:-1]:
-                folder = os.open(part, _FOLDER_FLAGS, dir_fd=folder)
+            for segment in segments[:-1]:
+                folder = os.open(segment, _FOLDER_FLAGS, dir_fd=folder)
                 stack.callback(os.close, folder)
-            descriptor = os.open(parts[-1], _FILE_FLAGS, dir_fd=folder)
+            descriptor = os.open(segments[-1], _FILE_FLAGS, dir_fd=folder)
         except (OSError, ValueError):
             return None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

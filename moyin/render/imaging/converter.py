@@ -49,7 +49,7 @@ class ConvertedPicture:
     content: bytes | None = None
     file: BinaryIO | None = None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def iterate_chunks(self) -> AsyncIterator[bytes]:
         """Yield the picture's bytes, then close its file. Call this method only once."""
         if self.content is not None:
             yield self.content
@@ -74,23 +74,23 @@ class PictureConverter:
         self._processes = processes
         self._cache = cache
 
-    async def preview(
-        self, owner: str, source: Artifact, preview: str, channels: str
+    async def make_preview(
+        self, owner: str, source: Artifact, preview_format: str, channels: str
     ) -> ConvertedPicture:
         """Return a lossy copy of a picture, scaled down if the picture is large.
 
         Args:
-            preview: format (``webp`` or ``jpeg``) and quality, such as ``webp;75``.
+            preview_format: format (``webp`` or ``jpeg``) and quality, such as ``webp;75``.
             channels: the channels to keep; ``rgb`` removes the transparency.
 
         Raises:
-            InvalidRequest: The source is not a readable picture, ``preview`` is malformed, or the
-                format does not support pictures of this size.
+            InvalidRequest: The source is not a readable picture, ``preview_format`` is malformed,
+                or the format does not support pictures of this size.
             PictureTooLarge: The source or the conversion exceeds a limit.
             Overloaded: Too many pictures are waiting for conversion.
             ArtifactNotFound: The store no longer has the content of the source.
         """
-        match = _PREVIEW.fullmatch(preview)
+        match = _PREVIEW.fullmatch(preview_format)
         if match is None:
             raise InvalidRequest(
                 "preview must be webp or jpeg with a quality, such as webp;90", field="preview"
@@ -104,10 +104,10 @@ class PictureConverter:
         }
         return await self._convert(owner, source, task, f"image/{image_format}")
 
-    async def thumbnail(self, owner: str, source: Artifact, width: int) -> ConvertedPicture:
+    async def make_thumbnail(self, owner: str, source: Artifact, width: int) -> ConvertedPicture:
         """Return a WebP of a picture, or of a video's first frame, at most ``width`` pixels wide.
 
-        Raises the same errors as `preview`, and `InvalidRequest` if the file is of another kind.
+        Raises the same errors as `make_preview`, and `InvalidRequest` if the file is of another kind.
         """
         is_video = source.media_type in _VIDEO_TYPES
         if not is_video and not source.media_type.startswith("image/"):
@@ -125,10 +125,12 @@ class PictureConverter:
         }
         return await self._convert(owner, source, task, "image/webp", _CACHED_THUMBNAILS)
 
-    async def channel(self, owner: str, source: Artifact, channels: str) -> ConvertedPicture:
+    async def make_channel_picture(
+        self, owner: str, source: Artifact, channels: str
+    ) -> ConvertedPicture:
         """Return a PNG with only the colours or only the transparency of a picture.
 
-        Raises the same errors as `preview`.
+        Raises the same errors as `make_preview`.
 
         Args:
             channels: ``rgb`` for the colours, ``a`` for the transparency.
@@ -139,11 +141,11 @@ class PictureConverter:
     async def apply_mask(self, owner: str, source: Artifact, mask: Path) -> None:
         """Replace the file ``mask`` by a PNG of the source with the transparency of the mask.
 
-        Raises the same errors as `preview`, and `InvalidRequest` if the pictures differ in size.
+        Raises the same errors as `make_preview`, and `InvalidRequest` if the pictures differ in size.
         """
         self._check_size((await anyio.Path(mask).stat()).st_size)
         async with self._run_task(owner, source, {"action": "mask", "mask": str(mask)}) as target:
-            await anyio.to_thread.run_sync(_replace, target, mask)
+            await anyio.to_thread.run_sync(_replace_file, target, mask)
 
     async def _convert(
         self,
@@ -151,10 +153,10 @@ class PictureConverter:
         source: Artifact,
         task: Mapping[str, Any],
         media_type: str,
-        entries: int = _CACHED_ENTRIES,
+        max_entries: int = _CACHED_ENTRIES,
     ) -> ConvertedPicture:
-        parts = (_VERSION, source.sha256, *(str(value) for value in task.values()))
-        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        key_parts = (_VERSION, source.sha256, *(str(value) for value in task.values()))
+        digest = hashlib.sha256("\0".join(key_parts).encode()).hexdigest()
         cached_content = None if self._cache is None else await self._cache.get(owner, digest)
         if cached_content is not None:
             return ConvertedPicture(
@@ -163,11 +165,11 @@ class PictureConverter:
         async with self._run_task(owner, source, task) as target:
             size = (await anyio.Path(target).stat()).st_size
             if size > _CACHED_BYTES:
-                file = await anyio.to_thread.run_sync(_open, target)
+                file = await anyio.to_thread.run_sync(_open_file, target)
                 return ConvertedPicture(media_type=media_type, size=size, file=file)
             content = await anyio.Path(target).read_bytes()
         if self._cache is not None:
-            await self._cache.put(owner, digest, content, ttl=_CACHED_SECONDS, entries=entries)
+            await self._cache.put(owner, digest, content, ttl=_CACHED_SECONDS, entries=max_entries)
         return ConvertedPicture(media_type=media_type, size=size, content=content)
 
     @asynccontextmanager
@@ -177,32 +179,33 @@ class PictureConverter:
         """Run a task of `worker.convert`, and yield the path of the result until the block ends."""
         self._check_size(source.size)
         with tempfile.TemporaryDirectory(prefix="moyin-picture-") as folder:
-            original, target = Path(folder) / "source", Path(folder) / "target"
+            source_path, target_path = Path(folder) / "source", Path(folder) / "target"
             # Copy the source only when a process is free, so that waiting pictures take no disk
             # space.
             async with self._processes.acquire_process(owner) as process:
                 try:
-                    await self._blobs.copy_to(source.sha256, original)
+                    await self._blobs.copy_to(source.sha256, source_path)
                 except FileNotFoundError:
                     raise ArtifactNotFound(
-                        f"the content of file {source.name!r} was deleted from the artifact store"
+                        f"the content of file {source.name!r} was deleted from the artifact store: "
+                        "upload the file again"
                     ) from None
-                await process.run({**task, "source": str(original), "target": str(target)})
-            yield target
+                await process.run({**task, "source": str(source_path), "target": str(target_path)})
+            yield target_path
 
-    def _check_size(self, size: int) -> None:
-        limit = self._processes.limits.source_mib * _MIB
-        if size > limit:
+    def _check_size(self, size_bytes: int) -> None:
+        max_bytes = self._processes.limits.source_mib * _MIB
+        if size_bytes > max_bytes:
             raise PictureTooLarge(
-                f"the file has {size:,} bytes; only files of at most {limit:,} bytes are converted",
+                f"the file has {size_bytes:,} bytes; only files of at most {max_bytes:,} bytes are converted",
                 field="filename",
-                details={"bytes": size, "max_bytes": limit},
+                details={"bytes": size_bytes, "max_bytes": max_bytes},
             )
 
 
-def _open(path: Path) -> BinaryIO:
+def _open_file(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _replace(source: Path, target: Path) -> None:
+def _replace_file(source: Path, target: Path) -> None:
     source.replace(target)

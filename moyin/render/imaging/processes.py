@@ -29,7 +29,7 @@ _MAX_RESPONSE_BYTES = 64 * 1024
 _MAX_WAIT_SECONDS = 30.0
 # Time limit in seconds for the exit of a process whose output has ended.
 _EXIT_SECONDS = 2.0
-_UNREADABLE = "this file is not a readable picture or video"
+_UNREADABLE = "this file is not a readable picture or video: it may be damaged"
 # Signals that end a process whose decoder crashes on a picture.
 _CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
@@ -100,7 +100,7 @@ class PictureProcess:
         self._remaining_tasks -= 1
         try:
             async with asyncio.timeout(3 * self._limits.seconds):
-                response = await self._send(task)
+                response = await self._send_task(task)
         except TimeoutError:
             await self.end()
             raise self._make_timeout_error() from None
@@ -131,7 +131,7 @@ class PictureProcess:
         # Shielded from cancellation, so that a client that disconnects leaves no zombie process.
         await asyncio.shield(self._process.wait())
 
-    async def _send(self, task: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def _send_task(self, task: Mapping[str, Any]) -> dict[str, Any] | None:
         """Send a task, and return the response, or None if the process has ended."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
@@ -160,7 +160,9 @@ class PictureProcess:
             return InvalidRequest(_UNREADABLE, field="filename")
         if -status == signal.SIGKILL:
             return PictureTooLarge(
-                "converting the picture takes more memory than the machine has", field="filename"
+                "converting the picture takes more memory than the machine has; use a smaller "
+                "picture",
+                field="filename",
             )
         return ServiceUnavailable("the picture conversion process ended unexpectedly; try again")
 
@@ -177,27 +179,29 @@ class PictureProcesses:
     """A pool of `PictureProcess` for one event loop, shared fairly between tenants.
 
     Args:
-        processes: largest number of processes.
-        queue: largest number of waiting pictures.
-        patience: time limit in seconds for the wait for a process.
-        idle: seconds after which an idle process is ended.
+        max_processes: largest number of processes.
+        max_waiting: largest number of waiting pictures.
+        max_wait_seconds: time limit for the wait for a process.
+        idle_seconds: time after which an idle process is ended.
     """
 
     def __init__(
         self,
         limits: PictureLimits | None = None,
         *,
-        processes: int = 2,
-        queue: int = 64,
-        patience: float = _MAX_WAIT_SECONDS,
-        idle: float = 15.0,
+        max_processes: int = 2,
+        max_waiting: int = 64,
+        max_wait_seconds: float = _MAX_WAIT_SECONDS,
+        idle_seconds: float = 15.0,
     ) -> None:
         self.limits = limits or PictureLimits()
         # One tenant never gets all processes, so that its slow conversions do not block other
         # tenants.
-        self._slots = Slots(processes, queue=queue, patience=patience, reserve_seconds=math.inf)
-        self._patience = patience
-        self._idle = idle
+        self._slots = Slots(
+            max_processes, queue=max_waiting, patience=max_wait_seconds, reserve_seconds=math.inf
+        )
+        self._patience = max_wait_seconds
+        self._idle = idle_seconds
         self._idle_processes: list[PictureProcess] = []
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -211,7 +215,7 @@ class PictureProcesses:
         if not self._slots.try_acquire(tenant):
             await self._slots.wait(tenant, self._patience, self.limits.seconds / 4)
         try:
-            process = self._pop_idle() or await PictureProcess.start(self.limits)
+            process = self._pop_idle_process() or await PictureProcess.start(self.limits)
             try:
                 yield process
             finally:
@@ -227,7 +231,7 @@ class PictureProcesses:
         self._idle = 0.0
         await asyncio.gather(*self._ending)
 
-    def _pop_idle(self) -> PictureProcess | None:
+    def _pop_idle_process(self) -> PictureProcess | None:
         while self._idle_processes:
             process = self._idle_processes.pop()
             assert process.idle_timer is not None

@@ -34,8 +34,10 @@ _PR_SET_PDEATHSIG = 1
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _NICENESS = 5
 _MIB = 2**20
-_UNREADABLE = "this file is not a readable picture"
-_UNREADABLE_VIDEO = "this file is not a readable video"
+_UNREADABLE = f"this file is not a readable picture in one of the formats {', '.join(_FORMATS)}"
+_UNREADABLE_VIDEO = (
+    "this file is not a readable video in the format MP4, QuickTime, WebM or Matroska"
+)
 _MAX_OPEN_FILES = 64
 # The messages of libwebp when memory is exhausted.
 _WEBP_MEMORY_ERRORS = ("encoding error 1", "encoding error 2")
@@ -90,7 +92,7 @@ def convert(task: Mapping[str, Any], picture_limits: Mapping[str, int]) -> None:
         case "channel":
             _write_channel(task, picture_limits)
         case "mask":
-            _write_masked(task, picture_limits)
+            _write_masked_picture(task, picture_limits)
 
 
 def _write_preview(task: Mapping[str, Any], picture_limits: Mapping[str, int]) -> None:
@@ -137,7 +139,9 @@ def _write_poster(task: Mapping[str, Any], picture_limits: Mapping[str, int]) ->
         import av
     except ImportError as error:
         raise ConversionError(
-            "unfit", "this server can't make thumbnails of videos, because it has no video decoder"
+            "unfit",
+            "this server can't make thumbnails of videos, because it has no video decoder: install "
+            "the Python package av",
         ) from error
     from PIL import Image
 
@@ -169,18 +173,18 @@ def _write_poster(task: Mapping[str, Any], picture_limits: Mapping[str, int]) ->
     _write_picture(picture, task["target"], task["format"].upper(), quality=task["quality"])
 
 
-def _detect_container(head: bytes) -> str:
+def _detect_container(first_bytes: bytes) -> str:
     """Return FFmpeg's name of the video's container format; raise an error for other formats.
 
     Only formats that hold their streams in the file itself are detected. FFmpeg's own detection
     also accepts playlists, which name other files and URLs.
 
     Args:
-        head: the first bytes of the file.
+        first_bytes: the first eight bytes of the file.
     """
-    if head.startswith(_MATROSKA_SIGNATURE):
+    if first_bytes.startswith(_MATROSKA_SIGNATURE):
         return "matroska"
-    if head[4:8] in _MOV_BOXES:
+    if first_bytes[4:8] in _MOV_BOXES:
         return "mov"
     raise ConversionError("unreadable", _UNREADABLE_VIDEO)
 
@@ -196,15 +200,17 @@ def _decode_first_frame(
     from av.stream import Disposition
 
     # Skip cover pictures, which are also video streams.
-    videos = (
+    video_streams = (
         stream
         for stream in container.streams.video
         if not stream.disposition & Disposition.attached_pic
     )
-    video = next(videos, None)
+    video_stream = next(video_streams, None)
     # The context is None if FFmpeg has no decoder.
-    decoder: av.VideoCodecContext | None = None if video is None else video.codec_context
-    if video is None or decoder is None or decoder.codec.name not in _DECODERS:
+    decoder: av.VideoCodecContext | None = (
+        None if video_stream is None else video_stream.codec_context
+    )
+    if video_stream is None or decoder is None or decoder.codec.name not in _DECODERS:
         raise ConversionError("unreadable", _UNREADABLE_VIDEO)
     _check_size(decoder.width, decoder.height, picture_limits, "video")
     decoder.thread_count = 1
@@ -213,7 +219,7 @@ def _decode_first_frame(
     for packet in itertools.islice(container.demux(), _MAX_PACKETS):
         # A damaged packet may precede readable ones.
         with contextlib.suppress(InvalidDataError):
-            if packet.stream.index == video.index and (frames := decoder.decode(packet)):
+            if packet.stream.index == video_stream.index and (frames := decoder.decode(packet)):
                 _check_size(frames[0].width, frames[0].height, picture_limits, "video")
                 return frames[0]
     raise ConversionError("unreadable", _UNREADABLE_VIDEO)
@@ -223,13 +229,13 @@ def _write_channel(task: Mapping[str, Any], picture_limits: Mapping[str, int]) -
     """Do the task ``channel`` of `convert`: write a PNG with only colours or transparency."""
     if task["channels"] == "rgb":
         return _write_picture(
-            _decode(task["source"], picture_limits).convert("RGB"), task["target"], "PNG"
+            _decode_picture(task["source"], picture_limits).convert("RGB"), task["target"], "PNG"
         )
     transparency = _decode_transparency(task["source"], picture_limits)
     _write_picture(_make_black_picture(transparency), task["target"], "PNG")
 
 
-def _write_masked(task: Mapping[str, Any], picture_limits: Mapping[str, int]) -> None:
+def _write_masked_picture(task: Mapping[str, Any], picture_limits: Mapping[str, int]) -> None:
     """Do the task ``mask`` of `convert`: write a PNG of the source with the mask's transparency.
 
     The text chunks of the source are kept.
@@ -238,7 +244,7 @@ def _write_masked(task: Mapping[str, Any], picture_limits: Mapping[str, int]) ->
 
     # Decode one picture after the other, so that only one decoded picture at a time is in memory.
     transparency = _decode_transparency(task["mask"], picture_limits)
-    picture = _decode(task["source"], picture_limits)
+    picture = _decode_picture(task["source"], picture_limits)
     if picture.size != transparency.size:
         raise ConversionError(
             "unfit",
@@ -254,7 +260,7 @@ def _write_masked(task: Mapping[str, Any], picture_limits: Mapping[str, int]) ->
 
 
 def _decode_transparency(path: str, picture_limits: Mapping[str, int]) -> Image.Image:
-    picture = _decode(path, picture_limits)
+    picture = _decode_picture(path, picture_limits)
     if picture.mode != "RGBA":
         picture = picture.convert("RGBA")
     return picture.getchannel("A")
@@ -268,7 +274,7 @@ def _make_black_picture(transparency: Image.Image) -> Image.Image:
     return picture
 
 
-def _decode(path: str, picture_limits: Mapping[str, int]) -> Image.Image:
+def _decode_picture(path: str, picture_limits: Mapping[str, int]) -> Image.Image:
     with _open_picture(path, picture_limits) as picture:
         _load_pixels(picture)
     return picture
@@ -284,9 +290,9 @@ def _open_picture(path: str, picture_limits: Mapping[str, int]) -> Iterator[Imag
 
     # `_check_size` applies the limit before the picture is decoded.
     Image.MAX_IMAGE_PIXELS = None
-    with contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as open_files:
         try:
-            file = files.enter_context(Path(path).open("rb"))
+            file = open_files.enter_context(Path(path).open("rb"))
             # May raise UnidentifiedImageError, which is an OSError.
             picture = Image.open(file, formats=_FORMATS)
         except (OSError, ValueError, SyntaxError) as error:
@@ -324,20 +330,26 @@ def _write_picture(picture: Image.Image, target: str, image_format: str, **optio
             limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
             raise ConversionError(
                 "large",
-                f"the converted picture has more than the allowed {limit:,} bytes",
+                f"the converted picture has more than the allowed {limit:,} bytes; use a smaller "
+                "picture",
                 max_bytes=limit,
             ) from error
         if str(error).startswith(_WEBP_MEMORY_ERRORS):
             raise MemoryError from error
-        # WebP allows at most 16,383 pixels per side, and JPEG 65,500.
-        message = f"a picture of this size or kind cannot be written as {image_format}"
+        message = (
+            f"a picture of this size or kind cannot be written as {image_format}; WebP allows at "
+            "most 16,383 pixels per side, JPEG 65,500"
+        )
         raise ConversionError("unfit", message) from error
 
 
 def _limit_resources(picture_limits: Mapping[str, int]) -> None:
-    memory, size = picture_limits["memory_mib"] * _MIB, picture_limits["result_mib"] * _MIB
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    memory_bytes, result_bytes = (
+        picture_limits["memory_mib"] * _MIB,
+        picture_limits["result_mib"] * _MIB,
+    )
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (result_bytes, result_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_OPEN_FILES, _MAX_OPEN_FILES))
     os.nice(_NICENESS)
@@ -346,12 +358,12 @@ def _limit_resources(picture_limits: Mapping[str, int]) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _die_with_parent(parent: int) -> None:
+def _die_with_parent(parent_pid: int) -> None:
     """Make the kernel kill this process when its parent ends."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     # The parent may have ended before the line above.
-    if os.getppid() != parent:
+    if os.getppid() != parent_pid:
         os._exit(1)
 
 
@@ -369,7 +381,7 @@ def _run_task(line: bytes, picture_limits: Mapping[str, int]) -> dict[str, Any]:
         return {
             "problem": "large",
             "message": "converting the picture takes more than the allowed "
-            f"{picture_limits['memory_mib']} MiB of memory",
+            f"{picture_limits['memory_mib']} MiB of memory; use a smaller picture",
             "details": {"max_memory_mib": picture_limits["memory_mib"]},
             # Let this process end, because the failed conversion may not have freed all of its
             # memory.

@@ -32,12 +32,12 @@ def parse_image_metadata(frame: bytes) -> tuple[dict[str, Any], int]:
     """
     if read_frame_type(frame) != PREVIEW_WITH_METADATA_TYPE or len(frame) < 2 * _U32.size:
         return {}, len(frame)
-    start = 2 * _U32.size + _U32.unpack_from(frame, _U32.size)[0]
+    image_start = 2 * _U32.size + _U32.unpack_from(frame, _U32.size)[0]
     try:
-        metadata = from_json(frame[2 * _U32.size : start])
+        metadata = from_json(frame[2 * _U32.size : image_start])
     except ValueError:
         return {}, len(frame)
-    return (metadata, start) if isinstance(metadata, dict) else ({}, len(frame))
+    return (metadata, image_start) if isinstance(metadata, dict) else ({}, len(frame))
 
 
 def parse_preview(frame: bytes) -> tuple[dict[str, Any], str, bytes] | None:
@@ -49,8 +49,8 @@ def parse_preview(frame: bytes) -> tuple[dict[str, Any], str, bytes] | None:
         metadata: dict[str, Any] = {}
         picture = frame[2 * _U32.size :]
     else:
-        metadata, start = parse_image_metadata(frame)
-        picture = frame[start:]
+        metadata, image_start = parse_image_metadata(frame)
+        picture = frame[image_start:]
     for signature, media_type in _SIGNATURES.items():
         if picture.startswith(signature):
             return metadata, media_type, picture
@@ -59,14 +59,14 @@ def parse_preview(frame: bytes) -> tuple[dict[str, Any], str, bytes] | None:
 
 def read_frame_text(frame: bytes) -> str | None:
     """Return the text of a frame of type 3, or None for a frame of another type."""
-    start = _find_text_start(frame)
-    return None if start is None else frame[start:].decode(errors="replace")
+    text_start = _find_text_start(frame)
+    return None if text_start is None else frame[text_start:].decode(errors="replace")
 
 
 def replace_frame_text(frame: bytes, text: str) -> bytes:
     """Return a frame of type 3 with its text replaced; return any other frame unchanged."""
-    start = _find_text_start(frame)
-    return frame if start is None else frame[:start] + text.encode()
+    text_start = _find_text_start(frame)
+    return frame if text_start is None else frame[:text_start] + text.encode()
 
 
 def _find_text_start(frame: bytes) -> int | None:
@@ -81,8 +81,8 @@ def to_plain_preview(frame: bytes) -> bytes:
 
     Any other frame is returned unchanged.
     """
-    metadata, start = parse_image_metadata(frame)
+    metadata, image_start = parse_image_metadata(frame)
     if not metadata:
         return frame
     image_format = 2 if metadata.get("image_type") == _PNG else 1
-    return _U32.pack(PREVIEW_TYPE) + _U32.pack(image_format) + frame[start:]
+    return _U32.pack(PREVIEW_TYPE) + _U32.pack(image_format) + frame[image_start:]

@@ -59,27 +59,30 @@ def find_artifact_ids(graph: Mapping[str, Any]) -> set[str]:
 
 def make_missing_error(graph: Mapping[str, Any], missing_id: str) -> InputNotFound:
     """Return an error that lists the inputs that refer to the artifact with the id ``missing_id``."""
-    refused = [
+    refused_inputs = [
         RefusedInput(node_id, str(node.get("class_type")), name, NOT_YOUR_FILE)
         for node_id, node in graph.items()
         if isinstance(node, Mapping) and isinstance(node.get("inputs"), Mapping)
         for name, value in node["inputs"].items()
         if missing_id in _find_references(value)
     ]
-    if not refused:
-        return InputNotFound(f"the graph refers to artifact {missing_id!r}, which does not exist")
-    first_input = refused[0]
+    if not refused_inputs:
+        return InputNotFound(
+            f"the graph refers to artifact {missing_id!r}, which does not exist: upload the file and "
+            "use its id"
+        )
+    first_input = refused_inputs[0]
     return InputNotFound(
         f"node {first_input.node!r} ({first_input.class_type}), input {first_input.input!r}: {NOT_YOUR_FILE}",
         field=f"{first_input.node}.inputs.{first_input.input}",
-        details=make_refusal_body(refused),
+        details=make_refusal_body(refused_inputs),
     )
 
 
-def make_refusal_body(refused: Iterable[RefusedInput]) -> dict[str, Any]:
+def make_refusal_body(refused_inputs: Iterable[RefusedInput]) -> dict[str, Any]:
     """Return the response body of ComfyUI's ``POST /prompt`` that reports the refused inputs."""
-    nodes: dict[str, Any] = {}
-    for refusal in refused:
+    node_errors: dict[str, Any] = {}
+    for refusal in refused_inputs:
         input_and_reason = (
             f"{refusal.input} - {refusal.reason}" if refusal.input else refusal.reason
         )
@@ -90,10 +93,10 @@ def make_refusal_body(refused: Iterable[RefusedInput]) -> dict[str, Any]:
             "extra_info": {"input_name": refusal.input} if refusal.input else {},
         }
         node_error = {"errors": [], "dependent_outputs": [], "class_type": refusal.class_type}
-        nodes.setdefault(refusal.node, node_error)["errors"].append(error)
+        node_errors.setdefault(refusal.node, node_error)["errors"].append(error)
     details = "\n".join(
         f"{error['message']}: {error['details']}"
-        for node in nodes.values()
+        for node in node_errors.values()
         for error in node["errors"]
     )
     error = {
@@ -102,7 +105,7 @@ def make_refusal_body(refused: Iterable[RefusedInput]) -> dict[str, Any]:
         "details": details,
         "extra_info": {},
     }
-    return {"error": error, "node_errors": nodes}
+    return {"error": error, "node_errors": node_errors}
 
 
 def find_file_names(graph: Mapping[str, Any]) -> set[str]:
@@ -115,28 +118,30 @@ def find_file_texts(value: Any) -> set[str]:
     return {text for text in _find_strings(value) if _FILE.search(text) and len(text) < 512}
 
 
-def replace_texts(value: Any, texts: Mapping[str, str]) -> Any:
-    """Return a copy of ``value`` in which each string that is a key of ``texts`` is replaced."""
+def replace_texts(value: Any, replacements: Mapping[str, str]) -> Any:
+    """Return a copy of ``value`` in which each string that is a key of the mapping is replaced."""
     if isinstance(value, str):
-        return texts.get(value, value)
+        return replacements.get(value, value)
     if isinstance(value, Mapping):
-        return {key: replace_texts(item, texts) for key, item in value.items()}
+        return {key: replace_texts(item, replacements) for key, item in value.items()}
     if isinstance(value, list):
-        return [replace_texts(item, texts) for item in value]
+        return [replace_texts(item, replacements) for item in value]
     return value
 
 
 def replace_inputs(
-    graph: Mapping[str, Any], names: Mapping[str, str], texts: Mapping[str, str] | None = None
+    graph: Mapping[str, Any],
+    file_names: Mapping[str, str],
+    replacements: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return a copy of the graph with artifact references and strings in its inputs replaced.
 
-    The mapping ``names`` has the replacements of references, by artifact id. The mapping ``texts``
-    has the replacements of strings.
+    The mapping ``file_names`` has the replacements of references, by artifact id. The mapping
+    ``replacements`` has the replacements of strings.
     """
-    texts = texts or {}
+    replacements = replacements or {}
     return {
-        node_id: {**node, "inputs": _replace_values(node["inputs"], names, texts)}
+        node_id: {**node, "inputs": _replace_values(node["inputs"], file_names, replacements)}
         if isinstance(node, Mapping) and "inputs" in node
         else node
         for node_id, node in graph.items()
@@ -170,7 +175,7 @@ def is_input_name(name: str) -> bool:
 
 def find_model_files(graph: Mapping[str, Any]) -> frozenset[str]:
     """Return ``<folder>/<file name>`` for each model file that the graph loads."""
-    files = set()
+    model_files = set()
     for node in graph.values():
         inputs = node.get("inputs") if isinstance(node, Mapping) else None
         if not isinstance(inputs, Mapping):
@@ -179,8 +184,8 @@ def find_model_files(graph: Mapping[str, Any]) -> frozenset[str]:
             # A value of another type is a link to another node.
             folder = _find_model_folder(str(node.get("class_type")), name)
             if folder is not None and isinstance(value, str) and value:
-                files.add(f"{folder}/{value}")
-    return frozenset(files)
+                model_files.add(f"{folder}/{value}")
+    return frozenset(model_files)
 
 
 def _find_model_folder(class_type: str, name: str) -> str | None:
@@ -194,16 +199,18 @@ def _list_inputs(graph: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def _replace_values(value: Any, names: Mapping[str, str], texts: Mapping[str, str]) -> Any:
+def _replace_values(
+    value: Any, file_names: Mapping[str, str], replacements: Mapping[str, str]
+) -> Any:
     artifact_id = _parse_reference(value)
     if artifact_id is not None:
-        return names[artifact_id]
+        return file_names[artifact_id]
     if isinstance(value, str):
-        return texts.get(value, value)
+        return replacements.get(value, value)
     if isinstance(value, Mapping):
-        return {key: _replace_values(item, names, texts) for key, item in value.items()}
+        return {key: _replace_values(item, file_names, replacements) for key, item in value.items()}
     if isinstance(value, list):
-        return [_replace_values(item, names, texts) for item in value]
+        return [_replace_values(item, file_names, replacements) for item in value]
     return value
 
 

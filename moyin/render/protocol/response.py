@@ -72,10 +72,12 @@ def make_unique_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
     if first_folder == prompt_id:
         subfolder = file.subfolder
     elif _UUID.fullmatch(first_folder):
-        origin = hashlib.sha256(first_folder.encode()).hexdigest()[:8]
-        subfolder = "/".join(part for part in (prompt_id, origin, subfolders) if part)
+        origin_digest = hashlib.sha256(first_folder.encode()).hexdigest()[:8]
+        subfolder = "/".join(
+            segment for segment in (prompt_id, origin_digest, subfolders) if segment
+        )
     else:
-        subfolder = "/".join(part for part in (prompt_id, file.subfolder) if part)
+        subfolder = "/".join(segment for segment in (prompt_id, file.subfolder) if segment)
     return ComfyFileName(filename=file.filename, subfolder=subfolder, type=file.type)
 
 
@@ -133,7 +135,8 @@ def raise_for_failure(entry: HistoryEntry) -> None:
                 details=_select_node_details(data),
             )
     raise RenderFailed(
-        "the render ended before all of its nodes were executed, and ComfyUI reported no error"
+        "the render ended before all of its nodes were executed, and ComfyUI reported no error; see "
+        "ComfyUI's log"
     )
 
 
@@ -166,10 +169,10 @@ class ProgressMeter:
     @property
     def value(self) -> float:
         """The number of executed nodes, including fractions."""
-        parts = sum(
-            part for node, part in self._fractions.items() if node not in self._cached_nodes
+        fraction_sum = sum(
+            fraction for node, fraction in self._fractions.items() if node not in self._cached_nodes
         )
-        return min(float(self.max), len(self._cached_nodes) + parts)
+        return min(float(self.max), len(self._cached_nodes) + fraction_sum)
 
     def update(self, message: EventMessage) -> bool:
         """Process an event, and return whether the progress may have changed."""
@@ -226,11 +229,11 @@ def _parse_file(item: Any) -> OutputFile | None:
 
 def _make_node_error(data: Mapping[str, Any]) -> RenderFailed:
     message = str(data.get("exception_message", "")).strip() or "its exception has no message"
-    node = f"node {data.get('node_id')} ({data.get('node_type')})"
+    node_label = f"node {data.get('node_id')} ({data.get('node_type')})"
     # Compare only the name of the exception, because its module differs between versions of torch.
-    is_memory = str(data.get("exception_type", "")).endswith("OutOfMemoryError")
-    error_class = OutOfMemory if is_memory else RenderFailed
-    return error_class(f"{node} failed: {message}", details=_select_node_details(data))
+    is_out_of_memory = str(data.get("exception_type", "")).endswith("OutOfMemoryError")
+    error_class = OutOfMemory if is_out_of_memory else RenderFailed
+    return error_class(f"{node_label} failed: {message}", details=_select_node_details(data))
 
 
 def _select_node_details(data: Mapping[str, Any]) -> dict[str, Any]:

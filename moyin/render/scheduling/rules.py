@@ -107,25 +107,25 @@ class OrderingRules:
         """
         return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
 
-    def compute_due_time(self, pending: PendingRender) -> float:
-        """Return the time after which no render that entered later can overtake ``pending``."""
-        due_time = pending.entered + pending.priority * self.ageing_seconds
-        if pending.deadline is None:
+    def compute_due_time(self, pending_render: PendingRender) -> float:
+        """Return the time after which no render that entered later can overtake this render."""
+        due_time = pending_render.entered + pending_render.priority * self.ageing_seconds
+        if pending_render.deadline is None:
             return due_time
-        return min(due_time, pending.deadline - self.deadline_margin_seconds)
+        return min(due_time, pending_render.deadline - self.deadline_margin_seconds)
 
-    def compute_rank(self, pending: PendingRender, now: float) -> int:
+    def compute_rank(self, pending_render: PendingRender, now: float) -> int:
         """Return the class of a render, which improves by one every ``ageing_seconds`` of waiting.
 
         The class is from 1 (first) to 5 (last).
         """
-        gained_classes = int(max(0.0, now - pending.entered) // self.ageing_seconds)
-        return max(1, pending.priority - gained_classes)
+        gained_classes = int(max(0.0, now - pending_render.entered) // self.ageing_seconds)
+        return max(1, pending_render.priority - gained_classes)
 
-    def estimate_load_seconds(self, pending: PendingRender, slot: RendererSlot) -> float:
+    def estimate_load_seconds(self, pending_render: PendingRender, slot: RendererSlot) -> float:
         """Return how many seconds the renderer needs to load the render's models."""
         missing_bytes = sum(
-            size for name, size in pending.models.items() if name not in slot.models
+            size for name, size in pending_render.models.items() if name not in slot.models
         )
         return missing_bytes / self.bytes_per_second
 
@@ -158,18 +158,22 @@ class OwnerFairShare:
     def get_virtual_time(self, owner: str) -> float:
         return max(self._served.get(owner, self._present), self._present)
 
-    def charge(self, owner: str, others: Iterable[str] = ()) -> None:
+    def charge(self, owner: str, waiting_owners: Iterable[str] = ()) -> None:
         """Add a new render of ``owner`` to the owner's virtual time.
 
         Args:
-            others: the owners with waiting renders, which determine the present virtual time.
+            waiting_owners: the owners with waiting renders; they determine the present virtual
+                time.
         """
-        start = self.get_virtual_time(owner)
+        start_time = self.get_virtual_time(owner)
         # The present virtual time is the smallest one of the waiting owners. If an owner is served
         # out of turn, because its models are loaded, the other owners must not lose their turns.
-        self._present = min((self.get_virtual_time(other) for other in others), default=start)
-        self._present = min(self._present, start)
-        self._served[owner] = start + 1.0 / self._weights.get(owner, 1.0)
+        self._present = min(
+            (self.get_virtual_time(waiting_owner) for waiting_owner in waiting_owners),
+            default=start_time,
+        )
+        self._present = min(self._present, start_time)
+        self._served[owner] = start_time + 1.0 / self._weights.get(owner, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,27 +192,31 @@ class ScalingPolicy:
     patience: float = 30.0
     idle: float = 300.0
 
-    def count_needed(self, waiting: int, mean_seconds: float) -> int:
+    def count_needed_renderers(self, waiting_count: int, mean_seconds: float) -> int:
         """Return how many renderers are needed to begin all waiting renders within ``patience``.
 
         Args:
-            waiting: the number of waiting renders.
+            waiting_count: the number of waiting renders.
             mean_seconds: the mean duration of a render.
         """
-        needed_count = math.ceil(waiting * mean_seconds / self.patience)
+        needed_count = math.ceil(waiting_count * mean_seconds / self.patience)
         return max(self.minimum, min(self.maximum, needed_count))
 
-    def select_removable(self, idle_seconds: list[float | None], waiting: int) -> list[int]:
+    def select_removable_renderers(
+        self, idle_seconds: list[float | None], waiting_count: int
+    ) -> list[int]:
         """Return the indexes of renderers to remove, in descending order; none while renders wait.
 
-        A value in ``idle_seconds`` is None while the renderer is busy.
+        Args:
+            idle_seconds: how long each renderer has been idle; None for a busy renderer.
+            waiting_count: the number of waiting renders.
         """
-        if waiting:
+        if waiting_count:
             return []
         removable_count = len(idle_seconds) - self.minimum
-        idle = [
+        idle_positions = [
             position
             for position, seconds in enumerate(idle_seconds)
             if seconds is not None and seconds >= self.idle
         ]
-        return idle[::-1][: max(0, removable_count)]
+        return idle_positions[::-1][: max(0, removable_count)]

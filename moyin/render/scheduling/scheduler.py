@@ -75,7 +75,7 @@ class RenderScheduler:
         self._is_closed = False
 
     @property
-    def waiting(self) -> int:
+    def waiting_count(self) -> int:
         return len(self._window)
 
     @property
@@ -83,35 +83,35 @@ class RenderScheduler:
         return self._window.mean_seconds
 
     @property
-    def model_changes(self) -> int:
-        return self._window.model_changes
+    def model_change_count(self) -> int:
+        return self._window.model_change_count
 
     @property
-    def running(self) -> int:
+    def running_count(self) -> int:
         """The number of busy renderers, even if an earlier scheduler started their renders."""
         return sum(self._is_executing(name) for name in self._renderers | self._leased.keys())
 
     @property
     def oldest_wait(self) -> float | None:
         """The seconds since the oldest waiting render arrived, or None if none is waiting."""
-        arrived = self._window.oldest_arrival
-        return None if arrived is None else max(0.0, self._clock() - arrived)
+        arrival_time = self._window.oldest_arrival
+        return None if arrival_time is None else max(0.0, self._clock() - arrival_time)
 
-    def wait_quantile(self, share: float) -> float | None:
-        """Return the waiting time that the share ``share`` of recent renders did not exceed.
+    def compute_wait_quantile(self, share: float) -> float | None:
+        """Return the waiting time that the given share (0 to 1) of recent renders did not exceed.
 
         The result is in seconds, or None if no render began in the last hour. A ``share`` of 0.5
         means the median.
         """
-        return self._waits.quantile(share, self._clock())
+        return self._waits.compute_quantile(share, self._clock())
 
     def is_busy(self, name: str) -> bool:
         """Return whether the renderer executes a render."""
         return self._is_executing(name)
 
-    def idle_seconds(self, name: str) -> float | None:
+    def measure_idle_seconds(self, name: str) -> float | None:
         """Return how many seconds the renderer has been free, or None if it is busy."""
-        return self._window.idle_seconds(name, self._clock())
+        return self._window.measure_idle_seconds(name, self._clock())
 
     def add_renderer(
         self, name: str, foreign_prompts: Collection[str] = (), models: Sequence[str] = ()
@@ -131,7 +131,7 @@ class RenderScheduler:
             self._window.mark_busy(name)
         else:
             self._window.mark_free(name, self._clock())
-        self._assign()
+        self._assign_renders()
 
     def remove_renderer(self, name: str) -> None:
         """Stop assigning renders to the renderer; its present lease stays valid until released."""
@@ -146,18 +146,18 @@ class RenderScheduler:
                 lease_future.set_exception(_make_closed_error())
 
     @asynccontextmanager
-    async def lease(self, pending: PendingRender) -> AsyncIterator[Lease]:
+    async def lease(self, pending_render: PendingRender) -> AsyncIterator[Lease]:
         """Wait for a free renderer and lease it until the block ends or releases the lease.
 
         Raises `ServiceUnavailable` if the scheduler is closed while the render waits.
         """
         if self._is_closed:
             raise _make_closed_error()
-        pending = replace(pending, entered=self._clock())
+        pending_render = replace(pending_render, entered=self._clock())
         lease_future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._pending_leases[id(pending)] = lease_future
-        self._window.add(pending)
-        self._assign()
+        self._pending_leases[id(pending_render)] = lease_future
+        self._window.add(pending_render)
+        self._assign_renders()
         try:
             lease = await lease_future
         except asyncio.CancelledError:
@@ -169,17 +169,17 @@ class RenderScheduler:
                 lease_future.result().release()
             raise
         finally:
-            self._pending_leases.pop(id(pending), None)
-            self._window.remove(pending)
-            self._start_errors.drop_forecast(pending.id)
+            self._pending_leases.pop(id(pending_render), None)
+            self._window.remove(pending_render)
+            self._start_errors.drop_forecast(pending_render.id)
         try:
             yield lease
         finally:
             lease.release()
 
     @property
-    def measured(self) -> RenderMeasurements:
-        return self._window.measured
+    def measurements(self) -> RenderMeasurements:
+        return self._window.measurements
 
     def forecast(self) -> list[Expectation]:
         """Return the next waiting renders with their expected times, in the expected order.
@@ -187,9 +187,9 @@ class RenderScheduler:
         The number of renders is limited, because a forecast of a long queue takes much time.
         """
         now = self._clock()
-        limit = _MAX_FORECAST_WORK // max(1, self._window.flows)
-        limit = max(_MIN_FORECAST, min(_MAX_FORECAST, limit))
-        return self._start_errors.widen_forecasts(self._window.forecast(now, limit), now)
+        max_renders = _MAX_FORECAST_WORK // max(1, self._window.flow_count)
+        max_renders = max(_MIN_FORECAST, min(_MAX_FORECAST, max_renders))
+        return self._start_errors.widen_forecasts(self._window.forecast(now, max_renders), now)
 
     def list_running(self) -> list[Expectation]:
         """Return the renders that have been assigned to a renderer, with their expected times."""
@@ -202,7 +202,7 @@ class RenderScheduler:
         """
         return self._window.peek_next(name, self._clock())
 
-    def _assign(self) -> None:
+    def _assign_renders(self) -> None:
         now = self._clock()
         while (choice := self._window.choose_assignment(now)) is not None:
             lease_future = self._pending_leases.pop(id(choice.pending))
@@ -218,11 +218,11 @@ class RenderScheduler:
             lease_future.set_result(Lease(name, load_seconds, partial(self._release, name)))
         if self._window.must_choose_again and self._next_check is None:
             loop = asyncio.get_running_loop()
-            self._next_check = loop.call_later(_CHECK_SECONDS, self._check)
+            self._next_check = loop.call_later(_CHECK_SECONDS, self._check_again)
 
-    def _check(self) -> None:
+    def _check_again(self) -> None:
         self._next_check = None
-        self._assign()
+        self._assign_renders()
 
     def _is_executing(self, name: str) -> bool:
         return name in self._leased or bool(self._foreign_prompts.get(name))
@@ -233,7 +233,7 @@ class RenderScheduler:
         self._window.end_render(name, seconds)
         if name in self._renderers and not self._is_executing(name):
             self._window.mark_free(name, now)
-        self._assign()
+        self._assign_renders()
 
 
 def _make_closed_error() -> ServiceUnavailable:

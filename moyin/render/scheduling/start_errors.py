@@ -50,30 +50,33 @@ class StartErrors:
         """
         factors: dict[int, float] = {}
         widened_forecasts = []
-        for position, item in enumerate(expectations, start=1):
-            if item.starts_in is None:
-                widened_forecasts.append(item)
+        for position, expectation in enumerate(expectations, start=1):
+            if expectation.starts_in is None:
+                widened_forecasts.append(expectation)
                 continue
             group = int(math.log2(position))
             if group not in factors:
                 factors[group] = self._compute_factor(group)
-            mean, forecast_count = (
-                item.starts_in.mean,
-                self._forecasts.get(item.pending.id, (0,))[0] + 1,
+            mean_seconds, forecast_count = (
+                expectation.starts_in.mean,
+                self._forecasts.get(expectation.pending.id, (0,))[0] + 1,
             )
             p90 = max(
-                item.starts_in.p90, (mean + _OFFSET_SECONDS) * factors[group] - _OFFSET_SECONDS
+                expectation.starts_in.p90,
+                (mean_seconds + _OFFSET_SECONDS) * factors[group] - _OFFSET_SECONDS,
             )
-            starts_in = Duration.from_p90(mean, p90)
-            added_error = Duration(mean=0.0, variance=starts_in.variance - item.starts_in.variance)
-            ends_in = None if item.ends_in is None else item.ends_in + added_error
-            widened_forecasts.append(replace(item, starts_in=starts_in, ends_in=ends_in))
+            starts_in = Duration.from_p90(mean_seconds, p90)
+            added_error = Duration(
+                mean=0.0, variance=starts_in.variance - expectation.starts_in.variance
+            )
+            ends_in = None if expectation.ends_in is None else expectation.ends_in + added_error
+            widened_forecasts.append(replace(expectation, starts_in=starts_in, ends_in=ends_in))
             if self._random.random() < 1 / forecast_count:
-                self._forecasts[item.pending.id] = (forecast_count, group, mean, now)
+                self._forecasts[expectation.pending.id] = (forecast_count, group, mean_seconds, now)
             else:
-                self._forecasts[item.pending.id] = (
+                self._forecasts[expectation.pending.id] = (
                     forecast_count,
-                    *self._forecasts[item.pending.id][1:],
+                    *self._forecasts[expectation.pending.id][1:],
                 )
         return widened_forecasts
 
@@ -81,8 +84,8 @@ class StartErrors:
         """Compute the score of the forecast that was remembered for a render, which starts now."""
         earlier_forecast = self._forecasts.pop(render_id, None)
         if earlier_forecast is not None:
-            _, group, mean, forecast_at = earlier_forecast
-            score = (now - forecast_at + _OFFSET_SECONDS) / (mean + _OFFSET_SECONDS)
+            _, group, mean_seconds, forecast_at = earlier_forecast
+            score = (now - forecast_at + _OFFSET_SECONDS) / (mean_seconds + _OFFSET_SECONDS)
             self._scores.setdefault(group, deque(maxlen=_MAX_SCORES)).append(score)
 
     def drop_forecast(self, render_id: str) -> None:

@@ -18,8 +18,8 @@ class WaitTimes:
         """Record that a render, which begins now, has waited ``seconds``."""
         self._waits.append((now, max(0.0, seconds)))
 
-    def quantile(self, share: float, now: float) -> float | None:
-        """Return the waiting time that the share ``share`` of recent renders did not exceed.
+    def compute_quantile(self, share: float, now: float) -> float | None:
+        """Return the waiting time that the given share (0 to 1) of recent renders did not exceed.
 
         The result is in seconds, or None if no render began in the last hour. A ``share`` of 0.5
         means the median.

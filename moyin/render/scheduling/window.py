@@ -69,16 +69,18 @@ class _Queue:
         self.flows: dict[tuple[str, int], list[tuple[float, str, int, PendingRender]]] = {}
         self.count = 0
 
-    def add(self, pending: PendingRender) -> None:
-        flow = self.flows.setdefault((pending.owner, pending.priority), [])
-        insort(flow, (pending.arrived, pending.id, id(pending), pending))
+    def add(self, pending_render: PendingRender) -> None:
+        flow = self.flows.setdefault((pending_render.owner, pending_render.priority), [])
+        insort(
+            flow, (pending_render.arrived, pending_render.id, id(pending_render), pending_render)
+        )
         self.count += 1
 
-    def remove(self, pending: PendingRender) -> None:
-        flow = self.flows[pending.owner, pending.priority]
-        del flow[bisect_left(flow, (pending.arrived, pending.id, id(pending)))]
+    def remove(self, pending_render: PendingRender) -> None:
+        flow = self.flows[pending_render.owner, pending_render.priority]
+        del flow[bisect_left(flow, (pending_render.arrived, pending_render.id, id(pending_render)))]
         if not flow:
-            del self.flows[pending.owner, pending.priority]
+            del self.flows[pending_render.owner, pending_render.priority]
         self.count -= 1
 
     def list_heads(self) -> Iterator[PendingRender]:
@@ -95,14 +97,14 @@ class Window:
     Attributes:
         measured: the measured renders of the pool, which are used only for forecasts.
         mean_seconds: mean duration of a render, in seconds.
-        model_changes: number of times that a renderer had to load models.
+        model_change_count: number of times that a renderer had to load models.
     """
 
     def __init__(
         self,
         rules: OrderingRules | None = None,
         fair_share: OwnerFairShare | None = None,
-        measured: RenderMeasurements | None = None,
+        measurements: RenderMeasurements | None = None,
     ) -> None:
         self._rules = rules or OrderingRules()
         self._fair_share = fair_share or OwnerFairShare()
@@ -114,9 +116,9 @@ class Window:
         self._owners: Counter[str] = Counter()
         self._dues: list[tuple[float, float, int, PendingRender]] = []
         self._pending: dict[int, PendingRender] = {}
-        self.measured = measured or RenderMeasurements()
+        self.measurements = measurements or RenderMeasurements()
         self.mean_seconds = _FIRST_MEAN_SECONDS
-        self.model_changes = 0
+        self.model_change_count = 0
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -126,29 +128,35 @@ class Window:
         """The time at which the oldest waiting render arrived, or None if none is waiting."""
         return min((pending.arrived for pending in self._pending.values()), default=None)
 
-    def add(self, pending: PendingRender) -> None:
+    def add(self, pending_render: PendingRender) -> None:
         """Add a waiting render, whose ``entered`` must be the present time."""
-        key = id(pending)
-        self._pending[key] = pending
-        self._queues.setdefault(pending.family, _Queue()).add(pending)
-        self._owners[pending.owner] += 1
+        key = id(pending_render)
+        self._pending[key] = pending_render
+        self._queues.setdefault(pending_render.family, _Queue()).add(pending_render)
+        self._owners[pending_render.owner] += 1
         heapq.heappush(
-            self._dues, (self._rules.compute_due_time(pending), pending.arrived, key, pending)
+            self._dues,
+            (
+                self._rules.compute_due_time(pending_render),
+                pending_render.arrived,
+                key,
+                pending_render,
+            ),
         )
 
-    def remove(self, pending: PendingRender) -> None:
-        if self._pending.pop(id(pending), None) is None:
+    def remove(self, pending_render: PendingRender) -> None:
+        if self._pending.pop(id(pending_render), None) is None:
             return
-        queue = self._queues[pending.family]
-        queue.remove(pending)
+        queue = self._queues[pending_render.family]
+        queue.remove(pending_render)
         if not queue.count:
-            del self._queues[pending.family]
-        self._owners[pending.owner] -= 1
-        if not self._owners[pending.owner]:
-            del self._owners[pending.owner]
+            del self._queues[pending_render.family]
+        self._owners[pending_render.owner] -= 1
+        if not self._owners[pending_render.owner]:
+            del self._owners[pending_render.owner]
 
     @property
-    def flows(self) -> int:
+    def flow_count(self) -> int:
         """The number of different combinations of family, owner and class of the waiting renders.
 
         The time of each choice is proportional to this number.
@@ -182,22 +190,22 @@ class Window:
             self._slots[name].free_since = now
             self._free[name] = self._slots[name]
 
-    def idle_seconds(self, name: str, now: float) -> float | None:
+    def measure_idle_seconds(self, name: str, now: float) -> float | None:
         """Return how many seconds a renderer has been free, or None if it is busy."""
         return now - self._free[name].free_since if name in self._free else None
 
     def begin_render(self, choice: Assignment, now: float) -> None:
         """Mark the renderer of the assignment as busy, and its new render's models as loaded."""
-        pending, slot = choice.pending, choice.slot
-        self.remove(pending)
-        self._fair_share.charge(pending.owner, self._owners)
+        pending_render, slot = choice.pending, choice.slot
+        self.remove(pending_render)
+        self._fair_share.charge(pending_render.owner, self._owners)
         del self._free[slot.name]
-        slot.began, slot.latest = now, pending
-        slot.load_seconds = self._rules.estimate_load_seconds(pending, slot)
-        if pending.models:
-            self.model_changes += not slot.models.issuperset(pending.models)
+        slot.began, slot.latest = now, pending_render
+        slot.load_seconds = self._rules.estimate_load_seconds(pending_render, slot)
+        if pending_render.models:
+            self.model_change_count += not slot.models.issuperset(pending_render.models)
             self._decrement_renderer_count(slot.family)
-            slot.models, slot.family = frozenset(pending.models), pending.family
+            slot.models, slot.family = frozenset(pending_render.models), pending_render.family
             self._renderer_counts[slot.family] += 1
 
     def end_render(self, name: str, seconds: float) -> None:
@@ -215,40 +223,40 @@ class Window:
         """Return the render that the renderer could begin next without loading models, or None."""
         slot = self._slots.get(name)
         families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
-        first_renders = [self._find_first(family, now) for family in families]
+        first_renders = [self._find_first_render(family, now) for family in families]
         return min(first_renders, key=lambda render: self._make_sort_key(render, now), default=None)
 
-    def forecast(self, now: float, limit: int) -> list[Expectation]:
-        """Forecast the next ``limit`` renders in their order, assuming that no others arrive.
+    def forecast(self, now: float, max_renders: int) -> list[Expectation]:
+        """Forecast the next ``max_renders`` renders in order, assuming that no others arrive.
 
         A render is assumed to take the mean duration of renders with the same shape
         (`moyin.render.protocol.shape`), or of the pool's renders if there are none. A pool without
         renderers is assumed to get one, at an unknown time.
         """
-        began, is_time_known = now, bool(self._slots)
-        pool_duration = self.measured.estimate_any_shape()
+        forecast_start, is_time_known = now, bool(self._slots)
+        pool_duration = self.measurements.estimate_any_shape()
         window_copy = self._copy_for_forecast(now)
-        # The variance of the time at which each renderer becomes free, by renderer.
+        # The variances of the times at which the renderers become free, by renderer.
         variances: dict[str, float] = {}
         busy_until: list[tuple[float, str]] = []
         for name, slot in window_copy._slots.items():
             if name not in window_copy._free:
-                remaining = self._estimate_remaining(slot, now)
-                is_time_known = is_time_known and remaining is not None
-                remaining_time = remaining or Duration(
+                known_remaining = self._estimate_remaining(slot, now)
+                is_time_known = is_time_known and known_remaining is not None
+                remaining_time = known_remaining or Duration(
                     mean=max(0.0, slot.began + self.mean_seconds - now)
                 )
                 variances[name] = remaining_time.variance
                 busy_until.append((now + remaining_time.mean, name))
         heapq.heapify(busy_until)
         expectations: list[Expectation] = []
-        while window_copy._pending and len(expectations) < limit:
+        while window_copy._pending and len(expectations) < max_renders:
             choice = window_copy.choose_assignment(now)
             if choice is not None:
                 name = choice.slot.name
                 window_copy.begin_render(choice, now)
-                starts_in = Duration(mean=now - began, variance=variances.get(name, 0.0))
-                shape_duration = self.measured.estimate(
+                starts_in = Duration(mean=now - forecast_start, variance=variances.get(name, 0.0))
+                shape_duration = self.measurements.estimate_duration(
                     choice.pending.shape, choice.slot.load_seconds
                 )
                 assumed_duration = (
@@ -283,7 +291,7 @@ class Window:
             Expectation(
                 pending=slot.latest,
                 starts_in=None,
-                ends_in=self.measured.estimate_remaining(
+                ends_in=self.measurements.estimate_remaining(
                     slot.latest.shape, max(0.0, now - slot.began), slot.load_seconds
                 ),
             )
@@ -300,58 +308,64 @@ class Window:
         window_copy._free = {name: window_copy._slots[name] for name in self._free}
         if not window_copy._slots:
             window_copy.add_renderer("", (), now)
-        for pending in self._pending.values():
-            window_copy.add(pending)
+        for pending_render in self._pending.values():
+            window_copy.add(pending_render)
         return window_copy
 
     def _estimate_remaining(self, slot: RendererSlot, now: float) -> Duration | None:
         """Return the remaining time of a busy renderer; None if no render has been measured."""
-        elapsed = max(0.0, now - slot.began)
+        elapsed_seconds = max(0.0, now - slot.began)
         if slot.latest is None:
             # The renderer executes a prompt of an earlier pool, whose shape and start are unknown.
-            return self.measured.estimate_any_shape()
-        return self.measured.estimate_remaining(
-            slot.latest.shape, elapsed, slot.load_seconds
-        ) or self.measured.estimate_any_shape(elapsed)
+            return self.measurements.estimate_any_shape()
+        return self.measurements.estimate_remaining(
+            slot.latest.shape, elapsed_seconds, slot.load_seconds
+        ) or self.measurements.estimate_any_shape(elapsed_seconds)
 
     def choose_assignment(self, now: float) -> Assignment | None:
         """Return the next render to begin and its renderer, or None if no render should begin."""
         if not self._free or not self._pending:
             return None
         return (
-            self._choose_due(now) or self._choose_switch(now) or self._choose_for_loaded_models(now)
+            self._choose_due_render(now)
+            or self._choose_switch(now)
+            or self._choose_for_loaded_models(now)
         )
 
-    def _choose_due(self, now: float) -> Assignment | None:
+    def _choose_due_render(self, now: float) -> Assignment | None:
         while self._dues and self._dues[0][2] not in self._pending:
             heapq.heappop(self._dues)
         if not self._dues or self._dues[0][0] > now:
             return None
-        pending = self._dues[0][3]
-        return Assignment(pending, self._find_cheapest_slot(pending, self._free.values()))
+        pending_render = self._dues[0][3]
+        return Assignment(
+            pending_render, self._find_cheapest_slot(pending_render, self._free.values())
+        )
 
     def _choose_switch(self, now: float) -> Assignment | None:
-        slowest_first = sorted(filter(None, self._queues), key=self._estimate_delay, reverse=True)
+        families_slowest_first = sorted(
+            filter(None, self._queues), key=self._estimate_delay, reverse=True
+        )
         # The renderer that has been free for the longest time, by family.
         free_slots = {slot.family: slot for slot in reversed(self._free.values())}
-        for family in slowest_first:
+        for family in families_slowest_first:
             if family in free_slots:
                 continue
-            oldest = min(self._queues[family].list_heads(), key=lambda head: head.entered)
-            slots = [s for s in free_slots.values() if self._should_switch(s, oldest, now)]
+            oldest_render = min(self._queues[family].list_heads(), key=lambda head: head.entered)
+            slots = [s for s in free_slots.values() if self._should_switch(s, oldest_render, now)]
             if slots:
-                pending = self._find_first(family, now)
-                return Assignment(pending, self._find_cheapest_slot(pending, slots))
+                pending_render = self._find_first_render(family, now)
+                return Assignment(pending_render, self._find_cheapest_slot(pending_render, slots))
         return None
 
-    def _should_switch(self, slot: RendererSlot, oldest: PendingRender, now: float) -> bool:
-        family, rules = oldest.family, self._rules
+    def _should_switch(self, slot: RendererSlot, oldest_render: PendingRender, now: float) -> bool:
+        family, rules = oldest_render.family, self._rules
         if not slot.family:
             return True
-        load_seconds = rules.estimate_load_seconds(oldest, slot)
+        load_seconds = rules.estimate_load_seconds(oldest_render, slot)
         if slot.family in self._queues:
             if not self._renderer_counts[family]:
-                return now - oldest.entered > rules.compute_max_wait(load_seconds)
+                return now - oldest_render.entered > rules.compute_max_wait(load_seconds)
             difference = self._estimate_delay(family) - self._estimate_delay(
                 slot.family, leaving_count=1
             )
@@ -362,18 +376,18 @@ class Window:
             return True
         # Switch anyway if the renderers that have these models are busy with long renders.
         latest_begin = max(s.began for s in self._slots.values() if s.family == family)
-        return now - max(latest_begin, oldest.entered, slot.free_since) > load_seconds
+        return now - max(latest_begin, oldest_render.entered, slot.free_since) > load_seconds
 
     def _choose_for_loaded_models(self, now: float) -> Assignment | None:
         families = {slot.family for slot in self._free.values()} | {""}
         first_renders = [
-            self._find_first(family, now) for family in families if family in self._queues
+            self._find_first_render(family, now) for family in families if family in self._queues
         ]
         if not first_renders:
             return None
-        pending = min(first_renders, key=lambda render: self._make_sort_key(render, now))
-        suitable_slots = [s for s in self._free.values() if pending.family in ("", s.family)]
-        return Assignment(pending, self._find_cheapest_slot(pending, suitable_slots))
+        pending_render = min(first_renders, key=lambda render: self._make_sort_key(render, now))
+        suitable_slots = [s for s in self._free.values() if pending_render.family in ("", s.family)]
+        return Assignment(pending_render, self._find_cheapest_slot(pending_render, suitable_slots))
 
     def _estimate_delay(self, family: str, leaving_count: int = 0) -> float:
         """Return the seconds until a family's queue is empty.
@@ -391,16 +405,16 @@ class Window:
         )
 
     def _find_cheapest_slot(
-        self, pending: PendingRender, slots: Collection[RendererSlot]
+        self, pending_render: PendingRender, slots: Collection[RendererSlot]
     ) -> RendererSlot:
         """Return the renderer that can load the render's models fastest.
 
-        Among equal ones, the renderer whose loaded models are needed least is chosen.
+        Among equally fast renderers, the one whose loaded models are needed least is chosen.
         """
         return min(
             slots,
             key=lambda slot: (
-                self._rules.estimate_load_seconds(pending, slot),
+                self._rules.estimate_load_seconds(pending_render, slot),
                 self._estimate_delay(slot.family),
                 -self._renderer_counts[slot.family],
                 slot.free_since,
@@ -412,11 +426,18 @@ class Window:
         if not self._renderer_counts[family]:
             del self._renderer_counts[family]
 
-    def _find_first(self, family: str, now: float) -> PendingRender:
+    def _find_first_render(self, family: str, now: float) -> PendingRender:
         return min(
             self._queues[family].list_heads(), key=lambda head: self._make_sort_key(head, now)
         )
 
-    def _make_sort_key(self, pending: PendingRender, now: float) -> tuple[int, float, float, str]:
-        rank = self._rules.compute_rank(pending, now)
-        return (rank, self._fair_share.get_virtual_time(pending.owner), pending.arrived, pending.id)
+    def _make_sort_key(
+        self, pending_render: PendingRender, now: float
+    ) -> tuple[int, float, float, str]:
+        rank = self._rules.compute_rank(pending_render, now)
+        return (
+            rank,
+            self._fair_share.get_virtual_time(pending_render.owner),
+            pending_render.arrived,
+            pending_render.id,
+        )

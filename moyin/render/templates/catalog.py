@@ -78,7 +78,7 @@ class TemplateCatalog:
         self._checked_at = float("-inf")
         self._check_lock = asyncio.Lock()
 
-    async def snapshot(self) -> TemplateSnapshot:
+    async def get_snapshot(self) -> TemplateSnapshot:
         """Return the present templates, after a check of the files if one is due."""
         if time.monotonic() - self._checked_at > _CHECK_SECONDS:
             async with self._check_lock:
@@ -93,21 +93,23 @@ class TemplateCatalog:
 
     async def get(self, name: str) -> Template:
         """Return the template with the name or alias ``name``, or raise `TemplateNotFound`."""
-        template = (await self.snapshot()).names.get(name)
+        template = (await self.get_snapshot()).names.get(name)
         if template is None:
-            raise TemplateNotFound(f"there is no template with the name {name[:64]!r}")
+            raise TemplateNotFound(
+                f"there is no template with the name {name[:64]!r}; GET /templates lists them all"
+            )
         return template
 
     def _reload_if_changed(self) -> None:
-        stamp = [
+        file_stamps = [
             (path, status.st_mtime_ns, status.st_size)
             for path in _list_files(self._folders)
             if (status := path.stat())
         ]
-        if stamp == self._stamp:
+        if file_stamps == self._stamp:
             return
         self._snapshot = read_templates(self._folders, self._last_valid)
-        self._stamp = stamp
+        self._stamp = file_stamps
         for problem in self._snapshot.problems:
             _log.error("invalid template file: %s", problem)
 
@@ -141,10 +143,10 @@ def read_templates(
             problems.append(f"{path}: {error}")
         if path in last_valid:
             template = last_valid[path]
-            other_file = chosen_templates.get(template.name)
-            if other_file is not None and other_file[0].parent == path.parent:
+            other_choice = chosen_templates.get(template.name)
+            if other_choice is not None and other_choice[0].parent == path.parent:
                 problems.append(
-                    f"{path}: name: {other_file[0].name} also has the name {template.name!r}"
+                    f"{path}: name: {other_choice[0].name} also has the name {template.name!r}"
                 )
             else:
                 chosen_templates[template.name] = (path, template)
@@ -153,9 +155,11 @@ def read_templates(
     names = {name: template for name, (_, template) in chosen_templates.items()}
     for path, template in chosen_templates.values():
         for alias in template.aliases:
-            owner = names.get(alias)
-            if owner is not None and owner is not template:
-                problems.append(f"{path}: aliases: {alias!r} already names template {owner.name!r}")
+            other_template = names.get(alias)
+            if other_template is not None and other_template is not template:
+                problems.append(
+                    f"{path}: aliases: {alias!r} already names template {other_template.name!r}"
+                )
             else:
                 names[alias] = template
     return TemplateSnapshot(
@@ -181,6 +185,6 @@ def _parse_file(path: Path) -> Any:
         parse = json.loads if path.suffix == ".json" else yaml.safe_load
         return parse(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        kind = "JSON" if path.suffix == ".json" else "YAML"
+        format_name = "JSON" if path.suffix == ".json" else "YAML"
         message = " ".join(str(error).split())
-        raise InvalidTemplate(f"the file: is not valid {kind}: {message}") from None
+        raise InvalidTemplate(f"the file: is not valid {format_name}: {message}") from None

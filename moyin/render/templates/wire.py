@@ -48,13 +48,13 @@ class InputSchema(_File):
 
     @field_validator("pattern")
     @classmethod
-    def _check_pattern(cls, value: str | None) -> str | None:
-        if value is not None:
+    def _check_pattern(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
             try:
-                re.compile(value)
+                re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"must be a regular expression of Python: {error}") from None
-        return value
+        return pattern
 
 
 class TemplateFile(_File):

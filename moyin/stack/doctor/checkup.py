@@ -74,7 +74,7 @@ _FIXES: Mapping[str, _Fix] = {
     "temporal": _Fix(check=software.check_temporal, repair=_install_again("temporal")),
     "comfyui": _Fix(
         check=software.check_comfyui,
-        repair=lambda options, on_step: install(options.settings, on_step, again=True),
+        repair=lambda options, on_step: install(options.settings, on_step, repair=True),
     ),
 }
 

@@ -48,5 +48,7 @@ def configure(accounts_app: AccountsApp, issuer: str, **changes: Any) -> None:
         **changes,
     }
     config = AccountsConfig.model_validate({"providers": [provider_config]})
-    accounts_app.services.open_id.providers = config.providers_by_name({"STUDIO_SECRET": "s3cret"})
+    accounts_app.services.open_id.providers = config.build_providers_by_name(
+        {"STUDIO_SECRET": "s3cret"}
+    )
     accounts_app.services.sign_in.policy = config.sign_in_policy

@@ -393,7 +393,7 @@ class Farm:
                 routes=lambda _: build_routes(proxy.pools, gateway_config, {}).model_dump_json(),
                 doctor=self.scripted_pools.check_machine,
             ),
-            seconds=dict.fromkeys(READING_SECONDS, 0.1), clock=lambda: self.clock(),
+            intervals=dict.fromkeys(READING_SECONDS, 0.1), clock=lambda: self.clock(),
         )  # fmt: skip
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=event_hub, quiet_seconds=0.5)
         notifiers = PromptNotifiers(

@@ -69,7 +69,7 @@ async def proxy_serving(
     await proxy.start()
     keys = StaticAuthenticator(KEYS)
     app = Gatekeeper(
-        ProxyOrApp(proxy, guarded=proxy, app=_respond),
+        ProxyOrApp(proxy, limited_proxy=proxy, app=_respond),
         service="gateway",
         authenticator=keys,
         errors=render_problem_details,

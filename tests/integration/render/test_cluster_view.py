@@ -54,7 +54,7 @@ async def test_pools_share_gpus_and_a_killed_comfyui_is_a_problem(
             ServePoolClient(_POOLS).read_summary,
             partial(read_backlog, temporal),
             checks={"database": farm.database.ping, "artifacts": farm.blobs.ping},
-            data=tmp_path,
+            data_folder=tmp_path,
             is_config_rejected=lambda: False,
         )
         problem_finder = ProblemFinder()
@@ -66,7 +66,7 @@ async def test_pools_share_gpus_and_a_killed_comfyui_is_a_problem(
                 update={"problems": problem_finder.find(cluster, reading, ())}
             )
 
-        shared_reading = SharedReading(read_cluster, interval=0.5)
+        shared_reading = SharedReading(read_cluster, interval_seconds=0.5)
         for name, gpu_share in (("default", 0.5), ("fast", 0.25)):
             args = RenderArgs(
                 pool=name, gpus=gpu_share, cpus=0.1, actors=1, comfyui=ComfyArgs(flags=())

@@ -259,7 +259,7 @@ async def test_node_writes_only_in_its_own_folders(
     assert await run_hostile_code(hostile_renderer, _WRITE, forbidden_folders) == []
     own_folders = [str(path) for path in hostile_renderer._folder.writable]
     # What a node says comes without the machine's paths.
-    path_filter = HostPathFilter.for_process(hostile_renderer._options)
+    path_filter = HostPathFilter.create_for_process(hostile_renderer._options)
     assert await run_hostile_code(hostile_renderer, _WRITE, own_folders) == [
         path_filter.hide_known(path) for path in own_folders
     ]

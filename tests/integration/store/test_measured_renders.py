@@ -73,7 +73,7 @@ async def test_renders_of_all_jobs_are_listed_from_the_oldest(database: Database
         MeasuredRender(shape=f"shape-{seconds}", seconds=seconds, load_seconds=1.0, pictures=2)
         for seconds in (4.0, 5.0, 6.0, 7.0)
     ]
-    estimate = (await load_measurements(database, "default")).estimate("shape-7.0")
+    estimate = (await load_measurements(database, "default")).estimate_duration("shape-7.0")
     assert estimate is not None and estimate.mean == 7.0
 
 

@@ -185,8 +185,8 @@ async def serving(
             settings,
             text_router=text_router,
             estimator=estimator,
-            signals=quality_store,
-            count=judge_outcomes.append,
+            signal_store=quality_store,
+            count_outcome=judge_outcomes.append,
         )
         judge_config = config.routing.judge
         judge.set_rules(None if judge_config is None else judge_config.to_rules())

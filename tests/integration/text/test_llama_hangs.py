@@ -72,7 +72,7 @@ async def stream_deltas(backend: LlamaBackend, request: ChatRequest) -> AsyncIte
 async def test_a_stopped_server_is_replaced_and_its_streams_end(
     record_measurement: RecordMeasurement,
 ) -> None:
-    endpoints = LlamaEndpoints("stopped", SPEC, restart_after=3.0)
+    endpoints = LlamaEndpoints("stopped", SPEC, restart_after_seconds=3.0)
     endpoint = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=4)
     stream = stream_deltas(backend, LONG)
@@ -117,7 +117,10 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
                 try:
                     await backend.probe()
                 except BackendUnavailable as error:
-                    assert error.message == "the embedded llama.cpp server makes no progress"
+                    assert (
+                        error.message
+                        == "the embedded llama.cpp server makes no progress; try again"
+                    )
                     break
                 await asyncio.sleep(0.2)
         with pytest.raises(aiohttp.ClientError):

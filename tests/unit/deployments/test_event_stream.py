@@ -32,7 +32,7 @@ class FakeSource:
 async def test_values_come_with_the_name_of_their_stream() -> None:
     first_source, second_source = FakeSource(), FakeSource()
     merged_stream = merge_streams(
-        {"a": first_source.stream(), "b": second_source.stream()}, heartbeat=60
+        {"a": first_source.stream(), "b": second_source.stream()}, heartbeat_seconds=60
     )
     async with aclosing(merged_stream):
         for number in (1, 2):
@@ -48,7 +48,9 @@ async def test_values_come_with_the_name_of_their_stream() -> None:
 
 async def test_silence_is_reported_and_loses_no_value() -> None:
     source = FakeSource()
-    async with aclosing(merge_streams({"a": source.stream()}, heartbeat=0.01)) as merged_stream:
+    async with aclosing(
+        merge_streams({"a": source.stream()}, heartbeat_seconds=0.01)
+    ) as merged_stream:
         assert await anext(merged_stream) is None
         source.values.put_nowait(1)
         value = await anext(merged_stream)
@@ -60,7 +62,7 @@ async def test_silence_is_reported_and_loses_no_value() -> None:
 async def test_an_error_of_one_stream_ends_all() -> None:
     first_source, second_source = FakeSource(), FakeSource()
     merged_stream = merge_streams(
-        {"a": first_source.stream(), "b": second_source.stream()}, heartbeat=60
+        {"a": first_source.stream(), "b": second_source.stream()}, heartbeat_seconds=60
     )
     first_source.values.put_nowait(ValueError("broken"))
     with pytest.raises(ValueError, match="broken"):
@@ -70,5 +72,5 @@ async def test_an_error_of_one_stream_ends_all() -> None:
 
 async def test_no_streams_count_as_silence() -> None:
     streams: dict[str, AsyncGenerator[int, None]] = {}
-    async with aclosing(merge_streams(streams, heartbeat=0.01)) as merged_stream:
+    async with aclosing(merge_streams(streams, heartbeat_seconds=0.01)) as merged_stream:
         assert [await anext(merged_stream), await anext(merged_stream)] == [None, None]

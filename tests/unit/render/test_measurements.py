@@ -34,7 +34,7 @@ def _new_measurements(
 def _get_estimate(
     measurements: RenderMeasurements, shape: str = "s", load_seconds: float = 0.0
 ) -> Duration:
-    duration = measurements.estimate(shape, load_seconds)
+    duration = measurements.estimate_duration(shape, load_seconds)
     assert duration is not None
     return duration
 
@@ -48,7 +48,7 @@ def _build_tariff(
 def test_unmeasured_shape_has_no_estimate() -> None:
     assert RenderMeasurements().estimate_any_shape() is None
     measurements = _new_measurements(4.0)
-    assert measurements.estimate("other") is None
+    assert measurements.estimate_duration("other") is None
     estimate_of_any_shape = measurements.estimate_any_shape()
     assert estimate_of_any_shape is not None and estimate_of_any_shape.mean == 4.0
 
@@ -81,7 +81,7 @@ def test_shapes_are_bounded_and_the_last_used_stay() -> None:
     shapes = _build_tariff(measurements).shapes
     assert len(shapes) == 1024
     assert "kept" in shapes
-    assert "old" not in shapes and measurements.estimate("old") is None
+    assert "old" not in shapes and measurements.estimate_duration("old") is None
 
 
 def test_estimated_loading_follows_measurements_of_other_shapes() -> None:

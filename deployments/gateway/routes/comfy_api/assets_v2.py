@@ -33,7 +33,7 @@ _STORED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) -> APIRouter:
+def new_asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) -> APIRouter:
     """Return the routes of assets, which are the Comfy API's view of the caller's artifacts."""
     router = APIRouter(prefix="/api/v2/assets", tags=["Comfy API v2"], responses=ERROR_RESPONSES)
 
@@ -41,29 +41,29 @@ def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) 
     async def create_asset(
         request: Request,
         response: Response,
-        key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+        idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.AssetBody:
         """Store the part `file` of a form as an asset. Each Idempotency-Key may be used once."""
         owner = context(request.scope).owner
-        artifact_id = derive_artifact_id(owner, validate_idempotency_key(key))
+        artifact_id = derive_artifact_id(owner, validate_idempotency_key(idempotency_key))
         async with receive_upload(request, "file") as upload:
             artifact = await store_upload(
                 blobs, upload, artifact_id, name=upload.fields.get("file_path") or upload.name,
-                declared=upload.fields.get("content_type") or upload.declared,
+                declared_type=upload.fields.get("content_type") or upload.declared,
             )  # fmt: skip
-            stored, is_new = await assets.add(
+            stored_asset, is_new = await assets.add(
                 owner, artifact, expected=upload.fields.get("expected_hash")
             )
         response.status_code = 201 if is_new else 200
-        return new_presenter(request, retention).to_asset_body(stored, is_new=is_new)
+        return new_presenter(request, retention).to_asset_body(stored_asset, is_new=is_new)
 
     @router.post("/from-hash", status_code=201, name="from_hash")
     async def create_from_hash(request: Request, body: wire.FromHash) -> wire.AssetBody:
         """Create an asset from content that you have already stored."""
-        stored = await assets.copy(
+        stored_asset = await assets.copy(
             context(request.scope).owner, parse_hash(body.hash), body.file_path
         )
-        return new_presenter(request, retention).to_asset_body(stored, is_new=False)
+        return new_presenter(request, retention).to_asset_body(stored_asset, is_new=False)
 
     @router.head("/by-hash/{digest}", include_in_schema=False)
     async def exists_by_hash(request: Request, digest: str) -> Response:
@@ -73,8 +73,8 @@ def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) 
     @router.get("/{asset_id}", name="show")
     async def get_asset(request: Request, asset_id: str) -> wire.AssetBody:
         """Return an asset without its content."""
-        stored = await assets.get(context(request.scope).owner, asset_id)
-        return new_presenter(request, retention).to_asset_body(stored)
+        stored_asset = await assets.get(context(request.scope).owner, asset_id)
+        return new_presenter(request, retention).to_asset_body(stored_asset)
 
     @router.get(
         "/{asset_id}/content",
@@ -84,8 +84,8 @@ def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) 
     )
     async def download(request: Request, asset_id: str) -> Response:
         """Download an asset's content. `Range` and `If-None-Match` are supported."""
-        stored = await assets.get(context(request.scope).owner, asset_id)
-        return await build_artifact_response(request, stored.artifact, blobs)
+        stored_asset = await assets.get(context(request.scope).owner, asset_id)
+        return await build_artifact_response(request, stored_asset.artifact, blobs)
 
     @router.delete("/{asset_id}", status_code=204, name="delete")
     async def delete_asset(request: Request, asset_id: str) -> None:

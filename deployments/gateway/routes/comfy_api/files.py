@@ -28,7 +28,7 @@ _TEXT = {"type": "string"}
 _FORM_FIELDS = {"overwrite": _TEXT, "type": _TEXT, "subfolder": _TEXT}
 
 
-def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter) -> APIRouter:
+def new_file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter) -> APIRouter:
     """Return the routes that store and return files by ComfyUI's names."""
     router = APIRouter(tags=["comfyui"])
 
@@ -58,10 +58,12 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
             response.headers["cache-control"] = "private, no-cache"
             return response
         if preview is not None:
-            return _picture_response(
-                await pictures.preview(caller.owner, artifact, preview, channel)
+            return _build_picture_response(
+                await pictures.make_preview(caller.owner, artifact, preview, channel)
             )
-        return _picture_response(await pictures.channel(caller.owner, artifact, channel))
+        return _build_picture_response(
+            await pictures.make_channel_picture(caller.owner, artifact, channel)
+        )
 
     @router.post("/upload/image", openapi_extra=describe_file_form("image", _FORM_FIELDS))
     async def upload_image(request: Request) -> dict[str, str]:
@@ -89,15 +91,17 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
             Path(upload.name or "").name, fields.get("subfolder", ""), fields.get("type", "input")
         )
         artifact = await store_upload(
-            blobs, upload, generate_artifact_id(), name=name.filename, declared=upload.declared
+            blobs, upload, generate_artifact_id(), name=name.filename, declared_type=upload.declared
         )
         overwrite = fields.get("overwrite") in _TRUE_VALUES
-        final_name, stored = await files.add_upload(owner, name, artifact, overwrite=overwrite)
+        final_name, stored_artifact = await files.add_upload(
+            owner, name, artifact, overwrite=overwrite
+        )
         return {
             "name": final_name.filename,
             "subfolder": final_name.subfolder,
             "type": final_name.type,
-            "artifact_id": stored.id,
+            "artifact_id": stored_artifact.id,
         }
 
     return router
@@ -105,22 +109,24 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
 
 def _parse_original_ref(fields: Mapping[str, str]) -> ComfyFileName:
     reference = parse_object(fields.get("original_ref", "").encode())
-    parts = {
+    name_parts = {
         "filename": reference.get("filename", ""),
         "subfolder": reference.get("subfolder", ""),
         "kind": reference.get("type", "output"),
     }
-    if not all(isinstance(part, str) for part in parts.values()):
+    if not all(isinstance(part, str) for part in name_parts.values()):
         raise InvalidRequest(
             "filename, subfolder and type in original_ref must be strings", field="original_ref"
         )
-    return parse_file_name(**parts)
+    return parse_file_name(**name_parts)
 
 
-def _picture_response(picture: ConvertedPicture) -> Response:
+def _build_picture_response(picture: ConvertedPicture) -> Response:
     headers = {
         "cache-control": "private, no-cache",
         "x-content-type-options": "nosniff",
         "content-length": str(picture.size),
     }
-    return StreamingResponse(picture.chunks(), media_type=picture.media_type, headers=headers)
+    return StreamingResponse(
+        picture.iterate_chunks(), media_type=picture.media_type, headers=headers
+    )

@@ -46,7 +46,7 @@ class SessionBody(BaseModel):
     user: str | None
 
 
-def session_routes(sessions: BrowserSessions) -> APIRouter:
+def new_session_routes(sessions: BrowserSessions) -> APIRouter:
     """Return the routes that sign a browser in and out."""
     router = APIRouter(tags=["comfyui"])
 
@@ -62,10 +62,12 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         wants_html = _accepts_html(request)
         if identity is not None:
             if wants_html:
-                return _html_response(pages.render_signed_in_page(identity.user or identity.owner))
+                return _build_html_response(
+                    pages.render_signed_in_page(identity.user or identity.owner)
+                )
             return SessionBody(owner=identity.owner, user=identity.user)
         if wants_html:
-            return _html_response(pages.render_sign_in_page(), 401)
+            return _build_html_response(pages.render_sign_in_page(), 401)
         raise InvalidKey("this browser is not signed in: send a key with POST /comfy/session")
 
     @router.post(
@@ -83,7 +85,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
             )
         except (InvalidKey, InvalidRequest) as error:
             if is_form:
-                return _html_response(
+                return _build_html_response(
                     pages.render_sign_in_page(_to_sentence(error.message)), get_http_status(error)
                 )
             raise
@@ -101,14 +103,14 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
     return router
 
 
-def frontend_routes(
+def new_frontend_routes(
     sessions: BrowserSessions, frontend: FrontendFiles, node_info: NodeInfoCache
 ) -> APIRouter:
     """Return the routes of the frontend's page and of its files, which are public."""
     router = APIRouter(tags=["comfyui"])
 
     @router.head("/", include_in_schema=False)
-    async def ollama_probe() -> PlainTextResponse:
+    async def respond_to_ollama_probe() -> PlainTextResponse:
         """Respond with Ollama's greeting to the first request of its command-line client."""
         return PlainTextResponse(_OLLAMA_GREETING)
 
@@ -120,7 +122,7 @@ def frontend_routes(
         if _accepts_html(request):
             return await redirect_to_page(request)
         # Clients such as comfy-api-client check that `/` has a page, but do not follow redirects.
-        return _html_response(pages.render_start_page())
+        return _build_html_response(pages.render_start_page())
 
     @router.get(PAGE_PATH.rstrip("/"), include_in_schema=False)
     async def redirect_to_page(request: Request) -> Response:
@@ -131,12 +133,12 @@ def frontend_routes(
     async def get_page(request: Request) -> Response:
         identity = await sessions.find_identity(request.scope)
         if identity is None:
-            return _html_response(pages.render_sign_in_page(), 401)
+            return _build_html_response(pages.render_sign_in_page(), 401)
         try:
             # The page requests the node classes only once, and cannot show a graph without them.
             await node_info.fetch_nodes()
         except ServiceUnavailable:
-            return _html_response(pages.render_waiting_page(), 503)
+            return _build_html_response(pages.render_waiting_page(), 503)
         return await frontend.get_page(renews_session=identity.is_session)
 
     @router.get(RENEWAL_PATH, include_in_schema=False)
@@ -169,8 +171,8 @@ async def _read_key(request: Request, is_form: bool) -> str:
         InvalidRequest: the body has no member ``key``.
     """
     body = b""
-    async for part in request.stream():
-        body += part
+    async for chunk in request.stream():
+        body += chunk
         if len(body) > _MAX_BODY_BYTES:
             raise BodyTooLarge(
                 f"the body is larger than {_MAX_BODY_BYTES} bytes: send only a key or token"
@@ -193,7 +195,7 @@ def _add_cookies(response: Response, cookies: list[str]) -> Response:
     return response
 
 
-def _html_response(page: pages.HtmlPage, status: int = 200) -> Response:
+def _build_html_response(page: pages.HtmlPage, status: int = 200) -> Response:
     return HTMLResponse(page.html, status, page.headers)
 
 

@@ -28,27 +28,30 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def new_presenter(request: Request, retention: timedelta) -> V2Presenter:
     """Return a presenter that builds response bodies with URLs that this client can reach."""
-    base = request.base_url
+    base_url = request.base_url
     # This header is not verified: a client that forges the value gets unusable URLs.
     if request.headers.get("x-forwarded-proto") == "https":
-        base = base.replace(scheme="https")
-    return V2Presenter(base_url=str(base), retention=retention, now=datetime.now(UTC))
+        base_url = base_url.replace(scheme="https")
+    return V2Presenter(base_url=str(base_url), retention=retention, now=datetime.now(UTC))
 
 
-def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
+def new_job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
     """Return the routes that submit, list, show, cancel and follow render jobs."""
     router = APIRouter(prefix="/api/v2/jobs", tags=["Comfy API v2"], responses=ERROR_RESPONSES)
 
-    submission = describe_body(wire.Submission.model_json_schema())
+    submission_body = describe_body(wire.Submission.model_json_schema())
 
-    @router.post("", status_code=201, openapi_extra=submission)
+    @router.post("", status_code=201, openapi_extra=submission_body)
     async def submit(
-        request: Request, key: Annotated[str | None, Header(alias="Idempotency-Key")] = None
+        request: Request,
+        idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
         """Accept a render job. `/jobs/{id}` and ComfyUI's own routes show the same job."""
         spec = parse_job(await request.body())
         job = await renders.submit(
-            context(request.scope).caller, spec, idempotency_key=validate_idempotency_key(key)
+            context(request.scope).caller,
+            spec,
+            idempotency_key=validate_idempotency_key(idempotency_key),
         )
         return new_presenter(request, retention).to_job_body(job, [])
 

@@ -30,13 +30,14 @@ _NO_PROMPT = {
 }
 
 
-def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
+def new_prompt_routes(prompts: ComfyPrompts) -> APIRouter:
     """Return the routes of prompts, which ComfyUI serves at the root and under ``/api``."""
     router = APIRouter(tags=["comfyui"])
 
     @router.post("/prompt", openapi_extra=_describe_body(wire.PromptBody))
     async def submit(
-        request: Request, key: Annotated[str | None, Header(alias="Idempotency-Key")] = None
+        request: Request,
+        idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> dict[str, Any]:
         """Queue a graph. The job that renders the graph has the prompt's id."""
         body = parse_object(await request.body())
@@ -45,7 +46,7 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
         return await prompts.submit(
             context(request.scope).caller,
             validate(wire.PromptBody, body),
-            idempotency_key=validate_idempotency_key(key),
+            idempotency_key=validate_idempotency_key(idempotency_key),
         )
 
     @router.get("/prompt", name="remaining")
@@ -118,7 +119,7 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
     return router
 
 
-def job_list_routes(prompts: ComfyPrompts) -> APIRouter:
+def new_job_list_routes(prompts: ComfyPrompts) -> APIRouter:
     """Return the routes of ComfyUI's job list, which ComfyUI serves only under ``/api``."""
     router = APIRouter(prefix="/api/jobs", tags=["comfyui"])
 
@@ -174,4 +175,4 @@ async def _read_body(request: Request, model: type[B]) -> B:
 
 
 def _describe_body(model: type[BaseModel]) -> dict[str, Any]:
-    return describe_body(model.model_json_schema(), required=False)
+    return describe_body(model.model_json_schema(), is_required=False)

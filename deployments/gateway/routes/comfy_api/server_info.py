@@ -73,13 +73,13 @@ def _read_page_query(
 _Page = Annotated[PageQuery, Depends(_read_page_query)]
 
 
-def server_info_routes(
+def new_server_info_routes(
     node_info: NodeInfoCache, admission: GraphAdmission, files: ComfyFiles, max_body_bytes: int
 ) -> APIRouter:
     """Return the routes of the farm's nodes, devices, feature flags, logs and uploads."""
     router = APIRouter(tags=["comfyui"])
 
-    router.include_router(_node_routes(admission, files))
+    router.include_router(_new_node_routes(admission, files))
 
     @router.get("/system_stats", name="system_stats")
     async def get_system_stats() -> dict[str, Any]:
@@ -135,7 +135,7 @@ def server_info_routes(
     return router
 
 
-def _node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
+def _new_node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
     """Return the routes of the nodes."""
     router = APIRouter()
 
@@ -152,32 +152,32 @@ def _node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
 
         `search` finds words in names, titles, categories and descriptions.
         """
-        caller = context(request.scope)
-        nodes = await admission.list_nodes(caller.caller, pool)
+        request_context = context(request.scope)
+        nodes = await admission.list_nodes(request_context.caller, pool)
         headers = {}
         if page.is_partial:
-            nodes, count = await asyncio.to_thread(select_nodes, nodes, page)
-            headers[_COUNT_HEADER] = str(count)
+            nodes, match_count = await asyncio.to_thread(select_nodes, nodes, page)
+            headers[_COUNT_HEADER] = str(match_count)
         if summary:
             nodes = summarize_nodes(nodes)
         else:
-            nodes = set_upload_choices(nodes, await files.list_uploads(caller.owner))
+            nodes = set_upload_choices(nodes, await files.list_uploads(request_context.owner))
         return Response(to_json(nodes), media_type="application/json", headers=headers)
 
     @router.get("/object_info/{node}", name="one_object_info")
     async def get_node(request: Request, node: str) -> dict[str, Any]:
         """Return a node class, or an empty object if no class has this name."""
-        caller = context(request.scope)
-        nodes = await admission.list_nodes(caller.caller)
+        request_context = context(request.scope)
+        nodes = await admission.list_nodes(request_context.caller)
         if node not in nodes:
             return {}
-        uploads = await files.list_uploads(caller.owner)
+        uploads = await files.list_uploads(request_context.owner)
         return set_upload_choices({node: nodes[node]}, uploads)
 
     return router
 
 
-def package_routes(node_info: NodeInfoCache) -> APIRouter:
+def new_package_routes(node_info: NodeInfoCache) -> APIRouter:
     """Return the routes of the files, graphs and translations that node packages provide."""
     router = APIRouter(tags=["comfyui"])
 
@@ -195,16 +195,16 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
     async def get_extension_file(request: Request, path: str) -> Response:
         """Return a file that a node package provides for the frontend."""
         content = await node_info.fetch_first(f"/extensions/{quote(path)}")
-        tag = await asyncio.to_thread(_compute_etag, content)
+        etag = await asyncio.to_thread(_compute_etag, content)
         headers = {
-            "etag": tag,
+            "etag": etag,
             "cache-control": "private, no-cache",
             "cross-origin-resource-policy": "same-origin",
         }
-        if request.headers.get("if-none-match") == tag:
+        if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers=headers)
-        kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
-        return Response(content, media_type=kind, headers=headers)
+        media_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        return Response(content, media_type=media_type, headers=headers)
 
     @router.get("/workflow_templates", name="workflow_templates")
     async def list_workflow_templates() -> dict[str, Any]:
@@ -236,7 +236,7 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
     return router
 
 
-def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRouter:
+def new_model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRouter:
     """Return the routes that list the model files on the pools' machines."""
     router = APIRouter(tags=["comfyui"])
 
@@ -262,8 +262,8 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
         path = f"/models/{quote(folder, safe='')}"
         names: Sequence[str] = await node_info.fetch_merged_responses(path, merge_lists, pools)
         if page.is_partial:
-            names, count = await asyncio.to_thread(select_names, names, page)
-            response.headers[_COUNT_HEADER] = str(count)
+            names, match_count = await asyncio.to_thread(select_names, names, page)
+            response.headers[_COUNT_HEADER] = str(match_count)
         return names
 
     @router.get("/embeddings", name="embeddings")
@@ -292,8 +292,10 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
     )
     async def get_preview(folder: str, index: int, file: str) -> Response:
         """Return a model's preview picture."""
-        parts = (quote(folder, safe=""), str(index), quote(file, safe="/"))
-        picture = await node_info.fetch_first(f"/experiment/models/preview/{'/'.join(parts)}")
+        path_segments = (quote(folder, safe=""), str(index), quote(file, safe="/"))
+        picture = await node_info.fetch_first(
+            f"/experiment/models/preview/{'/'.join(path_segments)}"
+        )
         return Response(picture, media_type="image/webp")
 
     @router.get("/view_metadata/{folder}", name="metadata")

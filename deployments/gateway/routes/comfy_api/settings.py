@@ -18,7 +18,7 @@ from moyin.http.validation import parse_json
 from moyin.store.userdata import UserdataStore
 
 
-def settings_routes(files: UserdataStore) -> APIRouter:
+def new_settings_routes(files: UserdataStore) -> APIRouter:
     """Return the routes that read and change the settings in the user's settings file."""
     router = APIRouter(tags=["comfyui"])
 
@@ -60,8 +60,8 @@ def settings_routes(files: UserdataStore) -> APIRouter:
         return Response()
 
     async def save_changes(request: Request, changes: Mapping[str, Any]) -> None:
-        def merge_changes(before: bytes | None) -> bytes:
-            current_settings = {} if before is None else _parse_settings(before)
+        def merge_changes(old_content: bytes | None) -> bytes:
+            current_settings = {} if old_content is None else _parse_settings(old_content)
             return json.dumps({**current_settings, **changes}, indent=4).encode()
 
         await files.update(

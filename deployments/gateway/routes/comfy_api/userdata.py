@@ -50,7 +50,7 @@ _TYPES = {"css": "text/css", "json": "application/json", "txt": "text/plain"}
 _Flag = Annotated[str, Query(max_length=16)]
 
 
-def userdata_routes(files: UserdataStore) -> APIRouter:
+def new_userdata_routes(files: UserdataStore) -> APIRouter:
     """Return the routes that list, read, write, move and delete a user's files."""
     router = APIRouter(tags=["comfyui"])
 
@@ -99,11 +99,11 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
         """
         scope = get_userdata_scope(context(request.scope).caller)
         path, destination = _parse_paths(request)
-        replace = overwrite != "false"
+        overwrites = overwrite != "false"
         if destination is not None:
-            file = await files.move(scope, path, destination, overwrite=replace)
+            file = await files.move(scope, path, destination, overwrite=overwrites)
         else:
-            file = await files.write(scope, path, await request.body(), overwrite=replace)
+            file = await files.write(scope, path, await request.body(), overwrite=overwrites)
         return build_file_entry(file) if _is_true(full_info) else file.path
 
     @router.delete(
@@ -122,8 +122,8 @@ def _parse_paths(request: Request) -> tuple[str, str | None]:
 
     Both are parsed from the undecoded URL, in which an encoded slash is part of a file's path.
     """
-    raw = (request.scope.get("raw_path") or request.scope["path"].encode()).decode("latin-1")
-    return parse_paths(raw.partition("?")[0].partition("/userdata/")[2])
+    raw_path = (request.scope.get("raw_path") or request.scope["path"].encode()).decode("latin-1")
+    return parse_paths(raw_path.partition("?")[0].partition("/userdata/")[2])
 
 
 def _is_true(flag: str) -> bool:

@@ -19,7 +19,7 @@ _SEND_SECONDS = 20.0
 _TRY_AGAIN_LATER = 1013
 
 
-def websocket_routes(events: PromptNotifiers, max_upload_bytes: int) -> APIRouter:
+def new_websocket_routes(events: PromptNotifiers, max_upload_bytes: int) -> APIRouter:
     """Return the route of the WebSocket, which sends clients the messages about their prompts.
 
     Args:
@@ -44,7 +44,8 @@ def websocket_routes(events: PromptNotifiers, max_upload_bytes: int) -> APIRoute
                         await websocket.send_bytes(message)
             except TimeoutError:
                 raise SlowConsumer(
-                    f"the client has not read a message for {_SEND_SECONDS:.0f} seconds"
+                    f"the client has not read a message for {_SEND_SECONDS:.0f} seconds; it must read "
+                    "messages when they arrive"
                 ) from None
 
         owner = context(websocket.scope).owner

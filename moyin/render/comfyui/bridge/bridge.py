@@ -68,27 +68,27 @@ def register() -> None:
     # Bound before the guard wraps the function, because the gateway has checked these graphs.
     validate_prompt = execution.validate_prompt
 
-    async def validate(request: web.Request) -> web.Response:
+    async def handle_validate(request: web.Request) -> web.Response:
         request_body = await request.json()
         status, body = await validate_graph(validate_prompt, request_body)
         if status == 200:
             body["free"] = find_unchecked_inputs(request_body["prompt"], nodes.NODE_CLASS_MAPPINGS)
         return web.json_response(body, status=status)
 
-    async def look(request: web.Request) -> web.Response:
+    async def handle_look(request: web.Request) -> web.Response:
         return web.json_response(read_prompt_state(server.prompt_queue, await request.json()))
 
-    async def volatile(_request: web.Request) -> web.Response:
+    async def handle_volatile(_request: web.Request) -> web.Response:
         return web.json_response(find_volatile_classes(nodes.NODE_CLASS_MAPPINGS))
 
-    async def pulse(_request: web.Request) -> web.Response:
+    async def handle_pulse(_request: web.Request) -> web.Response:
         is_alive = executor.is_alive() and await is_executor_responsive(server.prompt_queue)
         return web.json_response({"alive": is_alive}, status=200 if is_alive else 503)
 
-    server.routes.post("/moyin/validate")(validate)
-    server.routes.post("/moyin/look")(look)
-    server.routes.get("/moyin/pulse")(pulse)
-    server.routes.get("/moyin/volatile")(volatile)
+    server.routes.post("/moyin/validate")(handle_validate)
+    server.routes.post("/moyin/look")(handle_look)
+    server.routes.get("/moyin/pulse")(handle_pulse)
+    server.routes.get("/moyin/volatile")(handle_volatile)
     folder_paths.get_save_image_path = wrap_save_path(
         folder_paths.get_save_image_path, get_executing_context
     )
@@ -121,8 +121,8 @@ async def validate_graph(
     """Validate the body of ``POST /prompt`` as ComfyUI does, without queueing the prompt.
 
     Returns:
-        The response's status and body. The body has no ``number``, but the ids of valid
-            ``outputs``.
+        The response's status and body. Unlike ComfyUI's response, the body of a valid graph has no
+            ``number``; it has the ids of the valid ``outputs``.
     """
     if "prompt" not in body:
         error = {
@@ -134,8 +134,10 @@ async def validate_graph(
         return 400, {"error": error, "node_errors": {}}
     prompt_id = str(body.get("prompt_id") or uuid.uuid4())
     targets = body.get("partial_execution_targets")
-    valid, error, outputs, node_errors = await validate_prompt(prompt_id, body["prompt"], targets)
-    if not valid:
+    is_valid, error, outputs, node_errors = await validate_prompt(
+        prompt_id, body["prompt"], targets
+    )
+    if not is_valid:
         return 400, {"error": error, "node_errors": node_errors}
     # Sorted, because ComfyUI's order of the outputs is that of a set.
     return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
@@ -149,29 +151,29 @@ def find_unchecked_inputs(
     The value for each input is a list of its type, minimum and maximum.
     """
     inputs_by_node: dict[str, dict[str, list[Any]]] = {}
-    for node, content in graph.items():
-        node_class = classes.get(content["class_type"])
-        # These methods of old and new nodes check the inputs of a node in any way, so that none of
-        # its inputs is free.
-        if node_class is None or _overrides(node_class, "VALIDATE_INPUTS", "validate_inputs"):
+    for node_id, node in graph.items():
+        node_class = classes.get(node["class_type"])
+        # These methods of old and new nodes may check all inputs of a node, so that none of its
+        # inputs is unchecked.
+        if node_class is None or _defines_method(node_class, "VALIDATE_INPUTS", "validate_inputs"):
             continue
         try:
-            inputs = _list_simple_inputs(node_class.INPUT_TYPES(), content.get("inputs", {}))
+            inputs = _list_simple_inputs(node_class.INPUT_TYPES(), node.get("inputs", {}))
         except Exception:
             continue  # the inputs may be malformed, since ComfyUI does not check unused nodes
         if inputs:
-            inputs_by_node[node] = inputs
+            inputs_by_node[node_id] = inputs
     return inputs_by_node
 
 
 def _list_simple_inputs(
-    types: Mapping[str, Any], values: Mapping[str, Any]
+    input_types: Mapping[str, Any], input_values: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
-    specs = {**types.get("optional", {}), **types.get("required", {})}
+    specs = {**input_types.get("optional", {}), **input_types.get("required", {})}
     inputs = {}
-    for name in specs.keys() & values.keys():
-        kind, *rest = specs[name]
-        options = rest[0] if rest else {}
+    for name in specs.keys() & input_values.keys():
+        kind, *option_list = specs[name]
+        options = option_list[0] if option_list else {}
         bounds = [options.get("min"), options.get("max")]
         if kind in ("INT", "FLOAT", "STRING", "BOOLEAN") and all(
             bound is None or isinstance(bound, (int, float)) for bound in bounds
@@ -190,8 +192,8 @@ def read_prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
         for read_id in body.get("forget", ()):
             queue.history.pop(read_id, None)
         entry = queue.history.get(prompt_id)
-        waiting = (*queue.currently_running.values(), *queue.queue)
-        is_queued = any(item[1] == prompt_id for item in waiting)
+        unfinished_items = (*queue.currently_running.values(), *queue.queue)
+        is_queued = any(item[1] == prompt_id for item in unfinished_items)
     if entry is not None:
         entry = {name: value for name, value in entry.items() if name != "prompt"}
     return {"queued": is_queued, "entry": entry}
@@ -206,18 +208,18 @@ def find_volatile_classes(classes: Mapping[str, Any]) -> list[str]:
     return sorted(
         name
         for name, node_class in classes.items()
-        if _overrides(node_class, "IS_CHANGED", "fingerprint_inputs")
+        if _defines_method(node_class, "IS_CHANGED", "fingerprint_inputs")
         and not getattr(node_class, "RELATIVE_PYTHON_MODULE", "nodes").startswith(_STOCK_MODULES)
     )
 
 
-def _overrides(node_class: Any, *names: str) -> bool:
-    """Return True if the class, or a base class outside ``comfy_api``, defines one of ``names``."""
+def _defines_method(node_class: Any, *method_names: str) -> bool:
+    """Return True if the class, or a base class outside ``comfy_api``, defines one of the methods."""
     return any(
         name in vars(base)
         for base in node_class.__mro__
         if not base.__module__.startswith("comfy_api")
-        for name in names
+        for name in method_names
     )
 
 
@@ -234,9 +236,9 @@ class ExecutorThread:
         return is_present or not self._was_seen
 
 
-async def is_executor_responsive(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
-    """Return True if the executor runs a prompt, or responds to a signal within ``seconds``."""
-    deadline = time.monotonic() + seconds
+async def is_executor_responsive(queue: Any, timeout_seconds: float = _PULSE_SECONDS) -> bool:
+    """Return True if the executor runs a prompt or responds to a signal in time."""
+    deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         # Repeated, because an executor that is finishing a prompt may miss the notification.
         queue.set_flag(_PULSE_FLAG, True)
@@ -246,27 +248,29 @@ async def is_executor_responsive(queue: Any, seconds: float = _PULSE_SECONDS) ->
     return False
 
 
-def wrap_save_path(original: Callable[..., Any], context: Callable[[], Any]) -> Callable[..., Any]:
+def wrap_save_path(
+    original_function: Callable[..., Any], get_context: Callable[[], Any]
+) -> Callable[..., Any]:
     """Wrap ``folder_paths.get_save_image_path`` to use a folder named after the prompt.
 
     Args:
-        context: returns ComfyUI's context of the executing prompt, or None.
+        get_context: returns ComfyUI's context of the executing prompt, or None.
     """
 
-    @functools.wraps(original)
+    @functools.wraps(original_function)
     def get_save_image_path(filename_prefix: str, *args: Any, **kwargs: Any) -> Any:
-        running = context()
-        if running is not None:
+        context = get_context()
+        if context is not None:
             if leads_outside(filename_prefix):
                 raise ValueError("filename_prefix must be a relative name without '..'")
-            filename_prefix = posixpath.join(running.prompt_id, filename_prefix)
-        return original(filename_prefix, *args, **kwargs)
+            filename_prefix = posixpath.join(context.prompt_id, filename_prefix)
+        return original_function(filename_prefix, *args, **kwargs)
 
     return get_save_image_path
 
 
 def wrap_send(
-    original: Callable[..., None], folder_of: Callable[[str], str]
+    original_function: Callable[..., None], get_folder: Callable[[str], str]
 ) -> Callable[..., None]:
     """Wrap ``PromptServer.send_sync`` so that events report each file in the folder of its prompt.
 
@@ -274,22 +278,22 @@ def wrap_send(
     event in place, because ComfyUI's history and cache use the same lists.
 
     Args:
-        folder_of: returns the path of the folder of a type, such as ``output``.
+        get_folder: returns the path of the folder for a file type, such as ``output``.
     """
 
-    @functools.wraps(original)
+    @functools.wraps(original_function)
     def send_sync(event: Any, data: Any, *args: Any, **kwargs: Any) -> None:
         if event == "executed" and isinstance(data, dict):
             output, prompt_id = data.get("output"), str(data.get("prompt_id"))
             for items in output.values() if isinstance(output, dict) else ():
                 if isinstance(items, list):
-                    items[:] = [_add_prompt_folder(item, prompt_id, folder_of) for item in items]
-        original(event, data, *args, **kwargs)
+                    items[:] = [_add_prompt_folder(item, prompt_id, get_folder) for item in items]
+        original_function(event, data, *args, **kwargs)
 
     return send_sync
 
 
-def _add_prompt_folder(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
+def _add_prompt_folder(item: Any, prompt_id: str, get_folder: Callable[[str], str]) -> Any:
     """Return the item of an output file with its prompt's folder as the subfolder.
 
     An item is an object in a node's output. Items that name no existing file stay unchanged.
@@ -297,7 +301,7 @@ def _add_prompt_folder(item: Any, prompt_id: str, folder_of: Callable[[str], str
     if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
         return item
     subfolder, name = str(item.get("subfolder") or ""), str(item.get("filename") or "")
-    root = Path(folder_of(item["type"]))
+    root = Path(get_folder(item["type"]))
     try:
         # Some nodes report an absolute path or a path with dots.
         path = Path(os.path.normpath(root / subfolder / name)).relative_to(root)
@@ -311,16 +315,16 @@ def _add_prompt_folder(item: Any, prompt_id: str, folder_of: Callable[[str], str
     return {**item, "filename": path.name, "subfolder": folder}
 
 
-def wrap_file_check(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def wrap_file_check(original_function: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """Wrap ``folder_paths.exists_annotated_filepath`` to accept names of Moyin's input files.
 
     The renderer places these files after the validation, just before it submits the prompt.
     """
 
-    @functools.wraps(original)
+    @functools.wraps(original_function)
     def exists_annotated_filepath(name: Any) -> bool:
-        is_own = isinstance(name, str) and _INPUT.fullmatch(name) is not None
-        return is_own or original(name)
+        is_input_file = isinstance(name, str) and _INPUT.fullmatch(name) is not None
+        return is_input_file or original_function(name)
 
     return exists_annotated_filepath
 
@@ -339,15 +343,17 @@ def limit_gpu_memory(share: float, model_management: Any) -> None:
     if not torch.cuda.is_available():
         return
     torch.cuda.set_per_process_memory_fraction(share)
-    limit = share * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    original = model_management.get_free_memory
+    limit_bytes = share * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    original_function = model_management.get_free_memory
 
-    @functools.wraps(original)
+    @functools.wraps(original_function)
     def get_free_memory(dev: Any = None, torch_free_too: bool = False) -> Any:
-        total, cached = original(dev, True)
+        free_bytes, cached_bytes = original_function(dev, True)
         if getattr(dev, "type", "cuda") == "cuda":
             # Add the memory that may still be reserved and the unused part of the reserved memory.
-            total = min(total, max(0, limit - torch.cuda.memory_reserved(dev)) + cached)
-        return (total, cached) if torch_free_too else total
+            free_bytes = min(
+                free_bytes, max(0, limit_bytes - torch.cuda.memory_reserved(dev)) + cached_bytes
+            )
+        return (free_bytes, cached_bytes) if torch_free_too else free_bytes
 
     model_management.get_free_memory = get_free_memory

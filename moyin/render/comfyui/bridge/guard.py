@@ -47,24 +47,24 @@ class NodeRules:
     """
 
     def __init__(self, classes: Mapping[str, Any]) -> None:
-        self._find_classes = classes
-        self._known: dict[str, dict[str, Rule]] = {}
+        self._classes = classes
+        self._rules: dict[str, dict[str, Rule]] = {}
 
     def get_rules(self, class_type: str) -> Mapping[str, Rule]:
         """Return the rules of a class's inputs by input name; empty if the class is unknown."""
-        if class_type not in self._known:
+        if class_type not in self._rules:
             try:
-                node = self._find_classes[class_type]
+                node_class = self._classes[class_type]
                 description = {
-                    "input": node.INPUT_TYPES(),
-                    "output": node.RETURN_TYPES,
-                    "output_node": getattr(node, "OUTPUT_NODE", False),
+                    "input": node_class.INPUT_TYPES(),
+                    "output": node_class.RETURN_TYPES,
+                    "output_node": getattr(node_class, "OUTPUT_NODE", False),
                 }
             except Exception:
                 # ComfyUI reports unknown and failing classes, and executes neither.
                 return {}
-            self._known[class_type] = derive_rules(class_type, description)
-        return self._known[class_type]
+            self._rules[class_type] = derive_rules(class_type, description)
+        return self._rules[class_type]
 
 
 def store_patterns(body: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def wrap_input_data(get_input_data: Callable[..., Any], rules: NodeRules) -> Cal
     """
 
     @functools.wraps(get_input_data)
-    def get_checked(
+    def get_checked_input_data(
         inputs: Any,
         class_def: Any,
         unique_id: Any,
@@ -116,14 +116,16 @@ def wrap_input_data(get_input_data: Callable[..., Any], rules: NodeRules) -> Cal
         dynprompt: Any = None,
         extra_data: Any = None,
     ) -> Any:
-        extra = extra_data or {}
-        data = get_input_data(inputs, class_def, unique_id, execution_list, dynprompt, extra)
+        prompt_data = extra_data or {}
+        input_data = get_input_data(
+            inputs, class_def, unique_id, execution_list, dynprompt, prompt_data
+        )
         if dynprompt is not None:
             class_type = dynprompt.get_node(unique_id)["class_type"]
-            _check_values(class_type, data[0], inputs, rules, get_moyin_data(extra))
-        return data
+            _check_values(class_type, input_data[0], inputs, rules, get_moyin_data(prompt_data))
+        return input_data
 
-    return get_checked
+    return get_checked_input_data
 
 
 def is_denied(class_type: str, patterns: Mapping[str, Any]) -> bool:
@@ -144,7 +146,7 @@ def _check_values(
     patterns: Mapping[str, Any],
 ) -> None:
     if is_denied(class_type, patterns):
-        raise NotAllowed(_make_denial(class_type))
+        raise NotAllowed(_make_denial_message(class_type))
     input_rules = rules.get_rules(class_type)
     for name, written_value in inputs.items():
         rule = find_rule(input_rules, name)
@@ -155,7 +157,7 @@ def _check_values(
         if all(allows_value(rule, value, _is_own_file) for value in resolved_values):
             continue
         if not _is_exempt(class_type, name, patterns):
-            raise NotAllowed(f"{class_type}, input {name}: {_explain_kind(rule.kind)}")
+            raise NotAllowed(f"{class_type}, input {name}: {_explain_refusal(rule.kind)}")
 
 
 def _find_errors(prompt: Any, rules: NodeRules, patterns: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def _find_errors(prompt: Any, rules: NodeRules, patterns: Mapping[str, Any]) -> 
     if not isinstance(prompt, Mapping):
         return errors
 
-    def add(node: str, class_type: str, name: str, details: str) -> None:
+    def add_error(node_id: str, class_type: str, name: str, details: str) -> None:
         error = {
             "type": "custom_validation_failed",
             "message": "Custom validation failed for node",
@@ -172,24 +174,27 @@ def _find_errors(prompt: Any, rules: NodeRules, patterns: Mapping[str, Any]) -> 
             "extra_info": {"input_name": name},
         }
         node_error = {"errors": [], "dependent_outputs": [], "class_type": class_type}
-        errors.setdefault(node, node_error)["errors"].append(error)
+        errors.setdefault(node_id, node_error)["errors"].append(error)
 
     for node_id, node in prompt.items():
         class_type = str(node.get("class_type")) if isinstance(node, Mapping) else ""
         if is_denied(class_type, patterns):
-            add(node_id, class_type, "", _make_denial(class_type))
+            add_error(node_id, class_type, "", _make_denial_message(class_type))
     for refusal in find_refusals(prompt, rules.get_rules, _is_own_file):
         if not _is_exempt(refusal.class_type, refusal.input, patterns):
-            details = f"{refusal.input} - {_explain_kind(refusal.kind)}"
-            add(refusal.node, refusal.class_type, refusal.input, details)
+            details = f"{refusal.input} - {_explain_refusal(refusal.kind)}"
+            add_error(refusal.node, refusal.class_type, refusal.input, details)
     return errors
 
 
-def _make_denial(class_type: str) -> str:
-    return f"this pool does not allow nodes of the class {class_type}"
+def _make_denial_message(class_type: str) -> str:
+    return (
+        f"this pool does not allow nodes of the class {class_type}: remove them, or choose a pool "
+        "that allows them"
+    )
 
 
-def _explain_kind(kind: str) -> str:
+def _explain_refusal(kind: str) -> str:
     if kind == PREFIX:
         return "an output file must have a relative name without '..'"
     return "you have no file with this name; upload it first"

@@ -79,9 +79,9 @@ def derive_rules(class_type: str, node: Mapping[str, Any]) -> dict[str, Rule]:
     """Derive the rule of each input from the node's ``/object_info``; numbers have no rule."""
     rules = {}
     writes_files = bool(node.get("output_node"))
-    outputs = [kind for kind in node.get("output") or () if isinstance(kind, str)]
+    output_types = [kind for kind in node.get("output") or () if isinstance(kind, str)]
     # A node whose outputs are all plain values does not open files that its texts may name.
-    is_textual = bool(outputs) and set(outputs) <= _PLAIN_TYPES
+    is_textual = bool(output_types) and set(output_types) <= _PLAIN_TYPES
     for inputs in (node.get("input") or {}).values():
         for name, spec in inputs.items() if isinstance(inputs, Mapping) else ():
             if isinstance(spec, (list, tuple)) and spec:
@@ -93,24 +93,26 @@ def derive_rules(class_type: str, node: Mapping[str, Any]) -> dict[str, Rule]:
 
 def find_refusals(
     graph: Mapping[str, Any],
-    rules: Callable[[str], Mapping[str, Rule]],
-    is_own: Callable[[str], bool],
+    get_rules: Callable[[str], Mapping[str, Rule]],
+    is_own_file: Callable[[str], bool],
 ) -> Iterator[Refusal]:
     """Yield the inputs that name, or may later name, a file that does not belong to the caller.
 
     Args:
-        rules: returns the rules of a node class's inputs, which are empty for an unknown class.
-        is_own: returns whether a text is the name of a file of the caller.
+        get_rules: returns the rules of a node class's inputs, which are empty for an unknown class.
+        is_own_file: returns whether a text is the name of a file of the caller.
     """
     for node_id, node in graph.items():
         inputs = node.get("inputs") if isinstance(node, Mapping) else None
         class_type = str(node.get("class_type")) if isinstance(node, Mapping) else ""
-        input_rules = rules(class_type)
+        input_rules = get_rules(class_type)
         if not isinstance(inputs, Mapping):
             continue
         for name, value in inputs.items():
             rule = find_rule(input_rules, name)
-            if not (allows_link(rule) if is_link(value) else allows_value(rule, value, is_own)):
+            if not (
+                allows_link(rule) if is_link(value) else allows_value(rule, value, is_own_file)
+            ):
                 yield Refusal(node_id, class_type, name, rule.kind)
 
 
@@ -137,14 +139,14 @@ def allows_link(rule: Rule) -> bool:
     return rule.kind not in (FILE, FOLDER, WIDGET)
 
 
-def allows_value(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
+def allows_value(rule: Rule, value: Any, is_own_file: Callable[[str], bool]) -> bool:
     """Return whether an input with this rule may have this value; all texts in it are checked.
 
     Args:
-        is_own: returns whether a text is the name of a file of the caller.
+        is_own_file: returns whether a text is the name of a file of the caller.
     """
     return rule.kind == TEXT or all(
-        _allows_text(rule, text, is_own) for text in _find_strings(value)
+        _allows_text(rule, text, is_own_file) for text in _find_strings(value)
     )
 
 
@@ -157,7 +159,7 @@ def leads_outside(text: str) -> bool:
     for form in _decode_forms(text):
         if _OUTSIDE.match(form) or _ANNOTATED.search(form):
             return True
-        if any(part.strip(" ") == ".." for part in form.split("/")):
+        if any(segment.strip(" ") == ".." for segment in form.split("/")):
             return True
         if any(ord(letter) < 32 and letter not in "\t\r\n" for letter in form):
             return True
@@ -171,12 +173,12 @@ def _derive_rule(
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
     if (class_type, name) in _BUILT_IN_INPUTS:
         return Rule(_BUILT_IN_INPUTS[class_type, name])
-    if any(word.endswith("_upload") and options[word] for word in options):
+    if any(option_name.endswith("_upload") and options[option_name] for option_name in options):
         return Rule(FILE)
     choices = kind if isinstance(kind, (list, tuple)) else options.get("options")
     if kind == "COMBO" or isinstance(kind, (list, tuple)):
         texts = (item for item in choices or () if isinstance(item, str))
-        return Rule(CHOICE, frozenset(text for text in texts if not _is_input_folder(text)))
+        return Rule(CHOICE, frozenset(text for text in texts if not _leads_to_input_folder(text)))
     # Some types override `==` to equal every other type.
     kind = str.__str__(kind) if isinstance(kind, str) else ""
     if kind in _WIDGET_TYPES:
@@ -213,20 +215,20 @@ def _guess_path_kind(name: str, writes_files: bool) -> str | None:
     return FOLDER if _FOLDER_WORDS & set(words) else FILE
 
 
-def _allows_text(rule: Rule, text: str, is_own: Callable[[str], bool]) -> bool:
+def _allows_text(rule: Rule, text: str, is_own_file: Callable[[str], bool]) -> bool:
     kind = rule.kind
-    if is_own(text) and kind != PREFIX:
+    if is_own_file(text) and kind != PREFIX:
         return True
     if kind in (FILE, FOLDER):
         return text in _EMPTY_CHOICES
     if kind == WIDGET:
         is_word = _PLAIN_WORD.fullmatch(text) is not None
-        return is_word and not leads_outside(text) and not _is_input_folder(text)
+        return is_word and not leads_outside(text) and not _leads_to_input_folder(text)
     if kind == CHOICE and text in rule.options:
         return True
     if kind in (LINE, DATA) and _is_prose(text):
         return True
-    return not leads_outside(text) and (kind == PREFIX or not _is_input_folder(text))
+    return not leads_outside(text) and (kind == PREFIX or not _leads_to_input_folder(text))
 
 
 def _is_prose(text: str) -> bool:
@@ -237,14 +239,14 @@ def _is_prose(text: str) -> bool:
     return text == "/" or has_space or _WEB_ADDRESS.match(text) is not None
 
 
-def _is_input_folder(text: str) -> bool:
+def _leads_to_input_folder(text: str) -> bool:
     """Return whether a text is a path to or into the folder of input files."""
     return any(_get_first_folder(form) == INPUT_FOLDER for form in _decode_forms(text))
 
 
 def _get_first_folder(path: str) -> str:
-    parts = (part.strip().casefold() for part in path.split("/"))
-    return next((part for part in parts if part not in ("", ".")), "")
+    segments = (segment.strip().casefold() for segment in path.split("/"))
+    return next((segment for segment in segments if segment not in ("", ".")), "")
 
 
 def _decode_forms(text: str) -> Iterator[str]:
@@ -269,12 +271,12 @@ def _to_ascii_forms(text: str) -> str:
 
 def _find_strings(value: Any) -> Iterator[str]:
     """Yield all texts in a JSON value, at any depth."""
-    remaining = [value]
-    while remaining:
-        item = remaining.pop()
+    unvisited_values = [value]
+    while unvisited_values:
+        item = unvisited_values.pop()
         if isinstance(item, str):
             yield item
         elif isinstance(item, Mapping):
-            remaining.extend(item.values())
+            unvisited_values.extend(item.values())
         elif isinstance(item, (list, tuple)):
-            remaining.extend(item)
+            unvisited_values.extend(item)

@@ -36,25 +36,27 @@ def wrap_execution(execute: Callable[..., Any]) -> Callable[..., Any]:
     return execute_async
 
 
-def wrap_signature(signature: Callable[..., Any], classes: Mapping[str, Any]) -> Callable[..., Any]:
+def wrap_signature(
+    get_signature: Callable[..., Any], classes: Mapping[str, Any]
+) -> Callable[..., Any]:
     """Wrap ``CacheKeySetInputSignature.get_immediate_node_signature`` to separate tenants.
 
     The wrapper adds the tenant to the signatures of nodes whose results reveal the graph.
     """
     reveals_graph: dict[str, bool] = {}
 
-    @functools.wraps(signature)
+    @functools.wraps(get_signature)
     async def get_immediate_node_signature(
         self: Any, dynprompt: Any, node_id: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        parts = await signature(self, dynprompt, node_id, *args, **kwargs)
+        signature_parts = await get_signature(self, dynprompt, node_id, *args, **kwargs)
         if dynprompt.has_node(node_id):
             class_type = dynprompt.get_node(node_id)["class_type"]
             if class_type not in reveals_graph:
                 reveals_graph[class_type] = _reveals_graph(classes[class_type])
             if reveals_graph[class_type]:
-                parts = [*parts, ("moyin_tenant", _tenant.get())]
-        return parts
+                signature_parts = [*signature_parts, ("moyin_tenant", _tenant.get())]
+        return signature_parts
 
     return get_immediate_node_signature
 
@@ -65,7 +67,7 @@ def _reveals_graph(node_class: Any) -> bool:
     try:
         hidden_inputs = node_class.INPUT_TYPES().get("hidden") or {}
         kinds = [
-            _get_first(kind)
+            _get_first_item(kind)
             for kind in (
                 hidden_inputs.values() if isinstance(hidden_inputs, Mapping) else hidden_inputs
             )
@@ -75,5 +77,5 @@ def _reveals_graph(node_class: Any) -> bool:
         return True  # the class's own code failed, so its hidden inputs are unknown
 
 
-def _get_first(kind: Any) -> Any:
+def _get_first_item(kind: Any) -> Any:
     return kind[0] if isinstance(kind, (list, tuple)) and kind else kind

@@ -1,7 +1,7 @@
-"""Parses and bounds graphs in the format that ComfyUI's editor saves, versions 0.4 and 1.
+"""Parses graphs in the format that ComfyUI's editor saves, versions 0.4 and 1, up to size limits.
 
-Nodes have lists of widget values, and links are lists or objects. Subgraphs are definitions that
-nodes name by id. Ids are numbers or texts, and are texts here.
+In a saved graph, nodes have lists of widget values, and links are lists or objects. Subgraphs are
+definitions, which nodes name by id. Ids are numbers or strings; this module converts all to strings.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditorNode:
-    """A node as the editor saved it; ``values`` are its widgets' values by place or by name."""
+    """A node as the editor saved it.
+
+    Attributes:
+        values: the values of the node's widgets, in the order of the widgets or by name.
+    """
 
     id: str
     type: str
@@ -108,30 +112,37 @@ def parse_document(graph: Mapping[str, Any], field: str) -> EditorDocument:
         field: the path of the graph in the request, for errors.
 
     Raises:
-        InvalidRequest: a part is malformed, or there are too many; the error names the field.
+        InvalidRequest: a part of the graph is malformed, or the graph has too many nodes, links,
+            slots, groups or subgraphs; the error names the field.
     """
     definitions = graph.get("definitions")
     subgraphs = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
     path = f"{field}.definitions.subgraphs"
-    parsed: dict[str, EditorGraph] = {}
-    for at, subgraph in _iterate_objects(subgraphs, path, MAX_SUBGRAPHS):
-        parsed[_parse_id(subgraph, "id", at)] = _parse_graph(subgraph, at)
+    subgraphs_by_id: dict[str, EditorGraph] = {}
+    for item_field, subgraph in _iterate_objects(subgraphs, path, MAX_SUBGRAPHS):
+        subgraphs_by_id[_parse_id(subgraph, "id", item_field)] = _parse_graph(subgraph, item_field)
     root = _parse_graph(graph, field)
-    if sum(len(part.nodes) for part in (root, *parsed.values())) > MAX_NODES:
-        raise _too_many("nodes", MAX_NODES, f"{field}.nodes")
+    if (
+        sum(len(editor_graph.nodes) for editor_graph in (root, *subgraphs_by_id.values()))
+        > MAX_NODES
+    ):
+        raise _make_too_many_error("nodes", MAX_NODES, f"{field}.nodes")
     groups = [
         _get_text(group, "title")
         for _, group in _iterate_objects(graph.get("groups"), f"{field}.groups", MAX_NODES)
     ]
-    return EditorDocument(root=root, subgraphs=parsed, groups=groups)
+    return EditorDocument(root=root, subgraphs=subgraphs_by_id, groups=groups)
 
 
 def _parse_graph(graph: Mapping[str, Any], field: str) -> EditorGraph:
     nodes: dict[str, EditorNode] = {}
-    for at, item in _iterate_objects(graph.get("nodes"), f"{field}.nodes", MAX_NODES):
-        node = _parse_node(item, at)
+    for item_field, item in _iterate_objects(graph.get("nodes"), f"{field}.nodes", MAX_NODES):
+        node = _parse_node(item, item_field)
         if node.id in nodes:
-            raise InvalidRequest(f"{at}.id: another node has this id", field=f"{at}.id")
+            raise InvalidRequest(
+                f"{item_field}.id must be unique, but another node has the same id",
+                field=f"{item_field}.id",
+            )
         nodes[node.id] = node
     links = dict(_parse_links(graph.get("links"), f"{field}.links"))
     output_links: dict[int, Link] = {}
@@ -149,17 +160,17 @@ def _parse_graph(graph: Mapping[str, Any], field: str) -> EditorGraph:
 
 
 def _parse_node(node: Mapping[str, Any], field: str) -> EditorNode:
-    kind = node.get("type")
-    if not isinstance(kind, str) or not 0 < len(kind) <= _MAX_NAME:
+    node_type = node.get("type")
+    if not isinstance(node_type, str) or not 0 < len(node_type) <= _MAX_NAME:
         raise InvalidRequest(
-            f"{field}.type must be a text of 1 to {_MAX_NAME} characters", field=f"{field}.type"
+            f"{field}.type must be a string of 1 to {_MAX_NAME} characters", field=f"{field}.type"
         )
     values = node.get("widgets_values")
     properties = node.get("properties")
     mode = node.get("mode")
     return EditorNode(
         id=_parse_id(node, "id", field),
-        type=_NEW_NAMES.get(kind, kind),
+        type=_NEW_NAMES.get(node_type, node_type),
         title=_get_text(node, "title"),
         mode=mode if isinstance(mode, int) else 0,
         inputs=_parse_slots(node, "inputs", field),
@@ -169,16 +180,16 @@ def _parse_node(node: Mapping[str, Any], field: str) -> EditorNode:
     )
 
 
-def _parse_slots(owner: Mapping[str, Any], member: str, field: str) -> Sequence[Slot]:
+def _parse_slots(container: Mapping[str, Any], member: str, field: str) -> Sequence[Slot]:
     slots = []
-    for at, slot in _iterate_objects(owner.get(member), f"{field}.{member}", MAX_SLOTS):
-        kind = slot.get("type")
+    for item_field, slot in _iterate_objects(container.get(member), f"{field}.{member}", MAX_SLOTS):
+        slot_type = slot.get("type")
         slots.append(
             Slot(
                 name=_get_text(slot, "name"),
                 # Lists of choices were types in old versions; 0 and -1 are special types.
-                type=kind[:_MAX_NAME] if isinstance(kind, str) else "COMBO",
-                link=None if slot.get("link") is None else _parse_id(slot, "link", at),
+                type=slot_type[:_MAX_NAME] if isinstance(slot_type, str) else "COMBO",
+                link=None if slot.get("link") is None else _parse_id(slot, "link", item_field),
                 has_widget=isinstance(slot.get("widget"), Mapping),
             )
         )
@@ -186,71 +197,78 @@ def _parse_slots(owner: Mapping[str, Any], member: str, field: str) -> Sequence[
 
 
 def _parse_links(links: Any, field: str) -> Iterator[tuple[str, Link]]:
-    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
-    for at, link in _iterate(links, field, MAX_LINKS):
-        if isinstance(link, list) and len(link) >= len(names):
-            link = dict(zip(names, link, strict=False))
+    member_names = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
+    for item_field, link in _iterate_items(links, field, MAX_LINKS):
+        if isinstance(link, list) and len(link) >= len(member_names):
+            link = dict(zip(member_names, link, strict=False))
         if not isinstance(link, Mapping):
-            raise InvalidRequest(f"{at} must be an object or a list of 6 values", field=at)
+            raise InvalidRequest(
+                f"{item_field} must be an object or the list [id, origin_id, origin_slot, target_id, "
+                "target_slot, type]",
+                field=item_field,
+            )
         yield (
-            _parse_id(link, "id", at),
+            _parse_id(link, "id", item_field),
             Link(
-                origin=_parse_id(link, "origin_id", at),
-                origin_slot=_parse_number(link, "origin_slot", at),
-                target=_parse_id(link, "target_id", at),
-                target_slot=_parse_number(link, "target_slot", at),
+                origin=_parse_id(link, "origin_id", item_field),
+                origin_slot=_parse_slot_number(link, "origin_slot", item_field),
+                target=_parse_id(link, "target_id", item_field),
+                target_slot=_parse_slot_number(link, "target_slot", item_field),
             ),
         )
 
 
-def _iterate_objects(value: Any, field: str, most: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for at, item in _iterate(value, field, most):
+def _iterate_objects(
+    items: Any, field: str, max_count: int
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for item_field, item in _iterate_items(items, field, max_count):
         if not isinstance(item, Mapping):
-            raise InvalidRequest(f"{at} must be an object", field=at)
-        yield at, item
+            raise InvalidRequest(f"{item_field} must be an object", field=item_field)
+        yield item_field, item
 
 
-def _iterate(value: Any, field: str, most: int) -> Iterator[tuple[str, Any]]:
+def _iterate_items(items: Any, field: str, max_count: int) -> Iterator[tuple[str, Any]]:
     """Yield the path and the value of each item of an optional list; the editor skips nulls."""
-    if value is None:
+    if items is None:
         return
-    if not isinstance(value, list):
+    if not isinstance(items, list):
         raise InvalidRequest(f"{field} must be a list", field=field)
-    if len(value) > most:
-        raise _too_many(field.rpartition(".")[2], most, field)
-    for number, item in enumerate(value):
+    if len(items) > max_count:
+        raise _make_too_many_error(field.rpartition(".")[2], max_count, field)
+    for number, item in enumerate(items):
         if item is not None:
             yield f"{field}.{number}", item
 
 
-def _parse_id(owner: Mapping[str, Any], name: str, field: str) -> str:
-    value = owner.get(name)
+def _parse_id(container: Mapping[str, Any], name: str, field: str) -> str:
+    value = container.get(name)
     is_id = isinstance(value, int | str) and not isinstance(value, bool)
-    if not is_id or not 0 < len(text := str(value)[: _MAX_NAME + 1]) <= _MAX_NAME:
+    if not is_id or not 0 < len(id_text := str(value)[: _MAX_NAME + 1]) <= _MAX_NAME:
         raise InvalidRequest(
-            f"{field}.{name} must be a whole number or a text of 1 to {_MAX_NAME} characters",
+            f"{field}.{name} must be a whole number or a string of 1 to {_MAX_NAME} characters",
             field=f"{field}.{name}",
         )
-    return text
+    return id_text
 
 
-def _parse_number(owner: Mapping[str, Any], name: str, field: str) -> int:
-    value = owner.get(name)
+def _parse_slot_number(container: Mapping[str, Any], name: str, field: str) -> int:
+    value = container.get(name)
     if isinstance(value, str) and value.isdecimal() and len(value) <= 6:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 10**6:
         raise InvalidRequest(
-            f"{field}.{name} must be the number of a slot", field=f"{field}.{name}"
+            f"{field}.{name} must be the number of a slot, from -1 to 999999",
+            field=f"{field}.{name}",
         )
     return value
 
 
-def _get_text(owner: Mapping[str, Any], name: str) -> str:
-    value = owner.get(name)
+def _get_text(container: Mapping[str, Any], name: str) -> str:
+    value = container.get(name)
     return value[:_MAX_NAME] if isinstance(value, str) else ""
 
 
-def _too_many(things: str, most: int, field: str) -> InvalidRequest:
+def _make_too_many_error(item_kind: str, max_count: int, field: str) -> InvalidRequest:
     return InvalidRequest(
-        f"the graph has too many {things}: at most {most} are allowed", field=field
+        f"the graph has too many {item_kind}: at most {max_count} are allowed", field=field
     )

@@ -65,45 +65,55 @@ class Instance:
 
 
 class _Input(NamedTuple):
-    """An input of a node, whose link is to be followed."""
+    """An input of a node, whose link must be followed next."""
 
     instance: Instance
     node: EditorNode
     slot: int
 
 
-def inline_subgraphs(document: EditorDocument, path: str) -> Iterator[tuple[Instance, EditorNode]]:
-    """Yield every node of the graph and of all uses of its subgraphs that are executed.
+def inline_subgraphs(document: EditorDocument, field: str) -> Iterator[tuple[Instance, EditorNode]]:
+    """Yield each node of the graph and of its subgraphs, once for each use of the subgraph.
+
+    Subgraphs that muted and bypassed nodes use are left out, because they are not executed.
 
     Args:
-        path: the path of the graph in the request, for errors.
+        field: the path of the graph in the request, for errors.
 
     Raises:
         InvalidRequest: a subgraph contains itself, or the subgraphs have too many nodes.
     """
-    count = 0
-    waiting: list[tuple[Instance, tuple[str, ...]]] = [(Instance(document.root), ())]
-    while waiting:
-        instance, used = waiting.pop()
+    node_count = 0
+    pending_instances: list[tuple[Instance, tuple[str, ...]]] = [(Instance(document.root), ())]
+    while pending_instances:
+        instance, enclosing_types = pending_instances.pop()
         for node in instance.graph.nodes.values():
-            count += 1
-            if count > MAX_NODES:
+            node_count += 1
+            if node_count > MAX_NODES:
                 raise InvalidRequest(
-                    f"the graph has more than {MAX_NODES} nodes with its subgraphs inlined",
-                    field=f"{path}.nodes",
+                    f"the graph must have at most {MAX_NODES} nodes with its subgraphs inlined",
+                    field=f"{field}.nodes",
                 )
             definition = document.subgraphs.get(node.type)
             if definition is not None and node.mode not in (MUTED, BYPASSED):
                 prefix = f"{instance.prefix}{node.id}:"
-                if node.type in used or len(used) >= MAX_DEPTH or len(prefix) > _MAX_PREFIX:
-                    problem = "contains itself" if node.type in used else "is nested too deeply"
+                if (
+                    node.type in enclosing_types
+                    or len(enclosing_types) >= MAX_DEPTH
+                    or len(prefix) > _MAX_PREFIX
+                ):
+                    problem = (
+                        "must not contain itself"
+                        if node.type in enclosing_types
+                        else f"must be nested at most {MAX_DEPTH} levels deep, with short node ids"
+                    )
                     raise InvalidRequest(
                         f"subgraph {node.type[:64]!r} {problem}",
-                        field=f"{path}.definitions.subgraphs",
+                        field=f"{field}.definitions.subgraphs",
                     )
                 child = Instance(definition, prefix, (instance, node))
                 instance.children[node.id] = child
-                waiting.append((child, (*used, node.type)))
+                pending_instances.append((child, (*enclosing_types, node.type)))
             yield instance, node
 
 
@@ -115,70 +125,81 @@ class LinkResolver:
     """
 
     def __init__(
-        self, document: EditorDocument, classes: Mapping[str, NodeClass], path: str
+        self, document: EditorDocument, classes: Mapping[str, NodeClass], field: str
     ) -> None:
         self._subgraphs = document.subgraphs
         self._classes = classes
-        self._path = path
+        self._path = field
         self._steps = 0
         self._slots: dict[int, Sequence[Slot]] = {}
 
     def list_inputs(self, node: EditorNode) -> Sequence[Slot]:
-        """Return the slots of a node's class or subgraph, with the links of the node's own slots.
+        """Return the input slots of a node, with their links.
 
-        Behind them are the slots that only the node has.
+        The slots of the node's class or subgraph come first, then those that only the node has.
         """
-        known = self._slots.get(id(node))
-        if known is None:
-            known = self._slots[id(node)] = list(self._merge_inputs(node))
-            self._count(len(known))
-        return known
+        input_slots = self._slots.get(id(node))
+        if input_slots is None:
+            input_slots = self._slots[id(node)] = list(self._merge_inputs(node))
+            self._count_steps(len(input_slots))
+        return input_slots
 
-    def resolve(self, instance: Instance, node: EditorNode, slot: int) -> Any:
+    def resolve_input(self, instance: Instance, node: EditorNode, slot: int) -> Any:
         """Return an `Origin`, a `Constant`, `REMOVED`, or None if nothing is linked to the input.
 
         Raises:
             InvalidRequest: the links form a circle, or there are too many to follow.
         """
-        wanted = self.list_inputs(node)[slot].type
-        place = _Input(instance, node, slot)
+        wanted_type = self.list_inputs(node)[slot].type
+        current_input = _Input(instance, node, slot)
         # A widget of a subgraph's node sets the input if nothing is linked to it further out.
-        promoted: Constant | None = None
-        visited = set()
+        promoted_value: Constant | None = None
+        visited_inputs = set()
         while True:
-            key = (place.instance.prefix, place.node.id, place.slot)
-            if key in visited:
+            key = (current_input.instance.prefix, current_input.node.id, current_input.slot)
+            if key in visited_inputs:
                 raise InvalidRequest(
-                    f"the links of node {instance.prefix}{node.id} form a circle",
+                    f"the links of node {instance.prefix}{node.id} must not form a circle",
                     field=f"{self._path}.links",
                 )
-            visited.add(key)
-            self._count(1)
-            if place.node.mode != BYPASSED:
-                promoted = self._find_promoted(place.node, place.slot) or promoted
-            inputs = self.list_inputs(place.node)
-            link_id = inputs[place.slot].link if 0 <= place.slot < len(inputs) else None
-            link = None if link_id is None else place.instance.graph.links.get(link_id)
-            source = None if link is None else self._follow(place.instance, link, wanted)
+            visited_inputs.add(key)
+            self._count_steps(1)
+            if current_input.node.mode != BYPASSED:
+                promoted_value = (
+                    self._find_promoted_value(current_input.node, current_input.slot)
+                    or promoted_value
+                )
+            inputs = self.list_inputs(current_input.node)
+            link_id = (
+                inputs[current_input.slot].link if 0 <= current_input.slot < len(inputs) else None
+            )
+            link = None if link_id is None else current_input.instance.graph.links.get(link_id)
+            source = (
+                None
+                if link is None
+                else self._follow_link(current_input.instance, link, wanted_type)
+            )
             if not isinstance(source, _Input):
-                return promoted if source is None else source
-            place = source
+                return promoted_value if source is None else source
+            current_input = source
 
-    def _follow(self, instance: Instance, link: Link, wanted: str) -> Any:
-        """Return what `resolve` returns, or the next input whose link leads on to the source."""
+    def _follow_link(self, instance: Instance, link: Link, wanted_type: str) -> Any:
+        """Return the result of `resolve_input`, or the next input whose link must be followed."""
         while link.origin != INPUT_NODE or instance.user is None:
             child = instance.children.get(link.origin)
             if child is None:
                 origin = instance.graph.nodes.get(link.origin)
-                return origin and self._find_source(instance, origin, link.origin_slot, wanted)
-            self._count(1)
+                return origin and self._find_source(instance, origin, link.origin_slot, wanted_type)
+            self._count_steps(1)
             inner_link = child.graph.output_links.get(link.origin_slot)
             if inner_link is None:
                 return None
             instance, link = child, inner_link
         return _Input(*instance.user, link.origin_slot)
 
-    def _find_source(self, instance: Instance, origin: EditorNode, slot: int, wanted: str) -> Any:
+    def _find_source(
+        self, instance: Instance, origin: EditorNode, slot: int, wanted_type: str
+    ) -> Any:
         if origin.type == PRIMITIVE:
             values = origin.values
             return Constant(values[0]) if isinstance(values, list) and values else None
@@ -189,33 +210,36 @@ class LinkResolver:
         if origin.mode == MUTED:
             return REMOVED
         if origin.mode == BYPASSED:
-            passed = self._find_passed_input(origin, slot, wanted)
-            return None if passed is None else _Input(instance, origin, passed)
+            passed_slot = self._find_passed_input(origin, slot, wanted_type)
+            return None if passed_slot is None else _Input(instance, origin, passed_slot)
         return Origin(f"{instance.prefix}{origin.id}", slot)
 
     def _merge_inputs(self, node: EditorNode) -> Iterator[Slot]:
-        saved = {slot.name: slot for slot in node.inputs}
+        saved_slots = {slot.name: slot for slot in node.inputs}
         subgraph, node_class = self._subgraphs.get(node.type), self._classes.get(node.type)
         if subgraph is not None:
-            defined = [(slot.name, slot.type, slot.has_widget) for slot in subgraph.inputs]
+            defined_slots = [(slot.name, slot.type, slot.has_widget) for slot in subgraph.inputs]
         elif node_class is not None:
-            defined = [
+            defined_slots = [
                 (name, kind, name in node_class.widgets) for name, kind in node_class.sockets
             ]
         else:
             yield from node.inputs
             return
-        for name, kind, has_widget in defined:
-            link = saved[name].link if name in saved else None
+        for name, kind, has_widget in defined_slots:
+            link = saved_slots[name].link if name in saved_slots else None
             yield Slot(name=name, type=kind, link=link, has_widget=has_widget)
-        names = {name for name, _, _ in defined}
+        names = {name for name, _, _ in defined_slots}
         for slot in node.inputs:
             # The editor drops the slot of a widget that the class no longer has.
             if slot.name not in names and not (slot.has_widget and node_class is not None):
                 yield slot
 
-    def _find_promoted(self, node: EditorNode, slot: int) -> Constant | None:
-        """Return the value that a node gives to a subgraph's input, which shows an inner widget."""
+    def _find_promoted_value(self, node: EditorNode, slot: int) -> Constant | None:
+        """Return the value that a subgraph's node sets for an input, or None if it sets none.
+
+        Such an input of a subgraph shows the widget of a node within the subgraph.
+        """
         subgraph = self._subgraphs.get(node.type)
         if subgraph is None or not 0 <= slot < len(subgraph.inputs):
             return None
@@ -223,25 +247,26 @@ class LinkResolver:
         values = node.values
         if isinstance(values, Mapping):
             return Constant(values[name]) if name in values else None
-        self._count(len(node.inputs))
+        self._count_steps(len(node.inputs))
         for names in (
-            self._list_shown(node),
+            self._list_shown_inputs(node),
             [slot.name for slot in node.inputs if slot.has_widget],
         ):
-            at = names.index(name) if name in names else len(values)
-            if at < len(values) and values[at] is not None:
-                return Constant(values[at])
+            index = names.index(name) if name in names else len(values)
+            if index < len(values) and values[index] is not None:
+                return Constant(values[index])
         return None
 
-    def _list_shown(self, node: EditorNode) -> Sequence[str | None]:
-        """Return the subgraph's input of each value of the node; None for other inner widgets.
+    def _list_shown_inputs(self, node: EditorNode) -> Sequence[str | None]:
+        """Return the names of the subgraph's inputs to which the node's saved values belong.
 
-        Older versions of the editor saved no such list, or one that has only other inner widgets.
+        A value that belongs to no input has the name None. The list is empty for graphs of older
+        versions of the editor, which did not save it.
         """
-        shown = node.properties.get("proxyWidgets")
-        if not isinstance(shown, list):
+        proxy_widgets = node.properties.get("proxyWidgets")
+        if not isinstance(proxy_widgets, list):
             return ()
-        self._count(len(shown))
+        self._count_steps(len(proxy_widgets))
         return [
             item[1]
             if isinstance(item, list)
@@ -249,47 +274,52 @@ class LinkResolver:
             and item[0] == "-1"
             and isinstance(item[1], str)
             else None
-            for item in shown
+            for item in proxy_widgets
         ]
 
-    def _find_passed_input(self, node: EditorNode, slot: int, wanted: str) -> int | None:
-        """Return the input that a bypassed node passes on as its output, or None."""
+    def _find_passed_input(self, node: EditorNode, slot: int, wanted_type: str) -> int | None:
+        """Return the number of the input that a bypassed node passes on as its output ``slot``.
+
+        Returns None if no input has a fitting type.
+        """
         inputs = self.list_inputs(node)
-        self._count(len(inputs) + len(node.outputs))
+        self._count_steps(len(inputs) + len(node.outputs))
         node_class = self._classes.get(node.type)
         outputs = [output.type for output in node.outputs]
         if node_class is not None:
             outputs[: len(node_class.outputs)] = node_class.outputs
         if not 0 <= slot < len(outputs):
             return None
-        types = len(wanted) + len(outputs[slot])
-        self._count(sum(types + len(item.type) for item in inputs) // _STEP_CHARACTERS)
-        if wanted in ("*", ""):
+        character_count = len(wanted_type) + len(outputs[slot])
+        self._count_steps(
+            sum(character_count + len(item.type) for item in inputs) // _STEP_CHARACTERS
+        )
+        if wanted_type in ("*", ""):
             return slot if len(inputs) > slot else (0 if inputs else None)
 
-        def fits(at: int) -> bool:
-            kind = inputs[at].type
-            return is_connectable(kind, outputs[slot]) and is_connectable(kind, wanted)
+        def is_fitting(index: int) -> bool:
+            kind = inputs[index].type
+            return is_connectable(kind, outputs[slot]) and is_connectable(kind, wanted_type)
 
-        if slot < len(inputs) and fits(slot):
+        if slot < len(inputs) and is_fitting(slot):
             return slot
-        for at, item in enumerate(inputs):
-            if item.type == wanted:
-                return at
-        return next(filter(fits, range(len(inputs))), None)
+        for index, item in enumerate(inputs):
+            if item.type == wanted_type:
+                return index
+        return next(filter(is_fitting, range(len(inputs))), None)
 
-    def _count(self, steps: int) -> None:
-        self._steps += steps
+    def _count_steps(self, step_count: int) -> None:
+        self._steps += step_count
         if self._steps > _MAX_STEPS:
             raise InvalidRequest(
-                "the links of the graph are too complicated: too many reroutes, bypassed nodes"
-                " or nested subgraphs follow each other",
+                "the links of the graph are too complicated: too many reroutes, bypassed nodes or"
+                " nested subgraphs follow each other; remove some of them",
                 field=f"{self._path}.links",
             )
 
 
-def is_connectable(first: str, second: str) -> bool:
+def is_connectable(first_type: str, second_type: str) -> bool:
     """Return True if the editor connects slots of these types; each may be a comma-separated list."""
-    if first in ("", "*") or second in ("", "*") or first == second:
+    if first_type in ("", "*") or second_type in ("", "*") or first_type == second_type:
         return True
-    return not set(first.lower().split(",")).isdisjoint(second.lower().split(","))
+    return not set(first_type.lower().split(",")).isdisjoint(second_type.lower().split(","))

@@ -1,4 +1,4 @@
-"""Replaces what ComfyUI's editor replaces in texts when it queues a graph."""
+"""Replaces patterns and alternatives in texts, as ComfyUI's editor does when it queues a graph."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def replace_patterns(text: str, now: datetime, find_value: Callable[[str, str], 
     if len(text) > _MAX_REPLACED:
         return text
 
-    def replace(match: re.Match[str]) -> str:
+    def replace_match(match: re.Match[str]) -> str:
         node, dot, widget = match[1].partition(".")
         if not dot:
             if not node.startswith("date:"):
@@ -37,27 +37,27 @@ def replace_patterns(text: str, now: datetime, find_value: Callable[[str, str], 
             return match[0]
         return _FORBIDDEN_IN_NAMES.sub("_", value[:_MAX_REPLACED])
 
-    return _PATTERN.sub(replace, text)
+    return _PATTERN.sub(replace_match, text)
 
 
-def choose_alternatives(text: str, choose: Callable[[Sequence[str]], str]) -> str:
+def choose_alternatives(text: str, choose_alternative: Callable[[Sequence[str]], str]) -> str:
     r"""Remove comments, and replace each ``{a|b}`` by one alternative; ``\{`` stays a brace."""
-    return _choose(_remove_comments(text), choose, 0)
+    return _choose_in_text(_remove_comments(text), choose_alternative, 0)
 
 
-def _format_part(part: str, now: datetime) -> str:
+def _format_part(date_part: str, now: datetime) -> str:
     year = str(now.year)
-    if part[0] == "y":
-        return year if len(part) == 4 else year[2:]
+    if date_part[0] == "y":
+        return year if len(date_part) == 4 else year[2:]
     values = {"d": now.day, "M": now.month, "h": now.hour, "m": now.minute, "s": now.second}
-    return str(values[part[0]]).zfill(len(part))
+    return str(values[date_part[0]]).zfill(len(date_part))
 
 
 def _remove_comments(text: str) -> str:
-    """Remove ``// …`` and ``/* … */``."""
+    """Remove the comments, ``// …`` and ``/* … */``, from a text."""
     parts: list[str] = []
-    at = 0
-    while (slash := text.find("/", at)) >= 0:
+    position = 0
+    while (slash := text.find("/", position)) >= 0:
         kind = text[slash : slash + 2]
         end = -1
         if kind == "//":
@@ -67,38 +67,42 @@ def _remove_comments(text: str) -> str:
             close = text.find("*/", slash + 2)
             if close < 0:
                 # No later comment ends either, but lines may.
-                head, rest = text[at:slash], text[slash:]
-                return "".join(parts) + head + re.sub(r"//.*", "", rest)
+                head, tail = text[position:slash], text[slash:]
+                return "".join(parts) + head + re.sub(r"//.*", "", tail)
             end = close + 2
-        parts.append(text[at : slash + 1] if end < 0 else text[at:slash])
-        at = slash + 1 if end < 0 else end
-    return "".join(parts) + text[at:]
+        parts.append(text[position : slash + 1] if end < 0 else text[position:slash])
+        position = slash + 1 if end < 0 else end
+    return "".join(parts) + text[position:]
 
 
-def _choose(text: str, choose: Callable[[Sequence[str]], str], depth: int) -> str:
+def _choose_in_text(
+    text: str, choose_alternative: Callable[[Sequence[str]], str], depth: int
+) -> str:
     parts: list[str] = []
-    at = 0
-    while at < len(text):
-        char = text[at]
+    position = 0
+    while position < len(text):
+        char = text[position]
         if char == "\\":
-            parts.append(text[at : at + 2])
-            at += 2
+            parts.append(text[position : position + 2])
+            position += 2
         elif char == "{" and depth < MAX_DEPTH:
-            alternatives, at = _read_alternatives(text, at + 1)
-            parts.append(_choose(choose(alternatives), choose, depth + 1))
+            alternatives, position = _read_alternatives(text, position + 1)
+            parts.append(
+                _choose_in_text(choose_alternative(alternatives), choose_alternative, depth + 1)
+            )
         else:
             parts.append(char)
-            at += 1
+            position += 1
     return _ESCAPED.sub(r"\1", "".join(parts))
 
 
-def _read_alternatives(text: str, at: int) -> tuple[list[str], int]:
-    """Return the alternatives in a block that begins at ``at``, and the place behind the block."""
-    alternatives, depth, start = [], 0, at
-    while at < len(text):
-        char = text[at]
+def _read_alternatives(text: str, position: int) -> tuple[list[str], int]:
+    """Return the alternatives in the block that begins at ``position``, and the position after it."""
+    alternatives, depth, start = [], 0, position
+    while position < len(text):
+        char = text[position]
         if char == "\\":
-            at += 1
+            position += 1
         elif char == "{":
             depth += 1
         elif char == "}":
@@ -106,8 +110,8 @@ def _read_alternatives(text: str, at: int) -> tuple[list[str], int]:
                 break
             depth -= 1
         elif char == "|" and depth == 0:
-            alternatives.append(text[start:at])
-            start = at + 1
-        at += 1
-    end = min(at, len(text))
+            alternatives.append(text[start:position])
+            start = position + 1
+        position += 1
+    end = min(position, len(text))
     return [*alternatives, text[start:end]], end + 1

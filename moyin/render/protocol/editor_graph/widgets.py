@@ -16,7 +16,7 @@ from moyin.render.protocol.editor_graph.document import EditorNode
 _VALUE_TYPES = frozenset(
     {"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO", "MARKDOWN", "TEXTAREA", "COLOR"}
 )
-# Types whose value is something that the page itself makes, such as a picture of a camera.
+# Types whose values only the editor's page can make, such as a picture of a camera.
 _PAGE_TYPES = frozenset({"WEBCAM", "AUDIO_RECORD", "LOAD_3D", "LOAD_3D_ANIMATION"})
 _SEEDS = frozenset({"seed", "noise_seed"})
 _DEFAULTS: Mapping[str, Any] = {"INT": 0, "FLOAT": 0, "BOOLEAN": False, "STRING": ""}
@@ -27,7 +27,7 @@ class Widget:
     """An input whose value is set in the editor.
 
     Attributes:
-        places: how many values it has in the node's list of values.
+        value_count: number of values of the widget in the node's list of values.
         is_page_made: True if only the editor's page can make its value.
         is_dynamic: True if the editor chooses among the alternatives in its text, as in ``{a|b}``.
     """
@@ -35,7 +35,7 @@ class Widget:
     name: str
     type: str
     default: Any
-    places: int = 1
+    value_count: int = 1
     is_page_made: bool = False
     is_dynamic: bool = False
 
@@ -47,23 +47,23 @@ class NodeClass:
     Attributes:
         sockets: the names and types of the inputs, which are also the slots of the node.
         widgets: the inputs that have a widget, by name, in the order of their values.
-        forced: the places at which old versions of the editor saved values of inputs without a
-            widget.
+        forced_indexes: indexes in the list of values at which old versions of the editor saved the values
+            of inputs without a widget.
     """
 
     title: str
     sockets: Sequence[tuple[str, str]]
     widgets: Mapping[str, Widget]
     outputs: Sequence[str]
-    forced: frozenset[int]
+    forced_indexes: frozenset[int]
 
 
 def derive_class(name: str, info: Mapping[str, Any]) -> NodeClass:
-    """Return a node class from its ``/object_info``."""
+    """Derive a node class from its entry in ComfyUI's ``/object_info``."""
     sockets, widget_sockets = [], []
     widgets: dict[str, Widget] = {}
-    forced = set()
-    place = 0
+    forced_indexes = set()
+    value_index = 0
     for input_name, spec in _iterate_inputs(info):
         options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
         slot_type = spec[0] if isinstance(spec[0], str) else "COMBO"
@@ -71,15 +71,15 @@ def derive_class(name: str, info: Mapping[str, Any]) -> NodeClass:
         is_widget = kind in _VALUE_TYPES or kind in _PAGE_TYPES
         if options.get("forceInput"):
             if is_widget:
-                forced.add(place)
-                place += 1
+                forced_indexes.add(value_index)
+                value_index += 1
             is_widget = False
         if not is_widget:
             sockets.append((input_name, slot_type))
             continue
         widget = _derive_widget(input_name, kind, spec, options)
         widgets[input_name] = widget
-        place += widget.places
+        value_index += widget.value_count
         widget_sockets.append((input_name, slot_type))
     outputs = info.get("output")
     return NodeClass(
@@ -87,7 +87,7 @@ def derive_class(name: str, info: Mapping[str, Any]) -> NodeClass:
         sockets=[*sockets, *widget_sockets],
         widgets=widgets,
         outputs=[kind if isinstance(kind, str) else "COMBO" for kind in outputs or ()],
-        forced=frozenset(forced),
+        forced_indexes=frozenset(forced_indexes),
     )
 
 
@@ -99,37 +99,39 @@ def read_values(node_class: NodeClass, node: EditorNode) -> dict[str, Any]:
         if not widget.is_page_made
     }
     if isinstance(node.values, Mapping):
-        saved = node.values
-        return {name: saved.get(name, default) for name, default in values.items()}
-    count = sum(widget.places for widget in node_class.widgets.values())
-    forced = node_class.forced
-    places: Sequence[Any] = node.values[: count + len(forced)]
-    if forced and len(node.values) == count + len(forced):
-        places = [value for at, value in enumerate(places) if at not in forced]
-    at = 0
+        values_by_name = node.values
+        return {name: values_by_name.get(name, default) for name, default in values.items()}
+    value_count = sum(widget.value_count for widget in node_class.widgets.values())
+    forced_indexes = node_class.forced_indexes
+    saved_values: Sequence[Any] = node.values[: value_count + len(forced_indexes)]
+    if forced_indexes and len(node.values) == value_count + len(forced_indexes):
+        saved_values = [
+            value for index, value in enumerate(saved_values) if index not in forced_indexes
+        ]
+    value_index = 0
     for widget in node_class.widgets.values():
-        if at < len(places) and not widget.is_page_made:
-            values[widget.name] = places[at]
-        at += widget.places
+        if value_index < len(saved_values) and not widget.is_page_made:
+            values[widget.name] = saved_values[value_index]
+        value_index += widget.value_count
     return values
 
 
 def _derive_widget(name: str, kind: str, spec: Sequence[Any], options: Mapping[str, Any]) -> Widget:
     default = options.get("default", _DEFAULTS.get(kind))
-    places = 1
+    value_count = 1
     if kind == "COMBO":
         choices = spec[0] if isinstance(spec[0], list) else options.get("options")
         if default is None and isinstance(choices, list) and choices:
             default = choices[0]
-        # The second and third values say how the editor changes the choice after each render.
-        places = 3 if options.get("control_after_generate") else 1
+        # The second and third values determine how the editor changes the choice after each render.
+        value_count = 3 if options.get("control_after_generate") else 1
     elif kind == "INT" and options.get("control_after_generate", name in _SEEDS):
-        places = 2
+        value_count = 2
     return Widget(
         name=name,
         type=kind,
         default=default,
-        places=places,
+        value_count=value_count,
         is_page_made=kind in _PAGE_TYPES,
         is_dynamic=options.get("dynamicPrompts") is True,
     )
@@ -138,15 +140,15 @@ def _derive_widget(name: str, kind: str, spec: Sequence[Any], options: Mapping[s
 def _iterate_inputs(info: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[Any]]]:
     """Yield the name and specification of the inputs, in the order of the editor's widgets."""
     inputs = info.get("input")
-    order = info.get("input_order")
-    seen = set()
+    input_order = info.get("input_order")
+    seen_names = set()
     for kind in ("required", "optional"):
         specs = inputs.get(kind) if isinstance(inputs, Mapping) else None
         if not isinstance(specs, Mapping):
             continue
-        names = order.get(kind) if isinstance(order, Mapping) else None
+        names = input_order.get(kind) if isinstance(input_order, Mapping) else None
         for name in (*(names or ()), *specs):
             spec = specs.get(name)
-            if name not in seen and isinstance(spec, list) and spec:
-                seen.add(name)
+            if name not in seen_names and isinstance(spec, list) and spec:
+                seen_names.add(name)
                 yield name, spec

@@ -19,7 +19,7 @@ def test_only_configured_providers_are_trusted_with_emails() -> None:
         {"providers": [make_provider_settings(), other_provider]}
     )
     assert config.sign_in_policy.trusted_issuers == {"https://other.example"}
-    assert set(config.providers_by_name({})) == {"studio", "other"}
+    assert set(config.build_providers_by_name({})) == {"studio", "other"}
 
 
 def test_provider_names_are_unique() -> None:

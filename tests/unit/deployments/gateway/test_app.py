@@ -26,7 +26,7 @@ class _RecordingApp:
 async def list_forwarded_paths(path: str) -> list[str]:
     """Send a request for ``path``, and return the paths that reached the gateway's own app."""
     app = _RecordingApp()
-    proxy_or_app = ProxyOrApp(cast(Proxy, _FakeProxy()), guarded=app, app=app)
+    proxy_or_app = ProxyOrApp(cast(Proxy, _FakeProxy()), limited_proxy=app, app=app)
     await proxy_or_app({"type": "http", "path": path, "headers": []}, _receive, _send)
     return app.paths
 

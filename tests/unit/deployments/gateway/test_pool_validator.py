@@ -105,7 +105,7 @@ async def test_an_unavailable_pool_accepts_graphs_and_is_paused(
     serve_pool: Any, outcome: Any
 ) -> None:
     pool = serve_pool(FakePool(outcome))
-    validator = PoolValidator(timeout=1.0, pause=60)
+    validator = PoolValidator(timeout_seconds=1.0, pause_seconds=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
     assert (len(pool.list_renderers.calls), sum(map(len, pool.calls))) == (1, 1)
@@ -120,7 +120,7 @@ async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
 ) -> None:
     pool = serve_pool(FakePool({}))
     pool.list_renderers.outcome = renderers_response
-    validator = PoolValidator(timeout=1.0, pause=60)
+    validator = PoolValidator(timeout_seconds=1.0, pause_seconds=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
     assert (len(pool.list_renderers.calls), pool.calls) == (1, [[], []])
@@ -128,7 +128,7 @@ async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
 
 async def test_after_the_pause_the_pool_is_called_again(serve_pool: Any) -> None:
     pool = serve_pool(FakePool(RayError("dead")))
-    validator = PoolValidator(pause=0)
+    validator = PoolValidator(pause_seconds=0)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
     assert (len(pool.list_renderers.calls), sum(map(len, pool.calls))) == (2, 2)

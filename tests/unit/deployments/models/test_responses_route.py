@@ -12,9 +12,9 @@ from sqlalchemy.exc import OperationalError
 from deployments.models.routes.calls import set_background
 from deployments.models.routes.responses import (
     ResponsesRoute,
-    _name_items,
-    _SavedStream,
-    _storage_errors,
+    _AnswerSavingStream,
+    _assign_item_ids,
+    _translate_storage_errors,
 )
 from moyin.access.gatekeeper import RequestContext
 from moyin.access.gatekeeper.asgi import Message, Scope
@@ -39,13 +39,13 @@ async def test_answer_that_cannot_be_stored_ends_with_an_error_event() -> None:
         saved_ids.append(response_id)
         if len(saved_ids) < 2:
             return False
-        with _storage_errors():
+        with _translate_storage_errors():
             raise OperationalError("INSERT", {}, Exception("the database is away"))
 
     def render(error: MoyinError) -> bytes:
         return error.code.encode()
 
-    stream = _SavedStream(cast(Any, _generate_pieces()), save, render)
+    stream = _AnswerSavingStream(cast(Any, _generate_pieces()), save, render)
     assert [piece async for piece in stream] == [
         b'data: {"id":"resp_1"}\n\n',
         b"service_unavailable",
@@ -64,7 +64,7 @@ def test_each_item_of_the_input_has_an_id_of_its_own() -> None:
     stored_response = StoredResponse(
         id="resp_7", owner="ada", previous=None, input=input_items, response={}, proofs={}
     )
-    named_items = _name_items(stored_response)
+    named_items = _assign_item_ids(stored_response)
     ids = [item["id"] for item in named_items]
     assert ids == ["msg_1", "item_1_resp_7", "item_2_resp_7", "item_3_resp_7", "msg_2"]
     assert [item.get("n") for item in named_items] == [None, 1, 2, None, None]
@@ -76,14 +76,14 @@ def test_messages_of_the_input_have_lists_of_parts(role: str) -> None:
     stored_response = StoredResponse(
         id="resp_7", owner="ada", previous=None, input=input_items, response={}, proofs={}
     )
-    page_body = to_json({"data": _name_items(stored_response), "object": "list"})
+    page_body = to_json({"data": _assign_item_ids(stored_response), "object": "list"})
     page = SyncCursorPage[ResponseItem].model_validate_json(page_body, strict=True)
     [message] = page.model_dump()["data"]
     assert message["content"][0]["text"] == "hi"
 
 
 def test_database_errors_tell_clients_to_try_again(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ServiceUnavailable) as exc_info, _storage_errors():
+    with pytest.raises(ServiceUnavailable) as exc_info, _translate_storage_errors():
         raise OperationalError("SELECT", {"input": "secret prompt"}, Exception("away"))
     assert exc_info.value.retry_after
     assert "secret" not in exc_info.value.message + caplog.text

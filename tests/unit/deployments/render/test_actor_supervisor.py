@@ -37,7 +37,7 @@ class FakeActor(FakeRenderer):
         self.is_placed = asyncio.Event()
         self.is_placed.set()
 
-    async def actor_status(self) -> ActorStatus:
+    async def get_actor_status(self) -> ActorStatus:
         await self.is_placed.wait()
         if isinstance(self.failure, WorkerLost):
             raise self.failure

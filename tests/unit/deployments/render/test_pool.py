@@ -579,13 +579,15 @@ async def test_successful_renders_are_measured_once() -> None:
     pool.add_renderer("a", renderer, make_status())
     render_request = make_request({"m": 5_000_000_000})
     await start_render(pool, render_request)
-    first_estimate = window.measured.estimate("")
+    first_estimate = window.measurements.estimate_duration("")
     assert first_estimate is not None and first_estimate.mean == 4.0
     await start_render(pool, render_request, is_retry=True)
-    assert window.measured.estimate("") == first_estimate, "the second attempt found the same run"
+    assert window.measurements.estimate_duration("") == first_estimate, (
+        "the second attempt found the same run"
+    )
     renderer.seconds = 8.0
     await start_render(pool, make_request())
-    estimate_of_both = window.measured.estimate("")
+    estimate_of_both = window.measurements.estimate_duration("")
     assert estimate_of_both is not None and estimate_of_both.mean == 6.0
 
 
@@ -601,7 +603,7 @@ async def test_results_of_removed_renderers_are_measured() -> None:
         pass
     pool.inherit_results("a", await renderer.results())
     await start_render(pool, render_request, is_retry=True)
-    estimate = window.measured.estimate_any_shape()
+    estimate = window.measurements.estimate_any_shape()
     assert estimate is not None and estimate.mean == 4.0
 
 
@@ -618,4 +620,4 @@ async def test_failed_and_cancelled_renders_are_not_measured() -> None:
     await run_pending_tasks()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert window.measured.estimate_any_shape() is None
+    assert window.measurements.estimate_any_shape() is None

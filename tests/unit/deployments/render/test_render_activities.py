@@ -96,7 +96,7 @@ class ActivityHarness:
         self.jobs = JobStore(self.database)
         self.renderer = FakeRenderer()
         window = Window()
-        self.measured = window.measured
+        self.measurements = window.measurements
         self.pool = Pool("default", RenderScheduler(window))
         self.pool.add_renderer("comfyui-default-0", self.renderer, RendererStatus(ready=True))
         self.cache = InMemoryRenderCache()
@@ -493,14 +493,14 @@ async def test_estimates_follow_the_last_renders_of_a_graph(harness: ActivityHar
     harness.renderer.seconds = 2.5
     result = await harness.run_render(GRAPH)
     shape, price = compute_shape(GRAPH), RenderPrice(usd_per_gpu_hour=Decimal(36))
-    assert harness.measured.build_tariff(price, 60).estimate_cost(shape, 1) == Decimal("0.025")
-    first_estimate = harness.measured.estimate(shape)
+    assert harness.measurements.build_tariff(price, 60).estimate_cost(shape, 1) == Decimal("0.025")
+    first_estimate = harness.measurements.estimate_duration(shape)
     assert first_estimate is not None and first_estimate.mean == 2.5
     # A restarted pool reads these from the job.
     assert (result.shape, result.pictures) == (shape, 1)
     # A repeated attempt sees the same run again.
     await harness.run_render(GRAPH)
-    assert harness.measured.estimate(shape) == first_estimate
+    assert harness.measurements.estimate_duration(shape) == first_estimate
 
 
 async def test_cached_and_failed_renders_are_not_measured(harness: ActivityHarness) -> None:
@@ -508,13 +508,13 @@ async def test_cached_and_failed_renders_are_not_measured(harness: ActivityHarne
     harness.renderer.failure = RenderFailed("refused")
     with pytest.raises(ApplicationError):
         await harness.run_render(GRAPH)
-    assert harness.measured.estimate_any_shape() is None
+    assert harness.measurements.estimate_any_shape() is None
     harness.renderer.failure, harness.renderer.seconds = None, 2.5
     await harness.run_render(GRAPH, job_id=OTHER_JOB_ID)
-    first_estimate = harness.measured.estimate_any_shape()
+    first_estimate = harness.measurements.estimate_any_shape()
     cached_result = await harness.run_render(GRAPH)
     assert (cached_result.cached, cached_result.shape, cached_result.pictures) == (True, None, None)
-    assert harness.measured.estimate_any_shape() == first_estimate is not None
+    assert harness.measurements.estimate_any_shape() == first_estimate is not None
 
 
 async def test_failed_renders_cost_their_time(harness: ActivityHarness) -> None:

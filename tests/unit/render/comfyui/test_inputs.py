@@ -94,7 +94,7 @@ async def test_least_recently_used_inputs_are_trimmed(
     remaining_names = {f"moyin/{name}" for name in list_names(folder.staging)}
     assert remaining_names == {staged_names[0], staged_names[3]}, "the oldest is needed"
 
-    with pytest.raises(ValueError, match="must be a name"):
+    with pytest.raises(ValueError, match="must have the form moyin"):
         await inputs.fetch(blobs, {"../escape.png": "0" * 64})
     with pytest.raises(FileNotFoundError):
         await inputs.fetch(blobs, {f"moyin/{'0' * 64}": "0" * 64})

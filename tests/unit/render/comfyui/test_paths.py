@@ -23,7 +23,7 @@ def paths(tmp_path: Path) -> HostPathFilter:
         models=Path("/mnt/nas/Modelle für alle"),
         custom_nodes=(Path("/opt/packs/fancy-nodes"),),
     )
-    return HostPathFilter.for_process(options)
+    return HostPathFilter.create_for_process(options)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class FakeFiles:
 
 
 def new_lock(files: FakeFiles) -> tuple[PromptLock, Any]:
-    session = SimpleNamespace(written=files, finish_prompt=files.finish_prompt)
+    session = SimpleNamespace(written_files=files, finish_prompt=files.finish_prompt)
     supervisor: Any = SimpleNamespace(session=session, replace_session=lambda _: None)
     inputs: Any = files
     return PromptLock(supervisor, inputs), session

@@ -212,7 +212,7 @@ async def accepting_harness(
     blobs = BlobStore(f"file://{tmp_path / 'blobs'}")
     client: Any = comfyui
     harness = RendererHarness(tmp_path, blobs, client)
-    harness.renderer._outputs = OutputStore(harness.session.written, blobs, 1000)
+    harness.renderer._outputs = OutputStore(harness.session.written_files, blobs, 1000)
     return harness, comfyui
 
 

@@ -33,7 +33,7 @@ def test_run_is_open_until_its_prompt_ends_and_unsettled_until_it_is_booked() ->
     # Storing the files is not part of the run.
     clock.now += 5
     assert not journal.list_unsettled()[0].is_ended
-    [ended_run] = journal.end_prompt("p", pictures=2)
+    [ended_run] = journal.end_prompt("p", picture_count=2)
     assert (ended_run.id, ended_run.seconds, ended_run.pictures, ended_run.error) == (
         run.id,
         3,
@@ -55,7 +55,7 @@ def test_repeated_execution_is_a_run_of_its_own_without_pictures() -> None:
     for seconds in (4, 1):
         with journal.measure(REQUEST):
             clock.now += seconds
-    runs = journal.end_prompt("p", pictures=1)
+    runs = journal.end_prompt("p", picture_count=1)
     assert [(r.seconds, r.pictures, r.error) for r in runs] == [
         (4, 0, "step_failed"),
         (1, 1, None),

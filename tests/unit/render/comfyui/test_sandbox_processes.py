@@ -61,8 +61,8 @@ async def process(tmp_path: Path) -> AsyncIterator[ComfyProcess]:
 
 def find_sleepers(process: ComfyProcess) -> set[str]:
     """Return the arguments of the running `sleep` processes in the sandbox."""
-    assert process._sandboxed is not None
-    processes = psutil.Process(process._sandboxed.init).children(recursive=True)
+    assert process._sandbox_processes is not None
+    processes = psutil.Process(process._sandbox_processes.init_pid).children(recursive=True)
     return {p.cmdline()[1] for p in processes if p.name() == "sleep" and p.status() != "zombie"}
 
 
@@ -90,8 +90,10 @@ async def test_processes_of_a_prompt_are_killed_and_earlier_ones_stay(
 
 async def test_sandbox_ends_with_comfyui(process: ComfyProcess) -> None:
     await wait_for_output(process, "up", 1)
-    assert process._sandboxed is not None
-    sandboxed_processes = psutil.Process(process._sandboxed.init).children(recursive=True)
+    assert process._sandbox_processes is not None
+    sandboxed_processes = psutil.Process(process._sandbox_processes.init_pid).children(
+        recursive=True
+    )
     assert process.pid in {child.pid for child in sandboxed_processes}
     psutil.Process(process.pid).kill()
     await process.exited

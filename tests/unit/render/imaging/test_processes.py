@@ -258,7 +258,7 @@ async def test_cancelled_conversion_ends_its_process(
 
 
 async def test_idle_processes_end(tmp_path: Path) -> None:
-    processes = PictureProcesses(idle=0.05)
+    processes = PictureProcesses(idle_seconds=0.05)
     await convert_picture(processes, tmp_path, make_plain_picture((8, 8)))
     [pid] = processes.idle_pids
     await asyncio.to_thread(_wait_until_ended, pid)
@@ -267,7 +267,7 @@ async def test_idle_processes_end(tmp_path: Path) -> None:
 
 
 async def test_no_tenant_gets_every_process(tmp_path: Path) -> None:
-    processes = PictureProcesses(queue=0)
+    processes = PictureProcesses(max_waiting=0)
     async with processes.acquire_process("ada"):
         with pytest.raises(Overloaded):
             async with processes.acquire_process("ada"):

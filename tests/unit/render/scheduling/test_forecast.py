@@ -50,7 +50,7 @@ def _get_mean(duration: Duration | None) -> float | None:
 
 def test_renders_wait_for_those_before_them() -> None:
     render_window = _make_window(1, *(_make_render(str(number), "s") for number in range(3)))
-    render_window.measured = _new_measurements(3.0)
+    render_window.measurements = _new_measurements(3.0)
     assert _forecast_times(render_window) == [(0.0, 3.0), (3.0, 6.0), (6.0, 9.0)]
     variances = [
         expectation.starts_in.variance
@@ -62,13 +62,13 @@ def test_renders_wait_for_those_before_them() -> None:
 
 def test_several_renderers_share_the_queue() -> None:
     render_window = _make_window(2, *(_make_render(str(number), "s") for number in range(4)))
-    render_window.measured = _new_measurements(3.0)
+    render_window.measurements = _new_measurements(3.0)
     assert [starts_in for starts_in, _ in _forecast_times(render_window)] == [0.0, 0.0, 3.0, 3.0]
 
 
 def test_first_render_waits_for_the_rest_of_the_running_one() -> None:
     render_window = _make_window(1, _make_render("1", "s", "m"), _make_render("2", "s", "m"))
-    render_window.measured = _new_measurements(10.0)
+    render_window.measurements = _new_measurements(10.0)
     assignment = render_window.choose_assignment(0.0)
     assert assignment is not None
     render_window.begin_render(assignment, 0.0)
@@ -84,7 +84,7 @@ def test_loading_other_models_is_part_of_a_render() -> None:
     render_window = _make_window(
         1, _make_render("1", "s", "other"), _make_render("2", "s", "other")
     )
-    render_window.measured = _new_measurements(3.0)
+    render_window.measurements = _new_measurements(3.0)
     assert _forecast_times(render_window) == [(0.0, 4.0), (4.0, 7.0)]
 
 
@@ -93,7 +93,7 @@ def test_times_are_unknown_without_measurements() -> None:
     assert _forecast_times(render_window) == [(0.0, None), (None, None)], (
         "only an idle renderer's time is known"
     )
-    render_window.measured = _new_measurements(3.0, shape="other")
+    render_window.measurements = _new_measurements(3.0, shape="other")
     assert _forecast_times(render_window) == [(0.0, None), (3.0, None)], (
         "from the pool's other renders"
     )
@@ -101,22 +101,22 @@ def test_times_are_unknown_without_measurements() -> None:
 
 def test_times_are_unknown_without_renderers() -> None:
     render_window = _make_window(0, _make_render("1", "s"))
-    render_window.measured = _new_measurements(3.0)
+    render_window.measurements = _new_measurements(3.0)
     assert _forecast_times(render_window) == [(None, None)]
 
 
 @pytest.mark.parametrize("is_busy", [True, False])
 def test_busy_renderer_of_an_earlier_pool_is_assumed_to_have_just_begun(is_busy: bool) -> None:
     render_window = _make_window(1, _make_render("1", "s"))
-    render_window.measured = _new_measurements(3.0)
+    render_window.measurements = _new_measurements(3.0)
     if is_busy:
         render_window.mark_busy("0")
     assert _forecast_times(render_window) == [(3.0, 6.0) if is_busy else (0.0, 3.0)]
 
 
 def test_scheduler_uses_the_given_window_even_if_it_is_empty() -> None:
-    render_window = Window(measured=_new_measurements(3.0))
-    assert RenderScheduler(render_window).measured is render_window.measured
+    render_window = Window(measurements=_new_measurements(3.0))
+    assert RenderScheduler(render_window).measurements is render_window.measurements
 
 
 @pytest.mark.parametrize(("owner_count", "expected_length"), [(20, 256), (300, 170), (4000, 12)])

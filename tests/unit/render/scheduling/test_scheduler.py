@@ -53,12 +53,12 @@ async def test_renders_run_one_at_a_time_by_priority_then_arrival(harness: Harne
         harness.start(make_render("urgent", priority=1, arrived=3)),
     ]
     await run_pending_tasks()
-    assert (harness.assignments, harness.scheduler.waiting) == ([], 3)
+    assert (harness.assignments, harness.scheduler.waiting_count) == ([], 3)
     harness.scheduler.add_renderer("a")
     for expected_name in ("urgent", "early", "late"):
         await run_pending_tasks()
         assert harness.assignments[-1] == (expected_name, "a")
-        assert len(harness.assignments) == 3 - harness.scheduler.waiting
+        assert len(harness.assignments) == 3 - harness.scheduler.waiting_count
         harness.finish(expected_name)
     await asyncio.gather(*tasks)
 
@@ -74,7 +74,7 @@ async def test_early_release_lets_the_next_render_begin(harness: Harness) -> Non
     harness.finish("1")
     third_task = harness.start(make_render("3", arrived=3))
     await run_pending_tasks()
-    assert harness.scheduler.waiting == 1
+    assert harness.scheduler.waiting_count == 1
     harness.finish("2")
     await run_pending_tasks()
     harness.finish("3")
@@ -112,7 +112,7 @@ async def test_cancelled_render_leaves_its_renderer_to_the_next(harness: Harness
     cancelled_task.cancel()
     harness.scheduler.add_renderer("a")
     await asyncio.gather(cancelled_task, return_exceptions=True)
-    assert harness.scheduler.waiting == 0
+    assert harness.scheduler.waiting_count == 0
     task = harness.start(make_render("next"))
     await run_pending_tasks()
     assert harness.assignments == [("next", "a")]
@@ -142,13 +142,13 @@ async def test_render_cancelled_while_the_scheduler_closes_is_cancelled(harness:
     assert [type(error) for error in outcomes] == [asyncio.CancelledError, ServiceUnavailable]
     harness.scheduler.add_renderer("a")
     await run_pending_tasks()
-    assert (harness.assignments, harness.scheduler.waiting) == ([], 0)
+    assert (harness.assignments, harness.scheduler.waiting_count) == ([], 0)
 
 
 async def test_two_attempts_at_one_render_wait_independently(harness: Harness) -> None:
     tasks = [harness.start(make_render("same")), harness.start(make_render("same"))]
     await run_pending_tasks()
-    assert harness.scheduler.waiting == 2
+    assert harness.scheduler.waiting_count == 2
     tasks[0].cancel()
     harness.scheduler.add_renderer("a")
     await run_pending_tasks()

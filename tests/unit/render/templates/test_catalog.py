@@ -111,10 +111,10 @@ async def test_changed_files_are_read_and_invalid_ones_keep_the_last_template(
     assert (await templates.get("u")).name == "t"
     path.write_text("{")
     assert (await templates.get("u")).name == "t"
-    assert len((await templates.snapshot()).problems) == 1
+    assert len((await templates.get_snapshot()).problems) == 1
     path.unlink()
     with pytest.raises(InvalidRequest, match="there is no template 't'"):
-        (await templates.snapshot()).find("t", "template")
+        (await templates.get_snapshot()).find("t", "template")
 
 
 def test_published_schema_lists_required_inputs() -> None:

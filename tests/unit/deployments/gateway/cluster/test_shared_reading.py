@@ -40,7 +40,7 @@ class FakeClock:
 
 async def test_concurrent_viewers_share_one_reading() -> None:
     source, clock = FakeSource(), FakeClock()
-    monitor = SharedReading(source.read, interval=2, clock=clock)
+    monitor = SharedReading(source.read, interval_seconds=2, clock=clock)
     source.may_respond.clear()
     viewers = [asyncio.create_task(monitor.get()) for _ in range(20)]
     await eventually(lambda: source.reading_count == 1)
@@ -57,7 +57,7 @@ async def test_concurrent_viewers_share_one_reading() -> None:
 
 async def test_failed_reading_is_repeated_for_the_next_viewer() -> None:
     source = FakeSource()
-    monitor = SharedReading(source.read, interval=2)
+    monitor = SharedReading(source.read, interval_seconds=2)
     source.failure = RuntimeError("no")
     try:
         await monitor.get()
@@ -71,7 +71,7 @@ async def test_failed_reading_is_repeated_for_the_next_viewer() -> None:
 
 async def test_viewers_receive_only_changes() -> None:
     source, clock = FakeSource(), FakeClock()
-    monitor = SharedReading(source.read, interval=0.01, clock=clock)
+    monitor = SharedReading(source.read, interval_seconds=0.01, clock=clock)
     queue_lengths: list[int | None] = []
 
     async def record_queue_lengths(snapshots: AsyncGenerator[ClusterBody, None]) -> None:
@@ -106,7 +106,7 @@ async def test_reading_runs_outside_of_any_request() -> None:
         return request.get()
 
     request.set("of the first viewer")
-    assert await SharedReading(read, interval=1).get() == "none"
+    assert await SharedReading(read, interval_seconds=1).get() == "none"
 
 
 async def test_the_pause_after_a_long_reading_is_bounded() -> None:
@@ -118,7 +118,7 @@ async def test_the_pause_after_a_long_reading_is_bounded() -> None:
         clock.now += 25
         return reading_count
 
-    monitor = SharedReading(read, interval=60, pause_factor=100, clock=clock)
+    monitor = SharedReading(read, interval_seconds=60, pause_factor=100, clock=clock)
     assert await monitor.get() == 1
     clock.now += 601
     assert await monitor.get() == 2
@@ -133,7 +133,7 @@ async def test_an_expensive_source_is_read_less_often() -> None:
         clock.now += 3
         return reading_count
 
-    monitor = SharedReading(read, interval=60, pause_factor=100, clock=clock)
+    monitor = SharedReading(read, interval_seconds=60, pause_factor=100, clock=clock)
     assert await monitor.get() == 1
     clock.now += 299
     assert await monitor.get() == 1
@@ -149,7 +149,7 @@ async def test_a_source_that_does_not_respond_is_soon_read_again() -> None:
         clock.now += 30
         return responses.pop(0)
 
-    monitor = SharedReading(read, interval=60, pause_factor=100, clock=clock)
+    monitor = SharedReading(read, interval_seconds=60, pause_factor=100, clock=clock)
     assert await monitor.get() is None
     clock.now += 4
     assert await monitor.get() is None
@@ -159,7 +159,7 @@ async def test_a_source_that_does_not_respond_is_soon_read_again() -> None:
 
 async def test_a_new_viewer_sees_the_last_value_until_there_is_a_new_one() -> None:
     source, clock = FakeSource(), FakeClock()
-    monitor = SharedReading(source.read, interval=1, shows_old=True, clock=clock)
+    monitor = SharedReading(source.read, interval_seconds=1, shows_old_value=True, clock=clock)
     async with aclosing(monitor.follow()) as first_viewer:
         assert (await anext(first_viewer)).pools[0].queued == 0
     clock.now += 1

@@ -20,7 +20,7 @@ async def test_calls_that_hang_are_bounded() -> None:
 
     try:
         hanging_tasks = [
-            asyncio.ensure_future(sources._run(hang)) for _ in range(sources._MAX_CALLS)
+            asyncio.ensure_future(sources._run_in_thread(hang)) for _ in range(sources._MAX_CALLS)
         ]
         for _ in hanging_tasks:
             assert await asyncio.to_thread(started_calls.acquire, timeout=60)
@@ -28,14 +28,14 @@ async def test_calls_that_hang_are_bounded() -> None:
         hanging_tasks[0].cancel()
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                await sources._run(hang)
+                await sources._run_in_thread(hang)
     finally:
         may_end.set()
     await asyncio.wait(hanging_tasks)
 
     async def can_call() -> bool:
         try:
-            return await sources._run(lambda: True)
+            return await sources._run_in_thread(lambda: True)
         except TimeoutError:
             return False
 

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from PIL import Image
 
 from deployments.errors import render_error
-from deployments.gateway.routes.archives import archive_routes
-from deployments.gateway.routes.artifacts import artifact_routes, signed_link_routes
+from deployments.gateway.routes.archives import new_archive_routes
+from deployments.gateway.routes.artifacts import new_artifact_routes, new_signed_link_routes
 from deployments.ingress import new_fastapi
 from moyin.access.gatekeeper.asgi import ASGIApp
 from moyin.access.gatekeeper.context import RequestContext
@@ -67,9 +67,9 @@ async def client(tmp_path: Path, store: ArtifactStore) -> AsyncIterator[httpx.As
     blobs, processes = BlobStore(f"file://{tmp_path / 'blobs'}"), PictureProcesses()
     services = (store, blobs, PictureConverter(blobs, processes), SIGNING_KEY)
     app = new_fastapi("test", errors=render_error, description="")
-    app.include_router(signed_link_routes(*services))
-    app.include_router(artifact_routes(*services, TemplateCatalog([SHIPPED_FOLDER])))
-    app.include_router(archive_routes(store, jobs, blobs, SIGNING_KEY))
+    app.include_router(new_signed_link_routes(*services))
+    app.include_router(new_artifact_routes(*services, TemplateCatalog([SHIPPED_FOLDER])))
+    app.include_router(new_archive_routes(store, jobs, blobs, SIGNING_KEY))
     transport = httpx.ASGITransport(app=add_identity(app))
     async with httpx.AsyncClient(
         transport=transport, base_url="http://test", headers={"x-owner": "ann"}

@@ -208,9 +208,9 @@ def test_integers_beyond_those_of_javascript_and_lists_stay_as_they_are() -> Non
 def test_texts_are_replaced_as_the_editor_does() -> None:
     def choose_last(text: str) -> Any:
         editor_graph = graph([node(1, "Sampler", [1, "fixed", text])], [])
-        return convert_graph(editor_graph, choose=lambda items: items[-1]).graph["1"]["inputs"][
-            "text"
-        ]
+        return convert_graph(editor_graph, choose_alternative=lambda items: items[-1]).graph["1"][
+            "inputs"
+        ]["text"]
 
     assert choose_last("a {red|{dark|light} blue} sea") == "a light blue sea"
     assert choose_last("one // two\nthree /* four\n */five /* six") == "one \nthree five /* six"

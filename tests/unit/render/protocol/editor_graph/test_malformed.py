@@ -108,7 +108,7 @@ def test_subgraphs_that_contain_themselves_or_multiply_are_refused() -> None:
     editor_graph = graph(
         [node(1, make_id("A"))], [], definitions={"subgraphs": [first_subgraph, second_subgraph]}
     )
-    with pytest.raises(InvalidRequest, match="contains itself"):
+    with pytest.raises(InvalidRequest, match="must not contain itself"):
         convert_graph(editor_graph)
     levels = [
         subgraph(f"L{level}", [node(at, make_id(f"L{level + 1}")) for at in range(10)], [], {}, {})
@@ -122,7 +122,7 @@ def test_subgraphs_that_contain_themselves_or_multiply_are_refused() -> None:
         for level in range(60)
     ]
     editor_graph = graph([node(1, make_id("L0"))], [], definitions={"subgraphs": deep_levels})
-    with pytest.raises(InvalidRequest, match="nested too deeply"):
+    with pytest.raises(InvalidRequest, match="must be nested at most 50 levels"):
         convert_graph(editor_graph)
 
 
@@ -192,7 +192,7 @@ def test_ids_of_nested_subgraphs_are_bounded() -> None:
         for level in range(9)
     ]
     editor_graph = {"nodes": [{"id": long_id, "type": "L0"}], "definitions": {"subgraphs": levels}}
-    with pytest.raises(InvalidRequest, match="nested too deeply"):
+    with pytest.raises(InvalidRequest, match="must be nested at most 50 levels"):
         convert_graph(editor_graph)
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from fastapi import FastAPI
 
-from deployments.gateway.routes.comfy_api.websocket import websocket_routes
+from deployments.gateway.routes.comfy_api.websocket import new_websocket_routes
 from moyin.access.gatekeeper import RequestContext
 from moyin.comfy_api.notifier import PromptNotifiers, SendMessage
 from moyin.domain.identity import Identity
@@ -77,7 +77,7 @@ async def connect_socket(
     notifier: FakeNotifier, *, is_stuck: bool = False
 ) -> AsyncIterator[FakeSocket]:
     app = FastAPI()
-    app.include_router(websocket_routes(cast(PromptNotifiers, notifier), 1_000))
+    app.include_router(new_websocket_routes(cast(PromptNotifiers, notifier), 1_000))
     request_context = RequestContext(request_id="r", identity=Identity(owner="ada", key_id="k"))
     scope = {
         "type": "websocket", "path": "/ws", "raw_path": b"/ws", "query_string": b"clientId=c",
