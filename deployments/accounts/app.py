@@ -105,7 +105,7 @@ def new_services(
     database = Database(settings.sql_url)
     signing_key = settings.signing_key()
     users = UserStore(database)
-    sessions = SessionStore(database, idle=session_idle)
+    sessions = SessionStore(database, idle_timeout=session_idle)
     limits = LimitStore(database)
     audit = AuditLog(database)
     signing_keys = SigningKeyStore(database, signing_key)

@@ -197,7 +197,7 @@ class ComfyFiles:
         job_id = name.subfolder.partition("/")[0]
         if not _UUID.fullmatch(job_id):
             return None
-        for job in await self.prompts.get(owner, [job_id], hidden=True):
+        for job in await self.prompts.get(owner, [job_id], with_hidden=True):
             record = await self.read_record(job)
             files: tuple[PromptFile, ...] = record.files if record is not None else ()
             file = next((file for file in files if file.name == name), None)

@@ -78,7 +78,7 @@ class AuditLog:
         await self._database.execute(entry, within=within)
 
     async def list_entries(
-        self, entries: AuditFilter, *, limit: int, before: str | None = None
+        self, entry_filter: AuditFilter, *, limit: int, before: str | None = None
     ) -> list[AuditEntry]:
         """Return up to ``limit`` entries that the filter selects, newest first.
 
@@ -89,32 +89,36 @@ class AuditLog:
             InvalidRequest: no entry of the filter's tenant has the id ``before``.
         """
         query = sa.select(audit).order_by(audit.c.at.desc(), audit.c.id.desc()).limit(limit)
-        query = query.where(*_build_conditions(entries))
+        query = query.where(*_build_conditions(entry_filter))
         async with self._database.reading() as connection:
             if before is not None:
-                query = query.where(await _build_older_condition(connection, before, entries.owner))
+                query = query.where(
+                    await _build_older_condition(connection, before, entry_filter.owner)
+                )
             rows = (await connection.execute(query)).mappings().all()
         return [_to_entry(row) for row in rows]
 
 
-def _build_conditions(entries: AuditFilter) -> list[sa.ColumnElement[bool]]:
-    columns = {
-        audit.c.owner: entries.owner,
-        audit.c.actor: entries.actor,
-        audit.c.target: entries.target,
+def _build_conditions(entry_filter: AuditFilter) -> list[sa.ColumnElement[bool]]:
+    values_by_column = {
+        audit.c.owner: entry_filter.owner,
+        audit.c.actor: entry_filter.actor,
+        audit.c.target: entry_filter.target,
     }
-    conditions = [column == value for column, value in columns.items() if value is not None]
-    if entries.action is not None:
-        is_noun = "." not in entries.action
+    conditions = [
+        column == value for column, value in values_by_column.items() if value is not None
+    ]
+    if entry_filter.action is not None:
+        is_noun = "." not in entry_filter.action
         conditions.append(
-            audit.c.action.startswith(f"{entries.action}.", autoescape=True)
+            audit.c.action.startswith(f"{entry_filter.action}.", autoescape=True)
             if is_noun
-            else audit.c.action == entries.action
+            else audit.c.action == entry_filter.action
         )
-    if entries.since is not None:
-        conditions.append(audit.c.at >= entries.since)
-    if entries.until is not None:
-        conditions.append(audit.c.at < entries.until)
+    if entry_filter.since is not None:
+        conditions.append(audit.c.at >= entry_filter.since)
+    if entry_filter.until is not None:
+        conditions.append(audit.c.at < entry_filter.until)
     return conditions
 
 

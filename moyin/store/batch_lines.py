@@ -68,7 +68,12 @@ class FinishedLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LineCounts:
-    """Counts a batch's lines without a result; a live runner has claimed ``running`` of them."""
+    """Counts the lines of a batch that have no result.
+
+    Attributes:
+        pending: the number of all these lines.
+        running: the number of those that a live runner has claimed.
+    """
 
     pending: int
     running: int
@@ -80,7 +85,7 @@ class BatchLineStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, batch_id: str, added: Sequence[NewLine]) -> None:
+    async def add(self, batch_id: str, new_lines: Sequence[NewLine]) -> None:
         """Add lines to a batch; skip lines that exist already."""
         rows = [
             {
@@ -91,7 +96,7 @@ class BatchLineStore:
                 "size": line.size,
                 "status": LineStatus.PENDING.value,
             }
-            for line in added
+            for line in new_lines
         ]
         if rows:
             await self._database.write(lambda c: c.execute(_INSERT[c.dialect.name], rows))
@@ -119,18 +124,18 @@ class BatchLineStore:
         runner: str,
         limit: int,
         *,
-        running: Sequence[int] = (),
-        seconds: float | None = None,
+        running_numbers: Sequence[int] = (),
+        alive_seconds: float | None = None,
     ) -> list[BatchLine]:
         """Claim the next lines that no other live runner has claimed, and return them.
 
         Args:
             limit: the maximum number of lines.
-            running: the numbers of the lines that this runner is running, which are left out. All
+            running_numbers: the numbers of the lines that this runner is running, which are left out. All
                 other lines that it claimed earlier may be returned again, such as those of a
                 cancelled call.
-            seconds: if given, also record that the runner is alive for so long, as `renew_runner`
-                does.
+            alive_seconds: if given, also record that the runner is alive for this time, as
+                `renew_runner` does.
 
         Returns:
             The claimed lines; empty if none is left, or if the batch was cancelled or has expired.
@@ -139,23 +144,25 @@ class BatchLineStore:
         def write(connection: sa.Connection) -> list[BatchLine]:
             if not lock_open_batch(connection, batch_id):
                 return []
-            if seconds is not None:
-                _renew_runner(connection, runner, seconds)
+            if alive_seconds is not None:
+                _renew_runner(connection, runner, alive_seconds)
             query = (
                 sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
                 .where(
                     lines.c.batch_id == batch_id,
                     _is_free(runner),
-                    lines.c.number.not_in(running),
+                    lines.c.number.not_in(running_numbers),
                 )
                 .order_by(lines.c.number)
                 .limit(limit)
                 .with_for_update(skip_locked=True, of=lines)
             )
-            while found := [BatchLine(**row) for row in connection.execute(query).mappings()]:
-                numbers = set_runner(connection, batch_id, [line.number for line in found], runner)
+            while free_lines := [BatchLine(**row) for row in connection.execute(query).mappings()]:
+                numbers = set_runner(
+                    connection, batch_id, [line.number for line in free_lines], runner
+                )
                 if numbers:
-                    return [line for line in found if line.number in numbers]
+                    return [line for line in free_lines if line.number in numbers]
             return []
 
         return await self._database.write(write)
@@ -197,15 +204,20 @@ class BatchLineStore:
             unwritten: list[FinishedLine] = []
             usage: list[dict[str, Any]] = []
             # In one order, since two writers that lock batches in different ones would deadlock.
-            for batch_id in sorted({item.batch_id for item in finished_lines}):
-                group = {i.result.number: i for i in finished_lines if i.batch_id == batch_id}
-                written_numbers = _write_results(connection, batch_id, group)
-                for number, item in sorted(group.items()):
+            for batch_id in sorted({finished_line.batch_id for finished_line in finished_lines}):
+                lines_by_number = {
+                    i.result.number: i for i in finished_lines if i.batch_id == batch_id
+                }
+                written_numbers = _write_results(connection, batch_id, lines_by_number)
+                for number, finished_line in sorted(lines_by_number.items()):
                     if number not in written_numbers:
-                        unwritten.append(item)
+                        unwritten.append(finished_line)
                         # Nothing changes if it was written, but the answer to the commit was lost.
-                        item = replace(item, usage=tuple(_end_early(e) for e in item.usage))
-                    usage += _build_usage_rows(item)
+                        finished_line = replace(
+                            finished_line,
+                            usage=tuple(_mark_incomplete(e) for e in finished_line.usage),
+                        )
+                    usage += _build_usage_rows(finished_line)
             if usage:
                 insert_usage_rows(usage, connection)
             return unwritten
@@ -223,7 +235,7 @@ class BatchLineStore:
         row = await self._database.read(lambda c: c.execute(query).one())
         return LineCounts(pending=row[0], running=row[1])
 
-    async def list_numbers(
+    async def list_claimed_lines(
         self, batch_id: str, numbers: Sequence[int], runner: str
     ) -> list[BatchLine]:
         """Return the lines with ``numbers`` that the runner has claimed and not finished."""
@@ -294,9 +306,9 @@ def set_runner(
 ) -> set[int]:
     """Set the runner of those lines that are still free, and return their numbers.
 
-    The caller has locked the lines with an earlier statement, and this one checks again that they
-    are free. On PostgreSQL the earlier statement may have locked a line that another runner had
-    just claimed, because it could not see the new row of that runner.
+    The caller has locked the lines with an earlier statement. Here they are checked again, because
+    on PostgreSQL the earlier statement may have locked a line that another runner had just claimed:
+    it could not see the new row of that runner.
     """
     change = (
         lines.update()
@@ -318,9 +330,9 @@ def _renew_runner(connection: sa.Connection, runner: str, seconds: float) -> Non
 
 
 def _write_results(
-    connection: sa.Connection, batch_id: str, group: Mapping[int, FinishedLine]
+    connection: sa.Connection, batch_id: str, lines_by_number: Mapping[int, FinishedLine]
 ) -> set[int]:
-    """Write the results in ``group``, by line number, of lines that have none yet.
+    """Write the results in ``lines_by_number``, except for lines that have a result already.
 
     Returns:
         The numbers of the lines whose results were written.
@@ -333,12 +345,12 @@ def _write_results(
     if connection.execute(unsealed_batch.with_for_update()).first() is None:
         return set()
     query = sa.select(lines.c.number).where(
-        lines.c.batch_id == batch_id, lines.c.number.in_(list(group)), _PENDING
+        lines.c.batch_id == batch_id, lines.c.number.in_(list(lines_by_number)), _PENDING
     )
     numbers = set(connection.execute(query.with_for_update()).scalars())
     if not numbers:
         return numbers
-    results = [group[number].result for number in sorted(numbers)]
+    results = [lines_by_number[number].result for number in sorted(numbers)]
     connection.execute(
         _SET_RESULT,
         [
@@ -365,25 +377,25 @@ def _write_results(
     return numbers
 
 
-def _build_usage_rows(item: FinishedLine) -> list[dict[str, Any]]:
+def _build_usage_rows(finished_line: FinishedLine) -> list[dict[str, Any]]:
     """Return the ledger rows of a line's model calls.
 
     The id of a row is derived from the line, its run and the position of the call, so that writing
     the row twice charges the call once.
     """
     moment = now()
-    request_id = get_line_request_id(item.batch_id, item.result.number)
-    if item.run:
-        request_id += f"/{item.run}"
+    request_id = get_line_request_id(finished_line.batch_id, finished_line.result.number)
+    if finished_line.run:
+        request_id += f"/{finished_line.run}"
     return [
         build_usage_row(
             entry, moment, hashlib.sha256(f"{request_id}/{call}".encode()).hexdigest()[:32]
         )
-        for call, entry in enumerate(item.usage)
+        for call, entry in enumerate(finished_line.usage)
     ]
 
 
-def _end_early(entry: UsageEntry) -> UsageEntry:
+def _mark_incomplete(entry: UsageEntry) -> UsageEntry:
     return replace(entry, complete=False)
 
 

@@ -61,9 +61,9 @@ class UploadStore:
             try:
                 await self._database.write(put)
             except IntegrityError:
-                found_artifacts = await self.find(owner, [name])
-                if name in found_artifacts:
-                    return found_artifacts[name]
+                artifacts_by_name = await self.find(owner, [name])
+                if name in artifacts_by_name:
+                    return artifacts_by_name[name]
                 # The artifact with the name was deleted in between.
             else:
                 return artifact
@@ -75,16 +75,16 @@ class UploadStore:
         self, owner: str, names: Collection[ComfyFileName]
     ) -> dict[ComfyFileName, Artifact]:
         """Return the artifacts with these names, by name; names without an artifact are missing."""
-        remaining_names = list(names)
+        ordered_names = list(names)
         artifacts_by_name: dict[ComfyFileName, Artifact] = {}
-        for start in range(0, len(remaining_names), _CHUNK):
-            part = remaining_names[start : start + _CHUNK]
+        for start in range(0, len(ordered_names), _CHUNK):
+            chunk = ordered_names[start : start + _CHUNK]
             query = (
                 sa.select(uploads.c.type, uploads.c.subfolder, uploads.c.filename, artifacts)
                 .join(artifacts, artifacts.c.id == uploads.c.artifact_id)
                 .where(
                     artifacts.c.deleted_at.is_(None),
-                    sa.or_(*(_has_name(owner, name) for name in part)),
+                    sa.or_(*(_has_name(owner, name) for name in chunk)),
                 )
             )
             rows = await self._database.fetch_all(query)

@@ -100,15 +100,19 @@ class FileStore:
         )
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
-        place = sa.tuple_(files.c.created_at, files.c.id)
+        row_position = sa.tuple_(files.c.created_at, files.c.id)
         if after is not None:
             last_file = await self.find(owner, after, with_deleted=True)
             if last_file is None:
-                raise StoredFileNotFound(f"after: there is no file {after[:80]!r}")
-            position = sa.tuple_(
+                raise StoredFileNotFound(
+                    f"after must be the id of one of your files, but there is no file {after[:80]!r}"
+                )
+            last_position = sa.tuple_(
                 sa.literal(last_file.created_at, files.c.created_at.type), sa.literal(last_file.id)
             )
-            query = query.where(place < position if newest_first else place > position)
+            query = query.where(
+                row_position < last_position if newest_first else row_position > last_position
+            )
         order = (files.c.created_at, files.c.id)
         query = query.order_by(*(c.desc() if newest_first else c.asc() for c in order))
         rows = await self._database.fetch_all(query.limit(limit + 1))
@@ -116,18 +120,18 @@ class FileStore:
 
     async def delete(self, owner: str, file_id: str) -> None:
         """Delete a file, or raise `StoredFileNotFound`; pruning deletes its blob later."""
-        delete = (
+        statement = (
             files.update()
             .where(files.c.owner == owner, files.c.id == file_id, _is_kept())
             .values(deleted_at=now())
         )
-        if not await self._database.write(lambda c: c.execute(delete).rowcount):
+        if not await self._database.write(lambda c: c.execute(statement).rowcount):
             raise StoredFileNotFound(f"there is no file {file_id[:80]!r}: it may have been deleted")
 
 
-def insert_files(connection: sa.Connection, *added: StoredFile) -> None:
+def insert_files(connection: sa.Connection, *new_files: StoredFile) -> None:
     """Insert the rows of files in the caller's transaction; skip ids that exist already."""
-    rows = [{name: getattr(file, name) for name in _COLUMNS} for file in added]
+    rows = [{name: getattr(file, name) for name in _COLUMNS} for file in new_files]
     if rows:
         connection.execute(_INSERT[connection.dialect.name], rows)
 
@@ -141,7 +145,7 @@ def _is_kept() -> sa.ColumnElement[bool]:
 
 
 def _parse_file(row: Mapping[Any, Any]) -> StoredFile:
-    plain: dict[str, Any] = {name: row[name] for name in _COLUMNS}
+    values: dict[str, Any] = {name: row[name] for name in _COLUMNS}
     for name in ("created_at", "expires_at"):
-        plain[name] = ensure_utc(plain[name])
-    return StoredFile(**plain)
+        values[name] = ensure_utc(values[name])
+    return StoredFile(**values)

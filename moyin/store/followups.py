@@ -92,13 +92,13 @@ class FollowUpStore:
         try:
             await self._put(args=[packed_pairs, _PREFIX, seconds])
         except (RedisError, OSError) as error:
-            self._pause(error)
+            self._record_outage(error)
 
     async def _fetch(self, command: str, names: Sequence[bytes]) -> list[bytes | None] | None:
         try:
             reply = await self._find(args=[_pack(names), _PREFIX, command])
         except (RedisError, OSError) as error:
-            self._pause(error)
+            self._record_outage(error)
             return None
         values: list[bytes | None] = [None] * len(names)
         for position, value in zip(reply[::2], reply[1::2], strict=True):
@@ -108,7 +108,7 @@ class FollowUpStore:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    def _pause(self, error: Exception) -> None:
+    def _record_outage(self, error: Exception) -> None:
         self._unavailable_until = time.monotonic() + _PAUSE_SECONDS
         _log.warning(
             "Valkey is unavailable, so follow-ups to answers of other replicas are not recognised: %s",

@@ -76,24 +76,24 @@ class Subscription(Generic[E]):
             raise SlowConsumer(
                 "the client reads events too slowly; connect again with Last-Event-ID to resume"
             )
-        events = list(self._queue)
+        entries = list(self._queue)
         self._queue.clear()
-        return events
+        return entries
 
-    def offer(self, events: Sequence[E]) -> bool:
+    def offer(self, entries: Sequence[E]) -> bool:
         """Queue new entries; return False and close the queue if it is full."""
         position = _parse_stream_id(self.after)
-        unseen = [event for event in events if _parse_stream_id(event.id) > position]
-        if not unseen:
+        unseen_entries = [event for event in entries if _parse_stream_id(event.id) > position]
+        if not unseen_entries:
             return True
         if self._capacity is None:
-            self._capacity = max(_QUEUE, 2 * len(unseen))
+            self._capacity = max(_QUEUE, 2 * len(unseen_entries))
         elif len(self._queue) >= self._capacity:
             self._is_closed = True
             self._has_entries.set()
             return False
-        self.after = unseen[-1].id
-        self._queue.extend(unseen)
+        self.after = unseen_entries[-1].id
+        self._queue.extend(unseen_entries)
         self._has_entries.set()
         return True
 
@@ -192,8 +192,8 @@ class StreamHub(Generic[E]):
                     self._prefix + name: position for name, position in self._positions.items()
                 }
                 response: Any = await connection.xread(streams, block=_BLOCK_MS)
-                for raw, entries in _split_by_stream(response):
-                    stream = raw.decode()
+                for raw_name, entries in _split_by_stream(response):
+                    stream = raw_name.decode()
                     name = stream.removeprefix(self._prefix)
                     self._deliver(name, streams[stream], entries)
 
@@ -201,10 +201,10 @@ class StreamHub(Generic[E]):
         if self._positions.get(name) != position:
             # The subscribers changed meanwhile, so the next read begins at the new position.
             return
-        events = [self._parse(entry_id, fields) for entry_id, fields in entries]
-        self._positions[name] = events[-1].id
+        parsed_entries = [self._parse(entry_id, fields) for entry_id, fields in entries]
+        self._positions[name] = parsed_entries[-1].id
         for subscription in list(self._subscriptions[name]):
-            if not subscription.offer(events):
+            if not subscription.offer(parsed_entries):
                 self._subscriptions[name].discard(subscription)
 
 

@@ -153,7 +153,7 @@ def build_row(new_job: NewJob) -> dict[str, Any]:
 
 def parse_job(row: Row) -> Job:
     """Return the job that a row with all columns describes."""
-    plain = {name: row[name] for name in _JOB_COLUMNS}
+    values = {name: row[name] for name in _JOB_COLUMNS}
     return Job(
         status=JobStatus(row["status"]),
         steps=len(row["heads"]),
@@ -170,20 +170,20 @@ def parse_job(row: Row) -> Job:
             index for index, (kind, _) in enumerate(row["heads"]) if kind == StepKind.RENDER
         ),
         cancel_requested_by=_parse_requester(row),
-        **plain,
+        **values,
     )
 
 
 def parse_launch(row: Row) -> Launch:
     """Return the data that starts the current attempt of the job in a row."""
-    plain = {name: row[name] for name in _LAUNCH_COLUMNS}
+    values = {name: row[name] for name in _LAUNCH_COLUMNS}
     return Launch(
         job_id=row["id"],
         attempt=row["attempts"],
         heads=tuple((StepKind(kind), pool) for kind, pool in row["heads"]),
         done=_parse_results(row),
         deadline=ensure_utc(row["deadline"]),
-        **plain,
+        **values,
     )
 
 
@@ -204,11 +204,11 @@ def _parse_requester(row: Row) -> Canceller | None:
 
 def get_canceller_entries(row: Row) -> list[dict[str, Any]]:
     """Return the entries of `moyin.store.cancellers` in a row, oldest first."""
-    value = row["cancelled_by"]
-    if isinstance(value, dict):
+    entries = row["cancelled_by"]
+    if isinstance(entries, dict):
         # Earlier versions wrote one canceller instead of a list.
-        value = [{"id": "", "by": value}]
-    return list(value or [])
+        entries = [{"id": "", "by": entries}]
+    return list(entries or [])
 
 
 def _parse_results(row: Row) -> tuple[StepResult, ...]:

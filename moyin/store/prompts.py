@@ -66,14 +66,14 @@ class PromptStore:
         )
         return await self._fetch_jobs(query)
 
-    async def get(self, owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
-        """Return the renders with these ids; ``hidden`` includes those removed from the history."""
+    async def get(self, owner: str, ids: Sequence[str], *, with_hidden: bool = False) -> list[Job]:
+        """Return the renders with these ids in the history; ``with_hidden`` includes removed ones."""
         renders: list[Job] = []
         for start in range(0, len(ids), _CHUNK):
-            part = ids[start : start + _CHUNK]
-            query = sa.select(jobs).where(_is_render_of(owner), jobs.c.id.in_(part))
+            chunk = ids[start : start + _CHUNK]
+            query = sa.select(jobs).where(_is_render_of(owner), jobs.c.id.in_(chunk))
             renders += await self._fetch_jobs(
-                query if hidden else query.where(jobs.c.hidden.is_(False))
+                query if with_hidden else query.where(jobs.c.hidden.is_(False))
             )
         return renders
 
@@ -111,8 +111,8 @@ class PromptStore:
                 await connection.execute(change)
                 return
             for start in range(0, len(ids), _CHUNK):
-                part = ids[start : start + _CHUNK]
-                await connection.execute(change.where(jobs.c.id.in_(part)))
+                chunk = ids[start : start + _CHUNK]
+                await connection.execute(change.where(jobs.c.id.in_(chunk)))
 
     async def set_record(self, job_id: str, sha256: str, attempt: int | None) -> None:
         """Store the SHA-256 of the blob with ComfyUI's history entry of a job.

@@ -66,77 +66,83 @@ class Pruner:
         Raises:
             ServiceUnavailable: the artifact store is unavailable; another run continues the work.
         """
-        while oldest := await self._fetch_oldest(before):
-            files = await self._references.collect_files(oldest)
-            inputs = await self._references.collect_open_inputs()
-            deletable = await self._references.find_unreferenced_files(files, inputs, before)
-            references = Counter(file for job_files in files.values() for file in job_files)
-            for chunk in split_into_chunks(list(files)):
-                count, kept = await self._database.write(
-                    partial(_delete_jobs, chunk, before, inputs)
+        while oldest_jobs := await self._fetch_oldest_jobs(before):
+            digests_by_job = await self._references.collect_digests(oldest_jobs)
+            input_ids = await self._references.collect_open_inputs()
+            deletable_digests = await self._references.find_unreferenced_digests(
+                digests_by_job, input_ids, before
+            )
+            reference_counts = Counter(
+                file for job_files in digests_by_job.values() for file in job_files
+            )
+            for chunk in split_into_chunks(list(digests_by_job)):
+                deleted_count, kept_ids = await self._database.write(
+                    partial(_delete_jobs, chunk, before, input_ids)
                 )
                 # Jobs that were retried meanwhile are in `kept`; others may have deleted the rest.
-                deleted = [job for job in chunk if job not in kept]
-                references.subtract(file for job in deleted for file in files[job])
+                deleted_ids = [job for job in chunk if job not in kept_ids]
+                reference_counts.subtract(
+                    file for job in deleted_ids for file in digests_by_job[job]
+                )
                 unused_digests = {
                     file
-                    for job in deleted
-                    for file in files[job]
-                    if file in deletable and not references[file]
+                    for job in deleted_ids
+                    for file in digests_by_job[job]
+                    if file in deletable_digests and not reference_counts[file]
                 }
-                yield PruneResult(jobs=count) + await self._references.delete_files(
+                yield PruneResult(jobs=deleted_count) + await self._references.delete_blobs(
                     unused_digests, before
                 )
 
         async def find_unreferenced(digests: Collection[str]) -> set[str]:
-            inputs = await self._references.collect_open_inputs()
-            return await self._references.find_unreferenced_files(
-                {"": set(digests)}, inputs, before
+            open_input_ids = await self._references.collect_open_inputs()
+            return await self._references.find_unreferenced_digests(
+                {"": set(digests)}, open_input_ids, before
             )
 
         pruned_text = await TextPruner(self._database, find_unreferenced).run(before)
-        result = await self._references.delete_files(pruned_text.blobs, before)
+        result = await self._references.delete_blobs(pruned_text.blobs, before)
         if result := result + PruneResult(batches=pruned_text.batches):
             yield result
         await self._deletions.free_ids(before)
 
-    async def run_files(self, before: datetime) -> PruneResult:
+    async def prune_expired_files(self, before: datetime) -> PruneResult:
         """Delete text models' files that expired or were deleted before ``before``; keep jobs."""
 
         async def find_unreferenced(digests: Collection[str]) -> set[str]:
-            inputs = await self._references.collect_open_inputs()
-            files = {"": set(digests)}
-            return await self._references.find_unreferenced_files(
-                files, inputs, before, keeps_jobs=True
+            input_ids = await self._references.collect_open_inputs()
+            digests_by_job = {"": set(digests)}
+            return await self._references.find_unreferenced_digests(
+                digests_by_job, input_ids, before, keeps_jobs=True
             )
 
-        blobs = await TextPruner(self._database, find_unreferenced).delete_files(before)
-        return await self._references.delete_files(blobs, before)
+        unused_digests = await TextPruner(self._database, find_unreferenced).delete_files(before)
+        return await self._references.delete_blobs(unused_digests, before)
 
-    async def run_deleted(self, before: datetime) -> PruneResult:
+    async def prune_deleted_files(self, before: datetime) -> PruneResult:
         """Delete the files of jobs and artifacts that their owners deleted before ``before``."""
         return await self._deletions.run(before)
 
-    async def run_due(self, days: int, *, with_files: bool) -> PruneResult | None:
-        """Delete jobs that ended ``days`` ago, and what users deleted or let expire a day ago.
+    async def prune_once(self, days: int, *, with_files: bool) -> PruneResult | None:
+        """Delete jobs that ended ``days`` ago, and files that were deleted or expired a day ago.
 
         Args:
-            days: age of the jobs; 0 keeps all.
+            days: the minimum age of the jobs in days; 0 keeps all jobs.
             with_files: whether to delete the files too, which may read the blobs of all jobs.
 
         Returns:
-            None if another process is pruning the database.
+            The counts of all deletions, or None if another process is pruning the database.
         """
         result = PruneResult()
-        async with self._database.advisory_lock("pruning") as acquired:
-            if not acquired:
+        async with self._database.advisory_lock("pruning") as has_lock:
+            if not has_lock:
                 return None
             if days:
-                async for part in self.run(now() - timedelta(days=days)):
-                    result += part
+                async for chunk_result in self.run(now() - timedelta(days=days)):
+                    result += chunk_result
             if with_files:
-                result += await self.run_files(now() - _FILES_KEPT)
-                result += await self.run_deleted(now() - _FILES_KEPT)
+                result += await self.prune_expired_files(now() - _FILES_KEPT)
+                result += await self.prune_deleted_files(now() - _FILES_KEPT)
         return result
 
     async def keep_pruning(self, days: int) -> None:
@@ -146,17 +152,17 @@ class Pruner:
         because that may read the blobs of all jobs. A lock ensures that only one process at a time
         prunes a database.
         """
-        files_due = now()
+        files_due_at = now()
         while True:
             try:
-                with_files = now() >= files_due
-                if await self.run_due(days, with_files=with_files) is not None and with_files:
-                    files_due = now() + _FILES_KEPT
+                with_files = now() >= files_due_at
+                if await self.prune_once(days, with_files=with_files) is not None and with_files:
+                    files_due_at = now() + _FILES_KEPT
             except Exception:
                 _log.exception("pruning failed; retrying in an hour")
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _fetch_oldest(self, before: datetime) -> Sequence[Mapping[Any, Any]]:
+    async def _fetch_oldest_jobs(self, before: datetime) -> Sequence[Mapping[Any, Any]]:
         query = (
             sa.select(jobs.c.id, *REFERENCE_COLUMNS)
             .where(_has_ended_before(before))
@@ -171,11 +177,11 @@ def _has_ended_before(before: datetime) -> sa.ColumnElement[bool]:
 
 
 def _delete_jobs(
-    chunk: Sequence[str], before: datetime, inputs: Collection[str], connection: sa.Connection
+    job_ids: Sequence[str], before: datetime, input_ids: Collection[str], connection: sa.Connection
 ) -> tuple[int, set[str]]:
-    """Delete those jobs of ``chunk`` that were not retried meanwhile.
+    """Delete those jobs of ``job_ids`` that were not retried meanwhile.
 
-    Artifacts in ``inputs`` are only marked as deleted: their owner no longer sees them, but the
+    Artifacts in ``input_ids`` are only marked as deleted: their owner no longer sees them, but the
     jobs that use them still read them.
 
     Returns:
@@ -183,16 +189,16 @@ def _delete_jobs(
     """
     query = (
         sa.select(jobs.c.id, _has_ended_before(before))
-        .where(jobs.c.id.in_(chunk))
+        .where(jobs.c.id.in_(job_ids))
         .order_by(jobs.c.id)
     )
     rows = connection.execute(query.with_for_update()).all()
-    deleted = [job for job, ended in rows if ended]
-    outputs = artifacts.c.job_id.in_(deleted)
-    ids = connection.execute(sa.select(artifacts.c.id).where(outputs)).scalars()
-    for part in split_into_chunks([artifact for artifact in ids if artifact in inputs]):
-        update = artifacts.update().where(artifacts.c.id.in_(part))
+    ended_ids = [job for job, ended in rows if ended]
+    is_output = artifacts.c.job_id.in_(ended_ids)
+    ids = connection.execute(sa.select(artifacts.c.id).where(is_output)).scalars()
+    for chunk in split_into_chunks([artifact for artifact in ids if artifact in input_ids]):
+        update = artifacts.update().where(artifacts.c.id.in_(chunk))
         connection.execute(update.values(job_id=None, deleted_at=now()))
-    connection.execute(artifacts.delete().where(outputs))
-    connection.execute(jobs.delete().where(jobs.c.id.in_(deleted)))
-    return len(deleted), {job for job, ended in rows if not ended}
+    connection.execute(artifacts.delete().where(is_output))
+    connection.execute(jobs.delete().where(jobs.c.id.in_(ended_ids)))
+    return len(ended_ids), {job for job, ended in rows if not ended}

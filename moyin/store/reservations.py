@@ -47,7 +47,7 @@ class DueReservation:
         """The amount that budgets must count, in billionths of a US dollar."""
         if self.ended:
             return self.booked
-        return max(self.booked, _to_nano(self.reservation))
+        return max(self.booked, _to_nano_usd(self.reservation))
 
 
 def insert_reservation(
@@ -56,7 +56,7 @@ def insert_reservation(
     """Insert the reservation of a job, if there is one; ``moment`` is its time of creation."""
     if reservation is None:
         return
-    nano = _to_nano(reservation)
+    nano_usd = _to_nano_usd(reservation)
     row = {
         "id": reservation.id,
         "job_id": job_id,
@@ -64,8 +64,8 @@ def insert_reservation(
         "subjects": list(reservation.subjects),
         "day": reservation.day,
         "month": reservation.month,
-        "reserved_nano": nano,
-        "counted_nano": nano,
+        "reserved_nano": nano_usd,
+        "counted_nano": nano_usd,
         "booked_nano": 0,
         "created_at": moment,
         "ended": False,
@@ -89,21 +89,21 @@ def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, moment: date
         moment: the time from which the reservation is due, if budgets must now count another
             amount.
     """
-    newest = (
+    newest_id = (
         sa.select(reservations.c.id)
         .where(reservations.c.job_id == job_id)
         .order_by(reservations.c.created_at.desc())
         .limit(1)
         .scalar_subquery()
     )
-    booked = reservations.c.booked_nano + nano_usd
-    must_count = reservations.c.ended | (booked > reservations.c.counted_nano)
+    booked_nano_usd = reservations.c.booked_nano + nano_usd
+    must_count = reservations.c.ended | (booked_nano_usd > reservations.c.counted_nano)
     due_at = sa.case(
         (must_count, sa.func.coalesce(reservations.c.due_at, sa.bindparam("moment", moment))),
         else_=reservations.c.due_at,
     )
-    change = reservations.update().where(reservations.c.id == newest)
-    connection.execute(change.values(booked_nano=booked, due_at=due_at))
+    change = reservations.update().where(reservations.c.id == newest_id)
+    connection.execute(change.values(booked_nano=booked_nano_usd, due_at=due_at))
 
 
 class ReservationStore:
@@ -123,9 +123,9 @@ class ReservationStore:
             .order_by(reservations.c.due_at)
             .limit(_MAX_DUE)
         )
-        return [_parse(row) for row in await self._database.fetch_all(query)]
+        return [_parse_due_reservation(row) for row in await self._database.fetch_all(query)]
 
-    async def mark_counted(self, reservation: DueReservation) -> bool:
+    async def mark_counted(self, due_reservation: DueReservation) -> bool:
         """Record that budgets now count `reservation.amount`.
 
         Return False if the amount has changed meanwhile.
@@ -134,13 +134,13 @@ class ReservationStore:
         change = (
             reservations.update()
             .where(
-                reservations.c.id == reservation.reservation.id,
-                reservations.c.booked_nano == reservation.booked,
-                reservations.c.ended.is_(reservation.ended),
+                reservations.c.id == due_reservation.reservation.id,
+                reservations.c.booked_nano == due_reservation.booked,
+                reservations.c.ended.is_(due_reservation.ended),
             )
-            .values(counted_nano=reservation.amount, due_at=None)
+            .values(counted_nano=due_reservation.amount, due_at=None)
         )
-        if reservation.ended:
+        if due_reservation.ended:
             change = change.values(settled_at=moment)
         return await self._database.execute(change) > 0
 
@@ -149,19 +149,21 @@ class ReservationStore:
 
         The caller repeats this until it returns 0.
         """
-        old = (
+        old_ids = (
             sa.select(reservations.c.id)
             .where(reservations.c.settled_at < now() - _KEPT, reservations.c.due_at.is_(None))
             .limit(_MAX_DELETED)
         )
-        return await self._database.execute(reservations.delete().where(reservations.c.id.in_(old)))
+        return await self._database.execute(
+            reservations.delete().where(reservations.c.id.in_(old_ids))
+        )
 
 
-def _to_nano(reservation: JobReservation) -> int:
+def _to_nano_usd(reservation: JobReservation) -> int:
     return int((reservation.usd * _NANO).to_integral_value(ROUND_CEILING))
 
 
-def _parse(row: Mapping[Any, Any]) -> DueReservation:
+def _parse_due_reservation(row: Mapping[Any, Any]) -> DueReservation:
     return DueReservation(
         reservation=JobReservation(
             id=row["id"],

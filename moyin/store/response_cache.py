@@ -47,16 +47,16 @@ class ResponseCache:
 
 
 def _encode(response: CachedResponse) -> bytes:
-    head = {
+    header = {
         "backend": response.backend,
         "model": response.model,
         "content_type": response.content_type,
         "usage": asdict(response.usage),
     }
-    return json.dumps(head).encode() + b"\n" + response.body
+    return json.dumps(header).encode() + b"\n" + response.body
 
 
 def _decode(encoded: bytes) -> CachedResponse:
-    head, _, body = encoded.partition(b"\n")
-    members = json.loads(head)
+    header, _, body = encoded.partition(b"\n")
+    members = json.loads(header)
     return CachedResponse(**{**members, "usage": Usage(**members["usage"])}, body=body)

@@ -48,19 +48,19 @@ class TenantCache:
         """Cache a value for ``ttl`` seconds, and evict all but the owner's newest ``entries``."""
         if self._is_paused:
             return
-        index, now = self._build_index_key(owner), time.time()
-        name = f"{index}:{digest}"
+        index_key, timestamp = self._build_index_key(owner), time.time()
+        key = f"{index_key}:{digest}"
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.set(name, value, ex=ttl)
-                pipeline.zadd(index, {name: now})
-                pipeline.zcard(index)
-                pipeline.expire(index, ttl, gt=True)
-                pipeline.expire(index, ttl, nx=True)
+                pipeline.set(key, value, ex=ttl)
+                pipeline.zadd(index_key, {key: timestamp})
+                pipeline.zcard(index_key)
+                pipeline.expire(index_key, ttl, gt=True)
+                pipeline.expire(index_key, ttl, nx=True)
                 results = await pipeline.execute()
-            if (excess := results[2] - entries) > 0:
-                oldest = await self._redis.zpopmin(index, excess)
-                await self._redis.delete(*(evicted for evicted, _ in oldest))
+            if (excess_count := results[2] - entries) > 0:
+                oldest_entries = await self._redis.zpopmin(index_key, excess_count)
+                await self._redis.delete(*(evicted for evicted, _ in oldest_entries))
         except (RedisError, OSError) as error:
             self._pause(error)
 

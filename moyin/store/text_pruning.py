@@ -59,16 +59,16 @@ class TextPruner:
             The digests of blobs that nothing refers to any more.
         """
         digests: set[str] = set()
-        while rows := await self._fetch_files(before):
-            kept_digests = await self._find_kept([row["sha256"] for row in rows], before)
+        while rows := await self._fetch_deletable_files(before):
+            kept_digests = await self._find_kept_digests([row["sha256"] for row in rows], before)
             digests.update(row["sha256"] for row in rows if row["sha256"] not in kept_digests)
-            delete = files.delete().where(files.c.id.in_([row["id"] for row in rows]))
-            await self._database.execute(delete)
-        unused = await self._find_unreferenced(digests) if digests else ()
-        return frozenset(unused)
+            statement = files.delete().where(files.c.id.in_([row["id"] for row in rows]))
+            await self._database.execute(statement)
+        unused_digests = await self._find_unreferenced(digests) if digests else ()
+        return frozenset(unused_digests)
 
     async def _delete_batches(self, before: datetime) -> int:
-        count = 0
+        deleted_count = 0
         query = (
             sa.select(
                 text_batches.c.id, text_batches.c.output_file_id, text_batches.c.error_file_id
@@ -79,7 +79,7 @@ class TextPruner:
         )
         while rows := await self._database.fetch_all(query):
             ids = [row["id"] for row in rows]
-            results = [
+            result_file_ids = [
                 file
                 for row in rows
                 for file in (row["output_file_id"], row["error_file_id"])
@@ -87,25 +87,29 @@ class TextPruner:
             ]
 
             def write(
-                connection: sa.Connection, ids: list[str] = ids, results: list[str] = results
+                connection: sa.Connection,
+                ids: list[str] = ids,
+                result_file_ids: list[str] = result_file_ids,
             ) -> None:
                 # In the past, so that the files are deleted at once.
-                hide = files.update().where(files.c.id.in_(results), files.c.deleted_at.is_(None))
-                connection.execute(hide.values(deleted_at=before))
+                hide_files = files.update().where(
+                    files.c.id.in_(result_file_ids), files.c.deleted_at.is_(None)
+                )
+                connection.execute(hide_files.values(deleted_at=before))
                 connection.execute(
                     native_batches.delete().where(native_batches.c.batch_id.in_(ids))
                 )
                 connection.execute(text_batches.delete().where(text_batches.c.id.in_(ids)))
 
             await self._database.write(write)
-            count += len(ids)
-        return count
+            deleted_count += len(ids)
+        return deleted_count
 
-    async def _fetch_files(self, before: datetime) -> Sequence[Any]:
+    async def _fetch_deletable_files(self, before: datetime) -> Sequence[Any]:
         query = sa.select(files.c.id, files.c.sha256).where(_is_deletable(before)).limit(_CHUNK)
         return await self._database.fetch_all(query)
 
-    async def _find_kept(self, digests: Sequence[str], before: datetime) -> set[str]:
+    async def _find_kept_digests(self, digests: Sequence[str], before: datetime) -> set[str]:
         """Return the subset of ``digests`` that undeleted files still need.
 
         Args:
@@ -123,7 +127,7 @@ async def count_prunable_batches(database: Database, before: datetime) -> int:
     return int(await database.fetch_value(query))
 
 
-async def find_file_blobs(database: Database, digests: Collection[str]) -> set[str]:
+async def find_file_digests(database: Database, digests: Collection[str]) -> set[str]:
     """Return those of ``digests`` that belong to a file, even to one hidden from its owner."""
     found_digests: set[str] = set()
     digest_list = list(digests)

@@ -25,15 +25,15 @@ class ValkeyConnection(redis.Connection):
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
-        limit, self.socket_timeout = self.socket_timeout, None
+        timeout, self.socket_timeout = self.socket_timeout, None
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(timeout):
                 await super().send_packed_command(command, check_health)
         except TimeoutError:
             # redis-py has closed the connection, as after any interrupted sending.
-            raise RedisTimeoutError(f"Valkey did not accept a command in {limit} s") from None
+            raise RedisTimeoutError(f"Valkey did not accept a command in {timeout} s") from None
         finally:
-            self.socket_timeout = limit
+            self.socket_timeout = timeout
 
 
 def connect(url: str, *, timeout: float | None = _TIMEOUT_SECONDS) -> redis.Redis:

@@ -24,7 +24,7 @@ from moyin.domain.identity import (
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
-from moyin.store.cursors import PageQuery
+from moyin.store.cursors import PageRequest
 from moyin.store.keys import ApiKey, KeyStore, get_key_expiry
 from moyin.store.limits import LimitStore, list_limit_subjects
 from moyin.store.reauthorization import ReauthorizedTransactions
@@ -32,7 +32,7 @@ from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Transaction, now
 from moyin.store.users import UserStore
 
-_ALL = PageQuery()
+_ALL = PageRequest()
 # Maximum length of a key's name, in characters.
 _MAX_OWNER_LENGTH = 128
 
@@ -73,7 +73,7 @@ class ApiKeyService:
         user: str | None = None,
         valid: bool = False,
         search: str = "",
-        page: PageQuery = _ALL,
+        page: PageRequest = _ALL,
     ) -> tuple[list[ApiKey], str | None]:
         """Return a page of keys that the caller may see, and the cursor of the next page, if any.
 
@@ -98,7 +98,7 @@ class ApiKeyService:
                 return [], None
             user = identity.user
         return await self._keys.list_by_owner(
-            owner or identity.owner, user=user, valid=valid, search=search, page=page
+            owner or identity.owner, user=user, valid_only=valid, search=search, page=page
         )
 
     async def create_key(

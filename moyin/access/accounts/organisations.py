@@ -15,13 +15,13 @@ from moyin.domain.account import ROLE_SCOPES, Organisation, Role, User, UserKind
 from moyin.domain.identity import OPERATOR, ORG_ADMIN, ORG_READ
 from moyin.errors import InvalidRequest, NotFound
 from moyin.store.audit import AuditEntry, AuditEvent, AuditFilter, AuditLog
-from moyin.store.cursors import PageQuery
+from moyin.store.cursors import PageRequest
 from moyin.store.reauthorization import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import now
 from moyin.store.users import UserStore
 
-_ALL = PageQuery()
+_ALL = PageRequest()
 
 
 class OrganisationService:
@@ -59,7 +59,7 @@ class OrganisationService:
         return organisation
 
     async def list_organisations(
-        self, caller: Caller, *, search: str = "", page: PageQuery = _ALL
+        self, caller: Caller, *, search: str = "", page: PageRequest = _ALL
     ) -> tuple[list[Organisation], str | None]:
         """Return a page of organisations, and the cursor of the next page, if any.
 
@@ -79,7 +79,7 @@ class OrganisationService:
         return await self._users.get_organisation(organisation)
 
     async def list_members(
-        self, caller: Caller, organisation: str, *, search: str = "", page: PageQuery = _ALL
+        self, caller: Caller, organisation: str, *, search: str = "", page: PageRequest = _ALL
     ) -> tuple[list[User], str | None]:
         """Return a page of the members and service accounts, and the next page's cursor, if any.
 

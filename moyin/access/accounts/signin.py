@@ -160,7 +160,10 @@ class SignInService:
                 # The creator of the account never proved to own its email, and therefore loses
                 # access.
                 await self._users.transfer_to_sign_in(
-                    user.id, provider.issuer, verified.subject, trusted=self.policy.trusted_issuers
+                    user.id,
+                    provider.issuer,
+                    verified.subject,
+                    trusted_issuers=self.policy.trusted_issuers,
                 )
         if user is None and provider.registers and self.policy.allows_registration:
             user = await self._create_verified_player(verified)

@@ -199,7 +199,9 @@ class TextBatchActivities:
                     await self._request_work(batch)
                 await asyncio.sleep(_SEAL_SECONDS)
             output, errors = await write_results(batch, self._lines, self._blobs)
-            return (await self._batches.finish(batch.id, output=output, errors=errors)).status.value
+            return (
+                await self._batches.finish(batch.id, output_file=output, error_file=errors)
+            ).status.value
 
     async def _run_lines(self, batch_id: str) -> str:
         """Let a replica of the models app run lines for some seconds, with the submitter's rights.

@@ -87,7 +87,7 @@ class NativeCollector:
                 if not is_open and not native.state.get("is_cancelled"):
                     await api.cancel(native.remote_id, deadline)
                     native = replace(native, state={**native.state, "is_cancelled": True})
-                await self._store.save(native, due_in=self._get_poll_seconds())
+                await self._store.save(native, due_in_seconds=self._get_poll_seconds())
 
     async def _collect_results(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, remote_batch: RemoteBatch
@@ -122,7 +122,7 @@ class NativeCollector:
         """
         if not group:
             return
-        lines = await self._lines.list_numbers(native.batch_id, sorted(group), native.id)
+        lines = await self._lines.list_claimed_lines(native.batch_id, sorted(group), native.id)
         contents = await read_lines(self._blobs, work.input.sha256, lines)
         finished_lines = await run_in_thread_with_pause(
             self._decode_results, work, native, api, group, list(zip(lines, contents, strict=True))

@@ -63,7 +63,7 @@ class NativePlanner:
                     await self._assign_lines(work, groups, key, chosen_lines)
             last_number = page[-1].number
         for group in groups.values():
-            await self._store.make_due(group.native)
+            await self._store.make_first_step_due(group.native)
         await self._store.save(replace(plan, status=NativeStatus.DONE))
 
     def _choose_lines(
@@ -106,7 +106,7 @@ class NativePlanner:
             limit = min(api.max_requests, _MAX_LINES)
             if group is not None and (group.count >= limit or group.size + size > api.max_bytes):
                 await self._store.assign(group.native, numbers)
-                await self._store.make_due(group.native)
+                await self._store.make_first_step_due(group.native)
                 numbers, group = [], None
             if group is None:
                 group = groups[key] = _Group(await self._add_native_batch(work.batch, *key))

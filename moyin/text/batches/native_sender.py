@@ -91,7 +91,7 @@ class NativeSender:
                 status=NativeStatus.SENDING,
                 state={"since": datetime.now(UTC).isoformat(), "count": payload.count},
             )
-            await self._store.save(sent_batch, due_in=LEASE_SECONDS)
+            await self._store.save(sent_batch, due_in_seconds=LEASE_SECONDS)
             deadline = asyncio.get_running_loop().time() + TRANSFER_SECONDS
             try:
                 remote = await api.submit(payload, deadline)
@@ -106,7 +106,7 @@ class NativeSender:
                     native.id, native.backend, error.message,
                 )  # fmt: skip
                 pause = max(error.retry_after or 0.0, self._retry_seconds)
-                await self._store.save(sent_batch, due_in=pause)
+                await self._store.save(sent_batch, due_in_seconds=pause)
                 return
         await self._record_remote_id(sent_batch, remote)
 
@@ -121,7 +121,7 @@ class NativeSender:
             native = replace(native, state={**native.state, "lost_at": now().isoformat()})
         lost_at = datetime.fromisoformat(native.state["lost_at"])
         is_late = now() > lost_at + _SEARCH_PERIOD
-        await self._store.save(native, due_in=LEASE_SECONDS)
+        await self._store.save(native, due_in_seconds=LEASE_SECONDS)
         known_ids = await self._store.list_remote_ids(native.backend)
         try:
             remote, may_run = await self._find_remote_batch(native, api, known_ids)
@@ -138,7 +138,7 @@ class NativeSender:
             await abandon(self._store, native, "unknown if its back end runs it")
         elif may_run or now() < lost_at + self._appearance:
             # Releasing the lines of a running batch would get them answered twice.
-            await self._store.save(native, due_in=self._get_poll_seconds())
+            await self._store.save(native, due_in_seconds=self._get_poll_seconds())
         else:
             unsent_batch = replace(native, status=NativeStatus.ASSIGNED, state={})
             await self._store.save(unsent_batch)
@@ -185,7 +185,7 @@ class NativeSender:
     async def _record_remote_id(self, native: NativeBatch, remote_batch: RemoteBatch) -> None:
         """Record the id that the back end gave a native batch."""
         running_batch = replace(native, status=NativeStatus.RUNNING, remote_id=remote_batch.id)
-        await self._store.save(running_batch, due_in=self._get_poll_seconds())
+        await self._store.save(running_batch, due_in_seconds=self._get_poll_seconds())
         _log.info("native batch %s is %s at %s", native.id, remote_batch.id, native.backend)
 
     async def _write_payload(

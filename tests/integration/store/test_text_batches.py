@@ -75,7 +75,7 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
         while True:
             results = {}
             for batch_id in batch_order:
-                results[batch_id] = await lines.claim(batch_id, name, 10, seconds=60)
+                results[batch_id] = await lines.claim(batch_id, name, 10, alive_seconds=60)
                 claimed_numbers[batch_id] += [line.number for line in results[batch_id]]
             group = [
                 answered_line(b, line.number)
@@ -105,7 +105,7 @@ async def test_new_runners_at_once_claim_each_line_once(database: Database) -> N
     for round_number in range(ROUNDS):
         groups = await asyncio.gather(
             *(
-                lines.claim("batch_1", f"{round_number}-{runner}", 10, seconds=60)
+                lines.claim("batch_1", f"{round_number}-{runner}", 10, alive_seconds=60)
                 for runner in range(NEW_RUNNERS)
             )
         )
@@ -126,14 +126,14 @@ async def test_native_batches_take_no_line_from_a_new_runner(database: Database)
         await native_batches.add(native_batch)
         names = [f"{batch_id}-{runner}" for runner in range(4)]
         groups, assigned = await asyncio.gather(
-            asyncio.gather(*(lines.claim(batch_id, name, 2, seconds=60) for name in names)),
+            asyncio.gather(*(lines.claim(batch_id, name, 2, alive_seconds=60) for name in names)),
             native_batches.assign(native_batch, numbers),
         )
         claimed_numbers = [line.number for group in groups for line in group]
         native_numbers = [
             line.number for line in await native_batches.list_lines(native_batch, 0, 10)
         ]
-        remaining_lines = await lines.claim(batch_id, "last", 10, seconds=60)
+        remaining_lines = await lines.claim(batch_id, "last", 10, alive_seconds=60)
         assert len(native_numbers) == assigned
         assert sorted(
             claimed_numbers + native_numbers + [line.number for line in remaining_lines]

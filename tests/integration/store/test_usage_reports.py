@@ -190,7 +190,7 @@ async def test_calls_are_summed_by_user_and_renders_by_template(
         UserKind.SERVICE, email=None, name="bot", organisation=organisation, role=Role.MEMBER
     )
     key, _ = await keys.create(organisation, "bot's", user=user.id)
-    session, _ = await SessionStore(database, idle=timedelta(days=1)).open(user.id)
+    session, _ = await SessionStore(database, idle_timeout=timedelta(days=1)).open(user.id)
     tenants, _ = await keys.create(organisation, "tenant's")
     row = {
         "owner": organisation, "kind": "render", "status": "succeeded", "spec": "", "heads": [],

@@ -75,7 +75,7 @@ async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(
     get, reads = rig.prompts.get, asyncio.Semaphore(0)
 
     async def count_read(owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
-        jobs = await get(owner, ids, hidden=hidden)
+        jobs = await get(owner, ids, with_hidden=hidden)
         reads.release()
         return jobs
 

@@ -14,7 +14,7 @@ import pytest
 
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.errors import ArchiveTooLarge
-from moyin.store.archives import MAX_BYTES, MAX_FILES, Archive, choose_names
+from moyin.store.archives import MAX_BYTES, MAX_FILES, Archive, choose_file_names
 from moyin.store.blobs import BlobStore
 
 MADE = datetime(2026, 11, 29, 12, 30, 10, tzinfo=UTC)
@@ -66,7 +66,7 @@ async def test_a_file_whose_content_is_gone_ends_the_archive(tmp_path: Path) -> 
 
 
 def test_names_are_safe_and_different_on_every_system() -> None:
-    names = choose_names(
+    names = choose_file_names(
         [
             new_file(name)
             for name in (

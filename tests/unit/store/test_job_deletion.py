@@ -89,7 +89,7 @@ class Rig:
     async def prune(self) -> PruneResult:
         """Prune everything that was deleted so far, as if all files were old enough."""
         prune_before = now() + LATER
-        return await self.pruner.run_deleted(prune_before)
+        return await self.pruner.prune_deleted_files(prune_before)
 
     def files(self) -> set[str]:
         return {file.name for file in self.folder.rglob("*") if file.is_file()}
@@ -197,7 +197,7 @@ async def test_files_that_were_deleted_lately_stay(rig: Rig) -> None:
     job = await rig.job()
     files_before = rig.files()
     await rig.jobs.delete("ada", [job.id])
-    assert await rig.pruner.run_deleted(now() - LATER) == PruneResult()
+    assert await rig.pruner.prune_deleted_files(now() - LATER) == PruneResult()
     assert rig.files() == files_before
 
 
@@ -276,5 +276,5 @@ async def test_a_deleted_upload_can_be_restored(database: Database, tmp_path: Pa
         await rig.artifacts.get("ada", upload.id)
     await rig.artifacts.add_or_restore(upload, owner="ada")
     assert await rig.artifacts.get("ada", upload.id) == upload
-    await rig.pruner.run_deleted(now() + LATER)
+    await rig.pruner.prune_deleted_files(now() + LATER)
     assert await rig.artifacts.get("ada", upload.id) == upload

@@ -230,14 +230,14 @@ async def test_a_job_retried_during_pruning_keeps_its_files(
 ) -> None:
     await past_jobs.job(graph="same")
     retried_id = await past_jobs.job(graph="same", status=JobStatus.FAILED)
-    find_unreferenced_files = past_jobs.pruner._references.find_unreferenced_files
+    find_unreferenced_digests = past_jobs.pruner._references.find_unreferenced_digests
 
     async def retry_meanwhile(*arguments: Any) -> set[str]:
-        result = await find_unreferenced_files(*arguments)
+        result = await find_unreferenced_digests(*arguments)
         await past_jobs.jobs.reopen("ada", retried_id)
         return result
 
-    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", retry_meanwhile)
+    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_digests", retry_meanwhile)
     pruned_total = await past_jobs.prune()
     # The output of the other job; both share the graph and the picture.
     assert (pruned_total.jobs, pruned_total.files) == (1, 1)
@@ -255,15 +255,18 @@ async def test_concurrent_pruners_leave_no_files(
     past_jobs.make_files_old()
     other_pruner = Pruner(past_jobs.database, past_jobs.blobs)
     first_run, second_run = other_pruner.run(BEFORE), past_jobs.pruner.run(BEFORE)
-    find_unreferenced_files, pruned_total = past_jobs.pruner._references.find_unreferenced_files, []
+    find_unreferenced_digests, pruned_total = (
+        past_jobs.pruner._references.find_unreferenced_digests,
+        [],
+    )
 
     async def prune_meanwhile(*arguments: Any) -> set[str]:
-        result = await find_unreferenced_files(*arguments)
+        result = await find_unreferenced_digests(*arguments)
         pruned_total.append(await anext(first_run))
         return result
 
     # Both have seen all four jobs before any is deleted, and each deletes some of them.
-    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", prune_meanwhile)
+    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_digests", prune_meanwhile)
     pruned_total += [await anext(second_run), await anext(second_run)]
     for run in (first_run, second_run):
         pruned_total += [part async for part in run]
