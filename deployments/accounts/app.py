@@ -152,7 +152,7 @@ def new_services(
         token_issuer=token_issuer,
         users=users,
         sessions=sessions,
-        authenticator=create_authenticator(database, signing_key, cached=False),
+        authenticator=create_authenticator(database, signing_key, uses_cache=False),
         observer=observer,
         proxies=TrustedProxies(settings.trusted_proxies),
         meter=meter,
@@ -207,8 +207,8 @@ def new_app(services: AccountsServices) -> Gatekeeper:
     return Gatekeeper(
         AuthorizationMiddleware(with_root_path, scope_of=lambda _: None, meter=services.meter),
         service="accounts", authenticator=services.authenticator, errors=render_problem_details,
-        max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public=_PUBLIC,
-        credentials=CredentialFinder(cookie=lambda _: True),
+        max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public_paths=_PUBLIC,
+        credentials=CredentialFinder(may_use_cookie=lambda _: True),
     )  # fmt: skip
 
 

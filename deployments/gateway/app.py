@@ -183,10 +183,10 @@ def new_app(services: GatewayServices) -> Gatekeeper:
 
     return Gatekeeper(
         proxy_or_app, service="gateway", authenticator=services.authenticator, errors=render_error,
-        max_body_bytes=services.max_body_bytes, observer=services.observer, public=is_public,
+        max_body_bytes=services.max_body_bytes, observer=services.observer, public_paths=is_public,
         credentials=CredentialFinder(
-            query=accepts_query_key, proxied=is_proxied, cookie=accepts_cookie,
-            event_token=accepts_event_token,
+            may_use_query=accepts_query_key, is_proxied=is_proxied, may_use_cookie=accepts_cookie,
+            may_use_event_token=accepts_event_token,
         ),
         stream_errors=render_stream_error,
         # The proxy forwards bodies as they are.

@@ -231,7 +231,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         _HotPathRouter(hot_routes, fastapi),
         scope_of=lambda scope: _SCOPES.get(scope["path"], TEXT),
         meter=services.meter,
-        priced=frozenset(f"{_PREFIX}{path}" for path in hot_routes),
+        priced_paths=frozenset(f"{_PREFIX}{path}" for path in hot_routes),
     )
 
     def body_limit_of(scope: Scope) -> int | None:
@@ -247,8 +247,8 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         max_body_bytes=services.max_body_bytes,
         body_limit_of=body_limit_of,
         observer=services.observer,
-        public=_PUBLIC_PATHS,
-        credentials=CredentialFinder(cookie=lambda _: True),
+        public_paths=_PUBLIC_PATHS,
+        credentials=CredentialFinder(may_use_cookie=lambda _: True),
         stream_errors=render_stream_error,
         errors_of=choose_renderer,
     )

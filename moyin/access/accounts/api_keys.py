@@ -33,7 +33,7 @@ from moyin.store.sql import Transaction, now
 from moyin.store.users import UserStore
 
 _ALL = PageRequest()
-# Maximum length of a key's name, in characters.
+# Maximum length of a tenant's name, in characters.
 _MAX_OWNER_LENGTH = 128
 
 
@@ -140,14 +140,14 @@ class ApiKeyService:
         key_scopes = _select_default_scopes(user_scopes) if scopes is None else frozenset(scopes)
         require_grantable(identity, key_scopes)
         async with self._transactions.begin(identity) as transaction:
-            if (end := await _get_caller_key_expiry(transaction, identity)) is not None:
-                if expires_at is not None and expires_at > end:
+            if (caller_expiry := await _get_caller_key_expiry(transaction, identity)) is not None:
+                if expires_at is not None and expires_at > caller_expiry:
                     raise InvalidRequest(
-                        f"expires_at must not be later than {end.isoformat()}, when your own key expires",
+                        f"expires_at must not be later than {caller_expiry.isoformat()}, when your own key expires",
                         field="expires_at",
                     )
-                expires_at = expires_at or end
-            key_id, text = await self._keys.create(
+                expires_at = expires_at or caller_expiry
+            key_id, key_text = await self._keys.create(
                 owner,
                 name,
                 scopes=key_scopes,
@@ -158,7 +158,7 @@ class ApiKeyService:
             details = {"name": name, "scopes": sorted(key_scopes)}
             event = caller.create_audit_event("key.create", owner, key_id, details)
             await self._audit.write(event, within=transaction)
-        return await self._keys.get(key_id), text
+        return await self._keys.get(key_id), key_text
 
     async def rotate_key(self, caller: Caller, key_id: str, overlap: timedelta) -> str:
         """Replace the secret of a key and return the new text.
@@ -176,14 +176,17 @@ class ApiKeyService:
             "key.rotate", key.owner, key_id, {"overlap_seconds": overlap.total_seconds()}
         )
         async with self._transactions.begin(caller.identity) as transaction:
-            end = await _get_caller_key_expiry(transaction, caller.identity)
-            if end is not None and (key.expires_at is None or key.expires_at > end):
+            caller_expiry = await _get_caller_key_expiry(transaction, caller.identity)
+            if caller_expiry is not None and (
+                key.expires_at is None or key.expires_at > caller_expiry
+            ):
                 raise InsufficientScope(
-                    f"key {key_id!r} expires later than your own key, so you cannot rotate it"
+                    f"key {key_id!r} expires later than your own key, so you cannot rotate it; use a "
+                    "key that expires later"
                 )
-            text = await self._keys.rotate(key_id, overlap=overlap, within=transaction)
+            key_text = await self._keys.rotate(key_id, overlap=overlap, within=transaction)
             await self._audit.write(event, within=transaction)
-        return text
+        return key_text
 
     async def revoke_key(self, caller: Caller, key_id: str) -> None:
         """Revoke an API key, so that requests with it are refused."""
@@ -287,25 +290,27 @@ class ApiKeyService:
             changes: True if the caller wants to change the limits, False to see them.
         """
         identity = caller.identity
-        kind, _, name = subject.partition(":")
+        kind, _, subject_id = subject.partition(":")
         if identity.has_scope(OPERATOR):
-            return await self._find_tenant(kind, name)
+            return await self._find_tenant(kind, subject_id)
         require_scope(identity, ORG_ADMIN)
         kinds = ("key", "user") if changes else ("key", "user", "owner")
-        if kind not in kinds or await self._find_tenant(kind, name) != identity.owner:
+        if kind not in kinds or await self._find_tenant(kind, subject_id) != identity.owner:
             raise NotFound(
                 f"subject {subject!r} must be key:<id> or user:<id> of your own organisation"
             )
         return identity.owner
 
-    async def _find_tenant(self, kind: str, name: str) -> str:
+    async def _find_tenant(self, kind: str, subject_id: str) -> str:
         match kind:
             case "key":
-                return (await self._keys.get(name)).owner
+                return (await self._keys.get(subject_id)).owner
             case "user":
-                return (await self._users.get(name)).owner
-            case "owner" if 0 < len(name) <= _MAX_OWNER_LENGTH and not is_internal_owner(name):
-                return name
+                return (await self._users.get(subject_id)).owner
+            case "owner" if 0 < len(subject_id) <= _MAX_OWNER_LENGTH and not is_internal_owner(
+                subject_id
+            ):
+                return subject_id
         raise InvalidRequest(
             "subject must be key:<id>, user:<id> or owner:<tenant>", field="subject"
         )

@@ -108,7 +108,7 @@ class AttemptLimits:
         """Decrement the counters of a successful attempt, and trust its IP address from now on."""
         await self._throttle.subtract(*attempt.keys)
         if attempt.address:
-            await self._throttle.record_known(
+            await self._throttle.record_known_address(
                 _join_account_and_address(attempt.email, attempt.address)
             )
 
@@ -147,12 +147,12 @@ class AttemptLimits:
     ) -> SignInAttempt:
         rates = self._throttle.rates
         device_id = None if user_id is None else self._devices.get_device_id(device_token, user_id)
-        account = ThrottleKey(f"account {email}", rates.account)
+        account_key = ThrottleKey(f"account {email}", rates.account)
         is_trusted = True
         if device_id is not None:
             keys: tuple[ThrottleKey, ...] = (ThrottleKey(f"device {device_id}", rates.device),)
         elif not address:
-            keys, is_trusted = (account,), False
+            keys, is_trusted = (account_key,), False
         else:
             # The address is counted first, so that an address that guesses too fast does not use up
             # the account's limit.
@@ -160,9 +160,11 @@ class AttemptLimits:
                 ThrottleKey(f"pair {_join_account_and_address(email, address)}", rates.pair),
                 ThrottleKey(f"address {address}", rates.address),
             )
-            is_trusted = await self._throttle.is_known(_join_account_and_address(email, address))
+            is_trusted = await self._throttle.is_known_address(
+                _join_account_and_address(email, address)
+            )
             if not is_trusted:
-                keys += (account,)
+                keys += (account_key,)
         return SignInAttempt(email=email, address=address, keys=keys, is_trusted=is_trusted)
 
 

@@ -53,8 +53,8 @@ def require_grantable(identity: Identity, scopes: frozenset[str]) -> None:
     """
     if ALL in identity.scopes:
         return
-    if missing := sorted(scopes - identity.scopes):
+    if missing_scopes := sorted(scopes - identity.scopes):
         raise InsufficientScope(
-            f"cannot grant scopes that the caller lacks: {', '.join(missing)}",
-            details={"scope": missing[0]},
+            f"cannot grant scopes that the caller lacks: {', '.join(missing_scopes)}",
+            details={"scope": missing_scopes[0]},
         )

@@ -224,14 +224,14 @@ class OrganisationService:
         """
         require_scope(caller.identity, OPERATOR)
         user = await self._users.get(user_id)
-        at = (user.disabled_at or now()) if disabled else None
+        disabled_at = (user.disabled_at or now()) if disabled else None
         event = caller.create_audit_event(
             "user.change", user.owner, user_id, {"disabled": disabled}
         )
-        return await self._change_user(caller, event, user_id, {"disabled_at": at})
+        return await self._change_user(caller, event, user_id, {"disabled_at": disabled_at})
 
     async def list_audit_entries(
-        self, caller: Caller, entries: AuditFilter, *, limit: int, before: str | None
+        self, caller: Caller, entry_filter: AuditFilter, *, limit: int, before: str | None
     ) -> list[AuditEntry]:
         """Return entries of the audit log, newest first.
 
@@ -247,10 +247,10 @@ class OrganisationService:
         identity = caller.identity
         if not identity.has_scope(OPERATOR):
             require_scope(identity, ORG_ADMIN)
-            if entries.owner not in (None, identity.owner):
+            if entry_filter.owner not in (None, identity.owner):
                 require_scope(identity, OPERATOR)
-            entries = replace(entries, owner=identity.owner)
-        return await self._audit.list_entries(entries, limit=limit, before=before)
+            entry_filter = replace(entry_filter, owner=identity.owner)
+        return await self._audit.list_entries(entry_filter, limit=limit, before=before)
 
     def _require_access(self, caller: Caller, organisation: str, scope: str) -> None:
         identity = caller.identity

@@ -156,16 +156,16 @@ async def _run_in_thread(work: Callable[..., T], *arguments: str) -> T:
     early could start any number of threads.
     """
     thread_task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    cancelled: asyncio.CancelledError | None = None
+    cancellation: asyncio.CancelledError | None = None
     while not thread_task.done():
         try:
             await asyncio.wait([thread_task])
         except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
+            cancellation = error
+    if cancellation is not None:
         # Marks the exception as retrieved, since no caller is left to receive it.
         thread_task.exception()
-        raise cancelled
+        raise cancellation
     return thread_task.result()
 
 

@@ -143,7 +143,7 @@ class SignInService:
             raise InvalidCredentials("the email or the password is wrong")
         return await self._issue_tokens(*session_and_token)
 
-    async def sign_in_verified(self, verified: VerifiedIdentity) -> SignInResult:
+    async def sign_in_with_identity(self, verified_identity: VerifiedIdentity) -> SignInResult:
         """Begin a session of a person whose identity an OpenID provider has verified.
 
         A person without an account becomes a player if the provider and the policy allow it.
@@ -152,31 +152,32 @@ class SignInService:
             InvalidCredentials: the person has no account, or it is disabled.
             NameTaken: another account has the email, and the provider may not link emails.
         """
-        provider = verified.provider
-        user = await self._users.find_by_sign_in(provider.issuer, verified.subject)
-        if user is None and verified.email is not None and provider.links_emails:
-            user = await self._users.find_by_email(verified.email)
+        provider = verified_identity.provider
+        user = await self._users.find_by_sign_in(provider.issuer, verified_identity.subject)
+        if user is None and verified_identity.email is not None and provider.links_emails:
+            user = await self._users.find_by_email(verified_identity.email)
             if user is not None:
                 # The creator of the account never proved to own its email, and therefore loses
                 # access.
                 await self._users.transfer_to_sign_in(
                     user.id,
                     provider.issuer,
-                    verified.subject,
+                    verified_identity.subject,
                     trusted_issuers=self.policy.trusted_issuers,
                 )
         if user is None and provider.registers and self.policy.allows_registration:
-            user = await self._create_verified_player(verified)
+            user = await self._create_verified_player(verified_identity)
         if user is None or user.disabled_at is not None:
             raise InvalidCredentials(
-                f"this identity at {provider.issuer} has no account, or the account is disabled"
+                f"this identity at {provider.issuer} has no account, or the account is disabled; ask "
+                "an administrator"
             )
         return await self._begin_session(user)
 
     async def refresh_session(self, refresh_token: str) -> SignInResult:
         """Return new tokens for a refresh token, or raise `InvalidToken` if it is not valid."""
         session, next_token = await self._sessions.rotate_refresh_token(refresh_token)
-        return await self._issue_tokens(session, next_token, refreshed=True)
+        return await self._issue_tokens(session, next_token, is_refresh=True)
 
     async def renew_session(self, refresh_token: str) -> SignInResult:
         """Return a new access token for a browser's refresh token, which stays valid.
@@ -184,19 +185,19 @@ class SignInService:
         Raises `InvalidToken` if the session has ended.
         """
         session = await self._sessions.renew(refresh_token)
-        return await self._issue_tokens(session, refresh_token, refreshed=True)
+        return await self._issue_tokens(session, refresh_token, is_refresh=True)
 
-    async def sign_out(self, user: str, session: str, *, everywhere: bool) -> None:
+    async def sign_out(self, user_id: str, session_id: str, *, everywhere: bool) -> None:
         """End a session, or all sessions of the user if ``everywhere`` is True."""
         if everywhere:
-            await self._sessions.revoke_all(user)
+            await self._sessions.revoke_all(user_id)
         else:
-            await self._sessions.revoke(session)
+            await self._sessions.revoke(session_id)
 
     async def change_password(
-        self, user_id: str, session: str, current_password: str, new_password: str
+        self, user_id: str, session_id: str, current_password: str, new_password: str
     ) -> None:
-        """Set a new password and end all sessions of the user except ``session``.
+        """Set a new password and end all sessions of the user except ``session_id``.
 
         Raises:
             InvalidCredentials: ``current_password`` is wrong, or the session has ended.
@@ -212,7 +213,7 @@ class SignInService:
             new_password, email=user.email, name=user.name, field="new_password", trusted=True
         )
         new_hash = await self._passwords.hash(new_password, trusted=True)
-        if not await self._sessions.change_password(user_id, session, user.password, new_hash):
+        if not await self._sessions.change_password(user_id, session_id, user.password, new_hash):
             raise InvalidCredentials("the current password is wrong", field="current_password")
 
     async def request_password_reset(self, email: str, address: str) -> None:
@@ -292,11 +293,11 @@ class SignInService:
     def _get_scopes(self, user: User) -> frozenset[str]:
         return self.policy.player_scopes if user.role is None else ROLE_SCOPES[user.role]
 
-    async def _create_verified_player(self, verified: VerifiedIdentity) -> User:
-        sign_in = (verified.provider.issuer, verified.subject)
+    async def _create_verified_player(self, verified_identity: VerifiedIdentity) -> User:
+        sign_in = (verified_identity.provider.issuer, verified_identity.subject)
         try:
             return await self._create_player(
-                email=verified.email, name=verified.name, sign_in=sign_in
+                email=verified_identity.email, name=verified_identity.name, sign_in=sign_in
             )
         except NameTaken:
             # A concurrent sign-in of the same person may have created the account.
@@ -336,7 +337,7 @@ class SignInService:
         return await self._issue_tokens(*await self._sessions.open(user.id))
 
     async def _issue_tokens(
-        self, session: Session, refresh_token: str, *, refreshed: bool = False
+        self, session: Session, refresh_token: str, *, is_refresh: bool = False
     ) -> SignInResult:
         # The user is read after the session exists, since a later change of role ends the session.
         user = await self._users.get(session.user_id)
@@ -346,7 +347,7 @@ class SignInService:
             access_token=await self._token_issuer.issue(user, session, self._get_scopes(user)),
             refresh_token=refresh_token,
             expires_in=int(self._token_issuer.lifetime.total_seconds()),
-            device_token=None if refreshed else self._devices.issue_token(user.id),
+            device_token=None if is_refresh else self._devices.issue_token(user.id),
         )
 
     def _mail_in_background(self, user: User, subject: str, opening: str, token: str) -> None:
@@ -370,11 +371,11 @@ class SignInService:
             subject=subject,
             text=f"{opening}:\n\n{link}\n\nIf you did not expect this, ignore it.\n",
         )
-        task = asyncio.create_task(self._send_logged(mail, user.id))
+        task = asyncio.create_task(self._send_and_log_errors(mail, user.id))
         self._pending_mails.add(task)
         task.add_done_callback(self._pending_mails.discard)
 
-    async def _send_logged(self, mail: Mail, user_id: str) -> None:
+    async def _send_and_log_errors(self, mail: Mail, user_id: str) -> None:
         try:
             await self._mailer.send(mail)
         except (OSError, ValueError) as error:

@@ -109,8 +109,8 @@ def get_cookie_lifetime(secret: str) -> int:
 
 
 def _build_cookie(scope: Scope, name: str, path: str, value: str, max_age: int) -> str:
-    secure = "https" in (scope.get("scheme"), get_header(scope, b"x-forwarded-proto"))
+    is_secure = "https" in (scope.get("scheme"), get_header(scope, b"x-forwarded-proto"))
     parts = [
         f"{name}={value}", f"Path={path}", f"Max-Age={max_age}", "HttpOnly", "SameSite=Strict",
     ]  # fmt: skip
-    return "; ".join([*parts, "Secure"] if secure else parts)
+    return "; ".join([*parts, "Secure"] if is_secure else parts)

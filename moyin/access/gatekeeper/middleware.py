@@ -37,7 +37,7 @@ class Gatekeeper:
             if None, the app gets all bodies decoded.
         body_limit_of: returns the maximum size of a request's body in bytes, or None for any size.
             Without it, ``max_body_bytes`` applies to all requests.
-        public: the paths that need no key, or a function that returns True for such requests.
+        public_paths: the paths that need no key, or a function that returns True for such requests.
         credentials: finds the key of a request.
     """
 
@@ -50,7 +50,7 @@ class Gatekeeper:
         errors: ErrorRenderer,
         max_body_bytes: int,
         observer: Observer,
-        public: frozenset[str] | RequestPredicate = frozenset(),
+        public_paths: frozenset[str] | RequestPredicate = frozenset(),
         credentials: CredentialFinder | None = None,
         stream_errors: StreamErrorRenderer = render_error_event,
         errors_of: Callable[[Scope], ErrorRenderer] | None = None,
@@ -64,7 +64,7 @@ class Gatekeeper:
         self._body_limit_of = body_limit_of or (lambda scope: max_body_bytes)
         self._observer = observer
         self._is_public: RequestPredicate = (
-            public if callable(public) else lambda scope: scope["path"] in public
+            public_paths if callable(public_paths) else lambda scope: scope["path"] in public_paths
         )
         self._credentials = credentials or CredentialFinder()
         self._stream_errors = stream_errors
@@ -94,13 +94,13 @@ class Gatekeeper:
             request.set_caller(*await self._authenticate(scope))
         scope["moyin"] = request.context
         if scope["type"] == "http":
-            limit = self._body_limit_of(scope)
-            if limit is not None:
-                receive = limit_body(scope, receive, limit)
+            max_bytes = self._body_limit_of(scope)
+            if max_bytes is not None:
+                receive = limit_body(scope, receive, max_bytes)
             receive = request.watch_disconnect(receive, self.monitor)
             encodings = [value for name, value in scope["headers"] if name == b"content-encoding"]
-            if encodings and limit is not None and not self._keeps_encoding(scope):
-                scope, receive = decode_body(scope, receive, limit, encodings)
+            if encodings and max_bytes is not None and not self._keeps_encoding(scope):
+                scope, receive = decode_body(scope, receive, max_bytes, encodings)
         else:
             request.monitor_credential(self.monitor)
         await self._app(scope, receive, request.send)

@@ -49,18 +49,18 @@ class ResponseProgress:
         """
         if self._is_finished:
             return False
-        return self._is_socket or (self.has_started and self._header(b"content-length") is None)
+        return self._is_socket or (self.has_started and self._get_header(b"content-length") is None)
 
     @property
     def appendable_media_type(self) -> str | None:
         """The media type of the stream if an event can be appended to it now, else None."""
-        if self._header(b"content-encoding") is not None:
+        if self._get_header(b"content-encoding") is not None:
             return None
-        content_type = (self._header(b"content-type") or b"").partition(b";")[0].strip().lower()
+        content_type = (self._get_header(b"content-type") or b"").partition(b";")[0].strip().lower()
         media_type = content_type.decode("latin-1")
         boundaries = _BOUNDARIES.get(media_type, ())
         is_complete = not self._last_body or self._last_body.endswith(boundaries)
         return media_type if boundaries and is_complete else None
 
-    def _header(self, name: bytes) -> bytes | None:
+    def _get_header(self, name: bytes) -> bytes | None:
         return next((value for key, value in self._headers if key.lower() == name), None)

@@ -32,7 +32,7 @@ async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
         errors=render_problem_details,
         max_body_bytes=1,
         observer=NoObserver(),
-        public=frozenset({"/x"}),
+        public_paths=frozenset({"/x"}),
     )
     messages: list[Message] = []
 

@@ -233,17 +233,19 @@ async def test_concurrent_provider_sign_ins_create_one_account(
     async def sign_in_others_meanwhile(issuer: str, subject: str) -> object:
         result = await find_by_sign_in(issuer, subject)
         for other_identity in other_identities:
-            assert (await sign_in.sign_in_verified(other_identity)).user.email == "eve@example.com"
+            assert (
+                await sign_in.sign_in_with_identity(other_identity)
+            ).user.email == "eve@example.com"
         return result
 
     monkeypatch.setattr(users, "find_by_sign_in", sign_in_others_meanwhile)
-    session = await sign_in.sign_in_verified(verified(provider, "eve"))
+    session = await sign_in.sign_in_with_identity(verified(provider, "eve"))
     monkeypatch.undo()
     assert (await users.find_by_sign_in(provider.issuer, "eve")) == session.user
     # Another person with that email is still refused.
     if not linked:
         with pytest.raises(NameTaken):
-            await sign_in.sign_in_verified(verified(provider, "eve2"))
+            await sign_in.sign_in_with_identity(verified(provider, "eve2"))
 
 
 async def test_taking_over_an_account_removes_untrusted_sign_ins(
@@ -256,13 +258,13 @@ async def test_taking_over_an_account_removes_untrusted_sign_ins(
     sign_in.policy = SignInPolicy(
         trusted_issuers=frozenset({trusted_provider.issuer, second_provider.issuer})
     )
-    squatter_session = await sign_in.sign_in_verified(verified(untrusted_provider, "squatter"))
-    owner = await sign_in.sign_in_verified(verified(trusted_provider, "eve"))
+    squatter_session = await sign_in.sign_in_with_identity(verified(untrusted_provider, "squatter"))
+    owner = await sign_in.sign_in_with_identity(verified(trusted_provider, "eve"))
     assert owner.user.id == squatter_session.user.id
     assert await users.find_by_sign_in(untrusted_provider.issuer, "squatter") is None
     with pytest.raises(NameTaken):
-        await sign_in.sign_in_verified(verified(untrusted_provider, "squatter"))
+        await sign_in.sign_in_with_identity(verified(untrusted_provider, "squatter"))
     # Two trusted providers sign in to the same account, and neither removes the other.
-    await sign_in.sign_in_verified(verified(second_provider, "eve"))
+    await sign_in.sign_in_with_identity(verified(second_provider, "eve"))
     for provider in (trusted_provider, second_provider):
         assert (await users.find_by_sign_in(provider.issuer, "eve")) is not None

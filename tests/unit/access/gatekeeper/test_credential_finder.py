@@ -25,7 +25,12 @@ def is_events(scope: Scope) -> bool:
     return str(scope["path"]).endswith("/events")
 
 
-TAKEN = CredentialFinder(query=is_comfy, proxied=is_proxied, cookie=is_comfy, event_token=is_events)
+TAKEN = CredentialFinder(
+    may_use_query=is_comfy,
+    is_proxied=is_proxied,
+    may_use_cookie=is_comfy,
+    may_use_event_token=is_events,
+)
 SAME = {"sec-fetch-site": "same-origin"}
 
 

@@ -93,7 +93,7 @@ async def test_an_event_token_reads_one_job_until_its_key_is_revoked(keys: KeySt
 
 async def test_an_event_token_ends_with_the_secret_that_made_it(keys: KeyStore) -> None:
     key_id, old_secret = await keys.create("ann", "k")
-    authenticator = KeyAuthenticator(keys, SIGNING, cached=False)
+    authenticator = KeyAuthenticator(keys, SIGNING, uses_cache=False)
 
     async def make(key: str) -> str:
         return create_event_token(SIGNING, await authenticator.authenticate(key), "j", 60)

@@ -93,11 +93,11 @@ class Client:
             errors=render_problem_details,
             max_body_bytes=LIMIT,
             observer=self.metrics,
-            public=frozenset({"/open"}),
+            public_paths=frozenset({"/open"}),
             credentials=CredentialFinder(
-                proxied=lambda scope: scope["path"] == "/",
-                cookie=lambda scope: scope["path"] == "/job/read",
-                event_token=lambda scope: scope["path"] in ("/job", "/job/read"),
+                is_proxied=lambda scope: scope["path"] == "/",
+                may_use_cookie=lambda scope: scope["path"] == "/job/read",
+                may_use_event_token=lambda scope: scope["path"] in ("/job", "/job/read"),
             ),
         )
 
@@ -459,7 +459,7 @@ async def test_the_app_does_not_see_a_query_key() -> None:
     client.app = Gatekeeper(
         app, service="s", authenticator=one_key(), errors=render_problem_details, max_body_bytes=LIMIT,
         observer=recorder,
-        credentials=CredentialFinder(query=lambda scope: scope["path"] == "/view"),
+        credentials=CredentialFinder(may_use_query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip
     status, _, _, messages = await client.call("/view", query=b"a=1&api_key=good")
     assert status == 200

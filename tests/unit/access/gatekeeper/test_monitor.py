@@ -223,7 +223,7 @@ class FakeConnection:
 
 async def test_a_thousand_connections_of_one_key_take_one_recheck() -> None:
     keys = CountingKeys()
-    monitor = CredentialMonitor(keys, interval=3600)
+    monitor = CredentialMonitor(keys, interval_seconds=3600)
     lines = [FakeConnection() for _ in range(1_000)]
     for line in lines:
         monitor.add("good", ANN, line)
@@ -237,7 +237,7 @@ async def test_a_thousand_connections_of_one_key_take_one_recheck() -> None:
 async def test_connections_continue_while_the_database_is_unavailable() -> None:
     keys, connection = CountingKeys(), FakeConnection()
     keys.is_unavailable = True
-    monitor = CredentialMonitor(keys, interval=3600)
+    monitor = CredentialMonitor(keys, interval_seconds=3600)
     monitor.add("gone", ANN, connection)
     await monitor.recheck()
     assert not connection.ended
@@ -257,7 +257,7 @@ async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:
 
     twice = asyncio.Event()
     line = FakeConnection()
-    monitor = CredentialMonitor(Broken(), interval=0)
+    monitor = CredentialMonitor(Broken(), interval_seconds=0)
     monitor.add("good", ANN, line)
     async with asyncio.timeout(10):
         await twice.wait()
@@ -267,6 +267,6 @@ async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:
 
 
 async def test_a_service_token_is_not_watched() -> None:
-    monitor = CredentialMonitor(CountingKeys(), interval=3600)
+    monitor = CredentialMonitor(CountingKeys(), interval_seconds=3600)
     monitor.add("token", replace(ANN, service="jobs"), FakeConnection())
     assert not monitor._credentials
