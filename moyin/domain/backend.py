@@ -104,7 +104,7 @@ class PassThroughBackend(Protocol):
         If not, requests with files are translated instead of forwarded.
         """
 
-    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+    def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         """Return members that this back end adds to a request of a client.
 
         The client's own members do not change. If both have the same member and its values are

@@ -174,21 +174,21 @@ class GpuRate:
 
     usd_per_hour: Decimal
 
-    def compute_pico_cost(self, seconds: float, sharing: int) -> int:
-        """Return the cost of ``seconds`` in picodollars, divided among ``sharing`` calls."""
-        usd = self.usd_per_hour / 3600 * Decimal(seconds) / max(sharing, 1)
+    def compute_pico_cost(self, seconds: float, concurrent_calls: int) -> int:
+        """Return the cost of ``seconds`` in picodollars, divided among ``concurrent_calls``."""
+        usd = self.usd_per_hour / 3600 * Decimal(seconds) / max(concurrent_calls, 1)
         return int(usd * PICO_PER_USD)
 
-    def compute_price(self, speed: TokenSpeed, sharing: float) -> Price:
-        """Return the price of tokens, if ``sharing`` concurrent requests share the machine."""
-        usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
-        read = _to_usd_per_million(usd_per_second / Decimal(speed.prompt))
+    def compute_price(self, speed: TokenSpeed, concurrent_calls: float) -> Price:
+        """Return the price of tokens, if ``concurrent_calls`` share the machine."""
+        usd_per_second = self.usd_per_hour / 3600 / Decimal(max(concurrent_calls, 1.0))
+        prompt_price = _to_usd_per_million(usd_per_second / Decimal(speed.prompt))
         rates = Rates(
-            input=read,
+            input=prompt_price,
             output=_to_usd_per_million(usd_per_second / Decimal(speed.output)),
-            cache_read=read,
-            cache_write=read,
-            cache_write_1h=read,
+            cache_read=prompt_price,
+            cache_write=prompt_price,
+            cache_write_1h=prompt_price,
         )
         return Price(since=date.min, bands=(PriceBand(rates=rates),))
 

@@ -109,5 +109,5 @@ class Transcript:
         self._size += size
         if self._size > _MAX_CHARACTERS:
             self.is_complete = False
-            end = self.text[-_KEPT_CHARACTERS:]
-            self._pieces, self._arguments, self._size = [end], {}, len(end)
+            kept_text = self.text[-_KEPT_CHARACTERS:]
+            self._pieces, self._arguments, self._size = [kept_text], {}, len(kept_text)

@@ -27,9 +27,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class ChildProcess:
     """A child process to which the kernel sends SIGTERM when this process ends, even by a crash."""
 
-    def __init__(self, process: asyncio.subprocess.Process, pump: asyncio.Task[None]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, output_task: asyncio.Task[None]
+    ) -> None:
         self._process = process
-        self._pump = pump
+        self._pump = output_task
         self.started = time.monotonic()
 
     @classmethod
@@ -128,15 +130,15 @@ def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Pr
             yield process
 
 
-def find_missing_children(parent: int, names: Collection[str]) -> list[str]:
+def find_missing_children(parent_pid: int, names: Collection[str]) -> list[str]:
     """Return the names of those child processes that are missing, among ``names``.
 
     Args:
-        parent: the id of the parent process. If it has ended, the result is empty.
+        parent_pid: the id of the parent process. If it has ended, the result is empty.
         names: the names that its living children should have.
     """
     try:
-        children = psutil.Process(parent).children()
+        children = psutil.Process(parent_pid).children()
     except psutil.NoSuchProcess:
         return []
     living_names = {name for child in children if (name := _get_living_name(child)) is not None}
@@ -176,14 +178,14 @@ def freeze_startup_objects() -> None:
     gc.set_threshold(_OBJECTS_PER_COLLECTION)
 
 
-def _send_signal(process: psutil.Process, number: signal.Signals) -> None:
+def _send_signal(process: psutil.Process, signal_number: signal.Signals) -> None:
     try:
-        process.send_signal(number)
+        process.send_signal(signal_number)
     except psutil.NoSuchProcess:
         return
 
 
-def _make_preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
+def _make_preexec(parent_pid: int, timer_slack_ns: int) -> Callable[[], None]:
     """Return the function that the child calls between fork and exec.
 
     It makes the kernel send SIGTERM to the child when this process ends, and sets the timer slack.
@@ -195,7 +197,7 @@ def _make_preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
         if timer_slack_ns:
             _libc.prctl(_PR_SET_TIMERSLACK, slack, 0, 0, 0)
         # The parent may have ended between the fork and this line.
-        if os.getppid() != parent:
+        if os.getppid() != parent_pid:
             os._exit(1)
 
     return prepare

@@ -108,7 +108,7 @@ class FakeBackend:
         self.closed_early = 0
         self.closed = False
 
-    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+    def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         return {}
 
     def check_request(self, request: ChatRequest | EmbeddingRequest) -> None:

@@ -195,7 +195,9 @@ class PictureProcesses:
         self.limits = limits or PictureLimits()
         # One tenant never gets all processes, so that its slow conversions do not block other
         # tenants.
-        self._slots = Slots(processes, queue=queue, patience=patience, reserve_seconds=math.inf)
+        self._slots = Slots(
+            processes, max_waiting=queue, patience=patience, reserve_seconds=math.inf
+        )
         self._patience = patience
         self._idle = idle
         self._idle_processes: list[PictureProcess] = []

@@ -17,7 +17,7 @@ from moyin.errors import StackError
 from moyin.stack.doctor.result import CheckResult, ok, warn
 from moyin.stack.options import Options
 from moyin.stack.state import find_lock_holder
-from moyin.system.packages import install_command, uv_environ
+from moyin.system.packages import build_install_command, build_uv_environ
 from moyin.system.processes import STACK_VARIABLE
 
 _SHOWN_PACKAGES = 3
@@ -70,13 +70,13 @@ def install_packages(*, again: str = "") -> None:
     if lock is None:
         raise StackError("there is no requirements.lock")
     python = Path(sys.executable)
-    command = [*install_command(python), "--no-deps", "-r", str(lock)]
+    command = [*build_install_command(python), "--no-deps", "-r", str(lock)]
     if again:
         command += ["--reinstall-package", again]
     try:
         process = subprocess.run(
             command,
-            env=uv_environ(python, os.environ),
+            env=build_uv_environ(python, os.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

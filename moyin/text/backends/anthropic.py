@@ -83,7 +83,7 @@ class AnthropicBackend:
         )
         self.batches = AnthropicBatches(self._http)
 
-    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+    def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         return {}
 
     async def forward(self, request: RawRequest) -> bytes:

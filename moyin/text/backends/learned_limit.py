@@ -153,7 +153,7 @@ class LearnedLimit:
 
         If only background calls wait, some slots are reserved for other calls and are not usable.
         """
-        limit, usable_slots = self._slots.limit, self._slots.usable
+        limit, usable_slots = self._slots.limit, self._slots.max_usable
         if (
             limit is not None
             and usable_slots is not None

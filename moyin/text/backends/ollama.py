@@ -134,7 +134,7 @@ class OllamaBackend:
         self._connections = connections
         self._sdk: _Client | None = None
 
-    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+    def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         tokens, limit = needs.prompt_tokens, needs.max_tokens
         if needs.embeddings:
             tokens, limit = needs.longest_input or tokens, 0

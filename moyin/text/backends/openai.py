@@ -103,7 +103,7 @@ class OpenAIBackend:
             self._http, renames_max_tokens=endpoint is not None and _is_openai(endpoint.url)
         )
 
-    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+    def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         return _USAGE_REPORTING.get(self._owned_by, {}) if streams else {}
 
     @property

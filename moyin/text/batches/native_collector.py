@@ -97,7 +97,7 @@ class NativeCollector:
         group: dict[int, RemoteResult] = {}
         async with aclosing(api.read_results(remote_batch, deadline)) as results:
             async for result in results:
-                number = native.read_number(result.custom_id)
+                number = native.parse_line_number(result.custom_id)
                 if number is None:
                     _log.error("native batch %s: a result has a foreign id", native.id)
                 elif result.outcome is not RemoteOutcome.UNANSWERED:

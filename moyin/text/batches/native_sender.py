@@ -179,7 +179,7 @@ class NativeSender:
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         async with aclosing(api.read_results(remote_batch, deadline)) as results:
             async for result in results:
-                return native.read_number(result.custom_id) is not None
+                return native.parse_line_number(result.custom_id) is not None
         return False
 
     async def _record_remote_id(self, native: NativeBatch, remote_batch: RemoteBatch) -> None:

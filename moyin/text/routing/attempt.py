@@ -227,7 +227,7 @@ class Attempt:
     def _get_request_additions(self, pass_through: PassThroughBackend) -> Mapping[str, Any]:
         call = self.call
         model = self.target.deployment.model
-        return pass_through.additions(model, call.needs, streams=call.request.is_streamed)
+        return pass_through.build_additions(model, call.needs, streams=call.request.is_streamed)
 
     def _build_raw_request(
         self, pass_through: PassThroughBackend, additions: Mapping[str, Any], deadline: float
