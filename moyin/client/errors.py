@@ -57,10 +57,10 @@ class RequestRefused(MoyinError):
                           or f"the gateway answered with status {status}")  # fmt: skip
         self.request_id = headers.get("x-request-id", "")
         message = "; ".join([self.detail, *_describe_node_errors(members)])
-        text = "" if parsed_body is not None else body.decode(errors="replace")[:300].strip()
+        plain_body = "" if parsed_body is not None else body.decode(errors="replace")[:300].strip()
         retry_header = headers.get("retry-after", "")
         super().__init__(
-            text or message,
+            plain_body or message,
             field=members.get("field") or error_body.get("param"),
             retry_after=float(retry_header)
             if retry_header.isdecimal() and len(retry_header) < 6
@@ -95,12 +95,12 @@ def _parse_members(body: bytes) -> dict[str, Any] | None:
 def _describe_node_errors(members: Mapping[str, Any]) -> list[str]:
     """Return one line for each error in ``node_errors``, which has ComfyUI's errors by node."""
     # The body may have any shape, because any service behind the gateway may have sent it.
-    nodes = members.get("node_errors")
+    errors_by_node = members.get("node_errors")
     lines = []
-    for node, failure in nodes.items() if isinstance(nodes, dict) else ():
-        errors = failure.get("errors") if isinstance(failure, dict) else None
+    for node, node_errors in errors_by_node.items() if isinstance(errors_by_node, dict) else ():
+        errors = node_errors.get("errors") if isinstance(node_errors, dict) else None
         for error in errors if isinstance(errors, list) else ():
             if isinstance(error, dict):
-                text = f"node {node}: {error.get('message', '')} {error.get('details', '')}"
-                lines.append(text.strip())
+                line = f"node {node}: {error.get('message', '')} {error.get('details', '')}"
+                lines.append(line.strip())
     return lines

@@ -29,7 +29,7 @@ class FrameSplitter:
         self._rest = b""
 
     def feed(self, piece: bytes) -> list[Frame]:
-        """Add a piece of the stream and return the events that the piece completes."""
+        """Add a chunk of the stream and return the events that the chunk completes."""
         buffer = self._rest + piece if self._rest else piece
         if b"\r" in buffer:
             buffer = _normalise_line_ends(buffer)
@@ -88,5 +88,5 @@ def encode_cost_comment(cost: bytes) -> bytes:
 
 def encode_event(data: Any, *, name: str | None = None) -> bytes:
     """Encode a server-sent event with JSON data."""
-    head = f"event: {name}\ndata: ".encode() if name else b"data: "
-    return head + to_json(data) + b"\n\n"
+    prefix = f"event: {name}\ndata: ".encode() if name else b"data: "
+    return prefix + to_json(data) + b"\n\n"

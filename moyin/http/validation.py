@@ -133,19 +133,19 @@ def find_unsupported_field(
     for name in body_part.model_fields_set - body_part.extras.keys():
         value = getattr(body_part, name)
         items = value if isinstance(value, list) else [value]
-        for place, item in enumerate(items):
+        for index, item in enumerate(items):
             if isinstance(item, WireModel):
-                at = f"{path}{name}.{place}." if items is value else f"{path}{name}."
-                if (field := find_unsupported_field(item, harmless_fields, at)) is not None:
+                item_path = f"{path}{name}.{index}." if items is value else f"{path}{name}."
+                if (field := find_unsupported_field(item, harmless_fields, item_path)) is not None:
                     return field
     return None
 
 
-def find_embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
+def find_embedded_schemas(data: Mapping[str, Any], schema_member: str) -> Iterator[tuple[str, Any]]:
     """Yield the path and the content of each JSON schema in an OpenAI or Anthropic request.
 
     Args:
-        tools: the member of a tool that holds its schema, such as ``function.parameters``.
+        schema_member: the member of a tool that holds its schema, such as ``function.parameters``.
 
     Raises:
         UnsupportedFeature: the request contains a grammar, whose cost cannot be limited.
@@ -161,7 +161,7 @@ def find_embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple
     paths = list(_SCHEMA_FIELDS)
     tool_list = data.get("tools")
     if isinstance(tool_list, list):
-        paths += [f"tools.{number}.{tools}" for number in range(len(tool_list))]
+        paths += [f"tools.{index}.{schema_member}" for index in range(len(tool_list))]
     for path in paths:
         if (schema := _get_member(data, path)) is not None:
             yield path, schema
@@ -178,16 +178,16 @@ def _get_member(value: Any, path: str) -> Any:
     return value
 
 
-def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``data`` plus those members of ``additions`` that ``data`` does not have.
+def merge_defaults(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``data`` plus those members of ``defaults`` that ``data`` does not have.
 
     If both have a member that is an object, these two objects are merged, but only one level deep.
     """
-    result = {**additions, **data}
-    for name, added_value in additions.items():
-        if isinstance(added_value, Mapping):
-            result[name] = {**added_value, **(data.get(name) or {})}
-    return result
+    merged_data = {**defaults, **data}
+    for name, default in defaults.items():
+        if isinstance(default, Mapping):
+            merged_data[name] = {**default, **(data.get(name) or {})}
+    return merged_data
 
 
 def parse_token_count(value: Any) -> int:
@@ -278,7 +278,7 @@ def _build_path(problem: ErrorDetails, data: Any) -> str:
     return ".".join(path)
 
 
-def _has_member(value: Any, part: int | str) -> bool:
+def _has_member(value: Any, key: int | str) -> bool:
     if isinstance(value, Mapping):
-        return part in value
-    return isinstance(value, list) and isinstance(part, int) and part < len(value)
+        return key in value
+    return isinstance(value, list) and isinstance(key, int) and key < len(value)

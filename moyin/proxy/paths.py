@@ -91,24 +91,24 @@ def to_public_location(route: Route, upstream: str, location: str) -> str:
     """
     upstream_parts = urlsplit(upstream)
     try:
-        parts = urlsplit(location)
+        location_parts = urlsplit(location)
     except ValueError:
         # Python cannot parse this URL, but the client may be able to.
         return location
-    if parts.netloc and (parts.scheme, parts.netloc) != (
+    if location_parts.netloc and (location_parts.scheme, location_parts.netloc) != (
         upstream_parts.scheme,
         upstream_parts.netloc,
     ):
         return location
-    if not parts.path.startswith("/"):
+    if not location_parts.path.startswith("/"):
         return location
-    path = parts.path
+    path = location_parts.path
     if upstream_parts.path.rstrip("/") and path.startswith(upstream_parts.path.rstrip("/") + "/"):
         path = path[len(upstream_parts.path.rstrip("/")) :]
     if route.prefix is not None and route.strip_prefix and route.proxy_redirect:
         path = route.prefix.rstrip("/") + path
-    query = f"?{parts.query}" if parts.query else ""
-    fragment = f"#{parts.fragment}" if parts.fragment else ""
+    query = f"?{location_parts.query}" if location_parts.query else ""
+    fragment = f"#{location_parts.fragment}" if location_parts.fragment else ""
     return f"{path}{query}{fragment}"
 
 

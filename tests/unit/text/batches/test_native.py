@@ -471,7 +471,7 @@ async def test_no_line_joins_a_batch_that_is_being_sent(rig: Rig) -> None:
     assert await rig.store.take(native_batch, 60)
     assert not await rig.store.take(native_batch, 60)
     assert await rig.store.assign(native_batch, [1]) == 0
-    await rig.store.make_due(native_batch)
+    await rig.store.make_first_step_due(native_batch)
     assert not await rig.store.take(replace(native_batch, due_at=now()), 60)
 
 

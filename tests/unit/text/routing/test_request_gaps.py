@@ -25,7 +25,9 @@ def explain(rig: Rig, **changes: object) -> Explanation:
 
 def rig_with_gaps(*gaps: Any) -> Rig:
     """Return a router with an Anthropic back end for each gap: a feature that it lacks, or None."""
-    return Rig(*(FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=gap) for gap in gaps))
+    return Rig(
+        *(FakeBackend(api_format=ApiFormat.ANTHROPIC, unsupported_error=gap) for gap in gaps)
+    )
 
 
 async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None:
@@ -51,7 +53,7 @@ async def test_the_error_of_a_dry_run_is_that_of_the_call(gaps: Any) -> None:
 
 
 async def test_a_back_end_that_is_down_may_have_no_gap() -> None:
-    rig = Rig(FakeBackend(), FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=SEED))
+    rig = Rig(FakeBackend(), FakeBackend(api_format=ApiFormat.ANTHROPIC, unsupported_error=SEED))
     rig.runtimes[0].is_up = False
     error = explain(rig).error
     with pytest.raises(ServiceUnavailable):
@@ -70,13 +72,13 @@ async def test_files_are_translated_for_a_server_that_reads_none() -> None:
     part = {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}
     messages = [{"role": "user", "content": [part]}]
     file_error = UnsupportedFeature("files are not supported", field="messages")
-    blind_backend, able_backend = FakeBackend(gap=file_error), FakeBackend()
+    blind_backend, able_backend = FakeBackend(unsupported_error=file_error), FakeBackend()
     blind_backend.reads_files = False
     explanation = explain(Rig(blind_backend, able_backend), messages=messages)
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
     assert [e.reason for e in explanation.exclusions] == [file_error.message]
     # The same server gets the bytes of other requests.
     assert explain(Rig(blind_backend)).error is None
-    blind_backend.gap = None
+    blind_backend.unsupported_error = None
     await Rig(blind_backend).ask(messages=messages)
     assert [type(request) for request in blind_backend.requests] == [ChatRequest]
