@@ -102,7 +102,7 @@ def _look_up_value(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -
     index = _parse_index(match)
     if index >= len(outputs):
         raise InvalidRequest(
-            f"{match[0]}: step {index} is not an earlier step", field=f"steps.{index}"
+            f"{match[0]} must refer to an earlier step, not to step {index}", field=f"steps.{index}"
         )
     value: Any = outputs[index]
     for key in match[2][1:].split("."):
@@ -110,7 +110,8 @@ def _look_up_value(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -
             value = value[int(key)] if isinstance(value, list) else value[key]
         except (KeyError, IndexError, TypeError, ValueError):
             raise InvalidRequest(
-                f"{match[0]}: the output of step {index} has no {key!r}", field=f"steps.{index}"
+                f"{match[0]}: the output of step {index} has no member {key!r}; refer to another one",
+                field=f"steps.{index}",
             ) from None
     if match[3] is not None and not _has_type(match[3], value):
         raise InvalidRequest(

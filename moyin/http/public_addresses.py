@@ -79,7 +79,9 @@ class PublicResolver(AbstractResolver):
         try:
             results = await self._inner.resolve(host, port, family)  # type: ignore[arg-type]
         except UnicodeError as error:
-            raise OSError(f"the host name {host[:64]!r} is invalid") from error
+            raise OSError(
+                f"the host name {host[:64]!r} must have labels of 1 to 63 characters"
+            ) from error
         if not all(self._networks.allows(result["host"]) for result in results):
             raise _new_not_allowed_error()
         return results

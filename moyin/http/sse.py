@@ -35,7 +35,9 @@ class FrameSplitter:
             buffer = _normalise_line_ends(buffer)
         *events, self._rest = buffer.split(b"\n\n")
         if len(self._rest) > _MAX_FRAME_BYTES:
-            raise StreamInterrupted("the back end sent an event of more than 16 MiB in its stream")
+            raise StreamInterrupted(
+                "the back end sent an event of more than 16 MiB in its stream; try again"
+            )
         return [Frame(raw + b"\n\n", _extract_data(raw)) for raw in events if raw]
 
     def end(self) -> list[Frame]:
@@ -71,9 +73,13 @@ def parse_event(frame: Frame) -> dict[str, Any]:
     try:
         value = from_json(frame.data or b"")
     except ValueError:
-        raise StreamInterrupted("the back end's stream has an event that is not JSON") from None
+        raise StreamInterrupted(
+            "the back end's stream has an event that is not JSON; try again"
+        ) from None
     if not isinstance(value, dict):
-        raise StreamInterrupted("the back end's stream has an event that is not a JSON object")
+        raise StreamInterrupted(
+            "the back end's stream has an event that is not a JSON object; try again"
+        )
     return value
 
 

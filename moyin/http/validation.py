@@ -239,7 +239,8 @@ def parse_tool_call_arguments(name: str, text: str) -> dict[str, Any]:
         return parse_arguments(text)
     except InvalidRequest:
         raise InvalidToolCall(
-            f"the model called the tool {name!r} with arguments that are not a JSON object",
+            f"the model called the tool {name!r} with arguments that are not a JSON object; try "
+            "again, or use another model",
             details={"tool": name, "arguments": text[:_MAX_SHOWN_ARGUMENTS]},
         ) from None
 

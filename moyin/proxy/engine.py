@@ -131,7 +131,9 @@ class Proxy:
         """
         route = self.match(scope)
         if route is None or self._session is None:
-            raise RouteNotFound(f"no route of the proxy matches the path {scope['path']}")
+            raise RouteNotFound(
+                f"no route of the proxy matches the path {scope['path']}; check the host and the path"
+            )
         request = context(scope)
         for required_scope in sorted(route.scopes):
             request.require(required_scope)

@@ -100,7 +100,8 @@ async def _connect_upstream(
                 member.breaker.abandon()
                 # The service itself rejected the handshake, so another upstream would do the same.
                 raise BackendUnavailable(
-                    f"the service {pool.route.name!r} rejected the WebSocket: status {error.status}"
+                    f"the service {pool.route.name!r} rejected the WebSocket: status {error.status}; "
+                    "check the path and the credentials"
                 ) from error
             member.breaker.fail()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

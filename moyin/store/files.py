@@ -62,7 +62,9 @@ class FileStore:
         """Return a file of the tenant, or raise `StoredFileNotFound`."""
         file = await self.find(owner, file_id)
         if file is None:
-            raise StoredFileNotFound(f"there is no file {file_id[:80]!r}: it may have been deleted")
+            raise StoredFileNotFound(
+                f"there is no file {file_id[:80]!r}: GET /v1/files lists your files"
+            )
         return file
 
     async def find(
@@ -126,7 +128,9 @@ class FileStore:
             .values(deleted_at=now())
         )
         if not await self._database.write(lambda c: c.execute(statement).rowcount):
-            raise StoredFileNotFound(f"there is no file {file_id[:80]!r}: it may have been deleted")
+            raise StoredFileNotFound(
+                f"there is no file {file_id[:80]!r}: GET /v1/files lists your files"
+            )
 
 
 def insert_files(connection: sa.Connection, *new_files: StoredFile) -> None:

@@ -181,7 +181,10 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
             migrate_command(config, revision)
         except alembic.util.CommandError as error:
             direction = "down" if down else "up"
-            raise StackError(f"cannot migrate {direction} to {revision!r}: {error}") from error
+            raise StackError(
+                f"cannot migrate {direction} to {revision!r}: {error}; name a revision of this "
+                "version, or use the version of Moyin that last migrated the database"
+            ) from error
         if (file := _get_file(url)) is not None:
             enable_wal(file)
 

@@ -147,7 +147,8 @@ class TextBatchStore:
             BatchStatus.CANCELLED,
         ):
             raise BatchFinished(
-                f"batch {batch_id} has the status {batch.status.value} and can no longer be cancelled",
+                f"batch {batch_id} has the status {batch.status.value} and cannot be cancelled; only an open "
+                "batch can",
                 details={"status": batch.status.value},
             )
         return batch
@@ -314,7 +315,9 @@ class TextBatchStore:
 
 
 def _new_not_found_error(batch_id: str) -> BatchNotFound:
-    return BatchNotFound(f"there is no batch {batch_id[:80]!r}; it may have been deleted")
+    return BatchNotFound(
+        f"there is no batch {batch_id[:80]!r}: it may have been deleted; check the id"
+    )
 
 
 def _build_row(batch: TextBatch) -> dict[str, Any]:

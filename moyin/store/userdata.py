@@ -217,4 +217,4 @@ def _new_conflict_error(path: str) -> FileExists:
 
 
 def _new_not_found_error(path: str) -> UserFileNotFound:
-    return UserFileNotFound(f"file {path!r} does not exist")
+    return UserFileNotFound(f"file {path!r} does not exist; check the path")

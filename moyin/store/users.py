@@ -243,11 +243,11 @@ def _parse_organisation(row: Mapping[Any, Any]) -> Organisation:
 
 
 def _new_organisation_error(organisation: str) -> NotFound:
-    return NotFound(f"organisation {organisation!r} does not exist")
+    return NotFound(f"organisation {organisation!r} does not exist; check the id")
 
 
 def _new_user_error(user_id: str) -> NotFound:
-    return NotFound(f"user {user_id!r} does not exist")
+    return NotFound(f"user {user_id!r} does not exist; check the id")
 
 
 def _insert_sign_in(issuer: str, subject: str, user_id: str) -> sa.Insert:

@@ -31,7 +31,9 @@ class ValkeyConnection(redis.Connection):
                 await super().send_packed_command(command, check_health)
         except TimeoutError:
             # redis-py has closed the connection, as after any interrupted sending.
-            raise RedisTimeoutError(f"Valkey did not accept a command in {timeout} s") from None
+            raise RedisTimeoutError(
+                f"Valkey did not accept a command in {timeout} s; check that it runs"
+            ) from None
         finally:
             self.socket_timeout = timeout
 

@@ -259,7 +259,9 @@ class ApiKeyService:
         require_scope(caller.identity, OPERATOR)
         kids = [key.kid for key in await self._signing_keys.list_public_keys()]
         if kid not in kids:
-            raise NotFound(f"signing key {kid!r} does not exist")
+            raise NotFound(
+                f"signing key {kid!r} does not exist; GET /accounts/.well-known/jwks.json lists the keys"
+            )
         if kid == kids[0]:
             raise InvalidRequest(
                 f"signing key {kid!r} cannot be deleted, because it signs new tokens; create another "

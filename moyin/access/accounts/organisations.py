@@ -213,7 +213,7 @@ class OrganisationService:
             return user
         require_scope(identity, ORG_READ)
         if user.organisation != identity.owner:
-            raise NotFound(f"user {user_id!r} does not exist in your organisation")
+            raise NotFound(f"user {user_id!r} does not exist in your organisation; check the id")
         return user
 
     async def set_user_disabled(self, caller: Caller, user_id: str, disabled: bool) -> User:

@@ -132,7 +132,7 @@ class SignInService:
             stored_hash, password, account=email, trusted=attempt.is_trusted
         )
         if not is_correct or user is None or stored_hash is None:
-            raise InvalidCredentials("the email or the password is wrong")
+            raise InvalidCredentials("the email or the password is wrong; check both")
         await self._attempt_limits.record_success(attempt)
         new_hash = None
         if self._passwords.needs_rehash(stored_hash):
@@ -140,7 +140,7 @@ class SignInService:
         # The password may have been changed since it was verified.
         session_and_token = await self._sessions.open_by_password(user.id, stored_hash, new_hash)
         if session_and_token is None:
-            raise InvalidCredentials("the email or the password is wrong")
+            raise InvalidCredentials("the email or the password is wrong; check both")
         return await self._issue_tokens(*session_and_token)
 
     async def sign_in_with_identity(self, verified_identity: VerifiedIdentity) -> SignInResult:
@@ -208,13 +208,19 @@ class SignInService:
             if user.password is not None and not await self._passwords.verify(
                 user.password, current_password, trusted=True
             ):
-                raise InvalidCredentials("the current password is wrong", field="current_password")
+                raise InvalidCredentials(
+                    "current_password is wrong; enter the password with which you sign in",
+                    field="current_password",
+                )
         await self._passwords.require_strong(
             new_password, email=user.email, name=user.name, field="new_password", trusted=True
         )
         new_hash = await self._passwords.hash(new_password, trusted=True)
         if not await self._sessions.change_password(user_id, session_id, user.password, new_hash):
-            raise InvalidCredentials("the current password is wrong", field="current_password")
+            raise InvalidCredentials(
+                "current_password was changed meanwhile, or the session has ended; sign in again",
+                field="current_password",
+            )
 
     async def request_password_reset(self, email: str, address: str) -> None:
         """Mail a token that sets a new password, if an account has this email.
