@@ -216,14 +216,14 @@ def require_text(value: Any) -> str:
     return value
 
 
-def parse_arguments(text: str) -> dict[str, Any]:
+def parse_arguments(json_text: str) -> dict[str, Any]:
     """Parse the arguments of a tool call in a client's request; no text counts as ``{}``.
 
     Raises:
         InvalidRequest: the arguments are not a JSON object.
     """
     try:
-        value = from_json(text) if text.strip() else {}
+        value = from_json(json_text) if json_text.strip() else {}
     except ValueError:
         value = None
     if not isinstance(value, dict):
@@ -233,15 +233,15 @@ def parse_arguments(text: str) -> dict[str, Any]:
     return value
 
 
-def parse_tool_call_arguments(name: str, text: str) -> dict[str, Any]:
+def parse_tool_call_arguments(name: str, json_text: str) -> dict[str, Any]:
     """Parse the arguments of a model's tool call; raise InvalidToolCall if they are no object."""
     try:
-        return parse_arguments(text)
+        return parse_arguments(json_text)
     except InvalidRequest:
         raise InvalidToolCall(
             f"the model called the tool {name!r} with arguments that are not a JSON object; try "
             "again, or use another model",
-            details={"tool": name, "arguments": text[:_MAX_SHOWN_ARGUMENTS]},
+            details={"tool": name, "arguments": json_text[:_MAX_SHOWN_ARGUMENTS]},
         ) from None
 
 

@@ -147,7 +147,7 @@ class ArtifactStore:
 
         def add(connection: sa.Connection) -> None:
             insert_artifacts(connection, [artifact], owner=owner, job_id=None)
-            change = artifacts.update().where(
+            update = artifacts.update().where(
                 artifacts.c.id == artifact.id,
                 artifacts.c.owner == owner,
                 artifacts.c.sha256 == artifact.sha256,
@@ -156,7 +156,7 @@ class ArtifactStore:
             values: dict[str, Any]
             values = {"name": artifact.name[:255], "media_type": artifact.media_type}
             values |= {"deleted_at": None, "created_at": now(), "favourite": False}
-            connection.execute(change.values(**values))
+            connection.execute(update.values(**values))
 
         await self._database.write(add)
 
@@ -267,13 +267,13 @@ class ArtifactStore:
 
     async def set_favourite(self, owner: str, artifact_id: str, favourite: bool) -> None:
         """Set or clear an artifact's favourite mark; raise `ArtifactNotFound` if none exists."""
-        change = artifacts.update().where(
+        update = artifacts.update().where(
             artifacts.c.id == artifact_id,
             artifacts.c.owner == owner,
             artifacts.c.deleted_at.is_(None),
         )
-        change = change.values(favourite=favourite)
-        if await self._database.write(lambda connection: connection.execute(change).rowcount) == 0:
+        update = update.values(favourite=favourite)
+        if await self._database.write(lambda connection: connection.execute(update).rowcount) == 0:
             raise _new_not_found_error(artifact_id)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
@@ -294,11 +294,11 @@ class ArtifactStore:
             )
 
         def hide(connection: sa.Connection) -> int:
-            change = artifacts.update().where(
+            update = artifacts.update().where(
                 artifacts.c.id == artifact_id, artifacts.c.deleted_at.is_(None)
             )
             connection.execute(uploads.delete().where(uploads.c.artifact_id == artifact_id))
-            return connection.execute(change.values(deleted_at=now())).rowcount
+            return connection.execute(update.values(deleted_at=now())).rowcount
 
         if await self._database.write(hide) == 0:
             raise _new_not_found_error(artifact_id)

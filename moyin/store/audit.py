@@ -78,22 +78,22 @@ class AuditLog:
         await self._database.execute(entry, within=within)
 
     async def list_entries(
-        self, entry_filter: AuditFilter, *, limit: int, before: str | None = None
+        self, entry_filter: AuditFilter, *, limit: int, before_id: str | None = None
     ) -> list[AuditEntry]:
         """Return up to ``limit`` entries that the filter selects, newest first.
 
         Args:
-            before: the id of an entry; only older entries are returned.
+            before_id: the id of an entry; only older entries are returned.
 
         Raises:
-            InvalidRequest: no entry of the filter's tenant has the id ``before``.
+            InvalidRequest: no entry of the filter's tenant has the id ``before_id``.
         """
         query = sa.select(audit).order_by(audit.c.at.desc(), audit.c.id.desc()).limit(limit)
         query = query.where(*_build_conditions(entry_filter))
         async with self._database.reading() as connection:
-            if before is not None:
+            if before_id is not None:
                 query = query.where(
-                    await _build_older_condition(connection, before, entry_filter.owner)
+                    await _build_older_condition(connection, before_id, entry_filter.owner)
                 )
             rows = (await connection.execute(query)).mappings().all()
         return [_to_entry(row) for row in rows]
@@ -123,16 +123,16 @@ def _build_conditions(entry_filter: AuditFilter) -> list[sa.ColumnElement[bool]]
 
 
 async def _build_older_condition(
-    connection: Any, before: str, owner: str | None
+    connection: Any, before_id: str, owner: str | None
 ) -> sa.ColumnElement[bool]:
     entry = (
         await connection.execute(
-            sa.select(audit.c.at, audit.c.id, audit.c.owner).where(audit.c.id == before)
+            sa.select(audit.c.at, audit.c.id, audit.c.owner).where(audit.c.id == before_id)
         )
     ).first()
     if entry is None or (owner is not None and entry.owner != owner):
         raise InvalidRequest(
-            f"before must be the id of an audit entry, not {before!r}", field="before"
+            f"before must be the id of an audit entry, not {before_id!r}", field="before"
         )
     return sa.or_(audit.c.at < entry.at, sa.and_(audit.c.at == entry.at, audit.c.id < entry.id))
 

@@ -101,11 +101,11 @@ class BatchLineStore:
         if rows:
             await self._database.write(lambda c: c.execute(_INSERT[c.dialect.name], rows))
 
-    async def renew_runner(self, runner: str, seconds: float) -> None:
-        """Record that a runner is alive for ``seconds`` from now, and delete long-dead runners."""
+    async def renew_runner(self, runner: str, alive_seconds: float) -> None:
+        """Record that a runner is alive for ``alive_seconds``, and delete long-dead runners."""
 
         def write(connection: sa.Connection) -> None:
-            _renew_runner(connection, runner, seconds)
+            _renew_runner(connection, runner, alive_seconds)
             connection.execute(
                 runners.delete().where(runners.c.alive_until < now() - timedelta(days=1))
             )
@@ -169,7 +169,7 @@ class BatchLineStore:
 
     async def release(self, batch_id: str, numbers: Sequence[int], runner: str) -> None:
         """Release lines that a runner has claimed but will not run."""
-        change = (
+        update = (
             lines.update()
             .where(
                 lines.c.batch_id == batch_id,
@@ -179,16 +179,16 @@ class BatchLineStore:
             )
             .values(runner=None)
         )
-        await self._database.write(lambda c: c.execute(change))
+        await self._database.write(lambda c: c.execute(update))
 
     async def release_all(self, batch_id: str, runner: str) -> None:
         """Release all lines that a runner has claimed; it must not be running any of them."""
-        change = (
+        update = (
             lines.update()
             .where(lines.c.batch_id == batch_id, lines.c.runner == runner, _PENDING)
             .values(runner=None)
         )
-        await self._database.write(lambda c: c.execute(change))
+        await self._database.write(lambda c: c.execute(update))
 
     async def finish(self, finished_lines: Sequence[FinishedLine]) -> list[FinishedLine]:
         """Write results of lines, and in the same transaction their batches' counts and the usage.
@@ -251,13 +251,13 @@ class BatchLineStore:
         )
         return [BatchLine(**dict(row)) for row in await self._database.fetch_all(query)]
 
-    async def list_page(self, batch_id: str, after: int, limit: int) -> list[BatchLine]:
-        """Return the lines with numbers above ``after``, with their results, in order.
+    async def list_page(self, batch_id: str, after_number: int, limit: int) -> list[BatchLine]:
+        """Return the lines with numbers above ``after_number``, with their results, in order.
 
         The page has up to ``limit`` lines. It has fewer if their results are large, but at least
         one if any is left.
         """
-        conditions = (lines.c.batch_id == batch_id, lines.c.number > after)
+        conditions = (lines.c.batch_id == batch_id, lines.c.number > after_number)
         sizes = (
             sa.select(lines.c.number, sa.func.coalesce(sa.func.length(lines.c.body), 0))
             .where(*conditions)
@@ -266,11 +266,11 @@ class BatchLineStore:
         )
 
         def read(connection: sa.Connection) -> Sequence[sa.RowMapping]:
-            last_number = after
+            last_number = after_number
             bytes_left = _PAGE_BYTES
             for number, size in connection.execute(sizes):
                 bytes_left -= size
-                if bytes_left < 0 and last_number > after:
+                if bytes_left < 0 and last_number > after_number:
                     break
                 last_number = number
             query = sa.select(lines).where(*conditions, lines.c.number <= last_number)
@@ -310,12 +310,12 @@ def set_runner(
     on PostgreSQL the earlier statement may have locked a line that another runner had just claimed:
     it could not see the new row of that runner.
     """
-    change = (
+    update = (
         lines.update()
         .where(lines.c.batch_id == batch_id, lines.c.number.in_(numbers), _is_free(runner))
         .values(runner=runner)
     )
-    return set(connection.execute(change.returning(lines.c.number)).scalars())
+    return set(connection.execute(update.returning(lines.c.number)).scalars())
 
 
 def _is_free(runner: str) -> sa.ColumnElement[bool]:
@@ -323,8 +323,8 @@ def _is_free(runner: str) -> sa.ColumnElement[bool]:
     return sa.and_(_PENDING, sa.or_(lines.c.runner == runner, sa.not_(is_running())))
 
 
-def _renew_runner(connection: sa.Connection, runner: str, seconds: float) -> None:
-    row = {"id": runner, "alive_until": now() + timedelta(seconds=seconds)}
+def _renew_runner(connection: sa.Connection, runner: str, alive_seconds: float) -> None:
+    row = {"id": runner, "alive_until": now() + timedelta(seconds=alive_seconds)}
     insert = _INSERT_RUNNER[connection.dialect.name](runners).values(row)
     connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=row))
 
@@ -383,13 +383,13 @@ def _build_usage_rows(finished_line: FinishedLine) -> list[dict[str, Any]]:
     The id of a row is derived from the line, its run and the position of the call, so that writing
     the row twice charges the call once.
     """
-    moment = now()
+    written_at = now()
     request_id = get_line_request_id(finished_line.batch_id, finished_line.result.number)
     if finished_line.run:
         request_id += f"/{finished_line.run}"
     return [
         build_usage_row(
-            entry, moment, hashlib.sha256(f"{request_id}/{call}".encode()).hexdigest()[:32]
+            entry, written_at, hashlib.sha256(f"{request_id}/{call}".encode()).hexdigest()[:32]
         )
         for call, entry in enumerate(finished_line.usage)
     ]

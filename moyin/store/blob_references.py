@@ -119,7 +119,7 @@ class BlobReferences:
         self,
         digests_by_job: Mapping[str, set[str]],
         input_ids: Collection[str],
-        before: datetime,
+        cutoff: datetime,
         *,
         keeps_jobs: bool = False,
         hidden_ids: Collection[str] = (),
@@ -129,8 +129,8 @@ class BlobReferences:
         Args:
             digests_by_job: the digests of blobs by job id.
             input_ids: the ids of artifacts that open jobs use.
-            before: the time before which the jobs to delete have ended.
-            keeps_jobs: True if other jobs that ended before ``before`` are kept, with their blobs.
+            cutoff: the time before which the jobs to delete have ended.
+            keeps_jobs: True if other jobs that ended before ``cutoff`` are kept, with their blobs.
             hidden_ids: the ids of artifacts that are deleted at the same time.
         """
         deletable_digests = set().union(*digests_by_job.values())
@@ -139,7 +139,7 @@ class BlobReferences:
                 row["job_id"] not in digests_by_job or row["id"] in input_ids
             ):
                 deletable_digests.discard(row["sha256"])
-        is_read = (_was_created_by if keeps_jobs else _was_open_at)(before).label("is_read")
+        is_read = (_was_created_by if keeps_jobs else _was_open_at)(cutoff).label("is_read")
         async for row in self._iterate_rows(jobs.c.id, *REFERENCE_COLUMNS, is_read):
             if row["id"] not in digests_by_job:
                 deletable_digests.difference_update(iterate_direct_digests(row))
@@ -154,30 +154,30 @@ class BlobReferences:
 
         The rows are read in pages, so that other queries need not wait.
         """
-        after = ""
+        last_key = ""
         while True:
-            query = sa.select(key, *columns).where(key > after).order_by(key).limit(PAGE)
+            query = sa.select(key, *columns).where(key > last_key).order_by(key).limit(PAGE)
             page = await self._database.fetch_all(query)
             for row in page:
                 yield row
             if len(page) < PAGE:
                 return
-            after = page[-1][key.name]
+            last_key = page[-1][key.name]
 
-    async def delete_blobs(self, digests: Collection[str], before: datetime) -> PruneResult:
-        """Delete blobs, except those that were stored or renewed since ``before``."""
+    async def delete_blobs(self, digests: Collection[str], cutoff: datetime) -> PruneResult:
+        """Delete blobs, except those that were stored or renewed since ``cutoff``."""
         results = await self.gather(
-            lambda digest: self._blobs.delete(digest, before), list(digests)
+            lambda digest: self._blobs.delete(digest, cutoff), list(digests)
         )
         sizes = [size for size in results if size is not None]
         return PruneResult(files=len(sizes), size=sum(sizes))
 
     async def gather(self, call: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
         """Call ``call`` for all items, a few of them concurrently, and return the results."""
-        limit = asyncio.Semaphore(_CONCURRENCY)
+        semaphore = asyncio.Semaphore(_CONCURRENCY)
 
         async def call_limited(item: T) -> R:
-            async with limit:
+            async with semaphore:
                 return await call(item)
 
         return await asyncio.gather(*map(call_limited, items))
@@ -203,17 +203,17 @@ def split_into_chunks(items: list[str]) -> Iterator[list[str]]:
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
 
 
-def _was_created_by(before: datetime) -> sa.ColumnElement[bool]:
-    """Return the SQL condition for jobs that were submitted before ``before`` or shortly after it.
+def _was_created_by(cutoff: datetime) -> sa.ColumnElement[bool]:
+    """Return the SQL condition for jobs that were submitted before ``cutoff`` or shortly after it.
 
     Later jobs need no check, because their blobs are too new to be deleted.
     """
-    return jobs.c.created_at < before + _STORE_MARGIN
+    return jobs.c.created_at < cutoff + _STORE_MARGIN
 
 
-def _was_open_at(before: datetime) -> sa.ColumnElement[bool]:
-    """Return the SQL condition for jobs that were open at ``before``."""
+def _was_open_at(cutoff: datetime) -> sa.ColumnElement[bool]:
+    """Return the SQL condition for jobs that were open at ``cutoff``."""
     return sa.and_(
-        _was_created_by(before),
-        sa.or_(jobs.c.status.in_(OPEN_STATUSES), jobs.c.finished_at >= before),
+        _was_created_by(cutoff),
+        sa.or_(jobs.c.status.in_(OPEN_STATUSES), jobs.c.finished_at >= cutoff),
     )

@@ -168,8 +168,8 @@ class BlobStore:
             return False
         return True
 
-    async def delete(self, sha256: str, before: datetime) -> int | None:
-        """Delete a blob unless it was stored or renewed since ``before``.
+    async def delete(self, sha256: str, cutoff: datetime) -> int | None:
+        """Delete a blob unless it was stored or renewed since ``cutoff``.
 
         In S3 the check and the deletion are two requests; a renewal between them is lost.
 
@@ -178,12 +178,12 @@ class BlobStore:
         """
         path = self._build_path(sha256)
         if not self._in_s3:
-            return await asyncio.to_thread(_delete_if_older, Path(path), before.timestamp())
+            return await asyncio.to_thread(_delete_if_older, Path(path), cutoff.timestamp())
         try:
             info = await self._call("info", path)
         except FileNotFoundError:
             return None
-        if info["LastModified"] >= before:
+        if info["LastModified"] >= cutoff:
             return None
         await self._call("rm_file", path)
         return int(info["size"])
@@ -260,17 +260,17 @@ def _touch(path: Path) -> bool:
     return True
 
 
-def _delete_if_older(path: Path, before: float) -> int | None:
+def _delete_if_older(path: Path, cutoff: float) -> int | None:
     # Renamed first, so that a concurrent writer either renews the file before or writes it again.
     temporary_path = _choose_temporary_path(path)
     try:
-        if path.stat().st_mtime >= before:
+        if path.stat().st_mtime >= cutoff:
             return None
         path.rename(temporary_path)
     except FileNotFoundError:
         return None
     stat = temporary_path.stat()
-    if stat.st_mtime >= before:
+    if stat.st_mtime >= cutoff:
         temporary_path.rename(path)
         return None
     temporary_path.unlink()

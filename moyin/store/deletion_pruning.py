@@ -30,16 +30,16 @@ class DeletionPruner:
         self._database = database
         self._references = references
 
-    async def run(self, before: datetime) -> PruneResult:
-        """Delete the files of jobs and artifacts that their owners deleted before ``before``.
+    async def run(self, cutoff: datetime) -> PruneResult:
+        """Delete the files of jobs and artifacts that their owners deleted before ``cutoff``.
 
         Files that something else refers to are kept. An interrupted run can be repeated.
         """
         result = PruneResult()
         while True:
-            job_rows = await self._database.fetch_all(_build_deleted_jobs_query(before))
+            job_rows = await self._database.fetch_all(_build_deleted_jobs_query(cutoff))
             input_ids = await self._references.collect_open_inputs()
-            hidden_artifacts = await self._fetch_hidden_artifacts(before, input_ids)
+            hidden_artifacts = await self._fetch_hidden_artifacts(cutoff, input_ids)
             if not job_rows and not hidden_artifacts:
                 return result
             nested_digests = await self._references.gather(
@@ -49,26 +49,26 @@ class DeletionPruner:
             for row in job_rows:
                 digests.update(iterate_direct_digests(row))
             unused_digests = await self._references.find_unreferenced_digests(
-                {"": digests}, input_ids, before, keeps_jobs=True, hidden_ids=hidden_artifacts
+                {"": digests}, input_ids, cutoff, keeps_jobs=True, hidden_ids=hidden_artifacts
             )
-            result += await self._references.delete_blobs(unused_digests, before)
+            result += await self._references.delete_blobs(unused_digests, cutoff)
             ids = [row["id"] for row in job_rows]
             await self._database.write(partial(_mark_cleaned, ids, list(hidden_artifacts)))
 
     async def _fetch_hidden_artifacts(
-        self, before: datetime, input_ids: Collection[str]
+        self, cutoff: datetime, input_ids: Collection[str]
     ) -> dict[str, str]:
-        """Return the digests, by artifact id, of artifacts that were deleted before ``before``.
+        """Return the digests, by artifact id, of artifacts that were deleted before ``cutoff``.
 
         Args:
             input_ids: the ids of artifacts that open jobs use, which are left out.
         """
         hidden_artifacts: dict[str, str] = {}
-        after = ""
+        last_id = ""
         while len(hidden_artifacts) < JOBS_PER_SCAN:
             query = (
                 sa.select(artifacts.c.id, artifacts.c.sha256)
-                .where(artifacts.c.deleted_at < before, artifacts.c.id > after)
+                .where(artifacts.c.deleted_at < cutoff, artifacts.c.id > last_id)
                 .order_by(artifacts.c.id)
                 .limit(PAGE)
             )
@@ -78,33 +78,33 @@ class DeletionPruner:
             )
             if len(page) < PAGE:
                 break
-            after = page[-1]["id"]
+            last_id = page[-1]["id"]
         return hidden_artifacts
 
-    async def free_ids(self, before: datetime) -> None:
+    async def free_ids(self, cutoff: datetime) -> None:
         """Delete rows of the table ``deleted_jobs``, so that the jobs' ids can be used again.
 
-        Only rows of jobs that were deleted before ``before`` and have no files left are deleted.
+        Only rows of jobs that were deleted before ``cutoff`` and have no files left are deleted.
         """
-        while await self._database.execute(_build_id_deletion(before)):
+        while await self._database.execute(_build_id_deletion(cutoff)):
             continue
 
 
-def _build_deleted_jobs_query(before: datetime) -> sa.Select[Any]:
+def _build_deleted_jobs_query(cutoff: datetime) -> sa.Select[Any]:
     columns = (deleted_jobs.c[column.name] for column in REFERENCE_COLUMNS)
     return (
         sa.select(deleted_jobs.c.id, *columns)
-        .where(deleted_jobs.c.cleaned.is_(False), deleted_jobs.c.deleted_at < before)
+        .where(deleted_jobs.c.cleaned.is_(False), deleted_jobs.c.deleted_at < cutoff)
         .order_by(deleted_jobs.c.deleted_at)
         .limit(JOBS_PER_SCAN)
     )
 
 
-def _build_id_deletion(before: datetime) -> sa.Delete:
+def _build_id_deletion(cutoff: datetime) -> sa.Delete:
     """Return the statement that deletes up to `PAGE` rows for `DeletionPruner.free_ids`."""
     cleaned_ids = (
         sa.select(deleted_jobs.c.id)
-        .where(deleted_jobs.c.cleaned, deleted_jobs.c.deleted_at < before)
+        .where(deleted_jobs.c.cleaned, deleted_jobs.c.deleted_at < cutoff)
         .limit(PAGE)
     )
     return deleted_jobs.delete().where(deleted_jobs.c.id.in_(cleaned_ids))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -86,16 +85,16 @@ class FileStore:
         *,
         purpose: str | None = None,
         limit: int = 10_000,
-        after: str | None = None,
+        after_id: str | None = None,
         newest_first: bool = True,
     ) -> tuple[list[StoredFile], bool]:
         """Return a page of the tenant's files, and True if there are more.
 
         Args:
-            after: the id of the last file of the previous page.
+            after_id: the id of the last file of the previous page.
 
         Raises:
-            StoredFileNotFound: there is no file ``after``.
+            StoredFileNotFound: there is no file ``after_id``.
         """
         query = sa.select(files).where(
             files.c.owner == owner, files.c.purpose != INTERNAL, _is_kept()
@@ -103,11 +102,11 @@ class FileStore:
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
         row_position = sa.tuple_(files.c.created_at, files.c.id)
-        if after is not None:
-            last_file = await self.find(owner, after, with_deleted=True)
+        if after_id is not None:
+            last_file = await self.find(owner, after_id, with_deleted=True)
             if last_file is None:
                 raise StoredFileNotFound(
-                    f"after must be the id of one of your files, but there is no file {after[:80]!r}"
+                    f"after must be the id of one of your files, but there is no file {after_id[:80]!r}"
                 )
             last_position = sa.tuple_(
                 sa.literal(last_file.created_at, files.c.created_at.type), sa.literal(last_file.id)
@@ -141,10 +140,9 @@ def insert_files(connection: sa.Connection, *new_files: StoredFile) -> None:
 
 
 def _is_kept() -> sa.ColumnElement[bool]:
-    moment: datetime = now()
     return sa.and_(
         files.c.deleted_at.is_(None),
-        sa.or_(files.c.expires_at.is_(None), files.c.expires_at > moment),
+        sa.or_(files.c.expires_at.is_(None), files.c.expires_at > now()),
     )
 
 

@@ -62,15 +62,15 @@ class Subscription(Generic[E]):
         """True if the subscriber should read soon, because a full queue ends the subscription."""
         return self._capacity is not None and 2 * len(self._queue) >= self._capacity
 
-    async def next(self, seconds: float | None = None) -> list[E]:
-        """Return all queued entries; if there are none, wait for one for at most ``seconds``.
+    async def next(self, timeout_seconds: float | None = None) -> list[E]:
+        """Return all queued entries; if there are none, wait for one for at most ``timeout_seconds``.
 
         If the queue was full, raise `SlowConsumer` after all its entries were returned.
         """
         if not self._queue and not self._is_closed:
             self._has_entries.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(timeout_seconds):
                     await self._has_entries.wait()
         if self._is_closed and not self._queue:
             raise SlowConsumer(

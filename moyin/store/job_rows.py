@@ -129,7 +129,7 @@ class Launch:
 
 def build_row(new_job: NewJob) -> dict[str, Any]:
     """Return the table row of a job that is submitted now."""
-    moment = now()
+    created_at = now()
     return {
         **{name: getattr(new_job, name) for name in _NEW_JOB_COLUMNS},
         "status": JobStatus.QUEUED.value,
@@ -143,8 +143,8 @@ def build_row(new_job: NewJob) -> dict[str, Any]:
         "dispatched": False,
         "render_nano_usd": 0,
         "reserved": new_job.reservation is not None,
-        "created_at": moment,
-        "queued_at": moment,
+        "created_at": created_at,
+        "queued_at": created_at,
         "user_id": new_job.user,
         "scopes": " ".join(sorted(new_job.scopes)),
         **dict.fromkeys(_INITIALLY_NULL),

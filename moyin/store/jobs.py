@@ -218,10 +218,10 @@ class JobStore:
 
     async def mark_dispatched(self, *job_ids: str, attempt: int = 1) -> None:
         """Record that the workflows of open jobs, or the webhooks of ended jobs, were started."""
-        change = jobs.update().where(
+        update = jobs.update().where(
             jobs.c.id.in_(job_ids), jobs.c.attempts == attempt, jobs.c.dispatched.is_(False)
         )
-        await self._database.write(lambda c: c.execute(change.values(dispatched=True)))
+        await self._database.write(lambda c: c.execute(update.values(dispatched=True)))
 
     async def list_undispatched(
         self, older_than: timedelta, limit: int = 100
@@ -291,15 +291,15 @@ class JobStore:
         Returns:
             The ended job, or None if the attempt had already ended.
         """
-        moment = now()
+        finished_at = now()
         values: dict[str, Any] = {
             "job_id": job_id,
             "attempt": attempt,
             "status": status.value,
             "dispatched": webhook_sent,
             "error": None if error is None else to_plain(error),
-            "finished_at": moment,
-            "moment": moment,
+            "finished_at": finished_at,
+            "moment": finished_at,
         }
         if results:
             values["results"] = [to_plain(result) for result in results]
@@ -311,7 +311,7 @@ class JobStore:
             if row is not None:
                 if row["reserved"]:
                     is_late = status is not JobStatus.SUCCEEDED and row["started_at"] is not None
-                    due_at = moment + _LATE_RUNS if is_late else moment
+                    due_at = finished_at + _LATE_RUNS if is_late else finished_at
                     end_reservation(connection, job_id, due_at)
                 outputs = [artifact for result in results for artifact in result.artifacts]
                 insert_artifacts(connection, outputs, owner=row["owner"], job_id=job_id)
@@ -367,14 +367,14 @@ class JobStore:
                 raise JobFinished(
                     f"job {job_id} has succeeded; only a failed or cancelled job can be retried"
                 )
-            change = jobs.update().where(jobs.c.id == job_id)
+            update = jobs.update().where(jobs.c.id == job_id)
             values = {
                 "status": JobStatus.QUEUED.value,
                 "attempts": row["attempts"] + 1,
                 "dispatched": False,
                 "error": None,
                 "finished_at": None,
-                "queued_at": moment,
+                "queued_at": queued_at,
                 "reserved": reservation is not None,
                 # These values belong to the last attempt.
                 "started_at": None,
@@ -382,11 +382,11 @@ class JobStore:
                 "cancelled_by": None,
                 "progress": compute_retry_progress(row),
             }
-            connection.execute(change.values(values))
+            connection.execute(update.values(values))
             enforce_open_job_limits(connection, limits)
-            insert_reservation(connection, job_id, reservation, moment)
+            insert_reservation(connection, job_id, reservation, queued_at)
 
-        moment = now()
+        queued_at = now()
         await self._database.write(reopen)
         return await self.find(job_id)
 

@@ -163,11 +163,11 @@ class KeyStore:
         return {row["id"]: row for row in rows if _is_active(row)}
 
     async def _record_use(self, key_id: str) -> None:
-        moment = now()
+        used_at = now()
         statement = (
             api_keys.update()
-            .where(api_keys.c.id == key_id, _is_unused_since(moment - _USE_RECORD_INTERVAL))
-            .values(last_used_at=moment)
+            .where(api_keys.c.id == key_id, _is_unused_since(used_at - _USE_RECORD_INTERVAL))
+            .values(last_used_at=used_at)
         )
         try:
             await self._database.execute(statement)

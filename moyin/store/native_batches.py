@@ -75,21 +75,21 @@ class NativeBatchStore:
 
         await self._database.write(write)
 
-    async def take(self, native_batch: NativeBatch, seconds: float) -> bool:
+    async def take(self, native_batch: NativeBatch, lease_seconds: float) -> bool:
         """Reserve the next step of a native batch; return False if it is not due or is taken.
 
-        The step becomes due again after ``seconds``, unless `renew` is called.
+        The step becomes due again after ``lease_seconds``, unless `renew` is called.
         """
-        change = (
+        update = (
             natives.update()
             .where(_is_unchanged(native_batch), natives.c.due_at <= now())
-            .values(due_at=now() + timedelta(seconds=seconds))
+            .values(due_at=now() + timedelta(seconds=lease_seconds))
         )
-        return bool(await self._database.write(lambda c: c.execute(change).rowcount))
+        return bool(await self._database.write(lambda c: c.execute(update).rowcount))
 
-    async def renew(self, native_id: str, seconds: float) -> None:
-        """Keep the current step of a native batch reserved for ``seconds`` from now."""
-        await self._update(native_id, due_at=now() + timedelta(seconds=seconds))
+    async def renew(self, native_id: str, lease_seconds: float) -> None:
+        """Keep the current step of a native batch reserved for ``lease_seconds`` from now."""
+        await self._update(native_id, due_at=now() + timedelta(seconds=lease_seconds))
 
     async def save(self, native_batch: NativeBatch, *, due_in_seconds: float = 0.0) -> None:
         """Write the status, the remote id and the state of a native batch.
@@ -106,8 +106,8 @@ class NativeBatchStore:
 
     async def make_first_step_due(self, native_batch: NativeBatch) -> None:
         """Make the first step of a newly added native batch due, for any replica to begin."""
-        change = natives.update().where(_is_unchanged(native_batch)).values(due_at=now())
-        await self._database.write(lambda c: c.execute(change))
+        update = natives.update().where(_is_unchanged(native_batch)).values(due_at=now())
+        await self._database.write(lambda c: c.execute(update))
 
     async def assign(self, native_batch: NativeBatch, line_numbers: Collection[int]) -> int:
         """Make a new native batch the runner of lines that have none; return the number of lines.
@@ -142,16 +142,18 @@ class NativeBatchStore:
 
         return await self._database.write(write)
 
-    async def list_free_lines(self, batch_id: str, after: int, limit: int) -> list[BatchLine]:
-        """Return lines with numbers above ``after`` that have neither a runner nor a result."""
-        return await self._list_lines(batch_id, after, limit, sa.not_(is_running()))
+    async def list_free_lines(
+        self, batch_id: str, after_number: int, limit: int
+    ) -> list[BatchLine]:
+        """Return lines with numbers above ``after_number`` that have neither a runner nor a result."""
+        return await self._list_lines(batch_id, after_number, limit, sa.not_(is_running()))
 
     async def list_lines(
-        self, native_batch: NativeBatch, after: int, limit: int
+        self, native_batch: NativeBatch, after_number: int, limit: int
     ) -> list[BatchLine]:
-        """Return lines of a native batch with numbers above ``after`` that have no result."""
+        """Return lines of a native batch with numbers above ``after_number`` that have no result."""
         return await self._list_lines(
-            native_batch.batch_id, after, limit, lines.c.runner == native_batch.id
+            native_batch.batch_id, after_number, limit, lines.c.runner == native_batch.id
         )
 
     async def release(self, native_batch: NativeBatch) -> int:
@@ -173,19 +175,19 @@ class NativeBatchStore:
         return await self._database.write(write)
 
     async def _list_lines(
-        self, batch_id: str, after: int, limit: int, condition: sa.ColumnElement[bool]
+        self, batch_id: str, after_number: int, limit: int, condition: sa.ColumnElement[bool]
     ) -> list[BatchLine]:
         query = (
             sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
-            .where(lines.c.batch_id == batch_id, lines.c.number > after, _PENDING, condition)
+            .where(lines.c.batch_id == batch_id, lines.c.number > after_number, _PENDING, condition)
             .order_by(lines.c.number)
             .limit(limit)
         )
         return [BatchLine(**dict(row)) for row in await self._database.fetch_all(query)]
 
     async def _update(self, native_id: str, **values: Any) -> None:
-        change = natives.update().where(natives.c.id == native_id).values(values)
-        await self._database.write(lambda c: c.execute(change))
+        update = natives.update().where(natives.c.id == native_id).values(values)
+        await self._database.write(lambda c: c.execute(update))
 
 
 def _is_unchanged(native_batch: NativeBatch) -> sa.ColumnElement[bool]:

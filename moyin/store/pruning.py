@@ -37,8 +37,8 @@ _FILES_KEPT = timedelta(days=1)
 class Pruner:
     """Deletes ended jobs and their blobs; several may run concurrently, while jobs start and end.
 
-    Blobs that were stored or renewed after the time ``before`` are not deleted, because a new job
-    may be about to refer to them. So ``before`` should be at least a day ago. An output that an
+    Blobs that were stored or renewed after the time ``cutoff`` are not deleted, because a new job
+    may be about to refer to them. So ``cutoff`` should be at least a day ago. An output that an
     open job uses as an input is not deleted, unless that job is submitted in the seconds between
     the query for open jobs and the deletion.
     """
@@ -48,36 +48,36 @@ class Pruner:
         self._references = BlobReferences(database, blobs)
         self._deletions = DeletionPruner(database, self._references)
 
-    async def count_prunable(self, before: datetime) -> int:
-        """Return the number of jobs that ended before ``before``."""
-        query = sa.select(sa.func.count()).select_from(jobs).where(_has_ended_before(before))
+    async def count_prunable(self, cutoff: datetime) -> int:
+        """Return the number of jobs that ended before ``cutoff``."""
+        query = sa.select(sa.func.count()).select_from(jobs).where(_has_ended_before(cutoff))
         return int(await self._database.fetch_value(query))
 
-    async def count_prunable_batches(self, before: datetime) -> int:
-        """Return the number of batches that ended before ``before``."""
-        return await count_prunable_batches(self._database, before)
+    async def count_prunable_batches(self, cutoff: datetime) -> int:
+        """Return the number of batches that ended before ``cutoff``."""
+        return await count_prunable_batches(self._database, cutoff)
 
-    async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
-        """Delete jobs that ended before ``before``, and yield the counts of each transaction.
+    async def run(self, cutoff: datetime) -> AsyncIterator[PruneResult]:
+        """Delete jobs that ended before ``cutoff``, and yield the counts of each transaction.
 
         Then delete batches and files of text models, and free the ids of jobs that were deleted
-        before ``before``.
+        before ``cutoff``.
 
         Raises:
             ServiceUnavailable: the artifact store is unavailable; another run continues the work.
         """
-        while oldest_jobs := await self._fetch_oldest_jobs(before):
+        while oldest_jobs := await self._fetch_oldest_jobs(cutoff):
             digests_by_job = await self._references.collect_digests(oldest_jobs)
             input_ids = await self._references.collect_open_inputs()
             deletable_digests = await self._references.find_unreferenced_digests(
-                digests_by_job, input_ids, before
+                digests_by_job, input_ids, cutoff
             )
             reference_counts = Counter(
                 file for job_files in digests_by_job.values() for file in job_files
             )
             for chunk in split_into_chunks(list(digests_by_job)):
                 deleted_count, kept_ids = await self._database.write(
-                    partial(_delete_jobs, chunk, before, input_ids)
+                    partial(_delete_jobs, chunk, cutoff, input_ids)
                 )
                 # Jobs that were retried meanwhile are in `kept`; others may have deleted the rest.
                 deleted_ids = [job for job in chunk if job not in kept_ids]
@@ -91,37 +91,37 @@ class Pruner:
                     if file in deletable_digests and not reference_counts[file]
                 }
                 yield PruneResult(jobs=deleted_count) + await self._references.delete_blobs(
-                    unused_digests, before
+                    unused_digests, cutoff
                 )
 
         async def find_unreferenced(digests: Collection[str]) -> set[str]:
             open_input_ids = await self._references.collect_open_inputs()
             return await self._references.find_unreferenced_digests(
-                {"": set(digests)}, open_input_ids, before
+                {"": set(digests)}, open_input_ids, cutoff
             )
 
-        pruned_text = await TextPruner(self._database, find_unreferenced).run(before)
-        result = await self._references.delete_blobs(pruned_text.blobs, before)
+        pruned_text = await TextPruner(self._database, find_unreferenced).run(cutoff)
+        result = await self._references.delete_blobs(pruned_text.blobs, cutoff)
         if result := result + PruneResult(batches=pruned_text.batches):
             yield result
-        await self._deletions.free_ids(before)
+        await self._deletions.free_ids(cutoff)
 
-    async def prune_expired_files(self, before: datetime) -> PruneResult:
-        """Delete text models' files that expired or were deleted before ``before``; keep jobs."""
+    async def prune_expired_files(self, cutoff: datetime) -> PruneResult:
+        """Delete text models' files that expired or were deleted before ``cutoff``; keep jobs."""
 
         async def find_unreferenced(digests: Collection[str]) -> set[str]:
             input_ids = await self._references.collect_open_inputs()
             digests_by_job = {"": set(digests)}
             return await self._references.find_unreferenced_digests(
-                digests_by_job, input_ids, before, keeps_jobs=True
+                digests_by_job, input_ids, cutoff, keeps_jobs=True
             )
 
-        unused_digests = await TextPruner(self._database, find_unreferenced).delete_files(before)
-        return await self._references.delete_blobs(unused_digests, before)
+        unused_digests = await TextPruner(self._database, find_unreferenced).delete_files(cutoff)
+        return await self._references.delete_blobs(unused_digests, cutoff)
 
-    async def prune_deleted_files(self, before: datetime) -> PruneResult:
-        """Delete the files of jobs and artifacts that their owners deleted before ``before``."""
-        return await self._deletions.run(before)
+    async def prune_deleted_files(self, cutoff: datetime) -> PruneResult:
+        """Delete the files of jobs and artifacts that their owners deleted before ``cutoff``."""
+        return await self._deletions.run(cutoff)
 
     async def prune_once(self, days: int, *, with_files: bool) -> PruneResult | None:
         """Delete jobs that ended ``days`` ago, and files that were deleted or expired a day ago.
@@ -162,22 +162,22 @@ class Pruner:
                 _log.exception("pruning failed; retrying in an hour")
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _fetch_oldest_jobs(self, before: datetime) -> Sequence[Mapping[Any, Any]]:
+    async def _fetch_oldest_jobs(self, cutoff: datetime) -> Sequence[Mapping[Any, Any]]:
         query = (
             sa.select(jobs.c.id, *REFERENCE_COLUMNS)
-            .where(_has_ended_before(before))
+            .where(_has_ended_before(cutoff))
             .order_by(jobs.c.finished_at)
             .limit(JOBS_PER_SCAN)
         )
         return await self._database.fetch_all(query)
 
 
-def _has_ended_before(before: datetime) -> sa.ColumnElement[bool]:
-    return sa.and_(jobs.c.status.not_in(OPEN_STATUSES), jobs.c.finished_at < before)
+def _has_ended_before(cutoff: datetime) -> sa.ColumnElement[bool]:
+    return sa.and_(jobs.c.status.not_in(OPEN_STATUSES), jobs.c.finished_at < cutoff)
 
 
 def _delete_jobs(
-    job_ids: Sequence[str], before: datetime, input_ids: Collection[str], connection: sa.Connection
+    job_ids: Sequence[str], cutoff: datetime, input_ids: Collection[str], connection: sa.Connection
 ) -> tuple[int, set[str]]:
     """Delete those jobs of ``job_ids`` that were not retried meanwhile.
 
@@ -188,7 +188,7 @@ def _delete_jobs(
         The number of deleted jobs, and the ids of the jobs that were retried.
     """
     query = (
-        sa.select(jobs.c.id, _has_ended_before(before))
+        sa.select(jobs.c.id, _has_ended_before(cutoff))
         .where(jobs.c.id.in_(job_ids))
         .order_by(jobs.c.id)
     )

@@ -153,14 +153,19 @@ class QualityStore:
         return list(await self._database.fetch_values(query))
 
     async def list_signals(
-        self, after: int, limit: int, *, owner: str | None = None, up_to: int | None = None
+        self, after_number: int, limit: int, *, owner: str | None = None, up_to: int | None = None
     ) -> list[SignalRow]:
-        """Return signals numbered above ``after`` and at most ``up_to``, in ascending order.
+        """Return signals numbered above ``after_number`` and at most ``up_to``, in ascending order.
 
         If ``owner`` is None, the signals of all owners are returned.
         """
         table = quality_signals
-        query = sa.select(table).where(table.c.number > after).order_by(table.c.number).limit(limit)
+        query = (
+            sa.select(table)
+            .where(table.c.number > after_number)
+            .order_by(table.c.number)
+            .limit(limit)
+        )
         if owner is not None:
             query = query.where(table.c.owner == owner)
         if up_to is not None:

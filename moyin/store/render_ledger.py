@@ -69,8 +69,8 @@ def _book_run(
     if connection.execute(insert, row).first() is None:
         added_nano_usd = _replace_shorter_measurement(connection, row)
     if added_nano_usd:
-        change = jobs.update().where(is_run_job)
-        connection.execute(change.values(render_nano_usd=jobs.c.render_nano_usd + added_nano_usd))
+        update = jobs.update().where(is_run_job)
+        connection.execute(update.values(render_nano_usd=jobs.c.render_nano_usd + added_nano_usd))
         if is_reserved:
             add_cost(connection, account.job_id, added_nano_usd, booked_at)
 
@@ -89,8 +89,8 @@ def _replace_shorter_measurement(connection: sa.Connection, row: dict[str, Any])
     quantity, error, stored_nano_usd = connection.execute(query).one()
     if (quantity, error != WorkerLost.code) >= (row["quantity"], row["error"] != WorkerLost.code):
         return 0
-    change = usage.update().where(usage.c.id == row["id"])
-    connection.execute(change.values({name: row[name] for name in _MEASURED}))
+    update = usage.update().where(usage.c.id == row["id"])
+    connection.execute(update.values({name: row[name] for name in _MEASURED}))
     return int(row["cost_nano_usd"] - stored_nano_usd)
 
 

@@ -51,9 +51,9 @@ class DueReservation:
 
 
 def insert_reservation(
-    connection: sa.Connection, job_id: str, reservation: JobReservation | None, moment: datetime
+    connection: sa.Connection, job_id: str, reservation: JobReservation | None, created_at: datetime
 ) -> None:
-    """Insert the reservation of a job, if there is one; ``moment`` is its time of creation."""
+    """Insert the reservation of a job, if there is one; ``created_at`` is its time of creation."""
     if reservation is None:
         return
     nano_usd = _to_nano_usd(reservation)
@@ -67,7 +67,7 @@ def insert_reservation(
         "reserved_nano": nano_usd,
         "counted_nano": nano_usd,
         "booked_nano": 0,
-        "created_at": moment,
+        "created_at": created_at,
         "ended": False,
     }
     connection.execute(reservations.insert(), row)
@@ -75,18 +75,18 @@ def insert_reservation(
 
 def end_reservation(connection: sa.Connection, job_id: str, due_at: datetime) -> None:
     """Record that the cost of an ended job replaces its reservation at the time ``due_at``."""
-    change = reservations.update().where(
+    update = reservations.update().where(
         reservations.c.job_id == job_id, reservations.c.ended.is_(False)
     )
-    connection.execute(change.values(ended=True, due_at=due_at))
+    connection.execute(update.values(ended=True, due_at=due_at))
 
 
-def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, moment: datetime) -> None:
+def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, due_from: datetime) -> None:
     """Add the cost of a run to the newest reservation of its job, if there is one.
 
     Args:
         nano_usd: the cost in billionths of a US dollar.
-        moment: the time from which the reservation is due, if budgets must now count another
+        due_from: the time from which the reservation is due, if budgets must now count another
             amount.
     """
     newest_id = (
@@ -99,11 +99,11 @@ def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, moment: date
     booked_nano_usd = reservations.c.booked_nano + nano_usd
     must_count = reservations.c.ended | (booked_nano_usd > reservations.c.counted_nano)
     due_at = sa.case(
-        (must_count, sa.func.coalesce(reservations.c.due_at, sa.bindparam("moment", moment))),
+        (must_count, sa.func.coalesce(reservations.c.due_at, sa.bindparam("moment", due_from))),
         else_=reservations.c.due_at,
     )
-    change = reservations.update().where(reservations.c.id == newest_id)
-    connection.execute(change.values(booked_nano=booked_nano_usd, due_at=due_at))
+    update = reservations.update().where(reservations.c.id == newest_id)
+    connection.execute(update.values(booked_nano=booked_nano_usd, due_at=due_at))
 
 
 class ReservationStore:
@@ -130,8 +130,8 @@ class ReservationStore:
 
         Return False if the amount has changed meanwhile.
         """
-        moment = now()
-        change = (
+        settled_at = now()
+        update = (
             reservations.update()
             .where(
                 reservations.c.id == due_reservation.reservation.id,
@@ -141,8 +141,8 @@ class ReservationStore:
             .values(counted_nano=due_reservation.amount, due_at=None)
         )
         if due_reservation.ended:
-            change = change.values(settled_at=moment)
-        return await self._database.execute(change) > 0
+            update = update.values(settled_at=settled_at)
+        return await self._database.execute(update) > 0
 
     async def delete_settled(self) -> int:
         """Delete some old reservations that no run can change any more, and return their number.

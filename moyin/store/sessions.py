@@ -279,13 +279,13 @@ class SessionStore:
         Returns:
             The number of deleted sessions.
         """
-        before = now() - _RETENTION
+        cutoff = now() - _RETENTION
         async with self._database.writing() as connection:
             deleted_sessions = await connection.execute(
-                sessions.delete().where(sessions.c.expires_at < before)
+                sessions.delete().where(sessions.c.expires_at < cutoff)
             )
             await connection.execute(
-                password_resets.delete().where(password_resets.c.expires_at < before)
+                password_resets.delete().where(password_resets.c.expires_at < cutoff)
             )
         return deleted_sessions.rowcount
 

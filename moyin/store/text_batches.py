@@ -91,15 +91,16 @@ class TextBatchStore:
         dialect: BatchDialect,
         *,
         limit: int = 20,
-        after: str | None = None,
-        before: str | None = None,
+        after_id: str | None = None,
+        before_id: str | None = None,
     ) -> tuple[list[TextBatch], bool]:
         """Return a page of the tenant's batches, newest first, and True if there are more.
 
         Args:
             dialect: the API whose batches are listed.
-            after: the id of the last batch of the previous page.
-            before: the id of the first batch of the next page; not allowed together with ``after``.
+            after_id: the id of the last batch of the previous page.
+            before_id: the id of the first batch of the next page; not allowed together with
+                ``after_id``.
 
         Raises:
             BatchNotFound: there is no batch with that id.
@@ -108,7 +109,7 @@ class TextBatchStore:
             text_batches.c.owner == owner, text_batches.c.dialect == dialect.value
         )
         columns = (text_batches.c.created_at, text_batches.c.id)
-        if (edge_id := after or before) is not None:
+        if (edge_id := after_id or before_id) is not None:
             edge_batch = await self.get(owner, edge_id, dialect=dialect)
             edge_position = sa.tuple_(
                 sa.literal(edge_batch.created_at, text_batches.c.created_at.type),
@@ -116,9 +117,11 @@ class TextBatchStore:
             )
             row_position = sa.tuple_(*columns)
             query = query.where(
-                row_position < edge_position if after is not None else row_position > edge_position
+                row_position < edge_position
+                if after_id is not None
+                else row_position > edge_position
             )
-        is_backwards = after is None and before is not None
+        is_backwards = after_id is None and before_id is not None
         query = query.order_by(*(c.asc() if is_backwards else c.desc() for c in columns))
         rows = await self._database.fetch_all(query.limit(limit + 1))
         page = [_parse_batch(row) for row in rows[:limit]]
@@ -131,7 +134,7 @@ class TextBatchStore:
             BatchNotFound: the tenant has no such batch.
             BatchFinished: the batch or all of its lines have ended.
         """
-        change = (
+        update = (
             text_batches.update()
             .where(
                 text_batches.c.id == batch_id,
@@ -140,7 +143,7 @@ class TextBatchStore:
             )
             .values(status=BatchStatus.CANCELLING.value, cancelling_at=now())
         )
-        changed_count = await self._database.write(lambda c: c.execute(change).rowcount)
+        changed_count = await self._database.write(lambda c: c.execute(update).rowcount)
         batch = await self.get(owner, batch_id)
         if not changed_count and batch.status not in (
             BatchStatus.CANCELLING,
@@ -179,17 +182,17 @@ class TextBatchStore:
 
     async def mark_dispatched(self, batch_id: str) -> None:
         """Record that the workflow of a batch was started."""
-        change = text_batches.update().where(text_batches.c.id == batch_id).values(dispatched=True)
-        await self._database.write(lambda c: c.execute(change))
+        update = text_batches.update().where(text_batches.c.id == batch_id).values(dispatched=True)
+        await self._database.write(lambda c: c.execute(update))
 
     async def begin(self, batch_id: str, total: int) -> None:
         """Record that all ``total`` lines of a batch are valid and stored, so that they may run."""
-        change = text_batches.update().where(text_batches.c.id == batch_id)
-        running_update = change.where(text_batches.c.status == BatchStatus.VALIDATING).values(
+        update = text_batches.update().where(text_batches.c.id == batch_id)
+        running_update = update.where(text_batches.c.status == BatchStatus.VALIDATING).values(
             status=BatchStatus.IN_PROGRESS.value, in_progress_at=now(), total=total
         )
         # A batch that was cancelled meanwhile shows its lines, too.
-        cancelling_update = change.where(text_batches.c.status == BatchStatus.CANCELLING).values(
+        cancelling_update = update.where(text_batches.c.status == BatchStatus.CANCELLING).values(
             total=total
         )
 
@@ -201,7 +204,7 @@ class TextBatchStore:
 
     async def fail(self, batch_id: str, errors: Sequence[BatchError]) -> None:
         """Record that the input file of a batch is invalid."""
-        change = (
+        update = (
             text_batches.update()
             .where(
                 text_batches.c.id == batch_id,
@@ -216,7 +219,7 @@ class TextBatchStore:
         line_deletion = text_batch_lines.delete().where(text_batch_lines.c.batch_id == batch_id)
 
         def write(connection: sa.Connection) -> None:
-            connection.execute(change)
+            connection.execute(update)
             connection.execute(line_deletion)
 
         await self._database.write(write)

@@ -168,17 +168,17 @@ class UserdataStore:
 async def _insert_or_update(
     connection: Transaction, scope: UserdataScope, path: str, content: bytes, *, exists: bool
 ) -> UserFile:
-    moment = now()
+    modified_at = now()
     values = {
         "content": content,
         "size": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "modified_at": moment,
+        "modified_at": modified_at,
     }
     if exists:
         await connection.execute(userdata.update().where(_is_at_path(scope, path)).values(values))
     else:
-        key = {"owner": scope.owner, "user_id": scope.user, "path": path, "created_at": moment}
+        key = {"owner": scope.owner, "user_id": scope.user, "path": path, "created_at": modified_at}
         await connection.execute(userdata.insert().values(values | key))
     return await _read_metadata(connection, scope, path)
 

@@ -176,7 +176,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
                 owner=owner, actor=actor, action=action, target=target, since=since, until=until
             ),
             limit=limit,
-            before=before,
+            before_id=before,
         )
         return wire.AuditPage(entries=[build_audit_entry(entry) for entry in entries])
 

@@ -116,9 +116,9 @@ class AttemptLimits:
         """Count a registration; ``max_per_hour`` are allowed in total, fewer from one address."""
         if address:
             await self._throttle.count_event(
-                f"register {address}", _REGISTRATIONS_PER_ADDRESS, seconds=_HOUR_SECONDS
+                f"register {address}", _REGISTRATIONS_PER_ADDRESS, period_seconds=_HOUR_SECONDS
             )
-        await self._throttle.count_event("register", max_per_hour, seconds=_HOUR_SECONDS)
+        await self._throttle.count_event("register", max_per_hour, period_seconds=_HOUR_SECONDS)
 
     async def count_mail_request(self, email: str, address: str) -> None:
         """Count a request for a mail that resets a password."""

@@ -231,7 +231,7 @@ class OrganisationService:
         return await self._change_user(caller, event, user_id, {"disabled_at": disabled_at})
 
     async def list_audit_entries(
-        self, caller: Caller, entry_filter: AuditFilter, *, limit: int, before: str | None
+        self, caller: Caller, entry_filter: AuditFilter, *, limit: int, before_id: str | None
     ) -> list[AuditEntry]:
         """Return entries of the audit log, newest first.
 
@@ -239,7 +239,7 @@ class OrganisationService:
 
         Args:
             limit: the maximum number of entries.
-            before: the id of an entry; only older entries are returned.
+            before_id: the id of an entry; only older entries are returned.
 
         Raises:
             InsufficientScope: the caller is not an operator, and names another tenant.
@@ -250,7 +250,7 @@ class OrganisationService:
             if entry_filter.owner not in (None, identity.owner):
                 require_scope(identity, OPERATOR)
             entry_filter = replace(entry_filter, owner=identity.owner)
-        return await self._audit.list_entries(entry_filter, limit=limit, before=before)
+        return await self._audit.list_entries(entry_filter, limit=limit, before_id=before_id)
 
     def _require_access(self, caller: Caller, organisation: str, scope: str) -> None:
         identity = caller.identity

@@ -129,12 +129,12 @@ class Throttle:
         except RedisError as error:
             self._raise_if_fail_closed(error)
 
-    async def count_event(self, name: str, maximum: int, *, seconds: int = 900) -> None:
+    async def count_event(self, name: str, maximum: int, *, period_seconds: int = 900) -> None:
         """Count an event such as a registration.
 
         Args:
             name: identifies the counter, such as a kind of event and the address that caused it.
-            maximum: the number of events that are allowed within ``seconds``.
+            maximum: the number of events that are allowed within ``period_seconds``.
 
         Raises:
             TooManyAttempts: ``maximum`` is exceeded.
@@ -143,7 +143,7 @@ class Throttle:
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.incr(key)
-                pipeline.expire(key, seconds, nx=True)
+                pipeline.expire(key, period_seconds, nx=True)
                 pipeline.ttl(key)
                 count, _, remaining_s = await pipeline.execute()
         except RedisError as error:

@@ -53,7 +53,10 @@ class TrustedProxies:
             value for key, value in scope["headers"] if key == b"x-forwarded-for"
         )
         addresses = [
-            *(part.strip() for part in forwarded_addresses.decode("latin-1").split(",")),
+            *(
+                address_part.strip()
+                for address_part in forwarded_addresses.decode("latin-1").split(",")
+            ),
             peer,
         ]
         for address_text in reversed(addresses):

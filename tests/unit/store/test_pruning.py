@@ -298,7 +298,7 @@ class SlowPruner(Pruner):
         super().__init__(database, blobs)
         self.has_begun, self.may_proceed = asyncio.Event(), asyncio.Event()
 
-    async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
+    async def run(self, cutoff: datetime) -> AsyncIterator[PruneResult]:
         self.has_begun.set()
         await self.may_proceed.wait()
         yield PruneResult()

@@ -141,11 +141,11 @@ async def test_pages_go_forwards_and_backwards(database: Database) -> None:
         return [item.id.removeprefix("batch_") for item in page], has_more
 
     assert await ids(limit=2) == (["5", "4"], True)
-    assert await ids(limit=3, after="batch_4") == (["3", "2", "1"], False)
-    assert await ids(limit=2, before="batch_2") == (["4", "3"], True)
+    assert await ids(limit=3, after_id="batch_4") == (["3", "2", "1"], False)
+    assert await ids(limit=2, before_id="batch_2") == (["4", "3"], True)
     assert await batches.list_page("ada", BatchDialect.ANTHROPIC) == ([], False)
     with pytest.raises(BatchNotFound):
-        await ids(after="batch_9")
+        await ids(after_id="batch_9")
 
 
 async def test_a_claimed_line_is_run_by_no_other_runner(
