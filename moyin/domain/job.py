@@ -205,8 +205,8 @@ class Job:
         render_cost_usd: the cost of all renders of the job, including those that failed, were
             cancelled or belong to earlier attempts.
         render_steps: the indexes of the steps that are renders.
-        cancel_requested_by: who first requested the cancellation of the current attempt, which may
-            still run, or may have ended otherwise.
+        cancel_requested_by: the user, key or service that first requested to cancel the current
+            attempt, which may still run, or may have ended otherwise.
     """
 
     id: str

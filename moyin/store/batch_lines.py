@@ -389,9 +389,11 @@ def _build_usage_rows(finished_line: FinishedLine) -> list[dict[str, Any]]:
         request_id += f"/{finished_line.run}"
     return [
         build_usage_row(
-            entry, written_at, hashlib.sha256(f"{request_id}/{call}".encode()).hexdigest()[:32]
+            entry,
+            written_at,
+            hashlib.sha256(f"{request_id}/{call_index}".encode()).hexdigest()[:32],
         )
-        for call, entry in enumerate(finished_line.usage)
+        for call_index, entry in enumerate(finished_line.usage)
     ]
 
 

@@ -74,10 +74,10 @@ class BlobReferences:
 
     async def collect_digests(self, rows: Sequence[Mapping[Any, Any]]) -> dict[str, set[str]]:
         """Return the digests of all blobs that the jobs in ``rows`` refer to, by job id."""
-        nested = await self.gather(self.read_nested_digests, rows)
+        nested_lists = await self.gather(self.read_nested_digests, rows)
         digests_by_job = {
             row["id"]: {*iterate_direct_digests(row), *nested_digests}
-            for row, nested_digests in zip(rows, nested, strict=True)
+            for row, nested_digests in zip(rows, nested_lists, strict=True)
         }
         for chunk in split_into_chunks(list(digests_by_job)):
             query = sa.select(artifacts.c.job_id, artifacts.c.sha256).where(

@@ -1,4 +1,4 @@
-"""Records who asked to cancel an attempt of a job, in the column ``cancelled_by`` of the job's row.
+"""Records the callers that cancel an attempt of a job, in the column ``cancelled_by`` of its row.
 
 Several cancel requests may overlap, and each of them may fail. So each request adds its own entry,
 and a failed request removes only its own. The job shows the oldest entry as its canceller.

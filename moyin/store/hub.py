@@ -113,7 +113,7 @@ class StreamHub(Generic[E]):
         self._parse = parse
         self._control = connect(url)
         # XREAD blocks for longer than any other command may take.
-        self._reading = connect(url, timeout=_BLOCK_MS / 1_000 + 5)
+        self._reading = connect(url, timeout_seconds=_BLOCK_MS / 1_000 + 5)
         self._subscriptions: dict[str, set[Subscription[E]]] = {}
         self._positions: dict[str, str] = {}
         self._changed = asyncio.Event()

@@ -194,7 +194,7 @@ def _parse_canceller(row: Row) -> Canceller | None:
 
 
 def _parse_requester(row: Row) -> Canceller | None:
-    """Return who first requested the cancellation through the gateway, or None if no one did.
+    """Return the caller that first requested the cancellation, or None without such a request.
 
     The job may have succeeded or failed nevertheless.
     """

@@ -73,22 +73,22 @@ class Pruner:
                 digests_by_job, input_ids, cutoff
             )
             reference_counts = Counter(
-                file for job_files in digests_by_job.values() for file in job_files
+                digest for digests in digests_by_job.values() for digest in digests
             )
             for chunk in split_into_chunks(list(digests_by_job)):
                 deleted_count, kept_ids = await self._database.write(
                     partial(_delete_jobs, chunk, cutoff, input_ids)
                 )
-                # Jobs that were retried meanwhile are in `kept`; others may have deleted the rest.
-                deleted_ids = [job for job in chunk if job not in kept_ids]
+                # Jobs that were retried meanwhile are in `kept_ids`; others may have deleted the rest.
+                deleted_ids = [job_id for job_id in chunk if job_id not in kept_ids]
                 reference_counts.subtract(
-                    file for job in deleted_ids for file in digests_by_job[job]
+                    digest for job_id in deleted_ids for digest in digests_by_job[job_id]
                 )
                 unused_digests = {
-                    file
-                    for job in deleted_ids
-                    for file in digests_by_job[job]
-                    if file in deletable_digests and not reference_counts[file]
+                    digest
+                    for job_id in deleted_ids
+                    for digest in digests_by_job[job_id]
+                    if digest in deletable_digests and not reference_counts[digest]
                 }
                 yield PruneResult(jobs=deleted_count) + await self._references.delete_blobs(
                     unused_digests, cutoff
@@ -193,7 +193,7 @@ def _delete_jobs(
         .order_by(jobs.c.id)
     )
     rows = connection.execute(query.with_for_update()).all()
-    ended_ids = [job for job, ended in rows if ended]
+    ended_ids = [job_id for job_id, has_ended in rows if has_ended]
     is_output = artifacts.c.job_id.in_(ended_ids)
     ids = connection.execute(sa.select(artifacts.c.id).where(is_output)).scalars()
     for chunk in split_into_chunks([artifact for artifact in ids if artifact in input_ids]):
@@ -201,4 +201,4 @@ def _delete_jobs(
         connection.execute(update.values(job_id=None, deleted_at=now()))
     connection.execute(artifacts.delete().where(is_output))
     connection.execute(jobs.delete().where(jobs.c.id.in_(ended_ids)))
-    return len(ended_ids), {job for job, ended in rows if not ended}
+    return len(ended_ids), {job_id for job_id, has_ended in rows if not has_ended}

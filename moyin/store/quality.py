@@ -245,7 +245,7 @@ class QualityStore:
     async def reset_owner(self, action: SignalRow) -> None:
         """Delete the owner's signals and state, and log ``action``.
 
-        A replica that reads ``action`` in the log discards what it has learned about the owner.
+        A replica that reads ``action`` in the log discards the state that it has learned for the owner.
         """
         await self._database.write(partial(_reset_owner, action))
 
