@@ -166,7 +166,7 @@ async def _delete_ended_sessions_hourly(sessions: SessionStore) -> None:
     while True:
         await asyncio.sleep(_PURGE_SECONDS)
         try:
-            _log.info("deleted %d ended sessions of users", await sessions.purge())
+            _log.info("deleted %d ended sessions of users", await sessions.purge_expired())
         except (SQLAlchemyError, OSError) as error:
             _log.warning("could not delete the ended sessions; trying again in an hour: %s", error)
 

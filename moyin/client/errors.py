@@ -9,14 +9,14 @@ from typing import Any
 from moyin.errors import MoyinError, ServiceUnavailable
 
 
-def _iterate_types(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
+def _iterate_error_types(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
     yield kind
     for child in kind.__subclasses__():
-        yield from _iterate_types(child)
+        yield from _iterate_error_types(child)
 
 
 # The error types by code, except for types that inherit their base's code.
-ERROR_TYPES = {kind.code: kind for kind in _iterate_types(MoyinError) if "code" in vars(kind)}
+ERROR_TYPES = {kind.code: kind for kind in _iterate_error_types(MoyinError) if "code" in vars(kind)}
 
 
 class GatewayUnreachable(ServiceUnavailable):

@@ -66,7 +66,7 @@ class Breaker:
         if not self.ready:
             return False
         self._probing = True
-        self._report(BreakerState.HALF_OPEN)
+        self._report_state(BreakerState.HALF_OPEN)
         return True
 
     def succeed(self) -> None:
@@ -75,7 +75,7 @@ class Breaker:
             self._open_until = None
             self._cooldown = _FIRST_COOLDOWN
             self._probing = False
-            self._report(BreakerState.CLOSED)
+            self._report_state(BreakerState.CLOSED)
 
     def fail(self, *, retry_after: float | None = None, at_once: bool = False) -> None:
         """Record a failed request, which may open the breaker.
@@ -101,14 +101,14 @@ class Breaker:
         """Record a request that shows neither success nor failure, such as a cancelled one."""
         if self._probing:
             self._probing = False
-            self._report(BreakerState.OPEN)
+            self._report_state(BreakerState.OPEN)
 
     def _open(self, seconds: float) -> None:
         # A late failure of an older request must not shorten the cooldown.
         self._open_until = max(self._open_until or 0.0, self._clock() + seconds)
-        self._report(BreakerState.OPEN)
+        self._report_state(BreakerState.OPEN)
 
-    def _report(self, state: BreakerState) -> None:
+    def _report_state(self, state: BreakerState) -> None:
         if state is not self._reported:
             self._reported = state
             self._on_change(state)

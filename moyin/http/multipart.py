@@ -33,7 +33,7 @@ class FormFile:
     size: int
     content: AsyncFile
 
-    async def iterate(self) -> AsyncIterator[bytes]:
+    async def iterate_content(self) -> AsyncIterator[bytes]:
         """Yield the content from its beginning, in pieces of at most 256 KiB."""
         await self.content.seek(0)
         while chunk := await self.content.read(_CHUNK_BYTES):
@@ -86,12 +86,12 @@ class EncodedForm:
         )
         self.length = len(self._fields) + sum(part_sizes) + len(self._end)
 
-    async def iterate(self) -> AsyncIterator[bytes]:
+    async def iterate_body(self) -> AsyncIterator[bytes]:
         """Yield the body in pieces of at most 256 KiB."""
         yield self._fields
         for part_header, file in zip(self._part_headers, self._files, strict=True):
             yield part_header
-            async for chunk in file.iterate():
+            async for chunk in file.iterate_content():
                 yield chunk
             yield b"\r\n"
         yield self._end

@@ -45,11 +45,11 @@ class FrameSplitter:
 
         Other remaining bytes, such as a comment, are dropped.
         """
-        frames = self.feed(b"\n\n") if self.pending else []
+        frames = self.feed(b"\n\n") if self.is_within_event else []
         return [frame for frame in frames if frame.data is not None]
 
     @property
-    def pending(self) -> bool:
+    def is_within_event(self) -> bool:
         """True if the stream is in the middle of an event."""
         return bool(self._rest.strip())
 

@@ -44,7 +44,7 @@ class FileStore:
         def write(connection: sa.Connection) -> None:
             used_bytes = connection.execute(
                 sa.select(sa.func.coalesce(sa.func.sum(files.c.size), 0)).where(
-                    files.c.owner == file.owner, _is_kept()
+                    files.c.owner == file.owner, _is_available()
                 )
             ).scalar_one()
             if used_bytes + file.size > self._max_bytes:
@@ -75,7 +75,7 @@ class FileStore:
         """
         query = sa.select(files).where(files.c.owner == owner, files.c.id == file_id)
         if not with_deleted:
-            query = query.where(_is_kept())
+            query = query.where(_is_available())
         row = await self._database.fetch_first(query)
         return None if row is None else _parse_file(row)
 
@@ -97,7 +97,7 @@ class FileStore:
             StoredFileNotFound: there is no file ``after_id``.
         """
         query = sa.select(files).where(
-            files.c.owner == owner, files.c.purpose != INTERNAL, _is_kept()
+            files.c.owner == owner, files.c.purpose != INTERNAL, _is_available()
         )
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
@@ -123,7 +123,7 @@ class FileStore:
         """Delete a file, or raise `StoredFileNotFound`; pruning deletes its blob later."""
         statement = (
             files.update()
-            .where(files.c.owner == owner, files.c.id == file_id, _is_kept())
+            .where(files.c.owner == owner, files.c.id == file_id, _is_available())
             .values(deleted_at=now())
         )
         if not await self._database.write(lambda c: c.execute(statement).rowcount):
@@ -139,7 +139,7 @@ def insert_files(connection: sa.Connection, *new_files: StoredFile) -> None:
         connection.execute(_INSERT[connection.dialect.name], rows)
 
 
-def _is_kept() -> sa.ColumnElement[bool]:
+def _is_available() -> sa.ColumnElement[bool]:
     return sa.and_(
         files.c.deleted_at.is_(None),
         sa.or_(files.c.expires_at.is_(None), files.c.expires_at > now()),

@@ -146,19 +146,19 @@ class StreamHub(Generic[E]):
             self._positions.get(name, subscription.after), subscription.after, key=_parse_stream_id
         )
         try:
-            await self._wake()
+            await self._wake_reader()
             yield subscription
         finally:
-            self._remove(name, subscription)
+            self._remove_subscription(name, subscription)
 
-    def _remove(self, name: str, subscription: Subscription[E]) -> None:
+    def _remove_subscription(self, name: str, subscription: Subscription[E]) -> None:
         subscriptions = self._subscriptions.get(name, set())
         subscriptions.discard(subscription)
         if not subscriptions:
             self._subscriptions.pop(name, None)
             self._positions.pop(name, None)
 
-    async def _wake(self) -> None:
+    async def _wake_reader(self) -> None:
         """Start or interrupt the reader task, so that it reads the changed set of streams."""
         self._changed.set()
         if self._reader is None or self._reader.done():

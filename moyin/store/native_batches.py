@@ -75,10 +75,10 @@ class NativeBatchStore:
 
         await self._database.write(write)
 
-    async def take(self, native_batch: NativeBatch, lease_seconds: float) -> bool:
+    async def reserve_step(self, native_batch: NativeBatch, lease_seconds: float) -> bool:
         """Reserve the next step of a native batch; return False if it is not due or is taken.
 
-        The step becomes due again after ``lease_seconds``, unless `renew` is called.
+        The step becomes due again after ``lease_seconds``, unless `renew_step` is called.
         """
         update = (
             natives.update()
@@ -87,7 +87,7 @@ class NativeBatchStore:
         )
         return bool(await self._database.write(lambda c: c.execute(update).rowcount))
 
-    async def renew(self, native_id: str, lease_seconds: float) -> None:
+    async def renew_step(self, native_id: str, lease_seconds: float) -> None:
         """Keep the current step of a native batch reserved for ``lease_seconds`` from now."""
         await self._update(native_id, due_at=now() + timedelta(seconds=lease_seconds))
 
@@ -109,7 +109,7 @@ class NativeBatchStore:
         update = natives.update().where(_is_unchanged(native_batch)).values(due_at=now())
         await self._database.write(lambda c: c.execute(update))
 
-    async def assign(self, native_batch: NativeBatch, line_numbers: Collection[int]) -> int:
+    async def assign_lines(self, native_batch: NativeBatch, line_numbers: Collection[int]) -> int:
         """Make a new native batch the runner of lines that have none; return the number of lines.
 
         No line is assigned if a step of the native batch has begun, or if the batch was cancelled
@@ -156,7 +156,7 @@ class NativeBatchStore:
             native_batch.batch_id, after_number, limit, lines.c.runner == native_batch.id
         )
 
-    async def release(self, native_batch: NativeBatch) -> int:
+    async def release_lines(self, native_batch: NativeBatch) -> int:
         """Release the lines of a native batch that have no result; return their number."""
 
         def write(connection: sa.Connection) -> int:

@@ -123,7 +123,7 @@ class SessionStore:
         used_at = sa.func.coalesce(sessions.c.last_used_at, sessions.c.created_at)
         query = (
             sa.select(sessions)
-            .where(_is_open_of(user_id))
+            .where(_is_open_session_of(user_id))
             .order_by(used_at.desc(), sessions.c.id)
             .limit(_MAX_LISTED)
         )
@@ -147,7 +147,9 @@ class SessionStore:
 
     async def revoke_for_user(self, user_id: str, session_id: str) -> None:
         """End an open session of the user; raise `NotFound` for all other ids."""
-        statement = _build_revocation(sa.and_(sessions.c.id == session_id, _is_open_of(user_id)))
+        statement = _build_revocation(
+            sa.and_(sessions.c.id == session_id, _is_open_session_of(user_id))
+        )
         async with self._database.writing() as connection:
             if (await connection.execute(statement)).rowcount == 0:
                 raise NotFound(f"session {session_id!r} does not exist, has ended, or is not yours")
@@ -237,7 +239,7 @@ class SessionStore:
 
     async def find_user_by_reset_token(self, presented_token: str) -> str:
         """Return the id of the user of a valid reset token, or raise `InvalidToken`."""
-        query = sa.select(password_resets.c.user_id).where(_is_valid_reset(presented_token))
+        query = sa.select(password_resets.c.user_id).where(_is_valid_reset_token(presented_token))
         user_id: str | None = await self._database.fetch_value(query)
         if user_id is None:
             raise _new_reset_token_error()
@@ -261,7 +263,9 @@ class SessionStore:
             .with_for_update(key_share=True, of=users)
         )
         statement = (
-            password_resets.update().where(_is_valid_reset(presented_token)).values(used_at=now())
+            password_resets.update()
+            .where(_is_valid_reset_token(presented_token))
+            .values(used_at=now())
         )
         # One transaction, so that no session continues that was opened with the old password.
         async with self._database.writing() as connection:
@@ -273,7 +277,7 @@ class SessionStore:
             )
             await connection.execute(_build_revocation(sessions.c.user_id == user_id))
 
-    async def purge(self) -> int:
+    async def purge_expired(self) -> int:
         """Delete sessions and reset tokens that expired more than a day ago.
 
         Returns:
@@ -298,7 +302,7 @@ async def is_session_open(connection: Transaction, session_id: str) -> bool:
     return (await connection.execute(_build_open_session_query(session_id))).first() is not None
 
 
-def _is_valid_reset(presented_token: str) -> sa.ColumnElement[bool]:
+def _is_valid_reset_token(presented_token: str) -> sa.ColumnElement[bool]:
     return sa.and_(
         password_resets.c.digest == compute_digest(presented_token),
         password_resets.c.used_at.is_(None),
@@ -372,7 +376,7 @@ async def _issue_refresh_token(connection: Transaction, session_id: str) -> str:
     return refresh_token
 
 
-def _is_open_of(user_id: str) -> sa.ColumnElement[bool]:
+def _is_open_session_of(user_id: str) -> sa.ColumnElement[bool]:
     return sa.and_(
         sessions.c.user_id == user_id,
         sessions.c.revoked_at.is_(None),

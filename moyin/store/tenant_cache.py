@@ -40,7 +40,7 @@ class TenantCache:
         try:
             value: bytes | None = await self._redis.get(f"{self._build_index_key(owner)}:{digest}")
         except (RedisError, OSError) as error:
-            self._pause(error)
+            self._record_outage(error)
             return None
         return value
 
@@ -62,7 +62,7 @@ class TenantCache:
                 oldest_entries = await self._redis.zpopmin(index_key, excess_count)
                 await self._redis.delete(*(evicted for evicted, _ in oldest_entries))
         except (RedisError, OSError) as error:
-            self._pause(error)
+            self._record_outage(error)
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -74,6 +74,6 @@ class TenantCache:
     def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until
 
-    def _pause(self, error: Exception) -> None:
+    def _record_outage(self, error: Exception) -> None:
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
         _log.warning("the cache %s in Valkey is unavailable: %s", self._prefix, error)

@@ -155,11 +155,11 @@ class UsageReports:
     async def sum_calls(
         self, call_filter: CallFilter, group_by: Sequence[GroupBy], price_classes: PriceClasses
     ) -> list[UsageSum]:
-        """Return the usage of calls by groups and price classes; raise the errors of `sum_by_each`."""
-        [sums] = await self.sum_by_each(call_filter, [group_by], price_classes)
+        """Return the usage of calls by groups and price classes; raise the errors of `sum_by_groupings`."""
+        [sums] = await self.sum_by_groupings(call_filter, [group_by], price_classes)
         return sums
 
-    async def sum_by_each(
+    async def sum_by_groupings(
         self,
         call_filter: CallFilter,
         groupings: Sequence[Sequence[GroupBy]],

@@ -140,7 +140,7 @@ async def report_usage(
         until=until,
     )
     groupings = [query.group_by, [GroupBy.DAY]] if query.daily else [query.group_by]
-    sums = await reports.sum_by_each(calls, groupings, comparison.price_classes)
+    sums = await reports.sum_by_groupings(calls, groupings, comparison.price_classes)
     # Thousands of groups take milliseconds, too long for the event loop.
     return await asyncio.to_thread(_build_report, query, (since, until), sums, comparison)
 

@@ -106,7 +106,7 @@ class AttemptLimits:
 
     async def record_success(self, attempt: SignInAttempt) -> None:
         """Decrement the counters of a successful attempt, and trust its IP address from now on."""
-        await self._throttle.subtract(*attempt.keys)
+        await self._throttle.subtract_attempt(*attempt.keys)
         if attempt.address:
             await self._throttle.record_known_address(
                 _join_account_and_address(attempt.email, attempt.address)
@@ -140,7 +140,7 @@ class AttemptLimits:
         key = ThrottleKey(f"change {user_id}", self._throttle.rates.pair)
         await self._throttle.acquire(key)
         yield
-        await self._throttle.subtract(key)
+        await self._throttle.subtract_attempt(key)
 
     async def _create_attempt(
         self, email: str, user_id: str | None, address: str, device_token: str | None

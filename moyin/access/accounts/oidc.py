@@ -105,7 +105,7 @@ class OpenIdSignIn:
                 f"redirect_uri must be one of the redirect_uris configured for provider {provider_name!r}",
                 field="redirect_uri",
             )
-        metadata = (await self._discover(provider)).metadata
+        metadata = (await self._load_metadata(provider)).metadata
         state, nonce, code_verifier = (secrets.token_urlsafe(32) for _ in range(3))
         pending_sign_in = {
             "provider": provider_name,
@@ -154,7 +154,7 @@ class OpenIdSignIn:
             )
         pending_sign_in = json.loads(encoded_sign_in)
         provider = self._get_provider(pending_sign_in["provider"])
-        discovery = await self._discover(provider)
+        discovery = await self._load_metadata(provider)
         response = await self._fetch_json(
             discovery.metadata["token_endpoint"],
             {
@@ -206,7 +206,7 @@ class OpenIdSignIn:
         return claims
 
     async def _find_key(self, provider: OpenIdProvider, kid: str | None) -> jwt.PyJWK:
-        discovery = await self._discover(provider)
+        discovery = await self._load_metadata(provider)
         if kid is None and len(discovery.keys.keys) == 1:
             return discovery.keys.keys[0]
         try:
@@ -215,9 +215,9 @@ class OpenIdSignIn:
             if time.monotonic() - discovery.read_at < _UNKNOWN_KEY_SECONDS:
                 raise
             del self._discoveries[provider.issuer]
-            return (await self._discover(provider)).keys[str(kid)]
+            return (await self._load_metadata(provider)).keys[str(kid)]
 
-    async def _discover(self, provider: OpenIdProvider) -> _ProviderMetadata:
+    async def _load_metadata(self, provider: OpenIdProvider) -> _ProviderMetadata:
         """Return the provider's metadata and keys, which are read again after an hour."""
         discovery = self._discoveries.get(provider.issuer)
         if discovery is None or time.monotonic() - discovery.read_at > _METADATA_SECONDS:

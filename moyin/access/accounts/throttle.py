@@ -152,7 +152,7 @@ class Throttle:
         if count > maximum:
             raise _new_too_many_attempts_error(max(remaining_s, 1))
 
-    async def subtract(self, *keys: ThrottleKey) -> None:
+    async def subtract_attempt(self, *keys: ThrottleKey) -> None:
         """Subtract a successful attempt from the counters of the keys."""
         await self._decrement_counters([_build_valkey_key("count", key.name) for key in keys])
 

@@ -183,7 +183,7 @@ class Request:
         """
         self.progress.record(message)
         if self._held_start is not None:
-            return self._send_held(message)
+            return self._send_held_start(message)
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if self._adds_request_id:
@@ -201,7 +201,7 @@ class Request:
             self.status = 101
         return self._send(message)
 
-    async def _send_held(self, message: Message) -> None:
+    async def _send_held_start(self, message: Message) -> None:
         """Send the start message that was held back, and then ``message``."""
         start_message, self._held_start = self._held_start, None
         assert start_message is not None

@@ -130,7 +130,7 @@ class NativeBatches:
         return plan
 
     async def _start_step(self, work: NativeWork, row: NativeBatch, *, is_open: bool) -> None:
-        if not await self._store.take(row, LEASE_SECONDS):
+        if not await self._store.reserve_step(row, LEASE_SECONDS):
             return
         task = asyncio.create_task(self._run_step(work, row, is_open=is_open))
         self._steps[row.id] = task
@@ -159,7 +159,7 @@ class NativeBatches:
 
     async def _postpone_step(self, native_id: str) -> None:
         with suppress(SQLAlchemyError, OSError):
-            await self._store.renew(native_id, self._retry_seconds)
+            await self._store.renew_step(native_id, self._retry_seconds)
 
     @asynccontextmanager
     async def _renewing_lease(self, native_id: str) -> AsyncIterator[None]:
@@ -169,7 +169,7 @@ class NativeBatches:
             while True:
                 await asyncio.sleep(_RENEW_SECONDS)
                 with suppress(SQLAlchemyError, OSError):
-                    await self._store.renew(native_id, LEASE_SECONDS)
+                    await self._store.renew_step(native_id, LEASE_SECONDS)
 
         task = asyncio.create_task(renew())
         try:

@@ -105,14 +105,14 @@ class NativePlanner:
             group = groups.get(key)
             limit = min(api.max_requests, _MAX_LINES)
             if group is not None and (group.count >= limit or group.size + size > api.max_bytes):
-                await self._store.assign(group.native, numbers)
+                await self._store.assign_lines(group.native, numbers)
                 await self._store.make_first_step_due(group.native)
                 numbers, group = [], None
             if group is None:
                 group = groups[key] = _Group(await self._add_native_batch(work.batch, *key))
             group.count, group.size = group.count + 1, group.size + size
             numbers.append(number)
-        await self._store.assign(groups[key].native, numbers)
+        await self._store.assign_lines(groups[key].native, numbers)
 
     async def _add_native_batch(self, batch: TextBatch, backend: str, model: str) -> NativeBatch:
         moment = now()

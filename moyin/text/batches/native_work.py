@@ -47,7 +47,7 @@ async def abandon(store: NativeBatchStore, native: NativeBatch, reason: str) -> 
 
 async def finish(store: NativeBatchStore, native: NativeBatch) -> None:
     """Release the lines without a result, and record that the native batch is done."""
-    released_count = await store.release(native)
+    released_count = await store.release_lines(native)
     if released_count:
         _log.info("native batch %s gives %d lines back", native.id, released_count)
     await store.save(replace(native, status=NativeStatus.DONE))

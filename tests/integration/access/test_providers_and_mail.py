@@ -174,7 +174,7 @@ async def test_a_forged_identity_token_proves_nothing(
 ) -> None:
     open_id = accounts.parts.open_id
     provider_config = open_id.providers["studio"]
-    kid = (await open_id._discover(provider_config)).keys.keys[0].key_id
+    kid = (await open_id._load_metadata(provider_config)).keys.keys[0].key_id
     claims: dict[str, Any] = {"iss": provider, "aud": "moyin", "sub": "x", "iat": 1, "exp": 9e9}
     claims |= {"audience": {"aud": "other"}, "issuer": {"iss": "http://evil"}}.get(forgery, {})
     headers = {"kid": kid}

@@ -127,7 +127,7 @@ async def test_native_batches_take_no_line_from_a_new_runner(database: Database)
         names = [f"{batch_id}-{runner}" for runner in range(4)]
         groups, assigned = await asyncio.gather(
             asyncio.gather(*(lines.claim(batch_id, name, 2, alive_seconds=60) for name in names)),
-            native_batches.assign(native_batch, numbers),
+            native_batches.assign_lines(native_batch, numbers),
         )
         claimed_numbers = [line.number for group in groups for line in group]
         native_numbers = [

@@ -157,7 +157,7 @@ async def test_sums_by_groups_and_price_classes(
     )
     assert merged_group.cost_usd == Decimal("0.000000002")
     assert {item.group[1] for item in usage_sums} == {"k1"}
-    by_model, by_day_and_key = await recorded.reports.sum_by_each(
+    by_model, by_day_and_key = await recorded.reports.sum_by_groupings(
         CallFilter(owner="ada"), [[GroupBy.MODEL], [GroupBy.DAY, GroupBy.KEY]], classes
     )
     assert sorted(by_day_and_key, key=repr) == sorted(usage_sums, key=repr)
