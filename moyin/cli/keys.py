@@ -100,7 +100,9 @@ def rotate(
 
     async def rotate_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key = await keys.get(key_id)
-        text = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
+        text = await keys.rotate(
+            key_id, overlap=timedelta(seconds=overlap), transaction=transaction
+        )
         return _audit_event("rotate", key.owner, key_id, {"overlap_seconds": overlap}), text
 
     _print_secret({"id": key_id, "key": _run_audited(rotate_key)}, as_json)
@@ -140,7 +142,7 @@ def revoke(
 
     async def revoke_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, None]:
         key = await keys.get(key_id)
-        await keys.revoke(key_id, within=transaction)
+        await keys.revoke(key_id, transaction=transaction)
         return _audit_event("revoke", key.owner, key_id), None
 
     if is_remote():
@@ -162,7 +164,7 @@ def _create_key_in_database(
         keys: KeyStore, transaction: Transaction
     ) -> tuple[AuditEvent, tuple[str, str]]:
         key_id, text = await keys.create(
-            owner, name, scopes=scopes, expires_at=expires_at, within=transaction
+            owner, name, scopes=scopes, expires_at=expires_at, transaction=transaction
         )
         details = {"name": name, "scopes": sorted(scopes)}
         return _audit_event("create", owner, key_id, details), (key_id, text)
@@ -245,7 +247,7 @@ def _run_audited(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEv
     async def session(database: Database) -> T:
         async with database.writing() as transaction:
             event, result = await work(KeyStore(database), transaction)
-            await AuditLog(database).write(event, within=transaction)
+            await AuditLog(database).write(event, transaction=transaction)
         return result
 
     return _with_database(session)

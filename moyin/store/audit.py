@@ -72,10 +72,10 @@ class AuditLog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def write(self, event: AuditEvent, *, within: Transaction | None = None) -> None:
-        """Append an event in the transaction ``within``, or in a new one if that is None."""
+    async def write(self, event: AuditEvent, *, transaction: Transaction | None = None) -> None:
+        """Append an event in ``transaction``, or in a new one if that is None."""
         entry = audit.insert().values(id=generate_id("aud"), at=now(), **asdict(event))
-        await self._database.execute(entry, within=within)
+        await self._database.execute(entry, transaction=transaction)
 
     async def list_entries(
         self, entry_filter: AuditFilter, *, limit: int, before_id: str | None = None

@@ -65,7 +65,7 @@ class KeyStore:
         scopes: Iterable[str] = ALL_SCOPES,
         user: str | None = None,
         expires_at: datetime | None = None,
-        within: Transaction | None = None,
+        transaction: Transaction | None = None,
     ) -> tuple[str, str]:
         """Create a key of a tenant; return its id and its text, which is not stored.
 
@@ -89,11 +89,15 @@ class KeyStore:
             scopes=" ".join(sorted(scopes)),
             expires_at=expires_at,
         )
-        await self._database.execute(row, within=within)
+        await self._database.execute(row, transaction=transaction)
         return key_id, key_text
 
     async def rotate(
-        self, key_id: str, *, overlap: timedelta = timedelta(0), within: Transaction | None = None
+        self,
+        key_id: str,
+        *,
+        overlap: timedelta = timedelta(0),
+        transaction: Transaction | None = None,
     ) -> str:
         """Replace the secret of a key and return its new text, or raise `NotFound`.
 
@@ -109,7 +113,7 @@ class KeyStore:
                 digest=compute_digest(key_text),
             )
         )
-        if await self._database.execute(statement, within=within) == 0:
+        if await self._database.execute(statement, transaction=transaction) == 0:
             raise _new_not_found_error(key_id)
         return key_text
 
@@ -215,14 +219,14 @@ class KeyStore:
         """Return the keys of all tenants, oldest first."""
         return await self._fetch_keys(sa.true())
 
-    async def revoke(self, key_id: str, *, within: Transaction | None = None) -> None:
+    async def revoke(self, key_id: str, *, transaction: Transaction | None = None) -> None:
         """Revoke a key, or raise `NotFound`; caches accept the key for a few more seconds."""
         statement = (
             api_keys.update()
             .where(api_keys.c.id == key_id)
             .values(revoked_at=sa.func.coalesce(api_keys.c.revoked_at, now()))
         )
-        if await self._database.execute(statement, within=within) == 0:
+        if await self._database.execute(statement, transaction=transaction) == 0:
             raise _new_not_found_error(key_id)
 
     async def _fetch_keys(self, condition: sa.ColumnElement[bool]) -> list[ApiKey]:

@@ -87,15 +87,15 @@ class LimitStore:
             limits_by_subject[subject] for subject in subjects if subject in limits_by_subject
         )
 
-    async def set(self, limit: Limit, *, within: Transaction | None = None) -> None:
+    async def set(self, limit: Limit, *, transaction: Transaction | None = None) -> None:
         """Store the limits of the subject ``limit.subject``; they replace its earlier limits."""
-        async with self._database.within(within) as connection:
+        async with self._database.join_or_begin(transaction) as connection:
             await connection.run_sync(partial(_insert_or_replace, _build_row(limit)))
 
-    async def clear(self, subject: str, *, within: Transaction | None = None) -> None:
+    async def clear(self, subject: str, *, transaction: Transaction | None = None) -> None:
         """Delete the limits of a subject: a key, a user or a tenant."""
         await self._database.execute(
-            limits.delete().where(limits.c.subject == subject), within=within
+            limits.delete().where(limits.c.subject == subject), transaction=transaction
         )
 
 

@@ -28,7 +28,7 @@ class ReauthorizedTransactions:
     async def begin(
         self, identity: Identity, *, target_user: str | None = None
     ) -> AsyncIterator[Transaction]:
-        """Open a transaction, to be passed to the stores as ``within``.
+        """Open a transaction, to be passed to the stores as ``transaction``.
 
         Args:
             target_user: the id of the user that the transaction changes, or None. The rows of the

@@ -161,10 +161,10 @@ class SessionStore:
         )
         await self._database.execute(_build_revocation(sessions.c.id.in_(session_of_token)))
 
-    async def revoke_all(self, user_id: str, *, within: Transaction | None = None) -> None:
+    async def revoke_all(self, user_id: str, *, transaction: Transaction | None = None) -> None:
         """End all sessions of a user."""
         await self._database.execute(
-            _build_revocation(sessions.c.user_id == user_id), within=within
+            _build_revocation(sessions.c.user_id == user_id), transaction=transaction
         )
 
     async def change_password(
@@ -219,12 +219,12 @@ class SessionStore:
         return frozenset(await self._database.fetch_values(query))
 
     async def create_reset_token(
-        self, user_id: str, lifetime: timedelta, *, within: Transaction | None = None
+        self, user_id: str, lifetime: timedelta, *, transaction: Transaction | None = None
     ) -> str:
         """Create a token that can set the user's password once, and delete earlier tokens."""
         reset_token = generate_secret("p")
-        async with self._database.within(within) as connection:
-            await self.delete_reset_tokens(user_id, within=connection)
+        async with self._database.join_or_begin(transaction) as connection:
+            await self.delete_reset_tokens(user_id, transaction=connection)
             await connection.execute(
                 password_resets.insert().values(
                     digest=compute_digest(reset_token), user_id=user_id, expires_at=now() + lifetime
@@ -232,10 +232,12 @@ class SessionStore:
             )
         return reset_token
 
-    async def delete_reset_tokens(self, user_id: str, *, within: Transaction | None = None) -> None:
+    async def delete_reset_tokens(
+        self, user_id: str, *, transaction: Transaction | None = None
+    ) -> None:
         """Delete all tokens that can set the user's password."""
         statement = password_resets.delete().where(password_resets.c.user_id == user_id)
-        await self._database.execute(statement, within=within)
+        await self._database.execute(statement, transaction=transaction)
 
     async def find_user_by_reset_token(self, presented_token: str) -> str:
         """Return the id of the user of a valid reset token, or raise `InvalidToken`."""

@@ -80,12 +80,12 @@ class SigningKeyStore:
             return True
         return False
 
-    async def add(self, *, within: Transaction | None = None) -> SigningKey:
+    async def add(self, *, transaction: Transaction | None = None) -> SigningKey:
         """Create a key pair, which signs all new tokens; older pairs still verify tokens."""
         signing_key = SigningKey(kid=generate_id("sig"), key=Ed25519PrivateKey.generate())
         public_key = base64.urlsafe_b64encode(signing_key.key.public_key().public_bytes_raw())
         latest_created_at = sa.select(sa.func.max(signing_keys.c.created_at))
-        async with self._database.within(within) as connection:
+        async with self._database.join_or_begin(transaction) as connection:
             # Later than all other pairs, even if another machine's clock was ahead.
             newest_created_at = ensure_utc((await connection.execute(latest_created_at)).scalar())
             created_at = (
@@ -105,10 +105,10 @@ class SigningKeyStore:
             )
         return signing_key
 
-    async def delete(self, kid: str, *, within: Transaction | None = None) -> None:
+    async def delete(self, kid: str, *, transaction: Transaction | None = None) -> None:
         """Delete a key pair; caches accept the access tokens that it signed for one more minute."""
         statement = signing_keys.delete().where(signing_keys.c.kid == kid)
-        await self._database.execute(statement, within=within)
+        await self._database.execute(statement, transaction=transaction)
 
     @property
     def _required_cipher(self) -> Fernet:

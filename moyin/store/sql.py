@@ -107,18 +107,22 @@ class Database:
             return self._sqlite.transaction(writes=True)
         return self._engine.begin()
 
-    def within(self, transaction: Transaction | None) -> AbstractAsyncContextManager[Transaction]:
+    def join_or_begin(
+        self, transaction: Transaction | None
+    ) -> AbstractAsyncContextManager[Transaction]:
         """Return ``transaction``, which the caller must commit, or open a new one if it is None."""
         return self.writing() if transaction is None else nullcontext(transaction)
 
-    async def execute(self, statement: sa.Executable, *, within: Transaction | None = None) -> int:
-        """Execute a statement in the transaction ``within``, or in a new one if that is None.
+    async def execute(
+        self, statement: sa.Executable, *, transaction: Transaction | None = None
+    ) -> int:
+        """Execute a statement in ``transaction``, or in a new one if that is None.
 
         Returns:
             The number of changed rows.
         """
-        async with self.within(within) as transaction:
-            return (await transaction.execute(statement)).rowcount
+        async with self.join_or_begin(transaction) as connection:
+            return (await connection.execute(statement)).rowcount
 
     @asynccontextmanager
     async def advisory_lock(self, name: str) -> AsyncIterator[bool]:

@@ -27,13 +27,13 @@ class UserStore:
         self._database = database
 
     async def create_organisation(
-        self, name: str, *, within: Transaction | None = None
+        self, name: str, *, transaction: Transaction | None = None
     ) -> Organisation:
         """Create an organisation; raise `NameTaken` if another one has the name."""
         organisation = Organisation(id=generate_id("org"), name=name, created_at=now())
         try:
             await self._database.execute(
-                organisations.insert().values(**asdict(organisation)), within=within
+                organisations.insert().values(**asdict(organisation)), transaction=transaction
             )
         except IntegrityError:
             raise NameTaken(
@@ -71,7 +71,7 @@ class UserStore:
         organisation: str | None = None,
         role: Role | None = None,
         sign_in: tuple[str, str] | None = None,
-        within: Transaction | None = None,
+        transaction: Transaction | None = None,
     ) -> User:
         """Create a user.
 
@@ -95,7 +95,7 @@ class UserStore:
             password=password,
         )
         try:
-            async with self._database.within(within) as connection:
+            async with self._database.join_or_begin(transaction) as connection:
                 if organisation is not None:
                     await _require_organisation(connection, organisation)
                 await connection.execute(users.insert().values(_build_row(user)))
@@ -107,18 +107,18 @@ class UserStore:
             ) from None
         return user
 
-    async def get(self, user_id: str, *, within: Transaction | None = None) -> User:
+    async def get(self, user_id: str, *, transaction: Transaction | None = None) -> User:
         """Return a user, or raise `NotFound`."""
-        user = await self._fetch_first(users.c.id == user_id, within)
+        user = await self._fetch_first(users.c.id == user_id, transaction)
         if user is None:
             raise _new_user_error(user_id)
         return user
 
     async def get_member(
-        self, organisation: str, user_id: str, *, within: Transaction | None = None
+        self, organisation: str, user_id: str, *, transaction: Transaction | None = None
     ) -> User:
         """Return a user of an organisation, or raise `NotFound`."""
-        user = await self.get(user_id, within=within)
+        user = await self.get(user_id, transaction=transaction)
         if user.organisation != organisation:
             raise _new_user_error(user_id)
         return user
@@ -190,7 +190,7 @@ class UserStore:
         return [_parse_user(row) for row in rows], cursor
 
     async def change(
-        self, user_id: str, values: Mapping[str, Any], *, within: Transaction | None = None
+        self, user_id: str, values: Mapping[str, Any], *, transaction: Transaction | None = None
     ) -> User:
         """Set columns of a user and return the changed user, or raise `NotFound`.
 
@@ -198,7 +198,7 @@ class UserStore:
             values: the new values by column.
         """
         condition = users.c.id == user_id
-        async with self._database.within(within) as connection:
+        async with self._database.join_or_begin(transaction) as connection:
             await connection.execute(users.update().where(condition).values(dict(values)))
             row = (await connection.execute(sa.select(users).where(condition))).mappings().first()
         if row is None:
@@ -206,7 +206,7 @@ class UserStore:
         return _parse_user(row)
 
     async def delete_personal_data(
-        self, user_id: str, *, within: Transaction | None = None
+        self, user_id: str, *, transaction: Transaction | None = None
     ) -> None:
         """Delete the personal data of a user and disable the account.
 
@@ -219,14 +219,16 @@ class UserStore:
             "profile": {},
             "disabled_at": sa.func.coalesce(users.c.disabled_at, now()),
         }
-        async with self._database.within(within) as connection:
+        async with self._database.join_or_begin(transaction) as connection:
             await connection.execute(sign_ins.delete().where(sign_ins.c.user_id == user_id))
             await connection.execute(users.update().where(users.c.id == user_id).values(values))
 
     async def _fetch_first(
-        self, condition: sa.ColumnElement[bool], within: Transaction | None = None
+        self, condition: sa.ColumnElement[bool], transaction: Transaction | None = None
     ) -> User | None:
-        async with nullcontext(within) if within else self._database.reading() as connection:
+        async with (
+            nullcontext(transaction) if transaction else self._database.reading() as connection
+        ):
             rows = await connection.execute(sa.select(users).where(condition))
             row = rows.mappings().first()
         return None if row is None else _parse_user(row)

@@ -153,11 +153,11 @@ class ApiKeyService:
                 scopes=key_scopes,
                 user=user_id or identity.user,
                 expires_at=expires_at,
-                within=transaction,
+                transaction=transaction,
             )
             details = {"name": name, "scopes": sorted(key_scopes)}
             event = caller.create_audit_event("key.create", owner, key_id, details)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
         return await self._keys.get(key_id), key_text
 
     async def rotate_key(self, caller: Caller, key_id: str, overlap: timedelta) -> str:
@@ -184,17 +184,17 @@ class ApiKeyService:
                     f"key {key_id!r} expires later than your own key, so you cannot rotate it; use a "
                     "key that expires later"
                 )
-            key_text = await self._keys.rotate(key_id, overlap=overlap, within=transaction)
-            await self._audit.write(event, within=transaction)
+            key_text = await self._keys.rotate(key_id, overlap=overlap, transaction=transaction)
+            await self._audit.write(event, transaction=transaction)
         return key_text
 
     async def revoke_key(self, caller: Caller, key_id: str) -> None:
         """Revoke an API key, so that requests with it are refused."""
         key = await self._get_visible_key(caller, key_id)
         async with self._transactions.begin(caller.identity) as transaction:
-            await self._keys.revoke(key_id, within=transaction)
+            await self._keys.revoke(key_id, transaction=transaction)
             event = caller.create_audit_event("key.revoke", key.owner, key_id)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
 
     async def list_own_limits(self, caller: Caller) -> tuple[Limit, ...]:
         """Return the limits of the caller's key, user and tenant."""
@@ -228,25 +228,25 @@ class ApiKeyService:
             if name != "subject" and (value := getattr(limit, name)) is not None
         }
         async with self._transactions.begin(caller.identity) as transaction:
-            await self._limits.set(limit, within=transaction)
+            await self._limits.set(limit, transaction=transaction)
             event = caller.create_audit_event("limit.set", owner, limit.subject, changes)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
 
     async def clear_limit(self, caller: Caller, subject: str) -> None:
         """Delete the limits of a subject, such as ``key:<id>``."""
         owner = await self._authorize_subject(caller, subject)
         async with self._transactions.begin(caller.identity) as transaction:
-            await self._limits.clear(subject, within=transaction)
+            await self._limits.clear(subject, transaction=transaction)
             event = caller.create_audit_event("limit.clear", owner, subject)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
 
     async def rotate_signing_key(self, caller: Caller) -> str:
         """Create a key pair, which signs all access tokens from now on, and return its id."""
         require_scope(caller.identity, OPERATOR)
         async with self._transactions.begin(caller.identity) as transaction:
-            kid = (await self._signing_keys.add(within=transaction)).kid
+            kid = (await self._signing_keys.add(transaction=transaction)).kid
             event = caller.create_audit_event("signing_key.create", caller.identity.owner, kid)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
         return kid
 
     async def delete_signing_key(self, caller: Caller, kid: str) -> None:
@@ -269,9 +269,9 @@ class ApiKeyService:
                 field="kid",
             )
         async with self._transactions.begin(caller.identity) as transaction:
-            await self._signing_keys.delete(kid, within=transaction)
+            await self._signing_keys.delete(kid, transaction=transaction)
             event = caller.create_audit_event("signing_key.delete", caller.identity.owner, kid)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
 
     async def _get_visible_key(self, caller: Caller, key_id: str) -> ApiKey:
         require_scope(caller.identity, KEYS)

@@ -51,11 +51,11 @@ class OrganisationService:
         """Create an organisation; only operators may do so."""
         require_scope(caller.identity, OPERATOR)
         async with self._transactions.begin(caller.identity) as transaction:
-            organisation = await self._users.create_organisation(name, within=transaction)
+            organisation = await self._users.create_organisation(name, transaction=transaction)
             event = caller.create_audit_event(
                 "organisation.create", organisation.id, organisation.id, {"name": name}
             )
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
         return organisation
 
     async def list_organisations(
@@ -107,13 +107,13 @@ class OrganisationService:
                 name=name,
                 organisation=organisation,
                 role=role,
-                within=transaction,
+                transaction=transaction,
             )
             token = await self._sign_in.create_invitation(user, transaction=transaction)
             event = caller.create_audit_event(
                 "member.create", organisation, user.id, {"role": role}
             )
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
         return user, self._sign_in.send_invitation(user, token)
 
     async def invite_member(
@@ -131,7 +131,7 @@ class OrganisationService:
         async with self._transactions.begin(caller.identity, target_user=user_id) as transaction:
             # Checked inside the transaction, so that the role cannot change before the invitation
             # exists.
-            user = await self._users.get_member(organisation, user_id, within=transaction)
+            user = await self._users.get_member(organisation, user_id, transaction=transaction)
             if user.kind is not UserKind.MEMBER or user.role is None:
                 raise InvalidRequest(
                     f"user {user_id!r} must be a member, not a service account, which has no password"
@@ -143,7 +143,7 @@ class OrganisationService:
                 )
             token = await self._sign_in.create_invitation(user, transaction=transaction)
             event = caller.create_audit_event("member.invite", organisation, user_id)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
         return user, self._sign_in.send_invitation(user, token)
 
     async def add_service_account(
@@ -159,12 +159,12 @@ class OrganisationService:
                 name=name,
                 organisation=organisation,
                 role=role,
-                within=transaction,
+                transaction=transaction,
             )
             event = caller.create_audit_event(
                 "service_account.create", organisation, user.id, {"role": role}
             )
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
         return user
 
     async def change_member(
@@ -264,12 +264,12 @@ class OrganisationService:
         self, caller: Caller, event: AuditEvent, user_id: str, values: Mapping[str, Any]
     ) -> User:
         async with self._transactions.begin(caller.identity, target_user=user_id) as transaction:
-            user = await self._users.change(user_id, values, within=transaction)
-            await self._sessions.revoke_all(user_id, within=transaction)
+            user = await self._users.change(user_id, values, transaction=transaction)
+            await self._sessions.revoke_all(user_id, transaction=transaction)
             if "role" in values:
                 # The holder of a reset token may lack the scopes of the new role.
-                await self._sessions.delete_reset_tokens(user_id, within=transaction)
-            await self._audit.write(event, within=transaction)
+                await self._sessions.delete_reset_tokens(user_id, transaction=transaction)
+            await self._audit.write(event, transaction=transaction)
         return user
 
 

@@ -238,7 +238,7 @@ class SignInService:
     async def create_invitation(self, user: User, *, transaction: Transaction) -> str:
         """Create and return a token that sets a user's password; earlier tokens become invalid."""
         return await self._sessions.create_reset_token(
-            user.id, _INVITATION_LIFETIME, within=transaction
+            user.id, _INVITATION_LIFETIME, transaction=transaction
         )
 
     def send_invitation(self, user: User, token: str) -> str | None:
@@ -278,7 +278,7 @@ class SignInService:
     ) -> User:
         """Set columns of a user, such as the name; raise `InvalidKey` if the session has ended."""
         async with self._transactions.begin(identity) as transaction:
-            return await self._users.change(user_id, values, within=transaction)
+            return await self._users.change(user_id, values, transaction=transaction)
 
     async def close_account(self, identity: Identity, user_id: str) -> None:
         """Delete the personal data of a player and end the player's sessions.
@@ -293,8 +293,8 @@ class SignInService:
                 "only players can close their accounts; ask an administrator of your organisation"
             )
         async with self._transactions.begin(identity) as transaction:
-            await self._users.delete_personal_data(user_id, within=transaction)
-            await self._sessions.revoke_all(user_id, within=transaction)
+            await self._users.delete_personal_data(user_id, transaction=transaction)
+            await self._sessions.revoke_all(user_id, transaction=transaction)
 
     def _get_scopes(self, user: User) -> frozenset[str]:
         return self.policy.player_scopes if user.role is None else ROLE_SCOPES[user.role]
@@ -332,11 +332,11 @@ class SignInService:
                 name=name,
                 password=password,
                 sign_in=sign_in,
-                within=transaction,
+                transaction=transaction,
             )
             if self.policy.player_limits is not None:
                 limit = replace(self.policy.player_limits, subject=f"user:{user.id}")
-                await self._limits.set(limit, within=transaction)
+                await self._limits.set(limit, transaction=transaction)
         return user
 
     async def _begin_session(self, user: User) -> SignInResult:
