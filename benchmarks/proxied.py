@@ -45,7 +45,7 @@ async def _serve_gateway(port: int, service: str) -> None:
         ProxyOrApp(proxy, guarded=proxy, app=_not_found),
         service="gateway",
         authenticator=StaticAuthenticator({KEY: Identity(owner="bench", key_id="bench")}),
-        errors=render_problem_details,
+        error_renderer=render_problem_details,
         max_body_bytes=2**20,
         observer=NoObserver(),
     )

@@ -206,9 +206,9 @@ def new_app(services: AccountsServices) -> Gatekeeper:
 
     return Gatekeeper(
         AuthorizationMiddleware(with_root_path, scope_of=lambda _: None, meter=services.meter),
-        service="accounts", authenticator=services.authenticator, errors=render_problem_details,
+        service="accounts", authenticator=services.authenticator, error_renderer=render_problem_details,
         max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public_paths=_PUBLIC,
-        credentials=CredentialFinder(may_use_cookie=lambda _: True),
+        credential_finder=CredentialFinder(may_use_cookie=lambda _: True),
     )  # fmt: skip
 
 

@@ -243,14 +243,14 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         guard,
         service="models",
         authenticator=services.authenticator,
-        errors=render_error,
+        error_renderer=render_error,
         max_body_bytes=services.max_body_bytes,
         body_limit_of=body_limit_of,
         observer=services.observer,
         public_paths=_PUBLIC_PATHS,
-        credentials=CredentialFinder(may_use_cookie=lambda _: True),
-        stream_errors=render_stream_error,
-        errors_of=choose_renderer,
+        credential_finder=CredentialFinder(may_use_cookie=lambda _: True),
+        stream_error_renderer=render_stream_error,
+        error_renderer_of=choose_renderer,
     )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from moyin.errors import MoyinError, ServiceUnavailable
 
 
-def _iterate_error_types(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
-    yield kind
-    for child in kind.__subclasses__():
+def _iterate_error_types(error_type: type[MoyinError]) -> Iterator[type[MoyinError]]:
+    yield error_type
+    for child in error_type.__subclasses__():
         yield from _iterate_error_types(child)
 
 
@@ -72,10 +72,10 @@ class RequestRefused(MoyinError):
 
         Without a known code, this is ServiceUnavailable.
         """
-        kind = ERROR_TYPES.get(self.reported_code or "")
-        if kind is None:
+        error_type = ERROR_TYPES.get(self.reported_code or "")
+        if error_type is None:
             return ServiceUnavailable("the gateway is unavailable; try again later", retry_after=5)
-        error = kind(self.detail, retry_after=self.retry_after)
+        error = error_type(self.detail, retry_after=self.retry_after)
         error.field = self.field
         return error
 

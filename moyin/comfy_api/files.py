@@ -163,7 +163,9 @@ class ComfyFiles:
         stem, suffix = _split_suffix(name.filename)
         for number in range(_MAX_RENAMES):
             candidate = replace(name, filename=f"{stem} ({number}){suffix}") if number else name
-            stored_artifact = await self.uploads.put(owner, candidate, artifact, replace=overwrite)
+            stored_artifact = await self.uploads.put(
+                owner, candidate, artifact, may_replace=overwrite
+            )
             if stored_artifact.sha256 == artifact.sha256:
                 return candidate, stored_artifact
         raise InvalidRequest(

@@ -66,12 +66,12 @@ class StoredArtifact:
     favourite: bool = False
 
 
-def detect_media_type(declared_type: str | None, head: bytes) -> str:
+def detect_media_type(declared_type: str | None, first_bytes: bytes) -> str:
     """Return the media type of an upload: the declared one, or else the type of its content.
 
     Args:
         declared_type: the client's Content-Type, whose parameters are ignored.
-        head: the first `SNIFF_BYTES` bytes of the content.
+        first_bytes: the first `SNIFF_BYTES` bytes of the content.
 
     Raises:
         InvalidRequest: ``declared_type`` is not a media type.
@@ -85,7 +85,7 @@ def detect_media_type(declared_type: str | None, head: bytes) -> str:
     if media_type not in (UNKNOWN_MEDIA_TYPE, "application/x-www-form-urlencoded"):
         return media_type
     for offset, signature, detected_type in _SIGNATURES:
-        if head[offset : offset + len(signature)] == signature:
+        if first_bytes[offset : offset + len(signature)] == signature:
             return detected_type
     return UNKNOWN_MEDIA_TYPE
 

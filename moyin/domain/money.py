@@ -130,15 +130,15 @@ class Price:
 
     def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
         """Return the highest cost in picodollars of a call with at most these numbers of tokens."""
-        highest_cost, shortest_prompt = 0, 0
+        highest_cost, min_prompt_tokens = 0, 0
         for band in self.bands:
-            if shortest_prompt > prompt_tokens:
+            if min_prompt_tokens > prompt_tokens:
                 break
             tokens = prompt_tokens if band.up_to is None else min(prompt_tokens, band.up_to)
             highest_cost = max(
                 highest_cost, band.rates.compute_max_pico_cost(tokens, output_tokens)
             )
-            shortest_prompt = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
+            min_prompt_tokens = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
         return highest_cost
 
 

@@ -150,5 +150,5 @@ def _iterate_strings(
         for key, value in payload.items():
             yield from _iterate_strings(value, (*location, str(key)))
     elif isinstance(payload, list | tuple):
-        for number, item in enumerate(payload):
-            yield from _iterate_strings(item, (*location, str(number)))
+        for index, item in enumerate(payload):
+            yield from _iterate_strings(item, (*location, str(index)))

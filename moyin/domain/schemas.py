@@ -113,18 +113,18 @@ class _Totals:
         self.bounds = bounds
         self._sums: dict[str, int] = {}
 
-    def add(self, field: str, bound: str, amount: int, counted_noun: str) -> None:
-        total = self._sums[bound] = self._sums.get(bound, 0) + amount
-        self.check_limit(field, bound, total, counted_noun)
+    def add(self, field: str, bound_name: str, amount: int, counted_noun: str) -> None:
+        total = self._sums[bound_name] = self._sums.get(bound_name, 0) + amount
+        self.check_limit(field, bound_name, total, counted_noun)
 
-    def check_limit(self, field: str, bound: str, amount: int, counted_noun: str) -> None:
-        limit = getattr(self.bounds, bound)
+    def check_limit(self, field: str, bound_name: str, amount: int, counted_noun: str) -> None:
+        limit = getattr(self.bounds, bound_name)
         if amount > limit:
             raise SchemaTooLarge(
                 f"{field}: {counted_noun} exceed the limit of {limit:,} for a local model; simplify "
                 "the schema",
                 field=field,
-                details={"bound": bound, "limit": limit},
+                details={"bound": bound_name, "limit": limit},
             )
 
 
@@ -298,17 +298,19 @@ def _count_expanded_repeats(pattern: str) -> int:
     last_cost: _PatternCost | None = None
     position = 0
     while position < len(pattern):
-        sign = pattern[position]
-        repeat = _REPEAT.match(pattern, position) if sign == "{" else None
-        if sign == "(":
+        character = pattern[position]
+        repeat = _REPEAT.match(pattern, position) if character == "{" else None
+        if character == "(":
             groups.append(_PatternCost())
-        elif sign == ")" and len(groups) > 1:
+        elif character == ")" and len(groups) > 1:
             last_cost = groups.pop()
             groups[-1] += last_cost
-        elif sign == "|":
+        elif character == "|":
             groups[-1] += _PatternCost(choices=1)
-        elif repeat is not None or sign in "?*+":
-            added_cost = _compute_repetition_cost(last_cost, *_parse_repeat_range(sign, repeat))
+        elif repeat is not None or character in "?*+":
+            added_cost = _compute_repetition_cost(
+                last_cost, *_parse_repeat_range(character, repeat)
+            )
             groups[-1] += added_cost
             last_cost = (last_cost or _PatternCost()) + added_cost
         else:

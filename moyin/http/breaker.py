@@ -77,20 +77,20 @@ class Breaker:
             self._probing = False
             self._report_state(BreakerState.CLOSED)
 
-    def fail(self, *, retry_after: float | None = None, at_once: bool = False) -> None:
+    def fail(self, *, retry_after: float | None = None, opens_at_once: bool = False) -> None:
         """Record a failed request, which may open the breaker.
 
         Args:
             retry_after: the seconds that the back end asks clients to wait. The breaker opens for
                 that time, even on this single failure.
-            at_once: True to open for the longest cooldown on this single failure. Meant for errors
+            opens_at_once: True to open for the longest cooldown on this single failure. Meant for errors
                 that last, such as a rejected key.
         """
         was_probe, self._probing = self._probing, False
         self._failures += 1
         if retry_after is not None:
             self._open(max(retry_after, 0.0))
-        elif at_once:
+        elif opens_at_once:
             self._open(_LONGEST_COOLDOWN)
         elif was_probe or (self._failures >= _THRESHOLD and self.state is not BreakerState.OPEN):
             # Concurrent requests fail together and count once.

@@ -33,12 +33,16 @@ class FrameSplitter:
         buffer = self._rest + piece if self._rest else piece
         if b"\r" in buffer:
             buffer = _normalise_line_ends(buffer)
-        *events, self._rest = buffer.split(b"\n\n")
+        *raw_events, self._rest = buffer.split(b"\n\n")
         if len(self._rest) > _MAX_FRAME_BYTES:
             raise StreamInterrupted(
                 "the back end sent an event of more than 16 MiB in its stream; try again"
             )
-        return [Frame(raw + b"\n\n", _extract_data(raw)) for raw in events if raw]
+        return [
+            Frame(raw_event + b"\n\n", _extract_data(raw_event))
+            for raw_event in raw_events
+            if raw_event
+        ]
 
     def end(self) -> list[Frame]:
         """Return the last event if the stream ended without the blank line that ends an event.
@@ -56,9 +60,9 @@ class FrameSplitter:
 
 def _normalise_line_ends(buffer: bytes) -> bytes:
     # A trailing CR may be half of a CRLF, so it is left for the next piece.
-    tail = b"\r" if buffer.endswith(b"\r") else b""
-    body = buffer[:-1] if tail else buffer
-    return body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + tail
+    trailing_cr = b"\r" if buffer.endswith(b"\r") else b""
+    body = buffer[:-1] if trailing_cr else buffer
+    return body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + trailing_cr
 
 
 def _extract_data(raw: bytes) -> bytes | None:

@@ -265,15 +265,13 @@ def _build_path(problem: ErrorDetails, data: Any) -> str:
     leaves them out.
     """
     value, path = data, []
-    *outer_parts, last_part = problem["loc"] or ("",)
-    for part in outer_parts:
-        if _has_member(value, part):
-            value = value[part]
-            path.append(str(part))
-    if _has_member(value, last_part) or (
-        problem["type"] == "missing" and isinstance(last_part, str)
-    ):
-        path.append(str(last_part))
+    *outer_keys, last_key = problem["loc"] or ("",)
+    for key in outer_keys:
+        if _has_member(value, key):
+            value = value[key]
+            path.append(str(key))
+    if _has_member(value, last_key) or (problem["type"] == "missing" and isinstance(last_key, str)):
+        path.append(str(last_key))
     if problem["type"].startswith("union_tag"):
         path.append(problem["ctx"]["discriminator"].strip("'"))
     return ".".join(path)

@@ -89,25 +89,25 @@ class Proxy:
         self._session._retry_connection = False
         self.configure(self._table)
 
-    def configure(self, table: RouteTable) -> None:
-        """Use ``table`` for all further requests; requests in flight keep their old route."""
-        previous_runtime = self._runtimes
+    def configure(self, route_table: RouteTable) -> None:
+        """Use ``route_table`` for all further requests; requests in flight keep their old route."""
+        previous_runtimes = self._runtimes
         in_flight_counts = self._in_flight
         # Keep the counts of removed routes, which may be added again while old requests are open.
         busy_counts = {name: count for name, count in in_flight_counts.items() if count.count}
         current_counts = {
-            r.name: in_flight_counts.get(r.name) or InFlightCount() for r in table.routes
+            r.name: in_flight_counts.get(r.name) or InFlightCount() for r in route_table.routes
         }
         self._in_flight = busy_counts | current_counts
         if self._session is not None:
             self._runtimes = {
                 route.name: self._new_runtime(
-                    self._session, route, previous_runtime.get(route.name)
+                    self._session, route, previous_runtimes.get(route.name)
                 )
-                for route in table.routes
+                for route in route_table.routes
             }
-        self._table = table
-        for runtime in previous_runtime.values():
+        self._table = route_table
+        for runtime in previous_runtimes.values():
             runtime.health_checks.cancel()
 
     async def close(self) -> None:

@@ -192,8 +192,8 @@ class HttpExchange:
         connection = response.connection
         if connection is not None and connection.protocol is not None:
             connection.protocol.read_timeout = self.pool.route.timeouts.idle
-        length = response.content_length
-        if length is not None and length <= _BUFFERED_BYTES:
+        content_length = response.content_length
+        if content_length is not None and content_length <= _BUFFERED_BYTES:
             content = await response.content.read()
             await self._send_headers(member, response)
             await self.send({"type": "http.response.body", "body": content})

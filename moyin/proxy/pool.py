@@ -45,18 +45,18 @@ class PoolMember:
         """True if the upstream is healthy and its breaker admits a request."""
         return self.is_up and self.breaker.ready
 
-    def record_health_check(self, has_passed: bool, check: HealthCheck) -> None:
+    def record_health_check(self, has_passed: bool, health_check: HealthCheck) -> None:
         """Record a result of the health check; enough equal results in a row change `is_up`.
 
         Args:
             has_passed: True if the upstream passed the check.
-            check: the settings of the check, with the number of results that suffice.
+            health_check: the settings of the check, with the number of results that suffice.
         """
         if has_passed == self.is_up:
             self._streak = 0
             return
         self._streak += 1
-        if self._streak < (check.rise if has_passed else check.fall):
+        if self._streak < (health_check.rise if has_passed else health_check.fall):
             return
         self.is_up, self._streak = has_passed, 0
         if has_passed:
@@ -95,19 +95,19 @@ class UpstreamPool:
     def build(
         cls,
         route: Route,
-        known_members: Mapping[str, PoolMember],
+        previous_members: Mapping[str, PoolMember],
         in_flight: InFlightCount | None = None,
     ) -> UpstreamPool:
         """Build the pool of a route.
 
         Args:
-            known_members: members of the route's previous pool by URL, which keep their health and
+            previous_members: members of the route's previous pool by URL, which keep their health and
                 load.
             in_flight: the route's count of open requests, which a reload keeps.
         """
         members = []
         for upstream in route.upstreams:
-            member = known_members.get(upstream.url) or PoolMember(upstream)
+            member = previous_members.get(upstream.url) or PoolMember(upstream)
             member.upstream = upstream
             if route.health is None:
                 # Without health checks nothing would set this to True again.
@@ -230,24 +230,26 @@ def _compute_rendezvous_hash(sticky_value: str, member: PoolMember) -> bytes:
 
 async def run_health_checks(session: aiohttp.ClientSession, pool: UpstreamPool) -> None:
     """Check the pool's members periodically until cancelled, if the route configures a check."""
-    check = pool.route.health
-    if check is None:
+    health_check = pool.route.health
+    if health_check is None:
         return
     while True:
-        await asyncio.gather(*(_check_member(session, member, check) for member in pool.members))
-        await asyncio.sleep(check.interval)
+        await asyncio.gather(
+            *(_check_member(session, member, health_check) for member in pool.members)
+        )
+        await asyncio.sleep(health_check.interval)
 
 
 async def _check_member(
-    session: aiohttp.ClientSession, member: PoolMember, check: HealthCheck
+    session: aiohttp.ClientSession, member: PoolMember, health_check: HealthCheck
 ) -> None:
     try:
         async with session.get(
-            URL(member.upstream.url + check.path, encoded=True),
-            timeout=aiohttp.ClientTimeout(total=check.timeout),
+            URL(member.upstream.url + health_check.path, encoded=True),
+            timeout=aiohttp.ClientTimeout(total=health_check.timeout),
             allow_redirects=False,
         ) as response:
             has_passed = response.status < 400
     except (aiohttp.ClientError, TimeoutError, OSError):
         has_passed = False
-    member.record_health_check(has_passed, check)
+    member.record_health_check(has_passed, health_check)

@@ -241,12 +241,12 @@ class ArtifactStore:
         def fetch(connection: sa.Connection) -> tuple[Sequence[Mapping[Any, Any]], str | None]:
             query = artifact_filter.build_query(owner, connection.dialect.name)
             page = fetch_page(connection, query, limit=limit, cursor=cursor)
-            page_artifacts = (
+            artifacts_query = (
                 sa.select(artifacts)
                 .where(artifacts.c.id.in_(page.ids))
                 .order_by(artifacts.c.created_at.desc(), artifacts.c.id.desc())
             )
-            return connection.execute(page_artifacts).mappings().all(), page.next_cursor
+            return connection.execute(artifacts_query).mappings().all(), page.next_cursor
 
         rows, next_cursor = await self._database.read(fetch)
         return [_parse_stored_artifact(row) for row in rows], next_cursor
@@ -265,14 +265,14 @@ class ArtifactStore:
             raise _new_not_found_error(missing_id)
         return [artifacts_by_id[artifact_id] for artifact_id in ids]
 
-    async def set_favourite(self, owner: str, artifact_id: str, favourite: bool) -> None:
+    async def set_favourite(self, owner: str, artifact_id: str, is_favourite: bool) -> None:
         """Set or clear an artifact's favourite mark; raise `ArtifactNotFound` if none exists."""
         update = artifacts.update().where(
             artifacts.c.id == artifact_id,
             artifacts.c.owner == owner,
             artifacts.c.deleted_at.is_(None),
         )
-        update = update.values(favourite=favourite)
+        update = update.values(favourite=is_favourite)
         if await self._database.write(lambda connection: connection.execute(update).rowcount) == 0:
             raise _new_not_found_error(artifact_id)
 

@@ -101,27 +101,27 @@ class BatchLineStore:
         if rows:
             await self._database.write(lambda c: c.execute(_INSERT[c.dialect.name], rows))
 
-    async def renew_runner(self, runner: str, alive_seconds: float) -> None:
+    async def renew_runner(self, runner_id: str, alive_seconds: float) -> None:
         """Record that a runner is alive for ``alive_seconds``, and delete long-dead runners."""
 
         def write(connection: sa.Connection) -> None:
-            _renew_runner(connection, runner, alive_seconds)
+            _renew_runner(connection, runner_id, alive_seconds)
             connection.execute(
                 runners.delete().where(runners.c.alive_until < now() - timedelta(days=1))
             )
 
         await self._database.write(write)
 
-    async def remove_runner(self, runner: str) -> None:
+    async def remove_runner(self, runner_id: str) -> None:
         """Record that a runner has ended, so that other runners may claim its lines at once."""
         await self._database.write(
-            lambda c: c.execute(runners.delete().where(runners.c.id == runner))
+            lambda c: c.execute(runners.delete().where(runners.c.id == runner_id))
         )
 
     async def claim(
         self,
         batch_id: str,
-        runner: str,
+        runner_id: str,
         limit: int,
         *,
         running_numbers: Sequence[int] = (),
@@ -145,12 +145,12 @@ class BatchLineStore:
             if not lock_open_batch(connection, batch_id):
                 return []
             if alive_seconds is not None:
-                _renew_runner(connection, runner, alive_seconds)
+                _renew_runner(connection, runner_id, alive_seconds)
             query = (
                 sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
                 .where(
                     lines.c.batch_id == batch_id,
-                    _is_free(runner),
+                    _is_free(runner_id),
                     lines.c.number.not_in(running_numbers),
                 )
                 .order_by(lines.c.number)
@@ -159,7 +159,7 @@ class BatchLineStore:
             )
             while free_lines := [BatchLine(**row) for row in connection.execute(query).mappings()]:
                 numbers = set_runner(
-                    connection, batch_id, [line.number for line in free_lines], runner
+                    connection, batch_id, [line.number for line in free_lines], runner_id
                 )
                 if numbers:
                     return [line for line in free_lines if line.number in numbers]
@@ -167,25 +167,25 @@ class BatchLineStore:
 
         return await self._database.write(write)
 
-    async def release(self, batch_id: str, numbers: Sequence[int], runner: str) -> None:
+    async def release(self, batch_id: str, numbers: Sequence[int], runner_id: str) -> None:
         """Release lines that a runner has claimed but will not run."""
         update = (
             lines.update()
             .where(
                 lines.c.batch_id == batch_id,
                 lines.c.number.in_(numbers),
-                lines.c.runner == runner,
+                lines.c.runner == runner_id,
                 _PENDING,
             )
             .values(runner=None)
         )
         await self._database.write(lambda c: c.execute(update))
 
-    async def release_all(self, batch_id: str, runner: str) -> None:
+    async def release_all(self, batch_id: str, runner_id: str) -> None:
         """Release all lines that a runner has claimed; it must not be running any of them."""
         update = (
             lines.update()
-            .where(lines.c.batch_id == batch_id, lines.c.runner == runner, _PENDING)
+            .where(lines.c.batch_id == batch_id, lines.c.runner == runner_id, _PENDING)
             .values(runner=None)
         )
         await self._database.write(lambda c: c.execute(update))
@@ -201,8 +201,8 @@ class BatchLineStore:
         """
 
         def write(connection: sa.Connection) -> list[FinishedLine]:
-            unwritten: list[FinishedLine] = []
-            usage: list[dict[str, Any]] = []
+            unwritten_lines: list[FinishedLine] = []
+            usage_rows: list[dict[str, Any]] = []
             # In one order, since two writers that lock batches in different ones would deadlock.
             for batch_id in sorted({finished_line.batch_id for finished_line in finished_lines}):
                 lines_by_number = {
@@ -211,32 +211,34 @@ class BatchLineStore:
                 written_numbers = _write_results(connection, batch_id, lines_by_number)
                 for number, finished_line in sorted(lines_by_number.items()):
                     if number not in written_numbers:
-                        unwritten.append(finished_line)
+                        unwritten_lines.append(finished_line)
                         # Nothing changes if it was written, but the answer to the commit was lost.
                         finished_line = replace(
                             finished_line,
                             usage=tuple(_mark_incomplete(e) for e in finished_line.usage),
                         )
-                    usage += _build_usage_rows(finished_line)
-            if usage:
-                insert_usage_rows(usage, connection)
-            return unwritten
+                    usage_rows += _build_usage_rows(finished_line)
+            if usage_rows:
+                insert_usage_rows(usage_rows, connection)
+            return unwritten_lines
 
         return await self._database.write(write)
 
     async def count(self, batch_id: str) -> LineCounts:
         """Count the lines of a batch that have no result yet."""
-        pending = (
+        pending_query = (
             sa.select(sa.func.count())
             .select_from(lines)
             .where(lines.c.batch_id == batch_id, _PENDING)
         )
-        query = sa.select(pending.scalar_subquery(), pending.where(is_running()).scalar_subquery())
+        query = sa.select(
+            pending_query.scalar_subquery(), pending_query.where(is_running()).scalar_subquery()
+        )
         row = await self._database.read(lambda c: c.execute(query).one())
         return LineCounts(pending=row[0], running=row[1])
 
     async def list_claimed_lines(
-        self, batch_id: str, numbers: Sequence[int], runner: str
+        self, batch_id: str, numbers: Sequence[int], runner_id: str
     ) -> list[BatchLine]:
         """Return the lines with ``numbers`` that the runner has claimed and not finished."""
         query = (
@@ -244,7 +246,7 @@ class BatchLineStore:
             .where(
                 lines.c.batch_id == batch_id,
                 lines.c.number.in_(numbers),
-                lines.c.runner == runner,
+                lines.c.runner == runner_id,
                 _PENDING,
             )
             .order_by(lines.c.number)
@@ -258,7 +260,7 @@ class BatchLineStore:
         one if any is left.
         """
         conditions = (lines.c.batch_id == batch_id, lines.c.number > after_number)
-        sizes = (
+        size_query = (
             sa.select(lines.c.number, sa.func.coalesce(sa.func.length(lines.c.body), 0))
             .where(*conditions)
             .order_by(lines.c.number)
@@ -268,7 +270,7 @@ class BatchLineStore:
         def read(connection: sa.Connection) -> Sequence[sa.RowMapping]:
             last_number = after_number
             bytes_left = _PAGE_BYTES
-            for number, size in connection.execute(sizes):
+            for number, size in connection.execute(size_query):
                 bytes_left -= size
                 if bytes_left < 0 and last_number > after_number:
                     break
@@ -293,16 +295,16 @@ def lock_open_batch(connection: sa.Connection, batch_id: str) -> bool:
     Returns:
         True if the lines of the batch may still be run.
     """
-    is_open = sa.select(batches.c.id).where(
+    query = sa.select(batches.c.id).where(
         batches.c.id == batch_id,
         batches.c.status == BatchStatus.IN_PROGRESS.value,
         batches.c.expires_at > now(),
     )
-    return connection.execute(is_open.with_for_update(read=True)).first() is not None
+    return connection.execute(query.with_for_update(read=True)).first() is not None
 
 
 def set_runner(
-    connection: sa.Connection, batch_id: str, numbers: Sequence[int], runner: str
+    connection: sa.Connection, batch_id: str, numbers: Sequence[int], runner_id: str
 ) -> set[int]:
     """Set the runner of those lines that are still free, and return their numbers.
 
@@ -312,19 +314,19 @@ def set_runner(
     """
     update = (
         lines.update()
-        .where(lines.c.batch_id == batch_id, lines.c.number.in_(numbers), _is_free(runner))
-        .values(runner=runner)
+        .where(lines.c.batch_id == batch_id, lines.c.number.in_(numbers), _is_free(runner_id))
+        .values(runner=runner_id)
     )
     return set(connection.execute(update.returning(lines.c.number)).scalars())
 
 
-def _is_free(runner: str) -> sa.ColumnElement[bool]:
+def _is_free(runner_id: str) -> sa.ColumnElement[bool]:
     """Return the SQL condition for unfinished lines that no other live runner has."""
-    return sa.and_(_PENDING, sa.or_(lines.c.runner == runner, sa.not_(is_running())))
+    return sa.and_(_PENDING, sa.or_(lines.c.runner == runner_id, sa.not_(is_running())))
 
 
-def _renew_runner(connection: sa.Connection, runner: str, alive_seconds: float) -> None:
-    row = {"id": runner, "alive_until": now() + timedelta(seconds=alive_seconds)}
+def _renew_runner(connection: sa.Connection, runner_id: str, alive_seconds: float) -> None:
+    row = {"id": runner_id, "alive_until": now() + timedelta(seconds=alive_seconds)}
     insert = _INSERT_RUNNER[connection.dialect.name](runners).values(row)
     connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=row))
 

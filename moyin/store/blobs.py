@@ -68,7 +68,7 @@ class BlobStore:
             "pipe_file",
             self._build_path(digest),
             data,
-            seconds=s3.compute_upload_timeout(len(data)),
+            timeout_seconds=s3.compute_upload_timeout(len(data)),
         )
         return digest
 
@@ -83,8 +83,14 @@ class BlobStore:
         blob = await asyncio.to_thread(_hash_file, path)
         if not await self.renew(blob.sha256):
             target = self._build_path(blob.sha256)
-            seconds = s3.compute_upload_timeout(blob.size)
-            await self._call("put_file", str(path), target, chunksize=_S3_PART_UP, seconds=seconds)
+            timeout_seconds = s3.compute_upload_timeout(blob.size)
+            await self._call(
+                "put_file",
+                str(path),
+                target,
+                chunksize=_S3_PART_UP,
+                timeout_seconds=timeout_seconds,
+            )
         return blob
 
     async def put_stream(self, file: IO[bytes], max_bytes: int) -> Blob:

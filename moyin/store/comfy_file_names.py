@@ -27,9 +27,9 @@ class UploadStore:
         self._database = database
 
     async def put(
-        self, owner: str, name: ComfyFileName, artifact: Artifact, *, replace: bool
+        self, owner: str, name: ComfyFileName, artifact: Artifact, *, may_replace: bool
     ) -> Artifact:
-        """Assign a name to an artifact; a name in use is reassigned only if ``replace`` is True.
+        """Assign a name to an artifact; a name in use is reassigned only if ``may_replace`` is True.
 
         Returns:
             The artifact that has the name now.
@@ -52,7 +52,7 @@ class UploadStore:
 
         def put(connection: sa.Connection) -> None:
             # The name of a deleted artifact is free.
-            is_replaceable = sa.true() if replace else sa.not_(is_visible)
+            is_replaceable = sa.true() if may_replace else sa.not_(is_visible)
             connection.execute(uploads.delete().where(_has_name(owner, name), is_replaceable))
             connection.execute(uploads.insert().values(values))
             insert_artifacts(connection, [artifact], owner=owner, job_id=None)

@@ -107,10 +107,10 @@ class ComparisonStore:
             return None
         return StoredComparison(comparison=comparison, second=second_answer)
 
-    async def add_second_answer(self, comparison_id: str, text: str) -> None:
+    async def add_second_answer(self, comparison_id: str, answer: str) -> None:
         """Store the second answer of a comparison."""
         name = _PREFIX + comparison_id
-        ciphertext = self._encrypt(comparison_id, text.encode(errors="replace"))
+        ciphertext = self._encrypt(comparison_id, answer.encode(errors="replace"))
         async with _translate_errors(), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hset(name, "second", ciphertext)
             # If the comparison has just expired, the command above creates a key that must expire.

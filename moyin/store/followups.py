@@ -86,11 +86,11 @@ class FollowUpStore:
         """Return values as `get` does and delete them; no two callers get the same value."""
         return await self._fetch_values("GETDEL", names)
 
-    async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
-        """Store values by name, which expire after ``seconds``."""
+    async def put(self, values: Mapping[bytes, bytes], lifetime_seconds: int) -> None:
+        """Store values by name, which expire after ``lifetime_seconds``."""
         packed_pairs = _pack_texts(text for pair in values.items() for text in pair)
         try:
-            await self._put(args=[packed_pairs, _PREFIX, seconds])
+            await self._put(args=[packed_pairs, _PREFIX, lifetime_seconds])
         except (RedisError, OSError) as error:
             self._record_outage(error)
 

@@ -224,7 +224,7 @@ class JobStore:
         await self._database.write(lambda c: c.execute(update.values(dispatched=True)))
 
     async def list_undispatched(
-        self, older_than: timedelta, limit: int = 100
+        self, min_age: timedelta, limit: int = 100
     ) -> list[tuple[str, int, bool]]:
         """Return the jobs that `mark_dispatched` has not marked, oldest first.
 
@@ -239,7 +239,7 @@ class JobStore:
         """
         query = (
             sa.select(jobs.c.id, jobs.c.attempts, jobs.c.status.not_in(OPEN_STATUSES))
-            .where(jobs.c.dispatched.is_(False), jobs.c.created_at < now() - older_than)
+            .where(jobs.c.dispatched.is_(False), jobs.c.created_at < now() - min_age)
             .order_by(jobs.c.created_at)
             .limit(limit)
         )

@@ -304,8 +304,8 @@ def _is_active(row: Mapping[Any, Any]) -> bool:
     )
 
 
-def _is_unused_since(moment: datetime) -> sa.ColumnElement[bool]:
-    return sa.or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < moment)
+def _is_unused_since(since: datetime) -> sa.ColumnElement[bool]:
+    return sa.or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < since)
 
 
 def _matches_digest(row: Mapping[Any, Any], presented_digest: str) -> bool:

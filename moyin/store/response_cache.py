@@ -56,7 +56,7 @@ def _encode(response: CachedResponse) -> bytes:
     return json.dumps(header).encode() + b"\n" + response.body
 
 
-def _decode(encoded: bytes) -> CachedResponse:
-    header, _, body = encoded.partition(b"\n")
+def _decode(encoded_response: bytes) -> CachedResponse:
+    header, _, body = encoded_response.partition(b"\n")
     members = json.loads(header)
     return CachedResponse(**{**members, "usage": Usage(**members["usage"])}, body=body)

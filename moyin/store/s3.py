@@ -53,7 +53,7 @@ def compute_upload_timeout(size: int) -> float:
 
 
 async def call_method(
-    file_system: Any, method: str, *args: Any, seconds: float | None = None, **kwargs: Any
+    file_system: Any, method: str, *args: Any, timeout_seconds: float | None = None, **kwargs: Any
 ) -> Any:
     """Call a method of a file system and return its result.
 
@@ -62,7 +62,7 @@ async def call_method(
 
     Raises:
         FileNotFoundError: the object does not exist.
-        ServiceUnavailable: S3 is unavailable or took longer than ``seconds``, the bucket does not
+        ServiceUnavailable: S3 is unavailable or took longer than ``timeout_seconds``, the bucket does not
             exist, or S3 refused the credentials.
     """
     from botocore.exceptions import BotoCoreError
@@ -70,7 +70,7 @@ async def call_method(
 
     coroutine = getattr(file_system, f"_{method}")(*args, **kwargs)
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(timeout_seconds):
             return await asyncio.wrap_future(
                 asyncio.run_coroutine_threadsafe(coroutine, file_system.loop)
             )

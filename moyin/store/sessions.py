@@ -156,10 +156,10 @@ class SessionStore:
 
     async def revoke_by_refresh_token(self, presented_token: str) -> None:
         """End the session of a refresh token, if there is one."""
-        session_of_token = sa.select(refresh_tokens.c.session_id).where(
+        session_query = sa.select(refresh_tokens.c.session_id).where(
             refresh_tokens.c.digest == compute_digest(presented_token)
         )
-        await self._database.execute(_build_revocation(sessions.c.id.in_(session_of_token)))
+        await self._database.execute(_build_revocation(sessions.c.id.in_(session_query)))
 
     async def revoke_all(self, user_id: str, *, transaction: Transaction | None = None) -> None:
         """End all sessions of a user."""
@@ -247,18 +247,18 @@ class SessionStore:
             raise _new_reset_token_error()
         return user_id
 
-    async def reset_password(self, presented_token: str, password: str) -> None:
+    async def reset_password(self, presented_token: str, password_hash: str) -> None:
         """Set the password hash of a reset token's user and end all sessions of the user.
 
         Args:
-            password: the hash of the new password.
+            password_hash: the hash of the new password.
 
         Raises:
             InvalidToken: the token is not valid.
         """
         has_digest = password_resets.c.digest == compute_digest(presented_token)
         # Locks the user before the token, as all transactions do that lock both.
-        user_of_token = (
+        user_query = (
             sa.select(users.c.id)
             .join(password_resets, password_resets.c.user_id == users.c.id)
             .where(has_digest)
@@ -271,11 +271,11 @@ class SessionStore:
         )
         # One transaction, so that no session continues that was opened with the old password.
         async with self._database.writing() as connection:
-            user_id = (await connection.execute(user_of_token)).scalar()
+            user_id = (await connection.execute(user_query)).scalar()
             if (await connection.execute(statement)).rowcount == 0:
                 raise _new_reset_token_error()
             await connection.execute(
-                users.update().where(users.c.id == user_id).values(password=password)
+                users.update().where(users.c.id == user_id).values(password=password_hash)
             )
             await connection.execute(_build_revocation(sessions.c.user_id == user_id))
 

@@ -84,10 +84,10 @@ class SigningKeyStore:
         """Create a key pair, which signs all new tokens; older pairs still verify tokens."""
         signing_key = SigningKey(kid=generate_id("sig"), key=Ed25519PrivateKey.generate())
         public_key = base64.urlsafe_b64encode(signing_key.key.public_key().public_bytes_raw())
-        latest_created_at = sa.select(sa.func.max(signing_keys.c.created_at))
+        query = sa.select(sa.func.max(signing_keys.c.created_at))
         async with self._database.join_or_begin(transaction) as connection:
             # Later than all other pairs, even if another machine's clock was ahead.
-            newest_created_at = ensure_utc((await connection.execute(latest_created_at)).scalar())
+            newest_created_at = ensure_utc((await connection.execute(query)).scalar())
             created_at = (
                 now()
                 if newest_created_at is None

@@ -263,11 +263,11 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def ensure_utc(value: _Time) -> _Time:
+def ensure_utc(moment: _Time) -> _Time:
     """Return a time from the database with the time zone UTC, which SQLite does not store."""
-    if value is None or value.tzinfo is not None:
-        return value
-    return value.replace(tzinfo=UTC)
+    if moment is None or moment.tzinfo is not None:
+        return moment
+    return moment.replace(tzinfo=UTC)
 
 
 def _try_lock(lock_file: IO[str]) -> bool:

@@ -161,23 +161,23 @@ class StoredResponses:
         last_answer = sa.select(
             responses.c.id, responses.c.previous, sa.literal(0).label("depth")
         ).where(_has_id(owner, response_id))
-        chain = last_answer.cte("chain", recursive=True)
-        chain = chain.union_all(
-            sa.select(responses.c.id, responses.c.previous, chain.c.depth + 1).where(
+        conversation = last_answer.cte("chain", recursive=True)
+        conversation = conversation.union_all(
+            sa.select(responses.c.id, responses.c.previous, conversation.c.depth + 1).where(
                 responses.c.owner == owner,
-                responses.c.id == chain.c.previous,
-                chain.c.depth < _MAX_ANSWERS,
+                responses.c.id == conversation.c.previous,
+                conversation.c.depth < _MAX_ANSWERS,
                 responses.c.created_at >= now() - _KEPT,
             )
         )
         size_query = sa.select(sa.func.coalesce(sa.func.sum(_SIZE), 0)).join(
-            chain, responses.c.id == chain.c.id
+            conversation, responses.c.id == conversation.c.id
         )
         _enforce_size_limit(await self._database.read(lambda c: c.execute(size_query).scalar_one()))
         query = (
             sa.select(responses)
-            .join(chain, responses.c.id == chain.c.id)
-            .order_by(chain.c.depth.desc())
+            .join(conversation, responses.c.id == conversation.c.id)
+            .order_by(conversation.c.depth.desc())
         )
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         if not rows or rows[0]["previous"] is not None:

@@ -60,7 +60,7 @@ class TenantCache:
                 results = await pipeline.execute()
             if (excess_count := results[2] - entries) > 0:
                 oldest_entries = await self._redis.zpopmin(index_key, excess_count)
-                await self._redis.delete(*(evicted for evicted, _ in oldest_entries))
+                await self._redis.delete(*(evicted_key for evicted_key, _ in oldest_entries))
         except (RedisError, OSError) as error:
             self._record_outage(error)
 

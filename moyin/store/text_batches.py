@@ -49,8 +49,8 @@ class TextBatchStore:
 
         def create(connection: sa.Connection) -> None:
             if connection.dialect.name == "postgresql":
-                lock = sa.func.hashtext(f"text-batches:{batch.owner}")
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+                lock_key = sa.func.hashtext(f"text-batches:{batch.owner}")
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_key)))
             query = (
                 sa.select(sa.func.count())
                 .select_from(text_batches)
@@ -185,15 +185,15 @@ class TextBatchStore:
         update = text_batches.update().where(text_batches.c.id == batch_id).values(dispatched=True)
         await self._database.write(lambda c: c.execute(update))
 
-    async def begin(self, batch_id: str, total: int) -> None:
-        """Record that all ``total`` lines of a batch are valid and stored, so that they may run."""
+    async def begin(self, batch_id: str, line_count: int) -> None:
+        """Record that all ``line_count`` lines of a batch are valid and stored, so that they may run."""
         update = text_batches.update().where(text_batches.c.id == batch_id)
         running_update = update.where(text_batches.c.status == BatchStatus.VALIDATING).values(
-            status=BatchStatus.IN_PROGRESS.value, in_progress_at=now(), total=total
+            status=BatchStatus.IN_PROGRESS.value, in_progress_at=now(), total=line_count
         )
         # A batch that was cancelled meanwhile shows its lines, too.
         cancelling_update = update.where(text_batches.c.status == BatchStatus.CANCELLING).values(
-            total=total
+            total=line_count
         )
 
         def write(connection: sa.Connection) -> None:

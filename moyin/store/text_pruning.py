@@ -49,8 +49,8 @@ class TextPruner:
         Returns:
             The number of deleted batches, and the digests of blobs that nothing refers to any more.
         """
-        batches = await self._delete_batches(cutoff)
-        return PrunedText(batches=batches, blobs=await self.delete_files(cutoff))
+        batch_count = await self._delete_batches(cutoff)
+        return PrunedText(batches=batch_count, blobs=await self.delete_files(cutoff))
 
     async def delete_files(self, cutoff: datetime) -> frozenset[str]:
         """Delete files that expired or were deleted before ``cutoff``.

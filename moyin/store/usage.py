@@ -204,14 +204,14 @@ class UsageLedger:
         """
         end_count = self._done_count + len(self._waiting)
         while self._waiting and (self._done_count < end_count or self._closing.is_set()):
-            size = 1 if self._one_by_one else _BATCH
+            batch_size = 1 if self._one_by_one else _BATCH
             try:
                 if not self._attempted_rows:
                     written_at = now()
                     self._attempted_rows = [
-                        build_usage_row(e, written_at) for e in islice(self._waiting, size)
+                        build_usage_row(e, written_at) for e in islice(self._waiting, batch_size)
                     ]
-                rows = self._attempted_rows[:size]
+                rows = self._attempted_rows[:batch_size]
                 async with self._database.writing() as connection:
                     await connection.run_sync(partial(insert_usage_rows, rows))
             except Exception as error:
@@ -222,7 +222,7 @@ class UsageLedger:
                     )
                     return False
                 if not self._one_by_one:
-                    self._one_by_one = min(size, len(self._waiting))
+                    self._one_by_one = min(batch_size, len(self._waiting))
                 elif not self._drop_failing_entry():
                     return False
             else:

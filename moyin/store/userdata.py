@@ -79,7 +79,7 @@ class UserdataStore:
                         raise FileExists(f"file {path!r} exists; set overwrite to replace it")
                     await self._enforce_limits(connection, scope, path, len(content))
                     return await _insert_or_update(
-                        connection, scope, path, content, exists=digest is not None
+                        connection, scope, path, content, file_exists=digest is not None
                     )
             except IntegrityError:
                 # A concurrent writer has created the file, so the next attempt finds it.
@@ -111,7 +111,11 @@ class UserdataStore:
                     self._require_allowed_size(path, new_content)
                     await self._enforce_limits(connection, scope, path, len(new_content))
                     await _insert_or_update(
-                        connection, scope, path, new_content, exists=current_content is not None
+                        connection,
+                        scope,
+                        path,
+                        new_content,
+                        file_exists=current_content is not None,
                     )
                     return
             except IntegrityError:
@@ -166,7 +170,7 @@ class UserdataStore:
 
 
 async def _insert_or_update(
-    connection: Transaction, scope: UserdataScope, path: str, content: bytes, *, exists: bool
+    connection: Transaction, scope: UserdataScope, path: str, content: bytes, *, file_exists: bool
 ) -> UserFile:
     modified_at = now()
     values = {
@@ -175,7 +179,7 @@ async def _insert_or_update(
         "sha256": hashlib.sha256(content).hexdigest(),
         "modified_at": modified_at,
     }
-    if exists:
+    if file_exists:
         await connection.execute(userdata.update().where(_is_at_path(scope, path)).values(values))
     else:
         key = {"owner": scope.owner, "user_id": scope.user, "path": path, "created_at": modified_at}

@@ -39,11 +39,11 @@ class ChildProcess:
         cls,
         command: Sequence[str],
         env: Mapping[str, str],
-        log: LogFile,
+        log_file: LogFile,
         *,
         timer_slack_ns: int = 0,
     ) -> ChildProcess:
-        """Start ``command`` and write its output to ``log``.
+        """Start ``command`` and write its output to ``log_file``.
 
         Call this method only from the main thread: the kernel sends SIGTERM to the child when the
         thread that started it ends.
@@ -62,7 +62,7 @@ class ChildProcess:
             preexec_fn=_make_preexec(os.getpid(), timer_slack_ns),
         )
         assert process.stdout is not None
-        return cls(process, asyncio.create_task(_copy_output(process.stdout, log)))
+        return cls(process, asyncio.create_task(_copy_output(process.stdout, log_file)))
 
     @property
     def pid(self) -> int:
@@ -110,13 +110,13 @@ class Backoff:
         return delay
 
 
-def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
+def find_processes(stack_id: str, service: str | None = None) -> Iterator[psutil.Process]:
     """Yield the processes of a stack, or of one of its services.
 
     This process and its ancestors are left out, since a job of the stack may run `moyin`.
 
     Args:
-        stack: the id of the stack, which the environment of its processes contains.
+        stack_id: the id of the stack, which the environment of its processes contains.
     """
     own_pids = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
@@ -126,7 +126,7 @@ def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Pr
             env = process.environ()
         except psutil.Error:
             continue  # it has ended, or belongs to another user and so not to this stack
-        if env.get(STACK_VARIABLE) == stack and service in (None, env.get(SERVICE_VARIABLE)):
+        if env.get(STACK_VARIABLE) == stack_id and service in (None, env.get(SERVICE_VARIABLE)):
             yield process
 
 
@@ -152,12 +152,12 @@ def _get_living_name(process: psutil.Process) -> str | None:
         return None
 
 
-def end_processes(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:
+def end_processes(stack_id: str, service: str | None = None, *, patience: float = 2.0) -> int:
     """End the processes that `find_processes` yields, and return their number (blocking).
 
     Processes that do not end within ``patience`` seconds after SIGTERM are killed.
     """
-    processes = list(find_processes(stack, service))
+    processes = list(find_processes(stack_id, service))
     for process in processes:
         _send_signal(process, signal.SIGTERM)
     _, remaining_processes = psutil.wait_procs(processes, timeout=patience)
@@ -203,6 +203,6 @@ def _make_preexec(parent_pid: int, timer_slack_ns: int) -> Callable[[], None]:
     return prepare
 
 
-async def _copy_output(source: asyncio.StreamReader, log: LogFile) -> None:
+async def _copy_output(source: asyncio.StreamReader, log_file: LogFile) -> None:
     while data := await source.read(64 * 1024):
-        log.write(data)
+        log_file.write(data)

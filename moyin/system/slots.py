@@ -111,11 +111,11 @@ class Slots:
         self._begin_call(tenant)
         return True
 
-    async def wait(self, tenant: str, seconds: float, mean_seconds: float) -> None:
+    async def wait(self, tenant: str, max_wait_seconds: float, mean_seconds: float) -> None:
         """Wait until a slot is acquired for the call; the caller must later call `release`.
 
         Args:
-            seconds: time limit for the wait, if it is shorter than ``patience``.
+            max_wait_seconds: time limit for the wait, if it is shorter than ``patience``.
             mean_seconds: mean duration of a call, for the ``retry_after`` of an `Overloaded` error.
 
         Raises:
@@ -131,7 +131,7 @@ class Slots:
         self._waiters.setdefault(tenant, deque()).append(waiter)
         self.waiting += 1
         try:
-            async with asyncio.timeout(min(self._patience, seconds)):
+            async with asyncio.timeout(min(self._patience, max_wait_seconds)):
                 await waiter
         except BaseException as error:
             if not waiter.done() or waiter.cancelled():
@@ -151,14 +151,14 @@ class Slots:
         _decrement(self._running, tenant)
         self._begin_waiting_calls()
 
-    async def acquire_in_background(self, tenant: str, seconds: float) -> None:
+    async def acquire_in_background(self, tenant: str, max_wait_seconds: float) -> None:
         """Wait for a slot for a call in the background; release it by `release_in_background`.
 
         The tenant with the fewest running calls in the background comes first. The caller bounds
         the number of waiting calls.
 
         Raises:
-            Overloaded: The wait took longer than ``seconds``.
+            Overloaded: The wait took longer than ``max_wait_seconds``.
         """
         if self._may_begin_in_background():
             self._begin_in_background(tenant)
@@ -168,7 +168,7 @@ class Slots:
         if self.on_full is not None and not self._waiters:
             self.on_full()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(max_wait_seconds):
                 await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled():
@@ -177,7 +177,7 @@ class Slots:
             else:
                 self._remove_background_waiter(tenant, waiter)
             if isinstance(error, TimeoutError):
-                raise self._make_overloaded_error(seconds) from None
+                raise self._make_overloaded_error(max_wait_seconds) from None
             raise
 
     def release_in_background(self, tenant: str) -> None:

@@ -40,7 +40,7 @@ class PasswordService:
     """Hashes and verifies passwords in threads.
 
     Only a few threads run at a time, so that a flood of sign-ins cannot exhaust cores or memory.
-    Methods raise `Overloaded` if too many calls wait. ``trusted`` calls, of authenticated users and
+    Methods raise `Overloaded` if too many calls wait. ``is_trusted`` calls, of authenticated users and
     known devices, have a separate queue.
     """
 
@@ -51,29 +51,34 @@ class PasswordService:
         # Verified for accounts without a password, so that the response takes the same time.
         self._dummy_hash = self._hasher.hash("nobody's")
 
-    async def hash(self, password: str, *, trusted: bool = False) -> str:
+    async def hash(self, password: str, *, is_trusted: bool = False) -> str:
         """Return the Argon2id hash of a password.
 
         Args:
-            trusted: True to use the separate queue for authenticated users and known devices.
+            is_trusted: True to use the separate queue for authenticated users and known devices.
         """
-        return await self._select_queue(trusted).run(self._hasher.hash, password)
+        return await self._select_queue(is_trusted).run(self._hasher.hash, password)
 
     async def require_strong(
-        self, password: str, *, email: str | None, name: str, field: str, trusted: bool = False
+        self, password: str, *, email: str | None, name: str, field: str, is_trusted: bool = False
     ) -> None:
         """Run `require_strong_password`, which raises `WeakPassword`, in a thread.
 
         Args:
             field: the name of the request's field with the password, for the error.
-            trusted: True to use the separate queue for authenticated users.
+            is_trusted: True to use the separate queue for authenticated users.
         """
-        await self._select_queue(trusted).run(
+        await self._select_queue(is_trusted).run(
             partial(require_strong_password, password, email=email, name=name, field=field)
         )
 
     async def verify(
-        self, password_hash: str | None, password: str, *, account: str = "", trusted: bool = False
+        self,
+        password_hash: str | None,
+        password: str,
+        *,
+        account: str = "",
+        is_trusted: bool = False,
     ) -> bool:
         """Return True if ``password_hash`` is the hash of ``password``.
 
@@ -82,15 +87,15 @@ class PasswordService:
         ``account`` is limited unless ``account`` is empty.
 
         Args:
-            trusted: True to use the separate queue for authenticated users and known devices.
+            is_trusted: True to use the separate queue for authenticated users and known devices.
         """
-        queue = self._select_queue(trusted)
+        queue = self._select_queue(is_trusted)
         with queue.limit_account(account):
             is_correct = await queue.run(self._verify, password_hash or self._dummy_hash, password)
         return is_correct and password_hash is not None
 
-    def _select_queue(self, trusted: bool) -> _WorkQueue:
-        return self._trusted if trusted else self._untrusted
+    def _select_queue(self, is_trusted: bool) -> _WorkQueue:
+        return self._trusted if is_trusted else self._untrusted
 
     def needs_rehash(self, password_hash: str) -> bool:
         """Return True if the hash was computed with outdated Argon2id parameters."""

@@ -129,14 +129,14 @@ class SignInService:
         attempt = await self._attempt_limits.admit_sign_in(email, user_id, address, device_token)
         stored_hash = None if user is None or user.disabled_at is not None else user.password
         is_correct = await self._passwords.verify(
-            stored_hash, password, account=email, trusted=attempt.is_trusted
+            stored_hash, password, account=email, is_trusted=attempt.is_trusted
         )
         if not is_correct or user is None or stored_hash is None:
             raise InvalidCredentials("the email or the password is wrong; check both")
         await self._attempt_limits.record_success(attempt)
         new_hash = None
         if self._passwords.needs_rehash(stored_hash):
-            new_hash = await self._passwords.hash(password, trusted=attempt.is_trusted)
+            new_hash = await self._passwords.hash(password, is_trusted=attempt.is_trusted)
         # The password may have been changed since it was verified.
         session_and_token = await self._sessions.open_by_password(user.id, stored_hash, new_hash)
         if session_and_token is None:
@@ -206,16 +206,16 @@ class SignInService:
         user = await self._users.get(user_id)
         async with self._attempt_limits.count_password_change(user_id):
             if user.password is not None and not await self._passwords.verify(
-                user.password, current_password, trusted=True
+                user.password, current_password, is_trusted=True
             ):
                 raise InvalidCredentials(
                     "current_password is wrong; enter the password with which you sign in",
                     field="current_password",
                 )
         await self._passwords.require_strong(
-            new_password, email=user.email, name=user.name, field="new_password", trusted=True
+            new_password, email=user.email, name=user.name, field="new_password", is_trusted=True
         )
-        new_hash = await self._passwords.hash(new_password, trusted=True)
+        new_hash = await self._passwords.hash(new_password, is_trusted=True)
         if not await self._sessions.change_password(user_id, session_id, user.password, new_hash):
             raise InvalidCredentials(
                 "current_password was changed meanwhile, or the session has ended; sign in again",
@@ -267,9 +267,9 @@ class SignInService:
         # The token is checked before the password is hashed, since hashing is expensive.
         user = await self._users.get(await self._sessions.find_user_by_reset_token(token))
         await self._passwords.require_strong(
-            password, email=user.email, name=user.name, field="password", trusted=True
+            password, email=user.email, name=user.name, field="password", is_trusted=True
         )
-        password_hash = await self._passwords.hash(password, trusted=True)
+        password_hash = await self._passwords.hash(password, is_trusted=True)
         await self._sessions.reset_password(token, password_hash)
         return self._devices.issue_token(user.id)
 

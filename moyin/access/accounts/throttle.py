@@ -129,15 +129,15 @@ class Throttle:
         except RedisError as error:
             self._raise_if_fail_closed(error)
 
-    async def count_event(self, name: str, maximum: int, *, period_seconds: int = 900) -> None:
+    async def count_event(self, name: str, max_count: int, *, period_seconds: int = 900) -> None:
         """Count an event such as a registration.
 
         Args:
             name: identifies the counter, such as a kind of event and the address that caused it.
-            maximum: the number of events that are allowed within ``period_seconds``.
+            max_count: the number of events that are allowed within ``period_seconds``.
 
         Raises:
-            TooManyAttempts: ``maximum`` is exceeded.
+            TooManyAttempts: ``max_count`` is exceeded.
         """
         key = _build_valkey_key("limit", name)
         try:
@@ -149,7 +149,7 @@ class Throttle:
         except RedisError as error:
             self._raise_if_fail_closed(error)
             return
-        if count > maximum:
+        if count > max_count:
             raise _new_too_many_attempts_error(max(remaining_s, 1))
 
     async def subtract_attempt(self, *keys: ThrottleKey) -> None:
@@ -210,18 +210,18 @@ class Throttle:
             if not oldest_attempt.done():
                 oldest_attempt.set_exception(_new_too_many_attempts_error(rate.interval_seconds))
         queue = self._queues.setdefault(slot_key, _WaitQueue())
-        admission: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue.waiting[admission] = None
-        self._waiting[admission] = None
+        admission_future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.waiting[admission_future] = None
+        self._waiting[admission_future] = None
         if queue.dispatcher is None:
             queue.dispatcher = asyncio.create_task(
                 self._admit_waiting_attempts(slot_key, queue, rate)
             )
         try:
-            await admission
+            await admission_future
         finally:
-            queue.waiting.pop(admission, None)
-            self._waiting.pop(admission, None)
+            queue.waiting.pop(admission_future, None)
+            self._waiting.pop(admission_future, None)
 
     async def _admit_waiting_attempts(
         self, slot_key: str, queue: _WaitQueue, rate: AttemptRate

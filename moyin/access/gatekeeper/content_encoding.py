@@ -52,7 +52,7 @@ def decode_body(
             details={"accepted": list(ACCEPTED_ENCODINGS)},
         )
     removed_names = (b"content-encoding", b"content-length")
-    headers = [(name, text) for name, text in scope["headers"] if name not in removed_names]
+    headers = [(name, value) for name, value in scope["headers"] if name not in removed_names]
     decoder = _BodyDecoder(receive, window_bits, max_bytes)
     return {**scope, "headers": headers}, decoder.receive
 

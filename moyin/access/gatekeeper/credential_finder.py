@@ -95,9 +95,9 @@ def require_same_origin(scope: Scope, *, requires_origin: bool = True) -> None:
         requires_origin: False to accept requests that have neither the header Origin nor
             Sec-Fetch-Site. Browsers send at least one of them.
     """
-    site, origin = get_header(scope, b"sec-fetch-site"), get_header(scope, b"origin")
-    if site is not None:
-        is_allowed = site in ("same-origin", "none")
+    fetch_site, origin = get_header(scope, b"sec-fetch-site"), get_header(scope, b"origin")
+    if fetch_site is not None:
+        is_allowed = fetch_site in ("same-origin", "none")
     elif origin is not None:
         is_allowed = _is_own_origin(
             origin, get_header(scope, b"host") or "", scope.get("scheme", "http")
@@ -147,7 +147,9 @@ def _find_parameter(query: str, name: str) -> str | None:
 
 def _remove_parameter(query: str, name: str) -> str:
     return "&".join(
-        part for part in query.split("&") if unquote_plus(part.partition("=")[0]) != name
+        parameter
+        for parameter in query.split("&")
+        if unquote_plus(parameter.partition("=")[0]) != name
     )
 
 

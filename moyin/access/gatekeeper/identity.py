@@ -73,7 +73,7 @@ class KeyAuthenticator:
 
     Args:
         signing_key: the secret that signs service tokens.
-        tokens: verifies access tokens of users; if None, access tokens are rejected.
+        token_verifier: verifies access tokens of users; if None, access tokens are rejected.
         sessions: the store of users' sessions; if None, access tokens are rejected.
         limits: the store of callers' limits; if None, no limits apply.
         uses_cache: True to cache identities. The accounts app sets False, so that a key that was just
@@ -85,14 +85,14 @@ class KeyAuthenticator:
         keys: KeyStore,
         signing_key: bytes,
         *,
-        tokens: TokenVerifier | None = None,
+        token_verifier: TokenVerifier | None = None,
         sessions: SessionStore | None = None,
         limits: LimitStore | None = None,
         uses_cache: bool = True,
     ) -> None:
         self._keys = keys
         self._signing_key = signing_key
-        self._tokens = tokens
+        self._tokens = token_verifier
         self._sessions = sessions
         self._limits = limits
         self._cached = uses_cache
@@ -182,16 +182,22 @@ class KeyAuthenticator:
         Raises:
             SQLAlchemyError, OSError: the database is unavailable.
         """
-        event_tokens = {text: identity for text, identity in credentials.items() if identity.job}
+        event_tokens = {
+            credential: identity for credential, identity in credentials.items() if identity.job
+        }
         other_credentials = {
-            text: identity for text, identity in credentials.items() if not identity.job
+            credential: identity for credential, identity in credentials.items() if not identity.job
         }
         session_credentials = {
-            text: identity for text, identity in other_credentials.items() if identity.is_session
+            credential: identity
+            for credential, identity in other_credentials.items()
+            if identity.is_session
         }
         valid_identities: dict[str, Identity] = dict(
             await self._keys.verify_all(
-                text for text in other_credentials if text not in session_credentials
+                credential
+                for credential in other_credentials
+                if credential not in session_credentials
             )
         )
         if event_tokens:
@@ -308,7 +314,7 @@ def create_authenticator(
     return KeyAuthenticator(
         KeyStore(database),
         signing_key,
-        tokens=TokenVerifier(SigningKeyStore(database)),
+        token_verifier=TokenVerifier(SigningKeyStore(database)),
         sessions=SessionStore(database),
         limits=LimitStore(database),
         uses_cache=uses_cache,

@@ -169,8 +169,8 @@ class RequestMeter:
             try:
                 # Valkey's clock is used, as in the scripts, because the clocks of replicas may
                 # differ.
-                seconds, _ = await self._redis.time()
-                expires_ms = 1000 * (seconds + int(_LEASE_SECONDS))
+                now_seconds, _ = await self._redis.time()
+                expires_ms = 1000 * (now_seconds + int(_LEASE_SECONDS))
                 async with self._redis.pipeline(transaction=False) as pipeline:
                     for admission in self._held_admissions:
                         for key in admission.leases:
@@ -367,14 +367,14 @@ _FIELDS = {
 
 
 def _build_script_arguments(limit: Limit) -> list[Any]:
-    numbers = (
+    limit_values = (
         limit.requests_per_minute,
         limit.tokens_per_minute,
         limit.concurrent_requests,
         None if limit.usd_per_day is None else int(limit.usd_per_day * _NANO),
         None if limit.usd_per_month is None else int(limit.usd_per_month * _NANO),
     )
-    return ["" if number is None else number for number in numbers]
+    return ["" if limit_value is None else limit_value for limit_value in limit_values]
 
 
 def _build_rate_limit_headers(limit: int, remaining: int, reset_ms: int) -> dict[str, str]:

@@ -27,18 +27,18 @@ class ResponseProgress:
 
     def record(self, message: Message) -> None:
         """Record a message that the app sends; called for every message, so it must be fast."""
-        kind = message["type"]
-        if kind == "http.response.body":
+        message_type = message["type"]
+        if message_type == "http.response.body":
             if message.get("more_body", False):
                 self._last_body = message.get("body") or self._last_body
             else:
                 self._is_finished = True
-        elif kind == "http.response.start":
+        elif message_type == "http.response.start":
             self.has_started = True
             self._headers = message.get("headers", ())
-        elif kind == "websocket.accept":
+        elif message_type == "websocket.accept":
             self.has_started = True
-        elif kind == "websocket.close":
+        elif message_type == "websocket.close":
             self._is_finished = True
 
     @property

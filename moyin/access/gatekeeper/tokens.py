@@ -74,8 +74,8 @@ class TokenVerifier:
         return await self._find_key(str(jwt.get_unverified_header(token).get("kid"))) is not None
 
     async def _find_key(self, kid: str) -> PublicKey | None:
-        age = time.monotonic() - self._read_at
-        if age > (_KEYS_SECONDS if kid in self._keys else _UNKNOWN_KEY_SECONDS):
+        age_seconds = time.monotonic() - self._read_at
+        if age_seconds > (_KEYS_SECONDS if kid in self._keys else _UNKNOWN_KEY_SECONDS):
             self._keys = {key.kid: key for key in await self._store.list_public_keys()}
             self._read_at = time.monotonic()
         return self._keys.get(kid)

@@ -29,7 +29,7 @@ async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
         app,
         service="test",
         authenticator=StaticAuthenticator({}),
-        errors=render_problem_details,
+        error_renderer=render_problem_details,
         max_body_bytes=1,
         observer=NoObserver(),
         public_paths=frozenset({"/x"}),

@@ -204,11 +204,11 @@ async def test_files_that_were_deleted_lately_stay(rig: Rig) -> None:
 async def test_the_name_of_a_deleted_upload_is_free(rig: Rig) -> None:
     name = ComfyFileName(filename="a.png", subfolder="", type="input")
     first_artifact, second_artifact = await rig.artifact(b"first"), await rig.artifact(b"second")
-    await rig.uploads.put("ada", name, first_artifact, replace=False)
+    await rig.uploads.put("ada", name, first_artifact, may_replace=False)
     await rig.artifacts.delete("ada", first_artifact.id)
     assert await rig.uploads.find("ada", [name]) == {}
     assert (
-        await rig.uploads.put("ada", name, second_artifact, replace=False)
+        await rig.uploads.put("ada", name, second_artifact, may_replace=False)
     ).id == second_artifact.id
     assert (await rig.uploads.find("ada", [name]))[name].id == second_artifact.id
 
@@ -244,12 +244,12 @@ async def test_a_name_of_a_deleted_file_is_free(database: Database, tmp_path: Pa
     name = ComfyFileName(filename="a.png", subfolder="", type="input")
     old_artifact = await rig.artifact(b"old", "art_" + "0" * 32)
     new_artifact = await rig.artifact(b"new", "art_" + "1" * 32)
-    await rig.uploads.put("ada", name, old_artifact, replace=False)
+    await rig.uploads.put("ada", name, old_artifact, may_replace=False)
     mark_deleted = (
         artifacts.update().where(artifacts.c.id == old_artifact.id).values(deleted_at=now())
     )
     await database.execute(mark_deleted)
-    assert await rig.uploads.put("ada", name, new_artifact, replace=False) == new_artifact
+    assert await rig.uploads.put("ada", name, new_artifact, may_replace=False) == new_artifact
     assert await rig.uploads.find("ada", [name]) == {name: new_artifact}
 
 

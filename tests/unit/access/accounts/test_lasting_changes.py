@@ -188,9 +188,16 @@ class InterruptedPasswords(PasswordService):
         self._between = interruption
 
     async def verify(
-        self, password_hash: str | None, password: str, *, account: str = "", trusted: bool = False
+        self,
+        password_hash: str | None,
+        password: str,
+        *,
+        account: str = "",
+        is_trusted: bool = False,
     ) -> bool:
-        matches = await super().verify(password_hash, password, account=account, trusted=trusted)
+        matches = await super().verify(
+            password_hash, password, account=account, is_trusted=is_trusted
+        )
         await self._between()
         return matches
 

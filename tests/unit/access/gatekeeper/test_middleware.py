@@ -90,11 +90,11 @@ class Client:
             echo,
             service="echo",
             authenticator=one_key(),
-            errors=render_problem_details,
+            error_renderer=render_problem_details,
             max_body_bytes=LIMIT,
             observer=self.metrics,
             public_paths=frozenset({"/open"}),
-            credentials=CredentialFinder(
+            credential_finder=CredentialFinder(
                 is_proxied=lambda scope: scope["path"] == "/",
                 may_use_cookie=lambda scope: scope["path"] == "/job/read",
                 may_use_event_token=lambda scope: scope["path"] in ("/job", "/job/read"),
@@ -333,7 +333,7 @@ def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
         app,
         service="hang",
         authenticator=one_key(),
-        errors=render_problem_details,
+        error_renderer=render_problem_details,
         max_body_bytes=LIMIT,
         observer=metrics,
     )
@@ -457,9 +457,9 @@ async def test_the_app_does_not_see_a_query_key() -> None:
 
     client = Client()
     client.app = Gatekeeper(
-        app, service="s", authenticator=one_key(), errors=render_problem_details, max_body_bytes=LIMIT,
+        app, service="s", authenticator=one_key(), error_renderer=render_problem_details, max_body_bytes=LIMIT,
         observer=recorder,
-        credentials=CredentialFinder(may_use_query=lambda scope: scope["path"] == "/view"),
+        credential_finder=CredentialFinder(may_use_query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip
     status, _, _, messages = await client.call("/view", query=b"a=1&api_key=good")
     assert status == 200

@@ -39,7 +39,7 @@ class Farm:
             self._app,
             service="test",
             authenticator=self.keys,
-            errors=render_problem_details,
+            error_renderer=render_problem_details,
             max_body_bytes=10,
             observer=NoObserver(),
         )
