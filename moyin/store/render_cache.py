@@ -75,7 +75,7 @@ class ValkeyRenderCache:
         encoded_render = encode(render)
         if len(encoded_render) <= _MAX_ENTRY_BYTES:
             await self._cache.put(
-                owner, digest, encoded_render, ttl=rules.ttl, entries=rules.entries
+                owner, digest, encoded_render, ttl_seconds=rules.ttl, max_entries=rules.entries
             )
 
     async def close(self) -> None:

@@ -44,21 +44,23 @@ class TenantCache:
             return None
         return value
 
-    async def put(self, owner: str, digest: str, value: bytes, *, ttl: int, entries: int) -> None:
-        """Cache a value for ``ttl`` seconds, and evict all but the owner's newest ``entries``."""
+    async def put(
+        self, owner: str, digest: str, value: bytes, *, ttl_seconds: int, max_entries: int
+    ) -> None:
+        """Cache a value for ``ttl_seconds``; keep only the owner's newest ``max_entries``."""
         if self._is_paused:
             return
         index_key, timestamp = self._build_index_key(owner), time.time()
         key = f"{index_key}:{digest}"
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.set(key, value, ex=ttl)
+                pipeline.set(key, value, ex=ttl_seconds)
                 pipeline.zadd(index_key, {key: timestamp})
                 pipeline.zcard(index_key)
-                pipeline.expire(index_key, ttl, gt=True)
-                pipeline.expire(index_key, ttl, nx=True)
+                pipeline.expire(index_key, ttl_seconds, gt=True)
+                pipeline.expire(index_key, ttl_seconds, nx=True)
                 results = await pipeline.execute()
-            if (excess_count := results[2] - entries) > 0:
+            if (excess_count := results[2] - max_entries) > 0:
                 oldest_entries = await self._redis.zpopmin(index_key, excess_count)
                 await self._redis.delete(*(evicted_key for evicted_key, _ in oldest_entries))
         except (RedisError, OSError) as error:
