@@ -46,7 +46,7 @@ async def test_a_deleted_file_is_hidden_but_a_batch_still_finds_it(files: FileSt
     assert await files.find("ada", "file-1") is None
     result = await files.find("ada", "file-1", with_deleted=True)
     assert result is not None and result.sha256 == "a" * 64
-    with pytest.raises(StoredFileNotFound, match="may have been deleted"):
+    with pytest.raises(StoredFileNotFound, match="there is no file 'file-1': GET"):
         await files.delete("ada", "file-1")
 
 
