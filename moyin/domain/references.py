@@ -142,7 +142,7 @@ def _iterate_strings(
     """Yield each string in a payload, and the string's path within the payload.
 
     Args:
-        location: the path of ``payload`` itself, which all yielded paths begin with.
+        location: the path of ``payload`` itself, with which all yielded paths begin.
     """
     if isinstance(payload, str):
         yield payload, location

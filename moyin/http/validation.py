@@ -217,7 +217,7 @@ def require_text(value: Any) -> str:
 
 
 def parse_arguments(json_text: str) -> dict[str, Any]:
-    """Parse the arguments of a tool call in a client's request; no text counts as ``{}``.
+    """Parse the arguments of a tool call in a client's request; empty text counts as ``{}``.
 
     Raises:
         InvalidRequest: the arguments are not a JSON object.
@@ -234,7 +234,7 @@ def parse_arguments(json_text: str) -> dict[str, Any]:
 
 
 def parse_tool_call_arguments(name: str, json_text: str) -> dict[str, Any]:
-    """Parse the arguments of a model's tool call; raise InvalidToolCall if they are no object."""
+    """Parse the arguments of a model's tool call; raise InvalidToolCall if they are invalid."""
     try:
         return parse_arguments(json_text)
     except InvalidRequest:

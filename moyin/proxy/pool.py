@@ -162,7 +162,7 @@ class UpstreamPool:
     def can_retry(self, tried_members: Collection[PoolMember]) -> bool:
         """Return True if the request may be retried on an untried member.
 
-        It may not if the route's number of retries is used up or no untried member is usable.
+        It must not if the route's number of retries is used up, or if no untried member is usable.
 
         Args:
             tried_members: the members that have already failed for this request.

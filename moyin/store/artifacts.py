@@ -252,7 +252,7 @@ class ArtifactStore:
         return [_parse_stored_artifact(row) for row in rows], next_cursor
 
     async def list_by_ids(self, owner: str, ids: Sequence[str]) -> list[StoredArtifact]:
-        """Return the owner's artifacts with these ids, in their order, or raise `ArtifactNotFound`."""
+        """Return the owner's artifacts with these ids, in this order, or raise `ArtifactNotFound`."""
         query = sa.select(artifacts).where(
             artifacts.c.id.in_(ids), artifacts.c.owner == owner, artifacts.c.deleted_at.is_(None)
         )

@@ -74,7 +74,7 @@ class UploadStore:
     async def find(
         self, owner: str, names: Collection[ComfyFileName]
     ) -> dict[ComfyFileName, Artifact]:
-        """Return the artifacts with these names, by name; names without an artifact are missing."""
+        """Return the artifacts with these names, by name; names without an artifact are left out."""
         ordered_names = list(names)
         artifacts_by_name: dict[ComfyFileName, Artifact] = {}
         for start in range(0, len(ordered_names), _CHUNK):

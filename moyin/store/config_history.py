@@ -32,7 +32,7 @@ class ConfigHistory:
         self._database = database
 
     async def record(self, values: Mapping[str, Any]) -> None:
-        """Store a configuration unless it equals the newest one, since every replica calls this."""
+        """Store a configuration unless it equals the newest one; every replica calls this."""
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
         def add(connection: sa.Connection) -> None:

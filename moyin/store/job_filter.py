@@ -111,7 +111,7 @@ class JobFilter:
         """Return a range of the index (owner, status, kind) for each requested status and kind.
 
         Args:
-            common: the conditions that every range has.
+            common_conditions: the conditions that every range has.
         """
         if not self.statuses and self.kind is None:
             return [common_conditions]

@@ -203,7 +203,7 @@ class JobStore:
         )
 
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
-        """Delete those of the jobs that belong to the owner and have ended.
+        """Delete those jobs that belong to the owner and have ended.
 
         Their artifacts are hidden from the owner at once; pruning deletes their files later.
 
@@ -232,7 +232,7 @@ class JobStore:
         sweeper starts them.
 
         Args:
-            older_than: the minimum age of the jobs.
+            min_age: the minimum age of the jobs.
 
         Returns:
             The id and the attempt of each job, and True if the job has ended.

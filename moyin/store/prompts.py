@@ -67,7 +67,10 @@ class PromptStore:
         return await self._fetch_jobs(query)
 
     async def get(self, owner: str, ids: Sequence[str], *, with_hidden: bool = False) -> list[Job]:
-        """Return the renders with these ids in the history; ``with_hidden`` includes removed ones."""
+        """Return the owner's renders with these ids.
+
+        ``with_hidden`` includes those that were removed from the history.
+        """
         renders: list[Job] = []
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]

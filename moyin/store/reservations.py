@@ -126,9 +126,10 @@ class ReservationStore:
         return [_parse_due_reservation(row) for row in await self._database.fetch_all(query)]
 
     async def mark_counted(self, due_reservation: DueReservation) -> bool:
-        """Record that budgets now count `reservation.amount`.
+        """Record that budgets now count the amount of a reservation.
 
-        Return False if the amount has changed meanwhile.
+        Returns:
+            True, or False if the amount has changed meanwhile.
         """
         settled_at = now()
         update = (

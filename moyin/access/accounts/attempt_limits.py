@@ -113,7 +113,7 @@ class AttemptLimits:
             )
 
     async def count_registration(self, address: str, max_per_hour: int) -> None:
-        """Count a registration; ``max_per_hour`` are allowed in total, fewer from one address."""
+        """Count a registration; allow ``max_per_hour`` in total, and fewer from one IP address."""
         if address:
             await self._throttle.count_event(
                 f"register {address}", _REGISTRATIONS_PER_ADDRESS, period_seconds=_HOUR_SECONDS
@@ -132,7 +132,7 @@ class AttemptLimits:
 
     @asynccontextmanager
     async def count_password_change(self, user_id: str) -> AsyncIterator[None]:
-        """Count an attempt to enter the current password, which is made in the ``with`` block.
+        """Count the ``with`` block as an attempt to enter the current password.
 
         If the block ends without an error, the attempt is no longer counted.
         """

@@ -40,8 +40,8 @@ class PasswordService:
     """Hashes and verifies passwords in threads.
 
     Only a few threads run at a time, so that a flood of sign-ins cannot exhaust cores or memory.
-    Methods raise `Overloaded` if too many calls wait. ``is_trusted`` calls, of authenticated users and
-    known devices, have a separate queue.
+    Methods raise `Overloaded` if too many calls wait. Calls with ``is_trusted``, for authenticated
+    users and known devices, have a separate queue.
     """
 
     def __init__(self, hasher: PasswordHasher | None = None) -> None:
@@ -119,7 +119,7 @@ class _WorkQueue:
 
     @contextmanager
     def limit_account(self, account: str) -> Iterator[None]:
-        """Count a ``with`` block for ``account``; raise `Overloaded` if too many of them run.
+        """Raise `Overloaded` if too many ``with`` blocks of this method run for ``account``.
 
         An empty ``account`` has no limit.
         """

@@ -293,7 +293,7 @@ class Admission:
         )
 
     def record(self, usd: Decimal, tokens: int) -> None:
-        """Add to the actual cost of the request, in US dollars and tokens."""
+        """Add an amount, in US dollars and tokens, to the actual cost of the request."""
         self._spent_nano_usd += int((usd * _NANO).to_integral_value(ROUND_CEILING))
         self._spent_tokens += tokens
 
