@@ -47,7 +47,7 @@ async def _serve_gateway(port: int, service_url: str) -> None:
         ProxyOrApp(proxy, limited_proxy=proxy, app=_refuse_request),
         service="gateway",
         authenticator=StaticAuthenticator({KEY: Identity(owner="bench", key_id="bench")}),
-        errors=render_problem_details,
+        error_renderer=render_problem_details,
         max_body_bytes=2**20,
         observer=NoObserver(),
     )

@@ -165,10 +165,10 @@ class Settings(BaseSettings):
     @classmethod
     def _require_web_address(cls, value: str) -> str:
         """Accept only addresses to which a page may link; the console shows them to operators."""
-        parts = urlsplit(value)
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError("must be an http or https URL")
-        if parts.username or parts.password or parts.query or parts.fragment:
+        url_parts = urlsplit(value)
+        if value and (url_parts.scheme not in ("http", "https") or not url_parts.hostname):
+            raise ValueError("must be an http or https URL, such as http://127.0.0.1:8233")
+        if url_parts.username or url_parts.password or url_parts.query or url_parts.fragment:
             raise ValueError("must not contain a user, password, query or fragment")
         return value.rstrip("/")
 

@@ -45,7 +45,10 @@ class BlobContract:
                 blob = await blobs.put_stream(file, 13)
             assert await blobs.get(blob.sha256) == b"from a stream"
             assert blob.size == 13
-        with source.open("rb") as file, pytest.raises(OSError, match="larger than 12 bytes"):
+        with (
+            source.open("rb") as file,
+            pytest.raises(OSError, match="larger than the limit of 12 bytes"),
+        ):
             await blobs.put_stream(file, 12)
 
     async def test_any_range_of_bytes_is_readable(self, blobs: BlobStore) -> None:

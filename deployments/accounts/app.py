@@ -109,7 +109,7 @@ def new_services(
     database = Database(settings.sql_url)
     signing_key = settings.signing_key()
     users = UserStore(database)
-    sessions = SessionStore(database, idle=session_idle)
+    sessions = SessionStore(database, idle_timeout=session_idle)
     limits = LimitStore(database)
     audit = AuditLog(database)
     signing_keys = SigningKeyStore(database, signing_key)
@@ -156,7 +156,7 @@ def new_services(
         token_issuer=token_issuer,
         users=users,
         sessions=sessions,
-        authenticator=create_authenticator(database, signing_key, cached=False),
+        authenticator=create_authenticator(database, signing_key, uses_cache=False),
         observer=observer,
         proxies=TrustedProxies(settings.trusted_proxies),
         meter=meter,
@@ -170,7 +170,7 @@ async def _delete_ended_sessions_hourly(sessions: SessionStore) -> None:
     while True:
         await asyncio.sleep(_PURGE_SECONDS)
         try:
-            _log.info("deleted %d ended sessions of users", await sessions.purge())
+            _log.info("deleted %d ended sessions of users", await sessions.purge_expired())
         except (SQLAlchemyError, OSError) as error:
             _log.warning("could not delete the ended sessions; trying again in an hour: %s", error)
 
@@ -212,9 +212,9 @@ def new_app(services: AccountsServices) -> Gatekeeper:
 
     return Gatekeeper(
         AuthorizationMiddleware(add_root_path, scope_of=lambda _: None, meter=services.meter),
-        service="accounts", authenticator=services.authenticator, errors=render_problem_details,
-        max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public=_PUBLIC,
-        credentials=CredentialFinder(cookie=lambda _: True),
+        service="accounts", authenticator=services.authenticator, error_renderer=render_problem_details,
+        max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public_paths=_PUBLIC,
+        credential_finder=CredentialFinder(may_use_cookie=lambda _: True),
     )  # fmt: skip
 
 

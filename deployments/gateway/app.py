@@ -183,13 +183,13 @@ def new_app(services: GatewayServices) -> Gatekeeper:
         return _accepts_event_token(method, path) and not is_proxied(scope)
 
     return Gatekeeper(
-        proxy_or_app, service="gateway", authenticator=services.authenticator, errors=render_error,
-        max_body_bytes=services.max_body_bytes, observer=services.observer, public=is_public,
-        credentials=CredentialFinder(
-            query=accepts_query_key, proxied=is_proxied, cookie=accepts_cookie,
-            event_token=accepts_event_token,
+        proxy_or_app, service="gateway", authenticator=services.authenticator, error_renderer=render_error,
+        max_body_bytes=services.max_body_bytes, observer=services.observer, public_paths=is_public,
+        credential_finder=CredentialFinder(
+            may_use_query=accepts_query_key, is_proxied=is_proxied, may_use_cookie=accepts_cookie,
+            may_use_event_token=accepts_event_token,
         ),
-        stream_errors=render_stream_error,
+        stream_error_renderer=render_stream_error,
         # The proxy forwards bodies as they are.
         keeps_encoding=is_proxied,
     )  # fmt: skip

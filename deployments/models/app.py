@@ -231,7 +231,7 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         _HotPathRouter(hot_routes, fastapi),
         scope_of=lambda scope: _SCOPES.get(scope["path"], TEXT),
         meter=services.meter,
-        priced=frozenset(f"{_PREFIX}{path}" for path in hot_routes),
+        priced_paths=frozenset(f"{_PREFIX}{path}" for path in hot_routes),
     )
 
     def get_body_limit(scope: Scope) -> int | None:
@@ -243,14 +243,14 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         guard,
         service="models",
         authenticator=services.authenticator,
-        errors=render_error,
+        error_renderer=render_error,
         max_body_bytes=services.max_body_bytes,
         body_limit_of=get_body_limit,
         observer=services.observer,
-        public=_PUBLIC_PATHS,
-        credentials=CredentialFinder(cookie=lambda _: True),
-        stream_errors=render_stream_error,
-        errors_of=choose_renderer,
+        public_paths=_PUBLIC_PATHS,
+        credential_finder=CredentialFinder(may_use_cookie=lambda _: True),
+        stream_error_renderer=render_stream_error,
+        error_renderer_of=choose_renderer,
     )
 
 

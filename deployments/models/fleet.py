@@ -237,7 +237,7 @@ class FleetBuilder:
     def _new_runtime(self, plan: _ServerPlan) -> BackendRuntime:
         host_models = self._host_models.get(plan.url)
         config, telemetry = plan.config, self._telemetry
-        slots = Slots(config.max_calls, queue=config.queue, patience=config.max_wait_s)
+        slots = Slots(config.max_calls, max_waiting=config.queue, patience=config.max_wait_s)
         backend = _new_backend(plan, host_models, slots)
         telemetry.record_breaker_state(plan.name, BreakerState.CLOSED)
         return BackendRuntime(

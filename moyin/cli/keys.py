@@ -102,7 +102,9 @@ def rotate(
 
     async def rotate_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key = await keys.get(key_id)
-        secret = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
+        secret = await keys.rotate(
+            key_id, overlap=timedelta(seconds=overlap), transaction=transaction
+        )
         return _build_audit_event("rotate", key.owner, key_id, {"overlap_seconds": overlap}), secret
 
     _print_secret({"id": key_id, "key": _run_with_audit(rotate_key)}, as_json)
@@ -142,7 +144,7 @@ def revoke(
 
     async def revoke_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, None]:
         key = await keys.get(key_id)
-        await keys.revoke(key_id, within=transaction)
+        await keys.revoke(key_id, transaction=transaction)
         return _build_audit_event("revoke", key.owner, key_id), None
 
     if is_remote():
@@ -164,7 +166,7 @@ def _create_key_in_database(
         keys: KeyStore, transaction: Transaction
     ) -> tuple[AuditEvent, tuple[str, str]]:
         key_id, secret = await keys.create(
-            owner, name, scopes=scopes, expires_at=expires_at, within=transaction
+            owner, name, scopes=scopes, expires_at=expires_at, transaction=transaction
         )
         details = {"name": name, "scopes": sorted(scopes)}
         return _build_audit_event("create", owner, key_id, details), (key_id, secret)
@@ -247,7 +249,7 @@ def _run_with_audit(work: Callable[[KeyStore, Transaction], Awaitable[tuple[Audi
     async def run_in_transaction(database: Database) -> T:
         async with database.writing() as transaction:
             event, result = await work(KeyStore(database), transaction)
-            await AuditLog(database).write(event, within=transaction)
+            await AuditLog(database).write(event, transaction=transaction)
         return result
 
     return _with_database(run_in_transaction)

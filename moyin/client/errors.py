@@ -9,14 +9,14 @@ from typing import Any
 from moyin.errors import MoyinError, ServiceUnavailable
 
 
-def _iterate_types(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
-    yield kind
-    for child in kind.__subclasses__():
-        yield from _iterate_types(child)
+def _iterate_error_types(error_type: type[MoyinError]) -> Iterator[type[MoyinError]]:
+    yield error_type
+    for child in error_type.__subclasses__():
+        yield from _iterate_error_types(child)
 
 
 # The error types by code, except for types that inherit their base's code.
-ERROR_TYPES = {kind.code: kind for kind in _iterate_types(MoyinError) if "code" in vars(kind)}
+ERROR_TYPES = {kind.code: kind for kind in _iterate_error_types(MoyinError) if "code" in vars(kind)}
 
 
 class GatewayUnreachable(ServiceUnavailable):
@@ -57,10 +57,10 @@ class RequestRefused(MoyinError):
                           or f"the gateway answered with status {status}")  # fmt: skip
         self.request_id = headers.get("x-request-id", "")
         message = "; ".join([self.detail, *_describe_node_errors(members)])
-        text = "" if parsed_body is not None else body.decode(errors="replace")[:300].strip()
+        plain_body = "" if parsed_body is not None else body.decode(errors="replace")[:300].strip()
         retry_header = headers.get("retry-after", "")
         super().__init__(
-            text or message,
+            plain_body or message,
             field=members.get("field") or error_body.get("param"),
             retry_after=float(retry_header)
             if retry_header.isdecimal() and len(retry_header) < 6
@@ -72,10 +72,10 @@ class RequestRefused(MoyinError):
 
         Without a known code, this is ServiceUnavailable.
         """
-        kind = ERROR_TYPES.get(self.reported_code or "")
-        if kind is None:
+        error_type = ERROR_TYPES.get(self.reported_code or "")
+        if error_type is None:
             return ServiceUnavailable("the gateway is unavailable; try again later", retry_after=5)
-        error = kind(self.detail, retry_after=self.retry_after)
+        error = error_type(self.detail, retry_after=self.retry_after)
         error.field = self.field
         return error
 
@@ -95,12 +95,12 @@ def _parse_members(body: bytes) -> dict[str, Any] | None:
 def _describe_node_errors(members: Mapping[str, Any]) -> list[str]:
     """Return one line for each error in ``node_errors``, which has ComfyUI's errors by node."""
     # The body may have any shape, because any service behind the gateway may have sent it.
-    nodes = members.get("node_errors")
+    errors_by_node = members.get("node_errors")
     lines = []
-    for node, failure in nodes.items() if isinstance(nodes, dict) else ():
-        errors = failure.get("errors") if isinstance(failure, dict) else None
+    for node, node_errors in errors_by_node.items() if isinstance(errors_by_node, dict) else ():
+        errors = node_errors.get("errors") if isinstance(node_errors, dict) else None
         for error in errors if isinstance(errors, list) else ():
             if isinstance(error, dict):
-                text = f"node {node}: {error.get('message', '')} {error.get('details', '')}"
-                lines.append(text.strip())
+                line = f"node {node}: {error.get('message', '')} {error.get('details', '')}"
+                lines.append(line.strip())
     return lines

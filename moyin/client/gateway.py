@@ -40,9 +40,9 @@ class ServerSentEvent:
 
     __slots__ = ("comment", "id", "text", "type")
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw_event: bytes) -> None:
         fields: dict[str, str] = {}
-        for line in raw.decode().strip().splitlines():
+        for line in raw_event.decode().strip().splitlines():
             name, _, value = line.partition(":")
             fields[name] = f"{fields[name]}\n{value.strip()}" if name in fields else value.strip()
         self.type = fields.get("event", "message")
@@ -103,9 +103,9 @@ class GatewayClient:
         self.url = url.rstrip("/")
         self._api_key = api_key
         self._token_for = token_for
-        limits = {"sock_connect": _CONNECT_SECONDS, "sock_read": silence_seconds}
-        self._timeout = aiohttp.ClientTimeout(total=total_seconds, **limits)
-        self._stream_timeout = aiohttp.ClientTimeout(total=None, **limits)
+        timeouts = {"sock_connect": _CONNECT_SECONDS, "sock_read": silence_seconds}
+        self._timeout = aiohttp.ClientTimeout(total=total_seconds, **timeouts)
+        self._stream_timeout = aiohttp.ClientTimeout(total=None, **timeouts)
         self._reconnect_seconds = reconnect_seconds
         self._follow_redirects = follow_redirects
         self._session = LazySession(_new_session)
@@ -128,7 +128,7 @@ class GatewayClient:
         *,
         headers: Mapping[str, str] | None = None,
         identity: Identity | None = None,
-        expected: int | None = None,
+        expected_status: int | None = None,
         is_encoded: bool = False,
         is_stream: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -138,7 +138,7 @@ class GatewayClient:
             body: the request's body; bytes, iterators of bytes and forms are sent unchanged, other
                 values as JSON.
             identity: the identity with whose rights the request is made.
-            expected: the only status that means success; None means any status below 400.
+            expected_status: the only status that means success; None means any status below 400.
             is_encoded: True if ``path`` is percent-encoded already and must be sent unchanged.
             is_stream: True if the response may take longer than ``total_seconds``.
 
@@ -146,21 +146,21 @@ class GatewayClient:
             RequestRefused: the gateway responded with an error status.
             GatewayUnreachable: the connection failed or broke.
         """
-        address = self.url + path
+        request_url = self.url + path
         is_raw = body is None or isinstance(body, bytes | AsyncIterator | aiohttp.FormData)
-        content = {"data" if is_raw else "json": body}
+        body_argument = {"data" if is_raw else "json": body}
         try:
             async with self._session.get().request(
                 method,
-                URL(address, encoded=True) if is_encoded else address,
+                URL(request_url, encoded=True) if is_encoded else request_url,
                 headers={**self._build_credentials(identity), **(headers or {})},
                 timeout=self._stream_timeout if is_stream else self._timeout,
                 allow_redirects=self._follow_redirects,
-                **content,
+                **body_argument,
             ) as response:
                 status = response.status
-                if status >= 400 or (expected is not None and status != expected):
-                    raise RequestRefused(status, response.headers, await _read_start(response))
+                if status >= 400 or (expected_status is not None and status != expected_status):
+                    raise RequestRefused(status, response.headers, await _read_error_body(response))
                 yield response
         # A ConnectionError comes from the caller's block, for example from the broken pipe of
         # `moyin chat | head`. aiohttp's own connection errors are ClientErrors.
@@ -191,12 +191,12 @@ class GatewayClient:
 
         Raises the errors of `open`.
         """
-        scratch = target.with_name(f".{target.name}.part")
+        temporary_path = target.with_name(f".{target.name}.part")
         async with self.open("GET", path) as response:
-            with scratch.open("wb") as file:
-                async for piece in response.content.iter_chunked(256 * 1024):
-                    file.write(piece)
-        scratch.replace(target)
+            with temporary_path.open("wb") as file:
+                async for chunk in response.content.iter_chunked(256 * 1024):
+                    file.write(chunk)
+        temporary_path.replace(target)
 
     async def read(self, path: str, *, identity: Identity | None = None) -> bytes:
         """Return the content of the file at ``path`` on the gateway.
@@ -207,7 +207,7 @@ class GatewayClient:
             ServiceUnavailable: the gateway is unavailable.
         """
         try:
-            async with self.open("GET", path, identity=identity, expected=200) as response:
+            async with self.open("GET", path, identity=identity, expected_status=200) as response:
                 return await read_up_to(response, _LARGEST_FILE)
         except BodyTooLong:
             raise StepFailed(f"{path} is larger than the limit of {_LARGEST_FILE} bytes") from None
@@ -239,7 +239,7 @@ class GatewayClient:
         path = f"/artifacts?{urlencode({'name': name})}" if name else "/artifacts"
         try:
             async with self.open(
-                "POST", path, content, headers=headers, identity=identity, expected=201,
+                "POST", path, content, headers=headers, identity=identity, expected_status=201,
                 is_encoded=True, is_stream=True,
             ) as response:  # fmt: skip
                 artifact = await response.json()
@@ -263,7 +263,12 @@ class GatewayClient:
             headers["idempotency-key"] = idempotency_key
         try:
             async with self.open(
-                "POST", "/jobs", to_json(job), headers=headers, identity=identity, expected=202
+                "POST",
+                "/jobs",
+                to_json(job),
+                headers=headers,
+                identity=identity,
+                expected_status=202,
             ) as response:
                 return AcceptedJob(
                     location=response.headers["location"],
@@ -276,7 +281,9 @@ class GatewayClient:
     async def cancel_job(self, location: str, *, identity: Identity | None = None) -> None:
         """Cancel the job at the path ``location``; raises JobFinished if the job has ended."""
         try:
-            async with self.open("POST", f"{location}/cancel", identity=identity, expected=202):
+            async with self.open(
+                "POST", f"{location}/cancel", identity=identity, expected_status=202
+            ):
                 return
         except RequestRefused as error:
             raise error.to_typed_error() from None
@@ -294,7 +301,7 @@ class GatewayClient:
             GatewayUnreachable: the stream broke more often than ``max_reconnects`` allows.
         """
         headers: dict[str, str] = {}
-        path, has_ended, reconnects = f"/jobs/{job_id}/events", False, 0
+        path, has_ended, reconnect_count = f"/jobs/{job_id}/events", False, 0
         while True:
             failure: MoyinError = GatewayUnreachable(self.url)
             try:
@@ -315,8 +322,8 @@ class GatewayClient:
                 failure = error.to_typed_error()
                 if not failure.retryable:
                     raise failure from None
-            reconnects += 1
-            if max_reconnects is not None and reconnects > max_reconnects:
+            reconnect_count += 1
+            if max_reconnects is not None and reconnect_count > max_reconnects:
                 raise failure
             _log.info("resuming the broken event stream of job %s: %s", job_id, failure)
             await asyncio.sleep(self._reconnect_seconds)
@@ -342,8 +349,8 @@ class GatewayClient:
 async def read_frames(response: aiohttp.ClientResponse) -> AsyncIterator[Frame]:
     """Yield the server-sent events of a response, not parsed yet, including comments."""
     splitter = FrameSplitter()
-    async for piece in response.content.iter_any():
-        for frame in splitter.feed(piece):
+    async for chunk in response.content.iter_any():
+        for frame in splitter.feed(chunk):
             yield frame
 
 
@@ -359,10 +366,10 @@ def _new_session() -> aiohttp.ClientSession:
     )
 
 
-async def _read_start(response: aiohttp.ClientResponse) -> bytes:
+async def _read_error_body(response: aiohttp.ClientResponse) -> bytes:
     """Return the first 64 KiB of an error response's body."""
-    pieces, bytes_left = [], _LARGEST_ERROR
-    while bytes_left and (piece := await response.content.read(bytes_left)):
-        pieces.append(piece)
-        bytes_left -= len(piece)
-    return b"".join(pieces)
+    chunks, bytes_left = [], _LARGEST_ERROR
+    while bytes_left and (chunk := await response.content.read(bytes_left)):
+        chunks.append(chunk)
+        bytes_left -= len(chunk)
+    return b"".join(chunks)

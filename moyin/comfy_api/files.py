@@ -169,7 +169,7 @@ class ComfyFiles:
                 replace(name, filename=f"{stem} ({number}){suffix}") if number else name
             )
             stored_artifact = await self.uploads.put(
-                owner, candidate_name, artifact, replace=overwrite
+                owner, candidate_name, artifact, may_replace=overwrite
             )
             if stored_artifact.sha256 == artifact.sha256:
                 return candidate_name, stored_artifact
@@ -204,7 +204,7 @@ class ComfyFiles:
         job_id = name.subfolder.partition("/")[0]
         if not _UUID.fullmatch(job_id):
             return None
-        for job in await self.prompts.get(owner, [job_id], hidden=True):
+        for job in await self.prompts.get(owner, [job_id], with_hidden=True):
             record = await self.read_record(job)
             files: tuple[PromptFile, ...] = record.files if record is not None else ()
             file = next((file for file in files if file.name == name), None)

@@ -46,7 +46,7 @@ class GraphConverter:
         # One slot is always left to other tenants.
         self._slots = slots or Slots(
             _MAX_CONVERSIONS,
-            queue=_MAX_WAITING,
+            max_waiting=_MAX_WAITING,
             patience=_PATIENCE_SECONDS,
             reserve_seconds=math.inf,
         )

@@ -232,7 +232,9 @@ class PromptNotifier:
             await self._resume_if_retried(frame.prompt)
             self._queue_changed.set()
         elif frame.kind is FrameKind.END:
-            for job in await self._notifiers.prompts.get(self._owner, [frame.prompt], hidden=True):
+            for job in await self._notifiers.prompts.get(
+                self._owner, [frame.prompt], with_hidden=True
+            ):
                 await self._send_end(job)
         elif frame.prompt in self._ended:
             # ComfyUI may send messages for a moment after a prompt has been cancelled.
@@ -253,7 +255,9 @@ class PromptNotifier:
         with contextlib.suppress(TimeoutError, *_STORE_ERRORS):
             async with asyncio.timeout(_START_WAIT_SECONDS):
                 while not subscription.is_half_full:
-                    jobs = await self._notifiers.prompts.get(self._owner, [prompt_id], hidden=True)
+                    jobs = await self._notifiers.prompts.get(
+                        self._owner, [prompt_id], with_hidden=True
+                    )
                     if all(job.status is not JobStatus.QUEUED for job in jobs):
                         return
                     await asyncio.sleep(_START_POLL_SECONDS)
@@ -261,7 +265,7 @@ class PromptNotifier:
     async def _resume_if_retried(self, prompt_id: str) -> None:
         """Forward the messages of an ended prompt again if its job has been retried."""
         if prompt_id in self._ended:
-            jobs = await self._notifiers.prompts.get(self._owner, [prompt_id], hidden=True)
+            jobs = await self._notifiers.prompts.get(self._owner, [prompt_id], with_hidden=True)
             if any(not job.status.is_final for job in jobs):
                 del self._ended[prompt_id]
 

@@ -66,17 +66,17 @@ class StoredArtifact:
     favourite: bool = False
 
 
-def detect_media_type(declared: str | None, head: bytes) -> str:
+def detect_media_type(declared_type: str | None, first_bytes: bytes) -> str:
     """Return the media type of an upload: the declared one, or else the type of its content.
 
     Args:
-        declared: the client's Content-Type, whose parameters are ignored.
-        head: the first `SNIFF_BYTES` bytes of the content.
+        declared_type: the client's Content-Type, whose parameters are ignored.
+        first_bytes: the first `SNIFF_BYTES` bytes of the content.
 
     Raises:
-        InvalidRequest: ``declared`` is not a media type.
+        InvalidRequest: ``declared_type`` is not a media type.
     """
-    media_type = (declared or UNKNOWN_MEDIA_TYPE).partition(";")[0].strip().lower()
+    media_type = (declared_type or UNKNOWN_MEDIA_TYPE).partition(";")[0].strip().lower()
     if not _MEDIA_TYPE.fullmatch(media_type):
         raise InvalidRequest(
             f"Content-Type must be a media type such as image/png, not {media_type[:64]!r}",
@@ -85,19 +85,19 @@ def detect_media_type(declared: str | None, head: bytes) -> str:
     if media_type not in (UNKNOWN_MEDIA_TYPE, "application/x-www-form-urlencoded"):
         return media_type
     for offset, signature, detected_type in _SIGNATURES:
-        if head[offset : offset + len(signature)] == signature:
+        if first_bytes[offset : offset + len(signature)] == signature:
             return detected_type
     return UNKNOWN_MEDIA_TYPE
 
 
-def sanitize_file_name(name: str | None, media: str) -> str:
+def sanitize_file_name(name: str | None, media_type: str) -> str:
     """Return the name without folders and control characters; a new name if nothing is left."""
     file_name = PurePosixPath((name or "").replace("\\", "/")).name
     printable_name = "".join(character for character in file_name if character.isprintable()).strip(
         ". "
     )
     if not printable_name:
-        return f"upload{mimetypes.guess_extension(media) or '.bin'}"
+        return f"upload{mimetypes.guess_extension(media_type) or '.bin'}"
     if len(printable_name) <= _MAX_NAME_LENGTH:
         return printable_name
     suffix = PurePosixPath(printable_name).suffix[:20]

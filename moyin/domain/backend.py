@@ -128,7 +128,7 @@ class PassThroughBackend(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenRequest:
-    """A request whose response is read as it arrives, whatever its media type is.
+    """A request whose response, of any media type, is read as it arrives.
 
     Attributes:
         path: the path below the back end's base URL, such as ``/audio/speech``.

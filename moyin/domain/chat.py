@@ -201,7 +201,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingRequest:
-    """A request for the embedding vectors of texts; ``dimensions`` None uses the model's default."""
+    """A request for the embedding vectors of texts, with ``dimensions`` or the model's default."""
 
     model: str
     inputs: tuple[str, ...]

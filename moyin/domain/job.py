@@ -205,8 +205,8 @@ class Job:
         render_cost_usd: the cost of all renders of the job, including those that failed, were
             cancelled or belong to earlier attempts.
         render_steps: the indexes of the steps that are renders.
-        cancel_requested_by: who first requested the cancellation of the current attempt, which may
-            still run, or may have ended otherwise.
+        cancel_requested_by: the user, key or service that first requested to cancel the current
+            attempt, which may still run, or may have ended otherwise.
     """
 
     id: str
@@ -241,8 +241,8 @@ class Job:
     @property
     def cost_usd(self) -> Decimal:
         # The results of renders have a part of the cost of all renders.
-        others = (r.cost_usd for r in self.results if r.index not in self.render_steps)
-        return sum(others, self.render_cost_usd)
+        other_costs = (r.cost_usd for r in self.results if r.index not in self.render_steps)
+        return sum(other_costs, self.render_cost_usd)
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
@@ -293,10 +293,10 @@ def make_batch_patch(
     """
     patch: dict[str, dict[str, Any]] = {}
     for node_id, node in graph.items():
-        before = base[node_id].get("inputs", {})
+        base_inputs = base[node_id].get("inputs", {})
         for name, value in node.get("inputs", {}).items():
             # 1, 1.0 and True are equal in Python, but not for a node.
-            if value != before[name] or type(value) is not type(before[name]):
+            if value != base_inputs[name] or type(value) is not type(base_inputs[name]):
                 patch.setdefault(node_id, {})[name] = value
     return patch
 

@@ -75,14 +75,16 @@ class Limit:
 
     def permits_node(self, class_type: str) -> bool:
         """Return True if graphs may contain nodes of the class."""
-        allowed = self.allowed_nodes is None or matches_any_pattern(class_type, self.allowed_nodes)
-        return allowed and not matches_any_pattern(class_type, self.denied_nodes or ())
+        is_allowed = self.allowed_nodes is None or matches_any_pattern(
+            class_type, self.allowed_nodes
+        )
+        return is_allowed and not matches_any_pattern(class_type, self.denied_nodes or ())
 
 
 def filter_permitted_pools(limits: Iterable[Limit], pools: Iterable[str]) -> list[str]:
     """Return the render pools that every limit permits."""
-    allowed = [limit.pools for limit in limits if limit.pools is not None]
-    return [pool for pool in pools if all(pool in names for names in allowed)]
+    permitted_pools = [limit.pools for limit in limits if limit.pools is not None]
+    return [pool for pool in pools if all(pool in pool_names for pool_names in permitted_pools)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -130,15 +130,15 @@ class Price:
 
     def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
         """Return the highest cost in picodollars of a call with at most these numbers of tokens."""
-        highest_cost, shortest_prompt = 0, 0
+        highest_cost, min_prompt_tokens = 0, 0
         for band in self.bands:
-            if shortest_prompt > prompt_tokens:
+            if min_prompt_tokens > prompt_tokens:
                 break
             tokens = prompt_tokens if band.up_to is None else min(prompt_tokens, band.up_to)
             highest_cost = max(
                 highest_cost, band.rates.compute_max_pico_cost(tokens, output_tokens)
             )
-            shortest_prompt = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
+            min_prompt_tokens = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
         return highest_cost
 
 
@@ -174,21 +174,21 @@ class GpuRate:
 
     usd_per_hour: Decimal
 
-    def compute_pico_cost(self, seconds: float, sharing: int) -> int:
-        """Return the cost of ``seconds`` in picodollars, divided among ``sharing`` calls."""
-        usd = self.usd_per_hour / 3600 * Decimal(seconds) / max(sharing, 1)
+    def compute_pico_cost(self, seconds: float, concurrent_calls: int) -> int:
+        """Return the cost of ``seconds`` in picodollars, divided among ``concurrent_calls``."""
+        usd = self.usd_per_hour / 3600 * Decimal(seconds) / max(concurrent_calls, 1)
         return int(usd * PICO_PER_USD)
 
-    def compute_price(self, speed: TokenSpeed, sharing: float) -> Price:
-        """Return the price of tokens, if ``sharing`` concurrent requests share the machine."""
-        usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
-        read = _to_usd_per_million(usd_per_second / Decimal(speed.prompt))
+    def compute_price(self, speed: TokenSpeed, concurrent_calls: float) -> Price:
+        """Return the price of tokens, if ``concurrent_calls`` share the machine."""
+        usd_per_second = self.usd_per_hour / 3600 / Decimal(max(concurrent_calls, 1.0))
+        prompt_price = _to_usd_per_million(usd_per_second / Decimal(speed.prompt))
         rates = Rates(
-            input=read,
+            input=prompt_price,
             output=_to_usd_per_million(usd_per_second / Decimal(speed.output)),
-            cache_read=read,
-            cache_write=read,
-            cache_write_1h=read,
+            cache_read=prompt_price,
+            cache_write=prompt_price,
+            cache_write_1h=prompt_price,
         )
         return Price(since=date.min, bands=(PriceBand(rates=rates),))
 

@@ -63,7 +63,7 @@ class NativeBatch:
         """Return the id under which the back end knows a line; at most 64 characters."""
         return f"{self.id}-{number}"
 
-    def read_number(self, custom_id: str) -> int | None:
+    def parse_line_number(self, custom_id: str) -> int | None:
         """Return the number of the line with this id at the back end; None for a foreign id."""
         prefix, _, number = custom_id.rpartition("-")
         return int(number) if prefix == self.id and number.isdecimal() else None

@@ -57,8 +57,8 @@ class Needs:
     @property
     def context(self) -> int:
         """The tokens that a model's context must hold: the longest input and the answer."""
-        prompt = self.prompt_tokens if self.longest_input is None else self.longest_input
-        return prompt + (self.max_tokens or 0)
+        input_tokens = self.prompt_tokens if self.longest_input is None else self.longest_input
+        return input_tokens + (self.max_tokens or 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +95,8 @@ class Model:
     _missing: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        missing = tuple(name for name in ABILITIES if not getattr(self, name))
-        object.__setattr__(self, "_missing", missing)
+        missing_abilities = tuple(name for name in ABILITIES if not getattr(self, name))
+        object.__setattr__(self, "_missing", missing_abilities)
         if self.chat is None:
             object.__setattr__(self, "chat", not self.embeddings)
 
@@ -124,20 +124,20 @@ class Model:
         """Return why this model cannot answer, such as ``no vision``; empty if it can."""
         return tuple(
             f"context of {self.context} tokens" if name == "context" else f"no {name}"
-            for name in self.list_lacks(needs)
+            for name in self.list_missing_features(needs)
         )
 
-    def list_lacks(self, needs: Needs) -> list[str]:
-        """Return what a request needs and this model lacks.
+    def list_missing_features(self, needs: Needs) -> list[str]:
+        """Return the features that a request needs and this model does not have.
 
-        The result contains ``context``, ``chat``, ``embeddings`` or abilities such as ``vision``.
+        They are ``context``, ``chat``, ``embeddings``, or abilities such as ``vision``.
         """
-        missing_abilities = [ability for ability in self._missing if getattr(needs, ability)]
+        unmet_needs = [ability for ability in self._missing if getattr(needs, ability)]
         if not self._has_call(needs):
-            missing_abilities.insert(0, "embeddings" if needs.embeddings else "chat")
+            unmet_needs.insert(0, "embeddings" if needs.embeddings else "chat")
         if needs.context > self.context and self.takes_prompts:
-            missing_abilities.insert(0, "context")
-        return missing_abilities
+            unmet_needs.insert(0, "context")
+        return unmet_needs
 
     def _has_call(self, needs: Needs) -> bool | None:
         return self.embeddings if needs.embeddings else self.chat

@@ -88,14 +88,14 @@ class UnitRates:
     _pico: Mapping[Unit, tuple[int, int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        pico = {
+        pico_prices = {
             Unit.CHARACTERS: (_to_pico(self.characters), 1_000_000),
             Unit.SECONDS: (_to_pico(self.minutes), 60),
             Unit.IMAGES: (_to_pico(self.images), 1),
             Unit.SEARCHES: (_to_pico(self.searches), 1_000),
             Unit.INPUTS: (0, 1),
         }
-        object.__setattr__(self, "_pico", pico)
+        object.__setattr__(self, "_pico", pico_prices)
 
     @property
     def is_free(self) -> bool:

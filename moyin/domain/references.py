@@ -68,10 +68,10 @@ def check_references(payload: Any, index: int) -> None:
 
 def iterate_references(payload: Any) -> Iterator[Reference]:
     """Yield all references in a payload."""
-    for text, place in _iterate_strings(payload):
+    for text, location in _iterate_strings(payload):
         for match in _REFERENCE.finditer(text):
             path = tuple(match[2][1:].split("."))
-            yield Reference(match[0], _parse_index(match), path, place)
+            yield Reference(match[0], _parse_index(match), path, location)
 
 
 def has_references(payload: Any) -> bool:
@@ -93,24 +93,25 @@ def escape_references(payload: Any) -> Any:
 def _resolve_text(text: str, outputs: Sequence[Mapping[str, Any]]) -> Any:
     full_match = _REFERENCE.fullmatch(text)
     if full_match:
-        return _look_up(full_match, outputs)
-    resolved_text = _REFERENCE.sub(lambda match: str(_look_up(match, outputs)), text)
+        return _look_up_value(full_match, outputs)
+    resolved_text = _REFERENCE.sub(lambda match: str(_look_up_value(match, outputs)), text)
     return resolved_text.replace("$${", "${")
 
 
-def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
+def _look_up_value(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
     index = _parse_index(match)
     if index >= len(outputs):
         raise InvalidRequest(
-            f"{match[0]}: step {index} is not an earlier step", field=f"steps.{index}"
+            f"{match[0]} must refer to an earlier step, not to step {index}", field=f"steps.{index}"
         )
     value: Any = outputs[index]
-    for part in match[2][1:].split("."):
+    for key in match[2][1:].split("."):
         try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
+            value = value[int(key)] if isinstance(value, list) else value[key]
         except (KeyError, IndexError, TypeError, ValueError):
             raise InvalidRequest(
-                f"{match[0]}: the output of step {index} has no {part!r}", field=f"steps.{index}"
+                f"{match[0]}: the output of step {index} has no member {key!r}; refer to another one",
+                field=f"steps.{index}",
             ) from None
     if match[3] is not None and not _has_type(match[3], value):
         raise InvalidRequest(
@@ -136,18 +137,18 @@ def _has_type(kind: str, value: Any) -> bool:
 
 
 def _iterate_strings(
-    payload: Any, place: tuple[str, ...] = ()
+    payload: Any, location: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield each string in a payload, and the string's path within the payload.
 
     Args:
-        place: the path of ``payload`` itself, which all yielded paths begin with.
+        location: the path of ``payload`` itself, with which all yielded paths begin.
     """
     if isinstance(payload, str):
-        yield payload, place
+        yield payload, location
     elif isinstance(payload, Mapping):
         for key, value in payload.items():
-            yield from _iterate_strings(value, (*place, str(key)))
+            yield from _iterate_strings(value, (*location, str(key)))
     elif isinstance(payload, list | tuple):
-        for number, item in enumerate(payload):
-            yield from _iterate_strings(item, (*place, str(number)))
+        for index, item in enumerate(payload):
+            yield from _iterate_strings(item, (*location, str(index)))

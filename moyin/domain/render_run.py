@@ -26,8 +26,8 @@ class RenderPrice:
 
     @property
     def is_free(self) -> bool:
-        per_hour = (self.usd_per_gpu_hour or Decimal(0)) * self.gpu_share
-        return not (per_hour if self.usd_per_picture is None else self.usd_per_picture)
+        usd_per_hour = (self.usd_per_gpu_hour or Decimal(0)) * self.gpu_share
+        return not (usd_per_hour if self.usd_per_picture is None else self.usd_per_picture)
 
     def compute_cost(self, seconds: float, pictures: int) -> Decimal:
         """Return the cost of a render in US dollars, rounded to billionths.

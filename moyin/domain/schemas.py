@@ -113,17 +113,18 @@ class _Totals:
         self.bounds = bounds
         self._sums: dict[str, int] = {}
 
-    def add(self, field: str, bound: str, amount: int, counted: str) -> None:
-        total = self._sums[bound] = self._sums.get(bound, 0) + amount
-        self.check_limit(field, bound, total, counted)
+    def add(self, field: str, bound_name: str, amount: int, counted_noun: str) -> None:
+        total = self._sums[bound_name] = self._sums.get(bound_name, 0) + amount
+        self.check_limit(field, bound_name, total, counted_noun)
 
-    def check_limit(self, field: str, bound: str, amount: int, counted: str) -> None:
-        limit = getattr(self.bounds, bound)
+    def check_limit(self, field: str, bound_name: str, amount: int, counted_noun: str) -> None:
+        limit = getattr(self.bounds, bound_name)
         if amount > limit:
             raise SchemaTooLarge(
-                f"{field}: {counted} exceed the limit of {limit:,} for a local model",
+                f"{field}: {counted_noun} exceed the limit of {limit:,} for a local model; simplify "
+                "the schema",
                 field=field,
-                details={"bound": bound, "limit": limit},
+                details={"bound": bound_name, "limit": limit},
             )
 
 
@@ -140,30 +141,30 @@ class _SchemaChecker:
     def check(self) -> None:
         field, totals = self._field, self._totals
         totals.add(field, "bytes", len(to_json(self._root)), "the bytes of its JSON schemas")
-        parts, depth = _collect_schemas(self._root, totals.bounds)
+        schemas, depth = _collect_schemas(self._root, totals.bounds)
         totals.check_limit(field, "depth", depth, _LEVELS)
-        totals.add(field, "nodes", len(parts), "the parts of its JSON schemas")
-        for part in parts:
-            if _COSTLY.isdisjoint(part):
+        totals.add(field, "nodes", len(schemas), "the parts of its JSON schemas")
+        for schema in schemas:
+            if _COSTLY.isdisjoint(schema):
                 continue
-            self._check_values(part)
-            self._check_pattern(part.get("pattern"))
-            for pattern in _list_names(part.get("patternProperties")):
+            self._check_values(schema)
+            self._check_pattern(schema.get("pattern"))
+            for pattern in _list_names(schema.get("patternProperties")):
                 self._check_pattern(pattern)
-            self._measure_schema(part)
+            self._measure_schema(schema)
 
-    def _check_values(self, part: Mapping[str, Any]) -> None:
+    def _check_values(self, schema: Mapping[str, Any]) -> None:
         field, totals = self._field, self._totals
-        values = part.get("enum")
+        values = schema.get("enum")
         if isinstance(values, list):
             totals.add(field, "values", len(values), "the enum values of its JSON schemas")
-            size = sum(map(_count_characters, values))
-            totals.add(field, "characters", size, "the characters of its enum values")
-        if "const" in part:
+            character_count = sum(map(_count_characters, values))
+            totals.add(field, "characters", character_count, "the characters of its enum values")
+        if "const" in schema:
             totals.add(
                 field,
                 "characters",
-                _count_characters(part["const"]),
+                _count_characters(schema["const"]),
                 "the characters of its constants",
             )
 
@@ -172,18 +173,18 @@ class _SchemaChecker:
             return
         field, totals = self._field, self._totals
         totals.check_limit(field, "pattern", len(pattern), "the characters of a pattern")
-        size = _count_expanded_repeats(pattern)
-        totals.check_limit(field, "repeats", size, "the expanded repetitions of a pattern")
-        totals.add(field, "patterns", size, "the expanded repetitions of its patterns")
+        repeat_count = _count_expanded_repeats(pattern)
+        totals.check_limit(field, "repeats", repeat_count, "the expanded repetitions of a pattern")
+        totals.add(field, "patterns", repeat_count, "the expanded repetitions of its patterns")
 
-    def _measure_schema(self, part: Any) -> tuple[int, int]:
+    def _measure_schema(self, schema: Any) -> tuple[int, int]:
         """Return a schema's number of alternatives and of properties, with references resolved."""
-        if not isinstance(part, Mapping):
+        if not isinstance(schema, Mapping):
             return 1, 0
-        key = id(part)
-        cached = self._measured.get(key)
-        if cached is not None:
-            return cached
+        key = id(schema)
+        cached_measurement = self._measured.get(key)
+        if cached_measurement is not None:
+            return cached_measurement
         if key in self._open:
             raise SchemaTooLarge(
                 f"{self._field}: the JSON schema must not refer directly to itself",
@@ -192,16 +193,16 @@ class _SchemaChecker:
             )
         self._open.add(key)
         self._totals.check_limit(self._field, "depth", len(self._open), _LEVELS)
-        alternatives, properties = 0, len(_list_names(part.get("properties")))
+        alternatives, properties = 0, len(_list_names(schema.get("properties")))
         for name in ("enum", "type"):
-            if isinstance(part.get(name), list):
-                alternatives = max(alternatives, len(part[name]))
-        if isinstance(part.get("$ref"), str):
+            if isinstance(schema.get(name), list):
+                alternatives = max(alternatives, len(schema[name]))
+        if isinstance(schema.get("$ref"), str):
             alternatives, properties = _add_pairs(
-                (alternatives, properties), self._measure_reference(part["$ref"])
+                (alternatives, properties), self._measure_reference(schema["$ref"])
             )
         for name in _CHOICES:
-            members = part.get(name)
+            members = schema.get(name)
             for member in members if isinstance(members, list) else ():
                 alternatives, properties = _add_pairs(
                     (alternatives, properties), self._measure_schema(member)
@@ -243,23 +244,23 @@ def _count_characters(value: Any) -> int:
 
 def _collect_schemas(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
     """Return ``root`` with all nested schemas, and their depth; stop when a bound is exceeded."""
-    parts: list[Mapping[str, Any]] = []
+    schemas: list[Mapping[str, Any]] = []
     level, depth = [root], 0
-    while level and depth <= bounds.depth and len(parts) <= bounds.nodes:
+    while level and depth <= bounds.depth and len(schemas) <= bounds.nodes:
         depth += 1
         next_level: list[Any] = []
-        for part in level:
-            if not isinstance(part, Mapping):
+        for schema in level:
+            if not isinstance(schema, Mapping):
                 continue
-            parts.append(part)
-            for name in _HOLDING.intersection(part):
-                value = part[name]
+            schemas.append(schema)
+            for name in _HOLDING.intersection(schema):
+                value = schema[name]
                 if isinstance(value, list):
                     next_level.extend(value)
                 elif isinstance(value, Mapping):
                     next_level.extend(value.values() if name in _NAMED else (value,))
         level = next_level
-    return parts, depth
+    return schemas, depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,24 +296,26 @@ def _count_expanded_repeats(pattern: str) -> int:
     # repetition may follow: None for a character or a class.
     groups: list[_PatternCost] = [_PatternCost()]
     last_cost: _PatternCost | None = None
-    at = 0
-    while at < len(pattern):
-        sign = pattern[at]
-        repeat = _REPEAT.match(pattern, at) if sign == "{" else None
-        if sign == "(":
+    position = 0
+    while position < len(pattern):
+        character = pattern[position]
+        repeat = _REPEAT.match(pattern, position) if character == "{" else None
+        if character == "(":
             groups.append(_PatternCost())
-        elif sign == ")" and len(groups) > 1:
+        elif character == ")" and len(groups) > 1:
             last_cost = groups.pop()
             groups[-1] += last_cost
-        elif sign == "|":
+        elif character == "|":
             groups[-1] += _PatternCost(choices=1)
-        elif repeat is not None or sign in "?*+":
-            added_cost = _compute_repetition_cost(last_cost, *_parse_repeat_range(sign, repeat))
+        elif repeat is not None or character in "?*+":
+            added_cost = _compute_repetition_cost(
+                last_cost, *_parse_repeat_range(character, repeat)
+            )
             groups[-1] += added_cost
             last_cost = (last_cost or _PatternCost()) + added_cost
         else:
             last_cost = None
-        at = repeat.end() if repeat is not None else _find_next_index(pattern, at)
+        position = repeat.end() if repeat is not None else _find_next_index(pattern, position)
     return sum(group.repeats for group in groups)
 
 
@@ -351,11 +354,11 @@ def _compute_repetition_cost(
     return _PatternCost(repeats=added_repeats, nested=added_repeats)
 
 
-def _find_next_index(pattern: str, at: int) -> int:
-    """Return the index after the element at ``at``, which is an escape, a class or a character."""
-    if pattern[at] == "[":
-        at += 1
-        while at < len(pattern) and pattern[at] != "]":
-            at += 2 if pattern[at] == "\\" else 1
-        return at + 1
-    return at + (2 if pattern[at] == "\\" else 1)
+def _find_next_index(pattern: str, position: int) -> int:
+    """Return the index after the element at ``position``, which is an escape, a class or a character."""
+    if pattern[position] == "[":
+        position += 1
+        while position < len(pattern) and pattern[position] != "]":
+            position += 2 if pattern[position] == "\\" else 1
+        return position + 1
+    return position + (2 if pattern[position] == "\\" else 1)

@@ -131,16 +131,16 @@ def _fill_text(text: str, values: Mapping[str, Scalar]) -> str:
 
     The text is escaped, so that values cannot form a reference.
     """
-    parts, plain = [], ""
+    texts, plain_text = [], ""
     # Every second piece is the name of an input.
-    for number, piece in enumerate(_INPUT.split(text)):
-        value = values[piece] if number % 2 else piece.replace("$${", "${")
+    for index, piece in enumerate(_INPUT.split(text)):
+        value = values[piece] if index % 2 else piece.replace("$${", "${")
         if isinstance(value, _Reference):
-            parts += [escape_references(plain), str(value)]
-            plain = ""
+            texts += [escape_references(plain_text), str(value)]
+            plain_text = ""
         else:
-            plain += _to_text(value)
-    return "".join([*parts, escape_references(plain)])
+            plain_text += _to_text(value)
+    return "".join([*texts, escape_references(plain_text)])
 
 
 def _to_text(value: Scalar) -> str:

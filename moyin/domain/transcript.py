@@ -70,7 +70,7 @@ class Transcript:
                     self._names[delta.index] = delta.name
                 case ToolArguments() if delta.index in self._names:
                     self._arguments.setdefault(delta.index, []).append(delta.fragment)
-                    self._count_size(len(delta.fragment))
+                    self._add_size(len(delta.fragment))
                 case ToolStarted() | ToolArguments():
                     self.is_complete = False
                 case Finished():
@@ -79,7 +79,7 @@ class Transcript:
     def add_text(self, text: str) -> None:
         """Record text. Most events contain only text, for which this is faster than `add`."""
         self._pieces.append(text)
-        self._count_size(len(text))
+        self._add_size(len(text))
 
     def mark_unreadable(self) -> None:
         """Record that an event of the stream was malformed."""
@@ -105,9 +105,9 @@ class Transcript:
         stop = self.stop or StopReason.END
         return ChatResponse(id="", model="", parts=tuple(parts), stop=stop, usage=Usage())
 
-    def _count_size(self, size: int) -> None:
+    def _add_size(self, size: int) -> None:
         self._size += size
         if self._size > _MAX_CHARACTERS:
             self.is_complete = False
-            end = self.text[-_KEPT_CHARACTERS:]
-            self._pieces, self._arguments, self._size = [end], {}, len(end)
+            kept_text = self.text[-_KEPT_CHARACTERS:]
+            self._pieces, self._arguments, self._size = [kept_text], {}, len(kept_text)

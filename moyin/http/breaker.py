@@ -66,7 +66,7 @@ class Breaker:
         if not self.ready:
             return False
         self._probing = True
-        self._report(BreakerState.HALF_OPEN)
+        self._report_state(BreakerState.HALF_OPEN)
         return True
 
     def succeed(self) -> None:
@@ -75,22 +75,22 @@ class Breaker:
             self._open_until = None
             self._cooldown = _FIRST_COOLDOWN
             self._probing = False
-            self._report(BreakerState.CLOSED)
+            self._report_state(BreakerState.CLOSED)
 
-    def fail(self, *, retry_after: float | None = None, at_once: bool = False) -> None:
+    def fail(self, *, retry_after: float | None = None, opens_at_once: bool = False) -> None:
         """Record a failed request, which may open the breaker.
 
         Args:
             retry_after: the seconds that the back end asks clients to wait. The breaker opens for
                 that time, even on this single failure.
-            at_once: True to open for the longest cooldown on this single failure. Meant for errors
+            opens_at_once: True to open for the longest cooldown on this single failure. Meant for errors
                 that last, such as a rejected key.
         """
         was_probe, self._probing = self._probing, False
         self._failures += 1
         if retry_after is not None:
             self._open(max(retry_after, 0.0))
-        elif at_once:
+        elif opens_at_once:
             self._open(_LONGEST_COOLDOWN)
         elif was_probe or (self._failures >= _THRESHOLD and self.state is not BreakerState.OPEN):
             # Concurrent requests fail together and count once.
@@ -101,14 +101,14 @@ class Breaker:
         """Record a request that shows neither success nor failure, such as a cancelled one."""
         if self._probing:
             self._probing = False
-            self._report(BreakerState.OPEN)
+            self._report_state(BreakerState.OPEN)
 
     def _open(self, seconds: float) -> None:
         # A late failure of an older request must not shorten the cooldown.
         self._open_until = max(self._open_until or 0.0, self._clock() + seconds)
-        self._report(BreakerState.OPEN)
+        self._report_state(BreakerState.OPEN)
 
-    def _report(self, state: BreakerState) -> None:
+    def _report_state(self, state: BreakerState) -> None:
         if state is not self._reported:
             self._reported = state
             self._on_change(state)

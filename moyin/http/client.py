@@ -11,17 +11,17 @@ class BodyTooLong(Exception):
     """Raised by `read_up_to` if the body of a response has more bytes than the limit."""
 
 
-async def read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return the body of a response; raise `BodyTooLong` if it has more than ``limit`` bytes."""
-    pieces: list[bytes] = []
+async def read_up_to(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """Return the body of a response; raise `BodyTooLong` if it has more than ``max_bytes``."""
+    chunks: list[bytes] = []
     size = 0
     # A read returns the bytes that have arrived, which are seldom all.
-    while piece := await response.content.read(limit + 1 - size):
-        size += len(piece)
-        if size > limit:
-            raise BodyTooLong(f"the response body has more than {limit} bytes")
-        pieces.append(piece)
-    return b"".join(pieces)
+    while chunk := await response.content.read(max_bytes + 1 - size):
+        size += len(chunk)
+        if size > max_bytes:
+            raise BodyTooLong(f"the response body has more than {max_bytes} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 class LazySession:

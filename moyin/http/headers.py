@@ -34,15 +34,15 @@ def prefers_async_response(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 def build_file_headers(artifact: Artifact) -> Mapping[str, str]:
     """Return response headers for an artifact's content, which caches may keep for a year."""
     is_inline = artifact.media_type in _INLINE_TYPES
-    kind = artifact.media_type if is_inline else UNKNOWN_MEDIA_TYPE
-    charset = "; charset=utf-8" if kind == "text/plain" else ""
+    content_type = artifact.media_type if is_inline else UNKNOWN_MEDIA_TYPE
+    charset = "; charset=utf-8" if content_type == "text/plain" else ""
     disposition = "inline" if is_inline else "attachment"
     return {
         "accept-ranges": "bytes",
         "cache-control": "private, max-age=31536000, immutable",
         "content-disposition": f"{disposition}; {_format_file_name(artifact.name)}",
         "content-security-policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'",
-        "content-type": f"{kind}{charset}",
+        "content-type": f"{content_type}{charset}",
         "cross-origin-resource-policy": "same-site",
         "etag": f'"{artifact.sha256}"',
         "x-content-type-options": "nosniff",

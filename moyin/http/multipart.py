@@ -33,11 +33,11 @@ class FormFile:
     size: int
     content: AsyncFile
 
-    async def iterate(self) -> AsyncIterator[bytes]:
+    async def iterate_content(self) -> AsyncIterator[bytes]:
         """Yield the content from its beginning, in pieces of at most 256 KiB."""
         await self.content.seek(0)
-        while piece := await self.content.read(_CHUNK_BYTES):
-            yield piece
+        while chunk := await self.content.read(_CHUNK_BYTES):
+            yield chunk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,28 +69,30 @@ class EncodedForm:
         self.content_type = f"multipart/form-data; boundary={boundary}"
         self._files = form.files
         fields = [field for field in form.fields if field[0] not in replaced_fields]
-        start = f"--{boundary}\r\n"
+        boundary_line = f"--{boundary}\r\n"
         self._fields = "".join(
-            f'{start}content-disposition: form-data; name="{_escape(name)}"\r\n\r\n{value}\r\n'
+            f'{boundary_line}content-disposition: form-data; name="{_escape(name)}"\r\n\r\n{value}\r\n'
             for name, value in (*replaced_fields.items(), *fields)
         ).encode()
         self._part_headers = [
-            f'{start}content-disposition: form-data; name="{_escape(file.field)}"; '
+            f'{boundary_line}content-disposition: form-data; name="{_escape(file.field)}"; '
             f'filename="{_escape(file.name)}"\r\n'
             f"content-type: {file.content_type or 'application/octet-stream'}\r\n\r\n".encode()
             for file in form.files
         ]
         self._end = f"--{boundary}--\r\n".encode()
-        sizes = (len(h) + f.size + 2 for h, f in zip(self._part_headers, form.files, strict=True))
-        self.length = len(self._fields) + sum(sizes) + len(self._end)
+        part_sizes = (
+            len(h) + f.size + 2 for h, f in zip(self._part_headers, form.files, strict=True)
+        )
+        self.length = len(self._fields) + sum(part_sizes) + len(self._end)
 
-    async def iterate(self) -> AsyncIterator[bytes]:
+    async def iterate_body(self) -> AsyncIterator[bytes]:
         """Yield the body in pieces of at most 256 KiB."""
         yield self._fields
-        for head, file in zip(self._part_headers, self._files, strict=True):
-            yield head
-            async for piece in file.iterate():
-                yield piece
+        for part_header, file in zip(self._part_headers, self._files, strict=True):
+            yield part_header
+            async for chunk in file.iterate_content():
+                yield chunk
             yield b"\r\n"
         yield self._end
 

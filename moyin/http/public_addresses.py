@@ -79,7 +79,9 @@ class PublicResolver(AbstractResolver):
         try:
             results = await self._inner.resolve(host, port, family)  # type: ignore[arg-type]
         except UnicodeError as error:
-            raise OSError(f"the host name {host[:64]!r} is invalid") from error
+            raise OSError(
+                f"the host name {host[:64]!r} must have labels of 1 to 63 characters"
+            ) from error
         if not all(self._networks.allows(result["host"]) for result in results):
             raise _new_not_allowed_error()
         return results
@@ -139,11 +141,11 @@ class _ForbiddenError(OSError):
 def check_url(url: str, *, field: str) -> None:
     """Check a webhook's URL; raise InvalidRequest if it is not http(s) or contains credentials."""
     try:
-        parts = urlsplit(url)
+        url_parts = urlsplit(url)
         host = URL(url).raw_host or ""
         # Raises for labels that are empty or longer than 63 characters.
         host.encode("idna")
-        is_valid = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
+        is_valid = url_parts.scheme in ("http", "https") and bool(host) and url_parts.port != 0
     except ValueError:
         is_valid = False
     if not is_valid or any(ord(character) <= 0x20 for character in url) or "\\" in url:
@@ -151,7 +153,7 @@ def check_url(url: str, *, field: str) -> None:
             f"{field} must be an absolute http or https URL, such as https://example.com/hook",
             field=field,
         )
-    if parts.username is not None or parts.password is not None:
+    if url_parts.username is not None or url_parts.password is not None:
         raise InvalidRequest(f"{field} must not contain a user name or password", field=field)
 
 

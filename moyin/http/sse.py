@@ -29,34 +29,40 @@ class FrameSplitter:
         self._rest = b""
 
     def feed(self, piece: bytes) -> list[Frame]:
-        """Add a piece of the stream and return the events that the piece completes."""
+        """Add a chunk of the stream and return the events that the chunk completes."""
         buffer = self._rest + piece if self._rest else piece
         if b"\r" in buffer:
             buffer = _normalise_line_ends(buffer)
-        *events, self._rest = buffer.split(b"\n\n")
+        *raw_events, self._rest = buffer.split(b"\n\n")
         if len(self._rest) > _MAX_FRAME_BYTES:
-            raise StreamInterrupted("the back end sent an event of more than 16 MiB in its stream")
-        return [Frame(raw + b"\n\n", _extract_data(raw)) for raw in events if raw]
+            raise StreamInterrupted(
+                "the back end sent an event of more than 16 MiB in its stream; try again"
+            )
+        return [
+            Frame(raw_event + b"\n\n", _extract_data(raw_event))
+            for raw_event in raw_events
+            if raw_event
+        ]
 
     def end(self) -> list[Frame]:
         """Return the last event if the stream ended without the blank line that ends an event.
 
         Other remaining bytes, such as a comment, are dropped.
         """
-        frames = self.feed(b"\n\n") if self.pending else []
+        frames = self.feed(b"\n\n") if self.is_within_event else []
         return [frame for frame in frames if frame.data is not None]
 
     @property
-    def pending(self) -> bool:
+    def is_within_event(self) -> bool:
         """True if the stream is in the middle of an event."""
         return bool(self._rest.strip())
 
 
 def _normalise_line_ends(buffer: bytes) -> bytes:
     # A trailing CR may be half of a CRLF, so it is left for the next piece.
-    tail = b"\r" if buffer.endswith(b"\r") else b""
-    body = buffer[:-1] if tail else buffer
-    return body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + tail
+    trailing_cr = b"\r" if buffer.endswith(b"\r") else b""
+    body = buffer[:-1] if trailing_cr else buffer
+    return body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + trailing_cr
 
 
 def _extract_data(raw: bytes) -> bytes | None:
@@ -71,9 +77,13 @@ def parse_event(frame: Frame) -> dict[str, Any]:
     try:
         value = from_json(frame.data or b"")
     except ValueError:
-        raise StreamInterrupted("the back end's stream has an event that is not JSON") from None
+        raise StreamInterrupted(
+            "the back end's stream has an event that is not JSON; try again"
+        ) from None
     if not isinstance(value, dict):
-        raise StreamInterrupted("the back end's stream has an event that is not a JSON object")
+        raise StreamInterrupted(
+            "the back end's stream has an event that is not a JSON object; try again"
+        )
     return value
 
 
@@ -88,5 +98,5 @@ def encode_cost_comment(cost: bytes) -> bytes:
 
 def encode_event(data: Any, *, name: str | None = None) -> bytes:
     """Encode a server-sent event with JSON data."""
-    head = f"event: {name}\ndata: ".encode() if name else b"data: "
-    return head + to_json(data) + b"\n\n"
+    prefix = f"event: {name}\ndata: ".encode() if name else b"data: "
+    return prefix + to_json(data) + b"\n\n"

@@ -133,19 +133,19 @@ def find_unsupported_field(
     for name in body_part.model_fields_set - body_part.extras.keys():
         value = getattr(body_part, name)
         items = value if isinstance(value, list) else [value]
-        for place, item in enumerate(items):
+        for index, item in enumerate(items):
             if isinstance(item, WireModel):
-                at = f"{path}{name}.{place}." if items is value else f"{path}{name}."
-                if (field := find_unsupported_field(item, harmless_fields, at)) is not None:
+                item_path = f"{path}{name}.{index}." if items is value else f"{path}{name}."
+                if (field := find_unsupported_field(item, harmless_fields, item_path)) is not None:
                     return field
     return None
 
 
-def find_embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
+def find_embedded_schemas(data: Mapping[str, Any], schema_member: str) -> Iterator[tuple[str, Any]]:
     """Yield the path and the content of each JSON schema in an OpenAI or Anthropic request.
 
     Args:
-        tools: the member of a tool that holds its schema, such as ``function.parameters``.
+        schema_member: the member of a tool that holds its schema, such as ``function.parameters``.
 
     Raises:
         UnsupportedFeature: the request contains a grammar, whose cost cannot be limited.
@@ -161,7 +161,7 @@ def find_embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple
     paths = list(_SCHEMA_FIELDS)
     tool_list = data.get("tools")
     if isinstance(tool_list, list):
-        paths += [f"tools.{number}.{tools}" for number in range(len(tool_list))]
+        paths += [f"tools.{index}.{schema_member}" for index in range(len(tool_list))]
     for path in paths:
         if (schema := _get_member(data, path)) is not None:
             yield path, schema
@@ -178,16 +178,16 @@ def _get_member(value: Any, path: str) -> Any:
     return value
 
 
-def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``data`` plus those members of ``additions`` that ``data`` does not have.
+def merge_defaults(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``data`` plus those members of ``defaults`` that ``data`` does not have.
 
     If both have a member that is an object, these two objects are merged, but only one level deep.
     """
-    result = {**additions, **data}
-    for name, added_value in additions.items():
-        if isinstance(added_value, Mapping):
-            result[name] = {**added_value, **(data.get(name) or {})}
-    return result
+    merged_data = {**defaults, **data}
+    for name, default in defaults.items():
+        if isinstance(default, Mapping):
+            merged_data[name] = {**default, **(data.get(name) or {})}
+    return merged_data
 
 
 def parse_token_count(value: Any) -> int:
@@ -216,14 +216,14 @@ def require_text(value: Any) -> str:
     return value
 
 
-def parse_arguments(text: str) -> dict[str, Any]:
-    """Parse the arguments of a tool call in a client's request; no text counts as ``{}``.
+def parse_arguments(json_text: str) -> dict[str, Any]:
+    """Parse the arguments of a tool call in a client's request; empty text counts as ``{}``.
 
     Raises:
         InvalidRequest: the arguments are not a JSON object.
     """
     try:
-        value = from_json(text) if text.strip() else {}
+        value = from_json(json_text) if json_text.strip() else {}
     except ValueError:
         value = None
     if not isinstance(value, dict):
@@ -233,14 +233,15 @@ def parse_arguments(text: str) -> dict[str, Any]:
     return value
 
 
-def parse_tool_call_arguments(name: str, text: str) -> dict[str, Any]:
-    """Parse the arguments of a model's tool call; raise InvalidToolCall if they are no object."""
+def parse_tool_call_arguments(name: str, json_text: str) -> dict[str, Any]:
+    """Parse the arguments of a model's tool call; raise InvalidToolCall if they are invalid."""
     try:
-        return parse_arguments(text)
+        return parse_arguments(json_text)
     except InvalidRequest:
         raise InvalidToolCall(
-            f"the model called the tool {name!r} with arguments that are not a JSON object",
-            details={"tool": name, "arguments": text[:_MAX_SHOWN_ARGUMENTS]},
+            f"the model called the tool {name!r} with arguments that are not a JSON object; try "
+            "again, or use another model",
+            details={"tool": name, "arguments": json_text[:_MAX_SHOWN_ARGUMENTS]},
         ) from None
 
 
@@ -264,21 +265,19 @@ def _build_path(problem: ErrorDetails, data: Any) -> str:
     leaves them out.
     """
     value, path = data, []
-    *outer_parts, last_part = problem["loc"] or ("",)
-    for part in outer_parts:
-        if _has_member(value, part):
-            value = value[part]
-            path.append(str(part))
-    if _has_member(value, last_part) or (
-        problem["type"] == "missing" and isinstance(last_part, str)
-    ):
-        path.append(str(last_part))
+    *outer_keys, last_key = problem["loc"] or ("",)
+    for key in outer_keys:
+        if _has_member(value, key):
+            value = value[key]
+            path.append(str(key))
+    if _has_member(value, last_key) or (problem["type"] == "missing" and isinstance(last_key, str)):
+        path.append(str(last_key))
     if problem["type"].startswith("union_tag"):
         path.append(problem["ctx"]["discriminator"].strip("'"))
     return ".".join(path)
 
 
-def _has_member(value: Any, part: int | str) -> bool:
+def _has_member(value: Any, key: int | str) -> bool:
     if isinstance(value, Mapping):
-        return part in value
-    return isinstance(value, list) and isinstance(part, int) and part < len(value)
+        return key in value
+    return isinstance(value, list) and isinstance(key, int) and key < len(value)

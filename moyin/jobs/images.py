@@ -85,7 +85,7 @@ class ImageJobs:
         inputs = images.assign_pictures(edit, template.name, template.inputs["properties"])
         artifacts = {
             name: await self.gateway.upload(
-                file.iterate(),
+                file.iterate_content(),
                 file.name,
                 file.content_type,
                 identity=identity,

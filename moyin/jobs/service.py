@@ -219,7 +219,7 @@ class JobService:
         except (BudgetExceeded, ServiceUnavailable):
             # Look for the first job before money is reserved, because a repeated request costs
             # nothing.
-            if (repeated_job := await self._jobs.find_repeated(new_job)) is not None:
+            if (repeated_job := await self._jobs.find_identical_job(new_job)) is not None:
                 return repeated_job, False
             raise
         is_new = False

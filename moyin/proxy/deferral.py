@@ -58,7 +58,12 @@ async def respond_with_job(
         method=scope["method"],
         path=f"{path}?{query}" if query else path,
         headers=build_request_headers(
-            scope, request.request_id, address="", prefix=None, pass_credentials=False, identity={}
+            scope,
+            request.request_id,
+            address="",
+            prefix=None,
+            pass_credentials=False,
+            identity_headers={},
         ),
         body=await receive_body(receive),
         idempotency_key=get_header(scope, b"idempotency-key"),

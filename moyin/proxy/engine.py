@@ -89,31 +89,33 @@ class Proxy:
         self._session._retry_connection = False
         self.configure(self._table)
 
-    def configure(self, table: RouteTable) -> None:
-        """Use ``table`` for all further requests; requests in flight keep their old route."""
-        previous_runtime = self._runtimes
-        counts = self._in_flight
+    def configure(self, route_table: RouteTable) -> None:
+        """Use ``route_table`` for all further requests; requests in flight keep their old route."""
+        previous_runtimes = self._runtimes
+        in_flight_counts = self._in_flight
         # Keep the counts of removed routes, which may be added again while old requests are open.
-        busy_counts = {name: count for name, count in counts.items() if count.count}
-        current_counts = {r.name: counts.get(r.name) or InFlightCount() for r in table.routes}
+        busy_counts = {name: count for name, count in in_flight_counts.items() if count.count}
+        current_counts = {
+            r.name: in_flight_counts.get(r.name) or InFlightCount() for r in route_table.routes
+        }
         self._in_flight = busy_counts | current_counts
         if self._session is not None:
             self._runtimes = {
                 route.name: self._new_runtime(
-                    self._session, route, previous_runtime.get(route.name)
+                    self._session, route, previous_runtimes.get(route.name)
                 )
-                for route in table.routes
+                for route in route_table.routes
             }
-        self._table = table
-        for runtime in previous_runtime.values():
+        self._table = route_table
+        for runtime in previous_runtimes.values():
             runtime.health_checks.cancel()
 
     async def close(self) -> None:
         """Stop the health checks and close the HTTP session."""
-        checks = [runtime.health_checks for runtime in self._runtimes.values()]
-        for task in checks:
+        health_checks = [runtime.health_checks for runtime in self._runtimes.values()]
+        for task in health_checks:
             task.cancel()
-        await asyncio.gather(*checks, return_exceptions=True)
+        await asyncio.gather(*health_checks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
@@ -129,11 +131,13 @@ class Proxy:
         """
         route = self.match(scope)
         if route is None or self._session is None:
-            raise RouteNotFound(f"no route of the proxy matches the path {scope['path']}")
+            raise RouteNotFound(
+                f"no route of the proxy matches the path {scope['path']}; check the host and the path"
+            )
         request = context(scope)
         for required_scope in sorted(route.scopes):
             request.require(required_scope)
-        raw_path = _raw_path(scope)
+        raw_path = _get_raw_path(scope)
         path = to_upstream_path(route, raw_path)
         lenient_path = read_leniently(scope["path"])
         if (
@@ -147,7 +151,8 @@ class Proxy:
             )
         if scope["type"] != "websocket" and scope["method"] in _FORBIDDEN_METHODS:
             raise UnsupportedFeature(
-                f"the proxy does not forward the method {scope['method']}", field="method"
+                f"the method must not be {scope['method']}, which the proxy does not forward",
+                field="method",
             )
         try:
             if (deferral := self._find_deferral(route, request, scope)) is not None:
@@ -187,19 +192,19 @@ class Proxy:
             address=self._trusted_proxies.get_client_address(scope),
             prefix=route.prefix if route.strip_prefix else None,
             pass_credentials=route.pass_credentials,
-            identity=runtime.signer.identity_headers(request.identity),
+            identity_headers=runtime.signer.build_identity_headers(request.identity),
         )
-        sticky = get_header(scope, route.sticky.encode()) if route.sticky else None
+        sticky_value = get_header(scope, route.sticky.encode()) if route.sticky else None
         path_and_query = f"{path}?{query}" if query else path
         if is_websocket:
             await relay_websocket(
                 runtime.session, runtime.pool, scope, receive, send,
-                upstream_path=path_and_query, headers=headers, sticky=sticky,
+                upstream_path=path_and_query, headers=headers, sticky_value=sticky_value,
             )  # fmt: skip
         else:
             await HttpExchange(
                 runtime.session, runtime.pool, scope, receive, send,
-                upstream_path=path_and_query, headers=headers, sticky=sticky,
+                upstream_path=path_and_query, headers=headers, sticky_value=sticky_value,
             ).forward()  # fmt: skip
 
     def _find_deferral(
@@ -226,12 +231,12 @@ class Proxy:
             else {}
         )
         pool = UpstreamPool.build(route, known_members, self._in_flight[route.name])
-        checks = asyncio.get_running_loop().create_task(run_health_checks(session, pool))
+        health_checks = asyncio.get_running_loop().create_task(run_health_checks(session, pool))
         signer = IdentitySigner(self._signing_key, route.name)
-        return _RouteRuntime(session, pool, signer, checks)
+        return _RouteRuntime(session, pool, signer, health_checks)
 
 
-def _raw_path(scope: Scope) -> str:
+def _get_raw_path(scope: Scope) -> str:
     """Return the percent-encoded path without the query."""
-    raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    return raw.partition(b"?")[0].decode("latin-1")
+    raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return raw_path.partition(b"?")[0].decode("latin-1")

@@ -50,7 +50,7 @@ class HttpExchange:
 
     Args:
         upstream_path: the path and query that are appended to the upstream's URL.
-        sticky: the header value that ties the client to one upstream, if any.
+        sticky_value: the header value that ties the client to one upstream, if any.
     """
 
     session: aiohttp.ClientSession
@@ -60,7 +60,7 @@ class HttpExchange:
     send: Send
     upstream_path: str
     headers: list[tuple[str, str]]
-    sticky: str | None
+    sticky_value: str | None
 
     def __post_init__(self) -> None:
         self._method: str = self.scope["method"]
@@ -91,15 +91,15 @@ class HttpExchange:
         tried_members: list[PoolMember] = []
         failure: MoyinError | None = None
         while len(tried_members) <= self.pool.route.retries:
-            member = self.pool.pick_member(self.sticky, tried_members)
+            member = self.pool.pick_member(self.sticky_value, tried_members)
             if member is None:
                 break
             tried_members.append(member)
             try:
                 await self._send_request(member, tried_members)
-            except _AttemptFailed as failed:
-                failure = failed.error
-                if not failed.retryable:
+            except _AttemptFailed as attempt_error:
+                failure = attempt_error.error
+                if not attempt_error.retryable:
                     break
             else:
                 return
@@ -149,7 +149,7 @@ class HttpExchange:
             )  # fmt: skip
             if self._response_started:
                 raise StreamInterrupted(
-                    f"the service {name!r} failed during its response, which is incomplete"
+                    f"the service {name!r} failed during its response, which is incomplete; try again"
                 ) from error
             retryable = self._is_retryable(error)
             raise _AttemptFailed(_to_backend_error(error, name), retryable=retryable) from error
@@ -181,7 +181,7 @@ class HttpExchange:
             and self.pool.can_retry(tried_members)
         ):
             name = self.pool.route.name
-            message = f"the service {name!r} responded with status {response.status}"
+            message = f"the service {name!r} responded with status {response.status}; try again"
             error = BackendUnavailable(message, retry_after=RETRY_AFTER_SECONDS)
             raise _AttemptFailed(error, retryable=True)
         if member.breaker.state is not BreakerState.CLOSED:
@@ -192,8 +192,8 @@ class HttpExchange:
         connection = response.connection
         if connection is not None and connection.protocol is not None:
             connection.protocol.read_timeout = self.pool.route.timeouts.idle
-        length = response.content_length
-        if length is not None and length <= _BUFFERED_BYTES:
+        content_length = response.content_length
+        if content_length is not None and content_length <= _BUFFERED_BYTES:
             content = await response.content.read()
             await self._send_headers(member, response)
             await self.send({"type": "http.response.body", "body": content})
@@ -256,12 +256,12 @@ async def receive_body(receive: Receive) -> bytes:
     Raises:
         ClientDisconnected: the client disconnected before the end of the body.
     """
-    parts = []
+    chunks = []
     while True:
         message = await _receive_part(receive)
-        parts.append(message.get("body", b""))
+        chunks.append(message.get("body", b""))
         if not message.get("more_body", False):
-            return b"".join(parts)
+            return b"".join(chunks)
 
 
 def _to_backend_error(error: Exception, name: str) -> MoyinError:

@@ -67,7 +67,7 @@ def build_request_headers(
     address: str,
     prefix: str | None,
     pass_credentials: bool,
-    identity: Mapping[str, str],
+    identity_headers: Mapping[str, str],
 ) -> list[tuple[str, str]]:
     """Return the headers that an upstream receives for a client's request.
 
@@ -77,8 +77,8 @@ def build_request_headers(
     Args:
         address: the client's IP address, or an empty string if it is unknown.
         prefix: the route's prefix that was removed from the path, if any.
-        pass_credentials: True to forward the caller's key instead of ``identity``.
-        identity: the signed headers that identify the caller to the service.
+        pass_credentials: True to forward the caller's key instead of ``identity_headers``.
+        identity_headers: the signed headers that identify the caller to the service.
 
     Raises:
         InvalidRequest: two servers could read different lengths of the body.
@@ -86,7 +86,7 @@ def build_request_headers(
     _reject_ambiguous_length(scope)
     is_websocket = scope["type"] == "websocket"
     forwarded_headers = []
-    for name, value in _end_to_end_headers(scope["headers"]):
+    for name, value in _iterate_end_to_end_headers(scope["headers"]):
         if name in _NOT_FORWARDED or not is_forwardable(name):
             continue
         if is_websocket and (name.startswith(_HANDSHAKE_PREFIX) or name == "content-length"):
@@ -98,7 +98,7 @@ def build_request_headers(
         forwarded_headers.append((name, value))
     forwarded_headers += [
         ("x-request-id", request_id),
-        ("x-forwarded-proto", _web_scheme(scope, address)),
+        ("x-forwarded-proto", _get_web_scheme(scope, address)),
         ("x-forwarded-host", get_header(scope, b"host") or ""),
         ("via", _VIA),
     ]
@@ -107,7 +107,7 @@ def build_request_headers(
     if prefix:
         forwarded_headers.append(("x-forwarded-prefix", prefix))
     if not pass_credentials:
-        forwarded_headers += identity.items()
+        forwarded_headers += identity_headers.items()
     return forwarded_headers
 
 
@@ -121,11 +121,11 @@ def build_response_headers(
         location: the value that replaces the upstream's ``Location``, if any.
     """
     pairs = [(name.lower(), value) for name, value in headers]
-    hop_by_hop = _hop_by_hop_names(pairs)
+    hop_by_hop_names = _list_hop_by_hop_names(pairs)
     returned_headers = []
     for name, value in pairs:
         decoded_name = name.decode("latin-1")
-        if decoded_name in hop_by_hop or decoded_name in _SET_BY_SERVER:
+        if decoded_name in hop_by_hop_names or decoded_name in _SET_BY_SERVER:
             continue
         if decoded_name.startswith(_MOYIN_PREFIX) and not from_own_app:
             continue
@@ -141,17 +141,17 @@ def build_response_headers(
     return returned_headers
 
 
-def _end_to_end_headers(headers: RawHeaders) -> Iterator[tuple[str, str]]:
+def _iterate_end_to_end_headers(headers: RawHeaders) -> Iterator[tuple[str, str]]:
     """Yield the decoded headers that are not hop-by-hop."""
     pairs = list(headers)
-    hop_by_hop = _hop_by_hop_names(pairs)
-    for raw, value in pairs:
-        name = raw.decode("latin-1")
-        if name not in hop_by_hop:
+    hop_by_hop_names = _list_hop_by_hop_names(pairs)
+    for raw_name, value in pairs:
+        name = raw_name.decode("latin-1")
+        if name not in hop_by_hop_names:
             yield name, _decode_value(value)
 
 
-def _hop_by_hop_names(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
+def _list_hop_by_hop_names(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
     """Return the names of the known hop-by-hop headers and of those that ``Connection`` lists."""
     connection_values = [value for name, value in pairs if name == b"connection"]
     if not connection_values or connection_values == [b"keep-alive"]:
@@ -173,7 +173,7 @@ def _is_moyin_credential(name: str, value: str) -> bool:
     return name == "x-api-key" or (name == "authorization" and value[:7].lower() == "bearer ")
 
 
-def _web_scheme(scope: Scope, address: str) -> str:
+def _get_web_scheme(scope: Scope, address: str) -> str:
     """Return the scheme that the client used: ``http`` or ``https``.
 
     A trusted proxy in front reports it in a header.

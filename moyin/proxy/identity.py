@@ -46,16 +46,16 @@ class IdentitySigner:
         self._cache: BoundedDict[tuple[str, str, str | None, frozenset[str]], _CachedHeaders]
         self._cache = BoundedDict(_CACHE_SIZE)
 
-    def identity_headers(self, identity: Identity | None) -> Mapping[str, str]:
+    def build_identity_headers(self, identity: Identity | None) -> Mapping[str, str]:
         """Return the headers that identify the caller; no headers for an anonymous caller."""
         if identity is None:
             return {}
-        key = (identity.owner, identity.key_id, identity.user, identity.scopes)
+        cache_key = (identity.owner, identity.key_id, identity.user, identity.scopes)
         now = time.time()
-        cached_headers = self._cache.get(key)
+        cached_headers = self._cache.get(cache_key)
         if cached_headers is None or cached_headers[0] < now:
             cached_headers = (now + _REUSE_SECONDS, self._sign_headers(identity, int(now)))
-            self._cache[key] = cached_headers
+            self._cache[cache_key] = cached_headers
         return cached_headers[1]
 
     def _sign_headers(self, identity: Identity, now: int) -> Mapping[str, str]:

@@ -24,7 +24,7 @@ def to_upstream_path(route: Route, raw_path: str) -> str:
         InvalidRequest: the gateway and the upstream could read the path differently, for example
             because of ``..`` segments or nested encoding.
     """
-    decoded_path = _decode(raw_path) if "%" in raw_path else raw_path
+    decoded_path = _decode_fully(raw_path) if "%" in raw_path else raw_path
     if not raw_path.startswith("/") or _FORBIDDEN.search(decoded_path):
         raise InvalidRequest(
             "the path must not contain . or .. segments (such as ..;x), backslashes, control "
@@ -47,7 +47,7 @@ def read_leniently(path: str) -> str | None:
     """
     if ";" not in path and "//" not in path and "%" not in path:
         return None
-    lenient_path = _SLASHES.sub("/", _PARAMETERS.sub("", _decode(path)))
+    lenient_path = _SLASHES.sub("/", _PARAMETERS.sub("", _decode_fully(path)))
     return None if lenient_path == path else lenient_path
 
 
@@ -91,28 +91,28 @@ def to_public_location(route: Route, upstream: str, location: str) -> str:
     """
     upstream_parts = urlsplit(upstream)
     try:
-        parts = urlsplit(location)
+        location_parts = urlsplit(location)
     except ValueError:
         # Python cannot parse this URL, but the client may be able to.
         return location
-    if parts.netloc and (parts.scheme, parts.netloc) != (
+    if location_parts.netloc and (location_parts.scheme, location_parts.netloc) != (
         upstream_parts.scheme,
         upstream_parts.netloc,
     ):
         return location
-    if not parts.path.startswith("/"):
+    if not location_parts.path.startswith("/"):
         return location
-    path = parts.path
+    path = location_parts.path
     if upstream_parts.path.rstrip("/") and path.startswith(upstream_parts.path.rstrip("/") + "/"):
         path = path[len(upstream_parts.path.rstrip("/")) :]
     if route.prefix is not None and route.strip_prefix and route.proxy_redirect:
         path = route.prefix.rstrip("/") + path
-    query = f"?{parts.query}" if parts.query else ""
-    fragment = f"#{parts.fragment}" if parts.fragment else ""
+    query = f"?{location_parts.query}" if location_parts.query else ""
+    fragment = f"#{location_parts.fragment}" if location_parts.fragment else ""
     return f"{path}{query}{fragment}"
 
 
-def _decode(path: str) -> str:
+def _decode_fully(path: str) -> str:
     """Return the path without percent-encoding, even if it was encoded several times."""
     for _ in range(8):
         if _OVERLONG.search(path):

@@ -45,27 +45,27 @@ class PoolMember:
         """True if the upstream is healthy and its breaker admits a request."""
         return self.is_up and self.breaker.ready
 
-    def record_health_check(self, passed: bool, check: HealthCheck) -> None:
+    def record_health_check(self, has_passed: bool, health_check: HealthCheck) -> None:
         """Record a result of the health check; enough equal results in a row change `is_up`.
 
         Args:
-            passed: True if the upstream passed the check.
-            check: the settings of the check, with the number of results that suffice.
+            has_passed: True if the upstream passed the check.
+            health_check: the settings of the check, with the number of results that suffice.
         """
-        if passed == self.is_up:
+        if has_passed == self.is_up:
             self._streak = 0
             return
         self._streak += 1
-        if self._streak < (check.rise if passed else check.fall):
+        if self._streak < (health_check.rise if has_passed else health_check.fall):
             return
-        self.is_up, self._streak = passed, 0
-        if passed:
+        self.is_up, self._streak = has_passed, 0
+        if has_passed:
             # Requests that failed before the recovery must not keep the breaker open.
             self.breaker.succeed()
         _log.warning(
             "health checks report that upstream %s is %s",
             self.upstream.url,
-            "up" if passed else "down",
+            "up" if has_passed else "down",
         )
 
 
@@ -95,19 +95,19 @@ class UpstreamPool:
     def build(
         cls,
         route: Route,
-        known_members: Mapping[str, PoolMember],
+        previous_members: Mapping[str, PoolMember],
         in_flight: InFlightCount | None = None,
     ) -> UpstreamPool:
         """Build the pool of a route.
 
         Args:
-            known_members: members of the route's previous pool by URL, which keep their health and
+            previous_members: members of the route's previous pool by URL, which keep their health and
                 load.
             in_flight: the route's count of open requests, which a reload keeps.
         """
         members = []
         for upstream in route.upstreams:
-            member = known_members.get(upstream.url) or PoolMember(upstream)
+            member = previous_members.get(upstream.url) or PoolMember(upstream)
             member.upstream = upstream
             if route.health is None:
                 # Without health checks nothing would set this to True again.
@@ -129,7 +129,7 @@ class UpstreamPool:
         """
         limit = self.route.max_concurrent
         if limit is not None and self._in_flight.count >= limit:
-            message = f"the service {self.route.name!r} is at its limit of {limit} open requests"
+            message = f"the service {self.route.name!r} is at its limit of {limit} open requests; try again"
             raise Overloaded(message, retry_after=1)
         self._in_flight.count += 1
         try:
@@ -138,21 +138,21 @@ class UpstreamPool:
             self._in_flight.count -= 1
 
     def pick_member(
-        self, sticky: str | None, tried_members: Collection[PoolMember]
+        self, sticky_value: str | None, tried_members: Collection[PoolMember]
     ) -> PoolMember | None:
         """Return the member that the request is sent to next.
 
         If no untried member is usable, the result is one that may have recovered by now, or None.
 
         Args:
-            sticky: the header value that ties the client to one upstream, if any.
+            sticky_value: the header value that ties the client to one upstream, if any.
             tried_members: the members that have already failed for this request.
         """
         usable_members = [m for m in self.members if m.is_usable and m not in tried_members]
         if not usable_members:
             return self._find_first_to_recover(tried_members)
-        if sticky is not None:
-            member = max(usable_members, key=lambda m: _rendezvous_hash(sticky, m))
+        if sticky_value is not None:
+            member = max(usable_members, key=lambda m: _compute_rendezvous_hash(sticky_value, m))
         else:
             member = choose_member(self.route.balance, usable_members, self._turn)
             self._turn += 1
@@ -162,7 +162,7 @@ class UpstreamPool:
     def can_retry(self, tried_members: Collection[PoolMember]) -> bool:
         """Return True if the request may be retried on an untried member.
 
-        It may not if the route's number of retries is used up or no untried member is usable.
+        It must not if the route's number of retries is used up, or if no untried member is usable.
 
         Args:
             tried_members: the members that have already failed for this request.
@@ -198,11 +198,11 @@ def choose_member(
     """Return the member that the policy selects; ``turn`` counts the route's requests."""
     if policy is BalancingPolicy.LEAST_CONNECTIONS:
         # Rotate first. Otherwise, the first member would get every request when traffic is low.
-        order = [
+        rotated_members = [
             *usable_members[turn % len(usable_members) :],
             *usable_members[: turn % len(usable_members)],
         ]
-        return min(order, key=lambda m: (m.active + 1) / m.upstream.weight)
+        return min(rotated_members, key=lambda m: (m.active + 1) / m.upstream.weight)
     if policy is BalancingPolicy.WEIGHTED:
         return _choose_smooth_weighted(usable_members)
     return usable_members[turn % len(usable_members)]
@@ -217,35 +217,39 @@ def _choose_smooth_weighted(usable_members: Sequence[PoolMember]) -> PoolMember:
     return chosen_member
 
 
-def _rendezvous_hash(value: str, member: PoolMember) -> bytes:
+def _compute_rendezvous_hash(sticky_value: str, member: PoolMember) -> bytes:
     """Hash a client's sticky header value together with a member's URL (rendezvous hashing).
 
     The client is served by the member with the highest hash, so that the loss of a member moves
     only that member's clients.
     """
-    return hashlib.blake2b(f"{value}\0{member.upstream.url}".encode(), digest_size=8).digest()
+    return hashlib.blake2b(
+        f"{sticky_value}\0{member.upstream.url}".encode(), digest_size=8
+    ).digest()
 
 
 async def run_health_checks(session: aiohttp.ClientSession, pool: UpstreamPool) -> None:
     """Check the pool's members periodically until cancelled, if the route configures a check."""
-    check = pool.route.health
-    if check is None:
+    health_check = pool.route.health
+    if health_check is None:
         return
     while True:
-        await asyncio.gather(*(_check_member(session, member, check) for member in pool.members))
-        await asyncio.sleep(check.interval)
+        await asyncio.gather(
+            *(_check_member(session, member, health_check) for member in pool.members)
+        )
+        await asyncio.sleep(health_check.interval)
 
 
 async def _check_member(
-    session: aiohttp.ClientSession, member: PoolMember, check: HealthCheck
+    session: aiohttp.ClientSession, member: PoolMember, health_check: HealthCheck
 ) -> None:
     try:
         async with session.get(
-            URL(member.upstream.url + check.path, encoded=True),
-            timeout=aiohttp.ClientTimeout(total=check.timeout),
+            URL(member.upstream.url + health_check.path, encoded=True),
+            timeout=aiohttp.ClientTimeout(total=health_check.timeout),
             allow_redirects=False,
         ) as response:
-            passed = response.status < 400
+            has_passed = response.status < 400
     except (aiohttp.ClientError, TimeoutError, OSError):
-        passed = False
-    member.record_health_check(passed, check)
+        has_passed = False
+    member.record_health_check(has_passed, health_check)

@@ -114,27 +114,27 @@ class RouteTable:
         self.routes = tuple(routes)
         self._exact: dict[str | None, dict[str, Route]] = {}
         prefixes: dict[str | None, dict[str, Route]] = {}
-        names: set[str] = set()
+        route_names: set[str] = set()
         for route in self.routes:
-            if route.name in names:
+            if route.name in route_names:
                 raise ValueError(f"two routes are named {route.name!r}: names must be unique")
-            names.add(route.name)
+            route_names.add(route.name)
             for host in route.hosts or {None}:
                 for path in route.paths:
                     _add_route(self._exact.setdefault(host, {}), path, route)
                 if route.prefix is not None:
                     _add_route(prefixes.setdefault(host, {}), route.prefix.rstrip("/"), route)
         self._prefixes = {
-            host: sorted(by_prefix.items(), key=lambda item: -len(item[0]))
-            for host, by_prefix in prefixes.items()
+            host: sorted(routes_by_prefix.items(), key=lambda item: -len(item[0]))
+            for host, routes_by_prefix in prefixes.items()
         }
 
     def match(self, host: str, path: str) -> Route | None:
         """Return the route for a ``Host`` header and a decoded path, or None if none matches."""
         for key in (normalize_host(host), None):
-            exact_route = self._exact.get(key)
-            if exact_route is not None and path in exact_route:
-                return exact_route[path]
+            exact_routes = self._exact.get(key)
+            if exact_routes is not None and path in exact_routes:
+                return exact_routes[path]
             for prefix, route in self._prefixes.get(key, ()):
                 if path.startswith(prefix) and (path[len(prefix) :][:1] in ("", "/")):
                     return route

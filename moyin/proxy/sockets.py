@@ -34,26 +34,28 @@ async def relay_websocket(
     *,
     upstream_path: str,
     headers: list[tuple[str, str]],
-    sticky: str | None,
+    sticky_value: str | None,
 ) -> None:
     """Connect to an upstream, accept the client, and relay messages until either side closes.
 
     Args:
         upstream_path: the path and query that are appended to the upstream's URL.
         headers: the headers that the upstream receives.
-        sticky: the header value that ties the client to one upstream, if any.
+        sticky_value: the header value that ties the client to one upstream, if any.
 
     Raises:
         ServiceUnavailable: the route has no healthy upstream.
         BackendUnavailable: no upstream accepted the WebSocket.
     """
-    member, upstream = await _connect_upstream(session, pool, scope, upstream_path, headers, sticky)
+    member, upstream = await _connect_upstream(
+        session, pool, scope, upstream_path, headers, sticky_value
+    )
     member.active += 1
     try:
         # Only now read `websocket.connect`: before, the gatekeeper could still send an HTTP error.
         await receive()
         await send({"type": "websocket.accept", "subprotocol": upstream.protocol})
-        await _relay(receive, send, upstream)
+        await _relay_messages(receive, send, upstream)
     finally:
         member.active -= 1
         await upstream.close(code=_GOING_AWAY)
@@ -65,21 +67,21 @@ async def _connect_upstream(
     scope: Scope,
     upstream_path: str,
     headers: list[tuple[str, str]],
-    sticky: str | None,
+    sticky_value: str | None,
 ) -> tuple[PoolMember, _UpstreamSocket]:
     """Open a WebSocket to a member of the pool, and try other members if that fails.
 
     Args:
         upstream_path: the path and query that are appended to the upstream's URL.
         headers: the headers that the upstream receives.
-        sticky: the header value that ties the client to one upstream, if any.
+        sticky_value: the header value that ties the client to one upstream, if any.
 
     Returns:
         The member that accepted the WebSocket, and the open WebSocket.
     """
     tried_members: list[PoolMember] = []
     while len(tried_members) <= pool.route.retries:
-        member = pool.pick_member(sticky, tried_members)
+        member = pool.pick_member(sticky_value, tried_members)
         if member is None:
             break
         tried_members.append(member)
@@ -98,7 +100,8 @@ async def _connect_upstream(
                 member.breaker.abandon()
                 # The service itself rejected the handshake, so another upstream would do the same.
                 raise BackendUnavailable(
-                    f"the service {pool.route.name!r} rejected the WebSocket: status {error.status}"
+                    f"the service {pool.route.name!r} rejected the WebSocket: status {error.status}; "
+                    "check the path and the credentials"
                 ) from error
             member.breaker.fail()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -121,16 +124,16 @@ async def _connect_upstream(
     )
 
 
-async def _relay(receive: Receive, send: Send, upstream: _UpstreamSocket) -> None:
+async def _relay_messages(receive: Receive, send: Send, upstream: _UpstreamSocket) -> None:
     """Relay messages in both directions until the client or the upstream closes."""
-    to_upstream = asyncio.create_task(_relay_to_upstream(receive, upstream))
-    to_client = asyncio.create_task(_relay_to_client(send, upstream))
+    upstream_task = asyncio.create_task(_relay_to_upstream(receive, upstream))
+    client_task = asyncio.create_task(_relay_to_client(send, upstream))
     try:
-        await asyncio.wait({to_upstream, to_client}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({upstream_task, client_task}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (to_upstream, to_client):
+        for task in (upstream_task, client_task):
             task.cancel()
-        results = await asyncio.gather(to_upstream, to_client, return_exceptions=True)
+        results = await asyncio.gather(upstream_task, client_task, return_exceptions=True)
     for result in results:
         # A lost connection is expected; any other exception is a bug.
         if isinstance(result, Exception) and not isinstance(result, aiohttp.ClientError | OSError):

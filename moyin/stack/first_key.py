@@ -84,7 +84,7 @@ async def replace_signing_key(settings: Settings) -> None:
         if not await store.has_unreadable_key():
             return
         async with database.writing() as transaction:
-            key_pair = await store.add(within=transaction)
+            key_pair = await store.add(transaction=transaction)
             event = AuditEvent(
                 owner=FIRST_OWNER,
                 actor=get_local_actor("moyin doctor"),
@@ -93,7 +93,7 @@ async def replace_signing_key(settings: Settings) -> None:
                 request_id="",
                 details={},
             )
-            await AuditLog(database).write(event, within=transaction)
+            await AuditLog(database).write(event, transaction=transaction)
     finally:
         await database.close()
 
@@ -108,7 +108,7 @@ async def _create_operator_key(database: Database, *, program: str, name: str) -
     scopes = sorted(ALL_SCOPES)
     async with database.writing() as transaction:
         key_id, secret_key = await KeyStore(database).create(
-            FIRST_OWNER, name, scopes=scopes, within=transaction
+            FIRST_OWNER, name, scopes=scopes, transaction=transaction
         )
         event = AuditEvent(
             owner=FIRST_OWNER,
@@ -118,7 +118,7 @@ async def _create_operator_key(database: Database, *, program: str, name: str) -
             request_id="",
             details={"name": name, "scopes": scopes},
         )
-        await AuditLog(database).write(event, within=transaction)
+        await AuditLog(database).write(event, transaction=transaction)
     return secret_key
 
 

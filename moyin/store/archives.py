@@ -46,11 +46,11 @@ class Archive:
             )
         if sum(file.artifact.size for file in files) > MAX_BYTES:
             raise ArchiveTooLarge(
-                f"the chosen files have more than the {MAX_BYTES} bytes that an archive may have "
-                f"together: choose fewer files",
+                f"the chosen files have more than {MAX_BYTES} bytes together, the maximum of an "
+                f"archive: choose fewer files",
                 details={"max_bytes": MAX_BYTES},
             )
-        self._files = list(zip(choose_names(files), files, strict=True))
+        self._files = list(zip(choose_file_names(files), files, strict=True))
         self.size = _END_BYTES + sum(
             _BYTES_PER_FILE + 2 * len(name.encode()) + file.artifact.size
             for name, file in self._files
@@ -65,9 +65,9 @@ class Archive:
         buffer = _WriteBuffer()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for name, file in self._files:
-                entry = zipfile.ZipInfo(name, file.created_at.timetuple()[:6])
-                entry.external_attr = 0o644 << 16
-                with archive.open(entry, "w") as target:
+                zip_info = zipfile.ZipInfo(name, file.created_at.timetuple()[:6])
+                zip_info.external_attr = 0o644 << 16
+                with archive.open(zip_info, "w") as target:
                     size = file.artifact.size
                     async for chunk in blobs.read_chunks(file.artifact.sha256, end=size):
                         # `write` also computes the checksum, which takes processor time.
@@ -98,26 +98,26 @@ class _WriteBuffer:
         return data
 
 
-def choose_names(files: Sequence[StoredArtifact]) -> list[str]:
+def choose_file_names(files: Sequence[StoredArtifact]) -> list[str]:
     """Return a file name without folders for each file, unique even if letter case is ignored."""
     names: list[str] = []
     used_names: set[str] = set()
     counts: dict[str, int] = {}
     for file in files:
-        plain = _sanitize(file.artifact.name, file.artifact.media_type)
-        name, first = plain, _fold_case(plain)
+        clean_name = _clean_name(file.artifact.name, file.artifact.media_type)
+        name, folded_name = clean_name, _fold_case(clean_name)
         while _fold_case(name) in used_names:
-            counts[first] = counts.get(first, 1) + 1
-            path = PurePosixPath(plain)
-            name = f"{path.stem} ({counts[first]}){path.suffix}"
+            counts[folded_name] = counts.get(folded_name, 1) + 1
+            path = PurePosixPath(clean_name)
+            name = f"{path.stem} ({counts[folded_name]}){path.suffix}"
         used_names.add(_fold_case(name))
         names.append(name)
     return names
 
 
-def _sanitize(name: str, media_type: str) -> str:
-    clean = _UNSAFE.sub("_", sanitize_file_name(name, media_type))
-    return f"_{clean}" if _DEVICE.fullmatch(clean) else clean
+def _clean_name(name: str, media_type: str) -> str:
+    clean_name = _UNSAFE.sub("_", sanitize_file_name(name, media_type))
+    return f"_{clean_name}" if _DEVICE.fullmatch(clean_name) else clean_name
 
 
 def _fold_case(name: str) -> str:

@@ -102,13 +102,13 @@ class ArtifactFilter:
             conditions.append(columns.media_type == self.media_type)
         if self.favourite is False:
             conditions.append(sa.not_(columns.favourite))
-        of_job = self._job_filter.build_row_conditions(jobs.c, dialect)
+        job_conditions = self._job_filter.build_row_conditions(jobs.c, dialect)
         if self.user_id is not None:
-            of_job.append(jobs.c.user_id == self.user_id)
-        if of_job:
+            job_conditions.append(jobs.c.user_id == self.user_id)
+        if job_conditions:
             # Not the plain owner column: SQLite would then read the index of the owner's jobs.
-            made_by = (jobs.c.id == columns.job_id, jobs.c.owner.concat("") == owner)
-            conditions.append(sa.exists().where(*made_by, *of_job))
+            is_source_job = (jobs.c.id == columns.job_id, jobs.c.owner.concat("") == owner)
+            conditions.append(sa.exists().where(*is_source_job, *job_conditions))
         return conditions
 
 
@@ -147,7 +147,7 @@ class ArtifactStore:
 
         def add(connection: sa.Connection) -> None:
             insert_artifacts(connection, [artifact], owner=owner, job_id=None)
-            change = artifacts.update().where(
+            update = artifacts.update().where(
                 artifacts.c.id == artifact.id,
                 artifacts.c.owner == owner,
                 artifacts.c.sha256 == artifact.sha256,
@@ -156,7 +156,7 @@ class ArtifactStore:
             values: dict[str, Any]
             values = {"name": artifact.name[:255], "media_type": artifact.media_type}
             values |= {"deleted_at": None, "created_at": now(), "favourite": False}
-            connection.execute(change.values(**values))
+            connection.execute(update.values(**values))
 
         await self._database.write(add)
 
@@ -168,7 +168,7 @@ class ArtifactStore:
         """Return an artifact of the owner with its job and creation time, or raise `ArtifactNotFound`."""
         row = await self._fetch_row(owner, artifact_id)
         if row["deleted_at"] is not None:
-            raise _not_found(artifact_id)
+            raise _new_not_found_error(artifact_id)
         return _parse_stored_artifact(row)
 
     async def get_even_if_deleted(self, owner: str, artifact_id: str) -> Artifact:
@@ -196,15 +196,15 @@ class ArtifactStore:
         return None if row is None else _parse_stored_artifact(row)
 
     async def find_newest_output(
-        self, owner: str, name: str, preferred: sa.ColumnElement[bool]
+        self, owner: str, name: str, is_preferred: sa.ColumnElement[bool]
     ) -> Artifact | None:
         """Return the owner's newest job output with the file name ``name``, or None.
 
         Args:
-            preferred: an SQL condition on jobs; outputs of jobs that meet it are chosen before
+            is_preferred: an SQL condition on jobs; outputs of jobs that meet it are chosen before
                 newer outputs of other jobs.
         """
-        newest = (
+        newest_outputs = (
             sa.select(artifacts)
             .where(
                 artifacts.c.owner == owner,
@@ -217,10 +217,12 @@ class ArtifactStore:
             .subquery()
         )
         query = (
-            sa.select(newest)
-            .join(jobs, jobs.c.id == newest.c.job_id)
+            sa.select(newest_outputs)
+            .join(jobs, jobs.c.id == newest_outputs.c.job_id)
             .order_by(
-                sa.case((preferred, 0), else_=1), newest.c.created_at.desc(), newest.c.id.desc()
+                sa.case((is_preferred, 0), else_=1),
+                newest_outputs.c.created_at.desc(),
+                newest_outputs.c.id.desc(),
             )
             .limit(1)
         )
@@ -228,7 +230,7 @@ class ArtifactStore:
         return None if row is None else parse_artifact(row)
 
     async def list_page(
-        self, owner: str, where: ArtifactFilter, *, limit: int, cursor: str | None = None
+        self, owner: str, artifact_filter: ArtifactFilter, *, limit: int, cursor: str | None = None
     ) -> tuple[list[StoredArtifact], str | None]:
         """Return a page of the owner's artifacts, newest first, and the cursor of the next page.
 
@@ -237,42 +239,42 @@ class ArtifactStore:
         """
 
         def fetch(connection: sa.Connection) -> tuple[Sequence[Mapping[Any, Any]], str | None]:
-            query = where.build_query(owner, connection.dialect.name)
+            query = artifact_filter.build_query(owner, connection.dialect.name)
             page = fetch_page(connection, query, limit=limit, cursor=cursor)
-            page_artifacts = (
+            artifacts_query = (
                 sa.select(artifacts)
                 .where(artifacts.c.id.in_(page.ids))
                 .order_by(artifacts.c.created_at.desc(), artifacts.c.id.desc())
             )
-            return connection.execute(page_artifacts).mappings().all(), page.next_cursor
+            return connection.execute(artifacts_query).mappings().all(), page.next_cursor
 
         rows, next_cursor = await self._database.read(fetch)
         return [_parse_stored_artifact(row) for row in rows], next_cursor
 
     async def list_by_ids(self, owner: str, ids: Sequence[str]) -> list[StoredArtifact]:
-        """Return the owner's artifacts with these ids, in their order, or raise `ArtifactNotFound`."""
+        """Return the owner's artifacts with these ids, in this order, or raise `ArtifactNotFound`."""
         query = sa.select(artifacts).where(
             artifacts.c.id.in_(ids), artifacts.c.owner == owner, artifacts.c.deleted_at.is_(None)
         )
         rows = await self._database.fetch_all(query)
-        found_artifacts = {row["id"]: _parse_stored_artifact(row) for row in rows}
+        artifacts_by_id = {row["id"]: _parse_stored_artifact(row) for row in rows}
         missing_id = next(
-            (artifact_id for artifact_id in ids if artifact_id not in found_artifacts), None
+            (artifact_id for artifact_id in ids if artifact_id not in artifacts_by_id), None
         )
         if missing_id is not None:
-            raise _not_found(missing_id)
-        return [found_artifacts[artifact_id] for artifact_id in ids]
+            raise _new_not_found_error(missing_id)
+        return [artifacts_by_id[artifact_id] for artifact_id in ids]
 
-    async def set_favourite(self, owner: str, artifact_id: str, favourite: bool) -> None:
+    async def set_favourite(self, owner: str, artifact_id: str, is_favourite: bool) -> None:
         """Set or clear an artifact's favourite mark; raise `ArtifactNotFound` if none exists."""
-        change = artifacts.update().where(
+        update = artifacts.update().where(
             artifacts.c.id == artifact_id,
             artifacts.c.owner == owner,
             artifacts.c.deleted_at.is_(None),
         )
-        change = change.values(favourite=favourite)
-        if await self._database.write(lambda connection: connection.execute(change).rowcount) == 0:
-            raise _not_found(artifact_id)
+        update = update.values(favourite=is_favourite)
+        if await self._database.write(lambda connection: connection.execute(update).rowcount) == 0:
+            raise _new_not_found_error(artifact_id)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
         """Hide an upload from its owner, and free its file names, which ComfyUI's clients chose.
@@ -284,20 +286,22 @@ class ArtifactStore:
             ArtifactNotFound: the owner has no such artifact.
             ArtifactInUse: the artifact is an output of a job.
         """
-        if (await self.get_with_origin(owner, artifact_id)).job_id is not None:
+        job_id = (await self.get_with_origin(owner, artifact_id)).job_id
+        if job_id is not None:
             raise ArtifactInUse(
-                f"artifact {artifact_id!r} is an output of a job and is deleted together with the job"
+                f"artifact {artifact_id!r} is an output of job {job_id} and is deleted together with it: "
+                "delete the job"
             )
 
         def hide(connection: sa.Connection) -> int:
-            change = artifacts.update().where(
+            update = artifacts.update().where(
                 artifacts.c.id == artifact_id, artifacts.c.deleted_at.is_(None)
             )
             connection.execute(uploads.delete().where(uploads.c.artifact_id == artifact_id))
-            return connection.execute(change.values(deleted_at=now())).rowcount
+            return connection.execute(update.values(deleted_at=now())).rowcount
 
         if await self._database.write(hide) == 0:
-            raise _not_found(artifact_id)
+            raise _new_not_found_error(artifact_id)
 
     async def _fetch_row(self, owner: str, artifact_id: str) -> Mapping[Any, Any]:
         query = sa.select(artifacts).where(
@@ -305,7 +309,7 @@ class ArtifactStore:
         )
         row = await self._database.fetch_first(query)
         if row is None:
-            raise _not_found(artifact_id)
+            raise _new_not_found_error(artifact_id)
         return row
 
 
@@ -331,7 +335,7 @@ def insert_artifacts(
         connection.execute(_INSERT[connection.dialect.name], list(rows.values()))
 
 
-def _not_found(artifact_id: str) -> ArtifactNotFound:
+def _new_not_found_error(artifact_id: str) -> ArtifactNotFound:
     return ArtifactNotFound(f"artifact {artifact_id!r} does not exist, or you may not see it")
 
 

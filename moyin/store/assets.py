@@ -20,12 +20,12 @@ class AssetStore:
         return await self._artifacts.get_with_origin(owner, artifact_id)
 
     async def add(
-        self, owner: str, artifact: Artifact, *, expected: str | None
+        self, owner: str, artifact: Artifact, *, expected_hash: str | None
     ) -> tuple[StoredArtifact, bool]:
         """Store the metadata of an upload, whose bytes are already stored as a blob.
 
         Args:
-            expected: the hash that the client expects, as ``blake3:<hex>``, or None.
+            expected_hash: the hash that the client expects, as ``blake3:<hex>``, or None.
 
         Returns:
             The stored artifact, and whether its content is new to the owner.
@@ -36,7 +36,7 @@ class AssetStore:
                 Idempotency-Key, from which the id is derived, was used before.
         """
         assert artifact.blake3 is not None
-        if expected not in (None, f"blake3:{artifact.blake3}"):
+        if expected_hash not in (None, f"blake3:{artifact.blake3}"):
             raise ContentMismatch(
                 f"expected_hash must be the hash of the uploaded file, blake3:{artifact.blake3}",
                 field="expected_hash",
@@ -55,12 +55,12 @@ class AssetStore:
 
         ``digest`` is None if the client sent an invalid hash.
         """
-        stored = None if digest is None else await self._artifacts.find_by_content(owner, digest)
-        if stored is None:
+        artifact = None if digest is None else await self._artifacts.find_by_content(owner, digest)
+        if artifact is None:
             raise ContentNotFound(
-                "you have no file with this hash, which must be blake3: and 64 hex digits; upload it"
+                "you have no file with this hash, or it is not blake3: and 64 hex digits: upload the file"
             )
-        return stored
+        return artifact
 
     async def copy(self, owner: str, digest: str | None, name: str | None) -> StoredArtifact:
         """Create an artifact that has the same content as an existing artifact, and return it.

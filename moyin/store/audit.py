@@ -72,63 +72,67 @@ class AuditLog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def write(self, event: AuditEvent, *, within: Transaction | None = None) -> None:
-        """Append an event in the transaction ``within``, or in a new one if that is None."""
+    async def write(self, event: AuditEvent, *, transaction: Transaction | None = None) -> None:
+        """Append an event in ``transaction``, or in a new one if that is None."""
         entry = audit.insert().values(id=generate_id("aud"), at=now(), **asdict(event))
-        await self._database.execute(entry, within=within)
+        await self._database.execute(entry, transaction=transaction)
 
     async def list_entries(
-        self, entries: AuditFilter, *, limit: int, before: str | None = None
+        self, entry_filter: AuditFilter, *, limit: int, before_id: str | None = None
     ) -> list[AuditEntry]:
         """Return up to ``limit`` entries that the filter selects, newest first.
 
         Args:
-            before: the id of an entry; only older entries are returned.
+            before_id: the id of an entry; only older entries are returned.
 
         Raises:
-            InvalidRequest: no entry of the filter's tenant has the id ``before``.
+            InvalidRequest: no entry of the filter's tenant has the id ``before_id``.
         """
         query = sa.select(audit).order_by(audit.c.at.desc(), audit.c.id.desc()).limit(limit)
-        query = query.where(*_build_conditions(entries))
+        query = query.where(*_build_conditions(entry_filter))
         async with self._database.reading() as connection:
-            if before is not None:
-                query = query.where(await _build_older_condition(connection, before, entries.owner))
+            if before_id is not None:
+                query = query.where(
+                    await _build_older_condition(connection, before_id, entry_filter.owner)
+                )
             rows = (await connection.execute(query)).mappings().all()
         return [_to_entry(row) for row in rows]
 
 
-def _build_conditions(entries: AuditFilter) -> list[sa.ColumnElement[bool]]:
-    columns = {
-        audit.c.owner: entries.owner,
-        audit.c.actor: entries.actor,
-        audit.c.target: entries.target,
+def _build_conditions(entry_filter: AuditFilter) -> list[sa.ColumnElement[bool]]:
+    values_by_column = {
+        audit.c.owner: entry_filter.owner,
+        audit.c.actor: entry_filter.actor,
+        audit.c.target: entry_filter.target,
     }
-    conditions = [column == value for column, value in columns.items() if value is not None]
-    if entries.action is not None:
-        is_noun = "." not in entries.action
+    conditions = [
+        column == value for column, value in values_by_column.items() if value is not None
+    ]
+    if entry_filter.action is not None:
+        is_noun = "." not in entry_filter.action
         conditions.append(
-            audit.c.action.startswith(f"{entries.action}.", autoescape=True)
+            audit.c.action.startswith(f"{entry_filter.action}.", autoescape=True)
             if is_noun
-            else audit.c.action == entries.action
+            else audit.c.action == entry_filter.action
         )
-    if entries.since is not None:
-        conditions.append(audit.c.at >= entries.since)
-    if entries.until is not None:
-        conditions.append(audit.c.at < entries.until)
+    if entry_filter.since is not None:
+        conditions.append(audit.c.at >= entry_filter.since)
+    if entry_filter.until is not None:
+        conditions.append(audit.c.at < entry_filter.until)
     return conditions
 
 
 async def _build_older_condition(
-    connection: Any, before: str, owner: str | None
+    connection: Any, before_id: str, owner: str | None
 ) -> sa.ColumnElement[bool]:
     entry = (
         await connection.execute(
-            sa.select(audit.c.at, audit.c.id, audit.c.owner).where(audit.c.id == before)
+            sa.select(audit.c.at, audit.c.id, audit.c.owner).where(audit.c.id == before_id)
         )
     ).first()
     if entry is None or (owner is not None and entry.owner != owner):
         raise InvalidRequest(
-            f"before must be the id of an audit entry, not {before!r}", field="before"
+            f"before must be the id of an audit entry, not {before_id!r}", field="before"
         )
     return sa.or_(audit.c.at < entry.at, sa.and_(audit.c.at == entry.at, audit.c.id < entry.id))
 

@@ -68,7 +68,12 @@ class FinishedLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LineCounts:
-    """Counts a batch's lines without a result; a live runner has claimed ``running`` of them."""
+    """Counts the lines of a batch that have no result.
+
+    Attributes:
+        pending: the number of all these lines.
+        running: the number of those that a live runner has claimed.
+    """
 
     pending: int
     running: int
@@ -80,7 +85,7 @@ class BatchLineStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, batch_id: str, added: Sequence[NewLine]) -> None:
+    async def add(self, batch_id: str, new_lines: Sequence[NewLine]) -> None:
         """Add lines to a batch; skip lines that exist already."""
         rows = [
             {
@@ -91,46 +96,46 @@ class BatchLineStore:
                 "size": line.size,
                 "status": LineStatus.PENDING.value,
             }
-            for line in added
+            for line in new_lines
         ]
         if rows:
             await self._database.write(lambda c: c.execute(_INSERT[c.dialect.name], rows))
 
-    async def renew_runner(self, runner: str, seconds: float) -> None:
-        """Record that a runner is alive for ``seconds`` from now, and delete long-dead runners."""
+    async def renew_runner(self, runner_id: str, alive_seconds: float) -> None:
+        """Record that a runner is alive for ``alive_seconds``, and delete long-dead runners."""
 
         def write(connection: sa.Connection) -> None:
-            _renew_runner(connection, runner, seconds)
+            _renew_runner(connection, runner_id, alive_seconds)
             connection.execute(
                 runners.delete().where(runners.c.alive_until < now() - timedelta(days=1))
             )
 
         await self._database.write(write)
 
-    async def remove_runner(self, runner: str) -> None:
+    async def remove_runner(self, runner_id: str) -> None:
         """Record that a runner has ended, so that other runners may claim its lines at once."""
         await self._database.write(
-            lambda c: c.execute(runners.delete().where(runners.c.id == runner))
+            lambda c: c.execute(runners.delete().where(runners.c.id == runner_id))
         )
 
     async def claim(
         self,
         batch_id: str,
-        runner: str,
+        runner_id: str,
         limit: int,
         *,
-        running: Sequence[int] = (),
-        seconds: float | None = None,
+        running_numbers: Sequence[int] = (),
+        alive_seconds: float | None = None,
     ) -> list[BatchLine]:
         """Claim the next lines that no other live runner has claimed, and return them.
 
         Args:
             limit: the maximum number of lines.
-            running: the numbers of the lines that this runner is running, which are left out. All
+            running_numbers: the numbers of the lines that this runner is running, which are left out. All
                 other lines that it claimed earlier may be returned again, such as those of a
                 cancelled call.
-            seconds: if given, also record that the runner is alive for so long, as `renew_runner`
-                does.
+            alive_seconds: if given, also record that the runner is alive for this time, as
+                `renew_runner` does.
 
         Returns:
             The claimed lines; empty if none is left, or if the batch was cancelled or has expired.
@@ -139,49 +144,51 @@ class BatchLineStore:
         def write(connection: sa.Connection) -> list[BatchLine]:
             if not lock_open_batch(connection, batch_id):
                 return []
-            if seconds is not None:
-                _renew_runner(connection, runner, seconds)
+            if alive_seconds is not None:
+                _renew_runner(connection, runner_id, alive_seconds)
             query = (
                 sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
                 .where(
                     lines.c.batch_id == batch_id,
-                    _is_free(runner),
-                    lines.c.number.not_in(running),
+                    _is_free(runner_id),
+                    lines.c.number.not_in(running_numbers),
                 )
                 .order_by(lines.c.number)
                 .limit(limit)
                 .with_for_update(skip_locked=True, of=lines)
             )
-            while found := [BatchLine(**row) for row in connection.execute(query).mappings()]:
-                numbers = set_runner(connection, batch_id, [line.number for line in found], runner)
+            while free_lines := [BatchLine(**row) for row in connection.execute(query).mappings()]:
+                numbers = set_runner(
+                    connection, batch_id, [line.number for line in free_lines], runner_id
+                )
                 if numbers:
-                    return [line for line in found if line.number in numbers]
+                    return [line for line in free_lines if line.number in numbers]
             return []
 
         return await self._database.write(write)
 
-    async def release(self, batch_id: str, numbers: Sequence[int], runner: str) -> None:
+    async def release(self, batch_id: str, numbers: Sequence[int], runner_id: str) -> None:
         """Release lines that a runner has claimed but will not run."""
-        change = (
+        update = (
             lines.update()
             .where(
                 lines.c.batch_id == batch_id,
                 lines.c.number.in_(numbers),
-                lines.c.runner == runner,
+                lines.c.runner == runner_id,
                 _PENDING,
             )
             .values(runner=None)
         )
-        await self._database.write(lambda c: c.execute(change))
+        await self._database.write(lambda c: c.execute(update))
 
-    async def release_all(self, batch_id: str, runner: str) -> None:
+    async def release_all(self, batch_id: str, runner_id: str) -> None:
         """Release all lines that a runner has claimed; it must not be running any of them."""
-        change = (
+        update = (
             lines.update()
-            .where(lines.c.batch_id == batch_id, lines.c.runner == runner, _PENDING)
+            .where(lines.c.batch_id == batch_id, lines.c.runner == runner_id, _PENDING)
             .values(runner=None)
         )
-        await self._database.write(lambda c: c.execute(change))
+        await self._database.write(lambda c: c.execute(update))
 
     async def finish(self, finished_lines: Sequence[FinishedLine]) -> list[FinishedLine]:
         """Write results of lines, and in the same transaction their batches' counts and the usage.
@@ -194,37 +201,44 @@ class BatchLineStore:
         """
 
         def write(connection: sa.Connection) -> list[FinishedLine]:
-            unwritten: list[FinishedLine] = []
-            usage: list[dict[str, Any]] = []
+            unwritten_lines: list[FinishedLine] = []
+            usage_rows: list[dict[str, Any]] = []
             # In one order, since two writers that lock batches in different ones would deadlock.
-            for batch_id in sorted({item.batch_id for item in finished_lines}):
-                group = {i.result.number: i for i in finished_lines if i.batch_id == batch_id}
-                written_numbers = _write_results(connection, batch_id, group)
-                for number, item in sorted(group.items()):
+            for batch_id in sorted({finished_line.batch_id for finished_line in finished_lines}):
+                lines_by_number = {
+                    i.result.number: i for i in finished_lines if i.batch_id == batch_id
+                }
+                written_numbers = _write_results(connection, batch_id, lines_by_number)
+                for number, finished_line in sorted(lines_by_number.items()):
                     if number not in written_numbers:
-                        unwritten.append(item)
+                        unwritten_lines.append(finished_line)
                         # Nothing changes if it was written, but the answer to the commit was lost.
-                        item = replace(item, usage=tuple(_end_early(e) for e in item.usage))
-                    usage += _build_usage_rows(item)
-            if usage:
-                insert_usage_rows(usage, connection)
-            return unwritten
+                        finished_line = replace(
+                            finished_line,
+                            usage=tuple(_mark_incomplete(e) for e in finished_line.usage),
+                        )
+                    usage_rows += _build_usage_rows(finished_line)
+            if usage_rows:
+                insert_usage_rows(usage_rows, connection)
+            return unwritten_lines
 
         return await self._database.write(write)
 
     async def count(self, batch_id: str) -> LineCounts:
         """Count the lines of a batch that have no result yet."""
-        pending = (
+        pending_query = (
             sa.select(sa.func.count())
             .select_from(lines)
             .where(lines.c.batch_id == batch_id, _PENDING)
         )
-        query = sa.select(pending.scalar_subquery(), pending.where(is_running()).scalar_subquery())
+        query = sa.select(
+            pending_query.scalar_subquery(), pending_query.where(is_running()).scalar_subquery()
+        )
         row = await self._database.read(lambda c: c.execute(query).one())
         return LineCounts(pending=row[0], running=row[1])
 
-    async def list_numbers(
-        self, batch_id: str, numbers: Sequence[int], runner: str
+    async def list_claimed_lines(
+        self, batch_id: str, numbers: Sequence[int], runner_id: str
     ) -> list[BatchLine]:
         """Return the lines with ``numbers`` that the runner has claimed and not finished."""
         query = (
@@ -232,21 +246,21 @@ class BatchLineStore:
             .where(
                 lines.c.batch_id == batch_id,
                 lines.c.number.in_(numbers),
-                lines.c.runner == runner,
+                lines.c.runner == runner_id,
                 _PENDING,
             )
             .order_by(lines.c.number)
         )
         return [BatchLine(**dict(row)) for row in await self._database.fetch_all(query)]
 
-    async def list_page(self, batch_id: str, after: int, limit: int) -> list[BatchLine]:
-        """Return the lines with numbers above ``after``, with their results, in order.
+    async def list_page(self, batch_id: str, after_number: int, limit: int) -> list[BatchLine]:
+        """Return the lines with numbers above ``after_number``, with their results, in order.
 
         The page has up to ``limit`` lines. It has fewer if their results are large, but at least
         one if any is left.
         """
-        conditions = (lines.c.batch_id == batch_id, lines.c.number > after)
-        sizes = (
+        conditions = (lines.c.batch_id == batch_id, lines.c.number > after_number)
+        size_query = (
             sa.select(lines.c.number, sa.func.coalesce(sa.func.length(lines.c.body), 0))
             .where(*conditions)
             .order_by(lines.c.number)
@@ -254,11 +268,11 @@ class BatchLineStore:
         )
 
         def read(connection: sa.Connection) -> Sequence[sa.RowMapping]:
-            last_number = after
+            last_number = after_number
             bytes_left = _PAGE_BYTES
-            for number, size in connection.execute(sizes):
+            for number, size in connection.execute(size_query):
                 bytes_left -= size
-                if bytes_left < 0 and last_number > after:
+                if bytes_left < 0 and last_number > after_number:
                     break
                 last_number = number
             query = sa.select(lines).where(*conditions, lines.c.number <= last_number)
@@ -281,46 +295,46 @@ def lock_open_batch(connection: sa.Connection, batch_id: str) -> bool:
     Returns:
         True if the lines of the batch may still be run.
     """
-    is_open = sa.select(batches.c.id).where(
+    query = sa.select(batches.c.id).where(
         batches.c.id == batch_id,
         batches.c.status == BatchStatus.IN_PROGRESS.value,
         batches.c.expires_at > now(),
     )
-    return connection.execute(is_open.with_for_update(read=True)).first() is not None
+    return connection.execute(query.with_for_update(read=True)).first() is not None
 
 
 def set_runner(
-    connection: sa.Connection, batch_id: str, numbers: Sequence[int], runner: str
+    connection: sa.Connection, batch_id: str, numbers: Sequence[int], runner_id: str
 ) -> set[int]:
     """Set the runner of those lines that are still free, and return their numbers.
 
-    The caller has locked the lines with an earlier statement, and this one checks again that they
-    are free. On PostgreSQL the earlier statement may have locked a line that another runner had
-    just claimed, because it could not see the new row of that runner.
+    The caller has locked the lines with an earlier statement. Here they are checked again, because
+    on PostgreSQL the earlier statement may have locked a line that another runner had just claimed:
+    it could not see the new row of that runner.
     """
-    change = (
+    update = (
         lines.update()
-        .where(lines.c.batch_id == batch_id, lines.c.number.in_(numbers), _is_free(runner))
-        .values(runner=runner)
+        .where(lines.c.batch_id == batch_id, lines.c.number.in_(numbers), _is_free(runner_id))
+        .values(runner=runner_id)
     )
-    return set(connection.execute(change.returning(lines.c.number)).scalars())
+    return set(connection.execute(update.returning(lines.c.number)).scalars())
 
 
-def _is_free(runner: str) -> sa.ColumnElement[bool]:
+def _is_free(runner_id: str) -> sa.ColumnElement[bool]:
     """Return the SQL condition for unfinished lines that no other live runner has."""
-    return sa.and_(_PENDING, sa.or_(lines.c.runner == runner, sa.not_(is_running())))
+    return sa.and_(_PENDING, sa.or_(lines.c.runner == runner_id, sa.not_(is_running())))
 
 
-def _renew_runner(connection: sa.Connection, runner: str, seconds: float) -> None:
-    row = {"id": runner, "alive_until": now() + timedelta(seconds=seconds)}
+def _renew_runner(connection: sa.Connection, runner_id: str, alive_seconds: float) -> None:
+    row = {"id": runner_id, "alive_until": now() + timedelta(seconds=alive_seconds)}
     insert = _INSERT_RUNNER[connection.dialect.name](runners).values(row)
     connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=row))
 
 
 def _write_results(
-    connection: sa.Connection, batch_id: str, group: Mapping[int, FinishedLine]
+    connection: sa.Connection, batch_id: str, lines_by_number: Mapping[int, FinishedLine]
 ) -> set[int]:
-    """Write the results in ``group``, by line number, of lines that have none yet.
+    """Write the results in ``lines_by_number``, except for lines that have a result already.
 
     Returns:
         The numbers of the lines whose results were written.
@@ -333,12 +347,12 @@ def _write_results(
     if connection.execute(unsealed_batch.with_for_update()).first() is None:
         return set()
     query = sa.select(lines.c.number).where(
-        lines.c.batch_id == batch_id, lines.c.number.in_(list(group)), _PENDING
+        lines.c.batch_id == batch_id, lines.c.number.in_(list(lines_by_number)), _PENDING
     )
     numbers = set(connection.execute(query.with_for_update()).scalars())
     if not numbers:
         return numbers
-    results = [group[number].result for number in sorted(numbers)]
+    results = [lines_by_number[number].result for number in sorted(numbers)]
     connection.execute(
         _SET_RESULT,
         [
@@ -365,25 +379,27 @@ def _write_results(
     return numbers
 
 
-def _build_usage_rows(item: FinishedLine) -> list[dict[str, Any]]:
+def _build_usage_rows(finished_line: FinishedLine) -> list[dict[str, Any]]:
     """Return the ledger rows of a line's model calls.
 
     The id of a row is derived from the line, its run and the position of the call, so that writing
     the row twice charges the call once.
     """
-    moment = now()
-    request_id = get_line_request_id(item.batch_id, item.result.number)
-    if item.run:
-        request_id += f"/{item.run}"
+    written_at = now()
+    request_id = get_line_request_id(finished_line.batch_id, finished_line.result.number)
+    if finished_line.run:
+        request_id += f"/{finished_line.run}"
     return [
         build_usage_row(
-            entry, moment, hashlib.sha256(f"{request_id}/{call}".encode()).hexdigest()[:32]
+            entry,
+            written_at,
+            hashlib.sha256(f"{request_id}/{call_index}".encode()).hexdigest()[:32],
         )
-        for call, entry in enumerate(item.usage)
+        for call_index, entry in enumerate(finished_line.usage)
     ]
 
 
-def _end_early(entry: UsageEntry) -> UsageEntry:
+def _mark_incomplete(entry: UsageEntry) -> UsageEntry:
     return replace(entry, complete=False)
 
 

@@ -26,7 +26,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.job_rows import OPEN_STATUSES
 from moyin.store.schema import artifacts, jobs
 from moyin.store.sql import Database
-from moyin.store.text_pruning import find_file_blobs
+from moyin.store.text_pruning import find_file_digests
 
 # The digests of so many jobs are held in memory while all other rows are read once.
 JOBS_PER_SCAN = 10_000
@@ -72,35 +72,35 @@ class BlobReferences:
         self._database = database
         self._blobs = blobs
 
-    async def collect_files(self, rows: Sequence[Mapping[Any, Any]]) -> dict[str, set[str]]:
+    async def collect_digests(self, rows: Sequence[Mapping[Any, Any]]) -> dict[str, set[str]]:
         """Return the digests of all blobs that the jobs in ``rows`` refer to, by job id."""
-        nested = await self.gather(self.read_nested_files, rows)
-        files = {
-            row["id"]: {*iterate_direct_files(row), *nested_digests}
-            for row, nested_digests in zip(rows, nested, strict=True)
+        nested_lists = await self.gather(self.read_nested_digests, rows)
+        digests_by_job = {
+            row["id"]: {*iterate_direct_digests(row), *nested_digests}
+            for row, nested_digests in zip(rows, nested_lists, strict=True)
         }
-        for chunk in split_into_chunks(list(files)):
+        for chunk in split_into_chunks(list(digests_by_job)):
             query = sa.select(artifacts.c.job_id, artifacts.c.sha256).where(
                 artifacts.c.job_id.in_(chunk)
             )
             for row in await self._database.fetch_all(query):
-                files[row["job_id"]].add(row["sha256"])
-        return files
+                digests_by_job[row["job_id"]].add(row["sha256"])
+        return digests_by_job
 
-    async def read_nested_files(self, row: Mapping[Any, Any]) -> list[str]:
+    async def read_nested_digests(self, row: Mapping[Any, Any]) -> list[str]:
         """Return the digests of the blobs that are named inside the job's other blobs.
 
         These are bodies of deferred HTTP requests (`moyin.domain.job.Step`), and files of renders
         that are not outputs, such as previews.
         """
-        kind, files = row["kind"], []
+        kind, digests = row["kind"], []
         if kind != StepKind.RENDER.value and (spec := await self._read_blob(row["spec"])):
             steps = decode(JobSpec, spec).steps
-            files += [step.payload.get("blob") for step in steps if step.kind is StepKind.HTTP]
+            digests += [step.payload.get("blob") for step in steps if step.kind is StepKind.HTTP]
         if kind not in (StepKind.CHAT.value, StepKind.HTTP.value):
-            for output in list(iterate_direct_files(row))[1:]:
-                files += _list_recorded_files(await self._read_blob(output))
-        return [file for file in files if isinstance(file, str)]
+            for output_digest in list(iterate_direct_digests(row))[1:]:
+                digests += _list_recorded_digests(await self._read_blob(output_digest))
+        return [digest for digest in digests if isinstance(digest, str)]
 
     async def _read_blob(self, sha256: str) -> bytes | None:
         try:
@@ -115,35 +115,37 @@ class BlobReferences:
         contents = await self.gather(self._read_blob, specs)
         return {i.decode() for spec in contents for i in _ARTIFACT_ID.findall(spec or b"")}
 
-    async def find_unreferenced_files(
+    async def find_unreferenced_digests(
         self,
-        files: Mapping[str, set[str]],
-        inputs: Collection[str],
-        before: datetime,
+        digests_by_job: Mapping[str, set[str]],
+        input_ids: Collection[str],
+        cutoff: datetime,
         *,
         keeps_jobs: bool = False,
-        hidden: Collection[str] = (),
+        hidden_ids: Collection[str] = (),
     ) -> set[str]:
-        """Return those blobs in ``files`` to which no other job and no other artifact refers.
+        """Return those blobs in ``digests_by_job`` to which no other job and no other artifact refers.
 
         Args:
-            files: the digests of blobs by job id.
-            inputs: the ids of artifacts that open jobs use.
-            before: the time before which the jobs to delete have ended.
-            keeps_jobs: True if other jobs that ended before ``before`` are kept, with their blobs.
-            hidden: the ids of artifacts that are deleted at the same time.
+            digests_by_job: the digests of blobs by job id.
+            input_ids: the ids of artifacts that open jobs use.
+            cutoff: the time before which the jobs to delete have ended.
+            keeps_jobs: True if other jobs that ended before ``cutoff`` are kept, with their blobs.
+            hidden_ids: the ids of artifacts that are deleted at the same time.
         """
-        deletable_digests = set().union(*files.values())
+        deletable_digests = set().union(*digests_by_job.values())
         async for row in self._iterate_rows(artifacts.c.id, artifacts.c.job_id, artifacts.c.sha256):
-            if row["id"] not in hidden and (row["job_id"] not in files or row["id"] in inputs):
+            if row["id"] not in hidden_ids and (
+                row["job_id"] not in digests_by_job or row["id"] in input_ids
+            ):
                 deletable_digests.discard(row["sha256"])
-        is_read = (_was_created_by if keeps_jobs else _was_open_at)(before).label("is_read")
+        is_read = (_was_created_by if keeps_jobs else _was_open_at)(cutoff).label("is_read")
         async for row in self._iterate_rows(jobs.c.id, *REFERENCE_COLUMNS, is_read):
-            if row["id"] not in files:
-                deletable_digests.difference_update(iterate_direct_files(row))
+            if row["id"] not in digests_by_job:
+                deletable_digests.difference_update(iterate_direct_digests(row))
                 if row["is_read"]:
-                    deletable_digests.difference_update(await self.read_nested_files(row))
-        return deletable_digests - await find_file_blobs(self._database, deletable_digests)
+                    deletable_digests.difference_update(await self.read_nested_digests(row))
+        return deletable_digests - await find_file_digests(self._database, deletable_digests)
 
     async def _iterate_rows(
         self, key: sa.Column[Any], *columns: Any
@@ -152,33 +154,36 @@ class BlobReferences:
 
         The rows are read in pages, so that other queries need not wait.
         """
-        after = ""
+        last_key = ""
         while True:
-            query = sa.select(key, *columns).where(key > after).order_by(key).limit(PAGE)
+            query = sa.select(key, *columns).where(key > last_key).order_by(key).limit(PAGE)
             page = await self._database.fetch_all(query)
             for row in page:
                 yield row
             if len(page) < PAGE:
                 return
-            after = page[-1][key.name]
+            last_key = page[-1][key.name]
 
-    async def delete_files(self, files: Collection[str], before: datetime) -> PruneResult:
-        results = await self.gather(lambda file: self._blobs.delete(file, before), list(files))
+    async def delete_blobs(self, digests: Collection[str], cutoff: datetime) -> PruneResult:
+        """Delete blobs, except those that were stored or renewed since ``cutoff``."""
+        results = await self.gather(
+            lambda digest: self._blobs.delete(digest, cutoff), list(digests)
+        )
         sizes = [size for size in results if size is not None]
         return PruneResult(files=len(sizes), size=sum(sizes))
 
     async def gather(self, call: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
         """Call ``call`` for all items, a few of them concurrently, and return the results."""
-        limit = asyncio.Semaphore(_CONCURRENCY)
+        semaphore = asyncio.Semaphore(_CONCURRENCY)
 
         async def call_limited(item: T) -> R:
-            async with limit:
+            async with semaphore:
                 return await call(item)
 
         return await asyncio.gather(*map(call_limited, items))
 
 
-def iterate_direct_files(row: Mapping[Any, Any]) -> Iterator[str]:
+def iterate_direct_digests(row: Mapping[Any, Any]) -> Iterator[str]:
     """Yield the digests of the blobs that a job's row names, first that of the job's spec."""
     yield row["spec"]
     if row["record"] is not None:
@@ -187,27 +192,28 @@ def iterate_direct_files(row: Mapping[Any, Any]) -> Iterator[str]:
         yield result["output"]
 
 
-def _list_recorded_files(output: bytes | None) -> list[str]:
+def _list_recorded_digests(output: bytes | None) -> list[str]:
     """Return the digests of the files in the ComfyUI history entry of a step's output."""
     record = (from_json(output) if output else {}).get("record") or {}
     return [file["sha256"] for file in record.get("files", ())]
 
 
 def split_into_chunks(items: list[str]) -> Iterator[list[str]]:
+    """Yield the items in lists of at most `CHUNK` items."""
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
 
 
-def _was_created_by(before: datetime) -> sa.ColumnElement[bool]:
-    """Return the SQL condition for jobs that were submitted before ``before`` or shortly after it.
+def _was_created_by(cutoff: datetime) -> sa.ColumnElement[bool]:
+    """Return the SQL condition for jobs that were submitted before ``cutoff`` or shortly after it.
 
     Later jobs need no check, because their blobs are too new to be deleted.
     """
-    return jobs.c.created_at < before + _STORE_MARGIN
+    return jobs.c.created_at < cutoff + _STORE_MARGIN
 
 
-def _was_open_at(before: datetime) -> sa.ColumnElement[bool]:
-    """Return the SQL condition for jobs that were open at ``before``."""
+def _was_open_at(cutoff: datetime) -> sa.ColumnElement[bool]:
+    """Return the SQL condition for jobs that were open at ``cutoff``."""
     return sa.and_(
-        _was_created_by(before),
-        sa.or_(jobs.c.status.in_(OPEN_STATUSES), jobs.c.finished_at >= before),
+        _was_created_by(cutoff),
+        sa.or_(jobs.c.status.in_(OPEN_STATUSES), jobs.c.finished_at >= cutoff),
     )

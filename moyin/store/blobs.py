@@ -62,10 +62,13 @@ class BlobStore:
         """Store ``data`` as a blob and return its SHA-256."""
         if not self._in_s3:
             return await asyncio.to_thread(self._put, data)
-        digest = await asyncio.to_thread(_sha256, data)
+        digest = await asyncio.to_thread(_compute_sha256, data)
         # Written without a check whether it exists, which would cost another request.
         await self._call(
-            "pipe_file", self._path(digest), data, seconds=s3.compute_upload_timeout(len(data))
+            "pipe_file",
+            self._build_path(digest),
+            data,
+            timeout_seconds=s3.compute_upload_timeout(len(data)),
         )
         return digest
 
@@ -79,12 +82,18 @@ class BlobStore:
             return await asyncio.to_thread(self._put_file, path)
         blob = await asyncio.to_thread(_hash_file, path)
         if not await self.renew(blob.sha256):
-            target = self._path(blob.sha256)
-            seconds = s3.compute_upload_timeout(blob.size)
-            await self._call("put_file", str(path), target, chunksize=_S3_PART_UP, seconds=seconds)
+            target = self._build_path(blob.sha256)
+            timeout_seconds = s3.compute_upload_timeout(blob.size)
+            await self._call(
+                "put_file",
+                str(path),
+                target,
+                chunksize=_S3_PART_UP,
+                timeout_seconds=timeout_seconds,
+            )
         return blob
 
-    async def put_stream(self, file: IO[bytes], limit: int) -> Blob:
+    async def put_stream(self, file: IO[bytes], max_bytes: int) -> Blob:
         """Store the rest of an open file, which another process may change meanwhile.
 
         The file is read only once, so that the digest is that of the stored bytes.
@@ -93,25 +102,25 @@ class BlobStore:
             The SHA-256 and the size of the stored bytes.
 
         Raises:
-            OSError: the file has more than ``limit`` bytes.
+            OSError: the file has more than ``max_bytes`` bytes.
         """
         if not self._in_s3:
-            return await asyncio.to_thread(self._put_stream, file, limit)
+            return await asyncio.to_thread(self._put_stream, file, max_bytes)
         with tempfile.TemporaryDirectory(prefix="moyin-") as folder:
             path = Path(folder) / "blob"
-            await asyncio.to_thread(_copy_limited, file, path, limit)
+            await asyncio.to_thread(_copy_limited, file, path, max_bytes)
             return await self.put_file(path)
 
     async def get(self, sha256: str) -> bytes:
         """Return the content of a blob; raise FileNotFoundError if it does not exist."""
-        data: bytes = await self._call("cat_file", self._path(sha256))
+        data: bytes = await self._call("cat_file", self._build_path(sha256))
         return data
 
     async def read_chunks(
         self, sha256: str, *, start: int = 0, end: int | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Yield the bytes from ``start`` to before ``end``, which must be within the blob."""
-        path = self._path(sha256)
+        path = self._build_path(sha256)
         if end is None:
             end = (await self._call("info", path))["size"]
         size = _S3_PART_DOWN if self._in_s3 else _CHUNK
@@ -126,15 +135,15 @@ class BlobStore:
 
     async def copy_to(self, sha256: str, path: Path) -> None:
         """Copy a blob to a local file atomically; raise FileNotFoundError if it does not exist."""
-        source = self._path(sha256)
+        source = self._build_path(sha256)
         if not self._in_s3:
             return await asyncio.to_thread(_copy_atomically, source, path)
-        temporary = _temporary_path(path)
+        temporary_path = _choose_temporary_path(path)
         try:
-            await self._call("get_file", source, str(temporary))
-            temporary.replace(path)
+            await self._call("get_file", source, str(temporary_path))
+            temporary_path.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            temporary_path.unlink(missing_ok=True)
 
     async def ping(self) -> None:
         """Raise an exception if the store does not respond."""
@@ -144,7 +153,7 @@ class BlobStore:
         """Return whether the blob exists."""
         try:
             # Not fsspec's `exists`, which returns False if the bucket does not exist.
-            await self._call("info", self._path(sha256))
+            await self._call("info", self._build_path(sha256))
         except FileNotFoundError:
             return False
         return True
@@ -155,7 +164,7 @@ class BlobStore:
         A blob in S3 that is less than an hour old is not changed.
         """
         try:
-            path = self._path(sha256)
+            path = self._build_path(sha256)
             if not self._in_s3:
                 return await asyncio.to_thread(_touch, Path(path))
             if (await self._call("info", path))["LastModified"] < datetime.now(UTC) - _RECENT:
@@ -165,22 +174,22 @@ class BlobStore:
             return False
         return True
 
-    async def delete(self, sha256: str, before: datetime) -> int | None:
-        """Delete a blob unless it was stored or renewed since ``before``.
+    async def delete(self, sha256: str, cutoff: datetime) -> int | None:
+        """Delete a blob unless it was stored or renewed since ``cutoff``.
 
         In S3 the check and the deletion are two requests; a renewal between them is lost.
 
         Returns:
             The size of the deleted blob in bytes, or None if nothing was deleted.
         """
-        path = self._path(sha256)
+        path = self._build_path(sha256)
         if not self._in_s3:
-            return await asyncio.to_thread(_delete, Path(path), before.timestamp())
+            return await asyncio.to_thread(_delete_if_older, Path(path), cutoff.timestamp())
         try:
             info = await self._call("info", path)
         except FileNotFoundError:
             return None
-        if info["LastModified"] >= before:
+        if info["LastModified"] >= cutoff:
             return None
         await self._call("rm_file", path)
         return int(info["size"])
@@ -190,15 +199,15 @@ class BlobStore:
             return await s3.call_method(self._files, method, *args, **kwargs)
         return await asyncio.to_thread(getattr(self._files, method), *args, **kwargs)
 
-    def _path(self, sha256: str) -> str:
+    def _build_path(self, sha256: str) -> str:
         if len(sha256) != 64 or not all(c in "0123456789abcdef" for c in sha256):
-            raise FileNotFoundError(sha256)
+            raise FileNotFoundError(f"no blob has the name {sha256!r}: a name is a SHA-256 in hex")
         # Two levels of folders, so that each has few entries.
         return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
     def _put(self, data: bytes) -> str:
-        digest = _sha256(data)
-        path = Path(self._path(digest))
+        digest = _compute_sha256(data)
+        path = Path(self._build_path(digest))
         if not _touch(path):
             with _open_atomically(path) as file:
                 file.write(data)
@@ -206,27 +215,27 @@ class BlobStore:
 
     def _put_file(self, source: Path) -> Blob:
         blob = _hash_file(source)
-        path = Path(self._path(blob.sha256))
+        path = Path(self._build_path(blob.sha256))
         if not _touch(path):
             with source.open("rb") as file, _open_atomically(path) as target:
                 shutil.copyfileobj(file, target, _CHUNK)
         return blob
 
-    def _put_stream(self, file: IO[bytes], limit: int) -> Blob:
+    def _put_stream(self, file: IO[bytes], max_bytes: int) -> Blob:
         root = Path(self._root)
         root.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary_path(root / "incoming")
+        temporary_path = _choose_temporary_path(root / "incoming")
         try:
-            with temporary.open("wb") as copy:
-                digest, size = _copy_and_hash(file, copy, limit)
-                path = Path(self._path(digest))
+            with temporary_path.open("wb") as target:
+                digest, size = _copy_and_hash(file, target, max_bytes)
+                path = Path(self._build_path(digest))
                 if not _touch(path):
-                    copy.flush()
-                    os.fsync(copy.fileno())
+                    target.flush()
+                    os.fsync(target.fileno())
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    temporary.replace(path)
+                    temporary_path.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            temporary_path.unlink(missing_ok=True)
         return Blob(sha256=digest, size=size)
 
 
@@ -234,15 +243,15 @@ class BlobStore:
 def _open_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file, which is renamed to ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_path(path)
+    temporary_path = _choose_temporary_path(path)
     try:
-        with temporary.open("wb") as file:
+        with temporary_path.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary_path.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)
 
 
 def _touch(path: Path) -> bool:
@@ -257,24 +266,24 @@ def _touch(path: Path) -> bool:
     return True
 
 
-def _delete(path: Path, before: float) -> int | None:
+def _delete_if_older(path: Path, cutoff: float) -> int | None:
     # Renamed first, so that a concurrent writer either renews the file before or writes it again.
-    temporary = _temporary_path(path)
+    temporary_path = _choose_temporary_path(path)
     try:
-        if path.stat().st_mtime >= before:
+        if path.stat().st_mtime >= cutoff:
             return None
-        path.rename(temporary)
+        path.rename(temporary_path)
     except FileNotFoundError:
         return None
-    stat = temporary.stat()
-    if stat.st_mtime >= before:
-        temporary.rename(path)
+    stat = temporary_path.stat()
+    if stat.st_mtime >= cutoff:
+        temporary_path.rename(path)
         return None
-    temporary.unlink()
+    temporary_path.unlink()
     return stat.st_size
 
 
-def _sha256(data: bytes) -> str:
+def _compute_sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -285,30 +294,30 @@ def _hash_file(source: Path) -> Blob:
 
 
 def _copy_atomically(source: str, path: Path) -> None:
-    temporary = _temporary_path(path)
+    temporary_path = _choose_temporary_path(path)
     try:
-        shutil.copyfile(source, temporary)
-        temporary.replace(path)
+        shutil.copyfile(source, temporary_path)
+        temporary_path.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)
 
 
-def _temporary_path(path: Path) -> Path:
+def _choose_temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
-def _copy_limited(source: IO[bytes], path: Path, limit: int) -> None:
+def _copy_limited(source: IO[bytes], path: Path, max_bytes: int) -> None:
     with path.open("wb") as target:
-        _copy_and_hash(source, target, limit)
+        _copy_and_hash(source, target, max_bytes)
 
 
-def _copy_and_hash(source: IO[bytes], target: IO[bytes], limit: int) -> tuple[str, int]:
-    """Copy a file and return its SHA-256 and size; raise OSError beyond ``limit`` bytes."""
+def _copy_and_hash(source: IO[bytes], target: IO[bytes], max_bytes: int) -> tuple[str, int]:
+    """Copy a file and return its SHA-256 and size; raise OSError beyond ``max_bytes`` bytes."""
     digest, size = hashlib.sha256(), 0
     while chunk := source.read(_CHUNK):
         size += len(chunk)
-        if size > limit:
-            raise OSError(errno.EFBIG, f"the file is larger than {limit} bytes")
+        if size > max_bytes:
+            raise OSError(errno.EFBIG, f"the file is larger than the limit of {max_bytes} bytes")
         digest.update(chunk)
         target.write(chunk)
     return digest.hexdigest(), size

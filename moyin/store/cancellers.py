@@ -1,4 +1,4 @@
-"""Records who asked to cancel an attempt of a job, in the column ``cancelled_by`` of the job's row.
+"""Records the callers that cancel an attempt of a job, in the column ``cancelled_by`` of its row.
 
 Several cancel requests may overlap, and each of them may fail. So each request adds its own entry,
 and a failed request removes only its own. The job shows the oldest entry as its canceller.
@@ -39,7 +39,7 @@ def add_canceller(
         return None
     entry_id = secrets.token_hex(8)
     entry = {"id": entry_id, "by": to_plain(canceller)}
-    _write(connection, job_id, attempt, [*entries, entry])
+    _write_entries(connection, job_id, attempt, [*entries, entry])
     return entry_id
 
 
@@ -51,7 +51,7 @@ def remove_canceller(connection: sa.Connection, job_id: str, attempt: int, entry
     entries = _lock_entries(connection, job_id, attempt)
     if entries is not None:
         remaining_entries = [entry for entry in entries if entry["id"] != entry_id]
-        _write(connection, job_id, attempt, remaining_entries)
+        _write_entries(connection, job_id, attempt, remaining_entries)
 
 
 def _lock_entries(connection: sa.Connection, job_id: str, attempt: int) -> list[Any] | None:
@@ -60,6 +60,8 @@ def _lock_entries(connection: sa.Connection, job_id: str, attempt: int) -> list[
     return None if row is None else get_canceller_entries(row)
 
 
-def _write(connection: sa.Connection, job_id: str, attempt: int, entries: list[Any]) -> None:
+def _write_entries(
+    connection: sa.Connection, job_id: str, attempt: int, entries: list[Any]
+) -> None:
     values = {"job_id": job_id, "attempt": attempt}
     connection.execute(_UPDATE.values(cancelled_by=entries or None), values)

@@ -27,9 +27,9 @@ class UploadStore:
         self._database = database
 
     async def put(
-        self, owner: str, name: ComfyFileName, artifact: Artifact, *, replace: bool
+        self, owner: str, name: ComfyFileName, artifact: Artifact, *, may_replace: bool
     ) -> Artifact:
-        """Assign a name to an artifact; a name in use is reassigned only if ``replace`` is True.
+        """Assign a name to an artifact; a name in use is reassigned only if ``may_replace`` is True.
 
         Returns:
             The artifact that has the name now.
@@ -52,7 +52,7 @@ class UploadStore:
 
         def put(connection: sa.Connection) -> None:
             # The name of a deleted artifact is free.
-            is_replaceable = sa.true() if replace else sa.not_(is_visible)
+            is_replaceable = sa.true() if may_replace else sa.not_(is_visible)
             connection.execute(uploads.delete().where(_has_name(owner, name), is_replaceable))
             connection.execute(uploads.insert().values(values))
             insert_artifacts(connection, [artifact], owner=owner, job_id=None)
@@ -61,9 +61,9 @@ class UploadStore:
             try:
                 await self._database.write(put)
             except IntegrityError:
-                found_artifacts = await self.find(owner, [name])
-                if name in found_artifacts:
-                    return found_artifacts[name]
+                artifacts_by_name = await self.find(owner, [name])
+                if name in artifacts_by_name:
+                    return artifacts_by_name[name]
                 # The artifact with the name was deleted in between.
             else:
                 return artifact
@@ -74,17 +74,17 @@ class UploadStore:
     async def find(
         self, owner: str, names: Collection[ComfyFileName]
     ) -> dict[ComfyFileName, Artifact]:
-        """Return the artifacts with these names, by name; names without an artifact are missing."""
-        remaining_names = list(names)
+        """Return the artifacts with these names, by name; names without an artifact are left out."""
+        ordered_names = list(names)
         artifacts_by_name: dict[ComfyFileName, Artifact] = {}
-        for start in range(0, len(remaining_names), _CHUNK):
-            part = remaining_names[start : start + _CHUNK]
+        for start in range(0, len(ordered_names), _CHUNK):
+            chunk = ordered_names[start : start + _CHUNK]
             query = (
                 sa.select(uploads.c.type, uploads.c.subfolder, uploads.c.filename, artifacts)
                 .join(artifacts, artifacts.c.id == uploads.c.artifact_id)
                 .where(
                     artifacts.c.deleted_at.is_(None),
-                    sa.or_(*(_has_name(owner, name) for name in part)),
+                    sa.or_(*(_has_name(owner, name) for name in chunk)),
                 )
             )
             rows = await self._database.fetch_all(query)

@@ -77,38 +77,42 @@ class ComparisonStore:
 
     async def add(self, comparison_id: str, owner: str, comparison: bytes) -> bool:
         """Store a comparison for a day; return False if the id exists already."""
-        name, encrypted = _PREFIX + comparison_id, self._encrypt(comparison_id, comparison)
+        name, ciphertext = _PREFIX + comparison_id, self._encrypt(comparison_id, comparison)
         async with _translate_errors(), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hsetnx(name, "comparison", encrypted)
+            pipeline.hsetnx(name, "comparison", ciphertext)
             pipeline.hsetnx(name, "owner", owner)
             pipeline.expire(name, _LIFETIME_SECONDS, nx=True)
-            for index in (_OPEN, _build_open_key(owner)):
-                pipeline.zadd(index, {comparison_id: time.time() + _LIFETIME_SECONDS}, nx=True)
-                pipeline.expire(index, 2 * _LIFETIME_SECONDS)
-            added, *_ = await pipeline.execute()
-        return bool(added)
+            for index_key in (_OPEN, _build_open_key(owner)):
+                pipeline.zadd(index_key, {comparison_id: time.time() + _LIFETIME_SECONDS}, nx=True)
+                pipeline.expire(index_key, 2 * _LIFETIME_SECONDS)
+            is_new, *_ = await pipeline.execute()
+        return bool(is_new)
 
     async def get(self, comparison_id: str) -> StoredComparison | None:
         """Return a comparison, or None if it does not exist or was encrypted with another secret."""
         async with _translate_errors():
-            encrypted, second = await self._redis.hmget(
+            ciphertext, second_ciphertext = await self._redis.hmget(
                 _PREFIX + comparison_id, ["comparison", "second"]
             )
-        if encrypted is None:
+        if ciphertext is None:
             return None
         try:
-            comparison = self._decrypt(comparison_id, encrypted)
-            text = None if second is None else self._decrypt(comparison_id, second).decode()
+            comparison = self._decrypt(comparison_id, ciphertext)
+            second_answer = (
+                None
+                if second_ciphertext is None
+                else self._decrypt(comparison_id, second_ciphertext).decode()
+            )
         except InvalidTag:
             return None
-        return StoredComparison(comparison=comparison, second=text)
+        return StoredComparison(comparison=comparison, second=second_answer)
 
-    async def add_second_answer(self, comparison_id: str, text: str) -> None:
+    async def add_second_answer(self, comparison_id: str, answer: str) -> None:
         """Store the second answer of a comparison."""
         name = _PREFIX + comparison_id
-        encrypted = self._encrypt(comparison_id, text.encode(errors="replace"))
+        ciphertext = self._encrypt(comparison_id, answer.encode(errors="replace"))
         async with _translate_errors(), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hset(name, "second", encrypted)
+            pipeline.hset(name, "second", ciphertext)
             # If the comparison has just expired, the command above creates a key that must expire.
             pipeline.expire(name, _LIFETIME_SECONDS, nx=True)
             await pipeline.execute()
@@ -134,13 +138,13 @@ class ComparisonStore:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    def _encrypt(self, comparison_id: str, text: bytes) -> bytes:
+    def _encrypt(self, comparison_id: str, plaintext: bytes) -> bytes:
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, text, comparison_id.encode())
+        return nonce + self._cipher.encrypt(nonce, plaintext, comparison_id.encode())
 
-    def _decrypt(self, comparison_id: str, encrypted: bytes) -> bytes:
-        nonce, text = encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:]
-        return self._cipher.decrypt(nonce, text, comparison_id.encode())
+    def _decrypt(self, comparison_id: str, nonce_and_ciphertext: bytes) -> bytes:
+        nonce, ciphertext = nonce_and_ciphertext[:_NONCE_BYTES], nonce_and_ciphertext[_NONCE_BYTES:]
+        return self._cipher.decrypt(nonce, ciphertext, comparison_id.encode())
 
 
 def _build_open_key(owner: str) -> str:

@@ -32,15 +32,15 @@ class ConfigHistory:
         self._database = database
 
     async def record(self, values: Mapping[str, Any]) -> None:
-        """Store a configuration unless it equals the newest one, since every replica calls this."""
+        """Store a configuration unless it equals the newest one; every replica calls this."""
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
         def add(connection: sa.Connection) -> None:
             if connection.dialect.name == "postgresql":
                 # Replicas that start at once would record it twice. SQLite has one writer anyway.
                 connection.execute(sa.text("LOCK TABLE config_history IN EXCLUSIVE MODE"))
-            newest = sa.select(config_history.c.number, config_history.c.digest)
-            row = connection.execute(newest.order_by(config_history.c.number.desc())).first()
+            newest_query = sa.select(config_history.c.number, config_history.c.digest)
+            row = connection.execute(newest_query.order_by(config_history.c.number.desc())).first()
             if row is not None and row.digest == digest:
                 return
             number = 1 if row is None else row.number + 1

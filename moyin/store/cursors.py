@@ -15,7 +15,7 @@ from moyin.store.sql import Database, ensure_utc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PageQuery:
+class PageRequest:
     """Describes a page of a list.
 
     Attributes:
@@ -28,7 +28,7 @@ class PageQuery:
 
 
 async def fetch_page(
-    database: Database, table: sa.Table, condition: sa.ColumnElement[bool], page: PageQuery
+    database: Database, table: sa.Table, condition: sa.ColumnElement[bool], page: PageRequest
 ) -> tuple[Sequence[Mapping[Any, Any]], str | None]:
     """Return the rows of a page of ``table``, newest first, and the cursor of the next page.
 
@@ -57,8 +57,8 @@ def build_search_condition(text: str, *columns: sa.Column[Any]) -> sa.ColumnElem
 
 def encode_cursor(created_at: datetime, row_id: str) -> str:
     """Return the cursor of the page that begins after the row ``row_id``."""
-    plain = f"{created_at.isoformat()}_{row_id}"
-    return base64.urlsafe_b64encode(plain.encode()).decode().rstrip("=")
+    position = f"{created_at.isoformat()}_{row_id}"
+    return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
 
 
 def build_older_condition(table: sa.Table, cursor: str) -> sa.ColumnElement[bool]:
@@ -75,10 +75,10 @@ def build_older_condition(table: sa.Table, cursor: str) -> sa.ColumnElement[bool
 
 def _decode_cursor(cursor: str) -> tuple[datetime, str]:
     try:
-        plain = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        created_at, _, row_id = plain.partition("_")
+        position = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        created_at, _, row_id = position.partition("_")
         if "\0" in row_id:
-            raise ValueError("PostgreSQL cannot store NUL characters")
+            raise ValueError("a cursor must not contain NUL, which PostgreSQL cannot compare")
         return datetime.fromisoformat(created_at).astimezone(UTC), row_id
     except (ValueError, OverflowError):
         raise InvalidRequest(

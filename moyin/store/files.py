@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -45,7 +44,7 @@ class FileStore:
         def write(connection: sa.Connection) -> None:
             used_bytes = connection.execute(
                 sa.select(sa.func.coalesce(sa.func.sum(files.c.size), 0)).where(
-                    files.c.owner == file.owner, _is_kept()
+                    files.c.owner == file.owner, _is_available()
                 )
             ).scalar_one()
             if used_bytes + file.size > self._max_bytes:
@@ -62,7 +61,9 @@ class FileStore:
         """Return a file of the tenant, or raise `StoredFileNotFound`."""
         file = await self.find(owner, file_id)
         if file is None:
-            raise StoredFileNotFound(f"there is no file {file_id[:80]!r}: it may have been deleted")
+            raise StoredFileNotFound(
+                f"there is no file {file_id[:80]!r}: GET /v1/files lists your files"
+            )
         return file
 
     async def find(
@@ -74,7 +75,7 @@ class FileStore:
         """
         query = sa.select(files).where(files.c.owner == owner, files.c.id == file_id)
         if not with_deleted:
-            query = query.where(_is_kept())
+            query = query.where(_is_available())
         row = await self._database.fetch_first(query)
         return None if row is None else _parse_file(row)
 
@@ -84,31 +85,35 @@ class FileStore:
         *,
         purpose: str | None = None,
         limit: int = 10_000,
-        after: str | None = None,
+        after_id: str | None = None,
         newest_first: bool = True,
     ) -> tuple[list[StoredFile], bool]:
         """Return a page of the tenant's files, and True if there are more.
 
         Args:
-            after: the id of the last file of the previous page.
+            after_id: the id of the last file of the previous page.
 
         Raises:
-            StoredFileNotFound: there is no file ``after``.
+            StoredFileNotFound: there is no file ``after_id``.
         """
         query = sa.select(files).where(
-            files.c.owner == owner, files.c.purpose != INTERNAL, _is_kept()
+            files.c.owner == owner, files.c.purpose != INTERNAL, _is_available()
         )
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
-        place = sa.tuple_(files.c.created_at, files.c.id)
-        if after is not None:
-            last_file = await self.find(owner, after, with_deleted=True)
+        row_position = sa.tuple_(files.c.created_at, files.c.id)
+        if after_id is not None:
+            last_file = await self.find(owner, after_id, with_deleted=True)
             if last_file is None:
-                raise StoredFileNotFound(f"after: there is no file {after[:80]!r}")
-            position = sa.tuple_(
+                raise StoredFileNotFound(
+                    f"after must be the id of one of your files, but there is no file {after_id[:80]!r}"
+                )
+            last_position = sa.tuple_(
                 sa.literal(last_file.created_at, files.c.created_at.type), sa.literal(last_file.id)
             )
-            query = query.where(place < position if newest_first else place > position)
+            query = query.where(
+                row_position < last_position if newest_first else row_position > last_position
+            )
         order = (files.c.created_at, files.c.id)
         query = query.order_by(*(c.desc() if newest_first else c.asc() for c in order))
         rows = await self._database.fetch_all(query.limit(limit + 1))
@@ -116,32 +121,33 @@ class FileStore:
 
     async def delete(self, owner: str, file_id: str) -> None:
         """Delete a file, or raise `StoredFileNotFound`; pruning deletes its blob later."""
-        delete = (
+        statement = (
             files.update()
-            .where(files.c.owner == owner, files.c.id == file_id, _is_kept())
+            .where(files.c.owner == owner, files.c.id == file_id, _is_available())
             .values(deleted_at=now())
         )
-        if not await self._database.write(lambda c: c.execute(delete).rowcount):
-            raise StoredFileNotFound(f"there is no file {file_id[:80]!r}: it may have been deleted")
+        if not await self._database.write(lambda c: c.execute(statement).rowcount):
+            raise StoredFileNotFound(
+                f"there is no file {file_id[:80]!r}: GET /v1/files lists your files"
+            )
 
 
-def insert_files(connection: sa.Connection, *added: StoredFile) -> None:
+def insert_files(connection: sa.Connection, *new_files: StoredFile) -> None:
     """Insert the rows of files in the caller's transaction; skip ids that exist already."""
-    rows = [{name: getattr(file, name) for name in _COLUMNS} for file in added]
+    rows = [{name: getattr(file, name) for name in _COLUMNS} for file in new_files]
     if rows:
         connection.execute(_INSERT[connection.dialect.name], rows)
 
 
-def _is_kept() -> sa.ColumnElement[bool]:
-    moment: datetime = now()
+def _is_available() -> sa.ColumnElement[bool]:
     return sa.and_(
         files.c.deleted_at.is_(None),
-        sa.or_(files.c.expires_at.is_(None), files.c.expires_at > moment),
+        sa.or_(files.c.expires_at.is_(None), files.c.expires_at > now()),
     )
 
 
 def _parse_file(row: Mapping[Any, Any]) -> StoredFile:
-    plain: dict[str, Any] = {name: row[name] for name in _COLUMNS}
+    values: dict[str, Any] = {name: row[name] for name in _COLUMNS}
     for name in ("created_at", "expires_at"):
-        plain[name] = ensure_utc(plain[name])
-    return StoredFile(**plain)
+        values[name] = ensure_utc(values[name])
+    return StoredFile(**values)

@@ -80,25 +80,27 @@ class FollowUpStore:
 
         If Valkey is unavailable, return None instead of the list.
         """
-        return await self._fetch("GET", names)
+        return await self._fetch_values("GET", names)
 
     async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:
         """Return values as `get` does and delete them; no two callers get the same value."""
-        return await self._fetch("GETDEL", names)
+        return await self._fetch_values("GETDEL", names)
 
-    async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
-        """Store values by name, which expire after ``seconds``."""
-        packed_pairs = _pack(text for pair in values.items() for text in pair)
+    async def put(self, values: Mapping[bytes, bytes], lifetime_seconds: int) -> None:
+        """Store values by name, which expire after ``lifetime_seconds``."""
+        packed_pairs = _pack_texts(text for pair in values.items() for text in pair)
         try:
-            await self._put(args=[packed_pairs, _PREFIX, seconds])
+            await self._put(args=[packed_pairs, _PREFIX, lifetime_seconds])
         except (RedisError, OSError) as error:
-            self._pause(error)
+            self._record_outage(error)
 
-    async def _fetch(self, command: str, names: Sequence[bytes]) -> list[bytes | None] | None:
+    async def _fetch_values(
+        self, command: str, names: Sequence[bytes]
+    ) -> list[bytes | None] | None:
         try:
-            reply = await self._find(args=[_pack(names), _PREFIX, command])
+            reply = await self._find(args=[_pack_texts(names), _PREFIX, command])
         except (RedisError, OSError) as error:
-            self._pause(error)
+            self._record_outage(error)
             return None
         values: list[bytes | None] = [None] * len(names)
         for position, value in zip(reply[::2], reply[1::2], strict=True):
@@ -108,7 +110,7 @@ class FollowUpStore:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    def _pause(self, error: Exception) -> None:
+    def _record_outage(self, error: Exception) -> None:
         self._unavailable_until = time.monotonic() + _PAUSE_SECONDS
         _log.warning(
             "Valkey is unavailable, so follow-ups to answers of other replicas are not recognised: %s",
@@ -116,5 +118,5 @@ class FollowUpStore:
         )
 
 
-def _pack(texts: Iterable[bytes]) -> bytes:
+def _pack_texts(texts: Iterable[bytes]) -> bytes:
     return b"".join([part for text in texts for part in (len(text).to_bytes(2, "big"), text)])

@@ -123,11 +123,11 @@ class FrameStore:
     async def find_file(self, prompt_id: str, path: str) -> PromptFile | None:
         """Return a file that `add_file` stored, or None if none exists or Valkey is unavailable."""
         try:
-            stored: Any = await self._redis.hget(_FILES + prompt_id, path)
+            encoded_file: Any = await self._redis.hget(_FILES + prompt_id, path)
         except (RedisError, OSError) as error:
             _log.warning("could not read the files of prompt %s from Valkey: %s", prompt_id, error)
             return None
-        return None if stored is None else decode(PromptFile, stored)
+        return None if encoded_file is None else decode(PromptFile, encoded_file)
 
     async def delete_files(self, prompt_ids: Sequence[str]) -> None:
         """Delete the metadata that `add_file` stored for these prompts.

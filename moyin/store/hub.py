@@ -62,38 +62,38 @@ class Subscription(Generic[E]):
         """True if the subscriber should read soon, because a full queue ends the subscription."""
         return self._capacity is not None and 2 * len(self._queue) >= self._capacity
 
-    async def next(self, seconds: float | None = None) -> list[E]:
-        """Return all queued entries; if there are none, wait for one for at most ``seconds``.
+    async def next(self, timeout_seconds: float | None = None) -> list[E]:
+        """Return all queued entries; if there are none, wait for one for at most ``timeout_seconds``.
 
         If the queue was full, raise `SlowConsumer` after all its entries were returned.
         """
         if not self._queue and not self._is_closed:
             self._has_entries.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(timeout_seconds):
                     await self._has_entries.wait()
         if self._is_closed and not self._queue:
             raise SlowConsumer(
                 "the client reads events too slowly; connect again with Last-Event-ID to resume"
             )
-        events = list(self._queue)
+        entries = list(self._queue)
         self._queue.clear()
-        return events
+        return entries
 
-    def offer(self, events: Sequence[E]) -> bool:
+    def offer(self, entries: Sequence[E]) -> bool:
         """Queue new entries; return False and close the queue if it is full."""
         position = _parse_stream_id(self.after)
-        unseen = [event for event in events if _parse_stream_id(event.id) > position]
-        if not unseen:
+        unseen_entries = [event for event in entries if _parse_stream_id(event.id) > position]
+        if not unseen_entries:
             return True
         if self._capacity is None:
-            self._capacity = max(_QUEUE, 2 * len(unseen))
+            self._capacity = max(_QUEUE, 2 * len(unseen_entries))
         elif len(self._queue) >= self._capacity:
             self._is_closed = True
             self._has_entries.set()
             return False
-        self.after = unseen[-1].id
-        self._queue.extend(unseen)
+        self.after = unseen_entries[-1].id
+        self._queue.extend(unseen_entries)
         self._has_entries.set()
         return True
 
@@ -113,7 +113,7 @@ class StreamHub(Generic[E]):
         self._parse = parse
         self._control = connect(url)
         # XREAD blocks for longer than any other command may take.
-        self._reading = connect(url, timeout=_BLOCK_MS / 1_000 + 5)
+        self._reading = connect(url, timeout_seconds=_BLOCK_MS / 1_000 + 5)
         self._subscriptions: dict[str, set[Subscription[E]]] = {}
         self._positions: dict[str, str] = {}
         self._changed = asyncio.Event()
@@ -146,19 +146,19 @@ class StreamHub(Generic[E]):
             self._positions.get(name, subscription.after), subscription.after, key=_parse_stream_id
         )
         try:
-            await self._wake()
+            await self._wake_reader()
             yield subscription
         finally:
-            self._remove(name, subscription)
+            self._remove_subscription(name, subscription)
 
-    def _remove(self, name: str, subscription: Subscription[E]) -> None:
+    def _remove_subscription(self, name: str, subscription: Subscription[E]) -> None:
         subscriptions = self._subscriptions.get(name, set())
         subscriptions.discard(subscription)
         if not subscriptions:
             self._subscriptions.pop(name, None)
             self._positions.pop(name, None)
 
-    async def _wake(self) -> None:
+    async def _wake_reader(self) -> None:
         """Start or interrupt the reader task, so that it reads the changed set of streams."""
         self._changed.set()
         if self._reader is None or self._reader.done():
@@ -192,8 +192,8 @@ class StreamHub(Generic[E]):
                     self._prefix + name: position for name, position in self._positions.items()
                 }
                 response: Any = await connection.xread(streams, block=_BLOCK_MS)
-                for raw, entries in _split_by_stream(response):
-                    stream = raw.decode()
+                for raw_name, entries in _split_by_stream(response):
+                    stream = raw_name.decode()
                     name = stream.removeprefix(self._prefix)
                     self._deliver(name, streams[stream], entries)
 
@@ -201,10 +201,10 @@ class StreamHub(Generic[E]):
         if self._positions.get(name) != position:
             # The subscribers changed meanwhile, so the next read begins at the new position.
             return
-        events = [self._parse(entry_id, fields) for entry_id, fields in entries]
-        self._positions[name] = events[-1].id
+        parsed_entries = [self._parse(entry_id, fields) for entry_id, fields in entries]
+        self._positions[name] = parsed_entries[-1].id
         for subscription in list(self._subscriptions[name]):
-            if not subscription.offer(events):
+            if not subscription.offer(parsed_entries):
                 self._subscriptions[name].discard(subscription)
 
 

@@ -47,17 +47,17 @@ def delete_ended_jobs(connection: sa.Connection, owner: str, job_ids: Sequence[s
     open_ids = [job_id for job_id, status in statuses.items() if status in OPEN_STATUSES]
     if not ended_ids:
         return Deletion(deleted=(), still_open=open_ids)
-    moment = sa.literal(now(), deleted_jobs.c.deleted_at.type)
+    deleted_at = sa.literal(now(), deleted_jobs.c.deleted_at.type)
     # Where an id was used again in spite of its deletion, the later job counts.
     connection.execute(deleted_jobs.delete().where(deleted_jobs.c.id.in_(ended_ids)))
-    kept_rows = sa.select(*(jobs.c[name] for name in _KEPT_COLUMNS), moment).where(
+    kept_rows = sa.select(*(jobs.c[name] for name in _KEPT_COLUMNS), deleted_at).where(
         jobs.c.id.in_(ended_ids)
     )
     connection.execute(deleted_jobs.insert().from_select([*_KEPT_COLUMNS, "deleted_at"], kept_rows))
     outputs = artifacts.update().where(
         artifacts.c.job_id.in_(ended_ids), artifacts.c.deleted_at.is_(None)
     )
-    connection.execute(outputs.values(job_id=None, deleted_at=moment))
+    connection.execute(outputs.values(job_id=None, deleted_at=deleted_at))
     connection.execute(jobs.delete().where(jobs.c.id.in_(ended_ids)))
     return Deletion(deleted=ended_ids, still_open=open_ids)
 

@@ -89,12 +89,12 @@ class JobFilter:
         of a search adds one to `PageQuery.values_per_row`, because it must be compared with the
         whole text of a job.
         """
-        common = [jobs.c.owner == owner, *self._build_time_conditions()]
+        common_conditions = [jobs.c.owner == owner, *self._build_time_conditions()]
         if self.is_indexed:
-            return PageQuery(table=jobs, ranges=self._build_ranges(common))
+            return PageQuery(table=jobs, ranges=self._build_ranges(common_conditions))
         return PageQuery(
             table=jobs,
-            ranges=[common],
+            ranges=[common_conditions],
             scanned=lambda columns: self._build_scanned_conditions(columns, owner, dialect),
             values_per_row=1 if self.search is None else 1 + len(find_words(self.search)),
         )
@@ -107,16 +107,16 @@ class JobFilter:
             conditions.append(jobs.c.created_at < self.created_before)
         return conditions
 
-    def _build_ranges(self, common: list[Condition]) -> list[list[Condition]]:
+    def _build_ranges(self, common_conditions: list[Condition]) -> list[list[Condition]]:
         """Return a range of the index (owner, status, kind) for each requested status and kind.
 
         Args:
-            common: the conditions that every range has.
+            common_conditions: the conditions that every range has.
         """
         if not self.statuses and self.kind is None:
-            return [common]
+            return [common_conditions]
         return [
-            [*common, jobs.c.status == status.value, jobs.c.kind == kind]
+            [*common_conditions, jobs.c.status == status.value, jobs.c.kind == kind]
             for status in dict.fromkeys(self.statuses or JobStatus)
             for kind in (_KINDS if self.kind is None else (self.kind,))
         ]
@@ -136,13 +136,17 @@ class JobFilter:
             conditions.append(columns.kind == self.kind)
         if self.pool is not None:
             # Names of pools and templates have no characters that JSON escapes.
-            render = f'["{StepKind.RENDER.value}","{self.pool}"]'
-            conditions.append(sa.cast(columns.heads, sa.Text).contains(render, autoescape=True))
+            render_head = f'["{StepKind.RENDER.value}","{self.pool}"]'
+            conditions.append(
+                sa.cast(columns.heads, sa.Text).contains(render_head, autoescape=True)
+            )
         if self.template is not None:
-            name = f'"{self.template}"'
-            conditions.append(sa.cast(columns.templates, sa.Text).contains(name, autoescape=True))
-        for label, value in self.metadata.items():
-            conditions.append(_build_label_condition(columns.metadata, label, value, dialect))
+            quoted_template = f'"{self.template}"'
+            conditions.append(
+                sa.cast(columns.templates, sa.Text).contains(quoted_template, autoescape=True)
+            )
+        for key, value in self.metadata.items():
+            conditions.append(_build_metadata_condition(columns.metadata, key, value, dialect))
         return conditions
 
 
@@ -157,10 +161,10 @@ def _build_id_condition(ids: Sequence[str], dialect: str) -> Condition:
     return jobs.c.id.in_(sa.select(members.c.value))
 
 
-def _build_label_condition(column: Any, label: str, value: str, dialect: str) -> Condition:
+def _build_metadata_condition(column: Any, key: str, value: str, dialect: str) -> Condition:
     if dialect != "sqlite":
-        matches: Condition = column[label].as_string() == value
+        matches: Condition = column[key].as_string() == value
         return matches
     # Paths of SQLite's `json_extract` cannot name labels with quotes or backslashes.
     members = sa.func.json_each(column).table_valued("key", "value")
-    return sa.exists().select_from(members).where(members.c.key == label, members.c.value == value)
+    return sa.exists().select_from(members).where(members.c.key == key, members.c.value == value)

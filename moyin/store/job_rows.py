@@ -129,7 +129,7 @@ class Launch:
 
 def build_row(new_job: NewJob) -> dict[str, Any]:
     """Return the table row of a job that is submitted now."""
-    moment = now()
+    created_at = now()
     return {
         **{name: getattr(new_job, name) for name in _NEW_JOB_COLUMNS},
         "status": JobStatus.QUEUED.value,
@@ -143,8 +143,8 @@ def build_row(new_job: NewJob) -> dict[str, Any]:
         "dispatched": False,
         "render_nano_usd": 0,
         "reserved": new_job.reservation is not None,
-        "created_at": moment,
-        "queued_at": moment,
+        "created_at": created_at,
+        "queued_at": created_at,
         "user_id": new_job.user,
         "scopes": " ".join(sorted(new_job.scopes)),
         **dict.fromkeys(_INITIALLY_NULL),
@@ -153,7 +153,7 @@ def build_row(new_job: NewJob) -> dict[str, Any]:
 
 def parse_job(row: Row) -> Job:
     """Return the job that a row with all columns describes."""
-    plain = {name: row[name] for name in _JOB_COLUMNS}
+    values = {name: row[name] for name in _JOB_COLUMNS}
     return Job(
         status=JobStatus(row["status"]),
         steps=len(row["heads"]),
@@ -170,20 +170,20 @@ def parse_job(row: Row) -> Job:
             index for index, (kind, _) in enumerate(row["heads"]) if kind == StepKind.RENDER
         ),
         cancel_requested_by=_parse_requester(row),
-        **plain,
+        **values,
     )
 
 
 def parse_launch(row: Row) -> Launch:
     """Return the data that starts the current attempt of the job in a row."""
-    plain = {name: row[name] for name in _LAUNCH_COLUMNS}
+    values = {name: row[name] for name in _LAUNCH_COLUMNS}
     return Launch(
         job_id=row["id"],
         attempt=row["attempts"],
         heads=tuple((StepKind(kind), pool) for kind, pool in row["heads"]),
         done=_parse_results(row),
         deadline=ensure_utc(row["deadline"]),
-        **plain,
+        **values,
     )
 
 
@@ -194,7 +194,7 @@ def _parse_canceller(row: Row) -> Canceller | None:
 
 
 def _parse_requester(row: Row) -> Canceller | None:
-    """Return who first requested the cancellation through the gateway, or None if no one did.
+    """Return the caller that first requested the cancellation, or None without such a request.
 
     The job may have succeeded or failed nevertheless.
     """
@@ -204,11 +204,11 @@ def _parse_requester(row: Row) -> Canceller | None:
 
 def get_canceller_entries(row: Row) -> list[dict[str, Any]]:
     """Return the entries of `moyin.store.cancellers` in a row, oldest first."""
-    value = row["cancelled_by"]
-    if isinstance(value, dict):
+    entries = row["cancelled_by"]
+    if isinstance(entries, dict):
         # Earlier versions wrote one canceller instead of a list.
-        value = [{"id": "", "by": value}]
-    return list(value or [])
+        entries = [{"id": "", "by": entries}]
+    return list(entries or [])
 
 
 def _parse_results(row: Row) -> tuple[StepResult, ...]:

@@ -28,14 +28,14 @@ def write_progress(
     Returns:
         The progress of the whole job, or None if the attempt has ended.
     """
-    change = jobs.update().where(
+    update = jobs.update().where(
         jobs.c.id == job_id,
         jobs.c.attempts == attempt,
         jobs.c.status.in_(OPEN_STATUSES),
         jobs.c.children.is_(None),
     )
-    changed = connection.execute(change.values(progress=to_plain(progress)))
-    if changed.rowcount == 1:
+    result = connection.execute(update.values(progress=to_plain(progress)))
+    if result.rowcount == 1:
         return progress
     row = _lock_row(connection, job_id, attempt)
     if row is None or row["children"] is None:
@@ -103,20 +103,24 @@ def _write_job_progress(
         share: the finished part of that step (0 to 1), or None if the step has finished.
     """
     if row["children"] is None:
-        overall = Progress(value=1, max=1, step=index)
+        job_progress = Progress(value=1, max=1, step=index)
     else:
-        done = {str(result["index"]) for result in row["results"]}
-        parts = dict(row["progress"].get("parts") or {})
+        finished_indices = {str(result["index"]) for result in row["results"]}
+        shares = dict(row["progress"].get("parts") or {})
         if share is not None:
-            parts[str(index)] = min(1.0, max(0.0, share))
-        parts = {child: part for child, part in parts.items() if child not in done}
-        overall = Progress(
-            value=round(len(done) + sum(parts.values()), 4),
+            shares[str(index)] = min(1.0, max(0.0, share))
+        shares = {
+            child: child_share
+            for child, child_share in shares.items()
+            if child not in finished_indices
+        }
+        job_progress = Progress(
+            value=round(len(finished_indices) + sum(shares.values()), 4),
             max=row["children"],
             step=index,
-            parts=parts,
+            parts=shares,
         )
     connection.execute(
-        jobs.update().where(jobs.c.id == row["id"]).values(progress=to_plain(overall))
+        jobs.update().where(jobs.c.id == row["id"]).values(progress=to_plain(job_progress))
     )
-    return overall
+    return job_progress

@@ -38,13 +38,13 @@ _MATCHING = {
 
 def join_words(owner: str, text: str) -> str:
     """Return the words of a job's text as `job_texts` stores them, or "" if it has none."""
-    head = text.encode(errors="ignore")[:MAX_TEXT_BYTES].decode(errors="ignore")
-    return " ".join(_add_owner(owner, _split(head, for_search=False)))
+    truncated_text = text.encode(errors="ignore")[:MAX_TEXT_BYTES].decode(errors="ignore")
+    return " ".join(_prefix_with_owner(owner, _split_words(truncated_text, for_search=False)))
 
 
 def find_words(search: str) -> list[str]:
     """Return the words of a search, all of which must occur in the text of a matching job."""
-    return list(dict.fromkeys(_split(search, for_search=True)))
+    return list(dict.fromkeys(_split_words(search, for_search=True)))
 
 
 def build_word_condition(job_id: Any, owner: str, search: str, dialect: str) -> Any:
@@ -53,10 +53,10 @@ def build_word_condition(job_id: Any, owner: str, search: str, dialect: str) -> 
     Args:
         job_id: the column with the job's id.
     """
-    position = sa.func.instr if dialect == "sqlite" else sa.func.strpos
-    text = sa.literal(" ").concat(job_texts.c.words).concat(" ")
-    words = _add_owner(owner, find_words(search))
-    matches = [position(text, f" {word} ") > 0 for word in words]
+    find_position = sa.func.instr if dialect == "sqlite" else sa.func.strpos
+    padded_words = sa.literal(" ").concat(job_texts.c.words).concat(" ")
+    words = _prefix_with_owner(owner, find_words(search))
+    matches = [find_position(padded_words, f" {word} ") > 0 for word in words]
     return sa.exists().where(job_texts.c.job_id == job_id, *matches)
 
 
@@ -65,7 +65,7 @@ def find_job_ids(connection: sa.Connection, owner: str, search: str, limit: int)
 
     A few ids may be of other owners with the same digest; the caller must filter them out.
     """
-    words, dialect = _add_owner(owner, find_words(search)), connection.dialect.name
+    words, dialect = _prefix_with_owner(owner, find_words(search)), connection.dialect.name
     query: str | list[str] = words
     if dialect == "sqlite":
         query = " AND ".join(f'"{word}"' for word in words)
@@ -80,7 +80,7 @@ def find_job_ids(connection: sa.Connection, owner: str, search: str, limit: int)
     return ids
 
 
-def _split(text: str, *, for_search: bool) -> Iterator[str]:
+def _split_words(text: str, *, for_search: bool) -> Iterator[str]:
     """Yield the words of a text in lower case.
 
     In scripts without spaces between words, each pair of adjacent characters counts as a word. In a
@@ -88,15 +88,15 @@ def _split(text: str, *, for_search: bool) -> Iterator[str]:
     single character finds it.
     """
     for match in _RUN.finditer(unicodedata.normalize("NFKC", text).casefold()):
-        run = match[0]
+        characters = match[0]
         if match["unspaced"] is None:
-            yield run[:_MAX_WORD]
+            yield characters[:_MAX_WORD]
             continue
-        if len(run) == 1 or not for_search:
-            yield from run
-        yield from (run[start : start + 2] for start in range(len(run) - 1))
+        if len(characters) == 1 or not for_search:
+            yield from characters
+        yield from (characters[start : start + 2] for start in range(len(characters) - 1))
 
 
-def _add_owner(owner: str, words: Iterator[str] | Sequence[str]) -> list[str]:
+def _prefix_with_owner(owner: str, words: Iterator[str] | Sequence[str]) -> list[str]:
     prefix = hashlib.sha256(owner.encode()).hexdigest()[:_OWNER_DIGITS]
     return [prefix + word for word in dict.fromkeys(words)]

@@ -114,14 +114,14 @@ class JobStore:
         try:
             await self._database.write(create)
         except IntegrityError:
-            return await self._get_repeated(new_job), False
+            return await self._get_identical_job(new_job), False
         return parse_job(row), True
 
     async def get(self, owner: str, job_id: str) -> Job:
         """Return a job of the owner, or raise `JobNotFound`."""
         job = parse_job(await self._fetch_row(job_id))
         if job.owner != owner:
-            raise _not_found(job_id)
+            raise _new_not_found_error(job_id)
         return job
 
     async def find(self, job_id: str) -> Job:
@@ -133,14 +133,14 @@ class JobStore:
         row = await self._fetch_row_by_idempotency_key(owner, idempotency_key)
         return None if row is None else parse_job(row)
 
-    async def find_repeated(self, new_job: NewJob) -> Job | None:
+    async def find_identical_job(self, new_job: NewJob) -> Job | None:
         """Return the job that an earlier identical request created, or None if there is none.
 
         Raises:
-            IdempotencyMismatch, PromptIdTaken: as `create`.
+            IdempotencyMismatch, PromptIdTaken: for the same reasons as `create`.
         """
         try:
-            return await self._get_repeated(new_job)
+            return await self._get_identical_job(new_job)
         except JobNotFound:
             return None
 
@@ -157,7 +157,7 @@ class JobStore:
     async def list_page(
         self,
         owner: str,
-        where: JobFilter = _ANY_JOB,
+        job_filter: JobFilter = _ANY_JOB,
         *,
         limit: int = 50,
         cursor: str | None = None,
@@ -172,38 +172,38 @@ class JobStore:
         """
 
         def fetch(connection: sa.Connection) -> tuple[Sequence[Row], str | None]:
-            page = where.fetch_page(connection, owner, limit=limit, cursor=cursor)
-            page_jobs = (
+            page = job_filter.fetch_page(connection, owner, limit=limit, cursor=cursor)
+            jobs_query = (
                 sa.select(jobs)
                 .where(jobs.c.id.in_(page.ids))
                 .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
             )
-            return connection.execute(page_jobs).mappings().all(), page.next_cursor
+            return connection.execute(jobs_query).mappings().all(), page.next_cursor
 
         rows, next_cursor = await self._database.read(fetch)
         return [parse_job(row) for row in rows], next_cursor
 
     async def list_ids(
-        self, owner: str, where: JobFilter, *, limit: int, cursor: str | None
+        self, owner: str, job_filter: JobFilter, *, limit: int, cursor: str | None
     ) -> Page:
         """Return a page of the ids of the owner's jobs, in the same order as `list_page`.
 
         The arguments are those of `list_page`.
         """
         return await self._database.read(
-            lambda connection: where.fetch_page(connection, owner, limit=limit, cursor=cursor)
+            lambda connection: job_filter.fetch_page(connection, owner, limit=limit, cursor=cursor)
         )
 
-    async def count(self, owner: str, where: JobFilter) -> int:
+    async def count(self, owner: str, job_filter: JobFilter) -> int:
         """Return the number of the owner's jobs that match a filter whose `is_indexed` is true."""
         return await self._database.read(
             lambda connection: count_rows(
-                connection, where.build_query(owner, connection.dialect.name)
+                connection, job_filter.build_query(owner, connection.dialect.name)
             )
         )
 
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
-        """Delete those of the jobs that belong to the owner and have ended.
+        """Delete those jobs that belong to the owner and have ended.
 
         Their artifacts are hidden from the owner at once; pruning deletes their files later.
 
@@ -218,13 +218,13 @@ class JobStore:
 
     async def mark_dispatched(self, *job_ids: str, attempt: int = 1) -> None:
         """Record that the workflows of open jobs, or the webhooks of ended jobs, were started."""
-        change = jobs.update().where(
+        update = jobs.update().where(
             jobs.c.id.in_(job_ids), jobs.c.attempts == attempt, jobs.c.dispatched.is_(False)
         )
-        await self._database.write(lambda c: c.execute(change.values(dispatched=True)))
+        await self._database.write(lambda c: c.execute(update.values(dispatched=True)))
 
     async def list_undispatched(
-        self, older_than: timedelta, limit: int = 100
+        self, min_age: timedelta, limit: int = 100
     ) -> list[tuple[str, int, bool]]:
         """Return the jobs that `mark_dispatched` has not marked, oldest first.
 
@@ -232,19 +232,19 @@ class JobStore:
         sweeper starts them.
 
         Args:
-            older_than: the minimum age of the jobs.
+            min_age: the minimum age of the jobs.
 
         Returns:
             The id and the attempt of each job, and True if the job has ended.
         """
         query = (
             sa.select(jobs.c.id, jobs.c.attempts, jobs.c.status.not_in(OPEN_STATUSES))
-            .where(jobs.c.dispatched.is_(False), jobs.c.created_at < now() - older_than)
+            .where(jobs.c.dispatched.is_(False), jobs.c.created_at < now() - min_age)
             .order_by(jobs.c.created_at)
             .limit(limit)
         )
         rows = await self._database.read(lambda c: c.execute(query).all())
-        return [(job_id, attempt, bool(ended)) for job_id, attempt, ended in rows]
+        return [(job_id, attempt, bool(has_ended)) for job_id, attempt, has_ended in rows]
 
     async def start(self, job_id: str, attempt: int) -> Job | None:
         """Mark an attempt as running if it is queued, and return its job; else return None."""
@@ -291,15 +291,15 @@ class JobStore:
         Returns:
             The ended job, or None if the attempt had already ended.
         """
-        moment = now()
+        finished_at = now()
         values: dict[str, Any] = {
             "job_id": job_id,
             "attempt": attempt,
             "status": status.value,
             "dispatched": webhook_sent,
             "error": None if error is None else to_plain(error),
-            "finished_at": moment,
-            "moment": moment,
+            "finished_at": finished_at,
+            "moment": finished_at,
         }
         if results:
             values["results"] = [to_plain(result) for result in results]
@@ -311,7 +311,7 @@ class JobStore:
             if row is not None:
                 if row["reserved"]:
                     is_late = status is not JobStatus.SUCCEEDED and row["started_at"] is not None
-                    due_at = moment + _LATE_RUNS if is_late else moment
+                    due_at = finished_at + _LATE_RUNS if is_late else finished_at
                     end_reservation(connection, job_id, due_at)
                 outputs = [artifact for result in results for artifact in result.artifacts]
                 insert_artifacts(connection, outputs, owner=row["owner"], job_id=job_id)
@@ -358,7 +358,7 @@ class JobStore:
             result = connection.execute(_BY_ID.with_for_update(), {"job_id": job_id})
             row = result.mappings().first()
             if row is None or row["owner"] != owner:
-                raise _not_found(job_id)
+                raise _new_not_found_error(job_id)
             if row["status"] in OPEN_STATUSES:
                 raise JobNotFinished(
                     f"job {job_id} is {row['status']}; only a failed or cancelled job can be retried"
@@ -367,14 +367,14 @@ class JobStore:
                 raise JobFinished(
                     f"job {job_id} has succeeded; only a failed or cancelled job can be retried"
                 )
-            change = jobs.update().where(jobs.c.id == job_id)
+            update = jobs.update().where(jobs.c.id == job_id)
             values = {
                 "status": JobStatus.QUEUED.value,
                 "attempts": row["attempts"] + 1,
                 "dispatched": False,
                 "error": None,
                 "finished_at": None,
-                "queued_at": moment,
+                "queued_at": queued_at,
                 "reserved": reservation is not None,
                 # These values belong to the last attempt.
                 "started_at": None,
@@ -382,15 +382,15 @@ class JobStore:
                 "cancelled_by": None,
                 "progress": compute_retry_progress(row),
             }
-            connection.execute(change.values(values))
+            connection.execute(update.values(values))
             enforce_open_job_limits(connection, limits)
-            insert_reservation(connection, job_id, reservation, moment)
+            insert_reservation(connection, job_id, reservation, queued_at)
 
-        moment = now()
+        queued_at = now()
         await self._database.write(reopen)
         return await self.find(job_id)
 
-    async def _get_repeated(self, new_job: NewJob) -> Job:
+    async def _get_identical_job(self, new_job: NewJob) -> Job:
         """Return the job that an earlier request, identical to ``new_job``, has created."""
         row = None
         if new_job.idempotency_key is not None:
@@ -420,9 +420,9 @@ class JobStore:
         values = {"job_id": job_id}
         row = await self._database.read(lambda c: c.execute(_BY_ID, values).mappings().first())
         if row is None:
-            raise _not_found(job_id)
+            raise _new_not_found_error(job_id)
         return row
 
 
-def _not_found(job_id: str) -> JobNotFound:
+def _new_not_found_error(job_id: str) -> JobNotFound:
     return JobNotFound(f"job {job_id!r} does not exist, or you may not see it")

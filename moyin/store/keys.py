@@ -19,13 +19,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.domain.account import ROLE_SCOPES, Role
 from moyin.domain.identity import ALL, ALL_SCOPES, Identity, is_internal_owner
 from moyin.errors import InvalidKey, InvalidRequest, NotFound
-from moyin.store.cursors import PageQuery, build_search_condition, fetch_page
+from moyin.store.cursors import PageRequest, build_search_condition, fetch_page
 from moyin.store.schema import api_keys, users
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import compute_digest
 
 _log = logging.getLogger(__name__)
-_ALL_KEYS = PageQuery()
+_ALL_KEYS = PageRequest()
 _PREFIX = "moyin"
 # The accuracy of the column `last_used_at`.
 _USE_RECORD_INTERVAL = timedelta(minutes=1)
@@ -65,7 +65,7 @@ class KeyStore:
         scopes: Iterable[str] = ALL_SCOPES,
         user: str | None = None,
         expires_at: datetime | None = None,
-        within: Transaction | None = None,
+        transaction: Transaction | None = None,
     ) -> tuple[str, str]:
         """Create a key of a tenant; return its id and its text, which is not stored.
 
@@ -78,63 +78,69 @@ class KeyStore:
                 field="owner",
             )
         key_id = secrets.token_hex(8)
-        text = _generate_text(key_id)
+        key_text = _generate_key_text(key_id)
         row = api_keys.insert().values(
             id=key_id,
             owner=owner,
             name=name,
-            digest=compute_digest(text),
+            digest=compute_digest(key_text),
             created_at=now(),
             user_id=user,
             scopes=" ".join(sorted(scopes)),
             expires_at=expires_at,
         )
-        await self._database.execute(row, within=within)
-        return key_id, text
+        await self._database.execute(row, transaction=transaction)
+        return key_id, key_text
 
     async def rotate(
-        self, key_id: str, *, overlap: timedelta = timedelta(0), within: Transaction | None = None
+        self,
+        key_id: str,
+        *,
+        overlap: timedelta = timedelta(0),
+        transaction: Transaction | None = None,
     ) -> str:
         """Replace the secret of a key and return its new text, or raise `NotFound`.
 
         The old secret stays valid for the time ``overlap``.
         """
-        text = _generate_text(key_id)
+        key_text = _generate_key_text(key_id)
         statement = (
             api_keys.update()
             .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
             .values(
                 former_digest=api_keys.c.digest,
                 former_until=now() + overlap,
-                digest=compute_digest(text),
+                digest=compute_digest(key_text),
             )
         )
-        if await self._database.execute(statement, within=within) == 0:
-            raise _not_found(key_id)
-        return text
+        if await self._database.execute(statement, transaction=transaction) == 0:
+            raise _new_not_found_error(key_id)
+        return key_text
 
     async def verify(self, presented_key: str) -> Identity:
         """Return the identity of a valid key, without its limits, or raise `InvalidKey`."""
-        key_id = _parse_id(presented_key)
+        key_id = _parse_key_id(presented_key)
         if key_id is not None:
             query = _select_with_user(key_id)
             row = await self._database.fetch_first(query)
             digest = compute_digest(presented_key)
-            if row is not None and _is_active(row) and _matches(row, digest):
+            if row is not None and _is_active(row) and _matches_digest(row, digest):
                 if (ensure_utc(row["last_used_at"]) or _NEVER) < now() - _USE_RECORD_INTERVAL:
                     await self._record_use(row["id"])
                 return _parse_identity(row, _compute_secret_id(digest))
         raise InvalidKey("the API key is unknown, expired or revoked; create a new key")
 
     async def verify_all(self, presented_keys: Iterable[str]) -> Mapping[str, Identity]:
-        """Return the identities of the valid keys among the texts ``presented_keys``, by text."""
-        ids = {text: key_id for text in presented_keys if (key_id := _parse_id(text)) is not None}
-        active_rows = await self._fetch_active(set(ids.values()))
-        digests = {text: compute_digest(text) for text in ids}
+        """Return the identities of the valid keys among ``presented_keys``, by the text of the key."""
+        ids_by_text = {
+            text: key_id for text in presented_keys if (key_id := _parse_key_id(text)) is not None
+        }
+        active_rows = await self._fetch_active(set(ids_by_text.values()))
+        digests_by_text = {text: compute_digest(text) for text in ids_by_text}
         return {
-            text: _parse_identity(active_rows[key_id], _compute_secret_id(digests[text]))
-            for text, key_id in ids.items()
-            if key_id in active_rows and _matches(active_rows[key_id], digests[text])
+            text: _parse_identity(active_rows[key_id], _compute_secret_id(digests_by_text[text]))
+            for text, key_id in ids_by_text.items()
+            if key_id in active_rows and _matches_digest(active_rows[key_id], digests_by_text[text])
         }
 
     async def find_active(
@@ -161,11 +167,11 @@ class KeyStore:
         return {row["id"]: row for row in rows if _is_active(row)}
 
     async def _record_use(self, key_id: str) -> None:
-        moment = now()
+        used_at = now()
         statement = (
             api_keys.update()
-            .where(api_keys.c.id == key_id, _unused_since(moment - _USE_RECORD_INTERVAL))
-            .values(last_used_at=moment)
+            .where(api_keys.c.id == key_id, _is_unused_since(used_at - _USE_RECORD_INTERVAL))
+            .values(last_used_at=used_at)
         )
         try:
             await self._database.execute(statement)
@@ -177,9 +183,9 @@ class KeyStore:
 
     async def get(self, key_id: str) -> ApiKey:
         """Return a key, or raise `NotFound`."""
-        keys = await self._select(api_keys.c.id == key_id)
+        keys = await self._fetch_keys(api_keys.c.id == key_id)
         if not keys:
-            raise _not_found(key_id)
+            raise _new_not_found_error(key_id)
         return keys[0]
 
     async def list_by_owner(
@@ -187,21 +193,21 @@ class KeyStore:
         owner: str,
         *,
         user: str | None = None,
-        valid: bool = False,
+        valid_only: bool = False,
         search: str = "",
-        page: PageQuery = _ALL_KEYS,
+        page: PageRequest = _ALL_KEYS,
     ) -> tuple[list[ApiKey], str | None]:
         """Return keys of a tenant and its users, newest first, and the cursor of the next page.
 
         Args:
             user: the id of the user whose keys are returned, or None for all keys.
-            valid: True to leave out keys that were revoked or have expired.
+            valid_only: True to leave out keys that were revoked or have expired.
             search: a text that the key's name must contain.
         """
         condition = api_keys.c.owner == owner
         if user is not None:
             condition &= api_keys.c.user_id == user
-        if valid:
+        if valid_only:
             expiry = api_keys.c.expires_at
             condition &= api_keys.c.revoked_at.is_(None) & (expiry.is_(None) | (expiry > now()))
         if search:
@@ -211,19 +217,19 @@ class KeyStore:
 
     async def list_all(self) -> list[ApiKey]:
         """Return the keys of all tenants, oldest first."""
-        return await self._select(sa.true())
+        return await self._fetch_keys(sa.true())
 
-    async def revoke(self, key_id: str, *, within: Transaction | None = None) -> None:
+    async def revoke(self, key_id: str, *, transaction: Transaction | None = None) -> None:
         """Revoke a key, or raise `NotFound`; caches accept the key for a few more seconds."""
         statement = (
             api_keys.update()
             .where(api_keys.c.id == key_id)
             .values(revoked_at=sa.func.coalesce(api_keys.c.revoked_at, now()))
         )
-        if await self._database.execute(statement, within=within) == 0:
-            raise _not_found(key_id)
+        if await self._database.execute(statement, transaction=transaction) == 0:
+            raise _new_not_found_error(key_id)
 
-    async def _select(self, condition: sa.ColumnElement[bool]) -> list[ApiKey]:
+    async def _fetch_keys(self, condition: sa.ColumnElement[bool]) -> list[ApiKey]:
         query = sa.select(api_keys).where(condition).order_by(api_keys.c.created_at, api_keys.c.id)
         return [_parse_key(row) for row in await self._database.fetch_all(query)]
 
@@ -233,8 +239,8 @@ async def is_key_valid(connection: Transaction, key_id: str, scopes: frozenset[s
     row = (await connection.execute(_select_with_user(key_id))).mappings().first()
     if row is None or not _is_active(row):
         return False
-    allowed = _get_effective_scopes(row)
-    return ALL in allowed or scopes <= allowed
+    allowed_scopes = _get_effective_scopes(row)
+    return ALL in allowed_scopes or scopes <= allowed_scopes
 
 
 async def get_key_expiry(connection: Transaction, key_id: str) -> datetime | None:
@@ -257,7 +263,7 @@ def _parse_key(row: Mapping[Any, Any]) -> ApiKey:
     )
 
 
-def _parse_id(presented_key: str) -> str | None:
+def _parse_key_id(presented_key: str) -> str | None:
     """Return the id in a key's text, or None if the text has another format."""
     parts = presented_key.split("_", 2)
     # isalnum excludes NUL characters, which PostgreSQL rejects with an error.
@@ -285,7 +291,7 @@ def _select_with_users() -> sa.Select[Any]:
     )
 
 
-def _generate_text(key_id: str) -> str:
+def _generate_key_text(key_id: str) -> str:
     return f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
 
 
@@ -298,11 +304,11 @@ def _is_active(row: Mapping[Any, Any]) -> bool:
     )
 
 
-def _unused_since(moment: datetime) -> sa.ColumnElement[bool]:
-    return sa.or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < moment)
+def _is_unused_since(since: datetime) -> sa.ColumnElement[bool]:
+    return sa.or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < since)
 
 
-def _matches(row: Mapping[Any, Any], presented_digest: str) -> bool:
+def _matches_digest(row: Mapping[Any, Any], presented_digest: str) -> bool:
     return any(hmac.compare_digest(digest, presented_digest) for digest in _list_digests(row))
 
 
@@ -323,9 +329,9 @@ def _get_effective_scopes(row: Mapping[Any, Any]) -> frozenset[str]:
     scopes = frozenset(row["scopes"].split())
     if row["role"] is None:
         return scopes
-    allowed = ROLE_SCOPES[Role(row["role"])]
-    return allowed if ALL in scopes else scopes & allowed
+    allowed_scopes = ROLE_SCOPES[Role(row["role"])]
+    return allowed_scopes if ALL in scopes else scopes & allowed_scopes
 
 
-def _not_found(key_id: str) -> NotFound:
+def _new_not_found_error(key_id: str) -> NotFound:
     return NotFound(f"API key {key_id!r} does not exist, or you may not see it")

@@ -41,19 +41,19 @@ def list_limit_subjects(identity: Identity) -> list[str]:
     return [f"key:{identity.key_id}", *users, f"owner:{identity.owner}"]
 
 
-def enforce_open_job_limits(connection: sa.Connection, applicable: Sequence[Limit]) -> None:
+def enforce_open_job_limits(connection: sa.Connection, applicable_limits: Sequence[Limit]) -> None:
     """Raise `TooManyJobs` if a new job exceeds a limit; this rolls back the transaction.
 
     Each render of a batch counts as a job. Concurrent transactions wait for each other: SQLite has
     only one writer, and on PostgreSQL a lock is taken for the subject of each limit.
     """
     # Sorted, so that concurrent transactions acquire the locks in the same order.
-    limited_subjects = sorted(
-        (limit for limit in applicable if limit.open_jobs is not None),
+    job_limits = sorted(
+        (limit for limit in applicable_limits if limit.open_jobs is not None),
         key=lambda limit: limit.subject,
     )
-    for limit in limited_subjects:
-        kind, _, name = limit.subject.partition(":")
+    for limit in job_limits:
+        kind, _, subject_id = limit.subject.partition(":")
         if connection.dialect.name == "postgresql":
             connection.execute(
                 sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(limit.subject)))
@@ -61,7 +61,7 @@ def enforce_open_job_limits(connection: sa.Connection, applicable: Sequence[Limi
         query = (
             sa.select(sa.func.sum(sa.func.coalesce(jobs.c.children, 1)))
             .select_from(jobs)
-            .where(_SUBJECT_COLUMNS[kind] == name, jobs.c.status.in_(OPEN_STATUSES))
+            .where(_SUBJECT_COLUMNS[kind] == subject_id, jobs.c.status.in_(OPEN_STATUSES))
         )
         if (connection.execute(query).scalar_one() or 0) > (limit.open_jobs or 0):
             raise TooManyJobs(
@@ -82,22 +82,24 @@ class LimitStore:
         """Return the limits of subjects in the given order, without subjects that have none."""
         query = sa.select(limits).where(limits.c.subject.in_(subjects))
         rows = await self._database.fetch_all(query)
-        by_subject = {row["subject"]: _parse_limit(row) for row in rows}
-        return tuple(by_subject[subject] for subject in subjects if subject in by_subject)
+        limits_by_subject = {row["subject"]: _parse_limit(row) for row in rows}
+        return tuple(
+            limits_by_subject[subject] for subject in subjects if subject in limits_by_subject
+        )
 
-    async def set(self, limit: Limit, *, within: Transaction | None = None) -> None:
+    async def set(self, limit: Limit, *, transaction: Transaction | None = None) -> None:
         """Store the limits of the subject ``limit.subject``; they replace its earlier limits."""
-        async with self._database.within(within) as connection:
-            await connection.run_sync(partial(_replace, _build_row(limit)))
+        async with self._database.join_or_begin(transaction) as connection:
+            await connection.run_sync(partial(_insert_or_replace, _build_row(limit)))
 
-    async def clear(self, subject: str, *, within: Transaction | None = None) -> None:
+    async def clear(self, subject: str, *, transaction: Transaction | None = None) -> None:
         """Delete the limits of a subject: a key, a user or a tenant."""
         await self._database.execute(
-            limits.delete().where(limits.c.subject == subject), within=within
+            limits.delete().where(limits.c.subject == subject), transaction=transaction
         )
 
 
-def _replace(row: dict[str, Any], connection: sa.Connection) -> None:
+def _insert_or_replace(row: dict[str, Any], connection: sa.Connection) -> None:
     """Insert or replace a row in one statement; separate ones could conflict with other writers."""
     insert = _INSERT[connection.dialect.name](limits).values(row)
     connection.execute(insert.on_conflict_do_update(index_elements=["subject"], set_=row))
@@ -127,5 +129,5 @@ def _to_nano(usd: Decimal | None) -> int | None:
     return None if usd is None else int(usd * _NANO)
 
 
-def _to_usd(nano: int | None) -> Decimal | None:
-    return None if nano is None else Decimal(nano) / _NANO
+def _to_usd(nano_usd: int | None) -> Decimal | None:
+    return None if nano_usd is None else Decimal(nano_usd) / _NANO

@@ -21,24 +21,24 @@ async def list_measured_renders(database: Database, pool: str) -> list[MeasuredR
 
     Only the newest jobs are searched.
     """
-    names = ("status", "children", "heads", "results", "created_at", "id")
-    newest = (
-        sa.select(*(jobs.c[name] for name in names))
+    column_names = ("status", "children", "heads", "results", "created_at", "id")
+    newest_jobs = (
+        sa.select(*(jobs.c[name] for name in column_names))
         .where(jobs.c.dispatched == sa.true())
         .order_by(jobs.c.created_at.desc())
         .limit(_SEARCHED_JOBS)
         .subquery()
     )
     # Names of pools have no characters that JSON escapes.
-    head = f'["{StepKind.RENDER.value}","{pool}"]'
+    render_head = f'["{StepKind.RENDER.value}","{pool}"]'
     query = (
-        sa.select(newest.c.results)
+        sa.select(newest_jobs.c.results)
         .where(
-            newest.c.status == JobStatus.SUCCEEDED.value,
-            sa.func.coalesce(newest.c.children, 0) <= _MAX_CHILDREN,
-            sa.cast(newest.c.heads, sa.Text).contains(head, autoescape=True),
+            newest_jobs.c.status == JobStatus.SUCCEEDED.value,
+            sa.func.coalesce(newest_jobs.c.children, 0) <= _MAX_CHILDREN,
+            sa.cast(newest_jobs.c.heads, sa.Text).contains(render_head, autoescape=True),
         )
-        .order_by(newest.c.created_at.desc(), newest.c.id)
+        .order_by(newest_jobs.c.created_at.desc(), newest_jobs.c.id)
         .limit(_MAX_RENDERS)
     )
     measured_renders = [

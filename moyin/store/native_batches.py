@@ -50,7 +50,7 @@ class NativeBatchStore:
                 natives.c.status != NativeStatus.DONE.value, natives.c.id == get_plan_id(batch_id)
             ),
         )
-        return [_parse(row) for row in await self._database.fetch_all(query)]
+        return [_parse_native_batch(row) for row in await self._database.fetch_all(query)]
 
     async def list_remote_ids(self, backend: str) -> set[str]:
         """Return the back end's ids of all batches that Moyin has created there."""
@@ -59,10 +59,10 @@ class NativeBatchStore:
         )
         return set(await self._database.fetch_values(query))
 
-    async def add(self, native: NativeBatch) -> None:
+    async def add(self, native_batch: NativeBatch) -> None:
         """Add a native batch unless its row exists, and delete rows of old finished ones."""
-        row = {name: getattr(native, name) for name in NativeBatch.__slots__}
-        row |= {"status": native.status.value, "state": dict(native.state)}
+        row = {name: getattr(native_batch, name) for name in NativeBatch.__slots__}
+        row |= {"status": native_batch.status.value, "state": dict(native_batch.state)}
 
         def write(connection: sa.Connection) -> None:
             connection.execute(_INSERT[connection.dialect.name], row)
@@ -75,41 +75,41 @@ class NativeBatchStore:
 
         await self._database.write(write)
 
-    async def take(self, native: NativeBatch, seconds: float) -> bool:
+    async def reserve_step(self, native_batch: NativeBatch, lease_seconds: float) -> bool:
         """Reserve the next step of a native batch; return False if it is not due or is taken.
 
-        The step becomes due again after ``seconds``, unless `renew` is called.
+        The step becomes due again after ``lease_seconds``, unless `renew_step` is called.
         """
-        change = (
+        update = (
             natives.update()
-            .where(_is_unchanged(native), natives.c.due_at <= now())
-            .values(due_at=now() + timedelta(seconds=seconds))
+            .where(_is_unchanged(native_batch), natives.c.due_at <= now())
+            .values(due_at=now() + timedelta(seconds=lease_seconds))
         )
-        return bool(await self._database.write(lambda c: c.execute(change).rowcount))
+        return bool(await self._database.write(lambda c: c.execute(update).rowcount))
 
-    async def renew(self, native_id: str, seconds: float) -> None:
-        """Keep the current step of a native batch reserved for ``seconds`` from now."""
-        await self._update(native_id, due_at=now() + timedelta(seconds=seconds))
+    async def renew_step(self, native_id: str, lease_seconds: float) -> None:
+        """Keep the current step of a native batch reserved for ``lease_seconds`` from now."""
+        await self._update(native_id, due_at=now() + timedelta(seconds=lease_seconds))
 
-    async def save(self, native: NativeBatch, *, due_in: float = 0.0) -> None:
+    async def save(self, native_batch: NativeBatch, *, due_in_seconds: float = 0.0) -> None:
         """Write the status, the remote id and the state of a native batch.
 
-        Its next step becomes due in ``due_in`` seconds.
+        Its next step becomes due in ``due_in_seconds`` seconds.
         """
         await self._update(
-            native.id,
-            status=native.status.value,
-            remote_id=native.remote_id,
-            state=dict(native.state),
-            due_at=now() + timedelta(seconds=due_in),
+            native_batch.id,
+            status=native_batch.status.value,
+            remote_id=native_batch.remote_id,
+            state=dict(native_batch.state),
+            due_at=now() + timedelta(seconds=due_in_seconds),
         )
 
-    async def make_due(self, native: NativeBatch) -> None:
+    async def make_first_step_due(self, native_batch: NativeBatch) -> None:
         """Make the first step of a newly added native batch due, for any replica to begin."""
-        change = natives.update().where(_is_unchanged(native)).values(due_at=now())
-        await self._database.write(lambda c: c.execute(change))
+        update = natives.update().where(_is_unchanged(native_batch)).values(due_at=now())
+        await self._database.write(lambda c: c.execute(update))
 
-    async def assign(self, native: NativeBatch, numbers: Collection[int]) -> int:
+    async def assign_lines(self, native_batch: NativeBatch, line_numbers: Collection[int]) -> int:
         """Make a new native batch the runner of lines that have none; return the number of lines.
 
         No line is assigned if a step of the native batch has begun, or if the batch was cancelled
@@ -117,75 +117,85 @@ class NativeBatchStore:
         """
 
         def write(connection: sa.Connection) -> int:
-            is_new = sa.select(sa.exists().where(_is_unchanged(native)))
-            if not lock_open_batch(connection, native.batch_id):
+            is_new = sa.select(sa.exists().where(_is_unchanged(native_batch)))
+            if not lock_open_batch(connection, native_batch.batch_id):
                 return 0
             if not connection.execute(is_new).scalar_one():
                 return 0
-            row = {"id": native.id, "alive_until": now() + _LIFETIME}
+            row = {"id": native_batch.id, "alive_until": now() + _LIFETIME}
             insert = _INSERT_RUNNER[connection.dialect.name](runners).values(row)
             connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=row))
             # In order, so that transactions do not wait for each other in a circle.
             free_lines = (
                 sa.select(lines.c.number)
                 .where(
-                    lines.c.batch_id == native.batch_id,
-                    lines.c.number.in_(sorted(numbers)),
+                    lines.c.batch_id == native_batch.batch_id,
+                    lines.c.number.in_(sorted(line_numbers)),
                     _PENDING,
                     sa.not_(is_running()),
                 )
                 .order_by(lines.c.number)
                 .with_for_update(of=lines)
             )
-            found = list(connection.execute(free_lines).scalars())
-            return len(set_runner(connection, native.batch_id, found, native.id))
+            free_numbers = list(connection.execute(free_lines).scalars())
+            return len(set_runner(connection, native_batch.batch_id, free_numbers, native_batch.id))
 
         return await self._database.write(write)
 
-    async def list_free_lines(self, batch_id: str, after: int, limit: int) -> list[BatchLine]:
-        """Return lines with numbers above ``after`` that have neither a runner nor a result."""
-        return await self._list_lines(batch_id, after, limit, sa.not_(is_running()))
+    async def list_free_lines(
+        self, batch_id: str, after_number: int, limit: int
+    ) -> list[BatchLine]:
+        """Return lines with numbers above ``after_number`` that have neither a runner nor a result."""
+        return await self._list_lines(batch_id, after_number, limit, sa.not_(is_running()))
 
-    async def list_lines(self, native: NativeBatch, after: int, limit: int) -> list[BatchLine]:
-        """Return lines of a native batch with numbers above ``after`` that have no result."""
-        return await self._list_lines(native.batch_id, after, limit, lines.c.runner == native.id)
+    async def list_lines(
+        self, native_batch: NativeBatch, after_number: int, limit: int
+    ) -> list[BatchLine]:
+        """Return lines of a native batch with numbers above ``after_number`` that have no result."""
+        return await self._list_lines(
+            native_batch.batch_id, after_number, limit, lines.c.runner == native_batch.id
+        )
 
-    async def release(self, native: NativeBatch) -> int:
+    async def release_lines(self, native_batch: NativeBatch) -> int:
         """Release the lines of a native batch that have no result; return their number."""
 
         def write(connection: sa.Connection) -> int:
-            released = connection.execute(
+            released_count = connection.execute(
                 lines.update()
-                .where(lines.c.batch_id == native.batch_id, lines.c.runner == native.id, _PENDING)
+                .where(
+                    lines.c.batch_id == native_batch.batch_id,
+                    lines.c.runner == native_batch.id,
+                    _PENDING,
+                )
                 .values(runner=None)
             ).rowcount
-            connection.execute(runners.delete().where(runners.c.id == native.id))
-            return released
+            connection.execute(runners.delete().where(runners.c.id == native_batch.id))
+            return released_count
 
         return await self._database.write(write)
 
     async def _list_lines(
-        self, batch_id: str, after: int, limit: int, condition: sa.ColumnElement[bool]
+        self, batch_id: str, after_number: int, limit: int, condition: sa.ColumnElement[bool]
     ) -> list[BatchLine]:
         query = (
             sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
-            .where(lines.c.batch_id == batch_id, lines.c.number > after, _PENDING, condition)
+            .where(lines.c.batch_id == batch_id, lines.c.number > after_number, _PENDING, condition)
             .order_by(lines.c.number)
             .limit(limit)
         )
         return [BatchLine(**dict(row)) for row in await self._database.fetch_all(query)]
 
     async def _update(self, native_id: str, **values: Any) -> None:
-        change = natives.update().where(natives.c.id == native_id).values(values)
-        await self._database.write(lambda c: c.execute(change))
+        update = natives.update().where(natives.c.id == native_id).values(values)
+        await self._database.write(lambda c: c.execute(update))
 
 
-def _is_unchanged(native: NativeBatch) -> sa.ColumnElement[bool]:
-    return sa.and_(natives.c.id == native.id, natives.c.due_at == native.due_at)
+def _is_unchanged(native_batch: NativeBatch) -> sa.ColumnElement[bool]:
+    return sa.and_(natives.c.id == native_batch.id, natives.c.due_at == native_batch.due_at)
 
 
-def _parse(row: Mapping[Any, Any]) -> NativeBatch:
-    plain: dict[str, Any] = {name: row[name] for name in NativeBatch.__slots__}
+def _parse_native_batch(row: Mapping[Any, Any]) -> NativeBatch:
+    values: dict[str, Any] = {name: row[name] for name in NativeBatch.__slots__}
     for name in ("created_at", "due_at"):
-        plain[name] = ensure_utc(plain[name])
-    return NativeBatch(**{**plain, "status": NativeStatus(row["status"])})
+        values[name] = ensure_utc(values[name])
+    return NativeBatch(**{**values, "status": NativeStatus(row["status"])})

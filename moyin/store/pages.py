@@ -54,33 +54,36 @@ def fetch_page(
     Raises:
         InvalidRequest: ``cursor`` is not the cursor of a page.
     """
-    older = [] if cursor is None else [build_older_condition(query.table, cursor)]
+    older_conditions = [] if cursor is None else [build_older_condition(query.table, cursor)]
     if query.scanned is None:
-        rows = _fetch_ordered(connection, query, older, limit + 1)
+        rows = _fetch_newest(connection, query, older_conditions, limit + 1)
         return _build_page(rows[:limit], rows[limit - 1] if len(rows) > limit else None)
     [index_conditions] = query.ranges
     columns = query.table.c
     max_rows = max(1, MAX_SCANNED // query.values_per_row)
-    window = (
+    newest_rows = (
         sa.select(
             *columns,
-            sa.func.row_number().over(order_by=_newest_first(columns)).label(_NUMBER),
+            sa.func.row_number().over(order_by=_order_by_newest(columns)).label(_NUMBER),
         )
-        .where(*index_conditions, *older)
-        .order_by(*_newest_first(columns))
+        .where(*index_conditions, *older_conditions)
+        .order_by(*_order_by_newest(columns))
         .limit(max_rows)
         .subquery()
     )
-    is_match = sa.case((sa.and_(sa.true(), *query.scanned(window.c)), 1), else_=0)
+    is_match = sa.case((sa.and_(sa.true(), *query.scanned(newest_rows.c)), 1), else_=0)
     scanned_rows = sa.select(
-        window.c.created_at, window.c.id, window.c[_NUMBER], is_match.label(_IS_MATCH)
+        newest_rows.c.created_at,
+        newest_rows.c.id,
+        newest_rows.c[_NUMBER],
+        is_match.label(_IS_MATCH),
     ).subquery()
     # The last row that is scanned comes with the matching ones: in another statement, rows that are
     # deleted meanwhile would move it.
     page_rows = (
         sa.select(scanned_rows)
         .where(sa.or_(scanned_rows.c[_IS_MATCH] == 1, scanned_rows.c[_NUMBER] == max_rows))
-        .order_by(*_newest_first(scanned_rows.c))
+        .order_by(*_order_by_newest(scanned_rows.c))
         .limit(limit + 2)
     )
     rows, last_position = list[_Position](), None
@@ -95,34 +98,36 @@ def fetch_page(
 
 def count_rows(connection: sa.Connection, query: PageQuery) -> int:
     """Return the number of rows in the index ranges of a query."""
-    counts = [
+    count_queries = [
         sa.select(sa.func.count()).select_from(query.table).where(*index_conditions)
         for index_conditions in query.ranges
     ]
-    return sum(int(connection.execute(count).scalar_one()) for count in counts)
+    return sum(int(connection.execute(count_query).scalar_one()) for count_query in count_queries)
 
 
-def _fetch_ordered(
-    connection: sa.Connection, query: PageQuery, older: Sequence[Condition], limit: int
+def _fetch_newest(
+    connection: sa.Connection, query: PageQuery, older_conditions: Sequence[Condition], limit: int
 ) -> list[_Position]:
     """Return the newest ``limit`` rows of all ranges, reading at most ``limit`` rows of each.
 
     Args:
-        older: the conditions for rows after the cursor; empty for the first page.
+        older_conditions: the conditions for rows after the cursor; empty for the first page.
     """
     columns = query.table.c
-    branches = [
+    range_queries = [
         sa.select(columns.created_at, columns.id)
-        .where(*index_conditions, *older)
-        .order_by(*_newest_first(columns))
+        .where(*index_conditions, *older_conditions)
+        .order_by(*_order_by_newest(columns))
         .limit(limit)
         for index_conditions in query.ranges
     ]
-    if len(branches) == 1:
-        return _fetch_positions(connection, branches[0])
-    all_rows = sa.union_all(*(branch.subquery().select() for branch in branches)).subquery()
+    if len(range_queries) == 1:
+        return _fetch_positions(connection, range_queries[0])
+    all_rows = sa.union_all(
+        *(range_query.subquery().select() for range_query in range_queries)
+    ).subquery()
     ordered_rows = sa.select(all_rows.c.created_at, all_rows.c.id).order_by(
-        *_newest_first(all_rows.c)
+        *_order_by_newest(all_rows.c)
     )
     return _fetch_positions(connection, ordered_rows.limit(limit))
 
@@ -138,5 +143,5 @@ def _build_page(rows: Sequence[_Position], last_position: _Position | None) -> P
     )
 
 
-def _newest_first(columns: Any) -> tuple[sa.UnaryExpression[Any], sa.UnaryExpression[Any]]:
+def _order_by_newest(columns: Any) -> tuple[sa.UnaryExpression[Any], sa.UnaryExpression[Any]]:
     return columns.created_at.desc(), columns.id.desc()

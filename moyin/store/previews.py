@@ -62,12 +62,12 @@ class PreviewStore:
             "node": preview.node,
             "media_type": preview.media_type,
         }
-        stored: Any = {"media_type": preview.media_type, "picture": picture}
+        picture_fields: Any = {"media_type": preview.media_type, "picture": picture}
         try:
             if not await self._redis.exists(_WATCHED + job_id):
                 return
             async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.hset(_PICTURES + job_id, mapping=stored)
+                pipeline.hset(_PICTURES + job_id, mapping=picture_fields)
                 pipeline.expire(_PICTURES + job_id, _PREVIEW_SECONDS)
                 pipeline.xadd(_NOTICES + job_id, notice, maxlen=1, approximate=False)
                 pipeline.expire(_NOTICES + job_id, _PREVIEW_SECONDS)
@@ -78,11 +78,11 @@ class PreviewStore:
     async def find(self, job_id: str) -> tuple[str, bytes] | None:
         """Return the media type and the picture of the job's newest preview, or None."""
         try:
-            stored = await self._redis.hmget(_PICTURES + job_id, "media_type", "picture")
+            fields = await self._redis.hmget(_PICTURES + job_id, "media_type", "picture")
         except (RedisError, OSError) as error:
             _log.warning("could not read the preview of job %s from Valkey: %s", job_id, error)
             return None
-        media_type, picture = stored
+        media_type, picture = fields
         return None if picture is None else (media_type.decode(), picture)
 
     async def close(self) -> None:

@@ -66,14 +66,17 @@ class PromptStore:
         )
         return await self._fetch_jobs(query)
 
-    async def get(self, owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
-        """Return the renders with these ids; ``hidden`` includes those removed from the history."""
+    async def get(self, owner: str, ids: Sequence[str], *, with_hidden: bool = False) -> list[Job]:
+        """Return the owner's renders with these ids.
+
+        ``with_hidden`` includes those that were removed from the history.
+        """
         renders: list[Job] = []
         for start in range(0, len(ids), _CHUNK):
-            part = ids[start : start + _CHUNK]
-            query = sa.select(jobs).where(_is_render_of(owner), jobs.c.id.in_(part))
+            chunk = ids[start : start + _CHUNK]
+            query = sa.select(jobs).where(_is_render_of(owner), jobs.c.id.in_(chunk))
             renders += await self._fetch_jobs(
-                query if hidden else query.where(jobs.c.hidden.is_(False))
+                query if with_hidden else query.where(jobs.c.hidden.is_(False))
             )
         return renders
 
@@ -89,11 +92,11 @@ class PromptStore:
             .order_by(jobs.c.started_at)
         )
 
-    async def list_ended_since(self, channel: str, moment: datetime) -> list[Job]:
-        """Return the renders of a client that ended since ``moment``, oldest first."""
+    async def list_ended_since(self, channel: str, since: datetime) -> list[Job]:
+        """Return the renders of a client that ended at the time ``since`` or later, oldest first."""
         return await self._fetch_jobs(
             sa.select(jobs)
-            .where(jobs.c.channel == channel, jobs.c.finished_at >= moment)
+            .where(jobs.c.channel == channel, jobs.c.finished_at >= since)
             .order_by(jobs.c.finished_at)
         )
 
@@ -104,15 +107,15 @@ class PromptStore:
 
         Only renders that match ``condition`` are removed.
         """
-        change = jobs.update().values(hidden=True)
-        change = change.where(_is_render_of(owner), jobs.c.status.not_in(OPEN_STATUSES), condition)
+        update = jobs.update().values(hidden=True)
+        update = update.where(_is_render_of(owner), jobs.c.status.not_in(OPEN_STATUSES), condition)
         async with self._database.writing() as connection:
             if ids is None:
-                await connection.execute(change)
+                await connection.execute(update)
                 return
             for start in range(0, len(ids), _CHUNK):
-                part = ids[start : start + _CHUNK]
-                await connection.execute(change.where(jobs.c.id.in_(part)))
+                chunk = ids[start : start + _CHUNK]
+                await connection.execute(update.where(jobs.c.id.in_(chunk)))
 
     async def set_record(self, job_id: str, sha256: str, attempt: int | None) -> None:
         """Store the SHA-256 of the blob with ComfyUI's history entry of a job.
@@ -121,10 +124,10 @@ class PromptStore:
             attempt: the attempt of the entry, which is not stored if a later attempt exists; if
                 None, the entry is stored in any case.
         """
-        change = jobs.update().where(jobs.c.id == job_id).values(record=sha256)
+        update = jobs.update().where(jobs.c.id == job_id).values(record=sha256)
         if attempt is not None:
-            change = change.where(jobs.c.attempts == attempt)
-        await self._database.write(lambda c: c.execute(change))
+            update = update.where(jobs.c.attempts == attempt)
+        await self._database.write(lambda c: c.execute(update))
 
     async def _fetch_jobs(self, query: sa.Select[Any]) -> list[Job]:
         return [parse_job(row) for row in await self._database.fetch_all(query)]

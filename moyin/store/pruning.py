@@ -37,8 +37,8 @@ _FILES_KEPT = timedelta(days=1)
 class Pruner:
     """Deletes ended jobs and their blobs; several may run concurrently, while jobs start and end.
 
-    Blobs that were stored or renewed after the time ``before`` are not deleted, because a new job
-    may be about to refer to them. So ``before`` should be at least a day ago. An output that an
+    Blobs that were stored or renewed after the time ``cutoff`` are not deleted, because a new job
+    may be about to refer to them. So ``cutoff`` should be at least a day ago. An output that an
     open job uses as an input is not deleted, unless that job is submitted in the seconds between
     the query for open jobs and the deletion.
     """
@@ -48,95 +48,101 @@ class Pruner:
         self._references = BlobReferences(database, blobs)
         self._deletions = DeletionPruner(database, self._references)
 
-    async def count_prunable(self, before: datetime) -> int:
-        """Return the number of jobs that ended before ``before``."""
-        query = sa.select(sa.func.count()).select_from(jobs).where(_has_ended_before(before))
+    async def count_prunable(self, cutoff: datetime) -> int:
+        """Return the number of jobs that ended before ``cutoff``."""
+        query = sa.select(sa.func.count()).select_from(jobs).where(_has_ended_before(cutoff))
         return int(await self._database.fetch_value(query))
 
-    async def count_prunable_batches(self, before: datetime) -> int:
-        """Return the number of batches that ended before ``before``."""
-        return await count_prunable_batches(self._database, before)
+    async def count_prunable_batches(self, cutoff: datetime) -> int:
+        """Return the number of batches that ended before ``cutoff``."""
+        return await count_prunable_batches(self._database, cutoff)
 
-    async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
-        """Delete jobs that ended before ``before``, and yield the counts of each transaction.
+    async def run(self, cutoff: datetime) -> AsyncIterator[PruneResult]:
+        """Delete jobs that ended before ``cutoff``, and yield the counts of each transaction.
 
         Then delete batches and files of text models, and free the ids of jobs that were deleted
-        before ``before``.
+        before ``cutoff``.
 
         Raises:
             ServiceUnavailable: the artifact store is unavailable; another run continues the work.
         """
-        while oldest := await self._fetch_oldest(before):
-            files = await self._references.collect_files(oldest)
-            inputs = await self._references.collect_open_inputs()
-            deletable = await self._references.find_unreferenced_files(files, inputs, before)
-            references = Counter(file for job_files in files.values() for file in job_files)
-            for chunk in split_into_chunks(list(files)):
-                count, kept = await self._database.write(
-                    partial(_delete_jobs, chunk, before, inputs)
+        while oldest_jobs := await self._fetch_oldest_jobs(cutoff):
+            digests_by_job = await self._references.collect_digests(oldest_jobs)
+            input_ids = await self._references.collect_open_inputs()
+            deletable_digests = await self._references.find_unreferenced_digests(
+                digests_by_job, input_ids, cutoff
+            )
+            reference_counts = Counter(
+                digest for digests in digests_by_job.values() for digest in digests
+            )
+            for chunk in split_into_chunks(list(digests_by_job)):
+                deleted_count, kept_ids = await self._database.write(
+                    partial(_delete_jobs, chunk, cutoff, input_ids)
                 )
-                # Jobs that were retried meanwhile are in `kept`; others may have deleted the rest.
-                deleted = [job for job in chunk if job not in kept]
-                references.subtract(file for job in deleted for file in files[job])
+                # Jobs that were retried meanwhile are in `kept_ids`; others may have deleted the rest.
+                deleted_ids = [job_id for job_id in chunk if job_id not in kept_ids]
+                reference_counts.subtract(
+                    digest for job_id in deleted_ids for digest in digests_by_job[job_id]
+                )
                 unused_digests = {
-                    file
-                    for job in deleted
-                    for file in files[job]
-                    if file in deletable and not references[file]
+                    digest
+                    for job_id in deleted_ids
+                    for digest in digests_by_job[job_id]
+                    if digest in deletable_digests and not reference_counts[digest]
                 }
-                yield PruneResult(jobs=count) + await self._references.delete_files(
-                    unused_digests, before
+                yield PruneResult(jobs=deleted_count) + await self._references.delete_blobs(
+                    unused_digests, cutoff
                 )
 
         async def find_unreferenced(digests: Collection[str]) -> set[str]:
-            inputs = await self._references.collect_open_inputs()
-            return await self._references.find_unreferenced_files(
-                {"": set(digests)}, inputs, before
+            open_input_ids = await self._references.collect_open_inputs()
+            return await self._references.find_unreferenced_digests(
+                {"": set(digests)}, open_input_ids, cutoff
             )
 
-        pruned_text = await TextPruner(self._database, find_unreferenced).run(before)
-        result = await self._references.delete_files(pruned_text.blobs, before)
+        pruned_text = await TextPruner(self._database, find_unreferenced).run(cutoff)
+        result = await self._references.delete_blobs(pruned_text.blobs, cutoff)
         if result := result + PruneResult(batches=pruned_text.batches):
             yield result
-        await self._deletions.free_ids(before)
+        await self._deletions.free_ids(cutoff)
 
-    async def run_files(self, before: datetime) -> PruneResult:
-        """Delete text models' files that expired or were deleted before ``before``; keep jobs."""
+    async def prune_expired_files(self, cutoff: datetime) -> PruneResult:
+        """Delete text models' files that expired or were deleted before ``cutoff``; keep jobs."""
 
         async def find_unreferenced(digests: Collection[str]) -> set[str]:
-            inputs = await self._references.collect_open_inputs()
-            files = {"": set(digests)}
-            return await self._references.find_unreferenced_files(
-                files, inputs, before, keeps_jobs=True
+            input_ids = await self._references.collect_open_inputs()
+            digests_by_job = {"": set(digests)}
+            return await self._references.find_unreferenced_digests(
+                digests_by_job, input_ids, cutoff, keeps_jobs=True
             )
 
-        blobs = await TextPruner(self._database, find_unreferenced).delete_files(before)
-        return await self._references.delete_files(blobs, before)
+        unused_digests = await TextPruner(self._database, find_unreferenced).delete_files(cutoff)
+        return await self._references.delete_blobs(unused_digests, cutoff)
 
-    async def run_deleted(self, before: datetime) -> PruneResult:
-        """Delete the files of jobs and artifacts that their owners deleted before ``before``."""
-        return await self._deletions.run(before)
+    async def prune_deleted_files(self, cutoff: datetime) -> PruneResult:
+        """Delete the files of jobs and artifacts that their owners deleted before ``cutoff``."""
+        return await self._deletions.run(cutoff)
 
-    async def run_due(self, days: int, *, with_files: bool) -> PruneResult | None:
-        """Delete jobs that ended ``days`` ago, and what users deleted or let expire a day ago.
+    async def prune_once(self, days: int, *, with_files: bool) -> PruneResult | None:
+        """Delete jobs that ended ``days`` ago, and files that were deleted or expired a day ago.
 
         Args:
-            days: age of the jobs; 0 keeps all.
+            days: the minimum age of the jobs in days; 0 keeps all jobs.
             with_files: whether to delete the files too, which may read the blobs of all jobs.
 
         Returns:
-            None if another process is pruning the database.
+            The counts of all deletions, or None if another process is pruning the database.
         """
         result = PruneResult()
-        async with self._database.advisory_lock("pruning") as acquired:
-            if not acquired:
+        async with self._database.advisory_lock("pruning") as has_lock:
+            if not has_lock:
                 return None
             if days:
-                async for part in self.run(now() - timedelta(days=days)):
-                    result += part
+                async for chunk_result in self.run(now() - timedelta(days=days)):
+                    result += chunk_result
             if with_files:
-                result += await self.run_files(now() - _FILES_KEPT)
-                result += await self.run_deleted(now() - _FILES_KEPT)
+                result += await self.prune_expired_files(now() - _FILES_KEPT)
+                result += await self.prune_deleted_files(now() - _FILES_KEPT)
         return result
 
     async def keep_pruning(self, days: int) -> None:
@@ -146,53 +152,53 @@ class Pruner:
         because that may read the blobs of all jobs. A lock ensures that only one process at a time
         prunes a database.
         """
-        files_due = now()
+        files_due_at = now()
         while True:
             try:
-                with_files = now() >= files_due
-                if await self.run_due(days, with_files=with_files) is not None and with_files:
-                    files_due = now() + _FILES_KEPT
+                with_files = now() >= files_due_at
+                if await self.prune_once(days, with_files=with_files) is not None and with_files:
+                    files_due_at = now() + _FILES_KEPT
             except Exception:
                 _log.exception("pruning failed; retrying in an hour")
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _fetch_oldest(self, before: datetime) -> Sequence[Mapping[Any, Any]]:
+    async def _fetch_oldest_jobs(self, cutoff: datetime) -> Sequence[Mapping[Any, Any]]:
         query = (
             sa.select(jobs.c.id, *REFERENCE_COLUMNS)
-            .where(_has_ended_before(before))
+            .where(_has_ended_before(cutoff))
             .order_by(jobs.c.finished_at)
             .limit(JOBS_PER_SCAN)
         )
         return await self._database.fetch_all(query)
 
 
-def _has_ended_before(before: datetime) -> sa.ColumnElement[bool]:
-    return sa.and_(jobs.c.status.not_in(OPEN_STATUSES), jobs.c.finished_at < before)
+def _has_ended_before(cutoff: datetime) -> sa.ColumnElement[bool]:
+    return sa.and_(jobs.c.status.not_in(OPEN_STATUSES), jobs.c.finished_at < cutoff)
 
 
 def _delete_jobs(
-    chunk: Sequence[str], before: datetime, inputs: Collection[str], connection: sa.Connection
+    job_ids: Sequence[str], cutoff: datetime, input_ids: Collection[str], connection: sa.Connection
 ) -> tuple[int, set[str]]:
-    """Delete those jobs of ``chunk`` that were not retried meanwhile.
+    """Delete those jobs of ``job_ids`` that were not retried meanwhile.
 
-    Artifacts in ``inputs`` are only marked as deleted: their owner no longer sees them, but the
+    Artifacts in ``input_ids`` are only marked as deleted: their owner no longer sees them, but the
     jobs that use them still read them.
 
     Returns:
         The number of deleted jobs, and the ids of the jobs that were retried.
     """
     query = (
-        sa.select(jobs.c.id, _has_ended_before(before))
-        .where(jobs.c.id.in_(chunk))
+        sa.select(jobs.c.id, _has_ended_before(cutoff))
+        .where(jobs.c.id.in_(job_ids))
         .order_by(jobs.c.id)
     )
     rows = connection.execute(query.with_for_update()).all()
-    deleted = [job for job, ended in rows if ended]
-    outputs = artifacts.c.job_id.in_(deleted)
-    ids = connection.execute(sa.select(artifacts.c.id).where(outputs)).scalars()
-    for part in split_into_chunks([artifact for artifact in ids if artifact in inputs]):
-        update = artifacts.update().where(artifacts.c.id.in_(part))
+    ended_ids = [job_id for job_id, has_ended in rows if has_ended]
+    is_output = artifacts.c.job_id.in_(ended_ids)
+    ids = connection.execute(sa.select(artifacts.c.id).where(is_output)).scalars()
+    for chunk in split_into_chunks([artifact for artifact in ids if artifact in input_ids]):
+        update = artifacts.update().where(artifacts.c.id.in_(chunk))
         connection.execute(update.values(job_id=None, deleted_at=now()))
-    connection.execute(artifacts.delete().where(outputs))
-    connection.execute(jobs.delete().where(jobs.c.id.in_(deleted)))
-    return len(deleted), {job for job, ended in rows if not ended}
+    connection.execute(artifacts.delete().where(is_output))
+    connection.execute(jobs.delete().where(jobs.c.id.in_(ended_ids)))
+    return len(ended_ids), {job_id for job_id, has_ended in rows if not has_ended}

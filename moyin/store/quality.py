@@ -120,14 +120,14 @@ class QualityStore:
     async def write(self, decisions: Sequence[DecisionRow], signals: Sequence[SignalRow]) -> None:
         """Write a batch of decisions and signals, except those that exist already."""
         if decisions or signals:
-            await self._database.write(partial(_write, decisions, signals))
+            await self._database.write(partial(_write_rows, decisions, signals))
 
     async def add(self, signals: Sequence[SignalRow]) -> list[SignalRow]:
         """Write signals in one transaction and return them as stored, in the same order.
 
         If a signal of the same owner, request, key and source exists, it is returned unchanged.
         """
-        return await self._database.write(partial(_add, signals))
+        return await self._database.write(partial(_add_signals, signals))
 
     async def get_decision(self, owner: str, request_id: str) -> DecisionRow | None:
         """Return the newest decision for a request of the owner, or None if there is none."""
@@ -153,14 +153,19 @@ class QualityStore:
         return list(await self._database.fetch_values(query))
 
     async def list_signals(
-        self, after: int, limit: int, *, owner: str | None = None, up_to: int | None = None
+        self, after_number: int, limit: int, *, owner: str | None = None, up_to: int | None = None
     ) -> list[SignalRow]:
-        """Return signals numbered above ``after`` and at most ``up_to``, in ascending order.
+        """Return signals numbered above ``after_number`` and at most ``up_to``, in ascending order.
 
         If ``owner`` is None, the signals of all owners are returned.
         """
         table = quality_signals
-        query = sa.select(table).where(table.c.number > after).order_by(table.c.number).limit(limit)
+        query = (
+            sa.select(table)
+            .where(table.c.number > after_number)
+            .order_by(table.c.number)
+            .limit(limit)
+        )
         if owner is not None:
             query = query.where(table.c.owner == owner)
         if up_to is not None:
@@ -215,7 +220,7 @@ class QualityStore:
             "updated_at": now(),
             "levels": dict(saved_state.levels) if saved_state.levels else None,
         }
-        await self._database.write(partial(_save, owner, values))
+        await self._database.write(partial(_save_state, owner, values))
 
     async def list_levels(self) -> list[Mapping[str, Any]]:
         """Return the newest quality levels of up to a thousand tenants, at most ten days old.
@@ -240,13 +245,13 @@ class QualityStore:
     async def reset_owner(self, action: SignalRow) -> None:
         """Delete the owner's signals and state, and log ``action``.
 
-        A replica that reads ``action`` in the log discards what it has learned about the owner.
+        A replica that reads ``action`` in the log discards the state that it has learned for the owner.
         """
-        await self._database.write(partial(_reset, action))
+        await self._database.write(partial(_reset_owner, action))
 
     async def prune(self) -> None:
         """Delete decisions older than 30 days and signals older than 90 days."""
-        await self._database.write(_prune)
+        await self._database.write(_prune_old_rows)
 
 
 def _to_utc(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -263,7 +268,7 @@ def _lock_numbering(connection: sa.Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 
 
-def _write(
+def _write_rows(
     decisions: Sequence[DecisionRow], signals: Sequence[SignalRow], connection: sa.Connection
 ) -> None:
     name = connection.dialect.name
@@ -278,19 +283,19 @@ def _write(
         connection.execute(_WRITE_SIGNAL[name], rows)
 
 
-def _add(signals: Sequence[SignalRow], connection: sa.Connection) -> list[SignalRow]:
+def _add_signals(signals: Sequence[SignalRow], connection: sa.Connection) -> list[SignalRow]:
     table = quality_signals
-    _write((), signals, connection)
-    stored = []
+    _write_rows((), signals, connection)
+    stored_signals = []
     for signal in signals:
         query = sa.select(table).where(
             *(table.c[name] == getattr(signal, name) for name in _UNIQUE_COLUMNS)
         )
-        stored.append(SignalRow(**_to_utc(connection.execute(query).mappings().one())))
-    return stored
+        stored_signals.append(SignalRow(**_to_utc(connection.execute(query).mappings().one())))
+    return stored_signals
 
 
-def _save(owner: str, values: dict[str, Any], connection: sa.Connection) -> None:
+def _save_state(owner: str, values: dict[str, Any], connection: sa.Connection) -> None:
     table = quality_states
     insert = _INSERT[connection.dialect.name](table).values(owner=owner, **values)
     connection.execute(
@@ -300,13 +305,13 @@ def _save(owner: str, values: dict[str, Any], connection: sa.Connection) -> None
     )
 
 
-def _reset(action: SignalRow, connection: sa.Connection) -> None:
+def _reset_owner(action: SignalRow, connection: sa.Connection) -> None:
     for table in (quality_signals, quality_states):
         connection.execute(table.delete().where(table.c.owner == action.owner))
-    _write((), [action], connection)
+    _write_rows((), [action], connection)
 
 
-def _prune(connection: sa.Connection) -> None:
+def _prune_old_rows(connection: sa.Connection) -> None:
     for table, age in (
         (quality_decisions, DECISION_RETENTION),
         (quality_signals, _SIGNAL_RETENTION),

@@ -28,7 +28,7 @@ class ReauthorizedTransactions:
     async def begin(
         self, identity: Identity, *, target_user: str | None = None
     ) -> AsyncIterator[Transaction]:
-        """Open a transaction, to be passed to the stores as ``within``.
+        """Open a transaction, to be passed to the stores as ``transaction``.
 
         Args:
             target_user: the id of the user that the transaction changes, or None. The rows of the
@@ -42,18 +42,18 @@ class ReauthorizedTransactions:
         async with self._database.writing() as transaction:
             # A transaction that disables the user waits for this one, to revoke its new keys, too.
             if locked_users := {identity.user, target_user} - {None}:
-                rows = (
+                users_query = (
                     sa.select(users.c.id).where(users.c.id.in_(locked_users)).order_by(users.c.id)
                 )
-                await transaction.execute(rows.with_for_update(key_share=True))
-            if not await _is_valid(transaction, identity):
+                await transaction.execute(users_query.with_for_update(key_share=True))
+            if not await _is_identity_valid(transaction, identity):
                 raise InvalidKey(
                     "the session or API key has ended or lost scopes; sign in again or use another key"
                 )
             yield transaction
 
 
-async def _is_valid(transaction: Transaction, identity: Identity) -> bool:
+async def _is_identity_valid(transaction: Transaction, identity: Identity) -> bool:
     # A session cannot lose scopes, since a change of role ends it.
     if identity.is_session:
         return await is_session_open(transaction, identity.key_id)

@@ -68,13 +68,15 @@ class ValkeyRenderCache:
         self._cache = TenantCache(url, "moyin:renders")
 
     async def get(self, owner: str, digest: str) -> CachedRender | None:
-        encoded = await self._cache.get(owner, digest)
-        return None if encoded is None else decode(CachedRender, encoded)
+        encoded_render = await self._cache.get(owner, digest)
+        return None if encoded_render is None else decode(CachedRender, encoded_render)
 
     async def put(self, owner: str, digest: str, render: CachedRender, rules: CacheRules) -> None:
-        encoded = encode(render)
-        if len(encoded) <= _MAX_ENTRY_BYTES:
-            await self._cache.put(owner, digest, encoded, ttl=rules.ttl, entries=rules.entries)
+        encoded_render = encode(render)
+        if len(encoded_render) <= _MAX_ENTRY_BYTES:
+            await self._cache.put(
+                owner, digest, encoded_render, ttl_seconds=rules.ttl, max_entries=rules.entries
+            )
 
     async def close(self) -> None:
         await self._cache.close()
@@ -99,5 +101,7 @@ def compute_render_digest(
         for node_id, node in graph.items()
         if isinstance(node, Mapping)
     }
-    plain = json.dumps([rules.kind, nodes, dict(models)], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(plain.encode()).hexdigest()
+    canonical_json = json.dumps(
+        [rules.kind, nodes, dict(models)], sort_keys=True, separators=(",", ":")
+    )
+    return hashlib.sha256(canonical_json.encode()).hexdigest()

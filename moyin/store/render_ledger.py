@@ -51,31 +51,31 @@ class RenderLedger:
 
         def book_all(connection: sa.Connection) -> None:
             for run, account in priced_runs:
-                _book(connection, run, account, booked_at)
+                _book_run(connection, run, account, booked_at)
 
         await self._database.write(book_all)
 
 
-def _book(
+def _book_run(
     connection: sa.Connection, run: RenderRun, account: RenderAccount, booked_at: datetime
 ) -> None:
     # The job's row is locked first: it is what two runs of a job share. Pruning may have deleted it.
-    job = jobs.c.id == account.job_id
-    columns = sa.select(jobs.c.key_id, jobs.c.reserved).where(job).with_for_update()
-    key, is_reserved = connection.execute(columns).one_or_none() or (None, True)
-    row = build_usage_row(_build_entry(run, account, key), booked_at, run.id)
+    is_run_job = jobs.c.id == account.job_id
+    query = sa.select(jobs.c.key_id, jobs.c.reserved).where(is_run_job).with_for_update()
+    key_id, is_reserved = connection.execute(query).one_or_none() or (None, True)
+    row = build_usage_row(_build_entry(run, account, key_id), booked_at, run.id)
     insert = _INSERT[connection.dialect.name].returning(usage.c.id)
-    added = row["cost_nano_usd"]
+    added_nano_usd = row["cost_nano_usd"]
     if connection.execute(insert, row).first() is None:
-        added = _replace_shorter(connection, row)
-    if added:
-        change = jobs.update().where(job)
-        connection.execute(change.values(render_nano_usd=jobs.c.render_nano_usd + added))
+        added_nano_usd = _replace_shorter_measurement(connection, row)
+    if added_nano_usd:
+        update = jobs.update().where(is_run_job)
+        connection.execute(update.values(render_nano_usd=jobs.c.render_nano_usd + added_nano_usd))
         if is_reserved:
-            add_cost(connection, account.job_id, added, booked_at)
+            add_cost(connection, account.job_id, added_nano_usd, booked_at)
 
 
-def _replace_shorter(connection: sa.Connection, row: dict[str, Any]) -> int:
+def _replace_shorter_measurement(connection: sa.Connection, row: dict[str, Any]) -> int:
     """Replace a shorter measurement of the same run.
 
     If both are equally long, a measurement whose end was observed replaces that of a run that was
@@ -86,12 +86,12 @@ def _replace_shorter(connection: sa.Connection, row: dict[str, Any]) -> int:
     """
     columns = (usage.c.quantity, usage.c.error, usage.c.cost_nano_usd)
     query = sa.select(*columns).where(usage.c.id == row["id"]).with_for_update()
-    quantity, error, cost = connection.execute(query).one()
+    quantity, error, stored_nano_usd = connection.execute(query).one()
     if (quantity, error != WorkerLost.code) >= (row["quantity"], row["error"] != WorkerLost.code):
         return 0
-    change = usage.update().where(usage.c.id == row["id"])
-    connection.execute(change.values({name: row[name] for name in _MEASURED}))
-    return int(row["cost_nano_usd"] - cost)
+    update = usage.update().where(usage.c.id == row["id"])
+    connection.execute(update.values({name: row[name] for name in _MEASURED}))
+    return int(row["cost_nano_usd"] - stored_nano_usd)
 
 
 def _build_entry(run: RenderRun, account: RenderAccount, key_id: str | None) -> UsageEntry:

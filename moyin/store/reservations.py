@@ -47,16 +47,16 @@ class DueReservation:
         """The amount that budgets must count, in billionths of a US dollar."""
         if self.ended:
             return self.booked
-        return max(self.booked, _to_nano(self.reservation))
+        return max(self.booked, _to_nano_usd(self.reservation))
 
 
 def insert_reservation(
-    connection: sa.Connection, job_id: str, reservation: JobReservation | None, moment: datetime
+    connection: sa.Connection, job_id: str, reservation: JobReservation | None, created_at: datetime
 ) -> None:
-    """Insert the reservation of a job, if there is one; ``moment`` is its time of creation."""
+    """Insert the reservation of a job, if there is one; ``created_at`` is its time of creation."""
     if reservation is None:
         return
-    nano = _to_nano(reservation)
+    nano_usd = _to_nano_usd(reservation)
     row = {
         "id": reservation.id,
         "job_id": job_id,
@@ -64,10 +64,10 @@ def insert_reservation(
         "subjects": list(reservation.subjects),
         "day": reservation.day,
         "month": reservation.month,
-        "reserved_nano": nano,
-        "counted_nano": nano,
+        "reserved_nano": nano_usd,
+        "counted_nano": nano_usd,
         "booked_nano": 0,
-        "created_at": moment,
+        "created_at": created_at,
         "ended": False,
     }
     connection.execute(reservations.insert(), row)
@@ -75,35 +75,35 @@ def insert_reservation(
 
 def end_reservation(connection: sa.Connection, job_id: str, due_at: datetime) -> None:
     """Record that the cost of an ended job replaces its reservation at the time ``due_at``."""
-    change = reservations.update().where(
+    update = reservations.update().where(
         reservations.c.job_id == job_id, reservations.c.ended.is_(False)
     )
-    connection.execute(change.values(ended=True, due_at=due_at))
+    connection.execute(update.values(ended=True, due_at=due_at))
 
 
-def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, moment: datetime) -> None:
+def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, due_from: datetime) -> None:
     """Add the cost of a run to the newest reservation of its job, if there is one.
 
     Args:
         nano_usd: the cost in billionths of a US dollar.
-        moment: the time from which the reservation is due, if budgets must now count another
+        due_from: the time from which the reservation is due, if budgets must now count another
             amount.
     """
-    newest = (
+    newest_id = (
         sa.select(reservations.c.id)
         .where(reservations.c.job_id == job_id)
         .order_by(reservations.c.created_at.desc())
         .limit(1)
         .scalar_subquery()
     )
-    booked = reservations.c.booked_nano + nano_usd
-    must_count = reservations.c.ended | (booked > reservations.c.counted_nano)
+    booked_nano_usd = reservations.c.booked_nano + nano_usd
+    must_count = reservations.c.ended | (booked_nano_usd > reservations.c.counted_nano)
     due_at = sa.case(
-        (must_count, sa.func.coalesce(reservations.c.due_at, sa.bindparam("moment", moment))),
+        (must_count, sa.func.coalesce(reservations.c.due_at, sa.bindparam("moment", due_from))),
         else_=reservations.c.due_at,
     )
-    change = reservations.update().where(reservations.c.id == newest)
-    connection.execute(change.values(booked_nano=booked, due_at=due_at))
+    update = reservations.update().where(reservations.c.id == newest_id)
+    connection.execute(update.values(booked_nano=booked_nano_usd, due_at=due_at))
 
 
 class ReservationStore:
@@ -123,45 +123,48 @@ class ReservationStore:
             .order_by(reservations.c.due_at)
             .limit(_MAX_DUE)
         )
-        return [_parse(row) for row in await self._database.fetch_all(query)]
+        return [_parse_due_reservation(row) for row in await self._database.fetch_all(query)]
 
-    async def mark_counted(self, reservation: DueReservation) -> bool:
-        """Record that budgets now count `reservation.amount`.
+    async def mark_counted(self, due_reservation: DueReservation) -> bool:
+        """Record that budgets now count the amount of a reservation.
 
-        Return False if the amount has changed meanwhile.
+        Returns:
+            True, or False if the amount has changed meanwhile.
         """
-        moment = now()
-        change = (
+        settled_at = now()
+        update = (
             reservations.update()
             .where(
-                reservations.c.id == reservation.reservation.id,
-                reservations.c.booked_nano == reservation.booked,
-                reservations.c.ended.is_(reservation.ended),
+                reservations.c.id == due_reservation.reservation.id,
+                reservations.c.booked_nano == due_reservation.booked,
+                reservations.c.ended.is_(due_reservation.ended),
             )
-            .values(counted_nano=reservation.amount, due_at=None)
+            .values(counted_nano=due_reservation.amount, due_at=None)
         )
-        if reservation.ended:
-            change = change.values(settled_at=moment)
-        return await self._database.execute(change) > 0
+        if due_reservation.ended:
+            update = update.values(settled_at=settled_at)
+        return await self._database.execute(update) > 0
 
     async def delete_settled(self) -> int:
         """Delete some old reservations that no run can change any more, and return their number.
 
         The caller repeats this until it returns 0.
         """
-        old = (
+        old_ids = (
             sa.select(reservations.c.id)
             .where(reservations.c.settled_at < now() - _KEPT, reservations.c.due_at.is_(None))
             .limit(_MAX_DELETED)
         )
-        return await self._database.execute(reservations.delete().where(reservations.c.id.in_(old)))
+        return await self._database.execute(
+            reservations.delete().where(reservations.c.id.in_(old_ids))
+        )
 
 
-def _to_nano(reservation: JobReservation) -> int:
+def _to_nano_usd(reservation: JobReservation) -> int:
     return int((reservation.usd * _NANO).to_integral_value(ROUND_CEILING))
 
 
-def _parse(row: Mapping[Any, Any]) -> DueReservation:
+def _parse_due_reservation(row: Mapping[Any, Any]) -> DueReservation:
     return DueReservation(
         reservation=JobReservation(
             id=row["id"],

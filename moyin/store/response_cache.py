@@ -37,26 +37,34 @@ class ResponseCache:
         return None if encoded is None else _decode(encoded)
 
     async def put(
-        self, owner: str, digest: str, response: CachedResponse, *, ttl: int, entries: int
+        self,
+        owner: str,
+        digest: str,
+        response: CachedResponse,
+        *,
+        ttl_seconds: int,
+        max_entries: int,
     ) -> None:
-        """Cache a response for ``ttl`` seconds, and evict all but the owner's newest ``entries``."""
-        await self._cache.put(owner, digest, _encode(response), ttl=ttl, entries=entries)
+        """Cache a response for ``ttl_seconds``; keep only the owner's newest ``max_entries``."""
+        await self._cache.put(
+            owner, digest, _encode(response), ttl_seconds=ttl_seconds, max_entries=max_entries
+        )
 
     async def close(self) -> None:
         await self._cache.close()
 
 
 def _encode(response: CachedResponse) -> bytes:
-    head = {
+    header = {
         "backend": response.backend,
         "model": response.model,
         "content_type": response.content_type,
         "usage": asdict(response.usage),
     }
-    return json.dumps(head).encode() + b"\n" + response.body
+    return json.dumps(header).encode() + b"\n" + response.body
 
 
-def _decode(encoded: bytes) -> CachedResponse:
-    head, _, body = encoded.partition(b"\n")
-    members = json.loads(head)
+def _decode(encoded_response: bytes) -> CachedResponse:
+    header, _, body = encoded_response.partition(b"\n")
+    members = json.loads(header)
     return CachedResponse(**{**members, "usage": Usage(**members["usage"])}, body=body)

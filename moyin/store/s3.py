@@ -37,10 +37,10 @@ _OPTIONS = {
 
 def open_bucket(url: str) -> tuple[Any, str]:
     """Return the file system and path of ``s3://bucket/prefix``; needs the extra ``s3``."""
-    files, root = fsspec.core.url_to_fs(url, **_OPTIONS)
+    file_system, root = fsspec.core.url_to_fs(url, **_OPTIONS)
     # s3fs would retry each of botocore's failures five times, for `get` 25 times.
-    files.retries = 1
-    return files, root
+    file_system.retries = 1
+    return file_system, root
 
 
 def compute_upload_timeout(size: int) -> float:
@@ -53,7 +53,7 @@ def compute_upload_timeout(size: int) -> float:
 
 
 async def call_method(
-    files: Any, method: str, *args: Any, seconds: float | None = None, **kwargs: Any
+    file_system: Any, method: str, *args: Any, timeout_seconds: float | None = None, **kwargs: Any
 ) -> Any:
     """Call a method of a file system and return its result.
 
@@ -62,33 +62,33 @@ async def call_method(
 
     Raises:
         FileNotFoundError: the object does not exist.
-        ServiceUnavailable: S3 is unavailable or took longer than ``seconds``, the bucket does not
+        ServiceUnavailable: S3 is unavailable or took longer than ``timeout_seconds``, the bucket does not
             exist, or S3 refused the credentials.
     """
     from botocore.exceptions import BotoCoreError
     from botocore.parsers import ResponseParserError
 
-    coroutine = getattr(files, f"_{method}")(*args, **kwargs)
+    coroutine = getattr(file_system, f"_{method}")(*args, **kwargs)
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(timeout_seconds):
             return await asyncio.wrap_future(
-                asyncio.run_coroutine_threadsafe(coroutine, files.loop)
+                asyncio.run_coroutine_threadsafe(coroutine, file_system.loop)
             )
     except FileNotFoundError as error:
-        if not _bucket_is_missing(error):
+        if not _is_bucket_missing(error):
             raise
-        raise _unavailable(error) from error
+        raise _new_unavailable_error(error) from error
     except (OSError, BotoCoreError, ResponseParserError, aiohttp.ClientError) as error:
-        raise _unavailable(error) from error
+        raise _new_unavailable_error(error) from error
 
 
-def _bucket_is_missing(error: FileNotFoundError) -> bool:
+def _is_bucket_missing(error: FileNotFoundError) -> bool:
     """Return whether botocore's error says that the bucket, not the object, does not exist."""
     response = getattr(error.__cause__, "response", {})
     return bool(response.get("Error", {}).get("Code") == "NoSuchBucket")
 
 
-def _unavailable(error: Exception) -> ServiceUnavailable:
+def _new_unavailable_error(error: Exception) -> ServiceUnavailable:
     _log.warning("a request to S3 failed: %s: %s", type(error).__name__, error)
     return ServiceUnavailable(
         "the artifact store in S3 is unavailable; try again in 5 seconds", retry_after=5

@@ -24,26 +24,26 @@ class SessionStore:
     """Opens, refreshes and ends sessions, and sets passwords.
 
     Args:
-        idle: the time after which a session ends unless it is refreshed.
+        idle_timeout: the time after which a session ends unless it is refreshed.
     """
 
-    def __init__(self, database: Database, *, idle: timedelta = timedelta(days=30)) -> None:
+    def __init__(self, database: Database, *, idle_timeout: timedelta = timedelta(days=30)) -> None:
         self._database = database
-        self._idle = idle
+        self._idle = idle_timeout
 
     async def open(self, user_id: str) -> tuple[Session, str]:
         """Create a session and return it with its first refresh token, which is not stored."""
         session = self._build_session(user_id)
         async with self._database.writing() as connection:
-            return session, await _insert(connection, session)
+            return session, await _insert_session(connection, session)
 
     async def open_by_password(
-        self, user_id: str, password: str, rehashed: str | None = None
+        self, user_id: str, password_hash: str, new_hash: str | None = None
     ) -> tuple[Session, str] | None:
-        """Create a session if ``password`` is the user's stored hash and the user is enabled.
+        """Create a session if ``password_hash`` is the user's stored hash and the user is enabled.
 
         Args:
-            rehashed: a new hash of the same password, which replaces the stored one.
+            new_hash: a new hash of the same password, which replaces the stored one.
 
         Returns:
             The session and its first refresh token, or None if no session was created.
@@ -51,16 +51,18 @@ class SessionStore:
         statement = (
             users.update()
             .where(
-                users.c.id == user_id, users.c.password == password, users.c.disabled_at.is_(None)
+                users.c.id == user_id,
+                users.c.password == password_hash,
+                users.c.disabled_at.is_(None),
             )
-            .values(password=rehashed or password)
+            .values(password=new_hash or password_hash)
         )
         session = self._build_session(user_id)
         async with self._database.writing() as connection:
             # The update locks the row, so that a concurrent change of the password waits.
             if (await connection.execute(statement)).rowcount == 0:
                 return None
-            return session, await _insert(connection, session)
+            return session, await _insert_session(connection, session)
 
     async def rotate_refresh_token(self, presented_token: str) -> tuple[Session, str]:
         """Extend the session of a refresh token, and return it with the next refresh token.
@@ -73,7 +75,7 @@ class SessionStore:
         async with self._database.writing() as connection:
             row = await _find_session(connection, digest)
             if row is not None:
-                if await _mark_used(connection, digest):
+                if await _mark_token_used(connection, digest):
                     await connection.execute(
                         sessions.update()
                         .where(sessions.c.id == row.id)
@@ -121,7 +123,7 @@ class SessionStore:
         used_at = sa.func.coalesce(sessions.c.last_used_at, sessions.c.created_at)
         query = (
             sa.select(sessions)
-            .where(_is_open_of(user_id))
+            .where(_is_open_session_of(user_id))
             .order_by(used_at.desc(), sessions.c.id)
             .limit(_MAX_LISTED)
         )
@@ -143,37 +145,39 @@ class SessionStore:
         """End a session."""
         await self._database.execute(_build_revocation(sessions.c.id == session_id))
 
-    async def revoke_of_user(self, user_id: str, session_id: str) -> None:
+    async def revoke_for_user(self, user_id: str, session_id: str) -> None:
         """End an open session of the user; raise `NotFound` for all other ids."""
-        statement = _build_revocation(sa.and_(sessions.c.id == session_id, _is_open_of(user_id)))
+        statement = _build_revocation(
+            sa.and_(sessions.c.id == session_id, _is_open_session_of(user_id))
+        )
         async with self._database.writing() as connection:
             if (await connection.execute(statement)).rowcount == 0:
-                raise NotFound(f"you have no open session {session_id}")
+                raise NotFound(f"session {session_id!r} does not exist, has ended, or is not yours")
 
     async def revoke_by_refresh_token(self, presented_token: str) -> None:
         """End the session of a refresh token, if there is one."""
-        session_of_token = sa.select(refresh_tokens.c.session_id).where(
+        session_query = sa.select(refresh_tokens.c.session_id).where(
             refresh_tokens.c.digest == compute_digest(presented_token)
         )
-        await self._database.execute(_build_revocation(sessions.c.id.in_(session_of_token)))
+        await self._database.execute(_build_revocation(sessions.c.id.in_(session_query)))
 
-    async def revoke_all(self, user_id: str, *, within: Transaction | None = None) -> None:
+    async def revoke_all(self, user_id: str, *, transaction: Transaction | None = None) -> None:
         """End all sessions of a user."""
         await self._database.execute(
-            _build_revocation(sessions.c.user_id == user_id), within=within
+            _build_revocation(sessions.c.user_id == user_id), transaction=transaction
         )
 
     async def change_password(
-        self, user_id: str, session_id: str, before: str | None, after: str
+        self, user_id: str, session_id: str, current_hash: str | None, new_hash: str
     ) -> bool:
         """Set a new password hash and end all sessions of the user except ``session_id``.
 
         Args:
-            before: the hash of the current password, or None if the user has none.
-            after: the hash of the new password.
+            current_hash: the hash of the current password, or None if the user has none.
+            new_hash: the hash of the new password.
 
         Returns:
-            True, or False if the session has ended or ``before`` is not the current hash.
+            True, or False if the session has ended or ``current_hash`` is not the stored hash.
         """
         session_is_open = sa.exists().where(
             sessions.c.id == session_id,
@@ -184,21 +188,21 @@ class SessionStore:
             users.update()
             .where(
                 users.c.id == user_id,
-                users.c.password.is_not_distinct_from(before),
+                users.c.password.is_not_distinct_from(current_hash),
                 session_is_open,
             )
-            .values(password=after)
+            .values(password=new_hash)
         )
-        others = sa.and_(sessions.c.user_id == user_id, sessions.c.id != session_id)
+        is_other_session = sa.and_(sessions.c.user_id == user_id, sessions.c.id != session_id)
         async with self._database.writing() as connection:
             if (await connection.execute(statement)).rowcount == 0:
                 return False
-            await connection.execute(_build_revocation(others))
+            await connection.execute(_build_revocation(is_other_session))
         return True
 
     async def is_open(self, session_id: str) -> bool:
         """Return whether the session has not ended, so that its access tokens are valid."""
-        return await self._database.fetch_first(_select_open(session_id)) is not None
+        return await self._database.fetch_first(_build_open_session_query(session_id)) is not None
 
     async def filter_open(self, session_ids: Collection[str]) -> frozenset[str]:
         """Return the ids of those sessions that have not ended or expired."""
@@ -215,77 +219,81 @@ class SessionStore:
         return frozenset(await self._database.fetch_values(query))
 
     async def create_reset_token(
-        self, user_id: str, lifetime: timedelta, *, within: Transaction | None = None
+        self, user_id: str, lifetime: timedelta, *, transaction: Transaction | None = None
     ) -> str:
         """Create a token that can set the user's password once, and delete earlier tokens."""
-        text = generate_secret("p")
-        async with self._database.within(within) as connection:
-            await self.delete_reset_tokens(user_id, within=connection)
+        reset_token = generate_secret("p")
+        async with self._database.join_or_begin(transaction) as connection:
+            await self.delete_reset_tokens(user_id, transaction=connection)
             await connection.execute(
                 password_resets.insert().values(
-                    digest=compute_digest(text), user_id=user_id, expires_at=now() + lifetime
+                    digest=compute_digest(reset_token), user_id=user_id, expires_at=now() + lifetime
                 )
             )
-        return text
+        return reset_token
 
-    async def delete_reset_tokens(self, user_id: str, *, within: Transaction | None = None) -> None:
+    async def delete_reset_tokens(
+        self, user_id: str, *, transaction: Transaction | None = None
+    ) -> None:
         """Delete all tokens that can set the user's password."""
         statement = password_resets.delete().where(password_resets.c.user_id == user_id)
-        await self._database.execute(statement, within=within)
+        await self._database.execute(statement, transaction=transaction)
 
     async def find_user_by_reset_token(self, presented_token: str) -> str:
         """Return the id of the user of a valid reset token, or raise `InvalidToken`."""
-        query = sa.select(password_resets.c.user_id).where(_is_valid_reset(presented_token))
+        query = sa.select(password_resets.c.user_id).where(_is_valid_reset_token(presented_token))
         user_id: str | None = await self._database.fetch_value(query)
         if user_id is None:
-            raise _invalid_reset_token()
+            raise _new_reset_token_error()
         return user_id
 
-    async def reset_password(self, presented_token: str, password: str) -> None:
+    async def reset_password(self, presented_token: str, password_hash: str) -> None:
         """Set the password hash of a reset token's user and end all sessions of the user.
 
         Args:
-            password: the hash of the new password.
+            password_hash: the hash of the new password.
 
         Raises:
             InvalidToken: the token is not valid.
         """
         has_digest = password_resets.c.digest == compute_digest(presented_token)
         # Locks the user before the token, as all transactions do that lock both.
-        user_of_token = (
+        user_query = (
             sa.select(users.c.id)
             .join(password_resets, password_resets.c.user_id == users.c.id)
             .where(has_digest)
             .with_for_update(key_share=True, of=users)
         )
         statement = (
-            password_resets.update().where(_is_valid_reset(presented_token)).values(used_at=now())
+            password_resets.update()
+            .where(_is_valid_reset_token(presented_token))
+            .values(used_at=now())
         )
         # One transaction, so that no session continues that was opened with the old password.
         async with self._database.writing() as connection:
-            user_id = (await connection.execute(user_of_token)).scalar()
+            user_id = (await connection.execute(user_query)).scalar()
             if (await connection.execute(statement)).rowcount == 0:
-                raise _invalid_reset_token()
+                raise _new_reset_token_error()
             await connection.execute(
-                users.update().where(users.c.id == user_id).values(password=password)
+                users.update().where(users.c.id == user_id).values(password=password_hash)
             )
             await connection.execute(_build_revocation(sessions.c.user_id == user_id))
 
-    async def purge(self) -> int:
+    async def purge_expired(self) -> int:
         """Delete sessions and reset tokens that expired more than a day ago.
 
         Returns:
             The number of deleted sessions.
         """
-        before = now() - _RETENTION
+        cutoff = now() - _RETENTION
         async with self._database.writing() as connection:
-            deleted = await connection.execute(
-                sessions.delete().where(sessions.c.expires_at < before)
+            deleted_sessions = await connection.execute(
+                sessions.delete().where(sessions.c.expires_at < cutoff)
             )
             await connection.execute(
-                password_resets.delete().where(password_resets.c.expires_at < before)
+                password_resets.delete().where(password_resets.c.expires_at < cutoff)
             )
-        return deleted.rowcount
+        return deleted_sessions.rowcount
 
     def _build_session(self, user_id: str) -> Session:
         return Session(id=generate_id("ses"), user_id=user_id, expires_at=now() + self._idle)
@@ -293,10 +301,10 @@ class SessionStore:
 
 async def is_session_open(connection: Transaction, session_id: str) -> bool:
     """Return whether a session has not ended, in the caller's transaction."""
-    return (await connection.execute(_select_open(session_id))).first() is not None
+    return (await connection.execute(_build_open_session_query(session_id))).first() is not None
 
 
-def _is_valid_reset(presented_token: str) -> sa.ColumnElement[bool]:
+def _is_valid_reset_token(presented_token: str) -> sa.ColumnElement[bool]:
     return sa.and_(
         password_resets.c.digest == compute_digest(presented_token),
         password_resets.c.used_at.is_(None),
@@ -304,13 +312,13 @@ def _is_valid_reset(presented_token: str) -> sa.ColumnElement[bool]:
     )
 
 
-def _invalid_reset_token() -> InvalidToken:
+def _new_reset_token_error() -> InvalidToken:
     return InvalidToken(
         "token is unknown, was used before or has expired; request a new one", field="token"
     )
 
 
-def _select_open(session_id: str) -> sa.Select[Any]:
+def _build_open_session_query(session_id: str) -> sa.Select[Any]:
     return (
         sa.select(sessions.c.id)
         .join(users, users.c.id == sessions.c.user_id)
@@ -341,7 +349,7 @@ async def _find_session(connection: Transaction, digest: str) -> sa.Row[Any] | N
     return row if expires_at is not None and expires_at > now() else None
 
 
-async def _mark_used(connection: Transaction, digest: str) -> bool:
+async def _mark_token_used(connection: Transaction, digest: str) -> bool:
     """Mark a refresh token as used and return True, or return False if it was used already."""
     statement = (
         refresh_tokens.update()
@@ -351,7 +359,7 @@ async def _mark_used(connection: Transaction, digest: str) -> bool:
     return (await connection.execute(statement)).rowcount == 1
 
 
-async def _insert(connection: Transaction, session: Session) -> str:
+async def _insert_session(connection: Transaction, session: Session) -> str:
     """Insert a session and return its first refresh token."""
     await connection.execute(
         sessions.insert().values(
@@ -363,14 +371,14 @@ async def _insert(connection: Transaction, session: Session) -> str:
 
 async def _issue_refresh_token(connection: Transaction, session_id: str) -> str:
     """Create and return a refresh token of a session."""
-    text = generate_secret("r")
+    refresh_token = generate_secret("r")
     await connection.execute(
-        refresh_tokens.insert().values(digest=compute_digest(text), session_id=session_id)
+        refresh_tokens.insert().values(digest=compute_digest(refresh_token), session_id=session_id)
     )
-    return text
+    return refresh_token
 
 
-def _is_open_of(user_id: str) -> sa.ColumnElement[bool]:
+def _is_open_session_of(user_id: str) -> sa.ColumnElement[bool]:
     return sa.and_(
         sessions.c.user_id == user_id,
         sessions.c.revoked_at.is_(None),
@@ -380,5 +388,5 @@ def _is_open_of(user_id: str) -> sa.ColumnElement[bool]:
 
 def _build_revocation(condition: sa.ColumnElement[bool]) -> sa.Update:
     """Return the statement that ends sessions, and deletes the addresses of their clients."""
-    changed = sessions.update().where(condition, sessions.c.revoked_at.is_(None))
-    return changed.values(revoked_at=now(), address=None, user_agent=None)
+    open_sessions = sessions.update().where(condition, sessions.c.revoked_at.is_(None))
+    return open_sessions.values(revoked_at=now(), address=None, user_agent=None)

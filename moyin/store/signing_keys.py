@@ -73,36 +73,42 @@ class SigningKeyStore:
         """Return True if the newest private key was encrypted with another secret."""
         try:
             query = sa.select(signing_keys.c.private).order_by(signing_keys.c.created_at.desc())
-            private = await self._database.fetch_value(query.limit(1))
-            if private is not None:
-                self._required_cipher.decrypt(private.encode())
+            encrypted_key = await self._database.fetch_value(query.limit(1))
+            if encrypted_key is not None:
+                self._required_cipher.decrypt(encrypted_key.encode())
         except InvalidToken:
             return True
         return False
 
-    async def add(self, *, within: Transaction | None = None) -> SigningKey:
+    async def add(self, *, transaction: Transaction | None = None) -> SigningKey:
         """Create a key pair, which signs all new tokens; older pairs still verify tokens."""
-        pair = SigningKey(kid=generate_id("sig"), key=Ed25519PrivateKey.generate())
-        public = base64.urlsafe_b64encode(pair.key.public_key().public_bytes_raw())
-        latest_created_at = sa.select(sa.func.max(signing_keys.c.created_at))
-        async with self._database.within(within) as connection:
+        signing_key = SigningKey(kid=generate_id("sig"), key=Ed25519PrivateKey.generate())
+        public_key = base64.urlsafe_b64encode(signing_key.key.public_key().public_bytes_raw())
+        query = sa.select(sa.func.max(signing_keys.c.created_at))
+        async with self._database.join_or_begin(transaction) as connection:
             # Later than all other pairs, even if another machine's clock was ahead.
-            before = ensure_utc((await connection.execute(latest_created_at)).scalar())
-            moment = now() if before is None else max(now(), before + timedelta(microseconds=1))
+            newest_created_at = ensure_utc((await connection.execute(query)).scalar())
+            created_at = (
+                now()
+                if newest_created_at is None
+                else max(now(), newest_created_at + timedelta(microseconds=1))
+            )
             await connection.execute(
                 signing_keys.insert().values(
-                    kid=pair.kid,
-                    public=public.rstrip(b"=").decode(),
-                    private=self._required_cipher.encrypt(pair.key.private_bytes_raw()).decode(),
-                    created_at=moment,
+                    kid=signing_key.kid,
+                    public=public_key.rstrip(b"=").decode(),
+                    private=self._required_cipher.encrypt(
+                        signing_key.key.private_bytes_raw()
+                    ).decode(),
+                    created_at=created_at,
                 )
             )
-        return pair
+        return signing_key
 
-    async def delete(self, kid: str, *, within: Transaction | None = None) -> None:
+    async def delete(self, kid: str, *, transaction: Transaction | None = None) -> None:
         """Delete a key pair; caches accept the access tokens that it signed for one more minute."""
         statement = signing_keys.delete().where(signing_keys.c.kid == kid)
-        await self._database.execute(statement, within=within)
+        await self._database.execute(statement, transaction=transaction)
 
     @property
     def _required_cipher(self) -> Fernet:

@@ -107,29 +107,33 @@ class Database:
             return self._sqlite.transaction(writes=True)
         return self._engine.begin()
 
-    def within(self, transaction: Transaction | None) -> AbstractAsyncContextManager[Transaction]:
+    def join_or_begin(
+        self, transaction: Transaction | None
+    ) -> AbstractAsyncContextManager[Transaction]:
         """Return ``transaction``, which the caller must commit, or open a new one if it is None."""
         return self.writing() if transaction is None else nullcontext(transaction)
 
-    async def execute(self, statement: sa.Executable, *, within: Transaction | None = None) -> int:
-        """Execute a statement in the transaction ``within``, or in a new one if that is None.
+    async def execute(
+        self, statement: sa.Executable, *, transaction: Transaction | None = None
+    ) -> int:
+        """Execute a statement in ``transaction``, or in a new one if that is None.
 
         Returns:
             The number of changed rows.
         """
-        async with self.within(within) as transaction:
-            return (await transaction.execute(statement)).rowcount
+        async with self.join_or_begin(transaction) as connection:
+            return (await connection.execute(statement)).rowcount
 
     @asynccontextmanager
     async def advisory_lock(self, name: str) -> AsyncIterator[bool]:
-        """Try to acquire the lock ``name``, which one process can hold; yield True on success."""
+        """Try to acquire a lock that one process at a time can hold; yield True on success."""
         if self._shared is not None:
             query = sa.select(sa.func.pg_try_advisory_xact_lock(zlib.crc32(name.encode())))
             async with self._shared.connect() as connection:
                 yield bool((await connection.execute(query)).scalar_one())
         elif (file := _get_file(self._url)) is not None:
-            with file.with_suffix(f".{name}.lock").open("w") as lock:
-                yield _try_lock(lock)
+            with file.with_suffix(f".{name}.lock").open("w") as lock_file:
+                yield _try_lock(lock_file)
         else:
             yield True
 
@@ -176,12 +180,15 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.attributes["url"] = url
-        run = alembic.command.downgrade if down else alembic.command.upgrade
+        migrate_command = alembic.command.downgrade if down else alembic.command.upgrade
         try:
-            run(config, revision)
+            migrate_command(config, revision)
         except alembic.util.CommandError as error:
             direction = "down" if down else "up"
-            raise StackError(f"cannot migrate {direction} to {revision!r}: {error}") from error
+            raise StackError(
+                f"cannot migrate {direction} to {revision!r}: {error}; name a revision of this "
+                "version, or use the version of Moyin that last migrated the database"
+            ) from error
         if (file := _get_file(url)) is not None:
             enable_wal(file)
 
@@ -213,7 +220,7 @@ async def read_revision(url: str) -> str | None:
 
 
 async def has_tables(url: str) -> bool:
-    """Return whether the database has tables, of whatever program.
+    """Return whether the database has any tables, including those of other programs.
 
     If the database cannot be read, the driver's error is raised.
     """
@@ -236,19 +243,19 @@ def _is_migrated(url: str) -> bool:
     with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as connection:
         try:
             revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-            [(mode,)] = connection.execute("PRAGMA journal_mode").fetchall()
+            [(journal_mode,)] = connection.execute("PRAGMA journal_mode").fetchall()
         except sqlite3.OperationalError:  # the table does not exist in a new file
             return False
     # A file restored from a backup may not be in WAL mode.
-    return revisions == [(get_newest_revision(),)] and mode == "wal"
+    return revisions == [(get_newest_revision(),)] and journal_mode == "wal"
 
 
 def _get_file(url: str) -> Path | None:
     """Return the file of a SQLite database, or None for PostgreSQL and in-memory databases."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+    parsed_url = make_url(url)
+    if parsed_url.get_backend_name() != "sqlite" or parsed_url.database in (None, "", ":memory:"):
         return None
-    return Path(str(parsed.database))
+    return Path(str(parsed_url.database))
 
 
 def now() -> datetime:
@@ -256,27 +263,27 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def ensure_utc(value: _Time) -> _Time:
+def ensure_utc(moment: _Time) -> _Time:
     """Return a time from the database with the time zone UTC, which SQLite does not store."""
-    if value is None or value.tzinfo is not None:
-        return value
-    return value.replace(tzinfo=UTC)
+    if moment is None or moment.tzinfo is not None:
+        return moment
+    return moment.replace(tzinfo=UTC)
 
 
-def _try_lock(lock: IO[str]) -> bool:
+def _try_lock(lock_file: IO[str]) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 @contextmanager
-def _migration_lock(database: Path | None) -> Iterator[None]:
-    if database is None:
+def _migration_lock(database_file: Path | None) -> Iterator[None]:
+    if database_file is None:
         yield
         return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    database_file.parent.mkdir(parents=True, exist_ok=True)
+    with database_file.with_suffix(".lock").open("w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
         yield

@@ -42,9 +42,9 @@ class SqliteDatabase:
     async def run(self, work: Callable[[sa.Connection], T], *, writes: bool) -> T:
         """Run ``work`` in a thread, in a transaction of its own, and return its result."""
         if not writes:
-            return await self.run_in_thread(lambda: _run(self.engine.connect, work))
+            return await self.run_in_thread(lambda: _run_connected(self.engine.connect, work))
         async with self._write_lock:
-            return await self.run_in_thread(lambda: _run(self._writer.begin, work))
+            return await self.run_in_thread(lambda: _run_connected(self._writer.begin, work))
 
     @asynccontextmanager
     async def transaction(self, *, writes: bool) -> AsyncIterator[SqliteTransaction]:
@@ -62,16 +62,16 @@ class SqliteDatabase:
     async def run_in_thread(self, call: Callable[[], T]) -> T:
         """Run ``call`` in a thread and return its result; if cancelled, let ``call`` end first."""
         future = asyncio.get_running_loop().run_in_executor(self._threads, call)
-        cancelled: asyncio.CancelledError | None = None
+        cancellation: asyncio.CancelledError | None = None
         while not future.done():
             try:
                 await asyncio.wait([future])
             except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
+                cancellation = error
+        if cancellation is not None:
             # Marks the exception as retrieved, since no caller is left to receive it.
             future.exception()
-            raise cancelled
+            raise cancellation
         return future.result()
 
     async def close(self) -> None:
@@ -140,7 +140,7 @@ class _Connection(sqlite3.Connection):
         return super().cursor(factory)
 
 
-def _run(
+def _run_connected(
     connect: Callable[[], AbstractContextManager[sa.Connection]], work: Callable[[sa.Connection], T]
 ) -> T:
     with connect() as connection:
@@ -173,8 +173,8 @@ def _create_engine(url: str) -> sa.Engine:
     )
 
     @sa.event.listens_for(engine, "connect")
-    def _tune(connection: Any, _record: Any) -> None:
-        # Disables the driver's own transactions, since `_begin` begins them.
+    def _configure_connection(connection: Any, _record: Any) -> None:
+        # Disables the driver's own transactions, since `_begin_transaction` begins them.
         connection.isolation_level = None
         cursor = connection.cursor()
         if cursor.execute("PRAGMA journal_mode").fetchone() == ("delete",):
@@ -185,7 +185,7 @@ def _create_engine(url: str) -> sa.Engine:
         cursor.close()
 
     @sa.event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
+    def _begin_transaction(connection: sa.Connection) -> None:
         # IMMEDIATE, since a write after a read would fail if another transaction wrote in between.
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -61,17 +61,17 @@ class StoredResponses:
         self._max_responses = max_responses
         self._added = 0
 
-    async def add(self, stored: StoredResponse) -> None:
+    async def add(self, stored_response: StoredResponse) -> None:
         """Store an answer, unless one with its id is stored already."""
         self._added += 1
         is_deletion_due = self._added % _DELETION_INTERVAL == 1 % _DELETION_INTERVAL
         row = {
-            "id": stored.id,
-            "owner": stored.owner,
-            "previous": stored.previous,
-            "input": to_json(stored.input),
-            "response": to_json(stored.response),
-            "proofs": to_json(stored.proofs),
+            "id": stored_response.id,
+            "owner": stored_response.owner,
+            "previous": stored_response.previous,
+            "input": to_json(stored_response.input),
+            "response": to_json(stored_response.response),
+            "proofs": to_json(stored_response.proofs),
             "created_at": now(),
         }
 
@@ -79,7 +79,7 @@ class StoredResponses:
             connection.execute(_INSERT[connection.dialect.name], row)
             if is_deletion_due:
                 connection.execute(responses.delete().where(responses.c.created_at < now() - _KEPT))
-                connection.execute(self._delete_excess(stored.owner))
+                connection.execute(self._build_excess_deletion(stored_response.owner))
 
         await self._database.write(write)
 
@@ -87,27 +87,27 @@ class StoredResponses:
         """Return an answer of the tenant.
 
         Raises:
-            ResponseNotFound: the tenant has none with this id.
+            ResponseNotFound: the tenant has no answer with this id.
         """
-        stored = await self.find(owner, response_id)
-        if stored is None:
-            raise _missing(response_id)
-        return stored
+        stored_response = await self.find(owner, response_id)
+        if stored_response is None:
+            raise _new_not_found_error(response_id)
+        return stored_response
 
     async def find(self, owner: str, response_id: str) -> StoredResponse | None:
-        """Return an answer; None if the tenant has none with this id."""
-        query = sa.select(responses).where(_is(owner, response_id))
+        """Return an answer, or None if the tenant has no answer with this id."""
+        query = sa.select(responses).where(_has_id(owner, response_id))
         row = await self._database.read(lambda c: c.execute(query).mappings().one_or_none())
-        return None if row is None else _stored(row)
+        return None if row is None else _parse_response(row)
 
-    async def update(self, stored: StoredResponse) -> None:
+    async def update(self, stored_response: StoredResponse) -> None:
         """Replace the response object of an answer, unless the answer was deleted meanwhile."""
-        update = responses.update().where(_is(stored.owner, stored.id))
-        update = update.values(response=to_json(stored.response))
-        await self._database.write(lambda c: c.execute(update))
+        statement = responses.update().where(_has_id(stored_response.owner, stored_response.id))
+        statement = statement.values(response=to_json(stored_response.response))
+        await self._database.write(lambda c: c.execute(statement))
 
     async def find_items(
-        self, owner: str, item_ids: Mapping[str, str]
+        self, owner: str, answer_ids_by_item: Mapping[str, str]
     ) -> dict[str, Mapping[str, Any]]:
         """Return the output items with these ids; leave out those whose answer no longer exists.
 
@@ -115,35 +115,41 @@ class StoredResponses:
         answer.
 
         Args:
-            item_ids: the id of the answer that contains each item, by the item's id.
+            answer_ids_by_item: the id of the answer that contains each item, by the item's id.
 
         Raises:
             BodyTooLarge: the answers together are larger than 16 MiB.
         """
-        where = sa.and_(
+        condition = sa.and_(
             responses.c.owner == owner,
-            responses.c.id.in_(set(item_ids.values())),
+            responses.c.id.in_(set(answer_ids_by_item.values())),
             responses.c.created_at >= now() - _KEPT,
         )
-        sizes = sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(responses.c.response)), 0))
-        size = await self._database.read(lambda c: c.execute(sizes.where(where)).scalar_one())
-        if size > _MAX_BYTES:
+        size_query = sa.select(
+            sa.func.coalesce(sa.func.sum(sa.func.length(responses.c.response)), 0)
+        )
+        size_bytes = await self._database.read(
+            lambda c: c.execute(size_query.where(condition)).scalar_one()
+        )
+        if size_bytes > _MAX_BYTES:
             raise BodyTooLarge(
-                f"input: the answers of the item_references have {size} bytes; the limit is "
+                f"input: the answers of the item_references have {size_bytes} bytes; the limit is "
                 f"{_MAX_BYTES}: refer to fewer, or send the items themselves",
                 field="input",
                 details={"max_bytes": _MAX_BYTES},
             )
-        query = sa.select(responses.c.response, responses.c.proofs).where(where)
+        query = sa.select(responses.c.response, responses.c.proofs).where(condition)
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         items = await asyncio.to_thread(
             lambda: [
                 item
                 for row in rows
-                for item in _output(from_json(row["response"]), from_json(row["proofs"]))
+                for item in _build_output_items(
+                    from_json(row["response"]), from_json(row["proofs"])
+                )
             ]
         )
-        return {item["id"]: item for item in items if item.get("id") in item_ids}
+        return {item["id"]: item for item in items if item.get("id") in answer_ids_by_item}
 
     async def list_items(self, owner: str, response_id: str) -> list[Mapping[str, Any]]:
         """Return all items of the conversation that ends with this answer, oldest first.
@@ -152,46 +158,46 @@ class StoredResponses:
             ResponseNotFound: an answer of the conversation does not exist, or was deleted.
             BodyTooLarge: the conversation is larger than 16 MiB.
         """
-        start = sa.select(responses.c.id, responses.c.previous, sa.literal(0).label("depth")).where(
-            _is(owner, response_id)
-        )
-        chain = start.cte("chain", recursive=True)
-        chain = chain.union_all(
-            sa.select(responses.c.id, responses.c.previous, chain.c.depth + 1).where(
+        last_answer = sa.select(
+            responses.c.id, responses.c.previous, sa.literal(0).label("depth")
+        ).where(_has_id(owner, response_id))
+        conversation = last_answer.cte("chain", recursive=True)
+        conversation = conversation.union_all(
+            sa.select(responses.c.id, responses.c.previous, conversation.c.depth + 1).where(
                 responses.c.owner == owner,
-                responses.c.id == chain.c.previous,
-                chain.c.depth < _MAX_ANSWERS,
+                responses.c.id == conversation.c.previous,
+                conversation.c.depth < _MAX_ANSWERS,
                 responses.c.created_at >= now() - _KEPT,
             )
         )
-        sizes = sa.select(sa.func.coalesce(sa.func.sum(_SIZE), 0)).join(
-            chain, responses.c.id == chain.c.id
+        size_query = sa.select(sa.func.coalesce(sa.func.sum(_SIZE), 0)).join(
+            conversation, responses.c.id == conversation.c.id
         )
-        _require_size(await self._database.read(lambda c: c.execute(sizes).scalar_one()))
+        _enforce_size_limit(await self._database.read(lambda c: c.execute(size_query).scalar_one()))
         query = (
             sa.select(responses)
-            .join(chain, responses.c.id == chain.c.id)
-            .order_by(chain.c.depth.desc())
+            .join(conversation, responses.c.id == conversation.c.id)
+            .order_by(conversation.c.depth.desc())
         )
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         if not rows or rows[0]["previous"] is not None:
-            raise _missing(rows[0]["previous"] if rows else response_id)
+            raise _new_not_found_error(rows[0]["previous"] if rows else response_id)
         return await asyncio.to_thread(
-            lambda: [item for row in rows for item in _items(_stored(row))]
+            lambda: [item for row in rows for item in _join_items(_parse_response(row))]
         )
 
     async def delete(self, owner: str, response_id: str) -> None:
         """Delete an answer.
 
         Raises:
-            ResponseNotFound: the tenant has none with this id.
+            ResponseNotFound: the tenant has no answer with this id.
         """
-        delete = responses.delete().where(_is(owner, response_id))
-        if not await self._database.write(lambda c: c.execute(delete).rowcount):
-            raise _missing(response_id)
+        statement = responses.delete().where(_has_id(owner, response_id))
+        if not await self._database.write(lambda c: c.execute(statement).rowcount):
+            raise _new_not_found_error(response_id)
 
-    def _delete_excess(self, owner: str) -> sa.Delete:
-        oldest_kept = (
+    def _build_excess_deletion(self, owner: str) -> sa.Delete:
+        oldest_kept_at = (
             sa.select(responses.c.created_at)
             .where(responses.c.owner == owner)
             .order_by(responses.c.created_at.desc())
@@ -200,11 +206,11 @@ class StoredResponses:
             .scalar_subquery()
         )
         return responses.delete().where(
-            responses.c.owner == owner, responses.c.created_at < oldest_kept
+            responses.c.owner == owner, responses.c.created_at < oldest_kept_at
         )
 
 
-def _is(owner: str, response_id: str) -> sa.ColumnElement[bool]:
+def _has_id(owner: str, response_id: str) -> sa.ColumnElement[bool]:
     return sa.and_(
         responses.c.owner == owner,
         responses.c.id == response_id,
@@ -212,24 +218,24 @@ def _is(owner: str, response_id: str) -> sa.ColumnElement[bool]:
     )
 
 
-def _require_size(size: int) -> None:
-    if size > _MAX_BYTES:
+def _enforce_size_limit(size_bytes: int) -> None:
+    if size_bytes > _MAX_BYTES:
         raise BodyTooLarge(
-            f"previous_response_id: the conversation has {size} bytes; the limit is {_MAX_BYTES}: "
+            f"previous_response_id: the conversation has {size_bytes} bytes; the limit is {_MAX_BYTES}: "
             "begin a new one, or send its newest part as input",
             field="previous_response_id",
             details={"max_bytes": _MAX_BYTES},
         )
 
 
-def _missing(response_id: str) -> ResponseNotFound:
+def _new_not_found_error(response_id: str) -> ResponseNotFound:
     return ResponseNotFound(
         f"there is no stored response {response_id!r}: it may have been deleted, be older than "
         f"{_KEPT.days} days, or have been requested with store: false"
     )
 
 
-def _stored(row: Mapping[Any, Any]) -> StoredResponse:
+def _parse_response(row: Mapping[Any, Any]) -> StoredResponse:
     return StoredResponse(
         id=row["id"],
         owner=row["owner"],
@@ -240,11 +246,16 @@ def _stored(row: Mapping[Any, Any]) -> StoredResponse:
     )
 
 
-def _items(stored: StoredResponse) -> list[Mapping[str, Any]]:
-    return [*stored.input, *_output(stored.response, stored.proofs)]
+def _join_items(stored_response: StoredResponse) -> list[Mapping[str, Any]]:
+    return [
+        *stored_response.input,
+        *_build_output_items(stored_response.response, stored_response.proofs),
+    ]
 
 
-def _output(response: Mapping[str, Any], proofs: Mapping[str, str]) -> list[Mapping[str, Any]]:
+def _build_output_items(
+    response: Mapping[str, Any], proofs: Mapping[str, str]
+) -> list[Mapping[str, Any]]:
     return [
         item | {"encrypted_content": proofs[item["id"]]} if item["id"] in proofs else item
         for item in response["output"]

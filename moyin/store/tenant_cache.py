@@ -40,29 +40,31 @@ class TenantCache:
         try:
             value: bytes | None = await self._redis.get(f"{self._build_index_key(owner)}:{digest}")
         except (RedisError, OSError) as error:
-            self._pause(error)
+            self._record_outage(error)
             return None
         return value
 
-    async def put(self, owner: str, digest: str, value: bytes, *, ttl: int, entries: int) -> None:
-        """Cache a value for ``ttl`` seconds, and evict all but the owner's newest ``entries``."""
+    async def put(
+        self, owner: str, digest: str, value: bytes, *, ttl_seconds: int, max_entries: int
+    ) -> None:
+        """Cache a value for ``ttl_seconds``; keep only the owner's newest ``max_entries``."""
         if self._is_paused:
             return
-        index, now = self._build_index_key(owner), time.time()
-        name = f"{index}:{digest}"
+        index_key, timestamp = self._build_index_key(owner), time.time()
+        key = f"{index_key}:{digest}"
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.set(name, value, ex=ttl)
-                pipeline.zadd(index, {name: now})
-                pipeline.zcard(index)
-                pipeline.expire(index, ttl, gt=True)
-                pipeline.expire(index, ttl, nx=True)
+                pipeline.set(key, value, ex=ttl_seconds)
+                pipeline.zadd(index_key, {key: timestamp})
+                pipeline.zcard(index_key)
+                pipeline.expire(index_key, ttl_seconds, gt=True)
+                pipeline.expire(index_key, ttl_seconds, nx=True)
                 results = await pipeline.execute()
-            if (excess := results[2] - entries) > 0:
-                oldest = await self._redis.zpopmin(index, excess)
-                await self._redis.delete(*(evicted for evicted, _ in oldest))
+            if (excess_count := results[2] - max_entries) > 0:
+                oldest_entries = await self._redis.zpopmin(index_key, excess_count)
+                await self._redis.delete(*(evicted_key for evicted_key, _ in oldest_entries))
         except (RedisError, OSError) as error:
-            self._pause(error)
+            self._record_outage(error)
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -74,6 +76,6 @@ class TenantCache:
     def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until
 
-    def _pause(self, error: Exception) -> None:
+    def _record_outage(self, error: Exception) -> None:
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
         _log.warning("the cache %s in Valkey is unavailable: %s", self._prefix, error)

@@ -49,8 +49,8 @@ class TextBatchStore:
 
         def create(connection: sa.Connection) -> None:
             if connection.dialect.name == "postgresql":
-                lock = sa.func.hashtext(f"text-batches:{batch.owner}")
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+                lock_key = sa.func.hashtext(f"text-batches:{batch.owner}")
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_key)))
             query = (
                 sa.select(sa.func.count())
                 .select_from(text_batches)
@@ -76,7 +76,7 @@ class TextBatchStore:
         """
         batch = await self.find(batch_id)
         if batch is None or batch.owner != owner or dialect not in (None, batch.dialect):
-            raise _not_found(batch_id)
+            raise _new_not_found_error(batch_id)
         return batch
 
     async def find(self, batch_id: str) -> TextBatch | None:
@@ -91,15 +91,16 @@ class TextBatchStore:
         dialect: BatchDialect,
         *,
         limit: int = 20,
-        after: str | None = None,
-        before: str | None = None,
+        after_id: str | None = None,
+        before_id: str | None = None,
     ) -> tuple[list[TextBatch], bool]:
         """Return a page of the tenant's batches, newest first, and True if there are more.
 
         Args:
             dialect: the API whose batches are listed.
-            after: the id of the last batch of the previous page.
-            before: the id of the first batch of the next page; not allowed together with ``after``.
+            after_id: the id of the last batch of the previous page.
+            before_id: the id of the first batch of the next page; not allowed together with
+                ``after_id``.
 
         Raises:
             BatchNotFound: there is no batch with that id.
@@ -108,18 +109,23 @@ class TextBatchStore:
             text_batches.c.owner == owner, text_batches.c.dialect == dialect.value
         )
         columns = (text_batches.c.created_at, text_batches.c.id)
-        if (name := after or before) is not None:
-            edge = await self.get(owner, name, dialect=dialect)
-            position = sa.tuple_(
-                sa.literal(edge.created_at, text_batches.c.created_at.type), sa.literal(edge.id)
+        if (edge_id := after_id or before_id) is not None:
+            edge_batch = await self.get(owner, edge_id, dialect=dialect)
+            edge_position = sa.tuple_(
+                sa.literal(edge_batch.created_at, text_batches.c.created_at.type),
+                sa.literal(edge_batch.id),
             )
-            place = sa.tuple_(*columns)
-            query = query.where(place < position if after is not None else place > position)
-        backwards = after is None and before is not None
-        query = query.order_by(*(c.asc() if backwards else c.desc() for c in columns))
+            row_position = sa.tuple_(*columns)
+            query = query.where(
+                row_position < edge_position
+                if after_id is not None
+                else row_position > edge_position
+            )
+        is_backwards = after_id is None and before_id is not None
+        query = query.order_by(*(c.asc() if is_backwards else c.desc() for c in columns))
         rows = await self._database.fetch_all(query.limit(limit + 1))
         page = [_parse_batch(row) for row in rows[:limit]]
-        return page[::-1] if backwards else page, len(rows) > limit
+        return page[::-1] if is_backwards else page, len(rows) > limit
 
     async def cancel(self, owner: str, batch_id: str) -> TextBatch:
         """Begin to cancel a batch and return it: running lines finish, and no other line starts.
@@ -128,7 +134,7 @@ class TextBatchStore:
             BatchNotFound: the tenant has no such batch.
             BatchFinished: the batch or all of its lines have ended.
         """
-        change = (
+        update = (
             text_batches.update()
             .where(
                 text_batches.c.id == batch_id,
@@ -137,11 +143,15 @@ class TextBatchStore:
             )
             .values(status=BatchStatus.CANCELLING.value, cancelling_at=now())
         )
-        changed = await self._database.write(lambda c: c.execute(change).rowcount)
+        changed_count = await self._database.write(lambda c: c.execute(update).rowcount)
         batch = await self.get(owner, batch_id)
-        if not changed and batch.status not in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
+        if not changed_count and batch.status not in (
+            BatchStatus.CANCELLING,
+            BatchStatus.CANCELLED,
+        ):
             raise BatchFinished(
-                f"a batch whose status is {batch.status.value} cannot be cancelled",
+                f"batch {batch_id} has the status {batch.status.value} and cannot be cancelled; only an open "
+                "batch can",
                 details={"status": batch.status.value},
             )
         return batch
@@ -155,9 +165,9 @@ class TextBatchStore:
         """
         batch = await self.get(owner, batch_id)
         if not batch.status.is_final:
-            raise BatchNotFinished("the batch has not ended; cancel it first")
-        delete = text_batches.delete().where(text_batches.c.id == batch_id)
-        await self._database.write(lambda c: c.execute(delete))
+            raise BatchNotFinished(f"batch {batch_id} has not ended; cancel it first")
+        statement = text_batches.delete().where(text_batches.c.id == batch_id)
+        await self._database.write(lambda c: c.execute(statement))
 
     async def list_undispatched(self, limit: int = 100) -> list[tuple[str, str]]:
         """Return the id and the owner of each open batch without a workflow, oldest first."""
@@ -172,29 +182,29 @@ class TextBatchStore:
 
     async def mark_dispatched(self, batch_id: str) -> None:
         """Record that the workflow of a batch was started."""
-        change = text_batches.update().where(text_batches.c.id == batch_id).values(dispatched=True)
-        await self._database.write(lambda c: c.execute(change))
+        update = text_batches.update().where(text_batches.c.id == batch_id).values(dispatched=True)
+        await self._database.write(lambda c: c.execute(update))
 
-    async def begin(self, batch_id: str, total: int) -> None:
-        """Record that all ``total`` lines of a batch are valid and stored, so that they may run."""
-        change = text_batches.update().where(text_batches.c.id == batch_id)
-        running = change.where(text_batches.c.status == BatchStatus.VALIDATING).values(
-            status=BatchStatus.IN_PROGRESS.value, in_progress_at=now(), total=total
+    async def begin(self, batch_id: str, line_count: int) -> None:
+        """Record that all ``line_count`` lines of a batch are valid and stored, so that they may run."""
+        update = text_batches.update().where(text_batches.c.id == batch_id)
+        running_update = update.where(text_batches.c.status == BatchStatus.VALIDATING).values(
+            status=BatchStatus.IN_PROGRESS.value, in_progress_at=now(), total=line_count
         )
         # A batch that was cancelled meanwhile shows its lines, too.
-        cancelling = change.where(text_batches.c.status == BatchStatus.CANCELLING).values(
-            total=total
+        cancelling_update = update.where(text_batches.c.status == BatchStatus.CANCELLING).values(
+            total=line_count
         )
 
         def write(connection: sa.Connection) -> None:
-            connection.execute(running)
-            connection.execute(cancelling)
+            connection.execute(running_update)
+            connection.execute(cancelling_update)
 
         await self._database.write(write)
 
     async def fail(self, batch_id: str, errors: Sequence[BatchError]) -> None:
         """Record that the input file of a batch is invalid."""
-        change = (
+        update = (
             text_batches.update()
             .where(
                 text_batches.c.id == batch_id,
@@ -206,11 +216,11 @@ class TextBatchStore:
                 errors=[to_plain(error) for error in errors],
             )
         )
-        lines = text_batch_lines.delete().where(text_batch_lines.c.batch_id == batch_id)
+        line_deletion = text_batch_lines.delete().where(text_batch_lines.c.batch_id == batch_id)
 
         def write(connection: sa.Connection) -> None:
-            connection.execute(change)
-            connection.execute(lines)
+            connection.execute(update)
+            connection.execute(line_deletion)
 
         await self._database.write(write)
 
@@ -223,7 +233,7 @@ class TextBatchStore:
         Returns:
             True if the batch is sealed, so that its results can be written to files.
         """
-        pending = sa.and_(
+        is_pending = sa.and_(
             text_batch_lines.c.batch_id == batch_id,
             text_batch_lines.c.status == LineStatus.PENDING.value,
         )
@@ -234,14 +244,16 @@ class TextBatchStore:
             ).one_or_none()
             if row is None or row.finalizing_at is not None:
                 return True
-            has_pending = connection.execute(sa.select(sa.exists().where(pending))).scalar_one()
+            has_pending_lines = connection.execute(
+                sa.select(sa.exists().where(is_pending))
+            ).scalar_one()
             is_over = (
                 row.status == BatchStatus.CANCELLING.value
-                or not has_pending
+                or not has_pending_lines
                 or ensure_utc(row.expires_at) <= now()
             )
-            running = sa.select(sa.exists().where(pending, is_running()))
-            if not is_over or connection.execute(running).scalar_one():
+            running_query = sa.select(sa.exists().where(is_pending, is_running()))
+            if not is_over or connection.execute(running_query).scalar_one():
                 return False
             values: dict[str, Any] = {"finalizing_at": now()}
             if row.status == BatchStatus.IN_PROGRESS.value:
@@ -254,7 +266,7 @@ class TextBatchStore:
         return await self._database.write(write)
 
     async def finish(
-        self, batch_id: str, *, output: StoredFile | None, errors: StoredFile | None
+        self, batch_id: str, *, output_file: StoredFile | None, error_file: StoredFile | None
     ) -> TextBatch:
         """Write the final status of a sealed batch and its files, and delete its lines.
 
@@ -262,14 +274,14 @@ class TextBatchStore:
         otherwise ``completed``. A batch that has ended already is left unchanged.
 
         Args:
-            output: the file with the answers, or None if there are none.
-            errors: the file with the failed lines, or None if there are none.
+            output_file: the file with the answers, or None if there are none.
+            error_file: the file with the failed lines, or None if there are none.
 
         Returns:
             The ended batch.
         """
         is_of_batch = text_batch_lines.c.batch_id == batch_id
-        pending = sa.select(
+        pending_query = sa.select(
             sa.exists().where(is_of_batch, text_batch_lines.c.status == LineStatus.PENDING.value)
         )
 
@@ -281,30 +293,34 @@ class TextBatchStore:
             status = BatchStatus.COMPLETED
             if row["status"] == BatchStatus.CANCELLING.value:
                 status = BatchStatus.CANCELLED
-            elif connection.execute(pending).scalar_one():
+            elif connection.execute(pending_query).scalar_one():
                 status = BatchStatus.EXPIRED
-            insert_files(connection, *(file for file in (output, errors) if file is not None))
+            insert_files(
+                connection, *(file for file in (output_file, error_file) if file is not None)
+            )
             connection.execute(
                 text_batches.update()
                 .where(text_batches.c.id == batch_id)
                 .values(
                     status=status.value,
                     ended_at=now(),
-                    output_file_id=None if output is None else output.id,
-                    error_file_id=None if errors is None else errors.id,
+                    output_file_id=None if output_file is None else output_file.id,
+                    error_file_id=None if error_file is None else error_file.id,
                 )
             )
             connection.execute(text_batch_lines.delete().where(is_of_batch))
             return connection.execute(query).mappings().one()
 
-        ended_batch = await self._database.write(write)
-        if ended_batch is None:
-            raise _not_found(batch_id)
-        return _parse_batch(ended_batch)
+        ended_row = await self._database.write(write)
+        if ended_row is None:
+            raise _new_not_found_error(batch_id)
+        return _parse_batch(ended_row)
 
 
-def _not_found(batch_id: str) -> BatchNotFound:
-    return BatchNotFound(f"there is no batch {batch_id[:80]!r}; it may have been deleted")
+def _new_not_found_error(batch_id: str) -> BatchNotFound:
+    return BatchNotFound(
+        f"there is no batch {batch_id[:80]!r}: it may have been deleted; check the id"
+    )
 
 
 def _build_row(batch: TextBatch) -> dict[str, Any]:
@@ -321,10 +337,10 @@ def _build_row(batch: TextBatch) -> dict[str, Any]:
 
 
 def _parse_batch(row: Mapping[Any, Any]) -> TextBatch:
-    plain: dict[str, Any] = {name: row[name] for name in _PLAIN_COLUMNS}
-    moments: dict[str, datetime | None] = {name: ensure_utc(row[name]) for name in _TIMES}
+    values: dict[str, Any] = {name: row[name] for name in _PLAIN_COLUMNS}
+    times: dict[str, datetime | None] = {name: ensure_utc(row[name]) for name in _TIMES}
     return TextBatch(
-        **{**plain, **moments},
+        **{**values, **times},
         dialect=BatchDialect(row["dialect"]),
         status=BatchStatus(row["status"]),
         errors=tuple(from_plain(BatchError, error) for error in row["errors"]),

@@ -41,45 +41,45 @@ class TextPruner:
         self._database = database
         self._find_unreferenced = find_unreferenced
 
-    async def run(self, before: datetime) -> PrunedText:
-        """Delete batches that ended before ``before``, and files deleted or expired before then.
+    async def run(self, cutoff: datetime) -> PrunedText:
+        """Delete batches that ended before ``cutoff``, and files deleted or expired before then.
 
         The results of a batch are deleted with it; its input stays until its owner deletes it.
 
         Returns:
             The number of deleted batches, and the digests of blobs that nothing refers to any more.
         """
-        batches = await self._delete_batches(before)
-        return PrunedText(batches=batches, blobs=await self.delete_files(before))
+        batch_count = await self._delete_batches(cutoff)
+        return PrunedText(batches=batch_count, blobs=await self.delete_files(cutoff))
 
-    async def delete_files(self, before: datetime) -> frozenset[str]:
-        """Delete files that expired or were deleted before ``before``.
+    async def delete_files(self, cutoff: datetime) -> frozenset[str]:
+        """Delete files that expired or were deleted before ``cutoff``.
 
         Returns:
             The digests of blobs that nothing refers to any more.
         """
         digests: set[str] = set()
-        while rows := await self._fetch_files(before):
-            kept_digests = await self._find_kept([row["sha256"] for row in rows], before)
+        while rows := await self._fetch_deletable_files(cutoff):
+            kept_digests = await self._find_kept_digests([row["sha256"] for row in rows], cutoff)
             digests.update(row["sha256"] for row in rows if row["sha256"] not in kept_digests)
-            delete = files.delete().where(files.c.id.in_([row["id"] for row in rows]))
-            await self._database.execute(delete)
-        unused = await self._find_unreferenced(digests) if digests else ()
-        return frozenset(unused)
+            statement = files.delete().where(files.c.id.in_([row["id"] for row in rows]))
+            await self._database.execute(statement)
+        unused_digests = await self._find_unreferenced(digests) if digests else ()
+        return frozenset(unused_digests)
 
-    async def _delete_batches(self, before: datetime) -> int:
-        count = 0
+    async def _delete_batches(self, cutoff: datetime) -> int:
+        deleted_count = 0
         query = (
             sa.select(
                 text_batches.c.id, text_batches.c.output_file_id, text_batches.c.error_file_id
             )
-            .where(_has_ended(before))
+            .where(_has_ended(cutoff))
             .order_by(text_batches.c.ended_at)
             .limit(_CHUNK)
         )
         while rows := await self._database.fetch_all(query):
             ids = [row["id"] for row in rows]
-            results = [
+            result_file_ids = [
                 file
                 for row in rows
                 for file in (row["output_file_id"], row["error_file_id"])
@@ -87,43 +87,47 @@ class TextPruner:
             ]
 
             def write(
-                connection: sa.Connection, ids: list[str] = ids, results: list[str] = results
+                connection: sa.Connection,
+                ids: list[str] = ids,
+                result_file_ids: list[str] = result_file_ids,
             ) -> None:
                 # In the past, so that the files are deleted at once.
-                hide = files.update().where(files.c.id.in_(results), files.c.deleted_at.is_(None))
-                connection.execute(hide.values(deleted_at=before))
+                hide_files = files.update().where(
+                    files.c.id.in_(result_file_ids), files.c.deleted_at.is_(None)
+                )
+                connection.execute(hide_files.values(deleted_at=cutoff))
                 connection.execute(
                     native_batches.delete().where(native_batches.c.batch_id.in_(ids))
                 )
                 connection.execute(text_batches.delete().where(text_batches.c.id.in_(ids)))
 
             await self._database.write(write)
-            count += len(ids)
-        return count
+            deleted_count += len(ids)
+        return deleted_count
 
-    async def _fetch_files(self, before: datetime) -> Sequence[Any]:
-        query = sa.select(files.c.id, files.c.sha256).where(_is_deletable(before)).limit(_CHUNK)
+    async def _fetch_deletable_files(self, cutoff: datetime) -> Sequence[Any]:
+        query = sa.select(files.c.id, files.c.sha256).where(_is_deletable(cutoff)).limit(_CHUNK)
         return await self._database.fetch_all(query)
 
-    async def _find_kept(self, digests: Sequence[str], before: datetime) -> set[str]:
+    async def _find_kept_digests(self, digests: Sequence[str], cutoff: datetime) -> set[str]:
         """Return the subset of ``digests`` that undeleted files still need.
 
         Args:
-            before: the argument of `delete_files`.
+            cutoff: the argument of `delete_files`.
         """
         query = sa.select(files.c.sha256).where(
-            files.c.sha256.in_(digests), sa.not_(_is_deletable(before))
+            files.c.sha256.in_(digests), sa.not_(_is_deletable(cutoff))
         )
         return set(await self._database.fetch_values(query))
 
 
-async def count_prunable_batches(database: Database, before: datetime) -> int:
-    """Return the number of batches that ended before ``before``."""
-    query = sa.select(sa.func.count()).select_from(text_batches).where(_has_ended(before))
+async def count_prunable_batches(database: Database, cutoff: datetime) -> int:
+    """Return the number of batches that ended before ``cutoff``."""
+    query = sa.select(sa.func.count()).select_from(text_batches).where(_has_ended(cutoff))
     return int(await database.fetch_value(query))
 
 
-async def find_file_blobs(database: Database, digests: Collection[str]) -> set[str]:
+async def find_file_digests(database: Database, digests: Collection[str]) -> set[str]:
     """Return those of ``digests`` that belong to a file, even to one hidden from its owner."""
     found_digests: set[str] = set()
     digest_list = list(digests)
@@ -135,14 +139,14 @@ async def find_file_blobs(database: Database, digests: Collection[str]) -> set[s
     return found_digests
 
 
-def _has_ended(before: datetime) -> sa.ColumnElement[bool]:
-    return sa.and_(text_batches.c.status.not_in(_OPEN), text_batches.c.ended_at < before)
+def _has_ended(cutoff: datetime) -> sa.ColumnElement[bool]:
+    return sa.and_(text_batches.c.status.not_in(_OPEN), text_batches.c.ended_at < cutoff)
 
 
-def _is_deletable(before: datetime) -> sa.ColumnElement[bool]:
+def _is_deletable(cutoff: datetime) -> sa.ColumnElement[bool]:
     """Return the SQL condition for deleted or expired files that no open batch reads."""
     is_read_by_batch = sa.exists().where(
         text_batches.c.input_file_id == files.c.id, text_batches.c.status.in_(_OPEN)
     )
-    has_expired = sa.and_(files.c.expires_at < before, files.c.expires_at < now())
-    return sa.and_(sa.or_(files.c.deleted_at <= before, has_expired), sa.not_(is_read_by_batch))
+    has_expired = sa.and_(files.c.expires_at < cutoff, files.c.expires_at < now())
+    return sa.and_(sa.or_(files.c.deleted_at <= cutoff, has_expired), sa.not_(is_read_by_batch))

@@ -6,9 +6,9 @@ import hashlib
 import secrets
 
 
-def compute_digest(text: str) -> str:
+def compute_digest(secret: str) -> str:
     """Return the SHA-256 of a secret in hex; random secrets need no slow hash, unlike passwords."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def generate_secret(kind: str) -> str:

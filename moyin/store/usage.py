@@ -176,15 +176,15 @@ class UsageLedger:
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None:
-        """Return the ledger entry of a request as `get` does, also one that waits in memory."""
-        candidates = [
+        """Return the ledger entry of a request as `get` does, even if it still waits in memory."""
+        entries = [
             entry
             for entry in reversed(self._waiting)
             if entry.request_id == request_id and entry.owner == owner
         ]
         if (written_entry := await self.get(owner, request_id, since)) is not None:
-            candidates.append(written_entry)
-        return max(candidates, key=lambda entry: entry.complete, default=None)
+            entries.append(written_entry)
+        return max(entries, key=lambda entry: entry.complete, default=None)
 
     async def _write_until_closed(self) -> None:
         pause = _FLUSH_SECONDS
@@ -194,40 +194,42 @@ class UsageLedger:
                 async with asyncio.timeout(pause):
                     await self._closing.wait()
             is_closing = self._closing.is_set()
-            pause = _FLUSH_SECONDS if await self._write_waiting() else _RETRY_SECONDS
+            pause = _FLUSH_SECONDS if await self._write_waiting_entries() else _RETRY_SECONDS
 
-    async def _write_waiting(self) -> bool:
+    async def _write_waiting_entries(self) -> bool:
         """Write the waiting entries in batches; return False to retry later.
 
         Entries that arrive meanwhile wait for the next call; otherwise each might need its own
         commit.
         """
-        end = self._done_count + len(self._waiting)
-        while self._waiting and (self._done_count < end or self._closing.is_set()):
-            size = 1 if self._one_by_one else _BATCH
+        end_count = self._done_count + len(self._waiting)
+        while self._waiting and (self._done_count < end_count or self._closing.is_set()):
+            batch_size = 1 if self._one_by_one else _BATCH
             try:
                 if not self._attempted_rows:
                     written_at = now()
                     self._attempted_rows = [
-                        build_usage_row(e, written_at) for e in islice(self._waiting, size)
+                        build_usage_row(e, written_at) for e in islice(self._waiting, batch_size)
                     ]
-                rows = self._attempted_rows[:size]
+                rows = self._attempted_rows[:batch_size]
                 async with self._database.writing() as connection:
                     await connection.run_sync(partial(insert_usage_rows, rows))
             except Exception as error:
                 if is_outage(error):
-                    waiting = len(self._waiting)
-                    _log.exception("%d usage entries wait until the database is available", waiting)
+                    waiting_count = len(self._waiting)
+                    _log.exception(
+                        "%d usage entries wait until the database is available", waiting_count
+                    )
                     return False
                 if not self._one_by_one:
-                    self._one_by_one = min(size, len(self._waiting))
-                elif not self._drop_failing():
+                    self._one_by_one = min(batch_size, len(self._waiting))
+                elif not self._drop_failing_entry():
                     return False
             else:
-                self._remove_first(len(rows))
+                self._remove_first_entries(len(rows))
         return True
 
-    def _drop_failing(self) -> bool:
+    def _drop_failing_entry(self) -> bool:
         """Drop the first entry, whose writing failed, or return False to try it again.
 
         It is dropped after `_MAX_FAILURES` failures, and after one while the ledger closes.
@@ -237,10 +239,10 @@ class UsageLedger:
             _log.exception("writing a usage entry failed; retrying")
             return False
         _log.exception("a row is invalid; usage entry not written: %s", self._waiting[0])
-        self._remove_first(1)
+        self._remove_first_entries(1)
         return True
 
-    def _remove_first(self, count: int) -> None:
+    def _remove_first_entries(self, count: int) -> None:
         """Remove the first ``count`` entries, which were written or dropped, from the queue."""
         del self._attempted_rows[:count]
         for _ in range(count):
@@ -255,8 +257,8 @@ def is_outage(error: Exception) -> bool:
     if not isinstance(error, SQLAlchemyError | OSError):
         return False
     # SQLAlchemy has no class of its own for PostgreSQL's errors about invalid data.
-    state = getattr(getattr(error, "orig", None), "sqlstate", None)
-    return not (isinstance(error, IntegrityError) or str(state).startswith(_INVALID_DATA))
+    sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return not (isinstance(error, IntegrityError) or str(sqlstate).startswith(_INVALID_DATA))
 
 
 def insert_usage_rows(rows: list[dict[str, Any]], connection: sa.Connection) -> None:
@@ -278,14 +280,14 @@ def build_usage_row(
 
 def parse_entry(row: Mapping[Any, Any]) -> UsageEntry:
     """Return the usage entry that a row of the table describes."""
-    plain = {name: row[name] for name in _PLAIN_COLUMNS}
+    values = {name: row[name] for name in _PLAIN_COLUMNS}
     return UsageEntry(
         cost_usd=nano_to_usd(row["cost_nano_usd"]),
         created_at=ensure_utc(row["created_at"]),
-        **plain,
+        **values,
     )
 
 
-def nano_to_usd(nano: int) -> Decimal:
+def nano_to_usd(nano_usd: int) -> Decimal:
     """Convert billionths of a US dollar to US dollars."""
-    return Decimal(nano) / _NANO
+    return Decimal(nano_usd) / _NANO

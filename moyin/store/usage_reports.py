@@ -127,7 +127,7 @@ class UsageReports:
         self._waiting: Counter[str | None] = Counter()
 
     async def list_calls(
-        self, calls: CallFilter, *, limit: int, cursor: str | None = None
+        self, call_filter: CallFilter, *, limit: int, cursor: str | None = None
     ) -> tuple[list[UsageEntry], str | None]:
         """Return a page of calls, newest first, and the cursor of the next page.
 
@@ -139,7 +139,7 @@ class UsageReports:
         Raises:
             InvalidRequest: ``cursor`` is not the cursor of a page.
         """
-        query = sa.select(usage).where(*_build_conditions(calls))
+        query = sa.select(usage).where(*_build_conditions(call_filter))
         if cursor is not None:
             query = query.where(build_older_condition(usage, cursor))
         query = query.order_by(usage.c.created_at.desc(), usage.c.id.desc()).limit(limit + 1)
@@ -153,14 +153,17 @@ class UsageReports:
         return page, encode_cursor(created_at, last_row["id"])
 
     async def sum_calls(
-        self, calls: CallFilter, group_by: Sequence[GroupBy], classes: PriceClasses
+        self, call_filter: CallFilter, group_by: Sequence[GroupBy], price_classes: PriceClasses
     ) -> list[UsageSum]:
-        """Return the usage of calls by groups and price classes; raise as `sum_by_each` does."""
-        [sums] = await self.sum_by_each(calls, [group_by], classes)
+        """Return the usage of calls by groups and price classes; raise the errors of `sum_by_groupings`."""
+        [sums] = await self.sum_by_groupings(call_filter, [group_by], price_classes)
         return sums
 
-    async def sum_by_each(
-        self, calls: CallFilter, groupings: Sequence[Sequence[GroupBy]], classes: PriceClasses
+    async def sum_by_groupings(
+        self,
+        call_filter: CallFilter,
+        groupings: Sequence[Sequence[GroupBy]],
+        price_classes: PriceClasses,
     ) -> list[list[UsageSum]]:
         """Return the usage of calls by the groups of each grouping, and by price classes.
 
@@ -170,39 +173,42 @@ class UsageReports:
             InvalidRequest: there are too many groups for one report.
             Overloaded: too many other reports, of this tenant or of all, are waiting.
         """
-        owner = calls.owner
+        owner = call_filter.owner
         if self._waiting.total() >= _MAX_WAITING or self._waiting[owner] >= _MAX_WAITING_PER_OWNER:
             raise Overloaded("too many usage reports are being computed; try again", retry_after=2)
         self._waiting[owner] += 1
         try:
             async with self._summing:
-                sums = await self._database.read(_build_summing(calls, groupings, classes))
+                sums = await self._database.read(
+                    _build_sum_function(call_filter, groupings, price_classes)
+                )
         finally:
             self._waiting[owner] -= 1
             if not self._waiting[owner]:
                 del self._waiting[owner]
         if sum(map(len, sums)) > _MAX_SUMS:
             raise InvalidRequest(
-                "group_by: there are too many groups; choose a shorter period, or add a filter",
+                f"group_by makes more than {_MAX_SUMS} groups; choose a shorter period, or add a filter",
                 field="group_by",
             )
         return sums
 
 
-def _build_summing(
-    calls: CallFilter, groupings: Sequence[Sequence[GroupBy]], classes: PriceClasses
+def _build_sum_function(
+    call_filter: CallFilter, groupings: Sequence[Sequence[GroupBy]], price_classes: PriceClasses
 ) -> Callable[[sa.Connection], list[list[UsageSum]]]:
     width = max(map(len, groupings))
 
     def sum_calls(connection: sa.Connection) -> list[list[UsageSum]]:
         finest_sums = _build_finest_sums(
-            calls, dict.fromkeys(chain(*groupings)), classes, connection.dialect.name
+            call_filter, dict.fromkeys(chain(*groupings)), price_classes, connection.dialect.name
         )
-        folded_sums = [
-            _fold(finest_sums, number, grouping, width) for number, grouping in enumerate(groupings)
+        group_queries = [
+            _build_group_query(finest_sums, number, grouping, width)
+            for number, grouping in enumerate(groupings)
         ]
         sums: list[list[UsageSum]] = [[] for _ in groupings]
-        for number, *row in connection.execute(sa.union_all(*folded_sums).limit(_MAX_SUMS + 1)):
+        for number, *row in connection.execute(sa.union_all(*group_queries).limit(_MAX_SUMS + 1)):
             sums[number].append(_parse_sum(row, len(groupings[number]), width))
         return sums
 
@@ -210,53 +216,60 @@ def _build_summing(
 
 
 def _build_finest_sums(
-    calls: CallFilter, group_by: Iterable[GroupBy], classes: PriceClasses, dialect: str
+    call_filter: CallFilter, group_by: Iterable[GroupBy], price_classes: PriceClasses, dialect: str
 ) -> sa.CTE:
     """Return the sums of calls by all properties of ``group_by`` and by price classes."""
     properties = [
         *(_build_group(name, dialect).label(name.value) for name in group_by),
-        _build_band(classes.prompt_bounds).label("band"),
-        _build_is_embedding(classes).label("is_embedding"),
+        _build_band(price_classes.prompt_bounds).label("band"),
+        _build_is_embedding(price_classes).label("is_embedding"),
         usage.c.complete,
         usage.c.unit,
     ]
     sums = [sa.func.coalesce(sa.func.sum(usage.c[name]), 0).label(name) for name in _SUMMED]
     return (
         sa.select(*properties, sa.func.count().label("calls"), *sums)
-        .where(*_build_conditions(calls))
+        .where(*_build_conditions(call_filter))
         # By position, since PostgreSQL takes equal expressions with parameters for different ones.
         .group_by(*(sa.literal_column(str(n + 1)) for n in range(len(properties))))
         .cte("finest_sums")
     )
 
 
-def _fold(
+def _build_group_query(
     finest_sums: sa.CTE, number: int, grouping: Sequence[GroupBy], width: int
 ) -> sa.Select[Any]:
-    """Return the sums by the properties of one grouping, after its number.
+    """Return the query that sums ``finest_sums`` by the properties of one grouping.
 
     Args:
+        number: the position of the grouping in the report, which is the first column.
         width: the number of columns for groups; those that ``grouping`` does not need are null.
     """
     columns = finest_sums.c
-    groups = [columns[name.value] for name in grouping]
-    classes = [columns[name] for name in ("band", "is_embedding", "complete", "unit")]
+    group_columns = [columns[name.value] for name in grouping]
+    class_columns = [columns[name] for name in ("band", "is_embedding", "complete", "unit")]
     return sa.select(
         sa.literal_column(str(number)),
-        *groups,
-        *[sa.null()] * (width - len(groups)),
-        *classes,
+        *group_columns,
+        *[sa.null()] * (width - len(group_columns)),
+        *class_columns,
         *(sa.func.sum(columns[name]) for name in ("calls", *_SUMMED)),
-    ).group_by(*groups, *classes)
+    ).group_by(*group_columns, *class_columns)
 
 
-def _parse_sum(row: Sequence[Any], groups: int, width: int) -> UsageSum:
+def _parse_sum(row: Sequence[Any], group_count: int, width: int) -> UsageSum:
     band, is_embedding, is_complete, unit, *sums = row[width:]
-    calls, input_tokens, cached_tokens, output_tokens, quantity, load_milliseconds, cost_nano = map(
-        int, sums
-    )
+    (
+        calls,
+        input_tokens,
+        cached_tokens,
+        output_tokens,
+        quantity,
+        load_milliseconds,
+        cost_nano_usd,
+    ) = map(int, sums)
     return UsageSum(
-        group=tuple(row[:groups]),
+        group=tuple(row[:group_count]),
         band=band,
         is_embedding=bool(is_embedding),
         is_complete=is_complete,
@@ -267,25 +280,27 @@ def _parse_sum(row: Sequence[Any], groups: int, width: int) -> UsageSum:
         output_tokens=output_tokens,
         quantity=quantity,
         load_milliseconds=load_milliseconds,
-        cost_usd=nano_to_usd(cost_nano),
+        cost_usd=nano_to_usd(cost_nano_usd),
     )
 
 
-def _build_conditions(calls: CallFilter) -> list[sa.ColumnElement[bool]]:
-    columns = {
-        usage.c.owner: calls.owner,
-        usage.c.key_id: calls.key_id,
-        usage.c.backend: calls.backend,
-        usage.c.model: calls.model,
-        usage.c.requested_model: calls.requested_model,
+def _build_conditions(call_filter: CallFilter) -> list[sa.ColumnElement[bool]]:
+    values_by_column = {
+        usage.c.owner: call_filter.owner,
+        usage.c.key_id: call_filter.key_id,
+        usage.c.backend: call_filter.backend,
+        usage.c.model: call_filter.model,
+        usage.c.requested_model: call_filter.requested_model,
     }
-    conditions = [column == value for column, value in columns.items() if value is not None]
-    if calls.since is not None:
-        conditions.append(usage.c.created_at >= calls.since)
-    if calls.until is not None:
-        conditions.append(usage.c.created_at < calls.until)
-    if calls.status is not None:
-        conditions += _build_status_conditions(calls.status)
+    conditions = [
+        column == value for column, value in values_by_column.items() if value is not None
+    ]
+    if call_filter.since is not None:
+        conditions.append(usage.c.created_at >= call_filter.since)
+    if call_filter.until is not None:
+        conditions.append(usage.c.created_at < call_filter.until)
+    if call_filter.status is not None:
+        conditions += _build_status_conditions(call_filter.status)
     return conditions
 
 
@@ -311,18 +326,18 @@ def _build_group(group: GroupBy, dialect: str) -> sa.ColumnElement[Any]:
             return usage.c.key_id
         case GroupBy.USER:
             return sa.func.coalesce(
-                _look_up(api_keys.c.user_id, api_keys.c.id == usage.c.key_id),
-                _look_up(sessions.c.user_id, sessions.c.id == usage.c.key_id),
+                _build_lookup(api_keys.c.user_id, api_keys.c.id == usage.c.key_id),
+                _build_lookup(sessions.c.user_id, sessions.c.id == usage.c.key_id),
             )
         case GroupBy.TEMPLATE:
-            job = sa.and_(jobs.c.id == usage.c.request_id, jobs.c.owner == usage.c.owner)
-            template = _look_up(jobs.c.templates[0].as_string(), job)
+            is_job_of_call = sa.and_(jobs.c.id == usage.c.request_id, jobs.c.owner == usage.c.owner)
+            template = _build_lookup(jobs.c.templates[0].as_string(), is_job_of_call)
             return sa.case((usage.c.operation == RENDER, template))
         case _:
             return usage.c[group.value]
 
 
-def _look_up(
+def _build_lookup(
     column: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]
 ) -> sa.ScalarSelect[Any]:
     """Return a subquery that reads ``column`` of another table for each call.
@@ -340,7 +355,7 @@ def _build_band(bounds: Sequence[int]) -> sa.ColumnElement[int]:
     return sa.case(*cases, else_=len(bounds))
 
 
-def _build_is_embedding(classes: PriceClasses) -> sa.ColumnElement[int]:
-    if not classes.embeddings:
+def _build_is_embedding(price_classes: PriceClasses) -> sa.ColumnElement[int]:
+    if not price_classes.embeddings:
         return sa.literal_column("0")
-    return sa.case((usage.c.model.in_(sorted(classes.embeddings)), 1), else_=0)
+    return sa.case((usage.c.model.in_(sorted(price_classes.embeddings)), 1), else_=0)

@@ -12,12 +12,12 @@ from sqlalchemy.exc import IntegrityError
 
 from moyin.domain.account import Organisation, Role, User, UserKind
 from moyin.errors import NameTaken, NotFound
-from moyin.store.cursors import PageQuery, build_search_condition, fetch_page
+from moyin.store.cursors import PageRequest, build_search_condition, fetch_page
 from moyin.store.schema import api_keys, organisations, password_resets, sessions, sign_ins, users
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import generate_id
 
-_ALL = PageQuery()
+_ALL = PageRequest()
 
 
 class UserStore:
@@ -27,30 +27,30 @@ class UserStore:
         self._database = database
 
     async def create_organisation(
-        self, name: str, *, within: Transaction | None = None
+        self, name: str, *, transaction: Transaction | None = None
     ) -> Organisation:
         """Create an organisation; raise `NameTaken` if another one has the name."""
-        created = Organisation(id=generate_id("org"), name=name, created_at=now())
+        organisation = Organisation(id=generate_id("org"), name=name, created_at=now())
         try:
             await self._database.execute(
-                organisations.insert().values(**asdict(created)), within=within
+                organisations.insert().values(**asdict(organisation)), transaction=transaction
             )
         except IntegrityError:
             raise NameTaken(
                 f"name {name!r} is used by another organisation; choose another name", field="name"
             ) from None
-        return created
+        return organisation
 
     async def get_organisation(self, organisation_id: str) -> Organisation:
         """Return an organisation, or raise `NotFound`."""
         query = sa.select(organisations).where(organisations.c.id == organisation_id)
         row = await self._database.fetch_first(query)
         if row is None:
-            raise _no_organisation(organisation_id)
+            raise _new_organisation_error(organisation_id)
         return _parse_organisation(row)
 
     async def list_organisations(
-        self, *, search: str = "", page: PageQuery = _ALL
+        self, *, search: str = "", page: PageRequest = _ALL
     ) -> tuple[list[Organisation], str | None]:
         """Return organisations, newest first, and the cursor of the next page.
 
@@ -71,7 +71,7 @@ class UserStore:
         organisation: str | None = None,
         role: Role | None = None,
         sign_in: tuple[str, str] | None = None,
-        within: Transaction | None = None,
+        transaction: Transaction | None = None,
     ) -> User:
         """Create a user.
 
@@ -95,7 +95,7 @@ class UserStore:
             password=password,
         )
         try:
-            async with self._database.within(within) as connection:
+            async with self._database.join_or_begin(transaction) as connection:
                 if organisation is not None:
                     await _require_organisation(connection, organisation)
                 await connection.execute(users.insert().values(_build_row(user)))
@@ -107,20 +107,20 @@ class UserStore:
             ) from None
         return user
 
-    async def get(self, user_id: str, *, within: Transaction | None = None) -> User:
+    async def get(self, user_id: str, *, transaction: Transaction | None = None) -> User:
         """Return a user, or raise `NotFound`."""
-        user = await self._fetch_first(users.c.id == user_id, within)
+        user = await self._fetch_first(users.c.id == user_id, transaction)
         if user is None:
-            raise _no_user(user_id)
+            raise _new_user_error(user_id)
         return user
 
     async def get_member(
-        self, organisation: str, user_id: str, *, within: Transaction | None = None
+        self, organisation: str, user_id: str, *, transaction: Transaction | None = None
     ) -> User:
         """Return a user of an organisation, or raise `NotFound`."""
-        user = await self.get(user_id, within=within)
+        user = await self.get(user_id, transaction=transaction)
         if user.organisation != organisation:
-            raise _no_user(user_id)
+            raise _new_user_error(user_id)
         return user
 
     async def find_by_email(self, email: str) -> User | None:
@@ -138,7 +138,7 @@ class UserStore:
         )
 
     async def transfer_to_sign_in(
-        self, user_id: str, issuer: str, subject: str, *, trusted: Collection[str] = ()
+        self, user_id: str, issuer: str, subject: str, *, trusted_issuers: Collection[str] = ()
     ) -> None:
         """Make an identity at an OpenID provider the only way to sign in to an account.
 
@@ -146,12 +146,14 @@ class UserStore:
         identities are deleted, too, and all sessions and API keys are revoked.
 
         Args:
-            trusted: the issuers whose identities are not deleted.
+            trusted_issuers: the issuers whose identities are not deleted.
         """
         existing_sign_in = sa.select(sign_ins).where(
             sign_ins.c.issuer == issuer, sign_ins.c.subject == subject
         )
-        others = sign_ins.c.issuer.not_in([other for other in trusted if other != issuer])
+        is_other_issuer = sign_ins.c.issuer.not_in(
+            [trusted_issuer for trusted_issuer in trusted_issuers if trusted_issuer != issuer]
+        )
         async with self._database.writing() as connection:
             # The update also locks the row, so that a concurrent transfer waits.
             await connection.execute(
@@ -159,7 +161,9 @@ class UserStore:
             )
             if (await connection.execute(existing_sign_in)).first() is not None:
                 return
-            await connection.execute(sign_ins.delete().where(sign_ins.c.user_id == user_id, others))
+            await connection.execute(
+                sign_ins.delete().where(sign_ins.c.user_id == user_id, is_other_issuer)
+            )
             await connection.execute(
                 password_resets.delete().where(password_resets.c.user_id == user_id)
             )
@@ -172,7 +176,7 @@ class UserStore:
             await connection.execute(_insert_sign_in(issuer, subject, user_id))
 
     async def list_members(
-        self, organisation: str, *, search: str = "", page: PageQuery = _ALL
+        self, organisation: str, *, search: str = "", page: PageRequest = _ALL
     ) -> tuple[list[User], str | None]:
         """Return members and service accounts, newest first, and the cursor of the next page.
 
@@ -186,7 +190,7 @@ class UserStore:
         return [_parse_user(row) for row in rows], cursor
 
     async def change(
-        self, user_id: str, values: Mapping[str, Any], *, within: Transaction | None = None
+        self, user_id: str, values: Mapping[str, Any], *, transaction: Transaction | None = None
     ) -> User:
         """Set columns of a user and return the changed user, or raise `NotFound`.
 
@@ -194,35 +198,37 @@ class UserStore:
             values: the new values by column.
         """
         condition = users.c.id == user_id
-        async with self._database.within(within) as connection:
+        async with self._database.join_or_begin(transaction) as connection:
             await connection.execute(users.update().where(condition).values(dict(values)))
             row = (await connection.execute(sa.select(users).where(condition))).mappings().first()
         if row is None:
-            raise _no_user(user_id)
+            raise _new_user_error(user_id)
         return _parse_user(row)
 
     async def delete_personal_data(
-        self, user_id: str, *, within: Transaction | None = None
+        self, user_id: str, *, transaction: Transaction | None = None
     ) -> None:
         """Delete the personal data of a user and disable the account.
 
         The user's row is not deleted, since other rows refer to it.
         """
-        cleared: dict[str, Any] = {
+        values: dict[str, Any] = {
             "email": None,
             "name": "",
             "password": None,
             "profile": {},
             "disabled_at": sa.func.coalesce(users.c.disabled_at, now()),
         }
-        async with self._database.within(within) as connection:
+        async with self._database.join_or_begin(transaction) as connection:
             await connection.execute(sign_ins.delete().where(sign_ins.c.user_id == user_id))
-            await connection.execute(users.update().where(users.c.id == user_id).values(cleared))
+            await connection.execute(users.update().where(users.c.id == user_id).values(values))
 
     async def _fetch_first(
-        self, condition: sa.ColumnElement[bool], within: Transaction | None = None
+        self, condition: sa.ColumnElement[bool], transaction: Transaction | None = None
     ) -> User | None:
-        async with nullcontext(within) if within else self._database.reading() as connection:
+        async with (
+            nullcontext(transaction) if transaction else self._database.reading() as connection
+        ):
             rows = await connection.execute(sa.select(users).where(condition))
             row = rows.mappings().first()
         return None if row is None else _parse_user(row)
@@ -231,19 +237,19 @@ class UserStore:
 async def _require_organisation(connection: Transaction, organisation: str) -> None:
     query = sa.select(organisations.c.id).where(organisations.c.id == organisation)
     if (await connection.execute(query)).first() is None:
-        raise _no_organisation(organisation)
+        raise _new_organisation_error(organisation)
 
 
 def _parse_organisation(row: Mapping[Any, Any]) -> Organisation:
     return Organisation(id=row["id"], name=row["name"], created_at=ensure_utc(row["created_at"]))
 
 
-def _no_organisation(organisation: str) -> NotFound:
-    return NotFound(f"organisation {organisation!r} does not exist")
+def _new_organisation_error(organisation: str) -> NotFound:
+    return NotFound(f"organisation {organisation!r} does not exist; check the id")
 
 
-def _no_user(user_id: str) -> NotFound:
-    return NotFound(f"user {user_id!r} does not exist")
+def _new_user_error(user_id: str) -> NotFound:
+    return NotFound(f"user {user_id!r} does not exist; check the id")
 
 
 def _insert_sign_in(issuer: str, subject: str, user_id: str) -> sa.Insert:

@@ -25,35 +25,37 @@ class ValkeyConnection(redis.Connection):
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
-        limit, self.socket_timeout = self.socket_timeout, None
+        timeout, self.socket_timeout = self.socket_timeout, None
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(timeout):
                 await super().send_packed_command(command, check_health)
         except TimeoutError:
             # redis-py has closed the connection, as after any interrupted sending.
-            raise RedisTimeoutError(f"Valkey did not accept a command in {limit} s") from None
+            raise RedisTimeoutError(
+                f"Valkey did not accept a command in {timeout} s; check that it runs"
+            ) from None
         finally:
-            self.socket_timeout = limit
+            self.socket_timeout = timeout
 
 
-def connect(url: str, *, timeout: float | None = _TIMEOUT_SECONDS) -> redis.Redis:
+def connect(url: str, *, timeout_seconds: float | None = _TIMEOUT_SECONDS) -> redis.Redis:
     """Return a client with a short timeout, which retries a failed command twice."""
     return redis.Redis.from_url(
         url,
         connection_class=ValkeyConnection,
         socket_connect_timeout=_TIMEOUT_SECONDS,
-        socket_timeout=timeout,
+        socket_timeout=timeout_seconds,
         retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
     )
 
 
-def connect_cache(url: str, timeout: float) -> redis.Redis:
+def connect_cache(url: str, timeout_seconds: float) -> redis.Redis:
     """Return a client that never retries, for caches, since requests must not wait for them."""
     return redis.Redis.from_url(
         url,
         connection_class=ValkeyConnection,
-        socket_connect_timeout=timeout,
-        socket_timeout=timeout,
+        socket_connect_timeout=timeout_seconds,
+        socket_timeout=timeout_seconds,
         retry=Retry(NoBackoff(), 0),
     )

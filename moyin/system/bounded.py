@@ -10,11 +10,11 @@ V = TypeVar("V")
 
 
 class BoundedDict(OrderedDict[K, V], Generic[K, V]):
-    """A dictionary that drops the least recently set item when there are more than ``limit``."""
+    """A dictionary that drops the least recently set item when there are more than ``max_items``."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, max_items: int) -> None:
         super().__init__()
-        self._limit = limit
+        self._limit = max_items
 
     def __setitem__(self, key: K, value: V) -> None:
         super().__setitem__(key, value)

@@ -63,9 +63,9 @@ def parse_gpus(output: str, devices: str) -> tuple[GpuReading, ...]:
     return tuple(readings)
 
 
-def _parse_number(value: str, unit: int = 1) -> int | None:
+def _parse_number(value: str, factor: int = 1) -> int | None:
     # Cards report `[N/A]` for what they do not measure.
-    return int(value) * unit if value.isdecimal() else None
+    return int(value) * factor if value.isdecimal() else None
 
 
 def parse_devices(devices: str | None) -> tuple[int, ...]:

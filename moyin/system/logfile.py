@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 class LogFile:
-    """A log file that is renamed to ``NAME.1`` and started again when it reaches ``limit`` bytes.
+    """A log file that is renamed to ``NAME.1`` and started again when it reaches ``max_bytes`` bytes.
 
     Raises:
         OSError: The constructor can't open the file.
     """
 
-    def __init__(self, path: Path, *, limit: int = 5 * 1024 * 1024) -> None:
+    def __init__(self, path: Path, *, max_bytes: int = 5 * 1024 * 1024) -> None:
         self._path = path
-        self._limit = limit
+        self._limit = max_bytes
         self._lost = 0
         self._file: io.FileIO | None = self._open()
 
@@ -52,12 +52,12 @@ class LogFile:
         self._file.write(data)
 
 
-def read_last_lines(path: Path, lines: int) -> list[str]:
-    """Return the last ``lines`` lines of a file, at most 256 KiB; empty if there is no file."""
+def read_last_lines(path: Path, count: int) -> list[str]:
+    """Return the last ``count`` lines of a file, at most 256 KiB; empty if there is no file."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 256 * 1024))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
+            return file.read().decode(errors="replace").splitlines()[-count:]
     except FileNotFoundError:
         return []

@@ -35,13 +35,13 @@ _VARIABLES = {
 }
 
 
-def install_command(python: Path) -> list[str]:
+def build_install_command(python: Path) -> list[str]:
     """Return a command that installs packages for `python`; append the packages to it."""
     uv = Path(sysconfig.get_path("scripts")) / "uv"
     return [str(uv), "pip", "install", "--quiet", "--python", str(python)]
 
 
-def uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
+def build_uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """Return `environ` plus uv's variables for pip's settings; ``UV_…`` in `environ` wins.
 
     Raises:
@@ -55,7 +55,7 @@ def uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
         check=True,
         env=environ,
     ).stdout
-    settings = _translate(pip_config)
+    settings = _translate_settings(pip_config)
     if "SSL_CERT_FILE" not in settings:
         # pip trusts the machine's certificates, uv by itself only those in its program.
         settings["UV_SYSTEM_CERTS"] = "1"
@@ -63,7 +63,7 @@ def uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
     return {**environ, **settings, **own_settings}
 
 
-def _translate(config_lines: str) -> dict[str, str]:
+def _translate_settings(config_lines: str) -> dict[str, str]:
     """Translate pip's settings to environment variables of uv.
 
     Args:
@@ -90,5 +90,5 @@ def _translate(config_lines: str) -> dict[str, str]:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    command = [*install_command(target), *sys.argv[2:]]
-    os.execve(command[0], command, uv_environ(target, os.environ))
+    command = [*build_install_command(target), *sys.argv[2:]]
+    os.execve(command[0], command, build_uv_environ(target, os.environ))

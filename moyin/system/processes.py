@@ -27,9 +27,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class ChildProcess:
     """A child process to which the kernel sends SIGTERM when this process ends, even by a crash."""
 
-    def __init__(self, process: asyncio.subprocess.Process, pump: asyncio.Task[None]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, output_task: asyncio.Task[None]
+    ) -> None:
         self._process = process
-        self._pump = pump
+        self._pump = output_task
         self.started = time.monotonic()
 
     @classmethod
@@ -37,11 +39,11 @@ class ChildProcess:
         cls,
         command: Sequence[str],
         env: Mapping[str, str],
-        log: LogFile,
+        log_file: LogFile,
         *,
         timer_slack_ns: int = 0,
     ) -> ChildProcess:
-        """Start ``command`` and write its output to ``log``.
+        """Start ``command`` and write its output to ``log_file``.
 
         Call this method only from the main thread: the kernel sends SIGTERM to the child when the
         thread that started it ends.
@@ -60,7 +62,7 @@ class ChildProcess:
             preexec_fn=_make_preexec(os.getpid(), timer_slack_ns),
         )
         assert process.stdout is not None
-        return cls(process, asyncio.create_task(_copy_output(process.stdout, log)))
+        return cls(process, asyncio.create_task(_copy_output(process.stdout, log_file)))
 
     @property
     def pid(self) -> int:
@@ -108,13 +110,13 @@ class Backoff:
         return delay
 
 
-def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
+def find_processes(stack_id: str, service: str | None = None) -> Iterator[psutil.Process]:
     """Yield the processes of a stack, or of one of its services.
 
     This process and its ancestors are left out, since a job of the stack may run `moyin`.
 
     Args:
-        stack: the id of the stack, which the environment of its processes contains.
+        stack_id: the id of the stack, which the environment of its processes contains.
     """
     own_pids = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
@@ -124,19 +126,19 @@ def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Pr
             env = process.environ()
         except psutil.Error:
             continue  # it has ended, or belongs to another user and so not to this stack
-        if env.get(STACK_VARIABLE) == stack and service in (None, env.get(SERVICE_VARIABLE)):
+        if env.get(STACK_VARIABLE) == stack_id and service in (None, env.get(SERVICE_VARIABLE)):
             yield process
 
 
-def find_missing_children(parent: int, names: Collection[str]) -> list[str]:
+def find_missing_children(parent_pid: int, names: Collection[str]) -> list[str]:
     """Return the names of those child processes that are missing, among ``names``.
 
     Args:
-        parent: the id of the parent process. If it has ended, the result is empty.
+        parent_pid: the id of the parent process. If it has ended, the result is empty.
         names: the names that its living children should have.
     """
     try:
-        children = psutil.Process(parent).children()
+        children = psutil.Process(parent_pid).children()
     except psutil.NoSuchProcess:
         return []
     living_names = {name for child in children if (name := _get_living_name(child)) is not None}
@@ -150,12 +152,12 @@ def _get_living_name(process: psutil.Process) -> str | None:
         return None
 
 
-def end_processes(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:
+def end_processes(stack_id: str, service: str | None = None, *, patience: float = 2.0) -> int:
     """End the processes that `find_processes` yields, and return their number (blocking).
 
     Processes that do not end within ``patience`` seconds after SIGTERM are killed.
     """
-    processes = list(find_processes(stack, service))
+    processes = list(find_processes(stack_id, service))
     for process in processes:
         _send_signal(process, signal.SIGTERM)
     _, remaining_processes = psutil.wait_procs(processes, timeout=patience)
@@ -176,14 +178,14 @@ def freeze_startup_objects() -> None:
     gc.set_threshold(_OBJECTS_PER_COLLECTION)
 
 
-def _send_signal(process: psutil.Process, number: signal.Signals) -> None:
+def _send_signal(process: psutil.Process, signal_number: signal.Signals) -> None:
     try:
-        process.send_signal(number)
+        process.send_signal(signal_number)
     except psutil.NoSuchProcess:
         return
 
 
-def _make_preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
+def _make_preexec(parent_pid: int, timer_slack_ns: int) -> Callable[[], None]:
     """Return the function that the child calls between fork and exec.
 
     It makes the kernel send SIGTERM to the child when this process ends, and sets the timer slack.
@@ -195,12 +197,12 @@ def _make_preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
         if timer_slack_ns:
             _libc.prctl(_PR_SET_TIMERSLACK, slack, 0, 0, 0)
         # The parent may have ended between the fork and this line.
-        if os.getppid() != parent:
+        if os.getppid() != parent_pid:
             os._exit(1)
 
     return prepare
 
 
-async def _copy_output(source: asyncio.StreamReader, log: LogFile) -> None:
+async def _copy_output(source: asyncio.StreamReader, log_file: LogFile) -> None:
     while data := await source.read(64 * 1024):
-        log.write(data)
+        log_file.write(data)

@@ -29,7 +29,7 @@ class Slots:
 
     Args:
         limit: maximum number of concurrent calls, or None for no limit.
-        queue: maximum number of waiting calls.
+        max_waiting: maximum number of waiting calls.
         patience: time limit in seconds for the wait of a call.
         reserve_seconds: seconds (or infinity) for which the last slot is reserved after another
             tenant's call.
@@ -49,7 +49,7 @@ class Slots:
         self,
         limit: int | None = None,
         *,
-        queue: int = 0,
+        max_waiting: int = 0,
         patience: float = 0.0,
         reserve_seconds: float = _RESERVE_SECONDS,
         background_share: float = 0.5,
@@ -61,7 +61,7 @@ class Slots:
         self.in_background = 0
         self.background_share = background_share
         self.on_full: Callable[[], None] | None = None
-        self._queue = queue
+        self._queue = max_waiting
         self._patience = patience
         self._reserve_seconds = reserve_seconds
         self._clock = clock
@@ -78,7 +78,7 @@ class Slots:
         return self.limit is not None and self.taken >= self.limit
 
     @property
-    def usable(self) -> int | None:
+    def max_usable(self) -> int | None:
         """The number of calls that may run at the same time; None if there is no limit.
 
         While only calls in the background wait, this is their share of the limit.
@@ -108,14 +108,14 @@ class Slots:
         # A slot may be free although calls of this tenant wait, because it is reserved for others.
         if self.taken >= limit or tenant in self._waiters or not self._may_acquire(tenant, limit):
             return False
-        self._begin(tenant)
+        self._begin_call(tenant)
         return True
 
-    async def wait(self, tenant: str, seconds: float, mean_seconds: float) -> None:
+    async def wait(self, tenant: str, max_wait_seconds: float, mean_seconds: float) -> None:
         """Wait until a slot is acquired for the call; the caller must later call `release`.
 
         Args:
-            seconds: time limit for the wait, if it is shorter than ``patience``.
+            max_wait_seconds: time limit for the wait, if it is shorter than ``patience``.
             mean_seconds: mean duration of a call, for the ``retry_after`` of an `Overloaded` error.
 
         Raises:
@@ -125,13 +125,13 @@ class Slots:
             self.on_full()
             if self.try_acquire(tenant):
                 return
-        if self.waiting >= self._queue and not self._replace_newest(tenant, mean_seconds):
+        if self.waiting >= self._queue and not self._refuse_newest_call(tenant, mean_seconds):
             raise self._make_overloaded_error(mean_seconds)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(tenant, deque()).append(waiter)
         self.waiting += 1
         try:
-            async with asyncio.timeout(min(self._patience, seconds)):
+            async with asyncio.timeout(min(self._patience, max_wait_seconds)):
                 await waiter
         except BaseException as error:
             if not waiter.done() or waiter.cancelled():
@@ -148,17 +148,17 @@ class Slots:
         self.taken -= 1
         if self.limit is None:
             return
-        _count_down(self._running, tenant)
-        self._begin_waiting()
+        _decrement(self._running, tenant)
+        self._begin_waiting_calls()
 
-    async def acquire_in_background(self, tenant: str, seconds: float) -> None:
+    async def acquire_in_background(self, tenant: str, max_wait_seconds: float) -> None:
         """Wait for a slot for a call in the background; release it by `release_in_background`.
 
         The tenant with the fewest running calls in the background comes first. The caller bounds
         the number of waiting calls.
 
         Raises:
-            Overloaded: The wait took longer than ``seconds``.
+            Overloaded: The wait took longer than ``max_wait_seconds``.
         """
         if self._may_begin_in_background():
             self._begin_in_background(tenant)
@@ -168,7 +168,7 @@ class Slots:
         if self.on_full is not None and not self._waiters:
             self.on_full()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(max_wait_seconds):
                 await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled():
@@ -177,15 +177,15 @@ class Slots:
             else:
                 self._remove_background_waiter(tenant, waiter)
             if isinstance(error, TimeoutError):
-                raise self._make_overloaded_error(seconds) from None
+                raise self._make_overloaded_error(max_wait_seconds) from None
             raise
 
     def release_in_background(self, tenant: str) -> None:
         """Release the slot of a background call, and begin waiting calls that have a free slot."""
         self.taken -= 1
         self.in_background -= 1
-        _count_down(self._background_running, tenant)
-        self._begin_waiting()
+        _decrement(self._background_running, tenant)
+        self._begin_waiting_calls()
 
     def set_limit(self, limit: int) -> None:
         """Set the maximum number of concurrent calls.
@@ -194,9 +194,9 @@ class Slots:
         calls are running.
         """
         self.limit = limit
-        self._begin_waiting()
+        self._begin_waiting_calls()
 
-    def _begin_waiting(self) -> None:
+    def _begin_waiting_calls(self) -> None:
         """Begin waiting calls while slots are free, those in the background last."""
         while self._waiters and (self.limit is None or self.taken < self.limit):
             next_tenant = min(self._waiters, key=lambda name: self._running.get(name, 0))
@@ -205,7 +205,7 @@ class Slots:
             waiter = _pop_waiter(self._waiters, next_tenant)
             self.waiting -= 1
             if not waiter.done():
-                self._begin(next_tenant)
+                self._begin_call(next_tenant)
                 waiter.set_result(None)
         while self._background_waiters and self._may_begin_in_background():
             waiters = self._background_waiters
@@ -215,7 +215,7 @@ class Slots:
                 self._begin_in_background(next_tenant)
                 waiter.set_result(None)
 
-    def expected_wait(self, mean_seconds: float) -> float:
+    def estimate_wait_seconds(self, mean_seconds: float) -> float:
         """Return the seconds until a new call would begin if each call takes ``mean_seconds``."""
         if self.limit is None or self.taken < self.limit:
             return 0.0
@@ -253,11 +253,11 @@ class Slots:
             if not waiters:
                 del self._background_waiters[tenant]
 
-    def _begin(self, tenant: str) -> None:
+    def _begin_call(self, tenant: str) -> None:
         self.taken += 1
         self._running[tenant] = self._running.get(tenant, 0) + 1
 
-    def _replace_newest(self, tenant: str, mean_seconds: float) -> bool:
+    def _refuse_newest_call(self, tenant: str, mean_seconds: float) -> bool:
         """Refuse the newest call of the tenant with the most waiting calls, to admit ``tenant``.
 
         Return False, and refuse nothing, unless that tenant has at least two more waiting calls
@@ -265,11 +265,11 @@ class Slots:
         """
         if not self._waiters:
             return False
-        longest = max(self._waiters, key=lambda name: len(self._waiters[name]))
-        if len(self._waiters[longest]) <= len(self._waiters.get(tenant, ())) + 1:
+        busiest_tenant = max(self._waiters, key=lambda name: len(self._waiters[name]))
+        if len(self._waiters[busiest_tenant]) <= len(self._waiters.get(tenant, ())) + 1:
             return False
-        waiter = self._waiters[longest][-1]
-        self._remove_waiter(longest, waiter)
+        waiter = self._waiters[busiest_tenant][-1]
+        self._remove_waiter(busiest_tenant, waiter)
         if not waiter.done():
             waiter.set_exception(self._make_overloaded_error(mean_seconds))
         return True
@@ -286,22 +286,22 @@ class Slots:
     def _make_overloaded_error(self, mean_seconds: float) -> Overloaded:
         return Overloaded(
             "too many requests are running and waiting for this service; try again later",
-            retry_after=max(1.0, self.expected_wait(mean_seconds)),
+            retry_after=max(1.0, self.estimate_wait_seconds(mean_seconds)),
         )
 
 
-def _count_down(running: dict[str, int], tenant: str) -> None:
-    count = running[tenant] - 1
+def _decrement(counts: dict[str, int], tenant: str) -> None:
+    count = counts[tenant] - 1
     if count:
-        running[tenant] = count
+        counts[tenant] = count
     else:
-        del running[tenant]
+        del counts[tenant]
 
 
-def _pop_waiter(waiting: dict[str, deque[_Waiter]], tenant: str) -> _Waiter:
+def _pop_waiter(waiters_by_tenant: dict[str, deque[_Waiter]], tenant: str) -> _Waiter:
     """Remove and return the first waiter of a tenant; put the tenant behind the other tenants."""
-    waiters = waiting.pop(tenant)
+    waiters = waiters_by_tenant.pop(tenant)
     waiter = waiters.popleft()
     if waiters:
-        waiting[tenant] = waiters
+        waiters_by_tenant[tenant] = waiters
     return waiter

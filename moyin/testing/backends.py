@@ -44,28 +44,30 @@ def make_text_response(text: str = "Hello", *, model: str = "fake") -> ChatRespo
 def split_into_deltas(response: ChatResponse) -> list[Delta]:
     """Return the deltas with which a back end would stream ``response``, word by word."""
     deltas: list[Delta] = [Started(id=response.id, model=response.model)]
-    tools = 0
+    tool_index = 0
     for part in response.parts:
         match part:
             case Text():
-                deltas += [TextDelta(text=word, refusal=part.refusal) for word in _words(part.text)]
+                deltas += [
+                    TextDelta(text=word, refusal=part.refusal) for word in _split_words(part.text)
+                ]
             case Thinking():
-                deltas += [ThinkingDelta(text=word) for word in _words(part.text)]
+                deltas += [ThinkingDelta(text=word) for word in _split_words(part.text)]
                 if part.signature or part.redacted:
                     deltas.append(ThinkingDelta(signature=part.signature, redacted=part.redacted))
             case ToolUse():
-                deltas.append(ToolStarted(index=tools, id=part.id, name=part.name))
+                deltas.append(ToolStarted(index=tool_index, id=part.id, name=part.name))
                 middle = len(part.arguments) // 2
                 for fragment in (part.arguments[:middle], part.arguments[middle:]):
-                    deltas.append(ToolArguments(index=tools, fragment=fragment))
-                tools += 1
-    finished = Finished(
+                    deltas.append(ToolArguments(index=tool_index, fragment=fragment))
+                tool_index += 1
+    last_delta = Finished(
         stop=response.stop, usage=response.usage, stop_sequence=response.stop_sequence
     )
-    return [*deltas, finished]
+    return [*deltas, last_delta]
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     return re.findall(r"\S+ *| +", text)
 
 
@@ -74,8 +76,8 @@ class FakeBackend:
 
     Attributes:
         error: error to raise instead of a response, or in a stream after ``chunks_before_error``.
-        gap: error to raise for each translated request, as if the back end did not support a
-            feature.
+        unsupported_error: error to raise for each translated request, as if the back end did not
+            support a feature.
         requests: all requests in order, both translated and raw.
         closed_early: number of streams that were closed before their end.
     """
@@ -95,7 +97,7 @@ class FakeBackend:
         error: MoyinError | None = None,
         chunks_before_error: int = 0,
         api_format: ApiFormat = ApiFormat.OPENAI,
-        gap: RequestError | None = None,
+        unsupported_error: RequestError | None = None,
     ) -> None:
         self.answer = answer or make_text_response()
         self.raw = raw
@@ -104,7 +106,7 @@ class FakeBackend:
         self.chunks_before_error = chunks_before_error
         self.api_format = api_format
         self.requests: list[ChatRequest | EmbeddingRequest | RawRequest] = []
-        self.gap = gap
+        self.unsupported_error = unsupported_error
         self.closed_early = 0
         self.closed = False
 
@@ -112,8 +114,8 @@ class FakeBackend:
         return {}
 
     def check_request(self, request: ChatRequest | EmbeddingRequest) -> None:
-        if self.gap is not None:
-            raise self.gap
+        if self.unsupported_error is not None:
+            raise self.unsupported_error
 
     async def forward(self, request: RawRequest) -> bytes:
         self.requests.append(request)
@@ -157,16 +159,16 @@ class FakeBackend:
         self.closed = True
 
     async def _replay(self, items: Sequence[T]) -> AsyncGenerator[T, None]:
-        ended = False
+        is_ended = False
         try:
-            for number, item in enumerate(items):
-                if self.error is not None and number >= self.chunks_before_error:
-                    ended = True
+            for index, item in enumerate(items):
+                if self.error is not None and index >= self.chunks_before_error:
+                    is_ended = True
                     raise self.error
                 await asyncio.sleep(0)
                 yield item
-            ended = True
+            is_ended = True
             if self.error is not None:
                 raise self.error
         finally:
-            self.closed_early += not ended
+            self.closed_early += not is_ended

@@ -103,7 +103,7 @@ class StaticAuthenticator:
 
     async def authenticate(self, credential: str) -> Identity:
         if credential not in self.identities:
-            raise InvalidKey("the API key is not valid")
+            raise InvalidKey("the API key is not valid; use a key in `identities`")
         return self.identities[credential]
 
     async def authenticate_event_token(self, token: str) -> Identity:
@@ -112,7 +112,7 @@ class StaticAuthenticator:
         Raises `InvalidToken` if ``identities`` has no such token.
         """
         if token not in self.identities or self.identities[token].job is None:
-            raise InvalidToken("the event token is not valid")
+            raise InvalidToken("the event token is not valid; use a token in `identities`")
         return self.identities[token]
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:

@@ -48,8 +48,8 @@ class OllamaBridge:
     async def running(self) -> AsyncIterator[OllamaBridge]:
         """Serve on a free port of 127.0.0.1 until the block ends; ``url`` has the address."""
         app = web.Application()
-        app.router.add_get("/api/version", self._version)
-        app.router.add_post("/api/chat", self._chat)
+        app.router.add_get("/api/version", self._get_version)
+        app.router.add_post("/api/chat", self._handle_chat)
         # handler_cancellation makes aiohttp cancel the handler of a client that disconnects.
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
@@ -60,34 +60,40 @@ class OllamaBridge:
             yield self
             await runner.cleanup()
 
-    async def _version(self, _: web.Request) -> web.Response:
+    async def _get_version(self, _: web.Request) -> web.Response:
         return web.json_response({"version": "0.0.0-bridge"})
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
+    async def _handle_chat(self, request: web.Request) -> web.StreamResponse:
         chat = await request.json()
         self.requests.append(chat)
         if chat.get("stream", True):
-            return await self._stream(request, chat)
-        async with self._session.post(self._url, json=_body(chat, stream=False)) as response:
+            return await self._stream_chat(request, chat)
+        async with self._session.post(
+            self._url, json=_build_request_body(chat, stream=False)
+        ) as response:
             completion = await response.json()
             if response.status != 200:
                 return web.json_response({"error": completion["error"]["message"]}, status=400)
         choice = completion["choices"][0]
         message = {"role": "assistant", "content": choice["message"]["content"]}
-        final = _final(chat["model"], choice["finish_reason"], completion["usage"])
-        return web.json_response(final | {"message": message})
+        final_message = _build_final_message(
+            chat["model"], choice["finish_reason"], completion["usage"]
+        )
+        return web.json_response(final_message | {"message": message})
 
     @property
     def _url(self) -> str:
         return f"{self._upstream}/chat/completions"
 
-    async def _stream(self, request: web.Request, chat: dict[str, Any]) -> web.StreamResponse:
+    async def _stream_chat(self, request: web.Request, chat: dict[str, Any]) -> web.StreamResponse:
         stream = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
         await stream.prepare(request)
         reason = "stop"
         usage: dict[str, Any] = {}
         try:
-            async with self._session.post(self._url, json=_body(chat, stream=True)) as response:
+            async with self._session.post(
+                self._url, json=_build_request_body(chat, stream=True)
+            ) as response:
                 async for line in response.content:
                     if not line.startswith(b"data: {"):
                         continue
@@ -96,16 +102,16 @@ class OllamaBridge:
                     for choice in chunk["choices"]:
                         reason = choice["finish_reason"] or reason
                         if text := choice["delta"].get("content"):
-                            await stream.write(_line(chat["model"], text))
-            final = _final(chat["model"], reason, usage)
-            await stream.write(json.dumps(final).encode() + b"\n")
+                            await stream.write(_encode_line(chat["model"], text))
+            final_message = _build_final_message(chat["model"], reason, usage)
+            await stream.write(json.dumps(final_message).encode() + b"\n")
         except (asyncio.CancelledError, ConnectionError):
             self.cut.set()
             raise
         return stream
 
 
-def _body(chat: dict[str, Any], *, stream: bool) -> dict[str, Any]:
+def _build_request_body(chat: dict[str, Any], *, stream: bool) -> dict[str, Any]:
     options = chat.get("options", {})
     parameters = {
         openai: options[ollama] for ollama, openai in _OPTIONS.items() if ollama in options
@@ -114,12 +120,12 @@ def _body(chat: dict[str, Any], *, stream: bool) -> dict[str, Any]:
     return body | ({"stream_options": {"include_usage": True}} if stream else {})
 
 
-def _line(model: str, text: str) -> bytes:
+def _encode_line(model: str, text: str) -> bytes:
     message = {"role": "assistant", "content": text}
     return json.dumps({"model": model, "message": message, "done": False}).encode() + b"\n"
 
 
-def _final(model: str, reason: str, usage: dict[str, Any]) -> dict[str, Any]:
+def _build_final_message(model: str, reason: str, usage: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": model,
         "message": {"role": "assistant", "content": ""},

@@ -1,6 +1,6 @@
 """Provides a fake Ollama host for unit tests, with the responses of a real Ollama 0.17.4.
 
-It has no model: every answer is ``Hi``, sent one letter per line, at a pace that the test sets.
+It has no model: every answer is ``Hi``, and ends when the test allows it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class FakeOllamaHost:
     Attributes:
         url: URL of this server while it is running.
         models: capabilities of the models on the disk, by the model's name and tag.
-        weights: for models that share their weights with another model: the name of the weights.
-        remote: names of models that another service, not this host, runs.
+        weights: the name of the weights, by model, for models that share weights.
+        remote: names of models that another host runs.
         resident: names of the models in memory, as ``/api/ps`` lists them.
         parallel: number of calls that run at a time; further calls wait.
         may_show: event; ``/api/show`` responds while it is set.
@@ -58,16 +58,16 @@ class FakeOllamaHost:
     async def running(self) -> AsyncIterator[FakeOllamaHost]:
         """Serve on a free port of 127.0.0.1 until the block ends; ``url`` has the address."""
         app = web.Application(client_max_size=2**30)
-        app.router.add_get("/api/version", self._version)
-        app.router.add_get("/api/tags", self._tags)
-        app.router.add_get("/api/ps", self._ps)
-        app.router.add_post("/api/show", self._show)
+        app.router.add_get("/api/version", self._get_version)
+        app.router.add_get("/api/tags", self._list_models)
+        app.router.add_get("/api/ps", self._list_resident_models)
+        app.router.add_post("/api/show", self._show_model)
         for path in ("/api/chat", "/api/generate"):
-            app.router.add_post(path, self._answer)
-        app.router.add_post("/api/pull", self._pull)
-        app.router.add_post("/api/copy", self._copy_or_delete)
-        app.router.add_delete("/api/delete", self._copy_or_delete)
-        app.router.add_post("/api/blobs/{digest}", self._blob)
+            app.router.add_post(path, self._answer_prompt)
+        app.router.add_post("/api/pull", self._pull_model)
+        app.router.add_post("/api/copy", self._copy_or_delete_model)
+        app.router.add_delete("/api/delete", self._copy_or_delete_model)
+        app.router.add_post("/api/blobs/{digest}", self._receive_blob)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -77,10 +77,10 @@ class FakeOllamaHost:
         finally:
             await runner.cleanup()
 
-    async def _version(self, _: web.Request) -> web.Response:
+    async def _get_version(self, _: web.Request) -> web.Response:
         return web.json_response({"version": "0.17.4"})
 
-    async def _tags(self, _: web.Request) -> web.Response:
+    async def _list_models(self, _: web.Request) -> web.Response:
         return web.json_response({"models": [self._describe(name) for name in self.models]})
 
     def _describe(self, name: str) -> dict[str, Any]:
@@ -103,13 +103,21 @@ class FakeOllamaHost:
             entry |= {"remote_model": name, "remote_host": "https://ollama.com:443"}
         return entry
 
-    async def _ps(self, _: web.Request) -> web.Response:
-        more = {"size_vram": 0, "expires_at": "2026-11-28T06:05:00Z", "context_length": 4096}
+    async def _list_resident_models(self, _: web.Request) -> web.Response:
+        memory_members = {
+            "size_vram": 0,
+            "expires_at": "2026-11-28T06:05:00Z",
+            "context_length": 4096,
+        }
         return web.json_response(
-            {"models": [self._describe(name) | {"size": 250, **more} for name in self.resident]}
+            {
+                "models": [
+                    self._describe(name) | {"size": 250, **memory_members} for name in self.resident
+                ]
+            }
         )
 
-    async def _show(self, request: web.Request) -> web.Response:
+    async def _show_model(self, request: web.Request) -> web.Response:
         name = (await request.json())["model"]
         self.shown.append(name)
         await self.may_show.wait()
@@ -135,50 +143,55 @@ class FakeOllamaHost:
             }
         )
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
+    async def _answer_prompt(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.received.append((request.method, request.path, body))
         if self.failing:
             return web.json_response({"error": "the runner has crashed"}, status=500)
-        head = {"model": body["model"], "created_at": _CREATED}
+        common_members = {"model": body["model"], "created_at": _CREATED}
         is_chat = request.path == "/api/chat"
 
-        def say(text: str) -> dict[str, Any]:
+        def build_message(text: str) -> dict[str, Any]:
             if is_chat:
-                return {**head, "message": {"role": "assistant", "content": text}}
-            return {**head, "response": text}
+                return {**common_members, "message": {"role": "assistant", "content": text}}
+            return {**common_members, "response": text}
 
         if not (body.get("messages") or body.get("prompt")):
             reason = "unload" if body.get("keep_alive") == 0 else "load"
-            change = self.resident.discard if reason == "unload" else self.resident.add
-            change(body["model"])
-            return web.json_response({**say(""), "done": True, "done_reason": reason})
-        end = {"done": True, "done_reason": "stop", "total_duration": 3, "load_duration": 1}
-        end |= {"prompt_eval_count": 9, "prompt_eval_duration": 1}
-        end |= {"eval_count": 2, "eval_duration": 1}
+            update_resident = self.resident.discard if reason == "unload" else self.resident.add
+            update_resident(body["model"])
+            return web.json_response({**build_message(""), "done": True, "done_reason": reason})
+        last_members = {
+            "done": True,
+            "done_reason": "stop",
+            "total_duration": 3,
+            "load_duration": 1,
+        }
+        last_members |= {"prompt_eval_count": 9, "prompt_eval_duration": 1}
+        last_members |= {"eval_count": 2, "eval_duration": 1}
         logprobs = {"logprobs": _LOGPROBS} if body.get("logprobs") else {}
         async with self._running:
             if body.get("stream") is False:
                 await self.may_end.wait()
-                return web.json_response({**say("Hi"), **logprobs, **end})
+                return web.json_response({**build_message("Hi"), **logprobs, **last_members})
             stream = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
             await stream.prepare(request)
-            await stream.write(_line({**say("Hi"), "done": False, **logprobs}))
+            await stream.write(_encode_line({**build_message("Hi"), "done": False, **logprobs}))
             await self.may_end.wait()
-            await stream.write(_line({**say(""), **end}))
+            await stream.write(_encode_line({**build_message(""), **last_members}))
             return stream
 
-    async def _pull(self, request: web.Request) -> web.StreamResponse:
+    async def _pull_model(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.received.append((request.method, request.path, body))
         stream = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
         await stream.prepare(request)
         for status in ("pulling manifest", "success"):
-            await stream.write(_line({"status": status}))
+            await stream.write(_encode_line({"status": status}))
         self.models[body["model"]] = ["completion", "tools"]
         return stream
 
-    async def _copy_or_delete(self, request: web.Request) -> web.Response:
+    async def _copy_or_delete_model(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.received.append((request.method, request.path, body))
         name = body.get("model", body.get("source"))
@@ -190,13 +203,13 @@ class FakeOllamaHost:
             del self.models[name]
         return web.Response()
 
-    async def _blob(self, request: web.Request) -> web.Response:
+    async def _receive_blob(self, request: web.Request) -> web.Response:
         size = 0
-        async for piece in request.content.iter_any():
-            size += len(piece)
+        async for chunk in request.content.iter_any():
+            size += len(chunk)
         self.received.append((request.method, request.path, size))
         return web.Response(status=201)
 
 
-def _line(value: dict[str, Any]) -> bytes:
+def _encode_line(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"

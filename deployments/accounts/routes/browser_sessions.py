@@ -102,7 +102,7 @@ def new_browser_session_routes(
     async def end_session(session: str, request: Request) -> None:
         """End one of your sessions. Within seconds, every replica rejects its tokens."""
         user, _ = callers.require_session(request)
-        await sessions.revoke_of_user(user, session)
+        await sessions.revoke_for_user(user, session)
 
     return router
 

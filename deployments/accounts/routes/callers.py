@@ -12,7 +12,7 @@ from moyin.access.accounts.signin import SignInResult
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import TrustedProxies
 from moyin.errors import InsufficientScope, MissingKey
-from moyin.store.cursors import PageQuery
+from moyin.store.cursors import PageRequest
 from moyin.store.sessions import SessionStore
 
 # Responses that contain a secret have these headers, so that no cache stores them.
@@ -31,11 +31,11 @@ def _parse_page(
     cursor: Annotated[
         str | None, Query(max_length=256, description="`next_cursor` of the previous page.")
     ] = None,
-) -> PageQuery:
-    return PageQuery(limit=limit, cursor=cursor)
+) -> PageRequest:
+    return PageRequest(limit=limit, cursor=cursor)
 
 
-RequestedPage = Annotated[PageQuery, Depends(_parse_page)]
+RequestedPage = Annotated[PageRequest, Depends(_parse_page)]
 
 
 class CallerResolver:

@@ -180,7 +180,7 @@ def new_organisation_routes(
                 owner=owner, actor=actor, action=action, target=target, since=since, until=until
             ),
             limit=limit,
-            before=before,
+            before_id=before,
         )
         return wire.AuditPage(entries=[build_audit_entry(entry) for entry in entries])
 

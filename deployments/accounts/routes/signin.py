@@ -114,7 +114,9 @@ def new_sign_in_routes(
         verified_identity = await open_id.finish_sign_in(
             state=body.state, code=body.code, address=callers.get_client_address(request)
         )
-        return await respond(await sign_in.sign_in_verified(verified_identity), request, response)
+        return await respond(
+            await sign_in.sign_in_with_identity(verified_identity), request, response
+        )
 
     return router
 

@@ -56,7 +56,7 @@ def new_batch_routes(batches: TextBatchStore, files: FileStore, runner: BatchRun
         owner = context(request.scope).owner
         try:
             page, has_more = await batches.list_page(
-                owner, BatchDialect.OPENAI, limit=limit, after=after
+                owner, BatchDialect.OPENAI, limit=limit, after_id=after
             )
         except BatchNotFound as error:
             raise InvalidRequest(f"after: {error.message}", field="after") from None

@@ -104,7 +104,7 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
             context(request.scope).owner,
             purpose=purpose,
             limit=limit,
-            after=after,
+            after_id=after,
             newest_first=order == "desc",
         )
         return render_file_list(page, has_more=has_more)

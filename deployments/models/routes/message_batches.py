@@ -135,8 +135,8 @@ def new_message_batch_routes(
                 context(request.scope).owner,
                 BatchDialect.ANTHROPIC,
                 limit=limit,
-                after=after_id,
-                before=before_id,
+                after_id=after_id,
+                before_id=before_id,
             )
         except BatchNotFound as error:
             field = "after_id" if after_id is not None else "before_id"

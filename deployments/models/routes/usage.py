@@ -144,7 +144,7 @@ async def report_usage(
         until=until,
     )
     groupings = [query.group_by, [GroupBy.DAY]] if query.daily else [query.group_by]
-    sums = await reports.sum_by_each(call_filter, groupings, comparison.price_classes)
+    sums = await reports.sum_by_groupings(call_filter, groupings, comparison.price_classes)
     # Thousands of groups take milliseconds, too long for the event loop.
     return await asyncio.to_thread(_build_report, query, (since, until), sums, comparison)
 

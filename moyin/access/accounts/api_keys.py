@@ -24,7 +24,7 @@ from moyin.domain.identity import (
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
-from moyin.store.cursors import PageQuery
+from moyin.store.cursors import PageRequest
 from moyin.store.keys import ApiKey, KeyStore, get_key_expiry
 from moyin.store.limits import LimitStore, list_limit_subjects
 from moyin.store.reauthorization import ReauthorizedTransactions
@@ -32,8 +32,8 @@ from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Transaction, now
 from moyin.store.users import UserStore
 
-_ALL = PageQuery()
-# Maximum length of a key's name, in characters.
+_ALL = PageRequest()
+# Maximum length of a tenant's name, in characters.
 _MAX_OWNER_LENGTH = 128
 
 
@@ -73,7 +73,7 @@ class ApiKeyService:
         user: str | None = None,
         valid: bool = False,
         search: str = "",
-        page: PageQuery = _ALL,
+        page: PageRequest = _ALL,
     ) -> tuple[list[ApiKey], str | None]:
         """Return a page of keys that the caller may see, and the cursor of the next page, if any.
 
@@ -98,7 +98,7 @@ class ApiKeyService:
                 return [], None
             user = identity.user
         return await self._keys.list_by_owner(
-            owner or identity.owner, user=user, valid=valid, search=search, page=page
+            owner or identity.owner, user=user, valid_only=valid, search=search, page=page
         )
 
     async def create_key(
@@ -140,25 +140,25 @@ class ApiKeyService:
         key_scopes = _select_default_scopes(user_scopes) if scopes is None else frozenset(scopes)
         require_grantable(identity, key_scopes)
         async with self._transactions.begin(identity) as transaction:
-            if (end := await _get_caller_key_expiry(transaction, identity)) is not None:
-                if expires_at is not None and expires_at > end:
+            if (caller_expiry := await _get_caller_key_expiry(transaction, identity)) is not None:
+                if expires_at is not None and expires_at > caller_expiry:
                     raise InvalidRequest(
-                        f"expires_at must not be later than {end.isoformat()}, when your own key expires",
+                        f"expires_at must not be later than {caller_expiry.isoformat()}, when your own key expires",
                         field="expires_at",
                     )
-                expires_at = expires_at or end
-            key_id, text = await self._keys.create(
+                expires_at = expires_at or caller_expiry
+            key_id, key_text = await self._keys.create(
                 owner,
                 name,
                 scopes=key_scopes,
                 user=user_id or identity.user,
                 expires_at=expires_at,
-                within=transaction,
+                transaction=transaction,
             )
             details = {"name": name, "scopes": sorted(key_scopes)}
             event = caller.create_audit_event("key.create", owner, key_id, details)
-            await self._audit.write(event, within=transaction)
-        return await self._keys.get(key_id), text
+            await self._audit.write(event, transaction=transaction)
+        return await self._keys.get(key_id), key_text
 
     async def rotate_key(self, caller: Caller, key_id: str, overlap: timedelta) -> str:
         """Replace the secret of a key and return the new text.
@@ -176,22 +176,25 @@ class ApiKeyService:
             "key.rotate", key.owner, key_id, {"overlap_seconds": overlap.total_seconds()}
         )
         async with self._transactions.begin(caller.identity) as transaction:
-            end = await _get_caller_key_expiry(transaction, caller.identity)
-            if end is not None and (key.expires_at is None or key.expires_at > end):
+            caller_expiry = await _get_caller_key_expiry(transaction, caller.identity)
+            if caller_expiry is not None and (
+                key.expires_at is None or key.expires_at > caller_expiry
+            ):
                 raise InsufficientScope(
-                    f"key {key_id!r} expires later than your own key, so you cannot rotate it"
+                    f"key {key_id!r} expires later than your own key, so you cannot rotate it; use a "
+                    "key that expires later"
                 )
-            text = await self._keys.rotate(key_id, overlap=overlap, within=transaction)
-            await self._audit.write(event, within=transaction)
-        return text
+            key_text = await self._keys.rotate(key_id, overlap=overlap, transaction=transaction)
+            await self._audit.write(event, transaction=transaction)
+        return key_text
 
     async def revoke_key(self, caller: Caller, key_id: str) -> None:
         """Revoke an API key, so that requests with it are refused."""
         key = await self._get_visible_key(caller, key_id)
         async with self._transactions.begin(caller.identity) as transaction:
-            await self._keys.revoke(key_id, within=transaction)
+            await self._keys.revoke(key_id, transaction=transaction)
             event = caller.create_audit_event("key.revoke", key.owner, key_id)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
 
     async def list_own_limits(self, caller: Caller) -> tuple[Limit, ...]:
         """Return the limits of the caller's key, user and tenant."""
@@ -225,25 +228,25 @@ class ApiKeyService:
             if name != "subject" and (value := getattr(limit, name)) is not None
         }
         async with self._transactions.begin(caller.identity) as transaction:
-            await self._limits.set(limit, within=transaction)
+            await self._limits.set(limit, transaction=transaction)
             event = caller.create_audit_event("limit.set", owner, limit.subject, changes)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
 
     async def clear_limit(self, caller: Caller, subject: str) -> None:
         """Delete the limits of a subject, such as ``key:<id>``."""
         owner = await self._authorize_subject(caller, subject)
         async with self._transactions.begin(caller.identity) as transaction:
-            await self._limits.clear(subject, within=transaction)
+            await self._limits.clear(subject, transaction=transaction)
             event = caller.create_audit_event("limit.clear", owner, subject)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
 
     async def rotate_signing_key(self, caller: Caller) -> str:
         """Create a key pair, which signs all access tokens from now on, and return its id."""
         require_scope(caller.identity, OPERATOR)
         async with self._transactions.begin(caller.identity) as transaction:
-            kid = (await self._signing_keys.add(within=transaction)).kid
+            kid = (await self._signing_keys.add(transaction=transaction)).kid
             event = caller.create_audit_event("signing_key.create", caller.identity.owner, kid)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
         return kid
 
     async def delete_signing_key(self, caller: Caller, kid: str) -> None:
@@ -256,7 +259,9 @@ class ApiKeyService:
         require_scope(caller.identity, OPERATOR)
         kids = [key.kid for key in await self._signing_keys.list_public_keys()]
         if kid not in kids:
-            raise NotFound(f"signing key {kid!r} does not exist")
+            raise NotFound(
+                f"signing key {kid!r} does not exist; GET /accounts/.well-known/jwks.json lists the keys"
+            )
         if kid == kids[0]:
             raise InvalidRequest(
                 f"signing key {kid!r} cannot be deleted, because it signs new tokens; create another "
@@ -264,9 +269,9 @@ class ApiKeyService:
                 field="kid",
             )
         async with self._transactions.begin(caller.identity) as transaction:
-            await self._signing_keys.delete(kid, within=transaction)
+            await self._signing_keys.delete(kid, transaction=transaction)
             event = caller.create_audit_event("signing_key.delete", caller.identity.owner, kid)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
 
     async def _get_visible_key(self, caller: Caller, key_id: str) -> ApiKey:
         require_scope(caller.identity, KEYS)
@@ -287,25 +292,27 @@ class ApiKeyService:
             changes: True if the caller wants to change the limits, False to see them.
         """
         identity = caller.identity
-        kind, _, name = subject.partition(":")
+        kind, _, subject_id = subject.partition(":")
         if identity.has_scope(OPERATOR):
-            return await self._find_tenant(kind, name)
+            return await self._find_tenant(kind, subject_id)
         require_scope(identity, ORG_ADMIN)
         kinds = ("key", "user") if changes else ("key", "user", "owner")
-        if kind not in kinds or await self._find_tenant(kind, name) != identity.owner:
+        if kind not in kinds or await self._find_tenant(kind, subject_id) != identity.owner:
             raise NotFound(
                 f"subject {subject!r} must be key:<id> or user:<id> of your own organisation"
             )
         return identity.owner
 
-    async def _find_tenant(self, kind: str, name: str) -> str:
+    async def _find_tenant(self, kind: str, subject_id: str) -> str:
         match kind:
             case "key":
-                return (await self._keys.get(name)).owner
+                return (await self._keys.get(subject_id)).owner
             case "user":
-                return (await self._users.get(name)).owner
-            case "owner" if 0 < len(name) <= _MAX_OWNER_LENGTH and not is_internal_owner(name):
-                return name
+                return (await self._users.get(subject_id)).owner
+            case "owner" if 0 < len(subject_id) <= _MAX_OWNER_LENGTH and not is_internal_owner(
+                subject_id
+            ):
+                return subject_id
         raise InvalidRequest(
             "subject must be key:<id>, user:<id> or owner:<tenant>", field="subject"
         )

@@ -106,19 +106,19 @@ class AttemptLimits:
 
     async def record_success(self, attempt: SignInAttempt) -> None:
         """Decrement the counters of a successful attempt, and trust its IP address from now on."""
-        await self._throttle.subtract(*attempt.keys)
+        await self._throttle.subtract_attempt(*attempt.keys)
         if attempt.address:
-            await self._throttle.record_known(
+            await self._throttle.record_known_address(
                 _join_account_and_address(attempt.email, attempt.address)
             )
 
     async def count_registration(self, address: str, max_per_hour: int) -> None:
-        """Count a registration; ``max_per_hour`` are allowed in total, fewer from one address."""
+        """Count a registration; allow ``max_per_hour`` in total, and fewer from one IP address."""
         if address:
             await self._throttle.count_event(
-                f"register {address}", _REGISTRATIONS_PER_ADDRESS, seconds=_HOUR_SECONDS
+                f"register {address}", _REGISTRATIONS_PER_ADDRESS, period_seconds=_HOUR_SECONDS
             )
-        await self._throttle.count_event("register", max_per_hour, seconds=_HOUR_SECONDS)
+        await self._throttle.count_event("register", max_per_hour, period_seconds=_HOUR_SECONDS)
 
     async def count_mail_request(self, email: str, address: str) -> None:
         """Count a request for a mail that resets a password."""
@@ -132,7 +132,7 @@ class AttemptLimits:
 
     @asynccontextmanager
     async def count_password_change(self, user_id: str) -> AsyncIterator[None]:
-        """Count an attempt to enter the current password, which is made in the ``with`` block.
+        """Count the ``with`` block as an attempt to enter the current password.
 
         If the block ends without an error, the attempt is no longer counted.
         """
@@ -140,19 +140,19 @@ class AttemptLimits:
         key = ThrottleKey(f"change {user_id}", self._throttle.rates.pair)
         await self._throttle.acquire(key)
         yield
-        await self._throttle.subtract(key)
+        await self._throttle.subtract_attempt(key)
 
     async def _create_attempt(
         self, email: str, user_id: str | None, address: str, device_token: str | None
     ) -> SignInAttempt:
         rates = self._throttle.rates
         device_id = None if user_id is None else self._devices.get_device_id(device_token, user_id)
-        account = ThrottleKey(f"account {email}", rates.account)
+        account_key = ThrottleKey(f"account {email}", rates.account)
         is_trusted = True
         if device_id is not None:
             keys: tuple[ThrottleKey, ...] = (ThrottleKey(f"device {device_id}", rates.device),)
         elif not address:
-            keys, is_trusted = (account,), False
+            keys, is_trusted = (account_key,), False
         else:
             # The address is counted first, so that an address that guesses too fast does not use up
             # the account's limit.
@@ -160,9 +160,11 @@ class AttemptLimits:
                 ThrottleKey(f"pair {_join_account_and_address(email, address)}", rates.pair),
                 ThrottleKey(f"address {address}", rates.address),
             )
-            is_trusted = await self._throttle.is_known(_join_account_and_address(email, address))
+            is_trusted = await self._throttle.is_known_address(
+                _join_account_and_address(email, address)
+            )
             if not is_trusted:
-                keys += (account,)
+                keys += (account_key,)
         return SignInAttempt(email=email, address=address, keys=keys, is_trusted=is_trusted)
 
 

@@ -42,7 +42,8 @@ def require_scope(identity: Identity, scope: str) -> None:
     """Raise `InsufficientScope` unless the identity has ``scope``."""
     if not identity.has_scope(scope):
         raise InsufficientScope(
-            f"the caller lacks the required scope {scope}", details={"scope": scope}
+            f"the caller lacks the required scope {scope}; use a key that has it",
+            details={"scope": scope},
         )
 
 
@@ -53,8 +54,8 @@ def require_grantable(identity: Identity, scopes: frozenset[str]) -> None:
     """
     if ALL in identity.scopes:
         return
-    if missing := sorted(scopes - identity.scopes):
+    if missing_scopes := sorted(scopes - identity.scopes):
         raise InsufficientScope(
-            f"cannot grant scopes that the caller lacks: {', '.join(missing)}",
-            details={"scope": missing[0]},
+            f"cannot grant scopes that the caller lacks: {', '.join(missing_scopes)}; remove them",
+            details={"scope": missing_scopes[0]},
         )

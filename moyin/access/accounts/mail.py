@@ -59,14 +59,14 @@ class SmtpMailer:
     can_deliver = True
 
     def __init__(self, url: str, sender: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in _PORTS or not parts.hostname:
+        url_parts = urlsplit(url)
+        if url_parts.scheme not in _PORTS or not url_parts.hostname:
             raise ValueError("MOYIN_SMTP_URL must be smtp://<host>:<port> or smtps://<host>:<port>")
-        self._tls = parts.scheme == "smtps"
-        self._host = parts.hostname
-        self._port = parts.port or _PORTS[parts.scheme]
-        self._user = unquote(parts.username or "")
-        self._password = unquote(parts.password or "")
+        self._tls = url_parts.scheme == "smtps"
+        self._host = url_parts.hostname
+        self._port = url_parts.port or _PORTS[url_parts.scheme]
+        self._user = unquote(url_parts.username or "")
+        self._password = unquote(url_parts.password or "")
         self._sender = sender
 
     async def send(self, mail: Mail) -> None:

@@ -81,11 +81,13 @@ class OpenIdSignIn:
         if self._session is not None:
             await self._session.close()
 
-    async def begin_sign_in(self, name: str, redirect_uri: str, address: str) -> tuple[str, str]:
+    async def begin_sign_in(
+        self, provider_name: str, redirect_uri: str, address: str
+    ) -> tuple[str, str]:
         """Return the URL to open in the browser, and the state to pass to `finish_sign_in`.
 
         Args:
-            name: the name of the provider.
+            provider_name: the name of the provider.
             redirect_uri: the URI to which the provider sends the browser afterwards.
             address: the client's IP address.
 
@@ -97,20 +99,27 @@ class OpenIdSignIn:
         """
         if address:
             await self._throttle.count_event(f"begin {address}", _UNFINISHED_PER_ADDRESS)
-        provider = self._get_provider(name)
+        provider = self._get_provider(provider_name)
         if redirect_uri not in provider.redirect_uris:
             raise InvalidRequest(
-                f"redirect_uri must be one of the redirect_uris configured for provider {name!r}",
+                f"redirect_uri must be one of the redirect_uris configured for provider {provider_name!r}",
                 field="redirect_uri",
             )
-        metadata = (await self._discover(provider)).metadata
-        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
-        pending = {"provider": name, "nonce": nonce, "verifier": verifier, "uri": redirect_uri}
+        metadata = (await self._load_metadata(provider)).metadata
+        state, nonce, code_verifier = (secrets.token_urlsafe(32) for _ in range(3))
+        pending_sign_in = {
+            "provider": provider_name,
+            "nonce": nonce,
+            "verifier": code_verifier,
+            "uri": redirect_uri,
+        }
         try:
-            await self._redis.set(_state_key(state), json.dumps(pending), ex=_STATE_SECONDS)
+            await self._redis.set(
+                _build_state_key(state), json.dumps(pending_sign_in), ex=_STATE_SECONDS
+            )
         except RedisError as error:
             raise _new_valkey_error() from error
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(code_verifier.encode()).digest())
         query = {
             "response_type": "code",
             "client_id": provider.client_id,
@@ -135,30 +144,30 @@ class OpenIdSignIn:
             ServiceUnavailable: the provider or Valkey is unavailable.
         """
         try:
-            stored = await self._redis.getdel(_state_key(state))
+            encoded_sign_in = await self._redis.getdel(_build_state_key(state))
         except RedisError as error:
             raise _new_valkey_error() from error
-        if stored is None:
+        if encoded_sign_in is None:
             raise InvalidCredentials(
                 "state is unknown, was used before or has expired; begin the sign-in again",
                 field="state",
             )
-        pending = json.loads(stored)
-        provider = self._get_provider(pending["provider"])
-        discovery = await self._discover(provider)
+        pending_sign_in = json.loads(encoded_sign_in)
+        provider = self._get_provider(pending_sign_in["provider"])
+        discovery = await self._load_metadata(provider)
         response = await self._fetch_json(
             discovery.metadata["token_endpoint"],
             {
                 "grant_type": "authorization_code",
                 "code": code,
-                "redirect_uri": pending["uri"],
+                "redirect_uri": pending_sign_in["uri"],
                 "client_id": provider.client_id,
-                "code_verifier": pending["verifier"],
+                "code_verifier": pending_sign_in["verifier"],
                 **({"client_secret": provider.client_secret} if provider.client_secret else {}),
             },
         )
         claims = await self._verify_id_token(provider, str(response.get("id_token")))
-        if not secrets.compare_digest(str(claims.get("nonce")), pending["nonce"]):
+        if not secrets.compare_digest(str(claims.get("nonce")), pending_sign_in["nonce"]):
             raise InvalidCredentials(
                 f"the ID token of {provider.issuer} has a wrong nonce; begin the sign-in again"
             )
@@ -191,12 +200,13 @@ class OpenIdSignIn:
             ) from error
         if "azp" in claims and claims["azp"] != provider.client_id:
             raise InvalidCredentials(
-                f"the ID token of {provider.issuer} was issued to another client"
+                f"the ID token of {provider.issuer} was issued to another client; begin the "
+                "sign-in again"
             )
         return claims
 
     async def _find_key(self, provider: OpenIdProvider, kid: str | None) -> jwt.PyJWK:
-        discovery = await self._discover(provider)
+        discovery = await self._load_metadata(provider)
         if kid is None and len(discovery.keys.keys) == 1:
             return discovery.keys.keys[0]
         try:
@@ -205,18 +215,20 @@ class OpenIdSignIn:
             if time.monotonic() - discovery.read_at < _UNKNOWN_KEY_SECONDS:
                 raise
             del self._discoveries[provider.issuer]
-            return (await self._discover(provider)).keys[str(kid)]
+            return (await self._load_metadata(provider)).keys[str(kid)]
 
-    async def _discover(self, provider: OpenIdProvider) -> _ProviderMetadata:
+    async def _load_metadata(self, provider: OpenIdProvider) -> _ProviderMetadata:
         """Return the provider's metadata and keys, which are read again after an hour."""
         discovery = self._discoveries.get(provider.issuer)
         if discovery is None or time.monotonic() - discovery.read_at > _METADATA_SECONDS:
-            base = provider.issuer.rstrip("/")
-            metadata = await self._fetch_json(f"{base}/.well-known/openid-configuration")
+            issuer_url = provider.issuer.rstrip("/")
+            metadata = await self._fetch_json(f"{issuer_url}/.well-known/openid-configuration")
             if metadata.get("issuer") != provider.issuer:
-                raise _new_provider_error("sent metadata of another issuer", base)
+                raise _new_provider_error("sent metadata of another issuer", issuer_url)
             if not all(isinstance(metadata.get(name), str) for name in _ENDPOINTS):
-                raise _new_provider_error(f"sent metadata without {' or '.join(_ENDPOINTS)}", base)
+                raise _new_provider_error(
+                    f"sent metadata without {' or '.join(_ENDPOINTS)}", issuer_url
+                )
             try:
                 keys = jwt.PyJWKSet.from_dict(dict(await self._fetch_json(metadata["jwks_uri"])))
             except (jwt.PyJWTError, TypeError, AttributeError) as error:
@@ -286,5 +298,5 @@ def _new_provider_error(problem: str, url: str) -> ServiceUnavailable:
     return ServiceUnavailable(f"the OpenID provider {problem}; try again later", retry_after=5)
 
 
-def _state_key(state: str) -> str:
+def _build_state_key(state: str) -> str:
     return f"moyin:oidc:{hashlib.sha256(state.encode()).hexdigest()}"

@@ -15,13 +15,13 @@ from moyin.domain.account import ROLE_SCOPES, Organisation, Role, User, UserKind
 from moyin.domain.identity import OPERATOR, ORG_ADMIN, ORG_READ
 from moyin.errors import InvalidRequest, NotFound
 from moyin.store.audit import AuditEntry, AuditEvent, AuditFilter, AuditLog
-from moyin.store.cursors import PageQuery
+from moyin.store.cursors import PageRequest
 from moyin.store.reauthorization import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import now
 from moyin.store.users import UserStore
 
-_ALL = PageQuery()
+_ALL = PageRequest()
 
 
 class OrganisationService:
@@ -51,15 +51,15 @@ class OrganisationService:
         """Create an organisation; only operators may do so."""
         require_scope(caller.identity, OPERATOR)
         async with self._transactions.begin(caller.identity) as transaction:
-            organisation = await self._users.create_organisation(name, within=transaction)
+            organisation = await self._users.create_organisation(name, transaction=transaction)
             event = caller.create_audit_event(
                 "organisation.create", organisation.id, organisation.id, {"name": name}
             )
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
         return organisation
 
     async def list_organisations(
-        self, caller: Caller, *, search: str = "", page: PageQuery = _ALL
+        self, caller: Caller, *, search: str = "", page: PageRequest = _ALL
     ) -> tuple[list[Organisation], str | None]:
         """Return a page of organisations, and the cursor of the next page, if any.
 
@@ -79,7 +79,7 @@ class OrganisationService:
         return await self._users.get_organisation(organisation)
 
     async def list_members(
-        self, caller: Caller, organisation: str, *, search: str = "", page: PageQuery = _ALL
+        self, caller: Caller, organisation: str, *, search: str = "", page: PageRequest = _ALL
     ) -> tuple[list[User], str | None]:
         """Return a page of the members and service accounts, and the next page's cursor, if any.
 
@@ -107,13 +107,13 @@ class OrganisationService:
                 name=name,
                 organisation=organisation,
                 role=role,
-                within=transaction,
+                transaction=transaction,
             )
             token = await self._sign_in.create_invitation(user, transaction=transaction)
             event = caller.create_audit_event(
                 "member.create", organisation, user.id, {"role": role}
             )
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
         return user, self._sign_in.send_invitation(user, token)
 
     async def invite_member(
@@ -131,7 +131,7 @@ class OrganisationService:
         async with self._transactions.begin(caller.identity, target_user=user_id) as transaction:
             # Checked inside the transaction, so that the role cannot change before the invitation
             # exists.
-            user = await self._users.get_member(organisation, user_id, within=transaction)
+            user = await self._users.get_member(organisation, user_id, transaction=transaction)
             if user.kind is not UserKind.MEMBER or user.role is None:
                 raise InvalidRequest(
                     f"user {user_id!r} must be a member, not a service account, which has no password"
@@ -143,7 +143,7 @@ class OrganisationService:
                 )
             token = await self._sign_in.create_invitation(user, transaction=transaction)
             event = caller.create_audit_event("member.invite", organisation, user_id)
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
         return user, self._sign_in.send_invitation(user, token)
 
     async def add_service_account(
@@ -159,12 +159,12 @@ class OrganisationService:
                 name=name,
                 organisation=organisation,
                 role=role,
-                within=transaction,
+                transaction=transaction,
             )
             event = caller.create_audit_event(
                 "service_account.create", organisation, user.id, {"role": role}
             )
-            await self._audit.write(event, within=transaction)
+            await self._audit.write(event, transaction=transaction)
         return user
 
     async def change_member(
@@ -213,7 +213,7 @@ class OrganisationService:
             return user
         require_scope(identity, ORG_READ)
         if user.organisation != identity.owner:
-            raise NotFound(f"user {user_id!r} does not exist in your organisation")
+            raise NotFound(f"user {user_id!r} does not exist in your organisation; check the id")
         return user
 
     async def set_user_disabled(self, caller: Caller, user_id: str, disabled: bool) -> User:
@@ -224,14 +224,14 @@ class OrganisationService:
         """
         require_scope(caller.identity, OPERATOR)
         user = await self._users.get(user_id)
-        at = (user.disabled_at or now()) if disabled else None
+        disabled_at = (user.disabled_at or now()) if disabled else None
         event = caller.create_audit_event(
             "user.change", user.owner, user_id, {"disabled": disabled}
         )
-        return await self._change_user(caller, event, user_id, {"disabled_at": at})
+        return await self._change_user(caller, event, user_id, {"disabled_at": disabled_at})
 
     async def list_audit_entries(
-        self, caller: Caller, entries: AuditFilter, *, limit: int, before: str | None
+        self, caller: Caller, entry_filter: AuditFilter, *, limit: int, before_id: str | None
     ) -> list[AuditEntry]:
         """Return entries of the audit log, newest first.
 
@@ -239,7 +239,7 @@ class OrganisationService:
 
         Args:
             limit: the maximum number of entries.
-            before: the id of an entry; only older entries are returned.
+            before_id: the id of an entry; only older entries are returned.
 
         Raises:
             InsufficientScope: the caller is not an operator, and names another tenant.
@@ -247,10 +247,10 @@ class OrganisationService:
         identity = caller.identity
         if not identity.has_scope(OPERATOR):
             require_scope(identity, ORG_ADMIN)
-            if entries.owner not in (None, identity.owner):
+            if entry_filter.owner not in (None, identity.owner):
                 require_scope(identity, OPERATOR)
-            entries = replace(entries, owner=identity.owner)
-        return await self._audit.list_entries(entries, limit=limit, before=before)
+            entry_filter = replace(entry_filter, owner=identity.owner)
+        return await self._audit.list_entries(entry_filter, limit=limit, before_id=before_id)
 
     def _require_access(self, caller: Caller, organisation: str, scope: str) -> None:
         identity = caller.identity
@@ -264,12 +264,12 @@ class OrganisationService:
         self, caller: Caller, event: AuditEvent, user_id: str, values: Mapping[str, Any]
     ) -> User:
         async with self._transactions.begin(caller.identity, target_user=user_id) as transaction:
-            user = await self._users.change(user_id, values, within=transaction)
-            await self._sessions.revoke_all(user_id, within=transaction)
+            user = await self._users.change(user_id, values, transaction=transaction)
+            await self._sessions.revoke_all(user_id, transaction=transaction)
             if "role" in values:
                 # The holder of a reset token may lack the scopes of the new role.
-                await self._sessions.delete_reset_tokens(user_id, within=transaction)
-            await self._audit.write(event, within=transaction)
+                await self._sessions.delete_reset_tokens(user_id, transaction=transaction)
+            await self._audit.write(event, transaction=transaction)
         return user
 
 

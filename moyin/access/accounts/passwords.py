@@ -40,8 +40,8 @@ class PasswordService:
     """Hashes and verifies passwords in threads.
 
     Only a few threads run at a time, so that a flood of sign-ins cannot exhaust cores or memory.
-    Methods raise `Overloaded` if too many calls wait. ``trusted`` calls, of authenticated users and
-    known devices, have a separate queue.
+    Methods raise `Overloaded` if too many calls wait. Calls with ``is_trusted``, for authenticated
+    users and known devices, have a separate queue.
     """
 
     def __init__(self, hasher: PasswordHasher | None = None) -> None:
@@ -51,29 +51,34 @@ class PasswordService:
         # Verified for accounts without a password, so that the response takes the same time.
         self._dummy_hash = self._hasher.hash("nobody's")
 
-    async def hash(self, password: str, *, trusted: bool = False) -> str:
+    async def hash(self, password: str, *, is_trusted: bool = False) -> str:
         """Return the Argon2id hash of a password.
 
         Args:
-            trusted: True to use the separate queue for authenticated users and known devices.
+            is_trusted: True to use the separate queue for authenticated users and known devices.
         """
-        return await self._select_queue(trusted).run(self._hasher.hash, password)
+        return await self._select_queue(is_trusted).run(self._hasher.hash, password)
 
     async def require_strong(
-        self, password: str, *, email: str | None, name: str, field: str, trusted: bool = False
+        self, password: str, *, email: str | None, name: str, field: str, is_trusted: bool = False
     ) -> None:
         """Run `require_strong_password`, which raises `WeakPassword`, in a thread.
 
         Args:
             field: the name of the request's field with the password, for the error.
-            trusted: True to use the separate queue for authenticated users.
+            is_trusted: True to use the separate queue for authenticated users.
         """
-        await self._select_queue(trusted).run(
+        await self._select_queue(is_trusted).run(
             partial(require_strong_password, password, email=email, name=name, field=field)
         )
 
     async def verify(
-        self, password_hash: str | None, password: str, *, account: str = "", trusted: bool = False
+        self,
+        password_hash: str | None,
+        password: str,
+        *,
+        account: str = "",
+        is_trusted: bool = False,
     ) -> bool:
         """Return True if ``password_hash`` is the hash of ``password``.
 
@@ -82,15 +87,15 @@ class PasswordService:
         ``account`` is limited unless ``account`` is empty.
 
         Args:
-            trusted: True to use the separate queue for authenticated users and known devices.
+            is_trusted: True to use the separate queue for authenticated users and known devices.
         """
-        queue = self._select_queue(trusted)
+        queue = self._select_queue(is_trusted)
         with queue.limit_account(account):
             is_correct = await queue.run(self._verify, password_hash or self._dummy_hash, password)
         return is_correct and password_hash is not None
 
-    def _select_queue(self, trusted: bool) -> _WorkQueue:
-        return self._trusted if trusted else self._untrusted
+    def _select_queue(self, is_trusted: bool) -> _WorkQueue:
+        return self._trusted if is_trusted else self._untrusted
 
     def needs_rehash(self, password_hash: str) -> bool:
         """Return True if the hash was computed with outdated Argon2id parameters."""
@@ -114,7 +119,7 @@ class _WorkQueue:
 
     @contextmanager
     def limit_account(self, account: str) -> Iterator[None]:
-        """Count a ``with`` block for ``account``; raise `Overloaded` if too many of them run.
+        """Raise `Overloaded` if too many ``with`` blocks of this method run for ``account``.
 
         An empty ``account`` has no limit.
         """
@@ -156,16 +161,16 @@ async def _run_in_thread(work: Callable[..., T], *arguments: str) -> T:
     early could start any number of threads.
     """
     thread_task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    cancelled: asyncio.CancelledError | None = None
+    cancellation: asyncio.CancelledError | None = None
     while not thread_task.done():
         try:
             await asyncio.wait([thread_task])
         except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
+            cancellation = error
+    if cancellation is not None:
         # Marks the exception as retrieved, since no caller is left to receive it.
         thread_task.exception()
-        raise cancelled
+        raise cancellation
     return thread_task.result()
 
 

@@ -1,6 +1,7 @@
-"""Defines what the operator sets about sign-in: its rules, and the OpenID providers.
+"""Defines the operator's settings of sign-in: its rules, and the OpenID providers.
 
-The configuration of the accounts app is read where none of the services below is needed.
+They have a module of their own, because processes that only read the configuration of the accounts
+app must not import its services.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ class SignInPolicy:
     """Holds the rules of registration and sign-in, which the operator may change at run time.
 
     Attributes:
-        allows_registration: True if anybody may register as a player.
-        registrations_per_hour: the maximum of new players per hour in total.
+        allows_registration: True if people may register as players without an invitation.
+        registrations_per_hour: the maximum number of new players per hour.
         player_limits: the limits of each new player; its ``subject`` is ignored.
         reset_url: the URL of the page that sets a password; ``{token}`` is replaced by the token.
         trusted_issuers: the OpenID providers whose users may sign in to an existing account by

@@ -129,21 +129,21 @@ class SignInService:
         attempt = await self._attempt_limits.admit_sign_in(email, user_id, address, device_token)
         stored_hash = None if user is None or user.disabled_at is not None else user.password
         is_correct = await self._passwords.verify(
-            stored_hash, password, account=email, trusted=attempt.is_trusted
+            stored_hash, password, account=email, is_trusted=attempt.is_trusted
         )
         if not is_correct or user is None or stored_hash is None:
-            raise InvalidCredentials("the email or the password is wrong")
+            raise InvalidCredentials("the email or the password is wrong; check both")
         await self._attempt_limits.record_success(attempt)
         new_hash = None
         if self._passwords.needs_rehash(stored_hash):
-            new_hash = await self._passwords.hash(password, trusted=attempt.is_trusted)
+            new_hash = await self._passwords.hash(password, is_trusted=attempt.is_trusted)
         # The password may have been changed since it was verified.
         session_and_token = await self._sessions.open_by_password(user.id, stored_hash, new_hash)
         if session_and_token is None:
-            raise InvalidCredentials("the email or the password is wrong")
+            raise InvalidCredentials("the email or the password is wrong; check both")
         return await self._issue_tokens(*session_and_token)
 
-    async def sign_in_verified(self, verified: VerifiedIdentity) -> SignInResult:
+    async def sign_in_with_identity(self, verified_identity: VerifiedIdentity) -> SignInResult:
         """Begin a session of a person whose identity an OpenID provider has verified.
 
         A person without an account becomes a player if the provider and the policy allow it.
@@ -152,28 +152,32 @@ class SignInService:
             InvalidCredentials: the person has no account, or it is disabled.
             NameTaken: another account has the email, and the provider may not link emails.
         """
-        provider = verified.provider
-        user = await self._users.find_by_sign_in(provider.issuer, verified.subject)
-        if user is None and verified.email is not None and provider.links_emails:
-            user = await self._users.find_by_email(verified.email)
+        provider = verified_identity.provider
+        user = await self._users.find_by_sign_in(provider.issuer, verified_identity.subject)
+        if user is None and verified_identity.email is not None and provider.links_emails:
+            user = await self._users.find_by_email(verified_identity.email)
             if user is not None:
                 # The creator of the account never proved to own its email, and therefore loses
                 # access.
                 await self._users.transfer_to_sign_in(
-                    user.id, provider.issuer, verified.subject, trusted=self.policy.trusted_issuers
+                    user.id,
+                    provider.issuer,
+                    verified_identity.subject,
+                    trusted_issuers=self.policy.trusted_issuers,
                 )
         if user is None and provider.registers and self.policy.allows_registration:
-            user = await self._create_verified_player(verified)
+            user = await self._create_verified_player(verified_identity)
         if user is None or user.disabled_at is not None:
             raise InvalidCredentials(
-                f"this identity at {provider.issuer} has no account, or the account is disabled"
+                f"this identity at {provider.issuer} has no account, or the account is disabled; ask "
+                "an administrator"
             )
         return await self._begin_session(user)
 
     async def refresh_session(self, refresh_token: str) -> SignInResult:
         """Return new tokens for a refresh token, or raise `InvalidToken` if it is not valid."""
         session, next_token = await self._sessions.rotate_refresh_token(refresh_token)
-        return await self._issue_tokens(session, next_token, refreshed=True)
+        return await self._issue_tokens(session, next_token, is_refresh=True)
 
     async def renew_session(self, refresh_token: str) -> SignInResult:
         """Return a new access token for a browser's refresh token, which stays valid.
@@ -181,19 +185,19 @@ class SignInService:
         Raises `InvalidToken` if the session has ended.
         """
         session = await self._sessions.renew(refresh_token)
-        return await self._issue_tokens(session, refresh_token, refreshed=True)
+        return await self._issue_tokens(session, refresh_token, is_refresh=True)
 
-    async def sign_out(self, user: str, session: str, *, everywhere: bool) -> None:
+    async def sign_out(self, user_id: str, session_id: str, *, everywhere: bool) -> None:
         """End a session, or all sessions of the user if ``everywhere`` is True."""
         if everywhere:
-            await self._sessions.revoke_all(user)
+            await self._sessions.revoke_all(user_id)
         else:
-            await self._sessions.revoke(session)
+            await self._sessions.revoke(session_id)
 
     async def change_password(
-        self, user_id: str, session: str, current_password: str, new_password: str
+        self, user_id: str, session_id: str, current_password: str, new_password: str
     ) -> None:
-        """Set a new password and end all sessions of the user except ``session``.
+        """Set a new password and end all sessions of the user except ``session_id``.
 
         Raises:
             InvalidCredentials: ``current_password`` is wrong, or the session has ended.
@@ -202,15 +206,21 @@ class SignInService:
         user = await self._users.get(user_id)
         async with self._attempt_limits.count_password_change(user_id):
             if user.password is not None and not await self._passwords.verify(
-                user.password, current_password, trusted=True
+                user.password, current_password, is_trusted=True
             ):
-                raise InvalidCredentials("the current password is wrong", field="current_password")
+                raise InvalidCredentials(
+                    "current_password is wrong; enter the password with which you sign in",
+                    field="current_password",
+                )
         await self._passwords.require_strong(
-            new_password, email=user.email, name=user.name, field="new_password", trusted=True
+            new_password, email=user.email, name=user.name, field="new_password", is_trusted=True
         )
-        new_hash = await self._passwords.hash(new_password, trusted=True)
-        if not await self._sessions.change_password(user_id, session, user.password, new_hash):
-            raise InvalidCredentials("the current password is wrong", field="current_password")
+        new_hash = await self._passwords.hash(new_password, is_trusted=True)
+        if not await self._sessions.change_password(user_id, session_id, user.password, new_hash):
+            raise InvalidCredentials(
+                "current_password was changed meanwhile, or the session has ended; sign in again",
+                field="current_password",
+            )
 
     async def request_password_reset(self, email: str, address: str) -> None:
         """Mail a token that sets a new password, if an account has this email.
@@ -228,7 +238,7 @@ class SignInService:
     async def create_invitation(self, user: User, *, transaction: Transaction) -> str:
         """Create and return a token that sets a user's password; earlier tokens become invalid."""
         return await self._sessions.create_reset_token(
-            user.id, _INVITATION_LIFETIME, within=transaction
+            user.id, _INVITATION_LIFETIME, transaction=transaction
         )
 
     def send_invitation(self, user: User, token: str) -> str | None:
@@ -257,9 +267,9 @@ class SignInService:
         # The token is checked before the password is hashed, since hashing is expensive.
         user = await self._users.get(await self._sessions.find_user_by_reset_token(token))
         await self._passwords.require_strong(
-            password, email=user.email, name=user.name, field="password", trusted=True
+            password, email=user.email, name=user.name, field="password", is_trusted=True
         )
-        password_hash = await self._passwords.hash(password, trusted=True)
+        password_hash = await self._passwords.hash(password, is_trusted=True)
         await self._sessions.reset_password(token, password_hash)
         return self._devices.issue_token(user.id)
 
@@ -268,7 +278,7 @@ class SignInService:
     ) -> User:
         """Set columns of a user, such as the name; raise `InvalidKey` if the session has ended."""
         async with self._transactions.begin(identity) as transaction:
-            return await self._users.change(user_id, values, within=transaction)
+            return await self._users.change(user_id, values, transaction=transaction)
 
     async def close_account(self, identity: Identity, user_id: str) -> None:
         """Delete the personal data of a player and end the player's sessions.
@@ -283,17 +293,17 @@ class SignInService:
                 "only players can close their accounts; ask an administrator of your organisation"
             )
         async with self._transactions.begin(identity) as transaction:
-            await self._users.delete_personal_data(user_id, within=transaction)
-            await self._sessions.revoke_all(user_id, within=transaction)
+            await self._users.delete_personal_data(user_id, transaction=transaction)
+            await self._sessions.revoke_all(user_id, transaction=transaction)
 
     def _get_scopes(self, user: User) -> frozenset[str]:
         return self.policy.player_scopes if user.role is None else ROLE_SCOPES[user.role]
 
-    async def _create_verified_player(self, verified: VerifiedIdentity) -> User:
-        sign_in = (verified.provider.issuer, verified.subject)
+    async def _create_verified_player(self, verified_identity: VerifiedIdentity) -> User:
+        sign_in = (verified_identity.provider.issuer, verified_identity.subject)
         try:
             return await self._create_player(
-                email=verified.email, name=verified.name, sign_in=sign_in
+                email=verified_identity.email, name=verified_identity.name, sign_in=sign_in
             )
         except NameTaken:
             # A concurrent sign-in of the same person may have created the account.
@@ -322,18 +332,18 @@ class SignInService:
                 name=name,
                 password=password,
                 sign_in=sign_in,
-                within=transaction,
+                transaction=transaction,
             )
             if self.policy.player_limits is not None:
                 limit = replace(self.policy.player_limits, subject=f"user:{user.id}")
-                await self._limits.set(limit, within=transaction)
+                await self._limits.set(limit, transaction=transaction)
         return user
 
     async def _begin_session(self, user: User) -> SignInResult:
         return await self._issue_tokens(*await self._sessions.open(user.id))
 
     async def _issue_tokens(
-        self, session: Session, refresh_token: str, *, refreshed: bool = False
+        self, session: Session, refresh_token: str, *, is_refresh: bool = False
     ) -> SignInResult:
         # The user is read after the session exists, since a later change of role ends the session.
         user = await self._users.get(session.user_id)
@@ -343,7 +353,7 @@ class SignInService:
             access_token=await self._token_issuer.issue(user, session, self._get_scopes(user)),
             refresh_token=refresh_token,
             expires_in=int(self._token_issuer.lifetime.total_seconds()),
-            device_token=None if refreshed else self._devices.issue_token(user.id),
+            device_token=None if is_refresh else self._devices.issue_token(user.id),
         )
 
     def _mail_in_background(self, user: User, subject: str, opening: str, token: str) -> None:
@@ -367,11 +377,11 @@ class SignInService:
             subject=subject,
             text=f"{opening}:\n\n{link}\n\nIf you did not expect this, ignore it.\n",
         )
-        task = asyncio.create_task(self._send_logged(mail, user.id))
+        task = asyncio.create_task(self._send_and_log_errors(mail, user.id))
         self._pending_mails.add(task)
         task.add_done_callback(self._pending_mails.discard)
 
-    async def _send_logged(self, mail: Mail, user_id: str) -> None:
+    async def _send_and_log_errors(self, mail: Mail, user_id: str) -> None:
         try:
             await self._mailer.send(mail)
         except (OSError, ValueError) as error:

@@ -129,32 +129,32 @@ class Throttle:
         except RedisError as error:
             self._raise_if_fail_closed(error)
 
-    async def count_event(self, name: str, maximum: int, *, seconds: int = 900) -> None:
+    async def count_event(self, name: str, max_count: int, *, period_seconds: int = 900) -> None:
         """Count an event such as a registration.
 
         Args:
             name: identifies the counter, such as a kind of event and the address that caused it.
-            maximum: the number of events that are allowed within ``seconds``.
+            max_count: the number of events that are allowed within ``period_seconds``.
 
         Raises:
-            TooManyAttempts: ``maximum`` is exceeded.
+            TooManyAttempts: ``max_count`` is exceeded.
         """
-        key = _valkey_key("limit", name)
+        key = _build_valkey_key("limit", name)
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.incr(key)
-                pipeline.expire(key, seconds, nx=True)
+                pipeline.expire(key, period_seconds, nx=True)
                 pipeline.ttl(key)
                 count, _, remaining_s = await pipeline.execute()
         except RedisError as error:
             self._raise_if_fail_closed(error)
             return
-        if count > maximum:
+        if count > max_count:
             raise _new_too_many_attempts_error(max(remaining_s, 1))
 
-    async def subtract(self, *keys: ThrottleKey) -> None:
+    async def subtract_attempt(self, *keys: ThrottleKey) -> None:
         """Subtract a successful attempt from the counters of the keys."""
-        await self._decrement_counters([_valkey_key("count", key.name) for key in keys])
+        await self._decrement_counters([_build_valkey_key("count", key.name) for key in keys])
 
     async def subtract_event(self, name: str) -> None:
         """Decrement a counter of `count_event`, because the event was successful.
@@ -162,31 +162,31 @@ class Throttle:
         Args:
             name: the name with which the event was counted.
         """
-        await self._decrement_counters([_valkey_key("limit", name)])
+        await self._decrement_counters([_build_valkey_key("limit", name)])
 
-    async def record_known(self, name: str) -> None:
+    async def record_known_address(self, name: str) -> None:
         """Record for 30 days that an account has signed in from an IP address.
 
         Args:
             name: the account's email and the address, joined to one string.
         """
         try:
-            await self._redis.set(_valkey_key("known", name), "1", ex=_REMEMBERED_SECONDS)
+            await self._redis.set(_build_valkey_key("known", name), "1", ex=_REMEMBERED_SECONDS)
         except RedisError as error:
             _log.warning(
                 "could not record the address of a sign-in in Valkey: %s", type(error).__name__
             )
 
-    async def is_known(self, name: str) -> bool:
+    async def is_known_address(self, name: str) -> bool:
         """Return True if an account has signed in from an IP address in the last 30 days.
 
         The result is False if Valkey is unavailable.
 
         Args:
-            name: the account's email and the address, joined as for `record_known`.
+            name: the account's email and the address, joined as for `record_known_address`.
         """
         try:
-            return bool(await self._redis.exists(_valkey_key("known", name)))
+            return bool(await self._redis.exists(_build_valkey_key("known", name)))
         except RedisError:
             return False
 
@@ -198,27 +198,30 @@ class Throttle:
         await self._redis.aclose()
 
     async def _acquire_key(self, key: ThrottleKey) -> None:
-        rate, slot_key = key.rate, _valkey_key("turn", key.name)
+        rate, slot_key = key.rate, _build_valkey_key("turn", key.name)
         arguments = [_HOUR_SECONDS, rate.burst_per_hour, int(rate.interval_seconds * 1000)]
-        if await self._count(keys=[_valkey_key("count", key.name), slot_key], args=arguments) == 0:
+        if (
+            await self._count(keys=[_build_valkey_key("count", key.name), slot_key], args=arguments)
+            == 0
+        ):
             return
         if len(self._waiting) >= _MAX_WAITING:
-            oldest = next(iter(self._waiting))
-            if not oldest.done():
-                oldest.set_exception(_new_too_many_attempts_error(rate.interval_seconds))
+            oldest_attempt = next(iter(self._waiting))
+            if not oldest_attempt.done():
+                oldest_attempt.set_exception(_new_too_many_attempts_error(rate.interval_seconds))
         queue = self._queues.setdefault(slot_key, _WaitQueue())
-        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue.waiting[admitted] = None
-        self._waiting[admitted] = None
+        admission_future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.waiting[admission_future] = None
+        self._waiting[admission_future] = None
         if queue.dispatcher is None:
             queue.dispatcher = asyncio.create_task(
                 self._admit_waiting_attempts(slot_key, queue, rate)
             )
         try:
-            await admitted
+            await admission_future
         finally:
-            queue.waiting.pop(admitted, None)
-            self._waiting.pop(admitted, None)
+            queue.waiting.pop(admission_future, None)
+            self._waiting.pop(admission_future, None)
 
     async def _admit_waiting_attempts(
         self, slot_key: str, queue: _WaitQueue, rate: AttemptRate
@@ -237,9 +240,9 @@ class Throttle:
                 if wait_ms:
                     await asyncio.sleep(wait_ms / 1000)
                     continue
-                waiting = [attempt for attempt in queue.waiting if not attempt.done()]
-                if waiting:
-                    next_attempt = waiting[-1] if takes_newest else waiting[0]
+                waiting_attempts = [attempt for attempt in queue.waiting if not attempt.done()]
+                if waiting_attempts:
+                    next_attempt = waiting_attempts[-1] if takes_newest else waiting_attempts[0]
                     takes_newest = not takes_newest
                     next_attempt.set_result(None)
                     queue.waiting.pop(next_attempt, None)
@@ -274,7 +277,7 @@ def _new_too_many_attempts_error(seconds: float) -> TooManyAttempts:
     )
 
 
-def _valkey_key(kind: str, name: str) -> str:
+def _build_valkey_key(kind: str, name: str) -> str:
     """Return the Valkey key of an entry; ``name`` is hashed, so that Valkey stores no emails.
 
     The digest is also the hash tag, so that a Valkey cluster keeps all keys of a name on one node.

@@ -37,8 +37,8 @@ class TrustedProxies:
     """
 
     def __init__(self, blocks: str = "") -> None:
-        names = [block.strip() for block in blocks.split(",") if block.strip()]
-        self._blocks = [ipaddress.ip_network(name) for name in names]
+        block_texts = [block.strip() for block in blocks.split(",") if block.strip()]
+        self._blocks = [ipaddress.ip_network(block_text) for block_text in block_texts]
 
     def get_client_address(self, scope: Scope) -> str:
         """Return the nearest IP address that is not a trusted proxy's, or "" if it is unknown.
@@ -53,12 +53,15 @@ class TrustedProxies:
             value for key, value in scope["headers"] if key == b"x-forwarded-for"
         )
         addresses = [
-            *(part.strip() for part in forwarded_addresses.decode("latin-1").split(",")),
+            *(
+                address_part.strip()
+                for address_part in forwarded_addresses.decode("latin-1").split(",")
+            ),
             peer,
         ]
-        for text in reversed(addresses):
+        for address_text in reversed(addresses):
             try:
-                address = ipaddress.ip_address(text)
+                address = ipaddress.ip_address(address_text)
             except ValueError:
                 return ""
             if not any(address in block for block in self._blocks):

@@ -20,7 +20,7 @@ class AuthorizationMiddleware:
     Args:
         scope_of: selects the scope that a request needs.
         meter: counts requests against limits; if None, no limits apply.
-        priced: exact paths whose app calls `Admission.reserve` itself, with the maximum cost. If
+        priced_paths: exact paths whose app calls `Admission.reserve` itself, with the maximum cost. If
             the app responds without that call, for example from a cache, the request is free.
     """
 
@@ -30,12 +30,12 @@ class AuthorizationMiddleware:
         *,
         scope_of: ScopeSelector,
         meter: RequestMeter | None,
-        priced: frozenset[str] = frozenset(),
+        priced_paths: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
         self._scope_of = scope_of
         self._meter = meter
-        self._priced = priced
+        self._priced = priced_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app if the caller has the required scope and no limit is exceeded.
@@ -49,9 +49,9 @@ class AuthorizationMiddleware:
         if identity is None:
             await self._app(scope, receive, send)
             return
-        required = self._scope_of(scope)
-        if required is not None:
-            scope["moyin"].require(required)
+        required_scope = self._scope_of(scope)
+        if required_scope is not None:
+            scope["moyin"].require(required_scope)
         if not identity.limits or self._meter is None:
             await self._app(scope, receive, send)
             return

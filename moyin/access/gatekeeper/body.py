@@ -13,26 +13,26 @@ _DRAIN_SECONDS = 1.0
 _DRAIN_BYTES = 256 * 1024
 
 
-def new_too_large_error(limit: int) -> BodyTooLarge:
-    """Return the error for a body of more than ``limit`` bytes."""
+def new_too_large_error(max_bytes: int) -> BodyTooLarge:
+    """Return the error for a body of more than ``max_bytes`` bytes."""
     return BodyTooLarge(
-        f"the request body must not exceed {limit} bytes", details={"max_body_bytes": limit}
+        f"the request body must not exceed {max_bytes} bytes", details={"max_body_bytes": max_bytes}
     )
 
 
-def limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """Return an ASGI ``receive`` that raises `BodyTooLarge` after more than ``limit`` bytes.
+def limit_body(scope: Scope, receive: Receive, max_bytes: int) -> Receive:
+    """Return an ASGI ``receive`` that raises `BodyTooLarge` after more than ``max_bytes`` bytes.
 
     Raises:
         BodyTooLarge: the header Content-Length exceeds the limit.
         InvalidRequest: the header Content-Length is not a number.
     """
-    declared = get_header(scope, b"content-length")
-    if declared is not None:
-        if not declared.isdecimal():
+    content_length = get_header(scope, b"content-length")
+    if content_length is not None:
+        if not content_length.isdecimal():
             raise InvalidRequest("Content-Length must be a decimal number", field="Content-Length")
-        if int(declared) > limit:
-            raise new_too_large_error(limit)
+        if int(content_length) > max_bytes:
+            raise new_too_large_error(max_bytes)
         # The server enforces Content-Length, so the bytes need not be counted.
         return receive
     received_bytes = 0
@@ -42,8 +42,8 @@ def limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
         message = await receive()
         if message["type"] == "http.request":
             received_bytes += len(message.get("body", b""))
-            if received_bytes > limit:
-                raise new_too_large_error(limit)
+            if received_bytes > max_bytes:
+                raise new_too_large_error(max_bytes)
         return message
 
     return receive_counted

@@ -31,7 +31,7 @@ class BrowserSessions:
     """Issues session cookies and reads the identity from them.
 
     Args:
-        end_session: ends the session with an id, after which its tokens are refused.
+        end_session: called with the id of a session, to end it and refuse its tokens.
     """
 
     def __init__(
@@ -91,6 +91,9 @@ def build_cookies(
     If ``secret`` is empty, the headers delete the cookie. Without a refresh secret, the refresh
     cookie of an earlier session is deleted; otherwise a renewal would sign the browser in as the
     previous user.
+
+    Args:
+        refresh_seconds: the lifetime of the refresh cookie.
     """
     lifetime = get_cookie_lifetime(secret) if secret else 0
     return [
@@ -109,8 +112,8 @@ def get_cookie_lifetime(secret: str) -> int:
 
 
 def _build_cookie(scope: Scope, name: str, path: str, value: str, max_age: int) -> str:
-    secure = "https" in (scope.get("scheme"), get_header(scope, b"x-forwarded-proto"))
+    is_secure = "https" in (scope.get("scheme"), get_header(scope, b"x-forwarded-proto"))
     parts = [
         f"{name}={value}", f"Path={path}", f"Max-Age={max_age}", "HttpOnly", "SameSite=Strict",
     ]  # fmt: skip
-    return "; ".join([*parts, "Secure"] if secure else parts)
+    return "; ".join([*parts, "Secure"] if is_secure else parts)

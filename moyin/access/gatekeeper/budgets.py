@@ -40,7 +40,7 @@ class BudgetState:
     resets_at: str
 
     @property
-    def left(self) -> Decimal:
+    def remaining(self) -> Decimal:
         """The amount in US dollars that is neither spent nor reserved."""
         return max(self.limit - self.spent - self.reserved, Decimal(0))
 
@@ -52,7 +52,7 @@ class BudgetState:
             "limit_usd": format_amount(self.limit),
             "spent_usd": format_amount(self.spent),
             "reserved_usd": format_amount(self.reserved),
-            "left_usd": format_amount(self.left),
+            "left_usd": format_amount(self.remaining),
             "resets_at": self.resets_at,
         }
 
@@ -65,22 +65,24 @@ class BudgetReader:
 
     async def list_states(self, limits: Sequence[Limit], owner: str) -> list[BudgetState]:
         """Return the state of every budget in ``limits``, or raise `ServiceUnavailable`."""
-        limited = [limit for limit in limits if limit.has_budget]
-        money = await self._read_money([limit.subject for limit in limited], owner)
+        limits_with_budget = [limit for limit in limits if limit.has_budget]
+        fields_of_subjects = await self._read_amounts(
+            [limit.subject for limit in limits_with_budget], owner
+        )
         return [
             build_budget_state(limit, period, *_parse_period(fields, period))
-            for limit, fields in zip(limited, money, strict=True)
+            for limit, fields in zip(limits_with_budget, fields_of_subjects, strict=True)
             for period in ("day", "month")
             if _get_budget(limit, period) is not None
         ]
 
     async def get_month_spending(self, subject: str, owner: str) -> Decimal:
         """Return the US dollars spent and reserved in this month, or raise `ServiceUnavailable`."""
-        [fields] = await self._read_money([subject], owner)
-        booked, _ = _parse_period(fields, "month")
-        return Decimal(booked) / _NANO
+        [fields] = await self._read_amounts([subject], owner)
+        booked_nano_usd, _ = _parse_period(fields, "month")
+        return Decimal(booked_nano_usd) / _NANO
 
-    async def _read_money(self, subjects: Sequence[str], owner: str) -> list[dict[str, str]]:
+    async def _read_amounts(self, subjects: Sequence[str], owner: str) -> list[dict[str, str]]:
         if not subjects:
             return []
         try:
@@ -107,24 +109,26 @@ def build_key(owner: str, subject: str, kind: str) -> str:
     return f"moyin:limit:{{{owner}}}:{subject}:{kind}"
 
 
-def build_budget_state(limit: Limit, period: str, booked: int, reserved: int) -> BudgetState:
+def build_budget_state(
+    limit: Limit, period: str, booked_nano_usd: int, reserved_nano_usd: int
+) -> BudgetState:
     """Return the state of a limit's budget for ``day`` or ``month``.
 
     Args:
-        booked: billionths of a US dollar that are spent or reserved.
-        reserved: the reserved part of ``booked``.
+        booked_nano_usd: billionths of a US dollar that are spent or reserved.
+        reserved_nano_usd: the reserved part of ``booked_nano_usd``.
     """
     # The scripts of an older version, which do not count reservations, may have started a new
     # period.
-    reserved = min(reserved, booked)
-    usd = _get_budget(limit, period)
-    assert usd is not None, f"{limit.subject} has no budget for a {period}"
+    reserved_nano_usd = min(reserved_nano_usd, booked_nano_usd)
+    budget_usd = _get_budget(limit, period)
+    assert budget_usd is not None, f"{limit.subject} has no budget for a {period}"
     return BudgetState(
         subject=limit.subject,
         period=period,
-        limit=usd,
-        spent=Decimal(booked - reserved) / _NANO,
-        reserved=Decimal(reserved) / _NANO,
+        limit=budget_usd,
+        spent=Decimal(booked_nano_usd - reserved_nano_usd) / _NANO,
+        reserved=Decimal(reserved_nano_usd) / _NANO,
         resets_at=get_next_period_start(period),
     )
 
@@ -156,5 +160,5 @@ def get_next_period_start(period: str) -> str:
 
 def format_amount(usd: Decimal) -> str:
     """Format US dollars exactly, without exponent or trailing zeros."""
-    text = f"{usd:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    amount = f"{usd:f}"
+    return amount.rstrip("0").rstrip(".") if "." in amount else amount

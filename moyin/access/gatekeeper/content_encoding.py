@@ -28,23 +28,23 @@ _FIELD = "Content-Encoding"
 
 
 def decode_body(
-    scope: Scope, receive: Receive, limit: int, encodings: list[bytes]
+    scope: Scope, receive: Receive, max_bytes: int, encodings: list[bytes]
 ) -> tuple[Scope, Receive]:
     """Return the scope and the ASGI ``receive`` with which an app reads the decoded body.
 
     The new scope has no headers of the encoded body.
 
     Args:
-        limit: the maximum size of the decoded body in bytes.
+        max_bytes: the maximum size of the decoded body in bytes.
         encodings: the values of the headers ``Content-Encoding`` of the request.
 
     Raises:
         UnsupportedContentEncoding: the body has another encoding, or more than one.
     """
-    value = b",".join(encodings).decode("latin-1").strip().lower()
-    if value in ("", "identity") or not has_body(scope):
+    encoding = b",".join(encodings).decode("latin-1").strip().lower()
+    if encoding in ("", "identity") or not has_body(scope):
         return scope, receive
-    window_bits = _WINDOW_BITS.get(value)
+    window_bits = _WINDOW_BITS.get(encoding)
     if window_bits is None:
         raise UnsupportedContentEncoding(
             f"{_FIELD} must be one of {', '.join(ACCEPTED_ENCODINGS)}, or be omitted",
@@ -52,8 +52,8 @@ def decode_body(
             details={"accepted": list(ACCEPTED_ENCODINGS)},
         )
     removed_names = (b"content-encoding", b"content-length")
-    headers = [(name, text) for name, text in scope["headers"] if name not in removed_names]
-    decoder = _BodyDecoder(receive, window_bits, limit)
+    headers = [(name, value) for name, value in scope["headers"] if name not in removed_names]
+    decoder = _BodyDecoder(receive, window_bits, max_bytes)
     return {**scope, "headers": headers}, decoder.receive
 
 
@@ -114,8 +114,8 @@ class _BodyDecoder:
         self._decoded_bytes += len(piece)
         if self._decoded_bytes > self._limit:
             raise new_too_large_error(self._limit)
-        is_cut = self._is_whole and not self._has_more_output and not decompressor.eof
-        if is_cut and self._encoded_bytes:
+        is_truncated = self._is_whole and not self._has_more_output and not decompressor.eof
+        if is_truncated and self._encoded_bytes:
             raise _new_invalid_error("ends too early")
         return piece
 

@@ -33,7 +33,9 @@ class RequestContext:
             InsufficientScope: the caller has an event token; use `reader` to allow it.
         """
         if self.reader.job is not None:
-            raise InsufficientScope("an event token can only read one job's events and files")
+            raise InsufficientScope(
+                "an event token can only read one job's events and files; send an API key instead"
+            )
         return self.reader
 
     @property
@@ -61,7 +63,8 @@ class RequestContext:
         self.required_scopes.add(scope)
         if self.identity is None or not self.identity.has_scope(scope):
             raise InsufficientScope(
-                f"the caller lacks the required scope {scope}", details={"scope": scope}
+                f"the caller lacks the required scope {scope}; use a key that has it",
+                details={"scope": scope},
             )
 
 

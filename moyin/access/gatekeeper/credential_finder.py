@@ -30,11 +30,12 @@ class CredentialFinder:
     """Finds the API key or token of a request.
 
     Args:
-        query: returns True if a request may have its key in the query as ``api_key``.
-        proxied: returns True if the proxy forwards a request. A forwarded WebSocket may have its
-            key in the query, too; the proxy removes it.
-        cookie: returns True if a request may have its key in a cookie.
-        event_token: returns True if a request may have an event token in the query as ``token``.
+        may_use_query: returns True if a request may have its key in the query as ``api_key``.
+        is_proxied: returns True if the proxy forwards a request. A forwarded WebSocket may have
+            its key in the query, too; the proxy removes it.
+        may_use_cookie: returns True if a request may have its key in a cookie.
+        may_use_event_token: returns True if a request may have an event token in the query as
+            ``token``.
 
     A predicate that is None allows no request.
     """
@@ -42,15 +43,15 @@ class CredentialFinder:
     def __init__(
         self,
         *,
-        query: RequestPredicate | None = None,
-        proxied: RequestPredicate | None = None,
-        cookie: RequestPredicate | None = None,
-        event_token: RequestPredicate | None = None,
+        may_use_query: RequestPredicate | None = None,
+        is_proxied: RequestPredicate | None = None,
+        may_use_cookie: RequestPredicate | None = None,
+        may_use_event_token: RequestPredicate | None = None,
     ) -> None:
-        self._query = query
-        self._proxied = proxied
-        self._cookie = cookie
-        self._event_token = event_token
+        self._query = may_use_query
+        self._proxied = is_proxied
+        self._cookie = may_use_cookie
+        self._event_token = may_use_event_token
 
     def extract(self, scope: Scope, *, reads_cookie: bool = True) -> str | None:
         """Return the key or access token, or None; remove keys from ``scope["query_string"]``.
@@ -66,11 +67,11 @@ class CredentialFinder:
             secret: str | None = bearer[7:].strip()
         else:
             secret = get_header(scope, b"x-api-key")
-        in_query = _extract_parameter(scope, _KEY_PARAMETER, self._query)
+        query_key = _extract_parameter(scope, _KEY_PARAMETER, self._query)
         if scope["type"] == "websocket" and self._proxied is not None and self._proxied(scope):
-            in_query = _find_parameter(scope["query_string"].decode("latin-1"), _KEY_PARAMETER)
+            query_key = _find_parameter(scope["query_string"].decode("latin-1"), _KEY_PARAMETER)
         if secret is None:
-            secret = in_query
+            secret = query_key
         if secret is not None or not reads_cookie:
             return secret or None
         if self._cookie is None or not self._cookie(scope):
@@ -94,9 +95,9 @@ def require_same_origin(scope: Scope, *, requires_origin: bool = True) -> None:
         requires_origin: False to accept requests that have neither the header Origin nor
             Sec-Fetch-Site. Browsers send at least one of them.
     """
-    site, origin = get_header(scope, b"sec-fetch-site"), get_header(scope, b"origin")
-    if site is not None:
-        is_allowed = site in ("same-origin", "none")
+    fetch_site, origin = get_header(scope, b"sec-fetch-site"), get_header(scope, b"origin")
+    if fetch_site is not None:
+        is_allowed = fetch_site in ("same-origin", "none")
     elif origin is not None:
         is_allowed = _is_own_origin(
             origin, get_header(scope, b"host") or "", scope.get("scheme", "http")
@@ -146,7 +147,9 @@ def _find_parameter(query: str, name: str) -> str | None:
 
 def _remove_parameter(query: str, name: str) -> str:
     return "&".join(
-        part for part in query.split("&") if unquote_plus(part.partition("=")[0]) != name
+        parameter
+        for parameter in query.split("&")
+        if unquote_plus(parameter.partition("=")[0]) != name
     )
 
 

@@ -44,7 +44,7 @@ class DisconnectWatcher:
         self.task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(_GRACE_SECONDS, self._watch)
+        self._timer = self._loop.call_later(_GRACE_SECONDS, self._check_request)
         # Only the time for which the app awaits the body counts, since the app may read it slowly.
         self._receive_started_at: float | None = None
         self._last_received = self._loop.time()
@@ -82,7 +82,7 @@ class DisconnectWatcher:
         if self.task is not None:
             self.task.uncancel()
 
-    def _watch(self) -> None:
+    def _check_request(self) -> None:
         if self._on_long_lived is not None:
             self._on_long_lived()
             self._on_long_lived = None
@@ -90,14 +90,14 @@ class DisconnectWatcher:
             self._watcher = self._loop.create_task(self._cancel_on_disconnect())
         elif self._is_too_slow():
             self.was_too_slow = True
-            self._cancel()
+            self._cancel_request()
         else:
-            self._timer = self._loop.call_later(_GRACE_SECONDS, self._watch)
+            self._timer = self._loop.call_later(_GRACE_SECONDS, self._check_request)
 
     async def _cancel_on_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._cancel()
+        self._cancel_request()
 
     def _is_too_slow(self) -> bool:
         now = self._loop.time()
@@ -107,7 +107,7 @@ class DisconnectWatcher:
         allowed_seconds = _BODY_PAUSE_SECONDS + self._received_bytes / _BODY_BYTES_PER_SECOND
         return pause > _BODY_PAUSE_SECONDS or self._waited_seconds + pause > allowed_seconds
 
-    def _cancel(self) -> None:
+    def _cancel_request(self) -> None:
         if self.task is not None:
             self.has_cancelled = True
             self.task.cancel()

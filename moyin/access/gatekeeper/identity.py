@@ -44,10 +44,10 @@ class Authenticator(CredentialVerifier, Protocol):
     """Verifies the credentials of requests, with a cache or without."""
 
     async def authenticate(self, credential: str) -> Identity:
-        """Return the identity of a valid credential; raise `InvalidKey` for others."""
+        """Return the identity of a credential; raise `InvalidKey` if it is not valid."""
 
     async def authenticate_event_token(self, token: str) -> Identity:
-        """Return the identity of an event token; raise `InvalidToken` or `InvalidKey` for others."""
+        """Return the identity of an event token; raise `InvalidToken` or `InvalidKey` if invalid."""
 
 
 @dataclass(slots=True)
@@ -73,10 +73,10 @@ class KeyAuthenticator:
 
     Args:
         signing_key: the secret that signs service tokens.
-        tokens: verifies access tokens of users; if None, access tokens are rejected.
+        token_verifier: verifies access tokens of users; if None, access tokens are rejected.
         sessions: the store of users' sessions; if None, access tokens are rejected.
         limits: the store of callers' limits; if None, no limits apply.
-        cached: True to cache identities. The accounts app sets False, so that a key that was just
+        uses_cache: True to cache identities. The accounts app sets False, so that a key that was just
             revoked cannot create another key.
     """
 
@@ -85,17 +85,17 @@ class KeyAuthenticator:
         keys: KeyStore,
         signing_key: bytes,
         *,
-        tokens: TokenVerifier | None = None,
+        token_verifier: TokenVerifier | None = None,
         sessions: SessionStore | None = None,
         limits: LimitStore | None = None,
-        cached: bool = True,
+        uses_cache: bool = True,
     ) -> None:
         self._keys = keys
         self._signing_key = signing_key
-        self._tokens = tokens
+        self._tokens = token_verifier
         self._sessions = sessions
         self._limits = limits
-        self._cached = cached
+        self._cached = uses_cache
         self._cache: BoundedDict[str, _CachedIdentity] = BoundedDict(_CACHE_SIZE)
 
     async def authenticate(self, credential: str) -> Identity:
@@ -105,12 +105,12 @@ class KeyAuthenticator:
             InvalidKey: the credential is not valid.
             ServiceUnavailable: the database is unavailable, and the identity is not cached.
         """
-        entry = self._cache.get(credential)
+        cached_identity = self._cache.get(credential)
         now = time.monotonic()
-        if entry is not None:
-            if entry.fresh_until > now:
-                return entry.identity
-            entry.fresh_until = min(now + _RENEWAL_SECONDS, entry.stale_until)
+        if cached_identity is not None:
+            if cached_identity.fresh_until > now:
+                return cached_identity.identity
+            cached_identity.fresh_until = min(now + _RENEWAL_SECONDS, cached_identity.stale_until)
         try:
             identity, expires_in = await self._verify(credential)
         except InvalidKey:
@@ -118,8 +118,8 @@ class KeyAuthenticator:
             raise
         except (SQLAlchemyError, OSError) as error:
             _log.warning("could not verify a credential in the database: %s", type(error).__name__)
-            if entry is not None and entry.stale_until > now:
-                return entry.identity
+            if cached_identity is not None and cached_identity.stale_until > now:
+                return cached_identity.identity
             raise _new_verification_error() from error
         if self._cached:
             self._add_to_cache(credential, identity, now, expires_in)
@@ -156,14 +156,16 @@ class KeyAuthenticator:
         Args:
             tokens: the identities of event tokens, by token.
         """
-        sessions = {i.key_id for i in tokens.values() if i.is_session}
-        secrets = {(i.key_id, i.secret_id) for i in tokens.values() if not i.is_session}
-        keys = await self._keys.find_active(secrets)
+        session_ids = {i.key_id for i in tokens.values() if i.is_session}
+        secret_ids = {(i.key_id, i.secret_id) for i in tokens.values() if not i.is_session}
+        active_keys = await self._keys.find_active(secret_ids)
         valid_secrets = {
-            secret for secret, identity in keys.items() if identity.has_scope(JOBS_READ)
+            secret for secret, identity in active_keys.items() if identity.has_scope(JOBS_READ)
         }
-        if sessions and self._sessions is not None:
-            valid_secrets |= {(key_id, "") for key_id in await self._sessions.filter_open(sessions)}
+        if session_ids and self._sessions is not None:
+            valid_secrets |= {
+                (key_id, "") for key_id in await self._sessions.filter_open(session_ids)
+            }
         return {
             token: identity
             for token, identity in tokens.items()
@@ -180,21 +182,31 @@ class KeyAuthenticator:
         Raises:
             SQLAlchemyError, OSError: the database is unavailable.
         """
-        tokens = {text: identity for text, identity in credentials.items() if identity.job}
-        other_credentials = {
-            text: identity for text, identity in credentials.items() if not identity.job
+        event_tokens = {
+            credential: identity for credential, identity in credentials.items() if identity.job
         }
-        sessions = {
-            text: identity for text, identity in other_credentials.items() if identity.is_session
+        other_credentials = {
+            credential: identity for credential, identity in credentials.items() if not identity.job
+        }
+        session_credentials = {
+            credential: identity
+            for credential, identity in other_credentials.items()
+            if identity.is_session
         }
         valid_identities: dict[str, Identity] = dict(
-            await self._keys.verify_all(text for text in other_credentials if text not in sessions)
+            await self._keys.verify_all(
+                credential
+                for credential in other_credentials
+                if credential not in session_credentials
+            )
         )
-        if tokens:
-            valid_identities.update(await self._filter_event_tokens(tokens))
-        if sessions and self._sessions is not None and self._tokens is not None:
-            open_ids = await self._sessions.filter_open({i.key_id for i in sessions.values()})
-            for credential, identity in sessions.items():
+        if event_tokens:
+            valid_identities.update(await self._filter_event_tokens(event_tokens))
+        if session_credentials and self._sessions is not None and self._tokens is not None:
+            open_ids = await self._sessions.filter_open(
+                {i.key_id for i in session_credentials.values()}
+            )
+            for credential, identity in session_credentials.items():
                 if identity.key_id in open_ids and await self._tokens.has_known_key(credential):
                     valid_identities[credential] = identity
         return await self._add_limits(valid_identities)
@@ -292,20 +304,20 @@ def _remove_request_limits(limit: Limit) -> Limit:
 
 
 def create_authenticator(
-    database: Database, signing_key: bytes, *, cached: bool = True
+    database: Database, signing_key: bytes, *, uses_cache: bool = True
 ) -> KeyAuthenticator:
     """Create an authenticator that reads keys, sessions and limits from ``database``.
 
     Args:
-        cached: True to cache identities for a few seconds.
+        uses_cache: True to cache identities for a few seconds.
     """
     return KeyAuthenticator(
         KeyStore(database),
         signing_key,
-        tokens=TokenVerifier(SigningKeyStore(database)),
+        token_verifier=TokenVerifier(SigningKeyStore(database)),
         sessions=SessionStore(database),
         limits=LimitStore(database),
-        cached=cached,
+        uses_cache=uses_cache,
     )
 
 
@@ -327,7 +339,7 @@ def create_service_token(
         ttl_s: the seconds until the token expires.
         key_id: the key for whose holder the service acts; None if it acts for no key.
         user: the user for whom the service acts; None if it acts for none.
-        scopes: what the service may do.
+        scopes: the scopes of the token.
     """
     claims = {
         "sub": owner,

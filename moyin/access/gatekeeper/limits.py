@@ -169,8 +169,8 @@ class RequestMeter:
             try:
                 # Valkey's clock is used, as in the scripts, because the clocks of replicas may
                 # differ.
-                seconds, _ = await self._redis.time()
-                expires_ms = 1000 * (seconds + int(_LEASE_SECONDS))
+                now_seconds, _ = await self._redis.time()
+                expires_ms = 1000 * (now_seconds + int(_LEASE_SECONDS))
                 async with self._redis.pipeline(transaction=False) as pipeline:
                     for admission in self._held_admissions:
                         for key in admission.leases:
@@ -252,7 +252,7 @@ class Admission:
         reply = asyncio.ensure_future(self._meter.run_admission_script(self._keys, arguments))
         try:
             # Shielded, because a cancelled request may have been counted and must then be released.
-            admitted, *details = await asyncio.shield(reply)
+            is_admitted, *details = await asyncio.shield(reply)
         except asyncio.CancelledError:
             reply.add_done_callback(
                 lambda finished_reply: self._release_cancelled(finished_reply, tokens)
@@ -266,7 +266,7 @@ class Admission:
             raise ServiceUnavailable(
                 "limits and budgets cannot be checked at the moment; try again", retry_after=1
             ) from error
-        if not admitted:
+        if not is_admitted:
             raise self._create_error(*details)
         self.headers = _build_headers(*details)
         self._mark_held(tokens)
@@ -293,7 +293,7 @@ class Admission:
         )
 
     def record(self, usd: Decimal, tokens: int) -> None:
-        """Add to the actual cost of the request, in US dollars and tokens."""
+        """Add an amount, in US dollars and tokens, to the actual cost of the request."""
         self._spent_nano_usd += int((usd * _NANO).to_integral_value(ROUND_CEILING))
         self._spent_tokens += tokens
 
@@ -341,20 +341,22 @@ class Admission:
         index: int,
         limit_kind: bytes,
         wait_ms: int,
-        number: int,
-        booked: bytes = b"0",
-        reserved: bytes = b"0",
+        limit_value: int,
+        booked_nano_usd: bytes = b"0",
+        reserved_nano_usd: bytes = b"0",
     ) -> LimitExceeded:
         kind, limit = limit_kind.decode(), self._limits[index]
         subject = limit.subject.partition(":")[0]
-        message = f"{_MESSAGES[kind].format(limit=number)} (limit of the {subject})"
+        message = f"{_MESSAGES[kind].format(limit=limit_value)} (limit of the {subject})"
         if kind in ("day", "month"):
-            state = build_budget_state(limit, kind, int(booked), int(reserved))
+            state = build_budget_state(limit, kind, int(booked_nano_usd), int(reserved_nano_usd))
+            message += "; wait until the budget resets, or ask an administrator to raise it"
             return BudgetExceeded(message, details=state.to_details())
-        seconds = wait_ms / 1000
+        retry_seconds = wait_ms / 1000
+        message += f"; try again in {retry_seconds:g} s"
         details = {"limit": _FIELDS[kind], "of": subject}
-        headers = _build_rate_limit_headers(number, 0, wait_ms) if kind == "requests" else {}
-        return RateLimited(message, retry_after=seconds, details=details, headers=headers)
+        headers = _build_rate_limit_headers(limit_value, 0, wait_ms) if kind == "requests" else {}
+        return RateLimited(message, retry_after=retry_seconds, details=details, headers=headers)
 
 
 _FIELDS = {
@@ -365,14 +367,14 @@ _FIELDS = {
 
 
 def _build_script_arguments(limit: Limit) -> list[Any]:
-    numbers = (
+    limit_values = (
         limit.requests_per_minute,
         limit.tokens_per_minute,
         limit.concurrent_requests,
         None if limit.usd_per_day is None else int(limit.usd_per_day * _NANO),
         None if limit.usd_per_month is None else int(limit.usd_per_month * _NANO),
     )
-    return ["" if number is None else number for number in numbers]
+    return ["" if limit_value is None else limit_value for limit_value in limit_values]
 
 
 def _build_rate_limit_headers(limit: int, remaining: int, reset_ms: int) -> dict[str, str]:

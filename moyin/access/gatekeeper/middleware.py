@@ -30,15 +30,16 @@ class Gatekeeper:
 
     Args:
         service: the name of the app in logs and metrics.
-        errors: renders a `MoyinError` of the app or the gatekeeper as a response body.
-        errors_of: selects a renderer per request; if None, ``errors`` renders all errors.
-        stream_errors: renders the last event of a stream whose credential has ended.
+        error_renderer: renders a `MoyinError` of the app or the gatekeeper as a response body.
+        error_renderer_of: selects a renderer per request; if None, ``error_renderer`` renders all
+            errors.
+        stream_error_renderer: renders the last event of a stream whose credential has ended.
         keeps_encoding: selects requests whose bodies the app gets as the client encoded them;
             if None, the app gets all bodies decoded.
         body_limit_of: returns the maximum size of a request's body in bytes, or None for any size.
             Without it, ``max_body_bytes`` applies to all requests.
-        public: the paths that need no key, or a function that returns True for such requests.
-        credentials: finds the key of a request.
+        public_paths: the paths that need no key, or a function that returns True for such requests.
+        credential_finder: finds the key of a request.
     """
 
     def __init__(
@@ -47,27 +48,27 @@ class Gatekeeper:
         *,
         service: str,
         authenticator: Authenticator,
-        errors: ErrorRenderer,
+        error_renderer: ErrorRenderer,
         max_body_bytes: int,
         observer: Observer,
-        public: frozenset[str] | RequestPredicate = frozenset(),
-        credentials: CredentialFinder | None = None,
-        stream_errors: StreamErrorRenderer = render_error_event,
-        errors_of: Callable[[Scope], ErrorRenderer] | None = None,
+        public_paths: frozenset[str] | RequestPredicate = frozenset(),
+        credential_finder: CredentialFinder | None = None,
+        stream_error_renderer: StreamErrorRenderer = render_error_event,
+        error_renderer_of: Callable[[Scope], ErrorRenderer] | None = None,
         keeps_encoding: RequestPredicate | None = None,
         body_limit_of: Callable[[Scope], int | None] | None = None,
     ) -> None:
         self._app = app
         self._service = service
         self._authenticator = authenticator
-        self._errors_of = errors_of or (lambda scope: errors)
+        self._errors_of = error_renderer_of or (lambda scope: error_renderer)
         self._body_limit_of = body_limit_of or (lambda scope: max_body_bytes)
         self._observer = observer
         self._is_public: RequestPredicate = (
-            public if callable(public) else lambda scope: scope["path"] in public
+            public_paths if callable(public_paths) else lambda scope: scope["path"] in public_paths
         )
-        self._credentials = credentials or CredentialFinder()
-        self._stream_errors = stream_errors
+        self._credentials = credential_finder or CredentialFinder()
+        self._stream_errors = stream_error_renderer
         self._keeps_encoding = keeps_encoding or (lambda scope: False)
         self.monitor = CredentialMonitor(authenticator)
         self._adds_request_id = True
@@ -94,13 +95,13 @@ class Gatekeeper:
             request.set_caller(*await self._authenticate(scope))
         scope["moyin"] = request.context
         if scope["type"] == "http":
-            limit = self._body_limit_of(scope)
-            if limit is not None:
-                receive = limit_body(scope, receive, limit)
+            max_bytes = self._body_limit_of(scope)
+            if max_bytes is not None:
+                receive = limit_body(scope, receive, max_bytes)
             receive = request.watch_disconnect(receive, self.monitor)
             encodings = [value for name, value in scope["headers"] if name == b"content-encoding"]
-            if encodings and limit is not None and not self._keeps_encoding(scope):
-                scope, receive = decode_body(scope, receive, limit, encodings)
+            if encodings and max_bytes is not None and not self._keeps_encoding(scope):
+                scope, receive = decode_body(scope, receive, max_bytes, encodings)
         else:
             request.monitor_credential(self.monitor)
         await self._app(scope, receive, request.send)

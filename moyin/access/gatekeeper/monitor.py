@@ -61,10 +61,10 @@ class CredentialMonitor:
     """
 
     def __init__(
-        self, verifier: CredentialVerifier, *, interval: float = _INTERVAL_SECONDS
+        self, verifier: CredentialVerifier, *, interval_seconds: float = _INTERVAL_SECONDS
     ) -> None:
         self._verifier = verifier
-        self._interval = interval
+        self._interval = interval_seconds
         self._credentials: dict[str, _WatchedCredential] = {}
         self._verification_task: asyncio.Task[None] | None = None
 
@@ -92,14 +92,14 @@ class CredentialMonitor:
 
     async def recheck(self) -> None:
         """Verify all credentials once, and end the connections that are no longer allowed."""
-        unchecked = iter(
+        pending_credentials = iter(
             [
                 (credential, watched_credential.identity)
                 for credential, watched_credential in self._credentials.items()
                 if any(connection.can_end for connection in watched_credential.connections)
             ]
         )
-        while batch := dict(islice(unchecked, _BATCH)):
+        while batch := dict(islice(pending_credentials, _BATCH)):
             try:
                 valid_identities = await self._verifier.recheck(batch)
             except (SQLAlchemyError, OSError, MoyinError) as error:
@@ -109,9 +109,9 @@ class CredentialMonitor:
                     "could not verify the credentials of open connections: %s", type(error).__name__
                 )
                 return
-            self._end_invalid(batch, valid_identities)
+            self._end_invalid_connections(batch, valid_identities)
 
-    def _end_invalid(
+    def _end_invalid_connections(
         self, credentials: Iterable[str], valid_identities: Mapping[str, Identity]
     ) -> None:
         for credential in credentials:

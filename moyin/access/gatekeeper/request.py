@@ -109,7 +109,10 @@ class Request:
             await self._send_error(handler, scope, receive, error)
         except Exception:
             _log.exception("request %s raised an unexpected error", self.request_id)
-            internal_error = MoyinError(f"an internal error occurred in request {self.request_id}")
+            internal_error = MoyinError(
+                f"an internal error occurred in request {self.request_id}; report this id to the "
+                "operator"
+            )
             await self._send_error(handler, scope, receive, internal_error)
         finally:
             if self._watcher is not None:
@@ -180,7 +183,7 @@ class Request:
         """
         self.progress.record(message)
         if self._held_start is not None:
-            return self._send_held(message)
+            return self._send_held_start(message)
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if self._adds_request_id:
@@ -198,13 +201,13 @@ class Request:
             self.status = 101
         return self._send(message)
 
-    async def _send_held(self, message: Message) -> None:
+    async def _send_held_start(self, message: Message) -> None:
         """Send the start message that was held back, and then ``message``."""
-        start, self._held_start = self._held_start, None
-        assert start is not None
+        start_message, self._held_start = self._held_start, None
+        assert start_message is not None
         if not message.get("more_body", False):
             await self._drain_body(self._watcher)
-        await self._send(self._add_close_header(start))
+        await self._send(self._add_close_header(start_message))
         await self._send(message)
 
     async def _drain_body(self, receive: Receive | DisconnectWatcher | None) -> None:
@@ -217,10 +220,13 @@ class Request:
         if receive is None or expects_continue(self._scope) or not await drain_body(receive):
             self._closes_connection = True
 
-    def _add_close_header(self, start: Message) -> Message:
+    def _add_close_header(self, start_message: Message) -> Message:
         if self._closes_connection:
-            start["headers"] = [*start.get("headers", ()), (b"connection", b"close")]
-        return start
+            start_message["headers"] = [
+                *start_message.get("headers", ()),
+                (b"connection", b"close"),
+            ]
+        return start_message
 
     async def _end_stream(
         self, handler: RequestHandler, scope: Scope, receive: Receive, error: MoyinError
@@ -244,14 +250,14 @@ class Request:
             _log.error("request %s failed after its response began: %s", self.request_id, error)
             raise error
         else:
-            start, body = handler.render_error(error, self.request_id, scope)
+            start_message, body = handler.render_error(error, self.request_id, scope)
             self._held_start = None
             if isinstance(error, BodyTooSlow):
                 self._closes_connection = True
             elif self._watcher is None and has_body(scope):
                 # The request was rejected before its body was read.
                 await self._drain_body(receive)
-            await self.send(start)
+            await self.send(start_message)
             await self.send({"type": "http.response.body", "body": body})
 
     async def _close_socket(self, receive: Receive, error: MoyinError) -> None:

@@ -27,18 +27,18 @@ class ResponseProgress:
 
     def record(self, message: Message) -> None:
         """Record a message that the app sends; called for every message, so it must be fast."""
-        kind = message["type"]
-        if kind == "http.response.body":
+        message_type = message["type"]
+        if message_type == "http.response.body":
             if message.get("more_body", False):
                 self._last_body = message.get("body") or self._last_body
             else:
                 self._is_finished = True
-        elif kind == "http.response.start":
+        elif message_type == "http.response.start":
             self.has_started = True
             self._headers = message.get("headers", ())
-        elif kind == "websocket.accept":
+        elif message_type == "websocket.accept":
             self.has_started = True
-        elif kind == "websocket.close":
+        elif message_type == "websocket.close":
             self._is_finished = True
 
     @property
@@ -49,18 +49,18 @@ class ResponseProgress:
         """
         if self._is_finished:
             return False
-        return self._is_socket or (self.has_started and self._header(b"content-length") is None)
+        return self._is_socket or (self.has_started and self._get_header(b"content-length") is None)
 
     @property
     def appendable_media_type(self) -> str | None:
         """The media type of the stream if an event can be appended to it now, else None."""
-        if self._header(b"content-encoding") is not None:
+        if self._get_header(b"content-encoding") is not None:
             return None
-        content_type = (self._header(b"content-type") or b"").partition(b";")[0].strip().lower()
+        content_type = (self._get_header(b"content-type") or b"").partition(b";")[0].strip().lower()
         media_type = content_type.decode("latin-1")
         boundaries = _BOUNDARIES.get(media_type, ())
         is_complete = not self._last_body or self._last_body.endswith(boundaries)
         return media_type if boundaries and is_complete else None
 
-    def _header(self, name: bytes) -> bytes | None:
+    def _get_header(self, name: bytes) -> bytes | None:
         return next((value for key, value in self._headers if key.lower() == name), None)

@@ -74,8 +74,8 @@ class TokenVerifier:
         return await self._find_key(str(jwt.get_unverified_header(token).get("kid"))) is not None
 
     async def _find_key(self, kid: str) -> PublicKey | None:
-        age = time.monotonic() - self._read_at
-        if age > (_KEYS_SECONDS if kid in self._keys else _UNKNOWN_KEY_SECONDS):
+        age_seconds = time.monotonic() - self._read_at
+        if age_seconds > (_KEYS_SECONDS if kid in self._keys else _UNKNOWN_KEY_SECONDS):
             self._keys = {key.kid: key for key in await self._store.list_public_keys()}
             self._read_at = time.monotonic()
         return self._keys.get(kid)
@@ -84,23 +84,23 @@ class TokenVerifier:
 def create_file_link(
     signing_key: bytes, owner: str, artifact_id: str, name: str, ttl_s: float
 ) -> str:
-    """Return a URL path from which anybody may read an artifact for ``ttl_s`` seconds."""
-    token = _sign(signing_key, _LINK_AUDIENCE, ttl_s, own=owner, sub=artifact_id)
+    """Return a URL path that serves an artifact without a key for ``ttl_s`` seconds."""
+    token = _sign_token(signing_key, _LINK_AUDIENCE, ttl_s, own=owner, sub=artifact_id)
     return f"{SIGNED_FILES_PREFIX}{token}/{quote(name, safe='')}"
 
 
 def verify_file_link(signing_key: bytes, token: str) -> tuple[str, str]:
     """Return the owner and the artifact id in a file link's token, or raise `InvalidToken`."""
-    claims = _verify(signing_key, token, _LINK_AUDIENCE, "link to the file", ("own", "sub"))
+    claims = _verify_token(signing_key, token, _LINK_AUDIENCE, "link to the file", ("own", "sub"))
     return claims["own"], claims["sub"]
 
 
 def create_archive_link(
     signing_key: bytes, owner: str, files: ArchivedFiles, name: str, ttl_s: float
 ) -> str:
-    """Return a URL path from which anybody may read an archive of files for ``ttl_s`` seconds."""
+    """Return a URL path that serves an archive of files without a key for ``ttl_s`` seconds."""
     packed_ids = b"".join(map(_pack_artifact_id, files.artifact_ids))
-    token = _sign(
+    token = _sign_token(
         signing_key, _ARCHIVE_AUDIENCE, ttl_s,
         own=owner, ids=base64.b64encode(packed_ids).decode(), job=files.job_id or "",
     )  # fmt: skip
@@ -109,7 +109,7 @@ def create_archive_link(
 
 def verify_archive_link(signing_key: bytes, token: str) -> tuple[str, ArchivedFiles]:
     """Return the owner and the files in an archive link's token, or raise `InvalidToken`."""
-    claims = _verify(
+    claims = _verify_token(
         signing_key, token, _ARCHIVE_AUDIENCE, "link to the archive", ("own", "ids", "job")
     )
     packed_ids = base64.b64decode(claims["ids"])
@@ -123,8 +123,8 @@ def _pack_artifact_id(artifact_id: str) -> bytes:
 
 
 def create_event_token(signing_key: bytes, creator: Identity, job_id: str, ttl_s: float) -> str:
-    """Return a token with which anybody may open a job's event streams for ``ttl_s`` seconds."""
-    return _sign(
+    """Return a token that opens a job's event streams without a key for ``ttl_s`` seconds."""
+    return _sign_token(
         signing_key, _EVENT_AUDIENCE, ttl_s,
         own=creator.owner, sub=job_id, key=creator.key_id, user=creator.user or "",
         sec=creator.secret_id,
@@ -136,8 +136,8 @@ def verify_event_token(signing_key: bytes, token: str) -> Identity:
 
     The token ends when its creator's session or key secret ends; the caller must check that.
     """
-    names = ("own", "sub", "key", "user", "sec")
-    claims = _verify(signing_key, token, _EVENT_AUDIENCE, "event token", names)
+    claim_names = ("own", "sub", "key", "user", "sec")
+    claims = _verify_token(signing_key, token, _EVENT_AUDIENCE, "event token", claim_names)
     return Identity(
         owner=claims["own"],
         key_id=claims["key"],
@@ -148,20 +148,20 @@ def verify_event_token(signing_key: bytes, token: str) -> Identity:
     )
 
 
-def _sign(signing_key: bytes, audience: str, ttl_s: float, **claims: str) -> str:
+def _sign_token(signing_key: bytes, audience: str, ttl_s: float, **claims: str) -> str:
     claims_with_expiry = {"aud": audience, **claims, "exp": int(time.time() + ttl_s)}
     return jwt.encode(claims_with_expiry, signing_key, algorithm=_SIGNING_ALGORITHM)
 
 
-def _verify(
-    signing_key: bytes, token: str, audience: str, noun: str, names: tuple[str, ...]
+def _verify_token(
+    signing_key: bytes, token: str, audience: str, token_kind: str, claim_names: tuple[str, ...]
 ) -> Mapping[str, str]:
-    """Return the values of the claims ``names`` of a token, by name, or raise `InvalidToken`.
+    """Return the values of ``claim_names`` in a token, by name, or raise `InvalidToken`.
 
     Args:
-        token: a token that `_sign` created.
+        token: a token that `_sign_token` created.
         audience: the purpose that the token must state.
-        noun: the name of the kind of token in error messages, such as ``event token``.
+        token_kind: the name of the kind of token in error messages, such as ``event token``.
     """
     try:
         claims = jwt.decode(
@@ -169,10 +169,10 @@ def _verify(
             signing_key,
             algorithms=[_SIGNING_ALGORITHM],
             audience=audience,
-            options={"require": ["exp", "aud", *names]},
+            options={"require": ["exp", "aud", *claim_names]},
         )
     except jwt.ExpiredSignatureError:
-        raise InvalidToken(f"the {noun} has expired; request a new one") from None
+        raise InvalidToken(f"the {token_kind} has expired; request a new one") from None
     except jwt.InvalidTokenError:
-        raise InvalidToken(f"the {noun} is not valid; check that it is complete") from None
-    return {name: str(claims[name]) for name in names}
+        raise InvalidToken(f"the {token_kind} is not valid; check that it is complete") from None
+    return {name: str(claims[name]) for name in claim_names}

@@ -53,8 +53,8 @@ def build_audit_entry(entry: AuditEntry) -> wire.AuditEntry:
     return wire.AuditEntry(id=entry.id, at=entry.at, **asdict(entry.event))
 
 
-def build_open_session(session: OpenSession, current: str) -> wire.OpenSession:
-    return wire.OpenSession(**asdict(session), current=session.id == current)
+def build_open_session(session: OpenSession, current_id: str) -> wire.OpenSession:
+    return wire.OpenSession(**asdict(session), current=session.id == current_id)
 
 
 def build_identity(identity: Identity) -> wire.WhoAmI:

@@ -131,8 +131,10 @@ class SignInBrowser(_Request):
     @model_validator(mode="after")
     def _require_one_way(self) -> SignInBrowser:
         given_names = self.model_fields_set & {"email", "password", "api_key", "refresh_token"}
-        ways = ({"email", "password"}, {"api_key"}, {"refresh_token"})
-        if given_names not in ways or any(getattr(self, name) is None for name in given_names):
+        allowed_combinations = ({"email", "password"}, {"api_key"}, {"refresh_token"})
+        if given_names not in allowed_combinations or any(
+            getattr(self, name) is None for name in given_names
+        ):
             raise ValueError("must have email and password, or api_key, or refresh_token")
         return self
 

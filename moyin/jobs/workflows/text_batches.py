@@ -207,7 +207,7 @@ class TextBatchActivities:
                 await asyncio.sleep(_SEAL_SECONDS)
             output_file, error_file = await write_results(batch, self._lines, self._blobs)
             ended_batch = await self._batches.finish(
-                batch.id, output=output_file, errors=error_file
+                batch.id, output_file=output_file, error_file=errors
             )
             return ended_batch.status.value
 

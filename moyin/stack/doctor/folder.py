@@ -132,7 +132,7 @@ async def _prune_data(options: Options, on_step: OnStep) -> None:
         database = Database(settings.sql_url)
         try:
             pruner = Pruner(database, BlobStore(settings.blobs_url))
-            result = await pruner.run_due(settings.keep_jobs_days, with_files=True)
+            result = await pruner.prune_once(settings.keep_jobs_days, with_files=True)
         finally:
             await database.close()
     except SQLAlchemyError as error:

@@ -17,7 +17,7 @@ from moyin.errors import StackError
 from moyin.stack.doctor.result import CheckResult, build_ok, build_warning
 from moyin.stack.options import Options
 from moyin.stack.state import find_lock_holder
-from moyin.system.packages import install_command, uv_environ
+from moyin.system.packages import build_install_command, build_uv_environ
 from moyin.system.processes import STACK_VARIABLE
 
 _SHOWN_PACKAGES = 3
@@ -73,13 +73,13 @@ def install_packages(*, reinstalled_package: str = "") -> None:
     if lock_file is None:
         raise StackError("there is no requirements.lock: run Moyin from a clone of its repository")
     python = Path(sys.executable)
-    command = [*install_command(python), "--no-deps", "-r", str(lock_file)]
+    command = [*build_install_command(python), "--no-deps", "-r", str(lock_file)]
     if reinstalled_package:
         command += ["--reinstall-package", reinstalled_package]
     try:
         process = subprocess.run(
             command,
-            env=uv_environ(python, os.environ),
+            env=build_uv_environ(python, os.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

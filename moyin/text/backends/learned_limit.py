@@ -153,7 +153,7 @@ class LearnedLimit:
 
         While only background calls wait, the slots reserved for other calls are not usable.
         """
-        limit, usable_count = self._slots.limit, self._slots.usable
+        limit, usable_count = self._slots.limit, self._slots.max_usable
         if (
             limit is not None
             and usable_count is not None

@@ -134,7 +134,7 @@ class NativeBatches:
     async def _start_step(
         self, batch_input: BatchInput, native_batch: NativeBatch, *, is_open: bool
     ) -> None:
-        if not await self._store.take(native_batch, LEASE_SECONDS):
+        if not await self._store.reserve_step(native_batch, LEASE_SECONDS):
             return
         task = asyncio.create_task(self._run_step(batch_input, native_batch, is_open=is_open))
         self._steps[native_batch.id] = task
@@ -167,7 +167,7 @@ class NativeBatches:
 
     async def _postpone_step(self, native_batch_id: str) -> None:
         with suppress(SQLAlchemyError, OSError):
-            await self._store.renew(native_batch_id, self._retry_seconds)
+            await self._store.renew_step(native_batch_id, self._retry_seconds)
 
     @asynccontextmanager
     async def _renewing_lease(self, native_batch_id: str) -> AsyncIterator[None]:
@@ -177,7 +177,7 @@ class NativeBatches:
             while True:
                 await asyncio.sleep(_RENEW_SECONDS)
                 with suppress(SQLAlchemyError, OSError):
-                    await self._store.renew(native_batch_id, LEASE_SECONDS)
+                    await self._store.renew_step(native_batch_id, LEASE_SECONDS)
 
         task = asyncio.create_task(renew())
         try:

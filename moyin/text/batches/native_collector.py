@@ -91,7 +91,7 @@ class NativeCollector:
                     native_batch = replace(
                         native_batch, state={**native_batch.state, "is_cancelled": True}
                     )
-                await self._store.save(native_batch, due_in=self._get_poll_seconds())
+                await self._store.save(native_batch, due_in_seconds=self._get_poll_seconds())
 
     async def _collect_results(
         self,
@@ -105,7 +105,7 @@ class NativeCollector:
         results_by_number: dict[int, RemoteResult] = {}
         async with aclosing(api.read_results(remote_batch, deadline)) as results:
             async for result in results:
-                line_number = native_batch.read_number(result.custom_id)
+                line_number = native_batch.parse_line_number(result.custom_id)
                 if line_number is None:
                     _log.error("native batch %s: a result has a foreign id", native_batch.id)
                 elif result.outcome is not RemoteOutcome.UNANSWERED:
@@ -134,7 +134,7 @@ class NativeCollector:
         """
         if not results_by_number:
             return
-        lines = await self._lines.list_numbers(
+        lines = await self._lines.list_claimed_lines(
             native_batch.batch_id, sorted(results_by_number), native_batch.id
         )
         contents = await read_lines(self._blobs, batch_input.input.sha256, lines)

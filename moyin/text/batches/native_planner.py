@@ -63,7 +63,7 @@ class NativePlanner:
                     await self._assign_lines(batch_input, drafts, key, chosen_lines)
             last_number = page[-1].number
         for draft in drafts.values():
-            await self._store.make_due(draft.native)
+            await self._store.make_first_step_due(draft.native)
         await self._store.save(replace(plan, status=NativeStatus.DONE))
 
     def _choose_lines(
@@ -107,8 +107,8 @@ class NativePlanner:
             draft = drafts.get(key)
             limit = min(api.max_requests, _MAX_LINES)
             if draft is not None and (draft.count >= limit or draft.size + size > api.max_bytes):
-                await self._store.assign(draft.native, numbers)
-                await self._store.make_due(draft.native)
+                await self._store.assign_lines(draft.native, numbers)
+                await self._store.make_first_step_due(draft.native)
                 numbers, draft = [], None
             if draft is None:
                 draft = drafts[key] = _NativeBatchDraft(
@@ -116,7 +116,7 @@ class NativePlanner:
                 )
             draft.count, draft.size = draft.count + 1, draft.size + size
             numbers.append(number)
-        await self._store.assign(drafts[key].native, numbers)
+        await self._store.assign_lines(drafts[key].native, numbers)
 
     async def _add_native_batch(self, batch: TextBatch, backend: str, model: str) -> NativeBatch:
         created_at = now()

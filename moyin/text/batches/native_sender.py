@@ -93,7 +93,7 @@ class NativeSender:
                 status=NativeStatus.SENDING,
                 state={"since": datetime.now(UTC).isoformat(), "count": payload.count},
             )
-            await self._store.save(sent_batch, due_in=LEASE_SECONDS)
+            await self._store.save(sent_batch, due_in_seconds=LEASE_SECONDS)
             deadline = asyncio.get_running_loop().time() + TRANSFER_SECONDS
             try:
                 remote_batch = await api.submit(payload, deadline)
@@ -108,7 +108,7 @@ class NativeSender:
                     native_batch.id, native_batch.backend, error.message,
                 )  # fmt: skip
                 pause = max(error.retry_after or 0.0, self._retry_seconds)
-                await self._store.save(sent_batch, due_in=pause)
+                await self._store.save(sent_batch, due_in_seconds=pause)
                 return
         await self._record_remote_id(sent_batch, remote_batch)
 
@@ -125,7 +125,7 @@ class NativeSender:
             )
         lost_at = datetime.fromisoformat(native_batch.state["lost_at"])
         is_late = now() > lost_at + _SEARCH_PERIOD
-        await self._store.save(native_batch, due_in=LEASE_SECONDS)
+        await self._store.save(native_batch, due_in_seconds=LEASE_SECONDS)
         known_ids = await self._store.list_remote_ids(native_batch.backend)
         try:
             remote_batch, may_run = await self._find_remote_batch(native_batch, api, known_ids)
@@ -144,7 +144,7 @@ class NativeSender:
             await abandon_native_batch(self._store, native_batch, "unknown if its back end runs it")
         elif may_run or now() < lost_at + self._appearance:
             # Releasing the lines of a running batch would get them answered twice.
-            await self._store.save(native_batch, due_in=self._get_poll_seconds())
+            await self._store.save(native_batch, due_in_seconds=self._get_poll_seconds())
         else:
             unsent_batch = replace(native_batch, status=NativeStatus.ASSIGNED, state={})
             await self._store.save(unsent_batch)
@@ -189,7 +189,7 @@ class NativeSender:
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         async with aclosing(api.read_results(remote_batch, deadline)) as results:
             async for result in results:
-                return native_batch.read_number(result.custom_id) is not None
+                return native_batch.parse_line_number(result.custom_id) is not None
         return False
 
     async def _record_remote_id(self, native_batch: NativeBatch, remote_batch: RemoteBatch) -> None:
@@ -197,7 +197,7 @@ class NativeSender:
         running_batch = replace(
             native_batch, status=NativeStatus.RUNNING, remote_id=remote_batch.id
         )
-        await self._store.save(running_batch, due_in=self._get_poll_seconds())
+        await self._store.save(running_batch, due_in_seconds=self._get_poll_seconds())
         _log.info(
             "native batch %s is %s at %s", native_batch.id, remote_batch.id, native_batch.backend
         )

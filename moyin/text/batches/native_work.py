@@ -55,7 +55,7 @@ async def abandon_native_batch(
 
 async def finish_native_batch(store: NativeBatchStore, native_batch: NativeBatch) -> None:
     """Release the lines without a result, and record that the native batch is done."""
-    released_count = await store.release(native_batch)
+    released_count = await store.release_lines(native_batch)
     if released_count:
         _log.info("native batch %s gives %d lines back", native_batch.id, released_count)
     await store.save(replace(native_batch, status=NativeStatus.DONE))

@@ -253,7 +253,11 @@ class BatchRunner:
                 return WorkState.MORE
             running_numbers = list(open_batch.running.values())
             claimed_lines = await self._lines.claim(
-                batch_id, self.id, free_count, running=running_numbers, seconds=_LEASE_SECONDS
+                batch_id,
+                self.id,
+                free_count,
+                running_numbers=running_numbers,
+                alive_seconds=_LEASE_SECONDS,
             )
             await self._start_lines(open_batch, claimed_lines)
         if claimed_lines or open_batch.running:

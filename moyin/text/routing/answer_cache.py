@@ -38,7 +38,13 @@ class CachedResponses(Protocol):
     async def get(self, owner: str, digest: str) -> CachedResponse | None: ...
 
     async def put(
-        self, owner: str, digest: str, response: CachedResponse, *, ttl: int, entries: int
+        self,
+        owner: str,
+        digest: str,
+        response: CachedResponse,
+        *,
+        ttl_seconds: int,
+        max_entries: int,
     ) -> None: ...
 
 
@@ -68,7 +74,11 @@ class AnswerCache:
                 response = _to_cached_response(answer, body, usage)
                 self._start_write(
                     self._cache.put(
-                        owner, digest, response, ttl=caching.ttl, entries=caching.max_entries
+                        owner,
+                        digest,
+                        response,
+                        ttl_seconds=caching.ttl,
+                        max_entries=caching.max_entries,
                     )
                 )
 

@@ -265,7 +265,7 @@ class Lease:
             runtime.breaker.succeed()
         elif isinstance(error, BackendError | Overloaded):
             runtime.breaker.fail(
-                retry_after=error.retry_after, at_once=isinstance(error, BackendKeyRejected)
+                retry_after=error.retry_after, opens_at_once=isinstance(error, BackendKeyRejected)
             )
         else:
             runtime.breaker.abandon()

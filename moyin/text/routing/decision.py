@@ -179,7 +179,7 @@ def _build_forecast(
     )
     waiting_seconds = 0.0
     if runtime.slots.is_full:
-        waiting_seconds = runtime.slots.expected_wait(
+        waiting_seconds = runtime.slots.estimate_wait_seconds(
             runtime.estimate_service_time(first_token_seconds + writing_seconds)
         )
     return Forecast(
@@ -231,7 +231,7 @@ def list_exclusions(
                     reason=", ".join(unmet_needs),
                     code="unmet_needs",
                     parameters={
-                        "missing": deployment.model.list_lacks(needs),
+                        "missing": deployment.model.list_missing_features(needs),
                         "context": deployment.model.context,
                     },
                     missing=unmet_needs,

@@ -399,7 +399,7 @@ class _EventTap:
 
     @property
     def is_within_event(self) -> bool:
-        return self._frames.pending
+        return self._frames.is_within_event
 
     def feed(self, piece: bytes) -> None:
         for frame in self._frames.feed(piece):

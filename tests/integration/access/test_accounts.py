@@ -240,9 +240,16 @@ class DelayedPasswordService(PasswordService):
         self.proven, self.go_on = asyncio.Event(), asyncio.Event()
 
     async def verify(
-        self, password_hash: str | None, password: str, *, account: str = "", trusted: bool = False
+        self,
+        password_hash: str | None,
+        password: str,
+        *,
+        account: str = "",
+        is_trusted: bool = False,
     ) -> bool:
-        matches = await super().verify(password_hash, password, account=account, trusted=trusted)
+        matches = await super().verify(
+            password_hash, password, account=account, is_trusted=is_trusted
+        )
         self.proven.set()
         await self.go_on.wait()
         return matches

@@ -213,7 +213,7 @@ async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestM
 
     async def list_amounts() -> list[tuple[str, str, Decimal, Decimal, Decimal]]:
         states = await meter.budgets.list_states(limits, "i")
-        return [(s.subject, s.period, s.spent, s.reserved, s.left) for s in states]
+        return [(s.subject, s.period, s.spent, s.reserved, s.remaining) for s in states]
 
     def build_expected_amounts(
         spent: str, reserved: str

@@ -179,7 +179,7 @@ async def test_forged_identity_tokens_are_refused(
 ) -> None:
     open_id = accounts.services.open_id
     provider_config = open_id.providers["studio"]
-    kid = (await open_id._discover(provider_config)).keys.keys[0].key_id
+    kid = (await open_id._load_metadata(provider_config)).keys.keys[0].key_id
     claims: dict[str, Any] = {"iss": provider, "aud": "moyin", "sub": "x", "iat": 1, "exp": 9e9}
     claims |= {"audience": {"aud": "other"}, "issuer": {"iss": "http://evil"}}.get(forgery, {})
     headers = {"kid": kid}

@@ -428,7 +428,7 @@ class Farm:
             files=files,
             events=notifiers,
             userdata=UserdataStore(
-                self.database, max_file=100_000, max_bytes=300_000, max_files=50
+                self.database, max_file_bytes=100_000, max_bytes=300_000, max_files=50
             ),
             sessions=SessionStore(self.database),
             templates=self.templates,

@@ -72,7 +72,7 @@ async def proxy_serving(
         ProxyOrApp(proxy, limited_proxy=proxy, app=_respond),
         service="gateway",
         authenticator=keys,
-        errors=render_problem_details,
+        error_renderer=render_problem_details,
         max_body_bytes=MAX_BODY_BYTES,
         observer=NoObserver(),
         keeps_encoding=lambda scope: proxy.match(scope) is not None,

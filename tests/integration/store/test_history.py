@@ -135,7 +135,7 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
         await jobs.create(
             NewJob(id=ids[0], owner="ann", kind="render", spec=spec, heads=(), has_chosen_id=True)
         )
-    pruned = await Pruner(database, blobs).run_deleted(now() + timedelta(hours=1))
+    pruned = await Pruner(database, blobs).prune_deleted_files(now() + timedelta(hours=1))
     assert pruned.files == 2, "the output and the picture; other jobs have the spec"
     assert await blobs.exists(spec) and not await blobs.exists(picture.sha256)
 

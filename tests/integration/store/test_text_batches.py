@@ -75,7 +75,7 @@ async def test_concurrent_runners_answer_each_line_once(database: Database) -> N
         while True:
             lines_by_batch = {}
             for batch_id in batch_order:
-                lines_by_batch[batch_id] = await lines.claim(batch_id, name, 10, seconds=60)
+                lines_by_batch[batch_id] = await lines.claim(batch_id, name, 10, alive_seconds=60)
                 claimed_numbers[batch_id] += [line.number for line in lines_by_batch[batch_id]]
             finished_lines = [
                 build_answered_line(b, line.number)
@@ -105,7 +105,7 @@ async def test_new_concurrent_runners_claim_each_line_once(database: Database) -
     for round_number in range(ROUNDS):
         line_groups = await asyncio.gather(
             *(
-                lines.claim("batch_1", f"{round_number}-{runner}", 10, seconds=60)
+                lines.claim("batch_1", f"{round_number}-{runner}", 10, alive_seconds=60)
                 for runner in range(NEW_RUNNERS)
             )
         )
@@ -127,15 +127,18 @@ async def test_native_batches_take_no_line_from_a_new_runner(database: Database)
         runner_names = [f"{batch_id}-{runner}" for runner in range(4)]
         line_groups, assigned_count = await asyncio.gather(
             asyncio.gather(
-                *(lines.claim(batch_id, runner_name, 2, seconds=60) for runner_name in runner_names)
+                *(
+                    lines.claim(batch_id, runner_name, 2, alive_seconds=60)
+                    for runner_name in runner_names
+                )
             ),
-            native_batches.assign(native_batch, line_numbers),
+            native_batches.assign_lines(native_batch, line_numbers),
         )
         claimed_numbers = [line.number for group in line_groups for line in group]
         native_numbers = [
             line.number for line in await native_batches.list_lines(native_batch, 0, 10)
         ]
-        remaining_lines = await lines.claim(batch_id, "last", 10, seconds=60)
+        remaining_lines = await lines.claim(batch_id, "last", 10, alive_seconds=60)
         assert len(native_numbers) == assigned_count
         assert sorted(
             claimed_numbers + native_numbers + [line.number for line in remaining_lines]

@@ -157,7 +157,7 @@ async def test_calls_are_summed_by_groups_and_price_classes(
     )
     assert merged_group.cost_usd == Decimal("0.000000002")
     assert {usage_sum.group[1] for usage_sum in usage_sums} == {"k1"}
-    by_model, by_day_and_key = await recorded_calls.reports.sum_by_each(
+    by_model, by_day_and_key = await recorded_calls.reports.sum_by_groupings(
         CallFilter(owner="ada"), [[GroupBy.MODEL], [GroupBy.DAY, GroupBy.KEY]], classes
     )
     assert sorted(by_day_and_key, key=repr) == sorted(usage_sums, key=repr)
@@ -190,7 +190,7 @@ async def test_calls_are_summed_by_user_and_renders_by_template(
         UserKind.SERVICE, email=None, name="bot", organisation=organisation_id, role=Role.MEMBER
     )
     user_key, _ = await keys.create(organisation_id, "bot's", user=user.id)
-    session, _ = await SessionStore(database, idle=timedelta(days=1)).open(user.id)
+    session, _ = await SessionStore(database, idle_timeout=timedelta(days=1)).open(user.id)
     tenant_key, _ = await keys.create(organisation_id, "tenant's")
     row = {
         "owner": organisation_id, "kind": "render", "status": "succeeded", "spec": "", "heads": [],

@@ -280,7 +280,9 @@ def build_cached_response(text: str) -> CachedResponse:
 
 async def test_stored_answers_are_limited_and_private_per_tenant(store: ResponseCache) -> None:
     for number in range(5):
-        await store.put("ada", f"d{number}", build_cached_response(str(number)), ttl=60, entries=3)
+        await store.put(
+            "ada", f"d{number}", build_cached_response(str(number)), ttl_seconds=60, max_entries=3
+        )
     cached_responses = [await store.get("ada", f"d{number}") for number in range(5)]
     assert cached_responses == [
         None,
@@ -291,7 +293,7 @@ async def test_stored_answers_are_limited_and_private_per_tenant(store: Response
 
 
 async def test_answers_expire(store: ResponseCache) -> None:
-    await store.put("ada", "short", build_cached_response("x"), ttl=1, entries=3)
+    await store.put("ada", "short", build_cached_response("x"), ttl_seconds=1, max_entries=3)
     assert await store.get("ada", "short") == build_cached_response("x")
     await asyncio.sleep(1.2)
     assert await store.get("ada", "short") is None
@@ -303,7 +305,7 @@ async def test_a_cache_outage_is_a_miss_and_pauses_lookups() -> None:
     await store.close()
     store._cache._redis = None  # any use of it now would fail
     assert await store.get("ada", "x") is None
-    await store.put("ada", "x", build_cached_response("x"), ttl=1, entries=1)
+    await store.put("ada", "x", build_cached_response("x"), ttl_seconds=1, max_entries=1)
 
 
 class FakeOllamaHost:

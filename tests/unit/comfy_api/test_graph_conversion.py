@@ -13,7 +13,7 @@ from tests.unit.comfy_api.test_admission import make_admission, make_caller, mak
 
 
 async def test_a_tenant_converts_one_graph_at_a_time() -> None:
-    slots = Slots(2, queue=2, patience=60, reserve_seconds=math.inf)
+    slots = Slots(2, max_waiting=2, patience=60, reserve_seconds=math.inf)
     converter = GraphConverter(make_admission(a=PoolRules()), cast(Any, None), slots)
     assert slots.try_acquire("ann")
     waiting_conversion = asyncio.create_task(

@@ -84,7 +84,7 @@ async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(
     original_get, completed_reads = harness.prompts.get, asyncio.Semaphore(0)
 
     async def count_read(owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
-        jobs = await original_get(owner, ids, hidden=hidden)
+        jobs = await original_get(owner, ids, with_hidden=hidden)
         completed_reads.release()
         return jobs
 

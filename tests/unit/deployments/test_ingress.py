@@ -29,10 +29,10 @@ async def respond_with_error(error: Exception) -> tuple[int, dict[bytes, bytes],
         app,
         service="test",
         authenticator=StaticAuthenticator({}),
-        errors=render_problem_details,
+        error_renderer=render_problem_details,
         max_body_bytes=1,
         observer=NoObserver(),
-        public=frozenset({"/x"}),
+        public_paths=frozenset({"/x"}),
     )
     messages: list[Message] = []
 

@@ -83,7 +83,7 @@ def test_retry_after_is_honoured_from_the_first_failure() -> None:
 
 def test_failure_at_once_opens_the_breaker_for_the_longest_cooldown() -> None:
     breaker = Breaker(Clock())
-    breaker.fail(at_once=True)
+    breaker.fail(opens_at_once=True)
     assert breaker.retry_after == 60
 
 

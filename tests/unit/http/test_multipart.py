@@ -33,7 +33,7 @@ async def test_form_can_be_encoded_repeatedly() -> None:
     fields = [("model", "alias"), ("include[]", "a"), ("include[]", "b"), ("model", "twice")]
     encoded_form = EncodedForm(make_form(content, *fields), {"model": "whisper-1"})
     for _ in range(2):
-        pieces = [piece async for piece in encoded_form.iterate()]
+        pieces = [piece async for piece in encoded_form.iterate_body()]
         assert max(map(len, pieces)) <= 256 * 1024
         body = b"".join(pieces)
         assert len(body) == encoded_form.length
@@ -57,7 +57,7 @@ async def test_form_can_be_encoded_repeatedly() -> None:
 
 async def test_file_name_cannot_add_headers() -> None:
     encoded_form = EncodedForm(make_form(b"x", name='a"\r\nx-evil: 1\r\n\r\n.wav'), {})
-    body = b"".join([piece async for piece in encoded_form.iterate()])
+    body = b"".join([piece async for piece in encoded_form.iterate_body()])
     assert b'filename="a%22%0D%0Ax-evil: 1%0D%0A%0D%0A.wav"' in body
 
 

@@ -11,7 +11,7 @@ KEY = b"0" * 32
 
 def test_a_service_can_verify_the_identity() -> None:
     ann = Identity(owner="ann", key_id="k1", user="u1", scopes=frozenset({"b", "a"}))
-    headers = IdentitySigner(KEY, "assets").identity_headers(ann)
+    headers = IdentitySigner(KEY, "assets").build_identity_headers(ann)
     claims = jwt.decode(
         headers["x-moyin-identity"], derive_route_secret(KEY, "assets"), ["HS256"],
         audience="assets", issuer="moyin",
@@ -21,11 +21,13 @@ def test_a_service_can_verify_the_identity() -> None:
 
 
 def test_an_anonymous_caller_gets_no_identity_headers() -> None:
-    assert IdentitySigner(KEY, "assets").identity_headers(None) == {}
+    assert IdentitySigner(KEY, "assets").build_identity_headers(None) == {}
 
 
 def test_every_route_has_its_own_secret() -> None:
-    headers = IdentitySigner(KEY, "assets").identity_headers(Identity(owner="ann", key_id="k"))
+    headers = IdentitySigner(KEY, "assets").build_identity_headers(
+        Identity(owner="ann", key_id="k")
+    )
     with pytest.raises(jwt.InvalidSignatureError):
         jwt.decode(
             headers["x-moyin-identity"], derive_route_secret(KEY, "b"), ["HS256"], audience="assets"
@@ -35,5 +37,5 @@ def test_every_route_has_its_own_secret() -> None:
 def test_tokens_are_cached_per_caller() -> None:
     signer = IdentitySigner(KEY, "assets")
     ann, bob = Identity(owner="ann", key_id="k1"), Identity(owner="bob", key_id="k2")
-    assert signer.identity_headers(ann) is signer.identity_headers(ann)
-    assert signer.identity_headers(ann) != signer.identity_headers(bob)
+    assert signer.build_identity_headers(ann) is signer.build_identity_headers(ann)
+    assert signer.build_identity_headers(ann) != signer.build_identity_headers(bob)

@@ -14,7 +14,7 @@ import pytest
 
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.errors import ArchiveTooLarge
-from moyin.store.archives import MAX_BYTES, MAX_FILES, Archive, choose_names
+from moyin.store.archives import MAX_BYTES, MAX_FILES, Archive, choose_file_names
 from moyin.store.blobs import BlobStore
 
 MADE = datetime(2026, 11, 29, 12, 30, 10, tzinfo=UTC)
@@ -66,7 +66,7 @@ async def test_missing_content_of_a_file_aborts_the_archive(tmp_path: Path) -> N
 
 
 def test_file_names_in_archives_are_safe_and_unique_on_every_system() -> None:
-    file_names = choose_names(
+    file_names = choose_file_names(
         [
             make_file(name)
             for name in (

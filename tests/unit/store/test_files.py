@@ -46,7 +46,7 @@ async def test_a_deleted_file_is_hidden_but_a_batch_still_finds_it(files: FileSt
     assert await files.find("ada", "file-1") is None
     deleted_file = await files.find("ada", "file-1", with_deleted=True)
     assert deleted_file is not None and deleted_file.sha256 == "a" * 64
-    with pytest.raises(StoredFileNotFound, match="may have been deleted"):
+    with pytest.raises(StoredFileNotFound, match="there is no file 'file-1': GET"):
         await files.delete("ada", "file-1")
 
 
@@ -63,13 +63,13 @@ async def test_pages_follow_each_other_in_either_order(files: FileStore) -> None
     await files.add(replace(make_file(6), purpose=INTERNAL))
     page, has_more = await files.list_page("ada", limit=2)
     assert ([f.id for f in page], has_more) == (["file-5", "file-4"], True)
-    page, has_more = await files.list_page("ada", limit=3, after="file-4")
+    page, has_more = await files.list_page("ada", limit=3, after_id="file-4")
     assert ([f.id for f in page], has_more) == (["file-3", "file-2", "file-1"], False)
-    page, _ = await files.list_page("ada", limit=2, after="file-2", newest_first=False)
+    page, _ = await files.list_page("ada", limit=2, after_id="file-2", newest_first=False)
     assert [f.id for f in page] == ["file-3", "file-4"]
     assert await files.list_page("ada", purpose="user_data") == ([], False)
     with pytest.raises(StoredFileNotFound, match="after"):
-        await files.list_page("ada", after="file-9")
+        await files.list_page("ada", after_id="file-9")
 
 
 async def test_total_size_of_a_tenants_files_is_bounded(files: FileStore) -> None:

@@ -89,7 +89,7 @@ class Rig:
     async def prune(self) -> PruneResult:
         """Prune everything that was deleted so far, as if all files were old enough."""
         prune_before = now() + LATER
-        return await self.pruner.run_deleted(prune_before)
+        return await self.pruner.prune_deleted_files(prune_before)
 
     def list_files(self) -> set[str]:
         return {file.name for file in self.folder.rglob("*") if file.is_file()}
@@ -201,7 +201,7 @@ async def test_recently_deleted_files_stay(rig: Rig) -> None:
     job = await rig.create_job()
     files_before = rig.list_files()
     await rig.jobs.delete("ada", [job.id])
-    assert await rig.pruner.run_deleted(now() - LATER) == PruneResult()
+    assert await rig.pruner.prune_deleted_files(now() - LATER) == PruneResult()
     assert rig.list_files() == files_before
 
 
@@ -211,11 +211,11 @@ async def test_the_name_of_a_deleted_upload_is_free(rig: Rig) -> None:
         await rig.make_artifact(b"first"),
         await rig.make_artifact(b"second"),
     )
-    await rig.uploads.put("ada", name, first_artifact, replace=False)
+    await rig.uploads.put("ada", name, first_artifact, may_replace=False)
     await rig.artifacts.delete("ada", first_artifact.id)
     assert await rig.uploads.find("ada", [name]) == {}
     assert (
-        await rig.uploads.put("ada", name, second_artifact, replace=False)
+        await rig.uploads.put("ada", name, second_artifact, may_replace=False)
     ).id == second_artifact.id
     assert (await rig.uploads.find("ada", [name]))[name].id == second_artifact.id
 
@@ -253,12 +253,12 @@ async def test_name_of_a_file_deleted_by_an_old_version_is_free(
     name = ComfyFileName(filename="a.png", subfolder="", type="input")
     old_artifact = await rig.make_artifact(b"old", "art_" + "0" * 32)
     new_artifact = await rig.make_artifact(b"new", "art_" + "1" * 32)
-    await rig.uploads.put("ada", name, old_artifact, replace=False)
+    await rig.uploads.put("ada", name, old_artifact, may_replace=False)
     deletion_statement = (
         artifacts.update().where(artifacts.c.id == old_artifact.id).values(deleted_at=now())
     )
     await database.execute(deletion_statement)
-    assert await rig.uploads.put("ada", name, new_artifact, replace=False) == new_artifact
+    assert await rig.uploads.put("ada", name, new_artifact, may_replace=False) == new_artifact
     assert await rig.uploads.find("ada", [name]) == {name: new_artifact}
 
 
@@ -285,5 +285,5 @@ async def test_a_deleted_upload_can_be_restored(database: Database, tmp_path: Pa
         await rig.artifacts.get("ada", upload.id)
     await rig.artifacts.add_or_restore(upload, owner="ada")
     assert await rig.artifacts.get("ada", upload.id) == upload
-    await rig.pruner.run_deleted(now() + LATER)
+    await rig.pruner.prune_deleted_files(now() + LATER)
     assert await rig.artifacts.get("ada", upload.id) == upload

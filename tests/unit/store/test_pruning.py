@@ -235,14 +235,14 @@ async def test_a_job_retried_during_pruning_keeps_its_files(
 ) -> None:
     await past_jobs.create_job(graph="same")
     retried_id = await past_jobs.create_job(graph="same", status=JobStatus.FAILED)
-    find_unreferenced_files = past_jobs.pruner._references.find_unreferenced_files
+    find_unreferenced_digests = past_jobs.pruner._references.find_unreferenced_digests
 
     async def retry_meanwhile(*arguments: Any) -> set[str]:
-        unreferenced_files = await find_unreferenced_files(*arguments)
+        unreferenced_files = await find_unreferenced_digests(*arguments)
         await past_jobs.jobs.reopen("ada", retried_id)
         return unreferenced_files
 
-    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", retry_meanwhile)
+    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_digests", retry_meanwhile)
     pruned_total = await past_jobs.prune()
     # The output of the other job; both share the graph and the picture.
     assert (pruned_total.jobs, pruned_total.files) == (1, 1)
@@ -260,15 +260,18 @@ async def test_concurrent_pruners_leave_no_files(
     past_jobs.make_files_old()
     other_pruner = Pruner(past_jobs.database, past_jobs.blobs)
     first_run, second_run = other_pruner.run(BEFORE), past_jobs.pruner.run(BEFORE)
-    find_unreferenced_files, results = past_jobs.pruner._references.find_unreferenced_files, []
+    find_unreferenced_digests, results = (
+        past_jobs.pruner._references.find_unreferenced_digests,
+        [],
+    )
 
     async def prune_meanwhile(*arguments: Any) -> set[str]:
-        unreferenced_files = await find_unreferenced_files(*arguments)
+        unreferenced_files = await find_unreferenced_digests(*arguments)
         results.append(await anext(first_run))
         return unreferenced_files
 
     # Both have seen all four jobs before any is deleted, and each deletes some of them.
-    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", prune_meanwhile)
+    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_digests", prune_meanwhile)
     results += [await anext(second_run), await anext(second_run)]
     for run in (first_run, second_run):
         results += [prune_result async for prune_result in run]
@@ -300,7 +303,7 @@ class SlowPruner(Pruner):
         super().__init__(database, blobs)
         self.has_begun, self.may_proceed = asyncio.Event(), asyncio.Event()
 
-    async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
+    async def run(self, cutoff: datetime) -> AsyncIterator[PruneResult]:
         self.has_begun.set()
         await self.may_proceed.wait()
         yield PruneResult()

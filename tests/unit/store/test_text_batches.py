@@ -143,11 +143,11 @@ async def test_pages_go_forwards_and_backwards(database: Database) -> None:
         return [batch.id.removeprefix("batch_") for batch in page], has_more
 
     assert await list_numbers(limit=2) == (["5", "4"], True)
-    assert await list_numbers(limit=3, after="batch_4") == (["3", "2", "1"], False)
-    assert await list_numbers(limit=2, before="batch_2") == (["4", "3"], True)
+    assert await list_numbers(limit=3, after_id="batch_4") == (["3", "2", "1"], False)
+    assert await list_numbers(limit=2, before_id="batch_2") == (["4", "3"], True)
     assert await batches.list_page("ada", BatchDialect.ANTHROPIC) == ([], False)
     with pytest.raises(BatchNotFound):
-        await list_numbers(after="batch_9")
+        await list_numbers(after_id="batch_9")
 
 
 async def test_a_claimed_line_is_run_by_no_other_runner(
@@ -156,13 +156,15 @@ async def test_a_claimed_line_is_run_by_no_other_runner(
     await start_batch(batches, lines, 5)
     assert [x.number for x in await lines.claim("batch_1", "one", 2)] == [1, 2]
     assert [x.number for x in await lines.claim("batch_1", "two", 9)] == [3, 4, 5]
-    assert await lines.claim("batch_1", "one", 9, running=[1, 2]) == []
+    assert await lines.claim("batch_1", "one", 9, running_numbers=[1, 2]) == []
     await lines.release("batch_1", [1, 3], "one")
-    assert [x.number for x in await lines.claim("batch_1", "two", 9, running=[3, 4, 5])] == [1]
+    assert [
+        x.number for x in await lines.claim("batch_1", "two", 9, running_numbers=[3, 4, 5])
+    ] == [1]
     # The second runner dies.
     await lines.renew_runner("two", -1)
     assert await lines.count("batch_1") == LineCounts(pending=5, running=1)
-    reclaimed_lines = await lines.claim("batch_1", "one", 9, running=[2])
+    reclaimed_lines = await lines.claim("batch_1", "one", 9, running_numbers=[2])
     assert [x.number for x in reclaimed_lines] == [1, 3, 4, 5]
     await lines.remove_runner("one")
     assert len(await lines.claim("batch_1", "three", 9)) == 5
@@ -238,7 +240,7 @@ async def test_batch_results_become_files_and_lines_are_deleted(
     assert (await batches.get("ada", "batch_1")).status is BatchStatus.FINALIZING
     for _ in range(2):
         ended_batch = await batches.finish(
-            "batch_1", output=make_output_file("file-o"), errors=None
+            "batch_1", output_file=make_output_file("file-o"), error_file=None
         )
         assert (
             ended_batch.status is BatchStatus.COMPLETED and ended_batch.output_file_id == "file-o"
@@ -261,7 +263,7 @@ async def test_a_cancelled_batch_waits_for_its_running_lines(
     # A line whose runner was thought dead comes too late.
     assert await lines.finish([make_finished_line(2)]) == [make_finished_line(2)]
     ended_batch = await batches.finish(
-        "batch_1", output=make_output_file("file-o"), errors=make_output_file("file-e")
+        "batch_1", output_file=make_output_file("file-o"), error_file=make_output_file("file-e")
     )
     assert (ended_batch.status, ended_batch.completed) == (BatchStatus.CANCELLED, 1)
     assert ended_batch.error_file_id == "file-e"
@@ -273,7 +275,9 @@ async def test_an_expired_batch_begins_no_line(
     await start_batch(batches, lines, 2, expires_at=now() - timedelta(seconds=1))
     assert await lines.claim("batch_1", "one", 1) == []
     assert await batches.seal("batch_1")
-    ended_batch = await batches.finish("batch_1", output=None, errors=make_output_file("file-e"))
+    ended_batch = await batches.finish(
+        "batch_1", output_file=None, error_file=make_output_file("file-e")
+    )
     assert ended_batch.status is BatchStatus.EXPIRED
     with pytest.raises(BatchFinished, match="expired"):
         await batches.cancel("ada", "batch_1")

@@ -197,6 +197,6 @@ async def test_entries_during_a_commit_wait_for_the_next_one(database: Database)
 
     database.writing = record_during_commit  # type: ignore[method-assign]
     ledger.record(ENTRY)
-    assert await ledger._write_waiting()
+    assert await ledger._write_waiting_entries()
     assert commit_count == 1
     assert len(ledger._waiting) == 1

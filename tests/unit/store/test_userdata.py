@@ -20,7 +20,7 @@ OTHERS = (
 
 @pytest.fixture
 def files(database: Database) -> UserdataStore:
-    return UserdataStore(database, max_file=100, max_bytes=250, max_files=3)
+    return UserdataStore(database, max_file_bytes=100, max_bytes=250, max_files=3)
 
 
 async def list_paths(files: UserdataStore, scope: UserdataScope = ANN) -> list[str]:

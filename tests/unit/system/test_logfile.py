@@ -8,7 +8,7 @@ from moyin.system.logfile import LogFile, read_last_lines
 
 
 def test_log_takes_at_most_twice_its_limit(tmp_path: Path) -> None:
-    log = LogFile(tmp_path / "x.log", limit=100)
+    log = LogFile(tmp_path / "x.log", max_bytes=100)
     for number in range(50):
         log.write(f"line {number:04}\n".encode())
     log.close()
@@ -32,7 +32,7 @@ def test_tail_of_a_missing_file_is_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("last_write", [b"x" * 60, b"short"])
 def test_removed_log_is_created_again(tmp_path: Path, last_write: bytes) -> None:
-    log = LogFile(tmp_path / "x.log", limit=100)
+    log = LogFile(tmp_path / "x.log", max_bytes=100)
     log.write(b"a" * 60)
     (tmp_path / "x.log").unlink()
     log.write(b"b" * 60)

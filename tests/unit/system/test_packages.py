@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moyin.system.packages import install_command, uv_environ
+from moyin.system.packages import build_install_command, build_uv_environ
 
 PYTHON = Path(sys.executable)
 
@@ -28,7 +28,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 def test_pips_settings_become_variables_of_uv(environ: dict[str, str]) -> None:
-    variables = uv_environ(PYTHON, environ)
+    variables = build_uv_environ(PYTHON, environ)
     assert variables["UV_DEFAULT_INDEX"] == "https://packages.studio.example/simple"
     assert variables["UV_INDEX"] == "https://two.example"
     assert variables["UV_INDEX_STRATEGY"] == "unsafe-best-match"
@@ -40,16 +40,21 @@ def test_pips_settings_become_variables_of_uv(environ: dict[str, str]) -> None:
 def test_pip_variable_overrides_the_file_and_uv_variable_overrides_both(
     environ: dict[str, str],
 ) -> None:
-    assert uv_environ(PYTHON, {**environ, "PIP_TIMEOUT": "69.5"})["UV_HTTP_TIMEOUT"] == "70"
+    assert build_uv_environ(PYTHON, {**environ, "PIP_TIMEOUT": "69.5"})["UV_HTTP_TIMEOUT"] == "70"
     own_environ = {**environ, "PIP_TIMEOUT": "70", "UV_HTTP_TIMEOUT": "80"}
-    assert uv_environ(PYTHON, own_environ)["UV_HTTP_TIMEOUT"] == "80"
+    assert build_uv_environ(PYTHON, own_environ)["UV_HTTP_TIMEOUT"] == "80"
 
 
 def test_pips_certificates_win_over_those_of_the_machine(environ: dict[str, str]) -> None:
     environ.pop("SSL_CERT_FILE", None)
     # The machine's own file may name certificates.
-    assert uv_environ(PYTHON, {**environ, "PIP_CONFIG_FILE": os.devnull})["UV_SYSTEM_CERTS"] == "1"
-    variables = uv_environ(PYTHON, {**environ, "SSL_CERT_FILE": "/b.pem", "PIP_CERT": "/a.pem"})
+    assert (
+        build_uv_environ(PYTHON, {**environ, "PIP_CONFIG_FILE": os.devnull})["UV_SYSTEM_CERTS"]
+        == "1"
+    )
+    own_environ = build_uv_environ(
+        PYTHON, {**environ, "SSL_CERT_FILE": "/b.pem", "PIP_CERT": "/a.pem"}
+    )
     assert variables["SSL_CERT_FILE"] == "/a.pem"
     assert "UV_SYSTEM_CERTS" not in variables
 
@@ -57,7 +62,7 @@ def test_pips_certificates_win_over_those_of_the_machine(environ: dict[str, str]
 def test_pip_settings_of_other_commands_are_ignored(environ: dict[str, str]) -> None:
     with Path(environ["PIP_CONFIG_FILE"]).open("a") as file:
         file.write("[wheel]\nproxy = http://proxy.example\n")
-    assert "ALL_PROXY" not in uv_environ(PYTHON, environ)
+    assert "ALL_PROXY" not in build_uv_environ(PYTHON, environ)
 
 
 def test_package_is_installed_from_the_folder_that_pip_is_set_to(tmp_path: Path) -> None:
@@ -66,11 +71,11 @@ def test_package_is_installed_from_the_folder_that_pip_is_set_to(tmp_path: Path)
     _write_wheel(wheels / "tiny_thing-1.0-py3-none-any.whl")
     venv = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
-    environ = uv_environ(
+    environ = build_uv_environ(
         PYTHON, {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
     ) | {"UV_CACHE_DIR": str(tmp_path / "cache")}
     python = venv / "bin" / "python"
-    subprocess.run([*install_command(python), "tiny-thing"], check=True, env=environ)
+    subprocess.run([*build_install_command(python), "tiny-thing"], check=True, env=environ)
     subprocess.run([python, "-c", "import tiny_thing"], check=True)
 
 

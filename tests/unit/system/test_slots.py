@@ -28,7 +28,7 @@ class TenantCalls:
 
     def __init__(self, limit: int, queue: int = 100) -> None:
         self.clock = Clock()
-        self.slots = Slots(limit, queue=queue, patience=60, clock=self.clock)
+        self.slots = Slots(limit, max_waiting=queue, patience=60, clock=self.clock)
         self.began: list[str] = []
         self.refused: list[str] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -144,7 +144,7 @@ async def test_slot_granted_to_a_cancelled_call_is_passed_on() -> None:
 
 
 async def test_call_waits_at_most_its_patience() -> None:
-    slots = Slots(1, queue=1, patience=0.01)
+    slots = Slots(1, max_waiting=1, patience=0.01)
     assert slots.try_acquire("a")
     with pytest.raises(Overloaded):
         await slots.wait("b", 60, 1)

@@ -52,7 +52,7 @@ def new_asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedel
                 declared_type=upload.fields.get("content_type") or upload.declared,
             )  # fmt: skip
             stored_asset, is_new = await assets.add(
-                owner, artifact, expected=upload.fields.get("expected_hash")
+                owner, artifact, expected_hash=upload.fields.get("expected_hash")
             )
         response.status_code = 201 if is_new else 200
         return new_presenter(request, retention).to_asset_body(stored_asset, is_new=is_new)

@@ -51,7 +51,7 @@ class _UploadRequest:
     def to_upstream(self, model: str) -> UpstreamBody:
         body = EncodedForm(self.form, {"model": model})
         return UpstreamBody(
-            content_type=body.content_type, get_content=body.iterate, length=body.length
+            content_type=body.content_type, get_content=body.iterate_body, length=body.length
         )
 
 

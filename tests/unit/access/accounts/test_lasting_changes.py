@@ -195,9 +195,16 @@ class InterruptedPasswords(PasswordService):
         self._interruption = interruption
 
     async def verify(
-        self, password_hash: str | None, password: str, *, account: str = "", trusted: bool = False
+        self,
+        password_hash: str | None,
+        password: str,
+        *,
+        account: str = "",
+        is_trusted: bool = False,
     ) -> bool:
-        matches = await super().verify(password_hash, password, account=account, trusted=trusted)
+        matches = await super().verify(
+            password_hash, password, account=account, is_trusted=is_trusted
+        )
         await self._interruption()
         return matches
 
@@ -243,17 +250,19 @@ async def test_concurrent_provider_sign_ins_create_one_account(
     async def sign_in_others_meanwhile(issuer: str, subject: str) -> object:
         user = await find_by_sign_in(issuer, subject)
         for other_identity in other_identities:
-            assert (await sign_in.sign_in_verified(other_identity)).user.email == "eve@example.com"
+            assert (
+                await sign_in.sign_in_with_identity(other_identity)
+            ).user.email == "eve@example.com"
         return user
 
     monkeypatch.setattr(users, "find_by_sign_in", sign_in_others_meanwhile)
-    session = await sign_in.sign_in_verified(make_verified_identity(provider, "eve"))
+    session = await sign_in.sign_in_with_identity(make_verified_identity(provider, "eve"))
     monkeypatch.undo()
     assert (await users.find_by_sign_in(provider.issuer, "eve")) == session.user
     # Another person with that email is still refused.
     if not links_emails:
         with pytest.raises(NameTaken):
-            await sign_in.sign_in_verified(make_verified_identity(provider, "eve2"))
+            await sign_in.sign_in_with_identity(make_verified_identity(provider, "eve2"))
 
 
 async def test_taking_over_an_account_removes_untrusted_sign_ins(
@@ -266,15 +275,17 @@ async def test_taking_over_an_account_removes_untrusted_sign_ins(
     sign_in.policy = SignInPolicy(
         trusted_issuers=frozenset({trusted_provider.issuer, second_provider.issuer})
     )
-    squatter_session = await sign_in.sign_in_verified(
+    squatter_session = await sign_in.sign_in_with_identity(
         make_verified_identity(untrusted_provider, "squatter")
     )
-    owner_session = await sign_in.sign_in_verified(make_verified_identity(trusted_provider, "eve"))
+    owner_session = await sign_in.sign_in_with_identity(
+        make_verified_identity(trusted_provider, "eve")
+    )
     assert owner_session.user.id == squatter_session.user.id
     assert await users.find_by_sign_in(untrusted_provider.issuer, "squatter") is None
     with pytest.raises(NameTaken):
-        await sign_in.sign_in_verified(make_verified_identity(untrusted_provider, "squatter"))
+        await sign_in.sign_in_with_identity(make_verified_identity(untrusted_provider, "squatter"))
     # Two trusted providers sign in to the same account, and neither removes the other.
-    await sign_in.sign_in_verified(make_verified_identity(second_provider, "eve"))
+    await sign_in.sign_in_with_identity(make_verified_identity(second_provider, "eve"))
     for provider in (trusted_provider, second_provider):
         assert (await users.find_by_sign_in(provider.issuer, "eve")) is not None

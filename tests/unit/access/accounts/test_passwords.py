@@ -105,7 +105,7 @@ async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
         await start_signals.get()
     with pytest.raises(Overloaded):
         await passwords.verify(password_hash, "right", account="ann")
-    assert await passwords.verify(password_hash, "right", account="ann", trusted=True)
+    assert await passwords.verify(password_hash, "right", account="ann", is_trusted=True)
     may_proceed.set()
     assert await asyncio.gather(*flood_tasks) == [False] * 66
 

@@ -15,10 +15,10 @@ async def test_without_valkey_the_setting_decides_whether_attempts_pass() -> Non
     open_throttle, closed_throttle = Throttle(NOWHERE), Throttle(NOWHERE, fail_open=False)
     await open_throttle.acquire(KEY)
     await open_throttle.count_event("register", 1)
-    await open_throttle.subtract(KEY)
+    await open_throttle.subtract_attempt(KEY)
     await open_throttle.subtract_event("register")
-    await open_throttle.record_known("ann")
-    assert not await open_throttle.is_known("ann")
+    await open_throttle.record_known_address("ann")
+    assert not await open_throttle.is_known_address("ann")
     with pytest.raises(ServiceUnavailable):
         await closed_throttle.acquire(KEY)
     with pytest.raises(ServiceUnavailable):

@@ -56,7 +56,7 @@ def make_middleware(meter: Any = None) -> AuthorizationMiddleware:
         app,
         scope_of=lambda scope: "text" if scope["path"] == "/text" else None,
         meter=meter,
-        priced=frozenset({"/priced", "/cached"}),
+        priced_paths=frozenset({"/priced", "/cached"}),
     )
 
 

@@ -34,7 +34,7 @@ class EncodingClient:
             self._read,
             service="echo",
             authenticator=StaticAuthenticator({"good": Identity(owner="ada", key_id="k1")}),
-            errors=render_problem_details,
+            error_renderer=render_problem_details,
             max_body_bytes=LIMIT,
             observer=NoObserver(),
             keeps_encoding=lambda scope: scope["path"] == "/forwarded",

@@ -26,7 +26,10 @@ def is_events_path(scope: Scope) -> bool:
 
 
 TAKEN = CredentialFinder(
-    query=is_comfy_path, proxied=is_proxied_path, cookie=is_comfy_path, event_token=is_events_path
+    may_use_query=is_comfy_path,
+    is_proxied=is_proxied_path,
+    may_use_cookie=is_comfy_path,
+    may_use_event_token=is_events,
 )
 SAME = {"sec-fetch-site": "same-origin"}
 

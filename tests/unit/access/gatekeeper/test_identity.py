@@ -95,7 +95,7 @@ async def test_an_event_token_reads_one_job_until_its_key_is_revoked(key_store: 
 
 async def test_an_event_token_ends_with_the_secret_of_its_creator(key_store: KeyStore) -> None:
     key_id, old_secret = await key_store.create("ann", "k")
-    authenticator = KeyAuthenticator(key_store, SIGNING, cached=False)
+    authenticator = KeyAuthenticator(key_store, SIGNING, uses_cache=False)
 
     async def create_token(secret: str) -> str:
         return create_event_token(SIGNING, await authenticator.authenticate(secret), "j", 60)

@@ -97,14 +97,14 @@ class GatekeeperClient:
             echo,
             service="echo",
             authenticator=make_authenticator(),
-            errors=render_problem_details,
+            error_renderer=render_problem_details,
             max_body_bytes=LIMIT,
             observer=self.metrics,
-            public=frozenset({"/open"}),
-            credentials=CredentialFinder(
-                proxied=lambda scope: scope["path"] == "/",
-                cookie=lambda scope: scope["path"] == "/job/read",
-                event_token=lambda scope: scope["path"] in ("/job", "/job/read"),
+            public_paths=frozenset({"/open"}),
+            credential_finder=CredentialFinder(
+                is_proxied=lambda scope: scope["path"] == "/",
+                may_use_cookie=lambda scope: scope["path"] == "/job/read",
+                may_use_event_token=lambda scope: scope["path"] in ("/job", "/job/read"),
             ),
         )
 
@@ -354,7 +354,7 @@ def wrap_in_gatekeeper(app: ASGIApp, metrics: RecordingObserver) -> Gatekeeper:
         app,
         service="hang",
         authenticator=make_authenticator(),
-        errors=render_problem_details,
+        error_renderer=render_problem_details,
         max_body_bytes=LIMIT,
         observer=metrics,
     )
@@ -480,9 +480,9 @@ async def test_the_app_does_not_see_a_query_key() -> None:
 
     client = GatekeeperClient()
     client.app = Gatekeeper(
-        app, service="s", authenticator=make_authenticator(), errors=render_problem_details, max_body_bytes=LIMIT,
+        app, service="s", authenticator=make_authenticator(), error_renderer=render_problem_details, max_body_bytes=LIMIT,
         observer=recorder,
-        credentials=CredentialFinder(query=lambda scope: scope["path"] == "/view"),
+        credential_finder=CredentialFinder(may_use_query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip
     status, _, _, messages = await client.call("/view", query=b"a=1&api_key=good")
     assert status == 200

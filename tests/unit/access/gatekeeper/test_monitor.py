@@ -39,7 +39,7 @@ class MonitoredApp:
             self._app,
             service="test",
             authenticator=self.keys,
-            errors=render_problem_details,
+            error_renderer=render_problem_details,
             max_body_bytes=10,
             observer=NoObserver(),
         )
@@ -231,7 +231,7 @@ class FakeConnection:
 
 async def test_a_thousand_connections_of_one_key_take_one_recheck() -> None:
     keys = CountingKeys()
-    monitor = CredentialMonitor(keys, interval=3600)
+    monitor = CredentialMonitor(keys, interval_seconds=3600)
     connections = [FakeConnection() for _ in range(1_000)]
     for connection in connections:
         monitor.add("good", ANN, connection)
@@ -245,7 +245,7 @@ async def test_a_thousand_connections_of_one_key_take_one_recheck() -> None:
 async def test_connections_continue_while_the_database_is_unavailable() -> None:
     keys, connection = CountingKeys(), FakeConnection()
     keys.is_unavailable = True
-    monitor = CredentialMonitor(keys, interval=3600)
+    monitor = CredentialMonitor(keys, interval_seconds=3600)
     monitor.add("gone", ANN, connection)
     await monitor.recheck()
     assert not connection.ended
@@ -265,7 +265,7 @@ async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:
 
     second_recheck = asyncio.Event()
     connection = FakeConnection()
-    monitor = CredentialMonitor(FailingOnceKeys(), interval=0)
+    monitor = CredentialMonitor(FailingOnceKeys(), interval_seconds=0)
     monitor.add("good", ANN, connection)
     async with asyncio.timeout(10):
         await second_recheck.wait()
@@ -275,6 +275,6 @@ async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:
 
 
 async def test_a_connection_of_a_service_token_is_not_monitored() -> None:
-    monitor = CredentialMonitor(CountingKeys(), interval=3600)
+    monitor = CredentialMonitor(CountingKeys(), interval_seconds=3600)
     monitor.add("token", replace(ANN, service="jobs"), FakeConnection())
     assert not monitor._credentials

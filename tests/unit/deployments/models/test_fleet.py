@@ -131,7 +131,7 @@ async def test_telemetry_records_breakers_from_their_first_state(settings: Setti
     telemetry = RecordingTelemetry()
     builder = FleetBuilder(settings, {}, telemetry=telemetry)
     fleet = builder.build(make_config(OLLAMA))
-    fleet.runtimes["gpu-0"].breaker.fail(at_once=True)
+    fleet.runtimes["gpu-0"].breaker.fail(opens_at_once=True)
     assert telemetry.states == {
         "gpu-0": [BreakerState.CLOSED, BreakerState.OPEN],
         "gpu-1": [BreakerState.CLOSED],

@@ -13,7 +13,7 @@ class FakeJobStore:
         self.due_ids = list(due_ids)
         self.failures = 0
 
-    async def list_undispatched(self, older_than: timedelta) -> list[tuple[str, int, bool]]:
+    async def list_undispatched(self, min_age: timedelta) -> list[tuple[str, int, bool]]:
         if self.failures:
             self.failures -= 1
             raise OSError("the database is away")

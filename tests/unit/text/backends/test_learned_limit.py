@@ -26,7 +26,7 @@ class SimulatedServer:
 
     def __init__(self, parallelism: int, *, max_limit: int = 64) -> None:
         self.clock = Clock()
-        self.slots = Slots(64, queue=64, patience=1e6, clock=self.clock)
+        self.slots = Slots(64, max_waiting=64, patience=1e6, clock=self.clock)
         self.limit = LearnedLimit(self.slots, max_limit=max_limit, clock=self.clock)
         self.parallelism = parallelism
         self.calls: list[tuple[ExitStack, TrackedCall]] = []
@@ -120,7 +120,7 @@ def test_whole_answers_report_their_start() -> None:
 
 
 async def test_waiting_call_begins_when_the_limit_is_tried() -> None:
-    slots = Slots(64, queue=4, patience=1)
+    slots = Slots(64, max_waiting=4, patience=1)
     LearnedLimit(slots, max_limit=8)
     assert slots.try_acquire("ada")
     assert not slots.try_acquire("ada")

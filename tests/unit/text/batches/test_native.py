@@ -446,7 +446,7 @@ async def test_plan_continues_after_its_replica_died(rig: Rig) -> None:
         status=NativeStatus.ASSIGNED, created_at=created_at, due_at=created_at + timedelta(seconds=0.2),
     )  # fmt: skip
     await rig.store.add(native_batch)
-    assert await rig.store.assign(native_batch, [1, 2]) == 2
+    assert await rig.store.assign_lines(native_batch, [1, 2]) == 2
     rig.api.state = RemoteState.ENDED
     await rig.advance_until(done=2)
     assert sorted(map(len, rig.api.sent.values())) == [2, 4]
@@ -473,11 +473,11 @@ async def test_no_line_joins_a_batch_that_is_being_sent(rig: Rig) -> None:
         status=NativeStatus.ASSIGNED, created_at=created_at, due_at=created_at,
     )  # fmt: skip
     await rig.store.add(native_batch)
-    assert await rig.store.take(native_batch, 60)
-    assert not await rig.store.take(native_batch, 60)
-    assert await rig.store.assign(native_batch, [1]) == 0
-    await rig.store.make_due(native_batch)
-    assert not await rig.store.take(replace(native_batch, due_at=now()), 60)
+    assert await rig.store.reserve_step(native_batch, 60)
+    assert not await rig.store.reserve_step(native_batch, 60)
+    assert await rig.store.assign_lines(native_batch, [1]) == 0
+    await rig.store.make_first_step_due(native_batch)
+    assert not await rig.store.reserve_step(replace(native_batch, due_at=now()), 60)
 
 
 async def test_a_step_that_fails_is_tried_again(

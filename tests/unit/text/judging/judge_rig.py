@@ -86,8 +86,8 @@ class InMemoryComparisons:
         second_answer = self.second_answers.get(comparison_id)
         return StoredComparison(comparison=self.stored[comparison_id], second=second_answer)
 
-    async def add_second_answer(self, comparison_id: str, text: str) -> None:
-        self.second_answers[comparison_id] = text
+    async def add_second_answer(self, comparison_id: str, answer: str) -> None:
+        self.second_answers[comparison_id] = answer
 
     async def remove(self, comparison_id: str) -> None:
         self.stored.pop(comparison_id, None)

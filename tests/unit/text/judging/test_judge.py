@@ -189,7 +189,7 @@ async def test_judge_without_budget_calls_no_model() -> None:
 async def test_tenants_have_priority_over_the_judge() -> None:
     rig = JudgeRig(BETTER_FIRST)
     comparison_id = await rig.start_and_get_id()
-    slots = rig.runtimes["haiku"].slots = Slots(1, queue=1, patience=1)
+    slots = rig.runtimes["haiku"].slots = Slots(1, max_waiting=1, patience=1)
     assert slots.try_acquire("ada")
     with pytest.raises(Overloaded) as exc_info:
         await rig.judge.fetch_second_answer(comparison_id)
@@ -243,7 +243,7 @@ async def test_judge_takes_no_slot_from_a_single_tenant() -> None:
     The last slot is otherwise reserved for another active tenant.
     """
     rig = JudgeRig(BETTER_FIRST)
-    slots = rig.runtimes["haiku"].slots = Slots(2, queue=1, patience=1)
+    slots = rig.runtimes["haiku"].slots = Slots(2, max_waiting=1, patience=1)
     assert slots.try_acquire("ada")
     comparison_id = await rig.start_and_get_id()
     assert await rig.judge.fetch_second_answer(comparison_id) is Outcome.ANSWERED

@@ -80,7 +80,7 @@ def make_runtime(
         pass_through=backend,
         timeout=5,
         breaker=Breaker(clock),
-        slots=Slots(limit, queue=2, patience=1),
+        slots=Slots(limit, max_waiting=2, patience=1),
         clock=clock,
     )
 

@@ -28,7 +28,13 @@ class InMemoryAnswers:
         return self.kept_responses.get((owner, digest))
 
     async def put(
-        self, owner: str, digest: str, response: CachedResponse, *, ttl: int, entries: int
+        self,
+        owner: str,
+        digest: str,
+        response: CachedResponse,
+        *,
+        ttl_seconds: int,
+        max_entries: int,
     ) -> None:
         self.kept_responses[owner, digest] = response
 

@@ -25,7 +25,9 @@ def explain_route(rig: Rig, **changes: object) -> Explanation:
 
 def make_rig_with_gaps(*gaps: Any) -> Rig:
     """Return a router with an Anthropic back end for each gap: a feature that it lacks, or None."""
-    return Rig(*(FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=gap) for gap in gaps))
+    return Rig(
+        *(FakeBackend(api_format=ApiFormat.ANTHROPIC, unsupported_error=gap) for gap in gaps)
+    )
 
 
 async def test_explanation_and_call_exclude_a_back_end_with_a_gap() -> None:
@@ -51,7 +53,7 @@ async def test_dry_run_reports_the_same_error_as_the_call(gaps: Any) -> None:
 
 
 async def test_a_back_end_that_is_down_may_have_no_gap() -> None:
-    rig = Rig(FakeBackend(), FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=SEED))
+    rig = Rig(FakeBackend(), FakeBackend(api_format=ApiFormat.ANTHROPIC, unsupported_error=SEED))
     rig.runtimes[0].is_up = False
     error = explain_route(rig).error
     with pytest.raises(ServiceUnavailable):
@@ -70,13 +72,13 @@ async def test_files_are_translated_for_a_server_that_reads_none() -> None:
     file_part = {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}
     messages = [{"role": "user", "content": [file_part]}]
     file_error = UnsupportedFeature("files are not supported", field="messages")
-    text_only_backend, able_backend = FakeBackend(gap=file_error), FakeBackend()
+    text_only_backend, able_backend = FakeBackend(unsupported_error=file_error), FakeBackend()
     text_only_backend.reads_files = False
     explanation = explain_route(Rig(text_only_backend, able_backend), messages=messages)
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
     assert [e.reason for e in explanation.exclusions] == [file_error.message]
     # The same server gets the bytes of other requests.
     assert explain_route(Rig(text_only_backend)).error is None
-    text_only_backend.gap = None
+    text_only_backend.unsupported_error = None
     await Rig(text_only_backend).ask(messages=messages)
     assert [type(request) for request in text_only_backend.requests] == [ChatRequest]

@@ -151,7 +151,7 @@ async def test_late_stream_falls_back() -> None:
 
 async def test_call_waits_for_a_free_slot() -> None:
     held_backend = HeldBackend()
-    rig = Rig(held_backend, runtime={"slots": Slots(1, queue=1, patience=5)})
+    rig = Rig(held_backend, runtime={"slots": Slots(1, max_waiting=1, patience=5)})
     first_call = asyncio.create_task(rig.ask())
     second_call = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
@@ -167,7 +167,7 @@ async def test_call_waits_for_a_free_slot() -> None:
 
 async def test_wait_for_a_slot_is_bounded() -> None:
     held_backend = HeldBackend()
-    rig = Rig(held_backend, runtime={"slots": Slots(1, queue=1, patience=0.03)})
+    rig = Rig(held_backend, runtime={"slots": Slots(1, max_waiting=1, patience=0.03)})
     first_call = asyncio.create_task(rig.ask())
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
@@ -180,7 +180,7 @@ async def test_wait_for_a_slot_is_bounded() -> None:
 
 
 async def test_cancelled_waiter_leaves_the_queue_unchanged() -> None:
-    slots = Slots(1, queue=5, patience=5)
+    slots = Slots(1, max_waiting=5, patience=5)
     assert slots.try_acquire("ada")
     waiting_tasks = [asyncio.create_task(slots.wait("ada", 5, 1)) for _ in range(3)]
     await asyncio.sleep(0)

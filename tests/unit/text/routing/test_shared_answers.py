@@ -38,8 +38,8 @@ class FakeValkey(dict[bytes, bytes]):
     async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
         return None if self.is_unavailable else [dict.pop(self, name, None) for name in names]
 
-    async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
-        assert seconds == 300
+    async def put(self, values: Mapping[bytes, bytes], lifetime_seconds: int) -> None:
+        assert lifetime_seconds == 300
         self.update(values)
 
     async def close(self) -> None: ...
