@@ -207,7 +207,7 @@ class TextBatchActivities:
                 await asyncio.sleep(_SEAL_SECONDS)
             output_file, error_file = await write_results(batch, self._lines, self._blobs)
             ended_batch = await self._batches.finish(
-                batch.id, output_file=output_file, error_file=errors
+                batch.id, output_file=output_file, error_file=error_file
             )
             return ended_batch.status.value
 

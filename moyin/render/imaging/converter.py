@@ -170,7 +170,7 @@ class PictureConverter:
             content = await anyio.Path(target).read_bytes()
         if self._cache is not None:
             await self._cache.put(
-                owner, digest, content, ttl_seconds=_CACHED_SECONDS, max_entries=entries
+                owner, digest, content, ttl_seconds=_CACHED_SECONDS, max_entries=max_entries
             )
         return ConvertedPicture(media_type=media_type, size=size, content=content)
 

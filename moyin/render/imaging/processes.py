@@ -198,7 +198,10 @@ class PictureProcesses:
         # One tenant never gets all processes, so that its slow conversions do not block other
         # tenants.
         self._slots = Slots(
-            processes, max_waiting=max_waiting, patience=max_wait_seconds, reserve_seconds=math.inf
+            max_processes,
+            max_waiting=max_waiting,
+            patience=max_wait_seconds,
+            reserve_seconds=math.inf,
         )
         self._patience = max_wait_seconds
         self._idle = idle_seconds

@@ -52,7 +52,7 @@ def test_pips_certificates_win_over_those_of_the_machine(environ: dict[str, str]
         build_uv_environ(PYTHON, {**environ, "PIP_CONFIG_FILE": os.devnull})["UV_SYSTEM_CERTS"]
         == "1"
     )
-    own_environ = build_uv_environ(
+    variables = build_uv_environ(
         PYTHON, {**environ, "SSL_CERT_FILE": "/b.pem", "PIP_CERT": "/a.pem"}
     )
     assert variables["SSL_CERT_FILE"] == "/a.pem"

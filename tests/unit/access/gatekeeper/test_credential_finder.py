@@ -29,7 +29,7 @@ TAKEN = CredentialFinder(
     may_use_query=is_comfy_path,
     is_proxied=is_proxied_path,
     may_use_cookie=is_comfy_path,
-    may_use_event_token=is_events,
+    may_use_event_token=is_events_path,
 )
 SAME = {"sec-fetch-site": "same-origin"}
 
