@@ -241,7 +241,8 @@ def test_invalid_tool_arguments_are_a_model_error() -> None:
     assert error_response.status == 422
     assert json.loads(error_response.body)["error"] == {
         "type": "api_error",
-        "message": "the model called the tool 'f' with arguments that are not a JSON object",
+        "message": "the model called the tool 'f' with arguments that are not a JSON object; "
+        "try again, or use another model",
         "code": "invalid_tool_call",
         "details": {"tool": "f", "arguments": "{oops"},
     }
