@@ -83,8 +83,8 @@ async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(
     job, other_job = await harness.create_job(), await harness.create_job(is_running=True)
     original_get, completed_reads = harness.prompts.get, asyncio.Semaphore(0)
 
-    async def count_read(owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
-        jobs = await original_get(owner, ids, with_hidden=hidden)
+    async def count_read(owner: str, ids: Sequence[str], *, with_hidden: bool = False) -> list[Job]:
+        jobs = await original_get(owner, ids, with_hidden=with_hidden)
         completed_reads.release()
         return jobs
 
