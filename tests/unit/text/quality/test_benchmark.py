@@ -63,7 +63,7 @@ def test_changed_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "routellm/evals/mmlu/responses/mmlu_abstract_algebra.csv"
     path.parent.mkdir(parents=True)
     path.write_text("prompt\n")
-    with pytest.raises(ValueError, match="SHA-256"):
+    with pytest.raises(ValueError, match="differs from the file of commit"):
         read_tables(str(tmp_path))
 
 
