@@ -104,15 +104,15 @@ comfyui: $(RUN_STAMP)
 rabbitmq:
 	$(TIMED) scripts/rabbitmq.sh
 
-# After the other: two of Debian's package managers do not run at once.
-chromium: | rabbitmq
-	$(TIMED) scripts/chromium.sh
-
-prometheus: | chromium
+# One after the other: two of Debian's package managers do not run at once.
+prometheus: | rabbitmq
 	$(TIMED) scripts/prometheus.sh
 
+chromium: | prometheus
+	$(TIMED) scripts/chromium.sh
+
 # What can't be installed is said by the tests that need it, too.
-clients: | prometheus $(BIN)/python
+clients: | chromium $(BIN)/python
 	-@PYTHON=$(BIN)/python scripts/timed.sh $@ scripts/comfyui_clients.sh > /dev/null
 	-@PYTHON=$(BIN)/python scripts/timed.sh text-$@ scripts/text_clients.sh > /dev/null
 	-@PYTHON=$(BIN)/python scripts/timed.sh typescript-client scripts/typescript_client.sh > /dev/null

@@ -18,6 +18,7 @@ from deployments.gateway.cluster.bodies import (
     TargetsBody,
 )
 from moyin.domain.cluster import RendererState
+from moyin.errors import ServiceUnavailable
 
 # The media type of version 0.0.4 of the format, which every version of Prometheus reads.
 MEDIA_TYPE = "text/plain; version=0.0.4"
@@ -50,10 +51,16 @@ def list_targets(cluster: ClusterBody) -> list[TargetsBody]:
     """Return the addresses where the nodes serve Ray's and our apps' metrics.
 
     The format is that of Prometheus's service discovery over HTTP.
+
+    Raises:
+        ServiceUnavailable: Ray does not respond. Prometheus keeps its previous list after an error,
+            but would forget all nodes after an empty list.
     """
+    if cluster.nodes is None:
+        raise ServiceUnavailable("Ray does not say which nodes it has; try again")
     return [
         TargetsBody(targets=[node.metrics_address], labels={"host": node.host})
-        for node in cluster.nodes or []
+        for node in cluster.nodes
         if node.metrics_address is not None
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moyin.domain.identity import ALL, Identity
+from moyin.domain.identity import Identity
 from moyin.errors import InsufficientScope
 from moyin.store.audit import AuditEvent
 
@@ -52,9 +52,7 @@ def require_grantable(identity: Identity, scopes: frozenset[str]) -> None:
 
     Callers can grant only scopes that they have.
     """
-    if ALL in identity.scopes:
-        return
-    if missing_scopes := sorted(scopes - identity.scopes):
+    if missing_scopes := sorted(scope for scope in scopes if not identity.has_scope(scope)):
         raise InsufficientScope(
             f"cannot grant scopes that the caller lacks: {', '.join(missing_scopes)}; remove them",
             details={"scope": missing_scopes[0]},

@@ -90,6 +90,24 @@ def test_prometheus_reads_the_gateway_and_every_node(gateway: RunningStack, tmp_
         assert used_names <= documented_names
 
 
+def test_a_key_for_metrics_reads_nothing_else(gateway: RunningStack) -> None:
+    key = gateway.run("keys", "create", "monitoring", "--scope", "metrics").stdout.strip()
+    headers = {"authorization": f"Bearer {key}"}
+    statuses = {
+        path: httpx.get(f"{gateway.url}{path}", headers=headers, timeout=60).status_code
+        for path in (
+            "/cluster/metrics", "/cluster/metrics/targets", "/cluster", "/cluster/problems", "/jobs",
+            "/artifacts", "/object_info", "/v1/models", "/v1/usage", "/v1/backends",
+            "/accounts/organisations", "/accounts/keys",
+        )
+    }  # fmt: skip
+    assert [path for path, status in statuses.items() if status == 200] == [
+        "/cluster/metrics",
+        "/cluster/metrics/targets",
+    ]
+    assert set(statuses.values()) == {200, 403}
+
+
 def read_dashboard_expressions() -> list[str]:
     """Return the queries of all panels, with Grafana's own variable filled in."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
@@ -107,7 +125,9 @@ def run_prometheus(gateway: RunningStack, key: str, folder: Path) -> Iterator[Ca
 
     The only changes are the gateway's address and shorter intervals.
     """
-    shutil.copytree(FOLDER, folder / "prometheus")
+    (folder / "prometheus").mkdir()
+    for path in FOLDER.glob("*.yml"):
+        shutil.copy(path, folder / "prometheus")
     config = folder / "prometheus" / "prometheus.yml"
     text = config.read_text()
     assert text.count("127.0.0.1:8000") == 3

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from moyin.access.accounts.caller import require_grantable
 from moyin.access.accounts.mail import Mail
 from moyin.access.accounts.rules import OpenIdProvider
 from moyin.domain.account import ROLE_SCOPES, Role
-from moyin.domain.identity import JOBS_WRITE, KEYS, ORG_ADMIN, Identity
+from moyin.domain.identity import JOBS_WRITE, KEYS, METRICS, OPERATOR, ORG_ADMIN, Identity
 from moyin.errors import (
     InsufficientScope,
     InvalidCredentials,
@@ -327,3 +328,12 @@ async def test_an_operator_creates_keys_for_service_accounts_of_any_organisation
         await create_key(admin, bot.id)
     with pytest.raises(InvalidRequest, match=r"^user must be the id of a service account$"):
         await create_key(studio.operator, person_session.user.id)
+
+
+def test_operators_may_grant_the_scope_for_metrics() -> None:
+    operator = Identity(owner="ops", key_id="k", scopes=frozenset({OPERATOR, KEYS}))
+    require_grantable(operator, frozenset({METRICS, KEYS}))
+    with pytest.raises(InsufficientScope, match="jobs:write"):
+        require_grantable(operator, frozenset({METRICS, JOBS_WRITE}))
+    metrics_reader = Identity(owner="ops", key_id="k", scopes=frozenset({METRICS}))
+    assert not metrics_reader.has_scope(OPERATOR)

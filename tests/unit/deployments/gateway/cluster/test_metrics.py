@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.gateway.cluster.bodies import (
@@ -18,6 +19,7 @@ from deployments.gateway.cluster.bodies import (
 )
 from deployments.gateway.cluster.metrics import format_metrics, list_targets
 from moyin.domain.cluster import RendererState
+from moyin.errors import ServiceUnavailable
 
 
 def new_renderer(name: str, state: RendererState) -> RendererBody:
@@ -141,4 +143,5 @@ def test_targets_are_the_nodes_that_serve_metrics() -> None:
     nodes = [new_node(), new_node(metrics_address=None)]
     [target] = list_targets(ClusterBody(pools=[], nodes=nodes))
     assert target.model_dump() == {"targets": ["10.0.0.5:8090"], "labels": {"host": "gpu-1"}}
-    assert list_targets(ClusterBody(pools=[])) == []
+    with pytest.raises(ServiceUnavailable):
+        list_targets(ClusterBody(pools=[]))
