@@ -31,10 +31,10 @@ class RenderMeasurements:
 
     A shape is a digest of the parts of a graph that determine the duration (`compute_shape`).
 
-    The duration of a render that loads models is estimated from other renders that loaded models.
-    In the methods, ``load_seconds`` is the time for loading models that the scheduler estimates for
-    the render, or 0 if the renderer has the models loaded. Costs are estimated from all renders of
-    a shape.
+    Renders that load models take longer, so their durations are estimated from renders that loaded
+    models, and all others from the others. Costs are estimated from all renders of a shape. In the
+    methods, ``load_seconds`` is the scheduler's estimate of the seconds that the render needs to
+    load models, or 0 if the renderer has the models loaded.
 
     Args:
         earlier_renders: successful renders from before the pool's start, the oldest first.
@@ -63,9 +63,10 @@ class RenderMeasurements:
         self._seconds.append(render.seconds)
 
     def build_tariff(self, price: RenderPrice | None, default_seconds: float) -> RenderTariff:
-        """Return the price of the pool's renders, with present estimates of times and pictures.
+        """Return the tariff by which the cost of a render is estimated in advance.
 
-        Without a price, the tariff is empty.
+        The tariff has the price, and for each shape the present estimates of the duration and of
+        the number of pictures. If ``price`` is None, the tariff is empty.
 
         Args:
             default_seconds: the estimated duration while no render has been measured.

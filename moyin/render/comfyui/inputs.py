@@ -42,10 +42,12 @@ class InputFiles:
         return all(self._find_staged_file(name).exists() for name in names)
 
     def trim_staged(self, needed_names: Collection[str]) -> None:
-        """Remove the least recently used staged files until their limit is met (blocking).
+        """Remove the least recently used staged files beyond ``max_staged_bytes`` (blocking).
 
-        The files with the names ``needed_names`` stay. Other threads may add files at the same
-        time.
+        Other threads may add files at the same time.
+
+        Args:
+            needed_names: names of the files that stay.
         """
         staged_files: list[tuple[float, int, Path]] = []
         for path in self._folder.staging.iterdir():

@@ -96,7 +96,9 @@ def find_refusals(
     get_rules: Callable[[str], Mapping[str, Rule]],
     is_own_file: Callable[[str], bool],
 ) -> Iterator[Refusal]:
-    """Yield the inputs that name, or may later name, a file that does not belong to the caller.
+    """Yield the inputs that may lead to a file that does not belong to the caller.
+
+    The input's value names such a file, or is a link whose value is not known yet.
 
     Args:
         get_rules: returns the rules of a node class's inputs, which are empty for an unknown class.
@@ -154,7 +156,8 @@ def leads_outside(text: str) -> bool:
     """Return whether a text, decoded in any usual way, is a path that leads out of its folder.
 
     Such a path is absolute, contains ``..``, begins with a drive, a home folder or a URL scheme, or
-    ends with the name of one of ComfyUI's folders in brackets.
+    ends with a folder's name in brackets, such as ``[output]``: ComfyUI then reads that folder.
+    Control characters count as such a path, too.
     """
     for form in _decode_forms(text):
         if _OUTSIDE.match(form) or _ANNOTATED.search(form):
