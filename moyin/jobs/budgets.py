@@ -173,11 +173,10 @@ class BudgetSettler:
             await asyncio.sleep(self._interval)
 
     async def settle(self) -> int:
-        """Count the actual costs of renders instead of the reserved amounts.
+        """Replace the reserved amounts in budgets by the costs of renders that were recorded since.
 
         Returns:
-            The number of reservations whose amounts were replaced; 0 if none has a new amount, or
-            another process is settling.
+            The number of reservations with a new cost; 0 also if another process is settling.
 
         Raises:
             ServiceUnavailable: Valkey is unavailable.

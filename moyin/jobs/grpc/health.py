@@ -63,7 +63,10 @@ class HealthMonitor:
     async def watch(
         self, request: pb.HealthCheckRequest, _: Metadata = ()
     ) -> AsyncGenerator[pb.HealthCheckResponse, None]:
-        """Yield the state of a service now and after each change, also for an unknown service."""
+        """Yield the state of a service now and after each change.
+
+        The state of an unknown service is SERVICE_UNKNOWN.
+        """
         if self._watchers >= _MAX_WATCHERS:
             message = f"there are {_MAX_WATCHERS} watchers already; use Check"
             # UNIMPLEMENTED makes gRPC's clients send calls without watching. After any other error,

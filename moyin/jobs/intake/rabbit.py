@@ -185,7 +185,7 @@ def _raise_broker_lost() -> Iterator[None]:
 def _count_previous_deliveries(message: AbstractIncomingMessage) -> int:
     """Return how often a message was delivered before.
 
-    Classic queues do not count, so their number is at most one.
+    A classic queue reports only whether it was delivered before; then the result is 0 or 1.
     """
     count = message.headers.get("x-delivery-count", 0)
     return max(count if isinstance(count, int) else 0, int(bool(message.redelivered)))

@@ -90,7 +90,7 @@ class JobStatusWriter:
         return progress is not None
 
     async def finish(self, outcome: JobOutcome) -> bool:
-        """Write the end of an attempt to the job's row, unless the row has it, and publish it.
+        """Write an attempt's end to the job's row, unless the row has it, and publish the event.
 
         Return False if a later attempt has begun, or the owner has deleted the ended job.
         """
