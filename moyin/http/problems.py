@@ -65,7 +65,8 @@ def render_error_event(
     """Render an error as an ``error`` event for a stream of server-sent events that fails midway.
 
     Args:
-        path: the path of the request; not used, because the event does not contain it.
+        path: the path of the request; unused, but the gatekeeper calls the functions of all apps
+            with the same arguments.
         media_type: the media type of the stream.
 
     Returns:

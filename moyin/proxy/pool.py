@@ -160,9 +160,7 @@ class UpstreamPool:
         return member
 
     def can_retry(self, tried_members: Collection[PoolMember]) -> bool:
-        """Return True if the request may be retried on an untried member.
-
-        It must not if the route's number of retries is used up, or if no untried member is usable.
+        """Return True if a usable member is untried and the request has not used up its retries.
 
         Args:
             tried_members: the members that have already failed for this request.
@@ -172,9 +170,10 @@ class UpstreamPool:
         return any(m.is_usable and m not in tried_members for m in self.members)
 
     def _find_first_to_recover(self, tried_members: Collection[PoolMember]) -> PoolMember | None:
-        """Return the untried member whose breaker closes soonest, which may have recovered by now.
+        """Return the untried member whose breaker would admit a request soonest.
 
-        Returns None if the pool has only one member, or if no untried member is up.
+        The member may have recovered before that time. Returns None if the pool has only one
+        member, or if the health checks report that all untried members are down.
         """
         if len(self.members) == 1:
             return None
