@@ -182,10 +182,10 @@ def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) 
 
 
 def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
-    """Return the nodes of a step's graph that no earlier step of the job has in common with it.
+    """Return the nodes of a step's graph, without those that the first child of its batch has.
 
-    These are all nodes, except for the second and later children of a batch: of these, only the
-    nodes that differ from the graph that all children share.
+    For the second and later children of a batch, these are only the nodes that the child's patch
+    changes. For any other step, these are all nodes.
     """
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:

@@ -161,7 +161,7 @@ class ImageJobs:
     async def abandon(
         self, identity: Identity, submission: asyncio.Future[AcceptedJob], *, cancel: bool
     ) -> None:
-        """Let a submission finish whose client has disconnected.
+        """Wait until a job is submitted whose client has disconnected, and cancel it if requested.
 
         Args:
             submission: the call of `submit` or `submit_edit` that is in progress or done.

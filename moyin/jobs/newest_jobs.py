@@ -32,7 +32,7 @@ class NewestJobsReader:
         self._places = places
 
     async def read(self, owner: str) -> str | None:
-        """Return the newest jobs and the counts as JSON; None if the database is unavailable."""
+        """Return a `wire.NewestJobs` as JSON, or None if the database is unavailable."""
         try:
             page, next_cursor = await self._jobs.list_page(owner, limit=_LIMIT)
             queued_count, running_count = [

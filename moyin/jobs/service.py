@@ -149,7 +149,7 @@ class JobService:
                 permitted priority.
 
         Returns:
-            The job, and True unless an earlier request with the same key created it.
+            The job, and True unless an earlier request with ``idempotency_key`` created it.
 
         Raises:
             PriorityNotAllowed: the submitter must not use the priority.
@@ -160,8 +160,8 @@ class JobService:
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that is not allowed.
             InvalidGraph: ComfyUI's validation rejects a graph.
-            IdempotencyMismatch: the key was used for another request.
-            PromptIdTaken: the id belongs to another job.
+            IdempotencyMismatch: ``idempotency_key`` was used for another request.
+            PromptIdTaken: ``job_id`` belongs to another job.
             BudgetExceeded: a budget does not cover the estimated cost of the renders.
             ServiceUnavailable: the cost or the remaining budgets can't be determined.
         """

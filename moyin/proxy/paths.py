@@ -42,8 +42,8 @@ def to_upstream_path(route: Route, raw_path: str) -> str:
 def read_leniently(path: str) -> str | None:
     """Return the path as lenient servers read it: without ``;parameters`` and repeated slashes.
 
-    Returns None if the result equals ``path``. If the result and ``path`` match different routes,
-    the caller must reject the request, because the other route may require more scopes.
+    Returns None if the lenient path equals ``path``. If the two paths match different routes, the
+    caller must reject the request, because the other route may require more scopes.
     """
     if ";" not in path and "//" not in path and "%" not in path:
         return None

@@ -31,10 +31,11 @@ class RenderMeasurements:
 
     A shape is a digest of the parts of a graph that determine the duration (`compute_shape`).
 
-    Renders that load models take longer, so their durations are estimated from renders that loaded
-    models, and all others from the others. Costs are estimated from all renders of a shape. In the
-    methods, ``load_seconds`` is the scheduler's estimate of the seconds that the render needs to
-    load models, or 0 if the renderer has the models loaded.
+    Loading models takes time. So the duration of a render that loads models is estimated from
+    renders that loaded models, and the duration of any other render from renders that loaded none.
+    Costs are estimated from all renders of a shape. In the methods, ``load_seconds`` is the
+    scheduler's estimate of the seconds that the render needs to load models, or 0 if the renderer
+    has the models loaded.
 
     Args:
         earlier_renders: successful renders from before the pool's start, the oldest first.

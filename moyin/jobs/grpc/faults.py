@@ -125,8 +125,8 @@ def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fau
     """Convert an error event that ended a stream to a fault.
 
     Args:
-        status: the HTTP status to assume, unless the error's code has a status of its own, as it
-            has if the caller lost access during the stream.
+        status: the HTTP status to assume. If the caller lost access during the stream, the status
+            that belongs to the error's code is used instead.
         headers: the headers of the response with the stream.
         body: the data of the error event.
     """

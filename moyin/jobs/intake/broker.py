@@ -39,7 +39,9 @@ class Session(Protocol):
         ...
 
     async def complete_delivery(self, delivery: Delivery, result_id: str, result: bytes) -> None:
-        """Publish the result of a message, then settle the message, so that its deliveries end.
+        """Publish the result of a message, then settle the message.
+
+        The broker does not deliver a settled message again.
 
         Args:
             result_id: the id by which receivers recognise a duplicate. A result is published again

@@ -103,7 +103,7 @@ class JobLauncher:
         await self._temporal.ping()
 
     async def close(self) -> None:
-        """Write the marks that are still in the `DispatchBuffer`."""
+        """Write the marks that are still in the `DispatchBuffer` to the rows of their jobs."""
         await self._dispatched.close()
 
     async def _check_attempt_running(self, client: Client, launch: Launch) -> None:

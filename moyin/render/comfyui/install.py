@@ -151,7 +151,10 @@ def _is_installed(environment: Path) -> bool:
 
 
 def _digest_packages() -> str:
-    """Return a digest of the required packages; a different one marks an outdated environment."""
+    """Return a digest of the required packages.
+
+    An environment that was installed with another digest is outdated.
+    """
     packages = "\n".join([WHEEL, *read_requirements()])
     return hashlib.sha256(packages.encode()).hexdigest()
 

@@ -359,7 +359,10 @@ class ComfyRenderer:
 
     @asynccontextmanager
     async def _acquire_session(self, prompt: RunningPrompt) -> AsyncIterator[Session]:
-        """Wait until ComfyUI is idle and can access only this prompt's files; yield its session."""
+        """Yield the session of ComfyUI as soon as ComfyUI is idle.
+
+        During the block, ComfyUI can access only the files of this prompt.
+        """
         request = prompt.request
         while True:
             session = await self._supervisor.wait_for_session()

@@ -32,6 +32,9 @@ class _Machine:
 
     Attributes:
         audit: the kernel's AUDIT_ARCH number of the architecture.
+        clone, socket: the numbers of these calls, which the filter denies for some arguments.
+        denied: the numbers of the calls that the filter always denies.
+        has_x32: True if the architecture also has the x32 calls, which the filter denies.
     """
 
     audit: int

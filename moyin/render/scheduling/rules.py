@@ -101,9 +101,9 @@ class OrderingRules:
         return max(self.min_limit_seconds, self.wait_factor * load_seconds)
 
     def compute_max_imbalance(self, load_seconds: float) -> float:
-        """Return by how much another queue's work must exceed a renderer's own before it switches.
+        """Return how much more work another queue must have before a renderer switches to it.
 
-        Work and the result are in seconds per renderer (see ``imbalance_factor``).
+        The result is in seconds of work per renderer (see ``imbalance_factor``).
         """
         return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
 
@@ -159,7 +159,7 @@ class OwnerFairShare:
         return max(self._served.get(owner, self._present), self._present)
 
     def charge(self, owner: str, waiting_owners: Iterable[str] = ()) -> None:
-        """Count a render that begins against its owner, by increasing the owner's virtual time.
+        """Increase the virtual time of ``owner``, because a render of this owner begins.
 
         Args:
             waiting_owners: the owners with waiting renders; the smallest of their virtual times is

@@ -26,9 +26,9 @@ _OFFSET_SECONDS = 2.0
 class StartErrors:
     """Widens forecasts of start times as much as earlier forecasts were wrong.
 
-    The error of a forecast is its score: the actual time until the render started, divided by the
-    forecast time. Scores are grouped by the render's position in the queue (1, 2 to 3, 4 to 7 and
-    so on), because more renders can overtake a render that is further back.
+    The error of a forecast is measured by a score: the actual time until the render started,
+    divided by the forecast time. Scores are grouped by the render's position in the queue (1, 2 to
+    3, 4 to 7 and so on), because more renders can overtake a render that is further back.
     """
 
     def __init__(self) -> None:

@@ -296,9 +296,9 @@ def wrap_send(
 
 
 def _add_prompt_folder(item: Any, prompt_id: str, get_folder: Callable[[str], str]) -> Any:
-    """Return the item of an output file with its prompt's folder as the subfolder.
+    """Return an item of a node's output with the prompt's folder in its ``subfolder``.
 
-    An item is an object in a node's output. Items that name no existing file stay unchanged.
+    An item that names no existing file is returned unchanged.
     """
     if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
         return item

@@ -9,7 +9,7 @@ standard library. The kind of a rule follows from ComfyUI's description of the i
 * ``PREFIX``: The node writes a file with this name below the folder of its prompt.
 * ``CHOICE``: The value is one of a list, such as a model.
 * ``WIDGET``: The value is an object of the frontend that contains file names and plain words.
-* ``LINE``: The value is any other text, except for a path out of ComfyUI's folders.
+* ``LINE``: The value is any other text. A path that leads out of ComfyUI's folders is refused.
 * ``DATA``: The value comes from another node. A literal value is checked like a ``LINE``.
 * ``TEXT``: The value is prose, which is not checked.
 """
@@ -157,7 +157,7 @@ def leads_outside(text: str) -> bool:
 
     Such a path is absolute, contains ``..``, begins with a drive, a home folder or a URL scheme, or
     ends with a folder's name in brackets, such as ``[output]``: ComfyUI then reads that folder.
-    Control characters count as such a path, too.
+    A text with control characters counts as such a path, too.
     """
     for form in _decode_forms(text):
         if _OUTSIDE.match(form) or _ANNOTATED.search(form):
