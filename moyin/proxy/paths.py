@@ -88,7 +88,8 @@ def to_public_location(route: Route, upstream: str, location: str) -> str:
 
     Args:
         upstream: the URL of the upstream that responded.
-        location: the value of its ``Location`` header; other redirects are returned unchanged.
+        location: the upstream's ``Location`` header. A redirect to another server is returned
+            unchanged.
     """
     upstream_parts = urlsplit(upstream)
     try:

@@ -74,7 +74,10 @@ class JobStatusWriter:
         )
 
     async def mark_started(self, step: StepInput) -> bool:
-        """Mark a queued job as running and publish the event; return False if it is not queued."""
+        """Mark a queued job as running and publish the event, if the attempt begins with the step.
+
+        Return False if the job was not marked.
+        """
         job = None if step.begins is None else await self._jobs.start(step.job_id, step.begins)
         if job is None:
             return False

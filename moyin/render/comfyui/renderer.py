@@ -552,7 +552,7 @@ class ComfyRenderer:
         return _sort_by_size(await ModelSizes(self._options.models).measure(models))
 
     def _end_submitted_prompts(self, reason: str, prompt_may_be_cause: bool) -> None:
-        """End all prompts that were submitted to the lost process with `WorkerLost`.
+        """Raise `WorkerLost` for the callers of all prompts that the lost process had accepted.
 
         Args:
             reason: why the process was lost, for the message.

@@ -32,9 +32,10 @@ class _Machine:
 
     Attributes:
         audit: the kernel's AUDIT_ARCH number of the architecture.
-        clone, socket: the numbers of these calls, which the filter denies for some arguments.
-        denied: the numbers of the calls that the filter always denies.
-        has_x32: True if the architecture also has the x32 calls, which the filter denies.
+        clone: the number of the call `clone`, which must not create namespaces.
+        socket: the number of the call `socket`, which may open sockets of a few families only.
+        denied: the numbers of the calls that are always denied.
+        has_x32: True if the architecture also has the calls of x32, which the filter hides.
     """
 
     audit: int

@@ -131,7 +131,7 @@ def _move_entry(source: Path, target: Path) -> None:
 def _open_file_below(root: Path, segments: tuple[str, ...]) -> BinaryIO | None:
     """Open a regular file below ``root`` without following links.
 
-    Returns None if the file is missing, or if it or a folder on the way is of another kind.
+    Returns None if the file is missing or not regular, or if a folder on the way is a link.
     """
     if not segments:
         return None

@@ -40,7 +40,7 @@ class Origin(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """The value that an input gets from a primitive or from the widget of a subgraph."""
+    """The value that an input gets from a primitive node or from the widget of a subgraph."""
 
     value: Any
 
