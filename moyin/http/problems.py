@@ -124,5 +124,5 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
 
 
 def get_http_status(error: errors.MoyinError) -> int:
-    """Return the HTTP status of an error: that of its class, or else of the nearest base class."""
+    """Return the HTTP status of an error's class, or of its nearest base class with a status."""
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)

@@ -142,7 +142,8 @@ class UpstreamPool:
     ) -> PoolMember | None:
         """Return the member that the request is sent to next.
 
-        If no untried member is usable, the result is one that may have recovered by now, or None.
+        If no untried member is usable, return the untried member that is likely to recover first,
+        or None if there is none.
 
         Args:
             sticky_value: the header value that ties the client to one upstream, if any.

@@ -106,7 +106,9 @@ class RenderMeasurements:
         )
 
     def estimate_any_shape(self, elapsed_seconds: float = 0.0) -> Duration | None:
-        """Return the remaining time of a render of unknown shape; None before the first render.
+        """Return the estimated remaining time of a render of unknown shape.
+
+        Returns None if no render has been measured.
 
         Args:
             elapsed_seconds: seconds since the render began, or 0 if it has not begun.

@@ -65,7 +65,7 @@ class InputFiles:
                 total_bytes -= size
 
     def place_files(self, names: Collection[str]) -> None:
-        """Replace the files in the process's input folder by these staged files (blocking).
+        """Replace the files in the process's input folder by the named staged files (blocking).
 
         The process has no write access to the folder, so hard links to the staged files are safe.
         Raises `FileNotFoundError` if a file is not staged.

@@ -159,7 +159,7 @@ class Window:
     def flow_count(self) -> int:
         """The number of different combinations of family, owner and class of the waiting renders.
 
-        The time of each choice is proportional to this number.
+        The time that `choose_assignment` takes is proportional to this number.
         """
         return sum(len(queue.flows) for queue in self._queues.values())
 

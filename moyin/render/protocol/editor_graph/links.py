@@ -146,7 +146,10 @@ class LinkResolver:
         return input_slots
 
     def resolve_input(self, instance: Instance, node: EditorNode, slot: int) -> Any:
-        """Return an `Origin`, a `Constant`, `REMOVED`, or None if nothing is linked to the input.
+        """Return where an input gets its value from: an `Origin` or a `Constant`.
+
+        Returns `REMOVED` if the link comes from a node that is not executed, and None if the input
+        gets no value from any link.
 
         Raises:
             InvalidRequest: the links form a circle, or there are too many to follow.
