@@ -49,7 +49,7 @@ class Breaker:
 
     @property
     def ready(self) -> bool:
-        """True if the breaker would admit a request now; only `admit` admits it."""
+        """True if `admit` would admit a request now; reading this property admits none."""
         if self._open_until is None:
             return True
         return not self._probing and self._clock() >= self._open_until

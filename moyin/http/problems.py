@@ -65,7 +65,8 @@ def render_error_event(
     """Render an error as an ``error`` event for a stream of server-sent events that fails midway.
 
     Args:
-        path: the path of the request; not used, because the event does not contain it.
+        path: the path of the request; unused, but the gatekeeper calls the functions of all apps
+            with the same arguments.
         media_type: the media type of the stream.
 
     Returns:
@@ -123,5 +124,5 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
 
 
 def get_http_status(error: errors.MoyinError) -> int:
-    """Return the HTTP status of an error: that of its class, or else of the nearest base class."""
+    """Return the HTTP status of an error's class, or of its nearest base class with a status."""
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)

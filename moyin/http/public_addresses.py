@@ -32,7 +32,11 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class AllowedNetworks:
-    """Allows connections to public addresses and to comma-separated CIDR blocks of private networks."""
+    """Allows connections to public addresses and to some private networks.
+
+    Args:
+        cidr_blocks: the allowed private networks, separated by commas.
+    """
 
     def __init__(self, cidr_blocks: str = "") -> None:
         blocks = [block.strip() for block in cidr_blocks.split(",") if block.strip()]

@@ -16,7 +16,12 @@ _MAX_FRAME_BYTES = 16 * 1024 * 1024
 
 # A named tuple, because every token makes one, and a frozen dataclass takes three times as long.
 class Frame(NamedTuple):
-    """The bytes of one server-sent event, and its ``data`` field: None if it is only a comment."""
+    """One server-sent event.
+
+    Attributes:
+        raw: the bytes of the event, with the blank line at its end.
+        data: the content of the field ``data``, or None if the event has none, such as a comment.
+    """
 
     raw: bytes
     data: bytes | None
@@ -29,7 +34,7 @@ class FrameSplitter:
         self._rest = b""
 
     def feed(self, piece: bytes) -> list[Frame]:
-        """Add a chunk of the stream and return the events that the chunk completes."""
+        """Add a piece of the stream and return the events that the piece completes."""
         buffer = self._rest + piece if self._rest else piece
         if b"\r" in buffer:
             buffer = _normalise_line_ends(buffer)
@@ -45,9 +50,9 @@ class FrameSplitter:
         ]
 
     def end(self) -> list[Frame]:
-        """Return the last event if the stream ended without the blank line that ends an event.
+        """Return the event that remains at the end of the stream, in a list of at most one.
 
-        Other remaining bytes, such as a comment, are dropped.
+        Some servers omit the blank line after their last event. A remaining comment is dropped.
         """
         frames = self.feed(b"\n\n") if self.is_within_event else []
         return [frame for frame in frames if frame.data is not None]

@@ -59,7 +59,10 @@ class HeldBudget:
 
 
 class RenderBudgets:
-    """Reserves money for the renders of jobs in the same budgets that limit text requests."""
+    """Reserves money for the renders of jobs.
+
+    The money is reserved in the budgets of the caller, which limit text requests, too.
+    """
 
     def __init__(self, meter: RequestMeter, tariffs: TariffSource) -> None:
         self._meter = meter
@@ -125,8 +128,8 @@ def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
         if base_graph is None:
             yield index, step.pool, compute_shape(step.payload), estimate_pictures(step.payload)
             continue
-        # Hash the nodes that all children of a batch share only once, because there may be many of
-        # both.
+        # Hash the nodes that all children of a batch share only once, because there may be many
+        # nodes and many children.
         changed_nodes = apply_batch_patch(
             {name: base_graph[name] for name in step.payload}, step.payload
         )
@@ -173,11 +176,10 @@ class BudgetSettler:
             await asyncio.sleep(self._interval)
 
     async def settle(self) -> int:
-        """Count the actual costs of renders instead of the reserved amounts.
+        """Replace the reserved amounts in budgets by the costs of renders that were recorded since.
 
         Returns:
-            The number of reservations whose amounts were replaced; 0 if none has a new amount, or
-            another process is settling.
+            The number of reservations with a new cost; 0 also if another process is settling.
 
         Raises:
             ServiceUnavailable: Valkey is unavailable.

@@ -41,12 +41,12 @@ class DeferredCalls:
         """Submit the job that will send the request.
 
         Returns:
-            The job, and True unless an earlier request with the same key created it.
+            The job, and True unless an earlier request with ``idempotency_key`` created it.
 
         Raises:
             UnsupportedFeature: a job cannot send this method.
             InvalidRequest: a job must not call this path.
-            IdempotencyMismatch: the key was used for another request.
+            IdempotencyMismatch: ``idempotency_key`` was used for another request.
         """
         if method not in _METHODS:
             raise UnsupportedFeature(

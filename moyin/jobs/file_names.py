@@ -103,10 +103,11 @@ class FileNameReplacer:
 
 
 def _list_inputs(step: wire.RenderStep) -> Iterator[Iterator[tuple[str, Any]]]:
-    """Yield groups of inputs, each input as a pair of name and value.
+    """Yield groups of a step's inputs, each input as a pair of name and value.
 
-    The first group has the inputs of the step itself. For a batch, a group follows for each variant
-    that the client lists, and for each input whose values the client lists.
+    The first group has the step's own ``inputs``. If the step has a ``batch``, there is a further
+    group for each item of ``batch.inputs``, and for each input of ``batch.sweep`` with all of its
+    values.
     """
     yield iter((step.inputs or {}).items())
     batch = step.batch if isinstance(step, wire.RenderJob) else None
@@ -155,7 +156,12 @@ def _has_client_graph(step: Step) -> bool:
 
 
 def _iterate_inputs(graph: Mapping[str, Any], is_patch: bool) -> Iterator[Any]:
-    """Yield the inputs of each node of a graph, or of a patch, which has only a child's changes."""
+    """Yield the inputs of each node of a graph.
+
+    Args:
+        is_patch: True if ``graph`` is the patch of a batch's child, which has only the inputs that
+            differ from the shared graph, directly below the node ids.
+    """
     for node in graph.values():
         yield node if is_patch else node.get("inputs", {})
 

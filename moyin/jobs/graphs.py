@@ -182,10 +182,10 @@ def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) 
 
 
 def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
-    """Return the graph of a step.
+    """Return the nodes of a step's graph, without those that the first child of its batch has.
 
-    For the children of a batch after the first, return only the nodes that differ from the graph
-    that all children share.
+    For the second and later children of a batch, these are only the nodes that the child's patch
+    changes. For any other step, these are all nodes.
     """
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
@@ -195,10 +195,11 @@ def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
 
 
 def select_representative_steps(spec: JobSpec) -> list[int]:
-    """Return the indexes of all steps, or of enough children of a batch to cover all input values.
+    """Return the indexes of the steps whose graphs ComfyUI validates.
 
-    The values of seeds need not be covered, because all are equally valid. The first and the last
-    child are always included.
+    These are all steps, or of a batch as many children as are needed so that each input value,
+    except for seeds, occurs in one of them. The first and the last child are always included, and
+    the number is limited.
     """
     if spec.base is None:
         return list(range(len(spec.steps)))
@@ -215,7 +216,11 @@ def select_representative_steps(spec: JobSpec) -> list[int]:
 def _replace_artifacts(
     graph: Mapping[str, Any], artifacts: Mapping[str, Artifact]
 ) -> Mapping[str, Any]:
-    """Return the graph with the names of files in ComfyUI in place of the ids of ``artifacts``."""
+    """Return the graph with each reference to an artifact replaced by its file name in ComfyUI.
+
+    Args:
+        artifacts: the artifacts by id.
+    """
     if not artifacts:
         return graph
     return replace_inputs(

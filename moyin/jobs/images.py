@@ -161,7 +161,12 @@ class ImageJobs:
     async def abandon(
         self, identity: Identity, submission: asyncio.Future[AcceptedJob], *, cancel: bool
     ) -> None:
-        """Wait for the submission of a client that disconnected; if ``cancel``, cancel its job."""
+        """Wait until a job is submitted whose client has disconnected, and cancel it if requested.
+
+        Args:
+            submission: the call of `submit` or `submit_edit` that is in progress or done.
+            cancel: True to cancel the submitted job; False to let it continue.
+        """
         try:
             accepted_job = await submission
             if cancel:

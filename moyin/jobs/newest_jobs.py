@@ -24,7 +24,7 @@ class NewestJobsReader:
     """Reads the first page of a tenant's jobs, and counts the open jobs.
 
     Args:
-        places: the places of open renders in the queues of their pools.
+        places: the cache from which the queue places of open renders are read.
     """
 
     def __init__(self, jobs: JobStore, places: QueuePlaceCache) -> None:
@@ -32,7 +32,7 @@ class NewestJobsReader:
         self._places = places
 
     async def read(self, owner: str) -> str | None:
-        """Return the data of an event `jobs` as JSON; None if the database is unavailable."""
+        """Return a `wire.NewestJobs` as JSON, or None if the database is unavailable."""
         try:
             page, next_cursor = await self._jobs.list_page(owner, limit=_LIMIT)
             queued_count, running_count = [
@@ -53,6 +53,9 @@ class NewestJobsReader:
 
 
 async def view_queue(places: QueuePlaceCache, jobs: Sequence[Job]) -> QueueView:
-    """Return the current time, and the queue places if any of the jobs is an open render."""
+    """Return the `QueueView` for a response that contains ``jobs``.
+
+    The queue places are read only if one of the jobs is an open render.
+    """
     has_open = any(job.render_steps and not job.status.is_final for job in jobs)
     return QueueView(now=datetime.now(UTC), places=await places.read() if has_open else {})

@@ -31,7 +31,7 @@ class Launcher(Protocol):
         ...
 
     async def start_webhook(self, job_id: str, attempt: int) -> None:
-        """Start the delivery of the job's webhook, if any, for an attempt without a workflow."""
+        """Start the delivery of the job's webhook, if any, after an attempt without a workflow."""
 
     async def ping(self) -> None:
         """Raise ServiceUnavailable if Temporal does not respond."""

@@ -25,7 +25,10 @@ class PreviewFeed:
         self._hub = hub
 
     async def find_newest(self, job: Job) -> tuple[str, bytes] | None:
-        """Return the newest preview's media type and bytes, or None, and request more previews."""
+        """Return the media type and the bytes of the job's newest preview; None if there is none.
+
+        While the job is open, this also makes its renderer publish further previews.
+        """
         if not job.status.is_final:
             await self._store.watch(job.id)
         return await self._store.find(job.id)

@@ -98,10 +98,10 @@ class JobService:
 
         Args:
             now: the current time with a time zone; deadlines must be later.
-            templates: a function that returns the template with a name.
+            templates: a function that returns the template with the given name.
 
         Returns:
-            The job, and True unless an earlier request with the same key created it.
+            The job, and True unless an earlier request with ``idempotency_key`` created it.
 
         Raises:
             InvalidJson, BodyTooLarge, InvalidRequest: the body is invalid.
@@ -149,7 +149,7 @@ class JobService:
                 permitted priority.
 
         Returns:
-            The job, and True unless an earlier request with the same key created it.
+            The job, and True unless an earlier request with ``idempotency_key`` created it.
 
         Raises:
             PriorityNotAllowed: the submitter must not use the priority.
@@ -160,8 +160,8 @@ class JobService:
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that is not allowed.
             InvalidGraph: ComfyUI's validation rejects a graph.
-            IdempotencyMismatch: the key was used for another request.
-            PromptIdTaken: the id belongs to another job.
+            IdempotencyMismatch: ``idempotency_key`` was used for another request.
+            PromptIdTaken: ``job_id`` belongs to another job.
             BudgetExceeded: a budget does not cover the estimated cost of the renders.
             ServiceUnavailable: the cost or the remaining budgets can't be determined.
         """
@@ -299,7 +299,7 @@ class JobService:
         return job
 
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
-        """Delete the owner's jobs with the given ids that have ended, with their events.
+        """Delete the jobs with these ids, and their events, except for jobs that have not ended.
 
         The jobs' files are unreadable from then on; `moyin.store.deletion_pruning` deletes them
         later.
@@ -385,7 +385,7 @@ class JobService:
 
 
 def _check_same_request(first_job: Job, fingerprint: str) -> None:
-    """Raise IdempotencyMismatch if another request created the job with this idempotency key."""
+    """Raise IdempotencyMismatch if the request that created ``first_job`` was not the same."""
     if first_job.fingerprint != fingerprint:
         raise IdempotencyMismatch(
             "this Idempotency-Key was used for another request; use a new key",

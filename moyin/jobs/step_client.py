@@ -97,8 +97,8 @@ class StepClient:
 
         Raises:
             InvalidRequest: a step must not call this path.
-            StepFailed: a header contains control characters, the response is too large, or the
-                service rejected the request; then ``details`` has the response and its status.
+            StepFailed: a header contains control characters, or the response is too large. Also
+                raised if the service rejected the request, with the response in ``details``.
             BackendUnavailable, BackendTimeout: the request may succeed later.
         """
         check_step_path(path, field="path")

@@ -31,7 +31,7 @@ _FORBIDDEN_METHODS = frozenset({"CONNECT", "TRACE"})
 
 @dataclass(frozen=True, slots=True)
 class _RouteRuntime:
-    """Holds a route's HTTP session, upstreams, identity signer and health checks in a replica."""
+    """Holds what one replica needs to serve a route; all routes share the HTTP session."""
 
     session: aiohttp.ClientSession
     pool: UpstreamPool

@@ -120,7 +120,7 @@ class HttpExchange:
 
     @contextmanager
     def _track_attempt(self, member: PoolMember) -> Iterator[None]:
-        """Record an attempt at one upstream: its open request, and its outcome for the breaker.
+        """Count an attempt as open during the block, then report its outcome to the breaker.
 
         Raises:
             _AttemptFailed: the upstream failed before its response started.
@@ -229,7 +229,8 @@ class HttpExchange:
     async def _receive_next_part(self) -> Message:
         """Receive the next part of the request's body.
 
-        A client's error is also stored in the exchange, because aiohttp would hide it.
+        An error on the client's side is also stored in the exchange, because aiohttp, which calls
+        this method, would raise another error in its place.
         """
         try:
             return await _receive_part(self.receive)

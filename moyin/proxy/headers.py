@@ -176,10 +176,11 @@ def _is_moyin_credential(name: str, value: str) -> bool:
 def _get_web_scheme(scope: Scope, address: str) -> str:
     """Return the scheme that the client used: ``http`` or ``https``.
 
-    A trusted proxy in front reports it in a header.
+    If a trusted proxy is in front of the gateway, its ``x-forwarded-proto`` header has the scheme.
 
     Args:
-        address: the client's address. If it is not the peer's, the peer is a trusted proxy.
+        address: the client's address. It differs from the address of the connection's peer only if
+            the peer is a trusted proxy.
     """
     peer = (scope.get("client") or ("", 0))[0]
     forwarded_scheme = get_header(scope, b"x-forwarded-proto")

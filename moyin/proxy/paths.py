@@ -42,8 +42,8 @@ def to_upstream_path(route: Route, raw_path: str) -> str:
 def read_leniently(path: str) -> str | None:
     """Return the path as lenient servers read it: without ``;parameters`` and repeated slashes.
 
-    Returns None if that is the same path. If the two readings match different routes, the request
-    must be rejected, because the other route may require more scopes.
+    Returns None if the lenient path equals ``path``. If the two paths match different routes, the
+    caller must reject the request, because the other route may require more scopes.
     """
     if ";" not in path and "//" not in path and "%" not in path:
         return None
@@ -81,13 +81,15 @@ def remove_api_key(query: str) -> str:
 def to_public_location(route: Route, upstream: str, location: str) -> str:
     """Translate a redirect to the upstream's own address into one that the client can follow.
 
-    If the gateway removes the route's prefix from paths, it is added to the redirect, even to one
-    that already begins with it: a wiki behind ``/wiki`` may have its own pages below ``/wiki``.
-    For services that add the prefix themselves, set ``proxy_redirect`` to false on the route.
+    If the gateway removes the route's prefix from requests, this function adds the prefix to the
+    redirect. It does so even if the redirect already begins with the prefix, because a wiki behind
+    ``/wiki`` may have its own pages below ``/wiki``. For services that add the prefix themselves,
+    set ``proxy_redirect`` to false on the route.
 
     Args:
         upstream: the URL of the upstream that responded.
-        location: the value of its ``Location`` header; other redirects are returned unchanged.
+        location: the upstream's ``Location`` header. A redirect to another server is returned
+            unchanged.
     """
     upstream_parts = urlsplit(upstream)
     try:

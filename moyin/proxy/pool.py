@@ -142,7 +142,8 @@ class UpstreamPool:
     ) -> PoolMember | None:
         """Return the member that the request is sent to next.
 
-        If no untried member is usable, the result is one that may have recovered by now, or None.
+        If no untried member is usable, return the untried member that is likely to recover first,
+        or None if there is none.
 
         Args:
             sticky_value: the header value that ties the client to one upstream, if any.
@@ -160,9 +161,7 @@ class UpstreamPool:
         return member
 
     def can_retry(self, tried_members: Collection[PoolMember]) -> bool:
-        """Return True if the request may be retried on an untried member.
-
-        It must not if the route's number of retries is used up, or if no untried member is usable.
+        """Return True if a usable member is untried and the request has not used up its retries.
 
         Args:
             tried_members: the members that have already failed for this request.
@@ -172,9 +171,10 @@ class UpstreamPool:
         return any(m.is_usable and m not in tried_members for m in self.members)
 
     def _find_first_to_recover(self, tried_members: Collection[PoolMember]) -> PoolMember | None:
-        """Return the untried member whose breaker closes soonest, which may have recovered by now.
+        """Return the untried member whose breaker would admit a request soonest.
 
-        Returns None if the pool has only one member, or if no untried member is up.
+        The member may have recovered before that time. Returns None if the pool has only one
+        member, or if the health checks report that all untried members are down.
         """
         if len(self.members) == 1:
             return None

@@ -40,8 +40,10 @@ class HealthCheck:
     """The active check of upstreams: GET ``path`` must return a status below 400.
 
     Attributes:
-        interval, timeout: the seconds between two checks, and the limit of a check in seconds.
-        rise, fall: the successes or failures in a row that mark an upstream as up or down.
+        interval: the seconds between two checks.
+        timeout: the seconds after which a check without a response has failed.
+        rise: the number of successes in a row after which an upstream that was down is up.
+        fall: the number of failures in a row after which an upstream is down.
     """
 
     path: str
@@ -74,7 +76,8 @@ class Route:
             ``x-forwarded-prefix`` and add the prefix themselves.
         sticky: the name of a header by whose value clients are tied to one upstream.
         retries: the maximum number of retries of a safe request on other upstreams.
-        scopes, limit: the scopes that every caller needs, and the request limit of each tenant.
+        scopes: the scopes that every caller needs.
+        limit: the request limit of each tenant.
         max_concurrent: the maximum number of open requests of all tenants in a gateway replica.
         respond_async: True to turn every request into a job.
         pass_credentials: True to forward the caller's key, which only Moyin's own apps may get.

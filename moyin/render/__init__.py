@@ -1,5 +1,5 @@
 """Runs ComfyUI processes, speaks their protocol, orders renders and reads graph templates.
 
-The packages `actors` and `deployments.render` run this package on Ray and as Temporal workers; the
-gateway responds to clients. Start reading at `comfyui/renderer.py`.
+The Ray actors in `actors` run the ComfyUI processes. The pools in `deployments.render` pull renders
+from Temporal and assign them to the actors. Start reading at `comfyui/renderer.py`.
 """

@@ -31,10 +31,11 @@ class RenderMeasurements:
 
     A shape is a digest of the parts of a graph that determine the duration (`compute_shape`).
 
-    The duration of a render that loads models is estimated from other renders that loaded models.
-    In the methods, ``load_seconds`` is the time for loading models that the scheduler estimates for
-    the render, or 0 if the renderer has the models loaded. Costs are estimated from all renders of
-    a shape.
+    Loading models takes time. So the duration of a render that loads models is estimated from
+    renders that loaded models, and the duration of any other render from renders that loaded none.
+    Costs are estimated from all renders of a shape. In the methods, ``load_seconds`` is the
+    scheduler's estimate of the seconds that the render needs to load models, or 0 if the renderer
+    has the models loaded.
 
     Args:
         earlier_renders: successful renders from before the pool's start, the oldest first.
@@ -63,9 +64,10 @@ class RenderMeasurements:
         self._seconds.append(render.seconds)
 
     def build_tariff(self, price: RenderPrice | None, default_seconds: float) -> RenderTariff:
-        """Return the price of the pool's renders, with present estimates of times and pictures.
+        """Return the tariff by which the cost of a render is estimated in advance.
 
-        Without a price, the tariff is empty.
+        The tariff has the price, and for each shape the present estimates of the duration and of
+        the number of pictures. If ``price`` is None, the tariff is empty.
 
         Args:
             default_seconds: the estimated duration while no render has been measured.
@@ -104,7 +106,9 @@ class RenderMeasurements:
         )
 
     def estimate_any_shape(self, elapsed_seconds: float = 0.0) -> Duration | None:
-        """Return the remaining time of a render of unknown shape; None before the first render.
+        """Return the estimated remaining time of a render of unknown shape.
+
+        Returns None if no render has been measured.
 
         Args:
             elapsed_seconds: seconds since the render began, or 0 if it has not begun.

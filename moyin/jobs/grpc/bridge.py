@@ -52,7 +52,7 @@ _NOT_READY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class GrpcBridge:
-    """Turns gRPC calls into HTTP requests to the gateway at ``url``, and errors into `Fault`."""
+    """Turns gRPC calls into HTTP requests to the gateway, and its error responses into `Fault`."""
 
     def __init__(self, url: str) -> None:
         self._gateway = GatewayClient(url, silence_seconds=_SILENCE_SECONDS)
@@ -209,7 +209,7 @@ class GrpcBridge:
 
 
 class RefusingBridge(GrpcBridge):
-    """Refuses all gRPC calls; for apps that have no gRPC API, to which Ray Serve may send calls."""
+    """Refuses all gRPC calls, in apps without a gRPC API; Ray Serve may send calls to any app."""
 
     def __init__(self) -> None:
         super().__init__("")

@@ -125,8 +125,8 @@ def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fau
     """Convert an error event that ended a stream to a fault.
 
     Args:
-        status: the HTTP status to assume for a broken stream. If the caller lost access meanwhile,
-            the code of the error determines the status instead.
+        status: the HTTP status to assume. If the caller lost access during the stream, the status
+            that belongs to the error's code is used instead.
         headers: the headers of the response with the stream.
         body: the data of the error event.
     """
@@ -135,7 +135,10 @@ def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fau
 
 
 def set_call_error(context: StatusContext, fault: Fault) -> None:
-    """Set the error of a call, with its details, which Ray Serve would drop from a raised error."""
+    """Set a call's error, with its details, in the call's context.
+
+    If the error were raised instead, Ray Serve would drop the details.
+    """
     if not fault.request_id:
         # The call failed before it reached the gateway, which assigns request ids, so assign one
         # here.

@@ -63,11 +63,14 @@ class HealthMonitor:
     async def watch(
         self, request: pb.HealthCheckRequest, _: Metadata = ()
     ) -> AsyncGenerator[pb.HealthCheckResponse, None]:
-        """Yield the state of a service now and after each change, also for an unknown service."""
+        """Yield the state of a service now and after each change.
+
+        The state of an unknown service is SERVICE_UNKNOWN.
+        """
         if self._watchers >= _MAX_WATCHERS:
             message = f"there are {_MAX_WATCHERS} watchers already; use Check"
-            # UNIMPLEMENTED makes gRPC's clients send calls without watching. After any other error,
-            # too many watchers without a key would keep clients that have a key from calling.
+            # After UNIMPLEMENTED, gRPC's clients send calls without watching. After any other error
+            # they would send none, so that watchers without a key could lock out all clients.
             raise Fault(grpc.StatusCode.UNIMPLEMENTED, "overloaded", message)
         self._watchers += 1
         try:

@@ -22,7 +22,7 @@ class Delivery:
     Attributes:
         message_id: the id that the sender chose, if any.
         count: 1 for the message's first delivery, 2 for its second.
-        handle: the object of the broker's own client library.
+        handle: what the session that made the delivery needs to settle the message.
     """
 
     message_id: str | None
@@ -39,7 +39,9 @@ class Session(Protocol):
         ...
 
     async def complete_delivery(self, delivery: Delivery, result_id: str, result: bytes) -> None:
-        """Publish the result of a message, then settle the message, which ends its deliveries.
+        """Publish the result of a message, then settle the message.
+
+        The broker does not deliver a settled message again.
 
         Args:
             result_id: the id by which receivers recognise a duplicate. A result is published again

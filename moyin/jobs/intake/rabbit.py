@@ -24,9 +24,9 @@ _LOST = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
 class RabbitBroker:
     """A queue of RabbitMQ whose messages become jobs; each message needs a ``message_id``.
 
-    The result of a message is published to the message's ``reply_to`` queue, or to ``results`` if
-    it names none. The result's ``correlation_id`` is that of the message, or else its
-    ``message_id``.
+    The result of a message is published to the queue that the message's ``reply_to`` names, or else
+    to the queue ``results``. The ``correlation_id`` of the result is the ``correlation_id`` of the
+    message, or else the ``message_id`` of the message.
 
     Args:
         url: ``amqp://user:password@host:port/vhost``.
@@ -185,7 +185,7 @@ def _raise_broker_lost() -> Iterator[None]:
 def _count_previous_deliveries(message: AbstractIncomingMessage) -> int:
     """Return how often a message was delivered before.
 
-    Classic queues do not count, so their number is at most one.
+    Of a classic queue, the result is 0 or 1, because such a queue does not count deliveries.
     """
     count = message.headers.get("x-delivery-count", 0)
     return max(count if isinstance(count, int) else 0, int(bool(message.redelivered)))

@@ -28,15 +28,15 @@ _Entry = tuple[bytes, dict[bytes, bytes], int]
 class StreamBroker:
     """A stream whose entries become jobs; an entry has the field ``body`` and optionally ``id``.
 
-    An entry without the field ``id`` is identified by its stream id. Then a message that the sender
-    adds twice becomes two jobs. Settled entries are deleted, so no other consumer group can use the
-    stream.
+    If an entry has no field ``id``, the id that the stream gives it is used, so a message that the
+    sender adds twice becomes two jobs. Settled entries are deleted, so no other consumer group can
+    use the stream.
 
     Args:
         claim_after: the seconds after which other workers claim the entries of a worker that has
             not renewed its claim.
-        kept: the approximate number of entries that are kept in the stream of results, and in that
-            of dead letters.
+        kept: the approximate number of newest entries that are kept in the stream ``results``, and
+            as many in the stream ``dead_letters``.
     """
 
     def __init__(

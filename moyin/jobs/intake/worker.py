@@ -59,7 +59,8 @@ class IntakeWorker:
     """Processes the messages of one broker queue; several workers may share a queue.
 
     The broker keeps a message until its job has ended and the result is published. If a worker
-    dies, the broker delivers the message again, and its id is used to find the same job.
+    dies, the broker delivers the message again, and another worker finds the job by the message's
+    id.
 
     Args:
         name: the name of the queue in the configuration. It is a part of idempotency keys, so it

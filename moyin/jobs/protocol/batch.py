@@ -23,7 +23,8 @@ def build_batch_steps(
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
     """Return the graph that all children of a batch share, and each child as a step.
 
-    The payload of such a step is a patch: the nodes and inputs in which its graph differs.
+    The payload of such a step is a patch: only the nodes and inputs in which the child's graph
+    differs from the shared graph.
 
     Args:
         step_without_batch: the step of the same job without a batch.
@@ -101,8 +102,9 @@ def _list_template_variants(
 def _list_graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
     """Return the variants of a graph that a batch describes.
 
-    A variant is a pair of mappings, whose keys are ``workflow.<node>.inputs.<name>``. The first has
-    the values, the second the field of the request that set each value.
+    A variant is a pair of mappings with the same keys, ``workflow.<node>.inputs.<name>``. The first
+    mapping has the values of these inputs. The second mapping has the fields of the request that
+    set the values, for errors.
     """
     if batch.inputs is not None:
         raise InvalidRequest(

@@ -1,4 +1,4 @@
-"""Defines the JSON of a job's events, for the publishers, the API's documents and gRPC.
+"""Defines the JSON of a job's events; the API's documentation is generated from these classes.
 
 `EventType` lists the types of events.
 """

@@ -19,7 +19,7 @@ Templates = Callable[[str, str], Template]
 
 
 def refuse_templates(name: str, field: str) -> Template:
-    """Raise InvalidRequest for every template; APIs whose jobs can't use templates pass this."""
+    """Raise InvalidRequest for every name; stands in for templates in APIs that support none."""
     raise InvalidRequest(
         f"{field} is not supported by this API: send a workflow instead", field=field
     )
@@ -51,7 +51,8 @@ def translate_render_batch(
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
     """Return the graph that all children of a batch share, and each child as a step.
 
-    The payload of such a step is a patch: the nodes and inputs in which its graph differs.
+    The payload of such a step is a patch: only the nodes and inputs in which the child's graph
+    differs from the shared graph.
     """
     if job.template is None:
         step_without_batch = _build_step_from_graph(job, "", job.pool)

@@ -34,7 +34,7 @@ def parse_job(body: bytes, now: datetime, templates: Templates = refuse_template
 
     Args:
         now: the current time with a time zone; deadlines must be later.
-        templates: a function that returns the template with a name.
+        templates: a function that returns the template with the given name.
 
     Raises:
         InvalidJson: the body is not JSON.

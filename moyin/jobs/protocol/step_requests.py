@@ -74,7 +74,10 @@ def get_chat_path(protocol: ChatProtocol, request: Mapping[str, Any]) -> str:
 
 
 def disable_streaming(protocol: ChatProtocol, request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the request with streaming disabled; only Ollama's protocol streams by default."""
+    """Return the request with streaming disabled.
+
+    Only requests of Ollama's protocol change, because the other protocols do not stream by default.
+    """
     return {**request, "stream": False} if protocol is ChatProtocol.OLLAMA else request
 
 

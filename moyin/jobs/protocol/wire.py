@@ -11,7 +11,8 @@ from moyin.domain.job import MAX_BATCH_CHILDREN, CancellerKind, ChatProtocol, Jo
 from moyin.http.validation import UtcDatetime
 
 MAX_STEPS = 20
-# Their ids stand in the archive's link, which with 200 has 6 kB; proxies refuse longer ones.
+# The link of an archive contains the ids of its files. With 200 ids the link has 6 kB; proxies
+# refuse longer links.
 MAX_ARCHIVE_IDS = 200
 PoolName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 # Metadata must not contain NUL, because PostgreSQL can't store it and a search by metadata would

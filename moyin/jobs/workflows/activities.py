@@ -169,7 +169,10 @@ def _get_idempotency_key(step: StepInput, kind: StepKind) -> str:
 
 
 def _extract_inline_output(response: StepResponse) -> tuple[str | None, Any]:
-    """Return a response's text and JSON; two None if the response must be stored as an artifact."""
+    """Return a response's text and JSON value.
+
+    Returns None for both if the response must be stored as an artifact instead.
+    """
     if len(response.content) > _MAX_INLINE_BYTES:
         return None, None
     if response.media_type == "application/json" or response.media_type.endswith("+json"):

@@ -95,9 +95,9 @@ class TemporalConnection:
         raise _new_unavailable_error()
 
     def report_outage(self, error: Exception) -> ServiceUnavailable:
-        """Return the error to raise after a failed call.
+        """Log a failed call and return the error to raise.
 
-        All calls in the next second fail at once.
+        For the next second, `get_client` raises an error at once instead of trying to connect.
         """
         _log.warning("Temporal at %s is unavailable: %s", self._address, error)
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
@@ -138,7 +138,7 @@ class TemporalConnection:
 
 
 async def check_address(address: str) -> None:
-    """Raise ServiceUnavailable if no Temporal responds at the address; change nothing there."""
+    """Raise ServiceUnavailable if no Temporal server responds at the address."""
     try:
         async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
             await Client.connect(address)

@@ -27,7 +27,7 @@ def to_application_error(
     """Convert an error to a failure that Temporal retries only if a retry may help.
 
     Args:
-        retryable: True or False to decide this; None to use the property of the error.
+        retryable: whether a retry may help; None to use the error's own ``retryable``.
     """
     return ApplicationError(
         error.message,

@@ -207,8 +207,8 @@ async def _raise_application_errors(*, calls_model: bool = False) -> AsyncIterat
     stored in Temporal's history.
 
     Args:
-        calls_model: True if the activity calls a model, so that a retry after a bug would cost
-            money.
+        calls_model: True if the activity calls a model. Then a bug is not retried, because every
+            try would cost money.
     """
     try:
         yield

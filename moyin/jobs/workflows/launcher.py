@@ -103,7 +103,7 @@ class JobLauncher:
         await self._temporal.ping()
 
     async def close(self) -> None:
-        """Mark the rows of the jobs in the `DispatchBuffer` as dispatched."""
+        """Write the marks that are still in the `DispatchBuffer` to the rows of their jobs."""
         await self._dispatched.close()
 
     async def _check_attempt_running(self, client: Client, launch: Launch) -> None:
@@ -125,9 +125,9 @@ class JobLauncher:
 class DispatchBuffer:
     """Marks the rows of started jobs as dispatched, many at a time, a second after their start.
 
-    The sweeper, a background task, starts jobs that lack this mark. After a second most jobs run or
-    have ended, and need no mark. Losing marks in a crash does no harm, because starting a job twice
-    has no effect.
+    The sweeper, a background task, starts queued jobs that lack this mark. The mark is delayed,
+    because after a second most jobs are no longer queued, so that few rows need a mark. If marks
+    are lost in a crash, the sweeper starts the jobs again, which has no effect.
     """
 
     def __init__(self, jobs: JobStore, *, delay_seconds: float = _BUFFER_SECONDS) -> None:

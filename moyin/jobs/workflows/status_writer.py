@@ -74,7 +74,10 @@ class JobStatusWriter:
         )
 
     async def mark_started(self, step: StepInput) -> bool:
-        """Mark a queued job as running and publish the event; return False if it is not queued."""
+        """Mark a queued job as running and publish the event, if the attempt begins with the step.
+
+        Return False if the job was not marked.
+        """
         job = None if step.begins is None else await self._jobs.start(step.job_id, step.begins)
         if job is None:
             return False
@@ -90,7 +93,7 @@ class JobStatusWriter:
         return progress is not None
 
     async def finish(self, outcome: JobOutcome) -> bool:
-        """Write the end of an attempt to the job's row, unless the row has it, and publish it.
+        """Write an attempt's end to the job's row, unless the row has it, and publish the event.
 
         Return False if a later attempt has begun, or the owner has deleted the ended job.
         """

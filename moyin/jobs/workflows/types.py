@@ -43,9 +43,9 @@ class JobInput:
         spec: the sha256 of the JobSpec blob.
         done: the results of steps that earlier attempts finished, which do not run again.
         webhook: True if the job has a webhook.
-        version: the version of the workflow's code. If the order of its commands changes, the
-            version must change, because a running job must replay with the version with which it
-            started.
+        version: the version of the workflow's code with which the job started. A change of the
+            order of the workflow's commands needs a new version, because Temporal replays a
+            running job with the old order.
         parallel: True if the steps are children of a batch.
     """
 
@@ -129,7 +129,8 @@ class JudgeVerdict:
     """The verdict of the judge on two answers.
 
     Attributes:
-        outcome: the reason why there is no verdict; empty if there is one.
+        outcome: the outcome of a comparison that has ended without a verdict; empty if there is a
+            verdict.
         given: the score of the answer that the client received.
         other: the score of the second model's answer.
     """

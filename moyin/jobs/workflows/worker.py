@@ -91,7 +91,10 @@ class WorkerRunner:
 
 
 class Sweeper:
-    """Starts the workflows of jobs that have none, because the gateway that accepted them died.
+    """Starts the workflows of accepted jobs that have none.
+
+    Such a job was accepted while Temporal was unavailable, or by a gateway replica that died before
+    it started the workflow.
 
     The sweeper also starts the webhooks of jobs that were cancelled before they had a workflow. Any
     number of sweepers may run concurrently, because starting a job twice has no effect.
@@ -124,7 +127,7 @@ class Sweeper:
             await asyncio.sleep(self._interval)
 
     async def sweep(self) -> int:
-        """Start the workflows of jobs that have none, and return the number of these jobs."""
+        """Start the missing workflows of jobs and webhooks, and return how many were started."""
         started_count = 0
         for job_id, attempt, has_ended in await self._jobs.list_undispatched(self._min_age):
             try:

@@ -122,9 +122,9 @@ def _find_problem(bwrap: Path) -> str | None:
 def build_user_options() -> Sequence[str]:
     """Return bubblewrap's options for users and capabilities.
 
-    If this process is root, no user namespace is used, because the sandbox would still be root for
-    the kernel; ``launcher.py`` changes the user id instead. Otherwise bubblewrap creates a user
-    namespace, and prevents the creation of further user namespaces.
+    If Moyin does not run as root, bubblewrap creates a user namespace, in which further user
+    namespaces are forbidden. If Moyin runs as root, a user namespace would not help, because the
+    kernel would still treat the sandbox as root; ``launcher.py`` changes the user id instead.
     """
     if os.geteuid() == 0:
         return ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")

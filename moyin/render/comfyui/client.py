@@ -51,7 +51,7 @@ class ResponseTooLarge(WorkerLost):
 
 
 class ComfyClient:
-    """Calls one ComfyUI process over HTTP, and does not trust the responses.
+    """Calls one ComfyUI process over HTTP, and checks its responses.
 
     Nodes of the process may be malicious. Paths of the machine are removed from responses (see
     `HostPathFilter`). Each method raises `WorkerLost` if ComfyUI does not respond or if its
@@ -96,10 +96,13 @@ class ComfyClient:
         extra_data: Mapping[str, Any] | None = None,
         targets: Sequence[str] | None = None,
     ) -> PromptAccepted:
-        """Add a prompt to ComfyUI's queue, to execute its output nodes ``targets``, by default all.
+        """Add a prompt to ComfyUI's queue.
 
-        Nodes can read the prompt's ``extra_data``. Raises `InvalidGraph` with the body of ComfyUI's
-        response if the graph is refused.
+        Raises `InvalidGraph` with the body of ComfyUI's response if ComfyUI refuses the graph.
+
+        Args:
+            extra_data: further data of the prompt, which its nodes can read.
+            targets: ids of the output nodes to execute, or None for all.
         """
         body: dict[str, Any] = {
             "prompt": graph,
@@ -136,9 +139,9 @@ class ComfyClient:
     async def get_prompt_state(self, prompt_id: str) -> PromptState:
         """Return the state of a prompt, with its history entry if the prompt has finished.
 
-        ComfyUI holds history entries in memory. The next call of this method drops the entry that
-        this call returns. A separate request for that would take a tenth of a small picture's
-        render time.
+        ComfyUI keeps history entries in memory until a client drops them. The next call of this
+        method, for any prompt, also drops the entry that this call returns. A separate request to
+        drop the entry would add a tenth to the render time of a small picture.
 
         Raises:
             RenderFailed: The history entry exceeds 8 MiB.

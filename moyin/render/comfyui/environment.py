@@ -38,7 +38,8 @@ def build_child_environment(
 ) -> dict[str, str]:
     """Return the environment of a ComfyUI process.
 
-    It has the allowed variables of ``environ``, or all but a few of them without isolation.
+    Without isolation, it has all but a few variables of ``environ``. Otherwise it has only the
+    allowed variables.
 
     Args:
         scratch_folder: the folder for temporary files, which ``TMPDIR`` names.

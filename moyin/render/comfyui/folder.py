@@ -63,9 +63,12 @@ class ProcessFolder:
         return [BRIDGE, *(path.name for path in self._list_node_packages())]
 
     def prepare(self, uid: int | None = None) -> None:
-        """Recreate the folder for a process of the user ``uid``, or of this user (blocking).
+        """Recreate the folder for a process (blocking).
 
         Raises `StackError` if a configured node package is missing.
+
+        Args:
+            uid: id of the user that runs the process, or None for the user that runs Moyin.
         """
         for path in self._options.custom_nodes:
             if not path.exists():

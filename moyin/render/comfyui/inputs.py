@@ -42,10 +42,12 @@ class InputFiles:
         return all(self._find_staged_file(name).exists() for name in names)
 
     def trim_staged(self, needed_names: Collection[str]) -> None:
-        """Remove the least recently used staged files until their limit is met (blocking).
+        """Remove the least recently used staged files beyond ``max_staged_bytes`` (blocking).
 
-        The files with the names ``needed_names`` stay. Other threads may add files at the same
-        time.
+        Other threads may add files at the same time.
+
+        Args:
+            needed_names: names of the files that stay.
         """
         staged_files: list[tuple[float, int, Path]] = []
         for path in self._folder.staging.iterdir():
@@ -63,7 +65,7 @@ class InputFiles:
                 total_bytes -= size
 
     def place_files(self, names: Collection[str]) -> None:
-        """Replace the files in the process's input folder by these staged files (blocking).
+        """Replace the files in the process's input folder by the named staged files (blocking).
 
         The process has no write access to the folder, so hard links to the staged files are safe.
         Raises `FileNotFoundError` if a file is not staged.

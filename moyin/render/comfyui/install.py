@@ -70,8 +70,8 @@ def install(settings: Settings, on_step: OnStep, *, repair: bool = False) -> Com
 
     Args:
         on_step: called with a line of text before each step.
-        repair: whether to install again into an environment that is no longer complete. The
-            packages in it stay.
+        repair: True to run the installation again even if ComfyUI is installed, because files of
+            the environment are missing. Packages that are present are not removed.
     """
     if settings.comfyui_home is not None:
         return _check_user_comfyui(settings.comfyui_home, settings.comfyui_python)
@@ -151,7 +151,10 @@ def _is_installed(environment: Path) -> bool:
 
 
 def _digest_packages() -> str:
-    """Return a digest of the required packages, by which `install` detects old environments."""
+    """Return a digest of the required packages.
+
+    An environment that was installed with another digest is outdated.
+    """
     packages = "\n".join([WHEEL, *read_requirements()])
     return hashlib.sha256(packages.encode()).hexdigest()
 

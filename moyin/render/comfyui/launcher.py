@@ -13,7 +13,8 @@ Members of the JSON object:
 * ``parent``: the parent's process id; absent if bubblewrap ends this process with its parent.
 * ``user``, ``groups``: ids of the user and groups to change to; present only if this user is root.
 * ``file_bytes``: size of the largest file that the process may write.
-* ``threads``: limit of the user's threads and processes; absent if the user has other processes.
+* ``threads``: largest number of threads and processes of the user; absent if the user also runs
+  other programs.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class ComfyOptions:
         readable: additional folders that a confined process may read.
         hidden: folders that a confined process can't access, even within a readable folder.
         environment: names of additional environment variables that the process gets.
-        uid: user id of a confined process if this process is root, or None for a generated id.
+        uid: user id of a confined process if Moyin runs as root, or None for a generated id.
     """
 
     home: Path

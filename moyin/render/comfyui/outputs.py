@@ -58,8 +58,8 @@ class OutputStore:
     """Stores the output files of one ComfyUI process, and remembers the stored files.
 
     For a repeated graph, ComfyUI's cache returns the names of files that an earlier prompt wrote.
-    These files have been moved away, so their digests are looked up by name. A file that still
-    exists has precedence, because a node may write to the same name every time.
+    These files have been moved away, so the store remembers their digests by name. If a file with
+    the name exists again, that file is stored, because some nodes always write to the same name.
 
     Args:
         max_bytes: largest total size in bytes of a prompt's output files.

@@ -2,9 +2,9 @@
 
 Tracebacks, error messages and responses of ComfyUI contain paths that would reveal the operator's
 account, the layout of the disk and the location of other tenants' files. Known folders are replaced
-by stable names (``<comfyui>/nodes.py``), so that a traceback still shows its origin. In error
-messages, ``<path>`` replaces any other absolute path. In outputs, other paths are kept, because the
-text may be the client's own.
+by stable names (``<comfyui>/nodes.py``), so that a traceback still shows its origin. Any other
+absolute path is replaced by ``<path>`` in error messages, but kept in the outputs of nodes, where
+the client itself may have written it.
 """
 
 from __future__ import annotations

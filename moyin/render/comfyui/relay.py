@@ -36,9 +36,10 @@ _FLUSH_SECONDS = 3.0
 class Relay:
     """Publishes the events of a prompt on a client's stream, in order.
 
-    A background task publishes the events, so that a slow stream does not delay the render. If the
-    stream is slow, previews and progress events are dropped. Outputs are dropped only if they are
-    not files and exceed 1 MiB.
+    A background task publishes the events, so that a slow stream does not delay the render. While
+    the stream is slow, previews and progress events are dropped. An event with a node's output is
+    published without the output if the event exceeds 1 MiB. The content of the output's files is
+    stored elsewhere and does not count.
 
     Args:
         channel: name of the client's stream.

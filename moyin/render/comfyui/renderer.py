@@ -148,7 +148,11 @@ class ComfyRenderer:
             await self._fetch_inputs(request)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
-        """Cancel a running prompt; return its history record, or None if ComfyUI has made none."""
+        """Cancel a prompt and return its history record.
+
+        Returns None if the renderer does not have the prompt. Also returns None if ComfyUI has no
+        history entry for the prompt, because it was not submitted yet or has not ended in time.
+        """
         if prompt_id not in self._active_prompts:
             return None
         prompt, task = self._active_prompts[prompt_id]
@@ -170,8 +174,9 @@ class ComfyRenderer:
         """Validate a graph without executing it, and return ComfyUI's response body.
 
         For an invalid graph, the body has ``error``. For a valid graph, it has the ids of the
-        ``outputs`` that ComfyUI would execute and ``node_errors`` for the other outputs. The bridge
-        adds ``free``, the inputs that `moyin.comfy_api.validation_cache` may ignore.
+        ``outputs`` that ComfyUI would execute and ``node_errors`` for the other outputs. It also
+        has ``free``: the inputs that ComfyUI checks only for type and range, so that
+        `moyin.comfy_api.validation_cache` need not ask ComfyUI again when only these change.
 
         Args:
             targets: ids of the output nodes to validate, or None for all.
@@ -354,7 +359,10 @@ class ComfyRenderer:
 
     @asynccontextmanager
     async def _acquire_session(self, prompt: RunningPrompt) -> AsyncIterator[Session]:
-        """Wait until ComfyUI is idle and can access only this prompt's files; yield its session."""
+        """Yield the session of ComfyUI as soon as ComfyUI is idle.
+
+        During the block, ComfyUI can access only the files of this prompt.
+        """
         request = prompt.request
         while True:
             session = await self._supervisor.wait_for_session()
@@ -544,7 +552,7 @@ class ComfyRenderer:
         return _sort_by_size(await ModelSizes(self._options.models).measure(models))
 
     def _end_submitted_prompts(self, reason: str, prompt_may_be_cause: bool) -> None:
-        """End all prompts that were submitted to the lost process with `WorkerLost`.
+        """Raise `WorkerLost` for the callers of all prompts that the lost process had accepted.
 
         Args:
             reason: why the process was lost, for the message.

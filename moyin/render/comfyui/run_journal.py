@@ -32,8 +32,9 @@ class _Measurement:
 class RunJournal:
     """Records the runs of one renderer's prompts.
 
-    A run counts as ended only when its prompt has ended, because the result or error is unknown
-    before. The measured time ends earlier, because storing the files does not occupy the GPU.
+    A run stays open until its prompt has ended, because only then its result or error is known. Its
+    measured time ends when ComfyUI has executed the prompt: storing the files, which comes after
+    that, does not occupy the GPU.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -102,7 +103,11 @@ class RunJournal:
         return self._ended.get(prompt_id, ())
 
     def list_unsettled(self) -> tuple[RenderRun, ...]:
-        """Return the runs that cost money and have not ended, or whose cost is not recorded yet."""
+        """Return all runs that cost money and whose final cost has not been recorded yet.
+
+        These are the runs of prompts that have not ended, with their time so far, and the ended
+        runs that `settle` has not dropped.
+        """
         open_runs = (
             RenderRun(
                 id=run.id,

@@ -146,7 +146,8 @@ def build_bubblewrap_options(
 def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_map")) -> int | None:
     """Return the user id to which a confined process changes.
 
-    Returns None if this process is not root or ``isolation`` is not strict.
+    Returns None if Moyin does not run as root, or if ``isolation`` is not strict; then the process
+    keeps the user of Moyin.
 
     Args:
         uid_map: the kernel's file of the user ids that exist in this namespace.
@@ -164,7 +165,9 @@ def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_m
 
 
 def find_device_groups(paths: Iterable[Path]) -> list[int]:
-    """Return the ids of the groups of device files that not every user may write to.
+    """Return the ids of the groups that a process needs to write to the device files.
+
+    The groups of device files that every user may write to, and the group of root, are left out.
 
     Args:
         paths: device files, and folders of device files.
@@ -212,9 +215,9 @@ def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]
 
 
 def find_shared_folders(options: ComfyOptions) -> list[Path]:
-    """Return the folders that all processes of a pool read.
+    """Return the paths of models and node packages, which all processes of a pool read (blocking).
 
-    Blocks. Raises `StackError` if the configuration names a folder that can't be read.
+    Raises `StackError` if a file of extra model paths can't be read.
     """
     return [options.models, *options.custom_nodes, *find_extra_model_paths(options.flags)]
 
@@ -240,7 +243,7 @@ def find_unreadable_file(uid: int, folders: Iterable[Path]) -> Path | None:
 
 
 def _follow_links(path: Path) -> Iterator[Path]:
-    """Yield the folder of each target in a chain of links; uv and pyenv create such chains."""
+    """Follow a chain of links, as uv and pyenv create it, and yield the folder of each target."""
     for _ in range(_MAX_LINK_CHAIN):
         if not path.is_symlink():
             return
@@ -317,7 +320,11 @@ def _is_visible(mounts: Mounts, path: Path) -> bool:
 
 
 def _find_link_targets(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Path]:
-    """Return the targets of links that lead out of the mounts, such as models on other disks."""
+    """Return the targets of links in ``folders`` that lead out of the mounts.
+
+    Such a target, for example a model on another disk, needs a mount of its own. The result maps
+    each target to its path without links.
+    """
     targets: dict[Path, Path] = {}
     file_count = 0
     for folder in folders:

@@ -1,9 +1,9 @@
 """Builds the seccomp filter of system calls for confined ComfyUI processes.
 
-Namespaces do not restrict rarely used parts of the kernel, nor AF_VSOCK sockets, which connect to
-the host of a virtual machine from any network namespace. The filter denies the calls that Flatpak
-and Docker deny and that no renderer needs. A denied call fails with EPERM, so that programs can use
-another call instead of crashing.
+Namespaces restrict neither rarely used parts of the kernel nor AF_VSOCK sockets, which connect to
+the host of a virtual machine from any network namespace. The filter therefore denies the system
+calls that Flatpak and Docker deny, except for those that a renderer needs. A denied call fails with
+EPERM, so that programs can use another call instead of crashing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class _Machine:
 
     Attributes:
         audit: the kernel's AUDIT_ARCH number of the architecture.
+        clone: the number of the call `clone`, which must not create namespaces.
+        socket: the number of the call `socket`, which may open sockets of a few families only.
+        denied: the numbers of the calls that are always denied.
+        has_x32: True if the architecture also has the calls of x32, which the filter hides.
     """
 
     audit: int

@@ -80,7 +80,7 @@ class EventStream:
         self._call_back(self._on_event, message)
 
     def _call_back(self, callback: Callable[[T], None], message: T) -> None:
-        """Call the callback, and log its error, which a malformed message of a node may cause."""
+        """Call the callback; if it fails, as on a malformed message of a node, log the error."""
         try:
             callback(message)
         except Exception:

@@ -59,8 +59,12 @@ class WrittenFiles:
     def open_file(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:
         """Open an output file of a prompt.
 
-        If the file comes from ComfyUI's cache, an earlier prompt has written it. Returns None if
-        the file is missing, not regular, or outside the folder of its type.
+        An earlier prompt may have written the file, if the output comes from ComfyUI's cache.
+        Returns None if the file is missing, not regular, or outside the folder of its type.
+
+        Args:
+            file: the file as ComfyUI reports it.
+            prompt_id: id of the prompt that has the file as its output.
         """
         segments = PurePosixPath(file.subfolder, file.filename).parts
         if len(segments) > _MAX_DEPTH or any(segment in ("/", "..") for segment in segments):
@@ -127,7 +131,7 @@ def _move_entry(source: Path, target: Path) -> None:
 def _open_file_below(root: Path, segments: tuple[str, ...]) -> BinaryIO | None:
     """Open a regular file below ``root`` without following links.
 
-    Returns None if the file is missing, or if it or a folder on the way is of another kind.
+    Returns None if the file is missing or not regular, or if a folder on the way is a link.
     """
     if not segments:
         return None

@@ -42,8 +42,8 @@ class PictureLimits:
         pixels: largest number of pixels in a source picture.
         preview_pixels: largest number of pixels in a preview; larger pictures are scaled down.
         memory_mib: largest address space of a process, in MiB.
-        seconds: limit of the processor time in seconds. The elapsed time may be three times as
-            long.
+        seconds: limit of the processor time in seconds. The limit of the elapsed time is three
+            times as long.
         source_mib: largest source file, in MiB.
         result_mib: largest result file, in MiB.
     """
@@ -180,8 +180,8 @@ class PictureProcesses:
 
     Args:
         max_processes: largest number of processes.
-        max_waiting: largest number of waiting pictures.
-        max_wait_seconds: time limit for the wait for a process.
+        max_waiting: largest number of conversions that wait for a process.
+        max_wait_seconds: largest number of seconds that a conversion waits for a process.
         idle_seconds: time after which an idle process is ended.
     """
 

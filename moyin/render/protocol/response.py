@@ -147,7 +147,10 @@ def get_prompt_id(message: EventMessage) -> str | None:
 
 
 def is_last_event(message: EventMessage) -> bool:
-    """Return whether this is a prompt's last event; by then its history entry has been written."""
+    """Return whether this is a prompt's last event.
+
+    ComfyUI sends the last event after it has written the prompt's history entry.
+    """
     return message.type == "executing" and message.data.get("node", "") is None
 
 

@@ -56,7 +56,7 @@ def hash_node(node: Any) -> int:
 
 
 def estimate_pictures(graph: Mapping[str, Any]) -> int:
-    """Estimate how many pictures a graph stores, by its saving nodes and its largest batch."""
+    """Estimate how many pictures a graph stores, from its batch sizes and its nodes that save."""
     return PictureCounts.from_graph(graph).estimate()
 
 

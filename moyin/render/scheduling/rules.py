@@ -101,9 +101,9 @@ class OrderingRules:
         return max(self.min_limit_seconds, self.wait_factor * load_seconds)
 
     def compute_max_imbalance(self, load_seconds: float) -> float:
-        """Return how much more work must wait for other models before a renderer switches to them.
+        """Return how much more work another queue must have before a renderer switches to it.
 
-        The result is in seconds per renderer (see ``imbalance_factor``).
+        The result is in seconds of work per renderer (see ``imbalance_factor``).
         """
         return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
 
@@ -159,11 +159,11 @@ class OwnerFairShare:
         return max(self._served.get(owner, self._present), self._present)
 
     def charge(self, owner: str, waiting_owners: Iterable[str] = ()) -> None:
-        """Add a new render of ``owner`` to the owner's virtual time.
+        """Increase the virtual time of ``owner``, because a render of this owner begins.
 
         Args:
-            waiting_owners: the owners with waiting renders; they determine the present virtual
-                time.
+            waiting_owners: the owners with waiting renders; the smallest of their virtual times is
+                the present virtual time.
         """
         start_time = self.get_virtual_time(owner)
         # The present virtual time is the smallest one of the waiting owners. If an owner is served

@@ -88,7 +88,7 @@ class RenderScheduler:
 
     @property
     def running_count(self) -> int:
-        """The number of busy renderers, even if an earlier scheduler started their renders."""
+        """The number of busy renderers, including those with a prompt of an earlier scheduler."""
         return sum(self._is_executing(name) for name in self._renderers | self._leased.keys())
 
     @property

@@ -24,11 +24,11 @@ _OFFSET_SECONDS = 2.0
 
 
 class StartErrors:
-    """Makes forecasts of start times less certain, by the errors of earlier forecasts.
+    """Widens forecasts of start times as much as earlier forecasts were wrong.
 
-    A score is the actual time until a render started, divided by the forecast time. Scores are
-    grouped by the render's position in the queue, with a group for each doubling of the position,
-    because more renders can overtake a render that is further back.
+    The error of a forecast is measured by a score: the actual time until the render started,
+    divided by the forecast time. Scores are grouped by the render's position in the queue (1, 2 to
+    3, 4 to 7 and so on), because more renders can overtake a render that is further back.
     """
 
     def __init__(self) -> None:
@@ -41,9 +41,9 @@ class StartErrors:
         self._random = random.Random(0)
 
     def widen_forecasts(self, expectations: Sequence[Expectation], now: float) -> list[Expectation]:
-        """Return the forecasts with variances that match the errors of earlier forecasts.
+        """Return the forecasts, with larger variances where earlier forecasts were wrong.
 
-        Remembers the forecast of each render until the render starts.
+        One forecast of each render is remembered until the render starts, to compute its score.
 
         Args:
             now: the present time in seconds.
@@ -81,7 +81,7 @@ class StartErrors:
         return widened_forecasts
 
     def record_start(self, render_id: str, now: float) -> None:
-        """Compute the score of the forecast that was remembered for a render, which starts now."""
+        """Compute the score of the remembered forecast of a render that starts now."""
         earlier_forecast = self._forecasts.pop(render_id, None)
         if earlier_forecast is not None:
             _, group, mean_seconds, forecast_at = earlier_forecast

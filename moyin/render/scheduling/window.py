@@ -4,10 +4,10 @@
 
 1. A render that is due (`OrderingRules.compute_due_time`) begins first, on the free renderer with
    the lowest cost. This prevents starvation.
-2. A renderer *switches* to other models: those with the longest queue per renderer that has them
-   loaded. It switches if (a) it has no models loaded, (b) no waiting render uses its models and the
-   renderers of the other models will be busy for longer than a switch takes, or (c) the other queue
-   has more work than its own, by several times the load time.
+2. A free renderer *switches* to other models, namely those that have the longest queue for each
+   renderer that has them loaded. It switches if (a) it has no models loaded, (b) no waiting render
+   uses its models and the renderers of the other models will be busy for longer than a switch
+   takes, or (c) the other queue has more work than its own, by several times the load time.
 3. A renderer begins a render that uses its loaded models. These renders are ordered by class, which
    rises as they wait (`OrderingRules.compute_rank`), then by fair share of the owners, then by
    arrival.
@@ -159,7 +159,7 @@ class Window:
     def flow_count(self) -> int:
         """The number of different combinations of family, owner and class of the waiting renders.
 
-        The time of each choice is proportional to this number.
+        The time that `choose_assignment` takes is proportional to this number.
         """
         return sum(len(queue.flows) for queue in self._queues.values())
 
@@ -195,7 +195,7 @@ class Window:
         return now - self._free[name].free_since if name in self._free else None
 
     def begin_render(self, choice: Assignment, now: float) -> None:
-        """Mark the renderer of the assignment as busy, and its new render's models as loaded."""
+        """Mark the assignment's renderer as busy, and the models of its render as loaded."""
         pending_render, slot = choice.pending, choice.slot
         self.remove(pending_render)
         self._fair_share.charge(pending_render.owner, self._owners)
@@ -390,10 +390,11 @@ class Window:
         return Assignment(pending_render, self._find_cheapest_slot(pending_render, suitable_slots))
 
     def _estimate_delay(self, family: str, leaving_count: int = 0) -> float:
-        """Return the seconds until a family's queue is empty.
+        """Return the seconds until a family's queue is empty; infinite if no renderer serves it.
 
         Args:
-            leaving_count: how many of the renderers with the family's models will leave the queue.
+            leaving_count: how many renderers that have the family's models loaded will switch to
+                other models.
         """
         if family not in self._queues:
             return 0.0

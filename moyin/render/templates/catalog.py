@@ -115,7 +115,7 @@ class TemplateCatalog:
 
 
 def list_template_folders(settings: Settings) -> tuple[Path, ...]:
-    """Return the folders of Moyin's templates, if these are enabled, and of the operator's."""
+    """Return the folder of the operator's templates, and before it that of Moyin's, if enabled."""
     operator_folder = settings.templates or settings.data / "templates"
     return (SHIPPED_FOLDER, operator_folder) if settings.shipped_templates else (operator_folder,)
 

@@ -8,14 +8,15 @@ effects:
 * ``POST /moyin/look`` returns a prompt's state, and drops earlier prompts from the history.
 * ``GET /moyin/volatile`` lists the node classes that may return different outputs for equal inputs.
 * ``GET /moyin/pulse`` responds with 200 if the thread that executes prompts is alive, or else 503.
-* A prompt's output files are written to a folder named after the prompt, so that names are unique
-  without a change of the graph and its cache keys. A file that a node writes elsewhere is reported
-  as if it were in that folder, so `WrittenFiles.open_file` searches both places.
+* A prompt's output files are written to a folder named after the prompt. So file names are unique,
+  and the graph, from which ComfyUI computes its cache keys, stays unchanged. Events report a file
+  in that folder even if the node has written it elsewhere; `WrittenFiles.open_file` searches both
+  places.
 * The names of Moyin's input files pass validation before the files exist.
 * Nodes and file names that a prompt may not use are refused (see ``guard.py``).
 * A cached output that contains a prompt's graph is not used for other tenants (see ``tenants.py``).
-* Objects that exist at the start are exempt from garbage collection, because ComfyUI's collections
-  after prompts would block for a quarter of a second.
+* Python objects that exist at the start are exempt from garbage collection. ComfyUI collects
+  garbage after prompts, which would otherwise block the process for a quarter of a second.
 * ``MOYIN_GPU_SHARE`` limits the fraction of the GPU's memory that this process uses.
 """
 
@@ -200,10 +201,11 @@ def read_prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_volatile_classes(classes: Mapping[str, Any]) -> list[str]:
-    """Return the node classes that define methods to decide whether their output has changed.
+    """Return the node classes whose outputs may differ although their inputs are equal.
 
-    ComfyUI's own classes are left out. Their methods compare the content of files, but Moyin's
-    input files with different content also have different names.
+    Such a class defines a method by which ComfyUI decides whether to execute the node again.
+    ComfyUI's own classes are left out: their methods compare the content of files, but a file of
+    Moyin with another content also has another name, which is a different input.
     """
     return sorted(
         name
@@ -274,8 +276,8 @@ def wrap_send(
 ) -> Callable[..., None]:
     """Wrap ``PromptServer.send_sync`` so that events report each file in the folder of its prompt.
 
-    Nodes that choose their own file names ignore that folder. The wrapper changes the lists of the
-    event in place, because ComfyUI's history and cache use the same lists.
+    Nodes that choose their own paths write outside the folder of their prompt. The wrapper changes
+    the lists in the event, not copies, because ComfyUI's history and cache use the same lists.
 
     Args:
         get_folder: returns the path of the folder for a file type, such as ``output``.
@@ -294,9 +296,9 @@ def wrap_send(
 
 
 def _add_prompt_folder(item: Any, prompt_id: str, get_folder: Callable[[str], str]) -> Any:
-    """Return the item of an output file with its prompt's folder as the subfolder.
+    """Return an item of a node's output with the prompt's folder in its ``subfolder``.
 
-    An item is an object in a node's output. Items that name no existing file stay unchanged.
+    An item that names no existing file is returned unchanged.
     """
     if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
         return item

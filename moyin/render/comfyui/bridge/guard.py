@@ -129,7 +129,7 @@ def wrap_input_data(get_input_data: Callable[..., Any], rules: NodeRules) -> Cal
 
 
 def is_denied(class_type: str, patterns: Mapping[str, Any]) -> bool:
-    """Return whether a prompt may not contain nodes of the class.
+    """Return True if the patterns forbid nodes of the class.
 
     Args:
         patterns: the prompt's lists ``allow`` and ``deny``; ``deny`` has precedence.

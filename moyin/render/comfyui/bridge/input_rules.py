@@ -9,7 +9,7 @@ standard library. The kind of a rule follows from ComfyUI's description of the i
 * ``PREFIX``: The node writes a file with this name below the folder of its prompt.
 * ``CHOICE``: The value is one of a list, such as a model.
 * ``WIDGET``: The value is an object of the frontend that contains file names and plain words.
-* ``LINE``: The value is any other text, except for a path out of ComfyUI's folders.
+* ``LINE``: The value is any other text. A path that leads out of ComfyUI's folders is refused.
 * ``DATA``: The value comes from another node. A literal value is checked like a ``LINE``.
 * ``TEXT``: The value is prose, which is not checked.
 """
@@ -96,7 +96,9 @@ def find_refusals(
     get_rules: Callable[[str], Mapping[str, Rule]],
     is_own_file: Callable[[str], bool],
 ) -> Iterator[Refusal]:
-    """Yield the inputs that name, or may later name, a file that does not belong to the caller.
+    """Yield the inputs that may lead to a file that does not belong to the caller.
+
+    The input's value names such a file, or is a link whose value is not known yet.
 
     Args:
         get_rules: returns the rules of a node class's inputs, which are empty for an unknown class.
@@ -154,7 +156,8 @@ def leads_outside(text: str) -> bool:
     """Return whether a text, decoded in any usual way, is a path that leads out of its folder.
 
     Such a path is absolute, contains ``..``, begins with a drive, a home folder or a URL scheme, or
-    ends with the name of one of ComfyUI's folders in brackets.
+    ends with a folder's name in brackets, such as ``[output]``: ComfyUI then reads that folder.
+    A text with control characters counts as such a path, too.
     """
     for form in _decode_forms(text):
         if _OUTSIDE.match(form) or _ANNOTATED.search(form):

@@ -23,7 +23,7 @@ _tenant: ContextVar[str] = ContextVar("moyin_tenant", default="")
 
 
 def wrap_execution(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``PromptExecutor.execute_async`` to note the prompt's tenant for `wrap_signature`."""
+    """Wrap ``PromptExecutor.execute_async`` to store the prompt's tenant for `wrap_signature`."""
 
     @functools.wraps(execute)
     async def execute_async(

@@ -79,8 +79,8 @@ class EditorGraph:
     """A graph or the definition of a subgraph, which also has inputs and outputs.
 
     Attributes:
-        output_links: the link into each output of a subgraph.
-        name: the name of a subgraph.
+        output_links: the link into each output of a subgraph, by the index of the output.
+        name: the name of a subgraph; empty for the root graph.
     """
 
     nodes: Mapping[str, EditorNode]

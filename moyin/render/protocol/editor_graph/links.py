@@ -40,7 +40,7 @@ class Origin(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """The value that an input gets from a primitive or from the widget of a subgraph."""
+    """The value that an input gets from a primitive node or from the widget of a subgraph."""
 
     value: Any
 
@@ -55,7 +55,8 @@ class Instance:
 
     Attributes:
         prefix: precedes the ids of the nodes in the API format, as in ``12:7:3``.
-        user: the node that uses the subgraph, and its graph.
+        user: the node that uses the subgraph, after the instance of the graph that contains the
+            node; None for the root graph.
     """
 
     graph: EditorGraph
@@ -121,7 +122,7 @@ class LinkResolver:
     """Follows links through reroutes, bypassed nodes and the borders of subgraphs.
 
     Args:
-        classes: the node classes of the graph that a pool has.
+        classes: the classes of the graph's nodes, by name, as far as the pool has them.
     """
 
     def __init__(
@@ -145,7 +146,10 @@ class LinkResolver:
         return input_slots
 
     def resolve_input(self, instance: Instance, node: EditorNode, slot: int) -> Any:
-        """Return an `Origin`, a `Constant`, `REMOVED`, or None if nothing is linked to the input.
+        """Return where an input gets its value from: an `Origin` or a `Constant`.
+
+        Returns `REMOVED` if the link comes from a node that is not executed, and None if the input
+        gets no value from any link.
 
         Raises:
             InvalidRequest: the links form a circle, or there are too many to follow.
@@ -236,9 +240,10 @@ class LinkResolver:
                 yield slot
 
     def _find_promoted_value(self, node: EditorNode, slot: int) -> Constant | None:
-        """Return the value that a subgraph's node sets for an input, or None if it sets none.
+        """Return the value that a node sets for an input of its subgraph.
 
-        Such an input of a subgraph shows the widget of a node within the subgraph.
+        The editor shows a widget of an inner node as an input of the subgraph, and saves its value
+        with the outer node. Returns None if ``node`` uses no subgraph or sets no value.
         """
         subgraph = self._subgraphs.get(node.type)
         if subgraph is None or not 0 <= slot < len(subgraph.inputs):
@@ -258,10 +263,10 @@ class LinkResolver:
         return None
 
     def _list_shown_inputs(self, node: EditorNode) -> Sequence[str | None]:
-        """Return the names of the subgraph's inputs to which the node's saved values belong.
+        """Return the name of the subgraph's input for each saved value of the node.
 
-        A value that belongs to no input has the name None. The list is empty for graphs of older
-        versions of the editor, which did not save it.
+        The name is None for a value that belongs to no input. The result is empty if an older
+        version of the editor, which did not save these names, has saved the graph.
         """
         proxy_widgets = node.properties.get("proxyWidgets")
         if not isinstance(proxy_widgets, list):

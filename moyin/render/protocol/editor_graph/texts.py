@@ -66,7 +66,7 @@ def _remove_comments(text: str) -> str:
         elif kind == "/*":
             close = text.find("*/", slash + 2)
             if close < 0:
-                # No later comment ends either, but lines may.
+                # No later ``/*`` is closed either, so only comments to the end of a line remain.
                 head, tail = text[position:slash], text[slash:]
                 return "".join(parts) + head + re.sub(r"//.*", "", tail)
             end = close + 2

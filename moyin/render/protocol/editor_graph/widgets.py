@@ -28,7 +28,7 @@ class Widget:
 
     Attributes:
         value_count: number of values of the widget in the node's list of values.
-        is_page_made: True if only the editor's page can make its value.
+        is_page_made: True if only the editor's page can create the value, such as a recording.
         is_dynamic: True if the editor chooses among the alternatives in its text, as in ``{a|b}``.
     """
 
@@ -45,10 +45,10 @@ class NodeClass:
     """The inputs of a node class as the editor arranges them.
 
     Attributes:
-        sockets: the names and types of the inputs, which are also the slots of the node.
+        sockets: the name and type of each input, in the order of the node's slots.
         widgets: the inputs that have a widget, by name, in the order of their values.
-        forced_indexes: indexes in the list of values at which old versions of the editor saved the values
-            of inputs without a widget.
+        forced_indexes: indexes in a node's list of values that only old versions of the editor
+            use, for inputs that have no widget because the class sets ``forceInput``.
     """
 
     title: str
