@@ -321,15 +321,18 @@ class JobStore:
         return None if row is None else parse_job(row)
 
     async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> str | None:
-        """Record the canceller of an attempt before it is cancelled; return the record's id.
+        """Record the caller of a cancel request, before the attempt is cancelled.
 
-        The first recorded canceller counts as the job's canceller. If the attempt has ended or
-        has the largest number of records, nothing is written and the result is None.
+        The first recorded caller counts as the job's canceller.
+
+        Returns:
+            The id of the record, or None if nothing was recorded, because the attempt has ended
+            or already has the maximum number of records.
         """
         return await self._database.write(lambda c: add_canceller(c, job_id, attempt, canceller))
 
     async def clear_canceller(self, job_id: str, attempt: int, record_id: str) -> None:
-        """Remove the record of a canceller whose request failed, if the attempt is open."""
+        """Remove a record of `record_canceller`, whose request failed, if the attempt is open."""
         await self._database.write(lambda c: remove_canceller(c, job_id, attempt, record_id))
 
     async def reopen(

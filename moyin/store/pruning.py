@@ -64,7 +64,7 @@ class Pruner:
         before ``cutoff``.
 
         Raises:
-            ServiceUnavailable: the artifact store is unavailable; another run continues the work.
+            ServiceUnavailable: the artifact store is unavailable; the next run deletes the rest.
         """
         while oldest_jobs := await self._fetch_oldest_jobs(cutoff):
             digests_by_job = await self._references.collect_digests(oldest_jobs)
@@ -107,7 +107,7 @@ class Pruner:
         await self._deletions.free_ids(cutoff)
 
     async def prune_expired_files(self, cutoff: datetime) -> PruneResult:
-        """Delete text models' files that expired or were deleted before ``cutoff``; keep jobs."""
+        """Delete only files of text models, which expired or were deleted before ``cutoff``."""
 
         async def find_unreferenced(digests: Collection[str]) -> set[str]:
             input_ids = await self._references.collect_open_inputs()
@@ -124,11 +124,11 @@ class Pruner:
         return await self._deletions.run(cutoff)
 
     async def prune_once(self, days: int, *, with_files: bool) -> PruneResult | None:
-        """Delete jobs that ended ``days`` ago, and files that were deleted or expired a day ago.
+        """Delete jobs that ended long ago, and files that were deleted or expired a day ago.
 
         Args:
-            days: the minimum age of the jobs in days; 0 keeps all jobs.
-            with_files: whether to delete the files too, which may read the blobs of all jobs.
+            days: the minimum number of days since a job's end; 0 keeps all jobs.
+            with_files: True to delete files, too, which may require reading the blobs of all jobs.
 
         Returns:
             The counts of all deletions, or None if another process is pruning the database.
@@ -146,11 +146,12 @@ class Pruner:
         return result
 
     async def keep_pruning(self, days: int) -> None:
-        """Delete jobs that ended ``days`` ago, once an hour until cancelled; 0 keeps all jobs.
+        """Call `prune_once` every hour until cancelled, but delete files only once a day.
 
-        Files that were deleted or have expired are removed in any case, but only once a day,
-        because that may read the blobs of all jobs. A lock ensures that only one process at a time
-        prunes a database.
+        A lock ensures that only one process at a time prunes a database.
+
+        Args:
+            days: the minimum number of days since a job's end; 0 keeps all jobs.
         """
         files_due_at = now()
         while True:
