@@ -109,9 +109,8 @@ class Gatekeeper:
     async def _authenticate(self, scope: Scope) -> tuple[str, Identity]:
         """Return the credential of a request and its identity.
 
-        A key takes precedence over an event token, and the token over a cookie, because browsers
-        also send the cookie with requests from pages of the same site that follow another tenant's
-        job.
+        A key takes precedence over an event token, and the token over a cookie. A page may follow
+        another tenant's job with a token while the browser, which is signed in, sends its cookie.
         """
         token = self._credentials.extract_event_token(scope)
         credential = self._credentials.extract(scope, reads_cookie=token is None)

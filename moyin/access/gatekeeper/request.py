@@ -179,7 +179,7 @@ class Request:
         """Send a message of the app to the client, and record it.
 
         If the app responds before it has read the whole request body, the start message is held
-        back until the next message.
+        back until the next message. Only then is it known if ``Connection: close`` must be added.
         """
         self.progress.record(message)
         if self._held_start is not None:
@@ -211,9 +211,10 @@ class Request:
         await self._send(message)
 
     async def _drain_body(self, receive: Receive | DisconnectWatcher | None) -> None:
-        """Discard the rest of the request body; if it is too slow, close the connection afterwards.
+        """Discard the rest of the request body.
 
-        The connection would otherwise stay open for as long as the client sends.
+        If it arrives too slowly, close the connection after the response; otherwise the connection
+        would stay open for as long as the client sends.
         """
         if isinstance(receive, DisconnectWatcher):
             receive = None if receive.is_receiving else receive.receive
