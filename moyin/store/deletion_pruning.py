@@ -113,7 +113,7 @@ def _build_id_deletion(cutoff: datetime) -> sa.Delete:
 def _mark_cleaned(
     job_ids: Sequence[str], artifact_ids: list[str], connection: sa.Connection
 ) -> None:
-    """Record that the files of these deleted jobs are gone, and delete the rows of these artifacts.
+    """Record that the files of deleted jobs are gone, and delete the rows of hidden artifacts.
 
     Artifacts that were restored meanwhile are kept.
     """

@@ -217,7 +217,7 @@ class JobStore:
         return parse_launch(await self._fetch_row(job_id))
 
     async def mark_dispatched(self, *job_ids: str, attempt: int = 1) -> None:
-        """Record that the workflows of open jobs, or the webhooks of ended jobs, were started."""
+        """Record, for each job, that its workflow was started or, if it has ended, its webhook."""
         update = jobs.update().where(
             jobs.c.id.in_(job_ids), jobs.c.attempts == attempt, jobs.c.dispatched.is_(False)
         )

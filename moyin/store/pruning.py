@@ -39,8 +39,8 @@ class Pruner:
 
     Blobs that were stored or renewed after the time ``cutoff`` are not deleted, because a new job
     may be about to refer to them. So ``cutoff`` should be at least a day ago. An output that an
-    open job uses as an input is not deleted, unless that job is submitted in the seconds between
-    the query for open jobs and the deletion.
+    open job uses as an input is kept. Only a job that is submitted in the seconds between the query
+    for open jobs and the deletion may lose its input.
     """
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
@@ -180,7 +180,7 @@ def _has_ended_before(cutoff: datetime) -> sa.ColumnElement[bool]:
 def _delete_jobs(
     job_ids: Sequence[str], cutoff: datetime, input_ids: Collection[str], connection: sa.Connection
 ) -> tuple[int, set[str]]:
-    """Delete those jobs of ``job_ids`` that were not retried meanwhile.
+    """Delete jobs, except those that were retried since the caller selected them.
 
     Artifacts in ``input_ids`` are only marked as deleted: their owner no longer sees them, but the
     jobs that use them still read them.

@@ -212,7 +212,7 @@ class QualityStore:
     async def save_state(self, owner: str, saved_state: SavedState) -> None:
         """Save a state that was learned from the owner's signals.
 
-        Do nothing unless its ``number`` is higher than that of the state saved before.
+        It replaces a state that was saved before only if that has a lower ``number``.
         """
         values = {
             "state": dict(saved_state.state),

@@ -48,7 +48,7 @@ class AttemptRate:
 
     Attributes:
         burst_per_hour: the number of attempts per hour that do not wait.
-        interval_seconds: the time between two admissions of all further attempts, which wait.
+        interval_seconds: the interval at which one further attempt is admitted; the others wait.
     """
 
     burst_per_hour: int
@@ -159,7 +159,7 @@ class Throttle:
         await self._decrement_counters([_build_valkey_key("count", key.name) for key in keys])
 
     async def subtract_event(self, name: str) -> None:
-        """Decrement a counter of `count_event`, because its last event was successful.
+        """Decrement a counter of `count_event`, because one of its events was successful.
 
         Args:
             name: the name with which the event was counted.

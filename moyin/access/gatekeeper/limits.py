@@ -274,7 +274,7 @@ class Admission:
     def build_job_reservation(self, usd: Decimal) -> JobReservation | None:
         """Return the reservation that `reserve` made in budgets, to hand it over to a job.
 
-        The job then ends the reservation, so the caller must not call `release` unless the job is
+        The job then ends the reservation, so the caller must call `release` only if the job is
         rejected. The result is None if nothing was reserved, because the settings allow requests
         while Valkey is unavailable.
 
