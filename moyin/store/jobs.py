@@ -228,8 +228,8 @@ class JobStore:
     ) -> list[tuple[str, int, bool]]:
         """Return the jobs that `mark_dispatched` has not marked, oldest first.
 
-        The workflow of an open job, or the webhook of an ended job, may not have been started. The
-        sweeper starts them.
+        Perhaps the workflow of an open job, or the webhook of an ended job, was never started. The
+        sweeper then starts it.
 
         Args:
             min_age: the minimum age of the jobs.

@@ -114,7 +114,7 @@ class NativeBatchStore:
         await self._database.write(lambda c: c.execute(update))
 
     async def assign_lines(self, native_batch: NativeBatch, line_numbers: Collection[int]) -> int:
-        """Make a new native batch the runner of lines that have none; return the number of lines.
+        """Make a new native batch the runner of those lines that have none; return their number.
 
         No line is assigned if a step of the native batch has begun, or if the batch was cancelled
         or has expired.

@@ -156,7 +156,7 @@ class Gatekeeper:
         )
 
     def render_stream_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:
-        """Return the event that ends a stream with an error, or None if none can be appended."""
+        """Return the event that ends a stream with an error, or None if it cannot be appended."""
         media_type = request.progress.appendable_media_type
         if media_type is None:
             return None

@@ -49,7 +49,7 @@ class RequestHandler(Protocol):
         """Return the ASGI start message and the body of an error response."""
 
     def render_stream_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:
-        """Return the event that ends a stream with an error, or None if none can be appended."""
+        """Return the event that ends a stream with an error, or None if it cannot be appended."""
 
 
 class Request:
@@ -120,9 +120,9 @@ class Request:
             handler.observe(scope, self)
 
     def watch_disconnect(self, receive: Receive, monitor: CredentialMonitor) -> Receive:
-        """Return the ASGI ``receive`` for the app.
+        """Watch for the end of the client's connection; return the ASGI ``receive`` for the app.
 
-        From then on the request ends when its client disconnects. A long-lived request also ends
+        From now on, the request ends when its client disconnects. A long-lived request also ends
         when its credential ends or loses a required scope.
         """
         self._watcher = DisconnectWatcher(receive, lambda: self.monitor_credential(monitor))
