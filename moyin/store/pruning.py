@@ -107,7 +107,7 @@ class Pruner:
         await self._deletions.free_ids(cutoff)
 
     async def prune_expired_files(self, cutoff: datetime) -> PruneResult:
-        """Delete no jobs, only files of text models that expired or were deleted before ``cutoff``."""
+        """Delete no jobs, only text models' files that expired or were deleted before ``cutoff``."""
 
         async def find_unreferenced(digests: Collection[str]) -> set[str]:
             input_ids = await self._references.collect_open_inputs()
