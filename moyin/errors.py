@@ -113,7 +113,7 @@ class PictureTooLarge(RequestError):
     """Reports a picture that is too large to decode.
 
     ``details`` holds the exceeded bound (``max_pixels``, ``max_memory_mib``, ``max_bytes`` or
-    ``max_seconds``) and the known part of the picture's ``width``, ``height`` and ``bytes``.
+    ``max_seconds``) and those of the picture's ``width``, ``height`` and ``bytes`` that are known.
     """
 
     code = "picture_too_large"

@@ -164,7 +164,7 @@ class Settings(BaseSettings):
     @field_validator("temporal_ui_url", "ray_dashboard_url")
     @classmethod
     def _require_web_address(cls, value: str) -> str:
-        """Accept only addresses to which a page may link; the console shows them to operators."""
+        """Accept only web addresses, because the console shows them to operators as links."""
         url_parts = urlsplit(value)
         if value and (url_parts.scheme not in ("http", "https") or not url_parts.hostname):
             raise ValueError("must be an http or https URL, such as http://127.0.0.1:8233")
@@ -186,7 +186,7 @@ class Settings(BaseSettings):
         """Return the key that signs internal tokens and webhooks; create its file on first use.
 
         Raises:
-            StackError: the file is empty; anyone could forge what an empty key signs.
+            StackError: the file is empty, and with an empty key anyone could forge signatures.
         """
         if self.secret:
             return self.secret.encode()
@@ -201,7 +201,7 @@ class Settings(BaseSettings):
 
 
 def is_blank(secret: bytes) -> bool:
-    """Return True for a secret without content, which a power failure or full disk can leave."""
+    """Return True if a secret is empty or only NUL and spaces, as after a power failure."""
     return not secret.strip(b"\0 \t\r\n")
 
 

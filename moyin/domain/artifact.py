@@ -40,8 +40,8 @@ class Artifact:
         name: the file name that the producer chose, without a folder.
         media_type: the IANA media type.
         size: the size in bytes.
-        sha256: the hex digest of the content, which is the blob's name in the artifact store.
-        blake3: another hex digest of an upload's content; None for artifacts that jobs made.
+        sha256: the SHA-256 in hex of the content, which is the blob's name in the artifact store.
+        blake3: the BLAKE3 digest in hex of an upload's content; None for artifacts that jobs made.
     """
 
     id: str

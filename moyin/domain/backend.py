@@ -105,10 +105,10 @@ class PassThroughBackend(Protocol):
         """
 
     def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        """Return members that this back end adds to a request of a client.
+        """Return members that this back end adds to a client's request, unless it has them.
 
-        The client's own members do not change. If both have the same member and its values are
-        objects, these are merged one level deep.
+        If the request has a member already and both its value and the added value are objects, the
+        members of the added object are added in the same way, one level deep.
 
         Args:
             needs: the needs of the request.

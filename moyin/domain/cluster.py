@@ -7,10 +7,11 @@ from enum import StrEnum
 
 
 class RendererState(StrEnum):
-    """State of a renderer's actor.
+    """The state of a renderer's actor.
 
-    ``placing`` waits for a node with enough free resources, ``draining`` finishes renders of an
-    earlier configuration, and ``failed`` means that its ComfyUI did not start or has died.
+    An actor that is ``placing`` waits for a node with enough free resources. One that is
+    ``draining`` has an earlier configuration and finishes its renders. ``failed`` means that its
+    ComfyUI did not start or has died.
     """
 
     PLACING = "placing"
@@ -27,6 +28,8 @@ class GpuReading:
 
     Attributes:
         index: the card's number on its node, as Ray counts.
+        memory_used, memory_total: the used and the whole memory of the card in bytes.
+        temperature: the temperature in degrees Celsius.
     """
 
     index: int
@@ -115,6 +118,8 @@ class PoolSummary:
 class IntakeSourceSummary:
     """The state of a message queue with jobs, as one replica of the intake sees it.
 
+    Times are in seconds since the epoch, and counts begin at the time ``started``.
+
     Attributes:
         name: the name of the source, unique for its owner.
         owner: the tenant of its jobs.
@@ -122,7 +127,7 @@ class IntakeSourceSummary:
         address: host and port of the broker; None if they cannot be read from its URL.
         queue: the name of the queue or stream.
         is_connected: True while the replica has a connection to the broker.
-        started: when the replica began to count, in seconds since the epoch, as all times.
+        started: when the replica began to count.
         last_message: when the last message arrived; None before the first.
         accepted: the number of messages that became jobs.
         refused: the number of messages that became dead letters.

@@ -1,4 +1,4 @@
-"""Defines the identity of a caller, its scopes, and the scope of its files in ComfyUI's frontend."""
+"""Defines the identity and scopes of a caller, and the owners of files of ComfyUI's frontend."""
 
 from __future__ import annotations
 
@@ -108,5 +108,5 @@ class UserFile:
 
 
 def get_userdata_scope(identity: Identity) -> UserdataScope:
-    """Return the scope of the caller's files in ComfyUI's frontend."""
+    """Return the owner of the files that the caller stores in ComfyUI's frontend."""
     return UserdataScope(owner=identity.owner, user=identity.user or "")

@@ -1,7 +1,7 @@
 """Defines jobs: their specification (`JobSpec`, `Step`), their state (`Job`) and their events.
 
-A batch is stored as one graph with a patch for each child, because graphs are large and children
-are many. A patch is ``{<node>: {<input>: <value>}}``.
+A batch has many renders, its children, whose graphs are large and differ only in a few values. So
+it is stored as one graph, and a patch for each child: ``{<node>: {<input>: <value>}}``.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Step:
         payload: the content of the step. A chat step has a request body of ``protocol``, a render
             step has a graph in ComfyUI's API format, and an http step has ``{"method", "path",
             "headers", "body"}``, or ``blob`` (the sha256 of a body) instead of ``body``. Strings
-            may refer to earlier steps (`moyin.domain.references`). The step of a batch has a patch
-            of the job's ``base``.
+            may refer to earlier steps (`moyin.domain.references`). In a batch, a step has a patch
+            for the graph `JobSpec.base` instead of a whole graph.
         pool: the render pool of a render step; other kinds ignore it.
         protocol: the API format of a chat step; other kinds ignore it.
         template: the name of the template from which the graph was filled, if any.
@@ -86,8 +86,8 @@ class JobSpec:
         deadline: the time by which the job must finish; afterwards it fails.
         webhook: the URL that receives a POST when the job ends.
         comfyui: the options of a render that a client submitted through ComfyUI's own API.
-        base: the graph that the steps of a batch patch; such steps are independent and run in
-            parallel. None for other jobs.
+        base: for a batch, the graph to which the patch of each step is applied. These steps are
+            independent and run in parallel. None for other jobs.
     """
 
     kind: str
@@ -197,8 +197,8 @@ class Job:
         queued_at: the time since which the attempt is or was queued; None if it is unknown, as for
             jobs that an earlier version accepted.
         channel: the event stream of the ComfyUI client that submitted the job.
-        record: for a failed render, the sha256 of a blob with the `PromptRecord` as its member
-            ``record``; for a successful render, the record is in the step's output.
+        record: for a failed render, the sha256 of a JSON blob with the `PromptRecord` as its member
+            ``record``; a successful render has the record in its step's output instead.
         children: the number of children of a batch; None for other jobs.
         fingerprint: the hash of the request, if that had an idempotency key.
         cancelled_by: the user, key, service or operator that cancelled the job.
@@ -240,7 +240,7 @@ class Job:
 
     @property
     def cost_usd(self) -> Decimal:
-        # The results of renders have a part of the cost of all renders.
+        # `render_cost_usd` includes the cost of the renders in `results`.
         other_costs = (r.cost_usd for r in self.results if r.index not in self.render_steps)
         return sum(other_costs, self.render_cost_usd)
 
@@ -289,7 +289,7 @@ def make_batch_patch(
 ) -> dict[str, dict[str, Any]]:
     """Return the patch that turns ``base`` into ``graph``.
 
-    Both have the same node ids and names of inputs; only values differ.
+    The two graphs must have the same node ids and names of inputs; only values may differ.
     """
     patch: dict[str, dict[str, Any]] = {}
     for node_id, node in graph.items():

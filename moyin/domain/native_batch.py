@@ -9,15 +9,15 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-# The ``model`` in the row for the plan that divides a batch into native batches.
+# The ``model`` of a batch's planning entry (`NativeBatch.is_plan`).
 PLAN = ""
 
 
 class NativeStatus(StrEnum):
-    """The known status of a native batch.
+    """The last known status of a native batch.
 
     Attributes:
-        ASSIGNED: its lines are chosen, and nothing was sent.
+        ASSIGNED: its lines are chosen; nothing was sent to the back end.
         SENDING: it is being sent, or was sent but the response with its id was lost.
         RUNNING: the back end has accepted it.
         DONE: its results are written, and lines without a result were released.
@@ -33,6 +33,8 @@ class NativeStatus(StrEnum):
 class NativeBatch:
     """A part of a batch that a back end runs through its own batch API.
 
+    The planning entry of a batch has this type, too (`is_plan`).
+
     Attributes:
         id: ``nb_`` and 32 hexadecimal digits, which the back end returns with each result.
         backend: the configured name of the back end.
@@ -40,8 +42,10 @@ class NativeBatch:
         remote_id: the back end's id of the batch; None until it is known.
         due_at: the time from which a replica may begin the next step. A replica that begins the step
             sets a later time, so that no other replica begins it, too.
-        state: members that only some statuses have: ``since`` (when sending began), ``lost_at``
-            (when its id was found to be missing), ``count`` (of its lines) and ``is_cancelled``.
+        state: values that only some statuses have: ``since``, the time at which sending began;
+            ``count``, the number of lines that were sent; ``lost_at``, the time of the first search
+            for a lost id at the back end; and ``is_cancelled``, true once the back end was
+            asked to cancel it.
     """
 
     id: str
@@ -56,7 +60,7 @@ class NativeBatch:
 
     @property
     def is_plan(self) -> bool:
-        """True if this row represents the plan that divides a batch into native batches."""
+        """True for a planning entry, whose only step divides the batch into native batches."""
         return self.model == PLAN
 
     def get_custom_id(self, number: int) -> str:
@@ -64,7 +68,7 @@ class NativeBatch:
         return f"{self.id}-{number}"
 
     def parse_line_number(self, custom_id: str) -> int | None:
-        """Return the number of the line with this id at the back end; None for a foreign id."""
+        """Return the number of the line with this id at the back end, or None if there is none."""
         prefix, _, number = custom_id.rpartition("-")
         return int(number) if prefix == self.id and number.isdecimal() else None
 
@@ -75,5 +79,5 @@ def new_native_id() -> str:
 
 
 def get_plan_id(batch_id: str) -> str:
-    """Return the id of the row for the plan that divides a batch into native batches."""
+    """Return the id of a batch's planning entry (`NativeBatch.is_plan`)."""
     return f"plan-{batch_id}"[:64]

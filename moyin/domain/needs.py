@@ -32,8 +32,8 @@ class Needs:
         embeddings: True if the request is for vectors instead of an answer.
         has_cache_markers: True if the request contains prompt-cache markers.
         attachment_bytes: the bytes of documents, audio and the answer's schema (some servers put
-            the schema into the prompt). Their tokens are unknown, so they count for the reserved
-            budget, but not for the length of the prompt.
+            the schema into the prompt). Since it is unknown how many tokens they become, they
+            increase the reserved budget, but not ``prompt_tokens``.
         has_files: True if the prompt contains files, such as PDFs, in OpenAI's format.
         has_external_content: True if the provider has to fetch or search for documents.
         has_urls: True if the request names documents by URL.
@@ -73,7 +73,8 @@ class Model:
         embeddings: True if the model makes vectors.
         chat: True if the model answers chats; None means True unless ``embeddings`` is True.
         operations: the kinds of calls that the model answers besides chats and embeddings.
-        unit_rates: prices of the units of ``operations``, which are added to those of tokens.
+        unit_rates: the prices of units, such as pictures, by which ``operations`` are billed in
+            addition to their tokens.
         quality: the operator's quality tier, of which aliases may require a minimum.
         gpu: the cost of the model's machine if tokens have no price; ``tariff`` is then free.
     """
@@ -121,7 +122,7 @@ class Model:
         return True
 
     def list_unmet_needs(self, needs: Needs) -> tuple[str, ...]:
-        """Return why this model cannot answer, such as ``no vision``; empty if it can."""
+        """Return why this model cannot answer, such as ``("no vision",)``; empty if it can."""
         return tuple(
             f"context of {self.context} tokens" if name == "context" else f"no {name}"
             for name in self.list_missing_features(needs)

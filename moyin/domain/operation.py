@@ -1,4 +1,4 @@
-"""Defines the calls of models other than chats and embeddings, and the units of their billing."""
+"""Defines the kinds of model calls besides chats and embeddings, and the units of their billing."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class Operation(StrEnum):
 class Unit(StrEnum):
     """The unit in which an operation's usage is counted.
 
-    A search is a query with up to a hundred documents, and a second is a second of transcribed
-    audio. Renders are counted by the time for which they occupied a GPU.
+    ``searches`` are queries with up to a hundred documents each, ``seconds`` are those of
+    transcribed or translated audio, and ``gpu_milliseconds`` the time for which a render occupied a
+    GPU.
     """
 
     INPUTS = "inputs"
@@ -59,9 +60,10 @@ class OperationUsage:
 
     Attributes:
         quantity: the number of units, rounded up.
-        tokens: zero if neither the back end reports tokens nor the request shows their number.
-        is_estimated: True if the units are an estimate, because the back end reported no usage and
-            the request does not determine them.
+        tokens: the tokens that the back end reported or that follow from the request; zero if
+            neither is the case.
+        is_estimated: True if ``quantity`` or ``tokens`` are estimates, because the back end did not
+            report them and they do not follow from the request.
     """
 
     quantity: int

@@ -124,7 +124,7 @@ class Parameter:
         return f"artifact:{match[1]}"
 
     def _to_type(self, value: Any) -> Scalar | None:
-        """Return the value as this type (5.0 becomes the integer 5); None for another type."""
+        """Return the value in this type, such as 5 for 5.0; None if it has another type."""
         if isinstance(value, bool):
             return value if self.type is ParameterType.BOOLEAN else None
         if self.type is ParameterType.INTEGER and isinstance(value, float) and value.is_integer():

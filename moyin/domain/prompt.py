@@ -20,7 +20,7 @@ class ComfyPrompt:
         front: True if the prompt goes before the caller's other prompts.
         extra_data: the client's data for nodes; ``extra_pnginfo`` is written into pictures.
         targets: ids of the output nodes to execute; None means all.
-        outputs: ids of the output nodes that will be executed, by ComfyUI's validation.
+        outputs: ids of the output nodes that will be executed, as ComfyUI's validation reported.
         files: ids of uploaded artifacts, by the file names in the graph.
     """
 

@@ -121,9 +121,9 @@ def _look_up_value(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -
 
 
 def _parse_index(match: re.Match[str]) -> int:
-    """Return the index of the referenced step; numbers of ten or more digits become the maximum.
+    """Return the index of the referenced step, or `sys.maxsize` for one of ten or more digits.
 
-    Python cannot parse a number of thousands of digits.
+    Python cannot parse numbers with thousands of digits.
     """
     return int(match[1]) if len(match[1]) < 10 else sys.maxsize
 

@@ -75,8 +75,8 @@ class RenderTariff:
 
     Attributes:
         price: the price; None if renders cost nothing.
-        seconds: the estimate for graphs without an entry in ``shapes``.
-        shapes: estimates by the shape of the graph (`moyin.render.protocol.shape`).
+        seconds: the estimated seconds on a renderer, for graphs without an entry in ``shapes``.
+        shapes: the estimates by shape of the graph (`moyin.render.protocol.shape`).
     """
 
     price: RenderPrice | None = None
@@ -90,7 +90,7 @@ class RenderTariff:
         no picture. It may store one now, and budgets count only renders that have a reservation.
 
         Args:
-            pictures: the expected number of pictures, used if the shape has no estimate.
+            pictures: the expected number of pictures, used if ``shape`` has no estimate.
         """
         if self.price is None or self.price.is_free:
             return Decimal(0)
@@ -100,7 +100,7 @@ class RenderTariff:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderAccount:
-    """The tenant and the job that pay for a render, and the price when it was requested."""
+    """The tenant and the job that pay for a render, and the price when the render was requested."""
 
     owner: str
     job_id: str

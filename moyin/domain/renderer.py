@@ -147,9 +147,10 @@ class Renderer(Protocol):
 
         The events are `ExecutionStarted`, `RenderProgress` (at most four a second),
         `ExecutionFinished`, each `RenderRun` of the prompt, `PromptRecord` and `RenderSucceeded`, in
-        this order; there may be progress before the start, and a call that attaches to a finished
-        prompt gets no start. If a node raises an error, `PromptRecord` is the last event. Closing the
-        generator does not stop the prompt; another call attaches to the prompt.
+        this order, with two exceptions: `RenderProgress` may come before `ExecutionStarted`, and a
+        call that attaches to a finished prompt gets no `ExecutionStarted`. If a node raises an
+        error, `PromptRecord` is the last event. Closing the generator does not stop the prompt;
+        another call with its id attaches to it.
 
         Raises:
             InvalidGraph: ComfyUI refuses the graph.

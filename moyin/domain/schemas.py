@@ -243,7 +243,7 @@ def _count_characters(value: Any) -> int:
 
 
 def _collect_schemas(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
-    """Return ``root`` with all nested schemas, and their depth; stop when a bound is exceeded."""
+    """Return ``root`` and all schemas in it, and the nesting depth; stop if a bound is exceeded."""
     schemas: list[Mapping[str, Any]] = []
     level, depth = [root], 0
     while level and depth <= bounds.depth and len(schemas) <= bounds.nodes:
@@ -271,7 +271,7 @@ class _PatternCost:
         repeats: the cost of the part, if the part itself is not repeated. A long run of one
             character, such as ``a{99}``, counts only in part, because such a run is cheap.
         nested: the cost that each further repetition of the whole part adds.
-        choices: the alternatives in the part.
+        choices: the number of alternatives in the part.
     """
 
     repeats: int = 0

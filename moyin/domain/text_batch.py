@@ -161,7 +161,7 @@ class LineResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchLine:
-    """A line of a batch; ``result`` is None until it has ended."""
+    """A line of a batch; ``result`` is None until the line has been answered or has failed."""
 
     number: int
     custom_id: str

@@ -53,10 +53,10 @@ class ArtifactFilter:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def build_query(self, owner: str, dialect: str) -> PageQuery:
-        """Return the query for the owner's artifacts.
+        """Return the query for those artifacts of the owner that meet the conditions.
 
-        Indexes serve the conditions on times, `job_id` and `favourite=True`. All other conditions
-        are checked row by row.
+        Indexes cover the conditions on times, on `job_id` and on favourites (`favourite=True`).
+        All other conditions are checked row by row.
         """
         conditions: list[Condition] = [artifacts.c.deleted_at.is_(None)]
         if self.job_id is None:
@@ -277,10 +277,10 @@ class ArtifactStore:
             raise _new_not_found_error(artifact_id)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
-        """Hide an upload from its owner, and free its file names, which ComfyUI's clients chose.
+        """Hide an upload from its owner, and delete the ComfyUI file names that refer to it.
 
-        Open jobs that use the upload can still read it. `moyin.store.deletion_pruning` deletes its
-        blob later, unless something else refers to the blob.
+        Open jobs that use the upload can still read it. `moyin.store.deletion_pruning` deletes the
+        upload's blob later, unless something else refers to the blob.
 
         Raises:
             ArtifactNotFound: the owner has no such artifact.
@@ -289,7 +289,7 @@ class ArtifactStore:
         job_id = (await self.get_with_origin(owner, artifact_id)).job_id
         if job_id is not None:
             raise ArtifactInUse(
-                f"artifact {artifact_id!r} is an output of job {job_id} and is deleted together with it: "
+                f"artifact {artifact_id!r} is an output of job {job_id} and can only be deleted with it: "
                 "delete the job"
             )
 

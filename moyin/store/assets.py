@@ -32,8 +32,8 @@ class AssetStore:
 
         Raises:
             ContentMismatch: the content has another hash than expected.
-            IdempotencyMismatch: an artifact with this id exists, since the client's
-                Idempotency-Key, from which the id is derived, was used before.
+            IdempotencyMismatch: the client's Idempotency-Key, from which the artifact's id is
+                derived, was used for another upload before.
         """
         assert artifact.blake3 is not None
         if expected_hash not in (None, f"blake3:{artifact.blake3}"):
@@ -53,12 +53,12 @@ class AssetStore:
     async def find(self, owner: str, digest: str | None) -> StoredArtifact:
         """Return the owner's newest artifact with this BLAKE3 digest, or raise `ContentNotFound`.
 
-        ``digest`` is None if the client sent an invalid hash.
+        ``digest`` is None if the client sent an invalid hash, which no artifact has.
         """
         artifact = None if digest is None else await self._artifacts.find_by_content(owner, digest)
         if artifact is None:
             raise ContentNotFound(
-                "you have no file with this hash, or it is not blake3: and 64 hex digits: upload the file"
+                "you have no file with this hash, which must be blake3:<64 hex digits>; upload the file"
             )
         return artifact
 

@@ -18,12 +18,12 @@ from moyin.store.tokens import generate_id
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditEvent:
-    """Describes an operation for the audit log.
+    """Describes the change of one object, for the audit log.
 
     Attributes:
         owner: the tenant that owns the changed object.
-        actor: the key id or the user id of the caller.
-        action: the name of the operation, as ``<noun>.<verb>``.
+        actor: the key id or the user id of the caller, or the result of `get_local_actor`.
+        action: the object's kind and the kind of change, as ``<noun>.<verb>``.
         target: the id of the changed object.
         address: the client's IP address, or an empty string if it is unknown.
         details: the changed values, without secrets.
@@ -53,7 +53,7 @@ class AuditFilter:
 
     Attributes:
         owner: the tenant whose objects changed.
-        action: an operation, such as ``key.create``, or its noun, such as ``key``.
+        action: an `AuditEvent.action`, such as ``key.create``, or its noun alone, such as ``key``.
         since: the earliest time of the entries.
         until: the time before which the entries were written.
     """
@@ -143,7 +143,7 @@ def _to_entry(row: Mapping[Any, Any]) -> AuditEntry:
 
 
 def get_local_actor(program: str) -> str:
-    """Return the actor for a command that runs on this machine: the program and its user."""
+    """Return the `AuditEvent.actor` of a command on this machine: its program and its OS user."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):

@@ -55,9 +55,9 @@ class FinishedLine:
     """The result of a batch line, and the model calls to charge for it.
 
     Attributes:
-        run: an id of this run of the line. The calls of every run are charged, but those of one run
-            only once. Empty if a repeated run reports the same calls, as when the results of a
-            native batch are read again.
+        run: the id of this run of the line. If a run is reported twice, its calls are charged only
+            once. Empty for a line of a native batch, whose results may be read again and always
+            report the same calls.
     """
 
     batch_id: str
@@ -102,7 +102,7 @@ class BatchLineStore:
             await self._database.write(lambda c: c.execute(_INSERT[c.dialect.name], rows))
 
     async def renew_runner(self, runner_id: str, alive_seconds: float) -> None:
-        """Record that a runner is alive for ``alive_seconds``, and delete long-dead runners."""
+        """Count a runner as alive for the next ``alive_seconds``, and delete long-dead runners."""
 
         def write(connection: sa.Connection) -> None:
             _renew_runner(connection, runner_id, alive_seconds)
@@ -134,8 +134,8 @@ class BatchLineStore:
             running_numbers: the numbers of the lines that this runner is running, which are left out. All
                 other lines that it claimed earlier may be returned again, such as those of a
                 cancelled call.
-            alive_seconds: if given, also record that the runner is alive for this time, as
-                `renew_runner` does.
+            alive_seconds: if given, also count the runner as alive for this time, as `renew_runner`
+                does.
 
         Returns:
             The claimed lines; empty if none is left, or if the batch was cancelled or has expired.
@@ -193,8 +193,8 @@ class BatchLineStore:
     async def finish(self, finished_lines: Sequence[FinishedLine]) -> list[FinishedLine]:
         """Write results of lines, and in the same transaction their batches' counts and the usage.
 
-        A result is not written if its line has a result already or its batch has ended. Then its
-        calls are recorded as incomplete.
+        A result is not written if its line has a result already or its batch has ended. The model
+        calls of such a result are nevertheless charged, and recorded as incomplete.
 
         Returns:
             The results that were not written.
@@ -306,11 +306,11 @@ def lock_open_batch(connection: sa.Connection, batch_id: str) -> bool:
 def set_runner(
     connection: sa.Connection, batch_id: str, numbers: Sequence[int], runner_id: str
 ) -> set[int]:
-    """Set the runner of those lines that are still free, and return their numbers.
+    """Set the runner of those lines that no other live runner has, and return their numbers.
 
-    The caller has locked the lines with an earlier statement. Here they are checked again, because
-    on PostgreSQL the earlier statement may have locked a line that another runner had just claimed:
-    it could not see the new row of that runner.
+    The caller must have locked the lines with an earlier statement. On PostgreSQL, that statement
+    may also have locked lines that a new runner had just claimed, because it could not see the row
+    of that runner yet. So the lines are checked again here.
     """
     update = (
         lines.update()

@@ -124,14 +124,16 @@ class BlobReferences:
         keeps_jobs: bool = False,
         hidden_ids: Collection[str] = (),
     ) -> set[str]:
-        """Return those blobs in ``digests_by_job`` to which no other job and no other artifact refers.
+        """Return those blobs in ``digests_by_job`` to which no kept job, artifact or file refers.
 
         Args:
-            digests_by_job: the digests of blobs by job id.
-            input_ids: the ids of artifacts that open jobs use.
+            digests_by_job: the digests of blobs, by the id of the job that is to be deleted; by ""
+                if they are not those of a job.
+            input_ids: the ids of artifacts that open jobs use, which are kept.
             cutoff: the time before which the jobs to delete have ended.
-            keeps_jobs: True if other jobs that ended before ``cutoff`` are kept, with their blobs.
-            hidden_ids: the ids of artifacts that are deleted at the same time.
+            keeps_jobs: True if all jobs are kept that are not in ``digests_by_job``. If False,
+                those that ended before ``cutoff`` will be deleted, too.
+            hidden_ids: the ids of artifacts that are to be deleted.
         """
         deletable_digests = set().union(*digests_by_job.values())
         async for row in self._iterate_rows(artifacts.c.id, artifacts.c.job_id, artifacts.c.sha256):

@@ -1,4 +1,4 @@
-"""Encodes positions in lists that are sorted by time and id, so that pages are stable."""
+"""Encodes a position in a list as a cursor of time and id, so that new rows shift no page."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from moyin.store.sql import Database
 
 
 class DeletionPruner:
-    """Deletes the files of jobs and artifacts that `moyin.store.job_deletion` deleted or hid."""
+    """Deletes the files of deleted jobs, and of artifacts that are hidden from their owners."""
 
     def __init__(self, database: Database, references: BlobReferences) -> None:
         self._database = database
@@ -58,7 +58,7 @@ class DeletionPruner:
     async def _fetch_hidden_artifacts(
         self, cutoff: datetime, input_ids: Collection[str]
     ) -> dict[str, str]:
-        """Return the digests, by artifact id, of artifacts that were deleted before ``cutoff``.
+        """Return the digests, by artifact id, of artifacts that were hidden before ``cutoff``.
 
         Args:
             input_ids: the ids of artifacts that open jobs use, which are left out.
@@ -113,7 +113,7 @@ def _build_id_deletion(cutoff: datetime) -> sa.Delete:
 def _mark_cleaned(
     job_ids: Sequence[str], artifact_ids: list[str], connection: sa.Connection
 ) -> None:
-    """Record that the files of these deleted jobs are gone, and delete the rows of these artifacts.
+    """Record that the files of deleted jobs are gone, and delete the rows of hidden artifacts.
 
     Artifacts that were restored meanwhile are kept.
     """

@@ -80,10 +80,14 @@ class EventStore:
         try:
             await self._redis.unlink(*(EVENT_PREFIX + job_id for job_id in job_ids))
         except (RedisError, OSError) as error:
-            _log.warning("the events of %d deleted jobs will expire: %s", len(job_ids), error)
+            _log.warning(
+                "could not delete the events of %d jobs in Valkey, so they expire later: %s",
+                len(job_ids),
+                error,
+            )
 
     async def ping(self) -> None:
-        """Send a command to Valkey, to raise `RedisError` if Valkey does not respond."""
+        """Check that Valkey responds; raise `RedisError` if it does not."""
         await self._redis.ping()
 
     async def close(self) -> None:

@@ -1,7 +1,8 @@
 """Stores references to recent answers in Valkey, so that any replica recognises follow-ups.
 
-A reference is stored under a keyed hash of the conversation, and its value identifies the request.
-No text is stored, and values expire after minutes. Requests must not wait for this store.
+A follow-up is a request that continues the conversation of an earlier one. A reference is stored
+under a keyed hash of the conversation, and its value identifies the earlier request. No text is
+stored, and values expire after minutes. Requests must not wait for this store.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ end
 class FollowUpStore:
     """Stores references to answers until they expire or are popped.
 
-    The name of a reference is the keyed hash of a conversation; its value identifies the request.
+    A reference has the keyed hash of a conversation as its name; its value identifies a request.
     """
 
     def __init__(self, url: str) -> None:

@@ -1,8 +1,8 @@
 """Stores WebSocket frames for ComfyUI's clients in Valkey, one bounded, expiring stream per client.
 
 A stream is named by a channel, which consists of the owner and the client id, so that no client
-reads the stream of another client. Workers publish frames, and markers in place of those frames
-that each gateway replica builds itself.
+reads the stream of another client. Workers publish most frames as they are. For a change of the
+queue or the end of a prompt they publish a marker, from which each gateway replica builds frames.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _SECONDS = 1_800
 class FrameKind(StrEnum):
     """Names the kinds of frames.
 
-    ``TEXT`` and ``BINARY`` are sent to the client unchanged, ``BLOB`` as the body followed by a
-    blob. ``STATUS`` is a marker for a change of the queue, and ``END`` for the end of a prompt.
+    The client gets ``TEXT`` and ``BINARY`` unchanged, and ``BLOB`` as the body followed by the
+    content of a blob. ``STATUS`` marks a change of the queue, and ``END`` the end of a prompt.
     """
 
     TEXT = "text"
@@ -139,7 +139,11 @@ class FrameStore:
         try:
             await self._redis.unlink(*(_FILES + prompt_id for prompt_id in prompt_ids))
         except (RedisError, OSError) as error:
-            _log.warning("the files of %d deleted prompts will expire: %s", len(prompt_ids), error)
+            _log.warning(
+                "could not delete the files of %d prompts in Valkey, so they expire later: %s",
+                len(prompt_ids),
+                error,
+            )
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -43,8 +43,8 @@ class SlowConsumer(Overloaded):
 class Subscription(Generic[E]):
     """Queues the entries of one stream for one subscriber.
 
-    The entries that exist at the start arrive at once, so the queue has room for twice their
-    number. A smaller queue would overflow at once, and again after each new subscription.
+    All entries that the stream already has arrive together, so the queue has room for twice their
+    number. A smaller queue would overflow at the start, and again whenever the client resubscribes.
 
     Attributes:
         after: the stream id of the last queued entry.

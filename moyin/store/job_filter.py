@@ -61,9 +61,9 @@ class JobFilter:
     ) -> Page:
         """Return a page of the owner's jobs, as `moyin.store.pages.fetch_page` does.
 
-        A search first reads the newest jobs, which suffices for frequent words. If these do not
-        fill the page, the word index finds all matching jobs, unless there are too many to sort by
-        time.
+        A search first checks the newest jobs, which suffices for frequent words. If these do not
+        fill the page, the word index finds all matching jobs. If those are too many to sort by
+        time, the page stays incomplete, and the search continues with the next page.
         """
         dialect = connection.dialect.name
         page = fetch_page(connection, self.build_query(owner, dialect), limit=limit, cursor=cursor)
@@ -83,11 +83,11 @@ class JobFilter:
         return fetch_page(connection, query, limit=limit, cursor=cursor)
 
     def build_query(self, owner: str, dialect: str) -> PageQuery:
-        """Return the query for the owner's jobs.
+        """Return the query for those jobs of the owner that match the filter.
 
-        Indexes find jobs by status and kind. All other conditions are checked row by row. Each word
-        of a search adds one to `PageQuery.values_per_row`, because it must be compared with the
-        whole text of a job.
+        Indexes cover the conditions on times, status and kind. All other conditions are checked
+        row by row. Each word of a search counts as one more compared value in
+        `PageQuery.values_per_row`, because it must be compared with the whole text of a job.
         """
         common_conditions = [jobs.c.owner == owner, *self._build_time_conditions()]
         if self.is_indexed:
@@ -108,10 +108,10 @@ class JobFilter:
         return conditions
 
     def _build_ranges(self, common_conditions: list[Condition]) -> list[list[Condition]]:
-        """Return a range of the index (owner, status, kind) for each requested status and kind.
+        """Return the conditions of one index range for each requested pair of status and kind.
 
         Args:
-            common_conditions: the conditions that every range has.
+            common_conditions: the conditions with which every range begins.
         """
         if not self.statuses and self.kind is None:
             return [common_conditions]

@@ -203,7 +203,7 @@ def _parse_requester(row: Row) -> Canceller | None:
 
 
 def get_canceller_entries(row: Row) -> list[dict[str, Any]]:
-    """Return the entries of `moyin.store.cancellers` in a row, oldest first."""
+    """Return the cancel requests that `moyin.store.cancellers` recorded in a row, oldest first."""
     entries = row["cancelled_by"]
     if isinstance(entries, dict):
         # Earlier versions wrote one canceller instead of a list.

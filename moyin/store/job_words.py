@@ -83,9 +83,11 @@ def find_job_ids(connection: sa.Connection, owner: str, search: str, limit: int)
 def _split_words(text: str, *, for_search: bool) -> Iterator[str]:
     """Yield the words of a text in lower case.
 
-    In scripts without spaces between words, each pair of adjacent characters counts as a word. In a
-    stored text (``for_search`` False) each of these characters does too, so that a search for a
-    single character finds it.
+    In scripts without spaces between words, each pair of adjacent characters counts as a word.
+
+    Args:
+        for_search: False for a text that is stored, in which each character of such a script
+            counts as a word, too, so that a search for a single character finds the text.
     """
     for match in _RUN.finditer(unicodedata.normalize("NFKC", text).casefold()):
         characters = match[0]

@@ -217,7 +217,7 @@ class JobStore:
         return parse_launch(await self._fetch_row(job_id))
 
     async def mark_dispatched(self, *job_ids: str, attempt: int = 1) -> None:
-        """Record that the workflows of open jobs, or the webhooks of ended jobs, were started."""
+        """Record, for each job, that its workflow was started or, if it has ended, its webhook."""
         update = jobs.update().where(
             jobs.c.id.in_(job_ids), jobs.c.attempts == attempt, jobs.c.dispatched.is_(False)
         )
@@ -228,8 +228,8 @@ class JobStore:
     ) -> list[tuple[str, int, bool]]:
         """Return the jobs that `mark_dispatched` has not marked, oldest first.
 
-        The workflow of an open job, or the webhook of an ended job, may not have been started. The
-        sweeper starts them.
+        Perhaps the workflow of an open job, or the webhook of an ended job, was never started. The
+        sweeper then starts it.
 
         Args:
             min_age: the minimum age of the jobs.
@@ -321,15 +321,18 @@ class JobStore:
         return None if row is None else parse_job(row)
 
     async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> str | None:
-        """Record the canceller of an attempt before it is cancelled; return the record's id.
+        """Record the caller of a cancel request, before the attempt is cancelled.
 
-        The first recorded canceller counts as the job's canceller. If the attempt has ended or
-        has the largest number of records, nothing is written and the result is None.
+        The first recorded caller counts as the job's canceller.
+
+        Returns:
+            The id of the record, or None if nothing was recorded, because the attempt has ended
+            or already has the maximum number of records.
         """
         return await self._database.write(lambda c: add_canceller(c, job_id, attempt, canceller))
 
     async def clear_canceller(self, job_id: str, attempt: int, record_id: str) -> None:
-        """Remove the record of a canceller whose request failed, if the attempt is open."""
+        """Remove a record of `record_canceller`, whose request failed, if the attempt is open."""
         await self._database.write(lambda c: remove_canceller(c, job_id, attempt, record_id))
 
     async def reopen(

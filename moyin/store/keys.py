@@ -146,11 +146,11 @@ class KeyStore:
     async def find_active(
         self, secret_ids: Collection[tuple[str, str]]
     ) -> Mapping[tuple[str, str], Identity]:
-        """Return the identities of the valid keys.
+        """Return the identities of those keys that are still valid and have the same secret.
 
         Args:
-            secret_ids: pairs of a key's id and an `Identity.secret_id`; the result has the same
-                pairs. A pair is left out if the key is not valid or has another secret now.
+            secret_ids: pairs of a key's id and an `Identity.secret_id`, by which the result is
+                keyed. A pair is left out if the key is not valid or has another secret now.
         """
         rows = await self._fetch_active({key_id for key_id, _ in secret_ids})
         return {
@@ -313,7 +313,7 @@ def _matches_digest(row: Mapping[Any, Any], presented_digest: str) -> bool:
 
 
 def _list_digests(row: Mapping[Any, Any]) -> list[str]:
-    """Return the digests of the valid secrets: the current, and during a rotation the old."""
+    """Return the digests of a key's current secret and, during an overlap, of its old secret."""
     former_until = ensure_utc(row["former_until"])
     is_former_valid = former_until is not None and former_until > now()
     return [row["digest"], row["former_digest"]] if is_former_valid else [row["digest"]]

@@ -1,6 +1,6 @@
-"""Stores the limits of keys, users and tenants, and enforces those on open jobs.
+"""Stores the limits of keys, users and tenants, and enforces their limits on open jobs.
 
-The other limits are counted in Valkey by `moyin.access.gatekeeper.limits`.
+For limits on requests, tokens and money, `moyin.access.gatekeeper.limits` counts them in Valkey.
 """
 
 from __future__ import annotations

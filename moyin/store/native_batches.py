@@ -1,6 +1,6 @@
-"""Stores native batches, and the lines of a batch that belong to them.
+"""Stores native batches, and which lines of a batch belong to each of them.
 
-The native batch is recorded as the runner of its lines, and counts as alive until its results are
+A native batch is recorded as the runner of its lines, and counts as alive until its results are
 written, so that no other runner claims the lines.
 """
 
@@ -40,9 +40,10 @@ class NativeBatchStore:
         self._database = database
 
     async def list_open(self, batch_id: str) -> list[NativeBatch]:
-        """Return the unfinished native batches of a batch, and the row that represents its plan.
+        """Return the unfinished native batches of a batch, and its planning entry if it has one.
 
-        The plan divides the batch into native batches.
+        A planning entry (`NativeBatch.is_plan`) is returned even if it is finished, because that
+        shows that the batch has already been divided into native batches.
         """
         query = sa.select(natives).where(
             natives.c.batch_id == batch_id,
@@ -76,9 +77,12 @@ class NativeBatchStore:
         await self._database.write(write)
 
     async def reserve_step(self, native_batch: NativeBatch, lease_seconds: float) -> bool:
-        """Reserve the next step of a native batch; return False if it is not due or is taken.
+        """Reserve the next step of a native batch for this replica.
 
         The step becomes due again after ``lease_seconds``, unless `renew_step` is called.
+
+        Returns:
+            False if the step is not due, or if another replica has reserved it.
         """
         update = (
             natives.update()
@@ -110,7 +114,7 @@ class NativeBatchStore:
         await self._database.write(lambda c: c.execute(update))
 
     async def assign_lines(self, native_batch: NativeBatch, line_numbers: Collection[int]) -> int:
-        """Make a new native batch the runner of lines that have none; return the number of lines.
+        """Make a new native batch the runner of those lines that have none; return their number.
 
         No line is assigned if a step of the native batch has begun, or if the batch was cancelled
         or has expired.

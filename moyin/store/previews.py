@@ -31,7 +31,7 @@ class Preview:
 
     Attributes:
         id: the Valkey stream id, which is empty until the preview is published.
-        step: the index of the job's step; in a batch, of the child.
+        step: the index of the job's step or, in a batch, of the render.
         node: the id of the node that is being executed, or "" if it is unknown.
     """
 

@@ -50,8 +50,9 @@ class PromptStore:
         """Return a page of the owner's history: the renders that ended and are not hidden.
 
         Args:
-            offset: the number of renders to skip, or None for the newest renders.
-            newest_first: True to begin with the newest render; ``offset`` counts in the same order.
+            offset: the number of renders to skip, counted in the order of the page. If None, the
+                page begins with the newest render, even if ``newest_first`` is False.
+            newest_first: True to begin with the newest render, False with the oldest.
         """
         is_descending = newest_first or offset is None
         columns = (jobs.c.finished_at, jobs.c.id)

@@ -39,8 +39,8 @@ class Pruner:
 
     Blobs that were stored or renewed after the time ``cutoff`` are not deleted, because a new job
     may be about to refer to them. So ``cutoff`` should be at least a day ago. An output that an
-    open job uses as an input is not deleted, unless that job is submitted in the seconds between
-    the query for open jobs and the deletion.
+    open job uses as an input is kept. Only a job that is submitted in the seconds between the query
+    for open jobs and the deletion may lose its input.
     """
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
@@ -64,7 +64,7 @@ class Pruner:
         before ``cutoff``.
 
         Raises:
-            ServiceUnavailable: the artifact store is unavailable; another run continues the work.
+            ServiceUnavailable: the artifact store is unavailable; the next run deletes the rest.
         """
         while oldest_jobs := await self._fetch_oldest_jobs(cutoff):
             digests_by_job = await self._references.collect_digests(oldest_jobs)
@@ -107,7 +107,7 @@ class Pruner:
         await self._deletions.free_ids(cutoff)
 
     async def prune_expired_files(self, cutoff: datetime) -> PruneResult:
-        """Delete text models' files that expired or were deleted before ``cutoff``; keep jobs."""
+        """Delete no jobs, only text models' files that expired or were deleted before ``cutoff``."""
 
         async def find_unreferenced(digests: Collection[str]) -> set[str]:
             input_ids = await self._references.collect_open_inputs()
@@ -124,11 +124,11 @@ class Pruner:
         return await self._deletions.run(cutoff)
 
     async def prune_once(self, days: int, *, with_files: bool) -> PruneResult | None:
-        """Delete jobs that ended ``days`` ago, and files that were deleted or expired a day ago.
+        """Delete jobs that ended long ago, and files that were deleted or expired a day ago.
 
         Args:
-            days: the minimum age of the jobs in days; 0 keeps all jobs.
-            with_files: whether to delete the files too, which may read the blobs of all jobs.
+            days: the minimum number of days since a job's end; 0 keeps all jobs.
+            with_files: True to delete files, too, which may require reading the blobs of all jobs.
 
         Returns:
             The counts of all deletions, or None if another process is pruning the database.
@@ -146,11 +146,12 @@ class Pruner:
         return result
 
     async def keep_pruning(self, days: int) -> None:
-        """Delete jobs that ended ``days`` ago, once an hour until cancelled; 0 keeps all jobs.
+        """Call `prune_once` every hour until cancelled, but delete files only once a day.
 
-        Files that were deleted or have expired are removed in any case, but only once a day,
-        because that may read the blobs of all jobs. A lock ensures that only one process at a time
-        prunes a database.
+        A lock ensures that only one process at a time prunes a database.
+
+        Args:
+            days: the minimum number of days since a job's end; 0 keeps all jobs.
         """
         files_due_at = now()
         while True:
@@ -179,7 +180,7 @@ def _has_ended_before(cutoff: datetime) -> sa.ColumnElement[bool]:
 def _delete_jobs(
     job_ids: Sequence[str], cutoff: datetime, input_ids: Collection[str], connection: sa.Connection
 ) -> tuple[int, set[str]]:
-    """Delete those jobs of ``job_ids`` that were not retried meanwhile.
+    """Delete jobs, except those that were retried since the caller selected them.
 
     Artifacts in ``input_ids`` are only marked as deleted: their owner no longer sees them, but the
     jobs that use them still read them.

@@ -43,8 +43,8 @@ class DecisionRow:
         model: the chosen model.
         question: the features of the request from `moyin.text.quality.question`, without its text.
         p_good: the estimated probability of a good answer.
-        options: the model of each candidate, its expected cost in billionths of a US dollar, its
-            estimated probability of a good answer, and a lower bound of the probability.
+        options: for each candidate, its model, its expected cost in billionths of a US dollar, the
+            estimated probability that it answers well, and a lower bound of that probability.
     """
 
     id: str
@@ -102,8 +102,8 @@ class SavedState:
 
     Attributes:
         number: the number of the last signal that the state includes.
-        levels: how good models are for this tenant, from which the levels shared by all tenants are
-            computed; None if the tenant does not contribute.
+        levels: numbers that say how good each model is for this tenant. The levels shared by all
+            tenants are computed from them. None if the tenant does not contribute.
     """
 
     state: Mapping[str, Any]
@@ -210,9 +210,9 @@ class QualityStore:
         return None if row is None else SavedState(**row)
 
     async def save_state(self, owner: str, saved_state: SavedState) -> None:
-        """Save a state that was learned from the owner's signals, unless a later one is saved.
+        """Save a state that was learned from the owner's signals.
 
-        A later state includes a signal with a higher number.
+        It replaces a state that was saved before only if that has a lower ``number``.
         """
         values = {
             "state": dict(saved_state.state),
@@ -225,7 +225,7 @@ class QualityStore:
     async def list_levels(self) -> list[Mapping[str, Any]]:
         """Return the newest quality levels of up to a thousand tenants, at most ten days old.
 
-        A level says how good a model is for a tenant.
+        A level says how good a model is for a tenant (`SavedState.levels`).
         """
         # By owner, since a tenant that saves levels meanwhile may appear on two pages.
         table, levels = quality_states, dict[str, Mapping[str, Any]]()
@@ -259,7 +259,7 @@ def _to_utc(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _lock_numbering(connection: sa.Connection) -> None:
-    """Let only one transaction at a time number signals.
+    """Let only one transaction at a time assign numbers to signals.
 
     So a reader that sees a number has also seen all smaller ones. SQLite needs no lock, since it
     has only one writer.

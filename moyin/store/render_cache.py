@@ -24,7 +24,8 @@ class CacheRules:
     """Configures the render cache of a pool.
 
     Attributes:
-        kind: identifies what affects the results of the pool's renderers, such as versions.
+        kind: a text that is equal for pools whose renderers give equal results; it contains what
+            affects the results, such as ComfyUI's version.
         ttl: the lifetime of an entry in seconds.
         entries: the maximum number of entries per tenant.
         shared: whether tenants share all entries.

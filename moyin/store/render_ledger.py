@@ -30,8 +30,8 @@ _MEASURED = ("quantity", "load_milliseconds", "cost_nano_usd", "complete", "erro
 class RenderLedger:
     """Adds a ledger row for each run of a render, and adds its cost to the run's job.
 
-    Both are written in one transaction, and each run has a unique id. So several processes may book
-    the same run repeatedly, even at once, and it is charged only once.
+    The row and the cost are written in one transaction, and each run has a unique id. So several
+    processes may book the same run repeatedly, even at once, and it is charged only once.
     """
 
     def __init__(self, database: Database) -> None:
@@ -78,7 +78,7 @@ def _book_run(
 def _replace_shorter_measurement(connection: sa.Connection, row: dict[str, Any]) -> int:
     """Replace a shorter measurement of the same run.
 
-    If both are equally long, a measurement whose end was observed replaces that of a run that was
+    Of two equally long measurements, one whose end was observed replaces that of a run that was
     assumed to be lost.
 
     Returns:

@@ -86,8 +86,8 @@ def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, due_from: da
 
     Args:
         nano_usd: the cost in billionths of a US dollar.
-        due_from: the time from which the reservation is due, if budgets must now count another
-            amount.
+        due_from: the time from which budgets should count the new amount, if that differs from
+            the amount that they count now.
     """
     newest_id = (
         sa.select(reservations.c.id)

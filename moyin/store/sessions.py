@@ -146,7 +146,7 @@ class SessionStore:
         await self._database.execute(_build_revocation(sessions.c.id == session_id))
 
     async def revoke_for_user(self, user_id: str, session_id: str) -> None:
-        """End an open session of the user; raise `NotFound` for all other ids."""
+        """End an open session; raise `NotFound` if the user has no open session with this id."""
         statement = _build_revocation(
             sa.and_(sessions.c.id == session_id, _is_open_session_of(user_id))
         )

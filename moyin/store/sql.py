@@ -147,7 +147,7 @@ class Database:
             await asyncio.to_thread(migrate, self._url)
 
     async def ping(self) -> None:
-        """Run a query, to raise the driver's error if the database is unavailable."""
+        """Check that the database responds; raise the driver's error if it does not."""
         await self.read(lambda connection: connection.execute(sa.text("SELECT 1")).all())
 
     async def close(self) -> None:
@@ -199,9 +199,10 @@ def get_newest_revision() -> str:
 
 
 async def read_revision(url: str) -> str | None:
-    """Return the revision of a database's schema, or None if it has none or its file is missing.
+    """Return the revision of a database's schema, without changing the database.
 
-    This changes nothing. If the database cannot be read, the driver's error is raised.
+    The result is None if no revision is recorded, or if the SQLite file does not exist. If the
+    database cannot be read, the driver's error is raised.
     """
     file = _get_file(url)
     if file is not None and not file.exists():

@@ -109,13 +109,13 @@ class StoredResponses:
     async def find_items(
         self, owner: str, answer_ids_by_item: Mapping[str, str]
     ) -> dict[str, Mapping[str, Any]]:
-        """Return the output items with these ids; leave out those whose answer no longer exists.
+        """Return items that answers contain, by item id; leave out those whose answer is gone.
 
-        The inputs of the stored requests are not searched, because a reference names an item of an
-        answer.
+        Only the outputs of answers are searched, and not the inputs of their requests, because
+        clients refer only to items of answers.
 
         Args:
-            answer_ids_by_item: the id of the answer that contains each item, by the item's id.
+            answer_ids_by_item: for each item id, the id of the answer that contains the item.
 
         Raises:
             BodyTooLarge: the answers together are larger than 16 MiB.

@@ -103,7 +103,7 @@ class TextBatchStore:
                 ``after_id``.
 
         Raises:
-            BatchNotFound: there is no batch with that id.
+            BatchNotFound: there is no batch with the id ``after_id`` or ``before_id``.
         """
         query = sa.select(text_batches).where(
             text_batches.c.owner == owner, text_batches.c.dialect == dialect.value
@@ -132,7 +132,7 @@ class TextBatchStore:
 
         Raises:
             BatchNotFound: the tenant has no such batch.
-            BatchFinished: the batch or all of its lines have ended.
+            BatchFinished: the batch has ended, or all of its lines have.
         """
         update = (
             text_batches.update()

@@ -113,7 +113,7 @@ class TextPruner:
         """Return the subset of ``digests`` that undeleted files still need.
 
         Args:
-            cutoff: the argument of `delete_files`.
+            cutoff: the time by which the files that `delete_files` deletes were deleted or expired.
         """
         query = sa.select(files.c.sha256).where(
             files.c.sha256.in_(digests), sa.not_(_is_deletable(cutoff))

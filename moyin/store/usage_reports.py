@@ -98,9 +98,9 @@ class UsageSum:
 
     Attributes:
         group: the values of the properties by which the calls are grouped.
-        band: the class of the prompt's length: the number of ``PriceClasses.prompt_bounds`` below
-            it.
-        unit: unit of `quantity`; None for chats and embeddings.
+        band: the number of those ``PriceClasses.prompt_bounds`` that the prompts of this class
+            exceed.
+        unit: the unit of `quantity`; None for chats and embeddings.
         input_tokens: all tokens of prompts, ``cached_tokens`` included.
     """
 
@@ -165,9 +165,9 @@ class UsageReports:
         groupings: Sequence[Sequence[GroupBy]],
         price_classes: PriceClasses,
     ) -> list[list[UsageSum]]:
-        """Return the usage of calls by the groups of each grouping, and by price classes.
+        """Return, for each grouping, the usage of calls by its groups and by price classes.
 
-        The calls are read once, which takes most of the time.
+        The calls are read once for all groupings, because reading takes most of the time.
 
         Raises:
             InvalidRequest: there are too many groups for one report.

@@ -27,7 +27,7 @@ _METADATA_COLUMNS = (
 
 
 class UserdataStore:
-    """Reads and writes files by path within a scope, which is a user of a tenant.
+    """Reads and writes files by path within a scope: a user, or all keys of a tenant.
 
     Args:
         max_file_bytes: the maximum size of a file in bytes.

@@ -116,7 +116,8 @@ class ApiKeyService:
             scopes: the key's scopes. If None, the key gets those of `DEFAULT_SCOPES` that its user
                 has.
             user_id: the service account that owns the key, or None if the caller owns it. Operators
-                may name one of any organisation, to which the key then belongs.
+                may name a service account of any organisation; that organisation is then the key's
+                tenant.
 
         Raises:
             InsufficientScope: the caller lacks one of the scopes.

@@ -51,8 +51,8 @@ class SmtpMailer:
     """Sends each mail in a thread, through an SMTP connection of its own.
 
     Args:
-        url: ``smtp://user:password@host:587``, which uses STARTTLS if the server offers it and
-            requires it if there is a password, or ``smtps://…``, which uses TLS from the start.
+        url: ``smtp://user:password@host:587``, or ``smtps://…`` for TLS from the start. With
+            ``smtp``, STARTTLS is used if the server offers it; with a password it is required.
         sender: the address in the mails' From header.
     """
 

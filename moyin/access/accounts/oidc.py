@@ -267,7 +267,8 @@ class OpenIdSignIn:
             raise _new_provider_error("sent a response that is not JSON", url) from error
         if response.status != 200 or not isinstance(body, dict):
             raise _new_provider_error(
-                f"responded with status {response.status} or with no JSON object", url
+                f"must respond with status 200 and a JSON object; its status was {response.status}",
+                url,
             )
         return body
 

@@ -82,9 +82,9 @@ class PasswordService:
     ) -> bool:
         """Return True if ``password_hash`` is the hash of ``password``.
 
-        If ``password_hash`` is None, return False after the time of a verification, so that the
-        duration does not reveal whether an account exists. The number of concurrent attempts at an
-        ``account`` is limited unless ``account`` is empty.
+        If ``password_hash`` is None, return False only after the time that a verification takes, so
+        that the duration does not reveal whether an account exists. The number of concurrent
+        attempts at an ``account`` is limited unless ``account`` is empty.
 
         Args:
             is_trusted: True to use the separate queue for authenticated users and known devices.
@@ -119,9 +119,10 @@ class _WorkQueue:
 
     @contextmanager
     def limit_account(self, account: str) -> Iterator[None]:
-        """Raise `Overloaded` if too many ``with`` blocks of this method run for ``account``.
+        """Count a ``with`` block as a running verification of a password of ``account``.
 
-        An empty ``account`` has no limit.
+        Raise `Overloaded` if too many such blocks are running for the account. An empty ``account``
+        has no limit.
         """
         if not account:
             yield
@@ -157,7 +158,7 @@ def _new_overloaded_error() -> Overloaded:
 async def _run_in_thread(work: Callable[..., T], *arguments: str) -> T:
     """Run ``work`` in a thread; if the caller is cancelled, wait for the thread to end first.
 
-    A thread cannot be stopped. If a cancellation freed the slot at once, clients that disconnect
+    A thread cannot be stopped. If a cancellation ended this call at once, clients that disconnect
     early could start any number of threads.
     """
     thread_task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))

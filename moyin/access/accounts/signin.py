@@ -150,7 +150,8 @@ class SignInService:
 
         Raises:
             InvalidCredentials: the person has no account, or it is disabled.
-            NameTaken: another account has the email, and the provider may not link emails.
+            NameTaken: another account has the email, and users of the provider may not sign in to
+                that account.
         """
         provider = verified_identity.provider
         user = await self._users.find_by_sign_in(provider.issuer, verified_identity.subject)

@@ -48,7 +48,7 @@ class AttemptRate:
 
     Attributes:
         burst_per_hour: the number of attempts per hour that do not wait.
-        interval_seconds: the time between two further attempts.
+        interval_seconds: the interval at which one further attempt is admitted; the others wait.
     """
 
     burst_per_hour: int
@@ -91,15 +91,14 @@ class _WaitQueue:
 
 
 class Throttle:
-    """Counts attempts such as sign-ins, and events such as registrations, in Valkey.
+    """Counts attempts, such as sign-ins, and events, such as registrations, for all replicas.
 
-    All replicas share the counts.
-
-    Methods raise `TooManyAttempts` with the seconds to wait.
+    Valkey stores the counts. The methods that count raise `TooManyAttempts`, with the seconds to
+    wait, if a limit is exceeded.
 
     Args:
-        fail_open: True to admit attempts without counting them if Valkey is unavailable; if False,
-            methods raise `ServiceUnavailable`.
+        fail_open: If Valkey is unavailable, True admits attempts without counting them, and False
+            lets the methods raise `ServiceUnavailable`.
     """
 
     def __init__(
@@ -115,7 +114,10 @@ class Throttle:
         self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
 
     async def acquire(self, *keys: ThrottleKey) -> None:
-        """Count an attempt with each key in order, and wait for each key whose rate is exceeded."""
+        """Count an attempt under each key, one after the other, and return when it is admitted.
+
+        Under a key whose rate is exceeded, the attempt waits until that rate admits it.
+        """
         try:
             async with asyncio.timeout(self.rates.timeout_seconds):
                 # The keys are checked one after the other, so that an attempt that one key rejects
@@ -157,7 +159,7 @@ class Throttle:
         await self._decrement_counters([_build_valkey_key("count", key.name) for key in keys])
 
     async def subtract_event(self, name: str) -> None:
-        """Decrement a counter of `count_event`, because the event was successful.
+        """Decrement a counter of `count_event`, because one of its events was successful.
 
         Args:
             name: the name with which the event was counted.

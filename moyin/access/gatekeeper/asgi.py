@@ -26,7 +26,7 @@ def get_header(scope: Scope, name: bytes) -> str | None:
 
 
 class TrustedProxies:
-    """Reads a client's IP address from ``X-Forwarded-For`` if proxies in front are configured.
+    """Reads a client's IP address, from ``X-Forwarded-For`` if a trusted proxy has sent it.
 
     Args:
         blocks: comma-separated CIDR blocks of the proxies' IP addresses; other addresses are not
@@ -44,7 +44,7 @@ class TrustedProxies:
         """Return the nearest IP address that is not a trusted proxy's, or "" if it is unknown.
 
         The gateway's own HAProxy connects from loopback and forwards no address. Without a trusted
-        proxy, a peer on loopback may therefore be any client.
+        proxy, the address of a peer on loopback is therefore unknown: it may be any client.
         """
         peer = (scope.get("client") or ("", 0))[0]
         if not self._blocks:

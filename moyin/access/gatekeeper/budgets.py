@@ -105,7 +105,7 @@ class BudgetReader:
 
 
 def build_key(owner: str, subject: str, kind: str) -> str:
-    """Return the Valkey key under which one ``kind`` of usage, such as ``money``, is counted."""
+    """Return the Valkey key that counts one ``kind`` of a subject's usage, such as ``money``."""
     return f"moyin:limit:{{{owner}}}:{subject}:{kind}"
 
 

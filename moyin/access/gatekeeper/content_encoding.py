@@ -32,14 +32,14 @@ def decode_body(
 ) -> tuple[Scope, Receive]:
     """Return the scope and the ASGI ``receive`` with which an app reads the decoded body.
 
-    The new scope has no headers of the encoded body.
+    The new scope lacks the headers that describe the encoded body, such as Content-Length.
 
     Args:
         max_bytes: the maximum size of the decoded body in bytes.
         encodings: the values of the headers ``Content-Encoding`` of the request.
 
     Raises:
-        UnsupportedContentEncoding: the body has another encoding, or more than one.
+        UnsupportedContentEncoding: the body has an encoding that is not supported, or several.
     """
     encoding = b",".join(encodings).decode("latin-1").strip().lower()
     if encoding in ("", "identity") or not has_body(scope):
@@ -58,7 +58,7 @@ def decode_body(
 
 
 class _BodyDecoder:
-    """Decodes one body; buffers at most one message of the server and one decoded piece."""
+    """Decodes one body; buffers at most one ASGI message and one decoded piece."""
 
     def __init__(self, receive: Receive, window_bits: int, limit: int) -> None:
         self._receive = receive

@@ -31,7 +31,7 @@ class DisconnectWatcher:
         on_long_lived: called once if the request lasts longer than 250 ms.
 
     Attributes:
-        task: the task of the request, which creates the watcher.
+        task: the task that runs the request, in which the watcher must be created.
         is_complete: True if the whole body was received.
         has_cancelled: True if the watcher has cancelled the task.
         was_too_slow: True if the watcher cancelled the task because the body was too slow.

@@ -52,12 +52,11 @@ class Authenticator(CredentialVerifier, Protocol):
 
 @dataclass(slots=True)
 class _CachedIdentity:
-    """The cached identity of a credential.
+    """The cached identity of a credential; times are seconds of the monotonic clock.
 
     Attributes:
         fresh_until: until this time, the identity is used without another verification.
-        stale_until: until this time, the identity is used if the database is unavailable. Both are
-            seconds of the monotonic clock.
+        stale_until: until this time, the identity is used if the database is unavailable.
     """
 
     identity: Identity
@@ -150,8 +149,9 @@ class KeyAuthenticator:
     async def _filter_event_tokens(self, tokens: Mapping[str, Identity]) -> Mapping[str, Identity]:
         """Return those ``tokens`` whose creator's secret or session is valid and may read jobs.
 
-        A token ends with the secret that created it, even if a rotation replaces only the secret.
-        Otherwise the tokens of a leaked secret would still show a job after the rotation.
+        A token ends with the key's secret that created it. A rotation therefore ends it, although
+        the key stays valid: tokens that were created with a leaked secret must not show a job any
+        more.
 
         Args:
             tokens: the identities of event tokens, by token.
@@ -296,7 +296,7 @@ def _new_verification_error() -> ServiceUnavailable:
 
 
 def _remove_request_limits(limit: Limit) -> Limit:
-    """Return ``limit`` without its request limits.
+    """Return ``limit`` without the limits on requests per minute and concurrent requests.
 
     A service acts for a caller whose request has already been counted.
     """

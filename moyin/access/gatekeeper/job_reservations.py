@@ -52,7 +52,9 @@ class JobReservationCounter:
             raise _new_outage_error() from error
 
     async def delete_amounts(self, reservations: Sequence[JobReservation]) -> None:
-        """Delete the amounts of ended jobs, which Valkey keeps for repetitions of `recount`.
+        """Delete from Valkey how much is counted for each ended job; the budgets stay the same.
+
+        A later `recount` gets this amount as ``counted_nano_usd``.
 
         Raises:
             ServiceUnavailable: Valkey is unavailable.

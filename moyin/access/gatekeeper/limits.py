@@ -272,10 +272,11 @@ class Admission:
         self._mark_held(tokens)
 
     def build_job_reservation(self, usd: Decimal) -> JobReservation | None:
-        """Return what `reserve` reserved in budgets, for a job that keeps the reservation.
+        """Return the reservation that `reserve` made in budgets, to hand it over to a job.
 
-        The caller must not release such an admission unless the job is rejected. The result is None
-        if nothing was reserved, because the settings allow requests while Valkey is unavailable.
+        The job then ends the reservation, so the caller must call `release` only if the job is
+        rejected. The result is None if nothing was reserved, because the settings allow requests
+        while Valkey is unavailable.
 
         Args:
             usd: the reserved amount in US dollars.

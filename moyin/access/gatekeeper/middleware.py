@@ -109,9 +109,8 @@ class Gatekeeper:
     async def _authenticate(self, scope: Scope) -> tuple[str, Identity]:
         """Return the credential of a request and its identity.
 
-        A key takes precedence over an event token, and the token over a cookie, because browsers
-        also send the cookie with requests from pages of the same site that follow another tenant's
-        job.
+        A key takes precedence over an event token, and the token over a cookie. A page may follow
+        another tenant's job with a token while the browser, which is signed in, sends its cookie.
         """
         token = self._credentials.extract_event_token(scope)
         credential = self._credentials.extract(scope, reads_cookie=token is None)
@@ -157,7 +156,7 @@ class Gatekeeper:
         )
 
     def render_stream_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:
-        """Return the event that ends a stream with an error, or None if none can be appended."""
+        """Return the event that ends a stream with an error, or None if it cannot be appended."""
         media_type = request.progress.appendable_media_type
         if media_type is None:
             return None

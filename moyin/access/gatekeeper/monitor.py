@@ -37,7 +37,7 @@ class Connection(Protocol):
 
     @property
     def can_end(self) -> bool:
-        """True if the connection can be ended with an error, such as a stream that has started."""
+        """True for a WebSocket or a started stream, which can be ended with an error."""
 
     def find_refusal(self, identity: Identity) -> MoyinError | None:
         """Return the error with which to end the connection; None if ``identity`` may keep it."""

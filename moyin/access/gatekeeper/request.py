@@ -49,7 +49,7 @@ class RequestHandler(Protocol):
         """Return the ASGI start message and the body of an error response."""
 
     def render_stream_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:
-        """Return the event that ends a stream with an error, or None if none can be appended."""
+        """Return the event that ends a stream with an error, or None if it cannot be appended."""
 
 
 class Request:
@@ -120,9 +120,9 @@ class Request:
             handler.observe(scope, self)
 
     def watch_disconnect(self, receive: Receive, monitor: CredentialMonitor) -> Receive:
-        """Return the ASGI ``receive`` for the app.
+        """Watch for the end of the client's connection; return the ASGI ``receive`` for the app.
 
-        From then on the request ends when its client disconnects. A long-lived request also ends
+        From now on, the request ends when its client disconnects. A long-lived request also ends
         when its credential ends or loses a required scope.
         """
         self._watcher = DisconnectWatcher(receive, lambda: self.monitor_credential(monitor))
@@ -179,7 +179,7 @@ class Request:
         """Send a message of the app to the client, and record it.
 
         If the app responds before it has read the whole request body, the start message is held
-        back until the next message.
+        back until the next message. Only then is it known if ``Connection: close`` must be added.
         """
         self.progress.record(message)
         if self._held_start is not None:
@@ -211,9 +211,10 @@ class Request:
         await self._send(message)
 
     async def _drain_body(self, receive: Receive | DisconnectWatcher | None) -> None:
-        """Discard the rest of the request body; if it is too slow, close the connection afterwards.
+        """Discard the rest of the request body.
 
-        The connection would otherwise stay open for as long as the client sends.
+        If it arrives too slowly, close the connection after the response; otherwise the connection
+        would stay open for as long as the client sends.
         """
         if isinstance(receive, DisconnectWatcher):
             receive = None if receive.is_receiving else receive.receive

@@ -70,7 +70,7 @@ class TokenVerifier:
         return claims
 
     async def has_known_key(self, token: str) -> bool:
-        """Return True if the signing key of a token, which was verified before, still exists."""
+        """Return True if the key that signed a token, which was verified before, still exists."""
         return await self._find_key(str(jwt.get_unverified_header(token).get("kid"))) is not None
 
     async def _find_key(self, kid: str) -> PublicKey | None:

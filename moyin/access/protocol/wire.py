@@ -50,7 +50,7 @@ def _require_small_profile(profile: dict[str, Any]) -> dict[str, Any]:
     # PostgreSQL cannot store NUL characters.
     if size > _MAX_PROFILE_BYTES or "\\u0000" in json.dumps(profile):
         raise ValueError(
-            f"must not exceed {_MAX_PROFILE_BYTES} bytes as JSON or contain NUL characters"
+            f"must not exceed {_MAX_PROFILE_BYTES} bytes as JSON, and must not contain NUL"
         )
     return profile
 

@@ -1,4 +1,4 @@
-"""Add columns to the ledger for the operation of a call and the number of its units."""
+"""Add ledger columns for calls besides chats and embeddings: operation, unit and quantity."""
 
 import sqlalchemy as sa
 from alembic import op

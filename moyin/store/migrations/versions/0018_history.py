@@ -1,4 +1,4 @@
-"""Add deleted jobs, the templates of jobs, and the indexes for lists of jobs and artifacts.
+"""Add a table of deleted jobs, a column for jobs' templates, and indexes of jobs and artifacts.
 
 PostgreSQL builds the indexes while jobs run, outside of a transaction. An interrupted migration can
 be run again: existing tables, columns and indexes are kept.

@@ -1,4 +1,4 @@
-"""Add the reservations of budgets for renders, and the time in which renders loaded models."""
+"""Add a table of money that budgets reserve for renders, and a column for model loading times."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Add the configurations that the gateway has used."""
+"""Add a table of the configurations that the gateway has used."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,6 @@
-"""Add the columns that reports sum to the index of a tenant's calls, so that they read only it.
+"""Extend the index of a tenant's calls, so that usage reports read only the index.
+
+The index gets the columns that reports sum or group by, such as tokens and costs.
 
 PostgreSQL builds the index while calls are recorded, outside of a transaction. An interrupted
 migration can be run again: indexes that exist already are kept.
