@@ -188,7 +188,7 @@ async def test_a_reset_that_cannot_end_sessions_sets_no_password(
 
 
 class InterruptedPasswords(PasswordService):
-    """Runs a callback between the verification of a password and the new session."""
+    """Runs a callback when a password has been verified, before the new session is created."""
 
     def __init__(self, hasher: PasswordHasher, interruption: Any) -> None:
         super().__init__(hasher)

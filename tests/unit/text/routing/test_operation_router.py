@@ -1,4 +1,4 @@
-"""Tests the router of operations, which are all calls but chats, with fake back ends.
+"""Tests `OperationRouter`, the router of all calls other than chats, with fake back ends.
 
 The tests cover the choice of the back end, failures, streams, billed units and budgets.
 """
