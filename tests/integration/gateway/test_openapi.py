@@ -341,7 +341,7 @@ def test_existing_resources_match_the_description(
 
 
 def _create_resources(base_url: str, headers: dict[str, str]) -> dict[str, str]:
-    """Create objects, and return their ids by the name of the path parameter."""
+    """Create a job, a file and so on; return their ids by the name of the path parameter."""
     job_id = _submit_render(base_url, headers)
     with httpx.Client(base_url=base_url, headers=headers, timeout=60) as client:
         assert client.post(f"/jobs/{job_id}/cancel").is_success

@@ -1,4 +1,4 @@
-"""Runs Ray's autoscaler on this machine; its nodes are processes that pretend to have a card."""
+"""Runs Ray's autoscaler on this machine; its nodes are processes that pretend to have a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests both official SDKs through the models app on both kinds of real back ends."""
+"""Tests OpenAI's and Anthropic's SDKs with llama.cpp as a back end, by both of its APIs."""
 
 from __future__ import annotations
 
