@@ -1,4 +1,4 @@
-"""Tests that each role sees only the controls that it may use, and that other calls are refused."""
+"""Tests that each role sees only the controls that it may use, and that the API refuses the others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Control:
     """A control of a page, the roles that see it, and the API calls that it makes.
 
     Attributes:
-        within: the page that shows it, or a name in `VIEWS`.
+        within: the path of the page that shows it, or a name in `VIEWS`.
         role: the ARIA role of the control's element.
         calls: method and path of each call; a name in braces is a variable of `Studio.values`.
         others: True if roles that do not see the control are still allowed to make its API calls.
@@ -279,7 +279,7 @@ class Studio:
             console.sign_in(email, PASSWORD)
 
     def fill_in_values(self, body: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """Return a control's body with `values` filled in for its variables."""
+        """Return a control's body with `values` in place of its variables, or None without a body."""
         if body is None:
             return None
         return {
