@@ -166,9 +166,9 @@ class RunningStack:
         return asyncio.run(self._list_activities(job_id, name))
 
     def tries(self, job_id: str, name: str) -> int:
-        """Return the largest number of attempts that an activity ``name`` of the job took.
+        """Return how many attempts the job's activity ``name`` took; of several, the largest number.
 
-        All of them must have ended, because Temporal records the start of an activity only then.
+        They must have ended, because Temporal records the attempts of an activity only at its end.
         """
         return asyncio.run(self._count_tries(job_id, name))
 
