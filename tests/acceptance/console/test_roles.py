@@ -1,4 +1,4 @@
-"""Tests that each role sees only the controls that it may use, and that the API refuses the others."""
+"""Tests that each role sees the controls that it may use, and that the API refuses all other calls."""
 
 from __future__ import annotations
 
@@ -353,7 +353,7 @@ def test_a_role_sees_the_controls_that_it_may_use(
 
 
 def open_view(console: ConsoleBrowser, studio: Studio, role: Role, view: str) -> bool:
-    """Open the page that shows a control; return False if the role has no such page."""
+    """Open a page, or one of `VIEWS` on its page; return False if the role has no such page or view."""
     path, opener_role, name, allowed_roles = VIEWS.get(view, (view, "", "", READERS))
     path = path.format(**studio.values)
     parent = f"/{path.split('/')[1]}"

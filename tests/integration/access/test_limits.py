@@ -251,7 +251,7 @@ async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestM
 async def test_reservations_of_an_earlier_version_are_settled(
     meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
-    """A reservation of an earlier version is settled at its cost, and nothing stays reserved.
+    """A reservation made by an earlier version of Moyin is settled, and nothing stays reserved.
 
     Earlier versions did not store how much each reservation set aside. Settling one of theirs must
     not make the reserved amount negative.

@@ -203,7 +203,8 @@ def build_graph(
 ) -> dict[str, Any]:
     """Return a graph of the given nodes, in which ComfyUI validates all of them.
 
-    ComfyUI validates only nodes that an output needs, so the other nodes get an output here.
+    ComfyUI validates only nodes on which an output node depends. So each node that is none gets a
+    preview as its output node.
 
     Args:
         attacked_nodes: the class and the inputs of each node, by its id.
@@ -307,7 +308,7 @@ def _is_upload_input(node: Mapping[str, Any], name: str) -> bool:
 async def test_text_input_accepts_any_text(
     comfy: ComfyClient, nodes: dict[str, Any], outside_files: OutsideFiles
 ) -> None:
-    """Nodes that need no models run with a path in every text input, and do not read the file."""
+    """Nodes accept the path of a file in every text input, and do not read the file."""
     offered_nodes = await comfy.get("/object_info")
     prose_inputs = [
         (node_class, input_name)

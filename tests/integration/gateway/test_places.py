@@ -187,7 +187,7 @@ async def test_all_apis_and_comfyui_agree_on_fifty_renders(
 
 
 async def _wait_for_comfyuis(api: GatewayApis) -> None:
-    """Wait until both ComfyUIs are up and one has measured a render."""
+    """Wait until both ComfyUIs are up, and a first render has shown how long renders take."""
     first_job = await api.submit_render(picture(next(_colors)), _NORMAL)
 
     async def are_up() -> bool:

@@ -1,4 +1,4 @@
-"""Tests that `moyin doctor --fix` mends real problems, and is content afterwards."""
+"""Tests that `moyin doctor --fix` mends real problems, and then finds none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests OpenAI's and Anthropic's SDKs with llama.cpp as a back end, by both of its APIs."""
+"""Tests OpenAI's and Anthropic's SDKs on llama.cpp, called by its OpenAI and its Anthropic API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that lasting changes fail unless the caller is verified again and the change is audited."""
+"""Tests that a lasting change needs another check of the caller, and an entry in the audit log."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ async def test_a_replaced_secret_is_refused_at_once(studio: Studio) -> None:
 async def test_a_change_without_audit_entry_is_rolled_back(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
-    """If the audit entry cannot be written, as when the caller disconnects, nothing is changed."""
+    """If the audit entry is not written, such as when the caller disconnects, nothing is changed."""
     _, caller = await studio.add_member()
     members = await studio.parts.users.list_members(studio.organisation)
 

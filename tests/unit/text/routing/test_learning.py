@@ -1,4 +1,4 @@
-"""Tests that signals change the estimates through SQL, in the same order for every replica."""
+"""Tests that all replicas learn from the signals in SQL, in the same order."""
 
 from __future__ import annotations
 

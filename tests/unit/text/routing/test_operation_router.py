@@ -107,7 +107,7 @@ class FakeBudget:
 
 
 class Rig:
-    """A router of operations whose back ends give the set responses."""
+    """An `OperationRouter` whose back ends send the responses that a test has set."""
 
     def __init__(
         self, *deployments: ModelDeployment, retries: int = 0, **fleet_settings: Any
