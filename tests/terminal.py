@@ -94,7 +94,7 @@ def run_in_terminal(
     rows: int = 30,
     variables: Mapping[str, str] | None = None,
 ) -> Screen:
-    """Run Python in a terminal until it ends.
+    """Run the Python code ``program`` in a terminal until it ends.
 
     Args:
         reply: the terminal's answer to each control sequence that queries its properties.

@@ -32,7 +32,7 @@ BAD = "make an error"
 
 @dataclass(kw_only=True)
 class MockProvider:
-    """The common part of both mocks.
+    """The part that `MockAnthropic` and `MockOpenAI` share.
 
     Attributes:
         calls: the bodies of ordinary calls.
