@@ -204,7 +204,7 @@ def build_graph(
     """Return a graph of the given nodes, in which ComfyUI validates all of them.
 
     ComfyUI validates only nodes on which an output node depends. So each node that is none gets a
-    preview as its output node.
+    preview, which is an output node.
 
     Args:
         attacked_nodes: the class and the inputs of each node, by its id.

@@ -142,8 +142,7 @@ class Observations:
         positions: the last known position of each job.
         sample_count: the number of samples.
         full_sample_count: the number of samples in which every ComfyUI had a prompt.
-        pushback_count: how often a job moved back, because new jobs of a better priority were put
-            before it.
+        pushback_count: how often a job moved back, because more urgent new jobs were put before it.
         estimated_jobs: jobs for which the API estimated when they would start.
     """
 

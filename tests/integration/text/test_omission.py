@@ -64,7 +64,7 @@ FORCED: dict[str, Any] = {
 
 @asynccontextmanager
 async def open_client(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, WireServer]]:
-    """Run the app with models with and without tools, and with aliases; yield a client, the server."""
+    """Run the app with models with and without tools, and aliases; yield a client and the server."""
     plain_model = {"context": 100_000, "upstream": "up", "price": {"input": 0, "output": 0}}
     models = [
         {"name": "plain", **plain_model},

@@ -68,7 +68,7 @@ def find_missing_texts(screen: Screen, name: str, command: Any) -> list[str]:
 
 
 def is_shown(text: str, shown_text: str) -> bool:
-    """Return True if the words of ``text`` occur in ``shown_text`` in order, maybe with others between."""
+    """Return True if the words of ``text`` occur in ``shown_text`` in order, also with others between."""
     words = iter(shown_text.split())
     return all(word in words for word in text.split())
 

@@ -1,4 +1,4 @@
-"""Tests that pictures are shown by the graphics protocol that the (pseudo-)terminal supports."""
+"""Tests in a pseudo-terminal that pictures are shown by the graphics protocol that it supports."""
 
 from __future__ import annotations
 

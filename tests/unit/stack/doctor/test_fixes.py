@@ -177,7 +177,7 @@ def test_empty_signing_key_is_replaced() -> None:
 
 @pytest.mark.parametrize("is_missing", [True, False])
 async def test_key_pair_of_another_signing_key_is_replaced(is_missing: bool) -> None:
-    """The pair is encrypted with another key if a database was restored without the file `secret`."""
+    """The key pair is encrypted with another key if a database was restored without the file `secret`."""
     options = Options.read()
     options.layout.prepare()
     await create_first_key(options.settings)

@@ -223,7 +223,7 @@ class JudgeRig:
         return answer
 
     async def start_comparison(self) -> Outcome:
-        """Start the comparison of the next sampled answer, and return whether it was started."""
+        """Start the comparison of the next sampled answer; return ``STARTED``, or why it was not started."""
         return await self.starter.start(self.sampler.samples.get_nowait())
 
     async def ask_and_start(self, *args: Any, **kwargs: Any) -> Outcome:

@@ -1,4 +1,4 @@
-"""Tests that streams held back until complete are cached as sent, and stop if the client leaves."""
+"""Tests that streams held back until complete are cached as sent, and end if the client disconnects."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ async def test_feedback_moves_the_next_estimate(database: Database) -> None:
 
 
 async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: Database) -> None:
-    """A rescued request has two routing decisions; the later one counts, even while it isn't stored."""
+    """A rescued request has two routing decisions; the later one counts, even if not yet stored."""
     replica = Replica(database)
     await replica.record_answer("r1")
     await replica.learning.flush()
