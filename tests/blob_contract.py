@@ -1,4 +1,4 @@
-"""Tests that every implementation of `BlobStore` must pass."""
+"""The tests that each implementation of `BlobStore` must pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moyin.store.blobs import BlobStore
 
 
 class BlobContract:
-    """Tests of the fixture ``blobs``, which must be an empty store."""
+    """Tests the store that the fixture ``blobs`` returns, which must be empty."""
 
     async def test_a_blob_is_named_by_its_content(self, blobs: BlobStore, tmp_path: Path) -> None:
         content = b"picture" * 100_000

@@ -128,7 +128,7 @@ def find_flaws(screen: Screen, *, wide_line_prefixes: Sequence[str] = ()) -> lis
 
     Args:
         wide_line_prefixes: beginnings of lines that may be wider than the terminal. They are meant
-            to be copied, and a terminal copies a line that it has broken as one line.
+            to be copied, and a terminal copies them as one line, although it shows several.
     """
     flaws = []
     if "Traceback (most recent call last)" in screen.text:

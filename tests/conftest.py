@@ -67,7 +67,7 @@ def _prevent_ray_in_unit_tests(
 
 @pytest.fixture
 def record_measurement(record_property: Callable[[str, object], None]) -> RecordMeasurement:
-    """Return a function that adds a sentence to the summary; no test fails because of its timing."""
+    """Return a function that adds a sentence with measured figures to the summary of the run."""
     return lambda sentence: record_property("measured", sentence)
 
 

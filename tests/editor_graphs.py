@@ -88,7 +88,7 @@ def subgraph(
     inputs: Mapping[str, str],
     outputs: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return the definition of a subgraph, whose links come from -10 and go to -20."""
+    """Return the definition of a subgraph; in ``links``, node -10 is its inputs, node -20 its outputs."""
 
     def list_slots(
         slots: Mapping[str, str], end_node_id: int, end_index: int
@@ -159,11 +159,11 @@ def make_detours() -> dict[str, Any]:
 
 
 def make_nested(promoted_widgets: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
-    """Return a graph that uses one subgraph twice, which uses another; widgets are promoted.
+    """Return a graph that uses an outer subgraph twice, which itself uses an inner one twice.
 
     Args:
-        promoted_widgets: the widgets that the outer subgraph shows, each as a node's id and the
-            widget's name.
+        promoted_widgets: the widgets of inner nodes that the outer subgraph shows, each as the
+            node's id and the widget's name.
     """
     inner = subgraph(
         "Scale",
@@ -217,7 +217,7 @@ def make_nested(promoted_widgets: Sequence[Sequence[str]] = ()) -> dict[str, Any
 
 
 def to_version_1(graph_0_4: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a graph of version 0.4 as one of version 1, whose links are objects."""
+    """Convert a graph of version 0.4 to version 1, in which links are objects instead of lists."""
     links = [dict(zip(_LINK_MEMBERS, link, strict=True)) for link in graph_0_4["links"]]
     state = {"lastGroupId": 0, "lastNodeId": 100, "lastLinkId": 100, "lastRerouteId": 0}
     return {**graph_0_4, "links": links, "version": 1, "state": state}

@@ -19,8 +19,8 @@ def with_lines(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Pro
 
 
 def is_bubblewrap(command_line: str) -> bool:
-    """Return True if ``command_line`` is one of bubblewrap.
+    """Return True if a process with this command line is bubblewrap itself.
 
-    It then also contains the command line of the program that bubblewrap runs.
+    The command line then also contains that of the program which bubblewrap runs.
     """
     return command_line.partition(" ")[0].endswith("bwrap")

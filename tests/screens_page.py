@@ -1,4 +1,4 @@
-"""Writes docs/reference/screens.md from captured screens of commands, and compares it with them."""
+"""Writes docs/reference/screens.md from captured screens, or compares the page with new screens."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _WORDS = {"graph": "examples/dawn.json", "pictures": "pictures"}
 
 
 def build_page(screens: Mapping[str, Screen]) -> str:
-    """Return the page with these screens; a screen that differs only in values is left unchanged."""
+    """Return the page with these screens; keep screens that differ only in ids, times and the like."""
     existing_screens = _read_blocks()
     page_parts = [_HEAD]
     for command, heading in SHOWN.items():
@@ -57,7 +57,7 @@ def build_page(screens: Mapping[str, Screen]) -> str:
 
 
 def find_differences(screens: Mapping[str, Screen]) -> list[str]:
-    """Return a description of each difference between the page and these screens, except values."""
+    """Describe where these screens differ from the page; ids, times and the like may differ."""
     existing_screens = _read_blocks()
     differences = sorted(set(existing_screens) ^ set(map(_write_command, SHOWN)))
     for command in SHOWN:
@@ -81,7 +81,7 @@ def _write_command(command: str) -> str:
 
 
 def _replace_addresses(screen: Screen) -> str:
-    """Return a screen with a reader's address and folder instead of those of the test."""
+    """Return the screen's text, with usual addresses and folders in place of those of the test."""
     lines = (
         _FOLDER.sub("pictures/", _GATEWAY.sub("http://127.0.0.1:8000", line))
         for line in screen.lines

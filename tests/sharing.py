@@ -1,7 +1,7 @@
 """Runs all tests that use the shared farm (fixture ``gateway``) in one process.
 
 A farm takes a minute of both cores to start and a quarter of a core to stay up. Tests that share a
-real Ollama also run in one process. They run last, because Ollama may still be being compiled.
+real Ollama also run in one process. Those run last, because Ollama may still be being compiled.
 
 pytest-xdist's own groups would suffice, but its version 3.8 does not see them under pytest 9.2.
 """
@@ -67,7 +67,7 @@ class FarmSharing:
 
 
 class _FarmScheduling(LoadFileScheduling):
-    """Assigns all tests of a file, and all files that share a server, to one process."""
+    """Assigns all tests of a file to one process, and so all files that share a farm or an Ollama."""
 
     def __init__(self, config: pytest.Config, log: Any, list_path: Path) -> None:
         super().__init__(config, log)

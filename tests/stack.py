@@ -151,7 +151,7 @@ class RunningStack:
         assert process.returncode == 0, process.stderr
 
     def kill_supervisor(self) -> int:
-        """Kill the supervisor, which owns all other processes, with SIGKILL; return its pid."""
+        """Send SIGKILL to the supervisor, which owns all other processes; return its pid."""
         pid = find_lock_holder(self.layout.lock)
         assert pid is not None, f"no supervisor runs in {self.data}: start the stack first"
         os.kill(pid, signal.SIGKILL)
@@ -166,9 +166,9 @@ class RunningStack:
         return asyncio.run(self._list_activities(job_id, name))
 
     def tries(self, job_id: str, name: str) -> int:
-        """Return the largest number of attempts that an activity ``name`` of the job took.
+        """Return how many attempts the job's activity ``name`` took; of several, the largest number.
 
-        All of them must have ended, because Temporal records the start of an activity only then.
+        They must have ended, because Temporal records the attempts of an activity only at its end.
         """
         return asyncio.run(self._count_tries(job_id, name))
 
@@ -263,7 +263,7 @@ def _free_udp_port() -> int:
 
 
 def free_port_base() -> int:
-    """Return a port number from which all ports of a stack are free.
+    """Return a port number such that all ports that a stack uses from there on are free.
 
     It lies below the ephemeral ports. Test processes that run concurrently use separate ranges.
     """

@@ -94,10 +94,10 @@ def run_in_terminal(
     rows: int = 30,
     variables: Mapping[str, str] | None = None,
 ) -> Screen:
-    """Run Python in a terminal until it ends.
+    """Run the Python code ``program`` in a terminal until it ends.
 
     Args:
-        reply: what the terminal answers to each control sequence that asks for its properties.
+        reply: the terminal's answer to each control sequence that queries its properties.
         typed_inputs: maps a text to the input that is typed once when the text appears on the
             screen.
         variables: further environment variables.

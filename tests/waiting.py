@@ -13,7 +13,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Wait until ``condition``, which may be a coroutine function, is true; return its value."""
+    """Call ``condition``, which may be a coroutine function, until its result is true; return it."""
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
     while True:
         value = condition()
@@ -27,7 +27,7 @@ async def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def eventually_blocking(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Wait like `eventually`, but without an event loop."""
+    """Wait like `eventually`, but by blocking the thread; ``condition`` is a plain function."""
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE
     while not (value := condition()):
         _check_deadline(deadline, seconds, value)

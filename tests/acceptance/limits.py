@@ -1,6 +1,6 @@
 """Lists third-party tests that are expected to fail, with reasons; docs/clients.md shows this list.
 
-A listed test must fail for the listed reason. If it passes, remove it from the list.
+A listed test that fails for another reason counts as failed. If it always passes, remove it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class ModelLimit:
 
     Attributes:
         module: the module of the tests, without ``test_``.
-        names: the tests: ``function``, one case as ``function[case``, or ``Class.function``.
+        names: the tests, each as ``function``, ``Class.function``, or for one case ``function[case``.
         evidence: a pattern that the failure's text must match; other failures are not excused.
-        certain: True if the tests always fail; False if that depends on the model's output.
+        certain: True if the tests must fail; False if they may pass, depending on the model's output.
     """
 
     module: str

@@ -65,7 +65,7 @@ def gateway_before(
     """Run a gateway in front of these Ollama hosts.
 
     Args:
-        rules: further members of the app's configuration; without any, it serves all models.
+        rules: further members of the app's configuration; by default, the app serves all models.
         backend: further members of the back end's configuration.
     """
     folder.mkdir(exist_ok=True)

@@ -34,7 +34,7 @@ class Score:
 
 
 def build_scores_table(scores: Iterable[Score]) -> list[str]:
-    """Return a Markdown table with a row per suite and model, and the tests that suites skipped."""
+    """Return a Markdown table with a row per suite and model, and the reasons for skipped tests."""
     counts_by_row: dict[tuple[str, str], Counter[str]] = {}
     suites_by_reason: dict[str, set[str]] = {}
     for score in scores:
@@ -61,7 +61,7 @@ def _list_skipped_suites(suites_by_reason: dict[str, set[str]]) -> Iterator[str]
 
 
 def build_limits_table() -> list[str]:
-    """Return a Markdown table of all tests that a model cannot pass, with the reasons."""
+    """Return a Markdown table of all expected failures in `LIMITS`, with the reasons."""
     table_lines = ["| suite | on | tests | why |", "|---|---|---|---|"]
     for limit in LIMITS:
         names = ", ".join(f"`{name.replace('[', ': ')}`" for name in limit.names)

@@ -1,8 +1,8 @@
 """A deterministic mock model with OpenAI's chat completions, which reliably calls tools.
 
-The smallest real models do not call tools reliably. This one takes the arguments from the prompt
-and the tool's schema, so that every failure is the gateway's fault. A request that violates
-OpenAI's own OpenAPI document gets status 400, and so fails the test that caused it.
+The smallest real models do not call tools reliably. This one makes the arguments of its calls from
+the prompt and the tool's schema, so that every failure is the gateway's fault. A request that
+violates OpenAI's own OpenAPI document gets status 400, and so fails the test that caused it.
 """
 
 from __future__ import annotations

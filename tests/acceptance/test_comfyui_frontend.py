@@ -1,6 +1,6 @@
 """Tests ComfyUI's official frontend, unchanged, in a real browser on a whole farm.
 
-It is tested in the version that comes with this ComfyUI, and in a newer one.
+Two versions are tested: the one that comes with the installed ComfyUI, and a newer one.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningS
 
 
 def find_templates(comfyui: ComfyUI) -> dict[str, dict[str, Any]]:
-    """Return, by name, ComfyUI's example workflows with subgraphs or with nodes that do not run."""
+    """Return, by name, ComfyUI's examples that have subgraphs, or nodes that never run (reroutes)."""
     workflows = {}
     template_pattern = (
         "lib/python*/site-packages/comfyui_workflow_templates_media_*/templates/*.json"

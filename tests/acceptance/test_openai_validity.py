@@ -1,7 +1,7 @@
 """Tests that every response, error and event of the OpenAI routes matches OpenAI's own types.
 
-The back ends are llama.cpp, also through its Anthropic API, the scripted model, and servers with
-the APIs of Claude, Ollama and OpenAI that use further features, such as reasoning.
+The back ends are llama.cpp by its OpenAI and its Anthropic API, the scripted model, and mocks of
+Claude, Ollama and OpenAI that use further features, such as reasoning.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ Step = Mapping[str, Any]
 
 
 class Runner:
-    """Executes the steps of a scenario; both clients must return the same results for each step.
+    """Executes the steps of a scenario; the Python and the TypeScript client must get equal results.
 
     Each public method but `run` executes the steps whose member ``do`` has its name.
     """

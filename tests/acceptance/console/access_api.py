@@ -49,7 +49,7 @@ class AccountsApi:
         return email
 
     def create_key(self, email: str, **body: Any) -> tuple[str, str]:
-        """Create a key of a member with ``PASSWORD``; return the member's id and the key itself."""
+        """Create a key as a member with the password ``PASSWORD``; return the member's id and the key."""
         session = self.call("POST", "/login", {"email": email, "password": PASSWORD})
         created_key = self.call("POST", "/keys", body, key=session["access_token"])
         return session["user"]["id"], created_key["key"]

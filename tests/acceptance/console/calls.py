@@ -15,7 +15,7 @@ class Api:
     """Calls the API of a stack with a key, by default the operator's.
 
     Attributes:
-        project: a value of the metadata that only this test uses.
+        project: the value of `project` in the metadata of this test's jobs, unlike that of others.
     """
 
     def __init__(self, stack: RunningStack, key: str | None = None) -> None:

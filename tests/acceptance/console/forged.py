@@ -1,4 +1,4 @@
-"""Builds response bodies of the documented shape for states that a farm on this machine cannot have."""
+"""Builds response bodies, as documented, for states that a farm on this machine cannot have."""
 
 from __future__ import annotations
 

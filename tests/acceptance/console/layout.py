@@ -61,7 +61,7 @@ def check_layout(page: Page) -> None:
 
 
 def choose_language(page: Page, language: str | None) -> None:
-    """Switch the page to a language, or to the browser's own, and keep what is open in the page."""
+    """Switch the page to a language, or with None to the browser's; dialogs and menus stay open."""
     page.evaluate(_CHOOSE_LANGUAGE, language)
     page.locator(f"html[lang={language or 'en'}]").wait_for(state="attached")
 

@@ -41,10 +41,12 @@ def make_pictures(api: Api, count: int) -> None:
 class Studio:
     """An organisation with three pictures of two people, a video and a sound.
 
+    Mika made the first picture three days ago. Sora made the second, and from it the third, with
+    the template `resize`.
+
     Attributes:
-        email: of Mika, who made the oldest picture, three days ago. Sora made the second, and with
-            the template `resize` the third.
-        key: belongs to the organisation and not to a person.
+        email: Mika's email.
+        key: an API key that belongs to the organisation and not to a person.
     """
 
     email: str

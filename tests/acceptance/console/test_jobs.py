@@ -311,7 +311,7 @@ def test_filters_match_those_of_the_api(
     page.get_by_role("button", name="More filters").click()
 
     def check_filter(matching_job: str) -> None:
-        """Check that the current filter shows only this job of two, and remove the filter."""
+        """Check that the filter shows only ``matching_job`` of the two jobs, and remove the filter."""
         expect(rows).to_have_count(1)
         expect(rows.get_by_role("link", name=matching_job[:8])).to_be_visible()
         page.go_back()

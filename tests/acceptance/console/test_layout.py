@@ -1,4 +1,4 @@
-"""Tests each page as it opens, in both languages; the tests of pages check their other states."""
+"""Tests layout and accessibility of each page as it opens; other tests check its other states."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _TOLERANCE = 1_500
 
 
 def record_requests(page: Page, path: str) -> list[str]:
-    """Return a list to which the URL of each later request of the page to a path is added."""
+    """Return a list to which the URLs of the page's later requests to ``path`` are added."""
     urls: list[str] = []
 
     def record_url(request: Request) -> None:

@@ -153,7 +153,7 @@ LOSERS = (
 
 
 def add_worse_candidates(page: Any) -> None:
-    """Add two worse candidates to the router's real explanations."""
+    """Add two worse candidates to each explanation of a route that the page gets from the router."""
 
     def explain(route: Route) -> None:
         explanation = route.fetch().json()

@@ -151,7 +151,7 @@ def create_key(page: Page, organisation: str) -> str:
 
 
 def run_chat(url: str, key: str) -> str:
-    """Run the page's program with the official SDK, and return what it prints."""
+    """Run the program of docs/studio.md that uses the official SDK, and return what it prints."""
     program = read_example(PAGE, "chat", "python")
     program = program.replace("http://127.0.0.1:8000", url).replace("moyin_…", key)
     assert url in program
@@ -176,7 +176,7 @@ def render_sweep(console: ConsoleBrowser, template: str) -> None:
 
 
 def read_costs(url: str, key: str) -> dict[str, float] | None:
-    """Return the costs in US dollars by model, or None if fewer than four calls are booked."""
+    """Return each model's total cost in US dollars, or None while fewer than four calls are booked."""
     response = httpx.get(
         f"{url}/v1/usage", params={"group_by": "model"},
         headers={"authorization": f"Bearer {key}"}, timeout=60,

@@ -1,4 +1,4 @@
-"""Tests signing in through a third-party OpenID provider, and passwords that are set by mail."""
+"""Tests signing in through a third-party OpenID provider, and setting passwords by mailed links."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Inbox:
 def inbox(
     gateway: RunningStack, provider: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Inbox]:
-    """Give the farm a mail server and two OpenID providers, of which one is down, for the tests."""
+    """Give the farm a mail server and two OpenID providers, one of which is down; yield the inbox."""
     inbox = Inbox()
     server = Controller(inbox, hostname="127.0.0.1", port=free_port())
     original_config_path = Path(gateway.env["MOYIN_SERVE_CONFIG"])

@@ -41,7 +41,8 @@ class DeployedApps:
     """The routes and the intake that a test has deployed.
 
     Attributes:
-        up, down, failing: the addresses of upstreams; two of them have no server.
+        up: the URL of an upstream that works.
+        down, failing: the URLs of two upstreams without a server.
         stream: the name of the Valkey stream from which the intake reads.
     """
 

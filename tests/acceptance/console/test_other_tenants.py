@@ -22,7 +22,7 @@ MALFORMED = (
 
 @dataclass(frozen=True)
 class ForeignObjects:
-    """The ids of objects of the operator's tenant, to which the signed-in user does not belong."""
+    """Ids of objects that belong to the operator's tenant, and not to that of the signed-in user."""
 
     job: str
     batch: str

@@ -1,4 +1,4 @@
-"""Tests that each role sees only the controls that it may use, and that other calls are refused."""
+"""Tests that each role sees the controls that it may use, and that the API refuses all other calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Control:
     """A control of a page, the roles that see it, and the API calls that it makes.
 
     Attributes:
-        within: the page that shows it, or a name in `VIEWS`.
+        within: the path of the page that shows it, or a name in `VIEWS`.
         role: the ARIA role of the control's element.
         calls: method and path of each call; a name in braces is a variable of `Studio.values`.
         others: True if roles that do not see the control are still allowed to make its API calls.
@@ -279,7 +279,7 @@ class Studio:
             console.sign_in(email, PASSWORD)
 
     def fill_in_values(self, body: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """Return a control's body with `values` filled in for its variables."""
+        """Return a control's body with `values` in place of its variables, or None without a body."""
         if body is None:
             return None
         return {
@@ -353,7 +353,7 @@ def test_a_role_sees_the_controls_that_it_may_use(
 
 
 def open_view(console: ConsoleBrowser, studio: Studio, role: Role, view: str) -> bool:
-    """Open the page that shows a control; return False if the role has no such page."""
+    """Open a page, or one of `VIEWS` on its page; return False if the role has no such page or view."""
     path, opener_role, name, allowed_roles = VIEWS.get(view, (view, "", "", READERS))
     path = path.format(**studio.values)
     parent = f"/{path.split('/')[1]}"

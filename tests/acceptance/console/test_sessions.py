@@ -1,4 +1,4 @@
-"""Tests sessions that end while pages are open, and those of ComfyUI's pages."""
+"""Tests that pages notice the end of their session, and that ComfyUI's pages share the session."""
 
 from __future__ import annotations
 

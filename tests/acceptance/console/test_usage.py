@@ -1,4 +1,4 @@
-"""Tests that usage is shown as a chart and as tables, of a chosen tenant, and can be exported."""
+"""Tests that the usage of a chosen tenant is shown as a chart and tables, and can be exported."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def make_rows(owner: str, key: str, job: str) -> list[dict[str, Any]]:
     Weekends have no calls.
 
     Args:
-        key: the id of the key of all calls of the month. Each earlier call has a key of its own.
-        job: the id of the job of all renders.
+        key: the id of the key that made all calls of this month. Each earlier call has another key.
+        job: the id of the job to which all renders belong.
     """
     rows = []
     for day in range(_DAYS):

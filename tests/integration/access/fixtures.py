@@ -181,7 +181,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the URL of an empty database with all tables, once for each kind of database."""
+    """Return the URL of a database with empty tables; the tests run on SQLite and on PostgreSQL."""
     return _new_database(request, tmp_path)
 
 
@@ -252,6 +252,6 @@ def accounts_settings(
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def accounts(accounts_settings: Settings) -> AsyncIterator[AccountsApp]:
-    """Serve the accounts app with each kind of database, shared by the tests of a module."""
+    """Serve the accounts app on SQLite, then on PostgreSQL; the tests of a module share it."""
     async with accounts_serving(accounts_settings) as accounts_app:
         yield accounts_app

@@ -1,4 +1,4 @@
-"""Tests the authorisation matrix of endpoints without OpenAPI, such as gRPC and WebSockets."""
+"""Tests which roles may use the endpoints that OpenAPI omits, such as gRPC and WebSockets."""
 
 from __future__ import annotations
 

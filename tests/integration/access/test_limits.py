@@ -251,10 +251,10 @@ async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestM
 async def test_reservations_of_an_earlier_version_are_settled(
     meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
-    """A reservation of an earlier version is settled at its cost, and nothing stays reserved.
+    """A reservation made by an earlier version of Moyin is settled, and nothing stays reserved.
 
-    Earlier versions stored no reserved amounts. The end of one of their reservations must not make
-    the reserved amount negative.
+    Earlier versions did not store how much each reservation set aside. Settling one of theirs must
+    not make the reserved amount negative.
     """
     limit = Limit(subject="key:old", usd_per_day=Decimal(1))
     admission = await meter.admit([limit], owner="j", usd=Decimal("0.8"))

@@ -1,4 +1,4 @@
-"""Tests pages and filters of the accounts app's lists, and the permissions to see budgets."""
+"""Tests pages and filters of the lists in the accounts app, and who may see budgets."""
 
 from __future__ import annotations
 

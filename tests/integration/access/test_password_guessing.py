@@ -68,7 +68,7 @@ async def guessing_passwords(
 async def test_right_password_signs_in_after_any_number_of_wrong_ones(
     accounts: AccountsApp, record_measurement: RecordMeasurement
 ) -> None:
-    """After 150 wrong guesses, the right password is accepted before all of them are verified.
+    """The right password is accepted while many of 150 wrong guesses still wait to be verified.
 
     The farm has just started: it knows no client address and no earlier sign-in.
     """

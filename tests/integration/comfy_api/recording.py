@@ -43,7 +43,7 @@ class Scene:
 
     Attributes:
         further_members: further members of the body of ``POST /prompt``.
-        features: True if the client announces that it understands previews with metadata.
+        features: True if the client sends its feature flags, which ask for previews with metadata.
         interrupted: True to interrupt the first prompt as soon as it reports progress.
     """
 
@@ -262,7 +262,8 @@ def _drop_repeated_statuses(events: list[Any]) -> list[Any]:
 def _remove_interruption_details(recording: dict[str, Any]) -> None:
     """Remove the messages that depend on the moment at which a prompt was interrupted.
 
-    On the farm, the prompt has ended as soon as it is cancelled, before ComfyUI reports the node.
+    On the farm, the prompt ends as soon as it is cancelled, before ComfyUI reports which node it has
+    interrupted.
     """
     recording["events"] = [
         event for event in recording["events"] if "progress" not in event["type"]

@@ -249,9 +249,9 @@ async def test_a_node_packages_files_reach_the_frontend(
 
 @pytest.mark.parametrize("gets_event", [True, False], ids=["event", "lost event"])
 async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, gets_event: bool) -> None:
-    """Another replica reports the end of a prompt, even if it gets no event of it.
+    """Another replica reports the end of a prompt, even if no event of the prompt reaches it.
 
-    Without an event, it learns the end by polling the job's row.
+    It then notices the end by polling the job's row.
     """
     async with (
         farm._run_gateway() as other_replica,

@@ -47,7 +47,7 @@ _PROSE = "/imagine a cat, e.g. and/or ../a dog [output], 50%2f50, ~5 cm, C:\\ an
 
 @dataclass(frozen=True)
 class OutsideFiles:
-    """A folder outside ComfyUI's folder that contains the file ``existing_path``, not ``missing_path``."""
+    """A folder outside of ComfyUI's with the file ``existing_path``, but without ``missing_path``."""
 
     folder: Path
 
@@ -95,7 +95,7 @@ async def nodes(gateway: RunningStack, comfy: ComfyClient) -> dict[str, Any]:
 
 @pytest.fixture
 async def foreign_names(foreign_comfy: ComfyClient) -> list[tuple[str, str]]:
-    """Return names of another tenant's files, each with the name of a file that does not exist."""
+    """Return pairs of names: of another tenant's file, and of a file that does not exist."""
     color = next(_colors)
     file = BytesIO()
     Image.new("RGB", (8, 8), (color >> 16, color >> 8 & 255, color & 255)).save(file, "PNG")
@@ -203,7 +203,8 @@ def build_graph(
 ) -> dict[str, Any]:
     """Return a graph of the given nodes, in which ComfyUI validates all of them.
 
-    ComfyUI validates only nodes that an output needs, so the other nodes get an output here.
+    ComfyUI validates only nodes on which an output node depends. So each node that is none gets a
+    preview, which is an output node.
 
     Args:
         attacked_nodes: the class and the inputs of each node, by its id.
@@ -307,7 +308,7 @@ def _is_upload_input(node: Mapping[str, Any], name: str) -> bool:
 async def test_text_input_accepts_any_text(
     comfy: ComfyClient, nodes: dict[str, Any], outside_files: OutsideFiles
 ) -> None:
-    """Nodes that need no models run with a path in every text input, and do not read the file."""
+    """Nodes accept the path of a file in every text input, and do not read the file."""
     offered_nodes = await comfy.get("/object_info")
     prose_inputs = [
         (node_class, input_name)
@@ -434,7 +435,7 @@ async def _run_failing_job(comfy: ComfyClient, body: Any, *tested_values: str) -
 async def test_output_of_an_earlier_step_cannot_name_a_file(
     comfy: ComfyClient, outside_files: OutsideFiles
 ) -> None:
-    """A name from a step's output is checked when the next step begins; it is unknown before."""
+    """A name from a step's output is checked when the next step begins, as it is not known earlier."""
 
     def build_body(value: str) -> dict[str, Any]:
         text_graph = {
@@ -508,7 +509,7 @@ async def test_linked_texts_cannot_name_files(
 async def test_node_cannot_expand_into_forbidden_nodes(
     comfy: ComfyClient, outside_files: OutsideFiles
 ) -> None:
-    """The forbidden nodes are known only when the node is executed; then the render must fail."""
+    """Which nodes it expands into is known only when it is executed; then the render must fail."""
 
     def build_expanding_graph(node_class: str, inputs_of_node: Mapping[str, Any]) -> dict[str, Any]:
         inputs = {"kind": node_class, "values": json.dumps(inputs_of_node)}

@@ -55,7 +55,7 @@ def _add_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 async def farm(two_pools: RunningStack) -> AsyncIterator[ComfyClient]:
-    """Yield a client of the farm; the pools may not be ready."""
+    """Yield a client of the farm without waiting for the pools."""
     headers = {"authorization": f"Bearer {two_pools.api_key}"}
     async with aiohttp.ClientSession(two_pools.url, headers=headers) as session:
         yield ComfyClient(session)

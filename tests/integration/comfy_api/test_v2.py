@@ -76,7 +76,7 @@ async def finish_job(farm: Farm, job_id: str, *, row_ends_first: bool = False) -
     """Do what a worker does to finish the job, and return the stored output.
 
     Args:
-        row_ends_first: True to finish the job's row before the job's events are published.
+        row_ends_first: True to update the job's row first, and then publish its last events.
     """
     artifact = Artifact(
         id=f"art_{job_id.replace('-', '')}", name="ComfyUI_00001_.png", media_type="image/png",

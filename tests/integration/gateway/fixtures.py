@@ -101,7 +101,7 @@ _NO_MODELS = Fleet(catalog=Catalog(deployments=()), runtimes={})
 
 @dataclass
 class ScriptedService:
-    """A service behind the gateway, with responses by path and a record of all calls."""
+    """A service behind the gateway; it responds by path with ``answers``, and records all calls."""
 
     answers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = field(
         default_factory=dict
@@ -137,7 +137,7 @@ class AcceptingValidator:
 
 
 class ScriptedPools:
-    """Simulates render pools with responses by path; if there are none, no pool is running."""
+    """Simulates render pools that respond by path; no pool runs while ``responses`` is empty."""
 
     pools = ("default", "fast")
 

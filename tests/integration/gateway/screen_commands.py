@@ -160,7 +160,7 @@ def find_command_name(line: str) -> str:
 
 
 def fill_placeholders(line: str, values: Mapping[str, str]) -> list[str]:
-    """Return the words of a line with the values of its placeholders."""
+    """Return the words of a line, with values in place of placeholders."""
     return [
         re.sub(r"\{(\w+)\}", lambda match: values[match[1]], word) for word in shlex.split(line)
     ]

@@ -21,7 +21,7 @@ _SWATCH = {"prompt": "the sea", "width": 64, "height": 64}
 
 
 async def make_content(url: str, key: str, folder: Path) -> Sequence[Mapping[str, str]]:
-    """Make jobs, files, keys and people, and return the placeholders' values for two runs."""
+    """Make jobs, files, keys and people, and return placeholder values for two runs of the commands."""
     picture_path, lines_file = folder / "sea.png", folder / "requests.jsonl"
     Image.linear_gradient("L").resize((64, 36)).convert("RGB").save(picture_path)
     request_line = {"method": "POST", "url": "/v1/chat/completions", "body": _CHAT}
@@ -58,7 +58,7 @@ async def make_content(url: str, key: str, folder: Path) -> Sequence[Mapping[str
 async def _make_run_content(
     gateway: GatewayClient, run_name: str, lines_file: Path
 ) -> dict[str, str]:
-    """Make what one run of the commands changes or deletes, and return its placeholders' values."""
+    """Make what one run of the commands changes or deletes; return the run's placeholder values."""
     failing_job: dict[str, Any] = {
         "request": {"path": "/nothing-is-here"},
         "metadata": {"screens": run_name},

@@ -1,4 +1,4 @@
-"""Tests accounts behind the real gateway with all other apps, and searches logs for secrets."""
+"""Tests that one account opens all apps of a real farm, and that no log contains its secrets."""
 
 from __future__ import annotations
 

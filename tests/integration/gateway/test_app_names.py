@@ -1,4 +1,4 @@
-"""Tests that a caller without a key learns only that the farm's apps exist."""
+"""Tests that a caller without a key does not learn the names of the farm's apps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that viewers of the overview share queries, and see only their own tenant's sums."""
+"""Tests that viewers of the overview share queries, and see the usage of their own tenant only."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def record_call(farm: Farm, owner: str, cost_usd: int) -> None:
 
 @contextmanager
 def count_statements() -> Iterator[Counter[str]]:
-    """Count the statements of all databases of this process, by their text."""
+    """Count the SQL statements that this process executes during the block, by their text."""
     statement_counts = Counter[str]()
 
     def count_statement(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
@@ -108,9 +108,9 @@ async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
     clock = farm.clock = ManualClock()
 
     async def count_queries(viewer_count: int) -> Counter[str]:
-        """Count the queries for sums of calls while ``viewer_count`` clients are connected.
+        """Count the statements on the ledger while ``viewer_count`` clients are connected.
 
-        In that time, three calls are recorded. After each of them, each client gets the new sums.
+        Meanwhile three calls are recorded; after each of them, each client gets new sums of usage.
         """
         keys = [
             await create_key(farm, "ann", JOBS_READ, TEXT, ORG_ADMIN) for _ in range(viewer_count)
@@ -231,7 +231,7 @@ async def test_viewers_of_a_tenant_share_each_reading_of_its_jobs(
     monkeypatch.setattr(farm.jobs, "list_page", count_and_list)
 
     async def count_readings(viewer_count: int) -> int:
-        """Return how often three new jobs make ``viewer_count`` clients' feed read the job list."""
+        """Return how often the jobs are read for ``viewer_count`` clients when three jobs are added."""
         keys = [
             await create_key(farm, "ann", JOBS_READ, JOBS_WRITE, TEXT) for _ in range(viewer_count)
         ]

@@ -1,4 +1,4 @@
-"""Tests lists, filters, deletion and files of jobs on a gateway with a worker, and on a farm."""
+"""Tests how jobs are listed, filtered and deleted with their files, on a gateway and on a farm."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ RUN_ELSEWHERE = {
 
 
 async def run_example(farm: Farm, name: str, job: str = "") -> str:
-    """Run the snippet ``name``; return its output and, in a last line, the variable JOB.
+    """Run the snippet ``name``; return its output, with the final value of JOB as the last line.
 
     Args:
         job: the value of JOB before the snippet.

@@ -1,4 +1,4 @@
-"""Runs the shell examples about jobs and files of several pages against a real gateway."""
+"""Runs the shell examples for jobs and files, from several pages, against a real gateway."""
 
 from __future__ import annotations
 

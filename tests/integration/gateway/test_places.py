@@ -138,12 +138,11 @@ class Observations:
     Attributes:
         storing_jobs: jobs that were shown as running although no ComfyUI had them, because they had
             been executed and their files were being stored.
-        waiting_order: the waiting jobs with a position in the latest sample, in the order of these.
+        waiting_order: the waiting jobs that had a position in the latest sample, by position.
         positions: the last known position of each job.
         sample_count: the number of samples.
         full_sample_count: the number of samples in which every ComfyUI had a prompt.
-        pushback_count: how often a job moved back, because new jobs with a better class were put
-            before it.
+        pushback_count: how often a job moved back, because more urgent new jobs were put before it.
         estimated_jobs: jobs for which the API estimated when they would start.
     """
 
@@ -187,7 +186,7 @@ async def test_all_apis_and_comfyui_agree_on_fifty_renders(
 
 
 async def _wait_for_comfyuis(api: GatewayApis) -> None:
-    """Wait until both ComfyUIs are up and one has measured a render."""
+    """Wait until both ComfyUIs are up, and a first render has shown how long renders take."""
     first_job = await api.submit_render(picture(next(_colors)), _NORMAL)
 
     async def are_up() -> bool:
@@ -326,8 +325,8 @@ def _check_places(
 ) -> None:
     """Check the positions of all waiting jobs against those of the previous sample.
 
-    They must be ordered by class. Within a class, no job may overtake another; a job moves back
-    only because of new jobs before it.
+    They must be ordered by priority. Jobs of one priority never overtake each other. A job moves
+    back only because of new jobs before it.
     """
     waiting_jobs = {job_id: job for job_id, job in jobs.items() if job["status"] == "queued"}
     assert all(

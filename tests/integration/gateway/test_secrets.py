@@ -31,7 +31,7 @@ from tests.waiting import eventually
 
 
 class SentSecrets:
-    """Records the secrets that were sent, by the place; of keys and tokens, only the secret part."""
+    """Records each secret by the place where it was sent; of keys and tokens, only the secret part."""
 
     def __init__(self, gateway: RunningStack) -> None:
         self.gateway = gateway

@@ -190,7 +190,7 @@ async def test_health_checks_need_no_key(gateway: RunningStack) -> None:
 async def test_a_channel_that_checks_health_sends_its_calls(
     gateway: RunningStack, key_metadata: list[tuple[str, str]]
 ) -> None:
-    """A client whose channel checks the server's health must find it healthy and send its calls."""
+    """A client whose channel watches the server's health finds it healthy, and so sends its calls."""
     config = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "healthCheckConfig": {"serviceName": MOYIN},

@@ -29,7 +29,7 @@ ENOUGH = 4
 
 
 class Queue(Protocol):
-    """A broker as its clients see it: sends jobs, reads results and messages that were rejected."""
+    """A client of a broker: sends jobs, and reads results and the messages that were rejected."""
 
     source: dict[str, Any]
     environ: dict[str, str]

@@ -40,7 +40,7 @@ PROCESSES, SUBMISSIONS = 4, 13
 
 @dataclass(frozen=True)
 class BudgetedJobs:
-    """A job service, the settler of its budget reservations, and a tenant who submits renders."""
+    """A job service, a tenant who submits renders, and the settler of reservations in the budget."""
 
     database: Database
     url: str

@@ -251,7 +251,7 @@ async def test_running_step_can_be_cancelled(renderer: FakeRenderer) -> None:
 async def test_cancelling_a_later_attempt_does_not_cancel_the_previous_workflow(
     renderer: FakeRenderer,
 ) -> None:
-    """Cancel attempt 2 while only attempt 1 has a workflow; only the job's row is cancelled."""
+    """While only attempt 1 has a workflow, cancelling attempt 2 changes only the job's row."""
     renderer.hold.clear()
     job = await renderer.farm.submit_job({"kind": "render", "workflow": GRAPH})
     await renderer.started.wait()

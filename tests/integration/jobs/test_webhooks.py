@@ -104,7 +104,7 @@ async def test_slow_webhook_receiver_delays_no_job(
 async def test_slow_receivers_do_not_delay_other_webhooks(
     working_farm: Farm, receiver: tuple[ScriptedReceiver, str]
 ) -> None:
-    """Jobs still end while more receivers are slow than a worker has concurrent activities."""
+    """Jobs still end, even if more receivers are slow than a worker runs activities at a time."""
     hook_server, url = receiver
     hook_server.open.clear()
     waiting_jobs = [

@@ -1,6 +1,6 @@
 """Tests that the proxy forwards no request that two servers could read differently.
 
-The requests are sent as raw bytes; their bodies or paths are ambiguous.
+The requests are sent as raw bytes; where the body ends, or what the path is, is ambiguous.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ async def test_clients_cannot_send_headers_of_authentication_proxies(
 async def test_path_that_could_belong_to_a_stricter_route_is_refused(
     upstream: str, service: Service
 ) -> None:
-    """For example, ``/assets//inner/x`` could be read as a path of the route ``/assets/inner``."""
+    """A path such as ``/assets//inner/x`` could also be read as one of the route ``/assets/inner``."""
     inner_route = {
         "name": "inner", "prefix": "/assets/inner", "upstreams": [upstream], "scopes": ["operator"]
     }  # fmt: skip

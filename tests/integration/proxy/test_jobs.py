@@ -1,4 +1,4 @@
-"""Tests that calls of other services can become durable jobs."""
+"""Tests that calls to the services behind the proxy can become durable jobs."""
 
 from __future__ import annotations
 

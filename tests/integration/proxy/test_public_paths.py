@@ -1,4 +1,4 @@
-"""Tests that paths that are public on the gateway's host need a key on a service's own host."""
+"""Tests that the gateway's public paths are not public on a host name that belongs to a service."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class Service:
     """A service that behaves differently for each path, and records the requests it gets.
 
     Attributes:
-        sent: the number of bytes that it could send.
-        taken: the number of bytes that it has read.
+        sent: the number of bytes of ``/flood`` that it has sent so far.
+        taken: the number of bytes of ``/drain`` that it has read so far.
         failing: how many more requests to ``/flaky`` fail; above zero, ``/health`` responds with
             503.
     """

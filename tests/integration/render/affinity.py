@@ -24,7 +24,7 @@ LARGE_MODELS = ("k.safetensors", "l.safetensors", "m.safetensors", "n.safetensor
 
 
 def write_large_models(folder: Path) -> tuple[str, ...]:
-    """Write models that the pool cannot measure, and return the arguments that add them.
+    """Write models whose size the pool cannot read; return ComfyUI's arguments that add them.
 
     The pool assumes the usual size of such models, so that unloading them counts as expensive, even
     though this machine loads half a MB quickly.
@@ -38,7 +38,7 @@ def write_large_models(folder: Path) -> tuple[str, ...]:
 async def check_models_stay_loaded(
     farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> None:
-    """Check that a pool loads models rarely, and that an owner with many jobs delays no other.
+    """Check that a pool rarely changes models, and that an owner with many jobs delays no other owner.
 
     Four models compete for two actors; one owner submits half of all jobs before the other owners.
     """

@@ -1,4 +1,4 @@
-"""Runs Ray's autoscaler on this machine; its nodes are processes that pretend to have a card."""
+"""Runs Ray's autoscaler on this machine; its nodes are processes that pretend to have a GPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NOTHING = (
 def provide_fake_gpu_nodes(
     folder: Path, *, max_nodes: int, idle_seconds: float, labels: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of `run_ray_cluster` for a head whose autoscaler adds nodes with one card.
+    """Yield the arguments of `run_ray_cluster` for a head whose autoscaler adds nodes with one GPU.
 
     The autoscaler is the one of `ray up`, with Ray's `fake_multinode` provider: each node that it
     starts is a raylet, a child process of the head's monitor. At the end of the block, the
@@ -77,7 +77,7 @@ def provide_fake_gpu_nodes(
 
 
 def list_gpu_nodes() -> set[str]:
-    """Return the ids of the current nodes with a card."""
+    """Return the ids of the current nodes that have a GPU."""
     return {n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")}
 
 

@@ -150,7 +150,7 @@ class RenderFarm:
         """Accept a render job, start its workflow, and return the job's id.
 
         Args:
-            priority: class of the job, from 1 (first) to 5 (last).
+            priority: the priority of the job, from 1 (first) to 5 (last).
         """
         job_id = str(uuid.uuid4())
         step = Step(kind=StepKind.RENDER, payload=graph)

@@ -1,4 +1,4 @@
-"""A package of hostile ComfyUI nodes that run any code."""
+"""Writes hostile ComfyUI nodes, which run any code that a graph contains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that an idle pool has no nodes with a card, and that its queue adds and removes nodes."""
+"""Tests that nodes with a GPU are added when renders queue, and removed when the pool is idle."""
 
 from __future__ import annotations
 

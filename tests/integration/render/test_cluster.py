@@ -89,7 +89,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
 
 
 async def _check_third_actor_waits(folder: Path) -> None:
-    """Check that a third actor waits for the card until a pool with two actors on it is deleted."""
+    """Check that a third actor waits for the GPU until a pool with two actors on it is deleted."""
     third_actor = find_or_start("third", ComfySpec(gpus=0.5, cpus=0.1))
     status_ref = third_actor.status.remote()
     await asyncio.sleep(4)

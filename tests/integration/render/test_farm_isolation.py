@@ -111,7 +111,7 @@ def _list_servers() -> list[tuple[str, int]]:
 
 
 def _list_sockets(folder: Path) -> list[str]:
-    """Return the paths of all Unix sockets of servers, and of the ComfyUIs in ``folder``."""
+    """Return the paths of all Unix sockets on this machine, also of the ComfyUIs in ``folder``."""
     lines = Path("/proc/net/unix").read_text().splitlines()[1:]
     paths = [line.split(maxsplit=7)[7] for line in lines if len(line.split(maxsplit=7)) == 8]
     socket_paths = {"\0" + path[1:] if path.startswith("@") else path for path in paths}

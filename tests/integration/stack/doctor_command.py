@@ -55,7 +55,7 @@ def list_problem_checks(checks: Mapping[str, Any], *, mendable: bool = False) ->
     """Return the names of the checks that failed or warned.
 
     Args:
-        mendable: True for only those that `--fix` would mend.
+        mendable: True to return only those whose problem `--fix` would mend.
     """
     return {
         name

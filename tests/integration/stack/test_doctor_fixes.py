@@ -1,4 +1,4 @@
-"""Tests that `moyin doctor --fix` mends real problems, and is content afterwards."""
+"""Tests that `moyin doctor --fix` mends real problems, and then finds none."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ _MIB = 2**20
 
 @pytest.fixture
 def doctor_environ(environ: dict[str, str], comfyui: ComfyUI) -> dict[str, str]:
-    """Return the environment with the installed ComfyUI, so that no fix installs another.
+    """Return environment variables that name the installed ComfyUI, so that no fix installs one.
 
-    No fix may change the environment that runs the tests, either.
+    They also keep uv from changing the Python environment that runs the tests.
     """
     environ["MOYIN_COMFYUI_HOME"] = str(comfyui.home)
     environ["MOYIN_COMFYUI_PYTHON"] = str(comfyui.python)
@@ -130,7 +130,7 @@ time.sleep(600)
 
 
 def write_damaged_valkey_data(folder: Path) -> Path:
-    """Write data with a real Valkey, then the zeros with which a power failure can end a file.
+    """Write data with a real Valkey, then append zeros as a power failure may leave them.
 
     Returns:
         The path of the damaged file.
@@ -149,7 +149,7 @@ def write_damaged_valkey_data(folder: Path) -> Path:
 def test_files_that_their_owner_may_not_write_are_mended(
     doctor_environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """Even without root's rights, the doctor gives the owner access to files that their mode denies."""
+    """Without root's rights, the doctor restores the owner's access to files whose mode denies it."""
     environ = doctor_environ
     layout = Layout(tmp_path / "data")
     layout.prepare()

@@ -45,7 +45,7 @@ def wheels(tmp_path: Path, environ: dict[str, str]) -> Path:
 
 @pytest.fixture
 def near_folder() -> Iterator[Path]:
-    """Return a temporary folder on the disk of the checkout, for copies that are links."""
+    """Yield a temporary folder on the disk of the checkout, so that files can be linked into it."""
     (ROOT / "build").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
         yield Path(folder)
@@ -54,7 +54,7 @@ def near_folder() -> Iterator[Path]:
 def test_environment_that_lacks_packages_is_completed(
     environ: dict[str, str], wheels: Path, near_folder: Path, comfyui: ComfyUI
 ) -> None:
-    """The environment is as after `git pull` without `make`, and another one replaced its files."""
+    """One package is missing, another has an old version, and a third lacks its program."""
     environ["MOYIN_COMFYUI_HOME"] = str(comfyui.home)
     environ["MOYIN_COMFYUI_PYTHON"] = str(comfyui.python)
     # Otherwise programs are found in the environment that runs the tests.
@@ -156,9 +156,9 @@ def test_interrupted_installation_of_comfyui_is_completed(
 
 
 def copy_environment(source: Path, target: Path) -> None:
-    """Copy a virtual environment, where that is possible as links to the same files.
+    """Copy a virtual environment, if possible by hard links to its files.
 
-    The files that `venv` writes to are true copies.
+    The files in `bin` and `pyvenv.cfg` are true copies, because `venv` writes to them.
     """
 
     def copy_file(path: str, copy_path: str) -> None:
@@ -175,14 +175,14 @@ def copy_environment(source: Path, target: Path) -> None:
 
 
 def uninstall(site_packages: Path, name: str) -> None:
-    """Remove the files of a package with one folder of that name."""
+    """Remove a package: its folder, which has the same name, and its metadata."""
     shutil.rmtree(site_packages / name)
     [info_folder] = site_packages.glob(f"{name}-*.dist-info")
     shutil.rmtree(info_folder)
 
 
 def replace_text(path: Path, old: str, new: str) -> None:
-    """Change a text in a file that other environments may share."""
+    """Replace a text in a file, but not in other links to the file."""
     text = path.read_text()
     assert old in text
     path.unlink()

@@ -1,4 +1,4 @@
-"""Tests the shipped farm through the command line, and its configuration with `serve deploy`."""
+"""Tests the shipped farm by `moyin` commands, and that `serve deploy` takes its configuration."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def _get_port(server: asyncio.Server) -> int:
 
 
 async def _check_all_fail(blobs: BlobStore, folder: Path) -> None:
-    """Assert that every operation fails with an error about the store, not about one blob."""
+    """Assert that every call fails with an error about the whole store, not about one blob."""
     source_path = folder / "source"
     source_path.write_bytes(b"abc")
     digest = "0" * 64

@@ -1,4 +1,4 @@
-"""Tests the history of the configuration on both databases, because their locks differ."""
+"""Tests the history of the configuration on SQLite and PostgreSQL, because their locks differ."""
 
 from __future__ import annotations
 

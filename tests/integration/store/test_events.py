@@ -41,7 +41,7 @@ async def hub(valkey: ValkeyServer) -> AsyncIterator[EventHub]:
 
 
 async def take_numbers(subscription: Subscription[JobEvent], count: int) -> list[int]:
-    """Return the numbers in the next ``count`` events, which may arrive in several batches."""
+    """Return the member ``n`` of the next ``count`` events, which may arrive in several batches."""
     numbers: list[int] = []
     async with asyncio.timeout(10):
         while len(numbers) < count:

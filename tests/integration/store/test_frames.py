@@ -1,4 +1,4 @@
-"""Tests the streams of ComfyUI's clients in a real Valkey."""
+"""Tests the streams of WebSocket frames for ComfyUI's clients in a real Valkey."""
 
 from __future__ import annotations
 

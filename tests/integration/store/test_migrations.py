@@ -65,7 +65,7 @@ async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Post
     writer_database = Database(url)
 
     async def record_call() -> None:
-        """Record a call while a migration runs; this fails if the migration locks the table."""
+        """Add a row to the ledger while a migration runs; fails if the migration locks the table."""
         async with writer_database.writing() as transaction:
             await transaction.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
             await transaction.execute(_INSERT_CALL, {"id": uuid.uuid4().hex, "at": now()})
@@ -185,9 +185,9 @@ _INSERT_CALL = sa.text(
 
 @contextmanager
 def _before_each_statement(on_statement: Callable[[str], Any]) -> Iterator[list[str]]:
-    """Call ``on_statement`` before each statement of a migration; yield the list of statements.
+    """Call ``on_statement`` before each SQL statement of a migration; yield the statements so far.
 
-    The statements of the test's own inserts are left out.
+    Inserts of the test itself are left out.
     """
     statements: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Tests tenants' contributions to shared levels, on SQLite and on a real PostgreSQL."""
+"""Tests how tenants share what they know of models' quality, on SQLite and a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
 async def test_tenant_is_listed_once_when_its_state_is_saved_meanwhile(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saving a state moves its tenant to another page, but its levels are still listed once."""
+    """A tenant is listed once, even if saving its state meanwhile moves it to another page."""
     monkeypatch.setattr("moyin.store.quality._PAGE", 2)
     await asyncio.to_thread(migrate, url)
     database = Database(url)

@@ -32,14 +32,14 @@ BAD = "make an error"
 
 @dataclass(kw_only=True)
 class MockProvider:
-    """The common part of both mocks.
+    """The part that `MockAnthropic` and `MockOpenAI` share.
 
     Attributes:
         calls: the bodies of ordinary calls.
         batches: the received batches, by id, with their requests by custom id.
         holds: True to keep all batches running.
         loses_answer: True to break the connection after a batch has been received.
-        refuses: the status with which new batches are refused, or None.
+        refuses: the status with which new batches are refused; None to accept them.
         unanswered: the number of requests, at the end of each batch, that get no answer.
     """
 
@@ -401,7 +401,7 @@ async def _send_empty_list(_: web.Request) -> web.Response:
 
 
 def _find_problem(params: Any) -> str | None:
-    """Return the problem of a request's params for Anthropic, or None."""
+    """Return why Anthropic would refuse a batch request with these ``params``, or None."""
     if not isinstance(params, dict) or params.get("stream"):
         return "params must be an object without stream"
     missing_members = {"model", "max_tokens", "messages"} - set(params)

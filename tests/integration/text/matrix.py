@@ -1,4 +1,4 @@
-"""Tests every feature of text requests in each combination of client protocol and back end."""
+"""Tests each feature of text requests with each client protocol on each kind of back end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests both official SDKs through the models app on both kinds of real back ends."""
+"""Tests OpenAI's and Anthropic's SDKs on llama.cpp, called by its OpenAI and its Anthropic API."""
 
 from __future__ import annotations
 

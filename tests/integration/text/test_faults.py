@@ -1,7 +1,7 @@
 """Tests faults of every kind of back end over real sockets, in every protocol.
 
-The client gets an answer or a well-formed error of its own protocol, and the breakers' states are
-reported.
+The client gets an answer, or a well-formed error in its own protocol. Metrics report the states of
+the breakers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tests that an embedded llama.cpp that hangs is detected and replaced, and a busy one is not."""
+"""Tests that an embedded llama.cpp is replaced if it hangs, but not if it is only busy."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
 
 
 async def test_a_busy_server_is_not_restarted() -> None:
-    """The calls take longer than the limit for a server without progress, but make progress."""
+    """The calls take longer than a server may go without progress, but they make progress."""
     endpoints = LlamaEndpoints("busy", replace(SPEC, stalled_seconds=4.0, restart_seconds=8.0))
     endpoint = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=8)

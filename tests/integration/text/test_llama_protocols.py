@@ -1,4 +1,4 @@
-"""Tests Ollama's SDK, schemas and stop strings on a real llama.cpp through both of its APIs."""
+"""Tests Ollama's SDK, schemas and stop strings on llama.cpp, by its OpenAI and Anthropic APIs."""
 
 from __future__ import annotations
 

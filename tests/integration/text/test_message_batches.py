@@ -1,4 +1,4 @@
-"""Tests Anthropic's batches with its SDK and a real Temporal, with and without batch APIs."""
+"""Tests Anthropic's batches with its SDK, on back ends with and without a batch API."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class BatchFarm(TextBatchFarm):
         return any(row["status"] == "running" for row in await self.list_native_batches())
 
     async def list_native_batches(self) -> Any:
-        """Return the rows of native batches; rows of plans have no model, and are left out."""
+        """Return the rows of native batches, without the batch's plan, which is a row without a model."""
         query = sa.select(native_batches).where(native_batches.c.model != "")
         return await self.app.database.fetch_all(query)
 

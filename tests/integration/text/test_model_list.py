@@ -168,7 +168,7 @@ async def test_health_needs_no_key(models_app: ModelsApp) -> None:
 async def test_a_model_that_a_tenant_may_not_use_is_not_loaded_for_it(
     models_app: ModelsApp, eve_key: str
 ) -> None:
-    """A request to load such a model is refused like a chat with it."""
+    """A request to load a model is refused like a chat, if the tenant may not use the model."""
     headers = {"authorization": f"Bearer {eve_key}"}
     messages = [{"role": "user", "content": "hi"}]
     async with aiohttp.ClientSession(headers=headers) as http:

@@ -1,4 +1,4 @@
-"""Tests ``omit``, which drops tools or reasoning that no model of the requested name supports."""
+"""Tests ``omit``, which drops tools or reasoning if no model under the requested name has them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ FORCED: dict[str, Any] = {
 
 @asynccontextmanager
 async def open_client(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, WireServer]]:
-    """Run the app with models with and without tools and reasoning, and an alias of both kinds."""
+    """Run the app with models with and without tools, and aliases; yield a client and the server."""
     plain_model = {"context": 100_000, "upstream": "up", "price": {"input": 0, "output": 0}}
     models = [
         {"name": "plain", **plain_model},

@@ -30,7 +30,7 @@ class SpeechServer:
     """A back end that sends the first bytes of speech, and the rest once ``may_end`` is set.
 
     Attributes:
-        left: set when the client has disconnected meanwhile.
+        left: set when the client has disconnected before the rest was sent.
         uploaded: the size of the last upload in bytes.
     """
 

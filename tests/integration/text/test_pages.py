@@ -1,4 +1,4 @@
-"""Runs the examples about text of several pages unchanged against the real models app."""
+"""Runs the examples for text requests, from several pages, unchanged against the real models app."""
 
 from __future__ import annotations
 

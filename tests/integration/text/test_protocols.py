@@ -1,4 +1,4 @@
-"""Tests the calls of each protocol other than chats, through its SDK and all three API formats."""
+"""Tests calls other than chats, by the protocols' SDKs, on back ends of all three API formats."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ CLAUDE = BEGUN["anthropic"] + (
 def build_shipped_rules(
     llama_url: str, claude_url: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the back ends and other rules of serve_config.yaml, with the servers of a test."""
+    """Return the back ends, with a test's servers, and the other settings of serve_config.yaml."""
     config = load_serve_config(Path("serve_config.yaml"), Ports())
     (app,) = (app for app in config["applications"] if app["name"] == "models")
     rules = dict(app["deployments"][0]["user_config"])

@@ -1,4 +1,4 @@
-"""Tests explanations of routes, permissions, caching, and models in memory, as clients see them."""
+"""Tests over HTTP: explained routes, residency of data, cached answers, and loaded models."""
 
 from __future__ import annotations
 

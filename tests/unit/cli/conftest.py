@@ -29,7 +29,7 @@ def _isolate_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 async def stub_gateway() -> AsyncIterator[tuple[GatewayClient, dict[str, Handler]]]:
-    """Yield a client of a test server, and its handlers by path, which the test adds."""
+    """Yield a client of a test server, and a dict by path to which the test adds handlers."""
     handlers: dict[str, Handler] = {}
 
     async def handle(request: web.Request) -> web.StreamResponse:

@@ -28,7 +28,7 @@ def make_batch(status: str, completed_count: int = 0, **changes: Any) -> dict[st
 async def batch_states(
     stub_gateway: tuple[GatewayClient, dict[str, Handler]], monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, Any]]:
-    """Return an empty list that the test fills with batch states; each request returns the next."""
+    """Return an empty list for a batch's states; each request gets the next, then always the last."""
     states: list[dict[str, Any]] = []
     gateway, handlers = stub_gateway
     loop = asyncio.get_running_loop()

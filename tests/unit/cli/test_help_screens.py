@@ -55,7 +55,7 @@ def test_wrong_usage_names_the_mistake_and_the_help(columns: int) -> None:
 
 
 def find_missing_texts(screen: Screen, name: str, command: Any) -> list[str]:
-    """Return those help texts of a command that its screen does not show, or shows cut off."""
+    """Return the help texts of a command that are missing or cut off on its screen."""
     shown_text = join_words(screen)
     help_texts = [f"Usage: moyin {name}".strip(), " ".join((command.help or "").split())]
     for parameter in command.params:
@@ -68,7 +68,7 @@ def find_missing_texts(screen: Screen, name: str, command: Any) -> list[str]:
 
 
 def is_shown(text: str, shown_text: str) -> bool:
-    """Return True if ``shown_text`` has all words of ``text`` in this order; others may come between."""
+    """Return True if the words of ``text`` occur in ``shown_text`` in order, also with others between."""
     words = iter(shown_text.split())
     return all(word in words for word in text.split())
 

@@ -1,4 +1,4 @@
-"""Tests that commands with ``--json`` print only JSON to standard output, and keep their exit status."""
+"""Tests that ``--json`` makes commands print only JSON to standard output, but exit as without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests in a pseudo-terminal that pictures are shown with the protocol the terminal supports."""
+"""Tests in a pseudo-terminal that pictures are shown by the graphics protocol that it supports."""
 
 from __future__ import annotations
 

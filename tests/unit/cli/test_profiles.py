@@ -15,7 +15,7 @@ from tests.unit.cli.scripted_gateway import ScriptedGateway
 
 @pytest.fixture
 def remote_gateway(gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch) -> ScriptedGateway:
-    """Return a gateway whose profile is stored as `studio`, without environment variables."""
+    """Store a profile `studio` for the gateway, and unset the variables that would override it."""
     monkeypatch.delenv("MOYIN_URL")
     monkeypatch.delenv("MOYIN_API_KEY")
     monkeypatch.setattr("sys.stdin", io.StringIO("moyin_secret\n"))

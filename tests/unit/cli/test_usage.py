@@ -42,7 +42,7 @@ REPORT: dict[str, Any] = {
 def capture_report(
     monkeypatch: pytest.MonkeyPatch, report: dict[str, Any], names: dict[str, str] | None = None
 ) -> list[str]:
-    """Return the lines of the report on a terminal, without colours and repeated blanks."""
+    """Return the lines that show the report in a terminal; runs of blanks become one blank."""
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     terminal = Console(
         file=output, force_terminal=True, width=100, highlight=False, soft_wrap=True, no_color=True

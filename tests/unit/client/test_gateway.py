@@ -41,9 +41,9 @@ class ScriptedGateway:
         return web.json_response(self.body, status=self.status, headers=self.headers)
 
     async def stream_events(self, request: web.Request) -> web.StreamResponse:
-        """Send the next of `streams`: its events, or an error with that status.
+        """Send the next of `streams`, which is a list of events or the status of an error.
 
-        None among the events breaks the connection.
+        A None in the list breaks the connection.
         """
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.requests.append((headers, b""))
@@ -278,7 +278,7 @@ def test_a_refusal_with_an_unexpected_body_is_still_a_refusal(body: bytes) -> No
 async def test_an_error_raised_inside_the_open_block_is_not_changed(
     client: GatewayClient,
 ) -> None:
-    """An error of the `async with` block, such as BrokenPipeError, is no error of the gateway."""
+    """An error of the `async with` block, such as BrokenPipeError, does not become a gateway error."""
     with pytest.raises(BrokenPipeError):
         async with client.open("GET", "/jobs"):
             raise BrokenPipeError

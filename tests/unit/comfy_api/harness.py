@@ -1,4 +1,4 @@
-"""Provides stores on SQLite and a folder, and a client's frame stream without Valkey."""
+"""Provides stores that use SQLite and a folder, and a fake of a client's stream of frames."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GRAPH = {"1": {"class_type": "SaveImage", "inputs": {}}}
 
 
 class FakeFrames:
-    """A fake of the `FrameStore` and `FrameHub` of one client."""
+    """Replaces both the `FrameStore` and the `FrameHub`, for one client."""
 
     is_half_full = False
 

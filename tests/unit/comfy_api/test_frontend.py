@@ -18,7 +18,7 @@ from moyin.settings import Settings
 
 
 def create_environment(folder: Path) -> tuple[Path, Path]:
-    """Create a ComfyUI with an interpreter; return its folder and its package folder."""
+    """Create a ComfyUI and a Python environment; return ComfyUI's folder and the packages' folder."""
     home, python = folder / "comfy", folder / "venv" / "bin" / "python"
     home.mkdir()
     (home / "main.py").touch()

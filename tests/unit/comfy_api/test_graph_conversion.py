@@ -1,4 +1,4 @@
-"""Tests that the conversions of one tenant leave room for those of others."""
+"""Tests that a tenant's conversions of graphs do not keep other tenants' conversions waiting."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class FakeJobFeed:
 
 
 class FakeValidator:
-    """Fake pools that accept every graph."""
+    """A fake validator that accepts and records every graph."""
 
     def __init__(self) -> None:
         self.pools: list[str] = []

@@ -1,4 +1,4 @@
-"""Tests what the intake reports of its sources."""
+"""Tests that the address that the intake reports for a source contains no secret."""
 
 from __future__ import annotations
 

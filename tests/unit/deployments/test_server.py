@@ -65,7 +65,7 @@ def test_several_connections_are_accepted_per_iteration() -> None:
 
 
 async def test_serve_creates_the_server_class_for_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray must create the server class with which `deployments.middleware` replaces uvicorn's."""
+    """Ray must use the server class that `deployments.middleware` puts in place of uvicorn's."""
     monkeypatch.setattr(uvicorn, "Server", ReplicaServer)
 
     async def app(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Tests which JSON schemas are accepted for a server that compiles grammars."""
+"""Tests which JSON schemas are simple enough for a server that compiles them to grammars."""
 
 from __future__ import annotations
 

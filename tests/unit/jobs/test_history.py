@@ -1,4 +1,4 @@
-"""Tests the deletion of jobs by their owners, one or many, with a real database and real files."""
+"""Tests that owners delete their jobs, singly and in bulk, with a real database and real files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RENDER = {"kind": "render", "workflow": WORKFLOW}
 
 
 class IdleServices:
-    """A stand-in for events, frames, Temporal and the render pools that records deletions."""
+    """Stands for events, frames, Temporal and the render pools, and records what is deleted."""
 
     def __init__(self) -> None:
         self.deleted_events: list[str] = []

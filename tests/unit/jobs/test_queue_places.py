@@ -13,7 +13,7 @@ from tests.waiting import eventually
 
 
 class FakePools:
-    """Two fake pools and a clock; a test sets the pools' positions, outages and delays."""
+    """Two fake pools and a clock; a test sets the jobs' positions, and which pools fail or hang."""
 
     def __init__(self) -> None:
         self.positions: dict[str, Mapping[str, int]] = {"a": {"one": 1, "two": 2}, "b": {"else": 1}}
@@ -38,7 +38,7 @@ class FakePools:
         return {job: QueuePlace(position=n) for job, n in self.positions[pool].items()}
 
     async def read(self) -> dict[str, int | None]:
-        """Return the positions of jobs in the queue that `QueuePlaceCache` knows, by job id."""
+        """Return the position of each job in its queue, by job id, as the `QueuePlaceCache` reports it."""
         return {job: place.position for job, place in (await self.queue.read()).items()}
 
 

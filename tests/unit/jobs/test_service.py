@@ -46,7 +46,7 @@ PHOTO = Artifact(
 
 
 class IdleServices:
-    """A stand-in for events, frames, Temporal and the render pools that does nothing.
+    """Stands for events, frames, Temporal and the render pools, and does nothing.
 
     No workflow runs, so the service itself ends cancelled jobs.
     """

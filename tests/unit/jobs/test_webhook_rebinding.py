@@ -1,4 +1,4 @@
-"""Tests DNS rebinding: a host with a public address at the check, a private one at the call."""
+"""Tests DNS rebinding: a host name leads to a public address when checked, then to a private one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that the settings in docs/providers.md are valid, and use the URLs that it explains."""
+"""Tests that the settings in docs/providers.md are valid, and that its table lists all operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that the tests that share a farm run in one process."""
+"""Tests that pytest-xdist runs all tests that share a farm in one process."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ async def test_each_pending_reason_is_reported_once(
 async def test_farm_without_a_gateway_is_ready_when_haproxy_responds(
     prefix: str | None, serve: FakeServe, tmp_path: Path
 ) -> None:
-    """A 503 of HAProxy for /readyz counts as ready, because no app serves that path."""
+    """Without a gateway app, the farm counts as ready when HAProxy answers 503 for /readyz."""
     options = _make_options(tmp_path, "a")
     app = {"name": "x", "route_prefix": prefix, "args": {"label": "a"}}
     options.serve_config.write_text(yaml.safe_dump({"applications": [app]}))

@@ -23,7 +23,7 @@ async def _return_at_once() -> None:
 
 @pytest.fixture
 def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let supervisors run one small process and only record deployments; return the records."""
+    """Make supervisors run one small process, and record deployments instead; return the record."""
     recorded_deployments: list[str] = []
 
     def record_deployment(name: str) -> Callable[..., object]:

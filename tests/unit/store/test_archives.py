@@ -1,4 +1,4 @@
-"""Tests archives of files against other programs that read them."""
+"""Tests that other programs can read our archives of files."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_bytes_and_files_of_archives_are_bounded() -> None:
 
 
 def test_the_largest_archive_needs_no_zip64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest possible archive needs no ZIP64 parts, which its announced size does not include."""
+    """The largest archive needs no ZIP64 parts, because its size is announced without them."""
     file_names = ["n" * 200 + f"{number}.png" for number in range(MAX_FILES)]
     archive = Archive([make_file(name, size=MAX_BYTES // MAX_FILES) for name in file_names])
     assert archive.size < zipfile.ZIP64_LIMIT

@@ -248,7 +248,7 @@ async def test_artifacts_are_listed_by_job_and_type(rig: Rig) -> None:
 async def test_name_of_a_file_deleted_by_an_old_version_is_free(
     database: Database, tmp_path: Path
 ) -> None:
-    """A new upload can have the name of a deleted file whose name an old version has not freed."""
+    """A new upload can take a deleted file's name, even if an older version left the name reserved."""
     rig = Rig(database, tmp_path)
     name = ComfyFileName(filename="a.png", subfolder="", type="input")
     old_artifact = await rig.make_artifact(b"old", "art_" + "0" * 32)

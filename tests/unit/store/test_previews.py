@@ -1,4 +1,4 @@
-"""Tests that while Valkey is unavailable only previews are lost."""
+"""Tests that an outage of Valkey loses previews, but raises no error."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ async def test_items_are_found_with_their_proofs(responses: StoredResponses) -> 
 async def test_stored_requests_do_not_count_for_the_size_limit(
     responses: StoredResponses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stored requests do not count for the limit; they repeat the conversation and grow fast."""
+    """The limit on referenced answers does not count their stored input, which repeats earlier turns."""
     monkeypatch.setattr(stored_responses, "_MAX_BYTES", 10_000)
     for number in (1, 2):
         await responses.add(replace(make_response(number), input=[make_user_message("x" * 9_000)]))

@@ -46,7 +46,7 @@ class Studio:
     organisation: str
 
     async def add_member(self, role: Role = Role.ADMIN) -> tuple[SignInResult, Identity]:
-        """Add a member and sign in as it; return the session and the identity of its access token."""
+        """Add a member and sign in as the member; return the session and the identity in its token."""
         email = f"{secrets.token_hex(6)}@example.com"
         _, token = await self.parts.organisations.add_member(
             make_caller(self.operator), self.organisation, email=email, name="", role=role

@@ -1,4 +1,4 @@
-"""Tests that callers can grant only scopes that they have, and only until their own expire."""
+"""Tests that callers can grant only scopes that they have, for no longer than they have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that lasting changes fail unless the caller is verified again and the change is audited."""
+"""Tests that a lasting change needs another check of the caller, and an entry in the audit log."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ async def test_a_replaced_secret_is_refused_at_once(studio: Studio) -> None:
 async def test_a_change_without_audit_entry_is_rolled_back(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
-    """If the audit entry cannot be written, as when the caller disconnects, nothing is changed."""
+    """If the audit entry is not written, such as when the caller disconnects, nothing is changed."""
     _, caller = await studio.add_member()
     members = await studio.parts.users.list_members(studio.organisation)
 
@@ -188,7 +188,7 @@ async def test_a_reset_that_cannot_end_sessions_sets_no_password(
 
 
 class InterruptedPasswords(PasswordService):
-    """Runs a callback between the verification of a password and the new session."""
+    """Runs a callback when a password has been verified, before the new session is created."""
 
     def __init__(self, hasher: PasswordHasher, interruption: Any) -> None:
         super().__init__(hasher)

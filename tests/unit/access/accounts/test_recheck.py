@@ -33,7 +33,7 @@ class MemberScenario:
         self.key_identity = member
 
     async def find_valid_names(self) -> set[str]:
-        """Return the names of the credentials and event tokens that are still valid."""
+        """Return which credentials are still valid, such as ``session`` or ``token of the key``."""
         credentials = {self.token: self.member, self.key: self.key_identity}
         names = {self.token: "session", self.key: "key"}
         for credential, identity in list(credentials.items()):

@@ -269,9 +269,9 @@ async def test_a_key_in_the_query_is_for_websockets_only(client: GatekeeperClien
 @pytest.mark.parametrize("scope_type", ["http", "websocket"])
 @pytest.mark.parametrize("cookie", ["other", "bad"])
 async def test_event_token_has_precedence_over_the_cookie(cookie: str, scope_type: str) -> None:
-    """A request with both is authenticated by the event token.
+    """A request with a cookie and an event token is authenticated by the token.
 
-    Browsers send the console's cookie even for other pages of the same site.
+    Browsers add the console's cookie even to requests of other pages of the same site.
     """
     client = GatekeeperClient()
     headers = {
@@ -296,7 +296,7 @@ async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(
 ) -> None:
     """An event token is valid only in the query of paths for event tokens, and only as ``token``.
 
-    There, an app that reads ``owner`` fails, because the holder of an event token may only read.
+    A holder of such a token may only read, so a route that may write refuses the token.
     """
     with pytest.raises(InsufficientScope):
         await client.call("/job", query=b"token=event")

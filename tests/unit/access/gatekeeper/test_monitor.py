@@ -202,7 +202,7 @@ async def test_a_response_of_known_length_is_completed(monitored_app: MonitoredA
 
 
 class CountingKeys(StaticAuthenticator):
-    """Records how many credentials each recheck verifies; fails while ``is_unavailable`` is set."""
+    """Records how many credentials each recheck gets; fails while ``is_unavailable`` is True."""
 
     def __init__(self) -> None:
         super().__init__({"good": ANN})
@@ -217,7 +217,7 @@ class CountingKeys(StaticAuthenticator):
 
 
 class FakeConnection:
-    """A stand-in for a connection that records its end."""
+    """A fake connection that records that the monitor has ended it."""
 
     can_end = True
     ended = False

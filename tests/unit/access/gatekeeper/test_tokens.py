@@ -38,7 +38,7 @@ SECRET = b"s" * 32
 
 
 class SignedInPlayer:
-    """A database with a signed-in player."""
+    """A player with a session, and the database that holds both."""
 
     def __init__(self, database: Database) -> None:
         self.database = database

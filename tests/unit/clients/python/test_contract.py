@@ -1,4 +1,4 @@
-"""Tests that the client matches the gateway's OpenAPI description and imports nothing from it."""
+"""Tests that the client matches the gateway's OpenAPI description, and imports none of its code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that the TypeScript client has current types, and the methods of the Python client."""
+"""Tests that the TypeScript client has current types, and every method of the Python client."""
 
 from __future__ import annotations
 

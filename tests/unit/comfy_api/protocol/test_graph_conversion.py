@@ -1,4 +1,4 @@
-"""Tests which values of a graph are looked for among the caller's uploads."""
+"""Tests which values of a graph are taken for names of the caller's uploads."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_a_route_with_every_setting_is_built() -> None:
 
 
 def test_scopes_have_the_same_order_in_each_process() -> None:
-    """Scopes are sorted, because the order of a set of texts differs from process to process."""
+    """Scopes are sorted, because the order of a set of strings differs from process to process."""
     scopes = ["jobs:write", "text", "jobs:read", "assets:read"]
     config = GatewayConfig.model_validate({"routes": [make_route(scopes=scopes)]})
     assert config.model_dump(mode="json")["routes"][0]["scopes"] == sorted(scopes)

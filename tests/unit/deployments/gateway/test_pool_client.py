@@ -13,7 +13,7 @@ from moyin.render.comfyui.pool_client import PoolResponse
 
 
 class FakeHandle:
-    """A fake Serve handle of a `RenderPool` with one response per call; None means no response."""
+    """A fake Serve handle of a `RenderPool`, with a response per call; at None the call hangs."""
 
     def __init__(self, *responses: Any) -> None:
         self.responses = list(responses)

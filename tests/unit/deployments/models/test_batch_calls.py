@@ -17,9 +17,9 @@ ADA = Identity(owner="ada", key_id="k")
 
 
 class FakeRoute(CallRoute):
-    """Records an incomplete and a complete call, and responds with the body of the request.
+    """Records an incomplete and a complete call, then sends back the body of the request.
 
-    If ``error`` is not None, it is raised instead of a response.
+    If ``error`` is not None, it is raised instead of the response.
     """
 
     def __init__(self, error: Exception | None = None) -> None:

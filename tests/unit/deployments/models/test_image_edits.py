@@ -1,4 +1,4 @@
-"""Tests that picture edits by templates count against the limits before they are rendered."""
+"""Tests that edits of pictures by a template are checked against limits before anything renders."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ SPEC = ComfySpec(gpus=0.5)
 
 
 class FakeActor(FakeRenderer):
-    """A fake of the `RayRenderer` of an actor."""
+    """Stands for an actor and for its `RayRenderer`."""
 
     def __init__(self, spec: ComfySpec, on_retire: Callable[[], Any]) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
 
 
 class RecordingLedger:
-    """A fake ledger that stores the last measurement of each run, and fails with ``failure``."""
+    """A fake ledger that keeps the latest measurement of each run, or raises ``failure`` if set."""
 
     def __init__(self) -> None:
         self.booked_runs: dict[str, RenderRun] = {}
@@ -104,7 +104,7 @@ def new_supervisor(
 
 
 def start_render(pool: Pool, prompt_id: str | None = None) -> asyncio.Task[Any]:
-    """Start a render; ``prompt_id`` continues the prompt of an earlier attempt."""
+    """Start a render, or with ``prompt_id`` continue the prompt of an earlier attempt."""
     render_request = RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph={"1": {}})
     pending_render = PendingRender(id=render_request.prompt_id, priority=3, arrived=0)
     is_retry = prompt_id is not None

@@ -1,4 +1,4 @@
-"""Tests that bookings do not wait too long for a busy database, and happen once."""
+"""Tests that booking a render's cost waits only shortly for a busy database, and books it once."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ async def test_cancellation_goes_to_the_renderer_of_the_prompt(pool: Pool) -> No
 
 
 async def test_late_cancellation_spares_the_render_that_a_retry_follows(pool: Pool) -> None:
-    """A job counts as cancelled, and may be retried, before its activity cancels the prompt."""
+    """The retry takes over the running render, which the late cancellation must then not end."""
     renderer, render_request = FakeRenderer(), make_request()
     renderer.held.clear()
     pool.add_renderer("a", renderer, make_status())
@@ -313,7 +313,7 @@ async def test_late_cancellation_spares_the_render_that_a_retry_follows(pool: Po
 
 
 async def test_retry_after_the_cancellation_waits_for_its_turn(pool: Pool) -> None:
-    """The retry does not skip the queue by following the cancelled run, which still ends."""
+    """The retry queues like any render; it does not take over the cancelled run, which is ending."""
     renderer, render_request = FakeRenderer(), make_request()
     renderer.held.clear()
     pool.add_renderer("a", renderer, make_status())

@@ -87,7 +87,7 @@ class FakeStatusWriter:
 
 
 class ActivityHarness:
-    """The activity with the stores and the fake renderer that it needs."""
+    """The render activity, with its stores and its fake renderer."""
 
     def __init__(self, folder: Path) -> None:
         self.database = Database(f"sqlite:///{folder / 'moyin.db'}")

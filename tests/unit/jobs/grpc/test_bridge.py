@@ -15,7 +15,7 @@ from moyin.jobs.grpc.faults import Fault
 
 
 async def send_error_in_pieces(request: web.Request) -> web.StreamResponse:
-    """Respond with an error in two pieces; the job id is the length of the error's detail."""
+    """Respond with an error in two pieces, whose detail is as long as the job id in the path says."""
     size = int(request.match_info["id"])
     body = json.dumps({"detail": "x" * size, "code": "job_not_found"}).encode()
     response = web.StreamResponse(status=404, headers={"content-length": str(len(body))})
@@ -37,8 +37,8 @@ async def end_stream_early(request: web.Request) -> web.StreamResponse:
 async def list_jobs(request: web.Request) -> web.StreamResponse:
     """Return an empty page whose cursor is the query that was received, as JSON.
 
-    With the metadata `sizes`, return a page of jobs of these sizes in bytes instead; its cursor is
-    the number of the next job.
+    If the filter `metadata.sizes` lists sizes in bytes, return a page of jobs of these sizes instead;
+    the cursor is then the number of the next job.
     """
     if "metadata.sizes" in request.query:
         sizes = json.loads(request.query["metadata.sizes"])

@@ -104,9 +104,9 @@ async def test_a_watcher_of_an_unknown_service_stays() -> None:
 async def test_client_can_call_when_no_watcher_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A client that watches the server's health can still call if too many clients watch it.
+    """A client whose channel watches the server's health can send calls, even if it may not watch.
 
-    The number of watchers is limited. Watching needs no key, so any client could occupy all places.
+    The number of watchers is limited, and as watching needs no key, others could take all places.
     """
     monkeypatch.setattr(health, "_MAX_WATCHERS", 0)
     calls = health.HealthCalls()

@@ -1,4 +1,4 @@
-"""Tests that a job is refused if it refers to an output that the step's kind never has."""
+"""Tests that a job is refused if it refers to an output that no step of that kind has."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from moyin.jobs.workflows.launcher import DispatchBuffer
 
 
 class FakeJobStore:
-    """A fake store that records which jobs are marked; its first ``failures`` calls fail."""
+    """A fake store that records which jobs are marked as dispatched; its first ``failures`` calls fail."""
 
     def __init__(self, failures: int = 0) -> None:
         self.has_written = asyncio.Event()

@@ -30,7 +30,11 @@ PROMPTS = [f"{number:08d}-0000-0000-0000-000000000000" for number in (1, 2)]
 
 
 class FakePromptQueue:
-    """A fake of ComfyUI's PromptQueue, whose executor misses the first ``ignored_count`` flags."""
+    """A fake PromptQueue of ComfyUI.
+
+    Its executor thread clears a flag when it sees it; it does not see the first
+    ``ignored_count`` flags.
+    """
 
     def __init__(self, *, ignored_count: int = 0, is_running: bool = False) -> None:
         self.currently_running = {0: "prompt"} if is_running else {}

@@ -1,4 +1,4 @@
-"""Tests that the script that starts ComfyUI ends with its parent in every phase."""
+"""Tests that the script that starts ComfyUI ends when its parent ends, whatever it is doing."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_a_confined_process_has_a_user_id_of_its_own(
 
 
 def test_hidden_folder_stays_hidden_in_a_readable_one(tmp_path: Path) -> None:
-    """The folders of data and pictures are hidden, although ComfyUI's readable folder has them."""
+    """The folders with data and pictures are hidden, although they lie in ComfyUI's readable folder."""
     home = tmp_path / "comfyui"
     for name in ("output", "input", "models", "data/artifacts"):
         (home / name).mkdir(parents=True)
@@ -238,7 +238,7 @@ def test_graphics_devices_and_their_groups_are_passed(
 
 
 def test_no_mount_lies_in_a_writable_mount(tmp_path: Path) -> None:
-    """No read-only mount lies below a writable one, where the sandbox could move its folder."""
+    """No read-only mount lies below a writable one, where a process could rename its parent folder."""
     arguments = build_arguments(make_options(tmp_path))
     writable_mounts = [Path(path) for path in find_mounts(arguments, "--bind")]
     read_only_mounts = [Path(path) for path in find_mounts(arguments, "--ro-bind")]

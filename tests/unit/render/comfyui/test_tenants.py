@@ -1,4 +1,4 @@
-"""Tests which cached results of nodes ComfyUI shares between tenants."""
+"""Tests which cached node results may be shared by the tenants of a ComfyUI."""
 
 from __future__ import annotations
 

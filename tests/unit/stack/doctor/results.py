@@ -15,7 +15,7 @@ def expect_problem(
 
 
 def mend_problem(options: Options, check_name: str) -> CheckResult:
-    """Run all checks and fixes up to ``check_name``, whose fix must run, and return its result."""
+    """Run all checks and fixes up to the check ``check_name``, whose fix must run; return its result."""
     steps: list[str] = []
     result = next(
         result for result in mend_problems(options, steps.append) if result.name == check_name

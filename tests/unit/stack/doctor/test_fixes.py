@@ -177,7 +177,7 @@ def test_empty_signing_key_is_replaced() -> None:
 
 @pytest.mark.parametrize("is_missing", [True, False])
 async def test_key_pair_of_another_signing_key_is_replaced(is_missing: bool) -> None:
-    """The keys differ after a database was restored without the file `secret`."""
+    """The key pair is encrypted with another key if a database was restored without the file `secret`."""
     options = Options.read()
     options.layout.prepare()
     await create_first_key(options.settings)
@@ -205,7 +205,7 @@ async def test_key_pair_of_another_signing_key_is_replaced(is_missing: bool) -> 
 
 
 def run_check(check: Callable[[Options], CheckResult], options: Options) -> Awaitable[CheckResult]:
-    """Run a check, which has an event loop of its own, in a thread."""
+    """Run a check in a thread, because it starts an event loop of its own."""
     return asyncio.to_thread(check, options)
 
 
@@ -272,7 +272,7 @@ def test_processes_of_a_killed_supervisor_are_ended() -> None:
 
 
 def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
-    """The processes of a supervisor that holds its lock are not ended as left over.
+    """Processes of a supervisor that holds its lock do not count as left over, and are not ended.
 
     A supervisor has no state file while it starts, and none on a full disk.
     """
@@ -292,7 +292,7 @@ def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
 
 
 def test_replaced_profile_is_backed_up() -> None:
-    """The key may be valid in a database that only a service's environment names."""
+    """The old profile is kept, because its key may be valid in a database that is unknown here."""
     options = Options.read()
     options.layout.prepare()
     asyncio.run(create_first_key(options.settings))
@@ -313,7 +313,7 @@ def test_replaced_profile_is_backed_up() -> None:
 async def test_signing_key_of_a_shared_database_is_not_replaced(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pair made with this machine's key would end sign-ins on machines with the right key."""
+    """A key pair made with this machine's key would end the sign-ins on machines with the right key."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     migrate(url)
     database = Database(url)

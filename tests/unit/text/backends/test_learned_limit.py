@@ -32,7 +32,7 @@ class SimulatedServer:
         self.calls: list[tuple[ExitStack, TrackedCall]] = []
 
     def fill(self) -> None:
-        """Begin calls for as long as the limit allows, from an endless queue."""
+        """Begin calls until the limit, which may grow meanwhile, is reached."""
         while len(self.calls) < (self.slots.limit or 0) or self._limit_grows():
             stack = ExitStack()
             self.calls.append((stack, stack.enter_context(self.limit.track("chat", 100))))

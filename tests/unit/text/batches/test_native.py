@@ -110,7 +110,7 @@ class FakeBatchApi:
 
 
 class FakeNativeLines:
-    """Selects the lines with the model ``native`` for the batch API, and no other lines."""
+    """Selects for the batch API only the lines whose model is ``native``."""
 
     has_batch_api = True
 
@@ -210,7 +210,7 @@ class Rig:
         return await (replica or self.replica).advance(batch, self.file, has_limits=has_limits)
 
     async def advance_until(self, **statuses: int) -> None:
-        """Advance until exactly these numbers of native batches have these statuses."""
+        """Advance until each of these statuses has exactly so many native batches, and no other has any."""
 
         async def has_statuses() -> bool:
             await self.advance()
@@ -232,7 +232,7 @@ class Rig:
         return sorted(await self.database.fetch_values(query))
 
     async def list_claimable(self) -> list[int]:
-        """Return the lines that another runner could claim now, and leave them unclaimed."""
+        """Return the numbers of the lines that another runner could claim now; claim none."""
         claimed_numbers = [line.number for line in await self.lines.claim("batch_1", "r", 100)]
         await self.lines.release("batch_1", claimed_numbers, "r")
         return claimed_numbers

@@ -32,7 +32,7 @@ RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))
 
 
 class FakeBudget:
-    """A fake of the operator's budget and of each call's reservation."""
+    """Replaces the judge's monthly budget, and the reservation of each of its calls."""
 
     limits_spending = True
 
@@ -223,7 +223,7 @@ class JudgeRig:
         return answer
 
     async def start_comparison(self) -> Outcome:
-        """Start the comparison of the latest sampled answer, and return the outcome so far."""
+        """Start the comparison of the next sampled answer; return ``STARTED``, or why it was not started."""
         return await self.starter.start(self.sampler.samples.get_nowait())
 
     async def ask_and_start(self, *args: Any, **kwargs: Any) -> Outcome:

@@ -218,7 +218,7 @@ async def test_retryable_errors_are_retried(error: Any, outcome: Outcome | None)
     "raw_response", [b'{"choices": [], "usage": {"prompt_tokens": 9}}', b'{"choices": [{}]}']
 )
 async def test_malformed_answer_is_paid_for_once(raw_response: bytes) -> None:
-    """The comparison fails at once; retries would be charged every five minutes for six hours."""
+    """The comparison fails at once, because each of its retries would have to be paid, too."""
     rig = JudgeRig(BETTER_FIRST)
     comparison_id = await rig.start_and_get_id()
     for backend_name, model in (("haiku", HAIKU), ("opus", OPUS)):

@@ -70,7 +70,7 @@ async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
 
 @pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
 async def test_stream_that_was_held_back_is_judged(codec: Any) -> None:
-    """A stream that is sent only once it is complete is compared like any other answer."""
+    """A stream that was held back until it was complete is judged like any other answer."""
     rig = JudgeRig(rescue=RescuePolicy.CHECKED, hold_streams=True)
     rig.backends[SMALL].answer = make_text_response('{"sorted": [1, 2]}')
     schema = {"type": "object"}
@@ -229,9 +229,9 @@ async def test_residency_rules_can_prevent_the_comparison() -> None:
 
 
 async def test_removed_alias_prevents_the_comparison() -> None:
-    """If the requested alias was removed meanwhile, there is no comparison.
+    """If the requested alias was removed after the answer, there is no comparison.
 
-    The alias had residency rules that are now unknown, so the data must not be sent on.
+    Its residency rules are then unknown, so the judge must not get the data.
     """
     rig = JudgeRig(aliases={"home": Alias(residency=("on-premises",))})
     deployments = rig.router.fleet.catalog.deployments

@@ -1,4 +1,4 @@
-"""Tests that the judge does not see the models' names, and how its verdict is assigned to them."""
+"""Tests that the judge sees no model's name, and that each answer gets the grade meant for it."""
 
 from __future__ import annotations
 

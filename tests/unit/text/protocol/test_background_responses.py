@@ -35,7 +35,7 @@ def parse_request(*earlier_items: dict[str, Any], **members: Any) -> ParsedRespo
 
 
 def make_succeeded_job(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
-    """Return a succeeded job for ``request`` whose step got this answer of the model."""
+    """Return a succeeded job for ``request``, whose only step returned the model's ``answer``."""
     job_request = CODEC.parse(to_json(to_job_request(request)))
     assert job_request.body.store is False and not job_request.body.background
     return {
@@ -147,7 +147,7 @@ def test_the_state_of_a_job_is_the_state_of_the_response(
 
 
 def make_failed_job(answer: str) -> dict[str, Any]:
-    """Return a failed job whose call got status 400 and this answer from the gateway."""
+    """Return a job whose call failed with status 400 and the body ``answer``."""
     message = "POST /v1/responses answered with status 400"
     details = {"status": 400, "answer": answer, "step": 0}
     return {

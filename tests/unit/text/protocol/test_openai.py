@@ -61,14 +61,14 @@ from tests.unit.text.protocol.conversations import ANSWERS, FULL
 
 @pytest.mark.parametrize("n", [1025, 10**19])
 def test_number_of_answers_is_bounded(n: int) -> None:
-    """A number of answers ``n`` above the bound is refused, because limits could not count it."""
+    """A huge number of answers ``n`` is refused, because it cannot be counted against limits."""
     with pytest.raises(InvalidRequest) as exc_info:
         OpenAICodec().parse(to_json({**SMALL, "n": n}))
     assert exc_info.value.field == "n"
 
 
 def test_wrong_value_in_a_long_list_gives_few_errors() -> None:
-    """The error lists few problems, because an error per value and type takes too long to build."""
+    """The error lists few problems; one for each wrong value and each type would take too long."""
     with pytest.raises(ValidationError) as exc_info:
         wire.EmbeddingBody.model_validate({"model": "m", "input": [1] * 100 + ["a"]})
     assert exc_info.value.error_count() <= 4
@@ -569,7 +569,7 @@ def test_needs_include_files_and_audio() -> None:
 def test_max_tokens_is_the_largest_limit_of_any_server(
     limits: dict[str, Any], expected_tokens: int | None
 ) -> None:
-    """Of several limits the largest counts, because servers differ in the member that they use."""
+    """Of several token limits the largest counts, because servers obey different members."""
     unlimited_body = {name: value for name, value in SMALL.items() if name != "max_tokens"}
     body = json.dumps({**unlimited_body, **limits}).replace("Infinity", "1e999").encode()
     assert OpenAICodec().parse(body).derive_needs().max_tokens == expected_tokens

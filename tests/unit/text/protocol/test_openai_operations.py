@@ -1,4 +1,4 @@
-"""Tests requests of operations: refusals, reservations, and the usage in responses."""
+"""Tests calls other than chats: invalid ones, what is reserved for them, and what is billed."""
 
 from __future__ import annotations
 

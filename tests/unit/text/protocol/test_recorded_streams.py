@@ -64,7 +64,7 @@ CUTS = 25
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedRecording:
-    """The parsed content of a recording; ``tools`` contains names with arguments."""
+    """The parsed content of a recording; ``tools`` holds name and arguments of each tool call."""
 
     text: str = ""
     thinking: str = ""
@@ -435,7 +435,7 @@ def test_error_event_interrupts_the_stream(error: dict[str, Any]) -> None:
 
 
 async def test_event_that_is_not_json_ends_every_stream() -> None:
-    """Translated and forwarded streams raise an error; at the start, the router falls back."""
+    """The stream fails, translated or forwarded; if it fails at its start, another back end answers."""
     broken_event = b"data: {nope}\n\n"
     for api in ("openai", "anthropic"):
         with pytest.raises(Exception) as exc_info:

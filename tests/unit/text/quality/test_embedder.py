@@ -102,7 +102,7 @@ def test_learning_carries_over_to_words_of_similar_meaning(embed: Embedder) -> N
         estimator.learn("studio", bad_signal)
 
     def estimate_p(text: str) -> float:
-        """Return p_good of llama3.1:8b for a question that means ``text`` in other words."""
+        """Return p_good of llama3.1:8b for a question with the meaning of ``text``, but none of its words."""
         short_question = make_question("Hm")
         question = replace(short_question, features=(*short_question.features, *embed(text)))
         return estimator.estimate("studio", "llama3.1:8b", None, question).p

@@ -27,7 +27,7 @@ _DAY = 86_400.0
 
 
 def read_earlier_question(question: Question) -> Question:
-    """Return the question as it is read after a version without the formula feature stored it."""
+    """Store the question like a version that did not yet detect formulas, and return what is read."""
     stored_question = question_to_json(question)
     stored_question["features"] = [
         number for number in question.features if number != FORMULA_FEATURE

@@ -1,8 +1,8 @@
 """Generates a studio's day of 2,400 text requests from a fixed seed.
 
 There are nine kinds of requests, each with its own lengths (log-normal, like measured ones), needs
-and residency rules. A request shows its prompt and perhaps a token limit. The length of its answer
-and the cached part of its prompt are known only to the back end.
+and residency rules. The router knows the prompt and perhaps a token limit. Only the back end knows
+the length of the answer, and how much of the prompt is in its cache.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _COUNT = 2_400
 
 @dataclass(frozen=True, kw_only=True)
 class RequestKind:
-    """A kind of requests; each length is a median in tokens with the spread of its logarithm.
+    """A kind of requests; a length is its median in tokens, and the spread of its logarithm.
 
     Attributes:
         share: the kind's share of all requests.
-        cached: the part of the prompt that is in Claude's cache, which the request marks.
+        cached: the share of the prompt, from 0 to 1, that the request marks for Claude's cache.
         alias: the requested alias.
         limit: the token limit that the request sets for its answer.
     """

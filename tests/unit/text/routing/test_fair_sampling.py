@@ -1,4 +1,4 @@
-"""Tests that the router learns from a fair sample of many requests."""
+"""Tests that of too many requests, the router learns from a sample that is fair to tenants."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class FakeGateway:
     def ask(
         self, *texts: str, model: str = "auto", key: str = "k", owner: str = "ada", role: str = U
     ) -> list[tuple[str, str]]:
-        """Send a conversation; return the new signals as pairs of request and source.
+        """Send a conversation; return request id and source of each new signal.
 
         The texts alternate between the user and the assistant.
 

@@ -1,4 +1,4 @@
-"""Tests that streams held back until complete are cached as sent, and end with their client."""
+"""Tests that streams held back until complete are cached as sent, and end if the client disconnects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def enable_cache(gateway: StreamGateway) -> InMemoryAnswers:
 
 
 async def ask_twice(gateway: StreamGateway, **changes: Any) -> tuple[bytes, bytes]:
-    """Send a request twice; return the body of the answer, and that of its cached copy.
+    """Send a request twice; return both bodies, of which the second comes from the cache.
 
     Args:
         changes: other members of the request's body.
@@ -166,7 +166,7 @@ async def test_disconnect_while_the_first_stream_closes_ends_both_calls(
 
 @pytest.mark.parametrize("streams", [True, False])
 async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path) -> None:
-    """The faults are stored with different sources: a request has one signal per source."""
+    """Each fault has a source of its own, because a request keeps only one signal per source."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     await database.ensure_schema()
     store, estimator = QualityStore(database), Estimator()

@@ -1,4 +1,4 @@
-"""Tests that signals change the estimates through SQL, in the same order for every replica."""
+"""Tests that all replicas learn from the signals in SQL, in the same order."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_feedback_moves_the_next_estimate(database: Database) -> None:
 
 
 async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: Database) -> None:
-    """A rescued request has two decisions; the second counts even if it is not yet stored."""
+    """A rescued request has two routing decisions; the later one counts, even if not yet stored."""
     replica = Replica(database)
     await replica.record_answer("r1")
     await replica.learning.flush()
@@ -349,7 +349,7 @@ async def test_evicted_tenant_is_reloaded_with_its_learned_state(
 
 
 async def create_learned_tenants(database: Database, tenant_count: int, score: float = 0.0) -> None:
-    """Create tenants, each of which has learned from signals with the same score."""
+    """Create tenants that have each learned from several signals, all with this score."""
     for number in range(tenant_count):
         owner, replica = f"studio-{number}", Replica(database)
         await replica.record_answer("r", owner)

@@ -61,7 +61,7 @@ class FakeGateway:
 
 
 class EmptySharedAnswers:
-    """A stand-in for the store of other replicas' answers, which is always empty."""
+    """A stand-in for the shared store of answers; it has no answers of other replicas."""
 
     def queue_query(self, *_: Any) -> bool:
         return False
@@ -71,7 +71,7 @@ class EmptySharedAnswers:
 
 
 def forbid_reading(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Fail the test if it reads a conversation, checks an answer, or calls one of ``names``."""
+    """Fail the test if the router reads a conversation, checks an answer, or calls one of ``names``."""
 
     def fail_on_call(*_: Any, **__: Any) -> None:
         raise AssertionError("not allowed on the request path")

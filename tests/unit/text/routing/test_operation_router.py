@@ -1,4 +1,4 @@
-"""Tests the router of operations, which are all calls but chats, with fake back ends.
+"""Tests `OperationRouter`, the router of all calls other than chats, with fake back ends.
 
 The tests cover the choice of the back end, failures, streams, billed units and budgets.
 """
@@ -107,7 +107,7 @@ class FakeBudget:
 
 
 class Rig:
-    """A router of operations whose back ends give the set responses."""
+    """An `OperationRouter` whose back ends send the responses that a test has set."""
 
     def __init__(
         self, *deployments: ModelDeployment, retries: int = 0, **fleet_settings: Any

@@ -1,4 +1,4 @@
-"""Tests that optional calls which a server lacks are translated to chats."""
+"""Tests that calls which a server lacks, such as text completions, are translated to chats."""
 
 from __future__ import annotations
 

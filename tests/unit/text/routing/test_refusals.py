@@ -1,4 +1,4 @@
-"""Tests that a refusal that OpenAI sends in its own member ``refusal`` is no faulty answer."""
+"""Tests that an answer in OpenAI's member ``refusal`` does not count as faulty."""
 
 from __future__ import annotations
 

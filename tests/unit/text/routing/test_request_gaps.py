@@ -24,7 +24,7 @@ def explain_route(rig: Rig, **changes: object) -> Explanation:
 
 
 def make_rig_with_gaps(*gaps: Any) -> Rig:
-    """Return a router with an Anthropic back end for each gap: a feature that it lacks, or None."""
+    """Return a router with a back end for each gap: the error for what it lacks, or None for no gap."""
     return Rig(
         *(FakeBackend(api_format=ApiFormat.ANTHROPIC, unsupported_error=gap) for gap in gaps)
     )

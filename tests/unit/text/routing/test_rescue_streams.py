@@ -386,7 +386,7 @@ async def test_held_stream_without_a_fault_is_sent_unchanged() -> None:
 
 
 async def test_rescue_does_not_wait_for_the_last_slot() -> None:
-    """The first answer is sent, because it occupies the only slot of the host of both models."""
+    """The faulty answer is sent, because both models run on one host, whose only slot it occupies."""
     gateway = StreamGateway()
     local_runtime = make_runtime("local", gateway.small, limit=1)
     local_runtime.pass_through = None

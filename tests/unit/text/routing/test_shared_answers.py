@@ -67,7 +67,7 @@ class SharingReplica(Replica):
     ) -> list[tuple[str, str]]:
         """Send a conversation whose turns are ``texts``, the user's first.
 
-        Returns the request and the source of each recorded signal.
+        Returns request id and source of each signal that it causes.
         """
         roles = ["user", "assistant"] * len(texts)
         messages = [

@@ -22,7 +22,7 @@ async def read_usage(*deltas: Delta, by_token: bool) -> Usage:
     """Read a translated stream of ``deltas`` to its end, and return its usage.
 
     Args:
-        by_token: True if each delta is one token, False if tokens are estimated from the text.
+        by_token: True to count each delta as one token, False to estimate tokens from the text.
     """
 
     async def upstream() -> AsyncGenerator[Delta, None]:
@@ -123,7 +123,7 @@ async def test_stream_with_a_finish_reason_is_complete_without_done() -> None:
 
 
 async def read_stated_usage(*deltas: Delta) -> list[tuple[int, int]]:
-    """Return each usage, as (input, output) tokens, in the stream that an Anthropic client gets."""
+    """Return the (input, output) tokens that a stream reports, in order, to an Anthropic client."""
 
     async def upstream() -> AsyncGenerator[Delta, None]:
         for delta in deltas:

@@ -1,4 +1,4 @@
-"""Tests that faults are detected at the beginning of a stream."""
+"""Tests which faults of an answer are already detected at the beginning of its stream."""
 
 from __future__ import annotations
 

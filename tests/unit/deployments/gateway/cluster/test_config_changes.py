@@ -1,4 +1,4 @@
-"""Tests the recorded part of a configuration, and the comparison of two configurations."""
+"""Tests which values of a configuration are recorded, and how their changes are listed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that all viewers of a tenant share readings, but never with another tenant's viewers."""
+"""Tests that viewers share what is read from a source, but never the data of another tenant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CLUSTER = ClusterBody(
 
 
 class CountingSources:
-    """Counts the readings for each tenant."""
+    """Counts how often each source is read, and for which tenant."""
 
     def __init__(self) -> None:
         self.readings = Counter[str]()
@@ -133,9 +133,9 @@ async def test_all_callers_share_a_checkup() -> None:
 
 
 async def test_at_most_two_usage_sums_are_read_concurrently() -> None:
-    """At most two sums are read at once, so that they do not fill the models app's queue.
+    """At most two sums of usage are requested at once, so that the models app's queue is never full.
 
-    That app lets at most eight calls wait, and refuses others.
+    That app refuses calls while eight others wait.
     """
     sources = CountingSources()
     feeds = sources.build_feeds()

@@ -48,7 +48,7 @@ def read_metrics(cluster: ClusterBody) -> dict[tuple[str, frozenset[tuple[str, s
 def select(
     values: Mapping[tuple[str, frozenset[tuple[str, str]]], float], name: str, *labels: str
 ) -> dict[tuple[str, ...], float]:
-    """Return the values of a metric by the values of some of its labels."""
+    """Return a metric's value for each combination of values of the given labels."""
     return {
         tuple(dict(sample_labels)[label] for label in labels): value
         for (sample_name, sample_labels), value in values.items()

@@ -1,4 +1,4 @@
-"""Tests that all viewers of a source share one reading."""
+"""Tests that a source is read once for all of its viewers."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ async def test_viewers_receive_only_changes() -> None:
 
 
 async def test_reading_runs_outside_of_any_request() -> None:
-    """A shared reading runs outside of any request's context.
+    """A source is read outside of the context of the viewer's request that causes it.
 
-    Otherwise Serve would cancel it when the first viewer disconnects.
+    Otherwise Serve would cancel the read when that viewer disconnects.
     """
     request: ContextVar[str] = ContextVar("request", default="none")
 

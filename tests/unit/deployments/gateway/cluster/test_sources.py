@@ -1,4 +1,4 @@
-"""Tests that calls to a Ray that hangs use only a few separate threads and no growing queue."""
+"""Tests that while Ray hangs, calls to it occupy few threads of their own, and do not pile up."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Tests the conversion of the editor's graphs.
 
-``tests/acceptance/test_comfyui_frontend.py`` compares it with that of ComfyUI's frontend.
+``tests/acceptance/test_comfyui_frontend.py`` compares the results with those of ComfyUI's frontend.
 """
 
 from __future__ import annotations

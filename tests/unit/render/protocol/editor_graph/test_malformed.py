@@ -159,7 +159,14 @@ def test_long_chains_that_many_inputs_follow_are_refused() -> None:
 def make_graph_with_subgraph_input(
     slot: int, *, use_count: int = 1, input_count: int = 0, **user_members: Any
 ) -> dict[str, Any]:
-    """Return a graph whose subgraph links its input at index ``slot`` to its inner node."""
+    """Return a graph with a subgraph, in which the input ``slot`` is linked to the inner node.
+
+    Args:
+        slot: the index of the input, which need not exist.
+        use_count: how many nodes use the subgraph.
+        input_count: the number of inputs that the subgraph declares.
+        user_members: further members of the nodes that use the subgraph.
+    """
     inner_subgraph = {
         "id": "S",
         "inputs": [{"name": f"p{at}", "type": "INT"} for at in range(input_count)],
