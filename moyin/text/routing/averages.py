@@ -31,7 +31,7 @@ class Average:
         self._last_sample_at = now
 
     def estimate(self, prior: float, now: float = 0.0) -> float:
-        """Return the average of all samples and ``prior``; the prior counts as three samples.
+        """Return the average of the samples and of ``prior``, which counts as three samples.
 
         Args:
             now: the current time in seconds.

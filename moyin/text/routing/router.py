@@ -333,7 +333,7 @@ class Router:
 
 
 def _is_hedgeable(call: RoutedCall) -> bool:
-    """Return True if a call may be hedged: its stream is not held back until its end."""
+    """Return True if the call may be hedged, as a stream that is not held back to its end."""
     return call.request.is_streamed and call.hold is not StreamHold.WHOLE
 
 
@@ -401,8 +401,9 @@ async def _reserve_budget(
     """Reserve the maximum cost of a request in the caller's budgets.
 
     Args:
-        rescued_candidate: the first candidate, if a better model may replace its answer, so that
-            two calls are charged; None if only one call is possible.
+        rescued_candidate: the first candidate, if a better model may replace its faulty answer. The
+            cost of its call is then added, because both calls are charged. None if this is not
+            possible.
 
     Returns:
         The reserved US dollars; None if spending is not limited.

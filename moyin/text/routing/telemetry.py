@@ -49,7 +49,7 @@ class Telemetry(Protocol):
         """Record a finished call."""
 
     def record_breaker_state(self, backend: str, state: BreakerState) -> None:
-        """Record the new state of a back end's breaker, which is closed at first."""
+        """Record the new state of a back end's breaker; until the first report, it is closed."""
 
     def forget_backend(self, backend: str) -> None:
         """Remove the metrics of a back end that is no longer configured."""
