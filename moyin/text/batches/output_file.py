@@ -24,7 +24,7 @@ _MEDIA_TYPE = "application/jsonl"
 async def write_results(
     batch: TextBatch, lines: BatchLineStore, blobs: BlobStore
 ) -> tuple[StoredFile | None, StoredFile | None]:
-    """Store the results of a batch as blobs. The batch must be sealed: no line runs or will run.
+    """Store the results of a batch as blobs. No line of the batch may be running or run later.
 
     The files' ids are derived from the batch, so that a retry creates the same files.
 
