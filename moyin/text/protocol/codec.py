@@ -137,7 +137,7 @@ class ParsedRequest(Protocol):
 
 
 class ProtocolCodec(Protocol):
-    """Parses requests and responses of one call of a protocol; encodes responses and errors."""
+    """Parses and encodes the bodies and errors of one API call, such as ``POST /v1/messages``."""
 
     @property
     def api_format(self) -> ApiFormat: ...
@@ -187,7 +187,7 @@ class ProtocolCodec(Protocol):
         """
 
     def count_output_bytes(self, body: Mapping[str, Any]) -> int:
-        """Return the size of the model's own text in a whole response, in bytes of UTF-8."""
+        """Return the size of the text that the model wrote in a whole response, in UTF-8 bytes."""
 
     def require_answer_member(self, body: Mapping[str, Any]) -> None:
         """Check that a back end's whole response has the member that contains the answer.

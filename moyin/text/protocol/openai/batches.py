@@ -222,7 +222,10 @@ def render_batch_page(page: list[TextBatch], has_more: bool) -> dict[str, Any]:
 
 
 def compute_output_expiry(batch: TextBatch, created_at: datetime) -> datetime | None:
-    """Return the time at which the result files are deleted; None means never."""
+    """Return the time at which result files that were created at ``created_at`` are deleted.
+
+    None means never.
+    """
     if batch.output_expires_after is None:
         return None
     return created_at + timedelta(seconds=batch.output_expires_after)
