@@ -55,8 +55,8 @@ class LearnedLimit:
 
     - If a call gets its first token while all earlier calls still run, the server runs all of
       them concurrently.
-    - If a call's first token is late, and another call ended shortly before it arrived, the call
-      has waited in the server's queue. The limit was too high and is lowered.
+    - If a call's first token is late, and another call ended while this call was waiting for it,
+      the call has been in the server's queue. The limit was too high and is lowered.
     - While calls wait for a slot, the limit doubles. Once it has been too high, it stays for a
       minute and then grows by one at a time. If it is too high again, this pause doubles.
 

@@ -29,8 +29,8 @@ async def write_results(
     The files' ids are derived from the batch, so that a retry creates the same files.
 
     Returns:
-        The file of answered lines and the file of the other lines; None for a file without lines.
-        The caller must add their rows to the database.
+        The output file and the error file; None for a file without lines. The caller must add the
+        files' rows to the database.
     """
     with tempfile.TemporaryDirectory(prefix="moyin-") as folder:
         paths = {name: Path(folder) / name for name in ("output", "errors")}

@@ -38,7 +38,7 @@ Answer with one JSON object: {"reason": at most 60 words, "first": grade, "secon
 
 
 class Outcome(StrEnum):
-    """The result of sampling an answer, or of a step of its comparison; metrics count the results."""
+    """The result of sampling an answer or of a step of its comparison, which metrics count."""
 
     STARTED = "started"  # the job that compares the answer with a second answer was started
     REPEATED = "repeated"  # an answer with this request id was compared before

@@ -101,7 +101,11 @@ class ParsedRequest(Protocol):
         """The URLs of pictures that the request refers to, but does not contain."""
 
     def with_pictures(self, pictures: Mapping[str, chat.Image]) -> ParsedRequest:
-        """Return the request with ``pictures`` (by URL) embedded in place of their URLs."""
+        """Return the request with the pictures' bytes embedded in place of their URLs.
+
+        Args:
+            pictures: the fetched pictures, by URL.
+        """
 
     def to_domain(self, model: str) -> chat.ChatRequest | chat.EmbeddingRequest:
         """Translate the request to `moyin.domain.chat`, for a back end of another API format.

@@ -42,8 +42,9 @@ class RoutingContext:
         headers: the client's request headers in ASGI's format.
         budget: the budget that the call is charged to; None if the call is not charged.
         key_id: id of the caller's API key; empty if unknown.
-        for_tenant: the tenant whose share of back-end slots the call uses, if ``owner`` is another
-            one: a call of the judge is charged to the operator. Empty if it is the owner.
+        for_tenant: the tenant whose share of back-end slots the call uses; empty if that is
+            ``owner``. The judge's calls are charged to the operator, but use the share of the
+            tenant whose answer is judged.
         is_background: True if interactive calls have priority over this call, such as a line of a
             batch. The router learns nothing from it.
         record_usage: function that stores the ledger entry together with the answer. If None, the

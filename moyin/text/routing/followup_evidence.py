@@ -60,7 +60,7 @@ CONTINUED = Evidence("continued", 0.9, 0.05)
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class FollowUpQuery:
-    """The data of a request that is used to find the earlier answer which the request follows up.
+    """The data of a request, used to find the earlier answer that the request follows up.
 
     Attributes:
         fingerprint: keyed hash of the request's conversation.

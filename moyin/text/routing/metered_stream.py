@@ -196,10 +196,10 @@ class MeteredStream:
 
 
 def to_client_error(error: MoyinError) -> MoyinError:
-    """Return the error that the client receives instead of ``error``.
+    """Return the error that the client receives for ``error``, usually ``error`` itself.
 
-    The result hides that a back end rejected the gateway's API key. An overload error without a time
-    to wait gets one, because most clients would otherwise retry at once.
+    That a back end rejected the gateway's API key is hidden from clients. An overload error without
+    a time to wait gets one, because most clients would otherwise retry at once.
     """
     if isinstance(error, BackendKeyRejected):
         return ServiceUnavailable("the back end for this model is unavailable; retry later")

@@ -333,14 +333,14 @@ class Router:
 
 
 def _is_hedgeable(call: RoutedCall) -> bool:
-    """Return True if the call may be hedged, as a stream that is not held back to its end."""
+    """Return True if the call may be hedged: it is streamed, but not held back until its end."""
     return call.request.is_streamed and call.hold is not StreamHold.WHOLE
 
 
 def _find_answering_candidate(
     answer: Answer | None, candidates: Sequence[Candidate], first_candidate: Candidate
 ) -> Candidate:
-    """Return the candidate that gave a hedged answer, or ``first_candidate`` if there is no answer."""
+    """Return the candidate that gave a hedged answer; without an answer, ``first_candidate``."""
     answer_headers = () if answer is None else answer.headers
     return next(
         (other for other in candidates if set(other.target.headers) <= set(answer_headers)),

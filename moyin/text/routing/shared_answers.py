@@ -239,7 +239,7 @@ def _build_keys(query: FollowUpQuery) -> list[bytes]:
     """Return the keys under which the answer that a request follows up may be stored.
 
     The first key finds the answer if the client repeats the request. The second key finds it if the
-    newest message replies to it, and the third if the newest message was edited after it.
+    newest message replies to it, and the third if the client has edited its message since then.
     """
     if query.previous is None:
         return [_BY_FINGERPRINT + query.fingerprint]

@@ -37,7 +37,7 @@ _UNRUN_MESSAGES = {
 
 
 class OutputExpiry(WireModel):
-    """Time after the batch's creation at which the result files are deleted."""
+    """Time after the creation of a batch's result files at which the files are deleted."""
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3_600, le=2_592_000)

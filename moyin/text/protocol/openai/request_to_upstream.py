@@ -66,7 +66,11 @@ def embedding_request_to_upstream(request: chat.EmbeddingRequest) -> dict[str, A
 def embed_pictures(
     message: Mapping[str, Any], pictures: Mapping[str, chat.Image]
 ) -> dict[str, Any]:
-    """Return a client's message with ``pictures`` (by URL) embedded as data URLs."""
+    """Return a client's message in which data URLs replace the URLs of pictures.
+
+    Args:
+        pictures: the fetched pictures, by the URL that the client sent.
+    """
     if not isinstance(message.get("content"), list):
         return {**message}
     content = [_embed_picture(part, pictures) for part in message["content"]]

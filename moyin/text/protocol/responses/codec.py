@@ -66,7 +66,7 @@ class AnswerRecord:
 
 @dataclass(frozen=True, slots=True)
 class ParsedResponseRequest:
-    """A validated request; ``raw`` and ``data`` are the client's bytes and JSON.
+    """A validated request; ``data`` is ``raw``, the client's bytes, parsed as JSON.
 
     Attributes:
         chat: the request as a `ChatRequest`.
