@@ -71,7 +71,7 @@ class AnswerStream(Protocol):
 
     @property
     def final_usage(self) -> Usage | None:
-        """The usage of the stream once it has ended without an error; None before."""
+        """The usage of the stream after it has ended without an error; None otherwise."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 

@@ -145,7 +145,7 @@ class SharedAnswers:
         await self._store.close()
 
     async def process_batch(self) -> None:
-        """Search the answers for the queued queries, then store the queued answers."""
+        """Look up the answers that the queued queries search for, then store the queued answers."""
         queries, self._queries = self._queries, []
         answers, self._answers = self._answers, {}
         # Queries run first, because a request's own answer would replace the answer that it follows
