@@ -132,7 +132,7 @@ class PictureFetcher:
 
 @dataclass(slots=True)
 class _ByteBudget:
-    """Tracks the bytes that further pictures of one request may have."""
+    """Counts the bytes that are left for the pictures of one request."""
 
     left: int
 

@@ -63,7 +63,7 @@ class PromptFiles:
         Raises:
             InvalidRequest: the tenant has no such file; the error names the field.
             BodyTooLarge: the files are too many or too large together.
-            UnsupportedFeature: no model can read a file.
+            UnsupportedFeature: a file is not a picture, PDF or text.
         """
         references_by_id = {reference.file_id: reference for reference in references}
         if len(references_by_id) > _MAX_FILES:
@@ -91,7 +91,7 @@ class PromptFiles:
     ) -> tuple[Mapping[str, Any], bytes]:
         """Return a chat completion request, parsed and as bytes, with its stored files embedded.
 
-        Ids that are not those of stored files stay as they are: a back end may know them.
+        An id that no stored file has stays as it is, because a back end may know it.
 
         Args:
             data: the parsed request.
@@ -100,7 +100,7 @@ class PromptFiles:
         Raises:
             InvalidRequest: the tenant has no such file; the error names the field.
             BodyTooLarge: the files are too many or too large together.
-            UnsupportedFeature: no model can read a file.
+            UnsupportedFeature: a file is not a picture, PDF or text.
         """
         references = [r for r in _find_chat_references(data) if _FILE_ID.fullmatch(r.file_id)]
         if not references:

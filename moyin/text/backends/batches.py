@@ -59,7 +59,7 @@ class RemoteOutcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteResult:
-    """The result of one request in a batch: its ``body`` is an answer or the back end's error."""
+    """The result of one request in a batch; ``body`` is the answer or the back end's error."""
 
     custom_id: str
     outcome: RemoteOutcome
@@ -112,13 +112,13 @@ class BatchApi(Protocol):
         """
 
     def encode_chat(self, request: ChatRequest) -> dict[str, Any]:
-        """Translate a chat request to the JSON body of one request in a batch."""
+        """Translate a chat request to the body of a batch's request, for `encode_request`."""
 
     def read_chat(self, body: Mapping[str, Any]) -> ChatResponse:
         """Translate the JSON body of a successful result to a `ChatResponse`."""
 
     async def submit(self, payload: Payload, deadline: float) -> RemoteBatch:
-        """Send a new batch and return it as the back end has accepted it.
+        """Send a new batch, and return the back end's report about it, which has the batch's id.
 
         Args:
             deadline: the ``loop.time()`` by which the call must end.

@@ -53,7 +53,11 @@ class Endpoint:
 
 
 def build_credentials(header: str, key: str) -> dict[str, str]:
-    """Return the header that carries an API key; ``authorization`` carries it as a bearer token."""
+    """Return a header with an API key, which ``authorization`` contains as a bearer token.
+
+    Args:
+        header: the name of the header.
+    """
     return {header: f"Bearer {key}" if header == AUTHORIZATION else key}
 
 
@@ -482,7 +486,7 @@ def _build_error(response: aiohttp.ClientResponse, body: bytes) -> Exception:
 
 
 def _read_error_message(body: bytes) -> str:
-    """Return the message in the body of an error of any API format; empty if it has none."""
+    """Return the message of an error body in any API format; empty if the body has no message."""
     error = _parse_error(body)
     message = error.get("message", error.get("Message"))
     return message if isinstance(message, str) else ""
@@ -491,7 +495,8 @@ def _read_error_message(body: bytes) -> str:
 def _parse_error(body: bytes) -> Mapping[str, Any]:
     """Return the object that describes an error; empty if the body contains none.
 
-    Gemini sends the error in a list, and AWS without the member ``error``.
+    Most servers send the object in the member ``error``, Gemini within a list. AWS sends the object
+    as the whole body. If ``error`` is a text, the result is an object with this ``message``.
     """
     try:
         parsed_body = from_json(body)

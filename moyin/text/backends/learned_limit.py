@@ -55,10 +55,10 @@ class LearnedLimit:
 
     - If a call gets its first token while all earlier calls still run, the server runs all of
       them concurrently.
-    - If the first token is late, and another call ended before it, the call has waited in the
-      server's queue. The limit was too high and is lowered.
-    - While calls wait for a slot, the limit doubles. After it was too high, it grows by one at a
-      time, after a pause of a minute. The pause doubles each time the limit is too high again.
+    - If a call's first token is late, and another call ended while this call was waiting for it,
+      the call has been in the server's queue. The limit was too high and is lowered.
+    - While calls wait for a slot, the limit doubles. Once it has been too high, it stays for a
+      minute and then grows by one at a time. If it is too high again, this pause doubles.
 
     Args:
         slots: slots of the server; their limit is set to 1 at first.

@@ -103,8 +103,8 @@ class OllamaBackend:
         host: base URL of the server.
         contexts: configured context lengths in tokens, by Ollama's name of the model.
         models: the models on the host's disk, for context lengths that are not configured.
-        limit: learns how many calls the host runs concurrently; None if the configuration states
-            that number.
+        limit: learns how many calls the host runs concurrently; None if the configuration sets a
+            fixed number.
         max_connections: maximum number of concurrent connections to the server.
     """
 

@@ -67,7 +67,7 @@ def error_from_status(status: int, message: str, retry_after: str | None) -> Moy
 
 
 def parse_retry_after(retry_after: str | None) -> float | None:
-    """Return the seconds to wait that a Retry-After header states; None if it is invalid.
+    """Return the seconds to wait according to ``Retry-After``; None if it is missing or invalid.
 
     The header's value is either a number of seconds or a date.
     """

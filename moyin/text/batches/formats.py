@@ -1,4 +1,4 @@
-"""Defines the interface of a batch format: input lines and result lines in one protocol."""
+"""Defines the interface of a batch format, which reads input lines and writes result lines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class BatchFormat(Protocol):
     def render_result(self, batch: TextBatch, line: BatchLine) -> bytes:
         """Return the result of a line as JSON, without a line break.
 
-        If the batch was cancelled or expired before the line was run, the result is that error.
+        If the batch was cancelled or expired before the line was run, the result is an error that
+        states this.
         """
 
 

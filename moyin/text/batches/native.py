@@ -1,8 +1,8 @@
 """Drives native batches: assigns lines, sends the batches to back ends, and collects results.
 
-The database row alone determines the next step of a native batch, so that a batch survives the
-death of any process. One replica at a time runs the step, after moving the row's ``due_at`` into
-the future; if that replica dies, another one repeats the step.
+The next step of a native batch depends only on its row in the database, so that a batch survives
+the death of any process. One replica at a time runs the step. It first moves the row's ``due_at``
+into the future: if the replica dies, the step becomes due again, and another replica repeats it.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class NativeBatches:
         """Start the due steps of a batch's native batches.
 
         Args:
-            has_limits: True if the submitter has limits, such as a budget. Its lines are not sent
-                natively, because such a batch does not stop at the limit.
+            has_limits: True if the submitter has limits, such as a budget. Native batches are not
+                used then, because they would not stop when a limit is reached.
 
         Returns:
             True once the lines for native batches are chosen. Single calls may then run the

@@ -100,14 +100,17 @@ class NativeCollector:
         api: BatchApi,
         remote_batch: RemoteBatch,
     ) -> None:
-        """Store the results of a native batch, and release the lines without a result."""
+        """Store the results of a native batch; single calls then run the lines without a result."""
         deadline = asyncio.get_running_loop().time() + TRANSFER_SECONDS
         results_by_number: dict[int, RemoteResult] = {}
         async with aclosing(api.read_results(remote_batch, deadline)) as results:
             async for result in results:
                 line_number = native_batch.parse_line_number(result.custom_id)
                 if line_number is None:
-                    _log.error("native batch %s: a result has a foreign id", native_batch.id)
+                    _log.error(
+                        "native batch %s: the back end sent a result with an unknown custom_id",
+                        native_batch.id,
+                    )
                 elif result.outcome is not RemoteOutcome.UNANSWERED:
                     results_by_number[line_number] = result
                 if len(results_by_number) >= _GROUP:
@@ -130,7 +133,7 @@ class NativeCollector:
         """Store the results of those lines that are still assigned to the native batch.
 
         Args:
-            group: the back end's results, by the number of the line.
+            results_by_number: the back end's results, by the number of the line.
         """
         if not results_by_number:
             return

@@ -65,7 +65,7 @@ class NativeLines:
         return any(runtime.batch_api is not None for runtime in runtimes)
 
     def get_api(self, backend: str) -> BatchApi | None:
-        """Return the batch API of a back end; None if it has none, for example after a reload."""
+        """Return the batch API of a back end; None if the current configuration has none for it."""
         runtime = self._router.fleet.runtimes.get(backend)
         return None if runtime is None else runtime.batch_api
 
@@ -97,7 +97,11 @@ class NativeLines:
     def encode_line(
         self, batch: TextBatch, body: bytes, backend: str, model: str
     ) -> NativeLine | None:
-        """Translate a line for a model that `choose_backend` has chosen, or return None if that fails."""
+        """Translate a line for the back end and model that `choose_backend` has chosen for it.
+
+        Returns:
+            The translated line; None if the line can no longer be translated for them.
+        """
         deployment, api = self.find_deployment(backend, model), self.get_api(backend)
         if deployment is None or api is None:
             return None
@@ -225,11 +229,11 @@ def _build_entry(
     usage: Usage,
     error: str | None = None,
 ) -> UsageEntry:
-    """Return the ledger entry of an answered line, at the batch price.
+    """Return the ledger entry of a line that a back end has charged, at the batch price.
 
     Args:
         line_number: the number of the line.
-        error: the code of the error because of which the line has no answer; None if it has one.
+        error: the code of the error if the charged answer is unusable; else None.
     """
     assert deployment.batch_tariff is not None, "find_deployment returns only models with one"
     context = RoutingContext(
@@ -250,7 +254,7 @@ def _build_entry(
 
 
 def _read_forwarded_answer(codec: ProtocolCodec, body: Mapping[str, Any]) -> tuple[bytes, Usage]:
-    """Return an answer that is already in the client's format, as bytes, and its usage."""
+    """Return the bytes and the usage of an answer that is already in the client's format."""
     answer = dict(body)
     codec.require_answer_member(answer)
     return codec.add_missing_members(to_json(answer), answer, None), codec.read_usage(answer)

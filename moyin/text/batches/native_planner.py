@@ -49,7 +49,8 @@ class NativePlanner:
         """Choose the lines of a batch that back ends run natively, and create their native batches.
 
         Args:
-            plan: the row that represents this step; it is marked as done at the end.
+            plan: the native batch without lines that stands for this step in the database. It is
+                marked as done at the end, so that the step is not repeated.
         """
         drafts: dict[tuple[str, str], _NativeBatchDraft] = {}
         last_number = 0

@@ -48,7 +48,7 @@ _SEARCH_PERIOD = timedelta(hours=6)
 
 @dataclass(slots=True)
 class _PayloadContent:
-    """The requests written to a payload so far; ``path`` is the path of the call they all make."""
+    """The number and size of the requests in a payload file, and the path of the call they make."""
 
     count: int = 0
     size: int = 0
@@ -80,7 +80,10 @@ class NativeSender:
         self._appearance = timedelta(seconds=appearance_seconds)
 
     async def send(self, batch_input: BatchInput, native_batch: NativeBatch, api: BatchApi) -> None:
-        """Send a native batch whose lines are assigned, after recording that it is being sent."""
+        """Record that a native batch is being sent, then send it.
+
+        After a crash, the record shows that the back end may have received the batch.
+        """
         with tempfile.TemporaryDirectory(prefix="moyin-batch-") as folder:
             payload = await self._write_payload(
                 batch_input, native_batch, api, Path(folder) / "requests"
@@ -250,7 +253,7 @@ class NativeSender:
         Args:
             lines: pairs of a line and its content.
             path: the payload file.
-            payload_content: counts what the file contains.
+            payload_content: describes the requests in the file; it is updated.
         """
         with path.open("ab") as file:
             for line, content in lines:

@@ -24,13 +24,13 @@ _MEDIA_TYPE = "application/jsonl"
 async def write_results(
     batch: TextBatch, lines: BatchLineStore, blobs: BlobStore
 ) -> tuple[StoredFile | None, StoredFile | None]:
-    """Store the results of a batch as blobs. The batch must be sealed: no line runs or will run.
+    """Store the results of a batch as blobs. No line of the batch may be running or run later.
 
     The files' ids are derived from the batch, so that a retry creates the same files.
 
     Returns:
-        The file of answered lines and the file of the other lines; None for a file without lines.
-        The caller must add their rows to the database.
+        The output file and the error file; None for a file without lines. The caller must add the
+        files' rows to the database.
     """
     with tempfile.TemporaryDirectory(prefix="moyin-") as folder:
         paths = {name: Path(folder) / name for name in ("output", "errors")}

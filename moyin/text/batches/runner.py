@@ -72,8 +72,8 @@ class LineOutcome:
     Attributes:
         result: the answer or the error, as a client would have received it.
         error: the error; None for an answer.
-        usage: ledger entries that are stored together with the result: those of calls whose answer
-            was complete. Failed calls are in the ledger already.
+        usage: the ledger entries of complete answers, which are stored together with the result.
+            The entries of failed attempts are in the ledger already.
     """
 
     result: LineResult

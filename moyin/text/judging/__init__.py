@@ -1,1 +1,1 @@
-"""Lets a judge model grade sampled answers against second answers, and learns from the grades."""
+"""Lets a judge model compare sampled answers with a second model's, and learns from its grades."""

@@ -25,7 +25,7 @@ class JudgeBudget:
         self._meter = meter
 
     def create_admission(self, rules: JudgeRules) -> Admission:
-        """Create the budget reservation of one call, which the caller must release."""
+        """Create the budget reservation of one model call; the caller must release it."""
         limit = Limit(subject=_BUDGET_SUBJECT, usd_per_month=rules.usd_per_month)
         return Admission(self._meter, [limit], JUDGE_OWNER)
 

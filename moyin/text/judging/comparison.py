@@ -98,7 +98,7 @@ class Comparison:
 
 
 def derive_comparison_id(owner: str, request_id: str) -> str:
-    """Derive the id of a comparison from its request; the same request gives the same id."""
+    """Derive a comparison's id from tenant and request id, so that no request is compared twice."""
     hashed_text = f"{len(owner)}:{owner}{request_id}"
     return _ID_PREFIX + hashlib.sha256(hashed_text.encode()).hexdigest()[:40]
 
@@ -246,7 +246,7 @@ def _find_capable_targets(
     """Return the deployments that can answer, and the highest cost of an answer in US dollars.
 
     Args:
-        name: the model or alias.
+        model_name: the model or alias.
         places: the places where data-residency rules allow the data to be processed.
         needs: the needs of the request.
 

@@ -19,8 +19,9 @@ class JudgeRules:
         second: the model that writes second answers. If None, it is the next better candidate for
             the request, or else the next cheaper one.
         usd_per_month: the budget for second answers and verdicts per UTC calendar month.
-        max_prompt_tokens: the longest conversation that is judged.
-        max_answer_tokens: the longest answer that is judged, and the limit of second answers.
+        max_prompt_tokens: the length, in tokens, of the longest conversation that is judged.
+        max_answer_tokens: the length, in tokens, of the longest answer that is judged; also the
+            token limit of second answers.
         parallel: the number of comparisons that one replica runs at a time.
     """
 

@@ -50,7 +50,7 @@ class AnswerSampler:
     All methods must be called from the same event loop.
 
     Args:
-        count_outcome: called with the reason for each answer that is sampled, but not queued.
+        count_outcome: called for each sampled answer that is not queued, with the reason.
         draw_random: returns a random number in [0, 1).
 
     Attributes:
@@ -67,9 +67,9 @@ class AnswerSampler:
         self._draw_random = draw_random
 
     def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
-        """Queue a random share of the answers for the judge, and return the answer for the client.
+        """Queue the answer for the judge if chance selects it; return the answer for the client.
 
-        A stream that is chosen is wrapped, so that its bytes are recorded and queued when it ends.
+        A selected stream is wrapped, so that its bytes are recorded and queued when it ends.
         """
         rules = self.rules
         if rules is None or call.quality is None or not call.quality.is_estimated:

@@ -38,7 +38,7 @@ Answer with one JSON object: {"reason": at most 60 words, "first": grade, "secon
 
 
 class Outcome(StrEnum):
-    """The result of judging a sampled answer, or of one step of it, as metrics report it."""
+    """The result of sampling an answer or of a step of its comparison, which metrics count."""
 
     STARTED = "started"  # the job that compares the answer with a second answer was started
     REPEATED = "repeated"  # an answer with this request id was compared before
@@ -79,7 +79,7 @@ class Verdict:
 
     @property
     def agrees(self) -> bool:
-        """True if the client's answer is as good as the second answer or better."""
+        """True if the judge agrees with the router: the client's answer is not the worse one."""
         return self.given >= self.other
 
 
@@ -91,7 +91,7 @@ def build_judge_request(
     Args:
         model: the judge model.
         conversation: the conversation as text.
-        given_answer: the client's answer.
+        client_answer: the client's answer.
         second_answer_text: the second answer.
         is_swapped: True if the judge reads the second answer first.
     """

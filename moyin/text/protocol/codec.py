@@ -101,7 +101,11 @@ class ParsedRequest(Protocol):
         """The URLs of pictures that the request refers to, but does not contain."""
 
     def with_pictures(self, pictures: Mapping[str, chat.Image]) -> ParsedRequest:
-        """Return the request with ``pictures`` (by URL) embedded in place of their URLs."""
+        """Return the request with the pictures' bytes embedded in place of their URLs.
+
+        Args:
+            pictures: the fetched pictures, by URL.
+        """
 
     def to_domain(self, model: str) -> chat.ChatRequest | chat.EmbeddingRequest:
         """Translate the request to `moyin.domain.chat`, for a back end of another API format.
@@ -137,7 +141,7 @@ class ParsedRequest(Protocol):
 
 
 class ProtocolCodec(Protocol):
-    """Parses requests and responses of one call of a protocol; encodes responses and errors."""
+    """Parses and encodes the bodies and errors of one API call, such as ``POST /v1/messages``."""
 
     @property
     def api_format(self) -> ApiFormat: ...
@@ -187,7 +191,7 @@ class ProtocolCodec(Protocol):
         """
 
     def count_output_bytes(self, body: Mapping[str, Any]) -> int:
-        """Return the size of the model's own text in a whole response, in bytes of UTF-8."""
+        """Return the size of the text that the model wrote in a whole response, in UTF-8 bytes."""
 
     def require_answer_member(self, body: Mapping[str, Any]) -> None:
         """Check that a back end's whole response has the member that contains the answer.

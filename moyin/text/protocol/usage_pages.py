@@ -21,7 +21,7 @@ _NANO = 10**9
 
 
 class _GroupPosition(BaseModel):
-    """The position of a group in the report's order: by day, then by cost, then by calls."""
+    """The values by which groups are sorted: the day, the cost, the number of calls, the names."""
 
     day: str
     cost: int
@@ -34,7 +34,7 @@ class _GroupPosition(BaseModel):
 
 
 def sort_groups(groups: Sequence[GroupBody], group_by: Sequence[GroupBy]) -> list[GroupBody]:
-    """Return the groups by day, then by cost, the highest first."""
+    """Return the groups sorted by day, and the groups of a day by cost, the highest first."""
     return sorted(groups, key=lambda group: _find_position(group, group_by).key)
 
 

@@ -17,9 +17,9 @@ A model with public scores in a kind of request has a separate ability for that 
 last Claude with such scores. Later Claude models get its abilities plus their distance from it in
 the ranking. Otherwise a local model with scores would seem better than a Claude without scores.
 
-For three kinds, the ability is the mean of the general ability and of a second one. For reasoning,
-the second is the ability for mathematics, because questions of reasoning tests are often
-arithmetic. For extraction and summary, it comes from a test of reading given texts.
+For reasoning, extraction and summary, the ability is the mean of the general ability and a special
+one. The special ability for reasoning is that for mathematics, because questions of reasoning tests
+are often arithmetic. Those for extraction and summary come from tests of reading given texts.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def _build_ranked_abilities(table_name: str, general_ability: float) -> dict[str
 def _blend_abilities(
     abilities_by_kind: dict[str, Ability], general_ability: float, spread: float
 ) -> dict[str, Ability]:
-    """Add the ability for reasoning, and average those of some kinds with the general ability.
+    """Add the ability for reasoning, and average some kinds' abilities with the general ability.
 
     Args:
         abilities_by_kind: the abilities by kind of request, as public scores show them.
@@ -345,9 +345,9 @@ def _parse_billions(name: str) -> float | None:
 
 
 def _find_longest_entry(name: str) -> str:
-    """Return the longest model name in the tables with which ``name`` begins; "" if there is none.
+    """Return the longest model name in the tables that ``name`` equals or extends; "" if none.
 
-    The rest of ``name`` must begin with a hyphen.
+    An extension begins with a hyphen.
     """
     while name:
         if name in _RANKS or name in _MMLU:

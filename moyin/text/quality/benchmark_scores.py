@@ -1,8 +1,8 @@
 """Lists public scores of known models in four kinds of request, and converts them to abilities.
 
 Recent small models are far better at arithmetic and code than their MMLU scores show. The score for
-mathematics is GSM8K. The score for code is the mean of HumanEval and MBPP, or EvalPlus' average of
-both with and without its stricter tests.
+mathematics is GSM8K. The score for code is the mean of HumanEval and MBPP, or the mean of EvalPlus'
+four scores: for each of these two benchmarks, with and without EvalPlus' stricter tests.
 
 A score is the share of a benchmark's questions that a model solves. The ability is chosen so that
 the estimate for such a question equals the score. Vendors publish flattering scores, on questions

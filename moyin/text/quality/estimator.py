@@ -62,8 +62,9 @@ class LearningLimits:
     """Limits how far signals move estimates, and how many tenants' states are in memory.
 
     Attributes:
-        key_burst: the largest total weight of signals that count from one API key in a short time.
-        key_per_day: after that, the weight of further signals that count from the key per day.
+        key_burst: the largest total weight of one API key's signals. Signals beyond it are ignored.
+        key_per_day: the weight that is subtracted from this total per day, so that the key's
+            signals count again.
         max_key_shift: the largest logits by which a key's signals together may move a model's
             estimates in one direction; half of the shift is forgotten per day.
         max_signal_shift: the largest logits by which a signal may move the estimate of its request.
@@ -87,7 +88,7 @@ class Signal:
         weight: the reliability of the source from 0 to 1: 1 for a rating, less for a repeated
             request.
         source: the kind of signal, such as ``feedback``, ``regenerated``, ``rescue`` or ``judge``.
-        key: the id of the signal's author, such as an API key; empty for the router itself.
+        key: the id of the signal's author, such as an API key's; empty for the router itself.
         at: the time of the signal in Unix seconds.
     """
 
@@ -156,7 +157,7 @@ class Estimator:
         return Estimate(p, low if low < p else p, signals, basis, high if high > p else p)
 
     def learn(self, tenant: str, signal: Signal) -> float:
-        """Update the tenant's weights of the signal's model.
+        """Update the tenant's learned weights for the model that the signal is about.
 
         Returns:
             The weight with which the signal counted; 0 if the tenant is frozen or the key used up
@@ -213,7 +214,7 @@ class Estimator:
         return terms
 
     def set_abilities(self, abilities: Mapping[str, Ability]) -> None:
-        """Replace all abilities that the operator configured, which are stored by model name."""
+        """Replace all abilities that the operator configured; the keys are model names."""
         self._abilities = dict(abilities)
 
     def set_shared_levels(self, levels: SharedLevels) -> None:
@@ -221,9 +222,9 @@ class Estimator:
         self._shared_levels = levels
 
     def get_shared_levels(self, tenant: str, model: str) -> Mapping[str, float]:
-        """Return the logits by which a model is better than its public scores, by kind of request.
+        """Return how many logits better than its public scores a model is, per kind of request.
 
-        These are medians over all tenants. The result is empty for a frozen tenant.
+        The values are medians over all tenants. The result is empty for a frozen tenant.
         """
         return {} if self.get_state(tenant).frozen else self._shared_levels.get(model, {})
 

@@ -48,7 +48,7 @@ class WeightSpreads:
         general: the deviation of the model's general weight.
         shape: the deviation for length, digits, letters, list items and lines.
         meaning: the deviation for each dimension of an embedder's unit vector.
-        trust: the deviation of the factor that scales words, which starts at 1.
+        trust: the deviation of the factor that scales the weights of words; the factor starts at 1.
     """
 
     general: float = 1.1
@@ -146,7 +146,7 @@ class WeightReader:
         """Return the logits by which the tenant's signals move the estimate for the question.
 
         Args:
-            mean: the weights of a model, as in `LearnedWeights`.
+            mean: the weights of a model, from `LearnedWeights.mean`.
         """
         logits: float = sum(self._shape(mean))
         if self._words is not None:

@@ -45,7 +45,8 @@ _PERSONAL_WORDS = _split_to_set(
 def find_request(text: str, split_words: Callable[[str], list[str]]) -> tuple[str, list[str]]:
     """Return the paragraph of a long text that is a request, and its words.
 
-    The last paragraph is preferred to the first. If neither is a request, both values are empty.
+    The last paragraph is examined first, then the first one, and no other. If neither is a request,
+    an empty text and no words are returned.
 
     Args:
         split_words: returns the words of a text in lower case.
@@ -60,10 +61,10 @@ def find_request(text: str, split_words: Callable[[str], list[str]]) -> tuple[st
 
 
 def classify_reading(request_words: list[str], kind: str) -> str:
-    """Return the kind "extraction" or "summary" if the request asks about a long text beside it.
+    """Return the kind "extraction" or "summary" if the request asks about the long text, else "".
 
-    The long text contains the answer to questions about what it reports, and to general questions
-    that do not concern the user. For other requests, the result is "".
+    Such requests ask what the text reports, or ask a general question that does not concern the
+    user: the text probably contains the answer.
 
     Args:
         request_words: the words of the request, without the long text.

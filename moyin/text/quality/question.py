@@ -131,8 +131,9 @@ class Question:
         language: the language of the request, one of `LANGUAGES`.
         difficulty: the difficulty in logits, on the scale of `moyin.text.quality.abilities`.
         spread: the standard deviation of ``difficulty``.
-        features: the numbers of the weights for this request: `SHAPE_FEATURES` of the shape, then
-            hashed words. With an embedder, `MEANING_DIMENSIONS` numbers of the meaning follow.
+        features: numbers that identify the learned weights for this request: first
+            `SHAPE_FEATURES` numbers for its shape, such as its length, then one per hashed word.
+            With an embedder, `MEANING_DIMENSIONS` numbers for the meaning follow.
     """
 
     kind: str
@@ -155,7 +156,7 @@ def build_question(
     """Describe a request before any model has answered it.
 
     Args:
-        texts: the role and the text of each of the last turns, the newest last.
+        turns: the role and the text of each of the last turns, the newest last.
         tools: True if the request has tools.
         schema: True if the answer must match a JSON schema.
         pictures: True if the request has pictures.
@@ -259,12 +260,13 @@ def restore_features(features: Iterable[int]) -> tuple[int, ...]:
 
 
 def _extract_request(turns: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[str, list[str]]]:
-    """Return the user's text, the number of user turns, and the request within a long text.
+    """Return the user's last text, the number of user turns, and the request within a long text.
 
-    A long text is reduced to its beginning and end. The request is the result of `find_request`.
+    A long text is reduced to its beginning and end. The request within it is the result of
+    `find_request`; it is empty if the text is not long.
 
     Args:
-        texts: the role and the text of each of the last turns, the newest last.
+        turns: the role and the text of each of the last turns, the newest last.
     """
     user_texts = [text for role, text in turns if role == "user"] or [
         text for _, text in turns[-1:]
@@ -371,7 +373,8 @@ def _compute_shape_features(
 ) -> tuple[int, ...]:
     """Return the features of the request's shape, such as its length and its number of lines.
 
-    Each property, such as the length, has a range of feature numbers, of which it sets one.
+    Each property, such as the length, has its own range of feature numbers. The result has one
+    number from each range.
 
     Args:
         word_count: the number of words.

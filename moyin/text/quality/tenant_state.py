@@ -33,8 +33,8 @@ class KeyUsage:
     """The influence that one API key's signals have had, so that it can be limited.
 
     Attributes:
-        used: the total weight of the key's signals, which decreases evenly over time.
-        moved: the logits by which the key moved estimates, by model; halved every day.
+        used: the total weight of the key's signals; a fixed amount per day is subtracted from it.
+        moved: for each model, the logits by which the key moved its estimates; halved every day.
         at: the time of the last update in Unix seconds.
     """
 
@@ -169,11 +169,12 @@ class TenantState:
 
 
 def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
-    """Return the logits by which models are better than their public scores, by model and kind.
+    """Return how many logits better than its public scores each model is, per kind of request.
+
+    Kinds with few signals are left out. The result is empty if the tenant is frozen.
 
     Args:
-        state: the state of one tenant. Kinds with few signals are left out. The result is empty if
-            the tenant is frozen.
+        state: the state of one tenant.
     """
     if state.frozen:
         return {}
@@ -191,9 +192,9 @@ def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
 def compute_shared_levels(
     contributions: Iterable[Mapping[str, Any]],
 ) -> dict[str, dict[str, float]]:
-    """Return the logits by which models are better than their public scores, by model and kind.
+    """Return the shared level of each model per kind of request: the median over tenants.
 
-    Each is the median over tenants.
+    Kinds for which fewer than `MIN_TENANTS` tenants have a value are left out.
 
     Args:
         contributions: the stored result of `extract_levels` for each tenant. Malformed values are

@@ -1,4 +1,4 @@
-"""Formats probabilities as text for people, without importing the slow estimator modules."""
+"""Formats probabilities as text for people, in a module that is fast to import."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def _index_distinct_words(words_by_language: Mapping[str, str]) -> dict[str, str
     English keeps the words that it shares with another language.
 
     Args:
-        words_by_language: the words of each language, separated by spaces, by the code of the language.
+        words_by_language: for the code of each language, its words, separated by spaces.
     """
     languages: dict[str, list[str]] = {}
     for language, words in words_by_language.items():

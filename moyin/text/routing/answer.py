@@ -1,4 +1,4 @@
-"""Defines the input and output types of the router: the request context, the answer, the stream."""
+"""Defines the router's input (context and budget of a request) and its output (the answer)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_USAGE = Usage()
 
 
 class BudgetReservation(Protocol):
-    """Charges one request to its caller's budgets; the gatekeeper's middleware implements it."""
+    """Interface that charges one request to its caller's budgets; the gatekeeper implements it."""
 
     @property
     def limits_spending(self) -> bool:
@@ -42,11 +42,13 @@ class RoutingContext:
         headers: the client's request headers in ASGI's format.
         budget: the budget that the call is charged to; None if the call is not charged.
         key_id: id of the caller's API key; empty if unknown.
-        for_tenant: the tenant whose share of slots at back ends the call uses; empty for the owner.
+        for_tenant: the tenant whose share of back-end slots the call uses; empty if that is
+            ``owner``. The judge's calls are charged to the operator, but use the share of the
+            tenant whose answer is judged.
         is_background: True if interactive calls have priority over this call, such as a line of a
             batch. The router learns nothing from it.
-        record_usage: called with the ledger entry, by a caller that stores it together with the
-            answer. If None, the router writes the entry to the ledger.
+        record_usage: function that stores the ledger entry together with the answer. If None, the
+            router itself writes the entry to the ledger.
     """
 
     request_id: str
@@ -69,7 +71,7 @@ class AnswerStream(Protocol):
 
     @property
     def final_usage(self) -> Usage | None:
-        """The usage of the stream once it has ended without an error; None before."""
+        """The usage of the stream after it has ended without an error; None otherwise."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 

@@ -1,8 +1,8 @@
 """Finds faults in an answer or in its beginning: wrong format, emptiness and repetition.
 
 The quality of the content is not judged. A fault is reported only if it is certain. JSON schemas
-come from clients, so the checker takes only a limited number of steps. It accepts keywords that it
-does not support, such as regular expressions, which could run for minutes.
+come from clients and may be expensive, so a check stops after a limited number of steps. It ignores
+some keywords, such as ``pattern``, because a regular expression could run for minutes.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def find_fault(answer: ChatResponse, constraints: ResponseConstraints) -> str | 
 
 
 def is_truncated(answer: ChatResponse, max_tokens: int | None) -> bool:
-    """Return True if an answer was cut off by a token limit, unless the client set a small one.
+    """Return True if a token limit cut off an answer, unless the client itself set a small limit.
 
-    ``max_tokens`` is the limit that the client set; it is None if the client set none.
+    ``max_tokens`` is the client's limit; None if the client set none.
     """
     return answer.stop is StopReason.MAX_TOKENS and (
         max_tokens is None or max_tokens >= _SUFFICIENT_TOKENS
@@ -125,7 +125,7 @@ def _parse_json(text: str) -> Any:
 def _repeats_itself(text: str) -> bool:
     """Return True if the text ends in many repetitions of the same characters.
 
-    Repetitions without two different letters, such as rows of dashes, do not count.
+    The characters must include two different letters: a row of dashes is no fault.
     """
     text_end = text[-_SAMPLE_LENGTH:]
     previous_start = text.rfind(
@@ -139,7 +139,7 @@ def _repeats_itself(text: str) -> bool:
 
 
 def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Return False if ``value`` violates ``schema``, and True if it may conform."""
+    """Return False if ``value`` certainly violates ``schema``, else True."""
     return _SchemaChecker(schema).matches_subschema(value, schema, 0)
 
 

@@ -61,9 +61,9 @@ class AnswerReviewer:
         Also set ``call.is_learned_from``: True if the router learns from this request.
 
         Returns:
-            True if the request shows that an earlier answer did not help; False if it does not, or
-            if this is not known yet. It is known at once only if the route allows trials of
-            little-known models; otherwise the check runs in the background.
+            True if the request shows that an earlier answer did not help. Only routes that allow
+            trials of little-known models need to know this at once. For other routes, the check
+            runs in the background, and the result is False.
         """
         learning, follow_ups = self._learning, self._follow_ups
         if learning is None or call.needs.embeddings or call.context.is_background:
@@ -339,8 +339,8 @@ def _occupies_last_slot(
 ) -> bool:
     """Return True if the other candidate cannot be called while the answer's stream is open.
 
-    This is so if both use the same back end, and the stream holds its last slot. The stream must
-    stay open until the other candidate has answered.
+    This is so if both candidates use the same back end and the stream holds its last slot. The
+    stream cannot be closed first, because its answer is needed if the other candidate fails.
     """
     runtime = other_candidate.target.runtime
     is_running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete

@@ -116,7 +116,7 @@ class Attempt:
             raise
 
     async def _call_or_translate(self, deadline: float) -> Answer:
-        """Forward the request, or translate it if the back end lacks this call of the API.
+        """Forward the request, or translate it if the back end does not support the request's path.
 
         Args:
             deadline: the ``loop.time()`` by which the call must end.
@@ -152,8 +152,8 @@ class Attempt:
 
         Args:
             error: the code of the error that ended the answer early, if there was one.
-            charges_budget: False to leave the budgets unchanged, for the estimated usage of a
-                failed call. The budgets have reserved money for one answer only.
+            charges_budget: False for the estimated usage of a failed call, which is not charged to
+                the caller's budgets, because they reserved money for one answer only.
         """
         call, target = self.call, self.target
         pico_cost = target.get_price().compute_pico_cost(usage)
@@ -331,7 +331,7 @@ class Attempt:
     def _find_billed_usage(self, error: MoyinError) -> Usage | None:
         """Return the usage that the provider may bill for a failed call, or None.
 
-        A provider does not bill a refusal, or a call that did not reach it.
+        A provider does not bill a request that it rejected or that did not reach it.
         """
         if self._usage_so_far is not None:
             return self._usage_so_far

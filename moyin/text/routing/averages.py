@@ -13,7 +13,8 @@ class Average:
     """Moving average of about the last forty samples.
 
     Args:
-        half_life_seconds: seconds after which a sample has half its weight. None keeps the full weight.
+        half_life_seconds: seconds after which a sample has half its weight; None if it keeps its
+            full weight.
     """
 
     __slots__ = ("_count", "_half_life", "_last_sample_at", "_mean")
@@ -31,7 +32,7 @@ class Average:
         self._last_sample_at = now
 
     def estimate(self, prior: float, now: float = 0.0) -> float:
-        """Return the average of all samples and ``prior``; the prior counts as three samples.
+        """Return the average of the samples and of ``prior``, which counts as three samples.
 
         Args:
             now: the current time in seconds.
@@ -66,7 +67,7 @@ class KeyedAverages:
         average.add(sample, now)
 
     def estimate(self, key: Hashable, prior: float, now: float = 0.0) -> float:
-        """Return the estimate of a key, which is ``prior`` if the key has no samples.
+        """Return the average of a key's samples and of ``prior``; see `Average.estimate`.
 
         Args:
             now: the current time in seconds.

@@ -52,7 +52,7 @@ class BackendRuntime:
     Each replica has its own. A new configuration creates a new runtime.
 
     Attributes:
-        pass_through: the back end if it accepts forwarded bytes; None if it does not.
+        pass_through: the back end, if it accepts clients' bytes unchanged; else None.
         operations: the back end if it may support calls other than chats and embeddings; else None.
         timeout: maximum seconds of a whole call.
         first_byte_timeout: maximum seconds until a stream begins. None sets no such limit.
@@ -131,7 +131,9 @@ class BackendRuntime:
                 yield estimator
 
     def get_model_breaker(self, upstream: str) -> Breaker:
-        """Return the breaker of a model, by upstream name; it is created on first use.
+        """Return the breaker of the model that the back end calls ``upstream``.
+
+        It is created on first use.
 
         The breaker is open while the back end reports that it lacks the model. Targets whose
         breaker is open are not excluded; they are tried last.
@@ -142,7 +144,10 @@ class BackendRuntime:
         return model_breaker
 
     def estimate_service_time(self, expected_seconds: float) -> float:
-        """Return the average seconds of recent calls, close to ``expected_seconds`` if they are few."""
+        """Return the average duration of recent calls in seconds.
+
+        After few calls, the result is close to ``expected_seconds``.
+        """
         return self._service_time.estimate(expected_seconds, self.clock())
 
     def record_service_time(self, seconds: float) -> None:

@@ -23,7 +23,7 @@ class ModelDeployment:
     """One model on one back end, with its settings from the configuration.
 
     Attributes:
-        backend: name of the back end. Each host of a back end with several hosts has its own.
+        backend: name of the back end. If it has several hosts, each host has a name of its own.
         family: name of the back end in the configuration; empty if it equals ``backend``.
         api_format: API format whose requests the back end accepts unchanged; None if all requests
             are translated.
@@ -31,9 +31,9 @@ class ModelDeployment:
         configured: False if the back end lacks its API key. It is then listed but never called.
         key_env: environment variable of the API key; empty if no key is needed.
         ability: prior estimate of the model's ability; None if unknown.
-        file: the model on the server's disk; None if the server does not describe it.
-        omitted_abilities: abilities, such as ``tools``, that are optional: if no model
-            of the requested name has one, the fields that need it are removed from requests.
+        file: description of the model on the server's disk; None if the server gives none.
+        omitted_abilities: optional abilities, such as ``tools``. If no deployment of the requested
+            name has an ability, the fields that need the ability are removed from requests.
         batch_tariff: prices of requests that the back end runs through its own batch API; None if
             it is not used.
     """
@@ -109,8 +109,8 @@ class Alias:
         usd_per_bad_answer: cost of a useless answer; if it is None, the tenant's setting applies.
         explore: share of requests on which a little-known model may be tried.
         cache: configures the caching of answers. If it is None, answers are not cached.
-        omitted_abilities: abilities, such as ``tools``, that are optional: if no model
-            of the group has one, the fields that need it are removed from requests.
+        omitted_abilities: optional abilities, such as ``tools``. If no model of the group has an
+            ability, the fields that need the ability are removed from requests.
     """
 
     models: tuple[str, ...] = ()
@@ -194,7 +194,7 @@ class Catalog:
         return self.aliases.get(self.get_canonical_name(name), _NO_ALIAS)
 
     def get_canonical_name(self, name: str) -> str:
-        """Return the configured spelling of a name: with or without Ollama's tag ``:latest``.
+        """Return a name as the configuration spells it: with or without Ollama's tag ``:latest``.
 
         An unknown name is returned unchanged.
         """
@@ -257,10 +257,10 @@ class Catalog:
 
 
 def _limit_to_chat(deployment: ModelDeployment) -> ModelDeployment:
-    """Return the deployment without embeddings if its model also chats.
+    """Return the deployment, marked as unable to compute embeddings if its model can chat.
 
-    Vectors of different models cannot be compared, so a chat model computes embeddings only if a
-    request names it.
+    Vectors of different models cannot be compared. Therefore ``auto`` uses no chat model for
+    embeddings; a request must name it.
     """
     model = deployment.model
     if not (model.chat and model.embeddings):

@@ -20,7 +20,8 @@ _SINCE_RELEASE = date.min
 def _build_rates(base: str, output: str, cache_read: str) -> Rates:
     """Return the rates of a model, all in US dollars per million tokens.
 
-    A cache write costs 1.25 times the input rate for five minutes, and twice for an hour.
+    Writing to the cache costs 1.25 times the input rate if the entry is kept for five minutes, and
+    twice the input rate if it is kept for an hour.
 
     Args:
         base: the input rate.

@@ -174,7 +174,9 @@ def find_exclusion(
     return (
         None
         if deployment.configured
-        else Exclusion(deployment=deployment, reason="not configured", code="not_configured")
+        else Exclusion(
+            deployment=deployment, reason="its API key is not set", code="not_configured"
+        )
     )
 
 

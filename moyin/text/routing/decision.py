@@ -326,14 +326,13 @@ def _build_quality_error(
 
 def _build_not_configured_error(deployments: Sequence[ModelDeployment]) -> ServiceUnavailable:
     missing_keys = {
-        f"{deployment.family or deployment.backend} lacks its key ({deployment.key_env})"
+        f"{deployment.key_env} for {deployment.family or deployment.backend!r}"
         for deployment in deployments
     }
-    message = "no back end for this model is configured"
     return ServiceUnavailable(
-        f"{message}: {', '.join(sorted(missing_keys))}"
+        f"no back end for this model has its API key: set {', '.join(sorted(missing_keys))}"
         if missing_keys
-        else f"{message}; choose another model"
+        else "no back end for this model is configured; choose another model"
     )
 
 

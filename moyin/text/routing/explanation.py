@@ -205,7 +205,10 @@ def _get_score_without_risk(candidate: Candidate) -> float:
 
 
 def describe_model_state(candidate: Candidate) -> str:
-    """Return the state of the candidate's model, or ``busy`` if it is loaded without a free slot."""
+    """Return the state of the candidate's model in its server's memory.
+
+    The result is ``busy`` if the model need not be loaded first, but its back end has no free slot.
+    """
     runtime, model = candidate.target.runtime, candidate.deployment.model
     state = (
         ModelState.UNKNOWN if runtime.loaded is None else runtime.loaded.get_state(model.upstream)

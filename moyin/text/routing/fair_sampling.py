@@ -81,7 +81,9 @@ class FairSampler:
         return True
 
     def _start_second(self, now: float) -> None:
-        """Start a new second, and merge the last second's counts into the fading earlier counts.
+        """Start a new second, and update the estimate of how many requests each tenant sends.
+
+        The estimate of a tenant falls by half per second without requests.
 
         Args:
             now: the current time in seconds, from the sampler's clock.

@@ -35,7 +35,7 @@ _UNKNOWN_QUESTION = Question(
 
 
 class LedgerReader(Protocol):
-    """Read access to the usage ledger, which knows the model of each answered request."""
+    """Interface that reads from the usage ledger which model answered a request."""
 
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
@@ -130,7 +130,7 @@ class FeedbackService:
     async def _find_answer(
         self, owner: str, request_id: str
     ) -> tuple[str, Mapping[str, Any], float | None]:
-        """Find an answer by its request.
+        """Find the answer to a request, and how good it was expected to be.
 
         Returns:
             The model; the question as `question_to_json` encodes it; and the estimated probability

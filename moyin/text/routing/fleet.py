@@ -112,8 +112,8 @@ class Fleet:
     def find_callable_deployments(self, name: str, owner: str) -> tuple[ModelDeployment, ...]:
         """Return the deployments of a model name that a tenant may use and that are available.
 
-        If none is available, return those that are configured, or else all. Callers can then still
-        describe the model while its server restarts.
+        If no back end of the model is available, return all deployments whose back end has its API
+        key, or else all. Callers can then still describe the model while its server restarts.
 
         Raises:
             ModelNotFound: the name is unknown.

@@ -60,7 +60,7 @@ CONTINUED = Evidence("continued", 0.9, 0.05)
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class FollowUpQuery:
-    """The data of a request by which the answer that it follows up is found.
+    """The data of a request, used to find the earlier answer that the request follows up.
 
     Attributes:
         fingerprint: keyed hash of the request's conversation.

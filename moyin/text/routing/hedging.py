@@ -14,7 +14,7 @@ _MAX_CREDIT = 10.0
 class HedgeBudget:
     """Token bucket that limits the share of requests that are sent to a second back end.
 
-    Each request adds a fraction of a credit, and each second call costs one credit.
+    Each request adds a fraction of a credit. Calling a second back end costs one credit.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class HedgeBudget:
         self._credit = min(self._credit + share, _MAX_CREDIT)
 
     def try_spend_credit(self) -> bool:
-        """Pay for one second call; return False if there is less than one credit."""
+        """Spend one credit on calling a second back end; return False if there is less than one."""
         if self._credit < 1:
             return False
         self._credit -= 1
@@ -53,8 +53,11 @@ async def race_calls(
         delay_seconds: seconds after which the second call may start.
         may_start_second: returns False to prevent the second call.
 
+    Returns:
+        The answer; None if no call answered, and the first one was rejected by a breaker.
+
     Raises:
-        MoyinError: both calls failed; this is the error of the first call.
+        MoyinError: no call answered; this is the error of the first call.
     """
     first_task = asyncio.ensure_future(first_call)
     running_tasks = {first_task}

@@ -138,7 +138,7 @@ class LatencyEstimator:
         return self._sorted[len(self._sorted) * 95 // 100]
 
     def estimate_price(self, gpu: GpuRate) -> Price:
-        """Return the price per token that follows from a GPU's hourly cost and the measured speed."""
+        """Return the price per token, computed from a GPU's hourly cost and the measured speed."""
         now = self._clock()
         seconds_per_prompt_token = self._per_prompt_token.estimate(
             1 / self._prior.speed.prompt, now

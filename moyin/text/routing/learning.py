@@ -46,7 +46,7 @@ _MAX_FAILURES = 5
 
 @dataclass(kw_only=True, slots=True)
 class _QueuedDecision:
-    """Routing decision in the write queue, which is stored later, so that no request waits."""
+    """Routing decision that waits to be written to the database, while its request goes on."""
 
     owner: str
     request_id: str
@@ -287,14 +287,17 @@ class QualityLearner:
         return self._estimator.get_state(owner)
 
     def get_levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
-        """Return the logits by which other tenants' signals shift a model's estimates, by kind."""
+        """Return how many logits other tenants' signals add to a model's estimates.
+
+        The result has one value per kind of request.
+        """
         return self._estimator.get_shared_levels(owner, model)
 
     async def refresh_shared_levels(self) -> None:
-        """Load the logits by which the signals of all tenants shift the estimates of each model.
+        """Load the shared levels: the logits that all tenants' signals add to a model's estimates.
 
-        All replicas compute these levels from the same rows, so they agree within two minutes. The
-        levels affect estimates but not the learned states.
+        All replicas compute the levels from the same rows, so they agree within two minutes. The
+        levels affect estimates but not the learned states of tenants.
         """
         levels: SharedLevels = {}
         if self._is_shared:

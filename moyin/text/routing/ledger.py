@@ -35,7 +35,8 @@ def build_usage_entry(
 ) -> UsageEntry:
     """Build the ledger entry of a call that cost ``pico_cost`` picodollars.
 
-    ``error`` is the code of the error that ended the answer early, or `CANCELLED`.
+    ``error`` is the code of the error that ended the answer early, or `CANCELLED` if the client
+    disconnected or another hedged call answered first. It is None for a complete answer.
     """
     return UsageEntry(
         request_id=context.request_id,

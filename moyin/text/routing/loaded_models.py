@@ -103,5 +103,5 @@ class LoadedModels:
         return True
 
     def record_call_failure(self, model: str) -> None:
-        """Record that a call failed before its answer; the model then no longer counts as loading."""
+        """Record that a call failed before its answer; the model no longer counts as loading."""
         self._loading.pop(model, None)

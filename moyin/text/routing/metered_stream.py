@@ -31,7 +31,7 @@ FinishStream = Callable[[Usage, BaseException | None], bytes]
 
 @dataclass(eq=False, slots=True)
 class MeteredStream:
-    """Stream of an answer that reports errors as events of the protocol, and finally its cost.
+    """Stream that forwards an answer; an error becomes an event, and the cost comes last.
 
     ``finish`` is called exactly once, whether the stream ends, fails or is closed.
 
@@ -150,7 +150,7 @@ class MeteredStream:
     async def _read_piece_within(self, timeout_seconds: float) -> bytes | None:
         """Return the next piece, or None if it does not arrive in time.
 
-        `_read_piece` then returns that piece.
+        A late piece is not lost: the next call of `_read_piece` returns it.
         """
         # The read runs in its own task, because cancelling it would end the stream.
         self._pending_read = asyncio.create_task(self._read_next())
@@ -196,10 +196,10 @@ class MeteredStream:
 
 
 def to_client_error(error: MoyinError) -> MoyinError:
-    """Return the error that the client receives instead of ``error``.
+    """Return the error that the client receives for ``error``, usually ``error`` itself.
 
-    The result hides that a back end rejected the gateway's API key. An overload error without a time
-    to wait gets one, because most clients would otherwise retry at once.
+    That a back end rejected the gateway's API key is hidden from clients. An overload error without
+    a time to wait gets one, because most clients would otherwise retry at once.
     """
     if isinstance(error, BackendKeyRejected):
         return ServiceUnavailable("the back end for this model is unavailable; retry later")

@@ -1,4 +1,4 @@
-"""Calls one back end once for an operation, and records its units, cost and duration."""
+"""Calls one back end once for an operation such as speech, and records usage, cost and time."""
 
 from __future__ import annotations
 
@@ -249,8 +249,8 @@ class OperationAttempt:
 
         Args:
             error: the code of the error that ended the answer early, if there was one.
-            charges_budget: False to leave the budgets unchanged, for the estimated usage of a
-                failed call. The budgets have reserved money for one answer only.
+            charges_budget: False for the estimated usage of a failed call, which is not charged to
+                the caller's budgets, because they reserved money for one answer only.
         """
         context, target, operation = self.context, self.target, self.request.operation
         if error is not None:
@@ -277,7 +277,10 @@ class OperationAttempt:
         return format_usd(pico_cost).encode()
 
     def _estimate_missing_tokens(self, usage: OperationUsage) -> OperationUsage:
-        """Return the usage of an answer that ended early, with the most tokens it may have cost."""
+        """Return the usage of an answer that ended early, with the maximum tokens if it has none.
+
+        Nothing is added if the target has no price per token, or never reports tokens.
+        """
         request, target = self.request, self.target
         # Audio streams never report tokens, so their tokens are not billed.
         may_report = request.accepts(JSON_TYPE) or request.accepts(EVENT_STREAM_TYPE)

@@ -202,11 +202,11 @@ def _build_no_capable_target_error(route: CompiledRoute, request: OperationReque
             field="model",
         )
     missing_keys = sorted(
-        f"{d.family or d.backend} lacks its key ({d.key_env})"
+        f"{d.key_env} for {d.family or d.backend!r}"
         for d in (exclusion.deployment for exclusion in capable_exclusions if exclusion.is_allowed)
     )
     return ServiceUnavailable(
-        f"no back end for this model is configured: {', '.join(dict.fromkeys(missing_keys))}"
+        f"no back end for this model has its API key: set {', '.join(dict.fromkeys(missing_keys))}"
     )
 
 

@@ -30,7 +30,7 @@ class PriceScenario:
 def simulate_prices(
     decisions: Sequence[Sequence[Sequence[Any]]], prices: Sequence[float] = DEFAULT_PRICES
 ) -> list[PriceScenario]:
-    """Repeat each decision with every price of a bad answer; return each price's expected outcome.
+    """Simulate all decisions with each of ``prices`` as the cost of a bad answer.
 
     Waiting times are ignored, because the load at the time of the decision is unknown.
 

@@ -107,7 +107,8 @@ def build_gap_error(
     """Return the error for a request that no target supports.
 
     Args:
-        gaps: the error of each target that could be called, in the order of the calls.
+        gaps: for each target, the error that shows what its back end does not support. The first
+            target is the one that would have been called first.
     """
     first_error = next(iter(gaps.values()))
     if not isinstance(first_error, UnsupportedFeature):

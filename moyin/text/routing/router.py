@@ -333,14 +333,14 @@ class Router:
 
 
 def _is_hedgeable(call: RoutedCall) -> bool:
-    """Return True if a call may be hedged: its stream is not held back until its end."""
+    """Return True if the call may be hedged: it is streamed, but not held back until its end."""
     return call.request.is_streamed and call.hold is not StreamHold.WHOLE
 
 
 def _find_answering_candidate(
     answer: Answer | None, candidates: Sequence[Candidate], first_candidate: Candidate
 ) -> Candidate:
-    """Return the candidate that gave a hedged answer, or ``first_candidate`` if there is no answer."""
+    """Return the candidate that gave a hedged answer; without an answer, ``first_candidate``."""
     answer_headers = () if answer is None else answer.headers
     return next(
         (other for other in candidates if set(other.target.headers) <= set(answer_headers)),
@@ -401,8 +401,9 @@ async def _reserve_budget(
     """Reserve the maximum cost of a request in the caller's budgets.
 
     Args:
-        rescued_candidate: the first candidate, if a better model may replace its answer, so that
-            two calls are charged; None if only one call is possible.
+        rescued_candidate: the first candidate, if a better model may replace its faulty answer. The
+            cost of its call is then added, because both calls are charged. None if this is not
+            possible.
 
     Returns:
         The reserved US dollars; None if spending is not limited.

@@ -55,7 +55,10 @@ class AnswerStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _StoredAnswer:
-    """The data of an answer in Valkey; the database has its model and features."""
+    """The part of an answer's data that is in Valkey.
+
+    The model and the features of the question are in the database.
+    """
 
     request_id: str
     ability: float
@@ -142,7 +145,7 @@ class SharedAnswers:
         await self._store.close()
 
     async def process_batch(self) -> None:
-        """Search the answers for the queued queries, then store the queued answers."""
+        """Look up the answers that the queued queries search for, then store the queued answers."""
         queries, self._queries = self._queries, []
         answers, self._answers = self._answers, {}
         # Queries run first, because a request's own answer would replace the answer that it follows
@@ -235,8 +238,8 @@ class SharedAnswers:
 def _build_keys(query: FollowUpQuery) -> list[bytes]:
     """Return the keys under which the answer that a request follows up may be stored.
 
-    The first key finds an answer to the same request, the second the answer before its newest
-    message, and the third an answer to another version of that message.
+    The first key finds the answer if the client repeats the request. The second key finds it if the
+    newest message replies to it, and the third if the client has edited its message since then.
     """
     if query.previous is None:
         return [_BY_FINGERPRINT + query.fingerprint]

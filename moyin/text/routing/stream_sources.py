@@ -152,13 +152,14 @@ class TranslatedSource:
 def _complete_usage(
     reported_usage: Usage | None, prompt_tokens: int, output_tokens: int, *, is_final: bool
 ) -> Usage:
-    """Return the reported usage, completed by the counted tokens.
+    """Return the reported usage, or the estimated one as far as the back end has not reported it.
 
     Args:
         reported_usage: the usage that the back end reported so far; None if it reported none.
         prompt_tokens: the estimated tokens of the prompt, used if none were reported.
         output_tokens: the output tokens that were counted so far.
-        is_final: True if the answer is complete, so that the reported output tokens are right.
+        is_final: True if the answer is complete. Before that, the reported output tokens may be too
+            low, so that the counted tokens are used if they are higher.
     """
     if reported_usage is None or reported_usage == _NO_USAGE:
         return Usage(input_tokens=prompt_tokens, output_tokens=output_tokens)

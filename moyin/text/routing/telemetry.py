@@ -19,8 +19,8 @@ class CallRecord:
         provider: kind of server.
         requested_model: the model name in the request, which may be an alias.
         first_token_seconds: time to the first bytes of a stream; None if there were none.
-        error: code of the error that ended the call, ``cancelled`` if the client disconnected, or
-            None.
+        error: code of the error that ended the call, or ``cancelled`` if the client disconnected or
+            another hedged call answered first. It is None for a successful call.
         ended_at: time of the end, in seconds since 1970-01-01.
         traceparent: the client's trace context in W3C format; None if it sent none.
     """
@@ -49,7 +49,7 @@ class Telemetry(Protocol):
         """Record a finished call."""
 
     def record_breaker_state(self, backend: str, state: BreakerState) -> None:
-        """Record the new state of a back end's breaker, which is closed at first."""
+        """Record the new state of a back end's breaker; until the first report, it is closed."""
 
     def forget_backend(self, backend: str) -> None:
         """Remove the metrics of a back end that is no longer configured."""

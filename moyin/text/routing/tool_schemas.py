@@ -45,7 +45,7 @@ def _relax_tools(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest:
 
 
 def _replace_in_tool(json_value: Any, path_parts: list[str], schema: Any) -> Any:
-    """Return ``json_value`` with the schema at ``path_parts`` replaced, unless its tool is strict."""
+    """Return ``json_value`` with a new schema at ``path_parts``; a strict tool keeps its own."""
     if isinstance(json_value, list):
         index = int(path_parts[0])
         new_item = _replace_in_tool(json_value[index], path_parts[1:], schema)

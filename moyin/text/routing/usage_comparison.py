@@ -23,7 +23,7 @@ class PricedModel:
 
 
 class UsageComparison:
-    """Finds the most expensive model that a tenant may call, for a given set of calls.
+    """Computes what calls would have cost at the most expensive model that a tenant may call.
 
     Calls to chat models and to embedding models are compared separately. Other operations, such as
     transcriptions, and all renders count with their actual cost, because routing does not change
@@ -118,7 +118,7 @@ class UsageComparison:
 
 
 def _merge_groups(sums: Sequence[UsageSum]) -> list[UsageSum]:
-    """Add up the token counts of complete calls that belong to the same class of prices."""
+    """Add up the token counts of the complete calls in each class; see `price_classes`."""
     merged_sums: dict[tuple[int, bool], UsageSum] = {}
     for usage_sum in sums:
         if not usage_sum.is_complete or usage_sum.unit is not None:

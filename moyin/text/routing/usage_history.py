@@ -18,10 +18,11 @@ RequestShape: TypeAlias = int
 
 
 class UsageHistory:
-    """Bounded history of the usage by model and by shape of the request.
+    """Bounded history of token usage, averaged by model and by request shape.
 
-    If a model has few calls of a shape, the prediction is close to the average of the shape over
-    all models. If the shape has few calls, too, it is close to the model's average over all shapes.
+    Requests of about the same length, with the same features such as tools, have the same shape. If
+    a model has answered few requests of a shape, the prediction is close to the average of all
+    models for this shape. If the shape is rare, too, it is close to the model's average.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class UsageHistory:
 
 
 def compute_request_shape(needs: Needs) -> RequestShape:
-    """Return a number that similar requests share, so that `UsageHistory` can average them."""
+    """Return the shape of a request: a number that is the same for similar requests."""
     limit_magnitude = 0 if needs.max_tokens is None else needs.max_tokens.bit_length() + 1
     features = needs.tools | needs.schema << 1 | needs.thinking << 2 | needs.has_cache_markers << 3
     return needs.prompt_tokens.bit_length() | limit_magnitude << 6 | features << 12

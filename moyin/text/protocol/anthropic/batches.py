@@ -71,7 +71,8 @@ def read_batch_requests(body: bytes | mmap.mmap, max_request_bytes: int) -> Iter
         BodyTooLarge: a request has more than ``max_request_bytes``, or the rest of the body is too
             long.
         InvalidJson: the body is not JSON.
-        InvalidRequest: a member is invalid; the error names it. Earlier requests were yielded.
+        InvalidRequest: a member is invalid; the error names it. The requests before it may have
+            been yielded already.
         UnsupportedFeature: the body has a member that Moyin does not support.
     """
     skeleton = bytearray()
@@ -189,8 +190,8 @@ def _find_requests(body: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
         token_text = token[0]
         if number >= _MAX_TOKENS or depth > _MAX_DEPTH:
             raise BodyTooLarge(
-                f"the JSON body may have at most {_MAX_TOKENS} strings and brackets (split the batch), "
-                f"nested at most {_MAX_DEPTH} levels deep",
+                f"the JSON body may have at most {_MAX_TOKENS} strings and brackets, nested at most "
+                f"{_MAX_DEPTH} levels deep: split the batch into smaller ones",
                 details={"max_tokens": _MAX_TOKENS, "max_depth": _MAX_DEPTH},
             )
         if token_text in (b"{", b"["):
@@ -260,9 +261,10 @@ def _check_skeleton_size(size: int) -> None:
 
 
 def _check_skeleton(skeleton: bytes, count: int) -> None:
-    """Validate the body of a new batch in which each request was replaced by the number 0.
+    """Validate the body of a new batch, apart from its requests, which are validated one by one.
 
     Args:
+        skeleton: the body, in which each request is replaced by the number 0.
         count: the number of requests that were replaced.
     """
     try:

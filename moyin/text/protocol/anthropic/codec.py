@@ -120,7 +120,7 @@ class ParsedCountTokensRequest:
         return cls(data, validate(wire.CountBody, data))
 
     def derive_needs(self) -> Needs:
-        """Return the abilities that a model needs for the prompt, and its estimated tokens."""
+        """Return the prompt's estimated tokens, and the abilities that a model needs to read it."""
         return request_to_domain.derive_chat_needs(
             self.body, self.data, max_tokens=None, has_cache_markers=False
         )

@@ -147,7 +147,11 @@ def _encode_part(part: chat.Part) -> dict[str, Any]:
 def embed_pictures(
     block: Mapping[str, Any], pictures: Mapping[str, chat.Image]
 ) -> Mapping[str, Any]:
-    """Return a client's message or content block with ``pictures`` (by URL) embedded in it."""
+    """Return a client's message or content block in which base64 replaces the URLs of pictures.
+
+    Args:
+        pictures: the fetched pictures, by the URL that the client sent.
+    """
     if isinstance(block.get("content"), list):
         content = [embed_pictures(part, pictures) for part in block["content"]]
         return {**block, "content": content}

@@ -43,7 +43,7 @@ def usage_to_domain(usage: Any, *, earlier_usage: Usage | None = None) -> Usage:
     """Translate the ``usage`` of a response or an event.
 
     Args:
-        earlier: usage of an earlier event, from which missing counts are taken.
+        earlier_usage: usage of an earlier event, from which missing counts are taken.
     """
     default_usage = earlier_usage or Usage()
     if not isinstance(usage, Mapping):

@@ -42,8 +42,9 @@ def to_claude_schema(
         field: the request's field with the schema, which errors name.
 
     Raises:
-        UnsupportedFeature: an object has no ``properties``, so that it could only be empty, or
-            Anthropic's SDK does not support the schema. Another back end may support it.
+        UnsupportedFeature: the schema of an object has no ``properties``, so that Claude would
+            allow only an empty object; or Anthropic's SDK does not support the schema. Another back
+            end may support it.
     """
     object_schemas = list(_iterate_object_schemas(schema))
     if all(map(_is_closed, object_schemas)):

@@ -1,4 +1,4 @@
-"""Implements the codecs of Ollama's ``/api/chat``, ``generate``, ``embed`` and ``embeddings``."""
+"""Implements the codecs of Ollama's calls: chats, text generation and embeddings."""
 
 from __future__ import annotations
 

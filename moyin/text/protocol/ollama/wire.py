@@ -31,8 +31,8 @@ class ToolCall(WireModel):
 class Message(WireModel):
     """A message, whose ``images`` are base64.
 
-    A message of the role ``tool`` names the call that it answers by ``tool_call_id`` or
-    ``tool_name``. If it has neither, it answers the oldest unanswered call.
+    A message of the role ``tool`` has the result of a tool call. Its ``tool_call_id`` or
+    ``tool_name`` identifies the call; without either, it is the oldest call without a result.
     """
 
     role: Literal["system", "user", "assistant", "tool"]

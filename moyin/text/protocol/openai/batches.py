@@ -37,7 +37,7 @@ _UNRUN_MESSAGES = {
 
 
 class OutputExpiry(WireModel):
-    """Time after the batch's creation at which the result files are deleted."""
+    """Time after the creation of a batch's result files at which the files are deleted."""
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3_600, le=2_592_000)
@@ -222,7 +222,10 @@ def render_batch_page(page: list[TextBatch], has_more: bool) -> dict[str, Any]:
 
 
 def compute_output_expiry(batch: TextBatch, created_at: datetime) -> datetime | None:
-    """Return the time at which the result files are deleted; None means never."""
+    """Return the time at which result files that were created at ``created_at`` are deleted.
+
+    None means never.
+    """
     if batch.output_expires_after is None:
         return None
     return created_at + timedelta(seconds=batch.output_expires_after)

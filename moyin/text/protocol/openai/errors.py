@@ -24,8 +24,8 @@ def render_error(
 
     Args:
         path: the path of the call; not used, because all calls have the same errors.
-        client_fields: the fields whose names in the client's API differ from those of chat
-            completions; keys are the names in chat completions.
+        client_fields: the client's names of fields, by their names in chat completions. It has only
+            the fields whose names differ.
     """
     return ErrorBody(
         status=get_http_status(error),

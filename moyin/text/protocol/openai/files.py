@@ -38,7 +38,7 @@ def parse_upload_fields(fields: Mapping[str, str]) -> UploadFields:
 
     Raises:
         InvalidRequest: a field is missing or invalid; the error names it.
-        UnsupportedFeature: the client's purpose of the file is one that Moyin does not support.
+        UnsupportedFeature: Moyin does not support the value of the field ``purpose``.
     """
     purpose = fields.get("purpose")
     if purpose in _UNSUPPORTED_PURPOSES:

@@ -269,7 +269,7 @@ def _choose_seeds(
     The first seed is ``inputs["seed"]`` if set, else a hash of ``idempotency_key`` if set, else random.
 
     Args:
-        schema: the JSON Schema of the template's input ``seed``, with its bounds.
+        seed_schema: the JSON Schema of the template's input ``seed``, with its bounds.
         inputs: the client's inputs.
     """
     min_seed, max_seed = (

@@ -376,7 +376,7 @@ def parse_speech(body: bytes) -> SpeechBody:
 
 
 def complete_images(raw: bytes, data: dict[str, Any]) -> bytes:
-    """Return a response with pictures, with all members that OpenAI's API reference requires.
+    """Add the members that OpenAI's API reference requires to a response that contains pictures.
 
     Raises:
         BackendUnavailable: the response has no pictures.

@@ -66,8 +66,8 @@ def chat_request_to_domain(body: wire.ChatBody) -> chat.ChatRequest:
 
     Raises:
         UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
-        InvalidRequest: ``tool_choice`` requires a tool, but the request has none, or
-            ``top_logprobs`` is wrong.
+        InvalidRequest: ``tool_choice`` requires a tool, but the request has none; or
+            ``top_logprobs`` is too large or set without ``logprobs``.
     """
     if (field := find_untranslatable_field(body)) is not None:
         raise new_unsupported_error(field)

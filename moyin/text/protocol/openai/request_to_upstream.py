@@ -66,7 +66,11 @@ def embedding_request_to_upstream(request: chat.EmbeddingRequest) -> dict[str, A
 def embed_pictures(
     message: Mapping[str, Any], pictures: Mapping[str, chat.Image]
 ) -> dict[str, Any]:
-    """Return a client's message with ``pictures`` (by URL) embedded as data URLs."""
+    """Return a client's message in which data URLs replace the URLs of pictures.
+
+    Args:
+        pictures: the fetched pictures, by the URL that the client sent.
+    """
     if not isinstance(message.get("content"), list):
         return {**message}
     content = [_embed_picture(part, pictures) for part in message["content"]]
@@ -114,7 +118,7 @@ def _encode_assistant_message(parts: Sequence[chat.Part]) -> dict[str, Any]:
 
 
 def _encode_user_messages(parts: Sequence[chat.Part]) -> Iterator[dict[str, Any]]:
-    """Encode a message of the user: yield a message for each tool result, then the rest of it.
+    """Encode a user message: yield one message per tool result, then one for the other parts.
 
     Pictures and documents in tool results move to the last message, because tool messages
     contain only text.
@@ -190,5 +194,5 @@ def _select_effort(reasoning: chat.Reasoning | None) -> str | None:
 
 
 def encode_data_url(part: chat.Image | chat.Document) -> str:
-    """Encode a picture, whose ``data`` must be set, or a document as a data URL."""
+    """Encode a document, or a picture that has ``data``, as a data URL."""
     return f"data:{part.media_type};base64,{part.data}"

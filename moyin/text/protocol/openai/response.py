@@ -51,9 +51,9 @@ def usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
 
 
 def event_usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
-    """Translate the usage so far that an event of a stream reports; return None if it has none.
+    """Translate the usage that an event of a stream reports; return None if it reports none.
 
-    Servers report it in ``usage``, and llama.cpp in ``timings``.
+    The event has it in ``usage`` or, from llama.cpp, in ``timings``. It covers the stream so far.
     """
     timings = body.get("timings")
     if not isinstance(timings, dict) or "usage" in body:

@@ -268,9 +268,9 @@ class StreamTap:
 
     Args:
         hide_usage: drop the event with the total usage, which the client did not request.
-        hide_progress: remove ``usage`` from the events with text, because the client did not
-            request it, and clients that add up all of them would count tokens several times. If
-            the back end reports no total, the last removed usage serves as the total.
+        hide_progress: remove ``usage`` from the events with text. The client did not request it,
+            and a client that adds up all events' usage would count tokens several times. If the
+            back end reports no total, the last removed usage serves as the total.
         choice_count: the number of answers that the client requested.
     """
 
@@ -350,11 +350,10 @@ class StreamTap:
         return frame.raw
 
     def _encode_total(self) -> bytes:
-        """Encode the event with the total usage, which the client has requested but not received yet.
+        """Encode the event with the total usage, if the client still has to receive one.
 
-        Otherwise the result is empty.
-
-        If the back end reports no usage, the event has the estimate that is charged.
+        If the back end reports no usage, the event has the estimate that is charged. The result is
+        empty if the client requested no usage or has received it already.
         """
         if self._hide_usage:
             return b""
@@ -403,7 +402,10 @@ def _read_plain_text(choices: list[Any] | None) -> str | None:
 
 
 def _has_output(choice: Any) -> bool:
-    """Return True if an event's choice has new output; most servers send one token per event."""
+    """Return True if an event's choice has new output, which is counted as one token.
+
+    Most servers send one token per event.
+    """
     if not isinstance(choice, dict):
         return False
     delta = choice.get("delta")

@@ -163,7 +163,7 @@ class _ImageRequest(_UploadRequest):
 
 
 class ImageEditRequest(_ImageRequest):
-    """A request of ``POST /v1/images/edits``."""
+    """A request of ``POST /v1/images/edits`` that a back end answers, not a render template."""
 
     operation: ClassVar[Operation] = Operation.IMAGE_EDIT
     path: ClassVar[str] = "/images/edits"

@@ -184,7 +184,8 @@ class GenerationBody(WireModel):
         which means no limit if it is negative or too large for a float, such as ``1e999``.
 
         Args:
-            limits: the values of the members for the limit that this protocol has; None if not set.
+            limits: the values of the members that this call has for the limit, such as
+                ``max_tokens``; None for each member that is not set.
 
         Returns:
             The limit; None if some server may apply none.

@@ -31,7 +31,10 @@ def is_pending(response: Mapping[str, Any]) -> bool:
 
 
 def require_storable(response_request: ParsedResponseRequest) -> None:
-    """Raise InvalidRequest if a background response sets ``store: false``, as it must be stored."""
+    """Raise InvalidRequest if a background request has ``store: false``.
+
+    The response must be stored, because the client fetches it later.
+    """
     if response_request.body.store is False:
         raise InvalidRequest(
             "background: true requires a stored response: omit store: false", field="store"
@@ -78,8 +81,8 @@ def add_job_status(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[
 def _rename_items(answer: Mapping[str, Any], response_id: str) -> list[dict[str, Any]]:
     """Return the output items of a job's answer with new ids, which contain ``response_id``.
 
-    Items are looked up by the response id in their own id. The job's answer has another response
-    id, which is not stored.
+    The stored response of an item is found by the response id in the item's id. The ids in the
+    job's answer contain another response id, under which nothing is stored.
     """
     old_id, new_id = (name.removeprefix("resp_") for name in (answer["id"], response_id))
     return [item | {"id": item["id"].replace(old_id, new_id)} for item in answer["output"]]
@@ -110,9 +113,9 @@ def _render_job_error(response: Mapping[str, Any], error: Mapping[str, Any]) -> 
 
 
 def _read_call_error(answer: Any) -> Mapping[str, Any]:
-    """Return the member ``error`` of the job's model call; empty if it cannot be read.
+    """Return the member ``error`` of the answer to the job's request; empty if it cannot be read.
 
-    Jobs keep only the beginning of a long answer.
+    The answer may be incomplete, because jobs keep only the beginning of a long one.
     """
     if not isinstance(answer, str):
         return {}
@@ -125,7 +128,10 @@ def _read_call_error(answer: Any) -> Mapping[str, Any]:
 
 
 def build_first_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield type and members of the events before the model starts, without sequence numbers."""
+    """Yield the type and the members of each event that precedes the model's start.
+
+    The events have no sequence numbers yet.
+    """
     queued_response = {**response, "status": "queued", "output": [], "usage": None}
     queued_response |= {"error": None, "incomplete_details": None}
     yield "response.created", {"response": queued_response}

@@ -66,7 +66,7 @@ class AnswerRecord:
 
 @dataclass(frozen=True, slots=True)
 class ParsedResponseRequest:
-    """A validated request; ``raw`` and ``data`` are the client's bytes and JSON.
+    """A validated request; ``data`` is ``raw``, the client's bytes, parsed as JSON.
 
     Attributes:
         chat: the request as a `ChatRequest`.
@@ -164,8 +164,8 @@ class ResponsesCodec:
     """The codec of ``POST /v1/responses``.
 
     Args:
-        record: the answers to a streamed request, which show the next sequence number if the stream
-            breaks; None for requests that are not streamed.
+        record: the answers to a streamed request; None for other requests. If the stream breaks,
+            the number of its last event is needed to number the event with the error.
     """
 
     api_format = ApiFormat.RESPONSES
@@ -217,7 +217,7 @@ class ResponsesCodec:
     def replace_body(
         self, request: ParsedRequest, data: Mapping[str, Any]
     ) -> ParsedResponseRequest:
-        """Return the request with another body; the answers to both go to one `AnswerRecord`."""
+        """Return a copy of the request with another body and the same `AnswerRecord`."""
         assert isinstance(request, ParsedResponseRequest)
         body = validate(wire.ResponseBody, data)
         parsed_request = _build_parsed_request(to_json(data), data, body, request.files)
@@ -285,7 +285,7 @@ def _list_items(input_value: str | list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def _iterate_url_images(content: Any) -> Iterator[dict[str, Any]]:
-    """Yield the images by URL in the input, including those in tool results."""
+    """Yield the image parts of the input that have a URL, including those in tool results."""
     for part in content if isinstance(content, list) else ():
         if part.get("type") == "input_image" and isinstance(part.get("image_url"), str):
             yield part

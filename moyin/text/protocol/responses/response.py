@@ -345,9 +345,9 @@ def _part_to_text(part: Mapping[str, Any]) -> Text:
 
 
 def _continues_message(item: Mapping[str, Any], part: Text) -> bool:
-    """Return True if the text ``part`` belongs to the message that the output ``item`` contains.
+    """Return True if the output item is a message to which the text ``part`` can be added.
 
-    A refusal and ordinary text are separate messages.
+    A refusal and ordinary text are never in the same message.
     """
     return item["type"] == "message" and _is_refusal(item) is part.refusal
 

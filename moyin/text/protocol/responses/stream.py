@@ -65,8 +65,8 @@ class StreamWriter:
     """Encodes the deltas of an answer as events, numbered from 0.
 
     Args:
-        on_end: called before the last event with the whole response object and the proofs of its
-            reasoning.
+        on_end: called with the whole response object and the proofs of its reasoning, before the
+            last event is returned.
     """
 
     def __init__(self, template: ResponseTemplate, on_end: OnEnd) -> None:

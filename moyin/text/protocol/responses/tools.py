@@ -1,6 +1,6 @@
 """Derives the names under which models see the tools of a Responses request.
 
-Other protocols have no namespaces, so a tool in a namespace gets its name as a prefix.
+Other protocols have no namespaces, so a namespace's name becomes a prefix of its tools' names.
 """
 
 from __future__ import annotations

@@ -229,7 +229,7 @@ def test_back_end_without_a_key_is_never_a_candidate() -> None:
     assert not rank_for_needs(fleet_without_keys)
     error = build_no_candidate_error(make_route(fleet_without_keys), HI)
     assert isinstance(error, ServiceUnavailable)
-    assert error.message.endswith(": claude lacks its key (CLAUDE_KEY)")
+    assert error.message.endswith(" has its API key: set CLAUDE_KEY for 'claude'")
 
 
 def test_prompt_too_long_for_every_model_reports_token_counts() -> None:
