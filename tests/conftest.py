@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
+from temporalio.worker._workflow import _InterruptDeadlockError
 
 from moyin.errors import StackError
 from moyin.render.comfyui.install import ComfyUI, find_comfyui
@@ -36,6 +37,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(FarmSharing())
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Watchdog())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart() -> None:
+    """Ignore what Temporal's SDK raises in a workflow that gets no processor time for two seconds.
+
+    The SDK runs the workflow's task again. If its exception meets a callback of the garbage
+    collector, Python reports it as unraisable, and pytest would blame the present test.
+    """
+    report_unraisable = sys.unraisablehook
+
+    def report_unless_interrupted(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not _InterruptDeadlockError:
+            report_unraisable(unraisable)
+
+    sys.unraisablehook = report_unless_interrupted
 
 
 @pytest.hookimpl(tryfirst=True)
