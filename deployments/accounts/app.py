@@ -219,7 +219,7 @@ def new_app(services: AccountsServices) -> Gatekeeper:
 
 
 def _build_openapi_document(app: FastAPI) -> dict[str, Any]:
-    """Return the app's OpenAPI document, which the first call builds for all later ones."""
+    """Return the app's OpenAPI document, which is built at the first call and then reused."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes,
