@@ -1,4 +1,4 @@
-"""Defines the gateway's ``user_config``, the route table, which Ray Serve reloads while it runs.
+"""Defines the gateway's ``user_config``, the route table, which running replicas can reload.
 
 Upstream addresses come only from this configuration, so no request can choose one.
 """
@@ -116,7 +116,12 @@ class HealthConfig(_StrictModel):
 
 
 class RewriteConfig(_StrictModel):
-    """Configures a regular expression for paths, and the replacement (``\\1`` …) of its match."""
+    """Configures how a route rewrites paths.
+
+    Attributes:
+        match: regular expression; what it matches in a path is replaced.
+        to: replacement, which may contain groups of ``match``, such as ``\\1``.
+    """
 
     match: str = Field(max_length=256)
     to: str = Field(max_length=256)

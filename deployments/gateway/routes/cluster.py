@@ -89,10 +89,10 @@ def new_cluster_routes(
 
     @router.get("/cluster/routes", name="routes", summary="Show the proxy's routes and versions")
     async def show_routes() -> RoutesBody:
-        """Return the proxy's routes, the apps, versions and the configuration, for operators.
+        """Return the proxy's routes, the apps' status, package versions and the configuration.
 
-        Each replica of the gateway measures health, breakers and load itself; the response has the
-        values of the replica that responds.
+        For operators. Each replica of the gateway measures the health, breakers and load of the
+        routes itself; the response has the values of the replica that responds.
         """
         return build_routes(proxy.pools, config, (await feeds.cluster.get()).applications or {})
 
