@@ -37,7 +37,7 @@ class PriceConfig(StrictModel):
     up_to: int | None = Field(None, ge=1)
 
     def to_rates(self) -> Rates:
-        """Return the prices of these settings; the day and prompt length are left out."""
+        """Return the prices without the days (``since``) and prompts (``up_to``) they apply to."""
         tariff = create_flat_tariff(
             self.input,
             self.output,
