@@ -1,4 +1,4 @@
-"""Builds the accounts app as an ASGI app, with the services of one replica, without Ray Serve."""
+"""Builds the accounts app as an ASGI app, with the services of a replica and without Ray Serve."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ class RouteConfig(_StrictModel):
         return self
 
     def to_route(self, gateway_url: str) -> Route:
-        """Return the route for the route table, with ``gateway_url`` in place of ``door``."""
+        """Return the route for the route table; in URLs, ``gateway_url`` replaces ``door``."""
         limits = self.limits
         has_limits = limits.requests_per_minute or limits.concurrent_requests
         return Route(
@@ -273,5 +273,5 @@ class GatewayConfig(_StrictModel):
         return self
 
     def to_route_table(self, gateway_url: str) -> RouteTable:
-        """Return the route table, with ``gateway_url`` in place of ``door`` in upstreams."""
+        """Return the route table; in URLs of upstreams, ``gateway_url`` replaces ``door``."""
         return RouteTable(route.to_route(gateway_url) for route in self.routes)

@@ -194,8 +194,9 @@ class BatchesConfig(StrictModel):
     """Configures how batch lines share back ends with other calls.
 
     Attributes:
-        share: maximum share of a back end's slots (`parallel`) that batch lines use; one line may
-            always run. The last free slot is left to other calls.
+        share: maximum share of a back end's slots (`parallel`) that batch lines use. One line may
+            run even if the share is less than one slot. The last free slot is left to other calls,
+            unless the back end has only one slot.
         window: maximum number of lines of a batch that run or wait in a replica.
         open: maximum number of open batches of a tenant.
         poll_s: seconds between two polls of a native batch at its back end.

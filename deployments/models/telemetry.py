@@ -177,7 +177,7 @@ class LearningMetrics:
     """Publishes the number of requests that the router could learn from, by what became of them.
 
     The router learned from a request, left it out of the sample, failed to learn from it, or lost
-    it because its queue was full. A thread calls `export`.
+    it because the learning queue was full. A thread calls `export`.
     """
 
     def __init__(self, background_queue: BackgroundQueue) -> None:

@@ -279,7 +279,10 @@ def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
 
 
 def derive_prompt_id(job_id: str, index: int) -> str:
-    """Return a step's prompt id; the first step's is the job id, as ComfyUI's clients expect."""
+    """Return the id of a step's prompt.
+
+    The prompt of the first step has the job's id, as ComfyUI's clients expect.
+    """
     return job_id if index == 0 else str(uuid.uuid5(uuid.UUID(job_id), str(index)))
 
 

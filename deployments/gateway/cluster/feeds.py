@@ -46,7 +46,7 @@ class Included(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Viewer:
-    """A client of the event stream. Equal viewers see the same data, which is read once for all."""
+    """A client of the event stream. Equal viewers see the same data and share its readings."""
 
     owner: str
     is_operator: bool
@@ -172,10 +172,13 @@ class ClusterFeeds:
     def follow(
         self, viewer: Viewer, included_parts: Iterable[Included], *, with_cluster: bool = True
     ) -> AsyncGenerator[tuple[str, ClusterBody | str | None] | None, None]:
-        """Yield the cluster and the included parts now, and each of them again when it has changed.
+        """Yield the state of the cluster and each included part now, and again after each change.
 
         Each value comes with its name: ``cluster``, or the name of the part. After 15 seconds
         without a change, None is yielded.
+
+        Args:
+            with_cluster: False to leave out the state of the cluster.
         """
         streams: dict[str, AsyncGenerator[ClusterBody | str | None, None]]
         streams = {name: self._follow_part(name, viewer) for name in included_parts}

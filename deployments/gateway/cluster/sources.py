@@ -62,7 +62,7 @@ class ClusterReading:
         backlogs: the renders that wait in Temporal, by pool.
         servers: the llama.cpp servers.
         backends: the back ends for text; None if the models app does not respond.
-        checks: True if a service responds, by the name of the service.
+        checks: whether each service that jobs need responds, by the service's name.
         applications: the status of each app of Ray Serve.
         disk_free: the free bytes of the disk of the data folder.
         rejected_configs: the apps that rejected their newest configuration.

@@ -168,7 +168,7 @@ def _new_event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRout
         include: _Include = [],  # noqa: B006
         with_cluster: _WithCluster = True,
     ) -> Response:
-        """Send the body of `GET /cluster` now and whenever it has changed, every two seconds at most."""
+        """Send the body of `GET /cluster` now and after each change, at most every two seconds."""
         caller = context(request.scope).caller
         is_operator = caller.has_scope(OPERATOR)
         included_parts = _select_allowed(request, include)

@@ -115,8 +115,8 @@ class OllamaRoute(CallRoute):
 
     A request to load a model succeeds immediately if servers other than Ollama also serve the
     model. A request to unload a model goes to every host that has the model in memory. Only
-    operators can unload all models of an alias or of ``auto``; for others such a request succeeds
-    without an effect.
+    operators can unload all models of an alias or of ``auto``; the same request of another caller
+    succeeds without an effect.
     """
 
     async def answer_call(

@@ -188,9 +188,10 @@ class ResponsesRoute(CallRoute):
     async def _renew_response_id(
         self, call: ParsedResponseRequest, body: bytes, scope: Scope
     ) -> bytes:
-        """Return an answer from the answer cache with a new response id, under which it is stored.
+        """Return a cached answer with a new response id, under which it will be stored, too.
 
-        The response with the original id may have been deleted or never stored.
+        The cached answer has the id of an earlier response, which may have been deleted or never
+        stored.
 
         Args:
             body: the cached body of the answer, which is a stream if the call is streamed.
