@@ -105,7 +105,8 @@ class ActorStatus:
 class RenderFailure:
     """The event that ends a failed render.
 
-    `ComfyUIActor.render` yields it instead of raising the error, which Ray would wrap in its own.
+    `ComfyUIActor.render` yields this event instead of raising ``error``, because Ray would wrap a
+    raised error in an exception of its own.
     """
 
     error: MoyinError
@@ -116,7 +117,7 @@ EventBatch: TypeAlias = "tuple[RenderEvent | RenderFailure, ...]"
 
 
 class ComfyUIActor:
-    """Runs one ComfyUI process and provides it as a `moyin.domain.renderer.Renderer` over Ray."""
+    """Runs one ComfyUI process, which render pools use as a `moyin.domain.renderer.Renderer`."""
 
     def __init__(self, name: str, spec: ComfySpec) -> None:
         self._name = name
@@ -130,8 +131,8 @@ class ComfyUIActor:
     async def render(self, request: RenderRequest) -> AsyncGenerator[EventBatch, None]:
         """Yield the events of `Renderer.render` in batches; after an error, a `RenderFailure`.
 
-        A batch has one event, preceded by any `RenderRun` and `PromptRecord` before it. These wait
-        for the next event, because the renderer sends it immediately after them.
+        A batch has one event. A `RenderRun` or a `PromptRecord` gets no batch of its own: it is
+        held back and put in front of the next event, which the renderer sends right afterwards.
         """
         renderer = await self._get_or_start_renderer()
         held_events: tuple[RenderRun | PromptRecord, ...] = ()
@@ -283,12 +284,15 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
 def _list_hidden_folders(settings: Settings) -> tuple[Path, ...]:
     """Return the stack's data folders, which ComfyUI must never read.
 
-    They stay hidden even if they are in a folder that ComfyUI may read.
+    These folders stay hidden even where they lie inside a folder that ComfyUI may read.
     """
     scheme, _, folder = settings.blobs_url.partition("://")
     return (settings.data, *((Path(folder),) if scheme == "file" else ()))
 
 
 def _has_gpu_device() -> bool:
-    """Return True if the machine has a GPU; Ray may be configured with GPUs that do not exist."""
+    """Return True if this machine has a GPU.
+
+    The GPUs that Ray counts are no proof, because a node can be configured with any number of them.
+    """
     return any(path for pattern in _GPU_DEVICES for path in Path("/dev").glob(pattern))

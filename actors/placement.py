@@ -1,4 +1,7 @@
-"""Starts and terminates detached Ray actors, and selects nodes for processes that do not render."""
+"""Starts and terminates detached Ray actors.
+
+`NON_RENDER_NODES` keeps actors that do not render off nodes that an autoscaler starts for renders.
+"""
 
 from __future__ import annotations
 

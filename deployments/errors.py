@@ -1,9 +1,9 @@
 """Renders errors in the format that a path's clients expect, including errors of Ray Serve.
 
-Serve creates a response itself when a replica gets a path of another app, when its proxy has no
-route or no replica, and when it drops a request or the request times out. Serve's response is plain
-text. If Serve sends no response at all, uvicorn sends its own error page. HAProxy renders its
-errors in the same way, in `moyin/stack/haproxy.lua`.
+Serve itself responds, in plain text, when a replica gets a request for a path of another app, when
+Serve's proxy has no route or no replica for a request, and when a request is dropped or times out.
+If Serve sends no response at all, uvicorn sends its own error page. HAProxy formats its own errors
+in the same way, in `moyin/stack/haproxy.lua`.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class _ReplaceableResponse:
 
 
 async def _drop_message() -> None:
-    """Do nothing with a message of a response that was replaced."""
+    """Discard a message of a response that was replaced."""
 
 
 def _translate_error(start_message: Message) -> MoyinError | None:

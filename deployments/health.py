@@ -39,7 +39,7 @@ def new_health_routes(checks: Mapping[str, ServiceCheck]) -> APIRouter:
 
 
 async def run_checks(checks: Mapping[str, ServiceCheck]) -> dict[str, bool]:
-    """Run all checks at once; return by name True for services that respond in two seconds."""
+    """Run all checks at once; return for each name whether the service responds in two seconds."""
     results = await asyncio.gather(*(_is_responding(name, check) for name, check in checks.items()))
     return dict(zip(checks, results, strict=True))
 

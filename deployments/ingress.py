@@ -112,8 +112,9 @@ def _to_public_error(error: Exception, request_id: str) -> MoyinError:
 def _is_database_down(error: Exception) -> bool:
     """Return True if ``error`` means that the database cannot be reached.
 
-    The driver raises network errors unchanged: for refused connections, for unknown hosts, and, if
-    a host has several addresses, as an OSError without an error number.
+    SQLAlchemy does not wrap the driver's network errors: a ConnectionError if the connection is
+    refused, a gaierror if the host is unknown, and an OSError without an error number if a host has
+    several addresses and all fail.
     """
     if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         return True

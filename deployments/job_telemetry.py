@@ -21,8 +21,8 @@ _BOUNDS_SECONDS = (1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 10_
 class JobTelemetry:
     """Counts ended jobs and measures how long they took, from submission to the end.
 
-    Ending a job only adds to a queue, because passing each value to Ray takes as long as routing a
-    request does.
+    `record` only adds a job to a queue, because passing one value to Ray takes as long as routing a
+    request. `export` passes the values of all queued jobs to Ray together.
     """
 
     def __init__(self) -> None:

@@ -64,9 +64,9 @@ def configure_logs(level: str) -> None:
 def _new_log_handler() -> logging.Handler:
     """Return a handler for the replica's log file, or for standard output outside a replica.
 
-    A replica cannot log to standard output: Serve passes it to its own logger, whose level
-    (`REPLICA_OPTIONS`) hides INFO lines. `moyin.stack.layout.Layout.list_app_logs` finds the file
-    by its name.
+    A replica must not log to standard output: Serve sends that output to Serve's own logger, whose
+    level (set in `REPLICA_OPTIONS`) hides INFO lines. `moyin.stack.layout.Layout.list_app_logs`
+    finds the log file by its name.
     """
     try:
         replica = serve.get_replica_context()

@@ -89,7 +89,7 @@ class RequestObserver:
     """Writes a replica's requests to the access log and counts them in Ray's metrics.
 
     Args:
-        log_level: level of the replica's logs; the access log is off above INFO.
+        log_level: level of the replica's logs; at a level above INFO, there is no access log.
         export_metrics: publishes other metrics of the app; called every second in a thread.
     """
 

@@ -100,7 +100,8 @@ def document_security(
 
     Args:
         is_public: returns True if the route of a path needs no key.
-        extra_schemes: returns the security schemes, by name, that only this method and path accept.
+        extra_schemes: returns the additional security schemes, by name, that the route of a method
+            and a path accepts.
     """
     schemes = dict(_KEY_SCHEMES)
     document["security"] = _require_any(_KEY_SCHEMES)

@@ -35,12 +35,13 @@ REPLICA_OPTIONS = _DeploymentOptions(
 
 
 def new_deployment(import_path: str, **options: Any) -> serve.Deployment:
-    """Create a deployment of the class ``module.Class``. Only the replicas import this module.
+    """Create a deployment of a class that only the replicas import.
 
-    Serve builds every app in a separate process, as `moyin up` does to validate it. Importing the
-    classes there would take a fifth of the processor time of a start.
+    Serve, and `moyin up` for validation, build each app in a process of its own. Importing the
+    class there, too, would take a fifth of the processor time of a start.
 
     Args:
+        import_path: the path of the class, as ``module.Class``.
         options: arguments of ``serve.deployment``.
     """
     deployment = serve.deployment(**options, **REPLICA_OPTIONS)(_ReplicaClassPlaceholder)

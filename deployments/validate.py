@@ -90,7 +90,7 @@ def _find_numbered_problems(config: Any) -> Iterator[str]:
 
 
 def _check_grpc(function_paths: Sequence[str]) -> Iterator[str]:
-    """Yield a problem for each gRPC service that cannot be imported; Serve would not start."""
+    """Yield a problem for each gRPC function that cannot be imported; Serve could not start."""
     for number, path in enumerate(function_paths):
         module, _, name = path.rpartition(".")
         try:
@@ -104,7 +104,11 @@ def _check_grpc(function_paths: Sequence[str]) -> Iterator[str]:
 
 
 def _check_pools(apps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the problems of pool names; a job for an unknown pool would wait for ever."""
+    """Yield the problems of the names of render pools.
+
+    The app of a pool must be named after the pool. The pools that other apps name must exist,
+    because a job for a pool that does not exist would wait for ever.
+    """
     pools = []
     for number, app in enumerate(apps):
         if app["import_path"] == _RENDER_BUILDER:

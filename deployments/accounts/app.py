@@ -1,4 +1,4 @@
-"""Builds the accounts app as an ASGI app, with the services of one replica, without Ray Serve."""
+"""Builds the accounts app as an ASGI app, with the services of a replica and without Ray Serve."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def new_app(services: AccountsServices) -> Gatekeeper:
 
 
 def _build_openapi_document(app: FastAPI) -> dict[str, Any]:
-    """Return the app's OpenAPI document, which the first call builds for all later ones."""
+    """Return the app's OpenAPI document, which is built at the first call and then reused."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes,

@@ -304,7 +304,8 @@ def _get_required_scope(scope: Scope) -> str:
         return OPERATOR
     if path in _METRICS_PATHS:
         return METRICS
-    # These change nothing: an archive's link reads what the caller may read.
+    # These POST requests change nothing: a link to an archive gives access only to files that the
+    # caller may read.
     if path in ("/artifacts/archive", "/graphs/convert"):
         return JOBS_READ
     # With the webhook secret, a caller can sign webhooks as the studio.

@@ -1,4 +1,4 @@
-"""Defines the gateway's ``user_config``, the route table, which Ray Serve reloads while it runs.
+"""Defines the gateway's ``user_config``, the route table, which running replicas can reload.
 
 Upstream addresses come only from this configuration, so no request can choose one.
 """
@@ -116,7 +116,12 @@ class HealthConfig(_StrictModel):
 
 
 class RewriteConfig(_StrictModel):
-    """Configures a regular expression for paths, and the replacement (``\\1`` …) of its match."""
+    """Configures how a route rewrites paths.
+
+    Attributes:
+        match: regular expression; what it matches in a path is replaced.
+        to: replacement, which may contain groups of ``match``, such as ``\\1``.
+    """
 
     match: str = Field(max_length=256)
     to: str = Field(max_length=256)
@@ -218,7 +223,7 @@ class RouteConfig(_StrictModel):
         return self
 
     def to_route(self, gateway_url: str) -> Route:
-        """Return the route for the route table, with ``gateway_url`` in place of ``door``."""
+        """Return the route for the route table; in URLs, ``gateway_url`` replaces ``door``."""
         limits = self.limits
         has_limits = limits.requests_per_minute or limits.concurrent_requests
         return Route(
@@ -268,5 +273,5 @@ class GatewayConfig(_StrictModel):
         return self
 
     def to_route_table(self, gateway_url: str) -> RouteTable:
-        """Return the route table, with ``gateway_url`` in place of ``door`` in upstreams."""
+        """Return the route table; in URLs of upstreams, ``gateway_url`` replaces ``door``."""
         return RouteTable(route.to_route(gateway_url) for route in self.routes)

@@ -90,7 +90,7 @@ class Gateway(MoyinCalls):
         resources = AsyncExitStack()
 
         def close_at_shutdown(resource: C) -> C:
-            """Register a resource to be closed at shutdown, the last created first; return it."""
+            """Return ``resource``, and close it at shutdown, after the resources created later."""
             resources.push_async_callback(resource.close)
             return resource
 

@@ -92,7 +92,10 @@ class FrontendFiles:
         raise _make_missing_file_error(path)
 
     async def _load_folders(self) -> dict[str, StaticFiles] | None:
-        """Return the served folders by their first path segment, or None if none are installed."""
+        """Return the frontend's folders, or None if none are installed.
+
+        Each key is the first segment of the paths that the folder serves; the root's key is empty.
+        """
         if self._folders is None:
             try:
                 frontend = await asyncio.to_thread(self._find)

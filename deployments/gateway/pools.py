@@ -108,8 +108,8 @@ class ServePoolClient:
     async def list_places(self, pool: str) -> Mapping[str, QueuePlace]:
         """Return the queue places of the pool's jobs by job id, or raise ServiceUnavailable.
 
-        After a failure, other calls to the pool continue without a pause: they matter more than
-        this one.
+        A failure of this call does not stop other calls to the pool for ``pause_seconds``, because
+        they matter more.
         """
         try:
             async with asyncio.timeout(_PLACES_SECONDS):
@@ -123,8 +123,8 @@ class ServePoolClient:
     async def read_summary(self, pool: str) -> PoolSummary:
         """Return the state of the pool and its renderers, or raise ServiceUnavailable.
 
-        After a failure, other calls to the pool continue without a pause: they matter more than
-        this one.
+        A failure of this call does not stop other calls to the pool for ``pause_seconds``, because
+        they matter more.
         """
         try:
             async with asyncio.timeout(_SUMMARY_SECONDS):

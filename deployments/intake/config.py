@@ -20,8 +20,8 @@ class _SourceSettings(StrictModel):
         owner: tenant of every job. Everyone who can write to the queue has the rights of this
             tenant.
         scopes: scopes of the jobs.
-        best_priority: best priority of jobs that messages may set, from 1 (first) to 5 (last); the
-            tenant's own limit applies, too.
+        best_priority: best priority that a message may set for its job, from 1 (first) to 5 (last);
+            the tenant's own limit applies, too.
         concurrency: maximum number of messages that a replica processes at the same time.
         max_deliveries: number of failed deliveries after which a message becomes a dead letter.
         name: name of the source, unique for the tenant; if None, it is made from the queue's name.
@@ -96,7 +96,11 @@ class IntakeArgs(StrictModel):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        """Check that names are unique, because message ids of different sources must differ."""
+        """Check that the sources of a tenant have different names.
+
+        A job's idempotency key is the source's name with the message's id. If two sources had the
+        same name, messages of both could have the same key, and one of them would be ignored.
+        """
         counts = Counter((source.owner, source.source_name) for source in self.sources)
         for (owner, name), count in counts.items():
             if count > 1:

@@ -292,7 +292,7 @@ def _new_call_routes(text_router: Router, job_submitter: JobSubmitter) -> dict[s
 
 
 def _may_have_large_body(scope: Scope) -> bool:
-    """Return True if a request may have a large body, which must not be held in memory."""
+    """Return True if the request uploads a file or a batch, whose body is received to disk."""
     return scope["method"] == "POST" and scope["path"] in _LARGE_PATHS
 
 

@@ -28,7 +28,8 @@ class BatchLineCaller:
     Args:
         routes: the routes of model calls by their full path.
         meter: counts requests and costs for limits and budgets; if None, there are no limits.
-        ledger: records the usage of calls that failed.
+        ledger: records the usage of incomplete calls. The usage of complete calls is part of the
+            `LineOutcome` that `call` returns.
     """
 
     def __init__(

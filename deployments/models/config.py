@@ -116,8 +116,6 @@ class ModelSettings(StrictModel):
 
     Attributes:
         upstream: name of the model at the back end; if None, the same as ``name``.
-        context: size of the context window in tokens, for prompt and answer together. Models that
-            only have ``abilities`` need none.
         quality: quality tier, which an alias can require. For models without quality data in Moyin,
             it also sets the expected quality of answers (docs/routing.md).
         like: known model of the same quality, such as the one that this model was tuned from.
@@ -199,7 +197,8 @@ class ModelConfig(ModelSettings):
     """Configures a model of a back end.
 
     Attributes:
-        context: size of the context window in tokens, for prompt and answer together.
+        context: size of the context window in tokens, for prompt and answer together. Models that
+            only have ``abilities`` need none.
     """
 
     context: int = Field(ge=1)

@@ -201,7 +201,10 @@ class Models(MoyinCalls):
         return describe_backends(fleet, recent_calls, tenant).model_dump_json(ensure_ascii=True)
 
     async def read_models(self, owner: str, prices: bool) -> str:
-        """Return the JSON of ``GET /v1/models`` for a tenant, with prices for operators."""
+        """Return the JSON of ``GET /v1/models`` for a tenant.
+
+        If ``prices`` is True, which only operators may request, the JSON includes prices.
+        """
         return json.dumps(list_models(self._text_router.fleet, owner, prices=prices))
 
     async def read_usage(self, tenant: str | None) -> str:

@@ -75,11 +75,12 @@ _API_FORMATS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _ServerPlan:
-    """A configured server of a back end.
+    """The configuration of one server of a back end.
 
-    Equal plans share one `BackendRuntime`, which calls the server.
+    A server whose configuration has not changed keeps its `BackendRuntime`, which calls the server.
 
     Attributes:
+        name: name of the server's `BackendRuntime`, unique in the fleet.
         key: API key for the server; empty if the server needs none, None if the key is missing.
     """
 
@@ -101,7 +102,7 @@ class _Abilities(TypedDict):
 
 
 class FleetBuilder:
-    """Builds back ends, reuses unchanged back ends, and closes removed back ends.
+    """Builds the fleet again after each change, and reuses the back ends that did not change.
 
     Args:
         environment: environment variables, which may contain API keys.

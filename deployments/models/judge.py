@@ -71,8 +71,8 @@ class JudgeService:
     def set_rules(self, rules: JudgeRules | None) -> None:
         """Set new rules, which apply also to jobs in progress.
 
-        None turns the judge off and deletes the answers that wait for comparison. Their jobs end
-        when the judge is turned on again, or after a day.
+        None turns the judge off and deletes the answers that wait for comparison. The jobs that
+        would compare these answers stay queued, at most for a day, until the judge is on again.
         """
         self._judge.rules = self._sampler.rules = rules
         self._text_router.sampler = None if rules is None else self._sampler

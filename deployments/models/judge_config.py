@@ -86,7 +86,9 @@ def check_judge_config(
 ) -> None:
     """Raise ValueError unless the judge model is suitable and two other models can be compared.
 
-    If ``names_are_known`` is False, the other models may be discovered later.
+    Args:
+        names_are_known: False if more models may be discovered on servers later. Then it is not
+            checked whether there are two other models.
     """
     alias = aliases.get(judge.model)
     names = {judge.model} if alias is None else set(alias.models)

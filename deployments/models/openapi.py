@@ -48,7 +48,7 @@ class _OperationDescription:
     """The description of an operation that only some models support.
 
     Attributes:
-        body: model of a JSON body, or schemas of a form's required fields.
+        body: pydantic model of a JSON body, or schemas of a form's required fields by name.
         answers: schemas of the answer by media type.
     """
 

@@ -24,8 +24,10 @@ class PriceConfig(StrictModel):
     Cached tokens cost the same as other input unless their prices are set.
 
     Attributes:
-        since: first day of the price. In a list, a later day replaces the prices of earlier days.
-        up_to: longest prompt, in tokens, with this price. The last price of each day has no limit.
+        since: first day of the price. From this day on, the prices of earlier days in the list do
+            not apply.
+        up_to: longest prompt, in tokens, with this price. Of the prices that begin on the same day,
+            the last must have none.
     """
 
     input: _UsdAmount
@@ -37,7 +39,7 @@ class PriceConfig(StrictModel):
     up_to: int | None = Field(None, ge=1)
 
     def to_rates(self) -> Rates:
-        """Return the prices of these settings; the day and prompt length are left out."""
+        """Return only the prices, without the day (``since``) and the prompt length (``up_to``)."""
         tariff = create_flat_tariff(
             self.input,
             self.output,

@@ -32,8 +32,8 @@ class CallSummary:
     Attributes:
         p50_seconds, p90_seconds: median and 90th percentile of the duration of successful calls;
             None if there are none.
-        output_tokens_per_second: output tokens of all successful calls, divided by their total
-            seconds.
+        output_tokens_per_second: sum of the output tokens of all successful calls, divided by the
+            sum of their durations; None if there are none.
     """
 
     calls: int = 0

@@ -37,8 +37,8 @@ _DEFAULT_USD_PER_BAD_ANSWER = 0.002
 class HedgeConfig(StrictModel):
     """Configures hedged requests.
 
-    A second back end gets the request if the first starts its stream later than in 95 % of its
-    calls.
+    A second back end gets the request if the first back end has not begun its stream after the time
+    within which it begins 95 % of its streams.
 
     Attributes:
         share: maximum share of streamed requests that are hedged. Each of these pays for its prompt
@@ -159,8 +159,9 @@ class RoutingConfig(StrictModel):
             client receives such a stream when it is complete or longer than 256 KiB.
         explore: share of requests that may try a model with little data. This helps only if answers
             are rated or judged.
-        share_levels: True to let a tenant without signals use the level that other tenants learned:
-            one number per model and kind of request, the median over at least five tenants.
+        share_levels: True to let a tenant without signals of its own use what the router learned
+            from other tenants. This is one number per model and kind of request, the median over at
+            least five tenants.
         embedder: ``wordllama``, from the extra ``embedder``, to learn from the meaning of prompts,
             which takes 30 to 600 microseconds per prompt; if None, the router learns from words
             only.
@@ -193,8 +194,9 @@ class BatchesConfig(StrictModel):
     """Configures how batch lines share back ends with other calls.
 
     Attributes:
-        share: maximum share of a back end's slots (`parallel`) that batch lines use; one line may
-            always run. The last free slot is left to other calls.
+        share: maximum share of a back end's slots (`parallel`) that batch lines use. One line may
+            run even if the share is less than one slot. The last free slot is left to other calls,
+            unless the back end has only one slot.
         window: maximum number of lines of a batch that run or wait in a replica.
         open: maximum number of open batches of a tenant.
         poll_s: seconds between two polls of a native batch at its back end.

@@ -174,9 +174,10 @@ class JudgeMetrics:
 
 
 class LearningMetrics:
-    """Publishes how many requests the router learned from, left out, failed on or lost.
+    """Publishes the number of requests that the router could learn from, by what became of them.
 
-    A thread calls `export`.
+    The router learned from a request, left it out of the sample, failed to learn from it, or lost
+    it because the learning queue was full. A thread calls `export`.
     """
 
     def __init__(self, background_queue: BackgroundQueue) -> None:

@@ -33,8 +33,8 @@ class ActorSupervisor:
     An actor may wait for a node without a time limit: its request for resources makes an autoscaler
     add a node, which takes minutes.
 
-    The supervisor adopts all actors of an earlier replica, even if the pool no longer needs them.
-    Such actors finish their renders, and the pool keeps the results for later retries of the steps.
+    The supervisor adopts all actors of an earlier replica. Those that the pool no longer needs
+    finish their renders and are removed; the pool keeps the results for later retries of the steps.
 
     Args:
         bookkeeper: records the runs that the actors report.
@@ -106,7 +106,7 @@ class ActorSupervisor:
 
     @property
     def placing_seconds(self) -> dict[str, float]:
-        """The seconds for which each actor has waited until Ray places it on a node, by name."""
+        """The seconds for which each unplaced actor has waited for a node so far, by name."""
         now = time.monotonic()
         return {name: now - since for name, since in self._requested_at.items()}
 

@@ -22,11 +22,12 @@ _RUNS_PER_TRANSACTION = 100
 
 
 class RunBookkeeper:
-    """Records a render's runs when the render ends, and other runs when an actor reports them.
+    """Records the runs of renders in the ledger, so that each run is charged once.
 
-    Each actor keeps its ended runs until the pool confirms that they are recorded, even across
-    restarts of the pool. If an actor is lost with its node, its runs are recorded with their last
-    known duration.
+    `book` records a render's runs when the render ends. `settle` records the runs that were missed,
+    such as those that ended while the pool was restarting: each actor reports its ended runs until
+    the pool confirms that they are recorded. The unfinished runs of a lost actor are recorded with
+    their last known duration.
     """
 
     def __init__(self, ledger: RenderLedger) -> None:
@@ -42,7 +43,7 @@ class RunBookkeeper:
     async def book(self, runs: Sequence[RenderRun]) -> set[str]:
         """Record ended runs, and return the ids of those that were recorded.
 
-        If the database fails or is too slow, `settle` records the other runs later.
+        If the database fails or is too slow, `settle` later records the runs that are missing.
         """
         booked_ids = set[str]()
         try:
@@ -76,13 +77,15 @@ class RunBookkeeper:
             _log.warning("runs of renders are booked later: %s", error)
 
     async def settle(self, actor: str, runs: Sequence[RenderRun]) -> list[str]:
-        """Record the runs that an actor reports, and earlier runs that it no longer reports.
+        """Record the ended runs that an actor reports, and the runs that were lost.
+
+        A run counts as lost if the actor's previous report contained it and this one does not.
 
         Args:
-            runs: all runs that the actor reports; empty if the actor was lost.
+            runs: all runs that the actor reports, ended or not; empty if the actor was lost.
 
         Returns:
-            The ids of the actor's recorded runs, which the actor need not report again.
+            The ids of the reported runs that are recorded, which the actor need not report again.
         """
         reported_runs = {run.id: run for run in runs}
         for run_id, run in self._reported.pop(actor, {}).items():

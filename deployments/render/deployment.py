@@ -166,7 +166,8 @@ class RenderPool:
             A dict with the members ``pool`` (its name), ``waiting`` (number of waiting renders),
             ``changes`` (number of renders for which models were loaded), ``placing`` (seconds for
             which unplaced actors have waited for a node, by name) and ``actors`` (`ActorStatus` of
-            all other actors as a dict, by name). The tenants' runs are omitted.
+            all other actors as a dict, by name). The list of runs in a status is emptied, because
+            it names tenants.
         """
         actors = {
             name: asdict(replace(status, renderer=replace(status.renderer, runs=())))
@@ -224,7 +225,10 @@ def _new_comfy_spec(args: RenderArgs) -> ComfySpec:
 
 
 def _digest_configuration(args: RenderArgs, settings: Settings) -> str:
-    """Return a digest of the settings that determine the pool's nodes and models."""
+    """Return a digest of the pool's configuration without its prices.
+
+    The gateway reads the pool's nodes and models again when the digest changes.
+    """
     relevant_args = args.model_dump(exclude=_PRICE_ARGS)
     return hashlib.sha256(to_json([read_comfyui_version(settings), relevant_args])).hexdigest()
 
@@ -237,7 +241,11 @@ def _find_models_folder(args: RenderArgs, settings: Settings) -> Path:
 
 
 def _new_cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
-    """Return the pool's cache rules; pools whose results would be equal have the same ``kind``."""
+    """Return the rules of the pool's result cache.
+
+    Pools share their results if their `CacheRules.kind` is the same, because equal graphs then have
+    equal results.
+    """
     kind = [
         read_comfyui_version(settings),
         args.cache.version,

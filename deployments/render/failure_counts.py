@@ -55,7 +55,10 @@ class FailureCounts:
         return replace(self, failed=self.failed + 1)
 
     def find_final_error(self, error: Exception) -> RenderPoisoned | None:
-        """Return the final error if the render has lost too many processes; None if it has not."""
+        """Return the error of a render that has lost too many processes to be tried again.
+
+        Return None if the render has lost fewer processes, or if ``error`` is not a lost process.
+        """
         lost_count = self.died + self.lost
         if not isinstance(error, WorkerLost) or (self.died < _MAX_DIED and lost_count < _MAX_LOST):
             return None

@@ -29,8 +29,8 @@ class LimitReader(Protocol):
 class RenderGuard:
     """Checks graphs against the pool's rules just before they render, without a request to ComfyUI.
 
-    The gateway has checked the graph at submission, when values from earlier steps of the job were
-    unknown.
+    The gateway has already checked the graph at submission, but the values that earlier steps of
+    the job insert into the graph were unknown then.
 
     Args:
         limits: reads the tenant's limits; used only if another pool redirected the render to this
@@ -76,9 +76,9 @@ class RenderGuard:
                 raise InputNotFound(f"node {node_id!r}: {NOT_YOUR_FILE}")
 
     def add_pool_rules(self, owner: str, extra_data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a prompt's ``extra_data`` with the pool's rules for nodes added.
+        """Return a prompt's ``extra_data`` together with the pool's rules for node classes.
 
-        ComfyUI applies the rules to the nodes that other nodes create during the render.
+        ComfyUI applies the rules to nodes that other nodes create while the prompt is executed.
         """
         rules = {
             # A digest instead of the tenant's name, because nodes can read this value.
@@ -111,7 +111,7 @@ class MemoryGuard:
         self._failed: BoundedDict[frozenset[str], None] = BoundedDict(_REMEMBERED_FAILURES)
 
     def set_available_memory(self, memory_bytes: int | None) -> None:
-        """Set the GPU memory that an actor may use; None, for no GPU, changes nothing."""
+        """Set the GPU memory in bytes that an actor may use; None (no GPU) changes nothing."""
         if memory_bytes is not None:
             self._available_bytes = memory_bytes
 
@@ -127,8 +127,8 @@ class MemoryGuard:
         is_too_large = self._available_bytes is not None and required_bytes > self._available_bytes
         if is_too_large or frozenset(request.models) in self._failed:
             raise OutOfMemory(
-                f"the render's models need more memory than the actors of its pool have; it is sent to "
-                f"pool {self._larger_pool!r}",
+                "the render's models need more memory than an actor of its pool has, so the render "
+                f"is sent to the larger pool {self._larger_pool!r}",
                 details={"pool": self._larger_pool},
             )
 

@@ -11,7 +11,7 @@ _MAX_LOSSES = 100
 
 
 class LossLog:
-    """Records for ten minutes when actors or their ComfyUI processes died or failed to start.
+    """Counts how often each actor, or its ComfyUI process, died or failed to start in ten minutes.
 
     Args:
         clock: returns monotonic seconds.

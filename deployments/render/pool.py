@@ -123,7 +123,7 @@ class Pool:
         return self._scheduler.oldest_wait
 
     def compute_wait_quantile(self, share: float) -> float | None:
-        """Return the seconds within which the given share (0 to 1) of the last renders began.
+        """Return the wait in seconds that a ``share`` (0 to 1) of recent renders did not exceed.
 
         The result is None without recent renders.
         """
@@ -248,7 +248,7 @@ class Pool:
             on_run: called with each run of the prompt when it ends, also when the render fails.
             on_start: called when ComfyUI has received the prompt, but not for a prompt that has
                 already ended.
-            job_attempt: the number of the job's attempt, whose retries have higher ones.
+            job_attempt: the number of the job's attempt; each retry of a job has a higher number.
             is_retry: True if a renderer may have the prompt from an earlier attempt.
 
         Returns:

@@ -152,7 +152,10 @@ class ProgressReporter:
                 await self._events.publish(self._job_id, *build_progress_event(batch_progress))
 
     async def _wait_for_progress(self, event: asyncio.Event, seconds: float) -> bool:
-        """Wait for progress and then for ``seconds``; return False if the render ends before."""
+        """Wait for ``event``, which announces progress, and then for ``seconds``.
+
+        Return False if the render ends during these seconds.
+        """
         await event.wait()
         if await self._closes_within(seconds):
             return False

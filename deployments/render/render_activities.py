@@ -79,7 +79,7 @@ class RenderActivities:
 
     @activity.defn
     async def render_step(self, step: StepInput) -> StepOutcome | StepResult:
-        """Render the graph of a step, or attach to its prompt if a lost attempt left it running."""
+        """Render a step's graph, or follow its prompt if a lost attempt left the prompt running."""
         async with send_heartbeats(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
             try:
                 return await self._services.status_writer.run_step(
@@ -186,14 +186,17 @@ class RenderActivities:
     async def _store_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
         """Store ComfyUI's history entry of a render that failed or was cancelled.
 
-        Only jobs with a single step have such an entry.
+        Does nothing for a job with several steps: only jobs with one step keep such an entry.
         """
         if len(spec.steps) == 1:
             blob = await self._services.blobs.put(to_json({"record": to_plain(record)}))
             await self._prompts.set_record(step.job_id, blob, step.attempt)
 
     async def _cancel_prompt(self, step: StepInput, prompt_id: str) -> PromptRecord | None:
-        """Cancel the prompt unless another attempt will attach to it; return its record, if any."""
+        """Cancel the prompt, unless a later attempt will follow it, and return its history entry.
+
+        Return None if the prompt was not cancelled, or has no history entry.
+        """
         if await self._is_last_attempt(step):
             record = None
             with contextlib.suppress(MoyinError):
@@ -257,7 +260,10 @@ class RenderActivities:
 
 
 def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
-    """Return the error to raise for Temporal, and send the failure counts to the next attempt."""
+    """Return the Temporal error to raise for ``error``, and count the failure.
+
+    The heartbeat details carry the counts to the next attempt.
+    """
     counts = FailureCounts.from_heartbeat(heartbeat.details).add(error)
     heartbeat.details = (counts.to_heartbeat(),)
     heartbeat.send()
@@ -273,7 +279,10 @@ def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
 
 
 def derive_prompt_id(job_id: str, index: int) -> str:
-    """Return a step's prompt id; the first step's is the job id, as ComfyUI's clients expect."""
+    """Return the id of a step's prompt.
+
+    The prompt of the first step has the job's id, as ComfyUI's clients expect.
+    """
     return job_id if index == 0 else str(uuid.uuid5(uuid.UUID(job_id), str(index)))
 
 

@@ -27,7 +27,7 @@ class RenderResultCache:
         self._rules = rules
 
     def compute_key(self, spec: JobSpec, step: Step, request: RenderRequest) -> str | None:
-        """Return the cache key of equal renders, or None if the render must not use the cache.
+        """Return the cache key, the same for equal renders; None if the render must not be cached.
 
         Prompts of ComfyUI's clients do not use the cache, because these clients wait for the events
         of their execution.
@@ -41,8 +41,8 @@ class RenderResultCache:
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
         """Return the cached result for a key from `compute_key`, with its history record, if any.
 
-        The record has the id of this prompt in place of the cached id. Returns None if there is
-        no such result, or if one of its files was deleted.
+        In the record, the id of the requested prompt replaces that of the prompt that was rendered.
+        Returns None if there is no such result, or if one of its files was deleted.
         """
         cached_render = await self._cache.get(select_cache_owner(owner, self._rules), key)
         if cached_render is None:
@@ -69,7 +69,7 @@ class RenderResultCache:
 
 
 def _replace_prompt_id(value: Any, old_id: str, new_id: str) -> Any:
-    """Return ``value`` with a prompt's id replaced in every string, even as a part of it."""
+    """Return ``value`` with a prompt's id replaced wherever a string is or contains the id."""
     if isinstance(value, str):
         return value.replace(old_id, new_id)
     if isinstance(value, dict):

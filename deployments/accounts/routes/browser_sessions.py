@@ -1,4 +1,4 @@
-"""Defines the routes that sign browsers in by cookies, and those that list and end sessions."""
+"""Defines the routes that sign browsers in with cookies, and that list and end sessions."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def new_browser_session_routes(
     authenticator: Authenticator,
     callers: CallerResolver,
 ) -> APIRouter:
-    """Return the routes that sign a browser in and out; no response body contains a token."""
+    """Return the routes of browser sessions. Only cookies, no response bodies, contain tokens."""
     router = APIRouter(tags=["browser sessions"])
     browsers = BrowserSessions(authenticator, sessions.revoke)
 
     async def respond(
         result: SignInResult, request: Request, response: Response
     ) -> wire.BrowserSession:
-        """Set the session's cookies on ``response``, and return the body about the session."""
+        """Set the session's cookies on ``response``; return the body that describes the session."""
         await callers.record_client(sessions, result, request)
         seconds = int(result.session.expires_at.timestamp() - time.time())
         token = result.access_token

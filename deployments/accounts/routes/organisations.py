@@ -105,7 +105,7 @@ def new_organisation_routes(
     async def add_service_account(
         organisation: str, body: wire.NewServiceAccount, request: Request
     ) -> wire.UserBody:
-        """Add a service account. Create its key with `POST /keys`."""
+        """Add a service account. It has no key yet: `POST /keys` creates one."""
         return build_user(
             await organisations.add_service_account(
                 callers.resolve_caller(request), organisation, body.name, body.role
@@ -131,7 +131,7 @@ def new_organisation_routes(
     async def find_users(
         request: Request, email: Annotated[str, Query(min_length=3, max_length=254)]
     ) -> wire.UserList:
-        """Return the user with this email in a list, or an empty list. Only operators may do so."""
+        """List the user who has this email; the list is empty if there is none. For operators."""
         users = await organisations.find_users(callers.resolve_caller(request), email)
         return wire.UserList(users=[build_user(user) for user in users])
 

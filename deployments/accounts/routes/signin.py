@@ -63,7 +63,7 @@ def new_sign_in_routes(
 
     @router.post("/password/forgot", status_code=202, name="forgot")
     async def request_password_reset(body: wire.ForgotPassword, request: Request) -> dict[str, str]:
-        """Mail a token that sets a new password. Unknown emails get the same response."""
+        """Mail a token for setting a new password. An unknown email gets the same response."""
         await sign_in.request_password_reset(body.email, callers.get_client_address(request))
         return {"status": "a mail is on its way, if there is such an account"}
 

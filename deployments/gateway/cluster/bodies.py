@@ -192,7 +192,7 @@ class DoctorBody(_Body):
 
 
 class RoutesBody(_Body):
-    """The body of ``GET /cluster/routes``: routes, apps, versions and current configuration."""
+    """The proxy's routes, the apps' status, package versions, and the gateway's configuration."""
 
     routes: list[RouteBody]
     applications: dict[str, str] = Field(
@@ -210,7 +210,7 @@ class TargetsBody(_Body):
 
 
 class LinksBody(_Body):
-    """Addresses of other web interfaces; null where none is configured."""
+    """Addresses of the web interfaces of Temporal and Ray; null where none is configured."""
 
     temporal: str | None = Field(
         description="The workflows in Temporal's web interface; a slash and a job's id follow it."

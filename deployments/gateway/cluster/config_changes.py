@@ -39,7 +39,7 @@ class ConfigRecorder:
         """Record the configuration in use, unless another replica has recorded it already.
 
         If the database is unavailable, the configuration is not recorded and the replica continues.
-        The next recorded configuration is then compared with an older one.
+        What this configuration changed is then listed as changed by the next one that is recorded.
         """
         values = config.model_dump(mode="json", by_alias=True)
         values |= {"pools": self._pools, "versions": read_versions()}

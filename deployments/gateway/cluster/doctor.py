@@ -14,7 +14,7 @@ from moyin.stack.options import Options
 
 
 async def check_machine() -> DoctorBody:
-    """Run all checks, which takes seconds, in a thread, without fixing anything."""
+    """Run all checks, but fix nothing. They run in a thread, because they take seconds."""
     return describe_checks(await asyncio.to_thread(_run_checks))
 
 

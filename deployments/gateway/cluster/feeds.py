@@ -1,4 +1,4 @@
-"""Reads the cluster, jobs, models, usage and routes once for all clients that follow them."""
+"""Reads the parts of the cluster's event stream, each once for all clients that follow it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Included(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Viewer:
-    """A client of the stream; clients that compare equal see the same data and share readings."""
+    """A client of the event stream. Equal viewers see the same data and share its readings."""
 
     owner: str
     is_operator: bool
@@ -59,7 +59,9 @@ class Viewer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedSources:
-    """Reads the parts of the stream as JSON; None stands for a source that does not respond.
+    """The functions that read the parts of the event stream as JSON.
+
+    A function returns None if its source does not respond.
 
     Attributes:
         cluster: returns the body of ``GET /cluster`` for operators.
@@ -67,7 +69,8 @@ class FeedSources:
         usage: returns the body of ``GET /v1/usage`` for this month by day.
         models: returns the body of ``GET /v1/models`` for a viewer.
         jobs: returns the newest jobs of a tenant.
-        routes: returns the body of ``GET /cluster/routes``, which contains parts of the cluster's.
+        routes: returns the body of ``GET /cluster/routes``. Its argument is the body of ``GET
+            /cluster``, from which the status of the apps is taken.
         doctor: returns the body of ``GET /cluster/doctor``.
     """
 
@@ -81,7 +84,7 @@ class FeedSources:
 
 
 class _Readings(Generic[KeyT]):
-    """Reads a source once per key, such as a tenant, and shares the result among its clients."""
+    """Reads a source once per key, such as a tenant, for all clients that follow the same key."""
 
     def __init__(
         self,
@@ -110,17 +113,17 @@ class _Readings(Generic[KeyT]):
                 shows_old_value=self._shows_old,
                 clock=self._clock,
             )
-        self._readings[key] = reading  # makes it the newest
+        self._readings[key] = reading  # stored again, so that older keys are evicted first
         return reading.follow()
 
     async def close(self) -> None:
-        """Cancel the readings of all tenants that are in progress."""
+        """Cancel all readings in progress."""
         for reading in list(self._readings.values()):
             await reading.close()
 
 
 class ClusterFeeds:
-    """Shares readings of the sources among all clients of a replica with the same rights.
+    """Reads each source once for all clients of this replica that have the same rights.
 
     Args:
         intervals: the seconds between two readings of each part, by its name.
@@ -150,7 +153,7 @@ class ClusterFeeds:
             sources.doctor, interval_seconds=intervals["doctor"], clock=clock
         )
         self._backends = _Readings(sources.backends, intervals["backends"], clock)
-        # A sum takes tenths of a second, in which an overview would have an empty part.
+        # A sum takes tenths of a second. Until then an overview shows the old value.
         self._usage = _Readings(
             read_usage_in_turn,
             intervals["usage"],
@@ -169,10 +172,13 @@ class ClusterFeeds:
     def follow(
         self, viewer: Viewer, included_parts: Iterable[Included], *, with_cluster: bool = True
     ) -> AsyncGenerator[tuple[str, ClusterBody | str | None] | None, None]:
-        """Yield the cluster and the included parts now, and each of them again when it has changed.
+        """Yield the state of the cluster and each included part now, and again after each change.
 
         Each value comes with its name: ``cluster``, or the name of the part. After 15 seconds
         without a change, None is yielded.
+
+        Args:
+            with_cluster: False to leave out the state of the cluster.
         """
         streams: dict[str, AsyncGenerator[ClusterBody | str | None, None]]
         streams = {name: self._follow_part(name, viewer) for name in included_parts}

@@ -1,4 +1,4 @@
-"""Describes the state of the cluster in Prometheus's text format, and the nodes to read metrics from."""
+"""Formats the cluster's state as metrics for Prometheus, and lists where nodes serve theirs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEDIA_TYPE = "text/plain; version=0.0.4"
 
 
 class _ClusterCollector(Collector):
-    """Yields the metrics of one snapshot of the cluster, and nothing of this process."""
+    """Yields the metrics of one snapshot of the cluster, but no metrics of this process."""
 
     def __init__(self, cluster: ClusterBody, now: datetime) -> None:
         self._cluster = cluster
@@ -41,7 +41,11 @@ class _ClusterCollector(Collector):
 
 
 def format_metrics(cluster: ClusterBody) -> bytes:
-    """Return the metrics of a snapshot of the cluster for operators in Prometheus's text format."""
+    """Return the cluster's state as metrics in Prometheus's text format.
+
+    Args:
+        cluster: the body of ``GET /cluster`` for operators.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_ClusterCollector(cluster, datetime.now(UTC)))
     return generate_latest(registry)

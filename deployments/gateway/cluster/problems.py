@@ -171,8 +171,8 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
             advice="Ray has no node with enough free resources for a renderer: add one, or lower "
             "`gpus` or `cpus` of the pool."
             if is_placing
-            else "Its ComfyUI is started again by itself; if that does not help, read the log of "
-            "the actor.",
+            else "Moyin restarts ComfyUI automatically; if that does not help, read the log of the "
+            "actor.",
             parameters={"error": errors[0] if errors else None, "is_placing": is_placing},
             since=_find_start_time(pool, summary.unready_since),
         )
@@ -200,8 +200,9 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
 def _needs_renderer(pool: PoolBody, *, has_errors: bool, now: datetime) -> bool:
     """Return True if the pool should have a ready renderer at the time ``now``.
 
-    This is always true for a pool with a minimum of 1 or more. A pool with a minimum of 0 starts
-    renderers only when renders wait, so it is true if starting one has failed or takes too long.
+    A pool with a minimum of 1 or more should always have one. A pool with a minimum of 0 starts
+    renderers only when renders wait. It should have one if renders wait and a renderer has failed
+    to start, or if a render has waited longer than a start usually takes.
 
     Args:
         has_errors: True if a renderer of the pool reports an error.
@@ -255,9 +256,9 @@ def _check_routes(routes: Sequence[UpstreamPool]) -> Iterator[_Finding]:
 
 
 def _check_templates(problems: Sequence[str]) -> Iterator[_Finding]:
-    """Yield the first problem of each of the first twenty invalid files.
+    """Yield the first problem of each of the first twenty invalid template files.
 
-    Further files are reported when these are valid.
+    Further invalid files are reported once some of these have been corrected.
     """
     errors: dict[str, str] = {}
     for problem in problems:

@@ -49,9 +49,10 @@ def build_cluster(pool_names: Sequence[str], reading: ClusterReading) -> Cluster
 
 
 def restrict_cluster(cluster: ClusterBody, pools: Collection[str]) -> ClusterBody:
-    """Return the part of the body for operators that a tenant may see: the load of some pools.
+    """Return a copy of ``cluster`` with only what a tenant may see: the load of the tenant's pools.
 
     Args:
+        cluster: the body of ``GET /cluster`` for operators.
         pools: the names of the pools that the tenant may use.
     """
     return ClusterBody(
@@ -152,11 +153,11 @@ def _collect_shares(reading: ClusterReading) -> Mapping[_GpuKey, list[ShareBody]
 
 
 def _to_fraction(gpus: float, gpu_count: int) -> float:
-    """Return the fraction of each GPU (0 to 1) that an actor uses.
+    """Return the fraction (0 to 1) of each of its GPUs that an actor reserves.
 
     Args:
-        gpus: the number of GPUs that Ray reserves for the actor, such as 0.5 or 2.
-        gpu_count: the number of GPUs over which this number is spread.
+        gpus: how much GPU Ray reserves for the actor in total, such as 0.5 or 2.
+        gpu_count: the number of GPUs on which the actor runs.
     """
     return min(1.0, gpus / gpu_count)
 

@@ -62,7 +62,7 @@ class ClusterReading:
         backlogs: the renders that wait in Temporal, by pool.
         servers: the llama.cpp servers.
         backends: the back ends for text; None if the models app does not respond.
-        checks: True if a service responds, by the name of the service.
+        checks: whether each service that jobs need responds, by the service's name.
         applications: the status of each app of Ray Serve.
         disk_free: the free bytes of the disk of the data folder.
         rejected_configs: the apps that rejected their newest configuration.
@@ -200,18 +200,20 @@ def _read_applications() -> Mapping[str, str]:
 
 
 async def read_backends(tenant: str | None) -> str | None:
-    """Return the body of ``GET /v1/backends`` for a tenant's administrators; None means operators.
+    """Return the body of ``GET /v1/backends`` for a tenant's administrators.
 
-    The result is None if the models app does not respond.
+    If ``tenant`` is None, this is the body for operators. The result is None if the models app does
+    not respond.
     """
     backends: str | None = await _read_or_none(_call_models("read_backends", tenant))
     return backends
 
 
 async def read_models(owner: str, prices: bool) -> str | None:
-    """Return the body of ``GET /v1/models`` for a tenant, with the back ends' prices for operators.
+    """Return the body of ``GET /v1/models`` for a tenant; None if the models app does not respond.
 
-    The result is None if the models app does not respond.
+    Args:
+        prices: True to include the back ends' prices, which only operators see.
     """
     models: str | None = await _read_or_none(_call_models("read_models", owner, prices))
     return models

@@ -100,7 +100,8 @@ async def _find_archived_files(
     if selection.job_id is None:
         return await artifacts.list_by_ids(owner, selection.artifact_ids)
     await jobs.get(owner, selection.job_id)
-    # One more than an archive may have, which `Archive` refuses.
+    # If the job has more files than an archive may have, one more is listed, so that `Archive`
+    # rejects the request.
     job_files, _ = await artifacts.list_page(
         owner, ArtifactFilter(job_id=selection.job_id), limit=MAX_FILES + 1
     )

@@ -89,10 +89,10 @@ def new_cluster_routes(
 
     @router.get("/cluster/routes", name="routes", summary="Show the proxy's routes and versions")
     async def show_routes() -> RoutesBody:
-        """Return the proxy's routes, the apps, versions and the configuration, for operators.
+        """Return the proxy's routes, the apps' status, package versions and the configuration.
 
-        Each replica of the gateway measures health, breakers and load itself; the response has the
-        values of the replica that responds.
+        For operators. Each replica of the gateway measures the health, breakers and load of the
+        routes itself; the response has the values of the replica that responds.
         """
         return build_routes(proxy.pools, config, (await feeds.cluster.get()).applications or {})
 
@@ -168,7 +168,7 @@ def _new_event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRout
         include: _Include = [],  # noqa: B006
         with_cluster: _WithCluster = True,
     ) -> Response:
-        """Send the body of `GET /cluster` now and whenever it has changed, every two seconds at most."""
+        """Send the body of `GET /cluster` now and after each change, at most every two seconds."""
         caller = context(request.scope).caller
         is_operator = caller.has_scope(OPERATOR)
         included_parts = _select_allowed(request, include)

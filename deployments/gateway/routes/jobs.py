@@ -1,4 +1,4 @@
-"""Defines the routes below ``/jobs``, and below ``/templates``, which jobs can use."""
+"""Defines the routes of jobs, ``/jobs``, and of the templates that jobs can use, ``/templates``."""
 
 from __future__ import annotations
 

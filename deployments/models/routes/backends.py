@@ -27,7 +27,7 @@ class _Body(BaseModel):
 
 
 class PriceBody(_Body):
-    """The price of a model in US dollars per million tokens, as decimal numbers."""
+    """The price of a model in US dollars per million tokens, as strings such as `0.25`."""
 
     input: str
     output: str

@@ -192,7 +192,10 @@ class BackgroundResponses:
             path = f"/jobs/{_get_job_id(stored_response)}"
             job = await self._gateway.read_json(path, identity=identity)
         except JobNotFound:
-            message = "its job was deleted before the response was read"
+            message = (
+                "the job of this response was deleted before its answer was read; send the request "
+                "again"
+            )
             return replace(
                 stored_response,
                 response=render_failure(stored_response.response, "job_gone", message),

@@ -28,10 +28,10 @@ _RECORD_USAGE = "moyin.record_usage"
 
 
 def set_background(scope: Scope, record_usage: Callable[[UsageEntry], None]) -> None:
-    """Mark a request as a background call, which all other requests have priority over.
+    """Mark a request as a background call: all other requests have priority over it.
 
     Args:
-        record_usage: called with the usage of the call, which is not recorded otherwise.
+        record_usage: called with the usage of the call in place of the ledger.
     """
     scope[_RECORD_USAGE] = record_usage
 
@@ -74,7 +74,11 @@ class CallRoute:
         return self.codec.parse(body)
 
     async def embed_files(self, call: ParsedRequest, scope: Scope) -> ParsedRequest:
-        """Return the request with the stored files that it references; a job reads them later."""
+        """Return ``call`` with the content of the stored files that it references.
+
+        This class embeds no files. If the client wants a job, the job gets the original call, and
+        its files are read again when the job runs.
+        """
         return call
 
     async def answer_call(
@@ -111,8 +115,8 @@ class OllamaRoute(CallRoute):
 
     A request to load a model succeeds immediately if servers other than Ollama also serve the
     model. A request to unload a model goes to every host that has the model in memory. Only
-    operators can unload all models of an alias or of ``auto``; for others such a request succeeds
-    without an effect.
+    operators can unload all models of an alias or of ``auto``; the same request of another caller
+    succeeds without an effect.
     """
 
     async def answer_call(
@@ -143,8 +147,8 @@ class OllamaRoute(CallRoute):
         ]
         body = cast(ParsedChatRequest | ParsedGenerateRequest, call).body
         if not body.unloads_model:
-            # The router raises the error for a model that the tenant may not use. Some of several
-            # servers need no loading.
+            # If other servers than Ollama hosts also have the model, it need not be loaded. If the
+            # tenant may not use the model, the router raises the error.
             return len(host_deployments) < len(deployments)
         if fleet.catalog.is_group_name(call.model) and not caller.has_scope(OPERATOR):
             # Other tenants use the models behind the name, too.

@@ -21,8 +21,8 @@ _UNSUPPORTED_HEADERS = (
     b"x-moyin-timeout",
     b"x-moyin-usd-per-bad-answer",
 )
-# A job stores the whole answer, so members of the request that enable streaming are removed. A
-# continued response's conversation is part of the parsed request.
+# Members that are removed from the request of a job: a job stores the whole answer, so it does not
+# stream, and the parsed request already contains the conversation of the previous response.
 _REMOVED_MEMBERS = frozenset({"stream", "stream_options", "background", "previous_response_id"})
 
 
@@ -51,7 +51,7 @@ class JobSubmitter:
         Args:
             call_with_files: the call with its stored files, for validation only, because the job
                 reads the files again; None if the call references no files.
-            requested_by: the part of the request that requests a job, named in error messages.
+            requested_by: the header or member by which the client chose a job, for error messages.
 
         Returns:
             Headers and body of the response, which has the status 202 as for ``POST /jobs``.

@@ -144,7 +144,10 @@ def _describe_candidate(candidate: Candidate, explanation: Explanation) -> dict[
 
 
 def _describe_quality(quality: RequestQuality | None) -> dict[str, Any] | None:
-    """Return the request's difficulty and costs as JSON; None if quality has no influence."""
+    """Return the request's difficulty and the cost of a useless answer, as members of JSON.
+
+    Return None if quality has no influence on the choice.
+    """
     if quality is None:
         return None
     question = quality.question

@@ -170,7 +170,7 @@ def _describe_signal(row: SignalRow) -> Mapping[str, Any]:
 
 
 def _group_by_expected_quality(signals: list[SignalRow]) -> list[dict[str, Any]]:
-    """Return expected and rated quality of answers, grouped by tenths of the expected quality."""
+    """Return the mean expected and mean rated quality for each tenth of the expected quality."""
     rows_by_tenth: dict[int, list[SignalRow]] = {}
     for row in signals:
         if row.p_good is not None:

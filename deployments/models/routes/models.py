@@ -95,7 +95,11 @@ def _list_page(fleet: Fleet, request: Request) -> dict[str, Any]:
 
 
 def list_models(fleet: Fleet, owner: str, *, prices: bool) -> dict[str, Any]:
-    """Return all models and aliases that a tenant may use, with prices for operators."""
+    """Return all models and aliases that a tenant may use.
+
+    Args:
+        prices: True to include the prices, which only operators see.
+    """
     return _describe_page(fleet, owner, fleet.list_names(owner), has_more=False, with_prices=prices)
 
 
@@ -120,7 +124,8 @@ def _select_page(
         default_limit: the number of names on a page without ``limit``; None for all.
 
     Returns:
-        The names, and True if more names follow in the direction of the request.
+        The names, and True if more names follow: with ``before_id`` in front of the page, else
+        behind it.
     """
     names = _search_names(names, query.get("search", ""))
     limit = _parse_limit(query.get("limit"), default_limit or len(names))

@@ -182,7 +182,7 @@ def _describe_list_entry(name: str, deployments: Sequence[ModelDeployment]) -> d
 
 
 def _find_single_file(deployments: Iterable[ModelDeployment]) -> ModelFile | None:
-    """Return the description of a model's file, as a server reports it.
+    """Return the file of the deployments' model, as the first server that has the file reports it.
 
     Returns:
         None if the deployments have different models, or if no server reports a file.

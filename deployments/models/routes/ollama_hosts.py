@@ -1,4 +1,4 @@
-"""Forwards operators' calls that change the models of an Ollama host to that host."""
+"""Forwards calls that change an Ollama host's models, such as ``/api/pull``, to the host."""
 
 from __future__ import annotations
 
@@ -156,12 +156,14 @@ class _OllamaHosts:
     def forward_request(
         self, request: Request, method: str, call: str, data: Mapping[str, Any], member: str
     ) -> Response:
-        """Forward a call to the Ollama host that ``data`` names, and return the host's response.
+        """Forward a call to an Ollama host, and return the host's response.
+
+        The header `HOST_HEADER` names the host, or else the model's name begins with the host's.
 
         Args:
             call: the name of Ollama's call, which is its path below ``/api``, such as ``pull``.
             data: the members of the request's body.
-            member: the member with the model's name, which may begin with the host's name.
+            member: the name of the member that contains the model's name.
         """
         body = dict(data)
         # `name` is the older name of `model`.
@@ -259,7 +261,7 @@ class _HostResponse(Response):
         await send({"type": "http.response.body", "body": b""})
 
     async def _refresh_models(self) -> None:
-        """Update the host's list of models before the client sees the end of the call."""
+        """Read the host's models again, before the client sees the end of the call."""
         if self._on_models_changed is None or self._runtime.refresh_models is None:
             return
         try:

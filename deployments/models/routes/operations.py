@@ -44,7 +44,7 @@ _FORM_TYPE = "multipart/form-data"
 
 
 class OperationRoute:
-    """Handles the requests of one operation with a JSON body, as an ASGI app.
+    """Handles the requests of one operation, such as reranking, that have a JSON body.
 
     The gatekeeper renders errors, and cancels the task when the client disconnects.
     """
@@ -62,7 +62,7 @@ class OperationRoute:
 
 
 class ImageEditRoute:
-    """Handles edits of pictures with a model that has this ability, or else a render template.
+    """Handles edits of pictures, by a model that has this ability or else by a render template.
 
     Args:
         renderer: renders the pictures with a template.
@@ -100,7 +100,7 @@ class ImageEditRoute:
 
 
 class UploadRoute:
-    """Handles the requests of one operation with files, as an ASGI app.
+    """Handles the requests of one operation, such as transcription, that upload files.
 
     A file of more than 1 MiB is stored on disk until the request ends, and sent from there in
     pieces.

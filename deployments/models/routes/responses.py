@@ -79,8 +79,8 @@ class ResponsesRoute(CallRoute):
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
         """Parse a request, and prepend the conversation of its ``previous_response_id``.
 
-        The parsed request contains the referenced files. Its JSON keeps their ids, because a job
-        sends this JSON again.
+        The parsed request has the content of the files that it references. Its JSON still has the
+        files' ids, because a job that is made from the request sends this JSON again.
         """
         data = parse_object(body)
         with _translate_storage_errors():
@@ -188,9 +188,10 @@ class ResponsesRoute(CallRoute):
     async def _renew_response_id(
         self, call: ParsedResponseRequest, body: bytes, scope: Scope
     ) -> bytes:
-        """Return an answer from the answer cache with a new response id, under which it is stored.
+        """Return a cached answer with a new response id, under which it will be stored, too.
 
-        The response with the original id may have been deleted or never stored.
+        The cached answer has the id of an earlier response, which may have been deleted or never
+        stored.
 
         Args:
             body: the cached body of the answer, which is a stream if the call is streamed.
@@ -292,9 +293,9 @@ class _AnswerSavingStream:
 
 
 def _assign_item_ids(stored_response: StoredResponse) -> list[Mapping[str, Any]]:
-    """Return the items of a request, each with a unique id.
+    """Return the input items of a stored response, each with a unique id.
 
-    Clients may send an item without an id, or the same item twice.
+    An item that the client sent without an id, or with the id of an earlier item, gets a new id.
     """
     items: list[Mapping[str, Any]] = []
     used_ids: set[str] = set()

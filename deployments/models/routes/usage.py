@@ -117,7 +117,7 @@ async def report_month(reports: UsageReports, fleet: Fleet, owner: str | None) -
     month_start = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     query = UsageQuery.model_validate({"from": month_start, "group_by": [GroupBy.DAY]})
     report = await report_usage(reports, fleet, owner, query)
-    # As FastAPI writes the body of the route.
+    # The same JSON as that of the route, which FastAPI writes.
     return report.model_dump_json(
         by_alias=True, exclude_unset=True, exclude={"budgets"}, ensure_ascii=True
     )
@@ -189,7 +189,9 @@ def _build_report(
     """Return the report of a period.
 
     Args:
-        sums: the sums by the groups of the query, then the sums by day if the query requests them.
+        sums: the usage of each group of the query, and second, if the query requests days, of each
+            day.
+        comparison: computes what the calls would have cost with the dearest model.
     """
     since, until = period
     group_sums, *day_sums = sums

@@ -1,4 +1,4 @@
-"""Defines the routes below ``/api/v2/assets``: files for graphs, by the Comfy API v2."""
+"""Defines the routes below ``/api/v2/assets`` of the Comfy API v2, for files that graphs load."""
 
 from __future__ import annotations
 

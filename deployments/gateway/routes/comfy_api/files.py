@@ -42,10 +42,11 @@ def new_file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConver
         channel: _Part = "",
         client_id: _Part | None = None,
     ) -> Response:
-        """Return a file of yours, which is an output, a preview or an upload.
+        """Return one of your uploads, outputs or previews.
 
-        Without `subfolder`, it is your tenant's newest output of this name. Outputs of the ComfyUI
-        client `client_id` take precedence; without `client_id`, those of your key or account do.
+        An upload of this name takes precedence over outputs. Without `subfolder`, the newest output
+        of this name is returned: one of the ComfyUI client `client_id` (by default, of your key or
+        account), or else one of your tenant.
         """
         if filename is None:
             raise ArtifactNotFound("the query parameter filename is missing: it must name a file")

@@ -1,4 +1,4 @@
-"""Defines the routes below ``/api/v2/jobs``: renders by the Comfy API v2, for `comfy-sdk`."""
+"""Defines the routes below ``/api/v2/jobs`` of the Comfy API v2, with which `comfy-sdk` renders."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def new_job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
         cursor: Annotated[str | None, Query(max_length=128)] = None,
     ) -> wire.JobList:
-        """List your render jobs, newest first. `metadata[key]=value` filters by labels."""
+        """List your render jobs, newest first. `metadata[key]=value` selects jobs with a label."""
         jobs, next_cursor = await renders.list_jobs(
             context(request.scope).owner,
             labels=parse_label_filters(request.query_params.multi_items()),

@@ -76,7 +76,7 @@ _Page = Annotated[PageQuery, Depends(_read_page_query)]
 def new_server_info_routes(
     node_info: NodeInfoCache, admission: GraphAdmission, files: ComfyFiles, max_body_bytes: int
 ) -> APIRouter:
-    """Return the routes of the farm's nodes, devices, feature flags, logs and uploads."""
+    """Return the routes of all pools' node classes, devices, feature flags, logs and uploads."""
     router = APIRouter(tags=["comfyui"])
 
     router.include_router(_new_node_routes(admission, files))
@@ -128,7 +128,7 @@ def new_server_info_routes(
 
     @router.get("/internal/folder_paths", name="folder_paths")
     async def list_folder_paths() -> dict[str, list[str]]:
-        """Return the names of the model folders. The names also replace the folders' real paths."""
+        """Return the model folders by name. Instead of its real path, each has its name again."""
         folders: list[str] = await _fetch_merged(node_info, "/models", merge_lists, [])
         return {folder: [folder] for folder in folders}
 
@@ -136,7 +136,7 @@ def new_server_info_routes(
 
 
 def _new_node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
-    """Return the routes of the nodes."""
+    """Return the routes that describe node classes."""
     router = APIRouter()
 
     @router.get("/object_info", name="object_info", responses=_PAGE_RESPONSES)
@@ -230,7 +230,7 @@ def new_package_routes(node_info: NodeInfoCache) -> APIRouter:
 
     @router.get("/node_replacements", name="node_replacements")
     async def list_node_replacements() -> dict[str, Any]:
-        """Return no node replacements, which newer frontends request, because Moyin has none."""
+        """Return an empty object, because Moyin replaces no nodes. Newer frontends request this."""
         return {}
 
     return router
