@@ -36,7 +36,7 @@ _COMFYUI_V2_PATHS = ("/api/v2/jobs", "/api/v2/assets")
 _SERVE_PATH_PREFIX = "/-/"
 # Serve's own errors have only these headers. Errors of apps have a length or another content type.
 _SERVE_ERROR_HEADERS = frozenset({b"content-type", b"retry-after", b"x-request-id"})
-_INTERNAL_ERROR = "an internal error occurred; the server's log has the cause for this request id"
+_INTERNAL_ERROR = "an internal error occurred; the server's log has the cause"
 _PLAIN_TEXT = b"text/plain"
 _RETRY_AFTER = 5
 

@@ -125,9 +125,7 @@ def _find_failure_reason(options: Options, pid: int) -> str:
     return (
         lines[0]
         if lines
-        else (
-            "the supervisor ended at its start without an error message: see `moyin logs supervisor`"
-        )
+        else "the supervisor ended at its start without an error message; try `moyin up --foreground`"
     )
 
 

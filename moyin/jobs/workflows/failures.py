@@ -131,4 +131,4 @@ def _get_timeout_code(error: TimeoutError) -> str:
 def _describe_timeout(error: TimeoutError) -> str:
     if error.type is TimeoutType.HEARTBEAT:
         return "the worker process was lost in every try of the step; retry the job"
-    return "the step exceeded its time limit; retry the job, with less work in the step"
+    return "the step exceeded its time limit; submit the job again with less work in the step"

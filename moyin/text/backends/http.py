@@ -235,7 +235,7 @@ class HttpClient:
             return await read_up_to(response, _MAX_RESPONSE_BYTES)
         except (BodyTooLong, aiohttp.ClientError, ConnectionError):
             raise BackendUnavailable(
-                f"the back end's response to {path} broke off, or exceeds 256 MiB; retry later"
+                f"the back end's response to {path} broke off, or exceeds 256 MiB"
             ) from None
         except TimeoutError:
             raise BackendTimeout(
@@ -352,7 +352,7 @@ class HttpClient:
                 yield piece
         except TimeoutError:
             raise StreamInterrupted(
-                f"the back end's response to {path} exceeded the timeout and was cut off; request a shorter answer"
+                f"the back end's response to {path} exceeded the timeout and was cut off"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
             raise StreamInterrupted(
