@@ -81,7 +81,7 @@ class JobSpec:
     """The validated request for a job, which is stored once as an immutable blob.
 
     Attributes:
-        kind: the kind of the job: the kind of its only step, or ``pipeline``.
+        kind: the kind of the only step, or ``pipeline`` for a job with several steps.
         priority: 1 (first) to 5 (last); 3 is normal.
         deadline: the time by which the job must finish; afterwards it fails.
         webhook: the URL that receives a POST when the job ends.

@@ -76,7 +76,8 @@ class PromptRecord:
     """The entry of an executed prompt in ComfyUI's history.
 
     Attributes:
-        outputs: ComfyUI's outputs by node and output name; files have their `ComfyFileName`.
+        outputs: ComfyUI's outputs by node and output name, in which each file is named by its
+            `ComfyFileName`.
         meta: ComfyUI's metadata by node.
         status: ``success`` or ``error``.
         messages: pairs of an event's name and its data, in order.

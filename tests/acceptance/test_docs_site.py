@@ -27,7 +27,7 @@ _PHONE = {"width": 390, "height": 844}
 
 @pytest.fixture(scope="module")
 def site_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the documentation site from `pages` into `site`; return the folder with both."""
+    """Return a folder with the built documentation (``site``) and its Markdown pages (``work/pages``)."""
     assert _PYTHON.exists(), "the site's generator is missing: run `make site-environment`"
     folder = tmp_path_factory.mktemp("docs")
     command = [str(_PYTHON), "scripts/docs_site.py"]

@@ -142,8 +142,8 @@ class ResponsesRoute(CallRoute):
         for number, item_id in references.items():
             if item_id not in found_items:
                 raise InvalidRequest(
-                    f"input.{number}.id: there is no stored item {item_id[:80]!r}: send the item "
-                    "itself (store: false in the AI SDK)",
+                    f"input.{number}.id: there is no stored item {item_id[:80]!r}; send the item "
+                    "itself, as the Vercel AI SDK does with `store: false`",
                     field=f"input.{number}.id",
                 )
             resolved_items[number] = found_items[item_id]

@@ -269,7 +269,9 @@ class Throttle:
         _log.warning("could not count attempts in Valkey: %s", type(error).__name__)
         if not self._fail_open:
             raise ServiceUnavailable(
-                "attempts to sign in cannot be counted at the moment; try again", retry_after=1
+                "sign-in, registration and password changes are not possible at the moment, because their "
+                "limits cannot be checked; try again",
+                retry_after=1,
             ) from error
 
 

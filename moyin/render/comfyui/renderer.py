@@ -398,7 +398,7 @@ class ComfyRenderer:
                 await self._inputs.fetch(self._blobs, request.files)
             except FileNotFoundError:
                 raise StepFailed(
-                    "the artifact store no longer has an input file of the render: upload it again"
+                    "the artifact store no longer has one of the render's input files; upload them again"
                 ) from None
             async with self._trim_lock:
                 needed_names = {

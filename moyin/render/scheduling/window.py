@@ -95,7 +95,7 @@ class Window:
     named ``now``, so that a simulation can use the class.
 
     Attributes:
-        measured: the measured renders of the pool, which are used only for forecasts.
+        measurements: the measured renders of the pool, which are used only for forecasts.
         mean_seconds: mean duration of a render, in seconds.
         model_change_count: number of times that a renderer had to load models.
     """

@@ -22,7 +22,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class NumberedJobs:
-    """Creates jobs, one a minute from ``START`` on, and lists them by their metadata ``n``."""
+    """Creates jobs, one a minute from ``START`` on, and numbers them in their metadata ``n``."""
 
     def __init__(self, database: Database) -> None:
         self.store = JobStore(database)

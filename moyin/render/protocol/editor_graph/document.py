@@ -228,7 +228,7 @@ def _iterate_objects(
 
 
 def _iterate_items(items: Any, field: str, max_count: int) -> Iterator[tuple[str, Any]]:
-    """Yield the path and the value of each item of an optional list; the editor skips nulls."""
+    """Yield the path and the value of each item of an optional list, without nulls, as the editor does."""
     if items is None:
         return
     if not isinstance(items, list):

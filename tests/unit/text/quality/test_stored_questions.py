@@ -53,8 +53,10 @@ def test_words_of_an_earlier_version_are_not_mistaken_for_shape() -> None:
     assert earlier_question.features[SHAPE_FEATURES:] == current_question.features[SHAPE_FEATURES:]
     assert all(number < FIRST_WORD_FEATURE for number in earlier_question.features[:SHAPE_FEATURES])
     weights = learn_weights(earlier_question)
-    (moved_mean,) = {weights.mean[number] for number in earlier_question.features[SHAPE_FEATURES:]}
-    assert moved_mean == pytest.approx(
+    (earlier_word_mean,) = {
+        weights.mean[number] for number in earlier_question.features[SHAPE_FEATURES:]
+    }
+    assert earlier_word_mean == pytest.approx(
         learn_weights(current_question).mean[current_question.features[-1]], rel=0.1
     )
 
