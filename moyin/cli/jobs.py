@@ -184,8 +184,8 @@ def retry(job_id: JobId, as_json: AsJson = False) -> None:
 def watch(job_id: JobId, as_json: AsJsonLines = False) -> None:
     """Follow a job until it ends; exit 3 if it does not succeed.
 
-    With --json each event of the job is a line with its type, id and data; the data of the last
-    event are the job.
+    With --json, print a line with the type, id and data of each event. The data of the last event
+    is the ended job.
     """
 
     async def follow_to_end(gateway: GatewayClient) -> None:

@@ -1,4 +1,4 @@
-"""Implements ``moyin quality``, which manages the router's learned data, and ``moyin feedback``."""
+"""Implements ``moyin quality`` (the router's learned data) and ``moyin feedback`` (ratings)."""
 
 from __future__ import annotations
 
@@ -205,9 +205,9 @@ def _build_price_row(price: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _build_calibration_row(point: dict[str, Any]) -> tuple[str, ...]:
-    """Return a table row that compares estimates with results, with a bar.
+    """Return a table row that compares the expected and the actual share of good answers.
 
-    In the bar `#` shows the share of good answers, and `|` the share that the router expected.
+    The last cell is a bar: `#` shows the actual share, and `|` the share that the router expected.
     """
     bar = ["#" if place < round(point["good"] * _BAR_WIDTH) else "." for place in range(_BAR_WIDTH)]
     bar[min(int(point["expected"] * _BAR_WIDTH), _BAR_WIDTH - 1)] = "|"

@@ -250,7 +250,7 @@ def _print_memory(options: Options) -> None:
 
 
 def _print_as_object(line: str) -> None:
-    """Print a line of a log as a JSON object, which it may be already."""
+    """Print a log line as JSON: as it is if it is an object, or else as an object's ``message``."""
     try:
         parsed_line = json.loads(line)
     except (ValueError, RecursionError):
