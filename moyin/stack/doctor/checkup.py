@@ -80,7 +80,7 @@ _FIXES: Mapping[str, _Fix] = {
 
 
 def run_checks(options: Options) -> Iterator[CheckResult]:
-    """Run all checks and yield the results. The only side effect is a new data folder."""
+    """Run all checks and yield the results. Only a missing data folder is created."""
     yield machine.check_python()
     # First, because the other checks use the packages.
     yield packages.check_packages(options)
