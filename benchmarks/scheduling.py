@@ -78,7 +78,7 @@ class Outcome:
 
 
 def compute_quantile(values: Iterable[float], share: float) -> float:
-    """Return the smallest value such that at least ``share`` of all values is not larger."""
+    """Return the smallest of the values that at least ``share`` of them do not exceed."""
     sorted_values = sorted(values)
     return sorted_values[min(len(sorted_values) - 1, math.ceil(share * len(sorted_values)) - 1)]
 
