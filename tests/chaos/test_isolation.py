@@ -269,7 +269,7 @@ async def _open_client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSes
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     async with aiohttp.ClientSession(gateway.url, headers=headers) as client:
         yield client
-    # A connection that was cut needs a moment of the loop to be closed.
+    # The event loop needs a moment to close connections that were cut.
     await asyncio.sleep(0.1)
 
 
