@@ -225,7 +225,7 @@ def _build_row(artifact: dict[str, Any]) -> tuple[object, ...]:
 async def _read_artifacts(
     gateway: GatewayClient, filters: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Return up to ``limit`` files, newest first; read all pages, because a page may be empty.
+    """Return up to ``limit`` files, newest first; an empty page is not taken for the last one.
 
     Args:
         filters: the query parameters of ``GET /artifacts`` that select files.

@@ -59,7 +59,7 @@ def build_filter(
 async def read_jobs(
     gateway: GatewayClient, where: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Return up to ``limit`` jobs, newest first; read all pages, because a page may be empty.
+    """Return up to ``limit`` jobs, newest first; an empty page is not taken for the last one.
 
     Args:
         where: the filter from `build_filter`.

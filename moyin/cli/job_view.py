@@ -17,7 +17,7 @@ _ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 
 
 def print_job(job: Mapping[str, Any]) -> None:
-    """Print a job's values, a table of its finished steps or child jobs, and one of its files."""
+    """Print a job's values, then tables of its finished steps or child jobs, and of its files."""
     _print_pairs(_describe_job(job))
     if job["children"] is not None:
         out.print()

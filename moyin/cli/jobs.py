@@ -208,7 +208,8 @@ def _is_single_job(job_id: str | None, where: dict[str, Any], dry_run: bool) -> 
     """Return True if the arguments name a job, and False if they have filters.
 
     Raises:
-        typer.BadParameter: the arguments have neither, or a job's id with filters or --dry-run.
+        typer.BadParameter: there is no job's id and no filter, or a job's id is combined with
+            filters or --dry-run.
     """
     if job_id is None and not where:
         raise typer.BadParameter("name a job's id, or at least one filter")

@@ -86,7 +86,10 @@ def list_profiles(as_json: AsLocalJson = False) -> None:
 
 @app.command()
 def use(name: Name, as_json: AsLocalJson = False) -> None:
-    """Make a profile the default; --profile and MOYIN_PROFILE override it. `local`: this machine."""
+    """Make a profile the default; NAME `local` is this machine.
+
+    The option --profile and the variable MOYIN_PROFILE override the default.
+    """
 
     def choose_profile(named_profiles: NamedProfiles) -> NamedProfiles:
         if name != LOCAL:

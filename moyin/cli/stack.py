@@ -205,8 +205,8 @@ def logs(
 ) -> None:
     """Print the last lines of a log.
 
-    With --json, lines that are JSON objects stay as they are, such as those of apps, and others
-    become the member `message` of an object.
+    With --json, a line that is a JSON object, as in the logs of apps, is printed as it is. Any
+    other line becomes the member `message` of an object.
     """
     layout = Options.read().layout
     path = layout.get_log_path(name)

@@ -84,9 +84,9 @@ class ComfyFiles:
     ) -> Artifact:
         """Return the tenant's upload with this name, or else an output of the tenant's renders.
 
-        With a subfolder, the output may be that of an ended or running render. Without one, it is
-        the newest output of this name from a succeeded job; outputs of the ComfyUI client
-        ``client_id`` are preferred, or without a client id those of the caller.
+        With a subfolder, the outputs of ended and running renders are searched. Without one, the
+        newest output with this name of a succeeded job is returned. Outputs of the ComfyUI client
+        ``client_id`` are preferred; if it is None, those of the caller.
 
         Raises:
             ArtifactNotFound: the tenant has no file with this name.

@@ -71,7 +71,7 @@ _CONSOLE_LINK_SCRIPT = """<script>
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontendFolders:
-    """The folders of ComfyUI's frontend; a file is searched in the order of the folders.
+    """The folders of ComfyUI's frontend; if several have a file, the first one serves it.
 
     Attributes:
         root: the folder of ``index.html``.

@@ -319,7 +319,7 @@ class NodeInfoCache:
     ) -> tuple[PoolInventory, InputRules] | None:
         """Return a pool's inventory and input rules, or None if the pool does not respond in time.
 
-        The arguments ``fresh_seconds`` and ``wait_seconds`` override those of the cache.
+        The arguments ``fresh_seconds`` and ``wait_seconds`` override those of the constructor.
         """
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):

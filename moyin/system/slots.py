@@ -18,8 +18,8 @@ _Waiter = asyncio.Future[None]
 class Slots:
     """A limit of concurrent calls in one event loop, shared fairly between tenants.
 
-    A free slot goes to the waiting tenant with the fewest running calls, and among these to the
-    tenant that has waited longest. The calls of one tenant begin in the order of arrival. For a
+    A free slot goes to the waiting tenant with the fewest running calls; if there are several, to
+    the one that has waited longest. The calls of one tenant begin in the order of arrival. For a
     minute after another tenant's call, the last free slot stays reserved for tenants without a
     running call, so that no tenant uses all slots. When the queue is full, a new call of a tenant
     with few waiting calls replaces the newest waiting call of the tenant with the most.
