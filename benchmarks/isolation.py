@@ -50,9 +50,9 @@ class IsolationCost:
 
 
 async def measure_isolation(rounds: int, graphs: int) -> IsolationCost:
-    """Start a ComfyUI with isolation and one without, ``rounds`` times, and compare their times.
+    """Compare the speed of a ComfyUI with isolation and one without in ``rounds`` rounds.
 
-    Each of them renders ``graphs`` graphs.
+    Each round starts both, and each of them renders ``graphs`` graphs.
     """
     start_times: list[dict[Isolation, float]] = []
     render_times: list[dict[Isolation, float]] = []

@@ -65,7 +65,7 @@ _WHOLE = json.dumps(
 
 
 def _build_request(kind: str, model: str) -> dict[str, Any]:
-    """Return the body of a request, whose conversation differs from those of all other requests.
+    """Return the body of a request with a conversation that no other request has.
 
     Args:
         kind: ``stream`` for a streamed answer, ``whole`` otherwise.

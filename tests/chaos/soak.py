@@ -295,7 +295,7 @@ async def _check_recovery(
 
 
 async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> None:
-    """Check that each job has one result and one picture in the database, unlike all others."""
+    """Check that each job has one result and one picture of its own in the database."""
     database = Database(gateway.settings.sql_url)
     try:
         async with database.reading() as connection:

@@ -202,7 +202,8 @@ async def _hang_and_kill(
 ) -> None:
     """Suspend a service several times, kill it, and wait until it works again.
 
-    In each of these windows, and in the quiet ones between them, every other service is called.
+    While the service hangs or is dead, and in the quiet times between, all other services are
+    called.
 
     Args:
         deployment: name of the service's Ray Serve deployment.

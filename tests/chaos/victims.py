@@ -13,7 +13,7 @@ from tests.processes import is_bubblewrap, with_lines
 
 
 def list_processes(data_folder: Path, matches: Callable[[str], bool]) -> list[psutil.Process]:
-    """Return the processes of a stack whose command line matches."""
+    """Return the processes of a stack for whose command line ``matches`` returns True."""
     return [
         process
         for process, command_line in with_lines(find_processes(str(data_folder)))
