@@ -132,7 +132,7 @@ def generate_load(
 
 
 class TemporalQueue:
-    """Simulates Temporal's queue: shares by weights of owners and priorities, FIFO within each."""
+    """Simulates Temporal's queue: a weighted share for each owner and priority, FIFO within it."""
 
     def __init__(self) -> None:
         self._queue: list[tuple[float, int, PendingRender]] = []

@@ -92,7 +92,7 @@ def _compute_merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
 
 
 def _limit_to_folds(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
-    """Return the splits of ``folds``, with only the rows of ``folds`` to learn from."""
+    """Return the splits that score ``folds``, without other folds' rows to learn from."""
     known_rows = {number for fold in folds for number in splits[fold][1]}
     return [([n for n in splits[fold][0] if n in known_rows], splits[fold][1]) for fold in folds]
 

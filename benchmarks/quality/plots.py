@@ -86,7 +86,7 @@ def draw_reliability(scores: Mapping[str, Score], path: Path) -> None:
 
 
 def draw_month(months: Sequence[SimulatedMonth], path: Path) -> None:
-    """Draw by day how much more the router has cost than the best fixed policy, a line per seed."""
+    """Draw the extra cost of the router over the best fixed policy by day, with a line per seed."""
     figure, axes = _new_axes(
         "Regret against the best fixed policy selected afterwards",
         "day",

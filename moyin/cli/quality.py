@@ -128,7 +128,7 @@ def _describe_judge(judge: dict[str, Any]) -> str:
 
 
 def _print_models(models: list[dict[str, Any]]) -> None:
-    """Print the models as lines with all values into a pipe, or as a table on a terminal.
+    """Print all values of the models as lines to a pipe, or the most important ones as a table.
 
     On a terminal, the values by kind of request follow below the table, because the columns of the
     table are too narrow for them.
