@@ -67,9 +67,9 @@ def check_folder(options: Options) -> CheckResult:
 
 
 def has_closed_folders(options: Options) -> bool:
-    """Return True if this user cannot use a folder of the stack or its lock file.
+    """Return True if this user cannot use a folder of the stack or the lock file.
 
-    Other checks could not read them.
+    Then the checks that would read these folders are left out.
     """
     paths = _find_locked_paths(options.layout)
     lock_path = options.layout.lock
