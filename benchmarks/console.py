@@ -29,13 +29,13 @@ _NO_SERVER = "http://127.0.0.1:9"
 _OVERVIEW_SECONDS, _LIST_SECONDS, _PERCENT = 1.0, 0.3, 5.0
 _HTTP_PAGES = 20
 _IDLE_SECONDS, _SETTLING_SECONDS = 30.0, 8.0
-# The streams of the overview, of Jobs and of Models, and the events with which each begins.
+# The event streams of the pages Overview, Jobs and Models, and the events with which each begins.
 _STREAMS = (
     ("/cluster/events?include=backends&include=usage", ("cluster", "backends", "usage")),
     ("/cluster/events?include=jobs&cluster=false", ("jobs",)),
     ("/cluster/events?include=models&cluster=false", ("models",)),
 )
-# As the console does it while it is open.
+# An open console renews its session at this interval, too.
 _RENEW_SECONDS = 240.0
 # The lists' pages as the console asks for them, and the members that have the rows and the cursor.
 _PATHS = {
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 async def _create_studio(farm: Farm, jobs: int, pictures: int) -> BenchmarkOrganisation:
-    """Create the organisation, fill the database of the running gateway, and return the studio."""
+    """Create the organisation, fill the running gateway's database, and return the organisation."""
     async with _open_key_session(farm) as session:
         body = {"name": "The benchmark's studio"}
         async with session.post("/accounts/organisations", json=body) as response:
@@ -140,8 +140,8 @@ async def _measure_viewers(farm: Farm, viewer_count: int, seconds: float) -> Non
     """Measure and print how much more processor time the stack needs while consoles are open.
 
     Args:
-        viewer_count: the number of open consoles: overviews, lists of jobs and of models in turn. They
-            are compared with one of each.
+        viewer_count: the number of open consoles. In turn, they show the overview, the jobs and the
+            models. For comparison, one console of each kind is measured first.
         seconds: how long they are measured.
     """
     idle_cpu_seconds = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))

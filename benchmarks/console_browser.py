@@ -17,8 +17,8 @@ _TIMEOUT_MS = 120_000
 # Chromium draws its own parts of a new tab, on the same processors.
 _NEW_TAB_MS = 1_000
 _READING_MS = 2_000
-# `window.paintedAt` is when all that is wanted was painted first: two frames after the change of
-# the document that completed it. `window.clickedAt` is the time of the last click.
+# `window.paintedAt` is the time at which all expected content was first painted: two frames after
+# the change of the document that completed it. `window.clickedAt` is the time of the last click.
 _WATCH = """
 window.paintedAt = null;
 const isComplete = () => {
@@ -94,7 +94,7 @@ LISTS = (
         wanted=ExpectedContent(rows={"main .usage-day": 7, _ROWS: 3}),
     ),
 )  # fmt: skip
-# What shows the next page of a list, whose rows replace or follow those of the first.
+# The button that shows the next page of a list, and the number of rows that the list then has.
 NEXT = {"jobs": ("Next", 50), "gallery": ("Load more", 96), "members": ("Load more", 100)}
 OVERVIEWS = {
     "administrator": ExpectedContent(headings=("Money", "Render pools", "Text back ends")),

@@ -31,9 +31,9 @@ MEMBERS = 500
 ADMINISTRATORS = 51
 _KEYS = 1_000
 _AUDIT_ENTRIES = 20_000
-# Calls of text this month, besides those that are renders.
+# Calls of models for text this month; renders are counted as calls, too.
 _CALLS = 50_000
-# More than a page of the gallery shows.
+# Two pages of the gallery, which shows 48 pictures on each.
 _DIFFERENT_PICTURES = 96
 _PICTURE_PIXELS = 512
 _ROWS_PER_INSERT = 5_000
@@ -133,7 +133,7 @@ def _build_job(
 
     The rows of the picture and of the call are None if the job has no picture.
     """
-    # Evenly among the others, so that every page has both.
+    # Jobs with a picture are spread evenly, so that every page has jobs with and without one.
     has_picture = (number + 1) * studio.pictures // studio.jobs > (
         number * studio.pictures // studio.jobs
     )

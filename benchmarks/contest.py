@@ -42,9 +42,9 @@ class Result:
     """The results of one gateway.
 
     Attributes:
-        load: medians of all rounds by number of connections.
+        load: the results of wrk by number of connections; each value is the median of all rounds.
         rounds: requests per second of each round, by number of connections.
-        processor: microseconds of the gateway's processes per request, by number of connections.
+        processor: processor time per request in microseconds, by number of connections.
         over_direct: requests per second divided by those without a gateway in the same rounds.
         added: latency that the gateway adds: p50 and p99 in ms.
         first: time to the first token.
@@ -75,9 +75,9 @@ class Result:
         )
 
     def ratio_to(self, other_result: Result, connections: int) -> float:
-        """Return how many times the requests per second of another gateway this one reached.
+        """Return this gateway's requests per second divided by those of another gateway.
 
-        The result is the median over the rounds.
+        The result is the median of the quotients of all rounds.
 
         Args:
             connections: the number of concurrent connections to compare.

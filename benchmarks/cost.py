@@ -1,7 +1,7 @@
 """Measures the processor time per small render, by process: ``python -m benchmarks.cost``.
 
-One actor renders small pictures one after the other. What each process uses while idle for the same
-duration is subtracted. The total excludes ComfyUI itself.
+One actor renders small pictures one after the other. The processor time that each process uses
+while idle for the same duration is subtracted. The total excludes ComfyUI itself.
 """
 
 from __future__ import annotations

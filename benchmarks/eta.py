@@ -27,7 +27,7 @@ from moyin.render.scheduling.window import Window
 _HOUR = 3_600.0
 _TICK = 0.5
 _FORECAST = 256
-# How often clients read the queue, so that each render is guessed at several times while it waits.
+# Seconds between reads of the queue: each render gets several estimates while it waits.
 _READ_SECONDS = 10.0
 _SHAPES = (("portrait", 6), ("landscape", 8), ("upscale", 14), ("sketch", 3), ("detail", 20),
            ("sheet", 30), ("icon", 2))  # fmt: skip
@@ -53,7 +53,7 @@ class StartEstimates:
     """The estimated and actual waiting times of renders.
 
     Attributes:
-        starts: for each estimate, the time that the render then still waited, and the estimated p50
+        starts: for each estimate, the actual wait of the render from then on, and the estimated p50
             and p90, in seconds.
         first: the same for the first estimate of each render.
         unknown: how often a render's position was read while no estimate was available.

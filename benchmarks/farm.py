@@ -138,7 +138,7 @@ def _run_moyin(command: str, environ: Mapping[str, str]) -> None:
 
 
 def _find_free_port_base() -> int:
-    """Return the first port of a range of 500 ports, if nothing listens on that first port."""
+    """Return the first port of a range of 500 ports; only this port is checked to be free."""
     for base in range(22000, 32000, 500):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", base)) != 0:

@@ -28,10 +28,10 @@ from moyin.system.processes import find_processes
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moyin-bench"
 _LITELLM = "litellm[proxy]==1.108.5"
 _LITELLM_WORKERS = 2
-# A peer must not import our packages.
+# Other gateways must not import the packages of this project.
 _NO_PYTHONPATH = {"PYTHONPATH": ""}
 _TENSORZERO = "tensorzero==2026.6.0"
-# Its wheel contains the gateway as a library, which serves HTTP for the patched client.
+# TensorZero's wheel contains the gateway as a library, which serves HTTP for the patched client.
 _TENSORZERO_PROGRAM = """
 import pathlib, signal, sys
 from openai import OpenAI

@@ -82,7 +82,7 @@ def _open_database_url(database: str, folder: Path) -> Iterator[str]:
     if database == "sqlite":
         yield f"sqlite:///{folder / 'jobs.sqlite'}"
         return
-    # As root, the server runs as a user who may not enter a private folder.
+    # For root, PostgreSQL runs as another user, who may not enter a private folder.
     folder.chmod(0o755)
     server = Postgres(folder / "postgres")
     try:

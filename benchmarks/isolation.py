@@ -34,10 +34,10 @@ _colors = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationCost:
-    """Median seconds of a start, including the first prompt, and of a render of half a second.
+    """The seconds of a start with its first prompt, and of a render of half a second, as medians.
 
     Attributes:
-        start_more: how much longer a start with isolation takes; median over the rounds.
+        start_more: how many seconds longer a start with isolation takes.
         render_ratio: duration of a render with isolation divided by that of one without.
     """
 
@@ -50,9 +50,9 @@ class IsolationCost:
 
 
 async def measure_isolation(rounds: int, graphs: int) -> IsolationCost:
-    """Start a ComfyUI with isolation and one without, ``rounds`` times, and compare their times.
+    """Compare the speed of a ComfyUI with isolation and one without in ``rounds`` rounds.
 
-    Each of them renders ``graphs`` graphs.
+    Each round starts both, and each of them renders ``graphs`` graphs.
     """
     start_times: list[dict[Isolation, float]] = []
     render_times: list[dict[Isolation, float]] = []

@@ -1,4 +1,4 @@
-"""Streams the mock server's answers at fifty tokens a second; each token has its send time."""
+"""Streams the mock server's answers at fifty tokens a second, each with the time it was sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws the plots of docs/performance.md from the page's tables into docs/performance.
+"""Draws tables of docs/performance.md as plots, which are stored in docs/performance.
 
 Run it with ``python -m benchmarks.page`` after a change of a table.
 """
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 FOLDER = ROOT / "docs" / "performance"
-# The bar's name and the beginning of the row that has Moyin's ratio over it.
+# For each bar of the plot, the beginning of the table row with Moyin's ratio to that server.
 _OTHERS = {
     "bare forwarder": "text through `/v1`",
     "forwarder in Serve": "… over the same forwarder",

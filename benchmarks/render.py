@@ -109,7 +109,7 @@ async def _wait_for_job(session: aiohttp.ClientSession, url: str, job_id: str) -
 
 @contextmanager
 def _short_path(path: Path) -> Iterator[str]:
-    """Yield a short path that leads to a Unix socket, because Linux allows only 107 characters."""
+    """Yield a path in /proc to a Unix socket, because Linux allows only 107 characters."""
     folder_descriptor = os.open(path.parent, os.O_PATH)
     try:
         yield f"/proc/self/fd/{folder_descriptor}/{path.name}"

@@ -78,7 +78,7 @@ class Outcome:
 
 
 def compute_quantile(values: Iterable[float], share: float) -> float:
-    """Return the smallest value such that at least ``share`` of all values is not larger."""
+    """Return the smallest of the values that at least ``share`` of them do not exceed."""
     sorted_values = sorted(values)
     return sorted_values[min(len(sorted_values) - 1, math.ceil(share * len(sorted_values)) - 1)]
 
@@ -132,7 +132,7 @@ def generate_load(
 
 
 class TemporalQueue:
-    """Simulates Temporal's queue: shares by weights of owners and priorities, FIFO within each."""
+    """Simulates Temporal's queue: a weighted share for each owner and priority, FIFO within it."""
 
     def __init__(self) -> None:
         self._queue: list[tuple[float, int, PendingRender]] = []

@@ -35,7 +35,7 @@ class FirstTokens:
     p99_ms: float
 
     def minus(self, other_times: FirstTokens) -> FirstTokens:
-        """Return how many milliseconds these times exceed ``other_times``."""
+        """Return the differences of these times and ``other_times`` in milliseconds."""
         return FirstTokens(
             p50_ms=self.p50_ms - other_times.p50_ms, p99_ms=self.p99_ms - other_times.p99_ms
         )

@@ -1,4 +1,4 @@
-"""Measures model calls through Moyin's ``/v1``, a minimal forwarder, and without a gateway."""
+"""Measures calls of a model: through Moyin, through a minimal forwarder, and without a gateway."""
 
 from __future__ import annotations
 

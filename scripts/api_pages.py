@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-# Defines a code of its own, and is known to `ERROR_TYPES` only if it is imported.
+# This module defines an error code, which `ERROR_TYPES` has only after the import.
 import moyin.store.hub  # noqa: F401
 from moyin.domain.job import EventType
 from moyin.errors import MoyinError, StepError

@@ -1,4 +1,4 @@
-"""Writes the AsyncAPI 3 document of the events of jobs from the types of `event_bodies`."""
+"""Writes the AsyncAPI 3 document of jobs' events from `moyin.jobs.protocol.event_bodies`."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def build_document() -> dict[str, Any]:
     }
     paths[f"/v1{USAGE}"] = {"get": usage["paths"][USAGE]["get"]}
     for operation in (operation for methods in paths.values() for operation in methods.values()):
-        # Errors have one shape, which the client reads without types.
+        # All errors have the same format, for which the client needs no generated types.
         responses = operation["responses"].items()
         operation["responses"] = {
             status: body for status, body in responses if status.startswith("2")
@@ -127,7 +127,7 @@ def _collect_schemas(*documents: Mapping[str, Any]) -> dict[str, Any]:
     renamed_schemas: dict[str, Any] = {}
     for schemas in documents:
         for name, schema in schemas.items():
-            # Of two models with one name, those of jobs are meant.
+            # If two models have the same name, keep that of the jobs API.
             if "__" not in name or name.startswith("moyin__jobs__protocol__wire__"):
                 renamed_schemas[_shorten_name(name)] = _rename_references(schema)
     return renamed_schemas
@@ -138,13 +138,13 @@ def _shorten_name(name: str) -> str:
 
 
 def _rename_references(value: Any) -> Any:
-    """Return a part of a document in which schemas have short names and no redundant titles."""
+    """Return a part of a document with short names of schemas and without redundant titles."""
     text = _REFERENCES.sub(lambda match: _REFERENCE + _shorten_name(match[1]), json.dumps(value))
     return json.loads(text, object_hook=_drop_titles)
 
 
 def _drop_titles(members: dict[str, Any]) -> dict[str, Any]:
-    # A property with the name `title` has a schema, which is no text.
+    # The value of a property named `title` is a schema, not a text, and must be kept.
     return {
         name: value
         for name, value in members.items()

@@ -20,7 +20,7 @@ _ROOT = Path(__file__).parents[1]
 CONSOLE = _ROOT / "console"
 BUILT = _ROOT / "moyin" / "console" / "built"
 DIGEST = BUILT / "sources.sha256"
-# What is written or installed by the build itself.
+# Folders that the build itself writes or installs.
 _IGNORED = {"node_modules", "build"}
 
 

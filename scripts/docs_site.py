@@ -160,7 +160,7 @@ class SitePages:
         target_path.parent.mkdir(parents=True, exist_ok=True)
         self._draw(diagram, target_path)
         path = os.path.relpath(picture, Path(page).parent)
-        # Its text has 16 pixels at full size, and stays readable at 0.6 of that.
+        # The diagram's text has 16 pixels at full size, and stays readable at 0.6 of that.
         min_width = round(0.6 * _read_svg_width(target_path))
         return (
             f'[![Diagram: {title}]({path}){{ .diagram style="min-width: {min_width}px" }}]({path})'

@@ -1,4 +1,4 @@
-"""Contains for docs/reference/errors.md the meaning of each error code and advice for clients.
+"""Explains each error code and advises clients; docs/reference/errors.md is made from this table.
 
 A test fails if an error has no row here, or if a row has no error.
 """

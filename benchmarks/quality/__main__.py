@@ -70,9 +70,10 @@ _CUTS: dict[str, Cut] = {
 
 
 def score_partition(source: str, seed: int) -> tuple[dict[str, Score], list[dict[str, Any]]]:
-    """Return the scores by kind of split, and the chosen constants, for one division into folds.
+    """Divide the data into folds; return the scores by kind of split, and the chosen constants.
 
-    ``seed`` determines the division.
+    Args:
+        seed: determines the random division. The kinds of split are the keys of `_CUTS`.
     """
     tables = read_tables(source)
     choice = choose_constants(tables, seed)

@@ -15,7 +15,7 @@ _SHARES = 10
 
 
 def compute_recovered(expected_gains: Sequence[float], truths: Sequence[float]) -> list[float]:
-    """Return which part of the quality gap is recovered if 0, 10, … 100 % use the expensive model.
+    """Return the recovered part of the quality gap for each share of prompts (0, 10, … 100 %).
 
     Args:
         expected_gains: expected gain of quality by prompt.

@@ -1,9 +1,9 @@
-"""Chooses the estimator's constants with other data than the data that is scored with them.
+"""Chooses the estimator's constants on one part of the data, to score another part with them.
 
 Folds 0 to 2 of the data are scored with constants chosen on folds 3 and 4, and vice versa. The
-constants are the spreads of weights, of which `_compute_merit` selects one set from a small grid, and the
-difficulty of each kind of request, which `benchmarks.quality.prior` computes. The product's own
-code runs with these constants.
+constants are the spreads of weights and the difficulty of each kind of request. The spreads are the
+set in a small grid for which `_compute_merit` is highest; `benchmarks.quality.prior` computes the
+difficulties. The product's own code runs with these constants.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from moyin.text.quality.learned_weights import WeightSpreads
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Constants:
-    """A set of constants for `WeightSpreads`, one of those that are tried.
+    """One of the sets of arguments for `WeightSpreads` that are tried.
 
     Attributes:
         kind, words: spreads of the weights of kinds and of words.
@@ -77,8 +77,11 @@ def _use_constants(constants: Constants) -> AbstractContextManager[object]:
 def _compute_merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
     """Return the figure by which constants are compared: the mean of two APGR values.
 
-    One is the APGR (`benchmarks.quality.apgr`) after few labels, the other that on GSM8K. These
-    depend more on the constants than other scores do. Only ``folds`` are scored.
+    One value is the APGR (`benchmarks.quality.apgr`) on MMLU with few labels to learn from. The
+    other is the APGR on GSM8K. Both depend more on the constants than other scores do.
+
+    Args:
+        folds: the only folds that are scored and learned from.
     """
     small_training_splits = limit_labels(
         _limit_to_folds(split_by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS
@@ -89,7 +92,7 @@ def _compute_merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
 
 
 def _limit_to_folds(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
-    """Return the splits of ``folds``, with only the rows of ``folds`` to learn from."""
+    """Return the splits that score ``folds``, without other folds' rows to learn from."""
     known_rows = {number for fold in folds for number in splits[fold][1]}
     return [([n for n in splits[fold][0] if n in known_rows], splits[fold][1]) for fold in folds]
 
@@ -97,7 +100,8 @@ def _limit_to_folds(splits: Sequence[Split], folds: Sequence[int]) -> list[Split
 def choose_constants(tables: Tables, seed: int) -> list[Choice]:
     """Choose the constants and difficulties with which each half of the folds is scored.
 
-    They are those that score best on the other half. The results are in the order of `HALVES`.
+    For each half, the set that is best on the other half is chosen. The results are in the order of
+    `HALVES`.
     """
     choices: list[Choice] = []
     for _, known_folds in HALVES:

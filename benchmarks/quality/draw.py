@@ -59,7 +59,7 @@ class Prompt:
 
 
 def draw_prompts(seed: int, clones: Path) -> list[Prompt]:
-    """Draw the prompts for ``seed``; only the main seed draws those of `mix/prompts.jsonl`."""
+    """Draw the prompts for ``seed``; those of `mix/prompts.jsonl` were drawn with the main seed."""
 
     def read(repository: str, path: str) -> bytes:
         folder = _find_clone(repository, clones)

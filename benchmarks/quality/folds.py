@@ -31,9 +31,9 @@ class Score:
     """The scores of one way of splitting the answers: some are learned, the rest are scored.
 
     Attributes:
-        apgr: APGR (`benchmarks.quality.apgr`) of the router by fold.
-        chance: APGR of a random order by fold.
-        length: APGR of an order by the prompt's length, by fold.
+        apgr: for each fold, the APGR (`benchmarks.quality.apgr`) of the router.
+        chance: for each fold, the APGR of a random order.
+        length: for each fold, the APGR if prompts are ordered by their length.
         curves: for each fold, the parts of the quality gap that `compute_recovered` returns.
         pairs: expected and true quality of every scored answer.
     """

@@ -1,17 +1,17 @@
 """Simulates how well a router serves a studio for a month, in which models change.
 
 Every request has a topic in the studio's own vocabulary. Every model has a true probability of a
-good answer for each topic, which the router does not know and which varies around the product's
-table. On day 15 one model gets worse at some topics and another gets better; on day 20 a new model
-is added. The router gets a signal about some answers of the models that it chose, from one of forty
-people. On one request in four it may try a model with little data: it then decides by the upper
-bounds of the estimates. If this changes its choice, a judge rates the answer, and the judge's call
-costs money.
+good answer for each topic. The router does not know it; it varies around the estimate in the
+product's table of abilities. On day 15 one model gets worse at some topics and another gets better;
+on day 20 a new model is added. The router gets a signal about some answers of the models that it
+chose, from one of forty people. On one request in four it may try a model with little data: it then
+decides by the upper bounds of the estimates. If this changes its choice, a judge rates the answer,
+and the judge's call costs money.
 
 Three kinds of policies get the same requests with the same random numbers: the router; each model
-alone; and every assignment of one model to each kind, of which the best is selected afterwards. The
-total of a policy is money + seconds * usd_per_second + bad answers * usd_per_bad_answer, computed
-with the true values.
+alone; and every assignment of one model to each kind of request, of which the best is selected
+afterwards. The total of a policy is money + seconds * usd_per_second + bad answers *
+usd_per_bad_answer, computed with the true values.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from benchmarks.quality.month import SimulatedMonth
 
 
 def compute_bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
-    """Return expected quality, true quality and number of answers in ten classes.
+    """Divide answers into ten classes by their expected quality, and return a tuple for each.
 
-    Each class has the answers whose expected quality is within a tenth, and its means. Empty
+    A tuple has the mean expected quality, the mean true quality and the number of answers. Empty
     classes are left out.
     """
     bin_rows = []
@@ -86,7 +86,7 @@ def draw_reliability(scores: Mapping[str, Score], path: Path) -> None:
 
 
 def draw_month(months: Sequence[SimulatedMonth], path: Path) -> None:
-    """Draw by day how much more the router has cost than the best fixed policy, a line per seed."""
+    """Draw the extra cost of the router over the best fixed policy by day, with a line per seed."""
     figure, axes = _new_axes(
         "Regret against the best fixed policy selected afterwards",
         "day",

@@ -106,7 +106,8 @@ def _fit_level(answers: list[tuple[float, float, float]]) -> float:
     """Return the difficulty with which the expected number of good answers equals the true number.
 
     Args:
-        answers: for each answer the model's ability, the quality, and the chance of guessing right.
+        answers: for each answer the model's ability, the answer's quality, and the probability that
+            a guess is right.
     """
     scale = 1.0 / math.sqrt(1.0 + math.pi / 8 * _VARIANCE)
     good_answers = sum(score for _, score, _ in answers)

@@ -1,9 +1,9 @@
 """Measures the processor time of requests with and without quality estimates.
 
 Run it with ``python -m benchmarks.quality.requests``. Replicas of the models app get requests in
-turns, and forward them to the same back end. A round ends when the rows that its requests queued
-are written. With ``--beside FOLDER`` another source tree, such as the previous commit, is measured
-in the same rounds.
+turns, and forward them to the same back end. A round ends when the
+replicas have written everything about its requests to the database. With ``--beside FOLDER``
+another source tree, such as the previous commit, is measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _WHOLE = json.dumps(
 
 
 def _build_request(kind: str, model: str) -> dict[str, Any]:
-    """Return the body of a request, whose conversation differs from those of all other requests.
+    """Return the body of a request with a conversation that no other request has.
 
     Args:
         kind: ``stream`` for a streamed answer, ``whole`` otherwise.

@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """Three tables of prompts, without those that RouteLLM lists as contained in training data."""
+    """Three tables of prompts; those that RouteLLM found in training data are left out."""
 
     mmlu: tuple[Row, ...]
     gsm8k: tuple[Row, ...]

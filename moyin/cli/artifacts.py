@@ -75,7 +75,7 @@ def get(
     show: ShowPictures = True,
     as_json: AsLocalJson = False,
 ) -> None:
-    """Download a file and print its path; in a folder, no existing file is replaced."""
+    """Download a file and print its path; an existing file is replaced if --output names it."""
 
     async def download_file(gateway: GatewayClient) -> Path:
         path = _build_path(artifact_id)
@@ -200,12 +200,12 @@ def print_files(paths: list[Path], *, show: bool, indent: str = "") -> None:
 
 
 async def _read_file_name(gateway: GatewayClient, path: str) -> str | None:
-    """Return the name of a file, or None if the gateway refuses the request or sends no name."""
+    """Return the file name that the gateway sends for ``path``, or None if it sends none."""
     try:
         async with gateway.open("HEAD", path) as response:
             disposition = response.content_disposition
     except RequestRefused:
-        # The response to HEAD has no body with the reason; that to the download has one.
+        # A response to HEAD has no body, so the download that follows reports the reason.
         return None
     return disposition.filename if disposition is not None else None
 
@@ -225,7 +225,7 @@ def _build_row(artifact: dict[str, Any]) -> tuple[object, ...]:
 async def _read_artifacts(
     gateway: GatewayClient, filters: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Return up to ``limit`` files, newest first; read all pages, because a page may be empty.
+    """Return up to ``limit`` files, newest first; an empty page is not taken for the last one.
 
     Args:
         filters: the query parameters of ``GET /artifacts`` that select files.

@@ -88,7 +88,7 @@ def export(
     ] = ExportFormat.CSV,
     as_json: Annotated[bool, typer.Option("--json", help="The same as `--format jsonl`.")] = False,
 ) -> None:
-    """Write the entries with all of their members to standard output, newest first."""
+    """Write the complete entries to standard output, newest first."""
 
     if as_json:
         form = ExportFormat.JSONL

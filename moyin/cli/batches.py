@@ -79,7 +79,7 @@ def submit(
 ) -> None:
     """Upload a file of requests and run it as a batch; print the batch's id.
 
-    With --json the new batch is a line, and with --wait also the batch after each change.
+    With --json, print the new batch as one line; with --wait, print a line after each change too.
     """
     metadata = dict(_split_label(text) for text in label or ())
     endpoint_path = endpoint or _read_endpoint(file)
@@ -116,7 +116,7 @@ def show(batch_id: BatchId, as_json: AsJson = False) -> None:
 def watch(batch_id: BatchId, as_json: AsJsonLines = False) -> None:
     """Follow a batch until it ends; exit 3 unless it is completed.
 
-    With --json the batch is a line at first and after each change.
+    With --json, print the batch as one line now, and again after each change.
     """
     run_with_gateway(lambda gateway: _follow_batch(gateway, batch_id, as_json))
 
@@ -171,7 +171,11 @@ def results(
 
 
 async def _follow_batch(gateway: GatewayClient, batch_id: str, as_json: bool) -> None:
-    """Print the progress of a batch until it ends, or the batch itself as JSON lines."""
+    """Print the progress of a batch until it ends.
+
+    Args:
+        as_json: True to print the whole batch as a JSON line after each change of its progress.
+    """
     last_progress_line = ""
     while True:
         batch = await gateway.call("GET", f"{_BATCHES}/{batch_id}")

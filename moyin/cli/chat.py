@@ -56,7 +56,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     as_json: AsJsonLines = False,
 ) -> None:
-    """Ask a model: stream the answer to standard output, and its model's name to standard error.
+    """Ask a model: print the answer to standard output, and the model's name to standard error.
 
     With --json each chunk of the gateway's stream is a line. The last line, whose `object` is
     `moyin.answer`, has the whole text, back end, model, cost, route and request id.

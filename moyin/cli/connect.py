@@ -21,7 +21,10 @@ app = typer.Typer(help="Local ports for clients that can send no key.", no_args_
 
 @app.callback()
 def _make_subcommand() -> None:
-    """Make `ollama` a subcommand: Typer would run the only command of a group without its name."""
+    """Keep `ollama` a subcommand.
+
+    Without a callback, Typer replaces a group that has only one command by that command.
+    """
 
 
 @app.command("ollama")
@@ -55,7 +58,7 @@ async def _connect_ollama(profile: Profile, port: int, backend: str | None, as_j
 
 
 async def check_access(profile: Profile, path: str) -> None:
-    """Check the profile's key and URL with a request, because local clients may hide such errors.
+    """Check the profile's key and URL with a request, because local clients may hide an error.
 
     Raises:
         StackError: the profile has no key.

@@ -264,8 +264,9 @@ def reject_cross_site(headers: Mapping[str, str]) -> None:
 
 
 def build_upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMultiDict[str]:
-    """Return the headers for the gateway: the client's, with the key, without local addresses.
+    """Return the client's headers for the gateway, with the key added.
 
+    Headers that are meant for the local port, such as Host and Cookie, are left out.
     For ComfyUI's frontend the key is also in a cookie, because the gateway serves the frontend's
     page only to browsers with a cookie.
     """

@@ -35,7 +35,7 @@ def migrate(
     ] = False,
     as_json: AsLocalJson = False,
 ) -> None:
-    """Migrate the shared database in MOYIN_DATABASE_URL; `moyin up` migrates only its own."""
+    """Migrate the shared database in MOYIN_DATABASE_URL; `moyin up` migrates the embedded one."""
     from moyin.store.sql import migrate as run_migrations
     from moyin.store.sql import read_revision
 

@@ -42,7 +42,7 @@ def build_filter(
     before: str | None,
     search: str | None,
 ) -> dict[str, Any]:
-    """Return the member ``filter`` of a bulk request, which is empty without options."""
+    """Return the object ``filter`` of a bulk request to the API; empty if all options are None."""
     members: dict[str, Any] = {
         "status": status,
         "kind": kind,
@@ -59,7 +59,7 @@ def build_filter(
 async def read_jobs(
     gateway: GatewayClient, where: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Return up to ``limit`` jobs, newest first; read all pages, because a page may be empty.
+    """Return up to ``limit`` jobs, newest first; an empty page is not taken for the last one.
 
     Args:
         where: the filter from `build_filter`.
@@ -82,7 +82,9 @@ async def read_jobs(
 async def change_jobs(
     gateway: GatewayClient, path: str, where: dict[str, Any], *, dry_run: bool
 ) -> dict[str, Any]:
-    """Cancel or delete all matching jobs, with several requests, and return the total counts.
+    """Cancel or delete all matching jobs, and return the total counts.
+
+    A request covers a limited number of jobs, so it is repeated until all are done.
 
     Args:
         path: ``/jobs/cancel`` or ``/jobs/delete``.

@@ -17,7 +17,7 @@ _ENDS = ("completed_at", "failed_at", "expired_at", "cancelled_at")
 
 
 def print_job(job: Mapping[str, Any]) -> None:
-    """Print a job as pairs, its finished steps or children as a table, and its files."""
+    """Print a job's values, then tables of its finished steps or child jobs, and of its files."""
     _print_pairs(_describe_job(job))
     if job["children"] is not None:
         out.print()
@@ -42,7 +42,7 @@ def print_job(job: Mapping[str, Any]) -> None:
 
 
 def print_batch(batch: Mapping[str, Any]) -> None:
-    """Print a batch of text requests as pairs."""
+    """Print a batch of text requests as names with values."""
     counts = batch["request_counts"]
     ended_at = next((batch[name] for name in _ENDS if batch[name] is not None), None)
     pairs: list[tuple[str, object]] = [
@@ -157,7 +157,7 @@ def _format_time(seconds: int | None) -> str | None:
 
 
 def _print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
-    """Print the pairs that have a value; texts of the gateway are not trusted."""
+    """Print the names that have a value; control characters in the values are replaced."""
     print_pairs(
         ((name, clean_text(describe_value(v))) for name, v in pairs if v is not None), indent=0
     )

@@ -184,8 +184,8 @@ def retry(job_id: JobId, as_json: AsJson = False) -> None:
 def watch(job_id: JobId, as_json: AsJsonLines = False) -> None:
     """Follow a job until it ends; exit 3 if it does not succeed.
 
-    With --json each event of the job is a line with its type, id and data; the data of the last
-    event are the job.
+    With --json, print a line with the type, id and data of each event. The data of the last event
+    is the ended job.
     """
 
     async def follow_to_end(gateway: GatewayClient) -> None:
@@ -208,7 +208,8 @@ def _is_single_job(job_id: str | None, where: dict[str, Any], dry_run: bool) -> 
     """Return True if the arguments name a job, and False if they have filters.
 
     Raises:
-        typer.BadParameter: the arguments have neither, or a job's id with filters or --dry-run.
+        typer.BadParameter: there is no job's id and no filter, or a job's id is combined with
+            filters or --dry-run.
     """
     if job_id is None and not where:
         raise typer.BadParameter("name a job's id, or at least one filter")

@@ -42,8 +42,9 @@ def add(
 ) -> None:
     """Store the URL and the API key of a gateway, and replace a profile with the same name.
 
-    The key is read from a prompt or from standard input, because other users could read an
-    argument. Profiles are stored in ~/.config/moyin/profiles.toml, which only you can read.
+    The key is read from a prompt or from standard input, because other users of the machine could
+    see it in a command line. Profiles are stored in ~/.config/moyin/profiles.toml, which only you
+    can read.
     """
     path = find_profiles_file(os.environ)
     named_profiles = read_named_profiles(path)
@@ -85,7 +86,10 @@ def list_profiles(as_json: AsLocalJson = False) -> None:
 
 @app.command()
 def use(name: Name, as_json: AsLocalJson = False) -> None:
-    """Make a profile the default; --profile and MOYIN_PROFILE override it. `local`: this machine."""
+    """Make a profile the default; NAME `local` is this machine.
+
+    The option --profile and the variable MOYIN_PROFILE override the default.
+    """
 
     def choose_profile(named_profiles: NamedProfiles) -> NamedProfiles:
         if name != LOCAL:
@@ -123,7 +127,9 @@ def _read_key() -> str:
     else:
         key = sys.stdin.readline().strip()
     if not key or not key.isascii() or not key.isprintable():
-        raise StackError("the API key is empty or not printable ASCII: pass it on standard input")
+        raise StackError(
+            "the API key must be printable ASCII and not empty: pass it on standard input"
+        )
     return str(key)
 
 

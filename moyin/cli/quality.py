@@ -1,4 +1,4 @@
-"""Implements ``moyin quality``, which manages the router's learned data, and ``moyin feedback``."""
+"""Implements ``moyin quality`` (the router's learned data) and ``moyin feedback`` (ratings)."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _describe_judge(judge: dict[str, Any]) -> str:
 
 
 def _print_models(models: list[dict[str, Any]]) -> None:
-    """Print the models as lines with all values into a pipe, or as a table on a terminal.
+    """Print all values of the models as lines to a pipe, or the most important ones as a table.
 
     On a terminal, the values by kind of request follow below the table, because the columns of the
     table are too narrow for them.
@@ -205,9 +205,9 @@ def _build_price_row(price: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _build_calibration_row(point: dict[str, Any]) -> tuple[str, ...]:
-    """Return a table row that compares estimates with results, with a bar.
+    """Return a table row that compares the expected and the actual share of good answers.
 
-    In the bar `#` shows the share of good answers, and `|` the share that the router expected.
+    The last cell is a bar: `#` shows the actual share, and `|` the share that the router expected.
     """
     bar = ["#" if place < round(point["good"] * _BAR_WIDTH) else "." for place in range(_BAR_WIDTH)]
     bar[min(int(point["expected"] * _BAR_WIDTH), _BAR_WIDTH - 1)] = "|"

@@ -75,7 +75,7 @@ def render(
 
 
 def _build_job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
-    """Return the member of ``POST /jobs`` for the graph in a file or for the named template."""
+    """Return the part of the body of ``POST /jobs`` that has the graph or names the template."""
     if (graph is None) == (template is None):
         raise StackError(
             "name either the file of a graph or --template NAME (`moyin templates list`)"
@@ -101,7 +101,11 @@ def _parse_input(assignment: str) -> tuple[str, Any]:
 
 
 def load_graph(path: Path) -> dict[str, Any]:
-    """Load a graph in either format from a JSON file; raise StackError if it is invalid."""
+    """Load a graph in the editor's or the API format from a JSON file.
+
+    Raises:
+        StackError: the file cannot be read, or is not a JSON object.
+    """
     try:
         graph = json.loads(path.read_text())
     except FileNotFoundError:
@@ -118,7 +122,7 @@ def load_graph(path: Path) -> dict[str, Any]:
 async def _convert_graph(
     gateway: GatewayClient, graph: dict[str, Any], pool: str | None
 ) -> dict[str, Any]:
-    """Return a graph of the editor's format in the API format; print what the pool lacks for it."""
+    """Convert a graph from the editor's to the API format, and print what the pool lacks for it."""
     request = {"graph": graph} if pool is None else {"graph": graph, "pool": pool}
     conversion: dict[str, Any] = await gateway.call("POST", "/graphs/convert", request)
     missing_parts = conversion["missing"]

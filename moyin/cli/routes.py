@@ -17,7 +17,10 @@ app = typer.Typer(help="Services behind the reverse proxy.", no_args_is_help=Tru
 
 @app.callback()
 def _make_subcommand() -> None:
-    """Make `secret` a subcommand: Typer would run the only command of a group without its name."""
+    """Keep `secret` a subcommand.
+
+    Without a callback, Typer replaces a group that has only one command by that command.
+    """
 
 
 @app.command()

@@ -117,7 +117,10 @@ def print_table(
 def _fit_columns(
     columns: Sequence[str], rows: Sequence[Sequence[Text]], optional_columns: Sequence[str]
 ) -> dict[int, int]:
-    """Return the widths of the shown columns by number, empty if the terminal is too narrow."""
+    """Choose the columns that fit on the terminal; return their widths by column number.
+
+    The result is empty if not even the required columns fit.
+    """
     cells = dict(enumerate(zip(columns, *rows, strict=True)))
     if rows and _measure_spare_width(_measure_columns(cells)) < 0:
         cells = {n: column for n, column in cells.items() if n == 0 or any(map(str, column[1:]))}
@@ -175,7 +178,7 @@ def print_records(columns: Sequence[str], rows: Iterable[Sequence[object]], **op
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print records as CSV (RFC 4180), with a heading unless there are no columns."""
+    """Print records as CSV (RFC 4180); the heading is left out if ``columns`` is empty."""
     writer = csv.writer(sys.stdout)
     if columns:
         writer.writerow(columns)

@@ -27,7 +27,7 @@ _selected_name: ContextVar[str | None] = ContextVar("profile", default=None)
 
 
 def select_profile(name: str | None) -> None:
-    """Set the name from --profile; None leaves the choice to MOYIN_PROFILE or the default."""
+    """Store the value of --profile; with None, MOYIN_PROFILE or the default names the profile."""
     _selected_name.set(name)
 
 
@@ -38,7 +38,7 @@ def find_profile_name() -> str:
 
 
 def is_remote() -> bool:
-    """Return True if a named profile is selected, so that the gateway may be on another machine."""
+    """Return True if a named profile is selected: its gateway may be on another machine."""
     return find_profile_name() != LOCAL
 
 
@@ -93,7 +93,7 @@ def build_path(path: str, parameters: Mapping[str, Any]) -> str:
 
 
 def send_request(method: str, path: str, body: Any = None) -> None:
-    """Send a request to the selected gateway; the response has no body."""
+    """Send a request to the selected gateway, and ignore the body of its response."""
 
     async def send_and_discard(gateway: GatewayClient) -> None:
         async with gateway.open(method, path, body):

@@ -56,7 +56,7 @@ def _encode_columns(columns: Mapping[int, int]) -> str:
     """Return the run-length encoded characters for one colour's columns of a band.
 
     Args:
-        columns: for each column, a bit for each of its six pixels that has the colour.
+        columns: for each column number, six bits; a bit is set if its pixel has the colour.
     """
     encoded_runs, position = [], 0
     # Adjacent columns with equal masks have the same difference between column and rank.

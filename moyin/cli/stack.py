@@ -205,8 +205,8 @@ def logs(
 ) -> None:
     """Print the last lines of a log.
 
-    With --json, lines that are JSON objects stay as they are, such as those of apps, and others
-    become the member `message` of an object.
+    With --json, a line that is a JSON object, as in the logs of apps, is printed as it is. Any
+    other line becomes the member `message` of an object.
     """
     layout = Options.read().layout
     path = layout.get_log_path(name)
@@ -250,7 +250,7 @@ def _print_memory(options: Options) -> None:
 
 
 def _print_as_object(line: str) -> None:
-    """Print a line of a log as a JSON object, which it may be already."""
+    """Print a log line as JSON: as it is if it is an object, or else as an object's ``message``."""
     try:
         parsed_line = json.loads(line)
     except (ValueError, RecursionError):

@@ -93,7 +93,7 @@ class StartProgress:
 
 
 def build_stop_command() -> str:
-    """Return the command that stops the stack: `moyin down`, with the path if `PATH` lacks it."""
+    """Return the command that stops the stack, with a full path if `moyin` is not on `PATH`."""
     if shutil.which("moyin"):
         return "moyin down"
     typed_path = Path(sys.argv[0])

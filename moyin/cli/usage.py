@@ -1,4 +1,4 @@
-"""Implements ``moyin usage``, which charts tokens and costs, and ``moyin requests``."""
+"""Implements ``moyin usage`` (a chart of costs) and ``moyin requests`` (a list of calls)."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def list_requests(
     ] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List recorded calls; piped output has all columns of `--json`, separated by tabs."""
+    """List recorded calls; piped output has all values that `--json` prints, separated by tabs."""
     filters = {
         "status": status,
         "after": after,
@@ -211,7 +211,7 @@ def _print_report(report: dict[str, Any], labels: Mapping[str, str]) -> None:
 
 
 def _print_csv(report: dict[str, Any]) -> None:
-    """Print the groups of a usage report as CSV; columns have the names of the gateway's JSON."""
+    """Print the groups of a usage report as CSV; columns are named as in the gateway's JSON."""
     column_names = [
         *report["group_by"],
         *(name for name in _CSV_NUMBERS if name in report["total"]),

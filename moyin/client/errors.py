@@ -70,7 +70,7 @@ class RequestRefused(MoyinError):
     def to_typed_error(self) -> MoyinError:
         """Return the `moyin.errors` exception for the reported code.
 
-        Without a known code, this is ServiceUnavailable.
+        If the code is missing or unknown, this is ServiceUnavailable.
         """
         error_type = ERROR_TYPES.get(self.reported_code or "")
         if error_type is None:

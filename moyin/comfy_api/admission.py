@@ -34,7 +34,8 @@ class GraphAdmission:
     async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         """Return the first of the caller's pools that has the nodes and files of the graph.
 
-        If no pool has all of them, return the first one with all nodes, or else the first of all.
+        If no pool has all of them, return the first one with all nodes. If there is none either,
+        return the caller's first pool.
 
         Raises:
             InvalidRequest: no pool runs the caller's jobs.

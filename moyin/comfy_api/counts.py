@@ -1,4 +1,4 @@
-"""Caches the number of a tenant's open prompts, which all WebSockets of the tenant show."""
+"""Caches the number of a tenant's open prompts, which is sent to all of the tenant's WebSockets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OpenPromptCounter:
         self._queries: dict[str, asyncio.Task[int]] = {}
 
     async def count_now(self, owner: str) -> int:
-        """Return the tenant's number of open prompts by a new query, which sees all earlier changes."""
+        """Query the database for the tenant's number of open prompts, and cache and return it."""
         started_at = time.monotonic()
         count = await self._prompts.count_open(owner)
         cached_count = self._known.get(owner)

@@ -84,9 +84,9 @@ class ComfyFiles:
     ) -> Artifact:
         """Return the tenant's upload with this name, or else an output of the tenant's renders.
 
-        With a subfolder, the output may be that of an ended or running render. Without one, it is
-        the newest output of this name from a succeeded job; outputs of the ComfyUI client
-        ``client_id`` are preferred, or without a client id those of the caller.
+        With a subfolder, the outputs of ended and running renders are searched. Without one, the
+        newest output with this name of a succeeded job is returned. Outputs of the ComfyUI client
+        ``client_id`` are preferred; if it is None, those of the caller.
 
         Raises:
             ArtifactNotFound: the tenant has no file with this name.
@@ -107,7 +107,7 @@ class ComfyFiles:
         return output
 
     async def list_uploads(self, owner: str, kind: str = "input") -> list[str]:
-        """Return the names of the owner's newest uploads as graphs write them, newest first.
+        """Return the names of the owner's newest uploads, newest first, relative to their folder.
 
         Args:
             kind: the folder that was uploaded to: ``input``, ``output`` or ``temp``.
@@ -214,7 +214,7 @@ class ComfyFiles:
         return None
 
     async def _save_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
-        """Find an output, and add a row to the artifacts for it, so that graphs can refer to it.
+        """Find an output, and add it to the table of artifacts, so that graphs can refer to it.
 
         Returns None if there is no such output or its content was deleted.
         """

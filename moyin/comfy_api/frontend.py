@@ -71,7 +71,7 @@ _CONSOLE_LINK_SCRIPT = """<script>
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontendFolders:
-    """The folders of ComfyUI's frontend; a file is searched in the order of the folders.
+    """The folders of ComfyUI's frontend; if several have a file, the first one serves it.
 
     Attributes:
         root: the folder of ``index.html``.
@@ -117,7 +117,7 @@ def find_frontend(settings: Settings) -> FrontendFolders:
 
 
 def set_base_path(index_html: str, path: str) -> str:
-    """Return the page with ``path`` as the base of its relative URLs, and the gateway's scripts."""
+    """Return the page with the gateway's scripts, and ``path`` as the base of relative URLs."""
     text_before, tag, text_after = index_html.partition("<head>")
     scripts = f"{_START_VIEW_SCRIPT}{_CONSOLE_LINK_SCRIPT}"
     return f'{text_before}{tag}<base href="{path}">{scripts}{text_after}'

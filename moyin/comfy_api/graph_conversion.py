@@ -24,7 +24,7 @@ from moyin.render.protocol.editor_graph.document import MAX_NODES, is_editor_for
 from moyin.system.slots import Slots
 
 _FIELD = "graph"
-# The largest graphs take seconds of a processor, which the event loop of the replica needs, too.
+# The largest graphs take seconds of processor time, which the replica's event loop needs, too.
 _MAX_CONVERSIONS = 2
 _MAX_WAITING = 32
 _PATIENCE_SECONDS = 30.0
@@ -32,10 +32,10 @@ _MEAN_SECONDS = 0.1
 
 
 class GraphConverter:
-    """Converts the graphs of clients for the pools that run their jobs, one per tenant at a time.
+    """Converts clients' graphs to the API format, and finds what a pool lacks for them.
 
     Args:
-        slots: limits the concurrent conversions.
+        slots: limits the concurrent conversions, and shares them fairly between tenants.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class GraphConverter:
     async def convert(
         self, caller: Identity, graph: Mapping[str, Any], pool: str | None
     ) -> ConvertedGraph:
-        """Return the graph in the API format, the parts that the pool lacks, and the left-out parts.
+        """Convert a graph; also list its parts that the pool lacks, and those that were left out.
 
         Args:
-            graph: a graph in either format, or an object with a graph as its ``prompt`` or
-                ``workflow``, such as the body of ``POST /prompt``.
+            graph: a graph in the editor's or the API format, or an object with a graph as its
+                ``prompt`` or ``workflow``, such as the body of ``POST /prompt``.
             pool: the pool that is to render it; None chooses the pool that a job would get.
 
         Raises:
@@ -113,7 +113,7 @@ class GraphConverter:
 def _convert_editor_graph(
     graph: Mapping[str, Any], nodes: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], list[LeftOutBody]]:
-    # The clock of the farm, as the editor uses that of the browser.
+    # Dates in file names are taken from this machine's clock; the editor uses the browser's.
     result = convert(graph, nodes, now=datetime.now(UTC), field=_FIELD)
     return result.graph, [LeftOutBody.model_validate(item) for item in result.left_out]
 

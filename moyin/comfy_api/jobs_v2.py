@@ -35,7 +35,7 @@ class ComfyJobs:
     blobs: BlobStore
 
     async def submit(self, caller: Identity, spec: JobSpec, *, idempotency_key: str | None) -> Job:
-        """Accept a render job. Unlike in other APIs, an Idempotency-Key may be used only once.
+        """Accept a render job. Unlike in Moyin's other APIs, an Idempotency-Key is valid only once.
 
         Args:
             idempotency_key: the Idempotency-Key of the request, or None.

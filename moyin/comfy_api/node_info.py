@@ -263,7 +263,7 @@ class NodeInfoCache:
         if any(unquote(segment) in ("", ".", "..") for segment in segments):
             # Such a path could lead to the route of ComfyUI that returns the prompts of all
             # tenants.
-            raise NotFound(f"no render pool has a file or response for {path}")
+            raise NotFound(f"no render pool serves {path}: check the path")
         results = await asyncio.gather(
             *(self._pool_responses.fetch(pool, path) for pool in pools), return_exceptions=True
         )
@@ -281,7 +281,7 @@ class NodeInfoCache:
             pool: a.value for pool, a in responses_by_pool.items() if a.value is not None
         }
         if not contents_by_pool:
-            raise NotFound(f"no render pool has a file or response for {path}")
+            raise NotFound(f"no render pool serves {path}: check the path")
         return contents_by_pool
 
     async def _wait_for_inventory(self, pool: str, deadline: float) -> PoolInventory | None:
@@ -319,7 +319,7 @@ class NodeInfoCache:
     ) -> tuple[PoolInventory, InputRules] | None:
         """Return a pool's inventory and input rules, or None if the pool does not respond in time.
 
-        The arguments ``fresh_seconds`` and ``wait_seconds`` override those of the cache.
+        The arguments ``fresh_seconds`` and ``wait_seconds`` override those of the constructor.
         """
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):

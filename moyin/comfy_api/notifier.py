@@ -263,7 +263,7 @@ class PromptNotifier:
                     await asyncio.sleep(_START_POLL_SECONDS)
 
     async def _resume_if_retried(self, prompt_id: str) -> None:
-        """Forward the messages of an ended prompt again if its job has been retried."""
+        """Resume forwarding the messages of an ended prompt if its job has been retried."""
         if prompt_id in self._ended:
             jobs = await self._notifiers.prompts.get(self._owner, [prompt_id], with_hidden=True)
             if any(not job.status.is_final for job in jobs):

@@ -332,9 +332,9 @@ class ComfyPrompts:
         return await _read_within_limit(jobs, lambda job: self._build_body(job, build_body))
 
     async def _build_body(self, job: Job, build_body: Any) -> tuple[dict[str, Any], int]:
-        """Return the body that ``build_body`` makes from a job, its spec and its record.
+        """Return the body that ``build_body`` makes of a job, its spec and its history entry.
 
-        Also return the size in bytes of the spec and the record.
+        Also return the size in bytes of the spec and the history entry.
         """
         spec, spec_size = await self._read_spec(job)
         async with self._blob_reads:
@@ -342,7 +342,7 @@ class ComfyPrompts:
         return build_body(job, spec, record), spec_size + record_size
 
     async def _get_workflow_digest(self, job: Job) -> bytes:
-        """Return a digest of the ``id`` in the workflow that the client sent, or no bytes."""
+        """Return a digest of the ``id`` in the client's workflow; empty if there is no ``id``."""
         digest = self._workflows.get(job.spec)
         if digest is None:
             spec, _ = await self._read_spec(job)

@@ -29,7 +29,7 @@ _SUBMIT_RETRIES = 3
 _SUBMIT_PAUSE_SECONDS = 1.0
 _WITHDRAW_SECONDS = 8.0
 _VALIDATE_SECONDS = 120.0
-# The begin of the last line of pydantic's error messages.
+# The beginning of the last line of pydantic's error messages.
 _PYDANTIC_ADVICE = "For further information visit "
 
 
@@ -82,7 +82,7 @@ def find_isolated_pools(path: Path) -> list[str]:
 
 
 def find_renderer_shares(path: Path) -> list[tuple[str, float]]:
-    """Return the pool name and the share of a GPU for each renderer that pools start with.
+    """Return the pool name and the share of a GPU for each renderer that is started at first.
 
     Returns an empty list if the file is not valid; `find_config_problems` reports the reason.
     """
@@ -102,7 +102,7 @@ def find_renderer_shares(path: Path) -> list[tuple[str, float]]:
 
 
 def find_text_backends(path: Path) -> list[dict[str, Any]]:
-    """Return the back ends in the ``user_config`` of all apps, unchanged.
+    """Return the settings of all apps' back ends, as ``user_config`` has them.
 
     Returns an empty list if the file is not valid; `find_config_problems` reports the reason.
     """
@@ -181,7 +181,7 @@ async def _submit_config(
     for _ in range(_SUBMIT_RETRIES):
         if 0 < status < 500:
             break
-        # Ray's dashboard fails so while Serve's controller starts slowly. Submitting is idempotent.
+        # Ray's dashboard fails while Serve's controller still starts. Submitting is idempotent.
         reason = f"status {status}" if status else _get_last_line_of_body(body)
         on_progress(f"Ray's dashboard failed ({reason}); trying again")
         await asyncio.sleep(_SUBMIT_PAUSE_SECONDS)
@@ -236,10 +236,10 @@ async def _find_pending_apps(options: Options, app_names: set[str]) -> dict[str,
 async def _wait_for_gateway(
     options: Options, has_gateway: bool, on_progress: Callable[[str], None]
 ) -> None:
-    """Wait until the gateway is ready, or without a gateway until HAProxy responds.
+    """Wait until the gateway is ready; if no gateway is configured, wait until HAProxy responds.
 
-    HAProxy responds with 503 until the gateway is ready. A 404 comes from an app at ``/`` other
-    than the gateway.
+    HAProxy responds with 503 until the gateway is ready. A 404 also ends the wait: another app
+    than the gateway is at ``/``, and has no ``/readyz``.
 
     Args:
         has_gateway: True if an app has the route ``/``.

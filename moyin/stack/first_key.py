@@ -63,7 +63,7 @@ async def replace_first_key(settings: Settings) -> None:
     finally:
         await database.close()
     if profile.api_key:
-        # It may be valid in a database that only the environment of a service names.
+        # The previous key may be valid in a database that only a service's environment names.
         replace_file(find_aside_path(path), content, mode=0o600)
     write_profile(path, Profile(url=url, api_key=key))
 

@@ -130,7 +130,7 @@ def _find_failure_reason(options: Options, pid: int) -> str:
 
 
 def measure_memory(options: Options) -> dict[str, int]:
-    """Return the memory of each part of the stack in bytes (PSS, which divides shared memory)."""
+    """Return the memory of each part in bytes, with its portion of shared memory (PSS)."""
     bytes_by_part: dict[str, int] = {}
     state = read_running_state(options)
     if state is not None:

@@ -75,7 +75,7 @@ class Layout:
     def list_app_logs(self, app: str) -> list[Path]:
         """Return the logs of an app's replicas, the most useful last.
 
-        The last one is the newest log that the app itself wrote; others have only Serve's messages.
+        Logs that have only Serve's messages come first, then those of the app itself, newest last.
         """
         paths = (self.ray_logs / "serve").glob(f"replica_{app}_*.log")
         # The logs with the suffix are the app's own; the others contain messages of Serve.

@@ -33,7 +33,7 @@ class NamedProfiles:
     profiles: Mapping[str, Profile] = field(default_factory=dict)
 
     def get(self, name: str) -> Profile:
-        """Return the named profile; raise `StackError` with the known names if there is none."""
+        """Return the named profile; raise `StackError` with all names if it does not exist."""
         profile = self.profiles.get(name)
         if profile is None:
             names = ", ".join([LOCAL, *sorted(self.profiles)])

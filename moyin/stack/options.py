@@ -38,8 +38,8 @@ class Options:
         source_environ: environment from which the supervisor reads the same options.
         environ: environment that the stack's processes inherit.
         serve_config: path of the app configuration to deploy, which may not exist.
-        ports_are_set: True if the environment or an argument sets a port; the ports that
-            `moyin doctor --fix` has stored count only where neither does.
+        ports_are_set: True if the environment or an argument sets a port. If not, the ports that
+            `moyin doctor --fix` has stored are used.
         runs_valkey: True if the stack runs its own Valkey, because no setting names another server.
         runs_temporal: True if the stack runs its own Temporal server, for the same reason.
     """

@@ -19,7 +19,7 @@ REPLICA_PORTS = 200
 _PREFIX = "MOYIN_PORT_"
 # Ray reserves these ports for its workers, and does not start if one of its servers uses them.
 _WORKER_PORTS = range(10002, 20000)
-# Above those, and below the ports that the kernel gives to clients.
+# First ports to try: above Ray's workers, and below the ports that the kernel gives to clients.
 _BASES = range(20_000, 32_000, 250)
 
 
@@ -135,7 +135,10 @@ def read_stored_ports(path: Path) -> dict[str, str]:
     known_names = {port_field.name for port_field in fields(Ports)}
     for name, port in values.items():
         if name not in known_names or type(port) is not int:
-            raise StackError(f"{path}: {name} = {port!r} sets no port: correct or delete the line")
+            raise StackError(
+                f"{path}: {name} = {port!r} does not set a port of Moyin to a number: correct or "
+                "delete the line"
+            )
     return {f"{_PREFIX}{name.upper()}": str(port) for name, port in values.items()}
 
 

@@ -130,8 +130,8 @@ class Supervisor:
         status, output = await run_command(command, self._options.environ)
         if status != 0:
             raise StackError(
-                "preparing the database and the first API key failed; check MOYIN_DATABASE_URL and "
-                f"`moyin doctor`: {output.strip()[-500:]}"
+                "moyin.stack.first_key, which creates the database and the first API key, failed: "
+                f"{output.strip()[-500:]}"
             )
 
     async def _deploy_apps(self) -> None:

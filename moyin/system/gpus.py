@@ -42,7 +42,7 @@ async def read_gpus(devices: str | None) -> tuple[GpuReading, ...]:
 
 
 def parse_gpus(output: str, devices: str) -> tuple[GpuReading, ...]:
-    """Return the cards of ``devices`` from nvidia-smi's lines of comma-separated values."""
+    """Parse nvidia-smi's lines of comma-separated values; return the cards in ``devices``."""
     wanted_devices = {device.strip() for device in devices.split(",")}
     readings = []
     for line in output.splitlines():

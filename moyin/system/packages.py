@@ -1,4 +1,4 @@
-"""Installs Python packages with uv under pip's settings; imports only the standard library.
+"""Installs Python packages with uv and pip's settings; imports only the standard library.
 
 uv needs a quarter of pip's time and keeps unpacked packages, to which further environments only
 link. uv ignores pip's configuration files and environment variables. A studio may name its package
@@ -42,7 +42,7 @@ def build_install_command(python: Path) -> list[str]:
 
 
 def build_uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return `environ` plus uv's variables for pip's settings; ``UV_…`` in `environ` wins.
+    """Return `environ` plus uv's variables for pip's settings; keep variables of uv that are set.
 
     Raises:
         OSError, subprocess.CalledProcessError: pip cannot read its settings.

@@ -131,7 +131,7 @@ def find_processes(stack_id: str, service: str | None = None) -> Iterator[psutil
 
 
 def find_missing_children(parent_pid: int, names: Collection[str]) -> list[str]:
-    """Return the names of those child processes that are missing, among ``names``.
+    """Return the ``names`` that no living child process has.
 
     Args:
         parent_pid: the id of the parent process. If it has ended, the result is empty.

@@ -18,8 +18,8 @@ _Waiter = asyncio.Future[None]
 class Slots:
     """A limit of concurrent calls in one event loop, shared fairly between tenants.
 
-    A free slot goes to the waiting tenant with the fewest running calls, and among these to the
-    tenant that has waited longest. The calls of one tenant begin in the order of arrival. For a
+    A free slot goes to the waiting tenant with the fewest running calls; if there are several, to
+    the one that has waited longest. The calls of one tenant begin in the order of arrival. For a
     minute after another tenant's call, the last free slot stays reserved for tenants without a
     running call, so that no tenant uses all slots. When the queue is full, a new call of a tenant
     with few waiting calls replaces the newest waiting call of the tenant with the most.
@@ -144,7 +144,7 @@ class Slots:
             raise
 
     def release(self, tenant: str) -> None:
-        """Release a slot, and begin waiting calls for which a slot is free."""
+        """Release a slot, so that a waiting call can begin."""
         self.taken -= 1
         if self.limit is None:
             return
@@ -181,7 +181,7 @@ class Slots:
             raise
 
     def release_in_background(self, tenant: str) -> None:
-        """Release the slot of a background call, and begin waiting calls that have a free slot."""
+        """Release the slot of a background call, so that a waiting call can begin."""
         self.taken -= 1
         self.in_background -= 1
         _decrement(self._background_running, tenant)
@@ -197,7 +197,7 @@ class Slots:
         self._begin_waiting_calls()
 
     def _begin_waiting_calls(self) -> None:
-        """Begin waiting calls while slots are free, those in the background last."""
+        """Give free slots to waiting calls; calls in the background come last."""
         while self._waiters and (self.limit is None or self.taken < self.limit):
             next_tenant = min(self._waiters, key=lambda name: self._running.get(name, 0))
             if self.limit is not None and not self._may_acquire(next_tenant, self.limit):
@@ -258,10 +258,10 @@ class Slots:
         self._running[tenant] = self._running.get(tenant, 0) + 1
 
     def _refuse_newest_call(self, tenant: str, mean_seconds: float) -> bool:
-        """Refuse the newest call of the tenant with the most waiting calls, to admit ``tenant``.
+        """Make room in the queue for ``tenant``; return True if another call was refused.
 
-        Return False, and refuse nothing, unless that tenant has at least two more waiting calls
-        than ``tenant``.
+        The newest waiting call of the tenant with the most is refused, if this tenant has at least
+        two more waiting calls than ``tenant``.
         """
         if not self._waiters:
             return False

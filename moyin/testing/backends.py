@@ -75,7 +75,8 @@ class FakeBackend:
     """A model back end that returns configured responses and records its requests.
 
     Attributes:
-        error: error to raise instead of a response, or in a stream after ``chunks_before_error``.
+        error: error to raise instead of a response; a stream first has ``chunks_before_error``
+            chunks.
         unsupported_error: error to raise for each translated request, as if the back end did not
             support a feature.
         requests: all requests in order, both translated and raw.

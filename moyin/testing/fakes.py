@@ -64,7 +64,7 @@ class FreeBudgets:
 
 
 class InMemoryNamedFiles:
-    """An implementation of `moyin.jobs.ports.NamedFiles` in memory, by owner and file name."""
+    """An implementation of `moyin.jobs.ports.NamedFiles` that keeps files in memory."""
 
     def __init__(self, files: Mapping[tuple[str, str], Artifact] | None = None) -> None:
         self.files = dict(files or {})

@@ -36,7 +36,7 @@ BATCH_PARTS = (
     "Valkey", "HAProxy", "HAProxyManager", "ProxyActor", "ServeController", "gcs_server", "raylet",
 )  # fmt: skip
 _MODEL = "batch-mock"
-# One line in a hundred is refused by the model.
+# The mock model refuses one line in a hundred.
 _REFUSED_EVERY = 100
 _USD = {"price": {"input": 1, "output": 1}}
 _NANO_USD = 4_000

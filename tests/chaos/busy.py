@@ -1,4 +1,4 @@
-"""Measures how long ComfyUIs were busy from their own logs, independently of Moyin."""
+"""Measures from ComfyUI's own logs, without Moyin's data, how long each ComfyUI was busy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# ComfyUI's own lines, and those of the node ``Busy``.
+# Lines of ComfyUI itself, and the lines that the node ``Busy`` logs.
 _LINE = re.compile(r"^(?:got prompt|busy (\d+\.\d+)|Prompt executed in (\d+\.\d+) seconds)", re.M)
 
 
@@ -31,7 +31,7 @@ def list_executions(data: Path) -> list[Execution]:
 
 
 def _read_executions(folder: Path) -> Iterator[Execution]:
-    # The log that was continued in ``comfyui.log`` is the older one.
+    # ``comfyui.log.1`` is older than ``comfyui.log``, so it comes first.
     files = sorted(folder.glob("comfyui.log*"), reverse=True)
     log = "".join(file.read_text(errors="replace") for file in files)
     tick_times: list[float] = []

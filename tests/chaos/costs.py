@@ -44,7 +44,8 @@ from tests.stack import RunningStack
 KILLS = ("ComfyUI", "RenderPool", "JobWorker", "actor")
 _OWNER = "costs"
 _USD_PER_HOUR = Decimal(180)
-# The pool looks at its actors every second, so this much of a lost actor's run may be missing.
+# The pool polls its actors every second, so these last seconds of a lost actor's run may be
+# missing.
 _LOST_SECONDS = 2.0
 _MAX_ERROR = 0.01
 
@@ -166,7 +167,7 @@ def _compare_costs(report: Report) -> None:
 async def _run_jobs(client: httpx.AsyncClient, plan: CostPlan, rng: random.Random) -> None:
     remaining_seconds, number = plan.seconds, 0
     async with asyncio.TaskGroup() as group:
-        # As many at once as the pool's window and actors hold.
+        # At most as many jobs at a time as the pool's window and actors hold.
         slots = asyncio.Semaphore(4 * plan.actors)
         while remaining_seconds > 0:
             await slots.acquire()
@@ -225,7 +226,7 @@ async def _call(
             response = await client.request(method, path, **options)
             if response.status_code in accepted_statuses:
                 return response.json()
-            # A farm that is being hurt says so with 5xx; anything else is a mistake.
+            # While processes are killed, the farm may respond with 5xx, but no other error.
             assert response.status_code >= 500, (method, path, response.text)
         except httpx.TransportError as error:
             assert time.monotonic() < deadline, error

@@ -27,7 +27,7 @@ from tests.chaos.watch import SERVICES, Call, ResponseWatch
 from tests.stack import RunningStack, farm_env
 
 PARTS: dict[str, Callable[[str], bool]] = {
-    # Processes of Ray's head: when one ends, `ray start --block` ends all, or Ray goes on without.
+    # Processes of Ray's head. When one ends, either `ray start --block` ends all, or Ray continues.
     "gcs_server": victims.is_program_named("gcs_server"),
     "raylet": victims.is_program_named("raylet"),
     "ray start": lambda line: "ray start --head" in line,
@@ -36,7 +36,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "runtime env agent": victims.is_actor_named("RuntimeEnvAgent"),
     "autoscaler": lambda line: "/_private/monitor.py" in line,
     "Ray client server": lambda line: "ray.util.client.server" in line,
-    # Of Serve.
+    # Processes of Ray Serve.
     "HAProxy": victims.is_program_named("haproxy"),
     "HAProxyManager": victims.is_actor_named("HAProxyManager"),
     "ServeController": victims.is_actor_named("ServeController"),
@@ -46,7 +46,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "accounts replica": victims.is_replica_of("Accounts"),
     "JobWorker replica": victims.is_replica_of("JobWorker"),
     "RenderPool replica": victims.is_replica_of("RenderPool"),
-    # What they hold, and what all lean on.
+    # The processes that render pools start, and the servers that all apps need.
     "ComfyUIActor": victims.is_comfyui_actor,
     "ComfyUI": victims.is_comfyui,
     "Temporal": victims.is_temporal,
@@ -55,7 +55,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
 # Columns of the table.
 _COLUMNS = sorted(SERVICES, key=str.lower)
 _colors = itertools.count(0x305070, 0x010101)
-# A call that takes longer was held, by Serve's proxy for one, until a replica was there.
+# A call that takes longer was held until a replica was ready, for example by Serve's proxy.
 _SLOW_SECONDS = 1.5
 _QUIET_SECONDS = 8.0
 

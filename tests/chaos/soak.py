@@ -67,9 +67,9 @@ class Report:
     """The results of a run.
 
     Attributes:
-        slept: the seconds that all graphs slept.
-        refused: the number of calls that were repeated.
-        tries: the number of render steps by their number of attempts.
+        slept: the seconds that all graphs slept in total.
+        refused: the number of calls that failed and were repeated.
+        tries: the number of render steps, by how many attempts they needed.
         renders: the number of prompts that the ComfyUIs executed.
     """
 
@@ -231,7 +231,7 @@ class _Caller:
                     response_bytes = await response.read()
                     if response.status < 300:
                         return response_bytes
-                    # A farm that is being hurt says so with 5xx; anything else is a mistake.
+                    # While processes are killed, the farm may respond with 5xx, but no other error.
                     assert response.status >= 500, (response.status, response_bytes)
             except (aiohttp.ClientError, TimeoutError) as error:
                 response_bytes = repr(error).encode()
@@ -295,7 +295,7 @@ async def _check_recovery(
 
 
 async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> None:
-    """Check that each job has one result and one artifact in the database, all different."""
+    """Check that each job has one result and one picture of its own in the database."""
     database = Database(gateway.settings.sql_url)
     try:
         async with database.reading() as connection:
@@ -340,9 +340,9 @@ async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report
 
 
 def _count_renders(gateway: RunningStack) -> int:
-    """Return the number of executed prompts in the ComfyUIs' logs, without one prompt per start.
+    """Return the number of executed prompts of clients in the ComfyUIs' logs.
 
-    Each ComfyUI executes a prompt of its own when it starts.
+    The prompt that each ComfyUI executes when it starts is not counted.
     """
     logs = [
         path.read_text(errors="replace")

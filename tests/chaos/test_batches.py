@@ -15,8 +15,8 @@ from tests.chaos.batches import (
 )
 from tests.stack import RecordMeasurement, RunningStack
 
-# `python -m tests.chaos.batches` kills every part, with 20,000 lines. What ends all of Ray, and so
-# both replicas at once, takes a minute of processor time.
+# `python -m tests.chaos.batches` kills every part, with 20,000 lines. Here, no part is killed whose
+# death ends all of Ray, because restarting Ray takes a minute of processor time.
 _KILLED = ("models replica", "JobWorker replica", "Temporal", "Valkey")
 _LINES = 2_000
 

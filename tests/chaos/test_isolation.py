@@ -202,7 +202,8 @@ async def _hang_and_kill(
 ) -> None:
     """Suspend a service several times, kill it, and wait until it works again.
 
-    In each of these windows, and in the quiet ones between them, every other service is called.
+    While the service hangs or is dead, and in the quiet times between, all other services are
+    called.
 
     Args:
         deployment: name of the service's Ray Serve deployment.
@@ -269,7 +270,7 @@ async def _open_client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSes
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     async with aiohttp.ClientSession(gateway.url, headers=headers) as client:
         yield client
-    # A connection that was cut needs a moment of the loop to be closed.
+    # The event loop needs a moment to close connections that were cut.
     await asyncio.sleep(0.1)
 
 

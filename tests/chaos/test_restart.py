@@ -83,7 +83,7 @@ def test_a_job_continues_at_its_third_step(gateway: RunningStack, restart_method
 
     job = client.wait(job_id, FINAL, 300)
     assert (job["status"], job["error"]) == ("succeeded", None)
-    # The checkpoints of steps one and two are the ones from before: they ran once.
+    # Steps one and two ran only once: their artifacts are those from before the retry.
     assert job["artifacts"][:2] == first_artifacts
     assert len(job["artifacts"]) == 3
     rendered_steps = gateway.activities(job_id, "render_step")
@@ -170,7 +170,7 @@ def _check_move_to_larger_pool(client: StackClient) -> None:
     backends = [job["outputs"][0]["backend"] for job in (first_job, second_job, small_job)]
     assert backends == ["comfyui-large-0", "comfyui-large-0", "comfyui-default-0"]
     retried_job = _render_graph(client, {"1": {"class_type": "Tries", "inputs": {}}})
-    # Two of the first one's, none of the second's, and the third.
+    # The render counts its tries: two by the first job, none by the second, and one by this job.
     assert _read_text(retried_job) == "3"
 
 

@@ -13,7 +13,7 @@ from tests.processes import is_bubblewrap, with_lines
 
 
 def list_processes(data_folder: Path, matches: Callable[[str], bool]) -> list[psutil.Process]:
-    """Return the processes of a stack whose command line matches."""
+    """Return the processes of a stack for whose command line ``matches`` returns True."""
     return [
         process
         for process, command_line in with_lines(find_processes(str(data_folder)))
@@ -53,7 +53,7 @@ def is_valkey(command_line: str) -> bool:
     return "valkey-server" in command_line
 
 
-# What every farm has that may die under it, in the order in which tests kill it.
+# The processes that every farm has, in the order in which tests kill them.
 KILLS: dict[str, Callable[[str], bool]] = {
     "ComfyUI": is_comfyui,
     "actor": is_comfyui_actor,
@@ -76,9 +76,10 @@ def kill_one(data_folder: Path, matches: Callable[[str], bool]) -> int:
 def wait_for_another(
     data_folder: Path, matches: Callable[[str], bool], dead_pid: int, count: int, seconds: float
 ) -> float:
-    """Wait until ``count`` matching processes run again, without ``dead_pid``.
+    """Wait until ``count`` matching processes run again, besides the killed one.
 
     Args:
+        dead_pid: the pid of the killed process, which is not counted.
         seconds: how long to wait.
 
     Returns:

@@ -19,8 +19,7 @@ from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 
 SERVICES = frozenset({"gateway", "models", "accounts", "gRPC"})
 _PAUSE_SECONDS = 0.25
-# A call may be held until replicas are up again, for as long as the whole outage may last: on a busy
-# machine, minutes.
+# A call may be held until replicas are up again. On a busy machine, the outage takes minutes.
 _PATIENCE_SECONDS = 400.0
 # Once a service answers again, a call must not be held any longer than this.
 _HELD_SECONDS = 60.0
@@ -182,7 +181,7 @@ class ResponseWatch:
         raise AssertionError(f"a service still responds normally after {patience:.0f} s")
 
     async def _send_probes(self) -> None:
-        # Every call connects anew: a connection that is kept could hide who listens.
+        # Every call opens a connection, because a kept one would not show who listens on the port.
         connector = aiohttp.TCPConnector(force_close=True)
         timeout = aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
         async with (
@@ -191,7 +190,7 @@ class ResponseWatch:
         ):
             for probe in build_probes(self.job_id):
                 group.create_task(self._repeat(self._send_http_probe, session, probe))
-            # Not gRPC's own asyncio: its poller is one for all loops of a process.
+            # gRPC's asyncio API is not used, because all event loops of a process share its poller.
             group.create_task(self._repeat(asyncio.to_thread, self._send_grpc_probe))
 
     async def _repeat(self, call: Callable[..., Any], *arguments: Any) -> None:
@@ -233,7 +232,7 @@ class ResponseWatch:
         started_at = time.monotonic()
         outcome, problem = "ok", None
         metadata = (("authorization", f"Bearer {self.key}"), ("application", "gateway"))
-        # With a pool of its own: another channel's pause between attempts would count as ours.
+        # The channel has its own pool, so that it does not wait out another channel's retry pause.
         options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
         with grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}", options=options) as channel:
             request = moyin_pb2.GetJobRequest(id=self.job_id)

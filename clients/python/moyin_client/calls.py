@@ -89,7 +89,7 @@ class Tries:
     def pause_after(self, error: MoyinError) -> float:
         """Return the seconds to wait before the next try, or raise the error if it is final."""
         self._failures += 1
-        # A limit is checked before anything is done.
+        # With 429, a limit was exceeded, so the gateway has not done anything.
         self._may_be_done = self._may_be_done or error.status != 429
         return self._policy.pause_after(error, self._failures)
 
@@ -181,7 +181,7 @@ def change_jobs(
 ) -> Call[Page[BulkResult]]:
     """Return the call that cancels or deletes many jobs.
 
-    The page in its result has the counts as its one item, and a cursor if jobs are left to check.
+    The call returns a `Page` whose only item has the counts, with a cursor if jobs are left.
     """
 
     def read(response: httpx.Response) -> Page[BulkResult]:

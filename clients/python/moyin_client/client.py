@@ -93,7 +93,7 @@ class Client:
     def cancel(self, job: Job | str) -> Job:
         """Request the cancellation of a job and return the job, which may still be running.
 
-        It ends soon after, usually as `cancelled`, but as `succeeded` if it was just finished.
+        The job ends soon: usually as `cancelled`, or as `succeeded` if its work was already done.
         """
         return self._send(calls.cancel(job))
 
@@ -124,7 +124,11 @@ class Client:
         return self._change_jobs("delete", conditions, dry_run)
 
     def graph(self, job: Job | str, *, step: int = 0) -> Mapping[str, Any]:
-        """Return the graph of a render; ``step`` is a step of a pipeline or a child of a batch."""
+        """Return the graph of a render.
+
+        Args:
+            step: the index, from 0, of the step in a pipeline, or of the child in a batch.
+        """
         return self._send(calls.get_graph(job, step))
 
     def events(
@@ -163,7 +167,7 @@ class Client:
             current_job = self.job(job)
             if current_job.has_ended:
                 return current_job
-            # It was retried after the last event.
+            # The job was retried after the last event.
             sleep(self._policy.first_pause)
 
     def preview(self, job: Job | str) -> Picture | None:

@@ -61,7 +61,7 @@ class Preview:
 
     Attributes:
         step: the index, from 0, of the step; in a batch, of the child.
-        url: where the newest preview is served, for a minute; relative to the gateway.
+        url: the URL of the newest preview, relative to the gateway; it works for a minute.
         node: the node of the graph that is being executed, if it is known.
     """
 
@@ -106,7 +106,12 @@ class Canceller:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seconds:
-    """Estimated seconds, which half of all cases exceed (``p50``) or a tenth exceeds (``p90``)."""
+    """An estimate in seconds.
+
+    Attributes:
+        p50: the time that half of all renders exceed.
+        p90: the time that one render in ten exceeds.
+    """
 
     p50: float
     p90: float
@@ -283,7 +288,7 @@ class UsageGroup(Usage):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """A budget in its current period, for the caller's key, user or tenant, as ``of`` says."""
+    """A budget in its current period; ``of`` is whose it is: the key, the user or the tenant."""
 
     limit: str
     of: str

@@ -1,4 +1,4 @@
-"""Defines what clients submit, the filters of lists, and the JSON that is sent for both."""
+"""Defines the jobs that clients submit and the filters of lists, and builds their JSON."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ _CODES = frozenset(
 class RetryPolicy:
     """How often failed requests are sent again, and after which pauses.
 
-    With the defaults, an outage of most of a minute causes no error.
+    With the defaults, the pauses before the last try are at least 27 seconds in total. An outage
+    that is shorter causes no error.
 
     Attributes:
         tries: the maximum number of times that a request is sent. For streams of events, the
@@ -51,7 +52,7 @@ class RetryPolicy:
             or requested > self.longest_retry_after
         ):
             raise error
-        # The exponent is bounded, since a float is.
+        # The exponent is bounded, so that the power does not exceed the largest float.
         backoff = min(self.first_pause * 2.0 ** min(failures - 1, 60), self.longest_pause)
         return max(requested, backoff * random.uniform(0.5, 1.0))
 

@@ -93,8 +93,8 @@ class HtmlPage:
         self.html = _TEMPLATE.substitute(title=escape(title), body=body, script=script)
         self.headers = {
             "cache-control": "no-store",
-            # Without referrers, forms would have the origin `null`, which the gateway cannot tell from
-            # that of another site where browsers send no Sec-Fetch-Site: at addresses without TLS.
+            # Without referrers, forms would have the origin `null`. At addresses without TLS, where
+            # browsers send no Sec-Fetch-Site, the gateway would take it for another site's.
             "referrer-policy": "same-origin",
             "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
             f"img-src data:; connect-src 'self'; script-src 'sha256-{digest}'; "
@@ -114,7 +114,7 @@ def render_signed_in_page(name: str) -> HtmlPage:
 
 
 def render_start_page() -> HtmlPage:
-    """Return the page at ``/`` for clients that are not browsers, such as ComfyUI clients."""
+    """Return the page at ``/`` for ComfyUI clients, which check that ``/`` has one."""
     return HtmlPage("Render farm", _START)
 
 

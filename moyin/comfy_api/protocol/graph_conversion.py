@@ -14,7 +14,7 @@ from moyin.render.protocol.graph import find_artifact_ids, is_input_name
 
 # The most entries of a list in the response. A client needs only some.
 MAX_REPORTED = 1_000
-# ComfyUI reads them without a space before them, too.
+# ComfyUI also accepts these suffixes of a file name without a space before them.
 _OTHER_FOLDERS = ("[output]", "[temp]")
 
 
@@ -49,7 +49,7 @@ class MissingInput(BaseModel):
 
 
 class MissingParts(BaseModel):
-    """The node classes, choices and files that a graph lacks, at most 1,000 in each list."""
+    """The parts of a graph that the pool lacks, at most 1,000 in each list."""
 
     nodes: list[MissingNode] = Field(description="Node classes.")
     choices: list[MissingInput] = Field(
@@ -59,7 +59,7 @@ class MissingParts(BaseModel):
 
 
 class LeftOutBody(BaseModel):
-    """A node, group, or input of a node that is not in the graph.
+    """A node, a group or a node's input that the conversion left out.
 
     `reason`: `muted`, `bypassed`, `note`, `reroute`, `primitive`, `group`, `inlined` (the nodes of
     a subgraph are in the graph instead), or `page_made` (only the editor's page can make the value
@@ -144,7 +144,10 @@ def _list_choices(node: Mapping[str, Any]) -> Mapping[str, frozenset[str] | None
 
 
 def _names_upload(value: str) -> bool:
-    """Return True if the value names a file in the input folder, and is no reference to a file."""
+    """Return True if the value is the plain name of a file in the input folder.
+
+    Names with another folder and references to artifacts do not count.
+    """
     reference = {"": {"inputs": {"": value}}}
     return not (
         value.endswith(_OTHER_FOLDERS) or is_input_name(value) or find_artifact_ids(reference)

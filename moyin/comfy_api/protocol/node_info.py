@@ -18,7 +18,7 @@ _UPLOAD_OPTIONS = ("image_upload", "audio_upload", "video_upload", "file_upload"
 
 
 def merge_nodes(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge several ``/object_info``: add all choices to the first definition of each node."""
+    """Merge several ``/object_info``: the first definition of a node gets the choices of all."""
     merged_nodes: dict[str, Any] = {}
     for report in reports:
         for name, node in report.items():
@@ -63,7 +63,7 @@ def filter_nodes(nodes: Mapping[str, Any], permits: Callable[[str], bool]) -> Ma
 
 
 def remove_input_folder_choices(nodes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the nodes without the choices that are input files of tenants on the renderer."""
+    """Return the nodes without choices that name tenants' files in the renderer's input folder."""
     return {name: _remove_input_folder_choices(node) for name, node in nodes.items()}
 
 

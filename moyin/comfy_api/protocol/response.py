@@ -75,8 +75,8 @@ def build_history_entry(
 def build_end_message(job: Job, record: PromptRecord | None) -> tuple[str, Mapping[str, Any]]:
     """Return the type and the data of the message that reports the end of a job.
 
-    Usually this is ComfyUI's own message. A message in the same format is built if there is none:
-    if the job was cancelled while it waited, its process died, or its deadline passed.
+    Usually this is ComfyUI's own message. There is none if the job was cancelled while it waited,
+    its process died, or its deadline passed; then a message in the same format is built.
     """
     message_type = {
         JobStatus.SUCCEEDED: "execution_success",

@@ -42,7 +42,7 @@ class Submission(_Request):
 
 
 class FromHash(_Request):
-    """An asset of content that is already stored. `tags` and `expires_in` have no effect."""
+    """A request to create an asset from stored content. `tags` and `expires_in` have no effect."""
 
     hash: str = Field(pattern=HASH_PATTERN)
     file_path: str | None = Field(None, max_length=1024)

@@ -80,7 +80,7 @@ _FIXES: Mapping[str, _Fix] = {
 
 
 def run_checks(options: Options) -> Iterator[CheckResult]:
-    """Run all checks and yield the results. The only side effect is a new data folder."""
+    """Run all checks and yield the results. Only a missing data folder is created."""
     yield machine.check_python()
     # First, because the other checks use the packages.
     yield packages.check_packages(options)
@@ -90,7 +90,7 @@ def run_checks(options: Options) -> Iterator[CheckResult]:
     yield folder.check_disk(options)
     yield folder.check_folder(options)
     if folder.has_closed_folders(options):
-        return  # The other checks read what is in them. `mend_problems` opened them if it could.
+        return  # The other checks read these folders. `mend_problems` has opened them if it could.
     yield machine.check_clock(options)
     yield data.check_secret_files(options)
     yield databases.check_database(options)

@@ -81,7 +81,7 @@ def check_templates(options: Options) -> CheckResult:
 
 
 def _find_key_variable(backend: Mapping[str, Any], options: Options) -> str | None:
-    """Return the unset environment variable that must have a back end's key, or None."""
+    """Return the variable for a back end's key if it is not set, or None if no key is missing."""
     variable = backend.get("api_key_env")
     if variable is None and backend.get("type") == "anthropic":
         variable = "ANTHROPIC_API_KEY"

@@ -55,7 +55,7 @@ def close_secret_files(options: Options) -> None:
 
 
 def check_signing_key(options: Options) -> CheckResult:
-    """Check that the secret from which keys are derived exists and decrypts the stored key pairs."""
+    """Check that the stack's secret exists, and decrypts the stored key pairs for access tokens."""
     path = options.layout.data / "secret"
     key, key_source = options.settings.secret.encode(), "MOYIN_SECRET"
     if not key:
@@ -101,7 +101,7 @@ def _build_signing_key_failure(
         )
     if find_lock_holder(options.layout.lock) is None:
         return build_failure("signing key", finding, advice, fix=fix)
-    # The running apps would go on with the old one.
+    # The running apps would go on with the old key pair.
     return build_failure("signing key", finding, f"run `moyin down`, then: {advice}")
 
 
@@ -146,7 +146,7 @@ def check_api_key(options: Options) -> CheckResult:
         )
     return build_failure(
         "api key",
-        f"that in {path} is unknown, expired or revoked",
+        f"the key in {path} is unknown, expired or revoked",
         "run `moyin keys create admin --scope '*'`, and put the key into the file",
         fix=f"keep it in {find_aside_path(path).name}, and store a new key with all scopes there",
     )
@@ -167,7 +167,11 @@ def replace_api_key(options: Options, on_step: OnStep) -> None:
 
 
 def _run_database_fix(fix: Coroutine[Any, Any, None], name: str) -> None:
-    """Run a fix that stores ``name`` in the database, or raise `StackError`."""
+    """Run a fix, or raise `StackError` if the database fails.
+
+    Args:
+        name: the thing that the fix stores, for the error, such as ``the key pair``.
+    """
     from sqlalchemy.exc import SQLAlchemyError
 
     try:

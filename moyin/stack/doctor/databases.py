@@ -95,7 +95,7 @@ def check_valkey_data(options: Options) -> CheckResult:
     try:
         status, output = _run_valkey_check(path)
     except (StackError, OSError, subprocess.TimeoutExpired) as error:
-        # A missing or damaged program is reported by the check of it.
+        # If the program is missing or damaged, another check reports it.
         return build_ok(
             "valkey data", f"not checked: valkey-check-aof failed ({type(error).__name__})"
         )
@@ -135,7 +135,7 @@ async def read_in_time(query: Awaitable[T]) -> T:
 
 
 def _find_newest_log(options: Options) -> Path | None:
-    """Return the file to which Valkey wrote last, or None if there is none."""
+    """Return the newest part of Valkey's append-only file, or None if there is none."""
     folder = options.layout.valkey / "appendonlydir"
     try:
         lines = (folder / "appendonly.aof.manifest").read_text().splitlines()
@@ -148,7 +148,10 @@ def _find_newest_log(options: Options) -> Path | None:
 
 
 def _run_valkey_check(path: Path, *arguments: str) -> tuple[int, str]:
-    """Run valkey-check-aof, which is the server's program under another name."""
+    """Run valkey-check-aof, and return its exit status and output.
+
+    It is the same program as the Valkey server, started under another name.
+    """
     # The manifest is not checked, because the program reports the format of Valkey 9 in its first
     # file as damage.
     process = subprocess.run(

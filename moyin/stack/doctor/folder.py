@@ -25,7 +25,8 @@ from moyin.stack.options import Options
 
 _GIB = 1024**3
 _MIN_FREE_BYTES = 5 * _GIB
-# A folder that this user may not list hides those in it: data folder, valkey, appendonlydir, file.
+# The number of nested levels (data folder, valkey, appendonlydir, file). Each needs a pass of its
+# own, because a folder that this user may not list hides its content.
 _LEVELS = 4
 _SHOWN_PATHS = 3
 _FOLDER_ACCESS = os.R_OK | os.W_OK | os.X_OK
@@ -66,9 +67,9 @@ def check_folder(options: Options) -> CheckResult:
 
 
 def has_closed_folders(options: Options) -> bool:
-    """Return True if this user cannot use a folder of the stack or its lock file.
+    """Return True if this user cannot use a folder of the stack or the lock file.
 
-    Other checks could not read them.
+    Then the checks that would read these folders are left out.
     """
     paths = _find_locked_paths(options.layout)
     lock_path = options.layout.lock
@@ -169,8 +170,8 @@ def _find_locked_paths(layout: Layout) -> _LockedPaths:
         file_status = path.lstat()
         if file_status.st_uid != os.geteuid():
             locked_paths.foreign.append(path)
-        # The bits of `os.access` are those of a mode. Otherwise the file system is read-only, which
-        # `Layout.prepare` reports.
+        # The bits of `os.access` are those of a mode. If the mode is right, the file system is
+        # read-only, which `Layout.prepare` reports.
         elif file_status.st_mode >> 6 & needed_access != needed_access:
             locked_paths.own.append(path)
     return locked_paths
@@ -186,7 +187,7 @@ def _list_paths(layout: Layout) -> Iterator[tuple[Path, int]]:
         layout.temporal_db.parent,
     )  # fmt: skip
     for folder in (*written_folders, layout.data / "artifacts", layout.data / "comfyui"):
-        # False as well for a folder in one that this user may not look into.
+        # `os.access` is also False if this user may not look into the parent folder.
         if not os.access(folder, os.F_OK) or not folder.is_dir():
             continue
         yield folder, _FOLDER_ACCESS

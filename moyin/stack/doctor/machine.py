@@ -37,7 +37,7 @@ def check_python() -> CheckResult:
 
 
 def check_clock(options: Options) -> CheckResult:
-    """Check that no file of the last run is from the future, as after the clock was set back."""
+    """Check that the clock is not behind: no file of the last run may have a time in the future."""
     layout = options.layout
     files = [layout.state, layout.temporal_db, *layout.logs.glob("*.log")]
     newest_mtime = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)

@@ -91,8 +91,8 @@ def install_packages(*, reinstalled_package: str = "") -> None:
         raise StackError(f"uv cannot be run: {error}: run `make demo`") from error
     if process.returncode != 0:
         last_lines = " ".join(process.stdout.splitlines()[-_ERROR_LINES:])
-        raise StackError(f"the installation failed: {last_lines}: run `make demo`")
-    # The packages that were looked for before are remembered as missing.
+        raise StackError(f"installing requirements.lock failed: {last_lines}: run `make demo`")
+    # Python has cached that packages which were looked for before are missing.
     importlib.invalidate_caches()
 
 

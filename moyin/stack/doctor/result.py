@@ -60,7 +60,7 @@ def check_call(name: str, operation: Callable[[], object], finding: str = "") ->
     """Call ``operation`` and return the check's result: failed if it raises `StackError`.
 
     Args:
-        finding: the result in words if ``operation`` succeeds; empty takes what it returns.
+        finding: the result in words if ``operation`` succeeds; if empty, its return value is used.
     """
     try:
         result = operation()

@@ -26,7 +26,7 @@ _CONNECT_SECONDS = 5
 
 def check_processes(options: Options) -> CheckResult:
     """Check that no processes of this stack are left over without their supervisor."""
-    # Not `read_running_state`: on a full disk, a supervisor runs without a state file.
+    # `read_running_state` is not used, because on a full disk a supervisor has no state file.
     if find_lock_holder(options.layout.lock) is not None:
         return build_ok("processes", "the supervisor owns them")
     process_names = [
@@ -43,7 +43,7 @@ def check_processes(options: Options) -> CheckResult:
 
 
 def end_leftover_processes(options: Options) -> None:
-    # Not `stop_stack`, which would end a supervisor that has started meanwhile.
+    # `stop_stack` is not used, because it would end a supervisor that has started meanwhile.
     if find_lock_holder(options.layout.lock) is None:
         end_processes(options.stack_id)
         options.layout.remove_runtime_files()
@@ -85,7 +85,7 @@ def move_ports(options: Options) -> None:
     free_ports = choose_free_ports(options.ports, ignored_ports=options.unused_ports)
     if not free_ports:
         raise StackError("no free ports were found: stop other programs, or set MOYIN_PORT_BASE")
-    # All of them, since those that are stored already must stay.
+    # The file is replaced, so it must also get the ports that are stored in it already.
     ports = {**dict(options.ports.items()), **free_ports}
     defaults = dict(Ports().items())
     store_ports(

@@ -91,7 +91,7 @@ def check_comfyui(options: Options) -> CheckResult:
 def _find_python_problem(python: Path) -> str | None:
     """Return why ComfyUI cannot run on this Python, or None if nothing is wrong with it.
 
-    A new version of the system's Python has none of the packages of the old one.
+    After an upgrade of the system's Python, for example, PyTorch is missing.
     """
     try:
         process = subprocess.run(

@@ -99,7 +99,7 @@ def test_revoked_key_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     profile_before = read_profile(options.layout.profile, {})
     asyncio.run(revoke(options, profile_before.api_key))
     finding, advice = expect_problem(data.check_api_key(options))
-    assert finding == f"that in {options.layout.profile} is unknown, expired or revoked"
+    assert finding == f"the key in {options.layout.profile} is unknown, expired or revoked"
     assert "moyin keys create admin" in advice
     result = mend_problem(options, "api key")
     assert (result.found, result.fixed) == ("valid", True)
