@@ -121,7 +121,7 @@ async def farm(
 
 
 async def soak(gateway: RunningStack, plan: SoakPlan) -> Report:
-    """Execute the plan and return a report; `Report.problems` lists the deviations."""
+    """Execute the plan and return a report; `Report.problems` lists all that went wrong."""
     report = Report(jobs=plan.jobs)
     keys = await _create_keys(gateway, plan.owners)
     await _wait_for_actors(gateway, plan.actors)
