@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
 from deployments import job_telemetry, observer
 from deployments.job_telemetry import JobTelemetry
 from moyin.domain.job import Job, JobStatus, Progress
+from tests.unit.deployments.ray_metrics import FakeMetrics
 
 SUBMITTED = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job(
@@ -22,32 +21,15 @@ JOB = Job(
 )  # fmt: skip
 
 
-class RecordingMetrics:
-    """Stands for `ray.util.metrics`, and records the values of counters by name and tags."""
-
-    def __init__(self) -> None:
-        self.values: defaultdict[tuple[str, ...], float] = defaultdict(float)
-
-    def Counter(self, name: str, description: str, tag_keys: tuple[str, ...]) -> Any:
-        recorder = self
-
-        class Counter:
-            def inc(self, value: float, tags: dict[str, str]) -> None:
-                assert tuple(tags) == tag_keys
-                recorder.values[name, *tags.values()] += value
-
-        return Counter()
-
-
 @pytest.fixture
-def metrics(monkeypatch: pytest.MonkeyPatch) -> RecordingMetrics:
-    recording_metrics = RecordingMetrics()
-    monkeypatch.setattr(observer, "metrics", recording_metrics)
-    monkeypatch.setattr(job_telemetry, "metrics", recording_metrics)
-    return recording_metrics
+def metrics(monkeypatch: pytest.MonkeyPatch) -> FakeMetrics:
+    new_metrics = FakeMetrics()
+    monkeypatch.setattr(observer, "metrics", new_metrics)
+    monkeypatch.setattr(job_telemetry, "metrics", new_metrics)
+    return new_metrics
 
 
-def test_ended_jobs_are_counted_with_their_time(metrics: RecordingMetrics) -> None:
+def test_ended_jobs_are_counted_with_their_time(metrics: FakeMetrics) -> None:
     telemetry = JobTelemetry()
     telemetry.record(JOB)
     telemetry.record(replace(JOB, status=JobStatus.FAILED))
@@ -55,23 +37,23 @@ def test_ended_jobs_are_counted_with_their_time(metrics: RecordingMetrics) -> No
     assert not metrics.values, "nothing is passed to Ray before the export"
     telemetry.export()
     telemetry.export()
-    assert metrics.values["moyin_jobs_ended", "render", "succeeded"] == 1
-    assert metrics.values["moyin_jobs_ended", "render", "failed"] == 1
-    assert metrics.values["moyin_jobs_ended", "chat", "succeeded"] == 1
-    assert metrics.values["moyin_job_seconds_sum", "render", "succeeded"] == 20
-    assert metrics.values["moyin_job_seconds_bucket", "render", "succeeded", "30"] == 1
-    assert ("moyin_job_seconds_bucket", "render", "succeeded", "10") not in metrics.values
+    assert metrics.get("moyin_jobs_ended", kind="render", status="succeeded") == 1
+    assert metrics.get("moyin_jobs_ended", kind="render", status="failed") == 1
+    assert metrics.get("moyin_jobs_ended", kind="chat", status="succeeded") == 1
+    assert metrics.get("moyin_job_seconds_sum", kind="render", status="succeeded") == 20
+    assert metrics.get("moyin_job_seconds_bucket", kind="render", status="succeeded", le="30") == 1
+    assert metrics.get("moyin_job_seconds_bucket", kind="render", status="succeeded", le="10") == 0
 
 
-def test_time_of_a_retried_job_is_that_of_its_last_attempt(metrics: RecordingMetrics) -> None:
+def test_time_of_a_retried_job_is_that_of_its_last_attempt(metrics: FakeMetrics) -> None:
     telemetry = JobTelemetry()
     telemetry.record(replace(JOB, queued_at=SUBMITTED + timedelta(seconds=15)))
     telemetry.export()
-    assert metrics.values["moyin_job_seconds_sum", "render", "succeeded"] == 5
+    assert metrics.get("moyin_job_seconds_sum", kind="render", status="succeeded") == 5
 
 
 async def test_exports_go_on_after_an_error(
-    metrics: RecordingMetrics, monkeypatch: pytest.MonkeyPatch
+    metrics: FakeMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_telemetry, "_INTERVAL_SECONDS", 0)
     telemetry = JobTelemetry()
