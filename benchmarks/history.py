@@ -136,7 +136,7 @@ async def _insert_jobs(database: Database, count: int) -> None:
 
 
 async def _analyze_database(database: Database, url: str) -> None:
-    """Update the database's statistics and vacuum it, as PostgreSQL itself does now and then."""
+    """Update the database's statistics, and vacuum PostgreSQL, which it otherwise does by itself."""
     if url.startswith("sqlite"):
         await database.write(lambda connection: connection.execute(sa.text("ANALYZE")))
         return

@@ -25,7 +25,7 @@ _OTHERS = {
 
 
 def compute_throughput(page: str) -> dict[str, float]:
-    """Return the requests per second of each server through `/v1`, divided by Moyin's.
+    """Return the throughput of each server for text, relative to Moyin's, which is 1.
 
     Args:
         page: the text of docs/performance.md.

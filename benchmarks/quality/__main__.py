@@ -84,10 +84,10 @@ def score_partition(source: str, seed: int) -> tuple[dict[str, Score], list[dict
 
 
 def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
-    """Divide the data into folds several times, and score each division.
+    """Score several partitions of the data into folds.
 
     Returns:
-        The scores of the first division, and a summary of all divisions.
+        The scores of the first partition, and a summary of all partitions.
     """
     mean_apgr: dict[str, list[float]] = {name: [] for name in _CUTS}
     first_scores: dict[str, Score] = {}

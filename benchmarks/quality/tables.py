@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """Three tables of prompts; those that RouteLLM found in training data are left out."""
+    """Three tables with a row per prompt, without prompts that RouteLLM found in training data."""
 
     mmlu: tuple[Row, ...]
     gsm8k: tuple[Row, ...]

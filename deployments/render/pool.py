@@ -54,7 +54,7 @@ class _PromptState:
 
     Attributes:
         attempts: number of calls of `Pool.render` for this prompt that are in progress.
-        newest_job_attempt: number of the newest attempt of the job that has called `Pool.render`.
+        newest_job_attempt: the highest attempt number of the job with which `Pool.render` was called.
         request: latest request, or None if no attempt is in progress.
         latest_renderer: name of the renderer that last received the prompt, also after the prompt's end.
         followed_renderer: name of the renderer whose events an attempt is reading, if any.

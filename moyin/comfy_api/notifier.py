@@ -97,10 +97,10 @@ class PromptNotifiers:
                 self._notifiers.pop(channel, None)
 
     async def wait_until_notified(self, job: Job) -> None:
-        """Wait until every connected client of an ended job has received the job's end.
+        """Wait until every connected client of an ended job has received the message about its end.
 
-        Some clients query the history whenever the queue changes. They hang if the history shows
-        the end of a prompt before they have received the message about its start.
+        As messages arrive in order, these clients then have the message about its start, too. Some
+        clients hang if the history shows the end of a prompt before they have that message.
         """
         for notifier in tuple(self._notifiers.get(job.channel or "", ())):
             await notifier.wait_until_notified(job)

@@ -75,7 +75,7 @@ class Identity:
         )
 
     def may_read_job(self, job_id: str | None) -> bool:
-        """Return True unless the caller has an event token for a job other than ``job_id``."""
+        """Return False if the caller has an event token, which allows one job, for another job."""
         return self.job is None or self.job == job_id
 
 

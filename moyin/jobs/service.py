@@ -271,16 +271,16 @@ class JobService:
             NodeNotAllowed: a graph has a node that the caller must no longer use.
             BudgetExceeded: a budget does not cover the estimated cost of the remaining renders.
         """
-        ended_job = await self._jobs.get(caller.owner, job_id)
-        if ended_job.priority < caller.best_priority:
-            raise _new_priority_error(ended_job.priority, caller.best_priority, None)
-        spec = await self.load_spec(ended_job) if ended_job.status.is_final else None
+        stored_job = await self._jobs.get(caller.owner, job_id)
+        if stored_job.priority < caller.best_priority:
+            raise _new_priority_error(stored_job.priority, caller.best_priority, None)
+        spec = await self.load_spec(stored_job) if stored_job.status.is_final else None
         if spec is None:
             # Without its spec, the job will fail before it costs anything.
             job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
         else:
             await self._graphs.check_retried_job(caller, spec)
-            job = await self._reopen_job(caller, ended_job, spec)
+            job = await self._reopen_job(caller, stored_job, spec)
         await self._publish_and_start(job)
         return job
 

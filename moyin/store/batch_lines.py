@@ -56,8 +56,8 @@ class FinishedLine:
 
     Attributes:
         run: the id of this run of the line. If a run is reported twice, its calls are charged only
-            once. Empty for a line of a native batch, whose results may be read again and always
-            report the same calls.
+            once. Empty for a line of a native batch: its results may be read again, but always
+            report the same calls, which are charged once for each line.
     """
 
     batch_id: str

@@ -111,11 +111,11 @@ class FrameStore:
 
     async def add_file(self, prompt_id: str, file: PromptFile) -> None:
         """Store the metadata of a file of a running prompt, so that the client can fetch it at once."""
-        name = _FILES + prompt_id
+        files_key = _FILES + prompt_id
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.hset(name, file.name.path, encode(file).decode())
-                pipeline.expire(name, _SECONDS)
+                pipeline.hset(files_key, file.name.path, encode(file).decode())
+                pipeline.expire(files_key, _SECONDS)
                 await pipeline.execute()
         except (RedisError, OSError) as error:
             _log.warning("could not store a file of prompt %s in Valkey: %s", prompt_id, error)

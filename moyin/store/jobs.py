@@ -260,7 +260,7 @@ class JobStore:
     async def record_progress(
         self, job_id: str, attempt: int, progress: Progress
     ) -> Progress | None:
-        """Write the progress of the running step or, in a batch, of the render ``progress.step``.
+        """Write the progress of the running step; in a batch, that of the child ``progress.step``.
 
         Returns:
             The progress of the job, or None if the attempt has ended.

@@ -242,7 +242,7 @@ def _build_group_query(
     """Return the query that sums ``finest_sums`` by the properties of one grouping.
 
     Args:
-        number: the position of the grouping in the report, which is the first column.
+        number: the index of the grouping in the report; the query returns it as its first column.
         width: the number of columns for groups; those that ``grouping`` does not need are null.
     """
     columns = finest_sums.c

@@ -140,13 +140,13 @@ class UserStore:
     async def transfer_to_sign_in(
         self, user_id: str, issuer: str, subject: str, *, trusted_issuers: Collection[str] = ()
     ) -> None:
-        """Make an identity at an OpenID provider the only way to sign in to an account.
+        """Delete an account's password, so that its user signs in through an OpenID provider.
 
-        The password is deleted. Unless the identity could sign in before, reset tokens and other
-        identities are deleted, too, and all sessions and API keys are revoked.
+        If the identity at the provider is new to the account, the account's reset tokens and its
+        identities at other issuers are deleted, too, and all its sessions and API keys are revoked.
 
         Args:
-            trusted_issuers: the issuers whose identities are not deleted.
+            trusted_issuers: the issuers whose identities are kept in any case.
         """
         existing_sign_in = sa.select(sign_ins).where(
             sign_ins.c.issuer == issuer, sign_ins.c.subject == subject

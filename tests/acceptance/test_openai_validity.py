@@ -31,7 +31,7 @@ from tests.acceptance.openai_models import (
 )
 from tests.acceptance.text_gateway import ALL, TextGateway
 from tests.integration.text.fixtures import ModelsApp, serving
-from tests.integration.text.upstreams import BEGUN, FINE, KINDS, Upstream, backend
+from tests.integration.text.upstreams import BEGUN, FINE, KINDS, Upstream, build_backend_config
 from tests.integration.text.wires.script import SCHEMA
 from tests.integration.text.wires.server import WireServer
 
@@ -206,7 +206,7 @@ async def test_errors_of_broken_back_ends_are_valid(tmp_path: Path, kind: str) -
     """Expect a valid last event if a stream breaks, and a valid error if a response is malformed."""
     async with (
         Upstream(BEGUN[kind]).running() as upstream,
-        serving(tmp_path, backend(kind, upstream.url)) as models_app,
+        serving(tmp_path, build_backend_config(kind, upstream.url)) as models_app,
         open_client(models_app) as client,
     ):
         model = f"m-{kind}"

@@ -203,7 +203,8 @@ def _new_event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRout
 def _select_allowed(request: Request, include: Sequence[Included]) -> list[Included]:
     """Return the requested parts of the stream that the caller's scopes permit.
 
-    The stream ends when the caller loses one of these scopes.
+    The scopes `operator`, `org:admin` and `text` of the caller are required from now on, so that
+    the stream ends when the caller loses one of them.
     """
     request_context = context(request.scope)
     caller = request_context.caller

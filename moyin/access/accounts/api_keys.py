@@ -182,8 +182,8 @@ class ApiKeyService:
                 key.expires_at is None or key.expires_at > caller_expiry
             ):
                 raise InsufficientScope(
-                    f"key {key_id!r} expires later than your own key, so you cannot rotate it; use a "
-                    "key that expires later"
+                    f"key {key_id!r} expires later than your own key, so you cannot rotate it; sign in, or "
+                    "use a key that is valid for as long"
                 )
             key_text = await self._keys.rotate(key_id, overlap=overlap, transaction=transaction)
             await self._audit.write(event, transaction=transaction)

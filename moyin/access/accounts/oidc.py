@@ -225,9 +225,12 @@ class OpenIdSignIn:
             metadata = await self._fetch_json(f"{issuer_url}/.well-known/openid-configuration")
             if metadata.get("issuer") != provider.issuer:
                 raise _new_provider_error("sent metadata of another issuer", issuer_url)
-            if not all(isinstance(metadata.get(name), str) for name in _ENDPOINTS):
+            missing_endpoints = [
+                name for name in _ENDPOINTS if not isinstance(metadata.get(name), str)
+            ]
+            if missing_endpoints:
                 raise _new_provider_error(
-                    f"sent metadata without {' or '.join(_ENDPOINTS)}", issuer_url
+                    f"sent metadata without {', '.join(missing_endpoints)}", issuer_url
                 )
             try:
                 keys = jwt.PyJWKSet.from_dict(dict(await self._fetch_json(metadata["jwks_uri"])))

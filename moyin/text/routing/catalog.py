@@ -99,7 +99,7 @@ class RescuePolicy(StrEnum):
 class Alias:
     """Name for a group of models, with rules for the choice among them.
 
-    For an attribute that is None, the setting of the `Fleet` applies.
+    For an attribute that is None, the setting of the `Fleet` applies, unless stated otherwise.
 
     Attributes:
         models: names of the models in the group; empty for all.

@@ -42,11 +42,13 @@ class ConsoleBrowser:
             OpenAPI document of the stack has.
     """
 
-    def __init__(self, page: Page, url: str, folder: Path, *, writes_screenshots: bool) -> None:
+    def __init__(
+        self, page: Page, url: str, screenshot_folder: Path, *, writes_screenshots: bool
+    ) -> None:
         self.page = page
         self.url = url
         self.mistakes: list[str] = []
-        self._folder = folder
+        self._screenshot_folder = screenshot_folder
         self._writes_screenshots = writes_screenshots
         page.on("console", self._record_log_error)
         page.on("pageerror", lambda error: self.mistakes.append(f"error: {error}"))
@@ -109,7 +111,7 @@ class ConsoleBrowser:
                 becomes one of them, in English and in this language.
         """
         if also_in is None or not self._writes_screenshots:
-            return self._save_screenshot(self._folder / f"{name}.png")
+            return self._save_screenshot(self._screenshot_folder / f"{name}.png")
         choose_language(self.page, also_in)
         self._save_screenshot(SCREENSHOTS / also_in / f"{name}.png")
         choose_language(self.page, "en")

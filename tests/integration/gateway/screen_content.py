@@ -58,7 +58,7 @@ async def make_content(url: str, key: str, folder: Path) -> Sequence[Mapping[str
 async def _make_run_content(
     gateway: GatewayClient, run_name: str, lines_file: Path
 ) -> dict[str, str]:
-    """Make what one run of the commands changes or deletes; return the run's placeholder values."""
+    """Create the jobs, keys and files that one run of the commands changes; return the placeholder values."""
     failing_job: dict[str, Any] = {
         "request": {"path": "/nothing-is-here"},
         "metadata": {"screens": run_name},

@@ -26,7 +26,7 @@ from tests.integration.text.fixtures import (
     serving,
     wait_until_probed,
 )
-from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
+from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, build_backend_config
 from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
@@ -49,8 +49,8 @@ async def serving_faulty_backends(
         backends = []
         for kind, upstream in upstreams.items():
             url = (await stack.enter_async_context(upstream.running())).url
-            backends.append(backend(kind, url, **kwargs))
-        spare_backend = backend("openai", fine_upstream.url) | {"name": "fine"}
+            backends.append(build_backend_config(kind, url, **kwargs))
+        spare_backend = build_backend_config("openai", fine_upstream.url) | {"name": "fine"}
         spare_backend["models"] = [
             {"name": "fine", "context": 8000, "price": {"input": 50, "output": 50}}
         ]
@@ -212,7 +212,7 @@ async def test_the_clients_deadline_holds_for_the_whole_call(tmp_path: Path) -> 
 
 
 async def test_unreachable_backends_are_unavailable(tmp_path: Path) -> None:
-    backends = [backend(kind, NOWHERE) for kind in KINDS]
+    backends = [build_backend_config(kind, NOWHERE) for kind in KINDS]
     async with serving(tmp_path, *backends) as models_app:
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
             close_breaker(models_app, kind)
@@ -367,7 +367,7 @@ async def test_invalid_input_is_refused(
     tmp_path: Path, path: str, body: bytes, status: int, code: str, field: str | None
 ) -> None:
     async with (
-        serving(tmp_path, backend("openai", NOWHERE)) as models_app,
+        serving(tmp_path, build_backend_config("openai", NOWHERE)) as models_app,
         aiohttp.ClientSession() as http,
     ):
         url = f"{models_app.url}/v1/{path}"

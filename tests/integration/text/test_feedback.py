@@ -13,7 +13,7 @@ from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.text.fixtures import ModelsApp, serving
 from tests.integration.text.test_quality import run_moyin
-from tests.integration.text.upstreams import FINE, Upstream, backend
+from tests.integration.text.upstreams import FINE, Upstream, build_backend_config
 from tests.waiting import eventually
 
 SORT = [{"role": "user", "content": "Write merge sort in Go"}]
@@ -22,7 +22,7 @@ CHAT = {"model": "auto", "messages": SORT, "max_tokens": 200}
 
 def build_backend(url: str, name: str, price: float) -> dict[str, Any]:
     model = {"name": name, "context": 8_000, "price": {"input": price, "output": price}}
-    return backend("openai", url) | {"name": name.partition("-")[0], "models": [model]}
+    return build_backend_config("openai", url) | {"name": name.partition("-")[0], "models": [model]}
 
 
 class FeedbackClient:

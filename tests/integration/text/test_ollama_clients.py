@@ -10,7 +10,7 @@ import aiohttp
 import ollama
 
 from tests.integration.text.fixtures import serving
-from tests.integration.text.upstreams import FINE, Upstream, backend
+from tests.integration.text.upstreams import FINE, Upstream, build_backend_config
 
 # Ollama's response to a request without a prompt, streamed or not; it has no line end.
 _LOADED = (
@@ -26,7 +26,7 @@ LOADED = (
 async def test_a_streamed_request_unloads_the_model(tmp_path: Path) -> None:
     async with (
         Upstream(LOADED).running() as upstream,
-        serving(tmp_path, backend("ollama", upstream.url)) as models_app,
+        serving(tmp_path, build_backend_config("ollama", upstream.url)) as models_app,
         aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
         empty_members: list[dict[str, Any]] = [{}, {"messages": None}, {"messages": []}]
@@ -42,7 +42,7 @@ async def test_a_streamed_request_unloads_the_model(tmp_path: Path) -> None:
 async def test_ollamas_sdk_works_with_another_kind_of_back_end(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as upstream,
-        serving(tmp_path, backend("openai", upstream.url)) as models_app,
+        serving(tmp_path, build_backend_config("openai", upstream.url)) as models_app,
     ):
         client = ollama.AsyncClient(
             host=f"{models_app.url}/v1/ollama",

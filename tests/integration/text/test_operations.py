@@ -69,7 +69,7 @@ async def speech_server() -> AsyncIterator[tuple[SpeechServer, str]]:
 
 
 class OperationsApp:
-    """The models app with back ends for speech and transcription, and what it has booked."""
+    """The models app with back ends for speech and transcription, and the costs that it booked."""
 
     def __init__(self, models_app: ModelsApp, database: Database, valkey: Any) -> None:
         self.models_app = models_app

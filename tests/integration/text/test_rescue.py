@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.text.fixtures import serving
 from tests.integration.text.test_feedback import build_backend
-from tests.integration.text.upstreams import BEGUN, KINDS, SSE, Upstream, backend
+from tests.integration.text.upstreams import BEGUN, KINDS, SSE, Upstream, build_backend_config
 
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 PROSE = SSE + "".join(
@@ -98,7 +98,11 @@ async def test_connection_of_an_abandoned_stream_is_closed(tmp_path: Path, kind:
     ):
         model = {"name": "smollm2-135m", "upstream": "m", "context": 8_000, "schema": True}
         model["price"] = {"input": 0, "output": 0}
-        weak_backend = {**backend(kind, weak_upstream.url), "name": "weak", "models": [model]}
+        weak_backend = {
+            **build_backend_config(kind, weak_upstream.url),
+            "name": "weak",
+            "models": [model],
+        }
         async with (
             serving(
                 tmp_path, weak_backend, build_schema_backend(strong_upstream.url, "qwen3-8b", 1)

@@ -15,7 +15,7 @@ from moyin.http.sse import FrameSplitter, parse_event
 from moyin.store.response_cache import ResponseCache
 from tests.integration.servers import ValkeyServer
 from tests.integration.text.fixtures import ModelsApp, serving
-from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
+from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, build_backend_config
 
 STREAM = (
     SSE + 'data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
@@ -48,7 +48,7 @@ async def test_broken_stream_ends_with_an_error_of_the_next_sequence_number(
 ) -> None:
     async with (
         Upstream(BEGUN[kind]).running() as upstream,
-        serving(tmp_path, backend(kind, upstream.url)) as models_app,
+        serving(tmp_path, build_backend_config(kind, upstream.url)) as models_app,
     ):
         body = {"model": f"m-{kind}", "input": "hi", "stream": True}
         response, text = await call_responses(models_app, "POST", "", body)
@@ -82,7 +82,9 @@ async def test_cached_answer_becomes_a_response_with_an_id_of_its_own(
     body = {"model": "faq", "input": f"hi {tmp_path}", "stream": stream}
     async with (
         Upstream(STREAM if stream else FINE).running() as upstream,
-        serving(tmp_path, backend("openai", upstream.url), cache=cache, faq=faq) as models_app,
+        serving(
+            tmp_path, build_backend_config("openai", upstream.url), cache=cache, faq=faq
+        ) as models_app,
     ):
         first_response, first_text = await call_responses(models_app, "POST", "", body)
         answer_cache = models_app.text_router._answer_cache

@@ -17,7 +17,7 @@ from moyin.store.response_cache import CachedResponse, ResponseCache
 from moyin.store.usage import UsageEntry
 from tests.integration.servers import ValkeyServer
 from tests.integration.text.fixtures import ModelsApp, serving
-from tests.integration.text.upstreams import FINE, Upstream, backend
+from tests.integration.text.upstreams import FINE, Upstream, build_backend_config
 from tests.waiting import eventually
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -42,12 +42,12 @@ async def post_json(
 
 
 def build_house_backend(url: str) -> dict[str, Any]:
-    return backend("openai", url) | {"name": "house", "residency": "on-premises"}
+    return build_backend_config("openai", url) | {"name": "house", "residency": "on-premises"}
 
 
 def build_cloud_backend(url: str) -> dict[str, Any]:
     models = [{"name": "claude-haiku-5-5", "context": 200_000, "tools": True, "vision": True}]
-    return backend("anthropic", url) | {"name": "claude", "models": models}
+    return build_backend_config("anthropic", url) | {"name": "claude", "models": models}
 
 
 @pytest.mark.parametrize("protocol", sorted(BODIES))
@@ -337,7 +337,7 @@ async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) 
         FakeOllamaHost("other:1b").running() as cold_host,
         FakeOllamaHost("m:latest").running() as warm_host,
     ):
-        ollama_backend = backend("ollama", "") | {
+        ollama_backend = build_backend_config("ollama", "") | {
             "hosts": [cold_host.url, warm_host.url],
             "load_s": 20,
         }

@@ -78,7 +78,7 @@ class Upstream:
         writer.close()
 
 
-def backend(kind: str, url: str, **kwargs: Any) -> dict[str, Any]:
+def build_backend_config(kind: str, url: str, **kwargs: Any) -> dict[str, Any]:
     """Return the configuration of a back end of this kind, with one model and without retries.
 
     The model's name is ``m-<kind>``.

@@ -94,7 +94,7 @@ class StreamWriter:
             if not delta.fragment.strip():
                 return b""
             raise StreamInterrupted(
-                f"the back end sent arguments of tool call {delta.index} outside of that call"
+                f"the back end sent arguments of tool call {delta.index} before or after that call; retry later"
             )
         self._arguments.append(delta.fragment)
         events = self._encode_delta({"type": "input_json_delta", "partial_json": delta.fragment})

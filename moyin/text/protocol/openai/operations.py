@@ -349,7 +349,8 @@ def parse_moderation(body: bytes) -> ModerationBody:
         if part.image_url is not None and not part.image_url.url.startswith("data:"):
             # A server in our network would fetch any URL, including internal ones.
             raise UnsupportedFeature(
-                f"{field}.url: send the picture as a data: URL with base64", field=f"{field}.url"
+                f"{field}.url: URLs of pictures are not fetched; send the picture as a base64 `data:` URL",
+                field=f"{field}.url",
             )
     return moderation_body
 

@@ -1,4 +1,4 @@
-"""Tests that open connections recheck their credentials, for each way in which credentials end."""
+"""Tests that the credentials of open connections are rechecked, for each way to invalidate one."""
 
 from __future__ import annotations
 

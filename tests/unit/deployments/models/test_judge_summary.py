@@ -45,11 +45,11 @@ def make_row(request_id: str, score: float, **kwargs: Any) -> SignalRow:
 
 
 def test_pair_of_verdicts_counts_once_and_a_tie_agrees() -> None:
-    def derive_second_id(name: str) -> str:
+    def derive_second_answer_id(name: str) -> str:
         return derive_comparison_id("ada", name)
 
-    scores = [("a", 1.0), (derive_second_id("a"), 0.5), ("b", 0.5), (derive_second_id("b"), 0.5), ("c", 0.0),
-              (derive_second_id("c"), 1.0), ("unpaired", 1.0)]  # fmt: skip
+    scores = [("a", 1.0), (derive_second_answer_id("a"), 0.5), ("b", 0.5), (derive_second_answer_id("b"), 0.5), ("c", 0.0),
+              (derive_second_answer_id("c"), 1.0), ("unpaired", 1.0)]  # fmt: skip
     assert count_agreements("ada", scores) == (3, 2)
     assert count_agreements("bob", scores) == (0, 0)
 

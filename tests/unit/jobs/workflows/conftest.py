@@ -45,7 +45,10 @@ STEP_ROUTINGS = (
 
 
 class ScriptedActivities:
-    """The scripted activities of a job; ``step_actions`` maps a step's index to a function that it calls.
+    """The scripted activities of a job.
+
+    Attributes:
+        step_actions: for the index of a step, the function that the step's activity calls.
 
     Args:
         records_results: True if the activities of steps record their own results.

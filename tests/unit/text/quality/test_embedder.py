@@ -1,4 +1,4 @@
-"""Tests that an embedder's features are the same in every process, and are learned like words."""
+"""Tests that an embedder's features are the same in every process, and get learned weights."""
 
 from __future__ import annotations
 

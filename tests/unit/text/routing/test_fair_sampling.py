@@ -1,4 +1,4 @@
-"""Tests that of too many requests, the router learns from a sample that is fair to tenants."""
+"""Tests that the router learns from a fair sample of the requests when there are too many."""
 
 from __future__ import annotations
 
