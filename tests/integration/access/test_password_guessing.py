@@ -97,7 +97,7 @@ async def test_right_password_signs_in_after_any_number_of_wrong_ones(
 async def test_right_password_signs_in_while_others_guess(
     accounts: AccountsApp, record_measurement: RecordMeasurement
 ) -> None:
-    """The user signs in for the first time, while guessers always occupy all slots."""
+    """A user of an unknown client signs in while guessers keep every check of passwords busy."""
     email = (await accounts.register_player())["user"]["email"]
     for _ in range(100 // 5):
         await asyncio.gather(*(login(accounts, email, WRONG) for _ in range(5)))
