@@ -206,7 +206,7 @@ class ProxyOrApp:
 
     def __init__(self, proxy: Proxy, *, limited_proxy: ASGIApp, app: ASGIApp) -> None:
         self._proxy = proxy
-        self._guarded = limited_proxy
+        self._limited_proxy = limited_proxy
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -222,7 +222,7 @@ class ProxyOrApp:
         elif route.pass_credentials:
             await self._proxy(scope, receive, send)
         else:
-            await self._guarded(scope, receive, send)
+            await self._limited_proxy(scope, receive, send)
 
 
 def _strip_page_prefix(scope: Scope) -> Scope:

@@ -40,7 +40,7 @@ class FrontendFiles:
     """
 
     def __init__(self, find_folders: Callable[[], FrontendFolders]) -> None:
-        self._find = find_folders
+        self._find_folders = find_folders
         self._folders: dict[str, StaticFiles] | None = None
         self._rebased_files: dict[str, bytes] = {}
         self._index = ""
@@ -98,7 +98,7 @@ class FrontendFiles:
         """
         if self._folders is None:
             try:
-                frontend = await asyncio.to_thread(self._find)
+                frontend = await asyncio.to_thread(self._find_folders)
                 index = await asyncio.to_thread((frontend.root / "index.html").read_text)
                 self._rebased_files = await asyncio.to_thread(
                     rebase_picture_urls, frontend.root, PAGE_PATH

@@ -62,8 +62,8 @@ class ServePoolClient:
         self, pools: Sequence[str], *, timeout_seconds: float = 10.0, pause_seconds: float = 2.0
     ) -> None:
         self._pools = tuple(pools)
-        self._timeout = timeout_seconds
-        self._pause = pause_seconds
+        self._timeout_seconds = timeout_seconds
+        self._pause_seconds = pause_seconds
         self._handles = _PoolHandles()
         self._paused_until: dict[str, float] = {}
 
@@ -140,10 +140,10 @@ class ServePoolClient:
     async def _call_pool(self, pool: str, method: str, argument: Any) -> Any:
         if time.monotonic() < self._paused_until.get(pool, 0.0):
             raise ServiceUnavailable(
-                f"render pool {pool!r} does not respond; try again", retry_after=self._pause
+                f"render pool {pool!r} does not respond; try again", retry_after=self._pause_seconds
             )
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout_seconds):
                 handle = await self._handles.fetch(pool)
                 return await getattr(handle, method).remote(argument)
         except _POOL_ERRORS as error:
@@ -156,9 +156,9 @@ class ServePoolClient:
             )
             if not isinstance(error, MoyinError):
                 self._handles.pop(pool, None)
-                self._paused_until[pool] = time.monotonic() + self._pause
+                self._paused_until[pool] = time.monotonic() + self._pause_seconds
             raise ServiceUnavailable(
-                f"render pool {pool!r} does not respond; try again", retry_after=self._pause
+                f"render pool {pool!r} does not respond; try again", retry_after=self._pause_seconds
             ) from error
 
 
@@ -185,8 +185,8 @@ class PoolValidator:
     """
 
     def __init__(self, *, timeout_seconds: float = 2.0, pause_seconds: float = 2.0) -> None:
-        self._timeout = timeout_seconds
-        self._pause = pause_seconds
+        self._timeout_seconds = timeout_seconds
+        self._pause_seconds = pause_seconds
         self._handles = _PoolHandles()
         self._actors: dict[str, Any] = {}
         self._renderers: dict[str, _RendererCycle] = {}
@@ -209,7 +209,7 @@ class PoolValidator:
         if time.monotonic() < self._paused_until.get(pool, 0.0):
             return {}
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout_seconds):
                 actor = await self._get_next_renderer(pool)
                 result: dict[str, Any] = await actor.validate.remote(dict(graph), targets)
         except _VALIDATION_ERRORS as error:
@@ -221,7 +221,7 @@ class PoolValidator:
             self._handles.pop(pool, None)
             self._renderers.pop(pool, None)
             self._actors.clear()
-            self._paused_until[pool] = time.monotonic() + self._pause
+            self._paused_until[pool] = time.monotonic() + self._pause_seconds
             return {}
         unchecked_inputs = result.pop("free", None)
         if result.get("error"):

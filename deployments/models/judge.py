@@ -50,7 +50,7 @@ class JudgeService:
         self._settings = settings
         self._text_router = text_router
         self._estimator = estimator
-        self._count = count_outcome
+        self._count_outcome = count_outcome
         self._store = ComparisonStore(settings.redis_url, secret=settings.signing_key())
         # While Valkey is unavailable, the settings may allow tenants to exceed their budgets, but
         # the judge must not exceed its own. Therefore it has a separate meter.
@@ -153,9 +153,9 @@ class JudgeService:
             budget=self.budget,
             store=self._store,
             queue=JudgeQueue(temporal),
-            count_outcome=self._count,
+            count_outcome=self._count_outcome,
         )
-        activities = JudgeActivities(self._judge, self._count)
+        activities = JudgeActivities(self._judge, self._count_outcome)
 
         async def new_workers(client: Client) -> list[Worker]:
             return [new_judge_worker(client, activities, concurrency=parallel)]

@@ -40,7 +40,7 @@ class LlamaEndpoints:
         digest = hashlib.sha256(serialization.encode(spec)).hexdigest()[:8]
         self._name = f"{NAME_PREFIX}{name}-{digest}"
         self._spec = spec
-        self._restart_after = restart_after_seconds
+        self._restart_after_seconds = restart_after_seconds
         # Until the first response since its start, the actor may be loading the model.
         self._has_responded = False
         self._unresponsive_since: float | None = None
@@ -90,7 +90,7 @@ class LlamaEndpoints:
         if self._unresponsive_since is None:
             self._unresponsive_since = now
         unresponsive_seconds = now - self._unresponsive_since
-        if unresponsive_seconds < self._restart_after:
+        if unresponsive_seconds < self._restart_after_seconds:
             return False
         self._has_responded, self._unresponsive_since = False, None
         _log.error(

@@ -181,7 +181,7 @@ class LearningMetrics:
     """
 
     def __init__(self, background_queue: BackgroundQueue) -> None:
-        self._background = background_queue
+        self._background_queue = background_queue
         self._exported = dict.fromkeys(self._read_counts(), 0)
         self._requests = metrics.Counter(
             "moyin_quality_requests",
@@ -197,7 +197,7 @@ class LearningMetrics:
                 self._exported[outcome] = count
 
     def _read_counts(self) -> dict[str, int]:
-        background_queue = self._background
+        background_queue = self._background_queue
         sampler = background_queue.sampler
         return {
             "learned": sampler.accepted,

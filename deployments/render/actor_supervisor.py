@@ -56,7 +56,7 @@ class ActorSupervisor:
         self._on_counts = on_counts
         self._pool = pool
         self._spec = spec
-        self._scale = scaling_policy
+        self._scaling_policy = scaling_policy
         self._bookkeeper = bookkeeper
         self._prefix = f"comfyui-{pool.name}-"
         self._names = [f"{self._prefix}{number}" for number in range(scaling_policy.maximum)]
@@ -158,7 +158,7 @@ class ActorSupervisor:
 
     def _scale_actors(self) -> None:
         waiting_count = self._pool.waiting_renders
-        missing_count = self._scale.count_needed_renderers(
+        missing_count = self._scaling_policy.count_needed_renderers(
             waiting_count, self._pool.mean_render_seconds
         ) - len(self._tasks)
         unused_names = [n for n in self._names if n not in self._tasks and n not in self._retiring]
@@ -166,7 +166,9 @@ class ActorSupervisor:
             self._start_supervising(name)
         names = list(self._tasks)
         idle_seconds = [self._measure_idle_seconds(name) for name in names]
-        for position in self._scale.select_removable_renderers(idle_seconds, waiting_count):
+        for position in self._scaling_policy.select_removable_renderers(
+            idle_seconds, waiting_count
+        ):
             self._remove_actor(names[position])
 
     def _count_actors(self) -> ActorCounts:

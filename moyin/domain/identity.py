@@ -17,9 +17,11 @@ ORG_READ = "org:read"  # read one's organisation and its members
 ORG_ADMIN = "org:admin"  # change them, and read the audit log
 PLAYER = "player"  # use what the studio's games offer to signed-in players
 OPERATOR = "operator"  # create organisations, set all limits
-METRICS = "metrics"  # read the cluster's metrics, as Prometheus does; operators may, too
+METRICS = "metrics"  # read the cluster's metrics, as Prometheus does
 
 ALL_SCOPES = frozenset({ALL})
+# Scopes that come with another scope.
+_INCLUDED_IN = {METRICS: OPERATOR}
 # The scopes of a new key by default. Scopes for administration must be named.
 DEFAULT_SCOPES = frozenset({TEXT, JOBS_READ, JOBS_WRITE})
 # The best priorities without a limit, for administrators and operators and for others.
@@ -68,11 +70,8 @@ class Identity:
         return _ADMIN_PRIORITY if is_admin else _MEMBER_PRIORITY
 
     def has_scope(self, scope: str) -> bool:
-        return (
-            scope in self.scopes
-            or ALL in self.scopes
-            or (scope == METRICS and OPERATOR in self.scopes)
-        )
+        """Return True if the caller has the scope, all scopes, or a scope that includes it."""
+        return scope in self.scopes or ALL in self.scopes or _INCLUDED_IN.get(scope) in self.scopes
 
     def may_read_job(self, job_id: str | None) -> bool:
         """Return False if the caller has an event token, which allows one job, for another job."""

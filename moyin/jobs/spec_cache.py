@@ -13,7 +13,7 @@ class SpecCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._limit = max_bytes
+        self._max_bytes = max_bytes
         self._specs: OrderedDict[str, bytes] = OrderedDict()
         self._size = 0
 
@@ -26,5 +26,5 @@ class SpecCache:
     def put(self, sha256: str, spec: bytes) -> None:
         self._size += len(spec) - len(self._specs.pop(sha256, b""))
         self._specs[sha256] = spec
-        while self._size > self._limit:
+        while self._size > self._max_bytes:
             self._size -= len(self._specs.popitem(last=False)[1])

@@ -63,7 +63,7 @@ class Proxy:
         self._trusted_proxies = trusted_proxies or TrustedProxies()
         self._meter = meter
         self._deferral = deferral
-        self._table = RouteTable()
+        self._route_table = RouteTable()
         self._runtimes: dict[str, _RouteRuntime] = {}
         self._in_flight: dict[str, InFlightCount] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -71,7 +71,7 @@ class Proxy:
     @property
     def route_table(self) -> RouteTable:
         """The route table in use."""
-        return self._table
+        return self._route_table
 
     @property
     def pools(self) -> list[UpstreamPool]:
@@ -87,7 +87,7 @@ class Proxy:
         )
         # aiohttp would retry on the same upstream; `HttpExchange` decides about retries instead.
         self._session._retry_connection = False
-        self.configure(self._table)
+        self.configure(self._route_table)
 
     def configure(self, route_table: RouteTable) -> None:
         """Use ``route_table`` for all further requests; requests in flight keep their old route."""
@@ -106,7 +106,7 @@ class Proxy:
                 )
                 for route in route_table.routes
             }
-        self._table = route_table
+        self._route_table = route_table
         for runtime in previous_runtimes.values():
             runtime.health_checks.cancel()
 
@@ -121,7 +121,7 @@ class Proxy:
 
     def match(self, scope: Scope) -> Route | None:
         """Return the request's route, or None if the gateway's own app serves the request."""
-        return self._table.match(get_header(scope, b"host") or "", scope["path"])
+        return self._route_table.match(get_header(scope, b"host") or "", scope["path"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request for which `match` finds a route.
@@ -142,7 +142,7 @@ class Proxy:
         lenient_path = read_leniently(scope["path"])
         if (
             lenient_path is not None
-            and self._table.match(get_header(scope, b"host") or "", lenient_path) != route
+            and self._route_table.match(get_header(scope, b"host") or "", lenient_path) != route
         ):
             raise InvalidRequest(
                 f"some servers read the path as {lenient_path}, which belongs to another route: write "

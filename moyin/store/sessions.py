@@ -29,7 +29,7 @@ class SessionStore:
 
     def __init__(self, database: Database, *, idle_timeout: timedelta = timedelta(days=30)) -> None:
         self._database = database
-        self._idle = idle_timeout
+        self._idle_timeout = idle_timeout
 
     async def open(self, user_id: str) -> tuple[Session, str]:
         """Create a session and return it with its first refresh token, which is not stored."""
@@ -71,7 +71,7 @@ class SessionStore:
         that is unknown or was used before, or whose session has ended, raises `InvalidToken`.
         """
         digest = compute_digest(presented_token)
-        expires_at = now() + self._idle
+        expires_at = now() + self._idle_timeout
         async with self._database.writing() as connection:
             row = await _find_session(connection, digest)
             if row is not None:
@@ -98,7 +98,7 @@ class SessionStore:
         the session and raises `InvalidToken`.
         """
         digest = compute_digest(presented_token)
-        expires_at = now() + self._idle
+        expires_at = now() + self._idle_timeout
         async with self._database.writing() as connection:
             row = await _find_session(connection, digest)
             if row is not None and row.used_at is None:
@@ -296,7 +296,9 @@ class SessionStore:
         return deleted_sessions.rowcount
 
     def _build_session(self, user_id: str) -> Session:
-        return Session(id=generate_id("ses"), user_id=user_id, expires_at=now() + self._idle)
+        return Session(
+            id=generate_id("ses"), user_id=user_id, expires_at=now() + self._idle_timeout
+        )
 
 
 async def is_session_open(connection: Transaction, session_id: str) -> bool:

@@ -14,10 +14,10 @@ class BoundedDict(OrderedDict[K, V], Generic[K, V]):
 
     def __init__(self, max_items: int) -> None:
         super().__init__()
-        self._limit = max_items
+        self._max_items = max_items
 
     def __setitem__(self, key: K, value: V) -> None:
         super().__setitem__(key, value)
         self.move_to_end(key)
-        if len(self) > self._limit:
+        if len(self) > self._max_items:
             self.popitem(last=False)

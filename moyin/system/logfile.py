@@ -15,7 +15,7 @@ class LogFile:
 
     def __init__(self, path: Path, *, max_bytes: int = 5 * 1024 * 1024) -> None:
         self._path = path
-        self._limit = max_bytes
+        self._max_bytes = max_bytes
         self._lost = 0
         self._file: io.FileIO | None = self._open()
 
@@ -45,7 +45,7 @@ class LogFile:
         if self._lost:
             self._file.write(b"[%d bytes could not be written]\n" % self._lost)
             self._lost = 0
-        if self._file.tell() + len(data) > self._limit:
+        if self._file.tell() + len(data) > self._max_bytes:
             self.close()
             self._path.replace(self._path.with_name(f"{self._path.name}.1"))
             self._file = self._open()

@@ -61,7 +61,7 @@ class Slots:
         self.in_background = 0
         self.background_share = background_share
         self.on_full: Callable[[], None] | None = None
-        self._queue = max_waiting
+        self._max_waiting = max_waiting
         self._patience = patience
         self._reserve_seconds = reserve_seconds
         self._clock = clock
@@ -125,7 +125,7 @@ class Slots:
             self.on_full()
             if self.try_acquire(tenant):
                 return
-        if self.waiting >= self._queue and not self._refuse_newest_call(tenant, mean_seconds):
+        if self.waiting >= self._max_waiting and not self._refuse_newest_call(tenant, mean_seconds):
             raise self._make_overloaded_error(mean_seconds)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(tenant, deque()).append(waiter)

@@ -96,10 +96,10 @@ class _Readings(Generic[KeyT]):
         shows_old_value: bool = False,
     ) -> None:
         self._read = read
-        self._interval = interval_seconds
+        self._interval_seconds = interval_seconds
         self._clock = clock
         self._pause_factor = pause_factor
-        self._shows_old = shows_old_value
+        self._shows_old_value = shows_old_value
         self._readings: BoundedDict[KeyT, SharedReading[str | None]] = BoundedDict(_MAX_TENANTS)
 
     def follow(self, key: KeyT) -> AsyncGenerator[str | None, None]:
@@ -108,9 +108,9 @@ class _Readings(Generic[KeyT]):
         if reading is None:
             reading = SharedReading(
                 lambda: self._read(key),
-                interval_seconds=self._interval,
+                interval_seconds=self._interval_seconds,
                 pause_factor=self._pause_factor,
-                shows_old_value=self._shows_old,
+                shows_old_value=self._shows_old_value,
                 clock=self._clock,
             )
         self._readings[key] = reading  # stored again, so that older keys are evicted first

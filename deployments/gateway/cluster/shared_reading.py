@@ -40,9 +40,9 @@ class SharedReading(Generic[ValueT]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
-        self._interval = interval_seconds
+        self._interval_seconds = interval_seconds
         self._pause_factor = pause_factor
-        self._shows_old = shows_old_value
+        self._shows_old_value = shows_old_value
         self._clock = clock
         self._value: ValueT
         self._version = 0
@@ -62,7 +62,7 @@ class SharedReading(Generic[ValueT]):
     async def follow(self) -> AsyncGenerator[ValueT, None]:
         """Yield the current value, and then each new value that differs from the last one."""
         version = -1
-        if self._shows_old and self._version and self._value is not None:
+        if self._shows_old_value and self._version and self._value is not None:
             version = self._version
             yield self._value
         while True:
@@ -70,7 +70,7 @@ class SharedReading(Generic[ValueT]):
             if self._version != version:
                 version = self._version
                 yield value
-            min_pause_seconds = min(self._interval, _RETRY_SECONDS)
+            min_pause_seconds = min(self._interval_seconds, _RETRY_SECONDS)
             await asyncio.sleep(max(min_pause_seconds, self._fresh_until - self._clock()))
 
     async def close(self) -> None:
@@ -91,7 +91,7 @@ class SharedReading(Generic[ValueT]):
             self._version += 1
         now = self._clock()
         pause_seconds = max(
-            self._interval, min(self._pause_factor * (now - started_at), _MAX_PAUSE_SECONDS)
+            self._interval_seconds, min(self._pause_factor * (now - started_at), _MAX_PAUSE_SECONDS)
         )
         self._fresh_until = now + (
             min(pause_seconds, _RETRY_SECONDS) if value is None else pause_seconds

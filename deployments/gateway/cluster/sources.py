@@ -111,7 +111,7 @@ class ClusterSources:
         self._read_pool = read_pool
         self._read_backlog = read_backlog
         self._checks = checks
-        self._data = data_folder
+        self._data_folder = data_folder
         self._is_config_rejected = is_config_rejected
 
     async def read(self) -> ClusterReading:
@@ -133,7 +133,7 @@ class ClusterSources:
             run_checks(self._checks),
             self._read_apps(),
             _read_or_none(_read_models()),
-            _read_or_none(_run_in_thread(partial(shutil.disk_usage, self._data))),
+            _read_or_none(_run_in_thread(partial(shutil.disk_usage, self._data_folder))),
         )
         applications, intake = app_states
         rejected_apps = ["gateway"] if self._is_config_rejected() else []

@@ -51,7 +51,7 @@ class BackgroundResponses:
     def __init__(
         self, stored_responses: StoredResponses, submitter: JobSubmitter, gateway: GatewayClient
     ) -> None:
-        self._stored = stored_responses
+        self._stored_responses = stored_responses
         self._submitter = submitter
         self._gateway = gateway
         self._codec = ResponsesCodec()
@@ -79,8 +79,8 @@ class BackgroundResponses:
         )
         # A repetition with the same Idempotency-Key finds the stored row, unless the first request
         # ended after the job was created and before the row was stored.
-        await self._stored.add(queued_response)
-        return await self._stored.get(owner, response_id)
+        await self._stored_responses.add(queued_response)
+        return await self._stored_responses.get(owner, response_id)
 
     async def get(self, scope: Scope, response_id: str) -> StoredResponse:
         """Return a stored response in its current state.
@@ -90,7 +90,8 @@ class BackgroundResponses:
             MoyinError: the state of its job cannot be read.
         """
         return await self._update_from_job(
-            await self._stored.get(context(scope).owner, response_id), context(scope).identity
+            await self._stored_responses.get(context(scope).owner, response_id),
+            context(scope).identity,
         )
 
     async def cancel(self, scope: Scope, response_id: str) -> StoredResponse:
@@ -116,9 +117,9 @@ class BackgroundResponses:
     async def delete(self, scope: Scope, response_id: str) -> None:
         """Delete a response, and cancel its job if the job has not ended."""
         owner = context(scope).owner
-        stored_response = await self._stored.get(owner, response_id)
+        stored_response = await self._stored_responses.get(owner, response_id)
         await self._cancel_job(stored_response, context(scope).identity)
-        await self._stored.delete(owner, response_id)
+        await self._stored_responses.delete(owner, response_id)
 
     async def follow(
         self, scope: Scope, stored_response: StoredResponse, after: int = -1
@@ -205,7 +206,7 @@ class BackgroundResponses:
         )
         # A failed or cancelled job can be retried, so only an answer is final.
         if updated_response.response["status"] in ("completed", "incomplete"):
-            await self._stored.update(updated_response)
+            await self._stored_responses.update(updated_response)
         return updated_response
 
     async def _cancel_job(self, stored_response: StoredResponse, identity: Identity | None) -> bool:

@@ -53,12 +53,12 @@ class OperationRoute:
         self, router: OperationRouter, parse_request: Callable[[bytes], OperationRequest]
     ) -> None:
         self._router = router
-        self._parse = parse_request
+        self._parse_request = parse_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive)
         if body is not None:
-            await _send_answer(self._router, self._parse(body), scope, send)
+            await _send_answer(self._router, self._parse_request(body), scope, send)
 
 
 class ImageEditRoute:
@@ -112,12 +112,12 @@ class UploadRoute:
         build_request: Callable[[MultipartForm, list[UploadFile]], Awaitable[OperationRequest]],
     ) -> None:
         self._router = router
-        self._build = build_request
+        self._build_request = build_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with receive_form(scope, receive) as received_form:
             if received_form is not None:
-                request = await self._build(*received_form)
+                request = await self._build_request(*received_form)
                 await _send_answer(self._router, request, scope, send)
 
 

@@ -72,8 +72,8 @@ class ResponsesRoute(CallRoute):
     ) -> None:
         self._responses_codec = ResponsesCodec()
         super().__init__(self._responses_codec, text_router, job_submitter)
-        self._stored = stored_responses
-        self._background = background_responses
+        self._stored_responses = stored_responses
+        self._background_responses = background_responses
         self._prompt_files = prompt_files
 
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
@@ -101,8 +101,8 @@ class ResponsesRoute(CallRoute):
             if not _RESPONSE_ID.fullmatch(previous_id):
                 raise ResponseNotFound("previous_response_id must be the id of a response, resp_…")
             with _translate_storage_errors():
-                require_ended((await self._background.get(scope, previous_id)).response)
-                earlier_items = await self._stored.list_items(owner, previous_id)
+                require_ended((await self._background_responses.get(scope, previous_id)).response)
+                earlier_items = await self._stored_responses.list_items(owner, previous_id)
         except ResponseNotFound as error:
             raise PreviousResponseNotFound(error.message, field="previous_response_id") from None
         references = tuple(find_response_references(earlier_items, is_earlier=True))
@@ -137,7 +137,7 @@ class ResponsesRoute(CallRoute):
             raise InvalidRequest(
                 f"input: at most {_MAX_REFERENCES} items may be item_references", field="input"
             )
-        found_items = await self._stored.find_items(owner, response_ids)
+        found_items = await self._stored_responses.find_items(owner, response_ids)
         resolved_items = list(items)
         for number, item_id in references.items():
             if item_id not in found_items:
@@ -154,9 +154,9 @@ class ResponsesRoute(CallRoute):
     ) -> None:
         assert isinstance(call, ParsedResponseRequest)
         if call.body.background:
-            stored_response = await self._background.submit(call, scope)
+            stored_response = await self._background_responses.submit(call, scope)
             response: Response = (
-                EventStreamResponse(self._background.follow(scope, stored_response))
+                EventStreamResponse(self._background_responses.follow(scope, stored_response))
                 if call.is_streamed
                 else JSONResponse(stored_response.response)
             )
@@ -202,7 +202,9 @@ class ResponsesRoute(CallRoute):
         else:
             response = from_json(body)
         with _translate_storage_errors():
-            stored_original = await self._stored.find(context(scope).owner, response["id"])
+            stored_original = await self._stored_responses.find(
+                context(scope).owner, response["id"]
+            )
         old_part, new_part = (
             name.removeprefix("resp_") for name in (response["id"], new_id("resp"))
         )
@@ -231,7 +233,7 @@ class ResponsesRoute(CallRoute):
             proofs=call.record.proofs,
         )
         with _translate_storage_errors():
-            await self._stored.add(stored_response)
+            await self._stored_responses.add(stored_response)
         return True
 
 

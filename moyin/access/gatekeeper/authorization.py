@@ -35,7 +35,7 @@ class AuthorizationMiddleware:
         self._app = app
         self._scope_of = scope_of
         self._meter = meter
-        self._priced = priced_paths
+        self._priced_paths = priced_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app if the caller has the required scope and no limit is exceeded.
@@ -57,7 +57,7 @@ class AuthorizationMiddleware:
             return
         admission = Admission(self._meter, identity.limits, identity.owner)
         try:
-            if scope["path"] not in self._priced:
+            if scope["path"] not in self._priced_paths:
                 await admission.reserve()
             scope[_ADMISSION] = admission
             await self._app(scope, receive, _add_limit_headers(admission, send))

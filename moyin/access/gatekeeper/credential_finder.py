@@ -48,10 +48,10 @@ class CredentialFinder:
         may_use_cookie: RequestPredicate | None = None,
         may_use_event_token: RequestPredicate | None = None,
     ) -> None:
-        self._query = may_use_query
-        self._proxied = is_proxied
-        self._cookie = may_use_cookie
-        self._event_token = may_use_event_token
+        self._may_use_query = may_use_query
+        self._is_proxied = is_proxied
+        self._may_use_cookie = may_use_cookie
+        self._may_use_event_token = may_use_event_token
 
     def extract(self, scope: Scope, *, reads_cookie: bool = True) -> str | None:
         """Return the key or access token, or None; remove keys from ``scope["query_string"]``.
@@ -67,14 +67,18 @@ class CredentialFinder:
             secret: str | None = bearer[7:].strip()
         else:
             secret = get_header(scope, b"x-api-key")
-        query_key = _extract_parameter(scope, _KEY_PARAMETER, self._query)
-        if scope["type"] == "websocket" and self._proxied is not None and self._proxied(scope):
+        query_key = _extract_parameter(scope, _KEY_PARAMETER, self._may_use_query)
+        if (
+            scope["type"] == "websocket"
+            and self._is_proxied is not None
+            and self._is_proxied(scope)
+        ):
             query_key = _find_parameter(scope["query_string"].decode("latin-1"), _KEY_PARAMETER)
         if secret is None:
             secret = query_key
         if secret is not None or not reads_cookie:
             return secret or None
-        if self._cookie is None or not self._cookie(scope):
+        if self._may_use_cookie is None or not self._may_use_cookie(scope):
             return None
         secret = get_cookie(scope, SESSION_COOKIE)
         if not secret:
@@ -85,7 +89,7 @@ class CredentialFinder:
 
     def extract_event_token(self, scope: Scope) -> str | None:
         """Return the event token, or None, and remove it from ``scope["query_string"]``."""
-        return _extract_parameter(scope, _TOKEN_PARAMETER, self._event_token)
+        return _extract_parameter(scope, _TOKEN_PARAMETER, self._may_use_event_token)
 
 
 def require_same_origin(scope: Scope, *, requires_origin: bool = True) -> None:

@@ -91,10 +91,10 @@ class KeyAuthenticator:
     ) -> None:
         self._keys = keys
         self._signing_key = signing_key
-        self._tokens = token_verifier
+        self._token_verifier = token_verifier
         self._sessions = sessions
         self._limits = limits
-        self._cached = uses_cache
+        self._uses_cache = uses_cache
         self._cache: BoundedDict[str, _CachedIdentity] = BoundedDict(_CACHE_SIZE)
 
     async def authenticate(self, credential: str) -> Identity:
@@ -120,7 +120,7 @@ class KeyAuthenticator:
             if cached_identity is not None and cached_identity.stale_until > now:
                 return cached_identity.identity
             raise _new_verification_error() from error
-        if self._cached:
+        if self._uses_cache:
             self._add_to_cache(credential, identity, now, expires_in)
         return identity
 
@@ -202,12 +202,14 @@ class KeyAuthenticator:
         )
         if event_tokens:
             valid_identities.update(await self._filter_event_tokens(event_tokens))
-        if session_credentials and self._sessions is not None and self._tokens is not None:
+        if session_credentials and self._sessions is not None and self._token_verifier is not None:
             open_ids = await self._sessions.filter_open(
                 {i.key_id for i in session_credentials.values()}
             )
             for credential, identity in session_credentials.items():
-                if identity.key_id in open_ids and await self._tokens.has_known_key(credential):
+                if identity.key_id in open_ids and await self._token_verifier.has_known_key(
+                    credential
+                ):
                     valid_identities[credential] = identity
         return await self._add_limits(valid_identities)
 
@@ -255,8 +257,8 @@ class KeyAuthenticator:
             algorithm = jwt.get_unverified_header(token).get("alg")
         except jwt.InvalidTokenError:
             raise InvalidKey("the token is not a valid JWT; check that it is complete") from None
-        if algorithm == EDDSA and self._tokens is not None and self._sessions is not None:
-            claims = await self._tokens.verify(token)
+        if algorithm == EDDSA and self._token_verifier is not None and self._sessions is not None:
+            claims = await self._token_verifier.verify(token)
             if not await self._sessions.is_open(claims["sid"]):
                 raise InvalidKey("the session has ended; sign in again")
             identity = Identity(

@@ -68,7 +68,7 @@ class Gatekeeper:
             public_paths if callable(public_paths) else lambda scope: scope["path"] in public_paths
         )
         self._credentials = credential_finder or CredentialFinder()
-        self._stream_errors = stream_error_renderer
+        self._stream_error_renderer = stream_error_renderer
         self._keeps_encoding = keeps_encoding or (lambda scope: False)
         self.monitor = CredentialMonitor(authenticator)
         self._adds_request_id = True
@@ -160,4 +160,4 @@ class Gatekeeper:
         media_type = request.progress.appendable_media_type
         if media_type is None:
             return None
-        return self._stream_errors(error, request.request_id, path, media_type)
+        return self._stream_error_renderer(error, request.request_id, path, media_type)

@@ -64,7 +64,7 @@ class CredentialMonitor:
         self, verifier: CredentialVerifier, *, interval_seconds: float = _INTERVAL_SECONDS
     ) -> None:
         self._verifier = verifier
-        self._interval = interval_seconds
+        self._interval_seconds = interval_seconds
         self._credentials: dict[str, _WatchedCredential] = {}
         self._verification_task: asyncio.Task[None] | None = None
 
@@ -132,13 +132,13 @@ class CredentialMonitor:
 
     async def _verify_periodically(self) -> None:
         while self._credentials:
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(self._interval_seconds)
             try:
                 await self.recheck()
             except Exception:
                 _log.exception(
                     "verifying the credentials of open connections failed; retrying in %s s",
-                    self._interval,
+                    self._interval_seconds,
                 )
 
 

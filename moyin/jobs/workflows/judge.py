@@ -115,7 +115,7 @@ class JudgeActivities:
 
     def __init__(self, judge: Judge, count_outcome: OutcomeCounter) -> None:
         self._judge = judge
-        self._count = count_outcome
+        self._count_outcome = count_outcome
 
     @property
     def judge_queue_activities(self) -> list[Any]:
@@ -151,7 +151,7 @@ class JudgeActivities:
         """Delete the compared answers, count the outcome in the metrics, and return the outcome."""
         async with _raise_application_errors():
             await self._judge.delete_comparison(judge_end.comparison_id)
-        self._count(Outcome(judge_end.outcome))
+        self._count_outcome(Outcome(judge_end.outcome))
         return judge_end.outcome
 
 

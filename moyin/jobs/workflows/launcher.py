@@ -132,7 +132,7 @@ class DispatchBuffer:
 
     def __init__(self, jobs: JobStore, *, delay_seconds: float = _BUFFER_SECONDS) -> None:
         self._jobs = jobs
-        self._seconds = delay_seconds
+        self._delay_seconds = delay_seconds
         self._pending: dict[str, None] = {}
         self._writing: asyncio.Task[None] | None = None
 
@@ -151,7 +151,7 @@ class DispatchBuffer:
 
     async def _mark_dispatched_later(self) -> None:
         while self._pending:
-            await asyncio.sleep(self._seconds)
+            await asyncio.sleep(self._delay_seconds)
             await self._mark_dispatched()
 
     async def _mark_dispatched(self) -> None:

@@ -24,7 +24,7 @@ class InputFiles:
 
     def __init__(self, folder: ProcessFolder, max_staged_bytes: int) -> None:
         self._folder = folder
-        self._limit = max_staged_bytes
+        self._max_staged_bytes = max_staged_bytes
 
     async def fetch(self, blobs: BlobStore, files: Mapping[str, str]) -> None:
         """Copy files from the artifact store to the staging folder, unless they are there already.
@@ -58,7 +58,7 @@ class InputFiles:
         total_bytes = sum(size for _, size, _ in staged_files)
         needed_paths = {self._find_staged_file(name) for name in needed_names}
         for _, size, path in sorted(staged_files):
-            if total_bytes <= self._limit:
+            if total_bytes <= self._max_staged_bytes:
                 return
             if path not in needed_paths:
                 path.unlink()

@@ -68,7 +68,7 @@ class OutputStore:
     def __init__(self, written_files: WrittenFiles, blobs: BlobStore, max_bytes: int) -> None:
         self._written = written_files
         self._blobs = blobs
-        self._limit = max_bytes
+        self._max_bytes = max_bytes
         # The stored files, each with the version of the file that was read.
         self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Version]]
         self._stored = BoundedDict(_MAX_STORED)
@@ -102,7 +102,7 @@ class OutputStore:
         self, prompt_id: str, entry: HistoryEntry
     ) -> list[tuple[PromptFile, NodeOutputFile]] | None:
         stored_files = []
-        remaining_bytes = self._limit
+        remaining_bytes = self._max_bytes
         for output in list_output_files(entry):
             file = await self._store_file(prompt_id, output.file, remaining_bytes)
             if file is not None:
@@ -118,7 +118,8 @@ class OutputStore:
         """Store the output files of one node of a running prompt, and leave missing files out."""
         async with self._store_lock:
             files = [
-                await self._store_file(prompt_id, file, self._limit) for file in find_files(output)
+                await self._store_file(prompt_id, file, self._max_bytes)
+                for file in find_files(output)
             ]
         return [file for file in files if file is not None]
 
@@ -146,7 +147,7 @@ class OutputStore:
             version = _get_version(file)
             if os.fstat(file.fileno()).st_size > max_bytes:
                 raise RenderFailed(
-                    f"the render's output files exceed the limit of {self._limit:,} bytes: write "
+                    f"the render's output files exceed the limit of {self._max_bytes:,} bytes: write "
                     "fewer or smaller files"
                 )
             blob = await self._blobs.put_stream(file, max_bytes)

@@ -19,7 +19,7 @@ class PreviewPublisher:
     """Publishes the newest preview of a prompt in the background, at most twice per second."""
 
     def __init__(self, preview_store: PreviewStore, request: RenderRequest) -> None:
-        self._store = preview_store
+        self._preview_store = preview_store
         self._job_id = request.job_id
         self._step = request.step
         self._newest: bytes | None = None
@@ -44,5 +44,5 @@ class PreviewPublisher:
                 metadata, media_type, picture = parsed_preview
                 node = str(metadata.get("node_id") or "")[:_MAX_NODE_ID]
                 preview = Preview(step=self._step, node=node, media_type=media_type)
-                await self._store.publish(self._job_id, preview, picture)
+                await self._preview_store.publish(self._job_id, preview, picture)
             await asyncio.sleep(_INTERVAL_SECONDS)

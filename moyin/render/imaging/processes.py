@@ -203,8 +203,8 @@ class PictureProcesses:
             patience=max_wait_seconds,
             reserve_seconds=math.inf,
         )
-        self._patience = max_wait_seconds
-        self._idle = idle_seconds
+        self._max_wait_seconds = max_wait_seconds
+        self._idle_seconds = idle_seconds
         self._idle_processes: list[PictureProcess] = []
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -216,7 +216,7 @@ class PictureProcesses:
     async def acquire_process(self, tenant: str) -> AsyncIterator[PictureProcess]:
         """Reserve a free process for the block, or raise `Overloaded` after a timeout."""
         if not self._slots.try_acquire(tenant):
-            await self._slots.wait(tenant, self._patience, self.limits.seconds / 4)
+            await self._slots.wait(tenant, self._max_wait_seconds, self.limits.seconds / 4)
         try:
             process = self._pop_idle_process() or await PictureProcess.start(self.limits)
             try:
@@ -231,7 +231,7 @@ class PictureProcesses:
         for process in self._idle_processes:
             await process.end()
         self._idle_processes.clear()
-        self._idle = 0.0
+        self._idle_seconds = 0.0
         await asyncio.gather(*self._ending)
 
     def _pop_idle_process(self) -> PictureProcess | None:
@@ -245,11 +245,11 @@ class PictureProcesses:
         return None
 
     async def _return_process(self, process: PictureProcess) -> None:
-        if not process.is_usable or not self._idle:
+        if not process.is_usable or not self._idle_seconds:
             await process.end()
             return
         loop = asyncio.get_running_loop()
-        process.idle_timer = loop.call_later(self._idle, self._end_idle, process)
+        process.idle_timer = loop.call_later(self._idle_seconds, self._end_idle, process)
         self._idle_processes.append(process)
 
     def _end_idle(self, process: PictureProcess) -> None:

@@ -72,7 +72,7 @@ class TemplateCatalog:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = tuple(folders)
-        self._stamp: object = None
+        self._file_stamps: object = None
         self._snapshot = TemplateSnapshot()
         self._last_valid: dict[Path, Template] = {}
         self._checked_at = float("-inf")
@@ -106,10 +106,10 @@ class TemplateCatalog:
             for path in _list_files(self._folders)
             if (status := path.stat())
         ]
-        if file_stamps == self._stamp:
+        if file_stamps == self._file_stamps:
             return
         self._snapshot = read_templates(self._folders, self._last_valid)
-        self._stamp = file_stamps
+        self._file_stamps = file_stamps
         for problem in self._snapshot.problems:
             _log.error("invalid template file: %s", problem)
 

@@ -174,7 +174,7 @@ class HttpClient:
     ) -> None:
         self._endpoints = endpoints
         self._credentials = credentials
-        self._connections = max_connections
+        self._max_connections = max_connections
         self._session = LazySession(self._new_session)
 
     async def post(
@@ -431,7 +431,7 @@ class HttpClient:
     def _new_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=self._connections, keepalive_timeout=_KEEP_ALIVE_SECONDS
+                limit=self._max_connections, keepalive_timeout=_KEEP_ALIVE_SECONDS
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,

@@ -133,7 +133,7 @@ class OllamaBackend:
         self._contexts = contexts
         self._models = models or HostModels()
         self._limit = limit
-        self._connections = max_connections
+        self._max_connections = max_connections
         self._sdk: _OllamaClient | None = None
 
     def build_additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
@@ -293,7 +293,7 @@ class OllamaBackend:
             self._sdk = _OllamaClient(
                 host=self._host,
                 timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS),
-                limits=httpx.Limits(max_connections=self._connections),
+                limits=httpx.Limits(max_connections=self._max_connections),
                 follow_redirects=False,
             )
         return self._sdk

@@ -50,7 +50,7 @@ class KeyedAverages:
     """One moving average per key; with more than 4,096 keys the oldest key is dropped."""
 
     def __init__(self, half_life_seconds: float | None = None) -> None:
-        self._half_life = half_life_seconds
+        self._half_life_seconds = half_life_seconds
         self._averages: dict[Hashable, Average] = {}
 
     def add(self, key: Hashable, sample: float, now: float = 0.0) -> None:
@@ -63,7 +63,7 @@ class KeyedAverages:
         if average is None:
             if len(self._averages) >= _MAX_KEYS:
                 del self._averages[next(iter(self._averages))]
-            average = self._averages[key] = Average(self._half_life)
+            average = self._averages[key] = Average(self._half_life_seconds)
         average.add(sample, now)
 
     def estimate(self, key: Hashable, prior: float, now: float = 0.0) -> float:

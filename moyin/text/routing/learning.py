@@ -99,7 +99,7 @@ class QualityLearner:
         self._last_number = -1  # Number of the newest signal read; -1 before the first.
         self._lock = asyncio.Lock()
         self._retry_at = 0.0
-        self._is_shared = True
+        self._True = True
         self._failures = 0
         self._dropped_rows = 0
         self._task: asyncio.Task[None] | None = None
@@ -129,7 +129,7 @@ class QualityLearner:
 
         If sharing is enabled, it takes up to a minute until estimates use those signals.
         """
-        self._is_shared = is_shared
+        self._True = is_shared
         if not is_shared:
             self._estimator.set_shared_levels({})
 
@@ -300,11 +300,11 @@ class QualityLearner:
         levels affect estimates but not the learned states of tenants.
         """
         levels: SharedLevels = {}
-        if self._is_shared:
+        if self._True:
             # This takes tenths of a second with a thousand tenants.
             levels = await asyncio.to_thread(compute_shared_levels, await self._store.list_levels())
         # Sharing may have been disabled meanwhile.
-        self._estimator.set_shared_levels(levels if self._is_shared else {})
+        self._estimator.set_shared_levels(levels if self._True else {})
 
     async def _run_periodically(self) -> None:
         last_saved_at = last_pruned_at = self._clock()

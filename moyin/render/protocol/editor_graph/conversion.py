@@ -126,7 +126,7 @@ class _Converter:
         self._document = document
         self._field = field
         self._now = now
-        self._choose = choose_alternative
+        self._choose_alternative = choose_alternative
         graphs = (document.root, *document.subgraphs.values())
         types = {node.type for graph in graphs for node in graph.nodes.values()}
         self._classes: Mapping[str, NodeClass] = {
@@ -223,7 +223,7 @@ class _Converter:
         if node_class.widgets[name].is_dynamic:
             # Each level of braces is read once more.
             self._count_characters(len(value) * (1 + min(value.count("{"), MAX_DEPTH)))
-            return choose_alternatives(value, self._choose)
+            return choose_alternatives(value, self._choose_alternative)
         if name == _PREFIX and node.type in _SAVING_CLASSES and "%" in value:
             return replace_patterns(value, self._now, self._find_widget_text)
         return value

@@ -278,7 +278,7 @@ class StreamTap:
         self, *, hide_usage: bool, hide_progress: bool = False, choice_count: int = 1
     ) -> None:
         self._splitter = FrameSplitter()
-        self._choices = choice_count
+        self._choice_count = choice_count
         self._repair = EventRepair()
         # The event with the total usage, for back ends that report usage only in other events.
         self._total: dict[str, Any] | None = None
@@ -307,7 +307,7 @@ class StreamTap:
         A stream without ``[DONE]`` is complete once every choice has a ``finish_reason``.
         """
         output = b"".join([self._process_frame(frame) for frame in self._splitter.end()])
-        if not self.is_finished and len(self._finished_choices) >= self._choices:
+        if not self.is_finished and len(self._finished_choices) >= self._choice_count:
             output += self._process_frame(_DONE_FRAME)
         return output
 
