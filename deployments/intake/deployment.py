@@ -121,7 +121,6 @@ async def open_workers(
             validator=validator,
             guard=GraphAdmission(node_info),
             budgets=RenderBudgets(meter, node_info),
-            pools=args.pools,
             networks=AllowedNetworks(settings.webhook_networks),
         )
         templates = create_catalog(settings)

@@ -72,7 +72,7 @@ def new_cluster_routes(
     async def restrict_for(cluster: ClusterBody, caller: Identity) -> ClusterBody:
         if caller.has_scope(OPERATOR):
             return cluster
-        return restrict_cluster(cluster, await admission.list_pools(caller))
+        return restrict_cluster(cluster, (await admission.find_pools(caller)).names)
 
     @router.get("/cluster", name="cluster", summary="Show what runs on the cluster")
     async def show_cluster(request: Request) -> ClusterBody:
@@ -185,7 +185,7 @@ def _new_event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRout
                         continue
                     name, value = change
                     if isinstance(value, ClusterBody):
-                        pools = None if is_operator else await admission.list_pools(caller)
+                        pools = None if is_operator else (await admission.find_pools(caller)).names
                         value = feeds.format_cluster(value, pools)
                         if value == previous_value:
                             # The merged stream sends no heartbeat while the cluster changes.

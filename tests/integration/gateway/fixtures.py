@@ -366,7 +366,6 @@ class Farm:
             validator=self.validator,
             guard=admission,
             budgets=RenderBudgets(meter, node_info),
-            pools=self.pools,
             networks=AllowedNetworks(self.networks),
         )
         proxy = self.proxy = Proxy(
@@ -432,7 +431,6 @@ class Farm:
             ),
             sessions=SessionStore(self.database),
             templates=self.templates,
-            node_info=node_info,
             admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             console=ConsoleFiles(self.console_folder),

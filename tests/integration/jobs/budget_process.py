@@ -114,7 +114,6 @@ async def open_service(
             validator=FakePools(),
             guard=GraphAdmission(node_info),
             budgets=RenderBudgets(meter, node_info),
-            pools=["default"],
             networks=AllowedNetworks(),
         )
 
