@@ -134,8 +134,8 @@ class GatewayServices:
     console: ConsoleFiles = field(default_factory=ConsoleFiles)
 
 
-def new_app(services: GatewayServices) -> Gatekeeper:
-    """Return the ASGI app that serves the gateway, behind the gatekeeper."""
+def new_api(services: GatewayServices) -> FastAPI:
+    """Return the app with all routes of the gateway, without the gatekeeper and the proxy."""
     app = new_fastapi(
         "Moyin gateway",
         errors=render_error,
@@ -147,6 +147,12 @@ def new_app(services: GatewayServices) -> Gatekeeper:
     app.openapi = lambda: build_document(  # type: ignore[method-assign]
         app, _is_public, _accepts_event_token
     )
+    return app
+
+
+def new_app(services: GatewayServices) -> Gatekeeper:
+    """Return the ASGI app that serves the gateway, behind the gatekeeper."""
+    app = new_api(services)
     proxy_or_app = ProxyOrApp(
         services.proxy,
         # The proxy itself checks the scopes that the route table requires.

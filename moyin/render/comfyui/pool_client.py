@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -220,6 +221,7 @@ class PoolResponseCache:
 
 def _write_file(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary_file = file.with_suffix(".new")
+    # Several processes of a machine write the same file.
+    temporary_file = file.with_suffix(f".{os.getpid()}.new")
     temporary_file.write_bytes(content)
     temporary_file.replace(file)
