@@ -17,7 +17,7 @@ from moyin.domain.limits import PoolRules
 from moyin.domain.queue_place import Duration, QueuePlace
 from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
-from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
+from moyin.render.comfyui.pool_client import NODES_PATH, RULES_PATH, PoolResponse
 from tests.editor_graphs import graph, node
 from tests.integration.gateway.fixtures import ScriptedPools
 
@@ -56,6 +56,8 @@ class WalkedPools(ScriptedPools):
         else:
             self.read_paths.append((pool, path))
             content = self.contents[pool].get(path)
+            if content is None and path == NODES_PATH:
+                raise ServiceUnavailable("the pool has not reported its nodes")
         return PoolResponse(version=pool, state="up", content=content)
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:

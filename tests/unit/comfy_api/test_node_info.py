@@ -131,6 +131,16 @@ async def test_large_files_of_node_packages_are_not_cached() -> None:
         assert pools.requests.count(("a", path)) == (1 if size == 1 else 2)
 
 
+async def test_requests_for_many_paths_do_not_displace_what_pools_report() -> None:
+    pools = FakePools(a=make_nodes("Load"), b=None)
+    node_info = NodeInfoCache(pools)
+    for _ in range(2):
+        await node_info.fetch_nodes(["a"])
+        for number in range(300):
+            await node_info.fetch_first(f"/models/{number}", ["a"])
+    assert pools.requests.count(("a", "/object_info")) == 1
+
+
 async def test_malformed_responses_are_not_forwarded() -> None:
     class MalformedPools(FakePools):
         async def get(self, pool: str, path: str) -> PoolResponse:
