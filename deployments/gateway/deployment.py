@@ -128,7 +128,7 @@ class Gateway(MoyinCalls):
         service = JobService(
             jobs=jobs, artifacts=artifacts, files=files, blobs=blobs, events=events, frames=frames,
             launcher=launcher, validator=validator, guard=admission,
-            budgets=RenderBudgets(meter, node_info), pools=pools,
+            budgets=RenderBudgets(meter, node_info),
             networks=AllowedNetworks(settings.webhook_networks),
         )  # fmt: skip
         proxy = close_at_shutdown(
@@ -195,7 +195,7 @@ class Gateway(MoyinCalls):
             service=service, jobs=jobs, feed=feed, previews=PreviewFeed(previews, preview_hub),
             places=places, artifacts=artifacts,
             blobs=blobs, pictures=PictureConverter(blobs, picture_processes, picture_cache), prompts=farm_prompts,
-            files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
+            files=files, events=farm_events, userdata=UserdataStore(database),
             sessions=SessionStore(database), admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=templates, proxy=proxy, config=self._config, cluster=cluster,

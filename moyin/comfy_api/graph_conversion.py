@@ -76,8 +76,7 @@ class GraphConverter:
     async def _convert(
         self, caller: Identity, graph: Mapping[str, Any], pool: str | None
     ) -> ConvertedGraph:
-        if pool is not None:
-            await self._admission.require_pool(caller, pool)
+        pools = (await self._admission.find_pools(caller)).select(pool)
         graph = _unwrap_graph(graph)
         is_editor_graph = is_editor_format(graph)
         left_out_parts: list[LeftOutBody] = []
@@ -91,7 +90,7 @@ class GraphConverter:
                     f"the graph has too many nodes: at most {MAX_NODES} are allowed", field=_FIELD
                 )
         if pool is None:
-            pool = await self._admission.choose_pool(caller, graph)
+            pool = await pools.choose(graph)
         nodes = await self._admission.list_nodes(caller, pool)
         missing_parts, uploads = await asyncio.to_thread(find_missing_parts, graph, nodes)
         upload_names = {upload.value for upload in uploads}

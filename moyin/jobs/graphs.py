@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,6 @@ from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind, apply_batch_patch
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.jobs.ports import GraphGuard, GraphValidator
-from moyin.jobs.protocol.renders import DEFAULT_POOL
 from moyin.render.protocol.graph import (
     find_artifact_ids,
     make_input_name,
@@ -37,12 +37,10 @@ class GraphChecker:
         artifacts: ArtifactStore,
         validator: GraphValidator,
         guard: GraphGuard,
-        pools: Sequence[str],
     ) -> None:
         self._artifacts = artifacts
         self._validator = validator
         self._guard = guard
-        self._pools = tuple(pools)
 
     async def check_new_job(self, submitter: Identity, spec: JobSpec) -> JobSpec:
         """Check the graphs of a new job, and return the job with a permitted pool for each render.
@@ -67,13 +65,12 @@ class GraphChecker:
         """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return
-        offered_pools = await self._guard.list_pools(caller)
-        pools = [pool for pool in self._pools if pool in offered_pools]
+        pools = await self._guard.find_pools(caller)
         for index, step in enumerate(spec.steps):
             if step.kind is not StepKind.RENDER:
                 continue
-            if step.pool not in pools:
-                raise _new_pool_error(spec, index, step.pool, pools)
+            with _naming_pool_field(spec, index):
+                pools.require(step.pool)
             # The files need no check, because they belong to the tenant, which has not changed.
             nodes: dict[str, Any] = {
                 node_id: {"class_type": node.get("class_type"), "inputs": {}}
@@ -85,21 +82,17 @@ class GraphChecker:
     async def _assign_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
         """Return the job with a permitted pool for each render.
 
-        If the default pool is forbidden, the first permitted pool replaces it.
+        If the submitter has no pool of the default's name, the first permitted pool replaces it.
         """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec
-        offered_pools = await self._guard.list_pools(submitter)
-        pools = [pool for pool in self._pools if pool in offered_pools]
-        is_restricted = len(pools) < len(self._pools)
+        pools = await self._guard.find_pools(submitter)
         steps = []
         for index, step in enumerate(spec.steps):
-            if step.kind is not StepKind.RENDER or step.pool in pools:
-                steps.append(step)
-            elif step.pool == DEFAULT_POOL and pools and is_restricted:
-                steps.append(replace(step, pool=pools[0]))
-            else:
-                raise _new_pool_error(spec, index, step.pool, pools)
+            if step.kind is StepKind.RENDER:
+                with _naming_pool_field(spec, index):
+                    step = replace(step, pool=pools.assign(step.pool))
+            steps.append(step)
         return replace(spec, steps=tuple(steps))
 
     async def _check_graphs(self, submitter: Identity, spec: JobSpec) -> None:
@@ -174,11 +167,14 @@ class GraphChecker:
         return await self._guard.check_graph(submitter, step.pool, graph_with_files, own_names)
 
 
-def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) -> InvalidRequest:
-    return InvalidRequest(
-        f"there is no render pool {pool!r}; available pools: {', '.join(pools) or 'none'}",
-        field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
-    )
+@contextmanager
+def _naming_pool_field(spec: JobSpec, index: int) -> Iterator[None]:
+    """Set the field of an InvalidRequest to the member of the request with the step's pool."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.field = "pool" if spec.kind != "pipeline" else f"steps.{index}.pool"
+        raise
 
 
 def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:

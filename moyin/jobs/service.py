@@ -66,7 +66,6 @@ class JobService:
         validator: GraphValidator,
         guard: GraphGuard,
         budgets: JobBudgets,
-        pools: Sequence[str],
         networks: AllowedNetworks,
     ) -> None:
         self._jobs = jobs
@@ -74,9 +73,7 @@ class JobService:
         self._events = events
         self._frames = frames
         self._launcher = launcher
-        self._graphs = GraphChecker(
-            artifacts=artifacts, validator=validator, guard=guard, pools=pools
-        )
+        self._graphs = GraphChecker(artifacts=artifacts, validator=validator, guard=guard)
         self._budgets = budgets
         self._names = FileNameReplacer(files)
         self._networks = networks

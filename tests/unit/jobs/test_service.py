@@ -106,7 +106,6 @@ async def jobs(tmp_path: Path) -> AsyncIterator[JobSubmitter]:
         validator=idle_services,
         guard=PermissiveGraphGuard("default"),
         budgets=FreeBudgets(),
-        pools=["default"],
         networks=AllowedNetworks(),
     )
     yield JobSubmitter(service, store, database)
