@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from grpc.aio import Server
+from grpc.aio._server import Server
 from ray import serve
 from ray.serve._private import grpc_util
 
@@ -68,8 +68,9 @@ class ReplicaGrpcServer(grpc_util.gRPCGenericServer):  # type: ignore[misc]
             self, thread_pool=None, generic_handlers=(), interceptors=(), maximum_concurrent_rpcs=None,
             compression=None,
             options=[
-                *grpc_util.DEFAULT_GRPC_SERVER_OPTIONS, *(extra_options or []),
+                # The first of two values counts.
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                *grpc_util.DEFAULT_GRPC_SERVER_OPTIONS, *(extra_options or []),
             ],
         )  # fmt: skip
         self.generic_rpc_handlers: list[Any] = []
