@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,8 @@ _MAX_ARRIVING = 32
 _MAX_ARRIVING_IN_TOTAL = 64
 _SECONDS_TO_ARRIVE = 20.0
 _BEARER = "bearer "
+# Counts like a caller of its own, so that it leaves places to health checks.
+_REFLECTION = "\0reflection"
 Handler = Callable[..., Any]
 
 
@@ -78,6 +80,32 @@ class ReplicaGrpcServer(grpc_util.gRPCGenericServer):  # type: ignore[misc]
         self._passthrough_service_names: set[str] = set()
         self._arriving = ArrivingMessages()
 
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
+        [handlers] = generic_rpc_handlers
+        handlers._method_handlers = self._bound_streams(handlers._method_handlers)
+        super().add_generic_rpc_handlers(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
+        super().add_registered_method_handlers(service_name, self._bound_streams(method_handlers))
+
+    def _bound_streams(self, handlers: Mapping[str, Any]) -> dict[str, Any]:
+        """Bound the number of calls with a stream of messages: only reflection has such methods."""
+
+        def bound(handler: Any) -> Any:
+            if not handler.request_streaming or handler.stream_stream is None:
+                return handler
+
+            async def stream(requests: Any, context: Any) -> AsyncGenerator[Any, None]:
+                with self._arriving.count(_REFLECTION) as is_allowed:
+                    if not is_allowed:
+                        await _refuse_message(context)
+                    async for message in handler.stream_stream(requests, context):
+                        yield message
+
+            return handler._replace(stream_stream=stream)
+
+        return {name: bound(handler) for name, handler in handlers.items()}
+
     def _override_method_handler(self, service_method: str, method_handler: Any) -> Any:
         handler = super()._override_method_handler(service_method, method_handler)
         if handler.request_streaming:
@@ -102,10 +130,7 @@ class ReplicaGrpcServer(grpc_util.gRPCGenericServer):  # type: ignore[misc]
         caller = await find_caller(context.invocation_metadata(), _find_authenticator())
         with self._arriving.count(caller) as is_allowed:
             if not is_allowed:
-                await context.abort(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    "too many messages are arriving; try again in a second",
-                )
+                await _refuse_message(context)
             try:
                 async with asyncio.timeout(_SECONDS_TO_ARRIVE):
                     return await anext(requests)
@@ -117,6 +142,12 @@ class ReplicaGrpcServer(grpc_util.gRPCGenericServer):  # type: ignore[misc]
                 await context.abort(
                     grpc.StatusCode.INVALID_ARGUMENT, "the call must have one message"
                 )
+
+
+async def _refuse_message(context: Any) -> None:
+    await context.abort(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "too many messages are arriving; try again in a second"
+    )
 
 
 async def find_caller(metadata: Any, authenticator: Authenticator | None) -> str:

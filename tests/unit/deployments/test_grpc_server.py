@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import pytest
 from grpc.aio import AioRpcError, Channel
+from grpc_reflection.v1alpha import reflection_pb2
+from ray.serve._private import grpc_util
 
 from deployments import grpc_server
 from deployments.grpc_server import ArrivingMessages, ReplicaGrpcServer, find_caller
@@ -39,6 +41,7 @@ async def channel(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Channel]:
     monkeypatch.setattr(grpc_server, "_find_authenticator", lambda: None)
     server = ReplicaGrpcServer(_make_handler)
     add_MoyinServicer_to_server(MoyinServicer(), server)
+    grpc_util.enable_server_reflection(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     options = [("grpc.max_send_message_length", -1)]
@@ -80,6 +83,25 @@ async def test_messages_that_do_not_arrive_are_bounded_and_ended(
     assert (await MoyinStub(channel).SubmitJob(pb.SubmitJobRequest(job_json="a"))).id == "1"
 
 
+async def test_streams_of_reflection_are_bounded(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_server, "_MAX_ARRIVING", 1)
+    reflect = channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    first_call = reflect()
+    await first_call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    response = await first_call.read()
+    names = [service.name for service in response.list_services_response.service]
+    assert "moyin.v1.Moyin" in names
+    assert await reflect().code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await MoyinStub(channel).SubmitJob(pb.SubmitJobRequest(job_json="a"))).id == "1"
+    first_call.cancel()
+
+
 async def test_a_call_without_a_message_is_invalid(channel: Channel) -> None:
     call = channel.stream_unary("/moyin.v1.Moyin/SubmitJob")()
     await call.done_writing()
@@ -118,7 +140,6 @@ async def test_the_caller_of_a_call_is_found_by_its_key(metadata: Any, caller: s
 
 async def test_serve_creates_this_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray must use the class that `install_grpc_server` puts in place of its own."""
-    grpc_util = grpc_server.grpc_util
     monkeypatch.setattr(grpc_util, "gRPCGenericServer", grpc_util.gRPCGenericServer)
     grpc_server.install_grpc_server()
     options = grpc_util.gRPCOptions(port=0, grpc_servicer_functions=[])
