@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from moyin.access.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send
+from moyin.access.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send, get_header
 from moyin.access.gatekeeper.body import limit_body
 from moyin.access.gatekeeper.content_encoding import decode_body
 from moyin.access.gatekeeper.credential_finder import CredentialFinder, RequestPredicate
@@ -105,7 +105,12 @@ class Gatekeeper:
             encodings = [value for name, value in scope["headers"] if name == b"content-encoding"]
             if encodings and max_bytes is not None and not self._keeps_encoding(scope):
                 scope, receive = decode_body(scope, receive, max_bytes, encodings)
-            counted_body = CountedBody(receive, self._body_memory, request.context)
+            counted_body = CountedBody(
+                receive,
+                self._body_memory,
+                request.context,
+                _read_content_length(scope),
+            )
             try:
                 await self._app(scope, counted_body.receive, request.send)
             finally:
@@ -170,3 +175,9 @@ class Gatekeeper:
         if media_type is None:
             return None
         return self._stream_error_renderer(error, request.request_id, path, media_type)
+
+
+def _read_content_length(scope: Scope) -> int:
+    """Return the declared size of a body in bytes, or 0 if there is none or it is not a number."""
+    value = get_header(scope, b"content-length") or ""
+    return int(value) if value.isdecimal() else 0

@@ -70,15 +70,22 @@ class BodyMemory:
 class CountedBody:
     """Counts the body of one request until `release`, unless its handler does not keep it.
 
+    A declared size counts as soon as the body begins. Otherwise bodies that arrive at the same time
+    would all be refused midway, although some of them fit.
+
     Args:
         receive: the ASGI ``receive`` that returns the decoded body.
+        declared_bytes: the value of Content-Length; 0 without the header, or if the body is encoded.
     """
 
-    def __init__(self, receive: Receive, memory: BodyMemory, context: RequestContext) -> None:
+    def __init__(
+        self, receive: Receive, memory: BodyMemory, context: RequestContext, declared_bytes: int = 0
+    ) -> None:
         self._receive = receive
         self._memory = memory
         self._context = context
         self._owner = "" if context.identity is None else context.identity.owner
+        self._declared_bytes = declared_bytes
         self._received_bytes = 0
         self._counted_bytes = 0
 
@@ -87,10 +94,10 @@ class CountedBody:
         message = await self._receive()
         if message["type"] == "http.request" and self._context.keeps_body:
             self._received_bytes += len(message.get("body", b""))
-            uncounted_bytes = self._received_bytes - self._counted_bytes
-            if self._received_bytes > _UNCOUNTED_BYTES and uncounted_bytes:
-                self._memory.add(self._owner, uncounted_bytes)
-                self._counted_bytes = self._received_bytes
+            size = max(self._received_bytes, self._declared_bytes)
+            if size > _UNCOUNTED_BYTES and size > self._counted_bytes:
+                self._memory.add(self._owner, size - self._counted_bytes)
+                self._counted_bytes = size
         return message
 
     def release(self) -> None:

@@ -63,6 +63,20 @@ async def test_small_bodies_are_accepted_while_the_memory_is_full() -> None:
         await cyd_body.receive()
 
 
+async def test_a_declared_size_counts_from_the_beginning() -> None:
+    memory = BodyMemory(max_body_bytes=PIECE)
+    bodies = [CountedBody(receive_piece, memory, make_context(), 4 * PIECE) for _ in range(3)]
+    await bodies[0].receive()
+    await bodies[1].receive()
+    with pytest.raises(Overloaded):
+        await bodies[2].receive()
+    for _ in range(3):
+        await bodies[0].receive()
+    assert memory.used_bytes == 8 * PIECE
+    bodies[0].release()
+    assert memory.used_bytes == 4 * PIECE
+
+
 async def test_bodies_that_are_not_kept_do_not_count() -> None:
     memory = BodyMemory(max_body_bytes=PIECE)
     context = make_context()
