@@ -10,15 +10,18 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc.aio._server import Server
 from ray import serve
 from ray.serve._private import grpc_util
 
-from moyin.access.gatekeeper.identity import Authenticator
 from moyin.errors import MoyinError
+
+if TYPE_CHECKING:
+    # Not at run time: it imports the database, which processes that only build apps do not need.
+    from moyin.access.gatekeeper.identity import Authenticator
 
 # The largest message: the default of gRPC, and so the most that clients accept from a server.
 _MAX_MESSAGE_BYTES = 4 * 2**20
