@@ -105,6 +105,7 @@ class Gateway(MoyinCalls):
             settings.temporal_address, settings.temporal_namespace, retention=retention
         )
         launcher = close_at_shutdown(JobLauncher(jobs=jobs, temporal=temporal))
+        self.grpc_authenticator = create_authenticator(database, signing_key)
         self.grpc_bridge = close_at_shutdown(GrpcBridge(settings.door))
         self.grpc_health = HealthMonitor(self.grpc_bridge.is_ready)
         pool_client = ServePoolClient(pools)
@@ -200,7 +201,7 @@ class Gateway(MoyinCalls):
             frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=templates, proxy=proxy, config=self._config, cluster=cluster,
             config_history=self._history.store, links=build_links(settings),
-            authenticator=create_authenticator(database, signing_key), meter=meter,
+            authenticator=self.grpc_authenticator, meter=meter,
             observer=RequestObserver(settings.log_level),
             checks=checks,
             signing_key=signing_key, max_body_bytes=settings.max_body_bytes, retention=retention,

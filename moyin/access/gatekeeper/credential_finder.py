@@ -159,10 +159,12 @@ def _remove_parameter(query: str, name: str) -> str:
 
 def _is_own_origin(origin: str, host: str, scheme: str) -> bool:
     """Return True if the Origin header has the request's host; the scheme may differ."""
-    origin_address = urlsplit(origin)
-    if origin_address.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:\[\]-]+", host):
+    if not re.fullmatch(r"[\w.:\[\]-]+", host):
         return False
     try:
+        origin_address = urlsplit(origin)
+        if origin_address.scheme not in ("http", "https"):
+            return False
         own_address = urlsplit(f"//{host}")
         origin_port = origin_address.port or _PORTS[origin_address.scheme]
         # A proxy that terminates TLS changes the scheme. Behind it, a host without a port has the

@@ -146,6 +146,8 @@ OWN = "http://gateway.example:8000"
         ({"origin": "http://evil.example"}, False),
         ({"origin": "http://gateway.example:8000.evil.example"}, False),
         ({"origin": "null"}, False),
+        ({"origin": "http://["}, False),
+        ({"origin": "http://gateway.example:x"}, False),
         ({"origin": "file://gateway.example:8000"}, False),
         ({}, False),
     ],
