@@ -118,7 +118,7 @@ class Gateway(MoyinCalls):
         picture_processes = close_at_shutdown(PictureProcesses())
         artifacts = ArtifactStore(database)
         blobs = BlobStore(settings.blobs_url)
-        admission = GraphAdmission(node_info)
+        admission = GraphAdmission(node_info, settings.graph_bounds)
         validator = PoolValidator()
         prompts = PromptStore(database)
         files = ComfyFiles(

@@ -40,6 +40,13 @@ class PermissiveGraphGuard:
     async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         return self._pools[0]
 
+    async def check_size(
+        self,
+        caller: Identity,
+        graphs: Sequence[tuple[str, Mapping[str, Any]]],
+        patches: Sequence[Mapping[str, Any]] = (),
+    ) -> None: ...
+
     async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own_names: Collection[str]
     ) -> bool:
