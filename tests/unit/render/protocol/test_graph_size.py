@@ -33,7 +33,7 @@ def check(graph: Any, **bounds: int) -> None:
         ({"1": make_node(a=["2", 0], b=["2", 1], c=["3", 0])}, "links", 3),
         ({"1": make_node(a=1, b=[1, [2, {"x": 3}]], c="t")}, "values", 8),
         (make_chain(3), "depth", 3),
-        ({"1": make_node(text="x" * 50)}, "bytes", 93),
+        ({"1": make_node(text="x" * 50)}, "bytes", 95),
     ],
 )
 def test_each_bound_is_enforced_and_named(graph: Any, bound: str, actual: int) -> None:
