@@ -206,10 +206,12 @@ class ComfyFiles:
         if not _UUID.fullmatch(job_id):
             return None
         for job in await self.prompts.get(owner, [job_id], with_hidden=True):
+            # Clients name files by the prompt's id, which may be another one than the job's.
+            name = replace(name, subfolder=f"{job.id}{name.subfolder[len(job_id) :]}")
             record = await self.read_record(job)
             files: tuple[PromptFile, ...] = record.files if record is not None else ()
             file = next((file for file in files if file.name == name), None)
-            file = file or await self.frames.find_file(job_id, name.path)
+            file = file or await self.frames.find_file(job.id, name.path)
             if file is not None:
                 return replace(file.to_artifact(), id=_derive_output_artifact_id(owner, name))
         return None

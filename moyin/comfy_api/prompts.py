@@ -163,11 +163,11 @@ class ComfyPrompts:
             comfyui=prompt,
         )
         job, _ = await self.service.submit(
-            caller, spec, idempotency_key=idempotency_key, job_id=body.prompt_id, is_validated=True,
+            caller, spec, idempotency_key=idempotency_key, prompt_id=body.prompt_id, is_validated=True,
             priority_field=("front" if body.front else "number") if prompt.front else None,
         )  # fmt: skip
         return {
-            "prompt_id": job.id,
+            "prompt_id": job.prompt_id,
             "number": response.get_queue_number(job, prompt),
             "node_errors": validation.get("node_errors", {}),
         }
@@ -188,7 +188,7 @@ class ComfyPrompts:
             jobs[:_MAX_ROWS_WITH_GRAPH], self._read_spec_content
         )
         rows = await self._encode(stored_prompts, build_row)
-        rows += [encode_json(build_row(job, None, None)) for job in jobs[len(rows) :]]
+        rows += [_encode_for(job, build_row(job, None, None)) for job in jobs[len(rows) :]]
         running_rows: list[bytes] = []
         pending_rows: list[bytes] = []
         for job, row in zip(jobs, rows, strict=True):
@@ -250,7 +250,9 @@ class ComfyPrompts:
         else:
             selected_ids = set(prompt_ids)
             jobs = [
-                job for job in await self.prompts.list_open(caller.owner) if job.id in selected_ids
+                job
+                for job in await self.prompts.list_open(caller.owner)
+                if job.id in selected_ids or job.prompt_id in selected_ids
             ]
         await self._cancel_jobs(caller, [job.id for job in jobs if job.started_at is None])
 
@@ -383,7 +385,7 @@ class ComfyPrompts:
 
     async def _encode_history_entries(self, jobs: Sequence[Job]) -> dict[str, bytes]:
         entries = await self._read_and_encode(jobs, response.build_history_entry)
-        return {job.id: entry for job, entry in zip(jobs, entries, strict=False)}
+        return {job.prompt_id: entry for job, entry in zip(jobs, entries, strict=False)}
 
     async def _read_and_encode(self, jobs: Sequence[Job], build_body: _BodyBuilder) -> list[bytes]:
         """Return the JSON of the first jobs' bodies, until their data reach a limit in bytes."""
@@ -404,7 +406,7 @@ class ComfyPrompts:
             for stored in stored_prompts:
                 spec = stored.decode_spec()
                 body = build_body(stored.job, spec, parse_record(stored.record))
-                encoded_bodies.append((encode_json(body), spec))
+                encoded_bodies.append((_encode_for(stored.job, body), spec))
             return encoded_bodies
 
         size = sum(stored.size for stored in stored_prompts)
@@ -450,6 +452,11 @@ class ComfyPrompts:
             digest = b"" if workflow_id is None else _digest(str(workflow_id))
             self._workflows[job.spec] = digest
         return digest
+
+
+def _encode_for(job: Job, body: Any) -> bytes:
+    """Return the JSON of a part of a response, in which the job has the prompt's id."""
+    return response.show_prompt_id(encode_json(body), job)
 
 
 def _parse_body(content: bytes) -> PromptBody:

@@ -74,7 +74,8 @@ class JobHistory:
             JobNotFound: the owner has no job with this id.
             JobNotFinished: the job is queued or running.
         """
-        deletion = await self._service.delete(owner, [job_id])
+        job = await self._jobs.get(owner, job_id)
+        deletion = await self._service.delete(owner, [job.id])
         if deletion.still_open:
             raise JobNotFinished(
                 f"job {job_id} has not ended; cancel it first with POST /jobs/{job_id}/cancel"

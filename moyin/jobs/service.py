@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Canceller, Job, JobSpec, JobStatus, StepKind
-from moyin.domain.prompt import build_channel_name
+from moyin.domain.prompt import build_channel_name, derive_job_id
 from moyin.domain.serialization import decode, encode
 from moyin.errors import (
     BudgetExceeded,
@@ -153,7 +153,7 @@ class JobService:
         *,
         idempotency_key: str | None = None,
         fingerprint: str | None = None,
-        job_id: str | None = None,
+        prompt_id: str | None = None,
         is_validated: bool = False,
         priority_field: str | None = None,
     ) -> tuple[Job, bool]:
@@ -164,7 +164,8 @@ class JobService:
 
         Args:
             fingerprint: the request's fingerprint; if None, that of ``spec`` is computed.
-            job_id: a lower-case UUID that the client chose.
+            prompt_id: the prompt's id in ComfyUI's API, which the client chose: a lower-case UUID.
+                The job's id is derived from it.
             is_validated: True if the pool and the graphs have been checked already.
             priority_field: the request's field that sets the priority, or None if no field does.
                 Without such a field, a forbidden priority of ``spec`` is replaced by the best
@@ -184,7 +185,7 @@ class JobService:
             NodeNotAllowed: a graph has a node that is not allowed.
             InvalidGraph: ComfyUI's validation rejects a graph.
             IdempotencyMismatch: ``idempotency_key`` was used for another request.
-            PromptIdTaken: ``job_id`` belongs to another job.
+            PromptIdTaken: ``prompt_id`` belongs to another job of the tenant.
             BudgetExceeded: a budget does not cover the estimated cost of the renders.
             ServiceUnavailable: the cost or the remaining budgets can't be determined.
         """
@@ -200,7 +201,10 @@ class JobService:
             spec = await self._graphs.check_new_job(submitter, spec)
         prompt = spec.comfyui
         new_job = NewJob(
-            id=job_id or str(uuid.uuid4()),
+            id=str(uuid.uuid4())
+            if prompt_id is None
+            else derive_job_id(submitter.owner, prompt_id),
+            chosen_id=prompt_id,
             owner=submitter.owner,
             key_id=submitter.key_id,
             user=submitter.user,
@@ -221,7 +225,7 @@ class JobService:
             children=None if spec.base is None else len(spec.steps),
             comfyui=prompt is not None,
             templates=tuple(dict.fromkeys(step.template for step in spec.steps if step.template)),
-            has_chosen_id=job_id is not None,
+            has_chosen_id=prompt_id is not None,
             text=await run_aside(collect_text, spec),
         )
         job, is_new = await self._create_job(submitter, spec, new_job)
@@ -270,16 +274,16 @@ class JobService:
             raise _new_finished_error(job)
         # Recorded before the workflow is cancelled, because the job may then end at once.
         canceller = Canceller.from_identity(caller)
-        record_id = await self._jobs.record_canceller(job_id, job.attempts, canceller)
+        record_id = await self._jobs.record_canceller(job.id, job.attempts, canceller)
         try:
-            has_workflow = await self._launcher.cancel(job_id, job.attempts)
+            has_workflow = await self._launcher.cancel(job.id, job.attempts)
         except ServiceUnavailable:
             if record_id is not None:
-                await self._jobs.clear_canceller(job_id, job.attempts, record_id)
+                await self._jobs.clear_canceller(job.id, job.attempts, record_id)
             raise
         if not has_workflow:
             return await self._cancel_without_workflow(job)
-        return await self._jobs.get(caller.owner, job_id)
+        return await self._jobs.get(caller.owner, job.id)
 
     async def retry(self, caller: Identity, job_id: str) -> Job:
         """Continue a failed or cancelled job after its last finished step, and return the job.
@@ -301,7 +305,7 @@ class JobService:
         content = await self._load_content(stored_job) if stored_job.status.is_final else None
         if content is None:
             # Without its spec, the job will fail before it costs anything.
-            job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
+            job = await self._jobs.reopen(caller.owner, stored_job.id, caller.limits)
         else:
             async with self.work.admit(caller.owner, len(content)):
                 spec = await run_aside(decode, JobSpec, content)

@@ -283,6 +283,33 @@ async def test_invalid_graph_is_refused_with_comfyuis_errors(comfy: ComfyClient)
     assert body["request_id"]
 
 
+async def test_another_tenants_prompt_id_is_as_good_as_an_unused_one(
+    comfy: ComfyClient, foreign_comfy: ComfyClient
+) -> None:
+    """Let two tenants choose the same id: each has a prompt of its own, with its own picture."""
+    chosen_id = str(uuid.uuid4())
+    for client in (comfy, foreign_comfy):
+        graph = picture(next(_colors))
+        body = {"prompt": graph, "prompt_id": chosen_id, "client_id": client.id}
+        async with client.session.ws_connect(f"/ws?clientId={client.id}") as socket:
+            status, accepted = await client.post("/prompt", body)
+            assert (status, accepted["prompt_id"]) == (200, chosen_id), accepted
+            async for message in socket:
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    continue
+                event = json.loads(message.data)
+                assert event["data"].get("prompt_id", chosen_id) == chosen_id
+                if event["type"] == "executing" and event["data"].get("node") is None:
+                    break
+        entry = (await client.get(f"/history/{chosen_id}"))[chosen_id]
+        assert entry["prompt"][1:3] == [chosen_id, graph]
+        [output] = [output for output in entry["outputs"].values() if "images" in output]
+        [image] = output["images"]
+        async with client.session.get("/view", params=image) as response:
+            assert response.status == 200
+        assert (await client.get(f"/jobs/{chosen_id}"))["status"] == "succeeded"
+
+
 async def test_prompt_id_that_the_client_chose_is_kept(comfy: ComfyClient) -> None:
     chosen_id = str(uuid.uuid4())
     graph = picture(next(_colors))

@@ -504,3 +504,30 @@ async def test_workflows_of_many_jobs_are_read_in_parallel_and_cached(
     monkeypatch.setattr(prompts, "_specs", {})
     monkeypatch.setattr(harness.blobs, "get", None)
     assert from_json(await prompts.list_jobs(OWNER, **list_options))["jobs"] == []
+
+
+async def test_responses_show_the_chosen_id_of_a_prompt_and_never_its_jobs(
+    prompts: ComfyPrompts, harness: ComfyApiHarness
+) -> None:
+    ended_id, waiting_id = str(uuid.uuid4()), str(uuid.uuid4())
+    job = await harness.create_job(is_running=True, chosen_id=ended_id)
+    messages = (("execution_success", {"prompt_id": job.id, "timestamp": 1}),)
+    outputs = {"1": {"images": [{"filename": "a.png", "subfolder": job.id, "type": "output"}]}}
+    result = await harness.store_result(make_record(messages=messages, outputs=outputs))
+    assert await harness.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
+    waiting_job = await harness.create_job(chosen_id=waiting_id)
+    history = await prompts.get_history(OWNER, ended_id)
+    entry = from_json(history)[ended_id]
+    assert entry["prompt"][1] == ended_id
+    assert entry["outputs"]["1"]["images"][0]["subfolder"] == ended_id
+    assert entry["status"]["messages"][0][1]["prompt_id"] == ended_id
+    queue = await prompts.list_queue(OWNER)
+    assert from_json(queue)["queue_pending"][0][1] == waiting_id
+    detail = await prompts.get_job(OWNER, ended_id)
+    for content in (history, queue, detail, await prompts.list_history(OWNER)):
+        assert job.id.encode() not in content and waiting_job.id.encode() not in content
+    await prompts.hide_from_history(ADA, [ended_id])
+    assert from_json(await prompts.list_history(OWNER)) == {}
+    await prompts.cancel_waiting(ADA, [waiting_id])
+    assert await prompts.count_open(OWNER) == 0
+    assert from_json(await prompts.get_history("bob", ended_id)) == {}
