@@ -104,7 +104,7 @@ async def measure(farm: Farm, nodes: int, rounds: int) -> Mapping[str, Any]:
         aiohttp.ClientSession(farm.url, headers=_authorize(greedy), timeout=timeout) as attacker,
         aiohttp.ClientSession(farm.url, headers=_authorize(modest), timeout=timeout) as client,
     ):
-        sleeping = _make_small_graph(-1)
+        sleeping = _make_small_graph(0xFFFFFF)
         sleeping["2"]["class_type"] = "TestSleep"
         sleeping["2"]["inputs"] = {"value": ["1", 0], "seconds": _SLEEP_SECONDS}
         sleeping["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}}
