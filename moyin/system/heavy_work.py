@@ -26,8 +26,10 @@ _MAX_REQUESTS = 2
 _MAX_WAITING = 64
 _PATIENCE_SECONDS = 30.0
 _MEAN_SECONDS = 0.5
-# The most seconds for which the next large request of a tenant waits after one.
-_MAX_PAUSE_SECONDS = 2.0
+# The next large request of a tenant waits for so many times as long as the last one took, so that
+# most requests of others meet no large one; and at most for so many seconds.
+_PAUSE_FACTOR = 3.0
+_MAX_PAUSE_SECONDS = 5.0
 
 
 class _LargeRequest:
@@ -44,8 +46,8 @@ _current_request: ContextVar[_LargeRequest | None] = ContextVar("large_request",
 class HeavyWork:
     """Admits large requests: one of a tenant at a time, and two of different tenants.
 
-    Further ones wait in a bounded queue. After a request, its place stays taken for as long as
-    processing took, so that a tenant's large requests take at most half of the processor time.
+    Further ones wait in a bounded queue. After a request, its place stays taken for three times as
+    long as processing took, so that a tenant's large requests take a quarter of the processor time.
 
     Args:
         slots: limits the concurrent large requests, and shares them fairly between tenants.
@@ -83,7 +85,7 @@ class HeavyWork:
             yield
         finally:
             _current_request.reset(token)
-            pause = min(request.seconds, _MAX_PAUSE_SECONDS)
+            pause = min(_PAUSE_FACTOR * request.seconds, _MAX_PAUSE_SECONDS)
             asyncio.get_running_loop().call_later(pause, self._slots.release, tenant)
 
 
