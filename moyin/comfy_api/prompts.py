@@ -396,26 +396,25 @@ class ComfyPrompts:
     ) -> list[bytes]:
         """Return the JSON of the body that ``build_body`` makes of each prompt.
 
-        Each is encoded by itself, so that other requests need not wait for all of them.
+        Each is encoded by itself, so that other large requests need not wait for all of them.
         """
         if not stored_prompts:
             return []
 
-        def encode_all() -> list[tuple[bytes, JobSpec | None]]:
-            encoded_bodies = []
-            for stored in stored_prompts:
-                spec = stored.decode_spec()
-                body = build_body(stored.job, spec, parse_record(stored.record))
-                encoded_bodies.append((_encode_for(stored.job, body), spec))
-            return encoded_bodies
+        def encode(stored: _StoredPrompt) -> tuple[bytes, JobSpec | None]:
+            spec = stored.decode_spec()
+            body = build_body(stored.job, spec, parse_record(stored.record))
+            return _encode_for(stored.job, body), spec
 
         size = sum(stored.size for stored in stored_prompts)
         owner = stored_prompts[0].job.owner
+        bodies = []
         async with self.service.work.admit(owner, size / _BYTES_READ_PER_BYTE_SUBMITTED):
-            encoded_bodies = await run_aside(encode_all)
-        for stored, (_, spec) in zip(stored_prompts, encoded_bodies, strict=True):
-            self._cache_spec(stored, spec)
-        return [body for body, _ in encoded_bodies]
+            for stored in stored_prompts:
+                body, spec = await run_aside(encode, stored)
+                bodies.append(body)
+                self._cache_spec(stored, spec)
+        return bodies
 
     async def _read_contents(self, job: Job) -> tuple[_StoredPrompt, int]:
         stored, _ = await self._read_spec_content(job)
