@@ -65,6 +65,12 @@ class InvalidGraph(RequestError):
     code = "invalid_graph"
 
 
+class GraphTooLarge(RequestError):
+    """Reports a graph that exceeds a bound; ``details`` has the ``bound``, its ``max`` and ``actual``."""
+
+    code = "graph_too_large"
+
+
 class PromptIdTaken(RequestError):
     code = "prompt_id_taken"  # another prompt has the id that the client chose
 

@@ -31,6 +31,12 @@ ADVICE: Mapping[str, tuple[str, str]] = {
         "ComfyUI's validation refuses the graph.",
         "Correct the nodes that `node_errors` names.",
     ),
+    "graph_too_large": (
+        "A graph has more nodes, links, values, levels or bytes than the tenant may submit: `bound`, "
+        "`max` and `actual` name them.",
+        "Split the graph, upload files instead of sending them within it, or ask an operator to raise "
+        "the tenant's limit.",
+    ),
     "prompt_id_taken": (
         "Another prompt, or one that was deleted, has the `prompt_id` that the client chose.",
         "Choose a new UUID, or leave the id out.",

@@ -248,7 +248,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     artifact_services = (services.artifacts, blobs, services.pictures, services.signing_key)
     # ComfyUI serves these routes at the root and under `/api`.
     comfyui_routers = (
-        prompts.new_prompt_routes(services.prompts),
+        prompts.new_prompt_routes(services.prompts, services.admission),
         files.new_file_routes(services.files, blobs, services.pictures),
         websocket.new_websocket_routes(services.events, services.max_body_bytes),
         server_info.new_server_info_routes(admission, services.files, services.max_body_bytes),
@@ -284,7 +284,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
         artifacts.new_signed_link_routes(*artifact_services),
         artifacts.new_artifact_routes(*artifact_services, services.templates),
         archives.new_archive_routes(services.artifacts, services.jobs, blobs, services.signing_key),
-        jobs_v2.new_job_v2_routes(renders, retention),
+        jobs_v2.new_job_v2_routes(renders, services.admission, retention),
         assets_v2.new_asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
     ):
         app.include_router(router)
@@ -293,7 +293,12 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
         app.include_router(router, prefix="/api", include_in_schema=False)
     app.include_router(prompts.new_job_list_routes(services.prompts))
     app.include_router(jobs.new_template_routes(services.templates))
-    app.include_router(graphs.new_graph_routes(GraphConverter(admission, services.files)))
+    app.include_router(
+        graphs.new_graph_routes(
+            GraphConverter(admission, services.files, services.service.work),
+            admission,
+        )
+    )
     app.include_router(console.new_console_routes(services.console))
     app.include_router(frontend.new_session_routes(sessions))
     app.include_router(frontend.new_frontend_routes(sessions, services.frontend, admission))

@@ -119,7 +119,7 @@ async def open_workers(
             frames=services.frames,
             launcher=launcher,
             validator=validator,
-            guard=GraphAdmission(node_info),
+            guard=GraphAdmission(node_info, settings.graph_bounds),
             budgets=RenderBudgets(meter, node_info),
             networks=AllowedNetworks(settings.webhook_networks),
         )

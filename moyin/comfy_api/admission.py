@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from moyin.comfy_api.caller_pools import CallerPools
-from moyin.comfy_api.node_info import NodeInfoCache
+from moyin.comfy_api.node_info import InputRules, NodeInfoCache
 from moyin.comfy_api.protocol.node_info import filter_nodes
+from moyin.domain.graph_bounds import GraphBounds
 from moyin.domain.identity import Identity
 from moyin.domain.limits import PoolRules, filter_permitted_pools
 from moyin.errors import InputNotFound, NodeNotAllowed, ServiceUnavailable
 from moyin.render.comfyui.bridge.input_rules import PREFIX, Refusal, Rule, find_refusals
 from moyin.render.protocol.graph import NOT_YOUR_FILE, RefusedInput, make_refusal_body
+from moyin.render.protocol.graph_size import check_graph_size
+from moyin.system.heavy_work import run_aside
 
 _NO_RULES: Mapping[str, Rule] = {}
 # The most errors in a response. A graph can have thousands of errors, and a client needs only some.
@@ -22,10 +25,37 @@ _MAX_REPORTED = 1_000
 
 
 class GraphAdmission:
-    """Checks graphs against the nodes and rules of the pools and the limits of the caller."""
+    """Checks graphs against the nodes and rules of the pools and the limits of the caller.
 
-    def __init__(self, node_info: NodeInfoCache) -> None:
+    Args:
+        bounds: the largest graphs of callers without limits of their own.
+    """
+
+    def __init__(self, node_info: NodeInfoCache, bounds: GraphBounds | None = None) -> None:
         self._node_info = node_info
+        self._bounds = bounds or GraphBounds()
+
+    def get_bounds(self, caller: Identity) -> GraphBounds:
+        """Return how large the caller's graphs may be."""
+        return self._bounds.narrow(caller.limits)
+
+    async def check_size(
+        self,
+        caller: Identity,
+        graphs: Sequence[tuple[str, Mapping[str, Any]]],
+        patches: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Check that the graphs of one job are within the caller's bounds together.
+
+        Args:
+            graphs: the graphs, each with its path in the request.
+            patches: for a batch, the changed inputs of each child.
+
+        Raises:
+            GraphTooLarge: a bound is exceeded; the error names the bound.
+            InvalidGraph: the links of a graph form a circle; the error names a node.
+        """
+        await run_aside(check_graph_size, graphs, self.get_bounds(caller), patches)
 
     async def find_pools(self, caller: Identity) -> CallerPools:
         """Return the pools that run the caller's jobs.
@@ -81,7 +111,7 @@ class GraphAdmission:
             ServiceUnavailable: the pool has not reported its rules yet.
         """
         rules = await self._node_info.fetch_rules(pool)
-        denied_nodes = list(islice(_find_denied_nodes(caller, rules, graph), _MAX_REPORTED))
+        denied_nodes = await run_aside(_list_denied_nodes, caller, rules, graph)
         if denied_nodes:
             first_refusal = denied_nodes[0]
             raise NodeNotAllowed(
@@ -93,15 +123,9 @@ class GraphAdmission:
             str(node.get("class_type")) for node in graph.values() if isinstance(node, Mapping)
         }
         input_rules = await self._node_info.fetch_input_rules(pool, class_types)
-        known_rules = input_rules or {}
-        refused_inputs = (
-            RefusedInput(refusal.node, refusal.class_type, refusal.input, _explain_refusal(refusal))
-            for refusal in find_refusals(
-                graph, lambda name: known_rules.get(name, _NO_RULES), own_names.__contains__
-            )
-            if rules.checks_input(refusal.class_type, refusal.input)
+        reported_inputs = await run_aside(
+            _list_refused_inputs, rules, input_rules or {}, graph, own_names
         )
-        reported_inputs = list(islice(refused_inputs, _MAX_REPORTED))
         if reported_inputs:
             first_refusal = reported_inputs[0]
             raise InputNotFound(
@@ -117,6 +141,28 @@ class GraphAdmission:
             return await self._node_info.fetch_rules(pool)
         except ServiceUnavailable:
             return None
+
+
+def _list_refused_inputs(
+    rules: PoolRules,
+    input_rules: InputRules,
+    graph: Mapping[str, Any],
+    own_names: Collection[str],
+) -> list[RefusedInput]:
+    refused_inputs = (
+        RefusedInput(refusal.node, refusal.class_type, refusal.input, _explain_refusal(refusal))
+        for refusal in find_refusals(
+            graph, lambda name: input_rules.get(name, _NO_RULES), own_names.__contains__
+        )
+        if rules.checks_input(refusal.class_type, refusal.input)
+    )
+    return list(islice(refused_inputs, _MAX_REPORTED))
+
+
+def _list_denied_nodes(
+    caller: Identity, rules: PoolRules, graph: Mapping[str, Any]
+) -> list[RefusedInput]:
+    return list(islice(_find_denied_nodes(caller, rules, graph), _MAX_REPORTED))
 
 
 def _find_denied_nodes(

@@ -42,6 +42,7 @@ from moyin.render.comfyui.pool_client import (
     PoolStarting,
 )
 from moyin.system.bounded import BoundedDict
+from moyin.system.heavy_work import run_aside
 
 # The rules for the values of inputs, by node class and input name.
 InputRules = Mapping[str, Mapping[str, Rule]]
@@ -227,9 +228,9 @@ class NodeInfoCache:
         deadline = time.monotonic() + self._start
         for pool in pools:
             inventory = await self._wait_for_inventory(pool, deadline)
-            if inventory is not None and supports_graph(inventory, graph):
+            if inventory is not None and await run_aside(supports_graph, inventory, graph):
                 return pool
-            if inventory is not None and supports_node_classes(inventory, graph):
+            if inventory is not None and await run_aside(supports_node_classes, inventory, graph):
                 pools_with_nodes.append(pool)
         return pools_with_nodes[0] if pools_with_nodes else pools[0]
 

@@ -86,6 +86,24 @@ class GraphGuard(Protocol):
         """Return the best pool for the graph; raise InvalidRequest if the caller may use none."""
         ...
 
+    async def check_size(
+        self,
+        caller: Identity,
+        graphs: Sequence[tuple[str, Mapping[str, Any]]],
+        patches: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Check that the graphs of one job are within the caller's bounds together.
+
+        Args:
+            graphs: the graphs, each with its path in the request.
+            patches: for a batch, the changed inputs of each child.
+
+        Raises:
+            GraphTooLarge: a bound is exceeded; the error names the bound.
+            InvalidGraph: the links of a graph form a circle; the error names a node.
+        """
+        ...
+
     async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own_names: Collection[str]
     ) -> bool:

@@ -27,6 +27,9 @@ _NUMBERS = (
     "concurrent_requests",
     "open_jobs",
     "best_priority",
+    "graph_nodes",
+    "graph_links",
+    "graph_bytes",
 )
 _LISTS = ("pools", "allowed_nodes", "denied_nodes")
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}

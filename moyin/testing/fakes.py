@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from moyin.domain.artifact import Artifact
@@ -59,6 +59,13 @@ class PermissiveGraphGuard:
 
     async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         return self._pools[0]
+
+    async def check_size(
+        self,
+        caller: Identity,
+        graphs: Sequence[tuple[str, Mapping[str, Any]]],
+        patches: Sequence[Mapping[str, Any]] = (),
+    ) -> None: ...
 
     async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own_names: Collection[str]

@@ -11,10 +11,12 @@ import pytest
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import merge_lists
+from moyin.domain.graph_bounds import GraphBounds
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit, PoolRules
 from moyin.domain.serialization import encode
 from moyin.errors import (
+    GraphTooLarge,
     InputNotFound,
     InvalidRequest,
     NodeNotAllowed,
@@ -54,8 +56,8 @@ class FakePools:
         return {}
 
 
-def make_admission(**rules: PoolRules) -> GraphAdmission:
-    return GraphAdmission(NodeInfoCache(FakePools(**rules)))
+def make_admission(bounds: GraphBounds | None = None, **rules: PoolRules) -> GraphAdmission:
+    return GraphAdmission(NodeInfoCache(FakePools(**rules)), bounds)
 
 
 def make_caller(owner: str = "ann", **limits: Any) -> Identity:
@@ -201,3 +203,13 @@ async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:
         )
     with pytest.raises(NodeNotAllowed):
         await graph_admission.check_graph(make_caller(), "a", make_graph("SaveLoRA"), ())
+
+
+async def test_the_size_of_graphs_is_bounded_per_tenant() -> None:
+    admission = make_admission(GraphBounds(nodes=2), a=PoolRules())
+    graph = {str(number): {"class_type": "Load", "inputs": {}} for number in range(3)}
+    with pytest.raises(GraphTooLarge) as exc_info:
+        await admission.check_size(make_caller("ann"), [("workflow", graph)])
+    assert exc_info.value.details == {"bound": "nodes", "max": 2, "actual": 3}
+    assert exc_info.value.field == "workflow"
+    await admission.check_size(make_caller("bob", graph_nodes=3), [("workflow", graph)])

@@ -20,6 +20,7 @@ from moyin.domain.job import (
     StepResult,
 )
 from moyin.domain.limits import Limit
+from moyin.domain.prompt import derive_job_id
 from moyin.errors import (
     ArtifactNotFound,
     IdempotencyMismatch,
@@ -164,6 +165,24 @@ async def test_a_chosen_id_returns_the_same_job_or_is_refused(store: JobStore) -
     ):
         with pytest.raises(PromptIdTaken):
             await store.create(conflicting_job)
+
+
+async def test_a_prompt_is_found_by_its_chosen_id_only_by_its_tenant(store: JobStore) -> None:
+    chosen_id = str(uuid.uuid4())
+    jobs = {}
+    for owner in ("ada", "bob"):
+        new_job = make_job(
+            owner=owner, id=derive_job_id(owner, chosen_id), chosen_id=chosen_id, has_chosen_id=True
+        )
+        jobs[owner], is_new = await store.create(new_job)
+        assert is_new, "the same id of another tenant must not be taken"
+    for owner, job in jobs.items():
+        assert await store.get(owner, chosen_id) == await store.get(owner, job.id) == job
+        assert job.prompt_id == chosen_id
+    with pytest.raises(JobNotFound):
+        await store.get("eve", chosen_id)
+    with pytest.raises(JobNotFound):
+        await store.get("ada", jobs["bob"].id)
 
 
 async def test_concurrent_uses_of_an_idempotency_key_create_one_job(store: JobStore) -> None:
