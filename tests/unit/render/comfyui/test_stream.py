@@ -64,6 +64,8 @@ async def test_flood_of_messages_is_read_in_turns_with_other_tasks(
     tmp_path: Path,
 ) -> None:
     """Other tasks get a turn between messages, and no message waits in an unbounded queue."""
+    message_count = longest_run = 0
+    is_over = asyncio.Event()
 
     async def send_messages(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
@@ -89,8 +91,6 @@ async def test_flood_of_messages_is_read_in_turns_with_other_tasks(
             await asyncio.sleep(0)
             longest_run = max(longest_run, message_count - count_before)
 
-    message_count = longest_run = 0
-    is_over = asyncio.Event()
     app = web.Application()
     app.router.add_get("/ws", send_messages)
     runner = web.AppRunner(app)

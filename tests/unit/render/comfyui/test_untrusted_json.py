@@ -109,7 +109,8 @@ def test_permitted_depth_can_be_stored_and_read_in_a_record() -> None:
 
 def test_other_values_than_objects_are_refused() -> None:
     assert require_object({}, "event") == {}
-    for value in (None, [], 1, "text"):
+    values: tuple[Any, ...] = (None, [], 1, "text")
+    for value in values:
         with pytest.raises(MalformedResponse, match="event is not a JSON object"):
             require_object(value, "event")
 
