@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from moyin.domain.prompt import PromptFile, PromptRecord
 from moyin.domain.renderer import (
@@ -29,8 +29,11 @@ from moyin.errors import (
     StepFailed,
     WorkerLost,
 )
+from moyin.render.comfyui.bridge.guard import get_moyin_data
+from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 from moyin.render.comfyui.client import NoResponse
 from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
+from moyin.render.comfyui.failure_streak import FailureStreak
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.model_sizes import ModelSizes
@@ -44,6 +47,7 @@ from moyin.render.comfyui.relay import Relay
 from moyin.render.comfyui.run_journal import RunJournal
 from moyin.render.comfyui.sandbox import choose_user_id
 from moyin.render.comfyui.session import Session
+from moyin.render.comfyui.untrusted_json import MalformedResponse
 from moyin.render.protocol.binary import parse_image_metadata
 from moyin.render.protocol.graph import find_model_files
 from moyin.render.protocol.response import get_prompt_id, has_succeeded, raise_for_failure
@@ -60,6 +64,8 @@ _MAX_RESULTS = 256
 _POLL_SECONDS = 3.0
 _INTERRUPT_SECONDS = 15.0
 _ATTEMPTS = 3
+# Errors are stored by Temporal, which refuses more than 2 MiB. Those of large graphs have more.
+_MAX_DETAIL_BYTES = 256 * 1024
 _EVENTS_WITHOUT_PROMPT = ("status", "feature_flags")
 
 
@@ -91,6 +97,7 @@ class ComfyRenderer:
         self._spawner = Spawner()
         self._supervisor = ComfySupervisor(options, self._run_session, self._end_submitted_prompts)
         self._prompt_lock = PromptLock(self._supervisor, self._inputs)
+        self._streak = FailureStreak()
         self._models: tuple[str, ...] = ()
         self._journal = RunJournal()
         self._active_prompts: dict[str, tuple[RunningPrompt, asyncio.Task[None]]] = {}
@@ -184,11 +191,15 @@ class ComfyRenderer:
         Raises:
             ServiceUnavailable: ComfyUI is not ready.
         """
-        return await self._supervisor.require_session().client.validate(graph, targets)
+        session = self._supervisor.require_session()
+        with self._replace_if_idle_and_malformed(session):
+            return await session.client.validate(graph, targets)
 
     async def get(self, path: str) -> bytes | None:
         """Return the body of ComfyUI's response to GET ``path``, or None for status 404."""
-        return await self._supervisor.require_session().client.get(path)
+        session = self._supervisor.require_session()
+        with self._replace_if_idle_and_malformed(session):
+            return await session.client.get(path)
 
     async def results(self) -> dict[str, RenderResult]:
         """Return the results of prompts that have recently succeeded, by prompt id."""
@@ -262,6 +273,10 @@ class ComfyRenderer:
             self._end_runs(prompt, picture_count=_count_pictures(result))
             self._remove_active_prompt(prompt)
             prompt.succeed(result.done)
+            self._streak.end()
+        except MalformedResponse as error:
+            # `_acquire_session` has replaced the process.
+            self._fail_prompt(prompt, _make_loss_error(error.message))
         except WorkerLost as error:
             is_hanging = isinstance(error, NoResponse) and prompt.is_submitted
             if is_hanging and await self._supervisor.replace_hanging_session():
@@ -276,7 +291,9 @@ class ComfyRenderer:
         except MoyinError as error:
             if prompt.relay is not None:
                 await prompt.relay.flush()
-            self._fail_prompt(prompt, error)
+            self._fail_prompt(prompt, _limit_details(error))
+            if not isinstance(error, ServiceUnavailable):
+                await self._count_failure(prompt)
         except OSError as error:
             _log.warning("prompt %s failed, because a file is not accessible: %s", prompt_id, error)
             message = "the artifact store or ComfyUI's folder is not available; try again"
@@ -287,6 +304,33 @@ class ComfyRenderer:
                 f"the render failed with an internal error; see the log for prompt {prompt_id}"
             )
             self._fail_prompt(prompt, StepFailed(message))
+
+    async def _count_failure(self, prompt: RunningPrompt) -> None:
+        """Count a prompt that ComfyUI has failed, and replace the process after too many of them."""
+        if not prompt.is_submitted or prompt.is_cancelled:
+            return
+        tenant = get_moyin_data(prompt.request.extra_data).get(TENANT_KEY, "")
+        self._streak.add_failure(str(tenant))
+        if not self._streak.is_over:
+            return
+        # Between two prompts, so that none is lost. Meanwhile, another prompt may succeed.
+        async with self._prompt_lock.hold():
+            if self._streak.is_over and (session := self._supervisor.session) is not None:
+                reason = "three prompts in a row, of different tenants, have failed"
+                self._supervisor.replace_session(session, reason)
+
+    @contextlib.contextmanager
+    def _replace_if_idle_and_malformed(self, session: Session) -> Iterator[None]:
+        """Replace the process if the block raises `MalformedResponse` while no prompt runs.
+
+        While a prompt runs, the responses about the prompt itself show whether ComfyUI is broken.
+        """
+        try:
+            yield
+        except MalformedResponse as error:
+            if not self._active_prompts:
+                self._supervisor.replace_session(session, error.message)
+            raise
 
     def _fail_prompt(self, prompt: RunningPrompt, error: MoyinError) -> None:
         self._end_runs(prompt, error=CANCELLED if prompt.is_cancelled else error.code)
@@ -370,7 +414,11 @@ class ComfyRenderer:
             lock_context = self._prompt_lock.hold_for(session, request.prompt_id, request.files)
             async with lock_context as is_current_session:
                 if is_current_session:
-                    yield session
+                    try:
+                        yield session
+                    except MalformedResponse as error:
+                        self._supervisor.replace_session(session, error.message)
+                        raise
             # Otherwise the process was replaced, and the folder of the next process is empty.
             if is_current_session:
                 return
@@ -543,6 +591,7 @@ class ComfyRenderer:
                 session.written_files, self._blobs, self._options.output_bytes
             )
             self._models = await self._find_warm_models()
+            self._streak.end()
             yield session
 
     async def _find_warm_models(self) -> tuple[str, ...]:
@@ -580,6 +629,13 @@ def _count_pictures(result: StoredResult) -> int:
     return sum(
         file.media_type.startswith("image/") and not file.temporary for file in result.done.files
     )
+
+
+def _limit_details(error: MoyinError) -> MoyinError:
+    """Return the error, without its details if these are too large to be stored."""
+    if len(to_json(error.details)) <= _MAX_DETAIL_BYTES:
+        return error
+    return type(error)(f"{error.message} (the details are left out, because they are too large)")
 
 
 def _make_loss_error(message: str) -> WorkerLost:

@@ -18,6 +18,7 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.process import ComfyProcess, Spawner
 from moyin.render.comfyui.stream import EventStream
+from moyin.render.comfyui.untrusted_json import MalformedResponse
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.response import raise_for_failure
 from moyin.render.protocol.wire import EventMessage
@@ -27,6 +28,7 @@ _POLL_SECONDS = 0.05
 _CHECK_SECONDS = 30.0
 # How long to wait for the exit of a process that no longer responds.
 _EXIT_SECONDS = 1.0
+_HANGING = "its process hung"
 # A graph without models. Its execution proves that ComfyUI works, which HTTP responses do not.
 _TEST_GRAPH = {
     "1": {
@@ -63,6 +65,7 @@ class Session:
         self._process = process
         self._is_idle = is_idle
         self._was_marked_broken = asyncio.Event()
+        self._broken_reason = _HANGING
 
     @property
     def pid(self) -> int:
@@ -127,9 +130,16 @@ class Session:
         self._process.kill_new_processes()
         self.written_files.end_prompt(prompt_id)
 
-    def mark_broken(self) -> None:
-        """Make `wait_until_broken` return, because the process hangs."""
-        self._was_marked_broken.set()
+    def mark_broken(self, reason: str = _HANGING) -> None:
+        """Make `wait_until_broken` return ``reason``; later calls have no effect."""
+        if not self._was_marked_broken.is_set():
+            self._broken_reason = reason
+            self._was_marked_broken.set()
+
+    @property
+    def is_marked_broken(self) -> bool:
+        """Whether `mark_broken` was called, so that the end of the process is no prompt's fault."""
+        return self._was_marked_broken.is_set()
 
     async def has_ended(self) -> bool:
         """Return whether the process has ended."""
@@ -156,7 +166,7 @@ class Session:
         if self._process.exited.done():
             return f"its process ended with status {self._process.exited.result()}"
         if self._was_marked_broken.is_set():
-            return "its process hung"
+            return self._broken_reason
         return "the thread that executes prompts has ended"
 
     async def _wait_until_executor_is_dead(self) -> None:
@@ -168,6 +178,8 @@ class Session:
             await asyncio.sleep(_CHECK_SECONDS)
             try:
                 is_alive = await self.client.is_executor_alive()
+            except MalformedResponse:
+                is_alive = False
             except WorkerLost:
                 # No response is not a failure, because an executing node may prevent the process
                 # from responding.
