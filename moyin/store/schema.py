@@ -391,6 +391,16 @@ limits = sa.Table(
     sa.Column("denied_nodes", sa.JSON(none_as_null=True), nullable=True),
 )
 
+# Subjects whose limits apply to a key because they apply to the key that created it.
+inherited_limits = sa.Table(
+    "inherited_limits",
+    metadata,
+    sa.Column("key_id", sa.String(32), sa.ForeignKey("api_keys.id"), primary_key=True),
+    sa.Column("subject", sa.String(160), primary_key=True),
+    # Finds the keys that a key has created, directly or through other keys.
+    sa.Index("ix_inherited_limits_subject", "subject"),
+)
+
 # The audit log of administrative operations. Rows are never updated or deleted.
 audit = sa.Table(
     "audit",

@@ -34,6 +34,7 @@ from moyin.errors import (
 from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id
 from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore, NewJob
+from moyin.store.keys import KeyStore
 from moyin.store.prompts import PromptStore
 from moyin.store.schema import jobs as rows
 from moyin.store.sql import Database
@@ -334,6 +335,22 @@ async def test_children_count_as_open_jobs(store: JobStore) -> None:
     with pytest.raises(TooManyJobs):
         await store.create(replace(batch, id=str(uuid.uuid4()), children=5))
     await store.create(replace(batch, id=str(uuid.uuid4())))
+
+
+async def test_jobs_of_keys_that_inherit_a_limit_count_as_open(
+    store: JobStore, database: Database
+) -> None:
+    keys = KeyStore(database)
+    parent, _ = await keys.create("ada", "parent")
+    child, _ = await keys.create("ada", "child", inherited_subjects=[f"key:{parent}"])
+    other, _ = await keys.create("ada", "other")
+    limits = (Limit(subject=f"key:{parent}", open_jobs=2),)
+    await store.create(make_job(key_id=other))
+    await store.create(make_job(key_id=child, limits=limits))
+    await store.create(make_job(key_id=parent, limits=limits))
+    for key_id in (child, parent):
+        with pytest.raises(TooManyJobs):
+            await store.create(make_job(key_id=key_id, limits=limits))
 
 
 async def test_a_retried_render_waits_again(store: JobStore, database: Database) -> None:
