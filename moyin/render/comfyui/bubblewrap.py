@@ -124,19 +124,22 @@ def build_user_options() -> Sequence[str]:
 
     If Moyin does not run as root, bubblewrap creates a user namespace, in which further user
     namespaces are forbidden. If Moyin runs as root, a user namespace would not help, because the
-    kernel would still treat the sandbox as root; ``launcher.py`` changes the user id instead.
+    kernel would still treat the sandbox as root; ``sandbox_init.py`` changes the user id instead.
     """
     if os.geteuid() == 0:
         return ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
     return ("--unshare-user", "--disable-userns")
 
 
-def open_filter() -> int:
+def open_filter(*, hides_interfaces: bool = True) -> int:
     """Return a file descriptor of the seccomp filter for this machine's architecture.
 
     Raises `StackError` if there is no filter for the architecture.
+
+    Args:
+        hides_interfaces: whether the process may not read network interfaces.
     """
-    program = build_filter()
+    program = build_filter(hides_interfaces=hides_interfaces)
     if program is None:
         raise StackError(
             f"can't confine ComfyUI on {os.uname().machine}, for which there is no seccomp filter: "
