@@ -20,6 +20,7 @@ from moyin.render.comfyui.channels import ProcessChannels
 from moyin.render.comfyui.environment import build_child_environment
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions, Isolation, Network
+from moyin.render.comfyui.resource_usage import ResourceLimits, ResourceUsage
 from moyin.render.comfyui.sandbox import (
     build_bubblewrap_options,
     choose_user_id,
@@ -77,10 +78,12 @@ class ComfyProcess:
         channels: ProcessChannels,
         log_path: Path,
         sandbox_processes: SandboxProcesses | None = None,
+        resource_usage: ResourceUsage | None = None,
     ) -> None:
         self._process = process
         self._channels = channels
         self._sandbox_processes = sandbox_processes
+        self._resource_usage = resource_usage
         self._first_memory_kills = count_memory_kills()
         self._log = LogFile(log_path)
         self._log_path = log_path
@@ -129,7 +132,9 @@ class ComfyProcess:
                 sandbox_processes = await asyncio.to_thread(
                     _read_sandbox_processes, info_reader, process, channels
                 )
-            return cls(process, channels, folder.log, sandbox_processes)
+            limits = ResourceLimits.from_options(options)
+            usage = ResourceUsage(sandbox_processes.init_pid, folder.writable, limits)
+            return cls(process, channels, folder.log, sandbox_processes, usage)
         except BaseException:
             channels.close()
             if process is not None:
@@ -169,6 +174,11 @@ class ComfyProcess:
         if self._sandbox_processes is None:
             return 0
         return self._sandbox_processes.kill_new_processes()
+
+    def check_resources(self) -> None:
+        """Raise `ResourceLimitExceeded` if a confined process uses more than it may (blocking)."""
+        if self._resource_usage is not None:
+            self._resource_usage.check()
 
     async def stop(self, patience: float = 5.0) -> None:
         """Send SIGTERM to the process group, then SIGKILL after ``patience`` seconds."""

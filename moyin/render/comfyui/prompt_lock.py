@@ -7,13 +7,14 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.session import Session
 
 _log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
 
 
 class PromptLock:
@@ -45,7 +46,7 @@ class PromptLock:
                 yield False
                 return
             try:
-                await _run_to_end(
+                await run_to_end(
                     asyncio.to_thread(self._prepare_prompt, session, prompt_id, file_names)
                 )
                 yield True
@@ -61,7 +62,7 @@ class PromptLock:
     async def _release_prompt(self, session: Session, prompt_id: str) -> None:
         if session is not self._supervisor.session:
             return  # the next process begins with an empty folder
-        await _run_to_end(self._clean_up_or_replace(session, prompt_id))
+        await run_to_end(self._clean_up_or_replace(session, prompt_id))
 
     async def _clean_up_or_replace(self, session: Session, prompt_id: str) -> None:
         try:
@@ -80,18 +81,18 @@ class PromptLock:
         self._inputs.remove_placed_files()
 
 
-async def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
+async def run_to_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """Run the coroutine to its end, even if this task is cancelled meanwhile.
 
     A cancelled task can't stop its thread, which would move files while the next prompt executes.
     """
     work_task = asyncio.create_task(work)
     try:
-        await asyncio.shield(work_task)
+        return await asyncio.shield(work_task)
     except asyncio.CancelledError:
         while not work_task.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([work_task])
         if not work_task.cancelled() and (error := work_task.exception()) is not None:
-            _log.warning("the files of a cancelled prompt could not be moved: %s", error)
+            _log.warning("the cleanup of a cancelled prompt has failed: %s", error)
         raise

@@ -84,12 +84,12 @@ async def test_files_of_a_cancelled_prompt_are_not_moved_during_the_next(
     "error", [WorkerLost("a process remains"), OSError(5, "I/O"), ValueError()]
 )
 async def test_comfyui_is_replaced_if_a_prompt_cannot_be_cleaned_up(
-    error: Exception, is_cancelled: bool
+    monkeypatch: pytest.MonkeyPatch, error: Exception, is_cancelled: bool
 ) -> None:
     files = FakeFiles()
     lock, session = new_lock(files)
-    replaced_sessions = []
-    lock._supervisor.replace_session = replaced_sessions.append  # type: ignore[method-assign]
+    replaced_sessions: list[Any] = []
+    monkeypatch.setattr(lock._supervisor, "replace_session", replaced_sessions.append)
 
     def fail(prompt_id: str) -> None:
         files.finish_prompt("lingering")
