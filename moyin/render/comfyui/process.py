@@ -35,7 +35,7 @@ from moyin.system.logfile import LogFile, read_last_lines
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 1024
-_SANDBOX_END_SECONDS = 5.0
+_SANDBOX_END_SECONDS = 15.0
 # The limit of threads is high, because each math library starts several threads per processor.
 _MAX_THREADS = 16_384
 # Like a shell, bubblewrap exits with 128 plus the number of the signal that killed its child.
@@ -189,10 +189,19 @@ class ComfyProcess:
         self._send_signal(signal.SIGKILL)
         await self.exited
         if self._sandbox_processes is not None:
-            # The kernel ends the other processes of a sandbox shortly after its first process.
-            with contextlib.suppress(TimeoutError, ProcessLookupError):
-                async with asyncio.timeout(_SANDBOX_END_SECONDS):
-                    await _wait_for_exit(self._sandbox_processes.init_pid)
+            await self._end_sandbox(self._sandbox_processes)
+
+    async def _end_sandbox(self, sandbox_processes: SandboxProcesses) -> None:
+        """Wait until no process of the sandbox is left, so that none runs beside its successor."""
+        sandbox_processes.kill_all()
+        try:
+            async with asyncio.timeout(_SANDBOX_END_SECONDS):
+                await _wait_until_readable(sandbox_processes.init_descriptor)
+        except TimeoutError:
+            # They can neither leave their system call nor see the files of a new process.
+            _log.error("processes of ComfyUI's sandbox do not end; a device or disk may hang")
+        finally:
+            sandbox_processes.close()
 
     def _send_signal(self, signal_number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -45,15 +45,16 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_PR_SET_DUMPABLE = 4
 _CAPABILITIES = 0x20080522
 # Constants and structures of <linux/seccomp.h>.
 _SET_MODE_FILTER, _NEW_LISTENER, _CONTINUE = 1, 8, 1
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _NOTIFICATION_BYTES = 80
 _RESPONSE = "=QqiI"
-_KILL_SECONDS = 5.0
-_PAUSE_SECONDS = 0.001
+# Processes with much memory take long to end, above all where many end at once.
+_KILL_SECONDS = 15.0
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.0005, 0.05
 _MAX_REQUEST_BYTES = 64
 # Places of members in /proc/<pid>/stat, counted from the state, which follows the process's name.
 _STATE, _THREADS, _START_TIME = 0, 17, 19
@@ -122,7 +123,7 @@ class SandboxInit:
 
     def _kill_new_processes(self) -> list[int]:
         """Kill the processes that are not exempt; return the ids of those that do not end."""
-        deadline = time.monotonic() + _KILL_SECONDS
+        deadline, pause = time.monotonic() + _KILL_SECONDS, _FIRST_PAUSE_SECONDS
         empty_listings = 0
         while empty_listings < 2:
             new_pids = [
@@ -139,7 +140,8 @@ class SandboxInit:
             for pid in new_pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
             self._reap()
         return []
 
@@ -233,11 +235,8 @@ def change_user(user_id: int, group_ids: list[int]) -> None:
 
 def protect_from_sandbox() -> None:
     """Hide this process's memory and descriptors, and let the kernel drop the sandbox's signals."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    # The change of the user has removed the signal that bubblewrap had set up.
-    for option, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_PDEATHSIG, signal.SIGKILL)):
-        if libc.prctl(option, value, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE) failed")
     # The kernel drops only signals without a handler, and Python has installed one.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -14,7 +16,7 @@ import psutil
 from moyin.errors import WorkerLost
 
 # Longer than ``sandbox_init.py`` tries to kill processes, so that its answer says which remain.
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS = 20.0
 _MAX_ANSWER_BYTES = 1024 * 1024
 # ComfyUI is the first process that the sandbox's first process starts.
 _MAIN_INNER_PID = "2"
@@ -27,6 +29,9 @@ class SandboxProcesses:
         init_pid: process id of the sandbox's first process, which runs ``sandbox_init.py``, in the
             namespace of the host.
         control: socket of requests to that process; its owner closes it.
+
+    Attributes:
+        init_descriptor: descriptor that is readable when all processes of the sandbox have ended.
     """
 
     def __init__(self, init_pid: int, control: socket.socket) -> None:
@@ -35,6 +40,8 @@ class SandboxProcesses:
         self._control.settimeout(_ANSWER_SECONDS)
         self._main: int | None = None
         self._lock = threading.Lock()
+        # Other than the id, the descriptor never refers to another process.
+        self.init_descriptor = os.pidfd_open(init_pid)
 
     @property
     def main_pid(self) -> int | None:
@@ -67,6 +74,14 @@ class SandboxProcesses:
                 f"processes that a prompt has started can't be killed, so ComfyUI is replaced: {pids}"
             )
         return int(answer["refused"])
+
+    def kill_all(self) -> None:
+        """Kill the sandbox's first process, with which the kernel ends all others."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.init_descriptor, signal.SIGKILL)
+
+    def close(self) -> None:
+        os.close(self.init_descriptor)
 
     def _request(self, request: str) -> dict[str, Any]:
         try:

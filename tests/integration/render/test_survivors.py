@@ -46,7 +46,7 @@ async def renderer(
         replace(
             options,
             custom_nodes=(write_hostile_nodes(tmp_path_factory.mktemp("nodes")),),
-            processes=100,
+            processes=60,
             memory_bytes=2048 * _MIB,
             disk_bytes=64 * _MIB,
             files=1000,
