@@ -189,7 +189,8 @@ class ComfyProcess:
         self._send_signal(signal.SIGKILL)
         await self.exited
         if self._sandbox_processes is not None:
-            await self._end_sandbox(self._sandbox_processes)
+            sandbox_processes, self._sandbox_processes = self._sandbox_processes, None
+            await self._end_sandbox(sandbox_processes)
 
     async def _end_sandbox(self, sandbox_processes: SandboxProcesses) -> None:
         """Wait until no process of the sandbox is left, so that none runs beside its successor."""
