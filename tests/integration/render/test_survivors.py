@@ -33,7 +33,7 @@ __all__ = ["blobs", "options"]
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 # How often each form is tried.
-PROMPTS = int(os.environ.get("MOYIN_TEST_SURVIVOR_PROMPTS", "2"))
+PROMPTS = int(os.environ.get("SURVIVOR_PROMPTS", "2"))
 INPUT = b"the next tenant's input"
 _MIB = 1024**2
 

@@ -59,6 +59,13 @@ def test_error_has_bubblewraps_message_and_advice(
         require_confinement()
 
 
+def test_kernel_without_notifications_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A system call that does not exist stands in for one that the kernel lacks.
+    monkeypatch.setattr(bubblewrap, "build_fork_filter", lambda: (100_000, b""))
+    with pytest.raises(StackError, match="no seccomp notifications"):
+        require_confinement()
+
+
 def test_program_of_the_wheel_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system_program = write_program(tmp_path / "bwrap", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
