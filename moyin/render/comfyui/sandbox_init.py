@@ -56,6 +56,7 @@ _RESPONSE = "=QqiI"
 _KILL_SECONDS = 15.0
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.0005, 0.05
 _MAX_REQUEST_BYTES = 64
+_MAX_ZOMBIES = 1000
 # Places of members in /proc/<pid>/stat, counted from the state, which follows the process's name.
 _STATE, _THREADS, _START_TIME = 0, 17, 19
 
@@ -122,13 +123,17 @@ class SandboxInit:
         self._control.send(json.dumps(answer).encode())
 
     def _kill_new_processes(self) -> list[int]:
-        """Kill the processes that are not exempt; return the ids of those that do not end."""
+        """Kill the processes that are not exempt; return the ids of those that do not end.
+
+        Zombies have ended, but many of them would slow down each listing, so they are returned, too.
+        """
         deadline, pause = time.monotonic() + _KILL_SECONDS, _FIRST_PAUSE_SECONDS
         empty_listings = 0
         while empty_listings < 2:
+            processes = list_processes()
             new_pids = [
                 pid
-                for pid, start, is_alive in list_processes()
+                for pid, start, is_alive in processes
                 if is_alive and (pid, start) not in self._exempt
             ]
             if not new_pids:
@@ -143,7 +148,8 @@ class SandboxInit:
             time.sleep(pause)
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)
             self._reap()
-        return []
+        zombies = [pid for pid, _, is_alive in processes if not is_alive]
+        return zombies if len(zombies) > _MAX_ZOMBIES else []
 
     def _answer_fork(self) -> None:
         notification = bytearray(_NOTIFICATION_BYTES)
@@ -162,7 +168,8 @@ class SandboxInit:
 
     def _may_fork(self) -> bool:
         if self._upper_count >= self._max_processes:
-            self._upper_count = len(list_pids())
+            # One for this process. Prompts may leave zombies, which their parent does not reap.
+            self._upper_count = 1 + sum(is_alive for _, _, is_alive in list_processes())
         if self._upper_count >= self._max_processes:
             return False
         self._upper_count += 1

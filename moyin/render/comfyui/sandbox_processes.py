@@ -18,6 +18,7 @@ from moyin.errors import WorkerLost
 # Longer than ``sandbox_init.py`` tries to kill processes, so that its answer says which remain.
 _ANSWER_SECONDS = 20.0
 _MAX_ANSWER_BYTES = 1024 * 1024
+_MAX_NAMED_PIDS = 10
 # ComfyUI is the first process that the sandbox's first process starts.
 _MAIN_INNER_PID = "2"
 
@@ -69,9 +70,9 @@ class SandboxProcesses:
         """
         answer = self._request("kill")
         if answer["remaining"]:
-            pids = ", ".join(map(str, answer["remaining"]))
+            pids = ", ".join(map(str, answer["remaining"][:_MAX_NAMED_PIDS]))
             raise WorkerLost(
-                f"processes that a prompt has started can't be killed, so ComfyUI is replaced: {pids}"
+                f"processes that a prompt has started do not end, so ComfyUI is replaced: {pids}"
             )
         return int(answer["refused"])
 

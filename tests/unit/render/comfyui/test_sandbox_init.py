@@ -75,6 +75,15 @@ def test_process_that_one_listing_misses_is_killed(
     assert (killed_pids, listings) == ([7], [])
 
 
+def test_too_many_zombies_are_reported(init: SandboxInit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_init, "_MAX_ZOMBIES", 2)
+    zombies = [(7, 1, False), (8, 1, False)]
+    monkeypatch.setattr(sandbox_init, "list_processes", lambda: zombies)
+    assert init._kill_new_processes() == []
+    zombies.append((9, 1, False))
+    assert init._kill_new_processes() == [7, 8, 9]
+
+
 def test_zombie_is_not_alive() -> None:
     pid = os.fork()
     if not pid:

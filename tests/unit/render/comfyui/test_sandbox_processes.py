@@ -157,6 +157,21 @@ except OSError as error:
         assert await run_code(folder, process, LOOK_AROUND) == []
 
 
+async def test_ended_processes_do_not_count(tmp_path: Path) -> None:
+    """Otherwise a prompt's zombies would keep later prompts from starting processes."""
+    code = """
+import os
+for _ in range(150):
+    if os.fork() == 0:
+        os._exit(0)
+found = True
+"""
+    async with start_sandbox(tmp_path) as (process, folder):
+        for _ in range(2):
+            assert await run_code(folder, process, code) is True
+            assert await asyncio.to_thread(process.kill_new_processes) == 0
+
+
 async def test_first_process_of_a_sandbox_is_out_of_reach(tmp_path: Path) -> None:
     code = """
 import os, signal
