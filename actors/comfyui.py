@@ -38,6 +38,7 @@ from moyin.system.processes import freeze_startup_objects
 _LEASE_SECONDS = 120.0
 # Maximum number of concurrent calls of one actor: followed renders, status polls, cancellations.
 _MAX_CALLS = 100
+_GIB = 1024**3
 _GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
 
@@ -60,6 +61,8 @@ class ComfySpec:
         isolation, network: what a ComfyUI process may see, and which network it may use.
         readable: additional folders that a confined process may read.
         environment: names of additional environment variables that the process gets.
+        memory_gib, processes, disk_gib, files: what a confined process may use; memory_gib of None
+            means nine tenths of the machine's memory.
     """
 
     gpus: float = 1.0
@@ -76,6 +79,10 @@ class ComfySpec:
     network: Network = Network.NONE
     readable: tuple[str, ...] = ()
     environment: tuple[str, ...] = ()
+    memory_gib: float | None = None
+    processes: int = 1024
+    disk_gib: float = 64.0
+    files: int = 100_000
 
     @property
     def resources(self) -> str:
@@ -271,6 +278,10 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
         readable=tuple(Path(path) for path in spec.readable),
         hidden=_list_hidden_folders(settings),
         environment=spec.environment,
+        memory_bytes=None if spec.memory_gib is None else int(spec.memory_gib * _GIB),
+        processes=spec.processes,
+        disk_bytes=int(spec.disk_gib * _GIB),
+        files=spec.files,
         uid=settings.comfyui_uid,
     )
     return ComfyRenderer(

@@ -440,6 +440,15 @@ class OutOfMemory(RenderFailed):
     code = "out_of_memory"
 
 
+class ResourceLimitExceeded(RenderFailed):
+    """Reports that a render used more memory, disk space or processes than its pool allows.
+
+    ``details`` holds the exceeded ``bound``, which is a setting of the pool, and its ``limit``.
+    """
+
+    code = "resource_limit"
+
+
 class PoolNotAllowed(StepError):
     code = "pool_not_allowed"  # the render pool serves other tenants
 

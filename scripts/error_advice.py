@@ -250,6 +250,10 @@ ADVICE: Mapping[str, tuple[str, str]] = {
         "The graphics card had too little memory.",
         "Render smaller, or in the pool that `details.pool` names.",
     ),
+    "resource_limit": (
+        "The render used more memory, disk space or processes than its pool allows.",
+        "Render smaller or fewer pictures at once; `details.bound` names the pool's setting.",
+    ),
     "pool_not_allowed": (
         "The render pool serves other tenants.",
         "Choose another pool.",

@@ -25,6 +25,7 @@ from moyin.errors import (
     MoyinError,
     OutOfMemory,
     RenderFailed,
+    ResourceLimitExceeded,
     ServiceUnavailable,
     StepFailed,
     WorkerLost,
@@ -41,7 +42,7 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.outputs import OutputStore, StoredResult
 from moyin.render.comfyui.preview_publisher import PreviewPublisher
 from moyin.render.comfyui.process import Spawner
-from moyin.render.comfyui.prompt_lock import PromptLock
+from moyin.render.comfyui.prompt_lock import PromptLock, run_to_end
 from moyin.render.comfyui.prompts import RunningPrompt
 from moyin.render.comfyui.relay import Relay
 from moyin.render.comfyui.run_journal import RunJournal
@@ -378,12 +379,16 @@ class ComfyRenderer:
                     await session.client.unload_models()
                     await session.client.is_executor_alive()
                 entry = await self._run_to_end(session, prompt)
+            refused_processes = session.refused_processes
             if has_succeeded(entry):
                 # Sent before the files are stored, so that the next prompt can begin at once.
                 prompt.mark_executed()
             try:
                 raise_for_failure(entry)
             except RenderFailed as error:
+                if refused_processes:
+                    await self._collect_result(prompt, entry)
+                    raise _make_process_error(error, self._options.processes) from error
                 if ran_out_of_memory or not isinstance(error, OutOfMemory):
                     await self._collect_result(prompt, entry)
                     raise
@@ -481,14 +486,26 @@ class ComfyRenderer:
                 self._models = _sort_by_size(prompt.request.models)
         # ComfyUI has accepted the prompt and executes no other.
         with self._journal.measure(prompt.request):
-            return await self._wait_for_entry(session, prompt)
+            excess_task = asyncio.create_task(session.wait_for_excess())
+            excess_task.add_done_callback(lambda _: prompt.should_poll.set())
+            try:
+                return await self._wait_for_entry(session, prompt, excess_task)
+            finally:
+                excess_task.cancel()
 
-    async def _wait_for_entry(self, session: Session, prompt: RunningPrompt) -> HistoryEntry:
+    async def _wait_for_entry(
+        self,
+        session: Session,
+        prompt: RunningPrompt,
+        excess_task: asyncio.Task[ResourceLimitExceeded],
+    ) -> HistoryEntry:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
                     await prompt.should_poll.wait()
             prompt.should_poll.clear()
+            if excess_task.done():
+                await self._end_excess(session, prompt, excess_task.result())
             entry = (await self._read_state(session, prompt)).entry
             if entry is not None:
                 return entry
@@ -516,7 +533,29 @@ class ComfyRenderer:
             raise NoResponse(
                 f"ComfyUI hangs and has not begun prompt {prompt.request.prompt_id}; try again"
             )
-        prompt_id = prompt.request.prompt_id
+        await self._interrupt_or_replace(session, prompt.request.prompt_id)
+        seconds = self._options.progress_timeout
+        message = (
+            f"the render made no progress within the pool's progress_timeout of {seconds:g} s: let "
+            "its nodes do less, or set a longer progress_timeout"
+        )
+        raise RenderFailed(message)
+
+    async def _end_excess(
+        self, session: Session, prompt: RunningPrompt, error: ResourceLimitExceeded
+    ) -> NoReturn:
+        """End a prompt that uses too much, and replace ComfyUI if ComfyUI itself does."""
+        if await run_to_end(asyncio.to_thread(session.end_excess)):
+            try:
+                await self._interrupt_or_replace(session, prompt.request.prompt_id)
+            except WorkerLost:
+                await self._supervisor.replace_hanging_session()
+        else:
+            self._supervisor.replace_session(session)
+        raise error
+
+    async def _interrupt_or_replace(self, session: Session, prompt_id: str) -> None:
+        """Interrupt a prompt, or replace ComfyUI if the prompt does not end."""
         async with self._submit_lock:
             await session.client.interrupt(prompt_id)
         deadline = time.monotonic() + _INTERRUPT_SECONDS
@@ -525,12 +564,6 @@ class ComfyRenderer:
                 self._supervisor.replace_session(session)
                 break
             await asyncio.sleep(0.2)
-        seconds = self._options.progress_timeout
-        message = (
-            f"the render made no progress within the pool's progress_timeout of {seconds:g} s: let "
-            "its nodes do less, or set a longer progress_timeout"
-        )
-        raise RenderFailed(message)
 
     def _on_event(self, message: EventMessage) -> None:
         if message.type in _EVENTS_WITHOUT_PROMPT:
@@ -636,6 +669,13 @@ def _limit_details(error: MoyinError) -> MoyinError:
     if len(to_json(error.details)) <= _MAX_DETAIL_BYTES:
         return error
     return type(error)(f"{error.message} (the details are left out, because they are too large)")
+
+
+def _make_process_error(error: RenderFailed, max_processes: int) -> ResourceLimitExceeded:
+    return ResourceLimitExceeded(
+        f"{error.message}: the pool's processes allows {max_processes:,}, so start fewer at once",
+        details={**error.details, "bound": "processes", "limit": max_processes},
+    )
 
 
 def _make_loss_error(message: str) -> WorkerLost:
