@@ -291,6 +291,7 @@ class JobService:
             JobFinished: the job has succeeded.
             TooManyJobs: too many jobs of the caller are queued or running.
             PriorityNotAllowed: the caller must not use the job's priority.
+            InsufficientScope: the caller must not call models, as a step of the job does.
             InvalidRequest: a pool no longer runs the caller's jobs.
             GraphTooLarge: the graphs are larger than the caller's may be by now.
             NodeNotAllowed: a graph has a node that the caller must no longer use.
@@ -306,6 +307,7 @@ class JobService:
         else:
             async with self.work.admit(caller.owner, len(content)):
                 spec = await run_aside(decode, JobSpec, content)
+                _check_scopes(caller, spec)
                 await self._graphs.check_retried_job(caller, spec)
                 job = await self._reopen_job(caller, stored_job, spec)
         await self._publish_and_start(job)
@@ -491,10 +493,10 @@ def _new_priority_error(priority: int, best_priority: int, field: str | None) ->
     )
 
 
-def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
-    """Raise InsufficientScope for chat steps of a submitter that must not call models."""
+def _check_scopes(caller: Identity, spec: JobSpec) -> None:
+    """Raise InsufficientScope for chat steps of a caller that must not call models."""
     has_chat = any(step.kind is StepKind.CHAT for step in spec.steps)
-    if has_chat and not submitter.has_scope(TEXT):
+    if has_chat and not caller.has_scope(TEXT):
         raise InsufficientScope(
             f"a chat step needs the scope {TEXT!r}, which you lack: use a key with this scope",
             details={"scope": TEXT},

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.identity import Identity
+from moyin.domain.identity import JOBS_WRITE, TEXT, Identity
 from moyin.domain.job import Canceller, CancellerKind, Job, JobSpec, Step, StepKind
 from moyin.domain.prompt import ComfyPrompt
 from moyin.domain.template import Template
 from moyin.errors import (
     IdempotencyMismatch,
+    InsufficientScope,
     InvalidRequest,
     JobNotFinished,
     JobNotFound,
@@ -276,6 +277,18 @@ async def test_a_retry_may_use_only_the_pools_and_nodes_of_a_new_job(
         await jobs.service.retry(ANN, job.id)
     assert exc_info.value.field == "pool"
     jobs.service._graphs._guard = ChangedGuard("default", denied_class="LoadImage")
+    assert (await jobs.service.retry(ANN, job.id)).attempts == 2
+
+
+async def test_a_retry_of_a_chat_needs_the_scope_of_a_new_chat(jobs: JobSubmitter) -> None:
+    chat = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    job, _ = await jobs.submit({"kind": "chat", "request": chat})
+    await jobs.service.cancel(ANN, job.id)
+    colleague = replace(ANN, key_id="k2", scopes=frozenset({JOBS_WRITE}))
+    with pytest.raises(InsufficientScope) as exc_info:
+        await jobs.service.retry(colleague, job.id)
+    assert exc_info.value.details == {"scope": TEXT}
+    assert (await jobs.store.find(job.id)).attempts == 1
     assert (await jobs.service.retry(ANN, job.id)).attempts == 2
 
 
