@@ -284,7 +284,10 @@ async def test_invalid_graph_is_refused_with_comfyuis_errors(comfy: ComfyClient)
 
 
 def build_chain(length: int) -> dict[str, Any]:
-    first = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1}}
+    first = {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0},
+    }
     links = {
         str(n): {"class_type": "ImageInvert", "inputs": {"image": [str(n - 1), 0]}}
         for n in range(1, length)
