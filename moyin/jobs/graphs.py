@@ -133,7 +133,9 @@ class GraphChecker:
                 and not references.has_references(full_graph)
             ):
                 graph = references.resolve_references(full_graph, ())
-                await self._validator.validate(step.pool, _replace_artifacts(graph, artifacts))
+                await self._validator.validate(
+                    step.pool, _replace_artifacts(graph, artifacts), owner=submitter.owner
+                )
 
     async def _check_graph(
         self,

@@ -45,6 +45,8 @@ class Session:
         written_files: files that prompts have written.
         memory_bytes: GPU memory that the process may use, or None without a GPU.
         volatile_classes: node classes that may return different outputs for the same inputs.
+        tenant: anonymous id of the only tenant whose prompts the process executes; None if it is
+            bound to none.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Session:
         self.written_files = written_files
         self.memory_bytes = memory_bytes
         self.volatile_classes = volatile_classes
+        self.tenant: str | None = None
         self._process = process
         self._is_idle = is_idle
         self._was_marked_broken = asyncio.Event()

@@ -51,7 +51,9 @@ class CheckerHarness:
             artifacts=artifacts, validator=self, guard=self.guard, pools=["default", "big", "gone"]
         )
 
-    async def validate(self, pool: str, graph: Mapping[str, Any], targets: Any = None) -> Any:
+    async def validate(
+        self, pool: str, graph: Mapping[str, Any], targets: Any = None, **_: Any
+    ) -> Any:
         self.validated_graphs.append((pool, graph))
         return {}
 
