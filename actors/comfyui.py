@@ -38,6 +38,7 @@ from moyin.system.processes import freeze_startup_objects
 _LEASE_SECONDS = 120.0
 # Maximum number of concurrent calls of one actor: followed renders, status polls, cancellations.
 _MAX_CALLS = 100
+_GIB = 1024**3
 _GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
 
@@ -61,6 +62,8 @@ class ComfySpec:
         readable: additional folders that a confined process may read.
         environment: names of additional environment variables that the process gets.
         process_per_tenant: whether a process serves one tenant until it is restarted.
+        memory_gib, processes, disk_gib, files: what a confined process may use; memory_gib of None
+            means nine tenths of the machine's memory.
     """
 
     gpus: float = 1.0
@@ -78,6 +81,10 @@ class ComfySpec:
     readable: tuple[str, ...] = ()
     environment: tuple[str, ...] = ()
     process_per_tenant: bool = False
+    memory_gib: float | None = None
+    processes: int = 1024
+    disk_gib: float = 64.0
+    files: int = 100_000
 
     @property
     def resources(self) -> str:
@@ -275,6 +282,10 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
         hidden=_list_hidden_folders(settings),
         environment=spec.environment,
         process_per_tenant=spec.process_per_tenant,
+        memory_bytes=None if spec.memory_gib is None else int(spec.memory_gib * _GIB),
+        processes=spec.processes,
+        disk_bytes=int(spec.disk_gib * _GIB),
+        files=spec.files,
         uid=settings.comfyui_uid,
     )
     return ComfyRenderer(

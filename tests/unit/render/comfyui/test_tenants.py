@@ -11,7 +11,7 @@ from moyin.render.comfyui.bridge.guard import MOYIN_KEY, NodeRules
 from moyin.render.comfyui.bridge.loaded_models import LoaderClasses, compute_loader_keys
 from moyin.render.comfyui.bridge.tenants import wrap_execution, wrap_keys, wrap_output_data
 
-MODELS = (["a.safetensors", "default"], {})
+MODELS: tuple[Any, ...] = (["a.safetensors", "default"], {})
 
 
 def make_node_class(*outputs: str, is_output: bool = False, **inputs: Any) -> type:
