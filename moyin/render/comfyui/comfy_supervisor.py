@@ -74,10 +74,12 @@ class ComfySupervisor:
         """
         try:
             async with asyncio.timeout(self._options.start_timeout):
-                await self._is_up.wait()
+                # Repeated, because another waiter may have had the process replaced meanwhile.
+                while self.session is None:
+                    await self._is_up.wait()
         except TimeoutError:
             raise _make_unavailable_error() from None
-        return self.require_session()
+        return self.session
 
     def require_session(self) -> Session:
         """Return the present session, or raise `ServiceUnavailable` if ComfyUI is not ready."""

@@ -30,8 +30,6 @@ from moyin.errors import (
     StepFailed,
     WorkerLost,
 )
-from moyin.render.comfyui.bridge.guard import get_moyin_data
-from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 from moyin.render.comfyui.client import NoResponse
 from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.failure_streak import FailureStreak
@@ -328,8 +326,7 @@ class ComfyRenderer:
         """Count a prompt that ComfyUI has failed, and replace the process after too many of them."""
         if not prompt.is_submitted or prompt.is_cancelled:
             return
-        tenant = get_moyin_data(prompt.request.extra_data).get(TENANT_KEY, "")
-        self._streak.add_failure(str(tenant))
+        self._streak.add_failure(get_request_tenant(prompt.request))
         if not self._streak.is_over:
             return
         # Between two prompts, so that none is lost. Meanwhile, another prompt may succeed.
@@ -434,7 +431,7 @@ class ComfyRenderer:
         while True:
             session = await self._supervisor.wait_for_session()
             if not self._bind_tenant(session, request):
-                await self._change_process(session, prompt)
+                await self._change_process(session)
                 continue
             await self._fetch_inputs(request)
             lock_context = self._prompt_lock.hold_for(session, request.prompt_id, request.files)
@@ -458,23 +455,29 @@ class ComfyRenderer:
             session.tenant = tenant
         return session.tenant == tenant
 
-    async def _change_process(self, session: Session, prompt: RunningPrompt) -> None:
-        """Replace the process for the prompt's tenant, or wait for a prompt that still needs it."""
-        other_tasks = self._list_submitted_tasks(prompt)
+    async def _change_process(self, session: Session) -> None:
+        """Replace the process for another tenant, or wait for a prompt that still needs it."""
+        other_tasks = self._list_tasks_of_tenant(session)
         if other_tasks:
             # The new process gets an empty folder, so the files of these prompts are stored first.
-            await asyncio.wait(other_tasks, return_when=asyncio.FIRST_COMPLETED)
+            # Those that are not submitted yet count too, because two tenants who fetch files would
+            # otherwise replace each other's processes for ever. Limited, because these prompts may
+            # wait for another process by now.
+            await asyncio.wait(
+                other_tasks, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
             return
         async with self._prompt_lock.hold():
             is_current_session = session is self._supervisor.session
-            if is_current_session and not self._list_submitted_tasks(prompt):
+            if is_current_session and not self._list_tasks_of_tenant(session):
                 self._supervisor.change_process(session)
 
-    def _list_submitted_tasks(self, excluded_prompt: RunningPrompt) -> list[asyncio.Task[None]]:
+    def _list_tasks_of_tenant(self, session: Session) -> list[asyncio.Task[None]]:
+        """Return the tasks of active prompts of the tenant that the session's process serves."""
         return [
             task
             for prompt, task in self._active_prompts.values()
-            if prompt is not excluded_prompt and prompt.is_submitted
+            if get_request_tenant(prompt.request) == session.tenant
         ]
 
     async def _collect_result(
