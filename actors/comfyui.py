@@ -61,6 +61,7 @@ class ComfySpec:
         isolation, network: what a ComfyUI process may see, and which network it may use.
         readable: additional folders that a confined process may read.
         environment: names of additional environment variables that the process gets.
+        process_per_tenant: whether a process serves one tenant until it is restarted.
         memory_gib, processes, disk_gib, files: what a confined process may use; memory_gib of None
             means nine tenths of the machine's memory.
     """
@@ -79,6 +80,7 @@ class ComfySpec:
     network: Network = Network.NONE
     readable: tuple[str, ...] = ()
     environment: tuple[str, ...] = ()
+    process_per_tenant: bool = False
     memory_gib: float | None = None
     processes: int = 1024
     disk_gib: float = 64.0
@@ -164,14 +166,15 @@ class ComfyUIActor:
         await (await self._get_or_start_renderer()).settle(run_ids)
 
     async def validate(
-        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None, tenant: str = ""
     ) -> dict[str, Any]:
         """Validate a graph in ComfyUI and return its response; the gateway calls this directly.
 
         Args:
             targets: the ids of the output nodes to execute; None means all.
+            tenant: the anonymous id of the tenant that submits the graph (`make_tenant_id`).
         """
-        return await (await self._get_or_start_renderer()).validate(graph, targets)
+        return await (await self._get_or_start_renderer()).validate(graph, targets, tenant)
 
     async def get(self, path: str) -> bytes | None:
         return await (await self._get_or_start_renderer()).get(path)
@@ -278,6 +281,7 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
         readable=tuple(Path(path) for path in spec.readable),
         hidden=_list_hidden_folders(settings),
         environment=spec.environment,
+        process_per_tenant=spec.process_per_tenant,
         memory_bytes=None if spec.memory_gib is None else int(spec.memory_gib * _GIB),
         processes=spec.processes,
         disk_bytes=int(spec.disk_gib * _GIB),

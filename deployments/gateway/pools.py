@@ -21,6 +21,8 @@ from moyin.domain.cluster import PoolSummary
 from moyin.domain.queue_place import QueuePlace
 from moyin.errors import InvalidGraph, MoyinError, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolResponse
+from moyin.render.comfyui.tenant import make_tenant_id
+from moyin.system.bounded import BoundedDict
 from moyin.system.heavy_work import run_aside
 
 # Serve raises KeyError for an app that is not deployed. A pool raises MoyinError if no renderer is
@@ -36,6 +38,7 @@ _PLACES_SECONDS = 2.0
 _SUMMARY_SECONDS = 2.5
 # Seconds for which a pool's list of running renderers is cached.
 _RENDERERS_SECONDS = 5.0
+_MAX_CYCLES = 1024
 # A graph with more nodes may take ComfyUI longer than the time limit, although its process is well.
 _LARGE_GRAPH = 500
 
@@ -192,31 +195,44 @@ class PoolValidator:
         self._pause_seconds = pause_seconds
         self._handles = _PoolHandles()
         self._actors: dict[str, Any] = {}
-        self._renderers: dict[str, _RendererCycle] = {}
+        self._renderers: BoundedDict[tuple[str, str], _RendererCycle] = BoundedDict(_MAX_CYCLES)
         self._paused_until: dict[str, float] = {}
         self._cache = ValidationCache()
 
     async def validate(
-        self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+        self,
+        pool: str,
+        graph: Mapping[str, Any],
+        targets: Sequence[str] | None = None,
+        *,
+        owner: str,
     ) -> Mapping[str, Any]:
         """Return ComfyUI's response to a valid graph, or an empty mapping if no renderer is up.
 
+        If each process serves one tenant, only those of the owner are asked.
+
         Args:
             targets: the ids of the output nodes to execute; None means all.
+            owner: the tenant that submits the graph.
 
         Raises:
             InvalidGraph: ComfyUI rejects the graph; ``details`` hold its response.
         """
-        cached_result = await run_aside(self._cache.find, pool, graph, targets)
+        tenant = make_tenant_id(owner)
+        # Nobody must find out by the time what others have submitted.
+        scope = f"{pool}/{tenant}"
+        cached_result = await run_aside(self._cache.find, scope, graph, targets)
         if cached_result is not None:
             return cached_result
         if time.monotonic() < self._paused_until.get(pool, 0.0):
             return {}
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                actor = await self._get_next_renderer(pool)
+                actor = await self._get_next_renderer(pool, tenant)
+            if actor is None:
+                return {}
             # Ray serialises the arguments in the thread that calls.
-            reference = await run_aside(actor.validate.remote, dict(graph), targets)
+            reference = await run_aside(actor.validate.remote, dict(graph), targets, tenant)
             async with asyncio.timeout(self._timeout_seconds):
                 result: dict[str, Any] = await reference
         except _VALIDATION_ERRORS as error:
@@ -229,7 +245,7 @@ class PoolValidator:
                 # The graph is the likely cause, so the graphs of other tenants are still validated.
                 return {}
             self._handles.pop(pool, None)
-            self._renderers.pop(pool, None)
+            self._renderers.pop((pool, tenant), None)
             self._actors.clear()
             self._paused_until[pool] = time.monotonic() + self._pause_seconds
             return {}
@@ -238,20 +254,19 @@ class PoolValidator:
             message = result["error"].get("message") or "ComfyUI rejects this graph; see details"
             raise InvalidGraph(message, details=result)
         if unchecked_inputs is not None:
-            await run_aside(self._cache.store, pool, graph, targets, result, unchecked_inputs)
+            await run_aside(self._cache.store, scope, graph, targets, result, unchecked_inputs)
         return result
 
-    async def _get_next_renderer(self, pool: str) -> Any:
-        """Return the next running renderer's actor; raise ServiceUnavailable if none is up."""
-        cycle = self._renderers.get(pool)
+    async def _get_next_renderer(self, pool: str, tenant: str) -> Any:
+        """Return the actor of the tenant's next running renderer, or None if none is up."""
+        cycle = self._renderers.get((pool, tenant))
         if cycle is None or time.monotonic() > cycle.expires_at:
-            names = await (await self._handles.fetch(pool)).list_renderers.remote()
-            if not names:
-                raise ServiceUnavailable(f"no renderer of pool {pool!r} is up; try again")
+            names = await (await self._handles.fetch(pool)).list_renderers.remote(tenant)
             actors = [await self._get_renderer_actor(name) for name in names]
-            cycle = _RendererCycle(time.monotonic() + _RENDERERS_SECONDS, itertools.cycle(actors))
-            self._renderers[pool] = cycle
-        return next(cycle.actors)
+            seconds = _RENDERERS_SECONDS if actors else self._pause_seconds
+            cycle = _RendererCycle(time.monotonic() + seconds, itertools.cycle(actors))
+            self._renderers[pool, tenant] = cycle
+        return next(cycle.actors, None)
 
     async def _get_renderer_actor(self, name: str) -> Any:
         if name not in self._actors:

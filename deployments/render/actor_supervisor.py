@@ -257,7 +257,9 @@ class ActorSupervisor:
         while True:
             status = await renderer.get_actor_status()
             self.statuses[name] = status
-            self.losses.observe_pid(name, status.renderer.pid)
+            # Actors of earlier versions do not report changes of the tenant.
+            tenant_changes = getattr(status.renderer, "tenant_changes", 0)
+            self.losses.observe_pid(name, status.renderer.pid, tenant_changes)
             self._mark_placed(name)
             if run_ids := await self._bookkeeper.settle(name, status.renderer.runs):
                 await renderer.settle(run_ids)

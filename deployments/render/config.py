@@ -73,6 +73,12 @@ class ComfyArgs(StrictModel):
         (), description="Environment variables to pass besides those that rendering needs."
     )
 
+    process_per_tenant: bool = Field(
+        False,
+        description="A process renders for one tenant until it is restarted, so that node packages "
+        "keep nothing of a tenant in memory for another.",
+    )
+
     @field_validator("readable")
     @classmethod
     def _require_absolute(cls, folders: tuple[str, ...]) -> tuple[str, ...]:

@@ -79,6 +79,7 @@ class RenderPool:
         window = Window(fair_share=OwnerFairShare(args.weights), measurements=self._measured)
         self._pool = Pool(args.pool, RenderScheduler(window), MemoryGuard(args.larger_pool))
         self._rules = args.to_rules()
+        self._has_process_per_tenant = args.comfyui.process_per_tenant
         self._places: dict[str, QueuePlace] = {}
         self._places_at = -math.inf
         telemetry = PoolTelemetry(self._pool)
@@ -103,6 +104,7 @@ class RenderPool:
                 guard=RenderGuard(args.pool, self._rules, services.limits),
                 bookkeeper=bookkeeper,
                 price=self._price,
+                has_process_per_tenant=self._has_process_per_tenant,
             ),
             pool=args.pool,
             concurrency=args.actors + args.window,
@@ -113,8 +115,15 @@ class RenderPool:
         self._worker.start()
         freeze_startup_objects()
 
-    async def list_renderers(self) -> list[str]:
-        """Return the names of the running actors, so that callers can call the actors directly."""
+    async def list_renderers(self, tenant: str = "") -> list[str]:
+        """Return the names of the running actors, so that callers can call the actors directly.
+
+        Args:
+            tenant: the anonymous id of a tenant. If each process serves one tenant, only the actors
+                of its processes are returned.
+        """
+        if tenant and self._has_process_per_tenant:
+            return self._pool.list_renderers_for(tenant)
         return self._pool.renderers
 
     async def get(self, path: str) -> PoolResponse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ from moyin.domain.renderer import RenderRequest
 from moyin.errors import InputNotFound, NodeNotAllowed, OutOfMemory, PoolNotAllowed
 from moyin.render.comfyui.bridge.guard import MOYIN_KEY
 from moyin.render.comfyui.bridge.tenants import TENANT_KEY
+from moyin.render.comfyui.tenant import make_tenant_id
 from moyin.render.protocol.graph import NOT_YOUR_FILE, find_input_names
 from moyin.system.bounded import BoundedDict
 
@@ -89,7 +89,7 @@ class RenderGuard:
         """
         rules = {
             # A digest instead of the tenant's name, because nodes can read this value.
-            TENANT_KEY: hashlib.sha256(owner.encode()).hexdigest()[:16],
+            TENANT_KEY: make_tenant_id(owner),
             "allow": list(self._rules.allow),
             "deny": list(self._rules.deny),
             "unchecked": list(self._rules.unchecked),

@@ -20,20 +20,27 @@ class LossLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._losses: dict[str, deque[float]] = {}
-        self._pids: dict[str, int] = {}
+        # The process id and the number of planned restarts, by actor.
+        self._pids: dict[str, tuple[int, int]] = {}
 
     def record(self, name: str) -> None:
         """Record that the actor was lost."""
         self._losses.setdefault(name, deque(maxlen=_MAX_LOSSES)).append(self._clock())
         self._pids.pop(name, None)
 
-    def observe_pid(self, name: str, pid: int | None) -> None:
-        """Record a loss if the actor's ComfyUI has another process id than before."""
+    def observe_pid(self, name: str, pid: int | None, planned_restarts: int = 0) -> None:
+        """Record a loss if the actor's ComfyUI has another process id than before.
+
+        Args:
+            planned_restarts: how often ComfyUI was restarted on purpose. A restart by which this
+                number has changed is no loss.
+        """
         if pid is None:
             return
-        if self._pids.get(name, pid) != pid:
+        earlier_pid, earlier_restarts = self._pids.get(name, (pid, planned_restarts))
+        if earlier_pid != pid and earlier_restarts == planned_restarts:
             self.record(name)
-        self._pids[name] = pid
+        self._pids[name] = (pid, planned_restarts)
 
     def remove_actor(self, name: str) -> None:
         """Delete the records of an actor that was removed."""

@@ -138,6 +138,11 @@ class Pool:
         """The names of the renderers that accept new renders."""
         return [name for name in self._renderers if name not in self._draining]
 
+    def list_renderers_for(self, tenant: str) -> list[str]:
+        """Return the names of the renderers whose processes are bound to the tenant."""
+        names = set(self._scheduler.list_renderers_of(tenant))
+        return [name for name in self.renderers if name in names]
+
     @property
     def mean_render_seconds(self) -> float:
         """The mean duration of recent renders, in seconds."""
@@ -165,7 +170,9 @@ class Pool:
         foreign_prompts = [
             prompt_id for prompt_id in status.running if self._is_foreign_prompt(prompt_id)
         ]
-        self._scheduler.add_renderer(name, foreign_prompts, status.models)
+        if status.start_seconds is not None:
+            self._scheduler.record_restart_seconds(status.start_seconds)
+        self._scheduler.add_renderer(name, foreign_prompts, status.models, status.tenant)
 
     def remove_renderer(self, name: str) -> None:
         """Remove a renderer; do nothing if the pool does not have it."""
@@ -332,11 +339,15 @@ class Pool:
 
     async def get(self, path: str) -> bytes | None:
         """Send GET ``path`` to one renderer's ComfyUI; return the body, or None for status 404."""
-        for name in self.renderers:
-            return await self._renderers[name].get(path)
-        raise ServiceUnavailable(
+        error = ServiceUnavailable(
             f"no renderer of pool {self.name!r} is up; try again", retry_after=5
         )
+        for name in self.renderers:
+            try:
+                return await self._renderers[name].get(path)
+            except ServiceUnavailable as next_error:
+                error = next_error
+        raise error
 
     async def get_all(self, path: str) -> dict[str, bytes]:
         """Send a GET request to every renderer's ComfyUI and return the bodies by renderer name."""

@@ -33,6 +33,7 @@ from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.step_io import Heartbeat, load_step, save_output, send_heartbeats
 from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.render.comfyui.model_sizes import ModelSizes
+from moyin.render.comfyui.tenant import get_request_tenant
 from moyin.render.protocol.graph import (
     find_artifact_ids,
     find_model_files,
@@ -67,6 +68,7 @@ class RenderActivities:
         guard: RenderGuard,
         bookkeeper: RunBookkeeper,
         price: RenderPrice | None = None,
+        has_process_per_tenant: bool = False,
     ) -> None:
         self._pool = pool
         self._services = services
@@ -76,6 +78,7 @@ class RenderActivities:
         self._guard = guard
         self._bookkeeper = bookkeeper
         self._price = price
+        self._has_process_per_tenant = has_process_per_tenant
 
     @activity.defn
     async def render_step(self, step: StepInput) -> StepOutcome | StepResult:
@@ -119,6 +122,8 @@ class RenderActivities:
             reporter.report(progress)
 
         pending_render = _to_pending_render(step, spec, request)
+        if self._has_process_per_tenant:
+            pending_render = replace(pending_render, tenant=get_request_tenant(request))
         try:
             async with reporter:
                 backend, success = await self._pool.render(

@@ -363,7 +363,7 @@ class ComfyPrompts:
         own_names = {*names_by_id.values(), *names_by_text.values()}
         if not await self.guard.check_graph(caller, pool, renamed_graph, own_names):
             return {}
-        return await self.validator.validate(pool, renamed_graph, targets)
+        return await self.validator.validate(pool, renamed_graph, targets, owner=caller.owner)
 
     async def _cancel_jobs(self, caller: Identity, prompt_ids: Sequence[str]) -> None:
         """Cancel jobs in parallel, and wait a few seconds until they have ended."""

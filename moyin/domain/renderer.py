@@ -127,6 +127,10 @@ class RendererStatus:
         models: the model files in memory, the largest first.
         memory: the bytes of the graphics card that ComfyUI may use; None without a card.
         runs: the priced runs that have not ended, or that were not confirmed by `Renderer.settle`.
+        tenant: anonymous id of the only tenant whose prompts the process executes, or "".
+        tenant_changes: how often the process was restarted for another tenant.
+        start_seconds: how long the latest start took, from the end of the process before it; None
+            before the first start.
     """
 
     ready: bool
@@ -137,6 +141,9 @@ class RendererStatus:
     models: tuple[str, ...] = ()
     memory: int | None = None
     runs: tuple[RenderRun, ...] = ()
+    tenant: str = ""
+    tenant_changes: int = 0
+    start_seconds: float | None = None
 
 
 class Renderer(Protocol):

@@ -141,7 +141,7 @@ class GraphChecker:
                 continue
             graph_to_validate = await run_aside(_build_final_graph, spec, index, artifacts)
             if graph_to_validate is not None:
-                await self._validator.validate(step.pool, graph_to_validate)
+                await self._validator.validate(step.pool, graph_to_validate, owner=submitter.owner)
 
     async def _check_graph(
         self,

@@ -41,12 +41,18 @@ class GraphValidator(Protocol):
     """The interface that validates graphs with a renderer of a pool."""
 
     async def validate(
-        self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+        self,
+        pool: str,
+        graph: Mapping[str, Any],
+        targets: Sequence[str] | None = None,
+        *,
+        owner: str,
     ) -> Mapping[str, Any]:
         """Validate a graph and return ComfyUI's response; empty if no renderer is available.
 
         Args:
             targets: the output nodes to execute; None means all.
+            owner: the tenant that submits the graph.
 
         Raises:
             InvalidGraph: the graph is invalid; ``details`` has ComfyUI's response.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
@@ -26,6 +27,9 @@ class ComfySupervisor:
     Attributes:
         session: the session of the running process, or None while no process is ready.
         error: why the latest process was lost or failed to start, or None.
+        is_changing: whether the process is being replaced for another tenant.
+        change_count: how often that has been done.
+        start_seconds: how long the latest start took, with the stop of a replaced process.
     """
 
     def __init__(
@@ -39,6 +43,10 @@ class ComfySupervisor:
         self._on_loss = on_loss
         self.session: Session | None = None
         self.error: str | None = None
+        self.is_changing = False
+        self.change_count = 0
+        self.start_seconds: float | None = None
+        self._start_begun_at = time.monotonic()
         self._latest: Session | None = None
         self._is_up = asyncio.Event()
         self._supervising: asyncio.Task[None] | None = None
@@ -66,10 +74,12 @@ class ComfySupervisor:
         """
         try:
             async with asyncio.timeout(self._options.start_timeout):
-                await self._is_up.wait()
+                # Repeated, because another waiter may have had the process replaced meanwhile.
+                while self.session is None:
+                    await self._is_up.wait()
         except TimeoutError:
             raise _make_unavailable_error() from None
-        return self.require_session()
+        return self.session
 
     def require_session(self) -> Session:
         """Return the present session, or raise `ServiceUnavailable` if ComfyUI is not ready."""
@@ -80,6 +90,8 @@ class ComfySupervisor:
     def set_session(self, session: Session) -> None:
         self.session = self._latest = session
         self.error = None
+        self.is_changing = False
+        self.start_seconds = time.monotonic() - self._start_begun_at
         self._is_up.set()
 
     def replace_session(self, session: Session, reason: str = "its process hung") -> None:
@@ -94,6 +106,13 @@ class ComfySupervisor:
         if session is self.session:
             # Cleared at once, so that no other prompt is submitted to the old process.
             self._clear_session()
+
+    def change_process(self, session: Session) -> None:
+        """Replace the process of a session, which works, for another tenant."""
+        self.is_changing = True
+        self.change_count += 1
+        self._start_begun_at = time.monotonic()
+        self.replace_session(session)
 
     async def replace_hanging_session(self) -> bool:
         """Replace the present process, which hangs; return False if it had ended already."""
@@ -121,16 +140,24 @@ class ComfySupervisor:
                 backoff = Backoff()
             except (MoyinError, OSError) as error:
                 self.error = str(error)
+                self.is_changing = False
                 _log.warning("ComfyUI did not start and is started again: %s", error)
-            await asyncio.sleep(backoff.compute_delay(0))
+            if not self.is_changing:
+                await asyncio.sleep(backoff.compute_delay(0))
 
     async def _run_process(self) -> None:
         """Run one ComfyUI process from its start to its end."""
+        if not self.is_changing:
+            self._start_begun_at = time.monotonic()
         async with self._run_session() as session:
             self.set_session(session)
             try:
-                self.error = await session.wait_until_broken()
-                _log.warning("ComfyUI is stopped and started again: %s", self.error)
+                reason = await session.wait_until_broken()
+                if self.is_changing:
+                    _log.info("ComfyUI is stopped and started again for another tenant")
+                else:
+                    self.error = reason
+                    _log.warning("ComfyUI is stopped and started again: %s", reason)
             finally:
                 self._clear_session()
                 prompt_may_be_cause = (

@@ -27,7 +27,7 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.protocol.graph import INPUT_FOLDER
 
 BRIDGE = "moyin_bridge"
-_BRIDGE_FILES = ("bridge.py", "guard.py", "input_rules.py", "tenants.py")
+_BRIDGE_FILES = ("bridge.py", "guard.py", "input_rules.py", "loaded_models.py", "tenants.py")
 _SHIPPED_NODES = "websocket_image_save.py"
 _BRIDGE_INIT = """\
 from .bridge import register

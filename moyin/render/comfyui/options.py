@@ -56,6 +56,7 @@ class ComfyOptions:
         readable: additional folders that a confined process may read.
         hidden: folders that a confined process can't access, even within a readable folder.
         environment: names of additional environment variables that the process gets.
+        process_per_tenant: whether a process executes the prompts of one tenant only.
         uid: user id of a confined process if Moyin runs as root, or None for a generated id.
     """
 
@@ -81,4 +82,5 @@ class ComfyOptions:
     readable: tuple[Path, ...] = ()
     hidden: tuple[Path, ...] = ()
     environment: tuple[str, ...] = ()
+    process_per_tenant: bool = False
     uid: int | None = None

@@ -30,8 +30,6 @@ from moyin.errors import (
     StepFailed,
     WorkerLost,
 )
-from moyin.render.comfyui.bridge.guard import get_moyin_data
-from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 from moyin.render.comfyui.client import NoResponse
 from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.failure_streak import FailureStreak
@@ -44,10 +42,12 @@ from moyin.render.comfyui.preview_publisher import PreviewPublisher
 from moyin.render.comfyui.process import Spawner
 from moyin.render.comfyui.prompt_lock import PromptLock, run_to_end
 from moyin.render.comfyui.prompts import RunningPrompt
+from moyin.render.comfyui.public_responses import PublicResponses
 from moyin.render.comfyui.relay import Relay
 from moyin.render.comfyui.run_journal import RunJournal
 from moyin.render.comfyui.sandbox import choose_user_id
 from moyin.render.comfyui.session import Session
+from moyin.render.comfyui.tenant import get_request_tenant
 from moyin.render.comfyui.untrusted_json import MalformedResponse
 from moyin.render.protocol.binary import parse_image_metadata
 from moyin.render.protocol.graph import find_model_files
@@ -98,6 +98,7 @@ class ComfyRenderer:
         self._spawner = Spawner()
         self._supervisor = ComfySupervisor(options, self._run_session, self._end_submitted_prompts)
         self._prompt_lock = PromptLock(self._supervisor, self._inputs)
+        self._public_responses = PublicResponses()
         self._streak = FailureStreak()
         self._models: tuple[str, ...] = ()
         self._journal = RunJournal()
@@ -177,9 +178,12 @@ class ComfyRenderer:
         return prompt.record
 
     async def validate(
-        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None, tenant: str = ""
     ) -> dict[str, Any]:
         """Validate a graph without executing it, and return ComfyUI's response body.
+
+        If a process serves one tenant only and this one does not serve ``tenant``, the response is
+        empty: node packages could keep the graph for the tenant that the process serves later.
 
         For an invalid graph, the body has ``error``. For a valid graph, it has the ids of the
         ``outputs`` that ComfyUI would execute and ``node_errors`` for the other outputs. It also
@@ -193,13 +197,21 @@ class ComfyRenderer:
             ServiceUnavailable: ComfyUI is not ready.
         """
         session = self._supervisor.require_session()
+        if self._options.process_per_tenant and session.tenant != tenant:
+            return {}
         with self._replace_if_idle_and_malformed(session):
             return await session.client.validate(graph, targets)
 
     async def get(self, path: str) -> bytes | None:
-        """Return the body of ComfyUI's response to GET ``path``, or None for status 404."""
+        """Return the body of ComfyUI's response to GET ``path``, or None for status 404.
+
+        If a process serves one tenant only, the response is that of a process that has served
+        nobody. Raises `ServiceUnavailable` if there is none.
+        """
         session = self._supervisor.require_session()
         with self._replace_if_idle_and_malformed(session):
+            if self._options.process_per_tenant:
+                return await self._public_responses.get(session, path)
             return await session.client.get(path)
 
     async def results(self) -> dict[str, RenderResult]:
@@ -214,7 +226,8 @@ class ComfyRenderer:
     async def status(self) -> RendererStatus:
         session = self._supervisor.session
         return RendererStatus(
-            ready=session is not None,
+            # A process that is being replaced for a prompt's tenant accepts that prompt.
+            ready=session is not None or self._supervisor.is_changing,
             pid=None if session is None else session.pid,
             running=tuple(self._active_prompts),
             known=(
@@ -229,6 +242,9 @@ class ComfyRenderer:
             models=self._models,
             memory=None if session is None else session.memory_bytes,
             runs=self._journal.list_unsettled(),
+            tenant="" if session is None else session.tenant or "",
+            tenant_changes=self._supervisor.change_count,
+            start_seconds=self._supervisor.start_seconds,
         )
 
     async def settle(self, run_ids: Sequence[str]) -> None:
@@ -310,8 +326,7 @@ class ComfyRenderer:
         """Count a prompt that ComfyUI has failed, and replace the process after too many of them."""
         if not prompt.is_submitted or prompt.is_cancelled:
             return
-        tenant = get_moyin_data(prompt.request.extra_data).get(TENANT_KEY, "")
-        self._streak.add_failure(str(tenant))
+        self._streak.add_failure(get_request_tenant(prompt.request))
         if not self._streak.is_over:
             return
         # Between two prompts, so that none is lost. Meanwhile, another prompt may succeed.
@@ -415,6 +430,9 @@ class ComfyRenderer:
         request = prompt.request
         while True:
             session = await self._supervisor.wait_for_session()
+            if not self._bind_tenant(session, request):
+                await self._change_process(session)
+                continue
             await self._fetch_inputs(request)
             lock_context = self._prompt_lock.hold_for(session, request.prompt_id, request.files)
             async with lock_context as is_current_session:
@@ -427,6 +445,40 @@ class ComfyRenderer:
             # Otherwise the process was replaced, and the folder of the next process is empty.
             if is_current_session:
                 return
+
+    def _bind_tenant(self, session: Session, request: RenderRequest) -> bool:
+        """Bind the process to the request's tenant; return False if it is bound to another one."""
+        if not self._options.process_per_tenant:
+            return True
+        tenant = get_request_tenant(request)
+        if session.tenant is None:
+            session.tenant = tenant
+        return session.tenant == tenant
+
+    async def _change_process(self, session: Session) -> None:
+        """Replace the process for another tenant, or wait for a prompt that still needs it."""
+        other_tasks = self._list_tasks_of_tenant(session)
+        if other_tasks:
+            # The new process gets an empty folder, so the files of these prompts are stored first.
+            # Those that are not submitted yet count too, because two tenants who fetch files would
+            # otherwise replace each other's processes for ever. Limited, because these prompts may
+            # wait for another process by now.
+            await asyncio.wait(
+                other_tasks, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            return
+        async with self._prompt_lock.hold():
+            is_current_session = session is self._supervisor.session
+            if is_current_session and not self._list_tasks_of_tenant(session):
+                self._supervisor.change_process(session)
+
+    def _list_tasks_of_tenant(self, session: Session) -> list[asyncio.Task[None]]:
+        """Return the tasks of active prompts of the tenant that the session's process serves."""
+        return [
+            task
+            for prompt, task in self._active_prompts.values()
+            if get_request_tenant(prompt.request) == session.tenant
+        ]
 
     async def _collect_result(
         self, prompt: RunningPrompt, entry: HistoryEntry
@@ -625,6 +677,8 @@ class ComfyRenderer:
             )
             self._models = await self._find_warm_models()
             self._streak.end()
+            if self._options.process_per_tenant:
+                await self._public_responses.collect(session)
             yield session
 
     async def _find_warm_models(self) -> tuple[str, ...]:

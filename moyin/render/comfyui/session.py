@@ -54,6 +54,8 @@ class Session:
         written_files: files that prompts have written.
         memory_bytes: GPU memory that the process may use, or None without a GPU.
         volatile_classes: node classes that may return different outputs for the same inputs.
+        tenant: anonymous id of the only tenant whose prompts the process executes; None if it is
+            bound to none.
         refused_processes: number of processes that the latest prompt was not allowed to create.
     """
 
@@ -70,6 +72,7 @@ class Session:
         self.written_files = written_files
         self.memory_bytes = memory_bytes
         self.volatile_classes = volatile_classes
+        self.tenant: str | None = None
         self.refused_processes = 0
         self._process = process
         self._is_idle = is_idle

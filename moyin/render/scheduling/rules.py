@@ -28,8 +28,10 @@ class PendingRender:
         deadline: time by which the render must be finished, or None if it has no deadline.
         models: sizes in bytes of the model files that the render loads, by file name.
         shape: digest of the graph's members that determine the duration (`compute_shape`).
-        family: name of the largest model file, or "" without models. A renderer executes renders of
-            the same family without loading models in between.
+        tenant: anonymous id of the tenant whose process must render it, or "" if any process may.
+        family: name of the largest model file, or "" without models; with a tenant, the result of
+            `make_tenant_family`. A renderer executes renders of the same family without loading
+            models or a restart in between.
     """
 
     id: str
@@ -41,11 +43,12 @@ class PendingRender:
     deadline: float | None = None
     models: Mapping[str, int] = field(default_factory=dict)
     shape: str = ""
+    tenant: str = ""
     family: str = field(init=False)
 
     def __post_init__(self) -> None:
         largest_model = max(self.models, key=lambda name: (self.models[name], name), default="")
-        object.__setattr__(self, "family", largest_model)
+        object.__setattr__(self, "family", make_tenant_family(self.tenant, largest_model))
 
 
 @dataclass(slots=True)
@@ -59,6 +62,10 @@ class RendererSlot:
         latest: the unfinished render that the window assigned to the renderer, if any.
         load_seconds: estimated seconds to load the models of the render ``latest``.
         free_since: time at which the renderer became free.
+        tenant: anonymous id of the only tenant whose renders the process executes, or "" if it is
+            bound to none.
+        bound_since: time at which the process was bound to the tenant.
+        restart_seconds: estimated seconds to restart the process for the render ``latest``.
     """
 
     name: str
@@ -68,6 +75,18 @@ class RendererSlot:
     latest: PendingRender | None = None
     load_seconds: float = 0.0
     free_since: float = 0.0
+    tenant: str = ""
+    bound_since: float = 0.0
+    restart_seconds: float = 0.0
+
+    @property
+    def families(self) -> set[str]:
+        """The families of renders that can begin without loading models or a restart."""
+        return {self.family, make_tenant_family(self.tenant)}
+
+    def must_restart_for(self, pending_render: PendingRender) -> bool:
+        """Return whether the process is bound to another tenant than the render's."""
+        return bool(self.tenant) and self.tenant != pending_render.tenant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,10 +143,16 @@ class OrderingRules:
 
     def estimate_load_seconds(self, pending_render: PendingRender, slot: RendererSlot) -> float:
         """Return how many seconds the renderer needs to load the render's models."""
+        loaded_models = () if slot.must_restart_for(pending_render) else slot.models
         missing_bytes = sum(
-            size for name, size in pending_render.models.items() if name not in slot.models
+            size for name, size in pending_render.models.items() if name not in loaded_models
         )
         return missing_bytes / self.bytes_per_second
+
+
+def make_tenant_family(tenant: str, model: str = "") -> str:
+    """Return the family of a tenant's renders with the largest model ``model``, or with none."""
+    return f"{tenant}:{model}" if tenant else model
 
 
 class OwnerFairShare:

@@ -114,7 +114,11 @@ class RenderScheduler:
         return self._window.measure_idle_seconds(name, self._clock())
 
     def add_renderer(
-        self, name: str, foreign_prompts: Collection[str] = (), models: Sequence[str] = ()
+        self,
+        name: str,
+        foreign_prompts: Collection[str] = (),
+        models: Sequence[str] = (),
+        tenant: str = "",
     ) -> None:
         """Add a renderer, or update the foreign prompts of a known renderer.
 
@@ -122,16 +126,27 @@ class RenderScheduler:
             foreign_prompts: ids of prompts that an earlier scheduler started on the renderer. No
                 render is assigned to the renderer until these prompts have ended.
             models: model files in the renderer's memory, the largest first.
+            tenant: the tenant that the renderer's process is bound to, or "" if there is none.
         """
         self._foreign_prompts[name] = frozenset(foreign_prompts)
         if name not in self._renderers:
             self._renderers.add(name)
-            self._window.add_renderer(name, models, self._clock())
+            self._window.add_renderer(name, models, self._clock(), tenant)
+        elif not self._is_executing(name):
+            self._window.set_tenant(name, tenant, models, self._clock())
         if self._is_executing(name):
             self._window.mark_busy(name)
         else:
             self._window.mark_free(name, self._clock())
         self._assign_renders()
+
+    def record_restart_seconds(self, seconds: float) -> None:
+        """Record how long the restart of a renderer's process takes."""
+        self._window.restart_seconds = seconds
+
+    def list_renderers_of(self, tenant: str) -> list[str]:
+        """Return the names of the renderers whose processes are bound to the tenant."""
+        return self._window.list_renderers_of(tenant)
 
     def remove_renderer(self, name: str) -> None:
         """Stop assigning renders to the renderer; its present lease stays valid until released."""

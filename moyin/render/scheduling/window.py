@@ -14,6 +14,11 @@
 
 A render waits for a renderer that has its models loaded, even if another renderer is free, because
 nothing reduces the throughput of a farm more than loading models.
+
+Where each process serves one tenant, a change of the tenant counts as loading models: it takes the
+measured time of a restart and drops the loaded models. A process that has served nobody needs no
+restart. A process that was restarted for a tenant keeps it for the time that others may wait at
+most, as long as it has renders.
 """
 
 from __future__ import annotations
@@ -27,11 +32,19 @@ from dataclasses import dataclass, replace
 
 from moyin.domain.queue_place import Duration
 from moyin.render.measurements import RenderMeasurements
-from moyin.render.scheduling.rules import OrderingRules, OwnerFairShare, PendingRender, RendererSlot
+from moyin.render.scheduling.rules import (
+    OrderingRules,
+    OwnerFairShare,
+    PendingRender,
+    RendererSlot,
+    make_tenant_family,
+)
 
 # The assumed mean duration before any render has ended, and the weight of each new duration in the
 # mean.
 _FIRST_MEAN_SECONDS = 10.0
+# The assumed duration of a restart before any has been measured.
+_FIRST_RESTART_SECONDS = 10.0
 _NEWEST_WEIGHT = 0.05
 
 
@@ -98,6 +111,8 @@ class Window:
         measurements: the measured renders of the pool, which are used only for forecasts.
         mean_seconds: mean duration of a render, in seconds.
         model_change_count: number of times that a renderer had to load models.
+        restart_seconds: duration of the restart of a renderer for another tenant, in seconds.
+        tenant_change_count: number of these restarts.
     """
 
     def __init__(
@@ -119,6 +134,8 @@ class Window:
         self.measurements = measurements or RenderMeasurements()
         self.mean_seconds = _FIRST_MEAN_SECONDS
         self.model_change_count = 0
+        self.restart_seconds = _FIRST_RESTART_SECONDS
+        self.tenant_change_count = 0
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -168,18 +185,41 @@ class Window:
         """Whether a renderer is free although renders wait, so that a later choice may succeed."""
         return bool(self._free and self._pending)
 
-    def add_renderer(self, name: str, models: Sequence[str], now: float) -> None:
-        """Add a free renderer with ``models`` in its memory, the largest first."""
-        family = models[0] if models else ""
-        slot = RendererSlot(name=name, models=frozenset(models), family=family, free_since=now)
+    def add_renderer(self, name: str, models: Sequence[str], now: float, tenant: str = "") -> None:
+        """Add a free renderer with ``models`` in its memory, the largest first.
+
+        Args:
+            tenant: the tenant that the renderer's process is bound to, or "" if there is none.
+        """
+        slot = RendererSlot(
+            name=name,
+            models=frozenset(models),
+            family=make_tenant_family(tenant, models[0] if models else ""),
+            free_since=now,
+            tenant=tenant,
+            bound_since=now,
+        )
         self._slots[name] = self._free[name] = slot
-        self._renderer_counts[family] += 1
+        self._count_renderer(slot)
+
+    def set_tenant(self, name: str, tenant: str, models: Sequence[str], now: float) -> None:
+        """Correct the tenant of a free renderer, for example after a crash of its process."""
+        slot = self._free.get(name)
+        if slot is not None and slot.tenant != tenant:
+            free_since = slot.free_since
+            self.remove_renderer(name)
+            self.add_renderer(name, models, now, tenant)
+            self._slots[name].free_since = free_since
+
+    def list_renderers_of(self, tenant: str) -> list[str]:
+        """Return the names of the renderers whose processes are bound to the tenant."""
+        return [name for name, slot in self._slots.items() if slot.tenant == tenant]
 
     def remove_renderer(self, name: str) -> None:
         slot = self._slots.pop(name, None)
         self._free.pop(name, None)
         if slot is not None:
-            self._decrement_renderer_count(slot.family)
+            self._discount_renderer(slot)
 
     def mark_busy(self, name: str) -> None:
         """Mark a renderer as busy with a prompt that this window did not assign."""
@@ -202,11 +242,18 @@ class Window:
         del self._free[slot.name]
         slot.began, slot.latest = now, pending_render
         slot.load_seconds = self._rules.estimate_load_seconds(pending_render, slot)
-        if pending_render.models:
-            self.model_change_count += not slot.models.issuperset(pending_render.models)
-            self._decrement_renderer_count(slot.family)
+        must_restart = slot.must_restart_for(pending_render)
+        slot.restart_seconds = self.restart_seconds if must_restart else 0.0
+        self.tenant_change_count += must_restart
+        is_bound_anew = slot.tenant != pending_render.tenant
+        if pending_render.models or is_bound_anew:
+            loaded_models = frozenset() if must_restart else slot.models
+            self.model_change_count += not loaded_models.issuperset(pending_render.models)
+            self._discount_renderer(slot)
             slot.models, slot.family = frozenset(pending_render.models), pending_render.family
-            self._renderer_counts[slot.family] += 1
+            if is_bound_anew:
+                slot.tenant, slot.bound_since = pending_render.tenant, now
+            self._count_renderer(slot)
 
     def end_render(self, name: str, seconds: float) -> None:
         """Record how many seconds the latest render took; `mark_free` makes the renderer free."""
@@ -222,7 +269,7 @@ class Window:
     def peek_next(self, name: str, now: float) -> PendingRender | None:
         """Return the render that the renderer could begin next without loading models, or None."""
         slot = self._slots.get(name)
-        families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
+        families = [] if slot is None else [f for f in slot.families if f in self._queues]
         first_renders = [self._find_first_render(family, now) for family in families]
         return min(first_renders, key=lambda render: self._make_sort_key(render, now), default=None)
 
@@ -255,7 +302,10 @@ class Window:
             if choice is not None:
                 name = choice.slot.name
                 window_copy.begin_render(choice, now)
-                starts_in = Duration(mean=now - forecast_start, variance=variances.get(name, 0.0))
+                begin_time = now + choice.slot.restart_seconds
+                starts_in = Duration(
+                    mean=begin_time - forecast_start, variance=variances.get(name, 0.0)
+                )
                 shape_duration = self.measurements.estimate_duration(
                     choice.pending.shape, choice.slot.load_seconds
                 )
@@ -276,7 +326,7 @@ class Window:
                     shape_duration is not None or pool_duration is not None
                 )
                 variances[name] = starts_in.variance + assumed_duration.variance
-                heapq.heappush(busy_until, (now + assumed_duration.mean, name))
+                heapq.heappush(busy_until, (begin_time + assumed_duration.mean, name))
             elif busy_until:
                 now, name = heapq.heappop(busy_until)
                 window_copy.mark_free(name, now)
@@ -291,9 +341,7 @@ class Window:
             Expectation(
                 pending=slot.latest,
                 starts_in=None,
-                ends_in=self.measurements.estimate_remaining(
-                    slot.latest.shape, max(0.0, now - slot.began), slot.load_seconds
-                ),
+                ends_in=self._estimate_latest(slot, slot.latest, now),
             )
             for slot in self._slots.values()
             if slot.latest is not None
@@ -302,6 +350,7 @@ class Window:
     def _copy_for_forecast(self, now: float) -> Window:
         window_copy = Window(self._rules, self._fair_share.copy())
         window_copy.mean_seconds = self.mean_seconds
+        window_copy.restart_seconds = self.restart_seconds
         for slot in self._slots.values():
             window_copy._slots[slot.name] = replace(slot)
         window_copy._renderer_counts.update(self._renderer_counts)
@@ -318,9 +367,21 @@ class Window:
         if slot.latest is None:
             # The renderer executes a prompt of an earlier pool, whose shape and start are unknown.
             return self.measurements.estimate_any_shape()
-        return self.measurements.estimate_remaining(
-            slot.latest.shape, elapsed_seconds, slot.load_seconds
+        return self._estimate_latest(
+            slot, slot.latest, now
         ) or self.measurements.estimate_any_shape(elapsed_seconds)
+
+    def _estimate_latest(
+        self, slot: RendererSlot, latest: PendingRender, now: float
+    ) -> Duration | None:
+        """Return the remaining time of a slot's latest render, with that of its restart."""
+        elapsed_seconds = max(0.0, now - slot.began) - slot.restart_seconds
+        remaining_time = self.measurements.estimate_remaining(
+            latest.shape, max(0.0, elapsed_seconds), slot.load_seconds
+        )
+        if remaining_time is None:
+            return None
+        return remaining_time + Duration(mean=max(0.0, -elapsed_seconds))
 
     def choose_assignment(self, now: float) -> Assignment | None:
         """Return the next render to begin and its renderer, or None if no render should begin."""
@@ -348,8 +409,9 @@ class Window:
         )
         # The renderer that has been free for the longest time, by family.
         free_slots = {slot.family: slot for slot in reversed(self._free.values())}
+        served_families = {family for slot in free_slots.values() for family in slot.families}
         for family in families_slowest_first:
-            if family in free_slots:
+            if family in served_families:
                 continue
             oldest_render = min(self._queues[family].list_heads(), key=lambda head: head.entered)
             slots = [s for s in free_slots.values() if self._should_switch(s, oldest_render, now)]
@@ -360,12 +422,17 @@ class Window:
 
     def _should_switch(self, slot: RendererSlot, oldest_render: PendingRender, now: float) -> bool:
         family, rules = oldest_render.family, self._rules
-        if not slot.family:
+        # A process that has served nobody suits every tenant.
+        if not slot.family or (oldest_render.tenant and not slot.tenant):
             return True
-        load_seconds = rules.estimate_load_seconds(oldest_render, slot)
-        if slot.family in self._queues:
+        load_seconds = self._estimate_switch_seconds(oldest_render, slot)
+        if not slot.families.isdisjoint(self._queues):
             if not self._renderer_counts[family]:
-                return now - oldest_render.entered > rules.compute_max_wait(load_seconds)
+                waits_since = oldest_render.entered
+                if slot.must_restart_for(oldest_render):
+                    # Otherwise two tenants with many renders would alternate after each render.
+                    waits_since = max(waits_since, slot.bound_since)
+                return now - waits_since > rules.compute_max_wait(load_seconds)
             difference = self._estimate_delay(family) - self._estimate_delay(
                 slot.family, leaving_count=1
             )
@@ -375,18 +442,22 @@ class Window:
         ) > rules.compute_max_imbalance(load_seconds):
             return True
         # Switch anyway if the renderers that have these models are busy with long renders.
-        latest_begin = max(s.began for s in self._slots.values() if s.family == family)
+        latest_begin = max(s.began for s in self._slots.values() if family in s.families)
         return now - max(latest_begin, oldest_render.entered, slot.free_since) > load_seconds
 
     def _choose_for_loaded_models(self, now: float) -> Assignment | None:
-        families = {slot.family for slot in self._free.values()} | {""}
+        families = {family for slot in self._free.values() for family in slot.families} | {""}
         first_renders = [
             self._find_first_render(family, now) for family in families if family in self._queues
         ]
         if not first_renders:
             return None
         pending_render = min(first_renders, key=lambda render: self._make_sort_key(render, now))
-        suitable_slots = [s for s in self._free.values() if pending_render.family in ("", s.family)]
+        suitable_slots = [
+            slot
+            for slot in self._free.values()
+            if not pending_render.family or pending_render.family in slot.families
+        ]
         return Assignment(pending_render, self._find_cheapest_slot(pending_render, suitable_slots))
 
     def _estimate_delay(self, family: str, leaving_count: int = 0) -> float:
@@ -410,22 +481,33 @@ class Window:
     ) -> RendererSlot:
         """Return the renderer that can load the render's models fastest.
 
-        Among equally fast renderers, the one whose loaded models are needed least is chosen.
+        Among equally fast renderers, one of the tenant's is chosen, then the one whose loaded models
+        are needed least.
         """
         return min(
             slots,
             key=lambda slot: (
-                self._rules.estimate_load_seconds(pending_render, slot),
+                self._estimate_switch_seconds(pending_render, slot),
+                slot.tenant != pending_render.tenant,
                 self._estimate_delay(slot.family),
                 -self._renderer_counts[slot.family],
                 slot.free_since,
             ),
         )
 
-    def _decrement_renderer_count(self, family: str) -> None:
-        self._renderer_counts[family] -= 1
-        if not self._renderer_counts[family]:
-            del self._renderer_counts[family]
+    def _estimate_switch_seconds(self, pending_render: PendingRender, slot: RendererSlot) -> float:
+        """Return the seconds for loading the render's models and, if necessary, for a restart."""
+        load_seconds = self._rules.estimate_load_seconds(pending_render, slot)
+        return load_seconds + self.restart_seconds * slot.must_restart_for(pending_render)
+
+    def _count_renderer(self, slot: RendererSlot) -> None:
+        self._renderer_counts.update(_list_counted_families(slot))
+
+    def _discount_renderer(self, slot: RendererSlot) -> None:
+        for family in _list_counted_families(slot):
+            self._renderer_counts[family] -= 1
+            if not self._renderer_counts[family]:
+                del self._renderer_counts[family]
 
     def _find_first_render(self, family: str, now: float) -> PendingRender:
         return min(
@@ -442,3 +524,7 @@ class Window:
             pending_render.arrived,
             pending_render.id,
         )
+
+
+def _list_counted_families(slot: RendererSlot) -> set[str]:
+    return slot.families if slot.tenant else {slot.family}

@@ -327,7 +327,7 @@ async def test_validation_error_of_comfyui_is_returned(farm: Farm) -> None:
     }
     node_errors = {"error": {}, "node_errors": {"1": {"errors": [comfyui_error]}}}
 
-    async def validate(pool: str, graph: Any) -> None:
+    async def validate(pool: str, graph: Any, **_: Any) -> None:
         assert graph == GRAPH, "what looks like a reference is a text"
         raise InvalidGraph("no", details=node_errors)
 

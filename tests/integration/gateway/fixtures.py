@@ -133,7 +133,7 @@ class AcceptingValidator:
     """The graph validator of a pool that is not running: every graph is accepted."""
 
     async def validate(
-        self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+        self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None, **_: Any
     ) -> Mapping[str, Any]:
         return {}
 

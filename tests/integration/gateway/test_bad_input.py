@@ -178,7 +178,7 @@ async def test_graph_that_comfyui_refuses_is_an_error(farm: Farm) -> None:
             "node_errors": {"1": {"errors": []}}}  # fmt: skip
     validated_graphs: list[Any] = []
 
-    async def validate(pool: str, graph: Any) -> None:
+    async def validate(pool: str, graph: Any, **_: Any) -> None:
         validated_graphs.append((pool, graph))
         raise InvalidGraph("no", details=comfy_error)
 
@@ -198,7 +198,7 @@ async def test_a_graph_is_validated_with_the_names_that_its_files_will_have(farm
         artifact_id = (await response.json())["id"]
     validated_names: list[Any] = []
 
-    async def validate(pool: str, graph: Any) -> None:
+    async def validate(pool: str, graph: Any, **_: Any) -> None:
         validated_names.append(graph["1"]["inputs"]["image"])
 
     farm.validator.validate = validate

@@ -65,7 +65,7 @@ class FakePools:
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}
 
-    async def validate(self, *_: Any) -> Mapping[str, Any]:
+    async def validate(self, *_: Any, **__: Any) -> Mapping[str, Any]:
         return {}
 
 

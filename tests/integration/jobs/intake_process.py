@@ -20,7 +20,7 @@ from moyin.settings import Settings
 
 class AcceptingValidator:
     async def validate(
-        self, pool: str, graph: Mapping[str, Any], targets: Any = None
+        self, pool: str, graph: Mapping[str, Any], targets: Any = None, **_: Any
     ) -> Mapping[str, Any]:
         return {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,17 @@ async def check_models_stay_loaded(
     await eventually(lambda: _has_waiting(pool, len(job_ids)), 180)
     for job_id in blocking_job_ids:
         await farm.cancel_job(job_id)
-    runs = await asyncio.gather(*(_read_run(farm, job_id) for job_id in job_ids))
+    processes = await _find_processes(pool, job_ids)
+    starts = await asyncio.gather(*(_read_start(farm, job_id) for job_id in job_ids))
 
-    total_loads = sum(load_count for _, load_count in runs)
+    # ComfyUI reports a loaded model only to the tenant that has loaded it, so loads are counted by
+    # the order in which each process has executed the jobs.
+    runs = sorted(zip(starts, job_ids, submissions, strict=True))
+    total_loads = 0
+    loaded_models: dict[tuple[str, int], str] = {}
+    for _, job_id, (_, model) in runs:
+        total_loads += loaded_models.get(processes[job_id]) != model
+        loaded_models[processes[job_id]] = model
     fifo_run = simulate_fifo(
         Load(
             renders=tuple(
@@ -78,7 +87,7 @@ async def check_models_stay_loaded(
         "as the pool believes"
     )
     assert 4 <= total_loads <= 0.25 * fifo_run.changes
-    owner_order = [owner for (started_at, _), owner in sorted(zip(runs, owners, strict=True))]
+    owner_order = [owner for _, _, (owner, _) in runs]
     last_positions = {
         owner: len(owner_order) - owner_order[::-1].index(owner) for owner in owner_order
     }
@@ -88,13 +97,23 @@ async def check_models_stay_loaded(
     assert set(owner_order[: len(owner_order) // 2]) == set(owners), "everybody in the first half"
 
 
-async def _read_run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
-    """Return when ComfyUI began the job (in ms), and whether it had to load the model of node 3."""
+async def _read_start(farm: RenderFarm, job_id: str) -> int:
+    """Return when ComfyUI began the job, in ms."""
     output = from_json(await farm.blobs.get((await farm.wait_for_result(job_id)).output))
-    messages = dict(output["record"]["messages"])
-    return messages["execution_start"]["timestamp"], "3" not in messages["execution_cached"][
-        "nodes"
-    ]
+    started_at: int = dict(output["record"]["messages"])["execution_start"]["timestamp"]
+    return started_at
+
+
+async def _find_processes(pool: Any, job_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Return the actor and process id of the ComfyUI that has executed each job."""
+    processes: dict[str, tuple[str, int]] = {}
+    while len(processes) < len(job_ids):
+        for name, actor in (await pool.status.remote())["actors"].items():
+            renderer = actor["renderer"]
+            for job_id in set(renderer["known"]).intersection(job_ids):
+                processes.setdefault(job_id, (name, renderer["pid"]))
+        await asyncio.sleep(0.3)
+    return processes
 
 
 async def _has_waiting(pool: Any, count: int) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -37,8 +37,10 @@ from moyin.errors import (
 from moyin.render.comfyui.bridge.guard import MOYIN_KEY
 from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 from moyin.render.comfyui.options import ComfyOptions
+from moyin.render.comfyui.prompts import RunningPrompt
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.protocol.graph import make_input_name
+from moyin.render.protocol.wire import EventMessage
 from moyin.store.blobs import Blob, BlobStore
 from tests.integration.render.fixtures import (
     PNG,
@@ -49,12 +51,15 @@ from tests.integration.render.fixtures import (
     build_picture_graph,
     build_request,
     build_sleepy_graph,
+    build_upscaled_graph,
     list_comfyui_pids,
     options,
     render_events,
     render_successfully,
     renderer,
+    write_models,
 )
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 __all__ = ["bad_nodes", "blobs", "options", "renderer"]
@@ -139,6 +144,45 @@ async def test_a_cached_picture_holds_no_graph_of_another_tenants(
     assert b"of bob" in await render_and_read("bob", "a note of bob's")
     # A tenant's own may be the one that it made before.
     assert b"of bob" in await render_and_read("bob", "another note of bob's")
+
+
+async def test_the_cache_shows_a_tenant_only_hits_of_its_own(
+    renderer: ComfyRenderer, options: ComfyOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_name = f"{uuid.uuid4().hex}.safetensors"
+    if not (options.models / "upscale_models").exists():
+        await asyncio.to_thread(write_models, options.python, options.models, model_name)
+    [model] = (options.models / "upscale_models").iterdir()
+    seen: list[tuple[str, str]] = []
+    process_event = renderer._process_prompt_event
+
+    def record_event(prompt: RunningPrompt, message: EventMessage) -> None:
+        process_event(prompt, message)
+        if message.type in ("execution_cached", "executing", "executed"):
+            data = {key: message.data.get(key) for key in ("node", "nodes")}
+            seen.append((message.type, json.dumps(data, sort_keys=True)))
+
+    monkeypatch.setattr(renderer, "_process_prompt_event", record_event)
+
+    async def collect_events(tenant: str, graph: dict[str, Any]) -> list[Any]:
+        seen.clear()
+        request = replace(build_request(graph), extra_data={MOYIN_KEY: {TENANT_KEY: tenant}})
+        events = [event async for event in renderer.render(request)]
+        [record] = [event for event in events if isinstance(event, PromptRecord)]
+        names = [(name, data.get("nodes")) for name, data in record.messages]
+        return [*seen, *names]
+
+    graph = build_upscaled_graph(model.name)
+    of_ann = await collect_events("ann", graph)
+    # Also the model that Ann has loaded is reported as if Bob's prompt had loaded it.
+    of_bob = await collect_events("bob", graph)
+    again = await collect_events("bob", graph)
+    of_nobody = await collect_events("cid", build_upscaled_graph(model.name))
+    assert of_bob == of_ann == of_nobody
+    [own_hits] = [
+        nodes for name, nodes in again if name == "execution_cached" and isinstance(nodes, list)
+    ]
+    assert sorted(own_hits) == sorted(graph), "a tenant has hits of its own"
 
 
 async def test_lost_cached_outputs_are_rendered_again(
@@ -527,3 +571,45 @@ async def _run_renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterato
 
 async def _is_running(renderer: ComfyRenderer, prompt_id: str) -> bool:
     return prompt_id in (await renderer.status()).running
+
+
+async def test_a_process_per_tenant_is_replaced_before_another_tenant_uses_it(
+    options: ComfyOptions,
+    blobs: BlobStore,
+    tmp_path: Path,
+    record_measurement: RecordMeasurement,
+) -> None:
+    per_tenant = replace(options, folder=tmp_path / "run", process_per_tenant=True)
+    renderer = ComfyRenderer(per_tenant, blobs)
+    await renderer.start()
+
+    async def render_for(tenant: str) -> int | None:
+        extra_data = {MOYIN_KEY: {TENANT_KEY: tenant}}
+        request = replace(build_request(build_picture_graph()), extra_data=extra_data)
+        [*_, last_event] = [event async for event in renderer.render(request)]
+        assert isinstance(last_event, RenderSucceeded)
+        return (await renderer.status()).pid
+
+    try:
+        await renderer._supervisor.wait_for_session()
+        graph = build_picture_graph()
+        assert await renderer.validate(graph, tenant="ann") == {}, "its first tenant is unknown"
+        nodes = await renderer.get("/object_info")
+        first_pid = await render_for("ann")
+        assert await render_for("ann") == first_pid
+        assert (await renderer.validate(graph, tenant="ann"))["outputs"] == ["2"]
+        assert await renderer.validate(graph, tenant="bob") == {}
+        assert await renderer.get("/object_info") == nodes, "that of the fresh process"
+        with pytest.raises(ServiceUnavailable):
+            await renderer.get("/features")
+        # Each gets a process of its own in turn; Ann's present one is used for what she still has.
+        bob_pid, cid_pid, ann_pid = await asyncio.gather(*map(render_for, ("bob", "cid", "ann")))
+        status = await renderer.status()
+        assert len({first_pid, bob_pid, cid_pid}) == 3
+        assert ann_pid == first_pid
+        assert (status.tenant_changes, status.error) == (2, None)
+        assert status.tenant in ("bob", "cid")
+        record_measurement(f"change of a process's tenant: {status.start_seconds:.1f} s")
+        assert await renderer.get("/features") is not None, "requested when a process was fresh"
+    finally:
+        await renderer.close()

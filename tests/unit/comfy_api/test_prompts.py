@@ -70,7 +70,12 @@ class FakeValidator:
         self.graphs: list[Mapping[str, Any]] = []
 
     async def validate(
-        self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+        self,
+        pool: str,
+        graph: Mapping[str, Any],
+        targets: Sequence[str] | None = None,
+        *,
+        owner: str,
     ) -> Mapping[str, Any]:
         self.pools.append(pool)
         self.graphs.append(graph)

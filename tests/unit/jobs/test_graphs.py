@@ -49,7 +49,9 @@ class CheckerHarness:
         self.validated_graphs: list[tuple[str, Mapping[str, Any]]] = []
         self.checks = GraphChecker(artifacts=artifacts, validator=self, guard=self.guard)
 
-    async def validate(self, pool: str, graph: Mapping[str, Any], targets: Any = None) -> Any:
+    async def validate(
+        self, pool: str, graph: Mapping[str, Any], targets: Any = None, **_: Any
+    ) -> Any:
         self.validated_graphs.append((pool, graph))
         return {}
 

@@ -14,7 +14,7 @@ effects:
   places.
 * The names of Moyin's input files pass validation before the files exist.
 * Nodes and file names that a prompt may not use are refused (see ``guard.py``).
-* A cached output that contains a prompt's graph is not used for other tenants (see ``tenants.py``).
+* Cached results are used only for the tenant whose prompt gave them (see ``tenants.py``).
 * Python objects that exist at the start are exempt from garbage collection. ComfyUI collects
   garbage after prompts, which would otherwise block the process for a quarter of a second.
 * ``MOYIN_GPU_SHARE`` limits the fraction of the GPU's memory that this process uses.
@@ -37,7 +37,7 @@ from typing import Any
 
 from . import guard
 from .input_rules import leads_outside
-from .tenants import wrap_execution, wrap_signature
+from .tenants import wrap_execution, wrap_keys, wrap_output_data
 
 # The modules of ComfyUI's own nodes, except those in its folder of custom nodes.
 _STOCK_MODULES = ("nodes", "comfy_extras")
@@ -59,6 +59,7 @@ def register() -> None:
     from aiohttp import web
     from comfy import model_management  # type: ignore[import-not-found]
     from comfy_execution.caching import (  # type: ignore[import-not-found]
+        CacheKeySetID,
         CacheKeySetInputSignature,
     )
     from comfy_execution.utils import get_executing_context  # type: ignore[import-not-found]
@@ -97,10 +98,12 @@ def register() -> None:
     server.add_on_prompt_handler(guard.store_patterns)
     execution.validate_prompt = guard.wrap_validation(execution.validate_prompt, rules)
     execution.get_input_data = guard.wrap_input_data(execution.get_input_data, rules)
-    execution.PromptExecutor.execute_async = wrap_execution(execution.PromptExecutor.execute_async)
-    CacheKeySetInputSignature.get_immediate_node_signature = wrap_signature(
-        CacheKeySetInputSignature.get_immediate_node_signature, nodes.NODE_CLASS_MAPPINGS
+    execution.get_output_data = wrap_output_data(execution.get_output_data)
+    execution.PromptExecutor.execute_async = wrap_execution(
+        execution.PromptExecutor.execute_async, nodes.NODE_CLASS_MAPPINGS, rules
     )
+    for key_set in (CacheKeySetID, CacheKeySetInputSignature):
+        key_set.add_keys = wrap_keys(key_set.add_keys)
     server.send_sync = wrap_send(server.send_sync, folder_paths.get_directory_by_type)
     folder_paths.exists_annotated_filepath = wrap_file_check(folder_paths.exists_annotated_filepath)
     # Called at the startup of the server, when all nodes have been imported.

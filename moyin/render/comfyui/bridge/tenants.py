@@ -1,10 +1,11 @@
-"""Prevents tenants from getting each other's cached results where these reveal a graph.
+"""Separates the tenants of a ComfyUI in its cache, so that nobody learns what others render.
 
-ComfyUI reuses the cached result of a node if the visible inputs are equal. But a node such as
-``SaveImage`` also gets the prompt's whole graph as a hidden input and writes it into its picture,
-and the results of output nodes contain ids of nodes in that graph. The cached results of such nodes
-are therefore used only for the same tenant. All tenants share cached models, latents and
-intermediate pictures.
+ComfyUI reuses the result of a node if the node's inputs are equal, and reports the node in
+``execution_cached``. A tenant who guesses a graph could so find out that another has rendered it. The
+keys of the cache therefore contain the tenant: results of other tenants are neither reported nor
+used, and neither are the instances of nodes, which may keep what they have seen.
+
+Loaded models are the exception, because loading takes long: see `loaded_models`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,26 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from .guard import get_moyin_data
+from .guard import NodeRules, get_moyin_data
+from .loaded_models import LoadedModels, LoaderClasses, compute_loader_keys
 
 # The member of Moyin's data in a prompt that holds an anonymous id of the tenant.
 TENANT_KEY = "tenant"
-_REVEALING_INPUTS = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO"})
+# With ComfyUI's other caches, results are kept for no later prompt, or are dropped when memory is
+# short.
+_KEEPING_CACHES = ("CLASSIC", "LRU")
 _tenant: ContextVar[str] = ContextVar("moyin_tenant", default="")
+_models: ContextVar[LoadedModels | None] = ContextVar("moyin_models", default=None)
 
 
-def wrap_execution(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``PromptExecutor.execute_async`` to store the prompt's tenant for `wrap_signature`."""
+def wrap_execution(
+    execute: Callable[..., Any], classes: Mapping[str, Any], rules: NodeRules
+) -> Callable[..., Any]:
+    """Wrap ``PromptExecutor.execute_async`` to store the prompt's tenant and its loaded models.
+
+    `wrap_keys` and `wrap_output_data` need them.
+    """
+    loaders = LoaderClasses(classes, rules)
 
     @functools.wraps(execute)
     async def execute_async(
@@ -31,51 +42,56 @@ def wrap_execution(execute: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         extra = {} if extra_data is None else extra_data
         _tenant.set(str(get_moyin_data(extra).get(TENANT_KEY, "")))
+        models = _find_models(self)
+        if models is not None:
+            models.begin_prompt(compute_loader_keys(prompt, loaders))
+        _models.set(models)
         return await execute(self, prompt, prompt_id, extra, *args, **kwargs)
 
     return execute_async
 
 
-def wrap_signature(
-    get_signature: Callable[..., Any], classes: Mapping[str, Any]
-) -> Callable[..., Any]:
-    """Wrap ``CacheKeySetInputSignature.get_immediate_node_signature`` to separate tenants.
+def wrap_keys(add_keys: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``add_keys`` of ComfyUI's sets of cache keys to add the tenant to all keys."""
 
-    The wrapper adds the tenant to the signatures of nodes whose results reveal the graph.
+    @functools.wraps(add_keys)
+    async def add_tenant_keys(self: Any, node_ids: Any) -> None:
+        new_ids = [node_id for node_id in node_ids if node_id not in self.keys]
+        await add_keys(self, new_ids)
+        for node_id in new_ids:
+            for keys in (self.keys, self.subcache_keys):
+                if node_id in keys:
+                    keys[node_id] = (_tenant.get(), keys[node_id])
+
+    return add_tenant_keys
+
+
+def wrap_output_data(get_output_data: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``execution.get_output_data``, which executes a node, to reuse loaded models.
+
+    ComfyUI sends the events of a node that is executed, whoever has loaded the model.
     """
-    reveals_graph: dict[str, bool] = {}
 
-    @functools.wraps(get_signature)
-    async def get_immediate_node_signature(
-        self: Any, dynprompt: Any, node_id: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        signature_parts = await get_signature(self, dynprompt, node_id, *args, **kwargs)
-        if dynprompt.has_node(node_id):
-            class_type = dynprompt.get_node(node_id)["class_type"]
-            if class_type not in reveals_graph:
-                reveals_graph[class_type] = _reveals_graph(classes[class_type])
-            if reveals_graph[class_type]:
-                signature_parts = [*signature_parts, ("moyin_tenant", _tenant.get())]
-        return signature_parts
+    @functools.wraps(get_output_data)
+    async def get_model_or_output(prompt_id: Any, unique_id: Any, *args: Any, **kwargs: Any) -> Any:
+        models = _models.get()
+        result = None if models is None else models.find(unique_id)
+        if result is None:
+            result = await get_output_data(prompt_id, unique_id, *args, **kwargs)
+            if models is not None:
+                models.keep(unique_id, result)
+        return result
 
-    return get_immediate_node_signature
+    return get_model_or_output
 
 
-def _reveals_graph(node_class: Any) -> bool:
-    if getattr(node_class, "OUTPUT_NODE", False):
-        return True
-    try:
-        hidden_inputs = node_class.INPUT_TYPES().get("hidden") or {}
-        kinds = [
-            _get_first_item(kind)
-            for kind in (
-                hidden_inputs.values() if isinstance(hidden_inputs, Mapping) else hidden_inputs
-            )
-        ]
-        return any(str(getattr(kind, "value", kind)) in _REVEALING_INPUTS for kind in kinds)
-    except Exception:
-        return True  # the class's own code failed, so its hidden inputs are unknown
-
-
-def _get_first_item(kind: Any) -> Any:
-    return kind[0] if isinstance(kind, (list, tuple)) and kind else kind
+def _find_models(executor: Any) -> LoadedModels | None:
+    """Return the loaded models of ComfyUI's present cache; None if the cache keeps no results."""
+    if getattr(executor.cache_type, "name", "") not in _KEEPING_CACHES:
+        return None
+    # ComfyUI frees its memory by a new cache, so the models are freed as well.
+    caches = executor.caches
+    if not hasattr(caches, "moyin_models"):
+        caches.moyin_models = LoadedModels()
+    models: LoadedModels = caches.moyin_models
+    return models

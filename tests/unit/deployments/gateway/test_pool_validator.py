@@ -9,7 +9,9 @@ from ray.exceptions import RayError
 
 from deployments.gateway.pools import PoolValidator
 from moyin.errors import InvalidGraph, ServiceUnavailable
+from moyin.render.comfyui.tenant import make_tenant_id
 
+ANN = make_tenant_id("ann")
 BODY = {"error": {"type": "invalid_prompt", "message": "no"}, "node_errors": {"1": {}}}
 
 
@@ -63,15 +65,15 @@ def serve_pool(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("outcome", [{}, {"outputs": ["1"], "node_errors": {}}])
 async def test_a_valid_graph_is_accepted(serve_pool: Any, outcome: Any) -> None:
     pool = serve_pool(FakePool(outcome))
-    assert await PoolValidator().validate("fast", {"1": {}}, ["1"]) == outcome
-    assert pool.calls == [[({"1": {}}, ["1"])], []]
+    assert await PoolValidator().validate("fast", {"1": {}}, ["1"], owner="ann") == outcome
+    assert pool.calls == [[({"1": {}}, ["1"], ANN)], []]
 
 
 async def test_renderers_take_turns_and_their_list_is_cached(serve_pool: Any) -> None:
     pool = serve_pool(FakePool({}))
     validator = PoolValidator()
     for _ in range(4):
-        await validator.validate("fast", {})
+        await validator.validate("fast", {}, owner="ann")
     assert ([len(calls) for calls in pool.calls], len(pool.list_renderers.calls)) == ([2, 2], 1)
 
 
@@ -83,17 +85,19 @@ async def test_graphs_that_differ_in_unchecked_inputs_are_validated_once(serve_p
     pool = serve_pool(FakePool({**body, "free": {"1": {"seed": ["INT", 0, 99]}}}, names="a"))
     validator = PoolValidator()
     for seed in (1, 2, 99):
-        assert await validator.validate("fast", make_graph(seed)) == body
-    assert pool.calls == [[(make_graph(1), None)]]
-    await validator.validate("fast", make_graph(100))
-    await validator.validate("fast", make_graph(3), ["1"])
-    assert pool.calls == [[(make_graph(1), None), (make_graph(100), None), (make_graph(3), ["1"])]]
+        assert await validator.validate("fast", make_graph(seed), owner="ann") == body
+    assert pool.calls == [[(make_graph(1), None, ANN)]]
+    await validator.validate("fast", make_graph(100), owner="ann")
+    await validator.validate("fast", make_graph(3), ["1"], owner="ann")
+    assert pool.calls == [
+        [(make_graph(1), None, ANN), (make_graph(100), None, ANN), (make_graph(3), ["1"], ANN)]
+    ]
 
 
 async def test_comfyuis_rejection_is_forwarded(serve_pool: Any) -> None:
     serve_pool(FakePool(BODY))
     with pytest.raises(InvalidGraph) as exc_info:
-        await PoolValidator().validate("fast", {"1": {}})
+        await PoolValidator().validate("fast", {"1": {}}, owner="ann")
     assert (exc_info.value.message, exc_info.value.details) == ("no", BODY)
 
 
@@ -106,8 +110,8 @@ async def test_an_unavailable_pool_accepts_graphs_and_is_paused(
 ) -> None:
     pool = serve_pool(FakePool(outcome))
     validator = PoolValidator(timeout_seconds=1.0, pause_seconds=60)
-    await validator.validate("fast", {})
-    await validator.validate("fast", {})
+    await validator.validate("fast", {}, owner="ann")
+    await validator.validate("fast", {}, owner="ann")
     assert (len(pool.list_renderers.calls), sum(map(len, pool.calls))) == (1, 1)
 
 
@@ -121,14 +125,23 @@ async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
     pool = serve_pool(FakePool({}))
     pool.list_renderers.outcome = renderers_response
     validator = PoolValidator(timeout_seconds=1.0, pause_seconds=60)
-    await validator.validate("fast", {})
-    await validator.validate("fast", {})
+    await validator.validate("fast", {}, owner="ann")
+    await validator.validate("fast", {}, owner="ann")
     assert (len(pool.list_renderers.calls), pool.calls) == (1, [[], []])
 
 
 async def test_after_the_pause_the_pool_is_called_again(serve_pool: Any) -> None:
     pool = serve_pool(FakePool(RayError("dead")))
     validator = PoolValidator(pause_seconds=0)
-    await validator.validate("fast", {})
-    await validator.validate("fast", {})
+    await validator.validate("fast", {}, owner="ann")
+    await validator.validate("fast", {}, owner="ann")
     assert (len(pool.list_renderers.calls), sum(map(len, pool.calls))) == (2, 2)
+
+
+async def test_nobody_gets_the_cached_result_of_another_tenants_graph(serve_pool: Any) -> None:
+    pool = serve_pool(FakePool({"outputs": ["1"], "node_errors": {}, "free": {}}, names="a"))
+    validator = PoolValidator()
+    for owner in ("ann", "ann", "bob"):
+        await validator.validate("fast", {"1": {"class_type": "K", "inputs": {}}}, owner=owner)
+    assert [tenant for *_, tenant in pool.calls[0]] == [ANN, make_tenant_id("bob")]
+    assert pool.list_renderers.calls == [(ANN,), (make_tenant_id("bob"),)]

@@ -20,3 +20,12 @@ def test_losses_are_counted_for_ten_minutes() -> None:
     assert loss_log.count("a") == 1
     loss_log.remove_actor("a")
     assert loss_log.count("a") == 0
+
+
+def test_a_planned_restart_is_no_loss() -> None:
+    log = LossLog()
+    for pid, planned_restarts in ((1, 0), (2, 1), (2, 1)):
+        log.observe_pid("a", pid, planned_restarts)
+    assert log.count("a") == 0
+    log.observe_pid("a", 3, 1)
+    assert log.count("a") == 1

@@ -15,7 +15,7 @@ STREAM = {"type": "redis", "url_env": "STUDIO_REDIS_URL", "owner": "studio"}
 
 
 class AnyGraph:
-    async def validate(self, pool: str, graph: Any) -> None:
+    async def validate(self, pool: str, graph: Any, **_: Any) -> None:
         return None
 
 

@@ -15,15 +15,26 @@ import pytest
 
 from moyin.domain.render_run import RenderAccount, RenderPrice, RenderRun
 from moyin.domain.renderer import RenderRequest
-from moyin.errors import InvalidGraph, MoyinError, ServiceUnavailable, StackError, WorkerLost
+from moyin.errors import (
+    InvalidGraph,
+    MoyinError,
+    RenderFailed,
+    ServiceUnavailable,
+    StackError,
+    WorkerLost,
+)
 from moyin.render.comfyui import client, session
 from moyin.render.comfyui import renderer as renderer_module
+from moyin.render.comfyui.bridge.guard import MOYIN_KEY
+from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.options import ComfyOptions, Isolation
 from moyin.render.comfyui.outputs import OutputStore
 from moyin.render.comfyui.paths import HostPathFilter
+from moyin.render.comfyui.prompts import RunningPrompt
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.comfyui.session import Session
+from moyin.render.comfyui.tenant import get_request_tenant
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.wire import HistoryEntry, HistoryStatus, PromptState
 from moyin.store.blobs import BlobStore
@@ -57,9 +68,13 @@ class RendererHarness:
         )
         self.renderer = ComfyRenderer(options, blobs)
         self.renderer._folder.prepare()
-        written_files = WrittenFiles(self.renderer._folder)
-        self.session = Session(self.process, comfyui, written_files, lambda: False, None)  # type: ignore[arg-type]
+        self._comfyui = comfyui
+        self.session = self.create_session()
         self.renderer._supervisor.set_session(self.session)
+
+    def create_session(self) -> Session:
+        written_files = WrittenFiles(self.renderer._folder)
+        return Session(self.process, self._comfyui, written_files, lambda: False, None)  # type: ignore[arg-type]
 
     async def collect_error(self, **members: object) -> MoyinError:
         request = RenderRequest(prompt_id=str(uuid.uuid4()), graph={"1": {}}, **members)  # type: ignore[arg-type]
@@ -136,6 +151,43 @@ async def test_inputs_of_concurrent_renders_stay_within_the_limit(
         await asyncio.gather(*map(harness.renderer.prepare, requests[start : start + 8]))
     staged_bytes = sum(path.stat().st_size for path in folder.rglob("staging/*"))
     assert 0 < staged_bytes <= 40 * 1000
+
+
+async def test_tenants_who_fetch_files_at_once_change_the_process_once_each(
+    make_harness: Callable[[BlobStore], RendererHarness],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    harness = make_harness(BlobStore(f"file://{tmp_path / 'blobs'}"))
+    renderer, supervisor = harness.renderer, harness.renderer._supervisor
+    renderer._options = replace(renderer._options, process_per_tenant=True)
+    tenants_by_session: dict[Session, list[str]] = {}
+
+    async def fetch_slowly(_: RenderRequest) -> None:
+        await asyncio.sleep(0.01)
+
+    async def execute(prompt: RunningPrompt) -> None:
+        async with renderer._acquire_session(prompt) as present:
+            tenants = tenants_by_session.setdefault(present, [])
+            tenants.append(get_request_tenant(prompt.request))
+            await asyncio.sleep(0)
+        raise RenderFailed("executed")
+
+    def start_another(old_session: Session) -> None:
+        supervisor.change_count += 1
+        supervisor.replace_session(old_session)
+        asyncio.get_running_loop().call_soon(supervisor.set_session, harness.create_session())
+
+    monkeypatch.setattr(renderer, "_fetch_inputs", fetch_slowly)
+    monkeypatch.setattr(renderer, "_execute", execute)
+    monkeypatch.setattr(supervisor, "change_process", start_another)
+    tenants = ("ann", "bob", "cid", "bob")
+    errors = await asyncio.gather(
+        *(harness.collect_error(extra_data={MOYIN_KEY: {TENANT_KEY: name}}) for name in tenants)
+    )
+    assert [error.message for error in errors] == ["executed"] * 4
+    assert sorted(tenants_by_session.values()) == [["ann"], ["bob", "bob"], ["cid"]]
+    assert supervisor.change_count == 2
 
 
 async def test_strict_comfyui_does_not_start_without_confinement(

@@ -24,6 +24,7 @@ def make_render(
     arrived: float = 0.0,
     entered: float = 0.0,
     deadline: float | None = None,
+    tenant: str = "",
 ) -> PendingRender:
     return PendingRender(
         id=name,
@@ -33,6 +34,7 @@ def make_render(
         entered=entered,
         deadline=deadline,
         models={model: GB} if model else {},
+        tenant=tenant,
     )
 
 
@@ -294,3 +296,45 @@ def test_forecast_of_an_empty_pool_assumes_one_renderer() -> None:
 
 def _list_forecast_ids(render_window: Window, limit: int = 99) -> list[str]:
     return [expectation.pending.id for expectation in render_window.forecast(0.0, limit)]
+
+
+def test_a_tenant_gets_its_own_process_then_a_fresh_one_then_that_unused_the_longest() -> None:
+    window = Window(RULES)
+    for name, tenant, now in (
+        ("other", "bob", 1),
+        ("older", "cid", 0),
+        ("own", "ann", 2),
+        ("fresh", "", 3),
+    ):
+        window.add_renderer(name, (), now, tenant)
+    chosen = []
+    for number in range(4):
+        window.add(make_render(str(number), tenant="ann", entered=4.0))
+        choice = window.choose_assignment(4.0) or window.choose_assignment(50.0)
+        assert choice is not None
+        window.begin_render(choice, 4.0)
+        chosen.append(choice.slot.name)
+    assert chosen == ["own", "fresh", "older", "other"]
+    assert window.tenant_change_count == 2
+
+
+def test_two_tenants_with_many_renders_change_a_process_rarely_and_neither_starves() -> None:
+    window = Window(OrderingRules())
+    window.restart_seconds = 5.0
+    window.add_renderer("a", (), 0.0)
+    for number in range(60):
+        for tenant in ("ann", "bob"):
+            name = f"{tenant}{number}"
+            window.add(make_render(name, owner=tenant, tenant=tenant, arrived=float(number)))
+    now, begun = 0.0, []
+    while len(window):
+        choice = window.choose_assignment(now)
+        assert choice is not None
+        window.begin_render(choice, now)
+        begun.append((now, choice.pending.owner))
+        now += 1.0 + choice.slot.restart_seconds
+        window.end_render("a", 1.0)
+        window.mark_free("a", now)
+    assert window.tenant_change_count <= 10
+    first_of_each = [next(at for at, owner in begun if owner == name) for name in ("ann", "bob")]
+    assert max(first_of_each) <= 4 * 5.0 + 2.0
