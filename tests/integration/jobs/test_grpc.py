@@ -272,7 +272,12 @@ async def test_watch_ends_soon_after_its_key_is_revoked(
             "invalid_api_key",
         ),
         (None, pb.GetJobRequest(id="a b"), grpc.StatusCode.NOT_FOUND, "job_not_found"),
-        (None, pb.GetJobRequest(id="../jobs"), grpc.StatusCode.NOT_FOUND, "route_not_found"),
+        (
+            None,
+            pb.GetJobRequest(id="../jobs"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "invalid_request",
+        ),
         (None, pb.GetJobRequest(id=".."), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
         (
             None,
