@@ -13,6 +13,7 @@ from deployments.replicas import ReloadableConfig
 from moyin.access.accounts.mail import create_mailer
 from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.settings import Settings
+from moyin.system.ranks import Rank, take_rank
 
 
 class Accounts:
@@ -20,6 +21,7 @@ class Accounts:
 
     def __init__(self, token_lifetime: timedelta, session_idle: timedelta) -> None:
         settings = Settings()
+        take_rank(Rank.REPLICA)
         configure_logs(settings.log_level)
         self._services = new_services(
             settings,

@@ -70,6 +70,7 @@ from moyin.store.sql import Database
 from moyin.store.tenant_cache import TenantCache
 from moyin.store.userdata import UserdataStore
 from moyin.system.processes import freeze_startup_objects
+from moyin.system.ranks import Rank, take_rank
 
 
 class _Closeable(Protocol):
@@ -84,6 +85,7 @@ class Gateway(MoyinCalls):
 
     def __init__(self, pools: tuple[str, ...]) -> None:
         settings = Settings()
+        take_rank(Rank.REPLICA)
         configure_logs(settings.log_level)
         retention = timedelta(days=settings.job_history_days)
         signing_key = settings.signing_key()

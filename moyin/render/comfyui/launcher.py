@@ -19,6 +19,7 @@ Members of the JSON object:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -35,9 +36,12 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _CAPABILITIES = 0x20080522
+# `moyin.system.ranks.Rank.COMFYUI`.
+_MEMORY_RANK = 967
 
 
 def main() -> None:
+    take_memory_rank()
     options = json.loads(sys.argv[1])
     if "user" in options:
         change_user(options["user"], options["groups"])
@@ -62,6 +66,12 @@ def main() -> None:
     # ComfyUI must import modules from the folder of main.py, not from the folder of this file.
     sys.path[0] = str(Path(script).parent)
     runpy.run_path(script, run_name="__main__")
+
+
+def take_memory_rank() -> None:
+    """Make the kernel end ComfyUI and its children first when the memory is used up."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_MEMORY_RANK))
 
 
 def change_user(user_id: int, group_ids: list[int]) -> None:
