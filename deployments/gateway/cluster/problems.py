@@ -202,14 +202,12 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
 def _check_memory(reading: ClusterReading) -> Iterator[_Finding]:
     """Yield the last memory kill of each renderer and model server in the last hour."""
     kills: dict[str, MemoryKill] = {}
-    for owner in (
-        *(renderer for pool in reading.pools.values() for renderer in pool.renderers),
-        *reading.servers,
-    ):
-        for kill in owner.memory_kills:
-            latest = kills.get(kill.subject)
-            if latest is None or latest.at < kill.at:
-                kills[kill.subject] = kill
+    renderers = [renderer for pool in reading.pools.values() for renderer in pool.renderers]
+    groups = [*(r.memory_kills for r in renderers), *(s.memory_kills for s in reading.servers)]
+    for kill in (kill for group in groups for kill in group):
+        latest = kills.get(kill.subject)
+        if latest is None or latest.at < kill.at:
+            kills[kill.subject] = kill
     for subject, kill in kills.items():
         yield _Finding(
             code="memory_kill",
