@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -44,6 +43,7 @@ _LEASE_SECONDS = 120.0
 _MAX_CALLS = 100
 # What ComfyUI uses without a model.
 _START_BYTES = 1024**3
+_GIB = 1024**3
 _GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
 
@@ -66,6 +66,8 @@ class ComfySpec:
         isolation, network: what a ComfyUI process may see, and which network it may use.
         readable: additional folders that a confined process may read.
         environment: names of additional environment variables that the process gets.
+        memory_gib, processes, disk_gib, files: what a confined process may use; memory_gib of None
+            means nine tenths of the machine's memory.
     """
 
     gpus: float = 1.0
@@ -82,6 +84,10 @@ class ComfySpec:
     network: Network = Network.NONE
     readable: tuple[str, ...] = ()
     environment: tuple[str, ...] = ()
+    memory_gib: float | None = None
+    processes: int = 1024
+    disk_gib: float = 64.0
+    files: int = 100_000
 
     @property
     def resources(self) -> str:
@@ -135,8 +141,9 @@ class ComfyUIActor:
         self._memory_kills = MemoryKillLog(get_kills_folder(settings.data), name)
         self._memory_guard = MemoryGuard(
             name,
+            rank=Rank.COMFYUI,
             find_victim=lambda: None if self._renderer is None else self._renderer.pid,
-            end_victim=lambda pid: os.kill(pid, signal.SIGKILL),
+            end_victim=self._end_comfyui,
             reserve_bytes=settings.memory_reserve_mib << 20,
             needed_bytes=_START_BYTES,
             kill_log=self._memory_kills,
@@ -220,6 +227,10 @@ class ComfyUIActor:
         if self._renderer is not None:
             await self._renderer.close()
 
+    def _end_comfyui(self, pid: int) -> None:
+        assert self._renderer is not None
+        self._renderer.kill(pid)
+
     async def _get_or_start_renderer(self) -> ComfyRenderer:
         # Ray runs constructors outside the event loop, so the first call starts the renderer.
         async with self._starting:
@@ -295,6 +306,10 @@ def _new_renderer(name: str, spec: ComfySpec, memory_guard: MemoryGuard) -> Comf
         readable=tuple(Path(path) for path in spec.readable),
         hidden=_list_hidden_folders(settings),
         environment=spec.environment,
+        memory_bytes=None if spec.memory_gib is None else int(spec.memory_gib * _GIB),
+        processes=spec.processes,
+        disk_bytes=int(spec.disk_gib * _GIB),
+        files=spec.files,
         uid=settings.comfyui_uid,
     )
     return ComfyRenderer(

@@ -177,6 +177,7 @@ def _new_memory_guard(spec: LlamaSpec) -> tuple[MemoryKillLog, MemoryGuard]:
     kill_log = MemoryKillLog(get_kills_folder(settings.data), quote(subject, safe=""))
     return kill_log, MemoryGuard(
         subject,
+        rank=Rank.LLAMA,
         find_victim=os.getpid,
         # Ray starts the actor again. A normal exit would wait for the computation.
         end_victim=lambda _: os._exit(_EXIT_STATUS),

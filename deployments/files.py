@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
+from moyin.access.gatekeeper import context
 from moyin.domain.artifact import SNIFF_BYTES, Artifact, detect_media_type, sanitize_file_name
 from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.http.headers import build_file_headers, parse_byte_range
@@ -110,6 +111,7 @@ async def build_artifact_response(
 
 
 async def _receive_to_file(request: Request, part_name: str, path: Path) -> Upload:
+    context(request.scope).keeps_body = False
     declared_type = request.headers.get("content-type")
     if declared_type is None or not declared_type.lower().startswith("multipart/form-data"):
         await _write_chunks(request.stream(), path)

@@ -36,8 +36,9 @@ def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **option
         return to_response(error_body)
 
     app.add_middleware(_UnhandledErrorMiddleware, errors=errors)
-    app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(_NulCharacterMiddleware, errors=errors)
+    # The outermost, so that refusals have the headers, too.
+    app.add_middleware(SecurityHeadersMiddleware)
     for exception_class in (MoyinError, RequestValidationError, HTTPException):
         app.add_exception_handler(exception_class, render_exception)
     app.include_router(new_docs_routes(title))

@@ -2,7 +2,8 @@
 
 The environment variable ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names `middlewares` on every
 node (``moyin up`` sets it, ``moyin ray-env`` prints it). Without the hook, apps run more slowly and
-lack CORS and the memory limit, gRPC listens on every interface, and clients can change time limits.
+lack CORS and the memory limits, gRPC listens on every interface and takes messages of any size, and
+clients can change time limits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.errors import ServeErrorMiddleware
+from deployments.grpc_server import install_grpc_server
 from deployments.server import ReplicaServer, limit_memory
 from moyin.access.gatekeeper.asgi import REQUEST_ID_PATTERN
 from moyin.settings import Settings
@@ -43,6 +45,7 @@ def middlewares() -> list[Middleware]:
     # Serve creates its HTTP server from this attribute afterwards.
     uvicorn.Server = ReplicaServer  # type: ignore[misc]
     _bind_grpc_to(settings.grpc_host)
+    install_grpc_server()
     # The innermost middleware is first. Pages can read Serve's errors because CORS wraps them.
     return [
         Middleware(ServeErrorMiddleware),

@@ -14,17 +14,26 @@ import uvicorn
 _log = logging.getLogger(__name__)
 _LISTENERS = 16
 _MEMORY_CHECK_SECONDS = 0.5
+# The largest message of a client on a WebSocket, in bytes. A client may leave a message unfinished,
+# and many such messages of uvicorn's default size (16 MiB) would fill the replica's memory.
+_MAX_MESSAGE_BYTES = 2**20
 _EXIT_STATUS = 70
 _MIB = 2**20
 
 
 class ReplicaServer(uvicorn.Server):
-    """Server that accepts connections quickly, by listening on several descriptors of one socket.
+    """Server that accepts connections quickly, and WebSocket messages of up to 1 MiB.
+
+    It listens on several descriptors of one socket.
 
     uvloop (libuv since 1.45) accepts one connection per listening descriptor in each iteration of its
     event loop, and serves every open connection in the same iteration. With one descriptor, as in
     uvicorn's own server, the last of 256 simultaneous clients waited seconds for its first response.
     """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        config.ws_max_size = _MAX_MESSAGE_BYTES
+        super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         listener_copies = [

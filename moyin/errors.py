@@ -65,6 +65,12 @@ class InvalidGraph(RequestError):
     code = "invalid_graph"
 
 
+class GraphTooLarge(RequestError):
+    """Reports a graph that exceeds a bound; ``details`` has the ``bound``, its ``max`` and ``actual``."""
+
+    code = "graph_too_large"
+
+
 class PromptIdTaken(RequestError):
     code = "prompt_id_taken"  # another prompt has the id that the client chose
 
@@ -432,6 +438,15 @@ class OutOfMemory(RenderFailed):
     """
 
     code = "out_of_memory"
+
+
+class ResourceLimitExceeded(RenderFailed):
+    """Reports that a render used more memory, disk space or processes than its pool allows.
+
+    ``details`` holds the exceeded ``bound``, which is a setting of the pool, and its ``limit``.
+    """
+
+    code = "resource_limit"
 
 
 class PoolNotAllowed(StepError):

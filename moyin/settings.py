@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from moyin.domain.graph_bounds import DEFAULT_BYTES, DEFAULT_LINKS, DEFAULT_NODES, GraphBounds
 from moyin.errors import StackError
 
 
@@ -84,6 +85,22 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(
         64 * 1024 * 1024, ge=1024, description="Largest request body, in bytes."
+    )
+    max_graph_nodes: int = Field(
+        DEFAULT_NODES,
+        ge=1,
+        description="Most nodes of the graphs of a job; `graph_nodes` of a tenant's limits replaces it.",
+    )
+    max_graph_links: int = Field(
+        DEFAULT_LINKS,
+        ge=1,
+        description="Most links of the graphs of a job; `graph_links` of a tenant's limits replaces it.",
+    )
+    max_graph_bytes: int = Field(
+        DEFAULT_BYTES,
+        ge=1024,
+        description="Largest graphs of a job, in bytes of their JSON, and largest body of `POST /prompt`, "
+        "`/api/v2/jobs` and `/graphs/convert`; `graph_bytes` of a tenant's limits replaces it.",
     )
     max_file_bytes: int = Field(
         512 * 1024 * 1024,
@@ -188,6 +205,13 @@ class Settings(BaseSettings):
     @property
     def blobs_url(self) -> str:
         return self.artifacts_url or f"file://{self.data / 'artifacts'}"
+
+    @property
+    def graph_bounds(self) -> GraphBounds:
+        """The largest graphs of tenants without limits of their own."""
+        return GraphBounds(
+            nodes=self.max_graph_nodes, links=self.max_graph_links, bytes=self.max_graph_bytes
+        )
 
     def signing_key(self) -> bytes:
         """Return the key that signs internal tokens and webhooks; create its file on first use.

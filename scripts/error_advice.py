@@ -31,6 +31,12 @@ ADVICE: Mapping[str, tuple[str, str]] = {
         "ComfyUI's validation refuses the graph.",
         "Correct the nodes that `node_errors` names.",
     ),
+    "graph_too_large": (
+        "A graph has more nodes, links, values, levels or bytes than the tenant may submit: `bound`, "
+        "`max` and `actual` name them.",
+        "Split the graph, upload files instead of sending them within it, or ask an operator to raise "
+        "the tenant's limit.",
+    ),
     "prompt_id_taken": (
         "Another prompt, or one that was deleted, has the `prompt_id` that the client chose.",
         "Choose a new UUID, or leave the id out.",
@@ -243,6 +249,10 @@ ADVICE: Mapping[str, tuple[str, str]] = {
     "out_of_memory": (
         "The graphics card had too little memory.",
         "Render smaller, or in the pool that `details.pool` names.",
+    ),
+    "resource_limit": (
+        "The render used more memory, disk space or processes than its pool allows.",
+        "Render smaller or fewer pictures at once; `details.bound` names the pool's setting.",
     ),
     "pool_not_allowed": (
         "The render pool serves other tenants.",

@@ -19,8 +19,8 @@ def with_lines(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Pro
 
 
 def is_bubblewrap(command_line: str) -> bool:
-    """Return True if a process with this command line is bubblewrap itself.
+    """Return True if a process with this command line is bubblewrap or a sandbox's first process.
 
-    The command line then also contains that of the program which bubblewrap runs.
+    The command line then also contains that of the program which runs in the sandbox.
     """
-    return command_line.partition(" ")[0].endswith("bwrap")
+    return command_line.partition(" ")[0].endswith("bwrap") or "sandbox_init.py" in command_line

@@ -12,12 +12,20 @@ from deployments.observer import RequestObserver
 from deployments.replicas import ReloadableConfig
 from moyin.access.accounts.mail import create_mailer
 from moyin.access.gatekeeper.middleware import Gatekeeper
+from moyin.jobs.grpc.bridge import MoyinCalls, RefusingBridge
+from moyin.jobs.grpc.health import HealthMonitor
 from moyin.settings import Settings
 from moyin.system.ranks import Rank, take_rank
 
 
-class Accounts:
-    """Serves the accounts app in one replica, with services built from the settings."""
+class Accounts(MoyinCalls):
+    """Serves the accounts app in one replica, with services built from the settings.
+
+    A gRPC call gets an error that names the app to call instead.
+    """
+
+    grpc_bridge = RefusingBridge()
+    grpc_health = HealthMonitor(grpc_bridge.is_ready)
 
     def __init__(self, token_lifetime: timedelta, session_idle: timedelta) -> None:
         settings = Settings()

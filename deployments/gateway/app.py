@@ -54,7 +54,6 @@ from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.graph_conversion import GraphConverter
 from moyin.comfy_api.jobs_v2 import ComfyJobs
-from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.notifier import PromptNotifiers
 from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.comfy_api.protocol.paths import PAGE_PATH, is_comfyui_path, is_page_file, to_server_path
@@ -116,7 +115,6 @@ class GatewayServices:
     events: PromptNotifiers
     userdata: UserdataStore
     sessions: SessionStore
-    node_info: NodeInfoCache
     admission: GraphAdmission
     frontend: FrontendFiles
     templates: TemplateCatalog
@@ -136,8 +134,8 @@ class GatewayServices:
     console: ConsoleFiles = field(default_factory=ConsoleFiles)
 
 
-def new_app(services: GatewayServices) -> Gatekeeper:
-    """Return the ASGI app that serves the gateway, behind the gatekeeper."""
+def new_api(services: GatewayServices) -> FastAPI:
+    """Return the app with all routes of the gateway, without the gatekeeper and the proxy."""
     app = new_fastapi(
         "Moyin gateway",
         errors=render_error,
@@ -149,6 +147,12 @@ def new_app(services: GatewayServices) -> Gatekeeper:
     app.openapi = lambda: build_document(  # type: ignore[method-assign]
         app, _is_public, _accepts_event_token
     )
+    return app
+
+
+def new_app(services: GatewayServices) -> Gatekeeper:
+    """Return the ASGI app that serves the gateway, behind the gatekeeper."""
+    app = new_api(services)
     proxy_or_app = ProxyOrApp(
         services.proxy,
         # The proxy itself checks the scopes that the route table requires.
@@ -240,18 +244,16 @@ def _strip_page_prefix(scope: Scope) -> Scope:
 
 
 def _add_routes(app: FastAPI, services: GatewayServices) -> None:
-    node_info, blobs, retention = services.node_info, services.blobs, services.retention
+    admission, blobs, retention = services.admission, services.blobs, services.retention
     artifact_services = (services.artifacts, blobs, services.pictures, services.signing_key)
     # ComfyUI serves these routes at the root and under `/api`.
     comfyui_routers = (
-        prompts.new_prompt_routes(services.prompts),
+        prompts.new_prompt_routes(services.prompts, services.admission),
         files.new_file_routes(services.files, blobs, services.pictures),
         websocket.new_websocket_routes(services.events, services.max_body_bytes),
-        server_info.new_server_info_routes(
-            node_info, services.admission, services.files, services.max_body_bytes
-        ),
-        server_info.new_package_routes(node_info),
-        server_info.new_model_routes(node_info, services.admission),
+        server_info.new_server_info_routes(admission, services.files, services.max_body_bytes),
+        server_info.new_package_routes(admission),
+        server_info.new_model_routes(admission),
         userdata.new_userdata_routes(services.userdata),
         settings.new_settings_routes(services.userdata),
     )
@@ -273,7 +275,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
         ),
         cluster.new_cluster_routes(
             services.cluster,
-            services.admission,
+            admission,
             services.proxy,
             services.config,
             services.config_history,
@@ -282,7 +284,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
         artifacts.new_signed_link_routes(*artifact_services),
         artifacts.new_artifact_routes(*artifact_services, services.templates),
         archives.new_archive_routes(services.artifacts, services.jobs, blobs, services.signing_key),
-        jobs_v2.new_job_v2_routes(renders, retention),
+        jobs_v2.new_job_v2_routes(renders, services.admission, retention),
         assets_v2.new_asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
     ):
         app.include_router(router)
@@ -291,10 +293,15 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
         app.include_router(router, prefix="/api", include_in_schema=False)
     app.include_router(prompts.new_job_list_routes(services.prompts))
     app.include_router(jobs.new_template_routes(services.templates))
-    app.include_router(graphs.new_graph_routes(GraphConverter(services.admission, services.files)))
+    app.include_router(
+        graphs.new_graph_routes(
+            GraphConverter(admission, services.files, services.service.work),
+            admission,
+        )
+    )
     app.include_router(console.new_console_routes(services.console))
     app.include_router(frontend.new_session_routes(sessions))
-    app.include_router(frontend.new_frontend_routes(sessions, services.frontend, node_info))
+    app.include_router(frontend.new_frontend_routes(sessions, services.frontend, admission))
 
 
 def _get_required_scope(scope: Scope) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -72,6 +73,8 @@ from moyin.store.userdata import UserdataStore
 from moyin.system.processes import freeze_startup_objects
 from moyin.system.ranks import Rank, take_rank
 
+_SWITCH_SECONDS = 0.0002
+
 
 class _Closeable(Protocol):
     async def close(self) -> None: ...
@@ -87,6 +90,9 @@ class Gateway(MoyinCalls):
         settings = Settings()
         take_rank(Rank.REPLICA)
         configure_logs(settings.log_level)
+        # Threads that process large requests give way to the event loop 25 times as often as by
+        # default (`moyin.system.heavy_work`).
+        sys.setswitchinterval(_SWITCH_SECONDS)
         retention = timedelta(days=settings.job_history_days)
         signing_key = settings.signing_key()
         resources = AsyncExitStack()
@@ -107,6 +113,7 @@ class Gateway(MoyinCalls):
             settings.temporal_address, settings.temporal_namespace, retention=retention
         )
         launcher = close_at_shutdown(JobLauncher(jobs=jobs, temporal=temporal))
+        self.grpc_authenticator = create_authenticator(database, signing_key)
         self.grpc_bridge = close_at_shutdown(GrpcBridge(settings.door))
         self.grpc_health = HealthMonitor(self.grpc_bridge.is_ready)
         pool_client = ServePoolClient(pools)
@@ -120,7 +127,7 @@ class Gateway(MoyinCalls):
         picture_processes = close_at_shutdown(PictureProcesses())
         artifacts = ArtifactStore(database)
         blobs = BlobStore(settings.blobs_url)
-        admission = GraphAdmission(node_info)
+        admission = GraphAdmission(node_info, settings.graph_bounds)
         validator = PoolValidator()
         prompts = PromptStore(database)
         files = ComfyFiles(
@@ -130,7 +137,7 @@ class Gateway(MoyinCalls):
         service = JobService(
             jobs=jobs, artifacts=artifacts, files=files, blobs=blobs, events=events, frames=frames,
             launcher=launcher, validator=validator, guard=admission,
-            budgets=RenderBudgets(meter, node_info), pools=pools,
+            budgets=RenderBudgets(meter, node_info),
             networks=AllowedNetworks(settings.webhook_networks),
         )  # fmt: skip
         proxy = close_at_shutdown(
@@ -197,12 +204,12 @@ class Gateway(MoyinCalls):
             service=service, jobs=jobs, feed=feed, previews=PreviewFeed(previews, preview_hub),
             places=places, artifacts=artifacts,
             blobs=blobs, pictures=PictureConverter(blobs, picture_processes, picture_cache), prompts=farm_prompts,
-            files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
+            files=files, events=farm_events, userdata=UserdataStore(database),
             sessions=SessionStore(database), admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=templates, proxy=proxy, config=self._config, cluster=cluster,
             config_history=self._history.store, links=build_links(settings),
-            authenticator=create_authenticator(database, signing_key), meter=meter,
+            authenticator=self.grpc_authenticator, meter=meter,
             observer=RequestObserver(settings.log_level),
             checks=checks,
             signing_key=signing_key, max_body_bytes=settings.max_body_bytes, retention=retention,

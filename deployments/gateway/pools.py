@@ -21,6 +21,7 @@ from moyin.domain.cluster import PoolSummary
 from moyin.domain.queue_place import QueuePlace
 from moyin.errors import InvalidGraph, MoyinError, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolResponse
+from moyin.system.heavy_work import run_aside
 
 # Serve raises KeyError for an app that is not deployed. A pool raises MoyinError if no renderer is
 # up or a renderer fails during the request.
@@ -35,6 +36,8 @@ _PLACES_SECONDS = 2.0
 _SUMMARY_SECONDS = 2.5
 # Seconds for which a pool's list of running renderers is cached.
 _RENDERERS_SECONDS = 5.0
+# A graph with more nodes may take ComfyUI longer than the time limit, although its process is well.
+_LARGE_GRAPH = 500
 
 
 class _PoolHandles(dict[str, Any]):
@@ -204,20 +207,27 @@ class PoolValidator:
         Raises:
             InvalidGraph: ComfyUI rejects the graph; ``details`` hold its response.
         """
-        if (cached_result := self._cache.find(pool, graph, targets)) is not None:
+        cached_result = await run_aside(self._cache.find, pool, graph, targets)
+        if cached_result is not None:
             return cached_result
         if time.monotonic() < self._paused_until.get(pool, 0.0):
             return {}
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 actor = await self._get_next_renderer(pool)
-                result: dict[str, Any] = await actor.validate.remote(dict(graph), targets)
+            # Ray serialises the arguments in the thread that calls.
+            reference = await run_aside(actor.validate.remote, dict(graph), targets)
+            async with asyncio.timeout(self._timeout_seconds):
+                result: dict[str, Any] = await reference
         except _VALIDATION_ERRORS as error:
             _log.info(
                 "render pool %s could not validate a graph, which is accepted unchecked: %s",
                 pool,
                 type(error).__name__,
             )
+            if isinstance(error, TimeoutError) and len(graph) > _LARGE_GRAPH:
+                # The graph is the likely cause, so the graphs of other tenants are still validated.
+                return {}
             self._handles.pop(pool, None)
             self._renderers.pop(pool, None)
             self._actors.clear()
@@ -228,7 +238,7 @@ class PoolValidator:
             message = result["error"].get("message") or "ComfyUI rejects this graph; see details"
             raise InvalidGraph(message, details=result)
         if unchecked_inputs is not None:
-            self._cache.store(pool, graph, targets, result, unchecked_inputs)
+            await run_aside(self._cache.store, pool, graph, targets, result, unchecked_inputs)
         return result
 
     async def _get_next_renderer(self, pool: str) -> Any:

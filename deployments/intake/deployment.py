@@ -103,7 +103,7 @@ async def open_workers(
         exit_stack.push_async_callback(launcher.close)
         meter = create_meter(settings)
         exit_stack.push_async_callback(meter.close)
-        node_info = NodeInfoCache(pool_client)
+        node_info = NodeInfoCache(pool_client, folder=settings.data / "comfyui" / "nodes")
         exit_stack.push_async_callback(node_info.close)
         files = ComfyFiles(
             uploads=UploadStore(services.database),
@@ -121,9 +121,8 @@ async def open_workers(
             frames=services.frames,
             launcher=launcher,
             validator=validator,
-            guard=GraphAdmission(node_info),
+            guard=GraphAdmission(node_info, settings.graph_bounds),
             budgets=RenderBudgets(meter, node_info),
-            pools=args.pools,
             networks=AllowedNetworks(settings.webhook_networks),
         )
         templates = create_catalog(settings)

@@ -44,6 +44,31 @@ class ComfyArgs(StrictModel):
     readable: tuple[str, ...] = Field(
         (), description="Additional folders that a strictly isolated process may read."
     )
+    memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description="GiB of memory that a strictly isolated process and the processes which it starts "
+        "may use together, without files in the page cache; none: nine tenths of the machine's. A "
+        "render that uses more fails with `resource_limit`.",
+    )
+    processes: int = Field(
+        1024,
+        ge=8,
+        le=65_536,
+        description="Largest number of processes of a strictly isolated process; it can't start more.",
+    )
+    disk_gib: float = Field(
+        64,
+        gt=0,
+        description="GiB of disk space that the files of a strictly isolated process may take during a "
+        "render, which fails with `resource_limit` beyond it.",
+    )
+    files: int = Field(
+        100_000,
+        ge=100,
+        description="Number of files and folders that a strictly isolated process may write during a "
+        "render, which fails with `resource_limit` beyond it.",
+    )
     environment: tuple[str, ...] = Field(
         (), description="Environment variables to pass besides those that rendering needs."
     )

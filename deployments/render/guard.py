@@ -53,12 +53,19 @@ class RenderGuard:
 
         Raises:
             PoolNotAllowed: the pool does not run renders of this owner.
+            OutOfMemory: the render was redirected to this pool, which does not run renders of its
+                owner. The error does not name this pool, because the owner may not see it.
             NodeNotAllowed: the pool does not allow a node of the graph.
             InputNotFound: the graph names an input file that is not in ``own_files``.
         """
         if not self._rules.serves_tenant(owner) or not await self._is_permitted(
             owner, requested_pool
         ):
+            if requested_pool != self._pool:
+                raise OutOfMemory(
+                    "the render needs more memory than a renderer of the pool "
+                    f"{requested_pool!r} has"
+                )
             raise PoolNotAllowed(
                 f"render pool {self._pool!r} does not run jobs of this tenant; use another pool"
             )

@@ -195,7 +195,7 @@ async def _follow_batch(gateway: GatewayClient, batch_id: str, as_json: bool) ->
         await asyncio.sleep(_POLL_SECONDS)
     for problem in (batch["errors"] or {}).get("data", ()):
         line_prefix = "" if problem["line"] is None else f"line {problem['line']}: "
-        errors.print(f"{line_prefix}{problem['code']}: {problem['message']}")
+        errors.print(f"{line_prefix}{problem['code']}: {problem['message']}", markup=False)
     if batch["status"] != "completed":
         raise typer.Exit(JOB_DID_NOT_SUCCEED)
 

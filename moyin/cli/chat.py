@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.screen import AsJsonLines, errors, print_json_line
+from moyin.cli.screen import AsJsonLines, disarm, errors, out, print_json_line
 from moyin.cli.session import run_with_gateway
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient, read_events
@@ -119,7 +119,8 @@ async def stream_answer(
             if as_json:
                 print_json_line(chunk)
             else:
-                sys.stdout.write(new_text)
+                # A model may repeat what a stranger wrote into its prompt.
+                sys.stdout.write(disarm(new_text) if out.is_terminal else new_text)
                 sys.stdout.flush()
     return Answer(
         text="".join(texts),

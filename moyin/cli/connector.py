@@ -19,7 +19,7 @@ from aiohttp import WSMsgType, web
 from multidict import CIMultiDict
 from yarl import URL
 
-from moyin.access.gatekeeper.credential_finder import SESSION_COOKIE
+from moyin.access.gatekeeper.credential_finder import HOST_PREFIX, SESSION_COOKIE
 from moyin.comfy_api.protocol.paths import PAGE_PATH
 from moyin.errors import BackendUnavailable, CrossSiteRequest, MoyinError, StackError
 from moyin.http.client import LazySession
@@ -278,7 +278,8 @@ def build_upstream_headers(headers: Mapping[str, str], key: str, path: str) -> C
     )
     forwarded_headers["Authorization"] = f"Bearer {key}"
     if path.startswith(PAGE_PATH):
-        forwarded_headers["Cookie"] = f"{SESSION_COOKIE}={key}"
+        # Over HTTPS, the gateway accepts only the name with the prefix.
+        forwarded_headers["Cookie"] = f"{HOST_PREFIX}{SESSION_COOKIE}={key}; {SESSION_COOKIE}={key}"
     return forwarded_headers
 
 

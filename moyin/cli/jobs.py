@@ -194,7 +194,7 @@ def watch(job_id: JobId, as_json: AsJsonLines = False) -> None:
         if not as_json:
             out.print(job["status"])
         if job["error"]:
-            errors.print(f"{job['error']['code']}: {job['error']['message']}")
+            errors.print(f"{job['error']['code']}: {job['error']['message']}", markup=False)
         exit_unless_succeeded(job)
 
     run_with_gateway(follow_to_end)

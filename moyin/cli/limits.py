@@ -48,7 +48,8 @@ def set_limits(
         typer.Argument(
             metavar="NAME=VALUE",
             help="usd_per_day, usd_per_month, requests_per_minute, tokens_per_minute, "
-            "concurrent_requests, open_jobs, best_priority, pools, allowed_nodes or denied_nodes. "
+            "concurrent_requests, open_jobs, best_priority, graph_nodes, graph_links, graph_bytes, pools, "
+            "allowed_nodes or denied_nodes. "
             "Lists have commas; `none` removes the limit.",
         ),
     ],

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
+from rich.markup import escape
 
 from moyin.cli import (
     artifacts,
@@ -131,7 +132,7 @@ def _format_error(error: Exception) -> str:
     else:
         message = f"unexpected {type(error).__name__}: {error} (MOYIN_DEBUG=1 shows the traceback)"
     # Brackets in a server's message must not be read as rich markup.
-    return " ".join(message.split()).replace("[", "\\[")
+    return escape(" ".join(message.split()))
 
 
 def _get_variable_name(location: tuple[int | str, ...]) -> str:

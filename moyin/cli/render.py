@@ -150,9 +150,8 @@ async def submit_and_follow(
         out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
     ended_job = await follow_job(gateway, job["id"], shows_bar=not is_quiet)
     if ended_job["error"]:
-        errors.print(
-            f"[red]{ended_job['error']['code']}: {ended_job['error']['message']}[/]", markup=True
-        )
+        job_error = ended_job["error"]
+        errors.print(f"{job_error['code']}: {job_error['message']}", style="red", markup=False)
     elif ended_job["status"] != "succeeded":
         errors.print(f"[yellow]the job is {ended_job['status']}[/]")
     return ended_job

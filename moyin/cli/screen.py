@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.cells import cell_len
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,9 @@ from rich.text import Text
 # A time in UTC as the gateway writes it.
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(Z|\+00:00)")
 _WORD = re.compile(r"\s*\S+\s*")
+# Characters by which a text could control the terminal, or show itself in another order: control
+# characters of both ASCII and Latin-1 but tab and line feed, and those of writing directions.
+_CONTROLLING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 # Below this width of a terminal, text beside a name would be a column of single words.
 _MIN_TEXT_WIDTH = 20
 
@@ -28,13 +32,15 @@ class Screen(Console):
     """A console that wraps text between words on a terminal, but not in a pipe.
 
     Words that are wider than the terminal, such as keys and addresses, stay whole, so that they can
-    be copied.
+    be copied. Characters that control the terminal are replaced in all texts, since many come from
+    others: names, graphs, errors.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, soft_wrap=True)
 
     def print(self, *objects: Any, **options: Any) -> None:
+        objects = tuple(map(_disarm_object, objects))
         if not (self.is_terminal and len(objects) == 1 and isinstance(objects[0], str)):
             super().print(*objects, **options)
             return
@@ -59,6 +65,21 @@ def wrap_text(text: Text, width: int) -> Iterator[Text]:
         for number, line in enumerate(paragraph.divide(break_offsets)):
             line.rstrip()
             yield Text(indent) + line if number else line
+
+
+def disarm(text: str) -> str:
+    """Return a text with characters replaced that could control the terminal."""
+    return _CONTROLLING.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+def _disarm_object(value: Any) -> Any:
+    if isinstance(value, str):
+        return disarm(value)
+    if isinstance(value, Text) and _CONTROLLING.search(value.plain):
+        # Keeps the styles, because the length stays the same.
+        value = value.copy()
+        value.plain = _CONTROLLING.sub("\N{REPLACEMENT CHARACTER}", value.plain)
+    return value
 
 
 out = Screen()
@@ -93,7 +114,9 @@ def print_table(
         for row in rows:
             sys.stdout.write("\t".join(row) + "\n")
         return
-    text_rows = [[Text.from_markup(_TIME.sub(r"\1 \2", cell)) for cell in row] for row in rows]
+    text_rows = [
+        [Text.from_markup(_TIME.sub(r"\1 \2", disarm(cell))) for cell in row] for row in rows
+    ]
     if not text_rows and empty_text:
         out.print(empty_text, style="dim", markup=False)
         return
@@ -231,17 +254,23 @@ def print_pairs(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON, with colours on a terminal."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = _write_json(value, indent=2)
     if out.is_terminal:
-        out.print_json(text)
+        out.print(JSONHighlighter()(text))
     else:
         sys.stdout.write(text + "\n")
 
 
 def print_json_line(value: Any) -> None:
     """Print a value as JSON on one line, at once, because a program may be waiting for it."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(_write_json(value) + "\n")
     sys.stdout.flush()
+
+
+def _write_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON in which characters that could control the terminal are escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _CONTROLLING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def print_outcome(value: Any, text: str, *, as_json: bool) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from moyin.comfy_api.node_info import NodeInfoCache
+from moyin.comfy_api.caller_pools import CallerPools
+from moyin.comfy_api.node_info import InputRules, NodeInfoCache
 from moyin.comfy_api.protocol.node_info import filter_nodes
+from moyin.domain.graph_bounds import GraphBounds
 from moyin.domain.identity import Identity
 from moyin.domain.limits import PoolRules, filter_permitted_pools
-from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed
+from moyin.errors import InputNotFound, NodeNotAllowed, ServiceUnavailable
 from moyin.render.comfyui.bridge.input_rules import PREFIX, Refusal, Rule, find_refusals
 from moyin.render.protocol.graph import NOT_YOUR_FILE, RefusedInput, make_refusal_body
+from moyin.render.protocol.graph_size import check_graph_size
+from moyin.system.heavy_work import run_aside
 
 _NO_RULES: Mapping[str, Rule] = {}
 # The most errors in a response. A graph can have thousands of errors, and a client needs only some.
@@ -20,62 +25,71 @@ _MAX_REPORTED = 1_000
 
 
 class GraphAdmission:
-    """Checks graphs against the nodes and rules of the pools and the limits of the caller."""
+    """Checks graphs against the nodes and rules of the pools and the limits of the caller.
 
-    def __init__(self, node_info: NodeInfoCache) -> None:
+    Args:
+        bounds: the largest graphs of callers without limits of their own.
+    """
+
+    def __init__(self, node_info: NodeInfoCache, bounds: GraphBounds | None = None) -> None:
         self._node_info = node_info
+        self._bounds = bounds or GraphBounds()
 
-    async def list_pools(self, caller: Identity) -> Sequence[str]:
-        """Return the pools that run the caller's jobs, in the configured order."""
+    def get_bounds(self, caller: Identity) -> GraphBounds:
+        """Return how large the caller's graphs may be."""
+        return self._bounds.narrow(caller.limits)
+
+    async def check_size(
+        self,
+        caller: Identity,
+        graphs: Sequence[tuple[str, Mapping[str, Any]]],
+        patches: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Check that the graphs of one job are within the caller's bounds together.
+
+        Args:
+            graphs: the graphs, each with its path in the request.
+            patches: for a batch, the changed inputs of each child.
+
+        Raises:
+            GraphTooLarge: a bound is exceeded; the error names the bound.
+            InvalidGraph: the links of a graph form a circle; the error names a node.
+        """
+        await run_aside(check_graph_size, graphs, self.get_bounds(caller), patches)
+
+    async def find_pools(self, caller: Identity) -> CallerPools:
+        """Return the pools that run the caller's jobs.
+
+        A pool that has not reported its rules yet is left out, because it may be kept for others.
+        """
         permitted_pools = filter_permitted_pools(caller.limits, self._node_info.pools)
-        rules = {pool: await self._node_info.fetch_rules(pool) for pool in permitted_pools}
-        return [pool for pool in permitted_pools if rules[pool].serves_tenant(caller.owner)]
+        rules = await asyncio.gather(*map(self._find_rules, permitted_pools))
+        return CallerPools(
+            names=tuple(
+                pool
+                for pool, pool_rules in zip(permitted_pools, rules, strict=True)
+                if pool_rules is not None and pool_rules.serves_tenant(caller.owner)
+            ),
+            are_all_known=None not in rules,
+            node_info=self._node_info,
+        )
 
     async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
-        """Return the first of the caller's pools that has the nodes and files of the graph.
-
-        If no pool has all of them, return the first one with all nodes. If there is none either,
-        return the caller's first pool.
-
-        Raises:
-            InvalidRequest: no pool runs the caller's jobs.
-        """
-        pools = await self.list_pools(caller)
-        if not pools:
-            raise InvalidRequest(
-                "no render pool runs your jobs: ask an operator for access to one", field="pool"
-            )
-        return await self._node_info.choose_pool(graph, pools)
-
-    async def require_pool(self, caller: Identity, pool: str) -> str:
-        """Return the name ``pool`` unchanged if this pool runs the caller's jobs.
-
-        Raises:
-            InvalidRequest: there is no such pool, or it does not run the caller's jobs.
-        """
-        pools = await self.list_pools(caller)
-        if pool not in pools:
-            raise InvalidRequest(
-                f"there is no render pool {pool!r}; available pools: {', '.join(pools) or 'none'}",
-                field="pool",
-            )
-        return pool
+        """Return the best of the caller's pools for the graph; see `CallerPools.choose`."""
+        return await (await self.find_pools(caller)).choose(graph)
 
     async def list_nodes(self, caller: Identity, pool: str | None = None) -> Mapping[str, Any]:
         """Return the ``/object_info`` of the nodes that the caller may use. Do not modify it.
 
         Args:
-            pool: only the nodes of this pool; None for all pools.
+            pool: only the nodes of this pool; None for all of the caller's pools.
 
         Raises:
             InvalidRequest: there is no such pool, or it does not run the caller's jobs.
             ServiceUnavailable: no pool has reported its nodes yet.
         """
-        if pool is None:
-            pools = await self.list_pools(caller)
-        else:
-            pools = [await self.require_pool(caller, pool)]
-        nodes: Mapping[str, Any] = await self._node_info.fetch_nodes(pools) if pools else {}
+        pools = (await self.find_pools(caller)).select(pool)
+        nodes = await pools.fetch_nodes()
         node_limits = [(limit.allowed_nodes, limit.denied_nodes) for limit in caller.limits]
         if all(node_limit == (None, None) for node_limit in node_limits):
             return nodes
@@ -94,9 +108,10 @@ class GraphAdmission:
         Raises:
             NodeNotAllowed: the pool or the caller's limits do not allow a node.
             InputNotFound: an input names a file that the caller does not have.
+            ServiceUnavailable: the pool has not reported its rules yet.
         """
         rules = await self._node_info.fetch_rules(pool)
-        denied_nodes = list(islice(_find_denied_nodes(caller, rules, graph), _MAX_REPORTED))
+        denied_nodes = await run_aside(_list_denied_nodes, caller, rules, graph)
         if denied_nodes:
             first_refusal = denied_nodes[0]
             raise NodeNotAllowed(
@@ -108,15 +123,9 @@ class GraphAdmission:
             str(node.get("class_type")) for node in graph.values() if isinstance(node, Mapping)
         }
         input_rules = await self._node_info.fetch_input_rules(pool, class_types)
-        known_rules = input_rules or {}
-        refused_inputs = (
-            RefusedInput(refusal.node, refusal.class_type, refusal.input, _explain_refusal(refusal))
-            for refusal in find_refusals(
-                graph, lambda name: known_rules.get(name, _NO_RULES), own_names.__contains__
-            )
-            if rules.checks_input(refusal.class_type, refusal.input)
+        reported_inputs = await run_aside(
+            _list_refused_inputs, rules, input_rules or {}, graph, own_names
         )
-        reported_inputs = list(islice(refused_inputs, _MAX_REPORTED))
         if reported_inputs:
             first_refusal = reported_inputs[0]
             raise InputNotFound(
@@ -125,6 +134,35 @@ class GraphAdmission:
                 details=make_refusal_body(reported_inputs),
             )
         return input_rules is not None
+
+    async def _find_rules(self, pool: str) -> PoolRules | None:
+        """Return the operator's rules for a pool, or None if it has not reported them yet."""
+        try:
+            return await self._node_info.fetch_rules(pool)
+        except ServiceUnavailable:
+            return None
+
+
+def _list_refused_inputs(
+    rules: PoolRules,
+    input_rules: InputRules,
+    graph: Mapping[str, Any],
+    own_names: Collection[str],
+) -> list[RefusedInput]:
+    refused_inputs = (
+        RefusedInput(refusal.node, refusal.class_type, refusal.input, _explain_refusal(refusal))
+        for refusal in find_refusals(
+            graph, lambda name: input_rules.get(name, _NO_RULES), own_names.__contains__
+        )
+        if rules.checks_input(refusal.class_type, refusal.input)
+    )
+    return list(islice(refused_inputs, _MAX_REPORTED))
+
+
+def _list_denied_nodes(
+    caller: Identity, rules: PoolRules, graph: Mapping[str, Any]
+) -> list[RefusedInput]:
+    return list(islice(_find_denied_nodes(caller, rules, graph), _MAX_REPORTED))
 
 
 def _find_denied_nodes(

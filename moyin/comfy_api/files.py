@@ -69,6 +69,12 @@ def parse_file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
     return ComfyFileName(filename=last_segment, subfolder=folder, type=kind)
 
 
+def parse_record(content: bytes) -> PromptRecord | None:
+    """Return ComfyUI's history entry in a blob of `ComfyFiles.read_record_content`, if any."""
+    record = from_json(content).get("record") if content else None
+    return None if record is None else from_plain(PromptRecord, record)
+
+
 @dataclass(kw_only=True, eq=False)
 class ComfyFiles:
     """Finds and stores the files of one tenant at a time, by ComfyUI's names."""
@@ -179,22 +185,17 @@ class ComfyFiles:
 
     async def read_record(self, job: Job) -> PromptRecord | None:
         """Return ComfyUI's history entry of a render, or None if the entry is not stored."""
-        return (await self.read_record_with_size(job))[0]
+        return parse_record(await self.read_record_content(job))
 
-    async def read_record_with_size(self, job: Job) -> tuple[PromptRecord | None, int]:
-        """Return ComfyUI's history entry of a render, and the size of its blob in bytes.
-
-        Returns None and 0 if the entry is not stored.
-        """
+    async def read_record_content(self, job: Job) -> bytes:
+        """Return the blob with ComfyUI's history entry of a render; empty if it is not stored."""
         sha256 = job.results[-1].output if job.results else job.record
         if sha256 is None:
-            return None, 0
+            return b""
         try:
-            content = await self.blobs.get(sha256)
+            return await self.blobs.get(sha256)
         except FileNotFoundError:
-            return None, 0
-        record = from_json(content).get("record")
-        return None if record is None else from_plain(PromptRecord, record), len(content)
+            return b""
 
     async def _find_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
         """Find an output by its name, whose subfolder begins with the id of the render's job.
@@ -205,10 +206,12 @@ class ComfyFiles:
         if not _UUID.fullmatch(job_id):
             return None
         for job in await self.prompts.get(owner, [job_id], with_hidden=True):
+            # Clients name files by the prompt's id, which may be another one than the job's.
+            name = replace(name, subfolder=f"{job.id}{name.subfolder[len(job_id) :]}")
             record = await self.read_record(job)
             files: tuple[PromptFile, ...] = record.files if record is not None else ()
             file = next((file for file in files if file.name == name), None)
-            file = file or await self.frames.find_file(job_id, name.path)
+            file = file or await self.frames.find_file(job.id, name.path)
             if file is not None:
                 return replace(file.to_artifact(), id=_derive_output_artifact_id(owner, name))
         return None

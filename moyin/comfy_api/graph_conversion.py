@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,88 +11,72 @@ from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.protocol.graph_conversion import (
     MAX_REPORTED,
+    ConversionRequest,
     ConvertedGraph,
     LeftOutBody,
     find_missing_parts,
 )
 from moyin.domain.identity import Identity
-from moyin.errors import InvalidRequest
+from moyin.http.validation import parse_object, validate
 from moyin.jobs.protocol.renders import check_graph_format
 from moyin.render.protocol.editor_graph.conversion import convert
-from moyin.render.protocol.editor_graph.document import MAX_NODES, is_editor_format
-from moyin.system.slots import Slots
+from moyin.render.protocol.editor_graph.document import is_editor_format
+from moyin.system.heavy_work import HeavyWork, run_aside
 
 _FIELD = "graph"
-# The largest graphs take seconds of processor time, which the replica's event loop needs, too.
-_MAX_CONVERSIONS = 2
-_MAX_WAITING = 32
-_PATIENCE_SECONDS = 30.0
-_MEAN_SECONDS = 0.1
 
 
 class GraphConverter:
     """Converts clients' graphs to the API format, and finds what a pool lacks for them.
 
     Args:
-        slots: limits the concurrent conversions, and shares them fairly between tenants.
+        work: processes conversions beside other requests, and shares them between tenants.
     """
 
-    def __init__(
-        self, admission: GraphAdmission, files: ComfyFiles, slots: Slots | None = None
-    ) -> None:
+    def __init__(self, admission: GraphAdmission, files: ComfyFiles, work: HeavyWork) -> None:
         self._admission = admission
         self._files = files
-        # One slot is always left to other tenants.
-        self._slots = slots or Slots(
-            _MAX_CONVERSIONS,
-            max_waiting=_MAX_WAITING,
-            patience=_PATIENCE_SECONDS,
-            reserve_seconds=math.inf,
-        )
+        self._work = work
 
-    async def convert(
-        self, caller: Identity, graph: Mapping[str, Any], pool: str | None
-    ) -> ConvertedGraph:
+    async def convert(self, caller: Identity, content: bytes) -> bytes:
         """Convert a graph; also list its parts that the pool lacks, and those that were left out.
 
         Args:
-            graph: a graph in the editor's or the API format, or an object with a graph as its
-                ``prompt`` or ``workflow``, such as the body of ``POST /prompt``.
-            pool: the pool that is to render it; None chooses the pool that a job would get.
+            content: the JSON of a `ConversionRequest`.
+
+        Returns:
+            The JSON of a `ConvertedGraph`.
 
         Raises:
-            InvalidRequest: the graph is malformed or too large, or there is no such pool.
+            InvalidJson, InvalidRequest: the body or the graph is malformed, or there is no such
+                pool.
+            GraphTooLarge: the graph is larger than the caller's may be, also after the conversion.
             ServiceUnavailable: no pool has reported its nodes yet.
             Overloaded: too many conversions are waiting, or the wait took too long.
         """
-        if not self._slots.try_acquire(caller.owner):
-            await self._slots.wait(caller.owner, _PATIENCE_SECONDS, _MEAN_SECONDS)
-        try:
-            return await self._convert(caller, graph, pool)
-        finally:
-            self._slots.release(caller.owner)
+        # However short it is, a graph may have many nodes with its subgraphs inlined.
+        async with self._work.admit(caller.owner, math.inf):
+            request = await run_aside(_parse_request, content)
+            converted_graph = await self._convert(caller, request.graph, request.pool)
+            return await run_aside(lambda: converted_graph.model_dump_json().encode())
 
     async def _convert(
         self, caller: Identity, graph: Mapping[str, Any], pool: str | None
     ) -> ConvertedGraph:
-        if pool is not None:
-            await self._admission.require_pool(caller, pool)
+        pools = (await self._admission.find_pools(caller)).select(pool)
         graph = _unwrap_graph(graph)
         is_editor_graph = is_editor_format(graph)
         left_out_parts: list[LeftOutBody] = []
         if is_editor_graph:
             nodes = await self._admission.list_nodes(caller)
-            graph, left_out_parts = await asyncio.to_thread(_convert_editor_graph, graph, nodes)
+            graph, left_out_parts = await run_aside(_convert_editor_graph, graph, nodes)
         else:
-            check_graph_format(graph, _FIELD)
-            if len(graph) > MAX_NODES:
-                raise InvalidRequest(
-                    f"the graph has too many nodes: at most {MAX_NODES} are allowed", field=_FIELD
-                )
+            await run_aside(check_graph_format, graph, _FIELD)
+        await self._admission.check_size(caller, [(_FIELD, graph)])
         if pool is None:
-            pool = await self._admission.choose_pool(caller, graph)
+            pool = await pools.choose(graph)
         nodes = await self._admission.list_nodes(caller, pool)
-        missing_parts, uploads = await asyncio.to_thread(find_missing_parts, graph, nodes)
+        missing_parts, uploads = await run_aside(find_missing_parts, graph, nodes)
         upload_names = {upload.value for upload in uploads}
         found_files = (
             await self._files.find_in_texts(caller.owner, upload_names) if upload_names else {}
@@ -108,6 +91,10 @@ class GraphConverter:
             missing=missing_parts,
             left_out=left_out_parts,
         )
+
+
+def _parse_request(content: bytes) -> ConversionRequest:
+    return validate(ConversionRequest, parse_object(content))
 
 
 def _convert_editor_graph(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from moyin.comfy_api.protocol_v2 import wire
+from moyin.comfy_api.protocol_v2.request_to_domain import parse_job
 from moyin.comfy_api.protocol_v2.response import V2Presenter, to_progress, to_status
 from moyin.domain import references
 from moyin.domain.identity import Identity
@@ -19,6 +20,7 @@ from moyin.jobs.service import JobService
 from moyin.store.blobs import BlobStore
 from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore
+from moyin.system.heavy_work import run_aside
 
 # The name and the data of a server-sent event, or None for a keep-alive comment.
 SseEvent: TypeAlias = tuple[str, wire.StatusBody | wire.ProgressBody | wire.OutputBody] | None
@@ -34,17 +36,20 @@ class ComfyJobs:
     feed: JobFeed
     blobs: BlobStore
 
-    async def submit(self, caller: Identity, spec: JobSpec, *, idempotency_key: str | None) -> Job:
+    async def submit(self, caller: Identity, body: bytes, *, idempotency_key: str | None) -> Job:
         """Accept a render job. Unlike in Moyin's other APIs, an Idempotency-Key is valid only once.
 
         Args:
+            body: the JSON body of the request.
             idempotency_key: the Idempotency-Key of the request, or None.
 
         Raises:
             IdempotencyMismatch: the key was used before; ``details`` has the id of the first job.
             MoyinError: the job is not accepted.
         """
-        job, is_new = await self.service.submit(caller, spec, idempotency_key=idempotency_key)
+        async with self.service.work.admit(caller.owner, len(body)):
+            spec = await run_aside(parse_job, body)
+            job, is_new = await self.service.submit(caller, spec, idempotency_key=idempotency_key)
         if not is_new:
             raise IdempotencyMismatch(
                 f"this Idempotency-Key was used for job {job.id}: use a new key for each job",
@@ -91,21 +96,22 @@ class ComfyJobs:
         except JobFinished:
             return await self.get_job(caller.owner, job_id)
 
-    async def get_graph(self, job: Job) -> Mapping[str, Any]:
-        """Return the graph of a job as it was submitted. A batch returns its first child's graph.
+    async def encode_graph(self, job: Job) -> bytes:
+        """Return the JSON of a job's graph as it was submitted, as a `wire.WorkflowBody`.
+
+        A batch returns the graph of its first child.
 
         Raises:
             JobNotFound: the job's spec is no longer in the blob store.
         """
         try:
-            spec = decode(JobSpec, await self.blobs.get(job.spec))
+            content = await self.blobs.get(job.spec)
         except FileNotFoundError:
             raise JobNotFound(
                 f"the graph of job {job.id} was deleted from the artifact store; submit the graph again"
             ) from None
-        submitted_graph = spec.steps[0].payload if spec.base is None else spec.base
-        graph: Mapping[str, Any] = references.resolve_references(submitted_graph, ())
-        return graph
+        async with self.service.work.admit(job.owner, len(content)):
+            return await run_aside(_encode_graph, content)
 
     async def follow(self, job: Job, presenter: V2Presenter) -> AsyncGenerator[SseEvent, None]:
         """Yield events with the job's current state, then with each change until it has ended.
@@ -152,6 +158,13 @@ class ComfyJobs:
             *tracker.build_file_events(outputs),
             *tracker.build_final_events(),
         ]
+
+
+def _encode_graph(content: bytes) -> bytes:
+    spec = decode(JobSpec, content)
+    submitted_graph = spec.steps[0].payload if spec.base is None else spec.base
+    graph: Mapping[str, Any] = references.resolve_references(submitted_graph, ())
+    return wire.WorkflowBody(workflow=dict(graph)).model_dump_json().encode()
 
 
 class _ChangeTracker:

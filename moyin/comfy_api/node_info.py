@@ -1,6 +1,7 @@
 """Merges the nodes, models and rules that the render pools report, and caches the results.
 
-`moyin.render.comfyui.pool_client` requests and caches the responses of each pool.
+`moyin.render.comfyui.pool_client` requests and caches the responses of each pool. Requests of tenants
+reach the content of pools through `moyin.comfy_api.caller_pools` only.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from moyin.render.comfyui.pool_client import (
     PoolStarting,
 )
 from moyin.system.bounded import BoundedDict
+from moyin.system.heavy_work import run_aside
 
 # The rules for the values of inputs, by node class and input name.
 InputRules = Mapping[str, Mapping[str, Rule]]
@@ -92,15 +94,15 @@ class NodeInfoCache:
         """The names of all pools, in the order of the configuration."""
         return self._pool_client.pools
 
-    async def fetch_nodes(self, pools: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return the merged ``/object_info`` of the nodes that the ``pools`` (default: all) permit.
+    async def fetch_nodes(self, pools: Sequence[str]) -> dict[str, Any]:
+        """Return the merged ``/object_info`` of the nodes that the ``pools`` permit.
 
         The result is cached, so do not modify it.
 
         Raises:
             ServiceUnavailable: no pool has reported its nodes yet.
         """
-        responses = await self._fetch_responses(NODES_PATH, self.pools if pools is None else pools)
+        responses = await self._fetch_responses(NODES_PATH, pools)
         rules = {pool: await self.fetch_rules(pool) for pool in responses}
 
         def merge() -> dict[str, Any]:
@@ -112,7 +114,12 @@ class NodeInfoCache:
         return await self._get_merged_result((NODES_PATH, *responses), (responses, rules), merge)
 
     async def fetch_rules(self, pool: str) -> PoolRules:
-        """Return the operator's rules for a pool, or default rules if the pool does not respond."""
+        """Return the operator's rules for a pool, or its last ones if the pool does not respond.
+
+        Raises:
+            ServiceUnavailable: the pool has not reported its rules yet. There are no default rules,
+                because they would open a pool that is kept for some tenants to all.
+        """
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
                 content = (
@@ -121,15 +128,17 @@ class NodeInfoCache:
         except (ServiceUnavailable, TimeoutError):
             content = None
         cached_rules = self._rules.get(pool)
-        if content is None or (cached_rules is not None and cached_rules[0] == content):
-            return PoolRules() if cached_rules is None else cached_rules[1]
-        try:
-            rules = decode(PoolRules, content)
-        except ValueError:
-            _log.warning("render pool %s returned malformed rules; its last rules apply", pool)
-            return PoolRules() if cached_rules is None else cached_rules[1]
-        self._rules[pool] = (content, rules)
-        return rules
+        if content is not None and (cached_rules is None or cached_rules[0] != content):
+            try:
+                cached_rules = (content, decode(PoolRules, content))
+                self._rules[pool] = cached_rules
+            except ValueError:
+                _log.warning("render pool %s returned malformed rules; its last rules apply", pool)
+        if cached_rules is None:
+            raise ServiceUnavailable(
+                f"render pool {pool!r} has not reported its rules yet; try again", retry_after=5
+            )
+        return cached_rules[1]
 
     async def fetch_tariff(self, pool: str) -> RenderTariff:
         """Return a pool's render prices and estimates.
@@ -171,9 +180,9 @@ class NodeInfoCache:
         return None if inventory_and_rules is None else inventory_and_rules[1]
 
     async def fetch_merged_responses(
-        self, path: str, merge: Callable[[list[Any]], T], pools: Sequence[str] | None = None
+        self, path: str, merge: Callable[[list[Any]], T], pools: Sequence[str]
     ) -> T:
-        """Return the JSON responses of ``pools`` (default: all) to ``path``, merged by ``merge``.
+        """Return the JSON responses of ``pools`` to ``path``, merged by ``merge``.
 
         The result is cached, so do not modify it.
 
@@ -181,7 +190,7 @@ class NodeInfoCache:
             ServiceUnavailable: no pool has responded yet.
             NotFound: no pool has a response for this path.
         """
-        bodies_by_pool = await self._fetch_responses(path, self.pools if pools is None else pools)
+        bodies_by_pool = await self._fetch_responses(path, pools)
         responses = list(bodies_by_pool.values())
         return await self._get_merged_result(
             (path, *bodies_by_pool),
@@ -189,23 +198,21 @@ class NodeInfoCache:
             lambda: merge([from_json(content) for content in responses]),
         )
 
-    async def fetch_first(self, path: str) -> bytes:
-        """Return the response to GET ``path`` of the first pool that has one.
+    async def fetch_first(self, path: str, pools: Sequence[str]) -> bytes:
+        """Return the response to GET ``path`` of the first of ``pools`` that has one.
 
         Raises the errors of `fetch_merged_responses`.
         """
-        return next(iter((await self._fetch_responses(path, self.pools)).values()))
+        return next(iter((await self._fetch_responses(path, pools)).values()))
 
-    async def fetch_from_renderers(self, path: str) -> list[Any]:
+    async def fetch_from_renderers(self, path: str, pools: Sequence[str]) -> list[Any]:
         """Return the current JSON response to GET ``path`` of every renderer that responds."""
-        calls = (self._pool_client.get_all(pool, path) for pool in self._pool_client.pools)
+        calls = (self._pool_client.get_all(pool, path) for pool in pools)
         bodies_by_pool = await asyncio.gather(*calls)
         return [from_json(body) for bodies in bodies_by_pool for _, body in sorted(bodies.items())]
 
-    async def choose_pool(
-        self, graph: Mapping[str, Any], pools: Sequence[str] | None = None
-    ) -> str:
-        """Return the first of ``pools`` (default: all) that lists every node and file of the graph.
+    async def choose_pool(self, graph: Mapping[str, Any], pools: Sequence[str]) -> str:
+        """Return the first of ``pools`` that lists every node and file of the graph.
 
         If no pool lists all files, return the first pool with all nodes, because a pool may accept
         files that it does not list. If no pool has all nodes, return the first pool, so that its
@@ -215,16 +222,15 @@ class NodeInfoCache:
             ServiceUnavailable: a pool is still starting, and no earlier pool has all nodes and
                 files.
         """
-        pools = self.pools if pools is None else pools
         if len(pools) == 1:
             return pools[0]
         pools_with_nodes: list[str] = []
         deadline = time.monotonic() + self._start
         for pool in pools:
             inventory = await self._wait_for_inventory(pool, deadline)
-            if inventory is not None and supports_graph(inventory, graph):
+            if inventory is not None and await run_aside(supports_graph, inventory, graph):
                 return pool
-            if inventory is not None and supports_node_classes(inventory, graph):
+            if inventory is not None and await run_aside(supports_node_classes, inventory, graph):
                 pools_with_nodes.append(pool)
         return pools_with_nodes[0] if pools_with_nodes else pools[0]
 
@@ -273,7 +279,7 @@ class NodeInfoCache:
         responses_by_pool = {
             p: r for p, r in zip(pools, results, strict=True) if isinstance(r, CachedResponse)
         }
-        if not responses_by_pool:
+        if not responses_by_pool and pools:
             raise ServiceUnavailable(
                 "no render pool has reported its nodes or models yet; try again", retry_after=5
             )

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.comfy_api.counts import OpenPromptCounter
 from moyin.comfy_api.files import ComfyFiles
-from moyin.comfy_api.protocol.response import build_end_message
+from moyin.comfy_api.protocol.response import build_end_message, show_prompt_id
 from moyin.domain.job import Job, JobStatus
 from moyin.domain.prompt import build_channel_name
 from moyin.errors import ServiceUnavailable
@@ -127,6 +127,8 @@ class PromptNotifier:
         self._end_sent = asyncio.Condition()
         # The ids of prompts that have ended and have not been retried.
         self._ended: BoundedDict[str, None] = BoundedDict(_MAX_PROMPTS)
+        # By the job's id: the job if the client has chosen its prompt's id, else None.
+        self._jobs_with_chosen_id: BoundedDict[str, Job | None] = BoundedDict(_MAX_PROMPTS)
         self._preview: bytes | None = None
         self._connected_at = self._ends_checked_until = now()
         # Set while there is a change of the queue that the client has not received.
@@ -224,8 +226,9 @@ class PromptNotifier:
                 latest_messages |= _derive_executing(job.id, latest_messages["progress_state"])
             for kind in _STATE_TYPES:
                 if kind in latest_messages:
+                    message = show_prompt_id(latest_messages[kind], job)
                     async with self._send_lock:
-                        await self._send_raw(latest_messages[kind].decode())
+                        await self._send_raw(message.decode())
 
     async def _process_frame(self, frame: Frame, subscription: Subscription[Frame]) -> None:
         if frame.kind is FrameKind.STATUS:
@@ -242,9 +245,24 @@ class PromptNotifier:
         elif frame.kind is FrameKind.TEXT:
             if frame.body.startswith(_START):
                 await self._wait_until_running(frame.prompt, subscription)
-            await self._send_text(frame)
+            await self._send_text(await self._show_chosen_id(frame))
         else:
-            await self._send_preview(frame)
+            await self._send_preview(await self._show_chosen_id(frame))
+
+    async def _show_chosen_id(self, frame: Frame) -> Frame:
+        """Return the frame with the id that the client has chosen for its prompt, if any."""
+        if frame.prompt not in self._jobs_with_chosen_id:
+            try:
+                jobs = await self._notifiers.prompts.get(
+                    self._owner, [frame.prompt], with_hidden=True
+                )
+            except _STORE_ERRORS:
+                # Messages do not wait for the database, since few clients choose ids.
+                return frame
+            chosen = [job for job in jobs if job.chosen_id is not None]
+            self._jobs_with_chosen_id[frame.prompt] = chosen[0] if chosen else None
+        job = self._jobs_with_chosen_id[frame.prompt]
+        return frame if job is None else replace(frame, body=show_prompt_id(frame.body, job))
 
     async def _wait_until_running(self, prompt_id: str, subscription: Subscription[Frame]) -> None:
         """Wait until the queue shows the prompt as running, before its first message is sent.
@@ -306,7 +324,10 @@ class PromptNotifier:
             # `_send_missed_ends` tries again later.
             del self._ends_sent[_get_attempt_key(job)]
             raise
-        await self.send(*build_end_message(job, record))
+        kind, data = build_end_message(job, record)
+        message = show_prompt_id(to_json({"type": kind, "data": data}), job)
+        async with self._send_lock:
+            await self._send_raw(message.decode())
         self._queue_changed.clear()
         async with self._end_sent:
             self._ends_sent[_get_attempt_key(job)] = True
@@ -315,7 +336,7 @@ class PromptNotifier:
             # An error here is ignored, because `_send_periodically` repeats the status. An error
             # below is not.
             await self.send("status", {"status": await self._read_queue_status()})
-        await self.send("executing", {"node": None, "prompt_id": job.id})
+        await self.send("executing", {"node": None, "prompt_id": job.prompt_id})
 
     async def _send_queue_changes(self) -> None:
         """Send the length of the queue after changes, without delaying other messages."""

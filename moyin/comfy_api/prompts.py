@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from moyin.comfy_api.files import ComfyFiles
+from moyin.comfy_api.files import ComfyFiles, parse_record
 from moyin.comfy_api.protocol import response
+from moyin.comfy_api.protocol.json_parts import encode_json, join_items, join_members
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, Step, StepKind
-from moyin.domain.prompt import ComfyPrompt
+from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.queue_place import QueuePlace
 from moyin.domain.serialization import decode
-from moyin.errors import JobFinished, JobNotFound
+from moyin.errors import InvalidGraph, JobFinished, JobNotFound
+from moyin.http.validation import parse_object, validate
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.service import JobService
@@ -27,16 +30,29 @@ from moyin.render.protocol.wire import PromptBody
 from moyin.store.blobs import BlobStore
 from moyin.store.prompts import PromptStore, build_submitter_condition
 from moyin.system.bounded import BoundedDict
+from moyin.system.heavy_work import run_aside
 
 _NORMAL_PRIORITY, _FRONT_PRIORITY = 3, 2
 # Credentials for nodes that call services of Comfy's partners; they are removed and never stored.
 _SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
+# ComfyUI's own response to a body without a prompt.
+_NO_PROMPT = {
+    "error": {
+        "type": "no_prompt",
+        "message": "No prompt provided",
+        "details": "No prompt provided",
+        "extra_info": {},
+    },
+    "node_errors": {},
+}
 T = TypeVar("T")
 _MAX_CACHED_SPECS = 512
 # Size in bytes above which a spec is not cached; a graph may be as large as a request body.
 _MAX_CACHED_BYTES = 256 * 1024
 # Size limit of the graphs and records in one response; clients request the rest with an offset.
 _MAX_RESPONSE_BYTES = 64 * 1024 * 1024
+# Encoding a graph for a response takes a fraction of the time that a submission takes.
+_BYTES_READ_PER_BYTE_SUBMITTED = 4
 _MAX_CACHED_WORKFLOWS = 10_000
 # The number of queue rows with graphs. Later rows omit them, because they would be megabytes.
 _MAX_ROWS_WITH_GRAPH = 500
@@ -45,6 +61,30 @@ _MAX_ENTRIES = 1_000
 _MAX_PARALLEL = 8
 # Seconds to wait for a job's end after a cancellation, because clients read the queue at once.
 _CANCEL_SECONDS = 3.0
+
+
+# Builds the body of a response from a job, its spec and its history entry.
+_BodyBuilder = Callable[[Job, JobSpec | None, PromptRecord | None], Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _StoredPrompt:
+    """A job with the blobs of its prompt; ``spec`` is the decoded ``content`` if it is cached."""
+
+    job: Job
+    spec_size: int
+    spec: JobSpec | None = None
+    content: bytes = b""
+    record: bytes = b""
+
+    @property
+    def size(self) -> int:
+        return self.spec_size + len(self.record)
+
+    def decode_spec(self) -> JobSpec | None:
+        if self.spec is not None or not self.content:
+            return self.spec
+        return decode(JobSpec, self.content)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -76,18 +116,33 @@ class ComfyPrompts:
         self._blob_reads = asyncio.Semaphore(_MAX_PARALLEL)
 
     async def submit(
-        self, caller: Identity, body: PromptBody, *, idempotency_key: str | None = None
+        self, caller: Identity, content: bytes, *, idempotency_key: str | None = None
     ) -> dict[str, Any]:
         """Accept a prompt, and return the body of the response to ``POST /prompt``.
 
+        Args:
+            content: the JSON body of the request.
+
         Raises:
+            InvalidJson, InvalidRequest, BodyTooLarge: the body is invalid.
+            GraphTooLarge: the graph is larger than the caller's may be.
+            Overloaded: too many large requests are waiting.
             InvalidGraph: ComfyUI rejects the graph; ``details`` hold its response.
             NodeNotAllowed: the graph has a node that the pool or the caller's limits do not allow.
             InputNotFound: the graph names a file that the caller does not have.
             MoyinError: the job is not accepted.
         """
+        async with self.service.work.admit(caller.owner, len(content)):
+            body = await run_aside(_parse_body, content)
+            return await self._submit(caller, body, idempotency_key)
+
+    async def _submit(
+        self, caller: Identity, body: PromptBody, idempotency_key: str | None
+    ) -> dict[str, Any]:
         graph, targets = body.prompt, body.partial_execution_targets
-        files = await self.files.find_in_texts(caller.owner, find_file_names(graph))
+        await self.guard.check_size(caller, [("prompt", graph)])
+        file_names = await run_aside(find_file_names, graph)
+        files = await self.files.find_in_texts(caller.owner, file_names)
         pool = await self.guard.choose_pool(caller, graph)
         validation = await self._validate_graph(caller, pool, graph, files, targets)
         prompt = ComfyPrompt(
@@ -99,7 +154,8 @@ class ComfyPrompts:
             outputs=tuple(validation.get("outputs", ())),
             files={text: artifact.id for text, artifact in files.items()},
         )
-        step = Step(kind=StepKind.RENDER, payload=references.escape_references(graph), pool=pool)
+        payload = await run_aside(references.escape_references, graph)
+        step = Step(kind=StepKind.RENDER, payload=payload, pool=pool)
         spec = JobSpec(
             kind=StepKind.RENDER.value,
             steps=(step,),
@@ -107,11 +163,11 @@ class ComfyPrompts:
             comfyui=prompt,
         )
         job, _ = await self.service.submit(
-            caller, spec, idempotency_key=idempotency_key, job_id=body.prompt_id, is_validated=True,
+            caller, spec, idempotency_key=idempotency_key, prompt_id=body.prompt_id, is_validated=True,
             priority_field=("front" if body.front else "number") if prompt.front else None,
         )  # fmt: skip
         return {
-            "prompt_id": job.id,
+            "prompt_id": job.prompt_id,
             "number": response.get_queue_number(job, prompt),
             "node_errors": validation.get("node_errors", {}),
         }
@@ -120,29 +176,31 @@ class ComfyPrompts:
         """Return the number of waiting and running prompts."""
         return await self.prompts.count_open(owner)
 
-    async def list_queue(self, owner: str) -> dict[str, list[list[Any]]]:
-        """Return the response body of ``/queue``."""
+    async def list_queue(self, owner: str) -> bytes:
+        """Return the JSON of the response to ``/queue``."""
         jobs = await self.prompts.list_open(owner)
         places = await self.read_places() if jobs else {}
-        specs = await _read_within_limit(jobs[:_MAX_ROWS_WITH_GRAPH], self._read_spec)
-        rows = [
-            (
-                job,
-                response.build_queue_row(
-                    job, specs[index] if index < len(specs) else None, places.get(job.id)
-                ),
-            )
-            for index, job in enumerate(jobs)
-        ]
-        return {
-            "queue_running": [row for job, row in rows if job.started_at is not None],
-            "queue_pending": [row for job, row in rows if job.started_at is None],
-        }
+
+        def build_row(job: Job, spec: JobSpec | None, _: PromptRecord | None) -> list[Any]:
+            return response.build_queue_row(job, spec, places.get(job.id))
+
+        stored_prompts = await _read_within_limit(
+            jobs[:_MAX_ROWS_WITH_GRAPH], self._read_spec_content
+        )
+        rows = await self._encode(stored_prompts, build_row)
+        rows += [_encode_for(job, build_row(job, None, None)) for job in jobs[len(rows) :]]
+        running_rows: list[bytes] = []
+        pending_rows: list[bytes] = []
+        for job, row in zip(jobs, rows, strict=True):
+            (pending_rows if job.started_at is None else running_rows).append(row)
+        return join_members(
+            {"queue_running": join_items(running_rows), "queue_pending": join_items(pending_rows)}
+        )
 
     async def list_history(
         self, owner: str, *, max_items: int | None = None, offset: int | None = None
-    ) -> dict[str, Any]:
-        """Return the response body of ``/history``, with at most ``max_items`` ended prompts.
+    ) -> bytes:
+        """Return the JSON of the response to ``/history``, with at most ``max_items`` ended prompts.
 
         These are the newest prompts, or the prompts from the index ``offset``, counted from the
         oldest.
@@ -152,15 +210,15 @@ class ComfyPrompts:
         jobs = await self.prompts.list_ended(
             owner, limit=limit, offset=None if wants_newest else offset
         )
-        entries = await self._build_history_entries(jobs)
-        return dict(reversed(entries.items())) if wants_newest else entries
+        entries = await self._encode_history_entries(jobs)
+        return join_members(dict(reversed(entries.items())) if wants_newest else entries)
 
-    async def get_history(self, owner: str, prompt_id: str) -> dict[str, Any]:
-        """Return the response body of ``/history/{id}``, which is empty until the prompt ends."""
+    async def get_history(self, owner: str, prompt_id: str) -> bytes:
+        """Return the JSON of the response to ``/history/{id}``, which is empty until the prompt ends."""
         jobs = [j for j in await self.prompts.get(owner, [prompt_id]) if j.status.is_final]
         for job in jobs:
             await self.wait_until_notified(job)
-        return await self._build_history_entries(jobs)
+        return join_members(await self._encode_history_entries(jobs))
 
     async def hide_from_history(
         self, caller: Identity, prompt_ids: Sequence[str] | None, *, client_id: str | None = None
@@ -192,7 +250,9 @@ class ComfyPrompts:
         else:
             selected_ids = set(prompt_ids)
             jobs = [
-                job for job in await self.prompts.list_open(caller.owner) if job.id in selected_ids
+                job
+                for job in await self.prompts.list_open(caller.owner)
+                if job.id in selected_ids or job.prompt_id in selected_ids
             ]
         await self._cancel_jobs(caller, [job.id for job in jobs if job.started_at is None])
 
@@ -236,8 +296,8 @@ class ComfyPrompts:
         is_ascending: bool,
         limit: int | None,
         offset: int,
-    ) -> dict[str, Any]:
-        """Return the response body of ``/api/jobs``: open prompts and the last 1000 ended ones.
+    ) -> bytes:
+        """Return the JSON of the response to ``/api/jobs``: open prompts and the last 1000 ended ones.
 
         Only jobs in one of ``states`` (such as ``pending``) are listed, or all if it is empty. If
         ``workflow_id`` is not None, only jobs of this workflow are listed.
@@ -249,7 +309,8 @@ class ComfyPrompts:
         selected_jobs = [job for job in jobs if not states or response.get_job_state(job) in states]
         if workflow_id is not None:
             workflow_digest = _digest(workflow_id)
-            digests = await asyncio.gather(*map(self._get_workflow_digest, selected_jobs))
+            async with self.service.work.admit(owner, math.inf):
+                digests = await asyncio.gather(*map(self._get_workflow_digest, selected_jobs))
             selected_jobs = [
                 j
                 for j, digest in zip(selected_jobs, digests, strict=True)
@@ -260,25 +321,23 @@ class ComfyPrompts:
             reverse=not is_ascending,
         )
         page = selected_jobs[offset : offset + (limit or _DEFAULT_ENTRIES)]
-        summaries = await self._build_bodies(page, response.build_job_summary)
-        return {
-            "jobs": summaries,
-            "pagination": {
-                "offset": offset,
-                "limit": limit,
-                "total": len(selected_jobs),
-                "has_more": offset + len(summaries) < len(selected_jobs),
-            },
+        summaries = await self._read_and_encode(page, response.build_job_summary)
+        pagination = {
+            "offset": offset,
+            "limit": limit,
+            "total": len(selected_jobs),
+            "has_more": offset + len(summaries) < len(selected_jobs),
         }
+        return join_members({"jobs": join_items(summaries), "pagination": encode_json(pagination)})
 
-    async def get_job(self, owner: str, job_id: str) -> dict[str, Any]:
-        """Return the response body of ``/api/jobs/{id}``.
+    async def get_job(self, owner: str, job_id: str) -> bytes:
+        """Return the JSON of the response to ``/api/jobs/{id}``.
 
         Raises:
             JobNotFound: the owner has no prompt with this id.
         """
         for job in await self.prompts.get(owner, [job_id]):
-            return (await self._build_body(job, response.build_job_detail))[0]
+            return (await self._read_and_encode([job], response.build_job_detail))[0]
         raise JobNotFound(f"you have no prompt with the id {job_id!r}")
 
     async def _validate_graph(
@@ -300,7 +359,7 @@ class ComfyPrompts:
             artifact_id: make_input_name(artifact) for artifact_id, artifact in artifacts.items()
         }
         names_by_text = {text: make_input_name(artifact) for text, artifact in files.items()}
-        renamed_graph = replace_inputs(graph, names_by_id, names_by_text)
+        renamed_graph = await run_aside(replace_inputs, graph, names_by_id, names_by_text)
         own_names = {*names_by_id.values(), *names_by_text.values()}
         if not await self.guard.check_graph(caller, pool, renamed_graph, own_names):
             return {}
@@ -324,46 +383,86 @@ class ComfyPrompts:
                 for job, newest_event_id in filter(None, cancelled_jobs):
                     await self.feed.wait_for_end(job, newest_event_id)
 
-    async def _build_history_entries(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        entries = await self._build_bodies(jobs, response.build_history_entry)
-        return {job.id: entry for job, entry in zip(jobs, entries, strict=False)}
+    async def _encode_history_entries(self, jobs: Sequence[Job]) -> dict[str, bytes]:
+        entries = await self._read_and_encode(jobs, response.build_history_entry)
+        return {job.prompt_id: entry for job, entry in zip(jobs, entries, strict=False)}
 
-    async def _build_bodies(self, jobs: Sequence[Job], build_body: Any) -> list[dict[str, Any]]:
-        return await _read_within_limit(jobs, lambda job: self._build_body(job, build_body))
+    async def _read_and_encode(self, jobs: Sequence[Job], build_body: _BodyBuilder) -> list[bytes]:
+        """Return the JSON of the first jobs' bodies, until their data reach a limit in bytes."""
+        return await self._encode(await _read_within_limit(jobs, self._read_contents), build_body)
 
-    async def _build_body(self, job: Job, build_body: Any) -> tuple[dict[str, Any], int]:
-        """Return the body that ``build_body`` makes of a job, its spec and its history entry.
+    async def _encode(
+        self, stored_prompts: Sequence[_StoredPrompt], build_body: _BodyBuilder
+    ) -> list[bytes]:
+        """Return the JSON of the body that ``build_body`` makes of each prompt.
 
-        Also return the size in bytes of the spec and the history entry.
+        Each is encoded by itself, so that other large requests need not wait for all of them.
         """
-        spec, spec_size = await self._read_spec(job)
+        if not stored_prompts:
+            return []
+
+        def encode(stored: _StoredPrompt) -> tuple[bytes, JobSpec | None]:
+            spec = stored.decode_spec()
+            body = build_body(stored.job, spec, parse_record(stored.record))
+            return _encode_for(stored.job, body), spec
+
+        size = sum(stored.size for stored in stored_prompts)
+        owner = stored_prompts[0].job.owner
+        bodies = []
+        async with self.service.work.admit(owner, size / _BYTES_READ_PER_BYTE_SUBMITTED):
+            for stored in stored_prompts:
+                body, spec = await run_aside(encode, stored)
+                bodies.append(body)
+                self._cache_spec(stored, spec)
+        return bodies
+
+    async def _read_contents(self, job: Job) -> tuple[_StoredPrompt, int]:
+        stored, _ = await self._read_spec_content(job)
         async with self._blob_reads:
-            record, record_size = await self.files.read_record_with_size(job)
-        return build_body(job, spec, record), spec_size + record_size
+            stored = replace(stored, record=await self.files.read_record_content(job))
+        return stored, stored.size
+
+    async def _read_spec_content(self, job: Job) -> tuple[_StoredPrompt, int]:
+        """Return a job with its encoded spec or the cached one, and the size of the spec."""
+        cached_spec = self._specs.get(job.spec)
+        if cached_spec is not None:
+            stored = _StoredPrompt(job=job, spec=cached_spec[0], spec_size=cached_spec[1])
+            return stored, stored.size
+        try:
+            async with self._blob_reads:
+                content = await self.blobs.get(job.spec)
+        except FileNotFoundError:
+            content = b""
+        stored = _StoredPrompt(job=job, content=content, spec_size=len(content))
+        return stored, stored.size
+
+    def _cache_spec(self, stored: _StoredPrompt, spec: JobSpec | None) -> None:
+        if spec is not None and stored.spec_size <= _MAX_CACHED_BYTES:
+            self._specs[stored.job.spec] = spec, stored.spec_size
 
     async def _get_workflow_digest(self, job: Job) -> bytes:
         """Return a digest of the ``id`` in the client's workflow; empty if there is no ``id``."""
         digest = self._workflows.get(job.spec)
         if digest is None:
-            spec, _ = await self._read_spec(job)
+            stored, _ = await self._read_spec_content(job)
+            spec = await run_aside(stored.decode_spec)
+            self._cache_spec(stored, spec)
             workflow_id = response.build_job_summary(job, spec, None).get("workflow_id")
             digest = b"" if workflow_id is None else _digest(str(workflow_id))
             self._workflows[job.spec] = digest
         return digest
 
-    async def _read_spec(self, job: Job) -> tuple[JobSpec | None, int]:
-        """Return the job's spec and its size in bytes, or None and 0 if the spec was deleted."""
-        cached_spec = self._specs.get(job.spec)
-        if cached_spec is None:
-            try:
-                async with self._blob_reads:
-                    content = await self.blobs.get(job.spec)
-                    cached_spec = decode(JobSpec, content), len(content)
-            except FileNotFoundError:
-                return None, 0
-            if len(content) <= _MAX_CACHED_BYTES:
-                self._specs[job.spec] = cached_spec
-        return cached_spec
+
+def _encode_for(job: Job, body: Any) -> bytes:
+    """Return the JSON of a part of a response, in which the job has the prompt's id."""
+    return response.show_prompt_id(encode_json(body), job)
+
+
+def _parse_body(content: bytes) -> PromptBody:
+    body = parse_object(content)
+    if "prompt" not in body:
+        raise InvalidGraph("No prompt provided", details=_NO_PROMPT)
+    return validate(PromptBody, body)
 
 
 async def _read_within_limit(

@@ -205,6 +205,8 @@ class Job:
         render_cost_usd: the cost of all renders of the job, including those that failed, were
             cancelled or belong to earlier attempts.
         render_steps: the indexes of the steps that are renders.
+        chosen_id: the prompt's id that the client of ComfyUI's API chose, from which ``id`` is derived;
+            None if it chose none.
         cancel_requested_by: the user, key or service that first requested to cancel the current
             attempt, which may still run, or may have ended otherwise.
     """
@@ -233,6 +235,12 @@ class Job:
     render_cost_usd: Decimal = Decimal(0)
     render_steps: tuple[int, ...] = ()
     cancel_requested_by: Canceller | None = None
+    chosen_id: str | None = None
+
+    @property
+    def prompt_id(self) -> str:
+        """The id of the prompt in ComfyUI's API."""
+        return self.chosen_id or self.id
 
     @property
     def cached(self) -> bool:

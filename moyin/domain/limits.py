@@ -38,6 +38,8 @@ class Limit:
         concurrent_requests: the maximum number of concurrent requests in all replicas together.
         open_jobs: the maximum number of queued and running jobs.
         best_priority: the best priority that jobs may have, 1 (first) to 5 (last).
+        graph_nodes, graph_links, graph_bytes: the largest graphs (`moyin.domain.graph_bounds`).
+            Those of a tenant replace the defaults, those of a key or user can only lower them.
         usd_per_day: the budget for a UTC day in US dollars.
         usd_per_month: the budget for a UTC calendar month in US dollars.
         pools: the render pools that may be used.
@@ -52,6 +54,9 @@ class Limit:
     concurrent_requests: int | None = None
     open_jobs: int | None = None
     best_priority: int | None = None
+    graph_nodes: int | None = None
+    graph_links: int | None = None
+    graph_bytes: int | None = None
     usd_per_day: Decimal | None = None
     usd_per_month: Decimal | None = None
     pools: tuple[str, ...] | None = None

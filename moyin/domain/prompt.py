@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from moyin.domain.artifact import Artifact
+
+_PROMPT_IDS = uuid.UUID("6f0d2c1e-52f3-4a55-9d55-0a4f9f3a6c11")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +92,15 @@ class PromptRecord:
     completed: bool
     messages: tuple[tuple[str, Mapping[str, Any]], ...]
     files: tuple[PromptFile, ...] = ()
+
+
+def derive_job_id(owner: str, prompt_id: str) -> str:
+    """Return the id of the job whose prompt has an id that a client of the tenant chose.
+
+    Ids of jobs are unique in the whole farm. Chosen ids are only unique for their tenant, so that no
+    tenant can find out, or take, the ids of others.
+    """
+    return str(uuid.uuid5(_PROMPT_IDS, f"{owner}\0{prompt_id}"))
 
 
 def build_channel_name(owner: str, client_id: str) -> str:

@@ -2,6 +2,8 @@
 
 A string in a step's payload may contain ``${steps.<index>.<path>}``, where ``path`` is a path in
 the earlier step's output, such as ``text``, ``artifacts.0`` or ``body.choices.0.message.content``.
+``artifacts.0`` is a reference to a file, ``artifact:<id>``, which graphs and requests of Moyin accept;
+``artifacts.0.id`` is the bare id, and ``artifacts.0.url`` the path at which the gateway serves the file.
 A string that consists of one reference is replaced by the value, with its type; within a longer
 string, the value is converted to text. ``$${`` is a literal ``${``. ``${steps.0.text:string}``
 requires a type: ``string``, ``integer``, ``number``, ``boolean`` or ``artifact``.
@@ -20,6 +22,7 @@ _REFERENCE = re.compile(
     r"(?<!\$)\$\{steps\.(\d+)((?:\.[A-Za-z0-9_-]+)+)"
     r"(?::(string|integer|number|boolean|artifact))?\}"
 )
+_ARTIFACT_PREFIX = "artifact:"
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -107,7 +110,7 @@ def _look_up_value(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -
     value: Any = outputs[index]
     for key in match[2][1:].split("."):
         try:
-            value = value[int(key)] if isinstance(value, list) else value[key]
+            value = _get_member(value, key)
         except (KeyError, IndexError, TypeError, ValueError):
             raise InvalidRequest(
                 f"{match[0]}: the output of step {index} has no member {key!r}; refer to another one",
@@ -118,6 +121,16 @@ def _look_up_value(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -
             f"{match[0]}: the value must be of type {match[3]}", field=f"steps.{index}"
         )
     return value
+
+
+def _get_member(value: Any, key: str) -> Any:
+    """Return an item of a list, a member of an object, or the id or path of an artifact."""
+    if isinstance(value, list):
+        return value[int(key)]
+    if isinstance(value, str) and value.startswith(_ARTIFACT_PREFIX):
+        artifact_id = value.removeprefix(_ARTIFACT_PREFIX)
+        return {"id": artifact_id, "url": f"/artifacts/{artifact_id}"}[key]
+    return value[key]
 
 
 def _parse_index(match: re.Match[str]) -> int:
@@ -131,7 +144,7 @@ def _parse_index(match: re.Match[str]) -> int:
 def _has_type(kind: str, value: Any) -> bool:
     if isinstance(value, bool) and kind != "boolean":
         return False
-    if isinstance(value, str) and value.startswith("artifact:") is not (kind == "artifact"):
+    if isinstance(value, str) and value.startswith(_ARTIFACT_PREFIX) is not (kind == "artifact"):
         return False
     return isinstance(value, _TYPES[kind])
 

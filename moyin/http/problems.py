@@ -95,6 +95,7 @@ def build_error_headers(error: MoyinError) -> dict[str, str]:
 _STATUS: Mapping[type[errors.MoyinError], int] = {
     errors.RequestError: 400,
     errors.BodyTooLarge: 413,
+    errors.GraphTooLarge: 413,
     errors.UnsupportedContentEncoding: 415,
     errors.PictureTooLarge: 413,
     errors.ArchiveTooLarge: 413,

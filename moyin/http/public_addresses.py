@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import psutil
 from aiohttp import (
     AddrInfoType,
     ClientConnectorError,
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# The third quarter of an ISATAP address (RFC 5214), whose last quarter is an IPv4 address.
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 
 
 class AllowedNetworks:
     """Allows connections to public addresses and to some private networks.
+
+    A public address of this machine itself counts as private: what listens there may be behind a
+    firewall, which does not see the machine's connections to itself.
 
     Args:
         cidr_blocks: the allowed private networks, separated by commas.
@@ -47,7 +53,13 @@ class AllowedNetworks:
         ip = _unwrap_ipv4(ipaddress.ip_address(address.partition("%")[0]))
         if any(ip.version == block.version and ip in block for block in self._allowed):
             return True
-        return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+        return ip.is_global and not (
+            ip.is_multicast
+            or ip.is_reserved
+            or ip.is_unspecified
+            or (ip.version == 6 and ip.is_site_local)
+            or _is_own(ip)
+        )
 
     def check_literal_address(self, url: str) -> None:
         """Raise AddressNotAllowed if the host in the URL is an IP address that is not allowed."""
@@ -167,8 +179,20 @@ def _unwrap_ipv4(address: Address) -> Address:
         return address
     if address in _NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if (int(address) >> 32) & 0xFFFFFFFF in _ISATAP:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     teredo = address.teredo
     return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else address)
+
+
+def _is_own(address: Address) -> bool:
+    """Return True if a network interface of this machine has the address."""
+    return any(
+        ipaddress.ip_address(entry.address.partition("%")[0]) == address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family in (socket.AF_INET, socket.AF_INET6)
+    )
 
 
 def _new_not_allowed_error() -> AddressNotAllowed:

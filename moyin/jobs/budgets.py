@@ -26,6 +26,7 @@ from moyin.render.protocol.shape import (
 )
 from moyin.store.reservations import ReservationStore
 from moyin.store.sql import Database
+from moyin.system.heavy_work import run_aside
 
 _log = logging.getLogger(__name__)
 _DELETION_SECONDS = 600.0
@@ -103,9 +104,10 @@ class RenderBudgets:
         tariffs = {pool: await self._tariffs.fetch_tariff(pool) for pool in sorted(pools)}
         if all(tariff.price is None for tariff in tariffs.values()):
             return Decimal(0)
+        renders = await run_aside(lambda: list(_list_renders(spec)))
         costs = (
             tariffs[pool].estimate_cost(shape, picture_count)
-            for index, pool, shape, picture_count in _list_renders(spec)
+            for index, pool, shape, picture_count in renders
             if index not in done_indexes
         )
         return sum(costs, Decimal(0))

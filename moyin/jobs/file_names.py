@@ -19,6 +19,7 @@ from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.renders import Templates
 from moyin.jobs.protocol.request_to_domain import JobBody
 from moyin.render.protocol.graph import find_file_texts, replace_texts
+from moyin.system.heavy_work import run_aside
 
 _StepT = TypeVar("_StepT", bound=wire.RenderStep)
 
@@ -54,17 +55,7 @@ class FileNameReplacer:
 
         Graphs of templates do not change.
         """
-        client_steps = [step for step in spec.steps if _has_client_graph(step)]
-        inputs = [
-            list(_iterate_inputs(step.payload, spec.base is not None)) for step in client_steps
-        ]
-        if client_steps and spec.base is not None:
-            inputs.append(list(_iterate_inputs(spec.base, False)))
-        resolved_texts = {
-            raw_text: str(references.resolve_references(raw_text, ()))
-            for raw_text in find_file_texts(inputs)
-            if not references.has_references(raw_text)
-        }
+        resolved_texts = await run_aside(_resolve_file_texts, spec)
         if not resolved_texts:
             return spec
         files = await self._files.find_in_texts(owner, set(resolved_texts.values()))
@@ -75,16 +66,7 @@ class FileNameReplacer:
         }
         if not artifact_ids:
             return spec
-        steps = tuple(
-            replace(
-                step, payload=_replace_in_graph(step.payload, spec.base is not None, artifact_ids)
-            )
-            if _has_client_graph(step)
-            else step
-            for step in spec.steps
-        )
-        base = None if spec.base is None else _replace_in_graph(spec.base, False, artifact_ids)
-        return replace(spec, steps=steps, base=base)
+        return await run_aside(_replace_in_spec, spec, artifact_ids)
 
     async def _replace_in_step(
         self, owner: str, step: _StepT, prefix: str, templates: Templates
@@ -153,6 +135,31 @@ def _is_file_name(parameter: Parameter | None, value: Any) -> bool:
 
 def _has_client_graph(step: Step) -> bool:
     return step.kind is StepKind.RENDER and step.template is None
+
+
+def _resolve_file_texts(spec: JobSpec) -> dict[str, str]:
+    """Return the texts in the client's graphs that may name files, with the names that they mean."""
+    client_steps = [step for step in spec.steps if _has_client_graph(step)]
+    inputs = [list(_iterate_inputs(step.payload, spec.base is not None)) for step in client_steps]
+    if client_steps and spec.base is not None:
+        inputs.append(list(_iterate_inputs(spec.base, False)))
+    return {
+        raw_text: str(references.resolve_references(raw_text, ()))
+        for raw_text in find_file_texts(inputs)
+        if not references.has_references(raw_text)
+    }
+
+
+def _replace_in_spec(spec: JobSpec, artifact_ids: Mapping[str, str]) -> JobSpec:
+    is_batch = spec.base is not None
+    steps = tuple(
+        replace(step, payload=_replace_in_graph(step.payload, is_batch, artifact_ids))
+        if _has_client_graph(step)
+        else step
+        for step in spec.steps
+    )
+    base = None if spec.base is None else _replace_in_graph(spec.base, False, artifact_ids)
+    return replace(spec, steps=steps, base=base)
 
 
 def _iterate_inputs(graph: Mapping[str, Any], is_patch: bool) -> Iterator[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,6 @@ from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind, apply_batch_patch
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.jobs.ports import GraphGuard, GraphValidator
-from moyin.jobs.protocol.renders import DEFAULT_POOL
 from moyin.render.protocol.graph import (
     find_artifact_ids,
     make_input_name,
@@ -22,10 +22,12 @@ from moyin.render.protocol.graph import (
     replace_inputs,
 )
 from moyin.store.artifacts import ArtifactStore
+from moyin.system.heavy_work import run_aside
 
 # The most children of a batch that are validated at submission, because each takes a renderer's
 # time.
 _MAX_VALIDATED = 64
+_MAX_VALIDATED_NODES = 10_000
 
 
 class GraphChecker:
@@ -37,12 +39,32 @@ class GraphChecker:
         artifacts: ArtifactStore,
         validator: GraphValidator,
         guard: GraphGuard,
-        pools: Sequence[str],
     ) -> None:
         self._artifacts = artifacts
         self._validator = validator
         self._guard = guard
-        self._pools = tuple(pools)
+
+    async def check_sizes(self, submitter: Identity, spec: JobSpec) -> None:
+        """Check that the graphs of a job are within the submitter's bounds together.
+
+        Raises:
+            GraphTooLarge: a bound is exceeded; the error names the bound.
+            InvalidGraph: the links of a graph form a circle; the error names a node.
+        """
+        if spec.base is not None:
+            patches = [step.payload for step in spec.steps]
+            await self._guard.check_size(submitter, [("workflow", spec.base)], patches)
+            return
+        prefixes = [
+            f"steps.{i}." if spec.kind == "pipeline" else "" for i in range(len(spec.steps))
+        ]
+        graphs = [
+            (f"{prefix}workflow" if step.template is None else f"{prefix}template", step.payload)
+            for prefix, step in zip(prefixes, spec.steps, strict=True)
+            if step.kind is StepKind.RENDER
+        ]
+        if graphs:
+            await self._guard.check_size(submitter, graphs)
 
     async def check_new_job(self, submitter: Identity, spec: JobSpec) -> JobSpec:
         """Check the graphs of a new job, and return the job with a permitted pool for each render.
@@ -63,43 +85,36 @@ class GraphChecker:
 
         Raises:
             InvalidRequest: a render pool does not run the caller's jobs.
+            GraphTooLarge: the graphs are larger than the caller's may be by now.
             NodeNotAllowed: a graph has a node that is not allowed.
         """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return
-        offered_pools = await self._guard.list_pools(caller)
-        pools = [pool for pool in self._pools if pool in offered_pools]
+        await self.check_sizes(caller, spec)
+        pools = await self._guard.find_pools(caller)
         for index, step in enumerate(spec.steps):
             if step.kind is not StepKind.RENDER:
                 continue
-            if step.pool not in pools:
-                raise _new_pool_error(spec, index, step.pool, pools)
+            with _naming_pool_field(spec, index):
+                pools.require(step.pool)
             # The files need no check, because they belong to the tenant, which has not changed.
-            nodes: dict[str, Any] = {
-                node_id: {"class_type": node.get("class_type"), "inputs": {}}
-                for node_id, node in _get_changed_nodes(spec, index).items()
-                if isinstance(node, Mapping)
-            }
+            nodes = await run_aside(_list_classes, spec, index)
             await self._guard.check_graph(caller, step.pool, nodes, ())
 
     async def _assign_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
         """Return the job with a permitted pool for each render.
 
-        If the default pool is forbidden, the first permitted pool replaces it.
+        If the submitter has no pool of the default's name, the first permitted pool replaces it.
         """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec
-        offered_pools = await self._guard.list_pools(submitter)
-        pools = [pool for pool in self._pools if pool in offered_pools]
-        is_restricted = len(pools) < len(self._pools)
+        pools = await self._guard.find_pools(submitter)
         steps = []
         for index, step in enumerate(spec.steps):
-            if step.kind is not StepKind.RENDER or step.pool in pools:
-                steps.append(step)
-            elif step.pool == DEFAULT_POOL and pools and is_restricted:
-                steps.append(replace(step, pool=pools[0]))
-            else:
-                raise _new_pool_error(spec, index, step.pool, pools)
+            if step.kind is StepKind.RENDER:
+                with _naming_pool_field(spec, index):
+                    step = replace(step, pool=pools.assign(step.pool))
+            steps.append(step)
         return replace(spec, steps=tuple(steps))
 
     async def _check_graphs(self, submitter: Identity, spec: JobSpec) -> None:
@@ -110,13 +125,8 @@ class GraphChecker:
             if step.kind is not StepKind.RENDER:
                 continue
             prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
-            full_graph = (
-                step.payload if spec.base is None else apply_batch_patch(spec.base, step.payload)
-            )
-            graph = full_graph
-            if spec.base is not None and index > 0:
-                # The nodes that all children share were checked with the first child.
-                graph = {node: full_graph[node] for node in step.payload}
+            # The nodes that all children share are checked with the first child.
+            graph = await run_aside(_get_changed_nodes, spec, index)
             try:
                 is_fully_checked = await self._check_graph(submitter, step, graph, artifacts)
             except (InputNotFound, NodeNotAllowed) as error:
@@ -127,13 +137,11 @@ class GraphChecker:
                 raise
             # Graphs with references are not validated, because the values are unknown until earlier
             # steps run.
-            if (
-                is_fully_checked
-                and index in representative_indexes
-                and not references.has_references(full_graph)
-            ):
-                graph = references.resolve_references(full_graph, ())
-                await self._validator.validate(step.pool, _replace_artifacts(graph, artifacts))
+            if not is_fully_checked or index not in representative_indexes:
+                continue
+            graph_to_validate = await run_aside(_build_final_graph, spec, index, artifacts)
+            if graph_to_validate is not None:
+                await self._validator.validate(step.pool, graph_to_validate)
 
     async def _check_graph(
         self,
@@ -157,8 +165,8 @@ class GraphChecker:
             InvalidRequest: an input of a template must be an image and is not, or the
                 ``class_type`` of a node is a reference to an earlier step.
         """
-        graph = _remove_references(graph)
-        for artifact_id in find_artifact_ids(graph) - artifacts.keys():
+        graph = await run_aside(_remove_references, graph)
+        for artifact_id in await run_aside(find_artifact_ids, graph) - artifacts.keys():
             try:
                 artifact = await self._artifacts.get(submitter.owner, artifact_id)
             except ArtifactNotFound:
@@ -170,15 +178,18 @@ class GraphChecker:
                 )
             artifacts[artifact_id] = artifact
         own_names = {make_input_name(artifact) for artifact in artifacts.values()}
-        graph_with_files = _replace_artifacts(graph, artifacts)
+        graph_with_files = await run_aside(_replace_artifacts, graph, artifacts)
         return await self._guard.check_graph(submitter, step.pool, graph_with_files, own_names)
 
 
-def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) -> InvalidRequest:
-    return InvalidRequest(
-        f"there is no render pool {pool!r}; available pools: {', '.join(pools) or 'none'}",
-        field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
-    )
+@contextmanager
+def _naming_pool_field(spec: JobSpec, index: int) -> Iterator[None]:
+    """Set the field of an InvalidRequest to the member of the request with the step's pool."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.field = "pool" if spec.kind != "pipeline" else f"steps.{index}.pool"
+        raise
 
 
 def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
@@ -190,8 +201,28 @@ def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
-    full_graph = apply_batch_patch(spec.base, payload)
-    return full_graph if index == 0 else {node: full_graph[node] for node in payload}
+    base = spec.base if index == 0 else {node: spec.base[node] for node in payload}
+    return apply_batch_patch(base, payload)
+
+
+def _list_classes(spec: JobSpec, index: int) -> Mapping[str, Any]:
+    """Return the nodes of `_get_changed_nodes` without their inputs."""
+    return {
+        node_id: {"class_type": node.get("class_type"), "inputs": {}}
+        for node_id, node in _get_changed_nodes(spec, index).items()
+        if isinstance(node, Mapping)
+    }
+
+
+def _build_final_graph(
+    spec: JobSpec, index: int, artifacts: Mapping[str, Artifact]
+) -> Mapping[str, Any] | None:
+    """Return a step's graph as ComfyUI gets it, or None if it needs the output of another step."""
+    payload = spec.steps[index].payload
+    graph = payload if spec.base is None else apply_batch_patch(spec.base, payload)
+    if references.has_references(graph):
+        return None
+    return _replace_artifacts(references.resolve_references(graph, ()), artifacts)
 
 
 def select_representative_steps(spec: JobSpec) -> list[int]:
@@ -210,7 +241,9 @@ def select_representative_steps(spec: JobSpec) -> list[int]:
         if pairs - covered_values:
             covered_values |= pairs
             indexes.append(index)
-    return sorted(set(indexes))[:_MAX_VALIDATED]
+    # Large graphs are validated in fewer children, because each takes ComfyUI's time again.
+    max_validated = max(1, min(_MAX_VALIDATED, _MAX_VALIDATED_NODES // max(1, len(spec.base))))
+    return sorted(set(indexes))[:max_validated]
 
 
 def _replace_artifacts(

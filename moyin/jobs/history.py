@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic_core import to_json
+
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, StepKind, apply_batch_patch
 from moyin.errors import (
@@ -21,12 +23,15 @@ from moyin.jobs.service import JobService
 from moyin.store.job_filter import JobFilter
 from moyin.store.job_rows import OPEN_JOB_STATUSES
 from moyin.store.jobs import JobStore
+from moyin.system.heavy_work import run_aside
 
 # Jobs per transaction. During a transaction, no other job can be submitted to SQLite.
 _CHUNK = 100
 # The most jobs that a request changes, and the most that a dry run counts.
 MAX_CHANGED = 10_000
 MAX_COUNTED = 1_000_000
+# The usual size of a node's JSON.
+_BYTES_PER_NODE = 256
 _COUNTED_PER_QUERY = 5_000
 # The most pages that a request reads. Some pages may have few matching jobs.
 _MAX_PAGES = 500
@@ -69,7 +74,8 @@ class JobHistory:
             JobNotFound: the owner has no job with this id.
             JobNotFinished: the job is queued or running.
         """
-        deletion = await self._service.delete(owner, [job_id])
+        job = await self._jobs.get(owner, job_id)
+        deletion = await self._service.delete(owner, [job.id])
         if deletion.still_open:
             raise JobNotFinished(
                 f"job {job_id} has not ended; cancel it first with POST /jobs/{job_id}/cancel"
@@ -131,6 +137,12 @@ class JobHistory:
         return await self._change_matching(
             caller.owner, where, cancel, dry_run=dry_run, cursor=cursor
         )
+
+    async def encode_graph(self, job: Job, step_index: int) -> bytes:
+        """Return the JSON of `get_graph`, whose errors are raised."""
+        graph = await self.get_graph(job, step_index)
+        async with self._service.work.admit(job.owner, len(graph) * _BYTES_PER_NODE):
+            return await run_aside(to_json, graph)
 
     async def get_graph(self, job: Job, step_index: int) -> Mapping[str, Any]:
         """Return the graph of a step or a batch's child, in the format that ``POST /jobs`` accepts.

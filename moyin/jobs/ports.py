@@ -54,15 +54,54 @@ class GraphValidator(Protocol):
         ...
 
 
+class JobPools(Protocol):
+    """The interface of the pools that run the jobs of one caller."""
+
+    def assign(self, pool: str) -> str:
+        """Return the pool of a render whose step has the pool ``pool``.
+
+        If the default pool is not one of them, the first of them replaces it.
+
+        Raises the errors of `require`.
+        """
+        ...
+
+    def require(self, pool: str) -> None:
+        """Raise an error unless the pool runs the caller's jobs.
+
+        Raises:
+            InvalidRequest: there is no such pool, or it does not run the caller's jobs.
+            ServiceUnavailable: it is not known yet whether there is such a pool for the caller.
+        """
+
+
 class GraphGuard(Protocol):
     """The interface that decides which pools, nodes and files a caller's graphs may use."""
 
-    async def list_pools(self, caller: Identity) -> Sequence[str]:
-        """Return the pools that run the caller's jobs, in the configured order."""
+    async def find_pools(self, caller: Identity) -> JobPools:
+        """Return the pools that run the caller's jobs."""
         ...
 
     async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         """Return the best pool for the graph; raise InvalidRequest if the caller may use none."""
+        ...
+
+    async def check_size(
+        self,
+        caller: Identity,
+        graphs: Sequence[tuple[str, Mapping[str, Any]]],
+        patches: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Check that the graphs of one job are within the caller's bounds together.
+
+        Args:
+            graphs: the graphs, each with its path in the request.
+            patches: for a batch, the changed inputs of each child.
+
+        Raises:
+            GraphTooLarge: a bound is exceeded; the error names the bound.
+            InvalidGraph: the links of a graph form a circle; the error names a node.
+        """
         ...
 
     async def check_graph(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic_core import from_json
 
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Canceller, Job, JobSpec, JobStatus, StepKind
-from moyin.domain.prompt import build_channel_name
+from moyin.domain.prompt import build_channel_name, derive_job_id
 from moyin.domain.serialization import decode, encode
 from moyin.errors import (
     BudgetExceeded,
@@ -30,7 +32,12 @@ from moyin.jobs.file_names import FileNameReplacer
 from moyin.jobs.graphs import GraphChecker
 from moyin.jobs.ports import GraphGuard, GraphValidator, JobBudgets, Launcher, NamedFiles
 from moyin.jobs.protocol.renders import Templates
-from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job_body, to_job_spec
+from moyin.jobs.protocol.request_to_domain import (
+    compute_fingerprint,
+    is_batch,
+    parse_job_body,
+    to_job_spec,
+)
 from moyin.jobs.protocol.response import build_status_event
 from moyin.jobs.search_text import collect_text
 from moyin.jobs.spec_cache import SpecCache
@@ -40,6 +47,7 @@ from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.job_deletion import Deletion
 from moyin.store.jobs import JobStore, Launch, NewJob
+from moyin.system.heavy_work import HeavyWork, run_aside
 
 _log = logging.getLogger(__name__)
 # The most levels of nesting in a job. pydantic decodes up to 200 levels, and a stored spec needs
@@ -51,7 +59,11 @@ _CACHED_SPEC_BYTES = 16 * 1024 * 1024
 
 
 class JobService:
-    """Accepts, cancels, retries and deletes jobs on behalf of callers."""
+    """Accepts, cancels, retries and deletes jobs on behalf of callers.
+
+    Attributes:
+        work: processes large graphs beside other requests.
+    """
 
     def __init__(
         self,
@@ -66,17 +78,16 @@ class JobService:
         validator: GraphValidator,
         guard: GraphGuard,
         budgets: JobBudgets,
-        pools: Sequence[str],
         networks: AllowedNetworks,
+        work: HeavyWork | None = None,
     ) -> None:
+        self.work = work or HeavyWork()
         self._jobs = jobs
         self._blobs = blobs
         self._events = events
         self._frames = frames
         self._launcher = launcher
-        self._graphs = GraphChecker(
-            artifacts=artifacts, validator=validator, guard=guard, pools=pools
-        )
+        self._graphs = GraphChecker(artifacts=artifacts, validator=validator, guard=guard)
         self._budgets = budgets
         self._names = FileNameReplacer(files)
         self._networks = networks
@@ -105,24 +116,32 @@ class JobService:
 
         Raises:
             InvalidJson, BodyTooLarge, InvalidRequest: the body is invalid.
+            Overloaded: too many large requests are waiting.
             MoyinError: one of the errors of `submit`.
         """
-        request, fingerprint = parse_job_body(body), None
-        if idempotency_key is not None:
-            fingerprint = compute_fingerprint(request)
-            first_job = await self._jobs.find_by_idempotency_key(submitter.owner, idempotency_key)
-            if first_job is not None:
-                _check_same_request(first_job, fingerprint)
-                return first_job, False
-        request = await self._names.replace_in_templates(submitter.owner, request, templates)
-        spec = to_job_spec(request, now, templates)
-        return await self.submit(
-            submitter,
-            spec,
-            idempotency_key=idempotency_key,
-            fingerprint=fingerprint,
-            priority_field="priority" if "priority" in request.model_fields_set else None,
-        )
+        async with self.work.admit(submitter.owner, len(body)):
+            request, fingerprint = await run_aside(parse_job_body, body), None
+            if idempotency_key is not None:
+                fingerprint = await run_aside(compute_fingerprint, request)
+                first_job = await self._jobs.find_by_idempotency_key(
+                    submitter.owner, idempotency_key
+                )
+                if first_job is not None:
+                    _check_same_request(first_job, fingerprint)
+                    return first_job, False
+            # However short its request is, a batch has a graph for each child.
+            async with self.work.admit(submitter.owner, math.inf if is_batch(request) else 0):
+                request = await self._names.replace_in_templates(
+                    submitter.owner, request, templates
+                )
+                spec = await run_aside(to_job_spec, request, now, templates)
+                return await self.submit(
+                    submitter,
+                    spec,
+                    idempotency_key=idempotency_key,
+                    fingerprint=fingerprint,
+                    priority_field="priority" if "priority" in request.model_fields_set else None,
+                )
 
     async def submit(
         self,
@@ -131,7 +150,7 @@ class JobService:
         *,
         idempotency_key: str | None = None,
         fingerprint: str | None = None,
-        job_id: str | None = None,
+        prompt_id: str | None = None,
         is_validated: bool = False,
         priority_field: str | None = None,
     ) -> tuple[Job, bool]:
@@ -142,7 +161,8 @@ class JobService:
 
         Args:
             fingerprint: the request's fingerprint; if None, that of ``spec`` is computed.
-            job_id: a lower-case UUID that the client chose.
+            prompt_id: the prompt's id in ComfyUI's API, which the client chose: a lower-case UUID.
+                The job's id is derived from it.
             is_validated: True if the pool and the graphs have been checked already.
             priority_field: the request's field that sets the priority, or None if no field does.
                 Without such a field, a forbidden priority of ``spec`` is replaced by the best
@@ -156,35 +176,39 @@ class JobService:
             InsufficientScope: the submitter must not call models.
             TooManyJobs: too many jobs of the submitter are queued or running.
             InvalidRequest: a pool is unknown, or the job is nested too deeply.
+            GraphTooLarge: the graphs are larger than the submitter's may be.
             AddressNotAllowed: the webhook leads into a private network.
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that is not allowed.
             InvalidGraph: ComfyUI's validation rejects a graph.
             IdempotencyMismatch: ``idempotency_key`` was used for another request.
-            PromptIdTaken: ``job_id`` belongs to another job.
+            PromptIdTaken: ``prompt_id`` belongs to another job of the tenant.
             BudgetExceeded: a budget does not cover the estimated cost of the renders.
             ServiceUnavailable: the cost or the remaining budgets can't be determined.
         """
-        fingerprint = fingerprint or (
-            None if idempotency_key is None else compute_fingerprint(spec)
-        )
+        if idempotency_key is not None and fingerprint is None:
+            fingerprint = await run_aside(compute_fingerprint, spec)
         spec = _apply_allowed_priority(submitter, spec, priority_field)
         _check_scopes(submitter, spec)
         if spec.webhook is not None:
             self._networks.check_literal_address(spec.webhook)
         if not is_validated:
+            await self._graphs.check_sizes(submitter, spec)
             spec = await self._names.replace_in_graphs(submitter.owner, spec)
             spec = await self._graphs.check_new_job(submitter, spec)
         prompt = spec.comfyui
         new_job = NewJob(
-            id=job_id or str(uuid.uuid4()),
+            id=str(uuid.uuid4())
+            if prompt_id is None
+            else derive_job_id(submitter.owner, prompt_id),
+            chosen_id=prompt_id,
             owner=submitter.owner,
             key_id=submitter.key_id,
             user=submitter.user,
             scopes=submitter.scopes,
             limits=submitter.limits,
             kind=spec.kind,
-            spec=await self._blobs.put(serialize_spec(spec)),
+            spec=await self._blobs.put(await run_aside(serialize_spec, spec)),
             heads=tuple((step.kind, step.pool) for step in spec.steps),
             priority=spec.priority,
             metadata=spec.metadata,
@@ -198,8 +222,8 @@ class JobService:
             children=None if spec.base is None else len(spec.steps),
             comfyui=prompt is not None,
             templates=tuple(dict.fromkeys(step.template for step in spec.steps if step.template)),
-            has_chosen_id=job_id is not None,
-            text=collect_text(spec),
+            has_chosen_id=prompt_id is not None,
+            text=await run_aside(collect_text, spec),
         )
         job, is_new = await self._create_job(submitter, spec, new_job)
         if is_new:
@@ -247,16 +271,16 @@ class JobService:
             raise _new_finished_error(job)
         # Recorded before the workflow is cancelled, because the job may then end at once.
         canceller = Canceller.from_identity(caller)
-        record_id = await self._jobs.record_canceller(job_id, job.attempts, canceller)
+        record_id = await self._jobs.record_canceller(job.id, job.attempts, canceller)
         try:
-            has_workflow = await self._launcher.cancel(job_id, job.attempts)
+            has_workflow = await self._launcher.cancel(job.id, job.attempts)
         except ServiceUnavailable:
             if record_id is not None:
-                await self._jobs.clear_canceller(job_id, job.attempts, record_id)
+                await self._jobs.clear_canceller(job.id, job.attempts, record_id)
             raise
         if not has_workflow:
             return await self._cancel_without_workflow(job)
-        return await self._jobs.get(caller.owner, job_id)
+        return await self._jobs.get(caller.owner, job.id)
 
     async def retry(self, caller: Identity, job_id: str) -> Job:
         """Continue a failed or cancelled job after its last finished step, and return the job.
@@ -268,19 +292,22 @@ class JobService:
             TooManyJobs: too many jobs of the caller are queued or running.
             PriorityNotAllowed: the caller must not use the job's priority.
             InvalidRequest: a pool no longer runs the caller's jobs.
+            GraphTooLarge: the graphs are larger than the caller's may be by now.
             NodeNotAllowed: a graph has a node that the caller must no longer use.
             BudgetExceeded: a budget does not cover the estimated cost of the remaining renders.
         """
         stored_job = await self._jobs.get(caller.owner, job_id)
         if stored_job.priority < caller.best_priority:
             raise _new_priority_error(stored_job.priority, caller.best_priority, None)
-        spec = await self.load_spec(stored_job) if stored_job.status.is_final else None
-        if spec is None:
+        content = await self._load_content(stored_job) if stored_job.status.is_final else None
+        if content is None:
             # Without its spec, the job will fail before it costs anything.
-            job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
+            job = await self._jobs.reopen(caller.owner, stored_job.id, caller.limits)
         else:
-            await self._graphs.check_retried_job(caller, spec)
-            job = await self._reopen_job(caller, stored_job, spec)
+            async with self.work.admit(caller.owner, len(content)):
+                spec = await run_aside(decode, JobSpec, content)
+                await self._graphs.check_retried_job(caller, spec)
+                job = await self._reopen_job(caller, stored_job, spec)
         await self._publish_and_start(job)
         return job
 
@@ -318,10 +345,11 @@ class JobService:
 
     async def load_spec(self, job: Job) -> JobSpec | None:
         """Return the job's spec; None if the spec was deleted from the artifact store."""
-        try:
-            return decode(JobSpec, await self._blobs.get(job.spec))
-        except FileNotFoundError:
+        content = await self._load_content(job)
+        if content is None:
             return None
+        async with self.work.admit(job.owner, len(content)):
+            return await run_aside(decode, JobSpec, content)
 
     async def load_small_spec(self, job: Job) -> JobSpec | None:
         """Return the job's spec; None if it is large or deleted, or the store is unavailable.
@@ -329,7 +357,8 @@ class JobService:
         Specs are cached, because clients poll their jobs.
         """
         if (cached_content := self._specs.get(job.spec)) is not None:
-            return decode(JobSpec, cached_content)
+            async with self.work.admit(job.owner, len(cached_content)):
+                return await run_aside(decode, JobSpec, cached_content)
         encoded_spec = bytearray()
         try:
             async with aclosing(self._blobs.read_chunks(job.spec)) as chunks:
@@ -342,7 +371,14 @@ class JobService:
             # store.
             return None
         self._specs.put(job.spec, bytes(encoded_spec))
-        return decode(JobSpec, bytes(encoded_spec))
+        async with self.work.admit(job.owner, len(encoded_spec)):
+            return await run_aside(decode, JobSpec, bytes(encoded_spec))
+
+    async def encode_detail(self, job: Job, build_body: Callable[[], BaseModel]) -> bytes:
+        """Return the JSON of a response that has the job's spec, which may be large."""
+        size = len(self._specs.get(job.spec) or b"")
+        async with self.work.admit(job.owner, size):
+            return await run_aside(lambda: build_body().model_dump_json(by_alias=True).encode())
 
     async def _cancel_without_workflow(self, job: Job) -> Job:
         """Cancel and return a job whose workflow does not run.
@@ -366,6 +402,13 @@ class JobService:
         elif job.status is not JobStatus.CANCELLED:
             raise _new_finished_error(job)
         return job
+
+    async def _load_content(self, job: Job) -> bytes | None:
+        """Return the encoded spec of a job; None if it was deleted from the artifact store."""
+        try:
+            return await self._blobs.get(job.spec)
+        except FileNotFoundError:
+            return None
 
     async def _load_output(self, sha256: str) -> Mapping[str, Any]:
         try:

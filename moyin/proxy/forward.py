@@ -11,6 +11,7 @@ import aiohttp
 from yarl import URL
 
 from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send
+from moyin.access.gatekeeper.context import context
 from moyin.errors import BackendTimeout, BackendUnavailable, MoyinError, StreamInterrupted
 from moyin.http.breaker import BreakerState
 from moyin.proxy.headers import build_response_headers
@@ -85,6 +86,7 @@ class HttpExchange:
             ClientDisconnected: the client disconnected before it had sent the whole body.
             BodyTooLarge: the body exceeds the gateway's limit.
         """
+        context(self.scope).keeps_body = False
         message = await _receive_part(self.receive)
         self._body = message.get("body") or None
         self._has_more_body = message.get("more_body", False)

@@ -30,7 +30,7 @@ OPEN_STATUSES = tuple(status.value for status in OPEN_JOB_STATUSES)
 _COMMON_COLUMNS = ("owner", "spec", "priority", "children")
 _LAUNCH_COLUMNS = (*_COMMON_COLUMNS, "webhook")
 _DESCRIPTION_COLUMNS = (*_COMMON_COLUMNS, "id", "kind", "channel", "fingerprint")
-_JOB_COLUMNS = (*_DESCRIPTION_COLUMNS, "attempts", "metadata", "record")
+_JOB_COLUMNS = (*_DESCRIPTION_COLUMNS, "attempts", "metadata", "record", "chosen_id")
 _NEW_JOB_COLUMNS = (
     *_DESCRIPTION_COLUMNS,
     "webhook",
@@ -38,6 +38,7 @@ _NEW_JOB_COLUMNS = (
     "idempotency_key",
     "key_id",
     "comfyui",
+    "chosen_id",
 )
 # Columns that are null until the job runs.
 _INITIALLY_NULL = ("started_at", "finished_at", "record", "cancelled_by")
@@ -61,6 +62,8 @@ class NewJob:
         comfyui: whether the job was submitted through ComfyUI's own API.
         templates: the names of the templates of the steps.
         has_chosen_id: whether the client, or another system, chose the id.
+        chosen_id: the prompt's id that a client of ComfyUI's API chose, or None; ``id`` is derived
+            from it (`moyin.domain.prompt.derive_job_id`).
         text: the text that is searched when a client searches for jobs.
         reservation: the money that the submitter's budgets reserve for the renders, or None.
     """
@@ -85,6 +88,7 @@ class NewJob:
     comfyui: bool = False
     templates: tuple[str, ...] = ()
     has_chosen_id: bool = False
+    chosen_id: str | None = None
     text: str = ""
     reservation: JobReservation | None = None
 

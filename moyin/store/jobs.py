@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from moyin.domain.identity import Identity
 from moyin.domain.job import Canceller, Job, JobError, JobStatus, Progress, StepResult
 from moyin.domain.limits import JobReservation, Limit
+from moyin.domain.prompt import derive_job_id
 from moyin.domain.serialization import to_plain
 from moyin.errors import (
     IdempotencyMismatch,
@@ -93,7 +94,7 @@ class JobStore:
 
         Raises:
             IdempotencyMismatch: the idempotency key was used for a different request.
-            PromptIdTaken: the id belongs to another job, of any owner, or to a deleted job.
+            PromptIdTaken: the id belongs to another job or to a deleted job.
             TooManyJobs: a limit on open jobs is exceeded.
         """
         row, words = build_row(new_job), join_words(new_job.owner, new_job.text)
@@ -105,7 +106,7 @@ class JobStore:
             # After the insertion, which waits for a deletion of the same id.
             if new_job.has_chosen_id and is_deleted(connection, new_job.id):
                 raise PromptIdTaken(
-                    f"prompt_id {new_job.id!r} was used by a deleted prompt; use a new id or omit it",
+                    f"prompt_id {new_job.chosen_id or new_job.id!r} was used by a deleted prompt; use a new id or omit it",
                     field="prompt_id",
                 )
             enforce_open_job_limits(connection, new_job.limits)
@@ -118,11 +119,12 @@ class JobStore:
         return parse_job(row), True
 
     async def get(self, owner: str, job_id: str) -> Job:
-        """Return a job of the owner, or raise `JobNotFound`."""
-        job = parse_job(await self._fetch_row(job_id))
-        if job.owner != owner:
-            raise _new_not_found_error(job_id)
-        return job
+        """Return a job of the owner by its id or chosen prompt id, or raise `JobNotFound`."""
+        for possible_id in (job_id, derive_job_id(owner, job_id)):
+            row = await self._find_row(possible_id)
+            if row is not None and row["owner"] == owner:
+                return parse_job(row)
+        raise _new_not_found_error(job_id)
 
     async def find(self, job_id: str) -> Job:
         """Return a job of any owner, or raise `JobNotFound`."""
@@ -402,7 +404,7 @@ class JobStore:
             job = await self.find(new_job.id)
             if (job.owner, job.spec) != (new_job.owner, new_job.spec):
                 raise PromptIdTaken(
-                    f"prompt_id {new_job.id!r} is used by another prompt; use a new id or omit it",
+                    f"prompt_id {new_job.chosen_id or new_job.id!r} is used by another prompt; use a new id or omit it",
                     field="prompt_id",
                 )
             return job
@@ -420,11 +422,14 @@ class JobStore:
         return await self._database.fetch_first(query)
 
     async def _fetch_row(self, job_id: str) -> Row:
-        values = {"job_id": job_id}
-        row = await self._database.read(lambda c: c.execute(_BY_ID, values).mappings().first())
+        row = await self._find_row(job_id)
         if row is None:
             raise _new_not_found_error(job_id)
         return row
+
+    async def _find_row(self, job_id: str) -> Row | None:
+        values = {"job_id": job_id}
+        return await self._database.read(lambda c: c.execute(_BY_ID, values).mappings().first())
 
 
 def _new_not_found_error(job_id: str) -> JobNotFound:

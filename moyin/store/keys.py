@@ -20,7 +20,7 @@ from moyin.domain.account import ROLE_SCOPES, Role
 from moyin.domain.identity import ALL, ALL_SCOPES, Identity, is_internal_owner
 from moyin.errors import InvalidKey, InvalidRequest, NotFound
 from moyin.store.cursors import PageRequest, build_search_condition, fetch_page
-from moyin.store.schema import api_keys, users
+from moyin.store.schema import api_keys, inherited_limits, users
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import compute_digest
 
@@ -65,9 +65,14 @@ class KeyStore:
         scopes: Iterable[str] = ALL_SCOPES,
         user: str | None = None,
         expires_at: datetime | None = None,
+        inherited_subjects: Collection[str] = (),
         transaction: Transaction | None = None,
     ) -> tuple[str, str]:
         """Create a key of a tenant; return its id and its text, which is not stored.
+
+        Args:
+            inherited_subjects: the subjects, such as ``key:<id>``, whose limits apply to the key in
+                addition to those of the key itself, its user and its tenant.
 
         Raises:
             InvalidRequest: the tenant's name is reserved for Moyin's services.
@@ -89,7 +94,13 @@ class KeyStore:
             scopes=" ".join(sorted(scopes)),
             expires_at=expires_at,
         )
-        await self._database.execute(row, transaction=transaction)
+        async with self._database.join_or_begin(transaction) as connection:
+            await connection.execute(row)
+            if inherited_subjects:
+                await connection.execute(
+                    inherited_limits.insert(),
+                    [{"key_id": key_id, "subject": subject} for subject in inherited_subjects],
+                )
         return key_id, key_text
 
     async def rotate(
@@ -247,6 +258,12 @@ async def get_key_expiry(connection: Transaction, key_id: str) -> datetime | Non
     """Return the time at which a key expires, or None if it never does."""
     query = sa.select(api_keys.c.expires_at).where(api_keys.c.id == key_id)
     return ensure_utc((await connection.execute(query)).scalar())
+
+
+async def list_inherited_subjects(connection: Transaction, key_id: str) -> list[str]:
+    """Return the subjects whose limits a key has inherited from the key that created it."""
+    query = sa.select(inherited_limits.c.subject).where(inherited_limits.c.key_id == key_id)
+    return list((await connection.execute(query.order_by(inherited_limits.c.subject))).scalars())
 
 
 def _parse_key(row: Mapping[Any, Any]) -> ApiKey:

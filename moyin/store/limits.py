@@ -5,7 +5,7 @@ For limits on requests, tokens and money, `moyin.access.gatekeeper.limits` count
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.errors import TooManyJobs
 from moyin.store.job_rows import OPEN_STATUSES
-from moyin.store.schema import jobs, limits
+from moyin.store.schema import inherited_limits, jobs, limits
 from moyin.store.sql import Database, Transaction
 
 _NANO = 10**9
@@ -27,6 +27,9 @@ _NUMBERS = (
     "concurrent_requests",
     "open_jobs",
     "best_priority",
+    "graph_nodes",
+    "graph_links",
+    "graph_bytes",
 )
 _LISTS = ("pools", "allowed_nodes", "denied_nodes")
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -36,7 +39,10 @@ _SUBJECT_COLUMNS = {"key": jobs.c.key_id, "user": jobs.c.user_id, "owner": jobs.
 
 
 def list_limit_subjects(identity: Identity) -> list[str]:
-    """Return the subjects whose limits apply to a caller: its key, its user and its tenant."""
+    """Return the key, user and tenant of a caller, whose limits apply to it.
+
+    A key also has the limits that it has inherited from the key that created it.
+    """
     users = [f"user:{identity.user}"] if identity.user is not None else []
     return [f"key:{identity.key_id}", *users, f"owner:{identity.owner}"]
 
@@ -53,7 +59,7 @@ def enforce_open_job_limits(connection: sa.Connection, applicable_limits: Sequen
         key=lambda limit: limit.subject,
     )
     for limit in job_limits:
-        kind, _, subject_id = limit.subject.partition(":")
+        kind = limit.subject.partition(":")[0]
         if connection.dialect.name == "postgresql":
             connection.execute(
                 sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(limit.subject)))
@@ -61,7 +67,7 @@ def enforce_open_job_limits(connection: sa.Connection, applicable_limits: Sequen
         query = (
             sa.select(sa.func.sum(sa.func.coalesce(jobs.c.children, 1)))
             .select_from(jobs)
-            .where(_SUBJECT_COLUMNS[kind] == subject_id, jobs.c.status.in_(OPEN_STATUSES))
+            .where(_is_limited_job(limit.subject), jobs.c.status.in_(OPEN_STATUSES))
         )
         if (connection.execute(query).scalar_one() or 0) > (limit.open_jobs or 0):
             raise TooManyJobs(
@@ -70,6 +76,16 @@ def enforce_open_job_limits(connection: sa.Connection, applicable_limits: Sequen
                 retry_after=_OPEN_JOBS_RETRY_SECONDS,
                 details={"limit": "open_jobs", "of": kind},
             )
+
+
+def _is_limited_job(subject: str) -> sa.ColumnElement[bool]:
+    """Return the condition for jobs of a subject, and of the keys that inherit its limits."""
+    kind, _, subject_id = subject.partition(":")
+    condition = _SUBJECT_COLUMNS[kind] == subject_id
+    if kind == "owner":
+        return condition
+    heirs = sa.select(inherited_limits.c.key_id).where(inherited_limits.c.subject == subject)
+    return condition | jobs.c.key_id.in_(heirs)
 
 
 class LimitStore:
@@ -87,6 +103,27 @@ class LimitStore:
             limits_by_subject[subject] for subject in subjects if subject in limits_by_subject
         )
 
+    async def list_for_callers(self, callers: Collection[Identity]) -> list[tuple[Limit, ...]]:
+        """Return the limits that apply to each caller, inherited ones included."""
+        direct_subjects = {subject for caller in callers for subject in list_limit_subjects(caller)}
+        key_ids = {caller.key_id for caller in callers if not caller.is_session}
+        inherited = (
+            sa.select(inherited_limits.c.key_id, limits)
+            .join(limits, limits.c.subject == inherited_limits.c.subject)
+            .where(inherited_limits.c.key_id.in_(key_ids))
+            .order_by(limits.c.subject)
+        )
+        limits_by_subject = {
+            limit.subject: limit for limit in await self.list_for(sorted(direct_subjects))
+        }
+        inherited_by_key: dict[str, list[Limit]] = {}
+        for row in await self._database.fetch_all(inherited) if key_ids else ():
+            inherited_by_key.setdefault(row["key_id"], []).append(_parse_limit(row))
+        return [
+            _join_limits(caller, limits_by_subject, inherited_by_key.get(caller.key_id, ()))
+            for caller in callers
+        ]
+
     async def set(self, limit: Limit, *, transaction: Transaction | None = None) -> None:
         """Store the limits of the subject ``limit.subject``; they replace its earlier limits."""
         async with self._database.join_or_begin(transaction) as connection:
@@ -97,6 +134,16 @@ class LimitStore:
         await self._database.execute(
             limits.delete().where(limits.c.subject == subject), transaction=transaction
         )
+
+
+def _join_limits(
+    caller: Identity, limits_by_subject: Mapping[str, Limit], inherited: Iterable[Limit]
+) -> tuple[Limit, ...]:
+    """Return the limits of a caller's key, user and tenant, then inherited ones, each once."""
+    subjects = list_limit_subjects(caller)
+    applicable = {subject: limits_by_subject.get(subject) for subject in subjects}
+    applicable |= {limit.subject: limit for limit in inherited}
+    return tuple(limit for limit in applicable.values() if limit is not None)
 
 
 def _insert_or_replace(row: dict[str, Any], connection: sa.Connection) -> None:

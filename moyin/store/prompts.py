@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,14 +10,14 @@ import sqlalchemy as sa
 
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, StepKind
-from moyin.domain.prompt import build_channel_name
+from moyin.domain.prompt import build_channel_name, derive_job_id
 from moyin.store.job_rows import OPEN_STATUSES, parse_job
 from moyin.store.schema import jobs
 from moyin.store.sql import Database
 
 _ANY_RENDER: sa.ColumnElement[bool] = sa.true()
 # A number of ids that SQLite and PostgreSQL accept in one statement.
-_CHUNK = 500
+_CHUNK = 250
 
 
 class PromptStore:
@@ -68,13 +68,12 @@ class PromptStore:
         return await self._fetch_jobs(query)
 
     async def get(self, owner: str, ids: Sequence[str], *, with_hidden: bool = False) -> list[Job]:
-        """Return the owner's renders with these ids.
+        """Return the owner's renders with these ids, which are those of jobs or chosen prompt ids.
 
         ``with_hidden`` includes those that were removed from the history.
         """
         renders: list[Job] = []
-        for start in range(0, len(ids), _CHUNK):
-            chunk = ids[start : start + _CHUNK]
+        for chunk in _list_possible_ids(owner, ids):
             query = sa.select(jobs).where(_is_render_of(owner), jobs.c.id.in_(chunk))
             renders += await self._fetch_jobs(
                 query if with_hidden else query.where(jobs.c.hidden.is_(False))
@@ -114,8 +113,7 @@ class PromptStore:
             if ids is None:
                 await connection.execute(update)
                 return
-            for start in range(0, len(ids), _CHUNK):
-                chunk = ids[start : start + _CHUNK]
+            for chunk in _list_possible_ids(owner, ids):
                 await connection.execute(update.where(jobs.c.id.in_(chunk)))
 
     async def set_record(self, job_id: str, sha256: str, attempt: int | None) -> None:
@@ -150,6 +148,13 @@ def build_submitter_condition(
     if caller.user is not None:
         is_own = sa.or_(is_own, jobs.c.user_id == caller.user)
     return sa.and_(jobs.c.comfyui, is_own)
+
+
+def _list_possible_ids(owner: str, ids: Sequence[str]) -> Iterator[list[str]]:
+    """Yield, in chunks, the ids of the jobs that may be meant by ids or by chosen prompt ids."""
+    for start in range(0, len(ids), _CHUNK):
+        chunk = ids[start : start + _CHUNK]
+        yield [*chunk, *(derive_job_id(owner, prompt_id) for prompt_id in chunk)]
 
 
 def _is_render_of(owner: str) -> sa.ColumnElement[bool]:

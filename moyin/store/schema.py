@@ -49,6 +49,7 @@ jobs = sa.Table(
     sa.Column("queued_at", sa.DateTime(timezone=True), nullable=True),
     # Whether the job was submitted through ComfyUI's API.
     sa.Column("comfyui", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("chosen_id", sa.String(36), nullable=True),  # the prompt's, if a client chose it
     # Who first cancelled the attempt (`moyin.domain.job.Canceller`), which may still succeed.
     sa.Column("cancelled_by", sa.JSON(none_as_null=True), nullable=True),
     # For renders: the name of the ComfyUI client's event stream, the SHA-256 of the blob with
@@ -380,11 +381,24 @@ limits = sa.Table(
     sa.Column("concurrent_requests", sa.Integer, nullable=True),
     sa.Column("open_jobs", sa.Integer, nullable=True),
     sa.Column("best_priority", sa.Integer, nullable=True),
+    sa.Column("graph_nodes", sa.Integer, nullable=True),
+    sa.Column("graph_links", sa.Integer, nullable=True),
+    sa.Column("graph_bytes", sa.Integer, nullable=True),
     sa.Column("nano_usd_per_day", sa.BigInteger, nullable=True),
     sa.Column("nano_usd_per_month", sa.BigInteger, nullable=True),
     sa.Column("pools", sa.JSON(none_as_null=True), nullable=True),
     sa.Column("allowed_nodes", sa.JSON(none_as_null=True), nullable=True),
     sa.Column("denied_nodes", sa.JSON(none_as_null=True), nullable=True),
+)
+
+# Subjects whose limits apply to a key because they apply to the key that created it.
+inherited_limits = sa.Table(
+    "inherited_limits",
+    metadata,
+    sa.Column("key_id", sa.String(32), sa.ForeignKey("api_keys.id"), primary_key=True),
+    sa.Column("subject", sa.String(160), primary_key=True),
+    # Finds the keys that a key has created, directly or through other keys.
+    sa.Index("ix_inherited_limits_subject", "subject"),
 )
 
 # The audit log of administrative operations. Rows are never updated or deleted.

@@ -17,13 +17,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from moyin.domain.cluster import MemoryKill
 from moyin.system.memory import MemoryReader, MemoryReading
 from moyin.system.memory_kills import MemoryKillLog
-from moyin.system.ranks import Rank, list_ranked_processes, read_resident_bytes
+from moyin.system.ranks import Rank, list_ranked_processes, read_resident_bytes, take_rank
 
 _log = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.5
@@ -41,6 +41,7 @@ class MemoryGuard:
     """Watches the available memory for one expendable process.
 
     Args:
+        rank: the rank that the process gets.
         subject: the name under which a kill is recorded, such as that of the actor.
         find_victim: returns the id of the process, or None while there is none; called by a thread.
         end_victim: ends the process with this id at once.
@@ -55,6 +56,7 @@ class MemoryGuard:
         self,
         subject: str,
         *,
+        rank: Rank,
         find_victim: Callable[[], int | None],
         end_victim: Callable[[int], None],
         reserve_bytes: int,
@@ -68,6 +70,7 @@ class MemoryGuard:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._subject = subject
+        self._rank = rank
         self._find_victim = find_victim
         self._end_victim = end_victim
         self._reserve_bytes = reserve_bytes
@@ -78,6 +81,7 @@ class MemoryGuard:
         self._lock_path = lock_path or _get_lock_path()
         self._clock = clock
         self._short_since: float | None = None
+        self._ranked: int | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name=f"memory guard of {subject}", daemon=True
@@ -121,6 +125,9 @@ class MemoryGuard:
         if victim is None:
             self._short_since = None
             return False
+        if victim != self._ranked:
+            take_rank(self._rank, Path(f"/proc/{victim}"))
+            self._ranked = victim
         reading = self._read_memory()
         if reading.available >= self._reserve_bytes:
             self._short_since = None
@@ -172,8 +179,10 @@ class MemoryGuard:
     def _run(self) -> None:
         while not self._stopped.wait(_CHECK_SECONDS):
             # An error such as ENOMEM must not end the guard.
-            with suppress(OSError, MemoryError):
+            try:
                 self.check()
+            except Exception:
+                _log.exception("the memory guard of %s could not check the memory", self._subject)
 
 
 @contextmanager

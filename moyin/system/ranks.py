@@ -7,11 +7,12 @@ thousandths of the machine's memory. Everything below the ranks here has the sco
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 
-_HIGHEST = 1000
+_log = logging.getLogger(__name__)
 
 
 class Rank(IntEnum):
@@ -27,20 +28,24 @@ class Rank(IntEnum):
     RENDER_ACTOR = 467
     HELPER = 667
     LLAMA = 867
-    # `moyin/render/comfyui/launcher.py` repeats this number, since it may not import this module.
+    # Given by the actor, since ComfyUI has its own /proc.
     COMFYUI = 967
 
 
 def take_rank(rank: Rank, process: Path = Path("/proc/self")) -> None:
     """Give this process, and its later children, a rank, unless its score is higher already.
 
-    A process without the right to lower scores can raise its own. Errors are ignored, because a
-    process without a rank works as well.
+    Raising a score needs no right but that to signal the process. A failure is only logged, because
+    a process without a rank works as well.
     """
     path = process / "oom_score_adj"
-    with suppress(OSError, ValueError):
+    try:
         if int(path.read_text()) < rank:
-            path.write_text(str(min(int(rank), _HIGHEST)))
+            path.write_text(str(int(rank)))
+    except (FileNotFoundError, ProcessLookupError):
+        _log.debug("%s has ended before it got a rank", process)
+    except (OSError, ValueError) as error:
+        _log.warning("cannot rank the process of %s: %s", path, error)
 
 
 def list_ranked_processes(lowest: Rank, proc: Path = Path("/proc")) -> list[tuple[int, int, int]]:

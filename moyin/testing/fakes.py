@@ -9,8 +9,9 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec
 from moyin.domain.limits import JobReservation
-from moyin.errors import InvalidKey, InvalidToken
+from moyin.errors import InvalidKey, InvalidRequest, InvalidToken
 from moyin.http.breaker import BreakerState
+from moyin.jobs.protocol.renders import DEFAULT_POOL
 from moyin.store.render_cache import CachedRender, CacheRules
 from moyin.text.routing.telemetry import CallRecord
 
@@ -28,17 +29,43 @@ class InMemoryRenderCache:
         self.renders[owner, digest] = render
 
 
+class FixedJobPools:
+    """An implementation of `moyin.jobs.ports.JobPools` with the given pools."""
+
+    def __init__(self, *pools: str) -> None:
+        self._pools = pools
+
+    def assign(self, pool: str) -> str:
+        if pool == DEFAULT_POOL and pool not in self._pools and self._pools:
+            return self._pools[0]
+        self.require(pool)
+        return pool
+
+    def require(self, pool: str) -> None:
+        if pool not in self._pools:
+            raise InvalidRequest(
+                f"there is no render pool {pool!r}; available pools: {', '.join(self._pools)}"
+            )
+
+
 class PermissiveGraphGuard:
     """An implementation of `moyin.jobs.ports.GraphGuard` that accepts every graph."""
 
     def __init__(self, *pools: str) -> None:
         self._pools = pools
 
-    async def list_pools(self, caller: Identity) -> Sequence[str]:
-        return self._pools
+    async def find_pools(self, caller: Identity) -> FixedJobPools:
+        return FixedJobPools(*self._pools)
 
     async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         return self._pools[0]
+
+    async def check_size(
+        self,
+        caller: Identity,
+        graphs: Sequence[tuple[str, Mapping[str, Any]]],
+        patches: Sequence[Mapping[str, Any]] = (),
+    ) -> None: ...
 
     async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own_names: Collection[str]

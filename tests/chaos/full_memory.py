@@ -143,7 +143,7 @@ def fill_memory(gateway: RunningStack, *, renders: int, chats: int) -> list[str]
     processes = with_lines(find_processes(str(gateway.data)))
     before = {process.pid: line[:60] for process, line in processes}
     with ThreadPoolExecutor(16) as threads:
-        render_ids = threads.map(lambda _: traffic.submit_render(0.2), range(renders))
+        render_ids = threads.map(lambda _: traffic.submit_render(0.5), range(renders))
         chat_results = threads.map(traffic.chat, range(chats))
         time.sleep(3)
         began = time.monotonic()

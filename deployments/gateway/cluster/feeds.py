@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
@@ -28,6 +29,8 @@ _JOBS_PAUSE_FACTOR = 50.0
 _MAX_SUMS = 2
 _MAX_TENANTS = 1_000
 _MAX_VIEWS = 128
+# Returns the names of the render pools that a client may use; None means that it sees all.
+FindPools = Callable[[], Awaitable[Sequence[str] | None]]
 # Returns JSON for the given tenant, or for all tenants if it is None. The result is None if the source
 # does not respond.
 ReadForTenant = Callable[[str | None], Awaitable[str | None]]
@@ -170,21 +173,36 @@ class ClusterFeeds:
         self._views: BoundedDict[tuple[str, ...] | None, str] = BoundedDict(_MAX_VIEWS)
 
     def follow(
-        self, viewer: Viewer, included_parts: Iterable[Included], *, with_cluster: bool = True
-    ) -> AsyncGenerator[tuple[str, ClusterBody | str | None] | None, None]:
+        self, viewer: Viewer, included_parts: Iterable[Included], find_pools: FindPools | None
+    ) -> AsyncGenerator[tuple[str, str | None] | None, None]:
         """Yield the state of the cluster and each included part now, and again after each change.
 
-        Each value comes with its name: ``cluster``, or the name of the part. After 15 seconds
-        without a change, None is yielded.
+        Each value is JSON, and comes with its name: ``cluster``, or the name of the part. After 15
+        seconds without a change, None is yielded.
 
         Args:
-            with_cluster: False to leave out the state of the cluster.
+            find_pools: determines what the viewer sees of the cluster; None to leave out the
+                cluster.
         """
-        streams: dict[str, AsyncGenerator[ClusterBody | str | None, None]]
+        streams: dict[str, AsyncGenerator[str | None, None]]
         streams = {name: self._follow_part(name, viewer) for name in included_parts}
-        if with_cluster:
-            streams["cluster"] = self.cluster.follow()
+        if find_pools is not None:
+            streams["cluster"] = self._follow_cluster(find_pools)
         return merge_streams(streams)
+
+    async def _follow_cluster(self, find_pools: FindPools) -> AsyncGenerator[str | None, None]:
+        """Yield what a viewer sees of the cluster as JSON, now and after each change of that.
+
+        A change of what the viewer does not see yields nothing. It must not even delay a heartbeat,
+        which would tell when other tenants' pools are at work.
+        """
+        previous_view = None
+        async with aclosing(self.cluster.follow()) as changes:
+            async for cluster in changes:
+                view = self.format_cluster(cluster, await find_pools())
+                if view != previous_view:
+                    yield view
+                previous_view = view
 
     def _follow_part(self, part: Included, viewer: Viewer) -> AsyncGenerator[str | None, None]:
         match part:

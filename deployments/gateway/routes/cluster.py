@@ -72,7 +72,7 @@ def new_cluster_routes(
     async def restrict_for(cluster: ClusterBody, caller: Identity) -> ClusterBody:
         if caller.has_scope(OPERATOR):
             return cluster
-        return restrict_cluster(cluster, await admission.list_pools(caller))
+        return restrict_cluster(cluster, (await admission.find_pools(caller)).names)
 
     @router.get("/cluster", name="cluster", summary="Show what runs on the cluster")
     async def show_cluster(request: Request) -> ClusterBody:
@@ -174,24 +174,19 @@ def _new_event_routes(feeds: ClusterFeeds, admission: GraphAdmission) -> APIRout
         included_parts = _select_allowed(request, include)
         viewer = Viewer(owner=caller.owner, is_operator=is_operator)
 
+        async def find_pools() -> Sequence[str] | None:
+            return None if is_operator else (await admission.find_pools(caller)).names
+
         async def format_events() -> AsyncGenerator[str, None]:
-            prefix, previous_value = _RETRY, None
+            prefix = _RETRY
             async with aclosing(
-                feeds.follow(viewer, included_parts, with_cluster=with_cluster)
+                feeds.follow(viewer, included_parts, find_pools if with_cluster else None)
             ) as changes:
                 async for change in changes:
                     if change is None:
                         yield ": still here\n\n"
                         continue
                     name, value = change
-                    if isinstance(value, ClusterBody):
-                        pools = None if is_operator else await admission.list_pools(caller)
-                        value = feeds.format_cluster(value, pools)
-                        if value == previous_value:
-                            # The merged stream sends no heartbeat while the cluster changes.
-                            yield ": still here\n\n"
-                            continue
-                        previous_value = value
                     yield f"{prefix}event: {name}\ndata: {value or 'null'}\n\n"
                     prefix = ""
 

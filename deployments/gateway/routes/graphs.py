@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from deployments.gateway.graph_bodies import read_graph_body
 from deployments.gateway.openapi import describe_body
 from moyin.access.gatekeeper import context
+from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.graph_conversion import GraphConverter
 from moyin.comfy_api.protocol.graph_conversion import ConversionRequest, ConvertedGraph
-from moyin.http.validation import parse_object, validate
 
 
-def new_graph_routes(converter: GraphConverter) -> APIRouter:
+def new_graph_routes(converter: GraphConverter, admission: GraphAdmission) -> APIRouter:
     """Return the route that takes graphs in the format that ComfyUI's editor saves."""
     router = APIRouter(tags=["jobs"])
 
@@ -28,9 +29,8 @@ def new_graph_routes(converter: GraphConverter) -> APIRouter:
         The graph may be in the format that ComfyUI's editor saves. The response also lists what
         the render pool lacks for the graph, and what was left out of it and why.
         """
-        body = validate(ConversionRequest, parse_object(await request.body()))
         caller = context(request.scope).caller
-        converted_graph = await converter.convert(caller, body.graph, body.pool)
-        return Response(converted_graph.model_dump_json(), media_type="application/json")
+        content = await read_graph_body(request, admission.get_bounds(caller))
+        return Response(await converter.convert(caller, content), media_type="application/json")
 
     return router

@@ -114,15 +114,17 @@ def new_job_event_routes(
         To resume, send the id of the last received event in the header `Last-Event-ID`, or in the
         query parameter `last_event_id` or `after`.
 
-        The socket closes with code 1000 after the last event, with 4000 + the HTTP status after an
+        The socket closes with code 1000 after the last event (at once if the client has it), with 4000 + the HTTP status after an
         error (such as 4404), and with 1008 when the key or session ends.
         """
         await websocket.accept()
         try:
             job = await get_readable_job(websocket.scope, job_id)
-            events = open_feed(
-                job, last_event_header or last_event_id or after or None, with_previews
-            )
+            last_id = last_event_header or last_event_id or after or None
+            events = open_feed(job, last_id, with_previews)
+            if await feed.is_complete(job, last_id):
+                await websocket.close(1000)
+                return
             await run_until_disconnect(
                 _send_events(websocket, events), _wait_for_disconnect(websocket)
             )

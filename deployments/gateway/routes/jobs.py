@@ -125,8 +125,8 @@ def new_job_routes(
         owner = context(request.scope).owner
         return wire.WebhookSecret(secret=derive_webhook_secret(signing_key, owner))
 
-    @router.get("/jobs/{job_id}", name="show")
-    async def get_job(request: Request, job_id: str) -> wire.JobDetail:
+    @router.get("/jobs/{job_id}", name="show", response_model=wire.JobDetail)
+    async def get_job(request: Request, job_id: str) -> Response:
         """Return a job with its submitted spec and the outputs of its finished steps.
 
         A batch lists its child jobs.
@@ -135,18 +135,28 @@ def new_job_routes(
         # Only the spec has the inputs of the children of a batch.
         load_spec = service.load_small_spec if job.children is None else service.load_spec
         spec, outputs = await asyncio.gather(load_spec(job), service.load_outputs(job))
-        return render_job_detail(job, outputs, spec, await view_queue(places, [job]))
+        queue_view = await view_queue(places, [job])
+        content = await service.encode_detail(
+            job, lambda: render_job_detail(job, outputs, spec, queue_view)
+        )
+        return Response(content, media_type="application/json")
 
-    @router.get("/jobs/{job_id}/graph", name="graph", summary="Return the graph of a render")
+    @router.get(
+        "/jobs/{job_id}/graph",
+        name="graph",
+        summary="Return the graph of a render",
+        response_model=dict[str, Any],
+    )
     async def get_graph(
         request: Request, job_id: str, step: Annotated[int, Query(ge=0, le=10_000)] = 0
-    ) -> dict[str, Any]:
+    ) -> Response:
         """Return the graph of a render, in the format of the member `workflow` of a job request.
 
         For a batch, `step` is the index of the child job.
         """
         job = await jobs.get(context(request.scope).owner, job_id)
-        return dict(await history.get_graph(job, step))
+        content = await history.encode_graph(job, step)
+        return Response(content, media_type="application/json")
 
     @router.delete("/jobs/{job_id}", status_code=204, summary="Delete an ended job")
     async def delete(request: Request, job_id: str) -> Response:

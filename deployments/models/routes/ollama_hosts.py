@@ -192,6 +192,7 @@ class _OllamaHosts:
             raise InvalidRequest(
                 "digest: must be 'sha256:' and 64 hexadecimal digits", field="digest"
             )
+        context(request.scope).keeps_body = False
         runtime = self._choose_host(request, None)
         data = request.stream() if request.method == "POST" else None
         return _HostResponse(runtime, request.method, f"/api/blobs/{digest}", data)

@@ -188,6 +188,8 @@ async def receive_form(
             f"Content-Type must be {_FORM_TYPE}, with the files in parts of the form",
             field="Content-Type",
         )
+    # The form's files are received to disk.
+    context(scope).keeps_body = False
     is_complete = False
 
     async def read_chunks() -> AsyncGenerator[bytes, None]:

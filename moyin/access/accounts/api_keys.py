@@ -10,6 +10,11 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from moyin.access.accounts.caller import Caller, require_grantable, require_scope
+from moyin.access.accounts.limited_keys import (
+    list_subjects_to_inherit,
+    require_foreign_limit,
+    require_same_limits,
+)
 from moyin.access.gatekeeper.budgets import BudgetReader, BudgetState
 from moyin.domain.account import ROLE_SCOPES, UserKind
 from moyin.domain.identity import (
@@ -26,7 +31,7 @@ from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
 from moyin.store.cursors import PageRequest
 from moyin.store.keys import ApiKey, KeyStore, get_key_expiry
-from moyin.store.limits import LimitStore, list_limit_subjects
+from moyin.store.limits import LimitStore
 from moyin.store.reauthorization import ReauthorizedTransactions
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Transaction, now
@@ -43,7 +48,8 @@ class ApiKeyService:
     Callers manage their own keys, administrators (scope ``org:admin``) all keys of their tenant,
     and operators (scope ``operator``) all keys. For all other keys, the methods raise `NotFound`. A
     new key cannot have more scopes than the caller, or expire later than the key with which the
-    caller authenticated. A key of a signed-in user may outlive the session.
+    caller authenticated. The limits of that key apply to the new key, too, and both count together.
+    A key of a signed-in user may outlive the session.
     """
 
     def __init__(
@@ -122,7 +128,7 @@ class ApiKeyService:
         Raises:
             InsufficientScope: the caller lacks one of the scopes.
             InvalidRequest: the key would have no scopes, or ``expires_at`` is in the past or later
-                than the expiry of the caller's key.
+                than the expiry of the caller's key, or too many keys created each other in turn.
         """
         identity = caller.identity
         require_scope(identity, KEYS)
@@ -154,6 +160,9 @@ class ApiKeyService:
                 scopes=key_scopes,
                 user=user_id or identity.user,
                 expires_at=expires_at,
+                inherited_subjects=await list_subjects_to_inherit(
+                    transaction, identity, user_id or identity.user
+                ),
                 transaction=transaction,
             )
             details = {"name": name, "scopes": sorted(key_scopes)}
@@ -168,8 +177,8 @@ class ApiKeyService:
             overlap: the time for which the old secret stays valid.
 
         Raises:
-            InsufficientScope: the key has scopes that the caller lacks, or expires later than the
-                caller's key.
+            InsufficientScope: the key has scopes that the caller lacks, expires later than the
+                caller's key, or does not have the limits of the caller's key.
         """
         key = await self._get_visible_key(caller, key_id)
         require_grantable(caller.identity, key.scopes)
@@ -185,6 +194,7 @@ class ApiKeyService:
                     f"key {key_id!r} expires later than your own key, so you cannot rotate it; sign in, or "
                     "use a key that is valid for as long"
                 )
+            await require_same_limits(transaction, caller.identity, key)
             key_text = await self._keys.rotate(key_id, overlap=overlap, transaction=transaction)
             await self._audit.write(event, transaction=transaction)
         return key_text
@@ -198,8 +208,9 @@ class ApiKeyService:
             await self._audit.write(event, transaction=transaction)
 
     async def list_own_limits(self, caller: Caller) -> tuple[Limit, ...]:
-        """Return the limits of the caller's key, user and tenant."""
-        return await self._limits.list_for(list_limit_subjects(caller.identity))
+        """Return the limits of the caller's key, user and tenant, and those that the key inherits."""
+        [limits] = await self._limits.list_for_callers([caller.identity])
+        return limits
 
     async def get_limit(self, caller: Caller, subject: str) -> Limit:
         """Return the limits of a subject; attributes that are None are unlimited.
@@ -221,7 +232,11 @@ class ApiKeyService:
         return await self._budgets.list_states(await self._limits.list_for([subject]), owner)
 
     async def set_limit(self, caller: Caller, limit: Limit) -> None:
-        """Store the limits of ``limit.subject`` and replace earlier ones."""
+        """Store the limits of ``limit.subject`` and replace earlier ones.
+
+        Raises:
+            InsufficientScope: the caller lacks a scope, or is an API key that the limits apply to.
+        """
         owner = await self._authorize_subject(caller, limit.subject)
         changes = {
             name: str(value) if isinstance(value, Decimal) else value
@@ -297,6 +312,8 @@ class ApiKeyService:
         if identity.has_scope(OPERATOR):
             return await self._find_tenant(kind, subject_id)
         require_scope(identity, ORG_ADMIN)
+        if changes:
+            require_foreign_limit(identity, subject)
         kinds = ("key", "user") if changes else ("key", "user", "owner")
         if kind not in kinds or await self._find_tenant(kind, subject_id) != identity.owner:
             raise NotFound(

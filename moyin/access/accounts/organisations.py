@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from moyin.access.accounts.caller import Caller, require_grantable, require_scope
+from moyin.access.accounts.limited_keys import require_unlimited
 from moyin.access.accounts.signin import SignInService
 from moyin.domain.account import ROLE_SCOPES, Organisation, Role, User, UserKind
 from moyin.domain.identity import OPERATOR, ORG_ADMIN, ORG_READ
@@ -100,6 +101,7 @@ class OrganisationService:
         """
         self._require_access(caller, organisation, ORG_ADMIN)
         _require_assignable(caller, role)
+        require_unlimited(caller.identity)
         async with self._transactions.begin(caller.identity) as transaction:
             user = await self._users.create(
                 UserKind.MEMBER,
@@ -128,6 +130,7 @@ class OrganisationService:
             InvalidRequest: the user is a service account or disabled.
         """
         self._require_access(caller, organisation, ORG_ADMIN)
+        require_unlimited(caller.identity)
         async with self._transactions.begin(caller.identity, target_user=user_id) as transaction:
             # Checked inside the transaction, so that the role cannot change before the invitation
             # exists.

@@ -8,12 +8,14 @@ from collections.abc import Awaitable, Callable
 
 import jwt
 
-from moyin.access.gatekeeper.asgi import Scope, get_header
+from moyin.access.gatekeeper.asgi import Scope
 from moyin.access.gatekeeper.credential_finder import (
+    HOST_PREFIX,
     REFRESH_COOKIE,
     SESSION_COOKIE,
-    get_cookie,
+    get_own_cookie,
     require_same_origin,
+    uses_https,
 )
 from moyin.access.gatekeeper.identity import Authenticator
 from moyin.domain.identity import Identity
@@ -62,11 +64,18 @@ class BrowserSessions:
 
     async def find_identity(self, scope: Scope) -> Identity | None:
         """Return the identity of the session cookie, or None if there is no valid cookie."""
-        secret = get_cookie(scope, SESSION_COOKIE)
-        if not secret:
-            return None
         try:
+            secret = get_own_cookie(scope, SESSION_COOKIE)
+            if not secret:
+                return None
             return await self._authenticator.authenticate(secret)
+        except InvalidKey:
+            return None
+
+    def find_refresh_secret(self, scope: Scope) -> str | None:
+        """Return the secret of the refresh cookie, or None if there is no unambiguous cookie."""
+        try:
+            return get_own_cookie(scope, REFRESH_COOKIE)
         except InvalidKey:
             return None
 
@@ -88,6 +97,7 @@ def build_cookies(
 ) -> list[str]:
     """Return the Set-Cookie headers for an API key or access token in ``secret``.
 
+    Over HTTPS the cookies have the prefix ``__Host-``, and those of earlier versions are deleted.
     If ``secret`` is empty, the headers delete the cookie. Without a refresh secret, the refresh
     cookie of an earlier session is deleted; otherwise a renewal would sign the browser in as the
     previous user.
@@ -96,10 +106,22 @@ def build_cookies(
         refresh_seconds: the lifetime of the refresh cookie.
     """
     lifetime = get_cookie_lifetime(secret) if secret else 0
+    former_cookies = [_build_cookie(scope, SESSION_COOKIE, _FORMER_PATH, "", 0)]
+    if not uses_https(scope):
+        return [
+            _build_cookie(scope, SESSION_COOKIE, "/", secret, lifetime),
+            *former_cookies,
+            _build_cookie(scope, REFRESH_COOKIE, _REFRESH_PATH, refresh_secret, refresh_seconds),
+        ]
+    former_cookies += [
+        _build_cookie(scope, SESSION_COOKIE, "/", "", 0),
+        _build_cookie(scope, REFRESH_COOKIE, _REFRESH_PATH, "", 0),
+    ]
+    # The prefix requires the path "/", also of the refresh cookie.
     return [
-        _build_cookie(scope, SESSION_COOKIE, "/", secret, lifetime),
-        _build_cookie(scope, SESSION_COOKIE, _FORMER_PATH, "", 0),
-        _build_cookie(scope, REFRESH_COOKIE, _REFRESH_PATH, refresh_secret, refresh_seconds),
+        _build_cookie(scope, HOST_PREFIX + SESSION_COOKIE, "/", secret, lifetime),
+        *former_cookies,
+        _build_cookie(scope, HOST_PREFIX + REFRESH_COOKIE, "/", refresh_secret, refresh_seconds),
     ]
 
 
@@ -112,8 +134,7 @@ def get_cookie_lifetime(secret: str) -> int:
 
 
 def _build_cookie(scope: Scope, name: str, path: str, value: str, max_age: int) -> str:
-    is_secure = "https" in (scope.get("scheme"), get_header(scope, b"x-forwarded-proto"))
     parts = [
         f"{name}={value}", f"Path={path}", f"Max-Age={max_age}", "HttpOnly", "SameSite=Strict",
     ]  # fmt: skip
-    return "; ".join([*parts, "Secure"] if is_secure else parts)
+    return "; ".join([*parts, "Secure"] if uses_https(scope) else parts)

@@ -18,11 +18,14 @@ class RequestContext:
         identity: the caller, or None on a public path.
         required_scopes: the scopes that `require` has checked; the credential monitor ends a
             long-lived connection when its caller loses one.
+        keeps_body: False if the handler does not keep the request's body in memory. The handler sets
+            it before it reads the body, which then does not count for `BodyMemory`.
     """
 
     request_id: str
     identity: Identity | None
     required_scopes: set[str] = field(default_factory=set)
+    keeps_body: bool = True
 
     @property
     def caller(self) -> Identity:

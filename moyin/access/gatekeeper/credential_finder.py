@@ -13,12 +13,18 @@ from collections.abc import Callable
 from urllib.parse import parse_qs, unquote_plus, urlsplit
 
 from moyin.access.gatekeeper.asgi import Scope, get_header
-from moyin.errors import CrossSiteRequest
+from moyin.errors import CrossSiteRequest, InvalidKey
 
 SESSION_COOKIE = "moyin_session"
 # The refresh token of a browser's session, which browsers send only to renew or end it.
 REFRESH_COOKIE = "moyin_refresh"
-_OWN_COOKIES = frozenset({SESSION_COOKIE, REFRESH_COOKIE})
+# Browsers accept cookies with this prefix only over HTTPS and only from the host itself, so that
+# pages of sibling subdomains, and of the host over plain HTTP, cannot set them.
+HOST_PREFIX = "__Host-"
+_OWN_COOKIES = frozenset(
+    prefix + name for prefix in ("", HOST_PREFIX) for name in (SESSION_COOKIE, REFRESH_COOKIE)
+)
+_SECURE_SCHEMES = frozenset({"https", "wss"})
 # The query parameters of an API key, and of an event token.
 _KEY_PARAMETER, _TOKEN_PARAMETER = "api_key", "token"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -61,6 +67,7 @@ class CredentialFinder:
 
         Raises:
             CrossSiteRequest: the key is in a cookie, and a page of another site sent the request.
+            InvalidKey: the request has several session cookies with different values.
         """
         bearer = get_header(scope, b"authorization")
         if bearer is not None and bearer[:7].lower() == "bearer ":
@@ -80,7 +87,7 @@ class CredentialFinder:
             return secret or None
         if self._may_use_cookie is None or not self._may_use_cookie(scope):
             return None
-        secret = get_cookie(scope, SESSION_COOKIE)
+        secret = get_own_cookie(scope, SESSION_COOKIE)
         if not secret:
             return None
         if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
@@ -115,22 +122,54 @@ def require_same_origin(scope: Scope, *, requires_origin: bool = True) -> None:
         )
 
 
-def get_cookie(scope: Scope, cookie: str) -> str | None:
-    """Return the value of a cookie, or None if the request has none of this name."""
-    for name, value in scope["headers"]:
-        if name == b"cookie":
-            for pair in value.decode("latin-1").split(";"):
-                key, _, value_text = pair.strip().partition("=")
-                if key == cookie:
-                    return str(value_text.strip('"'))
-    return None
+def uses_https(scope: Scope) -> bool:
+    """Return True if the client uses HTTPS; a proxy that ends TLS says so in X-Forwarded-Proto."""
+    forwarded_schemes = (get_header(scope, b"x-forwarded-proto") or "").lower().split(",")
+    schemes = {scope.get("scheme", ""), *(scheme.strip() for scheme in forwarded_schemes)}
+    return not _SECURE_SCHEMES.isdisjoint(schemes)
+
+
+def get_own_cookie(scope: Scope, name: str) -> str | None:
+    """Return the value of one of Moyin's cookies, or None if the request does not have it.
+
+    Over HTTPS only the cookie with the prefix ``__Host-`` counts, since a page of a sibling
+    subdomain could have set the other.
+
+    Raises:
+        InvalidKey: the request has several cookies of this name with different values.
+    """
+    host_value = _get_unique_cookie(scope, HOST_PREFIX + name)
+    if host_value is not None or uses_https(scope):
+        return host_value
+    return _get_unique_cookie(scope, name)
+
+
+def _get_unique_cookie(scope: Scope, name: str) -> str | None:
+    values = set()
+    for header, header_value in scope["headers"]:
+        if header == b"cookie":
+            for pair in header_value.decode("latin-1").split(";"):
+                key, _, value = pair.strip().partition("=")
+                if key == name:
+                    values.add(str(value.strip('"')))
+    if len(values) > 1:
+        # The server cannot know which of them another host of the same domain has set.
+        raise InvalidKey(
+            f"the request has {len(values)} cookies {name} with different values; delete the "
+            "cookies of this site and its parent domain in the browser, and sign in again"
+        )
+    return values.pop() if values else None
 
 
 def remove_session_cookie(value: str) -> str:
     """Return a Cookie header's value without Moyin's cookies, or "" if no other cookie is left."""
     cookies = (pair.strip() for pair in value.split(";"))
-    other_cookies = (p for p in cookies if p and p.partition("=")[0].strip() not in _OWN_COOKIES)
-    return "; ".join(other_cookies)
+    return "; ".join(cookie for cookie in cookies if cookie and not _is_own_cookie(cookie))
+
+
+def _is_own_cookie(pair: str) -> bool:
+    # A browser stores "=a=1" as a cookie without a name and sends it as "a=1".
+    return pair.lstrip("= ").partition("=")[0].strip() in _OWN_COOKIES
 
 
 def _extract_parameter(scope: Scope, name: str, is_allowed: RequestPredicate | None) -> str | None:
@@ -159,10 +198,12 @@ def _remove_parameter(query: str, name: str) -> str:
 
 def _is_own_origin(origin: str, host: str, scheme: str) -> bool:
     """Return True if the Origin header has the request's host; the scheme may differ."""
-    origin_address = urlsplit(origin)
-    if origin_address.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:\[\]-]+", host):
+    if not re.fullmatch(r"[\w.:\[\]-]+", host):
         return False
     try:
+        origin_address = urlsplit(origin)
+        if origin_address.scheme not in ("http", "https"):
+            return False
         own_address = urlsplit(f"//{host}")
         origin_port = origin_address.port or _PORTS[origin_address.scheme]
         # A proxy that terminates TLS changes the scheme. Behind it, a host without a port has the

@@ -21,7 +21,7 @@ from moyin.domain.identity import ALL_SCOPES, JOBS_READ, Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InvalidKey, ServiceUnavailable
 from moyin.store.keys import KeyStore
-from moyin.store.limits import LimitStore, list_limit_subjects
+from moyin.store.limits import LimitStore
 from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
@@ -217,14 +217,12 @@ class KeyAuthenticator:
         """Return the identities with their current limits, by credential."""
         if self._limits is None or not identities:
             return identities
-        subjects = {subject for i in identities.values() for subject in list_limit_subjects(i)}
-        limits = {limit.subject: limit for limit in await self._limits.list_for(sorted(subjects))}
+        limits_of_callers = await self._limits.list_for_callers(list(identities.values()))
         return {
-            credential: replace(
-                identity,
-                limits=tuple(limits[s] for s in list_limit_subjects(identity) if s in limits),
+            credential: replace(identity, limits=limits)
+            for (credential, identity), limits in zip(
+                identities.items(), limits_of_callers, strict=True
             )
-            for credential, identity in identities.items()
         }
 
     def _add_to_cache(
@@ -244,7 +242,7 @@ class KeyAuthenticator:
         else:
             identity = await self._keys.verify(credential)
         if self._limits is not None:
-            limits = await self._limits.list_for(list_limit_subjects(identity))
+            [limits] = await self._limits.list_for_callers([identity])
             if identity.service is not None:
                 limits = tuple(map(_remove_request_limits, limits))
             if limits:

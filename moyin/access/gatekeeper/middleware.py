@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from moyin.access.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send
+from moyin.access.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send, get_header
 from moyin.access.gatekeeper.body import limit_body
 from moyin.access.gatekeeper.content_encoding import decode_body
 from moyin.access.gatekeeper.credential_finder import CredentialFinder, RequestPredicate
 from moyin.access.gatekeeper.identity import Authenticator
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.observation import Observation, Observer
+from moyin.access.gatekeeper.replica_memory import BodyMemory, CountedBody, OpenSockets
 from moyin.access.gatekeeper.request import Request
 from moyin.domain.identity import Identity
 from moyin.errors import MissingKey, MoyinError
@@ -71,6 +72,8 @@ class Gatekeeper:
         self._stream_error_renderer = stream_error_renderer
         self._keeps_encoding = keeps_encoding or (lambda scope: False)
         self.monitor = CredentialMonitor(authenticator)
+        self._body_memory = BodyMemory(max_body_bytes)
+        self._open_sockets = OpenSockets()
         self._adds_request_id = True
 
     def disable_request_id(self) -> Gatekeeper:
@@ -102,9 +105,20 @@ class Gatekeeper:
             encodings = [value for name, value in scope["headers"] if name == b"content-encoding"]
             if encodings and max_bytes is not None and not self._keeps_encoding(scope):
                 scope, receive = decode_body(scope, receive, max_bytes, encodings)
+            counted_body = CountedBody(
+                receive,
+                self._body_memory,
+                request.context,
+                _read_content_length(scope),
+            )
+            try:
+                await self._app(scope, counted_body.receive, request.send)
+            finally:
+                counted_body.release()
         else:
             request.monitor_credential(self.monitor)
-        await self._app(scope, receive, request.send)
+            with self._open_sockets.count(request.context):
+                await self._app(scope, receive, request.send)
 
     async def _authenticate(self, scope: Scope) -> tuple[str, Identity]:
         """Return the credential of a request and its identity.
@@ -161,3 +175,9 @@ class Gatekeeper:
         if media_type is None:
             return None
         return self._stream_error_renderer(error, request.request_id, path, media_type)
+
+
+def _read_content_length(scope: Scope) -> int:
+    """Return the declared size of a body in bytes, or 0 if there is none or it is not a number."""
+    value = get_header(scope, b"content-length") or ""
+    return int(value) if value.isdecimal() else 0

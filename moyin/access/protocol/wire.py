@@ -234,6 +234,14 @@ class LimitBody(BaseModel):
     best_priority: Annotated[int, Field(ge=1, le=5)] | None = Field(
         None, description="Best priority class that jobs may have, from 1 (first) to 5."
     )
+    graph_nodes: Count | None = Field(
+        None,
+        description="Most nodes of a graph. A tenant's replaces the default; a key's or user's can only lower it.",
+    )
+    graph_links: Count | None = Field(None, description="Most links of a graph, in the same way.")
+    graph_bytes: Count | None = Field(
+        None, description="Largest graph, in bytes of its JSON, in the same way."
+    )
     usd_per_day: Money | None = None
     usd_per_month: Money | None = None
     pools: Names | None = Field(None, description="Render pools that may be used.")

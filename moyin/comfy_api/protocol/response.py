@@ -35,6 +35,16 @@ def get_queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
     return -number if prompt is not None and prompt.front else number
 
 
+def show_prompt_id(content: bytes, job: Job) -> bytes:
+    """Return a message or a part of a response with the chosen id in place of the job's id.
+
+    The ids have the same length, so that binary messages stay valid.
+    """
+    if job.chosen_id is None:
+        return content
+    return content.replace(job.id.encode(), job.chosen_id.encode())
+
+
 def build_queue_row(
     job: Job, spec: JobSpec | None, queue_place: QueuePlace | None = None
 ) -> list[Any]:

@@ -283,6 +283,7 @@ def _to_header_value(value: str, field: str) -> str:
 
 def _encode_id(job_id: str) -> str:
     """Return a job's id percent-encoded for a URL path; raise `Fault` for ids such as ``..``."""
-    if job_id in ("", ".", ".."):
+    # Routes would read an encoded slash as another path.
+    if job_id in ("", ".", "..") or "/" in job_id:
         raise new_field_fault("id", "must be the id of a job that SubmitJob has returned")
     return quote(job_id, safe="")

@@ -41,29 +41,30 @@ def build_batch_steps(
             "a batch must have exactly one of seeds, inputs and sweep", field="batch"
         )
     if template is None:
-        variants = _list_graph_variants(batch, step_without_batch.payload)
-        graphs = [
-            _apply_inputs(step_without_batch.payload, child_inputs) for child_inputs, _ in variants
-        ]
+        graph = step_without_batch.payload
+        variants = _list_graph_variants(batch, graph)
+        base_graph = _apply_inputs(graph, variants[0][0])
+        # Only the changed nodes of each child, because there may be many nodes and many children.
+        graphs = (_apply_to_changed_nodes(graph, child_inputs) for child_inputs, _ in variants)
     else:
-        variants = _list_template_variants(batch, step_without_batch.inputs, template)
-        graphs = [
-            _fill_variant(template, step_without_batch.inputs, variant) for variant in variants
-        ]
+        inputs = step_without_batch.inputs
+        variants = _list_template_variants(batch, inputs, template)
+        base_graph = _fill_variant(template, inputs, variants[0])
+        graphs = (_fill_variant(template, inputs, variant) for variant in variants)
+    patches = [make_batch_patch(base_graph, graph) for graph in graphs]
     # Children run concurrently, so no child can refer to another child's output.
-    references.check_references(graphs, 0)
-    base_graph = graphs[0]
+    references.check_references([base_graph, patches], 0)
     steps = tuple(
         Step(
             kind=step_without_batch.kind,
-            payload=make_batch_patch(base_graph, graph),
+            payload=patch,
             pool=step_without_batch.pool,
             template=step_without_batch.template,
             inputs=variant[0],
             outputs=step_without_batch.outputs,
             cache=step_without_batch.cache,
         )
-        for graph, variant in zip(graphs, variants, strict=True)
+        for patch, variant in zip(patches, variants, strict=True)
     )
     return base_graph, steps
 
@@ -189,6 +190,14 @@ def _apply_inputs(graph: Mapping[str, Any], child_inputs: Mapping[str, Any]) -> 
         node_id, name = _parse_key(key)
         patch.setdefault(node_id, {})[name] = value
     return apply_batch_patch(graph, patch)
+
+
+def _apply_to_changed_nodes(
+    graph: Mapping[str, Any], child_inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the nodes of the graph that a child's inputs change, after the change."""
+    node_ids = {_parse_key(key)[0] for key in child_inputs}
+    return _apply_inputs({node_id: graph[node_id] for node_id in node_ids}, child_inputs)
 
 
 def _has_plain_value(graph: Mapping[str, Any], key: str) -> bool:

@@ -53,6 +53,11 @@ def parse_job_body(body: bytes) -> JobBody:
         raise _to_invalid_request(error) from None
 
 
+def is_batch(request: JobBody) -> bool:
+    """Return True if the job has a child, with a graph of its own, for each item of a batch."""
+    return isinstance(request, wire.RenderJob) and request.batch is not None
+
+
 def to_job_spec(
     request: JobBody, now: datetime, templates: Templates = refuse_templates
 ) -> JobSpec:

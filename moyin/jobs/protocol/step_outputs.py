@@ -9,6 +9,7 @@ from moyin.domain.references import Reference, iterate_references
 from moyin.errors import InvalidRequest
 
 _MEMBERS = ("text", "body", "artifacts")
+_ARTIFACT_PATHS = (("id",), ("url",))
 _MAX_FIELD_LENGTH = 256
 
 
@@ -46,6 +47,8 @@ def _explain_missing_output(kind: StepKind, path: Sequence[str]) -> str | None:
         return "the body of a render has only the member outputs"
     if kind is StepKind.CHAT and member == "artifacts" and is_nested:
         return "a chat has no artifacts; use text for its answer"
+    if member == "artifacts" and len(path) > 2 and tuple(path[2:]) not in _ARTIFACT_PATHS:
+        return "an artifact has only the members id and url"
     if member == "text" and is_nested:
         return "a text has no members"
     return None

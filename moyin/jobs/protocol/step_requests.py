@@ -15,6 +15,7 @@ from moyin.errors import InvalidRequest, StepFailed
 _FORBIDDEN_ROUTES = (
     "/jobs", "/prompt", "/api/prompt", "/api/v2/jobs", "/comfy", "/v1/images", "/accounts",
 )  # fmt: skip
+_MAX_ENCODINGS = 8
 
 
 def check_chat_request(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> None:
@@ -127,7 +128,7 @@ def check_step_path(path: str, *, field: str) -> None:
             f"{field} must not contain spaces or control characters; write a space as %20",
             field=field,
         )
-    decoded_path = _decode_path(urlsplit(path).path)
+    decoded_path = _decode_path(urlsplit(path).path, field)
     if "\\" in decoded_path or "\0" in decoded_path or {".", ".."} & set(decoded_path.split("/")):
         raise InvalidRequest(
             f"{field} must not contain backslashes, NUL characters, or . or .. segments",
@@ -144,11 +145,14 @@ def check_step_path(path: str, *, field: str) -> None:
         )
 
 
-def _decode_path(path: str) -> str:
+def _decode_path(path: str, field: str) -> str:
     """Return a path without percent-encoding, even if it was encoded several times."""
-    for _ in range(len(path)):
+    # A long path could be encoded thousands of times, which would occupy the event loop.
+    for _ in range(_MAX_ENCODINGS):
         decoded_path = unquote(path)
         if decoded_path == path:
-            break
+            return path
         path = decoded_path
-    return path
+    raise InvalidRequest(
+        f"{field} must be percent-encoded once, not {_MAX_ENCODINGS} times", field=field
+    )

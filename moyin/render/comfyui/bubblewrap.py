@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import os
@@ -11,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moyin.errors import StackError
-from moyin.render.comfyui.seccomp import build_filter
+from moyin.render.comfyui.seccomp import build_filter, build_fork_filter
 
 NAMESPACES = ("--unshare-pid", "--unshare-uts", "--unshare-cgroup-try")
 _TEST_SECONDS = 10
+# The operation SECCOMP_GET_NOTIF_SIZES of <linux/seccomp.h>, and the size of its result.
+_GET_NOTIFICATION_SIZES, _NOTIFICATION_SIZES_BYTES = 3, 6
 # Kernel settings that disable namespaces, each with its disabling value and the advice.
 _KERNEL_SETTINGS = (
     (
@@ -69,6 +72,11 @@ def find_bubblewraps() -> list[Path]:
 @functools.cache
 def require_confinement() -> Path:
     """Return the path of a bubblewrap that works, or raise `StackError` with advice (blocking)."""
+    if not _has_fork_notifications():
+        raise StackError(
+            "can't confine ComfyUI, because the kernel has no seccomp notifications: use Linux 5.5 or "
+            f"later, or a container runtime that passes `seccomp` on, {_ALTERNATIVE}"
+        )
     problems = []
     for bwrap in find_bubblewraps():
         problem = _find_problem(bwrap)
@@ -78,6 +86,16 @@ def require_confinement() -> Path:
     raise StackError(
         f"can't confine ComfyUI ({problems[-1]}): {explain_missing_namespaces()}, {_ALTERNATIVE}"
     )
+
+
+def _has_fork_notifications() -> bool:
+    """Return whether the kernel can ask ``sandbox_init.py`` before a process creates another one."""
+    fork_filter = build_fork_filter()
+    if fork_filter is None:
+        return True  # `open_filter` says that the architecture is not supported
+    libc = ctypes.CDLL(None, use_errno=True)
+    sizes = ctypes.create_string_buffer(_NOTIFICATION_SIZES_BYTES)
+    return bool(libc.syscall(fork_filter[0], _GET_NOTIFICATION_SIZES, 0, sizes) == 0)
 
 
 def _find_problem(bwrap: Path) -> str | None:
@@ -124,19 +142,22 @@ def build_user_options() -> Sequence[str]:
 
     If Moyin does not run as root, bubblewrap creates a user namespace, in which further user
     namespaces are forbidden. If Moyin runs as root, a user namespace would not help, because the
-    kernel would still treat the sandbox as root; ``launcher.py`` changes the user id instead.
+    kernel would still treat the sandbox as root; ``sandbox_init.py`` changes the user id instead.
     """
     if os.geteuid() == 0:
         return ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
     return ("--unshare-user", "--disable-userns")
 
 
-def open_filter() -> int:
+def open_filter(*, hides_interfaces: bool = True) -> int:
     """Return a file descriptor of the seccomp filter for this machine's architecture.
 
     Raises `StackError` if there is no filter for the architecture.
+
+    Args:
+        hides_interfaces: whether the process may not read network interfaces.
     """
-    program = build_filter()
+    program = build_filter(hides_interfaces=hides_interfaces)
     if program is None:
         raise StackError(
             f"can't confine ComfyUI on {os.uname().machine}, for which there is no seccomp filter: "

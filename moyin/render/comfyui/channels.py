@@ -1,4 +1,4 @@
-"""Creates the socket and the pipe between a ComfyUI process and its parent."""
+"""Creates the sockets between a ComfyUI process and its parent."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ _BACKLOG = 128
 
 
 class ProcessChannels:
-    """The listening Unix socket and the pipe that a ComfyUI process inherits.
+    """The listening Unix socket and the control socket that a ComfyUI process inherits.
 
-    The child process ends when the parent's end of the pipe is closed.
+    The child process ends when the parent's end of the control socket is closed.
 
     Attributes:
-        address: path of the socket for clients in this process.
-        listening: descriptor of the socket.
-        alive: descriptor of the child's end of the pipe.
+        address: path of the listening socket for clients in this process.
+        listening: descriptor of the listening socket.
+        alive: descriptor of the child's end of the control socket.
+        control: the parent's end of the control socket, on which a sandbox takes requests.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,8 +35,10 @@ class ProcessChannels:
             listening_socket.bind(self.address)
             (folder / _SOCKET_NAME).chmod(0o600)
             listening_socket.listen(_BACKLOG)
-            self.alive, self._parent_end = os.pipe()
+            # Packets keep requests and answers apart.
+            self.control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             open_files.pop_all()
+            self.alive = child_end.detach()
             self.listening = listening_socket.detach()
 
     def close_child_ends(self) -> None:
@@ -48,4 +51,4 @@ class ProcessChannels:
 
     def close(self) -> None:
         os.close(self._folder)
-        os.close(self._parent_end)
+        self.control.close()

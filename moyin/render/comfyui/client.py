@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
 from yarl import URL
 
-from moyin.errors import InvalidGraph, RenderFailed, WorkerLost
+from moyin.errors import InvalidGraph, RenderFailed, ServiceUnavailable, WorkerLost
 from moyin.render.comfyui.paths import HostPathFilter
+from moyin.render.comfyui.untrusted_json import (
+    DEFAULT_LIMITS,
+    ENTRY_LIMITS,
+    GET_LIMITS,
+    GRAPH_LIMITS,
+    JsonLimits,
+    MalformedResponse,
+    ResponseTooDeep,
+    ResponseTooLarge,
+    make_size_error,
+    normalize_untrusted_json,
+    parse_untrusted_json,
+    require_object,
+)
 from moyin.render.protocol.wire import PromptAccepted, PromptState, SystemStats
 
 # 404: the bridge could not be loaded, so its routes are missing; 503: the executor is dead.
@@ -20,11 +34,15 @@ _EXPECTED_STATUSES = (200, 400, 404, 503)
 # ComfyUI responds with 403 if the path is a folder.
 _NOT_FOUND_STATUSES = (403, 404)
 _GRAPH_ROUTES = ("/prompt", "/moyin/validate")
-# The limits of files of node packages, and of other responses such as the list of all nodes.
-_MAX_FILE_BYTES = 32 * 1024 * 1024
-_MAX_RESPONSE_BYTES = 256 * 1024 * 1024
-# History entries are stored, and a client may request hundreds of them at once.
-_MAX_ENTRY_BYTES = 8 * 1024 * 1024
+# Files of node packages may contain any JSON, which only browsers parse.
+_FILE_PATHS = "/extensions/"
+# Each request holds up to 32 MiB and the values in it, and takes a call of the actor.
+_MAX_GETS = 4
+_MAX_WAITING_GETS = 48
+# Longer JSON is parsed in a thread, so that events and other calls do not wait.
+_MAX_INLINE_BYTES = 256 * 1024
+# Longer messages, which may contain names that a node chose, would not help.
+_MAX_MESSAGE = 500
 # The value of the header Host; a Unix socket has no host name.
 _URL = "http://comfyui"
 # The error body for a malformed graph; ComfyUI itself would respond with status 500.
@@ -46,16 +64,12 @@ class NoResponse(WorkerLost):
     """Raised when ComfyUI does not respond, or not in time."""
 
 
-class ResponseTooLarge(WorkerLost):
-    """Raised when a response of ComfyUI exceeds its size limit."""
-
-
 class ComfyClient:
     """Calls one ComfyUI process over HTTP, and checks its responses.
 
-    Nodes of the process may be malicious. Paths of the machine are removed from responses (see
-    `HostPathFilter`). Each method raises `WorkerLost` if ComfyUI does not respond or if its
-    response is malformed.
+    Nodes of the process may be malicious. All JSON passes `parse_untrusted_json`, and paths of the
+    machine are removed from responses (see `HostPathFilter`). Each method raises `NoResponse` if
+    ComfyUI does not respond, and `MalformedResponse` if its response is malformed.
 
     Args:
         address: path of ComfyUI's Unix socket.
@@ -70,10 +84,20 @@ class ComfyClient:
         self._session: aiohttp.ClientSession | None = None
         # The ids of prompts whose history entries have been read, so ComfyUI can drop the entries.
         self._read_ids: list[str] = []
+        self._gets = asyncio.Semaphore(_MAX_GETS)
+        self._get_count = 0
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.UnixConnector(self._address)
-        self._session = aiohttp.ClientSession(_URL, connector=connector, timeout=_TIMEOUT)
+        self._session = aiohttp.ClientSession(
+            _URL,
+            connector=aiohttp.UnixConnector(self._address),
+            timeout=_TIMEOUT,
+            # A compressed response could be a thousand times larger than what was read.
+            auto_decompress=False,
+            headers={"accept-encoding": "identity"},
+            # ComfyUI sets no cookies, and a hostile node could set any number of them.
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -99,6 +123,7 @@ class ComfyClient:
         """Add a prompt to ComfyUI's queue.
 
         Raises `InvalidGraph` with the body of ComfyUI's response if ComfyUI refuses the graph.
+        Raises `MalformedResponse` if ComfyUI may have queued another prompt.
 
         Args:
             extra_data: further data of the prompt, which its nodes can read.
@@ -116,11 +141,15 @@ class ComfyClient:
             # Drop the entry of an earlier try now: dropping it later would drop the new entry of
             # this id.
             await self.get_prompt_state(prompt_id)
-        status, response = await self._call("POST", "/prompt", body)
-        response = self._paths.hide_in_json(response)
+        # Not as in `validate`: a prompt whose response can't be read may be in ComfyUI's queue.
+        status, response = await self._call("POST", "/prompt", body, GRAPH_LIMITS)
+        details = require_object(self._paths.hide_in_json(response), "response to POST /prompt")
         if status != 200:
-            raise InvalidGraph(get_error_message(response), details=response)
-        return _parse_response(PromptAccepted, response)
+            raise InvalidGraph(get_error_message(details), details=details)
+        accepted_prompt = _parse_response(PromptAccepted, details)
+        if accepted_prompt.prompt_id != prompt_id:
+            raise MalformedResponse("ComfyUI has queued the prompt under another id")
+        return accepted_prompt
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
@@ -133,8 +162,12 @@ class ComfyClient:
         body: dict[str, Any] = {"prompt": graph}
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
-        _, response = await self._call("POST", "/moyin/validate", body)
-        return dict(self._paths.hide_in_json(response))
+        try:
+            _, response = await self._call("POST", "/moyin/validate", body, GRAPH_LIMITS)
+        except (ResponseTooLarge, ResponseTooDeep):
+            raise _make_description_error() from None
+        source = "response to POST /moyin/validate"
+        return dict(require_object(self._paths.hide_in_json(response), source))
 
     async def get_prompt_state(self, prompt_id: str) -> PromptState:
         """Return the state of a prompt, with its history entry if the prompt has finished.
@@ -144,17 +177,18 @@ class ComfyClient:
         drop the entry would add a tenth to the render time of a small picture.
 
         Raises:
-            RenderFailed: The history entry exceeds 8 MiB.
+            RenderFailed: The history entry exceeds 8 MiB, 500,000 values, or 300 digits of a number.
         """
         read_ids = tuple(self._read_ids)
         body = {"prompt_id": prompt_id, "forget": read_ids}
         try:
-            _, response = await self._call("POST", "/moyin/look", body, _MAX_ENTRY_BYTES)
-        except ResponseTooLarge:
+            _, response = await self._call("POST", "/moyin/look", body, ENTRY_LIMITS)
+        except ResponseTooLarge as error:
             self._read_ids.append(prompt_id)
+            _, _, limit = error.message.partition("limit of ")
             raise RenderFailed(
                 "the nodes' outputs (without files) and error messages exceed the limit of "
-                f"{_MAX_ENTRY_BYTES:,} bytes: let the nodes save long outputs as files"
+                f"{limit}: let the nodes save long outputs as files"
             ) from None
         state = _parse_response(PromptState, self._paths.hide_in_state(response))
         self._read_ids = [entry for entry in self._read_ids if entry not in read_ids]
@@ -172,24 +206,57 @@ class ComfyClient:
         await self._call("POST", "/free", {"unload_models": True, "free_memory": True})
 
     async def get(self, path: str) -> bytes | None:
-        """Send a GET request, and return the body, or None if nothing exists at ``path``."""
+        """Send a GET request, and return the body, or None if nothing exists at ``path``.
+
+        JSON is returned as `normalize_untrusted_json` writes it, except for files of node packages.
+
+        Raises:
+            ServiceUnavailable: Too many requests wait for the process.
+        """
+        async with self._limit_gets():
+            try:
+                async with self.session.get(
+                    URL(path, encoded=True), allow_redirects=False
+                ) as response:
+                    if response.status in _NOT_FOUND_STATUSES:
+                        return None
+                    if response.status != 200:
+                        raise _make_status_error(response)
+                    body = await _read_body(response, GET_LIMITS, f"response to GET {path}")
+                    if response.content_type != "application/json":
+                        return body
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise NoResponse(f"ComfyUI did not respond to GET {path}; try again") from error
+            # The description of all nodes has megabytes, so a thread processes the response.
+            return await asyncio.to_thread(self._process_json_body, body, path)
+
+    def _process_json_body(self, body: bytes, path: str) -> bytes:
+        if not path.startswith(_FILE_PATHS):
+            body = normalize_untrusted_json(body, GET_LIMITS, f"response to GET {path}")
+        return self._paths.hide_in_body(body)
+
+    @asynccontextmanager
+    async def _limit_gets(self) -> AsyncIterator[None]:
+        """Wait until fewer than four requests of `get` are open, while the block runs."""
+        if self._get_count >= _MAX_GETS + _MAX_WAITING_GETS:
+            raise ServiceUnavailable(
+                f"{_MAX_WAITING_GETS} requests wait for this ComfyUI process; try again",
+                retry_after=1,
+            )
+        self._get_count += 1
         try:
-            async with self.session.get(URL(path, encoded=True)) as response:
-                if response.status in _NOT_FOUND_STATUSES:
-                    return None
-                if response.status != 200:
-                    raise _make_status_error(response)
-                body = await _read_body(response, _MAX_FILE_BYTES)
-                if response.content_type != "application/json":
-                    return body
-                # The description of all nodes has megabytes, so a thread processes the response.
-                return await asyncio.to_thread(self._paths.hide_in_body, body)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise NoResponse(f"ComfyUI did not respond to GET {path}; try again") from error
+            async with self._gets:
+                yield
+        finally:
+            self._get_count -= 1
 
     async def list_volatile_classes(self) -> frozenset[str]:
         """Return the node classes that may return different outputs for the same inputs."""
         _, response = await self._call("GET", "/moyin/volatile")
+        if not isinstance(response, list) or not all(isinstance(name, str) for name in response):
+            raise MalformedResponse(
+                "ComfyUI's response to GET /moyin/volatile is not a list of names"
+            )
         return frozenset(response)
 
     async def read_total_memory(self) -> int | None:
@@ -199,43 +266,60 @@ class ComfyClient:
         return next((d.vram_total for d in stats.devices if d.type == "cuda"), None)
 
     async def is_executor_alive(self) -> bool:
-        """Return whether the thread of ComfyUI that executes prompts is alive."""
+        """Return whether the thread of ComfyUI that executes prompts says that it is alive.
+
+        A node may have replaced the route, so True proves nothing.
+        """
         status, _ = await self._call("GET", "/moyin/pulse")
         return status == 200
 
     async def _call(
-        self, method: str, path: str, body: Any = None, max_bytes: int = _MAX_RESPONSE_BYTES
+        self, method: str, path: str, body: Any = None, limits: JsonLimits = DEFAULT_LIMITS
     ) -> tuple[int, Any]:
+        source = f"response to {method} {path}"
         try:
-            async with self.session.request(method, path, json=body) as response:
+            async with self.session.request(
+                method, path, json=body, allow_redirects=False
+            ) as response:
                 if response.status == 500 and path in _GRAPH_ROUTES:
                     return 400, _MALFORMED_GRAPH
                 if response.status not in _EXPECTED_STATUSES:
                     raise _make_status_error(response)
                 # JSON is UTF-8, so the encoding need not be detected as aiohttp would.
-                content = self._paths.hide_known_in_body(await _read_body(response, max_bytes))
-                return response.status, json.loads(content) if content else None
+                content = await _read_body(response, limits, source)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise NoResponse(f"ComfyUI did not respond to {method} {path}; try again") from error
-        except ValueError as error:
-            raise WorkerLost(
-                f"ComfyUI's response to {method} {path} is not JSON; a custom node may have replaced "
-                "the route"
-            ) from error
+        if not content:
+            return response.status, None
+        content = self._paths.hide_known_in_body(content)
+        try:
+            if len(content) <= _MAX_INLINE_BYTES:
+                return response.status, parse_untrusted_json(content, limits, source)
+            parsing = asyncio.to_thread(parse_untrusted_json, content, limits, source)
+            return response.status, await parsing
+        except (ResponseTooLarge, ResponseTooDeep):
+            if response.status == 400 and path in _GRAPH_ROUTES:
+                raise _make_description_error() from None
+            raise
 
 
-async def _read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    """Return the body of a response, or raise `ResponseTooLarge` if it exceeds ``max_bytes``."""
+async def _read_body(response: aiohttp.ClientResponse, limits: JsonLimits, source: str) -> bytes:
+    """Return the body of a response, or raise `ResponseTooLarge` if it has too many bytes."""
     chunks, total_bytes = [], 0
     async for chunk in response.content.iter_any():
         chunks.append(chunk)
         total_bytes += len(chunk)
-        if total_bytes > max_bytes:
-            path = response.url.path
-            raise ResponseTooLarge(
-                f"ComfyUI's response from {path} exceeds the limit of {max_bytes:,} bytes"
-            )
+        if total_bytes > limits.max_bytes:
+            raise make_size_error(limits, source)
     return b"".join(chunks)
+
+
+def _make_description_error() -> InvalidGraph:
+    """Return the error of a graph whose errors repeat values that are too many or too deep."""
+    return InvalidGraph(
+        "the description of the graph's errors is too large: correct the inputs of its nodes, or "
+        "submit a part of the graph to see the errors of that part"
+    )
 
 
 def _make_status_error(response: aiohttp.ClientResponse) -> WorkerLost:
@@ -249,7 +333,7 @@ def get_error_message(body: Mapping[str, Any]) -> str:
     """Return the error message in ComfyUI's response to an invalid graph, or a default message."""
     error = body.get("error")
     message = error.get("message") if isinstance(error, Mapping) else None
-    return str(message or "ComfyUI refused the graph and gave no reason")
+    return str(message or "ComfyUI refused the graph and gave no reason")[:_MAX_MESSAGE]
 
 
 def _parse_response(model: type[ModelT], response: Any) -> ModelT:
@@ -259,4 +343,4 @@ def _parse_response(model: type[ModelT], response: Any) -> ModelT:
         first_error = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first_error["loc"])
         message = f"ComfyUI's {model.__name__} response is malformed: {field}: {first_error['msg']}"
-        raise WorkerLost(message) from error
+        raise MalformedResponse(message[:_MAX_MESSAGE]) from error

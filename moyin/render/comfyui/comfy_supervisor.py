@@ -89,11 +89,18 @@ class ComfySupervisor:
         self.error = None
         self._is_up.set()
 
-    def replace_session(self, session: Session) -> None:
-        """Stop the process of a session and start a new one."""
-        # Cleared at once, so that no other prompt is submitted to the old process.
-        self._clear_session()
-        session.mark_broken()
+    def replace_session(self, session: Session, reason: str = "its process hung") -> None:
+        """Stop the process of a session and start a new one, unless it was replaced already.
+
+        No prompt is blamed for the end of the process. If one is the cause, the caller fails it.
+
+        Args:
+            reason: what is wrong with the process, for the log and `error`.
+        """
+        session.mark_broken(reason)
+        if session is self.session:
+            # Cleared at once, so that no other prompt is submitted to the old process.
+            self._clear_session()
 
     async def replace_hanging_session(self) -> bool:
         """Replace the present process, which hangs; return False if it had ended already."""
@@ -138,7 +145,11 @@ class ComfySupervisor:
                 _log.warning("ComfyUI is stopped and started again: %s", self.error)
             finally:
                 self._clear_session()
-                prompt_may_be_cause = self.error is not None and not await session.was_killed()
+                prompt_may_be_cause = (
+                    self.error is not None
+                    and not session.is_marked_broken
+                    and not await session.was_killed()
+                )
                 self._on_loss(self.error or "the process was stopped", prompt_may_be_cause)
 
 

@@ -10,7 +10,7 @@ The content of the folder::
         base/                 ComfyUI's --base-directory
             input/            input files of the executing prompt; read-only to the process
             output/ temp/ user/ scratch/      writable to the process; emptied after each prompt
-            custom_nodes/ models launcher.py
+            custom_nodes/ models launcher.py sandbox_init.py
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class ProcessFolder:
         self.etc = self.path / "etc"
         self.base = self.path / "base"
         self.launcher = self.base / "launcher.py"
+        self.sandbox_init = self.base / "sandbox_init.py"
         self.inputs = self.base / "input" / INPUT_FOLDER
         # The home and temporary folder of the process.
         self.scratch = self.base / "scratch"
@@ -90,7 +91,8 @@ class ProcessFolder:
                 os.chown(path, uid, uid)
         self._options.models.mkdir(parents=True, exist_ok=True)
         _create_link(self.base / "models", self._options.models)
-        _copy_source("moyin.render.comfyui", "launcher.py", self.launcher)
+        for script in (self.launcher, self.sandbox_init):
+            _copy_source("moyin.render.comfyui", script.name, script)
         self._write_bridge()
         for path in self._list_node_packages():
             _create_link(self.base / "custom_nodes" / path.name, path)

@@ -9,9 +9,9 @@ Members of the JSON object:
 
 * ``socket``: descriptor of the listening Unix socket on which ComfyUI serves. ComfyUI opens no
   port, because other users of the machine could connect to it.
-* ``alive``: descriptor of a pipe whose other end is open in the parent.
-* ``parent``: the parent's process id; absent if bubblewrap ends this process with its parent.
-* ``user``, ``groups``: ids of the user and groups to change to; present only if this user is root.
+* ``alive``: descriptor of a socket or pipe whose other end is open in the parent; absent in a sandbox,
+  which ends with the parent.
+* ``parent``: the parent's process id; absent in a sandbox.
 * ``file_bytes``: size of the largest file that the process may write.
 * ``threads``: largest number of threads and processes of the user; absent if the user also runs
   other programs.
@@ -19,7 +19,6 @@ Members of the JSON object:
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import gc
@@ -35,27 +34,14 @@ from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
-_CAPABILITIES = 0x20080522
-# `moyin.system.ranks.Rank.COMFYUI`.
-_MEMORY_RANK = 967
 
 
 def main() -> None:
-    take_memory_rank()
     options = json.loads(sys.argv[1])
-    if "user" in options:
-        change_user(options["user"], options["groups"])
-        # Start Python again, because during this start it has run code of installed packages as
-        # root.
-        other_options = {
-            name: value for name, value in options.items() if name not in ("user", "groups")
-        }
-        os.execv(
-            sys.executable, [sys.executable, __file__, json.dumps(other_options), *sys.argv[2:]]
-        )
     if "parent" in options:
         die_with_parent(options["parent"])
-    die_with_pipe(options["alive"])
+    if "alive" in options:
+        die_with_pipe(options["alive"])
     limit_resources(options["file_bytes"], options.get("threads"))
     # Garbage collections during the imports would take a seventh of the start's processor time.
     gc.disable()
@@ -66,28 +52,6 @@ def main() -> None:
     # ComfyUI must import modules from the folder of main.py, not from the folder of this file.
     sys.path[0] = str(Path(script).parent)
     runpy.run_path(script, run_name="__main__")
-
-
-def take_memory_rank() -> None:
-    """Make the kernel end ComfyUI and its children first when the memory is used up."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(_MEMORY_RANK))
-
-
-def change_user(user_id: int, group_ids: list[int]) -> None:
-    """Change the user and the groups of this process irrevocably, and drop all capabilities."""
-    os.setgroups(group_ids)
-    os.setresgid(user_id, user_id, user_id)
-    os.setresuid(user_id, user_id, user_id)
-    # A change of the user id keeps the inheritable capabilities, so they are dropped here.
-    header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
-    if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
-        raise OSError(ctypes.get_errno(), "capset failed to drop the capabilities")
-    if (
-        os.getresuid() != (user_id, user_id, user_id)
-        or "CapEff:\t0000000000000000" not in _read_status()
-    ):
-        raise OSError(f"could not switch to user id {user_id} and drop all capabilities")
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -103,8 +67,7 @@ def die_with_parent(parent_pid: int) -> None:
 def die_with_pipe(pipe: int) -> None:
     """Make the kernel kill this process when the other end of the pipe is closed.
 
-    The parent-death signals of bubblewrap's processes are not enough: on a busy machine they are
-    set up only seconds after the start, and they miss a parent that has ended before.
+    The parent-death signal is not enough: it misses a parent that has ended before it is set up.
     """
     fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
     # SIGKILL works even if a hanging CUDA call blocks Python.
@@ -151,10 +114,6 @@ def listen_on(descriptor: int) -> None:
         return web.SockSite(runner, listening_socket)
 
     web.TCPSite = create_site  # type: ignore[assignment, misc]
-
-
-def _read_status() -> str:
-    return Path("/proc/self/status").read_text()
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ class ComfyOptions:
         progress_timeout: seconds without progress after which a prompt fails.
         input_bytes: largest total size in bytes of cached input files.
         output_bytes: largest total size in bytes of a prompt's output files.
+        processes: largest number of processes in the sandbox of a confined process.
+        memory_bytes: memory that all processes of the sandbox may use together, or None for nine
+            tenths of the machine's.
+        disk_bytes: disk space that the files of a confined process may take during a prompt.
+        files: number of files and folders that a confined process may have written during a prompt.
         isolation: degree of isolation of the process.
         network: network that a confined process can use.
         readable: additional folders that a confined process may read.
@@ -67,6 +72,10 @@ class ComfyOptions:
     progress_timeout: float = 900.0
     input_bytes: int = 2 * 1024**3
     output_bytes: int = 32 * 1024**3
+    processes: int = 1024
+    memory_bytes: int | None = None
+    disk_bytes: int = 64 * 1024**3
+    files: int = 100_000
     isolation: Isolation = Isolation.STRICT
     network: Network = Network.NONE
     readable: tuple[Path, ...] = ()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import mimetypes
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeAlias
 
@@ -28,6 +31,12 @@ from moyin.store.blobs import BlobStore
 from moyin.system.bounded import BoundedDict
 
 _MAX_STORED = 4096
+# The result of a step lists its files, and Temporal refuses results of more than 2 MiB.
+_MAX_FILES = 4096
+# Linux allows no longer names. Control characters would disturb terminals and HTTP headers.
+_MAX_NAME_BYTES = 255
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MAX_EARLY_PROMPTS = 256
 _Version: TypeAlias = tuple[int, int, int]
 # Media types that Python does not know, or reads from files of the machine.
 _MEDIA_TYPES = {
@@ -72,6 +81,8 @@ class OutputStore:
         # The stored files, each with the version of the file that was read.
         self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Version]]
         self._stored = BoundedDict(_MAX_STORED)
+        # How many bytes were stored for each running prompt before its end.
+        self._early_bytes: BoundedDict[str, int] = BoundedDict(_MAX_EARLY_PROMPTS)
         # Serialises storing, because a repeated graph may name files that are just being stored.
         self._store_lock = asyncio.Lock()
 
@@ -82,6 +93,9 @@ class OutputStore:
 
         Returns:
             The result, or None if a file of a successful prompt does not exist and is not stored.
+
+        Raises:
+            RenderFailed: The files are too many or too large, or a name is not allowed.
         """
         try:
             async with self._store_lock:
@@ -103,7 +117,13 @@ class OutputStore:
     ) -> list[tuple[PromptFile, NodeOutputFile]] | None:
         stored_files = []
         remaining_bytes = self._max_bytes
-        for output in list_output_files(entry):
+        outputs = list_output_files(entry)
+        if has_succeeded(entry):
+            _check_outputs(outputs)
+        else:
+            # The error of the node is reported, and not what is wrong with its files.
+            outputs = [output for output in outputs if _is_name_allowed(output.file)][:_MAX_FILES]
+        for output in outputs:
             file = await self._store_file(prompt_id, output.file, remaining_bytes)
             if file is not None:
                 remaining_bytes -= file.size
@@ -115,13 +135,24 @@ class OutputStore:
     async def collect_node_output(
         self, prompt_id: str, output: Mapping[str, Any]
     ) -> list[PromptFile]:
-        """Store the output files of one node of a running prompt, and leave missing files out."""
+        """Store the output files of one node of a running prompt.
+
+        Missing files and those that exceed a limit are left out. `collect` reports them.
+        """
+        stored_files = []
         async with self._store_lock:
-            files = [
-                await self._store_file(prompt_id, file, self._max_bytes)
-                for file in find_files(output)
-            ]
-        return [file for file in files if file is not None]
+            for file in islice(filter(_is_name_allowed, find_files(output)), _MAX_FILES):
+                early_bytes = self._early_bytes.get(prompt_id, 0)
+                try:
+                    stored_file = await self._store_file(
+                        prompt_id, file, self._max_bytes - early_bytes
+                    )
+                except RenderFailed:
+                    continue
+                if stored_file is not None:
+                    self._early_bytes[prompt_id] = early_bytes + stored_file.size
+                    stored_files.append(stored_file)
+        return stored_files
 
     async def _store_file(
         self, prompt_id: str, output: OutputFile, max_bytes: int
@@ -146,11 +177,14 @@ class OutputStore:
                 return None
             version = _get_version(file)
             if os.fstat(file.fileno()).st_size > max_bytes:
-                raise RenderFailed(
-                    f"the render's output files exceed the limit of {self._max_bytes:,} bytes: write "
-                    "fewer or smaller files"
-                )
-            blob = await self._blobs.put_stream(file, max_bytes)
+                raise self._make_size_error()
+            try:
+                blob = await self._blobs.put_stream(file, max_bytes)
+            except OSError as error:
+                if error.errno != errno.EFBIG:
+                    raise
+                # A thread of ComfyUI still writes to the file.
+                raise self._make_size_error() from None
         finally:
             if file is not None:
                 file.close()
@@ -160,6 +194,32 @@ class OutputStore:
         )
         self._stored[output] = (stored_file, version)
         return stored_file
+
+    def _make_size_error(self) -> RenderFailed:
+        return RenderFailed(
+            f"the render's output files exceed the limit of {self._max_bytes:,} bytes: write fewer "
+            "or smaller files"
+        )
+
+
+def _check_outputs(outputs: Sequence[NodeOutputFile]) -> None:
+    """Raise `RenderFailed` if the files are too many, or one has a name that is not allowed."""
+    if len(outputs) > _MAX_FILES:
+        raise RenderFailed(
+            f"the render has {len(outputs):,} output files, which exceeds the limit of "
+            f"{_MAX_FILES:,}: write fewer files, or one archive or video"
+        )
+    for output in outputs:
+        if not _is_name_allowed(output.file):
+            raise RenderFailed(
+                f"node {output.node[:_MAX_NAME_BYTES]} has written a file whose name has control "
+                f"characters or more than {_MAX_NAME_BYTES} bytes: let the node choose another name"
+            )
+
+
+def _is_name_allowed(file: OutputFile) -> bool:
+    has_control_character = _CONTROL_CHARACTER.search(file.subfolder + file.filename) is not None
+    return not has_control_character and len(file.filename.encode()) <= _MAX_NAME_BYTES
 
 
 def _to_rendered_file(file: PromptFile, node: str, slot: str) -> RenderedFile:

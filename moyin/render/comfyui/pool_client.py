@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -105,6 +106,9 @@ class PoolResponseCache:
         self._folder = folder
         self._fresh = fresh_seconds
         self._patience = wait_seconds
+        # What each pool reports of itself. Requests for other paths, which clients choose, must not
+        # displace these responses.
+        self._reports: dict[tuple[str, str], CachedResponse] = {}
         self._responses: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_MAX_RESPONSES)
         self._files: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_MAX_FILE_RESPONSES)
         self._loading: dict[tuple[str, str], asyncio.Task[CachedResponse]] = {}
@@ -145,7 +149,9 @@ class PoolResponseCache:
         await asyncio.wait([task], timeout=self._patience if wait_seconds is None else wait_seconds)
         return task.result() if task.done() else cached_response
 
-    def _choose_cache(self, path: str) -> BoundedDict[tuple[str, str], CachedResponse]:
+    def _choose_cache(self, path: str) -> dict[tuple[str, str], CachedResponse]:
+        if path in _PATHS_ON_DISK:
+            return self._reports
         return self._files if path.startswith(_FILE_PATHS) else self._responses
 
     async def _send_request(self, pool: str, path: str) -> CachedResponse:
@@ -220,6 +226,7 @@ class PoolResponseCache:
 
 def _write_file(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary_file = file.with_suffix(".new")
+    # Several processes of a machine write the same file.
+    temporary_file = file.with_suffix(f".{os.getpid()}.new")
     temporary_file.write_bytes(content)
     temporary_file.replace(file)

@@ -19,7 +19,8 @@ from moyin.render.comfyui.bubblewrap import open_filter, require_confinement
 from moyin.render.comfyui.channels import ProcessChannels
 from moyin.render.comfyui.environment import build_child_environment
 from moyin.render.comfyui.folder import ProcessFolder
-from moyin.render.comfyui.options import ComfyOptions, Isolation
+from moyin.render.comfyui.options import ComfyOptions, Isolation, Network
+from moyin.render.comfyui.resource_usage import ResourceLimits, ResourceUsage
 from moyin.render.comfyui.sandbox import (
     build_bubblewrap_options,
     choose_user_id,
@@ -29,11 +30,12 @@ from moyin.render.comfyui.sandbox import (
     find_unreadable_file,
 )
 from moyin.render.comfyui.sandbox_processes import SandboxProcesses
+from moyin.render.comfyui.seccomp import build_fork_filter
 from moyin.system.logfile import LogFile, read_last_lines
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 1024
-_SANDBOX_END_SECONDS = 5.0
+_SANDBOX_END_SECONDS = 15.0
 # The limit of threads is high, because each math library starts several threads per processor.
 _MAX_THREADS = 16_384
 # Like a shell, bubblewrap exits with 128 plus the number of the signal that killed its child.
@@ -76,11 +78,14 @@ class ComfyProcess:
         channels: ProcessChannels,
         log_path: Path,
         sandbox_processes: SandboxProcesses | None = None,
+        resource_usage: ResourceUsage | None = None,
     ) -> None:
         self._process = process
         self._channels = channels
         self._sandbox_processes = sandbox_processes
+        self._resource_usage = resource_usage
         self._first_memory_kills = count_memory_kills()
+        self._was_killed_for_memory = False
         self._log = LogFile(log_path)
         self._log_path = log_path
         self.address = channels.address
@@ -106,12 +111,13 @@ class ComfyProcess:
         try:
             command = build_command(options, folder, _make_launcher_options(options, channels))
             descriptors = [channels.listening, channels.alive]
+            hides_interfaces = options.network is Network.NONE
             if sandbox_command is None:
                 process = await spawner.spawn(command, env, descriptors)
                 return cls(process, channels, folder.log)
             with (
                 _open_pipe() as (info_reader, info_writer),
-                _close_at_exit(open_filter()) as filter_descriptor,
+                _close_at_exit(open_filter(hides_interfaces=hides_interfaces)) as filter_descriptor,
             ):
                 sandbox_command += [
                     "--seccomp",
@@ -119,14 +125,17 @@ class ComfyProcess:
                     "--info-fd",
                     str(info_writer.fileno()),
                     "--",
+                    *build_init_command(options, folder, channels),
                 ]
                 descriptors += [filter_descriptor, info_writer.fileno()]
                 process = await spawner.spawn([*sandbox_command, *command], env, descriptors)
                 info_writer.close()
                 sandbox_processes = await asyncio.to_thread(
-                    _read_sandbox_processes, info_reader, process
+                    _read_sandbox_processes, info_reader, process, channels
                 )
-            return cls(process, channels, folder.log, sandbox_processes)
+            limits = ResourceLimits.from_options(options)
+            usage = ResourceUsage(sandbox_processes.init_pid, folder.writable, limits)
+            return cls(process, channels, folder.log, sandbox_processes, usage)
         except BaseException:
             channels.close()
             if process is not None:
@@ -144,9 +153,11 @@ class ComfyProcess:
 
     @property
     def was_killed(self) -> bool:
-        """Whether another process has killed ComfyUI; a kill for lack of memory does not count."""
+        """Whether another process has killed ComfyUI; the kernel for lack of memory does not count."""
         if not self.exited.done() or self.exited.result() not in _KILLED_STATUSES:
             return False
+        if self._was_killed_for_memory:
+            return True
         return count_memory_kills() == self._first_memory_kills
 
     def read_last_log_lines(self, line_count: int = 12) -> str:
@@ -158,10 +169,25 @@ class ComfyProcess:
         if self._sandbox_processes is not None:
             self._sandbox_processes.exempt_present_processes()
 
-    def kill_new_processes(self) -> None:
-        """Kill the processes that a prompt has started, or raise `WorkerLost` if that fails."""
-        if self._sandbox_processes is not None:
-            self._sandbox_processes.kill_new_processes()
+    def kill_new_processes(self) -> int:
+        """Kill the processes that a prompt has started, or raise `WorkerLost` if that fails.
+
+        Blocks. Returns how many processes the sandbox has refused to create since the last call.
+        """
+        if self._sandbox_processes is None:
+            return 0
+        return self._sandbox_processes.kill_new_processes()
+
+    def check_resources(self) -> None:
+        """Raise `ResourceLimitExceeded` if a confined process uses more than it may (blocking)."""
+        if self._resource_usage is not None:
+            self._resource_usage.check()
+
+    def kill(self) -> None:
+        """Kill ComfyUI because others need its memory, which `was_killed` counts as no one's fault."""
+        self._was_killed_for_memory = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     async def stop(self, patience: float = 5.0) -> None:
         """Send SIGTERM to the process group, then SIGKILL after ``patience`` seconds."""
@@ -172,10 +198,20 @@ class ComfyProcess:
         self._send_signal(signal.SIGKILL)
         await self.exited
         if self._sandbox_processes is not None:
-            # The kernel ends the other processes of a sandbox shortly after its first process.
-            with contextlib.suppress(TimeoutError, ProcessLookupError):
-                async with asyncio.timeout(_SANDBOX_END_SECONDS):
-                    await _wait_for_exit(self._sandbox_processes.init_pid)
+            sandbox_processes, self._sandbox_processes = self._sandbox_processes, None
+            await self._end_sandbox(sandbox_processes)
+
+    async def _end_sandbox(self, sandbox_processes: SandboxProcesses) -> None:
+        """Wait until no process of the sandbox is left, so that none runs beside its successor."""
+        sandbox_processes.kill_all()
+        try:
+            async with asyncio.timeout(_SANDBOX_END_SECONDS):
+                await _wait_until_readable(sandbox_processes.init_descriptor)
+        except TimeoutError:
+            # They can neither leave their system call nor see the files of a new process.
+            _log.error("processes of ComfyUI's sandbox do not end; a device or disk may hang")
+        finally:
+            sandbox_processes.close()
 
     def _send_signal(self, signal_number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -232,21 +268,53 @@ def build_command(
     ]
 
 
+def build_init_command(
+    options: ComfyOptions, folder: ProcessFolder, channels: ProcessChannels
+) -> list[str]:
+    """Return the command of ``sandbox_init.py``, to which the command of the launcher is added."""
+    fork_filter = build_fork_filter()
+    # `open_filter` has raised an error for architectures without filters.
+    assert fork_filter is not None
+    init_options: dict[str, Any] = {
+        "control": channels.alive,
+        "socket": channels.listening,
+        "processes": options.processes,
+        "seccomp": fork_filter[0],
+        "fork_filter": fork_filter[1].hex(),
+    }
+    uid = choose_user_id(options)
+    if uid is not None:
+        devices = [] if options.cpu else find_graphics_devices()
+        init_options |= {"user": uid, "groups": find_device_groups(devices)}
+    return [
+        str(options.python),
+        # Without the environment's and the packages' code.
+        *("-I", "-S"),
+        str(folder.sandbox_init),
+        json.dumps(init_options),
+    ]
+
+
 def _make_launcher_options(options: ComfyOptions, channels: ProcessChannels) -> dict[str, Any]:
     """Return the launcher's JSON options, which ``launcher.py`` describes."""
     launcher_options: dict[str, Any] = {
         "socket": channels.listening,
-        "alive": channels.alive,
         "file_bytes": options.output_bytes,
     }
     if options.isolation is not Isolation.STRICT:
-        return {**launcher_options, "parent": os.getpid()}
-    uid = choose_user_id(options)
-    if uid is not None:
-        devices = [] if options.cpu else find_graphics_devices()
-        group_ids = find_device_groups(devices)
-        launcher_options |= {"user": uid, "groups": group_ids, "threads": _MAX_THREADS}
+        return {**launcher_options, "alive": channels.alive, "parent": os.getpid()}
+    if choose_user_id(options) is not None or _counts_threads_per_namespace():
+        launcher_options["threads"] = _MAX_THREADS
     return launcher_options
+
+
+def _counts_threads_per_namespace(release: str | None = None) -> bool:
+    """Return whether the kernel counts a user's threads for each user namespace, as Linux 5.14 does.
+
+    Older kernels would also count the user's threads outside of the sandbox.
+    """
+    major, minor = (release or os.uname().release).split(".")[:2]
+    return (int(major), int(minor)) >= (5, 14)
 
 
 def _build_sandbox_command(
@@ -271,14 +339,15 @@ def _build_sandbox_command(
 
 
 def _read_sandbox_processes(
-    info_reader: IO[str], process: subprocess.Popen[bytes]
+    info_reader: IO[str], process: subprocess.Popen[bytes], channels: ProcessChannels
 ) -> SandboxProcesses:
     """Read the id of the sandbox's first process from bubblewrap's JSON output.
 
     Raises `StackError` if bubblewrap, the process, has failed.
     """
     try:
-        return SandboxProcesses(int(json.loads(info_reader.read())["child-pid"]))
+        init_pid = int(json.loads(info_reader.read())["child-pid"])
+        return SandboxProcesses(init_pid, channels.control)
     except (ValueError, KeyError) as error:
         output, _ = process.communicate()
         reason = output.decode(errors="replace")

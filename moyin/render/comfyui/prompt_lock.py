@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from moyin.errors import WorkerLost
 from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.session import Session
 
 _log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
 
 
 class PromptLock:
@@ -38,14 +38,17 @@ class PromptLock:
         """Hold the lock for a prompt, with its input files in the process's folder.
 
         Yields True, or False without placing files if the session's process has been replaced.
-        Replaces ComfyUI, and raises `OSError` or `WorkerLost`, if the cleanup fails.
+        Replaces ComfyUI if the cleanup fails, and raises the cleanup's error, such as `OSError` or
+        `WorkerLost`.
         """
         async with self._lock:
             if session is not self._supervisor.session:
                 yield False
                 return
             try:
-                await _run_in_thread(self._prepare_prompt, session, prompt_id, file_names)
+                await run_to_end(
+                    asyncio.to_thread(self._prepare_prompt, session, prompt_id, file_names)
+                )
                 yield True
             finally:
                 await self._release_prompt(session, prompt_id)
@@ -59,9 +62,13 @@ class PromptLock:
     async def _release_prompt(self, session: Session, prompt_id: str) -> None:
         if session is not self._supervisor.session:
             return  # the next process begins with an empty folder
+        await run_to_end(self._clean_up_or_replace(session, prompt_id))
+
+    async def _clean_up_or_replace(self, session: Session, prompt_id: str) -> None:
         try:
-            await _run_in_thread(self._clean_up, session, prompt_id)
-        except (OSError, WorkerLost) as error:
+            await asyncio.to_thread(self._clean_up, session, prompt_id)
+        except Exception as error:
+            # Whatever the error is, something of the prompt may be left.
             _log.warning(
                 "ComfyUI is replaced, because prompt %s can't be cleaned up: %s", prompt_id, error
             )
@@ -74,18 +81,18 @@ class PromptLock:
         self._inputs.remove_placed_files()
 
 
-async def _run_in_thread(function: Callable[..., None], *arguments: Any) -> None:
-    """Run the function in a thread, and wait for its end even if this task is cancelled.
+async def run_to_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run the coroutine to its end, even if this task is cancelled meanwhile.
 
     A cancelled task can't stop its thread, which would move files while the next prompt executes.
     """
-    thread_task = asyncio.create_task(asyncio.to_thread(function, *arguments))
+    work_task = asyncio.create_task(work)
     try:
-        await asyncio.shield(thread_task)
+        return await asyncio.shield(work_task)
     except asyncio.CancelledError:
-        while not thread_task.done():
+        while not work_task.done():
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([thread_task])
-        if not thread_task.cancelled() and (error := thread_task.exception()) is not None:
-            _log.warning("the files of a cancelled prompt could not be moved: %s", error)
+                await asyncio.wait([work_task])
+        if not work_task.cancelled() and (error := work_task.exception()) is not None:
+            _log.warning("the cleanup of a cancelled prompt has failed: %s", error)
         raise

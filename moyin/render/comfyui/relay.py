@@ -30,6 +30,9 @@ _OUTPUT_NODE = "SaveImageWebsocket"
 _MAX_FRAME_BYTES = 1024 * 1024
 _BATCH_SIZE = 64
 _QUEUE_SIZE = 2_048
+# The limits of the queue's size, and of the size above which previews and progress are dropped.
+_MAX_QUEUE_BYTES = 256 * 1024 * 1024
+_DROPPING_BYTES = 16 * 1024 * 1024
 _FLUSH_SECONDS = 3.0
 
 
@@ -61,6 +64,8 @@ class Relay:
         self._channel = channel
         self._store_files = store_files
         self._queue: deque[EventMessage | bytes] = deque()
+        self._queue_bytes = 0
+        self._has_logged_drop = False
         self._publishing: asyncio.Task[None] | None = None
 
     def enqueue(self, message: EventMessage | bytes) -> None:
@@ -69,16 +74,19 @@ class Relay:
             message.type in _END_EVENTS or is_last_event(message)
         ):
             return
-        queue_length = len(self._queue)
-        if queue_length >= _QUEUE_SIZE or (
-            queue_length >= _BATCH_SIZE and self._is_droppable(message)
+        is_droppable = self._is_droppable(message)
+        if self._is_full(is_droppable) or (
+            is_droppable and _count_bytes(message) > _MAX_FRAME_BYTES
         ):
-            if not self._is_droppable(message):
+            if not is_droppable and not self._has_logged_drop:
+                # Logged only once, because a node may send any number of events.
+                self._has_logged_drop = True
                 _log.warning(
                     "an event of prompt %s is dropped, because its queue is full", self._prompt_id
                 )
             return
         self._queue.append(message)
+        self._queue_bytes += _count_bytes(message)
         if self._publishing is None or self._publishing.done():
             self._publishing = asyncio.create_task(self._publish_queued())
 
@@ -92,6 +100,13 @@ class Relay:
         if self._publishing is not None:
             self._publishing.cancel()
 
+    def _is_full(self, is_droppable: bool) -> bool:
+        """Return whether the queue has no room, or none for a message that may be dropped."""
+        max_length, max_bytes = (
+            (_BATCH_SIZE, _DROPPING_BYTES) if is_droppable else (_QUEUE_SIZE, _MAX_QUEUE_BYTES)
+        )
+        return len(self._queue) >= max_length or self._queue_bytes >= max_bytes
+
     def _is_droppable(self, message: EventMessage | bytes) -> bool:
         if isinstance(message, EventMessage):
             return message.type in _PROGRESS_EVENTS
@@ -103,12 +118,25 @@ class Relay:
 
     async def _publish_queued(self) -> None:
         while self._queue:
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_SIZE))]
-            frames = [frame for message in batch for frame in await self._to_frames(message)]
+            frames = await self._take_frames()
             small_frames = [frame for frame in frames if len(frame.body) <= _MAX_FRAME_BYTES]
             if len(small_frames) < len(frames):
                 _log.info("a frame of prompt %s exceeds 1 MiB and is dropped", self._prompt_id)
             await self._frames.publish(self._channel, *small_frames)
+
+    async def _take_frames(self) -> list[Frame]:
+        """Return the frames of the next messages in the queue.
+
+        A message counts for the size of the queue until its pictures and files are stored.
+        """
+        frames = []
+        for _ in range(min(len(self._queue), _BATCH_SIZE)):
+            message = self._queue.popleft()
+            try:
+                frames += await self._to_frames(message)
+            finally:
+                self._queue_bytes -= _count_bytes(message)
+        return frames
 
     async def _to_frames(self, message: EventMessage | bytes) -> list[Frame]:
         if isinstance(message, bytes):
@@ -145,3 +173,7 @@ class Relay:
         return Frame(
             kind=FrameKind.BLOB, prompt=self._prompt_id, body=frame[:image_start], blob=blob
         )
+
+
+def _count_bytes(message: EventMessage | bytes) -> int:
+    return len(message) if isinstance(message, bytes) else message.byte_count

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from moyin.domain.prompt import PromptFile, PromptRecord
 from moyin.domain.renderer import (
@@ -25,12 +25,16 @@ from moyin.errors import (
     MoyinError,
     OutOfMemory,
     RenderFailed,
+    ResourceLimitExceeded,
     ServiceUnavailable,
     StepFailed,
     WorkerLost,
 )
+from moyin.render.comfyui.bridge.guard import get_moyin_data
+from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 from moyin.render.comfyui.client import NoResponse
 from moyin.render.comfyui.comfy_supervisor import ComfySupervisor, WaitForMemory
+from moyin.render.comfyui.failure_streak import FailureStreak
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.model_sizes import ModelSizes
@@ -38,12 +42,13 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.outputs import OutputStore, StoredResult
 from moyin.render.comfyui.preview_publisher import PreviewPublisher
 from moyin.render.comfyui.process import Spawner
-from moyin.render.comfyui.prompt_lock import PromptLock
+from moyin.render.comfyui.prompt_lock import PromptLock, run_to_end
 from moyin.render.comfyui.prompts import RunningPrompt
 from moyin.render.comfyui.relay import Relay
 from moyin.render.comfyui.run_journal import RunJournal
 from moyin.render.comfyui.sandbox import choose_user_id
 from moyin.render.comfyui.session import Session
+from moyin.render.comfyui.untrusted_json import MalformedResponse
 from moyin.render.protocol.binary import parse_image_metadata
 from moyin.render.protocol.graph import find_model_files
 from moyin.render.protocol.response import get_prompt_id, has_succeeded, raise_for_failure
@@ -60,6 +65,8 @@ _MAX_RESULTS = 256
 _POLL_SECONDS = 3.0
 _INTERRUPT_SECONDS = 15.0
 _ATTEMPTS = 3
+# Errors are stored by Temporal, which refuses more than 2 MiB. Those of large graphs have more.
+_MAX_DETAIL_BYTES = 256 * 1024
 _EVENTS_WITHOUT_PROMPT = ("status", "feature_flags")
 
 
@@ -95,6 +102,7 @@ class ComfyRenderer:
             options, self._run_session, self._end_submitted_prompts, wait_for_memory
         )
         self._prompt_lock = PromptLock(self._supervisor, self._inputs)
+        self._streak = FailureStreak()
         self._models: tuple[str, ...] = ()
         self._journal = RunJournal()
         self._active_prompts: dict[str, tuple[RunningPrompt, asyncio.Task[None]]] = {}
@@ -188,11 +196,15 @@ class ComfyRenderer:
         Raises:
             ServiceUnavailable: ComfyUI is not ready.
         """
-        return await self._supervisor.require_session().client.validate(graph, targets)
+        session = self._supervisor.require_session()
+        with self._replace_if_idle_and_malformed(session):
+            return await session.client.validate(graph, targets)
 
     async def get(self, path: str) -> bytes | None:
         """Return the body of ComfyUI's response to GET ``path``, or None for status 404."""
-        return await self._supervisor.require_session().client.get(path)
+        session = self._supervisor.require_session()
+        with self._replace_if_idle_and_malformed(session):
+            return await session.client.get(path)
 
     async def results(self) -> dict[str, RenderResult]:
         """Return the results of prompts that have recently succeeded, by prompt id."""
@@ -208,6 +220,15 @@ class ComfyRenderer:
         """The id of ComfyUI's process, or None while none is ready."""
         session = self._supervisor.session
         return None if session is None else session.pid
+
+    def kill(self, pid: int) -> None:
+        """Kill ComfyUI's process ``pid`` to free memory, which is no prompt's fault.
+
+        May be called by any thread. Does nothing if ``pid`` is not ComfyUI's process any more.
+        """
+        session = self._supervisor.session
+        if session is not None and session.pid == pid:
+            session.kill()
 
     async def status(self) -> RendererStatus:
         session = self._supervisor.session
@@ -272,6 +293,10 @@ class ComfyRenderer:
             self._end_runs(prompt, picture_count=_count_pictures(result))
             self._remove_active_prompt(prompt)
             prompt.succeed(result.done)
+            self._streak.end()
+        except MalformedResponse as error:
+            # `_acquire_session` has replaced the process.
+            self._fail_prompt(prompt, _make_loss_error(error.message))
         except WorkerLost as error:
             is_hanging = isinstance(error, NoResponse) and prompt.is_submitted
             if is_hanging and await self._supervisor.replace_hanging_session():
@@ -286,7 +311,9 @@ class ComfyRenderer:
         except MoyinError as error:
             if prompt.relay is not None:
                 await prompt.relay.flush()
-            self._fail_prompt(prompt, error)
+            self._fail_prompt(prompt, _limit_details(error))
+            if not isinstance(error, ServiceUnavailable):
+                await self._count_failure(prompt)
         except OSError as error:
             _log.warning("prompt %s failed, because a file is not accessible: %s", prompt_id, error)
             message = "the artifact store or ComfyUI's folder is not available; try again"
@@ -297,6 +324,33 @@ class ComfyRenderer:
                 f"the render failed with an internal error; see the log for prompt {prompt_id}"
             )
             self._fail_prompt(prompt, StepFailed(message))
+
+    async def _count_failure(self, prompt: RunningPrompt) -> None:
+        """Count a prompt that ComfyUI has failed, and replace the process after too many of them."""
+        if not prompt.is_submitted or prompt.is_cancelled:
+            return
+        tenant = get_moyin_data(prompt.request.extra_data).get(TENANT_KEY, "")
+        self._streak.add_failure(str(tenant))
+        if not self._streak.is_over:
+            return
+        # Between two prompts, so that none is lost. Meanwhile, another prompt may succeed.
+        async with self._prompt_lock.hold():
+            if self._streak.is_over and (session := self._supervisor.session) is not None:
+                reason = "three prompts in a row, of different tenants, have failed"
+                self._supervisor.replace_session(session, reason)
+
+    @contextlib.contextmanager
+    def _replace_if_idle_and_malformed(self, session: Session) -> Iterator[None]:
+        """Replace the process if the block raises `MalformedResponse` while no prompt runs.
+
+        While a prompt runs, the responses about the prompt itself show whether ComfyUI is broken.
+        """
+        try:
+            yield
+        except MalformedResponse as error:
+            if not self._active_prompts:
+                self._supervisor.replace_session(session, error.message)
+            raise
 
     def _fail_prompt(self, prompt: RunningPrompt, error: MoyinError) -> None:
         self._end_runs(prompt, error=CANCELLED if prompt.is_cancelled else error.code)
@@ -344,12 +398,16 @@ class ComfyRenderer:
                     await session.client.unload_models()
                     await session.client.is_executor_alive()
                 entry = await self._run_to_end(session, prompt)
+            refused_processes = session.refused_processes
             if has_succeeded(entry):
                 # Sent before the files are stored, so that the next prompt can begin at once.
                 prompt.mark_executed()
             try:
                 raise_for_failure(entry)
             except RenderFailed as error:
+                if refused_processes:
+                    await self._collect_result(prompt, entry)
+                    raise _make_process_error(error, self._options.processes) from error
                 if ran_out_of_memory or not isinstance(error, OutOfMemory):
                     await self._collect_result(prompt, entry)
                     raise
@@ -380,7 +438,11 @@ class ComfyRenderer:
             lock_context = self._prompt_lock.hold_for(session, request.prompt_id, request.files)
             async with lock_context as is_current_session:
                 if is_current_session:
-                    yield session
+                    try:
+                        yield session
+                    except MalformedResponse as error:
+                        self._supervisor.replace_session(session, error.message)
+                        raise
             # Otherwise the process was replaced, and the folder of the next process is empty.
             if is_current_session:
                 return
@@ -443,14 +505,26 @@ class ComfyRenderer:
                 self._models = _sort_by_size(prompt.request.models)
         # ComfyUI has accepted the prompt and executes no other.
         with self._journal.measure(prompt.request):
-            return await self._wait_for_entry(session, prompt)
+            excess_task = asyncio.create_task(session.wait_for_excess())
+            excess_task.add_done_callback(lambda _: prompt.should_poll.set())
+            try:
+                return await self._wait_for_entry(session, prompt, excess_task)
+            finally:
+                excess_task.cancel()
 
-    async def _wait_for_entry(self, session: Session, prompt: RunningPrompt) -> HistoryEntry:
+    async def _wait_for_entry(
+        self,
+        session: Session,
+        prompt: RunningPrompt,
+        excess_task: asyncio.Task[ResourceLimitExceeded],
+    ) -> HistoryEntry:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_SECONDS):
                     await prompt.should_poll.wait()
             prompt.should_poll.clear()
+            if excess_task.done():
+                await self._end_excess(session, prompt, excess_task.result())
             entry = (await self._read_state(session, prompt)).entry
             if entry is not None:
                 return entry
@@ -478,7 +552,29 @@ class ComfyRenderer:
             raise NoResponse(
                 f"ComfyUI hangs and has not begun prompt {prompt.request.prompt_id}; try again"
             )
-        prompt_id = prompt.request.prompt_id
+        await self._interrupt_or_replace(session, prompt.request.prompt_id)
+        seconds = self._options.progress_timeout
+        message = (
+            f"the render made no progress within the pool's progress_timeout of {seconds:g} s: let "
+            "its nodes do less, or set a longer progress_timeout"
+        )
+        raise RenderFailed(message)
+
+    async def _end_excess(
+        self, session: Session, prompt: RunningPrompt, error: ResourceLimitExceeded
+    ) -> NoReturn:
+        """End a prompt that uses too much, and replace ComfyUI if ComfyUI itself does."""
+        if await run_to_end(asyncio.to_thread(session.end_excess)):
+            try:
+                await self._interrupt_or_replace(session, prompt.request.prompt_id)
+            except WorkerLost:
+                await self._supervisor.replace_hanging_session()
+        else:
+            self._supervisor.replace_session(session)
+        raise error
+
+    async def _interrupt_or_replace(self, session: Session, prompt_id: str) -> None:
+        """Interrupt a prompt, or replace ComfyUI if the prompt does not end."""
         async with self._submit_lock:
             await session.client.interrupt(prompt_id)
         deadline = time.monotonic() + _INTERRUPT_SECONDS
@@ -487,12 +583,6 @@ class ComfyRenderer:
                 self._supervisor.replace_session(session)
                 break
             await asyncio.sleep(0.2)
-        seconds = self._options.progress_timeout
-        message = (
-            f"the render made no progress within the pool's progress_timeout of {seconds:g} s: let "
-            "its nodes do less, or set a longer progress_timeout"
-        )
-        raise RenderFailed(message)
 
     def _on_event(self, message: EventMessage) -> None:
         if message.type in _EVENTS_WITHOUT_PROMPT:
@@ -553,6 +643,7 @@ class ComfyRenderer:
                 session.written_files, self._blobs, self._options.output_bytes
             )
             self._models = await self._find_warm_models()
+            self._streak.end()
             yield session
 
     async def _find_warm_models(self) -> tuple[str, ...]:
@@ -589,6 +680,20 @@ def _sort_by_size(models: Mapping[str, int]) -> tuple[str, ...]:
 def _count_pictures(result: StoredResult) -> int:
     return sum(
         file.media_type.startswith("image/") and not file.temporary for file in result.done.files
+    )
+
+
+def _limit_details(error: MoyinError) -> MoyinError:
+    """Return the error, without its details if these are too large to be stored."""
+    if len(to_json(error.details)) <= _MAX_DETAIL_BYTES:
+        return error
+    return type(error)(f"{error.message} (the details are left out, because they are too large)")
+
+
+def _make_process_error(error: RenderFailed, max_processes: int) -> ResourceLimitExceeded:
+    return ResourceLimitExceeded(
+        f"{error.message}: the pool's processes allows {max_processes:,}, so start fewer at once",
+        details={**error.details, "bound": "processes", "limit": max_processes},
     )
 
 

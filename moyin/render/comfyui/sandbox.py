@@ -138,6 +138,8 @@ def build_bubblewrap_options(
         # CUDA's Multi-Process Service communicates with its clients through shared memory.
         *(() if mps_folder else ("--unshare-ipc",)),
         *("--hostname", "comfyui", "--die-with-parent", "--new-session"),
+        # The first process of the sandbox is ``sandbox_init.py``.
+        "--as-pid-1",
         *_build_mounts(options, folder, env, mps_folder).to_options(),
         *("--chdir", "/"),
     ]

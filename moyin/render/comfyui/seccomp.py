@@ -15,13 +15,17 @@ from dataclasses import dataclass
 
 # Constants of <linux/bpf_common.h>, <linux/seccomp.h> and <linux/audit.h>.
 _LOAD, _JUMP_EQUAL, _JUMP_ATLEAST, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_ALLOW, _ERRNO, _NOTIFY = 0x7FFF0000, 0x00050000, 0x7FC00000
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 _X32 = 0x40000000
 # The flags CLONE_NEW* of <linux/sched.h>: time, mount, cgroup, UTS, IPC, user, PID and network.
 _NAMESPACES = (
     0x80 | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
 )
+_THREAD = 0x10000  # CLONE_THREAD
+# The first and the last of the ioctls of <linux/sockios.h> that concern interfaces, and of those of
+# <linux/wireless.h>. The kernel reads only the lower 32 bits of an ioctl's number, as filters do.
+_INTERFACE_IOCTLS = ((0x8910, 0x89FF), (0x8B00, 0x8BFF))
 # The allowed socket families: AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK.
 _FAMILIES = (1, 2, 10, 16)
 
@@ -34,6 +38,9 @@ class _Machine:
         audit: the kernel's AUDIT_ARCH number of the architecture.
         clone: the number of the call `clone`, which must not create namespaces.
         socket: the number of the call `socket`, which may open sockets of a few families only.
+        ioctl: the number of the call `ioctl`, which must not read the interfaces of a machine.
+        seccomp: the number of the call `seccomp`.
+        forks: the numbers of the calls other than `clone` that create processes.
         denied: the numbers of the calls that are always denied.
         has_x32: True if the architecture also has the calls of x32, which the filter hides.
     """
@@ -41,6 +48,9 @@ class _Machine:
     audit: int
     clone: int
     socket: int
+    ioctl: int
+    seccomp: int
+    forks: tuple[int, ...]
     denied: tuple[int, ...]
     has_x32: bool = False
 
@@ -55,6 +65,8 @@ _DENIED: dict[str, tuple[int, int | None]] = {
     # Calls that access other processes.
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "kcmp": (312, 272), "pidfd_getfd": (438, 438),
+    # Calls that keep memory which belongs to no process.
+    "shmget": (29, 194), "msgget": (68, 186),
     # Calls with a history of vulnerabilities that no renderer needs.
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "lookup_dcookie": (212, 18),
@@ -78,6 +90,9 @@ _MACHINES = {
         audit=0xC000003E,
         clone=56,
         socket=41,
+        ioctl=16,
+        seccomp=317,
+        forks=(57, 58),  # fork and vfork
         denied=tuple(x86 for x86, _ in _DENIED.values()),
         has_x32=True,
     ),
@@ -85,21 +100,52 @@ _MACHINES = {
         audit=0xC00000B7,
         clone=220,
         socket=198,
+        ioctl=29,
+        seccomp=277,
+        forks=(),
         denied=tuple(arm for _, arm in _DENIED.values() if arm is not None),
     ),
 }
 
 
-def build_filter(machine: str | None = None) -> bytes | None:
+def build_filter(machine: str | None = None, *, hides_interfaces: bool = True) -> bytes | None:
     """Return the filter as an array of ``struct sock_filter``, the format that bubblewrap reads.
 
     Returns None if the architecture, by default that of this machine, is not supported.
+
+    Args:
+        hides_interfaces: whether the ioctls that read network interfaces are denied. A connection
+            that ComfyUI accepts belongs to the network namespace of its client, which is that of
+            the machine, so these ioctls would tell the machine's addresses.
     """
     numbers = _MACHINES.get(machine or platform.machine())
-    return None if numbers is None else _assemble(numbers)
+    return None if numbers is None else _assemble(numbers, hides_interfaces)
 
 
-def _assemble(machine: _Machine) -> bytes:
+def build_fork_filter(machine: str | None = None) -> tuple[int, bytes] | None:
+    """Return the number of the call `seccomp`, and the filter that ``sandbox_init.py`` installs.
+
+    The filter notifies that script when a process creates another one, but not when it creates a
+    thread. Returns None if the architecture is not supported.
+    """
+    numbers = _MACHINES.get(machine or platform.machine())
+    if numbers is None:
+        return None
+    notify_instruction = _make_instruction(_RETURN, _NOTIFY)
+    program = [_make_instruction(_LOAD, _NUMBER)]
+    for call_number in numbers.forks:
+        program += [_make_instruction(_JUMP_EQUAL, call_number, 0, 1), notify_instruction]
+    program += [
+        _make_instruction(_JUMP_EQUAL, numbers.clone, 0, 3),
+        _make_instruction(_LOAD, _FIRST_ARGUMENT),
+        _make_instruction(_JUMP_SET, _THREAD, 1, 0),
+        notify_instruction,
+        _make_instruction(_RETURN, _ALLOW),
+    ]
+    return numbers.seccomp, b"".join(program)
+
+
+def _assemble(machine: _Machine, hides_interfaces: bool) -> bytes:
     deny_instruction = _make_instruction(_RETURN, _ERRNO | errno.EPERM)
     missing_instruction = _make_instruction(_RETURN, _ERRNO | errno.ENOSYS)
     allow_instruction = _make_instruction(_RETURN, _ALLOW)
@@ -121,7 +167,7 @@ def _assemble(machine: _Machine) -> bytes:
         _make_instruction(_JUMP_SET, _NAMESPACES, 0, 1),
         deny_instruction,
         allow_instruction,
-        _make_instruction(_JUMP_EQUAL, machine.socket, 0, len(_FAMILIES) + 2),
+        _make_instruction(_JUMP_EQUAL, machine.socket, 0, len(_FAMILIES) + 3),
         _make_instruction(_LOAD, _FIRST_ARGUMENT),
         *(
             _make_instruction(_JUMP_EQUAL, family, len(_FAMILIES) - position, 0)
@@ -130,6 +176,18 @@ def _assemble(machine: _Machine) -> bytes:
         deny_instruction,
         allow_instruction,
     ]
+    if hides_interfaces:
+        program += [
+            _make_instruction(_JUMP_EQUAL, machine.ioctl, 0, 3 * len(_INTERFACE_IOCTLS) + 1),
+            _make_instruction(_LOAD, _SECOND_ARGUMENT),
+        ]
+        for first, last in _INTERFACE_IOCTLS:
+            program += [
+                _make_instruction(_JUMP_ATLEAST, first, 0, 2),
+                _make_instruction(_JUMP_ATLEAST, last + 1, 1, 0),
+                deny_instruction,
+            ]
+    program.append(allow_instruction)
     return b"".join(program)
 
 

@@ -11,13 +11,20 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from moyin.errors import InvalidGraph, RenderFailed, StackError, WorkerLost
+from moyin.errors import (
+    InvalidGraph,
+    RenderFailed,
+    ResourceLimitExceeded,
+    StackError,
+    WorkerLost,
+)
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.process import ComfyProcess, Spawner
 from moyin.render.comfyui.stream import EventStream
+from moyin.render.comfyui.untrusted_json import MalformedResponse
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.response import raise_for_failure
 from moyin.render.protocol.wire import EventMessage
@@ -25,8 +32,10 @@ from moyin.render.protocol.wire import EventMessage
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _CHECK_SECONDS = 30.0
+_MEASURE_SECONDS = 0.25
 # How long to wait for the exit of a process that no longer responds.
 _EXIT_SECONDS = 1.0
+_HANGING = "its process hung"
 # A graph without models. Its execution proves that ComfyUI works, which HTTP responses do not.
 _TEST_GRAPH = {
     "1": {
@@ -45,6 +54,7 @@ class Session:
         written_files: files that prompts have written.
         memory_bytes: GPU memory that the process may use, or None without a GPU.
         volatile_classes: node classes that may return different outputs for the same inputs.
+        refused_processes: number of processes that the latest prompt was not allowed to create.
     """
 
     def __init__(
@@ -60,13 +70,19 @@ class Session:
         self.written_files = written_files
         self.memory_bytes = memory_bytes
         self.volatile_classes = volatile_classes
+        self.refused_processes = 0
         self._process = process
         self._is_idle = is_idle
         self._was_marked_broken = asyncio.Event()
+        self._broken_reason = _HANGING
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def kill(self) -> None:
+        """Kill ComfyUI to free memory; may be called by any thread."""
+        self._process.kill()
 
     @classmethod
     @asynccontextmanager
@@ -124,12 +140,41 @@ class Session:
 
         Blocks. Raises `OSError` or `WorkerLost` if that fails; then ComfyUI must be replaced.
         """
-        self._process.kill_new_processes()
+        self.refused_processes = self._process.kill_new_processes()
         self.written_files.end_prompt(prompt_id)
 
-    def mark_broken(self) -> None:
-        """Make `wait_until_broken` return, because the process hangs."""
-        self._was_marked_broken.set()
+    def mark_broken(self, reason: str = _HANGING) -> None:
+        """Make `wait_until_broken` return ``reason``; later calls have no effect."""
+        if not self._was_marked_broken.is_set():
+            self._broken_reason = reason
+            self._was_marked_broken.set()
+
+    @property
+    def is_marked_broken(self) -> bool:
+        """Whether `mark_broken` was called, so that the end of the process is no prompt's fault."""
+        return self._was_marked_broken.is_set()
+
+    async def wait_for_excess(self) -> ResourceLimitExceeded:
+        """Wait until the sandbox uses more than it may, and return the exceeded limit."""
+        while True:
+            await asyncio.sleep(_MEASURE_SECONDS)
+            error = await asyncio.to_thread(self._find_excess)
+            if error is not None:
+                return error
+
+    def end_excess(self) -> bool:
+        """Kill the prompt's processes, and return whether that has ended the excess (blocking)."""
+        self._process.kill_new_processes()
+        return self._find_excess() is None
+
+    def _find_excess(self) -> ResourceLimitExceeded | None:
+        try:
+            self._process.check_resources()
+        except ResourceLimitExceeded as error:
+            return error
+        except OSError as error:
+            _log.warning("the resources of a prompt can't be measured: %s", error)
+        return None
 
     async def has_ended(self) -> bool:
         """Return whether the process has ended."""
@@ -156,7 +201,7 @@ class Session:
         if self._process.exited.done():
             return f"its process ended with status {self._process.exited.result()}"
         if self._was_marked_broken.is_set():
-            return "its process hung"
+            return self._broken_reason
         return "the thread that executes prompts has ended"
 
     async def _wait_until_executor_is_dead(self) -> None:
@@ -168,6 +213,8 @@ class Session:
             await asyncio.sleep(_CHECK_SECONDS)
             try:
                 is_alive = await self.client.is_executor_alive()
+            except MalformedResponse:
+                is_alive = False
             except WorkerLost:
                 # No response is not a failure, because an executing node may prevent the process
                 # from responding.

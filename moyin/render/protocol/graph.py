@@ -115,7 +115,7 @@ def find_file_names(graph: Mapping[str, Any]) -> set[str]:
 
 def find_file_texts(value: Any) -> set[str]:
     """Return the strings in ``value``, at any depth, that look like names of uploaded files."""
-    return {text for text in _find_strings(value) if _FILE.search(text) and len(text) < 512}
+    return {text for text in _find_strings(value) if len(text) < 512 and _FILE.search(text)}
 
 
 def replace_texts(value: Any, replacements: Mapping[str, str]) -> Any:

@@ -17,6 +17,9 @@ from moyin.render.protocol.wire import EventMessage, HistoryEntry, OutputFile
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # The most digits of a number, because Python refuses to parse longer ones.
 _DIGITS = re.compile(r"([0-9]{1,4000})")
+# A message of an exception may have megabytes, but the error is stored in several places.
+_MAX_ERROR_MESSAGE = 4_000
+_MAX_ERROR_DETAIL = 255
 _FAILURES = frozenset({"execution_error", "execution_interrupted"})
 _FINISHED_STATES = ("finished", "error")
 
@@ -131,7 +134,7 @@ def raise_for_failure(entry: HistoryEntry) -> None:
             raise _make_node_error(data)
         if name == "execution_interrupted":
             raise RenderFailed(
-                f"the render was interrupted while node {data.get('node_id')} was executed",
+                f"the render was interrupted while node {_read_label(data, 'node_id')} was executed",
                 details=_select_node_details(data),
             )
     raise RenderFailed(
@@ -231,8 +234,9 @@ def _parse_file(item: Any) -> OutputFile | None:
 
 
 def _make_node_error(data: Mapping[str, Any]) -> RenderFailed:
-    message = str(data.get("exception_message", "")).strip() or "its exception has no message"
-    node_label = f"node {data.get('node_id')} ({data.get('node_type')})"
+    message = str(data.get("exception_message", ""))[:_MAX_ERROR_MESSAGE].strip()
+    message = message or "its exception has no message"
+    node_label = f"node {_read_label(data, 'node_id')} ({_read_label(data, 'node_type')})"
     # Compare only the name of the exception, because its module differs between versions of torch.
     is_out_of_memory = str(data.get("exception_type", "")).endswith("OutOfMemoryError")
     error_class = OutOfMemory if is_out_of_memory else RenderFailed
@@ -241,4 +245,10 @@ def _make_node_error(data: Mapping[str, Any]) -> RenderFailed:
 
 def _select_node_details(data: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("node_id", "node_type", "exception_type")
-    return {key: data[key] for key in keys if data.get(key) is not None}
+    return {key: _read_label(data, key) for key in keys if data.get(key) is not None}
+
+
+def _read_label(data: Mapping[str, Any], key: str) -> Any:
+    """Return a member that ComfyUI sets to a name, shortened because a node may have set it."""
+    value = data.get(key)
+    return value if isinstance(value, int | None) else str(value)[:_MAX_ERROR_DETAIL]

@@ -123,7 +123,7 @@ class Device(_Model):
     """
 
     type: str
-    vram_total: int
+    vram_total: int = Field(ge=0, le=2**60)
 
 
 class SystemStats(_Model):
@@ -133,7 +133,12 @@ class SystemStats(_Model):
 
 
 class EventMessage(_Model):
-    """An event that ComfyUI sends as a text frame of its WebSocket."""
+    """An event that ComfyUI sends as a text frame of its WebSocket.
 
-    type: str
+    Attributes:
+        byte_count: size of the frame, which the reader of the WebSocket sets.
+    """
+
+    type: str = Field(max_length=255)
     data: dict[str, Any] = Field(default_factory=dict)
+    byte_count: int = 0

@@ -283,6 +283,91 @@ async def test_invalid_graph_is_refused_with_comfyuis_errors(comfy: ComfyClient)
     assert body["request_id"]
 
 
+def build_chain(length: int) -> dict[str, Any]:
+    first = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1}}
+    links = {
+        str(n): {"class_type": "ImageInvert", "inputs": {"image": [str(n - 1), 0]}}
+        for n in range(1, length)
+    }
+    save = {"class_type": "PreviewImage", "inputs": {"images": [str(length - 1), 0]}}
+    return {"0": first, **links, "save": save}
+
+
+async def test_every_door_refuses_a_large_graph(comfy: ComfyClient) -> None:
+    graph = build_chain(60_000)
+    for path, body in (
+        ("/prompt", {"prompt": graph}),
+        ("/api/prompt", {"prompt": graph}),
+        ("/jobs", {"kind": "render", "workflow": graph}),
+        ("/jobs", {"kind": "pipeline", "steps": [{"kind": "render", "workflow": graph}]}),
+        ("/api/v2/jobs", {"workflow": graph}),
+        ("/graphs/convert", {"graph": graph}),
+    ):
+        # As a file, because aiohttp warns of large bodies in memory.
+        content = BytesIO(json.dumps(body).encode())
+        async with comfy.session.post(path, data=content) as response:
+            problem = await response.json(content_type=None)
+            assert response.status == 413, (path, problem)
+        error = problem.get("error", problem)
+        details = error.get("extra_info") or error.get("details") or problem
+        details = problem if not isinstance(details, dict) else details
+        assert (details["bound"], details["max"], details["actual"]) == ("nodes", 5_000, 60_001)
+
+
+async def test_chains_up_to_the_bound_pass_comfyuis_validation(comfy: ComfyClient) -> None:
+    status, body = await comfy.post("/prompt", {"prompt": build_chain(399)})
+    assert status == 200, body
+    await comfy.post("/interrupt", {"prompt_id": body["prompt_id"]})
+    await comfy.post("/queue", {"delete": [body["prompt_id"]]})
+    status, body = await comfy.post("/prompt", {"prompt": build_chain(400)})
+    assert (status, body["code"], body["error"]["type"]) == (
+        413,
+        "graph_too_large",
+        "graph_too_large",
+    )
+    assert body["error"]["extra_info"] == {
+        "bound": "depth",
+        "max": 400,
+        "actual": 401,
+        "node": "save",
+    }
+
+
+async def test_a_circle_of_links_names_a_node(comfy: ComfyClient) -> None:
+    graph = build_chain(3)
+    graph["1"]["inputs"]["image"] = ["2", 0]
+    status, body = await comfy.post("/prompt", {"prompt": graph})
+    assert (status, body["code"]) == (400, "invalid_graph")
+    assert body["node_errors"].keys() <= {"1", "2"} and body["node_errors"]
+
+
+async def test_another_tenants_prompt_id_is_as_good_as_an_unused_one(
+    comfy: ComfyClient, foreign_comfy: ComfyClient
+) -> None:
+    """Let two tenants choose the same id: each has a prompt of its own, with its own picture."""
+    chosen_id = str(uuid.uuid4())
+    for client in (comfy, foreign_comfy):
+        graph = picture(next(_colors))
+        body = {"prompt": graph, "prompt_id": chosen_id, "client_id": client.id}
+        async with client.session.ws_connect(f"/ws?clientId={client.id}") as socket:
+            status, accepted = await client.post("/prompt", body)
+            assert (status, accepted["prompt_id"]) == (200, chosen_id), accepted
+            async for message in socket:
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    continue
+                event = json.loads(message.data)
+                assert event["data"].get("prompt_id", chosen_id) == chosen_id
+                if event["type"] == "executing" and event["data"].get("node") is None:
+                    break
+        entry = (await client.get(f"/history/{chosen_id}"))[chosen_id]
+        assert entry["prompt"][1:3] == [chosen_id, graph]
+        [output] = [output for output in entry["outputs"].values() if "images" in output]
+        [image] = output["images"]
+        async with client.session.get("/view", params=image) as response:
+            assert response.status == 200
+        assert (await client.get(f"/jobs/{chosen_id}"))["status"] == "succeeded"
+
+
 async def test_prompt_id_that_the_client_chose_is_kept(comfy: ComfyClient) -> None:
     chosen_id = str(uuid.uuid4())
     graph = picture(next(_colors))

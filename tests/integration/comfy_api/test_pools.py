@@ -1,8 +1,13 @@
-"""Tests which of two pools, whose ComfyUIs have different nodes and models, renders a graph."""
+"""Tests which of two pools, whose ComfyUIs have different nodes and models, renders a graph.
+
+The second pool is kept for the tenant of the farm's first key.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
+import struct
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,8 +16,12 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
+from PIL import Image
 
 from moyin.render.comfyui.install import ComfyUI
+from moyin.stack.first_key import FIRST_OWNER
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
 from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import picture, sleepy
 from tests.integration.comfy_api.test_native_api import ComfyClient
@@ -24,6 +33,24 @@ pytestmark = pytest.mark.timeout(300)
 _UP_SECONDS = 120
 _PLAIN, _SPECIAL = "comfyui-default-0", "comfyui-special-0"
 _MODELS = {"default": "plain.safetensors", "special": "special.safetensors"}
+_PACKAGE = "special-pack"
+_SCRIPT = "// only in the special pool"
+# What ComfyUI returns of the special pool's package and models, by path.
+_SPECIAL_CONTENTS = {
+    "/object_info": "SpecialNode",
+    "/object_info/SpecialNode": "SpecialNode",
+    "/models/diffusion_models": "special.safetensors",
+    "/models/loras": "special-lora.safetensors",
+    "/embeddings": "special-embedding",
+    "/experiment/models/loras": "special-lora.safetensors",
+    "/view_metadata/loras?filename=special-lora.safetensors": "prompts of a training",
+    "/experiment/models/preview/loras/0/special-lora.safetensors": "WEBP",
+    "/extensions": f"/extensions/{_PACKAGE}/main.js",
+    f"/extensions/{_PACKAGE}/main.js": _SCRIPT,
+    "/workflow_templates": "special-flow",
+    "/global_subgraphs": "special-subgraph",
+    "/i18n": "special translation",
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +62,8 @@ def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Ite
     config.write_text(yaml.safe_dump(_add_second_pool(yaml.safe_load(config.read_text()), folder)))
     for name, model in _MODELS.items():
         write_transformers(folder / name / "diffusion_models", model)
+    _write_special_models(folder / "special")
+    _write_special_package(folder / _PACKAGE)
     with RunningStack(folder, env).running() as stack:
         yield stack
 
@@ -45,12 +74,46 @@ def _add_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     plain_app = apps["render-default"]
     special_app = copy.deepcopy(plain_app) | {"name": "render-special"}
     special_app["args"]["pool"] = "special"
+    special_app["args"]["tenants"] = [FIRST_OWNER]
+    special_app["args"]["comfyui"]["custom_nodes"].append(str(folder / _PACKAGE))
     plain_app["args"]["comfyui"]["custom_nodes"] = []
     for app in (plain_app, special_app):
         app["args"]["comfyui"]["models"] = str(folder / app["args"]["pool"])
     # Nobody is asked for text.
     kept_apps = [apps[name] for name in ("gateway", "workers")]
     return {**config, "applications": [*kept_apps, plain_app, special_app]}
+
+
+def _write_special_models(folder: Path) -> None:
+    header = json.dumps({"__metadata__": {"ss_tag_frequency": "prompts of a training"}}).encode()
+    content = struct.pack("<Q", len(header)) + header
+    for name in ("loras/special-lora.safetensors", "embeddings/special-embedding.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    picture = Image.new("RGB", (8, 8), (250, 0, 0))
+    picture.save(folder / "loras" / "special-lora.preview.png")
+
+
+def _write_special_package(folder: Path) -> None:
+    """Write a package with a node, and with each kind of file that the frontend gets from one."""
+    nodes = """
+WEB_DIRECTORY = "./web"
+class SpecialNode:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, OUTPUT_NODE, FUNCTION, CATEGORY = (), True, "run", "test"
+    def run(self):
+        return {}
+NODE_CLASS_MAPPINGS = {"SpecialNode": SpecialNode}
+"""
+    for name, text in {
+        "__init__.py": nodes,
+        "web/main.js": _SCRIPT,
+        "example_workflows/special-flow.json": "{}",
+        "subgraphs/special-subgraph.json": "{}",
+        "locales/en/main.json": json.dumps({"special": "special translation"}),
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
 
 
 @pytest.fixture
@@ -180,6 +243,43 @@ async def test_output_that_no_single_pool_can_make_is_refused(
     assert status == 200, "its other output can be made"
     [error] = body["node_errors"]["3"]["errors"]
     assert error["type"] == "value_not_in_list"
+
+
+async def test_the_special_pools_contents_are_its_tenants_only(
+    two_pools: RunningStack, comfy: ComfyClient
+) -> None:
+    """Another tenant gets what the other pool has, also after the pool's own tenant has asked."""
+    key = await _create_key(two_pools, "stranger")
+    stranger_headers = {"authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(two_pools.url, headers=stranger_headers) as stranger:
+        for path, content in _SPECIAL_CONTENTS.items():
+            own_status, own_text = await _read(comfy.session, path)
+            assert (own_status, content in own_text) == (200, True), f"{path}: {own_text[:500]}"
+            _, text = await _read(stranger, path)
+            assert content not in text, path
+            async with aiohttp.ClientSession(two_pools.url) as session:
+                assert (await _read(session, path))[0] == 401
+        devices = json.loads((await _read(comfy.session, "/system_stats"))[1])["devices"]
+        own_devices = json.loads((await _read(stranger, "/system_stats"))[1])["devices"]
+        assert (len(devices), len(own_devices)) == (2, 1)
+        status, text = await _read(stranger, "/models?pool=special")
+        assert (status, "available pools: default" in text) == (400, True)
+        body = {"prompt": {"1": {"class_type": "SpecialNode", "inputs": {}}}}
+        async with stranger.post("/prompt", json=body) as response:
+            assert response.status == 400, "the default pool does not have the node"
+
+
+async def _create_key(stack: RunningStack, owner: str) -> str:
+    database = Database(stack.settings.sql_url)
+    try:
+        return (await KeyStore(database).create(owner, "test"))[1]
+    finally:
+        await database.close()
+
+
+async def _read(session: aiohttp.ClientSession, path: str) -> tuple[int, str]:
+    async with session.get(path) as response:
+        return response.status, (await response.read()).decode(errors="replace")
 
 
 def _build_graph_with_model(name: str) -> dict[str, Any]:

@@ -46,7 +46,9 @@ from moyin.comfy_api.notifier import PromptNotifiers
 from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.console import ConsoleFiles
 from moyin.domain.cluster import PoolSummary
+from moyin.domain.limits import PoolRules
 from moyin.domain.queue_place import QueuePlace
+from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.budgets import RenderBudgets
@@ -65,7 +67,7 @@ from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, get_render_queue
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.proxy.engine import Proxy
-from moyin.render.comfyui.pool_client import PoolResponse
+from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 from moyin.render.imaging import PictureConverter, PictureProcesses
 from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog
 from moyin.settings import Settings
@@ -139,7 +141,7 @@ class AcceptingValidator:
 class ScriptedPools:
     """Simulates render pools that respond by path; no pool runs while ``responses`` is empty."""
 
-    pools = ("default", "fast")
+    pools: Sequence[str] = ("default", "fast")
 
     def __init__(self) -> None:
         self.responses = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
@@ -150,7 +152,9 @@ class ScriptedPools:
     async def get(self, pool: str, path: str) -> PoolResponse:
         if not self.responses:
             raise ServiceUnavailable("no pool is up")
-        return PoolResponse(version="1", state="up", content=self.responses.get(path))
+        # A pool always reports whose jobs it runs, also while it has no ComfyUI.
+        responses = {RULES_PATH: encode(PoolRules()), **self.responses}
+        return PoolResponse(version="1", state="up", content=responses.get(path))
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {pool: self.responses[path]} if path in self.responses else {}
@@ -182,7 +186,6 @@ class Farm:
         services: ScriptedService,
     ) -> None:
         self.services = services
-        self.pools = ["default", "fast"]
         self.settings = Settings(data=folder)
         self.templates = TemplateCatalog((SHIPPED_FOLDER,))
         self.validator: Any = AcceptingValidator()
@@ -366,7 +369,6 @@ class Farm:
             validator=self.validator,
             guard=admission,
             budgets=RenderBudgets(meter, node_info),
-            pools=self.pools,
             networks=AllowedNetworks(self.networks),
         )
         proxy = self.proxy = Proxy(
@@ -404,7 +406,7 @@ class Farm:
             hub=frame_hub,
             tick=0.5,
         )
-        gateway_services = GatewayServices(
+        gateway_services = self.gateway_services = GatewayServices(
             service=job_service,
             jobs=self.jobs,
             feed=feed,
@@ -432,7 +434,6 @@ class Farm:
             ),
             sessions=SessionStore(self.database),
             templates=self.templates,
-            node_info=node_info,
             admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             console=ConsoleFiles(self.console_folder),

@@ -179,6 +179,10 @@ async def test_the_websocket_reports_the_same_events_as_the_stream(working_farm:
     for options in resume_options:
         async with working_farm.client.ws_connect(f"{path}/ws", **options) as socket:
             assert [json.loads(m.data)["id"] async for m in socket] == [events[-1]["id"]]
+    async with working_farm.client.ws_connect(
+        f"{path}/ws", params={"after": events[-1]["id"]}
+    ) as socket:
+        assert [message async for message in socket] == [] and socket.close_code == 1000
     for options in resume_options[1:]:
         async with working_farm.client.get(f"{path}/events", **options) as response:
             text = await response.text()

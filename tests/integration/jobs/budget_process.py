@@ -20,14 +20,14 @@ from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind
-from moyin.domain.limits import Limit
+from moyin.domain.limits import Limit, PoolRules
 from moyin.domain.render_run import RenderEstimate, RenderPrice, RenderTariff
 from moyin.domain.serialization import encode
 from moyin.errors import MoyinError, ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.budgets import RenderBudgets
 from moyin.jobs.service import JobService
-from moyin.render.comfyui.pool_client import TARIFF_PATH, PoolResponse
+from moyin.render.comfyui.pool_client import RULES_PATH, TARIFF_PATH, PoolResponse
 from moyin.render.protocol.shape import compute_shape
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -57,9 +57,10 @@ class FakePools:
     pools = ("default",)
 
     async def get(self, pool: str, path: str) -> PoolResponse:
-        if path != TARIFF_PATH:
+        contents = {TARIFF_PATH: encode(TARIFF), RULES_PATH: encode(PoolRules())}
+        if path not in contents:
             raise ServiceUnavailable("no renderer is up")
-        return PoolResponse(version="1", state="up", content=encode(TARIFF))
+        return PoolResponse(version="1", state="up", content=contents[path])
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}
@@ -114,7 +115,6 @@ async def open_service(
             validator=FakePools(),
             guard=GraphAdmission(node_info),
             budgets=RenderBudgets(meter, node_info),
-            pools=["default"],
             networks=AllowedNetworks(),
         )
 

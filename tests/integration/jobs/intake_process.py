@@ -11,8 +11,10 @@ from typing import Any
 
 from deployments.intake.config import IntakeArgs
 from deployments.intake.deployment import open_workers
+from moyin.domain.limits import PoolRules
+from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
-from moyin.render.comfyui.pool_client import PoolResponse
+from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 from moyin.settings import Settings
 
 
@@ -23,14 +25,16 @@ class AcceptingValidator:
         return {}
 
 
-class UnavailablePools:
-    """Simulates pools that are all unavailable."""
+class IdlePools:
+    """Simulates pools without ComfyUI, which report only whose jobs they run."""
 
     def __init__(self, pools: Sequence[str]) -> None:
         self.pools = pools
 
     async def get(self, pool: str, path: str) -> PoolResponse:
-        raise ServiceUnavailable("no pool is up")
+        if path != RULES_PATH:
+            raise ServiceUnavailable("no renderer is up")
+        return PoolResponse(version="1", state="up", content=encode(PoolRules()))
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}
@@ -43,7 +47,7 @@ async def main() -> None:
     logging.basicConfig(level=logging.INFO)
     args = IntakeArgs.model_validate_json(sys.argv[1])
     async with open_workers(
-        args, Settings(), os.environ, AcceptingValidator(), UnavailablePools(args.pools)
+        args, Settings(), os.environ, AcceptingValidator(), IdlePools(args.pools)
     ) as workers:
         print("up", flush=True)
         await asyncio.gather(*(worker.run() for worker in workers))

@@ -251,10 +251,10 @@ async def test_repeated_request_needs_no_remaining_budget(budgeted_jobs: Budgete
 
 async def test_refused_job_returns_its_reservation(budgeted_jobs: BudgetedJobs) -> None:
     chosen_id = str(uuid.uuid4())
-    await budgeted_jobs.service.submit(budgeted_jobs.caller, build_spec(), job_id=chosen_id)
+    await budgeted_jobs.service.submit(budgeted_jobs.caller, build_spec(), prompt_id=chosen_id)
     # The same job again, with money for a second one.
     _, is_new = await budgeted_jobs.service.submit(
-        budgeted_jobs.caller, build_spec(), job_id=chosen_id
+        budgeted_jobs.caller, build_spec(), prompt_id=chosen_id
     )
     assert not is_new
     await _wait_for_amounts(budgeted_jobs, (0, 1))

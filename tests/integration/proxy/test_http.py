@@ -78,8 +78,11 @@ async def test_session_cookie_is_not_forwarded_to_services(
         ) as response:
             assert response.status == 200
         assert service.seen.pop().headers.get("cookie") == expected_cookie
-    forged_cookie = (b"set-cookie", b"moyin_session=theirs; Path=/comfy/")
-    assert build_response_headers([forged_cookie, (b"set-cookie", b"a=1; Path=/")]) == [
+    forged_cookies = [
+        (b"set-cookie", cookie + b"; Path=/")
+        for cookie in (b"moyin_session=theirs", b"=moyin_session=theirs", b"__Host-moyin_session=x")
+    ]
+    assert build_response_headers([*forged_cookies, (b"set-cookie", b"a=1; Path=/")]) == [
         (b"set-cookie", b"a=1; Path=/")
     ]
 

@@ -21,17 +21,23 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from moyin.domain.artifact import Artifact
-from moyin.domain.renderer import RenderRequest, RenderSucceeded
+from moyin.domain.renderer import RenderRequest
 from moyin.errors import MoyinError
 from moyin.render.comfyui.client import NoResponse
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.renderer import ComfyRenderer
-from moyin.render.protocol.graph import make_input_name
 from moyin.store.blobs import BlobStore
 from tests.integration.render.fixtures import blobs, build_picture_graph, options
-from tests.integration.render.hostile import build_hostile_graph, read_finding, write_hostile_nodes
+from tests.integration.render.hostile import (
+    build_hostile_graph,
+    read_finding,
+    render_graph,
+    render_to_end,
+    run_hostile_code,
+    store_input,
+    write_hostile_nodes,
+)
 from tests.waiting import eventually
 
 __all__ = ["blobs", "options"]
@@ -103,40 +109,6 @@ async def hostile_renderer(
         await render_graph(renderer, build_picture_graph())
         yield renderer
         await renderer.close()
-
-
-async def run_hostile_code(
-    renderer: ComfyRenderer, code: str, arguments: Any = None, **kwargs: Any
-) -> Any:
-    """Run ``code`` in ComfyUI's process, and return its findings.
-
-    Args:
-        arguments: a value that the code can read.
-    """
-    return read_finding(
-        (await render_graph(renderer, build_hostile_graph(code, arguments), **kwargs)).values
-    )
-
-
-async def render_graph(
-    renderer: ComfyRenderer, graph: dict[str, Any], **kwargs: Any
-) -> RenderSucceeded:
-    return await _render_to_end(
-        renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **kwargs)
-    )
-
-
-async def _render_to_end(renderer: ComfyRenderer, request: RenderRequest) -> RenderSucceeded:
-    [*_, last_event] = [event async for event in renderer.render(request)]
-    assert isinstance(last_event, RenderSucceeded)
-    return last_event
-
-
-async def store_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]:
-    """Store an input file, and return a mapping from its name to its digest."""
-    sha256 = await renderer._blobs.put(content)
-    file = Artifact(id="a", name="a.png", media_type="image/png", size=1, sha256=sha256)
-    return {make_input_name(file): sha256}
 
 
 async def test_node_reads_no_file_of_the_stack_or_the_machine(
@@ -406,6 +378,29 @@ found = True
     ) == await _list_visible_files(hostile_renderer)
 
 
+async def test_node_cannot_read_the_machines_addresses(hostile_renderer: ComfyRenderer) -> None:
+    """Connections that ComfyUI accepts belong to the network namespace of the machine."""
+    code = """
+import array, fcntl, os, socket, struct
+found, denied = [], 0
+for name in os.listdir("/proc/self/fd"):
+    try:
+        if not os.readlink("/proc/self/fd/" + name).startswith("socket:"):
+            continue
+        buffer = array.array("B", bytes(4096))
+        request = struct.pack("iP", 4096, buffer.buffer_info()[0])
+        answer = fcntl.ioctl(int(name), 0x8912, request)
+        found.append(buffer.tobytes()[:struct.unpack("iP", answer)[0]].hex())
+    except PermissionError:
+        denied += 1
+    except OSError:
+        pass
+found = [denied, found]
+"""
+    denied_count, interfaces = await run_hostile_code(hostile_renderer, code)
+    assert (denied_count > 1, interfaces) == (True, []), "the socket, and a connection at least"
+
+
 async def test_the_next_tenant_finds_no_trace(
     hostile_renderer: ComfyRenderer, data_folder: Path
 ) -> None:
@@ -513,7 +508,7 @@ async def test_a_node_cannot_pretend_that_its_prompt_has_ended(
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=build_picture_graph(), files=files),
     ]
     first_task, second_task = [
-        asyncio.create_task(_render_to_end(hostile_renderer, request)) for request in requests
+        asyncio.create_task(render_to_end(hostile_renderer, request)) for request in requests
     ]
     assert read_finding((await first_task).values) == []
     assert (await second_task).files
@@ -627,13 +622,15 @@ async def test_comfyui_has_no_port(hostile_renderer: ComfyRenderer) -> None:
 async def test_a_process_that_is_killed_takes_its_sandbox_along(
     hostile_renderer: ComfyRenderer,
 ) -> None:
-    pid = (await hostile_renderer.status()).pid
+    session, pid = hostile_renderer._supervisor.session, (await hostile_renderer.status()).pid
     assert pid is not None
     process = psutil.Process(pid)
     sandbox_processes = [process, *process.parents()[:2]]
     process.send_signal(signal.SIGKILL)
     _, running_processes = await asyncio.to_thread(psutil.wait_procs, sandbox_processes, 10)
     assert [p for p in running_processes if p.pid != os.getpid()] == []
+    # A prompt that the renderer submits before it notices the end is lost with the process.
+    await eventually(lambda: hostile_renderer._supervisor.session is not session)
     assert (await render_graph(hostile_renderer, build_picture_graph())).files
 
 

@@ -304,8 +304,10 @@ async def test_absolute_request_urls_are_rejected(
 
 def test_only_the_frontend_page_gets_the_cookie() -> None:
     request_headers = {"host": "127.0.0.1", "cookie": "moyin_session=other"}
+    # The gateway accepts the one name over HTTPS and the other over HTTP.
     assert (
-        build_upstream_headers(request_headers, KEY, "/comfy/")["cookie"] == f"moyin_session={KEY}"
+        build_upstream_headers(request_headers, KEY, "/comfy/")["cookie"]
+        == f"__Host-moyin_session={KEY}; moyin_session={KEY}"
     )
     assert "cookie" not in build_upstream_headers(request_headers, KEY, "/api/queue")
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
 
 from moyin.cli import job_view, quality, route, screen
 from moyin.cli.job_view import describe_status, print_job
-from moyin.cli.screen import format_count, print_pairs, print_records, print_table
+from moyin.cli.main import _format_error
+from moyin.cli.screen import Screen, format_count, print_pairs, print_records, print_table
+from moyin.client.errors import RequestRefused
 
 _QUALITY = {"p_good": 0.9, "p_good_low": 0.86, "signals": 0, "basis": "table"}
 _EXPECTED = {"cost_usd": "0.0002287", "seconds": 6.1}
@@ -202,3 +207,47 @@ def test_long_text_without_spaces_is_cut(
 
 def _remove_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+_HOSTILE = "a\x1b]52;c;ZQ==\x07\x9b2J\r\u202eb[/x]\\[/x]"
+_CONTROLLING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """Return a screen that takes standard output for a terminal."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    terminal = Screen()
+    monkeypatch.setattr(screen, "out", terminal)
+    return terminal
+
+
+def test_texts_cannot_control_the_terminal(
+    terminal: Screen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal.print(_HOSTILE, markup=False)
+    terminal.print(Text(_HOSTILE, style="dim"))
+    print_table(("name",), [[escape(_HOSTILE)]])
+    shown_text = _remove_colours(capsys.readouterr().out)
+    assert not _CONTROLLING.search(shown_text)
+    assert shown_text.count("b[/x]\\[/x]") == 3
+
+
+def test_json_cannot_control_the_terminal(
+    terminal: Screen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for print_value in (screen.print_json, screen.print_json_line):
+        print_value({"name": _HOSTILE})
+        shown_text = _remove_colours(capsys.readouterr().out)
+        assert not _CONTROLLING.search(shown_text)
+        assert json.loads(shown_text) == {"name": _HOSTILE}
+
+
+def test_errors_of_others_are_shown_as_they_are(
+    terminal: Screen, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = json.dumps({"code": "c", "detail": _HOSTILE}).encode()
+    terminal.print(f"[red]error:[/] {_format_error(RequestRefused(400, {}, body))}")
+    shown_text = _remove_colours(capsys.readouterr().out)
+    assert not _CONTROLLING.search(shown_text)
+    assert "b[/x]\\[/x]" in shown_text

@@ -16,7 +16,13 @@ from pydantic_core import to_json
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.notifier import PromptNotifier, PromptNotifiers
 from moyin.domain.job import Job, JobSpec, Step, StepKind, StepResult
-from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, build_channel_name
+from moyin.domain.prompt import (
+    ComfyPrompt,
+    PromptFile,
+    PromptRecord,
+    build_channel_name,
+    derive_job_id,
+)
 from moyin.domain.serialization import encode, to_plain
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -102,8 +108,9 @@ class ComfyApiHarness:
         step = Step(kind=StepKind.RENDER, payload=graph)
         prompt = ComfyPrompt(client_id=client)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=(step,), comfyui=prompt)))
+        chosen_id = job_fields.get("chosen_id")
         new_job = NewJob(
-            id=str(uuid.uuid4()),
+            id=str(uuid.uuid4()) if chosen_id is None else derive_job_id(owner, chosen_id),
             owner=owner,
             kind="render",
             spec=spec,

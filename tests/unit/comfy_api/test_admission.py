@@ -10,10 +10,20 @@ import pytest
 
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.node_info import NodeInfoCache
+from moyin.comfy_api.protocol.node_info import merge_lists
+from moyin.domain.graph_bounds import GraphBounds
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit, PoolRules
 from moyin.domain.serialization import encode
-from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed, ServiceUnavailable
+from moyin.errors import (
+    GraphTooLarge,
+    InputNotFound,
+    InvalidRequest,
+    NodeNotAllowed,
+    NotFound,
+    ServiceUnavailable,
+)
+from moyin.jobs.protocol.renders import DEFAULT_POOL
 from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 
 LOAD = {
@@ -29,12 +39,13 @@ class FakePools:
     """Two fake pools with the given rules; a pool without rules is unavailable."""
 
     pools = ("a", "b")
+    nodes_are_known = True
 
     def __init__(self, **rules: PoolRules) -> None:
         self._rules = rules
 
     async def get(self, pool: str, path: str) -> PoolResponse:
-        if pool not in self._rules:
+        if pool not in self._rules or not (self.nodes_are_known or path == RULES_PATH):
             raise ServiceUnavailable("the pool is unavailable")
         content = (
             encode(self._rules[pool]) if path == RULES_PATH else json.dumps(NODES_PATH).encode()
@@ -45,8 +56,8 @@ class FakePools:
         return {}
 
 
-def make_admission(**rules: PoolRules) -> GraphAdmission:
-    return GraphAdmission(NodeInfoCache(FakePools(**rules)))
+def make_admission(bounds: GraphBounds | None = None, **rules: PoolRules) -> GraphAdmission:
+    return GraphAdmission(NodeInfoCache(FakePools(**rules)), bounds)
 
 
 def make_caller(owner: str = "ann", **limits: Any) -> Identity:
@@ -60,9 +71,13 @@ def make_graph(node_class: str, **inputs: Any) -> dict[str, Any]:
 
 async def test_a_pool_serves_only_its_tenants() -> None:
     graph_admission = make_admission(a=PoolRules(tenants=("ann",)), b=PoolRules())
-    assert await graph_admission.list_pools(make_caller("ann")) == ["a", "b"]
-    assert await graph_admission.list_pools(make_caller("bob")) == ["b"]
-    assert await graph_admission.list_pools(make_caller("ann", pools=("a",))) == ["a"]
+    for caller, names in (
+        (make_caller("ann"), ("a", "b")),
+        (make_caller("bob"), ("b",)),
+        (make_caller("ann", pools=("a",)), ("a",)),
+    ):
+        pools = await graph_admission.find_pools(caller)
+        assert (pools.names, pools.are_all_known) == (names, True)
     assert await graph_admission.choose_pool(make_caller("bob"), make_graph("Load")) == "b"
 
 
@@ -71,6 +86,45 @@ async def test_a_tenant_without_a_pool_gets_an_error() -> None:
     with pytest.raises(InvalidRequest, match="no render pool runs your jobs"):
         await graph_admission.choose_pool(make_caller("bob"), make_graph("Load"))
     assert await graph_admission.list_nodes(make_caller("bob")) == {}
+
+
+async def test_a_pool_is_closed_to_all_until_it_has_reported_whose_jobs_it_runs() -> None:
+    graph_admission = make_admission(b=PoolRules())
+    pools = await graph_admission.find_pools(make_caller("ann"))
+    assert (pools.names, pools.are_all_known) == (("b",), False)
+    assert await graph_admission.choose_pool(make_caller("ann"), make_graph("Load")) == "b"
+    responses = []
+    for name in ("a", "nowhere", DEFAULT_POOL):
+        with pytest.raises(ServiceUnavailable, match="not reported yet") as exc_info:
+            pools.assign(name)
+        responses.append((exc_info.value.message, exc_info.value.retry_after))
+    assert len(set(responses)) == 1, "the response does not tell which pools exist"
+    with pytest.raises(ServiceUnavailable):
+        await graph_admission.check_graph(make_caller(), "a", make_graph("Load"), ())
+    graph_admission = make_admission()
+    with pytest.raises(ServiceUnavailable, match="not reported yet"):
+        await graph_admission.choose_pool(make_caller("ann"), make_graph("Load"))
+    with pytest.raises(ServiceUnavailable, match="not reported yet"):
+        await graph_admission.list_nodes(make_caller("ann"))
+
+
+async def test_a_render_without_a_pool_of_the_default_name_goes_to_the_first() -> None:
+    graph_admission = make_admission(a=PoolRules(tenants=("ann",)), b=PoolRules())
+    assert (await graph_admission.find_pools(make_caller("bob"))).assign(DEFAULT_POOL) == "b"
+    ann_pools = await graph_admission.find_pools(make_caller("ann"))
+    assert (ann_pools.assign(DEFAULT_POOL), ann_pools.assign("b")) == ("a", "b")
+    with pytest.raises(InvalidRequest, match="no render pool 'c'; available pools: a, b"):
+        ann_pools.assign("c")
+
+
+async def test_a_caller_without_pools_asks_none() -> None:
+    graph_admission = make_admission(a=PoolRules(tenants=("ann",)), b=PoolRules(tenants=("ann",)))
+    pools = await graph_admission.find_pools(make_caller("bob"))
+    assert await pools.fetch_merged("/models", merge_lists, []) == []
+    assert await pools.fetch_from_renderers("/system_stats") == []
+    for fetch in (pools.fetch_first("/extensions/a.js"), pools.fetch_merged("/x", merge_lists)):
+        with pytest.raises(NotFound):
+            await fetch
 
 
 async def test_a_graph_goes_to_a_pool_that_allows_its_nodes() -> None:
@@ -136,7 +190,9 @@ async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input
 
 
 async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:
-    graph_admission = make_admission()
+    pools = FakePools(a=PoolRules())
+    pools.nodes_are_known = False
+    graph_admission = GraphAdmission(NodeInfoCache(pools))
     assert (
         await graph_admission.check_graph(make_caller(), "a", make_graph("Load", image="x.png"), ())
         is False
@@ -147,3 +203,13 @@ async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:
         )
     with pytest.raises(NodeNotAllowed):
         await graph_admission.check_graph(make_caller(), "a", make_graph("SaveLoRA"), ())
+
+
+async def test_the_size_of_graphs_is_bounded_per_tenant() -> None:
+    admission = make_admission(GraphBounds(nodes=2), a=PoolRules())
+    graph = {str(number): {"class_type": "Load", "inputs": {}} for number in range(3)}
+    with pytest.raises(GraphTooLarge) as exc_info:
+        await admission.check_size(make_caller("ann"), [("workflow", graph)])
+    assert exc_info.value.details == {"bound": "nodes", "max": 2, "actual": 3}
+    assert exc_info.value.field == "workflow"
+    await admission.check_size(make_caller("bob", graph_nodes=3), [("workflow", graph)])

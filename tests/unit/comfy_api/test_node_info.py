@@ -15,6 +15,8 @@ from moyin.comfy_api.protocol.node_info import merge_lists
 from moyin.errors import NotFound, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolResponse
 
+POOLS = ["a", "b"]
+
 
 class FakePools:
     """Two fake pools, a and b, with the given responses and a record of the requests."""
@@ -31,7 +33,7 @@ class FakePools:
 
     @property
     def pools(self) -> list[str]:
-        return ["a", "b"]
+        return POOLS
 
     async def get(self, pool: str, path: str) -> PoolResponse:
         if (pool, path) in self.requests:
@@ -56,7 +58,7 @@ class FakePools:
 
 
 async def fetch_merged_list(node_info: NodeInfoCache, path: str = "/models/x") -> list[Any]:
-    return await node_info.fetch_merged_responses(path, merge_lists)
+    return await node_info.fetch_merged_responses(path, merge_lists, POOLS)
 
 
 async def test_pools_are_merged_and_concurrent_requests_share_a_call() -> None:
@@ -66,8 +68,8 @@ async def test_pools_are_merged_and_concurrent_requests_share_a_call() -> None:
         await asyncio.gather(*(fetch_merged_list(node_info) for _ in range(5))) == [["1", "2"]] * 5
     )
     assert pools.requests == [("a", "/models/x"), ("b", "/models/x")]
-    assert await node_info.fetch_from_renderers("/x") == [["1"], ["2"]]
-    assert json.loads(await node_info.fetch_first("/models/x")) == ["1"]
+    assert await node_info.fetch_from_renderers("/x", POOLS) == [["1"], ["2"]]
+    assert json.loads(await node_info.fetch_first("/models/x", POOLS)) == ["1"]
 
 
 async def test_fetching_the_list_of_one_pool_does_not_change_the_merged_list() -> None:
@@ -125,8 +127,18 @@ async def test_large_files_of_node_packages_are_not_cached() -> None:
         pools.responses["a"], pools.requests = "x" * size, []
         path = f"/extensions/pack/{size}.js"
         for _ in range(2):
-            assert len(await node_info.fetch_first(path)) == size + 2
+            assert len(await node_info.fetch_first(path, POOLS)) == size + 2
         assert pools.requests.count(("a", path)) == (1 if size == 1 else 2)
+
+
+async def test_requests_for_many_paths_do_not_displace_what_pools_report() -> None:
+    pools = FakePools(a=make_nodes("Load"), b=None)
+    node_info = NodeInfoCache(pools)
+    for _ in range(2):
+        await node_info.fetch_nodes(["a"])
+        for number in range(300):
+            await node_info.fetch_first(f"/models/{number}", ["a"])
+    assert pools.requests.count(("a", "/object_info")) == 1
 
 
 async def test_malformed_responses_are_not_forwarded() -> None:
@@ -139,13 +151,13 @@ async def test_malformed_responses_are_not_forwarded() -> None:
 
 
 async def test_nodes_survive_a_restart(tmp_path: Path) -> None:
-    assert await NodeInfoCache(FakePools(a={"N": {}}), folder=tmp_path / "nodes").fetch_nodes() == {
-        "N": {}
-    }
+    assert await NodeInfoCache(FakePools(a={"N": {}}), folder=tmp_path / "nodes").fetch_nodes(
+        POOLS
+    ) == {"N": {}}
     restarted_cache = NodeInfoCache(FakePools(), folder=tmp_path / "nodes")
-    assert await restarted_cache.fetch_nodes() == {"N": {}}
+    assert await restarted_cache.fetch_nodes(POOLS) == {"N": {}}
     with pytest.raises(ServiceUnavailable):
-        await restarted_cache.fetch_merged_responses("/models", merge_lists)
+        await restarted_cache.fetch_merged_responses("/models", merge_lists, POOLS)
 
 
 def make_graph(node_class: str, model_file: str) -> dict[str, Any]:
@@ -163,21 +175,23 @@ async def test_a_graph_gets_the_first_pool_that_has_its_nodes_and_files() -> Non
         b={"Load": make_loader_node("y", "z"), "New": make_loader_node("z")},
     )
     node_info = NodeInfoCache(pools)
-    assert await node_info.choose_pool(make_graph("Load", "y")) == "a"
-    assert await node_info.choose_pool(make_graph("Load", "z")) == "b"
-    assert await node_info.choose_pool(make_graph("New", "z")) == "b"
-    assert await node_info.choose_pool(make_graph("New", "unlisted")) == "b", (
+    assert await node_info.choose_pool(make_graph("Load", "y"), POOLS) == "a"
+    assert await node_info.choose_pool(make_graph("Load", "z"), POOLS) == "b"
+    assert await node_info.choose_pool(make_graph("New", "z"), POOLS) == "b"
+    assert await node_info.choose_pool(make_graph("New", "unlisted"), POOLS) == "b", (
         "it may still have the file"
     )
-    assert await node_info.choose_pool(make_graph("Load", "unlisted")) == "a"
-    assert await node_info.choose_pool(make_graph("None", "z")) == "a", (
+    assert await node_info.choose_pool(make_graph("Load", "unlisted"), POOLS) == "a"
+    assert await node_info.choose_pool(make_graph("None", "z"), POOLS) == "a", (
         "its error is the most useful"
     )
     assert (
-        await NodeInfoCache(FakePools(b=pools.responses["b"])).choose_pool(make_graph("Load", "y"))
+        await NodeInfoCache(FakePools(b=pools.responses["b"])).choose_pool(
+            make_graph("Load", "y"), POOLS
+        )
         == "b"
     )
-    assert await NodeInfoCache(FakePools()).choose_pool(make_graph("Load", "y")) == "a"
+    assert await NodeInfoCache(FakePools()).choose_pool(make_graph("Load", "y"), POOLS) == "a"
 
 
 def make_nodes(name: str) -> dict[str, Any]:
@@ -188,7 +202,7 @@ async def test_a_graph_waits_for_an_earlier_pool_that_is_starting() -> None:
     pools = FakePools(a=make_nodes("Load"), b=make_nodes("Load"))
     pools.states["a"] = "starting"
     node_info = NodeInfoCache(pools)
-    choosing_task = asyncio.create_task(node_info.choose_pool(make_graph("Load", "x")))
+    choosing_task = asyncio.create_task(node_info.choose_pool(make_graph("Load", "x"), POOLS))
     await pools.was_repeated.wait()
     assert not choosing_task.done()
     del pools.states["a"]
@@ -198,7 +212,7 @@ async def test_a_graph_waits_for_an_earlier_pool_that_is_starting() -> None:
 async def test_a_graph_does_not_wait_for_a_later_pool() -> None:
     pools = FakePools(a=make_nodes("Load"))
     pools.states["b"] = "starting"
-    assert await NodeInfoCache(pools).choose_pool(make_graph("Load", "x")) == "a"
+    assert await NodeInfoCache(pools).choose_pool(make_graph("Load", "x"), POOLS) == "a"
     assert {pool for pool, _ in pools.requests} == {"a"}
 
 
@@ -206,7 +220,7 @@ async def test_a_graph_is_rejected_when_an_earlier_pool_takes_too_long_to_start(
     pools = FakePools(b=make_nodes("Load"))
     pools.states["a"] = "starting"
     with pytest.raises(ServiceUnavailable, match="'a' is starting") as exc_info:
-        await NodeInfoCache(pools, start_seconds=0.01).choose_pool(make_graph("Load", "x"))
+        await NodeInfoCache(pools, start_seconds=0.01).choose_pool(make_graph("Load", "x"), POOLS)
     assert exc_info.value.retry_after
 
 
@@ -214,9 +228,9 @@ async def test_a_slow_pool_is_not_skipped() -> None:
     pools = FakePools(a=make_nodes("Load"), b=make_nodes("Load"))
     pools.may_respond.clear()
     node_info, impatient_cache = NodeInfoCache(pools), NodeInfoCache(pools, start_seconds=0.05)
-    waiting_task = asyncio.create_task(node_info.choose_pool(make_graph("Load", "x")))
+    waiting_task = asyncio.create_task(node_info.choose_pool(make_graph("Load", "x"), POOLS))
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await impatient_cache.choose_pool(make_graph("Load", "x"))
+        await impatient_cache.choose_pool(make_graph("Load", "x"), POOLS)
     pools.may_respond.set()
     assert await waiting_task == "a"
     for cache in (node_info, impatient_cache):
@@ -226,23 +240,23 @@ async def test_a_slow_pool_is_not_skipped() -> None:
 async def test_a_pool_that_is_down_and_never_responded_is_skipped() -> None:
     pools = FakePools(b=make_nodes("Load"))
     pools.states["a"] = "down"
-    assert await NodeInfoCache(pools).choose_pool(make_graph("Load", "x")) == "b"
+    assert await NodeInfoCache(pools).choose_pool(make_graph("Load", "x"), POOLS) == "b"
 
 
 async def test_cached_nodes_end_with_the_pools_configuration(tmp_path: Path) -> None:
     pools = FakePools(a=make_nodes("Load"), b=make_nodes("Load"))
     folder = tmp_path / "nodes"
     node_info = NodeInfoCache(pools, fresh_seconds=0.0, folder=folder)
-    assert await node_info.choose_pool(make_graph("Load", "x")) == "a"
+    assert await node_info.choose_pool(make_graph("Load", "x"), POOLS) == "a"
     pools.states["a"] = "starting"
-    assert await node_info.choose_pool(make_graph("Load", "x")) == "a", (
+    assert await node_info.choose_pool(make_graph("Load", "x"), POOLS) == "a", (
         "the configuration is the same"
     )
     pools.versions["a"] = "2"
-    waiting_task = asyncio.create_task(node_info.choose_pool(make_graph("Load", "x")))
+    waiting_task = asyncio.create_task(node_info.choose_pool(make_graph("Load", "x"), POOLS))
     restarted_cache = NodeInfoCache(pools, start_seconds=0.05, folder=folder)
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await restarted_cache.choose_pool(make_graph("Load", "x"))
+        await restarted_cache.choose_pool(make_graph("Load", "x"), POOLS)
     assert not waiting_task.done()
     del pools.states["a"]
     pools.responses["a"] = make_nodes("Other")

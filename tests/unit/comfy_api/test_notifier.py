@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -73,6 +74,27 @@ async def test_a_client_receives_a_status_and_then_its_prompts_messages_in_order
         for message_type in ("execution_start", "executed"):
             harness.frames.next_frames.put_nowait(make_text_frame(job, message_type))
         assert [(await receive(client))[0] for _ in range(2)] == ["execution_start", "executed"]
+
+
+async def test_messages_and_previews_name_the_id_that_the_client_chose(
+    harness: ComfyApiHarness,
+) -> None:
+    chosen_id = str(uuid.uuid4())
+    job = await harness.create_job(is_running=True, chosen_id=chosen_id)
+    about = to_json({"prompt_id": job.id})
+    preview = struct.pack(">II", 4, len(about)) + about + b"picture"
+    async with harness.connect_client() as client:
+        client.notifier.supports_preview_metadata = True
+        await receive(client)
+        harness.frames.next_frames.put_nowait(make_text_frame(job, "executing", node="1"))
+        assert await receive(client) == ("executing", {"prompt_id": chosen_id, "node": "1"})
+        frame = Frame(kind=FrameKind.BINARY, prompt=job.id, body=preview)
+        harness.frames.next_frames.put_nowait(frame)
+        assert await client.receive() == preview.replace(job.id.encode(), chosen_id.encode())
+        await harness.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        harness.frames.next_frames.put_nowait(make_empty_frame(job, FrameKind.END))
+        kind, data = await receive(client)
+        assert (kind, data["prompt_id"]) == ("execution_interrupted", chosen_id)
 
 
 async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from pydantic_core import from_json, to_json
 
 from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.domain.artifact import Artifact
@@ -18,8 +19,8 @@ from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.render.protocol.graph import make_input_name
-from moyin.render.protocol.wire import PromptBody
 from moyin.store.artifacts import generate_artifact_id
+from moyin.system.heavy_work import HeavyWork
 from moyin.testing.fakes import PermissiveGraphGuard
 from tests.unit.comfy_api.harness import GRAPH, OWNER, ComfyApiHarness, harness, make_record
 
@@ -34,6 +35,7 @@ class FakeJobService:
 
     def __init__(self, harness: ComfyApiHarness) -> None:
         self._harness = harness
+        self.work = HeavyWork()
         self.specs: list[JobSpec] = []
         self.priority_fields: list[str | None] = []
 
@@ -143,8 +145,8 @@ async def create_ended_job(
 async def test_a_prompt_goes_to_the_pool_that_fits_its_graph(
     prompts: ComfyPrompts, service: FakeJobService, validator: FakeValidator
 ) -> None:
-    await prompts.submit(ADA, PromptBody(prompt={"1": {"class_type": "Big", "inputs": {}}}))
-    await prompts.submit(ADA, PromptBody(prompt=GRAPH))
+    await prompts.submit(ADA, to_json({"prompt": {"1": {"class_type": "Big", "inputs": {}}}}))
+    await prompts.submit(ADA, to_json({"prompt": GRAPH}))
     assert [spec.steps[0].pool for spec in service.specs] == ["big", "default"]
     assert validator.pools == ["big", "default"]
 
@@ -153,10 +155,13 @@ async def test_a_prompt_becomes_a_job_with_its_request_data(
     prompts: ComfyPrompts, service: FakeJobService
 ) -> None:
     extra_data = {"extra_pnginfo": {"workflow": {}}, "api_key_comfy_org": "secret"}
-    body = PromptBody(
-        prompt=GRAPH, client_id="c", extra_data=extra_data, partial_execution_targets=[]
-    )
-    accepted_prompt = await prompts.submit(ADA, body)
+    body = {
+        "prompt": GRAPH,
+        "client_id": "c",
+        "extra_data": extra_data,
+        "partial_execution_targets": [],
+    }
+    accepted_prompt = await prompts.submit(ADA, to_json(body))
     assert accepted_prompt.keys() == {"prompt_id", "number", "node_errors"}
     assert accepted_prompt["node_errors"] == {"9": {}}
     [spec] = service.specs
@@ -176,7 +181,7 @@ async def test_a_prompt_becomes_a_job_with_its_request_data(
 async def test_front_of_the_queue_is_a_higher_priority(
     prompts: ComfyPrompts, service: FakeJobService, prompt_fields: dict[str, Any], priority: int
 ) -> None:
-    body = await prompts.submit(ADA, PromptBody(prompt=GRAPH, **prompt_fields))
+    body = await prompts.submit(ADA, to_json({"prompt": GRAPH, **prompt_fields}))
     assert service.specs[0].priority == priority
     field_name = "number" if "number" in prompt_fields else "front"
     assert service.priority_fields == [field_name if priority == 2 else None]
@@ -196,11 +201,11 @@ async def test_uploads_are_validated_under_the_renderers_names_and_stored_by_id(
     name = ComfyFileName(filename="cat.png", type="input")
     await harness.files.add_upload(OWNER, name, cat_artifact, overwrite=False)
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}}
-    await prompts.submit(ADA, PromptBody(prompt=graph))
+    await prompts.submit(ADA, to_json({"prompt": graph}))
     assert validator.graphs[0]["1"]["inputs"]["image"] == make_input_name(cat_artifact)
     assert service.specs[0].comfyui is not None
     assert service.specs[0].comfyui.files == {"cat.png": cat_artifact.id}
-    await prompts.submit(replace(ADA, owner="bob"), PromptBody(prompt=graph))
+    await prompts.submit(replace(ADA, owner="bob"), to_json({"prompt": graph}))
     assert validator.graphs[1] == graph, "another tenant's name must not resolve"
 
 
@@ -209,13 +214,13 @@ async def test_the_queue_lists_running_and_waiting_prompts(
 ) -> None:
     waiting_job, running_job = await harness.create_job(), await harness.create_job(is_running=True)
     await harness.create_job(owner="bob")
-    queue = await prompts.list_queue(OWNER)
+    queue = from_json(await prompts.list_queue(OWNER))
     assert [row[1:3] for row in queue["queue_running"]] == [[running_job.id, GRAPH]]
     assert [row[1:3] for row in queue["queue_pending"]] == [[waiting_job.id, GRAPH]]
     assert await prompts.count_open(OWNER) == 2
     # The graphs of a long queue would be megabytes.
     monkeypatch.setattr("moyin.comfy_api.prompts._MAX_ROWS_WITH_GRAPH", 1)
-    queue = await prompts.list_queue(OWNER)
+    queue = from_json(await prompts.list_queue(OWNER))
     assert [row[2] for rows in queue.values() for row in rows] == [GRAPH, {}]
 
 
@@ -232,7 +237,7 @@ async def test_the_queue_shows_places_and_estimates(
     queue_places[waiting_job.id] = QueuePlace(
         position=1, starts_in=estimate, ends_in=estimate + estimate
     )
-    queue = await prompts.list_queue(OWNER)
+    queue = from_json(await prompts.list_queue(OWNER))
     extras_by_id = {row[1]: row[3].get("moyin") for rows in queue.values() for row in rows}
     two_seconds, four_seconds = {"p50": 2.0, "p90": 2.0}, {"p50": 4.0, "p90": 4.0}
     assert extras_by_id == {
@@ -247,13 +252,15 @@ async def test_the_history_is_oldest_first_and_can_be_paged(
 ) -> None:
     ended_ids = [(await create_ended_job(harness)).id for _ in range(4)]
     await harness.create_job()
-    assert list(await prompts.list_history(OWNER)) == ended_ids
-    assert list(await prompts.list_history(OWNER, max_items=2)) == ended_ids[2:]
-    assert list(await prompts.list_history(OWNER, max_items=2, offset=1)) == ended_ids[1:3]
-    assert await prompts.list_history("bob") == {}
-    entry = (await prompts.get_history(OWNER, ended_ids[0]))[ended_ids[0]]
+    assert list(from_json(await prompts.list_history(OWNER))) == ended_ids
+    assert list(from_json(await prompts.list_history(OWNER, max_items=2))) == ended_ids[2:]
+    assert (
+        list(from_json(await prompts.list_history(OWNER, max_items=2, offset=1))) == ended_ids[1:3]
+    )
+    assert from_json(await prompts.list_history("bob")) == {}
+    entry = from_json(await prompts.get_history(OWNER, ended_ids[0]))[ended_ids[0]]
     assert entry["status"]["completed"] is True
-    assert await prompts.get_history("bob", ended_ids[0]) == {}
+    assert from_json(await prompts.get_history("bob", ended_ids[0])) == {}
 
 
 async def test_responses_with_large_graphs_are_limited_in_size(
@@ -268,22 +275,24 @@ async def test_responses_with_large_graphs_are_limited_in_size(
         results = [await harness.store_result(make_record())]
         assert await harness.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=results)
         ended_ids.append(job.id)
-    assert list(await prompts.list_history(OWNER)) == ended_ids[-2:]
-    assert list(await prompts.list_history(OWNER, offset=3)) == ended_ids[3:5]
-    assert list(await prompts.get_history(OWNER, ended_ids[0])) == ended_ids[:1]
-    page = await prompts.list_jobs(
-        OWNER,
-        states=(),
-        workflow_id=None,
-        sorts_by_duration=False,
-        is_ascending=True,
-        limit=None,
-        offset=0,
+    assert list(from_json(await prompts.list_history(OWNER))) == ended_ids[-2:]
+    assert list(from_json(await prompts.list_history(OWNER, offset=3))) == ended_ids[3:5]
+    assert list(from_json(await prompts.get_history(OWNER, ended_ids[0]))) == ended_ids[:1]
+    page = from_json(
+        await prompts.list_jobs(
+            OWNER,
+            states=(),
+            workflow_id=None,
+            sorts_by_duration=False,
+            is_ascending=True,
+            limit=None,
+            offset=0,
+        )
     )
     assert [job["id"] for job in page["jobs"]] == ended_ids[:2]
     assert page["pagination"]["has_more"]
     waiting_ids = [(await harness.create_job(graph=large_graph)).id for _ in range(4)]
-    rows = (await prompts.list_queue(OWNER))["queue_pending"]
+    rows = from_json(await prompts.list_queue(OWNER))["queue_pending"]
     assert sorted(row[1] for row in rows) == sorted(waiting_ids)
     assert [row[2] for row in rows].count({}) == 2
     # Large specs are not cached.
@@ -295,7 +304,7 @@ async def test_a_response_has_at_least_one_entry_however_large(
 ) -> None:
     monkeypatch.setattr("moyin.comfy_api.prompts._MAX_RESPONSE_BYTES", 1)
     ended_ids = [(await create_ended_job(harness)).id for _ in range(3)]
-    assert list(await prompts.list_history(OWNER)) == ended_ids[-1:]
+    assert list(from_json(await prompts.list_history(OWNER))) == ended_ids[-1:]
 
 
 async def test_deleting_history_hides_prompts_and_keeps_their_jobs(
@@ -305,9 +314,9 @@ async def test_deleting_history_hides_prompts_and_keeps_their_jobs(
     running_job = await harness.create_job(is_running=True)
     await prompts.hide_from_history(BOB, [first_id])
     await prompts.hide_from_history(ADA, [first_id, running_job.id, str(uuid.uuid4())])
-    assert list(await prompts.list_history(OWNER)) == [second_id, third_id]
+    assert list(from_json(await prompts.list_history(OWNER))) == [second_id, third_id]
     await prompts.hide_from_history(ADA, None)
-    assert await prompts.list_history(OWNER) == {}
+    assert from_json(await prompts.list_history(OWNER)) == {}
     assert (await harness.jobs.get(OWNER, first_id)).status is JobStatus.SUCCEEDED
     assert await prompts.count_open(OWNER) == 1
 
@@ -415,7 +424,10 @@ async def test_clearing_the_history_affects_only_the_callers_own_prompts(
     for job_id in job_ids_by_name.values():
         await harness.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
     await prompts.hide_from_history(ADA, None)
-    shown_prompts = {**await prompts.list_history(OWNER), **await prompts.list_history("bob")}
+    shown_prompts = {
+        **from_json(await prompts.list_history(OWNER)),
+        **from_json(await prompts.list_history("bob")),
+    }
     hidden_names = {name for name, job_id in job_ids_by_name.items() if job_id not in shown_prompts}
     assert hidden_names == {name for name in job_ids_by_name if name.startswith("own")}
 
@@ -449,7 +461,7 @@ async def test_jobs_are_listed_by_state_and_page(
             "states": (), "workflow_id": None, "sorts_by_duration": False, "is_ascending": True,
             "limit": None, "offset": 0,
         }  # fmt: skip
-        body = await prompts.list_jobs(OWNER, **{**default_options, **options})
+        body = from_json(await prompts.list_jobs(OWNER, **{**default_options, **options}))
         return [job["id"] for job in body["jobs"]], body["pagination"]
 
     assert (await list_ids())[0] == [succeeded_job.id, failed_job.id, waiting_job.id]
@@ -463,7 +475,7 @@ async def test_jobs_are_listed_by_state_and_page(
     ids, pagination = await list_ids(limit=1, offset=1)
     assert ids == [failed_job.id]
     assert pagination == {"offset": 1, "limit": 1, "total": 3, "has_more": True}
-    assert (await prompts.get_job(OWNER, succeeded_job.id))["workflow"]["prompt"] == GRAPH
+    assert from_json(await prompts.get_job(OWNER, succeeded_job.id))["workflow"]["prompt"] == GRAPH
     with pytest.raises(JobNotFound):
         await prompts.get_job("bob", succeeded_job.id)
 
@@ -486,9 +498,36 @@ async def test_workflows_of_many_jobs_are_read_in_parallel_and_cached(
         "states": (), "workflow_id": "w", "sorts_by_duration": False, "is_ascending": True,
         "limit": None, "offset": 0,
     }  # fmt: skip
-    body = await prompts.list_jobs(OWNER, **list_options)
+    body = from_json(await prompts.list_jobs(OWNER, **list_options))
     assert body["jobs"] == []
     # The workflow digests must be cached, because the spec cache is smaller than the list.
     monkeypatch.setattr(prompts, "_specs", {})
     monkeypatch.setattr(harness.blobs, "get", None)
-    assert (await prompts.list_jobs(OWNER, **list_options))["jobs"] == []
+    assert from_json(await prompts.list_jobs(OWNER, **list_options))["jobs"] == []
+
+
+async def test_responses_show_the_chosen_id_of_a_prompt_and_never_its_jobs(
+    prompts: ComfyPrompts, harness: ComfyApiHarness
+) -> None:
+    ended_id, waiting_id = str(uuid.uuid4()), str(uuid.uuid4())
+    job = await harness.create_job(is_running=True, chosen_id=ended_id)
+    messages = (("execution_success", {"prompt_id": job.id, "timestamp": 1}),)
+    outputs = {"1": {"images": [{"filename": "a.png", "subfolder": job.id, "type": "output"}]}}
+    result = await harness.store_result(make_record(messages=messages, outputs=outputs))
+    assert await harness.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
+    waiting_job = await harness.create_job(chosen_id=waiting_id)
+    history = await prompts.get_history(OWNER, ended_id)
+    entry = from_json(history)[ended_id]
+    assert entry["prompt"][1] == ended_id
+    assert entry["outputs"]["1"]["images"][0]["subfolder"] == ended_id
+    assert entry["status"]["messages"][0][1]["prompt_id"] == ended_id
+    queue = await prompts.list_queue(OWNER)
+    assert from_json(queue)["queue_pending"][0][1] == waiting_id
+    detail = await prompts.get_job(OWNER, ended_id)
+    for content in (history, queue, detail, await prompts.list_history(OWNER)):
+        assert job.id.encode() not in content and waiting_job.id.encode() not in content
+    await prompts.hide_from_history(ADA, [ended_id])
+    assert from_json(await prompts.list_history(OWNER)) == {}
+    await prompts.cancel_waiting(ADA, [waiting_id])
+    assert await prompts.count_open(OWNER) == 0
+    assert from_json(await prompts.get_history("bob", ended_id)) == {}

@@ -83,3 +83,20 @@ def test_response_gets_security_headers_and_keeps_its_own() -> None:
     response = TestClient(SecurityHeadersMiddleware(page)).get("/")
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers.get_list("x-frame-options") == ["SAMEORIGIN"]
+
+
+def test_refusal_of_a_nul_character_has_security_headers() -> None:
+    app = new_fastapi("test", errors=render_problem_details, description="")
+    gatekeeper = Gatekeeper(
+        app,
+        service="test",
+        authenticator=StaticAuthenticator({}),
+        error_renderer=render_problem_details,
+        max_body_bytes=1,
+        observer=NoObserver(),
+        public_paths=lambda scope: True,
+    )
+    response = TestClient(gatekeeper).get("/a%00b")
+    assert response.status_code == 404
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["x-frame-options"] == "DENY"

@@ -77,6 +77,7 @@ async def test_serve_creates_the_server_class_for_replicas(monkeypatch: pytest.M
     server.should_exit = True
     await serving_task
     assert isinstance(server, ReplicaServer)
+    assert server.config.ws_max_size == 2**20
 
 
 def _run_leaking_process(limit_mib: int, leak_mib: int) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 
 import aiohttp
+import psutil
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
@@ -14,6 +16,7 @@ INSIDE = [
     "100.64.0.1", "0.0.0.0", "224.0.0.1", "240.0.0.1", "255.255.255.255", "198.18.0.1",
     "192.0.2.1", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "2001:db8::1",
     "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::",
+    "fec0::1", "2606:4700::5efe:10.0.0.1", "2606:4700::200:5efe:7f00:1",
 ]  # fmt: skip
 OUTSIDE = ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:1.1.1.1"]
 
@@ -42,6 +45,14 @@ def test_private_address_is_refused(address: str) -> None:
 @pytest.mark.parametrize("address", OUTSIDE)
 def test_public_address_is_allowed(address: str) -> None:
     assert AllowedNetworks().allows(address)
+
+
+def test_public_address_of_this_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = SimpleNamespace(family=socket.AF_INET6, address="2606:4700::7%eth0")
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"eth0": [entry]})
+    assert not AllowedNetworks().allows("2606:4700::7")
+    assert AllowedNetworks().allows("2606:4700::8")
+    assert AllowedNetworks("2606:4700::7/128").allows("2606:4700::7")
 
 
 def test_operator_can_allow_a_private_network() -> None:

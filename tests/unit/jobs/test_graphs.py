@@ -47,9 +47,7 @@ class CheckerHarness:
     def __init__(self, artifacts: ArtifactStore) -> None:
         self.guard = FakeGuard("default", "big")
         self.validated_graphs: list[tuple[str, Mapping[str, Any]]] = []
-        self.checks = GraphChecker(
-            artifacts=artifacts, validator=self, guard=self.guard, pools=["default", "big", "gone"]
-        )
+        self.checks = GraphChecker(artifacts=artifacts, validator=self, guard=self.guard)
 
     async def validate(self, pool: str, graph: Mapping[str, Any], targets: Any = None) -> Any:
         self.validated_graphs.append((pool, graph))

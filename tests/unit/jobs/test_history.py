@@ -84,7 +84,6 @@ class HistoryHarness:
             validator=idle_services,
             guard=PermissiveGraphGuard("default"),
             budgets=FreeBudgets(),
-            pools=["default"],
             networks=AllowedNetworks(),
         )
         self.history = JobHistory(self.service, self.jobs)

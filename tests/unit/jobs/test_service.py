@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from moyin.errors import (
     JobNotFinished,
     JobNotFound,
     NodeNotAllowed,
+    PromptIdTaken,
     ServiceUnavailable,
 )
 from moyin.http.public_addresses import AllowedNetworks
@@ -106,7 +108,6 @@ async def jobs(tmp_path: Path) -> AsyncIterator[JobSubmitter]:
         validator=idle_services,
         guard=PermissiveGraphGuard("default"),
         budgets=FreeBudgets(),
-        pools=["default"],
         networks=AllowedNetworks(),
     )
     yield JobSubmitter(service, store, database)
@@ -133,18 +134,42 @@ async def test_a_cancelled_job_names_its_canceller_and_other_tenants_jobs_are_sa
 
 
 async def test_job_with_the_id_of_a_pruned_job_has_its_own_spec(jobs: JobSubmitter) -> None:
-    """The cached spec of a pruned job is not used for another tenant's job with the same id."""
-    job, _ = await jobs.submit(SWATCH)
-    spec = await jobs.service.load_small_spec(job)
-    assert spec is not None and spec.metadata == {}
+    """The cached spec of a pruned job is not used for a later job with the same id."""
+    spec = await jobs.service.load_spec((await jobs.submit(SWATCH))[0])
+    assert spec is not None
+    prompt_id = str(uuid.uuid4())
+    job, _ = await jobs.service.submit(ANN, spec, prompt_id=prompt_id, is_validated=True)
+    assert await jobs.service.load_small_spec(job) == spec
     await jobs.database.execute(rows.delete().where(rows.c.id == job.id))
-    bob = replace(ANN, owner="bob")
+    other_spec = replace(spec, metadata={"by": "bob"})
     other_job, is_new = await jobs.service.submit(
-        bob, replace(spec, metadata={"by": "bob"}), job_id=job.id, is_validated=True
+        ANN, other_spec, prompt_id=prompt_id, is_validated=True
     )
     assert (other_job.id, is_new) == (job.id, True)
-    shown_spec = await jobs.service.load_small_spec(other_job)
-    assert shown_spec is not None and shown_spec.metadata == {"by": "bob"}
+    assert await jobs.service.load_small_spec(other_job) == other_spec
+
+
+async def test_a_prompt_id_of_another_tenant_is_as_good_as_an_unused_one(
+    jobs: JobSubmitter,
+) -> None:
+    spec = await jobs.service.load_spec((await jobs.submit(SWATCH))[0])
+    assert spec is not None
+    prompt_id, bob = str(uuid.uuid4()), replace(ANN, owner="bob")
+    submitted_jobs = []
+    for submitter in (ANN, bob):
+        job, is_new = await jobs.service.submit(
+            submitter, spec, prompt_id=prompt_id, is_validated=True
+        )
+        assert (is_new, job.prompt_id, job.owner) == (True, prompt_id, submitter.owner)
+        submitted_jobs.append(job)
+    cancelled_job = await jobs.service.cancel(bob, prompt_id)
+    assert cancelled_job.id == submitted_jobs[1].id
+    assert not (await jobs.store.get("ann", prompt_id)).status.is_final
+    # The tenant's own prompts still count.
+    with pytest.raises(PromptIdTaken):
+        await jobs.service.submit(
+            bob, replace(spec, metadata={"a": "b"}), prompt_id=prompt_id, is_validated=True
+        )
 
 
 async def test_a_cancellation_that_failed_leaves_no_canceller(jobs: JobSubmitter) -> None:

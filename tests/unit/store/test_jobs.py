@@ -20,6 +20,7 @@ from moyin.domain.job import (
     StepResult,
 )
 from moyin.domain.limits import Limit
+from moyin.domain.prompt import derive_job_id
 from moyin.errors import (
     ArtifactNotFound,
     IdempotencyMismatch,
@@ -33,6 +34,7 @@ from moyin.errors import (
 from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id
 from moyin.store.job_filter import JobFilter
 from moyin.store.jobs import JobStore, NewJob
+from moyin.store.keys import KeyStore
 from moyin.store.prompts import PromptStore
 from moyin.store.schema import jobs as rows
 from moyin.store.sql import Database
@@ -164,6 +166,24 @@ async def test_a_chosen_id_returns_the_same_job_or_is_refused(store: JobStore) -
     ):
         with pytest.raises(PromptIdTaken):
             await store.create(conflicting_job)
+
+
+async def test_a_prompt_is_found_by_its_chosen_id_only_by_its_tenant(store: JobStore) -> None:
+    chosen_id = str(uuid.uuid4())
+    jobs = {}
+    for owner in ("ada", "bob"):
+        new_job = make_job(
+            owner=owner, id=derive_job_id(owner, chosen_id), chosen_id=chosen_id, has_chosen_id=True
+        )
+        jobs[owner], is_new = await store.create(new_job)
+        assert is_new, "the same id of another tenant must not be taken"
+    for owner, job in jobs.items():
+        assert await store.get(owner, chosen_id) == await store.get(owner, job.id) == job
+        assert job.prompt_id == chosen_id
+    with pytest.raises(JobNotFound):
+        await store.get("eve", chosen_id)
+    with pytest.raises(JobNotFound):
+        await store.get("ada", jobs["bob"].id)
 
 
 async def test_concurrent_uses_of_an_idempotency_key_create_one_job(store: JobStore) -> None:
@@ -315,6 +335,22 @@ async def test_children_count_as_open_jobs(store: JobStore) -> None:
     with pytest.raises(TooManyJobs):
         await store.create(replace(batch, id=str(uuid.uuid4()), children=5))
     await store.create(replace(batch, id=str(uuid.uuid4())))
+
+
+async def test_jobs_of_keys_that_inherit_a_limit_count_as_open(
+    store: JobStore, database: Database
+) -> None:
+    keys = KeyStore(database)
+    parent, _ = await keys.create("ada", "parent")
+    child, _ = await keys.create("ada", "child", inherited_subjects=[f"key:{parent}"])
+    other, _ = await keys.create("ada", "other")
+    limits = (Limit(subject=f"key:{parent}", open_jobs=2),)
+    await store.create(make_job(key_id=other))
+    await store.create(make_job(key_id=child, limits=limits))
+    await store.create(make_job(key_id=parent, limits=limits))
+    for key_id in (child, parent):
+        with pytest.raises(TooManyJobs):
+            await store.create(make_job(key_id=key_id, limits=limits))
 
 
 async def test_a_retried_render_waits_again(store: JobStore, database: Database) -> None:

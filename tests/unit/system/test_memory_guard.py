@@ -27,6 +27,7 @@ class Node:
         self.folder = folder / "kills"
         self.guard = MemoryGuard(
             "comfyui-default-0",
+            rank=Rank.COMFYUI,
             find_victim=lambda: self.victim,
             end_victim=self.ended.append,
             reserve_bytes=512 * MIB,

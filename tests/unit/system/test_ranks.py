@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moyin.render.comfyui import launcher
+import pytest
+
 from moyin.stack.ray import RAY_ENVIRON
 from moyin.system.ranks import Rank, list_ranked_processes, take_rank
 
@@ -32,8 +33,18 @@ def test_only_expendable_processes_of_moyin_are_listed(tmp_path: Path) -> None:
 
 
 def test_comfyui_has_the_highest_rank_and_serve_the_lowest() -> None:
-    assert launcher._MEMORY_RANK == Rank.COMFYUI == max(Rank)
+    assert max(Rank) == Rank.COMFYUI
     assert RAY_ENVIRON["RAY_worker_oom_score_adjustment"] == str(min(Rank).value)
+
+
+def test_a_rank_that_cannot_be_written_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "1" / "oom_score_adj").mkdir(parents=True)
+    take_rank(Rank.LLAMA, tmp_path / "1")
+    take_rank(Rank.LLAMA, tmp_path / "2")  # has ended
+    assert len(caplog.messages) == 1
+    assert "cannot rank" in caplog.messages[0]
 
 
 def test_rays_memory_monitor_is_off() -> None:

@@ -7,7 +7,8 @@ import { useFormat, useStrings } from "#/language";
 const ROWS = [
   ["usd_per_day", "usdPerDay"], ["usd_per_month", "usdPerMonth"], ["requests_per_minute", "requestsPerMinute"],
   ["tokens_per_minute", "tokensPerMinute"], ["concurrent_requests", "concurrentRequests"], ["open_jobs", "openJobs"],
-  ["best_priority", "bestPriority"], ["pools", "pools"], ["allowed_nodes", "allowedNodes"], ["denied_nodes", "deniedNodes"],
+  ["best_priority", "bestPriority"], ["graph_nodes", "graphNodes"], ["graph_links", "graphLinks"], ["graph_bytes", "graphBytes"],
+  ["pools", "pools"], ["allowed_nodes", "allowedNodes"], ["denied_nodes", "deniedNodes"],
 ] as const;
 
 interface Props {

@@ -66,6 +66,7 @@ export function LimitsPanel({ subject, onSaved }: { subject: Subject; onSaved?: 
 const COUNTS = [
   ["requests_per_minute", "requestsPerMinute"], ["tokens_per_minute", "tokensPerMinute"],
   ["concurrent_requests", "concurrentRequests"], ["open_jobs", "openJobs"],
+  ["graph_nodes", "graphNodes"], ["graph_links", "graphLinks"], ["graph_bytes", "graphBytes"],
 ] as const;
 const MONEY = [["usd_per_day", "usdPerDay"], ["usd_per_month", "usdPerMonth"]] as const;
 const LISTS = [

@@ -14,8 +14,8 @@ from deployments.gateway.openapi import describe_body
 from moyin.access.gatekeeper import get_http_status
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.comfy_api import pages
+from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.frontend import RENEWAL_PATH
-from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.paths import PAGE_PATH
 from moyin.errors import BodyTooLarge, InvalidKey, InvalidRequest, ServiceUnavailable
 
@@ -104,7 +104,7 @@ def new_session_routes(sessions: BrowserSessions) -> APIRouter:
 
 
 def new_frontend_routes(
-    sessions: BrowserSessions, frontend: FrontendFiles, node_info: NodeInfoCache
+    sessions: BrowserSessions, frontend: FrontendFiles, admission: GraphAdmission
 ) -> APIRouter:
     """Return the routes of the frontend's page and of its files, which are public."""
     router = APIRouter(tags=["comfyui"])
@@ -136,7 +136,7 @@ def new_frontend_routes(
             return _build_html_response(pages.render_sign_in_page(), 401)
         try:
             # The page requests the node classes only once, and cannot show a graph without them.
-            await node_info.fetch_nodes()
+            await (await admission.find_pools(identity)).fetch_nodes()
         except ServiceUnavailable:
             return _build_html_response(pages.render_waiting_page(), 503)
         return await frontend.get_page(renews_session=identity.is_session)

@@ -7,16 +7,18 @@ from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.event_stream import EventStreamResponse
+from deployments.gateway.graph_bodies import read_graph_body
 from deployments.gateway.openapi import describe_body
 from deployments.gateway.routes.jobs import validate_idempotency_key
 from moyin.access.gatekeeper import context
+from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.jobs_v2 import ComfyJobs, SseEvent
 from moyin.comfy_api.protocol_v2 import wire
-from moyin.comfy_api.protocol_v2.request_to_domain import parse_job, parse_label_filters
+from moyin.comfy_api.protocol_v2.request_to_domain import parse_label_filters
 from moyin.comfy_api.protocol_v2.response import V2Presenter, to_summary
 
 _STATUSES = (400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 503)
@@ -35,7 +37,9 @@ def new_presenter(request: Request, retention: timedelta) -> V2Presenter:
     return V2Presenter(base_url=str(base_url), retention=retention, now=datetime.now(UTC))
 
 
-def new_job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
+def new_job_v2_routes(
+    renders: ComfyJobs, admission: GraphAdmission, retention: timedelta
+) -> APIRouter:
     """Return the routes that submit, list, show, cancel and follow render jobs."""
     router = APIRouter(prefix="/api/v2/jobs", tags=["Comfy API v2"], responses=ERROR_RESPONSES)
 
@@ -47,10 +51,10 @@ def new_job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
         idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
         """Accept a render job. `/jobs/{id}` and ComfyUI's own routes show the same job."""
-        spec = parse_job(await request.body())
+        caller = context(request.scope).caller
         job = await renders.submit(
-            context(request.scope).caller,
-            spec,
+            caller,
+            await read_graph_body(request, admission.get_bounds(caller)),
             idempotency_key=validate_idempotency_key(idempotency_key),
         )
         return new_presenter(request, retention).to_job_body(job, [])
@@ -76,11 +80,11 @@ def new_job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
         job = await renders.get_job(context(request.scope).owner, job_id)
         return new_presenter(request, retention).to_job_body(job, await renders.list_outputs(job))
 
-    @router.get("/{job_id}/workflow", name="workflow")
-    async def get_graph(request: Request, job_id: str) -> wire.WorkflowBody:
+    @router.get("/{job_id}/workflow", name="workflow", response_model=wire.WorkflowBody)
+    async def get_graph(request: Request, job_id: str) -> Response:
         """Return the graph of a render job as it was submitted."""
         job = await renders.get_job(context(request.scope).owner, job_id)
-        return wire.WorkflowBody(workflow=dict(await renders.get_graph(job)))
+        return Response(await renders.encode_graph(job), media_type="application/json")
 
     @router.post("/{job_id}/cancel")
     async def cancel(request: Request, job_id: str) -> wire.JobBody:

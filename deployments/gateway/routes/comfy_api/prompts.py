@@ -8,29 +8,21 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 
+from deployments.gateway.graph_bodies import read_graph_body
 from deployments.gateway.openapi import describe_body
 from deployments.gateway.routes.jobs import validate_idempotency_key
 from moyin.access.gatekeeper import context
+from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.comfy_api.protocol.response import JOB_LIST_STATES
-from moyin.errors import InvalidGraph, InvalidRequest
+from moyin.errors import InvalidRequest
 from moyin.http.validation import parse_object, validate
 from moyin.render.protocol import wire
 
 B = TypeVar("B", bound=BaseModel)
-# ComfyUI's own response to a body without a prompt.
-_NO_PROMPT = {
-    "error": {
-        "type": "no_prompt",
-        "message": "No prompt provided",
-        "details": "No prompt provided",
-        "extra_info": {},
-    },
-    "node_errors": {},
-}
 
 
-def new_prompt_routes(prompts: ComfyPrompts) -> APIRouter:
+def new_prompt_routes(prompts: ComfyPrompts, admission: GraphAdmission) -> APIRouter:
     """Return the routes of prompts, which ComfyUI serves at the root and under ``/api``."""
     router = APIRouter(tags=["comfyui"])
 
@@ -40,12 +32,10 @@ def new_prompt_routes(prompts: ComfyPrompts) -> APIRouter:
         idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> dict[str, Any]:
         """Queue a graph. The job that renders the graph has the prompt's id."""
-        body = parse_object(await request.body())
-        if "prompt" not in body:
-            raise InvalidGraph("No prompt provided", details=_NO_PROMPT)
+        caller = context(request.scope).caller
         return await prompts.submit(
-            context(request.scope).caller,
-            validate(wire.PromptBody, body),
+            caller,
+            await read_graph_body(request, admission.get_bounds(caller)),
             idempotency_key=validate_idempotency_key(idempotency_key),
         )
 
@@ -55,10 +45,10 @@ def new_prompt_routes(prompts: ComfyPrompts) -> APIRouter:
         count = await prompts.count_open(context(request.scope).owner)
         return {"exec_info": {"queue_remaining": count}}
 
-    @router.get("/queue", name="queue")
-    async def list_queue(request: Request) -> dict[str, Any]:
+    @router.get("/queue", name="queue", response_model=dict[str, Any])
+    async def list_queue(request: Request) -> Response:
         """List your running and waiting prompts."""
-        return await prompts.list_queue(context(request.scope).owner)
+        return _respond(await prompts.list_queue(context(request.scope).owner))
 
     @router.post("/queue", response_class=Response, openapi_extra=_describe_body(wire.RemovalBody))
     async def change_queue(request: Request) -> Response:
@@ -70,21 +60,20 @@ def new_prompt_routes(prompts: ComfyPrompts) -> APIRouter:
         await prompts.cancel_waiting(caller, body.prompt_ids, client_id=body.client_id)
         return Response()
 
-    @router.get("/history", name="history")
+    @router.get("/history", name="history", response_model=dict[str, Any])
     async def list_history(
         request: Request,
         max_items: Annotated[int | None, Query(ge=0, le=2**31)] = None,
         offset: Annotated[int | None, Query(ge=-1, le=2**31)] = None,
-    ) -> dict[str, Any]:
+    ) -> Response:
         """List your ended prompts: by default the newest 200, and at most 1000."""
-        return await prompts.list_history(
-            context(request.scope).owner, max_items=max_items, offset=offset
-        )
+        owner = context(request.scope).owner
+        return _respond(await prompts.list_history(owner, max_items=max_items, offset=offset))
 
-    @router.get("/history/{prompt_id}", name="history_of")
-    async def get_history(request: Request, prompt_id: str) -> dict[str, Any]:
+    @router.get("/history/{prompt_id}", name="history_of", response_model=dict[str, Any])
+    async def get_history(request: Request, prompt_id: str) -> Response:
         """Return an ended prompt, or an empty object if the prompt is unknown or has not ended."""
-        return await prompts.get_history(context(request.scope).owner, prompt_id)
+        return _respond(await prompts.get_history(context(request.scope).owner, prompt_id))
 
     @router.post(
         "/history", response_class=Response, openapi_extra=_describe_body(wire.RemovalBody)
@@ -123,7 +112,7 @@ def new_job_list_routes(prompts: ComfyPrompts) -> APIRouter:
     """Return the routes of ComfyUI's job list, which ComfyUI serves only under ``/api``."""
     router = APIRouter(prefix="/api/jobs", tags=["comfyui"])
 
-    @router.get("", name="jobs")
+    @router.get("", name="jobs", response_model=dict[str, Any])
     async def list_jobs(
         request: Request,
         status: Annotated[str, Query(max_length=128)] = "",
@@ -132,7 +121,7 @@ def new_job_list_routes(prompts: ComfyPrompts) -> APIRouter:
         sort_order: Literal["asc", "desc"] = "desc",
         limit: Annotated[int | None, Query(ge=1, le=1_000)] = None,
         offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
-    ) -> dict[str, Any]:
+    ) -> Response:
         """List your prompts. `status` filters by a comma-separated list of states."""
         states = [state.strip().lower() for state in status.split(",") if state.strip()]
         if not set(states) <= set(JOB_LIST_STATES):
@@ -140,16 +129,17 @@ def new_job_list_routes(prompts: ComfyPrompts) -> APIRouter:
                 f"status must be a comma-separated list of {', '.join(JOB_LIST_STATES)}",
                 field="status",
             )
-        return await prompts.list_jobs(
+        content = await prompts.list_jobs(
             context(request.scope).owner, states=states, workflow_id=workflow_id,
             sorts_by_duration=sort_by == "execution_duration", is_ascending=sort_order == "asc", limit=limit,
             offset=offset,
         )  # fmt: skip
+        return _respond(content)
 
-    @router.get("/{job_id}", name="job")
-    async def get_job(request: Request, job_id: str) -> dict[str, Any]:
+    @router.get("/{job_id}", name="job", response_model=dict[str, Any])
+    async def get_job(request: Request, job_id: str) -> Response:
         """Return a prompt with its graph and its outputs."""
-        return await prompts.get_job(context(request.scope).owner, job_id)
+        return _respond(await prompts.get_job(context(request.scope).owner, job_id))
 
     @router.post("/cancel", openapi_extra=_describe_body(wire.CancelBody), name="cancel_some")
     async def cancel_several(request: Request) -> dict[str, bool]:
@@ -165,6 +155,10 @@ def new_job_list_routes(prompts: ComfyPrompts) -> APIRouter:
         return {"cancelled": await prompts.cancel(caller, [job_id])}
 
     return router
+
+
+def _respond(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
 
 
 async def _read_body(request: Request, model: type[B]) -> B:

@@ -7,8 +7,8 @@ import hashlib
 import mimetypes
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -17,8 +17,8 @@ from pydantic_core import to_json
 from deployments.openapi import FILE_CONTENT, FILE_RESPONSES
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.admission import GraphAdmission
+from moyin.comfy_api.caller_pools import CallerPools
 from moyin.comfy_api.files import ComfyFiles
-from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import (
     FEATURE_FLAGS,
     merge_lists,
@@ -32,12 +32,12 @@ from moyin.comfy_api.protocol.paging import (
     select_nodes,
     summarize_nodes,
 )
-from moyin.errors import InvalidRequest, NotFound, ServiceUnavailable
+from moyin.errors import InvalidRequest
 
-T = TypeVar("T")
 _Name = Annotated[str, Query(max_length=512)]
 _Pool = Annotated[
-    str | None, Query(max_length=128, description="Only this render pool; by default all.")
+    str | None,
+    Query(max_length=128, description="Only this render pool; by default all that you may use."),
 ]
 _COUNT_HEADER = "x-total-count"
 _PAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -74,17 +74,18 @@ _Page = Annotated[PageQuery, Depends(_read_page_query)]
 
 
 def new_server_info_routes(
-    node_info: NodeInfoCache, admission: GraphAdmission, files: ComfyFiles, max_body_bytes: int
+    admission: GraphAdmission, files: ComfyFiles, max_body_bytes: int
 ) -> APIRouter:
-    """Return the routes of all pools' node classes, devices, feature flags, logs and uploads."""
+    """Return the routes of node classes, devices, feature flags, logs and uploads."""
     router = APIRouter(tags=["comfyui"])
 
     router.include_router(_new_node_routes(admission, files))
 
     @router.get("/system_stats", name="system_stats")
-    async def get_system_stats() -> dict[str, Any]:
-        """Return the GPUs of all running ComfyUI processes."""
-        stats = await node_info.fetch_from_renderers("/system_stats")
+    async def get_system_stats(request: Request) -> dict[str, Any]:
+        """Return the GPUs of the running ComfyUI processes of your render pools."""
+        pools = await _find_pools(admission, request)
+        stats = await pools.fetch_from_renderers("/system_stats")
         system = dict(stats[0]["system"]) if stats else {"os": os.name, "embedded_python": False}
         # The worker's command line is removed, because it is internal.
         system["argv"] = ["moyin"]
@@ -127,9 +128,10 @@ def new_server_info_routes(
         return await files.list_uploads(context(request.scope).owner, kind)
 
     @router.get("/internal/folder_paths", name="folder_paths")
-    async def list_folder_paths() -> dict[str, list[str]]:
+    async def list_folder_paths(request: Request) -> dict[str, list[str]]:
         """Return the model folders by name. Instead of its real path, each has its name again."""
-        folders: list[str] = await _fetch_merged(node_info, "/models", merge_lists, [])
+        pools = await _find_pools(admission, request)
+        folders: list[str] = await pools.fetch_merged("/models", merge_lists, [])
         return {folder: [folder] for folder in folders}
 
     return router
@@ -177,14 +179,18 @@ def _new_node_routes(admission: GraphAdmission, files: ComfyFiles) -> APIRouter:
     return router
 
 
-def new_package_routes(node_info: NodeInfoCache) -> APIRouter:
-    """Return the routes of the files, graphs and translations that node packages provide."""
+def new_package_routes(admission: GraphAdmission) -> APIRouter:
+    """Return the routes of the files, graphs and translations that node packages provide.
+
+    Each caller gets those of its render pools.
+    """
     router = APIRouter(tags=["comfyui"])
 
     @router.get("/extensions", name="extensions")
-    async def list_extensions() -> list[str]:
+    async def list_extensions(request: Request) -> list[str]:
         """List the scripts that the frontend and the node packages add to the page."""
-        return await _fetch_merged(node_info, "/extensions", merge_lists, [])
+        pools = await _find_pools(admission, request)
+        return await pools.fetch_merged("/extensions", merge_lists, [])
 
     @router.get(
         "/extensions/{path:path}",
@@ -194,7 +200,8 @@ def new_package_routes(node_info: NodeInfoCache) -> APIRouter:
     )
     async def get_extension_file(request: Request, path: str) -> Response:
         """Return a file that a node package provides for the frontend."""
-        content = await node_info.fetch_first(f"/extensions/{quote(path)}")
+        pools = await _find_pools(admission, request)
+        content = await pools.fetch_first(f"/extensions/{quote(path)}")
         etag = await asyncio.to_thread(_compute_etag, content)
         headers = {
             "etag": etag,
@@ -207,26 +214,30 @@ def new_package_routes(node_info: NodeInfoCache) -> APIRouter:
         return Response(content, media_type=media_type, headers=headers)
 
     @router.get("/workflow_templates", name="workflow_templates")
-    async def list_workflow_templates() -> dict[str, Any]:
+    async def list_workflow_templates(request: Request) -> dict[str, Any]:
         """Return the example graphs of node packages by package."""
-        return await _fetch_merged(node_info, "/workflow_templates", merge_objects, {})
+        pools = await _find_pools(admission, request)
+        return await pools.fetch_merged("/workflow_templates", merge_objects, {})
 
     @router.get("/global_subgraphs", name="global_subgraphs")
-    async def list_subgraphs() -> dict[str, Any]:
+    async def list_subgraphs(request: Request) -> dict[str, Any]:
         """Return the subgraphs that node packages provide."""
-        return await _fetch_merged(node_info, "/global_subgraphs", merge_objects, {})
+        pools = await _find_pools(admission, request)
+        return await pools.fetch_merged("/global_subgraphs", merge_objects, {})
 
     @router.get("/global_subgraphs/{id}", name="global_subgraph")
-    async def get_subgraph(id: str) -> Any:
+    async def get_subgraph(request: Request, id: str) -> Any:
         """Return a subgraph, or null if no subgraph has this id."""
+        pools = await _find_pools(admission, request)
         path = f"/global_subgraphs/{quote(id, safe='')}"
-        subgraphs = await _fetch_merged(node_info, path, list, [None])
-        return subgraphs[0]
+        subgraphs = await pools.fetch_merged(path, list, [None])
+        return next((subgraph for subgraph in subgraphs if subgraph is not None), None)
 
     @router.get("/i18n", name="translations")
-    async def get_translations() -> dict[str, Any]:
+    async def get_translations(request: Request) -> dict[str, Any]:
         """Return the translations that node packages provide."""
-        return await _fetch_merged(node_info, "/i18n", merge_objects, {})
+        pools = await _find_pools(admission, request)
+        return await pools.fetch_merged("/i18n", merge_objects, {})
 
     @router.get("/node_replacements", name="node_replacements")
     async def list_node_replacements() -> dict[str, Any]:
@@ -236,53 +247,47 @@ def new_package_routes(node_info: NodeInfoCache) -> APIRouter:
     return router
 
 
-def new_model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRouter:
-    """Return the routes that list the model files on the pools' machines."""
+def new_model_routes(admission: GraphAdmission) -> APIRouter:
+    """Return the routes that list the model files on the machines of the caller's pools."""
     router = APIRouter(tags=["comfyui"])
-
-    async def select_pools(request: Request, pool: str | None) -> Sequence[str] | None:
-        return (
-            None
-            if pool is None
-            else [await admission.require_pool(context(request.scope).caller, pool)]
-        )
 
     @router.get("/models", name="model_folders")
     async def list_model_folders(request: Request, pool: _Pool = None) -> list[str]:
         """List the model folders."""
-        pools = await select_pools(request, pool)
-        return await _fetch_merged(node_info, "/models", merge_lists, [], pools)
+        pools = (await _find_pools(admission, request)).select(pool)
+        return await pools.fetch_merged("/models", merge_lists, [])
 
     @router.get("/models/{folder}", name="model_files", responses=_PAGE_RESPONSES)
     async def list_model_files(
         request: Request, response: Response, folder: str, page: _Page, pool: _Pool = None
     ) -> Sequence[str]:
-        """List the model files that any pool has in a folder."""
-        pools = await select_pools(request, pool)
+        """List the model files that any of your render pools has in a folder."""
+        pools = (await _find_pools(admission, request)).select(pool)
         path = f"/models/{quote(folder, safe='')}"
-        names: Sequence[str] = await node_info.fetch_merged_responses(path, merge_lists, pools)
+        names: Sequence[str] = await pools.fetch_merged(path, merge_lists)
         if page.is_partial:
             names, match_count = await asyncio.to_thread(select_names, names, page)
             response.headers[_COUNT_HEADER] = str(match_count)
         return names
 
     @router.get("/embeddings", name="embeddings")
-    async def list_embeddings() -> list[str]:
-        """List the textual inversions (embeddings) that any pool has."""
-        return await _fetch_merged(node_info, "/embeddings", merge_lists, [])
+    async def list_embeddings(request: Request) -> list[str]:
+        """List the textual inversions (embeddings) that any of your render pools has."""
+        pools = await _find_pools(admission, request)
+        return await pools.fetch_merged("/embeddings", merge_lists, [])
 
     @router.get("/experiment/models", name="model_folders_v2")
-    async def list_model_folders_v2() -> list[dict[str, Any]]:
+    async def list_model_folders_v2(request: Request) -> list[dict[str, Any]]:
         """List the model folders in the format of newer frontends."""
-        return remove_folder_paths(
-            await _fetch_merged(node_info, "/experiment/models", merge_lists, [])
-        )
+        pools = await _find_pools(admission, request)
+        return remove_folder_paths(await pools.fetch_merged("/experiment/models", merge_lists, []))
 
     @router.get("/experiment/models/{folder}", name="model_files_v2")
-    async def list_model_files_v2(folder: str) -> list[dict[str, Any]]:
+    async def list_model_files_v2(request: Request, folder: str) -> list[dict[str, Any]]:
         """List the model files in a folder, with their sizes and the times of last change."""
+        pools = await _find_pools(admission, request)
         path = f"/experiment/models/{quote(folder, safe='')}"
-        return await node_info.fetch_merged_responses(path, merge_lists)
+        return await pools.fetch_merged(path, merge_lists)
 
     @router.get(
         "/experiment/models/preview/{folder}/{index}/{file:path}",
@@ -290,41 +295,26 @@ def new_model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> API
         responses={200: {"content": {"image/webp": FILE_CONTENT["*/*"]}}},
         name="preview",
     )
-    async def get_preview(folder: str, index: int, file: str) -> Response:
+    async def get_preview(request: Request, folder: str, index: int, file: str) -> Response:
         """Return a model's preview picture."""
+        pools = await _find_pools(admission, request)
         path_segments = (quote(folder, safe=""), str(index), quote(file, safe="/"))
-        picture = await node_info.fetch_first(
-            f"/experiment/models/preview/{'/'.join(path_segments)}"
-        )
+        picture = await pools.fetch_first(f"/experiment/models/preview/{'/'.join(path_segments)}")
         return Response(picture, media_type="image/webp")
 
     @router.get("/view_metadata/{folder}", name="metadata")
-    async def get_model_metadata(folder: str, filename: _Name) -> dict[str, Any]:
+    async def get_model_metadata(request: Request, folder: str, filename: _Name) -> dict[str, Any]:
         """Return the metadata in the header of a safetensors file."""
+        pools = await _find_pools(admission, request)
         path = f"/view_metadata/{quote(folder, safe='')}?{urlencode({'filename': filename})}"
-        return await node_info.fetch_merged_responses(path, merge_objects)
+        return await pools.fetch_merged(path, merge_objects)
 
     return router
 
 
-async def _fetch_merged(
-    node_info: NodeInfoCache,
-    path: str,
-    merge: Callable[[list[Any]], T],
-    default: T,
-    pools: Sequence[str] | None = None,
-) -> T:
-    """Return the merged responses of ComfyUI to GET ``path`` in several pools.
-
-    Args:
-        merge: combines the responses of the pools, parsed from JSON.
-        default: the result if no pool responds, or if no pool has the path.
-        pools: the names of the pools; None means all.
-    """
-    try:
-        return await node_info.fetch_merged_responses(path, merge, pools)
-    except (ServiceUnavailable, NotFound):
-        return default
+async def _find_pools(admission: GraphAdmission, request: Request) -> CallerPools:
+    """Return the render pools of the caller who sent the request."""
+    return await admission.find_pools(context(request.scope).caller)
 
 
 def _compute_etag(content: bytes) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.errors import InvalidRequest
+from moyin.errors import GraphTooLarge, InvalidRequest
 from moyin.render.protocol.editor_graph.document import (
     BYPASSED,
     MUTED,
@@ -107,7 +107,8 @@ def convert(
         choose_alternative: selects an alternative in texts such as ``a {red|blue} sea``.
 
     Raises:
-        InvalidRequest: the graph is malformed, too large or circular; the error names the field.
+        InvalidRequest: the graph is malformed or circular; the error names the field.
+        GraphTooLarge: the graph is too large; the error names the bound.
     """
     document = parse_document(graph, field)
     converter = _Converter(document, node_info, now, field, choose_alternative)
@@ -277,7 +278,8 @@ class _Converter:
     def _count_characters(self, character_count: int) -> None:
         self._size += character_count
         if self._size > _MAX_CHARACTERS:
-            raise InvalidRequest(
+            raise GraphTooLarge(
                 f"the graph must have at most {_MAX_CHARACTERS} characters with its subgraphs inlined",
                 field=self._field,
+                details={"bound": "bytes", "max": _MAX_CHARACTERS},
             )

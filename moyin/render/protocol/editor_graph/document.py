@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moyin.errors import InvalidRequest
+from moyin.errors import GraphTooLarge, InvalidRequest
 
+# The bounds of what the editor saves, with notes, groups and muted nodes. The converted graph must
+# also be within the bounds of the caller.
 MAX_NODES = 10_000
 MAX_LINKS = 50_000
 MAX_SLOTS = 1_000
@@ -112,8 +114,8 @@ def parse_document(graph: Mapping[str, Any], field: str) -> EditorDocument:
         field: the path of the graph in the request, for errors.
 
     Raises:
-        InvalidRequest: a part of the graph is malformed, or the graph has too many nodes, links,
-            slots, groups or subgraphs; the error names the field.
+        InvalidRequest: a part of the graph is malformed; the error names the field.
+        GraphTooLarge: the graph has too many nodes, links, slots, groups or subgraphs.
     """
     definitions = graph.get("definitions")
     subgraphs = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
@@ -122,11 +124,9 @@ def parse_document(graph: Mapping[str, Any], field: str) -> EditorDocument:
     for item_field, subgraph in _iterate_objects(subgraphs, path, MAX_SUBGRAPHS):
         subgraphs_by_id[_parse_id(subgraph, "id", item_field)] = _parse_graph(subgraph, item_field)
     root = _parse_graph(graph, field)
-    if (
-        sum(len(editor_graph.nodes) for editor_graph in (root, *subgraphs_by_id.values()))
-        > MAX_NODES
-    ):
-        raise _make_too_many_error("nodes", MAX_NODES, f"{field}.nodes")
+    node_count = sum(len(graph.nodes) for graph in (root, *subgraphs_by_id.values()))
+    if node_count > MAX_NODES:
+        raise _make_too_many_error("nodes", MAX_NODES, node_count, f"{field}.nodes")
     groups = [
         _get_text(group, "title")
         for _, group in _iterate_objects(graph.get("groups"), f"{field}.groups", MAX_NODES)
@@ -234,7 +234,7 @@ def _iterate_items(items: Any, field: str, max_count: int) -> Iterator[tuple[str
     if not isinstance(items, list):
         raise InvalidRequest(f"{field} must be a list", field=field)
     if len(items) > max_count:
-        raise _make_too_many_error(field.rpartition(".")[2], max_count, field)
+        raise _make_too_many_error(field.rpartition(".")[2], max_count, len(items), field)
     for number, item in enumerate(items):
         if item is not None:
             yield f"{field}.{number}", item
@@ -268,7 +268,9 @@ def _get_text(container: Mapping[str, Any], name: str) -> str:
     return value[:_MAX_NAME] if isinstance(value, str) else ""
 
 
-def _make_too_many_error(item_kind: str, max_count: int, field: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"the graph has too many {item_kind}: at most {max_count} are allowed", field=field
+def _make_too_many_error(item_kind: str, max_count: int, count: int, field: str) -> GraphTooLarge:
+    return GraphTooLarge(
+        f"the graph has {count} {item_kind}; at most {max_count} are allowed",
+        field=field,
+        details={"bound": item_kind, "max": max_count, "actual": count},
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from moyin.errors import InvalidRequest
+from moyin.errors import GraphTooLarge, InvalidRequest
 from moyin.render.protocol.editor_graph.document import (
     BYPASSED,
     INPUT_NODE,
@@ -82,7 +82,8 @@ def inline_subgraphs(document: EditorDocument, field: str) -> Iterator[tuple[Ins
         field: the path of the graph in the request, for errors.
 
     Raises:
-        InvalidRequest: a subgraph contains itself, or the subgraphs have too many nodes.
+        InvalidRequest: a subgraph contains itself.
+        GraphTooLarge: the graph has too many nodes with its subgraphs inlined.
     """
     node_count = 0
     pending_instances: list[tuple[Instance, tuple[str, ...]]] = [(Instance(document.root), ())]
@@ -91,9 +92,10 @@ def inline_subgraphs(document: EditorDocument, field: str) -> Iterator[tuple[Ins
         for node in instance.graph.nodes.values():
             node_count += 1
             if node_count > MAX_NODES:
-                raise InvalidRequest(
+                raise GraphTooLarge(
                     f"the graph must have at most {MAX_NODES} nodes with its subgraphs inlined",
                     field=f"{field}.nodes",
+                    details={"bound": "nodes", "max": MAX_NODES},
                 )
             definition = document.subgraphs.get(node.type)
             if definition is not None and node.mode not in (MUTED, BYPASSED):

@@ -6,7 +6,6 @@ The needs are the abilities and the context length that a model must have to ans
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -250,7 +249,8 @@ def _convert_message(
 def _convert_image(data: str, field: str) -> chat.Image:
     try:
         first_bytes = base64.b64decode(data[:_MEDIA_TYPE_SAMPLE_CHARACTERS], validate=True)
-    except binascii.Error:
+    except ValueError:
+        # `binascii.Error` is one; text that is not ASCII raises another.
         raise InvalidRequest(f"{field} must be base64", field=field) from None
     media_type = detect_media_type(None, first_bytes)
     return chat.Image(

@@ -64,8 +64,34 @@ async def test_the_key_cookie_is_hidden_from_scripts(sessions: BrowserSessions) 
         NO_FORMER,
         NO_REFRESH,
     ]
-    _, tls_cookies = await sessions.sign_in(make_scope(x_forwarded_proto="https"), "good")
-    assert all(cookie.endswith("; Secure") for cookie in tls_cookies)
+
+
+@pytest.mark.parametrize("secret", ["good", ""])
+def test_cookies_over_https_belong_to_the_host_alone(secret: str) -> None:
+    """Browsers reject a name with the prefix from other hosts, and without Secure and Path=/."""
+    cookies = build_cookies(make_scope(x_forwarded_proto="https"), secret, secret, 60)
+    age = 2592000 if secret else 0
+    ending = "HttpOnly; SameSite=Strict; Secure"
+    assert cookies == [
+        f"__Host-moyin_session={secret}; Path=/; Max-Age={age}; {ending}",
+        # Cookies of earlier versions are deleted.
+        f"{NO_FORMER}; Secure",
+        f"moyin_session=; Path=/; Max-Age=0; {ending}",
+        f"{NO_REFRESH}; Secure",
+        f"__Host-moyin_refresh={secret}; Path=/; Max-Age=60; {ending}",
+    ]
+
+
+async def test_ambiguous_cookies_sign_nobody_in_and_can_be_deleted(
+    sessions: BrowserSessions, ended_sessions: EndedSessions
+) -> None:
+    scope = make_scope(
+        cookie=f"moyin_session=good; moyin_session={TOKEN}; moyin_refresh=a; moyin_refresh=b"
+    )
+    assert await sessions.find_identity(scope) is None
+    assert sessions.find_refresh_secret(scope) is None
+    assert await sessions.sign_out(scope) == build_cookies(scope, "")
+    assert ended_sessions.ids == []
 
 
 async def test_a_token_cookie_expires_with_the_token(sessions: BrowserSessions) -> None:

@@ -10,7 +10,7 @@ from moyin.access.gatekeeper.credential_finder import (
     remove_session_cookie,
     require_same_origin,
 )
-from moyin.errors import CrossSiteRequest
+from moyin.errors import CrossSiteRequest, InvalidKey
 
 
 def is_comfy_path(scope: Scope) -> bool:
@@ -146,6 +146,8 @@ OWN = "http://gateway.example:8000"
         ({"origin": "http://evil.example"}, False),
         ({"origin": "http://gateway.example:8000.evil.example"}, False),
         ({"origin": "null"}, False),
+        ({"origin": "http://["}, False),
+        ({"origin": "http://gateway.example:x"}, False),
         ({"origin": "file://gateway.example:8000"}, False),
         ({}, False),
     ],
@@ -210,6 +212,10 @@ def test_an_invalid_host_matches_no_origin(host: str) -> None:
         ("moyin_session=x;moyin_session=y", ""),
         (" moyin_session = x; a=1", "a=1"),
         ("a=moyin_session", "a=moyin_session"),
+        ("__Host-moyin_session=x; a=1; __Host-moyin_refresh=y", "a=1"),
+        # Browsers store it without a name, and send "moyin_session=x".
+        ("=moyin_session=x", ""),
+        ("= __Host-moyin_session=x", ""),
         ("moyin_refresh=x; a=1; moyin_session=y", "a=1"),
     ],
 )
@@ -217,3 +223,38 @@ def test_session_cookies_are_not_forwarded_to_upstreams(
     cookie_header: str, remaining_cookies: str
 ) -> None:
     assert remove_session_cookie(cookie_header) == remaining_cookies
+
+
+@pytest.mark.parametrize(
+    ("cookie", "scheme", "forwarded", "secret"),
+    [
+        ("moyin_session=theirs; __Host-moyin_session=mine", "https", "", "mine"),
+        ("__Host-moyin_session=mine; moyin_session=theirs", "http", "https", "mine"),
+        ("moyin_session=theirs; __Host-moyin_session=mine", "http", "", "mine"),
+        ("moyin_session=theirs", "https", "", None),
+        ("moyin_session=theirs", "http", "https", None),
+        ("moyin_session=theirs", "http", "http, HTTPS", None),
+        ("moyin_session=theirs", "http", "wss", None),
+        ("moyin_session=mine", "http", "http", "mine"),
+        ("moyin_session=mine; moyin_session=mine", "http", "", "mine"),
+    ],
+)
+def test_cookie_that_another_host_can_set_does_not_count_over_https(
+    cookie: str, scheme: str, forwarded: str, secret: str | None
+) -> None:
+    scope = make_scope(cookie=cookie, x_forwarded_proto=forwarded)
+    scope["scheme"] = scheme
+    assert TAKEN.extract(scope) == secret
+
+
+@pytest.mark.parametrize("separator", ["; ", ";", "\n"])
+def test_two_different_session_cookies_are_refused(separator: str) -> None:
+    """Neither the first nor the last is sure to be the gateway's own."""
+    scope = make_scope()
+    cookies = separator.join(["moyin_session=mine", "moyin_session=theirs"]).split("\n")
+    scope["headers"] = [(b"cookie", cookie.encode()) for cookie in cookies]
+    with pytest.raises(InvalidKey, match="2 cookies moyin_session with different values"):
+        TAKEN.extract(scope)
+    # A key in a header needs no cookie.
+    scope["headers"].append((b"x-api-key", b"key"))
+    assert TAKEN.extract(scope) == "key"

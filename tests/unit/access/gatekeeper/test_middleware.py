@@ -14,6 +14,7 @@ from moyin.access.gatekeeper import (
     context,
     disconnect,
     render_problem_details,
+    replica_memory,
 )
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.credential_finder import CredentialFinder
@@ -184,6 +185,25 @@ async def test_a_missing_or_wrong_key_gets_status_401(
     assert response_headers["content-type"] == "application/problem+json"
     assert response_headers["www-authenticate"].startswith("Bearer")
     assert problem["request_id"] == response_headers["x-request-id"]
+
+
+async def test_large_bodies_of_a_tenant_are_bounded_while_they_are_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica_memory, "_UNCOUNTED_BYTES", 1)
+    monkeypatch.setattr(replica_memory, "_TOTAL_BYTES", 0)
+    client = GatekeeperClient()
+    # A tenant may always send two bodies of the largest size: 20 bytes here.
+    body = (b"a" * 7,)
+    for _ in range(5):
+        status, _, _, _ = await client.call(headers=BEARER, chunks=body)
+        assert status == 200
+    client.app._body_memory.add("ada", 15)
+    status, response_headers, response_body, _ = await client.call(headers=BEARER, chunks=body)
+    assert (status, json.loads(response_body)["code"]) == (429, "overloaded")
+    assert response_headers["retry-after"] == "1"
+    other = {"authorization": "Bearer other"}
+    assert (await client.call(headers=other, chunks=body))[0] == 200
 
 
 async def test_public_paths_need_no_key_and_have_no_owner(client: GatekeeperClient) -> None:

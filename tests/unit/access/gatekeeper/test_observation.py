@@ -23,6 +23,7 @@ TOKEN = jwt.encode({"sub": "ann"}, b"0" * 32, "HS256")
         (f"GET /ws?api_key={SECRET}&a=1", "GET /ws?api_key=…&a=1"),
         (f"GET /view?filename=a.png&key={SECRET}&b", "GET /view?filename=a.png&key=…&b"),
         (f"cookie: a=1; moyin_session={SECRET}; b=2", "cookie: a=1; moyin_session=…; b=2"),
+        (f"cookie: __Host-moyin_refresh={SECRET}; b=2", "cookie: __Host-moyin_refresh=…; b=2"),
         (f"cookie: moyin_refresh={SECRET}; b=2", "cookie: moyin_refresh=…; b=2"),
         (f"token {TOKEN}.", "token eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.…."),
         (f"sk-ant-{SECRET}", "sk-ant-…"),

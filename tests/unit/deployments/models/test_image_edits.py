@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from deployments.models.routes.operations import ImageEditRoute
+from moyin.access.gatekeeper import RequestContext
 from moyin.access.gatekeeper.authorization import set_admission
 from moyin.errors import RateLimited
 
@@ -42,7 +43,11 @@ class NeverSubmits:
 
 async def test_a_template_renders_no_edit_beyond_the_limits() -> None:
     content_type = (b"content-type", b"multipart/form-data; boundary=b")
-    scope: dict[str, Any] = {"type": "http", "headers": [content_type]}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "headers": [content_type],
+        "moyin": RequestContext(request_id="r", identity=None),
+    }
     set_admission(scope, cast(Any, ExceededAdmission()))
 
     async def receive() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from deployments.render.config import RenderArgs
 from deployments.render.guard import RenderGuard
 from moyin.domain.limits import DISK_NODES, Limit, PoolRules
-from moyin.errors import InputNotFound, NodeNotAllowed, PoolNotAllowed
+from moyin.errors import InputNotFound, NodeNotAllowed, OutOfMemory, PoolNotAllowed
 from moyin.render.comfyui.bridge.guard import MOYIN_KEY
 from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 
@@ -43,8 +43,11 @@ async def test_reserved_pool_renders_only_for_its_tenants() -> None:
 async def test_redirected_render_needs_permission_for_the_larger_pool() -> None:
     await make_guard("small", "big").check_render("ann", "small", make_graph("Load"), ())
     await make_guard().check_render("ann", "small", make_graph("Load"), ())
-    with pytest.raises(PoolNotAllowed):
-        await make_guard("small").check_render("ann", "small", make_graph("Load"), ())
+    for guard in (make_guard("small"), make_guard(tenants=("bob",))):
+        with pytest.raises(OutOfMemory, match="pool 'small'") as exc_info:
+            await guard.check_render("ann", "small", make_graph("Load"), ())
+        assert "big" not in exc_info.value.message
+        assert exc_info.value.details == {}, "no pool to which the render would go next"
 
 
 async def test_denied_node_is_refused() -> None:

@@ -104,6 +104,13 @@ async def test_a_field_with_control_characters_is_refused(
     assert fault == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", field)
 
 
+@pytest.mark.parametrize("job_id", ["", ".", "..", "//", "a/b", "/"])
+async def test_an_id_that_would_be_another_path_is_refused(bridge: GrpcBridge, job_id: str) -> None:
+    with pytest.raises(Fault, match="id must be") as exc_info:
+        await bridge.delete_job(pb.DeleteJobRequest(id=job_id), ())
+    assert exc_info.value.status is grpc.StatusCode.INVALID_ARGUMENT
+
+
 @pytest.mark.parametrize("call", [submit_with_key, list_events_after])
 async def test_an_app_without_the_calls_names_the_app_that_has_them(
     call: Callable[[GrpcBridge, str], Awaitable[object]],

@@ -59,6 +59,11 @@ def make_render_step(value: str) -> dict[str, Any]:
         (RENDER, make_chat_step("${steps.0.record}"), "steps.1.request.messages.0.content"),
         (CHAT, make_chat_step("${steps.0.artifacts.0}"), "steps.1.request.messages.0.content"),
         (CHAT, make_chat_step("${steps.0.text.0}"), "steps.1.request.messages.0.content"),
+        (
+            RENDER,
+            make_chat_step("${steps.0.artifacts.0.name}"),
+            "steps.1.request.messages.0.content",
+        ),
         (HTTP, make_chat_step("${steps.0.answer}"), "steps.1.request.messages.0.content"),
     ],
 )
@@ -78,6 +83,8 @@ def test_output_that_the_earlier_step_never_has_is_refused(
         (RENDER, "${steps.0.body.outputs.6.text.0}"),
         (RENDER, "${steps.0.body}"),
         (RENDER, "${steps.0.artifacts.0}"),
+        (RENDER, "${steps.0.artifacts.0.id}"),
+        (RENDER, "${steps.0.artifacts.0.url}"),
         (CHAT, "${steps.0.text}"),
         (CHAT, "${steps.0.body.choices.0.message.content}"),
         (HTTP, "${steps.0.text}"),

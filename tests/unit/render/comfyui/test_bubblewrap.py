@@ -16,7 +16,7 @@ from moyin.render.comfyui.bubblewrap import (
     find_bubblewraps,
     require_confinement,
 )
-from moyin.render.comfyui.seccomp import build_filter
+from moyin.render.comfyui.seccomp import build_filter, build_fork_filter
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,13 @@ def test_error_has_bubblewraps_message_and_advice(
         require_confinement()
     monkeypatch.setattr(bubblewrap, "find_bubblewraps", lambda: [tmp_path / "absent"])
     with pytest.raises(StackError, match="No such file"):
+        require_confinement()
+
+
+def test_kernel_without_notifications_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A system call that does not exist stands in for one that the kernel lacks.
+    monkeypatch.setattr(bubblewrap, "build_fork_filter", lambda: (100_000, b""))
+    with pytest.raises(StackError, match="no seccomp notifications"):
         require_confinement()
 
 
@@ -101,9 +108,14 @@ class SystemCall:
     """A system call in the form in which the kernel passes it to a seccomp filter."""
 
     def __init__(
-        self, number: int, first_argument: int = 0, architecture: int = 0xC000003E
+        self,
+        number: int,
+        first_argument: int = 0,
+        architecture: int = 0xC000003E,
+        second_argument: int = 0,
     ) -> None:
-        self._data = struct.pack("=IIQ6Q", number, architecture, 0, first_argument, 0, 0, 0, 0, 0)
+        arguments = (first_argument, second_argument, 0, 0, 0, 0)
+        self._data = struct.pack("=IIQ6Q", number, architecture, 0, *arguments)
 
     def run_filter(self, program: bytes) -> int:
         instructions = list(struct.iter_unpack("=HBBI", program))
@@ -124,7 +136,7 @@ class SystemCall:
                 position += if_true if is_true else if_false
 
 
-ALLOWED, DENIED, ABSENT = 0x7FFF0000, 0x00050001, 0x00050026
+ALLOWED, DENIED, ABSENT, NOTIFIED = 0x7FFF0000, 0x00050001, 0x00050026, 0x7FC00000
 
 
 @pytest.mark.parametrize(
@@ -147,6 +159,15 @@ ALLOWED, DENIED, ABSENT = 0x7FFF0000, 0x00050001, 0x00050026
         (SystemCall(41, 16), ALLOWED),
         (SystemCall(41, 40), DENIED),  # socket: to the host of this virtual machine
         (SystemCall(41, 38), DENIED),  # socket: the kernel's ciphers
+        (SystemCall(16, 3, second_argument=0x5421), ALLOWED),  # ioctl: FIONBIO
+        (SystemCall(16, 3, second_argument=0x8905), ALLOWED),  # ioctl: SIOCATMARK
+        (SystemCall(16, 3, second_argument=0x8912), DENIED),  # ioctl: SIOCGIFCONF
+        (SystemCall(16, 3, second_argument=0x100008912), DENIED),  # with bits that are ignored
+        (SystemCall(16, 3, second_argument=0x89FF), DENIED),
+        (SystemCall(16, 3, second_argument=0x8A00), ALLOWED),
+        (SystemCall(16, 3, second_argument=0x8B01), DENIED),  # ioctl: SIOCGIWNAME
+        (SystemCall(16, 3, second_argument=0xC0502100), ALLOWED),
+        (SystemCall(29, 0), DENIED),  # shmget
         (SystemCall(0x40000000), ABSENT),  # x32
         (SystemCall(0, architecture=0x40000003), DENIED),  # 32 bits
     ],
@@ -157,6 +178,35 @@ def test_filter_for_x86_64_allows_and_denies_system_calls(
     program = build_filter("x86_64")
     assert program is not None
     assert system_call.run_filter(program) == verdict
+
+
+def test_interfaces_are_visible_only_with_a_network() -> None:
+    program = build_filter("x86_64", hides_interfaces=False)
+    assert program is not None
+    assert SystemCall(16, 3, second_argument=0x8912).run_filter(program) == ALLOWED
+    assert SystemCall(41, 40).run_filter(program) == DENIED
+
+
+@pytest.mark.parametrize(
+    ("machine", "system_call", "verdict"),
+    [
+        ("x86_64", SystemCall(57), NOTIFIED),  # fork
+        ("x86_64", SystemCall(58), NOTIFIED),  # vfork
+        ("x86_64", SystemCall(56, 0x11), NOTIFIED),  # clone: a process
+        ("x86_64", SystemCall(56, 0x4111), NOTIFIED),  # clone: like vfork
+        ("x86_64", SystemCall(56, 0x8011), NOTIFIED),  # clone: a sibling
+        ("x86_64", SystemCall(56, 0x3D0F00), ALLOWED),  # clone: a thread
+        ("x86_64", SystemCall(59), ALLOWED),  # execve
+        ("aarch64", SystemCall(220, 0x11), NOTIFIED),
+        ("aarch64", SystemCall(220, 0x3D0F00), ALLOWED),
+        ("aarch64", SystemCall(57), ALLOWED),
+    ],
+)
+def test_each_new_process_is_notified(machine: str, system_call: SystemCall, verdict: int) -> None:
+    fork_filter = build_fork_filter(machine)
+    assert fork_filter is not None
+    assert system_call.run_filter(fork_filter[1]) == verdict
+    assert build_fork_filter("riscv64") is None
 
 
 def test_other_architectures_have_their_own_filter_or_none() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -11,8 +13,8 @@ from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.outputs import OutputStore
 from moyin.render.comfyui.written_files import WrittenFiles
-from moyin.render.protocol.wire import HistoryEntry
-from moyin.store.blobs import BlobStore
+from moyin.render.protocol.wire import HistoryEntry, HistoryStatus
+from moyin.store.blobs import Blob, BlobStore
 
 FIRST_PROMPT, SECOND_PROMPT = (
     f"{1:08d}-0000-0000-0000-000000000000",
@@ -143,3 +145,103 @@ async def test_outputs_of_all_kinds_have_their_media_types(
     result = await outputs.collect(FIRST_PROMPT, make_entry(name))
     assert result is not None
     assert [file.media_type for file in result.done.files] == [media_type]
+
+
+@pytest.mark.parametrize(
+    "name", ["line\nfeed.png", "escape\x1b[2J.png", "c1\x9b.png", "x" * 256, "ü" * 128, "a\0.png"]
+)
+async def test_name_that_harms_terminals_or_headers_fails_its_render(
+    folder: ProcessFolder, blobs: BlobStore, name: str
+) -> None:
+    outputs = new_outputs(folder, blobs)
+    with pytest.raises(RenderFailed, match="node 1 has written a file whose name has control"):
+        await outputs.collect(FIRST_PROMPT, make_entry(name))
+    with pytest.raises(RenderFailed, match="whose name has control"):
+        await outputs.collect(FIRST_PROMPT, make_entry("a.png", "sub\nfolder"))
+
+
+async def test_too_many_files_fail_their_render(folder: ProcessFolder, blobs: BlobStore) -> None:
+    entry = make_entry("a.png")
+    entry.outputs["1"]["images"] *= 100_000
+    with pytest.raises(RenderFailed, match=r"100,000 output files, .* limit of 4,096"):
+        await new_outputs(folder, blobs).collect(FIRST_PROMPT, entry)
+    failed_entry = entry.model_copy(update={"status": HistoryStatus()})
+    assert await new_outputs(folder, blobs).collect(FIRST_PROMPT, failed_entry) is not None
+
+
+async def test_sparse_file_of_30_gib_is_not_read(folder: ProcessFolder, blobs: BlobStore) -> None:
+    written_files = WrittenFiles(folder)
+    written_files.begin_prompt(FIRST_PROMPT)
+    with (folder.base / "output" / "sparse.png").open("wb") as file:
+        file.truncate(30 * 1024**3)
+    outputs = OutputStore(written_files, blobs, 1_000)
+    images = make_entry("sparse.png").outputs["1"]
+    assert await outputs.collect_node_output(FIRST_PROMPT, images) == []
+    written_files.end_prompt(FIRST_PROMPT)
+    with pytest.raises(RenderFailed, match="exceed the limit of 1,000 bytes"):
+        await outputs.collect(FIRST_PROMPT, make_entry("sparse.png"))
+    assert not list(folder.done.iterdir())
+
+
+async def test_files_stored_during_a_prompt_stay_within_the_limit(
+    folder: ProcessFolder, blobs: BlobStore
+) -> None:
+    """A node writes a file, reports it, and writes the next one, for ever."""
+    written_files = WrittenFiles(folder)
+    written_files.begin_prompt(FIRST_PROMPT)
+    outputs = OutputStore(written_files, blobs, 1_000)
+    stored_files = []
+    for number in range(20):
+        (folder.base / "output" / f"{number}.png").write_bytes(bytes([number]) * 300)
+        images = make_entry(f"{number}.png").outputs["1"]
+        stored_files += await outputs.collect_node_output(FIRST_PROMPT, images)
+    assert len(stored_files) == 3
+
+
+async def test_file_that_grows_while_it_is_stored_fails_its_render(
+    folder: ProcessFolder, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_stream = blobs.put_stream
+
+    async def put_while_growing(file: IO[bytes], max_bytes: int) -> Blob:
+        with (folder.done / FIRST_PROMPT / "output" / "a.png").open("ab") as writer:
+            writer.write(bytes(2_000))
+        return await put_stream(file, max_bytes)
+
+    monkeypatch.setattr(blobs, "put_stream", put_while_growing)
+    write_file_and_end_prompt(folder, FIRST_PROMPT, "a.png", b"small")
+    with pytest.raises(RenderFailed, match="exceed the limit of 1,000 bytes"):
+        await new_outputs(folder, blobs).collect(FIRST_PROMPT, make_entry("a.png"))
+
+
+async def test_links_pipes_and_sockets_are_not_stored(
+    folder: ProcessFolder, blobs: BlobStore, tmp_path: Path
+) -> None:
+    (tmp_path / "secret.png").write_bytes(b"the stack's")
+    written_files = WrittenFiles(folder)
+    written_files.begin_prompt(FIRST_PROMPT)
+    output_folder = folder.base / "output"
+    os.mkfifo(output_folder / "pipe.png")
+    (output_folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (output_folder / "dangling.png").symlink_to("/proc/self/environ")
+    os.mknod(output_folder / "socket.png", stat.S_IFSOCK | 0o600)
+    (output_folder / os.fsdecode(b"\xff\n.png")).write_bytes(b"not UTF-8")
+    written_files.end_prompt(FIRST_PROMPT)
+    outputs = OutputStore(written_files, blobs, 1_000)
+    for name in ("pipe.png", "link.png", "dangling.png", "socket.png", "\ufffd.png", "../../etc"):
+        folder.done.joinpath(FIRST_PROMPT).mkdir(exist_ok=True)
+        assert await outputs.collect(FIRST_PROMPT, make_entry(name)) is None
+    assert not list(folder.done.iterdir())
+
+
+def test_20_000_files_of_a_prompt_are_moved_and_removed(folder: ProcessFolder) -> None:
+    written_files = WrittenFiles(folder)
+    written_files.begin_prompt(FIRST_PROMPT)
+    descriptor = os.open(folder.base / "output", os.O_DIRECTORY)
+    for number in range(20_000):
+        os.mknod(f"{number}.png", dir_fd=descriptor)
+    os.close(descriptor)
+    written_files.end_prompt(FIRST_PROMPT)
+    assert list((folder.base / "output").iterdir()) == []
+    written_files.discard_files(FIRST_PROMPT)
+    assert list(folder.done.iterdir()) == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from moyin.errors import WorkerLost
 from moyin.render.comfyui.prompt_lock import PromptLock
 
 
@@ -76,3 +77,37 @@ async def test_files_of_a_cancelled_prompt_are_not_moved_during_the_next(
     assert await next_prompt == ["next"]
     assert files.finished == [prompt_id, "next"]
     assert files.placed_names == []
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+@pytest.mark.parametrize(
+    "error", [WorkerLost("a process remains"), OSError(5, "I/O"), ValueError()]
+)
+async def test_comfyui_is_replaced_if_a_prompt_cannot_be_cleaned_up(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, is_cancelled: bool
+) -> None:
+    files = FakeFiles()
+    lock, session = new_lock(files)
+    replaced_sessions: list[Any] = []
+    monkeypatch.setattr(lock._supervisor, "replace_session", replaced_sessions.append)
+
+    def fail(prompt_id: str) -> None:
+        files.finish_prompt("lingering")
+        raise error
+
+    session.finish_prompt = fail
+
+    async def execute_prompt() -> None:
+        async with lock.hold_for(session, "prompt", []):
+            pass
+
+    prompt = asyncio.create_task(execute_prompt())
+    assert await asyncio.to_thread(files.is_blocked.wait, 10)
+    if is_cancelled:
+        prompt.cancel()
+        await asyncio.sleep(0.01)
+    assert replaced_sessions == []
+    files.may_proceed.set()
+    with pytest.raises(asyncio.CancelledError if is_cancelled else type(error)):
+        await prompt
+    assert replaced_sessions == [session]

@@ -166,3 +166,24 @@ async def test_queue_of_a_relay_drops_events_when_it_is_full(
     await flush_all(relay)
     assert len(frame_store.published) <= 2_048 + 64
     assert "dropped, because its queue is full" in caplog.text
+
+
+async def test_large_pictures_and_events_fill_only_a_bounded_queue(
+    relay: Relay, frame_store: FakeFrameStore
+) -> None:
+    """Ten thousand pictures of a megabyte, and as many texts, wait for a slow store."""
+    frame_store.open.clear()
+    output, preview = (make_picture_frame(node, bytes(1_000_000)) for node in "12")
+    text = make_message("text").model_copy(update={"byte_count": 8_000_000})
+    for _ in range(10_000):
+        relay.enqueue(preview)
+        relay.enqueue(output)
+        relay.enqueue(text)
+    assert relay._queue_bytes <= 256 * 1024 * 1024 + 8_000_000
+    assert sum(message is preview for message in relay._queue) <= 17
+    frame_store.open.set()
+    await relay.flush()
+    assert relay._queue_bytes == 0
+    relay.enqueue(output)
+    await relay.flush()
+    assert frame_store.published[-1].kind is FrameKind.BLOB

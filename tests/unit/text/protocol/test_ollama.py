@@ -214,6 +214,7 @@ def test_options_become_sampling_or_are_refused_by_name() -> None:
     [
         ([{"role": "tool", "content": "x"}], "messages.0"),
         ([{"role": "user", "images": ["/etc/passwd"]}], "messages.0.images.0"),
+        ([{"role": "user", "images": ["http://①②⑦.0.0.1/"]}], "messages.0.images.0"),
     ],
 )
 def test_error_names_invalid_message(messages: list[Any], field: str) -> None:

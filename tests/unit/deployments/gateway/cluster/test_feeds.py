@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import aclosing
+from dataclasses import replace
 
 from deployments.gateway.cluster.bodies import ClusterBody, DoctorBody, PoolBody
 from deployments.gateway.cluster.doctor import describe_checks
-from deployments.gateway.cluster.feeds import ClusterFeeds, FeedSources, Included, Viewer
+from deployments.gateway.cluster.feeds import (
+    READING_SECONDS,
+    ClusterFeeds,
+    FeedSources,
+    Included,
+    Viewer,
+)
 from moyin.stack.doctor.machine import check_python
 
 _CLUSTER = ClusterBody(
     pools=[PoolBody(name=name, is_responding=True, renderers=[]) for name in ("a", "b")], nodes=[]
 )
+_CLUSTER_JSON = _CLUSTER.model_dump_json(ensure_ascii=True)
 
 
 class CountingSources:
@@ -56,34 +64,39 @@ class CountingSources:
         self.readings["doctor"] += 1
         return describe_checks([check_python()])
 
-    def build_feeds(self) -> ClusterFeeds:
-        return ClusterFeeds(
-            FeedSources(
-                cluster=self.read_cluster,
-                backends=self.read_backends,
-                usage=self.read_usage,
-                models=self.read_models,
-                jobs=self.read_jobs,
-                routes=self.read_routes,
-                doctor=self.check_machine,
-            )
+    def build_sources(self) -> FeedSources:
+        return FeedSources(
+            cluster=self.read_cluster,
+            backends=self.read_backends,
+            usage=self.read_usage,
+            models=self.read_models,
+            jobs=self.read_jobs,
+            routes=self.read_routes,
+            doctor=self.check_machine,
         )
+
+    def build_feeds(self) -> ClusterFeeds:
+        return ClusterFeeds(self.build_sources())
 
 
 def make_viewer(owner: str) -> Viewer:
     return Viewer(owner=owner, is_operator=False)
 
 
+async def see_all_pools() -> None:
+    """Stand for the rights of an operator."""
+
+
 async def collect_first_values(
     feeds: ClusterFeeds, viewer: Viewer, *included: Included
-) -> dict[str, ClusterBody | str | None]:
+) -> dict[str, str | None]:
     """Return the first value of each stream by its name.
 
     Args:
         included: the streams to follow in addition to the cluster's.
     """
-    first_values: dict[str, ClusterBody | str | None] = {}
-    async with aclosing(feeds.follow(viewer, included)) as changes:
+    first_values: dict[str, str | None] = {}
+    async with aclosing(feeds.follow(viewer, included, see_all_pools)) as changes:
         while len(first_values) < 1 + len(included):
             change = await anext(changes)
             assert change is not None
@@ -103,7 +116,7 @@ async def test_viewers_share_readings_within_their_tenant_only() -> None:
     )
     for viewer, values in zip(viewers, views, strict=True):
         assert values == {
-            "cluster": _CLUSTER,
+            "cluster": _CLUSTER_JSON,
             "backends": f'"backends of {viewer.tenant}"',
             "usage": f'"usage of {viewer.tenant}"',
             "models": f'"models of {viewer}"',
@@ -151,12 +164,38 @@ async def test_at_most_two_usage_sums_are_read_concurrently() -> None:
 async def test_excluded_sections_are_not_read() -> None:
     sources = CountingSources()
     feeds = sources.build_feeds()
-    assert await collect_first_values(feeds, make_viewer("ann")) == {"cluster": _CLUSTER}
+    assert await collect_first_values(feeds, make_viewer("ann")) == {"cluster": _CLUSTER_JSON}
     assert sources.readings == {"cluster": 1}
     assert await collect_first_values(feeds, make_viewer("broken"), Included.USAGE) == {
-        "cluster": _CLUSTER,
+        "cluster": _CLUSTER_JSON,
         "usage": None,
     }
+    await feeds.close()
+
+
+async def test_changes_of_what_a_viewer_does_not_see_are_not_noticed() -> None:
+    queued_counts = iter(range(1_000_000))
+
+    async def read_changing_cluster() -> ClusterBody:
+        hidden_pool = PoolBody(name="b", is_responding=True, queued=next(queued_counts))
+        return ClusterBody(pools=[PoolBody(name="a", is_responding=True), hidden_pool])
+
+    async def see_one_pool() -> list[str]:
+        return ["a"]
+
+    sources = replace(CountingSources().build_sources(), cluster=read_changing_cluster)
+    feeds = ClusterFeeds(sources, intervals=dict.fromkeys(READING_SECONDS, 0.0))
+    async with (
+        aclosing(feeds.follow(make_viewer("bob"), (), see_one_pool)) as views,
+        aclosing(feeds.follow(make_viewer("bob"), (), see_all_pools)) as complete_views,
+    ):
+        first_view, next_view = await anext(views), asyncio.create_task(anext(views))
+        assert first_view is not None and '"b"' not in str(first_view[1])
+        for _ in range(20):
+            await anext(complete_views)
+        assert next(queued_counts) >= 20 and not next_view.done()
+        next_view.cancel()
+        await asyncio.gather(next_view, return_exceptions=True)
     await feeds.close()
 
 

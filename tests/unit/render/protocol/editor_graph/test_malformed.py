@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moyin.errors import InvalidRequest
+from moyin.errors import GraphTooLarge, InvalidRequest
 from moyin.render.protocol.editor_graph import document
 from moyin.render.protocol.editor_graph.conversion import convert
 from tests.editor_graphs import BYPASSED, MADE, graph, make_id, node, subgraph
@@ -57,7 +57,7 @@ def test_any_change_of_a_graph_is_converted_or_refused(changes: list[tuple[Any, 
             continue
     try:
         nodes = convert_graph(editor_graph)
-    except InvalidRequest as error:
+    except (InvalidRequest, GraphTooLarge) as error:
         assert error.field is not None and error.field.startswith("graph")
         return
     for converted_node in nodes.values():
@@ -79,14 +79,27 @@ def test_any_change_of_a_graph_is_converted_or_refused(changes: list[tuple[Any, 
         ({"nodes": [], "links": [[1, 2]]}, "graph.links.0"),
         ({"nodes": [], "links": [[1, 2, "x", 3, 4, "A"]]}, "graph.links.0.origin_slot"),
         ({"nodes": [], "definitions": {"subgraphs": [{"nodes": []}]}}, "graph.definitions.subgraphs.0.id"),
-        ({"nodes": [{"type": "A", "id": 1}] * (document.MAX_NODES + 1)}, "graph.nodes"),
-        ({"nodes": [], "links": [None] * (document.MAX_LINKS + 1)}, "graph.links"),
     ],
 )  # fmt: skip
 def test_errors_name_the_field(editor_graph: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
         convert_graph(editor_graph)
     assert exc_info.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("editor_graph", "bound"),
+    [
+        ({"nodes": [{"type": "A", "id": 1}] * (document.MAX_NODES + 1)}, "nodes"),
+        ({"nodes": [], "links": [None] * (document.MAX_LINKS + 1)}, "links"),
+    ],
+)
+def test_large_graphs_are_refused_before_they_are_read(
+    editor_graph: dict[str, Any], bound: str
+) -> None:
+    with pytest.raises(GraphTooLarge) as exc_info:
+        convert_graph(editor_graph)
+    assert (exc_info.value.field, exc_info.value.details["bound"]) == (f"graph.{bound}", bound)
 
 
 def test_circles_of_links_are_refused() -> None:
@@ -115,7 +128,7 @@ def test_subgraphs_that_contain_themselves_or_multiply_are_refused() -> None:
         for level in range(9)
     ]
     editor_graph = graph([node(1, make_id("L0"))], [], definitions={"subgraphs": levels})
-    with pytest.raises(InvalidRequest, match="with its subgraphs inlined"):
+    with pytest.raises(GraphTooLarge, match="with its subgraphs inlined"):
         convert_graph(editor_graph)
     deep_levels = [
         subgraph(f"L{level}", [node(1, make_id(f"L{level + 1}"))], [], {}, {})
@@ -134,7 +147,7 @@ def test_repeated_texts_of_subgraphs_are_bounded() -> None:
         graph(nodes, [], definitions={"subgraphs": [text_subgraph]}),
         nested_graph,
     ):
-        with pytest.raises(InvalidRequest, match="characters with its subgraphs inlined"):
+        with pytest.raises(GraphTooLarge, match="characters with its subgraphs inlined"):
             convert_graph(editor_graph)
 
 
@@ -211,7 +224,7 @@ def test_ids_that_nodes_and_links_repeat_are_bounded() -> None:
         "nodes": [{"id": long_id, "type": "A"}, *end_nodes],
         "links": [[1, long_id, 0, 1, 0, "INT"]],
     }
-    with pytest.raises(InvalidRequest, match="characters with its subgraphs inlined"):
+    with pytest.raises(GraphTooLarge, match="characters with its subgraphs inlined"):
         convert_graph(editor_graph)
 
 
