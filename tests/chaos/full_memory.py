@@ -41,18 +41,22 @@ _LEFT_BYTES = 300 * 1024**2
 _HOG_SECONDS = 30.0
 _RECOVERY_SECONDS = 30.0
 _colors = itertools.count(0x507090, 0x010101)
-# Takes memory until so little is left, and keeps to that: what others free is taken, too.
+# Takes memory until so little is left, which may take a minute on a busy machine, then keeps to that
+# for some seconds: what others free is taken, too.
 _HOG = """
 import sys, time
 from moyin.system.memory import MemoryReader
 left, seconds = int(sys.argv[1]), float(sys.argv[2])
-reader, blocks, end = MemoryReader(), [], time.monotonic() + seconds
-while time.monotonic() < end:
+reader, blocks, end = MemoryReader(), [], None
+while end is None or time.monotonic() < end:
     spare = reader.read().available - left
     if spare > 2**20:
         blocks.append(b"x" * min(spare, 64 * 2**20))
-    else:
-        time.sleep(0.05)
+        continue
+    if end is None:
+        print("full", flush=True)
+        end = time.monotonic() + seconds
+    time.sleep(0.05)
 """
 
 
@@ -146,12 +150,15 @@ def fill_memory(gateway: RunningStack, *, renders: int, chats: int) -> list[str]
         render_ids = threads.map(lambda _: traffic.submit_render(0.5), range(renders))
         chat_results = threads.map(traffic.chat, range(chats))
         time.sleep(3)
-        began = time.monotonic()
-        subprocess.run(
+        with subprocess.Popen(
             [sys.executable, "-c", _HOG, str(_LEFT_BYTES), str(_HOG_SECONDS)],
             env=gateway.env,
-            check=True,
-        )
+            stdout=subprocess.PIPE,
+        ) as hog:
+            assert hog.stdout is not None
+            assert hog.stdout.readline() == b"full\n", "the program was ended"
+            began = time.monotonic()
+            assert hog.wait() == 0, "the program was ended"
         ended = time.monotonic()
         _render(client)
         recovery_seconds = time.monotonic() - ended
@@ -182,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--renders", type=int, default=100)
     parser.add_argument("--chats", type=int, default=200)
-    parser.add_argument("--limit-gib", type=float, default=8.0)
+    parser.add_argument("--limit-gib", type=float, default=5.0)
     parsed = parser.parse_args(arguments)
     settings = Settings()
     with memory_cgroup(int(parsed.limit_gib * 1024**3)) as folder:
