@@ -11,6 +11,7 @@ from moyin.stack.state import PartState, PartStatus, Phase, StackState
 
 APPS = b'{"applications": {"gateway": {"status": "RUNNING"}}}'
 Answer = tuple[int, bytes]
+OK: Answer = (200, APPS)
 
 
 def _check(
@@ -40,20 +41,20 @@ def test_a_stack_that_answers_is_ready(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("answers", "reason"),
+    ("door", "serve", "reason"),
     [
-        ({"door": (0, b"Connection refused")}, "HAProxy does not answer at http"),
-        ({"door": (503, b"")}, "has status 503"),
-        ({"serve": (0, b"timed out")}, "Serve's controller does not answer"),
-        ({"serve": (503, b"")}, "Ray's dashboard: status 503"),
-        ({"serve": (200, b'{"applications": {}}')}, "Serve has no running controller"),
-        ({"serve": (200, b"[]")}, "Serve has no running controller"),
+        ((0, b"Connection refused"), OK, "HAProxy does not answer at http"),
+        ((503, b""), OK, "has status 503"),
+        ((200, b""), (0, b"timed out"), "Serve's controller does not answer"),
+        ((200, b""), (503, b""), "Ray's dashboard: status 503"),
+        ((200, b""), (200, b'{"applications": {}}'), "Serve has no running controller"),
+        ((200, b""), (200, b"[]"), "Serve has no running controller"),
     ],
 )
 def test_a_part_that_does_not_answer_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, Answer], reason: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, door: Answer, serve: Answer, reason: str
 ) -> None:
-    state = _check(tmp_path, monkeypatch, **answers)
+    state = _check(tmp_path, monkeypatch, door=door, serve=serve)
     assert (state.phase, state.parts["apps"].status) == (Phase.DEGRADED, PartStatus.FAILED)
     assert reason in state.parts["apps"].detail
 
