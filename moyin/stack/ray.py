@@ -32,7 +32,7 @@ RAY_ENVIRON = {
     "RAY_memory_monitor_refresh_ms": "0",
     # Ray's default, 1000, makes the kernel end Serve's controller before any other program.
     "RAY_worker_oom_score_adjustment": str(int(Rank.WORKER)),
-    # A dead HAProxy is replaced after three failed checks. By default they are ten seconds apart.
+    # Ray replaces a dead HAProxy after failed checks, which by default are ten seconds apart.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.middleware:middlewares",
     # HAProxy connects from loopback. By default uvicorn would trust the X-Forwarded-For of such a
