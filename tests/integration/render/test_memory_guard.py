@@ -16,12 +16,15 @@ from moyin.system.memory_guard import MemoryGuard
 from moyin.system.memory_kills import MemoryKillLog
 from moyin.system.ranks import Rank
 from tests.integration.render.fixtures import (
+    blobs,
     build_picture_graph,
     build_sleepy_graph,
+    options,
     render_successfully,
 )
 from tests.waiting import eventually
 
+__all__ = ["blobs", "options"]
 _MIB = 1024**2
 
 
