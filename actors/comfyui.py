@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import ray
 
 from actors.placement import NAMESPACE, find_or_start_actor, terminate_actor
-from moyin.domain.cluster import GpuReading
+from moyin.domain.cluster import GpuReading, MemoryKill
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.render_run import RenderRun
 from moyin.domain.renderer import RendererStatus, RenderEvent, RenderRequest, RenderResult
@@ -33,11 +33,16 @@ from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
 from moyin.store.previews import PreviewStore
 from moyin.system.gpus import read_gpus
+from moyin.system.memory_guard import MemoryGuard
+from moyin.system.memory_kills import MemoryKillLog, get_kills_folder
 from moyin.system.processes import freeze_startup_objects
+from moyin.system.ranks import Rank, take_rank
 
 _LEASE_SECONDS = 120.0
 # Maximum number of concurrent calls of one actor: followed renders, status polls, cancellations.
 _MAX_CALLS = 100
+# What ComfyUI uses without a model.
+_START_BYTES = 1024**3
 _GIB = 1024**3
 _GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
@@ -101,6 +106,7 @@ class ActorStatus:
     Attributes:
         devices: value of ``CUDA_VISIBLE_DEVICES``, if it is set.
         started: time of the actor's start, in seconds since 1970.
+        memory_kills: how ComfyUI ended for want of memory in the last hour.
     """
 
     renderer: RendererStatus
@@ -108,6 +114,7 @@ class ActorStatus:
     node_id: str
     devices: str | None
     started: float
+    memory_kills: tuple[MemoryKill, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,8 +136,20 @@ class ComfyUIActor:
     """Runs one ComfyUI process, which render pools use as a `moyin.domain.renderer.Renderer`."""
 
     def __init__(self, name: str, spec: ComfySpec) -> None:
+        take_rank(Rank.RENDER_ACTOR)
+        settings = Settings()
         self._name = name
         self._spec = spec
+        self._memory_kills = MemoryKillLog(get_kills_folder(settings.data), name)
+        self._memory_guard = MemoryGuard(
+            name,
+            rank=Rank.COMFYUI,
+            find_victim=lambda: None if self._renderer is None else self._renderer.pid,
+            end_victim=self._end_comfyui,
+            reserve_bytes=settings.memory_reserve_mib << 20,
+            needed_bytes=_START_BYTES,
+            kill_log=self._memory_kills,
+        )
         self._started = time.time()
         self._lease_renewed_at = time.monotonic()
         self._renderer: ComfyRenderer | None = None
@@ -192,6 +211,7 @@ class ComfyUIActor:
             node_id=ray.get_runtime_context().get_node_id(),
             devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
             started=self._started,
+            memory_kills=self._memory_kills.list_recent(),
         )
 
     async def read_gpus(self) -> tuple[GpuReading, ...]:
@@ -206,15 +226,23 @@ class ComfyUIActor:
         """Stop ComfyUI; the actor cannot be used afterwards."""
         if self._watch is not None:
             self._watch.cancel()
+        self._memory_guard.stop()
         if self._renderer is not None:
             await self._renderer.close()
+
+    def _end_comfyui(self, pid: int) -> None:
+        assert self._renderer is not None
+        self._renderer.kill(pid)
 
     async def _get_or_start_renderer(self) -> ComfyRenderer:
         # Ray runs constructors outside the event loop, so the first call starts the renderer.
         async with self._starting:
             if self._renderer is None:
-                self._renderer = await asyncio.to_thread(_new_renderer, self._name, self._spec)
+                self._renderer = await asyncio.to_thread(
+                    _new_renderer, self._name, self._spec, self._memory_guard
+                )
                 await self._renderer.start()
+                self._memory_guard.start()
                 self._watch = asyncio.create_task(self._terminate_when_unused())
                 freeze_startup_objects()
         return self._renderer
@@ -258,7 +286,7 @@ def list_actors(prefix: str) -> list[str]:
     )
 
 
-def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
+def _new_renderer(name: str, spec: ComfySpec, memory_guard: MemoryGuard) -> ComfyRenderer:
     settings = Settings()
     comfyui = find_comfyui(settings)
     models_folder = settings.data / "comfyui" / "models"
@@ -293,6 +321,7 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
         BlobStore(settings.blobs_url),
         FrameStore(settings.redis_url),
         PreviewStore(settings.redis_url),
+        memory_guard.wait_for_memory,
     )
 
 

@@ -19,12 +19,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import ray.util
 
 from actors.placement import NON_RENDER_NODES, find_or_start_actor, terminate_actor
 from moyin.domain.cluster import ModelServerSummary
+from moyin.settings import Settings
 from moyin.system.gpus import parse_devices
+from moyin.system.memory_guard import MemoryGuard
+from moyin.system.memory_kills import MemoryKillLog, get_kills_folder
+from moyin.system.ranks import Rank, take_rank
 
 _log = logging.getLogger(__name__)
 # The names of all llama.cpp actors begin with this prefix.
@@ -36,6 +41,7 @@ _ALL_GPU_LAYERS = 999
 # Prompt tokens per batch: few enough to compute a batch quickly without a GPU.
 _BATCH_TOKENS = 512
 _PROGRESS_CHECK_SECONDS = 2.0
+_MEMORY_CHECK_SECONDS = 1.0
 _EXIT_STATUS = 70
 
 
@@ -79,12 +85,16 @@ class LlamaServer:
     """Loads a model and serves it with llama.cpp in threads of the actor's process."""
 
     def __init__(self, spec: LlamaSpec) -> None:
+        take_rank(Rank.LLAMA)
+        self._memory_kills, self._memory_guard = _new_memory_guard(spec)
+        _wait_for_memory(self._memory_guard)
         # Every user of the machine can reach the port, so requests need a key.
         self._key = secrets.token_urlsafe(32)
         self._spec = spec
         self._server = _start_server(spec, self._key, ray.util.get_node_ip_address())
         self._lease_renewed_at = self._latest_progress_at = time.monotonic()
         self._watches: list[asyncio.Task[None]] = []
+        self._memory_guard.start()
 
     async def get_endpoint(self) -> tuple[str, str]:
         """Renew the lease and return the server's base URL, without ``/v1``, and its API key.
@@ -117,6 +127,7 @@ class LlamaServer:
             node_id=context.get_node_id(),
             gpu_indexes=parse_devices(os.environ.get("CUDA_VISIBLE_DEVICES")) if has_gpu else (),
             gpus=self._spec.gpus,
+            memory_kills=await asyncio.to_thread(self._memory_kills.list_recent),
         )
 
     async def _terminate_when_unused(self) -> None:
@@ -157,6 +168,40 @@ def find_or_start(name: str, spec: LlamaSpec) -> Any:
         num_gpus=spec.gpus,
         label_selector=None if spec.gpus else NON_RENDER_NODES,
     )
+
+
+def _new_memory_guard(spec: LlamaSpec) -> tuple[MemoryKillLog, MemoryGuard]:
+    """Return the guard of this process, which contains the server, and the record of its kills."""
+    settings = Settings()
+    subject = f"{NAME_PREFIX}{spec.alias}"
+    kill_log = MemoryKillLog(get_kills_folder(settings.data), quote(subject, safe=""))
+    return kill_log, MemoryGuard(
+        subject,
+        rank=Rank.LLAMA,
+        find_victim=os.getpid,
+        # Ray starts the actor again. A normal exit would wait for the computation.
+        end_victim=lambda _: os._exit(_EXIT_STATUS),
+        reserve_bytes=settings.memory_reserve_mib << 20,
+        needed_bytes=_measure_model(spec),
+        kill_log=kill_log,
+    )
+
+
+def _measure_model(spec: LlamaSpec) -> int:
+    """Return the bytes of the model's file; 0 if it cannot be read, which the start will report."""
+    try:
+        return Path(spec.gguf or find_packaged_gguf()).stat().st_size
+    except OSError:
+        return 0
+
+
+def _wait_for_memory(guard: MemoryGuard) -> None:
+    """Wait (blocking) until the node has enough memory; the back end is down meanwhile."""
+    logged_reason = ""
+    while (reason := guard.find_shortage()) is not None:
+        if not logged_reason:
+            _log.warning("a llama.cpp server starts later: %s", logged_reason := reason)
+        time.sleep(_MEMORY_CHECK_SECONDS)
 
 
 def find_packaged_gguf() -> Path:

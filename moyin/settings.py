@@ -43,6 +43,13 @@ class Settings(BaseSettings):
         description="Memory limit of a gateway, models or accounts replica, in MiB: one that "
         "exceeds it is replaced. 0: no limit.",
     )
+    memory_reserve_mib: int = Field(
+        512,
+        ge=0,
+        description="While less memory than this is available on a node, in MiB, Moyin ends its "
+        "largest ComfyUI process there, then its llama.cpp servers, and starts them again when there is "
+        "enough. 0: leave it to the kernel.",
+    )
     redis_url: str = Field(
         "redis://127.0.0.1:6380/0",
         description="Valkey or Redis, `redis://:password@host:port/0`. `moyin up` passes the apps the "

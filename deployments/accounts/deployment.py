@@ -15,6 +15,7 @@ from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.jobs.grpc.bridge import MoyinCalls, RefusingBridge
 from moyin.jobs.grpc.health import HealthMonitor
 from moyin.settings import Settings
+from moyin.system.ranks import Rank, take_rank
 
 
 class Accounts(MoyinCalls):
@@ -28,6 +29,7 @@ class Accounts(MoyinCalls):
 
     def __init__(self, token_lifetime: timedelta, session_idle: timedelta) -> None:
         settings = Settings()
+        take_rank(Rank.REPLICA)
         configure_logs(settings.log_level)
         self._services = new_services(
             settings,

@@ -71,6 +71,7 @@ from moyin.store.sql import Database
 from moyin.store.tenant_cache import TenantCache
 from moyin.store.userdata import UserdataStore
 from moyin.system.processes import freeze_startup_objects
+from moyin.system.ranks import Rank, take_rank
 
 _SWITCH_SECONDS = 0.0002
 
@@ -87,6 +88,7 @@ class Gateway(MoyinCalls):
 
     def __init__(self, pools: tuple[str, ...]) -> None:
         settings = Settings()
+        take_rank(Rank.REPLICA)
         configure_logs(settings.log_level)
         # Threads that process large requests give way to the event loop 25 times as often as by
         # default (`moyin.system.heavy_work`).

@@ -34,6 +34,7 @@ from moyin.settings import Settings
 from moyin.store.comfy_file_names import UploadStore
 from moyin.store.hub import EventHub
 from moyin.store.prompts import PromptStore
+from moyin.system.ranks import Rank, take_rank
 
 
 class Intake:
@@ -42,6 +43,7 @@ class Intake:
     # Serve awaits constructors.
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
         settings = Settings()
+        take_rank(Rank.REPLICA)
         configure_logs(settings.log_level)
         self._resources = AsyncExitStack()
         config = self._config = IntakeArgs.model_validate(args)

@@ -49,6 +49,7 @@ from moyin.store.text_batches import TextBatchStore
 from moyin.store.usage import UsageLedger
 from moyin.store.usage_reports import UsageReports
 from moyin.system.processes import freeze_startup_objects
+from moyin.system.ranks import Rank, take_rank
 from moyin.text.pictures import PictureFetcher
 from moyin.text.quality.embedder import SUPPORTED_EMBEDDERS, EmbedderNotInstalled, load_embedder
 from moyin.text.quality.estimator import Estimator
@@ -72,6 +73,7 @@ class Models(MoyinCalls):
 
     def __init__(self) -> None:
         settings = Settings()
+        take_rank(Rank.REPLICA)
         configure_logs(settings.log_level)
         database = Database(settings.sql_url)
         ledger = UsageLedger(database)

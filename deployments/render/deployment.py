@@ -58,6 +58,7 @@ from moyin.store.render_cache import CacheRules, ValkeyRenderCache
 from moyin.store.render_ledger import RenderLedger
 from moyin.store.sql import Database
 from moyin.system.processes import freeze_startup_objects
+from moyin.system.ranks import Rank, take_rank
 
 _PLACES_SECONDS = 1.0
 _PRICE_ARGS = {"usd_per_gpu_hour", "usd_per_picture", "expected_seconds"}
@@ -70,6 +71,7 @@ class RenderPool:
     # Serve awaits constructors.
     async def __init__(self, args: RenderArgs) -> None:  # type: ignore[misc]
         settings = Settings()
+        take_rank(Rank.REPLICA)
         configure_logs(settings.log_level)
         self._resources = AsyncExitStack()
         services = await self._resources.enter_async_context(open_job_services(settings))

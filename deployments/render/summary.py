@@ -89,6 +89,7 @@ def _iterate_renderers(
             started=status.started,
             losses=losses,
             cards=cards.get(name, ()),
+            memory_kills=status.memory_kills,
         )
 
 

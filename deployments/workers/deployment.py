@@ -28,6 +28,7 @@ from moyin.store.files import FileStore
 from moyin.store.pruning import Pruner
 from moyin.store.text_batches import TextBatchStore
 from moyin.system.processes import freeze_startup_objects
+from moyin.system.ranks import Rank, take_rank
 
 
 class JobWorker:
@@ -40,6 +41,7 @@ class JobWorker:
     # Serve awaits constructors.
     async def __init__(self, concurrency: int) -> None:  # type: ignore[misc]
         settings = Settings()
+        take_rank(Rank.REPLICA)
         configure_logs(settings.log_level)
         signing_key = settings.signing_key()
         self._resources = AsyncExitStack()

@@ -32,6 +32,7 @@ from moyin.errors import StackError
 from moyin.stack import apps, launch, ray
 from moyin.stack.doctor.checkup import mend_problems, run_checks
 from moyin.stack.doctor.result import CheckVerdict
+from moyin.stack.entrance import check_entrance
 from moyin.stack.launch import measure_memory
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
@@ -154,6 +155,7 @@ def status(
     if state is None:
         out.print('{"phase": "stopped"}' if as_json else "Moyin is not running")
         raise typer.Exit(1)
+    state = check_entrance(options, state)
     if as_json:
         plain_state = to_plain(state)
         if memory:

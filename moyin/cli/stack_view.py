@@ -22,6 +22,7 @@ from moyin.stack.doctor.result import CheckResult, CheckVerdict
 from moyin.stack.options import Options
 from moyin.stack.profile import read_profile
 from moyin.stack.state import PartState, PartStatus, Phase, StackState
+from moyin.system.memory_kills import describe_kill, get_kills_folder, list_recent_kills
 
 _PART_NAMES = {"valkey": "Valkey", "temporal": "Temporal", "ray": "Ray", "apps": "apps"}
 _STATUS_COLOURS = {
@@ -44,7 +45,7 @@ class StartProgress:
     def __init__(self) -> None:
         self._live = Live(console=errors, refresh_per_second=10, transient=True)
         self._spinner = Spinner("dots", style="cyan")
-        self._last_status: dict[str, PartStatus] = {}
+        self._last_status: dict[str, tuple[PartStatus, str]] = {}
         self._started: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -65,8 +66,8 @@ class StartProgress:
             self._live.update(self._render_table(state))
             return
         for name, part in state.parts.items():
-            if self._last_status.get(name) != part.status:
-                self._last_status[name] = part.status
+            if self._last_status.get(name) != (part.status, part.detail):
+                self._last_status[name] = (part.status, part.detail)
                 if part.status not in (PartStatus.WAITING, PartStatus.STOPPED):
                     detail = f": {part.detail}" if part.detail else ""
                     errors.print(
@@ -164,7 +165,12 @@ def print_checks(checks: Sequence[CheckResult]) -> None:
 
 def _list_notes(options: Options, state: StackState) -> list[tuple[str, str]]:
     token_note = ("ray token", f"in {options.layout.ray_token} (the dashboard requires it)")
-    return [token_note, *(("note", note) for note in state.notes)]
+    kills = list_recent_kills(get_kills_folder(options.layout.data))
+    return [
+        token_note,
+        *(("note", note) for note in state.notes),
+        *(("memory", describe_kill(kill)) for kill in kills),
+    ]
 
 
 def _describe_part(part: PartState) -> str:

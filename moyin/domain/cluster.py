@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 
 class RendererState(StrEnum):
@@ -40,6 +41,26 @@ class GpuReading:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryKill:
+    """The end of a process because a node's memory was used up.
+
+    Attributes:
+        subject: what ended, such as the name of an actor.
+        by: ``moyin``, or ``kernel`` if the kernel was first.
+        at: the time, in seconds since the epoch.
+        process_bytes: the memory that the process used; 0 if it is unknown.
+        available_bytes, total_bytes: the memory of the node, or of its container, at that time.
+    """
+
+    subject: str
+    by: Literal["moyin", "kernel"]
+    at: float
+    process_bytes: int
+    available_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RendererSummary:
     """The state of one renderer's actor.
 
@@ -52,6 +73,7 @@ class RendererSummary:
         started: the time of the actor's start, in seconds since the epoch.
         losses: how often the actor or its ComfyUI died or failed to start in the last ten minutes.
         cards: the measurements of the actor's cards; empty without a card.
+        memory_kills: how its ComfyUI ended for want of memory in the last hour.
     """
 
     name: str
@@ -65,6 +87,7 @@ class RendererSummary:
     started: float | None = None
     losses: int = 0
     cards: tuple[GpuReading, ...] = ()
+    memory_kills: tuple[MemoryKill, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +100,7 @@ class ModelServerSummary:
         node_id: the Ray node of the actor.
         gpu_indexes: the numbers of those GPUs of the node that the actor uses, fully or in part.
         gpus: the number of GPUs that Ray reserves for the actor.
+        memory_kills: how the server ended for want of memory in the last hour.
     """
 
     name: str
@@ -84,6 +108,7 @@ class ModelServerSummary:
     node_id: str
     gpu_indexes: tuple[int, ...] = ()
     gpus: float = 0.0
+    memory_kills: tuple[MemoryKill, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from moyin.errors import StackError
 from moyin.stack.apps import find_config_problems, load_serve_config
 from moyin.stack.layout import explain_os_errors
 from moyin.stack.options import Options
+from moyin.stack.patience import Patience
 from moyin.stack.ports import require_free_ports
 from moyin.stack.state import Phase, StackState, find_lock_holder, read_state
 from moyin.system.logfile import read_last_lines
@@ -73,13 +74,14 @@ def _spawn_supervisor(options: Options) -> subprocess.Popen[bytes]:
 def _wait_until_ready(
     options: Options, pid: int, on_state: Callable[[StackState], None], is_alive: Callable[[], bool]
 ) -> StackState:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
+    patience, progress = Patience(_START_SECONDS), ""
+    while patience.observe(progress):
         # Checked before the state is read, so that the last state of an ended supervisor is read.
         was_alive = is_alive()
         state = read_state(options.layout.state)
         if state is not None and state.pid == pid:
             on_state(state)
+            progress = _describe_progress(state)
             if state.phase == Phase.READY:
                 return state
         if not was_alive:
@@ -87,8 +89,16 @@ def _wait_until_ready(
         time.sleep(_POLL_SECONDS)
     stop_stack(options)
     raise StackError(
-        f"the stack was not ready after {_START_SECONDS:.0f} s and was stopped: "
-        "see `moyin logs supervisor`"
+        f"the stack made no progress for {_START_SECONDS:.0f} s and was stopped "
+        f"({progress or 'the supervisor wrote no state'}): see `moyin logs supervisor`"
+    )
+
+
+def _describe_progress(state: StackState) -> str:
+    """Return the status of each part, and what it waits for."""
+    return "; ".join(
+        f"{name} {part.status}{part.detail and f': {part.detail}'}"
+        for name, part in state.parts.items()
     )
 
 

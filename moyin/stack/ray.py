@@ -15,6 +15,7 @@ from moyin.stack.options import Options, find_executable
 from moyin.stack.ports import REPLICA_PORTS
 from moyin.stack.service import Service, poll_until, send_request
 from moyin.system.processes import find_missing_children
+from moyin.system.ranks import Rank
 
 # Ray and Serve read these variables. Every node needs them before `ray start`; `moyin ray-env`
 # prints them for nodes that `moyin up` does not start.
@@ -25,6 +26,14 @@ RAY_ENVIRON = {
     # Hides all GPUs from an actor with num_gpus=0.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Disables Ray's memory monitor. When any program uses up the node's memory, it ends workers by
+    # the time of their tasks, Serve's controller and all replicas included, and again after each
+    # restart. `moyin.system.memory_guard` ends what is expendable instead.
+    "RAY_memory_monitor_refresh_ms": "0",
+    # Ray's default, 1000, makes the kernel end Serve's controller before any other program.
+    "RAY_worker_oom_score_adjustment": str(int(Rank.WORKER)),
+    # Ray replaces a dead HAProxy after failed checks, which by default are ten seconds apart.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.middleware:middlewares",
     # HAProxy connects from loopback. By default uvicorn would trust the X-Forwarded-For of such a
     # connection, with which any client could forge its address.

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from moyin.errors import StackError
+from moyin.stack.patience import wait_patiently
 from moyin.stack.service import Service
 from moyin.stack.state import PartState, PartStatus
 from moyin.system.logfile import LogFile
@@ -158,8 +159,7 @@ class ServiceSupervisor:
     async def _wait_until_ready(self) -> None:
         limit_seconds = self._service.ready_seconds
         try:
-            async with asyncio.timeout(limit_seconds):
-                await self._service.wait_ready()
+            await wait_patiently(self._service.wait_ready(), limit_seconds)
         except TimeoutError:
             raise StackError(f"the service was not ready within {limit_seconds:.0f} s") from None
         self._set_status(PartStatus.UP, "")

@@ -14,6 +14,7 @@ from moyin.errors import StackError
 from moyin.render.comfyui.install import find_comfyui
 from moyin.stack import apps, ray, temporal, valkey
 from moyin.stack.options import Options
+from moyin.stack.patience import wait_patiently
 from moyin.stack.ports import require_free_ports
 from moyin.stack.service import Service, run_command
 from moyin.stack.service_supervisor import ServiceSupervisor
@@ -144,14 +145,17 @@ class Supervisor:
             # After a restart of Ray, deploy the configuration that was deployed last, which may not
             # be the one that this stack was started with.
             deploy = apps.deploy_apps if self._state.ready_after is None else apps.redeploy_apps
-            async with asyncio.timeout(_DEPLOY_SECONDS):
-                await deploy(
+            await wait_patiently(
+                deploy(
                     self._options, lambda text: self._set_apps_status(PartStatus.STARTING, text)
-                )
+                ),
+                _DEPLOY_SECONDS,
+                lambda: self._state.parts[_APPS].detail,
+            )
         except TimeoutError:
             detail = self._state.parts[_APPS].detail
             raise StackError(
-                f"the apps did not start within {_DEPLOY_SECONDS:.0f} s: {detail} (see `moyin logs ray`)"
+                f"the apps made no progress for {_DEPLOY_SECONDS:.0f} s: {detail} (see `moyin logs ray`)"
             ) from None
         self._set_apps_status(PartStatus.UP, self._state.parts[_APPS].detail)
         if self._state.ready_after is None:

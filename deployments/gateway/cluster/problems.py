@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 from deployments.gateway.cluster.bodies import ClusterBody, PoolBody, ProblemBody
 from deployments.gateway.cluster.sources import ClusterReading
-from moyin.domain.cluster import BackendSummary, RendererState
+from moyin.domain.cluster import BackendSummary, MemoryKill, RendererState
 from moyin.proxy.pool import UpstreamPool
+from moyin.system.memory_kills import describe_kill
 
 _LONG_WAIT = timedelta(minutes=10)
 # The usual time in which an autoscaler adds a node and ComfyUI starts.
@@ -59,6 +60,7 @@ class ProblemFinder:
         findings = [
             *_check_services(reading),
             *_check_pools(cluster, reading, now),
+            *_check_memory(reading),
             *_check_backends(reading.backends),
             *_check_routes(routes),
             *_check_templates(reading.template_problems),
@@ -195,6 +197,32 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
                 advice="Moyin restarts it automatically; if that does not help, read its log.",
                 parameters={"error": renderer.error},
             )
+
+
+def _check_memory(reading: ClusterReading) -> Iterator[_Finding]:
+    """Yield the last memory kill of each renderer and model server in the last hour."""
+    kills: dict[str, MemoryKill] = {}
+    renderers = [renderer for pool in reading.pools.values() for renderer in pool.renderers]
+    groups = [*(r.memory_kills for r in renderers), *(s.memory_kills for s in reading.servers)]
+    for kill in (kill for group in groups for kill in group):
+        latest = kills.get(kill.subject)
+        if latest is None or latest.at < kill.at:
+            kills[kill.subject] = kill
+    for subject, kill in kills.items():
+        yield _Finding(
+            code="memory_kill",
+            subject=subject,
+            message=describe_kill(kill),
+            advice="It starts again when there is enough memory, and its renders are repeated. If this "
+            "happens often, look for other programs on the node, or run fewer processes there.",
+            parameters={
+                "by": kill.by,
+                "process_bytes": kill.process_bytes,
+                "available_bytes": kill.available_bytes,
+                "total_bytes": kill.total_bytes,
+            },
+            since=datetime.fromtimestamp(int(kill.at), UTC),
+        )
 
 
 def _needs_renderer(pool: PoolBody, *, has_errors: bool, now: datetime) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from typing import TypeAlias
 
 from moyin.errors import MoyinError, ServiceUnavailable
 from moyin.render.comfyui.options import ComfyOptions
@@ -14,6 +15,8 @@ from moyin.render.comfyui.session import Session
 from moyin.system.processes import Backoff
 
 _log = logging.getLogger(__name__)
+# See `moyin.system.memory_guard.MemoryGuard.wait_for_memory`.
+WaitForMemory: TypeAlias = "Callable[[Callable[[str], None]], Awaitable[None]]"
 
 
 class ComfySupervisor:
@@ -23,6 +26,8 @@ class ComfySupervisor:
         open_session: returns a context manager that starts a process and stops it at the end.
         on_loss: called when a process is lost. The arguments are the reason, and True if one of the
             process's prompts may be the cause.
+        wait_for_memory: returns when the node has enough memory for a process; called before each
+            start with a function that takes the reason of the wait.
 
     Attributes:
         session: the session of the running process, or None while no process is ready.
@@ -37,10 +42,12 @@ class ComfySupervisor:
         options: ComfyOptions,
         open_session: Callable[[], AbstractAsyncContextManager[Session]],
         on_loss: Callable[[str, bool], None],
+        wait_for_memory: WaitForMemory | None = None,
     ) -> None:
         self._options = options
         self._run_session = open_session
         self._on_loss = on_loss
+        self._wait_for_memory = wait_for_memory
         self.session: Session | None = None
         self.error: str | None = None
         self.is_changing = False
@@ -134,6 +141,8 @@ class ComfySupervisor:
         backoff = Backoff()
         while True:
             try:
+                if self._wait_for_memory is not None:
+                    await self._wait_for_memory(self._report_wait)
                 await self._run_process()
                 # Reset the delay before the next start, because the process was ready and has
                 # rendered a prompt.
@@ -144,6 +153,9 @@ class ComfySupervisor:
                 _log.warning("ComfyUI did not start and is started again: %s", error)
             if not self.is_changing:
                 await asyncio.sleep(backoff.compute_delay(0))
+
+    def _report_wait(self, reason: str) -> None:
+        self.error = reason
 
     async def _run_process(self) -> None:
         """Run one ComfyUI process from its start to its end."""

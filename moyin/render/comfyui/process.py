@@ -85,6 +85,7 @@ class ComfyProcess:
         self._sandbox_processes = sandbox_processes
         self._resource_usage = resource_usage
         self._first_memory_kills = count_memory_kills()
+        self._was_killed_for_memory = False
         self._log = LogFile(log_path)
         self._log_path = log_path
         self.address = channels.address
@@ -152,9 +153,11 @@ class ComfyProcess:
 
     @property
     def was_killed(self) -> bool:
-        """Whether another process has killed ComfyUI; a kill for lack of memory does not count."""
+        """Whether another process has killed ComfyUI; the kernel for lack of memory does not count."""
         if not self.exited.done() or self.exited.result() not in _KILLED_STATUSES:
             return False
+        if self._was_killed_for_memory:
+            return True
         return count_memory_kills() == self._first_memory_kills
 
     def read_last_log_lines(self, line_count: int = 12) -> str:
@@ -179,6 +182,12 @@ class ComfyProcess:
         """Raise `ResourceLimitExceeded` if a confined process uses more than it may (blocking)."""
         if self._resource_usage is not None:
             self._resource_usage.check()
+
+    def kill(self) -> None:
+        """Kill ComfyUI because others need its memory, which `was_killed` counts as no one's fault."""
+        self._was_killed_for_memory = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     async def stop(self, patience: float = 5.0) -> None:
         """Send SIGTERM to the process group, then SIGKILL after ``patience`` seconds."""

@@ -31,7 +31,7 @@ from moyin.errors import (
     WorkerLost,
 )
 from moyin.render.comfyui.client import NoResponse
-from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
+from moyin.render.comfyui.comfy_supervisor import ComfySupervisor, WaitForMemory
 from moyin.render.comfyui.failure_streak import FailureStreak
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.inputs import InputFiles
@@ -79,6 +79,7 @@ class ComfyRenderer:
         frames: the store of the streams on which clients follow their prompts, or None if events
             are not published.
         previews: the store of the previews of jobs, or None if they are not published.
+        wait_for_memory: see `ComfySupervisor`.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ComfyRenderer:
         blobs: BlobStore,
         frames: FrameStore | None = None,
         previews: PreviewStore | None = None,
+        wait_for_memory: WaitForMemory | None = None,
     ) -> None:
         self._options = options
         self._blobs = blobs
@@ -96,7 +98,9 @@ class ComfyRenderer:
         self._inputs = InputFiles(self._folder, options.input_bytes)
         self._outputs: OutputStore | None = None
         self._spawner = Spawner()
-        self._supervisor = ComfySupervisor(options, self._run_session, self._end_submitted_prompts)
+        self._supervisor = ComfySupervisor(
+            options, self._run_session, self._end_submitted_prompts, wait_for_memory
+        )
         self._prompt_lock = PromptLock(self._supervisor, self._inputs)
         self._public_responses = PublicResponses()
         self._streak = FailureStreak()
@@ -222,6 +226,21 @@ class ComfyRenderer:
             )
             for prompt_id, result in self._finished_results.items()
         }
+
+    @property
+    def pid(self) -> int | None:
+        """The id of ComfyUI's process, or None while none is ready."""
+        session = self._supervisor.session
+        return None if session is None else session.pid
+
+    def kill(self, pid: int) -> None:
+        """Kill ComfyUI's process ``pid`` to free memory, which is no prompt's fault.
+
+        May be called by any thread. Does nothing if ``pid`` is not ComfyUI's process any more.
+        """
+        session = self._supervisor.session
+        if session is not None and session.pid == pid:
+            session.kill()
 
     async def status(self) -> RendererStatus:
         session = self._supervisor.session

@@ -83,6 +83,10 @@ class Session:
     def pid(self) -> int:
         return self._process.pid
 
+    def kill(self) -> None:
+        """Kill ComfyUI to free memory; may be called by any thread."""
+        self._process.kill()
+
     @classmethod
     @asynccontextmanager
     async def open(

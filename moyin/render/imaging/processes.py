@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moyin.errors import InvalidRequest, PictureTooLarge, ServiceUnavailable
+from moyin.system.ranks import Rank, take_rank
 from moyin.system.slots import Slots
 
 _log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class PictureProcess:
             limit=_MAX_RESPONSE_BYTES,
             env=environment,
         )
+        take_rank(Rank.HELPER, Path(f"/proc/{process.pid}"))
         return cls(process, limits)
 
     @property

@@ -178,6 +178,19 @@ async def test_killed_process_is_distinguished_from_memory_kill(
     spawner.close()
 
 
+async def test_process_killed_for_others_is_no_memory_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, spawner = await start_process(tmp_path, "import time; time.sleep(60)")
+    process.kill()
+    await process.exited
+    monkeypatch.setattr("moyin.render.comfyui.process.count_memory_kills", lambda: 1_000_000)
+    assert process.was_killed, "the memory guard killed it"
+    process.kill()  # has no effect on an ended process
+    await process.stop()
+    spawner.close()
+
+
 async def test_crashed_process_was_not_killed(tmp_path: Path) -> None:
     process, spawner = await start_process(tmp_path, "import os; os.abort()")
     await process.exited
