@@ -211,7 +211,7 @@ class ComfyUIActor:
             node_id=ray.get_runtime_context().get_node_id(),
             devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
             started=self._started,
-            memory_kills=self._memory_kills.list_recent(),
+            memory_kills=await asyncio.to_thread(self._memory_kills.list_recent),
         )
 
     async def read_gpus(self) -> tuple[GpuReading, ...]:

@@ -28,9 +28,10 @@ from moyin.system.heavy_work import run_aside
 # Serve raises KeyError for an app that is not deployed. A pool raises MoyinError if no renderer is
 # up or a renderer fails during the request.
 _POOL_ERRORS = (RayError, RayServeException, KeyError, TimeoutError, MoyinError)
-# Ray raises ValueError for an actor that has ended. `_get_next_renderer` raises ServiceUnavailable.
+# Ray raises ValueError for an actor that has ended, and TypeError for one of an earlier version, whose
+# methods have fewer parameters. `_get_next_renderer` raises ServiceUnavailable.
 _VALIDATION_ERRORS = (
-    RayError, RayServeException, KeyError, ValueError, TimeoutError, ServiceUnavailable
+    RayError, RayServeException, KeyError, TypeError, ValueError, TimeoutError, ServiceUnavailable
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 _EXECUTED_SECONDS = 1.0

@@ -257,13 +257,11 @@ class ActorSupervisor:
         while True:
             status = await renderer.get_actor_status()
             self.statuses[name] = status
-            # Actors of earlier versions do not report changes of the tenant.
-            tenant_changes = getattr(status.renderer, "tenant_changes", 0)
-            self.losses.observe_pid(name, status.renderer.pid, tenant_changes)
+            self.losses.observe_pid(name, status.renderer.pid, status.renderer.tenant_changes)
             self._mark_placed(name)
             if run_ids := await self._bookkeeper.settle(name, status.renderer.runs):
                 await renderer.settle(run_ids)
-            if self._is_outdated(name, status):
+            if self._is_outdated(name, renderer, status):
                 self._pool.drain_renderer(name, renderer)
                 is_unused = not status.renderer.running and not self._has_unsettled_runs(name)
                 if is_unused and not self._pool.is_followed(name):
@@ -279,8 +277,11 @@ class ActorSupervisor:
             self._mark_status_known(name)
             await asyncio.sleep(_WATCH_SECONDS)
 
-    def _is_outdated(self, name: str, status: ActorStatus) -> bool:
-        return status.spec != self._spec or name not in self._names
+    def _is_outdated(self, name: str, renderer: RayRenderer, status: ActorStatus) -> bool:
+        # The spec of an earlier version may equal this one, although its code lacks what is new.
+        return (
+            renderer.is_of_earlier_version or status.spec != self._spec or name not in self._names
+        )
 
     async def _retire_if_idle(self, name: str, renderer: RayRenderer, *, is_placed: bool) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -24,12 +25,16 @@ class RayRenderer:
     """Implements `moyin.domain.renderer.Renderer` by calls to a `ComfyUIActor`.
 
     Every method raises `WorkerLost` if the actor has died.
+
+    Attributes:
+        is_of_earlier_version: True if the latest status lacked members that this version reports.
     """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._render = handle.render.options(num_returns="streaming")
         self._is_placed = False
+        self.is_of_earlier_version = False
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         stream = self._render.remote(request)
@@ -62,8 +67,12 @@ class RayRenderer:
         return (await self.get_actor_status()).renderer
 
     async def get_actor_status(self) -> ActorStatus:
-        """Return the actor's status; wait without a time limit until Ray has placed the actor."""
+        """Return the actor's status; wait without a time limit until Ray has placed the actor.
+
+        Members that an actor of an earlier version does not report have their default values.
+        """
         status: ActorStatus = await _await_result(self._handle.status.remote())
+        self.is_of_earlier_version = fill_missing_members(status)
         self._is_placed = True
         return status
 
@@ -79,6 +88,33 @@ class RayRenderer:
                 async with asyncio.timeout(_CLOSE_TIMEOUT_SECONDS):
                     await self._handle.close.remote()
         await asyncio.to_thread(ray.kill, self._handle, no_restart=True)
+
+
+def fill_missing_members(value: Any) -> bool:
+    """Set the members that an unpickled dataclass lacks to their defaults, also in nested ones.
+
+    Pickle restores only the members that the class had where the object was made. Later versions
+    must therefore add members at the end, and with a default.
+
+    Returns:
+        Whether a member was missing.
+    """
+    was_missing = False
+    for field in dataclasses.fields(value):
+        if not hasattr(value, field.name):
+            was_missing = True
+            default = (
+                field.default
+                if field.default_factory is dataclasses.MISSING
+                else field.default_factory()
+            )
+            # The dataclasses are frozen.
+            object.__setattr__(value, field.name, default)
+        member = getattr(value, field.name)
+        for item in member if isinstance(member, tuple) else (member,):
+            if dataclasses.is_dataclass(item):
+                was_missing |= fill_missing_members(item)
+    return was_missing
 
 
 async def _await_result(reference: Awaitable[T]) -> T:

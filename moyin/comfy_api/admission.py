@@ -129,7 +129,8 @@ class GraphAdmission:
         if reported_inputs:
             first_refusal = reported_inputs[0]
             raise InputNotFound(
-                f"node {first_refusal.node!r} ({first_refusal.class_type}): {first_refusal.input}: {first_refusal.reason}",
+                f"node {first_refusal.node!r} ({first_refusal.class_type}): {first_refusal.input}: "
+                f"{first_refusal.reason}",
                 field=f"{first_refusal.node}.inputs.{first_refusal.input}",
                 details=make_refusal_body(reported_inputs),
             )

@@ -30,7 +30,7 @@ def check_entrance(
         return state
     problems = [
         problem
-        for problem in (_check_door(options, send), _check_controller(options, send))
+        for problem in (_check_haproxy(options, send), _check_controller(options, send))
         if problem
     ]
     if not problems:
@@ -39,7 +39,7 @@ def check_entrance(
     return replace(state, phase=Phase.DEGRADED, parts={**state.parts, _APPS: apps})
 
 
-def _check_door(options: Options, send: Callable[..., tuple[int, bytes]]) -> str:
+def _check_haproxy(options: Options, send: Callable[..., tuple[int, bytes]]) -> str:
     """Return why the entrance, HAProxy with a gateway behind it, cannot be used, or ""."""
     url = f"{options.settings.door}/healthz"
     status, body = send("GET", url, timeout_seconds=_ANSWER_SECONDS)

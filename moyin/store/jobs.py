@@ -106,7 +106,8 @@ class JobStore:
             # After the insertion, which waits for a deletion of the same id.
             if new_job.has_chosen_id and is_deleted(connection, new_job.id):
                 raise PromptIdTaken(
-                    f"prompt_id {new_job.chosen_id or new_job.id!r} was used by a deleted prompt; use a new id or omit it",
+                    f"prompt_id {new_job.chosen_id or new_job.id!r} was used by a deleted prompt; "
+                    "use a new id or omit it",
                     field="prompt_id",
                 )
             enforce_open_job_limits(connection, new_job.limits)
@@ -404,7 +405,8 @@ class JobStore:
             job = await self.find(new_job.id)
             if (job.owner, job.spec) != (new_job.owner, new_job.spec):
                 raise PromptIdTaken(
-                    f"prompt_id {new_job.chosen_id or new_job.id!r} is used by another prompt; use a new id or omit it",
+                    f"prompt_id {new_job.chosen_id or new_job.id!r} is used by another prompt; use a "
+                    "new id or omit it",
                     field="prompt_id",
                 )
             return job

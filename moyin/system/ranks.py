@@ -51,6 +51,9 @@ def take_rank(rank: Rank, process: Path = Path("/proc/self")) -> None:
 def list_ranked_processes(lowest: Rank, proc: Path = Path("/proc")) -> list[tuple[int, int, int]]:
     """Return the rank, resident bytes and id of each expendable process on this machine.
 
+    Processes with a higher score than all ranks are expendable, too: a node package can raise the score
+    of its ComfyUI, which would otherwise leave the list, so that other tenants' would end first.
+
     Args:
         lowest: the lowest rank of the processes to list.
     """
@@ -62,7 +65,8 @@ def list_ranked_processes(lowest: Rank, proc: Path = Path("/proc")) -> list[tupl
         # A process may end meanwhile.
         with suppress(OSError, ValueError):
             rank = int((folder / "oom_score_adj").read_text())
-            if rank in ranks and (size := read_resident_bytes(int(folder.name), proc)):
+            is_expendable = rank in ranks or rank > Rank.COMFYUI
+            if is_expendable and (size := read_resident_bytes(int(folder.name), proc)):
                 processes.append((rank, size, int(folder.name)))
     return processes
 

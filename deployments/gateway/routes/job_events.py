@@ -114,8 +114,9 @@ def new_job_event_routes(
         To resume, send the id of the last received event in the header `Last-Event-ID`, or in the
         query parameter `last_event_id` or `after`.
 
-        The socket closes with code 1000 after the last event (at once if the client has it), with 4000 + the HTTP status after an
-        error (such as 4404), and with 1008 when the key or session ends.
+        The socket closes with code 1000 after the last event, at once if the client has that event;
+        with 4000 + the HTTP status after an error (such as 4404); and with 1008 when the key or
+        session ends.
         """
         await websocket.accept()
         try:

@@ -32,6 +32,12 @@ def test_only_expendable_processes_of_moyin_are_listed(tmp_path: Path) -> None:
     assert list_ranked_processes(Rank.LLAMA, tmp_path) == [(967, 102_400, 1)]
 
 
+def test_a_process_that_raises_its_own_score_is_listed_first(tmp_path: Path) -> None:
+    _add_process(tmp_path, 1, Rank.COMFYUI, 100)
+    _add_process(tmp_path, 2, 1000, 8)
+    assert max(list_ranked_processes(Rank.LLAMA, tmp_path)) == (1000, 8_192, 2)
+
+
 def test_comfyui_has_the_highest_rank_and_serve_the_lowest() -> None:
     assert max(Rank) == Rank.COMFYUI
     assert RAY_ENVIRON["RAY_worker_oom_score_adjustment"] == str(min(Rank).value)

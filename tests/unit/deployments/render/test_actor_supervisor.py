@@ -34,6 +34,7 @@ class FakeActor(FakeRenderer):
         super().__init__()
         self._spec = spec
         self._retired = on_retire
+        self.is_of_earlier_version = False
         self.is_placed = asyncio.Event()
         self.is_placed.set()
 
@@ -192,6 +193,18 @@ async def test_actor_of_another_configuration_finishes_and_is_replaced(
     await eventually(lambda: list(cluster.actors) == ["comfyui-p-0"])
     await eventually(lambda: cluster.actors["comfyui-p-0"] is not old_actor)
     supervisor.check_running()
+    await supervisor.remove_idle_actors()
+
+
+async def test_actor_of_an_earlier_version_is_replaced_although_its_spec_is_equal(
+    cluster: FakeCluster,
+) -> None:
+    supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
+    supervisor.start()
+    await eventually(lambda: len(supervisor.statuses) == 1)
+    [old_actor] = cluster.actors.values()
+    old_actor.is_of_earlier_version = True
+    await eventually(lambda: [*cluster.actors.values()] not in ([], [old_actor]))
     await supervisor.remove_idle_actors()
 
 
