@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from moyin.errors import WorkerLost
 from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.session import Session
 
 _log = logging.getLogger(__name__)
+_NOT_CLEAN = "the files of a prompt can't be removed"
 ResultT = TypeVar("ResultT")
 
 
@@ -73,7 +75,9 @@ class PromptLock:
                 "ComfyUI is replaced, because prompt %s can't be cleaned up: %s", prompt_id, error
             )
             if session is self._supervisor.session:
-                self._supervisor.replace_session(session)
+                # The tenant gets the reason, and other errors may name paths of the machine.
+                reason = error.message if isinstance(error, WorkerLost) else _NOT_CLEAN
+                self._supervisor.replace_session(session, reason)
             raise
 
     def _clean_up(self, session: Session, prompt_id: str) -> None:

@@ -224,6 +224,7 @@ def test_keys_of_a_service_account_are_created_limited_replaced_and_revoked(
     for label, field_value in (
         ("US dollars per day", "0.5"), ("US dollars per month", "9"), ("Requests per minute", "6"),
         ("Tokens per minute", "7000"), ("Requests at the same time", "2"), ("Open jobs", "3"),
+        ("Nodes of a graph", "800"), ("Links of a graph", "4000"), ("Bytes of a graph", "1000000"),
     ):  # fmt: skip
         dialog.get_by_label(label).fill(field_value)
     dialog.get_by_role("combobox", name="Best priority of jobs").click()
@@ -243,7 +244,8 @@ def test_keys_of_a_service_account_are_created_limited_replaced_and_revoked(
         "usd_per_day": "0.5", "usd_per_month": "9", "requests_per_minute": 6,
         "tokens_per_minute": 7000, "concurrent_requests": 2, "open_jobs": 3, "best_priority": 4,
         "pools": ["large", "small"], "allowed_nodes": ["Save*", "Load*"],
-        "denied_nodes": ["LoadVideo"],
+        "denied_nodes": ["LoadVideo"], "graph_nodes": 800, "graph_links": 4_000,
+        "graph_bytes": 1_000_000,
     }  # fmt: skip
     subject = f"key:{key['id']}"
     assert api.call("GET", f"/limits/{subject}") == {"subject": subject, **limits}

@@ -45,7 +45,7 @@ class FakeFiles:
 
 def new_lock(files: FakeFiles) -> tuple[PromptLock, Any]:
     session = SimpleNamespace(written_files=files, finish_prompt=files.finish_prompt)
-    supervisor: Any = SimpleNamespace(session=session, replace_session=lambda _: None)
+    supervisor: Any = SimpleNamespace(session=session, replace_session=lambda *_: None)
     inputs: Any = files
     return PromptLock(supervisor, inputs), session
 
@@ -81,15 +81,23 @@ async def test_files_of_a_cancelled_prompt_are_not_moved_during_the_next(
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
 @pytest.mark.parametrize(
-    "error", [WorkerLost("a process remains"), OSError(5, "I/O"), ValueError()]
+    ("error", "reason"),
+    [
+        (WorkerLost("a process remains"), "a process remains"),
+        # Without the path, because clients get the reason.
+        (OSError(5, "I/O", "/srv/moyin"), "the files of a prompt can't be removed"),
+        (ValueError(), "the files of a prompt can't be removed"),
+    ],
 )
 async def test_comfyui_is_replaced_if_a_prompt_cannot_be_cleaned_up(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, is_cancelled: bool
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str, is_cancelled: bool
 ) -> None:
     files = FakeFiles()
     lock, session = new_lock(files)
-    replaced_sessions: list[Any] = []
-    monkeypatch.setattr(lock._supervisor, "replace_session", replaced_sessions.append)
+    replaced_sessions: list[tuple[Any, str]] = []
+    monkeypatch.setattr(
+        lock._supervisor, "replace_session", lambda *arguments: replaced_sessions.append(arguments)
+    )
 
     def fail(prompt_id: str) -> None:
         files.finish_prompt("lingering")
@@ -110,4 +118,4 @@ async def test_comfyui_is_replaced_if_a_prompt_cannot_be_cleaned_up(
     files.may_proceed.set()
     with pytest.raises(asyncio.CancelledError if is_cancelled else type(error)):
         await prompt
-    assert replaced_sessions == [session]
+    assert replaced_sessions == [(session, reason)]
