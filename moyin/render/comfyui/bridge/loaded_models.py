@@ -74,6 +74,10 @@ class LoadedModels:
         used_keys = set(keys.values())
         self._results = {key: value for key, value in self._results.items() if key in used_keys}
 
+    def is_loader(self, node_id: str) -> bool:
+        """Return whether a node of the prompt is a loader."""
+        return node_id in self._keys
+
     def find(self, node_id: str) -> Any:
         """Return what `keep` has kept for the node's inputs, or None."""
         key = self._keys.get(node_id)

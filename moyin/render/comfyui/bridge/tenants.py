@@ -72,15 +72,22 @@ def wrap_output_data(get_output_data: Callable[..., Any]) -> Callable[..., Any]:
     ComfyUI sends the events of a node that is executed, whoever has loaded the model.
     """
 
-    @functools.wraps(get_output_data)
-    async def get_model_or_output(prompt_id: Any, unique_id: Any, *args: Any, **kwargs: Any) -> Any:
-        models = _models.get()
-        result = None if models is None else models.find(unique_id)
+    async def load_and_keep(
+        models: LoadedModels, prompt_id: Any, unique_id: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        result = models.find(unique_id)
         if result is None:
             result = await get_output_data(prompt_id, unique_id, *args, **kwargs)
-            if models is not None:
-                models.keep(unique_id, result)
+            models.keep(unique_id, result)
         return result
+
+    @functools.wraps(get_output_data)
+    def get_model_or_output(prompt_id: Any, unique_id: Any, *args: Any, **kwargs: Any) -> Any:
+        models = _models.get()
+        if models is None or not models.is_loader(unique_id):
+            # Returned and not awaited, so that tracebacks of failed nodes are those of ComfyUI.
+            return get_output_data(prompt_id, unique_id, *args, **kwargs)
+        return load_and_keep(models, prompt_id, unique_id, *args, **kwargs)
 
     return get_model_or_output
 
