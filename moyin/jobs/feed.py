@@ -81,7 +81,7 @@ class JobFeed:
     async def _stream_events(
         self, job: Job, after_id: str | None
     ) -> AsyncGenerator[list[JobEvent], None]:
-        # The events of a finished job either arrive at once, or Valkey has none.
+        # The events of a finished job arrive at once, or are read directly below.
         quiet_seconds = self._quiet / 10 if job.status.is_final else self._quiet
         async with self._hub.subscribe(job.id, after_id) as subscription:
             while True:
@@ -89,13 +89,25 @@ class JobFeed:
                 if not batch:
                     job = await self._jobs.find(job.id)
                     if job.status.is_final:
-                        kind, data = build_status_event(job)
-                        yield [JobEvent(id="", type=kind, data=data)]
+                        yield await self._read_last_events(job, subscription.after)
                         return
                 end = await self._find_end(batch, job)
                 yield batch[:end]
                 if end is not None:
                     return
+
+    async def _read_last_events(self, job: Job, after_id: str) -> list[JobEvent]:
+        """Return the events of a job that has ended after ``after_id``, up to its final event."""
+        # Not left to the hub: its shared reader may be late, and would then be taken for empty.
+        try:
+            events = await self._events.replay(job.id, after_id)
+        except (RedisError, OSError):
+            events = []
+        end = await self._find_end(events, job)
+        if end is not None:
+            return events[:end]
+        kind, data = build_status_event(job)
+        return [*events, JobEvent(id="", type=kind, data=data)]
 
     async def _find_end(self, batch: list[JobEvent], job: Job) -> int | None:
         """Return the number of events in the batch up to and including the job's final event.

@@ -63,7 +63,7 @@ class FakeEventStore:
     async def replay(self, job_id: str, after: str | None) -> Sequence[JobEvent]:
         if isinstance(self._known, Exception):
             raise self._known
-        return self._known
+        return [event for event in self._known if after is None or event.id > after]
 
 
 def make_feed(job: Job, hub: FakeHub, events: FakeEventStore | None = None) -> JobFeed:
@@ -99,6 +99,25 @@ async def test_lost_events_are_replaced_by_the_row() -> None:
     assert [(e.id, e.type, e.data["status"]) for e in events] == [
         ("", EventType.SUCCEEDED, "succeeded")
     ]
+
+
+async def test_a_late_hub_costs_a_finished_job_no_events() -> None:
+    history = [
+        make_event(1, EventType.QUEUED), make_event(2, EventType.RUNNING),
+        make_event(3, EventType.SUCCEEDED, attempt=1), make_event(4, EventType.PROGRESS),
+    ]  # fmt: skip
+    late_hub = FakeHub(history[0])
+    events = await list_followed_events(make_feed(DONE, late_hub, FakeEventStore(history)), DONE)
+    assert events == history[:3]
+    cut_history = FakeEventStore(history[:2])
+    events = await list_followed_events(make_feed(DONE, late_hub, cut_history), DONE)
+    assert [event.id for event in events] == ["1-0", "2-0", ""]
+
+
+async def test_events_that_cannot_be_read_are_replaced_by_the_row() -> None:
+    unavailable_store = FakeEventStore(RedisConnectionError("unavailable"))
+    feed = make_feed(DONE, FakeHub(make_event(1, EventType.QUEUED)), unavailable_store)
+    assert [event.id for event in await list_followed_events(feed, DONE)] == ["1-0", ""]
 
 
 async def test_silence_yields_empty_lists_and_closing_ends_the_subscription() -> None:
