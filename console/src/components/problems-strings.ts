@@ -16,6 +16,7 @@ const en = {
     pool_without_renderer: "Pool without a renderer",
     renderer_failed: "Renderer down",
     renderer_restarts: "Renderer restarts again and again",
+    memory_kill: "Ended for want of memory",
     long_wait: "Renders wait long",
     backend_down: "Back end down",
     backend_breaker_open: "Back end fails its calls",
@@ -47,6 +48,7 @@ export const strings: Catalogue<typeof en> = {
       pool_without_renderer: "使えるレンダラーがないプール",
       renderer_failed: "レンダラー停止",
       renderer_restarts: "レンダラーが再起動を繰り返しています",
+      memory_kill: "メモリ不足による終了",
       long_wait: "レンダーの待ち時間が長くなっています",
       backend_down: "バックエンド停止",
       backend_breaker_open: "バックエンドの呼び出しが失敗しています",
@@ -65,6 +67,9 @@ export const strings: Catalogue<typeof en> = {
         `レンダープール ${subject} に使えるレンダラーがありません${failure(parameters.error)}。`,
       renderer_failed: ({ subject, parameters }) => `レンダラー ${subject} は使えません${failure(parameters.error)}。`,
       renderer_restarts: ({ subject, parameters }) => `レンダラー ${subject} は 10 分間に ${parameters.losses} 回失われました。`,
+      memory_kill: ({ subject, parameters }, format) =>
+        `空きメモリが ${format.bytes(Number(parameters.total_bytes))} 中 ${format.bytes(Number(parameters.available_bytes))} になったため、${
+          parameters.by === "moyin" ? "Moyin" : "カーネル"} が ${subject} を終了しました。`,
       long_wait: ({ subject, parameters }, format) =>
         `プール ${subject} では ${format.time(String(parameters.waiting_since))} からレンダーが待っています（待機中 ${parameters.queued} 件）。`,
       backend_down: ({ subject }) => `バックエンド ${subject} がヘルスチェックに合格していません。`,
@@ -82,6 +87,8 @@ export const strings: Catalogue<typeof en> = {
       pool_without_renderer: "`moyin logs` でレンダラーが起動しない原因を確認し、空いている GPU や CPU があるか確かめてください。",
       renderer_failed: "`moyin logs` でレンダラーのログを確認してください。自動的に再起動されます。",
       renderer_restarts: "`moyin logs` で終了の原因（メモリ不足やカスタムノードなど）を確認してください。",
+      memory_kill:
+        "メモリに余裕ができると再起動し、レンダーはやり直されます。頻繁に起きる場合は、同じノードの他のプログラムを確認するか、プロセスの数を減らしてください。",
       long_wait: "プールのレンダラーを増やすか、別のプールにレンダーを送ってください。",
       backend_down: "バックエンドのサーバー、アドレス、API キーを確認してください。",
       backend_breaker_open: "プロバイダーの状況とキーを確認してください。しばらくすると自動的に再試行されます。",

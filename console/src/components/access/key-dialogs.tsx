@@ -84,7 +84,7 @@ export function CreateKey({ opened, onClose, scopes, user, onCreated }: CreatePr
     setChosen([]);
     onCreated(created.key);
   };
-  const offered = scopes.includes("*") ? SCOPES : SCOPES.filter((scope) => scopes.includes(scope));
+  const offered = SCOPES.filter((scope) => permits(scopes, scope));
   return (
     <FormDialog opened={opened} onClose={onClose} title={t.newKey} action={t.create} onSubmit={create}>
       <TextInput name="name" label={t.keyName} description={t.keyNameHint} maxLength={128} required data-autofocus />
@@ -94,6 +94,11 @@ export function CreateKey({ opened, onClose, scopes, user, onCreated }: CreatePr
       <TextInput name="expires" type="date" label={t.expires} description={t.expiresHint} min={nextDay()} />
     </FormDialog>
   );
+}
+
+/** Whether the scopes include one, as the gateway decides: `operator` has `metrics`, and `*` has all. */
+function permits(scopes: readonly string[], scope: string): boolean {
+  return scopes.includes(scope) || scopes.includes("*") || (scope === "metrics" && scopes.includes("operator"));
 }
 
 function nextDay(): string {

@@ -22,6 +22,7 @@ const CHECKS: Record<Check, readonly string[]> = {
   apps: ["app_unhealthy"],
   config: ["config_rejected"],
   disk: ["disk_nearly_full"],
+  memory: ["memory_kill"],
   pools: ["pool_not_responding", "pool_without_renderer", "renderer_failed", "renderer_restarts"],
   waits: ["long_wait"],
   backends: ["backend_down", "backend_breaker_open"],
