@@ -106,10 +106,18 @@ def test_routes_change_by_events(console: ConsoleBrowser, gateway: RunningStack)
         "message": "The template file /studio/banner.yaml is not valid: title: is missing",
         "advice": "Correct the file.",
     }  # fmt: skip
+    kill = {
+        "code": "memory_kill", "subject": "render-default-0", "since": "2026-11-28T09:00:00Z",
+        "parameters": {
+            "by": "moyin", "process_bytes": 9 << 30, "available_bytes": 1 << 29, "total_bytes": 24 << 30,
+        },
+        "message": "Moyin ended render-default-0, because 512 MiB of 24.0 GiB of memory were available.",
+        "advice": "It starts again when there is enough memory.",
+    }  # fmt: skip
     page = console.sign_in_with_key(gateway.api_key).page
     send_events(
         page,
-        cluster={**cluster, "problems": [problem]},
+        cluster={**cluster, "problems": [problem, kill]},
         routes={**routes_body, "applications": {"brand-new": "RUNNING"}},
     )
     route_requests = record_requests(page, "/cluster/routes")
@@ -117,6 +125,8 @@ def test_routes_change_by_events(console: ConsoleBrowser, gateway: RunningStack)
     page.get_by_role("region", name="Apps").get_by_text("brand-new").wait_for()
     checks = page.get_by_role("region", name="Checks", exact=True)
     checks.get_by_text("The template file /studio/banner.yaml is not valid").wait_for()
+    memory = checks.get_by_role("listitem").filter(has_text="Memory of the nodes")
+    memory.get_by_text("Moyin ended render-default-0").wait_for()
     assert len(route_requests) == 1
     console.check_accessibility()
 
