@@ -87,9 +87,11 @@ class JobFeed:
             while True:
                 batch = await subscription.next(quiet_seconds)
                 if not batch:
+                    # Taken first: the hub may queue more events while the row is read.
+                    last_id = subscription.after
                     job = await self._jobs.find(job.id)
                     if job.status.is_final:
-                        yield await self._read_last_events(job, subscription.after)
+                        yield await self._read_last_events(job, last_id)
                         return
                 end = await self._find_end(batch, job)
                 yield batch[:end]

@@ -57,9 +57,12 @@ export interface Caller {
   account: components["schemas"]["UserBody"] | null;
 }
 
+/** Scopes that come with another scope, as the gateway decides. */
+const INCLUDED_IN: Record<string, string> = { metrics: "operator" };
+
 /** Return whether a caller has a scope, by which pages show or leave out what it may not do. */
 export function hasScope(caller: Caller, scope: string): boolean {
-  return caller.scopes.includes("*") || caller.scopes.includes(scope);
+  return ["*", scope, INCLUDED_IN[scope]].some((name) => name !== undefined && caller.scopes.includes(name));
 }
 
 /** Return who is signed in: `null` if nobody is. */

@@ -326,3 +326,15 @@ def test_a_viewer_has_no_controls(console: ConsoleBrowser, gateway: RunningStack
     assert page.get_by_role("main").get_by_role("button").count() == 0
     console.open("/people/audit").page.get_by_role("cell", name="Ren").first.wait_for()
     console.check_accessibility()
+
+
+def test_operators_are_offered_the_scope_for_metrics(
+    console: ConsoleBrowser, gateway: RunningStack
+) -> None:
+    arguments = ("keys", "create", "night shift", "--scope", "keys", "--scope", "operator")
+    operator_key = gateway.run(*arguments).stdout.strip()
+    page = console.sign_in_with_key(operator_key).open("/people/keys").page
+    page.get_by_role("button", name="New key").click()
+    page.get_by_role("combobox", name="Scopes").press("ArrowDown")
+    page.get_by_role("option", name="metrics").wait_for()
+    assert page.get_by_role("option").all_inner_texts() == ["keys", "metrics", "operator"]

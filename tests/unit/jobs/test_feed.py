@@ -48,10 +48,10 @@ class FakeHub:
         self, job_id: str, after: str | None
     ) -> AsyncIterator[Subscription[JobEvent]]:
         self.open += 1
-        subscription: Subscription[JobEvent] = Subscription("0-0")
-        subscription.offer(self.known)
+        self.subscription: Subscription[JobEvent] = Subscription("0-0")
+        self.subscription.offer(self.known)
         try:
-            yield subscription
+            yield self.subscription
         finally:
             self.open -= 1
 
@@ -112,6 +112,19 @@ async def test_a_late_hub_costs_a_finished_job_no_events() -> None:
     cut_history = FakeEventStore(history[:2])
     events = await list_followed_events(make_feed(DONE, late_hub, cut_history), DONE)
     assert [event.id for event in events] == ["1-0", "2-0", ""]
+
+
+async def test_events_that_arrive_while_the_row_is_read_are_not_skipped() -> None:
+    history = [make_event(1, EventType.QUEUED), make_event(2, EventType.SUCCEEDED, attempt=1)]
+    hub = FakeHub()
+
+    class SlowJobStore(FakeJobStore):
+        async def find(self, job_id: str) -> Job:
+            hub.subscription.offer(history)
+            return await super().find(job_id)
+
+    stores: Any = {"jobs": SlowJobStore(DONE), "hub": hub, "events": FakeEventStore(history)}
+    assert await list_followed_events(JobFeed(**stores, quiet_seconds=0.05), DONE) == history
 
 
 async def test_events_that_cannot_be_read_are_replaced_by_the_row() -> None:

@@ -4,6 +4,7 @@ import { Button, Group, Modal, MultiSelect, Select, Stack, Text, TextInput } fro
 import { type FormEvent, type ReactNode, useState } from "react";
 
 import { accounts, body } from "#/api/client";
+import { type Caller, hasScope } from "#/api/session";
 import { strings } from "#/components/access/strings";
 import { ErrorAlert } from "#/components/error-alert";
 import { useStrings } from "#/language";
@@ -60,14 +61,14 @@ export function FormDialog({ opened, onClose, title, action, onSubmit, children 
 interface CreateProps {
   opened: boolean;
   onClose: () => void;
-  /** Those that the key may have at most. */
-  scopes: readonly string[];
+  /** Who creates the key, which gets no scope that this caller lacks. */
+  caller: Caller;
   /** The service account that the key belongs to; left out: the caller. */
   user?: string | undefined;
   onCreated: (secret: string) => void;
 }
 
-export function CreateKey({ opened, onClose, scopes, user, onCreated }: CreateProps) {
+export function CreateKey({ opened, onClose, caller, user, onCreated }: CreateProps) {
   const t = useStrings(strings);
   const [chosen, setChosen] = useState<string[]>([]);
   const create = async (form: FormData) => {
@@ -84,7 +85,7 @@ export function CreateKey({ opened, onClose, scopes, user, onCreated }: CreatePr
     setChosen([]);
     onCreated(created.key);
   };
-  const offered = SCOPES.filter((scope) => permits(scopes, scope));
+  const offered = SCOPES.filter((scope) => hasScope(caller, scope));
   return (
     <FormDialog opened={opened} onClose={onClose} title={t.newKey} action={t.create} onSubmit={create}>
       <TextInput name="name" label={t.keyName} description={t.keyNameHint} maxLength={128} required data-autofocus />
@@ -94,11 +95,6 @@ export function CreateKey({ opened, onClose, scopes, user, onCreated }: CreatePr
       <TextInput name="expires" type="date" label={t.expires} description={t.expiresHint} min={nextDay()} />
     </FormDialog>
   );
-}
-
-/** Whether the scopes include one, as the gateway decides: `operator` has `metrics`, and `*` has all. */
-function permits(scopes: readonly string[], scope: string): boolean {
-  return scopes.includes(scope) || scopes.includes("*") || (scope === "metrics" && scopes.includes("operator"));
 }
 
 function nextDay(): string {

@@ -106,7 +106,7 @@ export function Keys({ caller, owner, user }: Props) {
         </Table.ScrollContainer>
       )}
       <MoreButton list={list} />
-      <CreateKey opened={creating} onClose={() => setCreating(false)} scopes={caller.scopes} onCreated={show} />
+      <CreateKey opened={creating} onClose={() => setCreating(false)} caller={caller} onCreated={show} />
       <RotateKey id={rotating?.id ?? null} onClose={() => setRotating(null)} onRotated={show} />
       <Confirm
         opened={revoking !== null} onClose={() => setRevoking(null)} title={t.revokeTitle} action={t.revoke} onConfirm={revoke}

@@ -147,7 +147,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
         subject={opened("limits") && { id: `user:${member?.id}`, name: member?.name || member?.email || "" }} onClose={close}
       />
       <CreateKey
-        opened={opened("key") !== null} onClose={close} scopes={caller.scopes} user={member?.id}
+        opened={opened("key") !== null} onClose={close} caller={caller} user={member?.id}
         onCreated={(value) => setSecret({ title: t.newKeyTitle, explanation: t.newKeyExplanation, value })}
       />
       <Confirm
