@@ -68,7 +68,7 @@ class ComfySpec:
         environment: names of additional environment variables that the process gets.
         process_per_tenant: whether a process serves one tenant until it is restarted.
         memory_gib, processes, disk_gib, files: what a confined process may use; memory_gib of None
-            means nine tenths of the machine's memory.
+            means nine tenths of the machine's memory, or of its container's.
     """
 
     gpus: float = 1.0

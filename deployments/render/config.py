@@ -48,7 +48,7 @@ class ComfyArgs(StrictModel):
         None,
         gt=0,
         description="GiB of memory that a strictly isolated process and the processes which it starts "
-        "may use together, without files in the page cache; none: nine tenths of the machine's. A "
+        "may use together, without files in the page cache; none: nine tenths of the machine's, or of its container's. A "
         "render that uses more fails with `resource_limit`.",
     )
     processes: int = Field(

@@ -56,6 +56,7 @@ class Layout:
         # Exists when `moyin up` has printed the first key.
         self.key_shown_marker = self.run / "key-shown"
         self.haproxy_launcher = self.run / "haproxy"
+        self.stand_in_config = self.run / "stand-in.cfg"
         # Ray and HAProxy create Unix sockets in subfolders with long names, and the path of a
         # socket has at most 107 bytes, so that this path must be short.
         digest = hashlib.sha256(str(self.data).encode()).hexdigest()[:6]

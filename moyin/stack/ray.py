@@ -51,9 +51,13 @@ def build_ray_environ() -> dict[str, str]:
     return {
         **RAY_ENVIRON,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_LAUNCHER),
-        "MOYIN_HAPROXY": find_haproxy(),
-        "MOYIN_HAPROXY_ERRORS": str(_ERROR_SCRIPT),
+        **build_launcher_environ(),
     }
+
+
+def build_launcher_environ() -> dict[str, str]:
+    """Return the variables that HAProxy's launcher needs, or raise `StackError` without HAProxy."""
+    return {"MOYIN_HAPROXY": find_haproxy(), "MOYIN_HAPROXY_ERRORS": str(_ERROR_SCRIPT)}
 
 
 def prepare_files(options: Options) -> None:
@@ -157,8 +161,9 @@ def _build_environ(options: Options) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(layout.haproxy_launcher),
-        "MOYIN_HAPROXY": find_haproxy(),
-        "MOYIN_HAPROXY_ERRORS": str(_ERROR_SCRIPT),
+        **build_launcher_environ(),
+        # HAProxy opens its port while its stand-in, or the process that it replaces, still has it.
+        "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # Disabled, because Serve would parse a log line per request in Python, and the metrics of
         # Moyin and HAProxy contain the same data.

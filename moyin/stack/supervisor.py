@@ -18,6 +18,7 @@ from moyin.stack.patience import wait_patiently
 from moyin.stack.ports import require_free_ports
 from moyin.stack.service import Service, run_command
 from moyin.stack.service_supervisor import ServiceSupervisor
+from moyin.stack.stand_in import StandIn
 from moyin.stack.state import PartState, PartStatus, Phase, StackState, SupervisorLock, write_state
 from moyin.system.logfile import LogFile
 from moyin.system.processes import end_processes
@@ -84,16 +85,19 @@ class Supervisor:
             self._create_supervisor(service) for service in self._create_services()
         ]
         self._state.parts[_APPS] = PartState()
+        stand_in_task = asyncio.create_task(StandIn(self._options).run())
         supervisor_tasks = {
             asyncio.create_task(service_supervisor.run()): service_supervisor
             for service_supervisor in self._service_supervisors
         }
         stop_task = asyncio.create_task(stop_event.wait())
         done_tasks, _ = await asyncio.wait(
-            {stop_task, *supervisor_tasks}, return_when=asyncio.FIRST_COMPLETED
+            {stop_task, stand_in_task, *supervisor_tasks}, return_when=asyncio.FIRST_COMPLETED
         )
         failures = [task.exception() for task in done_tasks - {stop_task}]
         self._set_phase(Phase.STOPPING)
+        stand_in_task.cancel()
+        await asyncio.gather(stand_in_task, return_exceptions=True)
         if self._state.ready_after is not None and not failures:
             await apps.delete_apps(self._options)
         # In reverse order, because Ray's apps write to Temporal and Valkey while they stop.

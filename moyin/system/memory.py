@@ -40,12 +40,22 @@ class MemoryReader:
         Raises:
             OSError: ``/proc/meminfo`` cannot be read.
         """
-        readings = [self._read_machine()]
+        return min(self._list_readings(), key=lambda reading: reading.available)
+
+    def read_total(self) -> int:
+        """Return the bytes of the machine's memory, or of the smallest limit around this process.
+
+        Raises:
+            OSError: ``/proc/meminfo`` cannot be read.
+        """
+        return min(reading.total for reading in self._list_readings())
+
+    def _list_readings(self) -> Iterator[MemoryReading]:
+        yield self._read_machine()
         for folder in self._list_folders():
             reading = _read_cgroup(folder)
             if reading is not None:
-                readings.append(reading)
-        return min(readings, key=lambda reading: reading.available)
+                yield reading
 
     def _read_machine(self) -> MemoryReading:
         values = _parse_pairs((self.proc / "meminfo").read_text().replace(":", " "))
@@ -74,6 +84,11 @@ class MemoryReader:
                     yield folder
                 folder = folder.parent
             yield root
+
+
+def count_kernel_kills(path: Path = Path("/proc/vmstat")) -> int:
+    """Return the number of processes that the kernel has ended for lack of memory since its start."""
+    return _parse_pairs(path.read_text()).get("oom_kill", 0)
 
 
 def _read_cgroup(folder: Path) -> MemoryReading | None:

@@ -19,9 +19,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from moyin.domain.cluster import MemoryKill
-from moyin.system.memory import MemoryReader, MemoryReading
+from moyin.system.memory import MemoryReader, MemoryReading, count_kernel_kills
 from moyin.system.memory_kills import MemoryKillLog
 from moyin.system.ranks import Rank, list_ranked_processes, read_resident_bytes, take_rank
 
@@ -50,6 +51,7 @@ class MemoryGuard:
             started; later, what it was last seen to use, if that is more.
         kill_log: where kills are recorded.
         list_processes: returns rank, size and id of all expendable processes of the node.
+        count_kernel_kills: returns how many processes the node's kernel has ended for lack of memory.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class MemoryGuard:
         list_processes: Callable[[], list[tuple[int, int, int]]] = lambda: list_ranked_processes(
             Rank.LLAMA
         ),
+        count_kernel_kills: Callable[[], int] = count_kernel_kills,
         lock_path: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -78,10 +81,14 @@ class MemoryGuard:
         self._kill_log = kill_log
         self._read_memory = read_memory or MemoryReader().read
         self._list_processes = list_processes
+        self._count_kernel_kills = count_kernel_kills
         self._lock_path = lock_path or _get_lock_path()
         self._clock = clock
         self._short_since: float | None = None
-        self._ranked: int | None = None
+        # The process that was seen last, its size, and how many the kernel had ended by then.
+        self._seen: int | None = None
+        self._seen_bytes = 0
+        self._seen_kernel_kills = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name=f"memory guard of {subject}", daemon=True
@@ -122,13 +129,14 @@ class MemoryGuard:
     def check(self) -> bool:
         """End the process if the memory is short and it is the first to go; return True if so."""
         victim = self._find_victim()
+        reading = self._read_memory()
+        self._note_kernel_kill(reading)
         if victim is None:
             self._short_since = None
             return False
-        if victim != self._ranked:
+        if victim != self._seen:
             take_rank(self._rank, Path(f"/proc/{victim}"))
-            self._ranked = victim
-        reading = self._read_memory()
+        self._see(victim)
         if reading.available >= self._reserve_bytes:
             self._short_since = None
             return False
@@ -146,26 +154,35 @@ class MemoryGuard:
         self._short_since = None
         return True
 
+    def _see(self, victim: int) -> None:
+        self._seen = victim
+        self._seen_bytes = read_resident_bytes(victim)
+        self._seen_kernel_kills = self._count_kernel_kills()
+
+    def _note_kernel_kill(self, reading: MemoryReading) -> None:
+        """Record that the kernel has ended the process that was seen last, if it probably has.
+
+        The kernel shows only how many processes it has ended on the whole machine.
+        """
+        if self._seen is None or read_resident_bytes(self._seen):
+            return
+        if self._count_kernel_kills() != self._seen_kernel_kills:
+            self._record("kernel", self._seen_bytes, reading)
+            _log.warning("the kernel ended %s for lack of memory", self._subject)
+        self._seen = None
+
     def _is_first(self, victim: int) -> bool:
         processes = self._list_processes()
         return not processes or max(processes)[2] == victim
 
     def _end(self, victim: int, reading: MemoryReading) -> None:
         size = read_resident_bytes(victim)
-        self._needed_bytes = max(self._needed_bytes, size)
-        kill = MemoryKill(
-            subject=self._subject,
-            by="moyin",
-            at=time.time(),
-            process_bytes=size,
-            available_bytes=reading.available,
-            total_bytes=reading.total,
-        )
+        self._seen = None
         # Ended before it is recorded, since a full disk or a slow one must not delay it; an actor that
         # ends itself records first.
         if victim != os.getpid():
             self._end_victim(victim)
-        self._kill_log.record(kill)
+        self._record("moyin", size, reading)
         _log.warning(
             "ended %s (process %d, %d MiB): only %d MiB of memory were available",
             self._subject,
@@ -175,6 +192,18 @@ class MemoryGuard:
         )
         if victim == os.getpid():
             self._end_victim(victim)
+
+    def _record(self, by: Literal["moyin", "kernel"], size: int, reading: MemoryReading) -> None:
+        self._needed_bytes = max(self._needed_bytes, size)
+        kill = MemoryKill(
+            subject=self._subject,
+            by=by,
+            at=time.time(),
+            process_bytes=size,
+            available_bytes=reading.available,
+            total_bytes=reading.total,
+        )
+        self._kill_log.record(kill)
 
     def _run(self) -> None:
         while not self._stopped.wait(_CHECK_SECONDS):

@@ -59,11 +59,14 @@ def get_kills_folder(data_folder: Path) -> Path:
 def describe_kill(kill: MemoryKill) -> str:
     """Return a sentence about a kill: what ended, when, by whom and how little memory was left."""
     at = time.strftime("%H:%M:%S", time.gmtime(kill.at))
-    who = "Moyin" if kill.by == "moyin" else "The kernel"
     size = f", which used {_format_bytes(kill.process_bytes)}," if kill.process_bytes else ""
+    total = _format_bytes(kill.total_bytes)
+    if kill.by == "kernel":
+        # It was noticed afterwards, so what was available at that time is unknown.
+        return f"The kernel ended {kill.subject}{size} at {at} UTC, because the {total} of memory were used up."
     return (
-        f"{who} ended {kill.subject}{size} at {at} UTC, because {_format_bytes(kill.available_bytes)} "
-        f"of {_format_bytes(kill.total_bytes)} of memory were available."
+        f"Moyin ended {kill.subject}{size} at {at} UTC, because {_format_bytes(kill.available_bytes)} "
+        f"of {total} of memory were available."
     )
 
 

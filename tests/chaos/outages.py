@@ -1,7 +1,7 @@
 """Measures for how long clients notice the death of each part of a farm.
 
 ``python -m tests.chaos.outages`` starts a farm, calls every app in every protocol without a pause,
-kills one process after another and prints the table of docs/operations.md. Arguments are the names
+kills one part after another and prints the table of docs/operations.md. Arguments are the names
 of the parts to kill, by default all. The exit status is 1 if a client ever got a wrong response.
 """
 
@@ -41,6 +41,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "HAProxyManager": victims.is_actor_named("HAProxyManager"),
     "ServeController": victims.is_actor_named("ServeController"),
     "ProxyActor": victims.is_actor_named("ProxyActor"),
+    "all of Serve": victims.is_part_of_serve,
     "gateway replica": victims.is_replica_of("Gateway"),
     "models replica": victims.is_replica_of("Models"),
     "accounts replica": victims.is_replica_of("Accounts"),
@@ -52,6 +53,8 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "Temporal": victims.is_temporal,
     "Valkey": victims.is_valkey,
 }
+# Of these, all processes are killed together, as a full memory may do it; of the others, the oldest.
+_KILLED_TOGETHER = frozenset({"all of Serve"})
 # Columns of the table.
 _COLUMNS = sorted(SERVICES, key=str.lower)
 _colors = itertools.count(0x305070, 0x010101)
@@ -107,11 +110,12 @@ def watching_responses(gateway: RunningStack) -> Iterator[ResponseWatch]:
 
 
 def kill_part(gateway: RunningStack, watch: ResponseWatch, part: str) -> Outage:
-    """Kill the oldest process of ``part`` with SIGKILL; return once all services respond again."""
+    """Kill a part with SIGKILL; return once all services respond again."""
     count_before = len(victims.list_processes(gateway.data, PARTS[part]))
     assert count_before >= 1, f"no process of {part} runs, so none can be killed"
     killed_at = time.monotonic()
-    pid = victims.kill_one(gateway.data, PARTS[part])
+    kill = victims.kill_all if part in _KILLED_TOGETHER else victims.kill_one
+    pid = kill(gateway.data, PARTS[part])
     with ThreadPoolExecutor(1) as pool:
         render_future = pool.submit(_time_render, StackClient(gateway.url, gateway.api_key))
         watch.wait_until_well(killed_at, seconds=_QUIET_SECONDS)

@@ -46,6 +46,18 @@ def test_no_response_misleads_while_ray_restarts(
 
 
 @pytest.mark.timeout(900)
+def test_the_entrance_answers_while_all_of_serve_restarts(
+    gateway: RunningStack, watch: ResponseWatch, record_measurement: RecordMeasurement
+) -> None:
+    outage = kill_part(gateway, watch, "all of Serve")
+    record_measurement(outage.row)
+    assert watch.wrong == []
+    # Until the stand-in listens, connections are refused; from then on each one is answered.
+    outcomes = [call.outcome for call in outage.calls if call.service != "gRPC"]
+    assert "refused" not in outcomes[outcomes.index("503") :]
+
+
+@pytest.mark.timeout(900)
 def test_serve_shutdown_causes_no_misleading_response(
     gateway: RunningStack, watch: ResponseWatch
 ) -> None:

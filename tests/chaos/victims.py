@@ -45,6 +45,16 @@ def is_program_named(name: str) -> Callable[[str], bool]:
     return lambda line: line.partition(" ")[0].endswith(f"/{name}")
 
 
+def is_part_of_serve(command_line: str) -> bool:
+    """Recognise Serve's controller, its proxies, HAProxy and all replicas."""
+    matchers = [
+        is_program_named("haproxy"),
+        *map(is_actor_named, ("HAProxyManager", "ProxyActor", "ServeController")),
+    ]
+    is_replica = command_line.startswith("ray::ServeReplica:")
+    return is_replica or any(matches(command_line) for matches in matchers)
+
+
 def is_temporal(command_line: str) -> bool:
     return "start-dev" in command_line
 
@@ -71,6 +81,15 @@ def kill_one(data_folder: Path, matches: Callable[[str], bool]) -> int:
     victim.kill()
     psutil.wait_procs([victim], timeout=10)
     return victim.pid
+
+
+def kill_all(data_folder: Path, matches: Callable[[str], bool]) -> int:
+    """Kill all matching processes with SIGKILL; return the pid of one once all have ended."""
+    processes = list_processes(data_folder, matches)
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes, timeout=10)
+    return processes[0].pid
 
 
 def wait_for_another(

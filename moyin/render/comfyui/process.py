@@ -32,6 +32,7 @@ from moyin.render.comfyui.sandbox import (
 from moyin.render.comfyui.sandbox_processes import SandboxProcesses
 from moyin.render.comfyui.seccomp import build_fork_filter
 from moyin.system.logfile import LogFile, read_last_lines
+from moyin.system.memory import count_kernel_kills
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 1024
@@ -84,7 +85,7 @@ class ComfyProcess:
         self._channels = channels
         self._sandbox_processes = sandbox_processes
         self._resource_usage = resource_usage
-        self._first_memory_kills = count_memory_kills()
+        self._first_kernel_kills = count_kernel_kills()
         self._was_killed_for_memory = False
         self._log = LogFile(log_path)
         self._log_path = log_path
@@ -153,12 +154,20 @@ class ComfyProcess:
 
     @property
     def was_killed(self) -> bool:
-        """Whether another process has killed ComfyUI; the kernel for lack of memory does not count."""
-        if not self.exited.done() or self.exited.result() not in _KILLED_STATUSES:
-            return False
-        if self._was_killed_for_memory:
-            return True
-        return count_memory_kills() == self._first_memory_kills
+        """Whether another process or the kernel has killed ComfyUI, so that no prompt is blamed.
+
+        The kernel kills it for lack of memory, which any program on the machine may have used up.
+        """
+        return self.exited.done() and self.exited.result() in _KILLED_STATUSES
+
+    def describe_end(self) -> str:
+        """Return how ComfyUI has ended; call this only after its end."""
+        status = self.exited.result()
+        if self.was_killed and self._was_killed_for_memory:
+            return "its process was ended, because the memory of its node was used up"
+        if self.was_killed and count_kernel_kills() != self._first_kernel_kills:
+            return f"its process ended with status {status}, and the kernel has ended processes for memory"
+        return f"its process ended with status {status}"
 
     def read_last_log_lines(self, line_count: int = 12) -> str:
         """Return the last ``line_count`` lines of the process's log."""
@@ -184,7 +193,7 @@ class ComfyProcess:
             self._resource_usage.check()
 
     def kill(self) -> None:
-        """Kill ComfyUI because others need its memory, which `was_killed` counts as no one's fault."""
+        """Kill ComfyUI because others need its memory, which is no prompt's fault."""
         self._was_killed_for_memory = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
@@ -240,12 +249,6 @@ class ComfyProcess:
             if not output:
                 return
             self._log.write(output)
-
-
-def count_memory_kills(path: Path = Path("/proc/vmstat")) -> int:
-    """Return the number of processes that the kernel killed for lack of memory since boot."""
-    lines = (line.split() for line in path.read_text().splitlines())
-    return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
 
 
 def build_command(

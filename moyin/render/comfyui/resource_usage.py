@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from moyin.errors import ResourceLimitExceeded
 from moyin.render.comfyui.options import ComfyOptions
+from moyin.system.memory import MemoryReader
 
 _GIB = 1024**3
 _BLOCK_BYTES = 512
@@ -44,7 +43,7 @@ class ResourceLimits:
     def from_options(cls, options: ComfyOptions) -> ResourceLimits:
         memory_bytes = options.memory_bytes
         if memory_bytes is None:
-            memory_bytes = int(psutil.virtual_memory().total * _DEFAULT_MEMORY_SHARE)
+            memory_bytes = int(MemoryReader().read_total() * _DEFAULT_MEMORY_SHARE)
         return cls(memory_bytes=memory_bytes, disk_bytes=options.disk_bytes, files=options.files)
 
 

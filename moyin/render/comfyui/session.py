@@ -202,7 +202,7 @@ class Session:
                 task.cancel()
             await asyncio.gather(broken_task, executor_task, return_exceptions=True)
         if self._process.exited.done():
-            return f"its process ended with status {self._process.exited.result()}"
+            return self._process.describe_end()
         if self._was_marked_broken.is_set():
             return self._broken_reason
         return "the thread that executes prompts has ended"

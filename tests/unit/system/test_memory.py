@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moyin.system.memory import MemoryReader
+from moyin.system.memory import MemoryReader, count_kernel_kills
 
 GIB = 1024**3
 
@@ -28,6 +28,7 @@ def _write(folder: Path, **files: str) -> None:
 def test_without_cgroups_the_machine_counts(machine: MemoryReader) -> None:
     reading = machine.read()
     assert (reading.available, reading.total) == (8 * GIB, 16 * GIB)
+    assert machine.read_total() == 16 * GIB
 
 
 def test_a_limit_of_an_outer_cgroup_of_version_1_counts(machine: MemoryReader) -> None:
@@ -53,9 +54,17 @@ def test_a_limit_of_version_2_counts_where_the_path_is_unknown(machine: MemoryRe
         memory__stat="anon 1\ninactive_file 0\nactive_file 0\n",
     )
     assert machine.read().available == GIB // 2
+    assert machine.read_total() == 2 * GIB
 
 
 def test_a_cgroup_without_a_limit_does_not_count(machine: MemoryReader) -> None:
     (machine.proc / "self" / "cgroup").write_text("0::/\n")
     _write(machine.cgroups, memory__max="max\n", memory__current="5", memory__stat="anon 1\n")
     assert machine.read().available == 8 * GIB
+
+
+def test_kernel_kills_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "vmstat").write_text("nr_free_pages 7\noom_kill 3\n")
+    assert count_kernel_kills(tmp_path / "vmstat") == 3
+    (tmp_path / "vmstat").write_text("nr_free_pages 7\n")
+    assert count_kernel_kills(tmp_path / "vmstat") == 0

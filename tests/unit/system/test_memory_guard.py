@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ class Node:
         self.victim: int | None = VICTIM
         self.processes = [(int(Rank.COMFYUI), 5, VICTIM)]
         self.ended: list[int] = []
+        self.kernel_kills = 3
         self.lock_path = folder / "lock"
         self.folder = folder / "kills"
         self.guard = MemoryGuard(
@@ -35,6 +37,7 @@ class Node:
             kill_log=MemoryKillLog(self.folder, "comfyui-default-0"),
             read_memory=lambda: MemoryReading(available=self.available, total=8192 * MIB),
             list_processes=lambda: self.processes,
+            count_kernel_kills=lambda: self.kernel_kills,
             lock_path=self.lock_path,
             clock=lambda: self.now,
         )
@@ -81,6 +84,28 @@ def test_another_process_goes_first_unless_it_stays(
 def test_a_smaller_or_lower_process_does_not_go_first(node: Node) -> None:
     node.processes += [(int(Rank.COMFYUI), 4, 7), (int(Rank.LLAMA), 900, 8)]
     assert node.guard.check()
+
+
+@pytest.mark.parametrize("kernel_kills", [3, 4])
+def test_a_process_that_the_kernel_ended_is_recorded_once(node: Node, kernel_kills: int) -> None:
+    node.available = 512 * MIB
+    with subprocess.Popen(["sleep", "60"]) as process:
+        node.victim = process.pid
+        assert not node.guard.check()
+        process.kill()
+    node.victim, node.kernel_kills = None, kernel_kills
+    assert not node.guard.check() and not node.guard.check()
+    kills = list_recent_kills(node.folder)
+    assert [(kill.by, kill.process_bytes > 0) for kill in kills] == [("kernel", True)] * (
+        kernel_kills - 3
+    )
+
+
+def test_a_process_that_the_guard_ended_is_not_recorded_as_the_kernels(node: Node) -> None:
+    assert node.guard.check()
+    node.victim, node.kernel_kills = None, 4
+    assert not node.guard.check()
+    assert [kill.by for kill in list_recent_kills(node.folder)] == ["moyin"]
 
 
 def test_only_one_guard_ends_a_process_at_a_time(node: Node) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions, Isolation
-from moyin.render.comfyui.process import ComfyProcess, Spawner, build_command, count_memory_kills
+from moyin.render.comfyui.process import ComfyProcess, Spawner, build_command
 from moyin.render.comfyui.sandbox import choose_user_id
 from tests.waiting import eventually
 
@@ -161,7 +161,7 @@ async def test_garbage_collection_starts_with_the_server_and_skips_imported_obje
     assert output.decode().splitlines() == ["False", "True True"]
 
 
-async def test_killed_process_is_distinguished_from_memory_kill(
+async def test_how_a_killed_process_ended_is_described(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, spawner = await start_process(
@@ -172,20 +172,20 @@ async def test_killed_process_is_distinguished_from_memory_kill(
     os.kill(process.pid, signal.SIGKILL)
     await process.exited
     assert process.was_killed
-    monkeypatch.setattr("moyin.render.comfyui.process.count_memory_kills", lambda: 1_000_000)
-    assert not process.was_killed, "the kernel killed it because memory ran out"
+    assert process.describe_end() == "its process ended with status -9"
+    monkeypatch.setattr("moyin.render.comfyui.process.count_kernel_kills", lambda: 1_000_000)
+    assert process.was_killed, "no prompt is to blame for a full memory"
+    assert "the kernel has ended processes for memory" in process.describe_end()
     await process.stop()
     spawner.close()
 
 
-async def test_process_killed_for_others_is_no_memory_kill(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_process_ended_for_others_is_described(tmp_path: Path) -> None:
     process, spawner = await start_process(tmp_path, "import time; time.sleep(60)")
     process.kill()
     await process.exited
-    monkeypatch.setattr("moyin.render.comfyui.process.count_memory_kills", lambda: 1_000_000)
-    assert process.was_killed, "the memory guard killed it"
+    assert process.was_killed
+    assert "the memory of its node was used up" in process.describe_end()
     process.kill()  # has no effect on an ended process
     await process.stop()
     spawner.close()
@@ -197,10 +197,3 @@ async def test_crashed_process_was_not_killed(tmp_path: Path) -> None:
     assert not process.was_killed
     await process.stop()
     spawner.close()
-
-
-def test_memory_kills_are_read_from_the_kernel(tmp_path: Path) -> None:
-    (tmp_path / "vmstat").write_text("nr_free_pages 7\noom_kill 3\n")
-    assert count_memory_kills(tmp_path / "vmstat") == 3
-    (tmp_path / "vmstat").write_text("nr_free_pages 7\n")
-    assert count_memory_kills(tmp_path / "vmstat") == 0

@@ -14,6 +14,7 @@ import pytest
 from moyin.errors import ResourceLimitExceeded
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.resource_usage import ResourceLimits, ResourceUsage
+from moyin.system.memory import MemoryReader
 
 MIB = 1024**2
 
@@ -126,9 +127,6 @@ def test_ended_sandbox_uses_nothing(tmp_path: Path) -> None:
 def test_default_of_memory_is_most_of_the_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Memory:
-        total = 1000
-
-    monkeypatch.setattr("psutil.virtual_memory", Memory)
+    monkeypatch.setattr(MemoryReader, "read_total", lambda _: 1000)
     options = ComfyOptions(home=tmp_path, python=tmp_path, folder=tmp_path, models=tmp_path)
     assert ResourceLimits.from_options(options).memory_bytes == 900
