@@ -38,6 +38,8 @@ NAME_PREFIX = "llama-"
 # Every request, even a queued one, occupies a thread of the server until its response ends.
 _HTTP_THREADS = 64
 _ALL_GPU_LAYERS = 999
+# llama.cpp's default, 8 GiB, is more than most nodes can spare.
+_PROMPT_CACHE_MIB = 1024
 # Prompt tokens per batch: few enough to compute a batch quickly without a GPU.
 _BATCH_TOKENS = 512
 _PROGRESS_CHECK_SECONDS = 2.0
@@ -243,6 +245,6 @@ def _start_server(spec: LlamaSpec, key: str, host: str) -> Any:
     if not spec.embeddings:
         params.n_batch = _BATCH_TOKENS
     params.cache_prompt = spec.prompt_cache
-    if not spec.prompt_cache:
-        params.cache_ram_mib = 0
+    # Memory for the prefixes of earlier prompts, besides that of the running requests.
+    params.cache_ram_mib = _PROMPT_CACHE_MIB if spec.prompt_cache else 0
     return xllamacpp.Server(params)

@@ -68,8 +68,10 @@ export const strings: Catalogue<typeof en> = {
       renderer_failed: ({ subject, parameters }) => `レンダラー ${subject} は使えません${failure(parameters.error)}。`,
       renderer_restarts: ({ subject, parameters }) => `レンダラー ${subject} は 10 分間に ${parameters.losses} 回失われました。`,
       memory_kill: ({ subject, parameters }, format) =>
-        `空きメモリが ${format.bytes(Number(parameters.total_bytes))} 中 ${format.bytes(Number(parameters.available_bytes))} になったため、${
-          parameters.by === "moyin" ? "Moyin" : "カーネル"} が ${subject} を終了しました。`,
+        parameters.by === "kernel"
+          ? `メモリ（${format.bytes(Number(parameters.total_bytes))}）を使い切ったため、カーネルが ${subject} を終了しました。`
+          : `空きメモリが ${format.bytes(Number(parameters.total_bytes))} 中 ${
+              format.bytes(Number(parameters.available_bytes))} になったため、Moyin が ${subject} を終了しました。`,
       long_wait: ({ subject, parameters }, format) =>
         `プール ${subject} では ${format.time(String(parameters.waiting_since))} からレンダーが待っています（待機中 ${parameters.queued} 件）。`,
       backend_down: ({ subject }) => `バックエンド ${subject} がヘルスチェックに合格していません。`,
