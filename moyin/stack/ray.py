@@ -34,6 +34,9 @@ RAY_ENVIRON = {
     "RAY_worker_oom_score_adjustment": str(int(Rank.WORKER)),
     # Ray replaces a dead HAProxy after failed checks, which by default are ten seconds apart.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # Ray kills a proxy that is not ready after three times this. On a busy machine, its process alone
+    # needs longer to start than with the default of five seconds, so that none ever became ready.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.middleware:middlewares",
     # HAProxy connects from loopback. By default uvicorn would trust the X-Forwarded-For of such a
     # connection, with which any client could forge its address.

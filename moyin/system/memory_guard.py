@@ -3,8 +3,8 @@
 The kernel ends a process only when nothing else helps, after the whole machine has been slow for a
 while, and Ray's memory monitor ends any worker, Serve's controller included, whoever uses the memory.
 Each actor that owns an expendable process therefore has a guard of its own, a thread that needs no
-memory. The guards of a node agree without messages: each compares the ranks and sizes of all expendable
-processes, and a lock file lets only one process end at a time.
+memory. The guards of a node agree without messages: each compares the ranks and sizes of all groups of
+expendable processes, and a lock file lets only one process end at a time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Literal
 from moyin.domain.cluster import MemoryKill
 from moyin.system.memory import MemoryReader, MemoryReading, count_kernel_kills
 from moyin.system.memory_kills import MemoryKillLog
-from moyin.system.ranks import Rank, list_ranked_processes, read_resident_bytes, take_rank
+from moyin.system.ranks import Rank, list_expendable_groups, read_resident_bytes, take_rank
 
 _log = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.5
 # After a kill, the kernel needs a moment to free the memory.
 _SETTLE_SECONDS = 1.0
-# For how long a guard leaves it to the guard of a larger process to end that one.
+# For how long a guard leaves it to the guard of a larger group to end that one.
 _PATIENCE_SECONDS = 3.0
 _WAIT_SECONDS = 0.5
 # A process that used more than this is started again although as much may not be available: it may
@@ -50,7 +50,7 @@ class MemoryGuard:
         needed_bytes: how much memory, besides the reserve, must be available before the process is
             started; later, what it was last seen to use, if that is more.
         kill_log: where kills are recorded.
-        list_processes: returns rank, size and id of all expendable processes of the node.
+        list_groups: see `list_expendable_groups`.
         count_kernel_kills: returns how many processes the node's kernel has ended for lack of memory.
     """
 
@@ -65,9 +65,7 @@ class MemoryGuard:
         needed_bytes: int,
         kill_log: MemoryKillLog,
         read_memory: Callable[[], MemoryReading] | None = None,
-        list_processes: Callable[[], list[tuple[int, int, int]]] = lambda: list_ranked_processes(
-            Rank.LLAMA
-        ),
+        list_groups: Callable[[], list[tuple[Rank, int, int]]] = list_expendable_groups,
         count_kernel_kills: Callable[[], int] = count_kernel_kills,
         lock_path: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -80,7 +78,7 @@ class MemoryGuard:
         self._needed_bytes = needed_bytes
         self._kill_log = kill_log
         self._read_memory = read_memory or MemoryReader().read
-        self._list_processes = list_processes
+        self._list_groups = list_groups
         self._count_kernel_kills = count_kernel_kills
         self._lock_path = lock_path or _get_lock_path()
         self._clock = clock
@@ -146,7 +144,7 @@ class MemoryGuard:
         with _hold_lock(self._lock_path) as is_held:
             is_late = now - self._short_since > _PATIENCE_SECONDS
             # Without the lock, another guard has just ended a process.
-            if not is_held or not (is_late or self._is_first(victim)):
+            if not is_held or not (is_late or self._is_first()):
                 return False
             self._end(victim, reading)
             # The lock is held meanwhile, so that no other process ends for memory that is free soon.
@@ -171,9 +169,9 @@ class MemoryGuard:
             _log.warning("the kernel ended %s for lack of memory", self._subject)
         self._seen = None
 
-    def _is_first(self, victim: int) -> bool:
-        processes = self._list_processes()
-        return not processes or max(processes)[2] == victim
+    def _is_first(self) -> bool:
+        groups = self._list_groups()
+        return not groups or max(groups)[2] == os.getpid()
 
     def _end(self, victim: int, reading: MemoryReading) -> None:
         size = read_resident_bytes(victim)

@@ -8,7 +8,7 @@ thousandths of the machine's memory. Everything below the ranks here has the sco
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 class Rank(IntEnum):
     """The ``oom_score_adj`` of each kind of process; those with the highest end first.
 
-    The numbers are unusual, so that `list_ranked_processes` finds no other program's processes.
+    The numbers are unusual, so that `list_expendable_groups` finds no other program's processes.
     """
 
     # Ray gives this to all of its workers, by RAY_worker_oom_score_adjustment: Serve's controller
@@ -48,27 +48,60 @@ def take_rank(rank: Rank, process: Path = Path("/proc/self")) -> None:
         _log.warning("cannot rank the process of %s: %s", path, error)
 
 
-def list_ranked_processes(lowest: Rank, proc: Path = Path("/proc")) -> list[tuple[int, int, int]]:
-    """Return the rank, resident bytes and id of each expendable process on this machine.
+def list_expendable_groups(proc: Path = Path("/proc")) -> list[tuple[Rank, int, int]]:
+    """Return the rank, resident bytes and owner of each group of expendable processes on this machine.
 
-    Processes with a higher score than all ranks are expendable, too: a node package can raise the score
-    of its ComfyUI, which would otherwise leave the list, so that other tenants' would end first.
-
-    Args:
-        lowest: the lowest rank of the processes to list.
+    A group is all that one actor can end at once: what a renderer's actor has started, or a llama.cpp
+    server. Its owner is the id of the actor's process. What a node package does to the scores of its own
+    processes, or how many it starts, changes no group.
     """
-    ranks = {int(rank) for rank in Rank if rank >= lowest}
-    processes = []
-    for folder in proc.iterdir():
-        if not folder.name.isdigit():
-            continue
-        # A process may end meanwhile.
-        with suppress(OSError, ValueError):
-            rank = int((folder / "oom_score_adj").read_text())
-            is_expendable = rank in ranks or rank > Rank.COMFYUI
-            if is_expendable and (size := read_resident_bytes(int(folder.name), proc)):
-                processes.append((rank, size, int(folder.name)))
-    return processes
+    scores = {
+        pid: score for pid in _list_ids(proc) if (score := _read_score(pid, proc)) is not None
+    }
+    parents = {pid: _read_parent(pid, proc) for pid in scores}
+    sizes: dict[int, int] = {}
+    for pid in scores:
+        owner = _find_owner(pid, scores, parents)
+        # The actor of a renderer is not expendable itself.
+        if owner is not None and not (owner == pid and scores[pid] == Rank.RENDER_ACTOR):
+            sizes[owner] = sizes.get(owner, 0) + read_resident_bytes(pid, proc)
+    return [
+        (Rank.LLAMA if scores[owner] == Rank.LLAMA else Rank.COMFYUI, size, owner)
+        for owner, size in sizes.items()
+        if size
+    ]
+
+
+def _find_owner(pid: int, scores: Mapping[int, int], parents: Mapping[int, int]) -> int | None:
+    """Return the outermost actor with expendable processes around a process, or None."""
+    owner, seen = None, set()
+    # A process may have ended, and its id may belong to another, since the others were read.
+    while pid in scores and pid not in seen:
+        seen.add(pid)
+        if scores[pid] in (Rank.RENDER_ACTOR, Rank.LLAMA):
+            owner = pid
+        pid = parents[pid]
+    return owner
+
+
+def _list_ids(proc: Path) -> Iterator[int]:
+    return (int(folder.name) for folder in proc.iterdir() if folder.name.isdigit())
+
+
+def _read_score(pid: int, proc: Path) -> int | None:
+    try:
+        return int((proc / str(pid) / "oom_score_adj").read_text())
+    except (OSError, ValueError):
+        return None  # The process has ended.
+
+
+def _read_parent(pid: int, proc: Path) -> int:
+    """Return the id of a process's parent, or 0 if the process has ended."""
+    try:
+        # The name before the last parenthesis may contain anything.
+        return int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def read_resident_bytes(pid: int, proc: Path = Path("/proc")) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Node:
         self.available = 100 * MIB
         self.now = 0.0
         self.victim: int | None = VICTIM
-        self.processes = [(int(Rank.COMFYUI), 5, VICTIM)]
+        self.groups = [(Rank.COMFYUI, 5, os.getpid())]
         self.ended: list[int] = []
         self.kernel_kills = 3
         self.lock_path = folder / "lock"
@@ -36,7 +37,7 @@ class Node:
             needed_bytes=1024 * MIB,
             kill_log=MemoryKillLog(self.folder, "comfyui-default-0"),
             read_memory=lambda: MemoryReading(available=self.available, total=8192 * MIB),
-            list_processes=lambda: self.processes,
+            list_groups=lambda: self.groups,
             count_kernel_kills=lambda: self.kernel_kills,
             lock_path=self.lock_path,
             clock=lambda: self.now,
@@ -67,13 +68,8 @@ def test_nothing_ends_while_enough_is_available(node: Node) -> None:
     assert not node.guard.check() and node.ended == []
 
 
-@pytest.mark.parametrize(
-    "other", [(int(Rank.COMFYUI), 6, 7), (int(Rank.COMFYUI) + 1, 1, 7)], ids=["larger", "higher"]
-)
-def test_another_process_goes_first_unless_it_stays(
-    node: Node, other: tuple[int, int, int]
-) -> None:
-    node.processes.append(other)
+def test_a_larger_group_goes_first_unless_it_stays(node: Node) -> None:
+    node.groups.append((Rank.COMFYUI, 6, 7))
     assert not node.guard.check()
     node.now = 2.0
     assert not node.guard.check()
@@ -81,8 +77,8 @@ def test_another_process_goes_first_unless_it_stays(
     assert node.guard.check() and node.ended == [VICTIM]
 
 
-def test_a_smaller_or_lower_process_does_not_go_first(node: Node) -> None:
-    node.processes += [(int(Rank.COMFYUI), 4, 7), (int(Rank.LLAMA), 900, 8)]
+def test_a_smaller_or_lower_group_does_not_go_first(node: Node) -> None:
+    node.groups += [(Rank.COMFYUI, 4, 7), (Rank.LLAMA, 900, 8)]
     assert node.guard.check()
 
 

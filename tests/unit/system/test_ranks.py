@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from moyin.stack.ray import RAY_ENVIRON
-from moyin.system.ranks import Rank, list_ranked_processes, take_rank
+from moyin.system.ranks import Rank, list_expendable_groups, take_rank
 
 
-def _add_process(proc: Path, pid: int, score: int, kib: int = 8) -> Path:
+def _add_process(proc: Path, pid: int, score: int, kib: int = 8, parent: int = 1) -> Path:
     folder = proc / str(pid)
     folder.mkdir()
+    (folder / "stat").write_text(f"{pid} (a) b) S {parent} 0 0\n")
     (folder / "oom_score_adj").write_text(f"{score}\n")
     (folder / "status").write_text(f"Name:\tx\nVmRSS:\t{kib} kB\n")
     return folder
@@ -24,18 +25,38 @@ def test_a_rank_only_raises_the_score(tmp_path: Path) -> None:
     assert (high / "oom_score_adj").read_text() == "1000\n"
 
 
-def test_only_expendable_processes_of_moyin_are_listed(tmp_path: Path) -> None:
-    _add_process(tmp_path, 1, Rank.COMFYUI, 100)
-    _add_process(tmp_path, 2, Rank.REPLICA)
-    _add_process(tmp_path, 3, 900)
+def test_groups_are_what_actors_can_end(tmp_path: Path) -> None:
+    _add_process(tmp_path, 1, 0)
+    _add_process(tmp_path, 2, Rank.RENDER_ACTOR)
+    sandbox = _add_process(tmp_path, 3, Rank.RENDER_ACTOR, 1, parent=2)
+    _add_process(tmp_path, 4, Rank.COMFYUI, 100, parent=3)
+    _add_process(tmp_path, 5, Rank.LLAMA, 300)
+    _add_process(tmp_path, 6, Rank.RENDER_ACTOR)  # its ComfyUI has not started
+    _add_process(tmp_path, 7, Rank.REPLICA)
+    _add_process(tmp_path, 8, 900)
     (tmp_path / "self").mkdir()
-    assert list_ranked_processes(Rank.LLAMA, tmp_path) == [(967, 102_400, 1)]
+    assert sorted(list_expendable_groups(tmp_path)) == [
+        (Rank.LLAMA, 300 * 1024, 5),
+        (Rank.COMFYUI, 101 * 1024, 2),
+    ]
+    (sandbox / "stat").unlink()  # has just ended, so its children are being ended, too
+    assert (Rank.COMFYUI, 101 * 1024, 2) not in list_expendable_groups(tmp_path)
 
 
-def test_a_process_that_raises_its_own_score_is_listed_first(tmp_path: Path) -> None:
-    _add_process(tmp_path, 1, Rank.COMFYUI, 100)
-    _add_process(tmp_path, 2, 1000, 8)
-    assert max(list_ranked_processes(Rank.LLAMA, tmp_path)) == (1000, 8_192, 2)
+@pytest.mark.parametrize("score", [0, int(Rank.RENDER_ACTOR), int(Rank.LLAMA), 1000])
+def test_a_node_package_can_neither_hide_nor_split_its_processes(
+    tmp_path: Path, score: int
+) -> None:
+    _add_process(tmp_path, 1, 0)
+    for actor in (10, 20):
+        _add_process(tmp_path, actor, Rank.RENDER_ACTOR)
+        _add_process(tmp_path, actor + 1, Rank.COMFYUI, 100, parent=actor)
+    for child in range(22, 29):
+        _add_process(tmp_path, child, score, 50, parent=21)
+    assert sorted(list_expendable_groups(tmp_path)) == [
+        (Rank.COMFYUI, 100 * 1024, 10),
+        (Rank.COMFYUI, 450 * 1024, 20),
+    ]
 
 
 def test_comfyui_has_the_highest_rank_and_serve_the_lowest() -> None:
