@@ -120,9 +120,12 @@ os.kill(helper, signal.SIGUSR1)
 def find():
     for name in os.listdir("/proc"):
         if name.isdigit():
-            state, parent = open("/proc/%s/stat" % name).read().rpartition(")")[2].split()[:2]
-            # The process of an earlier prompt is a zombie that its parent has not reaped.
-            if parent == str(helper) and state != "Z":
+            try:
+                state, parent = open("/proc/%s/stat" % name).read().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue  # the helper has just reaped it
+            # The process of an earlier prompt is a zombie that its parent has not reaped, or is reaping.
+            if parent == str(helper) and state not in "ZX":
                 return True
 while not find():
     time.sleep(0.01)
@@ -130,7 +133,7 @@ found = True
 """
     async with start_sandbox(tmp_path) as (process, folder):
         for _ in range(2):
-            assert await run_code(folder, process, code)
+            assert await run_code(folder, process, code) is True
             await asyncio.to_thread(process.kill_new_processes)
             assert await run_code(folder, process, LOOK_AROUND) == []
             helper = await run_code(folder, process, "import os; found = os.kill(helper, 0)")
